@@ -1,0 +1,1 @@
+//! The control circuit: wiring, control HTTP API, command line; binary quorate.

@@ -1,0 +1,123 @@
+//! Stable codes of every error that a person can meet. Each has a page in `docs/errors/` of its name,
+//! which `quorate explain CODE` prints; a test keeps pages and codes in step.
+
+use serde::{Deserialize, Serialize};
+
+/// A stable, kebab-case error code.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ErrorCode(&'static str);
+
+impl ErrorCode {
+    /// The code as text.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+
+    /// The code of this text, if there is one.
+    #[must_use]
+    pub fn find(text: &str) -> Option<Self> {
+        ALL.iter().copied().find(|code| code.0 == text)
+    }
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.0)
+    }
+}
+
+impl std::fmt::Debug for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Serialize for ErrorCode {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ErrorCode {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::find(&text).ok_or_else(|| serde::de::Error::custom(format!("unknown code `{text}`")))
+    }
+}
+
+/// Defines the codes and the list of all of them.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: ErrorCode = ErrorCode($text);)*
+
+        /// Every code, sorted as written here.
+        pub const ALL: &[ErrorCode] = &[$($name),*];
+    };
+}
+
+codes! {
+    /// A manifest is not valid TOML or a value in it is out of range.
+    MANIFEST_INVALID = "manifest-invalid";
+    /// A manifest has a field that does not exist.
+    MANIFEST_UNKNOWN_FIELD = "manifest-unknown-field";
+    /// A manifest's field has a value of the wrong type.
+    MANIFEST_WRONG_TYPE = "manifest-wrong-type";
+    /// The kind or runtime is read and checked, but running it is not built yet.
+    KIND_NOT_BUILT = "kind-not-built";
+    /// A workload asks to reach hosts outside.
+    EGRESS_NOT_BUILT = "egress-not-built";
+
+    /// A certificate lacks the approvals that the policy asks for.
+    QUORUM_NOT_REACHED = "quorum-not-reached";
+    /// A signature does not hold.
+    SIGNATURE_INVALID = "signature-invalid";
+    /// A ballot or signature is by somebody who is no member.
+    NOT_A_MEMBER = "not-a-member";
+    /// A member's second ballot on the same proposal.
+    BALLOT_DUPLICATE = "ballot-duplicate";
+    /// A ballot is for another proposal, rendering, circle or epoch.
+    BALLOT_MISMATCH = "ballot-mismatch";
+    /// A proposal expired.
+    PROPOSAL_EXPIRED = "proposal-expired";
+    /// A proposal's subject changed after it was made.
+    PROPOSAL_STALE = "proposal-stale";
+    /// A proposal belongs to another circle or epoch.
+    CIRCLE_MISMATCH = "circle-mismatch";
+    /// A proposal, ballot or genesis breaks a rule of its form.
+    GOVERNANCE_INVALID = "governance-invalid";
+
+    /// An order names a certificate that its agent does not have or that does not verify.
+    ORDER_NOT_APPROVED = "order-not-approved";
+    /// An order's signature is missing, wrong or not by a control key.
+    ORDER_SIGNATURE_INVALID = "order-signature-invalid";
+    /// An order's fence is not above the last one seen for its slot.
+    ORDER_REPLAYED = "order-replayed";
+    /// An order is for another node or a slot outside its envelope.
+    ORDER_MISMATCH = "order-mismatch";
+    /// A node that no certificate admits.
+    NODE_NOT_ADMITTED = "node-not-admitted";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn codes_are_unique_and_kebab_case() {
+        let texts: BTreeSet<_> = ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(texts.len(), ALL.len());
+        for text in texts {
+            assert!(text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{text}");
+        }
+    }
+
+    #[test]
+    fn codes_are_found_by_their_text() {
+        for code in ALL {
+            assert_eq!(ErrorCode::find(code.as_str()), Some(*code));
+        }
+        assert_eq!(ErrorCode::find("no-such-code"), None);
+    }
+}

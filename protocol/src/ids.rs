@@ -1,0 +1,217 @@
+//! One type per thing that has a name or a number, so that no two can be swapped.
+
+use crate::digest::Digest;
+use crate::keys::PublicKey;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Defines a validated name: 1 to 63 characters, `a-z 0-9 - . _`, beginning with a letter or digit.
+/// The rule is narrow so that names can be file names, URL parts and cgroup names unescaped, and
+/// cannot look like one another through case or script.
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String, pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                check_name(&text).map_err(|reason| format!("name `{}` {reason}", text.escape_debug()))?;
+                Ok(Self(text))
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::try_from(text.to_string())
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+fn check_name(text: &str) -> Result<(), &'static str> {
+    let ok = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    match text.as_bytes() {
+        [] => Err("is empty"),
+        bytes if bytes.len() > crate::limits::NAME_BYTES_MAX => Err("is longer than 63 characters"),
+        [first, ..] if !ok(*first) => Err("must begin with a-z or 0-9"),
+        bytes if bytes.iter().all(|c| ok(*c) || b"-._".contains(c)) => Ok(()),
+        _ => Err("may contain only a-z, 0-9, `-`, `.` and `_`"),
+    }
+}
+
+name!(
+    /// A service, job or rollout: what people deploy.
+    ServiceName
+);
+name!(
+    /// A member of the circle.
+    MemberId
+);
+name!(
+    /// What people call a node; [`NodeId`] is who it is.
+    NodeName
+);
+name!(
+    /// What people call a model; [`ModelRoot`] is what it is.
+    ModelName
+);
+name!(
+    /// An access token or API key, by the name people gave it.
+    TokenName
+);
+
+/// Defines a number with a meaning.
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident, $inner:ty) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number!(
+    /// One of the numbered places `0..max` that an envelope grants.
+    SlotIndex,
+    u32
+);
+number!(
+    /// Rises by one with every order for a slot; the higher fence wins.
+    Fence,
+    u64
+);
+number!(
+    /// Rises by one whenever members or policy change.
+    Epoch,
+    u64
+);
+number!(
+    /// A control replica's number in the Raft group.
+    ReplicaId,
+    u64
+);
+number!(
+    /// Milliseconds: since the Unix epoch where it is a time.
+    Millis,
+    u64
+);
+
+impl Millis {
+    /// This time and `milliseconds` more.
+    #[must_use]
+    pub fn plus(self, milliseconds: u64) -> Self {
+        Self(self.0.saturating_add(milliseconds))
+    }
+}
+
+/// Defines an id that is a digest or key underneath.
+macro_rules! wrapped {
+    ($(#[$doc:meta])* $name:ident, $inner:ty) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl $name {
+            /// The first eight hexadecimal digits, for people.
+            #[must_use]
+            pub fn short(&self) -> String {
+                self.0.short()
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                text.parse().map(Self)
+            }
+        }
+    };
+}
+
+wrapped!(
+    /// A circle: the digest of its genesis.
+    CircleId,
+    Digest
+);
+wrapped!(
+    /// A proposal: the digest of its canonical bytes.
+    ProposalId,
+    Digest
+);
+wrapped!(
+    /// A model: the digest of its manifest, which names every segment.
+    ModelRoot,
+    Digest
+);
+wrapped!(
+    /// A node: its identity key.
+    NodeId,
+    PublicKey
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_narrow() {
+        for good in ["a", "minilm", "chat-v2", "7b", "llama-3.1_8b", &"x".repeat(63)] {
+            assert!(good.parse::<ServiceName>().is_ok(), "{good}");
+        }
+        for bad in ["", "A", "-a", ".a", "a b", "a/b", "ä", "a\u{202e}b", "a\n", &"x".repeat(64)] {
+            assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_in_json_is_refused_with_its_reason() {
+        let error = serde_json::from_str::<NodeName>("\"No\"").expect_err("capital letter");
+        assert!(error.to_string().contains("must begin with a-z or 0-9"), "{error}");
+    }
+
+    #[test]
+    fn time_does_not_wrap() {
+        assert_eq!(Millis(u64::MAX).plus(1), Millis(u64::MAX));
+    }
+}
