@@ -120,6 +120,25 @@ pub struct SyncRequest {
     pub wait_ms: u32,
     /// Digest of the desired state it already has; an answer waits while it is unchanged.
     pub desired: crate::Digest,
+    /// Lines that workers wrote since the last request, oldest first; at most [`LOG_LINES_MAX`].
+    pub logs: Vec<WorkerLine>,
+}
+
+/// Most log lines in one request; what is more is dropped, oldest first, and said so in a line.
+pub const LOG_LINES_MAX: usize = 128;
+
+/// A line that a worker wrote to its standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerLine {
+    /// Which service.
+    pub service: ServiceName,
+    /// Which slot.
+    pub slot: SlotIndex,
+    /// When it was read.
+    pub at: Millis,
+    /// The text, at most 4 KiB.
+    pub text: String,
 }
 
 /// A deployment that names this node.
