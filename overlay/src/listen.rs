@@ -1,0 +1,85 @@
+//! Listeners as a command line names them: an address, a path, or `fd:N`, a socket that the parent
+//! process bound and left open, so that it knows every address before it starts anything.
+
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+/// Listens on `127.0.0.1:0`-like addresses, or adopts `fd:N`. Port 0 lets the kernel choose.
+///
+/// # Errors
+/// The name is neither, the address is taken, or the descriptor is not a listening TCP socket.
+pub async fn tcp(name: &str) -> io::Result<TcpListener> {
+    if let Some(number) = name.strip_prefix("fd:") {
+        let families = [AddressFamily::Inet, AddressFamily::Inet6];
+        let listener = std::net::TcpListener::from(adopt(number, &families)?);
+        listener.set_nonblocking(true)?;
+        return TcpListener::from_std(listener);
+    }
+    let address: SocketAddr =
+        name.parse().map_err(|_| invalid(format!("`{name}` is neither ADDRESS:PORT nor fd:N")))?;
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| io::Error::new(error.kind(), format!("listen on {address}: {error}")))
+}
+
+/// Listens on a unix socket at a path, readable by its owner only, or adopts `fd:N`. A socket file that
+/// a dead process left is replaced; one that answers is in use.
+///
+/// # Errors
+/// The path is taken, or the descriptor is not a listening unix socket.
+pub async fn unix(name: &str) -> io::Result<UnixListener> {
+    if let Some(number) = name.strip_prefix("fd:") {
+        let adopted = adopt(number, &[AddressFamily::Unix])?;
+        let listener = std::os::unix::net::UnixListener::from(adopted);
+        listener.set_nonblocking(true)?;
+        return UnixListener::from_std(listener);
+    }
+    let path = Path::new(name);
+    if let Err(error) = UnixStream::connect(path).await
+        && error.kind() == io::ErrorKind::ConnectionRefused
+    {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("listen on {name}: {error}")))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Takes ownership of an inherited descriptor, once in the life of the process.
+fn adopt(number: &str, families: &[AddressFamily]) -> io::Result<OwnedFd> {
+    static ADOPTED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+    let number: RawFd = number
+        .parse()
+        .ok()
+        .filter(|number| *number > 2)
+        .ok_or_else(|| invalid(format!("`fd:{number}` names no descriptor above 2")))?;
+    let mut adopted = ADOPTED.lock().expect("nothing panics while it holds this lock");
+    let name: SockaddrStorage = getsockname(number)?;
+    if !name.family().is_some_and(|family| families.contains(&family)) {
+        return Err(invalid(format!("fd:{number} is a socket of another family")));
+    }
+    if !adopted.insert(number) {
+        return Err(invalid(format!("fd:{number} is in use already")));
+    }
+    // SAFETY: `getsockname` has shown that it is an open socket. It came from the parent process, so no
+    // other part of this one owns it, and `adopted` sees to it that this function gives it out once.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    if !getsockopt(&socket, sockopt::AcceptConn)? {
+        return Err(invalid(format!("fd:{number} does not listen")));
+    }
+    // Our own children must not inherit it in turn.
+    nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    Ok(socket)
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}

@@ -1,0 +1,146 @@
+//! Listeners for people and their programs: browsers, `curl`, OpenAI clients.
+//!
+//! These clients hold no key of ours and know nothing of raw keys, so they get what they expect: plain
+//! HTTP on loopback, or the operator's certificate with ordinary TLS 1.3. The hybrid key exchange is
+//! preferred where the client offers it, and [`KeyExchanges`] counts what was really negotiated.
+
+use crate::error::Error;
+use crate::limits::Limits;
+use crate::server::{Guard, accept_loop, refused, serve_http1, serve_http2};
+use crate::stream::Watched;
+use crate::tls::within;
+use axum::Router;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::TLS13;
+use rustls::{NamedGroup, ServerConfig};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// The operator's certificate chain and private key, ready for a listener.
+#[derive(Clone)]
+pub struct Certificate(TlsAcceptor);
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Certificate")
+    }
+}
+
+impl Certificate {
+    /// Reads a PEM certificate chain (leaf first) and its PEM private key.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`]: no certificate, no key, or the two do not belong together.
+    pub fn from_pem(chain: &[u8], private_key: &[u8]) -> Result<Self, Error> {
+        let wrong =
+            |what: &str, error: &dyn std::fmt::Display| Error::Certificate(format!("{what}: {error}"));
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|error| wrong("read the chain", &error))?;
+        if chain.is_empty() {
+            return Err(Error::Certificate("the chain holds no certificate".to_owned()));
+        }
+        let private_key = PrivateKeyDer::from_pem_slice(private_key)
+            .map_err(|error| wrong("read the private key", &error))?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| wrong("configure", &error))?
+            .with_no_client_auth()
+            .with_single_cert(chain, private_key)
+            .map_err(|error| wrong("use the chain with the key", &error))?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+}
+
+/// The groups that people's clients may use, best first.
+const GROUPS: [NamedGroup; 4] =
+    [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
+
+fn provider() -> Arc<CryptoProvider> {
+    let kx_groups =
+        vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+    Arc::new(CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() })
+}
+
+/// How many connections were made with which key exchange, since the start.
+#[derive(Debug, Default)]
+pub struct KeyExchanges {
+    groups: [AtomicU64; GROUPS.len()],
+    plain: AtomicU64,
+}
+
+impl KeyExchanges {
+    /// Connections by the IANA name of their key exchange; `none` is plain HTTP on loopback.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let groups = GROUPS.iter().zip(&self.groups);
+        let named = groups.map(|(group, count)| (group.as_str().unwrap_or("unknown"), count));
+        let all = named.chain([("none", &self.plain)]);
+        all.map(|(name, count)| (name, count.load(Ordering::Relaxed))).collect()
+    }
+
+    fn count(&self, negotiated: Option<NamedGroup>) {
+        let index = GROUPS.iter().position(|group| Some(*group) == negotiated);
+        let counter = index.map_or(&self.plain, |index| &self.groups[index]);
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves `router` to people until `shutdown`: HTTP/1.1, and HTTP/2 where TLS agrees on it.
+///
+/// # Errors
+/// [`Error::PlainRefused`] without a certificate on an address that is not loopback;
+/// [`Error::Listener`].
+pub async fn serve(
+    listener: TcpListener,
+    certificate: Option<Certificate>,
+    limits: Limits,
+    router: Router,
+    key_exchanges: Arc<KeyExchanges>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let address = listener.local_addr().map_err(Error::Listener)?;
+    if certificate.is_none() && !address.ip().is_loopback() {
+        return Err(Error::PlainRefused { address });
+    }
+    let limits = Arc::new(limits);
+    let guard = Guard::new(router, None, limits.clone());
+    let ending = shutdown.clone();
+    accept_loop(listener, &limits.clone(), shutdown, move |tcp, address, entry| {
+        let (certificate, limits) = (certificate.clone(), limits.clone());
+        let (guard, ending, key_exchanges) = (guard.clone(), ending.clone(), key_exchanges.clone());
+        async move {
+            tcp.set_nodelay(true).ok()?;
+            let Some(Certificate(acceptor)) = certificate else {
+                key_exchanges.count(None);
+                let _place = entry.admit(address)?;
+                let stream = Watched::writes_only(tcp, limits.idle);
+                serve_http1(stream, guard, &limits, ending).await;
+                return Some(());
+            };
+            let shaken = within("tls handshake", limits.handshake, acceptor.accept(tcp)).await;
+            let shaken = shaken.and_then(|outcome| outcome.map_err(Error::Handshake));
+            let tls = shaken.map_err(|error| refused(address, &error)).ok()?;
+            let (_, session) = tls.get_ref();
+            key_exchanges.count(session.negotiated_key_exchange_group().map(|group| group.name()));
+            let _place = entry.admit(address)?;
+            if session.alpn_protocol() == Some(b"h2") {
+                let stream = Watched::new(tls, limits.idle);
+                serve_http2(stream, guard, &limits, ending).await;
+            } else {
+                let stream = Watched::writes_only(tls, limits.idle);
+                serve_http1(stream, guard, &limits, ending).await;
+            }
+            Some(())
+        }
+    })
+    .await
+}

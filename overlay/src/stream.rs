@@ -1,0 +1,156 @@
+//! A byte stream that notices three things its reader would miss: silence, a stalled write, and a TLS
+//! alert that says our key is not admitted (HTTP/2 keeps only an error's text, not its cause).
+
+use rustls::AlertDescription;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsStream;
+
+/// An overlay connection's bytes. Reads fail with `TimedOut` after [`crate::Limits::idle`] of silence,
+/// writes when the peer takes nothing for as long.
+pub type Stream = Watched<TlsStream<TcpStream>>;
+
+/// Whether the peer has sent the alert `access_denied`; shared with whoever must explain the failure.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refusal(Arc<AtomicBool>);
+
+impl Refusal {
+    pub(crate) fn happened(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Watched<S> {
+    inner: S,
+    refusal: Refusal,
+    read: Option<Patience>,
+    write: Patience,
+}
+
+impl<S> Watched<S> {
+    /// Watches reads and writes: for protocols whose peer is never silent while alive.
+    pub(crate) fn new(inner: S, idle: Duration) -> Self {
+        Self { read: Some(Patience::new(idle)), ..Self::writes_only(inner, idle) }
+    }
+
+    /// Watches writes only: for HTTP/1, whose client is silent while it waits for its answer.
+    pub(crate) fn writes_only(inner: S, idle: Duration) -> Self {
+        Self { inner, refusal: Refusal::default(), read: None, write: Patience::new(idle) }
+    }
+
+    /// The stream beneath.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    pub(crate) fn refusal(&self) -> Refusal {
+        self.refusal.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.inner).poll_read(context, buffer) {
+            Poll::Pending => match &mut self.read {
+                Some(patience) => patience.poll_ends(context).map(Err),
+                None => Poll::Pending,
+            },
+            Poll::Ready(outcome) => {
+                if let Some(patience) = &mut self.read {
+                    patience.since = None;
+                }
+                if outcome.as_ref().is_err_and(denies_access) {
+                    self.refusal.0.store(true, Ordering::Release);
+                }
+                Poll::Ready(outcome)
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.write.judge(outcome, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.inner).poll_write_vectored(context, parts);
+        self.write.judge(outcome, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.inner).poll_flush(context);
+        self.write.judge(outcome, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.write.judge(outcome, context)
+    }
+}
+
+/// How long one direction may make no progress. The timer is armed lazily: a stream that is never kept
+/// waiting pays nothing.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    since: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, since: None }
+    }
+
+    /// Ready with the error once `limit` has passed without progress.
+    fn poll_ends(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let limit = self.limit;
+        let deadline =
+            self.since.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+        ready!(deadline.as_mut().poll(context));
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "peer is silent"))
+    }
+
+    fn judge<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if outcome.is_pending() {
+            return self.poll_ends(context).map(Err);
+        }
+        self.since = None;
+        outcome
+    }
+}
+
+/// Whether an I/O error is the peer's alert that it does not admit our key.
+pub(crate) fn denies_access(error: &io::Error) -> bool {
+    matches!(
+        error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied))
+    )
+}
