@@ -97,6 +97,31 @@ codes! {
     ORDER_MISMATCH = "order-mismatch";
     /// A node that no certificate admits.
     NODE_NOT_ADMITTED = "node-not-admitted";
+
+    /// Nothing can be done before the circle is founded.
+    CIRCLE_NOT_FOUNDED = "circle-not-founded";
+    /// This cluster has a circle already.
+    CIRCLE_ALREADY_FOUNDED = "circle-already-founded";
+    /// No open proposal has this id.
+    PROPOSAL_NOT_FOUND = "proposal-not-found";
+    /// No running service has this name.
+    SERVICE_NOT_FOUND = "service-not-found";
+    /// No model with this root is registered.
+    MODEL_NOT_FOUND = "model-not-found";
+    /// No API key has this name.
+    KEY_NOT_FOUND = "key-not-found";
+    /// The name is taken.
+    NAME_TAKEN = "name-taken";
+    /// More replicas than the envelope allows, or fewer.
+    SCALE_OUTSIDE_ENVELOPE = "scale-outside-envelope";
+    /// The access token is unknown or lacks the scope.
+    TOKEN_SCOPE_MISSING = "token-scope-missing";
+    /// A limit of the cluster is reached.
+    LIMIT_REACHED = "limit-reached";
+    /// The cluster changed after the plan was made.
+    PLAN_STALE = "plan-stale";
+    /// A command breaks a rule of its form.
+    COMMAND_INVALID = "command-invalid";
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub struct Route {
     pub fence: Fence,
     /// Whose ticket counts.
     pub node: NodeId,
+    /// The slot is about to end: what runs on it finishes, nothing new is sent to it.
+    pub draining: bool,
 }
 
 /// A service as the gateway sees it.

@@ -27,6 +27,8 @@ pub struct SlotOrder {
     pub fence: Fence,
     /// Who holds it.
     pub node: NodeId,
+    /// Indices of the node's GPUs that it uses: whole ones, or the one of which it has a share. Sorted.
+    pub gpus: Vec<u32>,
     /// Control's time of issue.
     pub issued_at: Millis,
 }
