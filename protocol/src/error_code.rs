@@ -122,6 +122,43 @@ codes! {
     PLAN_STALE = "plan-stale";
     /// A command breaks a rule of its form.
     COMMAND_INVALID = "command-invalid";
+
+    /// A file or directory of a model cannot be read.
+    MODEL_UNREADABLE = "model-unreadable";
+    /// A model lacks a file that its kind needs.
+    MODEL_FILE_MISSING = "model-file-missing";
+    /// A model has no tokenizer.
+    MODEL_TOKENIZER_MISSING = "model-tokenizer-missing";
+    /// A model has a file in a format that can carry code, such as pickle.
+    MODEL_FORMAT_REFUSED = "model-format-refused";
+    /// A weights file is truncated or its header contradicts it.
+    MODEL_WEIGHTS_DAMAGED = "model-weights-damaged";
+    /// A model has a path that leaves its directory or cannot be stored.
+    MODEL_PATH_REFUSED = "model-path-refused";
+    /// A model is larger than a manifest can name.
+    MODEL_TOO_LARGE = "model-too-large";
+    /// A model's files changed while they were imported.
+    MODEL_SOURCE_CHANGED = "model-source-changed";
+    /// A model's manifest is in no store, or is not the one that the root names.
+    MODEL_MANIFEST_INVALID = "model-manifest-invalid";
+    /// A key does not belong to the model, or a wrap cannot be opened with this secret.
+    MODEL_KEY_WRONG = "model-key-wrong";
+    /// Too few stores or failure domains for the erasure code and the placement rule.
+    STORE_TOO_FEW = "store-too-few";
+    /// A store's address cannot be understood or used.
+    STORE_ADDRESS_INVALID = "store-address-invalid";
+    /// A store does not answer, or answers with a failure.
+    STORE_UNREACHABLE = "store-unreachable";
+    /// A store has no room left.
+    STORE_FULL = "store-full";
+    /// A store refuses an object's name, size or this peer.
+    STORE_REFUSED = "store-refused";
+    /// A shard is missing from its store.
+    SHARD_MISSING = "shard-missing";
+    /// A shard's bytes are not the ones that were stored.
+    SHARD_WRONG = "shard-wrong";
+    /// Too few good shards are left to rebuild a segment.
+    SHARD_TOO_FEW = "shard-too-few";
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! encrypted and erasure-coded into shards. The manifest names every piece; its digest names the model.
 
 use crate::digest::Digest;
+use crate::fixed_bytes::fixed_bytes;
 use crate::ids::{MemberId, ModelName, ModelRoot, NodeId};
 use crate::keys::{ByteString, PublicKey};
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,23 @@ use utoipa::ToSchema;
 
 /// Digest domain of a model manifest.
 pub const MODEL_DOMAIN: &str = "quorate/model/v1";
+/// Files begin at multiples of this in the weights map: a memory page, and more than any tensor's alignment.
+pub const FILE_ALIGNMENT: u64 = 4096;
+/// Most files of a model: the largest published checkpoints have a few hundred.
+pub const FILES_MAX: usize = 4096;
+/// Longest path of a file in a model, in bytes.
+pub const FILE_PATH_BYTES_MAX: usize = 512;
+/// Most data shards, and most parity shards: beyond it, more stores help nobody and digests weigh more than data.
+pub const SHARDS_OF_A_KIND_MAX: u8 = 32;
+/// Most segments in one object: an object of one data shard stays below 64 MiB.
+pub const SEGMENTS_PER_OBJECT_MAX: u32 = 60;
+
+fixed_bytes!(
+    /// Random bytes of one import: they name its stored objects and separate its encryption from that of
+    /// every other import under the same key.
+    ModelNonce,
+    16
+);
 
 /// `data` shards suffice to rebuild; `parity` may be lost or wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,12 +84,31 @@ pub struct ModelManifest {
     pub erasure: ErasureCode,
     /// How many segments share one stored object per shard index.
     pub segments_per_object: u32,
+    /// Names the stored objects and separates their encryption; never used twice.
+    pub nonce: ModelNonce,
     /// Commits to the key: BLAKE3 derive-key digest of it, so a wrong key is known before any byte is read.
     pub key_commitment: Digest,
     /// Files, by offset.
     pub files: Vec<ModelFile>,
     /// Segments, by offset; they cover every byte of every file exactly once.
     pub segments: Vec<Segment>,
+    /// Every segment's index once, in the order in which an engine needs them: configuration, tokenizer,
+    /// embeddings, layer 0, layer 1, ... Objects hold their segments in this order too.
+    pub order: Vec<u32>,
+}
+
+/// Why bytes that decode as a manifest do not describe a model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ModelManifestError(String);
+
+/// Refuses with a formatted reason unless the condition holds.
+macro_rules! require {
+    ($condition:expr, $($reason:tt)+) => {
+        if !$condition {
+            return Err(ModelManifestError(format!($($reason)+)));
+        }
+    };
 }
 
 impl ModelManifest {
@@ -79,6 +116,80 @@ impl ModelManifest {
     #[must_use]
     pub fn root(&self) -> ModelRoot {
         ModelRoot(Digest::of_domain(MODEL_DOMAIN, &crate::canonical::to_bytes(self)))
+    }
+
+    /// Checks what the types cannot say: sizes within limits, paths safe, files apart and aligned, every
+    /// byte of every file in exactly one segment, `order` a permutation. A manifest that passes can be
+    /// indexed without further checks.
+    ///
+    /// # Errors
+    /// The first contradiction, for people.
+    pub fn check(&self) -> Result<(), ModelManifestError> {
+        require!(self.version == 1, "manifest version {} is not known", self.version);
+        let ErasureCode { data, parity } = self.erasure;
+        require!((1..=SHARDS_OF_A_KIND_MAX).contains(&data), "{data} data shards, expected 1 to 32");
+        require!(parity <= SHARDS_OF_A_KIND_MAX, "{parity} parity shards, expected 0 to 32");
+        let per_object = self.segments_per_object;
+        require!((1..=SEGMENTS_PER_OBJECT_MAX).contains(&per_object), "{per_object} segments per object");
+        self.check_files()?;
+        self.check_segments()?;
+        self.check_order()
+    }
+
+    fn check_files(&self) -> Result<(), ModelManifestError> {
+        let count = self.files.len();
+        require!((1..=FILES_MAX).contains(&count), "{count} files, expected 1 to {FILES_MAX}");
+        let mut end = 0_u64;
+        let mut paths = std::collections::BTreeSet::new();
+        for ModelFile { path, offset, length } in &self.files {
+            require!(is_safe_path(path), "path `{}` is not allowed", path.escape_debug());
+            require!(paths.insert(path), "file `{path}` appears twice");
+            require!(offset.is_multiple_of(FILE_ALIGNMENT), "file `{path}` begins at {offset}, unaligned");
+            require!(*offset >= end, "file `{path}` overlaps the one before");
+            end = offset.checked_add(*length).filter(|end| *end <= i64::MAX as u64).unwrap_or(u64::MAX);
+            require!(end != u64::MAX, "file `{path}` is too long");
+        }
+        Ok(())
+    }
+
+    fn check_segments(&self) -> Result<(), ModelManifestError> {
+        let mut segments = self.segments.iter().enumerate();
+        for ModelFile { path, offset, length } in &self.files {
+            let (mut at, end) = (*offset, offset + length);
+            while at < end {
+                let Some((index, segment)) = segments.next() else {
+                    return Err(ModelManifestError(format!("file `{path}` lacks segments from {at}")));
+                };
+                let length = u64::from(segment.length);
+                require!(segment.offset == at, "segment {index} begins at {}, expected {at}", segment.offset);
+                let limit = crate::limits::SEGMENT_BYTES_MAX as u64;
+                require!((1..=limit).contains(&length), "segment {index} has {length} bytes");
+                require!(at + length <= end, "segment {index} reaches over the end of `{path}`");
+                let shards = segment.shards.len();
+                require!(shards == self.erasure.shards(), "segment {index} names {shards} shards");
+                at += length;
+            }
+        }
+        require!(segments.next().is_none(), "there are segments after the last file");
+        Ok(())
+    }
+
+    fn check_order(&self) -> Result<(), ModelManifestError> {
+        let count = self.segments.len();
+        require!(self.order.len() == count, "order names {} of {count} segments", self.order.len());
+        let mut seen = vec![false; count];
+        for index in &self.order {
+            let place = seen.get_mut(*index as usize);
+            let fresh = place.is_some_and(|seen| !std::mem::replace(seen, true));
+            require!(fresh, "order names segment {index} twice, or there is none");
+        }
+        Ok(())
+    }
+
+    /// The file at `path`.
+    #[must_use]
+    pub fn file(&self, path: &str) -> Option<&ModelFile> {
+        self.files.iter().find(|file| file.path == path)
     }
 
     /// Bytes of the weights map: the end of the last file.
@@ -92,6 +203,15 @@ impl ModelManifest {
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.length).sum()
     }
+}
+
+/// Whether a path is relative, short, without `.`, `..`, empty parts, backslashes and control characters.
+#[must_use]
+pub fn is_safe_path(path: &str) -> bool {
+    let safe = |part: &str| !matches!(part, "" | "." | "..");
+    path.len() <= FILE_PATH_BYTES_MAX
+        && path.split('/').all(safe)
+        && !path.chars().any(|c| c.is_control() || c == '\\')
 }
 
 /// Where shard `index` of every segment lies.
@@ -149,4 +269,92 @@ pub struct KeyWrap {
     pub encapsulated: ByteString,
     /// AES-256-GCM of the key: 32 bytes and a 16-byte tag.
     pub sealed: ByteString,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> ModelManifest {
+        let segment = |offset, length| Segment {
+            offset,
+            length,
+            digest: Digest::of(b"plain"),
+            shards: vec![Digest::of(b"shard"); 3],
+        };
+        ModelManifest {
+            version: 1,
+            name: "tiny".parse().expect("a valid name"),
+            erasure: ErasureCode { data: 2, parity: 1 },
+            segments_per_object: 16,
+            nonce: ModelNonce([7; 16]),
+            key_commitment: Digest::of(b"key"),
+            files: vec![
+                ModelFile { path: "config.json".into(), offset: 0, length: 100 },
+                ModelFile { path: "empty.txt".into(), offset: 4096, length: 0 },
+                ModelFile { path: "weights/model.safetensors".into(), offset: 4096, length: 3000 },
+            ],
+            segments: vec![segment(0, 100), segment(4096, 1000), segment(5096, 2000)],
+            order: vec![0, 2, 1],
+        }
+    }
+
+    #[test]
+    fn a_sound_manifest_passes_and_survives_its_canonical_form() {
+        let manifest = sample();
+        assert_eq!(manifest.check(), Ok(()));
+        let bytes = crate::canonical::to_bytes(&manifest);
+        let again: ModelManifest = crate::canonical::from_bytes(&bytes, 1 << 20).expect("canonical");
+        assert_eq!(again.root(), manifest.root());
+        assert_eq!((again.map_bytes(), again.file_bytes()), (7096, 3100));
+        assert_eq!(again.file("empty.txt").map(|file| file.length), Some(0));
+    }
+
+    #[test]
+    fn every_contradiction_is_refused() {
+        type Edit = fn(&mut ModelManifest);
+        let cases: &[(&str, Edit)] = &[
+            ("version", |m| m.version = 2),
+            ("0 data shards", |m| m.erasure.data = 0),
+            ("33 parity shards", |m| m.erasure.parity = 33),
+            ("names 3 shards", |m| m.erasure.parity = 2),
+            ("0 segments per object", |m| m.segments_per_object = 0),
+            ("61 segments per object", |m| m.segments_per_object = 61),
+            ("0 files", |m| m.files.clear()),
+            ("is not allowed", |m| m.files[0].path = "../config.json".into()),
+            ("is not allowed", |m| m.files[0].path = "/etc/passwd".into()),
+            ("is not allowed", |m| m.files[0].path = "a\\b".into()),
+            ("is not allowed", |m| m.files[0].path = "x".repeat(513)),
+            ("appears twice", |m| m.files[0].path = "empty.txt".into()),
+            ("unaligned", |m| m.files[2].offset = 4097),
+            ("overlaps", |m| m.files[0].length = 5000),
+            ("too long", |m| m.files[2].length = u64::MAX),
+            ("lacks segments from 5096", |m| m.segments.truncate(2)),
+            ("segment 1 begins at 4097", |m| m.segments[1].offset = 4097),
+            ("segment 0 has 0 bytes", |m| m.segments[0].length = 0),
+            ("reaches over the end", |m| m.segments[2].length = 2001),
+            ("after the last file", |m| m.segments.push(m.segments[0].clone())),
+            ("order names 2 of 3", |m| m.order.truncate(2)),
+            ("names segment 0 twice", |m| m.order[1] = 0),
+            ("names segment 3 twice, or there is none", |m| m.order[1] = 3),
+        ];
+        for (expected, edit) in cases {
+            let mut manifest = sample();
+            edit(&mut manifest);
+            let error = manifest.check().expect_err(expected).to_string();
+            assert!(error.contains(expected), "`{error}` should contain `{expected}`");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_safe_path_stays_below_its_directory(path in "[a-z./\\\\\\n]{0,12}") {
+            if is_safe_path(&path) {
+                let plain = |part| matches!(part, std::path::Component::Normal(_));
+                prop_assert!(std::path::Path::new(&path).components().all(plain));
+                prop_assert!(!path.is_empty());
+            }
+        }
+    }
 }
