@@ -1,2 +1,50 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands. Dependency-free, so that `cargo xtask` speaks within seconds of a fresh clone.
+
+mod bench;
+mod demo;
+mod minilm;
+mod process;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Developer commands of Quorate.
+
+  cargo xtask up [--once] [--fresh] [--model DIR] [--help]
+                          build both binaries and run the demonstration: a whole cluster on this machine
+  cargo xtask test        set up what the tests need and run them all
+  cargo xtask tidy        check the rules of the codebase (also part of `test`)
+  cargo xtask bench NAME [--quick] [--check]
+                          measure one area beside its peers; `--list` names them
+  cargo xtask train-tiny  train the small language model that the repository ships
+  cargo xtask minilm      fetch all-MiniLM-L6-v2 into target/models, checked by digest
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let result = match command.as_str() {
+        "up" => demo::up(&rest),
+        "test" => test::run(&rest),
+        "tidy" => tidy::run(),
+        "bench" => bench::run(&rest),
+        "train-tiny" => bench::train_tiny(),
+        "minilm" => minilm::directory().map(|path| println!("{}", path.display())),
+        "help" | "--help" | "-h" | "" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(format!("`{other}` is not a command\n\n{HELP}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The control API's client: finds the replica that leads, carries the token, turns problems into errors.
+
+use protocol::api::Problem;
+use reqwest::{Method, StatusCode};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+/// How long one request may take; waits and log follow-ups are many short requests.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Rounds over all replicas before giving up: a leader change takes about a second.
+const ROUNDS_MAX: u32 = 6;
+/// Pause between rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why a call of the control API failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The API refused, with a code that `quorate explain` knows.
+    #[error("{}: {}", .0.code, .0.message)]
+    Refused(Problem),
+    /// No replica answered.
+    #[error("no control replica answers ({0})")]
+    Unreachable(String),
+    /// A replica answered something that this client does not understand.
+    #[error("unexpected answer from {url}: {detail}")]
+    Unexpected {
+        /// Who answered.
+        url: String,
+        /// What.
+        detail: String,
+    },
+}
+
+/// A client of one cluster's control API.
+#[derive(Debug, Clone)]
+pub struct ControlClient {
+    http: reqwest::Client,
+    replicas: Vec<String>,
+    token: String,
+}
+
+impl ControlClient {
+    /// A client of the replicas at these base URLs, with an access token.
+    #[must_use]
+    pub fn new(replicas: Vec<String>, token: String) -> Self {
+        let http = reqwest::Client::builder()
+            .timeout(REQUEST_TIMEOUT)
+            .connect_timeout(Duration::from_secs(3))
+            .no_proxy()
+            .build()
+            .expect("a client without certificates always builds");
+        Self { http, replicas, token }
+    }
+
+    /// `GET path`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R, ClientError> {
+        self.call::<(), R>(Method::GET, path, None).await
+    }
+
+    /// `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> Result<R, ClientError> {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    /// `PUT path` with a JSON body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> Result<R, ClientError> {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
+    /// `DELETE path`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete<R: DeserializeOwned>(&self, path: &str) -> Result<R, ClientError> {
+        self.call::<(), R>(Method::DELETE, path, None).await
+    }
+
+    async fn call<B: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<R, ClientError> {
+        let mut last = String::from("no replica is known");
+        for round in 0..ROUNDS_MAX {
+            if round > 0 {
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
+            for replica in &self.replicas {
+                match self.ask(method.clone(), replica, path, body).await? {
+                    Ok(answer) => return Ok(answer),
+                    Err(reason) => last = reason,
+                }
+            }
+        }
+        Err(ClientError::Unreachable(last))
+    }
+
+    /// One replica's answer, or the reason to try another.
+    async fn ask<B: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        replica: &str,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Result<R, String>, ClientError> {
+        let url = format!("{replica}{path}");
+        let mut request = self.http.request(method, &url).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = match request.send().await {
+            Ok(response) => response,
+            // Only a request that certainly was not executed may go to another replica unasked.
+            Err(error) if error.is_connect() => return Ok(Err(format!("{replica}: {error}"))),
+            Err(error) => return Err(unexpected(&url, &error)),
+        };
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(|error| unexpected(&url, &error))?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map(Ok).map_err(|error| unexpected(&url, &error));
+        }
+        let problem: Problem = serde_json::from_slice(&bytes)
+            .map_err(|_| unexpected(&url, &format!("{status}: {}", String::from_utf8_lossy(&bytes))))?;
+        if matches!(status, StatusCode::MISDIRECTED_REQUEST | StatusCode::SERVICE_UNAVAILABLE) {
+            return Ok(Err(format!("{replica}: {}", problem.message)));
+        }
+        Err(ClientError::Refused(problem))
+    }
+}
+
+fn unexpected(url: &str, detail: &impl ToString) -> ClientError {
+    ClientError::Unexpected { url: url.to_string(), detail: detail.to_string() }
+}

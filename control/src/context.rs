@@ -1,0 +1,77 @@
+//! Where am I: which cluster, with which token, as which member. A file, so that scripts can choose.
+//!
+//! `--context FILE`, else `$QUORATE_CONTEXT`, else `$XDG_CONFIG_HOME/quorate/context.json` (or
+//! `~/.config/quorate/context.json`). The file holds paths to secrets, never secrets.
+
+use crate::client::ControlClient;
+use anyhow::{Context as _, Result, bail};
+use protocol::CircleId;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A context file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Context {
+    /// What people call the cluster.
+    pub name: String,
+    /// The pinned circle: whatever a server says is checked against it.
+    pub circle: CircleId,
+    /// Base URLs of the control replicas' APIs.
+    pub control: Vec<String>,
+    /// Base URL of a gateway's OpenAI API.
+    pub gateway: Option<String>,
+    /// File with the access token.
+    pub token_file: PathBuf,
+    /// File with this member's key, if the person is a member.
+    pub member_key_file: Option<PathBuf>,
+    /// State directory of a node on this machine, through which models are imported.
+    pub node_directory: Option<PathBuf>,
+}
+
+impl Context {
+    /// Reads the context that was asked for, or the usual one.
+    ///
+    /// # Errors
+    /// Says which file is missing or wrong, and how to make one.
+    pub fn load(asked: Option<&Path>) -> Result<Self> {
+        let path = asked.map_or_else(usual_path, Path::to_path_buf);
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "read context `{}` (`quorate up` makes one; `quorate context use FILE` chooses one)",
+                path.display()
+            )
+        })?;
+        let mut context: Self =
+            serde_json::from_str(&text).with_context(|| format!("context `{}`", path.display()))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        context.token_file = base.join(&context.token_file);
+        context.member_key_file = context.member_key_file.map(|file| base.join(file));
+        context.node_directory = context.node_directory.map(|directory| base.join(directory));
+        Ok(context)
+    }
+
+    /// A client with this context's token.
+    ///
+    /// # Errors
+    /// When the token's file cannot be read.
+    pub fn client(&self) -> Result<ControlClient> {
+        let token = std::fs::read_to_string(&self.token_file)
+            .with_context(|| format!("read token `{}`", self.token_file.display()))?;
+        if self.control.is_empty() {
+            bail!("the context names no control replica");
+        }
+        Ok(ControlClient::new(self.control.clone(), token.trim().to_string()))
+    }
+}
+
+/// Where the context is when nothing says otherwise.
+#[must_use]
+pub fn usual_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("QUORATE_CONTEXT") {
+        return PathBuf::from(path);
+    }
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
+    let base = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home);
+    base.unwrap_or_default().join("quorate/context.json")
+}

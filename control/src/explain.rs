@@ -1,0 +1,40 @@
+//! `quorate explain CODE`: the pages of `docs/errors`, compiled in.
+
+/// Every page, by code.
+static PAGES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
+
+/// The page of a code.
+#[must_use]
+pub fn page(code: &str) -> Option<&'static str> {
+    PAGES.iter().find(|(name, _)| *name == code).map(|(_, text)| *text)
+}
+
+/// Codes that resemble what was asked for, best first.
+#[must_use]
+pub fn similar(code: &str) -> Vec<&'static str> {
+    let words: Vec<&str> = code.split(['-', '_', ' ']).filter(|word| word.len() > 2).collect();
+    let shared = |name: &str| words.iter().filter(|word| name.contains(**word)).count();
+    let mut names: Vec<&str> = PAGES.iter().map(|(name, _)| *name).filter(|name| shared(name) > 0).collect();
+    names.sort_by_key(|name| std::cmp::Reverse(shared(name)));
+    names.truncate(5);
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_page_that_says_what_to_do() {
+        for code in protocol::error_code::ALL {
+            let page = page(code.as_str()).unwrap_or_else(|| panic!("docs/errors/{code}.md is missing"));
+            assert!(page.starts_with(&format!("# {code}")), "{code} begins with its code");
+            assert!(page.contains("## What to do"), "{code} says what to do");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_code_finds_its_neighbours() {
+        assert!(similar("manifest-invalidd").contains(&"manifest-invalid"));
+    }
+}

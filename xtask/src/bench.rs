@@ -1,0 +1,20 @@
+//! `bench NAME` and `train-tiny`: both are ordinary programs of the workspace, started the same way.
+
+use crate::process;
+
+/// `cargo xtask bench NAME ...`: fetches what the named benchmark needs, then runs it; its arguments
+/// pass through.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    let name = arguments.first().map_or("--list", String::as_str);
+    if matches!(name, "quickstart" | "embeddings") {
+        crate::minilm::directory()?;
+    }
+    let mut all = vec!["run", "--quiet", "--package", "benchmarks", "--", name];
+    all.extend(arguments.iter().skip(1).map(String::as_str));
+    process::run(&mut process::command("cargo", &all))
+}
+
+/// Trains the shipped language model again.
+pub(crate) fn train_tiny() -> Result<(), String> {
+    process::run(&mut process::command("cargo", &["run", "--package", "serving", "--example", "train_tiny"]))
+}

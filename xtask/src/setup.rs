@@ -1,0 +1,45 @@
+//! What tests and benchmarks need beyond Rust, a C compiler, Python and Node: installed by name, or
+//! named so that a person can install it.
+
+use crate::process::{command, exists, run, target};
+use std::path::PathBuf;
+
+/// A Python virtual environment under `target/` with these packages (`name==version`).
+pub(crate) fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
+    let place = target().join("python").join(name);
+    let python = place.join("bin/python");
+    let marker = place.join("packages.txt");
+    let wanted = packages.join("\n");
+    if std::fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
+        return Ok(python);
+    }
+    let directory = place.display().to_string();
+    run(&mut command("python3", &["-m", "venv", "--clear", &directory]))?;
+    let program = python.display().to_string();
+    let mut arguments = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    arguments.extend(packages);
+    run(&mut command(&program, &arguments))?;
+    std::fs::write(&marker, wanted).map_err(|error| format!("write {}: {error}", marker.display()))?;
+    Ok(python)
+}
+
+/// Makes sure that a program is there, from a Debian package if this is Debian and we are root.
+pub(crate) fn program(program: &str, package: &str) -> Result<(), String> {
+    if exists(program) {
+        return Ok(());
+    }
+    if !exists("apt-get") {
+        return Err(format!("`{program}` is needed; install it (Debian's package is `{package}`)"));
+    }
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends", package];
+    let quiet = |arguments: &[&str]| {
+        run(command("apt-get", arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdout(std::process::Stdio::null()))
+    };
+    if quiet(&install).is_err() {
+        quiet(&["update", "--quiet"])?;
+        quiet(&install)?;
+    }
+    if exists(program) { Ok(()) } else { Err(format!("`{package}` did not bring `{program}`")) }
+}

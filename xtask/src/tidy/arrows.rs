@@ -1,0 +1,130 @@
+//! The arrows between crates: the table under the drawing in ARCHITECTURE.md and the manifests agree,
+//! both ways. The two circuits are separate because no arrow joins them.
+
+use super::sources::Sources;
+use std::collections::{BTreeMap, BTreeSet};
+
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
+/// Compares drawing and manifests.
+pub(crate) fn check(sources: &Sources) -> Vec<String> {
+    let Some(page) = sources.get("ARCHITECTURE.md") else {
+        return vec!["ARCHITECTURE.md is missing".into()];
+    };
+    let drawn = drawn(&page.text);
+    let built = built(sources);
+    let mut findings = Vec::new();
+    for name in drawn.keys().chain(built.keys()).collect::<BTreeSet<_>>() {
+        match (drawn.get(name), built.get(name)) {
+            (Some(drawn), Some(built)) if drawn == built => {}
+            (drawn, built) => findings.push(format!(
+                "arrows of `{name}`: ARCHITECTURE.md draws {drawn:?}, its manifest has {built:?}"
+            )),
+        }
+    }
+    findings.extend(circuits(&built));
+    findings
+}
+
+/// `| crate | stands on |` rows between the two markers.
+fn drawn(page: &str) -> Arrows {
+    page.lines()
+        .skip_while(|line| !line.contains("<!-- arrows -->"))
+        .take_while(|line| !line.contains("<!-- end of arrows -->"))
+        .filter_map(|line| {
+            let mut cells = line.trim().strip_prefix("| `")?.split('|');
+            let name = cells.next()?.trim().trim_matches('`').to_string();
+            let list = cells.next()?;
+            let names = list.split(',').map(|n| n.trim().trim_matches('`').to_string());
+            Some((name, names.filter(|n| !n.is_empty()).collect()))
+        })
+        .collect()
+}
+
+/// Product dependencies among our own crates, from the manifests.
+fn built(sources: &Sources) -> Arrows {
+    let manifests: BTreeMap<String, &str> = sources
+        .files
+        .iter()
+        .filter_map(|file| {
+            let folder = file.path.strip_suffix("/Cargo.toml")?;
+            (!folder.contains('/')).then(|| (folder.to_string(), file.text.as_str()))
+        })
+        .collect();
+    let product = |name: &String| !["benchmarks", "xtask"].contains(&name.as_str());
+    manifests
+        .iter()
+        .filter(|(name, _)| product(name))
+        .map(|(name, text)| {
+            let names = dependencies(text).filter(|n| manifests.contains_key(n)).collect();
+            (name.clone(), names)
+        })
+        .collect()
+}
+
+fn dependencies(manifest: &str) -> impl Iterator<Item = String> {
+    manifest
+        .lines()
+        .skip_while(|line| line.trim() != "[dependencies]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .map(str::to_string)
+}
+
+/// What the serving circuit may stand on.
+fn circuits(built: &Arrows) -> Vec<String> {
+    let allowed = BTreeSet::from(["protocol".to_string(), "overlay".to_string()]);
+    match built.get("serving") {
+        Some(names) if *names != allowed => {
+            vec![format!("`serving` may stand on protocol and overlay alone, but stands on {names:?}")]
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = "<!-- arrows -->\n| crate | stands on |\n|---|---|\n| `a` | `b`, `c` |\n| `b` | |\n\
+                        | `c` | |\n<!-- end of arrows -->\n";
+
+    fn check_with(a: &str) -> usize {
+        check(&Sources::of(&[
+            ("ARCHITECTURE.md", PAGE),
+            ("a/Cargo.toml", a),
+            ("b/Cargo.toml", "[dependencies]\nserde.workspace = true\n"),
+            ("c/Cargo.toml", "[dependencies]\n\n[dev-dependencies]\na.workspace = true\n"),
+        ]))
+        .len()
+    }
+
+    #[test]
+    fn agreeing_arrows_pass() {
+        assert_eq!(check_with("[dependencies]\nb.workspace = true\nc = { workspace = true }\n"), 0);
+    }
+
+    #[test]
+    fn a_missing_and_an_undrawn_arrow_are_found() {
+        assert_eq!(check_with("[dependencies]\nb.workspace = true\n"), 1);
+        let page = "<!-- arrows -->\n| `a` | |\n| `b` | |\n<!-- end of arrows -->";
+        let found = check(&Sources::of(&[
+            ("ARCHITECTURE.md", page),
+            ("a/Cargo.toml", "[dependencies]\nb.workspace = true\n"),
+            ("b/Cargo.toml", ""),
+        ]));
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+
+    #[test]
+    fn the_serving_circuit_may_not_reach_control() {
+        let page = "<!-- arrows -->\n| `serving` | `control` |\n| `control` | |\n<!-- end of arrows -->";
+        let found = check(&Sources::of(&[
+            ("ARCHITECTURE.md", page),
+            ("serving/Cargo.toml", "[dependencies]\ncontrol.workspace = true\n"),
+            ("control/Cargo.toml", ""),
+        ]));
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+}

@@ -1,0 +1,115 @@
+//! Pages keep step with code: an error page per code and no page without one; every promise of
+//! SPECIFICATION.md names a test that exists; dashboards name only metrics that exist.
+
+use super::sources::Sources;
+use std::collections::BTreeSet;
+
+/// Compares pages and code.
+pub(crate) fn check(sources: &Sources) -> Vec<String> {
+    let mut findings = error_pages(sources);
+    findings.extend(promises(sources));
+    findings.extend(metrics(sources));
+    findings
+}
+
+fn error_pages(sources: &Sources) -> Vec<String> {
+    let table = sources.get("protocol/src/error_code.rs").map_or("", |file| file.text.as_str());
+    let codes: BTreeSet<String> = table
+        .lines()
+        .filter(|line| line.starts_with("    ") && line.trim_end().ends_with("\";") && !line.contains("let "))
+        .filter_map(|line| line.split('"').nth(1))
+        .map(str::to_string)
+        .collect();
+    let pages: BTreeSet<String> = sources
+        .files
+        .iter()
+        .filter_map(|file| file.path.strip_prefix("docs/errors/")?.strip_suffix(".md"))
+        .filter(|name| *name != "README")
+        .map(str::to_string)
+        .collect();
+    let missing = codes.difference(&pages).map(|code| format!("docs/errors/{code}.md is missing"));
+    let orphans = pages.difference(&codes).map(|page| format!("docs/errors/{page}.md has no such code"));
+    missing.chain(orphans).collect()
+}
+
+/// A promise is a list item; it ends with `(test: file::function)`, and that function exists.
+fn promises(sources: &Sources) -> Vec<String> {
+    let Some(page) = sources.get("SPECIFICATION.md") else {
+        return vec!["SPECIFICATION.md is missing".into()];
+    };
+    let mut findings = Vec::new();
+    let text = page.text.replace("\n  ", " ");
+    for promise in text.lines().filter(|line| line.starts_with("- ")) {
+        let Some(named) = promise.split("(test: `").nth(1).and_then(|rest| rest.split('`').next()) else {
+            findings.push(format!("SPECIFICATION.md: names no test: {promise}"));
+            continue;
+        };
+        let (path, function) = named.split_once("::").unwrap_or((named, ""));
+        let exists = sources.get(path).is_some_and(|file| {
+            file.text.contains(&format!("fn {function}(")) || file.text.contains(&format!("def {function}("))
+        });
+        if !exists {
+            findings.push(format!("SPECIFICATION.md: no test `{named}`"));
+        }
+    }
+    findings
+}
+
+/// Every `quorate_...` name in a dashboard or rule appears in product code.
+fn metrics(sources: &Sources) -> Vec<String> {
+    let code: String = sources
+        .rust()
+        .filter(|file| !file.path.starts_with("xtask/"))
+        .map(|file| file.text.as_str())
+        .collect();
+    let mut findings = BTreeSet::new();
+    for file in sources.files.iter().filter(|file| file.path.starts_with("dashboards/")) {
+        for name in names(&file.text) {
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix))
+                .unwrap_or(&name);
+            if !code.contains(&format!("\"{base}\"")) && !code.contains(&format!("\"{name}\"")) {
+                findings.insert(format!("{}: no metric `{name}`", file.path));
+            }
+        }
+    }
+    findings.into_iter().collect()
+}
+
+fn names(text: &str) -> Vec<String> {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c: char| !part(c)).filter(|word| word.starts_with("quorate_")).map(str::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_needs_its_page_and_a_page_its_code() {
+        let table = "codes! {\n    /// Doc.\n    A = \"a-code\";\n}\n";
+        let found = error_pages(&Sources::of(&[
+            ("protocol/src/error_code.rs", table),
+            ("docs/errors/b-code.md", "text"),
+        ]));
+        assert_eq!(found, ["docs/errors/a-code.md is missing", "docs/errors/b-code.md has no such code"]);
+    }
+
+    #[test]
+    fn a_promise_names_a_test_that_exists() {
+        let page = "- Kept. (test: `a/src/lib.rs::kept`)\n- Broken. (test: `a/src/lib.rs::gone`)\n- Loose.\n";
+        let found =
+            promises(&Sources::of(&[("SPECIFICATION.md", page), ("a/src/lib.rs", "//! D\nfn kept() {}\n")]));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn a_dashboard_names_real_metrics_only() {
+        let found = metrics(&Sources::of(&[
+            ("dashboards/board.json", "rate(quorate_real_seconds_bucket[1m]) + quorate_gone_total"),
+            ("a/src/metrics.rs", "register(\"quorate_real_seconds\")"),
+        ]));
+        assert_eq!(found, ["dashboards/board.json: no metric `quorate_gone_total`"]);
+    }
+}

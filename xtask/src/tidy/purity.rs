@@ -1,0 +1,77 @@
+//! Pure crates know no clock, thread, file, socket, environment or random source, and iterate in a
+//! fixed order wherever order can reach a decision or a byte.
+
+use super::PURE;
+use super::sources::Sources;
+
+/// What a pure crate may not name, and what to do instead.
+const BANNED: [(&str, &str); 12] = [
+    ("std::time::", "take the time as an argument"),
+    ("Instant::now", "take the time as an argument"),
+    ("SystemTime", "take the time as an argument"),
+    ("std::thread", "decide here, run in the shell"),
+    ("std::fs", "take the bytes as an argument"),
+    ("std::net", "take the bytes as an argument"),
+    ("std::env", "take the value as an argument"),
+    ("std::process", "return an error"),
+    ("getrandom", "take the random bytes as an argument"),
+    ("thread_rng", "take the random bytes as an argument"),
+    ("HashMap", "use BTreeMap: its order is part of the decision"),
+    ("HashSet", "use BTreeSet: its order is part of the decision"),
+];
+
+/// What every pure crate's own `clippy.toml` must ban, since it replaces the root's.
+const CLIPPY_BANS: [&str; 4] =
+    ["std::time::Instant::now", "std::time::SystemTime::now", "std::collections::HashMap", "std::env::var"];
+
+/// Scans product code of the pure crates.
+pub(crate) fn check(sources: &Sources) -> Vec<String> {
+    let mut findings = Vec::new();
+    for name in PURE {
+        let prefix = format!("{name}/src/");
+        for file in sources.rust().filter(|f| f.path.starts_with(&prefix) && !f.is_test()) {
+            for (line, text) in file.product_lines().filter(|(_, text)| !is_comment(text)) {
+                for (banned, instead) in BANNED.iter().filter(|(banned, _)| text.contains(banned)) {
+                    findings.push(format!("{}:{line}: `{banned}` in a pure crate: {instead}", file.path));
+                }
+            }
+        }
+        let lints = format!("{name}/clippy.toml");
+        let text = sources.get(&lints).map_or("", |file| file.text.as_str());
+        for ban in CLIPPY_BANS.iter().filter(|ban| !text.contains(**ban)) {
+            findings.push(format!("{lints} does not ban `{ban}`"));
+        }
+    }
+    findings
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with("//")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings(source: &str) -> usize {
+        check(&Sources::of(&[("scheduler/src/lib.rs", source)]))
+            .iter()
+            .filter(|finding| finding.contains("lib.rs"))
+            .count()
+    }
+
+    #[test]
+    fn a_clock_in_a_pure_crate_is_found() {
+        assert_eq!(findings("fn f() { std::time::Instant::now(); }"), 2);
+    }
+
+    #[test]
+    fn comments_and_tests_may_speak_of_it() {
+        assert_eq!(findings("// std::fs is not for us\n#[cfg(test)]\nmod tests { use std::fs; }"), 0);
+    }
+
+    #[test]
+    fn a_pure_crate_without_its_own_bans_is_found() {
+        assert!(check(&Sources::of(&[])).len() >= CLIPPY_BANS.len());
+    }
+}

@@ -1,0 +1,71 @@
+//! The files that git tracks or would track, read once.
+
+use std::path::Path;
+
+/// A text file of the repository.
+pub(crate) struct File {
+    /// Path relative to the root, `/`-separated.
+    pub(crate) path: String,
+    /// Its text.
+    pub(crate) text: String,
+}
+
+/// All text files.
+pub(crate) struct Sources {
+    pub(crate) files: Vec<File>,
+}
+
+impl Sources {
+    /// Reads what git knows of or would add.
+    pub(crate) fn read(root: &Path) -> Result<Self, String> {
+        let list = crate::process::output(
+            std::process::Command::new("git")
+                .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+                .current_dir(root),
+        )?;
+        let mut files: Vec<File> = list
+            .lines()
+            .filter_map(|path| {
+                // A file that is not UTF-8 is data: a model, an image.
+                let text = std::fs::read_to_string(root.join(path)).ok()?;
+                Some(File { path: path.to_string(), text })
+            })
+            .collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self { files })
+    }
+
+    /// Sources made up for a test.
+    #[cfg(test)]
+    pub(crate) fn of(files: &[(&str, &str)]) -> Self {
+        let file = |(path, text): &(&str, &str)| File { path: (*path).into(), text: (*text).into() };
+        Self { files: files.iter().map(file).collect() }
+    }
+
+    /// Rust files.
+    pub(crate) fn rust(&self) -> impl Iterator<Item = &File> {
+        self.files.iter().filter(|file| file.path.ends_with(".rs"))
+    }
+
+    /// One file.
+    pub(crate) fn get(&self, path: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.path == path)
+    }
+}
+
+impl File {
+    /// Whether the file holds tests alone.
+    pub(crate) fn is_test(&self) -> bool {
+        self.path.contains("/tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/examples/")
+    }
+
+    /// Lines of product code with their numbers: everything before the first `#[cfg(test)]` module.
+    pub(crate) fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines: Vec<&str> = self.text.lines().collect();
+        let end = lines
+            .windows(2)
+            .position(|pair| pair[0].trim() == "#[cfg(test)]" && pair[1].trim_start().starts_with("mod "))
+            .unwrap_or(lines.len());
+        lines.into_iter().take(end).enumerate().map(|(at, line)| (at + 1, line))
+    }
+}
