@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -42,7 +42,9 @@ pub async fn unix(name: &str) -> io::Result<UnixListener> {
         return UnixListener::from_std(listener);
     }
     let path = Path::new(name);
-    if let Err(error) = UnixStream::connect(path).await
+    // Connecting to a plain file is refused too, and that one is not ours to remove.
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+        && let Err(error) = UnixStream::connect(path).await
         && error.kind() == io::ErrorKind::ConnectionRefused
     {
         fs::remove_file(path)?;
@@ -66,15 +68,17 @@ fn adopt(number: &str, families: &[AddressFamily]) -> io::Result<OwnedFd> {
     if !name.family().is_some_and(|family| families.contains(&family)) {
         return Err(invalid(format!("fd:{number} is a socket of another family")));
     }
+    // SAFETY: `getsockname` has shown that it is open; it is borrowed for this one question.
+    let listens = getsockopt(&unsafe { BorrowedFd::borrow_raw(number) }, sockopt::AcceptConn)?;
+    if !listens {
+        return Err(invalid(format!("fd:{number} does not listen")));
+    }
     if !adopted.insert(number) {
         return Err(invalid(format!("fd:{number} is in use already")));
     }
-    // SAFETY: `getsockname` has shown that it is an open socket. It came from the parent process, so no
-    // other part of this one owns it, and `adopted` sees to it that this function gives it out once.
+    // SAFETY: it is an open listening socket that came from the parent process, so no other part of this
+    // one owns it, and `adopted` sees to it that this function gives it out once.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
-    if !getsockopt(&socket, sockopt::AcceptConn)? {
-        return Err(invalid(format!("fd:{number} does not listen")));
-    }
     // Our own children must not inherit it in turn.
     nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
     Ok(socket)

@@ -10,22 +10,30 @@ use crate::server::{Guard, accept_loop, refused, serve_http1, serve_http2};
 use crate::stream::Watched;
 use crate::tls::within;
 use axum::Router;
-use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::Acceptor;
 use rustls::version::TLS13;
 use rustls::{NamedGroup, ServerConfig};
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// The operator's certificate chain and private key, ready for a listener.
 #[derive(Clone)]
-pub struct Certificate(TlsAcceptor);
+pub struct Certificate {
+    /// For clients that offer the hybrid group anywhere in their list.
+    hybrid: Arc<ServerConfig>,
+    /// For the others.
+    classical: Arc<ServerConfig>,
+}
 
 impl std::fmt::Debug for Certificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -49,14 +57,28 @@ impl Certificate {
         }
         let private_key = PrivateKeyDer::from_pem_slice(private_key)
             .map_err(|error| wrong("read the private key", &error))?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| wrong("configure", &error))?
-            .with_no_client_auth()
-            .with_single_cert(chain, private_key)
-            .map_err(|error| wrong("use the chain with the key", &error))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        let configure = |groups: &[&'static dyn SupportedKxGroup]| {
+            let mut config = ServerConfig::builder_with_provider(provider(groups))
+                .with_protocol_versions(&[&TLS13])
+                .map_err(|error| wrong("configure", &error))?
+                .with_no_client_auth()
+                .with_single_cert(chain.clone(), private_key.clone_key())
+                .map_err(|error| wrong("use the chain with the key", &error))?;
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            Ok(Arc::new(config))
+        };
+        let hybrid = configure(&[kx_group::X25519MLKEM768])?;
+        let classical = [kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+        Ok(Self { hybrid, classical: configure(&classical)? })
+    }
+
+    /// The server's half of a handshake. rustls follows the client's order of groups; that the hybrid one
+    /// wins whenever it is offered is our own preference, so the offer is read first.
+    async fn accept(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        let offered = start.client_hello().named_groups();
+        let hybrid = offered.is_some_and(|groups| groups.contains(&NamedGroup::X25519MLKEM768));
+        start.into_stream(if hybrid { self.hybrid.clone() } else { self.classical.clone() }).await
     }
 }
 
@@ -64,10 +86,8 @@ impl Certificate {
 const GROUPS: [NamedGroup; 4] =
     [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
 
-fn provider() -> Arc<CryptoProvider> {
-    let kx_groups =
-        vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
-    Arc::new(CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() })
+fn provider(groups: &[&'static dyn SupportedKxGroup]) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { kx_groups: groups.to_vec(), ..aws_lc_rs::default_provider() })
 }
 
 /// How many connections were made with which key exchange, since the start.
@@ -119,14 +139,14 @@ pub async fn serve(
         let (guard, ending, key_exchanges) = (guard.clone(), ending.clone(), key_exchanges.clone());
         async move {
             tcp.set_nodelay(true).ok()?;
-            let Some(Certificate(acceptor)) = certificate else {
+            let Some(certificate) = certificate else {
                 key_exchanges.count(None);
                 let _place = entry.admit(address)?;
                 let stream = Watched::writes_only(tcp, limits.idle);
                 serve_http1(stream, guard, &limits, ending).await;
                 return Some(());
             };
-            let shaken = within("tls handshake", limits.handshake, acceptor.accept(tcp)).await;
+            let shaken = within("tls handshake", limits.handshake, certificate.accept(tcp)).await;
             let shaken = shaken.and_then(|outcome| outcome.map_err(Error::Handshake));
             let tls = shaken.map_err(|error| refused(address, &error)).ok()?;
             let (_, session) = tls.get_ref();

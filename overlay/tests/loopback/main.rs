@@ -1,0 +1,10 @@
+//! The overlay over real sockets on loopback: what connects, what is refused, what ends when.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+mod descriptors;
+mod http;
+mod listen;
+mod people;
+mod reverse;
+mod tls;
