@@ -1,5 +1,6 @@
 //! Why a connection or an exchange over it failed; one variant for each thing a caller can do about it.
 
+use protocol::error_code::{self, ErrorCode};
 use protocol::PublicKey;
 use std::error::Error as StdError;
 use std::io;
@@ -75,6 +76,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// The stable code that people meet, with a page of its own.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Dial { .. } => error_code::PEER_UNREACHABLE,
+            Self::WrongPeer { .. } => error_code::PEER_WRONG_KEY,
+            Self::PeerRefused { .. } => error_code::PEER_REFUSED,
+            Self::Handshake(_) | Self::Preface(_) | Self::Lost { .. } => error_code::PEER_LOST,
+            Self::TimedOut { .. } => error_code::TIMED_OUT,
+            Self::BodyTooLarge { .. } => error_code::RESPONSE_TOO_LARGE,
+            Self::PlainRefused { .. } => error_code::PLAIN_HTTP_REFUSED,
+            Self::Certificate(_) => error_code::TLS_CERTIFICATE_INVALID,
+            Self::Listener(_) => error_code::LISTEN_FAILED,
+        }
+    }
+
     /// Whether the request certainly never reached the peer's program, so that it may be sent again,
     /// even to another peer, without being done twice.
     #[must_use]

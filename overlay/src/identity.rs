@@ -2,6 +2,7 @@
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use ed25519_dalek::{Signer, SigningKey};
+use protocol::error_code::{self, ErrorCode};
 use protocol::keys::signing_input;
 use protocol::{PublicKey, Signature};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -67,6 +68,14 @@ pub enum IdentityError {
     /// The operating system gives no randomness.
     #[error("no randomness")]
     Random,
+}
+
+impl IdentityError {
+    /// The stable code that people meet, with a page of its own.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        error_code::KEY_FILE_UNUSABLE
+    }
 }
 
 impl Identity {

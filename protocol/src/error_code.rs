@@ -120,6 +120,20 @@ codes! {
     LIMIT_REACHED = "limit-reached";
     /// The cluster changed after the plan was made.
     PLAN_STALE = "plan-stale";
+    /// No access token, or one that is not known.
+    TOKEN_UNKNOWN = "token-unknown";
+    /// This control replica does not lead; another one answers.
+    NOT_LEADER = "not-leader";
+    /// This control replica cannot answer now.
+    CONTROL_UNAVAILABLE = "control-unavailable";
+    /// A request's body, path or query is not what the API accepts.
+    REQUEST_INVALID = "request-invalid";
+    /// A request's body exceeds the limit.
+    REQUEST_TOO_LARGE = "request-too-large";
+    /// The API has no such path.
+    PATH_NOT_FOUND = "path-not-found";
+    /// The path exists, but not with this method.
+    METHOD_NOT_ALLOWED = "method-not-allowed";
     /// A command breaks a rule of its form.
     COMMAND_INVALID = "command-invalid";
 
@@ -159,6 +173,27 @@ codes! {
     SHARD_WRONG = "shard-wrong";
     /// Too few good shards are left to rebuild a segment.
     SHARD_TOO_FEW = "shard-too-few";
+
+    /// Nobody answers at a peer's address.
+    PEER_UNREACHABLE = "peer-unreachable";
+    /// Whoever answers at a peer's address holds another key.
+    PEER_WRONG_KEY = "peer-wrong-key";
+    /// A peer does not admit our key.
+    PEER_REFUSED = "peer-refused";
+    /// A connection could not be agreed on, or ended in the middle of an exchange.
+    PEER_LOST = "peer-lost";
+    /// An exchange took longer than its limit.
+    TIMED_OUT = "timed-out";
+    /// A response exceeds the limit.
+    RESPONSE_TOO_LARGE = "response-too-large";
+    /// Plain HTTP on an address that other machines can reach.
+    PLAIN_HTTP_REFUSED = "plain-http-refused";
+    /// The operator's TLS certificate or its key cannot be used.
+    TLS_CERTIFICATE_INVALID = "tls-certificate-invalid";
+    /// An address, port or inherited socket cannot be listened on.
+    LISTEN_FAILED = "listen-failed";
+    /// A private key file is missing, damaged, or readable by others.
+    KEY_FILE_UNUSABLE = "key-file-unusable";
 }
 
 #[cfg(test)]
