@@ -1,0 +1,312 @@
+//! The batcher: one thread that owns an engine and decides what each step computes.
+//!
+//! Requests come through a bounded queue and leave as events on channels. Every step advances all running
+//! generations by one token and, with what is left of the step's token budget, reads prompts that have just
+//! arrived, so that a long prompt never stops those who already listen (continuous batching with chunked
+//! prefill). Room in the cache is reserved for a request's longest answer when it starts, so that nothing that
+//! has begun is ever evicted.
+//!
+//! What may surprise: nobody cancels a request by a call. Whoever stops listening (drops the receiver) is
+//! noticed before the next step.
+
+mod counters;
+mod embedding;
+mod generation;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+
+pub use counters::Snapshot;
+pub use generation::{Event, Finish, FinishReason};
+
+use crate::engine::chat::ChatMessage;
+use crate::engine::sampler::Sampling;
+use crate::engine::{Engine, EngineError, Front, Operation};
+use counters::Counters;
+
+/// Bounds of a batcher.
+#[derive(Debug, Clone, Copy)]
+pub struct BatcherLimits {
+    /// Most generations in one step.
+    pub sequences_max: usize,
+    /// Most requests that wait; more are refused at once.
+    pub waiting_max: usize,
+    /// Most tokens computed in one step: bounds how long a step takes, and so how late a token can be.
+    pub step_tokens_max: usize,
+    /// Most texts in one embedding request.
+    pub inputs_max: usize,
+    /// Most stop strings of a request.
+    pub stops_max: usize,
+}
+
+impl Default for BatcherLimits {
+    /// 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stops as the OpenAI API has them.
+    fn default() -> Self {
+        Self { sequences_max: 64, waiting_max: 256, step_tokens_max: 512, inputs_max: 2048, stops_max: 4 }
+    }
+}
+
+/// Why a request was not answered, with a stable code for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Too many wait already; try again later or elsewhere.
+    #[error("{waiting} requests wait already")]
+    Overloaded {
+        /// How many.
+        waiting: usize,
+    },
+    /// The worker finishes what runs and takes nothing new.
+    #[error("worker is draining")]
+    Draining,
+    /// The request itself is wrong.
+    #[error("{message}")]
+    Refused {
+        /// Stable code.
+        code: &'static str,
+        /// What is wrong, for the caller.
+        message: String,
+    },
+    /// The engine failed while it ran.
+    #[error("{message}")]
+    Failed {
+        /// Stable code.
+        code: &'static str,
+        /// The whole chain of causes.
+        message: String,
+    },
+}
+
+impl BatchError {
+    /// The stable code that `quorate explain` knows.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Overloaded { .. } => "worker-overloaded",
+            Self::Draining => "worker-draining",
+            Self::Refused { code, .. } | Self::Failed { code, .. } => code,
+        }
+    }
+
+    fn refused(error: &EngineError) -> Self {
+        Self::Refused { code: error.code(), message: chain(error) }
+    }
+
+    fn failed(error: &EngineError) -> Self {
+        Self::Failed { code: error.code(), message: chain(error) }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// What a generation starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// Text as it is, with the tokens that the tokenizer puts around an input.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<u32>),
+    /// Messages, through the model's chat template.
+    Chat(Vec<ChatMessage>),
+}
+
+/// One request to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How to choose tokens.
+    pub sampling: Sampling,
+    /// Most tokens to generate; none = as many as the context has room for.
+    pub tokens_max: Option<usize>,
+    /// Texts before which to stop.
+    pub stops: Vec<String>,
+}
+
+/// A running generation: its events, and how long its prompt is. Dropping it stops the work.
+#[derive(Debug)]
+pub struct Generation {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Text as it comes, then one [`Event::Finished`] or [`Event::Failed`].
+    pub events: UnboundedReceiver<Event>,
+}
+
+/// One text to embed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbedInput {
+    /// Text as it is.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<u32>),
+}
+
+/// Embeddings and what they cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    /// One vector per input, in order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all inputs.
+    pub prompt_tokens: usize,
+}
+
+/// A handle to the thread that owns an engine. Clones share it; the thread ends when the last is dropped.
+#[derive(Debug, Clone)]
+pub struct Batcher {
+    front: Arc<Front>,
+    limits: BatcherLimits,
+    counters: Arc<Counters>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// What the thread is asked for.
+enum Command {
+    Generate(generation::Job),
+    Embed(embedding::Job),
+}
+
+impl Batcher {
+    /// Start the thread.
+    pub fn start(engine: Box<dyn Engine>, limits: BatcherLimits) -> std::io::Result<Self> {
+        let front = Arc::clone(engine.front());
+        let counters = Arc::new(Counters::default());
+        counters.cache_tokens_total.store(engine.capacity().tokens_total as u64, Ordering::Relaxed);
+        let (commands, received) = mpsc::channel();
+        let worker = worker::Worker::new(engine, limits, Arc::clone(&counters), received);
+        std::thread::Builder::new().name("batcher".to_owned()).spawn(move || worker.run())?;
+        Ok(Self { front, limits, counters, commands })
+    }
+
+    /// The text side of the model.
+    pub fn front(&self) -> &Arc<Front> {
+        &self.front
+    }
+
+    /// What is going on, for metrics.
+    pub fn snapshot(&self) -> Snapshot {
+        self.counters.snapshot()
+    }
+
+    /// Take nothing new from now on; what runs or waits is finished.
+    pub fn drain(&self) {
+        self.counters.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing runs or waits.
+    pub fn is_idle(&self) -> bool {
+        let now = self.counters.snapshot();
+        now.requests_running == 0 && now.requests_waiting == 0
+    }
+
+    /// Queue a generation. Tokenizes on the caller's thread (microseconds per kilobyte).
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
+        self.expect_operation(Operation::Generate)?;
+        if request.stops.len() > self.limits.stops_max {
+            return Err(refuse("too-many-stops", format!("at most {} stop strings", self.limits.stops_max)));
+        }
+        let front = &self.front;
+        let prompt = match request.prompt {
+            Prompt::Text(text) => front.encode(&text, true),
+            Prompt::Chat(messages) => front.encode_chat(&messages),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        };
+        let prompt = self.check_tokens(prompt.map_err(|error| BatchError::refused(&error))?)?;
+        let context = front.context_tokens_max();
+        let tokens = prompt.len() + request.tokens_max.unwrap_or(1).max(1);
+        if tokens > context {
+            return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max: context }));
+        }
+        let tokens_max = request.tokens_max.unwrap_or(context - prompt.len());
+        let prompt_tokens = prompt.len();
+        let (sender, events) = tokio::sync::mpsc::unbounded_channel();
+        let job = generation::Job { prompt, tokens_max, sampling: request.sampling, stops: request.stops, sender };
+        self.submit(Command::Generate(job))?;
+        Ok(Generation { prompt_tokens, events })
+    }
+
+    /// Compute embeddings. Tokenizes on the caller's thread; dropping the future stops the work.
+    pub async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<Embeddings, BatchError> {
+        self.expect_operation(Operation::Embed)?;
+        if inputs.is_empty() || inputs.len() > self.limits.inputs_max {
+            let message = format!("{} inputs, expected 1 to {}", inputs.len(), self.limits.inputs_max);
+            return Err(refuse("embedding-inputs-invalid", message));
+        }
+        let mut sequences = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let tokens = match input {
+                EmbedInput::Text(text) => self.front.encode_checked(&text, true),
+                EmbedInput::Tokens(tokens) => Ok(tokens),
+            };
+            sequences.push(self.check_tokens(tokens.map_err(|error| BatchError::refused(&error))?)?);
+        }
+        let prompt_tokens = sequences.iter().map(Vec::len).sum();
+        let (reply, answer) = oneshot::channel();
+        self.submit(Command::Embed(embedding::Job::new(sequences, reply)))?;
+        let vectors = answer.await.map_err(|_| stopped())??;
+        Ok(Embeddings { vectors, prompt_tokens })
+    }
+
+    fn expect_operation(&self, wanted: Operation) -> Result<(), BatchError> {
+        if self.front.operation() == wanted {
+            return Ok(());
+        }
+        let operation = match wanted {
+            Operation::Embed => "embed",
+            Operation::Generate => "generate",
+        };
+        Err(BatchError::refused(&EngineError::OperationUnsupported { operation }))
+    }
+
+    fn check_tokens(&self, tokens: Vec<u32>) -> Result<Vec<u32>, BatchError> {
+        if tokens.is_empty() {
+            return Err(refuse("input-empty", "the input has no tokens".to_owned()));
+        }
+        let vocabulary = self.front.vocabulary();
+        if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            let message = format!("token {unknown} is not below the vocabulary of {vocabulary}");
+            return Err(refuse("token-unknown", message));
+        }
+        let context_tokens_max = self.front.context_tokens_max();
+        if tokens.len() > context_tokens_max {
+            let tokens = tokens.len();
+            return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max }));
+        }
+        Ok(tokens)
+    }
+
+    fn submit(&self, command: Command) -> Result<(), BatchError> {
+        if self.counters.draining.load(Ordering::Acquire) {
+            return Err(BatchError::Draining);
+        }
+        let waiting = self.counters.waiting.fetch_add(1, Ordering::AcqRel) as usize;
+        if waiting >= self.limits.waiting_max {
+            self.counters.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.counters.refused_total.fetch_add(1, Ordering::Relaxed);
+            return Err(BatchError::Overloaded { waiting });
+        }
+        self.commands.send(command).map_err(|_| {
+            self.counters.waiting.fetch_sub(1, Ordering::AcqRel);
+            stopped()
+        })
+    }
+}
+
+fn refuse(code: &'static str, message: String) -> BatchError {
+    BatchError::Refused { code, message }
+}
+
+fn stopped() -> BatchError {
+    BatchError::Failed { code: "engine-stopped", message: "the engine's thread has ended".to_owned() }
+}

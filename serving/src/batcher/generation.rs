@@ -1,0 +1,173 @@
+//! One generation inside the batcher: from queued job to last event.
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::engine::sampler::{Sampling, sample};
+use crate::engine::text::{Checked, Detokenizer, StopStrings};
+use crate::engine::{Front, SequenceId};
+
+use super::BatchError;
+
+/// What a generation sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// More text; never empty, always whole characters.
+    Text(String),
+    /// The end, and what it cost.
+    Finished(Finish),
+    /// The end, by a failure of the engine.
+    Failed(BatchError),
+}
+
+/// How a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens read.
+    pub prompt_tokens: usize,
+    /// Tokens generated, an end token included.
+    pub generated_tokens: usize,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model's end token, or a stop string.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+}
+
+/// A queued generation.
+pub(super) struct Job {
+    pub(super) prompt: Vec<u32>,
+    pub(super) tokens_max: usize,
+    pub(super) sampling: Sampling,
+    pub(super) stops: Vec<String>,
+    pub(super) sender: UnboundedSender<Event>,
+}
+
+impl Job {
+    /// Positions that its longest answer needs. The last token is never fed back, but the reservation keeps
+    /// room for it: simple, and at most one position too many.
+    pub(super) fn tokens_reserved(&self) -> usize {
+        self.prompt.len() + self.tokens_max
+    }
+
+    /// Whether its caller went away.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// A running generation.
+pub(super) struct Running {
+    pub(super) sequence: SequenceId,
+    /// Prompt and generated tokens.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Tokens the engine has computed.
+    computed: usize,
+    tokens_max: usize,
+    sampling: Sampling,
+    detokenizer: Detokenizer,
+    stops: StopStrings,
+    sender: UnboundedSender<Event>,
+}
+
+impl Running {
+    pub(super) fn new(sequence: SequenceId, job: Job) -> Self {
+        Self {
+            sequence,
+            prompt: job.prompt.len(),
+            tokens: job.prompt,
+            computed: 0,
+            tokens_max: job.tokens_max,
+            sampling: job.sampling,
+            detokenizer: Detokenizer::default(),
+            stops: StopStrings::new(job.stops),
+            sender: job.sender,
+        }
+    }
+
+    /// Whether its caller went away.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Whether its whole prompt has been computed.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.computed >= self.prompt
+    }
+
+    /// Tokens not computed yet, at most `budget`, and whether they are the last of them.
+    pub(super) fn next_run(&self, budget: usize) -> (&[u32], bool) {
+        let end = self.tokens.len().min(self.computed + budget);
+        (&self.tokens[self.computed..end], end == self.tokens.len())
+    }
+
+    /// The engine has computed `count` more tokens. Returns how many were prompt.
+    pub(super) fn advance(&mut self, count: usize) -> usize {
+        let before = self.computed.min(self.prompt);
+        self.computed += count;
+        self.computed.min(self.prompt) - before
+    }
+
+    /// Choose the next token and send what it completes. `true` when that was the end.
+    pub(super) fn accept(&mut self, front: &Front, logits: &[f32]) -> bool {
+        let token = sample(logits, &self.sampling, self.tokens.len() as u64);
+        self.tokens.push(token);
+        if front.is_end(token) {
+            let rest = self.detokenizer.finish(front);
+            return self.end(&rest, FinishReason::Stop);
+        }
+        let mut text = self.detokenizer.push(front, token);
+        let is_last = self.generated() >= self.tokens_max;
+        if is_last {
+            text.push_str(&self.detokenizer.finish(front));
+            return self.end(&text, FinishReason::Length);
+        }
+        match self.stops.push(&text) {
+            Checked::Text(text) => {
+                self.send_text(text);
+                false
+            }
+            Checked::Stopped(text) => {
+                self.send_text(text);
+                self.send_finish(FinishReason::Stop);
+                true
+            }
+        }
+    }
+
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    pub(super) fn fail(&self, error: BatchError) {
+        // The caller may have gone away; then nobody needs the error.
+        let _ = self.sender.send(Event::Failed(error));
+    }
+
+    fn end(&mut self, text: &str, reason: FinishReason) -> bool {
+        let (text, reason) = match self.stops.push(text) {
+            Checked::Text(text) => (text + &self.stops.finish(), reason),
+            Checked::Stopped(text) => (text, FinishReason::Stop),
+        };
+        self.send_text(text);
+        self.send_finish(reason);
+        true
+    }
+
+    fn send_text(&self, text: String) {
+        if !text.is_empty() {
+            let _ = self.sender.send(Event::Text(text));
+        }
+    }
+
+    fn send_finish(&self, reason: FinishReason) {
+        let finish = Finish { reason, prompt_tokens: self.prompt, generated_tokens: self.generated() };
+        let _ = self.sender.send(Event::Finished(finish));
+    }
+}

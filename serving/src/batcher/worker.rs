@@ -1,0 +1,244 @@
+//! The batcher's thread: take what arrived, drop what was abandoned, admit what fits, compute one step, send.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use crate::engine::{Engine, EngineError, Run};
+
+use super::counters::{Counters, add, leave};
+use super::{BatchError, BatcherLimits, Command, embedding, generation};
+
+/// Tokens of one embedding step. Large enough that every core has work (32 texts of 256 tokens), small enough
+/// that an abandoned request of 2048 texts stops within a step.
+const EMBED_STEP_TOKENS: usize = 8192;
+
+pub(super) struct Worker {
+    engine: Box<dyn Engine>,
+    limits: BatcherLimits,
+    counters: Arc<Counters>,
+    commands: Receiver<Command>,
+    generations: VecDeque<generation::Job>,
+    embeddings: VecDeque<embedding::Job>,
+    running: Vec<generation::Running>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        engine: Box<dyn Engine>,
+        limits: BatcherLimits,
+        counters: Arc<Counters>,
+        commands: Receiver<Command>,
+    ) -> Self {
+        Self {
+            engine,
+            limits,
+            counters,
+            commands,
+            generations: VecDeque::new(),
+            embeddings: VecDeque::new(),
+            running: Vec::new(),
+        }
+    }
+
+    /// Work until all handles are gone and nothing is left to do.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.drop_abandoned();
+            self.admit();
+            if !self.embeddings.is_empty() {
+                self.step_embeddings();
+            }
+            if !self.running.is_empty() {
+                self.step_generations();
+            }
+            self.counters.cache_tokens_reserved
+                .store(self.engine.capacity().tokens_reserved as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Take what has arrived, waiting when there is nothing else to do. `false` when it is time to end.
+    fn receive(&mut self) -> bool {
+        let is_idle = self.running.is_empty() && self.generations.is_empty() && self.embeddings.is_empty();
+        if is_idle {
+            match self.commands.recv() {
+                Ok(command) => self.queue(command),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.queue(command),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    fn queue(&mut self, command: Command) {
+        match command {
+            Command::Generate(job) => self.generations.push_back(job),
+            Command::Embed(job) => self.embeddings.push_back(job),
+        }
+    }
+
+    fn drop_abandoned(&mut self) {
+        let counters = &self.counters;
+        let cancel = |abandoned: bool| {
+            if abandoned {
+                leave(&counters.waiting);
+                add(&counters.cancelled_total, 1);
+            }
+            !abandoned
+        };
+        self.generations.retain(|job| cancel(job.is_abandoned()));
+        self.embeddings.retain(|job| cancel(job.is_abandoned()));
+        let engine = &mut self.engine;
+        self.running.retain(|running| {
+            let abandoned = running.is_abandoned();
+            if abandoned {
+                engine.close(running.sequence);
+                leave(&counters.running);
+                add(&counters.cancelled_total, 1);
+            }
+            !abandoned
+        });
+    }
+
+    /// Start waiting generations, in order of arrival, while there is room.
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.sequences_max {
+            let Some(job) = self.generations.pop_front() else { return };
+            if job.tokens_reserved() > self.engine.capacity().tokens_total {
+                let total = self.engine.capacity().tokens_total;
+                self.refuse(job, &EngineError::ContextExceeded { tokens: total + 1, context_tokens_max: total });
+                continue;
+            }
+            match self.engine.open(job.tokens_reserved()) {
+                Ok(Some(sequence)) => {
+                    add(&self.counters.running, 1);
+                    leave(&self.counters.waiting);
+                    self.running.push(generation::Running::new(sequence, job));
+                }
+                Ok(None) => {
+                    self.generations.push_front(job);
+                    return;
+                }
+                Err(error) => self.refuse(job, &error),
+            }
+        }
+    }
+
+    fn refuse(&self, job: generation::Job, error: &EngineError) {
+        let _ = job.sender.send(generation::Event::Failed(BatchError::refused(error)));
+        leave(&self.counters.waiting);
+        add(&self.counters.failed_total, 1);
+    }
+
+    /// One token for everyone who decodes, then prompts with what is left of the budget, oldest first.
+    fn step_generations(&mut self) {
+        let mut budget = self.limits.step_tokens_max.max(1);
+        let mut runs = Vec::new();
+        let mut chosen = Vec::new();
+        let decoding_first = [true, false];
+        for decoding in decoding_first {
+            for (index, running) in self.running.iter().enumerate() {
+                if running.is_decoding() != decoding || budget == 0 {
+                    continue;
+                }
+                let (tokens, logits) = running.next_run(budget);
+                budget -= tokens.len();
+                chosen.push((index, tokens.len(), logits));
+                runs.push(Run { sequence: running.sequence, tokens, logits });
+            }
+        }
+        add(&self.counters.steps_total, 1);
+        match self.engine.step(&runs) {
+            Ok(rows) => self.deliver(&chosen, &rows),
+            Err(error) => self.fail_all(&BatchError::failed(&error)),
+        }
+    }
+
+    fn deliver(&mut self, chosen: &[(usize, usize, bool)], rows: &[Vec<f32>]) {
+        let front = Arc::clone(self.engine.front());
+        let mut rows = rows.iter();
+        let mut ended = Vec::new();
+        for (index, count, logits) in chosen {
+            let running = &mut self.running[*index];
+            let prompt = running.advance(*count);
+            add(&self.counters.prompt_tokens_total, prompt);
+            if !*logits {
+                continue;
+            }
+            let row = rows.next().expect("one row for each run that wanted logits");
+            add(&self.counters.generation_tokens_total, 1);
+            if running.accept(&front, row) {
+                ended.push(*index);
+            }
+        }
+        ended.sort_unstable();
+        for index in ended.into_iter().rev() {
+            // `remove`, not `swap_remove`: the order of arrival decides who is served first.
+            let running = self.running.remove(index);
+            self.engine.close(running.sequence);
+            leave(&self.counters.running);
+            add(&self.counters.finished_total, 1);
+        }
+    }
+
+    fn fail_all(&mut self, error: &BatchError) {
+        tracing::warn!(code = error.code(), "engine step failed: {error}");
+        for running in self.running.drain(..) {
+            running.fail(error.clone());
+            self.engine.close(running.sequence);
+            leave(&self.counters.running);
+            add(&self.counters.failed_total, 1);
+        }
+    }
+
+    /// One portion of the oldest embedding requests.
+    fn step_embeddings(&mut self) {
+        let mut batch = Vec::new();
+        let mut tokens = 0;
+        let mut shares = Vec::new();
+        for job in &mut self.embeddings {
+            let share = job.take(&mut batch, &mut tokens, EMBED_STEP_TOKENS);
+            shares.push(share);
+            if !job.is_complete() {
+                break;
+            }
+        }
+        self.counters.running.store(shares.len() as u64, Ordering::Relaxed);
+        add(&self.counters.steps_total, 1);
+        let outcome = self.engine.embed(&batch);
+        self.counters.running.store(0, Ordering::Relaxed);
+        match outcome {
+            Ok(vectors) => {
+                add(&self.counters.prompt_tokens_total, tokens);
+                let mut vectors = vectors.into_iter();
+                for (job, share) in self.embeddings.iter_mut().zip(&shares) {
+                    job.accept(vectors.by_ref().take(*share));
+                }
+                self.finish_embeddings();
+            }
+            Err(error) => {
+                let error = BatchError::failed(&error);
+                tracing::warn!(code = error.code(), "embedding failed: {error}");
+                for job in self.embeddings.drain(..shares.len()) {
+                    job.finish(Err(error.clone()));
+                    leave(&self.counters.waiting);
+                    add(&self.counters.failed_total, 1);
+                }
+            }
+        }
+    }
+
+    fn finish_embeddings(&mut self) {
+        while self.embeddings.front().is_some_and(embedding::Job::is_complete) {
+            let job = self.embeddings.pop_front().expect("the front was just seen");
+            add(&self.counters.finished_total, 1);
+            leave(&self.counters.waiting);
+            job.finish(Ok(()));
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Llama decoders on the CPU: ragged steps over many sequences, each with its own cache of keys and values.
+//!
+//! One step takes, for each sequence, a run of new tokens of any length. All rows of all runs go through the
+//! products together; attention is per sequence. A sequence's results have the same bits whatever else is in
+//! the step and however its prompt was cut.
+//!
+//! Not here: sampling, scheduling (see `batcher`).
+
+mod cache;
+
+use super::config::{DecoderShape, Rotary};
+use super::kernels::attention::{self, KeysValues, Queries, attend};
+use super::kernels::matmul::{Activation, Target, copy_row, matmul};
+use super::kernels::pool::Parts;
+use super::kernels::{Isa, Pool, elementwise};
+use super::parameters::{Dense, Vector};
+use super::{Capacity, EngineError, EngineOptions, Run, SequenceId};
+use crate::weights::{Weights, WeightsError};
+use cache::Cache;
+
+/// A Llama decoder over its weights.
+#[derive(Debug)]
+pub struct Decoder {
+    shape: DecoderShape,
+    words: Dense,
+    layers: Vec<Layer>,
+    norm: Vector,
+    /// None: the embedding table is the output matrix.
+    output: Option<Dense>,
+    /// Cosines, then sines, of every position: rows of half a head.
+    angles: (Vec<f32>, Vec<f32>),
+    cache: Cache,
+    isa: Isa,
+    pool: Pool,
+    buffers: Buffers,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Vector,
+    query: Dense,
+    key: Dense,
+    value: Dense,
+    output: Dense,
+    norm: Vector,
+    gate: Dense,
+    up: Dense,
+    down: Dense,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    states: Vec<f32>,
+    normed: Vec<f32>,
+    heads: Vec<f32>,
+    mixed: Vec<f32>,
+    projected: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// One run's rows in the step, and where its sequence stands.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    sequence: SequenceId,
+    /// First row in the step's activations.
+    row: usize,
+    rows: usize,
+    /// Position of the first row in the sequence.
+    position: usize,
+}
+
+impl Decoder {
+    /// Find the tensors; none is waited for. `context` is the longest sequence that will be opened.
+    pub fn open(
+        shape: &DecoderShape,
+        weights: &Weights,
+        options: &EngineOptions,
+        context: usize,
+    ) -> Result<Self, EngineError> {
+        let (hidden, inner) = (shape.hidden, shape.intermediate);
+        let (query, shared) = (shape.heads * shape.head_width, shape.key_value_heads * shape.head_width);
+        let mut layers = Vec::with_capacity(shape.layers);
+        for index in 0..shape.layers {
+            let at = format!("model.layers.{index}");
+            let dense = |name: &str, outputs: usize, inputs: usize| {
+                Dense::open(weights, &format!("{at}.{name}"), outputs, inputs)
+            };
+            let norm = |name: &str| Vector::open(weights, &format!("{at}.{name}.weight"), hidden);
+            layers.push(Layer {
+                attention_norm: norm("input_layernorm")?,
+                query: dense("self_attn.q_proj", query, hidden)?,
+                key: dense("self_attn.k_proj", shared, hidden)?,
+                value: dense("self_attn.v_proj", shared, hidden)?,
+                output: dense("self_attn.o_proj", hidden, query)?,
+                norm: norm("post_attention_layernorm")?,
+                gate: dense("mlp.gate_proj", inner, hidden)?,
+                up: dense("mlp.up_proj", inner, hidden)?,
+                down: dense("mlp.down_proj", hidden, inner)?,
+            });
+        }
+        let output = match shape.tied_embeddings {
+            true => None,
+            false => Some(Dense::open(weights, "lm_head", shape.vocabulary, hidden)?),
+        };
+        Ok(Self {
+            words: Dense::open(weights, "model.embed_tokens", shape.vocabulary, hidden)?,
+            layers,
+            norm: Vector::open(weights, "model.norm.weight", hidden)?,
+            output,
+            angles: angles(&shape.rotary, shape.head_width, context),
+            cache: Cache::new(shape, options.cache_bytes_max),
+            isa: Isa::best(),
+            pool: Pool::new(options.threads),
+            buffers: Buffers::default(),
+            shape: shape.clone(),
+        })
+    }
+
+    /// How full the cache is.
+    pub fn capacity(&self) -> Capacity {
+        self.cache.capacity()
+    }
+
+    /// Reserve room; none when there is none now.
+    pub fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
+        self.cache.open(tokens_max)
+    }
+
+    /// Free a sequence's room.
+    pub fn close_sequence(&mut self, sequence: SequenceId) {
+        self.cache.close(sequence);
+    }
+
+    /// One step; see [`super::Engine::step`].
+    ///
+    /// # Panics
+    /// When a run is empty, its sequence is not open or would outgrow its reservation, or a token is unknown.
+    pub fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let mut cache = std::mem::take(&mut self.cache);
+        let outcome = self.pool.enter(|| self.compute(runs, &mut buffers, &mut cache));
+        if outcome.is_ok() {
+            for run in runs {
+                cache.advance(run.sequence, run.tokens.len());
+            }
+        }
+        self.buffers = buffers;
+        self.cache = cache;
+        Ok(outcome?)
+    }
+
+    fn compute(
+        &self,
+        runs: &[Run<'_>],
+        buffers: &mut Buffers,
+        cache: &mut Cache,
+    ) -> Result<Vec<Vec<f32>>, WeightsError> {
+        let mut placed = Vec::with_capacity(runs.len());
+        let mut rows = 0;
+        for run in runs {
+            assert!(!run.tokens.is_empty(), "a run has tokens");
+            let position = cache.extend(run.sequence, run.tokens.len());
+            placed.push(Placed { sequence: run.sequence, row: rows, rows: run.tokens.len(), position });
+            rows += run.tokens.len();
+        }
+        buffers.resize(rows, &self.shape);
+        let words = self.words.matrix()?;
+        let tokens = runs.iter().flat_map(|run| run.tokens);
+        for (token, row) in tokens.zip(buffers.states.chunks_exact_mut(self.shape.hidden)) {
+            copy_row(&words, *token as usize, row);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.run_layer(layer, index, &placed, buffers, cache)?;
+        }
+        self.logits(runs, &placed, buffers)
+    }
+
+    fn dense(&self, dense: &Dense, input: &[f32], rows: usize, target: Target<'_>) -> Result<(), WeightsError> {
+        matmul(self.isa, &self.pool, input, rows, &dense.matrix()?, dense.bias()?, Activation::None, target);
+        Ok(())
+    }
+
+    fn run_layer(
+        &self,
+        layer: &Layer,
+        index: usize,
+        placed: &[Placed],
+        buffers: &mut Buffers,
+        cache: &mut Cache,
+    ) -> Result<(), WeightsError> {
+        let (isa, shape) = (self.isa, &self.shape);
+        let Buffers { states, normed, heads, mixed, projected, gate, up } = buffers;
+        let rows = states.len() / shape.hidden;
+        let query = shape.heads * shape.head_width;
+        let shared = shape.key_value_heads * shape.head_width;
+        let stride = query + 2 * shared;
+        elementwise::rms_norm(isa, states, layer.attention_norm.get()?, shape.norm_epsilon, normed);
+        self.dense(&layer.query, normed, rows, Target { values: heads, stride, offset: 0 })?;
+        self.dense(&layer.key, normed, rows, Target { values: heads, stride, offset: query })?;
+        self.dense(&layer.value, normed, rows, Target { values: heads, stride, offset: query + shared })?;
+        self.rotate_and_store(index, placed, heads, cache);
+        self.attend(index, placed, heads, mixed, cache);
+        self.dense(&layer.output, mixed, rows, Target { values: projected, stride: shape.hidden, offset: 0 })?;
+        elementwise::add(isa, states, projected);
+        elementwise::rms_norm(isa, states, layer.norm.get()?, shape.norm_epsilon, normed);
+        let inner = shape.intermediate;
+        self.dense(&layer.gate, normed, rows, Target { values: gate, stride: inner, offset: 0 })?;
+        self.dense(&layer.up, normed, rows, Target { values: up, stride: inner, offset: 0 })?;
+        elementwise::silu_multiply(isa, gate, up);
+        self.dense(&layer.down, gate, rows, Target { values: projected, stride: shape.hidden, offset: 0 })?;
+        elementwise::add(isa, states, projected);
+        Ok(())
+    }
+
+    /// Rotate queries and keys by their positions; put keys and values into the cache.
+    fn rotate_and_store(&self, layer: usize, placed: &[Placed], heads: &mut [f32], cache: &mut Cache) {
+        let shape = &self.shape;
+        let (width, half) = (shape.head_width, shape.head_width / 2);
+        let rotated = shape.heads + shape.key_value_heads;
+        let stride = (rotated + shape.key_value_heads) * width;
+        for run in placed {
+            for offset in 0..run.rows {
+                let position = run.position + offset;
+                let row = &mut heads[(run.row + offset) * stride..][..stride];
+                let cosines = &self.angles.0[position * half..][..half];
+                let sines = &self.angles.1[position * half..][..half];
+                let (rotate, values) = row.split_at_mut(rotated * width);
+                for head in rotate.chunks_exact_mut(width) {
+                    elementwise::rotate(self.isa, head, cosines, sines);
+                }
+                let keys = rotate[shape.heads * width..].chunks_exact(width);
+                for (head, (key, value)) in keys.zip(values.chunks_exact(width)).enumerate() {
+                    cache.store(run.sequence, layer, head, position, key, value);
+                }
+            }
+        }
+    }
+
+    /// Attention of every new row over its own sequence up to itself.
+    fn attend(&self, layer: usize, placed: &[Placed], heads: &[f32], mixed: &mut [f32], cache: &Cache) {
+        let shape = &self.shape;
+        let (width, shared) = (shape.head_width, shape.key_value_heads);
+        let group = shape.heads / shared;
+        let query = shape.heads * width;
+        let stride = query + 2 * shared * width;
+        let scale = 1.0 / (width as f32).sqrt();
+        let mixed = Parts::new(mixed);
+        let one = |task: usize| {
+            let (run, head) = (&placed[task / shared], task % shared);
+            let blocks = cache.blocks(run.sequence, layer, head);
+            // All query heads that share these keys, for all rows of the run, in blocks of rows.
+            let all: Vec<(usize, usize)> =
+                (0..run.rows).flat_map(|row| (0..group).map(move |member| (row, member))).collect();
+            for block in all.chunks(attention::ROWS) {
+                let place = |(row, member): &(usize, usize)| (run.row + row, (head * group + member) * width);
+                let rows: Vec<&[f32]> = block
+                    .iter()
+                    .map(|item| {
+                        let (row, column) = place(item);
+                        &heads[row * stride + column..][..width]
+                    })
+                    .collect();
+                let visible: Vec<usize> = block.iter().map(|(row, _)| run.position + row + 1).collect();
+                let queries = Queries { rows: &rows, visible: &visible, width, scale };
+                let panel = |index: usize| -> KeysValues<'_> { blocks.get(index) };
+                attend(self.isa, &queries, panel, |index, result| {
+                    let (row, column) = place(&block[index]);
+                    let at = row * query + column;
+                    // SAFETY: one task has this run and these heads, so nobody else writes these columns.
+                    unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
+                });
+            }
+        };
+        let work: usize = placed.iter().map(|run| run.rows * (run.position + run.rows)).sum();
+        // Below this, waking a thread costs more than it computes (see `matmul::PARALLEL_MIN`).
+        if work * query < 1 << 18 {
+            (0..placed.len() * shared).for_each(one);
+        } else {
+            self.pool.each(placed.len() * shared, one);
+        }
+    }
+
+    /// The logits after the last row of each run that wants them.
+    fn logits(
+        &self,
+        runs: &[Run<'_>],
+        placed: &[Placed],
+        buffers: &mut Buffers,
+    ) -> Result<Vec<Vec<f32>>, WeightsError> {
+        let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
+        let mut last = Vec::new();
+        for (run, placed) in runs.iter().zip(placed) {
+            if run.logits {
+                let row = placed.row + placed.rows - 1;
+                last.extend_from_slice(&buffers.states[row * hidden..][..hidden]);
+            }
+        }
+        let wanted = last.len() / hidden;
+        let normed = &mut buffers.normed[..wanted * hidden];
+        elementwise::rms_norm(self.isa, &last, self.norm.get()?, self.shape.norm_epsilon, normed);
+        let mut logits = vec![0.0; wanted * vocabulary];
+        let output = self.output.as_ref().unwrap_or(&self.words);
+        self.dense(output, normed, wanted, Target { values: &mut logits, stride: vocabulary, offset: 0 })?;
+        Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
+    }
+}
+
+impl Buffers {
+    fn resize(&mut self, rows: usize, shape: &DecoderShape) {
+        let query = shape.heads * shape.head_width;
+        let shared = shape.key_value_heads * shape.head_width;
+        self.states.resize(rows * shape.hidden, 0.0);
+        self.normed.resize(rows * shape.hidden, 0.0);
+        self.heads.resize(rows * (query + 2 * shared), 0.0);
+        self.mixed.resize(rows * query, 0.0);
+        self.projected.resize(rows * shape.hidden, 0.0);
+        self.gate.resize(rows * shape.intermediate, 0.0);
+        self.up.resize(rows * shape.intermediate, 0.0);
+    }
+}
+
+/// Cosines and sines of every position's angles, computed in double precision and rounded once.
+pub(super) fn angles(rotary: &Rotary, head_width: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
+    let half = head_width / 2;
+    let frequencies: Vec<f64> = (0..half)
+        .map(|index| {
+            let frequency = rotary.theta.powf(-(2.0 * index as f64) / head_width as f64);
+            let Some(stretch) = rotary.stretch else { return frequency };
+            let wave = 2.0 * std::f64::consts::PI / frequency;
+            let turns = stretch.original_context / wave;
+            let span = stretch.high_frequency_factor - stretch.low_frequency_factor;
+            let kept = ((turns - stretch.low_frequency_factor) / span).clamp(0.0, 1.0);
+            frequency * (kept + (1.0 - kept) / stretch.factor)
+        })
+        .collect();
+    let angle = |index: usize| (index / half) as f64 * frequencies[index % half];
+    let cosines = (0..positions * half).map(|index| angle(index).cos() as f32).collect();
+    let sines = (0..positions * half).map(|index| angle(index).sin() as f32).collect();
+    (cosines, sines)
+}

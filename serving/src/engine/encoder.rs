@@ -1,0 +1,271 @@
+//! BERT encoders on the CPU: token ids to one vector per text.
+//!
+//! Texts of any lengths are laid end to end, without padding. A large batch is cut into groups of texts, one
+//! thread each, that never wait for one another; a small one is computed by all threads together. Either way
+//! each text's vector has the same bits as if it were alone.
+//!
+//! Not here: tokenizing, and limits on length (see `LoadedEngine`).
+
+use std::sync::Mutex;
+
+use super::EngineError;
+use super::config::{EncoderShape, Pooling};
+use super::kernels::attention::{HeadPlace, attend_all};
+use super::kernels::matmul::{Activation, Target, copy_row, matmul};
+use super::kernels::pool::Parts;
+use super::kernels::{Isa, Pool, elementwise};
+use super::parameters::{Dense, Vector};
+use crate::weights::{Weights, WeightsError};
+
+/// Tokens of a group: enough that transposing weights is 2 percent of the work, few enough that a group's
+/// activations (4 MB for 256 tokens of MiniLM) stay in a core's share of the last-level cache.
+const GROUP_TOKENS: usize = 256;
+/// Below this many tokens for each thread, threads share each product instead of dividing the texts.
+const GROUP_TOKENS_MIN: usize = 96;
+
+/// A BERT encoder over its weights.
+#[derive(Debug)]
+pub struct Encoder {
+    shape: EncoderShape,
+    words: Dense,
+    positions: Dense,
+    types: Dense,
+    norm: Norm,
+    layers: Vec<Layer>,
+    isa: Isa,
+    pool: Pool,
+    alone: Pool,
+    /// Buffers of finished groups, for the next ones: fresh pages cost more than the small layers.
+    buffers: Mutex<Vec<Buffers>>,
+}
+
+#[derive(Debug)]
+struct Norm {
+    scale: Vector,
+    shift: Vector,
+}
+
+#[derive(Debug)]
+struct Layer {
+    query: Dense,
+    key: Dense,
+    value: Dense,
+    output: Dense,
+    attention_norm: Norm,
+    expand: Dense,
+    contract: Dense,
+    norm: Norm,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    states: Vec<f32>,
+    heads: Vec<f32>,
+    mixed: Vec<f32>,
+    inner: Vec<f32>,
+}
+
+impl Norm {
+    fn open(weights: &Weights, prefix: &str, width: usize) -> Result<Self, WeightsError> {
+        let scale = Vector::open(weights, &format!("{prefix}.weight"), width)?;
+        let shift = Vector::open(weights, &format!("{prefix}.bias"), width)?;
+        Ok(Self { scale, shift })
+    }
+
+    fn apply(&self, isa: Isa, rows: &mut [f32], residual: &[f32], epsilon: f32) -> Result<(), WeightsError> {
+        elementwise::layer_norm(isa, rows, residual, self.scale.get()?, self.shift.get()?, epsilon);
+        Ok(())
+    }
+}
+
+impl Encoder {
+    /// Find the tensors; none is waited for.
+    pub fn open(shape: &EncoderShape, weights: &Weights, threads: usize) -> Result<Self, EngineError> {
+        let (hidden, inner) = (shape.hidden, shape.intermediate);
+        // Checkpoints with a task head carry the encoder under `bert.`.
+        let is_bare = weights.contains("embeddings.word_embeddings.weight");
+        let root = if is_bare { "" } else { "bert." };
+        let table = |name: &str, rows: usize| {
+            Dense::open(weights, &format!("{root}embeddings.{name}_embeddings"), rows, hidden)
+        };
+        let mut layers = Vec::with_capacity(shape.layers);
+        for index in 0..shape.layers {
+            let at = format!("{root}encoder.layer.{index}");
+            let dense = |name: &str, outputs: usize, inputs: usize| {
+                Dense::open_biased(weights, &format!("{at}.{name}"), outputs, inputs)
+            };
+            layers.push(Layer {
+                query: dense("attention.self.query", hidden, hidden)?,
+                key: dense("attention.self.key", hidden, hidden)?,
+                value: dense("attention.self.value", hidden, hidden)?,
+                output: dense("attention.output.dense", hidden, hidden)?,
+                attention_norm: Norm::open(weights, &format!("{at}.attention.output.LayerNorm"), hidden)?,
+                expand: dense("intermediate.dense", inner, hidden)?,
+                contract: dense("output.dense", hidden, inner)?,
+                norm: Norm::open(weights, &format!("{at}.output.LayerNorm"), hidden)?,
+            });
+        }
+        Ok(Self {
+            shape: shape.clone(),
+            words: table("word", shape.vocabulary)?,
+            positions: table("position", shape.positions)?,
+            types: table("token_type", shape.token_types)?,
+            norm: Norm::open(weights, &format!("{root}embeddings.LayerNorm"), hidden)?,
+            layers,
+            isa: Isa::best(),
+            pool: Pool::new(threads),
+            alone: Pool::new(1),
+            buffers: Mutex::default(),
+        })
+    }
+
+    /// One vector per text, in order. Every text has 1 to `positions` tokens below the vocabulary.
+    pub fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let hidden = self.shape.hidden;
+        let mut vectors = vec![0.0; texts.len() * hidden];
+        let groups = self.group(texts);
+        let failure = Mutex::new(None);
+        let parts = Parts::new(&mut vectors);
+        self.pool.enter(|| {
+            let inner = if groups.len() > 1 { &self.alone } else { &self.pool };
+            self.pool.each(groups.len(), |index| {
+                let group = groups[index].clone();
+                // SAFETY: groups are disjoint ranges of texts, so these are disjoint ranges of vectors.
+                let part = unsafe { parts.part(group.start * hidden..group.end * hidden) };
+                if let Err(error) = self.embed_group(&texts[group], inner, part) {
+                    *failure.lock().expect("no task panics while it holds this") = Some(error);
+                }
+            });
+        });
+        if let Some(error) = failure.into_inner().expect("no task panics while it holds this") {
+            return Err(error.into());
+        }
+        Ok(vectors.chunks_exact(hidden).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Consecutive texts of about equal work; one group when there is too little for every thread.
+    fn group(&self, texts: &[Vec<u32>]) -> Vec<std::ops::Range<usize>> {
+        let total: usize = texts.iter().map(Vec::len).sum();
+        let threads = self.pool.count();
+        if texts.is_empty() || threads == 1 && total <= GROUP_TOKENS || total < threads * GROUP_TOKENS_MIN {
+            return if texts.is_empty() { Vec::new() } else { vec![0..texts.len()] };
+        }
+        let rounds = total.div_ceil(threads * GROUP_TOKENS);
+        let wanted = total.div_ceil(threads * rounds);
+        let mut groups = Vec::new();
+        let (mut start, mut tokens) = (0, 0);
+        for (index, text) in texts.iter().enumerate() {
+            tokens += text.len();
+            if tokens >= wanted || index + 1 == texts.len() {
+                groups.push(start..index + 1);
+                (start, tokens) = (index + 1, 0);
+            }
+        }
+        groups
+    }
+
+    fn embed_group(&self, texts: &[Vec<u32>], pool: &Pool, vectors: &mut [f32]) -> Result<(), WeightsError> {
+        let taken = self.buffers.lock().expect("no task panics while it holds this").pop();
+        let mut buffers = taken.unwrap_or_default();
+        let tokens: usize = texts.iter().map(Vec::len).sum();
+        buffers.resize(tokens, &self.shape);
+        self.embed_tokens(texts, &mut buffers)?;
+        for layer in &self.layers {
+            self.run_layer(layer, texts, pool, &mut buffers)?;
+        }
+        let hidden = self.shape.hidden;
+        let mut first = 0;
+        for (text, vector) in texts.iter().zip(vectors.chunks_exact_mut(hidden)) {
+            let rows = &buffers.states[first * hidden..(first + text.len()) * hidden];
+            match self.shape.pooling {
+                Pooling::Mean => elementwise::mean_rows(self.isa, rows, vector),
+                Pooling::First => vector.copy_from_slice(&rows[..hidden]),
+            }
+            if self.shape.normalize {
+                elementwise::normalize(self.isa, vector);
+            }
+            first += text.len();
+        }
+        self.buffers.lock().expect("no task panics while it holds this").push(buffers);
+        Ok(())
+    }
+
+    fn embed_tokens(&self, texts: &[Vec<u32>], buffers: &mut Buffers) -> Result<(), WeightsError> {
+        let (words, positions) = (self.words.matrix()?, self.positions.matrix()?);
+        let hidden = self.shape.hidden;
+        let mut kind = vec![0.0; hidden];
+        copy_row(&self.types.matrix()?, 0, &mut kind);
+        let mut place = vec![0.0; hidden];
+        let mut rows = buffers.states.chunks_exact_mut(hidden);
+        for text in texts {
+            for ((position, token), row) in text.iter().enumerate().zip(&mut rows) {
+                copy_row(&words, *token as usize, row);
+                copy_row(&positions, position, &mut place);
+                elementwise::add(self.isa, row, &kind);
+                elementwise::add(self.isa, row, &place);
+            }
+        }
+        self.norm.apply(self.isa, &mut buffers.states, &[], self.shape.norm_epsilon)
+    }
+
+    fn run_layer(
+        &self,
+        layer: &Layer,
+        texts: &[Vec<u32>],
+        pool: &Pool,
+        buffers: &mut Buffers,
+    ) -> Result<(), WeightsError> {
+        let (isa, hidden, epsilon) = (self.isa, self.shape.hidden, self.shape.norm_epsilon);
+        let Buffers { states, heads, mixed, inner } = buffers;
+        let tokens = states.len() / hidden;
+        let dense = |dense: &Dense, input: &[f32], activation, values: &mut [f32], stride, offset| {
+            let target = Target { values, stride, offset };
+            matmul(isa, pool, input, tokens, &dense.matrix()?, dense.bias()?, activation, target);
+            Ok::<(), WeightsError>(())
+        };
+        for (index, part) in [&layer.query, &layer.key, &layer.value].into_iter().enumerate() {
+            dense(part, states, Activation::None, heads, 3 * hidden, index * hidden)?;
+        }
+        self.attend(texts, heads, mixed, pool);
+        // The heads' activations are done with; their buffer takes the projection.
+        let projected = &mut heads[..tokens * hidden];
+        dense(&layer.output, mixed, Activation::None, projected, hidden, 0)?;
+        layer.attention_norm.apply(isa, projected, states, epsilon)?;
+        dense(&layer.expand, projected, Activation::Gelu, inner, self.shape.intermediate, 0)?;
+        dense(&layer.contract, inner, Activation::None, states, hidden, 0)?;
+        layer.norm.apply(isa, states, projected, epsilon)
+    }
+
+    /// Attention of every head over every text.
+    fn attend(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &Pool) {
+        let (hidden, count) = (self.shape.hidden, self.shape.heads);
+        let width = hidden / count;
+        let mut starts = Vec::with_capacity(texts.len());
+        let mut first = 0;
+        for text in texts {
+            starts.push(first);
+            first += text.len();
+        }
+        let mixed = Parts::new(mixed);
+        pool.each(texts.len() * count, |task| {
+            let (text, head) = (task / count, task % count);
+            let rows = &heads[starts[text] * 3 * hidden..(starts[text] + texts[text].len()) * 3 * hidden];
+            let query = head * width;
+            let place = HeadPlace { stride: 3 * hidden, query, key: hidden + query, value: 2 * hidden + query, width };
+            attend_all(self.isa, rows, place, |position, result| {
+                let at = (starts[text] + position) * hidden + query;
+                // SAFETY: this head's columns of this text's rows belong to this task alone.
+                unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
+            });
+        });
+    }
+}
+
+impl Buffers {
+    fn resize(&mut self, tokens: usize, shape: &EncoderShape) {
+        self.states.resize(tokens * shape.hidden, 0.0);
+        self.heads.resize(tokens * 3 * shape.hidden, 0.0);
+        self.mixed.resize(tokens * shape.hidden, 0.0);
+        self.inner.resize(tokens * shape.intermediate, 0.0);
+    }
+}

@@ -1,0 +1,281 @@
+//! What belongs to a model but is text: tokenizer, chat template, end tokens, limits. Shared between the HTTP
+//! side, which needs it before a request is queued, and the batcher, which turns tokens back into text.
+//!
+//! Not here: the mathematics. What may surprise: inputs are never truncated, even where the tokenizer file asks
+//! for it; too long an input is an error that says so.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use tokenizers::Tokenizer;
+
+use super::chat::{ChatMessage, ChatTemplate};
+use super::config::{self, ModelConfig, Shape};
+use super::{EngineError, Operation};
+use crate::weights::{ModelFiles, WeightsError};
+
+/// The text side of a model.
+#[derive(Debug)]
+pub struct Front {
+    operation: Operation,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    end_tokens: Vec<u32>,
+    context_tokens_max: usize,
+    vocabulary: usize,
+    dimensions: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct RawTokenizerConfig {
+    chat_template: Option<RawTemplate>,
+    bos_token: Option<RawToken>,
+    eos_token: Option<RawToken>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawTemplate {
+    One(String),
+    Named(Vec<RawNamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct RawNamedTemplate {
+    name: String,
+    template: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawToken {
+    Text(String),
+    Full { content: String },
+}
+
+impl RawToken {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Full { content: text } => text,
+        }
+    }
+}
+
+impl Front {
+    /// Read tokenizer and template, waiting for those files alone.
+    pub fn read(
+        files: &ModelFiles,
+        config: &ModelConfig,
+        context_tokens_max: Option<usize>,
+    ) -> Result<Self, EngineError> {
+        let path = "tokenizer.json";
+        if !files.contains(path) {
+            return Err(WeightsError::FileMissing { path: path.to_owned() }.into());
+        }
+        let mut tokenizer = Tokenizer::from_bytes(files.read(path)?).map_err(|error| {
+            EngineError::ConfigInvalid { path: path.to_owned(), reason: error.to_string() }
+        })?;
+        untruncated(&mut tokenizer);
+        let known = tokenizer.get_vocab_size(true);
+        if known > config.vocabulary {
+            return Err(EngineError::ConfigInvalid {
+                path: path.to_owned(),
+                reason: format!("{known} tokens, but the model knows {}", config.vocabulary),
+            });
+        }
+        let (operation, dimensions) = match &config.shape {
+            Shape::Encoder(shape) => (Operation::Embed, Some(shape.hidden)),
+            Shape::Decoder(_) => (Operation::Generate, None),
+        };
+        let template = read_template(files)?;
+        let limit = context_tokens_max.unwrap_or(usize::MAX);
+        Ok(Self {
+            operation,
+            tokenizer,
+            template,
+            end_tokens: config.end_tokens.clone(),
+            context_tokens_max: config.context_tokens_max.min(limit),
+            vocabulary: config.vocabulary,
+            dimensions,
+        })
+    }
+
+    /// A generating front whose 256 tokens are bytes, and token 256 the end; for tests and the simulated engine.
+    pub fn bytes(context_tokens_max: usize) -> Self {
+        let tokenizer = byte_tokenizer(&["<|end|>"]);
+        Self {
+            operation: Operation::Generate,
+            tokenizer,
+            template: Some(ChatTemplate::plain()),
+            end_tokens: vec![256],
+            context_tokens_max,
+            vocabulary: 257,
+            dimensions: None,
+        }
+    }
+
+    /// The same bytes, for an embedding model of this many dimensions.
+    pub fn bytes_embedding(context_tokens_max: usize, dimensions: usize) -> Self {
+        Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
+    }
+
+    /// What the model can be asked for.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// Most tokens of an input and its output together.
+    pub fn context_tokens_max(&self) -> usize {
+        self.context_tokens_max
+    }
+
+    /// Tokens the model knows: the width of a row of logits.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Length of an embedding; none for a decoder.
+    pub fn dimensions(&self) -> Option<usize> {
+        self.dimensions
+    }
+
+    /// Whether chat messages can be rendered.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Whether this token ends a generation.
+    pub fn is_end(&self, token: u32) -> bool {
+        self.end_tokens.contains(&token)
+    }
+
+    /// Text to tokens. `special` adds what the tokenizer puts around an input (`[CLS]`, a begin token).
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, special)
+            .map_err(|error| EngineError::Tokenize { reason: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text to tokens, refusing what is longer than the context.
+    pub fn encode_checked(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
+        let tokens = self.encode(text, special)?;
+        self.check(tokens.len())?;
+        Ok(tokens)
+    }
+
+    /// Chat messages to the tokens of a prompt, refusing what leaves no room for an answer.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
+        let template = self.template.as_ref().ok_or_else(|| EngineError::ChatTemplate {
+            reason: "the model has no chat template; use /v1/completions".to_owned(),
+        })?;
+        let tokens = self.encode(&template.render(messages)?, false)?;
+        self.check(tokens.len() + 1)?;
+        Ok(tokens)
+    }
+
+    /// Tokens to text, special tokens left out; what is not UTF-8 becomes replacement characters.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        // The only failure is a decoder that refuses its own tokens; no text is the honest rendering of that.
+        self.tokenizer.decode(tokens, true).unwrap_or_default()
+    }
+
+    fn check(&self, tokens: usize) -> Result<(), EngineError> {
+        if tokens <= self.context_tokens_max {
+            return Ok(());
+        }
+        Err(EngineError::ContextExceeded { tokens, context_tokens_max: self.context_tokens_max })
+    }
+}
+
+fn untruncated(tokenizer: &mut Tokenizer) {
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).expect("removing a truncation has no parameter to be wrong");
+}
+
+fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError> {
+    let path = "tokenizer_config.json";
+    if !files.contains(path) {
+        return Ok(None);
+    }
+    let raw: RawTokenizerConfig = config::json(files, path)?;
+    let inline = match raw.chat_template {
+        Some(RawTemplate::One(template)) => Some(template),
+        Some(RawTemplate::Named(templates)) => {
+            templates.into_iter().find(|named| named.name == "default").map(|named| named.template)
+        }
+        None => None,
+    };
+    let source = match inline {
+        Some(source) => source,
+        None if files.contains("chat_template.jinja") => {
+            String::from_utf8_lossy(files.read("chat_template.jinja")?).into_owned()
+        }
+        None => return Ok(None),
+    };
+    let text = |token: Option<RawToken>| token.map(RawToken::into_text).unwrap_or_default();
+    ChatTemplate::new(source, text(raw.bos_token), text(raw.eos_token)).map(Some)
+}
+
+/// A Hugging Face tokenizer whose first 256 tokens are the bytes and whose next are these special tokens.
+pub fn byte_tokenizer(special: &[&str]) -> Tokenizer {
+    let json = byte_tokenizer_json(special);
+    Tokenizer::from_bytes(json.to_string()).expect("the literal is a valid tokenizer")
+}
+
+/// The `tokenizer.json` of [`byte_tokenizer`].
+pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
+    let vocabulary: BTreeMap<String, u32> = (0_u32..256).map(|byte| (byte_name(byte as u8).into(), byte)).collect();
+    let added: Vec<serde_json::Value> = special
+        .iter()
+        .enumerate()
+        .map(|(index, content)| {
+            serde_json::json!({ "id": 256 + index, "content": content, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true })
+        })
+        .collect();
+    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+        "use_regex": false });
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary,
+            "merges": [] }
+    })
+}
+
+/// The printable character by which byte-level tokenizers write a byte (GPT-2's table): itself where it is
+/// printable Latin-1, else the next free one from U+0100 on.
+fn byte_name(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let index = (0..byte).filter(|earlier| !printable(*earlier)).count() as u32;
+    char::from_u32(0x100 + index).expect("68 code points above U+0100 are characters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_round_trip_and_have_their_own_ids() {
+        let front = Front::bytes(100);
+        let text = "a é\n\u{0}~";
+        let tokens = front.encode(text, true).expect("bytes");
+        assert_eq!(tokens, text.bytes().map(u32::from).collect::<Vec<_>>());
+        assert_eq!(front.decode(&tokens), text);
+        assert_eq!(front.encode("<|end|>", false).expect("special"), [256]);
+        assert_eq!(front.decode(&[104, 105, 256]), "hi");
+    }
+
+    #[test]
+    fn too_long_an_input_is_an_error_that_says_how_long() {
+        let error = Front::bytes(4).encode_checked("12345", true).expect_err("five tokens");
+        assert_eq!(error.code(), "context-exceeded");
+        assert_eq!(error.to_string(), "5 tokens exceed the model's context of 4");
+    }
+}

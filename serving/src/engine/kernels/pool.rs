@@ -1,0 +1,132 @@
+//! The threads that compute.
+//!
+//! Work is a count of independent tasks; who does which never changes a result (see the module above).
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A fixed set of threads.
+#[derive(Debug)]
+pub struct Pool {
+    /// None when one thread is all: then work is done by the caller.
+    threads: Option<rayon::ThreadPool>,
+    count: usize,
+}
+
+impl Pool {
+    /// A pool of this many threads, at least one.
+    pub fn new(count: usize) -> Self {
+        let count = count.max(1);
+        let build = || {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(count)
+                .thread_name(|index| format!("engine-{index}"))
+                .build()
+        };
+        // A process that may not start threads still computes, on the caller's.
+        let threads = if count == 1 { None } else { build().ok() };
+        let count = if threads.is_some() { count } else { 1 };
+        Self { threads, count }
+    }
+
+    /// How many threads.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Run `work` on a thread of the pool, so that the `each` calls inside it start without a hand-over.
+    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.threads {
+            Some(threads) => threads.install(work),
+            None => work(),
+        }
+    }
+
+    /// Do `task(0)` to `task(tasks - 1)`, on all threads, and return when all are done.
+    pub fn each(&self, tasks: usize, task: impl Fn(usize) + Send + Sync) {
+        let helpers = self.count.min(tasks).saturating_sub(1);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= tasks {
+                    return;
+                }
+                task(index);
+            }
+        };
+        let Some(threads) = self.threads.as_ref().filter(|_| helpers > 0) else {
+            return work();
+        };
+        threads.in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    }
+}
+
+/// A slice that several tasks write, each its own part.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    first: *mut f32,
+    length: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: f32 may be written from any thread; that tasks keep to their own parts is promised by each caller of
+// the unsafe methods.
+unsafe impl Send for Parts<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Parts<'_> {}
+
+impl<'a> Parts<'a> {
+    /// Divide this slice.
+    pub fn new(whole: &'a mut [f32]) -> Self {
+        Self { first: whole.as_mut_ptr(), length: whole.len(), life: PhantomData }
+    }
+
+    /// One part.
+    ///
+    /// # Safety
+    /// No two parts that are alive at the same time may overlap.
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.length, "the part lies in the whole");
+        // SAFETY: inside the whole by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
+    }
+
+    /// The address of an element, for strided writes that are no slice.
+    pub(super) fn address(&self, index: usize) -> *mut f32 {
+        assert!(index < self.length, "the element lies in the whole");
+        // SAFETY: inside the allocation by the assertion.
+        unsafe { self.first.add(index) }
+    }
+
+    /// Elements in all.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_task_is_done_once_on_any_number_of_threads() {
+        for count in [0, 1, 2, 5] {
+            let pool = Pool::new(count);
+            for tasks in [0, 1, 2, 100] {
+                let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.enter(|| pool.each(tasks, |index| {
+                    done[index].fetch_add(1, Ordering::Relaxed);
+                }));
+                assert!(done.iter().all(|times| times.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Engines: the mathematics of a model, from token ids to vectors or logits.
+//!
+//! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what each
+//! step computes. What belongs to the model but is text (tokenizer, chat template, special tokens) is in
+//! [`Front`], shared with the HTTP side.
+//!
+//! What may surprise: on the CPU every result is bit-identical whatever else is in the batch, however a prompt
+//! is cut into steps, and however many threads run: each number is one fixed chain of fused multiply-adds
+//! (see [`kernels`]).
+
+pub mod chat;
+pub mod config;
+pub mod decoder;
+pub mod encoder;
+pub mod front;
+pub mod kernels;
+mod parameters;
+pub mod sampler;
+pub mod simulated;
+pub mod text;
+
+use std::sync::Arc;
+
+pub use front::Front;
+
+use crate::weights::{ModelFiles, WeightsError};
+
+/// What goes wrong in an engine, with a stable code for people.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model's files are missing, damaged or late.
+    #[error("read model weights")]
+    Weights(#[from] WeightsError),
+    /// `config.json` names an architecture that is not built in.
+    #[error("{name} is not known; known: {known}")]
+    ArchitectureUnknown {
+        /// What the configuration names.
+        name: String,
+        /// What is built in, comma-separated.
+        known: String,
+    },
+    /// A configuration file is not what its format says.
+    #[error("model file `{path}` is invalid: {reason}")]
+    ConfigInvalid {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The architecture is known, but this checkpoint uses a part of it that is not built.
+    #[error("model uses {feature}, which this engine does not support")]
+    FeatureUnsupported {
+        /// The unsupported part.
+        feature: String,
+    },
+    /// The tokenizer failed on an input.
+    #[error("tokenize: {reason}")]
+    Tokenize {
+        /// What the tokenizer says.
+        reason: String,
+    },
+    /// The chat template is absent or refuses these messages.
+    #[error("render chat template: {reason}")]
+    ChatTemplate {
+        /// What is wrong.
+        reason: String,
+    },
+    /// An input, or input plus requested output, is longer than the model's context.
+    #[error("{tokens} tokens exceed the model's context of {context_tokens_max}")]
+    ContextExceeded {
+        /// Tokens asked for.
+        tokens: usize,
+        /// What the model takes.
+        context_tokens_max: usize,
+    },
+    /// An encoder was asked to generate, or a decoder to embed.
+    #[error("this model does not {operation}")]
+    OperationUnsupported {
+        /// `embed` or `generate`.
+        operation: &'static str,
+    },
+    /// The device (GPU) failed.
+    #[error("device: {reason}")]
+    Device {
+        /// What it says.
+        reason: String,
+    },
+}
+
+impl EngineError {
+    /// The stable code that `quorate explain` knows.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Weights(error) => error.code(),
+            Self::ArchitectureUnknown { .. } => "model-architecture-unknown",
+            Self::ConfigInvalid { .. } => "model-config-invalid",
+            Self::FeatureUnsupported { .. } => "model-feature-unsupported",
+            Self::Tokenize { .. } => "tokenize-failed",
+            Self::ChatTemplate { .. } => "chat-template-failed",
+            Self::ContextExceeded { .. } => "context-exceeded",
+            Self::OperationUnsupported { .. } => "operation-unsupported",
+            Self::Device { .. } => "device-failed",
+        }
+    }
+}
+
+/// What a model can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Text to vector.
+    Embed,
+    /// Text to more text.
+    Generate,
+}
+
+/// One open sequence of a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub u64);
+
+/// A run of new tokens for one sequence in a step: a piece of its prompt, or the token just sampled.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// Which sequence they extend.
+    pub sequence: SequenceId,
+    /// The tokens, at the positions that follow what the sequence already holds. Not empty.
+    pub tokens: &'a [u32],
+    /// Whether the logits after the last of them are wanted.
+    pub logits: bool,
+}
+
+/// How full a decoder's cache is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capacity {
+    /// Positions the cache can hold over all sequences.
+    pub tokens_total: usize,
+    /// Positions reserved by open sequences.
+    pub tokens_reserved: usize,
+}
+
+/// The mathematics of one loaded model. Two implementations: [`LoadedEngine`] and [`simulated::Simulated`].
+pub trait Engine: Send {
+    /// What belongs to the model but is text.
+    fn front(&self) -> &Arc<Front>;
+
+    /// One vector per token sequence, in order. Encoders only.
+    fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
+
+    /// How full the cache is; zeros for an encoder.
+    fn capacity(&self) -> Capacity;
+
+    /// Reserve room for a sequence of up to `tokens_max` positions; `None` when the cache has no room now.
+    fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError>;
+
+    /// Compute one step over many sequences at once. Returns one row of logits (vocabulary wide) per run that
+    /// wanted them, in the order of the runs. No sequence may appear twice.
+    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+
+    /// Forget a sequence and free its room.
+    fn close(&mut self, sequence: SequenceId);
+}
+
+/// How an engine is set up.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Threads that compute, at least 1.
+    pub threads: usize,
+    /// Most bytes for the decoder's cache of keys and values.
+    pub cache_bytes_max: usize,
+    /// Largest context served, if smaller than the model's own.
+    pub context_tokens_max: Option<usize>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+}
+
+/// Where an engine computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// Our own kernels, weights used in place.
+    Cpu,
+    /// CUDA device of this ordinal; needs the `cuda` feature.
+    Cuda(usize),
+}
+
+impl Default for EngineOptions {
+    /// As many threads as this process may use, a quarter of a GiB of cache, on the CPU.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { threads, cache_bytes_max: 256 * 1024 * 1024, context_tokens_max: None, device: DeviceChoice::Cpu }
+    }
+}
+
+/// A real model: an encoder or a decoder over its weights.
+pub struct LoadedEngine {
+    front: Arc<Front>,
+    model: Model,
+}
+
+enum Model {
+    Encoder(encoder::Encoder),
+    Decoder(decoder::Decoder),
+}
+
+impl LoadedEngine {
+    /// Read configuration, tokenizer and tensor headers, waiting for those files alone. On the CPU the weights
+    /// themselves are waited for by the first computation, layer by layer.
+    pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
+        let config = config::ModelConfig::read(files)?;
+        let front = Arc::new(Front::read(files, &config, options.context_tokens_max)?);
+        let weights = crate::weights::Weights::open(Arc::clone(files))?;
+        let model = match (&config.shape, options.device) {
+            (config::Shape::Encoder(shape), DeviceChoice::Cpu) => {
+                Model::Encoder(encoder::Encoder::open(shape, &weights, options.threads)?)
+            }
+            (config::Shape::Decoder(shape), DeviceChoice::Cpu) => {
+                let context = front.context_tokens_max();
+                Model::Decoder(decoder::Decoder::open(shape, &weights, options, context)?)
+            }
+            (_, DeviceChoice::Cuda(_)) => {
+                return Err(EngineError::Device { reason: "built without the `cuda` feature".to_owned() });
+            }
+        };
+        Ok(Self { front, model })
+    }
+}
+
+impl Engine for LoadedEngine {
+    fn front(&self) -> &Arc<Front> {
+        &self.front
+    }
+
+    fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let limit = self.front.context_tokens_max();
+        if let Some(long) = sequences.iter().find(|tokens| tokens.len() > limit) {
+            return Err(EngineError::ContextExceeded { tokens: long.len(), context_tokens_max: limit });
+        }
+        match &mut self.model {
+            Model::Encoder(encoder) => encoder.embed(sequences),
+            Model::Decoder(_) => {
+                Err(EngineError::OperationUnsupported { operation: "embed" })
+            }
+        }
+    }
+
+    fn capacity(&self) -> Capacity {
+        match &self.model {
+            Model::Decoder(decoder) => decoder.capacity(),
+            Model::Encoder(_) => Capacity::default(),
+        }
+    }
+
+    fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
+        let limit = self.front.context_tokens_max();
+        if tokens_max > limit {
+            return Err(EngineError::ContextExceeded { tokens: tokens_max, context_tokens_max: limit });
+        }
+        match &mut self.model {
+            Model::Decoder(decoder) => Ok(decoder.open_sequence(tokens_max)),
+            Model::Encoder(_) => {
+                Err(EngineError::OperationUnsupported { operation: "generate" })
+            }
+        }
+    }
+
+    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        match &mut self.model {
+            Model::Decoder(decoder) => decoder.step(runs),
+            Model::Encoder(_) => {
+                Err(EngineError::OperationUnsupported { operation: "generate" })
+            }
+        }
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        match &mut self.model {
+            Model::Decoder(decoder) => decoder.close_sequence(sequence),
+            Model::Encoder(_) => {}
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Named parameters of a model, as layers hold them: matrices in place, vectors as f32, each waited for when it
+//! is first used.
+
+use std::sync::OnceLock;
+
+use super::kernels::matmul::Matrix;
+use crate::weights::{TensorView, Weights, WeightsError};
+
+/// A matrix with an optional bias, used in place.
+#[derive(Debug)]
+pub(super) struct Dense {
+    weight: TensorView,
+    bias: Option<Vector>,
+}
+
+/// A small vector, copied and converted once.
+#[derive(Debug)]
+pub(super) struct Vector {
+    view: TensorView,
+    values: OnceLock<Vec<f32>>,
+}
+
+impl Dense {
+    /// `{prefix}.weight` alone.
+    pub(super) fn open(
+        weights: &Weights,
+        prefix: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Self, WeightsError> {
+        let weight = weights.tensor(&format!("{prefix}.weight"), &[outputs, inputs])?;
+        Ok(Self { weight, bias: None })
+    }
+
+    /// `{prefix}.weight` and `{prefix}.bias`.
+    pub(super) fn open_biased(
+        weights: &Weights,
+        prefix: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Self, WeightsError> {
+        let bias = Vector::open(weights, &format!("{prefix}.bias"), outputs)?;
+        Ok(Self { bias: Some(bias), ..Self::open(weights, prefix, outputs, inputs)? })
+    }
+
+    /// The matrix, once it is there.
+    pub(super) fn matrix(&self) -> Result<Matrix<'_>, WeightsError> {
+        let [outputs, inputs] = *self.weight.shape() else { unreachable!("opened with two dimensions") };
+        Ok(Matrix { bytes: self.weight.bytes()?, element: self.weight.element(), outputs, inputs })
+    }
+
+    /// The bias, once it is there.
+    pub(super) fn bias(&self) -> Result<Option<&[f32]>, WeightsError> {
+        self.bias.as_ref().map(Vector::get).transpose()
+    }
+}
+
+impl Vector {
+    /// The vector of this name and length.
+    pub(super) fn open(weights: &Weights, name: &str, length: usize) -> Result<Self, WeightsError> {
+        Ok(Self { view: weights.tensor(name, &[length])?, values: OnceLock::new() })
+    }
+
+    /// Its values, once they are there.
+    pub(super) fn get(&self) -> Result<&[f32], WeightsError> {
+        if let Some(values) = self.values.get() {
+            return Ok(values);
+        }
+        let values = self.view.to_f32()?;
+        Ok(self.values.get_or_init(|| values))
+    }
+}

@@ -1,0 +1,128 @@
+//! An engine without a model, for tests of everything around engines.
+//!
+//! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both are
+//! functions of their input alone, so tests can say what comes back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Capacity, Engine, EngineError, Front, Operation, Run, SequenceId};
+
+/// The simulated engine.
+#[derive(Debug)]
+pub struct Simulated {
+    front: Arc<Front>,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    next: u64,
+    tokens_total: usize,
+    step_time: Duration,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    tokens: Vec<u32>,
+    prompt: usize,
+    reserved: usize,
+}
+
+impl Simulated {
+    /// Generates: answers with the last line of the prompt that is not empty, then its end token.
+    pub fn decoder(context_tokens_max: usize, tokens_total: usize) -> Self {
+        Self::new(Front::bytes(context_tokens_max), tokens_total)
+    }
+
+    /// Embeds: the shares of each byte value modulo `dimensions`, scaled to length 1.
+    pub fn encoder(context_tokens_max: usize, dimensions: usize) -> Self {
+        Self::new(Front::bytes_embedding(context_tokens_max, dimensions), 0)
+    }
+
+    /// Each step takes at least this long, so that a test can act while a generation runs.
+    pub fn with_step_time(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
+        self
+    }
+
+    fn new(front: Front, tokens_total: usize) -> Self {
+        let front = Arc::new(front);
+        Self { front, sequences: BTreeMap::new(), next: 0, tokens_total, step_time: Duration::ZERO }
+    }
+
+    fn reserved(&self) -> usize {
+        self.sequences.values().map(|sequence| sequence.reserved).sum()
+    }
+}
+
+impl Engine for Simulated {
+    fn front(&self) -> &Arc<Front> {
+        &self.front
+    }
+
+    fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let Some(dimensions) = self.front.dimensions() else {
+            return Err(EngineError::OperationUnsupported { operation: "embed" });
+        };
+        std::thread::sleep(self.step_time);
+        let embed = |tokens: &Vec<u32>| {
+            let mut vector = vec![0.0_f32; dimensions];
+            for token in tokens {
+                vector[*token as usize % dimensions] += 1.0;
+            }
+            let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+            vector.iter().map(|x| x / length).collect()
+        };
+        Ok(sequences.iter().map(embed).collect())
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity { tokens_total: self.tokens_total, tokens_reserved: self.reserved() }
+    }
+
+    fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
+        if self.front.operation() != Operation::Generate {
+            return Err(EngineError::OperationUnsupported { operation: "generate" });
+        }
+        if self.reserved() + tokens_max > self.tokens_total {
+            return Ok(None);
+        }
+        self.next += 1;
+        let id = SequenceId(self.next);
+        self.sequences.insert(id, Sequence { tokens: Vec::new(), prompt: 0, reserved: tokens_max });
+        Ok(Some(id))
+    }
+
+    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        std::thread::sleep(self.step_time);
+        let mut rows = Vec::new();
+        for run in runs {
+            let sequence = self.sequences.get_mut(&run.sequence).expect("the sequence is open");
+            sequence.tokens.extend_from_slice(run.tokens);
+            assert!(sequence.tokens.len() <= sequence.reserved, "within what was reserved");
+            if run.logits {
+                if sequence.prompt == 0 {
+                    sequence.prompt = sequence.tokens.len();
+                }
+                let mut row = vec![0.0; self.front.vocabulary()];
+                row[sequence.next_token() as usize] = 20.0;
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+    }
+}
+
+impl Sequence {
+    fn next_token(&self) -> u32 {
+        let newline = u32::from(b'\n');
+        let prompt = &self.tokens[..self.prompt];
+        let mut lines = prompt.split(|token| *token == newline).filter(|line| !line.is_empty());
+        let echo = lines.next_back().unwrap_or_default();
+        // The plain chat template ends with "assistant: "; the message is the line before it.
+        let echo = if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
+        echo.get(self.tokens.len() - self.prompt).copied().unwrap_or(256)
+    }
+}

@@ -1,0 +1,164 @@
+//! From tokens to text that may be sent: whole characters only, and never past a stop string.
+//!
+//! What may surprise: text can lag behind tokens. A token may end inside a UTF-8 character, and text that could
+//! be the beginning of a stop string is held back until it is known not to be one.
+
+use super::Front;
+
+/// Most tokens that may end without completing a character. UTF-8 needs four bytes, byte tokens one each; a
+/// few more allow for decoders that look at neighbours. After that, what is there is text.
+const INCOMPLETE_TOKENS_MAX: usize = 8;
+
+/// Turns tokens into text, one at a time.
+#[derive(Debug, Default)]
+pub struct Detokenizer {
+    /// Recent tokens; `tokens[..sent]` have been turned into text and give the decoder its context.
+    tokens: Vec<u32>,
+    sent: usize,
+}
+
+impl Detokenizer {
+    /// The text that this token completes, perhaps empty.
+    pub fn push(&mut self, front: &Front, token: u32) -> String {
+        self.tokens.push(token);
+        self.advance(front, false)
+    }
+
+    /// What is left, with replacement characters for bytes that never became a character.
+    pub fn finish(&mut self, front: &Front) -> String {
+        self.advance(front, true)
+    }
+
+    fn advance(&mut self, front: &Front, finish: bool) -> String {
+        if self.sent == self.tokens.len() {
+            return String::new();
+        }
+        let before = front.decode(&self.tokens[..self.sent]);
+        let after = front.decode(&self.tokens);
+        let waiting = self.tokens.len() - self.sent < INCOMPLETE_TOKENS_MAX;
+        if after.ends_with(char::REPLACEMENT_CHARACTER) && waiting && !finish {
+            return String::new();
+        }
+        // A decoder may rewrite the end of its context; what was sent stays sent.
+        let common = before.len().min(after.len());
+        let fresh = after.get(common..).unwrap_or_default().to_owned();
+        // Keep the tokens just sent as context, so that spaces between words decode as they would in full.
+        self.tokens.drain(..self.sent);
+        self.sent = self.tokens.len();
+        fresh
+    }
+}
+
+/// Holds text back while it could be the beginning of a stop string.
+#[derive(Debug)]
+pub struct StopStrings {
+    stops: Vec<String>,
+    held: String,
+}
+
+/// What a piece of text came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// This may be sent; generation goes on.
+    Text(String),
+    /// This may be sent; a stop string followed it.
+    Stopped(String),
+}
+
+impl StopStrings {
+    /// Watch for these; empty strings are ignored.
+    pub fn new(stops: Vec<String>) -> Self {
+        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
+    }
+
+    /// Add text; get back what is certainly before any stop string.
+    pub fn push(&mut self, text: &str) -> Checked {
+        self.held.push_str(text);
+        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        if let Some(at) = found {
+            self.held.truncate(at);
+            return Checked::Stopped(std::mem::take(&mut self.held));
+        }
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        Checked::Text(std::mem::replace(&mut self.held, rest))
+    }
+
+    /// What was held back, when generation ends for another reason.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Bytes at the end of `text` that are a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let longest = text.len().min(stop.len() - 1);
+    (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let mut watch = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
+        let mut sent = String::new();
+        for piece in pieces {
+            match watch.push(piece) {
+                Checked::Text(text) => sent.push_str(&text),
+                Checked::Stopped(text) => return (sent + &text, true),
+            }
+        }
+        (sent + &watch.finish(), false)
+    }
+
+    #[test]
+    fn stop_strings_are_found_across_pieces_and_never_sent() {
+        let cases: &[(&[&str], &[&str], &str, bool)] = &[
+            (&[], &["a", "b"], "ab", false),
+            (&["STOP"], &["one ST", "OP two"], "one ", true),
+            (&["STOP"], &["one ST", "ART"], "one START", false),
+            (&["STOP"], &["one STO"], "one STO", false),
+            (&["b", "abc"], &["a", "bc"], "a", true),
+            (&["\n\n"], &["line\n", "\nrest"], "line", true),
+            (&["é"], &["caf", "é!"], "caf", true),
+            (&["aab"], &["aaaab"], "aa", true),
+            (&["", "x"], &["yx"], "y", true),
+        ];
+        for (stops, pieces, sent, stopped) in cases {
+            assert_eq!(feed(stops, pieces), ((*sent).to_owned(), *stopped), "{stops:?} {pieces:?}");
+        }
+    }
+
+    #[test]
+    fn text_that_cannot_become_a_stop_string_is_sent_at_once() {
+        let mut watch = StopStrings::new(vec!["STOP".to_owned()]);
+        assert_eq!(watch.push("hello"), Checked::Text("hello".to_owned()));
+        assert_eq!(watch.push(" S"), Checked::Text(" ".to_owned()));
+        assert_eq!(watch.push("he"), Checked::Text("She".to_owned()));
+    }
+
+    #[test]
+    fn characters_are_never_cut() {
+        let front = Front::bytes(64);
+        let text = "naïve 東京 👩‍👩‍👧 end";
+        let mut detokenizer = Detokenizer::default();
+        let mut sent = String::new();
+        for byte in front.encode(text, false).expect("byte tokens") {
+            let piece = detokenizer.push(&front, byte);
+            assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
+            sent.push_str(&piece);
+        }
+        sent.push_str(&detokenizer.finish(&front));
+        assert_eq!(sent, text);
+    }
+
+    #[test]
+    fn an_unfinished_character_is_replaced_at_the_end() {
+        let front = Front::bytes(64);
+        let tokens = front.encode("é", false).expect("byte tokens");
+        let mut detokenizer = Detokenizer::default();
+        assert_eq!(detokenizer.push(&front, tokens[0]), "");
+        assert_eq!(detokenizer.finish(&front), "\u{fffd}");
+    }
+}

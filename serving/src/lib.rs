@@ -1,0 +1,5 @@
+//! The AI circuit: engines, batcher, OpenAI HTTP, gateway; binary quorate-serve.
+
+pub mod batcher;
+pub mod engine;
+pub mod weights;

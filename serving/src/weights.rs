@@ -1,0 +1,539 @@
+//! A model's files as the engine sees them: read-only bytes in memory, named by path, perhaps still arriving.
+//!
+//! Two sources: a plain directory, mapped file by file, and the shared weights file that a node's agent fills
+//! while the worker already runs. Tensors are views into those maps; nothing here copies or converts a weight.
+//! Not here: what the tensors mean (`engine`), and any trust decision: bytes in the shared file were verified
+//! by the agent before it set their progress byte.
+//!
+//! What may surprise: a read can wait. [`TensorView::bytes`] returns once every segment under the tensor is
+//! present, so that the first layer computes while the next one arrives, and fails when nothing at all has
+//! arrived for the stall limit.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use memmap2::{Mmap, MmapOptions};
+
+/// Most files in a model directory: the largest published checkpoints have a few hundred shards.
+const FILES_MAX: usize = 4096;
+/// Longest a read waits without a single new segment before it gives up. The agent retries a shard store
+/// within seconds; a minute of silence means that it is gone.
+pub const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// What can be wrong with a model's files. Each has a stable code for people.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The directory, or a file in it, cannot be opened or mapped.
+    #[error("open `{path}`")]
+    Open {
+        /// What was opened.
+        path: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that every model needs is not there.
+    #[error("model has no `{path}`")]
+    FileMissing {
+        /// The file's path inside the model.
+        path: String,
+    },
+    /// There are no safetensors weights, only a format that is refused.
+    #[error("weights `{path}` are {format}, which is refused: convert the model to safetensors")]
+    FormatRefused {
+        /// The offending file.
+        path: String,
+        /// Its format, in words.
+        format: &'static str,
+    },
+    /// A safetensors file is truncated, overlong, or its header is wrong.
+    #[error("weights `{path}` are damaged: {reason}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor that the architecture needs is not in the files.
+    #[error("tensor `{name}` is missing")]
+    TensorMissing {
+        /// The tensor's name.
+        name: String,
+    },
+    /// A tensor is there, but not what the configuration says.
+    #[error("tensor `{name}` is {found}, expected {expected}")]
+    TensorUnexpected {
+        /// The tensor's name.
+        name: String,
+        /// Its shape or type.
+        found: String,
+        /// What the configuration implies.
+        expected: String,
+    },
+    /// The layout handed over by the agent contradicts the files it came with.
+    #[error("weights layout is inconsistent: {reason}")]
+    Layout {
+        /// The contradiction.
+        reason: String,
+    },
+    /// Nothing has arrived for the stall limit.
+    #[error("weights stalled: {present} of {total} segments after {waited_ms} ms without a new one")]
+    Stalled {
+        /// Segments present.
+        present: usize,
+        /// Segments in all.
+        total: usize,
+        /// How long nothing arrived.
+        waited_ms: u64,
+    },
+}
+
+impl WeightsError {
+    /// The stable code that `quorate explain` knows.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "model-unreadable",
+            Self::FileMissing { path } if path == "tokenizer.json" => "model-tokenizer-missing",
+            Self::FileMissing { .. } => "model-file-missing",
+            Self::FormatRefused { .. } => "model-format-refused",
+            Self::Damaged { .. } => "model-weights-damaged",
+            Self::TensorMissing { .. } => "model-tensor-missing",
+            Self::TensorUnexpected { .. } => "model-tensor-unexpected",
+            Self::Layout { .. } => "weights-layout-invalid",
+            Self::Stalled { .. } => "weights-stalled",
+        }
+    }
+}
+
+/// One file's place in the shared weights file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileSpan {
+    /// Path inside the model, with forward slashes.
+    pub path: String,
+    /// First byte in the map.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// How the shared weights file is divided: into files, and into the segments that the progress bytes count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedLayout {
+    /// Every file of the model.
+    pub files: Vec<FileSpan>,
+    /// Segments as (offset, length) in the map, in the order of the progress bytes, sorted by offset.
+    pub segments: Vec<(u64, u64)>,
+}
+
+/// The files of one model, mapped read-only.
+#[derive(Debug)]
+pub struct ModelFiles {
+    source: Source,
+    stall_limit: Duration,
+}
+
+#[derive(Debug)]
+enum Source {
+    Directory(BTreeMap<String, Mmap>),
+    Shared(Shared),
+}
+
+#[derive(Debug)]
+struct Shared {
+    map: Mmap,
+    progress: Mmap,
+    files: BTreeMap<String, Range<usize>>,
+    segments: Vec<Range<usize>>,
+}
+
+impl ModelFiles {
+    /// Map every regular file under `directory`, one level of sub-folders included (sentence-transformers
+    /// keeps its pooling configuration in one). For development and measurement: whoever can write the
+    /// directory can change a mapped file.
+    pub fn open_directory(directory: &Path) -> Result<Arc<Self>, WeightsError> {
+        let mut files = BTreeMap::new();
+        map_directory(directory, "", &mut files)?;
+        Ok(Arc::new(Self { source: Source::Directory(files), stall_limit: STALL_LIMIT }))
+    }
+
+    /// Map the shared weights file and its progress bytes, as a sandboxed worker inherits them.
+    pub fn from_shared(
+        weights: &OwnedFd,
+        progress: &OwnedFd,
+        layout: &SharedLayout,
+        stall_limit: Duration,
+    ) -> Result<Arc<Self>, WeightsError> {
+        let map = map_descriptor(weights, "weights")?;
+        let progress = map_descriptor(progress, "progress")?;
+        let shared = Shared::check(map, progress, layout)?;
+        Ok(Arc::new(Self { source: Source::Shared(shared), stall_limit }))
+    }
+
+    /// The paths of all files, sorted.
+    pub fn paths(&self) -> Vec<&str> {
+        match &self.source {
+            Source::Directory(files) => files.keys().map(String::as_str).collect(),
+            Source::Shared(shared) => shared.files.keys().map(String::as_str).collect(),
+        }
+    }
+
+    /// Whether the model has a file of this path, arrived or not.
+    pub fn contains(&self, path: &str) -> bool {
+        self.length(path).is_some()
+    }
+
+    /// A file's length in bytes.
+    pub fn length(&self, path: &str) -> Option<usize> {
+        match &self.source {
+            Source::Directory(files) => files.get(path).map(|map| map.len()),
+            Source::Shared(shared) => shared.files.get(path).map(Range::len),
+        }
+    }
+
+    /// A whole file, once it is all there.
+    pub fn read(&self, path: &str) -> Result<&[u8], WeightsError> {
+        let length = self
+            .length(path)
+            .ok_or_else(|| WeightsError::FileMissing { path: path.to_owned() })?;
+        self.range(path, 0..length)
+    }
+
+    /// A range of a file, once it is there.
+    ///
+    /// # Panics
+    /// When the range is not inside the file: callers derive it from checked headers.
+    pub fn range(&self, path: &str, range: Range<usize>) -> Result<&[u8], WeightsError> {
+        let missing = || WeightsError::FileMissing { path: path.to_owned() };
+        match &self.source {
+            Source::Directory(files) => Ok(&files.get(path).ok_or_else(missing)?[range]),
+            Source::Shared(shared) => {
+                let file = shared.files.get(path).ok_or_else(missing)?;
+                assert!(range.start <= range.end && range.end <= file.len(), "range inside the file");
+                let range = file.start + range.start..file.start + range.end;
+                shared.wait(&range, self.stall_limit)?;
+                Ok(&shared.map[range])
+            }
+        }
+    }
+
+    /// Segments present and segments in all; (1, 1) for a directory, which is always complete.
+    pub fn arrived(&self) -> (usize, usize) {
+        match &self.source {
+            Source::Directory(_) => (1, 1),
+            Source::Shared(shared) => (shared.present(), shared.segments.len()),
+        }
+    }
+
+    /// The bytes of a file without waiting for them, for header checks that need its length.
+    fn unwaited(&self, path: &str) -> Option<&[u8]> {
+        match &self.source {
+            Source::Directory(files) => files.get(path).map(|map| &map[..]),
+            Source::Shared(shared) => shared.files.get(path).map(|range| &shared.map[range.clone()]),
+        }
+    }
+}
+
+impl Shared {
+    fn check(map: Mmap, progress: Mmap, layout: &SharedLayout) -> Result<Self, WeightsError> {
+        let inconsistent = |reason: String| WeightsError::Layout { reason };
+        let span = |offset: u64, length: u64| -> Option<Range<usize>> {
+            let end = offset.checked_add(length)?;
+            (end <= map.len() as u64).then_some(offset as usize..end as usize)
+        };
+        if layout.files.len() > FILES_MAX {
+            return Err(inconsistent(format!("{} files, at most {FILES_MAX}", layout.files.len())));
+        }
+        let mut files = BTreeMap::new();
+        for file in &layout.files {
+            let range = span(file.offset, file.length)
+                .ok_or_else(|| inconsistent(format!("file `{}` ends beyond the map", file.path)))?;
+            files.insert(file.path.clone(), range);
+        }
+        let mut segments = Vec::with_capacity(layout.segments.len());
+        let mut last_start = 0;
+        for (offset, length) in &layout.segments {
+            let range = span(*offset, *length)
+                .filter(|range| range.start >= last_start)
+                .ok_or_else(|| inconsistent(format!("segment at {offset} is out of order or beyond the map")))?;
+            last_start = range.start;
+            segments.push(range);
+        }
+        if progress.len() < segments.len() {
+            return Err(inconsistent(format!("{} progress bytes for {} segments", progress.len(), segments.len())));
+        }
+        Ok(Self { map, progress, files, segments })
+    }
+
+    fn is_present(&self, segment: usize) -> bool {
+        // SAFETY: the byte lies inside the progress map, which lives as long as `self`; AtomicU8 has the
+        // layout of u8; the only writer is the agent, which stores one byte with release order.
+        let byte = unsafe { &*self.progress.as_ptr().add(segment).cast::<AtomicU8>() };
+        byte.load(Ordering::Acquire) == 1
+    }
+
+    fn present(&self) -> usize {
+        (0..self.segments.len()).filter(|segment| self.is_present(*segment)).count()
+    }
+
+    /// Wait until all segments that overlap `range` are present. Polls with back-off: the writer is another
+    /// process, and its progress bytes are all that it shares.
+    fn wait(&self, range: &Range<usize>, stall_limit: Duration) -> Result<(), WeightsError> {
+        let first = self.segments.partition_point(|segment| segment.end <= range.start);
+        let mut pause = Duration::from_micros(50);
+        let mut seen = usize::MAX;
+        let mut since = Instant::now();
+        let mut next = first;
+        loop {
+            while next < self.segments.len() && self.segments[next].start < range.end && self.is_present(next) {
+                next += 1;
+            }
+            if next >= self.segments.len() || self.segments[next].start >= range.end {
+                return Ok(());
+            }
+            let present = self.present();
+            if present != seen {
+                seen = present;
+                since = Instant::now();
+                pause = Duration::from_micros(50);
+            }
+            if since.elapsed() > stall_limit {
+                let waited_ms = since.elapsed().as_millis() as u64;
+                return Err(WeightsError::Stalled { present, total: self.segments.len(), waited_ms });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(2));
+        }
+    }
+}
+
+fn map_directory(directory: &Path, prefix: &str, files: &mut BTreeMap<String, Mmap>) -> Result<(), WeightsError> {
+    let open = |path: &Path, source| WeightsError::Open { path: path.display().to_string(), source };
+    for entry in std::fs::read_dir(directory).map_err(|source| open(directory, source))? {
+        let path = entry.map_err(|source| open(directory, source))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let metadata = std::fs::metadata(&path).map_err(|source| open(&path, source))?;
+        if metadata.is_dir() && prefix.is_empty() && !name.starts_with('.') {
+            map_directory(&path, &format!("{name}/"), files)?;
+        } else if metadata.is_file() && files.len() < FILES_MAX {
+            let file = File::open(&path).map_err(|source| open(&path, source))?;
+            // SAFETY: the map is read-only and the documentation of `open_directory` says that the directory
+            // must not change; a truncation would end this process, never corrupt another.
+            let map = unsafe { MmapOptions::new().map(&file) }.map_err(|source| open(&path, source))?;
+            files.insert(format!("{prefix}{name}"), map);
+        }
+    }
+    Ok(())
+}
+
+fn map_descriptor(descriptor: &OwnedFd, what: &str) -> Result<Mmap, WeightsError> {
+    // SAFETY: the map is read-only; the agent writes each byte before the release store of its progress byte
+    // and never after, so that a reader who has seen that byte sees constant memory. The file is sealed
+    // against shrinking.
+    unsafe { MmapOptions::new().map(descriptor) }
+        .map_err(|source| WeightsError::Open { path: format!("inherited {what} file"), source })
+}
+
+/// Element types that the engines compute with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ElementType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// Truncated single precision.
+    Bf16,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The tensors of a model: names, types, shapes and places, from the safetensors headers.
+#[derive(Debug)]
+pub struct Weights {
+    files: Arc<ModelFiles>,
+    tensors: BTreeMap<String, Place>,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    file: String,
+    element: Option<ElementType>,
+    element_name: String,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// One tensor, in place in the map.
+#[derive(Debug)]
+pub struct TensorView {
+    files: Arc<ModelFiles>,
+    file: String,
+    range: Range<usize>,
+    element: ElementType,
+    shape: Vec<usize>,
+    present: AtomicBool,
+}
+
+impl Weights {
+    /// Read the headers of all safetensors files, waiting for the headers alone.
+    pub fn open(files: Arc<ModelFiles>) -> Result<Self, WeightsError> {
+        let names: Vec<String> =
+            files.paths().into_iter().filter(|path| path.ends_with(".safetensors")).map(str::to_owned).collect();
+        if names.is_empty() {
+            return Err(refused_format(&files));
+        }
+        let mut tensors = BTreeMap::new();
+        for name in names {
+            read_header(&files, &name, &mut tensors)?;
+        }
+        Ok(Self { files, tensors })
+    }
+
+    /// Whether a tensor of this name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes_total(&self) -> u64 {
+        self.tensors.values().map(|place| place.range.len() as u64).sum()
+    }
+
+    /// The tensor of this name, which must have exactly this shape. Does not wait for its bytes.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView, WeightsError> {
+        let place =
+            self.tensors.get(name).ok_or_else(|| WeightsError::TensorMissing { name: name.to_owned() })?;
+        let unexpected = |found: String, expected: String| WeightsError::TensorUnexpected {
+            name: name.to_owned(),
+            found,
+            expected,
+        };
+        if place.shape != shape {
+            return Err(unexpected(format!("of shape {:?}", place.shape), format!("shape {shape:?}")));
+        }
+        let element = place
+            .element
+            .ok_or_else(|| unexpected(format!("of type {}", place.element_name), "F32, F16 or BF16".to_owned()))?;
+        Ok(TensorView {
+            files: Arc::clone(&self.files),
+            file: place.file.clone(),
+            range: place.range.clone(),
+            element,
+            shape: shape.to_vec(),
+            present: AtomicBool::new(false),
+        })
+    }
+}
+
+impl TensorView {
+    /// The tensor's little-endian bytes, once they are all there. After the first success this is two loads.
+    pub fn bytes(&self) -> Result<&[u8], WeightsError> {
+        if self.present.load(Ordering::Acquire) {
+            let file = self.files.unwaited(&self.file).expect("the file was there when the header was read");
+            return Ok(&file[self.range.clone()]);
+        }
+        let bytes = self.files.range(&self.file, self.range.clone())?;
+        self.present.store(true, Ordering::Release);
+        Ok(bytes)
+    }
+
+    /// Element type as stored.
+    pub fn element(&self) -> ElementType {
+        self.element
+    }
+
+    /// Shape, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// A copy converted to f32, for vectors (biases, norms) and tests.
+    pub fn to_f32(&self) -> Result<Vec<f32>, WeightsError> {
+        let bytes = self.bytes()?;
+        Ok(match self.element {
+            ElementType::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            ElementType::F16 => {
+                bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            ElementType::Bf16 => {
+                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+        })
+    }
+}
+
+/// Formats that are recognised in order to be refused by name. Pickle files run code when they are read.
+const REFUSED: &[(&str, &str)] = &[
+    (".bin", "a Python pickle"),
+    (".pt", "a Python pickle"),
+    (".pth", "a Python pickle"),
+    (".ckpt", "a Python pickle"),
+    (".pkl", "a Python pickle"),
+    (".gguf", "GGUF, not served by this release"),
+    (".onnx", "ONNX"),
+    (".h5", "HDF5"),
+];
+
+fn refused_format(files: &ModelFiles) -> WeightsError {
+    for path in files.paths() {
+        for (suffix, format) in REFUSED {
+            if path.ends_with(suffix) {
+                return WeightsError::FormatRefused { path: path.to_owned(), format };
+            }
+        }
+    }
+    WeightsError::FileMissing { path: "model.safetensors".to_owned() }
+}
+
+fn read_header(
+    files: &ModelFiles,
+    path: &str,
+    tensors: &mut BTreeMap<String, Place>,
+) -> Result<(), WeightsError> {
+    let damaged = |reason: String| WeightsError::Damaged { path: path.to_owned(), reason };
+    let length = files.length(path).expect("path comes from the same listing");
+    if length < 8 {
+        return Err(damaged(format!("{length} bytes long, too short for a header")));
+    }
+    let prefix = files.range(path, 0..8)?;
+    let header = u64::from_le_bytes(prefix.try_into().expect("eight bytes")) as usize;
+    let data_start = header.checked_add(8).filter(|end| *end <= length);
+    let data_start = data_start.ok_or_else(|| damaged(format!("header of {header} bytes in a file of {length}")))?;
+    files.range(path, 0..data_start)?;
+    let whole = files.unwaited(path).expect("path comes from the same listing");
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(whole)
+        .map_err(|error| damaged(format!("{error} (file of {length} bytes, truncated or overlong?)")))?;
+    for (name, info) in metadata.tensors() {
+        let place = Place {
+            file: path.to_owned(),
+            element: match info.dtype {
+                safetensors::Dtype::F32 => Some(ElementType::F32),
+                safetensors::Dtype::F16 => Some(ElementType::F16),
+                safetensors::Dtype::BF16 => Some(ElementType::Bf16),
+                _ => None,
+            },
+            element_name: info.dtype.to_string(),
+            shape: info.shape.clone(),
+            range: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
+        };
+        if tensors.insert(name.clone(), place).is_some() {
+            return Err(damaged(format!("tensor `{name}` is in two files")));
+        }
+    }
+    Ok(())
+}
