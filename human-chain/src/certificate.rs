@@ -1,0 +1,126 @@
+//! How a certificate becomes authority: the one way to an [`Approved`] change.
+//!
+//! The order of the checks is fixed: cheap before dear, and nothing is read before its size is known.
+//! A certificate with *any* invalid part is refused, even if the rest would suffice: one byte string,
+//! one meaning.
+
+use crate::approved::{Approved, Basis};
+use crate::ballot::{BallotBox, require_quorum};
+use crate::propose::check_proposal;
+use crate::{ChainError, CircleState};
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::governance::{
+    BUNDLE_VERSION, Bundle, CERTIFICATE_DOMAIN, Certificate, Change, Choice, SignedBallot, SignedGenesis,
+};
+use protocol::limits::{self, CLOCK_GRACE_MS};
+use protocol::{Digest, MemberId, Millis};
+use std::collections::BTreeSet;
+
+/// Room for a bundle's version and log evidence around its certificate.
+const BUNDLE_FRAME_BYTES: usize = 1024;
+
+/// Verifies a certificate that is handed over for the first time.
+///
+/// `now` is the latest time at which the verifier knows that this certificate was *not* yet admitted. For
+/// control, which admits it, that is the present. For a node that follows the chain it is the time of its
+/// last complete synchronisation: what is new since then, yet had expired before, was admitted too late.
+/// A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is refused.
+///
+/// # Errors
+/// The first check that fails, in this order: size; circle; epoch; form; subject and version; change;
+/// expiry; rendering, proposal, epoch and time of each ballot; its member; both its signatures;
+/// duplicates and order of ballots; quorum.
+pub fn verify(
+    state: &CircleState,
+    certificate: &Certificate,
+    now: Millis,
+) -> Result<Approved<Change>, ChainError> {
+    check(state, certificate, Some(now))
+}
+
+/// Verifies a certificate of a history that was admitted before: everything that [`verify`] checks but
+/// expiry against a clock, since a certificate that was admitted in time stays valid for ever. When it
+/// was admitted is, without log evidence, only known to those who watched.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<Approved<Change>, ChainError> {
+    check(state, certificate, None)
+}
+
+fn check(
+    state: &CircleState,
+    certificate: &Certificate,
+    now: Option<Millis>,
+) -> Result<Approved<Change>, ChainError> {
+    let proposal = &certificate.proposal;
+    let bytes = to_bytes(certificate);
+    if bytes.len() > limits::CERTIFICATE_BYTES_MAX || certificate.ballots.len() > limits::MEMBERS_MAX {
+        return Err(ChainError::invalid("certificate", "is too large"));
+    }
+    check_proposal(state, proposal)?;
+    if let Some(now) = now.filter(|now| *now > proposal.expires_at.plus(CLOCK_GRACE_MS)) {
+        return Err(ChainError::Expired { expired_at: proposal.expires_at, now });
+    }
+    let ballot_box = BallotBox::new(state, proposal);
+    let approvals = check_ballots(&ballot_box, &certificate.ballots)?;
+    require_quorum(state, proposal, &approvals)?;
+    let basis = Basis { circle: state.id(), epoch: state.epoch(), subjects: proposal.subjects.clone() };
+    let digest = Digest::of_domain(CERTIFICATE_DOMAIN, &bytes);
+    Ok(Approved::after_verification(proposal.change.clone(), digest, ballot_box.id(), basis))
+}
+
+/// The members whose approvals these are. All must be approvals, all must hold, sorted by member.
+fn check_ballots(
+    ballot_box: &BallotBox<'_>,
+    ballots: &[SignedBallot],
+) -> Result<BTreeSet<MemberId>, ChainError> {
+    let mut approvals: BTreeSet<MemberId> = BTreeSet::new();
+    for signed in ballots {
+        let member = &signed.ballot.member;
+        if approvals.contains(member) {
+            return Err(ChainError::DuplicateBallot(member.clone()));
+        }
+        if approvals.last().is_some_and(|last| last > member) {
+            return Err(ChainError::invalid("certificate", "its ballots are not sorted by member"));
+        }
+        if signed.ballot.choice != Choice::Approve {
+            return Err(ChainError::invalid("certificate", "contains a ballot that is no approval"));
+        }
+        ballot_box.check(signed)?;
+        approvals.insert(member.clone());
+    }
+    Ok(approvals)
+}
+
+/// Reads a certificate from its canonical bytes.
+///
+/// # Errors
+/// Too many bytes, or not the one encoding of a certificate.
+pub fn read_certificate(bytes: &[u8]) -> Result<Certificate, ChainError> {
+    from_bytes(bytes, limits::CERTIFICATE_BYTES_MAX)
+        .map_err(|source| ChainError::NotCanonical { what: "certificate", source })
+}
+
+/// Reads a bundle from its canonical bytes.
+///
+/// # Errors
+/// Too many bytes, not the one encoding of a bundle, or a form that this release does not know.
+pub fn read_bundle(bytes: &[u8]) -> Result<Bundle, ChainError> {
+    let bundle: Bundle = from_bytes(bytes, limits::CERTIFICATE_BYTES_MAX + BUNDLE_FRAME_BYTES)
+        .map_err(|source| ChainError::NotCanonical { what: "bundle", source })?;
+    if bundle.version != BUNDLE_VERSION {
+        let reason = format!("has form {}; this release reads {BUNDLE_VERSION}", bundle.version);
+        return Err(ChainError::invalid("bundle", reason));
+    }
+    Ok(bundle)
+}
+
+/// Reads a signed genesis from its canonical bytes. Nothing of it is checked yet.
+///
+/// # Errors
+/// Too many bytes, or not the one encoding of a genesis.
+pub fn read_genesis(bytes: &[u8]) -> Result<SignedGenesis, ChainError> {
+    from_bytes(bytes, limits::GENESIS_BYTES_MAX)
+        .map_err(|source| ChainError::NotCanonical { what: "genesis", source })
+}

@@ -1,0 +1,105 @@
+//! What a change touches, how sensitive it is, and whether it may be asked for in the circle's state.
+
+use crate::circle::CircleState;
+use crate::{ChainError, form};
+use protocol::canonical::to_bytes;
+use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
+use protocol::manifest::Manifest;
+use protocol::{Digest, NodeName, ServiceName, limits};
+
+/// The subject of members and policy.
+pub(crate) const CIRCLE_SUBJECT: &str = "circle";
+/// Digest domain of a subject's approved value.
+const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
+/// Longest grace period of a retirement: a week; requests do not run longer.
+const GRACE_SECONDS_MAX: u32 = 7 * 24 * 3600;
+
+/// How sensitive a change is, and so whose approval it needs.
+#[must_use]
+pub fn class_of(change: &Change) -> ActionClass {
+    match change {
+        Change::Deploy(_) | Change::Retire { .. } | Change::AdmitNode(_) | Change::RemoveNode { .. } => {
+            ActionClass::Routine
+        }
+        Change::SetMembers { .. } => ActionClass::Sensitive,
+    }
+}
+
+/// What a change touches: `service/NAME`, `node/NAME` or `circle`.
+#[must_use]
+pub fn subject_of(change: &Change) -> String {
+    match change {
+        Change::Deploy(manifest) => service_subject(manifest.name()),
+        Change::Retire { service, .. } => service_subject(service),
+        Change::AdmitNode(node) => node_subject(&node.name),
+        Change::RemoveNode { node } => node_subject(node),
+        Change::SetMembers { .. } => CIRCLE_SUBJECT.to_string(),
+    }
+}
+
+pub(crate) fn service_subject(name: &ServiceName) -> String {
+    format!("service/{name}")
+}
+
+pub(crate) fn node_subject(name: &NodeName) -> String {
+    format!("node/{name}")
+}
+
+pub(crate) fn manifest_value(manifest: &Manifest) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(manifest))
+}
+
+pub(crate) fn node_value(node: &NodeAdmission) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(node))
+}
+
+pub(crate) fn circle_value(members: &[&Member], policy: &Policy) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(&(members, policy)))
+}
+
+/// Whether this change may be asked for now. Approval is another question.
+pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), ChainError> {
+    match change {
+        Change::Deploy(manifest) => form::check_manifest(manifest).map(|_| ()),
+        Change::Retire { service, grace_seconds } => {
+            if state.service(service).is_none() {
+                return Err(ChainError::invalid("retire", format!("service `{service}` does not run")));
+            }
+            if *grace_seconds > GRACE_SECONDS_MAX {
+                return Err(ChainError::invalid("retire", format!("grace over {GRACE_SECONDS_MAX} s")));
+            }
+            Ok(())
+        }
+        Change::AdmitNode(node) => check_admission(state, node),
+        Change::RemoveNode { node } if state.node(node).is_none() => {
+            Err(ChainError::invalid("remove node", format!("there is no node `{node}`")))
+        }
+        Change::RemoveNode { .. } => Ok(()),
+        Change::SetMembers { members, policy } => {
+            form::check_members(members, policy)?;
+            match members.iter().find(|member| state.is_former_member(&member.id)) {
+                Some(member) => Err(ChainError::invalid(
+                    "members",
+                    format!("the id `{}` belonged to a member who left; choose another", member.id),
+                )),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// A key names one machine: no other node, gateway or control replica may have it.
+fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), ChainError> {
+    form::check_node(node)?;
+    let keys: Vec<_> = form::node_keys(node).collect();
+    let within = keys.len() == 2 && keys[0] == keys[1];
+    let others = state.nodes().filter(|other| other.name != node.name);
+    let taken = others.flat_map(form::node_keys).chain(state.control().iter().map(|replica| replica.key));
+    if within || taken.into_iter().any(|key| keys.contains(&key)) {
+        return Err(ChainError::invalid("node", format!("`{}` uses a key in use", node.name)));
+    }
+    if state.node(&node.name).is_none() && state.nodes().count() >= limits::NODES_MAX {
+        return Err(ChainError::invalid("node", format!("there are {} nodes already", limits::NODES_MAX)));
+    }
+    Ok(())
+}

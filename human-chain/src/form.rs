@@ -1,0 +1,249 @@
+//! Rules of form for what a circle holds: members, policy, nodes, control replicas, tokens, manifests.
+//!
+//! These are checked wherever such a value enters: at genesis, when proposing, and when verifying.
+
+use crate::{ChainError, quorum};
+use protocol::governance::{
+    AccessToken, ActionClass, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
+};
+use protocol::keys::{EncryptionKey, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::manifest::{Manifest, Runtime, ServiceManifest};
+use protocol::{Digest, MemberId, PublicKey, limits};
+use std::collections::BTreeSet;
+
+/// Most control replicas: Raft with more votes slower and no safer.
+const CONTROL_REPLICAS_MAX: usize = 7;
+/// Most access tokens at genesis.
+const TOKENS_MAX: usize = 256;
+/// Most labels, regions or selector entries.
+const LABELS_MAX: usize = 64;
+/// Longest label key or value, region, or circle name, in bytes.
+const LABEL_BYTES_MAX: usize = 63;
+/// Longest `host:port` or address of an API, in bytes: a DNS name has at most 253.
+const ADDRESS_BYTES_MAX: usize = 300;
+
+/// Every rule of form of a genesis but its signatures.
+pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
+    check_label("genesis.name", &genesis.name)?;
+    if genesis.name.is_empty() {
+        return Err(ChainError::invalid("genesis.name", "is empty"));
+    }
+    check_members(&genesis.members, &genesis.policy)?;
+    check_control(&genesis.control)?;
+    check_tokens(&genesis.tokens)?;
+    if genesis.nodes.len() > limits::NODES_MAX {
+        return Err(ChainError::invalid("genesis.nodes", format!("more than {}", limits::NODES_MAX)));
+    }
+    let mut names = BTreeSet::new();
+    let mut keys: BTreeSet<PublicKey> = genesis.control.iter().map(|replica| replica.key).collect();
+    for node in &genesis.nodes {
+        check_node(node)?;
+        if !names.insert(&node.name) {
+            return Err(ChainError::invalid("genesis.nodes", format!("name `{}` twice", node.name)));
+        }
+        if !node_keys(node).all(|key| keys.insert(key)) {
+            return Err(ChainError::invalid("genesis.nodes", format!("`{}` uses a key in use", node.name)));
+        }
+    }
+    Ok(())
+}
+
+/// Members and policy together, since each names the other.
+pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), ChainError> {
+    if members.is_empty() || members.len() > limits::MEMBERS_MAX {
+        let reason = format!("{} members; accepted: 1 to {}", members.len(), limits::MEMBERS_MAX);
+        return Err(ChainError::invalid("members", reason));
+    }
+    let ids: BTreeSet<&MemberId> = members.iter().map(|member| &member.id).collect();
+    if ids.len() != members.len() {
+        return Err(ChainError::invalid("members", "two members have the same id"));
+    }
+    // One person under two names would vote twice, so no key may serve two members.
+    let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
+    for member in members {
+        check_member(member)?;
+        let own = &member.keys;
+        let all = [&own.ed25519.0[..], &own.ml_dsa.0, &own.encryption.x25519.0, &own.encryption.ml_kem.0];
+        if !all.into_iter().all(|key| keys.insert(key)) {
+            return Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id)));
+        }
+    }
+    for class in [ActionClass::Routine, ActionClass::Sensitive] {
+        let Some(rule) = policy.quorums.get(&class) else {
+            return Err(ChainError::invalid("policy", format!("has no quorum for {class:?} changes")));
+        };
+        quorum::check(rule, &ids)?;
+    }
+    Ok(())
+}
+
+fn check_member(member: &Member) -> Result<(), ChainError> {
+    let refuse = |reason: &str| Err(ChainError::invalid("members", format!("`{}` {reason}", member.id)));
+    match ed25519_dalek::VerifyingKey::from_bytes(&member.keys.ed25519.0) {
+        Ok(key) if !key.is_weak() => {}
+        _ => return refuse("has an Ed25519 key that is none"),
+    }
+    if member.keys.ml_dsa.0.len() != ML_DSA_65_PUBLIC_KEY_LENGTH {
+        return refuse("has an ML-DSA-65 key of the wrong length");
+    }
+    check_encryption("members", &member.keys.encryption)
+}
+
+fn check_encryption(what: &'static str, key: &EncryptionKey) -> Result<(), ChainError> {
+    if key.ml_kem.0.len() != ML_KEM_768_PUBLIC_KEY_LENGTH {
+        return Err(ChainError::invalid(what, "an ML-KEM-768 key has the wrong length"));
+    }
+    if key.x25519.0 == [0; 32] {
+        return Err(ChainError::invalid(what, "an X25519 key is all zeros"));
+    }
+    Ok(())
+}
+
+fn check_control(control: &[ControlReplica]) -> Result<(), ChainError> {
+    let refuse = |reason: String| Err(ChainError::invalid("genesis.control", reason));
+    if control.is_empty() || control.len() > CONTROL_REPLICAS_MAX {
+        return refuse(format!("{} replicas; accepted: 1 to {CONTROL_REPLICAS_MAX}", control.len()));
+    }
+    let ids: BTreeSet<_> = control.iter().map(|replica| replica.id).collect();
+    let keys: BTreeSet<_> = control.iter().map(|replica| replica.key).collect();
+    if ids.len() != control.len() || keys.len() != control.len() {
+        return refuse("two replicas share an id or a key".into());
+    }
+    for replica in control {
+        if replica.id.0 == 0 {
+            return refuse("replica id 0 means `nobody`".into());
+        }
+        check_address("genesis.control.address", &replica.address)?;
+        check_api("genesis.control.api", &replica.api)?;
+    }
+    Ok(())
+}
+
+fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
+    let refuse = |reason: &str| Err(ChainError::invalid("genesis.tokens", reason));
+    let names: BTreeSet<_> = tokens.iter().map(|token| &token.name).collect();
+    let hashes: BTreeSet<_> = tokens.iter().map(|token| token.hash).collect();
+    if tokens.len() > TOKENS_MAX {
+        return refuse("too many");
+    }
+    if names.len() != tokens.len() || hashes.len() != tokens.len() {
+        return refuse("two tokens share a name or a hash");
+    }
+    if tokens.iter().any(|token| token.scopes.is_empty()) {
+        return refuse("a token without scopes can do nothing");
+    }
+    Ok(())
+}
+
+/// The form of one node: its roles and its addresses agree.
+pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
+    let refuse = |reason: &str| Err(ChainError::invalid("node", format!("`{}` {reason}", node.name)));
+    if node.roles.is_empty() {
+        return refuse("has no role");
+    }
+    if node.roles.contains(&NodeRole::Storage) != node.storage_address.is_some() {
+        return refuse("must have a storage address exactly when it has the storage role");
+    }
+    if node.roles.contains(&NodeRole::Gateway) != node.gateway.is_some() {
+        return refuse("must name a gateway exactly when it has the gateway role");
+    }
+    if node.labels.len() > LABELS_MAX {
+        return refuse("has too many labels");
+    }
+    check_encryption("node", &node.encryption)?;
+    check_label("node.region", &node.region)?;
+    for (key, value) in &node.labels {
+        check_label("node.labels", key)?;
+        check_label("node.labels", value)?;
+    }
+    if let Some(address) = &node.storage_address {
+        check_address("node.storage_address", address)?;
+    }
+    if let Some(gateway) = &node.gateway {
+        check_address("node.gateway.address", &gateway.address)?;
+        check_api("node.gateway.api", &gateway.api)?;
+    }
+    Ok(())
+}
+
+/// The keys by which a node is known on the network.
+pub(crate) fn node_keys(node: &NodeAdmission) -> impl Iterator<Item = PublicKey> {
+    [Some(node.id.0), node.gateway.as_ref().map(|gateway| gateway.key)].into_iter().flatten()
+}
+
+/// Rules of a manifest that did not necessarily come from TOML, and of what this release can run.
+pub(crate) fn check_manifest(manifest: &Manifest) -> Result<&ServiceManifest, ChainError> {
+    let service = match manifest {
+        Manifest::Service(service) => service,
+        Manifest::Job(_) => return Err(ChainError::KindNotBuilt("a job")),
+        Manifest::Edge(_) => return Err(ChainError::KindNotBuilt("an edge rollout")),
+    };
+    let refuse = |reason: &str| Err(ChainError::invalid("manifest", format!("`{}` {reason}", service.name)));
+    if service.runtime == Runtime::Process {
+        return Err(ChainError::KindNotBuilt("the process runtime"));
+    }
+    if !service.egress.is_empty() {
+        return Err(ChainError::EgressNotBuilt(service.name.clone()));
+    }
+    let replicas = service.replicas;
+    if replicas.max == 0 || replicas.max > limits::SLOTS_MAX || replicas.min > replicas.max {
+        return refuse("has an impossible range of replicas");
+    }
+    if service.model.root.0 == Digest([0; 32]) {
+        return refuse("names no model");
+    }
+    let resources = &service.resources;
+    if resources.cpu_millicores == 0 || resources.memory_bytes == 0 {
+        return refuse("asks for no CPU or no memory");
+    }
+    if resources.gpu_share_percent > 99 || (resources.gpu_share_percent > 0 && resources.gpu_count > 0) {
+        return refuse("asks for an impossible share of a GPU");
+    }
+    if service.batch_sequences_max == 0 || service.context_tokens_max == Some(0) {
+        return refuse("allows no sequence or no token");
+    }
+    let placement = &service.placement;
+    if placement.regions.len() > LABELS_MAX || placement.node_selector.len() > LABELS_MAX {
+        return refuse("names too many regions or labels");
+    }
+    let labels = placement.node_selector.iter().flat_map(|(key, value)| [key, value]);
+    placement.regions.iter().chain(labels).try_for_each(|text| check_label("manifest.placement", text))?;
+    Ok(service)
+}
+
+fn check_label(what: &'static str, text: &str) -> Result<(), ChainError> {
+    if text.len() > LABEL_BYTES_MAX {
+        return Err(ChainError::invalid(what, format!("is longer than {LABEL_BYTES_MAX} bytes")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ChainError::invalid(what, "contains a control character"));
+    }
+    Ok(())
+}
+
+/// `host:port`, where the host is a DNS name, an IPv4 address or an IPv6 address in brackets.
+fn check_address(what: &'static str, text: &str) -> Result<(), ChainError> {
+    let host_allowed = |host: &str| {
+        !host.is_empty() && host.bytes().all(|c| c.is_ascii_alphanumeric() || b"-._:[]".contains(&c))
+    };
+    match text.rsplit_once(':') {
+        Some((host, port))
+            if text.len() <= ADDRESS_BYTES_MAX
+                && host_allowed(host)
+                && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
+            Ok(())
+        }
+        _ => Err(ChainError::invalid(what, format!("`{}` is not host:port", text.escape_debug()))),
+    }
+}
+
+fn check_api(what: &'static str, text: &str) -> Result<(), ChainError> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match rest {
+        Some(address) => check_address(what, address),
+        None => {
+            Err(ChainError::invalid(what, format!("`{}` is not http(s)://host:port", text.escape_debug())))
+        }
+    }
+}

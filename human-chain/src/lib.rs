@@ -1,0 +1,34 @@
+//! m-of-n approval: circles, policies, proposals, renderings, ballots, certificates, and the orders that
+//! draw on them. The only maker of [`Approved`].
+//!
+//! It is pure: time, seeds and nonces are arguments; it opens nothing and waits for nothing. It is not a
+//! log: who ordered the certificates is another crate's matter. It never trusts that order either, since
+//! each certificate names the version of what it changes.
+//!
+//! Start reading at [`CircleState`] (what a circle has agreed on so far) and [`verify`] (how a
+//! certificate becomes authority).
+
+mod approved;
+mod ballot;
+mod certificate;
+mod change;
+mod circle;
+mod error;
+mod form;
+mod member;
+mod order;
+mod propose;
+mod quorum;
+mod render;
+
+pub use approved::Approved;
+pub use ballot::{Tally, certify, check_ballot, tally, vote};
+pub use certificate::{read_bundle, read_certificate, read_genesis, verify, verify_replay};
+pub use change::{class_of, subject_of};
+pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_genesis};
+pub use error::ChainError;
+pub use member::{MemberSecret, signature_holds};
+pub use order::{SlotGrant, check_order, placement_allows};
+pub use propose::{PROPOSAL_LIFETIME_MS_MAX, propose};
+pub use quorum::{describe, least_approvals, satisfied};
+pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};

@@ -1,0 +1,158 @@
+//! A member's secret keys, and the check of a member's signature.
+//!
+//! One seed gives the Ed25519, ML-DSA-65 and X25519 keys. The ML-KEM-768 key is kept as its own bytes,
+//! because the cryptographic library makes it only from its own randomness, not from a seed. Opening
+//! what was wrapped to a member happens in `model-store`, which takes the two decryption secrets from here.
+
+use crate::ChainError;
+use aws_lc_rs::agreement;
+use aws_lc_rs::digest::SHA3_256;
+use aws_lc_rs::kem::{DecapsulationKey, ML_KEM_768};
+use aws_lc_rs::signature::{KeyPair, ML_DSA_65, ML_DSA_65_SIGNING, PqdsaKeyPair, UnparsedPublicKey};
+use ed25519_dalek::{Signer, SigningKey};
+use protocol::keys::{
+    ByteString, EncryptionKey, HybridSignature, ML_DSA_65_SIGNATURE_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH,
+    MemberKeys, signing_input,
+};
+use protocol::{Digest, PublicKey, Signature};
+use zeroize::Zeroizing;
+
+/// Length of an ML-KEM-768 decapsulation key in bytes (FIPS 203, table 3).
+const ML_KEM_768_SECRET_LENGTH: usize = 2400;
+/// Where the encapsulation key stands within it: after 384 * 3 bytes of secret vector (FIPS 203,
+/// algorithm 16); 32 bytes of its SHA3-256 digest follow.
+const ML_KEM_768_PUBLIC_OFFSET: usize = 1152;
+/// First bytes of a stored secret: what it is and in which form.
+const MAGIC: &[u8; 16] = b"quorate-member-1";
+/// Length of the seed.
+const SEED_LENGTH: usize = 64;
+
+/// A member's secret keys. They leave memory when this is dropped.
+pub struct MemberSecret {
+    seed: Zeroizing<[u8; SEED_LENGTH]>,
+    ed25519: SigningKey,
+    ml_dsa: PqdsaKeyPair,
+    x25519: Zeroizing<[u8; 32]>,
+    ml_kem: Zeroizing<Vec<u8>>,
+    public: MemberKeys,
+}
+
+impl std::fmt::Debug for MemberSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MemberSecret({})", self.public.ed25519.short())
+    }
+}
+
+impl MemberSecret {
+    /// A new member from 64 random bytes; the ML-KEM-768 key is drawn inside the cryptographic library.
+    ///
+    /// # Panics
+    /// When that library has no randomness or no memory left.
+    #[must_use]
+    pub fn generate(seed: &[u8; SEED_LENGTH]) -> Self {
+        let key = DecapsulationKey::generate(&ML_KEM_768).expect("a system without randomness cannot go on");
+        let bytes = key.key_bytes().expect("a key made a line above has bytes");
+        Self::assemble(seed, bytes.as_ref()).expect("a key made by the library is well formed")
+    }
+
+    /// Reads what [`MemberSecret::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes are no member secret or were damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ChainError> {
+        let refuse = || ChainError::invalid("member secret", "is not a member secret of this release");
+        let rest = bytes.strip_prefix(MAGIC).ok_or_else(refuse)?;
+        let (seed, ml_kem) = rest.split_first_chunk::<SEED_LENGTH>().ok_or_else(refuse)?;
+        Self::assemble(seed, ml_kem)
+    }
+
+    /// The bytes to keep: 2,480 of them, all secret.
+    #[must_use]
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAGIC.len() + SEED_LENGTH + self.ml_kem.len()));
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(self.seed.as_slice());
+        bytes.extend_from_slice(&self.ml_kem);
+        bytes
+    }
+
+    fn assemble(seed: &[u8; SEED_LENGTH], ml_kem: &[u8]) -> Result<Self, ChainError> {
+        let derive = |domain: &str| Zeroizing::new(Digest::of_domain(domain, seed).0);
+        let ed25519 = SigningKey::from_bytes(&derive("quorate/member-secret/ed25519/v1"));
+        let ml_dsa = derive("quorate/member-secret/ml-dsa-65/v1");
+        let ml_dsa = PqdsaKeyPair::from_seed(&ML_DSA_65_SIGNING, ml_dsa.as_slice())
+            .expect("32 bytes are an ML-DSA seed");
+        let x25519 = derive("quorate/member-secret/x25519/v1");
+        let public = MemberKeys {
+            ed25519: PublicKey(ed25519.verifying_key().to_bytes()),
+            ml_dsa: ByteString(ml_dsa.public_key().as_ref().to_vec()),
+            encryption: EncryptionKey {
+                x25519: x25519_public(&x25519),
+                ml_kem: ByteString(ml_kem_public(ml_kem)?.to_vec()),
+            },
+        };
+        let ml_kem = Zeroizing::new(ml_kem.to_vec());
+        Ok(Self { seed: Zeroizing::new(*seed), ed25519, ml_dsa, x25519, ml_kem, public })
+    }
+
+    /// The public halves.
+    #[must_use]
+    pub fn public(&self) -> MemberKeys {
+        self.public.clone()
+    }
+
+    /// Signs the domain-separated digest of `bytes` with both signing keys.
+    ///
+    /// # Panics
+    /// When the cryptographic library cannot allocate or has no randomness.
+    #[must_use]
+    pub fn sign(&self, domain: &str, bytes: &[u8]) -> HybridSignature {
+        let input = signing_input(domain, bytes);
+        let mut ml_dsa = vec![0; ML_DSA_65_SIGNATURE_LENGTH];
+        let length = self.ml_dsa.sign(&input, &mut ml_dsa).expect("signing 32 bytes needs only memory");
+        assert_eq!(length, ML_DSA_65_SIGNATURE_LENGTH);
+        HybridSignature {
+            ed25519: Signature(self.ed25519.sign(&input).to_bytes()),
+            ml_dsa: ByteString(ml_dsa),
+        }
+    }
+
+    /// The X25519 secret, for opening what was wrapped to this member.
+    #[must_use]
+    pub fn x25519_secret(&self) -> &[u8; 32] {
+        &self.x25519
+    }
+
+    /// The ML-KEM-768 decapsulation key of 2,400 bytes (FIPS 203's expanded form), for the same.
+    #[must_use]
+    pub fn ml_kem_secret(&self) -> &[u8] {
+        &self.ml_kem
+    }
+}
+
+/// Whether both halves of `signature` are by `keys` over the digest of `bytes` in `domain`. One half
+/// never suffices, and both are verified strictly.
+#[must_use]
+pub fn signature_holds(keys: &MemberKeys, domain: &str, bytes: &[u8], signature: &HybridSignature) -> bool {
+    let post_quantum = UnparsedPublicKey::new(&ML_DSA_65, &keys.ml_dsa.0);
+    keys.ed25519.verifies(domain, bytes, &signature.ed25519)
+        && post_quantum.verify(&signing_input(domain, bytes), &signature.ml_dsa.0).is_ok()
+}
+
+fn x25519_public(secret: &[u8; 32]) -> PublicKey {
+    let secret = agreement::PrivateKey::from_private_key(&agreement::X25519, secret)
+        .expect("any 32 bytes are an X25519 secret");
+    let public = secret.compute_public_key().expect("every X25519 secret has a public key");
+    PublicKey(public.as_ref().try_into().expect("an X25519 public key has 32 bytes"))
+}
+
+/// The encapsulation key within a decapsulation key, after FIPS 203's own hash check of it.
+fn ml_kem_public(secret: &[u8]) -> Result<&[u8], ChainError> {
+    let damaged = || ChainError::invalid("member secret", "its ML-KEM-768 key is damaged");
+    if secret.len() != ML_KEM_768_SECRET_LENGTH {
+        return Err(damaged());
+    }
+    let (public, rest) = secret[ML_KEM_768_PUBLIC_OFFSET..].split_at(ML_KEM_768_PUBLIC_KEY_LENGTH);
+    let digest = aws_lc_rs::digest::digest(&SHA3_256, public);
+    if digest.as_ref() == &rest[..32] { Ok(public) } else { Err(damaged()) }
+}

@@ -1,0 +1,121 @@
+//! Orders: whether this node may run this numbered slot, judged by the node itself.
+//!
+//! An order grants nothing. It points at an approved deployment, and the checks here say whether that
+//! deployment's envelope lets this node hold the slot under this fence.
+
+use crate::approved::{Approved, Basis};
+use crate::change::service_subject;
+use crate::{ApprovedService, ChainError, CircleState};
+use protocol::governance::{NodeAdmission, NodeRole};
+use protocol::limits::CLOCK_GRACE_MS;
+use protocol::manifest::{Placement, ServiceManifest};
+use protocol::order::{SignedOrder, SlotOrder};
+use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
+
+/// What an order entitles its node to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotGrant {
+    /// The envelope.
+    pub service: ServiceManifest,
+    /// The slot.
+    pub slot: SlotIndex,
+    /// Under which fence.
+    pub fence: Fence,
+    /// Who holds it.
+    pub node: NodeId,
+    /// Digest of the certificate that approves the service.
+    pub certificate: Digest,
+}
+
+/// Verifies an order that this node does not hold yet.
+///
+/// `last_fence` is the highest fence this node ever accepted for the slot, kept on disk. An order that the
+/// node holds already will be sent again and again; compare it for equality before coming here, where
+/// it counts as replayed. Isolation that the envelope asks for is the node's own knowledge and is not
+/// judged here.
+///
+/// # Errors
+/// The first check that fails, in this order: signature and signer; circle; node and its admission; fence;
+/// certificate in force; validity; slot within the envelope; role, region and labels of the node.
+pub fn check_order(
+    state: &CircleState,
+    signed: &SignedOrder,
+    this_node: NodeId,
+    last_fence: Option<Fence>,
+    now: Millis,
+) -> Result<Approved<SlotGrant>, ChainError> {
+    let order = &signed.order;
+    if !state.is_control_key(&signed.signer) || !signed.signature_holds() {
+        return Err(ChainError::OrderSignatureInvalid);
+    }
+    if order.circle != state.id() {
+        return Err(mismatch(order, "it belongs to another circle"));
+    }
+    if order.node != this_node {
+        return Err(mismatch(order, "it is for another node"));
+    }
+    let node = state.node_by_id(this_node).ok_or(ChainError::NodeNotAdmitted(this_node))?;
+    if let Some(last) = last_fence.filter(|last| order.fence <= *last) {
+        return Err(ChainError::OrderReplayed { slot: order.slot, fence: order.fence, last });
+    }
+    let service = approved_service(state, order, now)?;
+    if order.slot.0 >= service.manifest.replicas.max {
+        return Err(mismatch(order, "the envelope has no such slot"));
+    }
+    if !node.roles.contains(&NodeRole::Worker) {
+        return Err(mismatch(order, "this node is not admitted as a worker"));
+    }
+    if !placement_allows(&service.manifest.placement, node) {
+        return Err(mismatch(order, "the envelope excludes this node's region or labels"));
+    }
+    Ok(grant(state, order, service))
+}
+
+/// Whether an envelope's regions and labels let a node in. Isolation is judged apart: it is reported by
+/// the node, not admitted.
+#[must_use]
+pub fn placement_allows(placement: &Placement, node: &NodeAdmission) -> bool {
+    let region = placement.regions.is_empty() || placement.regions.contains(&node.region);
+    region && placement.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+}
+
+fn approved_service<'a>(
+    state: &'a CircleState,
+    order: &SlotOrder,
+    now: Millis,
+) -> Result<&'a ApprovedService, ChainError> {
+    let refuse = |reason| Err(ChainError::OrderNotApproved { service: order.service.clone(), reason });
+    let Some(service) = state.service(&order.service) else {
+        return match state.retired_service(&order.service) {
+            Some(_) => refuse("the service is retired"),
+            None => refuse("no certificate approves the service"),
+        };
+    };
+    if service.certificate != order.certificate {
+        return refuse("it names a certificate that is not the one in force");
+    }
+    if service.manifest.valid_until.is_some_and(|until| now > until.plus(CLOCK_GRACE_MS)) {
+        return refuse("the approval has ended");
+    }
+    Ok(service)
+}
+
+fn grant(state: &CircleState, order: &SlotOrder, service: &ApprovedService) -> Approved<SlotGrant> {
+    let basis = Basis {
+        circle: state.id(),
+        epoch: state.epoch(),
+        subjects: vec![state.subject(&service_subject(&order.service))],
+    };
+    let grant = SlotGrant {
+        service: service.manifest.clone(),
+        slot: order.slot,
+        fence: order.fence,
+        node: order.node,
+        certificate: service.certificate,
+    };
+    Approved::after_verification(grant, service.certificate, service.proposal, basis)
+}
+
+fn mismatch(order: &SlotOrder, reason: &'static str) -> ChainError {
+    ChainError::OrderMismatch { service: order.service.clone(), slot: order.slot, reason }
+}

@@ -1,0 +1,86 @@
+//! Making a proposal, and judging one against the circle's state.
+
+use crate::ChainError;
+use crate::change::{check_change, subject_of};
+use crate::circle::CircleState;
+use protocol::canonical::to_bytes;
+use protocol::governance::{Change, Proposal, SubjectVersion};
+use protocol::{Digest, Millis, limits};
+
+/// Longest life of a proposal: thirty days. What nobody approved in a month is asked for again.
+pub const PROPOSAL_LIFETIME_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+
+/// A proposal for this change, bound to the circle's present state. `nonce` makes two otherwise equal
+/// proposals different: give random bytes.
+///
+/// # Errors
+/// When the change cannot be asked for now, or a rule of form is broken.
+pub fn propose(
+    state: &CircleState,
+    change: Change,
+    reason: String,
+    created_at: Millis,
+    expires_at: Millis,
+    nonce: Digest,
+) -> Result<Proposal, ChainError> {
+    let subjects = vec![state.subject(&subject_of(&change))];
+    let proposal = Proposal {
+        circle: state.id(),
+        epoch: state.epoch(),
+        subjects,
+        change,
+        reason,
+        created_at,
+        expires_at,
+        nonce,
+    };
+    check_proposal(state, &proposal)?;
+    Ok(proposal)
+}
+
+/// Everything that must hold of a proposal but its time and its votes.
+pub(crate) fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
+    if proposal.circle != state.id() {
+        return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle });
+    }
+    if proposal.epoch != state.epoch() {
+        return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() });
+    }
+    check_form(proposal)?;
+    check_subjects(state, proposal)?;
+    check_change(state, &proposal.change)
+}
+
+fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
+    let refuse = |reason: String| Err(ChainError::invalid("proposal", reason));
+    if proposal.reason.len() > limits::REASON_BYTES_MAX {
+        return refuse(format!("reason is longer than {} bytes", limits::REASON_BYTES_MAX));
+    }
+    if proposal.expires_at <= proposal.created_at {
+        return refuse("expires before it begins".into());
+    }
+    if proposal.expires_at.0 - proposal.created_at.0 > PROPOSAL_LIFETIME_MS_MAX {
+        return refuse("lives longer than thirty days".into());
+    }
+    let length = to_bytes(proposal).len();
+    if length > limits::PROPOSAL_BYTES_MAX {
+        return refuse(format!("is {length} bytes; at most {}", limits::PROPOSAL_BYTES_MAX));
+    }
+    Ok(())
+}
+
+/// The proposal names exactly what its change touches, in exactly the state it is in.
+fn check_subjects(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
+    let wanted = subject_of(&proposal.change);
+    let [SubjectVersion { subject, version, value }] = proposal.subjects.as_slice() else {
+        return Err(ChainError::invalid("proposal.subjects", "must name exactly what the change touches"));
+    };
+    if *subject != wanted {
+        return Err(ChainError::invalid("proposal.subjects", "names something the change does not touch"));
+    }
+    let current = state.subject(&wanted);
+    if *version != current.version || *value != current.value {
+        return Err(ChainError::Stale { subject: wanted, proposed: *version, current: current.version });
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! What a proposal changes against the running state. Shown beside the rendering; not signed, since
+//! state moves on while people think.
+
+use super::fields::{self, Fields};
+use crate::CircleState;
+use crate::change::subject_of;
+use protocol::governance::{Change, Proposal};
+use protocol::manifest::Manifest;
+
+/// One line per field that differs: `+ field value` is new, `- field value` goes, `~ field old -> new`
+/// changes. The first line warns when the proposal was made for another state than this one.
+#[must_use]
+pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
+    let change = &proposal.change;
+    let (old, new) = match change {
+        Change::Deploy(manifest) => (running(state, change), fields::of_manifest(manifest)),
+        Change::AdmitNode(node) => (running(state, change), fields::of_node(node)),
+        Change::Retire { .. } | Change::RemoveNode { .. } => (running(state, change), Fields::new()),
+        Change::SetMembers { members, policy } => {
+            (running(state, change), fields::of_members(members, policy))
+        }
+    };
+    let mut text = String::new();
+    let subject = state.subject(&subject_of(change));
+    if proposal.circle != state.id()
+        || proposal.epoch != state.epoch()
+        || proposal.subjects.as_slice() != [subject]
+    {
+        text.push_str("! this proposal was made for another state of the circle and can no longer pass\n");
+    }
+    for (name, value) in &old {
+        match find(&new, name) {
+            None => text.push_str(&format!("- {name}: {value}\n")),
+            Some(after) if after != value => text.push_str(&format!("~ {name}: {value} -> {after}\n")),
+            Some(_) => {}
+        }
+    }
+    for (name, value) in new.iter().filter(|(name, _)| find(&old, name).is_none()) {
+        text.push_str(&format!("+ {name}: {value}\n"));
+    }
+    if text.is_empty() {
+        text.push_str("changes nothing\n");
+    }
+    text
+}
+
+/// The fields of what runs now.
+fn running(state: &CircleState, change: &Change) -> Fields {
+    let service = |name| {
+        state
+            .service(name)
+            .map(|service| fields::of_manifest(&Manifest::Service(service.manifest.clone())))
+            .unwrap_or_default()
+    };
+    let node = |name| state.node(name).map(fields::of_node).unwrap_or_default();
+    match change {
+        Change::Deploy(manifest) => service(manifest.name()),
+        Change::Retire { service: name, .. } => service(name),
+        Change::AdmitNode(admission) => node(&admission.name),
+        Change::RemoveNode { node: name } => node(name),
+        Change::SetMembers { .. } => fields::of_members(state.members(), state.policy()),
+    }
+}
+
+fn find<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+    fields.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+}

@@ -1,0 +1,126 @@
+//! Values as text in which nothing hides: quoted strings, times, amounts.
+//!
+//! May surprise: letters outside Latin are written as `\u{...}`. Some of them are the exact image of
+//! another letter, and a text that is signed must not depend on telling them apart.
+
+use protocol::Millis;
+use protocol::manifest::format_bytes;
+
+/// Text in quotes, escaped so that different texts always look different: printable ASCII and the accented
+/// letters of European languages stand as they are, everything else as an escape.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            c if stands_for_itself(c) => out.push(c),
+            c => out.push_str(&format!("\\u{{{:x}}}", c as u32)),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// ASCII from space to tilde, and the letters of Latin-1 and Latin Extended-A without those that look
+/// like another letter or like a sign: multiplication, division, dotless i, kra, long s, the l with a
+/// middle dot and the n behind an apostrophe.
+fn stands_for_itself(c: char) -> bool {
+    const LOOK_ALIKE: &[char] = &['×', '÷', 'ı', 'ĸ', 'ſ', 'Ŀ', 'ŀ', 'ŉ', 'Ĳ', 'ĳ'];
+    matches!(c, ' '..='~' | '\u{c0}'..='\u{17f}') && !LOOK_ALIKE.contains(&c)
+}
+
+/// A time as people read it and as machines do: `2026-11-21 12:41:50.000 UTC (1795265710000)`.
+#[must_use]
+pub fn show_time(time: Millis) -> String {
+    let (seconds, milliseconds) = (time.0 / 1000, time.0 % 1000);
+    let (year, month, day) = date_of(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{milliseconds:03} UTC ({})",
+        time.0
+    )
+}
+
+/// Gregorian date of a count of days since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms", `civil_from_days`).
+fn date_of(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// An amount of bytes as people read it, and exactly.
+pub(super) fn show_bytes(bytes: u64) -> String {
+    if bytes < 1024 { format!("{bytes} B") } else { format!("{} ({bytes} B)", format_bytes(bytes)) }
+}
+
+/// A duration as people read it.
+pub(super) fn show_duration(seconds: u64) -> String {
+    if seconds == 1 { "1 second".into() } else { format!("{seconds} seconds") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn nothing_hides_in_a_quoted_text() {
+        for (text, expected) in [
+            ("plain text.", r#""plain text.""#),
+            ("Zürich, Čapek", r#""Zürich, Čapek""#),
+            ("say \"yes\"", r#""say \"yes\"""#),
+            ("back\\slash", r#""back\\slash""#),
+            ("two\nlines", r#""two\nlines""#),
+            ("\r\t\u{0}\u{7f}", r#""\u{d}\u{9}\u{0}\u{7f}""#),
+            ("right \u{202e}tfel", r#""right \u{202e}tfel""#),
+            ("isolate \u{2066}x\u{2069}", r#""isolate \u{2066}x\u{2069}""#),
+            ("zero\u{200b}width\u{feff}", r#""zero\u{200b}width\u{feff}""#),
+            ("p\u{430}yp\u{430}l", r#""p\u{430}yp\u{430}l""#),
+            ("full\u{ff41}", r#""full\u{ff41}""#),
+            ("e\u{301}", r#""e\u{301}""#),
+            ("soft\u{ad}hyphen no\u{a0}break", r#""soft\u{ad}hyphen no\u{a0}break""#),
+            ("dotless ı, long ſ, ×", r#""dotless \u{131}, long \u{17f}, \u{d7}""#),
+            ("tag \u{e0041} emoji \u{1f600}", r#""tag \u{e0041} emoji \u{1f600}""#),
+            ("\\u{202e}", r#""\\u{202e}""#),
+        ] {
+            assert_eq!(quoted(text), expected);
+        }
+    }
+
+    #[test]
+    fn times_are_dates() {
+        for (time, expected) in [
+            (0, "1970-01-01 00:00:00.000 UTC (0)"),
+            (951_782_400_000, "2000-02-29 00:00:00.000 UTC (951782400000)"),
+            (1_795_264_910_123, "2026-11-21 12:41:50.123 UTC (1795264910123)"),
+            (4_107_542_399_999, "2100-02-28 23:59:59.999 UTC (4107542399999)"),
+            (4_107_542_400_000, "2100-03-01 00:00:00.000 UTC (4107542400000)"),
+        ] {
+            assert_eq!(show_time(Millis(time)), expected);
+        }
+        assert!(show_time(Millis(u64::MAX)).ends_with("(18446744073709551615)"));
+    }
+
+    proptest! {
+        #[test]
+        fn different_texts_are_quoted_differently(a: String, b: String) {
+            prop_assert_eq!(a == b, quoted(&a) == quoted(&b));
+        }
+
+        #[test]
+        fn quoted_text_is_harmless(text: String) {
+            let shown = quoted(&text);
+            prop_assert!(shown.chars().all(stands_for_itself), "{}", shown);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Every field of a proposal as a name and a value, in the order of the types.
+//!
+//! Structures are taken apart with all their fields named, so that a field added to a type does not
+//! compile until it is shown here. Long keys are shown by their digest.
+
+use super::escape::{quoted, show_bytes, show_duration, show_time};
+use super::{RENDERER_VERSION, counted};
+use crate::quorum::describe;
+use protocol::agent::Isolation;
+use protocol::governance::{
+    ActionClass, Change, GatewayEndpoint, Member, NodeAdmission, NodeRole, Policy, Proposal, SubjectVersion,
+};
+use protocol::keys::{ByteString, EncryptionKey, MemberKeys};
+use protocol::manifest::{
+    EdgeManifest, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, Resources, Runtime,
+    ServiceManifest, Task,
+};
+use protocol::{Digest, Millis};
+use std::collections::BTreeMap;
+
+/// Names and values; a name occurs once, except for lists, whose entries are numbered.
+pub(super) type Fields = Vec<(String, String)>;
+
+/// What stands for an optional value that is not there. Quoted texts cannot look like it.
+const NONE: &str = "none";
+
+pub(super) fn of_proposal(proposal: &Proposal) -> Fields {
+    let Proposal { circle, epoch, subjects, change, reason, created_at, expires_at, nonce } = proposal;
+    let mut fields = vec![
+        ("proposal".to_string(), proposal.id().to_string()),
+        ("rendering version".into(), RENDERER_VERSION.to_string()),
+        ("circle".into(), circle.to_string()),
+        ("epoch".into(), epoch.to_string()),
+        ("created at".into(), show_time(*created_at)),
+        ("expires at".into(), show_time(*expires_at)),
+        ("reason".into(), quoted(reason)),
+        ("nonce".into(), nonce.to_string()),
+    ];
+    for SubjectVersion { subject, version, value } in subjects {
+        fields.push(("changes".into(), quoted(subject)));
+        fields.push(("changes.version".into(), version.to_string()));
+        fields.push(("changes.present value".into(), optional(value.as_ref(), Digest::to_string)));
+    }
+    fields.extend(of_change(change));
+    fields
+}
+
+pub(super) fn of_change(change: &Change) -> Fields {
+    match change {
+        Change::Deploy(manifest) => of_manifest(manifest),
+        Change::Retire { service, grace_seconds } => vec![
+            ("retire.service".into(), service.to_string()),
+            ("retire.grace".into(), show_duration(u64::from(*grace_seconds))),
+        ],
+        Change::AdmitNode(node) => of_node(node),
+        Change::RemoveNode { node } => vec![("remove.node".into(), node.to_string())],
+        Change::SetMembers { members, policy } => of_members(members, policy),
+    }
+}
+
+pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, policy: &Policy) -> Fields {
+    let Policy { quorums } = policy;
+    let mut fields: Fields = quorums
+        .iter()
+        .map(|(class, quorum)| (format!("quorum.{}", class_name(*class)), describe(quorum)))
+        .collect();
+    for Member { id, keys } in members {
+        let MemberKeys { ed25519, ml_dsa, encryption } = keys;
+        fields.push((format!("member.{id}.ed25519"), ed25519.to_string()));
+        fields.push((format!("member.{id}.ml-dsa-65"), key_digest(ml_dsa)));
+        push_encryption(&mut fields, &format!("member.{id}"), encryption);
+    }
+    fields
+}
+
+pub(super) fn of_node(node: &NodeAdmission) -> Fields {
+    let NodeAdmission { name, id, encryption, roles, region, labels, storage_address, gateway } = node;
+    let roles: Vec<&str> = roles.iter().map(|given| role(*given)).collect();
+    let mut fields = vec![
+        ("node.name".to_string(), name.to_string()),
+        ("node.key".into(), id.to_string()),
+        ("node.roles".into(), roles.join(", ")),
+        ("node.region".into(), quoted(region)),
+        ("node.labels".into(), labels_text(labels)),
+        ("node.storage address".into(), optional(storage_address.as_ref(), |text| quoted(text))),
+    ];
+    match gateway {
+        None => fields.push(("node.gateway".into(), NONE.into())),
+        Some(GatewayEndpoint { key, address, api }) => {
+            fields.push(("node.gateway.key".into(), key.to_string()));
+            fields.push(("node.gateway.address".into(), quoted(address)));
+            fields.push(("node.gateway.api".into(), quoted(api)));
+        }
+    }
+    push_encryption(&mut fields, "node", encryption);
+    fields
+}
+
+pub(super) fn of_manifest(manifest: &Manifest) -> Fields {
+    match manifest {
+        Manifest::Service(service) => of_service(service),
+        Manifest::Job(job) => of_job(job),
+        Manifest::Edge(edge) => of_edge(edge),
+    }
+}
+
+fn of_service(service: &ServiceManifest) -> Fields {
+    let ServiceManifest {
+        name,
+        model,
+        task,
+        runtime,
+        replicas,
+        resources,
+        placement,
+        egress,
+        spend_micro_units_per_hour,
+        valid_until,
+        on_expiry,
+        context_tokens_max,
+        batch_sequences_max,
+    } = service;
+    let mut fields = vec![("service.name".to_string(), name.to_string())];
+    push_model(&mut fields, "service", model);
+    fields.push(("service.task".into(), task_name(*task).into()));
+    fields.push(("service.runtime".into(), runtime_name(*runtime).into()));
+    fields.push(("service.replicas.min".into(), replicas.min.to_string()));
+    fields.push(("service.replicas.max".into(), replicas.max.to_string()));
+    push_resources(&mut fields, "service", resources);
+    push_placement(&mut fields, "service", placement);
+    fields.push(("service.egress".into(), list(egress)));
+    let spend = optional(spend_micro_units_per_hour.as_ref(), |units| format!("{units} millionths per hour"));
+    fields.push(("service.spend at most".into(), spend));
+    let until = optional(valid_until.as_ref(), |time: &Millis| show_time(*time));
+    fields.push(("service.valid until".into(), until));
+    fields.push(("service.on expiry".into(), expiry_name(*on_expiry).into()));
+    let context = optional(context_tokens_max.as_ref(), u32::to_string);
+    fields.push(("service.context tokens at most".into(), context));
+    fields.push(("service.sequences per step at most".into(), batch_sequences_max.to_string()));
+    fields
+}
+
+fn of_job(job: &JobManifest) -> Fields {
+    let JobManifest { name, artefact, command, ranks, resources, placement, egress, run_seconds_max } = job;
+    let mut fields = vec![
+        ("job.name".to_string(), name.to_string()),
+        ("job.artefact".into(), artefact.to_string()),
+        ("job.command".into(), list(command)),
+        ("job.ranks".into(), ranks.to_string()),
+    ];
+    push_resources(&mut fields, "job", resources);
+    push_placement(&mut fields, "job", placement);
+    fields.push(("job.egress".into(), list(egress)));
+    fields.push(("job.runs at most".into(), show_duration(*run_seconds_max)));
+    fields
+}
+
+fn of_edge(edge: &EdgeManifest) -> Fields {
+    let EdgeManifest { name, model, sites, waves_percent, rollback } = edge;
+    let mut fields = vec![("edge.name".to_string(), name.to_string())];
+    push_model(&mut fields, "edge", model);
+    let waves: Vec<String> = waves_percent.iter().map(|percent| format!("{percent} %")).collect();
+    fields.push(("edge.sites".into(), quoted(sites)));
+    fields.push(("edge.waves".into(), if waves.is_empty() { NONE.into() } else { waves.join(", ") }));
+    fields.push(("edge.rollback".into(), optional(rollback.as_ref(), |root| root.to_string())));
+    fields
+}
+
+fn push_model(fields: &mut Fields, prefix: &str, model: &ModelChoice) {
+    let ModelChoice { name, root } = model;
+    fields.push((format!("{prefix}.model.name"), name.to_string()));
+    fields.push((format!("{prefix}.model.root"), root.to_string()));
+}
+
+fn push_resources(fields: &mut Fields, prefix: &str, resources: &Resources) {
+    let Resources { cpu_millicores, memory_bytes, gpu_count, gpu_share_percent, gpu_memory_bytes } =
+        resources;
+    fields.push((format!("{prefix}.cpu"), format!("{cpu_millicores} millicores")));
+    fields.push((format!("{prefix}.memory"), show_bytes(*memory_bytes)));
+    fields.push((format!("{prefix}.gpus"), counted(u64::from(*gpu_count), "whole GPU")));
+    fields.push((format!("{prefix}.gpu share"), format!("{gpu_share_percent} %")));
+    fields.push((format!("{prefix}.gpu memory"), show_bytes(*gpu_memory_bytes)));
+}
+
+fn push_placement(fields: &mut Fields, prefix: &str, placement: &Placement) {
+    let Placement { regions, node_selector, isolation } = placement;
+    let regions = if regions.is_empty() { "any".to_string() } else { list(regions) };
+    fields.push((format!("{prefix}.regions"), regions));
+    fields.push((format!("{prefix}.node labels"), labels_text(node_selector)));
+    fields.push((format!("{prefix}.isolation at least"), isolation_name(*isolation).into()));
+}
+
+fn push_encryption(fields: &mut Fields, prefix: &str, key: &EncryptionKey) {
+    let EncryptionKey { x25519, ml_kem } = key;
+    fields.push((format!("{prefix}.x25519"), x25519.to_string()));
+    fields.push((format!("{prefix}.ml-kem-768"), key_digest(ml_kem)));
+}
+
+fn key_digest(key: &ByteString) -> String {
+    format!("{} (digest of {} bytes)", Digest::of(&key.0), key.0.len())
+}
+
+fn labels_text(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> =
+        labels.iter().map(|(key, value)| format!("{} = {}", quoted(key), quoted(value))).collect();
+    if pairs.is_empty() { NONE.into() } else { pairs.join(", ") }
+}
+
+fn list(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
+    if texts.is_empty() { NONE.into() } else { texts.join(", ") }
+}
+
+fn optional<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
+    value.map_or_else(|| NONE.to_string(), show)
+}
+
+fn class_name(class: ActionClass) -> &'static str {
+    match class {
+        ActionClass::Routine => "routine",
+        ActionClass::Sensitive => "sensitive",
+    }
+}
+
+pub(super) fn role(role: NodeRole) -> &'static str {
+    match role {
+        NodeRole::Worker => "worker",
+        NodeRole::Storage => "storage",
+        NodeRole::Gateway => "gateway",
+    }
+}
+
+fn task_name(task: Task) -> &'static str {
+    match task {
+        Task::Embed => "embed",
+        Task::Generate => "generate",
+    }
+}
+
+fn runtime_name(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Candle => "candle",
+        Runtime::Process => "process",
+    }
+}
+
+fn expiry_name(on_expiry: OnExpiry) -> &'static str {
+    match on_expiry {
+        OnExpiry::Hold => "hold: what runs goes on, nothing new starts",
+        OnExpiry::Drain => "drain: what runs finishes and ends",
+    }
+}
+
+fn isolation_name(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::None => "none",
+        Isolation::SameUid => "same user id",
+        Isolation::Full => "full",
+    }
+}

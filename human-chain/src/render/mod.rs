@@ -1,0 +1,138 @@
+//! The text of a proposal: what members read, and what their ballots sign.
+//!
+//! [`render`] is a function of the proposal alone, so that whoever checks a ballot makes the same text
+//! again. What the change means against the running state is shown beside it ([`render_difference`]) and
+//! never signed.
+//!
+//! A version of the renderer is never changed, only followed by the next one: old ballots signed the old
+//! text. The golden files under `tests/golden` hold version 1 in place.
+
+mod difference;
+mod escape;
+mod fields;
+mod words;
+
+pub use difference::render_difference;
+pub use escape::show_time;
+
+use escape::{quoted, show_bytes, show_duration};
+use protocol::Digest;
+use protocol::governance::{Change, NodeAdmission, Proposal, RENDERING_DOMAIN};
+use protocol::manifest::{Manifest, ServiceManifest, Task};
+
+/// Version of the text that [`render`] makes.
+pub const RENDERER_VERSION: u32 = 1;
+
+/// Widest field name; values stand in one column behind it.
+const FIELD_COLUMN: usize = 34;
+
+/// A proposal as its members read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendering {
+    /// The text: a sentence, then every field. Printable, with no character that could reorder, hide or
+    /// imitate another.
+    pub text: String,
+    /// Digest of the text; ballots sign it.
+    pub digest: Digest,
+    /// The first 48 bits of the digest as words, for comparing two screens by voice. A help for people:
+    /// signatures cover the whole digest.
+    pub words: [&'static str; 6],
+}
+
+/// Renders a proposal. No two different proposals have the same rendering: every field is in it, and
+/// so is the digest of the whole.
+#[must_use]
+pub fn render(proposal: &Proposal) -> Rendering {
+    let mut text = format!("{}\n\n", sentence(proposal));
+    for (name, value) in fields::of_proposal(proposal) {
+        text.push_str(&format!("{name:<FIELD_COLUMN$} {value}\n"));
+    }
+    let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
+    Rendering { words: words::of(&digest), text, digest }
+}
+
+/// What the change does, in words that need no manual.
+fn sentence(proposal: &Proposal) -> String {
+    let exists = proposal.subjects.iter().any(|subject| subject.value.is_some());
+    match &proposal.change {
+        Change::Deploy(manifest) => deploy_sentence(manifest, exists),
+        Change::Retire { service, grace_seconds } => format!(
+            "End the service {service}: give running requests {} to finish, then stop it on every node.",
+            show_duration(u64::from(*grace_seconds))
+        ),
+        Change::AdmitNode(node) => admit_sentence(node, exists),
+        Change::RemoveNode { node } => {
+            format!(
+                "Remove the node {node}: what it runs moves elsewhere, and it is trusted with nothing more."
+            )
+        }
+        Change::SetMembers { members, .. } => {
+            let names: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+            format!(
+                "Replace who decides in this circle and by which rules: from then on its {} are {}.",
+                counted(names.len() as u64, "member"),
+                names.join(", ")
+            )
+        }
+    }
+}
+
+fn deploy_sentence(manifest: &Manifest, exists: bool) -> String {
+    let verb = if exists { "Change" } else { "Start" };
+    match manifest {
+        Manifest::Service(service) => format!("{verb} the service {}", service_sentence(service)),
+        Manifest::Job(job) => format!("{verb} the job {} on {} ranks.", job.name, job.ranks),
+        Manifest::Edge(edge) => {
+            format!(
+                "{verb} the rollout {} of model {} to the sites {}.",
+                edge.name,
+                edge.model.name,
+                quoted(&edge.sites)
+            )
+        }
+    }
+}
+
+fn service_sentence(service: &ServiceManifest) -> String {
+    let does = match service.task {
+        Task::Embed => "turns text into embeddings",
+        Task::Generate => "answers with generated text",
+    };
+    let (min, max) = (u64::from(service.replicas.min), u64::from(service.replicas.max));
+    let replicas = if min == max {
+        format!("exactly {}", counted(max, "replica"))
+    } else {
+        format!("{min} to {}", counted(max, "replica"))
+    };
+    let resources = &service.resources;
+    let gpu = match (resources.gpu_count, resources.gpu_share_percent) {
+        (0, 0) => "no GPU".to_string(),
+        (0, share) => format!("{share} % of a GPU"),
+        (count, _) => counted(u64::from(count), "GPU"),
+    };
+    let whereabouts = match service.placement.regions.as_slice() {
+        [] => "in any region".to_string(),
+        regions => format!("in {} only", regions.iter().map(|r| quoted(r)).collect::<Vec<_>>().join(" or ")),
+    };
+    let until = match service.valid_until {
+        None => "until it is retired".to_string(),
+        Some(until) => format!("until {}", show_time(until)),
+    };
+    format!(
+        "{}: {replicas} of model {}, which {does}, each with {} millicores, {} of memory and {gpu}, {whereabouts}, {until}.",
+        service.name,
+        service.model.name,
+        resources.cpu_millicores,
+        show_bytes(resources.memory_bytes),
+    )
+}
+
+fn admit_sentence(node: &NodeAdmission, exists: bool) -> String {
+    let roles: Vec<&str> = node.roles.iter().map(|role| fields::role(*role)).collect();
+    let verb = if exists { "Replace the machine behind the node" } else { "Admit the node" };
+    format!("{verb} {} in region {}, to serve as: {}.", node.name, quoted(&node.region), roles.join(", "))
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
