@@ -1,0 +1,90 @@
+//! GPUs as NVIDIA's driver describes them. The management library is opened at run time, so that one
+//! binary serves machines with and without it; a machine without it has no GPUs, and says why when asked.
+
+use super::Device;
+use nvml_wrapper::error::NvmlError;
+use protocol::agent::Gpu;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+/// Names of the library: the first is what drivers install, the second comes with development packages.
+const LIBRARIES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
+/// Nodes that every CUDA program opens, besides one for each GPU.
+const SHARED_NODES: [&str; 3] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"];
+
+/// The driver's view.
+#[derive(Debug)]
+pub struct Nvml(Result<nvml_wrapper::Nvml, NvmlError>);
+
+impl Nvml {
+    /// Opens the management library, if there is one.
+    #[must_use]
+    pub fn open() -> Self {
+        let load = |name| nvml_wrapper::Nvml::builder().lib_path(OsStr::new(name)).init();
+        Self(load(LIBRARIES[0]).or_else(|_| load(LIBRARIES[1])))
+    }
+
+    /// Why there are no GPUs, if the library could not be used.
+    #[must_use]
+    pub fn absence(&self) -> Option<String> {
+        self.0.as_ref().err().map(ToString::to_string)
+    }
+}
+
+impl Device for Nvml {
+    fn list(&self) -> Vec<Gpu> {
+        let Ok(library) = &self.0 else { return vec![] };
+        (0..library.device_count().unwrap_or(0)).map(|index| describe(library, index)).collect()
+    }
+
+    fn nodes(&self, indices: &[u32]) -> Vec<PathBuf> {
+        let Ok(library) = &self.0 else { return vec![] };
+        if indices.is_empty() {
+            return vec![];
+        }
+        let minor = |index: &u32| library.device_by_index(*index).ok()?.minor_number().ok();
+        let own = indices.iter().filter_map(minor).map(|minor| format!("/dev/nvidia{minor}"));
+        let shared = SHARED_NODES.into_iter().map(String::from);
+        own.chain(shared).map(PathBuf::from).filter(|path| path.exists()).collect()
+    }
+}
+
+/// A GPU that does not answer is listed as unhealthy: it is there, and must be given no work.
+fn describe(library: &nvml_wrapper::Nvml, index: u32) -> Gpu {
+    let read = || -> Result<Gpu, NvmlError> {
+        let device = library.device_by_index(index)?;
+        Ok(Gpu {
+            index,
+            uuid: device.uuid()?,
+            name: device.name()?,
+            memory_bytes: device.memory_info()?.total,
+            simulated: false,
+            healthy: true,
+        })
+    };
+    read().unwrap_or_else(|error| Gpu {
+        index,
+        uuid: String::new(),
+        name: format!("does not answer: {error}"),
+        memory_bytes: 0,
+        simulated: false,
+        healthy: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_is_there_and_answers_or_is_absent_with_a_reason() {
+        let device = Nvml::open();
+        let gpus = device.list();
+        match device.absence() {
+            Some(reason) => assert!(gpus.is_empty() && !reason.is_empty()),
+            None => assert!(gpus.iter().enumerate().all(|(at, gpu)| gpu.index as usize == at)),
+        }
+        assert!(gpus.iter().all(|gpu| !gpu.simulated));
+        assert_eq!(device.nodes(&[]), Vec::<PathBuf>::new());
+    }
+}

@@ -1,0 +1,117 @@
+//! GPUs that are not there: `8xH100` lets a laptop rehearse how a GPU cluster schedules. They have sizes
+//! and names, are marked as simulated in every listing, and compute nothing.
+
+use super::Device;
+use protocol::agent::Gpu;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+const GIB: u64 = 1 << 30;
+/// Products that can be rehearsed, with their memory in GiB as their makers print it.
+const PRODUCTS: [(&str, u64); 9] = [
+    ("A10", 24),
+    ("A100", 80),
+    ("B200", 180),
+    ("H100", 80),
+    ("H200", 141),
+    ("L4", 24),
+    ("L40S", 48),
+    ("RTX4090", 24),
+    ("T4", 16),
+];
+/// The largest machines sold have 16; 64 leaves room for dreams.
+const COUNT_MAX: u32 = 64;
+
+/// A rehearsed set of GPUs, all alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Simulated {
+    count: u32,
+    product: &'static str,
+    memory_bytes: u64,
+}
+
+/// Why a description like `8xH100` is not understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("simulated GPUs are written COUNTxPRODUCT, like 8xH100: `{text}` {reason}")]
+pub struct SimulatedError {
+    text: String,
+    reason: String,
+}
+
+impl FromStr for Simulated {
+    type Err = SimulatedError;
+
+    fn from_str(text: &str) -> Result<Self, SimulatedError> {
+        let refuse = |reason: String| SimulatedError { text: text.escape_debug().to_string(), reason };
+        let (count, product) = text.split_once('x').ok_or_else(|| refuse("has no `x`".to_string()))?;
+        let count = count
+            .parse()
+            .ok()
+            .filter(|count| (1..=COUNT_MAX).contains(count))
+            .ok_or_else(|| refuse(format!("must begin with a number from 1 to {COUNT_MAX}")))?;
+        let known = PRODUCTS.iter().find(|(name, _)| name.eq_ignore_ascii_case(product));
+        let (product, gib) = *known.ok_or_else(|| {
+            let names: Vec<_> = PRODUCTS.iter().map(|(name, _)| *name).collect();
+            refuse(format!("names none of {}", names.join(", ")))
+        })?;
+        Ok(Self { count, product, memory_bytes: gib * GIB })
+    }
+}
+
+impl Device for Simulated {
+    fn list(&self) -> Vec<Gpu> {
+        let gpu = |index| Gpu {
+            index,
+            uuid: format!("simulated-{}-{index}", self.product),
+            name: format!("{} (simulated)", self.product),
+            memory_bytes: self.memory_bytes,
+            simulated: true,
+            healthy: true,
+        };
+        (0..self.count).map(gpu).collect()
+    }
+
+    fn nodes(&self, _: &[u32]) -> Vec<PathBuf> {
+        vec![]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_are_understood_or_refused_with_a_reason() {
+        for (text, expected) in [
+            ("8xH100", "8 of H100 (simulated) with 80 GiB"),
+            ("1xl4", "1 of L4 (simulated) with 24 GiB"),
+            ("64xT4", "64 of T4 (simulated) with 16 GiB"),
+            ("H100", "`H100` has no `x`"),
+            ("", "`` has no `x`"),
+            ("0xH100", "`0xH100` must begin with a number from 1 to 64"),
+            ("65xH100", "`65xH100` must begin with a number from 1 to 64"),
+            ("-1xH100", "`-1xH100` must begin with a number from 1 to 64"),
+            ("2xRTX4090", "2 of RTX4090 (simulated) with 24 GiB"),
+            ("2xQ9", "`2xQ9` names none of A10, A100, B200, H100, H200, L4, L40S, RTX4090, T4"),
+        ] {
+            let found = match text.parse::<Simulated>() {
+                Ok(device) => {
+                    let gpus = device.list();
+                    let first = &gpus[0];
+                    format!("{} of {} with {} GiB", gpus.len(), first.name, first.memory_bytes / GIB)
+                }
+                Err(error) => error.to_string().split(": ").nth(1).expect("a reason").to_string(),
+            };
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn every_listing_says_that_they_are_simulated() {
+        let device: Simulated = "3xA100".parse().expect("valid");
+        for gpu in device.list() {
+            assert!(gpu.simulated && gpu.name.contains("simulated") && gpu.uuid.contains("simulated"));
+        }
+        assert!(device.nodes(&[0, 1]).is_empty());
+    }
+}

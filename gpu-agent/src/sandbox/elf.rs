@@ -1,0 +1,248 @@
+//! Which files a dynamically linked executable needs to start: its loader and its libraries, found as the
+//! loader would find them. A worker's root then holds these and nothing else.
+//!
+//! This reads ELF headers and asks nobody to run anything (`ldd` does). It knows 64-bit little-endian
+//! files, which is all that we build. Libraries opened later by name (`dlopen`) are not seen here: who
+//! needs them adds them.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Where loaders look when nothing else is said, most specific first.
+const DIRECTORIES: [&str; 8] = [
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+];
+/// More libraries than any worker has; a cycle would end before, since each is visited once.
+const LIBRARIES_MAX: usize = 256;
+/// Longest path or list of paths in a dynamic section.
+const TEXT_BYTES_MAX: usize = 4096;
+/// More entries than any dynamic section has.
+const ENTRIES_MAX: u64 = 4096;
+/// More program headers than any linker writes.
+const SEGMENTS_MAX: u64 = 256;
+
+const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
+const PT_INTERP: u32 = 3;
+const DT_NEEDED: u64 = 1;
+const DT_STRTAB: u64 = 5;
+const DT_RPATH: u64 = 15;
+const DT_RUNPATH: u64 = 29;
+
+/// The loader and every library that `binary` needs, directly or not, under the paths by which the
+/// loader will open them. Empty for a static executable.
+///
+/// # Errors
+/// When a file cannot be read, is no ELF file of the expected kind, or a library is nowhere to be found.
+pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![binary.to_path_buf()];
+    while let Some(path) = waiting.pop() {
+        let file = File::open(&path)?;
+        let read = |at, buffer: &mut [u8]| file.read_at(buffer, at).ok();
+        let linked = Elf(&read)
+            .linked()
+            .ok_or_else(|| invalid(format!("{} is not a 64-bit little-endian ELF file", path.display())))?;
+        if let Some(loader) = linked.loader {
+            found.insert(loader);
+        }
+        for name in linked.needed {
+            let library = locate(&name, &linked.search, &path).ok_or_else(|| {
+                invalid(format!("{} needs {}, which is nowhere", path.display(), name.display()))
+            })?;
+            if found.insert(library.clone()) {
+                waiting.push(library);
+            }
+            if found.len() > LIBRARIES_MAX {
+                return Err(invalid(format!("{} needs too many libraries", binary.display())));
+            }
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn locate(name: &Path, search: &[PathBuf], needed_by: &Path) -> Option<PathBuf> {
+    if name.is_absolute() {
+        return name.exists().then(|| name.to_path_buf());
+    }
+    let origin = needed_by.parent().unwrap_or(Path::new("/"));
+    let own = search.iter().map(|directory| match directory.strip_prefix("$ORIGIN") {
+        Ok(rest) => origin.join(rest),
+        Err(_) => directory.clone(),
+    });
+    own.chain(DIRECTORIES.iter().map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// What the dynamic section says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Linked {
+    loader: Option<PathBuf>,
+    needed: Vec<PathBuf>,
+    search: Vec<PathBuf>,
+}
+
+/// Reads at an offset into a buffer; says how much there was.
+type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Option<usize>;
+
+/// A 64-bit little-endian ELF file, read where it matters. Every read is checked; none panics on hostile
+/// bytes.
+struct Elf<'a>(Read<'a>);
+
+struct Segment {
+    kind: u32,
+    offset: u64,
+    address: u64,
+    file_bytes: u64,
+}
+
+impl Elf<'_> {
+    fn linked(&self) -> Option<Linked> {
+        // Magic, class 2 = 64 bits, data 1 = little-endian.
+        if self.number::<6>(0)?.to_le_bytes()[..6] != *b"\x7fELF\x02\x01" {
+            return None;
+        }
+        let segments = self.segments()?;
+        let of_kind = |kind| segments.iter().find(move |segment| segment.kind == kind);
+        let mut linked = Linked::default();
+        if let Some(segment) = of_kind(PT_INTERP) {
+            linked.loader = Some(self.text(segment.offset)?);
+        }
+        let Some(dynamic) = of_kind(PT_DYNAMIC) else { return Some(linked) };
+        let entries = self.dynamic(dynamic)?;
+        let Some(strings) = entries.iter().find(|(tag, _)| *tag == DT_STRTAB) else {
+            return Some(linked);
+        };
+        // The table's place is given in memory; the segment that loads it says where in the file.
+        let loaded = segments.iter().find(|segment| {
+            let within = strings.1.checked_sub(segment.address);
+            segment.kind == PT_LOAD && within.is_some_and(|offset| offset < segment.file_bytes)
+        })?;
+        let table = loaded.offset.checked_add(strings.1 - loaded.address)?;
+        for (tag, value) in &entries {
+            let text = || self.text(table.checked_add(*value)?);
+            match *tag {
+                DT_NEEDED => linked.needed.push(text()?),
+                DT_RPATH | DT_RUNPATH => {
+                    let list = text()?;
+                    let parts = list.as_os_str().as_bytes().split(|byte| *byte == b':');
+                    linked.search.extend(parts.map(|part| PathBuf::from(OsStr::from_bytes(part))));
+                }
+                _ => {}
+            }
+        }
+        Some(linked)
+    }
+
+    fn segments(&self) -> Option<Vec<Segment>> {
+        let first = self.number::<8>(32)?;
+        let size = self.number::<2>(54)?;
+        let count = self.number::<2>(56)?;
+        (0..count.min(SEGMENTS_MAX))
+            .map(|index| {
+                let at = first.checked_add(index.checked_mul(size)?)?;
+                Some(Segment {
+                    kind: u32::try_from(self.number::<4>(at)?).ok()?,
+                    offset: self.number::<8>(at.checked_add(8)?)?,
+                    address: self.number::<8>(at.checked_add(16)?)?,
+                    file_bytes: self.number::<8>(at.checked_add(32)?)?,
+                })
+            })
+            .collect()
+    }
+
+    fn dynamic(&self, segment: &Segment) -> Option<Vec<(u64, u64)>> {
+        let mut entries = Vec::new();
+        for index in 0..(segment.file_bytes / 16).min(ENTRIES_MAX) {
+            let at = segment.offset.checked_add(index * 16)?;
+            let (tag, value) = (self.number::<8>(at)?, self.number::<8>(at.checked_add(8)?)?);
+            if tag == 0 {
+                break;
+            }
+            entries.push((tag, value));
+        }
+        Some(entries)
+    }
+
+    fn number<const N: usize>(&self, at: u64) -> Option<u64> {
+        let mut all = [0; 8];
+        ((self.0)(at, &mut all[..N])? == N).then_some(u64::from_le_bytes(all))
+    }
+
+    fn text(&self, at: u64) -> Option<PathBuf> {
+        let mut bytes = vec![0; TEXT_BYTES_MAX];
+        let length = (self.0)(at, &mut bytes)?;
+        let end = bytes[..length].iter().position(|byte| *byte == 0)?;
+        Some(PathBuf::from(OsStr::from_bytes(&bytes[..end])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+
+    #[test]
+    fn a_running_program_needs_what_it_has_mapped() {
+        let program = std::env::current_exe().expect("this test is a program");
+        let found = libraries_of(&program).expect("its libraries");
+        let found: BTreeSet<_> = found.iter().filter_map(|path| path.canonicalize().ok()).collect();
+        let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+        let mapped = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+        for path in mapped.filter(|path| path.contains(".so")) {
+            assert!(found.contains(Path::new(path)), "{path} is mapped but not in {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_program_is_an_error() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        fs::write(file.path(), "#!/bin/sh\n").expect("write");
+        let error = libraries_of(file.path()).expect_err("a script");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(libraries_of(Path::new("/does/not/exist")).is_err());
+    }
+
+    #[test]
+    fn origin_is_where_the_needing_file_lies() {
+        let directory = tempfile::tempdir().expect("directory");
+        let library = directory.path().join("libown.so");
+        fs::write(&library, "").expect("write");
+        let search = [PathBuf::from("$ORIGIN")];
+        let found = locate(Path::new("libown.so"), &search, &directory.path().join("program"));
+        assert_eq!(found, Some(library));
+        assert_eq!(locate(Path::new("libnowhere-0.so"), &search, Path::new("/x")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_headers_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 64..512)) {
+            bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+            let read = |at: u64, buffer: &mut [u8]| {
+                let rest = bytes.get(usize::try_from(at).ok()?..)?;
+                let length = rest.len().min(buffer.len());
+                buffer[..length].copy_from_slice(&rest[..length]);
+                Some(length)
+            };
+            let _ = Elf(&read).linked();
+        }
+    }
+}

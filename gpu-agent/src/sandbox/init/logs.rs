@@ -1,0 +1,107 @@
+//! A worker's output, kept in two files that take turns: bounded on disk, bounded in rate, and never a
+//! reason for the worker to wait on a dead agent.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// When a file is this long, the other is emptied and written to: the last 4 to 8 MiB are kept.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// What a worker may say in one second; it waits for the next when it wants to say more.
+const BYTES_PER_SECOND: usize = 1024 * 1024;
+/// A pipe's capacity.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Moves bytes from the worker's output to its log files.
+pub(super) struct LogWriter {
+    output: Option<File>,
+    files: [File; 2],
+    current: usize,
+    written: u64,
+    second: u64,
+    spent: usize,
+}
+
+impl LogWriter {
+    pub(super) fn new(output: OwnedFd, files: [OwnedFd; 2]) -> io::Result<Self> {
+        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let files = files.map(File::from);
+        let output = Some(File::from(output));
+        Ok(Self { output, files, current: 0, written: 0, second: 0, spent: 0 })
+    }
+
+    /// What to wait on; none while this second's allowance is spent, or when every writer is gone.
+    pub(super) fn wanted(&mut self, now_ms: u64) -> Option<BorrowedFd<'_>> {
+        if now_ms / 1000 != self.second {
+            (self.second, self.spent) = (now_ms / 1000, 0);
+        }
+        let output = self.output.as_ref()?;
+        (self.spent < BYTES_PER_SECOND).then(|| output.as_fd())
+    }
+
+    /// Moves what is there; true if there was something. A disk that takes nothing loses log lines,
+    /// never the worker.
+    pub(super) fn copy(&mut self) -> bool {
+        let Some(output) = &mut self.output else { return false };
+        let mut chunk = [0; CHUNK_BYTES];
+        let length = match output.read(&mut chunk) {
+            Ok(length) if length > 0 => length,
+            Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => return false,
+            // Every writer is gone, or the pipe is broken: nothing more will come.
+            _ => {
+                self.output = None;
+                return false;
+            }
+        };
+        self.spent += length;
+        if self.written + length as u64 > FILE_BYTES_MAX {
+            self.current = 1 - self.current;
+            self.written = 0;
+            let file = &mut self.files[self.current];
+            let _ = file.set_len(0).and_then(|()| file.rewind());
+        }
+        self.written += length as u64;
+        let _ = self.files[self.current].write_all(&chunk[..length]);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_megabytes_are_kept_and_no_more() {
+        let files = [(); 2].map(|()| tempfile::tempfile().expect("file"));
+        let handles = files.each_ref().map(|file| file.try_clone().expect("clone").into());
+        let (reader, mut writer) = io::pipe().expect("pipe");
+        let mut logs = LogWriter::new(reader.into(), handles).expect("logs");
+        for round in 0..300u64 {
+            writer.write_all(&[b'x'; CHUNK_BYTES]).expect("the pipe is empty");
+            assert!(logs.wanted(round * 1000).is_some() && logs.copy());
+        }
+        let lengths = files.map(|file| file.metadata().expect("metadata").len());
+        assert!(lengths.iter().all(|length| *length <= FILE_BYTES_MAX), "{lengths:?}");
+        assert!(lengths.iter().sum::<u64>() >= FILE_BYTES_MAX, "{lengths:?}");
+        assert!(!logs.copy() && logs.wanted(0).is_some(), "nothing there, more may come");
+        drop(writer);
+        assert!(!logs.copy() && logs.wanted(0).is_none(), "nothing there, nothing will come");
+    }
+
+    #[test]
+    fn a_flood_waits_for_the_next_second() {
+        let files = [(); 2].map(|()| OwnedFd::from(tempfile::tempfile().expect("file")));
+        let (reader, mut writer) = io::pipe().expect("pipe");
+        let mut logs = LogWriter::new(reader.into(), files).expect("logs");
+        let mut moved = 0;
+        while logs.wanted(5_000).is_some() {
+            writer.write_all(&[b'x'; CHUNK_BYTES]).expect("the pipe is empty");
+            assert!(logs.copy());
+            moved += CHUNK_BYTES;
+        }
+        assert_eq!(moved, BYTES_PER_SECOND);
+        assert!(logs.wanted(6_000).is_some());
+    }
+}

@@ -1,0 +1,250 @@
+//! The init at work: one loop that holds the lease, answers the agent, keeps the worker's output, and ends
+//! the sandbox: when the worker ends, when the agent says so, or when nobody has said anything for too
+//! long. Its exit is the end of every process in the sandbox; the kernel sees to that.
+
+use super::filter;
+use super::logs::LogWriter;
+use crate::sandbox::clock::boottime_ms;
+use crate::sandbox::wire::{FrameBuffer, frame};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::time::{TimeSpec, TimeValLike};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use protocol::canonical;
+use protocol::sandbox::SandboxExit;
+use protocol::worker::{InitReply, InitRequest};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+
+/// Agents that may be connected at once: one, and a successor whose predecessor has not been noticed gone.
+const PEERS_MAX: usize = 4;
+/// Longest request: a word and a number.
+const REQUEST_BYTES_MAX: usize = 256;
+/// Most pieces of the worker's last words that are still written down.
+const LAST_WORDS_MAX: usize = 32;
+
+/// Until when the sandbox may live.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lease {
+    pub(super) until_ms: u64,
+    /// No renewal may reach further ahead.
+    pub(super) ms_max: u64,
+}
+
+impl Lease {
+    /// Renewals only ever lengthen, and never beyond what one renewal may give.
+    fn renew(&mut self, wanted_ms: u64, now_ms: u64) {
+        self.until_ms = self.until_ms.max(wanted_ms.min(now_ms.saturating_add(self.ms_max)));
+    }
+}
+
+struct Peer {
+    socket: UnixStream,
+    frames: FrameBuffer,
+}
+
+struct Supervisor {
+    worker: Pid,
+    lease: Lease,
+    /// When a stopping worker's grace ends.
+    kill_at_ms: Option<u64>,
+    peers: Vec<Peer>,
+}
+
+/// Runs until the sandbox must end, and writes down why. The caller exits.
+pub(super) fn run(
+    worker: Pid,
+    lease: Lease,
+    listener: &OwnedFd,
+    exit: &File,
+    mut logs: LogWriter,
+) -> io::Result<()> {
+    let mut child_signal = SigSet::empty();
+    child_signal.add(Signal::SIGCHLD);
+    let signals = SignalFd::with_flags(&child_signal, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
+    for filter in filter::for_init().map_err(io::Error::other)? {
+        seccompiler::apply_filter(&filter).map_err(io::Error::other)?;
+    }
+    let mut supervisor = Supervisor { worker, lease, kill_at_ms: None, peers: Vec::new() };
+    let end = loop {
+        if let Some(end) = supervisor.due(boottime_ms()) {
+            break end;
+        }
+        if let Some(end) = supervisor.turn(&signals, &timer, listener, &mut logs)? {
+            break end;
+        }
+    };
+    for _ in 0..LAST_WORDS_MAX {
+        if !logs.copy() {
+            break;
+        }
+    }
+    exit.write_all_at(&canonical::to_bytes(&end), 0)?;
+    exit.sync_data()
+}
+
+impl Supervisor {
+    /// Whether time is up, and for what.
+    fn due(&self, now_ms: u64) -> Option<SandboxExit> {
+        if self.kill_at_ms.is_some_and(|at| now_ms >= at) {
+            Some(SandboxExit::Stopped)
+        } else if now_ms >= self.lease.until_ms {
+            Some(SandboxExit::LeaseLapsed)
+        } else {
+            None
+        }
+    }
+
+    /// Waits for something to happen and deals with it.
+    fn turn(
+        &mut self,
+        signals: &SignalFd,
+        timer: &TimerFd,
+        listener: &OwnedFd,
+        logs: &mut LogWriter,
+    ) -> io::Result<Option<SandboxExit>> {
+        let now_ms = boottime_ms();
+        let next_ms = self.kill_at_ms.unwrap_or(u64::MAX).min(self.lease.until_ms);
+        let at = TimeSpec::milliseconds(i64::try_from(next_ms).unwrap_or(i64::MAX / 1_000_000));
+        timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+
+        let output = logs.wanted(now_ms);
+        let timeout = output.is_none().then(|| {
+            let rest_ms = 1000 - now_ms % 1000;
+            TimeSpec::milliseconds(i64::try_from(rest_ms).expect("at most 1000"))
+        });
+        let mut waits: Vec<PollFd<'_>> = [signals.as_fd(), timer.as_fd(), listener.as_fd()]
+            .into_iter()
+            .chain(self.peers.iter().map(|peer| peer.socket.as_fd()))
+            .chain(output)
+            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
+            .collect();
+        match ppoll(&mut waits, timeout, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<bool> =
+            waits.iter().map(|wait| wait.revents().is_some_and(|events| !events.is_empty())).collect();
+        drop(waits);
+        let count = self.peers.len();
+        if ready.get(3 + count).copied().unwrap_or(false) {
+            logs.copy();
+        }
+        self.answer_peers(&ready[3..3 + count]);
+        if ready[2] {
+            self.welcome(listener);
+        }
+        if ready[0] {
+            while signals.read_signal()?.is_some() {}
+            return self.reap();
+        }
+        Ok(None)
+    }
+
+    /// Buries every dead process; some end when it was the worker.
+    fn reap(&mut self) -> io::Result<Option<SandboxExit>> {
+        let mut end = None;
+        loop {
+            let ended = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, SandboxExit::Exited { status }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, SandboxExit::Signaled { signal: signal as i32 })
+                }
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(end),
+                Ok(_) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if ended.0 == self.worker {
+                let asked_for = self.kill_at_ms.is_some();
+                end = Some(if asked_for { SandboxExit::Stopped } else { ended.1 });
+            }
+        }
+    }
+
+    fn welcome(&mut self, listener: &OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let Ok(descriptor) = accept4(listener.as_raw_fd(), flags) else { return };
+        let socket = UnixStream::from(crate::sandbox::system::own(descriptor));
+        if self.peers.len() >= PEERS_MAX {
+            self.peers.remove(0);
+        }
+        self.peers.push(Peer { socket, frames: FrameBuffer::default() });
+    }
+
+    /// Hears those who have spoken; whoever talks nonsense or has gone is dropped.
+    fn answer_peers(&mut self, ready: &[bool]) {
+        let peers = std::mem::take(&mut self.peers);
+        for (mut peer, ready) in peers.into_iter().zip(ready) {
+            if !ready || self.answer(&mut peer).is_some() {
+                self.peers.push(peer);
+            }
+        }
+    }
+
+    fn answer(&mut self, peer: &mut Peer) -> Option<()> {
+        let mut bytes = [0; REQUEST_BYTES_MAX];
+        let length = peer.socket.read(&mut bytes).ok().filter(|length| *length > 0)?;
+        peer.frames.push(&bytes[..length]);
+        while let Some(request) = peer.frames.next(REQUEST_BYTES_MAX).ok()? {
+            match canonical::from_bytes(&request, REQUEST_BYTES_MAX).ok()? {
+                InitRequest::Status => {}
+                InitRequest::Renew { until_boottime_ms } => {
+                    self.lease.renew(until_boottime_ms, boottime_ms());
+                }
+                InitRequest::Stop { grace_ms } => self.stop(boottime_ms().saturating_add(grace_ms)),
+            }
+            let reply = InitReply { running: true, exit: None, lease_until_boottime_ms: self.lease.until_ms };
+            peer.socket.write_all(&frame(&canonical::to_bytes(&reply))).ok()?;
+        }
+        Some(())
+    }
+
+    /// A second order to stop may shorten the grace, never lengthen it.
+    fn stop(&mut self, kill_at_ms: u64) {
+        // The worker may be gone already; then the loop is about to learn it.
+        let _ = kill(self.worker, Signal::SIGTERM);
+        self.kill_at_ms = Some(self.kill_at_ms.map_or(kill_at_ms, |at| at.min(kill_at_ms)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lengthens_within_its_bound_and_never_shortens() {
+        for (name, until, wanted, now, expected) in [
+            ("renewed", 1_000, 3_500, 600, 3_500),
+            ("asked for too much", 1_000, 9_000, 600, 3_600),
+            ("late message", 3_000, 2_000, 1_500, 3_000),
+            ("for ever", 1_000, u64::MAX, 600, 3_600),
+        ] {
+            let mut lease = Lease { until_ms: until, ms_max: 3_000 };
+            lease.renew(wanted, now);
+            assert_eq!(lease.until_ms, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_grace_ends_before_the_lease_and_both_end_the_sandbox() {
+        let lease = Lease { until_ms: 2_000, ms_max: 3_000 };
+        let mut supervisor =
+            Supervisor { worker: Pid::from_raw(i32::MAX), lease, kill_at_ms: None, peers: vec![] };
+        assert_eq!(supervisor.due(1_999), None);
+        assert_eq!(supervisor.due(2_000), Some(SandboxExit::LeaseLapsed));
+        supervisor.stop(1_500);
+        supervisor.stop(1_900);
+        assert_eq!(supervisor.due(1_499), None);
+        assert_eq!(supervisor.due(1_500), Some(SandboxExit::Stopped));
+    }
+}

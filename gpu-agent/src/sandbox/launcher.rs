@@ -1,0 +1,471 @@
+//! Starts sandboxes and finds them again. All calls block, for tens of milliseconds at most where the
+//! machine is well; an asynchronous agent makes them on a blocking thread.
+
+use super::cgroup::{Cgroups, Group};
+use super::elf::libraries_of;
+use super::error::{During, SandboxError};
+use super::memory_file::sealed_bytes;
+use super::record::{self, names};
+use super::running::{IdsInUse, Running, lock, log_tail, remove_leftovers, socket_path};
+use super::{cgroup, init, system, wire};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use protocol::agent::Isolation;
+use protocol::canonical;
+use protocol::sandbox::{
+    SANDBOX_REPORT_BYTES_MAX, SandboxGo, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
+    SandboxSpec,
+};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+/// A start takes tens of milliseconds; on a machine that swaps, seconds.
+const START_TIMEOUT_S: i64 = 20;
+/// How much of a failed worker's output goes into the error.
+const FAILURE_LOG_BYTES: u64 = 2048;
+
+/// How an agent starts sandboxes.
+#[derive(Debug, Clone)]
+pub struct LauncherConfig {
+    /// The agent's own executable, which knows `sandbox-init`.
+    pub program: PathBuf,
+    /// Arguments that lead it to [`init::main`].
+    pub arguments: Vec<String>,
+    /// Where sandboxes' records, sockets and logs lie; closed to other users.
+    pub state_dir: PathBuf,
+    /// The agent's subtree of control groups, below the group it runs in: `quorate/node-1`, say.
+    pub cgroup_parent: String,
+    /// First of the user ids that sandboxes may have, each taking two; used by root only. No account and
+    /// no other agent may have ids of the range.
+    pub ids_first: u32,
+    /// How many pairs of ids there are.
+    pub id_pairs: u32,
+    /// Longest lease that a renewal may give, in milliseconds.
+    pub lease_ms_max: u64,
+}
+
+/// How well this machine and user can isolate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IsolationReport {
+    /// The level, against which manifests state their minimum.
+    pub level: Isolation,
+    /// What cannot be enforced here, each beginning with a label.
+    pub not_enforced: Vec<String>,
+}
+
+/// One sandbox to start.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// Its name on this node: 1 to 63 of `a-z 0-9 - . _`.
+    pub name: &'a str,
+    /// The worker's executable.
+    pub binary: &'a Path,
+    /// Arguments after the program's name.
+    pub arguments: Vec<String>,
+    /// The whole environment.
+    pub environment: BTreeMap<String, String>,
+    /// What it may use.
+    pub limits: SandboxLimits,
+    /// Host files and directories that it sees, read-only, besides its libraries.
+    pub read_only: Vec<PathBuf>,
+    /// Device nodes that it may use.
+    pub devices: Vec<PathBuf>,
+    /// Becomes [`protocol::worker::WORKER_WEIGHTS_FD`].
+    pub weights: BorrowedFd<'a>,
+    /// Becomes [`protocol::worker::WORKER_PROGRESS_FD`].
+    pub progress: BorrowedFd<'a>,
+    /// Becomes [`protocol::worker::WORKER_MANIFEST_FD`]: a canonical `WorkerManifest`.
+    pub manifest: &'a [u8],
+    /// First lease, on the boot clock ([`super::boottime_ms`]).
+    pub lease_until_boottime_ms: u64,
+}
+
+/// Starts sandboxes for one agent.
+#[derive(Debug)]
+pub struct Launcher {
+    config: LauncherConfig,
+    cgroups: Cgroups,
+    isolation: IsolationReport,
+    ids: IdsInUse,
+    libraries: Mutex<BTreeMap<(PathBuf, SystemTime), Vec<PathBuf>>>,
+}
+
+/// Descriptors and paths of a sandbox that is being started.
+struct Place {
+    directory: PathBuf,
+    init_listener: UnixListener,
+    worker_listener: UnixListener,
+    metrics: File,
+    exit: File,
+    logs: [File; 2],
+}
+
+impl Launcher {
+    /// Finds out what this machine and user can enforce.
+    ///
+    /// # Errors
+    /// When the state directory cannot be made, or the program cannot be executed.
+    pub fn new(config: LauncherConfig) -> Result<Self, SandboxError> {
+        private_directory(&config.state_dir).during(|| format!("create {}", config.state_dir.display()))?;
+        let cgroups = Cgroups::detect(&config.cgroup_parent).during(|| "find cgroups".into())?;
+        let level = check_namespaces(&config)?;
+        let mut not_enforced = probe_cgroups(&cgroups);
+        if level == Isolation::SameUid {
+            not_enforced.push("user-ids: workers are the agent's own user".into());
+        }
+        let isolation = IsolationReport { level, not_enforced };
+        let (ids, libraries) = (IdsInUse::default(), Mutex::default());
+        let launcher = Self { config, cgroups, isolation, ids, libraries };
+        for (_, record) in launcher.directories()? {
+            if let Some(SandboxIdentity::OwnIds { first }) = record.map(|record| record.identity) {
+                lock(&launcher.ids).insert(first);
+            }
+        }
+        Ok(launcher)
+    }
+
+    /// What this machine and user can enforce.
+    #[must_use]
+    pub fn isolation(&self) -> &IsolationReport {
+        &self.isolation
+    }
+
+    /// Starts a worker in a new sandbox. When this returns, its program runs and its record is durable.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. Nothing of a failed start is left.
+    pub fn start(&self, start: &Start<'_>) -> Result<Running, SandboxError> {
+        if self.isolation.level == Isolation::None {
+            return Err(SandboxError::NoIsolation);
+        }
+        check_name(start.name)?;
+        let directory = self.config.state_dir.join(start.name);
+        self.clear_old(start.name, &directory)?;
+        let identity = self.take_ids()?;
+        let group = self.cgroups.create(start.name, &start.limits);
+        let started = self.start_in(start, identity, &group, &directory);
+        if started.is_err() {
+            let record = SandboxRecord {
+                name: start.name.into(),
+                boot_id: String::new(),
+                pid: 0,
+                start_ticks: 0,
+                cgroups: group.directories.iter().map(|path| path.display().to_string()).collect(),
+                identity,
+                not_enforced: vec![],
+            };
+            remove_leftovers(&directory, Some(&record), &self.ids)?;
+        }
+        started
+    }
+
+    /// Sandboxes that live, whoever started them: what an agent calls first after its own restart.
+    ///
+    /// # Errors
+    /// When the state directory cannot be read.
+    pub fn list_running(&self) -> Result<Vec<Running>, SandboxError> {
+        let mut running = Vec::new();
+        for (directory, record) in self.directories()? {
+            let Some(record) = record else { continue };
+            if let Some(pidfd) = record::open_process(&record) {
+                let labels = record.not_enforced.clone();
+                running.push(Running::new(record, directory, pidfd, Arc::clone(&self.ids), labels));
+            }
+        }
+        Ok(running)
+    }
+
+    /// Removes the directories and cgroups of sandboxes that have ended. Returns how many. Not to be
+    /// called while a start is under way.
+    ///
+    /// # Errors
+    /// When the state directory cannot be read, or something cannot be removed.
+    pub fn sweep_stale(&self) -> Result<usize, SandboxError> {
+        let mut swept = 0;
+        for (directory, record) in self.directories()? {
+            if record.as_ref().is_none_or(|record| record::open_process(record).is_none()) {
+                remove_leftovers(&directory, record.as_ref(), &self.ids)?;
+                swept += 1;
+            }
+        }
+        self.cgroups.sweep_stale();
+        Ok(swept)
+    }
+
+    fn directories(&self) -> Result<Vec<(PathBuf, Option<SandboxRecord>)>, SandboxError> {
+        let read = || -> io::Result<Vec<_>> {
+            let mut all = Vec::new();
+            for entry in fs::read_dir(&self.config.state_dir)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    all.push((entry.path(), record::read(&entry.path())));
+                }
+            }
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(all)
+        };
+        read().during(|| format!("read {}", self.config.state_dir.display()))
+    }
+
+    fn clear_old(&self, name: &str, directory: &Path) -> Result<(), SandboxError> {
+        if !directory.exists() {
+            return Ok(());
+        }
+        let record = record::read(directory);
+        if record.as_ref().is_some_and(|record| record::open_process(record).is_some()) {
+            return Err(SandboxError::Exists { name: name.to_string() });
+        }
+        remove_leftovers(directory, record.as_ref(), &self.ids)
+    }
+
+    fn take_ids(&self) -> Result<SandboxIdentity, SandboxError> {
+        if self.isolation.level != Isolation::Full {
+            return Ok(SandboxIdentity::SameUid);
+        }
+        let mut in_use = lock(&self.ids);
+        let all = (0..self.config.id_pairs).map(|pair| self.config.ids_first + 2 * pair);
+        let first = all
+            .into_iter()
+            .find(|first| !in_use.contains(first))
+            .ok_or(SandboxError::IdsExhausted { count: self.config.id_pairs })?;
+        in_use.insert(first);
+        Ok(SandboxIdentity::OwnIds { first })
+    }
+
+    fn start_in(
+        &self,
+        start: &Start<'_>,
+        identity: SandboxIdentity,
+        group: &Group,
+        directory: &Path,
+    ) -> Result<Running, SandboxError> {
+        let failed = |step: &str, detail: String| SandboxError::Start {
+            name: start.name.to_string(),
+            step: step.to_string(),
+            detail,
+        };
+        let place = Place::create(directory).during(|| format!("create {}", directory.display()))?;
+        let spec = self.specify(start, identity, group)?;
+        let (socket, mut builder) = self
+            .spawn_builder(&place)
+            .map_err(|error| failed("execute the agent's program", error.to_string()))?;
+        let mut pidfd = None;
+        let mut talk = || -> Result<(SandboxRecord, Vec<String>), (String, String)> {
+            let text = |step: &'static str| move |error: io::Error| (step.into(), error.to_string());
+            send_spec(&socket, &spec, start, &place).map_err(text("send the specification"))?;
+            let SandboxReport::Created { pid } = next_report(&socket)? else {
+                return Err(("create the init".into(), "it answered out of turn".into()));
+            };
+            // The init is this process's child and waits, so its number is its own until it is reaped.
+            pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
+            let record =
+                record::compose(start.name, pid, identity, group).map_err(text("describe the init"))?;
+            record::write(directory, &record).map_err(|error| {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                (error.to_string(), source.unwrap_or_default())
+            })?;
+            wire::send(socket.as_fd(), &canonical::to_bytes(&SandboxGo::Go), &[])
+                .map_err(text("release the init"))?;
+            match next_report(&socket)? {
+                SandboxReport::Started { not_enforced } => Ok((record, not_enforced)),
+                _ => Err(("start the worker".into(), "it answered out of turn".into())),
+            }
+        };
+        let talked = talk();
+        if talked.is_err() {
+            let _ = builder.kill();
+        }
+        let _ = builder.wait();
+        match (talked, pidfd) {
+            (Ok((mut record, more)), Some(pidfd)) => {
+                record.not_enforced.extend(more);
+                let labels = record.not_enforced.clone();
+                let ids = Arc::clone(&self.ids);
+                Ok(Running::new(record, directory.to_path_buf(), pidfd, ids, labels))
+            }
+            (Ok(_), None) => Err(failed("open the init", "it vanished".into())),
+            (Err((step, mut detail)), pidfd) => {
+                if let Some(pidfd) = pidfd {
+                    end_failed(&pidfd);
+                }
+                let log = log_tail(directory, FAILURE_LOG_BYTES).unwrap_or_default();
+                if !log.is_empty() {
+                    detail = format!("{detail}; it printed: {}", String::from_utf8_lossy(&log).trim());
+                }
+                Err(failed(&step, detail))
+            }
+        }
+    }
+
+    fn specify(
+        &self,
+        start: &Start<'_>,
+        identity: SandboxIdentity,
+        group: &Group,
+    ) -> Result<SandboxSpec, SandboxError> {
+        let text = |path: &Path| path.display().to_string();
+        let binary = fs::canonicalize(start.binary)
+            .during(|| format!("find the worker {}", start.binary.display()))?;
+        let mut read_only: Vec<String> = self.libraries(&binary)?.iter().map(|p| text(p)).collect();
+        read_only.extend(start.read_only.iter().map(|path| text(path)));
+        Ok(SandboxSpec {
+            name: start.name.to_string(),
+            binary: text(&binary),
+            arguments: start.arguments.clone(),
+            environment: start.environment.clone(),
+            identity,
+            cgroup_procs: group.procs_files().map(|path| text(&path)).collect(),
+            read_only,
+            devices: start.devices.iter().map(|path| text(path)).collect(),
+            limits: start.limits,
+            memory_by_rlimit: !group.memory_enforced,
+            lease_until_boottime_ms: start.lease_until_boottime_ms,
+            lease_ms_max: self.config.lease_ms_max,
+        })
+    }
+
+    /// Remembered per executable and its time of change: reading it takes longer than starting it.
+    fn libraries(&self, binary: &Path) -> Result<Vec<PathBuf>, SandboxError> {
+        let find = || -> io::Result<Vec<PathBuf>> {
+            let key = (binary.to_path_buf(), fs::metadata(binary)?.modified()?);
+            let known = lock(&self.libraries).get(&key).cloned();
+            match known {
+                Some(libraries) => Ok(libraries),
+                None => {
+                    let libraries = libraries_of(binary)?;
+                    lock(&self.libraries).insert(key, libraries.clone());
+                    Ok(libraries)
+                }
+            }
+        };
+        find().during(|| format!("find the libraries of {}", binary.display()))
+    }
+
+    fn spawn_builder(&self, place: &Place) -> io::Result<(OwnedFd, Child)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let timeout = TimeVal::seconds(START_TIMEOUT_S);
+        setsockopt(&ours, sockopt::ReceiveTimeout, &timeout)?;
+        setsockopt(&theirs, sockopt::ReceiveTimeout, &timeout)?;
+        let child = Command::new(&self.config.program)
+            .args(&self.config.arguments)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(place.logs[0].try_clone()?))
+            .spawn()?;
+        Ok((ours, child))
+    }
+}
+
+impl Place {
+    fn create(directory: &Path) -> io::Result<Self> {
+        private_directory(directory)?;
+        let handle = File::open(directory)?;
+        let listen = |name| UnixListener::bind(socket_path(&handle, name));
+        let mode = 0o600;
+        let log = |name| File::options().create(true).append(true).mode(mode).open(directory.join(name));
+        let metrics = directory.join(names::METRICS);
+        nix::unistd::mkfifo(&metrics, nix::sys::stat::Mode::from_bits_truncate(mode))?;
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            init_listener: listen(names::INIT_SOCKET)?,
+            worker_listener: listen(names::WORKER_SOCKET)?,
+            // For reading too: so a worker is not told of a broken pipe while no agent lives.
+            metrics: File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(metrics)?,
+            exit: File::options()
+                .create_new(true)
+                .write(true)
+                .mode(mode)
+                .open(directory.join(names::EXIT))?,
+            logs: [log(names::LOGS[0])?, log(names::LOGS[1])?],
+        })
+    }
+}
+
+/// The order is that of `init::receive_spec`, then of `protocol::worker`'s descriptor numbers.
+fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start<'_>, place: &Place) -> io::Result<()> {
+    let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
+    let manifest = sealed_bytes("worker-manifest", start.manifest)?;
+    let descriptors = [
+        spec.as_fd(),
+        place.init_listener.as_fd(),
+        place.exit.as_fd(),
+        place.logs[0].as_fd(),
+        place.logs[1].as_fd(),
+        place.worker_listener.as_fd(),
+        start.weights,
+        start.progress,
+        place.metrics.as_fd(),
+        manifest.as_fd(),
+    ];
+    debug_assert!(place.directory.is_dir());
+    wire::send(socket.as_fd(), b"spec", &descriptors)
+}
+
+/// The next report; a failure is the error.
+fn next_report(socket: &OwnedFd) -> Result<SandboxReport, (String, String)> {
+    let receive = || -> io::Result<SandboxReport> {
+        let (bytes, _) = wire::receive(socket.as_fd(), SANDBOX_REPORT_BYTES_MAX)?;
+        canonical::from_bytes(&bytes, SANDBOX_REPORT_BYTES_MAX).map_err(io::Error::other)
+    };
+    match receive() {
+        Ok(SandboxReport::Failed { step, detail }) => Err((step, detail)),
+        Ok(report) => Ok(report),
+        Err(error) => Err(("wait for the sandbox's init".into(), error.to_string())),
+    }
+}
+
+/// Kills an init whose start failed and buries it, so that its cgroups can go.
+fn end_failed(pidfd: &OwnedFd) {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    let _ = system::pidfd_kill(pidfd.as_fd());
+    let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+}
+
+fn check_name(name: &str) -> Result<(), SandboxError> {
+    match name.parse::<protocol::ServiceName>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(SandboxError::Name { name: name.escape_debug().to_string() }),
+    }
+}
+
+fn private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Asks a process of its own to try, since trying changes the process that tries.
+fn check_namespaces(config: &LauncherConfig) -> Result<Isolation, SandboxError> {
+    let status = Command::new(&config.program)
+        .args(&config.arguments)
+        .args([init::CHECK_ARGUMENT, &config.ids_first.to_string()])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .during(|| format!("execute {}", config.program.display()))?;
+    Ok(match status.code() {
+        Some(init::CHECK_FULL) => Isolation::Full,
+        Some(init::CHECK_SAME_UID) => Isolation::SameUid,
+        _ => Isolation::None,
+    })
+}
+
+/// Makes a group, writes limits that hold nobody, and removes it: what fails here fails for workers.
+fn probe_cgroups(cgroups: &Cgroups) -> Vec<String> {
+    let limits =
+        SandboxLimits { cpu_millicores: 1000, memory_bytes: 1 << 30, processes_max: 64, open_files_max: 64 };
+    let group = cgroups.create(&format!("probe-{}", std::process::id()), &limits);
+    let _ = cgroup::remove(&group.directories);
+    group.not_enforced
+}

@@ -1,0 +1,219 @@
+//! Files that live in memory and are handed to a worker: its weights and progress map, which the agent
+//! fills while the worker reads, and sealed bytes such as its manifest, which nobody changes again.
+//!
+//! The seal `F_SEAL_FUTURE_WRITE` is what makes the first kind safe: the agent's own mapping, made before
+//! the seal, stays writable, and nothing can ever be opened or mapped for writing again, by the worker
+//! or by the agent. A worker whose agent died before the file was full therefore cannot be completed:
+//! it ends, and is started again with a new file.
+
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::stat::Mode;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::raw::c_void;
+use std::ptr::NonNull;
+
+/// A file in shared memory that this process alone can write, for as long as it keeps this value.
+#[derive(Debug)]
+pub struct MemoryFile {
+    file: OwnedFd,
+    map: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread; all access goes through `write` and
+// `read`, which copy bytes through raw pointers and never hand out references into the mapping.
+unsafe impl Send for MemoryFile {}
+// SAFETY: as above. Two threads that write the same range at once mix their bytes, as two writers of a
+// file would; `write` documents it.
+unsafe impl Sync for MemoryFile {}
+
+impl MemoryFile {
+    /// Creates a file of `length` zero bytes, maps it for writing, and seals it against everybody else.
+    /// Asks for huge pages: first touch is about twice as fast where the kernel grants them.
+    ///
+    /// # Errors
+    /// What the system answers; `InvalidInput` for an empty file.
+    pub fn create(name: &str, length: usize) -> io::Result<Self> {
+        let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        let file = anonymous(name)?;
+        nix::unistd::ftruncate(&file, i64::try_from(length).map_err(io::Error::other)?)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing; it is unmapped
+        // in `drop` and not before.
+        let map = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &file, 0) }?;
+        let made = Self { file, map: map.cast(), length };
+        // SAFETY: advice on the mapping that was just made changes no byte of it. A refusal costs speed.
+        let _ = unsafe { madvise(map, length, MmapAdvise::MADV_HUGEPAGE) };
+        let seals = SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE)
+            | SealFlag::F_SEAL_GROW
+            | SealFlag::F_SEAL_SHRINK
+            | SealFlag::F_SEAL_SEAL;
+        fcntl(&made.file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(made)
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// A new descriptor that can read and map the file, and do nothing else.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn reader(&self) -> io::Result<OwnedFd> {
+        reopen(&self.file)
+    }
+
+    /// Copies `bytes` to `offset`. Readers see them at once; concurrent writers must not overlap.
+    ///
+    /// # Panics
+    /// When the range is not within the file: the caller computed it from the same length.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
+        assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
+        // SAFETY: the range was checked against the mapping, which lives as long as `self`; `bytes` is
+        // ordinary memory of the caller and cannot overlap a mapping to which no reference exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.map.as_ptr().add(offset), bytes.len());
+        }
+    }
+
+    /// Sets one byte after everything written before: a reader that sees it, sees those too.
+    ///
+    /// # Panics
+    /// When the offset is not within the file.
+    pub fn publish(&self, offset: usize, value: u8) {
+        assert!(offset < self.length, "offset {offset} is outside {} bytes", self.length);
+        // SAFETY: the byte is within the mapping, which lives as long as `self`, and a byte is always
+        // aligned; it is only ever accessed atomically or copied by `write` and `read`.
+        let byte = unsafe { std::sync::atomic::AtomicU8::from_ptr(self.map.as_ptr().add(offset)) };
+        byte.store(value, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Copies bytes out, to check what was written.
+    ///
+    /// # Panics
+    /// When the range is not within the file.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
+        assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
+        // SAFETY: as in `write`, the other way.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.map.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len());
+        }
+    }
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `create` with this length and no reference into it exists.
+        let _ = unsafe { munmap(self.map.cast::<c_void>(), self.length) };
+    }
+}
+
+/// Bytes that nobody can change again, as a descriptor for reading, positioned at their beginning.
+///
+/// # Errors
+/// What the system answers.
+pub fn sealed_bytes(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(anonymous(name)?);
+    file.write_all(bytes)?;
+    let file = OwnedFd::from(file);
+    fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))?;
+    reopen(&file)
+}
+
+/// Whether a file is sealed against every change.
+pub(crate) fn is_sealed(file: &OwnedFd) -> bool {
+    fcntl(file, FcntlArg::F_GET_SEALS)
+        .is_ok_and(|bits| SealFlag::from_bits_retain(bits).contains(all_seals()))
+}
+
+fn all_seals() -> SealFlag {
+    SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL
+}
+
+/// An empty file in memory, not executable where the kernel knows how to say so (6.3 and later).
+fn anonymous(name: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(name)?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let no_exec = MFdFlags::from_bits_retain(flags.bits() | libc::MFD_NOEXEC_SEAL);
+    let file = memfd_create(name.as_c_str(), no_exec).or_else(|_| memfd_create(name.as_c_str(), flags))?;
+    // Only its owner may open it again through /proc, and then only for reading.
+    nix::sys::stat::fchmod(&file, Mode::S_IRUSR)?;
+    Ok(file)
+}
+
+fn reopen(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_reader_sees_what_is_written_after_it_was_opened() {
+        let file = MemoryFile::create("weights", 10_000).expect("create");
+        let reader = File::from(file.reader().expect("reader"));
+        file.write(9_997, b"end");
+        file.publish(0, 1);
+        let mut found = [0; 3];
+        reader.read_exact_at(&mut found, 9_997).expect("read");
+        assert_eq!(&found, b"end");
+        reader.read_exact_at(&mut found[..1], 0).expect("read");
+        assert_eq!(found[0], 1);
+        assert_eq!(reader.metadata().expect("metadata").len(), 10_000);
+    }
+
+    #[test]
+    fn nothing_but_the_first_mapping_can_write() {
+        let file = MemoryFile::create("weights", 4096).expect("create");
+        let reader = file.reader().expect("reader");
+        assert_eq!(nix::unistd::write(&reader, b"x"), Err(Errno::EBADF), "opened for reading");
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        // Root may open anything for writing; the seal holds all the same.
+        if let Ok(writer) = std::fs::OpenOptions::new().write(true).open(path) {
+            assert_eq!(nix::unistd::write(&writer, b"x"), Err(Errno::EPERM));
+            assert!(writer.set_len(1).is_err() && writer.set_len(9000).is_err());
+        }
+        let size = NonZeroUsize::new(4096).expect("not zero");
+        let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping replaces nothing; it is expected to fail.
+        let mapped = unsafe { mmap(None, size, writable, MapFlags::MAP_SHARED, &file.file, 0) };
+        assert_eq!(mapped.map(|_| ()), Err(Errno::EPERM));
+        file.write(0, b"still mine");
+    }
+
+    #[test]
+    fn without_the_seal_a_second_writer_would_succeed() {
+        let file = anonymous("control").expect("create");
+        nix::unistd::write(&file, b"x").expect("the positive control of the test above");
+    }
+
+    #[test]
+    fn sealed_bytes_are_read_from_their_beginning_and_never_change() {
+        let file = sealed_bytes("manifest", b"all that a worker knows").expect("create");
+        assert!(is_sealed(&file));
+        let mut text = String::new();
+        io::Read::read_to_string(&mut File::from(file), &mut text).expect("read");
+        assert_eq!(text, "all that a worker knows");
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn an_empty_file_is_refused() {
+        assert_eq!(MemoryFile::create("x", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}

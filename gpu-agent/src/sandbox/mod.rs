@@ -1,0 +1,40 @@
+//! Starts workers inside sandboxes, keeps them there, and finds them again after a restart.
+//!
+//! A sandbox is made of parts that fail separately: namespaces (nothing of the host is in reach), an
+//! empty read-only root, landlock (the same again, by another mechanism), a seccomp allow-list (the calls
+//! that could reach out do not exist), cgroups and resource limits (it cannot starve its neighbours) and
+//! a lease (it ends when nobody vouches for it, though the agent be dead).
+//!
+//! The picture, from left to right in time:
+//!
+//! ```text
+//! agent --spawns--> builder (`quorate sandbox-init`) --clones--> init = PID 1 --forks--> worker
+//!   |                 joins the cgroups, maps the ids, exits        |  holds the lease     |
+//!   '--- unix socket on the builder's standard input: spec, descriptors, go, started ---'   '- /worker
+//! ```
+//!
+//! What may surprise: the builder clones the init with `CLONE_PARENT`, so the agent, not the builder, is
+//! the init's parent and reaps it. Nothing runs between `fork` and `exec` in the (threaded) agent: all of
+//! the work happens in a fresh single-threaded process.
+
+mod cgroup;
+mod clock;
+mod elf;
+mod error;
+pub mod init;
+mod launcher;
+mod memory_file;
+mod metrics;
+mod record;
+mod running;
+mod system;
+mod wire;
+
+pub use cgroup::{CgroupUsage, Cgroups};
+pub use clock::boottime_ms;
+pub use elf::libraries_of;
+pub use error::SandboxError;
+pub use launcher::{IsolationReport, Launcher, LauncherConfig, Start};
+pub use memory_file::{MemoryFile, sealed_bytes};
+pub use metrics::{LineSplitter, MetricsReader};
+pub use running::{Ended, Running};

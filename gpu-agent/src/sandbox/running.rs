@@ -1,0 +1,314 @@
+//! A sandbox that was started, by this agent or by its predecessor: how to renew its lease, talk to its
+//! worker, learn how it ended, and remove what is left.
+
+use super::cgroup::{self, CgroupUsage};
+use super::error::{During, SandboxError};
+use super::metrics::MetricsReader;
+use super::record::{self, names};
+use super::system;
+use super::wire::{self, FrameBuffer};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use protocol::canonical;
+use protocol::sandbox::{SandboxExit, SandboxRecord};
+use protocol::worker::{InitReply, InitRequest};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// An init answers at once or not at all: it does nothing else.
+const INIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest answer of an init.
+const REPLY_BYTES_MAX: usize = 1024;
+/// How long the kernel may take to end a killed sandbox.
+const KILL_WAIT_MS: u16 = 10_000;
+
+/// First ids of the pairs that are in use.
+pub(crate) type IdsInUse = Arc<Mutex<BTreeSet<u32>>>;
+
+/// A sandbox that was alive when this value was made. Dropping it ends nothing: the lease does that.
+#[derive(Debug)]
+pub struct Running {
+    record: SandboxRecord,
+    directory: PathBuf,
+    pidfd: OwnedFd,
+    groups: Vec<PathBuf>,
+    init: Mutex<Option<UnixStream>>,
+    ids: IdsInUse,
+    not_enforced: Vec<String>,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// As its init wrote it down; none when the init itself was killed.
+    pub exit: Option<SandboxExit>,
+    /// Whether the kernel killed a process of it for want of memory.
+    pub out_of_memory: bool,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.exit {
+            Some(SandboxExit::Exited { status }) => write!(f, "the worker exited with status {status}")?,
+            Some(SandboxExit::Signaled { signal }) => write!(f, "signal {signal} ended the worker")?,
+            Some(SandboxExit::LeaseLapsed) => write!(f, "its lease lapsed")?,
+            Some(SandboxExit::Stopped) => write!(f, "it was stopped")?,
+            None => write!(f, "its init was killed")?,
+        }
+        if self.out_of_memory { write!(f, ", after it reached its memory limit") } else { Ok(()) }
+    }
+}
+
+impl Running {
+    pub(crate) fn new(
+        record: SandboxRecord,
+        directory: PathBuf,
+        pidfd: OwnedFd,
+        ids: IdsInUse,
+        not_enforced: Vec<String>,
+    ) -> Self {
+        let groups = record.cgroups.iter().map(PathBuf::from).collect();
+        Self { record, directory, pidfd, groups, init: Mutex::new(None), ids, not_enforced }
+    }
+
+    /// Its name on this node.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// Process id of its init, for people.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.record.pid
+    }
+
+    /// What is not enforced on it, each beginning with a label.
+    #[must_use]
+    pub fn not_enforced(&self) -> &[String] {
+        &self.not_enforced
+    }
+
+    /// Lengthens its lease to this time of the boot clock ([`super::boottime_ms`]). Blocks for a moment.
+    ///
+    /// # Errors
+    /// When its init does not answer: it has ended, or is about to.
+    pub fn renew(&self, until_boottime_ms: u64) -> Result<InitReply, SandboxError> {
+        self.ask(&InitRequest::Renew { until_boottime_ms })
+    }
+
+    /// Asks its init how it is. Blocks for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub fn status(&self) -> Result<InitReply, SandboxError> {
+        self.ask(&InitRequest::Status)
+    }
+
+    /// Asks the worker to end (SIGTERM) and ends the sandbox after the grace. Blocks for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub fn stop(&self, grace_ms: u64) -> Result<InitReply, SandboxError> {
+        self.ask(&InitRequest::Stop { grace_ms })
+    }
+
+    /// Ends every process of it now, without a word.
+    ///
+    /// # Errors
+    /// What the system answers; a sandbox that has ended already is none.
+    pub fn kill(&self) -> io::Result<()> {
+        match system::pidfd_kill(self.pidfd.as_fd()) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// A new connection to the worker's socket.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn connect_worker(&self) -> io::Result<UnixStream> {
+        connect(&self.directory, names::WORKER_SOCKET)
+    }
+
+    /// Opens the worker's metrics pipe. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn metrics(&self) -> io::Result<MetricsReader> {
+        MetricsReader::open(&self.directory.join(names::METRICS))
+    }
+
+    /// What it has used so far.
+    #[must_use]
+    pub fn usage(&self) -> CgroupUsage {
+        cgroup::usage(&self.groups)
+    }
+
+    /// The last bytes that the worker printed, at most this many.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn log_tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
+        log_tail(&self.directory, bytes_max)
+    }
+
+    /// The two files that hold what the worker prints; they take turns.
+    #[must_use]
+    pub fn log_files(&self) -> [PathBuf; 2] {
+        names::LOGS.map(|name| self.directory.join(name))
+    }
+
+    /// How it ended; none while it lives.
+    #[must_use]
+    pub fn ended(&self) -> Option<Ended> {
+        self.wait_ms(0).then(|| {
+            // It is this agent's child unless an earlier agent started it; then there is nothing to bury.
+            let _ = waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+            Ended {
+                exit: record::read_exit(&self.directory),
+                out_of_memory: self.usage().out_of_memory_kills > 0,
+            }
+        })
+    }
+
+    /// Waits until it has ended. Safe to cancel. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub async fn wait(&self) -> io::Result<Ended> {
+        let pidfd = self.pidfd.try_clone()?;
+        // SAFETY: an `OwnedFd` keeps naming the same open file until it is dropped, and nothing closes it
+        // before the registration is.
+        let waiting =
+            unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(io::Error::from)?;
+        loop {
+            let mut ready = waiting.readable().await?;
+            if let Some(ended) = self.ended() {
+                return Ok(ended);
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Ends it if it lives, and removes its cgroups and files. Blocks until it is gone.
+    ///
+    /// # Errors
+    /// When the kernel does not end it, or something of it cannot be removed.
+    pub fn remove(self) -> Result<Option<Ended>, SandboxError> {
+        self.kill().during(|| format!("kill sandbox `{}`", self.record.name))?;
+        if !self.wait_ms(KILL_WAIT_MS) {
+            let detail = "the kernel has not ended it in time".to_string();
+            return Err(SandboxError::Init { name: self.record.name, detail });
+        }
+        let ended = self.ended();
+        remove_leftovers(&self.directory, Some(&self.record), &self.ids)?;
+        Ok(ended)
+    }
+
+    fn wait_ms(&self, timeout_ms: u16) -> bool {
+        let mut waits = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut waits, PollTimeout::from(timeout_ms)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn ask(&self, request: &InitRequest) -> Result<InitReply, SandboxError> {
+        let mut connection = lock(&self.init);
+        let mut attempt = || -> io::Result<InitReply> {
+            let mut stream = match connection.take() {
+                Some(stream) => stream,
+                None => connect_init(&self.directory)?,
+            };
+            stream.write_all(&wire::frame(&canonical::to_bytes(request)))?;
+            let reply = read_reply(&mut stream)?;
+            *connection = Some(stream);
+            Ok(reply)
+        };
+        // A kept connection may have been dropped in favour of another agent's: once more with a new one.
+        attempt()
+            .or_else(|_| attempt())
+            .map_err(|error| SandboxError::Init { name: self.record.name.clone(), detail: error.to_string() })
+    }
+}
+
+/// Removes what a dead sandbox left: cgroups, directory, its hold on its ids.
+pub(crate) fn remove_leftovers(
+    directory: &Path,
+    record: Option<&SandboxRecord>,
+    ids: &IdsInUse,
+) -> Result<(), SandboxError> {
+    if let Some(record) = record {
+        let groups: Vec<PathBuf> = record.cgroups.iter().map(PathBuf::from).collect();
+        cgroup::remove(&groups).during(|| format!("remove the cgroups of `{}`", record.name))?;
+        if let protocol::sandbox::SandboxIdentity::OwnIds { first } = record.identity {
+            lock(ids).remove(&first);
+        }
+    }
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).during(|| format!("remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The last bytes of a sandbox's two log files, older first.
+pub(crate) fn log_tail(directory: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut paths = names::LOGS.map(|name| directory.join(name));
+    paths.sort_by_key(|path| fs::metadata(path).and_then(|data| data.modified()).ok());
+    let mut all = Vec::new();
+    for path in paths {
+        let mut file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(bytes_max);
+        file.seek(SeekFrom::Start(start))?;
+        file.take(bytes_max).read_to_end(&mut all)?;
+    }
+    let excess = all.len().saturating_sub(usize::try_from(bytes_max).unwrap_or(usize::MAX));
+    all.drain(..excess);
+    Ok(all)
+}
+
+/// A lock whose holder panicked is still good: every value behind our locks is whole at any moment.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A socket's path by way of an open directory: state directories may be longer than a socket's name,
+/// 107 bytes.
+pub(crate) fn socket_path(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+fn connect(directory: &Path, name: &str) -> io::Result<UnixStream> {
+    let directory = File::open(directory)?;
+    UnixStream::connect(socket_path(&directory, name))
+}
+
+fn connect_init(directory: &Path) -> io::Result<UnixStream> {
+    let stream = connect(directory, names::INIT_SOCKET)?;
+    stream.set_read_timeout(Some(INIT_TIMEOUT))?;
+    stream.set_write_timeout(Some(INIT_TIMEOUT))?;
+    Ok(stream)
+}
+
+fn read_reply(stream: &mut UnixStream) -> io::Result<InitReply> {
+    let mut frames = FrameBuffer::default();
+    let mut bytes = [0; REPLY_BYTES_MAX];
+    loop {
+        if let Some(frame) = frames.next(REPLY_BYTES_MAX)? {
+            return canonical::from_bytes(&frame, REPLY_BYTES_MAX).map_err(io::Error::other);
+        }
+        match stream.read(&mut bytes)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => frames.push(&bytes[..length]),
+        }
+    }
+}

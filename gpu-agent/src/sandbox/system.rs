@@ -1,0 +1,150 @@
+//! System calls that no library wraps safely. Every one is a thin function with its proof beside it;
+//! nothing here decides anything.
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// A single-threaded process splits in two; `flags` are those of `clone(2)`. Returns the child's id to
+/// the parent and none to the child.
+///
+/// # Safety
+/// The calling process must have one thread only: the child is a copy of the calling thread alone, and
+/// whatever lock another thread held would stay locked in it for ever.
+pub(crate) unsafe fn clone_process(flags: libc::c_int) -> io::Result<Option<Pid>> {
+    let flags = libc::c_long::from(flags | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and with a null stack, clone copies the address space and returns twice,
+    // like fork; no pointer is passed. The single thread is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    let pid = Errno::result(result)?;
+    Ok((pid != 0).then(|| Pid::from_raw(i32::try_from(pid).expect("process ids are 32 bits"))))
+}
+
+/// Ends the process at once: no destructors, no buffers, no exit handlers.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit takes no pointer and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Closes every descriptor from `first` on.
+pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
+    let first = libc::c_uint::try_from(first).map_err(io::Error::other)?;
+    // SAFETY: passes three integers. The callers own every descriptor that they close here and do not
+    // use them again (they are about to exec, or have just been executed).
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
+    Ok(())
+}
+
+/// Makes descriptor number `target` a copy of `source`; closed on exec or not.
+pub(crate) fn duplicate_to(source: BorrowedFd<'_>, target: RawFd, on_exec: i32) -> io::Result<()> {
+    // SAFETY: passes three integers; `source` is open for as long as it is borrowed. The callers reserve
+    // the numbers they target, so no owned descriptor is replaced unawares.
+    Errno::result(unsafe { libc::dup3(source.as_raw_fd(), target, on_exec) })?;
+    Ok(())
+}
+
+/// Takes ownership of a descriptor number that the kernel has just handed to this process.
+pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
+    debug_assert!(descriptor >= 0);
+    // SAFETY: the callers pass numbers that a system call returned to them a moment ago (recvmsg, a
+    // fresh process's standard input) and that nothing else in the process owns.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// A detached copy of the mounts at `path` (`open_tree(2)`, recursive).
+pub(crate) fn open_tree(path: &CStr) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | libc::c_uint::try_from(libc::AT_RECURSIVE).expect("a positive constant");
+    // SAFETY: `path` is a valid C string for the duration of the call, which keeps no pointer.
+    let result = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let descriptor = Errno::result(result)?;
+    Ok(own(RawFd::try_from(descriptor).expect("descriptors are 32 bits")))
+}
+
+/// Attaches a detached tree at `target`.
+pub(crate) fn move_mount(tree: BorrowedFd<'_>, target: &CStr) -> io::Result<()> {
+    // SAFETY: both strings are valid C strings for the duration of the call, which keeps no pointer;
+    // the descriptor is open for as long as it is borrowed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `descriptor` is the root of, and to all below.
+pub(crate) fn add_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the string is a valid C string, the structure is fully initialised and its true size is
+    // given; the call reads both and keeps no pointer.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            descriptor.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            std::ptr::from_ref(&attr),
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// A descriptor that stands for a process, whatever happens to its number.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: passes two integers.
+    let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    Ok(own(RawFd::try_from(descriptor).expect("descriptors are 32 bits")))
+}
+
+/// Sends SIGKILL to the process that the descriptor stands for.
+pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null information pointer is allowed; the descriptor is open for as long as borrowed.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0)
+    })?;
+    Ok(())
+}
+
+/// Locks the rule that user id 0 gains nothing by being 0 (`SECBIT_NOROOT` and its kin, locked).
+pub(crate) fn forget_root_rules() -> io::Result<()> {
+    // From <linux/securebits.h>: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked.
+    const BITS: libc::c_ulong = 0b1 | 0b10 | 0b100 | 0b1000 | 0b10_0000 | 0b100_0000 | 0b1000_0000;
+    // SAFETY: passes integers.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, BITS, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// Takes every capability out of the set that bounds what any later program may gain.
+pub(crate) fn drop_bounding_set() -> io::Result<()> {
+    // The kernel says where its list ends; 64 is what the set has room for.
+    for capability in 0..64 {
+        // SAFETY: passes integers.
+        match Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
+            Ok(_) => {}
+            Err(Errno::EINVAL) if capability > 0 => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Gives SIGPIPE its default meaning back, which Rust programs take away and children inherit.
+pub(crate) fn restore_sigpipe() -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default handler is no function of ours and needs nothing.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
+}

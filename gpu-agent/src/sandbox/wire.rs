@@ -1,0 +1,145 @@
+//! Blocking messages over unix sockets, for processes that have no runtime: the launcher's start-up talk
+//! with its init (one message = one packet, with descriptors) and the length-prefixed frames of
+//! `overlay::descriptors` that an init answers later.
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Most descriptors in one message: five for the worker and seven for its init, with room.
+const DESCRIPTORS_MAX: usize = 16;
+
+/// Sends one packet and copies of some descriptors.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let control = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
+    let sent =
+        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::WriteZero, "a packet was cut short"))
+    }
+}
+
+/// Receives one packet of at most `limit` bytes and the descriptors that came with it. A closed peer is
+/// `UnexpectedEof`.
+pub(crate) fn receive(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; limit];
+    let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+    let mut buffers = [IoSliceMut::new(&mut bytes)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            descriptors.extend(numbers.into_iter().map(super::system::own));
+        }
+    }
+    let (length, flags) = (message.bytes, message.flags);
+    if flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is too long"));
+    }
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    bytes.truncate(length);
+    Ok((bytes, descriptors))
+}
+
+/// Puts the length before a frame's bytes.
+pub(crate) fn frame(bytes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bytes.len()).expect("our frames are far below 4 GiB");
+    [&length.to_le_bytes()[..], bytes].concat()
+}
+
+/// Collects bytes until a frame is whole.
+#[derive(Debug, Default)]
+pub(crate) struct FrameBuffer(Vec<u8>);
+
+impl FrameBuffer {
+    /// Adds what was read.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame; an error if it claims more than `limit` bytes.
+    pub(crate) fn next(&mut self, limit: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(prefix) = self.0.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*prefix) as usize;
+        if length > limit {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is too long"));
+        }
+        if self.0.len() < 4 + length {
+            return Ok(None);
+        }
+        let rest = self.0.split_off(4 + length);
+        let mut frame = std::mem::replace(&mut self.0, rest);
+        frame.drain(..4);
+        Ok(Some(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let kind = SockType::SeqPacket;
+        socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).expect("socketpair")
+    }
+
+    #[test]
+    fn a_packet_carries_bytes_and_descriptors() {
+        let (here, there) = pair();
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        send(here.as_fd(), b"hello", &[writer.as_fd()]).expect("send");
+        drop(writer);
+        let (bytes, mut descriptors) = receive(there.as_fd(), 64).expect("receive");
+        assert_eq!((bytes.as_slice(), descriptors.len()), (&b"hello"[..], 1));
+        let copy = std::fs::File::from(descriptors.remove(0));
+        std::io::Write::write_all(&mut &copy, b"through").expect("write to the copy");
+        drop(copy);
+        let mut text = String::new();
+        (&reader).read_to_string(&mut text).expect("read");
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_long_packet_and_a_closed_peer_are_errors() {
+        let (here, there) = pair();
+        send(here.as_fd(), &[7; 65], &[]).expect("send");
+        let kind = receive(there.as_fd(), 64).expect_err("too long").kind();
+        assert_eq!(kind, io::ErrorKind::InvalidData);
+        drop(here);
+        let kind = receive(there.as_fd(), 64).expect_err("closed").kind();
+        assert_eq!(kind, io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn frames_are_found_however_the_bytes_arrive() {
+        let stream: Vec<u8> = [frame(b"one"), frame(b""), frame(b"three")].concat();
+        for step in 1..=stream.len() {
+            let mut buffer = FrameBuffer::default();
+            let mut found = Vec::new();
+            for piece in stream.chunks(step) {
+                buffer.push(piece);
+                while let Some(frame) = buffer.next(5).expect("short frames") {
+                    found.push(frame);
+                }
+            }
+            assert_eq!(found, [&b"one"[..], b"", b"three"], "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
+        let mut buffer = FrameBuffer::default();
+        buffer.push(&6u32.to_le_bytes());
+        assert!(buffer.next(5).is_err());
+    }
+}
