@@ -68,7 +68,7 @@ impl Channel {
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| Error::Lost { peer, source: error.into() })?;
+            .map_err(|error| Error::Lost { peer, sent: false, source: error.into() })?;
         let closed = CancellationToken::new();
         let ended = closed.clone().drop_guard();
         tokio::spawn(async move {
@@ -151,7 +151,7 @@ impl Channel {
             }
             Err(mut error) => {
                 let unsent = error.take_message();
-                let error = self.shared.explain(error.into_error());
+                let error = self.shared.explain(error.into_error(), unsent.is_none());
                 Err(Failure { error, unsent })
             }
         }
@@ -159,11 +159,11 @@ impl Channel {
 }
 
 impl Shared {
-    fn explain(&self, error: hyper::Error) -> Error {
+    fn explain(&self, error: hyper::Error, sent: bool) -> Error {
         if self.refusal.happened() {
             return Error::PeerRefused { peer: self.peer };
         }
-        Error::Lost { peer: self.peer, source: error.into() }
+        Error::Lost { peer: self.peer, sent, source: error.into() }
     }
 }
 
@@ -236,7 +236,7 @@ impl http_body::Body for ResponseBody {
             Poll::Ready(frame) => {
                 self.silence = None;
                 Poll::Ready(frame.map(|frame| {
-                    let frame = frame.map_err(|error| self.shared.explain(error))?;
+                    let frame = frame.map_err(|error| self.shared.explain(error, true))?;
                     self.count(&frame)?;
                     Ok(frame)
                 }))

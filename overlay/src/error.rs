@@ -1,7 +1,7 @@
 //! Why a connection or an exchange over it failed; one variant for each thing a caller can do about it.
 
-use protocol::error_code::{self, ErrorCode};
 use protocol::PublicKey;
+use protocol::error_code::{self, ErrorCode};
 use std::error::Error as StdError;
 use std::io;
 use std::net::SocketAddr;
@@ -53,11 +53,13 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The connection ended before the exchange did. The request may or may not have been acted on.
+    /// The connection ended before the exchange did.
     #[error("connection to {peer} lost")]
     Lost {
         /// The peer at the other end.
         peer: PublicKey,
+        /// Whether the request may have reached the peer, and been acted on.
+        sent: bool,
         /// What HTTP/2 said.
         source: Box<dyn StdError + Send + Sync>,
     },
@@ -96,9 +98,12 @@ impl Error {
     /// even to another peer, without being done twice.
     #[must_use]
     pub fn never_sent(&self) -> bool {
-        matches!(
-            self,
-            Self::Dial { .. } | Self::WrongPeer { .. } | Self::PeerRefused { .. } | Self::Handshake(_)
-        )
+        match self {
+            Self::Dial { .. } | Self::WrongPeer { .. } | Self::PeerRefused { .. } | Self::Handshake(_) => {
+                true
+            }
+            Self::Lost { sent, .. } => !sent,
+            _ => false,
+        }
     }
 }

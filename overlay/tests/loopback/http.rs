@@ -13,6 +13,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc};
 
 fn quick() -> Limits {
@@ -299,5 +300,18 @@ async fn many_requests_share_one_connection() {
         }
     });
     within_deadline(futures::future::join_all(answers)).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_shakes_hands_and_then_says_nothing_is_dropped() {
+    let limits = Limits { idle: Duration::from_millis(100), ..quick() };
+    let server = Server::start(PeerPolicy::any(), limits, Router::new()).await;
+    let key = server.identity.public_key();
+    let mut silent = overlay::connect(&identity(2), server.address, key, &quick()).await.unwrap();
+    let mut said = Vec::new();
+    // The server's settings, then the end, orderly or not.
+    let _ = within_deadline(silent.stream.read_to_end(&mut said)).await;
+    assert!(!said.is_empty());
     server.stop().await;
 }

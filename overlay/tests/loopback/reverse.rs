@@ -156,7 +156,9 @@ async fn a_worker_that_dies_is_noticed_at_once() {
     worker.task.abort();
     within_deadline(channel.closed()).await;
     assert!(within_deadline(answer.into_body().collect()).await.is_err());
-    assert!(matches!(channel.request(get("/")).await, Err(Error::Lost { .. })));
+    let lost = channel.request(get("/")).await.unwrap_err();
+    assert!(matches!(lost, Error::Lost { sent: false, .. }), "{lost:?}");
+    assert!(lost.never_sent());
 }
 
 #[tokio::test]
