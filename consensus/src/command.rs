@@ -1,0 +1,107 @@
+//! What stands in a log entry. Not what it means: that is the state machine's.
+//!
+//! First byte: 0 a plain command, 1 a command of a session, 2 opens a session. Integers are little-endian.
+//! The log is hashed as stored, so this needs no second, canonical form.
+
+use bytes::{Bytes, BytesMut};
+
+const PLAIN: u8 = 0;
+const IN_SESSION: u8 = 1;
+const OPEN_SESSION: u8 = 2;
+
+/// Bytes that an entry may add to its command.
+pub(crate) const OVERHEAD_BYTES_MAX: usize = 17;
+
+/// One entry's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Apply, and forget who asked.
+    Plain(Bytes),
+    /// Apply once, however often it is asked.
+    InSession {
+        /// The session, named by the index of the entry that opened it.
+        session: u64,
+        /// Rises with each new command of the session.
+        sequence: u64,
+        /// The command.
+        command: Bytes,
+    },
+    /// Open a session; its name is this entry's index.
+    OpenSession,
+}
+
+impl Command {
+    /// As stored in an entry.
+    pub(crate) fn encode(&self) -> Bytes {
+        match self {
+            Self::Plain(command) => {
+                let mut bytes = BytesMut::with_capacity(1 + command.len());
+                bytes.extend_from_slice(&[PLAIN]);
+                bytes.extend_from_slice(command);
+                bytes.freeze()
+            }
+            Self::InSession { session, sequence, command } => {
+                let mut bytes = BytesMut::with_capacity(OVERHEAD_BYTES_MAX + command.len());
+                bytes.extend_from_slice(&[IN_SESSION]);
+                bytes.extend_from_slice(&session.to_le_bytes());
+                bytes.extend_from_slice(&sequence.to_le_bytes());
+                bytes.extend_from_slice(command);
+                bytes.freeze()
+            }
+            Self::OpenSession => Bytes::from_static(&[OPEN_SESSION]),
+        }
+    }
+
+    /// Back from an entry or a forwarded request; `None` when it is neither.
+    pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
+        match (*bytes.first()?, bytes.len()) {
+            (PLAIN, _) => Some(Self::Plain(bytes.slice(1..))),
+            (IN_SESSION, OVERHEAD_BYTES_MAX..) => Some(Self::InSession {
+                session: u64_at(bytes, 1)?,
+                sequence: u64_at(bytes, 9)?,
+                command: bytes.slice(OVERHEAD_BYTES_MAX..),
+            }),
+            (OPEN_SESSION, 1) => Some(Self::OpenSession),
+            _ => None,
+        }
+    }
+}
+
+/// The little-endian integer at `offset`, if it is all there.
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    let part = bytes.get(offset..offset.checked_add(8)?)?;
+    Some(u64::from_le_bytes(part.try_into().ok()?))
+}
+
+/// The little-endian integer at `offset`, if it is all there.
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    let part = bytes.get(offset..offset.checked_add(4)?)?;
+    Some(u32::from_le_bytes(part.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_not_a_command_is_refused() {
+        for bad in [&b""[..], &[3], &[2, 0], &[1; 16], &[255; 40]] {
+            assert_eq!(Command::decode(&Bytes::copy_from_slice(bad)), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_command_comes_back(session: u64, sequence: u64, body: Vec<u8>) {
+            let command = Bytes::from(body);
+            for original in [
+                Command::Plain(command.clone()),
+                Command::InSession { session, sequence, command },
+                Command::OpenSession,
+            ] {
+                prop_assert_eq!(Command::decode(&original.encode()), Some(original));
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The disk thread: makes batches durable in groups, then says what may be said. The raft thread never
+//! waits for it, so heartbeats do not either.
+
+use crate::core::NumberedBatch;
+use crate::driver::Event;
+use crate::store::LogStore;
+use crate::transport::Transport;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+/// Batches made durable by one sync: what gathers while the one before is running, within reason.
+const GROUP_MAX: usize = 256;
+
+/// Runs until the raft thread is gone or the disk fails.
+pub(crate) fn run(
+    store: &Arc<dyn LogStore>,
+    transport: &Arc<dyn Transport>,
+    batches: &Receiver<NumberedBatch>,
+    events: &Sender<Event>,
+) {
+    while let Ok(first) = batches.recv() {
+        let mut group = vec![first.batch];
+        let (mut number, mut messages) = (first.number, first.messages);
+        while group.len() < GROUP_MAX
+            && let Ok(next) = batches.try_recv()
+        {
+            group.push(next.batch);
+            number = next.number;
+            messages.extend(next.messages);
+        }
+        if let Err(error) = store.write(&group) {
+            // What reached the disk is unknown now: nothing of it may be said, and nothing more written.
+            let _ = events.send(Event::LogFailed(error));
+            return;
+        }
+        // Straight from here: a follower's answer spares a detour over the raft thread.
+        if !messages.is_empty() {
+            transport.send(messages);
+        }
+        if events.send(Event::Persisted(number)).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The raft thread: gathers events, asks the core what to do, does it. All decisions are the core's.
+
+use crate::command::Command;
+use crate::config::Timings;
+use crate::core::{Core, Effects, NotProposed, NumberedBatch};
+use crate::error::{LogError, ProposeError};
+use crate::handle::{Port, Role, Status};
+use crate::machine::StateMachine;
+use crate::sessions::{Admission, Sessions};
+use crate::snapshot::{self, Snapshot};
+use crate::store::{LogEntry, LogStore};
+use crate::transport::{Refusal, Transport};
+use bytes::Bytes;
+use raft::eraftpb::Message;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+use tokio::sync::{oneshot, watch};
+
+/// Events handled in one turn. Bounds a turn to milliseconds, so that the clock is looked at in time.
+const EVENTS_PER_TURN: usize = 1024;
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// Everything that can happen to a replica.
+pub(crate) enum Event {
+    Propose { entry: Bytes, reply: Reply<Bytes> },
+    Read(Reply<u64>),
+    Message(Box<Message>),
+    Persisted(u64),
+    LogFailed(LogError),
+    SnapshotSaved(Snapshot),
+    SnapshotSent { peer: u64, arrived: bool },
+    Unreachable(u64),
+    Stop,
+}
+
+/// What the thread works with.
+pub(crate) struct Driver<M> {
+    pub(crate) core: Core,
+    pub(crate) machine: Arc<RwLock<M>>,
+    pub(crate) sessions: Sessions,
+    pub(crate) store: Arc<dyn LogStore>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) port: Arc<Port>,
+    pub(crate) batches: Sender<NumberedBatch>,
+    pub(crate) events: Sender<Event>,
+    pub(crate) publish: Publish,
+    pub(crate) timings: Timings,
+    pub(crate) waiting: Waiting,
+}
+
+/// Where the outside looks.
+pub(crate) struct Publish {
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) applied: watch::Sender<u64>,
+    pub(crate) leader: watch::Sender<Option<u64>>,
+}
+
+/// Who waits for what.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    /// Proposals by index, rising, with the term in which they were appended.
+    proposals: VecDeque<(u64, u64, Reply<Bytes>)>,
+    reads: BTreeMap<u64, Reply<u64>>,
+    reads_made: u64,
+    /// Batches handed to the disk, and when.
+    batches: VecDeque<(u64, Instant)>,
+    saving_snapshot: bool,
+}
+
+impl<M: StateMachine> Driver<M> {
+    /// Runs until told to stop, or until the log fails.
+    pub(crate) fn run(mut self, events: &Receiver<Event>) {
+        let mut next_tick = Instant::now() + self.timings.tick;
+        let reason = loop {
+            let wait = next_tick.saturating_duration_since(Instant::now());
+            let first = match events.recv_timeout(wait) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break "nobody uses it any more".to_string(),
+            };
+            let gathered = first.into_iter().chain(std::iter::from_fn(|| events.try_recv().ok()));
+            if let Some(reason) = self.handle(gathered.take(EVENTS_PER_TURN)) {
+                break reason;
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                self.tick(now);
+                // Missed ticks are dropped, not made up for: after a pause the messages that waited are
+                // handled first, and a sleeping process does not stand for election upon waking.
+                next_tick = now + self.timings.tick;
+            }
+            if let Err(reason) = self.perform_all() {
+                break reason;
+            }
+        };
+        self.stop(&reason);
+    }
+
+    /// Gives events to the core. Proposals that came together are appended together.
+    fn handle(&mut self, events: impl Iterator<Item = Event>) -> Option<String> {
+        let (mut entries, mut replies, mut messages) = (Vec::new(), Vec::new(), 0);
+        let mut stop = None;
+        for event in events {
+            match event {
+                Event::Propose { entry, reply } => {
+                    entries.push(entry);
+                    replies.push(reply);
+                }
+                Event::Read(reply) => {
+                    self.waiting.reads_made += 1;
+                    self.waiting.reads.insert(self.waiting.reads_made, reply);
+                    self.core.read(self.waiting.reads_made);
+                }
+                Event::Message(message) => {
+                    messages += 1;
+                    if let Err(error) = self.core.step(*message) {
+                        tracing::warn!(%error, "refused a message");
+                    }
+                }
+                Event::Persisted(number) => self.persisted(number),
+                Event::SnapshotSaved(saved) => {
+                    self.waiting.saving_snapshot = false;
+                    self.core.snapshot_saved(saved);
+                }
+                Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
+                Event::Unreachable(peer) => self.core.unreachable(peer),
+                Event::LogFailed(error) => stop = Some(describe(&error)),
+                Event::Stop => stop = Some("it was told to stop".to_string()),
+            }
+        }
+        self.port.taken(messages);
+        if !entries.is_empty() {
+            self.propose(entries, replies);
+        }
+        stop
+    }
+
+    fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<Reply<Bytes>>) {
+        let refusal = if self.store.nearly_full() {
+            Refusal::Propose(ProposeError::DiskFull)
+        } else {
+            match self.core.propose(entries) {
+                Ok((term, first)) => return self.waiting.appended(term, first, replies),
+                Err(NotProposed::NotLeader) => Refusal::NotLeader,
+                Err(NotProposed::Busy) => Refusal::Propose(ProposeError::Busy),
+            }
+        };
+        for reply in replies {
+            // Whoever gave up waiting does not care.
+            let _ = reply.send(Err(refusal.clone()));
+        }
+    }
+
+    fn persisted(&mut self, number: u64) {
+        while self.waiting.batches.front().is_some_and(|(first, _)| *first <= number) {
+            self.waiting.batches.pop_front();
+        }
+        self.core.persisted(number);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.core.tick();
+        let limit = self.timings.tick * self.timings.election_ticks as u32;
+        let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
+        if stalled && self.core.standing().leading {
+            tracing::warn!("the disk has not answered for an election timeout; handing over leadership");
+            self.core.hand_over();
+        }
+        let disk_full = self.store.nearly_full();
+        self.publish
+            .status
+            .send_if_modified(|status| std::mem::replace(&mut status.disk_full, disk_full) != disk_full);
+    }
+
+    fn perform_all(&mut self) -> Result<(), String> {
+        while let Some(effects) = self.core.ready() {
+            self.perform(effects)?;
+        }
+        self.publish_standing();
+        if self.core.snapshot_due() && !self.waiting.saving_snapshot {
+            self.save_snapshot()?;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, effects: Effects) -> Result<(), String> {
+        if !effects.messages.is_empty() {
+            self.transport.send(effects.messages);
+        }
+        if let Some(batch) = effects.batch {
+            self.waiting.batches.push_back((batch.number, Instant::now()));
+            self.batches.send(batch).map_err(|_| "its disk thread ended".to_string())?;
+        }
+        if let Some(snapshot) = effects.restore {
+            self.restore(&snapshot)?;
+        }
+        self.apply(effects.committed)?;
+        for id in effects.refused_reads {
+            self.waiting.answer_read(id, Err(Refusal::NotLeader));
+        }
+        for read in effects.reads {
+            // The index may lie ahead of what is applied here; whoever reads waits for it.
+            self.waiting.answer_read(read.id, Ok(read.index));
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        let (sessions, state) =
+            snapshot::unpack(&snapshot.data).ok_or("the leader's snapshot is not readable")?;
+        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        machine.restore(&state)?;
+        drop(machine);
+        self.sessions = sessions;
+        self.waiting.skipped_to(snapshot.index);
+        self.core.applied(snapshot.index);
+        self.publish.applied.send_replace(snapshot.index);
+        tracing::info!(index = snapshot.index, "restored a snapshot from the leader");
+        Ok(())
+    }
+
+    fn apply(&mut self, entries: Vec<LogEntry>) -> Result<(), String> {
+        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
+        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in entries {
+            let answer = apply_one(&mut *machine, &mut self.sessions, &entry)?;
+            self.waiting.applied(entry.index, entry.term, answer);
+        }
+        drop(machine);
+        self.core.applied(last);
+        self.publish.applied.send_replace(last);
+        Ok(())
+    }
+
+    /// Takes a snapshot now and has it written by a thread of its own.
+    fn save_snapshot(&mut self) -> Result<(), String> {
+        let state = self.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot();
+        let snapshot = self.core.snapshot_here(snapshot::pack(&self.sessions, &state));
+        let (store, events) = (self.store.clone(), self.events.clone());
+        let save = move || {
+            let saved = store.save_snapshot(&snapshot).and_then(|()| store.truncate(snapshot.index));
+            // The replica may have stopped meanwhile; then nobody waits for this.
+            let _ = events.send(match saved {
+                Ok(()) => Event::SnapshotSaved(snapshot),
+                Err(error) => Event::LogFailed(error),
+            });
+        };
+        let thread = std::thread::Builder::new().name("raft-snapshot".into()).spawn(save);
+        self.waiting.saving_snapshot = true;
+        thread.map(|_| ()).map_err(|error| format!("starting a thread failed: {error}"))
+    }
+
+    fn publish_standing(&self) {
+        let standing = self.core.standing();
+        let leader = (standing.leader != 0).then_some(standing.leader);
+        let role = match (standing.leading, leader) {
+            (true, _) => Role::Leader,
+            (false, Some(_)) => Role::Follower,
+            (false, None) => Role::Candidate,
+        };
+        self.publish.leader.send_if_modified(|old| std::mem::replace(old, leader) != leader);
+        self.publish.status.send_if_modified(|status| {
+            let changed = (status.role, status.leader, status.term) != (role, leader, standing.term);
+            if changed {
+                tracing::info!(?role, ?leader, term = standing.term, "role changed");
+            }
+            let (commit, applied, last) = (standing.commit, standing.applied, standing.last);
+            *status = Status { role, leader, term: standing.term, commit, applied, last, ..status.clone() };
+            changed
+        });
+    }
+
+    fn stop(self, reason: &str) {
+        tracing::info!(reason, "the replica stopped");
+        self.publish.leader.send_replace(None);
+        self.publish.status.send_modify(|status| {
+            status.stopped = Some(reason.to_string());
+            status.leader = None;
+            status.role = Role::Candidate;
+        });
+        let stopped = Refusal::Propose(ProposeError::Stopped(reason.to_string()));
+        // Proposals may be on other disks already: their outcome is open.
+        self.waiting.proposals.into_iter().for_each(|(_, _, reply)| drop(reply.send(Err(Refusal::Lost))));
+        self.waiting.reads.into_values().for_each(|reply| drop(reply.send(Err(stopped.clone()))));
+    }
+}
+
+fn apply_one<M: StateMachine>(
+    machine: &mut M,
+    sessions: &mut Sessions,
+    entry: &LogEntry,
+) -> Result<Result<Bytes, ProposeError>, String> {
+    if entry.data.is_empty() {
+        return Ok(Ok(Bytes::new()));
+    }
+    let index = entry.index;
+    let command = Command::decode(&entry.data);
+    match command.ok_or_else(|| format!("entry {index} was written by a newer version"))? {
+        Command::Plain(command) => Ok(Ok(Bytes::from(machine.apply(index, &command)))),
+        Command::OpenSession => {
+            sessions.open(index);
+            Ok(Ok(Bytes::copy_from_slice(&index.to_le_bytes())))
+        }
+        Command::InSession { session, sequence, command } => Ok(match sessions.admit(session, sequence) {
+            Admission::Unknown => Err(ProposeError::SessionExpired),
+            Admission::Passed => Err(ProposeError::SequencePassed),
+            Admission::Repeated(response) => Ok(response),
+            Admission::New => {
+                let response = Bytes::from(machine.apply(index, &command));
+                sessions.record(session, sequence, index, response.clone());
+                Ok(response)
+            }
+        }),
+    }
+}
+
+impl Waiting {
+    fn appended(&mut self, term: u64, first: u64, replies: Vec<Reply<Bytes>>) {
+        // Proposals of an earlier leadership at these indices were overwritten: they are not applied.
+        while self.proposals.back().is_some_and(|(index, _, _)| *index >= first) {
+            let (_, _, reply) = self.proposals.pop_back().expect("just looked at");
+            let _ = reply.send(Err(Refusal::NotLeader));
+        }
+        self.proposals.extend((first..).zip(replies).map(|(index, reply)| (index, term, reply)));
+    }
+
+    /// Answers whoever waits for `index`, if the entry applied there is the one they proposed.
+    fn applied(&mut self, index: u64, term: u64, answer: Result<Bytes, ProposeError>) {
+        let due = self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index);
+        if !due {
+            return;
+        }
+        let (waiting, proposed, reply) = self.proposals.pop_front().expect("just looked at");
+        assert_eq!(waiting, index, "entries are applied without a gap");
+        // Whoever gave up waiting does not care.
+        let _ = reply.send(if proposed == term {
+            answer.map_err(Refusal::from)
+        } else {
+            Err(Refusal::NotLeader)
+        });
+    }
+
+    /// A snapshot took the place of entries that were waited for: their answers are unknown.
+    fn skipped_to(&mut self, index: u64) {
+        while self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index) {
+            let (_, _, reply) = self.proposals.pop_front().expect("just looked at");
+            let _ = reply.send(Err(Refusal::Lost));
+        }
+    }
+
+    fn answer_read(&mut self, id: u64, answer: Result<u64, Refusal>) {
+        if let Some(reply) = self.reads.remove(&id) {
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+/// An error and its causes on one line: this is where it is handled.
+fn describe(error: &LogError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    tracing::error!(code = error.code(), error = text, "the log failed; the replica stops");
+    text
+}

@@ -1,0 +1,204 @@
+//! One replica: opens its log, starts its threads, and stops them when it is dropped.
+
+use crate::config::Config;
+use crate::core::{Core, Settings};
+use crate::driver::{Driver, Event, Publish, Waiting};
+use crate::error::StartError;
+use crate::handle::{Handle, Port, PortParts, Role, Status};
+use crate::machine::StateMachine;
+use crate::sessions::Sessions;
+use crate::snapshot;
+use crate::store::{LogStore, Recovered, SimulatedDisk};
+use crate::transport::{OverlayTransport, Peers, SimulatedNetwork, Transport};
+use crate::wal::{Owner, WriteAheadLog};
+use crate::{disk, routes};
+use axum::Router;
+use std::sync::{Arc, RwLock, mpsc};
+use std::thread::JoinHandle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A running replica. Dropping it stops it; what it holds on disk stays.
+pub struct Replica<M> {
+    handle: Handle<M>,
+    network: Network,
+    threads: Vec<JoinHandle<()>>,
+    snapshot_bytes_max: u64,
+}
+
+enum Network {
+    Overlay { peers: Arc<Peers>, shutdown: CancellationToken },
+    Simulated(SimulatedNetwork),
+}
+
+impl<M: StateMachine> Replica<M> {
+    /// Opens the log in `config.directory`, brings `machine` to the state it holds, and joins the group
+    /// over the overlay. Must be called within a tokio runtime. Mount [`Replica::router`] on the listener
+    /// at this replica's address, or nobody reaches it.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(config: &Config, machine: M) -> Result<Self, StartError> {
+        config.validate()?;
+        let owner = Owner { id: config.id, voters: config.voters() };
+        let (directory, limits) = (&config.directory, &config.limits);
+        let (log, recovered) = WriteAheadLog::open(directory, owner, config.create, limits.segment_bytes)?;
+        let shutdown = CancellationToken::new();
+        let transport = Arc::new(OverlayTransport::new(config, shutdown.clone()));
+        let network = Network::Overlay { peers: transport.peers(), shutdown };
+        let replica = Self::run(config, machine, Arc::new(log), recovered, transport.clone(), network)?;
+        transport.start(replica.handle.port.clone());
+        Ok(replica)
+    }
+
+    /// Starts a replica on a simulated disk and network, which outlive it.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_simulated(
+        config: &Config,
+        machine: M,
+        disk: &SimulatedDisk,
+        network: &SimulatedNetwork,
+    ) -> Result<Self, StartError> {
+        config.validate()?;
+        let transport = Arc::new(network.transport(config.id));
+        let side = Network::Simulated(network.clone());
+        let replica = Self::run(config, machine, Arc::new(disk.clone()), disk.open(), transport, side)?;
+        network.join(config.id, replica.handle.port.clone());
+        Ok(replica)
+    }
+
+    fn run(
+        config: &Config,
+        mut machine: M,
+        store: Arc<dyn LogStore>,
+        recovered: Recovered,
+        transport: Arc<dyn Transport>,
+        network: Network,
+    ) -> Result<Self, StartError> {
+        let sessions = restore(&mut machine, &recovered)?;
+        let settings = Settings {
+            id: config.id,
+            voters: config.voters(),
+            seed: config.seed,
+            timings: config.timings,
+            limits: config.limits,
+        };
+        let core = Core::new(settings, recovered).map_err(|error| StartError::Raft(error.to_string()))?;
+        let (publish, looks) = publish(config.id, &core);
+        let (events, inbox) = mpsc::channel();
+        let (batches, to_disk) = mpsc::channel();
+        let (status, applied, leader) = looks;
+        let (limits, timings) = (config.limits, config.timings);
+        let parts = PortParts {
+            id: config.id,
+            events: events.clone(),
+            transport: transport.clone(),
+            status,
+            applied,
+            leader,
+            limits,
+            timings,
+        };
+        let port = Arc::new(Port::new(parts));
+        let machine = Arc::new(RwLock::new(machine));
+        let handle = Handle { port: port.clone(), machine: machine.clone() };
+        let disk = {
+            let (store, transport, events) = (store.clone(), transport.clone(), events.clone());
+            thread("raft-disk", move || disk::run(&store, &transport, &to_disk, &events))?
+        };
+        let waiting = Waiting::default();
+        let driver = Driver {
+            core,
+            machine,
+            sessions,
+            store,
+            transport,
+            port,
+            batches,
+            events,
+            publish,
+            timings,
+            waiting,
+        };
+        let raft = thread("raft", move || driver.run(&inbox))?;
+        let snapshot_bytes_max = config.limits.snapshot_bytes_max;
+        Ok(Self { handle, network, threads: vec![raft, disk], snapshot_bytes_max })
+    }
+
+    /// The way to this replica.
+    #[must_use]
+    pub fn handle(&self) -> Handle<M> {
+        self.handle.clone()
+    }
+
+    /// The endpoints that peers call, all under `/consensus/v1/`; for an overlay listener, whose requests
+    /// carry the caller's key. A simulated replica has none.
+    #[must_use]
+    pub fn router(&self) -> Router {
+        match &self.network {
+            Network::Overlay { peers, .. } => {
+                routes::router(peers.clone(), self.handle.port.clone(), self.snapshot_bytes_max)
+            }
+            Network::Simulated(_) => Router::new(),
+        }
+    }
+
+    /// Waits until the replica has stopped by itself and says why. A process without its replica should
+    /// end: its supervisor starts it again from what the disk holds.
+    pub async fn stopped(&self) -> String {
+        let mut status = self.handle.watch_status();
+        let stopped = status.wait_for(|status| status.stopped.is_some()).await;
+        let reason = stopped.ok().and_then(|status| status.stopped.clone());
+        reason.unwrap_or_else(|| "its raft thread panicked".to_string())
+    }
+}
+
+impl<M> Drop for Replica<M> {
+    fn drop(&mut self) {
+        match &self.network {
+            Network::Overlay { shutdown, .. } => shutdown.cancel(),
+            Network::Simulated(network) => network.leave(self.handle.port.id),
+        }
+        self.handle.port.tell(Event::Stop);
+        for thread in self.threads.drain(..) {
+            // A panic is printed where it happened; here there is nothing left to do about it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Brings a fresh state machine to the newest snapshot.
+fn restore<M: StateMachine>(machine: &mut M, recovered: &Recovered) -> Result<Sessions, StartError> {
+    let Some(found) = &recovered.snapshot else { return Ok(Sessions::default()) };
+    let (sessions, state) = snapshot::unpack(&found.data)
+        .ok_or_else(|| StartError::Restore("its session table is not readable".into()))?;
+    machine.restore(&state).map_err(StartError::Restore)?;
+    Ok(sessions)
+}
+
+type Looks = (watch::Receiver<Status>, watch::Receiver<u64>, watch::Receiver<Option<u64>>);
+
+fn publish(id: u64, core: &Core) -> (Publish, Looks) {
+    let standing = core.standing();
+    let first = Status {
+        id,
+        role: Role::Candidate,
+        leader: None,
+        term: standing.term,
+        commit: standing.commit,
+        applied: standing.applied,
+        last: standing.last,
+        disk_full: false,
+        stopped: None,
+    };
+    let (status, status_look) = watch::channel(first);
+    let (applied, applied_look) = watch::channel(standing.applied);
+    let (leader, leader_look) = watch::channel(None);
+    (Publish { status, applied, leader }, (status_look, applied_look, leader_look))
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new().name(name.into()).spawn(run).map_err(StartError::Thread)
+}

@@ -1,0 +1,224 @@
+//! Client sessions: a command asked twice is applied once and answered twice.
+//!
+//! The table is part of the replicated state: every replica changes it in the same way at the same index,
+//! and it travels in the snapshot. A session is named by the log index that opened it, so a name is never
+//! given twice, and a forgotten session is refused instead of being taken for a new one.
+
+use crate::command::{u32_at, u64_at};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// Sessions remembered; beyond it the least recently used one is forgotten. Not configuration: replicas
+/// that disagreed about it would hold different states.
+const SESSIONS_MAX: usize = 4096;
+/// Bytes of responses remembered for sessions, for the same reason a constant.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A session's name, from [`crate::Handle::open_session`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What the table says about a command before it is applied.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// New: apply it, then [`Sessions::record`] the response.
+    New,
+    /// Applied before: this was the answer.
+    Repeated(Bytes),
+    /// Older than the last one applied; its answer is gone.
+    Passed,
+    /// No such session.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Session {
+    sequence: u64,
+    response: Bytes,
+    used_at: u64,
+}
+
+/// Every open session, bounded in number and in bytes of remembered responses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sessions {
+    count_max: usize,
+    bytes_max: usize,
+    bytes: usize,
+    open: BTreeMap<u64, Session>,
+    /// Sessions by the index at which they were last used: the first is forgotten first.
+    by_use: BTreeMap<u64, u64>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self::new(SESSIONS_MAX, RESPONSE_BYTES_MAX)
+    }
+}
+
+impl Sessions {
+    fn new(count_max: usize, bytes_max: usize) -> Self {
+        let (open, by_use) = (BTreeMap::new(), BTreeMap::new());
+        Self { count_max, bytes_max, bytes: 0, open, by_use }
+    }
+
+    /// Opens the session named by `index`.
+    pub(crate) fn open(&mut self, index: u64) {
+        let session = Session { sequence: 0, response: Bytes::new(), used_at: index };
+        let previous = self.open.insert(index, session);
+        assert!(previous.is_none(), "log index {index} opened a session twice");
+        self.by_use.insert(index, index);
+        self.forget_surplus();
+    }
+
+    /// Judges a command. Sequence numbers begin at 1 and may leave gaps.
+    pub(crate) fn admit(&self, session: u64, sequence: u64) -> Admission {
+        match self.open.get(&session) {
+            None => Admission::Unknown,
+            Some(found) if sequence > found.sequence => Admission::New,
+            Some(found) if sequence == found.sequence && sequence > 0 => {
+                Admission::Repeated(found.response.clone())
+            }
+            Some(_) => Admission::Passed,
+        }
+    }
+
+    /// Remembers the response of a command admitted as new, applied at `index`.
+    pub(crate) fn record(&mut self, session: u64, sequence: u64, index: u64, response: Bytes) {
+        let found = self.open.get_mut(&session).expect("the command was admitted to this session");
+        assert!(sequence > found.sequence, "a session's sequence numbers rise");
+        self.by_use.remove(&found.used_at);
+        self.bytes = self.bytes - found.response.len() + response.len();
+        *found = Session { sequence, response, used_at: index };
+        self.by_use.insert(index, session);
+        self.forget_surplus();
+    }
+
+    fn forget_surplus(&mut self) {
+        while self.open.len() > self.count_max || self.bytes > self.bytes_max {
+            let Some((_, session)) = self.by_use.pop_first() else { break };
+            let gone = self.open.remove(&session).expect("both maps name the same sessions");
+            self.bytes -= gone.response.len();
+        }
+        assert_eq!(self.open.len(), self.by_use.len(), "both maps name the same sessions");
+    }
+
+    /// As stored in a snapshot: count, then name, sequence, last use, response length and bytes of each.
+    pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&(self.open.len() as u32).to_le_bytes());
+        for (name, session) in &self.open {
+            for value in [*name, session.sequence, session.used_at] {
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            bytes.extend_from_slice(&(session.response.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(&session.response);
+        }
+    }
+
+    /// Back from a snapshot; also says how many bytes it took. `None` when it does not fit together.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
+        Self::decode_within(bytes, SESSIONS_MAX, RESPONSE_BYTES_MAX)
+    }
+
+    fn decode_within(bytes: &[u8], count_max: usize, bytes_max: usize) -> Option<(Self, usize)> {
+        let mut sessions = Self::new(count_max, bytes_max);
+        let count = u32_at(bytes, 0)? as usize;
+        if count > count_max {
+            return None;
+        }
+        let mut at = 4;
+        for _ in 0..count {
+            let (name, sequence) = (u64_at(bytes, at)?, u64_at(bytes, at + 8)?);
+            let (used_at, length) = (u64_at(bytes, at + 16)?, u32_at(bytes, at + 24)? as usize);
+            let response = Bytes::copy_from_slice(bytes.get(at + 28..at + 28 + length)?);
+            at += 28 + length;
+            sessions.bytes += length;
+            let fresh = sessions.open.insert(name, Session { sequence, response, used_at }).is_none();
+            if !fresh || sessions.by_use.insert(used_at, name).is_some() {
+                return None;
+            }
+        }
+        (sessions.bytes <= bytes_max).then_some((sessions, at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn response(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn a_command_is_new_once_then_repeated_then_passed() {
+        let mut sessions = Sessions::new(8, 1000);
+        sessions.open(5);
+        assert_eq!(sessions.admit(5, 1), Admission::New);
+        sessions.record(5, 1, 6, response("one"));
+        assert_eq!(sessions.admit(5, 1), Admission::Repeated(response("one")));
+        sessions.record(5, 4, 7, response("four"));
+        assert_eq!(sessions.admit(5, 4), Admission::Repeated(response("four")));
+        assert_eq!(sessions.admit(5, 3), Admission::Passed);
+        assert_eq!(sessions.admit(5, 0), Admission::Passed);
+        assert_eq!(sessions.admit(6, 1), Admission::Unknown);
+    }
+
+    #[test]
+    fn the_least_recently_used_session_is_forgotten_first() {
+        let mut sessions = Sessions::new(2, 1000);
+        sessions.open(1);
+        sessions.open(2);
+        sessions.record(1, 1, 3, response("kept"));
+        sessions.open(4);
+        assert_eq!(sessions.admit(2, 1), Admission::Unknown);
+        assert_eq!(sessions.admit(1, 1), Admission::Repeated(response("kept")));
+    }
+
+    #[test]
+    fn remembered_bytes_are_bounded() {
+        let mut sessions = Sessions::new(8, 10);
+        sessions.open(1);
+        sessions.open(2);
+        sessions.record(1, 1, 3, response("123456"));
+        sessions.record(2, 1, 4, response("654321"));
+        assert_eq!(sessions.admit(1, 2), Admission::Unknown);
+        assert_eq!(sessions.bytes, 6);
+    }
+
+    #[test]
+    fn damaged_tables_are_refused() {
+        let mut sessions = Sessions::new(8, 1000);
+        sessions.open(1);
+        sessions.record(1, 1, 2, response("abc"));
+        let mut bytes = Vec::new();
+        sessions.encode(&mut bytes);
+        for length in 0..bytes.len() {
+            assert_eq!(Sessions::decode_within(&bytes[..length], 8, 1000), None, "cut at {length}");
+        }
+        assert_eq!(Sessions::decode_within(&bytes, 0, 1000), None, "too many sessions");
+        assert_eq!(Sessions::decode_within(&bytes, 8, 2), None, "too many bytes");
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_of_the_table_behaves_like_the_table(
+            steps in proptest::collection::vec((0u64..6, 1u64..5, 0usize..9), 0..60),
+        ) {
+            let mut sessions = Sessions::new(4, 24);
+            for (place, (session, sequence, size)) in steps.into_iter().enumerate() {
+                let index = place as u64 + 1;
+                if session == 0 {
+                    sessions.open(index);
+                } else if sessions.admit(session, sequence) == Admission::New {
+                    sessions.record(session, sequence, index, Bytes::from(vec![7; size]));
+                }
+                prop_assert!(sessions.open.len() <= 4 && sessions.bytes <= 24);
+                let mut bytes = Vec::new();
+                sessions.encode(&mut bytes);
+                let length = bytes.len();
+                prop_assert_eq!(Sessions::decode_within(&bytes, 4, 24), Some((sessions.clone(), length)));
+            }
+        }
+    }
+}

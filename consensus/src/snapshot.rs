@@ -1,0 +1,31 @@
+//! A snapshot: everything the log said up to an index, as bytes. Not its file, which is the store's.
+
+use crate::sessions::Sessions;
+use bytes::Bytes;
+
+/// The state after the entry at `index`, in place of all entries up to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Index of the last entry it contains.
+    pub index: u64,
+    /// Term of that entry.
+    pub term: u64,
+    /// The group's voters at that entry.
+    pub voters: Vec<u64>,
+    /// The session table followed by the state machine's own bytes.
+    pub data: Bytes,
+}
+
+/// Joins the session table and the machine's bytes.
+pub(crate) fn pack(sessions: &Sessions, machine: &[u8]) -> Bytes {
+    let mut data = Vec::with_capacity(machine.len() + 64);
+    sessions.encode(&mut data);
+    data.extend_from_slice(machine);
+    Bytes::from(data)
+}
+
+/// Parts what [`pack`] joined; `None` when it did not.
+pub(crate) fn unpack(data: &Bytes) -> Option<(Sessions, Bytes)> {
+    let (sessions, length) = Sessions::decode(data)?;
+    Some((sessions, data.slice(length..)))
+}

@@ -1,0 +1,291 @@
+//! The edge between the core and a disk: what must be made durable, and what comes back at a start.
+//!
+//! Two implementations: [`crate::wal::WriteAheadLog`] on a real disk, and [`SimulatedDisk`] in memory,
+//! which forgets at a crash what was not synced.
+
+use crate::error::LogError;
+use crate::snapshot::Snapshot;
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What raft must find again after a crash, beside its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HardState {
+    /// The latest term seen.
+    pub term: u64,
+    /// Who got this replica's vote in that term; 0 for nobody.
+    pub vote: u64,
+    /// The highest index known to be committed.
+    pub commit: u64,
+}
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Its place, beginning at 1.
+    pub index: u64,
+    /// The leader's term that made it.
+    pub term: u64,
+    /// A command, or nothing (the entry with which a leader begins its term).
+    pub data: Bytes,
+}
+
+/// What must reach the disk together, in this order: snapshot, hard state, entries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// A snapshot from the leader, which replaces the whole log.
+    pub snapshot: Option<Snapshot>,
+    /// The new hard state, if it changed.
+    pub hard_state: Option<HardState>,
+    /// Entries to append; the first one cuts off whatever stands at its index and behind it.
+    pub entries: Vec<LogEntry>,
+    /// Whether anyone waits for it to be durable. A batch that only raises the commit index need not be:
+    /// the commit index is found again from the leader.
+    pub sync: bool,
+}
+
+/// What a store found when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recovered {
+    /// The newest snapshot.
+    pub snapshot: Option<Snapshot>,
+    /// The last hard state.
+    pub hard_state: HardState,
+    /// The entries behind the snapshot, without a gap.
+    pub entries: Vec<LogEntry>,
+    /// How often this log has been opened, this time included. Never the same twice.
+    pub boots: u64,
+}
+
+/// Durable storage of one replica's log. All methods block; all errors are fatal for the replica.
+pub trait LogStore: Send + Sync + 'static {
+    /// Writes batches in order, then makes them durable with one sync if any of them asks for it.
+    ///
+    /// # Errors
+    /// After any error nothing more may be written: what reached the disk is unknown until it is read again.
+    fn write(&self, batches: &[Batch]) -> Result<(), LogError>;
+
+    /// Makes a snapshot of this replica's own state durable. May run beside [`LogStore::write`].
+    ///
+    /// # Errors
+    /// As for [`LogStore::write`].
+    fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError>;
+
+    /// Gives up log space whose entries all lie at or below `through`, which a durable snapshot contains.
+    ///
+    /// # Errors
+    /// As for [`LogStore::write`].
+    fn truncate(&self, through: u64) -> Result<(), LogError>;
+
+    /// Whether the next segment of the log could not be prepared because the disk is full.
+    fn nearly_full(&self) -> bool;
+}
+
+impl Recovered {
+    /// Replays one batch on top of what was found before. Says why when it does not fit.
+    pub(crate) fn replay(&mut self, batch: Batch) -> Result<(), String> {
+        if let Some(snapshot) = batch.snapshot {
+            self.entries.clear();
+            self.snapshot = Some(snapshot);
+        }
+        if let Some(hard_state) = batch.hard_state {
+            self.hard_state = hard_state;
+        }
+        let Some(first) = batch.entries.first() else { return Ok(()) };
+        if let Some(begin) = self.entries.first().map(|entry| entry.index) {
+            let next = begin + self.entries.len() as u64;
+            if first.index > next || first.index < begin {
+                return Err(format!("entry {} follows entries {begin} to {}", first.index, next - 1));
+            }
+            self.entries.truncate((first.index - begin) as usize);
+        }
+        self.entries.extend(batch.entries);
+        Ok(())
+    }
+
+    /// Fits log and snapshot together after the last batch: entries within the snapshot go, and entries
+    /// that do not continue it go too (the crash came between the snapshot and its mark in the log).
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        let (index, term) = self.snapshot.as_ref().map_or((0, 0), |found| (found.index, found.term));
+        let begin = self.entries.first().map_or(index + 1, |entry| entry.index);
+        if begin > index + 1 {
+            return Err(format!("entries {} to {} are missing", index + 1, begin - 1));
+        }
+        let within = (index + 1 - begin) as usize;
+        let continues = within == 0 || self.entries.get(within - 1).is_some_and(|last| last.term == term);
+        if continues {
+            self.entries.drain(..within);
+        } else {
+            self.entries.clear();
+        }
+        self.hard_state.commit = self.hard_state.commit.max(index);
+        self.hard_state.term = self.hard_state.term.max(term);
+        let last = index + self.entries.len() as u64;
+        if self.hard_state.commit > last {
+            return Err(format!("entry {} is committed, but the log ends at {last}", self.hard_state.commit));
+        }
+        Ok(())
+    }
+}
+
+/// A disk in memory: survives [`SimulatedDisk::crash`] with what was synced, and nothing else.
+#[derive(Debug, Clone, Default)]
+pub struct SimulatedDisk {
+    state: Arc<Mutex<SimulatedState>>,
+}
+
+#[derive(Debug, Default)]
+struct SimulatedState {
+    durable: Vec<Batch>,
+    pending: Vec<Batch>,
+    snapshot: Option<Snapshot>,
+    boots: u64,
+    full: bool,
+    failing: bool,
+}
+
+impl SimulatedDisk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads the disk back, as a restarted replica does.
+    ///
+    /// # Panics
+    /// When the batches written do not fit together: a finding of the simulation.
+    #[must_use]
+    pub fn open(&self) -> Recovered {
+        let mut state = self.lock();
+        state.boots += 1;
+        let mut recovered = Recovered { boots: state.boots, ..Recovered::default() };
+        for batch in state.durable.iter().chain(&state.pending) {
+            recovered.replay(batch.clone()).expect("the simulated log fits together");
+        }
+        let newer = |saved: &Snapshot| recovered.snapshot.as_ref().is_none_or(|had| had.index < saved.index);
+        if let Some(saved) = state.snapshot.clone().filter(newer) {
+            recovered.snapshot = Some(saved);
+        }
+        recovered.settle().expect("the simulated log continues its snapshot");
+        recovered
+    }
+
+    /// Loses what was written and not synced.
+    pub fn crash(&self) {
+        self.lock().pending.clear();
+    }
+
+    /// Makes every later write fail, as a dying disk does, or heals it.
+    pub fn set_failing(&self, failing: bool) {
+        self.lock().failing = failing;
+    }
+
+    /// Says that the disk is nearly full, or no longer.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, SimulatedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogStore for SimulatedDisk {
+    fn write(&self, batches: &[Batch]) -> Result<(), LogError> {
+        let mut state = self.lock();
+        if state.failing {
+            let source = std::io::Error::other("simulated failure");
+            return Err(LogError::Io { action: "write", path: "simulated".into(), source });
+        }
+        state.pending.extend(batches.iter().cloned());
+        if batches.iter().any(|batch| batch.sync) {
+            let mut pending = std::mem::take(&mut state.pending);
+            state.durable.append(&mut pending);
+        }
+        Ok(())
+    }
+
+    fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
+        self.lock().snapshot = Some(snapshot.clone());
+        Ok(())
+    }
+
+    fn truncate(&self, _through: u64) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    fn nearly_full(&self) -> bool {
+        self.lock().full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u64, term: u64) -> LogEntry {
+        LogEntry { index, term, data: Bytes::from_static(b"x") }
+    }
+
+    fn entries(list: &[(u64, u64)]) -> Batch {
+        let entries = list.iter().map(|(index, term)| entry(*index, *term)).collect();
+        Batch { entries, sync: true, ..Batch::default() }
+    }
+
+    fn snapshot(index: u64, term: u64) -> Snapshot {
+        Snapshot { index, term, voters: vec![1], data: Bytes::new() }
+    }
+
+    /// Replays, settles, and shows the outcome as text.
+    fn check(snapshot: Option<Snapshot>, commit: u64, batches: Vec<Batch>, expected: &str) {
+        let mut found = Recovered { snapshot, ..Recovered::default() };
+        found.hard_state.commit = commit;
+        let outcome = batches.into_iter().try_for_each(|batch| found.replay(batch));
+        let outcome = outcome.and_then(|()| found.settle());
+        let shown = match outcome {
+            Ok(()) => {
+                let list = found.entries.iter().map(|entry| format!("{}@{}", entry.index, entry.term));
+                format!("[{}] commit {}", list.collect::<Vec<_>>().join(" "), found.hard_state.commit)
+            }
+            Err(reason) => reason,
+        };
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_log_and_its_snapshot_are_fitted_together() {
+        check(None, 0, vec![], "[] commit 0");
+        check(None, 2, vec![entries(&[(1, 1), (2, 1)]), entries(&[(3, 1)])], "[1@1 2@1 3@1] commit 2");
+        check(None, 0, vec![entries(&[(1, 1), (2, 1)]), entries(&[(2, 2)])], "[1@1 2@2] commit 0");
+        check(None, 0, vec![entries(&[(1, 1)]), entries(&[(3, 1)])], "entry 3 follows entries 1 to 1");
+        check(None, 0, vec![entries(&[(2, 1)])], "entries 1 to 1 are missing");
+        check(None, 2, vec![entries(&[(1, 1)])], "entry 2 is committed, but the log ends at 1");
+        let four: Vec<_> = (1..=4).map(|index| entries(&[(index, 1)])).collect();
+        check(Some(snapshot(2, 1)), 3, four.clone(), "[3@1 4@1] commit 3");
+        check(Some(snapshot(4, 1)), 3, four.clone(), "[] commit 4");
+        check(Some(snapshot(9, 3)), 3, four.clone(), "[] commit 9");
+        check(Some(snapshot(3, 2)), 3, four.clone(), "[] commit 3");
+        check(Some(snapshot(2, 1)), 3, four[2..].to_vec(), "[3@1 4@1] commit 3");
+        check(Some(snapshot(1, 1)), 3, four[2..].to_vec(), "entries 2 to 2 are missing");
+        let mut reset = entries(&[(10, 4)]);
+        reset.snapshot = Some(snapshot(9, 4));
+        check(None, 1, vec![four[0].clone(), reset], "[10@4] commit 9");
+    }
+
+    #[test]
+    fn a_crash_loses_exactly_what_was_not_synced() {
+        let disk = SimulatedDisk::new();
+        disk.write(&[entries(&[(1, 1)])]).expect("healthy disk");
+        let lazy = Batch { sync: false, ..entries(&[(2, 1)]) };
+        disk.write(std::slice::from_ref(&lazy)).expect("healthy disk");
+        disk.crash();
+        assert_eq!(disk.open().entries.len(), 1);
+        disk.write(&[lazy, entries(&[(3, 1)])]).expect("healthy disk");
+        disk.crash();
+        assert_eq!(disk.open().entries.len(), 3);
+        assert_eq!(disk.open().boots, 3);
+        disk.set_failing(true);
+        assert!(disk.write(&[]).is_err());
+    }
+}

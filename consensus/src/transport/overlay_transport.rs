@@ -1,0 +1,216 @@
+//! Replicas over the overlay. Each fetches its messages from every other one over a long answer, so that
+//! both ends of every stream are pinned by the key of whoever dialled and whoever listens.
+
+use super::outbox::{Outbox, OutboxStream};
+use super::{FrameReader, Refusal, Request, Transport, paths, snapshots};
+use crate::config::Config;
+use crate::error::ProposeError;
+use crate::handle::Port;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use overlay::{Client, PublicKey};
+use raft::eraftpb::{Message, MessageType};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Longest time for one chunk of a snapshot: a megabyte over a poor link.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a stream ended before the next is asked for; the client adds its own back-off to dialling.
+const STREAM_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes around the entries of a message.
+const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
+
+/// One replica's side of the network.
+pub struct OverlayTransport {
+    peers: Arc<Peers>,
+    runtime: tokio::runtime::Handle,
+    shutdown: CancellationToken,
+}
+
+/// Every other replica, by number.
+pub(crate) struct Peers {
+    by_id: BTreeMap<u64, PeerLink>,
+    frame_bytes_max: usize,
+    port: OnceLock<Arc<Port>>,
+}
+
+struct PeerLink {
+    key: PublicKey,
+    client: Client,
+    stream_client: Client,
+    outbox: Outbox,
+}
+
+impl OverlayTransport {
+    /// Prepares clients to all peers; dials nobody yet. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn new(config: &Config, shutdown: CancellationToken) -> Self {
+        let others = config.peers.iter().filter(|(id, _)| **id != config.id);
+        let by_id = others.map(|(id, peer)| (*id, PeerLink::new(config, peer))).collect();
+        let limits = &config.limits;
+        // A message holds `message_bytes` of entries, or one entry that is larger.
+        let entries = (limits.message_bytes as usize).max(limits.command_bytes_max);
+        let frame_bytes_max = 2 * entries + FRAME_OVERHEAD_BYTES;
+        let peers = Arc::new(Peers { by_id, frame_bytes_max, port: OnceLock::new() });
+        Self { peers, runtime: tokio::runtime::Handle::current(), shutdown }
+    }
+
+    pub(crate) fn peers(&self) -> Arc<Peers> {
+        self.peers.clone()
+    }
+
+    /// Begins to fetch messages for the replica behind `port`.
+    pub(crate) fn start(&self, port: Arc<Port>) {
+        for id in self.peers.by_id.keys().copied() {
+            let (peers, port, ended) = (self.peers.clone(), port.clone(), self.shutdown.clone());
+            self.runtime.spawn(async move {
+                ended.run_until_cancelled(peers.fetch_forever(id, &port)).await;
+            });
+        }
+        let _ = self.peers.port.set(port);
+    }
+
+    fn send_snapshot(&self, message: Message) {
+        let (peers, ended) = (self.peers.clone(), self.shutdown.clone());
+        self.runtime.spawn(async move {
+            let peer = message.to;
+            let sent = ended.run_until_cancelled(peers.push_snapshot(message)).await;
+            if let Some(port) = peers.port.get() {
+                port.snapshot_sent(peer, sent == Some(true));
+            }
+        });
+    }
+}
+
+impl Transport for OverlayTransport {
+    fn send(&self, messages: Vec<Message>) {
+        for message in messages {
+            let to = message.to;
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(message);
+                continue;
+            }
+            let Some(link) = self.peers.by_id.get(&to) else { continue };
+            if !link.outbox.put(message)
+                && let Some(port) = self.peers.port.get()
+            {
+                port.unreachable(to);
+            }
+        }
+    }
+
+    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        let peers = self.peers.clone();
+        Box::pin(async move {
+            let link = peers.by_id.get(&leader).ok_or(Refusal::Unreachable)?;
+            let (path, body) = match request {
+                Request::Propose(entry) => (paths::PROPOSE, entry),
+                Request::Read => (paths::READ, Bytes::new()),
+            };
+            let request = http::Request::post(path).body(body).expect("the path is a constant");
+            match link.client.request(request).await {
+                Ok(response) => understand(response.status(), response.into_body()),
+                Err(error) if error.never_sent() => Err(Refusal::Unreachable),
+                Err(_) => Err(Refusal::Lost),
+            }
+        })
+    }
+}
+
+impl PeerLink {
+    fn new(config: &Config, peer: &crate::config::Peer) -> Self {
+        let requests = overlay::Limits {
+            request: config.timings.request,
+            backoff: overlay::Backoff { first: Duration::from_millis(20), most: Duration::from_millis(500) },
+            ..overlay::Limits::default()
+        };
+        // A stream of messages has no end and may be silent; pings tell whether the peer lives.
+        let streams = overlay::Limits {
+            body_idle: Duration::from_secs(24 * 3600),
+            response_bytes_max: usize::MAX,
+            ..requests.clone()
+        };
+        let client = Client::new((*config.identity).clone(), peer.address, peer.key, requests);
+        let stream_client = client.with_limits(streams);
+        Self { key: peer.key, client, stream_client, outbox: Outbox::new(config.limits.outbox_messages_max) }
+    }
+}
+
+impl Peers {
+    /// The replica that a proven key belongs to.
+    pub(crate) fn identify(&self, key: &PublicKey) -> Option<u64> {
+        self.by_id.iter().find(|(_, link)| link.key == *key).map(|(id, _)| *id)
+    }
+
+    /// The stream of everything that is sent to `peer` from now on.
+    pub(crate) fn open_outbox(&self, peer: u64) -> Option<OutboxStream> {
+        self.by_id.get(&peer).map(|link| link.outbox.open())
+    }
+
+    async fn fetch_forever(&self, id: u64, port: &Port) {
+        loop {
+            if let Err(error) = self.fetch(id, port).await {
+                tracing::debug!(peer = id, error = %error, "stream of raft messages ended");
+            }
+            port.unreachable(id);
+            tokio::time::sleep(STREAM_PAUSE).await;
+        }
+    }
+
+    async fn fetch(&self, id: u64, port: &Port) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let link = &self.by_id[&id];
+        let request = http::Request::get(paths::MESSAGES).body(overlay::Body::empty())?;
+        let response = link.stream_client.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(format!("the peer answered {}", response.status()).into());
+        }
+        let mut body = response.into_body();
+        let mut reader = FrameReader::new(self.frame_bytes_max);
+        while let Some(frame) = body.frame().await {
+            let Ok(chunk) = frame?.into_data() else { continue };
+            for message in reader.push(&chunk)? {
+                if message.from != id {
+                    return Err("the peer speaks for another replica".into());
+                }
+                port.deliver(message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a snapshot in chunks. A chunk is sent once; raft begins anew where one fails.
+    async fn push_snapshot(&self, message: Message) -> bool {
+        let Some(link) = self.by_id.get(&message.to) else { return false };
+        let peer = message.to;
+        tracing::info!(peer, bytes = message.get_snapshot().data.len(), "sending a snapshot");
+        for chunk in snapshots::cut(message) {
+            let request = http::Request::post(paths::SNAPSHOT).body(chunk).expect("the path is a constant");
+            let sent = tokio::time::timeout(CHUNK_TIMEOUT, link.client.request(request)).await;
+            if !sent.is_ok_and(|answer| answer.is_ok_and(|response| response.status().is_success())) {
+                tracing::info!(peer, "the snapshot did not arrive");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Reads an answer to a forwarded request.
+fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, Refusal> {
+    if status == StatusCode::OK {
+        return Ok(body);
+    }
+    match &body[..] {
+        b"not-leader" => Err(Refusal::NotLeader),
+        b"log-busy" => Err(ProposeError::Busy.into()),
+        b"session-expired" => Err(ProposeError::SessionExpired.into()),
+        b"sequence-passed" => Err(ProposeError::SequencePassed.into()),
+        b"log-disk-full" => Err(ProposeError::DiskFull.into()),
+        // Anything else says nothing of what became of the request.
+        _ => Err(Refusal::Lost),
+    }
+}

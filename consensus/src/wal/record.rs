@@ -1,0 +1,209 @@
+//! One record of the log: 64 bytes of head, a payload, zeros up to a multiple of 8. Bytes only, no files.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 4 | magic `QLR1` |
+//! | 4 | payload length |
+//! | 8 | sequence number, rising by one from the log's first record |
+//! | 8 | durable: the last sequence number known to be on disk when this record was written |
+//! | 32 | chain: BLAKE3 of the previous record's chain, this sequence number and this payload |
+//! | 4 | CRC-32C of the head (this field as zero) and the payload |
+//! | 4 | zero |
+//!
+//! `durable` is how a torn tail is told from damage. When record n does not read back, and any record
+//! behind it says that n was durable, then n was whole once: that is damage. If none says so, nobody was
+//! ever told that n is on disk, and it may be cut off. Integers are little-endian.
+
+use crate::command::{u32_at, u64_at};
+use crate::snapshot::Snapshot;
+use crate::store::{Batch, HardState, LogEntry};
+use bytes::Bytes;
+
+const MAGIC: [u8; 4] = *b"QLR1";
+const HEAD_BYTES: usize = 64;
+const CRC_AT: usize = 56;
+
+const HAS_HARD_STATE: u8 = 1;
+const HAS_SNAPSHOT_MARK: u8 = 2;
+const HAS_BOOT: u8 = 4;
+
+/// The hash over a record and all before it.
+pub(super) type Chain = [u8; 32];
+
+/// Where the log stands after a record: its sequence number and the chain through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) sequence: u64,
+    pub(super) chain: Chain,
+}
+
+/// A record that is whole and carries its own checksum; whether it continues the log is not said.
+#[derive(Debug)]
+pub(super) struct Record<'a> {
+    pub(super) sequence: u64,
+    pub(super) durable: u64,
+    pub(super) chain: Chain,
+    pub(super) payload: &'a [u8],
+}
+
+/// What a payload says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    /// A snapshot here is a mark: index and term, its bytes are in a file of their own.
+    pub(super) batch: Batch,
+    pub(super) boots: Option<u64>,
+}
+
+/// Bytes that a record with this payload takes in a segment.
+pub(super) fn length(payload: usize) -> u64 {
+    (HEAD_BYTES + payload).next_multiple_of(8) as u64
+}
+
+/// Appends the next record to `buffer` and moves `position` behind it.
+pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: u64, payload: &[u8]) {
+    let sequence = position.sequence + 1;
+    assert!(durable < sequence, "a record cannot be durable before it is written");
+    *position = Position { sequence, chain: next_chain(&position.chain, sequence, payload) };
+    let begin = buffer.len();
+    buffer.extend_from_slice(&MAGIC);
+    buffer.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    buffer.extend_from_slice(&sequence.to_le_bytes());
+    buffer.extend_from_slice(&durable.to_le_bytes());
+    buffer.extend_from_slice(&position.chain);
+    buffer.extend_from_slice(&[0; 8]);
+    buffer.extend_from_slice(payload);
+    let checksum = crc32c::crc32c(&buffer[begin..]);
+    buffer[begin + CRC_AT..begin + CRC_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+    buffer.resize(begin + length(payload.len()) as usize, 0);
+}
+
+/// Reads the record at the beginning of `bytes`, if a whole one with a right checksum stands there.
+pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
+    let head: &[u8; HEAD_BYTES] = bytes.get(..HEAD_BYTES)?.try_into().ok()?;
+    if head[..4] != MAGIC || head[60..] != [0; 4] {
+        return None;
+    }
+    let payload = bytes.get(HEAD_BYTES..HEAD_BYTES.checked_add(u32_at(head, 4)? as usize)?)?;
+    let mut zeroed = *head;
+    zeroed[CRC_AT..CRC_AT + 4].fill(0);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&zeroed), payload);
+    if checksum != u32_at(head, CRC_AT)? {
+        return None;
+    }
+    let chain = head[24..56].try_into().ok()?;
+    Some(Record { sequence: u64_at(head, 8)?, durable: u64_at(head, 16)?, chain, payload })
+}
+
+/// The chain through the record that follows `previous`.
+pub(super) fn next_chain(previous: &Chain, sequence: u64, payload: &[u8]) -> Chain {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(previous).update(&sequence.to_le_bytes()).update(payload);
+    *hasher.finalize().as_bytes()
+}
+
+/// A batch as a payload: flags, then what they announce, then the entries.
+pub(super) fn encode(batch: &Batch, boots: Option<u64>) -> Vec<u8> {
+    let data: usize = batch.entries.iter().map(|entry| entry.data.len() + 20).sum();
+    let mut bytes = Vec::with_capacity(64 + data);
+    let flag = |present: bool, value: u8| if present { value } else { 0 };
+    bytes.push(
+        flag(batch.hard_state.is_some(), HAS_HARD_STATE)
+            | flag(batch.snapshot.is_some(), HAS_SNAPSHOT_MARK)
+            | flag(boots.is_some(), HAS_BOOT),
+    );
+    let mut put =
+        |values: &[u64]| values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+    if let Some(HardState { term, vote, commit }) = batch.hard_state {
+        put(&[term, vote, commit]);
+    }
+    if let Some(snapshot) = &batch.snapshot {
+        put(&[snapshot.index, snapshot.term]);
+    }
+    if let Some(boots) = boots {
+        put(&[boots]);
+    }
+    for entry in &batch.entries {
+        bytes.extend_from_slice(&entry.index.to_le_bytes());
+        bytes.extend_from_slice(&entry.term.to_le_bytes());
+        bytes.extend_from_slice(&(entry.data.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&entry.data);
+    }
+    bytes
+}
+
+/// Back from [`encode`]; `None` when the payload is not one of ours.
+pub(super) fn decode(payload: &[u8]) -> Option<Content> {
+    let flags = *payload.first()?;
+    if flags & !(HAS_HARD_STATE | HAS_SNAPSHOT_MARK | HAS_BOOT) != 0 {
+        return None;
+    }
+    let mut at = 1;
+    let mut take = || {
+        let value = u64_at(payload, at);
+        at += 8;
+        value
+    };
+    let mut batch = Batch { sync: true, ..Batch::default() };
+    if flags & HAS_HARD_STATE != 0 {
+        batch.hard_state = Some(HardState { term: take()?, vote: take()?, commit: take()? });
+    }
+    if flags & HAS_SNAPSHOT_MARK != 0 {
+        let (index, term) = (take()?, take()?);
+        batch.snapshot = Some(Snapshot { index, term, voters: Vec::new(), data: Bytes::new() });
+    }
+    let boots = if flags & HAS_BOOT != 0 { Some(take()?) } else { None };
+    while at < payload.len() {
+        let (index, term) = (u64_at(payload, at)?, u64_at(payload, at + 8)?);
+        let length = u32_at(payload, at + 16)? as usize;
+        let data = Bytes::copy_from_slice(payload.get(at + 20..at + 20 + length)?);
+        at += 20 + length;
+        batch.entries.push(LogEntry { index, term, data });
+    }
+    Some(Content { batch, boots })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn batch() -> impl Strategy<Value = (Batch, Option<u64>)> {
+        let hard_state = proptest::option::of(any::<(u64, u64, u64)>());
+        let mark = proptest::option::of(any::<(u64, u64)>());
+        let entries = proptest::collection::vec(any::<(u64, u64, Vec<u8>)>(), 0..5);
+        (hard_state, mark, entries, any::<Option<u64>>()).prop_map(|(hard_state, mark, entries, boots)| {
+            let hard_state = hard_state.map(|(term, vote, commit)| HardState { term, vote, commit });
+            let snapshot =
+                mark.map(|(index, term)| Snapshot { index, term, voters: Vec::new(), data: Bytes::new() });
+            let entry =
+                |(index, term, data): (u64, u64, Vec<u8>)| LogEntry { index, term, data: data.into() };
+            let entries = entries.into_iter().map(entry).collect();
+            (Batch { snapshot, hard_state, entries, sync: true }, boots)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_batch_comes_back((batch, boots) in batch()) {
+            prop_assert_eq!(decode(&encode(&batch, boots)), Some(Content { batch, boots }));
+        }
+
+        #[test]
+        fn arbitrary_payloads_never_panic(payload: Vec<u8>) {
+            let _ = decode(&payload);
+            let _ = read(&payload);
+        }
+
+        #[test]
+        fn a_flipped_bit_is_never_read(payload: Vec<u8>, at: prop::sample::Index) {
+            let mut position = super::super::first_position();
+            let mut buffer = Vec::new();
+            write(&mut buffer, &mut position, 0, &payload);
+            prop_assert_eq!(buffer.len() as u64, length(payload.len()));
+            prop_assert_eq!(read(&buffer).map(|found| found.chain), Some(position.chain));
+            let bit = at.index((HEAD_BYTES + payload.len()) * 8);
+            buffer[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(read(&buffer).is_none());
+        }
+    }
+}

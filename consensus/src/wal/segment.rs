@@ -1,0 +1,137 @@
+//! One segment file: a head that says whose it is and where the chain stands, then records, then space.
+
+use super::record::Position;
+use super::{Owner, sync_directory};
+use crate::command::{u32_at, u64_at};
+use crate::error::LogError;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a segment's head: magic 8, number 8, replica 8, group digest 32, sequence 8, chain 32,
+/// CRC-32C 4, zeros. Records begin behind it.
+pub(super) const HEADER_BYTES: u64 = 128;
+const MAGIC: [u8; 8] = *b"QLOGSEG1";
+const CRC_AT: usize = 96;
+
+/// The segment that is being written.
+pub(super) struct Segment {
+    pub(super) number: u64,
+    path: PathBuf,
+    file: File,
+    end: u64,
+    capacity: u64,
+}
+
+/// What a segment's head says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) number: u64,
+    pub(super) replica: u64,
+    pub(super) group: [u8; 32],
+    pub(super) position: Position,
+}
+
+pub(super) fn path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("segment-{number:016x}.log"))
+}
+
+impl Segment {
+    /// Turns a spare file into the segment `number`, whose first record follows `position`.
+    pub(super) fn begin(
+        directory: &Path,
+        spare: (PathBuf, File),
+        number: u64,
+        owner: &Owner,
+        position: Position,
+    ) -> Result<Self, LogError> {
+        let (from, file) = spare;
+        let path = path(directory, number);
+        let header = Header { number, replica: owner.id, group: owner.group(), position };
+        file.write_all_at(&header.encode(), 0).map_err(|e| LogError::io("write", &from, e))?;
+        file.sync_data().map_err(|e| LogError::io("sync", &from, e))?;
+        fs::rename(&from, &path).map_err(|e| LogError::io("rename", &from, e))?;
+        sync_directory(directory)?;
+        let capacity = file.metadata().map_err(|e| LogError::io("inspect", &path, e))?.len();
+        Ok(Self { number, path, file, end: HEADER_BYTES, capacity })
+    }
+
+    /// Opens the last segment again, to go on at `end`. What lies behind is written over with zeros, so that
+    /// a torn record can never be taken for one of the records to come.
+    pub(super) fn resume(path: PathBuf, number: u64, end: u64) -> Result<Self, LogError> {
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.map_err(|e| LogError::io("open", &path, e))?;
+        let capacity = file.metadata().map_err(|e| LogError::io("inspect", &path, e))?.len();
+        zero(&file, end, capacity).map_err(|e| LogError::io("write", &path, e))?;
+        file.sync_all().map_err(|e| LogError::io("sync", &path, e))?;
+        Ok(Self { number, path, file, end, capacity })
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.end + bytes <= self.capacity
+    }
+
+    /// Writes at the end; not durable before [`Segment::sync`].
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+        assert!(self.has_room(bytes.len() as u64), "a record beyond its segment");
+        let written = self.file.write_all_at(bytes, self.end);
+        written.map_err(|e| LogError::io("write", &self.path, e))?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub(super) fn sync(&self) -> Result<(), LogError> {
+        self.file.sync_data().map_err(|e| LogError::io("sync", &self.path, e))
+    }
+}
+
+/// Writes zeros from `from` to `to`: allocated space that later writes only overwrite.
+pub(super) fn zero(file: &File, from: u64, to: u64) -> std::io::Result<()> {
+    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    let mut at = from;
+    while at < to {
+        let length = (to - at).min(ZEROS.len() as u64);
+        file.write_all_at(&ZEROS[..length as usize], at)?;
+        at += length;
+    }
+    Ok(())
+}
+
+impl Owner {
+    /// A digest of the group's voters, so that a log is not opened under another membership.
+    pub(super) fn group(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for voter in &self.voters {
+            hasher.update(&voter.to_le_bytes());
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+impl Header {
+    fn encode(&self) -> [u8; HEADER_BYTES as usize] {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.number.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.replica.to_le_bytes());
+        bytes[24..56].copy_from_slice(&self.group);
+        bytes[56..64].copy_from_slice(&self.position.sequence.to_le_bytes());
+        bytes[64..96].copy_from_slice(&self.position.chain);
+        let checksum = crc32c::crc32c(&bytes);
+        bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the head at the beginning of a segment's bytes.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut head: [u8; HEADER_BYTES as usize] = bytes.get(..HEADER_BYTES as usize)?.try_into().ok()?;
+        let checksum = u32_at(&head, CRC_AT)?;
+        head[CRC_AT..CRC_AT + 4].fill(0);
+        if head[..8] != MAGIC || crc32c::crc32c(&head) != checksum {
+            return None;
+        }
+        let position = Position { sequence: u64_at(&head, 56)?, chain: head[64..96].try_into().ok()? };
+        let group = head[24..56].try_into().ok()?;
+        Some(Self { number: u64_at(&head, 8)?, replica: u64_at(&head, 16)?, group, position })
+    }
+}
