@@ -1,0 +1,51 @@
+//! Carrying out a plan.
+
+use crate::cluster::{Cluster, ServicePhase};
+use crate::command::{Refusal, Reply, Step};
+use crate::draft::Draft;
+use crate::limits::PLAN_STEPS_MAX;
+use protocol::Digest;
+use protocol::error_code::{COMMAND_INVALID, PLAN_STALE};
+use std::collections::BTreeSet;
+
+/// All steps or none, and only in the generation that they were planned for.
+pub(super) fn execute(
+    cluster: &mut Cluster,
+    parent_generation: u64,
+    steps: &[Step],
+) -> Result<Reply, Refusal> {
+    if parent_generation != cluster.generation {
+        let message = format!("planned for generation {parent_generation}; it is {}", cluster.generation);
+        return Err(Refusal::new(PLAN_STALE, message));
+    }
+    if steps.len() > PLAN_STEPS_MAX {
+        return Err(Refusal::new(COMMAND_INVALID, format!("more than {PLAN_STEPS_MAX} steps")));
+    }
+    let mut draft = Draft::new(cluster, cluster.now);
+    let effects = steps.iter().map(|step| draft.execute(step)).collect::<Result<Vec<_>, _>>()?;
+    cluster.services = draft.services;
+    cluster.generation += 1;
+    settle(cluster);
+    let mut orders = Vec::new();
+    for effect in effects {
+        cluster.audit.record(cluster.now, "scheduler", effect.action, &effect.subject, &effect.detail);
+        orders.extend(effect.order);
+    }
+    Ok(Reply::Executed { generation: cluster.generation, orders })
+}
+
+/// Ends services whose last slot is free, and forgets manifests under which nothing can run any more.
+pub(super) fn settle(cluster: &mut Cluster) {
+    let mut in_use: BTreeSet<Digest> = BTreeSet::new();
+    for (name, service) in &mut cluster.services {
+        in_use.extend(service.held().map(|(_, holding)| holding.order.certificate));
+        if matches!(service.phase, ServicePhase::Retiring { .. }) && service.held().next().is_none() {
+            service.phase = ServicePhase::Retired;
+            cluster.audit.record(cluster.now, "scheduler", "retired", &format!("service/{name}"), "");
+        }
+        if service.phase != ServicePhase::Retired {
+            in_use.insert(service.certificate);
+        }
+    }
+    cluster.manifests.retain(|certificate, _| in_use.contains(certificate));
+}

@@ -1,0 +1,275 @@
+//! Founding, proposals, ballots, and what an approved change does to the cluster.
+
+use super::execute::settle;
+use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
+use crate::command::{Actor, Refusal, Reply};
+use human_chain::{ChainError, CircleState, certify, check_ballot, class_of, propose, satisfied, subject_of};
+use protocol::api::ProposalState;
+use protocol::error_code::{
+    BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_MISMATCH, CIRCLE_NOT_FOUNDED, LIMIT_REACHED,
+    PROPOSAL_EXPIRED, PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
+};
+use protocol::governance::{
+    BUNDLE_VERSION, Bundle, Certificate, Change, LogEvidence, Proposal, SignedBallot, SignedGenesis,
+};
+use protocol::keys::EncryptionKey;
+use protocol::limits::{LEASE_MS, PROPOSALS_OPEN_MAX};
+use protocol::manifest::{Manifest, ServiceManifest};
+use protocol::model::Recipient;
+use protocol::{Digest, MemberId, Millis, NodeId, ProposalId};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        Refusal::new(error.code(), error.to_string())
+    }
+}
+
+pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Reply, Refusal> {
+    if cluster.circle.is_some() {
+        return Err(Refusal::new(CIRCLE_ALREADY_FOUNDED, "this cluster has a circle already"));
+    }
+    let state = CircleState::found(signed, None)?;
+    let circle = state.id();
+    cluster.circle =
+        Some(Circle { genesis: signed.clone(), chain: Vec::new(), state, positions: BTreeMap::new() });
+    cluster.generation += 1;
+    let detail = format!("{} members", signed.genesis.members.len());
+    cluster.audit.record(cluster.now, "founders", "found", &format!("circle/{}", circle.short()), &detail);
+    Ok(Reply::Founded { circle })
+}
+
+pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) -> Result<Reply, Refusal> {
+    let id = proposal.id();
+    if cluster.open.contains_key(&id) {
+        return Ok(Reply::Submitted { proposal: id });
+    }
+    if cluster.open.len() >= PROPOSALS_OPEN_MAX {
+        let message = format!("{PROPOSALS_OPEN_MAX} proposals wait for votes; decide some of them first");
+        return Err(Refusal::new(LIMIT_REACHED, message));
+    }
+    check_submitted(circle(cluster)?, proposal, cluster.now)?;
+    let subject = format!("proposal/{}", id.short());
+    cluster.audit.record(cluster.now, &actor.to_string(), "propose", &subject, &summary(&proposal.change));
+    let open = OpenProposal {
+        proposal: proposal.clone(),
+        ballots: BTreeMap::new(),
+        actor: actor.clone(),
+        submitted_at: cluster.now,
+    };
+    cluster.open.insert(id, open);
+    Ok(Reply::Submitted { proposal: id })
+}
+
+/// A proposal stands when the circle's state today would make exactly it.
+fn check_submitted(state: &CircleState, proposal: &Proposal, now: Millis) -> Result<(), Refusal> {
+    if proposal.circle != state.id() || proposal.epoch != state.epoch() {
+        let message = "the proposal is for another circle, or for members and policy of another time";
+        return Err(Refusal::new(CIRCLE_MISMATCH, message));
+    }
+    if proposal.expires_at <= now {
+        return Err(Refusal::new(PROPOSAL_EXPIRED, "the proposal has expired"));
+    }
+    let today = propose(
+        state,
+        proposal.change.clone(),
+        proposal.reason.clone(),
+        proposal.created_at,
+        proposal.expires_at,
+        proposal.nonce,
+    )?;
+    if today != *proposal {
+        let message = format!("{} has changed since the proposal was made", subject_of(&proposal.change));
+        return Err(Refusal::new(PROPOSAL_STALE, message));
+    }
+    Ok(())
+}
+
+pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> Result<Reply, Refusal> {
+    let id = signed.ballot.proposal;
+    let member = &signed.ballot.member;
+    let Some(open) = cluster.open.get(&id) else { return Err(not_open(cluster, id)) };
+    if open.ballots.contains_key(member) {
+        let message = format!("member `{member}` has voted on this proposal already");
+        return Err(Refusal::new(BALLOT_DUPLICATE, message));
+    }
+    check_ballot(circle(cluster)?, &open.proposal, signed, cluster.now)?;
+    let mut open = open.clone();
+    open.ballots.insert(member.clone(), signed.clone());
+    let state = judge(circle(cluster)?, &open);
+    let certificate = match state {
+        ProposalState::Approved => Some(admit(cluster, index, &open)?),
+        _ => None,
+    };
+    let (actor, subject) = (Actor::Member(member.clone()).to_string(), format!("proposal/{}", id.short()));
+    let action =
+        if signed.ballot.choice == protocol::governance::Choice::Approve { "approve" } else { "reject" };
+    cluster.audit.record(cluster.now, &actor, action, &subject, &summary(&open.proposal.change));
+    cluster.open.insert(id, open);
+    if state != ProposalState::Open {
+        cluster.close_proposal(id, state, certificate);
+        let word = if state == ProposalState::Approved { "in-force" } else { "rejected" };
+        let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
+        cluster.audit.record(cluster.now, "circle", word, &subject, &detail);
+        close_stale(cluster);
+    }
+    Ok(Reply::Counted { proposal: id, state, certificate })
+}
+
+fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
+    match cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id).map(|closed| closed.state) {
+        Some(ProposalState::Expired) => Refusal::new(PROPOSAL_EXPIRED, "the proposal has expired"),
+        Some(ProposalState::Stale) => Refusal::new(PROPOSAL_STALE, "what it changes was changed before"),
+        Some(_) => Refusal::new(PROPOSAL_NOT_FOUND, "the proposal is decided already"),
+        None => Refusal::new(PROPOSAL_NOT_FOUND, format!("no open proposal {id}")),
+    }
+}
+
+/// How a proposal stands. Its ballots were checked when they came in, and nothing that they depend on
+/// changes while it is open: a new epoch closes every proposal of an earlier one.
+fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
+    let Some(rule) = state.policy().quorums.get(&class_of(&open.proposal.change)) else {
+        return ProposalState::Open;
+    };
+    let (approved, possible) = votes(state, open);
+    if satisfied(rule, &approved) {
+        ProposalState::Approved
+    } else if satisfied(rule, &possible) {
+        ProposalState::Open
+    } else {
+        ProposalState::Rejected
+    }
+}
+
+/// Who approved; and who approved or may still.
+fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTreeSet<MemberId>) {
+    let choice = |id: &MemberId| open.ballots.get(id).map(|signed| signed.ballot.choice);
+    let approves = Some(protocol::governance::Choice::Approve);
+    let ids = || state.members().map(|member| &member.id);
+    let approved = ids().filter(|id| choice(id) == approves).cloned().collect();
+    let possible = ids().filter(|id| choice(id) == approves || choice(id).is_none()).cloned().collect();
+    (approved, possible)
+}
+
+/// Assembles the certificate, verifies it like anybody else would, and puts the change into force.
+fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
+    let now = cluster.now;
+    let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
+    let ballots: Vec<SignedBallot> = open.ballots.values().cloned().collect();
+    let certificate = certify(&circle.state, &open.proposal, &ballots)?;
+    let digest = certificate.digest();
+    let approved = human_chain::verify(&circle.state, &certificate, now)?;
+    let keys_before = node_keys(&circle.state);
+    circle.state.advance(approved)?;
+    circle.positions.insert(digest, circle.chain.len());
+    circle.chain.push(bundle(certificate, index));
+    cluster.generation += 1;
+    put_in_force(cluster, &open.proposal.change, digest);
+    revoke_from_departed(cluster, &keys_before);
+    settle(cluster);
+    Ok(digest)
+}
+
+fn bundle(certificate: Certificate, index: u64) -> Bundle {
+    let log_evidence = Some(LogEvidence { sequence: index });
+    Bundle { version: BUNDLE_VERSION, certificate, log_evidence }
+}
+
+fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
+    match change {
+        Change::Deploy(manifest) => {
+            if let Manifest::Service(manifest) = manifest.as_ref() {
+                deploy(cluster, manifest, certificate);
+            }
+        }
+        Change::Retire { service, grace_seconds } => {
+            let until = cluster.now.plus(u64::from(*grace_seconds) * 1000);
+            if let Some(service) = cluster.services.get_mut(service) {
+                service.phase = ServicePhase::Retiring { until };
+            }
+        }
+        Change::AdmitNode(admission) => {
+            cluster.pending.remove(&admission.id);
+        }
+        Change::RemoveNode { .. } | Change::SetMembers { .. } => {}
+    }
+}
+
+/// The wanted number of replicas survives a new approval, as far as the new envelope allows.
+fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest) {
+    let range = manifest.replicas;
+    cluster.manifests.insert(certificate, manifest.clone());
+    let known = cluster.services.remove(&manifest.name);
+    let running = known.as_ref().filter(|service| service.phase == ServicePhase::Active);
+    let desired = running.map_or(range.min, |service| service.desired.min(range.max).max(range.min));
+    let service = Service {
+        manifest: manifest.clone(),
+        certificate,
+        desired,
+        phase: ServicePhase::Active,
+        slots: known.map(|service| service.slots).unwrap_or_default(),
+        avoid: BTreeMap::new(),
+    };
+    cluster.services.insert(manifest.name.clone(), service);
+}
+
+fn node_keys(state: &CircleState) -> BTreeMap<NodeId, EncryptionKey> {
+    state.nodes().map(|node| (node.id, node.encryption.clone())).collect()
+}
+
+/// An identity that is no longer admitted gets no lease and no key: its slots are free when its last
+/// lease ends, its wraps go. So do wraps to an encryption key that was replaced.
+fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<NodeId, EncryptionKey>) {
+    let after = cluster.circle_state().map(node_keys).unwrap_or_default();
+    let changed: BTreeSet<NodeId> =
+        before.iter().filter(|(id, key)| after.get(id) != Some(key)).map(|(id, _)| *id).collect();
+    for wraps in cluster.wraps.values_mut() {
+        wraps.retain(|recipient, _| !matches!(recipient, Recipient::Node(id) if changed.contains(id)));
+    }
+    super::registry::drop_strangers_wraps(cluster);
+    let free_at = cluster.now.plus(LEASE_MS);
+    for slot in cluster.services.values_mut().flat_map(|service| service.slots.values_mut()) {
+        if let Some(holding) = &mut slot.holding
+            && !after.contains_key(&holding.order.node)
+            && !matches!(holding.phase, HoldingPhase::Lapsing { .. })
+        {
+            holding.phase = HoldingPhase::Lapsing { free_at };
+            slot.since = cluster.now;
+        }
+    }
+}
+
+/// Closes every open proposal that no longer stands, since nobody's signature carries over to a state
+/// that they did not see.
+fn close_stale(cluster: &mut Cluster) {
+    let Some(state) = cluster.circle_state() else { return };
+    let stands = |proposal: &Proposal| {
+        proposal.epoch == state.epoch()
+            && proposal.subjects.iter().all(|seen| state.subject(&seen.subject) == *seen)
+    };
+    let stale: Vec<ProposalId> =
+        cluster.open.iter().filter(|(_, open)| !stands(&open.proposal)).map(|(id, _)| *id).collect();
+    for id in stale {
+        cluster.close_proposal(id, ProposalState::Stale, None);
+        cluster.audit.record(cluster.now, "circle", "stale", &format!("proposal/{}", id.short()), "");
+    }
+}
+
+fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
+    cluster.circle_state().ok_or_else(not_founded)
+}
+
+fn not_founded() -> Refusal {
+    Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet")
+}
+
+/// A change in a few words, for the audit.
+pub(crate) fn summary(change: &Change) -> String {
+    match change {
+        Change::Deploy(manifest) => format!("deploy {}", manifest.name()),
+        Change::Retire { service, .. } => format!("retire {service}"),
+        Change::AdmitNode(node) => format!("admit node {}", node.name),
+        Change::RemoveNode { node } => format!("remove node {node}"),
+        Change::SetMembers { members, .. } => format!("set {} members and the policy", members.len()),
+    }
+}

@@ -1,0 +1,128 @@
+//! Applying a command: deterministic, total, and all or nothing.
+//!
+//! A refused command changes nothing at all, not even the cluster's time, so replicas stay equal whatever
+//! is written to the log.
+
+mod execute;
+mod governance;
+mod registry;
+
+pub(crate) use governance::summary;
+
+use crate::cluster::{Cluster, Leadership};
+use crate::command::{Action, Actor, Command, Refusal, Reply};
+use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISSING};
+use protocol::governance::TokenScope;
+use protocol::limits::CLOCK_GRACE_MS;
+use protocol::{Millis, ReplicaId};
+
+/// Applies the canonical bytes of a [`Command`] and returns those of its [`Reply`]. Bytes that are no
+/// command are refused like a command that may not be.
+#[must_use]
+pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
+    let reply = match from_bytes::<Command>(bytes, COMMAND_BYTES_MAX) {
+        Ok(command) => apply(cluster, index, &command),
+        Err(error) => Refusal::new(COMMAND_INVALID, format!("the log entry is no command: {error}")).into(),
+    };
+    to_bytes(&reply)
+}
+
+/// Applies the command at this index of the log. Never panics, whatever it is given.
+pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
+    let before = cluster.now;
+    cluster.now = cluster.now.max(command.now);
+    match carry_out(cluster, index, command) {
+        Ok(reply) => reply,
+        Err(refusal) => {
+            cluster.now = before;
+            refusal.into()
+        }
+    }
+}
+
+fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Reply, Refusal> {
+    let actor = &command.actor;
+    if let Some(scope) = scope_of(&command.action) {
+        check_actor(cluster, actor, scope)?;
+    }
+    match &command.action {
+        Action::Lead { replica } => Ok(lead(cluster, *replica)),
+        Action::Found(signed) => governance::found(cluster, signed),
+        Action::SubmitProposal(proposal) => governance::submit(cluster, actor, proposal),
+        Action::CastBallot(signed) => governance::cast(cluster, index, signed),
+        Action::RegisterModel(record) => registry::register_model(cluster, actor, record),
+        Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
+        Action::CreateApiKey(key) => registry::create_key(cluster, actor, key),
+        Action::RevokeApiKey(name) => registry::revoke_key(cluster, actor, name),
+        Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
+        Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
+        Action::Enrol(admission) => registry::enrol(cluster, admission),
+        Action::Tick => Ok(tick(cluster)),
+    }
+}
+
+/// What an access token must allow; none = not asked for by token.
+fn scope_of(action: &Action) -> Option<TokenScope> {
+    match action {
+        Action::SubmitProposal(_) | Action::CastBallot(_) => Some(TokenScope::Propose),
+        Action::RegisterModel(_)
+        | Action::PutWraps(_)
+        | Action::CreateApiKey(_)
+        | Action::RevokeApiKey(_)
+        | Action::Scale { .. } => Some(TokenScope::Submit),
+        Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Enrol(_) | Action::Tick => {
+            None
+        }
+    }
+}
+
+/// The shell has checked the token's text; that it exists and has the scope is checked here again.
+fn check_actor(cluster: &Cluster, actor: &Actor, scope: TokenScope) -> Result<(), Refusal> {
+    let Some(state) = cluster.circle_state() else {
+        return Err(Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
+    };
+    let Actor::Token(name) = actor else { return Ok(()) };
+    match state.tokens().iter().find(|token| token.name == *name) {
+        Some(token) if token.scopes.contains(&scope) => Ok(()),
+        Some(_) => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("token `{name}` lacks scope {scope:?}"))),
+        None => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("there is no token `{name}`"))),
+    }
+}
+
+fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
+    cluster.leadership = Some(Leadership { replica, since: cluster.now });
+    cluster.generation += 1;
+    cluster.audit.record(cluster.now, "scheduler", "lead", &format!("replica/{replica}"), "");
+    Reply::Leads { generation: cluster.generation }
+}
+
+/// Whether a [`Action::Tick`] would change something now; the leader proposes one only then.
+#[must_use]
+pub fn tick_is_due(cluster: &Cluster, now: Millis) -> bool {
+    let now = now.max(cluster.now);
+    let proposal = cluster.open.values().any(|open| is_over(open.proposal.expires_at, now));
+    proposal || cluster.pending.values().any(|pending| pending.last_seen.plus(PENDING_NODE_MS) <= now)
+}
+
+fn is_over(expires_at: Millis, now: Millis) -> bool {
+    now > expires_at.plus(CLOCK_GRACE_MS)
+}
+
+fn tick(cluster: &mut Cluster) -> Reply {
+    let now = cluster.now;
+    let over: Vec<_> = cluster
+        .open
+        .iter()
+        .filter(|(_, open)| is_over(open.proposal.expires_at, now))
+        .map(|(id, _)| *id)
+        .collect();
+    for id in over {
+        cluster.close_proposal(id, protocol::api::ProposalState::Expired, None);
+        cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
+    }
+    cluster.pending.retain(|_, pending| pending.last_seen.plus(PENDING_NODE_MS) > now);
+    registry::drop_strangers_wraps(cluster);
+    Reply::Done
+}

@@ -1,0 +1,196 @@
+//! What people change inside what is approved: models, key wraps, API keys, replicas, and nodes that ask.
+
+use crate::cluster::{Cluster, ServicePhase};
+use crate::command::{Actor, Refusal, Reply};
+use crate::limits::{
+    API_KEYS_MAX, MODELS_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, STORE_URL_BYTES_MAX,
+    WRAPS_PER_COMMAND_MAX,
+};
+use protocol::agent::PendingNode;
+use protocol::error_code::{
+    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_NOT_FOUND, NAME_TAKEN,
+    NODE_NOT_ADMITTED, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND,
+};
+use protocol::gateway::ApiKey;
+use protocol::governance::{Change, NodeAdmission};
+use protocol::limits::NAME_BYTES_MAX;
+use protocol::model::{KeyWrap, ModelRecord, Recipient};
+use protocol::{NodeId, ServiceName, TokenName};
+
+/// Most labels of a node that asks to be admitted.
+const PENDING_LABELS_MAX: usize = 64;
+/// Most bytes of a node's request to be admitted: keys of 1.3 kB, addresses, labels.
+const PENDING_BYTES_MAX: usize = 16 * 1024;
+/// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
+const ML_KEM_768_CIPHERTEXT_LENGTH: usize = 1088;
+/// Length of a sealed model key: 32 bytes and AES-GCM's tag of 16.
+const SEALED_KEY_LENGTH: usize = 48;
+
+pub(super) fn register_model(
+    cluster: &mut Cluster,
+    actor: &Actor,
+    record: &ModelRecord,
+) -> Result<Reply, Refusal> {
+    let known = cluster.models.get(&record.root);
+    if known.is_none() && cluster.models.len() >= MODELS_MAX {
+        return Err(Refusal::new(LIMIT_REACHED, format!("{MODELS_MAX} models are registered")));
+    }
+    let invalid = |message: String| Err(Refusal::new(COMMAND_INVALID, message));
+    if record.stores.is_empty() || record.stores.len() != record.erasure.shards() {
+        let (stores, shards) = (record.stores.len(), record.erasure.shards());
+        return invalid(format!("model {} names {stores} stores for {shards} shards", record.name));
+    }
+    let text_max = record.stores.iter().map(|store| store.url.len().max(store.failure_domain.len())).max();
+    if text_max > Some(STORE_URL_BYTES_MAX) || record.architecture.len() > NAME_BYTES_MAX {
+        return invalid(format!("model {}: a store's url or the architecture is too long", record.name));
+    }
+    let subject = format!("model/{}", record.name);
+    cluster.models.insert(record.root, record.clone());
+    cluster.generation += 1;
+    cluster.audit.record(cluster.now, &actor.to_string(), "register", &subject, &record.root.short());
+    Ok(Reply::Done)
+}
+
+pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap]) -> Result<Reply, Refusal> {
+    if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
+        return Err(Refusal::new(COMMAND_INVALID, format!("give 1 to {WRAPS_PER_COMMAND_MAX} wraps")));
+    }
+    for wrap in wraps {
+        if !cluster.models.contains_key(&wrap.root) {
+            let message = format!("no model {} is registered", wrap.root.short());
+            return Err(Refusal::new(MODEL_NOT_FOUND, message));
+        }
+        if wrap.encapsulated.0.len() != ML_KEM_768_CIPHERTEXT_LENGTH
+            || wrap.sealed.0.len() != SEALED_KEY_LENGTH
+        {
+            return Err(Refusal::new(COMMAND_INVALID, "a wrap has the wrong length"));
+        }
+        if !may_receive(cluster, &wrap.recipient) {
+            let message = match &wrap.recipient {
+                Recipient::Node(node) => format!("node {} is neither admitted nor asks to be", node.short()),
+                Recipient::Member(member) => format!("`{member}` is not a member"),
+            };
+            return Err(Refusal::new(NODE_NOT_ADMITTED, message));
+        }
+    }
+    for wrap in wraps {
+        cluster.wraps.entry(wrap.root).or_default().insert(wrap.recipient.clone(), wrap.clone());
+    }
+    cluster.generation += 1;
+    let detail = format!("{} wraps", wraps.len());
+    let subject = format!("model/{}", wraps[0].root.short());
+    cluster.audit.record(cluster.now, &actor.to_string(), "wrap", &subject, &detail);
+    Ok(Reply::Done)
+}
+
+/// Members, admitted nodes, and nodes that wait for admission: an approval to admit a node finds its
+/// wraps already there, so that its slots need no step by hand.
+fn may_receive(cluster: &Cluster, recipient: &Recipient) -> bool {
+    match recipient {
+        Recipient::Member(id) => cluster.circle_state().is_some_and(|state| state.member(id).is_some()),
+        Recipient::Node(id) => {
+            cluster.node(id).is_some() || cluster.pending.contains_key(id) || is_proposed(cluster, *id)
+        }
+    }
+}
+
+fn is_proposed(cluster: &Cluster, id: NodeId) -> bool {
+    let changes = cluster.open.values().map(|open| &open.proposal.change);
+    changes.into_iter().any(|change| matches!(change, Change::AdmitNode(node) if node.id == id))
+}
+
+/// Forgets wraps for those who are neither in the circle nor ask to be.
+pub(super) fn drop_strangers_wraps(cluster: &mut Cluster) {
+    let strangers: Vec<(protocol::ModelRoot, Recipient)> = cluster
+        .wraps
+        .iter()
+        .flat_map(|(root, wraps)| wraps.keys().map(|recipient| (*root, recipient.clone())))
+        .filter(|(_, recipient)| !may_receive(cluster, recipient))
+        .collect();
+    for (root, recipient) in strangers {
+        if let Some(wraps) = cluster.wraps.get_mut(&root) {
+            wraps.remove(&recipient);
+        }
+    }
+}
+
+pub(super) fn create_key(cluster: &mut Cluster, actor: &Actor, key: &ApiKey) -> Result<Reply, Refusal> {
+    if cluster.api_keys.len() >= API_KEYS_MAX {
+        return Err(Refusal::new(LIMIT_REACHED, format!("{API_KEYS_MAX} API keys exist")));
+    }
+    let taken = cluster.api_keys.values().any(|other| other.hash == key.hash);
+    if taken || cluster.api_keys.contains_key(&key.name) {
+        return Err(Refusal::new(NAME_TAKEN, format!("an API key `{}` (or its text) exists", key.name)));
+    }
+    if key.requests_per_minute == Some(0) {
+        return Err(Refusal::new(COMMAND_INVALID, "a key for 0 requests per minute is of no use; revoke it"));
+    }
+    cluster.api_keys.insert(key.name.clone(), key.clone());
+    cluster.audit.record(cluster.now, &actor.to_string(), "create-key", &format!("key/{}", key.name), "");
+    Ok(Reply::Done)
+}
+
+pub(super) fn revoke_key(cluster: &mut Cluster, actor: &Actor, name: &TokenName) -> Result<Reply, Refusal> {
+    if cluster.api_keys.remove(name).is_none() {
+        return Err(Refusal::new(KEY_NOT_FOUND, format!("there is no API key `{name}`")));
+    }
+    cluster.audit.record(cluster.now, &actor.to_string(), "revoke-key", &format!("key/{name}"), "");
+    Ok(Reply::Done)
+}
+
+pub(super) fn scale(
+    cluster: &mut Cluster,
+    actor: &Actor,
+    name: &ServiceName,
+    replicas: u32,
+) -> Result<Reply, Refusal> {
+    let service = cluster.services.get_mut(name).filter(|service| service.phase == ServicePhase::Active);
+    let Some(service) = service else {
+        return Err(Refusal::new(SERVICE_NOT_FOUND, format!("no service `{name}` runs")));
+    };
+    let range = service.manifest.replicas;
+    if !(range.min..=range.max).contains(&replicas) {
+        let message = format!(
+            "`{name}` may have {} to {} replicas, not {replicas}; more needs a new approval",
+            range.min, range.max
+        );
+        return Err(Refusal::new(SCALE_OUTSIDE_ENVELOPE, message));
+    }
+    let before = std::mem::replace(&mut service.desired, replicas);
+    cluster.generation += 1;
+    let detail = format!("from {before} to {replicas}");
+    cluster.audit.record(cluster.now, &actor.to_string(), "scale", &format!("service/{name}"), &detail);
+    Ok(Reply::Done)
+}
+
+/// Notes that an unknown node asks. It grants nothing: a certificate admits, and anybody can ask, so all
+/// here is bounded.
+pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<Reply, Refusal> {
+    if cluster.circle.is_none() {
+        return Err(Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
+    }
+    if cluster.node(&admission.id).is_some() {
+        return Ok(Reply::Enrolled { admitted: true });
+    }
+    let bytes = protocol::canonical::to_bytes(admission).len();
+    if bytes > PENDING_BYTES_MAX || admission.labels.len() > PENDING_LABELS_MAX {
+        return Err(Refusal::new(COMMAND_INVALID, "the request to be admitted is too large"));
+    }
+    let now = cluster.now;
+    let known = cluster.pending.get(&admission.id);
+    if known.is_none() && cluster.pending.len() >= PENDING_NODES_MAX {
+        let message = format!("{PENDING_NODES_MAX} nodes wait for admission; try again later");
+        return Err(Refusal::new(LIMIT_REACHED, message));
+    }
+    let fresh = |p: &PendingNode| p.admission == *admission && p.last_seen.plus(PENDING_REFRESH_MS) > now;
+    if known.is_some_and(fresh) {
+        return Ok(Reply::Enrolled { admitted: false });
+    }
+    if known.is_none() {
+        let subject = format!("node/{}", admission.name);
+        cluster.audit.record(now, "stranger", "enrol", &subject, &admission.id.short());
+    }
+    let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now };
+    cluster.pending.insert(admission.id, pending);
+    Ok(Reply::Enrolled { admitted: false })
+}

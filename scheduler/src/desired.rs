@@ -1,0 +1,95 @@
+//! What a node shall run, and what gateways shall know. Orders leave here unsigned: the shell signs them
+//! with its control key when it answers.
+
+use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
+use crate::observed::Observed;
+use protocol::gateway::{Route, RouteTable, RoutedService};
+use protocol::governance::Bundle;
+use protocol::model::{KeyWrap, ModelRecord};
+use protocol::order::SlotOrder;
+use protocol::{Digest, Millis, NodeId, SlotIndex};
+use std::collections::BTreeMap;
+
+/// How far a generation moves the version of a route table, in bits: so many tables may differ by
+/// liveness alone before the generation must move, which it does with every lapse.
+const ROUTES_PER_GENERATION_BITS: u32 = 20;
+
+/// One deployment's part of a node: `protocol::agent::Assignment` before its orders are signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeAssignment {
+    /// The authority.
+    pub bundle: Bundle,
+    /// The slots of it that the node holds.
+    pub orders: Vec<SlotOrder>,
+    /// Those of them that shall finish and be released.
+    pub draining: Vec<SlotIndex>,
+    /// Where the model lies.
+    pub model: ModelRecord,
+    /// The model's key, for this node alone.
+    pub wrap: Option<KeyWrap>,
+}
+
+/// What a node shall run, by certificate. A slot that a node runs and that is not here ends. Nothing for a
+/// node that is not admitted.
+#[must_use]
+pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
+    if cluster.node(&node).is_none() {
+        return Vec::new();
+    }
+    let mut by_certificate: BTreeMap<Digest, (Vec<SlotOrder>, Vec<SlotIndex>)> = BTreeMap::new();
+    for (_, index, holding) in cluster.holdings().filter(|(_, _, holding)| holding.order.node == node) {
+        let draining = match holding.phase {
+            HoldingPhase::Running => false,
+            HoldingPhase::Draining { .. } => true,
+            HoldingPhase::Ending { .. } | HoldingPhase::Lapsing { .. } => continue,
+        };
+        let (orders, leaving) = by_certificate.entry(holding.order.certificate).or_default();
+        orders.push(holding.order.clone());
+        leaving.extend(draining.then_some(index));
+    }
+    let assignment = |(certificate, (orders, draining))| {
+        let root = cluster.manifest_of(&certificate)?.model.root;
+        Some(NodeAssignment {
+            bundle: cluster.bundle(&certificate)?.clone(),
+            orders,
+            draining,
+            model: cluster.models().get(&root)?.clone(),
+            wrap: cluster.wrap_for(&root, node).cloned(),
+        })
+    };
+    by_certificate.into_iter().filter_map(assignment).collect()
+}
+
+/// The table for gateways: slots whose nodes' leases hold, services, keys. `previous` is the last table
+/// that this leader made (a default one at first): while nothing changed it is returned as it is, and its
+/// version rises with every change, across leaders too.
+#[must_use]
+pub fn route_table(cluster: &Cluster, observed: &Observed, previous: &RouteTable, now: Millis) -> RouteTable {
+    let services = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
+    let services = services.map(|service| {
+        let serving = service.held().filter(|(_, holding)| {
+            let runs = matches!(holding.phase, HoldingPhase::Running | HoldingPhase::Draining { .. });
+            runs && observed.is_alive(&holding.order.node, now)
+        });
+        let routes = serving.map(|(slot, holding)| Route {
+            slot,
+            fence: holding.order.fence,
+            node: holding.order.node,
+            draining: holding.phase != HoldingPhase::Running,
+        });
+        RoutedService {
+            service: service.manifest.name.clone(),
+            model: service.manifest.model.name.clone(),
+            task: service.manifest.task,
+            routes: routes.collect(),
+        }
+    });
+    let services: Vec<RoutedService> = services.collect();
+    let api_keys: Vec<_> = cluster.api_keys().values().cloned().collect();
+    if previous.version > 0 && previous.services == services && previous.api_keys == api_keys {
+        return previous.clone();
+    }
+    let base = cluster.generation().saturating_mul(1 << ROUTES_PER_GENERATION_BITS);
+    let version = base.max(previous.version.saturating_add(1));
+    RouteTable { version, services, api_keys }
+}

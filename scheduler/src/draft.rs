@@ -1,0 +1,192 @@
+//! Steps of a plan carried out on a copy of the services. Planning and applying use the same code, so a
+//! plan never contains a step that applying it to the same state would refuse.
+
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
+use crate::command::{OrderPlan, Refusal, SlotName, Step};
+use crate::limits::AVOID_MS;
+use protocol::error_code::PLAN_STALE;
+use protocol::governance::NodeRole;
+use protocol::limits::LEASE_MS;
+use protocol::order::SlotOrder;
+use protocol::{Fence, Millis, NodeId, ServiceName};
+use std::collections::BTreeMap;
+
+/// A copy of the services of a cluster, and the time.
+pub(crate) struct Draft<'a> {
+    cluster: &'a Cluster,
+    now: Millis,
+    pub(crate) services: BTreeMap<ServiceName, Service>,
+}
+
+/// What a step did, for the audit.
+pub(crate) struct Effect {
+    pub(crate) action: &'static str,
+    pub(crate) subject: String,
+    pub(crate) detail: String,
+    /// Set by an order.
+    pub(crate) order: Option<SlotOrder>,
+}
+
+impl<'a> Draft<'a> {
+    /// A draft of this cluster at this time; never before the cluster's own time.
+    pub(crate) fn new(cluster: &'a Cluster, now: Millis) -> Self {
+        Self { cluster, now: now.max(cluster.now), services: cluster.services.clone() }
+    }
+
+    /// Carries out one step.
+    pub(crate) fn execute(&mut self, step: &Step) -> Result<Effect, Refusal> {
+        match step {
+            Step::Lapse { node, silent_since } => self.lapse(*node, *silent_since),
+            Step::Release(name) => self.release(name),
+            Step::Drain { slot, until, cause, failed } => self.drain(slot, *until, cause, *failed),
+            Step::End(name) => self.end(name),
+            Step::Order(order) => self.order(order),
+        }
+    }
+
+    fn lapse(&mut self, node: NodeId, silent_since: Millis) -> Result<Effect, Refusal> {
+        let leads_since = self.cluster.leadership.map_or(Millis(0), |leadership| leadership.since);
+        if silent_since.max(leads_since).plus(LEASE_MS) > self.now {
+            return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
+        }
+        let mut freed = Vec::new();
+        for (name, service) in &mut self.services {
+            for (index, slot) in &mut service.slots {
+                if slot.holding.as_ref().is_some_and(|holding| holding.order.node == node) {
+                    free(slot, self.now);
+                    freed.push(format!("{name}/{index}"));
+                }
+            }
+        }
+        let subject = format!("node/{}", self.cluster.node_name(&node));
+        Ok(effect("lapse", subject, format!("silent for a lease; free: {}", freed.join(", "))))
+    }
+
+    fn release(&mut self, name: &SlotName) -> Result<Effect, Refusal> {
+        let now = self.now;
+        let (slot, holding) = self.held(name)?;
+        if let HoldingPhase::Lapsing { free_at } = holding.phase
+            && free_at > now
+        {
+            return Err(stale(format!("the lease of slot {}/{} may still hold", name.service, name.slot)));
+        }
+        let node = holding.order.node;
+        free(slot, now);
+        Ok(effect("release", subject_of(name), format!("was on {}", self.cluster.node_name(&node))))
+    }
+
+    fn drain(
+        &mut self,
+        name: &SlotName,
+        until: Millis,
+        cause: &str,
+        failed: bool,
+    ) -> Result<Effect, Refusal> {
+        let now = self.now;
+        let (slot, holding) = self.held(name)?;
+        if holding.phase != HoldingPhase::Running {
+            return Err(stale(format!("slot {}/{} drains already", name.service, name.slot)));
+        }
+        let node = holding.order.node;
+        let phase = HoldingPhase::Draining { until, cause: cause.to_string() };
+        slot.holding = Some(Holding { phase, ..holding });
+        slot.since = now;
+        if failed && let Some(service) = self.services.get_mut(&name.service) {
+            service.avoid.retain(|_, until| *until > now);
+            service.avoid.insert(node, now.plus(AVOID_MS));
+        }
+        Ok(effect("drain", subject_of(name), cause.to_string()))
+    }
+
+    fn end(&mut self, name: &SlotName) -> Result<Effect, Refusal> {
+        let (now, generation) = (self.now, self.cluster.generation + 1);
+        let (slot, holding) = self.held(name)?;
+        if !matches!(holding.phase, HoldingPhase::Draining { .. }) {
+            return Err(stale(format!("slot {}/{} does not drain", name.service, name.slot)));
+        }
+        slot.holding = Some(Holding { phase: HoldingPhase::Ending { generation }, ..holding });
+        slot.since = now;
+        Ok(effect("end", subject_of(name), String::new()))
+    }
+
+    fn order(&mut self, plan: &OrderPlan) -> Result<Effect, Refusal> {
+        let cluster = self.cluster;
+        let circle = cluster.circle_id().ok_or_else(|| stale("there is no circle yet"))?;
+        let place = format!("{}/{}", plan.service, plan.slot);
+        let admission = cluster.node(&plan.node).ok_or_else(|| stale("the node is not admitted"))?;
+        if !admission.roles.contains(&NodeRole::Worker) {
+            return Err(stale(format!("node {} is not a worker", admission.name)));
+        }
+        let service = self.services.get_mut(&plan.service).ok_or_else(|| stale("no such service"))?;
+        let ends = service.phase != ServicePhase::Active || service.is_expired(self.now);
+        if ends || service.certificate != plan.certificate {
+            return Err(stale(format!("{} is not approved by this certificate now", plan.service)));
+        }
+        if plan.slot.0 >= service.manifest.replicas.max {
+            return Err(stale(format!("slot {place} is outside its envelope")));
+        }
+        let root = service.manifest.model.root;
+        if !cluster.models.contains_key(&root) || cluster.wrap_for(&root, plan.node).is_none() {
+            return Err(stale(format!(
+                "the model of {} or its key for {} is missing",
+                plan.service, admission.name
+            )));
+        }
+        let slot = service.slots.entry(plan.slot).or_default();
+        if slot.holding.is_some() || Some(plan.fence.0) != slot.fence.0.checked_add(1) {
+            return Err(stale(format!(
+                "slot {place} is held, or its fence is not one more than {}",
+                slot.fence
+            )));
+        }
+        let order = SlotOrder {
+            circle,
+            service: plan.service.clone(),
+            certificate: plan.certificate,
+            slot: plan.slot,
+            fence: plan.fence,
+            node: plan.node,
+            gpus: plan.gpus.clone(),
+            issued_at: self.now,
+        };
+        slot.fence = plan.fence;
+        slot.since = self.now;
+        slot.holding = Some(Holding { order: order.clone(), phase: HoldingPhase::Running });
+        let detail = format!("on {} under fence {}", admission.name, plan.fence);
+        Ok(Effect { order: Some(order), ..effect("place", place, detail) })
+    }
+
+    /// A held slot under the named order, and a copy of its holding.
+    fn held(&mut self, name: &SlotName) -> Result<(&mut Slot, Holding), Refusal> {
+        let slot = self.services.get_mut(&name.service).and_then(|service| service.slots.get_mut(&name.slot));
+        let slot = slot.filter(|slot| slot.fence == name.fence);
+        let missing =
+            || stale(format!("slot {}/{} is not held under fence {}", name.service, name.slot, name.fence));
+        let slot = slot.ok_or_else(missing)?;
+        let holding = slot.holding.clone().ok_or_else(missing)?;
+        Ok((slot, holding))
+    }
+}
+
+/// Makes a slot free. Its fence stays, so that the next order's is higher.
+fn free(slot: &mut Slot, now: Millis) {
+    slot.last_holder = slot.holding.take().map(|holding| holding.order.node);
+    slot.since = now;
+}
+
+/// The order that a free slot would get next.
+pub(crate) fn next_fence(service: &Service, index: protocol::SlotIndex) -> Option<Fence> {
+    service.slots.get(&index).map_or(0, |slot| slot.fence.0).checked_add(1).map(Fence)
+}
+
+fn effect(action: &'static str, subject: String, detail: String) -> Effect {
+    Effect { action, subject, detail, order: None }
+}
+
+fn subject_of(name: &SlotName) -> String {
+    format!("{}/{}", name.service, name.slot)
+}
+
+fn stale(message: impl Into<String>) -> Refusal {
+    Refusal::new(PLAN_STALE, message)
+}

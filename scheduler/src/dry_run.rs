@@ -1,0 +1,112 @@
+//! What a deployment would do if the circle approved it now: places, waits, signers, bound of its cost.
+
+use crate::cluster::{Cluster, Service, ServicePhase};
+use crate::command::Refusal;
+use crate::observed::Observed;
+use crate::plan::{Candidates, candidates, free_slot, model_bytes, rooms, service_obstacles};
+use crate::why::smallest_change;
+use human_chain::{class_of, describe, propose};
+use protocol::api::{DryRun, DryRunPlacement};
+use protocol::governance::Change;
+use protocol::manifest::Manifest;
+use protocol::{Digest, ErrorCode, Millis, error_code};
+use std::collections::BTreeMap;
+
+/// Places every replica up to the envelope's maximum, as if the deployment were approved now and any
+/// earlier approval of the same service had ended.
+///
+/// # Errors
+/// When a proposal of it would be refused, with the code of that refusal.
+pub fn dry_run(
+    cluster: &Cluster,
+    observed: &Observed,
+    manifest: &Manifest,
+    now: Millis,
+) -> Result<DryRun, Refusal> {
+    let now = now.max(cluster.now());
+    let Some(state) = cluster.circle_state() else {
+        return Err(Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
+    };
+    let change = Change::Deploy(Box::new(manifest.clone()));
+    propose(state, change.clone(), String::new(), now, now.plus(1), Digest::of(b"dry run"))?;
+    let Manifest::Service(manifest) = manifest else {
+        let code: ErrorCode = error_code::KIND_NOT_BUILT;
+        return Err(Refusal::new(code, "only services run in this release"));
+    };
+    let class = class_of(&change);
+    let rule = state.policy().quorums.get(&class).map(describe).unwrap_or_default();
+    let mut services = cluster.services().clone();
+    let mut service = Service {
+        manifest: manifest.clone(),
+        certificate: Digest::of(b"dry run"),
+        desired: manifest.replicas.max,
+        phase: ServicePhase::Active,
+        slots: BTreeMap::new(),
+        avoid: BTreeMap::new(),
+    };
+    services.remove(&manifest.name);
+    let mut rooms = rooms(cluster, observed, &services, now);
+    let (mut placements, mut waiting) = (Vec::new(), Vec::new());
+    if !cluster.models().contains_key(&manifest.model.root) {
+        let model = &manifest.model;
+        waiting.push(format!("all wait: no model {} ({}) is registered", model.name, model.root.short()));
+    } else {
+        let bytes = model_bytes(cluster, manifest);
+        while let Some(slot) = free_slot(&service) {
+            let in_the_way = |node| service_obstacles(cluster, &service, node, now);
+            match candidates(cluster, &rooms, manifest, in_the_way) {
+                Ok(Candidates { node, name, gpus, .. }) => {
+                    if let Some(room) = rooms.iter_mut().find(|room| room.id == node) {
+                        room.take(manifest, &gpus, bytes);
+                        *room.replicas.entry(manifest.name.clone()).or_default() += 1;
+                    }
+                    hold(&mut service, slot, cluster, node);
+                    placements.push(DryRunPlacement { slot, node: name });
+                }
+                Err(nodes) => {
+                    waiting =
+                        wait_lines(manifest.replicas.max - slot.0, manifest.replicas.min, slot.0, &nodes);
+                    waiting.extend(
+                        smallest_change(cluster, manifest, &nodes).map(|text| format!("to help: {text}")),
+                    );
+                    break;
+                }
+            }
+        }
+    }
+    let needs = format!("{rule} must approve");
+    let spend_micro_units_per_hour = manifest.spend_micro_units_per_hour;
+    Ok(DryRun { placements, waiting, needs, spend_micro_units_per_hour })
+}
+
+fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, node: protocol::NodeId) {
+    use crate::cluster::{Holding, HoldingPhase, Slot};
+    let Some(circle) = cluster.circle_id() else { return };
+    let order = protocol::order::SlotOrder {
+        circle,
+        service: service.manifest.name.clone(),
+        certificate: service.certificate,
+        slot,
+        fence: protocol::Fence(1),
+        node,
+        gpus: Vec::new(),
+        issued_at: cluster.now(),
+    };
+    let held = Slot { holding: Some(Holding { order, phase: HoldingPhase::Running }), ..Slot::default() };
+    service.slots.insert(slot, held);
+}
+
+fn wait_lines(
+    count: u32,
+    min: u32,
+    placed: u32,
+    nodes: &[(protocol::NodeName, Vec<crate::plan::Obstacle>)],
+) -> Vec<String> {
+    let below = if placed < min { format!(" (below the minimum of {min})") } else { String::new() };
+    let mut lines = vec![format!("{count} would wait{below}")];
+    lines.extend(nodes.iter().map(|(name, obstacles)| {
+        let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+        format!("{name}: {}", texts.join("; "))
+    }));
+    lines
+}

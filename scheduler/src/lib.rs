@@ -1,0 +1,37 @@
+//! The cluster state machine: what is replicated ([`Cluster`]), how the log changes it ([`apply`]), what
+//! should be done next ([`plan()`]), and why things are as they are ([`why()`]).
+//!
+//! It is pure: time is an argument, and the same log gives the same bytes on every replica. It grants
+//! nothing: every order names a certificate that its node checks by itself.
+//!
+//! The shell (`control`) does, on the leader: apply an [`Action::Lead`] and make an [`Observed`]; feed it
+//! every agent's request; [`plan()`], [`Observed::condemn`], propose [`Plan::command`], again and again;
+//! answer agents with [`desired_for`] and [`route_table`]. Start reading at [`Cluster`] and [`plan()`].
+
+mod apply;
+mod audit;
+mod cluster;
+mod command;
+mod desired;
+mod draft;
+mod dry_run;
+pub mod limits;
+mod observed;
+mod plan;
+mod status;
+mod views;
+mod why;
+
+pub use apply::{apply, apply_bytes, tick_is_due};
+pub use audit::Audit;
+pub use cluster::{
+    ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,
+};
+pub use command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
+pub use desired::{NodeAssignment, desired_for, route_table};
+pub use dry_run::dry_run;
+pub use observed::{LapseUnderWay, Liveness, Observed, ObservedNode};
+pub use plan::{Plan, Reason, Waiting, plan};
+pub use status::{LeaderView, status};
+pub use views::{node_views, proposal_view, proposal_views, service_view, service_views};
+pub use why::{Question, why};

@@ -1,0 +1,40 @@
+//! Limits of the cluster state alone, each with its reason. Those shared with other parts are in
+//! `protocol::limits`.
+
+/// Most steps of one plan: an entry of the log stays well below a megabyte, and the next plan goes on.
+pub const PLAN_STEPS_MAX: usize = 1024;
+/// Audit events kept: several days of a quiet cluster, and a snapshot stays small.
+pub const AUDIT_EVENTS_MAX: usize = 4096;
+/// Decided proposals kept for people to look back on; the governance chain keeps all certificates.
+pub const CLOSED_PROPOSALS_MAX: usize = 128;
+/// Nodes that wait for admission at once: an unknown key may ask, so the list must be short.
+pub const PENDING_NODES_MAX: usize = 256;
+/// A node that waits for admission and stopped asking is forgotten after an hour.
+pub const PENDING_NODE_MS: u64 = 60 * 60 * 1000;
+/// A waiting node's request is written to the log again only after a minute, however often it asks.
+pub const PENDING_REFRESH_MS: u64 = 60 * 1000;
+/// Registered models: far more than a circle can vote on.
+pub const MODELS_MAX: usize = 4096;
+/// Inference keys; a gateway keeps all of them in memory and receives them with every table.
+pub const API_KEYS_MAX: usize = 4096;
+/// Key wraps in one command: about 1.3 kB each, so a command stays below two megabytes.
+pub const WRAPS_PER_COMMAND_MAX: usize = 1024;
+/// Longest URL of a store, in bytes.
+pub const STORE_URL_BYTES_MAX: usize = 1024;
+/// Longest text of an audit event, in bytes.
+pub const AUDIT_TEXT_BYTES_MAX: usize = 512;
+/// Largest command: a genesis, or a plan.
+pub const COMMAND_BYTES_MAX: usize = protocol::limits::GENESIS_BYTES_MAX + 64 * 1024;
+/// Largest snapshot: the governance chain of decades. A larger one is refused rather than believed.
+pub const SNAPSHOT_BYTES_MAX: usize = 1 << 30;
+/// How long a slot that moves or is no longer wanted may finish its requests: longer than nearly every
+/// request, short enough that a roll-out of ten slots ends within minutes.
+pub const DRAIN_MS: u64 = 30_000;
+/// How long a service in which a slot failed on a node is not tried there again: long enough that a failing
+/// service does not fill the log, short enough that a repaired node is used again without a command.
+pub const AVOID_MS: u64 = 60 * 1000;
+/// Restarts of a worker after which its slot is tried on another node.
+pub const RESTARTS_MAX: u32 = 5;
+
+const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");
+const _: () = assert!(AVOID_MS > DRAIN_MS, "a failed slot does not return to its node at once");

@@ -1,0 +1,180 @@
+//! The steps that give slots out: which replicas are wanted, and which node takes each.
+
+use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, rooms, running};
+use crate::cluster::{Cluster, Service, ServicePhase};
+use crate::command::{OrderPlan, Step};
+use crate::draft::next_fence;
+use protocol::manifest::ServiceManifest;
+use protocol::{Millis, NodeId, NodeName, ServiceName};
+
+/// Why a replica is wanted and not placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    /// The approval has expired.
+    Expired,
+    /// Nobody registered the model.
+    NoModel,
+    /// Every slot of the envelope is held; some still drain.
+    NoSlot,
+    /// No node can take it; what is in the way of each.
+    NoNode(Vec<(NodeName, Vec<Obstacle>)>),
+}
+
+/// The node that a replica would go to, and how many could take it.
+pub(crate) struct Candidates {
+    pub(crate) node: NodeId,
+    pub(crate) name: NodeName,
+    pub(crate) gpus: Vec<u32>,
+    pub(crate) replicas: u32,
+    pub(crate) count: usize,
+}
+
+/// Where one more replica goes, or what is in the way of each node.
+pub(crate) fn candidates(
+    cluster: &Cluster,
+    rooms: &[Room],
+    manifest: &ServiceManifest,
+    in_the_way: impl Fn(NodeId) -> Vec<Obstacle>,
+) -> Result<Candidates, Vec<(NodeName, Vec<Obstacle>)>> {
+    let bytes = model_bytes(cluster, manifest);
+    let mut best: Option<(super::room::Score, &Room, Vec<u32>)> = None;
+    let (mut count, mut refused) = (0, Vec::new());
+    for room in rooms {
+        let mut obstacles = in_the_way(room.id);
+        match room.fit(manifest, bytes) {
+            Ok(gpus) if obstacles.is_empty() => {
+                count += 1;
+                let score = room.score(manifest, &gpus, bytes);
+                // Rooms are sorted by name, so a tie stays with the lower name.
+                if best.as_ref().is_none_or(|(lowest, ..)| score < *lowest) {
+                    best = Some((score, room, gpus));
+                }
+                continue;
+            }
+            Ok(_) => {}
+            Err(mut found) => obstacles.append(&mut found),
+        }
+        refused.push((room.name.clone(), obstacles));
+    }
+    let (score, room, gpus) = best.ok_or(refused)?;
+    Ok(Candidates { node: room.id, name: room.name.clone(), gpus, replicas: score.replicas, count })
+}
+
+/// What a service's own history puts in the way of a node: no key there, or it failed there just now.
+pub(crate) fn service_obstacles(
+    cluster: &Cluster,
+    service: &Service,
+    node: NodeId,
+    now: Millis,
+) -> Vec<Obstacle> {
+    let mut obstacles = Vec::new();
+    if cluster.wrap_for(&service.manifest.model.root, node).is_none() {
+        obstacles.push(Obstacle::NoWrap);
+    }
+    if let Some(until) = service.avoid.get(&node).filter(|until| **until > now) {
+        obstacles.push(Obstacle::Avoided { until: *until });
+    }
+    obstacles
+}
+
+impl Planner<'_> {
+    /// Orders every replica that is wanted: each service's minimum before anybody's more.
+    pub(super) fn fill(&mut self) {
+        for minimum in [true, false] {
+            for name in self.service_names() {
+                self.fill_service(&name, minimum);
+            }
+        }
+    }
+
+    fn fill_service(&mut self, name: &ServiceName, minimum: bool) {
+        let service = self.service(name);
+        if service.phase != ServicePhase::Active {
+            return;
+        }
+        let wanted =
+            if minimum { service.desired.min(service.manifest.replicas.min) } else { service.desired };
+        let (fresh, old) = running(service);
+        let runs = (fresh.len() + old.len()) as u32;
+        for placed in runs..wanted {
+            let text = format!("{} of {} wanted replicas ran", placed, wanted);
+            if let Err(blocked) = self.place(name, &text) {
+                if !minimum {
+                    self.wait(name, wanted - placed, &blocked);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Orders the lowest free slot on the best node.
+    pub(super) fn place(&mut self, name: &ServiceName, why: &str) -> Result<(), Blocked> {
+        let service = self.service(name);
+        if service.is_expired(self.now) {
+            return Err(Blocked::Expired);
+        }
+        if !self.cluster.models.contains_key(&service.manifest.model.root) {
+            return Err(Blocked::NoModel);
+        }
+        let best = self.best_node(name, None).map_err(Blocked::NoNode)?;
+        let slot = free_slot(service).ok_or(Blocked::NoSlot)?;
+        let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
+        let order = OrderPlan {
+            service: name.clone(),
+            slot,
+            fence,
+            node: best.node,
+            certificate: service.certificate,
+            gpus: best.gpus,
+        };
+        let text = format!(
+            "to {}: {why}; {} of them there, best of {} that fit",
+            best.name, best.replicas, best.count
+        );
+        if self.take(Step::Order(order), format!("{name}/{slot}"), text) {
+            Ok(())
+        } else {
+            Err(Blocked::NoSlot)
+        }
+    }
+
+    /// The best node for one more replica, other than `except`.
+    pub(super) fn best_node(
+        &self,
+        name: &ServiceName,
+        except: Option<NodeId>,
+    ) -> Result<Candidates, Vec<(NodeName, Vec<Obstacle>)>> {
+        let service = self.service(name);
+        let mut rooms = rooms(self.cluster, self.observed, &self.draft.services, self.now);
+        rooms.retain(|room| Some(room.id) != except);
+        let in_the_way = |node| service_obstacles(self.cluster, service, node, self.now);
+        candidates(self.cluster, &rooms, &service.manifest, in_the_way)
+    }
+
+    fn wait(&mut self, name: &ServiceName, replicas: u32, blocked: &Blocked) {
+        let service = self.service(name);
+        let nodes = match blocked {
+            Blocked::NoNode(nodes) => {
+                let texts = |o: &Vec<Obstacle>| o.iter().map(ToString::to_string).collect();
+                nodes.iter().map(|(node, obstacles)| (node.clone(), texts(obstacles))).collect()
+            }
+            _ => Vec::new(),
+        };
+        let cause = blocked_text(blocked, service);
+        self.plan.waiting.push(Waiting { service: name.clone(), replicas, cause, nodes });
+    }
+}
+
+/// Why a replica waits, as a sentence.
+pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
+    match blocked {
+        Blocked::Expired => "its approval has expired; nothing new starts".into(),
+        Blocked::NoModel => {
+            let model = &service.manifest.model;
+            format!("no model {} ({}) is registered", model.name, model.root.short())
+        }
+        Blocked::NoSlot => "every slot of its envelope is held; some have not been released yet".into(),
+        Blocked::NoNode(nodes) if nodes.is_empty() => "no node is admitted".into(),
+        Blocked::NoNode(nodes) => format!("none of {} nodes can take it", nodes.len()),
+    }
+}

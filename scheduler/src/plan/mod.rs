@@ -1,0 +1,178 @@
+//! Deciding what should happen next: which slots lapse, end, drain and are released, and which are ordered
+//! where. A function of the replicated state, the leader's view and the time; it changes nothing.
+//!
+//! Each step is carried out on a draft as soon as it is found, by the code that will apply it, so later
+//! steps see the earlier ones' effect and the whole plan applies or is stale.
+
+mod fill;
+mod room;
+mod tidy;
+
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
+use crate::command::{Action, Actor, Command, OrderPlan, Refusal, SlotName, Step};
+use crate::draft::Draft;
+use crate::limits::PLAN_STEPS_MAX;
+use crate::observed::Observed;
+use protocol::agent::{SlotReport, SlotState};
+use protocol::{Millis, NodeName, ServiceName, SlotIndex};
+
+pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, service_obstacles};
+pub(crate) use room::{Obstacle, Room, isolation_word, model_bytes, rooms};
+
+/// What should happen next, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The state that it was made for; in any other it is refused.
+    pub parent_generation: u64,
+    /// What to do, in this order.
+    pub steps: Vec<Step>,
+    /// Why each order goes where it goes, and what each other step is for.
+    pub reasons: Vec<Reason>,
+    /// Replicas that are wanted and cannot be placed now.
+    pub waiting: Vec<Waiting>,
+}
+
+/// Why a step is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// `service/slot` or `node/NAME`.
+    pub subject: String,
+    /// A sentence.
+    pub text: String,
+}
+
+/// Replicas of a service that wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Of which service.
+    pub service: ServiceName,
+    /// How many.
+    pub replicas: u32,
+    /// Why, a sentence.
+    pub cause: String,
+    /// What each node lacks, by node name.
+    pub nodes: Vec<(NodeName, Vec<String>)>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The command that carries it out; none when there is nothing to do. Call
+    /// [`Observed::condemn`] before proposing it, without hearing any node in between.
+    #[must_use]
+    pub fn command(&self, now: Millis) -> Option<Command> {
+        let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };
+        (!self.is_empty()).then_some(Command { now, actor: Actor::Scheduler, action })
+    }
+
+    /// The orders among the steps.
+    pub fn orders(&self) -> impl Iterator<Item = &OrderPlan> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Order(order) => Some(order),
+            _ => None,
+        })
+    }
+}
+
+/// What should happen next. Empty before the circle is founded and before there is a leader.
+#[must_use]
+pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
+    let mut planner = Planner::new(cluster, observed, now);
+    if cluster.circle.is_some() && cluster.leadership.is_some() {
+        planner.lapse_dead_nodes();
+        planner.release_what_ended();
+        planner.drain_what_must_go();
+        planner.roll_out();
+        planner.fill();
+    }
+    planner.plan
+}
+
+/// A plan in the making.
+pub(crate) struct Planner<'a> {
+    cluster: &'a Cluster,
+    observed: &'a Observed,
+    now: Millis,
+    pub(crate) draft: Draft<'a>,
+    pub(crate) plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    pub(crate) fn new(cluster: &'a Cluster, observed: &'a Observed, now: Millis) -> Self {
+        let now = now.max(cluster.now);
+        let parent_generation = cluster.generation;
+        let plan = Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![] };
+        Self { cluster, observed, now, draft: Draft::new(cluster, now), plan }
+    }
+
+    /// Takes a step; says whether there was room for it in the plan.
+    fn take(&mut self, step: Step, subject: String, text: String) -> bool {
+        if self.plan.steps.len() >= PLAN_STEPS_MAX {
+            return false;
+        }
+        let result: Result<_, Refusal> = self.draft.execute(&step);
+        debug_assert!(result.is_ok(), "planned a step that is refused: {step:?}: {:?}", result.err());
+        if result.is_err() {
+            return false;
+        }
+        self.plan.steps.push(step);
+        self.plan.reasons.push(Reason { subject, text });
+        true
+    }
+
+    /// What a slot's holder last said of it under its present order.
+    fn report(&self, holding: &Holding) -> Option<&'a SlotReport> {
+        let order = &holding.order;
+        self.observed.report(&order.node, &order.service, order.slot, order.fence)
+    }
+
+    /// Whether a slot answers requests.
+    fn is_ready(&self, holding: &Holding) -> bool {
+        self.observed.is_alive(&holding.order.node, self.now)
+            && self.report(holding).is_some_and(|report| report.state == SlotState::Ready)
+    }
+
+    fn node_name(&self, holding: &Holding) -> String {
+        self.cluster.node_name(&holding.order.node)
+    }
+
+    /// Held slots of all services in the draft, copied so that steps can be taken while walking.
+    fn holdings(&self) -> Vec<Holding> {
+        self.draft.services.values().flat_map(|s| s.held().map(|(_, h)| h.clone())).collect()
+    }
+
+    fn service(&self, name: &ServiceName) -> &Service {
+        &self.draft.services[name]
+    }
+
+    fn service_names(&self) -> Vec<ServiceName> {
+        self.draft.services.keys().cloned().collect()
+    }
+}
+
+/// The name of a held slot under its present order.
+pub(crate) fn slot_name(holding: &Holding) -> SlotName {
+    let order = &holding.order;
+    SlotName { service: order.service.clone(), slot: order.slot, fence: order.fence }
+}
+
+/// `service/slot`.
+pub(crate) fn place_of(holding: &Holding) -> String {
+    format!("{}/{}", holding.order.service, holding.order.slot)
+}
+
+/// Slots that shall run, apart by whether their order names the certificate in force.
+pub(crate) fn running(service: &Service) -> (Vec<Holding>, Vec<Holding>) {
+    let runs = service.held().filter(|(_, holding)| holding.phase == HoldingPhase::Running);
+    runs.map(|(_, holding)| holding.clone()).partition(|h| h.order.certificate == service.certificate)
+}
+
+/// The lowest free slot of the envelope.
+pub(crate) fn free_slot(service: &Service) -> Option<SlotIndex> {
+    let is_free = |index: &SlotIndex| service.slots.get(index).is_none_or(|slot| slot.holding.is_none());
+    (0..service.manifest.replicas.max).map(SlotIndex).find(is_free)
+}

@@ -1,0 +1,316 @@
+//! What a node has left, whether a replica fits, and where it fits best.
+//!
+//! Amounts are what nodes offer less what is ordered, never what happens to be in use this moment: a plan
+//! must hold at a replica's peak.
+
+use crate::cluster::{Cluster, Service};
+use crate::observed::{Liveness, Observed};
+use protocol::agent::Isolation;
+use protocol::governance::{NodeAdmission, NodeRole};
+use protocol::manifest::{Resources, ServiceManifest, format_bytes};
+use protocol::{Millis, ModelRoot, NodeId, NodeName, ServiceName};
+use std::collections::BTreeMap;
+
+/// A node and what it has left.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    pub(crate) id: NodeId,
+    pub(crate) name: NodeName,
+    admission: NodeAdmission,
+    liveness: Liveness,
+    isolation: Option<Isolation>,
+    cpu_offered: u64,
+    cpu_free: u64,
+    memory_offered: u64,
+    memory_free: u64,
+    pub(crate) gpus: Vec<GpuRoom>,
+    /// Models whose weights it keeps, with the number of slots that use them.
+    models: BTreeMap<ModelRoot, u32>,
+    /// Running replicas of each service.
+    pub(crate) replicas: BTreeMap<ServiceName, u32>,
+}
+
+/// A GPU and what it has left.
+#[derive(Debug, Clone)]
+pub(crate) struct GpuRoom {
+    pub(crate) index: u32,
+    pub(crate) simulated: bool,
+    healthy: bool,
+    memory_bytes: u64,
+    memory_free: u64,
+    percent_free: u32,
+}
+
+/// Why a node cannot take a replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    NotWorker,
+    Unknown { until: Millis },
+    Dead { silent_since: Millis },
+    Region { has: String, allowed: Vec<String> },
+    Label { key: String, wanted: String, has: Option<String> },
+    Isolation { wanted: Isolation, gives: Isolation },
+    NoWrap,
+    Avoided { until: Millis },
+    Cpu { needs: u64, free: u64, offers: u64 },
+    Memory { needs: u64, free: u64, offers: u64 },
+    GpuCount { needs: u32, free: u32, has: u32, simulated: bool },
+    GpuShare { needs: u32, free: u32, has: u32 },
+    GpuMemory { needs: u64, largest: u64 },
+}
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotWorker => f.write_str("is not admitted as a worker"),
+            Self::Unknown { .. } => f.write_str("has not been heard by this leader yet"),
+            Self::Dead { .. } => f.write_str("is not heard; its lease has ended"),
+            Self::Region { has, allowed } => write!(f, "is in region {has}; allowed: {}", allowed.join(", ")),
+            Self::Label { key, wanted, has: Some(has) } => write!(f, "has label {key}={has}, needs {wanted}"),
+            Self::Label { key, wanted, has: None } => write!(f, "lacks label {key}={wanted}"),
+            Self::Isolation { wanted, gives } => {
+                write!(f, "gives isolation {}, needs {}", isolation_word(*gives), isolation_word(*wanted))
+            }
+            Self::NoWrap => f.write_str("has no key wrap for the model"),
+            Self::Avoided { .. } => f.write_str("failed to run it a moment ago"),
+            Self::Cpu { needs, free, offers } if needs > offers => {
+                write!(f, "needs {needs} millicores, the node offers {offers} ({free} free)")
+            }
+            Self::Cpu { needs, free, .. } => write!(f, "needs {needs} millicores, {free} free"),
+            Self::Memory { needs, free, .. } => {
+                write!(f, "needs {} of memory, {} free", format_bytes(*needs), format_bytes(*free))
+            }
+            Self::GpuCount { needs, free, has, simulated } => {
+                let kind = if *simulated { "simulated " } else { "" };
+                write!(f, "needs {needs} whole GPUs, {free} of {has} {kind}free")
+            }
+            Self::GpuShare { needs, has: 0, .. } => write!(f, "needs {needs} % of a GPU, has no GPU"),
+            Self::GpuShare { needs, free, .. } => {
+                write!(f, "needs {needs} % of a GPU, at most {free} % free on one")
+            }
+            Self::GpuMemory { needs, largest } => {
+                write!(
+                    f,
+                    "needs {} on each GPU, at most {} free",
+                    format_bytes(*needs),
+                    format_bytes(*largest)
+                )
+            }
+        }
+    }
+}
+
+/// Isolation as manifests spell it.
+pub(crate) fn isolation_word(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::None => "none",
+        Isolation::SameUid => "same_uid",
+        Isolation::Full => "full",
+    }
+}
+
+/// Every admitted node with what these services leave of it, by name.
+pub(crate) fn rooms(
+    cluster: &Cluster,
+    observed: &Observed,
+    services: &BTreeMap<ServiceName, Service>,
+    now: Millis,
+) -> Vec<Room> {
+    let mut rooms: Vec<Room> = cluster.nodes().map(|node| Room::empty(node, observed, now)).collect();
+    rooms.sort_by(|a, b| a.name.cmp(&b.name));
+    for (name, service) in services {
+        for (_, holding) in service.held() {
+            let Some(room) = rooms.iter_mut().find(|room| room.id == holding.order.node) else { continue };
+            let manifest = cluster.manifest_of(&holding.order.certificate).unwrap_or(&service.manifest);
+            let runs = holding.phase == crate::cluster::HoldingPhase::Running;
+            room.take(manifest, &holding.order.gpus, model_bytes(cluster, manifest));
+            if runs {
+                *room.replicas.entry(name.clone()).or_default() += 1;
+            }
+        }
+    }
+    rooms
+}
+
+/// Bytes of a manifest's model; a node keeps one copy for all its replicas.
+pub(crate) fn model_bytes(cluster: &Cluster, manifest: &ServiceManifest) -> u64 {
+    cluster.models.get(&manifest.model.root).map_or(0, |record| record.bytes)
+}
+
+impl Room {
+    fn empty(admission: &NodeAdmission, observed: &Observed, now: Millis) -> Self {
+        let known = observed.node(&admission.id);
+        let resources = known.map(|node| node.resources.clone()).unwrap_or_default();
+        let gpus = resources.gpus.iter().map(|gpu| GpuRoom {
+            index: gpu.index,
+            simulated: gpu.simulated,
+            healthy: gpu.healthy,
+            memory_bytes: gpu.memory_bytes,
+            memory_free: gpu.memory_bytes,
+            percent_free: 100,
+        });
+        Self {
+            id: admission.id,
+            name: admission.name.clone(),
+            admission: admission.clone(),
+            liveness: observed.liveness(&admission.id, now),
+            isolation: known.map(|node| node.isolation),
+            cpu_offered: resources.cpu_millicores,
+            cpu_free: resources.cpu_millicores,
+            memory_offered: resources.memory_bytes,
+            memory_free: resources.memory_bytes,
+            gpus: gpus.collect(),
+            models: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+        }
+    }
+
+    /// Counts a replica as placed here.
+    pub(crate) fn take(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
+        let needs = &manifest.resources;
+        let memory = self.memory_needed(manifest, model_bytes);
+        self.cpu_free = self.cpu_free.saturating_sub(needs.cpu_millicores);
+        self.memory_free = self.memory_free.saturating_sub(memory);
+        *self.models.entry(manifest.model.root).or_default() += 1;
+        for gpu in self.gpus.iter_mut().filter(|gpu| gpus.contains(&gpu.index)) {
+            if needs.gpu_count > 0 {
+                (gpu.percent_free, gpu.memory_free) = (0, 0);
+            } else {
+                gpu.percent_free = gpu.percent_free.saturating_sub(needs.gpu_share_percent);
+                gpu.memory_free = gpu.memory_free.saturating_sub(needs.gpu_memory_bytes);
+            }
+        }
+    }
+
+    /// Memory that one more replica needs: its own, and the weights unless they are here already.
+    fn memory_needed(&self, manifest: &ServiceManifest, model_bytes: u64) -> u64 {
+        let weights = if self.models.contains_key(&manifest.model.root) { 0 } else { model_bytes };
+        manifest.resources.memory_bytes.saturating_add(weights)
+    }
+
+    /// Every reason that forbids this node to hold a replica, whatever it has free: what the circle
+    /// admitted, and how well the node isolates.
+    pub(crate) fn unfit(&self, manifest: &ServiceManifest) -> Vec<Obstacle> {
+        let placement = &manifest.placement;
+        let mut obstacles = Vec::new();
+        if !self.admission.roles.contains(&NodeRole::Worker) {
+            obstacles.push(Obstacle::NotWorker);
+        }
+        if !placement.regions.is_empty() && !placement.regions.contains(&self.admission.region) {
+            let (has, allowed) = (self.admission.region.clone(), placement.regions.clone());
+            obstacles.push(Obstacle::Region { has, allowed });
+        }
+        for (key, wanted) in &placement.node_selector {
+            let has = self.admission.labels.get(key);
+            if has != Some(wanted) {
+                let (key, wanted, has) = (key.clone(), wanted.clone(), has.cloned());
+                obstacles.push(Obstacle::Label { key, wanted, has });
+            }
+        }
+        if let Some(gives) = self.isolation.filter(|gives| *gives < placement.isolation) {
+            obstacles.push(Obstacle::Isolation { wanted: placement.isolation, gives });
+        }
+        obstacles
+    }
+
+    /// Whether one more replica fits: the GPUs that it would get, or everything that is in the way.
+    pub(crate) fn fit(
+        &self,
+        manifest: &ServiceManifest,
+        model_bytes: u64,
+    ) -> Result<Vec<u32>, Vec<Obstacle>> {
+        let mut obstacles = self.unfit(manifest);
+        match self.liveness {
+            Liveness::Alive => {}
+            Liveness::Unknown { until } => obstacles.push(Obstacle::Unknown { until }),
+            Liveness::Dead { silent_since } => obstacles.push(Obstacle::Dead { silent_since }),
+        }
+        if self.liveness != Liveness::Alive {
+            return Err(obstacles);
+        }
+        let needs = &manifest.resources;
+        if needs.cpu_millicores > self.cpu_free {
+            let (needs, free, offers) = (needs.cpu_millicores, self.cpu_free, self.cpu_offered);
+            obstacles.push(Obstacle::Cpu { needs, free, offers });
+        }
+        let memory = self.memory_needed(manifest, model_bytes);
+        if memory > self.memory_free {
+            let (free, offers) = (self.memory_free, self.memory_offered);
+            obstacles.push(Obstacle::Memory { needs: memory, free, offers });
+        }
+        let gpus = self.choose_gpus(needs).map_err(|obstacle| obstacles.push(obstacle)).unwrap_or_default();
+        if obstacles.is_empty() { Ok(gpus) } else { Err(obstacles) }
+    }
+
+    /// Whole GPUs by lowest index; a share on the GPU that it leaves least of.
+    fn choose_gpus(&self, needs: &Resources) -> Result<Vec<u32>, Obstacle> {
+        let healthy = || self.gpus.iter().filter(|gpu| gpu.healthy);
+        if needs.gpu_count > 0 {
+            let free: Vec<&GpuRoom> = healthy().filter(|gpu| gpu.percent_free == 100).collect();
+            let simulated = self.gpus.iter().any(|gpu| gpu.simulated);
+            let count = needs.gpu_count as usize;
+            if free.len() < count {
+                let (free, has) = (free.len() as u32, self.gpus.len() as u32);
+                return Err(Obstacle::GpuCount { needs: needs.gpu_count, free, has, simulated });
+            }
+            let large = free.iter().filter(|gpu| gpu.memory_bytes >= needs.gpu_memory_bytes);
+            let chosen: Vec<u32> = large.map(|gpu| gpu.index).take(count).collect();
+            if chosen.len() < count {
+                let largest = free.iter().map(|gpu| gpu.memory_bytes).max().unwrap_or(0);
+                return Err(Obstacle::GpuMemory { needs: needs.gpu_memory_bytes, largest });
+            }
+            return Ok(chosen);
+        }
+        if needs.gpu_share_percent > 0 {
+            let shared: Vec<&GpuRoom> =
+                healthy().filter(|gpu| gpu.percent_free >= needs.gpu_share_percent).collect();
+            let large = shared.iter().filter(|gpu| gpu.memory_free >= needs.gpu_memory_bytes);
+            return match large.min_by_key(|gpu| (gpu.percent_free, gpu.index)) {
+                Some(gpu) => Ok(vec![gpu.index]),
+                None if shared.is_empty() => {
+                    let free = healthy().map(|gpu| gpu.percent_free).max().unwrap_or(0);
+                    let has = self.gpus.len() as u32;
+                    Err(Obstacle::GpuShare { needs: needs.gpu_share_percent, free, has })
+                }
+                None => {
+                    let largest = shared.iter().map(|gpu| gpu.memory_free).max().unwrap_or(0);
+                    Err(Obstacle::GpuMemory { needs: needs.gpu_memory_bytes, largest })
+                }
+            };
+        }
+        Ok(Vec::new())
+    }
+
+    /// How good this node is for one more replica, given that it fits; lower is better. First spread
+    /// the replicas of a service, since a node is what fails; then keep GPUs whole and nodes with GPUs
+    /// free for those who need them; then the fullest node, so that large replicas find room elsewhere.
+    pub(crate) fn score(&self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) -> Score {
+        let needs = &manifest.resources;
+        let mut after = self.clone();
+        after.take(manifest, gpus, model_bytes);
+        let whole =
+            |room: &Room| room.gpus.iter().filter(|gpu| gpu.healthy && gpu.percent_free == 100).count();
+        let broken = if needs.gpu_share_percent > 0 { whole(self) - whole(&after) } else { 0 };
+        Score {
+            replicas: self.replicas.get(&manifest.name).copied().unwrap_or(0),
+            gpus_broken: broken as u32,
+            gpus_left: whole(&after) as u32,
+            cpu_left_permille: permille(after.cpu_free, self.cpu_offered),
+            memory_left_permille: permille(after.memory_free, self.memory_offered),
+        }
+    }
+}
+
+/// A node's worth for a replica; compared field by field, lower first. Ties fall to the lower node name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Score {
+    pub(crate) replicas: u32,
+    gpus_broken: u32,
+    gpus_left: u32,
+    cpu_left_permille: u64,
+    memory_left_permille: u64,
+}
+
+fn permille(part: u64, whole: u64) -> u64 {
+    (u128::from(part) * 1000 / u128::from(whole.max(1))) as u64
+}

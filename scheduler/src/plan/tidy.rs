@@ -1,0 +1,191 @@
+//! The steps that take slots away: dead nodes, ended slots, drains, and the roll-out of a new approval.
+
+use super::{Planner, place_of, running, slot_name};
+use crate::cluster::{Holding, HoldingPhase, ServicePhase};
+use crate::command::Step;
+use crate::limits::{DRAIN_MS, RESTARTS_MAX};
+use crate::observed::Liveness;
+use protocol::agent::SlotState;
+use protocol::manifest::OnExpiry;
+use protocol::{Millis, NodeId, ServiceName};
+use std::collections::BTreeSet;
+
+impl Planner<'_> {
+    /// Frees the slots of nodes whose last possible lease ended.
+    pub(super) fn lapse_dead_nodes(&mut self) {
+        let holders: BTreeSet<NodeId> = self.holdings().iter().map(|holding| holding.order.node).collect();
+        for node in holders {
+            // An identity that is no longer admitted is handled by its slots' own lapse.
+            let admitted = self.cluster.node(&node).is_some();
+            if let (true, Liveness::Dead { silent_since }) =
+                (admitted, self.observed.liveness(&node, self.now))
+            {
+                let subject = format!("node/{}", self.cluster.node_name(&node));
+                let text = "silent for a whole lease; its slots are free".to_string();
+                self.take(Step::Lapse { node, silent_since }, subject, text);
+            }
+        }
+    }
+
+    /// Frees slots that their nodes ended, and ends drains that are over.
+    pub(super) fn release_what_ended(&mut self) {
+        for holding in self.holdings() {
+            let (name, place) = (slot_name(&holding), place_of(&holding));
+            if let Some(text) = self.ended(&holding) {
+                self.take(Step::Release(name), place, text);
+            } else if let HoldingPhase::Draining { until, .. } = holding.phase {
+                let state = self.report(&holding).map(|report| report.state);
+                if until <= self.now {
+                    self.take(Step::End(name), place, "its time to finish is up".to_string());
+                } else if matches!(state, Some(SlotState::Failed | SlotState::Refused)) {
+                    self.take(Step::End(name), place, "nothing runs in it that could finish".to_string());
+                }
+            }
+        }
+    }
+
+    /// Why a slot is surely not running any more.
+    fn ended(&self, holding: &Holding) -> Option<String> {
+        if let HoldingPhase::Lapsing { free_at } = holding.phase {
+            return (free_at <= self.now).then(|| "its node was removed and its lease ended".to_string());
+        }
+        let node = self.observed.node(&holding.order.node)?;
+        let report = self.report(holding);
+        if report.is_some_and(|report| report.state == SlotState::Released) {
+            return Some(format!("{} released it", self.node_name(holding)));
+        }
+        // A node that was answered from a state in which the slot had ended, and did not run it then,
+        // never starts it.
+        match holding.phase {
+            HoldingPhase::Ending { generation } if report.is_none() && node.generation >= generation => {
+                Some(format!("{} no longer runs it", self.node_name(holding)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Drains slots that may not or need not run any more.
+    pub(super) fn drain_what_must_go(&mut self) {
+        for name in self.service_names() {
+            self.drain_ended_service(&name);
+            self.drain_misplaced(&name);
+            self.drain_failed(&name);
+            self.drain_surplus(&name);
+        }
+    }
+
+    fn drain_ended_service(&mut self, name: &ServiceName) {
+        let service = self.service(name);
+        let expired = service.is_expired(self.now) && service.manifest.on_expiry == OnExpiry::Drain;
+        let (until, cause) = match service.phase {
+            ServicePhase::Retiring { until } => (until, "the service is being retired"),
+            ServicePhase::Active if expired => (self.now.plus(DRAIN_MS), "its approval has expired"),
+            _ => return,
+        };
+        let (fresh, old) = running(service);
+        for holding in fresh.into_iter().chain(old) {
+            self.drain(&holding, until, cause.to_string(), false);
+        }
+    }
+
+    /// Slots outside the envelope in force, and slots on nodes that may not hold them any more.
+    fn drain_misplaced(&mut self, name: &ServiceName) {
+        let rooms = super::rooms(self.cluster, self.observed, &self.draft.services, self.now);
+        let service = self.service(name);
+        let (max, manifest) = (service.manifest.replicas.max, service.manifest.clone());
+        let (fresh, old) = running(service);
+        for holding in fresh.into_iter().chain(old) {
+            let room = rooms.iter().find(|room| room.id == holding.order.node);
+            let unfit = room.map(|room| room.unfit(&manifest)).unwrap_or_default();
+            if holding.order.slot.0 >= max {
+                let cause = format!("the envelope in force has {max} slots");
+                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+            } else if let Some(obstacle) = unfit.first() {
+                let cause = format!("{} {obstacle}", self.node_name(&holding));
+                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+            }
+        }
+    }
+
+    /// Slots that their node refused or could not keep running. A failing slot moves only if another
+    /// node has room for it: where it is, its agent goes on trying.
+    fn drain_failed(&mut self, name: &ServiceName) {
+        let (fresh, old) = running(self.service(name));
+        for holding in fresh.into_iter().chain(old) {
+            let Some(report) = self.report(&holding) else { continue };
+            let refused = report.state == SlotState::Refused;
+            let failed = report.state == SlotState::Failed && report.restarts > RESTARTS_MAX;
+            let elsewhere = || self.best_node(name, Some(holding.order.node)).is_ok();
+            if refused || (failed && elsewhere()) {
+                let verb = if refused { "refused it" } else { "could not keep it running" };
+                let cause = format!("{} {verb}: {}", self.node_name(&holding), report.detail);
+                self.drain(&holding, self.now.plus(DRAIN_MS), cause, true);
+            }
+        }
+    }
+
+    /// Slots above the wanted number. While a new approval rolls out, one more than wanted may run.
+    fn drain_surplus(&mut self, name: &ServiceName) {
+        let service = self.service(name);
+        let desired = service.desired as usize;
+        let (fresh, old) = running(service);
+        let rolling = !old.is_empty() && !fresh.is_empty();
+        let allowed = desired + usize::from(rolling && desired > 0);
+        let surplus = (fresh.len() + old.len()).saturating_sub(allowed);
+        for holding in
+            self.worst_first(name, fresh.into_iter().chain(old).collect()).into_iter().take(surplus)
+        {
+            let cause = format!("{desired} replicas are wanted");
+            self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+        }
+    }
+
+    /// Replaces slots under an earlier approval, one at a time: a new one first if there is a free slot and
+    /// room, else by ending an old one. It waits while a new slot is not ready, so a new approval that
+    /// does not work stops after one slot.
+    pub(super) fn roll_out(&mut self) {
+        for name in self.service_names() {
+            let service = self.service(&name);
+            let (fresh, old) = running(service);
+            let halted = service.phase != ServicePhase::Active || service.is_expired(self.now);
+            let leaving = service.held().count() > fresh.len() + old.len();
+            let unready = fresh.iter().any(|holding| !self.is_ready(holding));
+            if old.is_empty() || halted || leaving || unready {
+                continue;
+            }
+            let (total, desired) = (fresh.len() + old.len(), service.desired as usize);
+            let placed =
+                total == desired && self.place(&name, "a first replica under the new approval").is_ok();
+            if total >= desired
+                && !placed
+                && let Some(holding) = self.worst_first(&name, old).into_iter().next()
+            {
+                let cause = "replaced under the new approval".to_string();
+                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+            }
+        }
+    }
+
+    /// The order in which slots go: those that serve nobody, those under an earlier approval, those on
+    /// nodes with most replicas of the service, the highest numbers.
+    fn worst_first(&self, name: &ServiceName, mut slots: Vec<Holding>) -> Vec<Holding> {
+        let service = self.service(name);
+        let on_node = |node: &NodeId| {
+            service.held().filter(|(_, h)| h.order.node == *node && h.phase == HoldingPhase::Running).count()
+        };
+        slots.sort_by_key(|holding| {
+            let fresh = holding.order.certificate == service.certificate;
+            let crowd = std::cmp::Reverse(on_node(&holding.order.node));
+            (self.is_ready(holding), fresh, crowd, std::cmp::Reverse(holding.order.slot))
+        });
+        slots
+    }
+
+    fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) {
+        let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
+        if current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running) {
+            let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };
+            self.take(step, place_of(holding), cause);
+        }
+    }
+}

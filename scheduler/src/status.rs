@@ -1,0 +1,157 @@
+//! What is wrong or waits, and the next command.
+
+use crate::cluster::{Cluster, ServicePhase};
+use crate::observed::{Liveness, Observed};
+use crate::views::ready_replicas;
+use crate::why::{Question, why};
+use protocol::agent::SlotState;
+use protocol::api::{Finding, Status};
+use protocol::limits::CLOCK_GRACE_MS;
+use protocol::{Epoch, Millis, ReplicaId};
+
+/// What only the consensus layer knows of the replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaderView {
+    /// Who leads, if anybody.
+    pub leader: Option<ReplicaId>,
+    /// Replicas that the leader hears, itself included; none when unknown.
+    pub replicas_alive: Option<u32>,
+}
+
+/// How the cluster is.
+#[must_use]
+pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: Millis) -> Status {
+    let now = now.max(cluster.now());
+    let replicas = cluster.circle_state().map_or(0, |state| state.control().len() as u32);
+    let mut findings = Vec::new();
+    if cluster.circle.is_none() {
+        findings.push(finding("the circle is not founded yet".into(), "quorate circle found".into()));
+    }
+    findings.extend(replica_findings(leader, replicas));
+    findings.extend(node_findings(cluster, observed, now));
+    findings.extend(service_findings(cluster, observed, now));
+    let broken = findings.len();
+    findings.extend(waiting_findings(cluster, now));
+    let nodes = cluster.nodes().count() as u32;
+    let nodes_alive = cluster.nodes().filter(|node| observed.is_alive(&node.id, now)).count() as u32;
+    let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
+    let services = running.count() as u32;
+    let healthy = broken == 0;
+    let verdict = match (healthy, findings.len()) {
+        (true, 0) => "all is well".to_string(),
+        (true, waits) => format!("all is well; {waits} thing{} for people to do", plural(waits)),
+        (false, _) => format!("{broken} thing{} wrong", plural(broken)),
+    };
+    let summary = format!("{verdict}: {services} services, {nodes_alive} of {nodes} nodes alive");
+    Status {
+        healthy,
+        summary,
+        findings,
+        leader: leader.leader,
+        replicas,
+        nodes,
+        nodes_alive,
+        services,
+        epoch: cluster.circle_state().map_or(Epoch(0), human_chain::CircleState::epoch),
+        simulated: simulated(cluster, observed),
+    }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { " is" } else { "s are" }
+}
+
+fn finding(message: String, next: String) -> Finding {
+    Finding { message, next }
+}
+
+fn replica_findings(leader: LeaderView, replicas: u32) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if leader.leader.is_none() {
+        let next = "start the missing control replicas: quorate control --help".to_string();
+        findings.push(finding("no control replica leads; nothing can change".into(), next));
+    }
+    if let Some(alive) = leader.replicas_alive.filter(|alive| *alive < replicas) {
+        let next = "start the missing control replicas: quorate control --help".to_string();
+        findings.push(finding(format!("{alive} of {replicas} control replicas are heard"), next));
+    }
+    findings
+}
+
+fn node_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for node in cluster.nodes() {
+        if matches!(observed.liveness(&node.id, now), Liveness::Dead { .. }) {
+            let message = format!("node {} is silent; its lease has ended", node.name);
+            findings
+                .push(finding(message, format!("start its agent, or: quorate node remove {}", node.name)));
+        }
+        let gpus = observed.node(&node.id).map(|known| known.resources.gpus.as_slice()).unwrap_or_default();
+        for gpu in gpus.iter().filter(|gpu| !gpu.healthy) {
+            let message = format!("GPU {} ({}) of node {} is unhealthy", gpu.index, gpu.name, node.name);
+            findings.push(finding(message, format!("quorate node show {}", node.name)));
+        }
+    }
+    findings
+}
+
+fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, service) in cluster.services() {
+        if service.phase != ServicePhase::Active {
+            continue;
+        }
+        if ready_replicas(observed, service, now) < service.desired
+            && let Some(why) = why(cluster, observed, &Question::Service(name.clone()), now)
+        {
+            findings.push(finding(why.answer, why.remedy.unwrap_or_else(|| format!("quorate why {name}"))));
+        }
+        if service.is_expired(now) {
+            let message = format!("the approval of {name} has expired");
+            findings.push(finding(message, format!("quorate deploy {name}.toml, with a later valid_until")));
+        }
+        for (slot, holding) in service.held() {
+            let order = &holding.order;
+            let report = observed.report(&order.node, name, slot, order.fence);
+            if let Some(report) = report.filter(|report| report.state == SlotState::Refused) {
+                let node = cluster.node_name(&order.node);
+                let message = format!("{node} refused slot {name}/{slot}: {}", report.detail);
+                findings.push(finding(message, format!("quorate why {name}/{slot}")));
+            }
+        }
+    }
+    findings
+}
+
+/// Things that are not wrong, but wait for somebody.
+fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (id, open) in cluster.open_proposals() {
+        let left = open.proposal.expires_at.plus(CLOCK_GRACE_MS).0.saturating_sub(now.0) / 60_000;
+        let what = crate::apply::summary(&open.proposal.change);
+        let message =
+            format!("a proposal waits for votes: {what} ({} so far, {left} min left)", open.ballots.len());
+        findings.push(finding(message, format!("quorate review {}", id.short())));
+    }
+    for pending in cluster.pending_nodes().values() {
+        let name = &pending.admission.name;
+        let message = format!("node {name} ({}) asks to be admitted", pending.id.short());
+        findings.push(finding(message, format!("quorate node admit {name}")));
+    }
+    findings
+}
+
+fn simulated(cluster: &Cluster, observed: &Observed) -> Vec<String> {
+    let mut lines = Vec::new();
+    for node in cluster.nodes() {
+        let Some(known) = observed.node(&node.id) else { continue };
+        let count = known.resources.gpus.iter().filter(|gpu| gpu.simulated).count();
+        if count > 0 {
+            lines.push(format!(
+                "{count} GPUs of node {} are simulated: they schedule, but compute nothing",
+                node.name
+            ));
+        }
+    }
+    lines
+}

@@ -1,0 +1,140 @@
+//! Services, nodes and proposals as people see them.
+
+use crate::cluster::{Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
+use crate::observed::Observed;
+use crate::why::slot_sentence;
+use human_chain::class_of;
+use protocol::agent::SlotState;
+use protocol::api::{NodeView, ProposalState, ProposalView, ServiceView, SlotView};
+use protocol::governance::{Choice, NodeAdmission, Proposal, SignedBallot};
+use protocol::manifest::Manifest;
+use protocol::{MemberId, Millis, NodeName, ProposalId, ServiceName};
+use std::collections::BTreeSet;
+
+/// All services but retired ones, by name.
+#[must_use]
+pub fn service_views(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<ServiceView> {
+    let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
+    running.map(|service| view_service(cluster, observed, service, now)).collect()
+}
+
+/// One service, unless it never was or is retired.
+#[must_use]
+pub fn service_view(
+    cluster: &Cluster,
+    observed: &Observed,
+    name: &ServiceName,
+    now: Millis,
+) -> Option<ServiceView> {
+    let service = cluster.services().get(name).filter(|service| service.phase != ServicePhase::Retired)?;
+    Some(view_service(cluster, observed, service, now))
+}
+
+fn view_service(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> ServiceView {
+    let held = service.held().map(|(slot, holding)| SlotView {
+        slot,
+        node: cluster.node(&holding.order.node).map(|node| node.name.clone()),
+        fence: holding.order.fence,
+        report: observed
+            .report(&holding.order.node, &service.manifest.name, slot, holding.order.fence)
+            .cloned(),
+        why: slot_sentence(cluster, observed, service, slot, now),
+    });
+    ServiceView {
+        name: service.manifest.name.clone(),
+        manifest: Manifest::Service(service.manifest.clone()),
+        certificate: service.certificate,
+        desired: service.desired,
+        ready: ready_replicas(observed, service, now),
+        retiring: service.phase != ServicePhase::Active,
+        slots: held.collect(),
+    }
+}
+
+/// Running slots that answer requests, on nodes whose leases hold.
+pub(crate) fn ready_replicas(observed: &Observed, service: &Service, now: Millis) -> u32 {
+    let ready = service.held().filter(|(slot, holding)| {
+        let order = &holding.order;
+        let report = observed.report(&order.node, &order.service, *slot, order.fence);
+        holding.phase == HoldingPhase::Running
+            && observed.is_alive(&order.node, now)
+            && report.is_some_and(|report| report.state == SlotState::Ready)
+    });
+    ready.count() as u32
+}
+
+/// All admitted nodes, by name.
+#[must_use]
+pub fn node_views(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<NodeView> {
+    cluster.nodes().map(|admission| view_node(cluster, observed, admission, now)).collect()
+}
+
+fn view_node(cluster: &Cluster, observed: &Observed, admission: &NodeAdmission, now: Millis) -> NodeView {
+    let known = observed.node(&admission.id);
+    let name: NodeName = admission.name.clone();
+    NodeView {
+        name,
+        id: admission.id,
+        admission: admission.clone(),
+        alive: observed.is_alive(&admission.id, now),
+        heard_ms_ago: known.map(|node| now.0.saturating_sub(node.heard_at.0)),
+        cpu_millicores: known.map_or(0, |node| node.resources.cpu_millicores),
+        memory_bytes: known.map_or(0, |node| node.resources.memory_bytes),
+        gpus: known.map(|node| node.resources.gpus.clone()).unwrap_or_default(),
+        isolation: known.map(|node| node.isolation),
+        not_enforced: known.map(|node| node.not_enforced.clone()).unwrap_or_default(),
+        slots: cluster.holdings().filter(|(_, _, holding)| holding.order.node == admission.id).count() as u32,
+    }
+}
+
+/// Open proposals, then the last decided ones, newest first.
+#[must_use]
+pub fn proposal_views(cluster: &Cluster) -> Vec<ProposalView> {
+    let mut open: Vec<(&ProposalId, &OpenProposal)> = cluster.open_proposals().iter().collect();
+    open.sort_by_key(|(id, open)| (std::cmp::Reverse(open.submitted_at), **id));
+    let ids = open.into_iter().map(|(id, _)| *id);
+    let closed = cluster.closed_proposals().iter().rev().map(|closed| closed.proposal.id());
+    ids.chain(closed).filter_map(|id| proposal_view(cluster, &id)).collect()
+}
+
+/// One proposal, open or lately decided.
+#[must_use]
+pub fn proposal_view(cluster: &Cluster, id: &ProposalId) -> Option<ProposalView> {
+    if let Some(open) = cluster.open_proposals().get(id) {
+        let ballots = open.ballots.values().cloned().collect();
+        return Some(view_proposal(cluster, &open.proposal, ballots, ProposalState::Open, None));
+    }
+    let closed = cluster.closed_proposals().iter().rev().find(|closed| closed.proposal.id() == *id)?;
+    Some(view_proposal(cluster, &closed.proposal, closed.ballots.clone(), closed.state, closed.certificate))
+}
+
+fn view_proposal(
+    cluster: &Cluster,
+    proposal: &Proposal,
+    ballots: Vec<SignedBallot>,
+    state: ProposalState,
+    certificate: Option<protocol::Digest>,
+) -> ProposalView {
+    let voted = |choice| -> Vec<MemberId> {
+        let matching = ballots.iter().filter(|signed| signed.ballot.choice == choice);
+        matching.map(|signed| signed.ballot.member.clone()).collect()
+    };
+    let all: BTreeSet<&MemberId> = ballots.iter().map(|signed| &signed.ballot.member).collect();
+    let missing = match (state, cluster.circle_state()) {
+        (ProposalState::Open, Some(circle)) => {
+            circle.members().map(|member| member.id.clone()).filter(|id| !all.contains(id)).collect()
+        }
+        _ => Vec::new(),
+    };
+    ProposalView {
+        id: proposal.id(),
+        proposal: proposal.clone(),
+        class: class_of(&proposal.change),
+        state,
+        approved: voted(Choice::Approve),
+        rejected: voted(Choice::Reject),
+        missing,
+        certificate,
+        ballots,
+    }
+}

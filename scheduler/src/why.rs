@@ -1,0 +1,370 @@
+//! Why a service, a slot or a proposal is as it is: a sentence, a reason per node or member, and the
+//! smallest change that would help.
+
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
+use crate::observed::{Liveness, Observed};
+use crate::plan::{
+    Blocked, Obstacle, Room, blocked_text, candidates, free_slot, rooms, running, service_obstacles,
+};
+use crate::views::{proposal_view, ready_replicas};
+use human_chain::describe;
+use protocol::agent::SlotState;
+use protocol::api::{ProposalState, Why};
+use protocol::manifest::{OnExpiry, ServiceManifest, format_bytes};
+use protocol::{Millis, NodeId, NodeName, ProposalId, ServiceName, SlotIndex};
+
+/// What `why` is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// `chat`
+    Service(ServiceName),
+    /// `chat/0`
+    Slot(ServiceName, SlotIndex),
+    /// A proposal's id.
+    Proposal(ProposalId),
+}
+
+impl std::str::FromStr for Question {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(id) = text.parse::<ProposalId>() {
+            return Ok(Self::Proposal(id));
+        }
+        let refuse = || format!("`{}` is no service, service/slot or proposal id", text.escape_debug());
+        match text.split_once('/') {
+            None => Ok(Self::Service(text.parse().map_err(|_| refuse())?)),
+            Some((service, slot)) => {
+                let slot = slot.parse().map_err(|_| refuse())?;
+                Ok(Self::Slot(service.parse().map_err(|_| refuse())?, SlotIndex(slot)))
+            }
+        }
+    }
+}
+
+/// The answer; none when there is no such thing.
+#[must_use]
+pub fn why(cluster: &Cluster, observed: &Observed, question: &Question, now: Millis) -> Option<Why> {
+    let now = now.max(cluster.now());
+    match question {
+        Question::Service(name) => Some(why_service(cluster, observed, cluster.services().get(name)?, now)),
+        Question::Slot(name, slot) => {
+            let service = cluster.services().get(name)?;
+            let known = service.slots.contains_key(slot) || slot.0 < service.manifest.replicas.max;
+            known.then(|| why_slot(cluster, observed, service, *slot, now))
+        }
+        Question::Proposal(id) => why_proposal(cluster, id),
+    }
+}
+
+fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> Why {
+    let name = &service.manifest.name;
+    let mut reasons: Vec<String> = service
+        .held()
+        .map(|(slot, _)| format!("{name}/{slot}: {}", slot_sentence(cluster, observed, service, slot, now)))
+        .collect();
+    let (fresh, old) = running(service);
+    let runs = (fresh.len() + old.len()) as u32;
+    let ready = ready_replicas(observed, service, now);
+    let head = format!("{ready} of {} wanted replicas of {name} answer", service.desired);
+    let (answer, remedy) = match service.phase {
+        ServicePhase::Retired => (format!("{name} is retired"), None),
+        ServicePhase::Retiring { .. } => (format!("{name} is being retired"), None),
+        ServicePhase::Active if runs < service.desired => {
+            let waiting = service.desired - runs;
+            let verdict = next_replica(cluster, observed, service, now);
+            let (cause, per_node, remedy) = explain(cluster, service, &verdict);
+            reasons.extend(per_node);
+            (format!("{head}; {waiting} wait: {cause}"), remedy)
+        }
+        ServicePhase::Active if !old.is_empty() => {
+            let text = format!("{head}; {} of {runs} run under the new approval", fresh.len());
+            (text, None)
+        }
+        ServicePhase::Active if service.is_expired(now) => {
+            let rest = match service.manifest.on_expiry {
+                OnExpiry::Hold => "what runs goes on, nothing new starts",
+                OnExpiry::Drain => "what runs ends",
+            };
+            (format!("{head}; its approval has expired: {rest}"), Some(renew(service)))
+        }
+        ServicePhase::Active => (head, None),
+    };
+    Why { subject: name.to_string(), answer, reasons, remedy }
+}
+
+fn renew(service: &Service) -> String {
+    format!("deploy {} again with a later valid_until", service.manifest.name)
+}
+
+fn why_slot(cluster: &Cluster, observed: &Observed, service: &Service, slot: SlotIndex, now: Millis) -> Why {
+    let name = &service.manifest.name;
+    let subject = format!("{name}/{slot}");
+    let answer = slot_sentence(cluster, observed, service, slot, now);
+    if let Some(holding) = service.slots.get(&slot).and_then(|slot| slot.holding.as_ref()) {
+        let reasons = other_nodes(cluster, observed, service, holding, now);
+        return Why { subject, answer, reasons, remedy: slot_remedy(observed, holding) };
+    }
+    let (fresh, old) = running(service);
+    let wanted = service.desired as usize > fresh.len() + old.len();
+    if service.phase != ServicePhase::Active || !wanted {
+        return Why { subject, answer, reasons: Vec::new(), remedy: None };
+    }
+    let verdict = next_replica(cluster, observed, service, now);
+    let (cause, reasons, remedy) = explain(cluster, service, &verdict);
+    Why { subject, answer: format!("{answer}; a replica waits: {cause}"), reasons, remedy }
+}
+
+/// One slot in a sentence.
+pub(crate) fn slot_sentence(
+    cluster: &Cluster,
+    observed: &Observed,
+    service: &Service,
+    slot: SlotIndex,
+    now: Millis,
+) -> String {
+    let Some(known) = service.slots.get(&slot) else {
+        return if service.phase == ServicePhase::Active { "free; never held" } else { "free" }.to_string();
+    };
+    let Some(holding) = &known.holding else {
+        let last = known.last_holder.map(|node| cluster.node_name(&node)).unwrap_or_default();
+        return format!("free; {last} held it last, under fence {}", known.fence);
+    };
+    let order = &holding.order;
+    let node = cluster.node_name(&order.node);
+    let held = format!("on {node} under fence {}", order.fence);
+    match &holding.phase {
+        HoldingPhase::Draining { cause, .. } => return format!("drains {held}: {cause}"),
+        HoldingPhase::Ending { .. } => return format!("ends {held}"),
+        HoldingPhase::Lapsing { .. } => {
+            return format!("{held}, which was removed; free when its lease ends");
+        }
+        HoldingPhase::Running => {}
+    }
+    match observed.liveness(&order.node, now) {
+        Liveness::Dead { .. } => return format!("{held}, which is silent; its lease has ended"),
+        Liveness::Unknown { until } => {
+            let seconds = until.0.saturating_sub(now.0).div_ceil(1000);
+            return format!("{held}, not heard by this leader yet; its lease may hold {seconds} s more");
+        }
+        Liveness::Alive => {}
+    }
+    let Some(report) = observed.report(&order.node, &order.service, slot, order.fence) else {
+        return format!("{held}; the node has not reported it yet");
+    };
+    let detail = if report.detail.is_empty() { String::new() } else { format!(": {}", report.detail) };
+    match report.state {
+        SlotState::Ready => format!("ready {held}"),
+        SlotState::Loading => {
+            format!("loads {held}: {} of {} segments", report.segments_verified, report.segments_total)
+        }
+        SlotState::Starting => format!("starts {held}{detail}"),
+        SlotState::Draining => format!("drains {held}{detail}"),
+        SlotState::Released => format!("released {held}"),
+        SlotState::Failed => format!("failed {held} after {} restarts{detail}", report.restarts),
+        SlotState::Refused => format!("refused {held}{detail}"),
+    }
+}
+
+/// What would have been in the way elsewhere.
+fn other_nodes(
+    cluster: &Cluster,
+    observed: &Observed,
+    service: &Service,
+    holding: &Holding,
+    now: Millis,
+) -> Vec<String> {
+    let rooms = rooms(cluster, observed, cluster.services(), now);
+    let bytes = crate::plan::model_bytes(cluster, &service.manifest);
+    let text = |room: &Room| {
+        if room.id == holding.order.node {
+            return format!("{}: holds it{}", room.name, gpu_text(room, &holding.order.gpus));
+        }
+        let mut obstacles = service_obstacles(cluster, service, room.id, now);
+        obstacles.extend(room.fit(&service.manifest, bytes).err().unwrap_or_default());
+        if obstacles.is_empty() {
+            format!("{}: could hold it too", room.name)
+        } else {
+            node_line(&room.name, &obstacles)
+        }
+    };
+    rooms.iter().map(text).collect()
+}
+
+fn gpu_text(room: &Room, gpus: &[u32]) -> String {
+    if gpus.is_empty() {
+        return String::new();
+    }
+    let simulated = room.gpus.iter().any(|gpu| gpus.contains(&gpu.index) && gpu.simulated);
+    let list: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+    format!(", on {}GPU {}", if simulated { "simulated " } else { "" }, list.join(", "))
+}
+
+fn node_line(name: &NodeName, obstacles: &[Obstacle]) -> String {
+    let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+    format!("{name}: {}", texts.join("; "))
+}
+
+fn slot_remedy(observed: &Observed, holding: &Holding) -> Option<String> {
+    let order = &holding.order;
+    let report = observed.report(&order.node, &order.service, order.slot, order.fence)?;
+    match report.state {
+        SlotState::Refused => {
+            let code = report.detail.split([':', ' ']).next().unwrap_or_default();
+            Some(format!("quorate explain {code}"))
+        }
+        SlotState::Failed => Some(format!("quorate logs {}", order.service)),
+        _ => None,
+    }
+}
+
+/// What the next replica of a service would meet.
+fn next_replica(
+    cluster: &Cluster,
+    observed: &Observed,
+    service: &Service,
+    now: Millis,
+) -> Result<NodeName, Blocked> {
+    if service.is_expired(now) {
+        return Err(Blocked::Expired);
+    }
+    if !cluster.models().contains_key(&service.manifest.model.root) {
+        return Err(Blocked::NoModel);
+    }
+    let rooms = rooms(cluster, observed, cluster.services(), now);
+    let in_the_way = |node: NodeId| service_obstacles(cluster, service, node, now);
+    let best = candidates(cluster, &rooms, &service.manifest, in_the_way).map_err(Blocked::NoNode)?;
+    free_slot(service).map(|_| best.name).ok_or(Blocked::NoSlot)
+}
+
+/// Cause, a line per node, and a remedy.
+fn explain(
+    cluster: &Cluster,
+    service: &Service,
+    verdict: &Result<NodeName, Blocked>,
+) -> (String, Vec<String>, Option<String>) {
+    let blocked = match verdict {
+        Ok(node) => return (format!("{node} takes it with the next plan"), Vec::new(), None),
+        Err(blocked) => blocked,
+    };
+    let cause = blocked_text(blocked, service);
+    match blocked {
+        Blocked::Expired => (cause, Vec::new(), Some(renew(service))),
+        Blocked::NoModel => {
+            (cause, Vec::new(), Some("import it where it lies: quorate model import DIR".to_string()))
+        }
+        Blocked::NoSlot => (cause, Vec::new(), None),
+        Blocked::NoNode(nodes) => {
+            let lines = nodes.iter().map(|(name, obstacles)| node_line(name, obstacles)).collect();
+            (cause, lines, smallest_change(cluster, &service.manifest, nodes))
+        }
+    }
+}
+
+/// The change that clears the way on the node that lacks least: fewest obstacles, then those easiest to
+/// remove, then the smallest relative shortfall, then the lower name.
+pub(crate) fn smallest_change(
+    cluster: &Cluster,
+    manifest: &ServiceManifest,
+    nodes: &[(NodeName, Vec<Obstacle>)],
+) -> Option<String> {
+    let cost = |obstacles: &Vec<Obstacle>| {
+        let effort: u64 = obstacles.iter().map(effort).max().unwrap_or(0);
+        (obstacles.len(), effort, obstacles.iter().map(shortfall_permille).max().unwrap_or(0))
+    };
+    let Some((node, obstacles)) =
+        nodes.iter().min_by_key(|(name, obstacles)| (cost(obstacles), name.clone()))
+    else {
+        return Some("admit a node: quorate node list shows those that ask".to_string());
+    };
+    let steps: Vec<String> = obstacles.iter().map(|o| remedy_for(cluster, manifest, node, o)).collect();
+    Some(steps.join("; and "))
+}
+
+/// How hard it is to remove: waiting, one command, fewer resources, another machine.
+fn effort(obstacle: &Obstacle) -> u64 {
+    match obstacle {
+        Obstacle::Unknown { .. } | Obstacle::Avoided { .. } => 0,
+        Obstacle::NoWrap => 1,
+        Obstacle::Dead { .. } => 2,
+        Obstacle::Cpu { .. } | Obstacle::Memory { .. } => 3,
+        Obstacle::GpuCount { .. } | Obstacle::GpuShare { .. } | Obstacle::GpuMemory { .. } => 4,
+        Obstacle::Region { .. }
+        | Obstacle::Label { .. }
+        | Obstacle::NotWorker
+        | Obstacle::Isolation { .. } => 5,
+    }
+}
+
+fn shortfall_permille(obstacle: &Obstacle) -> u64 {
+    let share = |needs: u64, free: u64| {
+        (u128::from(needs.saturating_sub(free)) * 1000 / u128::from(needs.max(1))) as u64
+    };
+    match obstacle {
+        Obstacle::Cpu { needs, free, .. } | Obstacle::Memory { needs, free, .. } => share(*needs, *free),
+        Obstacle::GpuMemory { needs, largest } => share(*needs, *largest),
+        Obstacle::GpuCount { needs, free, .. } | Obstacle::GpuShare { needs, free, .. } => {
+            share(u64::from(*needs), u64::from(*free))
+        }
+        _ => 0,
+    }
+}
+
+fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, obstacle: &Obstacle) -> String {
+    match obstacle {
+        Obstacle::Unknown { .. } => format!("wait: {node} has until the end of its lease to be heard"),
+        Obstacle::Avoided { .. } => format!("wait: {node} is tried again within a minute"),
+        Obstacle::NoWrap => {
+            let model = &manifest.model.name;
+            format!("a member gives {node} the model's key: quorate model share {model} --node {node}")
+        }
+        Obstacle::Dead { .. } => format!("start the agent of {node}"),
+        Obstacle::Cpu { needs, free, .. } => {
+            format!("free {} millicores on {node}, or ask for at most {free}", needs - free)
+        }
+        Obstacle::Memory { needs, free, .. } => {
+            let most = manifest.resources.memory_bytes.saturating_sub(needs - free);
+            let (short, most) = (format_bytes(needs - free), format_bytes(most));
+            format!("free {short} of memory on {node}, or ask for at most {most}")
+        }
+        Obstacle::GpuCount { needs, free, .. } => {
+            format!("free {} GPUs on {node}, or ask for at most {free}", needs - free)
+        }
+        Obstacle::GpuShare { needs, free, .. } => {
+            format!("free {} % of a GPU on {node}, or ask for at most {free} %", needs - free)
+        }
+        Obstacle::GpuMemory { largest, .. } => {
+            format!("ask for at most {} on each GPU of {node}", format_bytes(*largest))
+        }
+        Obstacle::NotWorker => format!("admit {node} anew with the worker role"),
+        Obstacle::Region { has, .. } => format!("allow region {has} in the manifest"),
+        Obstacle::Label { key, wanted, .. } => format!("admit {node} anew with label {key}={wanted}"),
+        Obstacle::Isolation { gives, .. } => {
+            let word = crate::plan::isolation_word(*gives);
+            let hint = if cluster.nodes().count() > 1 { "" } else { " (it is the only node)" };
+            format!("run the agent of {node} as root, or accept isolation {word}{hint}")
+        }
+    }
+}
+
+fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
+    let view = proposal_view(cluster, id)?;
+    let rule = cluster.circle_state().and_then(|state| state.policy().quorums.get(&view.class)).map(describe);
+    let rule = rule.unwrap_or_default();
+    let answer = match view.state {
+        ProposalState::Open => format!("waits for votes: {rule} must approve"),
+        ProposalState::Approved => "approved and in force".to_string(),
+        ProposalState::Rejected => format!("rejected: {rule} cannot be reached any more"),
+        ProposalState::Expired => "expired: nobody decided in time".to_string(),
+        ProposalState::Stale => "stale: what it changes was changed by another proposal first".to_string(),
+    };
+    let mut reasons: Vec<String> = view.approved.iter().map(|member| format!("{member}: approved")).collect();
+    reasons.extend(view.rejected.iter().map(|member| format!("{member}: rejected")));
+    reasons.extend(view.missing.iter().map(|member| format!("{member}: has not voted")));
+    let remedy = match view.state {
+        ProposalState::Open => Some(format!("quorate review {}", id.short())),
+        ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
+        ProposalState::Approved | ProposalState::Rejected => None,
+    };
+    Some(Why { subject: format!("proposal/{}", id.short()), answer, reasons, remedy })
+}
