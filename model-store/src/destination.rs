@@ -1,0 +1,207 @@
+//! Where verified bytes go: a weights map that others may be looking at, or plain memory.
+//!
+//! Decryption writes straight into the destination. Between the first byte and the verdict the memory holds
+//! unverified bytes, so whoever shares it must wait for the word that the segment is there.
+
+use memmap2::{Advice, MmapMut};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::Mutex;
+
+/// Memory that takes a model's bytes, by their offset in the weights map.
+pub trait Destination: Send + Sync + 'static {
+    /// Lends the `length` bytes at `offset` to `write`, to nobody else meanwhile, and returns its verdict.
+    ///
+    /// # Errors
+    /// When there are no such bytes or somebody else has them.
+    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool>;
+}
+
+/// A mapped weights file: a memfd that workers map for reading, or a file on disk.
+#[derive(Debug)]
+pub struct MapDestination(Lent<MmapMut>);
+
+impl MapDestination {
+    /// Maps the first `length` bytes of `file` for writing, shared. Do this before sealing a memfd against
+    /// new writers: a map that exists stays writable.
+    ///
+    /// # Errors
+    /// What `mmap` says; a file shorter than `length`.
+    pub fn map(file: &File, length: u64) -> io::Result<Self> {
+        if file.metadata()?.len() < length {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is shorter than its map"));
+        }
+        let length = usize::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the file is ours to fill and is never shrunk (a memfd is sealed against it; nobody else
+        // writes a weights file). Readers in other processes are told to wait for their progress byte.
+        let map = unsafe { memmap2::MmapOptions::new().len(length).map_mut(file)? };
+        // Huge pages halve the cost of first touch where the kernel allows them; elsewhere this does nothing.
+        let _ = map.advise(Advice::HugePage);
+        Ok(Self(Lent::new(map)))
+    }
+}
+
+impl Destination for MapDestination {
+    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+        self.0.lend(offset, length, write)
+    }
+}
+
+/// Plain memory that stands for the bytes `offset..offset + length` of the weights map.
+#[derive(Debug)]
+pub struct MemoryDestination {
+    offset: u64,
+    memory: Lent<Vec<u8>>,
+}
+
+impl MemoryDestination {
+    /// Zeroed memory for `length` bytes at `offset` of the weights map.
+    #[must_use]
+    pub fn new(offset: u64, length: usize) -> Self {
+        Self { offset, memory: Lent::new(vec![0; length]) }
+    }
+
+    /// The memory.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.memory.memory
+    }
+}
+
+impl Destination for MemoryDestination {
+    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+        let end = self.offset + self.memory.length as u64;
+        if offset >= self.offset && offset + length as u64 <= end {
+            return self.memory.lend(offset - self.offset, length, write);
+        }
+        // A segment that reaches over an edge of what is wanted: keep the part in between.
+        let mut whole = vec![0; length];
+        if !write(&mut whole) {
+            return Ok(false);
+        }
+        let (from, to) = (offset.max(self.offset), (offset + length as u64).min(end));
+        if from >= to {
+            return Err(out_of_range());
+        }
+        let part = &whole[(from - offset) as usize..(to - offset) as usize];
+        self.memory.lend(from - self.offset, part.len(), &mut |bytes| {
+            bytes.copy_from_slice(part);
+            true
+        })
+    }
+}
+
+fn out_of_range() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the range is outside the destination")
+}
+
+/// Memory of which several threads write disjoint ranges at a time.
+#[derive(Debug)]
+struct Lent<M> {
+    /// Never touched while ranges are lent, but to keep the memory alive.
+    memory: M,
+    start: *mut u8,
+    length: usize,
+    /// Ranges in somebody's hands: start and end.
+    lent: Mutex<BTreeMap<usize, usize>>,
+}
+
+// SAFETY: the memory is reached through `start` only under `lend`, which hands each byte to one caller at a
+// time, and through `memory` only when the value is owned again. `M` itself may cross threads.
+unsafe impl<M: Send> Send for Lent<M> {}
+// SAFETY: as above; `lend` is the only access through a shared reference.
+unsafe impl<M: Send + Sync> Sync for Lent<M> {}
+
+impl<M: std::ops::DerefMut<Target = [u8]>> Lent<M> {
+    fn new(mut memory: M) -> Self {
+        let (start, length) = (memory.as_mut_ptr(), memory.len());
+        Self { memory, start, length, lent: Mutex::default() }
+    }
+
+    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+        let start = usize::try_from(offset).map_err(|_| out_of_range())?;
+        let end = start.checked_add(length).filter(|end| *end <= self.length).ok_or_else(out_of_range)?;
+        let _claim = Claim::new(&self.lent, start, end)?;
+        // SAFETY: `start..end` is inside the memory, which lives as long as `self` and does not move (a
+        // map or the heap part of a `Vec` that nobody resizes); the claim keeps every other caller of
+        // `lend` out of the range until `_claim` is dropped, also when `write` unwinds.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) };
+        Ok(write(bytes))
+    }
+}
+
+/// A range in one caller's hands.
+struct Claim<'a> {
+    lent: &'a Mutex<BTreeMap<usize, usize>>,
+    start: usize,
+}
+
+impl<'a> Claim<'a> {
+    fn new(lent: &'a Mutex<BTreeMap<usize, usize>>, start: usize, end: usize) -> io::Result<Self> {
+        let mut ranges = lent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = ranges.range(..end).next_back();
+        if before.is_some_and(|(_, other_end)| *other_end > start) || ranges.contains_key(&start) {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the range is being written"));
+        }
+        ranges.insert(start, end);
+        Ok(Self { lent, start })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut ranges = self.lent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ranges.remove(&self.start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_byte_is_in_two_hands() {
+        let memory = Lent::new(vec![0_u8; 100]);
+        let inner = |offset, length| memory.lend(offset, length, &mut |_| true).is_ok();
+        let mut seen = Vec::new();
+        let outer = memory.lend(10, 20, &mut |bytes| {
+            bytes.fill(1);
+            seen = vec![inner(0, 10), inner(30, 70), inner(0, 11), inner(29, 1), inner(10, 20), inner(15, 2)];
+            true
+        });
+        assert!(matches!(outer, Ok(true)));
+        assert_eq!(seen, [true, true, false, false, false, false]);
+        assert!(inner(0, 100) && !inner(0, 101) && !inner(u64::MAX, 1));
+    }
+
+    #[test]
+    fn memory_keeps_the_wanted_part_of_what_reaches_over_its_edges() {
+        let memory = MemoryDestination::new(100, 10);
+        let mut count = |bytes: &mut [u8]| {
+            (0_u8..).zip(bytes).for_each(|(n, byte)| *byte = n);
+            true
+        };
+        assert!(matches!(memory.lend(95, 8, &mut count), Ok(true)));
+        assert!(matches!(memory.lend(103, 2, &mut count), Ok(true)));
+        assert!(matches!(memory.lend(107, 9, &mut count), Ok(true)));
+        assert!(memory.lend(0, 5, &mut count).is_err());
+        assert_eq!(memory.into_bytes(), [5, 6, 7, 0, 1, 0, 0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn a_map_writes_through_to_its_file_and_refuses_a_short_one() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(8192).expect("room");
+        assert!(MapDestination::map(&file, 8193).is_err());
+        let map = MapDestination::map(&file, 8192).expect("mapped");
+        map.lend(4096, 3, &mut |bytes| {
+            bytes.copy_from_slice(b"abc");
+            true
+        })
+        .expect("lent");
+        let mut read = [0; 3];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 4096).expect("read");
+        assert_eq!(&read, b"abc");
+    }
+}

@@ -1,0 +1,142 @@
+//! Where a shard lies: which object of its store, and which bytes of it. Pure arithmetic over a manifest.
+//!
+//! Segments are taken in the manifest's `order`, so many to a *group*. Shard `i` of every segment of a group
+//! is one object of store `i`, shards one behind the other. The first groups are what an engine needs first.
+
+use crate::codec::shard_length;
+use object_store::path::Path;
+use protocol::ModelRoot;
+use protocol::model::{ErasureCode, ModelManifest, ModelNonce, Segment};
+use std::ops::Range;
+
+/// Directory of all shard objects.
+pub(crate) const MODELS: &str = "models";
+/// Directory of all manifests.
+pub(crate) const MANIFESTS: &str = "manifests";
+
+/// The object of shard `shard` of group `group`.
+pub(crate) fn object_path(nonce: ModelNonce, group: u32, shard: usize) -> Path {
+    let nonce = nonce.to_string();
+    Path::from_iter([MODELS, &nonce[..2], &nonce, &format!("{group:08x}-{shard:02x}")])
+}
+
+/// The directory of all objects of one import.
+pub(crate) fn model_prefix(nonce: ModelNonce) -> Path {
+    let nonce = nonce.to_string();
+    Path::from_iter([MODELS, &nonce[..2], &nonce])
+}
+
+/// The object of a manifest, in every store.
+pub(crate) fn manifest_path(root: ModelRoot) -> Path {
+    let root = root.to_string();
+    Path::from_iter([MANIFESTS, &root[..2], &root])
+}
+
+/// Whether `name` is one that the functions above could have made: all that a shard service accepts.
+pub(crate) fn is_object_name(name: &str) -> bool {
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let parts: Vec<&str> = name.split('/').collect();
+    match parts[..] {
+        [MODELS, two, nonce, object] => {
+            let leaf = object.split_once('-').is_some_and(|(group, shard)| hex(group, 8) && hex(shard, 2));
+            hex(nonce, 32) && nonce.starts_with(two) && hex(two, 2) && leaf
+        }
+        [MANIFESTS, two, root] => hex(root, 64) && hex(two, 2) && root.starts_with(two),
+        _ => false,
+    }
+}
+
+/// The groups of one manifest.
+pub(crate) struct Geometry {
+    code: ErasureCode,
+    nonce: ModelNonce,
+    per_object: usize,
+    /// Place of each segment in `order`.
+    positions: Vec<u32>,
+}
+
+impl Geometry {
+    /// The geometry of a manifest that passed its check.
+    pub(crate) fn new(manifest: &ModelManifest) -> Self {
+        let mut positions = vec![0; manifest.order.len()];
+        for (position, segment) in manifest.order.iter().enumerate() {
+            positions[*segment as usize] = position as u32;
+        }
+        let per_object = manifest.segments_per_object as usize;
+        Self { code: manifest.erasure, nonce: manifest.nonce, per_object, positions }
+    }
+
+    /// How many groups.
+    pub(crate) fn groups(&self) -> u32 {
+        self.positions.len().div_ceil(self.per_object) as u32
+    }
+
+    /// The segments of a group, in the order of its objects.
+    pub(crate) fn segments<'a>(&self, manifest: &'a ModelManifest, group: u32) -> &'a [u32] {
+        let first = group as usize * self.per_object;
+        let last = (first + self.per_object).min(manifest.order.len());
+        &manifest.order[first..last]
+    }
+
+    /// Which group a segment is in, and its place there.
+    pub(crate) fn place(&self, segment: u32) -> (u32, usize) {
+        let position = self.positions[segment as usize] as usize;
+        ((position / self.per_object) as u32, position % self.per_object)
+    }
+
+    pub(crate) fn object(&self, group: u32, shard: usize) -> Path {
+        object_path(self.nonce, group, shard)
+    }
+
+    /// The bytes of an object of `group` that hold the shards of each of its segments, in their order.
+    pub(crate) fn ranges(&self, manifest: &ModelManifest, group: u32) -> Vec<Range<u64>> {
+        let mut at = 0;
+        let segments = self.segments(manifest, group).iter();
+        let lengths = segments.map(|index| self.shard_length(&manifest.segments[*index as usize]));
+        lengths.map(|length| (at, at += length as u64).0..at).collect()
+    }
+
+    /// Bytes of one shard of `segment`.
+    pub(crate) fn shard_length(&self, segment: &Segment) -> usize {
+        shard_length(self.code, segment.length as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Digest;
+
+    #[test]
+    fn names_that_we_make_are_accepted_and_no_others() {
+        let nonce = ModelNonce([0xab; 16]);
+        let object = object_path(nonce, 0x12, 5).to_string();
+        assert_eq!(object, format!("models/ab/{nonce}/00000012-05"));
+        let manifest = manifest_path(ModelRoot(Digest([0x0c; 32]))).to_string();
+        assert!(is_object_name(&object) && is_object_name(&manifest));
+        assert!(object.starts_with(&model_prefix(nonce).to_string()));
+        let long = "a".repeat(64);
+        for bad in [
+            "",
+            "/",
+            "models",
+            "models/ab",
+            "../x",
+            "models/../../etc/passwd",
+            "models//x/y",
+            &object.replace("models/ab", "models/ac"),
+            &object.to_uppercase(),
+            &format!("{object}#1"),
+            &format!("{object}/"),
+            &format!("/{object}"),
+            &format!("manifests/bb/{long}"),
+            &format!("manifests/aa/{long}a"),
+            &object.replace('-', "/"),
+            "secret.txt",
+        ] {
+            assert!(!is_object_name(bad), "{bad}");
+        }
+    }
+}

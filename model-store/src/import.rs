@@ -1,0 +1,301 @@
+//! Import: from files on this machine to shards in stores, in constant memory at any size.
+//!
+//! Groups of segments are read, hashed, encrypted and coded on the pool while the objects of the group
+//! before are on their way; at most [`GROUPS_IN_FLIGHT`] groups are in memory. The manifest is written last,
+//! so whatever interrupts an import leaves objects that nothing names, and every earlier model as it was.
+
+use crate::codec::{Cipher, Coder};
+use crate::error::{ImportError, StoreError};
+use crate::geometry::{Geometry, manifest_path, model_prefix};
+use crate::key::ModelKey;
+use crate::layout::{Rank, cut, offsets, order};
+use crate::placement::{PlacementRule, place};
+use crate::pool::Pool;
+use crate::source::{Source, SourceFile, inspect};
+use crate::store::Store;
+use bytes::Bytes;
+use futures::future::try_join_all;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use object_store::PutPayload;
+use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
+use protocol::model::{
+    ErasureCode, ModelFile, ModelManifest, ModelNonce, ModelRecord, SEGMENTS_PER_OBJECT_MAX, Segment,
+};
+use protocol::{Digest, ModelName, ModelRoot};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Groups in memory at once: one is coded while one is written.
+const GROUPS_IN_FLIGHT: usize = 2;
+/// Canonical bytes of a segment beside its digests, and of one digest, at most.
+const SEGMENT_ENTRY_BYTES: usize = 64;
+const DIGEST_ENTRY_BYTES: usize = 34;
+
+/// How a model is to be stored.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// What people will call it.
+    pub name: ModelName,
+    /// k and m.
+    pub erasure: ErasureCode,
+    /// What a failure domain may hold.
+    pub placement: PlacementRule,
+    /// How many segments share an object; 16 makes objects of 4 MiB with four data shards.
+    pub segments_per_object: u32,
+    /// Random bytes that were never used for another import, a failed one included: see
+    /// [`crate::fresh_nonce`]. Under one key a repeated nonce would void the encryption of both.
+    pub nonce: ModelNonce,
+}
+
+impl ImportOptions {
+    /// 4+2, at most two shards per failure domain, objects of 16 segments.
+    #[must_use]
+    pub fn new(name: ModelName, nonce: ModelNonce) -> Self {
+        Self {
+            name,
+            erasure: ErasureCode { data: 4, parity: 2 },
+            placement: PlacementRule { shards_per_domain_max: 2 },
+            segments_per_object: 16,
+            nonce,
+        }
+    }
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Plaintext bytes coded.
+    pub bytes_done: u64,
+    /// Plaintext bytes in all.
+    pub bytes_total: u64,
+}
+
+/// A stored model.
+#[derive(Debug, Clone)]
+pub struct Imported {
+    /// What control keeps.
+    pub record: ModelRecord,
+    /// What was stored.
+    pub manifest: Arc<ModelManifest>,
+    /// Bytes of shards and manifests written to all stores.
+    pub bytes_written: u64,
+    /// From beginning to end.
+    pub elapsed: Duration,
+}
+
+/// What is known before any byte is coded.
+struct Plan {
+    source: Source,
+    /// With empty digests.
+    manifest: ModelManifest,
+    /// Which file each segment is of.
+    file_of: Vec<usize>,
+}
+
+/// One coded segment.
+struct Coded {
+    digest: Digest,
+    shards: Vec<Digest>,
+    block: Bytes,
+}
+
+/// Stores the model at `source` (a directory or a file) in k + m of `stores`, chosen by the placement rule.
+/// Progress is told from the pool's threads.
+///
+/// # Errors
+/// See [`ImportError`]. What had been written by then is removed as far as the stores allow.
+pub async fn import(
+    source: &Path,
+    options: ImportOptions,
+    stores: &[Store],
+    key: &ModelKey,
+    pool: &Arc<Pool>,
+    progress: impl Fn(ImportProgress) + Send + Sync + 'static,
+) -> Result<Imported, ImportError> {
+    let began = Instant::now();
+    let references: Vec<_> = stores.iter().map(|store| store.reference().clone()).collect();
+    let chosen = place(&references, options.erasure, options.placement)?;
+    let find = |url: &str| stores.iter().find(|store| store.url() == url).cloned();
+    let stores: Vec<Store> = chosen.iter().filter_map(|chosen| find(&chosen.url)).collect();
+    if let Some(store) = stores.iter().find(|store| store.closed().is_some()) {
+        let reason = store.closed().map(ToString::to_string).unwrap_or_default();
+        return Err(StoreError::Unreachable { url: store.url().into(), reason }.into());
+    }
+    let (path, commitment) = (source.to_path_buf(), key.commitment());
+    let plan = pool.run(move || inspect(&path).and_then(|source| plan(source, &options, commitment)));
+    let plan = plan.await.unwrap_or_else(|| Err(stopped()))?;
+    let nonce = plan.manifest.nonce;
+    let architecture = plan.source.architecture.clone();
+    let stored = write(plan, &stores, key, pool, progress).await;
+    let (manifest, bytes_written) = match stored {
+        Ok(stored) => stored,
+        Err(error) => {
+            // Nothing names these objects; removing them only saves room.
+            let prefix = model_prefix(nonce);
+            futures::future::join_all(stores.iter().map(|store| store.remove_below(&prefix))).await;
+            return Err(error);
+        }
+    };
+    let record = ModelRecord {
+        name: manifest.name.clone(),
+        root: manifest.root(),
+        bytes: manifest.file_bytes(),
+        segments: manifest.segments.len() as u64,
+        erasure: manifest.erasure,
+        stores: chosen,
+        architecture,
+    };
+    Ok(Imported { record, manifest, bytes_written, elapsed: began.elapsed() })
+}
+
+fn stopped() -> ImportError {
+    let source = std::io::Error::other("the thread pool has stopped");
+    ImportError::Unreadable { path: "model".into(), source }
+}
+
+/// Lays the files out, cuts them, and orders the segments.
+fn plan(source: Source, options: &ImportOptions, key_commitment: Digest) -> Result<Plan, ImportError> {
+    let too_large = |reason: String| ImportError::TooLarge { reason };
+    if !(1..=SEGMENTS_PER_OBJECT_MAX).contains(&options.segments_per_object) {
+        let reason = format!("{} segments per object, expected 1 to 60", options.segments_per_object);
+        return Err(too_large(reason));
+    }
+    let starts = offsets(source.files.iter().map(|file| file.length));
+    let (mut segments, mut ranks, mut file_of) = (Vec::new(), Vec::<Rank>::new(), Vec::new());
+    for (number, (file, start)) in source.files.iter().zip(&starts).enumerate() {
+        for cut in cut(&file.stretches) {
+            let length = (cut.range.end - cut.range.start) as u32;
+            let offset = start.saturating_add(cut.range.start);
+            segments.push(Segment { offset, length, digest: Digest([0; 32]), shards: Vec::new() });
+            ranks.push(cut.rank);
+            file_of.push(number);
+        }
+    }
+    let entry = SEGMENT_ENTRY_BYTES + DIGEST_ENTRY_BYTES * (1 + options.erasure.shards());
+    if segments.len().saturating_mul(entry) > MODEL_MANIFEST_BYTES_MAX {
+        return Err(too_large(format!("{} segments do not fit one manifest", segments.len())));
+    }
+    let file = |(file, offset): (&SourceFile, &u64)| ModelFile {
+        path: file.path.clone(),
+        offset: *offset,
+        length: file.length,
+    };
+    let manifest = ModelManifest {
+        version: 1,
+        name: options.name.clone(),
+        erasure: options.erasure,
+        segments_per_object: options.segments_per_object,
+        nonce: options.nonce,
+        key_commitment,
+        files: source.files.iter().zip(&starts).map(file).collect(),
+        segments,
+        order: order(&ranks),
+    };
+    Ok(Plan { source, manifest, file_of })
+}
+
+/// Codes and writes every group, then the manifest.
+async fn write(
+    plan: Plan,
+    stores: &[Store],
+    key: &ModelKey,
+    pool: &Arc<Pool>,
+    progress: impl Fn(ImportProgress) + Send + Sync + 'static,
+) -> Result<(Arc<ModelManifest>, u64), ImportError> {
+    let bytes_total = plan.source.bytes();
+    let coder = Arc::new(Coding {
+        cipher: Cipher::new(key, plan.manifest.nonce),
+        coder: Coder::new(plan.manifest.erasure),
+        geometry: Geometry::new(&plan.manifest),
+        plan,
+        bytes_done: AtomicU64::new(0),
+        progress: Box::new(move |bytes_done| progress(ImportProgress { bytes_done, bytes_total })),
+    });
+    let groups = stream::iter(0..coder.geometry.groups());
+    let coded = groups.map(|group| write_group(coder.clone(), group, stores, pool));
+    let coded: Vec<_> = coded.buffer_unordered(GROUPS_IN_FLIGHT).try_collect().await?;
+    let mut manifest = coder.plan.manifest.clone();
+    let mut written = 0;
+    for (index, digest, shards, bytes) in coded.into_iter().flatten() {
+        let segment = &mut manifest.segments[index as usize];
+        (segment.digest, segment.shards) = (digest, shards);
+        written += bytes;
+    }
+    manifest.check().map_err(|error| ImportError::TooLarge { reason: error.to_string() })?;
+    let bytes = Bytes::from(protocol::canonical::to_bytes(&manifest));
+    if bytes.len() > MODEL_MANIFEST_BYTES_MAX {
+        return Err(ImportError::TooLarge { reason: format!("the manifest has {} bytes", bytes.len()) });
+    }
+    let root = ModelRoot(Digest::of_domain(protocol::model::MODEL_DOMAIN, &bytes));
+    let path = manifest_path(root);
+    written += (bytes.len() * stores.len()) as u64;
+    try_join_all(stores.iter().map(|store| store.put(&path, bytes.clone().into()))).await?;
+    Ok((Arc::new(manifest), written))
+}
+
+struct Coding {
+    plan: Plan,
+    cipher: Cipher,
+    coder: Coder,
+    geometry: Geometry,
+    bytes_done: AtomicU64,
+    progress: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+/// Index, digest, digests of shards, and bytes written, of each segment.
+type Written = Vec<(u32, Digest, Vec<Digest>, u64)>;
+
+async fn write_group(
+    coding: Arc<Coding>,
+    group: u32,
+    stores: &[Store],
+    pool: &Arc<Pool>,
+) -> Result<Written, ImportError> {
+    let segments = coding.geometry.segments(&coding.plan.manifest, group).to_vec();
+    let code = |index: u32| {
+        let coding = coding.clone();
+        pool.run(move || coding.segment(index))
+    };
+    let coded = futures::future::join_all(segments.iter().map(|index| code(*index))).await;
+    let coded: Result<Vec<Coded>, ImportError> =
+        coded.into_iter().map(|coded| coded.unwrap_or_else(|| Err(stopped()))).collect();
+    let coded = coded?;
+    let put = |(shard, store): (usize, &Store)| {
+        let part = |coded: &Coded| {
+            let length = coded.block.len() / stores.len();
+            coded.block.slice(shard * length..(shard + 1) * length)
+        };
+        let (store, payload) = (store.clone(), coded.iter().map(part).collect::<PutPayload>());
+        let path = coding.geometry.object(group, shard);
+        async move { store.put(&path, payload).await }
+    };
+    try_join_all(stores.iter().enumerate().map(put)).await?;
+    let written =
+        |(index, coded): (&u32, Coded)| (*index, coded.digest, coded.shards, coded.block.len() as u64);
+    Ok(segments.iter().zip(coded).map(written).collect())
+}
+
+impl Coding {
+    /// Reads, hashes, encrypts and codes one segment.
+    fn segment(&self, index: u32) -> Result<Coded, ImportError> {
+        let manifest = &self.plan.manifest;
+        let number = self.plan.file_of[index as usize];
+        let Segment { offset, length, .. } = manifest.segments[index as usize];
+        let (at, length) = (offset - manifest.files[number].offset, length as usize);
+        let shard_length = self.coder.shard_length(length);
+        let mut block = vec![0; shard_length * manifest.erasure.shards()];
+        self.plan.source.files[number].read(at, &mut block[..length])?;
+        let digest = Digest::of(&block[..length]);
+        self.cipher.seal(index, offset, length, &mut block);
+        self.coder.encode(&mut block);
+        let shards = block.chunks_exact(shard_length).map(Digest::of).collect();
+        let done = self.bytes_done.fetch_add(length as u64, Ordering::Relaxed) + length as u64;
+        (self.progress)(done);
+        Ok(Coded { digest, shards, block: block.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

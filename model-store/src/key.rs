@@ -1,0 +1,277 @@
+//! Keys: the one that a model is encrypted with, the secrets of who may read it, and the wraps between.
+//!
+//! A wrap opens only with *both* halves of its recipient's secret: X25519 and ML-KEM-768. Their shared
+//! secrets and the whole transcript go through BLAKE3's key derivation into one AES-256-GCM key, used once.
+//! Randomness comes from the operating system through aws-lc, here and nowhere else in this crate.
+
+use crate::error::KeyError;
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, X25519};
+use aws_lc_rs::encoding::{AsBigEndian, Curve25519SeedBin};
+use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768};
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::model::{KeyWrap, Recipient};
+use protocol::{Digest, ModelRoot, PublicKey};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+const COMMITMENT_DOMAIN: &str = "quorate/model-key-commitment/v1";
+const WRAP_DOMAIN: &str = "quorate/key-wrap/v1";
+/// A secret file is this word, the hexadecimal of both halves and the ML-KEM public key, and a newline.
+const FILE_PREFIX: &str = "quorate-encryption:";
+/// Length of an ML-KEM-768 decapsulation key in bytes (FIPS 203, table 3).
+const ML_KEM_768_SECRET_LENGTH: usize = 2400;
+const SECRET_LENGTH: usize = 32 + ML_KEM_768_SECRET_LENGTH + ML_KEM_768_PUBLIC_KEY_LENGTH;
+
+/// The AES-256 key of one model. It leaves memory when dropped and has no text form.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct ModelKey([u8; 32]);
+
+impl std::fmt::Debug for ModelKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ModelKey({})", self.commitment().short())
+    }
+}
+
+impl ModelKey {
+    /// A fresh random key.
+    ///
+    /// # Errors
+    /// [`KeyError::Random`].
+    pub fn generate() -> Result<Self, KeyError> {
+        let mut key = Self([0; 32]);
+        fill_random(&mut key.0)?;
+        Ok(key)
+    }
+
+    /// The key of these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// What a manifest says of its key.
+    #[must_use]
+    pub fn commitment(&self) -> Digest {
+        Digest::of_domain(COMMITMENT_DOMAIN, &self.0)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), KeyError> {
+    SystemRandom::new().fill(bytes).map_err(|_| KeyError::Random)
+}
+
+/// The private halves of an [`EncryptionKey`]: what a node or a member opens wraps with.
+pub struct EncryptionSecret {
+    x25519: PrivateKey,
+    ml_kem: DecapsulationKey,
+    public: EncryptionKey,
+}
+
+impl std::fmt::Debug for EncryptionSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EncryptionSecret({})", self.public.x25519.short())
+    }
+}
+
+impl EncryptionSecret {
+    /// A fresh random secret, held in memory only.
+    ///
+    /// # Errors
+    /// [`KeyError::Random`].
+    pub fn generate() -> Result<Self, KeyError> {
+        let x25519 = PrivateKey::generate(&X25519).map_err(|_| KeyError::Random)?;
+        let ml_kem = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| KeyError::Random)?;
+        let encapsulation = ml_kem.encapsulation_key().map_err(|_| KeyError::Random)?;
+        let encapsulation = encapsulation.key_bytes().map_err(|_| KeyError::Random)?;
+        Self::assemble(x25519, ml_kem, encapsulation.as_ref()).ok_or(KeyError::Random)
+    }
+
+    fn assemble(x25519: PrivateKey, ml_kem: DecapsulationKey, encapsulation: &[u8]) -> Option<Self> {
+        let public = x25519.compute_public_key().ok()?;
+        let public = EncryptionKey {
+            x25519: PublicKey(public.as_ref().try_into().ok()?),
+            ml_kem: ByteString(encapsulation.to_vec()),
+        };
+        Some(Self { x25519, ml_kem, public })
+    }
+
+    /// The public halves.
+    #[must_use]
+    pub fn public(&self) -> &EncryptionKey {
+        &self.public
+    }
+
+    /// Generates a secret and writes it to `path`: a new file of mode 600, durable before this returns.
+    ///
+    /// # Errors
+    /// [`KeyError::File`], also when there is a file already.
+    pub fn create(path: &Path) -> Result<Self, KeyError> {
+        let secret = Self::generate()?;
+        let bytes = secret.to_bytes()?;
+        let mut text = Zeroizing::new(String::with_capacity(FILE_PREFIX.len() + 2 * SECRET_LENGTH + 1));
+        text.push_str(FILE_PREFIX);
+        for byte in bytes.iter() {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from_digit(u32::from(digit), 16).expect("four bits are one digit"));
+            }
+        }
+        text.push('\n');
+        write_new(path, text.as_bytes()).map_err(|source| KeyError::File { path: path.into(), source })?;
+        Ok(secret)
+    }
+
+    /// Reads the secret that [`EncryptionSecret::create`] wrote.
+    ///
+    /// # Errors
+    /// [`KeyError::File`], [`KeyError::Exposed`], [`KeyError::Malformed`].
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let failed = |source| KeyError::File { path: path.into(), source };
+        let file = File::open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(KeyError::Exposed { path: path.into(), mode });
+        }
+        let mut text = Zeroizing::new(String::with_capacity(2 * SECRET_LENGTH + 64));
+        file.take(2 * SECRET_LENGTH as u64 + 64).read_to_string(&mut text).map_err(failed)?;
+        let secret = text.strip_prefix(FILE_PREFIX).map(str::trim_end).and_then(from_hex);
+        let secret = secret.and_then(|bytes| Self::from_bytes(&bytes));
+        secret.ok_or_else(|| KeyError::Malformed { path: path.into() })
+    }
+
+    fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let seed: Curve25519SeedBin = self.x25519.as_be_bytes().map_err(|_| KeyError::Random)?;
+        let ml_kem = self.ml_kem.key_bytes().map_err(|_| KeyError::Random)?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_LENGTH));
+        bytes.extend_from_slice(seed.as_ref());
+        bytes.extend_from_slice(ml_kem.as_ref());
+        bytes.extend_from_slice(&self.public.ml_kem.0);
+        Ok(bytes)
+    }
+
+    /// The secret of these bytes, if both halves of ML-KEM belong together.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != SECRET_LENGTH {
+            return None;
+        }
+        let (x25519, rest) = bytes.split_at(32);
+        let (ml_kem, encapsulation) = rest.split_at(ML_KEM_768_SECRET_LENGTH);
+        let x25519 = PrivateKey::from_private_key(&X25519, x25519).ok()?;
+        let ml_kem = DecapsulationKey::new(&ML_KEM_768, ml_kem).ok()?;
+        let public = EncapsulationKey::new(&ML_KEM_768, encapsulation).ok()?;
+        let (ciphertext, sent) = public.encapsulate().ok()?;
+        let received = ml_kem.decapsulate(ciphertext).ok()?;
+        (sent.as_ref() == received.as_ref()).then_some(())?;
+        Self::assemble(x25519, ml_kem, encapsulation)
+    }
+}
+
+fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * SECRET_LENGTH {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let bytes: Option<Vec<u8>> =
+        digits.chunks_exact(2).map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect();
+    bytes.map(Zeroizing::new)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Wraps a model's key so that only `recipient`, who holds the secret of `to`, can open it. `root` and
+/// `recipient` are bound in: a wrap cannot be passed off as another model's or another node's.
+///
+/// # Errors
+/// [`KeyError::Recipient`] when a half of `to` is not a usable key, [`KeyError::Random`].
+pub fn wrap_key(
+    key: &ModelKey,
+    to: &EncryptionKey,
+    root: ModelRoot,
+    recipient: Recipient,
+) -> Result<KeyWrap, KeyError> {
+    let ml_kem = EncapsulationKey::new(&ML_KEM_768, &to.ml_kem.0)
+        .map_err(|_| KeyError::Recipient { half: "ml-kem-768" })?;
+    let (encapsulated, quantum) =
+        ml_kem.encapsulate().map_err(|_| KeyError::Recipient { half: "ml-kem-768" })?;
+    let one_time = PrivateKey::generate(&X25519).map_err(|_| KeyError::Random)?;
+    let ephemeral = one_time.compute_public_key().map_err(|_| KeyError::Random)?;
+    let mut wrap = KeyWrap {
+        root,
+        recipient,
+        ephemeral: PublicKey(ephemeral.as_ref().try_into().map_err(|_| KeyError::Random)?),
+        encapsulated: ByteString(encapsulated.as_ref().to_vec()),
+        sealed: ByteString::default(),
+    };
+    let wrapping =
+        agree(&one_time, &to.x25519, |classical| wrapping_key(classical, quantum.as_ref(), &wrap, to))
+            .ok_or(KeyError::Recipient { half: "x25519" })?;
+    let mut sealed = key.0.to_vec();
+    let sealing = aead(&wrapping).seal_in_place_append_tag(one_nonce(), Aad::empty(), &mut sealed);
+    sealing.map_err(|_| KeyError::Random)?;
+    wrap.sealed = ByteString(sealed);
+    Ok(wrap)
+}
+
+/// Opens a wrap made for the public half of `secret`.
+///
+/// # Errors
+/// [`KeyError::Closed`] when it was made for another key or was altered.
+pub fn unwrap_key(wrap: &KeyWrap, secret: &EncryptionSecret) -> Result<ModelKey, KeyError> {
+    open(wrap, secret).ok_or(KeyError::Closed)
+}
+
+fn open(wrap: &KeyWrap, secret: &EncryptionSecret) -> Option<ModelKey> {
+    let quantum = secret.ml_kem.decapsulate(Ciphertext::from(&wrap.encapsulated.0[..])).ok()?;
+    let wrapping = agree(&secret.x25519, &wrap.ephemeral, |classical| {
+        wrapping_key(classical, quantum.as_ref(), wrap, &secret.public)
+    })?;
+    let mut sealed = Zeroizing::new(wrap.sealed.0.clone());
+    let opened = aead(&wrapping).open_in_place(one_nonce(), Aad::empty(), &mut sealed).ok()?;
+    Some(ModelKey((&*opened).try_into().ok()?))
+}
+
+/// Runs X25519 and hands the shared secret on; none for a key of low order, whose secret is known to all.
+fn agree<T>(private: &PrivateKey, public: &PublicKey, derive: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    let public = UnparsedPublicKey::new(&X25519, public.as_bytes());
+    agreement::agree(private, public, (), |shared| {
+        if shared.iter().all(|byte| *byte == 0) { Err(()) } else { Ok(derive(shared)) }
+    })
+    .ok()
+}
+
+/// One key out of both shared secrets and everything that the wrap says but its sealed bytes.
+fn wrapping_key(classical: &[u8], quantum: &[u8], wrap: &KeyWrap, to: &EncryptionKey) -> Zeroizing<[u8; 32]> {
+    let transcript = (&wrap.root, &wrap.recipient, &wrap.ephemeral, &wrap.encapsulated, to);
+    let transcript = protocol::canonical::to_bytes(&transcript);
+    let mut hasher = blake3::Hasher::new_derive_key(WRAP_DOMAIN);
+    // Both secrets have 32 bytes, so their concatenation has one reading.
+    hasher.update(classical).update(quantum).update(&transcript);
+    Zeroizing::new(*hasher.finalize().as_bytes())
+}
+
+fn aead(key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes any 32 bytes"))
+}
+
+/// The nonce of a key that seals exactly once.
+fn one_nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; 12])
+}
+
+#[cfg(test)]
+mod tests;

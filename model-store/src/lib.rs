@@ -1,0 +1,57 @@
+//! Dispersed storage of models: manifests, tensor-aligned segments, erasure coding, encryption, placement,
+//! verified range reads, repair.
+//!
+//! A model is a set of files laid end to end in one *weights map*, cut along tensor borders into *segments*
+//! of at most 1 MiB. Each segment is encrypted (AES-256-GCM), split and extended by Reed-Solomon into k + m
+//! *shards*, and shard `i` of every segment lies in store `i`. Any k stores give every byte back; fewer give
+//! nothing; a wrong byte is never handed on.
+//!
+//! - [`import`] writes a directory or a file into stores; [`inspect`] says beforehand what it would refuse.
+//! - [`Reader`] reads any byte range, or fills a whole weights map in the order in which an engine needs it.
+//! - [`verify`] checks every shard, [`repair`] rewrites the wrong and missing ones; neither needs the key.
+//! - [`Store`] is one `file://`, `s3://` or `node://` place; [`ShardService`] offers local directories to peers.
+//! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`]: who may read.
+//!
+//! Not here: what tensors mean, who is admitted, when a model is deleted. What may surprise: work on bytes
+//! runs on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
+
+mod codec;
+mod destination;
+mod error;
+mod fault;
+mod geometry;
+mod import;
+mod key;
+mod layout;
+mod placement;
+mod pool;
+mod read;
+mod remote;
+mod repair;
+mod service;
+mod source;
+mod store;
+
+pub use destination::{Destination, MapDestination, MemoryDestination};
+pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError};
+pub use fault::{FaultKind, FaultSink, ShardFault, log_faults};
+pub use import::{ImportOptions, ImportProgress, Imported, import};
+pub use key::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
+pub use placement::{PlacementRule, place};
+pub use pool::Pool;
+pub use read::{FillReport, OnSegment, Reader, fetch_manifest};
+pub use remote::RemoteStore;
+pub use repair::{HealthReport, RepairReport, repair, verify};
+pub use service::ShardService;
+pub use source::{Source, SourceFile, inspect};
+pub use store::{Context, NodeAddress, S3Settings, Store, open_store};
+
+/// A fresh random nonce for one import.
+///
+/// # Errors
+/// [`KeyError::Random`] when the operating system gives no randomness.
+pub fn fresh_nonce() -> Result<protocol::model::ModelNonce, KeyError> {
+    let mut bytes = [0; 16];
+    key::fill_random(&mut bytes)?;
+    Ok(protocol::model::ModelNonce(bytes))
+}

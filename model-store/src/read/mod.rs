@@ -1,0 +1,264 @@
+//! Reading: any byte range of any file, or a whole weights map in the order of need, from the fastest k of
+//! k + m stores. A segment is decrypted and verified as a whole before any byte of it is handed on.
+//!
+//! A healthy read touches neither the erasure code nor the shards' digests: tag and plaintext digest say it
+//! all. Only when they disagree are the shards looked at one by one, the wrong ones named and replaced.
+
+mod batch;
+mod fetch;
+mod health;
+mod segment;
+
+use crate::codec::{Cipher, Coder};
+use crate::destination::{Destination, MemoryDestination};
+use crate::error::ReadError;
+use crate::fault::FaultSink;
+use crate::geometry::{Geometry, manifest_path};
+use crate::key::ModelKey;
+use crate::pool::Pool;
+use crate::store::Store;
+use batch::{Batch, batches};
+use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
+use health::Health;
+use protocol::ModelRoot;
+use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
+use protocol::model::ModelManifest;
+use segment::BatchReport;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+/// Largest range read into memory at once; whoever wants more asks again, or fills a map.
+const RANGE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How long a store may think about a manifest before the next one is asked too.
+const MANIFEST_HEDGE: Duration = Duration::from_millis(500);
+
+/// Told the index of each segment once its bytes are verified and in place, from whichever thread did it.
+pub type OnSegment = Arc<dyn Fn(u32) + Send + Sync>;
+
+/// What a fill or a range read took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FillReport {
+    /// Segments verified.
+    pub segments: u64,
+    /// Plaintext bytes verified.
+    pub bytes: u64,
+    /// Segments that needed the erasure code.
+    pub rebuilt: u64,
+    /// Shards that were missing, unreachable or wrong.
+    pub faults: u64,
+    /// From beginning to end.
+    pub elapsed: Duration,
+}
+
+/// A model that can be read: manifest, key and stores. Clones share what is learnt about the stores.
+#[derive(Clone)]
+pub struct Reader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    manifest: Arc<ModelManifest>,
+    geometry: Geometry,
+    cipher: Cipher,
+    coder: Coder,
+    stores: Vec<Store>,
+    health: Health,
+    faults: FaultSink,
+    pool: Arc<Pool>,
+    runtime: Handle,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reader({} over {} stores)", self.inner.manifest.name, self.inner.stores.len())
+    }
+}
+
+/// Gets the manifest that `root` names from whichever store answers first with the right bytes.
+///
+/// # Errors
+/// [`ReadError::Manifest`] with what each store said, [`ReadError::ManifestInvalid`].
+pub async fn fetch_manifest(
+    root: ModelRoot,
+    stores: &[Store],
+    pool: &Pool,
+) -> Result<Arc<ModelManifest>, ReadError> {
+    let path = manifest_path(root);
+    let mut waiting = stores.iter().filter(|store| store.closed().is_none());
+    let mut running = FuturesUnordered::new();
+    let mut reasons = Vec::new();
+    let ask = |store: &Store| {
+        let (store, path) = (store.clone(), path.clone());
+        async move {
+            let bytes =
+                store.get(&path, MODEL_MANIFEST_BYTES_MAX).await.map_err(|error| error.to_string())?;
+            let parsed = pool.run(move || parse_manifest(root, &bytes)).await;
+            parsed
+                .unwrap_or(Err("the thread pool has stopped".into()))
+                .map_err(|reason| format!("store `{}`: {reason}", store.url()))
+        }
+    };
+    running.extend(waiting.next().map(ask));
+    while !running.is_empty() {
+        let answer = tokio::time::timeout(MANIFEST_HEDGE, running.next()).await;
+        match answer {
+            Ok(Some(Ok(manifest))) => {
+                manifest.check()?;
+                return Ok(Arc::new(manifest));
+            }
+            Ok(Some(Err(reason))) => reasons.push(reason),
+            Ok(None) | Err(_) => {}
+        }
+        running.extend(waiting.next().map(ask));
+    }
+    if reasons.is_empty() {
+        reasons.push("no store is in reach".into());
+    }
+    Err(ReadError::Manifest { root, reason: reasons.join("; ") })
+}
+
+fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String> {
+    let digest = protocol::Digest::of_domain(protocol::model::MODEL_DOMAIN, bytes);
+    if ModelRoot(digest) != root {
+        return Err("its bytes have another root".into());
+    }
+    protocol::canonical::from_bytes(bytes, MODEL_MANIFEST_BYTES_MAX).map_err(|error| error.to_string())
+}
+
+impl Reader {
+    /// A reader of the model of this manifest. `stores` are in shard order; some may be closed. Call it
+    /// inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ReadError::ManifestInvalid`], [`ReadError::StoreCount`], [`ReadError::KeyWrong`].
+    pub fn open(
+        manifest: Arc<ModelManifest>,
+        key: &ModelKey,
+        stores: Vec<Store>,
+        pool: Arc<Pool>,
+        faults: FaultSink,
+    ) -> Result<Self, ReadError> {
+        manifest.check()?;
+        let needed = manifest.erasure.shards();
+        if stores.len() != needed {
+            return Err(ReadError::StoreCount { given: stores.len(), needed });
+        }
+        if key.commitment() != manifest.key_commitment {
+            return Err(ReadError::KeyWrong);
+        }
+        let inner = Inner {
+            geometry: Geometry::new(&manifest),
+            cipher: Cipher::new(key, manifest.nonce),
+            coder: Coder::new(manifest.erasure),
+            health: Health::new(&stores),
+            manifest,
+            stores,
+            faults,
+            pool,
+            runtime: Handle::current(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What is read.
+    #[must_use]
+    pub fn manifest(&self) -> &Arc<ModelManifest> {
+        &self.inner.manifest
+    }
+
+    /// Fills a weights map with the whole model, in the order in which an engine needs it. After an error
+    /// segments that `on_segment` named are good, all others are not to be touched.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; the first segment that cannot be had ends it.
+    pub async fn fill(
+        &self,
+        destination: Arc<dyn Destination>,
+        on_segment: OnSegment,
+    ) -> Result<FillReport, ReadError> {
+        self.fill_segments(&self.inner.manifest.order, destination, on_segment).await
+    }
+
+    /// Fills these segments alone, in this order.
+    ///
+    /// # Errors
+    /// See [`Reader::fill`]. [`ReadError::Range`] for an index that the manifest does not have.
+    pub async fn fill_segments(
+        &self,
+        segments: &[u32],
+        destination: Arc<dyn Destination>,
+        on_segment: OnSegment,
+    ) -> Result<FillReport, ReadError> {
+        let began = Instant::now();
+        let known = self.inner.manifest.segments.len();
+        if let Some(index) = segments.iter().find(|index| **index as usize >= known) {
+            let start = u64::from(*index);
+            return Err(ReadError::Range { path: "segments".into(), start, end: start + 1 });
+        }
+        // One batch in the hands of each thread, one ready for it, two more on their way.
+        let concurrent = 2 * self.inner.pool.threads() + 2;
+        let load = |batch| load(self.inner.clone(), batch, destination.clone(), on_segment.clone());
+        let batches = batches(&self.inner.manifest, &self.inner.geometry, segments);
+        let loads = stream::iter(batches).map(load).buffer_unordered(concurrent);
+        let sum = |sum: BatchReport, report| async move { Ok(sum.plus(report)) };
+        let total = loads.try_fold(BatchReport::default(), sum).await?;
+        let BatchReport { segments, bytes, rebuilt, faults } = total;
+        Ok(FillReport { segments, bytes, rebuilt, faults, elapsed: began.elapsed() })
+    }
+
+    /// Reads bytes of a file, at most 256 MiB at once.
+    ///
+    /// # Errors
+    /// [`ReadError::Range`] when there are no such bytes or too many are asked for; see [`ReadError`].
+    pub async fn read_range(&self, path: &str, range: Range<u64>) -> Result<Vec<u8>, ReadError> {
+        let Range { start, end } = range;
+        let missing = || ReadError::Range { path: path.into(), start, end };
+        let file = self.inner.manifest.file(path).ok_or_else(missing)?;
+        if start > end || end > file.length || end - start > RANGE_BYTES_MAX {
+            return Err(missing());
+        }
+        if start == end {
+            return Ok(Vec::new());
+        }
+        let (start, end) = (file.offset + start, file.offset + end);
+        let segments = &self.inner.manifest.segments;
+        let first = segments.partition_point(|segment| segment.offset + u64::from(segment.length) <= start);
+        let last = segments.partition_point(|segment| segment.offset < end);
+        let mut wanted: Vec<u32> = (first as u32..last as u32).collect();
+        wanted.sort_by_key(|index| self.inner.geometry.place(*index));
+        let memory = Arc::new(MemoryDestination::new(start, (end - start) as usize));
+        self.fill_segments(&wanted, memory.clone(), Arc::new(|_| ())).await?;
+        let memory = Arc::into_inner(memory).ok_or(ReadError::Stopped)?;
+        Ok(memory.into_bytes())
+    }
+
+    /// Reads a whole file of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// See [`Reader::read_range`].
+    pub async fn read_file(&self, path: &str, limit: u64) -> Result<Vec<u8>, ReadError> {
+        let length = self.inner.manifest.file(path).map_or(u64::MAX, |file| file.length);
+        if length > limit {
+            return Err(ReadError::Range { path: path.into(), start: 0, end: length });
+        }
+        self.read_range(path, 0..length).await
+    }
+}
+
+/// Brings one batch: waits for what is elsewhere, then decodes on the pool.
+async fn load(
+    inner: Arc<Inner>,
+    batch: Batch,
+    destination: Arc<dyn Destination>,
+    on_segment: OnSegment,
+) -> Result<BatchReport, ReadError> {
+    let pieces = inner.fetch(&batch).await;
+    let pool = inner.pool.clone();
+    let work = pool.run(move || inner.decode(&batch, &pieces, &*destination, &*on_segment));
+    work.await.ok_or(ReadError::Stopped)?
+}
+
+#[cfg(test)]
+mod tests;

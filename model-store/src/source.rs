@@ -1,0 +1,344 @@
+//! What is to be imported: a directory of a model, or one file. Refuses what could carry code, what is torn,
+//! and what an engine could not start with, before anything is written.
+//!
+//! Names that begin with a dot (`.git`, `.cache`, `.gitattributes`) are left out: they are tools' notes, not
+//! parts of a model. Links that stay inside the directory are followed, links out of it refused.
+
+use crate::error::ImportError;
+use crate::layout::{Rank, Stretch};
+use protocol::model::{FILES_MAX, is_safe_path};
+use safetensors::tensor::{Metadata as Header, TensorInfo};
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Deepest directory: Hugging Face repositories have two levels.
+const DEPTH_MAX: usize = 8;
+/// Largest safetensors header; the format's own limit.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+/// Configuration and tokenizer files are smaller; anything larger waits until the weights are there.
+const EARLY_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Endings of files whose format can run code when loaded.
+const PICKLE_ENDINGS: [&str; 8] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib", "dill"];
+
+/// A model on this machine, looked through and found sound.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its files, in the order of the weights map.
+    pub files: Vec<SourceFile>,
+    /// `bert`, `llama`, ... from `config.json`; `gguf` or `file` where there is none.
+    pub architecture: String,
+}
+
+/// One file of a model.
+#[derive(Debug, Clone)]
+pub struct SourceFile {
+    /// Path inside the model.
+    pub path: String,
+    /// Where it lies here.
+    pub location: PathBuf,
+    /// Its length in bytes.
+    pub length: u64,
+    identity: Identity,
+    pub(crate) stretches: Vec<Stretch>,
+}
+
+/// What tells a file from its replacement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Self { device: metadata.dev(), inode: metadata.ino(), modified }
+    }
+}
+
+impl Source {
+    /// Bytes of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.length).sum()
+    }
+}
+
+impl SourceFile {
+    /// Reads `bytes.len()` bytes at `offset`, if the file is still the one that was looked through.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ImportError> {
+        let file = File::open(&self.location).map_err(|error| unreadable(&self.location, error))?;
+        self.check(&file)?;
+        file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => ImportError::Changed { path: self.path.clone() },
+            _ => unreadable(&self.location, error),
+        })?;
+        self.check(&file)
+    }
+
+    fn check(&self, file: &File) -> Result<(), ImportError> {
+        let metadata = file.metadata().map_err(|error| unreadable(&self.location, error))?;
+        let same = metadata.len() == self.length && Identity::of(&metadata) == self.identity;
+        if same { Ok(()) } else { Err(ImportError::Changed { path: self.path.clone() }) }
+    }
+}
+
+fn unreadable(path: &Path, source: io::Error) -> ImportError {
+    ImportError::Unreadable { path: path.into(), source }
+}
+
+/// Looks through a directory or a file without writing anything. Blocks on the disk.
+///
+/// # Errors
+/// What an import would refuse, see [`ImportError`].
+pub fn inspect(path: &Path) -> Result<Source, ImportError> {
+    let root = fs::canonicalize(path).map_err(|error| unreadable(path, error))?;
+    let metadata = fs::metadata(&root).map_err(|error| unreadable(path, error))?;
+    if metadata.is_file() {
+        return inspect_file(&root, &metadata);
+    }
+    let mut found = Vec::new();
+    walk(&root, &root, 0, &mut found)?;
+    // Small files first, so that configuration and tokenizer precede the weights in the map too.
+    found.sort_by(|a, b| (is_weights(&a.0), &a.0).cmp(&(is_weights(&b.0), &b.0)));
+    let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
+    let files = files?;
+    let architecture = check_directory(&files)?;
+    Ok(Source { files, architecture })
+}
+
+fn inspect_file(path: &Path, metadata: &Metadata) -> Result<Source, ImportError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
+    let architecture = if name.ends_with(".gguf") { "gguf" } else { "file" };
+    let file = look(name, path.into(), metadata)?;
+    Ok(Source { files: vec![file], architecture: architecture.into() })
+}
+
+type Found = (String, PathBuf, Metadata);
+
+fn walk(root: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> Result<(), ImportError> {
+    let entries = fs::read_dir(directory).map_err(|error| unreadable(directory, error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| unreadable(directory, error))?;
+        let path = entry.path();
+        let shown = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        let refused = |reason| ImportError::PathRefused { path: shown.clone(), reason };
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let real = fs::canonicalize(&path).map_err(|error| unreadable(&path, error))?;
+        if !real.starts_with(root) {
+            return Err(refused("the link leads out of the directory; copy the file itself"));
+        }
+        let metadata = fs::metadata(&real).map_err(|error| unreadable(&path, error))?;
+        let link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if metadata.is_dir() {
+            if link || depth == DEPTH_MAX {
+                return Err(refused("links to directories and directories deeper than 8 are not followed"));
+            }
+            walk(root, &path, depth + 1, found)?;
+        } else if metadata.is_file() {
+            let name = path.strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default().to_string();
+            found.push((name, real, metadata));
+        } else {
+            return Err(refused("it is neither a file nor a directory"));
+        }
+        if found.len() > FILES_MAX {
+            return Err(ImportError::TooLarge { reason: format!("more than {FILES_MAX} files") });
+        }
+    }
+    Ok(())
+}
+
+/// Looks at one file: may it be stored, is it whole, where may it be cut?
+fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFile, ImportError> {
+    if !is_safe_path(&path) {
+        let reason = "it is not UTF-8, longer than 512 bytes, or holds control characters or `\\`";
+        return Err(ImportError::PathRefused { path, reason });
+    }
+    let length = metadata.len();
+    let file = File::open(&location).map_err(|error| unreadable(&location, error))?;
+    refuse_pickle(&path, &file).map_err(|error| error.unwrap_or_else(|io| unreadable(&location, io)))?;
+    let whole = |rank| vec![Stretch { range: 0..length, rank }];
+    let stretches = match ending(&path) {
+        "safetensors" => tensors(&path, &location, &file, length)?,
+        "gguf" => {
+            check_gguf(&path, &location, &file, length)?;
+            whole(Rank::LAST)
+        }
+        _ if length <= EARLY_FILE_BYTES_MAX => whole(Rank::FIRST),
+        _ => whole(Rank::LAST),
+    };
+    Ok(SourceFile { path, location, length, identity: Identity::of(metadata), stretches })
+}
+
+/// The part of a path behind its last dot.
+fn ending(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |(_, ending)| ending)
+}
+
+fn is_weights(path: &str) -> bool {
+    matches!(ending(path), "safetensors" | "gguf")
+}
+
+/// Refuses pickle by name and by its first bytes, whatever the name; `Err(Err(_))` when reading fails.
+fn refuse_pickle(path: &str, file: &File) -> Result<(), Result<ImportError, io::Error>> {
+    let refused = |format| Err(Ok(ImportError::FormatRefused { path: path.into(), format }));
+    if PICKLE_ENDINGS.contains(&ending(path).to_ascii_lowercase().as_str()) {
+        return refused("files of this ending can run code when loaded; convert the model to safetensors");
+    }
+    let mut head = [0; 1024];
+    let read = read_up_to(file, &mut head).map_err(Err)?;
+    let head = &head[..read];
+    // A pickle of protocol 2 or later: the opcode PROTO and its number.
+    if matches!(head, [0x80, 2..=5, ..]) {
+        return refused("it is a pickle, which can run code when loaded; convert the model to safetensors");
+    }
+    // PyTorch's format is a zip whose first entries are named `*/data.pkl`.
+    if head.starts_with(b"PK\x03\x04") && head.windows(8).any(|window| window == b"data.pkl") {
+        return refused("it is a PyTorch archive, which can run code when loaded; convert it to safetensors");
+    }
+    Ok(())
+}
+
+fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads a safetensors header and checks that its tensors cover the rest of the file exactly once.
+fn tensors(path: &str, location: &Path, file: &File, length: u64) -> Result<Vec<Stretch>, ImportError> {
+    let damaged = |reason: String| ImportError::Damaged { path: path.into(), reason };
+    let mut size = [0; 8];
+    if length < 8 {
+        return Err(damaged(format!("it has {length} bytes, fewer than the length of its header")));
+    }
+    file.read_exact_at(&mut size, 0).map_err(|error| unreadable(location, error))?;
+    let header_end = u64::from_le_bytes(size).checked_add(8);
+    let Some(header_end) = header_end.filter(|end| *end <= length && *end <= HEADER_BYTES_MAX) else {
+        return Err(damaged("its header reaches over the end of the file".into()));
+    };
+    let mut text = vec![0; header_end as usize];
+    file.read_exact_at(&mut text, 0).map_err(|error| unreadable(location, error))?;
+    let header: Header =
+        serde_json::from_slice(&text[8..]).map_err(|error| damaged(format!("its header: {error}")))?;
+    let mut stretches = vec![Stretch { range: 0..header_end, rank: Rank::FIRST }];
+    let mut tensors: Vec<_> = header.tensors().into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = header_end;
+    for (name, info) in tensors {
+        let (from, to) = (header_end + info.data_offsets.0 as u64, header_end + info.data_offsets.1 as u64);
+        if from != end || to < from {
+            return Err(damaged(format!("tensor `{name}` begins at byte {from}, expected {end}")));
+        }
+        if to > length {
+            return Err(damaged(format!(
+                "tensor `{name}` ends at byte {to}, but the file has {length}: it is truncated"
+            )));
+        }
+        if bits(info) != Some((to - from) * 8) {
+            return Err(damaged(format!(
+                "tensor `{name}` has {} bytes, not what its shape needs",
+                to - from
+            )));
+        }
+        stretches.push(Stretch { range: from..to, rank: Rank::of_tensor(&name) });
+        end = to;
+    }
+    if end != length {
+        return Err(damaged(format!("{} bytes at its end belong to no tensor", length - end)));
+    }
+    Ok(stretches)
+}
+
+/// Bits that a tensor's shape and type need; none when that is beyond all memory.
+fn bits(info: &TensorInfo) -> Option<u64> {
+    let dimensions = info.shape.iter().map(|length| *length as u64);
+    dimensions.chain([info.dtype.bitsize() as u64]).try_fold(1_u64, u64::checked_mul)
+}
+
+/// Checks the fixed part of a GGUF header: magic, version, and counts that the file could hold.
+fn check_gguf(path: &str, location: &Path, file: &File, length: u64) -> Result<(), ImportError> {
+    let damaged = |reason: &str| Err(ImportError::Damaged { path: path.into(), reason: reason.into() });
+    let mut head = [0; 24];
+    let read = read_up_to(file, &mut head).map_err(|error| unreadable(location, error))?;
+    if read < head.len() || &head[..4] != b"GGUF" {
+        return damaged("it does not begin with a GGUF header");
+    }
+    let number = |at: usize| head[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
+    if !matches!(head[4..8], [2 | 3, 0, 0, 0]) {
+        return damaged("its GGUF version is neither 2 nor 3");
+    }
+    // A tensor's or key's entry takes at least twelve bytes.
+    if number(8).saturating_add(number(16)) > length / 12 {
+        return damaged("its header names more tensors and keys than the file can hold");
+    }
+    Ok(())
+}
+
+/// Checks that a directory has what its engine needs, and reads the architecture.
+fn check_directory(files: &[SourceFile]) -> Result<String, ImportError> {
+    let find = |path: &str| files.iter().find(|file| file.path == path);
+    let missing = |path: &str| ImportError::FileMissing { path: path.into() };
+    let has = |wanted: &str| files.iter().any(|file| ending(&file.path) == wanted);
+    if has("gguf") && !has("safetensors") {
+        return Ok("gguf".into());
+    }
+    if !has("safetensors") {
+        return Err(missing("model.safetensors"));
+    }
+    let config = find("config.json").ok_or_else(|| missing("config.json"))?;
+    find("tokenizer.json").ok_or_else(|| missing("tokenizer.json"))?;
+    check_index(files)?;
+    let damaged = |reason: String| ImportError::Damaged { path: config.path.clone(), reason };
+    if config.length > EARLY_FILE_BYTES_MAX {
+        return Err(damaged("it is larger than a configuration can be".into()));
+    }
+    let mut text = vec![0; config.length as usize];
+    config.read(0, &mut text)?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    let architecture = value.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("unknown");
+    if architecture.len() > 63 || architecture.chars().any(char::is_control) {
+        return Err(damaged("its `model_type` is not a name".into()));
+    }
+    Ok(architecture.into())
+}
+
+/// Every file that an index of sharded weights names must be there.
+fn check_index(files: &[SourceFile]) -> Result<(), ImportError> {
+    for index in files.iter().filter(|file| file.path.ends_with(".safetensors.index.json")) {
+        let damaged = |reason: String| ImportError::Damaged { path: index.path.clone(), reason };
+        if index.length > EARLY_FILE_BYTES_MAX {
+            return Err(damaged("it is larger than an index can be".into()));
+        }
+        let mut text = vec![0; index.length as usize];
+        index.read(0, &mut text)?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let map = value.get("weight_map").and_then(serde_json::Value::as_object);
+        let map = map.ok_or_else(|| damaged("it has no `weight_map`".into()))?;
+        let directory = index.path.rsplit_once('/').map_or(String::new(), |(parent, _)| format!("{parent}/"));
+        for name in map.values().filter_map(serde_json::Value::as_str) {
+            let path = format!("{directory}{name}");
+            if !files.iter().any(|file| file.path == path) {
+                return Err(ImportError::FileMissing { path });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

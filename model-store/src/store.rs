@@ -1,0 +1,377 @@
+//! One place where shards lie, opened by its address: `file:///dir`, `s3://bucket/prefix`, `node://NODE/STORE`.
+//!
+//! A directory is read by position without going through `object_store`, because that is what a load's
+//! speed hangs on; everything else about it, durable writes above all, is `object_store`'s. A store that
+//! cannot be opened is still a [`Store`]: its shards are unreachable, and reading goes on without them.
+
+use crate::error::StoreError;
+use crate::geometry::is_object_name;
+use crate::remote::RemoteStore;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use overlay::{Client, Identity};
+use protocol::model::StoreReference;
+use protocol::{NodeName, PublicKey};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use url::Url;
+
+/// Longest wait for one object or range before its store counts as unreachable for it.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where a node's shard service listens, and under which key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// Address of its storage listener.
+    pub address: SocketAddr,
+    /// Its identity key.
+    pub key: PublicKey,
+}
+
+/// How to reach an S3 service. What is absent comes from the environment (`AWS_ACCESS_KEY_ID`,
+/// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, ...) as `object_store` reads it.
+#[derive(Clone, Default)]
+pub struct S3Settings {
+    /// Another endpoint than Amazon's, such as `http://127.0.0.1:9000`.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// The access key.
+    pub access_key_id: Option<String>,
+    /// The secret key.
+    pub secret_access_key: Option<String>,
+}
+
+impl std::fmt::Debug for S3Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "S3Settings({:?})", self.endpoint)
+    }
+}
+
+type ResolveNode = Arc<dyn Fn(&NodeName) -> Option<NodeAddress> + Send + Sync>;
+
+/// What opening a store needs to know about this process.
+#[derive(Clone, Default)]
+pub struct Context {
+    identity: Option<Identity>,
+    resolve: Option<ResolveNode>,
+    own: Option<(NodeName, BTreeMap<String, PathBuf>)>,
+    s3: S3Settings,
+    /// One connection per node, shared by all stores behind it.
+    clients: Arc<Mutex<BTreeMap<PublicKey, (SocketAddr, Client)>>>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("own", &self.own).field("s3", &self.s3).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Opens directories and S3 only, the latter with settings from the environment.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens `node://` stores too: as `identity`, at the addresses that `resolve` knows.
+    #[must_use]
+    pub fn with_nodes(
+        mut self,
+        identity: Identity,
+        resolve: impl Fn(&NodeName) -> Option<NodeAddress> + Send + Sync + 'static,
+    ) -> Self {
+        self.identity = Some(identity);
+        self.resolve = Some(Arc::new(resolve));
+        self
+    }
+
+    /// Opens `node://NAME/STORE` of this very node as the directory it is.
+    #[must_use]
+    pub fn with_own_stores(mut self, name: NodeName, directories: BTreeMap<String, PathBuf>) -> Self {
+        self.own = Some((name, directories));
+        self
+    }
+
+    /// Reaches S3 with these settings.
+    #[must_use]
+    pub fn with_s3(mut self, settings: S3Settings) -> Self {
+        self.s3 = settings;
+        self
+    }
+
+    fn client(&self, node: NodeAddress) -> Option<Client> {
+        let identity = self.identity.clone()?;
+        let mut clients = self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((address, client)) = clients.get(&node.key)
+            && *address == node.address
+        {
+            return Some(client.clone());
+        }
+        let client = Client::new(identity, node.address, node.key, crate::service::limits());
+        clients.insert(node.key, (node.address, client.clone()));
+        Some(client)
+    }
+}
+
+/// A store, open or known to be out of reach.
+#[derive(Debug, Clone)]
+pub struct Store {
+    reference: StoreReference,
+    access: Access,
+}
+
+#[derive(Debug, Clone)]
+enum Access {
+    Directory { root: PathBuf, objects: Arc<dyn ObjectStore> },
+    Objects(Arc<dyn ObjectStore>),
+    Closed(Arc<StoreError>),
+}
+
+/// Opens a store. Dials nobody; makes the directory of a `file://` store if its parent is there.
+///
+/// # Errors
+/// [`StoreError::Address`], [`StoreError::Unreachable`]. To read in spite of a failed store, use
+/// [`Store::open_or_closed`].
+pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store, StoreError> {
+    let refused = |reason: &str| StoreError::Address { url: reference.url.clone(), reason: reason.into() };
+    let url = Url::parse(&reference.url).map_err(|error| refused(&error.to_string()))?;
+    if url.query().is_some() || url.fragment().is_some() || url.password().is_some() {
+        return Err(refused("query, fragment and password have no place in it"));
+    }
+    let access = match url.scheme() {
+        "file" => {
+            let path = url.to_file_path().map_err(|()| refused("it names no absolute path"))?;
+            directory(&reference.url, &path)?
+        }
+        "s3" => Access::Objects(s3(&url, &context.s3).map_err(|reason| refused(&reason))?),
+        "node" => node(&url, reference, context, refused)?,
+        _ => return Err(refused("expected file://, s3:// or node://")),
+    };
+    Ok(Store { reference: reference.clone(), access })
+}
+
+fn directory(url: &str, path: &Path) -> Result<Access, StoreError> {
+    let unreachable = |reason: String| StoreError::Unreachable { url: url.into(), reason };
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(unreachable(error.to_string()));
+        }
+        _ => {}
+    }
+    let objects = LocalFileSystem::new_with_prefix(path).map_err(|error| unreachable(error.to_string()))?;
+    // An object is acknowledged once it and its directory entry are on the disk.
+    Ok(Access::Directory { root: path.into(), objects: Arc::new(objects.with_fsync(true)) })
+}
+
+fn s3(url: &Url, settings: &S3Settings) -> Result<Arc<dyn ObjectStore>, String> {
+    let bucket = url.host_str().ok_or("it names no bucket")?;
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
+    }
+    if let Some(region) = &settings.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(id) = &settings.access_key_id {
+        builder = builder.with_access_key_id(id);
+    }
+    if let Some(secret) = &settings.secret_access_key {
+        builder = builder.with_secret_access_key(secret);
+    }
+    let objects = builder.build().map_err(|error| error.to_string())?;
+    let prefix = url.path().trim_matches('/');
+    Ok(if prefix.is_empty() { Arc::new(objects) } else { Arc::new(PrefixStore::new(objects, prefix)) })
+}
+
+fn node(
+    url: &Url,
+    reference: &StoreReference,
+    context: &Context,
+    refused: impl Fn(&str) -> StoreError,
+) -> Result<Access, StoreError> {
+    let name: NodeName =
+        url.host_str().unwrap_or_default().parse().map_err(|error: String| refused(&error))?;
+    let store = url.path().trim_matches('/');
+    if !crate::service::is_store_name(store) {
+        return Err(refused("expected node://NODE/STORE, with a store's name of a-z, 0-9 and -"));
+    }
+    if let Some((own, directories)) = &context.own
+        && *own == name
+    {
+        let path = directories.get(store).ok_or_else(|| refused("this node has no store of this name"))?;
+        return directory(&reference.url, path);
+    }
+    let resolve = context.resolve.as_ref().ok_or_else(|| refused("this process reaches no nodes"))?;
+    let unreachable =
+        |reason: &str| StoreError::Unreachable { url: reference.url.clone(), reason: reason.into() };
+    let address = resolve(&name).ok_or_else(|| unreachable("no such node, or it offers no storage"))?;
+    let client = context.client(address).ok_or_else(|| refused("this process has no identity"))?;
+    Ok(Access::Objects(Arc::new(RemoteStore::new(client, store))))
+}
+
+impl Store {
+    /// Any `object_store` as a store.
+    #[must_use]
+    pub fn from_objects(reference: StoreReference, objects: Arc<dyn ObjectStore>) -> Self {
+        Self { reference, access: Access::Objects(objects) }
+    }
+
+    /// Opens a store; one that cannot be opened answers every request with the reason.
+    #[must_use]
+    pub fn open_or_closed(reference: &StoreReference, context: &Context) -> Self {
+        open_store(reference, context).unwrap_or_else(|error| {
+            tracing::warn!(store = reference.url, %error, "store is out of reach");
+            Self { reference: reference.clone(), access: Access::Closed(Arc::new(error)) }
+        })
+    }
+
+    /// Where it is, and with what it fails.
+    #[must_use]
+    pub fn reference(&self) -> &StoreReference {
+        &self.reference
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.reference.url
+    }
+
+    /// The directory behind it, if there is one here.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match &self.access {
+            Access::Directory { root, .. } => Some(root),
+            _ => None,
+        }
+    }
+
+    /// Why it cannot be used at all.
+    pub(crate) fn closed(&self) -> Option<&StoreError> {
+        match &self.access {
+            Access::Closed(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn objects(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
+        match &self.access {
+            Access::Directory { objects, .. } | Access::Objects(objects) => Ok(objects),
+            Access::Closed(error) => {
+                Err(StoreError::Unreachable { url: self.reference.url.clone(), reason: error.to_string() })
+            }
+        }
+    }
+
+    /// Writes an object as a whole: it is durable, or it is not there, or the old one still is.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub(crate) async fn put(&self, path: &ObjectPath, payload: PutPayload) -> Result<(), StoreError> {
+        debug_assert!(is_object_name(path.as_ref()), "{path}");
+        let objects = self.objects()?.clone();
+        let put = tokio::time::timeout(REQUEST_LIMIT, objects.put(path, payload)).await;
+        put.map_err(|_| self.late())?.map(drop).map_err(|error| self.failed(path, error))
+    }
+
+    /// Reads a whole object of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub(crate) async fn get(&self, path: &ObjectPath, limit: usize) -> Result<Bytes, StoreError> {
+        let reading = async {
+            let result = self.objects()?.get(path).await.map_err(|error| self.failed(path, error))?;
+            if result.meta.size > limit as u64 {
+                let reason = format!("object `{path}` has {} bytes, more than {limit}", result.meta.size);
+                return Err(StoreError::Refused { url: self.url().into(), reason });
+            }
+            result.bytes().await.map_err(|error| self.failed(path, error))
+        };
+        tokio::time::timeout(REQUEST_LIMIT, reading).await.map_err(|_| self.late())?
+    }
+
+    /// Reads a range of an object. A range that reaches over its end gives fewer bytes, or an error.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub(crate) async fn get_range(&self, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let objects = self.objects()?;
+        let get = tokio::time::timeout(REQUEST_LIMIT, objects.get_range(path, range)).await;
+        get.map_err(|_| self.late())?.map_err(|error| self.failed(path, error))
+    }
+
+    /// Removes what lies below `prefix`, as far as it goes.
+    pub(crate) async fn remove_below(&self, prefix: &ObjectPath) {
+        let Ok(objects) = self.objects() else { return };
+        let found = objects.list(Some(prefix)).map_ok(|meta| meta.location).boxed();
+        let removed: Result<Vec<_>, _> = objects.delete_stream(found).try_collect().await;
+        if let Err(error) = removed {
+            tracing::warn!(store = self.url(), %prefix, %error, "objects of a failed import are left behind");
+        }
+    }
+
+    fn late(&self) -> StoreError {
+        let reason = format!("no answer within {} s", REQUEST_LIMIT.as_secs());
+        StoreError::Unreachable { url: self.url().into(), reason }
+    }
+
+    fn failed(&self, path: &ObjectPath, error: object_store::Error) -> StoreError {
+        let url = self.url().to_string();
+        match error {
+            object_store::Error::NotFound { .. } => StoreError::Missing { url, object: path.to_string() },
+            object_store::Error::PermissionDenied { source, .. }
+            | object_store::Error::Unauthenticated { source, .. } => {
+                StoreError::Refused { url, reason: source.to_string() }
+            }
+            error if is_full(&error) => StoreError::Full { url },
+            error => StoreError::Unreachable { url, reason: chain(&error) },
+        }
+    }
+}
+
+/// Whether somewhere beneath an error the operating system said that there is no room (or no quota) left.
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+            if matches!(io.kind(), StorageFull | QuotaExceeded) {
+                return true;
+            }
+            // An `io::Error` answers `source()` with its payload's source, so look at the payload itself.
+            if let Some(inner) = io.get_ref()
+                && is_full(inner)
+            {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let more = source.to_string();
+        // Some libraries repeat their source in their own text.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = source.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
