@@ -96,7 +96,7 @@ impl<M: StateMachine> Driver<M> {
                 break reason;
             }
         };
-        self.stop(&reason);
+        self.stop(&reason, events);
     }
 
     /// Gives events to the core. Proposals that came together are appended together.
@@ -273,7 +273,7 @@ impl<M: StateMachine> Driver<M> {
         });
     }
 
-    fn stop(self, reason: &str) {
+    fn stop(self, reason: &str, events: &Receiver<Event>) {
         tracing::info!(reason, "the replica stopped");
         self.publish.leader.send_replace(None);
         self.publish.status.send_modify(|status| {
@@ -281,6 +281,14 @@ impl<M: StateMachine> Driver<M> {
             status.leader = None;
             status.role = Role::Candidate;
         });
+        // What was never looked at was never done: whoever asked may ask elsewhere.
+        for event in events.try_iter() {
+            match event {
+                Event::Propose { reply, .. } => drop(reply.send(Err(Refusal::NotLeader))),
+                Event::Read(reply) => drop(reply.send(Err(Refusal::NotLeader))),
+                _ => {}
+            }
+        }
         let stopped = Refusal::Propose(ProposeError::Stopped(reason.to_string()));
         // Proposals may be on other disks already: their outcome is open.
         self.waiting.proposals.into_iter().for_each(|(_, _, reply)| drop(reply.send(Err(Refusal::Lost))));

@@ -129,7 +129,8 @@ impl Port {
             Request::Propose(entry) => self.propose_here(entry).await,
             Request::Read => {
                 let (reply, answer) = oneshot::channel();
-                self.tell(Event::Read(reply));
+                // A raft thread that has ended takes nothing: whoever asks must look for another leader.
+                self.events.send(Event::Read(reply)).map_err(|_| Refusal::NotLeader)?;
                 let index = answer.await.map_err(|_| Refusal::Lost)??;
                 Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
             }
@@ -144,7 +145,7 @@ impl Port {
         let Some(_) = Command::decode(&entry) else { return Err(Refusal::Lost) };
         let Ok(_place) = self.places.try_acquire() else { return Err(ProposeError::Busy.into()) };
         let (reply, answer) = oneshot::channel();
-        self.tell(Event::Propose { entry, reply });
+        self.events.send(Event::Propose { entry, reply }).map_err(|_| Refusal::NotLeader)?;
         answer.await.map_err(|_| Refusal::Lost)?
     }
 

@@ -135,7 +135,6 @@ impl<M: StateMachine> Replica<M> {
 
     /// The endpoints that peers call, all under `/consensus/v1/`; for an overlay listener, whose requests
     /// carry the caller's key. A simulated replica has none.
-    #[must_use]
     pub fn router(&self) -> Router {
         match &self.network {
             Network::Overlay { peers, .. } => {

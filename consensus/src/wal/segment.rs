@@ -87,7 +87,7 @@ impl Segment {
 
 /// Writes zeros from `from` to `to`: allocated space that later writes only overwrite.
 pub(super) fn zero(file: &File, from: u64, to: u64) -> std::io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut at = from;
     while at < to {
         let length = (to - at).min(ZEROS.len() as u64);
