@@ -1,0 +1,139 @@
+//! The gateway: OpenAI clients on one side, workers on the other, and nobody it could dial.
+//!
+//! Workers connect to it, prove their TLS key, and show a ticket that their node signed; the gateway's own
+//! agent hands it the table of who may serve what and which API keys exist. A request is validated here, put
+//! on the least busy worker, and put on another one when that worker dies before the client has seen a byte.
+//!
+//! Not here: what a model is or does, and any way to control, storage or other machines.
+
+mod connection;
+mod control_socket;
+mod forward;
+mod pool;
+mod public;
+mod quota;
+mod table;
+mod ticket;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay::people::{Certificate, KeyExchanges};
+use overlay::{CancellationToken, Identity, Limits, PeerPolicy, people};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use crate::metrics::GatewayMetrics;
+use pool::Pool;
+use quota::Quotas;
+use table::Table;
+
+pub use ticket::TicketError;
+
+/// How long an orderly end waits for answers under way.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long an answer may take to begin, and to go on: a long prompt on a slow machine.
+const ANSWER: Duration = Duration::from_secs(600);
+/// Largest whole answer of a worker: 2048 embeddings of 4096 numbers as text are about 100 MB.
+const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Everything a gateway is given; it opens nothing itself.
+#[derive(Debug)]
+pub struct Listeners {
+    /// OpenAI clients.
+    pub public: TcpListener,
+    /// Workers.
+    pub workers: TcpListener,
+    /// The gateway's agent.
+    pub control: UnixListener,
+    /// Prometheus, on loopback.
+    pub metrics: Option<TcpListener>,
+}
+
+/// A gateway's state, shared by all its connections.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    identity: Identity,
+    table: watch::Sender<Arc<Table>>,
+    pool: Pool,
+    quotas: Quotas,
+    metrics: Arc<GatewayMetrics>,
+    key_exchanges: Arc<KeyExchanges>,
+}
+
+/// Serves until `shutdown`, then lets answers under way end.
+///
+/// # Errors
+/// A listener is unusable, or plain HTTP was asked for beyond loopback.
+pub async fn serve(
+    listeners: Listeners,
+    identity: Identity,
+    certificate: Option<Certificate>,
+    shutdown: CancellationToken,
+) -> Result<(), overlay::Error> {
+    let gateway = Arc::new(Gateway {
+        identity,
+        table: watch::Sender::new(Arc::default()),
+        pool: Pool::default(),
+        quotas: Quotas::default(),
+        metrics: Arc::new(GatewayMetrics::new()),
+        key_exchanges: Arc::default(),
+    });
+    // Workers stay connected until the last answer is out.
+    let workers_shutdown = CancellationToken::new();
+    let public = {
+        let (gateway, shutdown, done) = (gateway.clone(), shutdown.clone(), workers_shutdown.clone());
+        async move {
+            let _done = done.drop_guard();
+            let router = public::router(gateway.clone());
+            let exchanges = gateway.key_exchanges.clone();
+            people::serve(listeners.public, certificate, public_limits(), router, exchanges, shutdown).await
+        }
+    };
+    let control = control_socket::serve(listeners.control, gateway.clone(), shutdown.clone());
+    let metrics = serve_metrics(listeners.metrics, gateway.clone(), shutdown);
+    let workers = serve_workers(listeners.workers, gateway, workers_shutdown);
+    let (public, workers, metrics, ()) = tokio::join!(public, workers, metrics, control);
+    public.and(workers).and(metrics)
+}
+
+async fn serve_workers(
+    listener: TcpListener,
+    gateway: Arc<Gateway>,
+    shutdown: CancellationToken,
+) -> Result<(), overlay::Error> {
+    let limits = Limits {
+        request: ANSWER,
+        body_idle: ANSWER,
+        response_bytes_max: ANSWER_BYTES_MAX,
+        streams_max: 1024,
+        ..Limits::default()
+    };
+    // Whose key it is says nothing yet: the ticket does.
+    let identity = gateway.identity.clone();
+    let ending = shutdown.clone();
+    let handle = move |reversed| connection::attend(gateway.clone(), reversed, ending.clone());
+    overlay::accept_reverse_loop(listener, &identity, &PeerPolicy::any(), limits, shutdown, handle).await
+}
+
+async fn serve_metrics(
+    listener: Option<TcpListener>,
+    gateway: Arc<Gateway>,
+    shutdown: CancellationToken,
+) -> Result<(), overlay::Error> {
+    let Some(listener) = listener else { return Ok(()) };
+    let router = public::operations_router(gateway);
+    people::serve(listener, None, Limits::default(), router, Arc::default(), shutdown).await
+}
+
+fn public_limits() -> Limits {
+    Limits {
+        request: ANSWER + Duration::from_secs(5),
+        drain: DRAIN,
+        // The router bounds bodies itself, with an answer in OpenAI's shape.
+        request_bytes_max: usize::MAX >> 1,
+        connections_max: 4096,
+        handshakes_max: 256,
+        ..Limits::default()
+    }
+}

@@ -1,0 +1,72 @@
+//! Where the gateway's agent pushes its table. Whoever can open this socket decides who serves; its file is
+//! the owner's alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay::CancellationToken;
+use overlay::descriptors::FrameError;
+use protocol::gateway::{RouteTable, TableAccepted};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::Gateway;
+use super::table::Table;
+
+/// Long enough not to spin when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes tables until `shutdown`.
+pub(super) async fn serve(listener: UnixListener, gateway: Arc<Gateway>, shutdown: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(converse(stream, gateway.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept the agent");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, gateway: Arc<Gateway>) {
+    if let Err(error) = try_converse(stream, &gateway).await {
+        tracing::warn!(%error, "talk with the agent ended");
+    }
+}
+
+async fn try_converse(stream: UnixStream, gateway: &Gateway) -> Result<(), FrameError> {
+    let (mut sender, mut receiver) = overlay::descriptors::channel(stream);
+    while let Some((pushed, _)) = receiver.receive::<RouteTable>().await? {
+        let version = gateway.replace_table(pushed);
+        let workers = u32::try_from(gateway.pool.links().len()).unwrap_or(u32::MAX);
+        sender.send(&TableAccepted { version, workers }, &[]).await?;
+    }
+    Ok(())
+}
+
+impl Gateway {
+    /// Puts a newer table in force; an older or an unusable one is ignored. Returns the version in force.
+    fn replace_table(&self, pushed: RouteTable) -> u64 {
+        let pushed_version = pushed.version;
+        let table = Table::new(pushed);
+        self.table.send_if_modified(|current| match table {
+            Ok(table) if table.version() > current.version() => {
+                tracing::info!(version = table.version(), "route table");
+                *current = Arc::new(table);
+                true
+            }
+            Ok(_) => false,
+            Err(reason) => {
+                tracing::error!(version = pushed_version, reason, "route table refused");
+                false
+            }
+        });
+        self.table.borrow().version()
+    }
+}

@@ -1,0 +1,191 @@
+//! What OpenAI clients meet: keys, quotas, limits, validation, and then a worker.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use protocol::gateway::{ApiKey, RoutedService};
+use protocol::limits::INFERENCE_BODY_BYTES_MAX;
+use protocol::manifest::Task;
+
+use super::Gateway;
+use super::table::Table;
+use crate::metrics::{self, Observation};
+use crate::openai::{self, ApiError, Endpoint, Request};
+use crate::worker::{json, no_such_method, no_such_path, random_number};
+
+/// Names a request in answers and logs; OpenAI's clients show it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The inference API.
+pub(super) fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .route(Endpoint::Chat.path(), post(|state, request| infer(state, Endpoint::Chat, request)))
+        .route(
+            Endpoint::Completions.path(),
+            post(|state, request| infer(state, Endpoint::Completions, request)),
+        )
+        .route(
+            Endpoint::Embeddings.path(),
+            post(|state, request| infer(state, Endpoint::Embeddings, request)),
+        )
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(gateway)
+}
+
+/// For the operator: `/metrics`, `/livez`, `/readyz`.
+pub(super) fn operations_router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/metrics", get(gateway_metrics))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(gateway)
+}
+
+async fn gateway_metrics(State(gateway): State<Arc<Gateway>>) -> Response {
+    let exchanges = gateway.key_exchanges.counts();
+    let table = gateway.table.borrow().clone();
+    let workers = gateway.pool.links().into_iter().filter_map(|link| {
+        let model = table.model_of(&link.ticket().service)?.to_string();
+        Some((model, link.in_flight(), link.load()))
+    });
+    metrics::text_response(gateway.metrics.text(workers, &exchanges))
+}
+
+/// Ready once the agent has said who serves what.
+async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
+    match gateway.table.borrow().version() {
+        0 => (StatusCode::SERVICE_UNAVAILABLE, "no route table yet\n").into_response(),
+        version => format!("ok, route table {version}\n").into_response(),
+    }
+}
+
+async fn models(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let table = gateway.table.borrow().clone();
+    gateway.authenticate(&table, &headers)?;
+    Ok(json(openai::models(table.models())))
+}
+
+async fn model(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let table = gateway.table.borrow().clone();
+    gateway.authenticate(&table, &headers)?;
+    if table.services(&name).is_empty() {
+        return Err(ApiError::model_not_found(&name));
+    }
+    Ok(json(openai::model(&name)))
+}
+
+async fn infer(
+    State(gateway): State<Arc<Gateway>>,
+    endpoint: Endpoint,
+    request: axum::extract::Request,
+) -> Response {
+    let request_id = format!("req-{:016x}", random_number());
+    let observation = Observation::begin(gateway.metrics.clone(), endpoint, request_id.clone());
+    let mut response = match gateway.try_infer(endpoint, request, observation).await {
+        Ok(response) => response,
+        Err((error, mut observation)) => {
+            observation.end(error.status, error.code);
+            error.into_response()
+        }
+    };
+    let request_id = HeaderValue::from_str(&request_id).expect("hexadecimal digits are valid in a header");
+    response.headers_mut().insert(REQUEST_ID, request_id);
+    response
+}
+
+impl Gateway {
+    /// The key that the client shows.
+    ///
+    /// # Errors
+    /// 401.
+    fn authenticate(&self, table: &Table, headers: &HeaderMap) -> Result<ApiKey, ApiError> {
+        let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, "invalid-api-key", message);
+        let shown = headers.get(header::AUTHORIZATION).ok_or_else(|| {
+            refuse("you did not provide an API key: send it as `Authorization: Bearer YOUR_KEY`")
+        })?;
+        let key = shown.to_str().ok().and_then(|text| text.split_once(' '));
+        let key = key.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
+        let key = key.ok_or_else(|| refuse("send the API key as `Authorization: Bearer YOUR_KEY`"))?;
+        // The key itself is never said back: it may be a good one of somewhere else.
+        table.api_key(key).cloned().ok_or_else(|| refuse("incorrect API key provided"))
+    }
+
+    async fn try_infer(
+        &self,
+        endpoint: Endpoint,
+        request: axum::extract::Request,
+        mut observation: Observation,
+    ) -> Result<Response, (ApiError, Observation)> {
+        let table = self.table.borrow().clone();
+        let (body, is_stream, services) = match self.admit(endpoint, request, &table, &mut observation).await
+        {
+            Ok(admitted) => admitted,
+            Err(error) => return Err((error, observation)),
+        };
+        self.forward(endpoint, body, is_stream, &services, &table, observation).await
+    }
+
+    /// Everything that is decided before a worker sees a byte.
+    async fn admit<'t>(
+        &self,
+        endpoint: Endpoint,
+        request: axum::extract::Request,
+        table: &'t Table,
+        observation: &mut Observation,
+    ) -> Result<(bytes::Bytes, bool, Vec<&'t RoutedService>), ApiError> {
+        let (head, body) = request.into_parts();
+        let key = self.authenticate(table, &head.headers)?;
+        observation.key(&key.name);
+        self.quotas.take(&key, Instant::now()).map_err(|wait| {
+            let limit = key.requests_per_minute.unwrap_or(0);
+            let message = format!("rate limit of {limit} requests per minute reached for this API key");
+            // Rounded up: who comes back when told finds a place.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate-limit-exceeded", message).retry_after(seconds)
+        })?;
+        let body = crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX).await?;
+        let request = Request::parse(endpoint, &body)?;
+        let services = services(endpoint, request.model(), table)?;
+        observation.model(services.first().map_or("", |service| service.model.as_str()));
+        Ok((body, request.is_stream(), services))
+    }
+}
+
+/// The services that the client means, all of the right task.
+fn services<'t>(
+    endpoint: Endpoint,
+    model: &str,
+    table: &'t Table,
+) -> Result<Vec<&'t RoutedService>, ApiError> {
+    let all = table.services(model);
+    if all.is_empty() {
+        return Err(ApiError::model_not_found(model));
+    }
+    let wanted = if endpoint == Endpoint::Embeddings { Task::Embed } else { Task::Generate };
+    let fit: Vec<&RoutedService> = all.into_iter().filter(|service| service.task == wanted).collect();
+    if fit.is_empty() {
+        let other = if wanted == Task::Embed {
+            "generates text: use /v1/chat/completions"
+        } else {
+            "embeds text: use /v1/embeddings"
+        };
+        return Err(ApiError::field(
+            "operation-unsupported",
+            "model",
+            format!("the model `{model}` {other}"),
+        ));
+    }
+    Ok(fit)
+}

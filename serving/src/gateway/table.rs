@@ -1,0 +1,149 @@
+//! The table that the agent pushes, arranged for looking up. Replaced as a whole, never edited.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
+use protocol::{Digest, ModelName, ServiceName, SlotIndex};
+use subtle::ConstantTimeEq;
+
+/// Most API keys: each is compared with every key that clients show.
+const API_KEYS_MAX: usize = 4096;
+
+/// A route table that has been checked.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    version: u64,
+    services: BTreeMap<ServiceName, RoutedService>,
+    routes: BTreeMap<(ServiceName, SlotIndex), Route>,
+    api_keys: Vec<ApiKey>,
+}
+
+impl Table {
+    /// Checks a pushed table.
+    ///
+    /// # Errors
+    /// In words: a service or slot that stands twice, or too many keys.
+    pub(super) fn new(pushed: RouteTable) -> Result<Self, String> {
+        if pushed.api_keys.len() > API_KEYS_MAX {
+            return Err(format!("{} api keys, at most {API_KEYS_MAX}", pushed.api_keys.len()));
+        }
+        let mut services = BTreeMap::new();
+        let mut routes = BTreeMap::new();
+        for service in pushed.services {
+            let name = service.service.clone();
+            for route in &service.routes {
+                if routes.insert((name.clone(), route.slot), route.clone()).is_some() {
+                    return Err(format!("slot {} of `{name}` stands twice", route.slot));
+                }
+            }
+            if services.insert(name.clone(), service).is_some() {
+                return Err(format!("service `{name}` stands twice"));
+            }
+        }
+        Ok(Self { version: pushed.version, services, routes, api_keys: pushed.api_keys })
+    }
+
+    /// Rises with every change.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Who holds a slot.
+    pub(super) fn route(&self, service: &ServiceName, slot: SlotIndex) -> Option<&Route> {
+        self.routes.get(&(service.clone(), slot))
+    }
+
+    /// The services that a client means by `model`: the one of that name, or all that serve that model.
+    pub(super) fn services(&self, model: &str) -> Vec<&RoutedService> {
+        let named = self.services.values().find(|service| service.service.as_str() == model);
+        match named {
+            Some(service) => vec![service],
+            None => self.services.values().filter(|service| service.model.as_str() == model).collect(),
+        }
+    }
+
+    /// Every model's name, sorted.
+    pub(super) fn models(&self) -> BTreeSet<&str> {
+        self.services.values().map(|service| service.model.as_str()).collect()
+    }
+
+    /// The model that a service serves.
+    pub(super) fn model_of(&self, service: &ServiceName) -> Option<&ModelName> {
+        self.services.get(service).map(|service| &service.model)
+    }
+
+    /// The key whose text was shown. Every key is compared in full, so that time tells nothing.
+    pub(super) fn api_key(&self, shown: &str) -> Option<&ApiKey> {
+        let hash = Digest::of(shown.as_bytes());
+        let mut found = None;
+        for key in &self.api_keys {
+            if bool::from(key.hash.0.ct_eq(&hash.0)) {
+                found = Some(key);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::manifest::Task;
+    use protocol::{Fence, NodeId, PublicKey};
+
+    fn service(name: &str, model: &str, slots: &[u32]) -> RoutedService {
+        let route = |slot: &u32| Route {
+            slot: SlotIndex(*slot),
+            fence: Fence(1),
+            node: NodeId(PublicKey([1; 32])),
+            draining: false,
+        };
+        RoutedService {
+            service: name.parse().expect("a name"),
+            model: model.parse().expect("a name"),
+            task: Task::Generate,
+            routes: slots.iter().map(route).collect(),
+        }
+    }
+
+    fn table(services: Vec<RoutedService>) -> Result<Table, String> {
+        Table::new(RouteTable { version: 1, services, api_keys: Vec::new() })
+    }
+
+    #[test]
+    fn a_model_is_found_by_service_or_model_name() {
+        let table =
+            table(vec![service("a", "tiny", &[0]), service("b", "tiny", &[0]), service("tiny2", "x", &[])]);
+        let table = table.expect("valid");
+        let found =
+            |model| table.services(model).iter().map(|found| found.service.to_string()).collect::<Vec<_>>();
+        assert_eq!(found("a"), ["a"]);
+        assert_eq!(found("tiny"), ["a", "b"]);
+        assert_eq!(found("nothing"), [""; 0]);
+        assert_eq!(table.models().into_iter().collect::<Vec<_>>(), ["tiny", "x"]);
+    }
+
+    #[test]
+    fn a_name_or_slot_that_stands_twice_is_refused() {
+        assert!(table(vec![service("a", "m", &[0, 1]), service("b", "m", &[0])]).is_ok());
+        assert!(
+            table(vec![service("a", "m", &[0]), service("a", "m", &[1])]).expect_err("a").contains("`a`")
+        );
+        assert!(table(vec![service("a", "m", &[1, 1])]).expect_err("1").contains("slot 1"));
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_text_alone() {
+        let key = ApiKey {
+            name: "app".parse().expect("a name"),
+            hash: Digest::of(b"secret"),
+            requests_per_minute: None,
+        };
+        let table = RouteTable { version: 1, services: Vec::new(), api_keys: vec![key.clone()] };
+        let table = Table::new(table).expect("valid");
+        assert_eq!(table.api_key("secret"), Some(&key));
+        for wrong in ["", "Secret", "secret ", &key.hash.to_string()] {
+            assert_eq!(table.api_key(wrong), None, "{wrong}");
+        }
+    }
+}

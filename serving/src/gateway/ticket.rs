@@ -1,0 +1,239 @@
+//! Whether a worker may serve: its ticket against the table, its TLS key, this gateway and the time.
+//! Pure: everything it needs is an argument.
+
+use protocol::order::{SignedTicket, Ticket};
+use protocol::{Fence, Millis, PublicKey};
+
+use super::table::Table;
+
+/// Why a ticket is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TicketError {
+    /// Not a ticket at all.
+    #[error("ticket is unreadable: {0}")]
+    Unreadable(String),
+    /// Its node did not sign it.
+    #[error("ticket's signature does not hold")]
+    Signature,
+    /// It was made for another worker's key than the one that the peer has proven.
+    #[error("ticket names another worker")]
+    ForeignWorker,
+    /// It was made for another gateway.
+    #[error("ticket names another gateway")]
+    ForeignGateway,
+    /// Its node's lease is over.
+    #[error("ticket expired {0} ms ago")]
+    Expired(u64),
+    /// The table has no such service or slot.
+    #[error("no such service or slot")]
+    UnknownSlot,
+    /// The slot has been ordered anew, or the order has not reached the table.
+    #[error("ticket has fence {ticket}, the table {table}")]
+    Fence {
+        /// The ticket's.
+        ticket: Fence,
+        /// The table's.
+        table: Fence,
+    },
+    /// Another node holds the slot.
+    #[error("another node holds the slot")]
+    ForeignNode,
+    /// A renewal that changes what the ticket is about.
+    #[error("renewal names another slot or node")]
+    Altered,
+}
+
+impl TicketError {
+    /// One word, for metrics.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::Signature => "signature",
+            Self::ForeignWorker => "foreign_worker",
+            Self::ForeignGateway => "foreign_gateway",
+            Self::Expired(_) => "expired",
+            Self::UnknownSlot => "unknown_slot",
+            Self::Fence { .. } => "fence",
+            Self::ForeignNode => "foreign_node",
+            Self::Altered => "altered",
+        }
+    }
+
+    /// Whether a newer table could make the ticket good: the worker may be faster than the table.
+    pub(super) fn may_be_early(&self) -> bool {
+        matches!(self, Self::UnknownSlot | Self::ForeignNode)
+            || matches!(self, Self::Fence { ticket, table } if ticket > table)
+    }
+}
+
+/// What a ticket says by itself: this worker, this gateway, not expired, signed by the node it names.
+///
+/// # Errors
+/// See [`TicketError`].
+pub(super) fn check_form(
+    signed: &SignedTicket,
+    worker: &PublicKey,
+    gateway: &PublicKey,
+    now: Millis,
+) -> Result<(), TicketError> {
+    let ticket = &signed.ticket;
+    if ticket.worker != *worker {
+        return Err(TicketError::ForeignWorker);
+    }
+    if ticket.gateway != *gateway {
+        return Err(TicketError::ForeignGateway);
+    }
+    if ticket.expires_at <= now {
+        return Err(TicketError::Expired(now.0 - ticket.expires_at.0));
+    }
+    if !signed.signature_holds() {
+        return Err(TicketError::Signature);
+    }
+    Ok(())
+}
+
+/// Whether the table gives the ticket's slot to the ticket's node under the ticket's fence.
+///
+/// # Errors
+/// See [`TicketError`].
+pub(super) fn check_route(ticket: &Ticket, table: &Table) -> Result<(), TicketError> {
+    let route = table.route(&ticket.service, ticket.slot).ok_or(TicketError::UnknownSlot)?;
+    if route.fence != ticket.fence {
+        return Err(TicketError::Fence { ticket: ticket.fence, table: route.fence });
+    }
+    if route.node != ticket.node {
+        return Err(TicketError::ForeignNode);
+    }
+    Ok(())
+}
+
+/// A renewal may change fence and expiry, nothing else.
+///
+/// # Errors
+/// [`TicketError::Altered`].
+pub(super) fn check_renewal(old: &Ticket, new: &Ticket) -> Result<(), TicketError> {
+    let is_same = (&old.service, old.slot, old.node) == (&new.service, new.slot, new.node);
+    if is_same && new.fence >= old.fence { Ok(()) } else { Err(TicketError::Altered) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay::Identity;
+    use protocol::gateway::{Route, RouteTable, RoutedService};
+    use protocol::manifest::Task;
+    use protocol::order::TICKET_DOMAIN;
+    use protocol::{NodeId, SlotIndex, canonical};
+
+    const NOW: Millis = Millis(1_000_000);
+
+    struct Scene {
+        node: Identity,
+        worker: PublicKey,
+        gateway: PublicKey,
+    }
+
+    fn scene() -> Scene {
+        let key = |seed: u8| Identity::from_seed(&[seed; 32]);
+        Scene { node: key(1), worker: key(2).public_key(), gateway: key(3).public_key() }
+    }
+
+    fn table(scene: &Scene) -> Table {
+        let route = Route {
+            slot: SlotIndex(2),
+            fence: Fence(5),
+            node: NodeId(scene.node.public_key()),
+            draining: false,
+        };
+        let service = RoutedService {
+            service: "chat".parse().expect("a name"),
+            model: "tiny".parse().expect("a name"),
+            task: Task::Generate,
+            routes: vec![route],
+        };
+        Table::new(RouteTable { version: 1, services: vec![service], api_keys: Vec::new() }).expect("valid")
+    }
+
+    fn ticket(scene: &Scene) -> Ticket {
+        Ticket {
+            service: "chat".parse().expect("a name"),
+            slot: SlotIndex(2),
+            fence: Fence(5),
+            node: NodeId(scene.node.public_key()),
+            worker: scene.worker,
+            gateway: scene.gateway,
+            expires_at: NOW.plus(1),
+        }
+    }
+
+    fn sign(node: &Identity, ticket: Ticket) -> SignedTicket {
+        let signature = node.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
+        SignedTicket { ticket, signature }
+    }
+
+    /// The verdict on a ticket that `alter` changed before its node signed it.
+    fn verdict(alter: impl Fn(&mut Ticket, &Scene)) -> &'static str {
+        let scene = scene();
+        let mut ticket = ticket(&scene);
+        alter(&mut ticket, &scene);
+        let signed = sign(&scene.node, ticket);
+        let form = check_form(&signed, &scene.worker, &scene.gateway, NOW);
+        match form.and_then(|()| check_route(&signed.ticket, &table(&scene))) {
+            Ok(()) => "accepted",
+            Err(error) => error.reason(),
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_ticket_counts() {
+        let stranger = |seed: u8| Identity::from_seed(&[seed; 32]).public_key();
+        assert_eq!(verdict(|_, _| {}), "accepted");
+        assert_eq!(verdict(|ticket, _| ticket.worker = stranger(9)), "foreign_worker");
+        assert_eq!(verdict(|ticket, _| ticket.gateway = stranger(9)), "foreign_gateway");
+        assert_eq!(verdict(|ticket, _| ticket.expires_at = NOW), "expired");
+        assert_eq!(verdict(|ticket, _| ticket.service = "other".parse().expect("a name")), "unknown_slot");
+        assert_eq!(verdict(|ticket, _| ticket.slot = SlotIndex(0)), "unknown_slot");
+        assert_eq!(verdict(|ticket, _| ticket.fence = Fence(4)), "fence");
+        assert_eq!(verdict(|ticket, _| ticket.fence = Fence(6)), "fence");
+        // The node signs what names another: the signature is not that node's.
+        assert_eq!(verdict(|ticket, _| ticket.node = NodeId(stranger(9))), "signature");
+    }
+
+    #[test]
+    fn another_node_cannot_sign_itself_into_a_slot() {
+        let scene = scene();
+        let intruder = Identity::from_seed(&[9; 32]);
+        let mut forged = ticket(&scene);
+        forged.node = NodeId(intruder.public_key());
+        let signed = sign(&intruder, forged);
+        assert_eq!(check_form(&signed, &scene.worker, &scene.gateway, NOW), Ok(()));
+        assert_eq!(check_route(&signed.ticket, &table(&scene)), Err(TicketError::ForeignNode));
+        let stolen = sign(&intruder, ticket(&scene));
+        assert_eq!(check_form(&stolen, &scene.worker, &scene.gateway, NOW), Err(TicketError::Signature));
+    }
+
+    #[test]
+    fn a_renewal_renews_and_nothing_else() {
+        let old = ticket(&scene());
+        let with = |alter: fn(&mut Ticket)| {
+            let mut new = old.clone();
+            alter(&mut new);
+            check_renewal(&old, &new).is_ok()
+        };
+        assert!(with(|ticket| ticket.expires_at = NOW.plus(9)));
+        assert!(with(|ticket| ticket.fence = Fence(6)));
+        assert!(!with(|ticket| ticket.fence = Fence(4)));
+        assert!(!with(|ticket| ticket.slot = SlotIndex(3)));
+        assert!(!with(|ticket| ticket.node = NodeId(PublicKey([8; 32]))));
+    }
+
+    #[test]
+    fn only_a_ticket_ahead_of_the_table_may_be_early() {
+        let fence = |ticket, table| TicketError::Fence { ticket: Fence(ticket), table: Fence(table) };
+        assert!(fence(6, 5).may_be_early());
+        assert!(!fence(4, 5).may_be_early());
+        assert!(TicketError::UnknownSlot.may_be_early());
+        assert!(!TicketError::Signature.may_be_early());
+        assert!(!TicketError::Expired(3).may_be_early());
+    }
+}

@@ -1,0 +1,97 @@
+//! The gateway dials nobody, and the kernel sees to it: once its listeners are up, every thread, present and
+//! future, is denied the system calls by which a process reaches out or becomes another.
+//!
+//! What may surprise: this cannot be undone, and it leaves `accept4`, `read`, `write` and `socketpair` (whose
+//! two ends reach each other only) as they are. The worker's stricter filter is put on it from outside, by
+//! the init of its sandbox.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter_all_threads,
+};
+
+/// Why the filter is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LockdownError {
+    /// This processor's system calls are not known to the filter's compiler.
+    #[error("compile the system call filter")]
+    Compile(#[from] seccompiler::BackendError),
+    /// The kernel does not take it.
+    #[error("install the system call filter")]
+    Install(#[from] seccompiler::Error),
+}
+
+/// Reaching out, listening anew, running another program, and looking into others.
+const DENIED: &[libc::c_long] = &[
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_mount,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_bpf,
+    libc::SYS_userfaultfd,
+    libc::SYS_perf_event_open,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+];
+
+/// The argument of `sendto` that holds an address; null on a connected socket.
+const SENDTO_ADDRESS: u8 = 4;
+/// The argument of `sendto` that holds flags.
+const SENDTO_FLAGS: u8 = 3;
+
+/// Denies all threads of this process to reach out, for good.
+///
+/// # Errors
+/// See [`LockdownError`]; the process must not serve then.
+pub fn dial_nobody() -> Result<(), LockdownError> {
+    #[cfg(target_arch = "x86_64")]
+    apply_filter_all_threads(&no_x32())?;
+    Ok(apply_filter_all_threads(&program()?)?)
+}
+
+fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        DENIED.iter().map(|number| (*number, Vec::new())).collect();
+    let fast_open = libc::MSG_FASTOPEN as u64;
+    let address = SeccompCondition::new(SENDTO_ADDRESS, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
+    let flags = SeccompCmpOp::MaskedEq(fast_open);
+    let flags = SeccompCondition::new(SENDTO_FLAGS, SeccompCmpArgLen::Dword, flags, fast_open)?;
+    let sendto = vec![SeccompRule::new(vec![address])?, SeccompRule::new(vec![flags])?];
+    rules.insert(libc::SYS_sendto, sendto);
+    // A message header is memory, which a filter cannot read: `sendmsg` goes whole.
+    rules.insert(libc::SYS_sendmsg, Vec::new());
+    rules.insert(libc::SYS_sendmmsg, Vec::new());
+    let denied = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?.try_into()
+}
+
+/// On x86-64 every system call has a second number, with this bit, for the x32 interface. Nothing here uses
+/// it, and a list of numbers to deny would miss it.
+#[cfg(target_arch = "x86_64")]
+fn no_x32() -> BpfProgram {
+    const X32_BIT: u32 = 0x4000_0000;
+    let instruction =
+        |code: u32, jt: u8, jf: u8, k: u32| seccompiler::sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        // Load the number, which stands first in `seccomp_data`.
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, X32_BIT),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}

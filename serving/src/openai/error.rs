@@ -1,0 +1,157 @@
+//! Errors in the shape that OpenAI's clients expect.
+//!
+//! The `code` is our stable code with `_` for `-`, which makes it OpenAI's own word where OpenAI has one
+//! (`context_length_exceeded`, `invalid_api_key`); `quorate explain` knows each of them.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use crate::batcher::BatchError;
+
+/// Why a request is not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// Stable code, kebab-case.
+    pub code: &'static str,
+    /// For people: what is wrong and what would be right.
+    pub message: String,
+    /// The request's field that is wrong.
+    pub param: Option<String>,
+    /// Seconds after which to try again.
+    pub retry_after: Option<u64>,
+}
+
+impl ApiError {
+    /// An error about no field in particular.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, retry_after: None }
+    }
+
+    /// A 400 about one field.
+    pub fn field(code: &'static str, param: impl Into<String>, message: impl Into<String>) -> Self {
+        let param = Some(param.into());
+        Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
+    }
+
+    /// The same, worth trying again after `seconds`.
+    #[must_use]
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The model that was asked for is not here.
+    pub fn model_not_found(model: &str) -> Self {
+        let message =
+            format!("the model `{}` does not exist or no key of yours may use it", printable(model));
+        let error = Self::field("model-not-found", "model", message);
+        Self { status: StatusCode::NOT_FOUND, ..error }
+    }
+
+    /// A body above the limit; it was not read to its end.
+    pub fn body_too_large(limit: usize) -> Self {
+        let message = format!("the request body is larger than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", message)
+    }
+
+    /// What a batcher's refusal means for the field that holds the input.
+    pub fn from_batch(error: &BatchError, input: &str) -> Self {
+        let unavailable =
+            |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).retry_after(1);
+        match error {
+            BatchError::Overloaded { .. } => unavailable("worker-overloaded"),
+            BatchError::Draining => unavailable("worker-draining"),
+            BatchError::Refused { code: "context-exceeded", message } => {
+                Self::field("context-length-exceeded", input, message)
+            }
+            BatchError::Refused { code, message } => Self::field(code, input, message),
+            BatchError::Failed { code, message } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
+            }
+        }
+    }
+
+    /// The code as OpenAI's clients see it.
+    pub fn wire_code(&self) -> String {
+        self.code.replace('-', "_")
+    }
+
+    /// The body: `{"error": {...}}`.
+    pub fn body(&self) -> serde_json::Value {
+        let kind = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "requests",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": {
+            "message": self.message, "type": kind, "param": self.param, "code": self.wire_code(),
+        } })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body().to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A stranger's text, fit to be shown: no control characters, not endless.
+pub fn printable(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 64;
+    let mut shown: String = text.chars().take(CHARACTERS_MAX).flat_map(char::escape_debug).collect();
+    if text.chars().nth(CHARACTERS_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_has_openais_shape() {
+        let error = ApiError::field("context-length-exceeded", "messages", "too long");
+        let expected = r#"{"error":{"code":"context_length_exceeded","message":"too long","param":"messages","type":"invalid_request_error"}}"#;
+        assert_eq!(error.body().to_string(), expected);
+    }
+
+    #[test]
+    fn strangers_text_is_escaped_and_cut() {
+        assert_eq!(printable("a\u{202e}\nb"), "a\\u{202e}\\nb");
+        assert_eq!(printable(&"x".repeat(70)).chars().count(), 65);
+    }
+
+    #[test]
+    fn batcher_refusals_become_openai_errors() {
+        for (error, status, code) in [
+            (BatchError::Overloaded { waiting: 3 }, 503, "worker_overloaded"),
+            (BatchError::Draining, 503, "worker_draining"),
+            (
+                BatchError::Refused { code: "context-exceeded", message: "m".into() },
+                400,
+                "context_length_exceeded",
+            ),
+            (BatchError::Refused { code: "token-unknown", message: "m".into() }, 400, "token_unknown"),
+            (BatchError::Failed { code: "device-failed", message: "m".into() }, 500, "device_failed"),
+        ] {
+            let answer = ApiError::from_batch(&error, "input");
+            assert_eq!((answer.status.as_u16(), answer.wire_code().as_str()), (status, code), "{error:?}");
+            assert_eq!(answer.retry_after.is_some(), status == 503);
+        }
+    }
+}

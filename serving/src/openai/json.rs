@@ -1,0 +1,283 @@
+//! JSON objects read strictly: every field is taken by name, and what nobody took is refused by name.
+//!
+//! What may surprise: a key that stands twice is refused wherever it stands. Most readers keep the last one,
+//! so two of them can understand one request differently.
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::error::{ApiError, printable};
+
+/// Reads a request's body: UTF-8, JSON, an object, no key twice.
+///
+/// # Errors
+/// 400 `invalid-json`.
+pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+    let wrong = |message: String| ApiError::new(http::StatusCode::BAD_REQUEST, "invalid-json", message);
+    let text = std::str::from_utf8(body)
+        .map_err(|error| wrong(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to())))?;
+    let Strict(value) =
+        serde_json::from_str(text).map_err(|error| wrong(format!("the body is not valid JSON: {error}")))?;
+    match value {
+        Value::Object(map) => Ok(Fields { map, path: String::new() }),
+        other => Err(wrong(format!("the body is {}, expected an object", kind(&other)))),
+    }
+}
+
+/// The fields of one object that have not been taken yet. JSON's `null` counts as absent, as in OpenAI's API.
+#[derive(Debug)]
+pub(super) struct Fields {
+    map: Map<String, Value>,
+    path: String,
+}
+
+impl Fields {
+    /// The fields of a nested object; `path` names it in errors.
+    ///
+    /// # Errors
+    /// 400 `invalid-value` when it is no object.
+    pub(super) fn of(value: Value, path: String) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self { map, path }),
+            other => Err(wrong_kind(path, &other, "an object")),
+        }
+    }
+
+    /// How errors name a field.
+    pub(super) fn path(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Any value.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A value that must be there.
+    pub(super) fn require(&mut self, name: &str) -> Result<Value, ApiError> {
+        let path = self.path(name);
+        self.take(name).ok_or_else(|| {
+            let message = format!("missing required parameter `{path}`");
+            ApiError::field("missing-parameter", path, message)
+        })
+    }
+
+    /// A text of at most `bytes_max` bytes.
+    pub(super) fn text(&mut self, name: &str, bytes_max: usize) -> Result<Option<String>, ApiError> {
+        let path = self.path(name);
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) if text.len() <= bytes_max => Ok(Some(text)),
+            Some(Value::String(_)) => Err(invalid(path, format!("is longer than {bytes_max} bytes"))),
+            Some(other) => Err(wrong_kind(path, &other, "a string")),
+        }
+    }
+
+    /// `true` or `false`; absent is false.
+    pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        match self.take(name) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => Err(wrong_kind(self.path(name), &other, "a boolean")),
+        }
+    }
+
+    /// A number from `least` to `most`.
+    pub(super) fn number(&mut self, name: &str, least: f64, most: f64) -> Result<Option<f64>, ApiError> {
+        let path = self.path(name);
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            Some(number) => Err(invalid(path, format!("is {number}, expected {least} to {most}"))),
+            None => Err(wrong_kind(path, &value, "a number")),
+        }
+    }
+
+    /// A whole number from 1 to `most`.
+    pub(super) fn count(&mut self, name: &str, most: u64) -> Result<Option<u64>, ApiError> {
+        let path = self.path(name);
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_u64() {
+            Some(count) if (1..=most).contains(&count) => Ok(Some(count)),
+            Some(_) => Err(invalid(path, format!("is {value}, expected 1 to {most}"))),
+            None => Err(wrong_kind(path, &value, "a positive integer")),
+        }
+    }
+
+    /// Any 64-bit integer, by its bits.
+    pub(super) fn integer(&mut self, name: &str) -> Result<Option<u64>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let bits = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
+        bits.map(Some).ok_or_else(|| wrong_kind(self.path(name), &value, "an integer"))
+    }
+
+    /// A field of OpenAI's API that is not served here. It is accepted where its value asks for nothing:
+    /// absent, `null`, or such that `is_neutral`.
+    pub(super) fn unserved(
+        &mut self,
+        name: &str,
+        is_neutral: impl Fn(&Value) -> bool,
+    ) -> Result<(), ApiError> {
+        match self.take(name) {
+            Some(value) if !is_neutral(&value) => {
+                let path = self.path(name);
+                let message = format!("`{path}` is not supported by this service with this value");
+                Err(ApiError::field("unsupported-parameter", path, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what nobody took.
+    pub(super) fn finish(self) -> Result<(), ApiError> {
+        match self.map.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let path = self.path(&printable(name));
+                let message = format!("unknown parameter `{path}`");
+                Err(ApiError::field("unknown-parameter", path, message))
+            }
+        }
+    }
+}
+
+/// A value of the right kind that is out of range.
+pub(super) fn invalid(path: String, problem: String) -> ApiError {
+    let message = format!("`{path}` {problem}");
+    ApiError::field("invalid-value", path, message)
+}
+
+/// A value of the wrong kind.
+pub(super) fn wrong_kind(path: String, found: &Value, expected: &str) -> ApiError {
+    invalid(path, format!("is {}, expected {expected}", kind(found)))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A JSON value without a key that stands twice.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
+            if map.contains_key(&key) {
+                return Err(de::Error::custom(format!("key `{}` stands twice", printable(&key))));
+            }
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(body: &[u8], expected: &str) {
+        let found = match parse(body) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => error.message,
+        };
+        assert!(found.contains(expected), "{found} lacks {expected}");
+    }
+
+    #[test]
+    fn bodies_are_utf8_json_objects_without_double_keys() {
+        check(br#"{"a": {"b": [1, -2, 0.5, null, true, "x"]}}"#, "accepted");
+        check(b"", "not valid JSON");
+        check(b"{\"a\": \xff}", "byte 6 is wrong");
+        check(b"[1]", "is an array, expected an object");
+        check(br#"{"a": 1, "a": 1}"#, "key `a` stands twice");
+        check(br#"{"a": [{"b": 1, "b": 2}]}"#, "key `b` stands twice");
+        check(br#"{"a": 1} {"#, "trailing characters");
+        check(&b"[".repeat(100_000), "recursion limit");
+    }
+
+    #[test]
+    fn what_nobody_took_is_named() {
+        let mut fields = parse(br#"{"a": 1, "b\n": 2}"#).expect("an object");
+        assert_eq!(fields.count("a", 5), Ok(Some(1)));
+        let error = fields.finish().expect_err("b is left");
+        assert_eq!((error.code, error.param.as_deref()), ("unknown-parameter", Some("b\\n")));
+    }
+
+    #[test]
+    fn kinds_and_ranges_are_checked() {
+        let fields =
+            || parse(br#"{"n": 3, "s": "abc", "f": 0.5, "neg": -1, "t": true, "z": null}"#).expect("fine");
+        assert_eq!(fields().count("n", 2).expect_err("3 > 2").message, "`n` is 3, expected 1 to 2");
+        assert_eq!(
+            fields().count("f", 2).expect_err("0.5").message,
+            "`f` is a number, expected a positive integer"
+        );
+        assert_eq!(fields().text("s", 2).expect_err("long").message, "`s` is longer than 2 bytes");
+        assert_eq!(fields().text("n", 2).expect_err("3").message, "`n` is a number, expected a string");
+        assert_eq!(fields().number("f", 0.0, 1.0), Ok(Some(0.5)));
+        assert_eq!(fields().integer("neg"), Ok(Some(u64::MAX)));
+        assert_eq!(fields().flag("z"), Ok(false));
+        assert!(fields().flag("s").is_err());
+        assert!(fields().unserved("t", |value| value == &Value::Bool(false)).is_err());
+        assert!(fields().unserved("z", |_| false).is_ok());
+        assert_eq!(fields().require("missing").expect_err("absent").code, "missing-parameter");
+    }
+}

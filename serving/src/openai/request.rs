@@ -1,0 +1,418 @@
+//! What may be asked: OpenAI's embeddings, chat completions and completions, read field by field.
+//!
+//! A field that is unknown, or known and not served, is an error that names it; it is never ignored. Fields
+//! that clients send by habit are accepted at the value that asks for nothing.
+
+use serde_json::Value;
+
+use super::error::{ApiError, printable};
+use super::json::{self, Fields, invalid, wrong_kind};
+use crate::batcher::{EmbedInput, Prompt};
+use crate::engine::chat::ChatMessage;
+
+/// Longest model name: ours have 63 bytes; longer ones are not found, but said back.
+const MODEL_BYTES_MAX: usize = 256;
+/// Longest `user`; it is accepted for the clients' sake and used for nothing.
+const USER_BYTES_MAX: usize = 512;
+/// Most stop strings, as in OpenAI's API.
+const STOPS_MAX: usize = 4;
+/// Longest stop string: text is held back while it could begin one.
+const STOP_BYTES_MAX: usize = 256;
+/// Most messages of a conversation.
+const MESSAGES_MAX: usize = 4096;
+/// Most inputs of one embedding request, as in OpenAI's API.
+const INPUTS_MAX: usize = 2048;
+/// What `max_tokens` of a completion is when absent, as in OpenAI's API.
+const COMPLETION_TOKENS_DEFAULT: u64 = 16;
+/// Above every context there is; the model's own limit decides.
+const TOKENS_MAX: u64 = 1 << 24;
+
+/// Where a request was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Embeddings];
+
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
+        }
+    }
+
+    /// OpenTelemetry's `gen_ai.operation.name`.
+    pub fn operation(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "text_completion",
+            Self::Embeddings => "embeddings",
+        }
+    }
+
+    /// The field that holds the input, as errors name it.
+    pub fn input(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Completions => "prompt",
+            Self::Embeddings => "input",
+        }
+    }
+}
+
+/// A request that has been read in full.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// Text to more text.
+    Generate(Generate),
+    /// Text to vectors.
+    Embed(Embed),
+}
+
+/// A chat completion or a completion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generate {
+    /// The model's name, to be said back.
+    pub model: String,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// 0 to 2; 1 when absent.
+    pub temperature: f32,
+    /// Above 0, to 1; 1 when absent.
+    pub top_p: f32,
+    /// Which of the possible answers; the server draws one when absent.
+    pub seed: Option<u64>,
+    /// Most tokens to generate; none = as many as the context has room for.
+    pub tokens_max: Option<usize>,
+    /// Texts before which to stop.
+    pub stops: Vec<String>,
+    /// How to send it.
+    pub delivery: Delivery,
+}
+
+/// How an answer is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// As one JSON object.
+    Whole,
+    /// As server-sent events.
+    Stream {
+        /// Whether a last event tells what it cost.
+        include_usage: bool,
+    },
+}
+
+/// An embedding request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embed {
+    /// The model's name, to be said back.
+    pub model: String,
+    /// What to embed.
+    pub inputs: Vec<EmbedInput>,
+    /// How vectors are written.
+    pub encoding: Encoding,
+}
+
+/// How vectors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// As an array of numbers.
+    Float,
+    /// As base64 of little-endian f32.
+    Base64,
+}
+
+impl Request {
+    /// Reads a body sent to `endpoint`.
+    ///
+    /// # Errors
+    /// 400s that name the field.
+    pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
+        let fields = json::parse(body)?;
+        match endpoint {
+            Endpoint::Chat => parse_chat(fields).map(Self::Generate),
+            Endpoint::Completions => parse_completion(fields).map(Self::Generate),
+            Endpoint::Embeddings => parse_embedding(fields).map(Self::Embed),
+        }
+    }
+
+    /// The model that is asked for.
+    pub fn model(&self) -> &str {
+        match self {
+            Self::Generate(generate) => &generate.model,
+            Self::Embed(embed) => &embed.model,
+        }
+    }
+
+    /// Whether the answer is a stream of events.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::Generate(Generate { delivery: Delivery::Stream { .. }, .. }))
+    }
+}
+
+fn parse_chat(mut fields: Fields) -> Result<Generate, ApiError> {
+    let model = model(&mut fields)?;
+    let messages = messages(fields.require("messages")?)?;
+    let newer = fields.count("max_completion_tokens", TOKENS_MAX)?;
+    let older = fields.count("max_tokens", TOKENS_MAX)?;
+    if newer.is_some() && older.is_some() {
+        let message = "`max_tokens` and `max_completion_tokens` are the same; give one of them".to_owned();
+        return Err(ApiError::field("invalid-value", "max_tokens", message));
+    }
+    fields.unserved("logprobs", |value| value == false)?;
+    fields.unserved("top_logprobs", |_| false)?;
+    fields.unserved("tools", is_empty)?;
+    fields.unserved("tool_choice", |value| value == "none" || value == "auto")?;
+    fields.unserved("functions", is_empty)?;
+    fields.unserved("function_call", |value| value == "none" || value == "auto")?;
+    fields.unserved("parallel_tool_calls", Value::is_boolean)?;
+    fields.unserved("response_format", |value| value == &serde_json::json!({ "type": "text" }))?;
+    fields.unserved("modalities", |value| value == &serde_json::json!(["text"]))?;
+    for name in ["audio", "prediction", "reasoning_effort", "web_search_options", "verbosity"] {
+        fields.unserved(name, |_| false)?;
+    }
+    fields.unserved("store", |value| value == false)?;
+    fields.unserved("metadata", is_empty)?;
+    fields.unserved("service_tier", |value| value == "auto" || value == "default")?;
+    generate(fields, model, Prompt::Chat(messages), newer.or(older))
+}
+
+fn parse_completion(mut fields: Fields) -> Result<Generate, ApiError> {
+    let model = model(&mut fields)?;
+    let prompt = match one_input(fields.require("prompt")?, "prompt")? {
+        EmbedInput::Text(text) => Prompt::Text(text),
+        EmbedInput::Tokens(tokens) => Prompt::Tokens(tokens),
+    };
+    let tokens_max = fields.count("max_tokens", TOKENS_MAX)?.unwrap_or(COMPLETION_TOKENS_DEFAULT);
+    fields.unserved("best_of", |value| value == 1)?;
+    fields.unserved("echo", |value| value == false)?;
+    fields.unserved("logprobs", |_| false)?;
+    fields.unserved("suffix", |_| false)?;
+    generate(fields, model, prompt, Some(tokens_max))
+}
+
+/// What both kinds of completion have in common.
+fn generate(
+    mut fields: Fields,
+    model: String,
+    prompt: Prompt,
+    tokens_max: Option<u64>,
+) -> Result<Generate, ApiError> {
+    fields.unserved("n", |value| value == 1)?;
+    fields.unserved("frequency_penalty", |value| value.as_f64() == Some(0.0))?;
+    fields.unserved("presence_penalty", |value| value.as_f64() == Some(0.0))?;
+    fields.unserved("logit_bias", is_empty)?;
+    ignore_user(&mut fields)?;
+    // No probability at all means the likeliest token, as in OpenAI's API.
+    let top_p = fields.number("top_p", 0.0, 1.0)?.map_or(1.0, |p| (p as f32).max(f32::MIN_POSITIVE));
+    let generate = Generate {
+        model,
+        prompt,
+        temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
+        top_p,
+        seed: fields.integer("seed")?,
+        tokens_max: tokens_max.map(|tokens| tokens as usize),
+        stops: stops(&mut fields)?,
+        delivery: delivery(&mut fields)?,
+    };
+    fields.finish()?;
+    Ok(generate)
+}
+
+fn parse_embedding(mut fields: Fields) -> Result<Embed, ApiError> {
+    let model = model(&mut fields)?;
+    let inputs = inputs(fields.require("input")?)?;
+    let encoding = match fields.text("encoding_format", 16)?.as_deref() {
+        None | Some("float") => Encoding::Float,
+        Some("base64") => Encoding::Base64,
+        Some(other) => {
+            let problem = format!("is `{}`, expected `float` or `base64`", printable(other));
+            return Err(invalid("encoding_format".to_owned(), problem));
+        }
+    };
+    fields.unserved("dimensions", |_| false)?;
+    ignore_user(&mut fields)?;
+    fields.finish()?;
+    Ok(Embed { model, inputs, encoding })
+}
+
+fn model(fields: &mut Fields) -> Result<String, ApiError> {
+    let model = fields.text("model", MODEL_BYTES_MAX)?.filter(|model| !model.is_empty());
+    model.ok_or_else(|| ApiError::field("missing-parameter", "model", "missing required parameter `model`"))
+}
+
+/// Clients send it by habit; it names their own user and changes no answer.
+fn ignore_user(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in ["user", "safety_identifier", "prompt_cache_key"] {
+        fields.text(name, USER_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+fn delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
+    let stream = fields.flag("stream")?;
+    let options = fields.take("stream_options");
+    let Some(options) = options else {
+        return Ok(if stream { Delivery::Stream { include_usage: false } } else { Delivery::Whole });
+    };
+    if !stream {
+        let problem = "is allowed only when `stream` is true".to_owned();
+        return Err(invalid("stream_options".to_owned(), problem));
+    }
+    let mut options = Fields::of(options, "stream_options".to_owned())?;
+    let include_usage = options.flag("include_usage")?;
+    options.unserved("include_obfuscation", |value| value == false)?;
+    options.finish()?;
+    Ok(Delivery::Stream { include_usage })
+}
+
+fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let path = || "stop".to_owned();
+    let texts = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![Value::String(text)],
+        Some(Value::Array(texts)) => texts,
+        Some(other) => return Err(wrong_kind(path(), &other, "a string or an array of strings")),
+    };
+    if texts.len() > STOPS_MAX {
+        return Err(invalid(path(), format!("has {} strings, at most {STOPS_MAX}", texts.len())));
+    }
+    let check = |(index, text): (usize, Value)| match text {
+        Value::String(text) if (1..=STOP_BYTES_MAX).contains(&text.len()) => Ok(text),
+        Value::String(_) => {
+            Err(invalid(format!("stop[{index}]"), format!("must have 1 to {STOP_BYTES_MAX} bytes")))
+        }
+        other => Err(wrong_kind(format!("stop[{index}]"), &other, "a string")),
+    };
+    texts.into_iter().enumerate().map(check).collect()
+}
+
+fn messages(value: Value) -> Result<Vec<ChatMessage>, ApiError> {
+    let path = || "messages".to_owned();
+    let Value::Array(messages) = value else {
+        return Err(wrong_kind(path(), &value, "an array"));
+    };
+    if messages.is_empty() || messages.len() > MESSAGES_MAX {
+        return Err(invalid(
+            path(),
+            format!("has {} messages, expected 1 to {MESSAGES_MAX}", messages.len()),
+        ));
+    }
+    let read = |(index, value)| message(Fields::of(value, format!("messages[{index}]"))?);
+    messages.into_iter().enumerate().map(read).collect()
+}
+
+fn message(mut fields: Fields) -> Result<ChatMessage, ApiError> {
+    let role = match fields.require("role")? {
+        Value::String(role) => role,
+        other => return Err(wrong_kind(fields.path("role"), &other, "a string")),
+    };
+    let role = match role.as_str() {
+        "system" | "user" | "assistant" => role,
+        // OpenAI's newer word for what templates call the system.
+        "developer" => "system".to_owned(),
+        other => {
+            let problem = format!("is `{}`, expected system, developer, user or assistant", printable(other));
+            return Err(invalid(fields.path("role"), problem));
+        }
+    };
+    let content = content(fields.require("content")?, &fields.path("content"))?;
+    for name in ["refusal", "audio", "function_call", "name", "tool_call_id"] {
+        fields.unserved(name, |_| false)?;
+    }
+    for name in ["tool_calls", "annotations"] {
+        fields.unserved(name, is_empty)?;
+    }
+    fields.finish()?;
+    Ok(ChatMessage { role, content })
+}
+
+/// A text, or parts that are all text.
+fn content(value: Value, path: &str) -> Result<String, ApiError> {
+    let parts = match value {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => return Err(wrong_kind(path.to_owned(), &other, "a string or an array of parts")),
+    };
+    let mut content = String::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        let mut part = Fields::of(part, format!("{path}[{index}]"))?;
+        part.unserved("type", |value| value == "text")?;
+        match part.require("text")? {
+            Value::String(text) => content.push_str(&text),
+            other => return Err(wrong_kind(part.path("text"), &other, "a string")),
+        }
+        part.finish()?;
+    }
+    Ok(content)
+}
+
+/// One input, or several: a text, texts, tokens, or arrays of tokens.
+fn inputs(value: Value) -> Result<Vec<EmbedInput>, ApiError> {
+    let items = match value {
+        Value::String(text) => return Ok(vec![EmbedInput::Text(text)]),
+        Value::Array(items) => items,
+        other => return Err(wrong_kind("input".to_owned(), &other, "a string or an array")),
+    };
+    if items.first().is_some_and(Value::is_number) {
+        return Ok(vec![EmbedInput::Tokens(tokens(&items, "input")?)]);
+    }
+    if items.is_empty() || items.len() > INPUTS_MAX {
+        let problem = format!("has {} inputs, expected 1 to {INPUTS_MAX}", items.len());
+        return Err(invalid("input".to_owned(), problem));
+    }
+    let read = |(index, item): (usize, Value)| match item {
+        Value::String(text) => Ok(EmbedInput::Text(text)),
+        Value::Array(items) => Ok(EmbedInput::Tokens(tokens(&items, &format!("input[{index}]"))?)),
+        other => Err(wrong_kind(format!("input[{index}]"), &other, "a string or an array of tokens")),
+    };
+    items.into_iter().enumerate().map(read).collect()
+}
+
+/// A prompt: a text or tokens, perhaps as the only item of an array.
+fn one_input(value: Value, path: &str) -> Result<EmbedInput, ApiError> {
+    match value {
+        Value::String(text) => Ok(EmbedInput::Text(text)),
+        Value::Array(items) if items.first().is_some_and(Value::is_number) => {
+            tokens(&items, path).map(EmbedInput::Tokens)
+        }
+        Value::Array(mut items) => match (items.pop(), items.is_empty()) {
+            (Some(Value::Array(only)), true) => tokens(&only, &format!("{path}[0]")).map(EmbedInput::Tokens),
+            (Some(Value::String(text)), true) => Ok(EmbedInput::Text(text)),
+            (Some(other), true) => Err(wrong_kind(format!("{path}[0]"), &other, "a string or tokens")),
+            (last, _) => {
+                let count = items.len() + usize::from(last.is_some());
+                Err(invalid(
+                    path.to_owned(),
+                    format!("has {count} prompts; send one prompt with each request"),
+                ))
+            }
+        },
+        other => Err(wrong_kind(path.to_owned(), &other, "a string or an array of tokens")),
+    }
+}
+
+fn tokens(items: &[Value], path: &str) -> Result<Vec<u32>, ApiError> {
+    let read = |(index, item): (usize, &Value)| {
+        let token = item.as_u64().and_then(|token| u32::try_from(token).ok());
+        token.ok_or_else(|| wrong_kind(format!("{path}[{index}]"), item, "a token, a 32-bit integer"))
+    };
+    items.iter().enumerate().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests;

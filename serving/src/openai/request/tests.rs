@@ -1,0 +1,181 @@
+//! Requests as text, and what is read from them or why they are refused.
+
+use super::*;
+
+/// What a body comes to: `ok`, or `code param`.
+fn outcome(endpoint: Endpoint, body: &str) -> String {
+    match Request::parse(endpoint, body.as_bytes()) {
+        Ok(_) => "ok".to_owned(),
+        Err(error) => format!("{} {}", error.code, error.param.unwrap_or_default()),
+    }
+}
+
+fn generated(endpoint: Endpoint, body: &str) -> Generate {
+    match Request::parse(endpoint, body.as_bytes()) {
+        Ok(Request::Generate(generate)) => generate,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn embedded(input: &str) -> Vec<EmbedInput> {
+    let body = format!(r#"{{"model": "m", "input": {input}}}"#);
+    match Request::parse(Endpoint::Embeddings, body.as_bytes()) {
+        Ok(Request::Embed(embed)) => embed.inputs,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Adds `fields` to a chat that is fine without them.
+fn chat_with(fields: &str) -> String {
+    let body = format!(r#"{{"model": "m", "messages": [{{"role": "user", "content": "hi"}}], {fields}}}"#);
+    outcome(Endpoint::Chat, &body)
+}
+
+#[test]
+fn chat_fields_are_served_or_refused_by_name() {
+    for (fields, expected) in [
+        (r#""temperature": 0, "top_p": 0.5, "seed": 7, "max_tokens": 5"#, "ok"),
+        (r#""max_completion_tokens": 5"#, "ok"),
+        (r#""max_completion_tokens": 5, "max_tokens": 5"#, "invalid-value max_tokens"),
+        (r#""max_tokens": 0"#, "invalid-value max_tokens"),
+        (r#""max_tokens": "5""#, "invalid-value max_tokens"),
+        (r#""max_tokens": 1.5"#, "invalid-value max_tokens"),
+        (r#""temperature": 2.1"#, "invalid-value temperature"),
+        (r#""temperature": -0.1"#, "invalid-value temperature"),
+        (r#""top_p": 1.1"#, "invalid-value top_p"),
+        (r#""seed": "x""#, "invalid-value seed"),
+        (r#""seed": -3"#, "ok"),
+        (r#""n": 1"#, "ok"),
+        (r#""n": 2"#, "unsupported-parameter n"),
+        (r#""stop": "x""#, "ok"),
+        (r#""stop": ["x", "y"]"#, "ok"),
+        (r#""stop": [""]"#, "invalid-value stop[0]"),
+        (r#""stop": ["x", 1]"#, "invalid-value stop[1]"),
+        (r#""stop": ["1","2","3","4","5"]"#, "invalid-value stop"),
+        (r#""stop": null"#, "ok"),
+        (r#""stream": true"#, "ok"),
+        (r#""stream": "yes""#, "invalid-value stream"),
+        (r#""stream": true, "stream_options": {"include_usage": true}"#, "ok"),
+        (r#""stream": true, "stream_options": {"speed": 1}"#, "unknown-parameter stream_options.speed"),
+        (r#""stream_options": {"include_usage": true}"#, "invalid-value stream_options"),
+        (r#""user": "me", "store": false, "metadata": {}"#, "ok"),
+        (r#""store": true"#, "unsupported-parameter store"),
+        (r#""metadata": {"a": "b"}"#, "unsupported-parameter metadata"),
+        (r#""logprobs": false, "tools": [], "tool_choice": "auto", "logit_bias": {}"#, "ok"),
+        (r#""logprobs": true"#, "unsupported-parameter logprobs"),
+        (r#""tools": [{"type": "function"}]"#, "unsupported-parameter tools"),
+        (r#""response_format": {"type": "text"}"#, "ok"),
+        (r#""response_format": {"type": "json_object"}"#, "unsupported-parameter response_format"),
+        (r#""frequency_penalty": 0, "presence_penalty": 0.0"#, "ok"),
+        (r#""presence_penalty": 0.5"#, "unsupported-parameter presence_penalty"),
+        (r#""reasoning_effort": "low""#, "unsupported-parameter reasoning_effort"),
+        (r#""top_k": 5"#, "unknown-parameter top_k"),
+        (r#""min_p": null"#, "unknown-parameter min_p"),
+    ] {
+        assert_eq!(chat_with(fields), expected, "{fields}");
+    }
+}
+
+#[test]
+fn messages_are_text_with_known_roles() {
+    for (messages, expected) in [
+        (r#"[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]"#, "ok"),
+        (r#"[{"role": "user", "content": [{"type": "text", "text": "b"}]}]"#, "ok"),
+        (
+            r#"[{"role": "assistant", "content": "b", "refusal": null, "tool_calls": [], "audio": null}]"#,
+            "ok",
+        ),
+        (
+            r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]"#,
+            "unsupported-parameter messages[0].content[0].type",
+        ),
+        (r#"[{"role": "tool", "content": "b"}]"#, "invalid-value messages[0].role"),
+        (r#"[{"role": "user"}]"#, "missing-parameter messages[0].content"),
+        (r#"[{"role": "user", "content": null}]"#, "missing-parameter messages[0].content"),
+        (r#"[{"role": "user", "content": "b", "name": "x"}]"#, "unsupported-parameter messages[0].name"),
+        (r#"[{"role": "user", "content": "b", "mood": "x"}]"#, "unknown-parameter messages[0].mood"),
+        (r#"[{"role": "user", "content": 5}]"#, "invalid-value messages[0].content"),
+        ("[]", "invalid-value messages"),
+        ("{}", "invalid-value messages"),
+        (r#"["hi"]"#, "invalid-value messages[0]"),
+        ("null", "missing-parameter messages"),
+    ] {
+        let body = format!(r#"{{"model": "m", "messages": {messages}}}"#);
+        assert_eq!(outcome(Endpoint::Chat, &body), expected, "{messages}");
+    }
+}
+
+#[test]
+fn completions_take_one_prompt() {
+    for (prompt, expected) in [
+        (r#""text""#, "ok"),
+        (r#"["text"]"#, "ok"),
+        ("[1, 2]", "ok"),
+        ("[[1, 2]]", "ok"),
+        (r#"["a", "b"]"#, "invalid-value prompt"),
+        ("[]", "invalid-value prompt"),
+        ("[1, -2]", "invalid-value prompt[1]"),
+        ("[[1, 4294967296]]", "invalid-value prompt[0][1]"),
+        ("[null]", "invalid-value prompt[0]"),
+        ("7", "invalid-value prompt"),
+    ] {
+        let body = format!(r#"{{"model": "m", "prompt": {prompt}}}"#);
+        assert_eq!(outcome(Endpoint::Completions, &body), expected, "{prompt}");
+    }
+    for (field, expected) in [
+        (r#""best_of": 1, "echo": false, "suffix": null"#, "ok"),
+        (r#""best_of": 3"#, "unsupported-parameter best_of"),
+        (r#""echo": true"#, "unsupported-parameter echo"),
+        (r#""logprobs": 0"#, "unsupported-parameter logprobs"),
+        (r#""messages": []"#, "unknown-parameter messages"),
+    ] {
+        let body = format!(r#"{{"model": "m", "prompt": "x", {field}}}"#);
+        assert_eq!(outcome(Endpoint::Completions, &body), expected, "{field}");
+    }
+}
+
+#[test]
+fn embeddings_take_texts_and_tokens() {
+    let text = |text: &str| EmbedInput::Text(text.to_owned());
+    assert_eq!(embedded(r#""a""#), [text("a")]);
+    assert_eq!(embedded(r#"["a", "b"]"#), [text("a"), text("b")]);
+    assert_eq!(embedded("[1, 2]"), [EmbedInput::Tokens(vec![1, 2])]);
+    assert_eq!(embedded("[[1], [2, 3]]"), [EmbedInput::Tokens(vec![1]), EmbedInput::Tokens(vec![2, 3])]);
+    for (fields, expected) in [
+        (r#""input": "a", "encoding_format": "float""#, "ok"),
+        (r#""input": "a", "encoding_format": "base64""#, "ok"),
+        (r#""input": "a", "encoding_format": "int8""#, "invalid-value encoding_format"),
+        (r#""input": "a", "dimensions": 8"#, "unsupported-parameter dimensions"),
+        (r#""input": [], "user": "me""#, "invalid-value input"),
+        (r#""input": [1, "a"]"#, "invalid-value input[1]"),
+        (r#""input": ["a", 1]"#, "invalid-value input[1]"),
+        (r#""input": {}"#, "invalid-value input"),
+        (r#""user": "x""#, "missing-parameter input"),
+    ] {
+        let body = format!(r#"{{"model": "m", {fields}}}"#);
+        assert_eq!(outcome(Endpoint::Embeddings, &body), expected, "{fields}");
+    }
+}
+
+#[test]
+fn defaults_are_openais() {
+    let chat =
+        generated(Endpoint::Chat, r#"{"model": "m", "messages": [{"role": "developer", "content": "x"}]}"#);
+    assert_eq!((chat.temperature, chat.top_p, chat.seed, chat.tokens_max), (1.0, 1.0, None, None));
+    assert_eq!(chat.delivery, Delivery::Whole);
+    let Prompt::Chat(messages) = &chat.prompt else { panic!("a chat") };
+    assert_eq!(messages[0].role, "system");
+    let completion = generated(Endpoint::Completions, r#"{"model": "m", "prompt": "x", "stream": true}"#);
+    assert_eq!(completion.tokens_max, Some(16));
+    assert_eq!(completion.delivery, Delivery::Stream { include_usage: false });
+}
+
+#[test]
+fn a_model_must_be_named() {
+    for body in [r#"{"messages": []}"#, r#"{"model": ""}"#, r#"{"model": null}"#] {
+        assert_eq!(outcome(Endpoint::Chat, body), "missing-parameter model", "{body}");
+    }
+    assert_eq!(outcome(Endpoint::Chat, r#"{"model": 5}"#), "invalid-value model");
+    let long = format!(r#"{{"model": "{}"}}"#, "m".repeat(257));
+    assert_eq!(outcome(Endpoint::Chat, &long), "invalid-value model");
+}

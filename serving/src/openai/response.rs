@@ -1,0 +1,299 @@
+//! What is answered: OpenAI's objects and events. Their field names are a promise to OpenAI's clients.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::error::ApiError;
+use super::request::{Encoding, Endpoint};
+use crate::batcher::FinishReason;
+
+/// Ends every stream of events that came to its end.
+pub const DONE_EVENT: &[u8] = b"data: [DONE]\n\n";
+
+/// What names an answer.
+#[derive(Debug, Clone)]
+pub struct Label {
+    /// Unique: `chatcmpl-` or `cmpl-` and random digits.
+    pub id: String,
+    /// When it was begun, seconds since the Unix epoch.
+    pub created: u64,
+    /// The model's name as the client wrote it.
+    pub model: String,
+    /// Chat or completion.
+    pub endpoint: Endpoint,
+}
+
+/// What an answer cost, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Tokens read.
+    pub prompt_tokens: usize,
+    /// Tokens generated; embeddings have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens: Option<usize>,
+    /// Both.
+    pub total_tokens: usize,
+}
+
+impl Usage {
+    /// The usage of a generation.
+    pub fn generated(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        let total_tokens = prompt_tokens + completion_tokens;
+        Self { prompt_tokens, completion_tokens: Some(completion_tokens), total_tokens }
+    }
+
+    /// The usage of an embedding.
+    pub fn embedded(prompt_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens: None, total_tokens: prompt_tokens }
+    }
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<Choice<'a>>,
+    /// Absent, `null` in events before the one that tells it, or told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    #[serde(flatten)]
+    content: Content<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Content<'a> {
+    Message(Message<'a>),
+    Delta(Delta<'a>),
+    Text(&'a str),
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+fn reason_word(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+impl Label {
+    fn object(&self, is_event: bool) -> &'static str {
+        match (self.endpoint, is_event) {
+            (Endpoint::Chat, false) => "chat.completion",
+            (Endpoint::Chat, true) => "chat.completion.chunk",
+            _ => "text_completion",
+        }
+    }
+
+    fn answer<'a>(&'a self, is_event: bool, choices: Vec<Choice<'a>>) -> Answer<'a> {
+        let Self { id, created, model, .. } = self;
+        Answer { id, object: self.object(is_event), created: *created, model, choices, usage: None }
+    }
+
+    /// The whole answer as one object.
+    pub fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> Bytes {
+        let content = match self.endpoint {
+            Endpoint::Chat => Content::Message(Message { role: "assistant", content: text, refusal: None }),
+            _ => Content::Text(text),
+        };
+        let finish_reason = Some(reason_word(reason));
+        let choice = Choice { index: 0, content, logprobs: None, finish_reason };
+        json(&Answer { usage: Some(Some(usage)), ..self.answer(false, vec![choice]) })
+    }
+
+    /// One event. `role` stands in a chat's first; `reason` in the last that has a choice. `usage_follows`
+    /// says `"usage": null`, as OpenAI's events do when a last one will tell it.
+    pub fn event(&self, text: &str, role: bool, reason: Option<FinishReason>, usage_follows: bool) -> Bytes {
+        let content = match self.endpoint {
+            Endpoint::Chat => Content::Delta(Delta {
+                role: role.then_some("assistant"),
+                content: (role || !text.is_empty()).then_some(text),
+            }),
+            _ => Content::Text(text),
+        };
+        let choice = Choice { index: 0, content, logprobs: None, finish_reason: reason.map(reason_word) };
+        event(&Answer { usage: usage_follows.then_some(None), ..self.answer(true, vec![choice]) })
+    }
+
+    /// The event that tells what it cost.
+    pub fn usage_event(&self, usage: Usage) -> Bytes {
+        event(&Answer { usage: Some(Some(usage)), ..self.answer(true, Vec::new()) })
+    }
+}
+
+/// The event that says why a stream ends early. No `[DONE]` follows it.
+pub fn error_event(error: &ApiError) -> Bytes {
+    Bytes::from(format!("data: {}\n\n", error.body()))
+}
+
+#[derive(Serialize)]
+struct EmbeddingList<'a> {
+    object: &'static str,
+    data: Vec<Embedding>,
+    model: &'a str,
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Embedding {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Float(Vec<f32>),
+    Base64(String),
+}
+
+/// The answer to an embedding request.
+pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage: Usage) -> Bytes {
+    let write = |vector: Vec<f32>| match encoding {
+        Encoding::Float => Vector::Float(vector),
+        Encoding::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+            Vector::Base64(STANDARD.encode(bytes))
+        }
+    };
+    let embedding = |(index, vector)| Embedding { object: "embedding", index, embedding: write(vector) };
+    let data = vectors.into_iter().enumerate().map(embedding).collect();
+    json(&EmbeddingList { object: "list", data, model, usage })
+}
+
+#[derive(Serialize)]
+struct ModelList<'a> {
+    object: &'static str,
+    data: Vec<Model<'a>>,
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+impl<'a> Model<'a> {
+    /// `created` is a field that clients expect and that has no meaning here.
+    fn new(id: &'a str) -> Self {
+        Self { id, object: "model", created: 0, owned_by: "quorate" }
+    }
+}
+
+/// The answer to `/v1/models`.
+pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Bytes {
+    json(&ModelList { object: "list", data: names.into_iter().map(Model::new).collect() })
+}
+
+/// The answer to `/v1/models/NAME`.
+pub fn model(name: &str) -> Bytes {
+    json(&Model::new(name))
+}
+
+fn json<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).expect("these types have text keys and finite numbers"))
+}
+
+fn event<T: Serialize>(value: &T) -> Bytes {
+    let mut bytes = b"data: ".to_vec();
+    serde_json::to_writer(&mut bytes, value).expect("these types have text keys and finite numbers");
+    bytes.extend_from_slice(b"\n\n");
+    Bytes::from(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(endpoint: Endpoint) -> Label {
+        Label { id: "x-1".into(), created: 5, model: "m".into(), endpoint }
+    }
+
+    fn check(bytes: &Bytes, expected: &str) {
+        assert_eq!(std::str::from_utf8(bytes).expect("UTF-8"), expected);
+    }
+
+    #[test]
+    fn whole_answers_have_openais_shape() {
+        let usage = Usage::generated(3, 2);
+        check(
+            &label(Endpoint::Chat).whole("hi", FinishReason::Stop, usage),
+            r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+        );
+        check(
+            &label(Endpoint::Completions).whole("hi", FinishReason::Length, usage),
+            r#"{"id":"x-1","object":"text_completion","created":5,"model":"m","choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+        );
+    }
+
+    #[test]
+    fn events_have_openais_shape() {
+        let chat = label(Endpoint::Chat);
+        let head =
+            r#"data: {"id":"x-1","object":"chat.completion.chunk","created":5,"model":"m","choices":["#;
+        let choice = |delta: &str, reason: &str| {
+            format!(r#"{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}"#)
+        };
+        let first = choice(r#"{"role":"assistant","content":""}"#, "null");
+        check(&chat.event("", true, None, true), &format!("{head}{first}],\"usage\":null}}\n\n"));
+        let middle = choice(r#"{"content":"a"}"#, "null");
+        check(&chat.event("a", false, None, false), &format!("{head}{middle}]}}\n\n"));
+        let last = choice("{}", r#""stop""#);
+        check(&chat.event("", false, Some(FinishReason::Stop), false), &format!("{head}{last}]}}\n\n"));
+        let usage = r#"{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}"#;
+        check(&chat.usage_event(Usage::generated(1, 1)), &format!("{head}],\"usage\":{usage}}}\n\n"));
+        check(
+            &label(Endpoint::Completions).event("a", false, None, false),
+            "data: {\"id\":\"x-1\",\"object\":\"text_completion\",\"created\":5,\"model\":\"m\",\"choices\":[{\"index\":0,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+        );
+    }
+
+    #[test]
+    fn vectors_are_numbers_or_little_endian_base64() {
+        let vectors = || vec![vec![1.0, -0.5]];
+        check(
+            &embeddings("m", vectors(), Encoding::Float, Usage::embedded(4)),
+            r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":[1.0,-0.5]}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+        );
+        check(
+            &embeddings("m", vectors(), Encoding::Base64, Usage::embedded(4)),
+            r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPwAAAL8="}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+        );
+    }
+
+    #[test]
+    fn models_are_listed() {
+        check(
+            &models(["a"]),
+            r#"{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"quorate"}]}"#,
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! A worker's talk with its agent, over the unix socket it inherited. Agents come and go (an agent that was
+//! restarted connects again); the worker tells each how it is and takes connections and tickets from any.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use overlay::descriptors::{FrameError, FrameSender};
+use overlay::{CancellationToken, Identity, PublicKey, reverse_serve};
+use protocol::canonical;
+use protocol::order::SignedTicket;
+use protocol::worker::{FromWorker, ToWorker, WorkerState};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::broadcast;
+
+use super::inherited::serving_limits;
+use super::{Service, Tickets};
+
+/// Long enough not to spin when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// More gateways than any cluster has: what an agent that reads slowly may miss, it learns from the next try.
+const DISCONNECTIONS_KEPT: usize = 64;
+
+/// What all conversations share.
+#[derive(Debug, Clone)]
+pub(super) struct Sandboxed {
+    identity: Identity,
+    service: Arc<Service>,
+    tickets: Tickets,
+    disconnected: broadcast::Sender<PublicKey>,
+}
+
+impl Sandboxed {
+    pub(super) fn new(identity: Identity, service: Arc<Service>) -> Self {
+        let disconnected = broadcast::Sender::new(DISCONNECTIONS_KEPT);
+        Self { identity, service, tickets: Tickets::default(), disconnected }
+    }
+}
+
+/// Answers agents for ever.
+pub(super) async fn attend(listener: UnixListener, worker: Sandboxed) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(converse(stream, worker.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept an agent");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, worker: Sandboxed) {
+    if let Err(error) = try_converse(stream, &worker).await {
+        tracing::warn!(%error, "talk with the agent ended");
+    }
+}
+
+async fn try_converse(stream: UnixStream, worker: &Sandboxed) -> Result<(), FrameError> {
+    let (mut sender, mut receiver) = overlay::descriptors::channel(stream);
+    let mut states = worker.service.states();
+    let mut disconnected = worker.disconnected.subscribe();
+    loop {
+        tokio::select! {
+            frame = receiver.receive::<ToWorker>() => match frame? {
+                None => return Ok(()),
+                Some((ToWorker::Hello, _)) => {
+                    let state = states.borrow().0;
+                    let hello = FromWorker::Hello { worker: worker.identity.public_key(), state };
+                    sender.send(&hello, &[]).await?;
+                    // Why it failed does not fit into the greeting.
+                    if state == WorkerState::Failed {
+                        let failure = states.borrow_and_update().clone();
+                        send_state(&mut sender, &failure).await?;
+                    }
+                }
+                Some((message, descriptors)) => worker.take(message, descriptors),
+            },
+            Ok(()) = states.changed() => {
+                let state = states.borrow_and_update().clone();
+                send_state(&mut sender, &state).await?;
+            }
+            Ok(gateway) = disconnected.recv() => {
+                sender.send(&FromWorker::Disconnected { gateway }, &[]).await?;
+            }
+        }
+    }
+}
+
+async fn send_state(sender: &mut FrameSender, state: &(WorkerState, String)) -> Result<(), FrameError> {
+    let (state, detail) = state.clone();
+    sender.send(&FromWorker::State { state, detail }, &[]).await
+}
+
+impl Sandboxed {
+    fn take(&self, message: ToWorker, descriptors: Vec<OwnedFd>) {
+        match message {
+            ToWorker::Hello => {}
+            ToWorker::Ticket(ticket) => self.tickets.put(ticket),
+            ToWorker::Drain => self.service.drain(),
+            ToWorker::Connection { gateway, ticket } => match <[OwnedFd; 1]>::try_from(descriptors) {
+                Ok([descriptor]) => {
+                    tokio::spawn(self.clone().serve_gateway(gateway, ticket, descriptor));
+                }
+                Err(wrong) => tracing::warn!(count = wrong.len(), "a connection needs one descriptor"),
+            },
+        }
+    }
+
+    async fn serve_gateway(self, gateway: PublicKey, ticket: SignedTicket, descriptor: OwnedFd) {
+        self.tickets.put(ticket.clone());
+        let tcp = std::net::TcpStream::from(descriptor);
+        let tcp = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
+        match tcp {
+            Ok(tcp) => self.serve_stream(gateway, &ticket, tcp).await,
+            Err(error) => tracing::warn!(%error, "the descriptor is no connection"),
+        }
+        // No agent may be listening; the next one finds the connection gone when it asks the gateway's key.
+        let _ = self.disconnected.send(gateway);
+    }
+
+    async fn serve_stream(&self, gateway: PublicKey, ticket: &SignedTicket, tcp: TcpStream) {
+        let preface = Bytes::from(canonical::to_bytes(ticket));
+        let router = self.tickets.router(self.service.clone());
+        let never = CancellationToken::new();
+        tracing::info!(gateway = gateway.short(), "serving a gateway");
+        let served =
+            reverse_serve(tcp, &self.identity, gateway, preface, serving_limits(), router, never).await;
+        match served {
+            Ok(()) => tracing::info!(gateway = gateway.short(), "gateway gone"),
+            Err(error) => tracing::warn!(gateway = gateway.short(), %error, "gateway connection failed"),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Answering: OpenAI requests into the batcher, its events out as objects or server-sent events.
+//!
+//! What may surprise: a stream's headers go out at once, but its first event waits for the first text, so a
+//! gateway that has seen no byte may still ask another worker. What an answer cost travels beside it, in the
+//! headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a stream, in trailers of these names.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use protocol::limits::INFERENCE_BODY_BYTES_MAX;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::Service;
+use super::service::now;
+use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
+use crate::engine::sampler::Sampling;
+use crate::openai::{
+    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, Label, Request, Usage, error_event,
+};
+
+/// Tokens that were read; for the gateway's metrics, which hands it on to nobody.
+pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-tokens");
+/// Tokens that were generated.
+pub const COMPLETION_TOKENS: HeaderName = HeaderName::from_static("quorate-completion-tokens");
+
+/// The inference API of one worker.
+pub(super) fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route(Endpoint::Chat.path(), post(|state, request| answer(state, Endpoint::Chat, request)))
+        .route(
+            Endpoint::Completions.path(),
+            post(|state, request| answer(state, Endpoint::Completions, request)),
+        )
+        .route(
+            Endpoint::Embeddings.path(),
+            post(|state, request| answer(state, Endpoint::Embeddings, request)),
+        )
+        .route("/worker/v1/load", get(load))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(service)
+}
+
+async fn load(State(service): State<Arc<Service>>) -> Response {
+    let body = serde_json::to_vec(&service.load()).expect("plain numbers and words");
+    json(Bytes::from(body))
+}
+
+/// For every path that is not served.
+pub(crate) async fn no_such_path(uri: http::Uri) -> ApiError {
+    let message = format!("no such path: {}", openai::printable(uri.path()));
+    ApiError::new(StatusCode::NOT_FOUND, "path-unknown", message)
+}
+
+/// For every method that a path does not serve.
+pub(crate) async fn no_such_method(method: http::Method, uri: http::Uri) -> ApiError {
+    let message = format!("{} does not take {method}", openai::printable(uri.path()));
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "path-unknown", message)
+}
+
+async fn answer(
+    State(service): State<Arc<Service>>,
+    endpoint: Endpoint,
+    request: axum::extract::Request,
+) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let body = crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX).await?;
+    let request = Request::parse(endpoint, &body)?;
+    drop(body);
+    if service.model().is_some_and(|only| only != request.model()) {
+        return Err(ApiError::model_not_found(request.model()));
+    }
+    match request {
+        Request::Embed(embed) => answer_embed(&service, embed).await,
+        Request::Generate(generate) => answer_generate(service, endpoint, generate).await,
+    }
+}
+
+async fn answer_embed(service: &Service, embed: Embed) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let refused = |error: BatchError| ApiError::from_batch(&error, Endpoint::Embeddings.input());
+    let embeddings = service.batcher()?.embed(embed.inputs).await.map_err(refused)?;
+    service.record_first_token(started.elapsed());
+    let usage = Usage::embedded(embeddings.prompt_tokens);
+    let mut response = json(openai::embeddings(&embed.model, embeddings.vectors, embed.encoding, usage));
+    response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(embeddings.prompt_tokens));
+    Ok(response)
+}
+
+async fn answer_generate(
+    service: Arc<Service>,
+    endpoint: Endpoint,
+    generate: Generate,
+) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let random = random_number();
+    let prefix = if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" };
+    let label = Label {
+        id: format!("{prefix}-{random:016x}"),
+        created: now().0 / 1000,
+        model: generate.model,
+        endpoint,
+    };
+    let sampling = Sampling {
+        temperature: generate.temperature,
+        top_p: generate.top_p,
+        seed: generate.seed.unwrap_or(random),
+    };
+    let request = GenerateRequest {
+        prompt: generate.prompt,
+        sampling,
+        tokens_max: generate.tokens_max,
+        stops: generate.stops,
+    };
+    let generation = service
+        .batcher()?
+        .generate(request)
+        .map_err(|error| ApiError::from_batch(&error, endpoint.input()))?;
+    let prompt_tokens = generation.prompt_tokens;
+    let streaming = Streaming { service, started, label, events: generation.events, is_first: true };
+    let mut response = match generate.delivery {
+        Delivery::Whole => streaming.whole().await?,
+        Delivery::Stream { include_usage } => streaming.stream(include_usage),
+    };
+    response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(prompt_tokens));
+    Ok(response)
+}
+
+/// An answer under way. Dropping it drops the events' receiver, which stops the work.
+struct Streaming {
+    service: Arc<Service>,
+    started: Instant,
+    label: Label,
+    events: UnboundedReceiver<Event>,
+    is_first: bool,
+}
+
+/// What is still to be sent.
+enum Rest {
+    Events(Streaming),
+    Trailers(HeaderMap),
+    Nothing,
+}
+
+impl Streaming {
+    async fn next(&mut self) -> Event {
+        let stopped = || {
+            Event::Failed(BatchError::Failed {
+                code: "engine-stopped",
+                message: "the engine ended before the answer did".to_owned(),
+            })
+        };
+        let event = self.events.recv().await.unwrap_or_else(stopped);
+        if self.is_first {
+            self.service.record_first_token(self.started.elapsed());
+        }
+        event
+    }
+
+    async fn whole(mut self) -> Result<Response, ApiError> {
+        let mut text = String::new();
+        loop {
+            let event = self.next().await;
+            self.is_first = false;
+            match event {
+                Event::Text(more) => text.push_str(&more),
+                Event::Failed(error) => {
+                    return Err(ApiError::from_batch(&error, self.label.endpoint.input()));
+                }
+                Event::Finished(finish) => {
+                    let usage = Usage::generated(finish.prompt_tokens, finish.generated_tokens);
+                    let mut response = json(self.label.whole(&text, finish.reason, usage));
+                    let generated = HeaderValue::from(finish.generated_tokens);
+                    response.headers_mut().insert(COMPLETION_TOKENS, generated);
+                    return Ok(response);
+                }
+            }
+        }
+    }
+
+    fn stream(self, include_usage: bool) -> Response {
+        let frames = futures::stream::unfold(Rest::Events(self), move |rest| async move {
+            match rest {
+                Rest::Events(streaming) => Some(streaming.step(include_usage).await),
+                Rest::Trailers(trailers) => Some((Ok(Frame::trailers(trailers)), Rest::Nothing)),
+                Rest::Nothing => None,
+            }
+        });
+        let mut response = Response::new(Body::new(StreamBody::new(frames)));
+        event_stream(response.headers_mut());
+        response
+    }
+
+    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, Rest) {
+        let event = self.next().await;
+        let mut bytes = Vec::new();
+        if std::mem::take(&mut self.is_first) && self.label.endpoint == Endpoint::Chat {
+            bytes.extend_from_slice(&self.label.event("", true, None, include_usage));
+        }
+        let rest = match event {
+            Event::Text(text) => {
+                bytes.extend_from_slice(&self.label.event(&text, false, None, include_usage));
+                Rest::Events(self)
+            }
+            Event::Finished(finish) => {
+                bytes.extend_from_slice(&self.label.event("", false, Some(finish.reason), include_usage));
+                if include_usage {
+                    let usage = Usage::generated(finish.prompt_tokens, finish.generated_tokens);
+                    bytes.extend_from_slice(&self.label.usage_event(usage));
+                }
+                bytes.extend_from_slice(DONE_EVENT);
+                Rest::Trailers(trailers(&finish))
+            }
+            Event::Failed(error) => {
+                let error = ApiError::from_batch(&error, self.label.endpoint.input());
+                bytes.extend_from_slice(&error_event(&error));
+                Rest::Nothing
+            }
+        };
+        (Ok(Frame::data(Bytes::from(bytes))), rest)
+    }
+}
+
+fn trailers(finish: &Finish) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert(PROMPT_TOKENS, HeaderValue::from(finish.prompt_tokens));
+    trailers.insert(COMPLETION_TOKENS, HeaderValue::from(finish.generated_tokens));
+    trailers
+}
+
+/// The headers of a stream of events: nobody between may hold it back.
+pub(crate) fn event_stream(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+}
+
+/// A 200 of JSON.
+pub(crate) fn json(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Names answers, and chooses one where the client gave no seed.
+pub(crate) fn random_number() -> u64 {
+    getrandom::u64().expect("the operating system has randomness")
+}

@@ -1,0 +1,209 @@
+//! A worker inside a node's sandbox. Everything it needs was put into its hands before it began: a listening
+//! unix socket for its agent, the weights, their progress, a pipe for metrics, its manifest. It makes its own
+//! TLS key, in memory, and never dials: its agent hands it connected sockets, and it serves HTTP/2 on them.
+//!
+//! What may surprise: it runs under a filter that denies `socket`, `connect`, `bind`, `listen`, `sendmsg` and
+//! `setsockopt`, so no library here may use them; and SIGTERM is taken by a thread that waits for it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, header};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{SigSet, Signal};
+use overlay::{Identity, Limits, Peer, PublicKey};
+use protocol::canonical;
+use protocol::limits::INFERENCE_BODY_BYTES_MAX;
+use protocol::manifest::Task;
+use protocol::order::SignedTicket;
+use protocol::worker::{
+    WORKER_MANIFEST_BYTES_MAX, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD, WORKER_SOCKET_FD,
+    WORKER_WEIGHTS_FD, WorkerManifest,
+};
+
+use super::Service;
+use super::agent::{self, Sandboxed};
+use crate::batcher::{Batcher, BatcherLimits};
+use crate::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation};
+use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
+
+/// How often numbers go to the agent.
+const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a worker that must end looks whether its work is done.
+const IDLE_CHECK: Duration = Duration::from_millis(20);
+/// Threads for connections; the engine has its own.
+const IO_THREADS: usize = 2;
+
+/// Limits of a connection on which requests are answered: an answer may take minutes.
+pub fn serving_limits() -> Limits {
+    Limits {
+        request: Duration::from_secs(600),
+        request_bytes_max: INFERENCE_BODY_BYTES_MAX,
+        drain: Duration::from_secs(30),
+        streams_max: 1024,
+        ..Limits::default()
+    }
+}
+
+/// Runs a sandboxed worker until it is told to end.
+///
+/// # Errors
+/// A descriptor is missing or is not what it should be.
+pub fn run() -> anyhow::Result<()> {
+    let terminate = SigSet::from(Signal::SIGTERM);
+    // Before any thread is made: all inherit the mask, so the signal waits for the one who asks for it.
+    terminate.thread_block().context("block SIGTERM")?;
+    let manifest = read_manifest(&File::from(adopt(WORKER_MANIFEST_FD)?))?;
+    let weights = adopt(WORKER_WEIGHTS_FD)?;
+    let progress = adopt(WORKER_PROGRESS_FD)?;
+    let metrics = File::from(adopt(WORKER_METRICS_FD)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let identity = Identity::generate()?;
+    let service = Arc::new(Service::new(None));
+    tracing::info!(service = %manifest.service, slot = %manifest.slot, fence = %manifest.fence, "worker starts");
+
+    let draining = service.clone();
+    std::thread::Builder::new().name("signal".to_owned()).spawn(move || {
+        terminate.wait().expect("the set holds one valid signal");
+        draining.drain();
+        while !draining.is_idle() {
+            std::thread::sleep(IDLE_CHECK);
+        }
+        std::process::exit(0);
+    })?;
+    let loading = service.clone();
+    std::thread::Builder::new().name("loader".to_owned()).spawn(move || {
+        match load(&manifest, &weights, &progress) {
+            Ok(batcher) => loading.ready(batcher),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "worker cannot serve");
+                loading.failed(format!("{error:#}"));
+            }
+        }
+    })?;
+    runtime.block_on(async move {
+        let listener = overlay::listen::unix(&format!("fd:{WORKER_SOCKET_FD}")).await?;
+        tokio::spawn(write_metrics(metrics, service.clone()));
+        agent::attend(listener, Sandboxed::new(identity, service)).await;
+        Ok(())
+    })
+}
+
+/// Takes ownership of a descriptor that the sandbox left open.
+fn adopt(number: i32) -> anyhow::Result<OwnedFd> {
+    // SAFETY: borrowed for this one call, which fails harmlessly when the descriptor is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(borrowed, FcntlArg::F_GETFD).with_context(|| format!("descriptor {number} is not open"))?;
+    // SAFETY: it is open, it came from the parent process so nothing else here owns it, and each number is
+    // adopted once, at the beginning of `run`.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn read_manifest(file: &File) -> anyhow::Result<WorkerManifest> {
+    let length = file.metadata().context("read the worker's manifest")?.len() as usize;
+    if length > WORKER_MANIFEST_BYTES_MAX {
+        bail!("the worker's manifest has {length} bytes, at most {WORKER_MANIFEST_BYTES_MAX}");
+    }
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0).context("read the worker's manifest")?;
+    canonical::from_bytes(&bytes, WORKER_MANIFEST_BYTES_MAX).context("read the worker's manifest")
+}
+
+fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> anyhow::Result<Batcher> {
+    let layout = SharedLayout {
+        files: manifest.files.iter().map(span).collect(),
+        segments: manifest
+            .segments
+            .iter()
+            .map(|segment| (segment.offset, u64::from(segment.length)))
+            .collect(),
+    };
+    let files = ModelFiles::from_shared(weights, progress, &layout, STALL_LIMIT)?;
+    let options = EngineOptions {
+        threads: (manifest.threads as usize).max(1),
+        context_tokens_max: manifest.context_tokens_max.map(|tokens| tokens as usize),
+        // Only the GPUs of its order are visible to a worker, so the first is the one.
+        device: if manifest.gpus.is_empty() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
+        ..EngineOptions::default()
+    };
+    let engine = LoadedEngine::open(&files, &options)?;
+    check_task(manifest.task, engine.front().operation())?;
+    let sequences_max = (manifest.batch_sequences_max as usize).max(1);
+    let limits = BatcherLimits { sequences_max, ..BatcherLimits::default() };
+    Ok(Batcher::start(Box::new(engine), limits)?)
+}
+
+fn span(file: &protocol::model::ModelFile) -> FileSpan {
+    FileSpan { path: file.path.clone(), offset: file.offset, length: file.length }
+}
+
+/// Whether the model does what it was deployed for.
+pub(crate) fn check_task(task: Task, operation: Operation) -> anyhow::Result<()> {
+    match (task, operation) {
+        (Task::Embed, Operation::Embed) | (Task::Generate, Operation::Generate) => Ok(()),
+        (Task::Embed, Operation::Generate) => bail!("this model generates text; the task is `embed`"),
+        (Task::Generate, Operation::Embed) => bail!("this model embeds text; the task is `generate`"),
+    }
+}
+
+/// One line each second. A reader who is away or slow costs lines, never the worker's time.
+async fn write_metrics(mut pipe: File, service: Arc<Service>) {
+    let flags = fcntl(&pipe, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    let set = flags.and_then(|flags| fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
+    if let Err(error) = set {
+        tracing::error!(%error, fd = pipe.as_raw_fd(), "the metrics pipe cannot be used");
+        return;
+    }
+    let mut ticks = tokio::time::interval(METRICS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let mut line = serde_json::to_vec(&service.metrics()).expect("plain numbers");
+        line.push(b'\n');
+        // At most PIPE_BUF bytes: all of the line is written, or nothing.
+        if let Err(error) = pipe.write(&line) {
+            tracing::debug!(%error, "nobody reads the metrics");
+        }
+    }
+}
+
+/// The newest ticket for each gateway.
+#[derive(Debug, Clone, Default)]
+pub struct Tickets(Arc<Mutex<BTreeMap<PublicKey, SignedTicket>>>);
+
+impl Tickets {
+    /// Keeps `ticket` for the gateway that it names.
+    pub fn put(&self, ticket: SignedTicket) {
+        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.insert(ticket.ticket.gateway, ticket);
+    }
+
+    /// What a gateway asks for between requests: how the worker does, and a fresh ticket.
+    pub fn router(&self, service: Arc<Service>) -> Router {
+        let tickets = Router::new().route("/worker/v1/ticket", get(ticket)).with_state(self.clone());
+        tickets.merge(super::answer::router(service))
+    }
+}
+
+async fn ticket(State(tickets): State<Tickets>, Extension(Peer(gateway)): Extension<Peer>) -> Response {
+    let tickets = tickets.0.lock().unwrap_or_else(PoisonError::into_inner);
+    match tickets.get(&gateway) {
+        Some(ticket) => {
+            ([(header::CONTENT_TYPE, "application/cbor")], canonical::to_bytes(ticket)).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}

@@ -1,0 +1,106 @@
+//! A worker on plain local files, for developing and measuring engines without a cluster. It answers on
+//! loopback only, without keys; whoever can write the directory can change the model.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::get;
+use overlay::{CancellationToken, Limits, people};
+use protocol::manifest::Task;
+
+use super::answer::{self, json};
+use super::{Service, inherited};
+use crate::batcher::{Batcher, BatcherLimits};
+use crate::engine::{Engine, EngineOptions, LoadedEngine};
+use crate::metrics;
+use crate::openai::{self, ApiError};
+use crate::weights::ModelFiles;
+
+/// What is served, and where.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The model's directory.
+    pub model_dir: PathBuf,
+    /// What clients call it; none = the directory's name.
+    pub model_name: Option<String>,
+    /// `127.0.0.1:0` or `fd:N`.
+    pub listen: String,
+    /// What the model must be able to do; none = whatever it does.
+    pub task: Option<Task>,
+    /// How the engine is set up.
+    pub engine: EngineOptions,
+    /// Bounds of the batcher.
+    pub batcher: BatcherLimits,
+}
+
+/// Loads the model, prints where it listens as one line of JSON, and serves until `shutdown`.
+///
+/// # Errors
+/// The address is taken or not loopback, or the model cannot be loaded.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listener = overlay::listen::tcp(&config.listen).await?;
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        bail!("{address} is not loopback: a worker on local files has no keys; put a gateway before it");
+    }
+    let directory = config.model_dir.canonicalize();
+    let directory = directory.with_context(|| format!("open {}", config.model_dir.display()))?;
+    let named = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = config.model_name.clone().or(named).context("give the model a name with --model-name")?;
+    let service = Arc::new(Service::new(Some(name.clone())));
+    let loaded = tokio::task::spawn_blocking(move || load(&config)).await?;
+    service.ready(loaded.with_context(|| format!("load {}", directory.display()))?);
+    writeln!(std::io::stdout(), "{}", serde_json::json!({ "listening": address, "model": name }))?;
+    tracing::info!(%address, model = name, "serving local files");
+    serve(listener, service, shutdown).await
+}
+
+/// Serves a worker that answers to one model's name, as [`run`] does.
+///
+/// # Errors
+/// The listener is unusable or not loopback.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    service: Arc<Service>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .route("/metrics", get(worker_metrics))
+        .with_state(service.clone())
+        .merge(answer::router(service));
+    // The router bounds bodies itself, with an answer in the API's own shape.
+    let limits = Limits { request_bytes_max: usize::MAX >> 1, ..inherited::serving_limits() };
+    people::serve(listener, None, limits, router, Arc::default(), shutdown).await?;
+    Ok(())
+}
+
+fn load(config: &Config) -> anyhow::Result<Batcher> {
+    let files = ModelFiles::open_directory(&config.model_dir)?;
+    let engine = LoadedEngine::open(&files, &config.engine)?;
+    if let Some(task) = config.task {
+        inherited::check_task(task, engine.front().operation())?;
+    }
+    Ok(Batcher::start(Box::new(engine), config.batcher)?)
+}
+
+async fn models(State(service): State<Arc<Service>>) -> Response {
+    json(openai::models(service.model()))
+}
+
+async fn model(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    if service.model() != Some(name.as_str()) {
+        return Err(ApiError::model_not_found(&name));
+    }
+    Ok(json(openai::model(&name)))
+}
+
+async fn worker_metrics(State(service): State<Arc<Service>>) -> Response {
+    metrics::text_response(metrics::worker_text(service.model().unwrap_or_default(), &service.metrics()))
+}

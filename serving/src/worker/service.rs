@@ -1,0 +1,206 @@
+//! What a worker is doing: its batcher once it is there, its state, its numbers.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+use protocol::Millis;
+use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use tokio::sync::watch;
+
+use crate::batcher::Batcher;
+use crate::openai::ApiError;
+
+/// How many requests the median of the time to first token looks back on.
+const RECENT_REQUESTS: usize = 128;
+
+/// A worker's engine and its state, shared by all who answer requests.
+#[derive(Debug)]
+pub struct Service {
+    batcher: OnceLock<Batcher>,
+    state: watch::Sender<(WorkerState, String)>,
+    first_tokens: Mutex<VecDeque<Duration>>,
+    /// The only model name that is answered; none = any, because the gateway has checked it.
+    model: Option<String>,
+}
+
+impl Service {
+    /// A worker that is loading. `model` is the only name it answers to, if there is one.
+    pub fn new(model: Option<String>) -> Self {
+        let state = watch::Sender::new((WorkerState::Loading, String::new()));
+        Self { batcher: OnceLock::new(), state, first_tokens: Mutex::default(), model }
+    }
+
+    /// The engine is there.
+    ///
+    /// # Panics
+    /// When it was there already.
+    pub fn ready(&self, batcher: Batcher) {
+        self.batcher.set(batcher).expect("a worker loads one engine once");
+        self.enter(WorkerState::Ready, String::new());
+    }
+
+    /// The engine will not be there.
+    pub fn failed(&self, detail: String) {
+        self.enter(WorkerState::Failed, detail);
+    }
+
+    /// Finish what runs, take nothing new.
+    pub fn drain(&self) {
+        if let Some(batcher) = self.batcher.get() {
+            batcher.drain();
+        }
+        self.enter(WorkerState::Draining, String::new());
+    }
+
+    fn enter(&self, state: WorkerState, detail: String) {
+        self.state.send_if_modified(|current| {
+            // What has failed or drains does not come back.
+            let is_final = matches!(current.0, WorkerState::Failed | WorkerState::Draining);
+            if !is_final {
+                *current = (state, detail);
+            }
+            !is_final
+        });
+    }
+
+    /// The state and its changes.
+    pub fn states(&self) -> watch::Receiver<(WorkerState, String)> {
+        self.state.subscribe()
+    }
+
+    /// Whether nothing runs or waits.
+    pub fn is_idle(&self) -> bool {
+        self.batcher.get().is_none_or(Batcher::is_idle)
+    }
+
+    /// The model's name, where only one is answered.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    /// The batcher.
+    ///
+    /// # Errors
+    /// 503 while it loads, drains, or when it failed.
+    pub fn batcher(&self) -> Result<&Batcher, ApiError> {
+        let (state, detail) = self.state.borrow().clone();
+        let (code, message) = match (state, self.batcher.get()) {
+            (WorkerState::Ready, Some(batcher)) => return Ok(batcher),
+            (WorkerState::Draining, _) => ("worker-draining", "this worker is draining".to_owned()),
+            (WorkerState::Failed, _) => ("worker-failed", format!("this worker has failed: {detail}")),
+            _ => ("worker-loading", "this worker is still loading its model".to_owned()),
+        };
+        Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(1))
+    }
+
+    /// A request's first token came after `waited`.
+    pub fn record_first_token(&self, waited: Duration) {
+        let mut recent = self.first_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT_REQUESTS {
+            recent.pop_front();
+        }
+        recent.push_back(waited);
+    }
+
+    /// State and numbers now.
+    pub fn load(&self) -> WorkerLoad {
+        WorkerLoad { state: self.state.borrow().0, metrics: self.metrics() }
+    }
+
+    /// The numbers now.
+    pub fn metrics(&self) -> WorkerMetrics {
+        let numbers = self.batcher.get().map(Batcher::snapshot).unwrap_or_default();
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let usage = (numbers.cache_tokens_reserved * 1000).checked_div(numbers.cache_tokens_total);
+        WorkerMetrics {
+            at: now(),
+            requests_running: narrow(numbers.requests_running),
+            requests_waiting: narrow(numbers.requests_waiting),
+            requests_total: numbers.requests_finished_total,
+            prompt_tokens_total: numbers.prompt_tokens_total,
+            generation_tokens_total: numbers.generation_tokens_total,
+            kv_cache_usage_permille: narrow(usage.unwrap_or(0)),
+            time_to_first_token_p50_us: self.median_first_token().as_micros() as u64,
+        }
+    }
+
+    fn median_first_token(&self) -> Duration {
+        let recent = self.first_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sorted: Vec<Duration> = recent.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    }
+}
+
+/// The wall clock.
+pub(crate) fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis(since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::BatcherLimits;
+    use crate::engine::simulated::Simulated;
+
+    fn batcher() -> Batcher {
+        Batcher::start(Box::new(Simulated::encoder(16, 4)), BatcherLimits::default()).expect("a thread")
+    }
+
+    fn refusal(service: &Service) -> &'static str {
+        service.batcher().expect_err("not ready").code
+    }
+
+    #[test]
+    fn a_worker_loads_serves_and_drains() {
+        let service = Service::new(None);
+        assert_eq!(refusal(&service), "worker-loading");
+        service.ready(batcher());
+        assert!(service.batcher().is_ok());
+        service.drain();
+        assert_eq!(refusal(&service), "worker-draining");
+        assert!(service.is_idle());
+        service.failed("late".to_owned());
+        assert_eq!(service.load().state, WorkerState::Draining, "a draining worker stays so");
+    }
+
+    #[test]
+    fn a_failure_is_told() {
+        let service = Service::new(None);
+        service.failed("no tokenizer".to_owned());
+        let error = service.batcher().expect_err("failed");
+        assert_eq!((error.status.as_u16(), error.retry_after), (503, Some(1)));
+        assert!(error.message.contains("no tokenizer"));
+    }
+
+    #[test]
+    fn the_median_looks_at_recent_requests_only() {
+        let service = Service::new(None);
+        assert_eq!(service.metrics().time_to_first_token_p50_us, 0);
+        service.record_first_token(Duration::from_secs(9));
+        for _ in 0..RECENT_REQUESTS {
+            service.record_first_token(Duration::from_micros(5));
+        }
+        assert_eq!(service.metrics().time_to_first_token_p50_us, 5);
+    }
+
+    #[test]
+    fn a_line_of_metrics_fits_a_pipe_write() {
+        let full = u64::MAX;
+        let metrics = WorkerMetrics {
+            at: Millis(full),
+            requests_running: u32::MAX,
+            requests_waiting: u32::MAX,
+            requests_total: full,
+            prompt_tokens_total: full,
+            generation_tokens_total: full,
+            kv_cache_usage_permille: u32::MAX,
+            time_to_first_token_p50_us: full,
+        };
+        let line = serde_json::to_vec(&metrics).expect("plain numbers");
+        assert!(line.len() < protocol::limits::METRICS_LINE_BYTES_MAX);
+    }
+}
