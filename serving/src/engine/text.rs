@@ -119,7 +119,7 @@ mod tests {
             (&["STOP"], &["one ST", "OP two"], "one ", true),
             (&["STOP"], &["one ST", "ART"], "one START", false),
             (&["STOP"], &["one STO"], "one STO", false),
-            (&["b", "abc"], &["a", "bc"], "a", true),
+            (&["b", "abc"], &["a", "bc"], "", true), // The one that begins first wins.
             (&["\n\n"], &["line\n", "\nrest"], "line", true),
             (&["é"], &["caf", "é!"], "caf", true),
             (&["aab"], &["aaaab"], "aa", true),
