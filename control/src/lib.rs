@@ -1,1 +1,14 @@
-//! The control circuit: wiring, control HTTP API, command line; binary quorate.
+//! The control circuit: wiring, HTTP API, command line. Decisions live in the crates below; this one
+//! opens sockets and files, asks the clock, and carries what they decide to whoever must know.
+//!
+//! Start reading at [`server`] (a control replica) and [`cli`] (what people type).
+
+pub mod cli;
+pub mod client;
+pub mod context;
+pub mod explain;
+pub mod files;
+pub mod node;
+pub mod server;
+pub mod session;
+pub mod up;

@@ -1,0 +1,219 @@
+//! Founding a circle, showing it, and checking its history offline.
+
+use super::Environment;
+use super::output::table;
+use crate::files;
+use crate::session::{MemberKeyFile, Session, fresh_secret_text, wall_clock};
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use human_chain::CircleState;
+use protocol::api::History;
+use protocol::governance::*;
+use protocol::{CircleId, Digest, MemberId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CircleCommand {
+    /// Make a member's key
+    #[command(after_help = "Example:\n  quorate circle member alice --key alice.key > alice.json")]
+    Member {
+        /// The member's name in the circle
+        member: MemberId,
+        /// Where to keep the secret key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Draft a genesis from its parts
+    #[command(after_help = "Example:\n  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\\n    --control control-1.json control-2.json control-3.json --nodes node-1.json --token-file token > genesis.json")]
+    Draft(DraftArguments),
+    /// Sign a drafted genesis as one of its founders
+    #[command(after_help = "Example:\n  quorate circle sign genesis.json --key alice.key")]
+    Sign {
+        /// The genesis; the signature is added to it
+        genesis: PathBuf,
+        /// The founder's key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Show members, policy and epoch
+    Show,
+    /// Print genesis and every decision since, for `quorate verify`
+    History,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DraftArguments {
+    /// What people call the circle
+    #[arg(long)]
+    name: String,
+    /// Members, as `quorate circle member` printed them
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    members: Vec<PathBuf>,
+    /// How many members must sign each change
+    #[arg(long)]
+    required: u32,
+    /// Control replicas, as `quorate control init` printed them
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    control: Vec<PathBuf>,
+    /// First nodes, as `quorate agent init` printed them
+    #[arg(long, num_args = 0.., value_name = "FILE")]
+    nodes: Vec<PathBuf>,
+    /// Where to keep the first access token
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  quorate circle history > history.json\n  quorate verify history.json --circle ID     no network is used")]
+pub(crate) struct VerifyArguments {
+    /// A history, or one certificate of it
+    file: PathBuf,
+    /// The circle's id, as you know it from elsewhere [default: the context's]
+    #[arg(long)]
+    circle: Option<CircleId>,
+    /// For a single certificate: the history that it belongs to
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+}
+
+pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Result<()> {
+    match command {
+        CircleCommand::Member { member, key } => {
+            let file = MemberKeyFile::generate(member.clone());
+            file.save(&key)?;
+            print_json(&Member { id: member, keys: file.secret.public() })
+        }
+        CircleCommand::Draft(arguments) => draft(&arguments),
+        CircleCommand::Sign { genesis, key } => sign(&genesis, &key),
+        CircleCommand::Show => show(environment).await,
+        CircleCommand::History => {
+            let session = Session::open(&environment.context()?).await?;
+            print_json(&session.history)
+        }
+    }
+}
+
+fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
+}
+
+/// The same quorum, `required` of all members, for every class of action.
+pub(crate) fn simple_policy(members: &[Member], required: u32) -> Policy {
+    let of = members.iter().map(|member| Quorum::Member(member.id.clone())).collect();
+    let quorum = Quorum::Threshold { required, of };
+    let classes = [ActionClass::Routine, ActionClass::Sensitive];
+    Policy { quorums: classes.into_iter().map(|class| (class, quorum.clone())).collect() }
+}
+
+fn draft(arguments: &DraftArguments) -> Result<()> {
+    let members = read_all::<Member>(&arguments.members)?;
+    let token = fresh_secret_text("quorate-token");
+    files::write_secret(&arguments.token_file, token.as_bytes())
+        .with_context(|| format!("write `{}`", arguments.token_file.display()))?;
+    let genesis = Genesis {
+        name: arguments.name.clone(),
+        founded_at: wall_clock(),
+        policy: simple_policy(&members, arguments.required),
+        members,
+        control: read_all(&arguments.control)?,
+        nodes: read_all(&arguments.nodes)?,
+        tokens: vec![AccessToken {
+            name: "founder".parse().map_err(|error: String| anyhow!(error))?,
+            scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
+            hash: Digest::of(token.as_bytes()),
+        }],
+    };
+    print_json(&SignedGenesis { genesis, signatures: BTreeMap::new() })
+}
+
+fn read_all<T: serde::de::DeserializeOwned>(paths: &[PathBuf]) -> Result<Vec<T>> {
+    paths.iter().map(|path| read_json(path)).collect()
+}
+
+fn sign(genesis: &Path, key: &Path) -> Result<()> {
+    let mut signed: SignedGenesis = read_json(genesis)?;
+    let member = MemberKeyFile::load(key)?;
+    let founder = signed.genesis.members.iter().find(|founder| founder.id == member.member);
+    if founder.is_none_or(|founder| founder.keys != member.secret.public()) {
+        bail!("`{}` is not a founder of this genesis, or has another key in it", member.member);
+    }
+    let bytes = protocol::canonical::to_bytes(&signed.genesis);
+    signed.signatures.insert(member.member.clone(), member.secret.sign(GENESIS_DOMAIN, &bytes));
+    let text = serde_json::to_string_pretty(&signed)?;
+    files::write_atomically(genesis, text.as_bytes(), 0o644)?;
+    let missing = signed.genesis.members.len() - signed.signatures.len();
+    let id = human_chain::circle_id(&signed.genesis);
+    println!("signed by {}; {missing} signatures missing; circle {id}", member.member);
+    Ok(())
+}
+
+async fn show(environment: &Environment) -> Result<()> {
+    let session = Session::open(&environment.context()?).await?;
+    let circle = &session.circle;
+    let members: Vec<&Member> = circle.members().collect();
+    environment.output().print(&session.history.genesis.genesis, |_| {
+        let rows = members
+            .iter()
+            .map(|member| vec![member.id.to_string(), member.keys.ed25519.short()])
+            .collect();
+        let rules: Vec<String> = circle
+            .policy()
+            .quorums
+            .iter()
+            .map(|(class, quorum)| format!("{class:?}: {}", human_chain::describe(quorum)))
+            .collect();
+        format!(
+            "circle {} ({})\nepoch {}, {} decisions\n{}\n\n{}",
+            circle.name(),
+            circle.id(),
+            circle.epoch(),
+            circle.length(),
+            rules.join("\n"),
+            table(&["member", "key"], rows)
+        )
+    });
+    Ok(())
+}
+
+pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment) -> Result<()> {
+    let circle = match arguments.circle {
+        Some(circle) => circle,
+        None => environment.context().context("no --circle was given")?.circle,
+    };
+    let history: History = match &arguments.history {
+        Some(file) => read_json(file)?,
+        None => read_json(&arguments.file)?,
+    };
+    let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
+    let state = CircleState::replay(&history.genesis, Some(circle), certificates)
+        .map_err(|error| anyhow!("{}: {error}", error.code()))?;
+    if arguments.history.is_some() {
+        let wanted: Certificate = read_json(&arguments.file)?;
+        let digest = wanted.digest();
+        if !history.bundles.iter().any(|bundle| bundle.certificate.digest() == digest) {
+            bail!("certificate {digest} is not part of this history");
+        }
+    }
+    let ballots: usize = history.bundles.iter().map(|bundle| bundle.certificate.ballots.len()).sum();
+    let summary = serde_json::json!({
+        "circle": circle, "decisions": state.length(), "ballots": ballots, "epoch": state.epoch(), "verified": true,
+    });
+    environment.output().print(&summary, |_| {
+        format!(
+            "verified: circle {} ({}), {} founders, {} decisions, {ballots} ballots, all signatures hold",
+            state.name(),
+            circle.short(),
+            history.genesis.genesis.members.len(),
+            state.length(),
+        )
+    });
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! The daemons: preparing their directories and running them. `quorate up` starts the very same ones.
+
+use crate::files;
+use crate::node::{self, NodeFile};
+use crate::server::{self, ServerConfig};
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use overlay::people::Certificate;
+use overlay::{CancellationToken, Identity};
+use protocol::governance::{ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis};
+use protocol::manifest::parse_bytes;
+use protocol::{CircleId, NodeId, NodeName, ReplicaId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ControlCommand {
+    /// Make a replica's key and print its entry for the genesis
+    #[command(after_help = "Example:\n  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 --api https://10.0.0.1:7601 > control-1.json")]
+    Init {
+        /// The replica's own directory
+        #[arg(long)]
+        dir: PathBuf,
+        /// Its number: 1, 2, 3, ...
+        #[arg(long)]
+        id: u64,
+        /// Where agents and other replicas connect
+        #[arg(long, value_name = "HOST:PORT")]
+        overlay: String,
+        /// The URL under which people reach it
+        #[arg(long, value_name = "URL")]
+        api: String,
+    },
+    /// Run a replica
+    #[command(after_help = "Example:\n  quorate control run --dir control-1 --genesis genesis.json --overlay 0.0.0.0:7600 --api 0.0.0.0:7601 --tls-cert api.pem --tls-key api.key")]
+    Run(ControlRun),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControlRun {
+    /// The replica's own directory
+    #[arg(long)]
+    dir: PathBuf,
+    /// The signed genesis of the circle
+    #[arg(long, value_name = "FILE")]
+    genesis: PathBuf,
+    /// Address to listen on for agents and replicas, or `fd:N` for an inherited socket
+    #[arg(long, value_name = "HOST:PORT")]
+    overlay: String,
+    /// Address to listen on for people, or `fd:N`; without a certificate on loopback only
+    #[arg(long, value_name = "HOST:PORT")]
+    api: String,
+    /// Certificate chain for people's connections, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentCommand {
+    /// Make a node's keys and print its entry for a genesis; or use it to ask for admission
+    #[command(after_help = "Example:\n  quorate agent init --dir node-1 --name node-1 --region eu-1 --storage 10.0.0.7:7700 --store disk-0 --store disk-1 > node-1.json")]
+    Init(AgentInit),
+    /// Run a node's agent
+    #[command(after_help = "Example:\n  quorate agent run --dir node-1 --genesis genesis.json --circle ID --storage 0.0.0.0:7700")]
+    Run(Box<AgentRun>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentInit {
+    /// The node's own directory
+    #[arg(long)]
+    dir: PathBuf,
+    /// What people call the node
+    #[arg(long)]
+    name: NodeName,
+    /// Its region
+    #[arg(long, default_value = "local")]
+    region: String,
+    /// A label, for node selectors; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// Do not run services here
+    #[arg(long)]
+    no_worker: bool,
+    /// Offer storage under this address
+    #[arg(long, value_name = "HOST:PORT")]
+    storage: Option<String>,
+    /// A store's name; may be given several times
+    #[arg(long, requires = "storage")]
+    store: Vec<String>,
+    /// Run a gateway that workers reach under this address
+    #[arg(long, value_name = "HOST:PORT", requires = "gateway_api")]
+    gateway: Option<String>,
+    /// The URL under which applications reach the gateway
+    #[arg(long, value_name = "URL", requires = "gateway")]
+    gateway_api: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentRun {
+    /// The node's own directory
+    #[arg(long)]
+    dir: PathBuf,
+    /// The signed genesis of the circle
+    #[arg(long, value_name = "FILE")]
+    genesis: PathBuf,
+    /// The circle's id, pinned: whatever control says is checked against it
+    #[arg(long)]
+    circle: CircleId,
+    /// Address to offer storage on, or `fd:N`
+    #[arg(long, value_name = "HOST:PORT")]
+    storage: Option<String>,
+    /// Address for workers to reach this node's gateway on, or `fd:N`
+    #[arg(long, value_name = "HOST:PORT", requires = "gateway_api")]
+    gateway: Option<String>,
+    /// Address for applications to reach this node's gateway on, or `fd:N`
+    #[arg(long, value_name = "HOST:PORT", requires = "gateway")]
+    gateway_api: Option<String>,
+    /// Certificate chain for applications' connections, PEM
+    #[arg(long, value_name = "FILE", requires = "gateway_tls_key")]
+    gateway_tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "gateway_tls_cert")]
+    gateway_tls_key: Option<PathBuf>,
+    /// Loopback address for Prometheus metrics of the node, or `fd:N`
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
+    /// Loopback address for Prometheus metrics of the gateway, or `fd:N`
+    #[arg(long, value_name = "HOST:PORT")]
+    gateway_metrics: Option<String>,
+    /// The `quorate-serve` binary [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    serve_program: Option<PathBuf>,
+    /// Thousandths of a core to offer [default: all]
+    #[arg(long)]
+    cpu_millicores: Option<u64>,
+    /// Memory to offer, like `4 GiB` [default: all]
+    #[arg(long)]
+    memory: Option<String>,
+    /// Pretend to have GPUs, like `8xH100`: schedules, computes nothing, labelled simulated everywhere
+    #[arg(long, value_name = "COUNTxNAME")]
+    simulate_gpus: Option<String>,
+    /// Control group below which sandboxes live
+    #[arg(long)]
+    cgroup: Option<String>,
+    /// First of the host user ids that sandboxes may take
+    #[arg(long, default_value_t = 600_000)]
+    ids_first: u32,
+    /// How many pairs of ids there are
+    #[arg(long, default_value_t = 512)]
+    id_pairs: u32,
+}
+
+/// Logs to standard error: text on a terminal, JSON elsewhere; `RUST_LOG` chooses what.
+pub(crate) fn start_logging() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let outcome = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+    // A second start in one process (tests) keeps the first.
+    drop(outcome);
+}
+
+/// Cancelled by the first SIGINT or SIGTERM.
+fn until_signal() -> Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        tracing::info!("stopping");
+        cancelled.cancel();
+    });
+    Ok(token)
+}
+
+pub(crate) async fn control(command: ControlCommand) -> Result<()> {
+    match command {
+        ControlCommand::Init { dir, id, overlay, api } => {
+            std::fs::create_dir_all(&dir).with_context(|| format!("create `{}`", dir.display()))?;
+            let identity = Identity::load_or_create(&dir.join("identity.key"))?;
+            let replica =
+                ControlReplica { id: ReplicaId(id), key: identity.public_key(), address: overlay, api };
+            println!("{}", serde_json::to_string_pretty(&replica)?);
+            Ok(())
+        }
+        ControlCommand::Run(arguments) => run_control(arguments).await,
+    }
+}
+
+async fn run_control(arguments: ControlRun) -> Result<()> {
+    start_logging();
+    let identity = Identity::load(&arguments.dir.join("identity.key"))?;
+    let genesis: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
+    human_chain::CircleState::found(&genesis, None).map_err(|error| anyhow!("{}: {error}", error.code()))?;
+    let own = genesis.genesis.control.iter().find(|replica| replica.key == identity.public_key());
+    let id = own.ok_or_else(|| anyhow!("the genesis lists no replica with this directory's key"))?.id;
+    let certificate = match (&arguments.tls_cert, &arguments.tls_key) {
+        (Some(chain), Some(key)) => Some(read_certificate(chain, key)?),
+        _ => None,
+    };
+    let directory = arguments.dir.join("log");
+    let create = claim_disk(&arguments.dir)?;
+    let config = ServerConfig {
+        id,
+        directory,
+        create,
+        identity,
+        genesis,
+        overlay: listen(&arguments.overlay).await?,
+        api: listen(&arguments.api).await?,
+        certificate,
+    };
+    tracing::info!(replica = %id, "control replica starts");
+    server::run(config, until_signal()?).await
+}
+
+/// Whether this start is the replica's first: decided once, durably, before the log is made. A replica
+/// whose log vanished afterwards must not begin anew, since it could vote twice.
+fn claim_disk(directory: &Path) -> Result<bool> {
+    let marker = directory.join("begun");
+    let log = directory.join("log");
+    if marker.exists() {
+        return Ok(false);
+    }
+    // Killed between making the log and setting the marker: the log is there and decides.
+    std::fs::create_dir_all(directory)?;
+    let first = !log.exists();
+    files::write_atomically(&marker, b"", 0o644).context("mark the replica as begun")?;
+    Ok(first)
+}
+
+fn read_certificate(chain: &Path, key: &Path) -> Result<Certificate> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read `{}`", path.display()));
+    Ok(Certificate::from_pem(&read(chain)?, &read(key)?)?)
+}
+
+/// Listens, with an error that names the address and what to do.
+async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
+    overlay::listen::tcp(name).await.with_context(|| {
+        format!("listen on `{name}` (address-in-use: another process may have it; `ss -ltnp` shows which)")
+    })
+}
+
+pub(crate) async fn agent(command: AgentCommand) -> Result<()> {
+    match command {
+        AgentCommand::Init(arguments) => init_agent(arguments),
+        AgentCommand::Run(arguments) => run_agent(*arguments).await,
+    }
+}
+
+fn init_agent(arguments: AgentInit) -> Result<()> {
+    let labels: BTreeMap<String, String> = arguments
+        .label
+        .iter()
+        .map(|label| label.split_once('=').map(|(key, value)| (key.to_string(), value.to_string())))
+        .collect::<Option<_>>()
+        .ok_or_else(|| anyhow!("a label is written KEY=VALUE"))?;
+    let mut labels = labels;
+    if !arguments.store.is_empty() {
+        labels.insert(node::STORES_LABEL.into(), arguments.store.join(" "));
+    }
+    let mut roles = BTreeSet::new();
+    if !arguments.no_worker {
+        roles.insert(NodeRole::Worker);
+    }
+    if arguments.storage.is_some() {
+        roles.insert(NodeRole::Storage);
+    }
+    let keys = node::create_keys(&arguments.dir, arguments.gateway.is_some())?;
+    let gateway = match (keys.gateway, arguments.gateway, arguments.gateway_api) {
+        (Some(key), Some(address), Some(api)) => {
+            roles.insert(NodeRole::Gateway);
+            Some(GatewayEndpoint { key, address, api })
+        }
+        _ => None,
+    };
+    if roles.is_empty() {
+        bail!("a node that neither works, stores nor is a gateway has no purpose");
+    }
+    let admission = NodeAdmission {
+        name: arguments.name,
+        id: NodeId(keys.identity),
+        encryption: keys.encryption,
+        roles,
+        region: arguments.region,
+        labels,
+        storage_address: arguments.storage,
+        gateway,
+    };
+    NodeFile { admission: admission.clone(), stores: arguments.store }.save(&arguments.dir)?;
+    println!("{}", serde_json::to_string_pretty(&admission)?);
+    Ok(())
+}
+
+async fn run_agent(arguments: AgentRun) -> Result<()> {
+    start_logging();
+    let genesis: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
+    let memory = arguments.memory.as_deref().map(parse_bytes).transpose().map_err(|error| anyhow!(error))?;
+    let settings = node::NodeSettings {
+        directory: arguments.dir,
+        genesis,
+        circle: arguments.circle,
+        storage: optional_listener(arguments.storage.as_deref()).await?,
+        gateway_workers: optional_listener(arguments.gateway.as_deref()).await?,
+        gateway_api: optional_listener(arguments.gateway_api.as_deref()).await?,
+        gateway_metrics: optional_listener(arguments.gateway_metrics.as_deref()).await?,
+        gateway_tls: arguments.gateway_tls_cert.zip(arguments.gateway_tls_key),
+        metrics: optional_listener(arguments.metrics.as_deref()).await?,
+        serve_program: arguments.serve_program,
+        cpu_millicores: arguments.cpu_millicores,
+        memory_bytes: memory,
+        simulate_gpus: arguments.simulate_gpus,
+        cgroup: arguments.cgroup,
+        ids_first: arguments.ids_first,
+        id_pairs: arguments.id_pairs,
+    };
+    node::run(settings, until_signal()?).await
+}
+
+async fn optional_listener(name: Option<&str>) -> Result<Option<tokio::net::TcpListener>> {
+    match name {
+        Some(name) => listen(name).await.map(Some),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,220 @@
+//! What people type. Every command has an example, every list a JSON form, every failure its code.
+
+mod circle;
+mod daemons;
+mod keys;
+mod models;
+mod nodes;
+mod output;
+mod proposals;
+mod services;
+mod status;
+
+pub use output::Output;
+
+use crate::client::ClientError;
+use crate::context::Context;
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// An AI cloud that a circle of people governs together.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, arg_required_else_help = true, after_help = "\
+Examples:
+  quorate up                               a whole cluster on this machine
+  quorate status                           what is wrong, and the next command
+  quorate deploy chat.toml --wait          propose, wait for the votes, wait for the first replica
+  quorate review                           what waits for your vote
+  quorate explain quorum-not-reached       what an error code means
+
+Nothing runs that the circle did not sign. Everything the circle signed keeps running.")]
+pub struct Cli {
+    /// Context file: which cluster, which token, which member [default: $QUORATE_CONTEXT, then ~/.config/quorate/context.json]
+    #[arg(long, global = true, value_name = "FILE")]
+    context: Option<PathBuf>,
+    /// How to print
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value = "text")]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole cluster on this machine: real processes, real TLS, embedded storage
+    Up(crate::up::UpArguments),
+    /// Run or prepare a control replica
+    #[command(subcommand)]
+    Control(daemons::ControlCommand),
+    /// Run or prepare a node's agent
+    #[command(subcommand)]
+    Agent(daemons::AgentCommand),
+    /// Found a circle, show it, export its history
+    #[command(subcommand)]
+    Circle(circle::CircleCommand),
+    /// Put a change to the vote
+    Propose(proposals::ProposeArguments),
+    /// Show what waits for votes, or one proposal exactly as its signature covers it
+    Review(proposals::ReviewArguments),
+    /// Sign a proposal
+    Approve(proposals::VoteArguments),
+    /// Vote against a proposal
+    Reject(proposals::VoteArguments),
+    /// List, admit and remove nodes
+    #[command(subcommand)]
+    Node(nodes::NodeCommand),
+    /// Import, list, check and repair models
+    #[command(subcommand)]
+    Model(models::ModelCommand),
+    /// Print a commented manifest that is valid as it is
+    #[command(subcommand)]
+    New(services::NewCommand),
+    /// Propose to run a manifest
+    Deploy(services::DeployArguments),
+    /// List and show services
+    #[command(subcommand)]
+    Service(services::ServiceCommand),
+    /// Change the number of replicas inside the approved envelope; needs no vote
+    Scale(services::ScaleArguments),
+    /// Propose to end a service in order
+    Retire(services::RetireArguments),
+    /// Show what a service's workers write
+    Logs(services::LogsArguments),
+    /// What is wrong, and the next command
+    Status,
+    /// Why something is placed, waits or was refused
+    Why(status::WhyArguments),
+    /// Check a history or a certificate offline
+    Verify(circle::VerifyArguments),
+    /// Explain an error code
+    Explain(status::ExplainArguments),
+    /// Where am I: show or choose the context
+    #[command(subcommand)]
+    Context(status::ContextCommand),
+    /// Create, list and revoke inference keys for applications
+    #[command(subcommand)]
+    Key(keys::KeyCommand),
+    /// List what was done, by whom and when
+    Events,
+}
+
+/// What every command gets.
+pub(crate) struct Environment {
+    context: Option<PathBuf>,
+    output: Output,
+}
+
+impl Environment {
+    pub(crate) fn context(&self) -> Result<Context> {
+        Context::load(self.context.as_deref())
+    }
+
+    pub(crate) fn output(&self) -> Output {
+        self.output
+    }
+}
+
+/// Runs the command; errors are printed once, here, with their code and what to do.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let environment = Environment { context: cli.context, output: cli.output };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(dispatch(cli.command, &environment)),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&error, environment.output);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(command: Command, environment: &Environment) -> Result<()> {
+    match command {
+        Command::Up(arguments) => crate::up::run(arguments).await,
+        Command::Control(command) => daemons::control(command).await,
+        Command::Agent(command) => daemons::agent(command).await,
+        Command::Circle(command) => circle::run(command, environment).await,
+        Command::Propose(arguments) => proposals::propose(arguments, environment).await,
+        Command::Review(arguments) => proposals::review(arguments, environment).await,
+        Command::Approve(arguments) => proposals::approve(arguments, environment).await,
+        Command::Reject(arguments) => proposals::reject(arguments, environment).await,
+        Command::Node(command) => nodes::run(command, environment).await,
+        Command::Model(command) => models::run(command, environment).await,
+        Command::New(command) => services::new(command, environment).await,
+        Command::Deploy(arguments) => services::deploy(arguments, environment).await,
+        Command::Service(command) => services::run(command, environment).await,
+        Command::Scale(arguments) => services::scale(arguments, environment).await,
+        Command::Retire(arguments) => services::retire(arguments, environment).await,
+        Command::Logs(arguments) => services::logs(arguments, environment).await,
+        Command::Status => status::status(environment).await,
+        Command::Why(arguments) => status::why(arguments, environment).await,
+        Command::Verify(arguments) => circle::verify(arguments, environment).await,
+        Command::Explain(arguments) => status::explain(&arguments, environment),
+        Command::Context(command) => status::context(command, environment),
+        Command::Key(command) => keys::run(command, environment).await,
+        Command::Events => status::events(environment).await,
+    }
+}
+
+fn print_error(error: &anyhow::Error, output: Output) {
+    let problem = error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>() {
+        Some(ClientError::Refused(problem)) => Some(problem),
+        _ => None,
+    });
+    if output == Output::Json {
+        let message = format!("{error:#}");
+        let value = problem.map_or_else(
+            || serde_json::json!({ "code": null, "message": message }),
+            |problem| serde_json::json!(problem),
+        );
+        eprintln!("{value}");
+        return;
+    }
+    match problem {
+        Some(problem) => {
+            eprintln!("error: {} ({})", problem.message, problem.code);
+            if let Some(place) = &problem.at {
+                eprintln!("  at: {place}");
+            }
+            if let Some(remedy) = &problem.remedy {
+                eprintln!("  do: {remedy}");
+            }
+            eprintln!("  more: quorate explain {}", problem.code);
+        }
+        None => eprintln!("error: {error:#}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_that_takes_arguments_shows_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                if sub.has_subcommands() {
+                    check(sub, &path);
+                } else {
+                    let help = sub.clone().render_long_help().to_string();
+                    let plain = sub.get_arguments().all(|argument| argument.is_global_set());
+                    assert!(plain || help.contains("Example"), "{path} shows no example");
+                }
+            }
+        }
+        check(&Cli::command(), "quorate");
+    }
+}

@@ -1,0 +1,192 @@
+//! Models: into dispersed storage and back. Imports and repairs go through an admitted node, with its
+//! identity, from its own state directory; nobody else may write shards.
+
+use super::Environment;
+use super::output::table;
+use crate::context::Context;
+use crate::node::{self, ModelAccess};
+use crate::session::Session;
+use anyhow::{Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use protocol::ModelName;
+use protocol::api::Page;
+use protocol::manifest::format_bytes;
+use protocol::model::{ErasureCode, ModelRecord};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Encrypt, erasure-code and store a model directory or file; wrap its key to the admitted nodes
+    Import(ImportArguments),
+    /// List models
+    List,
+    /// Show one model and where its shards lie
+    #[command(after_help = "Example:\n  quorate model show minilm")]
+    Show {
+        /// Its name
+        model: ModelName,
+    },
+    /// Check every shard of every segment
+    #[command(after_help = "Example:\n  quorate model verify minilm")]
+    Verify {
+        /// Its name
+        model: ModelName,
+        /// State directory of a node on this machine [default: the context's]
+        #[arg(long, value_name = "DIR")]
+        node: Option<PathBuf>,
+    },
+    /// Rewrite wrong and missing shards from the others
+    #[command(after_help = "Example:\n  quorate model repair minilm")]
+    Repair {
+        /// Its name
+        model: ModelName,
+        /// State directory of a node on this machine [default: the context's]
+        #[arg(long, value_name = "DIR")]
+        node: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm\n  quorate model import weights.gguf --name tiny --data 4 --parity 2")]
+pub(crate) struct ImportArguments {
+    /// A Hugging Face model directory, a single file, or `hf:owner/name`
+    source: String,
+    /// What to call it
+    #[arg(long)]
+    name: ModelName,
+    /// Shards that suffice to rebuild a segment
+    #[arg(long, default_value_t = 4)]
+    data: u8,
+    /// Shards that may be lost
+    #[arg(long, default_value_t = 2)]
+    parity: u8,
+    /// A store; may be given several times [default: every store of every admitted node]
+    #[arg(long, value_name = "URL")]
+    store: Vec<String>,
+    /// Most shards of a segment in one failure domain [default: as many as may be lost]
+    #[arg(long)]
+    shards_per_domain: Option<u8>,
+    /// State directory of a node on this machine [default: the context's]
+    #[arg(long, value_name = "DIR")]
+    node: Option<PathBuf>,
+}
+
+pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Result<()> {
+    let context = environment.context()?;
+    match command {
+        ModelCommand::Import(arguments) => import(arguments, &context, environment).await,
+        ModelCommand::List => {
+            let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
+            environment.output().print(&page, |page| models_table(&page.items));
+            Ok(())
+        }
+        ModelCommand::Show { model } => {
+            let record = find(&context, &model).await?;
+            environment.output().print(&record, show);
+            Ok(())
+        }
+        ModelCommand::Verify { model, node } => {
+            let (access, record) = access(&context, &model, node).await?;
+            let report = access.verify(&record, progress_bar(record.segments)).await?;
+            environment.output().print(&report, node::HealthSummary::text);
+            if report.faults > 0 {
+                bail!("{} shards are wrong or missing; next: quorate model repair {model}", report.faults);
+            }
+            Ok(())
+        }
+        ModelCommand::Repair { model, node } => {
+            let (access, record) = access(&context, &model, node).await?;
+            let report = access.repair(&record, progress_bar(record.segments)).await?;
+            environment.output().print(&report, node::RepairSummary::text);
+            Ok(())
+        }
+    }
+}
+
+async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
+    let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
+    let found = page.items.into_iter().find(|record| record.name == *model);
+    found.ok_or_else(|| anyhow!("no model `{model}`; `quorate model list` shows all"))
+}
+
+async fn access(context: &Context, model: &ModelName, node: Option<PathBuf>) -> Result<(ModelAccess, ModelRecord)> {
+    let session = Session::open(context).await?;
+    let directory = node_directory(context, node)?;
+    Ok((ModelAccess::open(&directory, &session.circle)?, find(context, model).await?))
+}
+
+fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
+    node.or_else(|| context.node_directory.clone())
+        .ok_or_else(|| anyhow!("this goes through a node: give --node DIR, its state directory on this machine"))
+}
+
+async fn import(arguments: ImportArguments, context: &Context, environment: &Environment) -> Result<()> {
+    if let Some(name) = arguments.source.strip_prefix("hf:") {
+        bail!(
+            "model-hub-unreachable: `hf:{name}` needs the Hugging Face hub, which this release does not \
+             reach by itself; download the directory and import it"
+        );
+    }
+    let session = Session::open(context).await?;
+    let access = ModelAccess::open(&node_directory(context, arguments.node)?, &session.circle)?;
+    let stores = if arguments.store.is_empty() {
+        access.stores_of_all_nodes(&session.circle).await?
+    } else {
+        arguments.store.iter().map(|url| node::store_reference(url)).collect()
+    };
+    let erasure = ErasureCode { data: arguments.data, parity: arguments.parity };
+    let options = node::ImportRequest {
+        name: arguments.name,
+        erasure,
+        stores,
+        shards_per_domain_max: arguments.shards_per_domain.unwrap_or(arguments.parity),
+    };
+    let bar = progress_bar(0);
+    let source = PathBuf::from(&arguments.source);
+    let imported = access.import(&session, &source, options, bar).await?;
+    environment.output().print(&imported, |imported| {
+        format!(
+            "model {}  {}  {} segments  {}+{} over {} stores\nroot {}",
+            imported.name,
+            format_bytes(imported.bytes),
+            imported.segments,
+            imported.erasure.data,
+            imported.erasure.parity,
+            imported.stores.len(),
+            imported.root,
+        )
+    });
+    Ok(())
+}
+
+fn progress_bar(length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} segments {msg}")
+        .expect("the template is a constant");
+    ProgressBar::new(length).with_style(style)
+}
+
+fn models_table(models: &[ModelRecord]) -> String {
+    let row = |record: &ModelRecord| {
+        vec![
+            record.name.to_string(),
+            record.architecture.clone(),
+            format_bytes(record.bytes),
+            record.segments.to_string(),
+            format!("{}+{}", record.erasure.data, record.erasure.parity),
+            record.root.to_string(),
+        ]
+    };
+    let header = ["model", "architecture", "size", "segments", "code", "root"];
+    table(&header, models.iter().map(row).collect())
+}
+
+fn show(record: &ModelRecord) -> String {
+    let rows = record
+        .stores
+        .iter()
+        .enumerate()
+        .map(|(index, store)| vec![index.to_string(), store.url.clone(), store.failure_domain.clone()])
+        .collect();
+    models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "fails with"], rows)
+}

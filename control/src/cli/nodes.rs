@@ -1,0 +1,148 @@
+//! Nodes: who is admitted, who asks to be, and how they are.
+
+use super::Environment;
+use super::output::table;
+use super::proposals::print_submitted;
+use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
+use anyhow::{Result, anyhow};
+use clap::Subcommand;
+use protocol::agent::PendingNode;
+use protocol::api::{NodeView, Page};
+use protocol::governance::Change;
+use protocol::manifest::format_bytes;
+use protocol::{NodeName, NodeId};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List admitted nodes
+    List,
+    /// Show one node
+    #[command(after_help = "Example:\n  quorate node show node-1")]
+    Show {
+        /// Its name
+        node: NodeName,
+    },
+    /// List nodes that ask to be admitted
+    Pending,
+    /// Propose to admit a node that asks, and wrap the models' keys to it
+    #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack' --key alice.key")]
+    Admit {
+        /// Its name
+        node: NodeName,
+        /// Its key's first digits, as its operator read them to you
+        #[arg(long)]
+        identity: Option<String>,
+        /// Why, for those who vote
+        #[arg(long)]
+        reason: String,
+        /// The member's key that opens the models' keys [default: the context's]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Propose to remove a node: its slots move elsewhere
+    #[command(after_help = "Example:\n  quorate node remove node-4 --reason 'returned to vendor'")]
+    Remove {
+        /// Its name
+        node: NodeName,
+        /// Why, for those who vote
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Result<()> {
+    let context = environment.context()?;
+    match command {
+        NodeCommand::List => {
+            let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
+            environment.output().print(&page, |page| nodes_table(&page.items));
+        }
+        NodeCommand::Show { node } => {
+            let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
+            let found = page.items.into_iter().find(|view| view.name == node);
+            let view = found.ok_or_else(|| anyhow!("no node `{node}`; `quorate node list` shows all"))?;
+            environment.output().print(&view, |view| nodes_table(std::slice::from_ref(view)) + &details(view));
+        }
+        NodeCommand::Pending => {
+            let page: Page<PendingNode> = context.client()?.get("/v1/pending-nodes").await?;
+            environment.output().print(&page, |page| {
+                let row = |node: &PendingNode| vec![node.admission.name.to_string(), node.id.to_string()];
+                table(&["node", "identity"], page.items.iter().map(row).collect())
+            });
+        }
+        NodeCommand::Admit { node, identity, reason, key } => {
+            let key = key.or_else(|| context.member_key_file.clone());
+            let key = key.ok_or_else(|| anyhow!("no member key: give --key FILE"))?;
+            let member = MemberKeyFile::load(&key)?;
+            let session = Session::open(&context).await?;
+            let view = admit(&session, &member, &node, identity.as_deref(), reason).await?;
+            print_submitted(environment, &view);
+        }
+        NodeCommand::Remove { node, reason } => {
+            let session = Session::open(&context).await?;
+            let change = Change::RemoveNode { node };
+            let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
+            print_submitted(environment, &view);
+        }
+    }
+    Ok(())
+}
+
+/// Proposes the admission of a node that asks, and wraps every model's key to it. The wraps are of no use
+/// to anybody before the vote: control hands a wrap out only with an order, and orders go to admitted
+/// nodes alone.
+pub(crate) async fn admit(
+    session: &Session,
+    member: &MemberKeyFile,
+    name: &NodeName,
+    identity: Option<&str>,
+    reason: String,
+) -> Result<protocol::api::ProposalView> {
+    let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
+    let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
+    let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
+    let pending = found
+        .next()
+        .ok_or_else(|| anyhow!("no node `{name}` asks to be admitted; `quorate node pending` lists those that do"))?;
+    if found.next().is_some() {
+        return Err(anyhow!("several nodes call themselves `{name}`; choose one with --identity"));
+    }
+    crate::node::wrap_models_to(session, member, &pending.admission).await?;
+    let change = Change::AdmitNode(Box::new(pending.admission));
+    session.propose(change, reason, PROPOSAL_LIFETIME_MS).await
+}
+
+fn nodes_table(nodes: &[NodeView]) -> String {
+    let row = |node: &NodeView| {
+        let gpus = node.gpus.iter().fold(std::collections::BTreeMap::new(), |mut counts, gpu| {
+            let label = if gpu.simulated { format!("{} (simulated)", gpu.name) } else { gpu.name.clone() };
+            *counts.entry(label).or_insert(0_u32) += 1;
+            counts
+        });
+        let gpus: Vec<String> = gpus.into_iter().map(|(name, count)| format!("{count}x {name}")).collect();
+        vec![
+            node.name.to_string(),
+            if node.alive { "alive".into() } else { "silent".into() },
+            node.isolation.map_or("-".into(), |isolation| format!("{isolation:?}").to_lowercase()),
+            format!("{:.1}", node.cpu_millicores as f64 / 1000.0),
+            format_bytes(node.memory_bytes),
+            if gpus.is_empty() { "-".into() } else { gpus.join(", ") },
+            node.slots.to_string(),
+            node.admission.region.clone(),
+        ]
+    };
+    let header = ["node", "state", "isolation", "cores", "memory", "gpus", "slots", "region"];
+    table(&header, nodes.iter().map(row).collect())
+}
+
+fn details(node: &NodeView) -> String {
+    let mut text = format!("\nidentity {}\n", node.id);
+    if let Some(address) = &node.admission.storage_address {
+        text.push_str(&format!("storage at {address}\n"));
+    }
+    for label in &node.not_enforced {
+        text.push_str(&format!("not enforced: {label}\n"));
+    }
+    text
+}

@@ -1,0 +1,53 @@
+//! Printing: aligned text for people, JSON for scripts, from the same values.
+
+use serde::Serialize;
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON document, stable.
+    Json,
+}
+
+impl Output {
+    /// Prints a value as JSON, or whatever `text` makes of it.
+    pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
+        match self {
+            Output::Json => println!("{}", serde_json::to_string_pretty(value).expect("API types are JSON")),
+            Output::Text => println!("{}", text(value).trim_end()),
+        }
+    }
+}
+
+/// A table with aligned columns; the last column may be of any length.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut all = vec![header.iter().map(|cell| (*cell).to_uppercase()).collect::<Vec<_>>()];
+    all.extend(rows);
+    let columns = header.len();
+    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in &all {
+        for (column, cell) in row.iter().enumerate() {
+            text.push_str(cell);
+            if column + 1 < columns {
+                text.extend(std::iter::repeat_n(' ', widths[column] - cell.chars().count() + 2));
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align() {
+        let text = table(&["name", "state"], vec![vec!["minilm".into(), "ready".into()], vec!["a".into(), "b".into()]]);
+        assert_eq!(text, "NAME    STATE\nminilm  ready\na       b\n");
+    }
+}

@@ -1,0 +1,129 @@
+//! How it is, why it is so, what a code means, where I am.
+
+use super::Environment;
+use super::output::table;
+use crate::context::{Context, usual_path};
+use crate::{explain, files};
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use protocol::api::{AuditEvent, Page, Status, Why};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  quorate why minilm       a service\n  quorate why minilm/1     one slot of it\n  quorate why 7f3a…        a proposal")]
+pub(crate) struct WhyArguments {
+    /// A service, `service/slot`, or a proposal's id
+    subject: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  quorate explain order-replayed")]
+pub(crate) struct ExplainArguments {
+    /// The code, as the error printed it
+    code: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextCommand {
+    /// Show which cluster, token and member are used
+    Show,
+    /// Use this context file from now on
+    #[command(after_help = "Example:\n  quorate context use .quorate/demo/context.json")]
+    Use {
+        /// The context file
+        file: PathBuf,
+    },
+}
+
+pub(crate) async fn status(environment: &Environment) -> Result<()> {
+    let status: Status = environment.context()?.client()?.get("/v1/status").await?;
+    environment.output().print(&status, |status| {
+        let mut text = format!("{}\n", status.summary);
+        for finding in &status.findings {
+            text.push_str(&format!("  {}\n    next: {}\n", finding.message, finding.next));
+        }
+        for simulated in &status.simulated {
+            text.push_str(&format!("  simulated: {simulated}\n"));
+        }
+        text
+    });
+    Ok(())
+}
+
+pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> Result<()> {
+    let why: Why = environment.context()?.client()?.get(&format!("/v1/why/{}", arguments.subject)).await?;
+    environment.output().print(&why, |why| {
+        let mut text = format!("{}: {}\n", why.subject, why.answer);
+        for reason in &why.reasons {
+            text.push_str(&format!("  {reason}\n"));
+        }
+        if let Some(remedy) = &why.remedy {
+            text.push_str(&format!("would help: {remedy}\n"));
+        }
+        text
+    });
+    Ok(())
+}
+
+pub(crate) async fn events(environment: &Environment) -> Result<()> {
+    let page: Page<AuditEvent> = environment.context()?.client()?.get("/v1/events").await?;
+    environment.output().print(&page, |page| {
+        let row = |event: &AuditEvent| {
+            vec![
+                human_chain::show_time(event.at),
+                event.actor.clone(),
+                event.action.clone(),
+                event.subject.clone(),
+                event.detail.clone(),
+            ]
+        };
+        table(&["at", "who", "did", "to", "detail"], page.items.iter().map(row).collect())
+    });
+    Ok(())
+}
+
+pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -> Result<()> {
+    let Some(page) = explain::page(&arguments.code) else {
+        let similar = explain::similar(&arguments.code);
+        if similar.is_empty() {
+            bail!("`{}` is not an error code of this release", arguments.code);
+        }
+        bail!("`{}` is not an error code; did you mean {}?", arguments.code, similar.join(", "));
+    };
+    let value = serde_json::json!({ "code": arguments.code, "page": page });
+    environment.output().print(&value, |_| page.to_string());
+    Ok(())
+}
+
+pub(crate) fn context(command: ContextCommand, environment: &Environment) -> Result<()> {
+    match command {
+        ContextCommand::Show => {
+            let context = environment.context()?;
+            environment.output().print(&context, |context| {
+                let member = context.member_key_file.as_ref().map(|file| file.display().to_string());
+                format!(
+                    "{}  circle {}\ncontrol  {}\ngateway  {}\ntoken    {}\nmember   {}",
+                    context.name,
+                    context.circle.short(),
+                    context.control.join(" "),
+                    context.gateway.as_deref().unwrap_or("-"),
+                    context.token_file.display(),
+                    member.as_deref().unwrap_or("-"),
+                )
+            });
+        }
+        ContextCommand::Use { file } => {
+            let mut context = Context::load(Some(&file))?;
+            let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+            context.token_file = absolute(context.token_file);
+            context.member_key_file = context.member_key_file.map(absolute);
+            context.node_directory = context.node_directory.map(absolute);
+            let place = usual_path();
+            let text = serde_json::to_string_pretty(&context)?;
+            files::write_atomically(&place, text.as_bytes(), 0o644)
+                .with_context(|| format!("write `{}`", place.display()))?;
+            println!("using {} ({})", context.name, place.display());
+        }
+    }
+    Ok(())
+}

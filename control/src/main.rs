@@ -1,0 +1,16 @@
+//! `quorate`: the binary of the control circuit.
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The launcher re-executes this binary as the init of a sandbox. That path stays single-threaded and
+    // away from everything else, so it is taken before anything is parsed or started.
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some("sandbox-init") {
+        let status = gpu_agent::sandbox::init::main(arguments);
+        return ExitCode::from(u8::try_from(status).unwrap_or(1));
+    }
+    let cli = control::cli::Cli::parse();
+    control::cli::run(cli)
+}

@@ -1,0 +1,314 @@
+//! Models through a node: import, verify, repair, and wrapping their keys to nodes and members.
+
+use super::{NodeFile, STORES_LABEL, store_directories};
+use crate::session::{MemberKeyFile, Session};
+use anyhow::{Context as _, Result, anyhow};
+use human_chain::CircleState;
+use indicatif::ProgressBar;
+use model_store::{
+    Context as StoreContext, EncryptionSecret, FaultSink, ImportOptions, ModelKey, NodeAddress,
+    PlacementRule, Pool, Store, log_faults, unwrap_key, wrap_key,
+};
+use overlay::Identity;
+use protocol::api::{ModelWraps, Page, PutWraps};
+use protocol::governance::NodeAdmission;
+use protocol::manifest::format_bytes;
+use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
+use protocol::{ModelName, NodeName};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What is to be imported, and how.
+pub struct ImportRequest {
+    /// What to call it.
+    pub name: ModelName,
+    /// k + m.
+    pub erasure: ErasureCode,
+    /// Where shards may lie.
+    pub stores: Vec<StoreReference>,
+    /// Most shards of a segment in one failure domain.
+    pub shards_per_domain_max: u8,
+}
+
+/// What a check of every shard found.
+#[derive(Debug, Clone, Serialize)]
+pub struct HealthSummary {
+    /// Shards looked at.
+    pub shards: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Wrong or missing shards and manifest copies.
+    pub faults: u64,
+    /// Segments that cannot be rebuilt.
+    pub segments_lost: u64,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+impl HealthSummary {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!(
+            "{} shards ({}) checked in {:.2} s: {} wrong or missing, {} segments lost",
+            self.shards,
+            format_bytes(self.bytes),
+            self.elapsed_ms as f64 / 1000.0,
+            self.faults,
+            self.segments_lost
+        )
+    }
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, Serialize)]
+pub struct RepairSummary {
+    /// What was found.
+    pub found: HealthSummary,
+    /// Shards put right.
+    pub shards_rewritten: u64,
+    /// Copies of the manifest put right.
+    pub manifests_written: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// What could not be written.
+    pub failures: Vec<String>,
+    /// Nothing is left to repair.
+    pub complete: bool,
+}
+
+impl RepairSummary {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{}\n{} shards and {} manifests rewritten ({})",
+            self.found.text(),
+            self.shards_rewritten,
+            self.manifests_written,
+            format_bytes(self.bytes_written)
+        );
+        for failure in &self.failures {
+            text.push_str(&format!("\nnot written: {failure}"));
+        }
+        text
+    }
+}
+
+/// Reads and writes models with a node's identity.
+pub struct ModelAccess {
+    context: StoreContext,
+    pool: Arc<Pool>,
+}
+
+impl ModelAccess {
+    /// As the node of this directory, knowing the circle's admitted nodes.
+    ///
+    /// # Errors
+    /// When the directory is no node's.
+    pub fn open(directory: &Path, circle: &CircleState) -> Result<Self> {
+        let file = NodeFile::load(directory)?;
+        let identity = Identity::load(&directory.join("identity.key"))?;
+        let nodes: BTreeMap<NodeName, NodeAddress> =
+            circle.nodes().filter_map(|node| Some((node.name.clone(), address_of(node)?))).collect();
+        let own = store_directories(directory, &file);
+        let context = StoreContext::new()
+            .with_nodes(identity, move |name| nodes.get(name).copied())
+            .with_own_stores(file.admission.name, own);
+        Ok(Self { context, pool: Pool::per_core() })
+    }
+
+    /// Every store of every admitted storage node, as their admissions name them.
+    ///
+    /// # Errors
+    /// When no node offers storage.
+    pub async fn stores_of_all_nodes(&self, circle: &CircleState) -> Result<Vec<StoreReference>> {
+        let stores: Vec<StoreReference> = circle
+            .nodes()
+            .filter(|node| node.storage_address.is_some())
+            .flat_map(|node| {
+                let names = node.labels.get(STORES_LABEL).map(String::as_str).unwrap_or_default();
+                names.split_whitespace().map(|name| node_store(&node.name, name)).collect::<Vec<_>>()
+            })
+            .collect();
+        if stores.is_empty() {
+            return Err(anyhow!("no admitted node offers storage; name stores with --store URL"));
+        }
+        Ok(stores)
+    }
+
+    /// Imports, registers the model, and wraps its key to every admitted worker and every member.
+    ///
+    /// # Errors
+    /// Whatever refuses: the source, a store, the placement rule, control. Earlier models are untouched.
+    pub async fn import(
+        &self,
+        session: &Session,
+        source: &Path,
+        request: ImportRequest,
+        bar: ProgressBar,
+    ) -> Result<ModelRecord> {
+        let key = ModelKey::generate()?;
+        let options = ImportOptions {
+            erasure: request.erasure,
+            placement: PlacementRule { shards_per_domain_max: request.shards_per_domain_max },
+            ..ImportOptions::new(request.name, model_store::fresh_nonce()?)
+        };
+        let stores: Vec<Store> =
+            request.stores.iter().map(|store| Store::open_or_closed(store, &self.context)).collect();
+        bar.set_style(bytes_style());
+        let shown = bar.clone();
+        let progress = move |done: model_store::ImportProgress| {
+            shown.set_length(done.bytes_total);
+            shown.set_position(done.bytes_done);
+        };
+        let imported = model_store::import(source, options, &stores, &key, &self.pool, progress)
+            .await
+            .map_err(|error| anyhow!("{}: {}", error.code(), chain(&error)))?;
+        bar.finish_and_clear();
+        let record = imported.record;
+        let wraps = wrap_to_all(&key, &record, &session.circle)?;
+        let path = format!("/v1/models/{}/wraps", record.root);
+        let _: serde_json::Value = session.client.post("/v1/models", &record).await?;
+        let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps }).await?;
+        Ok(record)
+    }
+
+    /// Checks every shard.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read.
+    pub async fn verify(&self, record: &ModelRecord, bar: ProgressBar) -> Result<HealthSummary> {
+        let (manifest, stores) = self.manifest(record).await?;
+        let report = model_store::verify(&manifest, &stores, &self.pool, log_faults(), show(&bar)).await?;
+        bar.finish_and_clear();
+        Ok(summary(&report))
+    }
+
+    /// Rewrites wrong and missing shards.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read.
+    pub async fn repair(&self, record: &ModelRecord, bar: ProgressBar) -> Result<RepairSummary> {
+        self.repair_reporting(record, bar, log_faults()).await
+    }
+
+    /// As [`ModelAccess::repair`], telling every fault to `faults`.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read.
+    pub async fn repair_reporting(
+        &self,
+        record: &ModelRecord,
+        bar: ProgressBar,
+        faults: FaultSink,
+    ) -> Result<RepairSummary> {
+        let (manifest, stores) = self.manifest(record).await?;
+        let report = model_store::repair(&manifest, &stores, &self.pool, faults, show(&bar)).await?;
+        bar.finish_and_clear();
+        Ok(RepairSummary {
+            found: summary(&report.found),
+            shards_rewritten: report.shards_rewritten,
+            manifests_written: report.manifests_written,
+            bytes_written: report.bytes_written,
+            complete: report.is_complete(),
+            failures: report.failures,
+        })
+    }
+
+    async fn manifest(
+        &self,
+        record: &ModelRecord,
+    ) -> Result<(Arc<protocol::model::ModelManifest>, Vec<Store>)> {
+        let stores: Vec<Store> =
+            record.stores.iter().map(|store| Store::open_or_closed(store, &self.context)).collect();
+        let manifest = model_store::fetch_manifest(record.root, &stores, &self.pool)
+            .await
+            .map_err(|error| anyhow!("{}: {}", error.code(), chain(&error)))?;
+        Ok((manifest, stores))
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+fn bytes_style() -> indicatif::ProgressStyle {
+    indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+        .expect("the template is a constant")
+}
+
+fn show(bar: &ProgressBar) -> impl Fn(u64, u64) {
+    let bar = bar.clone();
+    move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
+fn summary(report: &model_store::HealthReport) -> HealthSummary {
+    HealthSummary {
+        shards: report.shards,
+        bytes: report.bytes,
+        faults: report.faults.values().sum::<u64>() + report.manifests_wrong,
+        segments_lost: report.segments_lost,
+        elapsed_ms: u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn address_of(node: &NodeAdmission) -> Option<NodeAddress> {
+    let address = node.storage_address.as_ref()?.parse().ok()?;
+    Some(NodeAddress { address, key: node.id.0 })
+}
+
+/// A store behind a node: it fails with the node.
+#[must_use]
+pub fn node_store(node: &NodeName, store: &str) -> StoreReference {
+    StoreReference { url: format!("node://{node}/{store}"), failure_domain: node.to_string() }
+}
+
+/// A store by its URL. Its failure domain is the node, the bucket or the directory that it names.
+#[must_use]
+pub fn store_reference(url: &str) -> StoreReference {
+    let domain = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).filter(|host| !host.is_empty());
+    StoreReference { url: url.to_string(), failure_domain: domain.unwrap_or(url).to_string() }
+}
+
+fn wrap_to_all(key: &ModelKey, record: &ModelRecord, circle: &CircleState) -> Result<Vec<KeyWrap>> {
+    let nodes = circle.nodes().map(|node| (Recipient::Node(node.id), &node.encryption));
+    let members = circle.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
+    let all = nodes.chain(members);
+    all.map(|(recipient, to)| Ok(wrap_key(key, to, record.root, recipient)?)).collect()
+}
+
+/// Opens every model's key with a member's secret and wraps it to a node that is to be admitted.
+///
+/// # Errors
+/// When a model's key was never wrapped to this member.
+pub async fn wrap_models_to(session: &Session, member: &MemberKeyFile, node: &NodeAdmission) -> Result<()> {
+    let public = member.secret.public().encryption;
+    let secret =
+        EncryptionSecret::from_parts(member.secret.x25519_secret(), member.secret.ml_kem_secret(), &public)?;
+    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
+    for record in models.items {
+        let path = format!("/v1/models/{}/wraps", record.root);
+        let known: ModelWraps = session.client.get(&path).await?;
+        let recipient = Recipient::Member(member.member.clone());
+        let wrap = known.wraps.iter().find(|wrap| wrap.recipient == recipient);
+        let wrap = wrap.ok_or_else(|| {
+            anyhow!("the key of model `{}` was never wrapped to {}; another member must admit", record.name, member.member)
+        })?;
+        let key = unwrap_key(wrap, &secret).with_context(|| format!("open the key of `{}`", record.name))?;
+        let wrap = wrap_key(&key, &node.encryption, record.root, Recipient::Node(node.id))?;
+        let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps: vec![wrap] }).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! What agents ask, over the overlay: `sync` for admitted nodes, `enrol` for everybody else.
+//!
+//! The lease rests on the rules of [`scheduler::Observed`]: a leader answers only after its own
+//! announcement is applied and after a read barrier that began when the request had arrived.
+
+use super::leader::Leadership;
+use super::problem::{Failure, unavailable};
+use super::{Server, wall_clock};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Extension, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use overlay::{Limits, Peer};
+use protocol::agent::{
+    Assignment, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
+};
+use protocol::limits::{LEASE_MS, PROPOSAL_BYTES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
+use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
+use protocol::{Millis, NodeId, NodeName, canonical, error_code};
+use scheduler::{Action, Actor, Cluster, Reply};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Most bytes of governance history in one answer; the rest follows with the next.
+const GOVERNANCE_BYTES_MAX: usize = SYNC_BYTES_MAX / 4;
+
+/// Bounds of the overlay listener: a sync may wait for news, and carries bundles.
+pub(crate) fn limits() -> Limits {
+    Limits { request_bytes_max: SYNC_BYTES_MAX, response_bytes_max: SYNC_BYTES_MAX, ..Limits::default() }
+}
+
+/// The routes for agents.
+pub(crate) fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/agent/v1/sync", post(sync))
+        .route("/agent/v1/enrol", post(enrol))
+        .with_state(server)
+}
+
+fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/cbor")], canonical::to_bytes(value)).into_response()
+}
+
+/// What a replica that does not lead answers: who does.
+fn not_leader(server: &Server) -> Response {
+    let leader = server.handle.status().leader;
+    let replicas = &server.genesis.genesis.control;
+    let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader).map(|replica| replica.key);
+    cbor(StatusCode::MISDIRECTED_REQUEST, &NotLeader { leader })
+}
+
+async fn enrol(
+    State(server): State<Arc<Server>>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let request: EnrolRequest = canonical::from_bytes(&body, PROPOSAL_BYTES_MAX)
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
+    if request.admission.id != NodeId(key) {
+        let message = "the admission names another key than the connection's";
+        return Err(Failure::new(error_code::REQUEST_INVALID, message));
+    }
+    let reply = server.command(Actor::Scheduler, Action::Enrol(Box::new(request.admission))).await?;
+    match super::problem::accepted(reply)? {
+        Reply::Enrolled { admitted } => {
+            let genesis = server.genesis.clone();
+            Ok(cbor(StatusCode::OK, &EnrolResponse { admitted, genesis }))
+        }
+        other => Err(unavailable(format!("unexpected reply {other:?}"))),
+    }
+}
+
+async fn sync(
+    State(server): State<Arc<Server>>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let node = NodeId(key);
+    let arrived = wall_clock();
+    let Some(name) = server.cluster(|cluster| cluster.node(&node).map(|n| n.name.clone())) else {
+        // A follower may lag behind the admission; only the leader's no is final.
+        if server.lock_leadership().is_none() {
+            return Ok(not_leader(&server));
+        }
+        let message = "no certificate admits this node; it may only enrol";
+        return Err(Failure::new(error_code::NODE_NOT_ADMITTED, message));
+    };
+    let request: SyncRequest = canonical::from_bytes(&body, SYNC_BYTES_MAX)
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
+    if server.lock_leadership().is_none() {
+        return Ok(not_leader(&server));
+    }
+    server.read_barrier().await?;
+    if !server.note(node, &name, &request, arrived)? {
+        return Ok(not_leader(&server));
+    }
+    let Some(response) = server.answer_with_news(node, &request).await else {
+        return Ok(not_leader(&server));
+    };
+    server.metrics.syncs.inc();
+    Ok(cbor(StatusCode::OK, &response))
+}
+
+impl Server {
+    /// Notes what the node said; false when this replica does not lead.
+    fn note(
+        &self,
+        node: NodeId,
+        name: &NodeName,
+        request: &SyncRequest,
+        arrived: Millis,
+    ) -> Result<bool, Failure> {
+        let generation = self.cluster(Cluster::generation);
+        let mut leadership = self.lock_leadership();
+        let Some(leadership) = leadership.as_mut() else { return Ok(false) };
+        leadership.observed.heard(node, request, generation, arrived).map_err(unavailable)?;
+        if !request.logs.is_empty() {
+            let mut logs = self.logs.lock().expect("no holder of this lock panics");
+            logs.append(name, request.logs.clone());
+        }
+        Ok(true)
+    }
+
+    /// The answer, at once if it brings news, else when it does or the agent's wait is over.
+    async fn answer_with_news(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
+        let mut applied = self.handle.watch_applied();
+        let wait = u64::from(request.wait_ms).min(SYNC_INTERVAL_MS);
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(wait);
+        loop {
+            applied.borrow_and_update();
+            let response = self.answer(node, request)?;
+            if response.desired.is_some() || !response.governance.is_empty() {
+                return Some(response);
+            }
+            match tokio::time::timeout_at(deadline, applied.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return Some(response),
+            }
+        }
+    }
+
+    fn answer(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
+        let mut leadership = self.lock_leadership();
+        let leadership = leadership.as_mut()?;
+        let now = wall_clock();
+        let (governance, desired) = self.cluster(|cluster| {
+            let tail = cluster.governance_tail(request.governance_length, GOVERNANCE_BYTES_MAX);
+            (tail, self.desired(cluster, leadership, node, now))
+        });
+        let desired = (desired.digest() != request.desired).then_some(desired);
+        Some(SyncResponse { now, lease_ms: LEASE_MS, governance, desired })
+    }
+
+    fn desired(&self, cluster: &Cluster, leadership: &mut Leadership, node: NodeId, now: Millis) -> Desired {
+        let assignments = scheduler::desired_for(cluster, node)
+            .into_iter()
+            .map(|part| Assignment {
+                bundle: part.bundle,
+                orders: part.orders.into_iter().map(|order| self.sign(order)).collect(),
+                draining: part.draining,
+                model: part.model,
+                wrap: part.wrap,
+            })
+            .collect();
+        let is_gateway = cluster.node(&node).is_some_and(|admission| admission.gateway.is_some());
+        let routes = is_gateway.then(|| {
+            leadership.routes =
+                scheduler::route_table(cluster, &leadership.observed, &leadership.routes, now);
+            leadership.routes.clone()
+        });
+        Desired { assignments, routes }
+    }
+
+    /// Ed25519 is deterministic, so the same order gets the same bytes, and an agent's digest of what it
+    /// has stays equal while nothing changes and this replica leads.
+    fn sign(&self, order: SlotOrder) -> SignedOrder {
+        let signature = self.identity.sign(ORDER_DOMAIN, &canonical::to_bytes(&order));
+        SignedOrder { order, signer: self.identity.public_key(), signature }
+    }
+}

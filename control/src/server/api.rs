@@ -1,0 +1,413 @@
+//! The control API for people and their programs: JSON over HTTP, described by `/openapi.json`.
+//!
+//! Every replica knows the replicated state; only the leader hears the nodes. To have one behaviour, all
+//! but the probes answers on the leader, after a read barrier; other replicas say who leads.
+
+use super::auth::{Proposer, Reader, Submitter};
+use super::problem::{Failure, accepted, unavailable};
+use super::{Server, wall_clock};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use protocol::agent::PendingNode;
+use protocol::api::*;
+use protocol::error_code;
+use protocol::gateway::ApiKey;
+use protocol::governance::SignedBallot;
+use protocol::model::{KeyWrap, ModelRecord};
+use protocol::{ModelRoot, ProposalId, ServiceName, TokenName};
+use scheduler::{Action, Actor, Cluster, Observed};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+type Shared = State<Arc<Server>>;
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// Most audit events or log lines in one answer.
+const PAGE_MAX: usize = 500;
+
+/// The routes for people.
+pub(crate) fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/livez", get(super::metrics::livez))
+        .route("/readyz", get(super::metrics::readyz))
+        .route("/metrics", get(super::metrics::metrics))
+        .route("/openapi.json", get(super::openapi::serve))
+        .route("/v1/history", get(history))
+        .route("/v1/proposals", get(proposals).post(submit_proposal))
+        .route("/v1/proposals/{id}", get(proposal))
+        .route("/v1/proposals/{id}/ballots", post(cast_ballot))
+        .route("/v1/dry-run", post(dry_run))
+        .route("/v1/services", get(services))
+        .route("/v1/services/{name}", get(service))
+        .route("/v1/services/{name}/scale", post(scale))
+        .route("/v1/services/{name}/logs", get(logs))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/pending-nodes", get(pending_nodes))
+        .route("/v1/models", get(models).post(register_model))
+        .route("/v1/models/{root}/wraps", get(wraps).put(put_wraps))
+        .route("/v1/keys", get(keys).post(create_key))
+        .route("/v1/keys/{name}", delete(revoke_key))
+        .route("/v1/events", get(events))
+        .route("/v1/status", get(status))
+        .route("/v1/why/{*subject}", get(why))
+        .fallback(|| async { Failure::new(error_code::PATH_NOT_FOUND, "the API has no such path") })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(error_code::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(protocol::limits::API_BODY_BYTES_MAX))
+        .with_state(server)
+}
+
+/// What the API answers to every accepted change that has nothing else to say.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Done {
+    /// Always true: anything else is a problem.
+    pub done: bool,
+}
+
+const DONE: Json<Done> = Json(Done { done: true });
+
+/// Proof that this replica leads and has applied everything acknowledged before the request.
+pub(crate) struct Leading;
+
+impl FromRequestParts<Arc<Server>> for Leading {
+    type Rejection = Failure;
+
+    async fn from_request_parts(_: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
+        if server.lock_leadership().is_none() {
+            let leader = server.handle.status().leader;
+            let replicas = &server.genesis.genesis.control;
+            let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader);
+            let failure = Failure::new(error_code::NOT_LEADER, "this control replica does not lead");
+            return Err(match leader {
+                Some(replica) => failure.remedy(format!("ask {}", replica.api)),
+                None => failure.remedy("a leader is being elected; ask again"),
+            });
+        }
+        server.read_barrier().await?;
+        Ok(Self)
+    }
+}
+
+impl Server {
+    /// Looks at the cluster and the leader's view of the nodes together.
+    fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
+        let leadership = self.lock_leadership();
+        let observed = &leadership.as_ref().ok_or_else(|| unavailable("leads no longer"))?.observed;
+        Ok(self.cluster(|cluster| look(cluster, observed)))
+    }
+
+    async fn change(&self, actor: impl Into<Actor>, action: Action) -> Answer<Done> {
+        accepted(self.command(actor.into(), action).await?)?;
+        Ok(DONE)
+    }
+}
+
+/// Genesis and every decision since: enough to recompute the circle and check every signature.
+#[utoipa::path(get, path = "/v1/history", responses((status = 200, body = History)), tag = "circle")]
+async fn history(_: Reader, _: Leading, State(server): Shared) -> Answer<History> {
+    server
+        .cluster(|cluster| {
+            let genesis = cluster.genesis()?.clone();
+            Some(History { genesis, bundles: cluster.governance_chain().to_vec() })
+        })
+        .map(Json)
+        .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; ask again"))
+}
+
+/// Open proposals and those decided last.
+#[utoipa::path(get, path = "/v1/proposals", responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
+async fn proposals(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ProposalView>> {
+    Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
+}
+
+/// One proposal.
+#[utoipa::path(get, path = "/v1/proposals/{id}", params(("id" = ProposalId, Path)),
+    responses((status = 200, body = ProposalView)), tag = "circle")]
+async fn proposal(
+    _: Reader,
+    _: Leading,
+    State(server): Shared,
+    id: Result<Path<ProposalId>, PathRejection>,
+) -> Answer<ProposalView> {
+    let Path(id) = id?;
+    server
+        .cluster(|cluster| scheduler::proposal_view(cluster, &id))
+        .map(Json)
+        .ok_or_else(|| Failure::new(error_code::PROPOSAL_NOT_FOUND, format!("no proposal {id}")))
+}
+
+/// Puts a proposal to the vote.
+#[utoipa::path(post, path = "/v1/proposals", request_body = SubmitProposal,
+    responses((status = 200, body = ProposalView)), tag = "circle")]
+async fn submit_proposal(
+    caller: Proposer,
+    _: Leading,
+    State(server): Shared,
+    body: Result<Json<SubmitProposal>, JsonRejection>,
+) -> Answer<ProposalView> {
+    let Json(SubmitProposal { proposal }) = body?;
+    let id = proposal.id();
+    accepted(server.command(caller.into(), Action::SubmitProposal(Box::new(proposal))).await?)?;
+    let view = server.cluster(|cluster| scheduler::proposal_view(cluster, &id));
+    view.map(Json).ok_or_else(|| unavailable("the proposal is not visible here yet"))
+}
+
+/// Carries a member's signed vote; the last one needed puts the change into force.
+#[utoipa::path(post, path = "/v1/proposals/{id}/ballots", params(("id" = ProposalId, Path)),
+    request_body = SignedBallot, responses((status = 200, body = ProposalView)), tag = "circle")]
+async fn cast_ballot(
+    _: Proposer,
+    _: Leading,
+    State(server): Shared,
+    id: Result<Path<ProposalId>, PathRejection>,
+    body: Result<Json<SignedBallot>, JsonRejection>,
+) -> Answer<ProposalView> {
+    let (Path(id), Json(ballot)) = (id?, body?);
+    if ballot.ballot.proposal != id {
+        let message = "the ballot is for another proposal than the path names";
+        return Err(Failure::new(error_code::BALLOT_MISMATCH, message));
+    }
+    let actor = Actor::Member(ballot.ballot.member.clone());
+    accepted(server.command(actor, Action::CastBallot(Box::new(ballot))).await?)?;
+    let view = server.cluster(|cluster| scheduler::proposal_view(cluster, &id));
+    view.map(Json).ok_or_else(|| unavailable("the proposal is not visible here yet"))
+}
+
+/// Where slots would go, who must sign, what it costs at most. Changes nothing.
+#[utoipa::path(post, path = "/v1/dry-run", request_body = DryRunRequest,
+    responses((status = 200, body = DryRun)), tag = "services")]
+async fn dry_run(
+    _: Reader,
+    _: Leading,
+    State(server): Shared,
+    body: Result<Json<DryRunRequest>, JsonRejection>,
+) -> Answer<DryRun> {
+    let Json(DryRunRequest { manifest }) = body?;
+    let now = wall_clock();
+    let outcome = server.look(|cluster, observed| scheduler::dry_run(cluster, observed, &manifest, now))?;
+    Ok(Json(outcome.map_err(Failure::from)?))
+}
+
+/// Every service.
+#[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Page<ServiceView>)), tag = "services")]
+async fn services(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ServiceView>> {
+    let now = wall_clock();
+    let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
+    Ok(Json(Page { items }))
+}
+
+/// One service with its slots.
+#[utoipa::path(get, path = "/v1/services/{name}", params(("name" = ServiceName, Path)),
+    responses((status = 200, body = ServiceView)), tag = "services")]
+async fn service(
+    _: Reader,
+    _: Leading,
+    State(server): Shared,
+    name: Result<Path<ServiceName>, PathRejection>,
+) -> Answer<ServiceView> {
+    let (Path(name), now) = (name?, wall_clock());
+    let view = server.look(|cluster, observed| scheduler::service_view(cluster, observed, &name, now))?;
+    view.map(Json).ok_or_else(|| no_service(&name))
+}
+
+fn no_service(name: &ServiceName) -> Failure {
+    no_service_text(name.as_str())
+}
+
+fn no_service_text(name: &str) -> Failure {
+    Failure::new(error_code::SERVICE_NOT_FOUND, format!("no service, slot or proposal `{name}`"))
+        .remedy("`quorate service list` and `quorate review` show all")
+}
+
+/// Another number of replicas, inside the approved envelope: no vote needed.
+#[utoipa::path(post, path = "/v1/services/{name}/scale", params(("name" = ServiceName, Path)),
+    request_body = ScaleRequest, responses((status = 200, body = Done)), tag = "services")]
+async fn scale(
+    caller: Submitter,
+    _: Leading,
+    State(server): Shared,
+    name: Result<Path<ServiceName>, PathRejection>,
+    body: Result<Json<ScaleRequest>, JsonRejection>,
+) -> Answer<Done> {
+    let (Path(service), Json(ScaleRequest { replicas })) = (name?, body?);
+    server.change(caller, Action::Scale { service, replicas }).await
+}
+
+/// After which sequence number.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+struct After {
+    /// Only what is newer; 0 = from the oldest kept.
+    #[serde(default)]
+    after: u64,
+}
+
+/// What a service's workers wrote last.
+#[utoipa::path(get, path = "/v1/services/{name}/logs", params(("name" = ServiceName, Path), After),
+    responses((status = 200, body = Page<LogLine>)), tag = "services")]
+async fn logs(
+    _: Reader,
+    _: Leading,
+    State(server): Shared,
+    name: Result<Path<ServiceName>, PathRejection>,
+    query: Result<Query<After>, QueryRejection>,
+) -> Answer<Page<LogLine>> {
+    let (Path(name), Query(After { after })) = (name?, query?);
+    if server.cluster(|cluster| !cluster.services().contains_key(&name)) {
+        return Err(no_service(&name));
+    }
+    let logs = server.logs.lock().expect("no holder of this lock panics");
+    Ok(Json(Page { items: logs.after(&name, after, PAGE_MAX) }))
+}
+
+/// Every admitted node.
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
+async fn nodes(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<NodeView>> {
+    let now = wall_clock();
+    Ok(Json(Page { items: server.look(|cluster, observed| scheduler::node_views(cluster, observed, now))? }))
+}
+
+/// Nodes that ask to be admitted.
+#[utoipa::path(get, path = "/v1/pending-nodes", responses((status = 200, body = Page<PendingNode>)), tag = "nodes")]
+async fn pending_nodes(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<PendingNode>> {
+    let items = server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect());
+    Ok(Json(Page { items }))
+}
+
+/// Registered models.
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, body = Page<ModelRecord>)), tag = "models")]
+async fn models(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ModelRecord>> {
+    Ok(Json(Page { items: server.cluster(|cluster| cluster.models().values().cloned().collect()) }))
+}
+
+/// Notes where a model lies. It grants nothing: what runs is what a certificate names by root.
+#[utoipa::path(post, path = "/v1/models", request_body = ModelRecord,
+    responses((status = 200, body = Done)), tag = "models")]
+async fn register_model(
+    caller: Submitter,
+    _: Leading,
+    State(server): Shared,
+    body: Result<Json<ModelRecord>, JsonRejection>,
+) -> Answer<Done> {
+    let Json(record) = body?;
+    server.change(caller, Action::RegisterModel(Box::new(record))).await
+}
+
+/// A model's key, wrapped to each that may open it.
+#[utoipa::path(get, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
+    responses((status = 200, body = ModelWraps)), tag = "models")]
+async fn wraps(
+    _: Submitter,
+    _: Leading,
+    State(server): Shared,
+    root: Result<Path<ModelRoot>, PathRejection>,
+) -> Answer<ModelWraps> {
+    let Path(root) = root?;
+    Ok(Json(ModelWraps { root, wraps: server.cluster(|cluster| cluster.wraps(&root)) }))
+}
+
+/// Adds wraps of a model's key.
+#[utoipa::path(put, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
+    request_body = PutWraps, responses((status = 200, body = Done)), tag = "models")]
+async fn put_wraps(
+    caller: Submitter,
+    _: Leading,
+    State(server): Shared,
+    root: Result<Path<ModelRoot>, PathRejection>,
+    body: Result<Json<PutWraps>, JsonRejection>,
+) -> Answer<Done> {
+    let (Path(root), Json(PutWraps { wraps })) = (root?, body?);
+    if wraps.iter().any(|wrap: &KeyWrap| wrap.root != root) {
+        return Err(Failure::new(error_code::REQUEST_INVALID, "a wrap is of another model's key").at("wraps"));
+    }
+    server.change(caller, Action::PutWraps(wraps)).await
+}
+
+/// Inference keys, without their hashes.
+#[utoipa::path(get, path = "/v1/keys", responses((status = 200, body = Page<KeyView>)), tag = "keys")]
+async fn keys(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<KeyView>> {
+    let view = |key: &ApiKey| KeyView { name: key.name.clone(), requests_per_minute: key.requests_per_minute };
+    Ok(Json(Page { items: server.cluster(|cluster| cluster.api_keys().values().map(view).collect()) }))
+}
+
+/// Lets the holder of a key's text call models. The server sees the hash alone.
+#[utoipa::path(post, path = "/v1/keys", request_body = CreateKey, responses((status = 200, body = Done)), tag = "keys")]
+async fn create_key(
+    caller: Submitter,
+    _: Leading,
+    State(server): Shared,
+    body: Result<Json<CreateKey>, JsonRejection>,
+) -> Answer<Done> {
+    let Json(CreateKey { name, hash, requests_per_minute }) = body?;
+    server.change(caller, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute })).await
+}
+
+/// Shuts a key out.
+#[utoipa::path(delete, path = "/v1/keys/{name}", params(("name" = TokenName, Path)),
+    responses((status = 200, body = Done)), tag = "keys")]
+async fn revoke_key(
+    caller: Submitter,
+    _: Leading,
+    State(server): Shared,
+    name: Result<Path<TokenName>, PathRejection>,
+) -> Answer<Done> {
+    let Path(name) = name?;
+    server.change(caller, Action::RevokeApiKey(name)).await
+}
+
+/// What was done, by whom and when.
+#[utoipa::path(get, path = "/v1/events", params(After), responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
+async fn events(
+    _: Reader,
+    _: Leading,
+    State(server): Shared,
+    query: Result<Query<After>, QueryRejection>,
+) -> Answer<Page<AuditEvent>> {
+    let Query(After { after }) = query?;
+    let items = server.cluster(|cluster| cluster.audit().after(after, PAGE_MAX).cloned().collect());
+    Ok(Json(Page { items }))
+}
+
+/// What is wrong, and the next command.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
+async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> {
+    let now = wall_clock();
+    let leader = scheduler::LeaderView { leader: Some(server.id), replicas_alive: server.replicas_alive() };
+    Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
+}
+
+/// Why a service, a slot (`service/slot`) or a proposal is as it is.
+#[utoipa::path(get, path = "/v1/why/{subject}", params(("subject" = String, Path)),
+    responses((status = 200, body = Why)), tag = "status")]
+async fn why(
+    _: Reader,
+    _: Leading,
+    State(server): Shared,
+    subject: Result<Path<String>, PathRejection>,
+) -> Answer<Why> {
+    let (Path(subject), now) = (subject?, wall_clock());
+    let question: scheduler::Question = subject
+        .parse()
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, format!("{error}")).at("subject"))?;
+    let answer = server.look(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
+    answer.map(Json).ok_or_else(|| no_service_text(&subject))
+}
+
+/// What the OpenAPI document lists.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "Quorate control API", description = "Read, propose, vote, deploy. See the README."),
+    paths(
+        history, proposals, proposal, submit_proposal, cast_ballot, dry_run, services, service, scale, logs,
+        nodes, pending_nodes, models, register_model, wraps, put_wraps, keys, create_key, revoke_key,
+        events, status, why
+    ),
+    components(schemas(Problem))
+)]
+pub(crate) struct ApiDocument;
+

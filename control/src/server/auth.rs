@@ -1,0 +1,68 @@
+//! Who asks: an access token, by its hash, with scopes. Possession of a [`Caller`] is the check.
+
+use super::Server;
+use super::problem::Failure;
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use protocol::governance::TokenScope;
+use protocol::{Digest, TokenName, error_code};
+use scheduler::Actor;
+use std::sync::Arc;
+
+/// Longest token text looked at.
+const TOKEN_BYTES_MAX: usize = 256;
+
+/// Proof that a request carries a token with the scope that its route needs.
+macro_rules! callers {
+    ($($(#[$doc:meta])* $name:ident = $scope:expr;)*) => {
+        $(
+            $(#[$doc])*
+            pub(crate) struct $name(pub(crate) TokenName);
+
+            impl FromRequestParts<Arc<Server>> for $name {
+                type Rejection = Failure;
+
+                async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
+                    authorize(parts, server, $scope).map(Self)
+                }
+            }
+
+            impl From<$name> for Actor {
+                fn from(caller: $name) -> Actor {
+                    Actor::Token(caller.0)
+                }
+            }
+        )*
+    };
+}
+
+callers! {
+    /// May see everything but secrets.
+    Reader = TokenScope::Read;
+    /// May submit proposals and carry ballots.
+    Proposer = TokenScope::Propose;
+    /// May scale inside envelopes, register models, create and revoke keys.
+    Submitter = TokenScope::Submit;
+}
+
+fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenName, Failure> {
+    let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let text = header.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    if text.is_empty() || text.len() > TOKEN_BYTES_MAX {
+        return Err(Failure::new(error_code::TOKEN_UNKNOWN, "the request carries no access token")
+            .at("header Authorization")
+            .remedy("send `Authorization: Bearer TOKEN`"));
+    }
+    let hash = Digest::of(text.as_bytes());
+    let token = server.cluster(|cluster| cluster.token(&hash).cloned());
+    let Some(token) = token else {
+        return Err(Failure::new(error_code::TOKEN_UNKNOWN, "this access token is not known")
+            .at("header Authorization"));
+    };
+    if !token.scopes.contains(&scope) {
+        let message = format!("token `{}` lacks the scope `{scope:?}`", token.name).to_lowercase();
+        return Err(Failure::new(error_code::TOKEN_SCOPE_MISSING, message));
+    }
+    Ok(token.name)
+}

@@ -1,0 +1,32 @@
+//! The cluster behind the replicated log: bytes in, bytes out, decisions in `scheduler`.
+
+use scheduler::Cluster;
+
+/// The cluster as `consensus` sees it.
+#[derive(Debug, Default)]
+pub struct ClusterMachine {
+    cluster: Cluster,
+}
+
+impl ClusterMachine {
+    /// The cluster as of the last applied command.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+impl consensus::StateMachine for ClusterMachine {
+    fn apply(&mut self, index: u64, command: &[u8]) -> Vec<u8> {
+        scheduler::apply_bytes(&mut self.cluster, index, command)
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.cluster.to_snapshot()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
+        self.cluster = Cluster::from_snapshot(snapshot).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+}

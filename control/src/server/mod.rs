@@ -1,0 +1,172 @@
+//! A control replica: the replicated cluster, the leader's planning loop, the agents' and the people's
+//! endpoints. It decides nothing itself: decisions are `scheduler`'s, authority is `human-chain`'s.
+
+mod agents;
+mod api;
+mod auth;
+mod leader;
+mod logs;
+mod machine;
+mod metrics;
+mod openapi;
+mod problem;
+
+pub use machine::ClusterMachine;
+pub use openapi::document as openapi_document;
+
+use anyhow::{Context as _, Result};
+use leader::Leadership;
+use logs::Logs;
+use overlay::people::{Certificate, KeyExchanges};
+use overlay::{CancellationToken, Identity, Limits, PeerPolicy};
+use protocol::governance::SignedGenesis;
+use protocol::{Millis, ReplicaId, canonical};
+use scheduler::{Action, Actor, Command, Reply};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tokio::net::TcpListener;
+
+/// What a replica is told at its start.
+pub struct ServerConfig {
+    /// Its number in the genesis.
+    pub id: ReplicaId,
+    /// Where its log and snapshots live.
+    pub directory: PathBuf,
+    /// Whether the directory may be a new, empty one.
+    pub create: bool,
+    /// Its key, as genesis lists it.
+    pub identity: Identity,
+    /// How the circle begins.
+    pub genesis: SignedGenesis,
+    /// Where agents and other replicas connect.
+    pub overlay: TcpListener,
+    /// Where people connect.
+    pub api: TcpListener,
+    /// The operator's certificate; none = plain HTTP, on loopback only.
+    pub certificate: Option<Certificate>,
+}
+
+/// A running replica, shared by everything that answers.
+pub(crate) struct Server {
+    id: ReplicaId,
+    identity: Identity,
+    genesis: SignedGenesis,
+    handle: consensus::Handle<ClusterMachine>,
+    leadership: Mutex<Option<Leadership>>,
+    logs: Mutex<Logs>,
+    key_exchanges: Arc<KeyExchanges>,
+    metrics: metrics::ServerMetrics,
+}
+
+/// Runs a replica until `shutdown`.
+///
+/// # Errors
+/// When it cannot start: its log, its listeners, its place in the genesis.
+pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()> {
+    let replica = start_replica(&config)?;
+    let handle = replica.handle();
+    let server = Arc::new(Server {
+        id: config.id,
+        identity: config.identity.clone(),
+        genesis: config.genesis,
+        handle,
+        leadership: Mutex::new(None),
+        logs: Mutex::new(Logs::default()),
+        key_exchanges: Arc::default(),
+        metrics: metrics::ServerMetrics::new(),
+    });
+    let overlay_router = replica.router().merge(agents::router(server.clone()));
+    let overlay_serving = overlay::serve(
+        config.overlay,
+        &config.identity,
+        // Anyone may shake hands; each route admits only whom it knows, and strangers may only enrol.
+        PeerPolicy::any(),
+        agents::limits(),
+        overlay_router,
+        shutdown.clone(),
+    );
+    let people_serving = overlay::people::serve(
+        config.api,
+        config.certificate,
+        Limits { request_bytes_max: protocol::limits::API_BODY_BYTES_MAX, ..Limits::default() },
+        api::router(server.clone()),
+        server.key_exchanges.clone(),
+        shutdown.clone(),
+    );
+    let leading = leader::run(server.clone(), shutdown.clone());
+    let stopped = stopped(&server);
+    tokio::select! {
+        ended = async { tokio::try_join!(overlay_serving, people_serving).map(|_| ()) } => {
+            ended.context("serve")?;
+        }
+        () = leading => {}
+        reason = stopped => anyhow::bail!("the replica stopped: {reason}"),
+    }
+    Ok(())
+}
+
+/// Resolves with the reason when the replica has stopped: a broken disk, a broken invariant.
+async fn stopped(server: &Server) -> String {
+    let mut status = server.handle.watch_status();
+    loop {
+        if let Some(reason) = status.borrow_and_update().stopped.clone() {
+            return reason;
+        }
+        if status.changed().await.is_err() {
+            return "its threads ended".into();
+        }
+    }
+}
+
+fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMachine>> {
+    let mut peers = BTreeMap::new();
+    for replica in &config.genesis.genesis.control {
+        let address = replica.address.parse().with_context(|| format!("address `{}`", replica.address))?;
+        peers.insert(replica.id.0, consensus::Peer { address, key: replica.key });
+    }
+    let id = protocol::canonical::to_bytes(&config.genesis.genesis);
+    let seed = protocol::Digest::of(&id).0[0];
+    let consensus_config = consensus::Config {
+        id: config.id.0,
+        peers,
+        directory: config.directory.clone(),
+        create: config.create,
+        identity: Arc::new(config.identity.clone()),
+        seed: u64::from(seed),
+        timings: consensus::Timings::default(),
+        limits: consensus::Limits::default(),
+    };
+    consensus::Replica::start(&consensus_config, ClusterMachine::default()).context("start the replica")
+}
+
+/// The wall clock: stamped into commands, shown to people, compared by nobody who must be safe.
+pub fn wall_clock() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Millis(since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)))
+}
+
+impl Server {
+    /// Proposes a command and returns what applying it answered.
+    pub(crate) async fn command(&self, actor: Actor, action: Action) -> Result<Reply, problem::Failure> {
+        let command = Command { now: wall_clock(), actor, action };
+        let bytes = canonical::to_bytes(&command);
+        let answer = self.handle.propose(bytes.into(), None).await.map_err(problem::unavailable)?;
+        canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unavailable)
+    }
+
+    /// Waits until this replica has applied everything that was acknowledged before now.
+    pub(crate) async fn read_barrier(&self) -> Result<(), problem::Failure> {
+        self.handle.read_barrier().await.map(|_| ()).map_err(problem::unavailable)
+    }
+
+    /// Replicas that the leader hears, itself included, as far as the consensus layer knows.
+    pub(crate) fn replicas_alive(&self) -> Option<u32> {
+        None
+    }
+
+    /// Looks at the cluster as last applied here.
+    pub(crate) fn cluster<R>(&self, look: impl FnOnce(&scheduler::Cluster) -> R) -> R {
+        self.handle.read(|machine: &ClusterMachine| look(machine.cluster()))
+    }
+}

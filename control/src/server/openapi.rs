@@ -1,0 +1,57 @@
+//! The OpenAPI document, generated from the handlers and types it describes.
+
+use super::api::ApiDocument;
+use axum::Json;
+use protocol::api::Problem;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder, SecurityRequirement};
+use utoipa::{OpenApi as _, ToSchema};
+
+/// Name of the bearer scheme in the document.
+const BEARER: &str = "access_token";
+
+/// The whole document: every operation needs a token and may answer with a [`Problem`].
+#[must_use]
+pub fn document() -> OpenApi {
+    let mut document = ApiDocument::openapi();
+    let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+    let components = document.components.get_or_insert_with(Default::default);
+    components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
+    document.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let schema = Ref::from_schema_name(Problem::name());
+            let content = ContentBuilder::new().schema(Some(schema)).build();
+            let response = ResponseBuilder::new()
+                .description("Refused; `code` is stable, `quorate explain CODE` says more.")
+                .content("application/json", content)
+                .build();
+            operation.responses.responses.insert("default".into(), RefOr::T(response));
+        }
+    }
+    document
+}
+
+/// `GET /openapi.json`.
+pub(crate) async fn serve() -> Json<OpenApi> {
+    Json(document())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_can_answer_with_a_problem() {
+        let document = serde_json::to_value(document()).expect("a document is JSON");
+        let paths = document["paths"].as_object().expect("paths");
+        assert!(paths.len() >= 15, "{} paths", paths.len());
+        for (path, item) in paths {
+            for (method, operation) in item.as_object().expect("operations") {
+                assert!(operation["responses"]["default"].is_object(), "{method} {path}");
+                assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Errors of the control API: one JSON shape, one stable code each, one HTTP status per kind of mistake.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use protocol::api::Problem;
+use protocol::error_code::{self, ErrorCode};
+use scheduler::{Refusal, Reply};
+
+/// A problem and the status it is sent with.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    status: StatusCode,
+    problem: Problem,
+}
+
+impl Failure {
+    /// A failure with this code; the status follows from the code.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let problem = Problem { code: code.to_string(), message: message.into(), at: None, remedy: None };
+        Self { status: status_of(code), problem }
+    }
+
+    /// Where it is wrong.
+    #[must_use]
+    pub fn at(mut self, place: impl Into<String>) -> Self {
+        self.problem.at = Some(place.into());
+        self
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.problem.remedy = Some(remedy.into());
+        self
+    }
+
+    /// The problem as JSON carries it.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+}
+
+fn status_of(code: ErrorCode) -> StatusCode {
+    match code {
+        error_code::TOKEN_UNKNOWN => StatusCode::UNAUTHORIZED,
+        error_code::TOKEN_SCOPE_MISSING | error_code::NODE_NOT_ADMITTED => StatusCode::FORBIDDEN,
+        error_code::NOT_LEADER => StatusCode::MISDIRECTED_REQUEST,
+        error_code::CONTROL_UNAVAILABLE | error_code::CIRCLE_NOT_FOUNDED => StatusCode::SERVICE_UNAVAILABLE,
+        error_code::LIMIT_REACHED => StatusCode::TOO_MANY_REQUESTS,
+        error_code::PROPOSAL_NOT_FOUND
+        | error_code::SERVICE_NOT_FOUND
+        | error_code::MODEL_NOT_FOUND
+        | error_code::KEY_NOT_FOUND
+        | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,
+        error_code::NAME_TAKEN
+        | error_code::PROPOSAL_STALE
+        | error_code::BALLOT_DUPLICATE
+        | error_code::PLAN_STALE
+        | error_code::CIRCLE_ALREADY_FOUNDED => StatusCode::CONFLICT,
+        error_code::REQUEST_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+        error_code::METHOD_NOT_ALLOWED => StatusCode::METHOD_NOT_ALLOWED,
+        _ => StatusCode::BAD_REQUEST,
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.problem)).into_response()
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.message)
+    }
+}
+
+impl From<JsonRejection> for Failure {
+    fn from(rejection: JsonRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::new(error_code::REQUEST_TOO_LARGE, rejection.body_text());
+        }
+        Self::new(error_code::REQUEST_INVALID, rejection.body_text()).at("body")
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(error_code::REQUEST_INVALID, rejection.body_text()).at("path")
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(error_code::REQUEST_INVALID, rejection.body_text()).at("query")
+    }
+}
+
+/// A reply of the state machine: what it did, or the failure.
+///
+/// # Errors
+/// When the state machine refused.
+pub fn accepted(reply: Reply) -> Result<Reply, Failure> {
+    match reply {
+        Reply::Refused { code, message } => Err(Failure::new(code, message)),
+        done => Ok(done),
+    }
+}
+
+/// The replica cannot answer now; asking again later, or asking another, may help.
+pub(crate) fn unavailable(error: impl std::fmt::Display) -> Failure {
+    Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string())
+        .remedy("ask again; `quorate status` shows which replicas answer")
+}
