@@ -1,0 +1,25 @@
+//! What the machine itself can do, measured in the same run as what is compared.
+
+use anyhow::Context;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Instant;
+
+/// Milliseconds of `count` writes of `bytes` each, made durable one by one, into space written before.
+pub(crate) fn fdatasync_ms(directory: &Path, bytes: usize, count: usize) -> anyhow::Result<Vec<f64>> {
+    let path = directory.join("fdatasync");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    let block = vec![7u8; bytes];
+    file.write_all_at(&vec![0; bytes * count], 0)?;
+    file.sync_all()?;
+    let mut times = Vec::with_capacity(count);
+    for place in 0..count {
+        let begin = Instant::now();
+        file.write_all_at(&block, (place * bytes) as u64)?;
+        file.sync_data()?;
+        times.push(begin.elapsed().as_secs_f64() * 1000.0);
+    }
+    std::fs::remove_file(&path)?;
+    Ok(times)
+}

@@ -1,0 +1,120 @@
+//! Committed commands through three replicas with fsync: our replicas beside etcd's, as real processes on
+//! one machine and one disk, put by the same closed-loop clients over plain HTTP/2 on loopback, each
+//! client on a connection of its own to the leader.
+
+mod etcd;
+mod load;
+mod ours;
+
+use crate::report::{Bar, Report, Row, directory, quantile};
+use crate::{Options, ceilings};
+use load::{Load, Measured};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+/// Size of a value in bytes.
+const VALUE_BYTES: usize = 256;
+/// Keys that the puts go round through.
+const KEYS: u64 = 10_000;
+/// Rounds of each side; they alternate.
+const ROUNDS: usize = 5;
+/// Part of the fastest commit: write of one entry, one `fdatasync`.
+const RECORD_BYTES: usize = 512;
+
+/// Becomes one replica of ours.
+pub(crate) use ours::part;
+
+/// Measures, alternating ours, theirs, ours, theirs.
+pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(compare(options))
+}
+
+async fn compare(options: &Options) -> anyhow::Result<Report> {
+    let (clients, length): (&[usize], _) = match options.quick {
+        true => (&[1, 32], Duration::from_secs(3)),
+        false => (&[1, 8, 32, 128], Duration::from_secs(10)),
+    };
+    let place = directory()?.join("consensus");
+    if place.exists() {
+        std::fs::remove_dir_all(&place)?;
+    }
+    std::fs::create_dir_all(&place)?;
+    let program = etcd::find()?;
+    eprintln!("peer: {} at {}", program.version, program.path.display());
+    let theirs = etcd::Cluster::start(&program, &place.join("etcd")).await?;
+    let ours = ours::Cluster::start(&place.join("ours")).await?;
+    let mut found: BTreeMap<(usize, &str), Vec<Measured>> = BTreeMap::new();
+    let mut syncs = Vec::new();
+    for round in 1..=ROUNDS {
+        for count in clients.iter().copied() {
+            syncs.extend(ceilings::fdatasync_ms(&place, RECORD_BYTES, 200)?);
+            let load = Load { clients: count, length, warm_up: Duration::from_millis(500) };
+            let one = load.run(|| ours.connect()).await?;
+            let other = load.run(|| theirs.connect()).await?;
+            eprintln!(
+                "round {round}/{ROUNDS}  {count:3} clients   ours {:7.0}/s p50 {:.3} ms   etcd {:7.0}/s p50 {:.3} ms",
+                one.per_second, one.p50_ms, other.per_second, other.p50_ms
+            );
+            found.entry((count, "ours")).or_default().push(one);
+            found.entry((count, "etcd")).or_default().push(other);
+        }
+    }
+    drop((ours, theirs));
+    std::fs::remove_dir_all(&place)?;
+    Ok(report(clients, &found, &syncs, &program.version))
+}
+
+fn report(
+    clients: &[usize],
+    found: &BTreeMap<(usize, &str), Vec<Measured>>,
+    syncs: &[f64],
+    peer: &str,
+) -> Report {
+    let mut report = Report::new("consensus");
+    let fastest = quantile(syncs, 0.5);
+    report.ceilings.insert("fdatasync_p50_ms".into(), fastest);
+    report.ceilings.insert("fdatasync_p99_ms".into(), quantile(syncs, 0.99));
+    report.ceilings.insert("commits_per_second_1_client".into(), 1000.0 / fastest);
+    for count in clients.iter().copied() {
+        let bar = match count {
+            1 => Some(Bar::AtLeast(0.95)),
+            32 => Some(Bar::AtLeast(1.0)),
+            _ => None,
+        };
+        let side = |side: &str, value: fn(&Measured) -> f64| -> Vec<f64> {
+            found[&(count, if side == "ours" { "ours" } else { "etcd" })].iter().map(value).collect()
+        };
+        let mut add = |what: &str, unit: &str, value: fn(&Measured) -> f64, bar| {
+            let metric = format!("{what}_{count}_clients");
+            report.rows.push(Row::new(&metric, unit, peer, &side("ours", value), &side("etcd", value), bar));
+        };
+        add("commits", "1/s", |measured| measured.per_second, bar);
+        add("latency_p50", "ms", |measured| measured.p50_ms, None);
+        add("latency_p99", "ms", |measured| measured.p99_ms, None);
+    }
+    report.notes = notes(&report, fastest);
+    report
+}
+
+fn notes(report: &Report, fsync_p50_ms: f64) -> Vec<String> {
+    let alone = report.rows.iter().find(|row| row.metric == "commits_1_clients").map_or(0.0, |row| row.ours);
+    vec![
+        format!(
+            "3 replicas as processes on one disk, {VALUE_BYTES}-byte values, {KEYS} keys, every put durable on a majority before its answer"
+        ),
+        "clients speak plain HTTP/2 on loopback to the leader of either side, one connection each".into(),
+        "between replicas ours is TLS 1.3 with X25519MLKEM768 and pinned keys, etcd's is plain text".into(),
+        format!("one client reaches {:.0} % of back-to-back fdatasync", alone * fsync_p50_ms / 10.0),
+    ]
+}
+
+/// The key of the `n`th put.
+fn key(number: u64) -> String {
+    format!("key-{:08}", number % KEYS)
+}
+
+fn prepare(directory: &Path) -> anyhow::Result<()> {
+    Ok(std::fs::create_dir_all(directory)?)
+}

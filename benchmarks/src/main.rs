@@ -1,0 +1,75 @@
+//! Comparisons with peers, alternated in one run: `benchmarks NAME [--quick] [--check]`.
+//!
+//! Each benchmark is one module with a `run` that returns a [`report::Report`]. It installs and starts its
+//! peer itself. Absolute figures are context, the ratio measured in the same run is the result.
+
+mod ceilings;
+mod consensus;
+mod process;
+mod report;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Measure one area beside its peer, and write target/bench/NAME.json.
+///
+/// Example: benchmarks consensus --quick
+#[derive(Parser)]
+#[command(name = "benchmarks")]
+struct Arguments {
+    /// Which area; `--list` names them.
+    name: Option<String>,
+    /// A shorter run.
+    #[arg(long)]
+    quick: bool,
+    /// Exit 1 when a bar falls short.
+    #[arg(long)]
+    check: bool,
+    /// Name the benchmarks.
+    #[arg(long)]
+    list: bool,
+    /// Become a part of the system under test, as the parent process says.
+    #[arg(long, hide = true)]
+    part: Option<String>,
+}
+
+/// What a benchmark is asked for.
+struct Options {
+    quick: bool,
+}
+
+type Run = fn(&Options) -> anyhow::Result<report::Report>;
+
+/// Every benchmark: its name, what it compares, and its function.
+const BENCHMARKS: &[(&str, &str, Run)] =
+    &[("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run)];
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        for (name, what, _) in BENCHMARKS {
+            println!("{name:14} {what}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name = arguments.name.context("name a benchmark; --list shows them")?;
+    if let Some(part) = arguments.part {
+        return match name.as_str() {
+            "consensus" => consensus::part(&part).map(|()| ExitCode::SUCCESS),
+            _ => bail!("`{name}` has no parts"),
+        };
+    }
+    let Some((_, _, run)) = BENCHMARKS.iter().find(|(known, _, _)| *known == name) else {
+        bail!("no benchmark is called `{name}`; --list shows them");
+    };
+    let report = run(&Options { quick: arguments.quick })?;
+    print!("{}", report.table());
+    let path = report.write()?;
+    println!("\nwritten to {}", path.display());
+    let short = report.shortfalls();
+    for row in &short {
+        println!("falls short: {row}");
+    }
+    Ok(if arguments.check && !short.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
