@@ -375,6 +375,6 @@ fn describe(error: &LogError) -> String {
         text.push_str(&cause.to_string());
         source = cause.source();
     }
-    tracing::error!(code = error.code(), error = text, "the log failed; the replica stops");
+    tracing::error!(code = %error.code(), error = text, "the log failed; the replica stops");
     text
 }

@@ -1,5 +1,7 @@
 //! What can go wrong, sorted by what a caller can do about it.
 
+use protocol::ErrorCode;
+use protocol::error_code as codes;
 use std::path::PathBuf;
 
 /// Why a replica did not start.
@@ -20,6 +22,18 @@ pub enum StartError {
     /// A thread could not be started.
     #[error("start a thread of the replica")]
     Thread(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// The stable code under which `docs/errors/` explains this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Config(_) => codes::REPLICA_CONFIG_INVALID,
+            Self::Log(error) => error.code(),
+            Self::Restore(_) | Self::Raft(_) | Self::Thread(_) => codes::REPLICA_START_FAILED,
+        }
+    }
 }
 
 /// What can go wrong with the log on disk. After any of these the replica stops: what is on disk is
@@ -79,14 +93,14 @@ pub enum LogError {
 impl LogError {
     /// The stable code under which `docs/errors/` explains this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Io { .. } => "log-io-failed",
-            Self::DiskFull { .. } => "log-disk-full",
-            Self::Corrupt { .. } => "log-damaged",
-            Self::Foreign { .. } => "log-foreign",
-            Self::Unknown { .. } => "log-unknown",
-            Self::InUse { .. } => "directory-in-use",
+            Self::Io { .. } => codes::LOG_IO_FAILED,
+            Self::DiskFull { .. } => codes::LOG_DISK_FULL,
+            Self::Corrupt { .. } => codes::LOG_DAMAGED,
+            Self::Foreign { .. } => codes::LOG_FOREIGN,
+            Self::Unknown { .. } => codes::LOG_UNKNOWN,
+            Self::InUse { .. } => codes::DIRECTORY_IN_USE,
         }
     }
 
@@ -137,16 +151,16 @@ pub enum ProposeError {
 impl ProposeError {
     /// The stable code under which `docs/errors/` explains this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NoLeader => "no-leader",
-            Self::Busy => "log-busy",
-            Self::TooLarge { .. } => "command-too-large",
-            Self::OutcomeUnknown => "outcome-unknown",
-            Self::SessionExpired => "session-expired",
-            Self::SequencePassed => "sequence-passed",
-            Self::DiskFull => "log-disk-full",
-            Self::Stopped(_) => "replica-stopped",
+            Self::NoLeader => codes::NO_LEADER,
+            Self::Busy => codes::LOG_BUSY,
+            Self::TooLarge { .. } => codes::COMMAND_TOO_LARGE,
+            Self::OutcomeUnknown => codes::OUTCOME_UNKNOWN,
+            Self::SessionExpired => codes::SESSION_EXPIRED,
+            Self::SequencePassed => codes::SEQUENCE_PASSED,
+            Self::DiskFull => codes::LOG_DISK_FULL,
+            Self::Stopped(_) => codes::REPLICA_STOPPED,
         }
     }
 }
@@ -165,10 +179,10 @@ pub enum ReadError {
 impl ReadError {
     /// The stable code under which `docs/errors/` explains this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NoLeader => "no-leader",
-            Self::Stopped(_) => "replica-stopped",
+            Self::NoLeader => codes::NO_LEADER,
+            Self::Stopped(_) => codes::REPLICA_STOPPED,
         }
     }
 }

@@ -86,7 +86,7 @@ async fn answer(shared: &Shared, key: &protocol::PublicKey, request: Request) ->
             (StatusCode::MISDIRECTED_REQUEST, "not-leader").into_response()
         }
         Err(Refusal::Lost) => (StatusCode::BAD_GATEWAY, "outcome-unknown").into_response(),
-        Err(Refusal::Propose(error)) => (StatusCode::CONFLICT, error.code()).into_response(),
+        Err(Refusal::Propose(error)) => (StatusCode::CONFLICT, error.code().as_str()).into_response(),
     }
 }
 

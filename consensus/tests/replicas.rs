@@ -284,7 +284,7 @@ async fn a_directory_is_one_replicas_own() {
     let group = Group::start(Limits::default()).await;
     let again = Replica::start(&group.config(1, false), Notebook::default());
     let Err(consensus::StartError::Log(error)) = again else { panic!("two replicas in one directory") };
-    assert_eq!(error.code(), "directory-in-use");
+    assert_eq!(error.code().as_str(), "directory-in-use");
 }
 
 /// Replicas on simulated disks and network.

@@ -194,6 +194,37 @@ codes! {
     LISTEN_FAILED = "listen-failed";
     /// A private key file is missing, damaged, or readable by others.
     KEY_FILE_UNUSABLE = "key-file-unusable";
+
+    /// The disk that holds a replica's log is full.
+    LOG_DISK_FULL = "log-disk-full";
+    /// The operating system refused to read or write a replica's log.
+    LOG_IO_FAILED = "log-io-failed";
+    /// Bytes of a replica's log that were once durable do not read back.
+    LOG_DAMAGED = "log-damaged";
+    /// A log directory belongs to another replica or group.
+    LOG_FOREIGN = "log-foreign";
+    /// A log directory is empty although the replica should have one.
+    LOG_UNKNOWN = "log-unknown";
+    /// Another process works in the directory.
+    DIRECTORY_IN_USE = "directory-in-use";
+    /// Too many proposals wait already.
+    LOG_BUSY = "log-busy";
+    /// No leader was found or confirmed in time.
+    NO_LEADER = "no-leader";
+    /// A command may or may not have been applied.
+    OUTCOME_UNKNOWN = "outcome-unknown";
+    /// A command is larger than the replicas take.
+    COMMAND_TOO_LARGE = "command-too-large";
+    /// A client session is not known or was forgotten.
+    SESSION_EXPIRED = "session-expired";
+    /// A client session has moved past this command.
+    SEQUENCE_PASSED = "sequence-passed";
+    /// The replica has stopped.
+    REPLICA_STOPPED = "replica-stopped";
+    /// A replica's configuration contradicts itself or its group.
+    REPLICA_CONFIG_INVALID = "replica-config-invalid";
+    /// A replica could not be started.
+    REPLICA_START_FAILED = "replica-start-failed";
 }
 
 #[cfg(test)]

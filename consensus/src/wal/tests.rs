@@ -174,7 +174,7 @@ fn a_missing_segment_and_a_missing_snapshot_are_refused() {
     let path = segment::path(directory.path(), 2);
     let kept = fs::read(&path).expect("read");
     fs::remove_file(&path).expect("remove");
-    assert_eq!(refusal(open(directory.path())).code(), "log-damaged");
+    assert_eq!(refusal(open(directory.path())).code().as_str(), "log-damaged");
     fs::write(&path, kept).expect("write");
     fs::remove_file(segment::path(directory.path(), 0)).expect("remove");
     let error = refusal(open(directory.path()));
@@ -202,7 +202,7 @@ fn a_damaged_snapshot_is_refused() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1;
         fs::write(&path, damaged).expect("write");
-        assert_eq!(refusal(open(directory.path())).code(), "log-damaged", "byte {at}");
+        assert_eq!(refusal(open(directory.path())).code().as_str(), "log-damaged", "byte {at}");
     }
 }
 
@@ -211,13 +211,13 @@ fn a_directory_opens_for_its_owner_alone() {
     let directory = TempDir::new().expect("temporary directory");
     let path = directory.path();
     let none = WriteAheadLog::open(path, owner(1), false, SEGMENT_BYTES);
-    assert_eq!(refusal(none).code(), "log-unknown");
+    assert_eq!(refusal(none).code().as_str(), "log-unknown");
     let (log, _) = open(path).expect("a new log");
-    assert_eq!(refusal(open(path)).code(), "directory-in-use");
+    assert_eq!(refusal(open(path)).code().as_str(), "directory-in-use");
     drop(log);
-    assert_eq!(refusal(WriteAheadLog::open(path, owner(2), true, SEGMENT_BYTES)).code(), "log-foreign");
+    assert_eq!(refusal(WriteAheadLog::open(path, owner(2), true, SEGMENT_BYTES)).code().as_str(), "log-foreign");
     let fewer = Owner { id: 1, voters: vec![1, 2] };
-    assert_eq!(refusal(WriteAheadLog::open(path, fewer, true, SEGMENT_BYTES)).code(), "log-foreign");
+    assert_eq!(refusal(WriteAheadLog::open(path, fewer, true, SEGMENT_BYTES)).code().as_str(), "log-foreign");
     assert!(WriteAheadLog::open(path, owner(1), false, SEGMENT_BYTES).is_ok());
 }
 
@@ -227,6 +227,6 @@ fn a_file_limit_met_while_writing_is_a_full_disk_with_nothing_lost() {
     let full = File::options().write(true).open("/dev/full").expect("linux has it");
     let source = full.write_all_at(b"x", 0).expect_err("always full");
     let error = LogError::io("write", Path::new("segment"), source);
-    assert_eq!(error.code(), "log-disk-full");
+    assert_eq!(error.code().as_str(), "log-disk-full");
     assert!(error.to_string().contains("nothing acknowledged is lost"));
 }
