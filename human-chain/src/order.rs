@@ -8,7 +8,7 @@ use crate::change::service_subject;
 use crate::{ApprovedService, ChainError, CircleState};
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::CLOCK_GRACE_MS;
-use protocol::manifest::{Placement, ServiceManifest};
+use protocol::manifest::{Placement, Resources, ServiceManifest};
 use protocol::order::{SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
 
@@ -23,6 +23,8 @@ pub struct SlotGrant {
     pub fence: Fence,
     /// Who holds it.
     pub node: NodeId,
+    /// The node's GPUs that the slot uses, by index.
+    pub gpus: Vec<u32>,
     /// Digest of the certificate that approves the service.
     pub certificate: Digest,
 }
@@ -36,7 +38,7 @@ pub struct SlotGrant {
 ///
 /// # Errors
 /// The first check that fails, in this order: signature and signer; circle; node and its admission; fence;
-/// certificate in force; validity; slot within the envelope; role, region and labels of the node.
+/// certificate in force; validity; slot and GPUs within the envelope; role, region and labels of the node.
 pub fn check_order(
     state: &CircleState,
     signed: &SignedOrder,
@@ -62,6 +64,9 @@ pub fn check_order(
     if order.slot.0 >= service.manifest.replicas.max {
         return Err(mismatch(order, "the envelope has no such slot"));
     }
+    if !gpus_fit(&service.manifest.resources, &order.gpus) {
+        return Err(mismatch(order, "its GPUs are not as many as the envelope grants, or not sorted"));
+    }
     if !node.roles.contains(&NodeRole::Worker) {
         return Err(mismatch(order, "this node is not admitted as a worker"));
     }
@@ -77,6 +82,12 @@ pub fn check_order(
 pub fn placement_allows(placement: &Placement, node: &NodeAdmission) -> bool {
     let region = placement.regions.is_empty() || placement.regions.contains(&node.region);
     region && placement.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+}
+
+/// As many GPUs as a replica is granted (a share is of one), each once, sorted.
+fn gpus_fit(resources: &Resources, gpus: &[u32]) -> bool {
+    let granted = if resources.gpu_share_percent > 0 { 1 } else { resources.gpu_count as usize };
+    gpus.len() == granted && gpus.windows(2).all(|pair| pair[0] < pair[1])
 }
 
 fn approved_service<'a>(
@@ -111,6 +122,7 @@ fn grant(state: &CircleState, order: &SlotOrder, service: &ApprovedService) -> A
         slot: order.slot,
         fence: order.fence,
         node: order.node,
+        gpus: order.gpus.clone(),
         certificate: service.certificate,
     };
     Approved::after_verification(grant, service.certificate, service.proposal, basis)

@@ -101,3 +101,83 @@ fn disjoint_groups_reach(quorum: &Quorum) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PEOPLE: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+    fn id(name: &str) -> MemberId {
+        name.parse().expect("a name")
+    }
+
+    /// Every set of the six people.
+    fn groups() -> impl Iterator<Item = BTreeSet<MemberId>> {
+        (0..1usize << PEOPLE.len()).map(|bits| {
+            let chosen = PEOPLE.iter().enumerate().filter(|(at, _)| bits >> at & 1 == 1);
+            chosen.map(|(_, name)| id(name)).collect()
+        })
+    }
+
+    /// Rules over some of six people, each named once: people are dealt out to nested thresholds.
+    fn any_rule() -> impl Strategy<Value = Quorum> {
+        let people: Vec<&str> = PEOPLE.to_vec();
+        (prop::sample::subsequence(people, 1..=6), prop::collection::vec((1usize..4, any::<u32>()), 1..6))
+            .prop_map(|(people, steps)| {
+                let mut parts: Vec<Quorum> =
+                    people.into_iter().map(|name| Quorum::Member(id(name))).collect();
+                for (take, required) in steps {
+                    let rest = parts.split_off(take.min(parts.len()));
+                    let required = required % parts.len() as u32 + 1;
+                    let joined = Quorum::Threshold { required, of: parts };
+                    parts = rest;
+                    parts.push(joined);
+                }
+                let required = parts.len().div_ceil(2) as u32;
+                Quorum::Threshold { required, of: parts }
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_fewest_approvals_are_the_fewest(rule in any_rule()) {
+            let fewest = groups().filter(|group| satisfied(&rule, group)).map(|group| group.len()).min();
+            prop_assert_eq!(fewest, Some(least_approvals(&rule)));
+        }
+
+        #[test]
+        fn disjoint_groups_are_found_exactly(rule in any_rule()) {
+            let everyone: BTreeSet<MemberId> = PEOPLE.iter().map(|name| id(name)).collect();
+            // Approval by more people never hurts, so the rest of the circle is the best second group.
+            let found = groups().any(|group| {
+                let rest = everyone.difference(&group).cloned().collect();
+                satisfied(&rule, &group) && satisfied(&rule, &rest)
+            });
+            prop_assert_eq!(disjoint_groups_reach(&rule), found, "{}", describe(&rule));
+        }
+
+        #[test]
+        fn one_more_approval_never_hurts(rule in any_rule(), extra in prop::sample::select(PEOPLE.to_vec())) {
+            for group in groups().filter(|group| satisfied(&rule, group)) {
+                let mut more = group;
+                more.insert(id(extra));
+                prop_assert!(satisfied(&rule, &more));
+            }
+        }
+    }
+
+    #[test]
+    fn for_a_plain_rule_the_floor_is_more_than_half() {
+        for n in 2..=9u32 {
+            for required in 1..=n {
+                let of = (0..n).map(|at| Quorum::Member(id(&format!("m{at}")))).collect();
+                let rule = Quorum::Threshold { required, of };
+                assert_eq!(disjoint_groups_reach(&rule), 2 * required <= n, "{required} of {n}");
+            }
+        }
+    }
+}

@@ -129,8 +129,13 @@ fn service_sentence(service: &ServiceManifest) -> String {
 
 fn admit_sentence(node: &NodeAdmission, exists: bool) -> String {
     let roles: Vec<&str> = node.roles.iter().map(|role| fields::role(*role)).collect();
-    let verb = if exists { "Replace the machine behind the node" } else { "Admit the node" };
-    format!("{verb} {} in region {}, to serve as: {}.", node.name, quoted(&node.region), roles.join(", "))
+    let again = if exists { " again, in place of its earlier admission," } else { "" };
+    format!(
+        "Admit the node {}{again} in region {}, to serve as: {}.",
+        node.name,
+        quoted(&node.region),
+        roles.join(", ")
+    )
 }
 
 fn counted(count: u64, noun: &str) -> String {

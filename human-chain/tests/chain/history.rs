@@ -1,0 +1,297 @@
+//! Histories: what was true stays past. Replays, rollbacks, races and changes of members.
+
+use crate::support::{
+    NOW, approve, check, circle, deploy, enact, genesis, key, member, name, node, policy, proposal, retire,
+    secret, signed, try_propose,
+};
+use human_chain::{CircleState, certify, verify, verify_replay};
+use protocol::governance::{Certificate, Change, NodeRole};
+use protocol::{Epoch, NodeId};
+
+fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
+    let members = who.iter().map(|who| member(who)).collect();
+    Change::SetMembers { members, policy: policy(routine, sensitive) }
+}
+
+/// Bob leaves, dave comes.
+fn dave_for_bob() -> Change {
+    members(&["alice", "carol", "dave"], "2 of (alice, carol, dave)", "2 of (alice, carol, dave)")
+}
+
+#[test]
+fn a_certificate_works_once() {
+    let mut state = circle();
+    let certificate = enact(&mut state, deploy(4), &["alice", "bob"]);
+    check("replayed", verify(&state, &certificate, NOW), "proposal-stale: it saw version 0, now is 1");
+    check("replayed later", verify_replay(&state, &certificate), "proposal-stale");
+}
+
+#[test]
+fn an_earlier_deployment_does_not_come_back() {
+    let mut state = circle();
+    let first = enact(&mut state, deploy(4), &["alice", "bob"]);
+    let second = enact(&mut state, deploy(2), &["alice", "bob"]);
+    check("rollback", verify(&state, &first, NOW), "proposal-stale: it saw version 0, now is 2");
+    enact(&mut state, retire("embed"), &["alice", "bob"]);
+    assert_eq!(state.subject("service/embed").value, None);
+    check("after retirement", verify(&state, &first, NOW), "proposal-stale: it saw version 0, now is 3");
+    check("after retirement", verify(&state, &second, NOW), "proposal-stale: it saw version 1, now is 3");
+}
+
+#[test]
+fn of_two_rivals_the_second_is_dead() {
+    let mut state = circle();
+    let rivals = [4, 5].map(|max| approve(&proposal(&state, deploy(max)), &["alice", "bob"]));
+    let [first, second] =
+        rivals.map(|certificate| verify(&state, &certificate, NOW).expect("each alone holds"));
+    check("first", state.advance(first), "approved");
+    let before = state.clone();
+    check("second, verified before", state.advance(second), "proposal-stale: it saw version 0, now is 1");
+    assert_eq!(state, before, "a refused change leaves no trace");
+}
+
+#[test]
+fn changes_of_different_things_do_not_disturb_each_other() {
+    let mut state = circle();
+    let admit = Change::AdmitNode(Box::new(node("n4", &[NodeRole::Worker])));
+    let certificates = [deploy(4), admit].map(|change| approve(&proposal(&state, change), &["alice", "bob"]));
+    for certificate in certificates {
+        let approved = verify(&state, &certificate, NOW).expect("still stands");
+        state.advance(approved).expect("applies");
+    }
+    assert_eq!((state.length(), state.nodes().count(), state.services().count()), (2, 4, 1));
+}
+
+#[test]
+fn services_come_change_and_end() {
+    let mut state = circle();
+    let first = enact(&mut state, deploy(4), &["alice", "bob"]);
+    let service = state.service(&name("embed")).expect("approved");
+    assert_eq!((service.certificate, service.version), (first.digest(), 1));
+    assert_eq!((service.proposal, service.manifest.replicas.max), (first.proposal.id(), 4));
+    let second = enact(&mut state, deploy(2), &["bob", "carol"]);
+    let running = state.service(&name("embed")).expect("approved").clone();
+    assert_eq!(
+        (running.certificate, running.version, running.manifest.replicas.max),
+        (second.digest(), 2, 2)
+    );
+    let end = enact(&mut state, retire("embed"), &["alice", "carol"]);
+    assert_eq!(state.service(&name("embed")), None);
+    let retired = state.retired_service(&name("embed")).expect("retired").clone();
+    assert_eq!(
+        (retired.last, retired.certificate, retired.grace_seconds, retired.version),
+        (running, end.digest(), 30, 3)
+    );
+    assert_eq!(state.retired().count(), 1);
+    enact(&mut state, deploy(3), &["alice", "bob"]);
+    assert_eq!(state.service(&name("embed")).expect("again").version, 4);
+    assert_eq!((state.retired().count(), state.services().count(), state.length()), (0, 1, 4));
+}
+
+#[test]
+fn nodes_come_change_and_go() {
+    let mut state = circle();
+    let before = state.node(&name("n1")).expect("of genesis").clone();
+    let mut wiped = before.clone();
+    wiped.id = NodeId(key("n1 with a new disk"));
+    enact(&mut state, Change::AdmitNode(Box::new(wiped.clone())), &["alice", "bob"]);
+    assert_eq!(state.node(&name("n1")), Some(&wiped));
+    assert_eq!((state.node_by_id(before.id), state.nodes().count()), (None, 3));
+    assert_eq!(state.subject("node/n1").version, 2);
+    enact(&mut state, Change::RemoveNode { node: name("n1") }, &["alice", "bob"]);
+    assert_eq!((state.node(&name("n1")), state.node_by_id(wiped.id)), (None, None));
+    assert_eq!((state.subject("node/n1").version, state.subject("node/n1").value), (3, None));
+}
+
+#[test]
+fn a_key_admits_one_machine() {
+    let state = circle();
+    let all = [NodeRole::Worker, NodeRole::Gateway];
+    let gateway_is = |who: &str| {
+        let mut node = node("n4", &all);
+        node.gateway.as_mut().expect("it has the role").key = key(who);
+        node
+    };
+    let is = |who: &str| {
+        let mut node = node("n4", &all);
+        node.id = NodeId(key(who));
+        node
+    };
+    const TAKEN: &str = "governance-invalid: `n4` uses a key in use";
+    for (case, node, expected) in [
+        ("new keys", node("n4", &all), "approved"),
+        ("another node's", is("n1"), TAKEN),
+        ("another gateway's", is("n3 gateway"), TAKEN),
+        ("a control replica's", is("control"), TAKEN),
+        ("its own gateway's", is("n4 gateway"), TAKEN),
+        ("gateway: another node's", gateway_is("n1"), TAKEN),
+        ("gateway: another gateway's", gateway_is("n3 gateway"), TAKEN),
+        ("gateway: control's", gateway_is("control"), TAKEN),
+    ] {
+        check(case, try_propose(&state, Change::AdmitNode(Box::new(node))), expected);
+    }
+    let roleless = node("n4", &[]);
+    check(
+        "no role",
+        try_propose(&state, Change::AdmitNode(Box::new(roleless))),
+        "governance-invalid: has no role",
+    );
+    let again = node("n1", &[NodeRole::Worker]);
+    check("its own, again", try_propose(&state, Change::AdmitNode(Box::new(again))), "approved");
+}
+
+#[test]
+fn new_members_decide_from_the_next_epoch_on() {
+    let mut state = circle();
+    let pending = proposal(&state, deploy(4));
+    let held =
+        verify(&state, &approve(&pending, &["alice", "bob"]), NOW).expect("holds until members change");
+    enact(&mut state, dave_for_bob(), &["alice", "bob"]);
+    assert_eq!((state.epoch(), state.subject("circle").version), (Epoch(2), 2));
+    assert_eq!(
+        state.members().map(|member| member.id.as_str()).collect::<Vec<_>>(),
+        ["alice", "carol", "dave"]
+    );
+    let mismatch = "circle-mismatch: was made in epoch 1; the circle is in epoch 2";
+    check("pending", verify(&state, &approve(&pending, &["alice", "carol"]), NOW), mismatch);
+    check("verified before", state.advance(held), mismatch);
+    let fresh = proposal(&state, deploy(4));
+    check("by the new member", verify(&state, &approve(&fresh, &["alice", "dave"]), NOW), "approved");
+    check(
+        "by the one who left",
+        verify(&state, &approve(&fresh, &["alice", "bob"]), NOW),
+        "not-a-member: `bob`",
+    );
+}
+
+#[test]
+fn who_changes_members_is_checked_like_a_genesis() {
+    let mut state = circle();
+    let all = ["alice", "bob", "carol"];
+    let two = "2 of (alice, bob, carol)";
+    for (case, change, expected) in [
+        ("another rule", members(&all, "3 of (alice, bob, carol)", two), "approved"),
+        ("nobody", members(&[], two, two), "governance-invalid: 0 members"),
+        ("one decides", members(&all, "alice", two), "governance-invalid: lets one member decide"),
+        ("one decides on members", members(&all, two, "alice"), "governance-invalid: lets one member decide"),
+        ("a rule with a stranger", members(&all[..2], two, two), "governance-invalid: names `carol`"),
+    ] {
+        check(case, try_propose(&state, change), expected);
+    }
+    enact(&mut state, dave_for_bob(), &all[..2]);
+    let back = members(
+        &["alice", "bob", "carol", "dave"],
+        "3 of (alice, bob, carol, dave)",
+        "3 of (alice, bob, carol, dave)",
+    );
+    check(
+        "a name that was another's",
+        try_propose(&state, back),
+        "governance-invalid: belonged to a member who left",
+    );
+}
+
+#[test]
+fn a_member_may_take_new_keys_and_the_old_ones_are_dead() {
+    let mut state = circle();
+    let mut rotated = genesis();
+    rotated.members[1].keys = member("bob-rekeyed").keys;
+    let change = Change::SetMembers { members: rotated.members, policy: rotated.policy };
+    enact(&mut state, change, &["alice", "carol"]);
+    let fresh = proposal(&state, deploy(4));
+    check("old keys", verify(&state, &approve(&fresh, &["alice", "bob"]), NOW), "signature-invalid: `bob`");
+    let mut certificate = approve(&fresh, &["alice"]);
+    let choice = protocol::governance::Choice::Approve;
+    certificate.ballots.push(human_chain::vote(&secret("bob-rekeyed"), name("bob"), &fresh, choice, NOW));
+    check("new keys", verify(&state, &certificate, NOW), "approved");
+}
+
+// The three attacks on gittuf's thresholds and policies, as they would look here.
+
+#[test]
+fn gittuf_44544_an_older_policy_cannot_be_put_back() {
+    let mut state = circle();
+    let all = ["alice", "bob", "carol"];
+    let lax =
+        enact(&mut state, members(&all, "2 of (alice, bob, carol)", "2 of (alice, bob, carol)"), &all[..2]);
+    enact(&mut state, members(&all, "3 of (alice, bob, carol)", "3 of (alice, bob, carol)"), &all);
+    check("older policy", verify(&state, &lax, NOW), "circle-mismatch: was made in epoch 1");
+    check("older policy", verify_replay(&state, &lax), "circle-mismatch: was made in epoch 1");
+    let mut relabelled = lax.clone();
+    relabelled.proposal.epoch = state.epoch();
+    check("relabelled", verify(&state, &relabelled, NOW), "proposal-stale: `circle`");
+    relabelled.proposal.subjects = vec![state.subject("circle")];
+    check("relabelled whole", verify(&state, &relabelled, NOW), "ballot-mismatch: another proposal");
+}
+
+#[test]
+fn gittuf_128037_only_those_whom_the_rule_names_are_counted() {
+    let mut founding = genesis();
+    founding.policy = policy("2 of (alice, bob, carol)", "2 of (alice, bob)");
+    let state = CircleState::found(&signed(founding), None).expect("sound");
+    let sensitive = proposal(&state, members(&["alice", "bob"], "2 of (alice, bob)", "2 of (alice, bob)"));
+    for (who, expected) in [
+        (&["alice", "bob"][..], "approved"),
+        (&["alice", "bob", "carol"], "approved"),
+        (
+            &["alice", "carol"],
+            "quorum-not-reached: 2 approvals do not reach the Sensitive quorum: 2 of (alice, bob)",
+        ),
+        (&["carol"], "quorum-not-reached"),
+    ] {
+        let certificate = approve(&sensitive, who);
+        check("sensitive", verify(&state, &certificate, NOW), expected);
+        check("certify", certify(&state, &sensitive, &certificate.ballots), expected);
+    }
+    let routine = proposal(&state, deploy(4));
+    check("routine", verify(&state, &approve(&routine, &["alice", "carol"]), NOW), "approved");
+}
+
+#[test]
+fn gittuf_128036_every_step_of_a_history_is_verified() {
+    let genesis = signed(genesis());
+    let mut state = circle();
+    let first = enact(&mut state, deploy(4), &["alice", "bob"]);
+    // Carol alone puts herself and a friend in charge; the friend's later certificate is sound by itself.
+    let coup = members(&["carol", "mallory"], "2 of (carol, mallory)", "2 of (carol, mallory)");
+    let middle = approve(&proposal(&state, coup.clone()), &["carol"]);
+    let mut usurped = state.clone();
+    enact(&mut usurped, coup, &["alice", "carol"]);
+    let last = approve(&proposal(&usurped, deploy(9)), &["carol", "mallory"]);
+    check("last step alone", verify(&usurped, &last, NOW), "approved");
+
+    let replay = |steps: &[&Certificate]| CircleState::replay(&genesis, None, steps.iter().copied());
+    check("whole", replay(&[&first, &middle, &last]), "quorum-not-reached: Sensitive");
+    check("without the middle", replay(&[&first, &last]), "circle-mismatch: was made in epoch 2");
+    check("sound part", replay(&[&first]), "approved");
+}
+
+#[test]
+fn a_replayed_history_is_the_same_state() {
+    let genesis = signed(genesis());
+    let mut state = circle();
+    let mut new_node = node("n4", &[NodeRole::Worker, NodeRole::Storage]);
+    new_node.region = "oslo".into();
+    let history = [
+        enact(&mut state, deploy(4), &["alice", "bob"]),
+        enact(&mut state, Change::AdmitNode(Box::new(new_node)), &["bob", "carol"]),
+        enact(&mut state, dave_for_bob(), &["alice", "bob"]),
+        enact(&mut state, deploy(2), &["alice", "dave"]),
+        enact(&mut state, Change::RemoveNode { node: name("n2") }, &["carol", "dave"]),
+        enact(&mut state, retire("embed"), &["alice", "carol"]),
+    ];
+    assert_eq!(CircleState::replay(&genesis, Some(state.id()), &history), Ok(state.clone()));
+    assert_eq!(state.length(), 6);
+
+    let mut swapped = history.clone();
+    swapped.swap(0, 3);
+    check("reordered", CircleState::replay(&genesis, None, &swapped), "circle-mismatch");
+    check("first lost", CircleState::replay(&genesis, None, &history[1..]), "proposal-stale");
+    let doubled = [&history[..1], &history].concat();
+    check("doubled", CircleState::replay(&genesis, None, &doubled), "proposal-stale");
+    check(
+        "other pin",
+        CircleState::replay(&genesis, Some(protocol::CircleId(protocol::Digest([0; 32]))), &history),
+        "circle-mismatch: belongs",
+    );
+}

@@ -1,0 +1,247 @@
+//! Orders: a node runs what its circle approved, in the slots it was given, and nothing else.
+
+use crate::samples::full_service;
+use crate::support::{NOW, check, circle, deploy, enact, key, name, node, order, policy, retire, sign_order};
+use human_chain::{CircleState, check_order, placement_allows};
+use proptest::prelude::*;
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::governance::{Change, NodeAdmission, NodeRole};
+use protocol::limits::CLOCK_GRACE_MS;
+use protocol::manifest::{Manifest, ServiceManifest};
+use protocol::order::{SignedOrder, SlotOrder};
+use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
+use std::sync::LazyLock;
+
+fn deployed() -> CircleState {
+    let mut state = circle();
+    enact(&mut state, deploy(4), &["alice", "bob"]);
+    state
+}
+
+fn n1() -> NodeId {
+    NodeId(key("n1"))
+}
+
+/// Alters a sound order before control signs it, and compares what n1 says, which accepted fence 4 before.
+fn ordered(case: &str, expected: &str, alter: impl FnOnce(&mut SlotOrder)) {
+    let state = deployed();
+    let mut order = order(&state);
+    order.fence = Fence(5);
+    alter(&mut order);
+    let signed = sign_order(order, "control");
+    check(case, check_order(&state, &signed, n1(), Some(Fence(4)), NOW), expected);
+}
+
+#[test]
+fn an_order_grants_one_slot() {
+    let state = deployed();
+    let signed = sign_order(order(&state), "control");
+    let grant = check_order(&state, &signed, n1(), None, NOW).expect("sound");
+    let service = state.service(&name("embed")).expect("approved");
+    assert_eq!((grant.certificate_digest(), grant.proposal()), (service.certificate, service.proposal));
+    let grant = grant.into_inner();
+    assert_eq!((grant.slot, grant.fence, grant.node), (SlotIndex(0), Fence(1), n1()));
+    assert_eq!((grant.service, grant.certificate), (service.manifest.clone(), service.certificate));
+}
+
+#[test]
+fn an_order_is_bounded_by_its_envelope() {
+    ordered("sound", "approved", |_| {});
+    ordered("the last slot", "approved", |o| o.slot = SlotIndex(3));
+    ordered("one slot too many", "order-mismatch: no such slot", |o| o.slot = SlotIndex(4));
+    ordered("another circle", "order-mismatch: another circle", |o| o.circle.0.0[0] ^= 1);
+    ordered("another node", "order-mismatch: for another node", |o| o.node = NodeId(key("n2")));
+    ordered("another certificate", "order-not-approved: not the one in force", |o| o.certificate.0[0] ^= 1);
+    ordered("another service", "order-not-approved: no certificate approves", |o| o.service = name("other"));
+    ordered("a GPU that was not asked for", "order-mismatch: its GPUs", |o| o.gpus = vec![0]);
+    ordered("a higher fence", "approved", |o| o.fence = Fence(9));
+    ordered("the same fence", "order-replayed: fence 4, not above 4", |o| o.fence = Fence(4));
+    ordered("a lower fence", "order-replayed: fence 3, not above 4", |o| o.fence = Fence(3));
+}
+
+#[test]
+fn only_control_signs_orders() {
+    let state = deployed();
+    let sound = sign_order(order(&state), "control");
+    let judge = |case: &str, signed: &SignedOrder| {
+        check(case, check_order(&state, signed, n1(), None, NOW), "order-signature-invalid");
+    };
+    judge("a stranger", &sign_order(order(&state), "mallory"));
+    judge("the node itself", &sign_order(order(&state), "n1"));
+    let mut named = sign_order(order(&state), "mallory");
+    named.signer = key("control");
+    judge("a stranger in control's name", &named);
+    let mut altered = sound.clone();
+    altered.order.slot = SlotIndex(1);
+    judge("altered", &altered);
+    let mut unsigned = sound.clone();
+    unsigned.signature.0 = [0; 64];
+    judge("unsigned", &unsigned);
+}
+
+#[test]
+fn every_bit_of_an_order_counts() {
+    let state = deployed();
+    let bytes = to_bytes(&sign_order(order(&state), "control"));
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let Ok(signed) = from_bytes::<SignedOrder>(&flipped, 4096) else { continue };
+        assert!(check_order(&state, &signed, n1(), None, NOW).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn an_order_dies_with_its_approval() {
+    let mut state = deployed();
+    let old = sign_order(order(&state), "control");
+    enact(&mut state, deploy(2), &["alice", "bob"]);
+    check(
+        "superseded",
+        check_order(&state, &old, n1(), None, NOW),
+        "order-not-approved: not the one in force",
+    );
+    let new = sign_order(order(&state), "control");
+    check("in force", check_order(&state, &new, n1(), None, NOW), "approved");
+    enact(&mut state, retire("embed"), &["alice", "bob"]);
+    check("retired", check_order(&state, &new, n1(), None, NOW), "order-not-approved: is retired");
+    let members = state.members().cloned().collect();
+    let rules = policy("3 of (alice, bob, carol)", "2 of (alice, bob, carol)");
+    let mut state = deployed();
+    let kept = sign_order(order(&state), "control");
+    enact(&mut state, Change::SetMembers { members, policy: rules }, &["alice", "bob"]);
+    check("a new epoch leaves approvals in force", check_order(&state, &kept, n1(), None, NOW), "approved");
+}
+
+#[test]
+fn a_node_must_be_admitted_as_a_worker() {
+    let mut state = deployed();
+    let order_for = |who: &str, state: &CircleState| {
+        let mut order = order(state);
+        order.node = NodeId(key(who));
+        sign_order(order, "control")
+    };
+    let judge = |state: &CircleState, who: &str, expected: &str| {
+        let signed = order_for(who, state);
+        check(who, check_order(state, &signed, NodeId(key(who)), None, NOW), expected);
+    };
+    judge(&state, "n1", "approved");
+    judge(&state, "n2", "order-mismatch: not admitted as a worker");
+    judge(&state, "n4", "node-not-admitted");
+    enact(&mut state, Change::AdmitNode(Box::new(node("n4", &[NodeRole::Worker]))), &["alice", "bob"]);
+    judge(&state, "n4", "approved");
+    enact(&mut state, Change::RemoveNode { node: name("n1") }, &["alice", "bob"]);
+    judge(&state, "n1", "node-not-admitted");
+}
+
+/// Deploys an altered sample service and orders its slot 0 on n1, with these GPUs, at this time.
+fn served(case: &str, expected: &str, gpus: &[u32], now: Millis, alter: impl FnOnce(&mut ServiceManifest)) {
+    let mut service = full_service();
+    service.egress.clear();
+    service.placement.regions.clear();
+    service.placement.node_selector.clear();
+    alter(&mut service);
+    let mut state = circle();
+    enact(&mut state, Change::Deploy(Box::new(Manifest::Service(service))), &["alice", "bob"]);
+    let certificate = state.service(&name("chat")).expect("approved").certificate;
+    let order = SlotOrder { service: name("chat"), certificate, gpus: gpus.to_vec(), ..order(&state) };
+    check(case, check_order(&state, &sign_order(order, "control"), n1(), None, now), expected);
+}
+
+#[test]
+fn an_approval_ends_when_it_says() {
+    let until = Millis(NOW.0 + 1000);
+    let ends = |s: &mut ServiceManifest| s.valid_until = Some(until);
+    served("in time", "approved", &[0, 1], until, ends);
+    served("within grace", "approved", &[0, 1], until.plus(CLOCK_GRACE_MS), ends);
+    let late = until.plus(CLOCK_GRACE_MS + 1);
+    served("over", "order-not-approved: the approval has ended", &[0, 1], late, ends);
+    served("without end", "approved", &[0, 1], Millis(u64::MAX), |s| s.valid_until = None);
+}
+
+#[test]
+fn gpus_are_as_many_as_granted() {
+    const GPUS: &str = "order-mismatch: its GPUs";
+    let whole = |_: &mut ServiceManifest| {};
+    let share = |s: &mut ServiceManifest| {
+        (s.resources.gpu_count, s.resources.gpu_share_percent) = (0, 50);
+    };
+    served("two", "approved", &[0, 7], NOW, whole);
+    served("one of two", GPUS, &[0], NOW, whole);
+    served("three of two", GPUS, &[0, 1, 2], NOW, whole);
+    served("one twice", GPUS, &[1, 1], NOW, whole);
+    served("unsorted", GPUS, &[1, 0], NOW, whole);
+    served("a share of one", "approved", &[3], NOW, share);
+    served("a share of two", GPUS, &[3, 4], NOW, share);
+    served("a share of none", GPUS, &[], NOW, share);
+}
+
+#[test]
+fn a_node_must_be_where_the_envelope_says() {
+    const ELSEWHERE: &str = "order-mismatch: excludes this node's region or labels";
+    let regions = |regions: &'static [&str]| {
+        move |s: &mut ServiceManifest| s.placement.regions = regions.iter().map(ToString::to_string).collect()
+    };
+    let label = |key: &'static str, value: &'static str| {
+        move |s: &mut ServiceManifest| {
+            s.placement.node_selector.insert(key.into(), value.into());
+        }
+    };
+    served("here", "approved", &[0, 1], NOW, regions(&["oslo", "ghent"]));
+    served("elsewhere", ELSEWHERE, &[0, 1], NOW, regions(&["oslo"]));
+    served("label", "approved", &[0, 1], NOW, label("disk", "nvme"));
+    served("other value", ELSEWHERE, &[0, 1], NOW, label("disk", "tape"));
+    served("other label", ELSEWHERE, &[0, 1], NOW, label("gpu", "h200"));
+}
+
+fn labelled(region: &str, labels: &[(String, String)]) -> NodeAdmission {
+    let mut node = node("n1", &[NodeRole::Worker]);
+    node.region = region.into();
+    node.labels = labels.iter().cloned().collect();
+    node
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn labels_only_ever_admit_more(
+        wanted in prop::collection::btree_map("[ab]", "[xy]", 0..3),
+        has in prop::collection::vec(("[abc]".prop_map(String::from), "[xy]".prop_map(String::from)), 0..4),
+    ) {
+        let mut placement = full_service().placement;
+        placement.regions.clear();
+        placement.node_selector = wanted.clone();
+        let node = labelled("ghent", &has);
+        let expected = wanted.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+        prop_assert_eq!(placement_allows(&placement, &node), expected);
+    }
+
+    #[test]
+    fn fences_only_rise(last in prop::option::of(0u64..6), fence in 0u64..6) {
+        static STATE: LazyLock<CircleState> = LazyLock::new(deployed);
+        let state: &CircleState = &STATE;
+        let order = SlotOrder { fence: Fence(fence), ..order(state) };
+        let outcome = check_order(state, &sign_order(order, "control"), n1(), last.map(Fence), NOW);
+        prop_assert_eq!(outcome.is_ok(), last.is_none_or(|last| fence > last));
+    }
+}
+
+#[test]
+fn a_digest_of_nothing_approves_nothing() {
+    let state = circle();
+    let mut order = order(&state);
+    assert_eq!(order.certificate, Digest([0; 32]));
+    let signed = sign_order(order.clone(), "control");
+    check(
+        "nothing runs",
+        check_order(&state, &signed, n1(), None, NOW),
+        "order-not-approved: no certificate",
+    );
+    order.service = name("n1");
+    check(
+        "a node's name",
+        check_order(&state, &sign_order(order, "control"), n1(), None, NOW),
+        "order-not-approved",
+    );
+}

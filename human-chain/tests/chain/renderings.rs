@@ -1,0 +1,252 @@
+//! Renderings: the texts themselves, and that no two proposals share one.
+
+use crate::samples::{full_service, proposals};
+use crate::support::{NOW, approve, circle, deploy, enact, member, name, node, policy, proposal, retire};
+use human_chain::{RENDERER_VERSION, render, render_difference};
+use proptest::prelude::*;
+use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
+use protocol::manifest::Manifest;
+use protocol::{Digest, Epoch, Millis};
+use serde_json::Value;
+use std::path::Path;
+
+/// Compares with the file of that name; `UPDATE_GOLDEN=1 cargo test -p human-chain` rewrites it.
+#[expect(clippy::disallowed_methods, reason = "a test may ask to rewrite its golden files")]
+fn check_golden(file: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    if std::env::var("UPDATE_GOLDEN").is_ok() {
+        std::fs::write(&path, text).expect("golden file is writable");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == expected, "{file} differs; a renderer version never changes. Now it is:\n{text}");
+}
+
+#[test]
+fn the_texts_that_members_read() {
+    for (case, proposal) in proposals() {
+        let rendering = render(&proposal);
+        check_golden(
+            &format!("{case}.txt"),
+            &format!("{}\nwords: {}\n", rendering.text, rendering.words.join(" ")),
+        );
+    }
+}
+
+#[test]
+fn the_differences_shown_beside_them() {
+    let mut state = circle();
+    enact(&mut state, deploy(4), &["alice", "bob"]);
+    let rules = policy("3 of (alice, bob, dave)", "2 of (alice, bob, dave)");
+    let mut chat = full_service();
+    chat.egress.clear();
+    let mut moved = node("n1", &[NodeRole::Worker]);
+    moved.region = "oslo".into();
+    for (case, change) in [
+        ("more-replicas", deploy(9)),
+        ("nothing", deploy(4)),
+        ("new-service", Change::Deploy(Box::new(Manifest::Service(chat)))),
+        ("retire", retire("embed")),
+        ("move-node", Change::AdmitNode(Box::new(moved))),
+        ("remove-node", Change::RemoveNode { node: name("n3") }),
+        (
+            "members",
+            Change::SetMembers { members: ["alice", "bob", "dave"].map(member).to_vec(), policy: rules },
+        ),
+    ] {
+        let text = render_difference(&state, &proposal(&state, change));
+        check_golden(&format!("difference-{case}.txt"), &text);
+    }
+}
+
+#[test]
+fn a_difference_against_another_state_says_so() {
+    let mut state = circle();
+    let old = proposal(&state, deploy(4));
+    assert!(!render_difference(&state, &old).starts_with('!'));
+    enact(&mut state, deploy(2), &["alice", "bob"]);
+    assert!(render_difference(&state, &old).starts_with("! this proposal was made for another state"));
+    for alter in [|p: &mut Proposal| p.epoch = Epoch(9), |p: &mut Proposal| p.circle.0.0[0] ^= 1] {
+        let mut other = proposal(&state, deploy(4));
+        alter(&mut other);
+        assert!(render_difference(&state, &other).starts_with('!'));
+    }
+}
+
+#[test]
+fn a_rendering_is_made_of_the_proposal_alone_and_is_its_digest() {
+    for (case, proposal) in proposals() {
+        let rendering = render(&proposal);
+        assert_eq!(rendering, render(&proposal.clone()), "{case}");
+        assert_eq!(
+            rendering.digest,
+            Digest::of_domain(RENDERING_DOMAIN, rendering.text.as_bytes()),
+            "{case}"
+        );
+        assert!(rendering.text.contains(&proposal.id().to_string()), "{case}: names the proposal");
+        assert!(rendering.text.contains(&format!("rendering version                  {RENDERER_VERSION}\n")));
+    }
+}
+
+/// The rendering without the line that holds the digest of the whole, which would make the tests below
+/// pass by itself.
+fn text_alone(proposal: &Proposal) -> String {
+    let text = render(proposal).text;
+    text.lines().filter(|line| !line.starts_with("proposal ")).collect::<Vec<_>>().join("\n")
+}
+
+/// Every value that differs from this one in one place.
+fn mutations(value: &Value) -> Vec<Value> {
+    let mut all = match value {
+        Value::Null => vec![Value::from(1), Value::from("x"), Value::from("00".repeat(32))],
+        Value::Bool(b) => vec![Value::from(!b)],
+        Value::Number(number) => {
+            let number = number.as_u64().unwrap_or(0);
+            vec![number.wrapping_add(1).into(), number.wrapping_sub(1).into(), Value::Null]
+        }
+        Value::String(text) => text_mutations(text),
+        Value::Array(items) => {
+            let mut all = Vec::new();
+            for at in 0..items.len() {
+                let mut without = items.clone();
+                let removed = without.remove(at);
+                let mut doubled = items.clone();
+                doubled.insert(at, removed.clone());
+                let mut rotated = without.clone();
+                rotated.insert((at + 1) % items.len(), removed);
+                all.extend([without.into(), doubled.into(), rotated.into()]);
+                all.extend(mutations(&items[at]).into_iter().map(|item| {
+                    let mut changed = items.clone();
+                    changed[at] = item;
+                    Value::from(changed)
+                }));
+            }
+            all.push(vec![Value::from("x")].into());
+            all
+        }
+        Value::Object(entries) => {
+            let mut all = Vec::new();
+            for (key, item) in entries {
+                all.extend(mutations(item).into_iter().map(|item| {
+                    let mut changed = entries.clone();
+                    changed.insert(key.clone(), item);
+                    Value::from(changed)
+                }));
+                let mut without = entries.clone();
+                let removed = without.remove(key).expect("the key was just seen");
+                all.push(without.clone().into());
+                without.insert(format!("{key}2"), removed);
+                all.push(without.into());
+            }
+            all
+        }
+    };
+    all.retain(|other| other != value);
+    all
+}
+
+/// Other texts: names of variants, other digits, other letters, look-alikes, invisible ones.
+fn text_mutations(text: &str) -> Vec<Value> {
+    let variants = [
+        "embed",
+        "generate",
+        "candle",
+        "process",
+        "hold",
+        "drain",
+        "none",
+        "same_uid",
+        "full",
+        "worker",
+        "storage",
+        "gateway",
+        "routine",
+        "sensitive",
+        "",
+    ];
+    let mut all: Vec<Value> = variants.map(Value::from).to_vec();
+    for suffix in ["0", "b", " ", "\u{200b}", "\u{430}", "\"", "\\", "\n", ", ", "\", \""] {
+        all.push(format!("{text}{suffix}").into());
+    }
+    if !text.is_empty() {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters[0] = if letters[0] == '0' { '1' } else { '0' };
+        all.push(letters.into_iter().collect::<String>().into());
+        all.push(text.chars().skip(1).collect::<String>().into());
+    }
+    all
+}
+
+#[test]
+fn a_change_anywhere_in_a_proposal_changes_its_text() {
+    let mut compared = 0;
+    for (case, proposal) in proposals() {
+        let text = text_alone(&proposal);
+        let value = serde_json::to_value(&proposal).expect("proposals are JSON for people");
+        for mutated in mutations(&value) {
+            let Ok(other) = serde_json::from_value::<Proposal>(mutated) else { continue };
+            if other != proposal {
+                assert_ne!(text, text_alone(&other), "{case}: {other:?}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 1500, "only {compared} mutations were proposals");
+}
+
+fn any_proposal() -> impl Strategy<Value = Proposal> {
+    let samples: Vec<Proposal> = proposals().into_iter().map(|(_, proposal)| proposal).collect();
+    let sample = samples[0].clone();
+    let change = prop_oneof![
+        prop::sample::select(samples).prop_map(|proposal| proposal.change),
+        (1u32..3).prop_map(deploy),
+        ("[ab]", 0u32..2)
+            .prop_map(|(service, grace)| Change::Retire { service: name(&service), grace_seconds: grace }),
+        "[ab]".prop_map(|node| Change::RemoveNode { node: name(&node) }),
+        ("[ab]", "[ab\" ,=]{0,3}", "[ab\" ,=]{0,3}").prop_map(|(who, key, value)| {
+            let mut node = node(&who, &[NodeRole::Worker]);
+            node.labels.insert(key, value);
+            Change::AdmitNode(Box::new(node))
+        }),
+    ];
+    (change, 0u64..2, "[ab\n\u{202e}\"\\\\]{0,3}", 0u64..2, 0u64..2, 0u8..2).prop_map(
+        move |(change, epoch, reason, created, expires, nonce)| {
+            let mut proposal = sample.clone();
+            proposal.epoch = Epoch(epoch);
+            proposal.created_at = Millis(created);
+            proposal.expires_at = Millis(expires);
+            proposal.nonce = Digest([nonce; 32]);
+            Proposal { change, reason, ..proposal }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
+
+    #[test]
+    fn no_two_proposals_render_equal(a in any_proposal(), b in any_proposal()) {
+        prop_assert_eq!(a == b, text_alone(&a) == text_alone(&b));
+        prop_assert_eq!(a == b, render(&a).digest == render(&b).digest);
+    }
+
+    #[test]
+    fn a_rendering_holds_nothing_that_hides(proposal in any_proposal(), reason: String) {
+        let text = render(&Proposal { reason, ..proposal }).text;
+        let harmless = |c: char| c == '\n' || matches!(c, ' '..='~' | '\u{c0}'..='\u{17f}');
+        prop_assert!(text.chars().all(harmless), "{}", text);
+        let lines = text.lines().filter(|line| line.starts_with("circle ")).count();
+        prop_assert_eq!(lines, 1, "a reason cannot imitate a field");
+    }
+}
+
+#[test]
+fn a_vote_for_one_text_is_no_vote_for_another() {
+    let state = circle();
+    let shown = proposal(&state, deploy(2));
+    let mut swapped = shown.clone();
+    swapped.change = deploy(3);
+    let mut certificate = approve(&shown, &["alice", "bob"]);
+    assert!(human_chain::verify(&state, &certificate, NOW).is_ok());
+    certificate.proposal = swapped;
+    assert!(human_chain::verify(&state, &certificate, NOW).is_err());
+}

@@ -1,0 +1,210 @@
+//! A small circle to test with: three members, one control replica, three nodes, one deployment.
+
+use ed25519_dalek::{Signer, SigningKey};
+use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
+use protocol::canonical::to_bytes;
+use protocol::governance::{
+    AccessToken, ActionClass, Certificate, Change, Choice, ControlReplica, GatewayEndpoint, Genesis, Member,
+    NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, TokenScope,
+};
+use protocol::keys::{ByteString, EncryptionKey, signing_input};
+use protocol::manifest::Manifest;
+use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
+use protocol::{Digest, Fence, MemberId, Millis, NodeId, PublicKey, ReplicaId, Signature, SlotIndex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+
+/// When everything happens: 2026-11-21 12:41:50 UTC.
+pub(crate) const NOW: Millis = Millis(1_795_264_910_000);
+/// Proposals live an hour.
+pub(crate) const HOUR: u64 = 3_600_000;
+
+/// Any name from text that is one.
+pub(crate) fn name<T: FromStr<Err = String>>(text: &str) -> T {
+    text.parse().expect("a test's name is a name")
+}
+
+/// The secret keys of somebody: the same name always has the same signing keys.
+pub(crate) fn secret(who: &str) -> MemberSecret {
+    let mut seed = [0; 64];
+    seed[..32].copy_from_slice(&Digest::of(who.as_bytes()).0);
+    MemberSecret::generate(&seed)
+}
+
+/// A member. The ML-KEM key is only bytes here: nothing is wrapped to it, and golden files stay the same.
+pub(crate) fn member(who: &str) -> Member {
+    let mut keys = secret(who).public();
+    keys.encryption.ml_kem = ByteString(Digest::of(who.as_bytes()).0.repeat(37));
+    Member { id: name(who), keys }
+}
+
+/// Reads a rule as people write it: `2 of (alice, bob, 1 of (carol, dave))`.
+pub(crate) fn quorum(text: &str) -> Quorum {
+    let text = text.trim();
+    let Some((required, rest)) = text.split_once(" of (") else {
+        return Quorum::Member(name(text));
+    };
+    let inner = rest.strip_suffix(')').expect("a closing bracket");
+    let (mut depth, mut start, mut of) = (0, 0, Vec::new());
+    for (at, c) in inner.char_indices().chain([(inner.len(), ',')]) {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ',' if depth == 0 => {
+                of.push(&inner[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    let of = of.into_iter().filter(|part| !part.trim().is_empty()).map(quorum).collect();
+    Quorum::Threshold { required: required.parse().expect("a number"), of }
+}
+
+pub(crate) fn policy(routine: &str, sensitive: &str) -> Policy {
+    let quorums = [(ActionClass::Routine, quorum(routine)), (ActionClass::Sensitive, quorum(sensitive))];
+    Policy { quorums: BTreeMap::from(quorums) }
+}
+
+fn signing_key(who: &str) -> SigningKey {
+    SigningKey::from_bytes(&Digest::of(who.as_bytes()).0)
+}
+
+/// The public key of a machine.
+pub(crate) fn key(who: &str) -> PublicKey {
+    PublicKey(signing_key(who).verifying_key().to_bytes())
+}
+
+/// A node with these roles, whose addresses fit them.
+pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
+    NodeAdmission {
+        name: name(who),
+        id: NodeId(key(who)),
+        encryption: EncryptionKey {
+            x25519: key(&format!("{who} x25519")),
+            ml_kem: ByteString(Digest::of(who.as_bytes()).0.repeat(37)),
+        },
+        roles: roles.iter().copied().collect(),
+        region: "ghent".into(),
+        labels: BTreeMap::from([("disk".into(), "nvme".into())]),
+        storage_address: roles.contains(&NodeRole::Storage).then(|| format!("{who}.example:7443")),
+        gateway: roles.contains(&NodeRole::Gateway).then(|| GatewayEndpoint {
+            key: key(&format!("{who} gateway")),
+            address: format!("{who}.example:7444"),
+            api: format!("https://{who}.example:8443"),
+        }),
+    }
+}
+
+pub(crate) fn genesis() -> Genesis {
+    Genesis {
+        name: "harbour".into(),
+        founded_at: NOW,
+        members: ["alice", "bob", "carol"].map(member).to_vec(),
+        policy: policy("2 of (alice, bob, carol)", "2 of (alice, bob, carol)"),
+        control: vec![ControlReplica {
+            id: ReplicaId(1),
+            key: key("control"),
+            address: "[::1]:7001".into(),
+            api: "http://127.0.0.1:7000".into(),
+        }],
+        nodes: vec![
+            node("n1", &[NodeRole::Worker, NodeRole::Storage]),
+            node("n2", &[NodeRole::Storage]),
+            node("n3", &[NodeRole::Gateway]),
+        ],
+        tokens: vec![AccessToken {
+            name: name("cli"),
+            scopes: BTreeSet::from([TokenScope::Read]),
+            hash: Digest::of(b"token"),
+        }],
+    }
+}
+
+/// Signed by whoever its members are.
+pub(crate) fn signed(genesis: Genesis) -> SignedGenesis {
+    let secrets: Vec<(MemberId, MemberSecret)> =
+        genesis.members.iter().map(|member| (member.id.clone(), secret(member.id.as_str()))).collect();
+    let founders: Vec<_> = secrets.iter().map(|(id, secret)| (id.clone(), secret)).collect();
+    sign_genesis(genesis, &founders)
+}
+
+pub(crate) fn circle() -> CircleState {
+    CircleState::found(&signed(genesis()), None).expect("the sample genesis is sound")
+}
+
+/// A deployment of service `embed` with at most this many replicas.
+pub(crate) fn deploy(replicas_max: u32) -> Change {
+    Change::Deploy(Box::new(manifest(&format!(
+        "kind = \"service\"\nname = \"embed\"\ntask = \"embed\"\n\
+         model = {{ name = \"minilm\", root = \"{}\" }}\n\
+         replicas = {{ min = 1, max = {replicas_max} }}\n\
+         resources = {{ cpu_millicores = 500, memory = \"256 MiB\" }}\n",
+        Digest::of(b"minilm")
+    ))))
+}
+
+pub(crate) fn manifest(toml: &str) -> Manifest {
+    Manifest::from_toml(toml).expect("the sample manifest is sound")
+}
+
+pub(crate) fn retire(service: &str) -> Change {
+    Change::Retire { service: name(service), grace_seconds: 30 }
+}
+
+/// Proposed now, for an hour.
+pub(crate) fn proposal(state: &CircleState, change: Change) -> Proposal {
+    try_propose(state, change).expect("the sample change can be asked for")
+}
+
+pub(crate) fn try_propose(state: &CircleState, change: Change) -> Result<Proposal, ChainError> {
+    propose(state, change, "because".into(), NOW, NOW.plus(HOUR), Digest::of(b"nonce"))
+}
+
+/// The certificate with these members' approvals, sorted, whether they reach a quorum or not.
+pub(crate) fn approve(proposal: &Proposal, who: &[&str]) -> Certificate {
+    let mut ballots: Vec<_> =
+        who.iter().map(|who| vote(&secret(who), name(who), proposal, Choice::Approve, NOW)).collect();
+    ballots.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
+    Certificate { proposal: proposal.clone(), ballots }
+}
+
+/// Proposes, lets these members approve, certifies, verifies and applies; returns the certificate.
+pub(crate) fn enact(state: &mut CircleState, change: Change, who: &[&str]) -> Certificate {
+    let proposal = proposal(state, change);
+    let ballots = approve(&proposal, who).ballots;
+    let certificate = certify(state, &proposal, &ballots).expect("these members suffice");
+    let approved = verify(state, &certificate, NOW).expect("what was certified verifies");
+    state.advance(approved).expect("what was just verified applies");
+    certificate
+}
+
+/// An order for slot 0 of `embed` on `n1`, first fence.
+pub(crate) fn order(state: &CircleState) -> SlotOrder {
+    SlotOrder {
+        circle: state.id(),
+        service: name("embed"),
+        certificate: state.service(&name("embed")).map_or(Digest([0; 32]), |service| service.certificate),
+        slot: SlotIndex(0),
+        fence: Fence(1),
+        node: NodeId(key("n1")),
+        gpus: Vec::new(),
+        issued_at: NOW,
+    }
+}
+
+pub(crate) fn sign_order(order: SlotOrder, who: &str) -> SignedOrder {
+    let signature = signing_key(who).sign(&signing_input(ORDER_DOMAIN, &to_bytes(&order)));
+    SignedOrder { order, signer: key(who), signature: Signature(signature.to_bytes()) }
+}
+
+/// Compares an outcome with what a table says: `approved`, or `code: part of the message`.
+pub(crate) fn check<T>(case: &str, outcome: Result<T, ChainError>, expected: &str) {
+    let found = match &outcome {
+        Ok(_) => "approved".to_string(),
+        Err(error) => format!("{}: {error}", error.code()),
+    };
+    let (code, message) = expected.split_once(": ").unwrap_or((expected, ""));
+    let held = found.starts_with(code) && found.contains(message);
+    assert!(held, "{case}\n  expected {expected}\n  found    {found}");
+}
