@@ -176,7 +176,7 @@ pub(super) fn for_worker(devices: bool) -> Result<Vec<BpfProgram>, seccompiler::
     let names = [libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, PR_SET_VMA];
     some(libc::SYS_prctl, any_of(0, &names)?);
     some(libc::SYS_fcntl, any_of(1, &PLAIN_FCNTLS.map(|command| command as u64))?);
-    some(libc::SYS_ioctl, if devices { vec![] } else { any_of(1, &PLAIN_IOCTLS)? });
+    some(libc::SYS_ioctl, if devices { device_ioctls()? } else { any_of(1, &PLAIN_IOCTLS)? });
     // Allowed here, refused with the wanted error by the second program: the stricter answer wins.
     some(libc::SYS_clone3, vec![]);
     Ok(vec![compile(rules, libc::EPERM)?, without_clone3()?])

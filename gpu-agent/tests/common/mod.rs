@@ -1,0 +1,127 @@
+//! What the sandbox tests share: a launcher in a directory of its own, and a probe as its worker.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use gpu_agent::sandbox::{Launcher, LauncherConfig, MemoryFile, Running, Start, boottime_ms};
+use protocol::sandbox::SandboxLimits;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything: generous, for a machine that does much else.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Leases of these tests, as in the product.
+pub const LEASE_MS: u64 = 3_000;
+
+/// A launcher with its state below a directory that goes with it.
+pub struct Bench {
+    pub directory: tempfile::TempDir,
+    pub launcher: Launcher,
+    pub probe: PathBuf,
+    pub config: LauncherConfig,
+}
+
+/// The probe's executable, copied by the test's parent where the test runs as another user.
+pub fn probe_path() -> PathBuf {
+    std::env::var_os("QUORATE_TEST_PROBE")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_sandbox-probe")), PathBuf::from)
+}
+
+impl Bench {
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // Copied where every user may execute it: a build directory may be closed to others.
+        let probe = directory.path().join("probe");
+        fs::copy(probe_path(), &probe).unwrap();
+        let shared = directory.path().join("shared");
+        fs::write(&shared, "seen by the worker").unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o666)).unwrap();
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let config = LauncherConfig {
+            program: probe.clone(),
+            arguments: vec!["sandbox-init".into()],
+            state_dir: directory.path().join("state"),
+            cgroup_parent: format!("quorate-test/{name}-{}-{number}", std::process::id()),
+            ids_first: 231_072,
+            id_pairs: 4,
+            lease_ms_max: LEASE_MS,
+        };
+        let launcher = Launcher::new(config.clone()).unwrap();
+        Self { directory, launcher, probe, config }
+    }
+
+    pub fn start(&self, name: &str, mode: &str, manifest: &[u8]) -> Running {
+        self.try_start(name, mode, manifest, LIMITS, boottime_ms() + LEASE_MS).unwrap()
+    }
+
+    pub fn try_start(
+        &self,
+        name: &str,
+        mode: &str,
+        manifest: &[u8],
+        limits: SandboxLimits,
+        lease_until_boottime_ms: u64,
+    ) -> Result<Running, gpu_agent::sandbox::SandboxError> {
+        let weights = MemoryFile::create("weights", 1 << 16).unwrap();
+        weights.write(0, b"weights");
+        let progress = MemoryFile::create("progress", 16).unwrap();
+        let (weights, progress) = (weights.reader().unwrap(), progress.reader().unwrap());
+        self.launcher.start(&Start {
+            name,
+            binary: &self.probe,
+            arguments: vec!["worker".into(), mode.into()],
+            environment: BTreeMap::new(),
+            limits,
+            read_only: vec![self.directory.path().join("shared")],
+            devices: vec![],
+            weights: weights.as_fd(),
+            progress: progress.as_fd(),
+            manifest,
+            lease_until_boottime_ms,
+        })
+    }
+
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.config.state_dir.join(name)
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for running in self.launcher.list_running().unwrap_or_default() {
+            let _ = running.remove();
+        }
+        let _ = self.launcher.sweep_stale();
+    }
+}
+
+/// Roomy limits with few processes.
+pub const LIMITS: SandboxLimits =
+    SandboxLimits { cpu_millicores: 1000, memory_bytes: 64 << 20, processes_max: 24, open_files_max: 64 };
+
+/// Waits until a condition holds; panics with `what` when patience ends.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a process lives (a zombie does not).
+pub fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// The processes whose parent this is.
+pub fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(Path::new(&path)).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}

@@ -1,0 +1,215 @@
+//! A hostile worker tries every way out that we know. Each attempt must fail inside by an expected error,
+//! and must succeed outside (or reach the kernel's look at its arguments): the positive control.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Bench, PATIENCE, probe_path, until};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::Uid;
+use protocol::agent::Isolation;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, IoSlice};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+#[derive(Deserialize)]
+struct Attempt {
+    name: String,
+    needs: String,
+    inside: Vec<i32>,
+    outside: Outside,
+}
+
+#[derive(Deserialize)]
+enum Outside {
+    Succeeds,
+    SucceedsForRoot,
+    FailsBy(Vec<i32>),
+    FailsByForRoot(Vec<i32>),
+}
+
+/// Everything that there is to be reached.
+struct World {
+    control: TcpListener,
+    gateway: TcpListener,
+    _store: TcpListener,
+    _unix: UnixListener,
+    _abstract: UnixListener,
+    victim: Child,
+    outside: Child,
+    targets: String,
+    socket: std::path::PathBuf,
+}
+
+impl World {
+    fn new(bench: &Bench) -> Self {
+        let path = |name: &str| bench.directory.path().join(name);
+        let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (control, store, gateway) = (listen(), listen(), listen());
+        let secret = path("secret");
+        fs::write(&secret, "for people of the host only").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+        let name = format!("quorate-probe-{}", control.local_addr().unwrap().port());
+        let abstract_address = SocketAddr::from_abstract_name(&name).unwrap();
+        let victim = Command::new(&bench.probe).arg("victim").stdin(Stdio::piped()).spawn().unwrap();
+        let targets = serde_json::json!({
+            "control": control.local_addr().unwrap(),
+            "store": store.local_addr().unwrap(),
+            "unix_path": path("other-worker.sock"),
+            "abstract_name": name,
+            "victim": victim.id(),
+            "secret": secret,
+            "shared": path("shared"),
+        })
+        .to_string();
+        let socket = path("outside");
+        fs::write(path("outside.targets"), &targets).unwrap();
+        let outside = Command::new(&bench.probe).arg("outside").arg(&socket).spawn().unwrap();
+        until("the probe outside listens", || socket.exists());
+        Self {
+            control,
+            gateway,
+            _store: store,
+            _unix: UnixListener::bind(path("other-worker.sock")).unwrap(),
+            _abstract: UnixListener::bind_addr(&abstract_address).unwrap(),
+            victim,
+            outside,
+            targets,
+            socket,
+        }
+    }
+
+    /// What the test passes along with an attempt.
+    fn passed(&self, needs: &str, inside: bool) -> Option<OwnedFd> {
+        let fresh = |kind| {
+            use nix::sys::socket::{AddressFamily, SockFlag, socket};
+            socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap()
+        };
+        match needs {
+            "Connected" => Some(TcpStream::connect(self.gateway.local_addr().unwrap()).unwrap().into()),
+            "FreshTcp" => Some(fresh(nix::sys::socket::SockType::Stream)),
+            "Udp" => Some(UdpSocket::bind("127.0.0.1:0").unwrap().into()),
+            "Weights" if inside => None, // It has its own.
+            "Weights" => {
+                let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+                let file = File::from(nix::sys::memfd::memfd_create("control", flags).unwrap());
+                file.set_len(1 << 16).unwrap();
+                Some(file.into())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for child in [&mut self.victim, &mut self.outside] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Asks a probe to make an attempt: 0, or the number of the error.
+fn ask(probe: &mut BufReader<UnixStream>, name: &str, passed: Option<OwnedFd>) -> i32 {
+    let line = format!("{name}\n");
+    let numbers: Vec<_> = passed.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let control = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
+    let bytes = [IoSlice::new(line.as_bytes())];
+    let socket = probe.get_ref().as_raw_fd();
+    sendmsg::<()>(socket, &bytes, control, MsgFlags::MSG_NOSIGNAL, None).unwrap();
+    let mut answer = String::new();
+    probe.read_line(&mut answer).unwrap_or_else(|error| panic!("{name}: {error}"));
+    match answer.trim() {
+        "ok" => 0,
+        number => number.parse().unwrap_or_else(|_| panic!("{name}: the probe died: {number:?}")),
+    }
+}
+
+fn connect(stream: UnixStream) -> BufReader<UnixStream> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    BufReader::new(stream)
+}
+
+fn attempts(bench: &Bench) -> Vec<Attempt> {
+    let output = Command::new(&bench.probe).arg("list").output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_way_out_is_closed_inside_and_open_outside() {
+    let bench = Bench::new("containment");
+    let expected = if Uid::effective().is_root() { Isolation::Full } else { Isolation::SameUid };
+    assert_eq!(bench.launcher.isolation().level, expected);
+    let world = World::new(&bench);
+    let running = bench.start("probe", "serve", world.targets.as_bytes());
+    let mut inside = connect(running.connect_worker().unwrap());
+    let mut outside = connect(UnixStream::connect(&world.socket).unwrap());
+    let root = Uid::effective().is_root();
+    let (mut denied, mut controls, mut wrong) = (0, 0, BTreeMap::new());
+    for attempt in attempts(&bench) {
+        running.renew(gpu_agent::sandbox::boottime_ms() + common::LEASE_MS).unwrap();
+        let name = attempt.name.as_str();
+        let found = ask(&mut inside, name, world.passed(&attempt.needs, true));
+        denied += 1;
+        if !attempt.inside.contains(&found) {
+            wrong.insert(format!("{name} inside"), (attempt.inside.clone(), found));
+        }
+        let wanted = match &attempt.outside {
+            Outside::Succeeds => vec![0],
+            Outside::SucceedsForRoot if root => vec![0],
+            Outside::FailsBy(errors) => errors.clone(),
+            Outside::FailsByForRoot(errors) if root => errors.clone(),
+            _ => continue,
+        };
+        let found = ask(&mut outside, name, world.passed(&attempt.needs, false));
+        controls += 1;
+        if !wanted.contains(&found) {
+            wrong.insert(format!("{name} outside"), (wanted, found));
+        }
+    }
+    eprintln!("{denied} attempts inside, {controls} positive controls outside, root {root}");
+    let log = String::from_utf8_lossy(&running.log_tail(4096).unwrap()).into_owned();
+    assert!(wrong.is_empty(), "expected and found error numbers: {wrong:#?}\n{log}");
+    world.control.set_nonblocking(true).unwrap();
+    running.remove().unwrap();
+}
+
+/// The same as an ordinary user, in user namespaces. The test runs itself again as `nobody`.
+#[test]
+fn every_way_out_is_closed_for_an_unprivileged_agent_too() {
+    if !Uid::effective().is_root() {
+        return; // Then the test above is this test.
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = |from: &std::path::Path, name: &str| {
+        let to = directory.path().join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to
+    };
+    let test = copy(&std::env::current_exe().unwrap(), "test");
+    let probe = copy(&probe_path(), "probe");
+    let output = Command::new(test)
+        .args(["--exact", "every_way_out_is_closed_inside_and_open_outside", "--nocapture"])
+        .env_clear()
+        .env("QUORATE_TEST_PROBE", probe)
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stdout));
+    assert!(text.contains("root false"), "{text}");
+}
