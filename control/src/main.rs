@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         let status = gpu_agent::sandbox::init::main(arguments);
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
+    control::up::die_with_parent();
     let cli = control::cli::Cli::parse();
     control::cli::run(cli)
 }

@@ -106,7 +106,7 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
 }
 
 /// The same quorum, `required` of all members, for every class of action.
-pub(crate) fn simple_policy(members: &[Member], required: u32) -> Policy {
+pub fn simple_policy(members: &[Member], required: u32) -> Policy {
     let of = members.iter().map(|member| Quorum::Member(member.id.clone())).collect();
     let quorum = Quorum::Threshold { required, of };
     let classes = [ActionClass::Routine, ActionClass::Sensitive];

@@ -10,7 +10,10 @@ mod proposals;
 mod services;
 mod status;
 
+pub use circle::simple_policy;
+pub use nodes::admit;
 pub use output::Output;
+pub use services::service_template;
 
 use crate::client::ClientError;
 use crate::context::Context;

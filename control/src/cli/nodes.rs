@@ -92,7 +92,7 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
 /// Proposes the admission of a node that asks, and wraps every model's key to it. The wraps are of no use
 /// to anybody before the vote: control hands a wrap out only with an order, and orders go to admitted
 /// nodes alone.
-pub(crate) async fn admit(
+pub async fn admit(
     session: &Session,
     member: &MemberKeyFile,
     name: &NodeName,

@@ -6,18 +6,18 @@ use anyhow::{Context as _, Result, anyhow};
 use human_chain::CircleState;
 use indicatif::ProgressBar;
 use model_store::{
-    Context as StoreContext, EncryptionSecret, FaultSink, ImportOptions, ModelKey, NodeAddress,
-    PlacementRule, Pool, Store, log_faults, unwrap_key, wrap_key,
+    Context as StoreContext, EncryptionSecret, FaultSink, FillReport, ImportOptions, MemoryDestination,
+    ModelKey, NodeAddress, PlacementRule, Pool, Reader, Store, log_faults, unwrap_key, wrap_key,
 };
 use overlay::Identity;
 use protocol::api::{ModelWraps, Page, PutWraps};
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
-use protocol::{ModelName, NodeName};
+use protocol::{ModelName, NodeId, NodeName};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What is to be imported, and how.
@@ -101,6 +101,8 @@ impl RepairSummary {
 pub struct ModelAccess {
     context: StoreContext,
     pool: Arc<Pool>,
+    directory: PathBuf,
+    node: NodeId,
 }
 
 impl ModelAccess {
@@ -114,10 +116,11 @@ impl ModelAccess {
         let nodes: BTreeMap<NodeName, NodeAddress> =
             circle.nodes().filter_map(|node| Some((node.name.clone(), address_of(node)?))).collect();
         let own = store_directories(directory, &file);
+        let node = file.admission.id;
         let context = StoreContext::new()
             .with_nodes(identity, move |name| nodes.get(name).copied())
             .with_own_stores(file.admission.name, own);
-        Ok(Self { context, pool: Pool::per_core() })
+        Ok(Self { context, pool: Pool::per_core(), directory: directory.to_path_buf(), node })
     }
 
     /// Every store of every admitted storage node, as their admissions name them.
@@ -218,7 +221,35 @@ impl ModelAccess {
         })
     }
 
-    async fn manifest(
+    /// Reads every byte of a model with the node's own wrap of its key, verifying all and keeping none.
+    ///
+    /// # Errors
+    /// When the node has no wrap, or a segment cannot be had.
+    pub async fn read_whole(
+        &self,
+        session: &Session,
+        record: &ModelRecord,
+        faults: FaultSink,
+    ) -> Result<FillReport> {
+        let path = format!("/v1/models/{}/wraps", record.root);
+        let known: ModelWraps = session.client.get(&path).await?;
+        let wrap = known.wraps.iter().find(|wrap| wrap.recipient == Recipient::Node(self.node));
+        let wrap = wrap.ok_or_else(|| anyhow!("the model's key is not wrapped to this node"))?;
+        let secret = EncryptionSecret::load(&self.directory.join("encryption.key"))?;
+        let key = unwrap_key(wrap, &secret)?;
+        let (manifest, stores) = self.manifest(record).await?;
+        let length = usize::try_from(manifest.map_bytes())?;
+        let memory = Arc::new(MemoryDestination::new(0, length));
+        let reader = Reader::open(manifest, &key, stores, self.pool.clone(), faults)?;
+        let report = reader.fill(memory, Arc::new(|_| ())).await;
+        report.map_err(|error| anyhow!("{}: {}", error.code(), chain(&error)))
+    }
+
+    /// The model's manifest and its stores in shard order.
+    ///
+    /// # Errors
+    /// When no store has it.
+    pub async fn manifest(
         &self,
         record: &ModelRecord,
     ) -> Result<(Arc<protocol::model::ModelManifest>, Vec<Store>)> {

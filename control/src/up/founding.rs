@@ -1,0 +1,133 @@
+//! The founding of a demonstration circle: three members whose keys are files beside each other, a rule of
+//! 2 of 3, three control replicas, three nodes and a gateway. Real keys, real signatures; only their
+//! safe-keeping is a demonstration.
+
+use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
+use super::ports::Ports;
+use crate::cli::simple_policy;
+use crate::context::Context;
+use crate::files;
+use crate::node::{NodeFile, STORES_LABEL, create_keys};
+use crate::session::{MemberKeyFile, fresh_secret_text, wall_clock};
+use anyhow::{Result, anyhow};
+use overlay::Identity;
+use protocol::governance::*;
+use protocol::{Digest, MemberId, NodeId, ReplicaId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Makes every key, the genesis signed by every founder, and the context file.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn found(layout: &Layout, ports: &Ports) -> Result<()> {
+    let keys: Vec<MemberKeyFile> = MEMBERS
+        .iter()
+        .map(|name| {
+            let key = MemberKeyFile::generate(name.parse().map_err(|error: String| anyhow!(error))?);
+            key.save(&layout.member_key(name))?;
+            Ok(key)
+        })
+        .collect::<Result<_>>()?;
+    let token = fresh_secret_text("quorate-token");
+    files::write_secret(&layout.token(), token.as_bytes())?;
+    let members: Vec<Member> =
+        keys.iter().map(|key| Member { id: key.member.clone(), keys: key.secret.public() }).collect();
+    let genesis = Genesis {
+        name: "demo".into(),
+        founded_at: wall_clock(),
+        policy: simple_policy(&members, REQUIRED),
+        members,
+        control: (1..=REPLICAS).map(|id| replica(layout, ports, id)).collect::<Result<_>>()?,
+        nodes: NODES
+            .iter()
+            .map(|name| worker(layout, ports, name))
+            .chain([gateway(layout, ports)])
+            .collect::<Result<_>>()?,
+        tokens: vec![operator_token(&token)?],
+    };
+    let founders: Vec<(MemberId, &_)> = keys.iter().map(|key| (key.member.clone(), &key.secret)).collect();
+    let signed = human_chain::sign_genesis(genesis, &founders);
+    files::write_atomically(&layout.genesis(), &serde_json::to_vec_pretty(&signed)?, 0o644)?;
+    write_context(layout, ports, &signed)
+}
+
+fn operator_token(token: &str) -> Result<AccessToken> {
+    Ok(AccessToken {
+        name: "operator".parse().map_err(|error: String| anyhow!(error))?,
+        scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
+        hash: Digest::of(token.as_bytes()),
+    })
+}
+
+fn replica(layout: &Layout, ports: &Ports, id: u64) -> Result<ControlReplica> {
+    let directory = layout.control(id);
+    std::fs::create_dir_all(&directory)?;
+    let identity = Identity::load_or_create(&directory.join("identity.key"))?;
+    Ok(ControlReplica {
+        id: ReplicaId(id),
+        key: identity.public_key(),
+        address: ports.address(&format!("control-{id}/overlay")).to_string(),
+        api: format!("http://{}", ports.address(&format!("control-{id}/api"))),
+    })
+}
+
+/// A node that works and stores, its keys new if its directory has none.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeAdmission> {
+    let directory = layout.node(name);
+    let keys = create_keys(&directory, false)?;
+    let admission = NodeAdmission {
+        name: name.parse().map_err(|error: String| anyhow!(error))?,
+        id: NodeId(keys.identity),
+        encryption: keys.encryption,
+        roles: BTreeSet::from([NodeRole::Worker, NodeRole::Storage]),
+        region: "local".into(),
+        labels: BTreeMap::from([(STORES_LABEL.to_string(), STORES.join(" "))]),
+        storage_address: Some(ports.address(&format!("{name}/storage")).to_string()),
+        gateway: None,
+    };
+    let stores = STORES.iter().map(|store| (*store).to_string()).collect();
+    NodeFile { admission: admission.clone(), stores }.save(&directory)?;
+    Ok(admission)
+}
+
+fn gateway(layout: &Layout, ports: &Ports) -> Result<NodeAdmission> {
+    let directory = layout.node(GATEWAY);
+    let keys = create_keys(&directory, true)?;
+    let key = keys.gateway.ok_or_else(|| anyhow!("a gateway has a key"))?;
+    let admission = NodeAdmission {
+        name: GATEWAY.parse().map_err(|error: String| anyhow!(error))?,
+        id: NodeId(keys.identity),
+        encryption: keys.encryption,
+        roles: BTreeSet::from([NodeRole::Gateway]),
+        region: "local".into(),
+        labels: BTreeMap::new(),
+        storage_address: None,
+        gateway: Some(GatewayEndpoint {
+            key,
+            address: ports.address(&format!("{GATEWAY}/workers")).to_string(),
+            api: format!("http://{}", ports.address(&format!("{GATEWAY}/api"))),
+        }),
+    };
+    NodeFile { admission: admission.clone(), stores: Vec::new() }.save(&directory)?;
+    Ok(admission)
+}
+
+fn write_context(layout: &Layout, ports: &Ports, signed: &SignedGenesis) -> Result<()> {
+    let relative = |path: std::path::PathBuf| {
+        path.strip_prefix(layout.root()).map(std::path::Path::to_path_buf).unwrap_or(path)
+    };
+    let context = Context {
+        name: "demo".into(),
+        circle: human_chain::circle_id(&signed.genesis),
+        control: signed.genesis.control.iter().map(|replica| replica.api.clone()).collect(),
+        gateway: Some(format!("http://{}", ports.address(&format!("{GATEWAY}/api")))),
+        token_file: relative(layout.token()),
+        member_key_file: Some(relative(layout.member_key(MEMBERS[0]))),
+        node_directory: Some(relative(layout.node(NODES[0]))),
+    };
+    files::write_atomically(&layout.context(), &serde_json::to_vec_pretty(&context)?, 0o644)?;
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Where a local cluster keeps what, and who may use it: one `up` at a time.
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Control replicas of a local cluster.
+pub const REPLICAS: u64 = 3;
+/// Nodes that work and store.
+pub const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
+/// The node that runs the gateway.
+pub const GATEWAY: &str = "gateway-1";
+/// Stores behind each node.
+pub const STORES: [&str; 2] = ["disk-0", "disk-1"];
+/// Members of the circle.
+pub const MEMBERS: [&str; 3] = ["member-a", "member-b", "member-c"];
+/// How many of them must sign.
+pub const REQUIRED: u32 = 2;
+
+/// The directory of a local cluster, held while this value lives.
+#[derive(Debug)]
+pub struct Layout {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Layout {
+    /// Takes the directory, empty if `fresh`.
+    ///
+    /// # Errors
+    /// `directory-in-use` when another `up` has it; `directory-foreign` when it holds something else.
+    pub fn claim(root: &Path, fresh: bool) -> Result<Self> {
+        let root = std::path::absolute(root)?;
+        let used = root.exists() && root.read_dir()?.next().is_some();
+        if used && !root.join("lock").exists() {
+            bail!("directory-foreign: `{}` is not empty and not a cluster's; choose another --dir", root.display());
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&root)
+            .with_context(|| format!("create `{}`", root.display()))?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"))?;
+        let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+            bail!("directory-in-use: another `quorate up` runs in `{}`; stop it or choose another --dir", root.display());
+        };
+        let layout = Self { root, _lock: lock };
+        if fresh || !layout.is_founded() {
+            layout.clear()?;
+        }
+        Ok(layout)
+    }
+
+    /// Removes everything but the lock: a founding that did not end leaves nothing behind.
+    fn clear(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.root)? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name == "lock") {
+                continue;
+            }
+            let outcome = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            outcome.with_context(|| format!("remove `{}`", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether an earlier run founded the circle here.
+    #[must_use]
+    pub fn is_founded(&self) -> bool {
+        self.context().exists()
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A control replica's directory.
+    #[must_use]
+    pub fn control(&self, id: u64) -> PathBuf {
+        self.root.join(format!("control-{id}"))
+    }
+
+    /// A node's directory.
+    #[must_use]
+    pub fn node(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The signed genesis.
+    #[must_use]
+    pub fn genesis(&self) -> PathBuf {
+        self.root.join("genesis.json")
+    }
+
+    /// A member's key. In a file beside the others: demonstration only.
+    #[must_use]
+    pub fn member_key(&self, member: &str) -> PathBuf {
+        self.root.join("members").join(format!("{member}.key"))
+    }
+
+    /// The operator's access token.
+    #[must_use]
+    pub fn token(&self) -> PathBuf {
+        self.root.join("token")
+    }
+
+    /// The inference key that the demonstration uses.
+    #[must_use]
+    pub fn api_key(&self) -> PathBuf {
+        self.root.join("api-key")
+    }
+
+    /// The context file; written last, it says that the founding is complete.
+    #[must_use]
+    pub fn context(&self) -> PathBuf {
+        self.root.join("context.json")
+    }
+
+    /// Which ports were taken at the founding.
+    #[must_use]
+    pub fn ports(&self) -> PathBuf {
+        self.root.join("ports.json")
+    }
+
+    /// A daemon's log.
+    #[must_use]
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{name}.log"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_up_in_the_same_directory_is_refused_by_code() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let held = Layout::claim(directory.path(), false).expect("free");
+        let error = Layout::claim(directory.path(), false).expect_err("held");
+        assert!(error.to_string().starts_with("directory-in-use"), "{error}");
+        drop(held);
+        Layout::claim(directory.path(), false).expect("free again");
+    }
+
+    #[test]
+    fn somebody_elses_directory_is_never_cleared() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(directory.path().join("thesis.tex"), "years of work").expect("written");
+        let error = Layout::claim(directory.path(), true).expect_err("foreign");
+        assert!(error.to_string().starts_with("directory-foreign"), "{error}");
+        assert!(directory.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn an_unfinished_founding_is_begun_anew() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        drop(Layout::claim(directory.path(), false).expect("free"));
+        std::fs::write(directory.path().join("genesis.json"), "half").expect("written");
+        let layout = Layout::claim(directory.path(), false).expect("free");
+        assert!(!layout.genesis().exists());
+    }
+}

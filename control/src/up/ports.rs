@@ -1,0 +1,87 @@
+//! Listening sockets, bound before the circle is founded so that the genesis can name every address, and
+//! handed to the daemons. A later run binds the same ports; one that is taken is said, not replaced.
+
+use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
+use crate::files;
+use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+/// Every listening socket of the cluster, by what it is for.
+#[derive(Debug)]
+pub struct Ports {
+    listeners: BTreeMap<String, TcpListener>,
+}
+
+/// Which sockets there are: `daemon/purpose`.
+fn names() -> Vec<String> {
+    let mut names = Vec::new();
+    for id in 1..=REPLICAS {
+        names.extend([format!("control-{id}/overlay"), format!("control-{id}/api")]);
+    }
+    for node in NODES {
+        names.extend([format!("{node}/storage"), format!("{node}/metrics")]);
+    }
+    for purpose in ["workers", "api", "gateway-metrics", "metrics"] {
+        names.push(format!("{GATEWAY}/{purpose}"));
+    }
+    names
+}
+
+impl Ports {
+    /// Binds the ports of an earlier run, or free ones.
+    ///
+    /// # Errors
+    /// `port-in-use` when a recorded port is taken by somebody else.
+    pub fn bind(layout: &Layout) -> Result<Self> {
+        let recorded: BTreeMap<String, u16> = match std::fs::read(layout.ports()) {
+            Ok(bytes) => serde_json::from_slice(&bytes).context("ports.json")?,
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let mut listeners = BTreeMap::new();
+        for name in names() {
+            let port = recorded.get(&name).copied().unwrap_or(0);
+            let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+                Ok(listener) => listener,
+                Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
+                    "port-in-use: port {port}, which the genesis names for {name}, is taken; free it, or \
+                     start afresh with --fresh"
+                ),
+                Err(error) => return Err(error).with_context(|| format!("listen for {name}")),
+            };
+            listeners.insert(name, listener);
+        }
+        let ports = Self { listeners };
+        ports.record(layout)?;
+        Ok(ports)
+    }
+
+    fn record(&self, layout: &Layout) -> Result<()> {
+        let mut table = BTreeMap::new();
+        for (name, listener) in &self.listeners {
+            table.insert(name, listener.local_addr()?.port());
+        }
+        files::write_atomically(&layout.ports(), &serde_json::to_vec_pretty(&table)?, 0o644)?;
+        Ok(())
+    }
+
+    /// The socket for a purpose.
+    ///
+    /// # Panics
+    /// When the name is not one of [`names`].
+    #[must_use]
+    pub fn listener(&self, name: &str) -> &TcpListener {
+        self.listeners.get(name).expect("every purpose has a socket")
+    }
+
+    /// Its address.
+    ///
+    /// # Panics
+    /// As [`Ports::listener`].
+    #[must_use]
+    pub fn address(&self, name: &str) -> SocketAddr {
+        self.listener(name).local_addr().expect("a bound socket has an address")
+    }
+}

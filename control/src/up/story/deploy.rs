@@ -1,0 +1,147 @@
+//! Import, proposal, votes, first replicas.
+
+use super::Narrator;
+use crate::files;
+use crate::cli::service_template;
+use crate::node::{ImportRequest, ModelAccess};
+use crate::session::{PROPOSAL_LIFETIME_MS, Session, fresh_secret_text};
+use crate::up::cluster::{Cluster, LOOK_AGAIN};
+use crate::up::layout::{MEMBERS, NODES};
+use anyhow::{Context as _, Result, anyhow, bail};
+use indicatif::ProgressBar;
+use protocol::api::{CreateKey, Page, ProposalState, ServiceView};
+use protocol::governance::{Change, Choice};
+use protocol::manifest::{Manifest, format_bytes};
+use protocol::model::{ErasureCode, ModelRecord};
+use protocol::{Digest, ServiceName};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// How long a deployment may take until all its replicas answer.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// The demonstration's inference key: made once, kept in a file.
+pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {
+    let path = cluster.layout.api_key();
+    if let Ok(text) = std::fs::read_to_string(&path) {
+        return Ok(Zeroizing::new(text.trim().to_string()));
+    }
+    let text = fresh_secret_text("quorate-key");
+    let name = "demo".parse().map_err(|error: String| anyhow!(error))?;
+    let body = CreateKey { name, hash: Digest::of(text.as_bytes()), requests_per_minute: None };
+    let client = cluster.context()?.client()?;
+    let _: serde_json::Value = client.post("/v1/keys", &body).await?;
+    files::write_secret(&path, text.as_bytes())?;
+    Ok(text)
+}
+
+/// Imports what is not there yet, deploys what is not approved yet, waits until everything answers.
+pub(crate) async fn serve(
+    cluster: &Cluster,
+    narrator: &Narrator,
+    models: &[(&str, &Path, u32, u32)],
+) -> Result<()> {
+    let mut proposed = Vec::new();
+    for (name, path, min, max) in models {
+        let session = cluster.session().await?;
+        let record = import(cluster, &session, narrator, name, path).await?;
+        let service: ServiceName = name.parse().map_err(|error: String| anyhow!(error))?;
+        if session.circle.service(&service).is_none() {
+            propose_and_sign(cluster, &session, narrator, &service_template(&service, &record, *min, *max)).await?;
+        } else {
+            narrator.say(format!("service {service} was approved in an earlier run; its certificate still holds"));
+        }
+        proposed.push((service, Instant::now()));
+    }
+    let session = cluster.session().await?;
+    for (service, since) in proposed {
+        wait_until_ready(&session, narrator, &service, since).await?;
+    }
+    Ok(())
+}
+
+async fn import(
+    cluster: &Cluster,
+    session: &Session,
+    narrator: &Narrator,
+    name: &str,
+    path: &Path,
+) -> Result<ModelRecord> {
+    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
+    if let Some(record) = models.items.into_iter().find(|record| record.name.as_str() == name) {
+        narrator.say(format!("model {name} is stored already ({} segments)", record.segments));
+        return Ok(record);
+    }
+    let access = ModelAccess::open(&cluster.layout.node(NODES[0]), &session.circle)?;
+    let request = ImportRequest {
+        name: name.parse().map_err(|error: String| anyhow!(error))?,
+        erasure: ErasureCode { data: 4, parity: 2 },
+        stores: access.stores_of_all_nodes(&session.circle).await?,
+        shards_per_domain_max: 2,
+    };
+    let began = Instant::now();
+    let record = access.import(session, path, request, ProgressBar::hidden()).await?;
+    narrator.say(format!(
+        "model {name}  {}  {} segments  4+2 over {} stores  {:.2} s",
+        format_bytes(record.bytes),
+        record.segments,
+        record.stores.len(),
+        began.elapsed().as_secs_f64()
+    ));
+    Ok(record)
+}
+
+async fn propose_and_sign(cluster: &Cluster, session: &Session, narrator: &Narrator, manifest: &str) -> Result<()> {
+    let manifest = Manifest::from_toml(manifest).map_err(|error| anyhow!("the template: {error}"))?;
+    let change = Change::Deploy(Box::new(manifest));
+    let view = session.propose(change, "the demonstration".into(), PROPOSAL_LIFETIME_MS).await?;
+    let rendering = human_chain::render(&view.proposal);
+    narrator.say(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
+    for line in rendering.text.lines().take(6) {
+        println!("            | {line}");
+    }
+    let mut state = view.state;
+    for (count, name) in MEMBERS.iter().enumerate() {
+        if state != ProposalState::Open {
+            break;
+        }
+        // Whoever signs renders the proposal from its own bytes: that rendering is what the ballot binds.
+        let signed = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?;
+        state = signed.state;
+        narrator.say(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
+    }
+    if state != ProposalState::Approved {
+        bail!("two votes did not carry the proposal: {state:?}");
+    }
+    Ok(())
+}
+
+/// Waits until every wanted replica of a service answers.
+pub(crate) async fn wait_until_ready(
+    session: &Session,
+    narrator: &Narrator,
+    service: &ServiceName,
+    since: Instant,
+) -> Result<()> {
+    let deadline = Instant::now() + READY_LIMIT;
+    loop {
+        let view: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
+        if view.ready >= view.desired {
+            let verified: u64 = view.slots.iter().filter_map(|slot| slot.report.as_ref()).map(|r| r.segments_verified).sum();
+            let nodes: Vec<String> = view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
+            narrator.say(format!(
+                "{service} answers on {} after {:.2} s: {verified} segments read and verified, 0 trusted",
+                nodes.join(", "),
+                since.elapsed().as_secs_f64()
+            ));
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let why: serde_json::Value = session.client.get(&format!("/v1/why/{service}")).await.unwrap_or_default();
+            return Err(anyhow!("{service} has {} of {} replicas", view.ready, view.desired))
+                .with_context(|| format!("slots: {:?}; why: {why}", view.slots));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}

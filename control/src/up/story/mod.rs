@@ -1,0 +1,110 @@
+//! The demonstration's story: every step does the real thing, checks it, and says what it saw. A step that
+//! does not hold ends the story with an error.
+
+mod answer;
+mod deploy;
+mod flip;
+mod kill;
+mod openai;
+mod orders;
+mod scan;
+mod wipe;
+
+use super::cluster::Cluster;
+use super::layout::{MEMBERS, NODES, REPLICAS, REQUIRED};
+use super::UpArguments;
+use anyhow::{Result, anyhow};
+use openai::OpenAi;
+use std::path::Path;
+use std::time::Instant;
+
+/// One line of the story, the time since the start before it.
+pub(crate) struct Narrator {
+    began: Instant,
+}
+
+impl Narrator {
+    /// Says something.
+    pub(crate) fn say(&self, text: impl AsRef<str>) {
+        let mut lines = text.as_ref().lines();
+        println!("{:6.2} s  {}", self.began.elapsed().as_secs_f64(), lines.next().unwrap_or_default());
+        for line in lines {
+            println!("          {line}");
+        }
+    }
+}
+
+/// Tells the whole story.
+///
+/// # Errors
+/// The first step that does not hold.
+pub async fn tell(cluster: &mut Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+    let narrator = Narrator { began };
+    introduce(cluster, &narrator).await?;
+    let minilm = given(arguments.minilm.as_deref(), "--minilm")?;
+    let tiny = given(arguments.tiny.as_deref(), "--tiny")?;
+    let key = deploy::api_key(cluster).await?;
+    deploy::serve(cluster, &narrator, &[("minilm", minilm, 2, 3), ("tiny", tiny, 2, 3)]).await?;
+    let api = OpenAi::new(cluster.gateway(), key);
+    answer::first_answers(&api, &narrator, arguments.documents.as_deref()).await?;
+    flip::flip_a_bit(cluster, &narrator).await?;
+    orders::hand_over_bad_orders(cluster, &narrator).await?;
+    kill::kill_a_node(cluster, &api, &narrator).await?;
+    wipe::verify_offline(cluster, &narrator).await?;
+    scan::scan_ports(cluster, &narrator)?;
+    wipe::wipe_a_node(cluster, &api, &narrator).await?;
+    let status = cluster.status().await?;
+    narrator.say(format!("status: {}", status.summary));
+    Ok(())
+}
+
+fn given<'a>(path: Option<&'a Path>, flag: &str) -> Result<&'a Path> {
+    path.ok_or_else(|| anyhow!("the demonstration needs {flag} DIR; `cargo xtask up` gives it"))
+}
+
+async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+    let status = cluster.status().await?;
+    narrator.say(format!(
+        "{REPLICAS} control replicas, {} nodes and a gateway run as processes of this machine (replica {} leads)",
+        NODES.len(),
+        status.leader.map_or("?".into(), |leader| leader.to_string()),
+    ));
+    let session = cluster.session().await?;
+    let members = MEMBERS.join(", ");
+    let verb = if cluster.founded_now { "founded" } else { "found again" };
+    narrator.say(format!(
+        "circle demo {} {verb}: {members} ({REQUIRED} of {}; their keys are demonstration files, never use them elsewhere)",
+        session.circle.id().short(),
+        MEMBERS.len()
+    ));
+    Ok(())
+}
+
+/// Imports, proposes and serves a model of the user's own.
+///
+/// # Errors
+/// When the model is refused or does not come up.
+pub async fn serve_own_model(cluster: &mut Cluster, model: &Path) -> Result<()> {
+    let narrator = Narrator { began: Instant::now() };
+    deploy::api_key(cluster).await?;
+    deploy::serve(cluster, &narrator, &[("own", model, 1, 2)]).await
+}
+
+/// What to do next, as lines that work when pasted.
+pub fn print_farewell(cluster: &Cluster) {
+    let (gateway, layout) = (cluster.gateway(), &cluster.layout);
+    let key = layout.api_key().display().to_string();
+    println!("\nKill any process, edit any byte. Ctrl-C stops everything.\n");
+    println!("  chat and embeddings   {gateway}/v1   key in {key}");
+    println!("  control API           http://{}/openapi.json", cluster.address("control-1/api"));
+    println!("  logs                  {}", layout.root().join("logs").display());
+    println!("\n  export QUORATE_CONTEXT={}", layout.context().display());
+    println!("  quorate status\n");
+    println!(
+        "  curl -s {gateway}/v1/chat/completions -H \"Authorization: Bearer $(cat {key})\" \\\n    \
+         -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"model\":\"tiny\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is three plus four?\"}}]}}'\n"
+    );
+    println!("What is simulated here: the machines (one machine plays all of them) and the members (three key");
+    println!("files beside each other). Everything else is real: processes, TLS, signatures, storage, models.");
+}

@@ -1,0 +1,87 @@
+//! The smallest client of the OpenAI API that the story needs: it sends what any client would send.
+
+use anyhow::{Context as _, Result, bail};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// A client of one gateway.
+#[derive(Clone)]
+pub(crate) struct OpenAi {
+    http: reqwest::Client,
+    base: String,
+    key: Zeroizing<String>,
+}
+
+/// A streamed answer.
+pub(crate) struct Streamed {
+    /// The whole text.
+    pub(crate) text: String,
+    /// Until its first piece.
+    pub(crate) first_token: Duration,
+    /// Pieces that came.
+    pub(crate) pieces: usize,
+}
+
+impl OpenAi {
+    pub(crate) fn new(base: String, key: Zeroizing<String>) -> Self {
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();
+        Self { http: http.expect("a client without certificates always builds"), base, key }
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response> {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(self.key.as_str()).json(body);
+        let response = request.send().await.context("reach the gateway")?;
+        if !response.status().is_success() {
+            let status = response.status();
+            bail!("{path} answered {status}: {}", response.text().await.unwrap_or_default());
+        }
+        Ok(response)
+    }
+
+    /// Vectors of these texts.
+    pub(crate) async fn embed(&self, model: &str, input: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let answer: Value = self.post("/v1/embeddings", &json!({ "model": model, "input": input })).await?.json().await?;
+        let data = answer["data"].as_array().context("`data` is an array")?;
+        data.iter()
+            .map(|item| serde_json::from_value(item["embedding"].clone()).context("`embedding` is numbers"))
+            .collect()
+    }
+
+    /// A streamed chat completion.
+    pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<Streamed> {
+        let began = Instant::now();
+        let body = json!({
+            "model": model, "stream": true, "temperature": 0.0, "max_tokens": 64,
+            "messages": [{ "role": "user", "content": question }],
+        });
+        let mut stream = self.post("/v1/chat/completions", &body).await?.bytes_stream();
+        let (mut buffer, mut streamed) = (Vec::new(), Streamed { text: String::new(), first_token: Duration::ZERO, pieces: 0 });
+        let mut done = false;
+        while let Some(bytes) = stream.next().await {
+            buffer.extend_from_slice(&bytes.context("read the stream")?);
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                let line = String::from_utf8_lossy(&line);
+                let Some(data) = line.trim().strip_prefix("data: ") else { continue };
+                if data == "[DONE]" {
+                    done = true;
+                    continue;
+                }
+                let event: Value = serde_json::from_str(data).context("an event is JSON")?;
+                if let Some(piece) = event["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty()) {
+                    if streamed.pieces == 0 {
+                        streamed.first_token = began.elapsed();
+                    }
+                    streamed.text.push_str(piece);
+                    streamed.pieces += 1;
+                }
+            }
+        }
+        if !done {
+            bail!("the stream ended without [DONE]");
+        }
+        Ok(streamed)
+    }
+}

@@ -1,0 +1,86 @@
+//! Which ports do the nodes really have open? Asked of the kernel, for every process of every node.
+
+use super::Narrator;
+use super::kill::descendants;
+use crate::up::cluster::Cluster;
+use crate::up::layout::NODES;
+use anyhow::{Result, bail};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// `st` of a listening socket in `/proc/net/tcp` (include/net/tcp_states.h).
+const LISTENING: &str = "0A";
+
+pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+    let mut text = Vec::new();
+    for node in NODES {
+        let agent = cluster.pid(node)?;
+        let workers = descendants(agent)?;
+        let open = listening_ports(i32::try_from(agent)?)?;
+        let allowed: BTreeSet<u16> =
+            ["storage", "metrics"].iter().map(|purpose| cluster.address(&format!("{node}/{purpose}")).port()).collect();
+        if !open.is_subset(&allowed) {
+            bail!("{node} listens on {open:?}; only {allowed:?} are its storage and loopback metrics");
+        }
+        for worker in &workers {
+            let open = listening_ports(*worker)?;
+            if !open.is_empty() {
+                bail!("process {worker} below {node} listens on {open:?}");
+            }
+        }
+        text.push(format!("{node} {} (and {} processes below it: none)", open.len(), workers.len()));
+    }
+    narrator.say(format!(
+        "open ports: {}; each node's own are shards over mutual TLS and loopback metrics",
+        text.join(", ")
+    ));
+    Ok(())
+}
+
+/// Ports of listening TCP sockets that a process holds.
+fn listening_ports(pid: i32) -> Result<BTreeSet<u16>> {
+    let mut by_inode = BTreeMap::new();
+    for table in ["tcp", "tcp6"] {
+        // A process that ended, or a kernel without IPv6, has no such table.
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        by_inode.extend(text.lines().skip(1).filter_map(listener));
+    }
+    let mut ports = BTreeSet::new();
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(ports) };
+    for descriptor in descriptors.filter_map(Result::ok) {
+        let Ok(target) = std::fs::read_link(descriptor.path()) else { continue };
+        let target = target.to_string_lossy();
+        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+        if let Some(port) = inode.and_then(|inode| by_inode.get(inode)) {
+            ports.insert(*port);
+        }
+    }
+    Ok(ports)
+}
+
+/// Inode and port of a line of `/proc/net/tcp`, if it is a listening socket.
+fn listener(line: &str) -> Option<(String, u16)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    (*fields.get(3)? == LISTENING).then_some(())?;
+    let port = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+    Some(((*fields.get(9)?).to_string(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_line_gives_its_inode_and_port() {
+        let line = "   0: 0100007F:A366 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 51211 1 0000000000000000 100 0 0 10 0";
+        assert_eq!(listener(line), Some(("51211".into(), 0xA366)));
+        assert_eq!(listener(&line.replace(" 0A ", " 01 ")), None);
+    }
+
+    #[test]
+    fn an_open_port_of_this_process_is_seen() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = socket.local_addr().expect("bound").port();
+        let own = i32::try_from(std::process::id()).expect("a process id");
+        assert!(listening_ports(own).expect("readable").contains(&port));
+    }
+}
