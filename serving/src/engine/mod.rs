@@ -11,6 +11,7 @@
 pub mod chat;
 pub mod config;
 pub mod decoder;
+pub mod device;
 pub mod encoder;
 pub mod front;
 pub mod kernels;
@@ -198,6 +199,8 @@ pub struct LoadedEngine {
 enum Model {
     Encoder(encoder::Encoder),
     Decoder(decoder::Decoder),
+    DeviceEncoder(device::DeviceEncoder),
+    DeviceDecoder(device::DeviceDecoder),
 }
 
 impl LoadedEngine {
@@ -215,8 +218,13 @@ impl LoadedEngine {
                 let context = front.context_tokens_max();
                 Model::Decoder(decoder::Decoder::open(shape, &weights, options, context)?)
             }
-            (_, DeviceChoice::Cuda(_)) => {
-                return Err(EngineError::Device { reason: "built without the `cuda` feature".to_owned() });
+            (config::Shape::Encoder(shape), DeviceChoice::Cuda(ordinal)) => {
+                let device = device::cuda(ordinal)?;
+                Model::DeviceEncoder(device::DeviceEncoder::open(shape, &weights, &device)?)
+            }
+            (config::Shape::Decoder(shape), DeviceChoice::Cuda(ordinal)) => {
+                let (device, context) = (device::cuda(ordinal)?, front.context_tokens_max());
+                Model::DeviceDecoder(device::DeviceDecoder::open(shape, &weights, &device, options, context)?)
             }
         };
         Ok(Self { front, model })
@@ -235,7 +243,8 @@ impl Engine for LoadedEngine {
         }
         match &mut self.model {
             Model::Encoder(encoder) => encoder.embed(sequences),
-            Model::Decoder(_) => {
+            Model::DeviceEncoder(encoder) => encoder.embed(sequences),
+            Model::Decoder(_) | Model::DeviceDecoder(_) => {
                 Err(EngineError::OperationUnsupported { operation: "embed" })
             }
         }
@@ -244,7 +253,8 @@ impl Engine for LoadedEngine {
     fn capacity(&self) -> Capacity {
         match &self.model {
             Model::Decoder(decoder) => decoder.capacity(),
-            Model::Encoder(_) => Capacity::default(),
+            Model::DeviceDecoder(decoder) => decoder.capacity(),
+            Model::Encoder(_) | Model::DeviceEncoder(_) => Capacity::default(),
         }
     }
 
@@ -255,7 +265,8 @@ impl Engine for LoadedEngine {
         }
         match &mut self.model {
             Model::Decoder(decoder) => Ok(decoder.open_sequence(tokens_max)),
-            Model::Encoder(_) => {
+            Model::DeviceDecoder(decoder) => Ok(decoder.open_sequence(tokens_max)),
+            Model::Encoder(_) | Model::DeviceEncoder(_) => {
                 Err(EngineError::OperationUnsupported { operation: "generate" })
             }
         }
@@ -264,7 +275,8 @@ impl Engine for LoadedEngine {
     fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         match &mut self.model {
             Model::Decoder(decoder) => decoder.step(runs),
-            Model::Encoder(_) => {
+            Model::DeviceDecoder(decoder) => decoder.step(runs),
+            Model::Encoder(_) | Model::DeviceEncoder(_) => {
                 Err(EngineError::OperationUnsupported { operation: "generate" })
             }
         }
@@ -273,7 +285,8 @@ impl Engine for LoadedEngine {
     fn close(&mut self, sequence: SequenceId) {
         match &mut self.model {
             Model::Decoder(decoder) => decoder.close_sequence(sequence),
-            Model::Encoder(_) => {}
+            Model::DeviceDecoder(decoder) => decoder.close_sequence(sequence),
+            Model::Encoder(_) | Model::DeviceEncoder(_) => {}
         }
     }
 }

@@ -11,7 +11,8 @@ pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
-    let whole = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let whole = rounded - ROUND;
     let rest = whole.mul_add(-LN2_HIGH, clamped);
     let rest = whole.mul_add(-LN2_LOW, rest);
     let polynomial = 1.987_569_1e-4_f32;
@@ -21,10 +22,9 @@ pub fn exp(x: f32) -> f32 {
     let polynomial = polynomial.mul_add(rest, 0.166_666_65);
     let polynomial = polynomial.mul_add(rest, 0.5);
     let value = polynomial.mul_add(rest * rest, rest) + 1.0;
-    // `whole` lies within -126..=127, so the sum is a valid exponent. `to_int_unchecked` would be one
-    // instruction; the saturating cast vectorises as well.
-    let exponent = ((whole as i32) + 127) << 23;
-    let scaled = value * f32::from_bits(exponent as u32);
+    // The low bits of the rounded number are the integer; shifted up, with the bias, they are the exponent.
+    // Wrapping, because an overflow check would keep the loop around this from becoming vectors.
+    let scaled = value * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { scaled }
 }
 

@@ -84,23 +84,29 @@ mod avx512 {
         let size = source.element.size();
         let depth = source.columns.len();
         let first = (source.row * source.width + source.columns.start) * size;
-        let mut column = 0;
-        while column + 16 <= depth {
-            let mut rows = [_mm512_set1_ps(0.0); 16];
-            for (index, row) in rows.iter_mut().enumerate() {
-                // SAFETY: sixteen elements of a row inside the bytes.
-                *row = unsafe {
-                    load(source.bytes.as_ptr().add(first + (index * source.width + column) * size), source.element)
-                };
+        let row_bytes = source.width * size;
+        let whole = depth / 16 * 16;
+        let from = source.bytes[first..].as_ptr();
+        let to = panel.as_mut_ptr();
+        // SAFETY: whole blocks of sixteen columns of the sixteen rows, inside the bytes by the caller's promise;
+        // sixteen lanes of a panel row each, likewise.
+        unsafe {
+            match source.element {
+                ElementType::F32 => {
+                    blocks(from, row_bytes, whole, to, 4, |from| _mm512_loadu_ps(from.cast()));
+                }
+                ElementType::F16 => {
+                    blocks(from, row_bytes, whole, to, 2, |from| {
+                        _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+                    });
+                }
+                ElementType::Bf16 => blocks(from, row_bytes, whole, to, 2, |from| {
+                    let wide: __m512i = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }),
             }
-            let columns = transpose(rows);
-            for (index, lanes) in columns.iter().enumerate() {
-                // SAFETY: sixteen lanes of a panel row, by the caller's promise.
-                unsafe { _mm512_storeu_ps(panel.as_mut_ptr().add((column + index) * COLUMNS), *lanes) };
-            }
-            column += 16;
         }
-        for column in column..depth {
+        for column in whole..depth {
             for lane in 0..16 {
                 let at = first + (lane * source.width + column) * size;
                 let stored = &source.bytes[at..at + size];
@@ -113,20 +119,32 @@ mod avx512 {
         }
     }
 
-    /// Sixteen elements as f32; exact for all three types.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load(from: *const u8, element: ElementType) -> __m512 {
-        // SAFETY: the caller promises sixteen elements; no alignment is assumed.
-        unsafe {
-            match element {
-                ElementType::F32 => _mm512_loadu_ps(from.cast()),
-                ElementType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
-                ElementType::Bf16 => {
-                    let wide: __m512i = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+    /// Transpose blocks of sixteen columns. Pointers step without overflow checks, which would keep the sixteen
+    /// rows out of registers.
+    #[inline(always)]
+    unsafe fn blocks(
+        mut from: *const u8,
+        row_bytes: usize,
+        columns: usize,
+        mut to: *mut f32,
+        size: usize,
+        load: impl Fn(*const u8) -> __m512,
+    ) {
+        for _ in 0..columns / 16 {
+            // SAFETY: the caller promises these rows, these lanes, and the instructions.
+            unsafe {
+                let mut rows = [_mm512_set1_ps(0.0); 16];
+                let mut at = from;
+                for row in &mut rows {
+                    *row = load(at);
+                    at = at.wrapping_add(row_bytes);
+                }
+                for lanes in transpose(rows) {
+                    _mm512_storeu_ps(to, lanes);
+                    to = to.wrapping_add(COLUMNS);
                 }
             }
+            from = from.wrapping_add(16 * size);
         }
     }
 

@@ -1,0 +1,193 @@
+//! Engines over candle tensors: for GPUs, for training, and as an independent check of the CPU kernels.
+//!
+//! Weights become f32 tensors on the device. Results agree with the CPU engines within rounding, not bit for
+//! bit: a GPU's products sum in orders of their own.
+//!
+//! Not here: a paged cache; each sequence's keys and values are two tensors per layer that grow.
+
+pub mod bert;
+pub mod llama;
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::{DecoderShape, EncoderShape};
+use super::{Capacity, EngineError, EngineOptions, Run, SequenceId};
+use crate::weights::{TensorView, Weights};
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Device { reason: error.to_string() }
+    }
+}
+
+/// The CUDA device of this ordinal.
+#[cfg(feature = "cuda")]
+pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
+    Ok(Device::new_cuda(ordinal)?)
+}
+
+/// The CUDA device of this ordinal: none in this build.
+#[cfg(not(feature = "cuda"))]
+pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
+    Err(EngineError::Device {
+        reason: format!("GPU {ordinal} was asked for, but quorate-serve was built without the `cuda` feature"),
+    })
+}
+
+/// Tensors by name.
+pub type Named = BTreeMap<String, Tensor>;
+
+/// A tensor of the checkpoint as f32 on the device.
+fn upload(view: &TensorView, device: &Device) -> Result<Tensor, EngineError> {
+    Ok(Tensor::from_vec(view.to_f32()?, view.shape(), device)?)
+}
+
+/// A BERT encoder on a device.
+#[derive(Debug)]
+pub struct DeviceEncoder {
+    model: bert::Bert,
+    device: Device,
+}
+
+impl DeviceEncoder {
+    /// Wait for all weights and copy them to the device.
+    pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
+        let is_bare = weights.contains("embeddings.word_embeddings.weight");
+        let root = if is_bare { "" } else { "bert." };
+        let mut tensors = Named::new();
+        for (name, dimensions) in bert::parameters(shape) {
+            let view = weights.tensor(&format!("{root}{name}"), &dimensions)?;
+            tensors.insert(name, upload(&view, device)?);
+        }
+        Ok(Self { model: bert::Bert::new(shape, tensors), device: device.clone() })
+    }
+
+    /// One vector per text, in order.
+    pub fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.model.embed(texts, &self.device)?.to_vec2()?)
+    }
+}
+
+/// A Llama decoder on a device.
+#[derive(Debug)]
+pub struct DeviceDecoder {
+    model: llama::Llama,
+    device: Device,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    tokens_total: usize,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    reserved: usize,
+    length: usize,
+    /// Keys and values of each layer: heads by positions by width.
+    cache: Vec<Option<(Tensor, Tensor)>>,
+}
+
+impl DeviceDecoder {
+    /// Wait for all weights and copy them to the device.
+    pub fn open(
+        shape: &DecoderShape,
+        weights: &Weights,
+        device: &Device,
+        options: &EngineOptions,
+        context: usize,
+    ) -> Result<Self, EngineError> {
+        let mut tensors = Named::new();
+        for (name, dimensions) in llama::parameters(shape) {
+            tensors.insert(name.clone(), upload(&weights.tensor(&name, &dimensions)?, device)?);
+        }
+        let position_bytes = shape.layers * shape.key_value_heads * shape.head_width * 2 * size_of::<f32>();
+        Ok(Self {
+            model: llama::Llama::new(shape, tensors, context, device)?,
+            device: device.clone(),
+            sequences: BTreeMap::new(),
+            tokens_total: options.cache_bytes_max / position_bytes,
+            next: 0,
+        })
+    }
+
+    /// How full the cache is.
+    pub fn capacity(&self) -> Capacity {
+        let tokens_reserved = self.sequences.values().map(|sequence| sequence.reserved).sum();
+        Capacity { tokens_total: self.tokens_total, tokens_reserved }
+    }
+
+    /// Reserve room; none when there is none now.
+    pub fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
+        if self.capacity().tokens_reserved + tokens_max > self.tokens_total {
+            return None;
+        }
+        self.next += 1;
+        let id = SequenceId(self.next);
+        let cache = vec![None; self.model.layers()];
+        self.sequences.insert(id, Sequence { reserved: tokens_max, length: 0, cache });
+        Some(id)
+    }
+
+    /// Free a sequence's room.
+    pub fn close_sequence(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+    }
+
+    /// One step; see [`super::Engine::step`].
+    pub fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let tokens: Vec<u32> = runs.iter().flat_map(|run| run.tokens.iter().copied()).collect();
+        let mut positions = Vec::with_capacity(tokens.len());
+        for run in runs {
+            let sequence = self.sequences.get(&run.sequence).expect("the sequence is open");
+            assert!(sequence.length + run.tokens.len() <= sequence.reserved, "within its reservation");
+            positions.extend((sequence.length..sequence.length + run.tokens.len()).map(|p| p as u32));
+        }
+        let sequences = &mut self.sequences;
+        let mut fresh: BTreeMap<(SequenceId, usize), (Tensor, Tensor)> = BTreeMap::new();
+        let states = self.model.forward(&tokens, &positions, &self.device, |layer, query, key, value| {
+            let mut parts = Vec::with_capacity(runs.len());
+            let mut first = 0;
+            for run in runs {
+                let sequence = &sequences[&run.sequence];
+                let count = run.tokens.len();
+                let cut = |tensor: &Tensor| tensor.narrow(0, first, count)?.transpose(0, 1)?.contiguous();
+                let (mut keys, mut values) = (cut(&key)?, cut(&value)?);
+                if let Some((old_keys, old_values)) = &sequence.cache[layer] {
+                    keys = Tensor::cat(&[old_keys, &keys], 1)?;
+                    values = Tensor::cat(&[old_values, &values], 1)?;
+                }
+                let mixed = self.model.attend(&cut(&query)?, &keys, &values, sequence.length)?;
+                parts.push(mixed.transpose(0, 1)?.contiguous()?);
+                fresh.insert((run.sequence, layer), (keys, values));
+                first += count;
+            }
+            Tensor::cat(&parts, 0)
+        })?;
+        let mut last = Vec::new();
+        let mut row = 0;
+        for run in runs {
+            row += run.tokens.len();
+            if run.logits {
+                last.push(row as u32 - 1);
+            }
+        }
+        let rows = match last.is_empty() {
+            true => Vec::new(),
+            false => {
+                let last = Tensor::new(last, &self.device)?;
+                self.model.logits(&states.index_select(&last, 0)?)?.to_dtype(DType::F32)?.to_vec2()?
+            }
+        };
+        for ((id, layer), cache) in fresh {
+            sequences.get_mut(&id).expect("the sequence is open").cache[layer] = Some(cache);
+        }
+        for run in runs {
+            sequences.get_mut(&run.sequence).expect("the sequence is open").length += run.tokens.len();
+        }
+        Ok(rows)
+    }
+}
