@@ -134,6 +134,12 @@ codes! {
     PATH_NOT_FOUND = "path-not-found";
     /// The path exists, but not with this method.
     METHOD_NOT_ALLOWED = "method-not-allowed";
+    /// A port that the genesis names is taken by another process.
+    PORT_IN_USE = "port-in-use";
+    /// A directory holds something that is not a cluster's.
+    DIRECTORY_FOREIGN = "directory-foreign";
+    /// A model hub was asked for and cannot be reached.
+    MODEL_HUB_UNREACHABLE = "model-hub-unreachable";
     /// A command breaks a rule of its form.
     COMMAND_INVALID = "command-invalid";
 
@@ -194,6 +200,50 @@ codes! {
     LISTEN_FAILED = "listen-failed";
     /// A private key file is missing, damaged, or readable by others.
     KEY_FILE_UNUSABLE = "key-file-unusable";
+
+    /// A node gives less isolation than the manifest asks for, or lacks a device that its order names.
+    NODE_UNFIT = "node-unfit";
+    /// The machine has no user namespaces, so no worker can be isolated.
+    ISOLATION_UNAVAILABLE = "isolation-unavailable";
+    /// A sandbox could not be built.
+    SANDBOX_FAILED = "sandbox-failed";
+    /// A worker ended, or said that it cannot serve.
+    WORKER_FAILED = "worker-failed";
+    /// Control did not renew a node's lease in time, so its sandboxes ended.
+    LEASE_LAPSED = "lease-lapsed";
+    /// An agent's own files cannot be read, written or believed.
+    AGENT_STATE_UNUSABLE = "agent-state-unusable";
+
+    /// A field that a request needs is not there.
+    MISSING_PARAMETER = "missing-parameter";
+    /// A request has a field that does not exist.
+    UNKNOWN_PARAMETER = "unknown-parameter";
+    /// A field of OpenAI's API that is not served here, or not with this value.
+    UNSUPPORTED_PARAMETER = "unsupported-parameter";
+    /// A field has a value of the wrong type or out of range.
+    INVALID_VALUE = "invalid-value";
+    /// An input, with the answer asked for, is longer than the model's context.
+    CONTEXT_LENGTH_EXCEEDED = "context-length-exceeded";
+    /// The model does something else: it embeds, or it generates.
+    OPERATION_UNSUPPORTED = "operation-unsupported";
+    /// The model's chat template is absent or refuses these messages.
+    CHAT_TEMPLATE_FAILED = "chat-template-failed";
+    /// The API key is missing or unknown.
+    INVALID_API_KEY = "invalid-api-key";
+    /// An API key has used up its requests per minute.
+    RATE_LIMIT_EXCEEDED = "rate-limit-exceeded";
+    /// No worker serves the model at the moment.
+    NO_WORKER = "no-worker";
+    /// The worker that served a request was lost.
+    WORKER_LOST = "worker-lost";
+    /// Every worker has as many requests as it takes.
+    WORKER_OVERLOADED = "worker-overloaded";
+    /// A worker finishes what runs and takes nothing new.
+    WORKER_DRAINING = "worker-draining";
+    /// A worker is still loading its model.
+    WORKER_LOADING = "worker-loading";
+    /// The engine failed while it computed.
+    ENGINE_FAILED = "engine-failed";
 
     /// The disk that holds a replica's log is full.
     LOG_DISK_FULL = "log-disk-full";

@@ -11,7 +11,9 @@ use protocol::agent::PendingNode;
 use protocol::api::ProposalState;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::gateway::ApiKey;
-use protocol::governance::{AccessToken, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis};
+use protocol::governance::{
+    AccessToken, Bundle, Change, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
+};
 use protocol::manifest::ServiceManifest;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::order::SlotOrder;
@@ -375,10 +377,22 @@ impl Cluster {
         self.circle.as_ref()?.state.node_by_id(*id)
     }
 
-    /// What people call this identity: its admitted name, or the short form of its key.
+    /// What people call this identity: its admitted name, the name it was once admitted by, or the short
+    /// form of its key.
     #[must_use]
     pub fn node_name(&self, id: &NodeId) -> String {
-        self.node(id).map_or_else(|| id.short(), |admission| admission.name.to_string())
+        let admitted = self.node(id).or_else(|| self.former_node(id));
+        admitted.map_or_else(|| id.short(), |admission| admission.name.to_string())
+    }
+
+    fn former_node(&self, id: &NodeId) -> Option<&NodeAdmission> {
+        let circle = self.circle.as_ref()?;
+        let certified =
+            circle.chain.iter().rev().filter_map(|bundle| match &bundle.certificate.proposal.change {
+                Change::AdmitNode(admission) => Some(admission.as_ref()),
+                _ => None,
+            });
+        certified.chain(&circle.genesis.genesis.nodes).find(|admission| admission.id == *id)
     }
 
     /// The access token with this hash. The caller compares hashes of 256-bit random texts, so an ordinary

@@ -6,7 +6,6 @@ use crate::views::ready_replicas;
 use crate::why::{Question, why};
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
-use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Epoch, Millis, ReplicaId};
 
 /// What only the consensus layer knows of the replicas.
@@ -37,12 +36,13 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
     let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     let services = running.count() as u32;
     let healthy = broken == 0;
-    let verdict = match (healthy, findings.len()) {
-        (true, 0) => "all is well".to_string(),
-        (true, waits) => format!("all is well; {waits} thing{} for people to do", plural(waits)),
-        (false, _) => format!("{broken} thing{} wrong", plural(broken)),
+    let verdict = match (broken, findings.len()) {
+        (0, 0) => "all is well".to_string(),
+        (0, waits) => format!("all is well, {} for people to do", count(waits, "thing")),
+        (broken, _) => format!("{} wrong", count(broken, "thing")),
     };
-    let summary = format!("{verdict}: {services} services, {nodes_alive} of {nodes} nodes alive");
+    let (running, admitted) = (count(services as usize, "service"), count(nodes as usize, "node"));
+    let summary = format!("{verdict}; {running}, {nodes_alive} of {admitted} alive");
     Status {
         healthy,
         summary,
@@ -57,8 +57,8 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
     }
 }
 
-fn plural(count: usize) -> &'static str {
-    if count == 1 { " is" } else { "s are" }
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 fn finding(message: String, next: String) -> Finding {
@@ -101,7 +101,8 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
         if service.phase != ServicePhase::Active {
             continue;
         }
-        if ready_replicas(observed, service, now) < service.desired
+        if !service.is_expired(now)
+            && ready_replicas(observed, service, now) < service.desired
             && let Some(why) = why(cluster, observed, &Question::Service(name.clone()), now)
         {
             findings.push(finding(why.answer, why.remedy.unwrap_or_else(|| format!("quorate why {name}"))));
@@ -127,7 +128,7 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
 fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, open) in cluster.open_proposals() {
-        let left = open.proposal.expires_at.plus(CLOCK_GRACE_MS).0.saturating_sub(now.0) / 60_000;
+        let left = open.proposal.expires_at.0.saturating_sub(now.0) / 60_000;
         let what = crate::apply::summary(&open.proposal.change);
         let message =
             format!("a proposal waits for votes: {what} ({} so far, {left} min left)", open.ballots.len());

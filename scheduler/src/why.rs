@@ -70,6 +70,13 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
     let (answer, remedy) = match service.phase {
         ServicePhase::Retired => (format!("{name} is retired"), None),
         ServicePhase::Retiring { .. } => (format!("{name} is being retired"), None),
+        ServicePhase::Active if service.is_expired(now) => {
+            let rest = match service.manifest.on_expiry {
+                OnExpiry::Hold => "what runs goes on, nothing new starts",
+                OnExpiry::Drain => "what runs ends",
+            };
+            (format!("{head}; its approval has expired: {rest}"), Some(renew(service)))
+        }
         ServicePhase::Active if runs < service.desired => {
             let waiting = service.desired - runs;
             let verdict = next_replica(cluster, observed, service, now);
@@ -80,13 +87,6 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
         ServicePhase::Active if !old.is_empty() => {
             let text = format!("{head}; {} of {runs} run under the new approval", fresh.len());
             (text, None)
-        }
-        ServicePhase::Active if service.is_expired(now) => {
-            let rest = match service.manifest.on_expiry {
-                OnExpiry::Hold => "what runs goes on, nothing new starts",
-                OnExpiry::Drain => "what runs ends",
-            };
-            (format!("{head}; its approval has expired: {rest}"), Some(renew(service)))
         }
         ServicePhase::Active => (head, None),
     };
@@ -319,22 +319,28 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
             format!("a member gives {node} the model's key: quorate model share {model} --node {node}")
         }
         Obstacle::Dead { .. } => format!("start the agent of {node}"),
-        Obstacle::Cpu { needs, free, .. } => {
-            format!("free {} millicores on {node}, or ask for at most {free}", needs - free)
+        Obstacle::Cpu { needs, free, offers } => {
+            let ask = alternative(*free, &format!("{free} millicores"));
+            format!("{} {} millicores on {node}{ask}", verb(needs, offers), needs - free)
         }
-        Obstacle::Memory { needs, free, .. } => {
+        Obstacle::Memory { needs, free, offers } => {
             let most = manifest.resources.memory_bytes.saturating_sub(needs - free);
-            let (short, most) = (format_bytes(needs - free), format_bytes(most));
-            format!("free {short} of memory on {node}, or ask for at most {most}")
+            let ask = alternative(most, &format_bytes(most));
+            format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(needs - free))
         }
+        Obstacle::GpuCount { needs, has, .. } if needs > has => format!("admit a node with {needs} GPUs"),
         Obstacle::GpuCount { needs, free, .. } => {
-            format!("free {} GPUs on {node}, or ask for at most {free}", needs - free)
+            let ask = alternative(u64::from(*free), &free.to_string());
+            format!("free {} whole GPUs on {node}{ask}", needs - free)
         }
+        Obstacle::GpuShare { has: 0, .. } => "admit a node with a GPU".to_string(),
         Obstacle::GpuShare { needs, free, .. } => {
-            format!("free {} % of a GPU on {node}, or ask for at most {free} %", needs - free)
+            let ask = alternative(u64::from(*free), &format!("{free} %"));
+            format!("free {} % of a GPU on {node}{ask}", needs - free)
         }
-        Obstacle::GpuMemory { largest, .. } => {
-            format!("ask for at most {} on each GPU of {node}", format_bytes(*largest))
+        Obstacle::GpuMemory { needs, largest } => {
+            let ask = alternative(*largest, &format!("{} on each GPU", format_bytes(*largest)));
+            format!("admit a node with {} on each GPU{ask}", format_bytes(*needs))
         }
         Obstacle::NotWorker => format!("admit {node} anew with the worker role"),
         Obstacle::Region { has, .. } => format!("allow region {has} in the manifest"),
@@ -345,6 +351,16 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
             format!("run the agent of {node} as root, or accept isolation {word}{hint}")
         }
     }
+}
+
+/// What is short can be freed only if the node has it at all.
+fn verb(needs: &u64, offers: &u64) -> &'static str {
+    if needs > offers { "offer another" } else { "free" }
+}
+
+/// The other way out: asking for less, if that leaves anything.
+fn alternative(most: u64, text: &str) -> String {
+    if most == 0 { String::new() } else { format!(", or ask for at most {text}") }
 }
 
 fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {

@@ -38,14 +38,20 @@ pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
     }
     println!("{STORY}");
     build()?;
+    let mut all = self::arguments()?;
+    all.extend(arguments.iter().cloned());
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let program = target().join("debug/quorate").display().to_string();
+    run(&mut command(&program, &all))
+}
+
+/// What the demonstration needs to be told: where its models and documents are.
+pub(crate) fn arguments() -> Result<Vec<String>, String> {
     let minilm = crate::minilm::directory()?.display().to_string();
     let tiny = root().join("models/tiny").display().to_string();
     let documents = root().display().to_string();
-    let mut all =
-        vec!["up", "--demonstration", "--minilm", &minilm, "--tiny", &tiny, "--documents", &documents];
-    all.extend(arguments.iter().map(String::as_str));
-    let program = target().join("debug/quorate").display().to_string();
-    run(&mut command(&program, &all))
+    let words = ["up", "--demonstration", "--minilm", &minilm, "--tiny", &tiny, "--documents", &documents];
+    Ok(words.map(str::to_string).to_vec())
 }
 
 /// Builds both binaries and shows how far it is.

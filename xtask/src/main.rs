@@ -1,6 +1,7 @@
 //! Developer commands. Dependency-free, so that `cargo xtask` speaks within seconds of a fresh clone.
 
 mod bench;
+mod cluster;
 mod demo;
 mod minilm;
 mod process;

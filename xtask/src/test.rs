@@ -1,7 +1,7 @@
 //! `cargo xtask test`: installs what the tests need, then runs all of them. What CI runs.
 
 use crate::process::{self, command};
-use crate::setup;
+use crate::{cluster, setup};
 use std::time::Instant;
 
 /// One step: a name and what it does.
@@ -10,24 +10,35 @@ type Step = (&'static str, fn() -> Result<(), String>);
 const STEPS: [Step; 6] = [
     ("format", format),
     ("lint", lint),
-    ("unit, property and process tests", cargo_tests),
-    ("dashboards and rules", dashboards),
-    ("clients of the inference and control API", clients),
-    ("the demonstration, end to end", demonstration),
+    ("tests", cargo_tests),
+    ("dashboards", dashboards),
+    ("demonstration", cluster::demonstration_and_clients),
+    ("second run", cluster::second_run),
 ];
 
-/// Runs every step, or those whose name contains one of the arguments.
+const HELP: &str = "\
+cargo xtask test [STEP ...]
+
+Runs all steps, or those named: format, lint, tests, dashboards, demonstration, \"second run\".
+";
+
+/// Runs every step, or those whose name begins with one of the arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    for (name, step) in STEPS {
-        if !arguments.is_empty() && !arguments.iter().any(|wanted| name.contains(wanted.as_str())) {
-            continue;
-        }
+    if arguments.iter().any(|argument| argument == "--help") {
+        print!("{HELP}");
+        return Ok(());
+    }
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|a| name.starts_with(a.as_str()));
+    let mut passed = 0;
+    for (name, step) in STEPS.iter().filter(|(name, _)| wanted(name)) {
         println!("== {name}");
         let started = Instant::now();
-        step()?;
+        step().map_err(|error| format!("== {name} failed: {error}"))?;
         println!("== {name}: {:.0} s", started.elapsed().as_secs_f64());
+        passed += 1;
     }
-    Ok(())
+    println!("steps: {passed} passed, 0 failed");
+    if passed == 0 { Err(format!("no step has such a name\n\n{HELP}")) } else { Ok(()) }
 }
 
 fn format() -> Result<(), String> {
@@ -47,12 +58,4 @@ fn dashboards() -> Result<(), String> {
     setup::program("promtool", "prometheus")?;
     process::run(&mut command("promtool", &["check", "rules", "dashboards/rules.yml"]))?;
     process::run(&mut command("promtool", &["test", "rules", "dashboards/rules_test.yml"]))
-}
-
-fn clients() -> Result<(), String> {
-    Ok(())
-}
-
-fn demonstration() -> Result<(), String> {
-    crate::demo::up(&["--once".into(), "--fresh".into()])
 }

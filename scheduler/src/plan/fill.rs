@@ -89,7 +89,7 @@ impl Planner<'_> {
 
     fn fill_service(&mut self, name: &ServiceName, minimum: bool) {
         let service = self.service(name);
-        if service.phase != ServicePhase::Active {
+        if service.phase != ServicePhase::Active || service.is_expired(self.now) {
             return;
         }
         let wanted =
@@ -97,7 +97,7 @@ impl Planner<'_> {
         let (fresh, old) = running(service);
         let runs = (fresh.len() + old.len()) as u32;
         for placed in runs..wanted {
-            let text = format!("{} of {} wanted replicas ran", placed, wanted);
+            let text = format!("{placed} of {wanted} wanted replicas run");
             if let Err(blocked) = self.place(name, &text) {
                 if !minimum {
                     self.wait(name, wanted - placed, &blocked);
@@ -127,10 +127,10 @@ impl Planner<'_> {
             certificate: service.certificate,
             gpus: best.gpus,
         };
-        let text = format!(
-            "to {}: {why}; {} of them there, best of {} that fit",
-            best.name, best.replicas, best.count
-        );
+        let there = if best.replicas == 0 { "none".to_string() } else { best.replicas.to_string() };
+        let count = best.count;
+        let text =
+            format!("to {}, which has {there} of its replicas, best of {count} that fit; {why}", best.name);
         if self.take(Step::Order(order), format!("{name}/{slot}"), text) {
             Ok(())
         } else {

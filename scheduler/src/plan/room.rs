@@ -256,7 +256,9 @@ impl Room {
             let large = free.iter().filter(|gpu| gpu.memory_bytes >= needs.gpu_memory_bytes);
             let chosen: Vec<u32> = large.map(|gpu| gpu.index).take(count).collect();
             if chosen.len() < count {
-                let largest = free.iter().map(|gpu| gpu.memory_bytes).max().unwrap_or(0);
+                let mut sizes: Vec<u64> = free.iter().map(|gpu| gpu.memory_bytes).collect();
+                sizes.sort_unstable_by(|a, b| b.cmp(a));
+                let largest = sizes[count - 1];
                 return Err(Obstacle::GpuMemory { needs: needs.gpu_memory_bytes, largest });
             }
             return Ok(chosen);

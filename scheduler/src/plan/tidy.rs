@@ -126,17 +126,20 @@ impl Planner<'_> {
 
     /// Slots above the wanted number. While a new approval rolls out, one more than wanted may run.
     fn drain_surplus(&mut self, name: &ServiceName) {
-        let service = self.service(name);
-        let desired = service.desired as usize;
-        let (fresh, old) = running(service);
-        let rolling = !old.is_empty() && !fresh.is_empty();
-        let allowed = desired + usize::from(rolling && desired > 0);
-        let surplus = (fresh.len() + old.len()).saturating_sub(allowed);
-        for holding in
-            self.worst_first(name, fresh.into_iter().chain(old).collect()).into_iter().take(surplus)
-        {
-            let cause = format!("{desired} replicas are wanted");
-            self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+        loop {
+            let service = self.service(name);
+            let desired = service.desired as usize;
+            let (fresh, old) = running(service);
+            let rolling = !old.is_empty() && !fresh.is_empty() && desired > 0;
+            if fresh.len() + old.len() <= desired + usize::from(rolling) {
+                return;
+            }
+            let worst = self.worst_first(name, fresh.into_iter().chain(old).collect()).into_iter().next();
+            let Some(worst) = worst else { return };
+            let until = self.now.plus(DRAIN_MS);
+            if !self.drain(&worst, until, format!("{desired} replicas are wanted"), false) {
+                return;
+            }
         }
     }
 
@@ -155,7 +158,7 @@ impl Planner<'_> {
             }
             let (total, desired) = (fresh.len() + old.len(), service.desired as usize);
             let placed =
-                total == desired && self.place(&name, "a first replica under the new approval").is_ok();
+                total == desired && self.place(&name, "to replace one under an earlier approval").is_ok();
             if total >= desired
                 && !placed
                 && let Some(holding) = self.worst_first(&name, old).into_iter().next()
@@ -181,11 +184,11 @@ impl Planner<'_> {
         slots
     }
 
-    fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) {
+    /// Drains a slot that shall run; says whether it did.
+    fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) -> bool {
         let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
-        if current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running) {
-            let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };
-            self.take(step, place_of(holding), cause);
-        }
+        let runs = current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running);
+        let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };
+        runs && self.take(step, place_of(holding), cause)
     }
 }

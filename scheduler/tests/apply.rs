@@ -1,0 +1,623 @@
+//! What the state machine accepts and refuses, and that a refusal leaves no trace.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::*;
+use human_chain::propose;
+use protocol::agent::SlotState;
+use protocol::api::ProposalState;
+use protocol::canonical::to_bytes;
+use protocol::gateway::ApiKey;
+use protocol::governance::*;
+use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
+use protocol::manifest::*;
+use protocol::model::Recipient;
+use protocol::{Digest, Fence, Millis, ReplicaId, SlotIndex};
+use scheduler::limits::*;
+use scheduler::*;
+
+fn two_nodes() -> World {
+    let mut world = World::new(&[node("node-1", 4000, 4096), node("node-2", 4000, 4096)]);
+    world.share_model("minilm", 90 << 20);
+    world
+}
+
+fn running() -> World {
+    let mut world = two_nodes();
+    world.approve(deploy(manifest("embed", 1, 3, 1000, 128)));
+    world.settle();
+    world
+}
+
+/// Applies an action and says how it ended; a refusal must change nothing.
+fn verdict(world: &World, actor: Actor, action: Action) -> &'static str {
+    let mut world = world.clone();
+    let before = world.cluster.digest();
+    world.wait(5);
+    let reply = world.apply(actor, action);
+    if code(&reply) != "ok" {
+        assert_eq!(world.cluster.digest(), before, "a refusal left a trace: {reply:?}");
+    }
+    code(&reply)
+}
+
+fn check(world: &World, cases: Vec<(&str, Action, &str)>) {
+    for (name, action, expected) in cases {
+        assert_eq!(verdict(world, Actor::Scheduler, action), expected, "{name}");
+    }
+}
+
+fn token(name: &str) -> Actor {
+    Actor::Token(name.parse().unwrap())
+}
+
+fn key(name: &str, text: &str, limit: Option<u32>) -> Action {
+    let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
+    Action::CreateApiKey(ApiKey { name, hash, requests_per_minute: limit })
+}
+
+fn scale(service: &str, replicas: u32) -> Action {
+    Action::Scale { service: service_name(service), replicas }
+}
+
+#[test]
+fn nothing_happens_before_the_circle_is_founded() {
+    let world = World::empty();
+    let other = two_nodes();
+    let proposal = other.proposal(deploy(manifest("embed", 1, 1, 1000, 64)));
+    let ballot = other.ballot("alice", &proposal, Choice::Approve);
+    let mut forged = genesis(&[]);
+    forged.genesis.name = "another".into();
+    check(
+        &world,
+        vec![
+            ("scale", scale("embed", 1), "circle-not-founded"),
+            ("key", key("app", "secret", None), "circle-not-founded"),
+            ("model", Action::RegisterModel(Box::new(model("minilm", 1))), "circle-not-founded"),
+            ("wraps", Action::PutWraps(vec![]), "circle-not-founded"),
+            ("proposal", Action::SubmitProposal(Box::new(proposal)), "circle-not-founded"),
+            ("ballot", Action::CastBallot(Box::new(ballot)), "circle-not-founded"),
+            ("enrol", Action::Enrol(Box::new(node("n", 1, 1).admission)), "circle-not-founded"),
+            ("altered genesis", Action::Found(Box::new(forged)), "signature-invalid"),
+            ("lead", Action::Lead { replica: ReplicaId(1) }, "ok"),
+            ("tick", Action::Tick, "ok"),
+            ("genesis", Action::Found(Box::new(genesis(&[]))), "ok"),
+        ],
+    );
+    assert!(world.plan().is_empty());
+    let again = Action::Found(Box::new(genesis(&[])));
+    check(&other, vec![("a second genesis", again, "circle-already-founded")]);
+}
+
+#[test]
+fn tokens_do_what_their_scopes_allow() {
+    let world = running();
+    let proposal = world.proposal(Change::Retire { service: service_name("embed"), grace_seconds: 1 });
+    let submit = || Action::SubmitProposal(Box::new(proposal.clone()));
+    for (name, actor, action, expected) in [
+        ("reader scales", token("reader"), scale("embed", 2), "token-scope-missing"),
+        ("operator scales", token("operator"), scale("embed", 2), "ok"),
+        ("nobody scales", token("nobody"), scale("embed", 2), "token-scope-missing"),
+        ("reader proposes", token("reader"), submit(), "token-scope-missing"),
+        ("operator proposes", token("operator"), submit(), "ok"),
+        ("reader makes a key", token("reader"), key("app", "text", None), "token-scope-missing"),
+        ("operator makes a key", token("operator"), key("app", "text", None), "ok"),
+    ] {
+        assert_eq!(verdict(&world, actor, action), expected, "{name}");
+    }
+}
+
+#[test]
+fn proposals_are_judged_when_they_come() {
+    let world = running();
+    let change = deploy(manifest("other", 1, 1, 1000, 64));
+    let good = world.proposal(change.clone());
+    let mut other_circle = good.clone();
+    other_circle.circle = protocol::CircleId(Digest::of(b"another"));
+    let mut other_epoch = good.clone();
+    other_epoch.epoch = protocol::Epoch(9);
+    let mut expired = good.clone();
+    (expired.created_at, expired.expires_at) = (Millis(1), Millis(2));
+    let mut wrong_version = good.clone();
+    wrong_version.subjects[0].version = 7;
+    let mut impossible = good.clone();
+    impossible.change = deploy(manifest("other", 3, 1, 1000, 64));
+    let job = Manifest::Job(JobManifest {
+        name: service_name("other"),
+        artefact: Digest::of(b"x"),
+        command: vec![],
+        ranks: 1,
+        resources: manifest("x", 1, 1, 1, 1).resources,
+        placement: manifest("x", 1, 1, 1, 1).placement,
+        egress: vec![],
+        run_seconds_max: 1,
+    });
+    let mut of_a_job = good.clone();
+    of_a_job.change = Change::Deploy(Box::new(job));
+    let mut with_egress = good.clone();
+    let open_world = ServiceManifest { egress: vec!["example.org".into()], ..manifest("other", 1, 1, 1, 1) };
+    with_egress.change = deploy(open_world);
+    let submit = |proposal: Proposal| Action::SubmitProposal(Box::new(proposal));
+    check(
+        &world,
+        vec![
+            ("good", submit(good), "ok"),
+            ("another circle", submit(other_circle), "circle-mismatch"),
+            ("another epoch", submit(other_epoch), "circle-mismatch"),
+            ("expired", submit(expired), "proposal-expired"),
+            ("wrong version", submit(wrong_version), "proposal-stale"),
+            ("min > max", submit(impossible), "governance-invalid"),
+            ("a job", submit(of_a_job), "kind-not-built"),
+            ("egress", submit(with_egress), "egress-not-built"),
+        ],
+    );
+}
+
+#[test]
+fn a_quorum_puts_a_change_into_force() {
+    let mut world = two_nodes();
+    let proposal = world.proposal(deploy(manifest("embed", 1, 3, 1000, 64)));
+    let submit = Action::SubmitProposal(Box::new(proposal.clone()));
+    world.must(submit.clone());
+    world.must(submit);
+    assert_eq!(world.cluster.open_proposals().len(), 1, "bringing it twice is bringing it once");
+    let cast = |ballot: SignedBallot| Action::CastBallot(Box::new(ballot));
+
+    let reply = world.must(cast(world.ballot("alice", &proposal, Choice::Approve)));
+    assert!(matches!(reply, Reply::Counted { state: ProposalState::Open, certificate: None, .. }));
+    assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().missing.len(), 2);
+
+    let mut forged = world.ballot("bob", &proposal, Choice::Approve);
+    forged.signature.ed25519.0[0] ^= 1;
+    let mut stranger = world.ballot("bob", &proposal, Choice::Approve);
+    stranger.ballot.member = member("mallory");
+    let mut wrong_text = world.ballot("bob", &proposal, Choice::Approve);
+    wrong_text.ballot.rendering = Digest::of(b"another text");
+    let mut elsewhere = world.ballot("bob", &proposal, Choice::Approve);
+    elsewhere.ballot.proposal = protocol::ProposalId(Digest::of(b"another"));
+    check(
+        &world,
+        vec![
+            ("twice", cast(world.ballot("alice", &proposal, Choice::Approve)), "ballot-duplicate"),
+            ("changed mind", cast(world.ballot("alice", &proposal, Choice::Reject)), "ballot-duplicate"),
+            ("altered signature", cast(forged), "signature-invalid"),
+            ("a stranger", cast(stranger), "not-a-member"),
+            ("another text", cast(wrong_text), "ballot-mismatch"),
+            ("another proposal", cast(elsewhere), "proposal-not-found"),
+        ],
+    );
+
+    let index = world.log.len() as u64 + 1;
+    let reply = world.must(cast(world.ballot("bob", &proposal, Choice::Approve)));
+    let Reply::Counted { state: ProposalState::Approved, certificate: Some(digest), .. } = reply else {
+        panic!("{reply:?}")
+    };
+    let bundle = world.cluster.bundle(&digest).unwrap();
+    assert_eq!(bundle.log_evidence, Some(LogEvidence { sequence: index }));
+    assert_eq!(world.cluster.governance_chain().len(), 1);
+    assert_eq!(world.cluster.services()[&service_name("embed")].certificate, digest);
+    let view = proposal_view(&world.cluster, &proposal.id()).unwrap();
+    assert_eq!(
+        (view.state, view.certificate, view.approved.len()),
+        (ProposalState::Approved, Some(digest), 2)
+    );
+    let late = cast(world.ballot("carol", &proposal, Choice::Approve));
+    check(&world, vec![("after the decision", late, "proposal-not-found")]);
+}
+
+#[test]
+fn a_proposal_that_cannot_be_carried_is_rejected() {
+    let mut world = two_nodes();
+    let proposal = world.proposal(deploy(manifest("embed", 1, 3, 1000, 64)));
+    world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    let states: Vec<ProposalState> = ["alice", "carol"]
+        .iter()
+        .map(|name| {
+            match world.must(Action::CastBallot(Box::new(world.ballot(name, &proposal, Choice::Reject)))) {
+                Reply::Counted { state, .. } => state,
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    assert_eq!(states, [ProposalState::Open, ProposalState::Rejected]);
+    assert!(world.cluster.open_proposals().is_empty());
+    assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().rejected.len(), 2);
+    let answer = why(&world.cluster, &world.observed, &Question::Proposal(proposal.id()), world.now).unwrap();
+    assert_eq!(answer.answer, "rejected: 2 of (alice, bob, carol) cannot be reached any more");
+    assert_eq!(answer.reasons, ["alice: rejected", "carol: rejected"]);
+}
+
+#[test]
+fn what_changes_first_makes_the_other_proposal_stale() {
+    let mut world = two_nodes();
+    let late = world.proposal(deploy(manifest("embed", 2, 3, 1000, 64)));
+    let unrelated = world.proposal(deploy(manifest("other", 1, 1, 1000, 64)));
+    for proposal in [&late, &unrelated] {
+        world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    }
+    world.approve(deploy(manifest("embed", 1, 3, 1000, 64)));
+    assert_eq!(proposal_view(&world.cluster, &late.id()).unwrap().state, ProposalState::Stale);
+    assert_eq!(proposal_view(&world.cluster, &unrelated.id()).unwrap().state, ProposalState::Open);
+    let ballot = Action::CastBallot(Box::new(world.ballot("alice", &late, Choice::Approve)));
+    check(&world, vec![("a vote on it", ballot, "proposal-stale")]);
+
+    let members: Vec<Member> = world.cluster.circle_state().unwrap().members().cloned().collect();
+    let policy = world.cluster.circle_state().unwrap().policy().clone();
+    world.approve(Change::SetMembers { members, policy });
+    assert_eq!(
+        proposal_view(&world.cluster, &unrelated.id()).unwrap().state,
+        ProposalState::Stale,
+        "a new epoch"
+    );
+}
+
+#[test]
+fn proposals_expire_by_tick() {
+    let mut world = two_nodes();
+    let proposal = world.proposal(deploy(manifest("embed", 1, 3, 1000, 64)));
+    world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    let end = proposal.expires_at.plus(CLOCK_GRACE_MS);
+    assert!(!tick_is_due(&world.cluster, end));
+    world.now = end;
+    world.must(Action::Tick);
+    assert_eq!(world.cluster.open_proposals().len(), 1, "within its grace");
+    world.wait(1);
+    assert!(tick_is_due(&world.cluster, world.now));
+    world.must(Action::Tick);
+    assert!(!tick_is_due(&world.cluster, world.now));
+    assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().state, ProposalState::Expired);
+}
+
+#[test]
+fn time_never_goes_back() {
+    let mut world = running();
+    world.wait(60_000);
+    world.must(scale("embed", 2));
+    let late = world.cluster.now();
+    world.now = Millis(5);
+    world.must(scale("embed", 3));
+    assert_eq!(world.cluster.now(), late);
+}
+
+#[test]
+fn scaling_stays_inside_the_envelope() {
+    let world = running();
+    check(
+        &world,
+        vec![
+            ("the least", scale("embed", 1), "ok"),
+            ("the most", scale("embed", 3), "ok"),
+            ("fewer", scale("embed", 0), "scale-outside-envelope"),
+            ("more", scale("embed", 4), "scale-outside-envelope"),
+            ("nothing", scale("nothing", 1), "service-not-found"),
+        ],
+    );
+    let mut world = world;
+    world.must(scale("embed", 3));
+    world.approve(deploy(manifest("embed", 1, 2, 1000, 128)));
+    assert_eq!(world.cluster.services()[&service_name("embed")].desired, 2, "clamped to the new envelope");
+    world.settle();
+    world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
+    check(&world, vec![("retiring", scale("embed", 1), "service-not-found")]);
+}
+
+#[test]
+fn models_and_wraps_are_checked() {
+    let world = two_nodes();
+    let register = |change: &dyn Fn(&mut protocol::model::ModelRecord)| {
+        let mut record = model("other", 1);
+        change(&mut record);
+        Action::RegisterModel(Box::new(record))
+    };
+    let put = |change: &dyn Fn(&mut protocol::model::KeyWrap)| {
+        let mut wrap = wrap("minilm", Recipient::Node(node_id("node-1")));
+        change(&mut wrap);
+        Action::PutWraps(vec![wrap])
+    };
+    let many = vec![wrap("minilm", Recipient::Node(node_id("node-1"))); WRAPS_PER_COMMAND_MAX + 1];
+    check(
+        &world,
+        vec![
+            ("a model", register(&|_| {}), "ok"),
+            ("too few stores", register(&|record| record.stores.truncate(5)), "command-invalid"),
+            ("no store", register(&|record| record.stores.clear()), "command-invalid"),
+            ("a long url", register(&|record| record.stores[0].url = "x".repeat(2000)), "command-invalid"),
+            ("a wrap", put(&|_| {}), "ok"),
+            ("for a member", put(&|wrap| wrap.recipient = Recipient::Member(member("bob"))), "ok"),
+            ("no model", put(&|wrap| wrap.root = root("unknown")), "model-not-found"),
+            ("short", put(&|wrap| wrap.sealed.0.truncate(47)), "command-invalid"),
+            ("stranger", put(&|wrap| wrap.recipient = Recipient::Node(node_id("x"))), "node-not-admitted"),
+            ("no member", put(&|wrap| wrap.recipient = Recipient::Member(member("x"))), "node-not-admitted"),
+            ("none", Action::PutWraps(vec![]), "command-invalid"),
+            ("too many", Action::PutWraps(many), "command-invalid"),
+        ],
+    );
+}
+
+#[test]
+fn api_keys_have_one_name_and_one_text() {
+    let mut world = two_nodes();
+    world.must(key("app", "secret", Some(60)));
+    let revoke = |name: &str| Action::RevokeApiKey(name.parse().unwrap());
+    check(
+        &world,
+        vec![
+            ("same name", key("app", "another", None), "name-taken"),
+            ("same text", key("app-2", "secret", None), "name-taken"),
+            ("of no use", key("app-2", "another", Some(0)), "command-invalid"),
+            ("another", key("app-2", "another", None), "ok"),
+            ("revoke", revoke("app"), "ok"),
+            ("revoke another", revoke("app-2"), "key-not-found"),
+        ],
+    );
+    let table = route_table(&world.cluster, &world.observed, &Default::default(), world.now);
+    assert_eq!(table.api_keys.len(), 1);
+    world.must(revoke("app"));
+    let next = route_table(&world.cluster, &world.observed, &table, world.now);
+    assert!(next.api_keys.is_empty() && next.version > table.version);
+    assert_eq!(route_table(&world.cluster, &world.observed, &next, world.now), next, "unchanged");
+}
+
+#[test]
+fn a_wiped_node_serves_again_with_no_step_but_the_vote() {
+    let mut world = two_nodes();
+    world.approve(deploy(manifest("embed", 2, 2, 1000, 128)));
+    world.settle();
+    let mut fresh = node("node-1", 4000, 4096);
+    fresh.admission.id = node_id("node-1 anew");
+    let enrol = Action::Enrol(Box::new(fresh.admission.clone()));
+    assert_eq!(world.must(enrol.clone()), Reply::Enrolled { admitted: false });
+    assert_eq!(world.cluster.pending_nodes().len(), 1);
+    let before = world.cluster.digest();
+    world.must(enrol.clone());
+    assert_eq!(world.cluster.digest(), before, "asking again within a minute changes nothing");
+    world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Node(fresh.admission.id))]));
+    world.approve(Change::AdmitNode(Box::new(fresh.admission.clone())));
+    world.specs.insert(fresh.admission.name.clone(), fresh.clone());
+    assert!(world.cluster.pending_nodes().is_empty());
+    assert_eq!(world.must(enrol), Reply::Enrolled { admitted: true });
+    assert!(
+        world.cluster.wrap_for(&root("minilm"), node_id("node-1")).is_none(),
+        "the old identity's is gone"
+    );
+    assert!(desired_for(&world.cluster, node_id("node-1")).is_empty(), "it is told to run nothing");
+
+    world.obey();
+    assert!(world.execute().is_empty(), "the old identity's lease may hold");
+    world.wait(LEASE_MS);
+    world.obey();
+    world.settle();
+    assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"]);
+    let holding =
+        world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)].holding.clone().unwrap();
+    assert_eq!((holding.order.node, holding.order.fence), (fresh.admission.id, Fence(2)));
+}
+
+#[test]
+fn waiting_nodes_are_few_and_forgotten() {
+    let mut world = two_nodes();
+    for i in 0..PENDING_NODES_MAX {
+        world.must(Action::Enrol(Box::new(node(&format!("new-{i}"), 1, 1).admission)));
+    }
+    let one_more = Action::Enrol(Box::new(node("one-more", 1, 1).admission));
+    let mut large = node("new-0", 1, 1).admission;
+    large.region = "x".repeat(20_000);
+    check(
+        &world,
+        vec![
+            ("one more", one_more.clone(), "limit-reached"),
+            ("known", Action::Enrol(Box::new(node("new-0", 1, 1).admission)), "ok"),
+            ("large", Action::Enrol(Box::new(large)), "command-invalid"),
+        ],
+    );
+    world.wait(PENDING_NODE_MS);
+    assert!(tick_is_due(&world.cluster, world.now));
+    world.must(Action::Tick);
+    world.must(one_more);
+    assert_eq!(world.cluster.pending_nodes().len(), 1);
+}
+
+#[test]
+fn plans_are_refused_when_the_state_moved_on() {
+    let mut world = two_nodes();
+    world.approve(deploy(manifest("embed", 1, 3, 1000, 128)));
+    let command = world.plan().command(world.now).unwrap().action;
+    for (name, change) in [
+        ("another leader", Action::Lead { replica: ReplicaId(2) }),
+        ("scaled", scale("embed", 2)),
+        ("another plan", command.clone()),
+    ] {
+        let mut moved = world.clone();
+        moved.must(change);
+        assert_eq!(verdict(&moved, Actor::Scheduler, command.clone()), "plan-stale", "{name}");
+    }
+    world.must(key("app", "secret", None));
+    assert_eq!(verdict(&world, Actor::Scheduler, command), "ok", "an API key matters to no plan");
+}
+
+/// Steps that no honest planner makes.
+#[test]
+fn steps_that_would_break_a_rule_are_refused() {
+    let mut world = running();
+    world.must(scale("embed", 2));
+    let service = &world.cluster.services()[&service_name("embed")];
+    let certificate = service.certificate;
+    let order = |change: &dyn Fn(&mut OrderPlan)| {
+        let mut order = OrderPlan {
+            service: service_name("embed"),
+            slot: SlotIndex(1),
+            fence: Fence(1),
+            node: node_id("node-2"),
+            certificate,
+            gpus: vec![],
+        };
+        change(&mut order);
+        Step::Order(order)
+    };
+    let held = |fence| SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence(fence) };
+    let lapse =
+        |ms_ago: u64| Step::Lapse { node: node_id("node-1"), silent_since: Millis(world.now.0 + 5 - ms_ago) };
+    let drain =
+        |fence| Step::Drain { slot: held(fence), until: world.now, cause: String::new(), failed: false };
+    let generation = world.cluster.generation();
+    for (name, steps, expected) in [
+        ("a good order", vec![order(&|_| {})], "ok"),
+        ("twice", vec![order(&|_| {}), order(&|_| {})], "plan-stale"),
+        ("fence 0", vec![order(&|o| o.fence = Fence(0))], "plan-stale"),
+        ("fence skipped", vec![order(&|o| o.fence = Fence(2))], "plan-stale"),
+        ("a held slot", vec![order(&|o| (o.slot, o.fence) = (SlotIndex(0), Fence(2)))], "plan-stale"),
+        ("outside the envelope", vec![order(&|o| o.slot = SlotIndex(3))], "plan-stale"),
+        ("another certificate", vec![order(&|o| o.certificate = Digest::of(b"x"))], "plan-stale"),
+        ("a stranger", vec![order(&|o| o.node = node_id("node-9"))], "plan-stale"),
+        ("no such service", vec![order(&|o| o.service = service_name("other"))], "plan-stale"),
+        ("good and bad", vec![order(&|_| {}), order(&|o| o.slot = SlotIndex(3))], "plan-stale"),
+        ("lapse too early", vec![lapse(LEASE_MS - 1)], "plan-stale"),
+        ("lapse before this leader", vec![lapse(60_000)], "plan-stale"),
+        ("release a stale order", vec![Step::Release(held(9))], "plan-stale"),
+        ("end what does not drain", vec![Step::End(held(1))], "plan-stale"),
+        ("drain twice", vec![drain(1), drain(1)], "plan-stale"),
+        ("drain and end", vec![drain(1), Step::End(held(1))], "ok"),
+        ("too many steps", vec![drain(1); PLAN_STEPS_MAX + 1], "command-invalid"),
+    ] {
+        let action = Action::Execute { parent_generation: generation, steps };
+        assert_eq!(verdict(&world, Actor::Scheduler, action), expected, "{name}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_command_are_refused() {
+    let mut world = running();
+    let before = world.cluster.digest();
+    let good = to_bytes(&Command { now: world.now, actor: Actor::Scheduler, action: Action::Tick });
+    let longer = [good.as_slice(), &[0]].concat();
+    for bytes in [&[][..], &[0xff; 40], &good[1..], &longer, &vec![0; COMMAND_BYTES_MAX + 1]] {
+        let reply: Reply =
+            protocol::canonical::from_bytes(&apply_bytes(&mut world.cluster, 9, bytes), 10_000).unwrap();
+        assert_eq!(code(&reply), "command-invalid");
+        assert_eq!(world.cluster.digest(), before);
+    }
+    let reply: Reply =
+        protocol::canonical::from_bytes(&apply_bytes(&mut world.cluster, 9, &good), 10_000).unwrap();
+    assert_eq!(reply, Reply::Done);
+}
+
+#[test]
+fn a_forged_snapshot_is_refused() {
+    let world = running();
+    let snapshot = world.cluster.to_snapshot();
+    assert_eq!(Cluster::from_snapshot(&snapshot).unwrap(), world.cluster);
+    // Somebody edits what the circle signed: the reader verifies every certificate again.
+    let text = b"cpu_millicores";
+    let at = snapshot.windows(text.len()).position(|window| window == text).unwrap() + text.len();
+    let mut forged = snapshot.clone();
+    assert_eq!(&forged[at..at + 3], &[0x19, 0x03, 0xe8], "1000, before it is altered");
+    forged[at + 2] = 0xe9;
+    assert!(Cluster::from_snapshot(&forged).is_err());
+    assert!(Cluster::from_snapshot(&snapshot[..snapshot.len() - 1]).is_err());
+    assert!(Cluster::from_snapshot(&[]).is_err());
+}
+
+#[test]
+fn the_governance_tail_is_bounded_but_goes_on() {
+    let mut world = running();
+    world.approve(deploy(manifest("other", 1, 1, 1000, 64)));
+    assert_eq!(world.cluster.governance_tail(0, usize::MAX).len(), 2);
+    assert_eq!(world.cluster.governance_tail(0, 10).len(), 1, "at least one, or nobody would get on");
+    assert_eq!(world.cluster.governance_tail(1, 10), world.cluster.governance_chain()[1..]);
+    assert!(world.cluster.governance_tail(2, 10).is_empty());
+    assert!(world.cluster.governance_tail(u64::MAX, 10).is_empty());
+}
+
+#[test]
+fn an_agent_learns_what_it_shall_run_and_nothing_else() {
+    let mut world = running();
+    let assignments = desired_for(&world.cluster, node_id("node-1"));
+    let [assignment] = assignments.as_slice() else { panic!("{assignments:?}") };
+    assert_eq!(assignment.orders.len(), 1);
+    assert_eq!(assignment.orders[0].certificate, assignment.bundle.certificate.digest());
+    assert!(assignment.draining.is_empty() && assignment.wrap.is_some());
+    assert!(desired_for(&world.cluster, node_id("node-2")).is_empty());
+    assert!(desired_for(&world.cluster, node_id("stranger")).is_empty());
+    world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 9 });
+    world.execute();
+    assert_eq!(desired_for(&world.cluster, node_id("node-1"))[0].draining, [SlotIndex(0)]);
+    let service = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+    assert!(service.retiring);
+    world.obey();
+    world.settle();
+    assert!(desired_for(&world.cluster, node_id("node-1")).is_empty());
+    assert!(
+        service_views(&world.cluster, &world.observed, world.now).is_empty(),
+        "retired ones are not listed"
+    );
+}
+
+/// Rule 3 of the leases: a node whose slots are being taken gets no answer until that is decided.
+#[test]
+fn a_late_node_is_not_answered_while_its_lapse_is_decided() {
+    let mut world = running();
+    world.wait(LEASE_MS);
+    world.hear("node-2");
+    let plan = world.plan();
+    assert!(matches!(plan.steps[0], Step::Lapse { .. }));
+    world.observed.condemn(&plan);
+    assert!(!world.hear("node-1"), "it would run on while another node is given its slot");
+    world.must(plan.command(world.now).unwrap().action);
+    assert!(world.hear("node-1"), "now it is told to run nothing");
+    assert!(desired_for(&world.cluster, node_id("node-1")).is_empty());
+}
+
+#[test]
+fn views_say_what_is() {
+    let mut world = running();
+    let service = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+    assert_eq!((service.desired, service.ready, service.slots.len()), (1, 1, 1));
+    assert_eq!(service.slots[0].why, "ready on node-1 under fence 1");
+    world.set_state("embed", 0, SlotState::Loading, "");
+    world.hear_all();
+    let service = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+    assert_eq!(
+        (service.ready, service.slots[0].why.as_str()),
+        (0, "loads on node-1 under fence 1: 3 of 12 segments")
+    );
+    world.wait(LEASE_MS);
+    world.hear("node-2");
+    let nodes = node_views(&world.cluster, &world.observed, world.now);
+    let alive: Vec<(String, bool, u32)> =
+        nodes.iter().map(|n| (n.name.to_string(), n.alive, n.slots)).collect();
+    assert_eq!(alive, [("node-1".to_string(), false, 1), ("node-2".to_string(), true, 0)]);
+    assert_eq!(nodes[0].heard_ms_ago, Some(LEASE_MS));
+}
+
+#[test]
+fn questions_are_read_as_people_write_them() {
+    for (text, expected) in [
+        ("embed", Some(Question::Service(service_name("embed")))),
+        ("embed/7", Some(Question::Slot(service_name("embed"), SlotIndex(7)))),
+        ("", None),
+        ("embed/", None),
+        ("embed/x", None),
+        ("embed/1/2", None),
+        ("Embed", None),
+    ] {
+        assert_eq!(text.parse::<Question>().ok(), expected, "{text}");
+    }
+    let id = protocol::ProposalId(Digest::of(b"x"));
+    assert_eq!(id.to_string().parse::<Question>(), Ok(Question::Proposal(id)));
+}
+
+#[test]
+fn proposals_are_bounded_in_number() {
+    let mut world = two_nodes();
+    let state = world.cluster.circle_state().unwrap().clone();
+    for i in 0..=protocol::limits::PROPOSALS_OPEN_MAX {
+        let change = deploy(manifest("embed", 1, 1, 1000, 64));
+        let (now, nonce) = (world.now, Digest::of(&i.to_le_bytes()));
+        let proposal = propose(&state, change, String::new(), now, now.plus(1000), nonce).unwrap();
+        let reply = world.apply(token("operator"), Action::SubmitProposal(Box::new(proposal)));
+        let expected = if i < protocol::limits::PROPOSALS_OPEN_MAX { "ok" } else { "limit-reached" };
+        assert_eq!(code(&reply), expected, "{i}");
+    }
+}

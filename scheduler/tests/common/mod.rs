@@ -1,0 +1,385 @@
+//! A circle of three in memory, its cluster, and nodes that say what a test wants them to say.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub(crate) mod story;
+
+use human_chain::{MemberSecret, propose, sign_genesis, vote};
+use protocol::agent::{Gpu, Isolation, NodeResources, SlotReport, SlotState, SyncRequest};
+use protocol::governance::*;
+use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::manifest::*;
+use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
+use protocol::{
+    Digest, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId, ServiceName,
+};
+use scheduler::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
+
+pub(crate) const START: Millis = Millis(1_700_000_000_000);
+const MEMBERS: [&str; 3] = ["alice", "bob", "carol"];
+
+/// The founders' secrets, made once per test process.
+pub(crate) fn secrets() -> &'static BTreeMap<MemberId, MemberSecret> {
+    static SECRETS: OnceLock<BTreeMap<MemberId, MemberSecret>> = OnceLock::new();
+    SECRETS.get_or_init(|| {
+        let secret = |(i, name): (usize, &&str)| (member(name), MemberSecret::generate(&[i as u8 + 1; 64]));
+        MEMBERS.iter().enumerate().map(secret).collect()
+    })
+}
+
+pub(crate) fn member(name: &str) -> MemberId {
+    name.parse().unwrap()
+}
+
+pub(crate) fn service_name(name: &str) -> ServiceName {
+    name.parse().unwrap()
+}
+
+pub(crate) fn root(model: &str) -> ModelRoot {
+    ModelRoot(Digest::of(model.as_bytes()))
+}
+
+pub(crate) fn node_id(name: &str) -> NodeId {
+    NodeId(PublicKey(Digest::of(format!("node/{name}").as_bytes()).0))
+}
+
+/// A node as a test describes it.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeSpec {
+    pub(crate) admission: NodeAdmission,
+    pub(crate) resources: NodeResources,
+    pub(crate) isolation: Isolation,
+}
+
+pub(crate) fn node(name: &str, cpu_millicores: u64, memory_mib: u64) -> NodeSpec {
+    let id = node_id(name);
+    NodeSpec {
+        admission: NodeAdmission {
+            name: name.parse().unwrap(),
+            id,
+            encryption: EncryptionKey {
+                x25519: id.0,
+                ml_kem: ByteString(vec![7; ML_KEM_768_PUBLIC_KEY_LENGTH]),
+            },
+            roles: BTreeSet::from([NodeRole::Worker]),
+            region: "eu".into(),
+            labels: BTreeMap::new(),
+            storage_address: None,
+            gateway: None,
+        },
+        resources: NodeResources { cpu_millicores, memory_bytes: memory_mib << 20, gpus: Vec::new() },
+        isolation: Isolation::Full,
+    }
+}
+
+pub(crate) fn gpus(count: u32, memory_gib: u64, simulated: bool) -> Vec<Gpu> {
+    let gpu = |index| Gpu {
+        index,
+        uuid: format!("GPU-{index}"),
+        name: "H100".into(),
+        memory_bytes: memory_gib << 30,
+        simulated,
+        healthy: true,
+    };
+    (0..count).map(gpu).collect()
+}
+
+pub(crate) fn manifest(
+    name: &str,
+    min: u32,
+    max: u32,
+    cpu_millicores: u64,
+    memory_mib: u64,
+) -> ServiceManifest {
+    ServiceManifest {
+        name: service_name(name),
+        model: ModelChoice { name: "minilm".parse().unwrap(), root: root("minilm") },
+        task: Task::Embed,
+        runtime: Runtime::Candle,
+        replicas: ReplicaRange { min, max },
+        resources: Resources {
+            cpu_millicores,
+            memory_bytes: memory_mib << 20,
+            gpu_count: 0,
+            gpu_share_percent: 0,
+            gpu_memory_bytes: 0,
+        },
+        placement: Placement { regions: vec![], node_selector: BTreeMap::new(), isolation: Isolation::None },
+        egress: vec![],
+        spend_micro_units_per_hour: None,
+        valid_until: None,
+        on_expiry: OnExpiry::Hold,
+        context_tokens_max: None,
+        batch_sequences_max: 8,
+    }
+}
+
+pub(crate) fn deploy(manifest: ServiceManifest) -> Change {
+    Change::Deploy(Box::new(Manifest::Service(manifest)))
+}
+
+pub(crate) fn model(name: &str, bytes: u64) -> ModelRecord {
+    let store = |i: u8| StoreReference { url: format!("file:///s{i}"), failure_domain: format!("d{i}") };
+    ModelRecord {
+        name: name.parse::<ModelName>().unwrap(),
+        root: root(name),
+        bytes,
+        segments: bytes.div_ceil(1 << 20),
+        erasure: ErasureCode { data: 4, parity: 2 },
+        stores: (0..6).map(store).collect(),
+        architecture: "bert".into(),
+    }
+}
+
+pub(crate) fn wrap(model: &str, recipient: Recipient) -> KeyWrap {
+    KeyWrap {
+        root: root(model),
+        recipient,
+        ephemeral: PublicKey([9; 32]),
+        encapsulated: ByteString(vec![1; 1088]),
+        sealed: ByteString(vec![2; 48]),
+    }
+}
+
+pub(crate) fn quorum(required: u32) -> Quorum {
+    Quorum::Threshold { required, of: MEMBERS.iter().map(|name| Quorum::Member(member(name))).collect() }
+}
+
+pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
+    let members = secrets().iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() });
+    let replica = |i: u64| ControlReplica {
+        id: ReplicaId(i),
+        key: PublicKey(Digest::of(format!("control/{i}").as_bytes()).0),
+        address: format!("127.0.0.1:{}", 7000 + i),
+        api: format!("http://127.0.0.1:{}", 8000 + i),
+    };
+    let token = |name: &str, scopes: &[TokenScope]| AccessToken {
+        name: name.parse().unwrap(),
+        scopes: scopes.iter().copied().collect(),
+        hash: Digest::of(name.as_bytes()),
+    };
+    let genesis = Genesis {
+        name: "test".into(),
+        founded_at: START,
+        members: members.collect(),
+        policy: Policy {
+            quorums: BTreeMap::from([(ActionClass::Routine, quorum(2)), (ActionClass::Sensitive, quorum(3))]),
+        },
+        control: (1..=3).map(replica).collect(),
+        nodes: nodes.iter().map(|node| node.admission.clone()).collect(),
+        tokens: vec![
+            token("reader", &[TokenScope::Read]),
+            token("operator", &[TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
+        ],
+    };
+    let founders: Vec<(MemberId, &MemberSecret)> = secrets().iter().map(|(id, s)| (id.clone(), s)).collect();
+    sign_genesis(genesis, &founders)
+}
+
+/// A cluster, its leader's view, and the log that made it.
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) observed: Observed,
+    pub(crate) now: Millis,
+    pub(crate) log: Vec<Command>,
+    pub(crate) specs: BTreeMap<NodeName, NodeSpec>,
+    /// What each node says of its slots, besides the orders it should have.
+    pub(crate) reports: BTreeMap<NodeId, Vec<SlotReport>>,
+}
+
+impl World {
+    /// A founded cluster with a leader that has heard all nodes.
+    pub(crate) fn new(nodes: &[NodeSpec]) -> Self {
+        let mut world = Self::empty();
+        world.must(Action::Found(Box::new(genesis(nodes))));
+        world.specs = nodes.iter().map(|node| (node.admission.name.clone(), node.clone())).collect();
+        world.lead(1);
+        world.hear_all();
+        world
+    }
+
+    /// A cluster in which nothing happened.
+    pub(crate) fn empty() -> Self {
+        Self {
+            cluster: Cluster::new(),
+            observed: Observed::new(START),
+            now: START,
+            log: Vec::new(),
+            specs: BTreeMap::new(),
+            reports: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn apply(&mut self, actor: Actor, action: Action) -> Reply {
+        let command = Command { now: self.now, actor, action };
+        self.log.push(command.clone());
+        apply(&mut self.cluster, self.log.len() as u64, &command)
+    }
+
+    /// Applies what must not be refused.
+    pub(crate) fn must(&mut self, action: Action) -> Reply {
+        let reply = self.apply(Actor::Scheduler, action);
+        assert!(!matches!(reply, Reply::Refused { .. }), "{reply:?}");
+        reply
+    }
+
+    pub(crate) fn lead(&mut self, replica: u64) {
+        self.must(Action::Lead { replica: ReplicaId(replica) });
+        self.observed = Observed::new(self.cluster.now());
+    }
+
+    pub(crate) fn proposal(&self, change: Change) -> Proposal {
+        let nonce = Digest::of(&self.log.len().to_le_bytes());
+        let expires = self.now.plus(3_600_000);
+        propose(self.cluster.circle_state().unwrap(), change, "test".into(), self.now, expires, nonce)
+            .unwrap()
+    }
+
+    pub(crate) fn ballot(&self, name: &str, proposal: &Proposal, choice: Choice) -> SignedBallot {
+        vote(&secrets()[&member(name)], member(name), proposal, choice, self.now)
+    }
+
+    /// Proposes and lets the quorum approve; the certificate's digest.
+    pub(crate) fn approve(&mut self, change: Change) -> Digest {
+        let sensitive = matches!(change, Change::SetMembers { .. });
+        let proposal = self.proposal(change);
+        self.must(Action::SubmitProposal(Box::new(proposal.clone())));
+        let mut reply = Reply::Done;
+        for name in &MEMBERS[..if sensitive { 3 } else { 2 }] {
+            let ballot = self.ballot(name, &proposal, Choice::Approve);
+            reply = self.must(Action::CastBallot(Box::new(ballot)));
+        }
+        match reply {
+            Reply::Counted { certificate: Some(certificate), .. } => certificate,
+            other => panic!("not approved: {other:?}"),
+        }
+    }
+
+    /// Registers the model and wraps its key to every admitted node.
+    pub(crate) fn share_model(&mut self, name: &str, bytes: u64) {
+        self.must(Action::RegisterModel(Box::new(model(name, bytes))));
+        let wraps = self.cluster.nodes().map(|node| wrap(name, Recipient::Node(node.id))).collect();
+        self.must(Action::PutWraps(wraps));
+    }
+
+    pub(crate) fn request(&self, spec: &NodeSpec) -> SyncRequest {
+        SyncRequest {
+            boot: 1,
+            version: "test".into(),
+            resources: spec.resources.clone(),
+            isolation: spec.isolation,
+            not_enforced: vec![],
+            slots: self.reports.get(&spec.admission.id).cloned().unwrap_or_default(),
+            governance_length: 0,
+            routes_version: None,
+            wait_ms: 0,
+            desired: Digest::of(b""),
+            logs: vec![],
+        }
+    }
+
+    /// The node asks; true when it may be answered.
+    pub(crate) fn hear(&mut self, name: &str) -> bool {
+        let spec = self.specs[&name.parse::<NodeName>().unwrap()].clone();
+        let request = self.request(&spec);
+        self.observed.heard(spec.admission.id, &request, self.cluster.generation(), self.now).is_ok()
+    }
+
+    pub(crate) fn hear_all(&mut self) {
+        let names: Vec<NodeName> = self.specs.keys().cloned().collect();
+        for name in names {
+            self.hear(name.as_str());
+        }
+    }
+
+    /// Every node says that each slot it shall run is ready, that each draining one is released.
+    pub(crate) fn obey(&mut self) {
+        let specs: Vec<NodeSpec> = self.specs.values().cloned().collect();
+        for spec in specs {
+            self.obey_node(&spec);
+        }
+    }
+
+    pub(crate) fn obey_node(&mut self, spec: &NodeSpec) {
+        let id = spec.admission.id;
+        let mut reports = Vec::new();
+        for assignment in desired_for(&self.cluster, id) {
+            for order in &assignment.orders {
+                let leaves = assignment.draining.contains(&order.slot);
+                let state = if leaves { SlotState::Released } else { SlotState::Ready };
+                reports.push(report(order, state, ""));
+            }
+        }
+        self.reports.insert(id, reports);
+        self.hear(spec.admission.name.as_str());
+    }
+
+    pub(crate) fn set_state(&mut self, service: &str, slot: u32, state: SlotState, detail: &str) {
+        let (service, slot) = (service_name(service), protocol::SlotIndex(slot));
+        let order = self.cluster.services()[&service].slots[&slot].holding.clone().unwrap().order;
+        let reports = self.reports.entry(order.node).or_default();
+        reports.retain(|known| known.service != service || known.slot != slot);
+        reports.push(report(&order, state, detail));
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        plan(&self.cluster, &self.observed, self.now)
+    }
+
+    /// Plans and carries it out; the plan.
+    pub(crate) fn execute(&mut self) -> Plan {
+        let plan = self.plan();
+        self.observed.condemn(&plan);
+        if let Some(command) = plan.command(self.now) {
+            self.must(command.action);
+        }
+        plan
+    }
+
+    /// Plans, executes and obeys until nothing is left to do.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..200 {
+            if self.execute().is_empty() {
+                return;
+            }
+            self.obey();
+        }
+        panic!("never settles: {:?}", self.plan());
+    }
+
+    pub(crate) fn wait(&mut self, ms: u64) {
+        self.now = self.now.plus(ms);
+    }
+
+    /// `slot -> node` of the running slots of a service.
+    pub(crate) fn places(&self, service: &str) -> Vec<String> {
+        let Some(service) = self.cluster.services().get(&service_name(service)) else { return vec![] };
+        let runs = service.held().filter(|(_, holding)| holding.phase == HoldingPhase::Running);
+        runs.map(|(slot, holding)| format!("{slot}@{}", self.cluster.node_name(&holding.order.node)))
+            .collect()
+    }
+}
+
+pub(crate) fn report(order: &protocol::order::SlotOrder, state: SlotState, detail: &str) -> SlotReport {
+    SlotReport {
+        service: order.service.clone(),
+        slot: order.slot,
+        fence: order.fence,
+        state,
+        detail: detail.into(),
+        segments_verified: 3,
+        segments_total: 12,
+        restarts: if state == SlotState::Failed { 9 } else { 0 },
+        metrics: None,
+    }
+}
+
+/// The code of a refusal, or `ok`.
+pub(crate) fn code(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Refused { code, .. } => code.as_str(),
+        _ => "ok",
+    }
+}

@@ -1,0 +1,28 @@
+//! Operators' stories: what is planned, why things wait, what would help. Each is a text file in
+//! `tests/golden`; `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers anew, for review as a diff.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::story;
+
+#[test]
+fn stories_are_told_as_written() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut paths: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 10, "only {} stories", paths.len());
+    let mut different = Vec::new();
+    for path in paths {
+        let written = std::fs::read_to_string(&path).unwrap();
+        let told = story::run(&written);
+        if std::env::var_os("REFRESH_GOLDEN").is_some() {
+            let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut file, told.as_bytes()).unwrap();
+        } else if told != written {
+            different.push(format!("{}:\n{told}", path.display()));
+        }
+    }
+    assert!(different.is_empty(), "told differently:\n{}", different.join("\n"));
+}

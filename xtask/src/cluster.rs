@@ -1,0 +1,126 @@
+//! Tests of the whole: the demonstration's story on real processes, foreign clients against the cluster that
+//! it leaves standing, an end without leftovers, and a second run from what the first left.
+
+use crate::process::{command, root, run, target};
+use crate::{demo, setup};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// Packages of the client tests, pinned.
+const CLIENT_PACKAGES: [&str; 2] = ["openai==3.54.0", "schemathesis==4.32.5"];
+/// How long the story may take on a busy machine.
+const STORY_LIMIT: Duration = Duration::from_secs(300);
+/// What the demonstration prints when it stays up.
+const STAYS_UP: &str = "Kill any process";
+
+fn directory() -> PathBuf {
+    target().join("test-cluster")
+}
+
+/// Runs the story, then the clients, then Ctrl-C; nothing may be left.
+pub(crate) fn demonstration_and_clients() -> Result<(), String> {
+    let python = setup::python("clients", &CLIENT_PACKAGES)?;
+    demo::build()?;
+    let mut up = start(&["--fresh"])?;
+    let outcome = wait_until_up(&mut up).and_then(|()| clients(&python));
+    let stopped = stop(up);
+    outcome.and(stopped)
+}
+
+/// The same directory again, through the story once, ending by itself.
+pub(crate) fn second_run() -> Result<(), String> {
+    let mut up = start(&["--once"])?;
+    forward(&mut up)?;
+    let status = up.wait().map_err(|error| error.to_string())?;
+    if !status.success() {
+        return Err(format!("the second run ended with {status}"));
+    }
+    nothing_is_left()
+}
+
+fn start(flags: &[&str]) -> Result<Child, String> {
+    let mut arguments = demo::arguments()?;
+    arguments.extend(["--dir".into(), directory().display().to_string()]);
+    arguments.extend(flags.iter().map(|flag| (*flag).to_string()));
+    let program = target().join("debug/quorate").display().to_string();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    command(&program, &arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("cannot run {program}: {error}"))
+}
+
+/// Prints what the demonstration prints until it stays up.
+fn wait_until_up(up: &mut Child) -> Result<(), String> {
+    let output = up.stdout.take().ok_or("the demonstration has no output")?;
+    let began = Instant::now();
+    let mut lines = BufReader::new(output).lines();
+    for line in lines.by_ref().map_while(Result::ok) {
+        println!("{line}");
+        if line.contains(STAYS_UP) {
+            // Its last lines fit in the pipe; keeping the reader open keeps it from failing on them.
+            std::mem::forget(lines);
+            return Ok(());
+        }
+        if began.elapsed() > STORY_LIMIT {
+            return Err("the story took too long".into());
+        }
+    }
+    Err("the demonstration ended before it stayed up".into())
+}
+
+fn forward(up: &mut Child) -> Result<(), String> {
+    let output = up.stdout.take().ok_or("the demonstration has no output")?;
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn clients(python: &Path) -> Result<(), String> {
+    let python = python.display().to_string();
+    let context = directory().join("context.json").display().to_string();
+    let key = std::fs::read_to_string(directory().join("api-key")).map_err(|error| error.to_string())?;
+    let gateway = value_of(&context, "gateway")?;
+    run(command(&python, &["serving/tests/openai_client.py"])
+        .env("OPENAI_BASE_URL", format!("{gateway}/v1"))
+        .env("OPENAI_API_KEY", key.trim())
+        .env("QUORATE_EMBEDDING_MODEL", "minilm")
+        .env("QUORATE_CHAT_MODEL", "tiny"))?;
+    run(&mut command(&python, &["control/tests/control_api.py", &context]))
+}
+
+/// A string value of a flat JSON file that this project wrote.
+fn value_of(file: &str, name: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("read {file}: {error}"))?;
+    let after = text.split(&format!("\"{name}\":")).nth(1).and_then(|rest| rest.split('"').nth(1));
+    after.map(str::to_string).ok_or_else(|| format!("{file} has no `{name}`"))
+}
+
+/// Ctrl-C, and a look that nothing stayed behind.
+fn stop(mut up: Child) -> Result<(), String> {
+    run(&mut command("kill", &["-INT", &up.id().to_string()]))?;
+    let status = up.wait().map_err(|error| error.to_string())?;
+    if !status.success() {
+        return Err(format!("the demonstration ended with {status} after Ctrl-C"));
+    }
+    nothing_is_left()
+}
+
+/// No process names the cluster's directory.
+fn nothing_is_left() -> Result<(), String> {
+    let place = directory().display().to_string();
+    let mut left = Vec::new();
+    let processes = std::fs::read_dir("/proc").map_err(|error| error.to_string())?;
+    for process in processes.filter_map(Result::ok) {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let own = process.file_name().to_string_lossy() == std::process::id().to_string();
+        if line.contains(&place) && !own {
+            left.push(line);
+        }
+    }
+    if left.is_empty() { Ok(()) } else { Err(format!("left running: {left:?} (from {})", root().display())) }
+}
