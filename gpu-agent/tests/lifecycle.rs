@@ -6,9 +6,13 @@ mod common;
 use common::{Bench, LEASE_MS, LIMITS, PATIENCE, children, lives, until};
 use gpu_agent::sandbox::{Ended, Launcher, SandboxError, boottime_ms};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Pid, Uid};
 use protocol::sandbox::{SandboxExit, SandboxLimits};
 use std::fs;
+use std::io::{IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -77,6 +81,7 @@ fn a_killed_agent_takes_its_sandboxes_with_it_within_the_lease() {
     let agent = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "agent_to_be_killed", "--nocapture"])
         .env("QUORATE_TEST_AGENT", directory.path())
+        .env("TMPDIR", directory.path())
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -92,6 +97,9 @@ fn a_killed_agent_takes_its_sandboxes_with_it_within_the_lease() {
     let took = killed.elapsed();
     eprintln!("everything ended {took:?} after the agent was killed");
     assert!(took < Duration::from_millis(LEASE_MS) + Duration::from_secs(2), "{took:?}");
+    // The dead agent's successor has nothing to hold and sweeps what is left.
+    let parent = format!("quorate-test/killed-{}-0", agent.id());
+    gpu_agent::sandbox::Cgroups::detect(&parent).unwrap().sweep_stale();
 }
 
 /// Not a test by itself: the agent of the test above.
@@ -140,6 +148,33 @@ fn a_stop_is_a_signal_and_then_an_end() {
     let begun = Instant::now();
     assert_eq!(exit_of(wait_ended(&running)), Some(SandboxExit::Stopped));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+/// The real worker's needs in small: a runtime, signals, a passed connection.
+#[test]
+fn what_a_worker_needs_works_under_its_filter() {
+    let bench = Bench::new("runtime");
+    let running = bench.start("runs", "runtime", TARGETS);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut gateway, _) = listener.accept().unwrap();
+    gateway.set_read_timeout(Some(PATIENCE)).unwrap();
+    let worker = running.connect_worker().unwrap();
+    let numbers = [passed.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let bytes = [IoSlice::new(b"connection\n")];
+    sendmsg::<()>(worker.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).unwrap();
+    drop(passed);
+    gateway.write_all(b"a question").unwrap();
+    let mut answer = [0; 10];
+    let read = gateway.read_exact(&mut answer);
+    let log = String::from_utf8_lossy(&running.log_tail(4096).unwrap()).into_owned();
+    read.unwrap_or_else(|error| panic!("{error}: {log}"));
+    assert_eq!(&answer, b"a question");
+    let _ = running.renew(boottime_ms() + LEASE_MS);
+    running.stop(2_900).unwrap();
+    until("it has ended by itself", || running.ended().is_some());
+    assert_eq!(exit_of(running.ended().unwrap()), Some(SandboxExit::Stopped));
 }
 
 #[test]

@@ -17,6 +17,9 @@ const CPU_QUOTA_US_MIN: u64 = 1_000;
 /// How long removal waits for the last process to be gone from a group: it has been killed already.
 const REMOVE_WAIT: Duration = Duration::from_secs(2);
 
+/// Another agent that sweeps may remove an empty parent that both share, between two steps of ours.
+const CREATE_ATTEMPTS_MAX: u32 = 8;
+
 /// What a controller can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Controller {
@@ -151,8 +154,13 @@ impl Cgroups {
 
     fn make_v1(&self, hierarchy: &Hierarchy, name: &str) -> io::Result<PathBuf> {
         let directory = hierarchy.base.join(&self.parent).join(name);
-        fs::create_dir_all(&directory)?;
-        Ok(directory)
+        let mut attempts = 0..CREATE_ATTEMPTS_MAX;
+        loop {
+            match fs::create_dir_all(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts.next().is_some() => {}
+                result => return result.map(|()| directory),
+            }
+        }
     }
 
     /// Version 2 allows no processes in a group that hands controllers down, so the agent first moves
@@ -178,11 +186,18 @@ impl Cgroups {
         Ok(directory)
     }
 
-    /// Removes every empty group in the agent's subtree: what a crash of the machine's agents left.
-    /// Groups that still hold processes stay. Returns how many directories went.
+    /// Removes every empty group in the agent's subtree, and the subtree when nothing is left of it: what
+    /// a crash of the machine's agents left. Groups that hold processes stay. Returns how many
+    /// directories went. Not to be called while a start is under way.
     pub fn sweep_stale(&self) -> usize {
-        let parents = self.hierarchies.iter().map(|hierarchy| hierarchy.base.join(&self.parent));
-        parents.map(|parent| sweep_children(&parent)).sum()
+        let sweep = |hierarchy: &Hierarchy| {
+            let mut swept = sweep_children(&hierarchy.base.join(&self.parent));
+            for parent in self.parent.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+                swept += usize::from(fs::remove_dir(hierarchy.base.join(parent)).is_ok());
+            }
+            swept
+        };
+        self.hierarchies.iter().map(sweep).sum()
     }
 }
 
@@ -424,8 +439,11 @@ mod tests {
         // A real group with processes answers EBUSY; a directory with a file in it ENOTEMPTY.
         fs::write(pids.join("quorate/busy/file"), "").expect("write");
         let groups = Cgroups::from_tables(&line(&pids, "cgroup", "pids"), "1:pids:/\n", "quorate");
-        assert_eq!(groups.sweep_stale(), 2);
+        assert_eq!(groups.sweep_stale(), 2, "the parent holds a busy group");
         assert!(pids.join("quorate/busy").exists() && !pids.join("quorate/empty").exists());
+        fs::remove_file(pids.join("quorate/busy/file")).expect("remove");
+        assert_eq!(groups.sweep_stale(), 2, "the busy group and the subtree");
+        assert!(pids.exists(), "the agent's own group is not ours to remove");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can go wrong with a sandbox, for its launcher.
 
+use protocol::error_code::{self, ErrorCode};
 use std::io;
 
 /// Why a sandbox could not be started, reached or removed.
@@ -57,10 +58,10 @@ pub enum SandboxError {
 impl SandboxError {
     /// The stable code of this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NoIsolation => "isolation-unavailable",
-            _ => "sandbox-failed",
+            Self::NoIsolation => error_code::ISOLATION_UNAVAILABLE,
+            _ => error_code::SANDBOX_FAILED,
         }
     }
 }

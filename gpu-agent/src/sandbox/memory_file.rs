@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,6 +18,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::raw::c_void;
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 /// A file in shared memory that this process alone can write, for as long as it keeps this value.
 #[derive(Debug)]
@@ -24,10 +26,12 @@ pub struct MemoryFile {
     file: OwnedFd,
     map: NonNull<u8>,
     length: usize,
+    /// Ranges that somebody in this process has in hand: start and end.
+    lent: Mutex<BTreeMap<usize, usize>>,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread; all access goes through `write` and
-// `read`, which copy bytes through raw pointers and never hand out references into the mapping.
+// SAFETY: the mapping belongs to the process, not to a thread; `write` and `read` copy bytes through raw
+// pointers, and `lend` hands each byte to one caller at a time.
 unsafe impl Send for MemoryFile {}
 // SAFETY: as above. Two threads that write the same range at once mix their bytes, as two writers of a
 // file would; `write` documents it.
@@ -47,7 +51,7 @@ impl MemoryFile {
         // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing; it is unmapped
         // in `drop` and not before.
         let map = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &file, 0) }?;
-        let made = Self { file, map: map.cast(), length };
+        let made = Self { file, map: map.cast(), length, lent: Mutex::default() };
         // SAFETY: advice on the mapping that was just made changes no byte of it. A refusal costs speed.
         let _ = unsafe { madvise(map, length, MmapAdvise::MADV_HUGEPAGE) };
         let seals = SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE)
@@ -72,13 +76,35 @@ impl MemoryFile {
         reopen(&self.file)
     }
 
+    /// Lends the `length` bytes at `offset` to `write`, to nobody else of this process meanwhile, and
+    /// returns its verdict. Workers that map the file see bytes change: they wait for their progress byte.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there are no such bytes, `ResourceBusy` when somebody else has some of them.
+    pub fn lend(
+        &self,
+        offset: usize,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<bool> {
+        let end = offset.checked_add(length).filter(|end| *end <= self.length);
+        let _claim = Claim::new(&self.lent, offset, end.ok_or(io::ErrorKind::InvalidInput)?)?;
+        // SAFETY: the range lies inside the mapping, which lives as long as `self`; the claim keeps every
+        // other `lend`, `write` and `read` of this process out of it until it is dropped, also when
+        // `write` unwinds. Other processes map the file read-only and ignore what is not yet published.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.map.as_ptr().add(offset), length) };
+        Ok(write(bytes))
+    }
+
     /// Copies `bytes` to `offset`. Readers see them at once; concurrent writers must not overlap.
     ///
     /// # Panics
-    /// When the range is not within the file: the caller computed it from the same length.
+    /// When the range is not within the file: the caller computed it from the same length. When some of it
+    /// is lent.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
         assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
+        let _claim = Claim::new(&self.lent, offset, end).expect("nobody writes what is lent");
         // SAFETY: the range was checked against the mapping, which lives as long as `self`; `bytes` is
         // ordinary memory of the caller and cannot overlap a mapping to which no reference exists.
         unsafe {
@@ -101,10 +127,11 @@ impl MemoryFile {
     /// Copies bytes out, to check what was written.
     ///
     /// # Panics
-    /// When the range is not within the file.
+    /// When the range is not within the file, or some of it is lent.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
         assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
+        let _claim = Claim::new(&self.lent, offset, end).expect("nobody reads what is lent");
         // SAFETY: as in `write`, the other way.
         unsafe {
             std::ptr::copy_nonoverlapping(self.map.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len());
@@ -116,6 +143,30 @@ impl Drop for MemoryFile {
     fn drop(&mut self) {
         // SAFETY: the mapping was made in `create` with this length and no reference into it exists.
         let _ = unsafe { munmap(self.map.cast::<c_void>(), self.length) };
+    }
+}
+
+/// A range in one caller's hands.
+struct Claim<'a> {
+    lent: &'a Mutex<BTreeMap<usize, usize>>,
+    start: usize,
+}
+
+impl<'a> Claim<'a> {
+    fn new(lent: &'a Mutex<BTreeMap<usize, usize>>, start: usize, end: usize) -> io::Result<Self> {
+        let mut ranges = lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = ranges.range(..end).next_back();
+        if before.is_some_and(|(_, other_end)| *other_end > start) || ranges.contains_key(&start) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        ranges.insert(start, end);
+        Ok(Self { lent, start })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.start);
     }
 }
 
@@ -194,6 +245,24 @@ mod tests {
         let mapped = unsafe { mmap(None, size, writable, MapFlags::MAP_SHARED, &file.file, 0) };
         assert_eq!(mapped.map(|_| ()), Err(Errno::EPERM));
         file.write(0, b"still mine");
+    }
+
+    #[test]
+    fn a_byte_is_lent_to_one_at_a_time() {
+        let file = MemoryFile::create("weights", 100).expect("create");
+        let inner = |offset, length| file.lend(offset, length, &mut |_| true).is_ok();
+        let mut seen = Vec::new();
+        let outer = file.lend(10, 20, &mut |bytes| {
+            bytes.fill(7);
+            seen = vec![inner(0, 10), inner(30, 70), inner(0, 11), inner(29, 1), inner(10, 20), inner(15, 2)];
+            true
+        });
+        assert!(matches!(outer, Ok(true)));
+        assert_eq!(seen, [true, true, false, false, false, false]);
+        assert!(inner(0, 100) && !inner(0, 101) && !inner(usize::MAX, 1));
+        let mut found = [0; 3];
+        file.read(28, &mut found);
+        assert_eq!(found, [7, 7, 0]);
     }
 
     #[test]

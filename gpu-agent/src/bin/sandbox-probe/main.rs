@@ -4,6 +4,7 @@
 
 mod attempts;
 mod call;
+mod runtime;
 
 use attempts::{ATTEMPTS, Target};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -42,6 +43,7 @@ fn run(result: io::Result<()>) -> i32 {
 fn inside(mode: &str) -> io::Result<()> {
     println!("the probe runs as a worker, mode {mode:?}");
     match mode {
+        "runtime" => return runtime::run(),
         "exit-7" => std::process::exit(7),
         "metrics" => {
             let mut pipe = own(protocol::worker::WORKER_METRICS_FD);
