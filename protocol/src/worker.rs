@@ -170,3 +170,13 @@ pub struct WorkerMetrics {
     /// Median of the last requests' time to first token, microseconds.
     pub time_to_first_token_p50_us: u64,
 }
+
+/// What a worker answers to a gateway that asks how it is doing (`GET /worker/v1/load`), as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerLoad {
+    /// How far it is.
+    pub state: WorkerState,
+    /// Its numbers now.
+    pub metrics: WorkerMetrics,
+}

@@ -6,6 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use protocol::error_code as code;
 
 use crate::openai::ApiError;
 
@@ -33,11 +34,11 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Resul
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limit)),
         Ok(Err(_)) => {
-            Err(ApiError::new(StatusCode::BAD_REQUEST, "body-unreadable", "the request body broke off"))
+            Err(ApiError::new(StatusCode::BAD_REQUEST, code::REQUEST_INVALID, "the request body broke off"))
         }
         Err(_) => {
             let message = format!("the request body took longer than {} s", BODY_TIME_MAX.as_secs());
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body-unreadable", message))
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, code::REQUEST_INVALID, message))
         }
     }
 }

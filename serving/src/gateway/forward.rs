@@ -13,6 +13,7 @@ use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use overlay::ResponseBody;
+use protocol::error_code as code;
 use protocol::gateway::RoutedService;
 
 use super::Gateway;
@@ -197,7 +198,7 @@ impl Answer {
                 }
                 Next::Lost => {
                     let error = worker_lost();
-                    self.observation.end(error.status, error.code);
+                    self.observation.end(error.status, error.code.as_str());
                     return Some((Ok(error_event(&error)), None));
                 }
             }
@@ -211,12 +212,12 @@ fn count(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
 
 fn no_worker(services: &[&RoutedService]) -> ApiError {
     let message = format!("no worker serves `{}` at the moment", services[0].model);
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "no-worker", message).retry_after(1)
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1)
 }
 
 fn worker_lost() -> ApiError {
     let message = "the worker that served this request was lost";
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "worker-lost", message).retry_after(1)
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).retry_after(1)
 }
 
 /// What a worker says when it takes nothing now. Its own words are for our log, not for clients.
@@ -225,5 +226,5 @@ async fn refusal(body: ResponseBody) -> ApiError {
     let text = text.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
     tracing::info!(answer = %crate::openai::printable(&String::from_utf8_lossy(&text)), "worker refuses");
     let message = "every worker of this model is busy at the moment";
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "worker-overloaded", message).retry_after(1)
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_OVERLOADED, message).retry_after(1)
 }

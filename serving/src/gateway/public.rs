@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
@@ -96,7 +97,7 @@ async fn infer(
     let mut response = match gateway.try_infer(endpoint, request, observation).await {
         Ok(response) => response,
         Err((error, mut observation)) => {
-            observation.end(error.status, error.code);
+            observation.end(error.status, error.code.as_str());
             error.into_response()
         }
     };
@@ -111,7 +112,7 @@ impl Gateway {
     /// # Errors
     /// 401.
     fn authenticate(&self, table: &Table, headers: &HeaderMap) -> Result<ApiKey, ApiError> {
-        let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, "invalid-api-key", message);
+        let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, code::INVALID_API_KEY, message);
         let shown = headers.get(header::AUTHORIZATION).ok_or_else(|| {
             refuse("you did not provide an API key: send it as `Authorization: Bearer YOUR_KEY`")
         })?;
@@ -153,7 +154,8 @@ impl Gateway {
             let message = format!("rate limit of {limit} requests per minute reached for this API key");
             // Rounded up: who comes back when told finds a place.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate-limit-exceeded", message).retry_after(seconds)
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message)
+                .retry_after(seconds)
         })?;
         let body = crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX).await?;
         let request = Request::parse(endpoint, &body)?;
@@ -182,7 +184,7 @@ fn services<'t>(
             "embeds text: use /v1/embeddings"
         };
         return Err(ApiError::field(
-            "operation-unsupported",
+            code::OPERATION_UNSUPPORTED,
             "model",
             format!("the model `{model}` {other}"),
         ));

@@ -6,6 +6,8 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use serde_json::json;
 
 use crate::batcher::BatchError;
@@ -16,8 +18,8 @@ use crate::batcher::BatchError;
 pub struct ApiError {
     /// HTTP status.
     pub status: StatusCode,
-    /// Stable code, kebab-case.
-    pub code: &'static str,
+    /// Stable code.
+    pub code: ErrorCode,
     /// For people: what is wrong and what would be right.
     pub message: String,
     /// The request's field that is wrong.
@@ -28,12 +30,12 @@ pub struct ApiError {
 
 impl ApiError {
     /// An error about no field in particular.
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), param: None, retry_after: None }
     }
 
     /// A 400 about one field.
-    pub fn field(code: &'static str, param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn field(code: ErrorCode, param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = Some(param.into());
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
     }
@@ -46,16 +48,15 @@ impl ApiError {
 
     /// The model that was asked for is not here.
     pub fn model_not_found(model: &str) -> Self {
-        let message =
-            format!("the model `{}` does not exist or no key of yours may use it", printable(model));
-        let error = Self::field("model-not-found", "model", message);
+        let message = format!("the model `{}` does not exist", printable(model));
+        let error = Self::field(code::MODEL_NOT_FOUND, "model", message);
         Self { status: StatusCode::NOT_FOUND, ..error }
     }
 
     /// A body above the limit; it was not read to its end.
     pub fn body_too_large(limit: usize) -> Self {
         let message = format!("the request body is larger than {limit} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", message)
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::REQUEST_TOO_LARGE, message)
     }
 
     /// What a batcher's refusal means for the field that holds the input.
@@ -63,21 +64,29 @@ impl ApiError {
         let unavailable =
             |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).retry_after(1);
         match error {
-            BatchError::Overloaded { .. } => unavailable("worker-overloaded"),
-            BatchError::Draining => unavailable("worker-draining"),
-            BatchError::Refused { code: "context-exceeded", message } => {
-                Self::field("context-length-exceeded", input, message)
+            BatchError::Overloaded { .. } => unavailable(code::WORKER_OVERLOADED),
+            BatchError::Draining => unavailable(code::WORKER_DRAINING),
+            BatchError::Refused { code: reason, message } => {
+                let code = match *reason {
+                    "context-exceeded" => code::CONTEXT_LENGTH_EXCEEDED,
+                    "operation-unsupported" => {
+                        return Self::field(code::OPERATION_UNSUPPORTED, "model", message);
+                    }
+                    "chat-template-failed" => code::CHAT_TEMPLATE_FAILED,
+                    _ => code::INVALID_VALUE,
+                };
+                Self::field(code, input, message)
             }
-            BatchError::Refused { code, message } => Self::field(code, input, message),
-            BatchError::Failed { code, message } => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
+            BatchError::Failed { code: reason, message } => {
+                let message = format!("{message} ({reason})");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::ENGINE_FAILED, message)
             }
         }
     }
 
     /// The code as OpenAI's clients see it.
     pub fn wire_code(&self) -> String {
-        self.code.replace('-', "_")
+        self.code.as_str().replace('-', "_")
     }
 
     /// The body: `{"error": {...}}`.
@@ -125,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_body_has_openais_shape() {
-        let error = ApiError::field("context-length-exceeded", "messages", "too long");
+        let error = ApiError::field(code::CONTEXT_LENGTH_EXCEEDED, "messages", "too long");
         let expected = r#"{"error":{"code":"context_length_exceeded","message":"too long","param":"messages","type":"invalid_request_error"}}"#;
         assert_eq!(error.body().to_string(), expected);
     }
@@ -138,16 +147,14 @@ mod tests {
 
     #[test]
     fn batcher_refusals_become_openai_errors() {
+        let refused = |code| BatchError::Refused { code, message: "m".into() };
         for (error, status, code) in [
             (BatchError::Overloaded { waiting: 3 }, 503, "worker_overloaded"),
             (BatchError::Draining, 503, "worker_draining"),
-            (
-                BatchError::Refused { code: "context-exceeded", message: "m".into() },
-                400,
-                "context_length_exceeded",
-            ),
-            (BatchError::Refused { code: "token-unknown", message: "m".into() }, 400, "token_unknown"),
-            (BatchError::Failed { code: "device-failed", message: "m".into() }, 500, "device_failed"),
+            (refused("context-exceeded"), 400, "context_length_exceeded"),
+            (refused("operation-unsupported"), 400, "operation_unsupported"),
+            (refused("token-unknown"), 400, "invalid_value"),
+            (BatchError::Failed { code: "device-failed", message: "m".into() }, 500, "engine_failed"),
         ] {
             let answer = ApiError::from_batch(&error, "input");
             assert_eq!((answer.status.as_u16(), answer.wire_code().as_str()), (status, code), "{error:?}");

@@ -3,6 +3,7 @@
 //! What may surprise: a key that stands twice is refused wherever it stands. Most readers keep the last one,
 //! so two of them can understand one request differently.
 
+use protocol::error_code as code;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -13,7 +14,8 @@ use super::error::{ApiError, printable};
 /// # Errors
 /// 400 `invalid-json`.
 pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
-    let wrong = |message: String| ApiError::new(http::StatusCode::BAD_REQUEST, "invalid-json", message);
+    let wrong =
+        |message: String| ApiError::new(http::StatusCode::BAD_REQUEST, code::REQUEST_INVALID, message);
     let text = std::str::from_utf8(body)
         .map_err(|error| wrong(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to())))?;
     let Strict(value) =
@@ -58,7 +60,7 @@ impl Fields {
         let path = self.path(name);
         self.take(name).ok_or_else(|| {
             let message = format!("missing required parameter `{path}`");
-            ApiError::field("missing-parameter", path, message)
+            ApiError::field(code::MISSING_PARAMETER, path, message)
         })
     }
 
@@ -122,7 +124,7 @@ impl Fields {
             Some(value) if !is_neutral(&value) => {
                 let path = self.path(name);
                 let message = format!("`{path}` is not supported by this service with this value");
-                Err(ApiError::field("unsupported-parameter", path, message))
+                Err(ApiError::field(code::UNSUPPORTED_PARAMETER, path, message))
             }
             _ => Ok(()),
         }
@@ -135,7 +137,7 @@ impl Fields {
             Some(name) => {
                 let path = self.path(&printable(name));
                 let message = format!("unknown parameter `{path}`");
-                Err(ApiError::field("unknown-parameter", path, message))
+                Err(ApiError::field(code::UNKNOWN_PARAMETER, path, message))
             }
         }
     }
@@ -144,7 +146,7 @@ impl Fields {
 /// A value of the right kind that is out of range.
 pub(super) fn invalid(path: String, problem: String) -> ApiError {
     let message = format!("`{path}` {problem}");
-    ApiError::field("invalid-value", path, message)
+    ApiError::field(code::INVALID_VALUE, path, message)
 }
 
 /// A value of the wrong kind.
@@ -258,7 +260,7 @@ mod tests {
         let mut fields = parse(br#"{"a": 1, "b\n": 2}"#).expect("an object");
         assert_eq!(fields.count("a", 5), Ok(Some(1)));
         let error = fields.finish().expect_err("b is left");
-        assert_eq!((error.code, error.param.as_deref()), ("unknown-parameter", Some("b\\n")));
+        assert_eq!((error.code, error.param.as_deref()), (code::UNKNOWN_PARAMETER, Some("b\\n")));
     }
 
     #[test]
@@ -278,6 +280,6 @@ mod tests {
         assert!(fields().flag("s").is_err());
         assert!(fields().unserved("t", |value| value == &Value::Bool(false)).is_err());
         assert!(fields().unserved("z", |_| false).is_ok());
-        assert_eq!(fields().require("missing").expect_err("absent").code, "missing-parameter");
+        assert_eq!(fields().require("missing").expect_err("absent").code, code::MISSING_PARAMETER);
     }
 }

@@ -3,6 +3,7 @@
 //! A field that is unknown, or known and not served, is an error that names it; it is never ignored. Fields
 //! that clients send by habit are accepted at the value that asks for nothing.
 
+use protocol::error_code as code;
 use serde_json::Value;
 
 use super::error::{ApiError, printable};
@@ -167,7 +168,7 @@ fn parse_chat(mut fields: Fields) -> Result<Generate, ApiError> {
     let older = fields.count("max_tokens", TOKENS_MAX)?;
     if newer.is_some() && older.is_some() {
         let message = "`max_tokens` and `max_completion_tokens` are the same; give one of them".to_owned();
-        return Err(ApiError::field("invalid-value", "max_tokens", message));
+        return Err(ApiError::field(code::INVALID_VALUE, "max_tokens", message));
     }
     fields.unserved("logprobs", |value| value == false)?;
     fields.unserved("top_logprobs", |_| false)?;
@@ -248,7 +249,9 @@ fn parse_embedding(mut fields: Fields) -> Result<Embed, ApiError> {
 
 fn model(fields: &mut Fields) -> Result<String, ApiError> {
     let model = fields.text("model", MODEL_BYTES_MAX)?.filter(|model| !model.is_empty());
-    model.ok_or_else(|| ApiError::field("missing-parameter", "model", "missing required parameter `model`"))
+    model.ok_or_else(|| {
+        ApiError::field(code::MISSING_PARAMETER, "model", "missing required parameter `model`")
+    })
 }
 
 /// Clients send it by habit; it names their own user and changes no answer.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
+use protocol::error_code as code;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -59,13 +60,13 @@ async fn load(State(service): State<Arc<Service>>) -> Response {
 /// For every path that is not served.
 pub(crate) async fn no_such_path(uri: http::Uri) -> ApiError {
     let message = format!("no such path: {}", openai::printable(uri.path()));
-    ApiError::new(StatusCode::NOT_FOUND, "path-unknown", message)
+    ApiError::new(StatusCode::NOT_FOUND, code::PATH_NOT_FOUND, message)
 }
 
 /// For every method that a path does not serve.
 pub(crate) async fn no_such_method(method: http::Method, uri: http::Uri) -> ApiError {
     let message = format!("{} does not take {method}", openai::printable(uri.path()));
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "path-unknown", message)
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, code::METHOD_NOT_ALLOWED, message)
 }
 
 async fn answer(

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use protocol::Millis;
+use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
 use tokio::sync::watch;
 
@@ -88,9 +89,9 @@ impl Service {
         let (state, detail) = self.state.borrow().clone();
         let (code, message) = match (state, self.batcher.get()) {
             (WorkerState::Ready, Some(batcher)) => return Ok(batcher),
-            (WorkerState::Draining, _) => ("worker-draining", "this worker is draining".to_owned()),
-            (WorkerState::Failed, _) => ("worker-failed", format!("this worker has failed: {detail}")),
-            _ => ("worker-loading", "this worker is still loading its model".to_owned()),
+            (WorkerState::Draining, _) => (code::WORKER_DRAINING, "this worker is draining".to_owned()),
+            (WorkerState::Failed, _) => (code::WORKER_FAILED, format!("this worker has failed: {detail}")),
+            _ => (code::WORKER_LOADING, "this worker is still loading its model".to_owned()),
         };
         Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(1))
     }
@@ -151,7 +152,7 @@ mod tests {
     }
 
     fn refusal(service: &Service) -> &'static str {
-        service.batcher().expect_err("not ready").code
+        service.batcher().expect_err("not ready").code.as_str()
     }
 
     #[test]
