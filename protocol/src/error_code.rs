@@ -153,6 +153,14 @@ codes! {
     MODEL_FORMAT_REFUSED = "model-format-refused";
     /// A weights file is truncated or its header contradicts it.
     MODEL_WEIGHTS_DAMAGED = "model-weights-damaged";
+    /// A model's tensors are not those that its configuration implies.
+    MODEL_WEIGHTS_MISMATCH = "model-weights-mismatch";
+    /// A model's configuration names an architecture that is not built in.
+    MODEL_ARCHITECTURE_UNKNOWN = "model-architecture-unknown";
+    /// A model's configuration or tokenizer file is not what its format says.
+    MODEL_CONFIG_INVALID = "model-config-invalid";
+    /// A model of a known architecture uses a part of it that is not built.
+    MODEL_FEATURE_UNSUPPORTED = "model-feature-unsupported";
     /// A model has a path that leaves its directory or cannot be stored.
     MODEL_PATH_REFUSED = "model-path-refused";
     /// A model is larger than a manifest can name.
@@ -242,6 +250,8 @@ codes! {
     WORKER_DRAINING = "worker-draining";
     /// A worker is still loading its model.
     WORKER_LOADING = "worker-loading";
+    /// Weights stopped arriving while a worker waited for them.
+    WEIGHTS_STALLED = "weights-stalled";
     /// The engine failed while it computed.
     ENGINE_FAILED = "engine-failed";
 

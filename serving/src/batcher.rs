@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
@@ -67,7 +69,7 @@ pub enum BatchError {
     #[error("{message}")]
     Refused {
         /// Stable code.
-        code: &'static str,
+        code: ErrorCode,
         /// What is wrong, for the caller.
         message: String,
     },
@@ -75,7 +77,7 @@ pub enum BatchError {
     #[error("{message}")]
     Failed {
         /// Stable code.
-        code: &'static str,
+        code: ErrorCode,
         /// The whole chain of causes.
         message: String,
     },
@@ -83,11 +85,11 @@ pub enum BatchError {
 
 impl BatchError {
     /// The stable code that `quorate explain` knows.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Overloaded { .. } => "worker-overloaded",
-            Self::Draining => "worker-draining",
-            Self::Refused { code, .. } | Self::Failed { code, .. } => code,
+            Self::Overloaded { .. } => code::WORKER_OVERLOADED,
+            Self::Draining => code::WORKER_DRAINING,
+            Self::Refused { code, .. } | Self::Failed { code, .. } => *code,
         }
     }
 
@@ -214,7 +216,7 @@ impl Batcher {
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
         self.expect_operation(Operation::Generate)?;
         if request.stops.len() > self.limits.stops_max {
-            return Err(refuse("too-many-stops", format!("at most {} stop strings", self.limits.stops_max)));
+            return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
         let front = &self.front;
         let prompt = match request.prompt {
@@ -241,7 +243,7 @@ impl Batcher {
         self.expect_operation(Operation::Embed)?;
         if inputs.is_empty() || inputs.len() > self.limits.inputs_max {
             let message = format!("{} inputs, expected 1 to {}", inputs.len(), self.limits.inputs_max);
-            return Err(refuse("embedding-inputs-invalid", message));
+            return Err(refuse(message));
         }
         let mut sequences = Vec::with_capacity(inputs.len());
         for input in inputs {
@@ -271,12 +273,12 @@ impl Batcher {
 
     fn check_tokens(&self, tokens: Vec<u32>) -> Result<Vec<u32>, BatchError> {
         if tokens.is_empty() {
-            return Err(refuse("input-empty", "the input has no tokens".to_owned()));
+            return Err(refuse("the input has no tokens".to_owned()));
         }
         let vocabulary = self.front.vocabulary();
         if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let message = format!("token {unknown} is not below the vocabulary of {vocabulary}");
-            return Err(refuse("token-unknown", message));
+            return Err(refuse(message));
         }
         let context_tokens_max = self.front.context_tokens_max();
         if tokens.len() > context_tokens_max {
@@ -303,10 +305,10 @@ impl Batcher {
     }
 }
 
-fn refuse(code: &'static str, message: String) -> BatchError {
-    BatchError::Refused { code, message }
+fn refuse(message: String) -> BatchError {
+    BatchError::Refused { code: code::INVALID_VALUE, message }
 }
 
 fn stopped() -> BatchError {
-    BatchError::Failed { code: "engine-stopped", message: "the engine's thread has ended".to_owned() }
+    BatchError::Failed { code: code::ENGINE_FAILED, message: "the engine's thread has ended".to_owned() }
 }

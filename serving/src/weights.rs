@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use memmap2::{Mmap, MmapOptions};
+use protocol::ErrorCode;
+use protocol::error_code as code;
 
 /// Most files in a model directory: the largest published checkpoints have a few hundred shards.
 const FILES_MAX: usize = 4096;
@@ -96,17 +98,16 @@ pub enum WeightsError {
 
 impl WeightsError {
     /// The stable code that `quorate explain` knows.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Open { .. } => "model-unreadable",
-            Self::FileMissing { path } if path == "tokenizer.json" => "model-tokenizer-missing",
-            Self::FileMissing { .. } => "model-file-missing",
-            Self::FormatRefused { .. } => "model-format-refused",
-            Self::Damaged { .. } => "model-weights-damaged",
-            Self::TensorMissing { .. } => "model-tensor-missing",
-            Self::TensorUnexpected { .. } => "model-tensor-unexpected",
-            Self::Layout { .. } => "weights-layout-invalid",
-            Self::Stalled { .. } => "weights-stalled",
+            Self::Open { .. } => code::MODEL_UNREADABLE,
+            Self::FileMissing { path } if path == "tokenizer.json" => code::MODEL_TOKENIZER_MISSING,
+            Self::FileMissing { .. } => code::MODEL_FILE_MISSING,
+            Self::FormatRefused { .. } => code::MODEL_FORMAT_REFUSED,
+            Self::Damaged { .. } => code::MODEL_WEIGHTS_DAMAGED,
+            Self::TensorMissing { .. } | Self::TensorUnexpected { .. } => code::MODEL_WEIGHTS_MISMATCH,
+            Self::Layout { .. } => code::MODEL_MANIFEST_INVALID,
+            Self::Stalled { .. } => code::WEIGHTS_STALLED,
         }
     }
 }

@@ -187,7 +187,7 @@ impl Worker {
     }
 
     fn fail_all(&mut self, error: &BatchError) {
-        tracing::warn!(code = error.code(), "engine step failed: {error}");
+        tracing::warn!(code = %error.code(), "engine step failed: {error}");
         for running in self.running.drain(..) {
             running.fail(error.clone());
             self.engine.close(running.sequence);
@@ -223,7 +223,7 @@ impl Worker {
             }
             Err(error) => {
                 let error = BatchError::failed(&error);
-                tracing::warn!(code = error.code(), "embedding failed: {error}");
+                tracing::warn!(code = %error.code(), "embedding failed: {error}");
                 for job in self.embeddings.drain(..shares.len()) {
                     job.finish(Err(error.clone()));
                     leave(&self.counters.waiting);

@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn too_long_an_input_is_an_error_that_says_how_long() {
         let error = Front::bytes(4).encode_checked("12345", true).expect_err("five tokens");
-        assert_eq!(error.code(), "context-exceeded");
+        assert_eq!(error.code().as_str(), "context-length-exceeded");
         assert_eq!(error.to_string(), "5 tokens exceed the model's context of 4");
     }
 }

@@ -23,6 +23,8 @@ pub mod text;
 use std::sync::Arc;
 
 pub use front::Front;
+use protocol::ErrorCode;
+use protocol::error_code as code;
 
 use crate::weights::{ModelFiles, WeightsError};
 
@@ -90,17 +92,17 @@ pub enum EngineError {
 
 impl EngineError {
     /// The stable code that `quorate explain` knows.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
             Self::Weights(error) => error.code(),
-            Self::ArchitectureUnknown { .. } => "model-architecture-unknown",
-            Self::ConfigInvalid { .. } => "model-config-invalid",
-            Self::FeatureUnsupported { .. } => "model-feature-unsupported",
-            Self::Tokenize { .. } => "tokenize-failed",
-            Self::ChatTemplate { .. } => "chat-template-failed",
-            Self::ContextExceeded { .. } => "context-exceeded",
-            Self::OperationUnsupported { .. } => "operation-unsupported",
-            Self::Device { .. } => "device-failed",
+            Self::ArchitectureUnknown { .. } => code::MODEL_ARCHITECTURE_UNKNOWN,
+            Self::ConfigInvalid { .. } => code::MODEL_CONFIG_INVALID,
+            Self::FeatureUnsupported { .. } => code::MODEL_FEATURE_UNSUPPORTED,
+            Self::Tokenize { .. } => code::INVALID_VALUE,
+            Self::ChatTemplate { .. } => code::CHAT_TEMPLATE_FAILED,
+            Self::ContextExceeded { .. } => code::CONTEXT_LENGTH_EXCEEDED,
+            Self::OperationUnsupported { .. } => code::OPERATION_UNSUPPORTED,
+            Self::Device { .. } => code::ENGINE_FAILED,
         }
     }
 }

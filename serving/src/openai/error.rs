@@ -66,20 +66,12 @@ impl ApiError {
         match error {
             BatchError::Overloaded { .. } => unavailable(code::WORKER_OVERLOADED),
             BatchError::Draining => unavailable(code::WORKER_DRAINING),
-            BatchError::Refused { code: reason, message } => {
-                let code = match *reason {
-                    "context-exceeded" => code::CONTEXT_LENGTH_EXCEEDED,
-                    "operation-unsupported" => {
-                        return Self::field(code::OPERATION_UNSUPPORTED, "model", message);
-                    }
-                    "chat-template-failed" => code::CHAT_TEMPLATE_FAILED,
-                    _ => code::INVALID_VALUE,
-                };
-                Self::field(code, input, message)
+            BatchError::Refused { code, message } => {
+                let field = if *code == code::OPERATION_UNSUPPORTED { "model" } else { input };
+                Self::field(*code, field, message)
             }
-            BatchError::Failed { code: reason, message } => {
-                let message = format!("{message} ({reason})");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::ENGINE_FAILED, message)
+            BatchError::Failed { code, message } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, *code, message)
             }
         }
     }
@@ -151,10 +143,10 @@ mod tests {
         for (error, status, code) in [
             (BatchError::Overloaded { waiting: 3 }, 503, "worker_overloaded"),
             (BatchError::Draining, 503, "worker_draining"),
-            (refused("context-exceeded"), 400, "context_length_exceeded"),
-            (refused("operation-unsupported"), 400, "operation_unsupported"),
-            (refused("token-unknown"), 400, "invalid_value"),
-            (BatchError::Failed { code: "device-failed", message: "m".into() }, 500, "engine_failed"),
+            (refused(code::CONTEXT_LENGTH_EXCEEDED), 400, "context_length_exceeded"),
+            (refused(code::OPERATION_UNSUPPORTED), 400, "operation_unsupported"),
+            (refused(code::INVALID_VALUE), 400, "invalid_value"),
+            (BatchError::Failed { code: code::ENGINE_FAILED, message: "m".into() }, 500, "engine_failed"),
         ] {
             let answer = ApiError::from_batch(&error, "input");
             assert_eq!((answer.status.as_u16(), answer.wire_code().as_str()), (status, code), "{error:?}");

@@ -157,7 +157,7 @@ impl Streaming {
     async fn next(&mut self) -> Event {
         let stopped = || {
             Event::Failed(BatchError::Failed {
-                code: "engine-stopped",
+                code: code::ENGINE_FAILED,
                 message: "the engine ended before the answer did".to_owned(),
             })
         };

@@ -1,0 +1,77 @@
+//! The shipped files, read back and asked by the engine that will serve them.
+
+use std::path::Path;
+
+use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
+use serving::engine::chat::ChatMessage;
+use serving::engine::sampler::Sampling;
+use serving::engine::{EngineOptions, LoadedEngine};
+use serving::weights::ModelFiles;
+
+use crate::lessons::{Lesson, Lessons};
+
+/// Right answers of questions asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    pub right: usize,
+    pub asked: usize,
+}
+
+/// How good the model is, by exact match of whole answers.
+#[derive(Debug)]
+pub(crate) struct Score {
+    pub trained: Share,
+    pub held_out_wordings: Share,
+    pub held_out_sums: Share,
+    /// Some wrong answers, for the card.
+    pub mistakes: Vec<String>,
+}
+
+/// Ask everything that was held out, and a tenth of what was trained.
+pub(crate) fn score(directory: &Path, lessons: &Lessons) -> anyhow::Result<Score> {
+    let files = ModelFiles::open_directory(directory)?;
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let engine = LoadedEngine::open(&files, &options)?;
+    let limits = BatcherLimits { waiting_max: usize::MAX, ..BatcherLimits::default() };
+    let batcher = Batcher::start(Box::new(engine), limits)?;
+    let mut mistakes = Vec::new();
+    let trained: Vec<&Lesson> = lessons.sums.iter().chain(&lessons.facts).step_by(10).collect();
+    let trained = ask(&batcher, &trained, &mut mistakes)?;
+    let wordings = ask(&batcher, &lessons.held_out_wordings.iter().collect::<Vec<_>>(), &mut mistakes)?;
+    mistakes.clear();
+    let sums = ask(&batcher, &lessons.held_out_sums.iter().collect::<Vec<_>>(), &mut mistakes)?;
+    mistakes.truncate(5);
+    let score = Score { trained, held_out_wordings: wordings, held_out_sums: sums, mistakes };
+    println!("{score:#?}");
+    Ok(score)
+}
+
+fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> anyhow::Result<Share> {
+    let mut running = Vec::new();
+    for lesson in lessons {
+        let message = ChatMessage { role: "user".to_owned(), content: lesson.question.clone() };
+        running.push(batcher.generate(GenerateRequest {
+            prompt: Prompt::Chat(vec![message]),
+            sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+            tokens_max: Some(64),
+            stops: Vec::new(),
+        })?);
+    }
+    let mut right = 0;
+    for (lesson, mut generation) in lessons.iter().zip(running) {
+        let mut answer = String::new();
+        while let Some(event) = generation.events.blocking_recv() {
+            match event {
+                Event::Text(text) => answer.push_str(&text),
+                Event::Finished(_) => break,
+                Event::Failed(error) => return Err(error.into()),
+            }
+        }
+        if answer == lesson.answer {
+            right += 1;
+        } else {
+            mistakes.push(format!("{:?} was answered {answer:?}", lesson.question));
+        }
+    }
+    Ok(Share { right, asked: lessons.len() })
+}
