@@ -346,3 +346,53 @@ fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::check_change;
+    use protocol::PublicKey;
+    use protocol::governance::NodeRole;
+    use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+
+    fn node(number: usize) -> NodeAdmission {
+        let key = PublicKey(Digest::of(&number.to_be_bytes()).0);
+        NodeAdmission {
+            name: format!("n{number}").parse().expect("a name"),
+            id: NodeId(key),
+            encryption: EncryptionKey {
+                x25519: key,
+                ml_kem: ByteString(vec![1; ML_KEM_768_PUBLIC_KEY_LENGTH]),
+            },
+            roles: BTreeSet::from([NodeRole::Worker]),
+            region: String::new(),
+            labels: BTreeMap::new(),
+            storage_address: None,
+            gateway: None,
+        }
+    }
+
+    #[test]
+    fn a_full_circle_takes_no_more_nodes_but_replaces_them() {
+        let nodes = (0..limits::NODES_MAX).map(node).map(|node| (node.name.clone(), node)).collect();
+        let state = CircleState {
+            id: CircleId(Digest([0; 32])),
+            name: String::new(),
+            epoch: FIRST_EPOCH,
+            members: BTreeMap::new(),
+            former_members: BTreeSet::new(),
+            policy: Policy { quorums: BTreeMap::new() },
+            control: Vec::new(),
+            tokens: Vec::new(),
+            nodes,
+            subjects: BTreeMap::new(),
+            services: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            length: 0,
+        };
+        let one_more = Change::AdmitNode(Box::new(node(limits::NODES_MAX)));
+        let error = check_change(&state, &one_more).expect_err("the circle is full");
+        assert!(error.to_string().contains("nodes already"), "{error}");
+        assert_eq!(check_change(&state, &Change::AdmitNode(Box::new(node(7)))), Ok(()));
+    }
+}

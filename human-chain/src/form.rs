@@ -31,9 +31,6 @@ pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
     check_members(&genesis.members, &genesis.policy)?;
     check_control(&genesis.control)?;
     check_tokens(&genesis.tokens)?;
-    if genesis.nodes.len() > limits::NODES_MAX {
-        return Err(ChainError::invalid("genesis.nodes", format!("more than {}", limits::NODES_MAX)));
-    }
     let mut names = BTreeSet::new();
     let mut keys: BTreeSet<PublicKey> = genesis.control.iter().map(|replica| replica.key).collect();
     for node in &genesis.nodes {

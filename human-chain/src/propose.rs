@@ -5,6 +5,7 @@ use crate::change::{check_change, subject_of};
 use crate::circle::CircleState;
 use protocol::canonical::to_bytes;
 use protocol::governance::{Change, Proposal, SubjectVersion};
+use protocol::manifest::Manifest;
 use protocol::{Digest, Millis, limits};
 
 /// Longest life of a proposal: thirty days. What nobody approved in a month is asked for again.
@@ -62,11 +63,24 @@ fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
     if proposal.expires_at.0 - proposal.created_at.0 > PROPOSAL_LIFETIME_MS_MAX {
         return refuse("lives longer than thirty days".into());
     }
+    if ends_before_it_begins(proposal) {
+        return refuse("asks for a service whose validity is over already".into());
+    }
     let length = to_bytes(proposal).len();
     if length > limits::PROPOSAL_BYTES_MAX {
         return refuse(format!("is {length} bytes; at most {}", limits::PROPOSAL_BYTES_MAX));
     }
     Ok(())
+}
+
+fn ends_before_it_begins(proposal: &Proposal) -> bool {
+    match &proposal.change {
+        Change::Deploy(manifest) => match manifest.as_ref() {
+            Manifest::Service(service) => service.valid_until.is_some_and(|end| end <= proposal.created_at),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// The proposal names exactly what its change touches, in exactly the state it is in.

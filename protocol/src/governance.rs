@@ -218,7 +218,7 @@ pub enum Change {
 pub struct SubjectVersion {
     /// `service/NAME`, `node/NAME` or `circle`.
     pub subject: String,
-    /// How many approved changes the subject has had; 0 when it does not exist.
+    /// How many approved changes the subject has had, genesis and its end counted; 0 when there never was one.
     pub version: u64,
     /// Digest of the subject's approved value; none when it does not exist.
     pub value: Option<Digest>,

@@ -4,7 +4,7 @@ use crate::support::{
     NOW, approve, check, circle, deploy, enact, genesis, member, name, policy, proposal, secret, signed,
 };
 use human_chain::{CircleState, certify, check_ballot, tally, verify, vote};
-use protocol::governance::{BALLOT_DOMAIN, Choice, Proposal, SignedBallot};
+use protocol::governance::{BALLOT_DOMAIN, Change, Choice, Proposal, SignedBallot};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Epoch, Millis};
 
@@ -115,6 +115,33 @@ fn a_no_is_recorded_and_counts_for_nothing() {
     let voters: Vec<_> = certificate.ballots.iter().map(|signed| signed.ballot.member.as_str()).collect();
     assert_eq!(voters, ["alice", "carol"], "approvals only, sorted");
     check("verifies", verify(&state, &certificate, NOW), "approved");
+}
+
+#[test]
+fn a_no_is_not_taken_back() {
+    let state = circle();
+    let wanted = proposal(&state, deploy(4));
+    let ballots = [Choice::Reject, Choice::Approve].map(|choice| ballot("bob", &wanted, choice));
+    let result = tally(&state, &wanted, &ballots);
+    assert_eq!((result.approved.len(), names(&result.rejected)), (0, vec!["bob"]));
+    check::<()>("second", Err(result.refused[0].1.clone()), "ballot-duplicate: `bob`");
+}
+
+#[test]
+fn ballots_of_two_epochs_are_not_added_up() {
+    let mut state = circle();
+    let old = proposal(&state, deploy(4));
+    let then = ballot("alice", &old, Choice::Approve);
+    let members = state.members().cloned().collect();
+    let rules = policy("3 of (alice, bob, carol)", "2 of (alice, bob, carol)");
+    enact(&mut state, Change::SetMembers { members, policy: rules }, &["alice", "bob"]);
+    let mut now = ballot("bob", &old, Choice::Approve);
+    now.ballot.epoch = state.epoch();
+    now.signature = secret("bob").sign(BALLOT_DOMAIN, &protocol::canonical::to_bytes(&now.ballot));
+    for (case, signed) in [("then", then), ("relabelled", now)] {
+        let result = tally(&state, &old, &[signed]);
+        assert_eq!((result.approved.len(), result.refused.len()), (0, 1), "{case}");
+    }
 }
 
 #[test]

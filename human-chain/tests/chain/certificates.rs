@@ -88,6 +88,9 @@ fn any_invalid_ballot_spoils_the_whole() {
     altered("a crowd", "governance-invalid: too large", |c| {
         c.ballots = vec![c.ballots[0].clone(); limits::MEMBERS_MAX + 1];
     });
+    altered("endless data", "governance-invalid: too large", |c| {
+        c.ballots[1].signature.ml_dsa = ByteString(vec![0; limits::CERTIFICATE_BYTES_MAX]);
+    });
     altered("a late ballot", "proposal-expired: voted after", |c| {
         let late = c.proposal.expires_at.plus(CLOCK_GRACE_MS + 1);
         c.ballots[1] = vote(&secret("bob"), name("bob"), &c.proposal, Choice::Approve, late);
@@ -246,6 +249,8 @@ fn only_what_can_run_is_approved() {
     service("no sequence", INVALID, |s| s.batch_sequences_max = 0);
     service("no token", INVALID, |s| s.context_tokens_max = Some(0));
     service("regions", INVALID, |s| s.placement.regions = vec!["r".into(); 65]);
+    service("over", "governance-invalid: validity is over already", |s| s.valid_until = Some(NOW));
+    service("not over", "approved", |s| s.valid_until = Some(NOW.plus(1)));
     service("labels", INVALID, |s| {
         s.placement.node_selector = (0..65).map(|n| (n.to_string(), String::new())).collect();
     });

@@ -67,6 +67,10 @@ fn every_founder_signs_and_nobody_else() {
     altered.genesis.name = "harbor".into();
     check("altered", CircleState::found(&altered, None), "signature-invalid: `alice`");
 
+    let mut endless = sound.clone();
+    endless.signatures.get_mut(&by("bob")).unwrap().ml_dsa = ByteString(vec![0; limits::GENESIS_BYTES_MAX]);
+    check("endless data", CircleState::found(&endless, None), "governance-invalid: genesis: is too large");
+
     let mut half = sound.clone();
     half.signatures.get_mut(&by("bob")).unwrap().ml_dsa = ByteString(Vec::new());
     check("classical half alone", CircleState::found(&half, None), "signature-invalid: `bob`");
@@ -285,6 +289,9 @@ fn a_policy_keeps_its_floors() {
     founded("as deep as allowed", "approved", |g| {
         g.policy = policy(&format!("{}{ALL}{}", "1 of (".repeat(5), ")".repeat(5)), ALL);
     });
+    let mut deepest = genesis();
+    deepest.policy = policy(&format!("{}{ALL}{}", "1 of (".repeat(5), ")".repeat(5)), ALL);
+    check("the deepest rule travels", read_genesis(&to_bytes(&signed(deepest))), "approved");
     founded("one member alone is a circle", "approved", |g| {
         g.members.truncate(1);
         g.policy = policy("alice", "1 of (alice)");
