@@ -57,8 +57,7 @@ pub fn dry_run(
             match candidates(cluster, &rooms, manifest, in_the_way) {
                 Ok(Candidates { node, name, gpus, .. }) => {
                     if let Some(room) = rooms.iter_mut().find(|room| room.id == node) {
-                        room.take(manifest, &gpus, bytes);
-                        *room.replicas.entry(manifest.name.clone()).or_default() += 1;
+                        room.host(manifest, &gpus, bytes);
                     }
                     hold(&mut service, slot, cluster, node);
                     placements.push(DryRunPlacement { slot, node: name });

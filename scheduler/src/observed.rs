@@ -1,13 +1,15 @@
 //! What the leader alone knows: which nodes it hears, and what they say. Not replicated, not trusted
 //! after a change of leader.
 //!
-//! The leases rest on three rules that the shell must keep:
+//! The leases rest on four rules that the shell must keep:
 //! 1. A new leader answers no agent before its own [`Action::Lead`](crate::Action::Lead) is applied, and
 //!    makes its `Observed` with the cluster's time then.
 //! 2. It answers a request for a lease only after a read barrier that began after the request arrived. An
 //!    agent counts its lease from when it *sent* the request, so no lease given by an earlier leader
 //!    outlives the new leader's first [`LEASE_MS`].
-//! 3. Before it proposes a plan it calls [`Observed::condemn`]; a node whose lapse is under way gets no
+//! 3. Its `now` never jumps ahead of real time: a wall clock that is set forward would end every lease here
+//!    while nodes still count on theirs. Take a wall clock once and count on with a monotonic one.
+//! 4. Before it proposes a plan it calls [`Observed::condemn`]; a node whose lapse is under way gets no
 //!    answer until the plan is decided ([`Observed::heard`] says so). Otherwise a late renewal would
 //!    cross the lapse in the log and two nodes would hold one slot.
 
@@ -100,7 +102,9 @@ impl Observed {
             return Err(LapseUnderWay);
         }
         self.condemned.remove(&node);
-        let heard_at = self.nodes.get(&node).map_or(now, |known| known.heard_at.max(now));
+        // The cluster's time may be ahead of this leader's clock, which counts from there on.
+        let floor = self.nodes.get(&node).map_or(self.leader_since, |known| known.heard_at);
+        let heard_at = now.max(floor);
         self.nodes.insert(
             node,
             ObservedNode {

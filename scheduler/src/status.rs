@@ -24,7 +24,7 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
     let replicas = cluster.circle_state().map_or(0, |state| state.control().len() as u32);
     let mut findings = Vec::new();
     if cluster.circle.is_none() {
-        findings.push(finding("the circle is not founded yet".into(), "quorate circle found".into()));
+        findings.push(finding("the circle is not founded yet".into(), "quorate circle --help".into()));
     }
     findings.extend(replica_findings(leader, replicas));
     findings.extend(node_findings(cluster, observed, now));
@@ -68,11 +68,11 @@ fn finding(message: String, next: String) -> Finding {
 fn replica_findings(leader: LeaderView, replicas: u32) -> Vec<Finding> {
     let mut findings = Vec::new();
     if leader.leader.is_none() {
-        let next = "start the missing control replicas: quorate control --help".to_string();
+        let next = "start the missing control replicas: quorate control run --help".to_string();
         findings.push(finding("no control replica leads; nothing can change".into(), next));
     }
     if let Some(alive) = leader.replicas_alive.filter(|alive| *alive < replicas) {
-        let next = "start the missing control replicas: quorate control --help".to_string();
+        let next = "start the missing control replicas: quorate control run --help".to_string();
         findings.push(finding(format!("{alive} of {replicas} control replicas are heard"), next));
     }
     findings

@@ -275,7 +275,7 @@ pub(crate) fn smallest_change(
     let Some((node, obstacles)) =
         nodes.iter().min_by_key(|(name, obstacles)| (cost(obstacles), name.clone()))
     else {
-        return Some("admit a node: quorate node list shows those that ask".to_string());
+        return Some("admit a node: quorate node pending shows those that ask".to_string());
     };
     let steps: Vec<String> = obstacles.iter().map(|o| remedy_for(cluster, manifest, node, o)).collect();
     Some(steps.join("; and "))

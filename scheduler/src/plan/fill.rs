@@ -1,6 +1,6 @@
 //! The steps that give slots out: which replicas are wanted, and which node takes each.
 
-use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, rooms, running};
+use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, running};
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::{OrderPlan, Step};
 use crate::draft::next_fence;
@@ -145,10 +145,15 @@ impl Planner<'_> {
         except: Option<NodeId>,
     ) -> Result<Candidates, Vec<(NodeName, Vec<Obstacle>)>> {
         let service = self.service(name);
-        let mut rooms = rooms(self.cluster, self.observed, &self.draft.services, self.now);
-        rooms.retain(|room| Some(room.id) != except);
         let in_the_way = |node| service_obstacles(self.cluster, service, node, self.now);
-        candidates(self.cluster, &rooms, &service.manifest, in_the_way)
+        match except {
+            None => candidates(self.cluster, &self.rooms(), &service.manifest, in_the_way),
+            Some(except) => {
+                let others: Vec<Room> =
+                    self.rooms().iter().filter(|room| room.id != except).cloned().collect();
+                candidates(self.cluster, &others, &service.manifest, in_the_way)
+            }
+        }
     }
 
     fn wait(&mut self, name: &ServiceName, replicas: u32, blocked: &Blocked) {

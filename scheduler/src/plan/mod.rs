@@ -9,12 +9,14 @@ mod room;
 mod tidy;
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
-use crate::command::{Action, Actor, Command, OrderPlan, Refusal, SlotName, Step};
+use crate::command::{Action, Actor, Command, OrderPlan, SlotName, Step};
 use crate::draft::Draft;
 use crate::limits::PLAN_STEPS_MAX;
 use crate::observed::Observed;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::{Millis, NodeName, ServiceName, SlotIndex};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, service_obstacles};
 pub(crate) use room::{Obstacle, Room, isolation_word, model_bytes, rooms};
@@ -79,6 +81,9 @@ impl Plan {
 }
 
 /// What should happen next. Empty before the circle is founded and before there is a leader.
+///
+/// # Panics
+/// When a step that was planned is refused by the code that applies it: a broken invariant.
 #[must_use]
 pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
     let mut planner = Planner::new(cluster, observed, now);
@@ -97,8 +102,10 @@ pub(crate) struct Planner<'a> {
     cluster: &'a Cluster,
     observed: &'a Observed,
     now: Millis,
-    pub(crate) draft: Draft<'a>,
-    pub(crate) plan: Plan,
+    draft: Draft<'a>,
+    plan: Plan,
+    /// What nodes have left in the draft; none when a step made it stale.
+    rooms: RefCell<Option<Rc<Vec<Room>>>>,
 }
 
 impl<'a> Planner<'a> {
@@ -106,7 +113,14 @@ impl<'a> Planner<'a> {
         let now = now.max(cluster.now);
         let parent_generation = cluster.generation;
         let plan = Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![] };
-        Self { cluster, observed, now, draft: Draft::new(cluster, now), plan }
+        Self { cluster, observed, now, draft: Draft::new(cluster, now), plan, rooms: RefCell::new(None) }
+    }
+
+    /// What nodes have left after the steps taken so far.
+    fn rooms(&self) -> Rc<Vec<Room>> {
+        let mut kept = self.rooms.borrow_mut();
+        let make = || Rc::new(rooms(self.cluster, self.observed, &self.draft.services, self.now));
+        Rc::clone(kept.get_or_insert_with(make))
     }
 
     /// Takes a step; says whether there was room for it in the plan.
@@ -114,14 +128,27 @@ impl<'a> Planner<'a> {
         if self.plan.steps.len() >= PLAN_STEPS_MAX {
             return false;
         }
-        let result: Result<_, Refusal> = self.draft.execute(&step);
-        debug_assert!(result.is_ok(), "planned a step that is refused: {step:?}: {:?}", result.err());
-        if result.is_err() {
-            return false;
+        if let Err(refusal) = self.draft.execute(&step) {
+            panic!("planned a step that is refused: {step:?}: {refusal}");
         }
+        self.note_in_rooms(&step);
         self.plan.steps.push(step);
         self.plan.reasons.push(Reason { subject, text });
         true
+    }
+
+    /// An order takes from one room; any other step makes all of them stale.
+    fn note_in_rooms(&mut self, step: &Step) {
+        let kept = self.rooms.get_mut();
+        match (step, kept.as_mut().map(Rc::make_mut)) {
+            (Step::Order(order), Some(rooms)) => {
+                let manifest = &self.draft.services[&order.service].manifest;
+                if let Some(room) = rooms.iter_mut().find(|room| room.id == order.node) {
+                    room.host(manifest, &order.gpus, model_bytes(self.cluster, manifest));
+                }
+            }
+            _ => *kept = None,
+        }
     }
 
     /// What a slot's holder last said of it under its present order.

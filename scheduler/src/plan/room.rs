@@ -3,7 +3,7 @@
 //! Amounts are what nodes offer less what is ordered, never what happens to be in use this moment: a plan
 //! must hold at a replica's peak.
 
-use crate::cluster::{Cluster, Service};
+use crate::cluster::{Cluster, HoldingPhase, Service};
 use crate::observed::{Liveness, Observed};
 use protocol::agent::Isolation;
 use protocol::governance::{NodeAdmission, NodeRole};
@@ -118,14 +118,16 @@ pub(crate) fn rooms(
 ) -> Vec<Room> {
     let mut rooms: Vec<Room> = cluster.nodes().map(|node| Room::empty(node, observed, now)).collect();
     rooms.sort_by(|a, b| a.name.cmp(&b.name));
-    for (name, service) in services {
+    let positions: BTreeMap<NodeId, usize> = rooms.iter().enumerate().map(|(i, room)| (room.id, i)).collect();
+    for service in services.values() {
         for (_, holding) in service.held() {
-            let Some(room) = rooms.iter_mut().find(|room| room.id == holding.order.node) else { continue };
+            let Some(position) = positions.get(&holding.order.node) else { continue };
+            let room = &mut rooms[*position];
             let manifest = cluster.manifest_of(&holding.order.certificate).unwrap_or(&service.manifest);
-            let runs = holding.phase == crate::cluster::HoldingPhase::Running;
-            room.take(manifest, &holding.order.gpus, model_bytes(cluster, manifest));
-            if runs {
-                *room.replicas.entry(name.clone()).or_default() += 1;
+            let bytes = model_bytes(cluster, manifest);
+            match holding.phase {
+                HoldingPhase::Running => room.host(manifest, &holding.order.gpus, bytes),
+                _ => room.take(manifest, &holding.order.gpus, bytes),
             }
         }
     }
@@ -165,8 +167,14 @@ impl Room {
         }
     }
 
-    /// Counts a replica as placed here.
-    pub(crate) fn take(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
+    /// Counts a running replica.
+    pub(crate) fn host(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
+        self.take(manifest, gpus, model_bytes);
+        *self.replicas.entry(manifest.name.clone()).or_default() += 1;
+    }
+
+    /// Counts what a replica holds, whether it runs or drains.
+    fn take(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
         let needs = &manifest.resources;
         let memory = self.memory_needed(manifest, model_bytes);
         self.cpu_free = self.cpu_free.saturating_sub(needs.cpu_millicores);
@@ -211,6 +219,13 @@ impl Room {
             obstacles.push(Obstacle::Isolation { wanted: placement.isolation, gives });
         }
         obstacles
+    }
+
+    /// The first of these GPUs that is gone or unhealthy, as far as a node that is heard says.
+    pub(crate) fn lost_gpu(&self, gpus: &[u32]) -> Option<u32> {
+        let works = |index: &u32| self.gpus.iter().any(|gpu| gpu.index == *index && gpu.healthy);
+        let lost = gpus.iter().copied().find(|index| !works(index));
+        lost.filter(|_| self.liveness == Liveness::Alive)
     }
 
     /// Whether one more replica fits: the GPUs that it would get, or everything that is in the way.

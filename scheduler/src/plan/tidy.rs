@@ -90,7 +90,7 @@ impl Planner<'_> {
 
     /// Slots outside the envelope in force, and slots on nodes that may not hold them any more.
     fn drain_misplaced(&mut self, name: &ServiceName) {
-        let rooms = super::rooms(self.cluster, self.observed, &self.draft.services, self.now);
+        let rooms = self.rooms();
         let service = self.service(name);
         let (max, manifest) = (service.manifest.replicas.max, service.manifest.clone());
         let (fresh, old) = running(service);
@@ -102,6 +102,9 @@ impl Planner<'_> {
                 self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
             } else if let Some(obstacle) = unfit.first() {
                 let cause = format!("{} {obstacle}", self.node_name(&holding));
+                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+            } else if let Some(gpu) = room.and_then(|room| room.lost_gpu(&holding.order.gpus)) {
+                let cause = format!("GPU {gpu} of {} is gone or unhealthy", self.node_name(&holding));
                 self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
             }
         }

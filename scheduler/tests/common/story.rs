@@ -42,6 +42,10 @@ impl Teller {
                 world.specs.insert(spec.admission.name.clone(), spec.clone());
                 world.approve(Change::AdmitNode(Box::new(spec.admission)));
             }
+            ["change", name, rest @ ..] => {
+                let spec = parse_node(name, rest);
+                world.specs.insert(spec.admission.name.clone(), spec);
+            }
             ["remove", name] => {
                 world.approve(Change::RemoveNode { node: name.parse().unwrap() });
             }
