@@ -1,0 +1,290 @@
+//! A gateway and its workers in one process, over real sockets: real TLS, real HTTP/2, real tickets. The
+//! engines are simulated (`engine::simulated`): they repeat what they are told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use overlay::descriptors::{FrameReceiver, FrameSender};
+use overlay::{CancellationToken, Identity, reverse_serve};
+use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService, TableAccepted};
+use protocol::manifest::Task;
+use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
+use protocol::{Digest, Fence, Millis, NodeId, SlotIndex, canonical};
+use serving::batcher::{Batcher, BatcherLimits, Snapshot};
+use serving::engine::simulated::Simulated;
+use serving::gateway::{self, Listeners};
+use serving::worker::{Service, Tickets, serving_limits};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+pub(crate) const KEY: &str = "qk-test-key";
+pub(crate) const SCARCE_KEY: &str = "qk-two-a-minute";
+/// Longest any wait in these tests; a healthy one ends within a second.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running gateway and what is needed to talk to it.
+pub(crate) struct Cluster {
+    pub(crate) public: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    workers: SocketAddr,
+    pub(crate) gateway: Identity,
+    pub(crate) node: Identity,
+    agent: (FrameSender, FrameReceiver),
+    client: Client<HttpConnector, Full<Bytes>>,
+    version: u64,
+    shutdown: CancellationToken,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Cluster {
+    /// A gateway without a table and without workers.
+    pub(crate) async fn bare() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("gateway.sock");
+        let bind = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners {
+            public: bind().await.expect("a port"),
+            workers: bind().await.expect("a port"),
+            control: UnixListener::bind(&socket).expect("a socket"),
+            metrics: Some(bind().await.expect("a port")),
+        };
+        let address = |listener: &TcpListener| listener.local_addr().expect("bound");
+        let (public, workers) = (address(&listeners.public), address(&listeners.workers));
+        let metrics = address(listeners.metrics.as_ref().expect("just made"));
+        let gateway = Identity::generate().expect("randomness");
+        let shutdown = CancellationToken::new();
+        tokio::spawn(gateway::serve(listeners, gateway.clone(), None, shutdown.clone()));
+        let agent = UnixStream::connect(&socket).await.expect("the gateway listens");
+        Self {
+            public,
+            metrics,
+            workers,
+            gateway,
+            node: Identity::generate().expect("randomness"),
+            agent: overlay::descriptors::channel(agent),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            version: 0,
+            shutdown,
+            _directory: directory,
+        }
+    }
+
+    /// A gateway whose table has `chat` (model `echo`) and `embed` (model `counter`) with two slots each.
+    pub(crate) async fn start() -> Self {
+        let mut cluster = Self::bare().await;
+        let table = cluster.table(Fence(1));
+        cluster.push(table).await;
+        cluster
+    }
+
+    /// The next table, with all slots on this cluster's node under `fence`.
+    pub(crate) fn table(&mut self, fence: Fence) -> RouteTable {
+        self.version += 1;
+        let node = NodeId(self.node.public_key());
+        let route = |slot| Route { slot: SlotIndex(slot), fence, node, draining: false };
+        let service = |name: &str, model: &str, task| RoutedService {
+            service: name.parse().expect("a name"),
+            model: model.parse().expect("a name"),
+            task,
+            routes: vec![route(0), route(1)],
+        };
+        let key = |name: &str, text: &str, requests_per_minute| ApiKey {
+            name: name.parse().expect("a name"),
+            hash: Digest::of(text.as_bytes()),
+            requests_per_minute,
+        };
+        RouteTable {
+            version: self.version,
+            services: vec![service("chat", "echo", Task::Generate), service("embed", "counter", Task::Embed)],
+            api_keys: vec![key("app", KEY, None), key("scarce", SCARCE_KEY, Some(2))],
+        }
+    }
+
+    /// Pushes a table as the agent does.
+    pub(crate) async fn push(&mut self, table: RouteTable) -> TableAccepted {
+        let (sender, receiver) = &mut self.agent;
+        sender.send(&table, &[]).await.expect("the gateway takes tables");
+        receiver.receive().await.expect("an answer").expect("not the end").0
+    }
+
+    /// A ticket as this cluster's node makes it for its gateway.
+    pub(crate) fn ticket(&self, worker: &Identity, service: &str, slot: u32) -> Ticket {
+        Ticket {
+            service: service.parse().expect("a name"),
+            slot: SlotIndex(slot),
+            fence: Fence(1),
+            node: NodeId(self.node.public_key()),
+            worker: worker.public_key(),
+            gateway: self.gateway.public_key(),
+            expires_at: now().plus(20_000),
+        }
+    }
+
+    /// Connects a worker with the ticket that it ought to have, and waits until it is in the pool.
+    pub(crate) async fn worker(&self, service: &str, slot: u32, engine: Simulated) -> Worker {
+        let before = self.connected().await;
+        let worker = self.stranger(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
+        eventually("the worker is connected", async || self.connected().await > before).await;
+        worker
+    }
+
+    /// Connects a worker with a ticket of the caller's making.
+    pub(crate) async fn stranger(
+        &self,
+        engine: Simulated,
+        ticket: impl Fn(&Identity) -> SignedTicket,
+    ) -> Worker {
+        let identity = Identity::generate().expect("randomness");
+        let batcher = Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread");
+        let service = Arc::new(Service::new(None));
+        service.ready(batcher.clone());
+        let tickets = Tickets::default();
+        let ticket = ticket(&identity);
+        tickets.put(ticket.clone());
+        let tcp = TcpStream::connect(self.workers).await.expect("the gateway listens");
+        tcp.set_nodelay(true).expect("tcp");
+        let preface = Bytes::from(canonical::to_bytes(&ticket));
+        let router = tickets.router(service.clone());
+        let (own, gateway) = (identity.clone(), self.gateway.public_key());
+        let connection = tokio::spawn(async move {
+            let never = CancellationToken::new();
+            let _ = reverse_serve(tcp, &own, gateway, preface, serving_limits(), router, never).await;
+        });
+        Worker { identity, service, batcher, tickets, connection }
+    }
+
+    /// Signed by this cluster's node.
+    pub(crate) fn signed(&self, ticket: Ticket) -> SignedTicket {
+        let signature = self.node.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
+        SignedTicket { ticket, signature }
+    }
+
+    /// Workers in the pool, as the metrics tell.
+    pub(crate) async fn connected(&self) -> u64 {
+        let models = ["echo", "counter"].map(|model| format!("quorate_workers{{model_name=\"{model}\"}}"));
+        let metrics = self.metrics().await;
+        models.iter().map(|name| metrics.get(name).copied().unwrap_or(0.0) as u64).sum()
+    }
+
+    /// All metrics by name and labels.
+    pub(crate) async fn metrics(&self) -> BTreeMap<String, f64> {
+        let request = Request::get(format!("http://{}/metrics", self.metrics)).body(Full::default());
+        let response = self.client.request(request.expect("valid")).await.expect("an answer");
+        let text = String::from_utf8(whole(response).await.1.to_vec()).expect("text");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .filter_map(|line| {
+                let (name, value) = line.rsplit_once(' ')?;
+                Some((name.to_owned(), value.parse().ok()?))
+            })
+            .collect()
+    }
+
+    /// Sends a request with the good key.
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Bytes>) -> Response<Incoming> {
+        self.request(Method::POST, path, Some(KEY), body).await
+    }
+
+    /// Sends any request.
+    pub(crate) async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: impl Into<Bytes>,
+    ) -> Response<Incoming> {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.public));
+        if let Some(key) = key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(body.into())).expect("valid");
+        self.client.request(request).await.expect("an answer")
+    }
+
+    /// Sends a request and reads a JSON answer.
+    pub(crate) async fn json(&self, path: &str, body: &str) -> (StatusCode, serde_json::Value) {
+        let (status, body) = whole(self.post(path, body.to_owned()).await).await;
+        (status, serde_json::from_slice(&body).expect("JSON"))
+    }
+}
+
+/// A worker that a test can end at any moment.
+pub(crate) struct Worker {
+    pub(crate) identity: Identity,
+    pub(crate) service: Arc<Service>,
+    pub(crate) tickets: Tickets,
+    batcher: Batcher,
+    connection: JoinHandle<()>,
+}
+
+impl Worker {
+    /// As `kill -9` does: the connection is gone without a word.
+    pub(crate) fn kill(&self) {
+        self.connection.abort();
+    }
+
+    /// Whether the gateway has closed the connection.
+    pub(crate) fn is_left(&self) -> bool {
+        self.connection.is_finished()
+    }
+
+    /// What its engine is doing.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.batcher.snapshot()
+    }
+}
+
+/// Waits until `level` holds.
+pub(crate) async fn eventually(what: &str, mut level: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !level().await {
+        assert!(Instant::now() < deadline, "{what} never came true");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A whole answer.
+pub(crate) async fn whole(response: Response<Incoming>) -> (StatusCode, Bytes) {
+    let status = response.status();
+    (status, response.into_body().collect().await.expect("a whole body").to_bytes())
+}
+
+/// The data of a stream's events.
+pub(crate) async fn events(response: Response<Incoming>) -> Vec<String> {
+    let (status, body) = whole(response).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    let text = String::from_utf8(body.to_vec()).expect("text");
+    text.split_terminator("\n\n")
+        .map(|event| event.strip_prefix("data: ").expect("an event").to_owned())
+        .collect()
+}
+
+/// A chat of one message.
+pub(crate) fn chat(content: &str, more: &str) -> String {
+    let content = serde_json::Value::from(content);
+    format!(r#"{{"model": "echo", "messages": [{{"role": "user", "content": {content}}}]{more}}}"#)
+}
+
+pub(crate) fn now() -> Millis {
+    Millis(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64)
+}
+
+/// Generates by repeating; each token takes `step`.
+pub(crate) fn echo(step: Duration) -> Simulated {
+    Simulated::decoder(256, 4096).with_step_time(step)
+}

@@ -1,0 +1,384 @@
+//! The gateway and its workers as clients meet them: OpenAI's shapes, keys, quotas, limits, tickets, and
+//! workers that die. Real connections in one process; the engines are simulated.
+
+mod cluster;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cluster::{Cluster, KEY, SCARCE_KEY, chat, echo, events, eventually, now, whole};
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
+use overlay::Identity;
+use protocol::order::{SignedTicket, Ticket};
+use protocol::{Fence, NodeId};
+use serde_json::{Value, json};
+use serving::engine::simulated::Simulated;
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+const EMBEDDINGS: &str = "/v1/embeddings";
+
+fn error_of(answer: &(StatusCode, Value)) -> (u16, &str, &str) {
+    let error = &answer.1["error"];
+    assert!(error["message"].is_string() && error["type"].is_string(), "{error}");
+    (answer.0.as_u16(), error["code"].as_str().unwrap_or(""), error["param"].as_str().unwrap_or(""))
+}
+
+#[tokio::test]
+async fn answers_have_openais_shapes() {
+    let cluster = Cluster::start().await;
+    let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let _embed = cluster.worker("embed", 0, Simulated::encoder(64, 4)).await;
+
+    let (status, answer) = cluster.json(CHAT, &chat("hello", "")).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["object"], "chat.completion");
+    assert_eq!(answer["choices"][0]["message"]["content"], "user: hello");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["usage"]["completion_tokens"], 12, "eleven bytes and the end");
+
+    let body = r#"{"model": "echo", "prompt": "x\nabcdef", "max_tokens": 3}"#;
+    let (_, answer) = cluster.json(COMPLETIONS, body).await;
+    assert_eq!(
+        answer["choices"][0],
+        json!({"index": 0, "text": "abc", "logprobs": null, "finish_reason": "length"})
+    );
+    let body = r#"{"model": "chat", "prompt": "abcdef", "stop": ["de"]}"#;
+    let (_, answer) = cluster.json(COMPLETIONS, body).await;
+    assert_eq!(answer["choices"][0]["text"], "abc", "a service's name is a model's name too");
+
+    let (_, floats) = cluster.json(EMBEDDINGS, r#"{"model": "counter", "input": ["ab", [97, 98]]}"#).await;
+    assert_eq!(floats["usage"], json!({"prompt_tokens": 4, "total_tokens": 4}));
+    assert_eq!(floats["data"][0]["embedding"], floats["data"][1]["embedding"], "text and its tokens agree");
+    assert_eq!(floats["data"][1]["index"], 1);
+    let body = r#"{"model": "counter", "input": "ab", "encoding_format": "base64"}"#;
+    let (_, base64) = cluster.json(EMBEDDINGS, body).await;
+    assert_eq!(base64["data"][0]["embedding"].as_str().expect("text").len(), 24, "16 bytes in base64");
+
+    let models = cluster.request(Method::GET, "/v1/models", Some(KEY), "").await;
+    let models: Value = serde_json::from_slice(&whole(models).await.1).expect("JSON");
+    assert_eq!(models["data"].as_array().expect("a list").len(), 2);
+    let model = cluster.request(Method::GET, "/v1/models/echo", Some(KEY), "").await;
+    assert_eq!(whole(model).await.0, 200);
+}
+
+#[tokio::test]
+async fn streams_are_events_that_add_up() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let more = r#", "stream": true, "stream_options": {"include_usage": true}"#;
+    let response = cluster.post(CHAT, chat("hi", more)).await;
+    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+    assert!(response.headers().contains_key("x-request-id"));
+    assert!(!response.headers().contains_key("quorate-prompt-tokens"), "internal headers stay inside");
+    let mut events = events(response).await;
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    let events: Vec<Value> = events.iter().map(|event| serde_json::from_str(event).expect("JSON")).collect();
+    assert_eq!(events[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(events[0]["usage"], Value::Null);
+    let text: String = events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, "user: hi");
+    let usage = events.last().expect("events");
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], 9);
+    assert_eq!(events[events.len() - 2]["choices"][0]["finish_reason"], "stop");
+
+    let metrics = cluster.metrics().await;
+    assert_eq!(metrics["quorate_generation_tokens_total{model_name=\"echo\"}"], 9.0);
+    assert_eq!(metrics["quorate_time_to_first_token_seconds_count{model_name=\"echo\"}"], 1.0);
+}
+
+#[tokio::test]
+async fn a_seed_makes_answers_repeatable() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let body = chat("hi", r#", "seed": 3, "temperature": 1.5, "top_p": 0.9"#);
+    let first = cluster.json(CHAT, &body).await.1;
+    let second = cluster.json(CHAT, &body).await.1;
+    assert_eq!(first["choices"], second["choices"]);
+    assert_ne!(first["id"], second["id"]);
+}
+
+#[tokio::test]
+async fn keys_are_needed_and_never_said_back() {
+    let cluster = Cluster::start().await;
+    for key in [None, Some(""), Some("qk-wrong"), Some("qk-test-kez")] {
+        let response = cluster.request(Method::POST, CHAT, key, chat("hi", "")).await;
+        assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        let (status, body) = whole(response).await;
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(error_of(&(status, body.clone())), (401, "invalid_api_key", ""));
+        assert!(!body.to_string().contains("qk-"), "{body}");
+        let models = cluster.request(Method::GET, "/v1/models", key, "").await;
+        assert_eq!(models.status(), 401);
+    }
+}
+
+#[tokio::test]
+async fn a_quota_is_kept_and_says_when_to_come_back() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    for _ in 0..2 {
+        let response = cluster.request(Method::POST, CHAT, Some(SCARCE_KEY), chat("hi", "")).await;
+        assert_eq!(response.status(), 200);
+    }
+    let response = cluster.request(Method::POST, CHAT, Some(SCARCE_KEY), chat("hi", "")).await;
+    let seconds: u64 = response.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((1..=30).contains(&seconds), "{seconds}");
+    let (status, body) = whole(response).await;
+    let answer = (status, serde_json::from_slice(&body).expect("JSON"));
+    assert_eq!(error_of(&answer), (429, "rate_limit_exceeded", ""));
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200, "other keys go on");
+}
+
+#[tokio::test]
+async fn bad_requests_are_told_apart() {
+    let cluster = Cluster::start().await;
+    let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let _embed = cluster.worker("embed", 0, Simulated::encoder(64, 4)).await;
+    let long = "x".repeat(300);
+    for (path, body, expected) in [
+        (CHAT, chat("hi", r#", "top_k": 4"#), (400, "unknown_parameter", "top_k")),
+        (CHAT, chat("hi", r#", "n": 2"#), (400, "unsupported_parameter", "n")),
+        (CHAT, "{".to_owned(), (400, "request_invalid", "")),
+        (CHAT, chat("hi", "").replace("echo", "nobody"), (404, "model_not_found", "model")),
+        (CHAT, chat("hi", "").replace("echo", "counter"), (400, "operation_unsupported", "model")),
+        (
+            EMBEDDINGS,
+            r#"{"model": "echo", "input": "a"}"#.to_owned(),
+            (400, "operation_unsupported", "model"),
+        ),
+        (
+            EMBEDDINGS,
+            r#"{"model": "counter", "input": "a", "dimensions": 2}"#.to_owned(),
+            (400, "unsupported_parameter", "dimensions"),
+        ),
+        (
+            EMBEDDINGS,
+            format!(r#"{{"model": "counter", "input": "{long}"}}"#),
+            (400, "context_length_exceeded", "input"),
+        ),
+        (EMBEDDINGS, r#"{"model": "counter", "input": [9999]}"#.to_owned(), (400, "invalid_value", "input")),
+        (CHAT, chat(&long, ""), (400, "context_length_exceeded", "messages")),
+        (
+            COMPLETIONS,
+            r#"{"model": "echo", "prompt": "a", "max_tokens": 1000}"#.to_owned(),
+            (400, "context_length_exceeded", "prompt"),
+        ),
+        ("/v1/images/generations", "{}".to_owned(), (404, "path_not_found", "")),
+    ] {
+        let answer = cluster.json(path, &body).await;
+        assert_eq!(error_of(&answer), expected, "{path} {body}");
+    }
+    let (status, _) = whole(cluster.post(CHAT, Bytes::from_static(b"{\"model\": \"\xff\"}")).await).await;
+    assert_eq!(status, 400, "invalid UTF-8");
+    let response = cluster.request(Method::GET, CHAT, Some(KEY), "").await;
+    assert_eq!(response.status(), 405);
+}
+
+#[tokio::test]
+async fn a_body_of_100_mb_is_refused_without_being_read() {
+    let cluster = Cluster::start().await;
+    let answer = cluster.json(CHAT, &" ".repeat(100_000_000)).await;
+    assert_eq!(error_of(&answer), (413, "request_too_large", ""));
+}
+
+#[tokio::test]
+async fn without_a_worker_clients_are_told_to_come_back() {
+    let cluster = Cluster::start().await;
+    let response = cluster.post(CHAT, chat("hi", "")).await;
+    assert_eq!(response.headers()["retry-after"], "1");
+    let (status, body) = whole(response).await;
+    assert_eq!(error_of(&(status, serde_json::from_slice(&body).expect("JSON"))), (503, "no_worker", ""));
+}
+
+#[tokio::test]
+async fn requests_go_to_the_least_busy_worker() {
+    let cluster = Cluster::start().await;
+    let slow = Duration::from_secs(60);
+    let one = cluster.worker("chat", 0, echo(slow)).await;
+    let two = cluster.worker("chat", 1, echo(slow)).await;
+    let running = || one.snapshot().requests_running + two.snapshot().requests_running;
+    let requests: Vec<_> = (0..4).map(|_| cluster.post(CHAT, chat("hi", ""))).collect();
+    tokio::select! {
+        _ = futures::future::join_all(requests) => panic!("no answer comes within a minute"),
+        () = eventually("both have two", async || {
+            let waiting = one.snapshot().requests_waiting + two.snapshot().requests_waiting;
+            running() + waiting == 4
+        }) => {}
+    }
+    let load =
+        |worker: &cluster::Worker| worker.snapshot().requests_running + worker.snapshot().requests_waiting;
+    assert_eq!((load(&one), load(&two)), (2, 2));
+}
+
+#[tokio::test]
+async fn an_unanswered_request_survives_its_workers_death() {
+    let cluster = Cluster::start().await;
+    let doomed = cluster.worker("chat", 0, echo(Duration::from_secs(60))).await;
+    for more in ["", r#", "stream": true"#] {
+        let doomed_again;
+        let victim = if more.is_empty() {
+            &doomed
+        } else {
+            doomed_again = cluster.worker("chat", 0, echo(Duration::from_secs(60))).await;
+            &doomed_again
+        };
+        let request = cluster.post(CHAT, chat("hi", more));
+        let kill = async {
+            eventually("it runs", async || victim.snapshot().requests_running == 1).await;
+            let heir = cluster.worker("chat", 1, echo(Duration::ZERO)).await;
+            victim.kill();
+            heir
+        };
+        let (response, heir) = tokio::join!(request, kill);
+        let (status, body) = whole(response).await;
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+        heir.kill();
+        eventually("all are gone", async || cluster.connected().await == 0).await;
+    }
+    assert_eq!(cluster.metrics().await["quorate_request_retries_total{model_name=\"echo\"}"], 2.0);
+}
+
+#[tokio::test]
+async fn a_death_in_midstream_is_told() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.worker("chat", 0, echo(Duration::from_millis(20))).await;
+    let response = cluster.post(CHAT, chat(&"long ".repeat(20), r#", "stream": true"#)).await;
+    let mut body = response.into_body();
+    let mut text = String::new();
+    while let Some(frame) = body.frame().await {
+        let data = frame.expect("the stream ends in order").into_data().expect("data");
+        text.push_str(std::str::from_utf8(&data).expect("text"));
+        worker.kill();
+    }
+    let last = text.trim_end().rsplit("data: ").next().expect("an event");
+    let last: Value = serde_json::from_str(last).expect("JSON");
+    assert_eq!(last["error"]["code"], "worker_lost", "{text}");
+    assert!(!text.contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_stops_the_engine() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.worker("chat", 0, echo(Duration::from_millis(20))).await;
+    let text = "long ".repeat(20);
+    let stream = cluster.post(CHAT, chat(&text, r#", "stream": true"#)).await;
+    assert_eq!(worker.snapshot().requests_running, 1);
+    drop(stream);
+    eventually("the stream's work stops", async || worker.snapshot().requests_cancelled_total == 1).await;
+    tokio::select! {
+        _ = cluster.post(CHAT, chat(&text, "")) => panic!("the answer takes two seconds"),
+        () = eventually("it runs", async || worker.snapshot().requests_running == 1) => {}
+    }
+    eventually("the whole answer's work stops", async || worker.snapshot().requests_cancelled_total == 2)
+        .await;
+    assert_eq!(worker.snapshot().requests_finished_total, 0);
+}
+
+#[tokio::test]
+async fn a_draining_worker_is_left_for_another() {
+    let cluster = Cluster::start().await;
+    let one = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let two = cluster.worker("chat", 1, echo(Duration::ZERO)).await;
+    one.service.drain();
+    for _ in 0..6 {
+        assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
+    }
+    assert_eq!(two.snapshot().requests_finished_total, 6);
+    two.service.drain();
+    let answer = cluster.json(CHAT, &chat("hi", "")).await;
+    assert!(matches!(error_of(&answer), (503, "no_worker" | "worker_overloaded", "")), "{answer:?}");
+}
+
+/// Connects a worker whose ticket `alter` changed, and returns the reason of its refusal.
+async fn refusal(alter: impl Fn(&Cluster, &mut Ticket), forge: bool) -> String {
+    let cluster = Cluster::start().await;
+    let worker = cluster
+        .stranger(echo(Duration::ZERO), |worker| {
+            let mut ticket = cluster.ticket(worker, "chat", 0);
+            alter(&cluster, &mut ticket);
+            let SignedTicket { ticket, mut signature } = cluster.signed(ticket);
+            signature.0[0] ^= u8::from(forge);
+            SignedTicket { ticket, signature }
+        })
+        .await;
+    eventually("the worker is turned away", async || worker.is_left()).await;
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
+    let metrics = cluster.metrics().await;
+    let refused =
+        metrics.keys().find_map(|name| name.strip_prefix("quorate_tickets_refused_total{reason=\""));
+    refused.expect("a refusal is counted").trim_end_matches("\"}").to_owned()
+}
+
+#[tokio::test]
+async fn lapsed_forged_and_foreign_tickets_are_refused() {
+    let stranger = || Identity::generate().expect("randomness").public_key();
+    assert_eq!(refusal(|_, _| {}, true).await, "signature");
+    assert_eq!(refusal(|_, ticket| ticket.expires_at = now(), false).await, "expired");
+    assert_eq!(refusal(|_, ticket| ticket.worker = stranger(), false).await, "foreign_worker");
+    assert_eq!(refusal(|_, ticket| ticket.gateway = stranger(), false).await, "foreign_gateway");
+    assert_eq!(refusal(|_, ticket| ticket.node = NodeId(stranger()), false).await, "signature");
+    assert_eq!(refusal(|_, ticket| ticket.fence = Fence(0), false).await, "fence");
+}
+
+#[tokio::test]
+async fn a_ticket_that_is_not_renewed_lapses() {
+    let cluster = Cluster::start().await;
+    let short =
+        |worker: &Identity| Ticket { expires_at: now().plus(1500), ..cluster.ticket(worker, "chat", 0) };
+    let worker = cluster.stranger(echo(Duration::ZERO), |worker| cluster.signed(short(worker))).await;
+    eventually("it is connected", async || cluster.connected().await == 1).await;
+    let renewed = Ticket { expires_at: now().plus(3000), ..cluster.ticket(&worker.identity, "chat", 0) };
+    let until = renewed.expires_at;
+    worker.tickets.put(cluster.signed(renewed));
+    eventually("the gateway hangs up", async || worker.is_left()).await;
+    assert!(now() >= until, "it was kept as long as its renewal said");
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
+}
+
+#[tokio::test]
+async fn a_slot_that_moved_is_left_at_once() {
+    let mut cluster = Cluster::start().await;
+    let old = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
+    let table = cluster.table(Fence(2));
+    assert_eq!(cluster.push(table).await.version, 2);
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
+    eventually("the old worker is left", async || old.is_left()).await;
+}
+
+#[tokio::test]
+async fn an_older_or_unusable_table_changes_nothing() {
+    let mut cluster = Cluster::start().await;
+    let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let mut older = cluster.table(Fence(7));
+    older.version = 1;
+    assert_eq!(cluster.push(older.clone()).await.version, 1);
+    older.version = 9;
+    older.services.push(older.services[0].clone());
+    assert_eq!(cluster.push(older).await.version, 1, "a service stands twice");
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_about_to_end_gets_nothing_new() {
+    let mut cluster = Cluster::start().await;
+    let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let mut table = cluster.table(Fence(1));
+    table.services[0].routes[0].draining = true;
+    cluster.push(table).await;
+    assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
+}
+
+#[tokio::test]
+async fn a_worker_may_be_faster_than_the_table() {
+    let mut cluster = Cluster::bare().await;
+    let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 1));
+    let worker = cluster.stranger(echo(Duration::ZERO), ticket).await;
+    let table = cluster.table(Fence(1));
+    cluster.push(table).await;
+    eventually("it is served", async || cluster.json(CHAT, &chat("hi", "")).await.0 == 200).await;
+    assert!(!worker.is_left());
+}
