@@ -8,7 +8,7 @@ pub use models::{
 
 use crate::files;
 use anyhow::{Context as _, Result, anyhow};
-use gpu_agent::agent::{AgentConfig, GatewayConfig, Offer, StorageConfig};
+use gpu_agent::agent::{AgentConfig, GatewayConfig, ResourceCaps, StorageConfig};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{NodeAdmission, SignedGenesis};
@@ -155,7 +155,7 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     }
     let gateway = match (settings.gateway_workers, settings.gateway_api) {
         (Some(workers), Some(api)) => Some(GatewayConfig {
-            api,
+            public: api,
             workers,
             metrics: settings.gateway_metrics,
             identity_file: directory.join("gateway.key"),
@@ -173,7 +173,10 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         gateway,
         program,
         serve_program,
-        offer: Offer { cpu_millicores: settings.cpu_millicores, memory_bytes: settings.memory_bytes },
+        resources: ResourceCaps {
+            cpu_millicores: settings.cpu_millicores,
+            memory_bytes: settings.memory_bytes,
+        },
         device: gpu_agent::device::open(settings.simulate_gpus.as_deref())?,
         cgroup_parent: settings.cgroup.unwrap_or_else(|| format!("quorate/{name}")),
         ids_first: settings.ids_first,
