@@ -7,6 +7,7 @@
 //! Start reading at [`governance`] (what people sign) and [`manifest`] (what they ask for).
 
 pub mod agent;
+pub mod agent_state;
 pub mod api;
 pub mod canonical;
 pub mod digest;

@@ -140,8 +140,8 @@ impl Chain {
             let message = format!("bundle of form {}; this release reads {BUNDLE_VERSION}", bundle.version);
             return Err(refused(Refusal::new(protocol::error_code::GOVERNANCE_INVALID, message)));
         }
-        let approved =
-            verify(&self.state, &bundle.certificate, self.synced_at).map_err(|error| refused(error.into()))?;
+        let approved = verify(&self.state, &bundle.certificate, self.synced_at)
+            .map_err(|error| refused(error.into()))?;
         // On the disk first; only then does the node know it.
         let path = self.path(self.state.length() + 1);
         files::write_atomically(&path, &canonical::to_bytes(&bundle)).map_err(|error| {

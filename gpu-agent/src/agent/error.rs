@@ -67,7 +67,7 @@ impl AgentError {
             Self::File { .. } | Self::Orders { .. } => error_code::AGENT_STATE_UNUSABLE,
             Self::InUse { .. } => error_code::DIRECTORY_IN_USE,
             Self::Address { .. } | Self::Configuration(_) => error_code::REQUEST_INVALID,
-            Self::Sandbox(error) => sandbox_code(error),
+            Self::Sandbox(error) => error.code(),
             Self::Storage(error) => error.code(),
             Self::Listener(error) => error.code(),
         }
@@ -78,11 +78,6 @@ impl AgentError {
         let path = path.to_path_buf();
         move |source| Self::File { action, path, source }
     }
-}
-
-/// The stable code of a sandbox's error.
-pub(super) fn sandbox_code(error: &SandboxError) -> ErrorCode {
-    ErrorCode::find(error.code()).unwrap_or(error_code::SANDBOX_FAILED)
 }
 
 /// An error and all of its causes, in one line.

@@ -37,7 +37,7 @@ pub enum BookError {
 }
 
 /// The orders and fences of one node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct OrderBook {
     fences: BTreeMap<SlotKey, Fence>,
     held: BTreeMap<SlotKey, Held>,
@@ -171,9 +171,10 @@ impl OrderBook {
                 });
             }
             let before = order.signed.order.fence.0.checked_sub(1).map(Fence);
-            let grant = state.as_ref().map_err(Clone::clone).and_then(|state| {
-                check_order(state, &order.signed, node, before, order.accepted_at)
-            });
+            let grant = state
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(|state| check_order(state, &order.signed, node, before, order.accepted_at));
             match grant {
                 Ok(grant) => {
                     self.held.insert(key, Held { order, grant: Arc::new(grant) });

@@ -99,7 +99,8 @@ impl Judge<'_> {
     fn check_bundle(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<(), Refusal> {
         let order = &signed.order;
         if bundle.version != BUNDLE_VERSION {
-            let message = format!("the bundle has form {}; this release reads {BUNDLE_VERSION}", bundle.version);
+            let message =
+                format!("the bundle has form {}; this release reads {BUNDLE_VERSION}", bundle.version);
             return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
         }
         let digest = bundle.certificate.digest();
@@ -167,4 +168,3 @@ pub(super) fn may_be_early(refusal: &Refusal) -> bool {
     ];
     early.contains(&refusal.code)
 }
-

@@ -148,9 +148,8 @@ fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Optio
     let key = key.clone();
     let running = view.running.get(&key);
     let draining = named.assignment.draining.contains(&key.slot);
-    let going = must_go(view, held, running).or_else(|| {
-        draining.then(|| Going { reason: "control asks it to finish".into(), at_once: false })
-    });
+    let going = must_go(view, held, running)
+        .or_else(|| draining.then(|| Going { reason: "control asks it to finish".into(), at_once: false }));
     match (running, going) {
         (Some(running), _) if running.fence != held.order.signed.order.fence => {
             Some(Action::End { key, reason: "it runs under another order than the one held".into() })

@@ -1,0 +1,484 @@
+//! The agent's loop: one place that hears control, the slots, the operator and the clock, asks the core what
+//! follows, and does it. Everything is written down before it is acted on.
+
+use super::admin::{Handed, verdict};
+use super::chain::{Chain, RefusedBundle};
+use super::clock::{Lease, wall_clock};
+use super::control_client::{ControlClient, Outcome};
+use super::core::{Action, Judge, NodeFacts, OrderBook, Refusal, SlotKey, View, reconcile};
+use super::gateway::GatewayStatus;
+use super::models::Supplies;
+use super::node::Node;
+use super::orders::OrderFile;
+use super::prometheus::{GatewayNumbers, Numbers};
+use super::slot::{self, Command, SlotEnded, SlotHandle};
+use super::status::{plain_report, refused_report};
+use crate::sandbox::boottime_ms;
+use overlay::CancellationToken;
+use protocol::agent::{
+    Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
+};
+use protocol::gateway::RouteTable;
+use protocol::governance::NodeAdmission;
+use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
+use protocol::{CircleId, Digest, Fence, Millis, error_code};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Least time between two requests: an answer that brings news asks for the next one, and a hostile replica
+/// must not set the pace.
+const SYNC_GAP: Duration = Duration::from_millis(50);
+/// Pause after a round in which nobody answered.
+const SYNC_AGAIN: Duration = Duration::from_millis(150);
+/// Pause between two requests to be admitted.
+const ENROL_INTERVAL: Duration = Duration::from_secs(2);
+/// How often levels are compared though nothing happened: for deadlines.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a worker that must end may take to finish. Those that serve are drained before.
+const END_GRACE_MS: u64 = 3_000;
+/// The same when the agent itself ends; within a lease, which nobody renews then.
+const SHUTDOWN_GRACE_MS: u64 = 2_000;
+/// How long the agent's end waits for its slots.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
+/// How often the same trouble is logged.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A request on its way, and what must be put back if it does not arrive.
+struct InFlight {
+    exchange: Pin<Box<dyn Future<Output = Outcome<SyncResponse>> + Send>>,
+    lines: Vec<WorkerLine>,
+    farewells: BTreeSet<(SlotKey, Fence)>,
+}
+
+/// What the agent counts.
+#[derive(Debug, Default)]
+struct Counts {
+    syncs: u64,
+    sync_failures: u64,
+    bundles_refused: u64,
+    orders_refused: u64,
+}
+
+/// All that the loop owns.
+pub(super) struct Actor {
+    pub(super) node: Arc<Node>,
+    pub(super) control: Arc<ControlClient>,
+    pub(super) chain: Chain,
+    pub(super) orders: OrderFile,
+    pub(super) book: OrderBook,
+    pub(super) admission: NodeAdmission,
+    pub(super) circle: CircleId,
+    pub(super) boot: u64,
+    pub(super) slots: BTreeMap<SlotKey, SlotHandle>,
+    pub(super) tasks: JoinSet<SlotEnded>,
+    pub(super) routes: watch::Sender<Option<RouteTable>>,
+    pub(super) gateway: Option<Arc<GatewayStatus>>,
+    pub(super) numbers: Arc<Mutex<Numbers>>,
+    pub(super) state: Volatile,
+}
+
+/// What is gone with the process, and may be.
+#[derive(Default)]
+pub(super) struct Volatile {
+    desired: Option<Desired>,
+    desired_digest: Option<Digest>,
+    chain_complete: bool,
+    refused_bundles: BTreeMap<Digest, Refusal>,
+    /// Orders that are refused now.
+    refusals: BTreeMap<SlotKey, (Fence, Refusal)>,
+    /// Slots given back that control was not yet told of.
+    farewells: BTreeSet<(SlotKey, Fence)>,
+    /// Why accepted orders could not be written down.
+    trouble: Option<String>,
+    counts: Counts,
+    complained_at: Option<Instant>,
+    answered_at: Option<Instant>,
+}
+
+impl Actor {
+    /// Runs until `shutdown`, then ends the slots in order.
+    pub(super) async fn run(mut self, mut handed: mpsc::Receiver<Handed>, shutdown: CancellationToken) {
+        let mut in_flight: Option<InFlight> = None;
+        let mut next_sync = Instant::now();
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        let node = self.node.clone();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep_until(next_sync), if in_flight.is_none() => {
+                    next_sync = Instant::now() + SYNC_GAP;
+                    in_flight = Some(self.begin_sync());
+                }
+                outcome = exchange(&mut in_flight) => {
+                    let sent = in_flight.take().expect("it has just ended");
+                    let pause = self.synced(sent, outcome).await;
+                    next_sync = next_sync.max(Instant::now() + pause);
+                }
+                () = node.news.notified() => {
+                    // Control hears the news at once, unless that would keep its answers from arriving.
+                    if self.is_answered_lately() && let Some(sent) = in_flight.take() {
+                        self.node.logs.put_back(sent.lines);
+                    }
+                }
+                Some(ended) = self.tasks.join_next() => self.slot_ended(ended),
+                Some(Handed { order, verdict: answer }) = handed.recv() => {
+                    let judged = self.with_judge(|judge| judge.judge(&order.bundle, &order.order).map(drop));
+                    let verdict = verdict(judged);
+                    tracing::info!(accepted = verdict.accepted, code = ?verdict.code, "judged a handed order");
+                    let _ = answer.send(verdict);
+                }
+                _ = looks.tick() => self.reconcile(),
+            }
+        }
+        self.end_slots().await;
+    }
+
+    fn is_answered_lately(&self) -> bool {
+        let limit = Duration::from_millis(LEASE_MS / 3);
+        self.state.answered_at.is_some_and(|at| at.elapsed() < limit)
+    }
+
+    fn with_judge<R>(&self, judge: impl FnOnce(Judge<'_>) -> R) -> R {
+        let facts = NodeFacts {
+            id: self.node.id(),
+            isolation: self.node.launcher.isolation().level,
+            gpus: self.node.resources.gpus(&*self.node.device).iter().map(|gpu| gpu.index).collect(),
+        };
+        judge(Judge {
+            circle: self.chain.state(),
+            history: self.chain.history(),
+            facts: &facts,
+            book: &self.book,
+            now: wall_clock(),
+        })
+    }
+
+    /// Says how this node is, and asks.
+    fn begin_sync(&mut self) -> InFlight {
+        let lines = self.node.logs.take();
+        let slots = self.reports();
+        self.publish(&slots);
+        let isolation = self.node.launcher.isolation();
+        let request = SyncRequest {
+            boot: self.boot,
+            version: env!("CARGO_PKG_VERSION").into(),
+            resources: self.node.resources.now(&*self.node.device),
+            isolation: isolation.level,
+            not_enforced: self.not_enforced(&isolation.not_enforced),
+            slots,
+            governance_length: self.chain.state().length(),
+            routes_version: self.gateway.as_ref().map(|status| status.routes_version.load(Ordering::Relaxed)),
+            wait_ms: SYNC_INTERVAL_MS as u32,
+            desired: self.state.desired_digest.unwrap_or(Digest([0; Digest::LENGTH])),
+            logs: lines.clone(),
+        };
+        let control = self.control.clone();
+        let exchange = Box::pin(async move { control.sync(&request).await });
+        InFlight { exchange, lines, farewells: self.state.farewells.clone() }
+    }
+
+    fn not_enforced(&self, of_node: &[String]) -> Vec<String> {
+        let mut labels: BTreeSet<String> = of_node.iter().cloned().collect();
+        for slot in self.slots.values() {
+            labels.extend(slot.status.lock().not_enforced.iter().cloned());
+        }
+        labels.into_iter().collect()
+    }
+
+    fn reports(&self) -> Vec<SlotReport> {
+        let state = &self.state;
+        let running = self.slots.iter().map(|(key, slot)| slot.status.report(key, slot.fence));
+        let released =
+            self.book.all_held().filter(|(key, held)| held.order.released && !self.slots.contains_key(key));
+        let released = released.map(|(key, held)| (key, held.order.signed.order.fence));
+        let farewells = state.farewells.iter().map(|(key, fence)| (key, *fence));
+        let gone = released.chain(farewells);
+        let gone = gone.map(|(key, fence)| plain_report(key, fence, SlotState::Released, "the slot is free"));
+        let refused =
+            state.refusals.iter().map(|(key, (fence, refusal))| refused_report(key, *fence, refusal));
+        running.chain(gone).chain(refused).collect()
+    }
+
+    /// What became of a request. Returns how long to wait before the next.
+    async fn synced(&mut self, sent: InFlight, outcome: Outcome<SyncResponse>) -> Duration {
+        match outcome {
+            Outcome::Answered(response, sent_boottime_ms) => {
+                self.state.counts.syncs += 1;
+                self.state.answered_at = Some(Instant::now());
+                self.state.complained_at = None;
+                for farewell in &sent.farewells {
+                    self.state.farewells.remove(farewell);
+                }
+                self.absorb(*response, sent_boottime_ms);
+                Duration::ZERO
+            }
+            Outcome::NotAdmitted => {
+                self.node.logs.put_back(sent.lines);
+                self.enrol().await;
+                ENROL_INTERVAL
+            }
+            Outcome::Failed(reasons) => {
+                self.node.logs.put_back(sent.lines);
+                self.state.counts.sync_failures += 1;
+                self.complain(&format!("no control replica answers: {reasons}"));
+                SYNC_AGAIN
+            }
+        }
+    }
+
+    /// Takes in what control said, in the order that keeps every promise: what the circle decided, then
+    /// what this node shall be, and the lease last, when nothing runs any more that should not.
+    fn absorb(&mut self, response: SyncResponse, sent_boottime_ms: u64) {
+        let sent_at = Millis(wall_clock().0.saturating_sub(boottime_ms().saturating_sub(sent_boottime_ms)));
+        if response.governance.is_empty() {
+            self.chain.complete_at(sent_at);
+            self.state.chain_complete = true;
+        } else {
+            self.take_governance(response.governance);
+        }
+        if let Some(desired) = response.desired {
+            self.state.desired_digest = Some(desired.digest());
+            self.routes.send_if_modified(|routes| {
+                let differs = *routes != desired.routes;
+                if differs {
+                    routes.clone_from(&desired.routes);
+                }
+                differs
+            });
+            self.state.desired = Some(desired);
+        }
+        self.reconcile();
+        let until_boottime_ms = sent_boottime_ms + response.lease_ms.min(LEASE_MS);
+        self.node.lease.send_if_modified(|lease| {
+            let longer = until_boottime_ms > lease.until_boottime_ms;
+            if longer {
+                *lease = Lease { until_boottime_ms };
+            }
+            longer
+        });
+    }
+
+    fn take_governance(&mut self, bundles: Vec<protocol::governance::Bundle>) {
+        self.state.chain_complete = false;
+        let before = self.chain.state().length();
+        if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles) {
+            // Whoever sent it will send it again, and what hangs on it is refused, not awaited.
+            self.state.chain_complete = true;
+            self.state.counts.bundles_refused += 1;
+            self.complain(&format!("a governance bundle is refused: {refusal}"));
+            if self.state.refused_bundles.len() >= protocol::limits::PROPOSALS_OPEN_MAX {
+                self.state.refused_bundles.pop_first();
+            }
+            self.state.refused_bundles.insert(certificate, refusal);
+        }
+        let length = self.chain.state().length();
+        if length > before {
+            tracing::info!(length, "the circle's decisions are verified and kept");
+            self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
+        }
+    }
+
+    /// Compares what is wanted with what is, and does what follows.
+    pub(super) fn reconcile(&mut self) {
+        while self.reconcile_once() {}
+        self.supply();
+    }
+
+    /// One comparison; true if orders were accepted, so that the next one starts them.
+    fn reconcile_once(&mut self) -> bool {
+        let Some(desired) = &self.state.desired else { return false };
+        let running: BTreeMap<_, _> =
+            self.slots.iter().map(|(key, slot)| (key.clone(), slot.status.running(slot.fence))).collect();
+        let actions = self.with_judge(|judge| {
+            reconcile(&View {
+                judge,
+                desired,
+                chain_complete: self.state.chain_complete,
+                refused_bundles: &self.state.refused_bundles,
+                running: &running,
+            })
+        });
+        let before = self.book.clone();
+        let (mut accepted, mut changed) = (false, false);
+        let known = std::mem::take(&mut self.state.refusals);
+        let mut forgotten = Vec::new();
+        for action in actions {
+            match action {
+                Action::Accept { signed, grant } => {
+                    tracing::info!(slot = %SlotKey::of(&signed.order), fence = %signed.order.fence, "order accepted");
+                    self.book.accept(*signed, *grant, self.chain.state().length(), wall_clock());
+                    (accepted, changed) = (true, true);
+                }
+                Action::Start { key } => self.start_slot(key, None),
+                Action::Drain { key, reason } => self.tell(&key, Command::Drain, &reason),
+                Action::End { key, reason } => {
+                    self.tell(&key, Command::End { grace_ms: END_GRACE_MS }, &reason)
+                }
+                Action::Release { key, reason } => {
+                    tracing::info!(slot = %key, reason, "slot released");
+                    self.book.release(&key);
+                    changed = true;
+                }
+                Action::Forget { key } => {
+                    forgotten.extend(
+                        self.book.held(&key).map(|held| (key.clone(), held.order.signed.order.fence)),
+                    );
+                    self.book.forget(&key);
+                    changed = true;
+                }
+                Action::Refuse { key, fence, refusal } => {
+                    if known.get(&key) != Some(&(fence, refusal.clone())) {
+                        self.state.counts.orders_refused += 1;
+                        tracing::error!(slot = %key, %fence, code = %refusal.code, reason = refusal.message, "order refused");
+                        self.node.news.notify_one();
+                    }
+                    self.state.refusals.insert(key, (fence, refusal));
+                }
+            }
+        }
+        if changed && !self.save_or_undo(before) {
+            return false;
+        }
+        self.state.farewells.extend(forgotten);
+        accepted
+    }
+
+    /// Writes the book down, or takes back what was just noted in it: it does not count then.
+    fn save_or_undo(&mut self, before: OrderBook) -> bool {
+        match self.orders.save(&self.book, &self.chain) {
+            Ok(()) => {
+                self.state.trouble = None;
+                true
+            }
+            Err(error) => {
+                self.book = before;
+                let path = self.orders.path().display();
+                let trouble = format!("{}: write {path}: {error}", error_code::AGENT_STATE_UNUSABLE);
+                self.complain(&trouble);
+                self.state.trouble = Some(trouble);
+                false
+            }
+        }
+    }
+
+    fn tell(&self, key: &SlotKey, command: Command, reason: &str) {
+        if let Some(slot) = self.slots.get(key)
+            && slot.command(command)
+        {
+            tracing::info!(slot = %key, fence = %slot.fence, ?command, reason, "slot told to leave");
+        }
+    }
+
+    /// Starts the task of a slot whose order is held: the proof is in the book, or nothing starts.
+    pub(super) fn start_slot(&mut self, key: SlotKey, adopted: Option<crate::sandbox::Running>) {
+        let Some(held) = self.book.held(&key) else { return };
+        let (order, grant) = (held.order.signed.order.clone(), held.grant.clone());
+        let handle = slot::spawn(&mut self.tasks, self.node.clone(), grant, order, None, adopted);
+        self.slots.insert(key, handle);
+    }
+
+    /// Tells every slot where its model lies, as control says now.
+    fn supply(&self) {
+        for assignment in self.state.desired.iter().flat_map(|desired| &desired.assignments) {
+            for signed in &assignment.orders {
+                if let Some(slot) = self.slots.get(&SlotKey::of(&signed.order)) {
+                    let (record, wrap) = (assignment.model.clone(), assignment.wrap.clone());
+                    slot.supply(Supplies { record, wrap });
+                }
+            }
+        }
+    }
+
+    fn slot_ended(&mut self, ended: Result<SlotEnded, tokio::task::JoinError>) {
+        let SlotEnded { key, fence } = match ended {
+            Ok(ended) => ended,
+            // A broken invariant: known state is on the disk, and whoever started this process starts it again.
+            Err(error) => panic!("a slot's task broke: {error}"),
+        };
+        if self.slots.get(&key).is_some_and(|slot| slot.fence == fence) {
+            self.slots.remove(&key);
+        }
+        if self.book.held(&key).is_some_and(|held| held.order.signed.order.fence == fence) {
+            let before = self.book.clone();
+            self.book.release(&key);
+            self.save_or_undo(before);
+        }
+        self.reconcile();
+        self.node.news.notify_one();
+    }
+
+    async fn enrol(&mut self) {
+        let request = EnrolRequest { admission: self.admission.clone() };
+        match self.control.enrol(&request).await {
+            Outcome::Answered(answer, _) => {
+                let EnrolResponse { admitted, genesis } = *answer;
+                if human_chain::circle_id(&genesis.genesis) != self.circle {
+                    self.complain("control belongs to another circle than the pinned one");
+                } else if !admitted {
+                    self.complain(&format!("`{}` waits for the circle to admit it", self.admission.name));
+                }
+            }
+            Outcome::NotAdmitted => self.complain("control does not let this node ask for admission"),
+            Outcome::Failed(reasons) => self.complain(&format!("ask for admission: {reasons}")),
+        }
+    }
+
+    /// Logs trouble loudly, and the same trouble not again for a while.
+    fn complain(&mut self, text: &str) {
+        if self.state.complained_at.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
+            self.state.complained_at = Some(Instant::now());
+            tracing::error!("{text}");
+        } else {
+            tracing::debug!("{text}");
+        }
+    }
+
+    fn publish(&self, slots: &[SlotReport]) {
+        let until = self.node.lease.borrow().until_boottime_ms;
+        let models = self.node.models.in_memory().into_iter();
+        let counts = &self.state.counts;
+        let numbers = Numbers {
+            slots: slots.to_vec(),
+            lease_remaining_ms: until.saturating_sub(boottime_ms()),
+            governance_length: self.chain.state().length(),
+            syncs: counts.syncs,
+            sync_failures: counts.sync_failures,
+            bundles_refused: counts.bundles_refused,
+            orders_refused: counts.orders_refused,
+            shard_faults: self.node.models.faults(),
+            models: models.map(|(root, verified, bytes)| (root.to_string(), verified, bytes)).collect(),
+            gateway: self.gateway.as_ref().map(|status| GatewayNumbers {
+                routes_version: status.routes_version.load(Ordering::Relaxed),
+                restarts: u64::from(status.restarts.load(Ordering::Relaxed)),
+                workers: u64::from(status.workers.load(Ordering::Relaxed)),
+            }),
+        };
+        *self.numbers.lock().unwrap_or_else(PoisonError::into_inner) = numbers;
+    }
+
+    /// Ends every slot in order. Their orders stay held: the next start goes on with them if control still
+    /// names them.
+    async fn end_slots(&mut self) {
+        for slot in self.slots.values() {
+            slot.command(Command::End { grace_ms: SHUTDOWN_GRACE_MS });
+        }
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_LIMIT, all).await.is_err() {
+            tracing::error!("some slots did not end in time; their leases end them");
+        }
+    }
+}
+
+async fn exchange(in_flight: &mut Option<InFlight>) -> Outcome<SyncResponse> {
+    match in_flight {
+        Some(sent) => sent.exchange.as_mut().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,114 @@
+//! The agent's socket for its operator: hand it an order and see what it thinks of it. Orders that come this
+//! way are judged, never executed, so the socket gives nobody any power.
+
+use super::core::Refusal;
+use overlay::CancellationToken;
+use overlay::descriptors::{FrameError, channel};
+use protocol::agent_state::{HandOrder, Verdict};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Name of the socket in the agent's directory, mode 0600.
+pub const ADMIN_SOCKET: &str = "agent.sock";
+/// Conversations at once; an operator needs one.
+const CONVERSATIONS_MAX: usize = 8;
+/// Longest silence in a conversation.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// Long enough not to spin when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// An order that somebody on this machine handed over, and where the verdict goes.
+pub(super) struct Handed {
+    pub(super) order: HandOrder,
+    pub(super) verdict: oneshot::Sender<Verdict>,
+}
+
+/// What is answered.
+pub(super) fn verdict(judged: Result<(), Refusal>) -> Verdict {
+    match judged {
+        Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
+        Err(refusal) => Verdict { accepted: false, code: Some(refusal.code), message: refusal.message },
+    }
+}
+
+/// Binds the socket in the agent's own directory, which nobody else may enter; one that a dead agent left is
+/// replaced. The path may be longer than a socket's name.
+pub(super) fn bind(directory: &Path) -> io::Result<UnixListener> {
+    let path = directory.join(ADMIN_SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let handle = File::open(directory)?;
+    let listener = UnixListener::bind(short_path(&handle, ADMIN_SOCKET))?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A path of any length as a socket's name of at most 107 bytes.
+pub(super) fn short_path(directory: &File, name: &str) -> String {
+    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())
+}
+
+/// Serves the socket until `shutdown`.
+pub(super) async fn serve(listener: UnixListener, handed: mpsc::Sender<Handed>, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (handed, shutdown) = (handed.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                ended = converse(stream, handed) => if let Err(error) = ended {
+                    tracing::info!(%error, "talk on the admin socket ended");
+                },
+                () = shutdown.cancelled() => {}
+            }
+        });
+    }
+}
+
+async fn converse(stream: UnixStream, handed: mpsc::Sender<Handed>) -> Result<(), FrameError> {
+    let (mut sender, mut receiver) = channel(stream);
+    loop {
+        let frame = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<HandOrder>()).await;
+        let Ok(frame) = frame else { return Ok(()) };
+        let Some((order, _)) = frame? else { return Ok(()) };
+        let (verdict, answer) = oneshot::channel();
+        if handed.send(Handed { order, verdict }).await.is_err() {
+            return Ok(());
+        }
+        let Ok(answer) = answer.await else { return Ok(()) };
+        sender.send(&answer, &[]).await?;
+    }
+}
+
+/// Hands an order to the agent that works in `directory` and returns what it thinks of it.
+///
+/// # Errors
+/// When no agent answers there, or not in the expected form.
+pub async fn hand_order(directory: &Path, order: &HandOrder) -> Result<Verdict, FrameError> {
+    let handle = File::open(directory)?;
+    let stream = UnixStream::connect(short_path(&handle, ADMIN_SOCKET)).await?;
+    let (mut sender, mut receiver) = channel(stream);
+    sender.send(order, &[]).await?;
+    let answer = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<Verdict>()).await;
+    match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
+        Some((verdict, _)) => Ok(verdict),
+        None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+    }
+}

@@ -1,0 +1,69 @@
+//! What an agent is told at its start.
+
+use super::resources::ResourceCaps;
+use crate::device::Device;
+use model_store::EncryptionSecret;
+use overlay::Identity;
+use protocol::CircleId;
+use protocol::governance::{NodeAdmission, SignedGenesis};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tokio::net::TcpListener;
+
+/// What an agent is told at its start. Everything that it opens itself lies below `directory`.
+pub struct AgentConfig {
+    /// Its own directory: chain, orders, sandboxes, admin socket. Made if it is not there, mode 0700.
+    pub directory: PathBuf,
+    /// Its key: TLS name, and signer of tickets.
+    pub identity: Identity,
+    /// What model keys are wrapped to.
+    pub encryption: EncryptionSecret,
+    /// How the circle begins.
+    pub genesis: SignedGenesis,
+    /// The circle's id, pinned.
+    pub circle: CircleId,
+    /// What it asks to be admitted as while no certificate admits it. The name in it is its own.
+    pub admission: NodeAdmission,
+    /// What it offers to store, if anything.
+    pub storage: Option<StorageConfig>,
+    /// The gateway that it runs, if any.
+    pub gateway: Option<GatewayConfig>,
+    /// This program's own executable, which knows `sandbox-init`.
+    pub program: PathBuf,
+    /// The `quorate-serve` executable.
+    pub serve_program: PathBuf,
+    /// The most that it offers.
+    pub resources: ResourceCaps,
+    /// Its GPUs.
+    pub device: Box<dyn Device>,
+    /// Subtree of control groups for its sandboxes, below the group it runs in.
+    pub cgroup_parent: String,
+    /// First of the user ids that its sandboxes may take.
+    pub ids_first: u32,
+    /// How many pairs of them.
+    pub id_pairs: u32,
+    /// Where to serve Prometheus metrics; loopback.
+    pub metrics: Option<TcpListener>,
+}
+
+/// Directories that a node offers as stores.
+pub struct StorageConfig {
+    /// Where admitted peers connect: the admitted storage address.
+    pub listener: TcpListener,
+    /// Directories by the name of the store. Their parents must be there.
+    pub stores: BTreeMap<String, PathBuf>,
+}
+
+/// A gateway process. The agent keeps the listening sockets, so that the ports outlive the process.
+pub struct GatewayConfig {
+    /// Where applications connect.
+    pub public: TcpListener,
+    /// Where workers connect: the admitted gateway address.
+    pub workers: TcpListener,
+    /// Where to serve the gateway's Prometheus metrics; loopback.
+    pub metrics: Option<TcpListener>,
+    /// The gateway's own key, as admitted.
+    pub identity_file: PathBuf,
+    /// Certificate chain and private key for applications, PEM; none = plain HTTP on loopback.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}

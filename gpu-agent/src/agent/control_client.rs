@@ -1,0 +1,155 @@
+//! Asking control: the leader if it is known, any replica otherwise. An answer of a replica that does not
+//! lead names the leader.
+
+use super::error::{AgentError, chain_of};
+use crate::sandbox::boottime_ms;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use overlay::{Backoff, Client, Identity, Limits, PublicKey};
+use protocol::agent::{EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
+use protocol::canonical;
+use protocol::error_code;
+use protocol::governance::ControlReplica;
+use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Longest wait for an answer: the long poll of half a second, a read barrier, and room. Two replicas may
+/// be silent and the third is still asked within one lease.
+const REQUEST_LIMIT: Duration = Duration::from_millis(1_300);
+const _: () = assert!(2 * 1_300 < LEASE_MS, "a lease outlasts two silent replicas");
+/// Longest TCP connect and handshake, likewise.
+const HANDSHAKE_LIMIT: Duration = Duration::from_millis(800);
+/// Longest text of an error that is read from an answer.
+const PROBLEM_BYTES_MAX: usize = 2048;
+/// Largest answer that is no synchronisation.
+const NOT_LEADER_BYTES_MAX: usize = 1024;
+
+/// The control replicas of one circle.
+#[derive(Debug)]
+pub(super) struct ControlClient {
+    replicas: Vec<Client>,
+    /// The one to ask first.
+    preferred: AtomicUsize,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) enum Outcome<T> {
+    /// An answer, and the boot clock just before its request was sent.
+    Answered(Box<T>, u64),
+    /// Control says that no certificate admits this node.
+    NotAdmitted,
+    /// Nobody answered as hoped; the text says what each said.
+    Failed(String),
+}
+
+impl ControlClient {
+    pub(super) fn new(identity: &Identity, replicas: &[ControlReplica]) -> Result<Self, AgentError> {
+        let limits = Limits {
+            handshake: HANDSHAKE_LIMIT,
+            request: REQUEST_LIMIT,
+            request_bytes_max: SYNC_BYTES_MAX,
+            response_bytes_max: SYNC_BYTES_MAX,
+            // A replica that restarts must be found again within a lease.
+            backoff: Backoff { first: Duration::from_millis(20), most: Duration::from_millis(400) },
+            ..Limits::default()
+        };
+        let client = |replica: &ControlReplica| {
+            let address = resolve(&replica.address)?;
+            Ok(Client::new(identity.clone(), address, replica.key, limits.clone()))
+        };
+        let replicas = replicas.iter().map(client).collect::<Result<Vec<_>, AgentError>>()?;
+        Ok(Self { replicas, preferred: AtomicUsize::new(0) })
+    }
+
+    /// Says how this node is and asks what it shall do.
+    pub(super) async fn sync(&self, request: &SyncRequest) -> Outcome<SyncResponse> {
+        self.ask("/agent/v1/sync", canonical::to_bytes(request).into(), SYNC_BYTES_MAX).await
+    }
+
+    /// Asks to be admitted.
+    pub(super) async fn enrol(&self, request: &EnrolRequest) -> Outcome<EnrolResponse> {
+        self.ask("/agent/v1/enrol", canonical::to_bytes(request).into(), GENESIS_BYTES_MAX + 64).await
+    }
+
+    /// Asks the preferred replica, then whom it names as the leader, then the others; each at most once.
+    async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> Outcome<T>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        let count = self.replicas.len();
+        let mut tried = vec![false; count];
+        let mut index = self.preferred.load(Ordering::Relaxed) % count;
+        let mut reasons = Vec::new();
+        loop {
+            tried[index] = true;
+            let client = &self.replicas[index];
+            let mut next = None;
+            let sent_at = boottime_ms();
+            match exchange(client, path, body.clone()).await {
+                Ok(response) => match response.status() {
+                    StatusCode::OK => match canonical::from_bytes(response.body(), limit) {
+                        Ok(answer) => {
+                            self.preferred.store(index, Ordering::Relaxed);
+                            return Outcome::Answered(Box::new(answer), sent_at);
+                        }
+                        Err(error) => reasons.push(format!("{}: {error}", client.address())),
+                    },
+                    StatusCode::FORBIDDEN if is_not_admitted(&response) => return Outcome::NotAdmitted,
+                    StatusCode::MISDIRECTED_REQUEST => {
+                        next = self.leader_named(&response).filter(|leader| !tried[*leader]);
+                        reasons.push(format!("{}: does not lead", client.address()));
+                    }
+                    status => reasons.push(format!("{}: {status}: {}", client.address(), problem(&response))),
+                },
+                Err(reason) => reasons.push(reason),
+            }
+            let other = || (1..count).map(|step| (index + step) % count).find(|other| !tried[*other]);
+            match next.or_else(other) {
+                Some(next) => index = next,
+                None => {
+                    // Begin elsewhere the next time, so that one bad replica is not always waited for.
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Outcome::Failed(reasons.join("; "));
+                }
+            }
+        }
+    }
+
+    fn leader_named(&self, response: &Response<Bytes>) -> Option<usize> {
+        let answer: NotLeader = canonical::from_bytes(response.body(), NOT_LEADER_BYTES_MAX).ok()?;
+        let leader: PublicKey = answer.leader?;
+        self.replicas.iter().position(|client| client.peer() == leader)
+    }
+}
+
+async fn exchange(client: &Client, path: &'static str, body: Bytes) -> Result<Response<Bytes>, String> {
+    let request = Request::post(path)
+        .header(header::CONTENT_TYPE, "application/cbor")
+        .body(body)
+        .expect("a literal path is valid");
+    client.request(request).await.map_err(|error| format!("{}: {}", client.address(), chain_of(&error)))
+}
+
+/// The body of a problem is JSON for people; the code in it is what counts.
+fn is_not_admitted(response: &Response<Bytes>) -> bool {
+    problem(response).contains(error_code::NODE_NOT_ADMITTED.as_str())
+}
+
+fn problem(response: &Response<Bytes>) -> String {
+    let body = response.body();
+    String::from_utf8_lossy(&body[..body.len().min(PROBLEM_BYTES_MAX)]).into_owned()
+}
+
+/// `host:port` as an address. Names are looked up once, at the start: an agent that runs must not hang on
+/// a resolver.
+fn resolve(address: &str) -> Result<SocketAddr, AgentError> {
+    let wrong = |reason: String| AgentError::Address { address: address.into(), reason };
+    if let Ok(address) = address.parse() {
+        return Ok(address);
+    }
+    let found = address.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.next();
+    found.ok_or_else(|| wrong("no address has this name".into()))
+}

@@ -1,0 +1,1 @@
+//! Circles, orders and nodes for the tests of this module.

@@ -1,0 +1,251 @@
+//! The gateway process of a node with that role: kept running on sockets that the agent holds, and told the
+//! route table.
+//!
+//! May surprise: the child is started and awaited by one thread of its own. It asks the kernel to be killed
+//! when its parent dies, and to the kernel that parent is the thread which started it.
+
+use super::admin::short_path;
+use super::config::GatewayConfig;
+use super::error::AgentError;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use overlay::CancellationToken;
+use overlay::descriptors::{FrameError, channel};
+use protocol::gateway::{RouteTable, TableAccepted};
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// Name of the gateway's control socket in the agent's directory.
+const CONTROL_SOCKET: &str = "gateway.sock";
+/// First number of the sockets in the child.
+const FIRST_SOCKET: RawFd = 3;
+/// Copies of the sockets get numbers from here on, so that none is in the way of those that the child uses.
+const COPIES_FROM: RawFd = 64;
+/// Waiting before a gateway that ended is started again; it doubles up to the most.
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
+/// A gateway that lived this long was good.
+const GOOD_LIFE: Duration = Duration::from_secs(30);
+/// How often the thread looks whether the child lives and whether it shall.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long answers under way may take when the agent ends.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Pause before connecting to the gateway's socket again.
+const CONNECT_AGAIN: Duration = Duration::from_millis(50);
+/// A gateway that does not answer a table within this time is talked to anew.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is known of the gateway process.
+#[derive(Debug, Default)]
+pub(super) struct GatewayStatus {
+    /// Version of the table in force; 0 = none yet.
+    pub(super) routes_version: AtomicU64,
+    /// Times it was started again.
+    pub(super) restarts: AtomicU32,
+    /// Workers connected with a valid ticket when the last table was pushed.
+    pub(super) workers: AtomicU32,
+}
+
+/// Everything needed to start the child, any number of times.
+struct Recipe {
+    program: PathBuf,
+    directory: PathBuf,
+    arguments: Vec<String>,
+    sockets: Vec<OwnedFd>,
+}
+
+/// Keeps a gateway running and its table up to date until `shutdown`; the child is gone when this returns.
+pub(super) async fn run(
+    config: GatewayConfig,
+    program: PathBuf,
+    directory: PathBuf,
+    routes: watch::Receiver<Option<RouteTable>>,
+    status: Arc<GatewayStatus>,
+    shutdown: CancellationToken,
+) -> Result<(), AgentError> {
+    let recipe = Recipe::new(config, program, &directory)?;
+    let (stop, counted) = (shutdown.clone(), status.clone());
+    let (gone, wait_gone) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("gateway".into())
+        .spawn(move || {
+            recipe.keep_running(&stop, &counted);
+            let _ = gone.send(());
+        })
+        .map_err(AgentError::during("start a thread for", &directory))?;
+    tokio::select! {
+        () = push_tables(&directory, routes, &status) => {}
+        () = shutdown.cancelled() => {}
+    }
+    // An error says that the thread is gone, and with it, by the kernel's hand, its child.
+    let _ = wait_gone.await;
+    Ok(())
+}
+
+impl Recipe {
+    fn new(config: GatewayConfig, program: PathBuf, directory: &Path) -> Result<Self, AgentError> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(AgentError::during("find", path));
+        let mut sockets = Vec::new();
+        let mut hand = |listener: tokio::net::TcpListener| -> Result<String, AgentError> {
+            let number = FIRST_SOCKET + sockets.len() as RawFd;
+            let listener = listener.into_std().and_then(|listener| copy(&listener));
+            sockets.push(listener.map_err(AgentError::during("hand over a socket of", directory))?);
+            Ok(format!("fd:{number}"))
+        };
+        // Relative to the child's directory: a socket's name is short, the agent's directory may not be.
+        let mut arguments = vec!["gateway".into(), "--control-socket".into(), CONTROL_SOCKET.to_string()];
+        arguments.extend(["--public".into(), hand(config.public)?]);
+        arguments.extend(["--workers".into(), hand(config.workers)?]);
+        if let Some(metrics) = config.metrics {
+            arguments.extend(["--metrics".into(), hand(metrics)?]);
+        }
+        arguments.extend(["--identity".into(), absolute(&config.identity_file)?.display().to_string()]);
+        if let Some((chain, key)) = &config.tls {
+            arguments.extend(["--tls-cert".into(), absolute(chain)?.display().to_string()]);
+            arguments.extend(["--tls-key".into(), absolute(key)?.display().to_string()]);
+        }
+        Ok(Self { program: absolute(&program)?, directory: directory.to_path_buf(), arguments, sockets })
+    }
+
+    /// The thread's work: start, wait, start again.
+    fn keep_running(&self, stop: &CancellationToken, status: &GatewayStatus) {
+        let mut failures: u32 = 0;
+        while !stop.is_cancelled() {
+            let began = Instant::now();
+            match self.start() {
+                Ok(mut child) => {
+                    let pid = child.id();
+                    tracing::info!(pid, "gateway started");
+                    match wait(&mut child, stop) {
+                        None => return,
+                        Some(ended) => tracing::warn!(pid, ended, "gateway ended; starting it again"),
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(program = %self.program.display(), %error, "start the gateway");
+                }
+            }
+            status.routes_version.store(0, Ordering::Relaxed);
+            status.restarts.fetch_add(1, Ordering::Relaxed);
+            failures = if began.elapsed() > GOOD_LIFE { 1 } else { failures.saturating_add(1) };
+            let pause = AGAIN_FIRST.saturating_mul(1 << (failures - 1).min(10)).min(AGAIN_MOST);
+            let until = Instant::now() + pause;
+            while Instant::now() < until && !stop.is_cancelled() {
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+        }
+    }
+
+    fn start(&self) -> io::Result<Child> {
+        let sockets: Vec<RawFd> = self.sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        let parent = std::process::id();
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .env_clear()
+            .envs(std::env::vars().filter(|(name, _)| name == "QUORATE_LOG"))
+            .current_dir(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        // SAFETY: between fork and exec only async-signal-safe calls are made (dup2, prctl, getppid), on
+        // numbers that were computed before; the copies' numbers are above those that dup2 writes to.
+        unsafe {
+            command.pre_exec(move || {
+                for (target, source) in (FIRST_SOCKET..).zip(&sockets) {
+                    if libc::dup2(*source, target) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // The parent may have died before the kernel was asked.
+                if libc::getppid().cast_unsigned() != parent {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                Ok(())
+            });
+        }
+        command.spawn()
+    }
+}
+
+/// A copy of a socket with a high number, closed when anything else is executed.
+fn copy(listener: &TcpListener) -> io::Result<OwnedFd> {
+    let copied = nix::fcntl::fcntl(listener, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(COPIES_FROM))?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copied) })
+}
+
+/// Waits until the child ends, and says how; none when it was stopped because the agent ends.
+fn wait(child: &mut Child, stop: &CancellationToken) -> Option<String> {
+    let mut kill_at: Option<Instant> = None;
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) if kill_at.is_some() => return None,
+            Ok(Some(status)) => return Some(status.to_string()),
+            Ok(None) => {}
+            Err(error) => return Some(error.to_string()),
+        }
+        match kill_at {
+            None if stop.is_cancelled() => {
+                let pid = Pid::from_raw(child.id().cast_signed());
+                let _ = kill(pid, Signal::SIGTERM);
+                kill_at = Some(Instant::now() + STOP_GRACE);
+            }
+            Some(at) if Instant::now() >= at => drop(child.kill()),
+            _ => {}
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// Pushes every new table, and the newest one to every gateway that was started anew.
+async fn push_tables(
+    directory: &Path,
+    mut routes: watch::Receiver<Option<RouteTable>>,
+    status: &GatewayStatus,
+) {
+    loop {
+        if let Err(error) = push_to_one(directory, &mut routes, status).await {
+            tracing::debug!(%error, "talk with the gateway broke");
+        }
+        status.routes_version.store(0, Ordering::Relaxed);
+        tokio::time::sleep(CONNECT_AGAIN).await;
+    }
+}
+
+async fn push_to_one(
+    directory: &Path,
+    routes: &mut watch::Receiver<Option<RouteTable>>,
+    status: &GatewayStatus,
+) -> Result<(), FrameError> {
+    let handle = File::open(directory)?;
+    let stream = UnixStream::connect(short_path(&handle, CONTROL_SOCKET)).await?;
+    let (mut sender, mut receiver) = channel(stream);
+    routes.mark_changed();
+    loop {
+        tokio::select! {
+            changed = routes.changed() => if changed.is_err() { return Ok(()) },
+            // The gateway speaks only when asked: this is its end.
+            ended = receiver.receive::<TableAccepted>() => { ended?; return Ok(()) }
+        }
+        let Some(table) = routes.borrow_and_update().clone() else { continue };
+        sender.send(&table, &[]).await?;
+        let answer = tokio::time::timeout(ANSWER_LIMIT, receiver.receive::<TableAccepted>()).await;
+        let answer = answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let Some((TableAccepted { version, workers }, _)) = answer else { return Ok(()) };
+        status.routes_version.store(version, Ordering::Relaxed);
+        status.workers.store(workers, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,337 @@
+//! Models in this node's memory: one copy of each, shared by every slot that uses it, filled with bytes that
+//! were verified against the root the circle approved, and gone with its last user.
+
+use super::core::Refusal;
+use super::error::chain_of;
+use crate::sandbox::MemoryFile;
+use model_store::{
+    Context, Destination, EncryptionSecret, FaultSink, ModelKey, Pool, ReadError, Reader, ShardFault, Store,
+    fetch_manifest, unwrap_key,
+};
+use protocol::ModelRoot;
+use protocol::error_code;
+use protocol::manifest::ServiceManifest;
+use protocol::model::{KeyWrap, ModelManifest, ModelRecord};
+use protocol::order::SlotOrder;
+use protocol::worker::{SegmentRange, WorkerManifest};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// Wait before a fill that failed goes on with what is missing; it doubles up to the most. Far below the
+/// minute after which a worker that waits for a segment gives up.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MOST: Duration = Duration::from_secs(10);
+/// Faults that are logged one by one; after that each doubling is: a dead store has one per segment.
+const FAULTS_LOGGED: u64 = 10;
+/// CPU time in thousandths of a core.
+const MILLICORES_PER_THREAD: u64 = 1000;
+
+/// What a load needs besides the approved root: where the pieces may lie, and the key, closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Supplies {
+    /// Where control says the model lies. It is believed only as far as the bytes prove themselves.
+    pub(super) record: ModelRecord,
+    /// The model's key, for this node alone.
+    pub(super) wrap: Option<KeyWrap>,
+}
+
+/// All models of this node.
+pub(super) struct Models {
+    pool: Arc<Pool>,
+    context: Context,
+    secret: EncryptionSecret,
+    loaded: Mutex<BTreeMap<ModelRoot, Arc<tokio::sync::Mutex<Weak<Model>>>>>,
+    faults: Arc<AtomicU64>,
+}
+
+/// How far a fill is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// Under way; the text says what went wrong last, if anything did.
+    Running(Option<String>),
+    /// Every byte is there and verified.
+    Complete,
+}
+
+/// A model in memory.
+#[derive(Debug)]
+pub(super) struct Model {
+    manifest: Arc<ModelManifest>,
+    memory: Arc<Memory>,
+    fill: watch::Receiver<Fill>,
+    filling: AbortHandle,
+}
+
+/// The two files that workers map.
+#[derive(Debug)]
+struct Memory {
+    weights: MemoryFile,
+    /// One byte per segment.
+    progress: MemoryFile,
+    verified: AtomicU64,
+}
+
+impl Destination for Memory {
+    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+        let offset = usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.weights.lend(offset, length, write)
+    }
+}
+
+impl Memory {
+    fn create(manifest: &ModelManifest) -> io::Result<Self> {
+        let bytes = usize::try_from(manifest.map_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // An empty file cannot be mapped; a model of empty files is still a model.
+        Ok(Self {
+            weights: MemoryFile::create("quorate-weights", bytes.max(1))?,
+            progress: MemoryFile::create("quorate-progress", manifest.segments.len().max(1))?,
+            verified: AtomicU64::new(0),
+        })
+    }
+
+    fn publish(&self, segment: u32) {
+        self.progress.publish(segment as usize, 1);
+        self.verified.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_present(&self, segment: u32) -> bool {
+        let mut byte = [0];
+        self.progress.read(segment as usize, &mut byte);
+        byte[0] == 1
+    }
+}
+
+impl Models {
+    pub(super) fn new(context: Context, secret: EncryptionSecret) -> Self {
+        Self { pool: Pool::per_core(), context, secret, loaded: Mutex::default(), faults: Arc::default() }
+    }
+
+    /// Shards that were missing, out of reach or wrong, since the start.
+    pub(super) fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// Segments verified and bytes of memory of every model here.
+    pub(super) fn in_memory(&self) -> Vec<(ModelRoot, u64, u64)> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let models = loaded.iter().filter_map(|(root, place)| {
+            let model = place.try_lock().ok()?.upgrade()?;
+            Some((*root, model.segments_verified(), model.manifest.map_bytes()))
+        });
+        models.collect()
+    }
+
+    /// The model of the approved `root`: the copy that is there, or a new one, which begins to fill at
+    /// once and goes on while it has users.
+    ///
+    /// # Errors
+    /// What keeps it from beginning: no manifest in reach, no key, no memory.
+    pub(super) async fn get(&self, root: ModelRoot, supplies: &Supplies) -> Result<Arc<Model>, Refusal> {
+        let place = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.retain(|_, place| {
+                Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|model| model.strong_count() > 0)
+            });
+            loaded.entry(root).or_default().clone()
+        };
+        // Held while loading, so that two slots that start together share one copy.
+        let mut place = place.lock().await;
+        if let Some(model) = place.upgrade() {
+            return Ok(model);
+        }
+        let model = Arc::new(self.load(root, supplies).await?);
+        *place = Arc::downgrade(&model);
+        Ok(model)
+    }
+
+    async fn load(&self, root: ModelRoot, supplies: &Supplies) -> Result<Model, Refusal> {
+        let key = self.open_key(root, supplies)?;
+        let manifest = fetch_manifest(root, &self.open_stores(supplies), &self.pool).await;
+        let manifest = manifest.map_err(|error| read_refusal(&error))?;
+        // The store's code has compared them already. The whole promise hangs on it: compare again.
+        if manifest.root() != root {
+            let message = "the manifest that was fetched has another root than the approved one";
+            return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
+        }
+        // Opening checks the key against the manifest's commitment, before any byte is read.
+        let reader = self.reader(&manifest, &key, supplies).map_err(|error| read_refusal(&error))?;
+        let memory = Arc::new(Memory::create(&manifest).map_err(|error| {
+            let message = format!("memory for {} bytes of weights: {error}", manifest.map_bytes());
+            Refusal::new(error_code::LIMIT_REACHED, message)
+        })?);
+        let (progress, fill) = watch::channel(Fill::Running(None));
+        let job = FillJob {
+            manifest: manifest.clone(),
+            memory: memory.clone(),
+            key,
+            stores: supplies.clone(),
+            context: self.context.clone(),
+            pool: self.pool.clone(),
+            faults: self.fault_sink(),
+            progress,
+        };
+        let filling = tokio::spawn(job.run(reader)).abort_handle();
+        Ok(Model { manifest, memory, fill, filling })
+    }
+
+    fn open_key(&self, root: ModelRoot, supplies: &Supplies) -> Result<ModelKey, Refusal> {
+        let closed = |message: &str| Refusal::new(error_code::MODEL_KEY_WRONG, message);
+        let wrap =
+            supplies.wrap.as_ref().ok_or_else(|| closed("no wrap of the model's key for this node"))?;
+        if wrap.root != root {
+            return Err(closed("the wrap is of another model's key"));
+        }
+        unwrap_key(wrap, &self.secret).map_err(|error| Refusal::new(error.code(), error.to_string()))
+    }
+
+    fn open_stores(&self, supplies: &Supplies) -> Vec<Store> {
+        open_stores(&self.context, supplies)
+    }
+
+    fn reader(
+        &self,
+        manifest: &Arc<ModelManifest>,
+        key: &ModelKey,
+        supplies: &Supplies,
+    ) -> Result<Reader, ReadError> {
+        let stores = self.open_stores(supplies);
+        Reader::open(manifest.clone(), key, stores, self.pool.clone(), self.fault_sink())
+    }
+
+    fn fault_sink(&self) -> FaultSink {
+        let faults = self.faults.clone();
+        Arc::new(move |fault: ShardFault| {
+            let count = faults.fetch_add(1, Ordering::Relaxed) + 1;
+            if count <= FAULTS_LOGGED || count.is_power_of_two() {
+                tracing::warn!(%fault, count, "shard fault; reading on from the others");
+            }
+        })
+    }
+}
+
+fn open_stores(context: &Context, supplies: &Supplies) -> Vec<Store> {
+    supplies.record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
+}
+
+fn read_refusal(error: &ReadError) -> Refusal {
+    Refusal::new(error.code(), chain_of(error))
+}
+
+/// Brings a model's bytes until all are there.
+struct FillJob {
+    manifest: Arc<ModelManifest>,
+    memory: Arc<Memory>,
+    key: ModelKey,
+    stores: Supplies,
+    context: Context,
+    pool: Arc<Pool>,
+    faults: FaultSink,
+    progress: watch::Sender<Fill>,
+}
+
+impl FillJob {
+    async fn run(self, mut reader: Reader) {
+        let mut wait = RETRY_FIRST;
+        let mut missing = self.manifest.order.clone();
+        loop {
+            let memory = self.memory.clone();
+            let on_segment = Arc::new(move |segment| memory.publish(segment));
+            match reader.fill_segments(&missing, self.memory.clone(), on_segment).await {
+                Ok(report) => {
+                    tracing::info!(
+                        model = %self.manifest.name, segments = report.segments, bytes = report.bytes,
+                        rebuilt = report.rebuilt, faults = report.faults, elapsed = ?report.elapsed,
+                        "model complete"
+                    );
+                    self.progress.send_replace(Fill::Complete);
+                    return;
+                }
+                Err(error) => {
+                    let text = read_refusal(&error).to_string();
+                    tracing::warn!(model = %self.manifest.name, error = text, "fill interrupted; goes on");
+                    self.progress.send_replace(Fill::Running(Some(text)));
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_MOST);
+            missing.retain(|segment| !self.memory.is_present(*segment));
+            // Stores may have come back, and nodes may have moved: open them anew.
+            let stores = open_stores(&self.context, &self.stores);
+            let opened = Reader::open(
+                self.manifest.clone(),
+                &self.key,
+                stores,
+                self.pool.clone(),
+                self.faults.clone(),
+            );
+            if let Ok(opened) = opened {
+                reader = opened;
+            }
+        }
+    }
+}
+
+impl Model {
+    /// How far the fill is, and its changes.
+    pub(super) fn fill(&self) -> watch::Receiver<Fill> {
+        self.fill.clone()
+    }
+
+    /// Segments that are there and verified.
+    pub(super) fn segments_verified(&self) -> u64 {
+        self.memory.verified.load(Ordering::Relaxed)
+    }
+
+    /// Segments in all.
+    pub(super) fn segments_total(&self) -> u64 {
+        self.manifest.segments.len() as u64
+    }
+
+    /// Weights and progress, for reading.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub(super) fn readers(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.memory.weights.reader()?, self.memory.progress.reader()?])
+    }
+
+    /// All that a worker of this model shall know. `gpus` are the devices that it can compute on.
+    pub(super) fn worker_manifest(
+        &self,
+        service: &ServiceManifest,
+        order: &SlotOrder,
+        gpus: &[u32],
+    ) -> WorkerManifest {
+        let segment = |s: &protocol::model::Segment| SegmentRange { offset: s.offset, length: s.length };
+        WorkerManifest {
+            service: service.name.clone(),
+            slot: order.slot,
+            fence: order.fence,
+            task: service.task,
+            files: self.manifest.files.clone(),
+            segments: self.manifest.segments.iter().map(segment).collect(),
+            map_bytes: self.manifest.map_bytes(),
+            context_tokens_max: service.context_tokens_max,
+            batch_sequences_max: service.batch_sequences_max,
+            threads: threads(service.resources.cpu_millicores),
+            gpus: gpus.to_vec(),
+        }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.filling.abort();
+    }
+}
+
+/// As many threads as there is CPU time for, at least one.
+pub(super) fn threads(cpu_millicores: u64) -> u32 {
+    u32::try_from(cpu_millicores.div_ceil(MILLICORES_PER_THREAD).max(1)).unwrap_or(u32::MAX)
+}

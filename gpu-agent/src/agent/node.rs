@@ -1,0 +1,68 @@
+//! What every task of an agent shares: who the node is, what it may do now, what the circle agreed on.
+
+use super::clock::Lease;
+use super::logs::LogQueue;
+use super::models::Models;
+use super::resources::Resources;
+use crate::device::Device;
+use crate::sandbox::Launcher;
+use human_chain::CircleState;
+use overlay::{Identity, PublicKey};
+use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
+use protocol::{Fence, NodeId, canonical};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
+
+/// Shared by all tasks of an agent.
+pub(super) struct Node {
+    pub(super) identity: Identity,
+    pub(super) launcher: Launcher,
+    pub(super) device: Box<dyn Device>,
+    /// The `quorate-serve` executable.
+    pub(super) serve_program: PathBuf,
+    pub(super) models: Models,
+    pub(super) resources: Resources,
+    pub(super) logs: LogQueue,
+    /// Until when the node may act.
+    pub(super) lease: watch::Sender<Lease>,
+    /// What the circle agreed on, as verified and written down.
+    pub(super) circle: watch::Sender<Arc<CircleState>>,
+    /// Something changed that control should hear soon.
+    pub(super) news: Notify,
+}
+
+impl Node {
+    pub(super) fn id(&self) -> NodeId {
+        NodeId(self.identity.public_key())
+    }
+
+    /// Where workers reach each admitted gateway, by the gateway's key.
+    pub(super) fn gateways(&self) -> BTreeMap<PublicKey, String> {
+        let circle = self.circle.borrow();
+        let endpoints = circle.nodes().filter_map(|node| node.gateway.as_ref());
+        endpoints.map(|gateway| (gateway.key, gateway.address.clone())).collect()
+    }
+
+    /// This node's word that `worker` serves a slot it holds, good until its lease ends.
+    pub(super) fn ticket(
+        &self,
+        key: &super::core::SlotKey,
+        fence: Fence,
+        worker: PublicKey,
+        gateway: PublicKey,
+    ) -> SignedTicket {
+        let ticket = Ticket {
+            service: key.service.clone(),
+            slot: key.slot,
+            fence,
+            node: self.id(),
+            worker,
+            gateway,
+            expires_at: self.lease.borrow().expires_at(),
+        };
+        let signature = self.identity.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
+        SignedTicket { ticket, signature }
+    }
+}

@@ -1,0 +1,255 @@
+//! Numbers for Prometheus, as text, on a loopback listener.
+
+use protocol::agent::{SlotReport, SlotState};
+use std::fmt::Write;
+
+/// Everything that is exported.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    pub(super) slots: Vec<SlotReport>,
+    pub(super) lease_remaining_ms: u64,
+    pub(super) governance_length: u64,
+    pub(super) syncs: u64,
+    pub(super) sync_failures: u64,
+    pub(super) bundles_refused: u64,
+    pub(super) orders_refused: u64,
+    pub(super) shard_faults: u64,
+    /// Root, segments verified, bytes.
+    pub(super) models: Vec<(String, u64, u64)>,
+    pub(super) gateway: Option<GatewayNumbers>,
+}
+
+/// Of the gateway process.
+#[derive(Debug, Default)]
+pub(super) struct GatewayNumbers {
+    pub(super) routes_version: u64,
+    pub(super) restarts: u64,
+    pub(super) workers: u64,
+}
+
+/// One metric: its name, kind and help, and its samples: labels and value.
+struct Family<'a> {
+    name: &'a str,
+    kind: &'a str,
+    help: &'a str,
+    samples: Vec<(String, u64)>,
+}
+
+/// The text that Prometheus reads.
+pub(super) fn render(numbers: &Numbers) -> String {
+    let mut text = String::new();
+    for family in node_families(numbers).into_iter().chain(slot_families(&numbers.slots)) {
+        let Family { name, kind, help, samples } = family;
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(text, "{name}{labels} {value}");
+        }
+    }
+    text
+}
+
+fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
+    let family = |name, kind, help, samples| Family { name, kind, help, samples };
+    let one = |value: u64| vec![(String::new(), value)];
+    let models = |pick: fn(&(String, u64, u64)) -> u64| {
+        numbers.models.iter().map(|model| (format!("{{root=\"{}\"}}", model.0), pick(model))).collect()
+    };
+    let mut families = vec![
+        family(
+            "quorate_agent_lease_remaining_milliseconds",
+            "gauge",
+            "Time until the node's lease ends",
+            one(numbers.lease_remaining_ms),
+        ),
+        family(
+            "quorate_agent_governance_length",
+            "gauge",
+            "Bundles verified and kept",
+            one(numbers.governance_length),
+        ),
+        family("quorate_agent_syncs_total", "counter", "Answers of control", one(numbers.syncs)),
+        family(
+            "quorate_agent_sync_failures_total",
+            "counter",
+            "Rounds in which no replica answered",
+            one(numbers.sync_failures),
+        ),
+        family(
+            "quorate_agent_bundles_refused_total",
+            "counter",
+            "Governance bundles that did not verify",
+            one(numbers.bundles_refused),
+        ),
+        family(
+            "quorate_agent_orders_refused_total",
+            "counter",
+            "Orders refused",
+            one(numbers.orders_refused),
+        ),
+        family(
+            "quorate_agent_shard_faults_total",
+            "counter",
+            "Shards missing, out of reach or wrong",
+            one(numbers.shard_faults),
+        ),
+        family(
+            "quorate_agent_model_segments_verified",
+            "gauge",
+            "Segments in memory",
+            models(|model| model.1),
+        ),
+        family(
+            "quorate_agent_model_bytes",
+            "gauge",
+            "Bytes of a model's weights in memory",
+            models(|model| model.2),
+        ),
+    ];
+    if let Some(gateway) = &numbers.gateway {
+        families.extend([
+            family(
+                "quorate_agent_gateway_routes_version",
+                "gauge",
+                "Route table in force; 0 = none",
+                one(gateway.routes_version),
+            ),
+            family(
+                "quorate_agent_gateway_restarts_total",
+                "counter",
+                "Times the gateway was started again",
+                one(gateway.restarts),
+            ),
+            family(
+                "quorate_agent_gateway_workers",
+                "gauge",
+                "Workers connected at the last push",
+                one(gateway.workers),
+            ),
+        ]);
+    }
+    families
+}
+
+fn slot_families(slots: &[SlotReport]) -> Vec<Family<'static>> {
+    let labels = |slot: &SlotReport| format!("service=\"{}\",slot=\"{}\"", slot.service, slot.slot);
+    let state = slots.iter().map(|slot| {
+        (format!("{{{},fence=\"{}\",state=\"{}\"}}", labels(slot), slot.fence, state_name(slot.state)), 1)
+    });
+    let each = |name, kind, help, pick: &dyn Fn(&SlotReport) -> Option<u64>| {
+        let samples = slots.iter().filter_map(|slot| Some((format!("{{{}}}", labels(slot)), pick(slot)?)));
+        Family { name, kind, help, samples: samples.collect() }
+    };
+    let metric = |pick: fn(&protocol::worker::WorkerMetrics) -> u64| {
+        move |slot: &SlotReport| slot.metrics.as_ref().map(pick)
+    };
+    vec![
+        Family {
+            name: "quorate_agent_slot_state",
+            kind: "gauge",
+            help: "1 for the state that a slot is in",
+            samples: state.collect(),
+        },
+        each("quorate_agent_slot_restarts_total", "counter", "Times a worker was started again", &|slot| {
+            Some(u64::from(slot.restarts))
+        }),
+        each("quorate_agent_slot_segments_verified", "gauge", "Segments verified for a slot", &|slot| {
+            Some(slot.segments_verified)
+        }),
+        each("quorate_agent_slot_segments", "gauge", "Segments of a slot's model", &|slot| {
+            Some(slot.segments_total)
+        }),
+        each(
+            "quorate_agent_worker_requests_running",
+            "gauge",
+            "Requests in the engine",
+            &metric(|m| u64::from(m.requests_running)),
+        ),
+        each(
+            "quorate_agent_worker_requests_waiting",
+            "gauge",
+            "Requests in the queue",
+            &metric(|m| u64::from(m.requests_waiting)),
+        ),
+        each(
+            "quorate_agent_worker_requests_total",
+            "counter",
+            "Requests answered",
+            &metric(|m| m.requests_total),
+        ),
+        each(
+            "quorate_agent_worker_prompt_tokens_total",
+            "counter",
+            "Prompt tokens",
+            &metric(|m| m.prompt_tokens_total),
+        ),
+        each(
+            "quorate_agent_worker_generation_tokens_total",
+            "counter",
+            "Generated tokens",
+            &metric(|m| m.generation_tokens_total),
+        ),
+        each(
+            "quorate_agent_worker_kv_cache_usage_permille",
+            "gauge",
+            "KV cache in use",
+            &metric(|m| u64::from(m.kv_cache_usage_permille)),
+        ),
+    ]
+}
+
+fn state_name(state: SlotState) -> &'static str {
+    match state {
+        SlotState::Loading => "loading",
+        SlotState::Starting => "starting",
+        SlotState::Ready => "ready",
+        SlotState::Draining => "draining",
+        SlotState::Released => "released",
+        SlotState::Failed => "failed",
+        SlotState::Refused => "refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::worker::WorkerMetrics;
+    use protocol::{Fence, SlotIndex};
+
+    #[test]
+    fn every_line_is_one_that_prometheus_understands() {
+        let slot = SlotReport {
+            service: "chat".parse().expect("a name"),
+            slot: SlotIndex(3),
+            fence: Fence(7),
+            state: SlotState::Ready,
+            detail: "not \"exported\"\n".into(),
+            segments_verified: 1,
+            segments_total: 2,
+            restarts: 3,
+            metrics: Some(WorkerMetrics { requests_total: 9, ..WorkerMetrics::default() }),
+        };
+        let numbers = Numbers {
+            slots: vec![slot],
+            models: vec![("00ff".into(), 1, 4096)],
+            gateway: Some(GatewayNumbers { routes_version: 5, restarts: 0, workers: 2 }),
+            ..Numbers::default()
+        };
+        let text = render(&numbers);
+        for line in text.lines() {
+            let sample = line.rsplit_once(' ').is_some_and(|(_, value)| value.parse::<u64>().is_ok());
+            assert!(
+                line.starts_with("# HELP quorate_") || line.starts_with("# TYPE quorate_") || sample,
+                "{line}"
+            );
+        }
+        for expected in [
+            "quorate_agent_slot_state{service=\"chat\",slot=\"3\",fence=\"7\",state=\"ready\"} 1",
+            "quorate_agent_worker_requests_total{service=\"chat\",slot=\"3\"} 9",
+            "quorate_agent_model_bytes{root=\"00ff\"} 4096",
+            "quorate_agent_gateway_routes_version 5",
+        ] {
+            assert!(text.contains(expected), "{expected}");
+        }
+    }
+}

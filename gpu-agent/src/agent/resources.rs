@@ -1,0 +1,100 @@
+//! What this machine has to offer, within what its operator allows.
+
+use crate::device::Device;
+use protocol::agent::{Gpu, NodeResources};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a listing of GPUs is good: asking the driver takes milliseconds, and a card that falls off the
+/// bus is noticed by its worker first.
+const GPUS_FRESH: Duration = Duration::from_secs(5);
+
+/// The most that an operator lets an agent offer; none = all that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResourceCaps {
+    /// Thousandths of a core.
+    pub cpu_millicores: Option<u64>,
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What the machine offers.
+#[derive(Debug)]
+pub(super) struct Resources {
+    caps: ResourceCaps,
+    gpus: Mutex<Option<(Instant, Vec<Gpu>)>>,
+}
+
+impl Resources {
+    pub(super) fn new(caps: ResourceCaps) -> Self {
+        Self { caps, gpus: Mutex::default() }
+    }
+
+    /// What there is now. May take milliseconds, once in a while.
+    pub(super) fn now(&self, device: &dyn Device) -> NodeResources {
+        NodeResources {
+            cpu_millicores: capped(cores() * 1000, self.caps.cpu_millicores),
+            memory_bytes: capped(memory_bytes(), self.caps.memory_bytes),
+            gpus: self.gpus(device),
+        }
+    }
+
+    /// The GPUs that are there.
+    pub(super) fn gpus(&self, device: &dyn Device) -> Vec<Gpu> {
+        let mut known = self.gpus.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((at, gpus)) if at.elapsed() < GPUS_FRESH => gpus.clone(),
+            _ => known.insert((Instant::now(), device.list())).1.clone(),
+        }
+    }
+}
+
+fn capped(there: u64, cap: Option<u64>) -> u64 {
+    cap.map_or(there, |cap| there.min(cap))
+}
+
+fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    parse_memory_bytes(&text).unwrap_or(0)
+}
+
+fn parse_memory_bytes(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Simulated;
+
+    #[test]
+    fn memory_is_read_as_the_kernel_writes_it() {
+        for (text, expected) in [
+            ("MemTotal:       32768 kB\nMemFree: 1 kB\n", Some(32768 * 1024)),
+            ("MemFree: 1 kB\n", None),
+            ("MemTotal: many kB\n", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_memory_bytes(text), expected, "{text}");
+        }
+        assert!(memory_bytes() > 0 && cores() > 0);
+    }
+
+    #[test]
+    fn an_operator_can_offer_less_but_not_more() {
+        let device: Simulated = "2xL4".parse().expect("valid");
+        let offer = |cpu, memory| {
+            Resources::new(ResourceCaps { cpu_millicores: cpu, memory_bytes: memory }).now(&device)
+        };
+        let all = offer(None, None);
+        assert_eq!(all.gpus.len(), 2);
+        assert_eq!(offer(Some(u64::MAX), Some(u64::MAX)), all);
+        let some = offer(Some(500), Some(1 << 20));
+        assert_eq!((some.cpu_millicores, some.memory_bytes), (500, 1 << 20));
+    }
+}

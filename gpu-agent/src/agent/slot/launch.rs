@@ -1,0 +1,167 @@
+//! What comes before a worker serves: a lease, its model, its sandbox.
+
+use super::Slot;
+use crate::agent::clock::Lease;
+use crate::agent::core::{Refusal, SlotKey};
+use crate::agent::error::chain_of;
+use crate::agent::models::{Model, Supplies, threads};
+use crate::agent::node::Node;
+use crate::sandbox::{Running, Start};
+use protocol::sandbox::SandboxLimits;
+use protocol::worker::WORKER_MANIFEST_BYTES_MAX;
+use protocol::{Digest, Fence, ModelRoot, canonical, error_code, limits};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Processes and threads of a worker beside those it computes with: its init, its runtime, its loader.
+const PROCESSES_BASE: u32 = 32;
+/// Open files of a worker: its connections to gateways and its maps, generously.
+const OPEN_FILES_MAX: u32 = 1024;
+/// File in a sandbox's directory that says: every byte of its weights is there.
+const COMPLETE: &str = "complete";
+/// Characters of a service's name that a sandbox's name can hold beside a digest, a slot and a fence.
+const NAME_PART: usize = 20;
+/// Where a driver's user libraries lie on the systems that we know.
+const DRIVER_DIRECTORIES: [&str; 3] =
+    ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"];
+
+/// The name of a slot's sandbox under an order: the same after an agent's restart, and another for every
+/// fence.
+pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
+    let name = format!("{}.{}.{fence}", key.service, key.slot);
+    if name.len() <= limits::NAME_BYTES_MAX {
+        return name;
+    }
+    let digest = Digest::of(key.service.as_str().as_bytes());
+    let digest = digest.short();
+    let start: String = key.service.as_str().chars().take(NAME_PART).collect();
+    let tail = format!("{digest}.{}.{fence}", key.slot);
+    format!("{start}_{tail}")
+}
+
+/// Whether a sandbox's weights were complete: only then can it go on without the agent that filled them.
+pub(in crate::agent) fn is_complete(running: &Running) -> bool {
+    marker(running).is_some_and(|path| path.exists())
+}
+
+fn marker(running: &Running) -> Option<PathBuf> {
+    Some(running.log_files()[0].parent()?.join(COMPLETE))
+}
+
+/// Notes that a sandbox's weights are complete. It need not survive the machine: neither does the sandbox.
+pub(super) fn mark_complete(running: &Running) {
+    let marked = marker(running).map(|path| std::fs::write(path, b""));
+    if let Some(Err(error)) = marked {
+        tracing::warn!(sandbox = running.name(), %error, "an agent's restart will restart this worker");
+    }
+}
+
+/// What is waited for before a start.
+pub(super) struct Waiting {
+    pub(super) node: Arc<Node>,
+    pub(super) root: ModelRoot,
+    pub(super) leases: watch::Receiver<Lease>,
+    pub(super) supplies: watch::Receiver<Option<Supplies>>,
+}
+
+impl Waiting {
+    /// Waits for a lease and for control to say where the model lies; then begins to load it.
+    pub(super) async fn prepare(&mut self) -> Result<Arc<Model>, Refusal> {
+        let gone = |_| Refusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
+        self.leases.wait_for(|lease| lease.holds()).await.map_err(gone)?;
+        let supplies = self.supplies.wait_for(Option::is_some).await.map_err(gone)?.clone();
+        let supplies = supplies.expect("waited for");
+        self.node.models.get(self.root, &supplies).await
+    }
+}
+
+impl Slot {
+    /// Starts the worker in a new sandbox.
+    pub(super) async fn launch(&self, model: Arc<Model>) -> Result<Running, Refusal> {
+        let (node, grant) = (self.node.clone(), self.grant.clone());
+        let (key, order) = (self.key.clone(), self.order.clone());
+        let start = move || {
+            let service = &grant.get().service;
+            let gpus: Vec<u32> = computing_gpus(&node, &grant.get().gpus);
+            let manifest = canonical::to_bytes(&model.worker_manifest(service, &order, &gpus));
+            if manifest.len() > WORKER_MANIFEST_BYTES_MAX {
+                let message = format!("the worker's manifest has {} bytes", manifest.len());
+                return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message));
+            }
+            let [weights, progress] = model
+                .readers()
+                .map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
+            let threads = threads(service.resources.cpu_millicores);
+            let lease = *node.lease.borrow();
+            let started = node.launcher.start(&Start {
+                name: &sandbox_name(&key, order.fence),
+                binary: &node.serve_program,
+                arguments: vec!["worker".into(), "--inherited".into()],
+                environment: BTreeMap::from([("QUORATE_LOG".into(), "info".into())]),
+                limits: SandboxLimits {
+                    cpu_millicores: service.resources.cpu_millicores,
+                    memory_bytes: service.resources.memory_bytes,
+                    processes_max: PROCESSES_BASE + 4 * threads,
+                    open_files_max: OPEN_FILES_MAX,
+                },
+                read_only: if gpus.is_empty() { vec![] } else { driver_libraries() },
+                devices: node.device.nodes(&gpus),
+                weights: weights.as_fd(),
+                progress: progress.as_fd(),
+                manifest: &manifest,
+                lease_until_boottime_ms: lease.until_boottime_ms,
+            });
+            started.map_err(|error| Refusal::new(error.code(), chain_of(&error)))
+        };
+        let started = tokio::task::spawn_blocking(start).await;
+        started.map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?
+    }
+}
+
+/// The GPUs of an order that can compute: those of a rehearsal cannot, and their worker uses the CPU.
+fn computing_gpus(node: &Node, granted: &[u32]) -> Vec<u32> {
+    let real = node.resources.gpus(&*node.device).into_iter().filter(|gpu| !gpu.simulated);
+    real.map(|gpu| gpu.index).filter(|index| granted.contains(index)).collect()
+}
+
+/// What a GPU's driver loads at run time and no executable names.
+fn driver_libraries() -> Vec<PathBuf> {
+    let belongs = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        (name.starts_with("libcuda.so") || name.starts_with("libnvidia-")) && name.contains(".so")
+    };
+    let list = |directory: &str| std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let paths = DRIVER_DIRECTORIES.iter().flat_map(|directory| list(directory)).map(|entry| entry.path());
+    paths.filter(|path| belongs(path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::{ServiceName, SlotIndex};
+
+    #[test]
+    fn a_sandbox_is_named_after_its_slot_and_fence() {
+        let key = |service: &str, slot| SlotKey {
+            service: service.parse().expect("a name"),
+            slot: SlotIndex(slot),
+        };
+        assert_eq!(sandbox_name(&key("chat", 3), Fence(7)), "chat.3.7");
+        let long = "x".repeat(63);
+        let names = [
+            sandbox_name(&key(&long, 3), Fence(7)),
+            sandbox_name(&key(&long, 3), Fence(8)),
+            sandbox_name(&key(&long, 4), Fence(7)),
+            sandbox_name(&key(&format!("{}y", "x".repeat(62)), 3), Fence(7)),
+            sandbox_name(&key(&long, u32::MAX), Fence(u64::MAX)),
+        ];
+        for name in &names {
+            assert!(name.parse::<ServiceName>().is_ok(), "{name}");
+        }
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+}

@@ -1,0 +1,117 @@
+//! How a slot is, written by its task and read by whoever reports.
+
+use super::core::{Refusal, RunningSlot, SlotKey};
+use super::models::Model;
+use protocol::agent::{SlotReport, SlotState};
+use protocol::worker::WorkerMetrics;
+use protocol::{Fence, Millis};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Longest detail in a report, in bytes.
+const DETAIL_BYTES_MAX: usize = 1024;
+
+/// How a slot is.
+#[derive(Debug)]
+pub(super) struct Status {
+    pub(super) state: SlotState,
+    pub(super) detail: String,
+    /// Times its worker was started again.
+    pub(super) restarts: u32,
+    /// The worker's last numbers.
+    pub(super) metrics: Option<WorkerMetrics>,
+    /// Since when it finishes and takes nothing new.
+    pub(super) draining_since: Option<Millis>,
+    /// What is not enforced on it.
+    pub(super) not_enforced: Vec<String>,
+    /// Its model, once it is in memory; none after an agent's restart, which cannot see the old copy.
+    pub(super) model: Option<Arc<Model>>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            state: SlotState::Loading,
+            detail: String::new(),
+            restarts: 0,
+            metrics: None,
+            draining_since: None,
+            not_enforced: Vec::new(),
+            model: None,
+        }
+    }
+}
+
+/// A status shared by a slot's task and the agent.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SharedStatus(Arc<Mutex<Status>>);
+
+impl SharedStatus {
+    /// Looks at it, or changes it.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Status> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes state and detail; true if either is new.
+    pub(super) fn set(&self, state: SlotState, detail: impl Into<String>) -> bool {
+        let mut status = self.lock();
+        let detail = shortened(detail.into());
+        let changed = status.state != state || status.detail != detail;
+        (status.state, status.detail) = (state, detail);
+        changed
+    }
+
+    /// What control is told.
+    pub(super) fn report(&self, key: &SlotKey, fence: Fence) -> SlotReport {
+        let status = self.lock();
+        let model = status.model.as_ref();
+        SlotReport {
+            service: key.service.clone(),
+            slot: key.slot,
+            fence,
+            state: status.state,
+            detail: status.detail.clone(),
+            segments_verified: model.map_or(0, |model| model.segments_verified()),
+            segments_total: model.map_or(0, |model| model.segments_total()),
+            restarts: status.restarts,
+            metrics: status.metrics.clone(),
+        }
+    }
+
+    /// What a reconciliation sees.
+    pub(super) fn running(&self, fence: Fence) -> RunningSlot {
+        RunningSlot { fence, draining_since: self.lock().draining_since }
+    }
+}
+
+/// A report of a slot of which nothing runs.
+pub(super) fn plain_report(
+    key: &SlotKey,
+    fence: Fence,
+    state: SlotState,
+    detail: impl Into<String>,
+) -> SlotReport {
+    SlotReport {
+        service: key.service.clone(),
+        slot: key.slot,
+        fence,
+        state,
+        detail: shortened(detail.into()),
+        segments_verified: 0,
+        segments_total: 0,
+        restarts: 0,
+        metrics: None,
+    }
+}
+
+/// A report of an order that was refused; its detail begins with the code.
+pub(super) fn refused_report(key: &SlotKey, fence: Fence, refusal: &Refusal) -> SlotReport {
+    plain_report(key, fence, SlotState::Refused, refusal.to_string())
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > DETAIL_BYTES_MAX {
+        let end = (0..=DETAIL_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}

@@ -1,0 +1,254 @@
+//! The talk with one worker over its unix socket: who it is, how it is, connections to every admitted
+//! gateway, and fresh tickets for them.
+//!
+//! What a worker says is data from untrusted code: it can claim a state and a key, nothing more. A ticket
+//! for a false key serves nobody, since the gateway checks the key in its handshake.
+
+use super::core::SlotKey;
+use super::node::Node;
+use crate::sandbox::Running;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use overlay::PublicKey;
+use overlay::descriptors::{FrameError, FrameReceiver, FrameSender, channel};
+use protocol::Fence;
+use protocol::worker::{FromWorker, ToWorker, WorkerState};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A worker that does not say who it is within this time is not one.
+const HELLO_LIMIT: Duration = Duration::from_secs(20);
+/// Longest TCP connect to a gateway.
+const DIAL_LIMIT: Duration = Duration::from_secs(3);
+/// Waiting between attempts to reach a gateway; it doubles up to the most.
+const DIAL_AGAIN_FIRST: Duration = Duration::from_millis(100);
+const DIAL_AGAIN_MOST: Duration = Duration::from_secs(5);
+/// A connection that lasted this long was good: the next attempt is a first one.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// Pause before talking to the worker again after the talk broke.
+const TALK_AGAIN: Duration = Duration::from_millis(200);
+/// More doublings than this pass the most.
+const DOUBLINGS_MAX: u32 = 10;
+
+/// What a worker said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) state: WorkerState,
+    pub(super) detail: String,
+}
+
+/// Whom the talk is about.
+#[derive(Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) node: &'a Node,
+    pub(super) key: &'a SlotKey,
+    pub(super) fence: Fence,
+}
+
+/// Talks with the worker for as long as it is polled. `said` gets what it says; `drain` turns true when it
+/// shall finish.
+pub(super) async fn talk(
+    about: About<'_>,
+    running: &Running,
+    said: &watch::Sender<Option<Said>>,
+    mut drain: watch::Receiver<bool>,
+) {
+    loop {
+        if let Err(error) = converse(about, running, said, &mut drain).await {
+            tracing::debug!(slot = %about.key, %error, "talk with the worker broke");
+        }
+        tokio::time::sleep(TALK_AGAIN).await;
+    }
+}
+
+async fn converse(
+    about: About<'_>,
+    running: &Running,
+    said: &watch::Sender<Option<Said>>,
+    drain: &mut watch::Receiver<bool>,
+) -> Result<(), FrameError> {
+    let stream = running.connect_worker()?;
+    stream.set_nonblocking(true)?;
+    let (mut sender, mut receiver) = channel(UnixStream::from_std(stream)?);
+    sender.send(&ToWorker::Hello, &[]).await?;
+    let hello = tokio::time::timeout(HELLO_LIMIT, receiver.receive::<FromWorker>()).await;
+    let hello = hello.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let Some((FromWorker::Hello { worker, state }, _)) = hello else {
+        return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+    };
+    said.send_replace(Some(Said { state, detail: String::new() }));
+    let talk = Talk { about, worker, links: BTreeMap::new(), dials: FuturesUnordered::new() };
+    talk.run(&mut sender, &mut receiver, said, drain).await
+}
+
+/// One gateway as this worker's connections to it go.
+#[derive(Debug)]
+struct Link {
+    address: String,
+    state: LinkState,
+    failures: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LinkState {
+    /// To be dialled then.
+    Waiting(Instant),
+    Dialling,
+    /// Handed over then.
+    Connected(Instant),
+}
+
+type Dial = Pin<Box<dyn Future<Output = (PublicKey, io::Result<TcpStream>)> + Send>>;
+
+struct Talk<'a> {
+    about: About<'a>,
+    worker: PublicKey,
+    links: BTreeMap<PublicKey, Link>,
+    dials: FuturesUnordered<Dial>,
+}
+
+impl Talk<'_> {
+    async fn run(
+        mut self,
+        sender: &mut FrameSender,
+        receiver: &mut FrameReceiver,
+        said: &watch::Sender<Option<Said>>,
+        drain: &mut watch::Receiver<bool>,
+    ) -> Result<(), FrameError> {
+        let node = self.about.node;
+        let mut leases = node.lease.subscribe();
+        let mut circles = node.circle.subscribe();
+        let mut told_to_drain = false;
+        loop {
+            if *drain.borrow_and_update() && !told_to_drain {
+                told_to_drain = true;
+                sender.send(&ToWorker::Drain, &[]).await?;
+            }
+            self.follow_roster();
+            self.dial_due();
+            let next_dial = self.next_dial();
+            tokio::select! {
+                frame = receiver.receive::<FromWorker>() => match frame? {
+                    None => return Ok(()),
+                    Some((message, _)) => self.hear(message, said),
+                },
+                Some((gateway, dialled)) = self.dials.next(), if !self.dials.is_empty() => {
+                    self.hand_over(sender, gateway, dialled).await?;
+                }
+                Ok(()) = leases.changed() => self.renew_tickets(sender).await?,
+                Ok(()) = circles.changed() => {}
+                Ok(()) = drain.changed() => {}
+                () = sleep_until(next_dial) => {}
+            }
+        }
+    }
+
+    fn hear(&mut self, message: FromWorker, said: &watch::Sender<Option<Said>>) {
+        match message {
+            FromWorker::State { state, detail } => {
+                said.send_replace(Some(Said { state, detail }));
+            }
+            FromWorker::Disconnected { gateway } => {
+                if let Some(link) = self.links.get_mut(&gateway) {
+                    let was_good =
+                        matches!(link.state, LinkState::Connected(at) if at.elapsed() > GOOD_CONNECTION);
+                    link.failures = if was_good { 1 } else { link.failures.saturating_add(1) };
+                    link.state = LinkState::Waiting(Instant::now() + pause(link.failures));
+                }
+            }
+            FromWorker::Hello { .. } => {}
+        }
+    }
+
+    /// Gateways come and go with the circle's decisions.
+    fn follow_roster(&mut self) {
+        let roster = self.about.node.gateways();
+        self.links.retain(|gateway, link| roster.get(gateway) == Some(&link.address));
+        for (gateway, address) in roster {
+            let state = LinkState::Waiting(Instant::now());
+            self.links.entry(gateway).or_insert(Link { address, state, failures: 0 });
+        }
+    }
+
+    /// Dials the gateways whose time has come. Without a lease there is no ticket to show.
+    fn dial_due(&mut self) {
+        if !self.about.node.lease.borrow().holds() {
+            return;
+        }
+        let now = Instant::now();
+        for (gateway, link) in &mut self.links {
+            if matches!(link.state, LinkState::Waiting(at) if at <= now) {
+                link.state = LinkState::Dialling;
+                let (gateway, address) = (*gateway, link.address.clone());
+                self.dials.push(Box::pin(async move { (gateway, dial(&address).await) }));
+            }
+        }
+    }
+
+    fn next_dial(&self) -> Option<Instant> {
+        let waiting = self.links.values().filter_map(|link| match link.state {
+            LinkState::Waiting(at) => Some(at),
+            _ => None,
+        });
+        // A lapsed lease leaves dials overdue: the renewal wakes this loop, not the timer.
+        waiting.min().filter(|at| *at > Instant::now())
+    }
+
+    async fn hand_over(
+        &mut self,
+        sender: &mut FrameSender,
+        gateway: PublicKey,
+        dialled: io::Result<TcpStream>,
+    ) -> Result<(), FrameError> {
+        let Some(link) = self.links.get_mut(&gateway) else { return Ok(()) };
+        match dialled {
+            Ok(tcp) => {
+                let ticket = self.about.node.ticket(self.about.key, self.about.fence, self.worker, gateway);
+                sender.send(&ToWorker::Connection { gateway, ticket }, &[tcp.as_fd()]).await?;
+                link.state = LinkState::Connected(Instant::now());
+            }
+            Err(error) => {
+                tracing::debug!(slot = %self.about.key, address = link.address, %error, "gateway out of reach");
+                link.failures = link.failures.saturating_add(1);
+                link.state = LinkState::Waiting(Instant::now() + pause(link.failures));
+            }
+        }
+        Ok(())
+    }
+
+    async fn renew_tickets(&mut self, sender: &mut FrameSender) -> Result<(), FrameError> {
+        for (gateway, link) in &self.links {
+            if matches!(link.state, LinkState::Connected(_)) {
+                let ticket = self.about.node.ticket(self.about.key, self.about.fence, self.worker, *gateway);
+                sender.send(&ToWorker::Ticket(ticket), &[]).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn dial(address: &str) -> io::Result<TcpStream> {
+    let tcp = tokio::time::timeout(DIAL_LIMIT, TcpStream::connect(address)).await;
+    let tcp = tcp.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    // The worker's filter denies setsockopt.
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+fn pause(failures: u32) -> Duration {
+    DIAL_AGAIN_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(DOUBLINGS_MAX)).min(DIAL_AGAIN_MOST)
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
