@@ -167,6 +167,17 @@ pub struct Desired {
     pub routes: Option<RouteTable>,
 }
 
+/// Digest domain of a desired state.
+pub const DESIRED_DOMAIN: &str = "quorate/desired/v1";
+
+impl Desired {
+    /// By which an agent says what it already has.
+    #[must_use]
+    pub fn digest(&self) -> crate::Digest {
+        crate::Digest::of_domain(DESIRED_DOMAIN, &crate::canonical::to_bytes(self))
+    }
+}
+
 /// Control's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
