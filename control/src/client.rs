@@ -64,7 +64,11 @@ impl ControlClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn post<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> Result<R, ClientError> {
+    pub async fn post<B: Serialize, R: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<R, ClientError> {
         self.call(Method::POST, path, Some(body)).await
     }
 
@@ -72,7 +76,11 @@ impl ControlClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn put<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> Result<R, ClientError> {
+    pub async fn put<B: Serialize, R: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<R, ClientError> {
         self.call(Method::PUT, path, Some(body)).await
     }
 

@@ -15,8 +15,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(partial)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(partial)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(partial, path)?;

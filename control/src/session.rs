@@ -63,8 +63,7 @@ impl Session {
     pub fn draft(&self, change: Change, reason: String, lifetime_ms: u64) -> Result<Proposal> {
         let now = wall_clock();
         let nonce = Digest(random_bytes());
-        let proposal =
-            human_chain::propose(&self.circle, change, reason, now, now.plus(lifetime_ms), nonce);
+        let proposal = human_chain::propose(&self.circle, change, reason, now, now.plus(lifetime_ms), nonce);
         proposal.map_err(|error| anyhow!("{}: {error}", error.code()))
     }
 
@@ -78,8 +77,7 @@ impl Session {
         member: &MemberKeyFile,
         choice: Choice,
     ) -> Result<ProposalView, ClientError> {
-        let ballot =
-            human_chain::vote(&member.secret, member.member.clone(), proposal, choice, wall_clock());
+        let ballot = human_chain::vote(&member.secret, member.member.clone(), proposal, choice, wall_clock());
         self.client.post(&format!("/v1/proposals/{}/ballots", proposal.id()), &ballot).await
     }
 

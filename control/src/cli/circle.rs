@@ -25,7 +25,9 @@ pub(crate) enum CircleCommand {
         key: PathBuf,
     },
     /// Draft a genesis from its parts
-    #[command(after_help = "Example:\n  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\\n    --control control-1.json control-2.json control-3.json --nodes node-1.json --token-file token > genesis.json")]
+    #[command(
+        after_help = "Example:\n  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\\n    --control control-1.json control-2.json control-3.json --nodes node-1.json --token-file token > genesis.json"
+    )]
     Draft(DraftArguments),
     /// Sign a drafted genesis as one of its founders
     #[command(after_help = "Example:\n  quorate circle sign genesis.json --key alice.key")]
@@ -65,7 +67,9 @@ pub(crate) struct DraftArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate circle history > history.json\n  quorate verify history.json --circle ID     no network is used")]
+#[command(
+    after_help = "Examples:\n  quorate circle history > history.json\n  quorate verify history.json --circle ID     no network is used"
+)]
 pub(crate) struct VerifyArguments {
     /// A history, or one certificate of it
     file: PathBuf,
@@ -160,10 +164,8 @@ async fn show(environment: &Environment) -> Result<()> {
     let circle = &session.circle;
     let members: Vec<&Member> = circle.members().collect();
     environment.output().print(&session.history.genesis.genesis, |_| {
-        let rows = members
-            .iter()
-            .map(|member| vec![member.id.to_string(), member.keys.ed25519.short()])
-            .collect();
+        let rows =
+            members.iter().map(|member| vec![member.id.to_string(), member.keys.ed25519.short()]).collect();
         let rules: Vec<String> = circle
             .policy()
             .quorums

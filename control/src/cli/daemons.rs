@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControlCommand {
     /// Make a replica's key and print its entry for the genesis
-    #[command(after_help = "Example:\n  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 --api https://10.0.0.1:7601 > control-1.json")]
+    #[command(
+        after_help = "Example:\n  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 --api https://10.0.0.1:7601 > control-1.json"
+    )]
     Init {
         /// The replica's own directory
         #[arg(long)]
@@ -32,7 +34,9 @@ pub(crate) enum ControlCommand {
         api: String,
     },
     /// Run a replica
-    #[command(after_help = "Example:\n  quorate control run --dir control-1 --genesis genesis.json --overlay 0.0.0.0:7600 --api 0.0.0.0:7601 --tls-cert api.pem --tls-key api.key")]
+    #[command(
+        after_help = "Example:\n  quorate control run --dir control-1 --genesis genesis.json --overlay 0.0.0.0:7600 --api 0.0.0.0:7601 --tls-cert api.pem --tls-key api.key"
+    )]
     Run(ControlRun),
 }
 
@@ -61,10 +65,14 @@ pub(crate) struct ControlRun {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentCommand {
     /// Make a node's keys and print its entry for a genesis; or use it to ask for admission
-    #[command(after_help = "Example:\n  quorate agent init --dir node-1 --name node-1 --region eu-1 --storage 10.0.0.7:7700 --store disk-0 --store disk-1 > node-1.json")]
+    #[command(
+        after_help = "Example:\n  quorate agent init --dir node-1 --name node-1 --region eu-1 --storage 10.0.0.7:7700 --store disk-0 --store disk-1 > node-1.json"
+    )]
     Init(AgentInit),
     /// Run a node's agent
-    #[command(after_help = "Example:\n  quorate agent run --dir node-1 --genesis genesis.json --circle ID --storage 0.0.0.0:7700")]
+    #[command(
+        after_help = "Example:\n  quorate agent run --dir node-1 --genesis genesis.json --circle ID --storage 0.0.0.0:7700"
+    )]
     Run(Box<AgentRun>),
 }
 
@@ -160,7 +168,8 @@ pub(crate) fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let outcome = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+    let outcome =
+        if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
     // A second start in one process (tests) keeps the first.
     drop(outcome);
 }

@@ -24,7 +24,11 @@ use std::process::ExitCode;
 
 /// An AI cloud that a circle of people governs together.
 #[derive(Debug, Parser)]
-#[command(name = "quorate", version, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "quorate",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
   quorate up                               a whole cluster on this machine
   quorate status                           what is wrong, and the next command
@@ -32,7 +36,8 @@ Examples:
   quorate review                           what waits for your vote
   quorate explain quorum-not-reached       what an error code means
 
-Nothing runs that the circle did not sign. Everything the circle signed keeps running.")]
+Nothing runs that the circle did not sign. Everything the circle signed keeps running."
+)]
 pub struct Cli {
     /// Context file: which cluster, which token, which member [default: $QUORATE_CONTEXT, then ~/.config/quorate/context.json]
     #[arg(long, global = true, value_name = "FILE")]

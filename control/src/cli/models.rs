@@ -48,7 +48,9 @@ pub(crate) enum ModelCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm\n  quorate model import weights.gguf --name tiny --data 4 --parity 2")]
+#[command(
+    after_help = "Examples:\n  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm\n  quorate model import weights.gguf --name tiny --data 4 --parity 2"
+)]
 pub(crate) struct ImportArguments {
     /// A Hugging Face model directory, a single file, or `hf:owner/name`
     source: String,
@@ -110,15 +112,20 @@ async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
     found.ok_or_else(|| anyhow!("no model `{model}`; `quorate model list` shows all"))
 }
 
-async fn access(context: &Context, model: &ModelName, node: Option<PathBuf>) -> Result<(ModelAccess, ModelRecord)> {
+async fn access(
+    context: &Context,
+    model: &ModelName,
+    node: Option<PathBuf>,
+) -> Result<(ModelAccess, ModelRecord)> {
     let session = Session::open(context).await?;
     let directory = node_directory(context, node)?;
     Ok((ModelAccess::open(&directory, &session.circle)?, find(context, model).await?))
 }
 
 fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
-    node.or_else(|| context.node_directory.clone())
-        .ok_or_else(|| anyhow!("this goes through a node: give --node DIR, its state directory on this machine"))
+    node.or_else(|| context.node_directory.clone()).ok_or_else(|| {
+        anyhow!("this goes through a node: give --node DIR, its state directory on this machine")
+    })
 }
 
 async fn import(arguments: ImportArguments, context: &Context, environment: &Environment) -> Result<()> {

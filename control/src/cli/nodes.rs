@@ -10,7 +10,7 @@ use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page};
 use protocol::governance::Change;
 use protocol::manifest::format_bytes;
-use protocol::{NodeName, NodeId};
+use protocol::{NodeId, NodeName};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -62,7 +62,9 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
             let found = page.items.into_iter().find(|view| view.name == node);
             let view = found.ok_or_else(|| anyhow!("no node `{node}`; `quorate node list` shows all"))?;
-            environment.output().print(&view, |view| nodes_table(std::slice::from_ref(view)) + &details(view));
+            environment
+                .output()
+                .print(&view, |view| nodes_table(std::slice::from_ref(view)) + &details(view));
         }
         NodeCommand::Pending => {
             let page: Page<PendingNode> = context.client()?.get("/v1/pending-nodes").await?;
@@ -102,9 +104,9 @@ pub async fn admit(
     let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
-    let pending = found
-        .next()
-        .ok_or_else(|| anyhow!("no node `{name}` asks to be admitted; `quorate node pending` lists those that do"))?;
+    let pending = found.next().ok_or_else(|| {
+        anyhow!("no node `{name}` asks to be admitted; `quorate node pending` lists those that do")
+    })?;
     if found.next().is_some() {
         return Err(anyhow!("several nodes call themselves `{name}`; choose one with --identity"));
     }

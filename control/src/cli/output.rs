@@ -47,7 +47,10 @@ mod tests {
 
     #[test]
     fn columns_align() {
-        let text = table(&["name", "state"], vec![vec!["minilm".into(), "ready".into()], vec!["a".into(), "b".into()]]);
+        let text = table(
+            &["name", "state"],
+            vec![vec!["minilm".into(), "ready".into()], vec!["a".into(), "b".into()]],
+        );
         assert_eq!(text, "NAME    STATE\nminilm  ready\na       b\n");
     }
 }

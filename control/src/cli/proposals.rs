@@ -26,7 +26,9 @@ pub(crate) struct ProposeArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate review          what waits for votes\n  quorate review 7f3a     one proposal, whole")]
+#[command(
+    after_help = "Examples:\n  quorate review          what waits for votes\n  quorate review 7f3a     one proposal, whole"
+)]
 pub(crate) struct ReviewArguments {
     /// Id of a proposal, or its first digits
     proposal: Option<String>,

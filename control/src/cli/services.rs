@@ -34,7 +34,9 @@ pub(crate) enum NewCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate deploy chat.toml --dry-run\n  quorate deploy chat.toml --wait --reason 'support desk'")]
+#[command(
+    after_help = "Examples:\n  quorate deploy chat.toml --dry-run\n  quorate deploy chat.toml --wait --reason 'support desk'"
+)]
 pub(crate) struct DeployArguments {
     /// The manifest
     manifest: PathBuf,
@@ -158,7 +160,14 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
     let place = arguments.manifest.display();
     let text = std::fs::read_to_string(&arguments.manifest).with_context(|| format!("read `{place}`"))?;
     let manifest = Manifest::from_toml(&text).map_err(|error| {
-        anyhow!("{place}:{}:{}: {}: {} ({})", error.line, error.column, error.field, error.message, error.code)
+        anyhow!(
+            "{place}:{}:{}: {}: {} ({})",
+            error.line,
+            error.column,
+            error.field,
+            error.message,
+            error.code
+        )
     })?;
     let context = environment.context()?;
     if arguments.dry_run {
@@ -188,14 +197,17 @@ fn dry_run_text(answer: &DryRun) -> String {
     }
     text.push_str(&format!("needs {}\n", answer.needs));
     match answer.spend_micro_units_per_hour {
-        Some(limit) => text.push_str(&format!("costs at most {}.{:06} per hour\n", limit / 1_000_000, limit % 1_000_000)),
+        Some(limit) => {
+            text.push_str(&format!("costs at most {}.{:06} per hour\n", limit / 1_000_000, limit % 1_000_000))
+        }
         None => text.push_str("no spend limit is set\n"),
     }
     text
 }
 
 fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("the template is a constant");
+    let style =
+        ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("the template is a constant");
     let bar = ProgressBar::new_spinner().with_style(style);
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
@@ -296,9 +308,13 @@ fn service_text(service: &ServiceView) -> String {
 pub(crate) async fn scale(arguments: ScaleArguments, environment: &Environment) -> Result<()> {
     let body = ScaleRequest { replicas: arguments.replicas };
     let client = environment.context()?.client()?;
-    let done: serde_json::Value = client.post(&format!("/v1/services/{}/scale", arguments.service), &body).await?;
+    let done: serde_json::Value =
+        client.post(&format!("/v1/services/{}/scale", arguments.service), &body).await?;
     environment.output().print(&done, |_| {
-        format!("{} shall have {} replicas; inside its envelope, so nobody had to vote", arguments.service, arguments.replicas)
+        format!(
+            "{} shall have {} replicas; inside its envelope, so nobody had to vote",
+            arguments.service, arguments.replicas
+        )
     });
     Ok(())
 }

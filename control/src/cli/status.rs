@@ -10,7 +10,9 @@ use protocol::api::{AuditEvent, Page, Status, Why};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate why minilm       a service\n  quorate why minilm/1     one slot of it\n  quorate why 7f3a…        a proposal")]
+#[command(
+    after_help = "Examples:\n  quorate why minilm       a service\n  quorate why minilm/1     one slot of it\n  quorate why 7f3a…        a proposal"
+)]
 pub(crate) struct WhyArguments {
     /// A service, `service/slot`, or a proposal's id
     subject: String,
@@ -114,7 +116,6 @@ pub(crate) fn context(command: ContextCommand, environment: &Environment) -> Res
         }
         ContextCommand::Use { file } => {
             let mut context = Context::load(Some(&file))?;
-            let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
             context.token_file = absolute(context.token_file);
             context.member_key_file = context.member_key_file.map(absolute);
             context.node_directory = context.node_directory.map(absolute);
@@ -126,4 +127,8 @@ pub(crate) fn context(command: ContextCommand, environment: &Environment) -> Res
         }
     }
     Ok(())
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }

@@ -2,9 +2,7 @@
 
 mod models;
 
-pub use models::{
-    HealthSummary, ImportRequest, ModelAccess, RepairSummary, store_reference, wrap_models_to,
-};
+pub use models::{HealthSummary, ImportRequest, ModelAccess, RepairSummary, store_reference, wrap_models_to};
 
 use crate::files;
 use anyhow::{Context as _, Result, anyhow};
@@ -64,7 +62,8 @@ impl NodeFile {
     pub fn save(&self, directory: &Path) -> Result<()> {
         let path = Self::path(directory);
         let text = serde_json::to_string_pretty(self)?;
-        files::write_atomically(&path, text.as_bytes(), 0o644).with_context(|| format!("write `{}`", path.display()))
+        files::write_atomically(&path, text.as_bytes(), 0o644)
+            .with_context(|| format!("write `{}`", path.display()))
     }
 }
 

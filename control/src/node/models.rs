@@ -302,20 +302,22 @@ fn address_of(node: &NodeAdmission) -> Option<NodeAddress> {
 
 /// A store behind a node: it fails with the node.
 #[must_use]
-pub fn node_store(node: &NodeName, store: &str) -> StoreReference {
+pub(super) fn node_store(node: &NodeName, store: &str) -> StoreReference {
     StoreReference { url: format!("node://{node}/{store}"), failure_domain: node.to_string() }
 }
 
 /// A store by its URL. Its failure domain is the node, the bucket or the directory that it names.
 #[must_use]
 pub fn store_reference(url: &str) -> StoreReference {
-    let domain = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).filter(|host| !host.is_empty());
+    let domain =
+        url.split("://").nth(1).and_then(|rest| rest.split('/').next()).filter(|host| !host.is_empty());
     StoreReference { url: url.to_string(), failure_domain: domain.unwrap_or(url).to_string() }
 }
 
 fn wrap_to_all(key: &ModelKey, record: &ModelRecord, circle: &CircleState) -> Result<Vec<KeyWrap>> {
     let nodes = circle.nodes().map(|node| (Recipient::Node(node.id), &node.encryption));
-    let members = circle.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
+    let members =
+        circle.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
     let all = nodes.chain(members);
     all.map(|(recipient, to)| Ok(wrap_key(key, to, record.root, recipient)?)).collect()
 }
@@ -335,7 +337,11 @@ pub async fn wrap_models_to(session: &Session, member: &MemberKeyFile, node: &No
         let recipient = Recipient::Member(member.member.clone());
         let wrap = known.wraps.iter().find(|wrap| wrap.recipient == recipient);
         let wrap = wrap.ok_or_else(|| {
-            anyhow!("the key of model `{}` was never wrapped to {}; another member must admit", record.name, member.member)
+            anyhow!(
+                "the key of model `{}` was never wrapped to {}; another member must admit",
+                record.name,
+                member.member
+            )
         })?;
         let key = unwrap_key(wrap, &secret).with_context(|| format!("open the key of `{}`", record.name))?;
         let wrap = wrap_key(&key, &node.encryption, record.root, Recipient::Node(node.id))?;

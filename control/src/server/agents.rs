@@ -34,10 +34,7 @@ pub(crate) fn limits() -> Limits {
 
 /// The routes for agents.
 pub(crate) fn router(server: Arc<Server>) -> Router {
-    Router::new()
-        .route("/agent/v1/sync", post(sync))
-        .route("/agent/v1/enrol", post(enrol))
-        .with_state(server)
+    Router::new().route("/agent/v1/sync", post(sync)).route("/agent/v1/enrol", post(enrol)).with_state(server)
 }
 
 fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {

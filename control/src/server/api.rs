@@ -64,7 +64,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
 /// What the API answers to every accepted change that has nothing else to say.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Done {
+pub(super) struct Done {
     /// Always true: anything else is a problem.
     pub done: bool,
 }
@@ -331,7 +331,8 @@ async fn put_wraps(
 /// Inference keys, without their hashes.
 #[utoipa::path(get, path = "/v1/keys", responses((status = 200, body = Page<KeyView>)), tag = "keys")]
 async fn keys(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<KeyView>> {
-    let view = |key: &ApiKey| KeyView { name: key.name.clone(), requests_per_minute: key.requests_per_minute };
+    let view =
+        |key: &ApiKey| KeyView { name: key.name.clone(), requests_per_minute: key.requests_per_minute };
     Ok(Json(Page { items: server.cluster(|cluster| cluster.api_keys().values().map(view).collect()) }))
 }
 
@@ -393,7 +394,7 @@ async fn why(
     let (Path(subject), now) = (subject?, wall_clock());
     let question: scheduler::Question = subject
         .parse()
-        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, format!("{error}")).at("subject"))?;
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()).at("subject"))?;
     let answer = server.look(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
     answer.map(Json).ok_or_else(|| no_service_text(&subject))
 }
@@ -403,11 +404,29 @@ async fn why(
 #[openapi(
     info(title = "Quorate control API", description = "Read, propose, vote, deploy. See the README."),
     paths(
-        history, proposals, proposal, submit_proposal, cast_ballot, dry_run, services, service, scale, logs,
-        nodes, pending_nodes, models, register_model, wraps, put_wraps, keys, create_key, revoke_key,
-        events, status, why
+        history,
+        proposals,
+        proposal,
+        submit_proposal,
+        cast_ballot,
+        dry_run,
+        services,
+        service,
+        scale,
+        logs,
+        nodes,
+        pending_nodes,
+        models,
+        register_model,
+        wraps,
+        put_wraps,
+        keys,
+        create_key,
+        revoke_key,
+        events,
+        status,
+        why
     ),
     components(schemas(Problem))
 )]
 pub(crate) struct ApiDocument;
-

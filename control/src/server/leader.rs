@@ -75,7 +75,11 @@ async fn begin(server: &Server, term: u64) -> bool {
     match server.command(Actor::Scheduler, Action::Lead { replica }).await {
         Ok(Reply::Leads { .. }) => {
             let since = server.cluster(scheduler::Cluster::now);
-            server.set_leadership(Leadership { term, observed: Observed::new(since), routes: RouteTable::default() });
+            server.set_leadership(Leadership {
+                term,
+                observed: Observed::new(since),
+                routes: RouteTable::default(),
+            });
             tracing::info!(term, "leads");
             server.metrics.leader_changes.inc();
             true

@@ -12,7 +12,7 @@ const SERVICES_MAX: usize = 1024;
 
 /// The last lines of every service.
 #[derive(Debug, Default)]
-pub struct Logs {
+pub(super) struct Logs {
     services: BTreeMap<ServiceName, Ring>,
 }
 
@@ -24,7 +24,7 @@ struct Ring {
 
 impl Logs {
     /// Keeps lines that a node sent.
-    pub fn append(&mut self, node: &NodeName, lines: Vec<WorkerLine>) {
+    pub(super) fn append(&mut self, node: &NodeName, lines: Vec<WorkerLine>) {
         for line in lines {
             if !self.services.contains_key(&line.service) && self.services.len() >= SERVICES_MAX {
                 continue;
@@ -46,7 +46,7 @@ impl Logs {
 
     /// Lines of a service after a sequence number, oldest first, at most `limit`.
     #[must_use]
-    pub fn after(&self, service: &ServiceName, sequence: u64, limit: usize) -> Vec<LogLine> {
+    pub(super) fn after(&self, service: &ServiceName, sequence: u64, limit: usize) -> Vec<LogLine> {
         let lines = self.services.get(service).map(|ring| &ring.lines);
         let wanted = lines.into_iter().flatten().filter(|line| line.sequence > sequence);
         wanted.take(limit).cloned().collect()

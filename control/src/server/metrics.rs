@@ -40,7 +40,8 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
 }
 
 fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
-    let metric = IntGaugeVec::new(Opts::new(name, help), &[label]).expect("the name is a constant of this file");
+    let metric =
+        IntGaugeVec::new(Opts::new(name, help), &[label]).expect("the name is a constant of this file");
     registry.register(Box::new(metric.clone())).expect("each name is registered once");
     metric
 }
@@ -51,7 +52,11 @@ impl ServerMetrics {
         Self {
             plans: counter(&r, "quorate_scheduler_plans_total", "Plans carried out by this replica."),
             syncs: counter(&r, "quorate_agent_syncs_total", "Requests of agents answered by this replica."),
-            leader_changes: counter(&r, "quorate_control_leader_changes_total", "Times this replica became leader."),
+            leader_changes: counter(
+                &r,
+                "quorate_control_leader_changes_total",
+                "Times this replica became leader.",
+            ),
             is_leader: gauge(&r, "quorate_control_is_leader", "1 while this replica leads."),
             has_leader: gauge(&r, "quorate_control_has_leader", "1 while this replica knows a leader."),
             applied: gauge(&r, "quorate_control_applied_index", "Last log entry applied."),

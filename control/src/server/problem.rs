@@ -10,7 +10,7 @@ use scheduler::{Refusal, Reply};
 
 /// A problem and the status it is sent with.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub(crate) struct Failure {
     status: StatusCode,
     problem: Problem,
 }
@@ -18,28 +18,28 @@ pub struct Failure {
 impl Failure {
     /// A failure with this code; the status follows from the code.
     #[must_use]
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let problem = Problem { code: code.to_string(), message: message.into(), at: None, remedy: None };
         Self { status: status_of(code), problem }
     }
 
     /// Where it is wrong.
     #[must_use]
-    pub fn at(mut self, place: impl Into<String>) -> Self {
+    pub(crate) fn at(mut self, place: impl Into<String>) -> Self {
         self.problem.at = Some(place.into());
         self
     }
 
     /// What to do.
     #[must_use]
-    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+    pub(crate) fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.problem.remedy = Some(remedy.into());
         self
     }
 
     /// The problem as JSON carries it.
     #[must_use]
-    pub fn problem(&self) -> &Problem {
+    pub(crate) fn problem(&self) -> &Problem {
         &self.problem
     }
 }
@@ -104,7 +104,7 @@ impl From<QueryRejection> for Failure {
 ///
 /// # Errors
 /// When the state machine refused.
-pub fn accepted(reply: Reply) -> Result<Reply, Failure> {
+pub(super) fn accepted(reply: Reply) -> Result<Reply, Failure> {
     match reply {
         Reply::Refused { code, message } => Err(Failure::new(code, message)),
         done => Ok(done),

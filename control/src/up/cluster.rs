@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How long the cluster may take until every node is alive.
 const START_LIMIT: Duration = Duration::from_secs(40);
 /// Pause between looks while waiting.
-pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// First host user id for sandboxes; each node takes a range of its own.
 const IDS_FIRST: u32 = 600_000;
 /// Pairs of ids per node.
@@ -64,9 +64,16 @@ impl Cluster {
         let (overlay, api) =
             (self.ports.listener(&format!("{name}/overlay")), self.ports.listener(&format!("{name}/api")));
         let arguments = [
-            "control", "run", "--dir", &self.layout.control(id).display().to_string(),
-            "--genesis", &self.layout.genesis().display().to_string(),
-            "--overlay", &inherited(overlay), "--api", &inherited(api),
+            "control",
+            "run",
+            "--dir",
+            &self.layout.control(id).display().to_string(),
+            "--genesis",
+            &self.layout.genesis().display().to_string(),
+            "--overlay",
+            &inherited(overlay),
+            "--api",
+            &inherited(api),
         ]
         .map(str::to_string);
         let daemon = Daemon::start(&name, &arguments, &[overlay, api], &self.layout.log(&name))?;
@@ -86,10 +93,18 @@ impl Cluster {
         let mut arguments = self.agent_arguments(name)?;
         arguments.extend(
             [
-                "--storage", &inherited(storage), "--metrics", &inherited(metrics),
-                "--cpu-millicores", &millicores.to_string(), "--memory", &format!("{memory_bytes} B"),
-                "--ids-first", &(IDS_FIRST + index * ID_PAIRS * 2).to_string(),
-                "--id-pairs", &ID_PAIRS.to_string(),
+                "--storage",
+                &inherited(storage),
+                "--metrics",
+                &inherited(metrics),
+                "--cpu-millicores",
+                &millicores.to_string(),
+                "--memory",
+                &format!("{memory_bytes} B"),
+                "--ids-first",
+                &(IDS_FIRST + index * ID_PAIRS * 2).to_string(),
+                "--id-pairs",
+                &ID_PAIRS.to_string(),
             ]
             .map(str::to_string),
         );
@@ -108,8 +123,14 @@ impl Cluster {
         let mut arguments = self.agent_arguments(GATEWAY)?;
         arguments.extend(
             [
-                "--gateway", &inherited(workers), "--gateway-api", &inherited(api),
-                "--gateway-metrics", &inherited(gateway_metrics), "--metrics", &inherited(metrics),
+                "--gateway",
+                &inherited(workers),
+                "--gateway-api",
+                &inherited(api),
+                "--gateway-metrics",
+                &inherited(gateway_metrics),
+                "--metrics",
+                &inherited(metrics),
             ]
             .map(str::to_string),
         );
@@ -122,10 +143,16 @@ impl Cluster {
     fn agent_arguments(&self, name: &str) -> Result<Vec<String>> {
         let circle = self.context()?.circle;
         Ok([
-            "agent", "run", "--dir", &self.layout.node(name).display().to_string(),
-            "--genesis", &self.layout.genesis().display().to_string(),
-            "--circle", &circle.to_string(),
-            "--cgroup", &format!("quorate-{}/{name}", circle.short()),
+            "agent",
+            "run",
+            "--dir",
+            &self.layout.node(name).display().to_string(),
+            "--genesis",
+            &self.layout.genesis().display().to_string(),
+            "--circle",
+            &circle.to_string(),
+            "--cgroup",
+            &format!("quorate-{}/{name}", circle.short()),
         ]
         .map(str::to_string)
         .to_vec())
@@ -304,7 +331,8 @@ fn share_of_machine() -> Result<(u64, u64)> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kilobytes: Option<u64> = total.and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse().ok());
+    let kilobytes: Option<u64> =
+        total.and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse().ok());
     let kilobytes = kilobytes.ok_or_else(|| anyhow!("/proc/meminfo names no MemTotal"))?;
     let nodes = NODES.len() as u64;
     Ok((cores * 1000 / nodes, kilobytes * 1024 / nodes))

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// # Errors
 /// When the directory cannot be written.
-pub fn found(layout: &Layout, ports: &Ports) -> Result<()> {
+pub(super) fn found(layout: &Layout, ports: &Ports) -> Result<()> {
     let keys: Vec<MemberKeyFile> = MEMBERS
         .iter()
         .map(|name| {
@@ -75,7 +75,7 @@ fn replica(layout: &Layout, ports: &Ports, id: u64) -> Result<ControlReplica> {
 ///
 /// # Errors
 /// When the directory cannot be written.
-pub fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeAdmission> {
+pub(super) fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeAdmission> {
     let directory = layout.node(name);
     let keys = create_keys(&directory, false)?;
     let admission = NodeAdmission {

@@ -7,17 +7,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Control replicas of a local cluster.
-pub const REPLICAS: u64 = 3;
+pub(super) const REPLICAS: u64 = 3;
 /// Nodes that work and store.
-pub const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
+pub(super) const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 /// The node that runs the gateway.
-pub const GATEWAY: &str = "gateway-1";
+pub(super) const GATEWAY: &str = "gateway-1";
 /// Stores behind each node.
-pub const STORES: [&str; 2] = ["disk-0", "disk-1"];
+pub(super) const STORES: [&str; 2] = ["disk-0", "disk-1"];
 /// Members of the circle.
-pub const MEMBERS: [&str; 3] = ["member-a", "member-b", "member-c"];
+pub(super) const MEMBERS: [&str; 3] = ["member-a", "member-b", "member-c"];
 /// How many of them must sign.
-pub const REQUIRED: u32 = 2;
+pub(super) const REQUIRED: u32 = 2;
 
 /// The directory of a local cluster, held while this value lives.
 #[derive(Debug)]
@@ -35,7 +35,10 @@ impl Layout {
         let root = std::path::absolute(root)?;
         let used = root.exists() && root.read_dir()?.next().is_some();
         if used && !root.join("lock").exists() {
-            bail!("directory-foreign: `{}` is not empty and not a cluster's; choose another --dir", root.display());
+            bail!(
+                "directory-foreign: `{}` is not empty and not a cluster's; choose another --dir",
+                root.display()
+            );
         }
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -44,7 +47,10 @@ impl Layout {
             .with_context(|| format!("create `{}`", root.display()))?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"))?;
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-            bail!("directory-in-use: another `quorate up` runs in `{}`; stop it or choose another --dir", root.display());
+            bail!(
+                "directory-in-use: another `quorate up` runs in `{}`; stop it or choose another --dir",
+                root.display()
+            );
         };
         let layout = Self { root, _lock: lock };
         if fresh || !layout.is_founded() {
@@ -60,7 +66,8 @@ impl Layout {
             if path.file_name().is_some_and(|name| name == "lock") {
                 continue;
             }
-            let outcome = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            let outcome =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             outcome.with_context(|| format!("remove `{}`", path.display()))?;
         }
         Ok(())

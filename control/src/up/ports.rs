@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 /// Every listening socket of the cluster, by what it is for.
 #[derive(Debug)]
-pub struct Ports {
+pub(super) struct Ports {
     listeners: BTreeMap<String, TcpListener>,
 }
 
@@ -34,7 +34,7 @@ impl Ports {
     ///
     /// # Errors
     /// `port-in-use` when a recorded port is taken by somebody else.
-    pub fn bind(layout: &Layout) -> Result<Self> {
+    pub(super) fn bind(layout: &Layout) -> Result<Self> {
         let recorded: BTreeMap<String, u16> = match std::fs::read(layout.ports()) {
             Ok(bytes) => serde_json::from_slice(&bytes).context("ports.json")?,
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
@@ -72,7 +72,7 @@ impl Ports {
     /// # Panics
     /// When the name is not one of [`names`].
     #[must_use]
-    pub fn listener(&self, name: &str) -> &TcpListener {
+    pub(super) fn listener(&self, name: &str) -> &TcpListener {
         self.listeners.get(name).expect("every purpose has a socket")
     }
 
@@ -81,7 +81,7 @@ impl Ports {
     /// # Panics
     /// As [`Ports::listener`].
     #[must_use]
-    pub fn address(&self, name: &str) -> SocketAddr {
+    pub(super) fn address(&self, name: &str) -> SocketAddr {
         self.listener(name).local_addr().expect("a bound socket has an address")
     }
 }

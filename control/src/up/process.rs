@@ -17,7 +17,7 @@ const ORDERLY_END: Duration = Duration::from_secs(8);
 
 /// A running daemon.
 #[derive(Debug)]
-pub struct Daemon {
+pub(super) struct Daemon {
     name: String,
     child: Child,
 }
@@ -29,7 +29,12 @@ impl Daemon {
     ///
     /// # Errors
     /// When the log cannot be opened or the process cannot start.
-    pub fn start(name: &str, arguments: &[String], sockets: &[&TcpListener], log: &Path) -> Result<Self> {
+    pub(super) fn start(
+        name: &str,
+        arguments: &[String],
+        sockets: &[&TcpListener],
+        log: &Path,
+    ) -> Result<Self> {
         if let Some(directory) = log.parent() {
             std::fs::create_dir_all(directory)?;
         }
@@ -56,13 +61,13 @@ impl Daemon {
 
     /// What it is called.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
     /// Its process id, while it runs.
     #[must_use]
-    pub fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
@@ -70,7 +75,7 @@ impl Daemon {
     ///
     /// # Errors
     /// What the system answers.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+    pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
@@ -78,14 +83,14 @@ impl Daemon {
     ///
     /// # Errors
     /// What the system answers.
-    pub async fn kill(&mut self) -> Result<()> {
+    pub(super) async fn kill(&mut self) -> Result<()> {
         self.child.start_kill()?;
         self.child.wait().await?;
         Ok(())
     }
 
     /// Asks it to end.
-    pub fn ask_to_end(&self) {
+    pub(super) fn ask_to_end(&self) {
         if let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) {
             // It may have ended by itself in between, which is what is wanted.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
@@ -96,7 +101,7 @@ impl Daemon {
     ///
     /// # Errors
     /// What the system answers.
-    pub async fn wait_or_kill(&mut self) -> Result<()> {
+    pub(super) async fn wait_or_kill(&mut self) -> Result<()> {
         if tokio::time::timeout(ORDERLY_END, self.child.wait()).await.is_err() {
             tracing::warn!(daemon = self.name, "did not end in order; killed");
             self.kill().await?;
@@ -115,7 +120,7 @@ fn inherit(sockets: &[&TcpListener], yes: bool) -> Result<()> {
 
 /// How a daemon's arguments name an inherited socket.
 #[must_use]
-pub fn inherited(socket: &TcpListener) -> String {
+pub(super) fn inherited(socket: &TcpListener) -> String {
     format!("fd:{}", socket.as_raw_fd())
 }
 

@@ -19,7 +19,11 @@ const PASSAGES_MAX: usize = 64;
 pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: Option<&Path>) -> Result<()> {
     let began = Instant::now();
     let query = api.embed("minilm", &[QUERY]).await?.pop().context("one vector")?;
-    narrator.say(format!("first answer: an embedding of {} numbers in {:.0} ms", query.len(), began.elapsed().as_secs_f64() * 1000.0));
+    narrator.say(format!(
+        "first answer: an embedding of {} numbers in {:.0} ms",
+        query.len(),
+        began.elapsed().as_secs_f64() * 1000.0
+    ));
     if let Some(documents) = documents {
         search(api, narrator, &query, &passages(documents)?).await?;
     }

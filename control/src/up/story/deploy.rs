@@ -1,8 +1,8 @@
 //! Import, proposal, votes, first replicas.
 
 use super::Narrator;
-use crate::files;
 use crate::cli::service_template;
+use crate::files;
 use crate::node::{ImportRequest, ModelAccess};
 use crate::session::{PROPOSAL_LIFETIME_MS, Session, fresh_secret_text};
 use crate::up::cluster::{Cluster, LOOK_AGAIN};
@@ -48,9 +48,12 @@ pub(crate) async fn serve(
         let record = import(cluster, &session, narrator, name, path).await?;
         let service: ServiceName = name.parse().map_err(|error: String| anyhow!(error))?;
         if session.circle.service(&service).is_none() {
-            propose_and_sign(cluster, &session, narrator, &service_template(&service, &record, *min, *max)).await?;
+            propose_and_sign(cluster, &session, narrator, &service_template(&service, &record, *min, *max))
+                .await?;
         } else {
-            narrator.say(format!("service {service} was approved in an earlier run; its certificate still holds"));
+            narrator.say(format!(
+                "service {service} was approved in an earlier run; its certificate still holds"
+            ));
         }
         proposed.push((service, Instant::now()));
     }
@@ -92,7 +95,12 @@ async fn import(
     Ok(record)
 }
 
-async fn propose_and_sign(cluster: &Cluster, session: &Session, narrator: &Narrator, manifest: &str) -> Result<()> {
+async fn propose_and_sign(
+    cluster: &Cluster,
+    session: &Session,
+    narrator: &Narrator,
+    manifest: &str,
+) -> Result<()> {
     let manifest = Manifest::from_toml(manifest).map_err(|error| anyhow!("the template: {error}"))?;
     let change = Change::Deploy(Box::new(manifest));
     let view = session.propose(change, "the demonstration".into(), PROPOSAL_LIFETIME_MS).await?;
@@ -128,8 +136,10 @@ pub(crate) async fn wait_until_ready(
     loop {
         let view: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
         if view.ready >= view.desired {
-            let verified: u64 = view.slots.iter().filter_map(|slot| slot.report.as_ref()).map(|r| r.segments_verified).sum();
-            let nodes: Vec<String> = view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
+            let verified: u64 =
+                view.slots.iter().filter_map(|slot| slot.report.as_ref()).map(|r| r.segments_verified).sum();
+            let nodes: Vec<String> =
+                view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
             narrator.say(format!(
                 "{service} answers on {} after {:.2} s: {verified} segments read and verified, 0 trusted",
                 nodes.join(", "),
@@ -138,7 +148,8 @@ pub(crate) async fn wait_until_ready(
             return Ok(());
         }
         if Instant::now() > deadline {
-            let why: serde_json::Value = session.client.get(&format!("/v1/why/{service}")).await.unwrap_or_default();
+            let why: serde_json::Value =
+                session.client.get(&format!("/v1/why/{service}")).await.unwrap_or_default();
             return Err(anyhow!("{service} has {} of {} replicas", view.ready, view.desired))
                 .with_context(|| format!("slots: {:?}; why: {why}", view.slots));
         }

@@ -60,7 +60,8 @@ async fn flip(cluster: &Cluster, access: &ModelAccess, record: &ModelRecord) -> 
     let place = store.url.strip_prefix("node://").and_then(|rest| rest.split_once('/'));
     let (node, store) = place.context("the demonstration's stores are behind nodes")?;
     let nonce = manifest.nonce.to_string();
-    let objects = cluster.layout.node(node).join("stores").join(store).join("models").join(&nonce[..2]).join(&nonce);
+    let objects =
+        cluster.layout.node(node).join("stores").join(store).join("models").join(&nonce[..2]).join(&nonce);
     let first = std::fs::read_dir(&objects)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).min();
     let path = first.context("the store holds shards of the model")?;
     let mut bytes = std::fs::read(&path)?;

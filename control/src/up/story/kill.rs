@@ -114,7 +114,8 @@ async fn wait_until_replaced(
     before: &ServiceView,
     victim: &str,
 ) -> Result<(u32, String)> {
-    let lost = before.slots.iter().find(|slot| slot.node.as_ref().is_some_and(|node| node.as_str() == victim));
+    let lost =
+        before.slots.iter().find(|slot| slot.node.as_ref().is_some_and(|node| node.as_str() == victim));
     let lost = lost.context("the victim held a slot")?;
     let deadline = Instant::now() + REPLACED_LIMIT;
     loop {
@@ -125,7 +126,11 @@ async fn wait_until_replaced(
             return Ok((slot, node.to_string()));
         }
         if Instant::now() > deadline {
-            bail!("slot {service}/{} was not re-placed within {} s: {slot:?}", lost.slot, REPLACED_LIMIT.as_secs());
+            bail!(
+                "slot {service}/{} was not re-placed within {} s: {slot:?}",
+                lost.slot,
+                REPLACED_LIMIT.as_secs()
+            );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

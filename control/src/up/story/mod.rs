@@ -10,9 +10,9 @@ mod orders;
 mod scan;
 mod wipe;
 
+use super::UpArguments;
 use super::cluster::Cluster;
 use super::layout::{MEMBERS, NODES, REPLICAS, REQUIRED};
-use super::UpArguments;
 use anyhow::{Result, anyhow};
 use openai::OpenAi;
 use std::path::Path;
@@ -38,7 +38,7 @@ impl Narrator {
 ///
 /// # Errors
 /// The first step that does not hold.
-pub async fn tell(cluster: &mut Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+pub(super) async fn tell(cluster: &mut Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     let narrator = Narrator { began };
     introduce(cluster, &narrator).await?;
     let minilm = given(arguments.minilm.as_deref(), "--minilm")?;
@@ -84,14 +84,14 @@ async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
 ///
 /// # Errors
 /// When the model is refused or does not come up.
-pub async fn serve_own_model(cluster: &mut Cluster, model: &Path) -> Result<()> {
+pub(super) async fn serve_own_model(cluster: &mut Cluster, model: &Path) -> Result<()> {
     let narrator = Narrator { began: Instant::now() };
     deploy::api_key(cluster).await?;
     deploy::serve(cluster, &narrator, &[("own", model, 1, 2)]).await
 }
 
 /// What to do next, as lines that work when pasted.
-pub fn print_farewell(cluster: &Cluster) {
+pub(super) fn print_farewell(cluster: &Cluster) {
     let (gateway, layout) = (cluster.gateway(), &cluster.layout);
     let key = layout.api_key().display().to_string();
     println!("\nKill any process, edit any byte. Ctrl-C stops everything.\n");
@@ -105,6 +105,10 @@ pub fn print_farewell(cluster: &Cluster) {
          -H 'Content-Type: application/json' \\\n    \
          -d '{{\"model\":\"tiny\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is three plus four?\"}}]}}'\n"
     );
-    println!("What is simulated here: the machines (one machine plays all of them) and the members (three key");
-    println!("files beside each other). Everything else is real: processes, TLS, signatures, storage, models.");
+    println!(
+        "What is simulated here: the machines (one machine plays all of them) and the members (three key"
+    );
+    println!(
+        "files beside each other). Everything else is real: processes, TLS, signatures, storage, models."
+    );
 }

@@ -31,7 +31,8 @@ impl OpenAi {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response> {
-        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(self.key.as_str()).json(body);
+        let request =
+            self.http.post(format!("{}{path}", self.base)).bearer_auth(self.key.as_str()).json(body);
         let response = request.send().await.context("reach the gateway")?;
         if !response.status().is_success() {
             let status = response.status();
@@ -42,7 +43,8 @@ impl OpenAi {
 
     /// Vectors of these texts.
     pub(crate) async fn embed(&self, model: &str, input: &[&str]) -> Result<Vec<Vec<f32>>> {
-        let answer: Value = self.post("/v1/embeddings", &json!({ "model": model, "input": input })).await?.json().await?;
+        let answer: Value =
+            self.post("/v1/embeddings", &json!({ "model": model, "input": input })).await?.json().await?;
         let data = answer["data"].as_array().context("`data` is an array")?;
         data.iter()
             .map(|item| serde_json::from_value(item["embedding"].clone()).context("`embedding` is numbers"))
@@ -57,7 +59,8 @@ impl OpenAi {
             "messages": [{ "role": "user", "content": question }],
         });
         let mut stream = self.post("/v1/chat/completions", &body).await?.bytes_stream();
-        let (mut buffer, mut streamed) = (Vec::new(), Streamed { text: String::new(), first_token: Duration::ZERO, pieces: 0 });
+        let (mut buffer, mut streamed) =
+            (Vec::new(), Streamed { text: String::new(), first_token: Duration::ZERO, pieces: 0 });
         let mut done = false;
         while let Some(bytes) = stream.next().await {
             buffer.extend_from_slice(&bytes.context("read the stream")?);
@@ -70,7 +73,9 @@ impl OpenAi {
                     continue;
                 }
                 let event: Value = serde_json::from_str(data).context("an event is JSON")?;
-                if let Some(piece) = event["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty()) {
+                if let Some(piece) =
+                    event["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty())
+                {
                     if streamed.pieces == 0 {
                         streamed.first_token = began.elapsed();
                     }

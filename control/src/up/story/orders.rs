@@ -23,7 +23,8 @@ pub(crate) async fn hand_over_bad_orders(cluster: &Cluster, narrator: &Narrator)
     let directory = cluster.layout.node(node);
     let mut verdicts = Vec::new();
     for (what, order, expected) in bad_orders(&session, &genuine)? {
-        let verdict = hand_order(&directory, &order).await.with_context(|| format!("hand {node} an order"))?;
+        let verdict =
+            hand_order(&directory, &order).await.with_context(|| format!("hand {node} an order"))?;
         let code = verdict.code.filter(|code| !verdict.accepted && expected.contains(code));
         let Some(code) = code else {
             bail!("{node} judged an order that was {what}: {verdict:?}, expected {expected:?}");

@@ -16,8 +16,10 @@ pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
         let agent = cluster.pid(node)?;
         let workers = descendants(agent)?;
         let open = listening_ports(i32::try_from(agent)?)?;
-        let allowed: BTreeSet<u16> =
-            ["storage", "metrics"].iter().map(|purpose| cluster.address(&format!("{node}/{purpose}")).port()).collect();
+        let allowed: BTreeSet<u16> = ["storage", "metrics"]
+            .iter()
+            .map(|purpose| cluster.address(&format!("{node}/{purpose}")).port())
+            .collect();
         if !open.is_subset(&allowed) {
             bail!("{node} listens on {open:?}; only {allowed:?} are its storage and loopback metrics");
         }

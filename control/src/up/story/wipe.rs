@@ -67,8 +67,7 @@ pub(crate) async fn wipe_a_node(cluster: &mut Cluster, api: &OpenAi, narrator: &
     let node: NodeName = name.parse().map_err(|error: String| anyhow!(error))?;
     wait_until_it_asks(&session, &node).await?;
     let member = cluster.member(MEMBERS[1])?;
-    let view =
-        crate::cli::admit(&session, &member, &node, None, "its disk was replaced".into()).await?;
+    let view = crate::cli::admit(&session, &member, &node, None, "its disk was replaced".into()).await?;
     let mut state = view.state;
     for name in &MEMBERS[1..] {
         state = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?.state;
