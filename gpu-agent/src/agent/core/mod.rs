@@ -9,7 +9,10 @@ mod judge;
 mod reconcile;
 
 #[cfg(test)]
-mod testing;
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use book::{BookError, Held, OrderBook};
 pub use judge::{History, Judge, Refusal};

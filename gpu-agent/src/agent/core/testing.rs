@@ -1,1 +1,188 @@
-//! Circles, orders and nodes for the tests of this module.
+//! A circle of three that can decide things, and its control that can order them, for tests. Shared with the
+//! tests beside the crate, so it stands on other crates alone.
+
+use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
+use overlay::Identity;
+use protocol::agent::{Assignment, Desired, Isolation};
+use protocol::governance::{
+    ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission,
+    NodeRole, Policy, Quorum, SignedGenesis,
+};
+use protocol::keys::EncryptionKey;
+use protocol::manifest::{
+    Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest, Task,
+};
+use protocol::model::{ErasureCode, ModelRecord};
+use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
+use protocol::{
+    Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// When everything happens that needs a time.
+pub(crate) const NOW: Millis = Millis(1_800_000_000_000);
+
+/// A circle, its control, and everything it decided.
+pub(crate) struct World {
+    founders: Vec<(MemberId, MemberSecret)>,
+    pub(crate) control: Vec<Identity>,
+    pub(crate) genesis: SignedGenesis,
+    pub(crate) state: CircleState,
+    pub(crate) bundles: Vec<Bundle>,
+    /// When it decides what it decides.
+    pub(crate) now: Millis,
+}
+
+impl World {
+    /// A circle with these nodes, and a control replica at each address.
+    pub(crate) fn new(nodes: Vec<NodeAdmission>, control: &[String], now: Millis) -> Self {
+        let secret = |seed: u8| MemberSecret::generate(&[seed; 64]);
+        let founders: Vec<(MemberId, MemberSecret)> =
+            [("alice", 1), ("bob", 2), ("carol", 3)].map(|(name, seed)| (name.parse().unwrap(), secret(seed))).into();
+        let members = founders.iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() });
+        let of: Vec<Quorum> = founders.iter().map(|(id, _)| Quorum::Member(id.clone())).collect();
+        let rule = |required| Quorum::Threshold { required, of: of.clone() };
+        let quorums = BTreeMap::from([(ActionClass::Routine, rule(2)), (ActionClass::Sensitive, rule(2))]);
+        let identities: Vec<Identity> =
+            (0..control.len()).map(|n| Identity::from_seed(&[100 + n as u8; 32])).collect();
+        let replica = |(n, address): (usize, &String)| ControlReplica {
+            id: ReplicaId(n as u64 + 1),
+            key: identities[n].public_key(),
+            address: address.clone(),
+            api: "http://127.0.0.1:1".into(),
+        };
+        let genesis = Genesis {
+            name: "test".into(),
+            founded_at: now,
+            members: members.collect(),
+            policy: Policy { quorums },
+            control: control.iter().enumerate().map(replica).collect(),
+            nodes,
+            tokens: vec![],
+        };
+        let signers: Vec<_> = founders.iter().map(|(id, secret)| (id.clone(), secret)).collect();
+        let genesis = sign_genesis(genesis, &signers);
+        let state = CircleState::found(&genesis, None).unwrap();
+        Self { founders, control: identities, genesis, state, bundles: vec![], now }
+    }
+
+    /// A certificate of two members for a change, not yet part of the chain.
+    pub(crate) fn certify(&self, change: Change) -> Bundle {
+        let expires = self.now.plus(24 * 3600 * 1000);
+        let nonce = Digest::of(&[self.bundles.len() as u8]);
+        let proposal = propose(&self.state, change, "test".into(), self.now, expires, nonce).unwrap();
+        let ballots: Vec<_> = self.founders[..2]
+            .iter()
+            .map(|(id, secret)| vote(secret, id.clone(), &proposal, Choice::Approve, self.now))
+            .collect();
+        let certificate = certify(&self.state, &proposal, &ballots).unwrap();
+        Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None }
+    }
+
+    /// The circle decides.
+    pub(crate) fn decide(&mut self, change: Change) -> Bundle {
+        let bundle = self.certify(change);
+        let approved = verify(&self.state, &bundle.certificate, self.now).unwrap();
+        self.state.advance(approved).unwrap();
+        self.bundles.push(bundle.clone());
+        bundle
+    }
+
+    /// The circle decides to run a service.
+    pub(crate) fn deploy(&mut self, service: &ServiceManifest) -> Bundle {
+        self.decide(Change::Deploy(Box::new(Manifest::Service(service.clone()))))
+    }
+
+    /// What an order of control says.
+    pub(crate) fn plain_order(&self, bundle: &Bundle, node: NodeId, slot: u32, fence: u64) -> SlotOrder {
+        let Change::Deploy(manifest) = &bundle.certificate.proposal.change else { panic!("no deployment") };
+        SlotOrder {
+            circle: self.state.id(),
+            service: manifest.name().clone(),
+            certificate: bundle.certificate.digest(),
+            slot: SlotIndex(slot),
+            fence: Fence(fence),
+            node,
+            gpus: vec![],
+            issued_at: self.now,
+        }
+    }
+
+    /// An order of control.
+    pub(crate) fn order(&self, bundle: &Bundle, node: NodeId, slot: u32, fence: u64) -> SignedOrder {
+        self.sign(0, self.plain_order(bundle, node, slot, fence))
+    }
+
+    /// An order signed by one of the replicas.
+    pub(crate) fn sign(&self, replica: usize, order: SlotOrder) -> SignedOrder {
+        let signer = &self.control[replica];
+        let signature = signer.sign(ORDER_DOMAIN, &canonical::to_bytes(&order));
+        SignedOrder { order, signer: signer.public_key(), signature }
+    }
+}
+
+/// A node as it is admitted.
+pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionKey) -> NodeAdmission {
+    NodeAdmission {
+        name: name.parse().unwrap(),
+        id: NodeId(identity.public_key()),
+        encryption,
+        roles: BTreeSet::from([NodeRole::Worker]),
+        region: "here".into(),
+        labels: BTreeMap::new(),
+        storage_address: None,
+        gateway: None,
+    }
+}
+
+/// A service that asks for little.
+pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest {
+    ServiceManifest {
+        name: name.parse().unwrap(),
+        model: ModelChoice { name: "tiny".parse().unwrap(), root },
+        task: Task::Embed,
+        runtime: Runtime::Candle,
+        replicas: ReplicaRange { min: 1, max },
+        resources: Resources {
+            cpu_millicores: 500,
+            memory_bytes: 256 << 20,
+            gpu_count: 0,
+            gpu_share_percent: 0,
+            gpu_memory_bytes: 0,
+        },
+        placement: Placement { regions: vec![], node_selector: BTreeMap::new(), isolation: Isolation::None },
+        egress: vec![],
+        spend_micro_units_per_hour: None,
+        valid_until: None,
+        on_expiry: OnExpiry::Hold,
+        context_tokens_max: None,
+        batch_sequences_max: 4,
+    }
+}
+
+/// What control keeps of a model that lies nowhere.
+pub(crate) fn record(root: ModelRoot) -> ModelRecord {
+    ModelRecord {
+        name: "tiny".parse().unwrap(),
+        root,
+        bytes: 1,
+        segments: 1,
+        erasure: ErasureCode { data: 1, parity: 0 },
+        stores: vec![],
+        architecture: "bert".into(),
+    }
+}
+
+/// A desired state of one deployment.
+pub(crate) fn desired(bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) -> Desired {
+    let Change::Deploy(manifest) = &bundle.certificate.proposal.change else { panic!("no deployment") };
+    let Manifest::Service(service) = manifest.as_ref() else { panic!("no service") };
+    let assignment = Assignment {
+        bundle: bundle.clone(),
+        orders,
+        draining: draining.iter().map(|slot| SlotIndex(*slot)).collect(),
+        model: record(service.model.root),
+        wrap: None,
+    };
+    Desired { assignments: vec![assignment], routes: None }
+}

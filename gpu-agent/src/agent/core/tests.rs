@@ -1,0 +1,566 @@
+//! What the core decides, as tables and properties.
+#![allow(clippy::unwrap_used)]
+
+use super::testing::{NOW, World, admission, desired, service};
+use super::*;
+use human_chain::MemberSecret;
+use overlay::Identity;
+use proptest::prelude::*;
+use protocol::agent::{Desired, Isolation};
+use protocol::governance::{Bundle, Change};
+use protocol::manifest::{OnExpiry, ServiceManifest};
+use protocol::order::SignedOrder;
+use protocol::{Digest, Fence, Millis, ModelRoot, Signature};
+use std::collections::BTreeMap;
+
+/// A node of the circle and what it knows.
+struct Scene {
+    world: World,
+    facts: NodeFacts,
+    book: OrderBook,
+    running: BTreeMap<SlotKey, RunningSlot>,
+    refused_bundles: BTreeMap<Digest, Refusal>,
+    chain_complete: bool,
+    now: Millis,
+}
+
+fn root() -> ModelRoot {
+    ModelRoot(Digest::of(b"model"))
+}
+
+fn key(slot: u32) -> SlotKey {
+    SlotKey { service: "chat".parse().unwrap(), slot: SlotIndex(slot) }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let identity = Identity::from_seed(&[7; 32]);
+        let encryption = MemberSecret::generate(&[9; 64]).public().encryption;
+        let other = admission("other", &Identity::from_seed(&[8; 32]), encryption.clone());
+        let nodes = vec![admission("node-1", &identity, encryption), other];
+        let facts = NodeFacts {
+            id: NodeId(identity.public_key()),
+            isolation: Isolation::SameUid,
+            gpus: BTreeSet::from([0, 1]),
+        };
+        Self {
+            world: World::new(nodes, &["127.0.0.1:1".into(), "127.0.0.1:2".into()], NOW),
+            facts,
+            book: OrderBook::default(),
+            running: BTreeMap::new(),
+            refused_bundles: BTreeMap::new(),
+            chain_complete: true,
+            now: NOW,
+        }
+    }
+
+    fn deployed(change: impl FnOnce(&mut ServiceManifest)) -> (Self, Bundle) {
+        let mut scene = Self::new();
+        let mut manifest = service("chat", root(), 4);
+        change(&mut manifest);
+        let bundle = scene.world.deploy(&manifest);
+        (scene, bundle)
+    }
+
+    fn order(&self, bundle: &Bundle, slot: u32, fence: u64) -> SignedOrder {
+        self.world.order(bundle, self.facts.id, slot, fence)
+    }
+
+    fn judge(&self) -> Judge<'_> {
+        Judge {
+            circle: &self.world.state,
+            history: History { genesis: &self.world.genesis, bundles: &self.world.bundles },
+            facts: &self.facts,
+            book: &self.book,
+            now: self.now,
+        }
+    }
+
+    fn verdict(&self, bundle: &Bundle, signed: &SignedOrder) -> String {
+        match self.judge().judge(bundle, signed) {
+            Ok(_) => "granted".into(),
+            Err(refusal) => refusal.code.to_string(),
+        }
+    }
+
+    fn plan(&self, desired: &Desired) -> Vec<Action> {
+        reconcile(&View {
+            judge: self.judge(),
+            desired,
+            chain_complete: self.chain_complete,
+            refused_bundles: &self.refused_bundles,
+            running: &self.running,
+        })
+    }
+
+    fn names(&self, desired: &Desired) -> Vec<String> {
+        self.plan(desired).iter().map(name).collect()
+    }
+
+    /// Does what the shell would, at once.
+    fn perform(&mut self, actions: Vec<Action>) -> bool {
+        let mut accepted = false;
+        for action in actions {
+            match action {
+                Action::Accept { signed, grant } => {
+                    let length = self.world.bundles.len() as u64;
+                    self.book.accept(*signed, *grant, length, self.now);
+                    accepted = true;
+                }
+                Action::Start { key } => {
+                    let fence = self.book.held(&key).unwrap().order.signed.order.fence;
+                    let before = self.running.insert(key, RunningSlot { fence, draining_since: None });
+                    assert_eq!(before, None, "never two of a slot at once");
+                }
+                Action::Drain { key, .. } => {
+                    self.running.get_mut(&key).unwrap().draining_since.get_or_insert(self.now);
+                }
+                Action::End { key, .. } => self.end(&key),
+                Action::Release { key, .. } => self.book.release(&key),
+                Action::Forget { key } => self.book.forget(&key),
+                Action::Refuse { .. } => {}
+            }
+        }
+        accepted
+    }
+
+    fn end(&mut self, key: &SlotKey) {
+        let ended = self.running.remove(key).unwrap();
+        if self.book.held(key).is_some_and(|held| held.order.signed.order.fence == ended.fence) {
+            self.book.release(key);
+        }
+    }
+
+    fn settle(&mut self, desired: &Desired) {
+        for _ in 0..10 {
+            let actions = self.plan(desired);
+            if actions.iter().all(|action| matches!(action, Action::Refuse { .. })) {
+                return;
+            }
+            self.perform(actions);
+        }
+        panic!("it does not settle: {:?}", self.names(desired));
+    }
+}
+
+fn name(action: &Action) -> String {
+    match action {
+        Action::Accept { signed, .. } => format!("accept {}@{}", signed.order.slot, signed.order.fence),
+        Action::Start { key } => format!("start {}", key.slot),
+        Action::Drain { key, .. } => format!("drain {}", key.slot),
+        Action::End { key, .. } => format!("end {}", key.slot),
+        Action::Release { key, .. } => format!("release {}", key.slot),
+        Action::Forget { key } => format!("forget {}", key.slot),
+        Action::Refuse { key, fence, refusal } => format!("refuse {}@{fence} {}", key.slot, refusal.code),
+    }
+}
+
+#[test]
+fn an_order_is_accepted_then_started_then_left_alone() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    for expected in [vec!["accept 0@1"], vec!["start 0"], vec![]] {
+        assert_eq!(scene.names(&wanted), expected);
+        let actions = scene.plan(&wanted);
+        scene.perform(actions);
+    }
+    // The same order from a new leader: another signature, the same content.
+    let resigned = scene.world.sign(1, scene.world.plain_order(&bundle, scene.facts.id, 0, 1));
+    assert!(scene.names(&desired(&bundle, vec![resigned], &[])).is_empty());
+}
+
+#[test]
+fn whatever_is_wrong_with_an_order_has_its_code() {
+    type Change = fn(&mut Scene, &mut Bundle, &mut SignedOrder);
+    let resign = |scene: &Scene, signed: &mut SignedOrder| *signed = scene.world.sign(0, signed.order.clone());
+    let cases: Vec<(&str, Change, &str)> = vec![
+        ("as it should be", |_, _, _| {}, "granted"),
+        ("unsigned", |_, _, o| o.signature = Signature([0; 64]), "order-signature-invalid"),
+        ("altered", |_, _, o| o.order.slot = SlotIndex(1), "order-signature-invalid"),
+        ("signed by a stranger", |_, _, o| {
+            let stranger = Identity::from_seed(&[99; 32]);
+            let bytes = protocol::canonical::to_bytes(&o.order);
+            o.signature = stranger.sign(protocol::order::ORDER_DOMAIN, &bytes);
+            o.signer = stranger.public_key();
+        }, "order-signature-invalid"),
+        ("for another node", |s, _, o| {
+            o.order.node = s.world.state.node(&"other".parse().unwrap()).unwrap().id;
+            *o = s.world.sign(0, o.order.clone());
+        }, "order-mismatch"),
+        ("a slot beyond the envelope", |s, _, o| {
+            o.order.slot = SlotIndex(4);
+            *o = s.world.sign(0, o.order.clone());
+        }, "order-mismatch"),
+        ("GPUs beyond the envelope", |s, _, o| {
+            o.order.gpus = vec![0];
+            *o = s.world.sign(0, o.order.clone());
+        }, "order-mismatch"),
+        ("naming another certificate", |s, _, o| {
+            o.order.certificate = Digest::of(b"another");
+            *o = s.world.sign(0, o.order.clone());
+        }, "order-mismatch"),
+        ("beside an altered certificate", |_, b, _| {
+            b.certificate.proposal.reason = "another".into();
+        }, "ballot-mismatch"),
+        ("beside a certificate with one bit flipped in a signature", |_, b, _| {
+            b.certificate.ballots[0].signature.ml_dsa.0[0] ^= 1;
+        }, "signature-invalid"),
+        ("beside a certificate with too few ballots", |_, b, _| {
+            b.certificate.ballots.pop();
+        }, "quorum-not-reached"),
+        ("beside a certificate for more replicas", |_, b, _| {
+            let protocol::governance::Change::Deploy(manifest) = &mut b.certificate.proposal.change else { return };
+            let protocol::manifest::Manifest::Service(service) = manifest.as_mut() else { return };
+            service.replicas.max = 100;
+        }, "ballot-mismatch"),
+        ("beside a bundle of a later form", |_, b, _| b.version = 2, "governance-invalid"),
+        ("beside a certificate of a stranger circle", |_, b, _| {
+            b.certificate.proposal.circle = protocol::CircleId(Digest::of(b"another"));
+        }, "circle-mismatch"),
+        ("for a retired service", |s, b, _| {
+            let _ = b;
+            let service = "chat".parse().unwrap();
+            s.world.decide(protocol::governance::Change::Retire { service, grace_seconds: 1 });
+        }, "order-not-approved"),
+        ("under an approval that was replaced", |s, _, _| {
+            s.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
+        }, "order-not-approved"),
+        ("on a node that was removed", |s, _, _| {
+            let node = "node-1".parse().unwrap();
+            s.world.decide(protocol::governance::Change::RemoveNode { node });
+        }, "node-not-admitted"),
+    ];
+    for (what, change, expected) in cases {
+        let (mut scene, mut bundle) = Scene::deployed(|_| {});
+        let mut signed = scene.order(&bundle, 0, 1);
+        resign(&scene, &mut signed);
+        change(&mut scene, &mut bundle, &mut signed);
+        assert_eq!(scene.verdict(&bundle, &signed), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_replayed_order_is_refused_though_its_slot_is_long_free() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let first = scene.order(&bundle, 0, 5);
+    assert_eq!(scene.verdict(&bundle, &first), "granted");
+    scene.settle(&desired(&bundle, vec![first.clone()], &[]));
+    assert_eq!(scene.verdict(&bundle, &first), "order-replayed", "handed again while it is held");
+    scene.settle(&desired(&bundle, vec![], &[]));
+    assert!(scene.book.held(&key(0)).is_none() && scene.running.is_empty());
+    for fence in [1, 4, 5] {
+        assert_eq!(scene.verdict(&bundle, &scene.order(&bundle, 0, fence)), "order-replayed", "{fence}");
+        let again = desired(&bundle, vec![scene.order(&bundle, 0, fence)], &[]);
+        assert_eq!(scene.names(&again), [format!("refuse 0@{fence} order-replayed")]);
+    }
+    assert_eq!(scene.verdict(&bundle, &scene.order(&bundle, 0, 6)), "granted");
+}
+
+#[test]
+fn what_only_the_node_knows_is_judged_by_the_node() {
+    for (what, isolation, gpu, expected) in [
+        ("enough isolation", Isolation::SameUid, None, "granted"),
+        ("too little isolation", Isolation::Full, None, "node-unfit"),
+        ("a GPU that is there", Isolation::None, Some(1), "granted"),
+        ("a GPU that is not", Isolation::None, Some(2), "node-unfit"),
+    ] {
+        let (scene, bundle) = Scene::deployed(|manifest| {
+            manifest.placement.isolation = isolation;
+            manifest.resources.gpu_count = u32::from(gpu.is_some());
+        });
+        let mut order = scene.world.plain_order(&bundle, scene.facts.id, 0, 1);
+        order.gpus = gpu.into_iter().collect();
+        assert_eq!(scene.verdict(&bundle, &scene.world.sign(0, order)), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_model_that_the_circle_did_not_approve_is_refused() {
+    let (scene, bundle) = Scene::deployed(|_| {});
+    let mut wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    wanted.assignments[0].model.root = ModelRoot(Digest::of(b"another"));
+    assert_eq!(scene.names(&wanted), ["refuse 0@1 order-mismatch"]);
+}
+
+#[test]
+fn a_newer_order_waits_until_nothing_runs_under_the_last() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]));
+    let newer = desired(&bundle, vec![scene.order(&bundle, 0, 2)], &[]);
+    assert_eq!(scene.names(&newer), ["end 0"]);
+    assert_eq!(scene.book.last_fence(&key(0)), Some(Fence(1)), "not even accepted");
+    scene.end(&key(0));
+    for expected in ["accept 0@2", "start 0"] {
+        assert_eq!(scene.names(&newer), [expected]);
+        let actions = scene.plan(&newer);
+        scene.perform(actions);
+    }
+}
+
+#[test]
+fn of_two_orders_for_one_slot_the_higher_fence_counts() {
+    let (scene, bundle) = Scene::deployed(|_| {});
+    for fences in [[1, 2], [2, 1]] {
+        let orders = fences.map(|fence| scene.order(&bundle, 0, fence)).to_vec();
+        assert_eq!(scene.names(&desired(&bundle, orders, &[])), ["accept 0@2"]);
+    }
+}
+
+#[test]
+fn draining_slots_finish_and_are_released_for_good() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let orders = vec![scene.order(&bundle, 0, 1)];
+    scene.settle(&desired(&bundle, orders.clone(), &[]));
+    let draining = desired(&bundle, orders.clone(), &[0]);
+    assert_eq!(scene.names(&draining), ["drain 0"]);
+    let actions = scene.plan(&draining);
+    scene.perform(actions);
+    assert!(scene.names(&draining).is_empty(), "told once");
+    scene.end(&key(0));
+    assert!(scene.names(&draining).is_empty());
+    // Even if control forgot that it was draining.
+    assert!(scene.names(&desired(&bundle, orders, &[])).is_empty());
+    assert_eq!(scene.names(&desired(&bundle, vec![], &[])), ["forget 0"]);
+}
+
+#[test]
+fn a_slot_that_drains_while_nothing_runs_is_released() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let orders = vec![scene.order(&bundle, 0, 1)];
+    scene.settle(&desired(&bundle, orders.clone(), &[]));
+    // The agent was restarted and its sandbox had ended.
+    scene.running.clear();
+    assert_eq!(scene.names(&desired(&bundle, orders, &[0])), ["release 0"]);
+}
+
+#[test]
+fn what_the_circle_ended_ends_though_control_still_wants_it() {
+    let grace_seconds = 10;
+    let retire = || Change::Retire { service: "chat".parse().unwrap(), grace_seconds };
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    scene.settle(&wanted);
+    scene.world.decide(retire());
+    assert_eq!(scene.names(&wanted), ["drain 0"]);
+    let actions = scene.plan(&wanted);
+    scene.perform(actions);
+    scene.now = NOW.plus(u64::from(grace_seconds) * 1000);
+    assert!(scene.names(&wanted).is_empty(), "its grace");
+    scene.now = NOW.plus(u64::from(grace_seconds) * 1000 + 5_001);
+    assert_eq!(scene.names(&wanted), ["end 0"]);
+
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    scene.settle(&wanted);
+    scene.world.decide(Change::RemoveNode { node: "node-1".parse().unwrap() });
+    assert_eq!(scene.names(&wanted), ["end 0"]);
+}
+
+#[test]
+fn an_approval_that_ends_drains_only_where_it_says_so() {
+    for (on_expiry, expected) in [(OnExpiry::Hold, vec![]), (OnExpiry::Drain, vec!["drain 0"])] {
+        let until = NOW.plus(3600 * 1000);
+        let (mut scene, bundle) = Scene::deployed(|manifest| {
+            manifest.valid_until = Some(until);
+            manifest.on_expiry = on_expiry;
+        });
+        let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+        scene.settle(&wanted);
+        scene.now = until.plus(protocol::limits::CLOCK_GRACE_MS + 1);
+        assert_eq!(scene.names(&wanted), expected);
+        // Nothing new starts either way.
+        assert_eq!(scene.verdict(&bundle, &scene.order(&bundle, 1, 1)), "order-not-approved");
+    }
+}
+
+#[test]
+fn a_slot_under_a_replaced_approval_goes_on_until_control_moves_it() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    scene.settle(&wanted);
+    scene.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
+    assert!(scene.names(&wanted).is_empty());
+}
+
+#[test]
+fn an_order_may_be_ahead_of_the_chain_only_while_the_chain_is_incomplete() {
+    let mut scene = Scene::new();
+    let bundle = scene.world.certify(Change::Deploy(Box::new(protocol::manifest::Manifest::Service(
+        service("chat", root(), 4),
+    ))));
+    let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    scene.chain_complete = false;
+    assert!(scene.names(&wanted).is_empty());
+    scene.chain_complete = true;
+    assert_eq!(scene.names(&wanted), ["refuse 0@1 order-not-approved"]);
+    // A signature that does not hold is wrong now and later.
+    scene.chain_complete = false;
+    let mut unsigned = scene.order(&bundle, 0, 1);
+    unsigned.signature = Signature([0; 64]);
+    let wanted = desired(&bundle, vec![unsigned], &[]);
+    assert_eq!(scene.names(&wanted), ["refuse 0@1 order-signature-invalid"]);
+}
+
+#[test]
+fn an_order_under_a_refused_bundle_says_why_the_bundle_was_refused() {
+    let mut scene = Scene::new();
+    let mut bundle = scene.world.certify(Change::Deploy(Box::new(protocol::manifest::Manifest::Service(
+        service("chat", root(), 4),
+    ))));
+    bundle.certificate.ballots.pop();
+    let digest = bundle.certificate.digest();
+    scene.refused_bundles.insert(digest, Refusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
+    let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    assert_eq!(scene.names(&wanted), ["refuse 0@1 quorum-not-reached"]);
+}
+
+#[test]
+fn the_book_comes_back_from_disk_with_proofs_and_fences() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3), scene.order(&bundle, 1, 9)], &[]));
+    scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3)], &[]));
+    // Meanwhile the approval was replaced: the held order was good when it was accepted.
+    scene.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
+    let circle = scene.world.state.id();
+    let record = scene.book.to_record(circle, scene.facts.id);
+    let read = |record, circle, node| {
+        OrderBook::from_record(record, &scene.world.genesis, &scene.world.bundles, circle, node)
+    };
+    let (book, unproven) = read(record.clone(), circle, scene.facts.id).unwrap();
+    assert!(unproven.is_empty());
+    assert_eq!(book.to_record(circle, scene.facts.id), record);
+    assert_eq!(book.held(&key(0)).unwrap().grant.get().service.model.root, root());
+    assert_eq!((book.last_fence(&key(0)), book.last_fence(&key(1))), (Some(Fence(3)), Some(Fence(9))));
+    assert!(book.held(&key(1)).is_none());
+
+    let other = NodeId(Identity::from_seed(&[8; 32]).public_key());
+    assert_eq!(read(record.clone(), circle, other).unwrap_err(), BookError::Foreign("node"));
+    let mut wrong = record.clone();
+    wrong.fences[0].fence = Fence(99);
+    assert!(matches!(read(wrong, circle, scene.facts.id).unwrap_err(), BookError::Contradiction(_)));
+    let mut wrong = record.clone();
+    wrong.version = 2;
+    assert_eq!(read(wrong, circle, scene.facts.id).unwrap_err(), BookError::Version(2));
+}
+
+#[test]
+fn an_order_that_was_altered_on_disk_is_not_held_but_its_fence_stays() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3)], &[]));
+    let circle = scene.world.state.id();
+    type Change = fn(&mut protocol::agent_state::HeldOrder);
+    let changes: [(&str, Change); 3] = [
+        ("another certificate", |held| held.signed.order.certificate = Digest::of(b"another")),
+        ("no signature", |held| held.signed.signature = Signature([0; 64])),
+        ("a chain that had not approved it", |held| held.governance_length = 0),
+    ];
+    for (what, change) in changes {
+        let mut record = scene.book.to_record(circle, scene.facts.id);
+        change(&mut record.held[0]);
+        let world = &scene.world;
+        let (book, unproven) =
+            OrderBook::from_record(record, &world.genesis, &world.bundles, circle, scene.facts.id).unwrap();
+        assert_eq!(unproven.len(), 1, "{what}");
+        assert!(book.held(&key(0)).is_none(), "{what}");
+        assert_eq!(book.last_fence(&key(0)), Some(Fence(3)), "{what}");
+    }
+}
+
+/// What may happen to a node, in any order.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Control names these orders: slot, fence, whether it drains, whether it is signed.
+    Want(Vec<(u32, u64, bool, bool)>),
+    /// What runs in a slot ends by itself.
+    Die(u32),
+    /// The agent is killed at any moment and started again from its disk; what runs goes on or has ended.
+    Restart { sandboxes_survive: bool },
+    /// The circle decides.
+    Retire,
+    Redeploy,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let order = (0_u32..3, 1_u64..6, any::<bool>(), prop::bool::weighted(0.9));
+    let step = prop_oneof![
+        6 => prop::collection::vec(order, 0..4).prop_map(Step::Want),
+        2 => (0_u32..3).prop_map(Step::Die),
+        2 => any::<bool>().prop_map(|sandboxes_survive| Step::Restart { sandboxes_survive }),
+        1 => Just(Step::Retire),
+        1 => Just(Step::Redeploy),
+    ];
+    prop::collection::vec(step, 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn whatever_happens_no_slot_runs_twice_no_fence_falls_and_nothing_unsigned_runs(steps in steps()) {
+        let (mut scene, mut bundle) = Scene::deployed(|_| {});
+        let mut wanted = Desired { assignments: vec![], routes: None };
+        let mut started: BTreeMap<SlotKey, Fence> = BTreeMap::new();
+        let mut signed_ever: BTreeSet<(SlotKey, Fence)> = BTreeSet::new();
+        for step in steps {
+            match step {
+                Step::Want(orders) => {
+                    let draining: Vec<u32> = orders.iter().filter(|o| o.2).map(|o| o.0).collect();
+                    let signed = orders.iter().map(|(slot, fence, _, signed)| {
+                        let mut order = scene.order(&bundle, *slot, *fence);
+                        if *signed {
+                            signed_ever.insert((key(*slot), Fence(*fence)));
+                        } else {
+                            order.signature = Signature([0; 64]);
+                        }
+                        order
+                    });
+                    let signed: Vec<SignedOrder> = signed.collect();
+                    wanted = desired(&bundle, signed, &draining);
+                }
+                Step::Die(slot) => {
+                    if scene.running.contains_key(&key(slot)) {
+                        scene.end(&key(slot));
+                    }
+                }
+                Step::Restart { sandboxes_survive } => {
+                    let circle = scene.world.state.id();
+                    let record = scene.book.to_record(circle, scene.facts.id);
+                    let world = &scene.world;
+                    let (book, unproven) = OrderBook::from_record(
+                        record, &world.genesis, &world.bundles, circle, scene.facts.id).unwrap();
+                    prop_assert!(unproven.is_empty());
+                    scene.book = book;
+                    if !sandboxes_survive {
+                        scene.running.clear();
+                    }
+                }
+                Step::Retire if scene.world.state.service(&"chat".parse().unwrap()).is_some() => {
+                    scene.world.decide(Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 1 });
+                }
+                Step::Retire => {}
+                Step::Redeploy => {
+                    bundle = scene.world.deploy(&service("chat", root(), 4));
+                }
+            }
+            for _ in 0..4 {
+                let before = scene.running.clone();
+                let fences: Vec<_> = (0..3).map(|slot| scene.book.last_fence(&key(slot))).collect();
+                let actions = scene.plan(&wanted);
+                scene.perform(actions);
+                for (slot, now) in &scene.running {
+                    if before.get(slot).map(|running| running.fence) != Some(now.fence) {
+                        // Started now: a slot's fence was never started before, unless it is still held
+                        // after a restart that its sandbox did not survive.
+                        let last = started.insert(slot.clone(), now.fence);
+                        prop_assert!(last.is_none_or(|last| now.fence >= last));
+                        prop_assert!(signed_ever.contains(&(slot.clone(), now.fence)));
+                        prop_assert_eq!(scene.book.last_fence(slot), Some(now.fence));
+                    }
+                }
+                for (slot, before) in fences.into_iter().enumerate() {
+                    prop_assert!(scene.book.last_fence(&key(slot as u32)) >= before);
+                }
+            }
+        }
+    }
+}
