@@ -40,6 +40,15 @@ pub(crate) enum NodeCommand {
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
+    /// Give an admitted node the keys of all models: those imported while its admission was voted on
+    #[command(after_help = "Example:\n  quorate node share node-4 --key alice.key")]
+    Share {
+        /// Its name
+        node: NodeName,
+        /// The member's key that opens the models' keys [default: the context's]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
     /// Propose to remove a node: its slots move elsewhere
     #[command(after_help = "Example:\n  quorate node remove node-4 --reason 'returned to vendor'")]
     Remove {
@@ -80,6 +89,14 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let session = Session::open(&context).await?;
             let view = admit(&session, &member, &node, identity.as_deref(), reason).await?;
             print_submitted(environment, &view);
+        }
+        NodeCommand::Share { node, key } => {
+            let key = key.or_else(|| context.member_key_file.clone());
+            let member = MemberKeyFile::load(&key.ok_or_else(|| anyhow!("no member key: give --key FILE"))?)?;
+            let session = Session::open(&context).await?;
+            let admission =
+                session.circle.node(&node).ok_or_else(|| anyhow!("no node `{node}` is admitted"))?;
+            crate::node::wrap_models_to(&session, &member, admission).await?;
         }
         NodeCommand::Remove { node, reason } => {
             let session = Session::open(&context).await?;

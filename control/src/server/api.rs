@@ -394,7 +394,7 @@ async fn why(
     let (Path(subject), now) = (subject?, wall_clock());
     let question: scheduler::Question = subject
         .parse()
-        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()).at("subject"))?;
+        .map_err(|error: String| Failure::new(error_code::REQUEST_INVALID, error).at("subject"))?;
     let answer = server.look(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
     answer.map(Json).ok_or_else(|| no_service_text(&subject))
 }

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use protocol::ServiceName;
 use protocol::agent::SlotState;
-use protocol::api::{Page, ServiceView};
+use protocol::api::{Page, ServiceView, SlotView};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -108,29 +108,29 @@ fn parent_of(process: &Path) -> Option<i32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// Waits until as many replicas as wanted answer without the victim; the replica that is new among them.
 async fn wait_until_replaced(
     session: &crate::session::Session,
     service: &ServiceName,
     before: &ServiceView,
     victim: &str,
 ) -> Result<(u32, String)> {
-    let lost =
-        before.slots.iter().find(|slot| slot.node.as_ref().is_some_and(|node| node.as_str() == victim));
-    let lost = lost.context("the victim held a slot")?;
+    let known: Vec<_> = before.slots.iter().map(|slot| (slot.slot, slot.fence)).collect();
     let deadline = Instant::now() + REPLACED_LIMIT;
     loop {
         let view: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
-        let slot = view.slots.iter().find(|slot| slot.slot == lost.slot && slot.fence > lost.fence);
-        let ready = slot.filter(|slot| slot.report.as_ref().is_some_and(|r| r.state == SlotState::Ready));
-        if let Some((slot, node)) = ready.and_then(|slot| Some((slot.slot.0, slot.node.as_ref()?))) {
+        let answers = |slot: &&SlotView| slot.report.as_ref().is_some_and(|r| r.state == SlotState::Ready);
+        let elsewhere = |slot: &&SlotView| slot.node.as_ref().is_some_and(|node| node.as_str() != victim);
+        let serving: Vec<_> = view.slots.iter().filter(answers).filter(elsewhere).collect();
+        let fresh = serving.iter().find(|slot| !known.contains(&(slot.slot, slot.fence)));
+        if let Some((slot, node)) = fresh.and_then(|slot| Some((slot.slot.0, slot.node.as_ref()?)))
+            && serving.len() >= view.desired as usize
+        {
             return Ok((slot, node.to_string()));
         }
         if Instant::now() > deadline {
-            bail!(
-                "slot {service}/{} was not re-placed within {} s: {slot:?}",
-                lost.slot,
-                REPLACED_LIMIT.as_secs()
-            );
+            let limit = REPLACED_LIMIT.as_secs();
+            bail!("{service} was not whole again within {limit} s: {:?}", view.slots);
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
