@@ -315,8 +315,7 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
         Obstacle::Unknown { .. } => format!("wait: {node} has until the end of its lease to be heard"),
         Obstacle::Avoided { .. } => format!("wait: {node} is tried again within a minute"),
         Obstacle::NoWrap => {
-            let model = &manifest.model.name;
-            format!("a member gives {node} the model's key: quorate model share {model} --node {node}")
+            format!("a member gives {node} the model's key: quorate node share {node}")
         }
         Obstacle::Dead { .. } => format!("start the agent of {node}"),
         Obstacle::Cpu { needs, free, offers } => {

@@ -303,17 +303,21 @@ impl Room {
     /// free for those who need them; then the fullest node, so that large replicas find room elsewhere.
     pub(crate) fn score(&self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) -> Score {
         let needs = &manifest.resources;
-        let mut after = self.clone();
-        after.take(manifest, gpus, model_bytes);
-        let whole =
-            |room: &Room| room.gpus.iter().filter(|gpu| gpu.healthy && gpu.percent_free == 100).count();
-        let broken = if needs.gpu_share_percent > 0 { whole(self) - whole(&after) } else { 0 };
+        let whole: Vec<u32> = self
+            .gpus
+            .iter()
+            .filter(|gpu| gpu.healthy && gpu.percent_free == 100)
+            .map(|gpu| gpu.index)
+            .collect();
+        let touched = whole.iter().filter(|index| gpus.contains(index)).count() as u32;
+        let cpu_left = self.cpu_free.saturating_sub(needs.cpu_millicores);
+        let memory_left = self.memory_free.saturating_sub(self.memory_needed(manifest, model_bytes));
         Score {
             replicas: self.replicas.get(&manifest.name).copied().unwrap_or(0),
-            gpus_broken: broken as u32,
-            gpus_left: whole(&after) as u32,
-            cpu_left_permille: permille(after.cpu_free, self.cpu_offered),
-            memory_left_permille: permille(after.memory_free, self.memory_offered),
+            gpus_broken: if needs.gpu_share_percent > 0 { touched } else { 0 },
+            gpus_left: whole.len() as u32 - touched,
+            cpu_left_permille: permille(cpu_left, self.cpu_offered),
+            memory_left_permille: permille(memory_left, self.memory_offered),
         }
     }
 }
