@@ -49,10 +49,14 @@ async fn compare(options: &Options) -> anyhow::Result<Report> {
     let mut syncs = Vec::new();
     for round in 1..=ROUNDS {
         for count in clients.iter().copied() {
-            syncs.extend(ceilings::fdatasync_ms(&place, RECORD_BYTES, 200)?);
+            // Before, between and after, so that the ceiling saw the same neighbours as the loads.
+            let sync = || ceilings::fdatasync_ms(&place, RECORD_BYTES, 100);
             let load = Load { clients: count, length, warm_up: Duration::from_millis(500) };
+            syncs.extend(sync()?);
             let one = load.run(|| ours.connect()).await?;
+            syncs.extend(sync()?);
             let other = load.run(|| theirs.connect()).await?;
+            syncs.extend(sync()?);
             eprintln!(
                 "round {round}/{ROUNDS}  {count:3} clients   ours {:7.0}/s p50 {:.3} ms   etcd {:7.0}/s p50 {:.3} ms",
                 one.per_second, one.p50_ms, other.per_second, other.p50_ms

@@ -3,10 +3,12 @@
 
 use crate::core::NumberedBatch;
 use crate::driver::Event;
+use crate::metrics::Counters;
 use crate::store::LogStore;
 use crate::transport::Transport;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
 
 /// Batches made durable by one sync: what gathers while the one before is running, within reason.
 const GROUP_MAX: usize = 256;
@@ -17,6 +19,7 @@ pub(crate) fn run(
     transport: &Arc<dyn Transport>,
     batches: &Receiver<NumberedBatch>,
     events: &Sender<Event>,
+    counters: &Counters,
 ) {
     while let Ok(first) = batches.recv() {
         let mut group = vec![first.batch];
@@ -28,10 +31,14 @@ pub(crate) fn run(
             number = next.number;
             messages.extend(next.messages);
         }
+        let begin = Instant::now();
         if let Err(error) = store.write(&group) {
             // What reached the disk is unknown now: nothing of it may be said, and nothing more written.
             let _ = events.send(Event::LogFailed(error));
             return;
+        }
+        if group.iter().any(|batch| batch.sync) {
+            counters.synced(begin.elapsed());
         }
         // Straight from here: a follower's answer spares a detour over the raft thread.
         if !messages.is_empty() {

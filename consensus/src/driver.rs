@@ -6,6 +6,7 @@ use crate::core::{Core, Effects, NotProposed, NumberedBatch};
 use crate::error::{LogError, ProposeError};
 use crate::handle::{Port, Role, Status};
 use crate::machine::StateMachine;
+use crate::metrics::Counters;
 use crate::sessions::{Admission, Sessions};
 use crate::snapshot::{self, Snapshot};
 use crate::store::{LogEntry, LogStore};
@@ -20,6 +21,10 @@ use tokio::sync::{oneshot, watch};
 
 /// Events handled in one turn. Bounds a turn to milliseconds, so that the clock is looked at in time.
 const EVENTS_PER_TURN: usize = 1024;
+
+/// Election timeouts between two tries to hand leadership over: when every disk is full or slow, leadership
+/// should not go round all the time.
+const HAND_OVER_PAUSE: u32 = 10;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
@@ -48,7 +53,9 @@ pub(crate) struct Driver<M> {
     pub(crate) events: Sender<Event>,
     pub(crate) publish: Publish,
     pub(crate) timings: Timings,
+    pub(crate) snapshot_bytes_max: u64,
     pub(crate) waiting: Waiting,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// Where the outside looks.
@@ -68,6 +75,7 @@ pub(crate) struct Waiting {
     /// Batches handed to the disk, and when.
     batches: VecDeque<(u64, Instant)>,
     saving_snapshot: bool,
+    handed_over: Option<Instant>,
 }
 
 impl<M: StateMachine> Driver<M> {
@@ -139,15 +147,22 @@ impl<M: StateMachine> Driver<M> {
     }
 
     fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<Reply<Bytes>>) {
+        let count = replies.len();
         let refusal = if self.store.nearly_full() {
             Refusal::Propose(ProposeError::DiskFull)
         } else {
             match self.core.propose(entries) {
-                Ok((term, first)) => return self.waiting.appended(term, first, replies),
+                Ok((term, first)) => {
+                    Counters::add(&self.counters.proposals, count);
+                    return self.waiting.appended(term, first, replies);
+                }
                 Err(NotProposed::NotLeader) => Refusal::NotLeader,
                 Err(NotProposed::Busy) => Refusal::Propose(ProposeError::Busy),
             }
         };
+        if refusal != Refusal::NotLeader {
+            Counters::add(&self.counters.proposals_refused, count);
+        }
         for reply in replies {
             // Whoever gave up waiting does not care.
             let _ = reply.send(Err(refusal.clone()));
@@ -165,11 +180,13 @@ impl<M: StateMachine> Driver<M> {
         self.core.tick();
         let limit = self.timings.tick * self.timings.election_ticks as u32;
         let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
-        if stalled && self.core.standing().leading {
-            tracing::warn!("the disk has not answered for an election timeout; handing over leadership");
+        let disk_full = self.store.nearly_full();
+        let lately = self.waiting.handed_over.is_some_and(|then| now - then < limit * HAND_OVER_PAUSE);
+        if (stalled || disk_full) && !lately && self.core.standing().leading {
+            tracing::warn!(stalled, disk_full, "the disk does not keep up; handing over leadership");
+            self.waiting.handed_over = Some(now);
             self.core.hand_over();
         }
-        let disk_full = self.store.nearly_full();
         self.publish
             .status
             .send_if_modified(|status| std::mem::replace(&mut status.disk_full, disk_full) != disk_full);
@@ -239,6 +256,15 @@ impl<M: StateMachine> Driver<M> {
     fn save_snapshot(&mut self) -> Result<(), String> {
         let state = self.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot();
         let snapshot = self.core.snapshot_here(snapshot::pack(&self.sessions, &state));
+        let (bytes, limit) = (snapshot.data.len() as u64, self.snapshot_bytes_max);
+        if bytes > limit {
+            tracing::error!(
+                bytes,
+                limit,
+                "the snapshot exceeds the limit: a replica far behind cannot catch up"
+            );
+        }
+        Counters::add(&self.counters.snapshots, 1);
         let (store, events) = (self.store.clone(), self.events.clone());
         let save = move || {
             let saved = store.save_snapshot(&snapshot).and_then(|()| store.truncate(snapshot.index));
@@ -261,7 +287,10 @@ impl<M: StateMachine> Driver<M> {
             (false, Some(_)) => Role::Follower,
             (false, None) => Role::Candidate,
         };
-        self.publish.leader.send_if_modified(|old| std::mem::replace(old, leader) != leader);
+        let changed = self.publish.leader.send_if_modified(|old| std::mem::replace(old, leader) != leader);
+        if changed && leader.is_some() {
+            Counters::add(&self.counters.leader_changes, 1);
+        }
         self.publish.status.send_if_modified(|status| {
             let changed = (status.role, status.leader, status.term) != (role, leader, standing.term);
             if changed {

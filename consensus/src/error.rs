@@ -171,6 +171,9 @@ pub enum ReadError {
     /// No leader was found, or it could not prove its leadership, in time.
     #[error("no leader confirmed the read in time")]
     NoLeader,
+    /// Too many reads wait already. Try again later.
+    #[error("too many reads are waiting")]
+    Busy,
     /// The replica has stopped.
     #[error("the replica has stopped: {0}")]
     Stopped(String),
@@ -182,6 +185,7 @@ impl ReadError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NoLeader => codes::NO_LEADER,
+            Self::Busy => codes::LOG_BUSY,
             Self::Stopped(_) => codes::REPLICA_STOPPED,
         }
     }

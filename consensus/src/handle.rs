@@ -4,6 +4,7 @@ use crate::command::Command;
 use crate::driver::Event;
 use crate::error::{ProposeError, ReadError};
 use crate::machine::StateMachine;
+use crate::metrics::{Counters, Metrics};
 use crate::sessions::SessionId;
 use crate::transport::{Refusal, Request, Transport};
 use bytes::Bytes;
@@ -56,10 +57,12 @@ pub(crate) struct Port {
     pub(crate) id: u64,
     events: mpsc::Sender<Event>,
     transport: Arc<dyn Transport>,
+    counters: Arc<Counters>,
     status: watch::Receiver<Status>,
     applied: watch::Receiver<u64>,
     leader: watch::Receiver<Option<u64>>,
     places: Semaphore,
+    read_places: Semaphore,
     inbox: AtomicUsize,
     command_bytes_max: usize,
     request_timeout: Duration,
@@ -71,6 +74,7 @@ pub(crate) struct PortParts {
     pub(crate) id: u64,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) applied: watch::Receiver<u64>,
     pub(crate) leader: watch::Receiver<Option<u64>>,
@@ -80,15 +84,17 @@ pub(crate) struct PortParts {
 
 impl Port {
     pub(crate) fn new(parts: PortParts) -> Self {
-        let PortParts { id, events, transport, status, applied, leader, limits, timings } = parts;
+        let PortParts { id, events, transport, counters, status, applied, leader, limits, timings } = parts;
         Self {
             id,
             events,
             transport,
+            counters,
             status,
             applied,
             leader,
             places: Semaphore::new(limits.proposals_pending_max),
+            read_places: Semaphore::new(limits.proposals_pending_max),
             inbox: AtomicUsize::new(0),
             command_bytes_max: limits.command_bytes_max,
             request_timeout: timings.request,
@@ -128,6 +134,9 @@ impl Port {
         match request {
             Request::Propose(entry) => self.propose_here(entry).await,
             Request::Read => {
+                let Ok(_place) = self.read_places.try_acquire() else {
+                    return Err(ProposeError::Busy.into());
+                };
                 let (reply, answer) = oneshot::channel();
                 // A raft thread that has ended takes nothing: whoever asks must look for another leader.
                 self.events.send(Event::Read(reply)).map_err(|_| Refusal::NotLeader)?;
@@ -170,16 +179,20 @@ impl Port {
                 Ok(Err(Refusal::Lost)) if repeatable => at_deadline = Refusal::Lost,
                 Ok(outcome) => return outcome,
             }
-            if self.status.borrow().stopped.is_some() || Instant::now() >= deadline {
+            if self.stopped().is_some() || Instant::now() >= deadline {
                 return Err(at_deadline);
             }
             // Whoever was asked does not lead (any more): look again when that is known, or soon.
-            let _ = tokio::time::timeout(self.retry_pause, leader.changed()).await;
+            if let Ok(Err(_)) = tokio::time::timeout(self.retry_pause, leader.changed()).await {
+                return Err(at_deadline);
+            }
         }
     }
 
+    /// Why the replica stopped, if it has; a raft thread that panicked left no reason.
     fn stopped(&self) -> Option<String> {
-        self.status.borrow().stopped.clone()
+        let reason = self.status.borrow().stopped.clone();
+        reason.or_else(|| self.status.has_changed().is_err().then(|| "its raft thread panicked".to_string()))
     }
 }
 
@@ -253,7 +266,10 @@ impl<M: StateMachine> Handle<M> {
             return Err(failed(&self.port));
         }
         // Every attempt gets a fresh token from the leader, so asking again is always right.
-        let answer = self.port.ask_leader(Request::Read, true).await.map_err(|_| failed(&self.port))?;
+        let answer = self.port.ask_leader(Request::Read, true).await.map_err(|refusal| match refusal {
+            Refusal::Propose(ProposeError::Busy) => ReadError::Busy,
+            _ => failed(&self.port),
+        })?;
         let index = crate::command::u64_at(&answer, 0).ok_or(ReadError::NoLeader)?;
         let mut applied = self.port.applied.clone();
         let reached = timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await;
@@ -279,6 +295,12 @@ impl<M: StateMachine> Handle<M> {
     #[must_use]
     pub fn watch_applied(&self) -> watch::Receiver<u64> {
         self.port.applied.clone()
+    }
+
+    /// What the replica has counted since its start.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.port.counters.read()
     }
 
     /// Whom this replica takes for the leader, as it changes.

@@ -6,6 +6,7 @@ use crate::driver::{Driver, Event, Publish, Waiting};
 use crate::error::StartError;
 use crate::handle::{Handle, Port, PortParts, Role, Status};
 use crate::machine::StateMachine;
+use crate::metrics::Counters;
 use crate::sessions::Sessions;
 use crate::snapshot;
 use crate::store::{LogStore, Recovered, SimulatedDisk};
@@ -87,6 +88,7 @@ impl<M: StateMachine> Replica<M> {
         };
         let core = Core::new(settings, recovered).map_err(|error| StartError::Raft(error.to_string()))?;
         let (publish, looks) = publish(config.id, &core);
+        let counters = Arc::new(Counters::default());
         let (events, inbox) = mpsc::channel();
         let (batches, to_disk) = mpsc::channel();
         let (status, applied, leader) = looks;
@@ -95,6 +97,7 @@ impl<M: StateMachine> Replica<M> {
             id: config.id,
             events: events.clone(),
             transport: transport.clone(),
+            counters: counters.clone(),
             status,
             applied,
             leader,
@@ -106,9 +109,9 @@ impl<M: StateMachine> Replica<M> {
         let handle = Handle { port: port.clone(), machine: machine.clone() };
         let disk = {
             let (store, transport, events) = (store.clone(), transport.clone(), events.clone());
-            thread("raft-disk", move || disk::run(&store, &transport, &to_disk, &events))?
+            let counters = counters.clone();
+            thread("raft-disk", move || disk::run(&store, &transport, &to_disk, &events, &counters))?
         };
-        let waiting = Waiting::default();
         let driver = Driver {
             core,
             machine,
@@ -120,7 +123,9 @@ impl<M: StateMachine> Replica<M> {
             events,
             publish,
             timings,
-            waiting,
+            snapshot_bytes_max: limits.snapshot_bytes_max,
+            waiting: Waiting::default(),
+            counters,
         };
         let raft = thread("raft", move || driver.run(&inbox))?;
         let snapshot_bytes_max = config.limits.snapshot_bytes_max;

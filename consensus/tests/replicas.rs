@@ -329,15 +329,28 @@ impl Simulated {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_proposals_and_a_freed_one_takes_them() {
+async fn full_disks_refuse_proposals_and_freed_ones_take_them() {
     let world = Simulated::start(PATIENCE);
-    let leader = world.leader().await;
-    let handle = world.replicas[&leader].handle();
+    let handle = world.replicas[&world.leader().await].handle();
     handle.propose(text("a"), None).await.expect("room");
-    world.disks[&leader].set_full(true);
+    world.disks.values().for_each(|disk| disk.set_full(true));
     assert_eq!(handle.propose(text("b"), None).await, Err(ProposeError::DiskFull));
-    world.disks[&leader].set_full(false);
+    world.disks.values().for_each(|disk| disk.set_full(false));
     assert_eq!(handle.propose(text("c"), None).await, Ok(text("2")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_with_a_full_disk_hands_over_to_one_with_room() {
+    let world = Simulated::start(PATIENCE);
+    let full = world.leader().await;
+    let handle = world.replicas[&full].handle();
+    handle.propose(text("a"), None).await.expect("room");
+    world.disks[&full].set_full(true);
+    let other = |leader: &Option<u64>| leader.is_some_and(|leader| leader != full);
+    let moved = tokio::time::timeout(PATIENCE, handle.watch_leader().wait_for(other)).await.is_ok();
+    assert!(moved, "the full leader keeps leading");
+    assert_eq!(handle.propose(text("b"), None).await, Ok(text("2")));
+    assert!(handle.metrics().leader_changes >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

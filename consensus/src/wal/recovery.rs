@@ -19,6 +19,7 @@ pub(super) struct Found {
 /// Reads everything in `directory`; begins a new log with a segment of `create` bytes where there is none.
 pub(super) fn recover(directory: &Path, owner: &Owner, create: Option<u64>) -> Result<Found, LogError> {
     let segments = list(directory)?;
+    snapshots::remove_partial(directory)?;
     let snapshot = snapshots::newest(directory)?;
     let Some((first, _)) = segments.first() else {
         return match create {

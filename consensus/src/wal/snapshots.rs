@@ -47,7 +47,7 @@ fn write(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
 
 /// The newest snapshot. A damaged one is an error: it is only ever visible under its name when whole.
 pub(super) fn newest(directory: &Path) -> Result<Option<Snapshot>, LogError> {
-    let Some(path) = list(directory)?.pop() else { return Ok(None) };
+    let Some(path) = list(directory, "snap")?.pop() else { return Ok(None) };
     let bytes = Bytes::from(fs::read(&path).map_err(|e| LogError::io("read", &path, e))?);
     match decode(&bytes) {
         Some(snapshot) => Ok(Some(snapshot)),
@@ -57,22 +57,30 @@ pub(super) fn newest(directory: &Path) -> Result<Option<Snapshot>, LogError> {
     }
 }
 
-/// Removes all but the newest snapshots, and what a crash left half written.
+/// Removes what a crash left half written. Only at a start: later a partial file may be in the making.
+pub(super) fn remove_partial(directory: &Path) -> Result<(), LogError> {
+    for path in list(directory, "partial")? {
+        fs::remove_file(&path).map_err(|e| LogError::io("remove", &path, e))?;
+    }
+    Ok(())
+}
+
+/// Removes all but the newest snapshots.
 pub(super) fn remove_older(directory: &Path) -> Result<(), LogError> {
-    let found = list(directory)?;
+    let found = list(directory, "snap")?;
     for path in found.iter().rev().skip(KEPT) {
         fs::remove_file(path).map_err(|e| LogError::io("remove", path, e))?;
     }
     Ok(())
 }
 
-/// Snapshot files, oldest first: their names sort by index.
-fn list(directory: &Path) -> Result<Vec<PathBuf>, LogError> {
+/// Files of a kind, oldest first: their names sort by index.
+fn list(directory: &Path, kind: &str) -> Result<Vec<PathBuf>, LogError> {
     let entries = fs::read_dir(directory).map_err(|e| LogError::io("list", directory, e))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| LogError::io("list", directory, e))?.path();
-        if path.extension().is_some_and(|extension| extension == "snap") {
+        if path.extension().is_some_and(|extension| extension == kind) {
             found.push(path);
         }
     }

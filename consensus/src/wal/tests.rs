@@ -215,7 +215,10 @@ fn a_directory_opens_for_its_owner_alone() {
     let (log, _) = open(path).expect("a new log");
     assert_eq!(refusal(open(path)).code().as_str(), "directory-in-use");
     drop(log);
-    assert_eq!(refusal(WriteAheadLog::open(path, owner(2), true, SEGMENT_BYTES)).code().as_str(), "log-foreign");
+    assert_eq!(
+        refusal(WriteAheadLog::open(path, owner(2), true, SEGMENT_BYTES)).code().as_str(),
+        "log-foreign"
+    );
     let fewer = Owner { id: 1, voters: vec![1, 2] };
     assert_eq!(refusal(WriteAheadLog::open(path, fewer, true, SEGMENT_BYTES)).code().as_str(), "log-foreign");
     assert!(WriteAheadLog::open(path, owner(1), false, SEGMENT_BYTES).is_ok());

@@ -1,0 +1,77 @@
+//! What a replica counts, for whoever exports it. Counting never waits.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the buckets of sync times, in seconds, doubling as etcd's do; the last bucket has none.
+pub const SYNC_SECONDS_BOUNDS: [f64; 14] =
+    [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192];
+
+/// Counts since the replica started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metrics {
+    /// How often a leader appeared that was not the one before.
+    pub leader_changes: u64,
+    /// Commands appended by this replica as a leader.
+    pub proposals: u64,
+    /// Proposals refused because too much waited or the disk was nearly full.
+    pub proposals_refused: u64,
+    /// Groups of batches made durable, by how long that took: [`SYNC_SECONDS_BOUNDS`], and one above.
+    pub syncs: [u64; 15],
+    /// Seconds spent making groups durable.
+    pub sync_seconds: f64,
+    /// Snapshots taken of the own state.
+    pub snapshots: u64,
+}
+
+/// The counters behind [`Metrics`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) leader_changes: AtomicU64,
+    pub(crate) proposals: AtomicU64,
+    pub(crate) proposals_refused: AtomicU64,
+    pub(crate) snapshots: AtomicU64,
+    syncs: [AtomicU64; 15],
+    sync_microseconds: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn synced(&self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = SYNC_SECONDS_BOUNDS.iter().position(|bound| seconds <= *bound);
+        Self::add(&self.syncs[bucket.unwrap_or(SYNC_SECONDS_BOUNDS.len())], 1);
+        Self::add(&self.sync_microseconds, took.as_micros() as usize);
+    }
+
+    pub(crate) fn read(&self) -> Metrics {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Metrics {
+            leader_changes: load(&self.leader_changes),
+            proposals: load(&self.proposals),
+            proposals_refused: load(&self.proposals_refused),
+            syncs: std::array::from_fn(|bucket| load(&self.syncs[bucket])),
+            sync_seconds: load(&self.sync_microseconds) as f64 / 1e6,
+            snapshots: load(&self.snapshots),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sync_times_fall_into_their_buckets() {
+        let counters = Counters::default();
+        for milliseconds in [0, 1, 2, 3, 9000] {
+            counters.synced(Duration::from_millis(milliseconds));
+        }
+        let found = counters.read();
+        assert_eq!((found.syncs[0], found.syncs[1], found.syncs[2], found.syncs[14]), (2, 1, 1, 1));
+        assert!((found.sync_seconds - 9.006).abs() < 1e-9);
+    }
+}
