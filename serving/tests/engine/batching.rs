@@ -1,0 +1,178 @@
+//! The batcher: what callers see, whoever else is there.
+
+use std::time::{Duration, Instant};
+
+use safetensors::Dtype;
+use serving::batcher::{
+    BatchError, Batcher, BatcherLimits, EmbedInput, Event, FinishReason, GenerateRequest, Generation, Prompt,
+};
+use serving::engine::chat::ChatMessage;
+use serving::engine::sampler::Sampling;
+use serving::engine::simulated::Simulated;
+
+use crate::models::{llama_config, open, write};
+
+const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+
+fn start(engine: Simulated) -> Batcher {
+    Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread")
+}
+
+fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateRequest {
+    let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+    GenerateRequest { prompt: Prompt::Text(prompt.to_owned()), sampling: GREEDY, tokens_max, stops }
+}
+
+/// All text, why it ended, and how many tokens were generated.
+fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
+    let mut text = String::new();
+    loop {
+        match generation.events.blocking_recv().expect("an end") {
+            Event::Text(more) => text.push_str(&more),
+            Event::Finished(finish) => return (text, finish.reason, finish.generated_tokens),
+            Event::Failed(error) => unreachable!("{error}"),
+        }
+    }
+}
+
+/// Wait for a level, not for an edge.
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not come true");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn refusal(batcher: &Batcher, request: GenerateRequest) -> BatchError {
+    batcher.generate(request).expect_err("refused")
+}
+
+#[test]
+fn text_comes_whole_and_ends_for_a_reason() {
+    let batcher = start(Simulated::decoder(200, 1000));
+    let cases = [
+        (request("first\nécho", None, &[]), "écho", FinishReason::Stop, 6),
+        (request("écho", Some(1), &[]), "\u{fffd}", FinishReason::Length, 1),
+        (request("écho", Some(2), &[]), "é", FinishReason::Length, 2),
+        (request("one two three", None, &["two"]), "one ", FinishReason::Stop, 7),
+        (request("one two three", None, &["twofold", "e t"]), "on", FinishReason::Stop, 5),
+        (request("one tw", None, &["two"]), "one tw", FinishReason::Stop, 7),
+        (request("one tw", Some(6), &["two"]), "one tw", FinishReason::Length, 6),
+    ];
+    for (request, text, reason, tokens) in cases {
+        let description = format!("{request:?}");
+        let generation = batcher.generate(request).expect("queued");
+        assert_eq!(collect(generation), (text.to_owned(), reason, tokens), "{description}");
+    }
+    eventually("the cache is empty", || batcher.snapshot().cache_tokens_reserved == 0);
+    assert_eq!(batcher.snapshot().requests_finished_total, 7);
+}
+
+#[test]
+fn chats_go_through_the_template() {
+    let batcher = start(Simulated::decoder(200, 1000));
+    let message = ChatMessage { role: "user".to_owned(), content: "hi".to_owned() };
+    let prompt = Prompt::Chat(vec![message]);
+    let request = GenerateRequest { prompt, ..request("", None, &[]) };
+    assert_eq!(collect(batcher.generate(request).expect("queued")).0, "user: hi");
+}
+
+#[test]
+fn wrong_requests_are_refused_with_a_code() {
+    let batcher = start(Simulated::decoder(10, 1000));
+    let cases = [
+        (request("12345678901", None, &[]), "context-length-exceeded"),
+        (request("1234567890", None, &[]), "context-length-exceeded"),
+        (request("12345", Some(6), &[]), "context-length-exceeded"),
+        (request("", None, &[]), "invalid-value"),
+        (request("a", None, &["1", "2", "3", "4", "5"]), "invalid-value"),
+        (GenerateRequest { prompt: Prompt::Tokens(vec![257]), ..request("", None, &[]) }, "invalid-value"),
+    ];
+    for (request, code) in cases {
+        assert_eq!(refusal(&batcher, request).code().as_str(), code);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let embedding = runtime.block_on(batcher.embed(vec![EmbedInput::Text("a".to_owned())]));
+    assert_eq!(embedding.expect_err("a decoder").code().as_str(), "operation-unsupported");
+    assert_eq!(collect(batcher.generate(request("1", Some(1), &[])).expect("queued")).2, 1);
+}
+
+#[test]
+fn who_stops_listening_stops_the_work() {
+    let engine = Simulated::decoder(100_000, 400_000).with_step_time(Duration::from_millis(2));
+    let batcher = start(engine);
+    let long = "x".repeat(50_000);
+    let generation = batcher.generate(request(&long, Some(40_000), &[])).expect("queued");
+    eventually("it runs", || batcher.snapshot().requests_running == 1);
+    drop(generation);
+    eventually("it stopped", || batcher.is_idle());
+    let after = batcher.snapshot();
+    assert_eq!((after.requests_cancelled_total, after.requests_finished_total), (1, 0));
+    eventually("its room is free", || batcher.snapshot().cache_tokens_reserved == 0);
+}
+
+#[test]
+fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
+    let engine = Simulated::decoder(1000, 100).with_step_time(Duration::from_millis(5));
+    let limits = BatcherLimits { waiting_max: 2, ..BatcherLimits::default() };
+    let batcher = Batcher::start(Box::new(engine), limits).expect("a thread");
+    // The cache has room for one of these at a time, and each takes 45 ms at least.
+    let mut accepted = Vec::new();
+    let refused = loop {
+        match batcher.generate(request("abcdefgh", Some(80), &[])) {
+            Ok(generation) => accepted.push(generation),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.code().as_str(), "worker-overloaded");
+    assert!(accepted.len() >= 2, "two may wait");
+    batcher.drain();
+    assert_eq!(refusal(&batcher, request("a", None, &[])).code().as_str(), "worker-draining");
+    for generation in accepted {
+        assert_eq!(collect(generation).0, "abcdefgh");
+    }
+    eventually("it is idle", || batcher.is_idle());
+}
+
+#[test]
+fn a_request_larger_than_the_whole_cache_fails_alone() {
+    let batcher = start(Simulated::decoder(1000, 100));
+    let mut generation = batcher.generate(request("abc", Some(500), &[])).expect("queued");
+    let Some(Event::Failed(error)) = generation.events.blocking_recv() else { unreachable!("it cannot run") };
+    assert_eq!(error.code().as_str(), "context-length-exceeded");
+    assert_eq!(collect(batcher.generate(request("abc", Some(50), &[])).expect("queued")).0, "abc");
+}
+
+#[test]
+fn embeddings_come_in_order_however_many_steps_they_take() {
+    let batcher = start(Simulated::encoder(10_000, 8));
+    let texts: Vec<String> = (0..40).map(|index| "ab".repeat(1 + index * 40)).collect();
+    let inputs = |texts: &[String]| texts.iter().map(|text| EmbedInput::Text(text.clone())).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let all = runtime.block_on(batcher.embed(inputs(&texts))).expect("computed");
+    assert_eq!(all.prompt_tokens, texts.iter().map(String::len).sum::<usize>());
+    for (text, vector) in texts.iter().zip(&all.vectors) {
+        let one = runtime.block_on(batcher.embed(inputs(std::slice::from_ref(text)))).expect("computed");
+        assert_eq!(one.vectors[0], *vector);
+    }
+    let none = runtime.block_on(batcher.embed(Vec::new())).expect_err("nothing to embed");
+    assert_eq!(none.code().as_str(), "invalid-value");
+}
+
+#[test]
+fn a_real_decoder_says_the_same_alone_and_in_company_and_a_seed_is_a_promise() {
+    let directory = write(&llama_config(), Dtype::F32);
+    let limits = BatcherLimits { step_tokens_max: 16, ..BatcherLimits::default() };
+    let batcher = Batcher::start(Box::new(open(directory.path(), 2)), limits).expect("a thread");
+    let ask = |index: usize, seed: u64| {
+        let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed };
+        let prompt = "quorate ".repeat(1 + index % 5) + &index.to_string();
+        batcher.generate(GenerateRequest { sampling, ..request(&prompt, Some(30), &[]) }).expect("queued")
+    };
+    let alone: Vec<_> = (0..10).map(|index| collect(ask(index, 7))).collect();
+    let together: Vec<_> = (0..10).map(|index| ask(index, 7)).collect();
+    let together: Vec<_> = together.into_iter().map(collect).collect();
+    assert_eq!(alone, together);
+    assert_ne!(alone, (0..10).map(|index| collect(ask(index, 8))).collect::<Vec<_>>());
+}

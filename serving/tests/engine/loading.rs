@@ -1,0 +1,131 @@
+//! Model directories that must end in a clear error, and what it says.
+
+use std::path::Path;
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use serving::engine::{EngineError, LoadedEngine};
+
+use crate::models::{bert_config, files, llama_config, options, write};
+
+fn failure(directory: &Path) -> EngineError {
+    LoadedEngine::open(&files(directory), &options(1)).err().expect("refused")
+}
+
+/// The error's code and its whole chain of causes.
+fn told(error: &EngineError) -> (String, String) {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    (error.code().to_string(), text)
+}
+
+#[test]
+fn wrong_configurations_are_refused_by_name() {
+    let cases: &[(&str, Value, &str, &str)] = &[
+        (
+            "architectures",
+            json!(["Qwen2ForCausalLM"]),
+            "model-architecture-unknown",
+            "Qwen2ForCausalLM is not known; known: BertModel, LlamaForCausalLM",
+        ),
+        ("architectures", json!(null), "model-config-invalid", "no `architectures`"),
+        ("hidden_size", json!(0), "model-config-invalid", "`hidden_size` is 0"),
+        ("hidden_size", json!("wide"), "model-config-invalid", "config.json"),
+        ("hidden_size", json!(47), "model-config-invalid", "does not divide"),
+        ("num_key_value_heads", json!(3), "model-config-invalid", "does not divide"),
+        ("head_dim", json!(9), "model-config-invalid", "odd"),
+        ("max_position_embeddings", json!(null), "model-config-invalid", "max_position_embeddings"),
+        ("hidden_act", json!("gelu_new"), "model-feature-unsupported", "gelu_new"),
+        ("attention_bias", json!(true), "model-feature-unsupported", "attention_bias"),
+        ("quantization_config", json!({}), "model-feature-unsupported", "quantized"),
+        ("rope_scaling", json!({ "rope_type": "yarn" }), "model-feature-unsupported", "yarn"),
+        ("intermediate_size", json!(81), "model-weights-mismatch", "[80, 48], expected shape [81, 48]"),
+        ("num_hidden_layers", json!(3), "model-weights-mismatch", "model.layers.2."),
+        ("vocab_size", json!(256), "model-config-invalid", "257 tokens, but the model knows 256"),
+    ];
+    let directory = write(&llama_config(), Dtype::F32);
+    for (field, value, code, text) in cases {
+        let mut config = llama_config();
+        config[*field] = value.clone();
+        std::fs::write(directory.path().join("config.json"), config.to_string()).expect("written");
+        let (found_code, found_text) = told(&failure(directory.path()));
+        assert_eq!(found_code, *code, "{field} = {value}: {found_text}");
+        assert!(found_text.contains(text), "{field} = {value}: {found_text}");
+    }
+}
+
+#[test]
+fn missing_files_are_named() {
+    for (name, code) in [
+        ("config.json", "model-file-missing"),
+        ("tokenizer.json", "model-tokenizer-missing"),
+        ("model.safetensors", "model-file-missing"),
+    ] {
+        let directory = write(&llama_config(), Dtype::F32);
+        std::fs::remove_file(directory.path().join(name)).expect("removed");
+        let (found, text) = told(&failure(directory.path()));
+        assert_eq!(found, code);
+        assert!(text.contains(name), "{text}");
+    }
+}
+
+#[test]
+fn other_formats_are_refused_by_name() {
+    for (name, format) in [("pytorch_model.bin", "pickle"), ("model.pt", "pickle"), ("m.gguf", "GGUF")] {
+        let directory = write(&llama_config(), Dtype::F32);
+        std::fs::rename(directory.path().join("model.safetensors"), directory.path().join(name)).expect("moved");
+        let (code, text) = told(&failure(directory.path()));
+        assert_eq!(code, "model-format-refused");
+        assert!(text.contains(name) && text.contains(format), "{text}");
+    }
+}
+
+#[test]
+fn damaged_weights_are_refused() {
+    let directory = write(&llama_config(), Dtype::F32);
+    let path = directory.path().join("model.safetensors");
+    let whole = std::fs::read(&path).expect("read");
+    let mut longer = whole.clone();
+    longer.push(0);
+    let mut huge_header = whole.clone();
+    huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut broken_header = whole.clone();
+    broken_header[8] = b'x';
+    let cases = [whole[..whole.len() - 1].to_vec(), whole[..5].to_vec(), whole[..100].to_vec(), Vec::new(),
+        longer, huge_header, broken_header];
+    for (index, bytes) in cases.into_iter().enumerate() {
+        std::fs::write(&path, bytes).expect("written");
+        let (code, text) = told(&failure(directory.path()));
+        assert_eq!(code, "model-weights-damaged", "case {index}: {text}");
+        assert!(text.contains("model.safetensors"), "{text}");
+    }
+}
+
+#[test]
+fn unusual_pooling_and_element_types_are_refused() {
+    let directory = write(&bert_config(), Dtype::F32);
+    let pooling = directory.path().join("1_Pooling/config.json");
+    std::fs::write(pooling, r#"{"pooling_mode_max_tokens": true}"#).expect("written");
+    assert_eq!(told(&failure(directory.path())).0, "model-feature-unsupported");
+
+    let directory = write(&llama_config(), Dtype::F32);
+    let path = directory.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let at = bytes.windows(5).position(|window| window == b"\"F32\"").expect("in the header");
+    bytes[at..at + 5].copy_from_slice(b"\"I32\"");
+    std::fs::write(path, bytes).expect("written");
+    let (code, text) = told(&failure(directory.path()));
+    assert_eq!(code, "model-weights-mismatch");
+    assert!(text.contains("I32"), "{text}");
+}
+
+#[test]
+fn a_missing_directory_is_an_error() {
+    let error = serving::weights::ModelFiles::open_directory(Path::new("/nowhere/at/all")).expect_err("absent");
+    assert_eq!(error.code().as_str(), "model-unreadable");
+}

@@ -1,0 +1,39 @@
+//! The tiny model in the repository: it loads, and it can do what its card says.
+
+use std::path::PathBuf;
+
+use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
+use serving::engine::chat::ChatMessage;
+use serving::engine::sampler::Sampling;
+
+use crate::models::open;
+
+fn ask(batcher: &Batcher, question: &str) -> String {
+    let message = ChatMessage { role: "user".to_owned(), content: question.to_owned() };
+    let request = GenerateRequest {
+        prompt: Prompt::Chat(vec![message]),
+        sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+        tokens_max: Some(60),
+        stops: Vec::new(),
+    };
+    let mut events = batcher.generate(request).expect("queued").events;
+    let mut answer = String::new();
+    while let Some(Event::Text(text)) = events.blocking_recv() {
+        answer.push_str(&text);
+    }
+    answer
+}
+
+#[test]
+fn it_knows_small_sums_and_what_commands_do() {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
+    let batcher = Batcher::start(Box::new(open(&directory, 2)), BatcherLimits::default()).expect("a thread");
+    for (question, answer) in [
+        ("What is seven plus five?", "seven plus five is twelve."),
+        ("how much is six times seven?", "six times seven is forty-two."),
+        ("what does quorate why do?", "quorate why says why something waits, moved or was refused."),
+        ("what is a quorum?", "a quorum is enough members to decide."),
+    ] {
+        assert_eq!(ask(&batcher, question), answer);
+    }
+}
