@@ -14,9 +14,7 @@ use protocol::manifest::{
 };
 use protocol::model::{ErasureCode, ModelRecord};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{
-    Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical,
-};
+use protocol::{Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// When everything happens that needs a time.
@@ -37,8 +35,9 @@ impl World {
     /// A circle with these nodes, and a control replica at each address.
     pub(crate) fn new(nodes: Vec<NodeAdmission>, control: &[String], now: Millis) -> Self {
         let secret = |seed: u8| MemberSecret::generate(&[seed; 64]);
-        let founders: Vec<(MemberId, MemberSecret)> =
-            [("alice", 1), ("bob", 2), ("carol", 3)].map(|(name, seed)| (name.parse().unwrap(), secret(seed))).into();
+        let founders: Vec<(MemberId, MemberSecret)> = [("alice", 1), ("bob", 2), ("carol", 3)]
+            .map(|(name, seed)| (name.parse().unwrap(), secret(seed)))
+            .into();
         let members = founders.iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() });
         let of: Vec<Quorum> = founders.iter().map(|(id, _)| Quorum::Member(id.clone())).collect();
         let rule = |required| Quorum::Threshold { required, of: of.clone() };

@@ -172,63 +172,119 @@ fn an_order_is_accepted_then_started_then_left_alone() {
 #[test]
 fn whatever_is_wrong_with_an_order_has_its_code() {
     type Change = fn(&mut Scene, &mut Bundle, &mut SignedOrder);
-    let resign = |scene: &Scene, signed: &mut SignedOrder| *signed = scene.world.sign(0, signed.order.clone());
+    let resign =
+        |scene: &Scene, signed: &mut SignedOrder| *signed = scene.world.sign(0, signed.order.clone());
     let cases: Vec<(&str, Change, &str)> = vec![
         ("as it should be", |_, _, _| {}, "granted"),
         ("unsigned", |_, _, o| o.signature = Signature([0; 64]), "order-signature-invalid"),
         ("altered", |_, _, o| o.order.slot = SlotIndex(1), "order-signature-invalid"),
-        ("signed by a stranger", |_, _, o| {
-            let stranger = Identity::from_seed(&[99; 32]);
-            let bytes = protocol::canonical::to_bytes(&o.order);
-            o.signature = stranger.sign(protocol::order::ORDER_DOMAIN, &bytes);
-            o.signer = stranger.public_key();
-        }, "order-signature-invalid"),
-        ("for another node", |s, _, o| {
-            o.order.node = s.world.state.node(&"other".parse().unwrap()).unwrap().id;
-            *o = s.world.sign(0, o.order.clone());
-        }, "order-mismatch"),
-        ("a slot beyond the envelope", |s, _, o| {
-            o.order.slot = SlotIndex(4);
-            *o = s.world.sign(0, o.order.clone());
-        }, "order-mismatch"),
-        ("GPUs beyond the envelope", |s, _, o| {
-            o.order.gpus = vec![0];
-            *o = s.world.sign(0, o.order.clone());
-        }, "order-mismatch"),
-        ("naming another certificate", |s, _, o| {
-            o.order.certificate = Digest::of(b"another");
-            *o = s.world.sign(0, o.order.clone());
-        }, "order-mismatch"),
-        ("beside an altered certificate", |_, b, _| {
-            b.certificate.proposal.reason = "another".into();
-        }, "ballot-mismatch"),
-        ("beside a certificate with one bit flipped in a signature", |_, b, _| {
-            b.certificate.ballots[0].signature.ml_dsa.0[0] ^= 1;
-        }, "signature-invalid"),
-        ("beside a certificate with too few ballots", |_, b, _| {
-            b.certificate.ballots.pop();
-        }, "quorum-not-reached"),
-        ("beside a certificate for more replicas", |_, b, _| {
-            let protocol::governance::Change::Deploy(manifest) = &mut b.certificate.proposal.change else { return };
-            let protocol::manifest::Manifest::Service(service) = manifest.as_mut() else { return };
-            service.replicas.max = 100;
-        }, "ballot-mismatch"),
+        (
+            "signed by a stranger",
+            |_, _, o| {
+                let stranger = Identity::from_seed(&[99; 32]);
+                let bytes = protocol::canonical::to_bytes(&o.order);
+                o.signature = stranger.sign(protocol::order::ORDER_DOMAIN, &bytes);
+                o.signer = stranger.public_key();
+            },
+            "order-signature-invalid",
+        ),
+        (
+            "for another node",
+            |s, _, o| {
+                o.order.node = s.world.state.node(&"other".parse().unwrap()).unwrap().id;
+                *o = s.world.sign(0, o.order.clone());
+            },
+            "order-mismatch",
+        ),
+        (
+            "a slot beyond the envelope",
+            |s, _, o| {
+                o.order.slot = SlotIndex(4);
+                *o = s.world.sign(0, o.order.clone());
+            },
+            "order-mismatch",
+        ),
+        (
+            "GPUs beyond the envelope",
+            |s, _, o| {
+                o.order.gpus = vec![0];
+                *o = s.world.sign(0, o.order.clone());
+            },
+            "order-mismatch",
+        ),
+        (
+            "naming another certificate",
+            |s, _, o| {
+                o.order.certificate = Digest::of(b"another");
+                *o = s.world.sign(0, o.order.clone());
+            },
+            "order-mismatch",
+        ),
+        (
+            "beside an altered certificate",
+            |_, b, _| {
+                b.certificate.proposal.reason = "another".into();
+            },
+            "ballot-mismatch",
+        ),
+        (
+            "beside a certificate with one bit flipped in a signature",
+            |_, b, _| {
+                b.certificate.ballots[0].signature.ml_dsa.0[0] ^= 1;
+            },
+            "signature-invalid",
+        ),
+        (
+            "beside a certificate with too few ballots",
+            |_, b, _| {
+                b.certificate.ballots.pop();
+            },
+            "quorum-not-reached",
+        ),
+        (
+            "beside a certificate for more replicas",
+            |_, b, _| {
+                let protocol::governance::Change::Deploy(manifest) = &mut b.certificate.proposal.change
+                else {
+                    return;
+                };
+                let protocol::manifest::Manifest::Service(service) = manifest.as_mut() else { return };
+                service.replicas.max = 100;
+            },
+            "ballot-mismatch",
+        ),
         ("beside a bundle of a later form", |_, b, _| b.version = 2, "governance-invalid"),
-        ("beside a certificate of a stranger circle", |_, b, _| {
-            b.certificate.proposal.circle = protocol::CircleId(Digest::of(b"another"));
-        }, "circle-mismatch"),
-        ("for a retired service", |s, b, _| {
-            let _ = b;
-            let service = "chat".parse().unwrap();
-            s.world.decide(protocol::governance::Change::Retire { service, grace_seconds: 1 });
-        }, "order-not-approved"),
-        ("under an approval that was replaced", |s, _, _| {
-            s.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
-        }, "order-not-approved"),
-        ("on a node that was removed", |s, _, _| {
-            let node = "node-1".parse().unwrap();
-            s.world.decide(protocol::governance::Change::RemoveNode { node });
-        }, "node-not-admitted"),
+        (
+            "beside a certificate of a stranger circle",
+            |_, b, _| {
+                b.certificate.proposal.circle = protocol::CircleId(Digest::of(b"another"));
+            },
+            "circle-mismatch",
+        ),
+        (
+            "for a retired service",
+            |s, b, _| {
+                let _ = b;
+                let service = "chat".parse().unwrap();
+                s.world.decide(protocol::governance::Change::Retire { service, grace_seconds: 1 });
+            },
+            "order-not-approved",
+        ),
+        (
+            "under an approval that was replaced",
+            |s, _, _| {
+                s.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
+            },
+            "order-not-approved",
+        ),
+        (
+            "on a node that was removed",
+            |s, _, _| {
+                let node = "node-1".parse().unwrap();
+                s.world.decide(protocol::governance::Change::RemoveNode { node });
+            },
+            "node-not-admitted",
+        ),
     ];
     for (what, change, expected) in cases {
         let (mut scene, mut bundle) = Scene::deployed(|_| {});
@@ -385,9 +441,9 @@ fn a_slot_under_a_replaced_approval_goes_on_until_control_moves_it() {
 #[test]
 fn an_order_may_be_ahead_of_the_chain_only_while_the_chain_is_incomplete() {
     let mut scene = Scene::new();
-    let bundle = scene.world.certify(Change::Deploy(Box::new(protocol::manifest::Manifest::Service(
-        service("chat", root(), 4),
-    ))));
+    let bundle = scene
+        .world
+        .certify(Change::Deploy(Box::new(protocol::manifest::Manifest::Service(service("chat", root(), 4)))));
     let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
     scene.chain_complete = false;
     assert!(scene.names(&wanted).is_empty());
@@ -404,12 +460,14 @@ fn an_order_may_be_ahead_of_the_chain_only_while_the_chain_is_incomplete() {
 #[test]
 fn an_order_under_a_refused_bundle_says_why_the_bundle_was_refused() {
     let mut scene = Scene::new();
-    let mut bundle = scene.world.certify(Change::Deploy(Box::new(protocol::manifest::Manifest::Service(
-        service("chat", root(), 4),
-    ))));
+    let mut bundle = scene
+        .world
+        .certify(Change::Deploy(Box::new(protocol::manifest::Manifest::Service(service("chat", root(), 4)))));
     bundle.certificate.ballots.pop();
     let digest = bundle.certificate.digest();
-    scene.refused_bundles.insert(digest, Refusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
+    scene
+        .refused_bundles
+        .insert(digest, Refusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
     let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
     assert_eq!(scene.names(&wanted), ["refuse 0@1 quorum-not-reached"]);
 }
@@ -474,7 +532,9 @@ enum Step {
     /// What runs in a slot ends by itself.
     Die(u32),
     /// The agent is killed at any moment and started again from its disk; what runs goes on or has ended.
-    Restart { sandboxes_survive: bool },
+    Restart {
+        sandboxes_survive: bool,
+    },
     /// The circle decides.
     Retire,
     Redeploy,

@@ -4,6 +4,7 @@
 
 mod attempts;
 mod call;
+mod pretend;
 mod runtime;
 
 use attempts::{ATTEMPTS, Target};
@@ -20,6 +21,7 @@ fn main() {
         Some("worker") => run(inside(&arguments.next().unwrap_or_default())),
         Some("outside") => run(outside(&arguments.next().unwrap_or_default())),
         Some("victim") => run(victim()),
+        Some("gateway") => run(pretend::gateway(&arguments.collect::<Vec<_>>())),
         Some("list") => run(list()),
         _ => {
             eprintln!("sandbox-probe is used by the tests of gpu-agent");
@@ -43,6 +45,7 @@ fn run(result: io::Result<()>) -> i32 {
 fn inside(mode: &str) -> io::Result<()> {
     println!("the probe runs as a worker, mode {mode:?}");
     match mode {
+        "--inherited" => return pretend::run(),
         "runtime" => return runtime::run(),
         "exit-7" => std::process::exit(7),
         "metrics" => {

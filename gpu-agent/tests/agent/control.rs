@@ -1,0 +1,194 @@
+//! Control replicas that say what a test wants said.
+
+use crate::circle::World;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
+use protocol::agent::{
+    Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
+};
+use protocol::limits::LEASE_MS;
+use protocol::{Millis, canonical};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+/// How long a test waits for a level.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// What the replicas say, and what they heard.
+pub struct Script {
+    pub world: World,
+    pub leader: usize,
+    pub admitted: bool,
+    /// Answers nothing: every request waits until it is given up.
+    pub silent: bool,
+    pub desired: Desired,
+    /// Sent in place of the chain's own bundles.
+    pub forged: Vec<protocol::governance::Bundle>,
+    pub enrolled: Vec<EnrolRequest>,
+    pub last: Option<SyncRequest>,
+    pub lines: Vec<String>,
+    /// Synchronisations that each replica was asked for.
+    pub asked: Vec<u32>,
+    pub released: Vec<(String, u32, u64)>,
+}
+
+#[derive(Clone)]
+struct Replica {
+    index: usize,
+    script: Arc<Mutex<Script>>,
+    news: Arc<Notify>,
+}
+
+/// Running replicas.
+pub struct Control {
+    script: Arc<Mutex<Script>>,
+    news: Arc<Notify>,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Listeners for as many replicas, and their addresses.
+pub async fn listeners(count: usize) -> (Vec<TcpListener>, Vec<String>) {
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    (listeners, addresses)
+}
+
+impl Control {
+    pub fn start(world: World, listeners: Vec<TcpListener>) -> Self {
+        let count = listeners.len();
+        let identities = world.control.clone();
+        let script = Arc::new(Mutex::new(Script {
+            world,
+            leader: 0,
+            admitted: true,
+            silent: false,
+            desired: Desired { assignments: vec![], routes: None },
+            forged: vec![],
+            enrolled: vec![],
+            last: None,
+            lines: vec![],
+            asked: vec![0; count],
+            released: vec![],
+        }));
+        let (news, shutdown) = (Arc::new(Notify::new()), CancellationToken::new());
+        for (index, listener) in listeners.into_iter().enumerate() {
+            let replica = Replica { index, script: script.clone(), news: news.clone() };
+            let router = Router::new()
+                .route("/agent/v1/sync", post(sync))
+                .route("/agent/v1/enrol", post(enrol))
+                .with_state(replica);
+            let (identity, shutdown) = (identities[index].clone(), shutdown.clone());
+            tokio::spawn(async move {
+                overlay::serve(listener, &identity, PeerPolicy::any(), Limits::default(), router, shutdown)
+                    .await
+            });
+        }
+        Self { script, news, shutdown }
+    }
+
+    pub fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap()
+    }
+
+    /// Changes what is said, and says so.
+    pub fn say(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script());
+        self.news.notify_waiters();
+    }
+
+    /// Waits until what was heard is as it should be.
+    pub async fn until<R>(&self, what: &str, mut holds: impl FnMut(&Script) -> Option<R>) -> R {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = holds(&self.script());
+            if let Some(found) = found {
+                return found;
+            }
+            if Instant::now() > deadline {
+                panic!("still not: {what}; last heard: {:#?}", self.script().last);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a slot is reported so.
+    pub async fn until_slot(&self, what: &str, holds: impl Fn(&SlotReport) -> bool) -> SlotReport {
+        self.until(what, |script| script.last.as_ref()?.slots.iter().find(|slot| holds(slot)).cloned()).await
+    }
+}
+
+fn now() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    Millis(u64::try_from(since.as_millis()).unwrap())
+}
+
+async fn enrol(
+    State(replica): State<Replica>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    let request: EnrolRequest = canonical::from_bytes(&body, body.len()).unwrap();
+    assert_eq!(request.admission.id.0, key);
+    let mut script = replica.script.lock().unwrap();
+    script.enrolled.push(request);
+    let answer = EnrolResponse { admitted: script.admitted, genesis: script.world.genesis.clone() };
+    canonical::to_bytes(&answer).into_response()
+}
+
+async fn sync(State(replica): State<Replica>, body: Bytes) -> Response {
+    let request: SyncRequest = canonical::from_bytes(&body, body.len()).unwrap();
+    if replica.script.lock().unwrap().silent {
+        std::future::pending::<()>().await;
+    }
+    {
+        let mut script = replica.script.lock().unwrap();
+        script.asked[replica.index] += 1;
+        if script.leader != replica.index {
+            let leader = script.world.control.get(script.leader).map(overlay::Identity::public_key);
+            let answer = canonical::to_bytes(&NotLeader { leader });
+            return (StatusCode::MISDIRECTED_REQUEST, answer).into_response();
+        }
+        if !script.admitted {
+            return (StatusCode::FORBIDDEN, "{\"code\":\"node-not-admitted\"}").into_response();
+        }
+        script.lines.extend(request.logs.iter().map(|line| line.text.clone()));
+        let released = request.slots.iter().filter(|s| s.state == protocol::agent::SlotState::Released);
+        let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.0)).collect();
+        script.released.extend(released);
+        script.last = Some(request.clone());
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(request.wait_ms).min(100));
+    loop {
+        let news = replica.news.notified();
+        let answer = answer(&replica.script.lock().unwrap(), &request);
+        if answer.desired.is_some() || !answer.governance.is_empty() {
+            return canonical::to_bytes(&answer).into_response();
+        }
+        if tokio::time::timeout_at(deadline, news).await.is_err() {
+            return canonical::to_bytes(&answer).into_response();
+        }
+    }
+}
+
+fn answer(script: &Script, request: &SyncRequest) -> SyncResponse {
+    let own = script.world.bundles.iter().skip(request.governance_length as usize).cloned();
+    let governance = if script.forged.is_empty() { own.collect() } else { script.forged.clone() };
+    let desired = (script.desired.digest() != request.desired).then(|| script.desired.clone());
+    SyncResponse { now: now(), lease_ms: LEASE_MS, governance, desired }
+}

@@ -1,0 +1,13 @@
+//! A whole agent against a control of this test's making: real connections, real sandboxes, real stores, and
+//! a worker that behaves.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+#[path = "../../src/agent/core/testing.rs"]
+#[allow(dead_code)]
+mod circle;
+mod control;
+mod node;
+
+mod following;
+mod services;
+mod serving;
