@@ -116,7 +116,7 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
 /// A commented manifest, valid as it is.
 #[must_use]
 pub fn service_template(name: &ServiceName, record: &ModelRecord, min: u32, max: u32) -> String {
-    let task = if record.architecture == "bert" { "embed" } else { "generate" };
+    let (task, millicores) = if record.architecture == "bert" { ("embed", 300) } else { ("generate", 200) };
     format!(
         r#"# What the circle is asked to approve: the envelope in which the scheduler may act alone.
 kind = "service"
@@ -132,7 +132,7 @@ min = {min}                      # always kept running
 max = {max}                      # never exceeded; `quorate scale` moves between the two without a vote
 
 [resources]                  # of each replica
-cpu_millicores = 300         # thousandths of a core
+cpu_millicores = {millicores}         # thousandths of a core
 memory = "512 MiB"           # weights are shared by a node's replicas and not counted here
 # gpu_count = 1              # whole GPUs, or
 # gpu_share_percent = 25     # a share of one

@@ -240,6 +240,7 @@ async fn scale(
 
 /// After which sequence number.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct After {
     /// Only what is newer; 0 = from the oldest kept.
