@@ -51,7 +51,7 @@ fn built(sources: &Sources) -> Arrows {
             (!folder.contains('/')).then(|| (folder.to_string(), file.text.as_str()))
         })
         .collect();
-    let product = |name: &String| !["benchmarks", "xtask"].contains(&name.as_str());
+    let product = |name: &String| !["benchmarks", "fuzz", "xtask"].contains(&name.as_str());
     manifests
         .iter()
         .filter(|(name, _)| product(name))

@@ -1,0 +1,12 @@
+//! Foreign certificates, bundles and genesis bytes never panic their readers.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = human_chain::read_certificate(bytes);
+    let _ = human_chain::read_bundle(bytes);
+    if let Ok(genesis) = human_chain::read_genesis(bytes) {
+        let _ = human_chain::CircleState::found(&genesis, None);
+    }
+});
