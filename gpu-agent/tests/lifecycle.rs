@@ -275,3 +275,9 @@ async fn metrics_come_out_and_garbage_is_counted() {
     let ended = tokio::time::timeout(PATIENCE, running.wait()).await.unwrap().unwrap();
     assert_eq!(ended.exit, None);
 }
+
+/// All of the above as an ordinary user, in user namespaces.
+#[test]
+fn an_unprivileged_agent_can_do_all_of_this_too() {
+    common::rerun_unprivileged(&["--test-threads=2"]);
+}

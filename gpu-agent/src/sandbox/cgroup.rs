@@ -20,6 +20,11 @@ const REMOVE_WAIT: Duration = Duration::from_secs(2);
 /// Another agent that sweeps may remove an empty parent that both share, between two steps of ours.
 const CREATE_ATTEMPTS_MAX: u32 = 8;
 
+/// Where a group of version 2 is told which controllers its children have.
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
+/// Where an agent moves itself when its group must hand controllers down.
+const AGENT_LEAF: &str = "quorate-agent";
+
 /// What a controller can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Controller {
@@ -59,6 +64,8 @@ struct Hierarchy {
     version: u8,
     /// The agent's own group in it.
     base: PathBuf,
+    /// Where it is mounted.
+    root: PathBuf,
     controllers: Vec<Controller>,
 }
 
@@ -105,10 +112,10 @@ impl Cgroups {
         let parts = parent.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         for controller in Controller::ALL {
-            let Some((version, base)) = find_base(mounts, own, controller) else { continue };
+            let Some((version, base, root)) = find_base(mounts, own, controller) else { continue };
             match hierarchies.iter_mut().find(|hierarchy| hierarchy.base == base) {
                 Some(hierarchy) => hierarchy.controllers.push(controller),
-                None => hierarchies.push(Hierarchy { version, base, controllers: vec![controller] }),
+                None => hierarchies.push(Hierarchy { version, base, root, controllers: vec![controller] }),
             }
         }
         Self { hierarchies, parent: parts.collect() }
@@ -163,19 +170,11 @@ impl Cgroups {
         }
     }
 
-    /// Version 2 allows no processes in a group that hands controllers down, so the agent first moves
-    /// itself into a leaf of its own.
     fn make_v2(&self, hierarchy: &Hierarchy, name: &str) -> io::Result<PathBuf> {
         let wanted: Vec<_> = hierarchy.controllers.iter().map(|c| format!("+{}", c.name())).collect();
         let wanted = wanted.join(" ");
-        let hand_down = |directory: &Path| fs::write(directory.join("cgroup.subtree_control"), &wanted);
-        if hand_down(&hierarchy.base).is_err() {
-            let leaf = hierarchy.base.join("quorate-agent");
-            fs::create_dir_all(&leaf)?;
-            fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())?;
-            hand_down(&hierarchy.base)?;
-        }
-        let mut directory = hierarchy.base.clone();
+        let hand_down = |directory: &Path| fs::write(directory.join(SUBTREE_CONTROL), &wanted);
+        let mut directory = prepare_base(hierarchy, hand_down)?.to_path_buf();
         for part in &self.parent {
             directory.push(part);
             create_if_missing(&directory)?;
@@ -190,14 +189,15 @@ impl Cgroups {
     /// a crash of the machine's agents left. Groups that hold processes stay. Returns how many
     /// directories went. Not to be called while a start is under way.
     pub fn sweep_stale(&self) -> usize {
-        let sweep = |hierarchy: &Hierarchy| {
-            let mut swept = sweep_children(&hierarchy.base.join(&self.parent));
+        let sweep = |base: &PathBuf| {
+            let mut swept = sweep_children(&base.join(&self.parent));
             for parent in self.parent.ancestors().filter(|path| !path.as_os_str().is_empty()) {
-                swept += usize::from(fs::remove_dir(hierarchy.base.join(parent)).is_ok());
+                swept += usize::from(fs::remove_dir(base.join(parent)).is_ok());
             }
             swept
         };
-        self.hierarchies.iter().map(sweep).sum()
+        let bases = self.hierarchies.iter().flat_map(|hierarchy| [&hierarchy.base, &hierarchy.root]);
+        bases.map(sweep).sum()
     }
 }
 
@@ -305,8 +305,29 @@ fn sweep_children(directory: &Path) -> usize {
         .sum()
 }
 
-/// The agent's own group for a controller: version 1 if it is mounted so, else version 2.
-fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, PathBuf)> {
+/// The group below which an agent's subtree may be made. Version 2 lets no group hand controllers down
+/// that holds processes, the root excepted. So an agent that is alone in its group (a service) moves
+/// itself into a leaf; one that is not (a shell's job) may, as root, use the hierarchy's root.
+fn prepare_base(hierarchy: &Hierarchy, hand_down: impl Fn(&Path) -> io::Result<()>) -> io::Result<&Path> {
+    if hand_down(&hierarchy.base).is_ok() {
+        return Ok(&hierarchy.base);
+    }
+    let own = std::process::id().to_string();
+    let procs = fs::read_to_string(hierarchy.base.join("cgroup.procs")).unwrap_or_default();
+    if !procs.lines().all(|line| line == own) {
+        hand_down(&hierarchy.root)?;
+        return Ok(&hierarchy.root);
+    }
+    let leaf = hierarchy.base.join(AGENT_LEAF);
+    create_if_missing(&leaf)?;
+    fs::write(leaf.join("cgroup.procs"), own)?;
+    hand_down(&hierarchy.base)?;
+    Ok(&hierarchy.base)
+}
+
+/// The agent's own group for a controller, and the hierarchy's root: version 1 if it is mounted so, else
+/// version 2.
+fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, PathBuf, PathBuf)> {
     let mounts = || mounts.lines().filter_map(Mount::parse);
     let path_of = |key: &str| {
         own.lines().find_map(|line| {
@@ -319,12 +340,17 @@ fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, Pat
         mount.kind == "cgroup" && mount.options.split(',').any(|option| option == controller.name())
     });
     if let Some(mount) = v1 {
-        return Some((1, mount.locate(path_of(controller.name())?)));
+        return Some((1, mount.locate(path_of(controller.name())?), mount.point.into()));
     }
     let v2 = mounts().find(|mount| mount.kind == "cgroup2")?;
-    let base = v2.locate(path_of("")?);
-    let offered = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
-    offered.split_whitespace().any(|name| name == controller.name()).then_some((2, base))
+    let (base, root) = (v2.locate(path_of("")?), PathBuf::from(v2.point));
+    // An agent that has moved into its leaf still builds beside it.
+    let base = if base.ends_with(AGENT_LEAF) { base.parent()?.to_path_buf() } else { base };
+    let offers = |directory: &Path| {
+        let offered = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+        offered.split_whitespace().any(|name| name == controller.name())
+    };
+    if offers(&base) { Some((2, base, root)) } else { offers(&root).then(|| (2, root.clone(), root)) }
 }
 
 /// A line of `/proc/self/mountinfo`, as far as it matters here.
@@ -370,6 +396,7 @@ mod tests {
         let own = "3:memory:/docker/x/agent\n2:cpu,cpuacct:/\n0::/\n";
         let check = |controller, expected: Option<&str>| {
             let found = find_base(mounts, own, controller);
+            let found = found.map(|(version, base, _)| (version, base));
             assert_eq!(found, expected.map(|path| (1, PathBuf::from(path))), "{controller:?}");
         };
         check(Controller::Cpu, Some("/sys/fs/cgroup/cpu"));
@@ -419,6 +446,30 @@ mod tests {
             let written = fs::read_to_string(root.path().join(file)).expect(file);
             assert_eq!(written, expected, "{file}");
         }
+    }
+
+    /// A directory in place of the control file fails every write, as a group with processes does.
+    #[test]
+    fn an_agent_among_others_uses_the_root_and_one_alone_makes_a_leaf() {
+        let root = tempfile::tempdir().expect("directory");
+        let scope = root.path().join("session.scope");
+        fs::create_dir_all(scope.join(SUBTREE_CONTROL)).expect("mkdir");
+        for directory in [root.path(), &scope] {
+            fs::write(directory.join("cgroup.controllers"), "cpu memory pids\n").expect("write");
+        }
+        fs::write(scope.join("cgroup.procs"), format!("1\n{}\n", std::process::id())).expect("write");
+        let mounts = line(root.path(), "cgroup2", "");
+        let groups = Cgroups::from_tables(&mounts, "0::/session.scope\n", "quorate");
+        let group = groups.create("chat-0", &LIMITS);
+        assert_eq!(group.directories, [root.path().join("quorate/chat-0")]);
+
+        fs::write(scope.join("cgroup.procs"), std::process::id().to_string()).expect("write");
+        let group = groups.create("chat-1", &LIMITS);
+        let moved = fs::read_to_string(scope.join(AGENT_LEAF).join("cgroup.procs")).expect("moved");
+        assert_eq!(moved, std::process::id().to_string());
+        assert_eq!(group.not_enforced.len(), 3, "this imitation stays closed after the move");
+        let groups = Cgroups::from_tables(&mounts, "0::/session.scope/quorate-agent\n", "quorate");
+        assert_eq!(groups.hierarchies[0].base, scope);
     }
 
     #[test]

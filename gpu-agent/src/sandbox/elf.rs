@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -24,6 +24,8 @@ const DIRECTORIES: [&str; 8] = [
     "/lib",
     "/usr/lib",
 ];
+/// The loader's own table of what lies elsewhere: `/usr/local/cuda`, say.
+const LOADER_CACHE: &str = "/etc/ld.so.cache";
 /// More libraries than any worker has; a cycle would end before, since each is visited once.
 const LIBRARIES_MAX: usize = 256;
 /// Longest path or list of paths in a dynamic section.
@@ -42,7 +44,8 @@ const DT_RPATH: u64 = 15;
 const DT_RUNPATH: u64 = 29;
 
 /// The loader and every library that `binary` needs, directly or not, under the paths by which the
-/// loader will open them. Empty for a static executable.
+/// loader will open them, and the loader's table if it is needed to find one. Empty for a static
+/// executable. `$ORIGIN` of the executable itself is of no use: a worker is moved.
 ///
 /// # Errors
 /// When a file cannot be read, is no ELF file of the expected kind, or a library is nowhere to be found.
@@ -59,7 +62,12 @@ pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
             found.insert(loader);
         }
         for name in linked.needed {
-            let library = locate(&name, &linked.search, &path).ok_or_else(|| {
+            let library = locate(&name, &linked.search, &path).or_else(|| {
+                let library = locate_in_cache(&name, &fs::read(LOADER_CACHE).ok()?)?;
+                found.insert(LOADER_CACHE.into());
+                Some(library)
+            });
+            let library = library.ok_or_else(|| {
                 invalid(format!("{} needs {}, which is nowhere", path.display(), name.display()))
             })?;
             if found.insert(library.clone()) {
@@ -85,6 +93,21 @@ fn locate(name: &Path, search: &[PathBuf], needed_by: &Path) -> Option<PathBuf> 
     own.chain(DIRECTORIES.iter().map(PathBuf::from))
         .map(|directory| directory.join(name))
         .find(|path| path.is_file())
+}
+
+/// The table holds every path as text that ends with a zero byte, whatever else its version holds.
+/// Several may have the name; the first that this machine can load is meant.
+fn locate_in_cache(name: &Path, cache: &[u8]) -> Option<PathBuf> {
+    let texts = cache.split(|byte| *byte == 0).map(|text| Path::new(OsStr::from_bytes(text)));
+    let mut candidates =
+        texts.filter(|path| path.is_absolute() && path.file_name() == Some(name.as_os_str()));
+    let loadable = |path: &&Path| {
+        File::open(path).is_ok_and(|file| {
+            let read = |at, buffer: &mut [u8]| file.read_at(buffer, at).ok();
+            Elf(&read).linked().is_some()
+        })
+    };
+    candidates.find(loadable).map(Path::to_path_buf)
 }
 
 fn invalid(message: String) -> io::Error {
@@ -198,7 +221,6 @@ impl Elf<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::fs;
 
     #[test]
     fn a_running_program_needs_what_it_has_mapped() {
@@ -230,6 +252,17 @@ mod tests {
         let found = locate(Path::new("libown.so"), &search, &directory.path().join("program"));
         assert_eq!(found, Some(library));
         assert_eq!(locate(Path::new("libnowhere-0.so"), &search, Path::new("/x")), None);
+    }
+
+    #[test]
+    fn the_loaders_table_names_what_lies_elsewhere() {
+        let program = std::env::current_exe().expect("this test is a program");
+        let name = Path::new(program.file_name().expect("a file"));
+        let table = [b"glibc-ld.so.cache1.1\x01\0/nowhere/", name.as_os_str().as_bytes(), b"\0"].concat();
+        assert_eq!(locate_in_cache(name, &table), None, "a path that is not there");
+        let table = [&table[..], program.as_os_str().as_bytes(), b"\0"].concat();
+        assert_eq!(locate_in_cache(name, &table), Some(program.clone()));
+        assert_eq!(locate_in_cache(Path::new("libother.so"), &table), None);
     }
 
     proptest! {

@@ -125,3 +125,36 @@ pub fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(Path::new(&path)).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
+
+/// Runs this test program again as `nobody`, from where every user may read it. Returns what it printed;
+/// none when this is no root, which is then the unprivileged run itself.
+pub fn rerun_unprivileged(arguments: &[&str]) -> Option<String> {
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::Uid::effective().is_root() {
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = |from: &Path, name: &str| {
+        let to = directory.path().join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to
+    };
+    let test = copy(&std::env::current_exe().unwrap(), "test");
+    let probe = copy(&probe_path(), "probe");
+    let output = std::process::Command::new(test)
+        .args(arguments)
+        .arg("--nocapture")
+        .env_clear()
+        .env("QUORATE_TEST_PROBE", probe)
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{text}");
+    Some(text)
+}
