@@ -10,7 +10,9 @@ use std::path::Path;
 /// # Errors
 /// The disk's own; the old file stands untouched then.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    // The parent of a bare name is empty, which means here.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
     std::fs::create_dir_all(directory)?;
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
