@@ -116,7 +116,7 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
 /// A commented manifest, valid as it is.
 #[must_use]
 pub fn service_template(name: &ServiceName, record: &ModelRecord, min: u32, max: u32) -> String {
-    let (task, millicores) = if record.architecture == "bert" { ("embed", 300) } else { ("generate", 200) };
+    let (task, millicores) = if record.architecture == "bert" { ("embed", 400) } else { ("generate", 200) };
     format!(
         r#"# What the circle is asked to approve: the envelope in which the scheduler may act alone.
 kind = "service"

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// What the documentation is asked.
-const QUERY: &str = "How is a node stopped from running something nobody approved?";
+const QUERY: &str = "What can a hostile control plane do, and what not?";
 /// What the language model is asked, and what a right answer contains.
 const QUESTION: &str = "What is three plus four?";
 const ANSWER: &str = "seven";
@@ -43,7 +43,9 @@ pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: 
 /// Paragraphs of the project's documents.
 fn passages(root: &Path) -> Result<Vec<String>> {
     let mut passages = Vec::new();
-    for name in ["README.md", "ARCHITECTURE.md", "SPECIFICATION.md"] {
+    for name in
+        ["README.md", "ARCHITECTURE.md", "docs/errors/lease-lapsed.md", "docs/errors/order-replayed.md"]
+    {
         let Ok(text) = std::fs::read_to_string(root.join(name)) else { continue };
         let mut in_code = false;
         for paragraph in text.split("\n\n") {
@@ -51,7 +53,7 @@ fn passages(root: &Path) -> Result<Vec<String>> {
             let code = in_code || fences > 0;
             in_code ^= fences % 2 == 1;
             let plain = paragraph.trim().replace('\n', " ");
-            if !code && plain.len() > 80 && !plain.starts_with(['|', '#', '<']) {
+            if !code && plain.len() > 80 && !plain.starts_with(['|', '#', '<', '>', '-']) {
                 passages.push(plain.chars().take(400).collect());
             }
         }

@@ -14,6 +14,7 @@ use protocol::governance::{Change, Choice};
 use protocol::manifest::{Manifest, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
 use protocol::{Digest, ServiceName};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
@@ -55,11 +56,11 @@ pub(crate) async fn serve(
                 "service {service} was approved in an earlier run; its certificate still holds"
             ));
         }
-        proposed.push((service, Instant::now()));
+        proposed.push((service, record.bytes, Instant::now()));
     }
     let session = cluster.session().await?;
-    for (service, since) in proposed {
-        wait_until_ready(&session, narrator, &service, since).await?;
+    for (service, bytes, since) in proposed {
+        wait_until_ready(&session, narrator, &service, bytes, since).await?;
     }
     Ok(())
 }
@@ -126,23 +127,23 @@ async fn propose_and_sign(
 }
 
 /// Waits until every wanted replica of a service answers.
-pub(crate) async fn wait_until_ready(
+async fn wait_until_ready(
     session: &Session,
     narrator: &Narrator,
     service: &ServiceName,
+    model_bytes: u64,
     since: Instant,
 ) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
     loop {
         let view: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
         if view.ready >= view.desired {
-            let verified: u64 =
-                view.slots.iter().filter_map(|slot| slot.report.as_ref()).map(|r| r.segments_verified).sum();
-            let nodes: Vec<String> =
+            let nodes: BTreeSet<String> =
                 view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
+            let bytes = format_bytes(model_bytes * nodes.len() as u64);
             narrator.say(format!(
-                "{service} answers on {} after {:.2} s: {verified} segments read and verified, 0 trusted",
-                nodes.join(", "),
+                "{service} answers on {} after {:.2} s: {bytes} read, {bytes} verified, 0 trusted",
+                nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
                 since.elapsed().as_secs_f64()
             ));
             return Ok(());
