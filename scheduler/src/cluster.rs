@@ -171,11 +171,8 @@ pub enum HoldingPhase {
         /// The generation in which it was told so: a report that answers a later state counts.
         generation: u64,
     },
-    /// Its node is no longer admitted and gets no lease.
-    Lapsing {
-        /// The end of its last possible lease.
-        free_at: Millis,
-    },
+    /// Its node is no longer admitted and gets no lease; free when its last one ends.
+    Lapsing,
 }
 
 /// A proposal that waits for votes.
@@ -239,6 +236,12 @@ impl Cluster {
     #[must_use]
     pub fn now(&self) -> Millis {
         self.now
+    }
+
+    /// The time by which deadlines are judged: `now`, or the cluster's own time if that is later. Leases are
+    /// never judged by it, since any replica's clock may have set it.
+    pub(crate) fn time(&self, now: Millis) -> Millis {
+        now.max(self.now)
     }
 
     /// Rises with every change that can matter to a plan.

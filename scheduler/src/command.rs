@@ -104,7 +104,7 @@ pub enum Step {
         /// [`protocol::limits::LEASE_MS`] later.
         silent_since: Millis,
     },
-    /// A slot is free: its node reported so, or its holder is no longer admitted and the lease ended.
+    /// A slot is free: its node reported so.
     Release(SlotName),
     /// A slot shall finish what runs and be released.
     Drain {

@@ -41,7 +41,7 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
         let draining = match holding.phase {
             HoldingPhase::Running => false,
             HoldingPhase::Draining { .. } => true,
-            HoldingPhase::Ending { .. } | HoldingPhase::Lapsing { .. } => continue,
+            HoldingPhase::Ending { .. } | HoldingPhase::Lapsing => continue,
         };
         let (orders, leaving) = by_certificate.entry(holding.order.certificate).or_default();
         orders.push(holding.order.clone());

@@ -30,7 +30,7 @@ pub(crate) struct Effect {
 impl<'a> Draft<'a> {
     /// A draft of this cluster at this time; never before the cluster's own time.
     pub(crate) fn new(cluster: &'a Cluster, now: Millis) -> Self {
-        Self { cluster, now: now.max(cluster.now), services: cluster.services.clone() }
+        Self { cluster, now: cluster.time(now), services: cluster.services.clone() }
     }
 
     /// Carries out one step.
@@ -45,8 +45,7 @@ impl<'a> Draft<'a> {
     }
 
     fn lapse(&mut self, node: NodeId, silent_since: Millis) -> Result<Effect, Refusal> {
-        let leads_since = self.cluster.leadership.map_or(Millis(0), |leadership| leadership.since);
-        if silent_since.max(leads_since).plus(LEASE_MS) > self.now {
+        if silent_since.plus(LEASE_MS) > self.now {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
         let mut freed = Vec::new();
@@ -65,10 +64,8 @@ impl<'a> Draft<'a> {
     fn release(&mut self, name: &SlotName) -> Result<Effect, Refusal> {
         let now = self.now;
         let (slot, holding) = self.held(name)?;
-        if let HoldingPhase::Lapsing { free_at } = holding.phase
-            && free_at > now
-        {
-            return Err(stale(format!("the lease of slot {}/{} may still hold", name.service, name.slot)));
+        if holding.phase == HoldingPhase::Lapsing {
+            return Err(stale(format!("slot {}/{} is free when its node lapses", name.service, name.slot)));
         }
         let node = holding.order.node;
         free(slot, now);

@@ -23,7 +23,6 @@ pub fn dry_run(
     manifest: &Manifest,
     now: Millis,
 ) -> Result<DryRun, Refusal> {
-    let now = now.max(cluster.now());
     let Some(state) = cluster.circle_state() else {
         return Err(Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
     };
@@ -53,7 +52,7 @@ pub fn dry_run(
     } else {
         let bytes = model_bytes(cluster, manifest);
         while let Some(slot) = free_slot(&service) {
-            let in_the_way = |node| service_obstacles(cluster, &service, node, now);
+            let in_the_way = |node| service_obstacles(cluster, &service, node, cluster.time(now));
             match candidates(cluster, &rooms, manifest, in_the_way) {
                 Ok(Candidates { node, name, gpus, .. }) => {
                     if let Some(room) = rooms.iter_mut().find(|room| room.id == node) {

@@ -2,8 +2,8 @@
 //! after a change of leader.
 //!
 //! The leases rest on four rules that the shell must keep:
-//! 1. A new leader answers no agent before its own [`Action::Lead`](crate::Action::Lead) is applied, and
-//!    makes its `Observed` with the cluster's time then.
+//! 1. A new leader answers no agent before its own [`Action::Lead`](crate::Action::Lead) of this term is
+//!    applied, and makes its `Observed` with its own clock's time after that.
 //! 2. It answers a request for a lease only after a read barrier that began after the request arrived. An
 //!    agent counts its lease from when it *sent* the request, so no lease given by an earlier leader
 //!    outlives the new leader's first [`LEASE_MS`].
@@ -73,8 +73,8 @@ pub enum Liveness {
 pub struct LapseUnderWay;
 
 impl Observed {
-    /// The view of a leader that has heard nobody yet. `leader_since` is the cluster's time after this
-    /// leader's own [`Action::Lead`](crate::Action::Lead) was applied.
+    /// The view of a leader that has heard nobody yet. `leader_since` is its own clock's time after its
+    /// [`Action::Lead`](crate::Action::Lead) was applied; every `now` given later is by the same clock.
     #[must_use]
     pub fn new(leader_since: Millis) -> Self {
         Self { leader_since, nodes: BTreeMap::new(), condemned: BTreeMap::new() }
@@ -102,7 +102,7 @@ impl Observed {
             return Err(LapseUnderWay);
         }
         self.condemned.remove(&node);
-        // The cluster's time may be ahead of this leader's clock, which counts from there on.
+        // Should the clock fall behind, a lease that was given counts from the latest time seen.
         let floor = self.nodes.get(&node).map_or(self.leader_since, |known| known.heard_at);
         let heard_at = now.max(floor);
         self.nodes.insert(

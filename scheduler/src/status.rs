@@ -20,7 +20,6 @@ pub struct LeaderView {
 /// How the cluster is.
 #[must_use]
 pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: Millis) -> Status {
-    let now = now.max(cluster.now());
     let replicas = cluster.circle_state().map_or(0, |state| state.control().len() as u32);
     let mut findings = Vec::new();
     if cluster.circle.is_none() {
@@ -101,13 +100,13 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
         if service.phase != ServicePhase::Active {
             continue;
         }
-        if !service.is_expired(now)
+        if !service.is_expired(cluster.time(now))
             && ready_replicas(observed, service, now) < service.desired
             && let Some(why) = why(cluster, observed, &Question::Service(name.clone()), now)
         {
             findings.push(finding(why.answer, why.remedy.unwrap_or_else(|| format!("quorate why {name}"))));
         }
-        if service.is_expired(now) {
+        if service.is_expired(cluster.time(now)) {
             let message = format!("the approval of {name} has expired");
             findings.push(finding(message, format!("quorate deploy {name}.toml, with a later valid_until")));
         }

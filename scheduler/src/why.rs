@@ -45,7 +45,6 @@ impl std::str::FromStr for Question {
 /// The answer; none when there is no such thing.
 #[must_use]
 pub fn why(cluster: &Cluster, observed: &Observed, question: &Question, now: Millis) -> Option<Why> {
-    let now = now.max(cluster.now());
     match question {
         Question::Service(name) => Some(why_service(cluster, observed, cluster.services().get(name)?, now)),
         Question::Slot(name, slot) => {
@@ -70,7 +69,7 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
     let (answer, remedy) = match service.phase {
         ServicePhase::Retired => (format!("{name} is retired"), None),
         ServicePhase::Retiring { .. } => (format!("{name} is being retired"), None),
-        ServicePhase::Active if service.is_expired(now) => {
+        ServicePhase::Active if service.is_expired(cluster.time(now)) => {
             let rest = match service.manifest.on_expiry {
                 OnExpiry::Hold => "what runs goes on, nothing new starts",
                 OnExpiry::Drain => "what runs ends",
@@ -136,7 +135,7 @@ pub(crate) fn slot_sentence(
     match &holding.phase {
         HoldingPhase::Draining { cause, .. } => return format!("drains {held}: {cause}"),
         HoldingPhase::Ending { .. } => return format!("ends {held}"),
-        HoldingPhase::Lapsing { .. } => {
+        HoldingPhase::Lapsing => {
             return format!("{held}, which was removed; free when its lease ends");
         }
         HoldingPhase::Running => {}
@@ -180,7 +179,7 @@ fn other_nodes(
         if room.id == holding.order.node {
             return format!("{}: holds it{}", room.name, gpu_text(room, &holding.order.gpus));
         }
-        let mut obstacles = service_obstacles(cluster, service, room.id, now);
+        let mut obstacles = service_obstacles(cluster, service, room.id, cluster.time(now));
         obstacles.extend(room.fit(&service.manifest, bytes).err().unwrap_or_default());
         if obstacles.is_empty() {
             format!("{}: could hold it too", room.name)
@@ -225,14 +224,14 @@ fn next_replica(
     service: &Service,
     now: Millis,
 ) -> Result<NodeName, Blocked> {
-    if service.is_expired(now) {
+    if service.is_expired(cluster.time(now)) {
         return Err(Blocked::Expired);
     }
     if !cluster.models().contains_key(&service.manifest.model.root) {
         return Err(Blocked::NoModel);
     }
     let rooms = rooms(cluster, observed, cluster.services(), now);
-    let in_the_way = |node: NodeId| service_obstacles(cluster, service, node, now);
+    let in_the_way = |node: NodeId| service_obstacles(cluster, service, node, cluster.time(now));
     let best = candidates(cluster, &rooms, &service.manifest, in_the_way).map_err(Blocked::NoNode)?;
     free_slot(service).map(|_| best.name).ok_or(Blocked::NoSlot)
 }

@@ -474,7 +474,7 @@ fn steps_that_would_break_a_rule_are_refused() {
         ("no such service", vec![order(&|o| o.service = service_name("other"))], "plan-stale"),
         ("good and bad", vec![order(&|_| {}), order(&|o| o.slot = SlotIndex(3))], "plan-stale"),
         ("lapse too early", vec![lapse(LEASE_MS - 1)], "plan-stale"),
-        ("lapse before this leader", vec![lapse(60_000)], "plan-stale"),
+        ("lapse in time", vec![lapse(LEASE_MS)], "ok"),
         ("release a stale order", vec![Step::Release(held(9))], "plan-stale"),
         ("end what does not drain", vec![Step::End(held(1))], "plan-stale"),
         ("drain twice", vec![drain(1), drain(1)], "plan-stale"),
@@ -554,7 +554,26 @@ fn an_agent_learns_what_it_shall_run_and_nothing_else() {
     );
 }
 
-/// Rule 3 of the leases: a node whose slots are being taken gets no answer until that is decided.
+/// Replicas' clocks differ, and each stamps commands: a clock that is ahead ends no lease.
+#[test]
+fn a_clock_that_is_ahead_takes_no_slot() {
+    let mut world = running();
+    let now = world.now;
+    world.wait(60_000);
+    world.must(Action::Tick);
+    world.now = now;
+    assert_eq!(world.cluster.now(), now.plus(60_000));
+    assert!(world.plan().is_empty(), "all nodes were heard just now by the leader's own clock");
+    world.lead(2);
+    world.hear("node-2");
+    world.wait(LEASE_MS - 1);
+    world.hear("node-2");
+    assert!(world.plan().is_empty(), "a new leader waits a lease by its own clock");
+    world.wait(1);
+    assert!(matches!(world.plan().steps[0], Step::Lapse { .. }), "and no longer");
+}
+
+/// Rule 4 of the leases: a node whose slots are being taken gets no answer until that is decided.
 #[test]
 fn a_late_node_is_not_answered_while_its_lapse_is_decided() {
     let mut world = running();

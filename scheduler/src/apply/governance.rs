@@ -13,7 +13,7 @@ use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, LogEvidence, Proposal, SignedBallot, SignedGenesis,
 };
 use protocol::keys::EncryptionKey;
-use protocol::limits::{LEASE_MS, PROPOSALS_OPEN_MAX};
+use protocol::limits::PROPOSALS_OPEN_MAX;
 use protocol::manifest::{Manifest, ServiceManifest};
 use protocol::model::Recipient;
 use protocol::{Digest, MemberId, Millis, NodeId, ProposalId};
@@ -227,15 +227,18 @@ fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<NodeId, Encrypt
         wraps.retain(|recipient, _| !matches!(recipient, Recipient::Node(id) if changed.contains(id)));
     }
     super::registry::drop_strangers_wraps(cluster);
-    let free_at = cluster.now.plus(LEASE_MS);
+    let generation = cluster.generation;
     for slot in cluster.services.values_mut().flat_map(|service| service.slots.values_mut()) {
-        if let Some(holding) = &mut slot.holding
-            && !after.contains_key(&holding.order.node)
-            && !matches!(holding.phase, HoldingPhase::Lapsing { .. })
-        {
-            holding.phase = HoldingPhase::Lapsing { free_at };
-            slot.since = cluster.now;
-        }
+        let Some(holding) = &mut slot.holding else { continue };
+        let phase = match (after.contains_key(&holding.order.node), &holding.phase) {
+            (false, HoldingPhase::Lapsing) => continue,
+            (false, _) => HoldingPhase::Lapsing,
+            // Admitted again before it lapsed: it may run the slot still, and is told to end it.
+            (true, HoldingPhase::Lapsing) => HoldingPhase::Ending { generation },
+            (true, _) => continue,
+        };
+        holding.phase = phase;
+        slot.since = cluster.now;
     }
 }
 

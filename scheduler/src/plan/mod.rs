@@ -80,7 +80,7 @@ impl Plan {
     }
 }
 
-/// What should happen next. Empty before the circle is founded and before there is a leader.
+/// What should happen next. `now` is the leader's clock, the one by which `observed` heard its nodes. Empty before the circle is founded and before there is a leader.
 ///
 /// # Panics
 /// When a step that was planned is refused by the code that applies it: a broken invariant.
@@ -101,6 +101,9 @@ pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
 pub(crate) struct Planner<'a> {
     cluster: &'a Cluster,
     observed: &'a Observed,
+    /// The leader's clock, by which leases are judged.
+    clock: Millis,
+    /// The time by which deadlines are judged; never before the cluster's.
     now: Millis,
     draft: Draft<'a>,
     plan: Plan,
@@ -110,16 +113,24 @@ pub(crate) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub(crate) fn new(cluster: &'a Cluster, observed: &'a Observed, now: Millis) -> Self {
-        let now = now.max(cluster.now);
+        let (clock, now) = (now, cluster.time(now));
         let parent_generation = cluster.generation;
         let plan = Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![] };
-        Self { cluster, observed, now, draft: Draft::new(cluster, now), plan, rooms: RefCell::new(None) }
+        Self {
+            cluster,
+            observed,
+            clock,
+            now,
+            draft: Draft::new(cluster, now),
+            plan,
+            rooms: RefCell::new(None),
+        }
     }
 
     /// What nodes have left after the steps taken so far.
     fn rooms(&self) -> Rc<Vec<Room>> {
         let mut kept = self.rooms.borrow_mut();
-        let make = || Rc::new(rooms(self.cluster, self.observed, &self.draft.services, self.now));
+        let make = || Rc::new(rooms(self.cluster, self.observed, &self.draft.services, self.clock));
         Rc::clone(kept.get_or_insert_with(make))
     }
 
@@ -159,7 +170,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a slot answers requests.
     fn is_ready(&self, holding: &Holding) -> bool {
-        self.observed.is_alive(&holding.order.node, self.now)
+        self.observed.is_alive(&holding.order.node, self.clock)
             && self.report(holding).is_some_and(|report| report.state == SlotState::Ready)
     }
 

@@ -15,11 +15,7 @@ impl Planner<'_> {
     pub(super) fn lapse_dead_nodes(&mut self) {
         let holders: BTreeSet<NodeId> = self.holdings().iter().map(|holding| holding.order.node).collect();
         for node in holders {
-            // An identity that is no longer admitted is handled by its slots' own lapse.
-            let admitted = self.cluster.node(&node).is_some();
-            if let (true, Liveness::Dead { silent_since }) =
-                (admitted, self.observed.liveness(&node, self.now))
-            {
+            if let Liveness::Dead { silent_since } = self.observed.liveness(&node, self.clock) {
                 let subject = format!("node/{}", self.cluster.node_name(&node));
                 let text = "silent for a whole lease; its slots are free".to_string();
                 self.take(Step::Lapse { node, silent_since }, subject, text);
@@ -46,8 +42,8 @@ impl Planner<'_> {
 
     /// Why a slot is surely not running any more.
     fn ended(&self, holding: &Holding) -> Option<String> {
-        if let HoldingPhase::Lapsing { free_at } = holding.phase {
-            return (free_at <= self.now).then(|| "its node was removed and its lease ended".to_string());
+        if holding.phase == HoldingPhase::Lapsing {
+            return None;
         }
         let node = self.observed.node(&holding.order.node)?;
         let report = self.report(holding);

@@ -227,7 +227,7 @@ impl World {
 
     pub(crate) fn lead(&mut self, replica: u64) {
         self.must(Action::Lead { replica: ReplicaId(replica) });
-        self.observed = Observed::new(self.cluster.now());
+        self.observed = Observed::new(self.now);
     }
 
     pub(crate) fn proposal(&self, change: Change) -> Proposal {
