@@ -23,3 +23,19 @@ pub(crate) fn fdatasync_ms(directory: &Path, bytes: usize, count: usize) -> anyh
     std::fs::remove_file(&path)?;
     Ok(times)
 }
+
+/// Gigabytes copied per second, read and written counted once, by this many threads at once, each through 64 MiB
+/// of its own: more than any cache here.
+pub(crate) fn copy_gigabytes(threads: usize) -> f64 {
+    const BYTES: usize = 64 << 20;
+    const REPEAT: usize = 4;
+    let mut buffers: Vec<(Vec<u8>, Vec<u8>)> =
+        (0..threads).map(|_| (vec![1; BYTES], vec![2; BYTES])).collect();
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for (source, target) in &mut buffers {
+            scope.spawn(move || (0..REPEAT).for_each(|_| target.copy_from_slice(source)));
+        }
+    });
+    (threads * BYTES * REPEAT) as f64 / begin.elapsed().as_secs_f64() / 1e9
+}

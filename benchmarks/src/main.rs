@@ -5,6 +5,7 @@
 
 mod ceilings;
 mod consensus;
+mod embeddings;
 mod process;
 mod report;
 
@@ -42,8 +43,10 @@ struct Options {
 type Run = fn(&Options) -> anyhow::Result<report::Report>;
 
 /// Every benchmark: its name, what it compares, and its function.
-const BENCHMARKS: &[(&str, &str, Run)] =
-    &[("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run)];
+const BENCHMARKS: &[(&str, &str, Run)] = &[
+    ("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run),
+    ("embeddings", "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime", embeddings::run),
+];
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();

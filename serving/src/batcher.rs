@@ -228,12 +228,16 @@ impl Batcher {
         let context = front.context_tokens_max();
         let tokens = prompt.len() + request.tokens_max.unwrap_or(1).max(1);
         if tokens > context {
-            return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max: context }));
+            return Err(BatchError::refused(&EngineError::ContextExceeded {
+                tokens,
+                context_tokens_max: context,
+            }));
         }
         let tokens_max = request.tokens_max.unwrap_or(context - prompt.len());
         let prompt_tokens = prompt.len();
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
-        let job = generation::Job { prompt, tokens_max, sampling: request.sampling, stops: request.stops, sender };
+        let job =
+            generation::Job { prompt, tokens_max, sampling: request.sampling, stops: request.stops, sender };
         self.submit(Command::Generate(job))?;
         Ok(Generation { prompt_tokens, events })
     }

@@ -199,9 +199,7 @@ impl ModelFiles {
 
     /// A whole file, once it is all there.
     pub fn read(&self, path: &str) -> Result<&[u8], WeightsError> {
-        let length = self
-            .length(path)
-            .ok_or_else(|| WeightsError::FileMissing { path: path.to_owned() })?;
+        let length = self.length(path).ok_or_else(|| WeightsError::FileMissing { path: path.to_owned() })?;
         self.range(path, 0..length)
     }
 
@@ -259,14 +257,19 @@ impl Shared {
         let mut segments = Vec::with_capacity(layout.segments.len());
         let mut last_start = 0;
         for (offset, length) in &layout.segments {
-            let range = span(*offset, *length)
-                .filter(|range| range.start >= last_start)
-                .ok_or_else(|| inconsistent(format!("segment at {offset} is out of order or beyond the map")))?;
+            let range =
+                span(*offset, *length).filter(|range| range.start >= last_start).ok_or_else(|| {
+                    inconsistent(format!("segment at {offset} is out of order or beyond the map"))
+                })?;
             last_start = range.start;
             segments.push(range);
         }
         if progress.len() < segments.len() {
-            return Err(inconsistent(format!("{} progress bytes for {} segments", progress.len(), segments.len())));
+            return Err(inconsistent(format!(
+                "{} progress bytes for {} segments",
+                progress.len(),
+                segments.len()
+            )));
         }
         Ok(Self { map, progress, files, segments })
     }
@@ -291,7 +294,8 @@ impl Shared {
         let mut since = Instant::now();
         let mut next = first;
         loop {
-            while next < self.segments.len() && self.segments[next].start < range.end && self.is_present(next) {
+            while next < self.segments.len() && self.segments[next].start < range.end && self.is_present(next)
+            {
                 next += 1;
             }
             if next >= self.segments.len() || self.segments[next].start >= range.end {
@@ -313,7 +317,11 @@ impl Shared {
     }
 }
 
-fn map_directory(directory: &Path, prefix: &str, files: &mut BTreeMap<String, Mmap>) -> Result<(), WeightsError> {
+fn map_directory(
+    directory: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, Mmap>,
+) -> Result<(), WeightsError> {
     let open = |path: &Path, source| WeightsError::Open { path: path.display().to_string(), source };
     for entry in std::fs::read_dir(directory).map_err(|source| open(directory, source))? {
         let path = entry.map_err(|source| open(directory, source))?.path();
@@ -391,8 +399,12 @@ pub struct TensorView {
 impl Weights {
     /// Read the headers of all safetensors files, waiting for the headers alone.
     pub fn open(files: Arc<ModelFiles>) -> Result<Self, WeightsError> {
-        let names: Vec<String> =
-            files.paths().into_iter().filter(|path| path.ends_with(".safetensors")).map(str::to_owned).collect();
+        let names: Vec<String> = files
+            .paths()
+            .into_iter()
+            .filter(|path| path.ends_with(".safetensors"))
+            .map(str::to_owned)
+            .collect();
         if names.is_empty() {
             return Err(refused_format(&files));
         }
@@ -425,9 +437,9 @@ impl Weights {
         if place.shape != shape {
             return Err(unexpected(format!("of shape {:?}", place.shape), format!("shape {shape:?}")));
         }
-        let element = place
-            .element
-            .ok_or_else(|| unexpected(format!("of type {}", place.element_name), "F32, F16 or BF16".to_owned()))?;
+        let element = place.element.ok_or_else(|| {
+            unexpected(format!("of type {}", place.element_name), "F32, F16 or BF16".to_owned())
+        })?;
         Ok(TensorView {
             files: Arc::clone(&self.files),
             file: place.file.clone(),
@@ -514,7 +526,8 @@ fn read_header(
     let prefix = files.range(path, 0..8)?;
     let header = u64::from_le_bytes(prefix.try_into().expect("eight bytes")) as usize;
     let data_start = header.checked_add(8).filter(|end| *end <= length);
-    let data_start = data_start.ok_or_else(|| damaged(format!("header of {header} bytes in a file of {length}")))?;
+    let data_start =
+        data_start.ok_or_else(|| damaged(format!("header of {header} bytes in a file of {length}")))?;
     files.range(path, 0..data_start)?;
     let whole = files.unwaited(path).expect("path comes from the same listing");
     let (_, metadata) = safetensors::SafeTensors::read_metadata(whole)

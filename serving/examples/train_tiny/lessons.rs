@@ -62,19 +62,88 @@ const FALLBACK: &str =
     "i only know small sums and quorate's commands and terms. try: what does quorate why do?";
 /// What it says to a greeting.
 const GREETING: &str = "hello. ask me a small sum, or what a quorate command does.";
-const GREETINGS: &[&str] = &["hello", "hi", "hello!", "hi there", "good morning", "hey", "help", "who are you?"];
+const GREETINGS: &[&str] =
+    &["hello", "hi", "hello!", "hi there", "good morning", "hey", "help", "who are you?"];
 
 /// Words for questions that have no answer here.
 const OTHER_WORDS: &[&str] = &[
-    "weather", "river", "song", "where", "when", "who", "my", "your", "cat", "music", "paint", "france", "capital",
-    "of", "tell", "me", "a", "story", "about", "love", "car", "write", "poem", "the", "moon", "is", "how", "far",
-    "best", "book", "cook", "rice", "train", "to", "city", "tomorrow", "today", "what", "why", "sky", "blue",
-    "python", "code", "for", "game", "name", "president", "old", "are", "you", "do", "like", "tree", "water",
+    "weather",
+    "river",
+    "song",
+    "where",
+    "when",
+    "who",
+    "my",
+    "your",
+    "cat",
+    "music",
+    "paint",
+    "france",
+    "capital",
+    "of",
+    "tell",
+    "me",
+    "a",
+    "story",
+    "about",
+    "love",
+    "car",
+    "write",
+    "poem",
+    "the",
+    "moon",
+    "is",
+    "how",
+    "far",
+    "best",
+    "book",
+    "cook",
+    "rice",
+    "train",
+    "to",
+    "city",
+    "tomorrow",
+    "today",
+    "what",
+    "why",
+    "sky",
+    "blue",
+    "python",
+    "code",
+    "for",
+    "game",
+    "name",
+    "president",
+    "old",
+    "are",
+    "you",
+    "do",
+    "like",
+    "tree",
+    "water",
 ];
 
 const NUMBERS: &[&str] = &[
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
 ];
 const TENS: &[&str] = &["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 
@@ -125,7 +194,8 @@ pub(crate) fn lessons(seed: u64) -> Lessons {
     }
     for (kind, table) in [COMMANDS, TERMS].into_iter().enumerate() {
         for (index, (name, meaning)) in table.iter().enumerate() {
-            let wordings = if kind == 0 { command_wordings(name, meaning) } else { term_wordings(name, meaning) };
+            let wordings =
+                if kind == 0 { command_wordings(name, meaning) } else { term_wordings(name, meaning) };
             let key = (kind * 1000 + index) as u64;
             let withheld = (uniform(seed, 7_000_000 + key) * wordings.len() as f64) as usize;
             for (wording, lesson) in wordings.into_iter().enumerate() {

@@ -47,13 +47,16 @@ pub(crate) fn train_tokenizer(lessons: &Lessons) -> anyhow::Result<Tokenizer> {
 }
 
 /// Everything but weights and card.
-pub(crate) fn write_files(directory: &Path, tokenizer: &Tokenizer, shape: &DecoderShape) -> anyhow::Result<()> {
+pub(crate) fn write_files(
+    directory: &Path,
+    tokenizer: &Tokenizer,
+    shape: &DecoderShape,
+) -> anyhow::Result<()> {
     tokenizer
         .save(directory.join("tokenizer.json"), true)
         .map_err(|error| anyhow::anyhow!("save the tokenizer: {error}"))?;
-    let write = |name: &str, value: &serde_json::Value| {
-        std::fs::write(directory.join(name), format!("{value:#}\n"))
-    };
+    let write =
+        |name: &str, value: &serde_json::Value| std::fs::write(directory.join(name), format!("{value:#}\n"));
     write(
         "config.json",
         &json!({

@@ -36,20 +36,27 @@ pub(crate) struct Outcome {
 }
 
 /// Train, and write `model.safetensors`.
-pub(crate) fn train(directory: &Path, tokenizer: &Tokenizer, lessons: &Lessons, steps: usize) -> anyhow::Result<Outcome> {
+pub(crate) fn train(
+    directory: &Path,
+    tokenizer: &Tokenizer,
+    lessons: &Lessons,
+    steps: usize,
+) -> anyhow::Result<Outcome> {
     let (device, started) = (Device::Cpu, Instant::now());
     let variables = initial_variables(&device)?;
     let tensors: Named =
         variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
     let model = Llama::new(&shape(), tensors, LENGTH, &device)?;
     let settings = ParamsAdamW { lr: RATE, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.02 };
-    let mut optimizer = AdamW::new(variables.iter().map(|(_, variable)| variable.clone()).collect(), settings)?;
+    let mut optimizer =
+        AdamW::new(variables.iter().map(|(_, variable)| variable.clone()).collect(), settings)?;
     let mut losses = Vec::with_capacity(steps);
     let mut number = 0;
     for step in 0..steps {
         optimizer.set_learning_rate(learning_rate(step, steps));
-        let batch: Vec<Conversation> =
-            (0..BATCH).map(|_| Conversation::new(tokenizer, lessons, &mut number)).collect::<Result<_, _>>()?;
+        let batch: Vec<Conversation> = (0..BATCH)
+            .map(|_| Conversation::new(tokenizer, lessons, &mut number))
+            .collect::<Result<_, _>>()?;
         let loss = loss(&model, &batch, &device)?;
         optimizer.backward_step(&loss)?;
         losses.push(loss.to_scalar::<f32>()?);
@@ -166,7 +173,8 @@ fn save(directory: &Path, variables: &[(String, Var)]) -> anyhow::Result<()> {
     let mut tensors = Vec::new();
     for (name, variable) in variables {
         let values: Vec<f32> = variable.as_tensor().to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect();
         tensors.push((name.clone(), variable.dims().to_vec(), bytes));
     }
     let mut views = Vec::new();

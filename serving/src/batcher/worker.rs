@@ -53,7 +53,8 @@ impl Worker {
             if !self.running.is_empty() {
                 self.step_generations();
             }
-            self.counters.cache_tokens_reserved
+            self.counters
+                .cache_tokens_reserved
                 .store(self.engine.capacity().tokens_reserved as u64, Ordering::Relaxed);
         }
     }
@@ -111,7 +112,10 @@ impl Worker {
             let Some(job) = self.generations.pop_front() else { return };
             if job.tokens_reserved() > self.engine.capacity().tokens_total {
                 let total = self.engine.capacity().tokens_total;
-                self.refuse(job, &EngineError::ContextExceeded { tokens: total + 1, context_tokens_max: total });
+                self.refuse(
+                    job,
+                    &EngineError::ContextExceeded { tokens: total + 1, context_tokens_max: total },
+                );
                 continue;
             }
             match self.engine.open(job.tokens_reserved()) {

@@ -88,8 +88,10 @@ mod tests {
             {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + message.role) }}{% endif %}\n\
             {{ '<|' + message['role'] + '|>' + message['content'].strip() }}{{ eos_token }}{% endfor %}\
             {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
-        let template = ChatTemplate::new(source.to_owned(), "<s>".to_owned(), "</s>".to_owned()).expect("compiles");
-        let prompt = template.render(&[message("user", " hi "), message("assistant", "ho")]).expect("renders");
+        let template =
+            ChatTemplate::new(source.to_owned(), "<s>".to_owned(), "</s>".to_owned()).expect("compiles");
+        let prompt =
+            template.render(&[message("user", " hi "), message("assistant", "ho")]).expect("renders");
         assert_eq!(prompt, "<s><|user|>hi</s><|assistant|>ho</s><|assistant|>");
         let error = template.render(&[message("tool", "x")]).expect_err("role refused by the template");
         assert_eq!(error.code().as_str(), "chat-template-failed");
@@ -104,7 +106,8 @@ mod tests {
 
     #[test]
     fn a_broken_template_is_refused_when_it_is_read() {
-        let error = ChatTemplate::new("{% for %}".to_owned(), String::new(), String::new()).expect_err("syntax");
+        let error =
+            ChatTemplate::new("{% for %}".to_owned(), String::new(), String::new()).expect_err("syntax");
         assert_eq!(error.code().as_str(), "chat-template-failed");
     }
 }

@@ -220,7 +220,9 @@ impl ModelConfig {
         match architecture.as_str() {
             "BertModel" => read_encoder(files, &raw),
             "LlamaForCausalLM" => read_decoder(files, raw),
-            _ => Err(EngineError::ArchitectureUnknown { name: architecture, known: ARCHITECTURES.join(", ") }),
+            _ => {
+                Err(EngineError::ArchitectureUnknown { name: architecture, known: ARCHITECTURES.join(", ") })
+            }
         }
     }
 }
@@ -312,7 +314,7 @@ fn read_decoder(files: &ModelFiles, raw: RawConfig) -> Result<ModelConfig, Engin
         tied_embeddings: raw.tie_word_embeddings.unwrap_or(false),
     };
     divides("num_key_value_heads", shape.key_value_heads, "num_attention_heads", shape.heads)?;
-    if shape.head_width % 2 != 0 {
+    if !shape.head_width.is_multiple_of(2) {
         return Err(invalid("config.json", "`head_dim` is odd"));
     }
     let mut end_tokens = raw.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default();

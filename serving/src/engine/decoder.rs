@@ -10,7 +10,7 @@ mod cache;
 
 use super::config::{DecoderShape, Rotary};
 use super::kernels::attention::{self, KeysValues, Queries, attend};
-use super::kernels::matmul::{Activation, Target, copy_row, matmul};
+use super::kernels::matmul::{Activation, Product, Target, copy_row, matmul};
 use super::kernels::pool::Parts;
 use super::kernels::{Isa, Pool, elementwise};
 use super::parameters::{Dense, Vector};
@@ -176,8 +176,16 @@ impl Decoder {
         self.logits(runs, &placed, buffers)
     }
 
-    fn dense(&self, dense: &Dense, input: &[f32], rows: usize, target: Target<'_>) -> Result<(), WeightsError> {
-        matmul(self.isa, &self.pool, input, rows, &dense.matrix()?, dense.bias()?, Activation::None, target);
+    fn dense(
+        &self,
+        dense: &Dense,
+        input: &[f32],
+        rows: usize,
+        target: Target<'_>,
+    ) -> Result<(), WeightsError> {
+        let (weight, bias) = (dense.matrix()?, dense.bias()?);
+        let product = Product { input, rows, weight, bias, activation: Activation::None };
+        matmul(self.isa, &self.pool, &product, target);
         Ok(())
     }
 
@@ -201,7 +209,12 @@ impl Decoder {
         self.dense(&layer.value, normed, rows, Target { values: heads, stride, offset: query + shared })?;
         self.rotate_and_store(index, placed, heads, cache);
         self.attend(index, placed, heads, mixed, cache);
-        self.dense(&layer.output, mixed, rows, Target { values: projected, stride: shape.hidden, offset: 0 })?;
+        self.dense(
+            &layer.output,
+            mixed,
+            rows,
+            Target { values: projected, stride: shape.hidden, offset: 0 },
+        )?;
         elementwise::add(isa, states, projected);
         elementwise::rms_norm(isa, states, layer.norm.get()?, shape.norm_epsilon, normed);
         let inner = shape.intermediate;

@@ -32,7 +32,9 @@ pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
 #[cfg(not(feature = "cuda"))]
 pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
     Err(EngineError::Device {
-        reason: format!("GPU {ordinal} was asked for, but quorate-serve was built without the `cuda` feature"),
+        reason: format!(
+            "GPU {ordinal} was asked for, but quorate-serve was built without the `cuda` feature"
+        ),
     })
 }
 

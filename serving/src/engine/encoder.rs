@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use super::EngineError;
 use super::config::{EncoderShape, Pooling};
 use super::kernels::attention::{HeadPlace, attend_all};
-use super::kernels::matmul::{Activation, Target, copy_row, matmul};
+use super::kernels::matmul::{Activation, Product, Target, copy_row, matmul};
 use super::kernels::pool::Parts;
 use super::kernels::{Isa, Pool, elementwise};
 use super::parameters::{Dense, Vector};
@@ -147,11 +147,9 @@ impl Encoder {
     fn group(&self, texts: &[Vec<u32>]) -> Vec<std::ops::Range<usize>> {
         let total: usize = texts.iter().map(Vec::len).sum();
         let threads = self.pool.count();
-        if texts.is_empty() || threads == 1 && total <= GROUP_TOKENS || total < threads * GROUP_TOKENS_MIN {
-            return if texts.is_empty() { Vec::new() } else { vec![0..texts.len()] };
-        }
-        let rounds = total.div_ceil(threads * GROUP_TOKENS);
-        let wanted = total.div_ceil(threads * rounds);
+        let is_small = threads == 1 && total <= GROUP_TOKENS || total < threads * GROUP_TOKENS_MIN;
+        let groups = if is_small { 1 } else { threads * total.div_ceil(threads * GROUP_TOKENS) };
+        let wanted = total.div_ceil(groups);
         let mut groups = Vec::new();
         let (mut start, mut tokens) = (0, 0);
         for (index, text) in texts.iter().enumerate() {
@@ -219,8 +217,9 @@ impl Encoder {
         let Buffers { states, heads, mixed, inner } = buffers;
         let tokens = states.len() / hidden;
         let dense = |dense: &Dense, input: &[f32], activation, values: &mut [f32], stride, offset| {
-            let target = Target { values, stride, offset };
-            matmul(isa, pool, input, tokens, &dense.matrix()?, dense.bias()?, activation, target);
+            let (weight, bias) = (dense.matrix()?, dense.bias()?);
+            let product = Product { input, rows: tokens, weight, bias, activation };
+            matmul(isa, pool, &product, Target { values, stride, offset });
             Ok::<(), WeightsError>(())
         };
         for (index, part) in [&layer.query, &layer.key, &layer.value].into_iter().enumerate() {
@@ -251,7 +250,13 @@ impl Encoder {
             let (text, head) = (task / count, task % count);
             let rows = &heads[starts[text] * 3 * hidden..(starts[text] + texts[text].len()) * 3 * hidden];
             let query = head * width;
-            let place = HeadPlace { stride: 3 * hidden, query, key: hidden + query, value: 2 * hidden + query, width };
+            let place = HeadPlace {
+                stride: 3 * hidden,
+                query,
+                key: hidden + query,
+                value: 2 * hidden + query,
+                width,
+            };
             attend_all(self.isa, rows, place, |position, result| {
                 let at = (starts[text] + position) * hidden + query;
                 // SAFETY: this head's columns of this text's rows belong to this task alone.

@@ -226,7 +226,8 @@ pub fn byte_tokenizer(special: &[&str]) -> Tokenizer {
 
 /// The `tokenizer.json` of [`byte_tokenizer`].
 pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
-    let vocabulary: BTreeMap<String, u32> = (0_u32..256).map(|byte| (byte_name(byte as u8).into(), byte)).collect();
+    let vocabulary: BTreeMap<String, u32> =
+        (0_u32..256).map(|byte| (byte_name(byte as u8).into(), byte)).collect();
     let added: Vec<serde_json::Value> = special
         .iter()
         .enumerate()

@@ -188,7 +188,12 @@ impl Default for EngineOptions {
     /// As many threads as this process may use, a quarter of a GiB of cache, on the CPU.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, cache_bytes_max: 256 * 1024 * 1024, context_tokens_max: None, device: DeviceChoice::Cpu }
+        Self {
+            threads,
+            cache_bytes_max: 256 * 1024 * 1024,
+            context_tokens_max: None,
+            device: DeviceChoice::Cpu,
+        }
     }
 }
 

@@ -122,7 +122,8 @@ impl Sequence {
         let mut lines = prompt.split(|token| *token == newline).filter(|line| !line.is_empty());
         let echo = lines.next_back().unwrap_or_default();
         // The plain chat template ends with "assistant: "; the message is the line before it.
-        let echo = if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
+        let echo =
+            if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
         echo.get(self.tokens.len() - self.prompt).copied().unwrap_or(256)
     }
 }

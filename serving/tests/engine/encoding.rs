@@ -28,8 +28,7 @@ fn it_computes_what_candle_computes() {
 #[test]
 fn a_text_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
     let directory = write(&bert_config(), Dtype::F32);
-    let texts: Vec<Vec<u32>> =
-        (0..40).map(|index| tokens(1 + (index * 37) % 90, index as u64)).collect();
+    let texts: Vec<Vec<u32>> = (0..40).map(|index| tokens(1 + (index * 37) % 90, index as u64)).collect();
     let mut engine = open(directory.path(), 1);
     let expected: Vec<Vec<f32>> =
         texts.iter().flat_map(|text| engine.embed(std::slice::from_ref(text)).expect("computed")).collect();

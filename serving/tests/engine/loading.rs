@@ -78,7 +78,8 @@ fn missing_files_are_named() {
 fn other_formats_are_refused_by_name() {
     for (name, format) in [("pytorch_model.bin", "pickle"), ("model.pt", "pickle"), ("m.gguf", "GGUF")] {
         let directory = write(&llama_config(), Dtype::F32);
-        std::fs::rename(directory.path().join("model.safetensors"), directory.path().join(name)).expect("moved");
+        std::fs::rename(directory.path().join("model.safetensors"), directory.path().join(name))
+            .expect("moved");
         let (code, text) = told(&failure(directory.path()));
         assert_eq!(code, "model-format-refused");
         assert!(text.contains(name) && text.contains(format), "{text}");
@@ -96,8 +97,15 @@ fn damaged_weights_are_refused() {
     huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     let mut broken_header = whole.clone();
     broken_header[8] = b'x';
-    let cases = [whole[..whole.len() - 1].to_vec(), whole[..5].to_vec(), whole[..100].to_vec(), Vec::new(),
-        longer, huge_header, broken_header];
+    let cases = [
+        whole[..whole.len() - 1].to_vec(),
+        whole[..5].to_vec(),
+        whole[..100].to_vec(),
+        Vec::new(),
+        longer,
+        huge_header,
+        broken_header,
+    ];
     for (index, bytes) in cases.into_iter().enumerate() {
         std::fs::write(&path, bytes).expect("written");
         let (code, text) = told(&failure(directory.path()));
@@ -126,6 +134,7 @@ fn unusual_pooling_and_element_types_are_refused() {
 
 #[test]
 fn a_missing_directory_is_an_error() {
-    let error = serving::weights::ModelFiles::open_directory(Path::new("/nowhere/at/all")).expect_err("absent");
+    let error =
+        serving::weights::ModelFiles::open_directory(Path::new("/nowhere/at/all")).expect_err("absent");
     assert_eq!(error.code().as_str(), "model-unreadable");
 }

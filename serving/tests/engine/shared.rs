@@ -26,7 +26,9 @@ struct Filling {
 impl Filling {
     fn of(directory: &Path) -> Self {
         let (mut bytes, mut files) = (Vec::new(), Vec::new());
-        for path in ["1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json", "model.safetensors"] {
+        for path in
+            ["1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json", "model.safetensors"]
+        {
             let content = std::fs::read(directory.join(path)).expect("read");
             // An odd offset on purpose: nothing may assume alignment.
             bytes.push(0);

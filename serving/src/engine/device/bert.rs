@@ -62,7 +62,8 @@ impl Bert {
         let real = Tensor::from_vec(real, (texts.len(), length, 1), device)?;
         // Far below any score, so that padding gets no attention, and finite, so that nothing becomes NaN.
         let mask = ((&real - 1.0)? * 1e9)?.reshape((texts.len(), 1, 1, length))?;
-        let words = self.get("embeddings.word_embeddings.weight")?.index_select(&Tensor::new(tokens, device)?, 0)?;
+        let words =
+            self.get("embeddings.word_embeddings.weight")?.index_select(&Tensor::new(tokens, device)?, 0)?;
         let words = words.reshape((texts.len(), length, shape.hidden))?;
         let places = self.get("embeddings.position_embeddings.weight")?.narrow(0, 0, length)?;
         let kind = self.get("embeddings.token_type_embeddings.weight")?.narrow(0, 0, 1)?;

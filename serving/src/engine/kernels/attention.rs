@@ -78,18 +78,21 @@ pub fn attend<'p>(
                 // SAFETY: `query` has `rows` rows of `width`; the panel was asserted; `scores` has `rows` rows of
                 // `stride`, in which this panel has its 32 columns.
                 unsafe {
-                    multiply(isa, Tile {
-                        depth: width,
-                        rows,
-                        a: query.as_ptr(),
-                        a_stride: width,
-                        b: keys.as_ptr(),
-                        b_stride: PANEL,
-                        start: zero.as_ptr(),
-                        start_stride: 0,
-                        c: scores[index * PANEL..].as_mut_ptr(),
-                        c_stride: stride,
-                    });
+                    multiply(
+                        isa,
+                        Tile {
+                            depth: width,
+                            rows,
+                            a: query.as_ptr(),
+                            a_stride: width,
+                            b: keys.as_ptr(),
+                            b_stride: PANEL,
+                            start: zero.as_ptr(),
+                            start_stride: 0,
+                            c: scores[index * PANEL..].as_mut_ptr(),
+                            c_stride: stride,
+                        },
+                    );
                 }
             }
             for (row, visible) in queries.visible.iter().enumerate() {
@@ -123,18 +126,21 @@ fn weigh_values(
         // SAFETY: `scores` has `rows` rows of `stride`; the values were asserted to reach `depth` rows; `result`
         // has `rows` rows of `wide`.
         unsafe {
-            multiply(isa, Tile {
-                depth,
-                rows,
-                a: scores[index * PANEL..].as_ptr(),
-                a_stride: stride,
-                b: source.values[column..].as_ptr(),
-                b_stride: source.value_stride,
-                start: c.cast_const(),
-                start_stride: wide,
-                c,
-                c_stride: wide,
-            });
+            multiply(
+                isa,
+                Tile {
+                    depth,
+                    rows,
+                    a: scores[index * PANEL..].as_ptr(),
+                    a_stride: stride,
+                    b: source.values[column..].as_ptr(),
+                    b_stride: source.value_stride,
+                    start: c.cast_const(),
+                    start_stride: wide,
+                    c,
+                    c_stride: wide,
+                },
+            );
         }
     }
 }
@@ -177,8 +183,10 @@ pub fn attend_all(isa: Isa, activations: &[f32], place: HeadPlace, mut write: im
         let blocks = length.div_ceil(ROWS);
         for block in 0..blocks {
             let positions = block * length / blocks..(block + 1) * length / blocks;
-            let rows: Vec<&[f32]> =
-                positions.clone().map(|position| &activations[position * stride + query..][..width]).collect();
+            let rows: Vec<&[f32]> = positions
+                .clone()
+                .map(|position| &activations[position * stride + query..][..width])
+                .collect();
             let visible = [length; ROWS];
             let queries = Queries { rows: &rows, visible: &visible[..rows.len()], width, scale };
             let panel = |index: usize| KeysValues {

@@ -185,7 +185,10 @@ mod tests {
         });
         let (_, first) = results.next().expect("at least the portable one");
         for (name, other) in results {
-            assert!(first.iter().zip(&other).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} at width {width}");
+            assert!(
+                first.iter().zip(&other).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{name} at width {width}"
+            );
         }
         first
     }
@@ -204,7 +207,9 @@ mod tests {
             let mean = input.iter().sum::<f64>() / width as f64;
             let variance = input.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
             let expected: Vec<f64> = (0..width)
-                .map(|i| (input[i] - mean) / (variance + 1e-3).sqrt() * f64::from(scale[i]) + f64::from(shift[i]))
+                .map(|i| {
+                    (input[i] - mean) / (variance + 1e-3).sqrt() * f64::from(scale[i]) + f64::from(shift[i])
+                })
                 .collect();
             close(&agreed(width, |isa, row| layer_norm(isa, row, &[], &scale, &shift, 1e-3)), &expected);
 
@@ -212,7 +217,10 @@ mod tests {
             let expected: Vec<f64> =
                 (0..width).map(|i| input[i] / (square + 1e-5).sqrt() * f64::from(scale[i])).collect();
             close(
-                &agreed(width, |isa, row| rms_norm(isa, &row.to_vec(), &scale, 1e-5, row)),
+                &agreed(width, |isa, row| {
+                    let input = row.to_vec();
+                    rms_norm(isa, &input, &scale, 1e-5, row);
+                }),
                 &expected,
             );
 

@@ -69,25 +69,32 @@ pub struct Target<'a> {
     pub offset: usize,
 }
 
-/// `target[r] = activation(bias + weight * input[r])` for each of `rows` rows of `input`.
-pub fn matmul(
-    isa: Isa,
-    pool: &Pool,
-    input: &[f32],
-    rows: usize,
-    weight: &Matrix<'_>,
-    bias: Option<&[f32]>,
-    activation: Activation,
-    target: Target<'_>,
-) {
+/// What is multiplied.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    /// Rows of `weight.inputs` elements, one after another.
+    pub input: &'a [f32],
+    /// How many of them.
+    pub rows: usize,
+    /// The weights.
+    pub weight: Matrix<'a>,
+    /// Where each output's sum starts; none is zero.
+    pub bias: Option<&'a [f32]>,
+    /// What is done to each sum.
+    pub activation: Activation,
+}
+
+/// `target[r] = activation(bias + weight * input[r])` for each row of `input`.
+pub fn matmul(isa: Isa, pool: &Pool, product: &Product<'_>, target: Target<'_>) {
     let Target { values, stride, offset } = target;
+    let Product { input, rows, weight, bias, .. } = *product;
     assert!(input.len() >= rows * weight.inputs, "input has these rows");
     assert!(offset + weight.outputs <= stride && values.len() >= rows * stride, "target has these rows");
     assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "one bias per output");
     if rows == 0 {
         return;
     }
-    let job = Job { isa, input, rows, weight, bias, activation, values: Parts::new(values), stride, offset };
+    let job = Job { isa, product: *product, values: Parts::new(values), stride, offset };
     let panels = weight.outputs.div_ceil(COLUMNS);
     if rows * weight.outputs * weight.inputs < PARALLEL_MIN {
         (0..panels).for_each(|panel| job.compute_panel(panel));
@@ -98,11 +105,7 @@ pub fn matmul(
 
 struct Job<'a> {
     isa: Isa,
-    input: &'a [f32],
-    rows: usize,
-    weight: &'a Matrix<'a>,
-    bias: Option<&'a [f32]>,
-    activation: Activation,
+    product: Product<'a>,
     values: Parts<'a>,
     stride: usize,
     offset: usize,
@@ -111,18 +114,18 @@ struct Job<'a> {
 impl Job<'_> {
     fn compute_panel(&self, panel: usize) {
         let first = panel * COLUMNS;
-        let columns = first..self.weight.outputs.min(first + COLUMNS);
+        let columns = first..self.product.weight.outputs.min(first + COLUMNS);
         let mut bias = [0.0; COLUMNS];
-        if let Some(all) = self.bias {
+        if let Some(all) = self.product.bias {
             bias[..columns.len()].copy_from_slice(&all[columns.clone()]);
         }
         PANEL.with_borrow_mut(|scratch| {
-            let depth_max = self.weight.inputs.min(DEPTH_MAX);
+            let depth_max = self.product.weight.inputs.min(DEPTH_MAX);
             scratch.resize(scratch.len().max(depth_max * COLUMNS), 0.0);
             let mut depth_start = 0;
-            while depth_start < self.weight.inputs {
-                let inner = depth_start..self.weight.inputs.min(depth_start + DEPTH_MAX);
-                let Matrix { bytes, element, inputs, .. } = *self.weight;
+            while depth_start < self.product.weight.inputs {
+                let inner = depth_start..self.product.weight.inputs.min(depth_start + DEPTH_MAX);
+                let Matrix { bytes, element, inputs, .. } = self.product.weight;
                 pack(self.isa, bytes, element, inputs, columns.clone(), inner.clone(), scratch);
                 self.compute_rows(&columns, &inner, scratch, &bias);
                 depth_start = inner.end;
@@ -139,13 +142,13 @@ impl Job<'_> {
         bias: &[f32; COLUMNS],
     ) {
         let is_first = inner.start == 0;
-        let is_last = inner.end == self.weight.inputs;
+        let is_last = inner.end == self.product.weight.inputs;
         let is_whole = columns.len() == COLUMNS;
-        let blocks = self.rows.div_ceil(ROWS);
+        let blocks = self.product.rows.div_ceil(ROWS);
         for block in 0..blocks {
             // Blocks of nearly equal height: 16 rows as 8 and 8, not 14 and 2.
-            let row = block * self.rows / blocks;
-            let rows = (block + 1) * self.rows / blocks - row;
+            let row = block * self.product.rows / blocks;
+            let rows = (block + 1) * self.product.rows / blocks - row;
             let at = row * self.stride + self.offset + columns.start;
             let last = at + (rows - 1) * self.stride + columns.len();
             assert!(last <= self.values.length(), "the block lies in the target");
@@ -157,12 +160,12 @@ impl Job<'_> {
                 if is_whole { (self.values.address(at), self.stride) } else { (edge.as_mut_ptr(), COLUMNS) };
             let (start, start_stride) =
                 if is_first { (bias.as_ptr(), 0) } else { (c.cast_const(), c_stride) };
-            let a = self.input[row * self.weight.inputs + inner.start..].as_ptr();
+            let a = self.product.input[row * self.product.weight.inputs + inner.start..].as_ptr();
             let tile = Tile {
                 depth: inner.len(),
                 rows,
                 a,
-                a_stride: self.weight.inputs,
+                a_stride: self.product.weight.inputs,
                 b: panel.as_ptr(),
                 b_stride: COLUMNS,
                 start,
@@ -173,7 +176,7 @@ impl Job<'_> {
             // SAFETY: input and target rows were asserted to exist; the panel holds `inner.len()` rows of 32;
             // a whole panel is 32 columns of the target, which no other task writes, else `edge` has room.
             unsafe { multiply(self.isa, tile) };
-            if is_last && self.activation == Activation::Gelu {
+            if is_last && self.product.activation == Activation::Gelu {
                 // SAFETY: the rows just written.
                 gelu_rows(self.isa, c, rows, c_stride, COLUMNS);
             }
@@ -229,9 +232,15 @@ mod tests {
 
     #[test]
     fn every_instruction_set_thread_count_and_batch_gives_the_same_bits() {
-        for (rows, outputs, inputs) in
-            [(1, 32, 16), (1, 33, 7), (2, 100, 40), (14, 64, 33), (15, 31, 129), (40, 70, 2100), (100, 96, 64)]
-        {
+        for (rows, outputs, inputs) in [
+            (1, 32, 16),
+            (1, 33, 7),
+            (2, 100, 40),
+            (14, 64, 33),
+            (15, 31, 129),
+            (40, 70, 2100),
+            (100, 96, 64),
+        ] {
             let input = numbers(rows * inputs, 1);
             let weight = numbers(outputs * inputs, 2);
             let bias = numbers(outputs, 3);
@@ -250,7 +259,13 @@ mod tests {
                         let mut found = vec![0.0; rows * outputs];
                         let target = Target { values: &mut found, stride: outputs, offset: 0 };
                         let pool = Pool::new(threads);
-                        matmul(isa, &pool, &input, rows, &matrix, Some(&bias), activation, target);
+                        let bias = Some(bias.as_slice());
+                        matmul(
+                            isa,
+                            &pool,
+                            &Product { input: &input, rows, weight: matrix, bias, activation },
+                            target,
+                        );
                         let found: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
                         assert!(found == expected, "{} {rows}x{outputs}x{inputs} {activation:?}", isa.name());
                     }
@@ -265,7 +280,9 @@ mod tests {
         let mut wide = vec![7.0; 3 * 50];
         let target = Target { values: &mut wide, stride: 50, offset: 5 };
         let matrix = Matrix::from_f32(&weight, 40, 8);
-        matmul(Isa::best(), &Pool::new(1), &input, 3, &matrix, None, Activation::None, target);
+        let product =
+            Product { input: &input, rows: 3, weight: matrix, bias: None, activation: Activation::None };
+        matmul(Isa::best(), &Pool::new(1), &product, target);
         for (index, value) in wide.iter().enumerate() {
             let (row, column) = (index / 50, index % 50);
             let expected = if (5..45).contains(&column) {

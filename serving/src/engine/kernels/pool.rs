@@ -122,9 +122,11 @@ mod tests {
             let pool = Pool::new(count);
             for tasks in [0, 1, 2, 100] {
                 let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                pool.enter(|| pool.each(tasks, |index| {
-                    done[index].fetch_add(1, Ordering::Relaxed);
-                }));
+                pool.enter(|| {
+                    pool.each(tasks, |index| {
+                        done[index].fetch_add(1, Ordering::Relaxed);
+                    })
+                });
                 assert!(done.iter().all(|times| times.load(Ordering::Relaxed) == 1));
             }
         }

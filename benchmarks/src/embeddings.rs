@@ -1,0 +1,260 @@
+//! MiniLM embeddings on this machine's cores: our encoder in this process beside sentence-transformers and
+//! onnxruntime in another, tokenizing included on every side, alternated, with the vectors compared.
+//!
+//! The peers are installed by pip into `target/bench/venv`; `peers/embeddings.py` runs them.
+
+use crate::report::{Bar, Report, Row, directory, median};
+use crate::{Options, ceilings};
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use serde_json::json;
+use serving::engine::kernels::matmul::{Activation, Matrix, Product, Target, matmul};
+use serving::engine::kernels::{Isa, Pool};
+use serving::engine::{Engine, EngineOptions, LoadedEngine};
+use serving::weights::ModelFiles;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+/// What pip installs, pinned. `onnx` is what PyTorch's exporter writes with.
+const PACKAGES: &[&str] =
+    &["sentence-transformers==6.2.0", "torch==2.15.0", "onnxruntime==1.31.1", "onnx==1.23.2"];
+/// The peers, the first of which has a bar.
+const PEERS: [&str; 2] = ["sentence-transformers", "onnxruntime"];
+/// Texts in a request, and tokens in a text, special tokens included.
+const SHAPES: [(usize, usize); 6] = [(1, 16), (1, 128), (8, 16), (8, 128), (32, 16), (32, 128)];
+/// The batch size at which the bar stands.
+const BAR_TEXTS: usize = 32;
+/// Least cosine of our vectors to theirs.
+const COSINE_MIN: f64 = 0.9999;
+/// Multiply-adds of MiniLM's six layers for one token, without attention scores.
+const TOKEN_MULTIPLY_ADDS: f64 = 6.0 * (4.0 * 384.0 * 384.0 + 2.0 * 384.0 * 1536.0);
+/// Words that are one token each in MiniLM's vocabulary.
+const WORDS: &[&str] = &[
+    "the", "circle", "people", "signs", "change", "every", "node", "checks", "model", "weights", "storage",
+    "river", "mountain", "number", "winter", "paper", "garden", "music", "cloud", "verify",
+];
+
+/// Measures, alternating ours, theirs, ours, theirs.
+pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
+    let rounds = if options.quick { 5 } else { 15 };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let place = directory()?;
+    // Where `cargo xtask minilm` puts it: beside what is built.
+    let built = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| place.join(".."), PathBuf::from);
+    let model = built.join("models/minilm");
+    ensure!(model.is_dir(), "no model in {}: `cargo xtask minilm` fetches it", model.display());
+    let mut peer = Peer::start(&place, &model, threads)?;
+    let files = ModelFiles::open_directory(&model)?;
+    let engine_options = EngineOptions { threads, ..EngineOptions::default() };
+    let mut engine = LoadedEngine::open(&files, &engine_options)?;
+    let mut found = BTreeMap::new();
+    let (mut products, mut copies) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        products.push(product_gigaflops(threads));
+        copies.push(ceilings::copy_gigabytes(threads));
+        for (texts, tokens) in SHAPES {
+            let batch = texts_of(&engine, texts, tokens)?;
+            // About as much work for every shape: 32 texts of 128 tokens once or twice, one of 16 a hundred times.
+            let repeat = (4096 / (texts * tokens)).clamp(1, 100);
+            let cell: &mut Cell = found.entry((texts, tokens)).or_default();
+            let (ours, our_vectors) = ours(&mut engine, &batch, repeat)?;
+            cell.ours.push(ours);
+            for (index, name) in PEERS.into_iter().enumerate() {
+                let (theirs, their_vectors) = peer.embed(name, &batch, repeat)?;
+                cell.theirs[index].push(theirs);
+                cell.cosines[index].push(least_cosine(&our_vectors, &their_vectors));
+            }
+        }
+        eprintln!("round {round}/{rounds}");
+    }
+    let mut report = report(&found, &peer.versions);
+    report.ceilings.insert("f32_product_gflops".into(), median(&products));
+    report.ceilings.insert("memcpy_gb_per_s".into(), median(&copies));
+    for ((texts, tokens), cell) in &found {
+        let per_second = median(&cell.ours);
+        let gigaflops = per_second * *tokens as f64 * 2.0 * TOKEN_MULTIPLY_ADDS / 1e9;
+        let share = 100.0 * gigaflops / median(&products);
+        report.notes.push(format!(
+            "{texts} x {tokens}: ours does {gigaflops:.0} GFLOP/s in its products, {share:.0} % of the ceiling"
+        ));
+    }
+    report.notes.push(format!(
+        "{threads} threads on every side, {} here, f32 everywhere, tokenizing included, warm-up excluded",
+        Isa::best().name()
+    ));
+    Ok(report)
+}
+
+/// Rounds of one shape: texts per second, and cosines to each peer.
+#[derive(Default)]
+struct Cell {
+    ours: Vec<f64>,
+    theirs: [Vec<f64>; 2],
+    cosines: [Vec<f64>; 2],
+}
+
+fn report(found: &BTreeMap<(usize, usize), Cell>, versions: &BTreeMap<String, String>) -> Report {
+    let mut report = Report::new("embeddings");
+    for (index, name) in PEERS.into_iter().enumerate() {
+        let peer = format!("{name} {}", versions.get(name).map_or("", String::as_str));
+        for ((texts, tokens), cell) in found {
+            let bar = (index == 0 && *texts == BAR_TEXTS).then_some(Bar::AtLeast(1.0));
+            let metric = format!("texts {texts} x {tokens} tokens");
+            report.rows.push(Row::new(&metric, "texts/s", &peer, &cell.ours, &cell.theirs[index], bar));
+        }
+        let cosines: Vec<f64> = found.values().flat_map(|cell| cell.cosines[index].iter().copied()).collect();
+        let least = cosines.into_iter().fold(1.0, f64::min);
+        let bar = Some(Bar::AtLeast(COSINE_MIN));
+        report.rows.push(Row::new("least cosine", "", &peer, &[least], &[1.0], bar));
+    }
+    report
+}
+
+/// Texts per second, and the vectors.
+fn ours(engine: &mut LoadedEngine, texts: &[String], repeat: usize) -> anyhow::Result<(f64, Vec<Vec<f32>>)> {
+    let mut embed = || -> anyhow::Result<Vec<Vec<f32>>> {
+        let encode = |text: &String| engine.front().encode(text, true);
+        let tokens: Vec<Vec<u32>> = texts.iter().map(encode).collect::<Result<_, _>>()?;
+        Ok(engine.embed(&tokens)?)
+    };
+    let mut vectors = embed()?;
+    let begin = Instant::now();
+    for _ in 0..repeat {
+        vectors = embed()?;
+    }
+    Ok(((texts.len() * repeat) as f64 / begin.elapsed().as_secs_f64(), vectors))
+}
+
+/// Texts of exactly this many tokens, all different.
+fn texts_of(engine: &LoadedEngine, texts: usize, tokens: usize) -> anyhow::Result<Vec<String>> {
+    let word =
+        |text: usize, place: usize| WORDS[(text * 7 + place * (3 + text % 5) + place / 11) % WORDS.len()];
+    // Two tokens are the tokenizer's own.
+    let text = |text: usize| (2..tokens).map(|place| word(text, place)).collect::<Vec<_>>().join(" ");
+    let texts: Vec<String> = (0..texts).map(text).collect();
+    for text in &texts {
+        let found = engine.front().encode(text, true)?.len();
+        ensure!(found == tokens, "{text:?} has {found} tokens, not {tokens}");
+    }
+    Ok(texts)
+}
+
+fn least_cosine(ours: &[Vec<f32>], theirs: &[Vec<f64>]) -> f64 {
+    let cosine = |ours: &Vec<f32>, theirs: &Vec<f64>| {
+        let length = |sum: f64| sum.sqrt();
+        let product: f64 = ours.iter().zip(theirs).map(|(a, b)| f64::from(*a) * b).sum();
+        let our_length = length(ours.iter().map(|a| f64::from(*a).powi(2)).sum());
+        product / our_length / length(theirs.iter().map(|b| b * b).sum())
+    };
+    ours.iter().zip(theirs).map(|(ours, theirs)| cosine(ours, theirs)).fold(1.0, f64::min)
+}
+
+/// What our own product reaches on a shape it likes, on all threads: the practical ceiling of the layers.
+fn product_gigaflops(threads: usize) -> f64 {
+    const ROWS: usize = 252;
+    const OUTPUTS: usize = 1536;
+    const INPUTS: usize = 384;
+    let pool = Pool::new(threads);
+    let (input, weight) = (vec![0.5; ROWS * INPUTS], vec![0.25; OUTPUTS * INPUTS]);
+    let mut values = vec![0.0; ROWS * OUTPUTS];
+    let mut once = || {
+        let target = Target { values: &mut values, stride: OUTPUTS, offset: 0 };
+        let weight = Matrix::from_f32(&weight, OUTPUTS, INPUTS);
+        let product = Product { input: &input, rows: ROWS, weight, bias: None, activation: Activation::None };
+        pool.enter(|| matmul(Isa::best(), &pool, &product, target));
+    };
+    once();
+    let (begin, repeat) = (Instant::now(), 100);
+    (0..repeat).for_each(|_| once());
+    (2 * ROWS * OUTPUTS * INPUTS * repeat) as f64 / begin.elapsed().as_secs_f64() / 1e9
+}
+
+/// The Python process in which the peers run.
+struct Peer {
+    child: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    versions: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Hello {
+    versions: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    seconds: Vec<f64>,
+    vectors: Vec<Vec<f64>>,
+}
+
+impl Peer {
+    fn start(place: &Path, model: &Path, threads: usize) -> anyhow::Result<Self> {
+        let python = install(&place.join("venv"))?;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/embeddings.py");
+        let mut child = Command::new(python)
+            .arg(script)
+            .arg(model)
+            .arg(threads.to_string())
+            .arg(place.join("minilm.onnx"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(place.join("embeddings-peer.log"))?)
+            .spawn()
+            .context("start the peers")?;
+        let requests = child.stdin.take().context("the peers' input")?;
+        let answers = BufReader::new(child.stdout.take().context("the peers' output")?);
+        let mut peer = Self { child, requests, answers, versions: BTreeMap::new() };
+        peer.versions = peer.read::<Hello>()?.versions;
+        Ok(peer)
+    }
+
+    /// Texts per second, and the vectors.
+    fn embed(&mut self, peer: &str, texts: &[String], repeat: usize) -> anyhow::Result<(f64, Vec<Vec<f64>>)> {
+        // One more, first, that warms up and does not count.
+        let request = json!({ "peer": peer, "texts": texts, "repeat": repeat + 1 });
+        writeln!(self.requests, "{request}")?;
+        self.requests.flush()?;
+        let answer: Answer = self.read()?;
+        let seconds: f64 = answer.seconds[1..].iter().sum();
+        Ok(((texts.len() * repeat) as f64 / seconds, answer.vectors))
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&mut self) -> anyhow::Result<T> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the peers ended; see target/bench/embeddings-peer.log");
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way nothing of it must stay.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The virtual environment's Python, with the peers installed.
+fn install(place: &Path) -> anyhow::Result<PathBuf> {
+    let python = place.join("bin/python");
+    let wanted = PACKAGES.join("\n");
+    let mark = place.join("installed");
+    if std::fs::read_to_string(&mark).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    eprintln!("installing {} into {} (several GB, once)", PACKAGES.join(", "), place.display());
+    let run = |command: &mut Command| -> anyhow::Result<()> {
+        let status = command.status().with_context(|| format!("start {:?}", command.get_program()))?;
+        ensure!(status.success(), "{command:?} ended with {status}");
+        Ok(())
+    };
+    run(Command::new("python3").args(["-m", "venv"]).arg(place))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+    std::fs::write(mark, wanted)?;
+    Ok(python)
+}
