@@ -14,8 +14,8 @@ use crate::pool::Pool;
 use crate::source::{Source, SourceFile, inspect};
 use crate::store::Store;
 use bytes::Bytes;
-use futures::future::try_join_all;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use object_store::PutPayload;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
 use protocol::model::{
@@ -24,7 +24,7 @@ use protocol::model::{
 use protocol::{Digest, ModelName, ModelRoot};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Groups in memory at once: one is coded while one is written.
@@ -134,7 +134,7 @@ pub async fn import(
         Err(error) => {
             // Nothing names these objects; removing them only saves room.
             let prefix = model_prefix(nonce);
-            futures::future::join_all(stores.iter().map(|store| store.remove_below(&prefix))).await;
+            join_all(stores.iter().map(|store| store.remove_below(&prefix))).await;
             return Err(error);
         }
     };
@@ -213,9 +213,18 @@ async fn write(
         bytes_done: AtomicU64::new(0),
         progress: Box::new(move |bytes_done| progress(ImportProgress { bytes_done, bytes_total })),
     });
+    // After a failure no further group begins, but every write under way is waited for: one that ended
+    // after the clean-up would leave its object behind.
+    let failed = AtomicBool::new(false);
     let groups = stream::iter(0..coder.geometry.groups());
+    let groups = groups.take_while(|_| futures::future::ready(!failed.load(Ordering::Relaxed)));
     let coded = groups.map(|group| write_group(coder.clone(), group, stores, pool));
-    let coded: Vec<_> = coded.buffer_unordered(GROUPS_IN_FLIGHT).try_collect().await?;
+    let coded = coded.buffer_unordered(GROUPS_IN_FLIGHT);
+    let note = |result: &Result<Written, _>| {
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+    };
+    let coded: Vec<_> = coded.inspect(note).collect().await;
+    let coded = coded.into_iter().collect::<Result<Vec<_>, ImportError>>()?;
     let mut manifest = coder.plan.manifest.clone();
     let mut written = 0;
     for (index, digest, shards, bytes) in coded.into_iter().flatten() {
@@ -231,7 +240,7 @@ async fn write(
     let root = ModelRoot(Digest::of_domain(protocol::model::MODEL_DOMAIN, &bytes));
     let path = manifest_path(root);
     written += (bytes.len() * stores.len()) as u64;
-    try_join_all(stores.iter().map(|store| store.put(&path, bytes.clone().into()))).await?;
+    all(stores.iter().map(|store| store.put(&path, bytes.clone().into()))).await?;
     Ok((Arc::new(manifest), written))
 }
 
@@ -258,7 +267,7 @@ async fn write_group(
         let coding = coding.clone();
         pool.run(move || coding.segment(index))
     };
-    let coded = futures::future::join_all(segments.iter().map(|index| code(*index))).await;
+    let coded = join_all(segments.iter().map(|index| code(*index))).await;
     let coded: Result<Vec<Coded>, ImportError> =
         coded.into_iter().map(|coded| coded.unwrap_or_else(|| Err(stopped()))).collect();
     let coded = coded?;
@@ -271,10 +280,17 @@ async fn write_group(
         let path = coding.geometry.object(group, shard);
         async move { store.put(&path, payload).await }
     };
-    try_join_all(stores.iter().enumerate().map(put)).await?;
+    all(stores.iter().enumerate().map(put)).await?;
     let written =
         |(index, coded): (&u32, Coded)| (*index, coded.digest, coded.shards, coded.block.len() as u64);
     Ok(segments.iter().zip(coded).map(written).collect())
+}
+
+/// Waits for every write, also when one fails.
+async fn all(
+    writes: impl Iterator<Item = impl Future<Output = Result<(), StoreError>>>,
+) -> Result<(), StoreError> {
+    join_all(writes).await.into_iter().collect()
 }
 
 impl Coding {

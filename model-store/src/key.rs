@@ -95,6 +95,20 @@ impl EncryptionSecret {
         Self::assemble(x25519, ml_kem, encapsulation.as_ref()).ok_or(KeyError::Random)
     }
 
+    /// The secret of a member, whose halves another crate keeps: an X25519 secret of 32 bytes, an ML-KEM-768
+    /// decapsulation key of 2,400 bytes, and the public key that belongs to them.
+    ///
+    /// # Errors
+    /// [`KeyError::Closed`] when the three do not belong together.
+    pub fn from_parts(x25519: &[u8; 32], ml_kem: &[u8], public: &EncryptionKey) -> Result<Self, KeyError> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_LENGTH));
+        bytes.extend_from_slice(x25519);
+        bytes.extend_from_slice(ml_kem);
+        bytes.extend_from_slice(&public.ml_kem.0);
+        let secret = Self::from_bytes(&bytes).ok_or(KeyError::Closed)?;
+        if secret.public == *public { Ok(secret) } else { Err(KeyError::Closed) }
+    }
+
     fn assemble(x25519: PrivateKey, ml_kem: DecapsulationKey, encapsulation: &[u8]) -> Option<Self> {
         let public = x25519.compute_public_key().ok()?;
         let public = EncryptionKey {

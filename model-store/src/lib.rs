@@ -31,6 +31,8 @@ mod repair;
 mod service;
 mod source;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use destination::{Destination, MapDestination, MemoryDestination};
 pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError};

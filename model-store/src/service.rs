@@ -152,7 +152,6 @@ impl ShardService {
     }
 
     /// The router, for [`overlay::serve`] with [`ShardService::limits`] and a policy of admitted peers.
-    #[must_use]
     pub fn router(&self) -> Router {
         let object = get(read).put(write).delete(remove);
         Router::new()
@@ -348,3 +347,6 @@ async fn list(
     let bytes = protocol::canonical::to_bytes(&page);
     Ok(([(header::CONTENT_TYPE, MEDIA_TYPE_PAGE)], bytes).into_response())
 }
+
+#[cfg(test)]
+mod tests;

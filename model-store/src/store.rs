@@ -151,6 +151,9 @@ pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store
     let access = match url.scheme() {
         "file" => {
             let path = url.to_file_path().map_err(|()| refused("it names no absolute path"))?;
+            if path == Path::new("/") {
+                return Err(refused("it names no directory"));
+            }
             directory(&reference.url, &path)?
         }
         "s3" => Access::Objects(s3(&url, &context.s3).map_err(|reason| refused(&reason))?),

@@ -1,1 +1,177 @@
-//! Tests.
+//! Imports: what is refused before anything is written, and what an interruption leaves.
+
+use super::*;
+use crate::testing::{Faulty, Script, World};
+use crate::{MemoryDestination, Reader, StoreError, fetch_manifest};
+use protocol::error_code as code;
+use std::sync::Mutex;
+
+#[tokio::test]
+async fn the_same_model_key_and_nonce_give_the_same_root_and_progress_reaches_the_end() {
+    let world = World::new();
+    let last = Arc::new(Mutex::new(0));
+    let note = last.clone();
+    let stores = world.stores(6);
+    let options = world.options(4, 2, 1);
+    let progress = move |progress: ImportProgress| {
+        let mut last = note.lock().expect("no panic");
+        *last = progress.bytes_done.max(*last);
+        assert!(progress.bytes_done <= progress.bytes_total);
+    };
+    let first = import(&world.model(), options.clone(), &stores, &world.key, &world.pool, progress).await;
+    let first = first.expect("imported");
+    assert_eq!(*last.lock().expect("no panic"), first.record.bytes);
+    assert_eq!(first.record.architecture, "llama");
+    assert_eq!(first.record.root, first.manifest.root());
+    let again = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
+    assert_eq!(again.expect("imported").record, first.record);
+    let fresh = world.options(4, 2, 2);
+    let other = import(&world.model(), fresh, &stores, &world.key, &world.pool, |_| ()).await;
+    assert_ne!(other.expect("imported").record.root, first.record.root);
+    let overhead = first.bytes_written as f64 / first.record.bytes as f64;
+    assert!(overhead < 1.52, "4+2 costs 1.5 and the manifests: {overhead}");
+}
+
+#[tokio::test]
+async fn a_placement_that_one_domain_could_undo_is_refused_before_any_write() {
+    let world = World::new();
+    let stores = world.stores(6);
+    let mut options = world.options(4, 2, 1);
+    options.placement.shards_per_domain_max = 3;
+    let refused = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
+    assert_eq!(refused.expect_err("lax").code(), code::STORE_TOO_FEW);
+    let few =
+        import(&world.model(), world.options(4, 2, 1), &stores[..5], &world.key, &world.pool, |_| ()).await;
+    assert_eq!(few.expect_err("five stores").code(), code::STORE_TOO_FEW);
+    assert!((0..6).all(|number| world.objects(number).is_empty()));
+}
+
+#[tokio::test]
+async fn a_store_out_of_reach_is_refused_before_any_write() {
+    let world = World::new();
+    let mut stores = world.stores(3);
+    let mut reference = world.reference(2);
+    reference.url = "file:///nowhere/at/all".into();
+    stores[2] = Store::open_or_closed(&reference, &crate::Context::new());
+    let refused =
+        import(&world.model(), world.options(2, 1, 1), &stores, &world.key, &world.pool, |_| ()).await;
+    assert_eq!(refused.expect_err("closed").code(), code::STORE_UNREACHABLE);
+    assert!((0..3).all(|number| world.objects(number).is_empty()));
+}
+
+/// Kills an import at every write in turn: whatever it leaves, the earlier model reads as before, and no
+/// manifest names what is left.
+#[tokio::test]
+async fn an_import_killed_at_any_write_harms_nothing() {
+    let world = World::new();
+    let earlier = world.import(&world.stores(3), 2, 1).await;
+    let before: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
+    let mut writes = 0;
+    loop {
+        let script = Arc::new(Script { writes_left: Some(AtomicU64::new(writes)), ..Script::default() });
+        let stores: Vec<Store> = (0..3).map(|number| Faulty::store(&world, number, &script)).collect();
+        let options = world.options(2, 1, 2);
+        let killed = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
+        let placed = world.placed(&earlier, &world.stores(3));
+        world.read_all(&earlier.manifest, &placed).await.expect("the earlier model reads");
+        if let Ok(imported) = killed {
+            let placed = world.placed(&imported, &world.stores(3));
+            world.read_all(&imported.manifest, &placed).await.expect("the new model reads");
+            break;
+        }
+        assert_eq!(killed.expect_err("killed").code(), code::STORE_UNREACHABLE);
+        for (number, before) in before.iter().enumerate() {
+            for name in world.objects(number).into_keys() {
+                let known = before.contains_key(&name);
+                assert!(known || name.starts_with("models/02/") || name.starts_with("manifests/"), "{name}");
+                assert!(known || !name.contains('#'), "{name}");
+            }
+        }
+        writes += 1;
+    }
+    let groups = earlier.manifest.order.len().div_ceil(3) as u64;
+    assert_eq!(writes, 3 * (groups + 1), "every write was the last one once");
+}
+
+#[tokio::test]
+async fn a_dropped_import_leaves_earlier_models_readable() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let earlier = world.import(&stores, 2, 1).await;
+    let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let model = world.model();
+    let running = import(&model, world.options(2, 1, 2), &stores, &world.key, &world.pool, move |_| {
+        let _ = began.send(());
+    });
+    tokio::select! {
+        _ = running => {}
+        _ = begun.recv() => {}
+    }
+    world.read_all(&earlier.manifest, &world.placed(&earlier, &stores)).await.expect("reads");
+}
+
+#[tokio::test]
+async fn a_full_store_is_said_so_and_nothing_of_the_import_is_kept_elsewhere() {
+    let world = World::new();
+    let full = Script { writes_left: Some(AtomicU64::new(1)), full: true, ..Script::default() };
+    let mut stores = world.stores(3);
+    stores[1] = Faulty::store(&world, 1, &Arc::new(full));
+    let refused =
+        import(&world.model(), world.options(2, 1, 1), &stores, &world.key, &world.pool, |_| ()).await;
+    let error = refused.expect_err("full");
+    assert_eq!(error.code(), code::STORE_FULL);
+    assert!(matches!(error, ImportError::Store(StoreError::Full { .. })), "{error:?}");
+    assert!(world.objects(0).is_empty() && world.objects(2).is_empty(), "what was written is removed");
+}
+
+/// Mounts a disk of 1 MiB, where this process may.
+fn tiny_disk(path: &Path) -> bool {
+    std::fs::create_dir(path).expect("create");
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(path)
+        .output();
+    mount.is_ok_and(|output| output.status.success())
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_is_a_full_store() {
+    let world = World::new();
+    let path = world.store_directory(1);
+    if !tiny_disk(&path) {
+        return; // Without the right to mount there is no small disk; the scripted store covers the rest.
+    }
+    let stores = world.stores(3);
+    let refused =
+        import(&world.model(), world.options(2, 1, 1), &stores, &world.key, &world.pool, |_| ()).await;
+    let left: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
+    let unmounted = std::process::Command::new("umount").arg(&path).status();
+    assert_eq!(refused.expect_err("full").code(), code::STORE_FULL);
+    assert!(left.iter().all(std::collections::BTreeMap::is_empty), "{left:?}");
+    assert!(unmounted.is_ok_and(|status| status.success()));
+}
+
+#[tokio::test]
+async fn a_single_file_and_a_code_without_parity_shards_of_one_kind_work() {
+    let world = World::new();
+    let path = world.directory.path().join("notes.txt");
+    std::fs::write(&path, crate::testing::seeded("notes", 2_500_000)).expect("write");
+    let stores = world.stores(2);
+    let mut options = world.options(1, 1, 1);
+    options.placement.shards_per_domain_max = 1;
+    let mut near = stores[1].reference().clone();
+    near.failure_domain = stores[0].reference().failure_domain.clone();
+    let together = [stores[0].clone(), crate::open_store(&near, &crate::Context::new()).expect("a store")];
+    let refused = import(&path, options.clone(), &together, &world.key, &world.pool, |_| ()).await;
+    assert_eq!(refused.expect_err("one domain").code(), code::STORE_TOO_FEW);
+    let imported = import(&path, options, &stores, &world.key, &world.pool, |_| ()).await.expect("imported");
+    assert_eq!(imported.record.architecture, "file");
+    let manifest = fetch_manifest(imported.record.root, &stores, &world.pool).await.expect("a manifest");
+    let placed = world.placed(&imported, &stores);
+    let reader =
+        Reader::open(manifest, &world.key, placed, world.pool.clone(), world.sink()).expect("a reader");
+    let memory = Arc::new(MemoryDestination::new(0, 2_500_000));
+    reader.fill(memory.clone(), Arc::new(|_| ())).await.expect("filled");
+    let bytes = Arc::into_inner(memory).expect("done").into_bytes();
+    assert!(bytes == std::fs::read(&path).expect("read"));
+}

@@ -15,6 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use object_store::path::Path as ObjectPath;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 
 /// What is at hand of one store's part of a batch.
 #[derive(Debug, Clone)]
@@ -90,11 +91,12 @@ impl Inner {
     /// One shard of one segment from another machine, for a thread of the pool that cannot do without it.
     pub(super) fn get_now(
         &self,
+        runtime: &Handle,
         shard: usize,
         path: &ObjectPath,
         range: Range<u64>,
     ) -> Result<Bytes, FaultKind> {
-        self.runtime.block_on(get(&self.stores[shard], path, range))
+        runtime.block_on(get(&self.stores[shard], path, range))
     }
 }
 

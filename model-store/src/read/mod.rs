@@ -67,7 +67,6 @@ struct Inner {
     health: Health,
     faults: FaultSink,
     pool: Arc<Pool>,
-    runtime: Handle,
 }
 
 impl std::fmt::Debug for Reader {
@@ -128,8 +127,7 @@ fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String
 }
 
 impl Reader {
-    /// A reader of the model of this manifest. `stores` are in shard order; some may be closed. Call it
-    /// inside a tokio runtime.
+    /// A reader of the model of this manifest. `stores` are in shard order; some may be closed.
     ///
     /// # Errors
     /// [`ReadError::ManifestInvalid`], [`ReadError::StoreCount`], [`ReadError::KeyWrong`].
@@ -157,7 +155,6 @@ impl Reader {
             stores,
             faults,
             pool,
-            runtime: Handle::current(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -256,7 +253,8 @@ async fn load(
 ) -> Result<BatchReport, ReadError> {
     let pieces = inner.fetch(&batch).await;
     let pool = inner.pool.clone();
-    let work = pool.run(move || inner.decode(&batch, &pieces, &*destination, &*on_segment));
+    let runtime = Handle::current();
+    let work = pool.run(move || inner.decode(&batch, &pieces, &runtime, &*destination, &*on_segment));
     work.await.ok_or(ReadError::Stopped)?
 }
 

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use tokio::runtime::Handle;
 
 thread_local! {
     /// Memory of one coded segment, used again for the next.
@@ -52,6 +53,7 @@ struct Sources<'a> {
     inner: &'a Inner,
     batch: &'a Batch,
     pieces: &'a [Piece],
+    runtime: &'a Handle,
     ranges: Vec<Range<u64>>,
     paths: Vec<ObjectPath>,
     files: Vec<Option<Result<File, FaultKind>>>,
@@ -63,6 +65,7 @@ impl Inner {
         &self,
         batch: &Batch,
         pieces: &[Piece],
+        runtime: &Handle,
         destination: &dyn Destination,
         on_segment: &dyn Fn(u32),
     ) -> Result<BatchReport, ReadError> {
@@ -71,6 +74,7 @@ impl Inner {
             inner: self,
             batch,
             pieces,
+            runtime,
             ranges: self.geometry.ranges(&self.manifest, batch.group),
             paths: (0..pieces.len()).map(|shard| self.geometry.object(batch.group, shard)).collect(),
             files: pieces.iter().map(|_| None).collect(),
@@ -102,25 +106,23 @@ impl Inner {
         let segment = &self.manifest.segments[index as usize];
         let mut hands: Vec<Hand> =
             (0..sources.pieces.len()).map(|shard| sources.take(shard, place, block)).collect();
-        let open = |block: &mut [u8], hands: &[Hand]| {
+        let attempt = |block: &mut [u8], hands: &[Hand]| {
             let present: Vec<bool> = hands.iter().map(|hand| *hand == Hand::Present).collect();
-            let length = segment.length as usize;
+            if !self.coder.rebuild(block, &present, false) {
+                return Ok(false);
+            }
             let mut write = |plain: &mut [u8]| self.cipher.open(index, segment, block, plain);
-            destination.lend(segment.offset, length, &mut write).map(|good| good && !present.is_empty())
+            let lent = destination.lend(segment.offset, segment.length as usize, &mut write);
+            lent.map_err(ReadError::Destination)
         };
-        let ready = |block: &mut [u8], hands: &[Hand]| {
-            let present: Vec<bool> = hands.iter().map(|hand| *hand == Hand::Present).collect();
-            self.coder.rebuild(block, &present, false)
-        };
-        let opened = ready(block, &hands) && open(block, &hands).map_err(ReadError::Destination)?;
+        let mut opened = attempt(block, &hands)?;
         if !opened {
             self.gather(index, place, sources, block, &mut hands)?;
-            self.report(index, sources, &hands);
-            if !(ready(block, &hands) && open(block, &hands).map_err(ReadError::Destination)?) {
-                return Err(ReadError::SegmentInvalid { segment: index });
-            }
-        } else {
-            self.report(index, sources, &hands);
+            opened = attempt(block, &hands)?;
+        }
+        self.report(index, sources, &hands);
+        if !opened {
+            return Err(ReadError::SegmentInvalid { segment: index });
         }
         let faults = hands.iter().filter(|hand| matches!(hand, Hand::Failed(_))).count() as u64;
         let whole = hands[..self.coder.data()].iter().all(|hand| *hand == Hand::Present);
@@ -142,9 +144,9 @@ impl Inner {
             Digest::of(&block[shard * length..(shard + 1) * length]) == segment.shards[shard]
         };
         // A rebuild may have overwritten absent shards; what is in hand is as it came.
-        for shard in 0..hands.len() {
-            if hands[shard] == Hand::Present && !right(block, shard) {
-                hands[shard] = Hand::Failed(FaultKind::Wrong);
+        for (shard, hand) in hands.iter_mut().enumerate() {
+            if *hand == Hand::Present && !right(block, shard) {
+                *hand = Hand::Failed(FaultKind::Wrong);
             }
         }
         let good = |hands: &[Hand]| hands.iter().filter(|hand| **hand == Hand::Present).count();
@@ -215,7 +217,7 @@ impl Sources<'_> {
         if self.inner.stores[shard].directory().is_some() {
             return self.read(shard, place, block);
         }
-        match self.inner.get_now(shard, &self.paths[shard], self.ranges[place].clone()) {
+        match self.inner.get_now(self.runtime, shard, &self.paths[shard], self.ranges[place].clone()) {
             Ok(bytes) => {
                 self.part(shard, block).copy_from_slice(&bytes);
                 Hand::Present

@@ -1,1 +1,112 @@
-//! Tests.
+//! Everything wrong is found, rewritten and then sound; what cannot be rebuilt is not touched.
+
+use super::*;
+use crate::testing::{World, flip};
+use std::path::PathBuf;
+
+async fn world() -> (World, Arc<ModelManifest>, Vec<Store>) {
+    let world = World::new();
+    let stores = world.stores(6);
+    let imported = world.import(&stores, 4, 2).await;
+    let placed = world.placed(&imported, &stores);
+    (world, imported.manifest, placed)
+}
+
+fn object(manifest: &ModelManifest, stores: &[Store], group: u32, shard: usize) -> PathBuf {
+    let path = crate::geometry::object_path(manifest.nonce, group, shard);
+    stores[shard].directory().expect("local").join(path.as_ref())
+}
+
+async fn check(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store]) -> HealthReport {
+    verify(manifest, stores, &world.pool, world.sink(), |_, _| ()).await.expect("a report")
+}
+
+async fn mend(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store]) -> RepairReport {
+    repair(manifest, stores, &world.pool, world.sink(), |_, _| ()).await.expect("a report")
+}
+
+#[tokio::test]
+async fn a_sound_model_is_found_sound_and_nothing_is_written() {
+    let (world, manifest, stores) = world().await;
+    let done = std::cell::RefCell::new(Vec::new());
+    let progress = |groups, total| done.borrow_mut().push((groups, total));
+    let report = verify(&manifest, &stores, &world.pool, world.sink(), progress).await.expect("a report");
+    assert!(report.is_sound());
+    assert_eq!(report.shards, report.segments * 6);
+    let total = done.borrow().len() as u64;
+    assert_eq!(done.borrow().last(), Some(&(total, total)));
+    let repaired = mend(&world, &manifest, &stores).await;
+    assert_eq!((repaired.objects_written, repaired.manifests_written, repaired.bytes_written), (0, 0, 0));
+    assert!(repaired.is_complete());
+}
+
+#[tokio::test]
+async fn flipped_cut_and_missing_shards_are_counted_and_rewritten() {
+    let (world, manifest, stores) = world().await;
+    let (flipped, cut, gone) = (
+        object(&manifest, &stores, 0, 0),
+        object(&manifest, &stores, 1, 5),
+        object(&manifest, &stores, 1, 2),
+    );
+    let originals: Vec<Vec<u8>> =
+        [&flipped, &cut, &gone].iter().map(|path| std::fs::read(path).expect("there")).collect();
+    flip(&flipped, 0, 0);
+    std::fs::write(&cut, &originals[1][..originals[1].len() - 1]).expect("write");
+    std::fs::remove_file(&gone).expect("remove");
+    let report = check(&world, &manifest, &stores).await;
+    let expected = BTreeMap::from([(FaultKind::Wrong, 1), (FaultKind::Short, 1), (FaultKind::Missing, 3)]);
+    assert_eq!(report.faults, expected);
+    assert_eq!(report.segments_lost, 0);
+    assert_eq!(world.take_faults().len(), 5);
+    let repaired = mend(&world, &manifest, &stores).await;
+    assert_eq!((repaired.shards_rewritten, repaired.objects_written), (5, 3));
+    assert!(repaired.is_complete());
+    for (path, original) in [&flipped, &cut, &gone].iter().zip(&originals) {
+        assert!(std::fs::read(path).expect("there") == *original, "{}", path.display());
+    }
+    assert!(check(&world, &manifest, &stores).await.is_sound());
+}
+
+#[tokio::test]
+async fn two_stores_that_vanished_are_refilled() {
+    let (world, manifest, stores) = world().await;
+    for lost in [1, 4] {
+        let directory = stores[lost].directory().expect("local");
+        std::fs::remove_dir_all(directory).expect("remove");
+        std::fs::create_dir(directory).expect("a new disk");
+    }
+    let repaired = mend(&world, &manifest, &stores).await;
+    assert_eq!(repaired.shards_rewritten, repaired.found.segments * 2);
+    assert_eq!(repaired.manifests_written, 2);
+    assert!(repaired.is_complete());
+    assert!(check(&world, &manifest, &stores).await.is_sound());
+    world.read_all(&manifest, &stores).await.expect("reads");
+}
+
+#[tokio::test]
+async fn what_is_lost_is_said_and_left_alone_while_the_rest_is_repaired() {
+    let (world, manifest, stores) = world().await;
+    for shard in [0, 1, 2] {
+        flip(&object(&manifest, &stores, 0, shard), 3, 3);
+    }
+    let before = std::fs::read(object(&manifest, &stores, 0, 0)).expect("there");
+    flip(&object(&manifest, &stores, 1, 3), 9, 1);
+    let repaired = mend(&world, &manifest, &stores).await;
+    assert_eq!(repaired.found.segments_lost, 1);
+    assert_eq!(repaired.shards_rewritten, 1);
+    assert!(!repaired.is_complete());
+    assert!(std::fs::read(object(&manifest, &stores, 0, 0)).expect("there") == before, "left alone");
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_is_reported_and_the_others_are_repaired() {
+    let (world, manifest, mut stores) = world().await;
+    flip(&object(&manifest, &stores, 0, 1), 3, 3);
+    let mut reference = stores[0].reference().clone();
+    reference.url = "file:///nowhere/at/all".into();
+    stores[0] = Store::open_or_closed(&reference, &crate::Context::new());
+    let repaired = mend(&world, &manifest, &stores).await;
+    assert_eq!(repaired.shards_rewritten, 1);
+    assert!(!repaired.is_complete() && !repaired.failures.is_empty());
+    assert_eq!(repaired.found.faults[&FaultKind::Unreachable], repaired.found.segments);
+}

@@ -1,0 +1,201 @@
+//! The shard service over real overlay connections: what a peer can do, and what a stranger cannot.
+
+use super::*;
+use crate::testing::World;
+use crate::{Context, NodeAddress, Store, open_store};
+use object_store::path::Path as StorePath;
+use object_store::{Error, PutPayload};
+use overlay::{CancellationToken, Client, Identity, PeerPolicy};
+use protocol::model::StoreReference;
+use std::net::SocketAddr;
+use tokio::net::TcpListener;
+
+struct Node {
+    address: SocketAddr,
+    identity: Identity,
+    stop: CancellationToken,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Serves these directories to `peer` alone.
+async fn serve(directories: BTreeMap<String, PathBuf>, peer: &Identity) -> Node {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let identity = Identity::generate().expect("a key");
+    let stop = CancellationToken::new();
+    let service = ShardService::new(&directories).expect("directories");
+    let (node, policy, ending) = (identity.clone(), PeerPolicy::only([peer.public_key()]), stop.clone());
+    tokio::spawn(async move {
+        overlay::serve(listener, &node, policy, ShardService::limits(), service.router(), ending).await
+    });
+    Node { address, identity, stop }
+}
+
+fn remote(node: &Node, peer: &Identity, store: &str) -> crate::RemoteStore {
+    let client = Client::new(peer.clone(), node.address, node.identity.public_key(), limits());
+    crate::RemoteStore::new(client, store)
+}
+
+fn name(byte: u8) -> StorePath {
+    crate::geometry::object_path(protocol::model::ModelNonce([byte; 16]), 0, 1)
+}
+
+#[tokio::test]
+async fn a_peer_writes_reads_lists_and_deletes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let peer = Identity::generate().expect("a key");
+    let node = serve(BTreeMap::from([("a".into(), directory.path().join("a"))]), &peer).await;
+    let store = remote(&node, &peer, "a");
+    let bytes = crate::testing::seeded("object", 3_000_000);
+    store.put(&name(1), PutPayload::from(bytes.clone())).await.expect("written");
+    store.put(&name(2), PutPayload::from_static(b"")).await.expect("written empty");
+    let read = store.get(&name(1)).await.expect("read").bytes().await.expect("bytes");
+    assert!(read == bytes);
+    let part = store.get_range(&name(1), 1_000..2_000_000).await.expect("a range");
+    assert!(part[..] == bytes[1_000..2_000_000]);
+    let short = store.get_range(&name(1), 2_999_999..4_000_000).await.expect("what there is");
+    assert_eq!(short[..], bytes[2_999_999..]);
+    assert!(store.get_range(&name(1), 3_000_000..3_000_001).await.is_err());
+    assert_eq!(store.head(&name(1)).await.expect("a head").size, 3_000_000);
+    assert!(matches!(store.get(&name(9)).await, Err(Error::NotFound { .. })));
+    let listed: Vec<_> =
+        store.list(None).map_ok(|meta| (meta.location, meta.size)).try_collect().await.expect("listed");
+    assert_eq!(listed, [(name(1), 3_000_000), (name(2), 0)]);
+    let prefix = StorePath::from("models/02");
+    let below: Vec<_> = store.list(Some(&prefix)).try_collect().await.expect("listed");
+    assert_eq!(below.len(), 1);
+    store.delete(&name(1)).await.expect("deleted");
+    assert!(matches!(store.head(&name(1)).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_listing_longer_than_a_page_comes_whole_and_in_order() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let peer = Identity::generate().expect("a key");
+    let node = serve(BTreeMap::from([("a".into(), directory.path().join("a"))]), &peer).await;
+    let nonce = protocol::model::ModelNonce([5; 16]);
+    let path = |group| crate::geometry::object_path(nonce, group, 0);
+    let parent = directory.path().join("a").join(crate::geometry::model_prefix(nonce).as_ref());
+    std::fs::create_dir_all(&parent).expect("create");
+    for group in 0..2_300 {
+        std::fs::write(directory.path().join("a").join(path(group).as_ref()), b"x").expect("write");
+    }
+    std::fs::write(parent.join("00000000-00#3"), b"torn").expect("write");
+    std::fs::write(parent.join("stranger"), b"x").expect("write");
+    let store = remote(&node, &peer, "a");
+    let listed: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.expect("listed");
+    assert!(listed.into_iter().eq((0..2_300).map(path)));
+}
+
+#[tokio::test]
+async fn names_sizes_and_stores_that_are_not_ours_are_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("secret.txt"), b"secret").expect("write");
+    let peer = Identity::generate().expect("a key");
+    let node = serve(BTreeMap::from([("a".into(), directory.path().join("a"))]), &peer).await;
+    let client = Client::new(peer.clone(), node.address, node.identity.public_key(), limits());
+    let ask = |method: &str, path: &str| {
+        let request =
+            http::Request::builder().method(method).uri(path).body(Bytes::new()).expect("a request");
+        let client = client.clone();
+        async move { client.request(request).await.expect("an answer").status().as_u16() }
+    };
+    for path in [
+        "/shards/v1/a/../secret.txt",
+        "/shards/v1/a/..%2fsecret.txt",
+        "/shards/v1/a/%2e%2e/secret.txt",
+        "/shards/v1/a/models/ab/x",
+        "/shards/v1/a/models/00/00000000000000000000000000000000/00000000-00%231",
+    ] {
+        for method in ["GET", "PUT", "DELETE", "HEAD"] {
+            assert_eq!(ask(method, path).await, 400, "{method} {path}");
+        }
+    }
+    let object = format!("/shards/v1/b/{}", name(1));
+    assert_eq!(ask("GET", &object).await, 404, "no such store");
+    let manifest = crate::geometry::manifest_path(protocol::ModelRoot(protocol::Digest([1; 32])));
+    let manifest = format!("/shards/v1/a/{manifest}");
+    assert_eq!(ask("PUT", &manifest).await, 204);
+    assert_eq!(ask("DELETE", &manifest).await, 400, "manifests stay");
+    assert_eq!(ask("GET", "/shards/v1/a?prefix=..").await, 400);
+    assert_eq!(ask("GET", "/shards/v1/a?unknown=1").await, 400);
+    assert_eq!(ask("POST", &manifest).await, 405);
+    let store = remote(&node, &peer, "a");
+    let large = PutPayload::from(vec![0; OBJECT_BYTES_MAX + 1]);
+    assert!(store.put(&name(1), large).await.is_err(), "too large");
+    let lies = http::Request::put(format!("/shards/v1/a/{}", name(1))).header("content-length", "5");
+    let lies = lies.body(overlay::Body::from_stream(futures::stream::iter([Ok::<_, std::io::Error>("abc")])));
+    assert!(!client.send(lies.expect("a request")).await.is_ok_and(|answer| answer.status().is_success()));
+    let listed: Vec<_> = store.list(None).try_collect().await.expect("listed");
+    assert_eq!(listed.len(), 1, "only the manifest is there");
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_admitted_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let peer = Identity::generate().expect("a key");
+    let node = serve(BTreeMap::from([("a".into(), directory.path().join("a"))]), &peer).await;
+    let stranger = Identity::generate().expect("a key");
+    let error = remote(&node, &stranger, "a").head(&name(1)).await.expect_err("refused");
+    assert!(matches!(error, Error::PermissionDenied { .. }), "{error}");
+    remote(&node, &peer, "a").put(&name(1), PutPayload::from_static(b"x")).await.expect("the peer may");
+}
+
+#[tokio::test]
+async fn a_request_without_a_proven_key_is_refused() {
+    use tower_service::Service;
+    let directory = tempfile::tempdir().expect("a directory");
+    let service =
+        ShardService::new(&BTreeMap::from([("a".into(), directory.path().join("a"))])).expect("made");
+    let mut router = service.router();
+    let request = http::Request::get("/shards/v1/a").body(Body::empty()).expect("a request");
+    let answer = router.call(request).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+}
+
+#[test]
+fn bad_store_names_are_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for name in ["", "A", "a/b", "..", "a_b", &"a".repeat(33)] {
+        let refused = ShardService::new(&BTreeMap::from([(name.into(), directory.path().join("x"))]));
+        assert!(matches!(refused, Err(StoreError::Address { .. })), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_is_imported_and_read_over_the_network_and_a_dead_node_is_survived() {
+    let world = World::new();
+    let peer = Identity::generate().expect("a key");
+    let mut nodes = BTreeMap::new();
+    for number in 0..3 {
+        let path = |store: &str| world.directory.path().join(format!("node-{number}-{store}"));
+        let directories = BTreeMap::from([("a".into(), path("a")), ("b".into(), path("b"))]);
+        nodes.insert(format!("n{number}").parse().expect("a name"), serve(directories, &peer).await);
+    }
+    let addresses: BTreeMap<protocol::NodeName, NodeAddress> = nodes
+        .iter()
+        .map(|(name, node): (&protocol::NodeName, &Node)| {
+            (name.clone(), NodeAddress { address: node.address, key: node.identity.public_key() })
+        })
+        .collect();
+    let context = Context::new().with_nodes(peer, move |name| addresses.get(name).copied());
+    let reference = |number: usize| StoreReference {
+        url: format!("node://n{}/{}", number / 2, ["a", "b"][number % 2]),
+        failure_domain: format!("n{}", number / 2),
+    };
+    let open = |number| open_store(&reference(number), &context).expect("a store");
+    let stores: Vec<Store> = (0..6).map(open).collect();
+    let imported = world.import(&stores, 4, 2).await;
+    let placed = world.placed(&imported, &stores);
+    let report = world.read_all(&imported.manifest, &placed).await.expect("read");
+    assert_eq!((report.rebuilt, report.faults), (0, 0));
+    nodes.remove(&"n1".parse::<protocol::NodeName>().expect("a name"));
+    let report = world.read_all(&imported.manifest, &placed).await.expect("read without one node");
+    assert!(report.rebuilt > 0);
+    assert!(world.take_faults().iter().all(|fault| fault.store.starts_with("node://n1/")));
+}

@@ -1,0 +1,292 @@
+//! Small models and stores for tests: a Llama-shaped directory of seeded bytes, directories as stores, and
+//! stores that fail on demand.
+
+use crate::*;
+use async_trait::async_trait;
+use futures::stream::{BoxStream, StreamExt};
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as ObjectResult,
+};
+use protocol::model::{ErasureCode, ModelManifest, ModelNonce, StoreReference};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// `length` bytes that look random and depend on `seed` alone.
+pub(crate) fn seeded(seed: &str, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new_derive_key(seed).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A safetensors file of these tensors of bytes.
+pub(crate) fn safetensors(tensors: &[(&str, usize)]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (name, length) in tensors {
+        let begin = data.len();
+        data.extend(seeded(name, *length));
+        let info =
+            serde_json::json!({ "dtype": "U8", "shape": [length], "data_offsets": [begin, data.len()] });
+        header.insert((*name).into(), info);
+    }
+    let mut header = serde_json::to_vec(&header).expect("json");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
+/// Bytes of one layer of the sample model, in three tensors.
+pub(crate) const LAYER: usize = 1_500_000;
+
+/// Writes a model directory: configuration, tokenizer, an empty file, weights of two layers, 4 MB in all.
+pub(crate) fn write_model(directory: &Path) {
+    let weights = safetensors(&[
+        ("lm_head.weight", 300_000),
+        ("model.embed_tokens.weight", 500_000),
+        ("model.layers.0.mlp.weight", LAYER - 3000),
+        ("model.layers.0.norm.weight", 3000),
+        ("model.layers.1.mlp.weight", LAYER - 3001),
+        ("model.layers.1.norm.weight", 3001),
+        ("model.norm.weight", 77),
+    ]);
+    std::fs::write(directory.join("model.safetensors"), weights).expect("write");
+    std::fs::write(directory.join("config.json"), br#"{"model_type":"llama"}"#).expect("write");
+    std::fs::write(directory.join("tokenizer.json"), seeded("tokenizer", 20_000)).expect("write");
+    std::fs::write(directory.join("empty.txt"), b"").expect("write");
+    std::fs::create_dir(directory.join("1_Pooling")).expect("create");
+    std::fs::write(directory.join("1_Pooling/config.json"), b"{}").expect("write");
+    std::fs::write(directory.join(".gitattributes"), b"left out").expect("write");
+}
+
+/// A sample model, and stores for it.
+pub(crate) struct World {
+    pub(crate) directory: TempDir,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) key: ModelKey,
+    pub(crate) faults: Arc<Mutex<Vec<ShardFault>>>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        std::fs::create_dir(directory.path().join("model")).expect("create");
+        write_model(&directory.path().join("model"));
+        let key = ModelKey::from_bytes([9; 32]);
+        Self { directory, pool: Pool::new(2), key, faults: Arc::default() }
+    }
+
+    pub(crate) fn model(&self) -> PathBuf {
+        self.directory.path().join("model")
+    }
+
+    /// The bytes of a file of the sample model.
+    pub(crate) fn file(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.model().join(path)).expect("a file of the model")
+    }
+
+    pub(crate) fn store_directory(&self, number: usize) -> PathBuf {
+        self.directory.path().join(format!("store-{number}"))
+    }
+
+    pub(crate) fn reference(&self, number: usize) -> StoreReference {
+        let url = url::Url::from_file_path(self.store_directory(number)).expect("an absolute path");
+        StoreReference { url: url.to_string(), failure_domain: format!("node-{}", number % 3) }
+    }
+
+    /// Directories as stores in three failure domains.
+    pub(crate) fn stores(&self, count: usize) -> Vec<Store> {
+        let open = |number| open_store(&self.reference(number), &Context::new()).expect("a store");
+        (0..count).map(open).collect()
+    }
+
+    pub(crate) fn options(&self, data: u8, parity: u8, nonce: u8) -> ImportOptions {
+        let name = "sample".parse().expect("a name");
+        let placement = PlacementRule { shards_per_domain_max: parity };
+        let erasure = ErasureCode { data, parity };
+        ImportOptions {
+            erasure,
+            placement,
+            segments_per_object: 3,
+            ..ImportOptions::new(name, ModelNonce([nonce; 16]))
+        }
+    }
+
+    pub(crate) async fn import(&self, stores: &[Store], data: u8, parity: u8) -> Imported {
+        let options = self.options(data, parity, 1);
+        let imported = import(&self.model(), options, stores, &self.key, &self.pool, |_| ()).await;
+        imported.expect("an import")
+    }
+
+    /// Stores in shard order, as the import placed them.
+    pub(crate) fn placed(&self, imported: &Imported, stores: &[Store]) -> Vec<Store> {
+        let find = |url: &str| stores.iter().find(|store| store.url() == url).expect("placed").clone();
+        imported.record.stores.iter().map(|reference| find(&reference.url)).collect()
+    }
+
+    pub(crate) fn reader(&self, manifest: &Arc<ModelManifest>, stores: &[Store]) -> Reader {
+        let reader =
+            Reader::open(manifest.clone(), &self.key, stores.to_vec(), self.pool.clone(), self.sink());
+        reader.expect("a reader")
+    }
+
+    pub(crate) fn sink(&self) -> FaultSink {
+        let faults = self.faults.clone();
+        Arc::new(move |fault| faults.lock().expect("no panic").push(fault))
+    }
+
+    pub(crate) fn take_faults(&self) -> Vec<ShardFault> {
+        std::mem::take(&mut *self.faults.lock().expect("no panic"))
+    }
+
+    /// Reads the whole model and compares every byte of every file.
+    pub(crate) async fn read_all(
+        &self,
+        manifest: &Arc<ModelManifest>,
+        stores: &[Store],
+    ) -> Result<FillReport, ReadError> {
+        let reader = self.reader(manifest, stores);
+        let memory = Arc::new(MemoryDestination::new(0, manifest.map_bytes() as usize));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let note = seen.clone();
+        let on_segment: OnSegment = Arc::new(move |index| note.lock().expect("no panic").push(index));
+        let report = reader.fill(memory.clone(), on_segment).await?;
+        let bytes = Arc::into_inner(memory).expect("all work is done").into_bytes();
+        for file in &manifest.files {
+            let range = file.offset as usize..(file.offset + file.length) as usize;
+            assert!(bytes[range] == self.file(&file.path)[..], "{} differs", file.path);
+        }
+        let mut seen = std::mem::take(&mut *seen.lock().expect("no panic"));
+        seen.sort_unstable();
+        assert!(seen.iter().copied().eq(0..manifest.segments.len() as u32), "each segment is named once");
+        Ok(report)
+    }
+
+    /// Every object file below a store's directory, by name.
+    pub(crate) fn objects(&self, number: usize) -> BTreeMap<String, PathBuf> {
+        fn walk(root: &Path, at: &Path, found: &mut BTreeMap<String, PathBuf>) {
+            for entry in std::fs::read_dir(at).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(root, &path, found);
+                } else {
+                    let name = path.strip_prefix(root).expect("below").to_str().expect("hexadecimal");
+                    found.insert(name.into(), path);
+                }
+            }
+        }
+        let root = self.store_directory(number);
+        let mut found = BTreeMap::new();
+        walk(&root, &root, &mut found);
+        found
+    }
+}
+
+/// Flips one bit of a file.
+pub(crate) fn flip(path: &Path, byte: usize, bit: u8) {
+    let mut bytes = std::fs::read(path).expect("an object");
+    bytes[byte] ^= 1 << bit;
+    std::fs::write(path, bytes).expect("write");
+}
+
+/// What a [`Faulty`] store does to requests.
+#[derive(Debug, Default)]
+pub(crate) struct Script {
+    /// Writes that succeed before every later one fails.
+    pub(crate) writes_left: Option<AtomicU64>,
+    /// Whether failing writes say that the disk is full.
+    pub(crate) full: bool,
+    /// How long a read takes.
+    pub(crate) read_delay: Duration,
+    /// Reads begun.
+    pub(crate) reads: AtomicU64,
+}
+
+/// A store that follows a script.
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    inner: Arc<dyn ObjectStore>,
+    pub(crate) script: Arc<Script>,
+}
+
+impl Faulty {
+    /// The directory of `number` behind a script, as a store that is not read by position.
+    pub(crate) fn store(world: &World, number: usize, script: &Arc<Script>) -> Store {
+        let path = world.store_directory(number);
+        std::fs::create_dir_all(&path).expect("create");
+        let inner = object_store::local::LocalFileSystem::new_with_prefix(path).expect("a directory");
+        let faulty = Self { inner: Arc::new(inner), script: script.clone() };
+        Store::from_objects(world.reference(number), Arc::new(faulty))
+    }
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(
+        &self,
+        location: &ObjectPath,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> ObjectResult<PutResult> {
+        if let Some(left) = &self.script.writes_left {
+            let take = |left: u64| left.checked_sub(1);
+            if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
+                let kind = if self.script.full {
+                    std::io::ErrorKind::StorageFull
+                } else {
+                    std::io::ErrorKind::Other
+                };
+                let source = Box::new(std::io::Error::new(kind, "scripted"));
+                return Err(object_store::Error::Generic { store: "faulty", source });
+            }
+        }
+        self.inner.put_opts(location, payload, opts).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &ObjectPath,
+        opts: PutMultipartOptions,
+    ) -> ObjectResult<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> ObjectResult<GetResult> {
+        self.script.reads.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(self.script.read_delay).await;
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, ObjectResult<ObjectPath>>,
+    ) -> BoxStream<'static, ObjectResult<ObjectPath>> {
+        if self.script.writes_left.is_some() {
+            // A process that was killed cleans nothing up.
+            return futures::stream::empty().boxed();
+        }
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> ObjectResult<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> ObjectResult<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
