@@ -112,7 +112,7 @@ impl Server {
     ) -> Result<bool, Failure> {
         let generation = self.cluster(Cluster::generation);
         let mut leadership = self.lock_leadership();
-        let Some(leadership) = leadership.as_mut() else { return Ok(false) };
+        let Some(leadership) = self.confirmed(&mut leadership) else { return Ok(false) };
         leadership.observed.heard(node, request, generation, arrived).map_err(unavailable)?;
         if !request.logs.is_empty() {
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
@@ -141,7 +141,7 @@ impl Server {
 
     fn answer(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
         let mut leadership = self.lock_leadership();
-        let leadership = leadership.as_mut()?;
+        let leadership = self.confirmed(&mut leadership)?;
         let now = wall_clock();
         let (governance, desired) = self.cluster(|cluster| {
             let tail = cluster.governance_tail(request.governance_length, GOVERNANCE_BYTES_MAX);

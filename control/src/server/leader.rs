@@ -74,10 +74,9 @@ async fn begin(server: &Server, term: u64) -> bool {
     let replica = server.id;
     match server.command(Actor::Scheduler, Action::Lead { replica }).await {
         Ok(Reply::Leads { .. }) => {
-            let since = server.cluster(scheduler::Cluster::now);
             server.set_leadership(Leadership {
                 term,
-                observed: Observed::new(since),
+                observed: Observed::new(wall_clock()),
                 routes: RouteTable::default(),
             });
             tracing::info!(term, "leads");
@@ -102,6 +101,14 @@ fn report(what: &str, outcome: Result<Reply, super::problem::Failure>) {
 impl Server {
     fn leading_term(&self) -> Option<u64> {
         self.lock_leadership().as_ref().map(|leadership| leadership.term)
+    }
+
+    /// The leadership that Raft still confirms. Until this replica has announced itself in the present
+    /// term it answers no agent: a plan of an earlier leader could still arrive and move a slot whose
+    /// lease was just renewed; and once another leads, a lease given here would outlive that one's wait.
+    pub(crate) fn confirmed<'a>(&self, held: &'a mut Option<Leadership>) -> Option<&'a mut Leadership> {
+        let status = self.handle.status();
+        held.as_mut().filter(|held| status.role == consensus::Role::Leader && status.term == held.term)
     }
 
     fn set_leadership(&self, leadership: Leadership) {

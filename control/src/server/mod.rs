@@ -25,6 +25,7 @@ use scheduler::{Action, Actor, Command, Reply};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// What a replica is told at its start.
@@ -140,10 +141,16 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     consensus::Replica::start(&consensus_config, ClusterMachine::default()).context("start the replica")
 }
 
-/// The wall clock: stamped into commands, shown to people, compared by nobody who must be safe.
+/// The wall clock as it was when this process first asked, counted on without jumps. The leader judges
+/// leases by it: a clock set forward would end them here while nodes still count on theirs. So a machine
+/// whose clock was wrong at start and was set right since wants its processes restarted.
 pub fn wall_clock() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Millis(since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)))
+    static BEGAN: std::sync::OnceLock<(std::time::Instant, Duration)> = std::sync::OnceLock::new();
+    let (began, wall) = BEGAN.get_or_init(|| {
+        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        (std::time::Instant::now(), wall.unwrap_or_default())
+    });
+    Millis(u64::try_from((*wall + began.elapsed()).as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Server {
