@@ -57,6 +57,23 @@ struct InFlight {
     farewells: BTreeSet<(SlotKey, Fence)>,
 }
 
+/// Orders that are refused, by slot.
+type Refusals = BTreeMap<SlotKey, (Fence, Refusal)>;
+
+/// What a comparison noted in the book.
+#[derive(Debug, Default)]
+struct Noted {
+    accepted: Vec<(SlotKey, Fence)>,
+    forgotten: Vec<(SlotKey, Fence)>,
+    released: bool,
+}
+
+impl Noted {
+    fn is_empty(&self) -> bool {
+        self.accepted.is_empty() && self.forgotten.is_empty() && !self.released
+    }
+}
+
 /// What the agent counts.
 #[derive(Debug, Default)]
 struct Counts {
@@ -92,14 +109,17 @@ pub(super) struct Volatile {
     chain_complete: bool,
     refused_bundles: BTreeMap<Digest, Refusal>,
     /// Orders that are refused now.
-    refusals: BTreeMap<SlotKey, (Fence, Refusal)>,
+    refusals: Refusals,
     /// Slots given back that control was not yet told of.
     farewells: BTreeSet<(SlotKey, Fence)>,
-    /// Why accepted orders could not be written down.
-    trouble: Option<String>,
+    /// Orders that were granted but could not be written down, and why: they do not count.
+    unwritten: BTreeMap<SlotKey, (Fence, String)>,
     counts: Counts,
-    complained_at: Option<Instant>,
+    /// When each kind of trouble was last logged.
+    complained_at: BTreeMap<&'static str, Instant>,
     answered_at: Option<Instant>,
+    /// Since when no replica answers.
+    unanswered_since: Option<Instant>,
 }
 
 impl Actor {
@@ -203,7 +223,10 @@ impl Actor {
         let gone = gone.map(|(key, fence)| plain_report(key, fence, SlotState::Released, "the slot is free"));
         let refused =
             state.refusals.iter().map(|(key, (fence, refusal))| refused_report(key, *fence, refusal));
-        running.chain(gone).chain(refused).collect()
+        let unwritten = state.unwritten.iter();
+        let unwritten =
+            unwritten.map(|(key, (fence, why))| plain_report(key, *fence, SlotState::Failed, why));
+        running.chain(gone).chain(refused).chain(unwritten).collect()
     }
 
     /// What became of a request. Returns how long to wait before the next.
@@ -212,7 +235,7 @@ impl Actor {
             Outcome::Answered(response, sent_boottime_ms) => {
                 self.state.counts.syncs += 1;
                 self.state.answered_at = Some(Instant::now());
-                self.state.complained_at = None;
+                self.state.unanswered_since = None;
                 for farewell in &sent.farewells {
                     self.state.farewells.remove(farewell);
                 }
@@ -227,7 +250,11 @@ impl Actor {
             Outcome::Failed(reasons) => {
                 self.node.logs.put_back(sent.lines);
                 self.state.counts.sync_failures += 1;
-                self.complain(&format!("no control replica answers: {reasons}"));
+                // An election or a restart takes less than a lease and is nobody's concern.
+                let since = *self.state.unanswered_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > Duration::from_millis(LEASE_MS) {
+                    self.complain("control", &format!("no control replica answers: {reasons}"));
+                }
                 SYNC_AGAIN
             }
         }
@@ -272,7 +299,7 @@ impl Actor {
             // Whoever sent it will send it again, and what hangs on it is refused, not awaited.
             self.state.chain_complete = true;
             self.state.counts.bundles_refused += 1;
-            self.complain(&format!("a governance bundle is refused: {refusal}"));
+            self.complain("governance", &format!("a governance bundle is refused: {refusal}"));
             if self.state.refused_bundles.len() >= protocol::limits::PROPOSALS_OPEN_MAX {
                 self.state.refused_bundles.pop_first();
             }
@@ -306,66 +333,72 @@ impl Actor {
             })
         });
         let before = self.book.clone();
-        let (mut accepted, mut changed) = (false, false);
         let known = std::mem::take(&mut self.state.refusals);
-        let mut forgotten = Vec::new();
+        let mut noted = Noted::default();
         for action in actions {
-            match action {
-                Action::Accept { signed, grant } => {
-                    tracing::info!(slot = %SlotKey::of(&signed.order), fence = %signed.order.fence, "order accepted");
-                    self.book.accept(*signed, *grant, self.chain.state().length(), wall_clock());
-                    (accepted, changed) = (true, true);
-                }
-                Action::Start { key } => self.start_slot(key, None),
-                Action::Drain { key, reason } => self.tell(&key, Command::Drain, &reason),
-                Action::End { key, reason } => {
-                    self.tell(&key, Command::End { grace_ms: END_GRACE_MS }, &reason)
-                }
-                Action::Release { key, reason } => {
-                    tracing::info!(slot = %key, reason, "slot released");
-                    self.book.release(&key);
-                    changed = true;
-                }
-                Action::Forget { key } => {
-                    forgotten.extend(
-                        self.book.held(&key).map(|held| (key.clone(), held.order.signed.order.fence)),
-                    );
-                    self.book.forget(&key);
-                    changed = true;
-                }
-                Action::Refuse { key, fence, refusal } => {
-                    if known.get(&key) != Some(&(fence, refusal.clone())) {
-                        self.state.counts.orders_refused += 1;
-                        tracing::error!(slot = %key, %fence, code = %refusal.code, reason = refusal.message, "order refused");
-                        self.node.news.notify_one();
-                    }
-                    self.state.refusals.insert(key, (fence, refusal));
-                }
-            }
+            self.perform(action, &known, &mut noted);
         }
-        if changed && !self.save_or_undo(before) {
+        self.state.unwritten.clear();
+        if let Err(trouble) = self.save_or_undo(before, &noted) {
+            let unwritten = noted.accepted.into_iter().map(|(key, fence)| (key, (fence, trouble.clone())));
+            self.state.unwritten = unwritten.collect();
             return false;
         }
-        self.state.farewells.extend(forgotten);
-        accepted
+        for (key, fence) in &noted.accepted {
+            tracing::info!(slot = %key, %fence, "order accepted");
+        }
+        self.state.farewells.extend(noted.forgotten);
+        !noted.accepted.is_empty()
     }
 
-    /// Writes the book down, or takes back what was just noted in it: it does not count then.
-    fn save_or_undo(&mut self, before: OrderBook) -> bool {
-        match self.orders.save(&self.book, &self.chain) {
-            Ok(()) => {
-                self.state.trouble = None;
-                true
+    /// Does one thing, or notes it in the book, which does not count before it is written down.
+    fn perform(&mut self, action: Action, known: &Refusals, noted: &mut Noted) {
+        let fence_of =
+            |book: &OrderBook, key: &SlotKey| book.held(key).map(|held| held.order.signed.order.fence);
+        match action {
+            Action::Accept { signed, grant } => {
+                noted.accepted.push((SlotKey::of(&signed.order), signed.order.fence));
+                self.book.accept(*signed, *grant, self.chain.state().length(), wall_clock());
             }
-            Err(error) => {
-                self.book = before;
-                let path = self.orders.path().display();
-                let trouble = format!("{}: write {path}: {error}", error_code::AGENT_STATE_UNUSABLE);
-                self.complain(&trouble);
-                self.state.trouble = Some(trouble);
-                false
+            Action::Start { key } => self.start_slot(key, None),
+            Action::Drain { key, reason } => self.tell(&key, Command::Drain, &reason),
+            Action::End { key, reason } => self.tell(&key, Command::End { grace_ms: END_GRACE_MS }, &reason),
+            Action::Release { key, reason } => {
+                tracing::info!(slot = %key, reason, "slot released");
+                self.book.release(&key);
+                noted.released = true;
+            }
+            Action::Forget { key } => {
+                noted.forgotten.extend(fence_of(&self.book, &key).map(|fence| (key.clone(), fence)));
+                self.book.forget(&key);
+            }
+            Action::Refuse { key, fence, refusal } => {
+                let order = (fence, refusal);
+                if known.get(&key) != Some(&order) {
+                    let refusal = &order.1;
+                    self.state.counts.orders_refused += 1;
+                    tracing::error!(
+                        slot = %key, %fence, code = %refusal.code, reason = refusal.message, "order refused"
+                    );
+                    self.node.news.notify_one();
+                }
+                self.state.refusals.insert(key, order);
             }
         }
+    }
+
+    /// Writes the book down if it changed. If that fails, takes back what was just noted in it, and says why.
+    fn save_or_undo(&mut self, before: OrderBook, noted: &Noted) -> Result<(), String> {
+        if noted.is_empty() {
+            return Ok(());
+        }
+        self.orders.save(&self.book, &self.chain).map_err(|error| {
+            self.book = before;
+            let path = self.orders.path().display();
+            let trouble = format!("{}: write {path}: {error}", error_code::AGENT_STATE_UNUSABLE);
+            self.complain("disk", &trouble);
+            trouble
+        })
     }
 
     fn tell(&self, key: &SlotKey, command: Command, reason: &str) {
@@ -408,7 +441,8 @@ impl Actor {
         if self.book.held(&key).is_some_and(|held| held.order.signed.order.fence == fence) {
             let before = self.book.clone();
             self.book.release(&key);
-            self.save_or_undo(before);
+            // If it is not written down, the next look finds nothing running and decides anew.
+            let _ = self.save_or_undo(before, &Noted { released: true, ..Noted::default() });
         }
         self.reconcile();
         self.node.news.notify_one();
@@ -420,20 +454,26 @@ impl Actor {
             Outcome::Answered(answer, _) => {
                 let EnrolResponse { admitted, genesis } = *answer;
                 if human_chain::circle_id(&genesis.genesis) != self.circle {
-                    self.complain("control belongs to another circle than the pinned one");
+                    self.complain("admission", "control belongs to another circle than the pinned one");
                 } else if !admitted {
-                    self.complain(&format!("`{}` waits for the circle to admit it", self.admission.name));
+                    self.complain(
+                        "admission",
+                        &format!("`{}` waits for the circle to admit it", self.admission.name),
+                    );
                 }
             }
-            Outcome::NotAdmitted => self.complain("control does not let this node ask for admission"),
-            Outcome::Failed(reasons) => self.complain(&format!("ask for admission: {reasons}")),
+            Outcome::NotAdmitted => {
+                self.complain("admission", "control does not let this node ask for admission")
+            }
+            Outcome::Failed(reasons) => self.complain("admission", &format!("ask for admission: {reasons}")),
         }
     }
 
-    /// Logs trouble loudly, and the same trouble not again for a while.
-    fn complain(&mut self, text: &str) {
-        if self.state.complained_at.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
-            self.state.complained_at = Some(Instant::now());
+    /// Logs trouble loudly, and trouble of the same kind not again for a while.
+    fn complain(&mut self, kind: &'static str, text: &str) {
+        let last = self.state.complained_at.get(kind);
+        if last.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
+            self.state.complained_at.insert(kind, Instant::now());
             tracing::error!("{text}");
         } else {
             tracing::debug!("{text}");

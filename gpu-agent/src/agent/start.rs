@@ -95,6 +95,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     }
     // Whatever ends first ends the others: a node without its listeners is not the node that was admitted.
     let stop = shutdown.child_token();
+    let _guard = stop.clone().drop_guard();
     let (handed, receive_handed) = mpsc::channel(HANDED_MAX);
     let mut tasks = services.spawn(&node, &directory, handed, &stop)?;
     let watched = stop.clone();

@@ -15,7 +15,7 @@ const DETAIL_BYTES_MAX: usize = 1024;
 pub(super) struct Status {
     pub(super) state: SlotState,
     pub(super) detail: String,
-    /// Times its worker was started again.
+    /// Times that loading, starting or serving failed and was begun again.
     pub(super) restarts: u32,
     /// The worker's last numbers.
     pub(super) metrics: Option<WorkerMetrics>,

@@ -173,6 +173,60 @@ async fn damaged_files_are_never_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_starts_that_could_not_be_written_down() {
+    let bench = Bench::new(1).await;
+    let agent = bench.start();
+    bench.control.until("is heard", |s| s.last.clone()).await;
+    // As a full disk would, this lets nothing be written.
+    let obstacle = bench.agent_directory().join("orders.new");
+    fs::create_dir(&obstacle).unwrap();
+    let bundle = bench.deploy("chat");
+    bench.want(&bundle, vec![bench.order(&bundle, 0, 1)], &[]);
+    let failed = bench.control.until_slot("says so", |slot| slot.state == SlotState::Failed).await;
+    assert!(failed.detail.starts_with("agent-state-unusable: "), "{}", failed.detail);
+    assert!(bench.sandboxes().is_empty() && !bench.agent_directory().join("orders").exists());
+    fs::remove_dir(&obstacle).unwrap();
+    bench.control.until_slot("serves", |slot| slot.state == SlotState::Ready).await;
+    // The same for the chain: what is not written down is not known.
+    let obstacle = bench.agent_directory().join("chain/0000000002.new");
+    fs::create_dir(&obstacle).unwrap();
+    bench.control.say(|script| {
+        let service = "chat".parse().unwrap();
+        script.world.decide(protocol::governance::Change::Retire { service, grace_seconds: 0 });
+        script.last = None;
+    });
+    let request = bench.control.until("goes on", |s| s.last.clone()).await;
+    assert_eq!(request.governance_length, 1);
+    fs::remove_dir(&obstacle).unwrap();
+    bench.control.until("learns", |s| (s.last.as_ref()?.governance_length == 2).then_some(())).await;
+    bench.control.until("and ends what is retired", |s| (!s.released.is_empty()).then_some(())).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_out_of_reach_is_tried_again() {
+    let bench = Bench::new(1).await;
+    let agent = bench.start();
+    let bundle = bench.deploy("chat");
+    let hidden = bench.directory.path().join("hidden");
+    // Two of three stores are gone, and one is too few for 2+1.
+    for n in [0, 1] {
+        fs::create_dir_all(&hidden).unwrap();
+        fs::rename(bench.directory.path().join(format!("store-{n}")), hidden.join(n.to_string())).unwrap();
+    }
+    bench.want(&bundle, vec![bench.order(&bundle, 0, 1)], &[]);
+    let waiting = bench.control.until_slot("says why", |slot| slot.detail.contains("shard-too-few")).await;
+    assert_eq!(waiting.state, SlotState::Loading);
+    for n in [0, 1] {
+        let store = bench.directory.path().join(format!("store-{n}"));
+        let _ = fs::remove_dir_all(&store);
+        fs::rename(hidden.join(n.to_string()), store).unwrap();
+    }
+    bench.control.until_slot("serves", |slot| slot.state == SlotState::Ready).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_agents_never_share_a_directory_and_another_circle_is_refused() {
     let bench = Bench::new(1).await;
     let agent = bench.start();

@@ -142,6 +142,7 @@ impl Slot {
                 }
                 Attempt::Failed(refusal) => {
                     tracing::warn!(slot = %self.key, code = %refusal.code, error = refusal.message, "slot failed");
+                    self.status.lock().restarts += 1;
                     failures = if began.elapsed() > GOOD_LIFE { 1 } else { failures.saturating_add(1) };
                     self.enter(SlotState::Failed, refusal.to_string());
                     let pause = AGAIN_FIRST.saturating_mul(1 << (failures - 1).min(DOUBLINGS_MAX));

@@ -52,9 +52,6 @@ impl Slot {
         }
         let running = Arc::new(running);
         let attempt = self.watch(&running, model.as_deref(), adopted).await;
-        if let Attempt::Failed(_) = attempt {
-            self.status.lock().restarts += 1;
-        }
         let Some(running) = Arc::into_inner(running) else {
             unreachable!("whoever else had it was waited for");
         };
