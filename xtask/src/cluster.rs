@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// Packages of the client tests, pinned.
-const CLIENT_PACKAGES: [&str; 2] = ["openai==3.54.0", "schemathesis==4.32.5"];
+const CLIENT_PACKAGES: [&str; 3] = ["openai==3.54.0", "schemathesis==4.32.5", "pyyaml==6.0.3"];
 /// How long the story may take on a busy machine.
 const STORY_LIMIT: Duration = Duration::from_secs(300);
 /// What the demonstration prints when it stays up.
@@ -89,6 +89,8 @@ fn clients(python: &Path) -> Result<(), String> {
         .env("OPENAI_API_KEY", key.trim())
         .env("QUORATE_EMBEDDING_MODEL", "minilm")
         .env("QUORATE_CHAT_MODEL", "tiny"))?;
+    let quorate = target().join("debug/quorate").display().to_string();
+    run(&mut command(&python, &["docker/check.py", &quorate]))?;
     run(&mut command(&python, &["control/tests/control_api.py", &context]))
 }
 

@@ -379,7 +379,7 @@ async fn events(
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
 async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> {
     let now = wall_clock();
-    let leader = scheduler::LeaderView { leader: Some(server.id), replicas_alive: server.replicas_alive() };
+    let leader = scheduler::LeaderView { leader: Some(server.id), replicas_alive: server.peers.alive() };
     Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct ServerMetrics {
     pub(crate) leader_changes: IntCounter,
     is_leader: IntGauge,
     has_leader: IntGauge,
+    replicas: IntGauge,
+    replicas_alive: IntGauge,
     applied: IntGauge,
     committed: IntGauge,
     nodes_alive: IntGauge,
@@ -59,6 +61,12 @@ impl ServerMetrics {
             ),
             is_leader: gauge(&r, "quorate_control_is_leader", "1 while this replica leads."),
             has_leader: gauge(&r, "quorate_control_has_leader", "1 while this replica knows a leader."),
+            replicas: gauge(&r, "quorate_control_replicas", "Control replicas of the genesis."),
+            replicas_alive: gauge(
+                &r,
+                "quorate_control_replicas_alive",
+                "Control replicas that answered this one lately, itself included.",
+            ),
             applied: gauge(&r, "quorate_control_applied_index", "Last log entry applied."),
             committed: gauge(&r, "quorate_control_commit_index", "Last log entry known to be committed."),
             nodes_alive: gauge(&r, "quorate_nodes_alive", "Nodes whose lease holds; the leader knows."),
@@ -112,6 +120,8 @@ impl Server {
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&metrics.is_leader, u64::from(status.role == consensus::Role::Leader));
         set(&metrics.has_leader, u64::from(status.leader.is_some()));
+        set(&metrics.replicas, self.genesis.genesis.control.len() as u64);
+        set(&metrics.replicas_alive, self.peers.alive().map_or(0, u64::from));
         set(&metrics.applied, status.applied);
         set(&metrics.committed, status.commit);
         for (group, count) in self.key_exchanges.counts() {

@@ -9,6 +9,7 @@ mod logs;
 mod machine;
 mod metrics;
 mod openapi;
+mod peers;
 mod problem;
 
 pub use machine::ClusterMachine;
@@ -57,6 +58,7 @@ pub(crate) struct Server {
     leadership: Mutex<Option<Leadership>>,
     logs: Mutex<Logs>,
     key_exchanges: Arc<KeyExchanges>,
+    peers: peers::Peers,
     metrics: metrics::ServerMetrics,
 }
 
@@ -70,6 +72,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let server = Arc::new(Server {
         id: config.id,
         identity: config.identity.clone(),
+        peers: peers::Peers::new(&config.identity, &config.genesis.genesis),
         genesis: config.genesis,
         handle,
         leadership: Mutex::new(None),
@@ -77,7 +80,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         key_exchanges: Arc::default(),
         metrics: metrics::ServerMetrics::new(),
     });
-    let overlay_router = replica.router().merge(agents::router(server.clone()));
+    let overlay_router = replica.router().merge(agents::router(server.clone())).merge(peers::router());
     let overlay_serving = overlay::serve(
         config.overlay,
         &config.identity,
@@ -96,12 +99,14 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         shutdown.clone(),
     );
     let leading = leader::run(server.clone(), shutdown.clone());
+    let watching = peers::watch(server.clone(), shutdown.clone());
     let stopped = stopped(&server);
     tokio::select! {
         ended = async { tokio::try_join!(overlay_serving, people_serving).map(|_| ()) } => {
             ended.context("serve")?;
         }
         () = leading => {}
+        () = watching => {}
         reason = stopped => anyhow::bail!("the replica stopped: {reason}"),
     }
     Ok(())
@@ -165,11 +170,6 @@ impl Server {
     /// Waits until this replica has applied everything that was acknowledged before now.
     pub(crate) async fn read_barrier(&self) -> Result<(), problem::Failure> {
         self.handle.read_barrier().await.map(|_| ()).map_err(problem::unavailable)
-    }
-
-    /// Replicas that the leader hears, itself included, as far as the consensus layer knows.
-    pub(crate) fn replicas_alive(&self) -> Option<u32> {
-        None
     }
 
     /// Looks at the cluster as last applied here.

@@ -1,0 +1,68 @@
+//! Which control replicas answer: asked over the overlay, once a second, so that `status` can tell of one
+//! that is dead before a second one dies.
+
+use super::Server;
+use axum::Router;
+use axum::routing::get;
+use overlay::{CancellationToken, Client, Identity, Limits};
+use protocol::governance::Genesis;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Pause between rounds.
+const ROUND: Duration = Duration::from_secs(1);
+/// A replica that takes longer is counted as dead until the next round.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// What is asked.
+const PATH: &str = "/control/v1/alive";
+
+/// The other replicas.
+pub(crate) struct Peers {
+    clients: Vec<Client>,
+    /// Replicas that answered in the last round, this one included; 0 before the first.
+    alive: AtomicU32,
+}
+
+impl Peers {
+    pub(crate) fn new(identity: &Identity, genesis: &Genesis) -> Self {
+        let limits = Limits { request: ANSWER_LIMIT, ..Limits::default() };
+        let others = genesis.control.iter().filter(|replica| replica.key != identity.public_key());
+        let clients = others
+            .filter_map(|replica| Some((replica.address.parse().ok()?, replica.key)))
+            .map(|(address, key)| Client::new(identity.clone(), address, key, limits.clone()))
+            .collect();
+        Self { clients, alive: AtomicU32::new(0) }
+    }
+
+    /// How many replicas answer, this one included; none before anybody was asked.
+    pub(crate) fn alive(&self) -> Option<u32> {
+        Some(self.alive.load(Ordering::Relaxed)).filter(|alive| *alive > 0)
+    }
+
+    async fn ask_all(&self) {
+        let asked = self.clients.iter().map(|client| async {
+            let request = http::Request::get(PATH).body(bytes::Bytes::new()).expect("a constant request");
+            client.request(request).await.is_ok_and(|answer| answer.status().is_success())
+        });
+        let answers = futures::future::join_all(asked).await;
+        let alive = 1 + answers.into_iter().filter(|answered| *answered).count();
+        self.alive.store(u32::try_from(alive).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Asks the others again and again, until `shutdown`.
+pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
+    loop {
+        server.peers.ask_all().await;
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(ROUND) => {}
+        }
+    }
+}
+
+/// What a replica answers to the others.
+pub(crate) fn router() -> Router {
+    Router::new().route(PATH, get(|| async { "alive\n" }))
+}
