@@ -9,6 +9,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if matches!(name, "quickstart" | "embeddings") {
         crate::minilm::directory()?;
     }
+    if name == "quickstart" {
+        crate::demo::build()?;
+    }
     let mut all = vec!["run", "--quiet", "--package", "benchmarks", "--", name];
     all.extend(arguments.iter().skip(1).map(String::as_str));
     process::run(&mut process::command("cargo", &all))
