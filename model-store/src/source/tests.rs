@@ -88,8 +88,11 @@ fn what_could_run_code_or_not_start_is_refused_by_name() {
 #[test]
 fn torn_weights_are_refused_wherever_they_tear() {
     let whole = safetensors(&[("a", 100), ("b", 0), ("c", 50)]);
-    let check =
-        |bytes: &[u8]| after(|path| std::fs::write(path.join("model.safetensors"), bytes).expect("write"));
+    let directory = model();
+    let check = |bytes: &[u8]| {
+        std::fs::write(directory.path().join("model.safetensors"), bytes).expect("write");
+        inspect(directory.path()).map_err(|error| (error.code(), error.to_string()))
+    };
     assert!(check(&whole).is_ok());
     for length in 0..whole.len() {
         let (code, message) = check(&whole[..length]).expect_err("torn");
