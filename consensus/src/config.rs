@@ -109,7 +109,7 @@ impl Default for Limits {
             snapshot_bytes: 64 * 1024 * 1024,
             snapshot_bytes_max: 1024 * 1024 * 1024,
             retained_entries: 5_000,
-            segment_bytes: 16 * 1024 * 1024,
+            segment_bytes: 8 * 1024 * 1024,
         }
     }
 }

@@ -125,6 +125,9 @@ pub struct Core {
     durable_term: u64,
     /// A hard state of which only the commit index changed, for the next batch.
     deferred: Option<HardState>,
+    /// Set by the clock: an idle replica writes what is deferred, which also marks its last entry as durable.
+    flush_deferred: bool,
+    ticks_unfounded: usize,
     reads: Reads,
 }
 
@@ -142,8 +145,18 @@ impl Core {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, log, &logger)?;
         let outstanding = VecDeque::new();
-        let mut core =
-            Self { raw, settings, campaigns: 0, applied, outstanding, durable_term, deferred: None, reads };
+        let mut core = Self {
+            raw,
+            settings,
+            campaigns: 0,
+            applied,
+            outstanding,
+            durable_term,
+            deferred: None,
+            flush_deferred: false,
+            ticks_unfounded: 0,
+            reads,
+        };
         core.call(|_| ());
         Ok(core)
     }
@@ -160,6 +173,13 @@ impl Core {
 
     /// One step of the clock.
     pub fn tick(&mut self) {
+        self.flush_deferred = true;
+        // Raft looks for entries that the snapshot has replaced when it campaigns before hearing that the
+        // snapshot is durable, and panics. Waiting is right: this replica is the one furthest behind.
+        if self.installing() {
+            return;
+        }
+        self.found();
         let before = self.raw.raft.election_elapsed;
         let leading = self.leads();
         self.call(|raw| raw.tick());
@@ -170,11 +190,25 @@ impl Core {
         }
     }
 
-    /// Stands for election now, as after the end of a lone voter's first start.
-    pub fn campaign(&mut self) {
-        self.campaigns += 1;
-        // Refused only while a configuration change is unapplied, and there are none.
-        let _ = self.call(RawNode::campaign);
+    /// In a group that never had a leader nobody can be disturbed: replicas stand for election soon, in
+    /// turns, instead of waiting for a timeout. As always, pre-vote and majority decide.
+    fn found(&mut self) {
+        if self.raw.raft.term > 0 || self.raw.raft.leader_id != 0 {
+            return;
+        }
+        self.ticks_unfounded += 1;
+        let voters = &self.settings.voters;
+        let turn = voters.iter().position(|voter| *voter == self.settings.id).unwrap_or(0);
+        if self.ticks_unfounded % (2 * voters.len()) == 2 * turn + 1 {
+            self.campaigns += 1;
+            // Refused only while a configuration change is unapplied, and there are none.
+            let _ = self.call(RawNode::campaign);
+        }
+    }
+
+    /// Whether a snapshot from the leader is installed in memory and not yet durable.
+    fn installing(&self) -> bool {
+        self.applied > self.raw.raft.raft_log.applied
     }
 
     /// Takes a message from a peer.
@@ -186,8 +220,12 @@ impl Core {
         if !known || message.to != self.settings.id {
             return Err(StepError::Misaddressed);
         }
-        if !may_cross_the_wire(message.get_msg_type()) {
+        let kind = message.get_msg_type();
+        if !may_cross_the_wire(kind) {
             return Err(StepError::Forbidden);
+        }
+        if self.installing() && is_about_elections(kind) {
+            return Ok(());
         }
         // Raft's own complaints are about stale messages: dropping them is the right answer.
         let _ = self.call(|raw| raw.step(message));
@@ -319,7 +357,9 @@ impl Core {
     pub fn ready(&mut self) -> Option<Effects> {
         let refused_reads = self.issue_reads();
         if !self.raw.has_ready() {
-            return (!refused_reads.is_empty()).then(|| Effects { refused_reads, ..Effects::default() });
+            let batch = self.take_deferred();
+            let idle = refused_reads.is_empty() && batch.is_none();
+            return (!idle).then(|| Effects { refused_reads, batch, ..Effects::default() });
         }
         let mut ready = self.call(RawNode::ready);
         let number = ready.number();
@@ -366,6 +406,16 @@ impl Core {
         let term = batch.hard_state.map(|state| state.term);
         self.outstanding.push_back((number, term));
         Some(NumberedBatch { number, batch, messages })
+    }
+
+    /// The deferred hard state as a batch that nobody waits for. Number 0 is before every number of raft's.
+    fn take_deferred(&mut self) -> Option<NumberedBatch> {
+        if !std::mem::take(&mut self.flush_deferred) || !self.outstanding.is_empty() {
+            return None;
+        }
+        let hard_state = Some(self.deferred.take()?);
+        let batch = Batch { hard_state, ..Batch::default() };
+        Some(NumberedBatch { number: 0, batch, messages: Vec::new() })
     }
 
     /// A follower speaks only of what is durable, so its messages wait for the disk. Answers to heartbeats
@@ -440,6 +490,12 @@ fn may_cross_the_wire(kind: MessageType) -> bool {
             | Kind::MsgSnapshot
             | Kind::MsgTimeoutNow
     )
+}
+
+/// Messages upon which raft looks through unapplied entries, as in [`Core::tick`].
+fn is_about_elections(kind: MessageType) -> bool {
+    use MessageType as Kind;
+    matches!(kind, Kind::MsgTimeoutNow | Kind::MsgRequestVote | Kind::MsgRequestPreVote)
 }
 
 fn checked(entry: &Entry) -> LogEntry {

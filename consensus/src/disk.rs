@@ -28,7 +28,7 @@ pub(crate) fn run(
             && let Ok(next) = batches.try_recv()
         {
             group.push(next.batch);
-            number = next.number;
+            number = number.max(next.number);
             messages.extend(next.messages);
         }
         let begin = Instant::now();
@@ -40,12 +40,14 @@ pub(crate) fn run(
         if group.iter().any(|batch| batch.sync) {
             counters.synced(begin.elapsed());
         }
+        // Before the messages: an answer to one of them must not overtake it, or raft would hear of a vote
+        // won while it believes that older batches are not on disk.
+        if events.send(Event::Persisted(number)).is_err() {
+            return;
+        }
         // Straight from here: a follower's answer spares a detour over the raft thread.
         if !messages.is_empty() {
             transport.send(messages);
-        }
-        if events.send(Event::Persisted(number)).is_err() {
-            return;
         }
     }
 }

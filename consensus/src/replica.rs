@@ -162,7 +162,10 @@ impl<M: StateMachine> Replica<M> {
 impl<M> Drop for Replica<M> {
     fn drop(&mut self) {
         match &self.network {
-            Network::Overlay { shutdown, .. } => shutdown.cancel(),
+            Network::Overlay { peers, shutdown } => {
+                shutdown.cancel();
+                peers.close();
+            }
             Network::Simulated(network) => network.leave(self.handle.port.id),
         }
         self.handle.port.tell(Event::Stop);

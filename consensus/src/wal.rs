@@ -23,6 +23,7 @@ use record::{Chain, Position};
 use segment::Segment;
 use spares::Spares;
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -69,7 +70,9 @@ impl WriteAheadLog {
         create: bool,
         segment_bytes: u64,
     ) -> Result<(Self, Recovered), StartError> {
-        fs::create_dir_all(directory).map_err(|e| LogError::io("create directory", directory, e))?;
+        // What the circle decides is not for every account of the machine to read.
+        let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        created.map_err(|e| LogError::io("create directory", directory, e))?;
         let lock = lock(directory)?;
         let found = recovery::recover(directory, &owner, create.then_some(segment_bytes))?;
         let spares = Spares::start(directory.to_path_buf(), segment_bytes).map_err(StartError::Thread)?;

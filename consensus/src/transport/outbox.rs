@@ -6,7 +6,7 @@ use http_body::Frame;
 use raft::eraftpb::Message;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
@@ -17,25 +17,47 @@ const MESSAGES_PER_CHUNK: usize = 64;
 #[derive(Debug)]
 pub(super) struct Outbox {
     capacity: usize,
-    stream: Mutex<Option<mpsc::Sender<Message>>>,
+    stream: Mutex<Stream>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    /// Nobody has fetched yet.
+    None,
+    Open(mpsc::Sender<Message>),
+    /// The replica has stopped.
+    Closed,
 }
 
 impl Outbox {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, stream: Mutex::new(None) }
+        Self { capacity, stream: Mutex::new(Stream::None) }
     }
 
     /// Puts a message out. False when nobody fetches or too much waits: the message is lost.
     pub(super) fn put(&self, message: Message) -> bool {
-        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        stream.as_ref().is_some_and(|stream| stream.try_send(message).is_ok())
+        matches!(&*self.lock(), Stream::Open(stream) if stream.try_send(message).is_ok())
     }
 
-    /// Begins a new stream. Messages of the old one are lost with it: nothing is ever sent twice.
-    pub(super) fn open(&self) -> OutboxStream {
+    /// Begins a new stream, unless the replica has stopped. Messages of the old stream are lost with it:
+    /// nothing is ever sent twice.
+    pub(super) fn open(&self) -> Option<OutboxStream> {
+        let mut stream = self.lock();
+        if matches!(*stream, Stream::Closed) {
+            return None;
+        }
         let (sender, receiver) = mpsc::channel(self.capacity);
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        OutboxStream { receiver, waiting: Vec::with_capacity(MESSAGES_PER_CHUNK) }
+        *stream = Stream::Open(sender);
+        Some(OutboxStream { receiver, waiting: Vec::with_capacity(MESSAGES_PER_CHUNK) })
+    }
+
+    /// Ends the stream, and begins none again.
+    pub(super) fn close(&self) {
+        *self.lock() = Stream::Closed;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

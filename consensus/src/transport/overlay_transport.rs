@@ -148,7 +148,12 @@ impl Peers {
 
     /// The stream of everything that is sent to `peer` from now on.
     pub(crate) fn open_outbox(&self, peer: u64) -> Option<OutboxStream> {
-        self.by_id.get(&peer).map(|link| link.outbox.open())
+        self.by_id.get(&peer).and_then(|link| link.outbox.open())
+    }
+
+    /// Ends every stream, so that nothing keeps a listener from ending in order.
+    pub(crate) fn close(&self) {
+        self.by_id.values().for_each(|link| link.outbox.close());
     }
 
     async fn fetch_forever(&self, id: u64, port: &Port) {

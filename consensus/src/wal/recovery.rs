@@ -27,7 +27,8 @@ pub(super) fn recover(directory: &Path, owner: &Owner, create: Option<u64>) -> R
             _ => Err(LogError::Unknown { path: directory.to_path_buf() }),
         };
     };
-    let mut reader = Reader { owner, recovered: Recovered::default(), position: None, older: Vec::new() };
+    let (recovered, older) = (Recovered::default(), Vec::new());
+    let mut reader = Reader { owner, recovered, position: None, older, torn: false };
     let mut end = HEADER_BYTES;
     for (place, (number, path)) in segments.iter().enumerate() {
         if *number != first + place as u64 {
@@ -41,12 +42,8 @@ pub(super) fn recover(directory: &Path, owner: &Owner, create: Option<u64>) -> R
     reader.older.pop();
     reader.fit_snapshot(snapshot, &path)?;
     let position = reader.position.expect("a segment was read");
-    Ok(Found {
-        recovered: reader.recovered,
-        segment: Segment::resume(path, number, end)?,
-        older: reader.older,
-        position,
-    })
+    let segment = Segment::resume(path, number, end, reader.torn)?;
+    Ok(Found { recovered: reader.recovered, segment, older: reader.older, position })
 }
 
 /// The first segment of a new log.
@@ -62,6 +59,8 @@ struct Reader<'a> {
     recovered: Recovered,
     position: Option<Position>,
     older: Vec<(u64, u64)>,
+    /// Whether something follows the last record.
+    torn: bool,
 }
 
 impl Reader<'_> {
@@ -84,6 +83,7 @@ impl Reader<'_> {
         }
         if last {
             refuse_damage(&bytes, at, position.sequence + 1, path)?;
+            self.torn = bytes.get(at..).is_some_and(|rest| rest.iter().any(|byte| *byte != 0));
         }
         self.position = Some(position);
         let highest = self.recovered.entries.last().map_or(0, |entry| entry.index);

@@ -56,14 +56,16 @@ impl Segment {
         Ok(Self { number, path, file, end: HEADER_BYTES, capacity })
     }
 
-    /// Opens the last segment again, to go on at `end`. What lies behind is written over with zeros, so that
-    /// a torn record can never be taken for one of the records to come.
-    pub(super) fn resume(path: PathBuf, number: u64, end: u64) -> Result<Self, LogError> {
+    /// Opens the last segment again, to go on at `end`. A torn record behind it is written over with zeros, so
+    /// that it can never be taken for one of the records to come.
+    pub(super) fn resume(path: PathBuf, number: u64, end: u64, torn: bool) -> Result<Self, LogError> {
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.map_err(|e| LogError::io("open", &path, e))?;
         let capacity = file.metadata().map_err(|e| LogError::io("inspect", &path, e))?.len();
-        zero(&file, end, capacity).map_err(|e| LogError::io("write", &path, e))?;
-        file.sync_all().map_err(|e| LogError::io("sync", &path, e))?;
+        if torn {
+            zero(&file, end, capacity).map_err(|e| LogError::io("write", &path, e))?;
+            file.sync_all().map_err(|e| LogError::io("sync", &path, e))?;
+        }
         Ok(Self { number, path, file, end, capacity })
     }
 
