@@ -8,6 +8,7 @@ pub mod client;
 pub mod context;
 pub mod explain;
 pub mod files;
+pub mod hub;
 pub mod node;
 pub mod server;
 pub mod session;

@@ -13,7 +13,7 @@ use protocol::ModelName;
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
@@ -129,14 +129,9 @@ fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
 }
 
 async fn import(arguments: ImportArguments, context: &Context, environment: &Environment) -> Result<()> {
-    if let Some(name) = arguments.source.strip_prefix("hf:") {
-        bail!(
-            "model-hub-unreachable: `hf:{name}` needs the Hugging Face hub, which this release does not \
-             reach by itself; download the directory and import it"
-        );
-    }
     let session = Session::open(context).await?;
-    let access = ModelAccess::open(&node_directory(context, arguments.node)?, &session.circle)?;
+    let directory = node_directory(context, arguments.node)?;
+    let access = ModelAccess::open(&directory, &session.circle)?;
     let stores = if arguments.store.is_empty() {
         access.stores_of_all_nodes(&session.circle).await?
     } else {
@@ -150,7 +145,16 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
         shards_per_domain_max: arguments.shards_per_domain.unwrap_or(arguments.parity),
     };
     let bar = progress_bar(0);
-    let source = PathBuf::from(&arguments.source);
+    // Below the node's directory, which has room for models; removed with this value.
+    let fetched = match arguments.source.strip_prefix("hf:") {
+        Some(name) => {
+            let folder = Fetched::below(&directory)?;
+            crate::hub::fetch(name, &folder.0, &bytes_bar()).await?;
+            Some(folder)
+        }
+        None => None,
+    };
+    let source = fetched.as_ref().map_or_else(|| PathBuf::from(&arguments.source), |folder| folder.0.clone());
     let imported = access.import(&session, &source, options, bar).await?;
     environment.output().print(&imported, |imported| {
         format!(
@@ -165,6 +169,30 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
         )
     });
     Ok(())
+}
+
+/// A folder for files on their way; it goes when this value does.
+struct Fetched(PathBuf);
+
+impl Fetched {
+    fn below(directory: &Path) -> Result<Self> {
+        let folder = directory.join("fetched").join(hex::encode(crate::session::random_bytes::<8>()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        // What cannot be removed now is in the way of nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn bytes_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}")
+        .expect("the template is a constant");
+    ProgressBar::new(0).with_style(style)
 }
 
 fn progress_bar(length: u64) -> ProgressBar {
