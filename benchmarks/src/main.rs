@@ -7,6 +7,7 @@ mod ceilings;
 mod consensus;
 mod embeddings;
 mod process;
+mod quickstart;
 mod report;
 
 use anyhow::{Context, bail};
@@ -46,6 +47,7 @@ type Run = fn(&Options) -> anyhow::Result<report::Report>;
 const BENCHMARKS: &[(&str, &str, Run)] = &[
     ("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run),
     ("embeddings", "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime", embeddings::run),
+    ("quickstart", "order accepted to last segment verified, beside candle's loaders", quickstart::run),
 ];
 
 fn main() -> anyhow::Result<ExitCode> {

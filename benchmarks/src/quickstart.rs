@@ -1,0 +1,342 @@
+//! From an order accepted to the last segment verified: a model from six local stores, erasure-coded 4+2,
+//! encrypted, verified, into shared memory, beside candle's stock loaders reading the same plain file.
+//!
+//! Both sides read from a warm page cache. Ours does more (it decrypts and hashes every byte) and leaves its
+//! bytes where every worker of a node can map them; candle leaves private tensors. Not here: what follows
+//! until the first token, which the end-to-end run times.
+
+use crate::report::{Bar, Report, Row, directory, median};
+use crate::{Options, ceilings};
+use anyhow::{Context as _, ensure};
+use candle_core::Device;
+use candle_core::safetensors::MmapedSafetensors;
+use model_store::{
+    Context, EncryptionSecret, ImportOptions, Imported, MapDestination, Pool, Reader, Store, fetch_manifest,
+    fresh_nonce, import, log_faults, open_store, unwrap_key, wrap_key,
+};
+use protocol::model::{KeyWrap, Recipient, StoreReference};
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Rounds of each side; they alternate.
+const ROUNDS: usize = 7;
+/// Where shared memory without a name on a disk is.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// A model to be made of random weights: its name, how it is laid out, and what the row is called.
+struct Shape {
+    name: &'static str,
+    element_bytes: usize,
+    dtype: &'static str,
+    config: &'static str,
+    tensors: Vec<(String, Vec<usize>)>,
+}
+
+/// A model on disk twice: as the plain file, and dispersed.
+struct Subject {
+    name: &'static str,
+    plain: PathBuf,
+    bytes: u64,
+    imported: Imported,
+    wrap: KeyWrap,
+}
+
+/// Times of one side in milliseconds, one per round.
+#[derive(Default)]
+struct Times {
+    ours: Vec<f64>,
+    mapped: Vec<f64>,
+    read: Vec<f64>,
+}
+
+/// Measures, alternating ours, mapped, read, ours, ...
+pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let place = directory()?.join("quickstart");
+    if place.exists() {
+        std::fs::remove_dir_all(&place)?;
+    }
+    std::fs::create_dir_all(&place)?;
+    let report = runtime.block_on(compare(options, &place));
+    std::fs::remove_dir_all(&place)?;
+    report
+}
+
+async fn compare(options: &Options, place: &Path) -> anyhow::Result<Report> {
+    let rounds = if options.quick { 3 } else { ROUNDS };
+    let pool = Pool::per_core();
+    let secret = EncryptionSecret::generate()?;
+    let mut report = Report::new("quickstart");
+    let mut largest = None;
+    for shape in [mini_lm(), llama(1 << 28), llama(1 << 30)] {
+        let subject = prepare(&shape, place, &pool, &secret).await?;
+        let times = alternate(&subject, rounds, &pool, &secret).await?;
+        rows(&mut report, &subject, &times);
+        largest = Some((subject.plain.clone(), subject.bytes, median(&times.ours)));
+    }
+    let (plain, bytes, ours_ms) = largest.context("there are subjects")?;
+    add_ceilings(&mut report, &plain, bytes)?;
+    let threads = pool.threads();
+    let gigabytes = |ms: f64| bytes as f64 / ms / 1e6;
+    let touch = report.ceilings["first_touch_shared_gigabytes_per_second"];
+    report.notes = vec![
+        format!("stores are six directories, 4+2, pages warm; {threads} threads decode; candle loads on one"),
+        "mmap is what candle's examples use (MmapedSafetensors, every tensor loaded); read is safetensors::load"
+            .into(),
+        format!(
+            "largest model: {:.2} GB/s, {:.0} % of first touch of shared memory on the same threads",
+            gigabytes(ours_ms),
+            100.0 * gigabytes(ours_ms) / touch
+        ),
+    ];
+    Ok(report)
+}
+
+fn rows(report: &mut Report, subject: &Subject, times: &Times) {
+    let Subject { name, .. } = subject;
+    let bar = (*name != "llama_256_mib").then_some(Bar::AtMost(1.5));
+    let row = |what: &str, peer: &str, theirs: &[f64], bar| {
+        Row::new(&format!("load_{name}_{what}"), "ms", peer, &times.ours, theirs, bar)
+    };
+    report.rows.push(row("mmap", "candle 0.11.1", &times.mapped, bar));
+    report.rows.push(row("read", "candle 0.11.1", &times.read, None));
+}
+
+async fn alternate(
+    subject: &Subject,
+    rounds: usize,
+    pool: &Arc<Pool>,
+    secret: &EncryptionSecret,
+) -> anyhow::Result<Times> {
+    let mut times = Times::default();
+    for round in 0..=rounds {
+        let ours = ours(subject, pool, secret).await?;
+        let (mapped, read) = (mapped(subject)?, read(subject)?);
+        // The first round only warms caches and allocators.
+        if round > 0 {
+            times.ours.push(ours);
+            times.mapped.push(mapped);
+            times.read.push(read);
+        }
+        eprintln!(
+            "{} round {round}/{rounds}  ours {ours:7.1} ms   candle mmap {mapped:7.1} ms   candle read {read:7.1} ms",
+            subject.name
+        );
+    }
+    Ok(times)
+}
+
+/// What an agent does between an accepted order and the last segment: open the stores, unwrap the key,
+/// fetch and check the manifest, map shared memory, fill it.
+async fn ours(subject: &Subject, pool: &Arc<Pool>, secret: &EncryptionSecret) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let record = &subject.imported.record;
+    let context = Context::new();
+    let stores: Vec<Store> =
+        record.stores.iter().map(|store| Store::open_or_closed(store, &context)).collect();
+    let key = unwrap_key(&subject.wrap, secret)?;
+    let manifest = fetch_manifest(record.root, &stores, pool).await?;
+    let reader = Reader::open(manifest.clone(), &key, stores, pool.clone(), log_faults())?;
+    let memory = tempfile::tempfile_in(SHARED_MEMORY)?;
+    memory.set_len(manifest.map_bytes())?;
+    let map = Arc::new(MapDestination::map(&memory, manifest.map_bytes())?);
+    let report = reader.fill(map.clone(), Arc::new(|_| ())).await?;
+    let elapsed = milliseconds(began);
+    ensure!(report.segments == record.segments && report.faults == 0, "a healthy fill: {report:?}");
+    Ok(elapsed)
+}
+
+/// Candle's usual loader: the file mapped, each tensor copied out of it.
+fn mapped(subject: &Subject) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    // SAFETY: the file is ours alone and nobody writes it while it is mapped.
+    let file = unsafe { MmapedSafetensors::new(&subject.plain)? };
+    let tensors: Vec<_> =
+        file.tensors().into_iter().map(|(name, _)| file.load(&name, &Device::Cpu)).collect();
+    let elapsed = milliseconds(began);
+    black_box(&tensors);
+    for tensor in tensors {
+        tensor?;
+    }
+    Ok(elapsed)
+}
+
+/// Candle's other loader: the file read whole, each tensor copied out of it.
+fn read(subject: &Subject) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let tensors = candle_core::safetensors::load(&subject.plain, &Device::Cpu)?;
+    let elapsed = milliseconds(began);
+    ensure!(!tensors.is_empty(), "there are tensors");
+    Ok(elapsed)
+}
+
+fn milliseconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Writes the plain model and imports it.
+async fn prepare(
+    shape: &Shape,
+    place: &Path,
+    pool: &Arc<Pool>,
+    secret: &EncryptionSecret,
+) -> anyhow::Result<Subject> {
+    let home = place.join(shape.name);
+    let model = home.join("model");
+    std::fs::create_dir_all(&model)?;
+    std::fs::write(model.join("config.json"), shape.config)?;
+    std::fs::write(model.join("tokenizer.json"), "{}")?;
+    let plain = model.join("model.safetensors");
+    let bytes = write_weights(shape, &plain)?;
+    let open = |number: usize| {
+        let url = format!("file://{}", home.join(format!("store-{number}")).display());
+        let reference = StoreReference { url, failure_domain: format!("disk-{}", number / 2) };
+        open_store(&reference, &Context::new())
+    };
+    let stores = (0..6).map(open).collect::<Result<Vec<Store>, _>>()?;
+    let key = model_store::ModelKey::generate()?;
+    let name = shape.name.replace('_', "-").parse().map_err(anyhow::Error::msg)?;
+    let options = ImportOptions::new(name, fresh_nonce()?);
+    let imported = import(&model, options, &stores, &key, pool, |_| ()).await?;
+    eprintln!(
+        "{}: {:.0} MB imported 4+2 in {:.1} s, {:.0} MB written",
+        shape.name,
+        bytes as f64 / 1e6,
+        imported.elapsed.as_secs_f64(),
+        imported.bytes_written as f64 / 1e6
+    );
+    let recipient = Recipient::Member("bench".parse().map_err(anyhow::Error::msg)?);
+    let wrap = wrap_key(&key, secret.public(), imported.record.root, recipient)?;
+    Ok(Subject { name: shape.name, plain, bytes, imported, wrap })
+}
+
+/// The shapes of all-MiniLM-L6-v2: 90 MB of f32.
+fn mini_lm() -> Shape {
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
+        ("embeddings.word_embeddings.weight".into(), vec![30_522, 384]),
+        ("embeddings.position_embeddings.weight".into(), vec![512, 384]),
+        ("embeddings.token_type_embeddings.weight".into(), vec![2, 384]),
+    ];
+    for layer in 0..6 {
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((format!("encoder.layer.{layer}.{name}.weight"), shape.to_vec()));
+            tensors.push((format!("encoder.layer.{layer}.{name}.bias"), shape[..1].to_vec()));
+        };
+        for name in
+            ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+        {
+            add(name, &[384, 384]);
+        }
+        add("intermediate.dense", &[1536, 384]);
+        add("output.dense", &[384, 1536]);
+        add("attention.output.LayerNorm", &[384]);
+        add("output.LayerNorm", &[384]);
+    }
+    tensors.push(("pooler.dense.weight".into(), vec![384, 384]));
+    Shape { name: "minilm", element_bytes: 4, dtype: "F32", config: r#"{"model_type":"bert"}"#, tensors }
+}
+
+/// A Llama shape of about `bytes` bytes of bf16.
+fn llama(bytes: usize) -> Shape {
+    const HIDDEN: usize = 2048;
+    const INNER: usize = 5632;
+    const VOCABULARY: usize = 32_000;
+    let embedding = VOCABULARY * HIDDEN * 2;
+    let layer_bytes = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER + 2 * HIDDEN);
+    let layers = (bytes.saturating_sub(embedding) / layer_bytes).max(1);
+    let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![VOCABULARY, HIDDEN])];
+    for layer in 0..layers {
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        };
+        for name in ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"] {
+            add(name, &[HIDDEN, HIDDEN]);
+        }
+        add("mlp.gate_proj", &[INNER, HIDDEN]);
+        add("mlp.up_proj", &[INNER, HIDDEN]);
+        add("mlp.down_proj", &[HIDDEN, INNER]);
+        add("input_layernorm", &[HIDDEN]);
+        add("post_attention_layernorm", &[HIDDEN]);
+    }
+    tensors.push(("model.norm.weight".into(), vec![HIDDEN]));
+    let name = if bytes < 1 << 30 { "llama_256_mib" } else { "llama_1_gib" };
+    Shape { name, element_bytes: 2, dtype: "BF16", config: r#"{"model_type":"llama"}"#, tensors }
+}
+
+/// Writes a safetensors file of pseudo-random bytes, the same every time; returns its length.
+fn write_weights(shape: &Shape, path: &Path) -> anyhow::Result<u64> {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, dimensions) in &shape.tensors {
+        let begin = end;
+        end += dimensions.iter().product::<usize>() * shape.element_bytes;
+        let offsets = [begin, end];
+        let info = serde_json::json!({ "dtype": shape.dtype, "shape": dimensions, "data_offsets": offsets });
+        header.insert(name.clone(), info);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut block = vec![0; 64 * 1024];
+    let mut left = end;
+    while left > 0 {
+        for word in block.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            // Keep exponents small, so that no value is infinite or not a number.
+            word.copy_from_slice(&(state & 0x3fff_3fff_3fff_3fff).to_le_bytes());
+        }
+        let part = left.min(block.len());
+        file.write_all(&block[..part])?;
+        left -= part;
+    }
+    file.flush()?;
+    Ok((8 + header.len() + end) as u64)
+}
+
+fn add_ceilings(report: &mut Report, plain: &Path, bytes: u64) -> anyhow::Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut add = |name: &str, value: f64| report.ceilings.insert(name.into(), value);
+    add("memcpy_gigabytes_per_second", ceilings::copy_gigabytes(threads));
+    add("page_cache_read_gigabytes_per_second", page_cache_gigabytes(plain)?);
+    add("first_touch_shared_gigabytes_per_second", first_touch_gigabytes(threads, bytes)?);
+    Ok(())
+}
+
+/// Gigabytes per second of the plain file through one small buffer.
+fn page_cache_gigabytes(path: &Path) -> anyhow::Result<f64> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 256 * 1024];
+    let (began, mut total) = (Instant::now(), 0);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => total += read,
+        }
+    }
+    Ok(total as f64 / began.elapsed().as_secs_f64() / 1e9)
+}
+
+/// Gigabytes per second of fresh shared memory written once, each thread its own part.
+fn first_touch_gigabytes(threads: usize, bytes: u64) -> anyhow::Result<f64> {
+    let file = tempfile::tempfile_in(SHARED_MEMORY)?;
+    file.set_len(bytes)?;
+    // SAFETY: the file has no name and this process alone writes it.
+    let mut map = unsafe { memmap2::MmapOptions::new().map_mut(&file)? };
+    let part = map.len().div_ceil(threads);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for part in map.chunks_mut(part) {
+            scope.spawn(|| part.fill(1));
+        }
+    });
+    Ok(bytes as f64 / began.elapsed().as_secs_f64() / 1e9)
+}
