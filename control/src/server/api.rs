@@ -248,6 +248,16 @@ struct After {
     after: u64,
 }
 
+impl After {
+    /// The sequence number, if it is one that JSON clients can write: OpenAPI's `int64`.
+    fn sequence(&self) -> Result<u64, Failure> {
+        i64::try_from(self.after).map(i64::unsigned_abs).map_err(|_| {
+            let message = format!("`after` is at most {}", i64::MAX);
+            Failure::new(error_code::REQUEST_INVALID, message).at("query after")
+        })
+    }
+}
+
 /// What a service's workers wrote last.
 #[utoipa::path(get, path = "/v1/services/{name}/logs", params(("name" = ServiceName, Path), After),
     responses((status = 200, body = Page<LogLine>)), tag = "services")]
@@ -258,7 +268,7 @@ async fn logs(
     name: Result<Path<ServiceName>, PathRejection>,
     query: Result<Query<After>, QueryRejection>,
 ) -> Answer<Page<LogLine>> {
-    let (Path(name), Query(After { after })) = (name?, query?);
+    let (Path(name), after) = (name?, query?.sequence()?);
     if server.cluster(|cluster| !cluster.services().contains_key(&name)) {
         return Err(no_service(&name));
     }
@@ -370,7 +380,7 @@ async fn events(
     State(server): Shared,
     query: Result<Query<After>, QueryRejection>,
 ) -> Answer<Page<AuditEvent>> {
-    let Query(After { after }) = query?;
+    let after = query?.sequence()?;
     let items = server.cluster(|cluster| cluster.audit().after(after, PAGE_MAX).cloned().collect());
     Ok(Json(Page { items }))
 }

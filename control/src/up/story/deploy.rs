@@ -9,7 +9,7 @@ use crate::up::cluster::{Cluster, LOOK_AGAIN};
 use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::ProgressBar;
-use protocol::api::{CreateKey, Page, ProposalState, ServiceView};
+use protocol::api::{CreateKey, KeyView, Page, ProposalState, ServiceView};
 use protocol::governance::{Change, Choice};
 use protocol::manifest::{Manifest, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
@@ -19,21 +19,29 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
+/// What the demonstration's inference key is called.
+const API_KEY_NAME: &str = "demo";
 /// How long a deployment may take until all its replicas answer.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// The demonstration's inference key: made once, kept in a file.
+/// The demonstration's inference key: its text made once and kept in a file, known to the cluster.
 pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {
     let path = cluster.layout.api_key();
-    if let Ok(text) = std::fs::read_to_string(&path) {
-        return Ok(Zeroizing::new(text.trim().to_string()));
-    }
-    let text = fresh_secret_text("quorate-key");
-    let name = "demo".parse().map_err(|error: String| anyhow!(error))?;
-    let body = CreateKey { name, hash: Digest::of(text.as_bytes()), requests_per_minute: None };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => Zeroizing::new(text.trim().to_string()),
+        Err(_) => {
+            let text = fresh_secret_text("quorate-key");
+            files::write_secret(&path, text.as_bytes())?;
+            text
+        }
+    };
     let client = cluster.context()?.client()?;
-    let _: serde_json::Value = client.post("/v1/keys", &body).await?;
-    files::write_secret(&path, text.as_bytes())?;
+    let known: Page<KeyView> = client.get("/v1/keys").await?;
+    if known.items.iter().all(|key| key.name.as_str() != API_KEY_NAME) {
+        let name = API_KEY_NAME.parse().map_err(|error: String| anyhow!(error))?;
+        let body = CreateKey { name, hash: Digest::of(text.as_bytes()), requests_per_minute: None };
+        let _: serde_json::Value = client.post("/v1/keys", &body).await?;
+    }
     Ok(text)
 }
 
