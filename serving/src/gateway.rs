@@ -81,18 +81,22 @@ pub async fn serve(
     });
     // Workers stay connected until the last answer is out.
     let workers_shutdown = CancellationToken::new();
-    let public = {
-        let (gateway, shutdown, done) = (gateway.clone(), shutdown.clone(), workers_shutdown.clone());
-        async move {
-            let _done = done.drop_guard();
-            let router = public::router(gateway.clone());
-            let exchanges = gateway.key_exchanges.clone();
-            people::serve(listeners.public, certificate, public_limits(), router, exchanges, shutdown).await
-        }
+    // A gateway without one of its listeners is none: whichever fails ends the others.
+    let or_stop = |outcome: Result<(), overlay::Error>| outcome.inspect_err(|_| shutdown.cancel());
+    let public = async {
+        let _done = workers_shutdown.clone().drop_guard();
+        let router = public::router(gateway.clone());
+        let exchanges = gateway.key_exchanges.clone();
+        let limits = public_limits();
+        let served =
+            people::serve(listeners.public, certificate, limits, router, exchanges, shutdown.clone()).await;
+        or_stop(served)
     };
+    let workers =
+        async { or_stop(serve_workers(listeners.workers, gateway.clone(), workers_shutdown.clone()).await) };
+    let metrics =
+        async { or_stop(serve_metrics(listeners.metrics, gateway.clone(), shutdown.clone()).await) };
     let control = control_socket::serve(listeners.control, gateway.clone(), shutdown.clone());
-    let metrics = serve_metrics(listeners.metrics, gateway.clone(), shutdown);
-    let workers = serve_workers(listeners.workers, gateway, workers_shutdown);
     let (public, workers, metrics, ()) = tokio::join!(public, workers, metrics, control);
     public.and(workers).and(metrics)
 }

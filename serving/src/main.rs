@@ -1,6 +1,7 @@
 //! The binary `quorate-serve`: the AI circuit's two processes. It parses the command line and starts what the
 //! library does.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -211,7 +212,8 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
             "key": identity.public_key(),
         });
         lockdown::dial_nobody()?;
-        println!("{started}");
+        // Only whoever asked for a free port reads it.
+        let _ = writeln!(std::io::stdout(), "{started}");
         tracing::info!(%started, "gateway serves");
         gateway::serve(listeners, identity, certificate, shutdown).await?;
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::response::{IntoResponse, Response};
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use overlay::PublicKey;
 use prometheus::core::Collector;
 use prometheus::{
@@ -49,15 +49,47 @@ pub struct GatewayMetrics {
     first_token: HistogramVec,
     between_tokens: HistogramVec,
     request: HistogramVec,
-    otel_request: HistogramVec,
-    otel_first_token: HistogramVec,
-    otel_per_token: HistogramVec,
-    otel_tokens: HistogramVec,
+    otel: OpenTelemetry,
     running: IntGaugeVec,
     waiting: IntGaugeVec,
     cache: GaugeVec,
     workers: IntGaugeVec,
     connections: IntGaugeVec,
+}
+
+/// The same under OpenTelemetry's names for generative models.
+#[derive(Debug)]
+struct OpenTelemetry {
+    request: HistogramVec,
+    first_token: HistogramVec,
+    per_token: HistogramVec,
+    tokens: HistogramVec,
+}
+
+impl OpenTelemetry {
+    fn new(r: &Registry) -> Self {
+        let seconds = |name, help, buckets| histogram(r, name, help, OPERATION, buckets);
+        Self {
+            request: seconds("gen_ai_server_request_duration_seconds", "Whole requests.", REQUEST),
+            first_token: seconds(
+                "gen_ai_server_time_to_first_token_seconds",
+                "Until the first token.",
+                FIRST_TOKEN,
+            ),
+            per_token: seconds(
+                "gen_ai_server_time_per_output_token_seconds",
+                "Between tokens.",
+                BETWEEN_TOKENS,
+            ),
+            tokens: histogram(
+                r,
+                "gen_ai_client_token_usage",
+                "Tokens of a request.",
+                &["gen_ai_operation_name", "gen_ai_request_model", "gen_ai_token_type"],
+                TOKENS,
+            ),
+        }
+    }
 }
 
 impl GatewayMetrics {
@@ -94,34 +126,7 @@ impl GatewayMetrics {
                 BETWEEN_TOKENS,
             ),
             request: histogram(r, "quorate_e2e_request_latency_seconds", "Whole requests.", MODEL, REQUEST),
-            otel_request: histogram(
-                r,
-                "gen_ai_server_request_duration_seconds",
-                "Whole requests.",
-                OPERATION,
-                REQUEST,
-            ),
-            otel_first_token: histogram(
-                r,
-                "gen_ai_server_time_to_first_token_seconds",
-                "Until the first token.",
-                OPERATION,
-                FIRST_TOKEN,
-            ),
-            otel_per_token: histogram(
-                r,
-                "gen_ai_server_time_per_output_token_seconds",
-                "Between tokens.",
-                OPERATION,
-                BETWEEN_TOKENS,
-            ),
-            otel_tokens: histogram(
-                r,
-                "gen_ai_client_token_usage",
-                "Tokens of a request.",
-                &["gen_ai_operation_name", "gen_ai_request_model", "gen_ai_token_type"],
-                TOKENS,
-            ),
+            otel: OpenTelemetry::new(r),
             running: gauge(r, "quorate_num_requests_running", "Requests on workers.", MODEL),
             waiting: gauge(r, "quorate_num_requests_waiting", "Requests that wait in workers.", MODEL),
             cache: register(
@@ -232,7 +237,7 @@ fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str], bucke
 pub struct Observation {
     metrics: Arc<GatewayMetrics>,
     endpoint: Endpoint,
-    request_id: String,
+    request_id: HeaderValue,
     key: Option<TokenName>,
     model: String,
     worker: Option<PublicKey>,
@@ -249,7 +254,7 @@ const CLIENT_GONE: u16 = 499;
 
 impl Observation {
     /// A request has arrived.
-    pub fn begin(metrics: Arc<GatewayMetrics>, endpoint: Endpoint, request_id: String) -> Self {
+    pub fn begin(metrics: Arc<GatewayMetrics>, endpoint: Endpoint, request_id: HeaderValue) -> Self {
         Self {
             metrics,
             endpoint,
@@ -297,8 +302,8 @@ impl Observation {
     pub fn piece(&mut self) {
         let now = Instant::now();
         let (ours, otel, since) = match self.last_piece {
-            None => (&self.metrics.first_token, &self.metrics.otel_first_token, self.started),
-            Some(last) => (&self.metrics.between_tokens, &self.metrics.otel_per_token, last),
+            None => (&self.metrics.first_token, &self.metrics.otel.first_token, self.started),
+            Some(last) => (&self.metrics.between_tokens, &self.metrics.otel.per_token, last),
         };
         let seconds = now.duration_since(since).as_secs_f64();
         ours.with_label_values(&[self.model.as_str()]).observe(seconds);
@@ -321,7 +326,7 @@ impl Observation {
         metrics.requests.with_label_values(&[model, operation, &status.to_string()]).inc();
         if status == StatusCode::OK.as_u16() {
             metrics.request.with_label_values(&[model]).observe(elapsed.as_secs_f64());
-            metrics.otel_request.with_label_values(&[operation, model]).observe(elapsed.as_secs_f64());
+            metrics.otel.request.with_label_values(&[operation, model]).observe(elapsed.as_secs_f64());
         }
         for (tokens, counter, kind) in [
             (self.prompt_tokens, &metrics.prompt_tokens, "input"),
@@ -329,11 +334,11 @@ impl Observation {
         ] {
             if let Some(tokens) = tokens {
                 counter.with_label_values(&[model]).inc_by(tokens);
-                metrics.otel_tokens.with_label_values(&[operation, model, kind]).observe(tokens as f64);
+                metrics.otel.tokens.with_label_values(&[operation, model, kind]).observe(tokens as f64);
             }
         }
         tracing::info!(
-            request = self.request_id,
+            request = self.request_id.to_str().unwrap_or_default(),
             operation,
             model,
             key = self.key.as_ref().map(TokenName::as_str),
@@ -371,7 +376,8 @@ mod tests {
     #[test]
     fn a_request_is_counted_under_both_names() {
         let metrics = Arc::new(GatewayMetrics::new());
-        let mut observation = Observation::begin(metrics.clone(), Endpoint::Chat, "r".to_owned());
+        let mut observation =
+            Observation::begin(metrics.clone(), Endpoint::Chat, HeaderValue::from_static("r"));
         observation.model("tiny");
         observation.tokens(Some(7), None);
         observation.piece();
@@ -401,7 +407,7 @@ mod tests {
     #[test]
     fn a_client_that_goes_away_is_counted_as_such() {
         let metrics = Arc::new(GatewayMetrics::new());
-        drop(Observation::begin(metrics.clone(), Endpoint::Embeddings, "r".to_owned()));
+        drop(Observation::begin(metrics.clone(), Endpoint::Embeddings, HeaderValue::from_static("r")));
         assert!(text(&metrics).contains("operation=\"embeddings\",status=\"499\"} 1"));
     }
 

@@ -14,5 +14,5 @@ pub use answer::{COMPLETION_TOKENS, PROMPT_TOKENS};
 pub use inherited::{Tickets, serving_limits};
 pub use service::Service;
 
-pub(crate) use answer::{event_stream, json, no_such_method, no_such_path, random_number};
+pub(crate) use answer::{REQUEST_ID, event_stream, json, no_such_method, no_such_path, request_id};
 pub(crate) use service::now;

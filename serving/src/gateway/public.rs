@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
@@ -17,10 +17,7 @@ use super::Gateway;
 use super::table::Table;
 use crate::metrics::{self, Observation};
 use crate::openai::{self, ApiError, Endpoint, Request};
-use crate::worker::{json, no_such_method, no_such_path, random_number};
-
-/// Names a request in answers and logs; OpenAI's clients show it.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 
 /// The inference API.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
@@ -92,7 +89,7 @@ async fn infer(
     endpoint: Endpoint,
     request: axum::extract::Request,
 ) -> Response {
-    let request_id = format!("req-{:016x}", random_number());
+    let request_id = request_id();
     let observation = Observation::begin(gateway.metrics.clone(), endpoint, request_id.clone());
     let mut response = match gateway.try_infer(endpoint, request, observation).await {
         Ok(response) => response,
@@ -101,7 +98,6 @@ async fn infer(
             error.into_response()
         }
     };
-    let request_id = HeaderValue::from_str(&request_id).expect("hexadecimal digits are valid in a header");
     response.headers_mut().insert(REQUEST_ID, request_id);
     response
 }

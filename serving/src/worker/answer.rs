@@ -34,6 +34,9 @@ pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-to
 /// Tokens that were generated.
 pub const COMPLETION_TOKENS: HeaderName = HeaderName::from_static("quorate-completion-tokens");
 
+/// Names a request in answers and logs; OpenAI's clients show it.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The inference API of one worker.
 pub(super) fn router(service: Arc<Service>) -> Router {
     Router::new()
@@ -251,7 +254,13 @@ pub(crate) fn json(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
+/// A fresh name for a request.
+pub(crate) fn request_id() -> HeaderValue {
+    let name = format!("req-{:016x}", random_number());
+    HeaderValue::try_from(name).expect("letters and digits are valid in a header")
+}
+
 /// Names answers, and chooses one where the client gave no seed.
-pub(crate) fn random_number() -> u64 {
+fn random_number() -> u64 {
     getrandom::u64().expect("the operating system has randomness")
 }

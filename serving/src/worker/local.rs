@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::{Path, State};
+use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
 use overlay::{CancellationToken, Limits, people};
@@ -74,11 +75,18 @@ pub async fn serve(
         .route("/v1/models/{name}", get(model))
         .route("/metrics", get(worker_metrics))
         .with_state(service.clone())
-        .merge(answer::router(service));
+        .merge(answer::router(service))
+        .layer(map_response(name_request));
     // The router bounds bodies itself, with an answer in the API's own shape.
     let limits = Limits { request_bytes_max: usize::MAX >> 1, ..inherited::serving_limits() };
     people::serve(listener, None, limits, router, Arc::default(), shutdown).await?;
     Ok(())
+}
+
+/// As a gateway does; OpenAI's clients show the name.
+async fn name_request(mut response: Response) -> Response {
+    response.headers_mut().insert(answer::REQUEST_ID, answer::request_id());
+    response
 }
 
 fn load(config: &Config) -> anyhow::Result<Batcher> {

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Cluster {
     pub(crate) public: SocketAddr,
     pub(crate) metrics: SocketAddr,
-    workers: SocketAddr,
+    pub(crate) workers: SocketAddr,
     pub(crate) gateway: Identity,
     pub(crate) node: Identity,
     agent: (FrameSender, FrameReceiver),

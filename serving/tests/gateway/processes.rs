@@ -1,0 +1,303 @@
+//! The real binary, as its users start it: on local files, as a gateway, and inside a sandbox's filter. The
+//! models have random weights.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use protocol::manifest::Task;
+use protocol::model::ModelFile;
+use protocol::worker::{
+    FromWorker, SegmentRange, ToWorker, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD,
+    WORKER_SOCKET_FD, WORKER_WEIGHTS_FD, WorkerManifest, WorkerMetrics, WorkerState,
+};
+use protocol::{Fence, SlotIndex, canonical};
+use safetensors::Dtype;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use serde_json::Value;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::cluster::{Cluster, chat, eventually, whole};
+use crate::models::{bert_config, llama_config, write};
+
+/// A process that does not outlive its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::piped()).spawn().expect("the binary starts"))
+    }
+
+    /// The line of JSON that it prints when it is ready.
+    fn announcement(&mut self) -> Value {
+        let mut line = String::new();
+        let stdout = self.0.stdout.as_mut().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    /// Asks it to end, and returns how it did.
+    fn terminate(mut self) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).expect("it runs");
+        self.0.wait().expect("it ends").code()
+    }
+}
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_quorate-serve"))
+}
+
+async fn send(method: Method, address: SocketAddr, path: &str, body: &str) -> (StatusCode, Value) {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = Request::builder().method(method).uri(format!("http://{address}{path}"));
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("valid");
+    let (status, body) = whole(client.request(request).await.expect("an answer")).await;
+    (status, serde_json::from_slice(&body).expect("JSON"))
+}
+
+#[tokio::test]
+async fn a_worker_serves_local_files() {
+    let directory = write(&llama_config(), Dtype::F32);
+    let model = directory.path().to_str().expect("UTF-8");
+    let mut process = Process::start(binary().args(["worker", "--model-name", "tiny", "--model-dir", model]));
+    let announcement = process.announcement();
+    let address: SocketAddr = announcement["listening"].as_str().expect("text").parse().expect("an address");
+    assert!(address.ip().is_loopback());
+    let body = r#"{"model": "tiny", "prompt": "ab", "max_tokens": 4, "temperature": 0}"#;
+    let (status, answer) = send(Method::POST, address, "/v1/completions", body).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["usage"]["prompt_tokens"], 2);
+    assert_eq!(send(Method::POST, address, "/v1/completions", body).await.1["choices"], answer["choices"]);
+    let (status, answer) = send(Method::POST, address, "/v1/completions", &body.replace("tiny", "x")).await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (404, &Value::from("model_not_found")));
+    let body = r#"{"model": "tiny", "input": "ab"}"#;
+    let (status, answer) = send(Method::POST, address, "/v1/embeddings", body).await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (400, &Value::from("operation_unsupported")));
+    assert_eq!(send(Method::GET, address, "/v1/models", "").await.1["data"][0]["id"], "tiny");
+    assert_eq!(process.terminate(), Some(0));
+}
+
+#[test]
+fn a_worker_that_cannot_serve_says_why() {
+    let directory = write(&bert_config(), Dtype::F32);
+    let model = directory.path().to_str().expect("UTF-8").to_owned();
+    let refusal = |arguments: &[&str]| {
+        let output = binary().arg("worker").args(arguments).output().expect("it runs");
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).expect("text")
+    };
+    assert!(refusal(&["--model-dir", "/nowhere"]).contains("open /nowhere"));
+    assert!(refusal(&["--model-dir", &model, "--listen", "0.0.0.0:0"]).contains("not loopback"));
+    assert!(refusal(&["--model-dir", &model, "--task", "generate"]).contains("this model embeds text"));
+    assert!(refusal(&["--inherited", "--model-dir", &model]).contains("cannot be used with"));
+    assert!(refusal(&["--inherited"]).contains("descriptor 7 is not open"));
+    std::fs::remove_file(directory.path().join("tokenizer.json")).expect("there");
+    assert!(refusal(&["--model-dir", &model]).contains("tokenizer.json"));
+}
+
+#[tokio::test]
+async fn a_gateway_locks_itself_in_and_ends_in_order() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let mut process = Process::start(binary().args([
+        "gateway",
+        "--public",
+        "127.0.0.1:0",
+        "--workers",
+        "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
+        "--control-socket",
+        &path("gateway.sock"),
+        "--identity",
+        &path("gateway.key"),
+    ]));
+    let announcement = process.announcement();
+    let public: SocketAddr = announcement["public"].as_str().expect("text").parse().expect("an address");
+    assert_eq!(announcement["key"].as_str().expect("a key").len(), 64);
+    let (status, answer) = send(Method::GET, public, "/v1/models", "").await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (401, &Value::from("invalid_api_key")));
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.0.id())).expect("it runs");
+    for thread in threads {
+        let status =
+            std::fs::read_to_string(thread.expect("a thread").path().join("status")).expect("readable");
+        assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"), "{status}");
+    }
+    assert_eq!(process.terminate(), Some(0));
+    let mut open = binary();
+    open.args(["gateway", "--public", "0.0.0.0:0", "--workers", "127.0.0.1:0"]);
+    open.args(["--control-socket", &path("two.sock"), "--identity", &path("gateway.key")]);
+    let output = open.output().expect("it runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("plain http"), "{output:?}");
+}
+
+/// A model in two shared files, as an agent fills them, and the worker's manifest.
+fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
+    const SEGMENT: u64 = 65536;
+    let (mut bytes, mut files) = (Vec::new(), Vec::new());
+    for path in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        let content = std::fs::read(directory.join(path)).expect("read");
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        let (offset, length) = (bytes.len() as u64, content.len() as u64);
+        files.push(ModelFile { path: path.to_owned(), offset, length });
+        bytes.extend(content);
+    }
+    let total = bytes.len() as u64;
+    let segments: Vec<SegmentRange> = (0..total.div_ceil(SEGMENT))
+        .map(|index| index * SEGMENT)
+        .map(|offset| SegmentRange { offset, length: SEGMENT.min(total - offset) as u32 })
+        .collect();
+    let weights = tempfile::tempfile().expect("a file");
+    weights.write_all_at(&bytes, 0).expect("written");
+    let progress = tempfile::tempfile().expect("a file");
+    progress.write_all_at(&vec![1; segments.len()], 0).expect("written");
+    let manifest = WorkerManifest {
+        service: "chat".parse().expect("a name"),
+        slot: SlotIndex(0),
+        fence: Fence(1),
+        task: Task::Generate,
+        files,
+        segments,
+        map_bytes: total,
+        context_tokens_max: Some(150),
+        batch_sequences_max: 4,
+        threads: 1,
+        gpus: Vec::new(),
+    };
+    (weights, progress, manifest)
+}
+
+/// What the init of a sandbox denies its worker (the parts that concern connections).
+fn sandbox_filter() -> BpfProgram {
+    let denied = [
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_listen,
+        libc::SYS_sendmsg,
+        libc::SYS_setsockopt,
+        libc::SYS_io_uring_setup,
+        libc::SYS_ptrace,
+    ];
+    let rules = denied.into_iter().map(|number| (number, Vec::new())).collect();
+    let architecture = std::env::consts::ARCH.try_into().expect("a known processor");
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        architecture,
+    );
+    filter.expect("valid rules").try_into().expect("it compiles")
+}
+
+/// Starts the sandboxed worker with these descriptors at their numbers, under the filter.
+fn start_sandboxed(descriptors: Vec<(RawFd, OwnedFd)>) -> Process {
+    // Copies above all target numbers, so that placing one does not overwrite another.
+    let copy = |source: &OwnedFd| {
+        let copied = fcntl(source, FcntlArg::F_DUPFD_CLOEXEC(20)).expect("a copy");
+        // SAFETY: the call has just made it, and nothing else knows of it.
+        unsafe { OwnedFd::from_raw_fd(copied) }
+    };
+    let copies: Vec<(RawFd, OwnedFd)> =
+        descriptors.iter().map(|(target, source)| (*target, copy(source))).collect();
+    let filter = sandbox_filter();
+    let mut command = binary();
+    command.args(["worker", "--inherited"]);
+    // SAFETY: between fork and exec the closure only calls dup2, prctl and seccomp; it allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            for (target, source) in &copies {
+                if libc::dup2(source.as_raw_fd(), *target) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            seccompiler::apply_filter(&filter).map_err(|_| std::io::ErrorKind::PermissionDenied.into())
+        });
+    }
+    Process::start(&mut command)
+}
+
+#[tokio::test]
+async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
+    let cluster = Cluster::start().await;
+    let directory = write(&llama_config(), Dtype::F32);
+    let (weights, progress, manifest) = shared(directory.path());
+    let manifest_file = tempfile::tempfile().expect("a file");
+    manifest_file.write_all_at(&canonical::to_bytes(&manifest), 0).expect("written");
+    let socket = directory.path().join("worker.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let (mut metrics, metrics_write) = std::io::pipe().expect("a pipe");
+    let process = start_sandboxed(vec![
+        (WORKER_SOCKET_FD, listener.into()),
+        (WORKER_WEIGHTS_FD, weights.into()),
+        (WORKER_PROGRESS_FD, progress.into()),
+        (WORKER_METRICS_FD, metrics_write.into()),
+        (WORKER_MANIFEST_FD, manifest_file.into()),
+    ]);
+
+    let agent = UnixStream::connect(&socket).await.expect("it listens");
+    let (mut sender, mut receiver) = overlay::descriptors::channel(agent);
+    sender.send(&ToWorker::Hello, &[]).await.expect("sent");
+    let hello = receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0;
+    let FromWorker::Hello { worker, mut state } = hello else { panic!("{hello:?}") };
+    while state == WorkerState::Loading {
+        match receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0 {
+            FromWorker::State { state: next, detail } => {
+                assert_eq!(detail, "");
+                state = next;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(state, WorkerState::Ready);
+
+    let mut ticket = cluster.ticket(&cluster.node, "chat", 0);
+    ticket.worker = worker;
+    let ticket = cluster.signed(ticket);
+    let gateway = cluster.gateway.public_key();
+    let tcp = TcpStream::connect(cluster.workers).await.expect("it listens");
+    tcp.set_nodelay(true).expect("tcp");
+    let tcp = tcp.into_std().expect("a socket");
+    sender.send(&ToWorker::Connection { gateway, ticket }, &[tcp.as_fd()]).await.expect("sent");
+    drop(tcp);
+    eventually("it serves", async || cluster.connected().await == 1).await;
+    let (status, answer) = cluster.json("/v1/chat/completions", &chat("hi", r#", "max_tokens": 3"#)).await;
+    assert_eq!(status, 200, "{answer}");
+    let more = r#", "max_tokens": 300"#;
+    let (status, answer) = cluster.json("/v1/chat/completions", &chat("hi", more)).await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (400, &Value::from("context_length_exceeded")));
+
+    let mut lines = BufReader::new(&mut metrics).lines();
+    let measured = lines.find_map(|line| {
+        let line: WorkerMetrics = serde_json::from_str(&line.expect("a line")).expect("metrics");
+        (line.requests_total == 1).then_some(line)
+    });
+    assert!(measured.expect("a line").generation_tokens_total > 0);
+
+    sender.send(&ToWorker::Drain, &[]).await.expect("sent");
+    let drained = receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0;
+    assert!(matches!(drained, FromWorker::State { state: WorkerState::Draining, .. }), "{drained:?}");
+    assert_eq!(process.terminate(), Some(0), "SIGTERM ends a worker that has nothing to do");
+    let mut rest = Vec::new();
+    metrics.read_to_end(&mut rest).expect("the pipe ends with its worker");
+}
