@@ -44,6 +44,11 @@ impl MapDestination {
 
 impl Destination for MapDestination {
     fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+        // One call for all pages of the range costs less than a fault for each. Where the kernel does not
+        // know the advice, or the range is refused below, the faults come as ever.
+        if let Ok(start) = usize::try_from(offset) {
+            let _ = self.0.memory.advise_range(Advice::PopulateWrite, start, length);
+        }
         self.0.lend(offset, length, write)
     }
 }

@@ -204,6 +204,10 @@ pub(crate) struct Script {
     pub(crate) read_delay: Duration,
     /// Reads begun.
     pub(crate) reads: AtomicU64,
+    /// Bytes of writes under way.
+    pub(crate) writing: AtomicU64,
+    /// The most they ever were.
+    pub(crate) writing_most: AtomicU64,
 }
 
 /// A store that follows a script.
@@ -250,7 +254,12 @@ impl ObjectStore for Faulty {
                 return Err(object_store::Error::Generic { store: "faulty", source });
             }
         }
-        self.inner.put_opts(location, payload, opts).await
+        let bytes = payload.content_length() as u64;
+        let now = self.script.writing.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        self.script.writing_most.fetch_max(now, Ordering::SeqCst);
+        let result = self.inner.put_opts(location, payload, opts).await;
+        self.script.writing.fetch_sub(bytes, Ordering::SeqCst);
+        result
     }
 
     async fn put_multipart_opts(

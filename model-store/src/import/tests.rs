@@ -175,3 +175,25 @@ async fn a_single_file_and_a_code_without_parity_shards_of_one_kind_work() {
     let bytes = Arc::into_inner(memory).expect("done").into_bytes();
     assert!(bytes == std::fs::read(&path).expect("read"));
 }
+
+#[tokio::test]
+async fn memory_stays_constant_however_large_the_file() {
+    let world = World::new();
+    let script = Arc::new(Script::default());
+    let stores: Vec<Store> = (0..3).map(|number| Faulty::store(&world, number, &script)).collect();
+    let most = |megabytes: usize, nonce: u8| {
+        let path = world.directory.path().join("large.txt");
+        std::fs::write(&path, vec![7; megabytes << 20]).expect("write");
+        let options = world.options(2, 1, nonce);
+        let (script, stores, world) = (&script, &stores, &world);
+        async move {
+            script.writing_most.store(0, Ordering::SeqCst);
+            import(&path, options, stores, &world.key, &world.pool, |_| ()).await.expect("imported");
+            script.writing_most.load(Ordering::SeqCst)
+        }
+    };
+    // A group of three segments of 1 MiB at 2+1, a few bytes of tags, and the manifest.
+    let group = 3 * 3 * (1 << 19) + 10_000;
+    let (small, large) = (most(12, 1).await, most(60, 2).await);
+    assert!(small.max(large) <= GROUPS_IN_FLIGHT as u64 * group, "{small} and {large} bytes under way");
+}
