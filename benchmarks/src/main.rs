@@ -6,6 +6,7 @@
 mod ceilings;
 mod consensus;
 mod embeddings;
+mod first_token;
 mod process;
 mod quickstart;
 mod report;
@@ -46,7 +47,11 @@ type Run = fn(&Options) -> anyhow::Result<report::Report>;
 /// Every benchmark: its name, what it compares, and its function.
 const BENCHMARKS: &[(&str, &str, Run)] = &[
     ("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run),
-    ("embeddings", "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime", embeddings::run),
+    (
+        "embeddings",
+        "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime",
+        embeddings::run,
+    ),
     ("quickstart", "order accepted to last segment verified, beside candle's loaders", quickstart::run),
 ];
 

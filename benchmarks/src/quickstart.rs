@@ -2,11 +2,11 @@
 //! encrypted, verified, into shared memory, beside candle's stock loaders reading the same plain file.
 //!
 //! Both sides read from a warm page cache. Ours does more (it decrypts and hashes every byte) and leaves its
-//! bytes where every worker of a node can map them; candle leaves private tensors. Not here: what follows
-//! until the first token, which the end-to-end run times.
+//! bytes where every worker of a node can map them; candle leaves private tensors. Last comes the small language model in a whole
+//! cluster, until its first token.
 
 use crate::report::{Bar, Report, Row, directory, median};
-use crate::{Options, ceilings};
+use crate::{Options, ceilings, first_token};
 use anyhow::{Context as _, ensure};
 use candle_core::Device;
 use candle_core::safetensors::MmapedSafetensors;
@@ -83,7 +83,9 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<Report> {
     let threads = pool.threads();
     let gigabytes = |ms: f64| bytes as f64 / ms / 1e6;
     let touch = report.ceilings["first_touch_shared_gigabytes_per_second"];
+    report.rows.push(first_token::row(rounds).await?);
     report.notes = vec![
+        "order to first token: a whole cluster of real processes, from the scheduler's own audit event".into(),
         format!("stores are six directories, 4+2, pages warm; {threads} threads decode; candle loads on one"),
         "mmap is what candle's examples use (MmapedSafetensors, every tensor loaded); read is safetensors::load"
             .into(),

@@ -1,0 +1,185 @@
+//! From an order accepted to the first token of the small language model, in a whole cluster on this machine:
+//! real processes, certificate and order verified, model read from six stores, sandbox started, worker
+//! connected, gateway routing. The clock starts with the scheduler's own audit event.
+
+use crate::report::{Bar, Row, directory};
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The bar.
+const BAR_MS: f64 = 300.0;
+/// How long anything here may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Pause between attempts to get the token.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(2);
+
+/// The row for the report: the bar stands where a peer would.
+pub(crate) async fn row(rounds: usize) -> Result<Row> {
+    let cluster = Cluster::start().await?;
+    let mut times = Vec::new();
+    for round in 0..rounds {
+        times.push(cluster.order_to_first_token(round).await?);
+    }
+    let bars = vec![BAR_MS; times.len()];
+    let bar = Some(Bar::AtMost(1.0));
+    Ok(Row::new("tiny: order to first token", "ms", "the bar itself, 300 ms", &times, &bars, bar))
+}
+
+struct Cluster {
+    up: Child,
+    program: PathBuf,
+    directory: PathBuf,
+    gateway: String,
+    key: String,
+    http: reqwest::Client,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The cluster dies with `up`, however it ends; leases end what it ran.
+        let _ = self.up.kill();
+        let _ = self.up.wait();
+    }
+}
+
+impl Cluster {
+    async fn start() -> Result<Self> {
+        let own = std::env::current_exe()?;
+        let program = own.with_file_name("quorate");
+        ensure!(program.is_file(), "`{}` is missing; `cargo xtask bench` builds it", program.display());
+        let directory = directory()?.join("first-token");
+        let up = Command::new(&program)
+            .args(["up", "--fresh", "--dir"])
+            .arg(&directory)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start the cluster")?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let (gateway, key) = (String::new(), String::new());
+        let mut cluster = Self { up, program, directory, gateway, key, http };
+        cluster.wait_until_healthy().await?;
+        let context: Value = serde_json::from_slice(&std::fs::read(cluster.context())?)?;
+        cluster.gateway = context["gateway"].as_str().context("the context names a gateway")?.to_string();
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny").display().to_string();
+        cluster.quorate(&["model", "import", &tiny, "--name", "tiny"])?;
+        cluster.key = cluster.quorate(&["key", "create", "bench"])?.trim().to_string();
+        Ok(cluster)
+    }
+
+    fn context(&self) -> PathBuf {
+        self.directory.join("context.json")
+    }
+
+    async fn wait_until_healthy(&self) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let status = self.quorate(&["status", "-o", "json"]);
+            let status: Value =
+                status.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+            if status["healthy"] == true && status["nodes_alive"] == status["nodes"] {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the cluster did not come up: {status}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn quorate(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program)
+            .args(arguments)
+            .env("QUORATE_CONTEXT", self.context())
+            .output()
+            .context("run quorate")?;
+        if !output.status.success() {
+            bail!("quorate {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Deploys under a new name, so that nothing of an earlier round is warm but the page cache.
+    async fn order_to_first_token(&self, round: usize) -> Result<f64> {
+        let service = format!("first-{round}");
+        let manifest = self.directory.join(format!("{service}.toml"));
+        let text = self.quorate(&["new", "service", "--model", "tiny", "--name", &service])?;
+        std::fs::write(&manifest, text.replace("cpu_millicores = 200", "cpu_millicores = 600"))?;
+        let proposal = self.quorate(&["deploy", &manifest.display().to_string(), "-o", "json"])?;
+        self.approve(&proposal, true)?;
+        let token_at = self.first_token(&service).await?;
+        let ordered_at = self.ordered_at(&service)?;
+        let retire = self.quorate(&["retire", &service, "--grace", "0s", "-o", "json"])?;
+        self.approve(&retire, false)?;
+        self.wait_until_gone(&service).await?;
+        Ok(token_at - ordered_at)
+    }
+
+    /// Two members sign; with `in_background`, the second vote runs while the caller already asks.
+    fn approve(&self, proposal: &str, in_background: bool) -> Result<()> {
+        let proposal: Value = serde_json::from_str(proposal)?;
+        let id = proposal["id"].as_str().context("a proposal has an id")?.to_string();
+        let key = |member: &str| self.directory.join(format!("members/{member}.key")).display().to_string();
+        self.quorate(&["approve", &id, "--yes", "--key", &key("member-a")])?;
+        if !in_background {
+            self.quorate(&["approve", &id, "--yes", "--key", &key("member-b")])?;
+            return Ok(());
+        }
+        Command::new(&self.program)
+            .args(["approve", &id, "--yes", "--key", &key("member-b")])
+            .env("QUORATE_CONTEXT", self.context())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("run quorate")?;
+        Ok(())
+    }
+
+    /// Asks until the first token comes; the wall clock then, in milliseconds.
+    async fn first_token(&self, service: &str) -> Result<f64> {
+        let deadline = Instant::now() + LIMIT;
+        let body = json!({
+            "model": service, "stream": true, "max_tokens": 4,
+            "messages": [{ "role": "user", "content": "What is three plus four?" }],
+        });
+        loop {
+            let request = self.http.post(format!("{}/v1/chat/completions", self.gateway));
+            let response = request.bearer_auth(&self.key).json(&body).send().await?;
+            if response.status().is_success() {
+                let mut stream = response.bytes_stream();
+                while let Some(bytes) = stream.next().await {
+                    if String::from_utf8_lossy(&bytes?).contains("\"content\":\"") {
+                        return Ok(wall_clock_ms());
+                    }
+                }
+            }
+            ensure!(Instant::now() < deadline, "{service} gave no token");
+            tokio::time::sleep(ATTEMPT_PAUSE).await;
+        }
+    }
+
+    /// When the log admitted the order of the service's slot, from the audit events.
+    fn ordered_at(&self, service: &str) -> Result<f64> {
+        let page: Value = serde_json::from_str(&self.quorate(&["events", "-o", "json"])?)?;
+        let events = page["items"].as_array().context("events are a list")?;
+        let placed = events.iter().find(|event| {
+            event["action"] == "place" && event["subject"].as_str().is_some_and(|s| s.contains(service))
+        });
+        placed.and_then(|event| event["at"].as_f64()).context("the order is among the audit events")
+    }
+
+    async fn wait_until_gone(&self, service: &str) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        while self.quorate(&["service", "show", service]).is_ok() {
+            ensure!(Instant::now() < deadline, "{service} did not end");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+}
+
+fn wall_clock_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64() * 1000.0)
+}
