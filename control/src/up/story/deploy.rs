@@ -9,7 +9,7 @@ use crate::up::cluster::{Cluster, LOOK_AGAIN};
 use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::ProgressBar;
-use protocol::api::{CreateKey, KeyView, Page, ProposalState, ServiceView};
+use protocol::api::{CreateKey, KeyView, Page, ProposalState, ScaleRequest, ServiceView};
 use protocol::governance::{Change, Choice};
 use protocol::manifest::{Manifest, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
@@ -63,6 +63,10 @@ pub(crate) async fn serve(
             narrator.say(format!(
                 "service {service} was approved in an earlier run; its certificate still holds"
             ));
+            // Whatever somebody scaled it to since; inside the envelope nobody has to vote.
+            let body = ScaleRequest { replicas: *min };
+            let _: serde_json::Value =
+                session.client.post(&format!("/v1/services/{service}/scale"), &body).await?;
         }
         proposed.push((service, record.bytes, Instant::now()));
     }
