@@ -386,21 +386,3 @@ async fn a_worker_may_be_faster_than_the_table() {
     eventually("it is served", async || cluster.json(CHAT, &chat("hi", "")).await.0 == 200).await;
     assert!(!worker.is_left());
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tmp_official_client() {
-    let Some(python) = std::env::var_os("QUORATE_OPENAI_PYTHON") else { return };
-    let cluster = Cluster::start().await;
-    let _chat = cluster.worker("chat", 0, Simulated::decoder(256, 40960)).await;
-    let _embed = cluster.worker("embed", 0, Simulated::encoder(64, 4)).await;
-    let status = tokio::process::Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_client.py"))
-        .env("OPENAI_BASE_URL", format!("http://{}/v1", cluster.public))
-        .env("OPENAI_API_KEY", KEY)
-        .env("QUORATE_CHAT_MODEL", "echo")
-        .env("QUORATE_EMBEDDING_MODEL", "counter")
-        .status()
-        .await
-        .expect("python");
-    assert!(status.success());
-}
