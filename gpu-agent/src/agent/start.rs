@@ -98,17 +98,22 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     let _guard = stop.clone().drop_guard();
     let (handed, receive_handed) = mpsc::channel(HANDED_MAX);
     let mut tasks = services.spawn(&node, &directory, handed, &stop)?;
-    let watched = stop.clone();
-    let watching = async {
-        let mut outcome = Ok(());
-        while let Some(ended) = tasks.join_next().await {
-            let ended = ended.unwrap_or_else(|error| Err(AgentError::Configuration(error.to_string())));
-            watched.cancel();
-            outcome = outcome.and(ended);
-        }
-        outcome
-    };
-    let (outcome, ()) = tokio::join!(watching, actor.run(receive_handed, stop));
+    let (outcome, ()) =
+        tokio::join!(first_failure(&mut tasks, &stop), actor.run(receive_handed, stop.clone()));
+    outcome
+}
+
+/// Waits for every service; the first that ends stops the others, and the first failure is the outcome.
+async fn first_failure(
+    tasks: &mut JoinSet<Result<(), AgentError>>,
+    stop: &CancellationToken,
+) -> Result<(), AgentError> {
+    let mut outcome = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.unwrap_or_else(|error| Err(AgentError::Configuration(error.to_string())));
+        stop.cancel();
+        outcome = outcome.and(ended);
+    }
     outcome
 }
 
