@@ -3,7 +3,7 @@
 //!
 //! The peers are installed by pip into `target/bench/venv`; `peers/embeddings.py` runs them.
 
-use crate::report::{Bar, Report, Row, directory, median};
+use crate::report::{Bar, Report, Row, directory, median, minilm_directory};
 use crate::{Options, ceilings};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -42,10 +42,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let rounds = if options.quick { 5 } else { 15 };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let place = directory()?;
-    // Where `cargo xtask minilm` puts it: beside what is built.
-    let built = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| place.join(".."), PathBuf::from);
-    let model = built.join("models/minilm");
-    ensure!(model.is_dir(), "no model in {}: `cargo xtask minilm` fetches it", model.display());
+    let model = minilm_directory()?;
     let mut peer = Peer::start(&place, &model, threads)?;
     let files = ModelFiles::open_directory(&model)?;
     let engine_options = EngineOptions { threads, ..EngineOptions::default() };

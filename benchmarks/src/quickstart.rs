@@ -5,7 +5,7 @@
 //! bytes where every worker of a node can map them; candle leaves private tensors. Last comes the small language model in a whole
 //! cluster, until its first token.
 
-use crate::report::{Bar, Report, Row, directory, median};
+use crate::report::{Bar, Report, Row, directory, median, minilm_directory};
 use crate::{Options, ceilings, first_token};
 use anyhow::{Context as _, ensure};
 use candle_core::Device;
@@ -24,16 +24,23 @@ use std::time::Instant;
 
 /// Rounds of each side; they alternate.
 const ROUNDS: usize = 7;
+/// Width of a random weight.
+const BF16_BYTES: usize = 2;
 /// Where shared memory without a name on a disk is.
 const SHARED_MEMORY: &str = "/dev/shm";
 
-/// A model to be made of random weights: its name, how it is laid out, and what the row is called.
-struct Shape {
+/// What is loaded, and what its rows are called.
+struct Source {
     name: &'static str,
-    element_bytes: usize,
-    dtype: &'static str,
-    config: &'static str,
-    tensors: Vec<(String, Vec<usize>)>,
+    weights: Weights,
+}
+
+/// Where a model's weights come from.
+enum Weights {
+    /// A model directory as it was published.
+    Real(PathBuf),
+    /// Random bf16 values, laid out as these tensors.
+    Random(Vec<(String, Vec<usize>)>),
 }
 
 /// A model on disk twice: as the plain file, and dispersed.
@@ -72,8 +79,9 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<Report> {
     let secret = EncryptionSecret::generate()?;
     let mut report = Report::new("quickstart");
     let mut largest = None;
-    for shape in [mini_lm(), llama(1 << 28), llama(1 << 30)] {
-        let subject = prepare(&shape, place, &pool, &secret).await?;
+    let minilm = Source { name: "minilm", weights: Weights::Real(minilm_directory()?) };
+    for source in [minilm, llama(1 << 28), llama(1 << 30)] {
+        let subject = prepare(&source, place, &pool, &secret).await?;
         let times = alternate(&subject, rounds, &pool, &secret).await?;
         rows(&mut report, &subject, &times);
         largest = Some((subject.plain.clone(), subject.bytes, median(&times.ours)));
@@ -180,20 +188,20 @@ fn milliseconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64() * 1000.0
 }
 
-/// Writes the plain model and imports it.
+/// Imports a model, written first where it is made of random weights.
 async fn prepare(
-    shape: &Shape,
+    source: &Source,
     place: &Path,
     pool: &Arc<Pool>,
     secret: &EncryptionSecret,
 ) -> anyhow::Result<Subject> {
-    let home = place.join(shape.name);
-    let model = home.join("model");
-    std::fs::create_dir_all(&model)?;
-    std::fs::write(model.join("config.json"), shape.config)?;
-    std::fs::write(model.join("tokenizer.json"), "{}")?;
+    let home = place.join(source.name);
+    let model = match &source.weights {
+        Weights::Real(directory) => directory.clone(),
+        Weights::Random(tensors) => write_model(&home.join("model"), tensors)?,
+    };
     let plain = model.join("model.safetensors");
-    let bytes = write_weights(shape, &plain)?;
+    let bytes = std::fs::metadata(&plain)?.len();
     let open = |number: usize| {
         let url = format!("file://{}", home.join(format!("store-{number}")).display());
         let reference = StoreReference { url, failure_domain: format!("disk-{}", number / 2) };
@@ -201,49 +209,23 @@ async fn prepare(
     };
     let stores = (0..6).map(open).collect::<Result<Vec<Store>, _>>()?;
     let key = model_store::ModelKey::generate()?;
-    let name = shape.name.replace('_', "-").parse().map_err(anyhow::Error::msg)?;
+    let name = source.name.replace('_', "-").parse().map_err(anyhow::Error::msg)?;
     let options = ImportOptions::new(name, fresh_nonce()?);
     let imported = import(&model, options, &stores, &key, pool, |_| ()).await?;
     eprintln!(
         "{}: {:.0} MB imported 4+2 in {:.1} s, {:.0} MB written",
-        shape.name,
+        source.name,
         bytes as f64 / 1e6,
         imported.elapsed.as_secs_f64(),
         imported.bytes_written as f64 / 1e6
     );
     let recipient = Recipient::Member("bench".parse().map_err(anyhow::Error::msg)?);
     let wrap = wrap_key(&key, secret.public(), imported.record.root, recipient)?;
-    Ok(Subject { name: shape.name, plain, bytes, imported, wrap })
-}
-
-/// The shapes of all-MiniLM-L6-v2: 90 MB of f32.
-fn mini_lm() -> Shape {
-    let mut tensors: Vec<(String, Vec<usize>)> = vec![
-        ("embeddings.word_embeddings.weight".into(), vec![30_522, 384]),
-        ("embeddings.position_embeddings.weight".into(), vec![512, 384]),
-        ("embeddings.token_type_embeddings.weight".into(), vec![2, 384]),
-    ];
-    for layer in 0..6 {
-        let mut add = |name: &str, shape: &[usize]| {
-            tensors.push((format!("encoder.layer.{layer}.{name}.weight"), shape.to_vec()));
-            tensors.push((format!("encoder.layer.{layer}.{name}.bias"), shape[..1].to_vec()));
-        };
-        for name in
-            ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
-        {
-            add(name, &[384, 384]);
-        }
-        add("intermediate.dense", &[1536, 384]);
-        add("output.dense", &[384, 1536]);
-        add("attention.output.LayerNorm", &[384]);
-        add("output.LayerNorm", &[384]);
-    }
-    tensors.push(("pooler.dense.weight".into(), vec![384, 384]));
-    Shape { name: "minilm", element_bytes: 4, dtype: "F32", config: r#"{"model_type":"bert"}"#, tensors }
+    Ok(Subject { name: source.name, plain, bytes, imported, wrap })
 }
 
 /// A Llama shape of about `bytes` bytes of bf16.
-fn llama(bytes: usize) -> Shape {
+fn llama(bytes: usize) -> Source {
     const HIDDEN: usize = 2048;
     const INNER: usize = 5632;
     const VOCABULARY: usize = 32_000;
@@ -266,18 +248,27 @@ fn llama(bytes: usize) -> Shape {
     }
     tensors.push(("model.norm.weight".into(), vec![HIDDEN]));
     let name = if bytes < 1 << 30 { "llama_256_mib" } else { "llama_1_gib" };
-    Shape { name, element_bytes: 2, dtype: "BF16", config: r#"{"model_type":"llama"}"#, tensors }
+    Source { name, weights: Weights::Random(tensors) }
 }
 
-/// Writes a safetensors file of pseudo-random bytes, the same every time; returns its length.
-fn write_weights(shape: &Shape, path: &Path) -> anyhow::Result<u64> {
+/// A Llama directory of pseudo-random weights, the same every time.
+fn write_model(directory: &Path, tensors: &[(String, Vec<usize>)]) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(directory)?;
+    std::fs::write(directory.join("config.json"), r#"{"model_type":"llama"}"#)?;
+    std::fs::write(directory.join("tokenizer.json"), "{}")?;
+    write_weights(tensors, &directory.join("model.safetensors"))?;
+    Ok(directory.to_path_buf())
+}
+
+/// A safetensors file of bf16 values.
+fn write_weights(tensors: &[(String, Vec<usize>)], path: &Path) -> anyhow::Result<()> {
     let mut header = serde_json::Map::new();
     let mut end = 0;
-    for (name, dimensions) in &shape.tensors {
+    for (name, dimensions) in tensors {
         let begin = end;
-        end += dimensions.iter().product::<usize>() * shape.element_bytes;
+        end += dimensions.iter().product::<usize>() * BF16_BYTES;
         let offsets = [begin, end];
-        let info = serde_json::json!({ "dtype": shape.dtype, "shape": dimensions, "data_offsets": offsets });
+        let info = serde_json::json!({ "dtype": "BF16", "shape": dimensions, "data_offsets": offsets });
         header.insert(name.clone(), info);
     }
     let mut header = serde_json::to_vec(&header)?;
@@ -301,7 +292,7 @@ fn write_weights(shape: &Shape, path: &Path) -> anyhow::Result<u64> {
         left -= part;
     }
     file.flush()?;
-    Ok((8 + header.len() + end) as u64)
+    Ok(())
 }
 
 fn add_ceilings(report: &mut Report, plain: &Path, bytes: u64) -> anyhow::Result<()> {

@@ -51,7 +51,6 @@ pub(crate) enum Bar {
     /// At least this.
     AtLeast(f64),
     /// At most this.
-    #[allow(dead_code, reason = "the bars of latency and size benchmarks point this way")]
     AtMost(f64),
 }
 
@@ -106,7 +105,12 @@ impl Report {
             "\n{:26} {:>9}  {:>30}  {:>30}  {:>7}  bar",
             "metric", "unit", "ours median [min..max]", "peer median [min..max]", "ratio"
         );
+        let mut peer = "";
         for row in &self.rows {
+            if row.peer != peer {
+                peer = &row.peer;
+                let _ = writeln!(text, "beside {peer}");
+            }
             let bar = row.bar.as_deref().unwrap_or("");
             let verdict = match (&row.bar, row.holds) {
                 (None, _) => "",
@@ -121,8 +125,7 @@ impl Report {
                 "{metric:26} {unit:>9}  {ours:>30}  {theirs:>30}  {ratio:>7.3}  {bar} {verdict}"
             );
         }
-        let peers: std::collections::BTreeSet<&str> = self.rows.iter().map(|row| row.peer.as_str()).collect();
-        let _ = writeln!(text, "\npeer: {}", peers.into_iter().collect::<Vec<_>>().join(", "));
+        text.push('\n');
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");
         }
@@ -153,6 +156,14 @@ pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
     std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
     Ok(path.canonicalize()?)
+}
+
+/// all-MiniLM-L6-v2 as `cargo xtask minilm` leaves it, beside what is built.
+pub(crate) fn minilm_directory() -> anyhow::Result<PathBuf> {
+    let built = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let model = built.map_or_else(|| directory().map(|path| path.join("..")), Ok)?.join("models/minilm");
+    anyhow::ensure!(model.is_dir(), "no model in {}: `cargo xtask minilm` fetches it", model.display());
+    Ok(model)
 }
 
 /// The middle value; of an even number, the mean of the two in the middle.
