@@ -122,18 +122,23 @@ impl ControlClient {
         body: Option<&B>,
     ) -> Result<Result<R, String>, ClientError> {
         let url = format!("{replica}{path}");
+        let only_reads = method == Method::GET;
         let mut request = self.http.request(method, &url).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
         let response = match request.send().await {
             Ok(response) => response,
-            // Only a request that certainly was not executed may go to another replica unasked.
-            Err(error) if error.is_connect() => return Ok(Err(format!("{replica}: {error}"))),
+            // Only what changes nothing, or certainly was not executed, may go to another replica unasked.
+            Err(error) if only_reads || error.is_connect() => return Ok(Err(format!("{replica}: {error}"))),
             Err(error) => return Err(unexpected(&url, &error)),
         };
         let status = response.status();
-        let bytes = response.bytes().await.map_err(|error| unexpected(&url, &error))?;
+        let bytes = match response.bytes().await {
+            Ok(bytes) => bytes,
+            Err(error) if only_reads => return Ok(Err(format!("{replica}: {error}"))),
+            Err(error) => return Err(unexpected(&url, &error)),
+        };
         if status.is_success() {
             return serde_json::from_slice(&bytes).map(Ok).map_err(|error| unexpected(&url, &error));
         }

@@ -23,7 +23,7 @@ fn directory() -> PathBuf {
 pub(crate) fn demonstration_and_clients() -> Result<(), String> {
     let python = setup::python("clients", &CLIENT_PACKAGES)?;
     demo::build()?;
-    let mut up = start(&["--fresh"])?;
+    let mut up = start(&directory(), &["--fresh"], Stdio::inherit())?;
     let outcome = wait_until_up(&mut up).and_then(|()| clients(&python));
     let stopped = stop(up);
     outcome.and(stopped)
@@ -31,23 +31,25 @@ pub(crate) fn demonstration_and_clients() -> Result<(), String> {
 
 /// The same directory again, through the story once, ending by itself.
 pub(crate) fn second_run() -> Result<(), String> {
-    let mut up = start(&["--once"])?;
+    let mut up = start(&directory(), &["--once"], Stdio::inherit())?;
     forward(&mut up)?;
     let status = up.wait().map_err(|error| error.to_string())?;
     if !status.success() {
         return Err(format!("the second run ended with {status}"));
     }
-    nothing_is_left()
+    nothing_is_left(&directory())
 }
 
-fn start(flags: &[&str]) -> Result<Child, String> {
+/// Starts the demonstration in this directory; its output is read by the caller.
+pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<Child, String> {
     let mut arguments = demo::arguments()?;
-    arguments.extend(["--dir".into(), directory().display().to_string()]);
+    arguments.extend(["--dir".into(), directory.display().to_string()]);
     arguments.extend(flags.iter().map(|flag| (*flag).to_string()));
     let program = target().join("debug/quorate").display().to_string();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     command(&program, &arguments)
         .stdout(Stdio::piped())
+        .stderr(errors)
         .spawn()
         .map_err(|error| format!("cannot run {program}: {error}"))
 }
@@ -108,19 +110,25 @@ fn stop(mut up: Child) -> Result<(), String> {
     if !status.success() {
         return Err(format!("the demonstration ended with {status} after Ctrl-C"));
     }
-    nothing_is_left()
+    nothing_is_left(&directory())
 }
 
-/// No process names the cluster's directory.
-fn nothing_is_left() -> Result<(), String> {
-    let place = directory().display().to_string();
+/// No process names the cluster's directory or stands in a control group of its circle.
+pub(crate) fn nothing_is_left(directory: &Path) -> Result<(), String> {
+    let place = directory.display().to_string();
+    let context = directory.join("context.json").display().to_string();
+    // A cluster that ended before it was founded has no circle.
+    let circle = value_of(&context, "circle").ok().and_then(|id| id.get(..8).map(str::to_string));
+    let group = circle.map(|short| format!("/quorate-{short}/"));
     let mut left = Vec::new();
     let processes = std::fs::read_dir("/proc").map_err(|error| error.to_string())?;
     for process in processes.filter_map(Result::ok) {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let groups = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        let sandboxed = group.as_ref().is_some_and(|group| groups.contains(group.as_str()));
         let own = process.file_name().to_string_lossy() == std::process::id().to_string();
-        if line.contains(&place) && !own {
+        if (line.contains(&place) || sandboxed) && !own {
             left.push(line);
         }
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod cluster;
 mod demo;
+mod kills;
 mod minilm;
 mod process;
 mod setup;
@@ -17,6 +18,8 @@ Developer commands of Quorate.
   cargo xtask up [--once] [--fresh] [--model DIR] [--help]
                           build both binaries and run the demonstration: a whole cluster on this machine
   cargo xtask test        set up what the tests need and run them all
+  cargo xtask kills [ROUNDS] [SEED]
+                          tell the demonstration's story while its processes are killed
   cargo xtask tidy        check the rules of the codebase (also part of `test`)
   cargo xtask bench NAME [--quick] [--check]
                           measure one area beside its peers; `--list` names them
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "up" => demo::up(&rest),
         "test" => test::run(&rest),
+        "kills" => kills::run(&rest),
         "tidy" => tidy::run(),
         "bench" => bench::run(&rest),
         "train-tiny" => bench::train_tiny(),

@@ -1,25 +1,26 @@
 //! `cargo xtask test`: installs what the tests need, then runs all of them. What CI runs.
 
 use crate::process::{self, command};
-use crate::{cluster, setup};
+use crate::{cluster, kills, setup};
 use std::time::Instant;
 
 /// One step: a name and what it does.
 type Step = (&'static str, fn() -> Result<(), String>);
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("format", format),
     ("lint", lint),
     ("tests", cargo_tests),
     ("dashboards", dashboards),
     ("demonstration", cluster::demonstration_and_clients),
     ("second run", cluster::second_run),
+    ("kills", kills::in_tests),
 ];
 
 const HELP: &str = "\
 cargo xtask test [STEP ...]
 
-Runs all steps, or those named: format, lint, tests, dashboards, demonstration, \"second run\".
+Runs all steps, or those named: format, lint, tests, dashboards, demonstration, \"second run\", kills.
 ";
 
 /// Runs every step, or those whose name begins with one of the arguments.

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use protocol::api::{NodeView, Page, Status};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,21 @@ const IDS_FIRST: u32 = 600_000;
 /// Pairs of ids per node.
 const ID_PAIRS: u32 = 256;
 
-/// A cluster of real processes on this machine.
+/// Pause between looks of the supervisor.
+const SUPERVISION_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause before a restart is the one above, doubled this often: 16 s.
+const RESTART_DOUBLINGS_MAX: u32 = 6;
+/// A daemon that ran this long did start.
+const STANDS_AFTER: Duration = Duration::from_secs(30);
+
+/// A cluster of real processes on this machine. Whoever tells its story and whoever supervises it share it
+/// on the main thread.
 pub struct Cluster {
     /// Its directory.
     pub layout: Layout,
     ports: Ports,
-    daemons: BTreeMap<String, Daemon>,
+    daemons: RefCell<BTreeMap<String, Daemon>>,
     simulate_gpus: Option<String>,
     /// Founded by this run.
     pub founded_now: bool,
@@ -43,7 +53,7 @@ impl Cluster {
             found(&layout, &ports)?;
         }
         let simulate_gpus = simulate_gpus.map(str::to_string);
-        let mut cluster = Self { layout, ports, daemons: BTreeMap::new(), simulate_gpus, founded_now };
+        let cluster = Self { layout, ports, daemons: RefCell::default(), simulate_gpus, founded_now };
         for id in 1..=REPLICAS {
             cluster.start_control(id)?;
         }
@@ -59,7 +69,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn start_control(&mut self, id: u64) -> Result<()> {
+    fn start_control(&self, id: u64) -> Result<()> {
         let name = format!("control-{id}");
         let (overlay, api) =
             (self.ports.listener(&format!("{name}/overlay")), self.ports.listener(&format!("{name}/api")));
@@ -77,7 +87,7 @@ impl Cluster {
         ]
         .map(str::to_string);
         let daemon = Daemon::start(&name, &arguments, &[overlay, api], &self.layout.log(&name))?;
-        self.daemons.insert(name, daemon);
+        self.daemons.borrow_mut().insert(name, daemon);
         Ok(())
     }
 
@@ -85,7 +95,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the process cannot start.
-    pub fn start_node(&mut self, name: &str) -> Result<()> {
+    pub fn start_node(&self, name: &str) -> Result<()> {
         let storage = self.ports.listener(&format!("{name}/storage"));
         let metrics = self.ports.listener(&format!("{name}/metrics"));
         let index = NODES.iter().position(|node| *node == name).unwrap_or(0) as u32;
@@ -112,11 +122,11 @@ impl Cluster {
             arguments.extend(["--simulate-gpus".to_string(), gpus.clone()]);
         }
         let daemon = Daemon::start(name, &arguments, &[storage, metrics], &self.layout.log(name))?;
-        self.daemons.insert(name.to_string(), daemon);
+        self.daemons.borrow_mut().insert(name.to_string(), daemon);
         Ok(())
     }
 
-    fn start_gateway(&mut self) -> Result<()> {
+    fn start_gateway(&self) -> Result<()> {
         let listener = |purpose: &str| self.ports.listener(&format!("{GATEWAY}/{purpose}"));
         let (workers, api) = (listener("workers"), listener("api"));
         let (metrics, gateway_metrics) = (listener("metrics"), listener("gateway-metrics"));
@@ -136,7 +146,7 @@ impl Cluster {
         );
         let sockets = [workers, api, gateway_metrics, metrics];
         let daemon = Daemon::start(GATEWAY, &arguments, &sockets, &self.layout.log(GATEWAY))?;
-        self.daemons.insert(GATEWAY.to_string(), daemon);
+        self.daemons.borrow_mut().insert(GATEWAY.to_string(), daemon);
         Ok(())
     }
 
@@ -158,7 +168,7 @@ impl Cluster {
         .to_vec())
     }
 
-    async fn wait_until_alive(&mut self) -> Result<()> {
+    async fn wait_until_alive(&self) -> Result<()> {
         let client = self.context()?.client()?;
         let deadline = Instant::now() + START_LIMIT;
         loop {
@@ -178,8 +188,8 @@ impl Cluster {
         }
     }
 
-    fn ended_daemon(&mut self) -> Result<Option<String>> {
-        for daemon in self.daemons.values_mut() {
+    fn ended_daemon(&self) -> Result<Option<String>> {
+        for daemon in self.daemons.borrow_mut().values_mut() {
             if let Some(status) = daemon.ended()? {
                 return Ok(Some(format!("{} ended: {status}", daemon.name())));
             }
@@ -187,8 +197,8 @@ impl Cluster {
         Ok(None)
     }
 
-    fn first_dead(&mut self) -> String {
-        let dead = self.daemons.values_mut().find_map(|daemon| match daemon.ended() {
+    fn first_dead(&self) -> String {
+        let dead = self.daemons.borrow_mut().values_mut().find_map(|daemon| match daemon.ended() {
             Ok(Some(_)) => Some(daemon.name().to_string()),
             _ => None,
         });
@@ -248,22 +258,22 @@ impl Cluster {
     /// # Errors
     /// When it does not run.
     pub fn pid(&self, name: &str) -> Result<u32> {
-        self.daemons.get(name).and_then(Daemon::pid).ok_or_else(|| anyhow!("{name} does not run"))
+        self.daemons.borrow().get(name).and_then(Daemon::pid).ok_or_else(|| anyhow!("{name} does not run"))
     }
 
     /// Names of the daemons.
     #[must_use]
     pub fn daemon_names(&self) -> Vec<String> {
-        self.daemons.keys().cloned().collect()
+        self.daemons.borrow().keys().cloned().collect()
     }
 
     /// Kills a daemon without a word.
     ///
     /// # Errors
     /// When it does not run.
-    pub async fn kill(&mut self, name: &str) -> Result<()> {
-        let mut daemon = self.daemons.remove(name).ok_or_else(|| anyhow!("{name} does not run"))?;
-        daemon.kill().await
+    pub async fn kill(&self, name: &str) -> Result<()> {
+        let daemon = self.daemons.borrow_mut().remove(name);
+        daemon.ok_or_else(|| anyhow!("{name} does not run"))?.kill().await
     }
 
     /// A node's directory as it was on the day it was bought: new disk, new keys, same name and address.
@@ -275,18 +285,24 @@ impl Cluster {
         worker(&self.layout, &self.ports, name).map(|_| ())
     }
 
-    /// Starts again what died, as a supervisor would, until somebody stops the cluster.
+    /// Starts again what died, as a supervisor would, until somebody stops the cluster. One that dies again and
+    /// again is started again less and less often.
     ///
     /// # Errors
     /// When a daemon cannot be started again.
-    pub async fn keep_alive(&mut self) -> Result<()> {
+    pub async fn keep_alive(&self) -> Result<()> {
+        let mut restarts: BTreeMap<String, Restarts> = BTreeMap::new();
         loop {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(SUPERVISION_PAUSE).await;
             for name in self.daemon_names() {
-                let ended = self.daemons.get_mut(&name).map(Daemon::ended).transpose()?.flatten();
+                let ended =
+                    self.daemons.borrow_mut().get_mut(&name).map(Daemon::ended).transpose()?.flatten();
                 let Some(status) = ended else { continue };
-                println!("{name} ended ({status}); starting it again");
-                self.restart(&name)?;
+                let restarts = restarts.entry(name.clone()).or_default();
+                if restarts.is_due(Instant::now()) {
+                    println!("{name} ended ({status}); starting it again");
+                    self.restart(&name)?;
+                }
             }
         }
     }
@@ -295,7 +311,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the process cannot start.
-    pub fn restart(&mut self, name: &str) -> Result<()> {
+    pub fn restart(&self, name: &str) -> Result<()> {
         match name.strip_prefix("control-").and_then(|id| id.parse().ok()) {
             Some(id) => self.start_control(id),
             None if name == GATEWAY => self.start_gateway(),
@@ -307,22 +323,47 @@ impl Cluster {
     ///
     /// # Errors
     /// What the system answers.
-    pub async fn stop(&mut self) -> Result<()> {
+    pub async fn stop(&self) -> Result<()> {
         let (control, nodes): (Vec<_>, Vec<_>) =
             self.daemon_names().into_iter().partition(|name| name.starts_with("control-"));
         for group in [nodes, control] {
             for name in &group {
-                if let Some(daemon) = self.daemons.get(name) {
+                if let Some(daemon) = self.daemons.borrow().get(name) {
                     daemon.ask_to_end();
                 }
             }
             for name in &group {
-                if let Some(mut daemon) = self.daemons.remove(name) {
+                let daemon = self.daemons.borrow_mut().remove(name);
+                if let Some(mut daemon) = daemon {
                     daemon.wait_or_kill().await.with_context(|| format!("end {name}"))?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// When a daemon was last started again, and how often in a row.
+#[derive(Debug, Default)]
+struct Restarts {
+    last: Option<Instant>,
+    in_a_row: u32,
+}
+
+impl Restarts {
+    /// Whether a daemon that is found dead is to be started now. The pause doubles with each restart in a row,
+    /// which ends when it stood for a while.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let since = self.last.map_or(Duration::MAX, |last| now.duration_since(last));
+        if since > STANDS_AFTER {
+            self.in_a_row = 0;
+        }
+        if since < SUPERVISION_PAUSE * 2_u32.pow(self.in_a_row.min(RESTART_DOUBLINGS_MAX)) {
+            return false;
+        }
+        self.last = Some(now);
+        self.in_a_row += 1;
+        true
     }
 }
 
@@ -336,4 +377,20 @@ fn share_of_machine() -> Result<(u64, u64)> {
     let kilobytes = kilobytes.ok_or_else(|| anyhow!("/proc/meminfo names no MemTotal"))?;
     let nodes = NODES.len() as u64;
     Ok((cores * 1000 / nodes, kilobytes * 1024 / nodes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_dies_again_and_again_is_started_less_often() {
+        let mut restarts = Restarts::default();
+        let began = Instant::now();
+        let due = |restarts: &mut Restarts, ms: u64| restarts.is_due(began + Duration::from_millis(ms));
+        let at = [0, 250, 500, 750, 1_000, 1_500, 2_000, 3_500, 18_000].map(|ms| due(&mut restarts, ms));
+        assert_eq!(at, [true, false, true, false, false, true, false, true, true]);
+        assert!(due(&mut restarts, 60_000), "it stood for a while");
+        assert!(due(&mut restarts, 60_500), "and is started again soon");
+    }
 }

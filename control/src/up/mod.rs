@@ -63,9 +63,10 @@ pub struct UpArguments {
 pub async fn run(arguments: UpArguments) -> Result<()> {
     let began = Instant::now();
     let layout = Layout::claim(&arguments.dir, arguments.fresh)?;
-    let mut cluster = Cluster::start(layout, arguments.simulate_gpus.as_deref()).await?;
+    let cluster = Cluster::start(layout, arguments.simulate_gpus.as_deref()).await?;
     let outcome = tokio::select! {
-        outcome = live(&mut cluster, &arguments, began) => outcome,
+        outcome = live(&cluster, &arguments, began) => outcome,
+        failed = cluster.keep_alive() => failed,
         signal = until_signal() => {
             println!("\nstopping");
             signal
@@ -75,7 +76,7 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
     outcome
 }
 
-async fn live(cluster: &mut Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+async fn live(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     if arguments.demonstration {
         story::tell(cluster, arguments, began).await?;
     } else {
@@ -88,7 +89,7 @@ async fn live(cluster: &mut Cluster, arguments: &UpArguments, began: Instant) ->
         return Ok(());
     }
     story::print_farewell(cluster);
-    cluster.keep_alive().await
+    std::future::pending().await
 }
 
 async fn until_signal() -> Result<()> {

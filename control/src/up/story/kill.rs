@@ -27,7 +27,7 @@ struct Tally {
     stop: AtomicBool,
 }
 
-pub(crate) async fn kill_a_node(cluster: &mut Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn kill_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
     let session = cluster.session().await?;
     let service: ServiceName = "minilm".parse().map_err(|error: String| anyhow!(error))?;
     let before: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
@@ -71,7 +71,7 @@ async fn ask_on(api: OpenAi, tally: Arc<Tally>) {
 }
 
 /// SIGKILL for the agent and, at the same moment, for every process below it.
-async fn kill_everything_of(cluster: &mut Cluster, node: &str) -> Result<usize> {
+async fn kill_everything_of(cluster: &Cluster, node: &str) -> Result<usize> {
     let agent = cluster.pid(node)?;
     let family = descendants(agent)?;
     for pid in &family {

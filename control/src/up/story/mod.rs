@@ -38,7 +38,7 @@ impl Narrator {
 ///
 /// # Errors
 /// The first step that does not hold.
-pub(super) async fn tell(cluster: &mut Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+pub(super) async fn tell(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     let narrator = Narrator { began };
     introduce(cluster, &narrator).await?;
     let minilm = given(arguments.minilm.as_deref(), "--minilm")?;
@@ -84,7 +84,7 @@ async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
 ///
 /// # Errors
 /// When the model is refused or does not come up.
-pub(super) async fn serve_own_model(cluster: &mut Cluster, model: &Path) -> Result<()> {
+pub(super) async fn serve_own_model(cluster: &Cluster, model: &Path) -> Result<()> {
     let narrator = Narrator { began: Instant::now() };
     deploy::api_key(cluster).await?;
     deploy::serve(cluster, &narrator, &[("own", model, 1, 2)]).await

@@ -53,7 +53,7 @@ fn refuse_an_altered_history(mut history: History, circle: protocol::CircleId) -
 
 /// A node's disk is gone: new keys, the same name. It asks; one member proposes and wraps the models'
 /// keys, two sign; its slots serve again and its shards are rebuilt.
-pub(crate) async fn wipe_a_node(cluster: &mut Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
     let name = NODES[NODES.len() - 1];
     for pid in descendants(cluster.pid(name)?)? {
         // One that ended in between is what is wanted.
