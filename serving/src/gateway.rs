@@ -2,13 +2,15 @@
 //!
 //! Workers connect to it, prove their TLS key, and show a ticket that their node signed; the gateway's own
 //! agent hands it the table of who may serve what and which API keys exist. A request is validated here, put
-//! on the least busy worker, and put on another one when that worker dies before the client has seen a byte.
+//! on the least busy worker, put on another one when that worker dies before the client has seen a byte, and
+//! held for a moment when there is none.
 //!
 //! Not here: what a model is or does, and any way to control, storage or other machines.
 
 mod connection;
 mod control_socket;
 mod forward;
+mod patience;
 mod pool;
 mod public;
 mod quota;
@@ -24,10 +26,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::metrics::GatewayMetrics;
+use patience::WaitingRoom;
 use pool::Pool;
 use quota::Quotas;
 use table::Table;
 
+pub use patience::PATIENCE;
 pub use ticket::TicketError;
 
 /// How long an orderly end waits for answers under way.
@@ -57,11 +61,13 @@ pub(crate) struct Gateway {
     table: watch::Sender<Arc<Table>>,
     pool: Pool,
     quotas: Quotas,
+    waiting_room: WaitingRoom,
     metrics: Arc<GatewayMetrics>,
     key_exchanges: Arc<KeyExchanges>,
 }
 
-/// Serves until `shutdown`, then lets answers under way end.
+/// Serves until `shutdown`, then lets answers under way end. A request that finds no worker waits for one as long
+/// as `patience`, usually [`PATIENCE`].
 ///
 /// # Errors
 /// A listener is unusable, or plain HTTP was asked for beyond loopback.
@@ -69,6 +75,7 @@ pub async fn serve(
     listeners: Listeners,
     identity: Identity,
     certificate: Option<Certificate>,
+    patience: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), overlay::Error> {
     let gateway = Arc::new(Gateway {
@@ -76,6 +83,7 @@ pub async fn serve(
         table: watch::Sender::new(Arc::default()),
         pool: Pool::default(),
         quotas: Quotas::default(),
+        waiting_room: WaitingRoom::new(patience),
         metrics: Arc::new(GatewayMetrics::new()),
         key_exchanges: Arc::default(),
     });

@@ -215,7 +215,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
         // Only whoever asked for a free port reads it.
         let _ = writeln!(std::io::stdout(), "{started}");
         tracing::info!(%started, "gateway serves");
-        gateway::serve(listeners, identity, certificate, shutdown).await?;
+        gateway::serve(listeners, identity, certificate, gateway::PATIENCE, shutdown).await?;
         Ok(())
     })
 }

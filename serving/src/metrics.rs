@@ -43,6 +43,7 @@ pub struct GatewayMetrics {
     registry: Registry,
     requests: IntCounterVec,
     retries: IntCounterVec,
+    held: IntCounterVec,
     tickets_refused: IntCounterVec,
     prompt_tokens: IntCounterVec,
     generation_tokens: IntCounterVec,
@@ -108,6 +109,7 @@ impl GatewayMetrics {
                 &["model_name", "operation", "status"],
             ),
             retries: counter(r, "quorate_request_retries_total", "Requests put on another worker.", MODEL),
+            held: counter(r, "quorate_requests_held_total", "Requests that waited for a worker.", MODEL),
             tickets_refused: counter(r, "quorate_tickets_refused_total", "Tickets refused.", &["reason"]),
             prompt_tokens: counter(r, "quorate_prompt_tokens_total", "Prompt tokens read.", MODEL),
             generation_tokens: counter(r, "quorate_generation_tokens_total", "Tokens generated.", MODEL),
@@ -152,6 +154,11 @@ impl GatewayMetrics {
     /// A request goes to another worker.
     pub fn retried(&self, model: &str) {
         self.retries.with_label_values(&[model]).inc();
+    }
+
+    /// A request finds no worker and waits for one.
+    pub fn held(&self, model: &str) {
+        self.held.with_label_values(&[model]).inc();
     }
 
     /// Prometheus's text. `workers` are (model, requests in flight, what the worker last said).

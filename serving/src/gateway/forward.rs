@@ -2,6 +2,7 @@
 //!
 //! A request goes to one worker at a time. As long as the client has not been sent a byte, a worker that
 //! dies, or that says it takes nothing now, is left for another; after that its death is told in the stream.
+//! Where there is no worker, the request waits for one for a moment (`patience`).
 //! A client that goes away drops the response, which resets the worker's stream, which stops the engine.
 
 use std::time::Duration;
@@ -14,13 +15,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use overlay::ResponseBody;
 use protocol::error_code as code;
-use protocol::gateway::RoutedService;
 
 use super::Gateway;
 use super::pool::Place;
-use super::table::Table;
+use super::public::Wanted;
 use crate::metrics::Observation;
-use crate::openai::{ApiError, Endpoint, error_event};
+use crate::openai::{ApiError, error_event};
 use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 
 /// Most workers that one request is put on. A request that kills whoever reads it must not find them all.
@@ -40,25 +40,34 @@ impl Gateway {
     /// Finds a worker that answers.
     pub(super) async fn forward(
         &self,
-        endpoint: Endpoint,
+        wanted: Wanted,
         body: Bytes,
-        is_stream: bool,
-        services: &[&RoutedService],
-        table: &Table,
         mut observation: Observation,
     ) -> Result<Response, (ApiError, Observation)> {
         let mut tried = Vec::new();
-        let mut reason = no_worker(services);
+        let mut reason = no_worker(&wanted);
+        let until = self.waiting_room.until();
         while tried.len() < ATTEMPTS_MAX {
-            let Some(place) = self.pool.choose(services, table, &tried) else { break };
+            let place = match self.place_now(&wanted, &tried) {
+                // Who is busy now is told so; waiting would only lengthen the queue.
+                Ok(None) if reason.code != code::WORKER_OVERLOADED => {
+                    self.place_soon(&wanted, body.len(), &tried, until).await
+                }
+                found => found,
+            };
+            let place = match place {
+                Ok(Some(place)) => place,
+                Ok(None) => break,
+                Err(error) => return Err((error, observation)),
+            };
             tried.push(place.link().id);
             if tried.len() > 1 {
-                self.metrics.retried(services[0].model.as_str());
+                self.metrics.retried(wanted.model.as_str());
             }
-            match self.attempt(place, endpoint, body.clone(), is_stream, observation).await {
+            match self.attempt(place, &wanted, body.clone(), observation).await {
                 Attempt::Answered(response) => return Ok(response),
                 Attempt::Retry(error, back) => {
-                    tracing::info!(model = services[0].model.as_str(), %error, "trying another worker");
+                    tracing::info!(model = wanted.model.as_str(), %error, "trying another worker");
                     (reason, observation) = (error, back);
                 }
             }
@@ -69,14 +78,13 @@ impl Gateway {
     async fn attempt(
         &self,
         place: Place,
-        endpoint: Endpoint,
+        wanted: &Wanted,
         body: Bytes,
-        is_stream: bool,
         mut observation: Observation,
     ) -> Attempt {
         let link = place.link().clone();
         observation.sent_to(&link.channel.peer());
-        let request = http::Request::post(endpoint.path())
+        let request = http::Request::post(wanted.endpoint.path())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body))
             .expect("a literal path and header are valid");
@@ -96,7 +104,7 @@ impl Gateway {
             return Attempt::Retry(refusal(body).await, observation);
         }
         let answer = Answer { place, body, observation };
-        if is_stream && head.status == StatusCode::OK {
+        if wanted.is_stream && head.status == StatusCode::OK {
             answer.stream(&head.headers).await
         } else {
             answer.whole(head.status, &head.headers).await
@@ -210,8 +218,8 @@ fn count(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     headers.get(name).map(HeaderValue::to_str)?.ok()?.parse().ok()
 }
 
-fn no_worker(services: &[&RoutedService]) -> ApiError {
-    let message = format!("no worker serves `{}` at the moment", services[0].model);
+fn no_worker(wanted: &Wanted) -> ApiError {
+    let message = format!("no worker serves `{}` at the moment", wanted.model);
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1)
 }
 

@@ -8,6 +8,8 @@ use overlay::{CancellationToken, Channel};
 use protocol::gateway::RoutedService;
 use protocol::order::Ticket;
 use protocol::worker::WorkerLoad;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::table::Table;
 use super::ticket::check_route;
@@ -92,6 +94,7 @@ impl Drop for Place {
 pub(super) struct Pool {
     links: Mutex<BTreeMap<u64, Arc<Link>>>,
     counter: AtomicU64,
+    arrivals: Notify,
 }
 
 impl Pool {
@@ -108,7 +111,13 @@ impl Pool {
             last_used: AtomicU64::new(0),
         });
         self.lock().insert(link.id, link.clone());
+        self.arrivals.notify_waiters();
         link
+    }
+
+    /// Ends when the next worker has been added.
+    pub(super) fn arrival(&self) -> Notified<'_> {
+        self.arrivals.notified()
     }
 
     /// Takes a worker out, and tells the requests on it.

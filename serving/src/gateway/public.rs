@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, header};
+use protocol::ModelName;
 use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
@@ -125,25 +126,23 @@ impl Gateway {
         request: axum::extract::Request,
         mut observation: Observation,
     ) -> Result<Response, (ApiError, Observation)> {
-        let table = self.table.borrow().clone();
-        let (body, is_stream, services) = match self.admit(endpoint, request, &table, &mut observation).await
-        {
+        let (wanted, body) = match self.admit(endpoint, request, &mut observation).await {
             Ok(admitted) => admitted,
             Err(error) => return Err((error, observation)),
         };
-        self.forward(endpoint, body, is_stream, &services, &table, observation).await
+        self.forward(wanted, body, observation).await
     }
 
     /// Everything that is decided before a worker sees a byte.
-    async fn admit<'t>(
+    async fn admit(
         &self,
         endpoint: Endpoint,
         request: axum::extract::Request,
-        table: &'t Table,
         observation: &mut Observation,
-    ) -> Result<(bytes::Bytes, bool, Vec<&'t RoutedService>), ApiError> {
+    ) -> Result<(Wanted, bytes::Bytes), ApiError> {
+        let table = self.table.borrow().clone();
         let (head, body) = request.into_parts();
-        let key = self.authenticate(table, &head.headers)?;
+        let key = self.authenticate(&table, &head.headers)?;
         observation.key(&key.name);
         self.quotas.take(&key, Instant::now()).map_err(|wait| {
             let limit = key.requests_per_minute.unwrap_or(0);
@@ -155,13 +154,36 @@ impl Gateway {
         })?;
         let body = crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX).await?;
         let request = Request::parse(endpoint, &body)?;
-        let services = services(endpoint, request.model(), table)?;
-        observation.model(services.first().map_or("", |service| service.model.as_str()));
-        Ok((body, request.is_stream(), services))
+        let services = services(endpoint, request.model(), &table)?;
+        let model = services[0].model.clone();
+        observation.model(model.as_str());
+        let (name, is_stream) = (request.model().to_owned(), request.is_stream());
+        Ok((Wanted { endpoint, name, model, is_stream }, body))
     }
 }
 
-/// The services that the client means, all of the right task.
+/// What an admitted request asks for.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) endpoint: Endpoint,
+    /// The model or service, as the client named it.
+    name: String,
+    /// The model that this was when the request came.
+    pub(super) model: ModelName,
+    pub(super) is_stream: bool,
+}
+
+impl Wanted {
+    /// The services that may answer it by this table: one at least.
+    ///
+    /// # Errors
+    /// The model is no longer served.
+    pub(super) fn services<'t>(&self, table: &'t Table) -> Result<Vec<&'t RoutedService>, ApiError> {
+        services(self.endpoint, &self.name, table)
+    }
+}
+
+/// The services that the client means, all of the right task: one at least.
 fn services<'t>(
     endpoint: Endpoint,
     model: &str,

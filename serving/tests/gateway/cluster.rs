@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -24,12 +25,13 @@ use serving::engine::simulated::Simulated;
 use serving::gateway::{self, Listeners};
 use serving::worker::{Service, Tickets, serving_limits};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 pub(crate) const KEY: &str = "qk-test-key";
 pub(crate) const SCARCE_KEY: &str = "qk-two-a-minute";
 /// Longest any wait in these tests; a healthy one ends within a second.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running gateway and what is needed to talk to it.
 pub(crate) struct Cluster {
@@ -38,9 +40,9 @@ pub(crate) struct Cluster {
     pub(crate) workers: SocketAddr,
     pub(crate) gateway: Identity,
     pub(crate) node: Identity,
-    agent: (FrameSender, FrameReceiver),
+    agent: Mutex<(FrameSender, FrameReceiver)>,
     client: Client<HttpConnector, Full<Bytes>>,
-    version: u64,
+    version: AtomicU64,
     shutdown: CancellationToken,
     _directory: tempfile::TempDir,
 }
@@ -52,8 +54,13 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// A gateway without a table and without workers.
+    /// A gateway without a table and without workers, which holds no request for long.
     pub(crate) async fn bare() -> Self {
+        Self::patient(Duration::from_millis(100)).await
+    }
+
+    /// A gateway without a table and without workers, whose requests wait this long for one.
+    pub(crate) async fn patient(patience: Duration) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("gateway.sock");
         let bind = || TcpListener::bind("127.0.0.1:0");
@@ -68,7 +75,7 @@ impl Cluster {
         let metrics = address(listeners.metrics.as_ref().expect("just made"));
         let gateway = Identity::generate().expect("randomness");
         let shutdown = CancellationToken::new();
-        tokio::spawn(gateway::serve(listeners, gateway.clone(), None, shutdown.clone()));
+        tokio::spawn(gateway::serve(listeners, gateway.clone(), None, patience, shutdown.clone()));
         let agent = UnixStream::connect(&socket).await.expect("the gateway listens");
         Self {
             public,
@@ -76,9 +83,9 @@ impl Cluster {
             workers,
             gateway,
             node: Identity::generate().expect("randomness"),
-            agent: overlay::descriptors::channel(agent),
+            agent: Mutex::new(overlay::descriptors::channel(agent)),
             client: Client::builder(TokioExecutor::new()).build_http(),
-            version: 0,
+            version: AtomicU64::new(0),
             shutdown,
             _directory: directory,
         }
@@ -86,15 +93,15 @@ impl Cluster {
 
     /// A gateway whose table has `chat` (model `echo`) and `embed` (model `counter`) with two slots each.
     pub(crate) async fn start() -> Self {
-        let mut cluster = Self::bare().await;
+        let cluster = Self::bare().await;
         let table = cluster.table(Fence(1));
         cluster.push(table).await;
         cluster
     }
 
     /// The next table, with all slots on this cluster's node under `fence`.
-    pub(crate) fn table(&mut self, fence: Fence) -> RouteTable {
-        self.version += 1;
+    pub(crate) fn table(&self, fence: Fence) -> RouteTable {
+        let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;
         let node = NodeId(self.node.public_key());
         let route = |slot| Route { slot: SlotIndex(slot), fence, node, draining: false };
         let service = |name: &str, model: &str, task| RoutedService {
@@ -109,15 +116,15 @@ impl Cluster {
             requests_per_minute,
         };
         RouteTable {
-            version: self.version,
+            version,
             services: vec![service("chat", "echo", Task::Generate), service("embed", "counter", Task::Embed)],
             api_keys: vec![key("app", KEY, None), key("scarce", SCARCE_KEY, Some(2))],
         }
     }
 
     /// Pushes a table as the agent does.
-    pub(crate) async fn push(&mut self, table: RouteTable) -> TableAccepted {
-        let (sender, receiver) = &mut self.agent;
+    pub(crate) async fn push(&self, table: RouteTable) -> TableAccepted {
+        let (sender, receiver) = &mut *self.agent.lock().await;
         sender.send(&table, &[]).await.expect("the gateway takes tables");
         receiver.receive().await.expect("an answer").expect("not the end").0
     }

@@ -7,10 +7,10 @@ mod cluster;
 mod models;
 mod processes;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::{Cluster, KEY, SCARCE_KEY, chat, echo, events, eventually, now, whole};
+use cluster::{Cluster, KEY, PATIENCE, SCARCE_KEY, chat, echo, events, eventually, now, whole};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use overlay::Identity;
@@ -282,6 +282,62 @@ async fn a_client_that_goes_away_stops_the_engine() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_worker_waits_for_one() {
+    let cluster = Cluster::patient(PATIENCE).await;
+    let table = cluster.table(Fence(1));
+    cluster.push(table).await;
+    let held = "quorate_requests_held_total{model_name=\"echo\"}";
+    let body = chat("hi", "");
+    let ask = cluster.json(CHAT, &body);
+    let begin = async {
+        eventually("the request is held", async || cluster.metrics().await.get(held) == Some(&1.0)).await;
+        cluster.worker("chat", 0, echo(Duration::ZERO)).await
+    };
+    let ((status, answer), _worker) = tokio::join!(ask, begin);
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_whose_only_worker_dies_waits_for_the_next() {
+    let cluster = Cluster::patient(PATIENCE).await;
+    let table = cluster.table(Fence(1));
+    cluster.push(table).await;
+    let first = cluster.worker("chat", 0, echo(Duration::from_secs(600))).await;
+    let body = chat("hi", "");
+    let ask = cluster.json(CHAT, &body);
+    let replace = async {
+        eventually("it runs", async || first.snapshot().requests_running == 1).await;
+        first.kill();
+        eventually("its death is noticed", async || cluster.connected().await == 0).await;
+        cluster.worker("chat", 1, echo(Duration::ZERO)).await
+    };
+    let ((status, answer), _second) = tokio::join!(ask, replace);
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test]
+async fn a_held_request_is_told_when_its_service_is_retired() {
+    let cluster = Cluster::patient(PATIENCE).await;
+    let table = cluster.table(Fence(1));
+    cluster.push(table).await;
+    let held = "quorate_requests_held_total{model_name=\"echo\"}";
+    let ask = cluster.post(CHAT, chat("hi", ""));
+    tokio::pin!(ask);
+    tokio::select! {
+        _ = &mut ask => panic!("nobody serves it"),
+        () = eventually("it is held", async || cluster.metrics().await.get(held) == Some(&1.0)) => {}
+    }
+    let mut without = cluster.table(Fence(1));
+    without.services.retain(|service| service.service.as_str() != "chat");
+    let asked = Instant::now();
+    cluster.push(without).await;
+    let (status, body) = whole(ask.await).await;
+    let answer = (status, serde_json::from_slice(&body).expect("JSON"));
+    assert_eq!(error_of(&answer), (404, "model_not_found", "model"));
+    assert!(asked.elapsed() < PATIENCE, "told at once, not when patience ends");
+}
+
+#[tokio::test]
 async fn a_draining_worker_is_left_for_another() {
     let cluster = Cluster::start().await;
     let one = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -344,7 +400,7 @@ async fn a_ticket_that_is_not_renewed_lapses() {
 
 #[tokio::test]
 async fn a_slot_that_moved_is_left_at_once() {
-    let mut cluster = Cluster::start().await;
+    let cluster = Cluster::start().await;
     let old = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
     let table = cluster.table(Fence(2));
@@ -355,7 +411,7 @@ async fn a_slot_that_moved_is_left_at_once() {
 
 #[tokio::test]
 async fn an_older_or_unusable_table_changes_nothing() {
-    let mut cluster = Cluster::start().await;
+    let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     let mut older = cluster.table(Fence(7));
     older.version = 1;
@@ -368,7 +424,7 @@ async fn an_older_or_unusable_table_changes_nothing() {
 
 #[tokio::test]
 async fn a_slot_that_is_about_to_end_gets_nothing_new() {
-    let mut cluster = Cluster::start().await;
+    let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     let mut table = cluster.table(Fence(1));
     table.services[0].routes[0].draining = true;
@@ -378,7 +434,7 @@ async fn a_slot_that_is_about_to_end_gets_nothing_new() {
 
 #[tokio::test]
 async fn a_worker_may_be_faster_than_the_table() {
-    let mut cluster = Cluster::bare().await;
+    let cluster = Cluster::bare().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 1));
     let worker = cluster.stranger(echo(Duration::ZERO), ticket).await;
     let table = cluster.table(Fence(1));
