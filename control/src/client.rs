@@ -1,7 +1,7 @@
 //! The control API's client: finds the replica that leads, carries the token, turns problems into errors.
 
 use protocol::api::Problem;
-use reqwest::{Method, StatusCode};
+use reqwest::{Certificate, Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 
@@ -40,16 +40,24 @@ pub struct ControlClient {
 }
 
 impl ControlClient {
-    /// A client of the replicas at these base URLs, with an access token.
-    #[must_use]
-    pub fn new(replicas: Vec<String>, token: String) -> Self {
-        let http = reqwest::Client::builder()
+    /// A client of the replicas at these base URLs, with an access token. Over HTTPS it trusts `authority`, or
+    /// else the system's authorities.
+    ///
+    /// # Errors
+    /// When the certificate authority is no certificate.
+    pub fn new(
+        replicas: Vec<String>,
+        token: String,
+        authority: Option<Certificate>,
+    ) -> Result<Self, reqwest::Error> {
+        let mut builder = reqwest::Client::builder()
             .timeout(REQUEST_TIMEOUT)
             .connect_timeout(Duration::from_secs(3))
-            .no_proxy()
-            .build()
-            .expect("a client without certificates always builds");
-        Self { http, replicas, token }
+            .no_proxy();
+        if let Some(authority) = authority {
+            builder = builder.tls_certs_only([authority]);
+        }
+        Ok(Self { http: builder.build()?, replicas, token })
     }
 
     /// `GET path`.

@@ -27,6 +27,9 @@ pub struct Context {
     pub member_key_file: Option<PathBuf>,
     /// State directory of a node on this machine, through which models are imported.
     pub node_directory: Option<PathBuf>,
+    /// PEM file of the authority that signed the replicas' API certificates; without one the system's
+    /// authorities count.
+    pub certificate_authority_file: Option<PathBuf>,
 }
 
 impl Context {
@@ -48,21 +51,30 @@ impl Context {
         context.token_file = base.join(&context.token_file);
         context.member_key_file = context.member_key_file.map(|file| base.join(file));
         context.node_directory = context.node_directory.map(|directory| base.join(directory));
+        context.certificate_authority_file = context.certificate_authority_file.map(|file| base.join(file));
         Ok(context)
     }
 
     /// A client with this context's token.
     ///
     /// # Errors
-    /// When the token's file cannot be read.
+    /// When the token's or the certificate authority's file cannot be read.
     pub fn client(&self) -> Result<ControlClient> {
         let token = std::fs::read_to_string(&self.token_file)
             .with_context(|| format!("read token `{}`", self.token_file.display()))?;
         if self.control.is_empty() {
             bail!("the context names no control replica");
         }
-        Ok(ControlClient::new(self.control.clone(), token.trim().to_string()))
+        let authority = self.certificate_authority_file.as_deref().map(read_authority).transpose()?;
+        ControlClient::new(self.control.clone(), token.trim().to_string(), authority)
+            .context("make a client of the control API")
     }
+}
+
+fn read_authority(path: &Path) -> Result<reqwest::Certificate> {
+    let pem = std::fs::read(path).with_context(|| format!("read `{}`", path.display()))?;
+    reqwest::Certificate::from_pem(&pem)
+        .with_context(|| format!("`{}` is no certificate in PEM", path.display()))
 }
 
 /// Where the context is when nothing says otherwise.

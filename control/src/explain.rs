@@ -3,9 +3,10 @@
 /// Every page, by code.
 static PAGES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
 
-/// The page of a code.
+/// The page of a code, which OpenAI-shaped errors write with underscores.
 #[must_use]
 pub fn page(code: &str) -> Option<&'static str> {
+    let code = code.replace('_', "-");
     PAGES.iter().find(|(name, _)| *name == code).map(|(_, text)| *text)
 }
 
@@ -31,6 +32,11 @@ mod tests {
             assert!(page.starts_with(&format!("# {code}")), "{code} begins with its code");
             assert!(page.contains("## What to do"), "{code} says what to do");
         }
+    }
+
+    #[test]
+    fn a_code_as_openai_clients_see_it_is_explained() {
+        assert!(page("model_not_found").is_some_and(|page| page.starts_with("# model-not-found")));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What people type. Every command has an example, every list a JSON form, every failure its code.
 
 mod circle;
+mod context;
 mod daemons;
 mod keys;
 mod models;
@@ -100,7 +101,7 @@ enum Command {
     Explain(status::ExplainArguments),
     /// Where am I: show or choose the context
     #[command(subcommand)]
-    Context(status::ContextCommand),
+    Context(context::ContextCommand),
     /// Create, list and revoke inference keys for applications
     #[command(subcommand)]
     Key(keys::KeyCommand),
@@ -164,7 +165,7 @@ async fn dispatch(command: Command, environment: &Environment) -> Result<()> {
         Command::Why(arguments) => status::why(arguments, environment).await,
         Command::Verify(arguments) => circle::verify(arguments, environment).await,
         Command::Explain(arguments) => status::explain(&arguments, environment),
-        Command::Context(command) => status::context(command, environment),
+        Command::Context(command) => context::run(command, environment),
         Command::Key(command) => keys::run(command, environment).await,
         Command::Events => status::events(environment).await,
     }

@@ -1,13 +1,11 @@
-//! How it is, why it is so, what a code means, where I am.
+//! How it is, why it is so, what a code means.
 
 use super::Environment;
 use super::output::table;
-use crate::context::{Context, usual_path};
-use crate::{explain, files};
-use anyhow::{Context as _, Result, bail};
-use clap::{Args, Subcommand};
+use crate::explain;
+use anyhow::{Result, bail};
+use clap::Args;
 use protocol::api::{AuditEvent, Page, Status, Why};
-use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(
@@ -23,18 +21,6 @@ pub(crate) struct WhyArguments {
 pub(crate) struct ExplainArguments {
     /// The code, as the error printed it
     code: String,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ContextCommand {
-    /// Show which cluster, token and member are used
-    Show,
-    /// Use this context file from now on
-    #[command(after_help = "Example:\n  quorate context use .quorate/demo/context.json")]
-    Use {
-        /// The context file
-        file: PathBuf,
-    },
 }
 
 pub(crate) async fn status(environment: &Environment) -> Result<()> {
@@ -95,40 +81,4 @@ pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -
     let value = serde_json::json!({ "code": arguments.code, "page": page });
     environment.output().print(&value, |_| page.to_string());
     Ok(())
-}
-
-pub(crate) fn context(command: ContextCommand, environment: &Environment) -> Result<()> {
-    match command {
-        ContextCommand::Show => {
-            let context = environment.context()?;
-            environment.output().print(&context, |context| {
-                let member = context.member_key_file.as_ref().map(|file| file.display().to_string());
-                format!(
-                    "{}  circle {}\ncontrol  {}\ngateway  {}\ntoken    {}\nmember   {}",
-                    context.name,
-                    context.circle.short(),
-                    context.control.join(" "),
-                    context.gateway.as_deref().unwrap_or("-"),
-                    context.token_file.display(),
-                    member.as_deref().unwrap_or("-"),
-                )
-            });
-        }
-        ContextCommand::Use { file } => {
-            let mut context = Context::load(Some(&file))?;
-            context.token_file = absolute(context.token_file);
-            context.member_key_file = context.member_key_file.map(absolute);
-            context.node_directory = context.node_directory.map(absolute);
-            let place = usual_path();
-            let text = serde_json::to_string_pretty(&context)?;
-            files::write_atomically(&place, text.as_bytes(), 0o644)
-                .with_context(|| format!("write `{}`", place.display()))?;
-            println!("using {} ({})", context.name, place.display());
-        }
-    }
-    Ok(())
-}
-
-fn absolute(path: PathBuf) -> PathBuf {
-    std::path::absolute(&path).unwrap_or(path)
 }

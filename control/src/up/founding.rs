@@ -127,6 +127,7 @@ fn write_context(layout: &Layout, ports: &Ports, signed: &SignedGenesis) -> Resu
         token_file: relative(layout.token()),
         member_key_file: Some(relative(layout.member_key(MEMBERS[0]))),
         node_directory: Some(relative(layout.node(NODES[0]))),
+        certificate_authority_file: None,
     };
     files::write_atomically(&layout.context(), &serde_json::to_vec_pretty(&context)?, 0o644)?;
     Ok(())
