@@ -1,5 +1,6 @@
 //! Steps of a plan carried out on a copy of the services. Planning and applying use the same code, so a
-//! plan never contains a step that applying it to the same state would refuse.
+//! plan never contains a step that applying it to the same state would refuse. A refused step leaves no
+//! trace in the draft.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
@@ -129,11 +130,11 @@ impl<'a> Draft<'a> {
                 plan.service, admission.name
             )));
         }
-        let slot = service.slots.entry(plan.slot).or_default();
-        if slot.holding.is_some() || Some(plan.fence.0) != slot.fence.0.checked_add(1) {
+        let known = service.slots.get(&plan.slot).cloned().unwrap_or_default();
+        if known.holding.is_some() || Some(plan.fence) != next_fence(service, plan.slot) {
             return Err(stale(format!(
                 "slot {place} is held, or its fence is not one more than {}",
-                slot.fence
+                known.fence
             )));
         }
         let order = SlotOrder {
@@ -146,6 +147,7 @@ impl<'a> Draft<'a> {
             gpus: plan.gpus.clone(),
             issued_at: self.now,
         };
+        let slot = service.slots.entry(plan.slot).or_default();
         slot.fence = plan.fence;
         slot.since = self.now;
         slot.holding = Some(Holding { order: order.clone(), phase: HoldingPhase::Running });

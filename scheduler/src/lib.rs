@@ -31,7 +31,7 @@ pub use command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, S
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
 pub use observed::{LapseUnderWay, Liveness, Observed, ObservedNode};
-pub use plan::{Plan, Reason, Waiting, plan};
+pub use plan::{Dropped, Plan, Reason, Waiting, plan};
 pub use status::{LeaderView, status};
 pub use views::{node_views, proposal_view, proposal_views, service_view, service_views};
 pub use why::{Question, why};

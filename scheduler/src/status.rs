@@ -2,6 +2,7 @@
 
 use crate::cluster::{Cluster, ServicePhase};
 use crate::observed::{Liveness, Observed};
+use crate::plan::{Dropped, plan};
 use crate::views::ready_replicas;
 use crate::why::{Question, why};
 use protocol::agent::SlotState;
@@ -28,6 +29,7 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
     findings.extend(replica_findings(leader, replicas));
     findings.extend(node_findings(cluster, observed, now));
     findings.extend(service_findings(cluster, observed, now));
+    findings.extend(plan(cluster, observed, now).dropped.iter().map(dropped_finding));
     let broken = findings.len();
     findings.extend(waiting_findings(cluster, now));
     let nodes = cluster.nodes().count() as u32;
@@ -123,6 +125,12 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
     findings
 }
 
+/// A fault of this software, which people can only report; the rest of the plan was carried out.
+fn dropped_finding(dropped: &Dropped) -> Finding {
+    let message = format!("the planner left out a step for {}: {}", dropped.subject, dropped.refusal);
+    finding(message, "report it with the output of: quorate status -o json".to_string())
+}
+
 /// Things that are not wrong, but wait for somebody.
 fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -154,4 +162,19 @@ fn simulated(cluster: &Cluster, observed: &Observed) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Refusal;
+    use protocol::error_code::PLAN_STALE;
+
+    #[test]
+    fn a_step_that_was_left_out_is_reported_to_people() {
+        let refusal = Refusal::new(PLAN_STALE, "slot chat/0 is held");
+        let finding = dropped_finding(&Dropped { subject: "chat/0".into(), refusal });
+        assert_eq!(finding.message, "the planner left out a step for chat/0: slot chat/0 is held");
+        assert!(finding.next.contains("quorate status"), "{}", finding.next);
+    }
 }

@@ -252,7 +252,7 @@ fn explain(
         Blocked::NoModel => {
             (cause, Vec::new(), Some("import it where it lies: quorate model import DIR".to_string()))
         }
-        Blocked::NoSlot => (cause, Vec::new(), None),
+        Blocked::NoSlot | Blocked::Later => (cause, Vec::new(), None),
         Blocked::NoNode(nodes) => {
             let lines = nodes.iter().map(|(name, obstacles)| node_line(name, obstacles)).collect();
             (cause, lines, smallest_change(cluster, &service.manifest, nodes))

@@ -128,6 +128,7 @@ impl Server {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
         let plan = self.cluster(|cluster| scheduler::plan(cluster, observed, now));
+        self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
         if plan.steps.is_empty() {
             return None;
         }

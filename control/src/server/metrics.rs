@@ -11,6 +11,7 @@ pub(crate) struct ServerMetrics {
     registry: Registry,
     /// Plans carried out.
     pub(crate) plans: IntCounter,
+    pub(crate) steps_dropped: IntGauge,
     /// Agents' requests answered.
     pub(crate) syncs: IntCounter,
     /// Times this replica became leader.
@@ -53,6 +54,11 @@ impl ServerMetrics {
         let r = Registry::new();
         Self {
             plans: counter(&r, "quorate_scheduler_plans_total", "Plans carried out by this replica."),
+            steps_dropped: gauge(
+                &r,
+                "quorate_scheduler_steps_dropped",
+                "Steps that the last plan left out because applying them would be refused: a fault, always 0.",
+            ),
             syncs: counter(&r, "quorate_agent_syncs_total", "Requests of agents answered by this replica."),
             leader_changes: counter(
                 &r,

@@ -16,6 +16,8 @@ pub(crate) enum Blocked {
     NoModel,
     /// Every slot of the envelope is held; some still drain.
     NoSlot,
+    /// This plan has no room for the order, or left it out.
+    Later,
     /// No node can take it; what is in the way of each.
     NoNode(Vec<(NodeName, Vec<Obstacle>)>),
 }
@@ -131,11 +133,8 @@ impl Planner<'_> {
         let count = best.count;
         let text =
             format!("to {}, which has {there} of its replicas, best of {count} that fit; {why}", best.name);
-        if self.take(Step::Order(order), format!("{name}/{slot}"), text) {
-            Ok(())
-        } else {
-            Err(Blocked::NoSlot)
-        }
+        let taken = self.take(Step::Order(order), format!("{name}/{slot}"), text);
+        if taken { Ok(()) } else { Err(Blocked::Later) }
     }
 
     /// The best node for one more replica, other than `except`.
@@ -179,6 +178,7 @@ pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
             format!("no model {} ({}) is registered", model.name, model.root.short())
         }
         Blocked::NoSlot => "every slot of its envelope is held; some have not been released yet".into(),
+        Blocked::Later => "this plan could not take its order; the next one tries again".into(),
         Blocked::NoNode(nodes) if nodes.is_empty() => "no node is admitted".into(),
         Blocked::NoNode(nodes) => format!("none of {} nodes can take it", nodes.len()),
     }

@@ -3,13 +3,19 @@
 //!
 //! Each step is carried out on a draft as soon as it is found, by the code that will apply it, so later
 //! steps see the earlier ones' effect and the whole plan applies or is stale.
+//!
+//! May surprise: a step that the draft refuses is a fault of this module, and still no reason to panic. The
+//! same state would give the same panic on every replica that leads, no lease would be renewed, and all that
+//! runs would end. The step is left out and named in [`Plan::dropped`]; `apply` would have refused it anyway.
 
 mod fill;
 mod room;
+#[cfg(test)]
+mod tests;
 mod tidy;
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
-use crate::command::{Action, Actor, Command, OrderPlan, SlotName, Step};
+use crate::command::{Action, Actor, Command, OrderPlan, Refusal, SlotName, Step};
 use crate::draft::Draft;
 use crate::limits::PLAN_STEPS_MAX;
 use crate::observed::Observed;
@@ -32,6 +38,17 @@ pub struct Plan {
     pub reasons: Vec<Reason>,
     /// Replicas that are wanted and cannot be placed now.
     pub waiting: Vec<Waiting>,
+    /// Steps that planning found and applying would refuse: always empty, unless the planner is wrong.
+    pub dropped: Vec<Dropped>,
+}
+
+/// A step that was left out of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// What it was for, as in [`Reason`].
+    pub subject: String,
+    /// What applying it would have answered.
+    pub refusal: Refusal,
 }
 
 /// Why a step is taken.
@@ -80,10 +97,8 @@ impl Plan {
     }
 }
 
-/// What should happen next. `now` is the leader's clock, the one by which `observed` heard its nodes. Empty before the circle is founded and before there is a leader.
-///
-/// # Panics
-/// When a step that was planned is refused by the code that applies it: a broken invariant.
+/// What should happen next. `now` is the leader's clock, the one by which `observed` heard its nodes. Empty
+/// before the circle is founded and before there is a leader.
 #[must_use]
 pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
     let mut planner = Planner::new(cluster, observed, now);
@@ -115,7 +130,8 @@ impl<'a> Planner<'a> {
     pub(crate) fn new(cluster: &'a Cluster, observed: &'a Observed, now: Millis) -> Self {
         let (clock, now) = (now, cluster.time(now));
         let parent_generation = cluster.generation;
-        let plan = Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![] };
+        let plan =
+            Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![], dropped: vec![] };
         Self {
             cluster,
             observed,
@@ -134,13 +150,15 @@ impl<'a> Planner<'a> {
         Rc::clone(kept.get_or_insert_with(make))
     }
 
-    /// Takes a step; says whether there was room for it in the plan.
+    /// Takes a step; says whether the plan has it now. It has not when the plan is full, and when the draft
+    /// refused the step, which is then noted as dropped.
     fn take(&mut self, step: Step, subject: String, text: String) -> bool {
         if self.plan.steps.len() >= PLAN_STEPS_MAX {
             return false;
         }
         if let Err(refusal) = self.draft.execute(&step) {
-            panic!("planned a step that is refused: {step:?}: {refusal}");
+            self.plan.dropped.push(Dropped { subject, refusal });
+            return false;
         }
         self.note_in_rooms(&step);
         self.plan.steps.push(step);

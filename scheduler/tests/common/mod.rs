@@ -331,6 +331,7 @@ impl World {
     /// Plans and carries it out; the plan.
     pub(crate) fn execute(&mut self) -> Plan {
         let plan = self.plan();
+        assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
         self.observed.condemn(&plan);
         if let Some(command) = plan.command(self.now) {
             self.must(command.action);

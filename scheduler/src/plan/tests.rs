@@ -1,0 +1,68 @@
+//! What a planner does when it is wrong. A right one never gets here, so the wrong steps are made by hand.
+
+use super::*;
+use crate::cluster::Cluster;
+use protocol::error_code::PLAN_STALE;
+use protocol::{Digest, Fence, NodeId, PublicKey};
+
+const NOW: Millis = Millis(1_000_000);
+
+fn node() -> NodeId {
+    NodeId(PublicKey([7; 32]))
+}
+
+/// A step that no state without a circle accepts.
+fn wrong() -> Step {
+    Step::Order(OrderPlan {
+        service: "chat".parse().expect("a name"),
+        slot: SlotIndex(0),
+        fence: Fence(1),
+        node: node(),
+        certificate: Digest::of(b"none"),
+        gpus: vec![],
+    })
+}
+
+/// A step that every state accepts.
+fn right() -> Step {
+    Step::Lapse { node: node(), silent_since: Millis(0) }
+}
+
+#[test]
+fn a_step_that_would_be_refused_is_left_out_and_planning_goes_on() {
+    let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
+    let mut planner = Planner::new(&cluster, &observed, NOW);
+    assert!(planner.take(right(), "node/a".into(), "first".into()));
+    assert!(!planner.take(wrong(), "chat/0".into(), "a fault".into()));
+    assert!(planner.take(right(), "node/a".into(), "last".into()));
+    let Plan { steps, reasons, dropped, .. } = planner.plan;
+    assert_eq!(steps, [right(), right()], "what is wrong is not proposed, what is right is");
+    let texts: Vec<&str> = reasons.iter().map(|reason| reason.text.as_str()).collect();
+    assert_eq!(texts, ["first", "last"], "each step keeps its own reason");
+    let [Dropped { subject, refusal }] = dropped.as_slice() else { panic!("{dropped:?}") };
+    assert_eq!((subject.as_str(), refusal.code), ("chat/0", PLAN_STALE));
+    assert_eq!(refusal.message, "there is no circle yet");
+}
+
+#[test]
+fn a_plan_of_faults_alone_proposes_nothing() {
+    let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
+    let mut planner = Planner::new(&cluster, &observed, NOW);
+    planner.take(wrong(), "chat/0".into(), "a fault".into());
+    assert!(planner.plan.is_empty());
+    assert_eq!(planner.plan.command(NOW), None, "nothing is written to the log again and again");
+    assert!(planner.draft.services.is_empty(), "a refused step leaves no trace in the draft");
+}
+
+#[test]
+fn a_full_plan_takes_no_more_and_drops_nothing() {
+    let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
+    let mut planner = Planner::new(&cluster, &observed, NOW);
+    for _ in 0..PLAN_STEPS_MAX {
+        assert!(planner.take(right(), "node/a".into(), String::new()));
+    }
+    assert!(!planner.take(right(), "node/a".into(), String::new()));
+    assert!(!planner.take(wrong(), "chat/0".into(), String::new()));
+    assert_eq!(planner.plan.steps.len(), PLAN_STEPS_MAX);
+    assert!(planner.plan.dropped.is_empty(), "what had no room is found again by the next plan");
+}
