@@ -4,7 +4,7 @@
 //! keys are wraps.
 
 use crate::audit::Audit;
-use crate::command::Actor;
+use crate::command::{Actor, SlotName};
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use human_chain::{ChainError, CircleState};
 use protocol::agent::PendingNode;
@@ -151,6 +151,10 @@ pub struct Holding {
     pub order: SlotOrder,
     /// How far.
     pub phase: HoldingPhase,
+    /// The slot whose place it takes once it answers, if its replica moves. Without meaning when that slot
+    /// does not run under that order any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<SlotName>,
 }
 
 /// How far a held slot is. It can be ordered again only when it is free.

@@ -151,6 +151,9 @@ pub struct OrderPlan {
     pub certificate: Digest,
     /// Which of the node's GPUs.
     pub gpus: Vec<u32>,
+    /// The slot that this replica leaves once it answers here: it moves. None when it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<SlotName>,
 }
 
 /// What applying a command answers.

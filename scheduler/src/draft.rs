@@ -137,6 +137,12 @@ impl<'a> Draft<'a> {
                 known.fence
             )));
         }
+        let leaves = plan.replaces.as_ref();
+        if leaves.is_some_and(|leaves| !may_leave(service, leaves, plan)) {
+            return Err(stale(format!(
+                "slot {place} is to take the place of one that does not run elsewhere"
+            )));
+        }
         let order = SlotOrder {
             circle,
             service: plan.service.clone(),
@@ -150,8 +156,11 @@ impl<'a> Draft<'a> {
         let slot = service.slots.entry(plan.slot).or_default();
         slot.fence = plan.fence;
         slot.since = self.now;
-        slot.holding = Some(Holding { order: order.clone(), phase: HoldingPhase::Running });
-        let detail = format!("on {} under fence {}", admission.name, plan.fence);
+        let (phase, replaces) = (HoldingPhase::Running, plan.replaces.clone());
+        slot.holding = Some(Holding { order: order.clone(), phase, replaces });
+        let place_of =
+            leaves.map(|leaves| format!(", in place of {}", subject_of(leaves))).unwrap_or_default();
+        let detail = format!("on {} under fence {}{place_of}", admission.name, plan.fence);
         Ok(Effect { order: Some(order), ..effect("place", place, detail) })
     }
 
@@ -171,6 +180,15 @@ impl<'a> Draft<'a> {
 fn free(slot: &mut Slot, now: Millis) {
     slot.last_holder = slot.holding.take().map(|holding| holding.order.node);
     slot.since = now;
+}
+
+/// Whether a replica may leave this slot for the one that is planned: it runs there, on another node.
+fn may_leave(service: &Service, leaves: &SlotName, plan: &OrderPlan) -> bool {
+    let slot = service.slots.get(&leaves.slot).filter(|slot| slot.fence == leaves.fence);
+    let holding = slot.and_then(|slot| slot.holding.as_ref());
+    let runs_elsewhere =
+        |holding: &Holding| holding.phase == HoldingPhase::Running && holding.order.node != plan.node;
+    leaves.service == plan.service && holding.is_some_and(runs_elsewhere)
 }
 
 /// The order that a free slot would get next.

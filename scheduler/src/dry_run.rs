@@ -90,7 +90,10 @@ fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, nod
         gpus: Vec::new(),
         issued_at: cluster.now(),
     };
-    let held = Slot { holding: Some(Holding { order, phase: HoldingPhase::Running }), ..Slot::default() };
+    let held = Slot {
+        holding: Some(Holding { order, phase: HoldingPhase::Running, replaces: None }),
+        ..Slot::default()
+    };
     service.slots.insert(slot, held);
 }
 

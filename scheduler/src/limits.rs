@@ -35,6 +35,18 @@ pub const DRAIN_MS: u64 = 30_000;
 pub const AVOID_MS: u64 = 60 * 1000;
 /// Restarts of a worker after which its slot is tried on another node.
 pub const RESTARTS_MAX: u32 = 5;
+/// How long every slot of a service must have been unchanged, and a node heard without a gap, before a replica
+/// moves there for a better spread. It is also the bound on moves: one a service in this time, so a node that
+/// comes and goes costs at most one load of the model in two minutes, and nothing moves while things settle.
+pub const REBALANCE_CALM_MS: u64 = 2 * 60 * 1000;
+/// How long a replica that moves may take to answer in its new place before it is given up there: longer than
+/// the load of a large model, short enough that the surplus slot is not held for an hour.
+pub const REBALANCE_PATIENCE_MS: u64 = 10 * 60 * 1000;
+/// By how many replicas of a service two nodes must differ before one moves. At two a move always makes
+/// the spread better; at one it would only exchange the nodes' parts, for ever.
+pub const REBALANCE_GAIN_MIN: u32 = 2;
 
+const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
+const _: () = assert!(REBALANCE_GAIN_MIN >= 2, "a move that gains nothing is undone by the next");
 const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");
 const _: () = assert!(AVOID_MS > DRAIN_MS, "a failed slot does not return to its node at once");

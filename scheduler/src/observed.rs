@@ -34,6 +34,8 @@ pub struct Observed {
 pub struct ObservedNode {
     /// When, by the leader's clock.
     pub heard_at: Millis,
+    /// Since when it has been heard without its lease ever ending.
+    pub alive_since: Millis,
     /// The cluster's generation when it was heard: it was answered from that state or a later one.
     pub generation: u64,
     /// Which start of its agent.
@@ -103,12 +105,15 @@ impl Observed {
         }
         self.condemned.remove(&node);
         // Should the clock fall behind, a lease that was given counts from the latest time seen.
-        let floor = self.nodes.get(&node).map_or(self.leader_since, |known| known.heard_at);
-        let heard_at = now.max(floor);
+        let known = self.nodes.get(&node);
+        let heard_at = now.max(known.map_or(self.leader_since, |known| known.heard_at));
+        let unbroken = known.filter(|known| known.heard_at.plus(LEASE_MS) > heard_at);
+        let alive_since = unbroken.map_or(heard_at, |known| known.alive_since);
         self.nodes.insert(
             node,
             ObservedNode {
                 heard_at,
+                alive_since,
                 generation,
                 boot: request.boot,
                 version: request.version.clone(),

@@ -2,9 +2,11 @@
 //! smallest change that would help.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
+use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
-    Blocked, Obstacle, Room, blocked_text, candidates, free_slot, rooms, running, service_obstacles,
+    Blocked, Obstacle, Room, Uneven, blocked_text, candidates, free_slot, moving, place_of, rooms, running,
+    service_obstacles, uneven,
 };
 use crate::views::{proposal_view, ready_replicas};
 use human_chain::describe;
@@ -87,9 +89,27 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
             let text = format!("{head}; {} of {runs} run under the new approval", fresh.len());
             (text, None)
         }
-        ServicePhase::Active => (head, None),
+        ServicePhase::Active => {
+            reasons.extend(spread_line(cluster, observed, service, now));
+            (head, None)
+        }
     };
     Why { subject: name.to_string(), answer, reasons, remedy }
+}
+
+/// That a replica could move for a better spread, and what it waits for.
+fn spread_line(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> Option<String> {
+    if moving(service, observed, now, cluster.time(now)).is_some() {
+        return None;
+    }
+    let rooms = rooms(cluster, observed, cluster.services(), now);
+    let Uneven { from, crowd, to } = uneven(cluster, &rooms, service, cluster.time(now))?;
+    let (place, node) = (place_of(&from), cluster.node_name(&from.order.node));
+    let minutes = REBALANCE_CALM_MS / 60_000;
+    Some(format!(
+        "{place} will move to {}: {node} has {crowd} of its replicas; it waits until all is calm for {minutes} minutes",
+        to.name
+    ))
 }
 
 fn renew(service: &Service) -> String {
@@ -114,8 +134,29 @@ fn why_slot(cluster: &Cluster, observed: &Observed, service: &Service, slot: Slo
     Why { subject, answer: format!("{answer}; a replica waits: {cause}"), reasons, remedy }
 }
 
-/// One slot in a sentence.
+/// One slot in a sentence, and where its replica moves if it does.
 pub(crate) fn slot_sentence(
+    cluster: &Cluster,
+    observed: &Observed,
+    service: &Service,
+    slot: SlotIndex,
+    now: Millis,
+) -> String {
+    let sentence = state_sentence(cluster, observed, service, slot, now);
+    let Some((newcomer, leaving)) = moving(service, observed, now, cluster.time(now)) else {
+        return sentence;
+    };
+    if newcomer.order.slot == slot {
+        format!("{sentence}; takes the place of {} when it answers", place_of(&leaving))
+    } else if leaving.order.slot == slot {
+        let node = cluster.node_name(&newcomer.order.node);
+        format!("{sentence}; moves to {node} as {}", place_of(&newcomer))
+    } else {
+        sentence
+    }
+}
+
+fn state_sentence(
     cluster: &Cluster,
     observed: &Observed,
     service: &Service,

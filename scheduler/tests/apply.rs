@@ -452,6 +452,7 @@ fn steps_that_would_break_a_rule_are_refused() {
             node: node_id("node-2"),
             certificate,
             gpus: vec![],
+            replaces: None,
         };
         change(&mut order);
         Step::Order(order)

@@ -2,7 +2,7 @@
 
 use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, running};
 use crate::cluster::{Cluster, Service, ServicePhase};
-use crate::command::{OrderPlan, Step};
+use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
 use protocol::manifest::ServiceManifest;
 use protocol::{Millis, NodeId, NodeName, ServiceName};
@@ -109,7 +109,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Orders the lowest free slot on the best node.
+    /// Orders the lowest free slot on the best node, for a replica that is missing.
     pub(super) fn place(&mut self, name: &ServiceName, why: &str) -> Result<(), Blocked> {
         let service = self.service(name);
         if service.is_expired(self.now) {
@@ -119,6 +119,18 @@ impl Planner<'_> {
             return Err(Blocked::NoModel);
         }
         let best = self.best_node(name, None).map_err(Blocked::NoNode)?;
+        self.order(name, best, None, why)
+    }
+
+    /// Orders the lowest free slot there.
+    pub(super) fn order(
+        &mut self,
+        name: &ServiceName,
+        best: Candidates,
+        replaces: Option<SlotName>,
+        why: &str,
+    ) -> Result<(), Blocked> {
+        let service = self.service(name);
         let slot = free_slot(service).ok_or(Blocked::NoSlot)?;
         let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
         let order = OrderPlan {
@@ -128,6 +140,7 @@ impl Planner<'_> {
             node: best.node,
             certificate: service.certificate,
             gpus: best.gpus,
+            replaces,
         };
         let there = if best.replicas == 0 { "none".to_string() } else { best.replicas.to_string() };
         let count = best.count;

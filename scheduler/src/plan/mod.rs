@@ -1,5 +1,5 @@
-//! Deciding what should happen next: which slots lapse, end, drain and are released, and which are ordered
-//! where. A function of the replicated state, the leader's view and the time; it changes nothing.
+//! Deciding what should happen next: which slots lapse, end, drain and are released, which are ordered
+//! where, and which move. A function of the replicated state, the leader's view and the time; it changes nothing.
 //!
 //! Each step is carried out on a draft as soon as it is found, by the code that will apply it, so later
 //! steps see the earlier ones' effect and the whole plan applies or is stale.
@@ -9,6 +9,7 @@
 //! runs would end. The step is left out and named in [`Plan::dropped`]; `apply` would have refused it anyway.
 
 mod fill;
+mod rebalance;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, service_obstacles};
+pub(crate) use rebalance::{Uneven, moving, uneven};
 pub(crate) use room::{Obstacle, Room, isolation_word, model_bytes, rooms};
 
 /// What should happen next, and why.
@@ -108,6 +110,7 @@ pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
         planner.drain_what_must_go();
         planner.roll_out();
         planner.fill();
+        planner.rebalance();
     }
     planner.plan
 }

@@ -20,6 +20,7 @@ fn wrong() -> Step {
         node: node(),
         certificate: Digest::of(b"none"),
         gpus: vec![],
+        replaces: None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! The steps that take slots away: dead nodes, ended slots, drains, and the roll-out of a new approval.
 
-use super::{Planner, place_of, running, slot_name};
+use super::{Planner, moving, place_of, running, slot_name};
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
 use crate::command::Step;
 use crate::limits::{DRAIN_MS, RESTARTS_MAX};
@@ -123,20 +123,36 @@ impl Planner<'_> {
         }
     }
 
-    /// Slots above the wanted number. While a new approval rolls out, one more than wanted may run.
+    /// Slots above the wanted number. While a new approval rolls out or a replica moves, one more than wanted
+    /// may run; a replica that moves leaves its old slot when it answers in the new one.
     fn drain_surplus(&mut self, name: &ServiceName) {
         loop {
             let service = self.service(name);
             let desired = service.desired as usize;
             let (fresh, old) = running(service);
             let rolling = !old.is_empty() && !fresh.is_empty() && desired > 0;
-            if fresh.len() + old.len() <= desired + usize::from(rolling) {
+            let total = fresh.len() + old.len();
+            let under_way =
+                moving(service, self.observed, self.clock, self.now).filter(|_| total == desired + 1);
+            if total <= desired + usize::from(rolling || under_way.is_some()) {
+                if let Some((newcomer, leaving)) = under_way.filter(|(newcomer, _)| self.is_ready(newcomer)) {
+                    let (node, place) = (self.node_name(&newcomer), place_of(&newcomer));
+                    let cause = format!("it moved to {node}, where {place} answers");
+                    self.drain(&leaving, self.now.plus(DRAIN_MS), cause, false);
+                }
                 return;
             }
             let worst = self.worst_first(name, fresh.into_iter().chain(old).collect()).into_iter().next();
             let Some(worst) = worst else { return };
             let until = self.now.plus(DRAIN_MS);
-            if !self.drain(&worst, until, format!("{desired} replicas are wanted"), false) {
+            let stayed = worst.replaces.as_ref().filter(|_| !self.is_ready(&worst));
+            let cause = match stayed {
+                Some(slot) => {
+                    format!("{desired} are wanted; it was to replace slot {} and does not answer", slot.slot)
+                }
+                None => format!("{desired} replicas are wanted"),
+            };
+            if !self.drain(&worst, until, cause, false) {
                 return;
             }
         }
@@ -184,7 +200,7 @@ impl Planner<'_> {
     }
 
     /// Drains a slot that shall run; says whether it did.
-    fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) -> bool {
+    pub(super) fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) -> bool {
         let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
         let runs = current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running);
         let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };

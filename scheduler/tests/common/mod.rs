@@ -1,6 +1,7 @@
 //! A circle of three in memory, its cluster, and nodes that say what a test wants them to say.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod sim;
 pub(crate) mod story;
 
 use human_chain::{MemberSecret, propose, sign_genesis, vote};
@@ -352,6 +353,15 @@ impl World {
 
     pub(crate) fn wait(&mut self, ms: u64) {
         self.now = self.now.plus(ms);
+    }
+
+    /// Time passes while every node is heard each second.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        let end = self.now.plus(ms);
+        while self.now < end {
+            self.now = self.now.plus(1000).min(end);
+            self.hear_all();
+        }
     }
 
     /// `slot -> node` of the running slots of a service.

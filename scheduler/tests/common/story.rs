@@ -3,12 +3,13 @@
 
 use super::*;
 use protocol::NodeName;
+use protocol::gateway::ApiKey;
 use std::fmt::Write;
 
 /// Runs every command of a story and gives the whole text with fresh answers. Lines before the first
 /// command, and those that begin with `#`, are kept.
 pub(crate) fn run(text: &str) -> String {
-    let mut teller = Teller { world: World::empty(), nodes: Vec::new() };
+    let mut teller = Teller { world: World::empty(), nodes: Vec::new(), proposals: Vec::new() };
     let mut out = String::new();
     for line in text.lines() {
         if line.starts_with('#') {
@@ -28,13 +29,24 @@ pub(crate) fn run(text: &str) -> String {
 struct Teller {
     world: World,
     nodes: Vec<NodeSpec>,
+    /// What was brought to the vote, as `p1`, `p2` and so on.
+    proposals: Vec<Proposal>,
 }
 
 impl Teller {
+    /// One of the groups of commands knows it.
     fn tell(&mut self, command: &str) -> String {
         let words: Vec<&str> = command.split_whitespace().collect();
+        let answer = self.change(&words).or_else(|| self.decide(&words)).or_else(|| self.run(&words));
+        let answer =
+            answer.or_else(|| self.ask(&words)).unwrap_or_else(|| panic!("no such command: {words:?}"));
+        answer.split_inclusive([' ', '/', '\n', ',']).map(mask).collect()
+    }
+
+    /// What there is: nodes, models, approved services.
+    fn change(&mut self, words: &[&str]) -> Option<String> {
         let world = &mut self.world;
-        match words.as_slice() {
+        match words {
             ["node", name, rest @ ..] => self.nodes.push(parse_node(name, rest)),
             ["found"] => *world = World::new(&self.nodes),
             ["admit", name, rest @ ..] => {
@@ -42,9 +54,18 @@ impl Teller {
                 world.specs.insert(spec.admission.name.clone(), spec.clone());
                 world.approve(Change::AdmitNode(Box::new(spec.admission)));
             }
-            ["change", name, rest @ ..] => {
+            ["change" | "return", name, rest @ ..] => {
                 let spec = parse_node(name, rest);
                 world.specs.insert(spec.admission.name.clone(), spec);
+                if words[0] == "return" {
+                    world.hear(name);
+                }
+            }
+            ["die", nodes @ ..] => {
+                for name in nodes {
+                    world.specs.remove(&name.parse::<NodeName>().unwrap());
+                    world.reports.remove(&node_id(name));
+                }
             }
             ["remove", name] => {
                 world.approve(Change::RemoveNode { node: name.parse().unwrap() });
@@ -53,10 +74,6 @@ impl Teller {
                 let bytes = mib.parse::<u64>().unwrap() << 20;
                 world.must(Action::RegisterModel(Box::new(model(name, bytes))));
             }
-            ["share", name, nodes @ ..] => {
-                let wraps = nodes.iter().map(|node| wrap(name, Recipient::Node(node_id(node)))).collect();
-                world.must(Action::PutWraps(wraps));
-            }
             ["deploy", name, rest @ ..] => {
                 world.approve(deploy(parse_manifest(name, rest, world.now)));
             }
@@ -64,19 +81,88 @@ impl Teller {
                 let grace_seconds = seconds.parse().unwrap();
                 world.approve(Change::Retire { service: service_name(name), grace_seconds });
             }
-            ["propose-retire", name] => {
-                let change = Change::Retire { service: service_name(name), grace_seconds: 5 };
-                let proposal = world.proposal(change);
-                world.must(Action::SubmitProposal(Box::new(proposal)));
-            }
-            ["scale", name, replicas] => {
-                let (service, replicas) = (service_name(name), replicas.parse().unwrap());
-                return match world.apply(Actor::Scheduler, Action::Scale { service, replicas }) {
-                    Reply::Refused { code, message } => format!("{code}: {message}"),
-                    _ => String::new(),
+            _ => return None,
+        }
+        Some(String::new())
+    }
+
+    /// What people ask for, as a member or under a token (`by operator`); the answer of the state machine.
+    fn decide(&mut self, words: &[&str]) -> Option<String> {
+        let (words, actor) = match words {
+            [rest @ .., "by", token] => (rest, Actor::Token(token.parse().unwrap())),
+            _ => (words, Actor::Scheduler),
+        };
+        let action = match words {
+            ["propose", lifetime_ms, rest @ ..] => {
+                let change = self.parse_change(rest)?;
+                let world = &self.world;
+                let nonce = Digest::of(&world.log.len().to_le_bytes());
+                let expires = world.now.plus(lifetime_ms.parse().unwrap());
+                let state = world.cluster.circle_state().unwrap();
+                let made = propose(state, change, "story".into(), world.now, expires, nonce);
+                let proposal = match made {
+                    Ok(proposal) => proposal,
+                    Err(error) => return Some(format!("{}: {error}", error.code())),
                 };
+                self.proposals.push(proposal.clone());
+                Action::SubmitProposal(Box::new(proposal))
             }
-            ["plan"] => return show_plan(&world.execute()),
+            ["submit", label] => Action::SubmitProposal(Box::new(self.proposal(label).clone())),
+            ["vote", name, choice, label] => {
+                let choice = serde_json::from_value(serde_json::json!(choice)).unwrap();
+                Action::CastBallot(Box::new(self.world.ballot(name, self.proposal(label), choice)))
+            }
+            ["tick"] => Action::Tick,
+            ["scale", name, replicas] => {
+                Action::Scale { service: service_name(name), replicas: replicas.parse().unwrap() }
+            }
+            ["enrol", name, rest @ ..] => Action::Enrol(Box::new(parse_node(name, rest).admission)),
+            ["share", name, nodes @ ..] => Action::PutWraps(
+                nodes.iter().map(|node| wrap(name, Recipient::Node(node_id(node)))).collect(),
+            ),
+            ["key", name, text] => {
+                let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
+                Action::CreateApiKey(ApiKey { name, hash, requests_per_minute: None })
+            }
+            ["revoke", name] => Action::RevokeApiKey(name.parse().unwrap()),
+            _ => return None,
+        };
+        Some(show_reply(&self.world.apply(actor, action)))
+    }
+
+    fn parse_change(&self, words: &[&str]) -> Option<Change> {
+        Some(match words {
+            ["deploy", name, rest @ ..] => deploy(parse_manifest(name, rest, self.world.now)),
+            ["retire", name, seconds] => {
+                Change::Retire { service: service_name(name), grace_seconds: seconds.parse().unwrap() }
+            }
+            ["admit", name, rest @ ..] => Change::AdmitNode(Box::new(parse_node(name, rest).admission)),
+            ["remove", name] => Change::RemoveNode { node: name.parse().unwrap() },
+            ["members", names @ ..] => {
+                let of = |name: &&str| Quorum::Member(member(name));
+                let all =
+                    Quorum::Threshold { required: names.len() as u32, of: names.iter().map(of).collect() };
+                let quorums =
+                    [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, all.clone()));
+                let person =
+                    |name: &&str| Member { id: member(name), keys: secrets()[&member(name)].public() };
+                let members = names.iter().map(person).collect();
+                Change::SetMembers { members, policy: Policy { quorums: quorums.into() } }
+            }
+            _ => return None,
+        })
+    }
+
+    fn proposal(&self, label: &str) -> &Proposal {
+        let number: usize = label.strip_prefix('p').unwrap().parse().unwrap();
+        &self.proposals[number - 1]
+    }
+
+    /// What the leader, the nodes and time do.
+    fn run(&mut self, words: &[&str]) -> Option<String> {
+        let world = &mut self.world;
+        match words {
+            ["plan"] => return Some(show_plan(&world.execute())),
             ["obey", nodes @ ..] => {
                 for name in nodes {
                     let spec = world.specs[&name.parse::<NodeName>().unwrap()].clone();
@@ -92,33 +178,124 @@ impl Teller {
                 world.set_state(service, slot.parse().unwrap(), state, &detail.join(" "));
                 world.hear_all();
             }
+            ["forget", place] => {
+                let (service, slot) = place.split_once('/').unwrap();
+                let slot = protocol::SlotIndex(slot.parse().unwrap());
+                for reports in world.reports.values_mut() {
+                    reports.retain(|report| report.service.as_str() != service || report.slot != slot);
+                }
+                world.hear_all();
+            }
             ["hear", nodes @ ..] => {
                 for name in nodes {
                     world.hear(name);
                 }
             }
             ["wait", ms] => world.wait(ms.parse().unwrap()),
+            ["pass", ms] => world.pass(ms.parse().unwrap()),
             ["lead", replica] => world.lead(replica.parse().unwrap()),
-            ["why", question] => return self.why(question),
-            ["dry-run", name, rest @ ..] => return self.dry_run(name, rest),
-            ["status"] => return self.status(),
-            ["routes"] => return self.routes(),
-            ["audit", count] => {
-                let events = world.cluster.audit().last(count.parse().unwrap());
-                let line = |e: &protocol::api::AuditEvent| {
-                    let text = format!("{} {} {} {}", e.actor, e.action, e.subject, e.detail);
-                    text.split_inclusive([' ', '/']).map(mask).collect::<String>() + "\n"
-                };
-                return events.map(line).collect();
-            }
-            other => panic!("no such command: {other:?}"),
+            _ => return None,
         }
-        String::new()
+        Some(String::new())
+    }
+
+    /// What people look at.
+    fn ask(&self, words: &[&str]) -> Option<String> {
+        Some(match words {
+            ["why", question] => self.why(question),
+            ["dry-run", name, rest @ ..] => self.dry_run(name, rest),
+            ["status"] => self.status(),
+            ["routes"] => self.routes(),
+            ["show", name] => self.show(name),
+            ["nodes"] => self.show_nodes(),
+            ["proposals"] => self.show_proposals(),
+            ["desired", node] => self.desired(node),
+            ["audit", count] => {
+                let events = self.world.cluster.audit().last(count.parse().unwrap());
+                let line = |e: &protocol::api::AuditEvent| {
+                    format!("{} {} {} {}\n", e.actor, e.action, e.subject, e.detail)
+                };
+                events.map(line).collect()
+            }
+            _ => return None,
+        })
+    }
+
+    fn show(&self, name: &str) -> String {
+        let World { cluster, observed, now, .. } = &self.world;
+        let Some(view) = service_view(cluster, observed, &service_name(name), *now) else {
+            return "no such service".into();
+        };
+        let retiring = if view.retiring { ", retiring" } else { "" };
+        let mut text = format!("{} of {} ready{retiring}\n", view.ready, view.desired);
+        for slot in &view.slots {
+            let node = slot.node.as_ref().map_or("nobody", |node| node.as_str());
+            let state =
+                slot.report.as_ref().map_or("unreported".into(), |report| format!("{:?}", report.state));
+            writeln!(text, "{} fence {} at {node} {state}: {}", slot.slot, slot.fence, slot.why).unwrap();
+        }
+        text
+    }
+
+    fn show_nodes(&self) -> String {
+        let World { cluster, observed, now, .. } = &self.world;
+        let mut text = String::new();
+        for view in node_views(cluster, observed, *now) {
+            let alive = if view.alive { "alive" } else { "silent" };
+            let gpus = view.gpus.len();
+            let (cpu, slots) = (view.cpu_millicores, view.slots);
+            let heard = view.heard_ms_ago.map_or("never heard".into(), |ms| format!("heard {ms} ms ago"));
+            writeln!(text, "{} {alive}, {heard}, {cpu} millicores, {gpus} GPUs, {slots} slots", view.name)
+                .unwrap();
+        }
+        for pending in cluster.pending_nodes().values() {
+            writeln!(text, "{} asks", pending.admission.name).unwrap();
+        }
+        text
+    }
+
+    fn show_proposals(&self) -> String {
+        let mut text = String::new();
+        for view in proposal_views(&self.world.cluster) {
+            let names = |ids: &[MemberId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let label = self
+                .proposals
+                .iter()
+                .position(|p| p.id() == view.id)
+                .map_or("p?".into(), |i| format!("p{}", i + 1));
+            let (approved, rejected, missing) =
+                (names(&view.approved), names(&view.rejected), names(&view.missing));
+            let state = format!("{:?}", view.state).to_lowercase();
+            writeln!(text, "{label} {state}: for [{approved}] against [{rejected}] missing [{missing}]")
+                .unwrap();
+        }
+        text
+    }
+
+    fn desired(&self, node: &str) -> String {
+        let mut text = String::new();
+        for assignment in desired_for(&self.world.cluster, node_id(node)) {
+            let key = if assignment.wrap.is_some() { "with its key" } else { "without a key" };
+            for order in &assignment.orders {
+                let verb = if assignment.draining.contains(&order.slot) { "drain" } else { "run" };
+                writeln!(
+                    text,
+                    "{verb} {}/{} fence {} of {} {key}",
+                    order.service, order.slot, order.fence, assignment.model.name
+                )
+                .unwrap();
+            }
+        }
+        if text.is_empty() { "nothing".into() } else { text }
     }
 
     fn why(&self, question: &str) -> String {
         let World { cluster, observed, now, .. } = &self.world;
-        let Some(why) = why(cluster, observed, &question.parse().unwrap(), *now) else {
+        let question = match question.strip_prefix('p').filter(|rest| rest.parse::<usize>().is_ok()) {
+            Some(_) => Question::Proposal(self.proposal(question).id()),
+            None => question.parse().unwrap(),
+        };
+        let Some(why) = why(cluster, observed, &question, *now) else {
             return "no such thing".into();
         };
         let mut text = format!("{}\n", why.answer);
@@ -156,8 +333,7 @@ impl Teller {
         let status = status(cluster, observed, leader, *now);
         let mut text = format!("{}\n", status.summary);
         for finding in &status.findings {
-            let next: String = finding.next.split_inclusive(' ').map(mask).collect();
-            writeln!(text, "- {} -> {next}", finding.message).unwrap();
+            writeln!(text, "- {} -> {}", finding.message, finding.next).unwrap();
         }
         for line in &status.simulated {
             writeln!(text, "simulated: {line}").unwrap();
@@ -185,11 +361,22 @@ impl Teller {
     }
 }
 
-/// Short ids of proposals and certificates differ from run to run: members' keys are random.
+/// Ids of proposals and certificates differ from run to run: members' keys are random.
 fn mask(word: &str) -> String {
-    let bare = word.trim_end_matches([' ', '/']);
-    let is_id = bare.len() == 8 && bare.bytes().all(|c| c.is_ascii_hexdigit());
+    let bare = word.trim_end_matches([' ', '/', '\n', ',']);
+    let is_id = [8, 64].contains(&bare.len()) && bare.bytes().all(|c| c.is_ascii_hexdigit());
     if is_id { word.replacen(bare, "ID", 1) } else { word.to_string() }
+}
+
+fn show_reply(reply: &Reply) -> String {
+    match reply {
+        Reply::Refused { code, message } => format!("{code}: {message}"),
+        Reply::Counted { state, .. } => format!("{state:?}").to_lowercase(),
+        Reply::Submitted { .. } => "submitted".into(),
+        Reply::Enrolled { admitted: true } => "admitted already".into(),
+        Reply::Enrolled { admitted: false } => "waits for admission".into(),
+        _ => String::new(),
+    }
 }
 
 fn show_plan(plan: &Plan) -> String {

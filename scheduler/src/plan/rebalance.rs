@@ -1,0 +1,140 @@
+//! Moving a replica so that a service is spread better, as when a node joins or returns.
+//!
+//! A replica moves only for spread: a node is what fails, and two replicas on one fail together. It moves when
+//! nothing else is to be done, one at a time in the whole cluster, and never back and forth: each move makes
+//! the largest share of a service on one node smaller or leaves fewer nodes with it, and between two moves of a
+//! service lies [`REBALANCE_CALM_MS`].
+//!
+//! With a free slot in the envelope the replica is first started in its new place and leaves the old one when
+//! it answers there. Without one it is drained first; since it shares its node with another replica that
+//! answers, the service goes on.
+
+use super::{
+    Candidates, Planner, Room, candidates, free_slot, place_of, running, service_obstacles, slot_name,
+};
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
+use crate::limits::{DRAIN_MS, REBALANCE_CALM_MS, REBALANCE_GAIN_MIN, REBALANCE_PATIENCE_MS, RESTARTS_MAX};
+use crate::observed::Observed;
+use protocol::agent::SlotState;
+use protocol::{Millis, NodeId, ServiceName};
+use std::collections::BTreeMap;
+
+/// A replica that shares its node with others of its service, and a node where it would share with fewer.
+pub(crate) struct Uneven {
+    /// Which replica.
+    pub(crate) from: Holding,
+    /// How many of the service its node runs.
+    pub(crate) crowd: u32,
+    /// Where it would go.
+    pub(crate) to: Candidates,
+}
+
+/// The move that would spread a service better, if there is one: from the node that runs most of it to the
+/// best other one, when that gains enough.
+pub(crate) fn uneven(cluster: &Cluster, rooms: &[Room], service: &Service, now: Millis) -> Option<Uneven> {
+    let (fresh, _) = running(service);
+    let mut by_node: BTreeMap<NodeId, Vec<Holding>> = BTreeMap::new();
+    for holding in fresh {
+        by_node.entry(holding.order.node).or_default().push(holding);
+    }
+    // The first by name of those that run most; a move from another of them would gain the same.
+    let crowds = rooms.iter().filter_map(|room| by_node.get(&room.id));
+    let most = crowds.rev().max_by_key(|slots| slots.len())?;
+    let from = most.last()?.clone();
+    let crowd = most.len() as u32;
+    if crowd < REBALANCE_GAIN_MIN {
+        return None;
+    }
+    let others: Vec<Room> = rooms.iter().filter(|room| room.id != from.order.node).cloned().collect();
+    let in_the_way = |node| service_obstacles(cluster, service, node, now);
+    let to = candidates(cluster, &others, &service.manifest, in_the_way).ok()?;
+    (crowd >= to.replicas + REBALANCE_GAIN_MIN).then_some(Uneven { from, crowd, to })
+}
+
+/// The replica that is moving, as the holding that it goes to and the one that it leaves. `clock` judges
+/// leases, `now` deadlines. One that fails in its new place, or takes too long, is not moving any more: it
+/// is one too many.
+pub(crate) fn moving(
+    service: &Service,
+    observed: &Observed,
+    clock: Millis,
+    now: Millis,
+) -> Option<(Holding, Holding)> {
+    let in_force = |holding: &&Holding| {
+        holding.phase == HoldingPhase::Running && holding.order.certificate == service.certificate
+    };
+    let hopeful = |newcomer: &&Holding| {
+        let order = &newcomer.order;
+        let report = observed.report(&order.node, &order.service, order.slot, order.fence);
+        let failed = report.is_some_and(|report| match report.state {
+            SlotState::Failed => report.restarts > RESTARTS_MAX,
+            state => state == SlotState::Refused,
+        });
+        let answers = report.is_some_and(|report| report.state == SlotState::Ready);
+        let in_time = order.issued_at.plus(REBALANCE_PATIENCE_MS) > now;
+        !failed && (in_time || answers && observed.is_alive(&order.node, clock))
+    };
+    let held = || service.held().map(|(_, holding)| holding).filter(in_force);
+    held().filter(hopeful).find_map(|newcomer| {
+        let name = newcomer.replaces.as_ref()?;
+        let leaving = held().find(|holding| slot_name(holding) == *name)?;
+        Some((newcomer.clone(), leaving.clone()))
+    })
+}
+
+impl Planner<'_> {
+    /// Begins at most one move, and only when there is nothing else to do.
+    pub(super) fn rebalance(&mut self) {
+        if !self.plan.is_empty() || !self.plan.dropped.is_empty() || !self.all_settled() {
+            return;
+        }
+        for name in self.service_names() {
+            let service = self.service(&name);
+            if !self.is_calm(service) {
+                continue;
+            }
+            let Some(uneven) = uneven(self.cluster, &self.rooms(), service, self.now) else { continue };
+            if self.is_steady(uneven.to.node) && self.begin_move(&name, uneven) {
+                return;
+            }
+        }
+    }
+
+    /// Whether no slot of any service drains, ends, lapses or moves.
+    fn all_settled(&self) -> bool {
+        self.draft.services.values().all(|service| {
+            service.held().all(|(_, holding)| holding.phase == HoldingPhase::Running)
+                && moving(service, self.observed, self.clock, self.now).is_none()
+        })
+    }
+
+    /// Whether a service is as it shall be, answers in full, and has been so for a while.
+    fn is_calm(&self, service: &Service) -> bool {
+        let (fresh, old) = running(service);
+        let changed_at = service.slots.values().map(|slot| slot.since).max().unwrap_or_default();
+        service.phase == ServicePhase::Active
+            && !service.is_expired(self.now)
+            && old.is_empty()
+            && fresh.len() == service.desired as usize
+            && fresh.iter().all(|holding| self.is_ready(holding))
+            && changed_at.plus(REBALANCE_CALM_MS) <= self.now
+    }
+
+    /// Whether a node has been there for a while: one that comes and goes is no better place.
+    fn is_steady(&self, node: NodeId) -> bool {
+        let known = self.observed.node(&node);
+        known.is_some_and(|known| known.alive_since.plus(REBALANCE_CALM_MS) <= self.clock)
+    }
+
+    fn begin_move(&mut self, name: &ServiceName, uneven: Uneven) -> bool {
+        let Uneven { from, crowd, to } = uneven;
+        let (left, there) = (self.node_name(&from), to.replicas);
+        if free_slot(self.service(name)).is_some() {
+            let why = format!("{} moves there, since {left} has {crowd}", place_of(&from));
+            return self.order(name, to, Some(slot_name(&from)), &why).is_ok();
+        }
+        let there = if there == 0 { "none".to_string() } else { there.to_string() };
+        let cause = format!("to move: {left} has {crowd} replicas of {name}, {} has {there}", to.name);
+        self.drain(&from, self.now.plus(DRAIN_MS), cause, false)
+    }
+}

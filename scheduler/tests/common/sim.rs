@@ -1,0 +1,475 @@
+//! A small world with everything that may go wrong between leaders, the log and agents.
+//!
+//! Agents behave as real ones do: they act on the last answer until their lease, counted from when they *asked*,
+//! is over; they run an order again that they accepted before, and none that is older. Requests and answers get
+//! lost or come late; leaders' clocks differ; commands arrive twice, in another order, or never; a deposed
+//! leader's plans arrive after its successor's.
+
+use super::*;
+use protocol::limits::LEASE_MS;
+use protocol::order::SlotOrder;
+use protocol::{Fence, SlotIndex};
+use std::fmt::Write;
+
+pub(crate) const NODES: usize = 4;
+/// How far each replica's clock is from true time, in milliseconds; none of them jumps.
+const SKEWS: [i64; 3] = [0, -20_000, 4_000];
+
+/// What may happen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Event {
+    /// Time passes.
+    Wait(u64),
+    /// A node sends its request; the leader hears it, unless it is lost, and answers.
+    Ask { node: usize, lost: bool },
+    /// The answer to a node's last request arrives.
+    Answer(usize),
+    /// A node asks and hears at once.
+    Sync(usize),
+    /// The leader plans and carries it out.
+    Plan,
+    /// The leader plans and proposes; the command arrives later, or never.
+    Propose,
+    /// A deposed leader's plan, made from what it knew when another one led.
+    FormerPlan,
+    /// One of the commands under way arrives; it may arrive again.
+    Arrive { which: usize, again: bool },
+    /// The commands under way are lost.
+    Lose,
+    /// Another replica leads; it has heard nobody.
+    Lead(usize),
+    /// The agent and all that it runs die; it may ask again at once, or after its lease.
+    Crash(usize),
+    /// A worker fails, or its order is refused.
+    Fail { node: usize, refused: bool },
+    /// A node drops what it released or refused before anybody heard of it.
+    Forget(usize),
+    /// A node's workers take long to finish what they drain, or to start; or do not any more.
+    Slow(usize),
+    /// Another number of replicas.
+    Scale(u32),
+    /// A command that another replica stamped, whose clock is ahead.
+    Ahead(u64),
+    /// A new approval of one service.
+    Deploy { max: u32, memory: u64 },
+    /// The other service is retired, or approved again.
+    Retire,
+    /// A node is removed.
+    Remove(usize),
+    /// A node is admitted.
+    Admit(usize),
+}
+
+type Place = (ServiceName, SlotIndex);
+
+/// An agent and its workers.
+#[derive(Default, Clone)]
+pub(crate) struct Agent {
+    pub(crate) runs: BTreeMap<Place, (SlotOrder, SlotState)>,
+    pub(crate) lease_until: Millis,
+    pub(crate) accepted: BTreeMap<Place, Fence>,
+    /// The answer to its outstanding request: when it asked, and what it is told.
+    answer: Option<(Millis, Vec<NodeAssignment>)>,
+    slow: bool,
+}
+
+/// What a deposed leader still believes.
+#[derive(Clone)]
+struct Former {
+    cluster: Cluster,
+    observed: Observed,
+    clock: Millis,
+}
+
+pub(crate) struct Sim {
+    pub(crate) world: World,
+    pub(crate) agents: Vec<Agent>,
+    /// True time; the world's is the leader's clock.
+    time: Millis,
+    leader: usize,
+    former: Option<Former>,
+    pub(crate) under_way: Vec<Command>,
+    fences: BTreeMap<Place, Fence>,
+    /// When a replica of a service last began to move.
+    moved_at: BTreeMap<ServiceName, Millis>,
+    pub(crate) moves: u32,
+    routes: protocol::gateway::RouteTable,
+    /// What was done, in words that do not depend on anybody's keys.
+    pub(crate) trace: String,
+}
+
+pub(crate) fn name_of(node: usize) -> String {
+    format!("node-{node}")
+}
+
+impl Sim {
+    pub(crate) fn new() -> Self {
+        let specs: Vec<NodeSpec> =
+            (0..NODES).map(|i| node(&name_of(i), 2000 + 500 * i as u64, 1024)).collect();
+        let mut world = World::new(&specs);
+        world.share_model("minilm", 50 << 20);
+        world.approve(deploy(manifest("embed", 0, 3, 1000, 200)));
+        world.approve(deploy(manifest("chat", 1, 4, 700, 100)));
+        Self {
+            time: world.now,
+            world,
+            agents: vec![Agent::default(); NODES],
+            leader: 0,
+            former: None,
+            under_way: vec![],
+            fences: BTreeMap::new(),
+            moved_at: BTreeMap::new(),
+            moves: 0,
+            routes: Default::default(),
+            trace: String::new(),
+        }
+    }
+
+    pub(crate) fn step(&mut self, event: &Event) {
+        writeln!(self.trace, "{event:?}").unwrap();
+        match *event {
+            Event::Wait(ms) => {
+                self.time = self.time.plus(ms);
+                self.world.now = self.clock_of(self.leader);
+            }
+            Event::Ask { node, lost } => self.ask(node, lost),
+            Event::Answer(node) => self.answer(node),
+            Event::Sync(node) => {
+                self.ask(node, false);
+                self.answer(node);
+            }
+            Event::Plan => self.plan(),
+            Event::Propose => {
+                let plan = self.world.plan();
+                self.check_plan(&plan);
+                self.world.observed.condemn(&plan);
+                self.under_way.extend(plan.command(self.world.now));
+            }
+            Event::FormerPlan => {
+                if let Some(Former { cluster, observed, clock }) = &self.former {
+                    self.under_way.extend(plan(cluster, observed, *clock).command(*clock));
+                }
+            }
+            Event::Arrive { which, again } => self.arrive(which, again),
+            Event::Lose => self.under_way.clear(),
+            Event::Lead(replica) => self.lead(replica % SKEWS.len()),
+            Event::Crash(node) => {
+                let Agent { accepted, slow, .. } = self.agents[node].clone();
+                self.agents[node] = Agent { accepted, slow, ..Agent::default() };
+            }
+            Event::Fail { node, refused } => {
+                let state = if refused { SlotState::Refused } else { SlotState::Failed };
+                if let Some((_, known)) = self.agents[node].runs.values_mut().next() {
+                    *known = state;
+                }
+            }
+            Event::Forget(node) => self.agents[node].runs.retain(|_, (_, state)| !is_over(*state)),
+            Event::Slow(node) => self.agents[node].slow ^= true,
+            Event::Ahead(ms) => {
+                let now = self.world.now;
+                self.world.wait(ms);
+                self.world.must(Action::Tick);
+                self.world.now = now;
+            }
+            _ => self.govern(event),
+        }
+        self.observe();
+    }
+
+    fn govern(&mut self, event: &Event) {
+        match *event {
+            Event::Scale(replicas) => {
+                let service = service_name("embed");
+                self.world.apply(Actor::Scheduler, Action::Scale { service, replicas });
+            }
+            Event::Deploy { max, memory } => {
+                self.world.approve(deploy(manifest("embed", 0, max, 1000, memory)));
+            }
+            Event::Retire => {
+                if self.world.cluster.circle_state().unwrap().service(&service_name("chat")).is_some() {
+                    self.world.approve(Change::Retire { service: service_name("chat"), grace_seconds: 1 });
+                } else {
+                    self.world.approve(deploy(manifest("chat", 1, 4, 700, 100)));
+                }
+            }
+            Event::Remove(node) => {
+                let name: NodeName = name_of(node).parse().unwrap();
+                if self.world.cluster.circle_state().unwrap().node(&name).is_some() {
+                    self.world.approve(Change::RemoveNode { node: name });
+                }
+            }
+            Event::Admit(node) => {
+                let spec = self.world.specs[&name_of(node).parse::<NodeName>().unwrap()].clone();
+                if self.world.cluster.node(&spec.admission.id).is_none() {
+                    self.world.approve(Change::AdmitNode(Box::new(spec.admission)));
+                    self.world.share_model("minilm", 50 << 20);
+                }
+            }
+            _ => unreachable!("{event:?} is nobody's decision"),
+        }
+    }
+
+    fn clock_of(&self, replica: usize) -> Millis {
+        Millis(self.time.0.checked_add_signed(SKEWS[replica]).unwrap())
+    }
+
+    fn lead(&mut self, replica: usize) {
+        let World { cluster, observed, now, .. } = self.world.clone();
+        self.former = Some(Former { cluster, observed, clock: now });
+        self.leader = replica;
+        self.world.now = self.clock_of(replica);
+        self.world.lead(replica as u64 + 1);
+        self.routes = Default::default();
+        // Answers of the former leader that are still under way do arrive.
+    }
+
+    fn arrive(&mut self, which: usize, again: bool) {
+        if self.under_way.is_empty() {
+            return;
+        }
+        let at = which % self.under_way.len();
+        let command = self.under_way[at].clone();
+        if !again {
+            self.under_way.remove(at);
+        }
+        let Action::Execute { parent_generation, .. } = &command.action else { unreachable!() };
+        let stale = *parent_generation != self.world.cluster.generation();
+        let now = std::mem::replace(&mut self.world.now, command.now);
+        let reply = self.world.apply(command.actor, command.action);
+        self.world.now = now;
+        assert_eq!(
+            matches!(reply, Reply::Refused { .. }),
+            stale,
+            "carried out once and in its state: {reply:?}"
+        );
+        writeln!(self.trace, "  {}", code(&reply)).unwrap();
+    }
+
+    pub(crate) fn plan(&mut self) {
+        let plan = self.world.execute();
+        self.check_plan(&plan);
+        for (step, reason) in plan.steps.iter().zip(&plan.reasons) {
+            let Reason { subject, text } = reason;
+            writeln!(self.trace, "  {}: {subject}: {text}", step_word(step)).unwrap();
+        }
+    }
+
+    /// An agent asks, naming all that it has, and the leader hears it.
+    fn ask(&mut self, node: usize, lost: bool) {
+        let spec = self.world.specs[&name_of(node).parse::<NodeName>().unwrap()].clone();
+        let (id, time) = (spec.admission.id, self.time);
+        let agent = &mut self.agents[node];
+        agent.answer = None;
+        if agent.lease_until <= time {
+            agent.runs.clear();
+        }
+        let reports = agent.runs.values().map(|(order, state)| report(order, *state, "")).collect();
+        if lost || self.world.cluster.node(&id).is_none() {
+            return;
+        }
+        self.world.reports.insert(id, reports);
+        if self.world.hear(&name_of(node)) {
+            self.agents[node].answer = Some((time, desired_for(&self.world.cluster, id)));
+        } else {
+            writeln!(self.trace, "  not answered").unwrap();
+        }
+    }
+
+    /// The agent hears what it shall run and refuses what is not newer than what it accepted before.
+    fn answer(&mut self, node: usize) {
+        let agent = &mut self.agents[node];
+        let Some((asked_at, assignments)) = agent.answer.take() else { return };
+        if asked_at.plus(LEASE_MS) <= self.time {
+            return;
+        }
+        if agent.lease_until <= self.time {
+            agent.runs.clear();
+        }
+        agent.lease_until = asked_at.plus(LEASE_MS);
+        let mut desired: BTreeMap<Place, (SlotOrder, bool)> = BTreeMap::new();
+        for assignment in assignments {
+            for order in assignment.orders {
+                let draining = assignment.draining.contains(&order.slot);
+                desired.insert((order.service.clone(), order.slot), (order, draining));
+            }
+        }
+        agent.runs.retain(|place, (order, _)| desired.get(place).is_some_and(|(wanted, _)| wanted == order));
+        for (place, (order, draining)) in desired {
+            match agent.runs.get_mut(&place) {
+                Some((_, state)) if is_over(*state) => {}
+                Some((_, state)) if draining && !agent.slow => *state = SlotState::Released,
+                Some((_, state)) if draining => *state = SlotState::Draining,
+                Some((_, state)) if *state == SlotState::Loading && !agent.slow => *state = SlotState::Ready,
+                Some(_) => {}
+                None if draining => drop(agent.runs.insert(place, (order, SlotState::Released))),
+                None => {
+                    let last = agent.accepted.get(&place).copied().unwrap_or_default();
+                    // Its own order again after a crash: it may run it again.
+                    let state = if order.fence >= last { SlotState::Loading } else { SlotState::Refused };
+                    agent.accepted.insert(place.clone(), order.fence.max(last));
+                    agent.runs.insert(place, (order, state));
+                }
+            }
+        }
+    }
+
+    /// What really runs now, per slot: nodes whose lease holds and that have not released it.
+    pub(crate) fn live(&self) -> BTreeMap<Place, Vec<usize>> {
+        let mut live: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
+        for (node, agent) in self.agents.iter().enumerate() {
+            for (place, (_, state)) in &agent.runs {
+                if agent.lease_until > self.time && !is_over(*state) {
+                    live.entry(place.clone()).or_default().push(node);
+                }
+            }
+        }
+        live
+    }
+
+    /// What changed in the state, as it must: fences rise by one with each order, moves are rare.
+    fn observe(&mut self) {
+        for (name, service) in self.world.cluster.services() {
+            for (index, slot) in &service.slots {
+                let place = (name.clone(), *index);
+                let known = self.fences.insert(place, slot.fence).unwrap_or_default();
+                assert!(
+                    slot.fence >= known,
+                    "the fence of {name}/{index} fell from {known} to {}",
+                    slot.fence
+                );
+                let Some(holding) = &slot.holding else { continue };
+                assert_eq!(holding.order.fence, slot.fence);
+                if slot.fence > known && holding.replaces.is_some() {
+                    self.moves += 1;
+                    let since = self.moved_at.insert(name.clone(), self.world.cluster.now());
+                    let calm =
+                        since.is_none_or(|at| at.plus(limits::REBALANCE_CALM_MS) <= self.world.cluster.now());
+                    assert!(calm, "{name} moves twice within its calm");
+                }
+            }
+        }
+        let next = route_table(&self.world.cluster, &self.world.observed, &self.routes, self.world.now);
+        assert!(
+            next == self.routes || next.version > self.routes.version,
+            "a table that changed has a new version"
+        );
+        self.routes = next;
+    }
+
+    pub(crate) fn check(&self) {
+        for (place, nodes) in self.live() {
+            assert!(nodes.len() <= 1, "{}/{} is live on {nodes:?}", place.0, place.1);
+        }
+        let mut used: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for (name, service) in self.world.cluster.services() {
+            for (slot, holding) in service.held() {
+                let envelope = self.world.cluster.manifest_of(&holding.order.certificate).expect("in use");
+                assert!(slot.0 < envelope.replicas.max, "{name}/{slot} is outside the envelope of its order");
+                let entry = used.entry(holding.order.node).or_default();
+                entry.0 += envelope.resources.cpu_millicores;
+                entry.1 += envelope.resources.memory_bytes;
+            }
+        }
+        for spec in self.world.specs.values() {
+            let (cpu, memory) = used.get(&spec.admission.id).copied().unwrap_or_default();
+            assert!(cpu <= spec.resources.cpu_millicores, "CPU of {}", spec.admission.name);
+            let weights = if memory > 0 { 50 << 20 } else { 0 };
+            assert!(memory + weights <= spec.resources.memory_bytes, "memory of {}", spec.admission.name);
+        }
+    }
+
+    fn check_plan(&self, plan: &Plan) {
+        let places: BTreeSet<(&ServiceName, SlotIndex)> =
+            plan.orders().map(|o| (&o.service, o.slot)).collect();
+        assert_eq!(places.len(), plan.orders().count(), "a plan orders a slot once");
+        assert_eq!(plan.steps.len(), plan.reasons.len(), "every step has its reason");
+        assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
+        for order in plan.orders() {
+            let alive = self.world.observed.is_alive(&order.node, self.world.now);
+            assert!(alive, "{} is given to a node that may be dead", order.slot);
+        }
+        for name in self.world.cluster.services().keys() {
+            why(&self.world.cluster, &self.world.observed, &Question::Service(name.clone()), self.world.now)
+                .unwrap();
+        }
+    }
+
+    /// The trouble ends: every node is admitted and starts afresh, nothing is under way, and for so long the
+    /// leader plans and everybody does as told.
+    pub(crate) fn recover(&mut self, ms: u64) {
+        self.under_way.clear();
+        for node in 0..NODES {
+            self.step(&Event::Admit(node));
+            self.agents[node] = Agent { accepted: self.agents[node].accepted.clone(), ..Agent::default() };
+        }
+        let end = self.time.plus(ms);
+        while self.time < end {
+            self.step(&Event::Wait(1500));
+            (0..NODES).for_each(|node| self.step(&Event::Sync(node)));
+            self.step(&Event::Plan);
+            self.check();
+        }
+    }
+
+    /// The most and the fewest running replicas of a service that nodes with room for one more have.
+    pub(crate) fn is_even(&self, name: &ServiceName) -> bool {
+        let answer =
+            why(&self.world.cluster, &self.world.observed, &Question::Service(name.clone()), self.world.now);
+        answer.unwrap().reasons.iter().all(|reason| !reason.contains("will move to"))
+    }
+}
+
+fn is_over(state: SlotState) -> bool {
+    matches!(state, SlotState::Released | SlotState::Refused)
+}
+
+fn step_word(step: &Step) -> &'static str {
+    match step {
+        Step::Lapse { .. } => "lapse",
+        Step::Release(_) => "release",
+        Step::Drain { .. } => "drain",
+        Step::End(_) => "end",
+        Step::Order(order) if order.replaces.is_some() => "move",
+        Step::Order(_) => "order",
+    }
+}
+
+/// Events from a seed alone (SplitMix64): the same seed is the same story.
+pub(crate) fn events_of(seed: u64, count: usize) -> Vec<Event> {
+    let mut state = seed;
+    let mut next = move |below: u64| {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut word = state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (word ^ (word >> 31)) % below
+    };
+    (0..count).map(|_| event_of(&mut next)).collect()
+}
+
+fn event_of(next: &mut impl FnMut(u64) -> u64) -> Event {
+    const WAITS: [u64; 8] = [1, 200, 500, 1500, LEASE_MS - 1, LEASE_MS, 40_000, 130_000];
+    let node = next(NODES as u64) as usize;
+    match next(50) {
+        0..=8 => Event::Wait(WAITS[next(WAITS.len() as u64) as usize]),
+        9..=20 => Event::Sync(node),
+        21..=22 => Event::Ask { node, lost: next(4) == 0 },
+        23..=24 => Event::Answer(node),
+        25..=31 => Event::Plan,
+        32..=33 => Event::Propose,
+        34 => Event::FormerPlan,
+        35..=36 => Event::Arrive { which: next(4) as usize, again: next(3) == 0 },
+        37 => Event::Lead(next(3) as usize),
+        38 => Event::Crash(node),
+        39 => Event::Fail { node, refused: next(2) == 0 },
+        40 => Event::Forget(node),
+        41 => Event::Slow(node),
+        42..=43 => Event::Scale(next(5) as u32),
+        44 => Event::Ahead([2_000, 20_000][next(2) as usize]),
+        45 => Event::Deploy { max: 1 + next(4) as u32, memory: 100 + next(300) },
+        46 => Event::Retire,
+        47 => Event::Remove(node),
+        48 => Event::Admit(node),
+        _ => Event::Lose,
+    }
+}
