@@ -4,6 +4,7 @@ mod arrows;
 mod marks;
 mod pages;
 mod purity;
+mod ratio;
 mod sources;
 mod text;
 
@@ -21,6 +22,7 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(marks::check(&sources));
     findings.extend(text::check(&sources));
     findings.extend(pages::check(&sources));
+    ratio::check(&sources);
     if findings.is_empty() {
         println!("tidy: {} files, nothing to mend", sources.files.len());
         return Ok(());

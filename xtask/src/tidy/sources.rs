@@ -59,13 +59,18 @@ impl File {
         self.path.contains("/tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/examples/")
     }
 
-    /// Lines of product code with their numbers: everything before the first `#[cfg(test)]` module.
+    /// Lines of product code with their numbers: everything before the first `#[cfg(test)]` module that stands
+    /// in this file, but for the declarations of such modules that stand in their own.
     pub(crate) fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines: Vec<&str> = self.text.lines().collect();
-        let end = lines
-            .windows(2)
-            .position(|pair| pair[0].trim() == "#[cfg(test)]" && pair[1].trim_start().starts_with("mod "))
-            .unwrap_or(lines.len());
-        lines.into_iter().take(end).enumerate().map(|(at, line)| (at + 1, line))
+        let module = |at: usize, mark: char| {
+            let next = lines.get(at + 1).map(|line| line.trim()).unwrap_or_default();
+            lines[at].trim() == "#[cfg(test)]" && next.starts_with("mod ") && next.contains(mark)
+        };
+        let end = (0..lines.len()).find(|at| module(*at, '{')).unwrap_or(lines.len());
+        // Before `end` no test module has a brace, so what is left ends with a semicolon.
+        let declares = |at: usize| module(at, ';') || at > 0 && module(at - 1, ';');
+        let kept: Vec<usize> = (0..end).filter(|at| !declares(*at)).collect();
+        kept.into_iter().map(move |at| (at + 1, lines[at]))
     }
 }

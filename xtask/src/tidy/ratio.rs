@@ -1,0 +1,115 @@
+//! Pure crates hold three lines of test for two of code: they need nothing but a function call to be tested.
+//!
+//! A line counts when it says something: blank lines and lines of comment alone count on neither side. Test is
+//! what stands in `tests/`, in `tests.rs`, in a `#[cfg(test)]` module, and the cases and golden answers in
+//! text files under `tests/`. Fuzz targets and their seeds do not count.
+
+use super::PURE;
+use super::sources::{File, Sources};
+
+/// Lines of test that two lines of code ask for.
+const TEST_LINES_PER_TWO: usize = 3;
+/// Endings of files of cases.
+const CASES: [&str; 2] = [".txt", ".toml"];
+
+/// What was counted of a crate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Lines {
+    code: usize,
+    /// Tests in Rust.
+    test: usize,
+    /// Tests in text.
+    cases: usize,
+}
+
+impl Lines {
+    fn suffices(self) -> bool {
+        2 * (self.test + self.cases) >= TEST_LINES_PER_TWO * self.code
+    }
+}
+
+/// Prints each pure crate's ratio and refuses what is too low.
+pub(crate) fn check(sources: &Sources) -> Vec<String> {
+    let mut findings = Vec::new();
+    for name in PURE {
+        let lines = count(sources, name);
+        let Lines { code, test, cases } = lines;
+        let ratio = (test + cases) as f64 / code.max(1) as f64;
+        println!("tidy: {name}: {code} lines of code, {test} of test and {cases} of cases: {ratio:.2}");
+        if !lines.suffices() {
+            let missing = (TEST_LINES_PER_TWO * code).div_ceil(2) - test - cases;
+            findings.push(format!(
+                "{name}: {ratio:.2} lines of test for one of code; at least 1.5: {missing} more"
+            ));
+        }
+    }
+    findings
+}
+
+fn count(sources: &Sources, name: &str) -> Lines {
+    let mut lines = Lines::default();
+    let folder = format!("{name}/");
+    for file in sources.files.iter().filter(|file| file.path.starts_with(&folder)) {
+        if !file.path.ends_with(".rs") {
+            let is_case = file.is_test() && CASES.iter().any(|ending| file.path.ends_with(ending));
+            lines.cases +=
+                if is_case { file.text.lines().filter(|line| counts(line, "#")).count() } else { 0 };
+            continue;
+        }
+        let all = file.text.lines().filter(|line| counts(line, "//")).count();
+        let product = product(file);
+        lines.code += product;
+        lines.test += all - product;
+    }
+    lines
+}
+
+fn product(file: &File) -> usize {
+    if file.is_test() { 0 } else { file.product_lines().filter(|(_, line)| counts(line, "//")).count() }
+}
+
+fn counts(line: &str, comment: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty() && !line.starts_with(comment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(files: &[(&str, &str)]) -> Lines {
+        count(&Sources::of(files), "scheduler")
+    }
+
+    #[test]
+    fn tests_are_what_stands_in_tests_and_in_test_modules() {
+        let inline = "//! Doc.\n\nfn f() {}\n// why\n#[cfg(test)]\nmod tests {\n    fn t() {}\n}\n";
+        assert_eq!(of(&[("scheduler/src/lib.rs", inline)]), Lines { code: 1, test: 4, cases: 0 });
+        assert_eq!(of(&[("scheduler/src/a/tests.rs", "fn t() {}\n")]), Lines { code: 0, test: 1, cases: 0 });
+        assert_eq!(of(&[("scheduler/tests/t.rs", "fn t() {}\n")]), Lines { code: 0, test: 1, cases: 0 });
+        assert_eq!(of(&[("protocol/src/lib.rs", "fn f() {}\n")]), Lines::default(), "another crate's");
+    }
+
+    #[test]
+    fn a_module_of_tests_in_another_file_hides_no_code() {
+        let declared = "#[cfg(test)]\nmod tests;\nfn f() {}\nfn g() {}\n";
+        assert_eq!(of(&[("scheduler/src/lib.rs", declared)]), Lines { code: 2, test: 2, cases: 0 });
+    }
+
+    #[test]
+    fn cases_are_text_under_tests() {
+        let text = "# a story\n> plan\n    nothing to do\n\n";
+        assert_eq!(of(&[("scheduler/tests/golden/a.txt", text)]), Lines { code: 0, test: 0, cases: 2 });
+        assert_eq!(of(&[("scheduler/src/ratchet.txt", text)]), Lines::default());
+        assert_eq!(of(&[("scheduler/tests/seed.bin", text)]), Lines::default());
+    }
+
+    #[test]
+    fn three_for_two_is_enough_and_less_is_found() {
+        let code = ("scheduler/src/lib.rs", "x\nx\n");
+        assert!(of(&[code, ("scheduler/tests/t.rs", "t\nt\nt\n")]).suffices());
+        let short = Sources::of(&[code, ("scheduler/tests/t.rs", "t\nt\n")]);
+        let findings = check(&short);
+        assert_eq!(findings, ["scheduler: 1.00 lines of test for one of code; at least 1.5: 1 more"]);
+    }
+}
