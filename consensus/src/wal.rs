@@ -54,6 +54,7 @@ struct Writer {
     /// Sequence number of the last record known to be durable.
     durable: u64,
     hard_state: HardState,
+    boots: u64,
     last_index: u64,
     buffer: Vec<u8>,
     failed: bool,
@@ -84,6 +85,7 @@ impl WriteAheadLog {
             position: found.position,
             durable: 0,
             hard_state: recovered.hard_state,
+            boots: recovered.boots,
             last_index: last_index(&recovered),
             buffer: Vec::new(),
             failed: false,
@@ -124,10 +126,11 @@ impl WriteAheadLog {
         Ok(())
     }
 
-    /// Begins the next segment. Its first record repeats the hard state, because older segments may go.
+    /// Begins the next segment. Its first record repeats the hard state and the count of starts, because older
+    /// segments may go.
     fn rotate(&self, writer: &mut Writer, needed: u64) -> Result<(), LogError> {
         let head = Batch { hard_state: Some(writer.hard_state), ..Batch::default() };
-        let head = record::encode(&head, None);
+        let head = record::encode(&head, Some(writer.boots));
         let spare = self.spares.take(segment::HEADER_BYTES + record::length(head.len()) + needed)?;
         let number = writer.segment.number + 1;
         let next = Segment::begin(&self.directory, spare, number, &self.owner, writer.position.clone())?;

@@ -89,6 +89,7 @@ fn many_segments_are_read_as_one_log_and_let_go_behind_a_snapshot() {
     assert_eq!(found.entries.first().map(|entry| entry.index), Some(251));
     assert_eq!(found.snapshot, Some(snapshot(250)));
     assert_eq!((found.hard_state.term, found.hard_state.commit), (4, 250));
+    assert_eq!(found.boots, 3, "starts are counted though the segments that counted them are gone");
 }
 
 #[test]
