@@ -18,7 +18,7 @@ use crate::snapshot::Snapshot;
 use crate::store::{Batch, HardState, LogEntry, Recovered};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{RawNode, SnapshotStatus, StateRole};
+use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use std::collections::VecDeque;
 
 /// What a core is built from.
@@ -113,14 +113,23 @@ pub enum NotProposed {
     Busy,
 }
 
+/// A batch that the disk has not confirmed.
+struct Outstanding {
+    number: u64,
+    /// The term that its hard state carries.
+    term: Option<u64>,
+    /// Bytes of its entries.
+    bytes: u64,
+}
+
 /// One replica's consensus.
 pub struct Core {
     raw: RawNode<Log>,
     settings: Settings,
     campaigns: u64,
     applied: u64,
-    /// Batches given out and not yet durable: number, and the term its hard state carries.
-    outstanding: VecDeque<(u64, Option<u64>)>,
+    /// Batches given out and not yet durable.
+    outstanding: VecDeque<Outstanding>,
     /// The newest term that is durable: only in it may heartbeats be answered ahead of the disk.
     durable_term: u64,
     /// A hard state of which only the commit index changed, for the next batch.
@@ -206,6 +215,11 @@ impl Core {
         }
     }
 
+    /// Bytes of entries that wait for the disk.
+    fn unwritten_bytes(&self) -> u64 {
+        self.outstanding.iter().map(|batch| batch.bytes).sum()
+    }
+
     /// Whether a snapshot from the leader is installed in memory and not yet durable.
     fn installing(&self) -> bool {
         self.applied > self.raw.raft.raft_log.applied
@@ -225,6 +239,13 @@ impl Core {
             return Err(StepError::Forbidden);
         }
         if self.installing() && is_about_elections(kind) {
+            return Ok(());
+        }
+        // Taken as lost: the leader sends it again. Otherwise a follower whose disk is full or stuck would
+        // gather in memory whatever the others commit meanwhile.
+        if kind == MessageType::MsgAppend
+            && self.unwritten_bytes() > self.settings.limits.uncommitted_bytes_max
+        {
             return Ok(());
         }
         // Raft's own complaints are about stale messages: dropping them is the right answer.
@@ -258,12 +279,8 @@ impl Core {
 
     /// Says that a batch, and every one before it, is durable.
     pub fn persisted(&mut self, number: u64) {
-        while let Some((first, term)) = self.outstanding.front().copied() {
-            if first > number {
-                break;
-            }
-            self.outstanding.pop_front();
-            self.durable_term = self.durable_term.max(term.unwrap_or(0));
+        while let Some(written) = self.outstanding.pop_front_if(|first| first.number <= number) {
+            self.durable_term = self.durable_term.max(written.term.unwrap_or(0));
         }
         self.call(|raw| raw.on_persist_ready(number));
         self.advance_applied();
@@ -297,10 +314,15 @@ impl Core {
         self.call(|raw| raw.report_snapshot(peer, status));
     }
 
-    /// Tries to hand leadership to the follower that is furthest: this replica's disk no longer keeps up.
+    /// Tries to hand leadership to the follower that is furthest: this replica's disk no longer keeps up. One
+    /// that is being sent a snapshot is passed over: it could not lead before it has installed it, and until
+    /// then nobody could propose.
     pub fn hand_over(&mut self) {
         let own = self.settings.id;
-        let others = self.raw.raft.prs().iter().filter(|(id, peer)| **id != own && peer.recent_active);
+        let others =
+            self.raw.raft.prs().iter().filter(|(id, peer)| {
+                **id != own && peer.recent_active && peer.state != ProgressState::Snapshot
+            });
         // The lower id wins a tie, so that the choice is a function of the state.
         let best = others.max_by_key(|(id, peer)| (peer.matched, u64::MAX - **id)).map(|(id, _)| *id);
         if let Some(best) = best.filter(|_| self.leads()) {
@@ -404,7 +426,8 @@ impl Core {
             return None;
         }
         let term = batch.hard_state.map(|state| state.term);
-        self.outstanding.push_back((number, term));
+        let bytes = batch.entries.iter().map(|entry| entry.data.len() as u64).sum();
+        self.outstanding.push_back(Outstanding { number, term, bytes });
         Some(NumberedBatch { number, batch, messages })
     }
 

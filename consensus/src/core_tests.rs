@@ -338,6 +338,52 @@ fn a_leader_whose_disk_is_stuck_hands_over() {
 }
 
 #[test]
+fn leadership_is_not_handed_to_a_follower_that_waits_for_a_snapshot() {
+    let mut world = World::new(3, 17);
+    let leader = world.elect();
+    let (behind, other) = (1 + leader % 3, 1 + (leader + 1) % 3);
+    world.crash(behind);
+    for place in 0..20 {
+        world.propose(leader, &place.to_string());
+        world.settle();
+    }
+    let snapshot = world.node(leader).core.snapshot_here(Bytes::new());
+    world.node(leader).core.snapshot_saved(snapshot);
+    world.start(behind);
+    world.withheld = Some(MessageType::MsgSnapshot);
+    world.cut.insert(other);
+    world.run(25);
+    assert!(!world.aside.is_empty() && world.nodes[&leader].core.standing().leading);
+    let transferee = |world: &World| world.nodes[&leader].core.raw.raft.lead_transferee;
+    world.node(leader).core.hand_over();
+    assert_eq!(transferee(&world), None, "nobody could propose until the snapshot is there");
+    world.cut.clear();
+    world.run(3);
+    world.node(leader).core.hand_over();
+    assert_eq!(transferee(&world), Some(other));
+}
+
+#[test]
+fn a_follower_with_a_stuck_disk_gathers_no_more_than_its_limit() {
+    let limits = Limits { message_bytes: 1024, uncommitted_bytes_max: 8192, ..Limits::default() };
+    let mut world = World::with_limits(3, 16, limits);
+    let leader = world.elect();
+    world.settle();
+    let follower = (1..=3).find(|id| *id != leader).expect("three replicas");
+    world.slow_disks.insert(follower);
+    for _ in 0..100 {
+        world.node(leader).core.propose(vec![Bytes::from(vec![7; 1000])]).expect("leads");
+        world.run(2);
+    }
+    assert_eq!(world.texts(leader).len(), 100, "two of three commit");
+    let gathered = world.nodes[&follower].core.unwritten_bytes();
+    assert!((1000..=8192 + 2048).contains(&gathered), "{gathered} bytes wait for a stuck disk");
+    world.slow_disks.clear();
+    world.run(30);
+    assert_eq!(world.texts(follower).len(), 100, "it catches up when its disk does");
+}
+
+#[test]
 fn a_replica_that_was_cut_off_does_not_disturb_the_others() {
     let mut world = World::new(3, 6);
     let leader = world.elect();

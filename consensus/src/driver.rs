@@ -16,7 +16,7 @@ use raft::eraftpb::Message;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 /// Events handled in one turn. Bounds a turn to milliseconds, so that the clock is looked at in time.
@@ -30,13 +30,23 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Everything that can happen to a replica.
 pub(crate) enum Event {
-    Propose { entry: Bytes, reply: Reply<Bytes> },
+    Propose {
+        entry: Bytes,
+        reply: Reply<Bytes>,
+    },
     Read(Reply<u64>),
     Message(Box<Message>),
     Persisted(u64),
+    /// The disk thread waits for space and tries again.
+    NoSpace,
     LogFailed(LogError),
     SnapshotSaved(Snapshot),
-    SnapshotSent { peer: u64, arrived: bool },
+    /// There was no space for a snapshot; it is worth another try.
+    SnapshotPostponed(LogError),
+    SnapshotSent {
+        peer: u64,
+        arrived: bool,
+    },
     Unreachable(u64),
     Stop,
 }
@@ -74,7 +84,11 @@ pub(crate) struct Waiting {
     reads_made: u64,
     /// Batches handed to the disk, and when.
     batches: VecDeque<(u64, Instant)>,
+    /// Whether the disk thread waits for space.
+    no_space: bool,
     saving_snapshot: bool,
+    /// Not before this time, because there was no space for the last one.
+    snapshot_after: Option<Instant>,
     handed_over: Option<Instant>,
 }
 
@@ -129,9 +143,16 @@ impl<M: StateMachine> Driver<M> {
                     }
                 }
                 Event::Persisted(number) => self.persisted(number),
+                Event::NoSpace => self.no_space(),
                 Event::SnapshotSaved(saved) => {
+                    Counters::add(&self.counters.snapshots, 1);
                     self.waiting.saving_snapshot = false;
                     self.core.snapshot_saved(saved);
+                }
+                Event::SnapshotPostponed(error) => {
+                    tracing::warn!(%error, "no space for a snapshot; trying again later");
+                    self.waiting.saving_snapshot = false;
+                    self.waiting.snapshot_after = Some(Instant::now() + self.election_timeout());
                 }
                 Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
                 Event::Unreachable(peer) => self.core.unreachable(peer),
@@ -148,7 +169,7 @@ impl<M: StateMachine> Driver<M> {
 
     fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<Reply<Bytes>>) {
         let count = replies.len();
-        let refusal = if self.store.nearly_full() {
+        let refusal = if self.disk_full() {
             Refusal::Propose(ProposeError::DiskFull)
         } else {
             match self.core.propose(entries) {
@@ -173,14 +194,32 @@ impl<M: StateMachine> Driver<M> {
         while self.waiting.batches.front().is_some_and(|(first, _)| *first <= number) {
             self.waiting.batches.pop_front();
         }
+        if std::mem::take(&mut self.waiting.no_space) {
+            tracing::info!("there is space on the disk again");
+        }
         self.core.persisted(number);
+    }
+
+    fn no_space(&mut self) {
+        Counters::add(&self.counters.waits_for_space, 1);
+        if !std::mem::replace(&mut self.waiting.no_space, true) {
+            tracing::warn!("the disk is full; nothing is acknowledged until there is space");
+        }
+    }
+
+    fn disk_full(&self) -> bool {
+        self.waiting.no_space || self.store.nearly_full()
+    }
+
+    fn election_timeout(&self) -> Duration {
+        self.timings.tick * self.timings.election_ticks as u32
     }
 
     fn tick(&mut self, now: Instant) {
         self.core.tick();
-        let limit = self.timings.tick * self.timings.election_ticks as u32;
+        let limit = self.election_timeout();
         let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
-        let disk_full = self.store.nearly_full();
+        let disk_full = self.disk_full();
         let lately = self.waiting.handed_over.is_some_and(|then| now - then < limit * HAND_OVER_PAUSE);
         if (stalled || disk_full) && !lately && self.core.standing().leading {
             tracing::warn!(stalled, disk_full, "the disk does not keep up; handing over leadership");
@@ -197,7 +236,11 @@ impl<M: StateMachine> Driver<M> {
             self.perform(effects)?;
         }
         self.publish_standing();
-        if self.core.snapshot_due() && !self.waiting.saving_snapshot {
+        let waiting = &self.waiting;
+        if self.core.snapshot_due()
+            && !waiting.saving_snapshot
+            && waiting.snapshot_after.is_none_or(|after| Instant::now() >= after)
+        {
             self.save_snapshot()?;
         }
         Ok(())
@@ -264,13 +307,13 @@ impl<M: StateMachine> Driver<M> {
                 "the snapshot exceeds the limit: a replica far behind cannot catch up"
             );
         }
-        Counters::add(&self.counters.snapshots, 1);
         let (store, events) = (self.store.clone(), self.events.clone());
         let save = move || {
             let saved = store.save_snapshot(&snapshot).and_then(|()| store.truncate(snapshot.index));
             // The replica may have stopped meanwhile; then nobody waits for this.
             let _ = events.send(match saved {
                 Ok(()) => Event::SnapshotSaved(snapshot),
+                Err(error) if error.may_pass() => Event::SnapshotPostponed(error),
                 Err(error) => Event::LogFailed(error),
             });
         };

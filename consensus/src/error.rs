@@ -36,8 +36,8 @@ impl StartError {
     }
 }
 
-/// What can go wrong with the log on disk. After any of these the replica stops: what is on disk is
-/// still there, and is read and verified again at the next start.
+/// What can go wrong with the log on disk. After any of these but a full disk the replica stops: what is on
+/// disk is still there, and is read and verified again at the next start.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The operating system refused an operation.
@@ -51,7 +51,7 @@ pub enum LogError {
         source: std::io::Error,
     },
     /// The disk is full; nothing acknowledged is lost.
-    #[error("the disk that holds `{}` is full; nothing acknowledged is lost, free space and start again", path.display())]
+    #[error("the disk that holds `{}` is full; nothing acknowledged is lost, free some space", path.display())]
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,
@@ -101,6 +101,21 @@ impl LogError {
             Self::Foreign { .. } => codes::LOG_FOREIGN,
             Self::Unknown { .. } => codes::LOG_UNKNOWN,
             Self::InUse { .. } => codes::DIRECTORY_IN_USE,
+        }
+    }
+
+    /// Whether freeing space mends it, so that the same may be tried again.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::DiskFull { .. })
+    }
+
+    /// The same error where it must not be taken for one that passes: bytes may have been written.
+    pub(crate) fn into_lasting(self) -> Self {
+        match self {
+            Self::DiskFull { path } => {
+                Self::Io { action: "write", path, source: std::io::ErrorKind::StorageFull.into() }
+            }
+            other => other,
         }
     }
 

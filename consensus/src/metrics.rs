@@ -20,8 +20,10 @@ pub struct Metrics {
     pub syncs: [u64; 15],
     /// Seconds spent making groups durable.
     pub sync_seconds: f64,
-    /// Snapshots taken of the own state.
+    /// Snapshots taken of the own state and saved.
     pub snapshots: u64,
+    /// How often the disk had no space for what should be written, so that it was tried again later.
+    pub waits_for_space: u64,
 }
 
 /// The counters behind [`Metrics`].
@@ -31,6 +33,7 @@ pub(crate) struct Counters {
     pub(crate) proposals: AtomicU64,
     pub(crate) proposals_refused: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+    pub(crate) waits_for_space: AtomicU64,
     syncs: [AtomicU64; 15],
     sync_microseconds: AtomicU64,
 }
@@ -56,6 +59,7 @@ impl Counters {
             syncs: std::array::from_fn(|bucket| load(&self.syncs[bucket])),
             sync_seconds: load(&self.sync_microseconds) as f64 / 1e6,
             snapshots: load(&self.snapshots),
+            waits_for_space: load(&self.waits_for_space),
         }
     }
 }

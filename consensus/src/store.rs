@@ -4,7 +4,7 @@
 //! which forgets at a crash what was not synced.
 
 use crate::error::LogError;
-use crate::snapshot::Snapshot;
+pub use crate::snapshot::Snapshot;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -57,18 +57,20 @@ pub struct Recovered {
     pub boots: u64,
 }
 
-/// Durable storage of one replica's log. All methods block; all errors are fatal for the replica.
+/// Durable storage of one replica's log. All methods block; all errors but a full disk are fatal for the
+/// replica.
 pub trait LogStore: Send + Sync + 'static {
     /// Writes batches in order, then makes them durable with one sync if any of them asks for it.
     ///
     /// # Errors
-    /// After any error nothing more may be written: what reached the disk is unknown until it is read again.
+    /// After [`LogError::DiskFull`] nothing of the batches was written, and the same may be tried again. After
+    /// any other nothing more may be written: what reached the disk is unknown until it is read again.
     fn write(&self, batches: &[Batch]) -> Result<(), LogError>;
 
     /// Makes a snapshot of this replica's own state durable. May run beside [`LogStore::write`].
     ///
     /// # Errors
-    /// As for [`LogStore::write`].
+    /// After [`LogError::DiskFull`] the snapshot before it still stands. Any other is fatal.
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError>;
 
     /// Gives up log space whose entries all lie at or below `through`, which a durable snapshot contains.
@@ -92,6 +94,10 @@ impl Recovered {
             self.hard_state = hard_state;
         }
         let Some(first) = batch.entries.first() else { return Ok(()) };
+        let gap = batch.entries.windows(2).find(|pair| pair[0].index.checked_add(1) != Some(pair[1].index));
+        if let Some(pair) = gap {
+            return Err(format!("entry {} follows entry {}", pair[1].index, pair[0].index));
+        }
         if let Some(begin) = self.entries.first().map(|entry| entry.index) {
             let next = begin + self.entries.len() as u64;
             if first.index > next || first.index < begin {
@@ -107,6 +113,10 @@ impl Recovered {
     /// that do not continue it go too (the crash came between the snapshot and its mark in the log).
     pub(crate) fn settle(&mut self) -> Result<(), String> {
         let (index, term) = self.snapshot.as_ref().map_or((0, 0), |found| (found.index, found.term));
+        let last = self.entries.last().map_or(index, |entry| entry.index.max(index));
+        if last == u64::MAX {
+            return Err(format!("no log ever reaches entry {last}"));
+        }
         let begin = self.entries.first().map_or(index + 1, |entry| entry.index);
         if begin > index + 1 {
             return Err(format!("entries {} to {} are missing", index + 1, begin - 1));
@@ -141,6 +151,8 @@ struct SimulatedState {
     snapshot: Option<Snapshot>,
     boots: u64,
     full: bool,
+    out_of_space: bool,
+    snapshots_fail: bool,
     failing: bool,
 }
 
@@ -181,9 +193,27 @@ impl SimulatedDisk {
         self.lock().failing = failing;
     }
 
-    /// Says that the disk is nearly full, or no longer.
+    /// Says that the disk is nearly full, or no longer: there is room for what is under way, and no more.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Lets nothing more be written until there is space again.
+    pub fn set_out_of_space(&self, out_of_space: bool) {
+        self.lock().out_of_space = out_of_space;
+    }
+
+    /// Lets no snapshot be saved for want of space, or lets them again.
+    pub fn set_snapshots_fail(&self, fail: bool) {
+        self.lock().snapshots_fail = fail;
+    }
+
+    /// The highest index that a crash now would leave in the log.
+    #[must_use]
+    pub fn durable_index(&self) -> u64 {
+        let state = self.lock();
+        let entries = state.durable.iter().flat_map(|batch| &batch.entries);
+        entries.last().map_or(0, |entry| entry.index)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, SimulatedState> {
@@ -198,6 +228,9 @@ impl LogStore for SimulatedDisk {
             let source = std::io::Error::other("simulated failure");
             return Err(LogError::Io { action: "write", path: "simulated".into(), source });
         }
+        if state.out_of_space {
+            return Err(LogError::DiskFull { path: "simulated".into() });
+        }
         state.pending.extend(batches.iter().cloned());
         if batches.iter().any(|batch| batch.sync) {
             let mut pending = std::mem::take(&mut state.pending);
@@ -207,7 +240,11 @@ impl LogStore for SimulatedDisk {
     }
 
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
-        self.lock().snapshot = Some(snapshot.clone());
+        let mut state = self.lock();
+        if state.out_of_space || state.snapshots_fail {
+            return Err(LogError::DiskFull { path: "simulated".into() });
+        }
+        state.snapshot = Some(snapshot.clone());
         Ok(())
     }
 
@@ -216,7 +253,8 @@ impl LogStore for SimulatedDisk {
     }
 
     fn nearly_full(&self) -> bool {
-        self.lock().full
+        let state = self.lock();
+        state.full || state.out_of_space
     }
 }
 

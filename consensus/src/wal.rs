@@ -2,26 +2,30 @@
 //! chain, one `fdatasync` per group of batches.
 //!
 //! A directory holds `segment-<number>.log` files without a gap, at most a few `spare-<n>.log` files that
-//! wait to become segments, `snapshot-<index>.snap` files and a lock. Space is allocated and written before
-//! it is needed, so that a sync costs one data write and no file-system journal, and so that a full disk is
-//! met while preparing and not in the middle of a record.
+//! wait to become segments, `snapshot-<index>.snap` files, the mark of what was durable, and a lock. Space is
+//! allocated and written before it is needed, so that a sync costs one data write and no file-system journal,
+//! and so that a full disk is met while preparing and not in the middle of a record.
 //!
 //! What may surprise: a torn record at the very end is normal after a crash and is cut off; a bad record
 //! that is known to have been durable is never cut off, the replica refuses to start instead. `record.rs`
-//! says how the two are told apart.
+//! says how the two are told apart. And a full disk is the one error after which writing may be tried again:
+//! everything that needs space is done before the first byte of a group is written.
 
+mod mark;
 mod record;
-mod recovery;
+pub(crate) mod recovery;
 mod segment;
-mod snapshots;
+pub(crate) mod snapshots;
 mod spares;
 
 use crate::error::{LogError, StartError};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, HardState, LogStore, Recovered};
+use mark::Mark;
 use record::{Chain, Position};
 use segment::Segment;
-use spares::Spares;
+use spares::{Spare, Spares};
+use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -51,8 +55,11 @@ struct Writer {
     /// Older segments: number and the highest entry index written up to their end.
     older: Vec<(u64, u64)>,
     position: Position,
+    mark: Mark,
     /// Sequence number of the last record known to be durable.
     durable: u64,
+    /// Space set aside for the group that is being written.
+    reserved: VecDeque<Spare>,
     hard_state: HardState,
     boots: u64,
     last_index: u64,
@@ -76,14 +83,16 @@ impl WriteAheadLog {
         created.map_err(|e| LogError::io("create directory", directory, e))?;
         let lock = lock(directory)?;
         let found = recovery::recover(directory, &owner, create.then_some(segment_bytes))?;
-        let spares = Spares::start(directory.to_path_buf(), segment_bytes).map_err(StartError::Thread)?;
+        let spares = Spares::start(directory.to_path_buf(), segment_bytes)?;
         let mut recovered = found.recovered;
         recovered.boots += 1;
         let writer = Writer {
             segment: found.segment,
             older: found.older,
             position: found.position,
+            mark: found.mark,
             durable: 0,
+            reserved: VecDeque::new(),
             hard_state: recovered.hard_state,
             boots: recovered.boots,
             last_index: last_index(&recovered),
@@ -105,12 +114,31 @@ impl WriteAheadLog {
     fn begin(&self, boots: u64) -> Result<(), LogError> {
         let mut writer = self.lock();
         let payload = record::encode(&Batch::default(), Some(boots));
+        self.reserve(&mut writer, std::slice::from_ref(&payload))?;
         self.append(&mut writer, &payload, 0)?;
-        self.flush(&mut writer, true)
+        self.flush(&mut writer, true)?;
+        writer.mark.sync()
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets aside every segment that these payloads will need, or none when the disk is full.
+    fn reserve(&self, writer: &mut Writer, payloads: &[Vec<u8>]) -> Result<(), LogError> {
+        let mut room = writer.segment.room();
+        for payload in payloads {
+            let needed = record::length(payload.len());
+            if needed > room {
+                let head = record::length(head_of_segment(writer).len());
+                let spare = self.spares.take(segment::HEADER_BYTES + head + needed);
+                let spare = spare.inspect_err(|_| writer.reserved.drain(..).for_each(Spare::discard))?;
+                room = spare.bytes - segment::HEADER_BYTES - head;
+                writer.reserved.push_back(spare);
+            }
+            room -= needed;
+        }
+        Ok(())
     }
 
     /// Adds one record to the buffer, moving to a new segment first when it does not fit.
@@ -118,7 +146,7 @@ impl WriteAheadLog {
         let needed = record::length(payload.len());
         if !writer.segment.has_room(writer.buffer.len() as u64 + needed) {
             self.flush(writer, true)?;
-            self.rotate(writer, needed)?;
+            self.rotate(writer)?;
         }
         let durable = writer.durable;
         record::write(&mut writer.buffer, &mut writer.position, durable, payload);
@@ -126,12 +154,10 @@ impl WriteAheadLog {
         Ok(())
     }
 
-    /// Begins the next segment. Its first record repeats the hard state and the count of starts, because older
-    /// segments may go.
-    fn rotate(&self, writer: &mut Writer, needed: u64) -> Result<(), LogError> {
-        let head = Batch { hard_state: Some(writer.hard_state), ..Batch::default() };
-        let head = record::encode(&head, Some(writer.boots));
-        let spare = self.spares.take(segment::HEADER_BYTES + record::length(head.len()) + needed)?;
+    /// Begins the next segment, whose first record repeats what older segments say, because they may go.
+    fn rotate(&self, writer: &mut Writer) -> Result<(), LogError> {
+        let head = head_of_segment(writer);
+        let spare = writer.reserved.pop_front().expect("space was reserved for the whole group");
         let number = writer.segment.number + 1;
         let next = Segment::begin(&self.directory, spare, number, &self.owner, writer.position.clone())?;
         writer.older.push((writer.segment.number, writer.last_index));
@@ -151,20 +177,34 @@ impl WriteAheadLog {
         }
         if sync {
             writer.segment.sync()?;
-            writer.durable = writer.position.sequence;
+            if writer.durable < writer.position.sequence {
+                writer.durable = writer.position.sequence;
+                writer.mark.set(&writer.position)?;
+            }
         }
         Ok(())
     }
 
-    fn write_batches(&self, writer: &mut Writer, batches: &[Batch]) -> Result<(), LogError> {
-        for batch in batches {
-            if let Some(snapshot) = &batch.snapshot {
-                // The snapshot must be on disk before the log says that it stands in the log's place.
-                snapshots::save(&self.directory, snapshot)?;
-                writer.last_index = snapshot.index;
-            }
-            let payload = record::encode(batch, None);
-            self.append(writer, &payload, batch.entries.last().map_or(0, |entry| entry.index))?;
+    /// Does everything that may find the disk full. Whatever of it is done is harmless if nothing follows.
+    fn prepare(&self, writer: &mut Writer, batches: &[Batch]) -> Result<Vec<Vec<u8>>, LogError> {
+        // A snapshot must be on disk before the log says that it stands in the log's place.
+        for snapshot in batches.iter().filter_map(|batch| batch.snapshot.as_ref()) {
+            snapshots::save(&self.directory, snapshot)?;
+        }
+        let payloads: Vec<_> = batches.iter().map(|batch| record::encode(batch, None)).collect();
+        self.reserve(writer, &payloads)?;
+        Ok(payloads)
+    }
+
+    fn append_all(
+        &self,
+        writer: &mut Writer,
+        batches: &[Batch],
+        payloads: &[Vec<u8>],
+    ) -> Result<(), LogError> {
+        for (batch, payload) in batches.iter().zip(payloads) {
+            writer.last_index = batch.snapshot.as_ref().map_or(writer.last_index, |found| found.index);
+            self.append(writer, payload, batch.entries.last().map_or(0, |entry| entry.index))?;
             // Only now: the head of a new segment must not name a commit whose entries come after it.
             writer.hard_state = batch.hard_state.unwrap_or(writer.hard_state);
         }
@@ -176,9 +216,13 @@ impl LogStore for WriteAheadLog {
     fn write(&self, batches: &[Batch]) -> Result<(), LogError> {
         let mut writer = self.lock();
         assert!(!writer.failed, "writing to a log after an error: what is on disk is unknown");
-        let outcome = self.write_batches(&mut writer, batches);
+        let prepared = self.prepare(&mut writer, batches);
+        writer.failed = prepared.as_ref().is_err_and(|error| !error.may_pass());
+        let payloads = prepared?;
+        let outcome = self.append_all(&mut writer, batches, &payloads);
         writer.failed = outcome.is_err();
-        outcome
+        // A disk that is full now has broken its word: the space was there.
+        outcome.map_err(LogError::into_lasting)
     }
 
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
@@ -186,12 +230,12 @@ impl LogStore for WriteAheadLog {
     }
 
     fn truncate(&self, through: u64) -> Result<(), LogError> {
-        let mut writer = self.lock();
-        let gone = writer.older.iter().take_while(|(_, last)| *last <= through).count();
-        let gone: Vec<_> = writer.older.drain(..gone).collect();
-        drop(writer);
-        for (number, _) in gone {
+        loop {
+            let oldest = self.lock().older.first().copied();
+            let Some((number, _)) = oldest.filter(|(_, last)| *last <= through) else { break };
             self.spares.recycle(&segment::path(&self.directory, number))?;
+            // Only this removes from the front, and writing adds at the back.
+            self.lock().older.remove(0);
         }
         snapshots::remove_older(&self.directory)
     }
@@ -199,6 +243,20 @@ impl LogStore for WriteAheadLog {
     fn nearly_full(&self) -> bool {
         self.spares.disk_full()
     }
+}
+
+impl Drop for WriteAheadLog {
+    /// After an orderly end the mark is exact, whatever happens to the machine.
+    fn drop(&mut self) {
+        // There is nobody left to tell; an older mark is no error at the next start.
+        let _ = self.lock().mark.sync();
+    }
+}
+
+/// The payload of a segment's first record: hard state and count of starts. Always of the same length.
+fn head_of_segment(writer: &Writer) -> Vec<u8> {
+    let head = Batch { hard_state: Some(writer.hard_state), ..Batch::default() };
+    record::encode(&head, Some(writer.boots))
 }
 
 fn last_index(recovered: &Recovered) -> u64 {

@@ -2,26 +2,30 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 4 | magic `QLR1` |
+//! | 4 | magic `QLR2` |
 //! | 4 | payload length |
 //! | 8 | sequence number, rising by one from the log's first record |
 //! | 8 | durable: the last sequence number known to be on disk when this record was written |
 //! | 32 | chain: BLAKE3 of the previous record's chain, this sequence number and this payload |
 //! | 4 | CRC-32C of the head (this field as zero) and the payload |
-//! | 4 | zero |
+//! | 4 | CRC-32C of the 56 bytes before these two |
 //!
-//! `durable` is how a torn tail is told from damage. When record n does not read back, and any record
-//! behind it says that n was durable, then n was whole once: that is damage. If none says so, nobody was
-//! ever told that n is on disk, and it may be cut off. Integers are little-endian.
+//! A record at the end of the log that does not read back is either torn (a write that never ended, nobody
+//! was told of it, it may be cut off) or damaged (it was whole, somebody may have been told, it must not be).
+//! Three witnesses tell them apart: a later record whose `durable` covers it, the mark (`mark.rs`), and
+//! [`judge`], which knows that a disk writes whole sectors. Integers are little-endian.
 
 use crate::command::{u32_at, u64_at};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, HardState, LogEntry};
 use bytes::Bytes;
 
-const MAGIC: [u8; 4] = *b"QLR1";
+const MAGIC: [u8; 4] = *b"QLR2";
 const HEAD_BYTES: usize = 64;
 const CRC_AT: usize = 56;
+const HEAD_CRC_AT: usize = 60;
+/// The smallest unit that any disk writes or does not write.
+const SECTOR_BYTES: usize = 512;
 
 const HAS_HARD_STATE: u8 = 1;
 const HAS_SNAPSHOT_MARK: u8 = 2;
@@ -70,7 +74,9 @@ pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: u64,
     buffer.extend_from_slice(&sequence.to_le_bytes());
     buffer.extend_from_slice(&durable.to_le_bytes());
     buffer.extend_from_slice(&position.chain);
-    buffer.extend_from_slice(&[0; 8]);
+    let head_checksum = crc32c::crc32c(&buffer[begin..]);
+    buffer.extend_from_slice(&[0; 4]);
+    buffer.extend_from_slice(&head_checksum.to_le_bytes());
     buffer.extend_from_slice(payload);
     let checksum = crc32c::crc32c(&buffer[begin..]);
     buffer[begin + CRC_AT..begin + CRC_AT + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -79,10 +85,7 @@ pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: u64,
 
 /// Reads the record at the beginning of `bytes`, if a whole one with a right checksum stands there.
 pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
-    let head: &[u8; HEAD_BYTES] = bytes.get(..HEAD_BYTES)?.try_into().ok()?;
-    if head[..4] != MAGIC || head[60..] != [0; 4] {
-        return None;
-    }
+    let head = read_head(bytes)?;
     let payload = bytes.get(HEAD_BYTES..HEAD_BYTES.checked_add(u32_at(head, 4)? as usize)?)?;
     let mut zeroed = *head;
     zeroed[CRC_AT..CRC_AT + 4].fill(0);
@@ -92,6 +95,60 @@ pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
     }
     let chain = head[24..56].try_into().ok()?;
     Some(Record { sequence: u64_at(head, 8)?, durable: u64_at(head, 16)?, chain, payload })
+}
+
+/// A record's head, if a whole one stands at the beginning of `bytes`: its length can be believed.
+fn read_head(bytes: &[u8]) -> Option<&[u8; HEAD_BYTES]> {
+    let head: &[u8; HEAD_BYTES] = bytes.get(..HEAD_BYTES)?.try_into().ok()?;
+    let whole = head[..4] == MAGIC && crc32c::crc32c(&head[..CRC_AT]) == u32_at(head, HEAD_CRC_AT)?;
+    whole.then_some(head)
+}
+
+/// What stands at a place in a segment where no record reads back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gap {
+    /// Nothing was written there or behind it.
+    Empty,
+    /// A write that may have been cut short: a sector of it still holds the zeros from before.
+    Torn,
+    /// Every sector was written, so it was whole once.
+    Damaged,
+}
+
+/// Judges the place `at`, a multiple of 8, of a segment's bytes. Space is zeroed before it is used and disks
+/// write whole sectors, so each sector of a torn record either came, and is right, or is still zero. Only a
+/// record in which a whole sector was turned to zeros, or that held a sector of zeros, cannot be told apart.
+pub(super) fn judge(segment: &[u8], at: usize) -> Gap {
+    let rest = segment.get(at..).unwrap_or_default();
+    if is_zero(rest) {
+        return Gap::Empty;
+    }
+    if sector_missing(segment, at, HEAD_BYTES) {
+        return Gap::Torn;
+    }
+    let Some(head) = read_head(rest) else { return Gap::Damaged };
+    let length = HEAD_BYTES + u32_at(head, 4).unwrap_or(0) as usize;
+    // The writer never goes beyond its segment.
+    let fits = length <= rest.len();
+    if fits && sector_missing(segment, at, length) { Gap::Torn } else { Gap::Damaged }
+}
+
+/// Whether any sector holds nothing but zeros where it overlaps `length` bytes from `at`.
+fn sector_missing(segment: &[u8], at: usize, length: usize) -> bool {
+    let end = segment.len().min(at + length);
+    let mut from = at;
+    while from < end {
+        let to = end.min((from + 1).next_multiple_of(SECTOR_BYTES));
+        if is_zero(&segment[from..to]) {
+            return true;
+        }
+        from = to;
+    }
+    false
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// The chain through the record that follows `previous`.
@@ -205,5 +262,59 @@ mod tests {
             buffer[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(read(&buffer).is_none());
         }
+
+        #[test]
+        fn a_write_whose_sectors_came_in_any_order_is_torn_and_a_flipped_bit_is_damage(
+            offset in 0usize..200,
+            payload in proptest::collection::vec(1u8.., 0..3000),
+            came: u64,
+            bit: prop::sample::Index,
+        ) {
+            let begin = 8 * offset;
+            let mut position = super::super::first_position();
+            let mut record = Vec::new();
+            write(&mut record, &mut position, 0, &payload);
+            let mut whole = vec![0; begin];
+            whole.extend_from_slice(&record);
+            whole.resize(8192, 0);
+            let sector = |place: usize| place / SECTOR_BYTES;
+            let (first, last) = (sector(begin), sector(begin + HEAD_BYTES + payload.len() - 1));
+            let arrived = |number: usize| came >> (number - first) & 1 == 1;
+            let mut torn = whole.clone();
+            for number in (first..=last).filter(|number| !arrived(*number)) {
+                let from = begin.max(number * SECTOR_BYTES);
+                torn[from..(begin + record.len()).min((number + 1) * SECTOR_BYTES)].fill(0);
+            }
+            let expected = match (first..=last).filter(|number| arrived(*number)).count() {
+                0 => Gap::Empty,
+                count if count == last - first + 1 => return Ok(()),
+                _ => Gap::Torn,
+            };
+            prop_assert_eq!(judge(&torn, begin), expected);
+            let bit = 8 * begin + bit.index(8 * (HEAD_BYTES + payload.len()));
+            whole[bit / 8] ^= 1 << (bit % 8);
+            // A flip that leaves zeros alone in its sector cannot be told from a sector that never came.
+            let part = |number: usize| {
+                let from = begin.max(number * SECTOR_BYTES);
+                &whole[from..(begin + HEAD_BYTES + payload.len()).min((number + 1) * SECTOR_BYTES)]
+            };
+            prop_assume!((first..=last).all(|number| !is_zero(part(number))));
+            prop_assert_eq!(judge(&whole, begin), Gap::Damaged);
+        }
+    }
+
+    #[test]
+    fn what_stands_where_no_record_does_is_told_apart() {
+        let mut segment = vec![0; 4096];
+        assert_eq!(judge(&segment, 128), Gap::Empty);
+        assert_eq!(judge(&segment, 4096), Gap::Empty, "behind the end");
+        segment[2000] = 1;
+        assert_eq!(judge(&segment, 128), Gap::Torn, "something came, its beginning did not");
+        segment[130] = 1;
+        assert_eq!(judge(&segment, 128), Gap::Damaged, "a beginning that no record has");
+        let mut long = Vec::new();
+        write(&mut long, &mut super::super::first_position(), 0, &[7; 5000]);
+        segment[128..].copy_from_slice(&long[..4096 - 128]);
+        assert_eq!(judge(&segment, 128), Gap::Damaged, "longer than its segment");
     }
 }

@@ -1,6 +1,7 @@
 //! Reading the log back at a start: every byte is checked, the torn tail is cut off, damage is refused.
 
-use super::record::{self, Position};
+use super::mark::Mark;
+use super::record::{self, Gap, Position};
 use super::segment::{HEADER_BYTES, Header, Segment};
 use super::{Owner, first_position, snapshots, spares};
 use crate::error::LogError;
@@ -14,6 +15,7 @@ pub(super) struct Found {
     pub(super) segment: Segment,
     pub(super) older: Vec<(u64, u64)>,
     pub(super) position: Position,
+    pub(super) mark: Mark,
 }
 
 /// Reads everything in `directory`; begins a new log with a segment of `create` bytes where there is none.
@@ -21,14 +23,20 @@ pub(super) fn recover(directory: &Path, owner: &Owner, create: Option<u64>) -> R
     let segments = list(directory)?;
     snapshots::remove_partial(directory)?;
     let snapshot = snapshots::newest(directory)?;
-    let Some((first, _)) = segments.first() else {
+    let marked = Mark::open(directory)?;
+    let Some((first, first_path)) = segments.first() else {
+        if let Some((_, durable)) = marked.filter(|(_, durable)| durable.sequence > 0) {
+            return Err(damaged(directory, 0, format!("no segment is left of {} records", durable.sequence)));
+        }
         return match create {
             Some(segment_bytes) if snapshot.is_none() => begin(directory, owner, segment_bytes),
             _ => Err(LogError::Unknown { path: directory.to_path_buf() }),
         };
     };
+    let (mark, durable) = marked.ok_or_else(|| damaged(first_path, 0, "the mark beside it is missing"))?;
     let (recovered, older) = (Recovered::default(), Vec::new());
-    let mut reader = Reader { owner, recovered, position: None, older, torn: false };
+    let mut reader =
+        Reader { owner, durable, recovered, position: None, older, torn: false, unsure: Vec::new() };
     let mut end = HEADER_BYTES;
     for (place, (number, path)) in segments.iter().enumerate() {
         if *number != first + place as u64 {
@@ -42,35 +50,46 @@ pub(super) fn recover(directory: &Path, owner: &Owner, create: Option<u64>) -> R
     reader.older.pop();
     reader.fit_snapshot(snapshot, &path)?;
     let position = reader.position.expect("a segment was read");
-    let segment = Segment::resume(path, number, end, reader.torn)?;
-    Ok(Found { recovered: reader.recovered, segment, older: reader.older, position })
+    let segment = Segment::resume(path, number, end, reader.torn, &reader.unsure)?;
+    Ok(Found { recovered: reader.recovered, segment, older: reader.older, position, mark })
 }
 
 /// The first segment of a new log.
 fn begin(directory: &Path, owner: &Owner, segment_bytes: u64) -> Result<Found, LogError> {
     let spare = spares::make(directory, 0, segment_bytes)?;
     let position = first_position();
+    let mark = Mark::create(directory, &position)?;
     let segment = Segment::begin(directory, spare, 0, owner, position.clone())?;
-    Ok(Found { recovered: Recovered::default(), segment, older: Vec::new(), position })
+    Ok(Found { recovered: Recovered::default(), segment, older: Vec::new(), position, mark })
 }
 
 struct Reader<'a> {
     owner: &'a Owner,
+    /// How far the log was durable, as the mark says.
+    durable: Position,
     recovered: Recovered,
     position: Option<Position>,
     older: Vec<(u64, u64)>,
     /// Whether something follows the last record.
     torn: bool,
+    /// The records at the end that the mark does not vouch for, as bytes.
+    unsure: Vec<u8>,
 }
 
 impl Reader<'_> {
     /// Reads one segment and returns where its records end.
     fn segment(&mut self, number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
         let bytes = fs::read(path).map_err(|e| LogError::io("read", path, e))?;
-        let header = Header::decode(&bytes).ok_or_else(|| damaged(path, 0, "its head is not readable"))?;
+        self.parse(&bytes, number, path, last)
+    }
+
+    fn parse(&mut self, bytes: &[u8], number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
+        let header = Header::decode(bytes).ok_or_else(|| damaged(path, 0, "its head is not readable"))?;
         self.check_header(&header, number, path)?;
         let mut position = header.position;
+        self.check_mark(&position, HEADER_BYTES, path)?;
         let mut at = HEADER_BYTES as usize;
+        let mut sure = at;
         while let Some(found) = bytes.get(at..).and_then(record::read) {
             let sequence = position.sequence + 1;
             let chain = record::next_chain(&position.chain, sequence, found.payload);
@@ -79,11 +98,13 @@ impl Reader<'_> {
             }
             self.take(found.payload).map_err(|reason| damaged(path, at, reason))?;
             position = Position { sequence, chain };
+            self.check_mark(&position, at, path)?;
             at += record::length(found.payload.len()) as usize;
+            sure = if sequence <= self.durable.sequence { at } else { sure };
         }
         if last {
-            refuse_damage(&bytes, at, position.sequence + 1, path)?;
-            self.torn = bytes.get(at..).is_some_and(|rest| rest.iter().any(|byte| *byte != 0));
+            self.unsure = bytes[sure..at].to_vec();
+            self.torn = self.judge_end(bytes, at, position.sequence + 1, path)?;
         }
         self.position = Some(position);
         let highest = self.recovered.entries.last().map_or(0, |entry| entry.index);
@@ -111,6 +132,34 @@ impl Reader<'_> {
         }
     }
 
+    /// The mark and the log must tell one story: else this is not the log that was marked.
+    fn check_mark(&self, position: &Position, at: impl TryInto<u64>, path: &Path) -> Result<(), LogError> {
+        if position.sequence != self.durable.sequence || *position == self.durable {
+            return Ok(());
+        }
+        Err(damaged(path, at, format!("record {} is not the one that was durable", position.sequence)))
+    }
+
+    /// Judges what stands behind the last good record of the log: whether it is a torn write, which nobody
+    /// was told of. Anything that was durable once is refused instead, whatever is left of it.
+    fn judge_end(&self, bytes: &[u8], end: usize, missing: u64, path: &Path) -> Result<bool, LogError> {
+        let lost = || damaged(path, end, format!("record {missing} was durable and does not read back"));
+        if self.durable.sequence >= missing {
+            return Err(lost());
+        }
+        let mut later = (end..bytes.len()).step_by(8).filter_map(|at| record::read(&bytes[at..]));
+        if later.any(|found| found.sequence > missing && found.durable >= missing) {
+            return Err(lost());
+        }
+        match record::judge(bytes, end) {
+            Gap::Empty => Ok(false),
+            Gap::Torn => Ok(true),
+            Gap::Damaged => {
+                Err(damaged(path, end, format!("record {missing} was written whole and does not read back")))
+            }
+        }
+    }
+
     fn take(&mut self, payload: &[u8]) -> Result<(), String> {
         let content = record::decode(payload).ok_or("its payload is not readable")?;
         self.recovered.boots = content.boots.unwrap_or(self.recovered.boots);
@@ -132,18 +181,6 @@ impl Reader<'_> {
     }
 }
 
-/// Looks behind the last good record for one that says the next was durable.
-fn refuse_damage(bytes: &[u8], end: usize, missing: u64, path: &Path) -> Result<(), LogError> {
-    let rest = (end..bytes.len()).step_by(8).filter_map(|at| record::read(&bytes[at..]));
-    for found in rest {
-        if found.sequence > missing && found.durable >= missing {
-            let reason = format!("record {missing} was durable and does not read back");
-            return Err(damaged(path, end, reason));
-        }
-    }
-    Ok(())
-}
-
 fn damaged(path: &Path, offset: impl TryInto<u64>, reason: impl Into<String>) -> LogError {
     let offset = offset.try_into().unwrap_or(u64::MAX);
     LogError::Corrupt { path: path.to_path_buf(), offset, reason: reason.into() }
@@ -163,4 +200,42 @@ fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// What the fuzzer may do: damage a segment that was written well, and see that reading it back either
+/// refuses or returns a beginning of what was written.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
+    let owner = Owner { id: 1, voters: vec![1] };
+    let mut position = first_position();
+    let header = Header { number: 0, replica: 1, group: owner.group(), position: position.clone() };
+    let mut bytes = header.encode().to_vec();
+    let mut marked = position.clone();
+    for (place, payload) in payloads.iter().enumerate() {
+        record::write(&mut bytes, &mut position, 0, payload);
+        if place < durable {
+            marked = position.clone();
+        }
+    }
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    for (at, mask) in damage {
+        let at = usize::from(*at) % bytes.len();
+        bytes[at] ^= mask;
+    }
+    let (recovered, older) = (Recovered::default(), Vec::new());
+    let durable = marked.sequence;
+    let mut reader = Reader {
+        owner: &owner,
+        durable: marked,
+        recovered,
+        position: None,
+        older,
+        torn: false,
+        unsure: Vec::new(),
+    };
+    if reader.parse(&bytes, 0, Path::new("fuzz"), true).is_ok() {
+        let reached = reader.position.as_ref().map_or(0, |position| position.sequence);
+        assert!((durable..=payloads.len() as u64).contains(&reached), "what was durable was cut off");
+        let _ = reader.fit_snapshot(None, Path::new("fuzz"));
+    }
 }

@@ -1,6 +1,7 @@
 //! One segment file: a head that says whose it is and where the chain stands, then records, then space.
 
 use super::record::Position;
+use super::spares::Spare;
 use super::{Owner, sync_directory};
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Bytes of a segment's head: magic 8, number 8, replica 8, group digest 32, sequence 8, chain 32,
 /// CRC-32C 4, zeros. Records begin behind it.
 pub(super) const HEADER_BYTES: u64 = 128;
-const MAGIC: [u8; 8] = *b"QLOGSEG1";
+const MAGIC: [u8; 8] = *b"QLOGSEG2";
 const CRC_AT: usize = 96;
 
 /// The segment that is being written.
@@ -40,37 +41,53 @@ impl Segment {
     /// Turns a spare file into the segment `number`, whose first record follows `position`.
     pub(super) fn begin(
         directory: &Path,
-        spare: (PathBuf, File),
+        spare: Spare,
         number: u64,
         owner: &Owner,
         position: Position,
     ) -> Result<Self, LogError> {
-        let (from, file) = spare;
+        let Spare { path: from, file, bytes: capacity } = spare;
         let path = path(directory, number);
         let header = Header { number, replica: owner.id, group: owner.group(), position };
         file.write_all_at(&header.encode(), 0).map_err(|e| LogError::io("write", &from, e))?;
         file.sync_data().map_err(|e| LogError::io("sync", &from, e))?;
         fs::rename(&from, &path).map_err(|e| LogError::io("rename", &from, e))?;
         sync_directory(directory)?;
-        let capacity = file.metadata().map_err(|e| LogError::io("inspect", &path, e))?.len();
         Ok(Self { number, path, file, end: HEADER_BYTES, capacity })
     }
 
     /// Opens the last segment again, to go on at `end`. A torn record behind it is written over with zeros, so
-    /// that it can never be taken for one of the records to come.
-    pub(super) fn resume(path: PathBuf, number: u64, end: u64, torn: bool) -> Result<Self, LogError> {
+    /// that it can never be taken for one of the records to come. The records that end there and are not known
+    /// to be durable are written once more: after a sync that failed the kernel may show what the disk never
+    /// got, and would not write it again by itself.
+    pub(super) fn resume(
+        path: PathBuf,
+        number: u64,
+        end: u64,
+        torn: bool,
+        unsure: &[u8],
+    ) -> Result<Self, LogError> {
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.map_err(|e| LogError::io("open", &path, e))?;
         let capacity = file.metadata().map_err(|e| LogError::io("inspect", &path, e))?.len();
+        let again = file.write_all_at(unsure, end - unsure.len() as u64);
+        again.map_err(|e| LogError::io("write", &path, e))?;
         if torn {
             zero(&file, end, capacity).map_err(|e| LogError::io("write", &path, e))?;
+        }
+        if torn || !unsure.is_empty() {
             file.sync_all().map_err(|e| LogError::io("sync", &path, e))?;
         }
         Ok(Self { number, path, file, end, capacity })
     }
 
+    /// Bytes left.
+    pub(super) fn room(&self) -> u64 {
+        self.capacity - self.end
+    }
+
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.end + bytes <= self.capacity
+        bytes <= self.room()
     }
 
     /// Writes at the end; not durable before [`Segment::sync`].
@@ -111,7 +128,7 @@ impl Owner {
 }
 
 impl Header {
-    fn encode(&self) -> [u8; HEADER_BYTES as usize] {
+    pub(super) fn encode(&self) -> [u8; HEADER_BYTES as usize] {
         let mut bytes = [0; HEADER_BYTES as usize];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..16].copy_from_slice(&self.number.to_le_bytes());

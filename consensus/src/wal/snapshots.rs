@@ -14,8 +14,15 @@ use std::path::{Path, PathBuf};
 const MAGIC: [u8; 8] = *b"QLOGSNP1";
 const KEPT: usize = 2;
 
-/// Makes a snapshot durable.
+/// Makes a snapshot durable; on a full disk in the place of the older ones, which nobody needs to start.
 pub(super) fn save(directory: &Path, snapshot: &Snapshot) -> Result<(), LogError> {
+    match save_beside(directory, snapshot) {
+        Err(error) if error.may_pass() && keep_newest(directory, 1)? > 0 => save_beside(directory, snapshot),
+        outcome => outcome,
+    }
+}
+
+fn save_beside(directory: &Path, snapshot: &Snapshot) -> Result<(), LogError> {
     let path = directory.join(format!("snapshot-{:016x}.snap", snapshot.index));
     let partial = path.with_extension("partial");
     write(&partial, snapshot).map_err(|error| {
@@ -67,11 +74,23 @@ pub(super) fn remove_partial(directory: &Path) -> Result<(), LogError> {
 
 /// Removes all but the newest snapshots.
 pub(super) fn remove_older(directory: &Path) -> Result<(), LogError> {
+    keep_newest(directory, KEPT).map(|_| ())
+}
+
+/// Removes all but so many, and says how many that were.
+fn keep_newest(directory: &Path, kept: usize) -> Result<usize, LogError> {
     let found = list(directory, "snap")?;
-    for path in found.iter().rev().skip(KEPT) {
-        fs::remove_file(path).map_err(|e| LogError::io("remove", path, e))?;
+    let removed = found.len().saturating_sub(kept);
+    for path in &found[..removed] {
+        match fs::remove_file(path) {
+            // A snapshot from the leader may be saved beside our own, and clear away the same files.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(LogError::io("remove", path, error));
+            }
+            _ => {}
+        }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Files of a kind, oldest first: their names sort by index.
@@ -88,7 +107,7 @@ fn list(directory: &Path, kind: &str) -> Result<Vec<PathBuf>, LogError> {
     Ok(found)
 }
 
-fn decode(bytes: &Bytes) -> Option<Snapshot> {
+pub(crate) fn decode(bytes: &Bytes) -> Option<Snapshot> {
     let content = bytes.len().checked_sub(32)?;
     if bytes[..content].get(..8)? != MAGIC || blake3::hash(&bytes[..content]).as_bytes() != &bytes[content..]
     {

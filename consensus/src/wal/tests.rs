@@ -3,7 +3,6 @@
 use super::*;
 use crate::store::LogEntry;
 use bytes::Bytes;
-use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
@@ -116,43 +115,157 @@ fn a_snapshot_from_the_leader_replaces_the_log() {
     assert_eq!(found.entries, entries(91..=92, 10).entries);
 }
 
-#[test]
-fn a_torn_tail_is_cut_off_wherever_it_tears() {
-    let directory = TempDir::new().expect("temporary directory");
-    let path = small_log(directory.path());
-    let whole = fs::read(&path).expect("read");
-    let (log, _) = open(directory.path()).expect("an existing log");
-    log.write(&[entries(4..=6, 100)]).expect("room");
-    drop(log);
-    let longer = fs::read(&path).expect("read");
-    let differ: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] != longer[*at]).collect();
-    let (begin, end) = (differ[0], differ[differ.len() - 1]);
-    // The boot record comes first and was durable before the last batch began.
-    let batch_at = (begin..end).step_by(8).filter(|at| record::read(&longer[*at..]).is_some()).nth(1);
-    let batch_at = batch_at.expect("two records were written");
-    for cut in (batch_at..end).step_by(7) {
-        let mut torn = longer.clone();
-        torn[cut..].fill(0);
-        fs::write(&path, &torn).expect("write");
-        let (_, found) = open(directory.path()).expect("a torn log");
-        assert_eq!(found.entries.len(), 3, "torn at {cut}");
+/// A closed log whose last record is `last` bytes of entries behind three durable batches, and where that
+/// record stands. The mark is taken away by `before` right before the last record is written.
+struct Ended {
+    directory: TempDir,
+    segment: PathBuf,
+    whole: Vec<u8>,
+    record: std::ops::Range<usize>,
+    /// The mark as it is, and as it was before the last record.
+    marks: (Vec<u8>, Vec<u8>),
+}
+
+impl Ended {
+    fn new(size: usize) -> Self {
+        // Thousands of starts: in memory where there is such a place.
+        let place = Path::new("/dev/shm");
+        let place = if place.is_dir() { place.to_path_buf() } else { std::env::temp_dir() };
+        let directory = TempDir::new_in(place).expect("temporary directory");
+        let segment = small_log(directory.path());
+        let mark = directory.path().join("durable.mark");
+        let (log, _) = open(directory.path()).expect("an existing log");
+        let begin = log.lock().segment.room();
+        let before = fs::read(&mark).expect("read");
+        log.write(&[entries(4..=6, size)]).expect("room");
+        let capacity = log.lock().segment.room();
+        drop(log);
+        let whole = fs::read(&segment).expect("read");
+        let begin = whole.len() - begin as usize;
+        let found = record::read(&whole[begin..]).expect("the last record");
+        let end = begin + 64 + found.payload.len();
+        assert!(end.next_multiple_of(8) == whole.len() - capacity as usize);
+        let marks = (fs::read(&mark).expect("read"), before);
+        Self { directory, segment, whole, record: begin..end, marks }
+    }
+
+    /// Starts with these bytes of the segment and that mark: how many entries come back, or the refusal.
+    fn start(&self, segment: &[u8], mark: &[u8]) -> Result<usize, String> {
+        fs::write(&self.segment, segment).expect("write");
+        fs::write(self.directory.path().join("durable.mark"), mark).expect("write");
+        match recovery::recover(self.directory.path(), &owner(1), None) {
+            Ok(found) => Ok(found.recovered.entries.len()),
+            Err(error) => {
+                assert_eq!(error.code().as_str(), "log-damaged", "{error}");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// The segment with something done to it.
+    fn with(&self, alter: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut segment = self.whole.clone();
+        alter(&mut segment);
+        segment
     }
 }
 
 #[test]
-fn every_damaged_byte_before_the_end_is_refused() {
+fn every_byte_of_an_acknowledged_last_record_counts() {
+    for size in [10, 700] {
+        let log = Ended::new(size);
+        let mark = &log.marks.0;
+        assert_eq!(log.start(&log.whole, mark), Ok(6));
+        for at in log.record.clone() {
+            let flipped = log.with(|segment| segment[at] ^= 0x10);
+            assert!(log.start(&flipped, mark).is_err(), "byte {at} flipped");
+            let zeroed = log.with(|segment| segment[at] = 0);
+            assert!(zeroed == log.whole || log.start(&zeroed, mark).is_err(), "byte {at} zeroed");
+            let blank = log.with(|segment| segment[at..].fill(0));
+            assert!(blank == log.whole || log.start(&blank, mark).is_err(), "zeros from byte {at}");
+            let cut = log.with(|segment| segment.truncate(at));
+            assert!(log.start(&cut, mark).is_err(), "cut at byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_write_that_a_power_cut_tore_is_cut_off_and_a_damaged_one_is_not() {
+    for size in [10, 700] {
+        let log = Ended::new(size);
+        // The machine went down before the mark of the last record reached the disk.
+        let mark = &log.marks.1;
+        assert_eq!(log.start(&log.whole, mark), Ok(6), "nobody was told, and it is whole");
+        let last_sector = log.record.start.max((log.record.end - 1) / 512 * 512);
+        for at in log.record.clone() {
+            let flipped = log.with(|segment| segment[at] ^= 0x10);
+            assert!(log.start(&flipped, mark).is_err(), "byte {at} flipped");
+            let blank = log.with(|segment| segment[at..].fill(0));
+            let outcome = log.start(&blank, mark);
+            if at % 512 == 0 || at == log.record.start {
+                assert_eq!(outcome, Ok(3), "the sectors from {at} never came");
+            } else if blank[last_sector..].iter().any(|byte| *byte != 0) && blank != log.whole {
+                assert!(outcome.is_err(), "no disk tears inside a sector, as at byte {at}");
+            }
+        }
+        let sectors = log.record.start / 512..log.record.end.div_ceil(512);
+        for missing in sectors {
+            let from = log.record.start.max(missing * 512);
+            let to = log.record.end.min((missing + 1) * 512);
+            let torn = log.with(|segment| segment[from..to].fill(0));
+            assert_eq!(log.start(&torn, mark), Ok(3), "sector {missing} never came");
+        }
+    }
+}
+
+#[test]
+fn the_mark_survives_damage_and_never_refuses_a_healthy_log() {
+    let log = Ended::new(100);
+    let mark = &log.marks.0;
+    for at in (0..64).chain(4096..4160) {
+        let mut damaged = mark.clone();
+        damaged[at] ^= 0x10;
+        assert_eq!(log.start(&log.whole, &damaged), Ok(6), "byte {at}");
+    }
+    let mut both = mark.clone();
+    (both[20], both[4116]) = (!both[20], !both[4116]);
+    for unreadable in [&both[..], &[]] {
+        let refused = log.start(&log.whole, unreadable).expect_err("nothing says what was durable");
+        assert!(refused.contains("neither of its two slots"), "{refused}");
+    }
+}
+
+#[test]
+fn an_older_or_another_log_in_the_place_of_the_marked_one_is_refused() {
+    let log = Ended::new(100);
+    let earlier = log.with(|segment| segment[log.record.start..].fill(0));
+    let refused = log.start(&earlier, &log.marks.0).expect_err("a copy of an earlier state");
+    assert!(refused.contains("was durable and does not read back"), "{refused}");
+    let other = Ended::new(101);
+    let refused = log.start(&other.whole, &log.marks.0).expect_err("another record of the same number");
+    assert!(refused.contains("is not the one that was durable"), "{refused}");
+    fs::remove_file(log.directory.path().join("durable.mark")).expect("remove");
+    let error = refusal(open(log.directory.path()));
+    assert!(error.to_string().contains("the mark beside it is missing"), "{error}");
+    fs::write(log.directory.path().join("durable.mark"), &log.marks.0).expect("write");
+    fs::remove_file(&log.segment).expect("remove");
+    let error = refusal(open(log.directory.path()));
+    assert!(error.to_string().contains("no segment is left"), "{error}");
+}
+
+#[test]
+fn every_damaged_byte_is_refused() {
     let directory = TempDir::new().expect("temporary directory");
     let path = small_log(directory.path());
     let whole = fs::read(&path).expect("read");
-    let records: Vec<usize> =
-        (0..whole.len()).step_by(8).filter(|at| record::read(&whole[*at..]).is_some()).collect();
-    let last = *records.last().expect("records were written");
-    for at in (0..last).filter(|at| whole[*at] != 0 || at % 16 == 0) {
+    let records: Vec<(usize, usize)> = (0..whole.len())
+        .step_by(8)
+        .filter_map(|at| record::read(&whole[at..]).map(|found| (at, at + 64 + found.payload.len())))
+        .collect();
+    let end = records.last().expect("records were written").1;
+    for at in (0..end).filter(|at| whole[*at] != 0 || at % 16 == 0) {
         let padding = at >= segment::HEADER_BYTES as usize
-            && records.iter().all(|begin| {
-                let length = record::read(&whole[*begin..]).map_or(0, |found| 64 + found.payload.len());
-                !(*begin..*begin + length).contains(&at)
-            });
+            && !records.iter().any(|(begin, end)| (*begin..*end).contains(&at));
         if padding {
             continue;
         }
@@ -162,6 +275,38 @@ fn every_damaged_byte_before_the_end_is_refused() {
         let error = refusal(open(directory.path()));
         assert!(matches!(error, LogError::Corrupt { .. } | LogError::Foreign { .. }), "byte {at}: {error}");
     }
+}
+
+#[test]
+fn a_full_disk_at_the_end_of_a_segment_writes_nothing_and_passes() {
+    let directory = TempDir::new().expect("temporary directory");
+    let (log, _) = open(directory.path()).expect("a new log");
+    log.spares.simulate_full(true);
+    // Three batches that go through together or not at all, though only the last does not fit.
+    let group = |from: u64| {
+        [entries(from..=from, 9000), entries(from + 1..=from + 1, 9000), entries(from + 2..=from + 2, 9000)]
+    };
+    let mut next = 1;
+    while let Ok(()) = log.write(&group(next)) {
+        next += 3;
+    }
+    let refused = log.write(&group(next)).expect_err("still full");
+    assert_eq!(refused.code().as_str(), "log-disk-full");
+    assert!(log.nearly_full());
+    let copy = TempDir::new().expect("temporary directory");
+    for entry in fs::read_dir(directory.path()).expect("list").flatten() {
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("copy");
+    }
+    let (_, found) = open(copy.path()).expect("what stands is whole");
+    assert_eq!(found.entries.len() as u64, next - 1, "exactly what was acknowledged");
+    log.spares.simulate_full(false);
+    for _ in 0..3 {
+        log.write(&group(next)).expect("there is room again");
+        next += 3;
+    }
+    drop(log);
+    let (_, found) = open(directory.path()).expect("an existing log");
+    assert_eq!(found.entries.len() as u64, next - 1);
 }
 
 #[test]
@@ -223,14 +368,4 @@ fn a_directory_opens_for_its_owner_alone() {
     let fewer = Owner { id: 1, voters: vec![1, 2] };
     assert_eq!(refusal(WriteAheadLog::open(path, fewer, true, SEGMENT_BYTES)).code().as_str(), "log-foreign");
     assert!(WriteAheadLog::open(path, owner(1), false, SEGMENT_BYTES).is_ok());
-}
-
-#[test]
-fn a_file_limit_met_while_writing_is_a_full_disk_with_nothing_lost() {
-    // A real full file system needs a mount; `/dev/full` gives the same answer from the kernel.
-    let full = File::options().write(true).open("/dev/full").expect("linux has it");
-    let source = full.write_all_at(b"x", 0).expect_err("always full");
-    let error = LogError::io("write", Path::new("segment"), source);
-    assert_eq!(error.code().as_str(), "log-disk-full");
-    assert!(error.to_string().contains("nothing acknowledged is lost"));
 }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 /// How long anything may take before the test gives up; machines are shared.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// No new kill after this long: the test stays short where the machine is slow.
-const KILLING: Duration = Duration::from_secs(10);
+const KILLING: Duration = Duration::from_secs(7);
 /// Kills that happen however slow the machine is: each kind once.
 const ROUNDS_MIN: usize = 3;
 const ROUNDS_MAX: usize = 12;

@@ -1,0 +1,223 @@
+//! A real file system that is full: a small one in memory, mounted in a mount namespace of a child process,
+//! so that it goes when the child goes. Where neither root nor user namespaces allow the mount, the test
+//! says so and ends; the simulated disk shows the same behaviour everywhere.
+
+use crate::group::{Group, PATIENCE, quick, text};
+use bytes::Bytes;
+use consensus::store::{Batch, LogEntry, LogStore, Snapshot};
+use consensus::wal::{Owner, WriteAheadLog};
+use consensus::{Limits, ProposeError, StartError, Timings};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SMALL: &str = "QUORATE_TEST_SMALL_DISK";
+const SEGMENT_BYTES: u64 = 64 * 1024;
+/// What the shell answers when it could not mount.
+const NOT_MOUNTED: i32 = 77;
+
+#[test]
+fn a_full_file_system_stops_nobody_and_loses_nothing() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let script =
+        format!("mount -t tmpfs -o size=2m none \"${SMALL}\" || exit {NOT_MOUNTED}; exec \"$0\" \"$@\"");
+    let mut reasons = Vec::new();
+    for namespaces in [&["--mount"][..], &["--user", "--map-root-user", "--mount"]] {
+        let child = Command::new("unshare")
+            .args(namespaces)
+            .args(["sh", "-c", &script])
+            .arg(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "full_disk::on_a_small_file_system", "--nocapture"])
+            .env(SMALL, place.path())
+            .output();
+        let output = match child {
+            Ok(output) => output,
+            Err(error) => {
+                reasons.push(error.to_string());
+                continue;
+            }
+        };
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // `unshare` itself ends with 1 before anything ran.
+        let ran = said.contains("running 1 test");
+        if ran {
+            assert!(output.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        reasons.push(said.trim().to_owned());
+    }
+    println!("not tested on a real file system: no small one could be mounted: {}", reasons.join("; "));
+}
+
+/// Not a test by itself: the child of [`a_full_file_system_stops_nobody_and_loses_nothing`].
+#[test]
+fn on_a_small_file_system() {
+    let Some(place) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
+    starting(&place);
+    rotating(&place);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(following(&place));
+}
+
+/// Takes all the space there is, until it is dropped.
+struct Filler(PathBuf);
+
+impl Filler {
+    fn new(place: &Path) -> Self {
+        let filler = Self(place.join("filler"));
+        let mut file = File::options().create(true).append(true).open(&filler.0).expect("a file");
+        while file.write_all(&[7; 4096]).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).expect("the filler");
+    }
+}
+
+fn open(directory: &Path, create: bool) -> Result<(WriteAheadLog, usize), StartError> {
+    let owner = Owner { id: 1, voters: vec![1] };
+    let (log, found) = WriteAheadLog::open(directory, owner, create, SEGMENT_BYTES)?;
+    Ok((log, found.entries.len()))
+}
+
+fn entry(index: u64, size: usize) -> Batch {
+    let entries = vec![LogEntry { index, term: 1, data: Bytes::from(vec![index as u8; size]) }];
+    Batch { entries, sync: true, ..Batch::default() }
+}
+
+fn code<T>(outcome: Result<T, StartError>) -> String {
+    outcome.err().map_or_else(|| "started".to_owned(), |error| error.code().to_string())
+}
+
+/// A start on a full disk is refused by code, leaves nothing in the way, and works once there is space.
+fn starting(place: &Path) {
+    let directory = place.join("starting");
+    fs::create_dir(&directory).expect("a directory");
+    let filler = Filler::new(place);
+    assert_eq!(code(open(&directory, true)), "log-disk-full");
+    drop(filler);
+    let (log, found) = open(&directory, true).expect("there is room");
+    assert_eq!(found, 0);
+    // The last segment is filled to the brim: the next start has to begin another one.
+    let mut index = 0;
+    while segments(&directory) == 1 {
+        index += 1;
+        log.write(&[entry(index, 700)]).expect("room");
+    }
+    drop(log);
+    let (log, found) = open(&directory, false).expect("there is room");
+    assert_eq!(found as u64, index);
+    drop(log);
+    let filler = Filler::new(place);
+    // There is room in the segment: reading goes on, writing too, up to its end.
+    let (log, _) = open(&directory, false).expect("its segment has room");
+    let mut written = index;
+    for size in [700, 1] {
+        while let Ok(()) = log.write(&[entry(written + 1, size)]) {
+            written += 1;
+        }
+    }
+    assert!(log.nearly_full() && written > index);
+    drop(log);
+    // Each start writes one small record; soon not even that fits.
+    let refused = loop {
+        match open(&directory, false) {
+            Ok((_, found)) => assert_eq!(found as u64, written, "acknowledged on a full disk"),
+            refused => break code(refused),
+        }
+    };
+    assert_eq!(refused, "log-disk-full");
+    drop(filler);
+    let (_, found) = open(&directory, false).expect("there is room");
+    assert_eq!(found as u64, written);
+    fs::remove_dir_all(&directory).expect("removal");
+}
+
+fn segments(directory: &Path) -> usize {
+    let files = fs::read_dir(directory).expect("list").flatten();
+    files.filter(|file| file.file_name().to_string_lossy().starts_with("segment-")).count()
+}
+
+/// A full disk met at the end of a segment and by a snapshot: nothing is written, nothing is lost, and the
+/// same goes through once there is space.
+fn rotating(place: &Path) {
+    let directory = place.join("rotating");
+    let (log, _) = open(&directory, true).expect("there is room");
+    log.write(&[entry(1, 100)]).expect("room");
+    log.save_snapshot(&snapshot(1000)).expect("room");
+    let filler = Filler::new(place);
+    let refused = log.save_snapshot(&snapshot(200_000)).expect_err("no room");
+    assert_eq!(refused.code().as_str(), "log-disk-full");
+    let mut written = 1;
+    let refused = loop {
+        match log.write(&[entry(written + 1, 900)]) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.code().as_str(), "log-disk-full");
+    assert_eq!(
+        log.write(&[entry(written + 1, 900)]).expect_err("still full").code().as_str(),
+        "log-disk-full"
+    );
+    drop(filler);
+    log.write(&[entry(written + 1, 900)]).expect("there is room again");
+    log.save_snapshot(&snapshot(200_000)).expect("there is room again");
+    drop(log);
+    let (_, found) = open(&directory, false).expect("whole");
+    assert_eq!(found as u64, written, "all but the entry within the snapshot");
+    fs::remove_dir_all(&directory).expect("removal");
+}
+
+fn snapshot(size: usize) -> Snapshot {
+    Snapshot { index: 1, term: 1, voters: vec![1], data: Bytes::from(vec![5; size]) }
+}
+
+/// A follower on a full file system acknowledges nothing, keeps running, and goes on once there is space.
+async fn following(place: &Path) {
+    let limits = Limits { segment_bytes: SEGMENT_BYTES, snapshot_entries: 100_000, ..Limits::default() };
+    let timings = Timings { request: Duration::from_secs(2), ..quick() };
+    let elsewhere = BTreeMap::from([(3, place.join("three"))]);
+    let mut group = Group::start_at(limits, timings, elsewhere).await;
+    group.leader().await;
+    let small = group.handle(3);
+    let filler = Filler::new(place);
+    let deadline = Instant::now() + PATIENCE;
+    let line = "x".repeat(3000);
+    let mut acknowledged = 0;
+    // Until its disk thread really waits; as a leader it refuses and hands over, which is no failure.
+    while small.metrics().waits_for_space == 0 {
+        assert!(Instant::now() < deadline, "it never came to the end of its space");
+        if group.handle(1).propose(text(&line), None).await.is_ok() {
+            acknowledged += 1;
+        }
+    }
+    let led_by_other = |leader: &Option<u64>| leader.is_some_and(|leader| leader != 3);
+    let mut watch = group.handle(1).watch_leader();
+    let leader = tokio::time::timeout(PATIENCE, watch.wait_for(led_by_other)).await;
+    let leader = leader.expect("in time").expect("running").expect("just checked");
+    drop(watch);
+    assert!(small.status().disk_full);
+    group.stop(3 - leader).await;
+    let alone = group.handle(leader).propose(text("waits"), None).await;
+    assert!(matches!(alone, Err(ProposeError::OutcomeUnknown | ProposeError::NoLeader)), "{alone:?}");
+    drop(filler);
+    while group.handle(leader).propose(text("last"), None).await.is_err() {
+        assert!(Instant::now() < deadline + PATIENCE, "it does not go on when there is space");
+    }
+    assert_eq!(small.status().stopped, None, "it never needed a start");
+    while small.read_barrier().await.is_err() {
+        assert!(Instant::now() < deadline + 2 * PATIENCE, "it does not catch up");
+    }
+    let seen = small.read(|book| book.lines.clone());
+    let kept = seen.iter().filter(|seen| *seen == line.as_bytes()).count();
+    assert!(kept >= acknowledged, "{kept} of {acknowledged} acknowledged lines are left");
+    assert!(seen.contains(&b"last".to_vec()));
+}

@@ -1,0 +1,176 @@
+//! Three replicas on disk and TLS in one process, and what each needs to come back after it was stopped.
+
+use bytes::Bytes;
+use consensus::{Config, Limits, Peer, Replica, StateMachine, Timings};
+use overlay::{CancellationToken, Identity, PeerPolicy};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// How long anything may take before a test gives up: generous, because machines are shared.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Remembers every command; answers with how many there are.
+#[derive(Default)]
+pub(crate) struct Notebook {
+    pub(crate) lines: Vec<Vec<u8>>,
+}
+
+impl StateMachine for Notebook {
+    fn apply(&mut self, _index: u64, command: &[u8]) -> Vec<u8> {
+        self.lines.push(command.to_vec());
+        self.lines.len().to_string().into_bytes()
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for line in &self.lines {
+            bytes.extend_from_slice(&(line.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(line);
+        }
+        bytes
+    }
+
+    fn restore(&mut self, mut snapshot: &[u8]) -> Result<(), String> {
+        self.lines.clear();
+        while let Some((length, rest)) = snapshot.split_first_chunk::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            let line = rest.get(..length).ok_or("a line is cut off")?;
+            self.lines.push(line.to_vec());
+            snapshot = &rest[length..];
+        }
+        Ok(())
+    }
+}
+
+/// Three replicas' configurations, and what each needs to come back after it was stopped.
+pub(crate) struct Group {
+    directory: TempDir,
+    /// Where replicas live that do not live in `directory`.
+    elsewhere: BTreeMap<u64, PathBuf>,
+    pub(crate) identities: BTreeMap<u64, Arc<Identity>>,
+    pub(crate) peers: BTreeMap<u64, Peer>,
+    limits: Limits,
+    timings: Timings,
+    pub(crate) running: BTreeMap<u64, Running>,
+}
+
+pub(crate) struct Running {
+    pub(crate) replica: Replica<Notebook>,
+    shutdown: CancellationToken,
+    server: tokio::task::JoinHandle<Result<(), overlay::Error>>,
+}
+
+impl Group {
+    pub(crate) async fn start(limits: Limits) -> Self {
+        Self::start_at(limits, quick(), BTreeMap::new()).await
+    }
+
+    pub(crate) async fn start_at(
+        limits: Limits,
+        timings: Timings,
+        elsewhere: BTreeMap<u64, PathBuf>,
+    ) -> Self {
+        let mut identities = BTreeMap::new();
+        let mut peers = BTreeMap::new();
+        let mut listeners = Vec::new();
+        for id in 1..=3u64 {
+            let identity = Arc::new(Identity::generate().expect("randomness"));
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let address = listener.local_addr().expect("bound");
+            peers.insert(id, Peer { address, key: identity.public_key() });
+            identities.insert(id, identity);
+            listeners.push((id, listener));
+        }
+        let directory = TempDir::new().expect("temporary directory");
+        let running = BTreeMap::new();
+        let mut group = Self { directory, elsewhere, identities, peers, limits, timings, running };
+        for (id, listener) in listeners {
+            group.start_on(id, listener, true);
+        }
+        group
+    }
+
+    pub(crate) fn config(&self, id: u64, create: bool) -> Config {
+        Config {
+            id,
+            peers: self.peers.clone(),
+            directory: self.path(id),
+            create,
+            identity: self.identities[&id].clone(),
+            seed: 1,
+            timings: self.timings,
+            limits: self.limits,
+        }
+    }
+
+    pub(crate) fn path(&self, id: u64) -> PathBuf {
+        self.elsewhere.get(&id).cloned().unwrap_or_else(|| self.directory.path().join(id.to_string()))
+    }
+
+    fn start_on(&mut self, id: u64, listener: TcpListener, create: bool) {
+        let replica = Replica::start(&self.config(id, create), Notebook::default()).expect("starts");
+        let keys: Vec<_> = self.peers.values().map(|peer| peer.key).collect();
+        let (shutdown, identity) = (CancellationToken::new(), self.identities[&id].clone());
+        let (router, ending) = (replica.router(), shutdown.clone());
+        let server = tokio::spawn(async move {
+            let limits = overlay::Limits { drain: Duration::ZERO, ..overlay::Limits::default() };
+            overlay::serve(listener, &identity, PeerPolicy::only(keys), limits, router, ending).await
+        });
+        self.running.insert(id, Running { replica, shutdown, server });
+    }
+
+    pub(crate) async fn stop(&mut self, id: u64) {
+        let Running { replica, shutdown, server } = self.running.remove(&id).expect("running");
+        shutdown.cancel();
+        tokio::task::spawn_blocking(move || drop(replica)).await.expect("stops");
+        server.await.expect("no panic").expect("orderly end");
+    }
+
+    pub(crate) async fn restart(&mut self, id: u64) {
+        let address = self.peers[&id].address;
+        // The port was ours a moment ago; connections that are closing may hold it a little longer.
+        let deadline = Instant::now() + PATIENCE;
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < deadline, "rebind: {error}"),
+            }
+            tokio::task::yield_now().await;
+        };
+        self.start_on(id, listener, false);
+    }
+
+    pub(crate) fn handle(&self, id: u64) -> consensus::Handle<Notebook> {
+        self.running[&id].replica.handle()
+    }
+
+    pub(crate) async fn leader(&self) -> u64 {
+        let any = *self.running.keys().next().expect("a running replica");
+        let mut watch = self.handle(any).watch_leader();
+        let known = |leader: &Option<u64>| leader.is_some_and(|id| self.running.contains_key(&id));
+        let found = tokio::time::timeout(PATIENCE, watch.wait_for(known)).await;
+        found.expect("a leader in time").expect("still running").expect("just checked")
+    }
+
+    pub(crate) fn follower_of(&self, leader: u64) -> u64 {
+        *self.running.keys().find(|id| **id != leader).expect("more than one")
+    }
+}
+
+pub(crate) fn quick() -> Timings {
+    Timings { tick: Duration::from_millis(20), request: PATIENCE, ..Timings::default() }
+}
+
+pub(crate) fn text(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+pub(crate) async fn lines(handle: &consensus::Handle<Notebook>) -> Vec<String> {
+    handle.read_barrier().await.expect("a leader confirms");
+    handle.read(|book| book.lines.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect())
+}

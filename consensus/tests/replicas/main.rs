@@ -1,0 +1,133 @@
+//! Whole replicas: threads, log on disk, TLS between them on loopback. And the same shell on a simulated
+//! disk and network, where faults come on command.
+
+mod full_disk;
+mod group;
+mod simulated;
+
+use bytes::Bytes;
+use consensus::{Limits, ProposeError, Replica, Role};
+use group::{Group, Notebook, PATIENCE, lines, text};
+use overlay::{CancellationToken, Client, Identity, PeerPolicy};
+use tokio::net::TcpListener;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_through_any_replica_are_seen_on_every_replica() {
+    let group = Group::start(Limits::default()).await;
+    for id in 1..=3 {
+        let answer = group.handle(id).propose(text(&format!("by {id}")), None).await;
+        assert_eq!(answer, Ok(text(&id.to_string())));
+    }
+    for id in 1..=3 {
+        assert_eq!(lines(&group.handle(id)).await, ["by 1", "by 2", "by 3"], "replica {id}");
+    }
+    let leader = group.leader().await;
+    let status = group.handle(leader).status();
+    assert_eq!((status.role, status.leader, status.stopped), (Role::Leader, Some(leader), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_dies_and_a_session_goes_on_exactly_once() {
+    let mut group = Group::start(Limits::default()).await;
+    let first = group.leader().await;
+    let survivor = group.handle(group.follower_of(first));
+    let session = survivor.open_session().await.expect("a leader");
+    let before = survivor.propose(text("one"), Some((session, 1))).await;
+    assert_eq!(before, Ok(text("1")));
+    group.stop(first).await;
+    assert_eq!(survivor.propose(text("one"), Some((session, 1))).await, Ok(text("1")), "asked again");
+    assert_eq!(survivor.propose(text("two"), Some((session, 2))).await, Ok(text("2")));
+    let passed = survivor.propose(text("one"), Some((session, 1))).await;
+    assert_eq!(passed, Err(ProposeError::SequencePassed));
+    let stranger = survivor.propose(text("x"), Some((consensus::SessionId(999_999), 1))).await;
+    assert_eq!(stranger, Err(ProposeError::SessionExpired));
+    group.restart(first).await;
+    assert_eq!(lines(&group.handle(first)).await, ["one", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_stops_and_starts_again_with_what_it_had() {
+    let mut group =
+        Group::start(Limits { snapshot_entries: 10, retained_entries: 2, ..Limits::default() }).await;
+    let leader = group.leader().await;
+    for place in 0..35 {
+        group.handle(leader).propose(text(&place.to_string()), None).await.expect("committed");
+    }
+    for id in 1..=3 {
+        group.stop(id).await;
+    }
+    for id in 1..=3 {
+        group.restart(id).await;
+    }
+    let expected: Vec<String> = (0..35).map(|place| place.to_string()).collect();
+    for id in 1..=3 {
+        assert_eq!(lines(&group.handle(id)).await, expected, "replica {id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
+    let limits = Limits { snapshot_entries: 5, retained_entries: 1, ..Limits::default() };
+    let mut group = Group::start(limits).await;
+    let leader = group.leader().await;
+    let follower = group.follower_of(leader);
+    group.stop(follower).await;
+    let large = Bytes::from(vec![b'x'; 300_000]);
+    for _ in 0..12 {
+        group.handle(leader).propose(large.clone(), None).await.expect("two of three");
+    }
+    group.restart(follower).await;
+    assert_eq!(lines(&group.handle(follower)).await.len(), 12);
+    let snapshots = std::fs::read_dir(group.path(follower)).expect("list").flatten();
+    let sizes = snapshots.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "snap"));
+    let largest = sizes.map(|entry| entry.metadata().expect("inspect").len()).max();
+    assert!(largest > Some(2 * 1024 * 1024), "it came as one snapshot of several chunks: {largest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_without_majority_says_so_and_recovers() {
+    let mut group = Group::start(Limits::default()).await;
+    group.handle(1).propose(text("a"), None).await.expect("three of three");
+    let leader = group.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    for id in &others {
+        group.stop(*id).await;
+    }
+    let alone = group.handle(leader);
+    let gone = tokio::time::timeout(PATIENCE, alone.watch_leader().wait_for(Option::is_none)).await.is_ok();
+    assert!(gone, "a leader without a majority steps down");
+    group.restart(others[0]).await;
+    assert_eq!(alone.propose(text("b"), None).await, Ok(text("2")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused_even_where_they_may_connect() {
+    let group = Group::start(Limits::default()).await;
+    let stranger = Identity::generate().expect("randomness");
+    // A listener of its own that admits anybody, as control's may: being connected is not being a replica.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let (router, identity) = (group.running[&1].replica.router(), group.identities[&1].clone());
+    let ending = CancellationToken::new();
+    let end = ending.clone().drop_guard();
+    tokio::spawn(async move {
+        let limits = overlay::Limits::default();
+        overlay::serve(listener, &identity, PeerPolicy::any(), limits, router, ending).await
+    });
+    let client = Client::new(stranger, address, group.peers[&1].key, overlay::Limits::default());
+    for (method, path) in [("GET", "messages"), ("POST", "snapshot"), ("POST", "propose"), ("POST", "read")] {
+        let uri = format!("/consensus/v1/{path}");
+        let request = http::Request::builder().method(method).uri(uri).body(Bytes::from_static(b"\0x"));
+        let response = client.request(request.expect("valid")).await.expect("an answer");
+        assert_eq!(response.status(), 403, "{path}");
+    }
+    drop(end);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_one_replicas_own() {
+    let group = Group::start(Limits::default()).await;
+    let again = Replica::start(&group.config(1, false), Notebook::default());
+    let Err(consensus::StartError::Log(error)) = again else { panic!("two replicas in one directory") };
+    assert_eq!(error.code().as_str(), "directory-in-use");
+}
