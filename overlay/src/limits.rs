@@ -1,4 +1,30 @@
 //! How long and how large anything on a connection may be, and how long to wait before dialling again.
+//!
+//! What a peer or a stranger may try, what bounds it, and the test in `tests/loopback` that tries it:
+//!
+//! | try | bound | test |
+//! |---|---|---|
+//! | connect and say nothing, or half a handshake | `handshake` | `tls::a_handshake_that_never_ends_is_cut_off` |
+//! | many of these at once | `handshakes_max`, `handshake` | `hostile::handshakes_that_hang_keep_others_out_no_longer_than_their_limit` |
+//! | more connections than there are places | `connections_max` | `http::a_connection_above_the_limit_…`, `people::connections_beyond_the_limit_…` |
+//! | shake hands, then silence | `idle`, `ping_timeout` | `http::a_peer_that_shakes_hands_and_then_says_nothing_is_dropped` |
+//! | a reversed connection without its preface | `handshake`, `PREFACE_BYTES_MAX` | `reverse::a_preface_that_never_comes_is_given_up` |
+//! | a head without end, a huge head | `header_bytes_max` | `hostile::a_head_that_never_ends_is_cut_off`, `hostile::a_head_above_the_limit_is_answered_431` |
+//! | too many requests at once | `streams_max` | `hostile::streams_beyond_the_limit_are_refused_one_by_one` |
+//! | requests begun and reset (rapid reset) | the HTTP/2 library's count of unread resets | `hostile::requests_that_are_reset_as_soon_as_they_begin_end_the_connection` |
+//! | pings without end, nothing read | flow control, `ping_timeout`, `idle` | `hostile::pings_without_end_from_a_peer_that_reads_nothing_end_the_connection` |
+//! | stop reading an answer | `ping_timeout`, `idle` on a stalled write | `hostile::a_peer_that_stops_reading_…`, `people::a_client_that_stops_reading_…` |
+//! | a large body, with or without a length | `request_bytes_max`, `response_bytes_max` | `http::bodies_above_the_limit_are_refused_on_both_sides` |
+//! | a body that trickles, an answer that never comes | `request` | `people::a_body_that_trickles_is_given_up`, `http::an_answer_that_never_comes_…` |
+//! | an answer that falls silent | `body_idle` | `http::a_response_that_falls_silent_times_out` |
+//! | a server that is gone without a word | `ping_timeout` | `hostile::a_server_that_falls_silent_is_noticed_…` |
+//! | an idle connection of people | `idle` | `people::an_idle_connection_that_was_kept_alive_is_closed` |
+//! | a slow head of people | `idle` | `people::slow_clients_are_cut_off` |
+//! | frames and descriptors on a unix socket | `FRAME_BYTES_MAX`, `DESCRIPTORS_MAX` | `descriptors::what_is_not_a_frame_is_refused`, `descriptors::descriptors_above_the_limit_…` |
+//!
+//! Not bounded in time: a peer that answers pings and takes an answer slowly. It holds one of `streams_max`
+//! places of its own connection and one flow-control window, as a long answer to an honest peer does. And who
+//! is read on a unix socket is a neighbour that we started or that runs as us: its reader sets its own limit.
 
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 
 mod common;
 mod descriptors;
+mod hostile;
 mod http;
 mod listen;
 mod people;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 const CHAIN: &[u8] = include_bytes!("certificate/chain.pem");
@@ -27,6 +28,17 @@ struct Site {
     key_exchanges: Arc<KeyExchanges>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
+    /// Says when an answer without end was given up.
+    ended: mpsc::UnboundedReceiver<()>,
+}
+
+/// Signals when it is dropped.
+struct OnDrop(mpsc::UnboundedSender<()>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
 }
 
 impl Site {
@@ -37,14 +49,25 @@ impl Site {
             let events = ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"];
             Body::from_stream(futures::stream::iter(events.map(Ok::<_, std::io::Error>)))
         };
+        let (ends, ended) = mpsc::unbounded_channel();
+        let endless = move || {
+            let guard = OnDrop(ends.clone());
+            async move {
+                Body::from_stream(futures::stream::repeat_with(move || {
+                    let _kept = &guard;
+                    Ok::<_, std::io::Error>(vec![7; 64 * 1024])
+                }))
+            }
+        };
         let router = Router::new()
             .route("/", get(|| async { "hello" }))
             .route("/echo", post(echo))
-            .route("/stream", get(stream));
+            .route("/stream", get(stream))
+            .route("/endless", get(endless));
         let key_exchanges = Arc::new(KeyExchanges::default());
         let shutdown = CancellationToken::new();
         let served = serve(listener, certificate, limits, router, key_exchanges.clone(), shutdown.clone());
-        Self { address, key_exchanges, shutdown, task: tokio::spawn(served) }
+        Self { address, key_exchanges, shutdown, task: tokio::spawn(served), ended }
     }
 
     async fn start_with_tls() -> Self {
@@ -201,5 +224,66 @@ async fn oversized_bodies_and_heads_are_refused() {
     let head = format!("x-long: {}", "x".repeat(20_000));
     let long = output("curl", &[&status[..], &["-H", &head, &url]].concat()).await;
     assert_eq!(long, "431");
+    site.stop().await;
+}
+
+/// Sends `request` and returns the connection with the beginning of its answer.
+async fn begin(site: &Site, request: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(site.address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    // Zero bytes, or a reset, from a server that turns the connection away.
+    let length = within_deadline(stream.read(&mut answer)).await.unwrap_or(0);
+    (stream, String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+/// Whether the server ends the connection by itself.
+async fn ends(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    let _ = within_deadline(stream.read_to_end(&mut rest)).await;
+}
+
+const HELLO: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+#[tokio::test]
+async fn a_body_that_trickles_is_given_up() {
+    let limits = Limits { request: Duration::from_millis(200), ..Limits::default() };
+    let site = Site::start(None, limits).await;
+    let head = "POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nx";
+    let (stream, answer) = begin(&site, head).await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    ends(stream).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_was_kept_alive_is_closed() {
+    let limits = Limits { idle: Duration::from_millis(200), ..Limits::default() };
+    let site = Site::start(None, limits).await;
+    let (stream, answer) = begin(&site, HELLO).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("connection: close"), "{answer}");
+    ends(stream).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_turned_away_until_there_is_room() {
+    let site = Site::start(None, Limits { connections_max: 1, ..Limits::default() }).await;
+    let (first, answer) = begin(&site, HELLO).await;
+    assert!(answer.ends_with("hello"), "{answer}");
+    let (_, refused) = begin(&site, HELLO).await;
+    assert_eq!(refused, "");
+    drop(first);
+    within_deadline(async { while !begin(&site, HELLO).await.1.ends_with("hello") {} }).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_off_and_its_work_ends() {
+    let limits = Limits { idle: Duration::from_millis(200), ..Limits::default() };
+    let mut site = Site::start(None, limits).await;
+    let (_stuck, answer) = begin(&site, "GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    within_deadline(site.ended.recv()).await.unwrap();
     site.stop().await;
 }
