@@ -12,6 +12,8 @@
 //! [`Handle::read_barrier`] first, which also carries the commit index to the followers.
 
 pub mod core;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod store;
 pub mod transport;
 pub mod wal;

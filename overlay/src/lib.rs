@@ -38,6 +38,8 @@ pub use identity::{Identity, IdentityError};
 pub use limits::{Backoff, Limits};
 pub use policy::PeerPolicy;
 pub use protocol::PublicKey;
+#[doc(hidden)]
+pub use reverse::read_preface;
 pub use reverse::{PREFACE_BYTES_MAX, Reversed, accept_reverse, accept_reverse_loop, reverse_serve};
 pub use server::{Peer, serve};
 pub use stream::Stream;

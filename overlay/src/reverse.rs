@@ -17,7 +17,7 @@ use protocol::PublicKey;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -140,15 +140,19 @@ async fn accept_reverse_as(
     limits: Arc<Limits>,
 ) -> Result<Reversed, Error> {
     let mut connection = accept_as(tcp, acceptor, REVERSED, &limits).await?;
-    let read = async {
-        let length = connection.stream.read_u32().await? as usize;
-        if length > PREFACE_BYTES_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        let mut preface = vec![0; length];
-        connection.stream.read_exact(&mut preface).await?;
-        Ok(Bytes::from(preface))
-    };
+    let read = read_preface(&mut connection.stream);
     let preface = within("preface", limits.handshake, read).await?.map_err(Error::Preface)?;
     Ok(Reversed { preface, connection, limits })
+}
+
+/// Reads what a peer that will serve sends first. Public so that it can be fuzzed without a handshake.
+#[doc(hidden)]
+pub async fn read_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+    let length = stream.read_u32().await? as usize;
+    if length > PREFACE_BYTES_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut preface = vec![0; length];
+    stream.read_exact(&mut preface).await?;
+    Ok(Bytes::from(preface))
 }

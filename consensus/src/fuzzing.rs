@@ -1,0 +1,48 @@
+//! Doors for the fuzzers, which are not of this crate, to its decoders of foreign or damaged bytes. No other
+//! build has them.
+
+use crate::command::Command;
+use crate::transport::{Assembly, FrameReader};
+use crate::{snapshot, wal};
+use bytes::Bytes;
+
+/// Writes these payloads as records, spoils some bytes, and reads the segment back; the first `durable`
+/// records must not be lost in silence.
+pub fn segment(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
+    wal::recovery::fuzz(payloads, damage, durable);
+}
+
+/// Reads a snapshot file whose digest is right, and what stands in it.
+pub fn snapshot_file(content: &[u8]) {
+    let mut bytes = content.to_vec();
+    bytes.extend_from_slice(blake3::hash(content).as_bytes());
+    if let Some(found) = wal::snapshots::decode(&Bytes::from(bytes)) {
+        let _ = snapshot::unpack(&found.data);
+    }
+}
+
+/// Reads a stream of raft messages as a peer may send it, in chunks.
+pub fn messages(stream: &[u8], chunk: usize) {
+    let mut reader = FrameReader::new(64 * 1024);
+    for part in stream.chunks(chunk.max(1)) {
+        if reader.push(part).is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads the chunks of a snapshot as a peer may send them.
+pub fn snapshot_chunks(bodies: &[&[u8]]) {
+    let mut assembly = Assembly::new(64 * 1024);
+    for body in bodies {
+        let _ = assembly.push(body);
+    }
+}
+
+/// Reads a forwarded entry.
+pub fn command(entry: &[u8]) {
+    let entry = Bytes::copy_from_slice(entry);
+    if let Some(command) = Command::decode(&entry) {
+        assert_eq!(command.encode(), entry, "a command has one encoding");
+    }
+}
