@@ -75,24 +75,7 @@ pub struct Tally {
 #[must_use]
 pub fn tally(state: &CircleState, proposal: &Proposal, ballots: &[SignedBallot]) -> Tally {
     let ballot_box = BallotBox::new(state, proposal);
-    let (mut approved, mut rejected) = (BTreeSet::new(), BTreeSet::new());
-    let mut refused = Vec::new();
-    for signed in ballots {
-        let member = &signed.ballot.member;
-        if let Err(error) = ballot_box.check(signed) {
-            refused.push((member.clone(), error));
-        } else if approved.contains(member) || rejected.contains(member) {
-            refused.push((member.clone(), ChainError::DuplicateBallot(member.clone())));
-        } else if signed.ballot.choice == Choice::Approve {
-            approved.insert(member.clone());
-        } else {
-            rejected.insert(member.clone());
-        }
-    }
-    let voted = |id: &MemberId| approved.contains(id) || rejected.contains(id);
-    let missing = state.members().map(|member| member.id.clone()).filter(|id| !voted(id)).collect();
-    let reached = quorum::satisfied(rule(state, class_of(&proposal.change)), &approved);
-    Tally { approved, rejected, missing, reached, refused }
+    count(state, proposal, ballots, |signed| ballot_box.check(signed)).0
 }
 
 /// The certificate that these ballots make. It holds approvals only, one per member, sorted.
@@ -104,19 +87,48 @@ pub fn certify(
     proposal: &Proposal,
     ballots: &[SignedBallot],
 ) -> Result<Certificate, ChainError> {
-    let tally = tally(state, proposal, ballots);
-    require_quorum(state, proposal, &tally.approved)?;
     let ballot_box = BallotBox::new(state, proposal);
-    let mut kept: Vec<SignedBallot> = ballots
-        .iter()
-        .filter(|signed| signed.ballot.choice == Choice::Approve)
-        .filter(|signed| tally.approved.contains(&signed.ballot.member) && ballot_box.check(signed).is_ok())
-        .cloned()
-        .collect();
-    // Stable: of two ballots by one member the first stays, as the tally counted.
-    kept.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
-    kept.dedup_by(|a, b| a.ballot.member == b.ballot.member);
-    Ok(Certificate { proposal: proposal.clone(), ballots: kept })
+    let (tally, approvals) = count(state, proposal, ballots, |signed| ballot_box.check(signed));
+    require_quorum(state, proposal, &tally.approved)?;
+    Ok(assemble(proposal, approvals))
+}
+
+/// A certificate of ballots that were checked when they came in, one a member: approvals only, sorted by
+/// member. Nothing is judged here; [`verify`](crate::verify) judges whatever a certificate contains.
+#[must_use]
+pub fn assemble<'a>(proposal: &Proposal, ballots: impl IntoIterator<Item = &'a SignedBallot>) -> Certificate {
+    let approvals = ballots.into_iter().filter(|signed| signed.ballot.choice == Choice::Approve);
+    let mut ballots: Vec<SignedBallot> = approvals.cloned().collect();
+    ballots.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
+    Certificate { proposal: proposal.clone(), ballots }
+}
+
+/// How the vote stands, and the approvals that count. Each ballot is judged once: that is two signatures.
+fn count<'a>(
+    state: &CircleState,
+    proposal: &Proposal,
+    ballots: &'a [SignedBallot],
+    mut judge: impl FnMut(&SignedBallot) -> Result<(), ChainError>,
+) -> (Tally, Vec<&'a SignedBallot>) {
+    let (mut approved, mut rejected) = (BTreeSet::new(), BTreeSet::new());
+    let (mut approvals, mut refused) = (Vec::new(), Vec::new());
+    for signed in ballots {
+        let member = &signed.ballot.member;
+        if let Err(error) = judge(signed) {
+            refused.push((member.clone(), error));
+        } else if approved.contains(member) || rejected.contains(member) {
+            refused.push((member.clone(), ChainError::DuplicateBallot(member.clone())));
+        } else if signed.ballot.choice == Choice::Approve {
+            approved.insert(member.clone());
+            approvals.push(signed);
+        } else {
+            rejected.insert(member.clone());
+        }
+    }
+    let voted = |id: &MemberId| approved.contains(id) || rejected.contains(id);
+    let missing = state.members().map(|member| member.id.clone()).filter(|id| !voted(id)).collect();
+    let reached = quorum::satisfied(rule(state, class_of(&proposal.change)), &approved);
+    (Tally { approved, rejected, missing, reached, refused }, approvals)
 }
 
 /// Refuses when these members do not reach the quorum of the proposal's class.
@@ -185,4 +197,134 @@ impl<'a> BallotBox<'a> {
 
 fn mismatch(signed: &SignedBallot, what: &'static str) -> ChainError {
     ChainError::BallotMismatch { member: signed.ballot.member.clone(), what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{propose, sign_genesis, verify};
+    use protocol::ReplicaId;
+    use protocol::governance::{Change, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy};
+    use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+    use protocol::{NodeId, PublicKey};
+    use std::cell::Cell;
+    use std::collections::BTreeMap;
+
+    const NOW: Millis = Millis(1_795_264_910_000);
+
+    fn id(name: &str) -> MemberId {
+        name.parse().expect("a name")
+    }
+
+    fn node(name: &str, byte: u8) -> NodeAdmission {
+        let key = PublicKey([byte; 32]);
+        let ml_kem = ByteString(vec![1; ML_KEM_768_PUBLIC_KEY_LENGTH]);
+        NodeAdmission {
+            name: name.parse().expect("a name"),
+            id: NodeId(key),
+            encryption: EncryptionKey { x25519: key, ml_kem },
+            roles: BTreeSet::from([NodeRole::Worker]),
+            region: String::new(),
+            labels: BTreeMap::new(),
+            storage_address: None,
+            gateway: None,
+        }
+    }
+
+    /// A circle of three, two of whom decide, and something to decide.
+    fn circle() -> (Vec<(MemberId, MemberSecret)>, CircleState, Proposal) {
+        let person = |(at, name): (usize, &str)| (id(name), MemberSecret::generate(&[at as u8 + 1; 64]));
+        let people: Vec<(MemberId, MemberSecret)> =
+            ["alice", "bob", "carol"].into_iter().enumerate().map(person).collect();
+        let of: Vec<Quorum> = people.iter().map(|(id, _)| Quorum::Member(id.clone())).collect();
+        let rule = Quorum::Threshold { required: 2, of };
+        let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, rule.clone()));
+        let control = ControlReplica {
+            id: ReplicaId(1),
+            key: PublicKey([9; 32]),
+            address: "127.0.0.1:7001".into(),
+            api: "http://127.0.0.1:7000".into(),
+        };
+        let genesis = Genesis {
+            name: "test".into(),
+            founded_at: NOW,
+            members: people.iter().map(|(id, key)| Member { id: id.clone(), keys: key.public() }).collect(),
+            policy: Policy { quorums: quorums.into() },
+            control: vec![control],
+            nodes: vec![node("n1", 1)],
+            tokens: vec![],
+        };
+        let founders: Vec<(MemberId, &MemberSecret)> =
+            people.iter().map(|(id, key)| (id.clone(), key)).collect();
+        let state = CircleState::found(&sign_genesis(genesis, &founders), None).expect("a sound genesis");
+        let change = Change::AdmitNode(Box::new(node("n2", 2)));
+        let proposal = propose(&state, change, String::new(), NOW, NOW.plus(1000), Digest::of(b"n"))
+            .expect("may be asked");
+        (people, state, proposal)
+    }
+
+    fn ballots(
+        people: &[(MemberId, MemberSecret)],
+        proposal: &Proposal,
+        choices: &[(usize, Choice)],
+    ) -> Vec<SignedBallot> {
+        let ballot = |(at, choice): &(usize, Choice)| {
+            let (id, secret) = &people[*at];
+            vote(secret, id.clone(), proposal, *choice, NOW)
+        };
+        choices.iter().map(ballot).collect()
+    }
+
+    #[test]
+    fn each_ballot_is_judged_once() {
+        let (people, state, proposal) = circle();
+        let (yes, no) = (Choice::Approve, Choice::Reject);
+        for choices in [
+            &[][..],
+            &[(0, yes)],
+            &[(0, yes), (1, yes)],
+            &[(0, no), (1, yes), (2, yes)],
+            &[(0, yes), (0, yes), (0, no)],
+        ] {
+            let cast = ballots(&people, &proposal, choices);
+            let judged = Cell::new(0);
+            let ballot_box = BallotBox::new(&state, &proposal);
+            let (tally, approvals) = count(&state, &proposal, &cast, |signed| {
+                judged.set(judged.get() + 1);
+                ballot_box.check(signed)
+            });
+            assert_eq!(judged.get(), cast.len(), "{choices:?}");
+            let kept: BTreeSet<MemberId> =
+                approvals.iter().map(|signed| signed.ballot.member.clone()).collect();
+            assert_eq!(kept, tally.approved, "what is kept is what was counted");
+            assert_eq!(kept.len(), approvals.len(), "one a member");
+        }
+    }
+
+    #[test]
+    fn what_was_not_judged_is_never_kept() {
+        let (people, state, proposal) = circle();
+        let cast = ballots(&people, &proposal, &[(0, Choice::Approve), (1, Choice::Approve)]);
+        let refuse = |signed: &SignedBallot| Err(ChainError::NotAMember(signed.ballot.member.clone()));
+        let (tally, approvals) = count(&state, &proposal, &cast, refuse);
+        assert!(approvals.is_empty() && tally.approved.is_empty() && !tally.reached);
+        assert_eq!(tally.refused.len(), 2);
+        assert_eq!(tally.missing.len(), 3, "who cast what does not count may still vote");
+    }
+
+    #[test]
+    fn an_assembled_certificate_is_worth_what_verification_finds() {
+        let (people, state, proposal) = circle();
+        let (yes, no) = (Choice::Approve, Choice::Reject);
+        let sound = ballots(&people, &proposal, &[(2, yes), (1, no), (0, yes)]);
+        let certificate = assemble(&proposal, &sound);
+        let voters: Vec<&str> = certificate.ballots.iter().map(|b| b.ballot.member.as_str()).collect();
+        assert_eq!(voters, ["alice", "carol"], "approvals alone, sorted");
+        assert!(verify(&state, &certificate, NOW).is_ok());
+        assert_eq!(certify(&state, &proposal, &sound), Ok(certificate), "certifying gives the same");
+        let mut forged = sound;
+        forged[0].signature.ed25519.0[0] ^= 1;
+        let error = verify(&state, &assemble(&proposal, &forged), NOW).expect_err("a forged ballot");
+        assert_eq!(error, ChainError::SignatureInvalid(id("carol")));
+    }
 }

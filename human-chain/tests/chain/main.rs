@@ -3,6 +3,7 @@
 
 mod ballots;
 mod certificates;
+mod chronicles;
 mod genesis;
 mod history;
 mod members;

@@ -3,7 +3,9 @@
 use super::execute::settle;
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
-use human_chain::{ChainError, CircleState, certify, check_ballot, class_of, propose, satisfied, subject_of};
+use human_chain::{
+    ChainError, CircleState, assemble, check_ballot, class_of, propose, satisfied, subject_of,
+};
 use protocol::api::ProposalState;
 use protocol::error_code::{
     BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_MISMATCH, CIRCLE_NOT_FOUNDED, LIMIT_REACHED,
@@ -43,6 +45,10 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     let id = proposal.id();
     if cluster.open.contains_key(&id) {
         return Ok(Reply::Submitted { proposal: id });
+    }
+    // Ballots name a proposal by its id: one that was decided would begin with the votes of the first time.
+    if cluster.closed.iter().any(|closed| closed.proposal.id() == id) {
+        return Err(not_open(cluster, id));
     }
     if cluster.open.len() >= PROPOSALS_OPEN_MAX {
         let message = format!("{PROPOSALS_OPEN_MAX} proposals wait for votes; decide some of them first");
@@ -155,8 +161,8 @@ fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTree
 fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
     let now = cluster.now;
     let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
-    let ballots: Vec<SignedBallot> = open.ballots.values().cloned().collect();
-    let certificate = certify(&circle.state, &open.proposal, &ballots)?;
+    // Each ballot was checked when it came in; verifying judges them all once more, as everybody else will.
+    let certificate = assemble(&open.proposal, open.ballots.values());
     let digest = certificate.digest();
     let approved = human_chain::verify(&circle.state, &certificate, now)?;
     let keys_before = node_keys(&circle.state);
