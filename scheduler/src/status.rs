@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, ServicePhase};
 use crate::observed::{Liveness, Observed};
 use crate::plan::{Dropped, plan};
 use crate::views::ready_replicas;
-use crate::why::{Question, why};
+use crate::why::{Question, stuck, why};
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
 use protocol::{Epoch, Millis, ReplicaId};
@@ -103,7 +103,8 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
             continue;
         }
         if !service.is_expired(cluster.time(now))
-            && ready_replicas(observed, service, now) < service.desired
+            && (ready_replicas(observed, service, now) < service.desired
+                || stuck(cluster, observed, service, now).is_some())
             && let Some(why) = why(cluster, observed, &Question::Service(name.clone()), now)
         {
             findings.push(finding(why.answer, why.remedy.unwrap_or_else(|| format!("quorate why {name}"))));

@@ -5,8 +5,8 @@ use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
-    Blocked, Obstacle, Room, Uneven, blocked_text, candidates, free_slot, moving, place_of, rooms, running,
-    service_obstacles, uneven,
+    Blocked, Obstacle, Room, Uneven, blocked_text, candidates, fits_without, free_slot, moving, place_of,
+    rooms, running, service_obstacles, uneven,
 };
 use crate::views::{proposal_view, ready_replicas};
 use human_chain::describe;
@@ -87,7 +87,14 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
         }
         ServicePhase::Active if !old.is_empty() => {
             let text = format!("{head}; {} of {runs} run under the new approval", fresh.len());
-            (text, None)
+            match stuck(cluster, observed, service, now) {
+                Some(blocked) => {
+                    let (cause, per_node, remedy) = explain(cluster, service, &Err(blocked));
+                    reasons.extend(per_node);
+                    (format!("{text}; one more: {cause}"), remedy)
+                }
+                None => (text, None),
+            }
         }
         ServicePhase::Active => {
             reasons.extend(spread_line(cluster, observed, service, now));
@@ -95,6 +102,25 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
         }
     };
     Why { subject: name.to_string(), answer, reasons, remedy }
+}
+
+/// What keeps a new approval from rolling out any further: no node takes a replica under it, not even if a
+/// slot under the earlier one were free.
+pub(crate) fn stuck(
+    cluster: &Cluster,
+    observed: &Observed,
+    service: &Service,
+    now: Millis,
+) -> Option<Blocked> {
+    let (_, old) = running(service);
+    let makes_room = |holding| fits_without(cluster, observed, cluster.services(), holding, now);
+    if old.is_empty() || old.iter().any(makes_room) {
+        return None;
+    }
+    match next_replica(cluster, observed, service, now) {
+        Err(blocked @ (Blocked::NoModel | Blocked::NoNode(_))) => Some(blocked),
+        _ => None,
+    }
 }
 
 /// That a replica could move for a better spread, and what it waits for.
@@ -367,6 +393,10 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
             let ask = alternative(most, &format_bytes(most));
             format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(needs - free))
         }
+        Obstacle::GpuCount { needs, has, unhealthy, .. } if needs > has && *needs <= has + unhealthy => {
+            format!("mend the unhealthy GPUs of {node}")
+        }
+        Obstacle::GpuShare { has: 0, unhealthy: 1.., .. } => format!("mend the unhealthy GPUs of {node}"),
         Obstacle::GpuCount { needs, has, .. } if needs > has => format!("admit a node with {needs} GPUs"),
         Obstacle::GpuCount { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &free.to_string());
@@ -382,6 +412,9 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
             format!("admit a node with {} on each GPU{ask}", format_bytes(*needs))
         }
         Obstacle::NotWorker => format!("admit {node} anew with the worker role"),
+        Obstacle::Region { has, allowed } if has.is_empty() => {
+            format!("admit {node} anew with region {}", allowed.join(" or "))
+        }
         Obstacle::Region { has, .. } => format!("allow region {has} in the manifest"),
         Obstacle::Label { key, wanted, .. } => format!("admit {node} anew with label {key}={wanted}"),
         Obstacle::Isolation { gives, .. } => {

@@ -222,6 +222,8 @@ fn a_proposal_that_cannot_be_carried_is_rejected() {
         })
         .collect();
     assert_eq!(states, [ProposalState::Open, ProposalState::Rejected]);
+    let again = Action::SubmitProposal(Box::new(proposal.clone()));
+    check(&world, vec![("brought again until somebody tires", again, "proposal-not-found")]);
     assert!(world.cluster.open_proposals().is_empty());
     assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().rejected.len(), 2);
     let answer = why(&world.cluster, &world.observed, &Question::Proposal(proposal.id()), world.now).unwrap();
@@ -251,6 +253,43 @@ fn what_changes_first_makes_the_other_proposal_stale() {
         ProposalState::Stale,
         "a new epoch"
     );
+}
+
+/// Valid when it was approved, impossible when it is carried out: what runs is all there is.
+#[test]
+fn a_new_approval_that_can_run_nowhere_ends_nothing() {
+    type Edit = fn(&mut ServiceManifest);
+    let edits: [(&str, Edit); 8] = [
+        ("too much CPU", |m| m.resources.cpu_millicores = 4001),
+        ("too much memory", |m| m.resources.memory_bytes = 1 << 40),
+        ("a GPU", |m| m.resources.gpu_count = 1),
+        ("a share of a GPU", |m| m.resources.gpu_share_percent = 10),
+        ("another model", |m| m.model.root = root("unknown")),
+        ("a model without keys", |m| m.model.root = root("keyless")),
+        ("no slot to spare, too much CPU", |m| (m.replicas.max, m.resources.cpu_millicores) = (2, 4001)),
+        ("no slot to spare, no key", |m| (m.replicas.max, m.model.root) = (2, root("keyless"))),
+    ];
+    for (name, edit) in edits {
+        let mut world = two_nodes();
+        world.must(Action::RegisterModel(Box::new(model("keyless", 1))));
+        world.approve(deploy(manifest("embed", 2, 3, 1000, 128)));
+        world.settle();
+        let mut wanted = manifest("embed", 2, 3, 1000, 128);
+        edit(&mut wanted);
+        world.approve(deploy(wanted));
+        for _ in 0..5 {
+            world.execute();
+            world.obey();
+        }
+        assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"], "{name}");
+        let question = Question::Service(service_name("embed"));
+        let answer = why(&world.cluster, &world.observed, &question, world.now).unwrap();
+        assert!(answer.answer.starts_with("2 of 2 wanted replicas of embed answer; 0 of 2 run"), "{name}");
+        assert!(answer.remedy.is_some(), "{name}: {answer:?}");
+        let leader = LeaderView { leader: Some(ReplicaId(1)), replicas_alive: Some(3) };
+        let status = status(&world.cluster, &world.observed, leader, world.now);
+        assert!(!status.healthy && status.findings[0].message == answer.answer, "{name}: {status:?}");
+    }
 }
 
 #[test]

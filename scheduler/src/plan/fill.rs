@@ -1,11 +1,13 @@
 //! The steps that give slots out: which replicas are wanted, and which node takes each.
 
-use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, running};
-use crate::cluster::{Cluster, Service, ServicePhase};
+use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, rooms, running};
+use crate::cluster::{Cluster, Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
+use crate::observed::Observed;
 use protocol::manifest::ServiceManifest;
 use protocol::{Millis, NodeId, NodeName, ServiceName};
+use std::collections::BTreeMap;
 
 /// Why a replica is wanted and not placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub(crate) fn candidates(
     in_the_way: impl Fn(NodeId) -> Vec<Obstacle>,
 ) -> Result<Candidates, Vec<(NodeName, Vec<Obstacle>)>> {
     let bytes = model_bytes(cluster, manifest);
+    let replicas = |room: &Room| room.replicas.get(&manifest.name).copied().unwrap_or(0);
+    let in_region = |region: &str| rooms.iter().filter(|room| room.region() == region).map(replicas).sum();
     let mut best: Option<(super::room::Score, &Room, Vec<u32>)> = None;
     let (mut count, mut refused) = (0, Vec::new());
     for room in rooms {
@@ -46,7 +50,7 @@ pub(crate) fn candidates(
         match room.fit(manifest, bytes) {
             Ok(gpus) if obstacles.is_empty() => {
                 count += 1;
-                let score = room.score(manifest, &gpus, bytes);
+                let score = room.score(manifest, &gpus, bytes, in_region(room.region()));
                 // Rooms are sorted by name, so a tie stays with the lower name.
                 if best.as_ref().is_none_or(|(lowest, ..)| score < *lowest) {
                     best = Some((score, room, gpus));
@@ -77,6 +81,26 @@ pub(crate) fn service_obstacles(
         obstacles.push(Obstacle::Avoided { until: *until });
     }
     obstacles
+}
+
+/// Whether one more replica of a slot's service would find a node if that slot were free.
+pub(crate) fn fits_without(
+    cluster: &Cluster,
+    observed: &Observed,
+    services: &BTreeMap<ServiceName, Service>,
+    holding: &Holding,
+    clock: Millis,
+) -> bool {
+    let mut without = services.clone();
+    let Some(service) = without.get_mut(&holding.order.service) else { return false };
+    if let Some(slot) = service.slots.get_mut(&holding.order.slot) {
+        slot.holding = None;
+    }
+    let rooms = rooms(cluster, observed, &without, clock);
+    let service = &without[&holding.order.service];
+    let in_the_way = |node| service_obstacles(cluster, service, node, cluster.time(clock));
+    cluster.models.contains_key(&service.manifest.model.root)
+        && candidates(cluster, &rooms, &service.manifest, in_the_way).is_ok()
 }
 
 impl Planner<'_> {

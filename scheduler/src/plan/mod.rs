@@ -25,7 +25,7 @@ use protocol::{Millis, NodeName, ServiceName, SlotIndex};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, service_obstacles};
+pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, fits_without, service_obstacles};
 pub(crate) use rebalance::{Uneven, moving, uneven};
 pub(crate) use room::{Obstacle, Room, isolation_word, model_bytes, rooms};
 

@@ -45,18 +45,58 @@ pub(crate) struct GpuRoom {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Obstacle {
     NotWorker,
-    Unknown { until: Millis },
-    Dead { silent_since: Millis },
-    Region { has: String, allowed: Vec<String> },
-    Label { key: String, wanted: String, has: Option<String> },
-    Isolation { wanted: Isolation, gives: Isolation },
+    Unknown {
+        until: Millis,
+    },
+    Dead {
+        silent_since: Millis,
+    },
+    Region {
+        has: String,
+        allowed: Vec<String>,
+    },
+    Label {
+        key: String,
+        wanted: String,
+        has: Option<String>,
+    },
+    Isolation {
+        wanted: Isolation,
+        gives: Isolation,
+    },
     NoWrap,
-    Avoided { until: Millis },
-    Cpu { needs: u64, free: u64, offers: u64 },
-    Memory { needs: u64, free: u64, offers: u64 },
-    GpuCount { needs: u32, free: u32, has: u32, simulated: bool },
-    GpuShare { needs: u32, free: u32, has: u32 },
-    GpuMemory { needs: u64, largest: u64 },
+    Avoided {
+        until: Millis,
+    },
+    Cpu {
+        needs: u64,
+        free: u64,
+        offers: u64,
+    },
+    Memory {
+        needs: u64,
+        free: u64,
+        offers: u64,
+    },
+    /// `has` counts the healthy ones.
+    GpuCount {
+        needs: u32,
+        free: u32,
+        has: u32,
+        unhealthy: u32,
+        simulated: bool,
+    },
+    /// `has` counts the healthy ones.
+    GpuShare {
+        needs: u32,
+        free: u32,
+        has: u32,
+        unhealthy: u32,
+    },
+    GpuMemory {
+        needs: u64,
+        largest: u64,
+    },
 }
 
 impl std::fmt::Display for Obstacle {
@@ -65,6 +105,9 @@ impl std::fmt::Display for Obstacle {
             Self::NotWorker => f.write_str("is not admitted as a worker"),
             Self::Unknown { .. } => f.write_str("has not been heard by this leader yet"),
             Self::Dead { .. } => f.write_str("is not heard; its lease has ended"),
+            Self::Region { has, allowed } if has.is_empty() => {
+                write!(f, "has no region; allowed: {}", allowed.join(", "))
+            }
             Self::Region { has, allowed } => write!(f, "is in region {has}; allowed: {}", allowed.join(", ")),
             Self::Label { key, wanted, has: Some(has) } => write!(f, "has label {key}={has}, needs {wanted}"),
             Self::Label { key, wanted, has: None } => write!(f, "lacks label {key}={wanted}"),
@@ -80,9 +123,13 @@ impl std::fmt::Display for Obstacle {
             Self::Memory { needs, free, .. } => {
                 write!(f, "needs {} of memory, {} free", format_bytes(*needs), format_bytes(*free))
             }
-            Self::GpuCount { needs, free, has, simulated } => {
+            Self::GpuCount { needs, free, has, unhealthy, simulated } => {
                 let kind = if *simulated { "simulated " } else { "" };
-                write!(f, "needs {needs} whole GPUs, {free} of {has} {kind}free")
+                write!(f, "needs {needs} whole GPUs, {free} of {has} {kind}free")?;
+                if *unhealthy > 0 { write!(f, ", {unhealthy} unhealthy") } else { Ok(()) }
+            }
+            Self::GpuShare { needs, has: 0, unhealthy: 1.., .. } => {
+                write!(f, "needs {needs} % of a GPU, has no healthy one")
             }
             Self::GpuShare { needs, has: 0, .. } => write!(f, "needs {needs} % of a GPU, has no GPU"),
             Self::GpuShare { needs, free, .. } => {
@@ -260,13 +307,15 @@ impl Room {
     /// Whole GPUs by lowest index; a share on the GPU that it leaves least of.
     fn choose_gpus(&self, needs: &Resources) -> Result<Vec<u32>, Obstacle> {
         let healthy = || self.gpus.iter().filter(|gpu| gpu.healthy);
+        let has = healthy().count() as u32;
+        let unhealthy = self.gpus.len() as u32 - has;
         if needs.gpu_count > 0 {
             let free: Vec<&GpuRoom> = healthy().filter(|gpu| gpu.percent_free == 100).collect();
             let simulated = self.gpus.iter().any(|gpu| gpu.simulated);
             let count = needs.gpu_count as usize;
             if free.len() < count {
-                let (free, has) = (free.len() as u32, self.gpus.len() as u32);
-                return Err(Obstacle::GpuCount { needs: needs.gpu_count, free, has, simulated });
+                let free = free.len() as u32;
+                return Err(Obstacle::GpuCount { needs: needs.gpu_count, free, has, unhealthy, simulated });
             }
             let large = free.iter().filter(|gpu| gpu.memory_bytes >= needs.gpu_memory_bytes);
             let chosen: Vec<u32> = large.map(|gpu| gpu.index).take(count).collect();
@@ -286,8 +335,7 @@ impl Room {
                 Some(gpu) => Ok(vec![gpu.index]),
                 None if shared.is_empty() => {
                     let free = healthy().map(|gpu| gpu.percent_free).max().unwrap_or(0);
-                    let has = self.gpus.len() as u32;
-                    Err(Obstacle::GpuShare { needs: needs.gpu_share_percent, free, has })
+                    Err(Obstacle::GpuShare { needs: needs.gpu_share_percent, free, has, unhealthy })
                 }
                 None => {
                     let largest = shared.iter().map(|gpu| gpu.memory_free).max().unwrap_or(0);
@@ -298,10 +346,22 @@ impl Room {
         Ok(Vec::new())
     }
 
+    /// Where it stands, as the circle admitted it; empty = nobody said.
+    pub(crate) fn region(&self) -> &str {
+        &self.admission.region
+    }
+
     /// How good this node is for one more replica, given that it fits; lower is better. First spread
-    /// the replicas of a service, since a node is what fails; then keep GPUs whole and nodes with GPUs
+    /// the replicas of a service, since a node is what fails; then over regions, of which
+    /// `region_replicas` counts what this node's has; then keep GPUs whole and nodes with GPUs
     /// free for those who need them; then the fullest node, so that large replicas find room elsewhere.
-    pub(crate) fn score(&self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) -> Score {
+    pub(crate) fn score(
+        &self,
+        manifest: &ServiceManifest,
+        gpus: &[u32],
+        model_bytes: u64,
+        region_replicas: u32,
+    ) -> Score {
         let needs = &manifest.resources;
         let whole: Vec<u32> = self
             .gpus
@@ -314,6 +374,7 @@ impl Room {
         let memory_left = self.memory_free.saturating_sub(self.memory_needed(manifest, model_bytes));
         Score {
             replicas: self.replicas.get(&manifest.name).copied().unwrap_or(0),
+            region_replicas,
             gpus_broken: if needs.gpu_share_percent > 0 { touched } else { 0 },
             gpus_left: whole.len() as u32 - touched,
             cpu_left_permille: permille(cpu_left, self.cpu_offered),
@@ -326,6 +387,7 @@ impl Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
     pub(crate) replicas: u32,
+    region_replicas: u32,
     gpus_broken: u32,
     gpus_left: u32,
     cpu_left_permille: u64,

@@ -1,6 +1,6 @@
 //! The steps that take slots away: dead nodes, ended slots, drains, and the roll-out of a new approval.
 
-use super::{Planner, moving, place_of, running, slot_name};
+use super::{Planner, fits_without, moving, place_of, running, slot_name};
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
 use crate::command::Step;
 use crate::limits::{DRAIN_MS, RESTARTS_MAX};
@@ -159,7 +159,7 @@ impl Planner<'_> {
     }
 
     /// Replaces slots under an earlier approval, one at a time: a new one first if there is a free slot and
-    /// room, else by ending an old one. It waits while a new slot is not ready, so a new approval that
+    /// room, else by ending an old one, if that makes the room. It waits while a new slot is not ready, so a new approval that
     /// does not work stops after one slot.
     pub(super) fn roll_out(&mut self) {
         for name in self.service_names() {
@@ -177,11 +177,18 @@ impl Planner<'_> {
             if total >= desired
                 && !placed
                 && let Some(holding) = self.worst_first(&name, old).into_iter().next()
+                && (total > desired || self.makes_room(&holding))
             {
                 let cause = "replaced under the new approval".to_string();
                 self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
             }
         }
+    }
+
+    /// Whether a replica under the approval in force finds a node once this slot is free. If not, what runs
+    /// under the earlier one is all there is, and goes on.
+    fn makes_room(&self, holding: &Holding) -> bool {
+        fits_without(self.cluster, self.observed, &self.draft.services, holding, self.clock)
     }
 
     /// The order in which slots go: those that serve nobody, those under an earlier approval, those on

@@ -254,22 +254,21 @@ impl Teller {
         text
     }
 
+    /// By label: of proposals of one moment, the order is that of their ids, which differ from run to run.
     fn show_proposals(&self) -> String {
-        let mut text = String::new();
+        let mut lines = Vec::new();
         for view in proposal_views(&self.world.cluster) {
             let names = |ids: &[MemberId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-            let label = self
-                .proposals
-                .iter()
-                .position(|p| p.id() == view.id)
-                .map_or("p?".into(), |i| format!("p{}", i + 1));
-            let (approved, rejected, missing) =
-                (names(&view.approved), names(&view.rejected), names(&view.missing));
-            let state = format!("{:?}", view.state).to_lowercase();
-            writeln!(text, "{label} {state}: for [{approved}] against [{rejected}] missing [{missing}]")
-                .unwrap();
+            let label = self.proposals.iter().position(|proposal| proposal.id() == view.id);
+            let label = label.map_or("others".into(), |at| format!("p{}", at + 1));
+            let (approved, rejected) = (names(&view.approved), names(&view.rejected));
+            let (state, missing) = (format!("{:?}", view.state).to_lowercase(), names(&view.missing));
+            lines.push(format!(
+                "{label} {state}: for [{approved}] against [{rejected}] missing [{missing}]\n"
+            ));
         }
-        text
+        lines.sort_unstable_by_key(|line| (line.starts_with("others"), line.clone()));
+        lines.concat()
     }
 
     fn desired(&self, node: &str) -> String {
@@ -402,7 +401,7 @@ fn show_plan(plan: &Plan) -> String {
 }
 
 /// `cpu=2000 memory=4096 gpus=2x80 simulated region=eu label=disk:ssd isolation=same_uid storage-only`
-fn parse_node(name: &str, words: &[&str]) -> NodeSpec {
+pub(crate) fn parse_node(name: &str, words: &[&str]) -> NodeSpec {
     let mut spec = node(name, 2000, 4096);
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -436,7 +435,7 @@ fn parse_isolation(word: &str) -> Isolation {
 }
 
 /// `replicas=1..3 cpu=1000 memory=512 gpu=1 share=50 gpu-memory=40 region=eu label=disk:ssd model=chat ...`
-fn parse_manifest(name: &str, words: &[&str], now: Millis) -> ServiceManifest {
+pub(crate) fn parse_manifest(name: &str, words: &[&str], now: Millis) -> ServiceManifest {
     let mut manifest = manifest(name, 1, 1, 1000, 512);
     for word in words {
         let (key, value) = word.split_once('=').unwrap();

@@ -1,0 +1,337 @@
+//! Leases, lapses and ends to the millisecond and to the generation, and steps that would break their rules.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::*;
+use protocol::agent::SlotState;
+use protocol::governance::Change;
+use protocol::limits::LEASE_MS;
+use protocol::{Digest, Fence, Millis, ReplicaId, SlotIndex};
+use scheduler::limits::*;
+use scheduler::*;
+
+const T0: u64 = START.0;
+
+fn two_nodes() -> World {
+    let mut world = World::new(&[node("node-1", 4000, 4096), node("node-2", 4000, 4096)]);
+    world.share_model("minilm", 90 << 20);
+    world
+}
+
+/// `embed` with so many slots of an envelope of four, all ready.
+fn running(replicas: u32) -> World {
+    let mut world = two_nodes();
+    world.approve(deploy(manifest("embed", 1, 4, 500, 64)));
+    world.must(Action::Scale { service: service_name("embed"), replicas });
+    world.settle();
+    world
+}
+
+fn slot(index: u32, fence: u64) -> SlotName {
+    SlotName { service: service_name("embed"), slot: SlotIndex(index), fence: Fence(fence) }
+}
+
+fn execute(world: &World, steps: Vec<Step>) -> (World, &'static str) {
+    let mut world = world.clone();
+    let parent_generation = world.cluster.generation();
+    let before = world.cluster.digest();
+    let reply = world.apply(Actor::Scheduler, Action::Execute { parent_generation, steps });
+    if code(&reply) != "ok" {
+        assert_eq!(world.cluster.digest(), before, "a refusal leaves no trace");
+    }
+    (world, code(&reply))
+}
+
+fn drain(name: SlotName, until: Millis) -> Step {
+    Step::Drain { slot: name, until, cause: "a test".into(), failed: false }
+}
+
+fn phase(world: &World, index: u32) -> Option<HoldingPhase> {
+    let service = &world.cluster.services()[&service_name("embed")];
+    service.slots.get(&SlotIndex(index))?.holding.as_ref().map(|holding| holding.phase.clone())
+}
+
+#[test]
+fn a_lease_ends_to_the_millisecond() {
+    let spec = node("node-1", 1, 1);
+    let id = spec.admission.id;
+    let request = World::new(std::slice::from_ref(&spec)).request(&spec);
+    let dead = |since| Liveness::Dead { silent_since: Millis(since) };
+    let unknown = |until| Liveness::Unknown { until: Millis(until) };
+    for (name, heard_at, asked, expected) in [
+        ("never heard, just now leads", None, 0, unknown(T0 + LEASE_MS)),
+        ("never heard, a moment before the end", None, LEASE_MS - 1, unknown(T0 + LEASE_MS)),
+        ("never heard, at the end", None, LEASE_MS, dead(T0)),
+        ("never heard, long after", None, 10 * LEASE_MS, dead(T0)),
+        ("heard now", Some(0), 0, Liveness::Alive),
+        ("heard a lease ago, less a moment", Some(500), 500 + LEASE_MS - 1, Liveness::Alive),
+        ("heard a lease ago", Some(500), 500 + LEASE_MS, dead(T0 + 500)),
+        ("heard in the leader's future", Some(5000), 0, Liveness::Alive),
+    ] {
+        let mut observed = Observed::new(START);
+        if let Some(at) = heard_at {
+            observed.heard(id, &request, 1, Millis(T0 + at)).unwrap();
+        }
+        assert_eq!(observed.liveness(&id, Millis(T0 + asked)), expected, "{name}");
+        assert_eq!(observed.is_alive(&id, Millis(T0 + asked)), expected == Liveness::Alive, "{name}");
+    }
+}
+
+#[test]
+fn a_clock_that_falls_behind_shortens_no_lease() {
+    let spec = node("node-1", 1, 1);
+    let id = spec.admission.id;
+    let request = World::new(std::slice::from_ref(&spec)).request(&spec);
+    let mut observed = Observed::new(START);
+    for (now, heard_at) in [(1000, 1000), (400, 1000), (999, 1000), (1001, 1001)] {
+        observed.heard(id, &request, 1, Millis(T0 + now)).unwrap();
+        assert_eq!(observed.node(&id).unwrap().heard_at, Millis(T0 + heard_at), "heard at {now}");
+    }
+    let mut late = Observed::new(Millis(T0 + 5000));
+    late.heard(id, &request, 1, START).unwrap();
+    assert_eq!(late.node(&id).unwrap().heard_at, Millis(T0 + 5000), "never before its leader began");
+}
+
+#[test]
+fn a_node_is_steady_as_long_as_no_lease_of_it_ended() {
+    let spec = node("node-1", 1, 1);
+    let id = spec.admission.id;
+    let request = World::new(std::slice::from_ref(&spec)).request(&spec);
+    let mut observed = Observed::new(START);
+    for (now, alive_since) in [
+        (0, 0),
+        (LEASE_MS - 1, 0),
+        (2 * LEASE_MS - 2, 0),
+        (3 * LEASE_MS - 2, 3 * LEASE_MS - 2),
+        (3 * LEASE_MS, 3 * LEASE_MS - 2),
+        (9 * LEASE_MS, 9 * LEASE_MS),
+    ] {
+        observed.heard(id, &request, 1, Millis(T0 + now)).unwrap();
+        assert_eq!(observed.node(&id).unwrap().alive_since, Millis(T0 + alive_since), "heard at {now}");
+    }
+}
+
+#[test]
+fn a_condemned_node_waits_for_the_decision_and_no_longer() {
+    let mut world = running(2);
+    world.wait(LEASE_MS);
+    let plan = world.plan();
+    assert_eq!(plan.steps.iter().filter(|step| matches!(step, Step::Lapse { .. })).count(), 2);
+    let planned_for = world.cluster.generation();
+    world.observed.condemn(&plan);
+    let spec = world.specs[&"node-1".parse().unwrap()].clone();
+    let request = world.request(&spec);
+    for generation in [0, planned_for - 1, planned_for] {
+        let answer = world.observed.clone().heard(spec.admission.id, &request, generation, world.now);
+        assert_eq!(answer, Err(LapseUnderWay), "in generation {generation}");
+    }
+    let before = world.observed.clone();
+    assert_eq!(world.observed.heard(spec.admission.id, &request, planned_for, world.now), Err(LapseUnderWay));
+    assert_eq!(world.observed, before, "what is not answered is not heard");
+    world.observed.heard(spec.admission.id, &request, planned_for + 1, world.now).unwrap();
+    world.observed.heard(spec.admission.id, &request, planned_for, world.now).unwrap();
+    assert!(!world.hear("node-2"), "the other one is still condemned");
+}
+
+/// What a node said before it was told to end a slot says nothing about what it runs after.
+#[test]
+fn an_ended_slot_is_free_only_when_its_node_was_heard_after_it() {
+    let mut world = two_nodes();
+    world.approve(deploy(manifest("embed", 1, 1, 500, 64)));
+    world.settle();
+    let (mut world, _) = execute(&world, vec![drain(slot(0, 1), world.now)]);
+    world.reports.clear();
+    world.hear_all();
+    let heard_in = world.cluster.generation();
+    let (ended, verdict) = execute(&world, vec![Step::End(slot(0, 1))]);
+    assert_eq!(verdict, "ok");
+    assert_eq!(phase(&ended, 0), Some(HoldingPhase::Ending { generation: heard_in + 1 }));
+    assert!(ended.plan().steps.is_empty(), "it was answered from the state before the end, and may run it");
+    let mut heard = ended.clone();
+    heard.hear("node-2");
+    assert!(heard.plan().steps.is_empty(), "another node says nothing of it");
+    heard.hear("node-1");
+    assert_eq!(heard.plan().steps[0], Step::Release(slot(0, 1)), "now it does not run it and never will");
+    let mut still = ended;
+    still.set_state("embed", 0, SlotState::Draining, "");
+    still.hear_all();
+    assert!(still.plan().steps.is_empty(), "it says that it still runs");
+    still.set_state("embed", 0, SlotState::Released, "");
+    still.hear_all();
+    assert_eq!(still.plan().steps[0], Step::Release(slot(0, 1)));
+}
+
+/// The holder of a lapsing slot is no longer admitted: nobody can ask it, and only time frees the slot.
+#[test]
+fn a_removed_nodes_slot_is_freed_by_time_alone() {
+    let mut world = running(2);
+    world.approve(Change::RemoveNode { node: "node-1".parse().unwrap() });
+    assert_eq!(phase(&world, 0), Some(HoldingPhase::Lapsing));
+    for (name, step) in [
+        ("release", Step::Release(slot(0, 1))),
+        ("drain", drain(slot(0, 1), world.now)),
+        ("end", Step::End(slot(0, 1))),
+    ] {
+        assert_eq!(execute(&world, vec![step]).1, "plan-stale", "{name}");
+    }
+    let lapse = |silent_since| Step::Lapse { node: node_id("node-1"), silent_since };
+    let held_at = world.now;
+    assert_eq!(execute(&world, vec![lapse(held_at)]).1, "plan-stale", "its lease may hold");
+    world.set_state("embed", 0, SlotState::Released, "");
+    let plan = world.plan();
+    assert_eq!(
+        plan.orders().count(),
+        plan.steps.len(),
+        "what it says is not asked; its replica is placed elsewhere"
+    );
+    world.wait(LEASE_MS);
+    let (freed, verdict) = execute(&world, vec![lapse(held_at)]);
+    assert_eq!((verdict, phase(&freed, 0)), ("ok", None));
+    assert!(phase(&freed, 1).is_some(), "nobody else's slot is touched");
+}
+
+#[test]
+fn each_phase_allows_its_own_steps() {
+    let running = running(1);
+    let (draining, _) = execute(&running, vec![drain(slot(0, 1), running.now.plus(9))]);
+    let (ending, _) = execute(&draining, vec![Step::End(slot(0, 1))]);
+    let (free, _) = execute(&draining, vec![Step::Release(slot(0, 1))]);
+    let order = |fence| {
+        let certificate = running.cluster.services()[&service_name("embed")].certificate;
+        let (service, node) = (service_name("embed"), node_id("node-2"));
+        let (slot, fence) = (SlotIndex(0), Fence(fence));
+        Step::Order(OrderPlan { service, slot, fence, node, certificate, gpus: vec![], replaces: None })
+    };
+    for (name, world, may_drain, may_end, may_release, may_order) in [
+        ("running", &running, true, false, true, None),
+        ("draining", &draining, false, true, true, None),
+        ("ending", &ending, false, false, true, None),
+        ("free", &free, false, false, false, Some(2)),
+    ] {
+        let allowed = |step| execute(world, vec![step]).1 == "ok";
+        assert_eq!(allowed(drain(slot(0, 1), world.now)), may_drain, "drain {name}");
+        assert_eq!(allowed(Step::End(slot(0, 1))), may_end, "end {name}");
+        assert_eq!(allowed(Step::Release(slot(0, 1))), may_release, "release {name}");
+        for fence in 0..4 {
+            assert_eq!(allowed(order(fence)), may_order == Some(fence), "order {name} under {fence}");
+        }
+        for fence in [0, 2] {
+            assert!(!allowed(Step::Release(slot(0, fence))), "release {name} under a wrong fence");
+        }
+    }
+}
+
+#[test]
+fn a_fence_survives_everything_that_frees_its_slot() {
+    let mut world = running(1);
+    for fence in 2..6 {
+        let (freed, _) =
+            execute(&world, vec![drain(slot(0, fence - 1), world.now), Step::Release(slot(0, fence - 1))]);
+        world = freed;
+        let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
+        assert_eq!((known.fence, known.last_holder), (Fence(fence - 1), Some(node_id("node-1"))));
+        world.settle();
+        let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
+        assert_eq!(known.fence, Fence(fence));
+    }
+    world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
+    world.settle();
+    world.approve(deploy(manifest("embed", 1, 4, 500, 64)));
+    world.settle();
+    let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
+    assert_eq!(known.fence, Fence(6), "nodes remember what they saw, though the service was gone");
+}
+
+/// A replica that moves names what it leaves; anything but a running slot elsewhere is no move.
+#[test]
+fn a_move_leaves_a_slot_that_runs_elsewhere() {
+    let world = running(2);
+    let certificate = world.cluster.services()[&service_name("embed")].certificate;
+    let to = |name: &str, leaves: SlotName| {
+        Step::Order(OrderPlan {
+            service: service_name("embed"),
+            slot: SlotIndex(2),
+            fence: Fence(1),
+            node: node_id(name),
+            certificate,
+            gpus: vec![],
+            replaces: Some(leaves),
+        })
+    };
+    let other = SlotName { service: service_name("other"), ..slot(0, 1) };
+    assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"]);
+    for (name, steps, expected) in [
+        ("to another node", vec![to("node-2", slot(0, 1))], "ok"),
+        ("to the same node", vec![to("node-1", slot(0, 1))], "plan-stale"),
+        ("an earlier order", vec![to("node-2", slot(0, 0))], "plan-stale"),
+        ("a later order", vec![to("node-2", slot(0, 2))], "plan-stale"),
+        ("a free slot", vec![to("node-2", slot(3, 0))], "plan-stale"),
+        ("its own slot", vec![to("node-2", slot(2, 1))], "plan-stale"),
+        ("another service's", vec![to("node-2", other)], "plan-stale"),
+        ("one that drains", vec![drain(slot(0, 1), world.now), to("node-2", slot(0, 1))], "plan-stale"),
+    ] {
+        assert_eq!(execute(&world, steps).1, expected, "{name}");
+    }
+    let (moving, _) = execute(&world, vec![to("node-2", slot(0, 1))]);
+    assert!(moving.plan().steps.is_empty(), "three run while two are wanted, until the new one answers");
+    let mut answers = moving.clone();
+    answers.obey();
+    let plan = answers.plan();
+    assert!(matches!(&plan.steps[..], [Step::Drain { slot: left, .. }] if *left == slot(0, 1)), "{plan:?}");
+    let mut late = moving.clone();
+    late.wait(REBALANCE_PATIENCE_MS - 1);
+    late.hear_all();
+    assert!(late.plan().steps.is_empty(), "it may still come");
+    late.wait(1);
+    late.hear_all();
+    let plan = late.plan();
+    assert!(matches!(&plan.steps[..], [Step::Drain { slot: left, .. }] if *left == slot(2, 1)), "{plan:?}");
+    let mut scaled = moving.clone();
+    scaled.must(Action::Scale { service: service_name("embed"), replicas: 3 });
+    scaled.obey();
+    assert!(scaled.plan().steps.is_empty(), "as many are wanted as run: nobody leaves");
+    let mut again = moving;
+    again.must(Action::Lead { replica: ReplicaId(2) });
+    assert_eq!(
+        Cluster::from_snapshot(&again.cluster.to_snapshot()).unwrap(),
+        again.cluster,
+        "a move survives"
+    );
+}
+
+#[test]
+fn what_a_step_did_can_be_read_in_the_audit() {
+    let world = running(1);
+    let (world, _) = execute(&world, vec![drain(slot(0, 1), world.now.plus(5)), Step::End(slot(0, 1))]);
+    let events: Vec<String> = world
+        .cluster
+        .audit()
+        .last(2)
+        .map(|event| format!("{} {} {} {}", event.actor, event.action, event.subject, event.detail))
+        .collect();
+    assert_eq!(events, ["scheduler drain embed/0 a test", "scheduler end embed/0 "]);
+}
+
+/// Old entries of the log and old snapshots know no moves; they are read as they were written.
+#[test]
+fn entries_without_moves_are_written_as_before() {
+    let order = OrderPlan {
+        service: service_name("embed"),
+        slot: SlotIndex(0),
+        fence: Fence(1),
+        node: node_id("node-1"),
+        certificate: Digest::of(b"c"),
+        gpus: vec![],
+        replaces: None,
+    };
+    let json = serde_json::to_value(&order).unwrap();
+    assert!(json.get("replaces").is_none(), "{json}");
+    assert_eq!(serde_json::from_value::<OrderPlan>(json).unwrap(), order);
+    let bytes = protocol::canonical::to_bytes(&order);
+    assert_eq!(protocol::canonical::from_bytes::<OrderPlan>(&bytes, 1000), Ok(order.clone()));
+    let moving = OrderPlan { replaces: Some(slot(1, 2)), ..order };
+    let bytes = protocol::canonical::to_bytes(&moving);
+    assert_eq!(protocol::canonical::from_bytes::<OrderPlan>(&bytes, 1000), Ok(moving));
+}
