@@ -355,8 +355,10 @@ impl RawEdge {
 fn check_bytes(text: &Spanned<String>, field: &'static str, min: u64, max: u64) -> Result<u64, Fault> {
     let bytes = parse_bytes(text.get_ref()).map_err(|message| fault(text, field, message))?;
     if bytes < min || bytes > max {
-        let message =
-            format!("is {}; accepted: {} to {}", format_bytes(bytes), format_bytes(min), format_bytes(max));
+        // Rounded, an amount just outside would look like the bound that it misses.
+        let rounded = format_bytes(bytes);
+        let given = if parse_bytes(&rounded) == Ok(bytes) { rounded } else { format!("{bytes} B") };
+        let message = format!("is {given}; accepted: {} to {}", format_bytes(min), format_bytes(max));
         return Err(fault(text, field, message));
     }
     Ok(bytes)

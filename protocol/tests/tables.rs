@@ -1,0 +1,272 @@
+//! Tables of what people write and what they read: manifests, names, amounts, codes, limits, and bytes from strangers.
+//! Each is a text file in `cases/`; `REFRESH_GOLDEN=1 cargo test -p protocol` writes the answers anew.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use protocol::canonical::{CanonicalError, from_bytes};
+use protocol::governance::{Quorum, SubjectVersion};
+use protocol::manifest::{Manifest, format_bytes, parse_bytes};
+use protocol::{CircleId, Digest, ErrorCode, NodeId, ServiceName, Signature, error_code, limits};
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Tells a table anew and compares, or writes it.
+fn check(file: &str, tell: impl Fn(&str) -> String) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(file);
+    let written = std::fs::read_to_string(&path).unwrap();
+    let told = tell(&written);
+    if std::env::var_os("REFRESH_GOLDEN").is_some() {
+        let mut out = std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut out, told.as_bytes()).unwrap();
+        return;
+    }
+    for (at, (told, written)) in told.lines().zip(written.lines()).enumerate() {
+        assert_eq!(told, written, "{file}:{}; if meant: REFRESH_GOLDEN=1 cargo test -p protocol", at + 1);
+    }
+    let hint = "if meant: REFRESH_GOLDEN=1 cargo test -p protocol";
+    assert_eq!(told.len(), written.len(), "{file} has another length; {hint}");
+}
+
+/// A table of `input | answer`, a line each; `answer` gives the second column.
+fn check_lines(file: &str, answer: impl Fn(&str) -> String) {
+    check(file, |text| {
+        let mut told = String::new();
+        for line in text.lines() {
+            match line.split_once(" | ") {
+                Some((input, _)) if !line.starts_with('#') => {
+                    writeln!(told, "{input} | {}", answer(input)).unwrap()
+                }
+                _ => writeln!(told, "{line}").unwrap(),
+            }
+        }
+        told
+    });
+}
+
+/// A manifest from a base and its edits: `- line` leaves one out, `@ line` points behind one, `+ line` adds.
+fn edited(base: &str, edits: &[&str]) -> String {
+    let mut lines: Vec<String> = base.lines().map(str::to_string).collect();
+    let mut at = lines.len();
+    for edit in edits {
+        let (verb, line) = edit.split_at(2);
+        let place = lines.iter().position(|known| known == line);
+        match verb {
+            "- " => {
+                at = place.unwrap_or_else(|| panic!("no line `{line}`"));
+                lines.remove(at);
+            }
+            "@ " => at = place.unwrap_or_else(|| panic!("no line `{line}`")) + 1,
+            "+ " => {
+                lines.insert(at, line.to_string());
+                at += 1;
+            }
+            other => panic!("no such edit: {other}"),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn leaves(json: &Json, path: &str, out: &mut BTreeMap<String, String>) {
+    match json {
+        Json::Object(fields) => {
+            for (key, value) in fields {
+                leaves(value, &format!("{path}.{key}"), out);
+            }
+        }
+        plain => drop(out.insert(path.trim_start_matches('.').to_string(), plain.to_string())),
+    }
+}
+
+fn leaves_of(manifest: &Manifest) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    leaves(&serde_json::to_value(manifest).unwrap(), "", &mut out);
+    out
+}
+
+#[test]
+fn manifests_are_read_or_refused_with_their_line() {
+    check("manifests.txt", |text| {
+        let (mut told, mut base) = (String::new(), String::new());
+        for block in text.split("\n\n") {
+            let lines: Vec<&str> = block.lines().collect();
+            if lines.first().is_some_and(|head| head.starts_with("== ")) {
+                base = lines[1..].iter().map(|line| format!("{line}\n")).collect();
+                base = base.replace("~\n", "\n");
+                assert!(Manifest::from_toml(&base).is_ok(), "{base}");
+                write!(told, "{}\n\n", block.trim_end()).unwrap();
+                continue;
+            }
+            let is_edit = |line: &&&str| ["- ", "+ ", "@ "].iter().any(|verb| line.starts_with(verb));
+            let edits: Vec<&str> = lines.iter().filter(is_edit).copied().collect();
+            for line in lines.iter().filter(|line| !line.starts_with("->") && !line.starts_with("   ")) {
+                writeln!(told, "{line}").unwrap();
+            }
+            if lines.first().is_some_and(|head| head.starts_with("= ")) {
+                told.push_str(&verdict(&base, &edits));
+            }
+            told.push('\n');
+        }
+        told.trim_end().to_string() + "\n"
+    });
+}
+
+fn verdict(base: &str, edits: &[&str]) -> String {
+    match Manifest::from_toml(&edited(base, edits)) {
+        Err(e) => {
+            format!("-> {} {}:{} {}: {}\n", e.code, e.line, e.column, e.field, e.message.replace('\n', " "))
+        }
+        Ok(manifest) => {
+            let before = leaves_of(&Manifest::from_toml(base).unwrap());
+            let changed =
+                leaves_of(&manifest).into_iter().filter(|(path, value)| before.get(path) != Some(value));
+            let lines = changed.map(|(path, value)| format!("   {path} = {value}\n"));
+            format!("-> ok\n{}", lines.collect::<String>())
+        }
+    }
+}
+
+#[test]
+fn names_are_narrow_and_say_why() {
+    check_lines("names.txt", |text| {
+        let text: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
+        text.parse::<ServiceName>()
+            .map_or_else(|reason| reason, |name| format!("ok, {}", name.as_str().len()))
+    });
+}
+
+#[test]
+fn ids_have_one_spelling() {
+    check_lines("ids.txt", |text| {
+        let (kind, text) = text.split_once(' ').unwrap();
+        let text = text.replace("<64>", &"0a".repeat(32)).replace("<128>", &"0b".repeat(64));
+        let text = text.trim_matches('\'');
+        fn told<T: std::fmt::Display>(read: Result<T, String>, text: &str) -> String {
+            read.map_or_else(
+                |reason| reason,
+                |id| if id.to_string() == text { "ok".into() } else { "altered".into() },
+            )
+        }
+        match kind {
+            "digest" => told(text.parse::<Digest>(), text),
+            "circle" => told(text.parse::<CircleId>(), text),
+            "node" => told(text.parse::<NodeId>(), text),
+            "signature" => told(text.parse::<Signature>(), text),
+            other => panic!("no such kind: {other}"),
+        }
+    });
+}
+
+#[test]
+fn amounts_are_read_and_written_in_powers_of_1024() {
+    check_lines("amounts.txt", |text| {
+        let text = text.trim_matches('\'');
+        parse_bytes(text).map_or_else(|reason| reason, |bytes| format!("{bytes} | {}", format_bytes(bytes)))
+    });
+}
+
+#[test]
+fn paths_of_a_model_stay_inside_it() {
+    check_lines("paths.txt", |text| {
+        let path: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
+        if protocol::model::is_safe_path(&path) { "safe".into() } else { "refused".into() }
+    });
+}
+
+/// A code is written into scripts: it may come, but not go or change.
+#[test]
+fn codes_are_stable() {
+    let codes = |_: &str| {
+        let mut codes: Vec<&str> = error_code::ALL.iter().map(|code| code.as_str()).collect();
+        codes.sort_unstable();
+        codes.join("\n") + "\n"
+    };
+    check("codes.txt", codes);
+    for code in error_code::ALL {
+        assert_eq!(serde_json::from_value::<ErrorCode>(Json::from(code.as_str())).unwrap(), *code);
+    }
+    for wrong in ["", "Plan-Stale", "plan_stale", "plan-stale ", "no-such-code"] {
+        assert!(serde_json::from_value::<ErrorCode>(Json::from(wrong)).is_err(), "{wrong}");
+    }
+}
+
+/// Two releases talk to each other under the same limits, or a message of one is too long for the other.
+#[test]
+fn limits_are_stable() {
+    let all: [(&str, u64); 21] = [
+        ("name bytes", limits::NAME_BYTES_MAX as u64),
+        ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
+        ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
+        ("members", limits::MEMBERS_MAX as u64),
+        ("certificate bytes", limits::CERTIFICATE_BYTES_MAX as u64),
+        ("genesis bytes", limits::GENESIS_BYTES_MAX as u64),
+        ("slots", u64::from(limits::SLOTS_MAX)),
+        ("nodes", limits::NODES_MAX as u64),
+        ("open proposals", limits::PROPOSALS_OPEN_MAX as u64),
+        ("reason bytes", limits::REASON_BYTES_MAX as u64),
+        ("API body bytes", limits::API_BODY_BYTES_MAX as u64),
+        ("inference body bytes", limits::INFERENCE_BODY_BYTES_MAX as u64),
+        ("sync bytes", limits::SYNC_BYTES_MAX as u64),
+        ("frame bytes", limits::FRAME_BYTES_MAX as u64),
+        ("metrics line bytes", limits::METRICS_LINE_BYTES_MAX as u64),
+        ("model manifest bytes", limits::MODEL_MANIFEST_BYTES_MAX as u64),
+        ("segment bytes", limits::SEGMENT_BYTES_MAX as u64),
+        ("lease ms", limits::LEASE_MS),
+        ("sync interval ms", limits::SYNC_INTERVAL_MS),
+        ("clock grace ms", limits::CLOCK_GRACE_MS),
+        ("bundle version", u64::from(protocol::governance::BUNDLE_VERSION)),
+    ];
+    check("limits.txt", |_| all.iter().map(|(name, value)| format!("{name} | {value}\n")).collect());
+}
+
+/// A domain names a purpose: a signature for one is worth nothing for another.
+#[test]
+fn domains_are_stable_and_distinct() {
+    use protocol::{agent, agent_state, governance, model, order};
+    let mut domains = vec![
+        governance::GENESIS_DOMAIN,
+        governance::PROPOSAL_DOMAIN,
+        governance::RENDERING_DOMAIN,
+        governance::BALLOT_DOMAIN,
+        governance::CERTIFICATE_DOMAIN,
+        order::ORDER_DOMAIN,
+        order::TICKET_DOMAIN,
+        model::MODEL_DOMAIN,
+        agent::DESIRED_DOMAIN,
+        agent_state::ORDER_BOOK_DOMAIN,
+    ];
+    domains.sort_unstable();
+    let digests: std::collections::BTreeSet<_> = domains.iter().map(|d| Digest::of_domain(d, b"x")).collect();
+    assert_eq!(digests.len(), domains.len(), "no two purposes share a digest");
+    let line = |domain: &&str| format!("{domain} | {}\n", Digest::of_domain(domain, b"x"));
+    check("domains.txt", |_| domains.iter().map(line).collect());
+}
+
+#[test]
+fn bytes_from_strangers_have_one_reading_or_none() {
+    check_lines("cbor.txt", |text| {
+        let (kind, bytes) = text.split_once(' ').unwrap();
+        let bytes = hex::decode(bytes.replace(['_', '\''], "")).unwrap();
+        match kind {
+            "text" => told(from_bytes::<String>(&bytes, 64)),
+            "number" => told(from_bytes::<u64>(&bytes, 64)),
+            "maybe" => told(from_bytes::<Option<u64>>(&bytes, 64)),
+            "list" => told(from_bytes::<Vec<u64>>(&bytes, 64)),
+            "set" => told(from_bytes::<std::collections::BTreeSet<String>>(&bytes, 64)),
+            "map" => told(from_bytes::<BTreeMap<String, u64>>(&bytes, 64)),
+            "subject" => told(from_bytes::<SubjectVersion>(&bytes, 64)),
+            "quorum" => told(from_bytes::<Quorum>(&bytes, 64)),
+            other => panic!("no such kind: {other}"),
+        }
+    });
+}
+
+fn told<T: std::fmt::Debug>(read: Result<T, CanonicalError>) -> String {
+    match read {
+        Ok(value) => format!("{value:?}"),
+        Err(CanonicalError::TooLong { actual, limit }) => format!("too long: {actual} of {limit}"),
+        Err(CanonicalError::NotCanonical) => "not canonical".into(),
+        Err(CanonicalError::Forbidden(what)) => format!("forbidden: {what}"),
+        Err(CanonicalError::Invalid(_)) => "invalid".into(),
+    }
+}

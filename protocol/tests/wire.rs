@@ -1,0 +1,291 @@
+//! What every type looks like on a wire, and that nothing else is taken for it.
+//!
+//! `cases/wire.txt` holds a value of each type as people would read it, in JSON. For each the test asks: does it read
+//! and write to the same JSON; to the bytes whose digest stands below it; and are all the values that differ from it by
+//! one field left out, added, or of another type refused? `REFRESH_GOLDEN=1 cargo test -p protocol` writes the digests
+//! anew. A digest that changes is a change of what is on disks and wires, and needs a version.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use ciborium::value::Value as Cbor;
+use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
+use protocol::{
+    Digest, agent, agent_state, api, gateway, governance, keys, manifest, model, order, sandbox, worker,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write};
+
+const LIMIT: usize = 1 << 20;
+/// Maps whose keys people choose: leaving one out is another legal value.
+const FREE_MAPS: [&str; 5] = ["labels", "node_selector", "environment", "quorums", "signatures"];
+/// Byte strings whose length `human-chain` and `model-store` judge.
+const FREE_LENGTHS: [&str; 4] = ["ml_dsa", "ml_kem", "encapsulated", "sealed"];
+/// Numbers that may be negative.
+const SIGNED: [&str; 3] = ["status", "signal", "exit"];
+/// Sets: one order of their elements is canonical.
+const SETS: [&str; 2] = ["roles", "scopes"];
+
+macro_rules! kinds {
+    ($($name:literal => $kind:ty),* $(,)?) => {
+        /// Every type that crosses a wire or a disk.
+        const KINDS: &[&str] = &[$($name),*];
+
+        fn examine(kind: &str, json: &Json) -> Vec<u8> {
+            match kind {
+                $($name => examine_as::<$kind>(kind, json),)*
+                other => panic!("no such kind: {other}"),
+            }
+        }
+    };
+}
+
+kinds! {
+    "Gpu" => agent::Gpu,
+    "NodeResources" => agent::NodeResources,
+    "SlotReport" => agent::SlotReport,
+    "SyncRequest" => agent::SyncRequest,
+    "WorkerLine" => agent::WorkerLine,
+    "Assignment" => agent::Assignment,
+    "Desired" => agent::Desired,
+    "SyncResponse" => agent::SyncResponse,
+    "NotLeader" => agent::NotLeader,
+    "EnrolRequest" => agent::EnrolRequest,
+    "EnrolResponse" => agent::EnrolResponse,
+    "PendingNode" => agent::PendingNode,
+    "OrderBookRecord" => agent_state::OrderBookRecord,
+    "SlotFence" => agent_state::SlotFence,
+    "HeldOrder" => agent_state::HeldOrder,
+    "HandOrder" => agent_state::HandOrder,
+    "Verdict" => agent_state::Verdict,
+    "Problem" => api::Problem,
+    "History" => api::History,
+    "SubmitProposal" => api::SubmitProposal,
+    "ProposalView" => api::ProposalView,
+    "Page" => api::Page<api::AuditEvent>,
+    "DryRunRequest" => api::DryRunRequest,
+    "DryRun" => api::DryRun,
+    "ServiceView" => api::ServiceView,
+    "SlotView" => api::SlotView,
+    "ScaleRequest" => api::ScaleRequest,
+    "NodeView" => api::NodeView,
+    "CreateKey" => api::CreateKey,
+    "KeyView" => api::KeyView,
+    "PutWraps" => api::PutWraps,
+    "AuditEvent" => api::AuditEvent,
+    "Status" => api::Status,
+    "Finding" => api::Finding,
+    "Why" => api::Why,
+    "LogLine" => api::LogLine,
+    "TokenView" => api::TokenView,
+    "ModelWraps" => api::ModelWraps,
+    "Route" => gateway::Route,
+    "RoutedService" => gateway::RoutedService,
+    "ApiKey" => gateway::ApiKey,
+    "RouteTable" => gateway::RouteTable,
+    "TableAccepted" => gateway::TableAccepted,
+    "Member" => governance::Member,
+    "Quorum" => governance::Quorum,
+    "Policy" => governance::Policy,
+    "ControlReplica" => governance::ControlReplica,
+    "NodeAdmission" => governance::NodeAdmission,
+    "GatewayEndpoint" => governance::GatewayEndpoint,
+    "AccessToken" => governance::AccessToken,
+    "Genesis" => governance::Genesis,
+    "SignedGenesis" => governance::SignedGenesis,
+    "Change" => governance::Change,
+    "SubjectVersion" => governance::SubjectVersion,
+    "Proposal" => governance::Proposal,
+    "Ballot" => governance::Ballot,
+    "SignedBallot" => governance::SignedBallot,
+    "Certificate" => governance::Certificate,
+    "Bundle" => governance::Bundle,
+    "LogEvidence" => governance::LogEvidence,
+    "EncryptionKey" => keys::EncryptionKey,
+    "MemberKeys" => keys::MemberKeys,
+    "HybridSignature" => keys::HybridSignature,
+    "Manifest" => manifest::Manifest,
+    "ErasureCode" => model::ErasureCode,
+    "ModelFile" => model::ModelFile,
+    "Segment" => model::Segment,
+    "ModelManifest" => model::ModelManifest,
+    "StoreReference" => model::StoreReference,
+    "ModelRecord" => model::ModelRecord,
+    "Recipient" => model::Recipient,
+    "KeyWrap" => model::KeyWrap,
+    "SlotOrder" => order::SlotOrder,
+    "SignedOrder" => order::SignedOrder,
+    "Ticket" => order::Ticket,
+    "SignedTicket" => order::SignedTicket,
+    "SandboxIdentity" => sandbox::SandboxIdentity,
+    "SandboxLimits" => sandbox::SandboxLimits,
+    "SandboxSpec" => sandbox::SandboxSpec,
+    "SandboxReport" => sandbox::SandboxReport,
+    "SandboxGo" => sandbox::SandboxGo,
+    "SandboxRecord" => sandbox::SandboxRecord,
+    "SandboxExit" => sandbox::SandboxExit,
+    "SegmentRange" => worker::SegmentRange,
+    "WorkerManifest" => worker::WorkerManifest,
+    "ToWorker" => worker::ToWorker,
+    "FromWorker" => worker::FromWorker,
+    "InitRequest" => worker::InitRequest,
+    "InitReply" => worker::InitReply,
+    "WorkerMetrics" => worker::WorkerMetrics,
+    "WorkerLoad" => worker::WorkerLoad,
+}
+
+/// Reads the JSON as this type, and gives its canonical bytes after every check.
+fn examine_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(kind: &str, json: &Json) -> Vec<u8> {
+    let value: T =
+        serde_json::from_value(json.clone()).unwrap_or_else(|error| panic!("{kind}: {error}: {json}"));
+    assert_eq!(&serde_json::to_value(&value).unwrap(), json, "{kind} writes the JSON that it read");
+    let bytes = to_bytes(&value);
+    assert_eq!(from_bytes::<T>(&bytes, LIMIT).as_ref(), Ok(&value), "{kind} survives");
+    let short = CanonicalError::TooLong { actual: bytes.len(), limit: bytes.len() - 1 };
+    assert_eq!(from_bytes::<T>(&bytes, bytes.len() - 1), Err(short), "{kind} is not parsed beyond its limit");
+    let cbor: Cbor = ciborium::from_reader(bytes.as_slice()).unwrap();
+    let altered = alterations(&cbor, "");
+    // What is only shown to people lists its scopes; it holds no set.
+    for (what, cbor) in altered.iter().filter(|(what, _)| kind != "TokenView" || !what.starts_with("scopes "))
+    {
+        let mut other = Vec::new();
+        ciborium::into_writer(cbor, &mut other).unwrap();
+        let read = from_bytes::<T>(&other, LIMIT);
+        assert!(read.is_err(), "{kind} with {what} is read as {read:?}");
+    }
+    let mut unknown = json.clone();
+    if let Some(fields) = unknown.as_object_mut() {
+        fields.insert("zzz".into(), Json::Null);
+        assert!(serde_json::from_value::<T>(unknown).is_err(), "{kind} takes a field that it does not know");
+    }
+    bytes
+}
+
+/// Everything that differs from a value in one place and must not be read. `field` is where it stands.
+fn alterations(value: &Cbor, field: &str) -> Vec<(String, Cbor)> {
+    let retyped = |cbor: Cbor| vec![(format!("{field} as {cbor:?}"), cbor)];
+    match value {
+        Cbor::Map(entries) => alter_map(entries, field),
+        Cbor::Array(items) => alter_array(items, field),
+        Cbor::Integer(_) if SIGNED.contains(&field) => retyped(Cbor::Text("1".into())),
+        Cbor::Integer(_) => {
+            [retyped(Cbor::Text("1".into())), retyped(Cbor::Integer((-1).into())), retyped(Cbor::Float(1.0))]
+                .concat()
+        }
+        Cbor::Bytes(bytes) if FREE_LENGTHS.contains(&field) => retyped(Cbor::Text(hex::encode(bytes))),
+        Cbor::Bytes(bytes) => {
+            let longer = [bytes.as_slice(), &[0]].concat();
+            let shorter = bytes[1..].to_vec();
+            [
+                retyped(Cbor::Text(hex::encode(bytes))),
+                retyped(Cbor::Bytes(longer)),
+                retyped(Cbor::Bytes(shorter)),
+            ]
+            .concat()
+        }
+        Cbor::Text(_) => [retyped(Cbor::Integer(1.into())), retyped(Cbor::Bool(true))].concat(),
+        Cbor::Bool(_) => [retyped(Cbor::Integer(1.into())), retyped(Cbor::Null)].concat(),
+        Cbor::Null => [retyped(Cbor::Bool(false)), retyped(Cbor::Float(0.0))].concat(),
+        other => panic!("canonical form has no {other:?}"),
+    }
+}
+
+fn alter_map(entries: &[(Cbor, Cbor)], field: &str) -> Vec<(String, Cbor)> {
+    let name = |key: &Cbor| key.as_text().unwrap_or_default().to_string();
+    let mut altered = Vec::new();
+    let mut longer = entries.to_vec();
+    longer.push((Cbor::Text("zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz".into()), Cbor::Null));
+    altered.push((format!("a field that {field} does not have"), Cbor::Map(longer)));
+    for (at, (key, value)) in entries.iter().enumerate() {
+        let mut without = entries.to_vec();
+        without.remove(at);
+        if !FREE_MAPS.contains(&field) {
+            altered.push((format!("no {}", name(key)), Cbor::Map(without)));
+        }
+        let mut twice = entries.to_vec();
+        twice.insert(at, entries[at].clone());
+        altered.push((format!("{} twice", name(key)), Cbor::Map(twice)));
+        for (what, other) in alterations(value, &name(key)) {
+            let mut with = entries.to_vec();
+            with[at].1 = other;
+            altered.push((what, Cbor::Map(with)));
+        }
+    }
+    altered
+}
+
+fn alter_array(items: &[Cbor], field: &str) -> Vec<(String, Cbor)> {
+    let mut altered = vec![(format!("{field} as null"), Cbor::Null)];
+    if SETS.contains(&field) && items.len() > 1 {
+        altered.push((format!("{field} unsorted"), Cbor::Array(items.iter().rev().cloned().collect())));
+        altered.push((format!("{field} doubled"), Cbor::Array([items, items].concat())));
+    }
+    for (at, item) in items.iter().enumerate() {
+        for (what, other) in alterations(item, field) {
+            let mut with = items.to_vec();
+            with[at] = other;
+            altered.push((format!("{what} at {at}"), Cbor::Array(with)));
+        }
+    }
+    altered
+}
+
+/// `"@Name"` stands for an earlier case, `"07x32"` for 32 bytes of 7.
+fn expand(json: Json, known: &BTreeMap<String, Json>) -> Json {
+    match json {
+        Json::String(text) => match (text.strip_prefix('@'), text.split_once('x')) {
+            (Some(name), _) => known.get(name).unwrap_or_else(|| panic!("no case {name} yet")).clone(),
+            (_, Some((byte, count))) if byte.len() == 2 && count.parse::<usize>().is_ok() => {
+                Json::String(byte.repeat(count.parse().unwrap()))
+            }
+            _ => Json::String(text),
+        },
+        Json::Array(items) => items.into_iter().map(|item| expand(item, known)).collect(),
+        Json::Object(fields) => fields
+            .into_iter()
+            .map(|(key, value)| {
+                let key = if key.contains('x') {
+                    expand(Json::String(key), known).as_str().unwrap().into()
+                } else {
+                    key
+                };
+                (key, expand(value, known))
+            })
+            .collect(),
+        plain => plain,
+    }
+}
+
+#[test]
+fn every_type_has_one_form_and_no_other_is_taken_for_it() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/wire.txt");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut known: BTreeMap<String, Json> = BTreeMap::new();
+    let mut fresh = String::new();
+    for case in text.split_inclusive("\n\n") {
+        let (head, body) = case.split_once('\n').unwrap();
+        let Some(name) = head.strip_prefix("= ") else {
+            fresh.push_str(case);
+            continue;
+        };
+        let body: String = body.lines().filter(|line| !line.starts_with("->")).collect::<Vec<_>>().join("\n");
+        let body = body.trim_end();
+        let json: Json = serde_json::from_str(body).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let json = expand(json, &known);
+        let kind = name.split('/').next().unwrap();
+        let bytes = examine(kind, &json);
+        known.insert(name.to_string(), json);
+        writeln!(fresh, "{head}\n{body}\n-> {} bytes, {}\n", bytes.len(), Digest::of(&bytes)).unwrap();
+    }
+    let missing: Vec<_> =
+        KINDS.iter().filter(|kind| !known.keys().any(|name| name.split('/').next() == Some(kind))).collect();
+    assert!(missing.is_empty(), "no case of {missing:?}");
+    if std::env::var_os("REFRESH_GOLDEN").is_some() {
+        let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, fresh.as_bytes()).unwrap();
+    }
+    let (fresh, text) = (fresh.trim_end(), text.trim_end());
+    let changed = fresh.lines().zip(text.lines()).find(|(fresh, text)| fresh != text);
+    assert!(std::env::var_os("REFRESH_GOLDEN").is_some() || fresh == text, "other bytes: {changed:?}");
+}
