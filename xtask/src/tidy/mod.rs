@@ -22,7 +22,7 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(marks::check(&sources));
     findings.extend(text::check(&sources));
     findings.extend(pages::check(&sources));
-    ratio::check(&sources);
+    findings.extend(ratio::check(&sources));
     if findings.is_empty() {
         println!("tidy: {} files, nothing to mend", sources.files.len());
         return Ok(());
