@@ -130,6 +130,8 @@ pub struct Core {
     applied: u64,
     /// Batches given out and not yet durable.
     outstanding: VecDeque<Outstanding>,
+    /// Bytes of entries that wait for the disk.
+    unwritten_bytes: u64,
     /// The newest term that is durable: only in it may heartbeats be answered ahead of the disk.
     durable_term: u64,
     /// A hard state of which only the commit index changed, for the next batch.
@@ -160,6 +162,7 @@ impl Core {
             campaigns: 0,
             applied,
             outstanding,
+            unwritten_bytes: 0,
             durable_term,
             deferred: None,
             flush_deferred: false,
@@ -215,9 +218,9 @@ impl Core {
         }
     }
 
-    /// Bytes of entries that wait for the disk.
-    fn unwritten_bytes(&self) -> u64 {
-        self.outstanding.iter().map(|batch| batch.bytes).sum()
+    /// Whether the disk is so far behind that nothing more should gather in memory.
+    fn swamped(&self) -> bool {
+        self.unwritten_bytes > self.settings.limits.uncommitted_bytes_max
     }
 
     /// Whether a snapshot from the leader is installed in memory and not yet durable.
@@ -243,9 +246,7 @@ impl Core {
         }
         // Taken as lost: the leader sends it again. Otherwise a follower whose disk is full or stuck would
         // gather in memory whatever the others commit meanwhile.
-        if kind == MessageType::MsgAppend
-            && self.unwritten_bytes() > self.settings.limits.uncommitted_bytes_max
-        {
+        if kind == MessageType::MsgAppend && self.swamped() {
             return Ok(());
         }
         // Raft's own complaints are about stale messages: dropping them is the right answer.
@@ -261,6 +262,9 @@ impl Core {
         assert!(!commands.is_empty(), "proposing nothing");
         if !self.leads() {
             return Err(NotProposed::NotLeader);
+        }
+        if self.swamped() {
+            return Err(NotProposed::Busy);
         }
         let first = self.raw.raft.raft_log.last_index() + 1;
         let mut message = Message { from: self.settings.id, ..Message::default() };
@@ -281,6 +285,7 @@ impl Core {
     pub fn persisted(&mut self, number: u64) {
         while let Some(written) = self.outstanding.pop_front_if(|first| first.number <= number) {
             self.durable_term = self.durable_term.max(written.term.unwrap_or(0));
+            self.unwritten_bytes -= written.bytes;
         }
         self.call(|raw| raw.on_persist_ready(number));
         self.advance_applied();
@@ -426,7 +431,8 @@ impl Core {
             return None;
         }
         let term = batch.hard_state.map(|state| state.term);
-        let bytes = batch.entries.iter().map(|entry| entry.data.len() as u64).sum();
+        let bytes: u64 = batch.entries.iter().map(|entry| entry.data.len() as u64).sum();
+        self.unwritten_bytes += bytes;
         self.outstanding.push_back(Outstanding { number, term, bytes });
         Some(NumberedBatch { number, batch, messages })
     }
