@@ -138,14 +138,16 @@ impl ControlClient {
         let response = match request.send().await {
             Ok(response) => response,
             // Only what changes nothing, or certainly was not executed, may go to another replica unasked.
-            Err(error) if only_reads || error.is_connect() => return Ok(Err(format!("{replica}: {error}"))),
-            Err(error) => return Err(unexpected(&url, &error)),
+            Err(error) if only_reads || error.is_connect() => {
+                return Ok(Err(format!("{replica}: {}", causes(&error))));
+            }
+            Err(error) => return Err(unexpected(&url, &causes(&error))),
         };
         let status = response.status();
         let bytes = match response.bytes().await {
             Ok(bytes) => bytes,
-            Err(error) if only_reads => return Ok(Err(format!("{replica}: {error}"))),
-            Err(error) => return Err(unexpected(&url, &error)),
+            Err(error) if only_reads => return Ok(Err(format!("{replica}: {}", causes(&error)))),
+            Err(error) => return Err(unexpected(&url, &causes(&error))),
         };
         if status.is_success() {
             return serde_json::from_slice(&bytes).map(Ok).map_err(|error| unexpected(&url, &error));
@@ -161,4 +163,10 @@ impl ControlClient {
 
 fn unexpected(url: &str, detail: &impl ToString) -> ClientError {
     ClientError::Unexpected { url: url.to_string(), detail: detail.to_string() }
+}
+
+/// An error and what lies below it: "error sending request" alone helps nobody.
+fn causes(error: &reqwest::Error) -> String {
+    let below = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    below.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

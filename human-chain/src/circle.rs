@@ -336,11 +336,9 @@ fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError
         }
     }
     for member in members {
-        let holds = signed
-            .signatures
-            .get(&member.id)
-            .is_some_and(|signature| signature_holds(&member.keys, GENESIS_DOMAIN, bytes, signature));
-        if !holds {
+        let signature = signed.signatures.get(&member.id);
+        let signature = signature.ok_or_else(|| ChainError::FounderSignatureMissing(member.id.clone()))?;
+        if !signature_holds(&member.keys, GENESIS_DOMAIN, bytes, signature) {
             return Err(ChainError::SignatureInvalid(member.id.clone()));
         }
     }

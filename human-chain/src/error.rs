@@ -86,6 +86,9 @@ pub enum ChainError {
     /// A signature that does not hold.
     #[error("the signature of `{0}` does not hold")]
     SignatureInvalid(MemberId),
+    /// A genesis that one of its founders has not signed.
+    #[error("founder `{0}` has not signed the genesis")]
+    FounderSignatureMissing(MemberId),
     /// Too few approvals.
     #[error("{approvals} approvals do not reach the {class:?} quorum: {needed}")]
     QuorumNotReached {
@@ -152,6 +155,7 @@ impl ChainError {
             Self::DuplicateBallot(_) => error_code::BALLOT_DUPLICATE,
             Self::BallotMismatch { .. } => error_code::BALLOT_MISMATCH,
             Self::SignatureInvalid(_) => error_code::SIGNATURE_INVALID,
+            Self::FounderSignatureMissing(_) => error_code::FOUNDER_SIGNATURE_MISSING,
             Self::QuorumNotReached { .. } => error_code::QUORUM_NOT_REACHED,
             Self::OrderSignatureInvalid => error_code::ORDER_SIGNATURE_INVALID,
             Self::OrderNotApproved { .. } => error_code::ORDER_NOT_APPROVED,

@@ -72,6 +72,8 @@ codes! {
     QUORUM_NOT_REACHED = "quorum-not-reached";
     /// A signature does not hold.
     SIGNATURE_INVALID = "signature-invalid";
+    /// A genesis that one of its founders has not signed.
+    FOUNDER_SIGNATURE_MISSING = "founder-signature-missing";
     /// A ballot or signature is by somebody who is no member.
     NOT_A_MEMBER = "not-a-member";
     /// A member's second ballot on the same proposal.

@@ -29,6 +29,16 @@ pub(crate) fn demonstration_and_clients() -> Result<(), String> {
     outcome.and(stopped)
 }
 
+/// The README's "By hand", behind certificates of an operator's own.
+pub(crate) fn by_hand() -> Result<(), String> {
+    for (program, package) in [("openssl", "openssl"), ("curl", "curl"), ("pgrep", "procps")] {
+        setup::program(program, package)?;
+    }
+    demo::build()?;
+    let quorate = target().join("debug/quorate").display().to_string();
+    run(&mut command("python3", &["control/tests/by_hand.py", &quorate, "models/tiny"]))
+}
+
 /// The same directory again, through the story once, ending by itself.
 pub(crate) fn second_run() -> Result<(), String> {
     let mut up = start(&directory(), &["--once"], Stdio::inherit())?;

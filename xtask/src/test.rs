@@ -7,11 +7,12 @@ use std::time::Instant;
 /// One step: a name and what it does.
 type Step = (&'static str, fn() -> Result<(), String>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", format),
     ("lint", lint),
     ("tests", cargo_tests),
     ("dashboards", dashboards),
+    ("by hand", cluster::by_hand),
     ("demonstration", cluster::demonstration_and_clients),
     ("second run", cluster::second_run),
     ("kills", kills::in_tests),
@@ -20,7 +21,7 @@ const STEPS: [Step; 7] = [
 const HELP: &str = "\
 cargo xtask test [STEP ...]
 
-Runs all steps, or those named: format, lint, tests, dashboards, demonstration, \"second run\", kills.
+Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", kills.
 ";
 
 /// Runs every step, or those whose name begins with one of the arguments.

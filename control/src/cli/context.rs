@@ -74,7 +74,7 @@ fn show(environment: &Environment) -> Result<()> {
 fn make(arguments: NewContext) -> Result<()> {
     let signed: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
     let state = human_chain::CircleState::found(&signed, None)
-        .map_err(|error| anyhow::anyhow!("`{}`: {}: {error}", arguments.genesis.display(), error.code()))?;
+        .with_context(|| format!("`{}`", arguments.genesis.display()))?;
     let files = [
         Some(&arguments.token_file),
         arguments.member_key.as_ref(),

@@ -9,7 +9,7 @@ use overlay::people::Certificate;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis};
 use protocol::manifest::parse_bytes;
-use protocol::{CircleId, NodeId, NodeName, ReplicaId};
+use protocol::{CircleId, NodeId, NodeName, ReplicaId, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -206,7 +206,8 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
     start_logging();
     let identity = Identity::load(&arguments.dir.join("identity.key"))?;
     let genesis: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
-    human_chain::CircleState::found(&genesis, None).map_err(|error| anyhow!("{}: {error}", error.code()))?;
+    human_chain::CircleState::found(&genesis, None)
+        .with_context(|| format!("`{}`", arguments.genesis.display()))?;
     let own = genesis.genesis.control.iter().find(|replica| replica.key == identity.public_key());
     let id = own.ok_or_else(|| anyhow!("the genesis lists no replica with this directory's key"))?.id;
     let certificate = match (&arguments.tls_cert, &arguments.tls_key) {
@@ -249,10 +250,13 @@ fn read_certificate(chain: &Path, key: &Path) -> Result<Certificate> {
     Ok(Certificate::from_pem(&read(chain)?, &read(key)?)?)
 }
 
-/// Listens, with an error that names the address and what to do.
+/// Listens, with an error that says what to do where another process has the port.
 async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
-    overlay::listen::tcp(name).await.with_context(|| {
-        format!("listen on `{name}` (address-in-use: another process may have it; `ss -ltnp` shows which)")
+    overlay::listen::tcp(name).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow!("{}: {error}; `ss -ltnp` shows which process has it", error_code::PORT_IN_USE)
+        }
+        _ => error.into(),
     })
 }
 

@@ -3,6 +3,7 @@
 mod circle;
 mod context;
 mod daemons;
+mod failure;
 mod keys;
 mod models;
 mod nodes;
@@ -16,7 +17,6 @@ pub use nodes::admit;
 pub use output::Output;
 pub use services::service_template;
 
-use crate::client::ClientError;
 use crate::context::Context;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -137,7 +137,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_error(&error, environment.output);
+            failure::print(&error, environment.output);
             ExitCode::FAILURE
         }
     }
@@ -168,35 +168,6 @@ async fn dispatch(command: Command, environment: &Environment) -> Result<()> {
         Command::Context(command) => context::run(command, environment),
         Command::Key(command) => keys::run(command, environment).await,
         Command::Events => status::events(environment).await,
-    }
-}
-
-fn print_error(error: &anyhow::Error, output: Output) {
-    let problem = error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>() {
-        Some(ClientError::Refused(problem)) => Some(problem),
-        _ => None,
-    });
-    if output == Output::Json {
-        let message = format!("{error:#}");
-        let value = problem.map_or_else(
-            || serde_json::json!({ "code": null, "message": message }),
-            |problem| serde_json::json!(problem),
-        );
-        eprintln!("{value}");
-        return;
-    }
-    match problem {
-        Some(problem) => {
-            eprintln!("error: {} ({})", problem.message, problem.code);
-            if let Some(place) = &problem.at {
-                eprintln!("  at: {place}");
-            }
-            if let Some(remedy) = &problem.remedy {
-                eprintln!("  do: {remedy}");
-            }
-            eprintln!("  more: quorate explain {}", problem.code);
-        }
-        None => eprintln!("error: {error:#}"),
     }
 }
 

@@ -64,8 +64,10 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
     let context = environment.context()?;
     match command {
         NodeCommand::List => {
-            let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
-            environment.output().print(&page, |page| nodes_table(&page.items));
+            let client = context.client()?;
+            let page: Page<NodeView> = client.get("/v1/nodes").await?;
+            let pending: Page<PendingNode> = client.get("/v1/pending-nodes").await?;
+            environment.output().print(&page, |page| nodes_table(&page.items) + &who_asks(&pending.items));
         }
         NodeCommand::Show { node } => {
             let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
@@ -130,6 +132,15 @@ pub async fn admit(
     crate::node::wrap_models_to(session, member, &pending.admission).await?;
     let change = Change::AdmitNode(Box::new(pending.admission));
     session.propose(change, reason, PROPOSAL_LIFETIME_MS).await
+}
+
+/// Whoever reads the list of nodes and misses one finds it here.
+fn who_asks(pending: &[PendingNode]) -> String {
+    let line = |node: &PendingNode| {
+        let name = &node.admission.name;
+        format!("\n{name} asks to be admitted: quorate node admit {name} --reason WHY")
+    };
+    pending.iter().map(line).collect()
 }
 
 fn nodes_table(nodes: &[NodeView]) -> String {

@@ -44,7 +44,7 @@ fn every_founder_signs_and_nobody_else() {
 
     let mut missing = sound.clone();
     missing.signatures.remove(&by("carol"));
-    check("missing", CircleState::found(&missing, None), "signature-invalid: `carol`");
+    check("missing", CircleState::found(&missing, None), "founder-signature-missing: `carol`");
 
     let mut extra = sound.clone();
     extra.signatures.insert(by("mallory"), sound.signatures[&by("alice")].clone());

@@ -1,0 +1,329 @@
+"""The README's "By hand", as a person would do it, with the operator's own certificates: keys, genesis, three
+replicas, three nodes and a gateway behind HTTPS, a model, a vote, answers to curl and Python, a node that joins,
+mistakes that people make, an end in order.
+
+Takes the `quorate` binary and a model directory. Every address is a free port of loopback; every socket is bound
+here and handed down, as a service manager does. Prints `N passed, M failed`.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+MEMBERS = ["alice", "bob", "carol"]
+NODES = ["node-1", "node-2", "node-3"]
+GATEWAY = "gateway-1"
+LATE = "node-4"
+LIMIT = 90
+IDS_FIRST = 700_000
+ID_PAIRS = 64
+
+
+class Circle:
+    """A folder in which a circle is run by hand."""
+
+    def __init__(self, quorate, model, folder):
+        self.quorate, self.model, self.folder = Path(quorate).resolve(), Path(model).resolve(), folder
+        self.sockets, self.daemons = {}, {}
+        self.environment = {**os.environ, "QUORATE_CONTEXT": str(folder / "lab.json"), "NO_COLOR": "1"}
+
+    def address(self, purpose):
+        if purpose not in self.sockets:
+            listener = socket.socket()
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(128)
+            self.sockets[purpose] = listener
+        return "127.0.0.1:%d" % self.sockets[purpose].getsockname()[1]
+
+    def inherited(self, purpose):
+        self.address(purpose)
+        return f"fd:{self.sockets[purpose].fileno()}"
+
+    def run(self, *words, code=0):
+        """Runs a command to its end; its standard output. `code` is the exit status that it has to have."""
+        done = subprocess.run(
+            [self.quorate, *words], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout if code == 0 else done.stderr
+
+    def json(self, *words):
+        return json.loads(self.run(*words, "-o", "json"))
+
+    def keep(self, name, text):
+        (self.folder / name).write_text(text)
+        return name
+
+    def start(self, name, words, purposes):
+        sockets = [self.sockets[purpose].fileno() for purpose in purposes]
+        log = open(self.folder / f"{name}.log", "ab")
+        self.daemons[name] = subprocess.Popen(
+            [self.quorate, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, pass_fds=sockets,
+        )
+
+    def until(self, what, level):
+        """Waits for a level to hold; its value."""
+        deadline, last = time.monotonic() + LIMIT, None
+        while time.monotonic() < deadline:
+            for name, daemon in self.daemons.items():
+                assert daemon.poll() is None, f"{name} ended: {(self.folder / f'{name}.log').read_text()[-2000:]}"
+            try:
+                last = level()
+                if last:
+                    return last
+            except (AssertionError, OSError) as error:
+                last = error
+            time.sleep(0.1)
+        raise AssertionError(f"{what} never came true; last: {last}")
+
+    # What the README says, step by step.
+
+    def make_certificate(self):
+        """An authority of the operator's own, and a certificate of it for loopback."""
+        def openssl(*words):
+            subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                "-subj", "/CN=the lab's authority", "-keyout", "ca.key", "-out", "ca.pem")
+        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=lab",
+                "-keyout", "lab.key", "-out", "lab.csr")
+        self.keep("names", "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        openssl("x509", "-req", "-in", "lab.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-days", "2",
+                "-extfile", "names", "-out", "lab.pem")
+
+    def make_keys(self):
+        for member in MEMBERS:
+            self.keep(f"{member}.json", self.run("circle", "member", member, "--key", f"{member}.key"))
+        for number in (1, 2, 3):
+            self.keep(f"control-{number}.json", self.run(
+                "control", "init", "--dir", f"control-{number}", "--id", str(number),
+                "--overlay", self.address(f"overlay-{number}"), "--api", f"https://{self.address(f'api-{number}')}"))
+        for node in [*NODES, LATE]:
+            self.keep(f"{node}.json", self.run(
+                "agent", "init", "--dir", node, "--name", node, "--storage", self.address(f"storage-{node}"),
+                "--store", "disk-0", "--store", "disk-1"))
+        self.keep(f"{GATEWAY}.json", self.run(
+            "agent", "init", "--dir", GATEWAY, "--name", GATEWAY, "--no-worker", "--gateway", self.address("workers"),
+            "--gateway-api", f"https://{self.address('inference')}"))
+
+    def found(self):
+        self.keep("genesis.json", self.run(
+            "circle", "draft", "--name", "lab", "--members", *[f"{member}.json" for member in MEMBERS],
+            "--required", "2", "--control", *[f"control-{number}.json" for number in (1, 2, 3)],
+            "--nodes", *[f"{node}.json" for node in [*NODES, GATEWAY]], "--token-file", "token"))
+        error = self.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json", "--overlay",
+                         "127.0.0.1:0", "--api", "127.0.0.1:0", code=1)
+        assert "founder-signature-missing" in error and "alice" in error, error
+        for member in MEMBERS:
+            self.run("circle", "sign", "genesis.json", "--key", f"{member}.key")
+        plain = self.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json", "--overlay",
+                         "127.0.0.1:0", "--api", "0.0.0.0:0", code=1)
+        assert "plain-http-refused" in plain, plain
+        made = self.run("context", "new", "lab.json", "--genesis", "genesis.json", "--token-file", "token",
+                        "--member-key", "alice.key", "--node", "node-1", "--certificate-authority", "ca.pem")
+        self.id = re.search(r"circle ([0-9a-f]{64})", made).group(1)
+
+    def start_control(self, number):
+        self.start(f"control-{number}", [
+            "control", "run", "--dir", f"control-{number}", "--genesis", "genesis.json",
+            "--overlay", self.inherited(f"overlay-{number}"), "--api", self.inherited(f"api-{number}"),
+            "--tls-cert", "lab.pem", "--tls-key", "lab.key"], [f"overlay-{number}", f"api-{number}"])
+
+    def start_agent(self, name, place):
+        words = ["agent", "run", "--dir", name, "--genesis", "genesis.json", "--circle", self.id,
+                 "--cgroup", f"quorate-{self.id[:8]}/{name}", "--cpu-millicores", "500", "--memory", "2 GiB",
+                 "--ids-first", str(IDS_FIRST + place * 2 * ID_PAIRS), "--id-pairs", str(ID_PAIRS)]
+        if name == GATEWAY:
+            words += ["--gateway", self.inherited("workers"), "--gateway-api", self.inherited("inference"),
+                      "--gateway-tls-cert", "lab.pem", "--gateway-tls-key", "lab.key"]
+            self.start(name, words, ["workers", "inference"])
+        else:
+            words += ["--storage", self.inherited(f"storage-{name}")]
+            self.start(name, words, [f"storage-{name}"])
+
+    def vote(self, proposal):
+        for member in MEMBERS[1:]:
+            self.run("approve", proposal, "--key", f"{member}.key", "--yes")
+
+    def stop(self):
+        order = [*NODES, LATE, GATEWAY, "control-1", "control-2", "control-3"]
+        ended = {}
+        for name in (name for name in order if name in self.daemons):
+            self.daemons[name].send_signal(signal.SIGTERM)
+        for name, daemon in self.daemons.items():
+            try:
+                ended[name] = daemon.wait(30)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                ended[name] = "did not end"
+        self.daemons.clear()
+        return ended
+
+
+def a_circle_is_founded_and_runs(lab):
+    lab.make_certificate()
+    lab.make_keys()
+    lab.found()
+    for number in (1, 2, 3):
+        lab.start_control(number)
+    for place, name in enumerate([*NODES, GATEWAY]):
+        lab.start_agent(name, place)
+    lab.until("every node is alive", lambda: len(
+        [node for node in lab.json("node", "list")["items"] if node["alive"]]) == len(NODES) + 1)
+    assert lab.json("context", "show")["circle"] == lab.id
+
+
+def mistakes_are_explained(lab):
+    taken = lab.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json",
+                    "--overlay", lab.address("overlay-1"), "--api", "127.0.0.1:0", code=1)
+    assert "port-in-use" in taken, taken
+    assert "What to do" in lab.run("explain", "port-in-use")
+    second = lab.run("agent", "run", "--dir", "node-1", "--genesis", "genesis.json", "--circle", lab.id,
+                     "--storage", "127.0.0.1:0", code=1)
+    assert "directory-in-use" in second, second
+    other = lab.run("agent", "run", "--dir", LATE, "--genesis", "genesis.json", "--circle", "0" * 64,
+                    "--storage", "127.0.0.1:0", code=1)
+    assert "circle-mismatch" in other, other
+    context = json.loads((lab.folder / "lab.json").read_text())
+    for change, words in [({"certificate_authority_file": None}, "certificate"), ({"sky": "blue"}, "sky")]:
+        lab.keep("other.json", json.dumps({**context, **change}))
+        error = lab.run("--context", "other.json", "status", code=1)
+        assert words in error.lower(), error
+
+
+def curl_and_python_reach_the_control_api(lab):
+    url = f"https://{lab.address('api-1')}"
+    curl = ["curl", "--silent", "--show-error", "--max-time", "20"]
+    trusting = subprocess.run([*curl, "--cacert", lab.folder / "ca.pem", f"{url}/openapi.json"], capture_output=True)
+    assert trusting.returncode == 0 and json.loads(trusting.stdout)["openapi"].startswith("3."), trusting.stderr
+    doubting = subprocess.run([*curl, f"{url}/openapi.json"], capture_output=True)
+    assert doubting.returncode == 60, "curl has no reason to trust the lab's authority"
+    trust = ssl.create_default_context(cafile=lab.folder / "ca.pem")
+    with urllib.request.urlopen(f"{url}/livez", context=trust, timeout=20) as answer:
+        assert answer.status == 200
+    try:
+        urllib.request.urlopen(f"{url}/v1/status", context=trust, timeout=20)
+        raise AssertionError("a stranger without a token was let in")
+    except urllib.error.HTTPError as refused:
+        assert refused.code == 401
+
+
+def a_model_is_imported_voted_on_and_served(lab):
+    lab.run("model", "import", str(lab.model), "--name", "tiny")
+    assert [model["name"] for model in lab.json("model", "list")["items"]] == ["tiny"]
+    lab.keep("tiny.toml", lab.run("new", "service", "--model", "tiny"))
+    assert lab.run("deploy", "tiny.toml", "--dry-run")
+    lab.keep("wrong.toml", (lab.folder / "tiny.toml").read_text() + "\nreplicaz = 3\n")
+    assert "replicaz" in lab.run("deploy", "wrong.toml", code=1)
+    proposal = lab.json("deploy", "tiny.toml", "--reason", "by hand")["id"]
+    error = lab.run("approve", proposal, "--key", f"{NODES[0]}/identity.key", "--yes", code=1)
+    assert "key" in error, error
+    lab.vote(proposal)
+    twice = lab.run("approve", proposal, "--key", "bob.key", "--yes", code=1)
+    assert twice, "a decided proposal takes no ballot"
+    lab.until("the service is ready", lambda: lab.json("service", "show", "tiny")["ready"] >= 1)
+    assert "tiny" in lab.run("why", "tiny")
+
+
+def answers_come_over_https(lab):
+    key = lab.run("key", "create", "by-hand").strip()
+    url = f"https://{lab.address('inference')}/v1"
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "What is three plus four?"}]})
+    answer = lab.until("curl is answered", lambda: curl_chat(lab, url, key, body))
+    assert "seven" in answer["choices"][0]["message"]["content"], answer
+    trust = ssl.create_default_context(cafile=lab.folder / "ca.pem")
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/chat/completions", body.encode(), headers)
+    with urllib.request.urlopen(request, context=trust, timeout=20) as response:
+        assert "seven" in json.load(response)["choices"][0]["message"]["content"]
+    lab.run("key", "revoke", "by-hand")
+    lab.until("the key is shut out", lambda: curl_chat(lab, url, key, body) is None)
+
+
+def curl_chat(lab, url, key, body):
+    """The answer; none when the key is refused."""
+    # The key travels through standard input: arguments are everybody's to read.
+    done = subprocess.run(
+        ["curl", "--silent", "--show-error", "--max-time", "30", "--cacert", lab.folder / "ca.pem", "--config", "-",
+         "--header", "Content-Type: application/json", "--data", body, f"{url}/chat/completions"],
+        input=f'header = "Authorization: Bearer {key}"', capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert "choices" in answer or answer["error"]["code"] == "invalid_api_key", answer
+    return answer if "choices" in answer else None
+
+
+def a_node_joins_by_a_vote(lab):
+    lab.start_agent(LATE, len(NODES) + 1)
+    lab.until("it asks", lambda: LATE in lab.run("node", "list"))
+    proposal = lab.json("node", "admit", LATE, "--reason", "more room", "--key", "alice.key")["id"]
+    lab.vote(proposal)
+    lab.until("it is alive", lambda: any(
+        node["name"] == LATE and node["alive"] for node in lab.json("node", "list")["items"]))
+
+
+def a_service_is_scaled_and_retired(lab):
+    lab.run("scale", "tiny", "2")
+    lab.until("two answer", lambda: lab.json("service", "show", "tiny")["ready"] == 2)
+    assert lab.run("scale", "tiny", "99", code=1), "outside of the envelope"
+    lab.run("logs", "tiny")
+    lab.vote(lab.json("retire", "tiny", "--grace", "1s", "--reason", "done")["id"])
+    lab.until("it is gone", lambda: not any(
+        slot.get("node") for service in lab.json("service", "list")["items"] for slot in service["slots"]))
+
+
+def the_history_verifies_offline(lab):
+    lab.keep("history.json", lab.run("circle", "history"))
+    assert lab.run("verify", "history.json", "--circle", lab.id)
+    history = json.loads((lab.folder / "history.json").read_text())
+    history["bundles"][0]["certificate"]["proposal"]["reason"] += "!"
+    lab.keep("altered.json", json.dumps(history))
+    lab.run("verify", "altered.json", "--circle", lab.id, code=1)
+    lab.run("verify", "history.json", "--circle", "1" * 64, code=1)
+
+
+def everything_ends_in_order(lab):
+    ended = lab.stop()
+    assert set(ended.values()) == {0}, ended
+    left = subprocess.run(["pgrep", "--full", str(lab.folder)], capture_output=True, text=True).stdout
+    assert not left, left
+    for log in lab.folder.glob("*.log"):
+        assert "panicked" not in log.read_text(), log
+
+
+STEPS = [
+    a_circle_is_founded_and_runs, mistakes_are_explained, curl_and_python_reach_the_control_api,
+    a_model_is_imported_voted_on_and_served, answers_come_over_https, a_node_joins_by_a_vote,
+    a_service_is_scaled_and_retired, the_history_verifies_offline, everything_ends_in_order,
+]
+
+
+def main():
+    folder = Path(tempfile.mkdtemp(prefix="quorate-by-hand-"))
+    lab, passed = Circle(sys.argv[1], sys.argv[2], folder), 0
+    try:
+        # Each step stands on the one before: the first that fails is the last.
+        for step in STEPS:
+            began = time.monotonic()
+            step(lab)
+            passed += 1
+            print(f"{step.__name__.replace('_', ' ')}  {time.monotonic() - began:.1f} s", flush=True)
+    finally:
+        lab.stop()
+        print(f"{passed} passed, {len(STEPS) - passed} failed")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
