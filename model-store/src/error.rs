@@ -153,6 +153,14 @@ pub enum ImportError {
         /// Its format, in words.
         format: &'static str,
     },
+    /// A weights file is of a version, byte order or type of tensor that is not known here.
+    #[error("weights `{path}` cannot be read: {reason}")]
+    FormatUnknown {
+        /// The file's path inside the model.
+        path: String,
+        /// What is not known.
+        reason: String,
+    },
     /// A weights file is truncated or contradicts its header.
     #[error("weights `{path}` are damaged: {reason}")]
     Damaged {
@@ -198,6 +206,7 @@ impl ImportError {
             Self::FileMissing { path } if path == "tokenizer.json" => code::MODEL_TOKENIZER_MISSING,
             Self::FileMissing { .. } => code::MODEL_FILE_MISSING,
             Self::FormatRefused { .. } => code::MODEL_FORMAT_REFUSED,
+            Self::FormatUnknown { .. } => code::MODEL_FORMAT_UNKNOWN,
             Self::Damaged { .. } => code::MODEL_WEIGHTS_DAMAGED,
             Self::PathRefused { .. } => code::MODEL_PATH_REFUSED,
             Self::TooLarge { .. } => code::MODEL_TOO_LARGE,

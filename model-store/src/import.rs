@@ -79,6 +79,8 @@ pub struct Imported {
     pub record: ModelRecord,
     /// What was stored.
     pub manifest: Arc<ModelManifest>,
+    /// What whoever imported it should know, in sentences.
+    pub notes: Vec<String>,
     /// Bytes of shards and manifests written to all stores.
     pub bytes_written: u64,
     /// From beginning to end.
@@ -127,7 +129,7 @@ pub async fn import(
     let plan = pool.run(move || inspect(&path).and_then(|source| plan(source, &options, commitment)));
     let plan = plan.await.unwrap_or_else(|| Err(stopped()))?;
     let nonce = plan.manifest.nonce;
-    let architecture = plan.source.architecture.clone();
+    let (architecture, notes) = (plan.source.architecture.clone(), plan.source.notes.clone());
     let stored = write(plan, &stores, key, pool, progress).await;
     let (manifest, bytes_written) = match stored {
         Ok(stored) => stored,
@@ -147,7 +149,7 @@ pub async fn import(
         stores: chosen,
         architecture,
     };
-    Ok(Imported { record, manifest, bytes_written, elapsed: began.elapsed() })
+    Ok(Imported { record, manifest, notes, bytes_written, elapsed: began.elapsed() })
 }
 
 fn stopped() -> ImportError {

@@ -31,7 +31,7 @@ impl Rank {
                 return Self(Self::LAYERS.saturating_add(number).min(u32::MAX - 1));
             }
         }
-        if name.contains("embed") || name.contains("wte") || name.contains("wpe") {
+        if name.contains("embed") || name.contains("embd") || name.contains("wte") || name.contains("wpe") {
             return Self::EMBEDDING;
         }
         Self::LAST
@@ -115,15 +115,17 @@ mod tests {
             "model.layers.2.self_attn.q_proj.weight",
             "encoder.layer.0.output.dense.bias",
             "transformer.h.1.ln_1.weight",
-            "model.embed_tokens.weight",
+            "blk.3.attn_q.weight",
+            "token_embd.weight",
             "pooler.dense.weight",
         ];
         names.sort_by_key(|name| Rank::of_tensor(name));
         let expected = [
-            "model.embed_tokens.weight",
+            "token_embd.weight",
             "encoder.layer.0.output.dense.bias",
             "transformer.h.1.ln_1.weight",
             "model.layers.2.self_attn.q_proj.weight",
+            "blk.3.attn_q.weight",
             "model.layers.10.mlp.up_proj.weight",
             "lm_head.weight",
             "pooler.dense.weight",
@@ -131,6 +133,7 @@ mod tests {
         assert_eq!(names, expected);
         assert!(Rank::of_tensor("layers.4294967295.w") < Rank::LAST);
         assert_eq!(Rank::of_tensor("layers.x.embeddings"), Rank::EMBEDDING);
+        assert_eq!(Rank::of_tensor("model.embed_tokens.weight"), Rank::EMBEDDING);
     }
 
     #[test]

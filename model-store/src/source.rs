@@ -4,19 +4,19 @@
 //! Names that begin with a dot (`.git`, `.cache`, `.gitattributes`) are left out: they are tools' notes, not
 //! parts of a model. Links that stay inside the directory are followed, links out of it refused.
 
+pub(crate) mod gguf;
+pub(crate) mod safetensors;
+
 use crate::error::ImportError;
 use crate::layout::{Rank, Stretch};
 use protocol::model::{FILES_MAX, is_safe_path};
-use safetensors::tensor::{Metadata as Header, TensorInfo};
 use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind};
+use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Deepest directory: Hugging Face repositories have two levels.
 const DEPTH_MAX: usize = 8;
-/// Largest safetensors header; the format's own limit.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Configuration and tokenizer files are smaller; anything larger waits until the weights are there.
 const EARLY_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Endings of files whose format can run code when loaded.
@@ -29,6 +29,19 @@ pub struct Source {
     pub files: Vec<SourceFile>,
     /// `bert`, `llama`, ... from `config.json`; `gguf` or `file` where there is none.
     pub architecture: String,
+    /// What whoever imports it should know, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// What is wrong with a header.
+#[derive(Debug)]
+pub(crate) enum Flaw {
+    /// It cannot be read.
+    Unreadable(io::Error),
+    /// It contradicts itself or its file.
+    Damaged(String),
+    /// It is of a version or names a type that is not known here.
+    Unknown(String),
 }
 
 /// One file of a model.
@@ -107,14 +120,23 @@ pub fn inspect(path: &Path) -> Result<Source, ImportError> {
     let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
     let files = files?;
     let architecture = check_directory(&files)?;
-    Ok(Source { files, architecture })
+    Ok(Source { notes: notes(&files), files, architecture })
+}
+
+/// What is stored although nothing here can use it.
+fn notes(files: &[SourceFile]) -> Vec<String> {
+    let of_gguf = files.iter().filter(|file| ending(&file.path) == "gguf");
+    let note = |file: &SourceFile| {
+        format!("`{}` is stored, but no built-in engine reads GGUF yet; they read safetensors", file.path)
+    };
+    of_gguf.map(note).collect()
 }
 
 fn inspect_file(path: &Path, metadata: &Metadata) -> Result<Source, ImportError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
     let architecture = if name.ends_with(".gguf") { "gguf" } else { "file" };
-    let file = look(name, path.into(), metadata)?;
-    Ok(Source { files: vec![file], architecture: architecture.into() })
+    let files = vec![look(name, path.into(), metadata)?];
+    Ok(Source { notes: notes(&files), files, architecture: architecture.into() })
 }
 
 type Found = (String, PathBuf, Metadata);
@@ -162,16 +184,18 @@ fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFi
     let length = metadata.len();
     let file = File::open(&location).map_err(|error| unreadable(&location, error))?;
     refuse_pickle(&path, &file).map_err(|error| error.unwrap_or_else(|io| unreadable(&location, io)))?;
-    let whole = |rank| vec![Stretch { range: 0..length, rank }];
+    let whole = |rank| Ok(vec![Stretch { range: 0..length, rank }]);
     let stretches = match ending(&path) {
-        "safetensors" => tensors(&path, &location, &file, length)?,
-        "gguf" => {
-            check_gguf(&path, &location, &file, length)?;
-            whole(Rank::LAST)
-        }
+        "safetensors" => safetensors::stretches(&file, length),
+        "gguf" => gguf::stretches(BufReader::new(&file), length),
         _ if length <= EARLY_FILE_BYTES_MAX => whole(Rank::FIRST),
         _ => whole(Rank::LAST),
     };
+    let stretches = stretches.map_err(|flaw| match flaw {
+        Flaw::Unreadable(error) => unreadable(&location, error),
+        Flaw::Damaged(reason) => ImportError::Damaged { path: path.clone(), reason },
+        Flaw::Unknown(reason) => ImportError::FormatUnknown { path: path.clone(), reason },
+    })?;
     Ok(SourceFile { path, location, length, identity: Identity::of(metadata), stretches })
 }
 
@@ -215,76 +239,6 @@ fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-/// Reads a safetensors header and checks that its tensors cover the rest of the file exactly once.
-fn tensors(path: &str, location: &Path, file: &File, length: u64) -> Result<Vec<Stretch>, ImportError> {
-    let damaged = |reason: String| ImportError::Damaged { path: path.into(), reason };
-    let mut size = [0; 8];
-    if length < 8 {
-        return Err(damaged(format!("it has {length} bytes, fewer than the length of its header")));
-    }
-    file.read_exact_at(&mut size, 0).map_err(|error| unreadable(location, error))?;
-    let header_end = u64::from_le_bytes(size).checked_add(8);
-    let Some(header_end) = header_end.filter(|end| *end <= length && *end <= HEADER_BYTES_MAX) else {
-        return Err(damaged("its header reaches over the end of the file".into()));
-    };
-    let mut text = vec![0; header_end as usize];
-    file.read_exact_at(&mut text, 0).map_err(|error| unreadable(location, error))?;
-    let header: Header =
-        serde_json::from_slice(&text[8..]).map_err(|error| damaged(format!("its header: {error}")))?;
-    let mut stretches = vec![Stretch { range: 0..header_end, rank: Rank::FIRST }];
-    let mut tensors: Vec<_> = header.tensors().into_iter().collect();
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    let mut end = header_end;
-    for (name, info) in tensors {
-        let (from, to) = (header_end + info.data_offsets.0 as u64, header_end + info.data_offsets.1 as u64);
-        if from != end || to < from {
-            return Err(damaged(format!("tensor `{name}` begins at byte {from}, expected {end}")));
-        }
-        if to > length {
-            return Err(damaged(format!(
-                "tensor `{name}` ends at byte {to}, but the file has {length}: it is truncated"
-            )));
-        }
-        if bits(info) != Some((to - from) * 8) {
-            return Err(damaged(format!(
-                "tensor `{name}` has {} bytes, not what its shape needs",
-                to - from
-            )));
-        }
-        stretches.push(Stretch { range: from..to, rank: Rank::of_tensor(&name) });
-        end = to;
-    }
-    if end != length {
-        return Err(damaged(format!("{} bytes at its end belong to no tensor", length - end)));
-    }
-    Ok(stretches)
-}
-
-/// Bits that a tensor's shape and type need; none when that is beyond all memory.
-fn bits(info: &TensorInfo) -> Option<u64> {
-    let dimensions = info.shape.iter().map(|length| *length as u64);
-    dimensions.chain([info.dtype.bitsize() as u64]).try_fold(1_u64, u64::checked_mul)
-}
-
-/// Checks the fixed part of a GGUF header: magic, version, and counts that the file could hold.
-fn check_gguf(path: &str, location: &Path, file: &File, length: u64) -> Result<(), ImportError> {
-    let damaged = |reason: &str| Err(ImportError::Damaged { path: path.into(), reason: reason.into() });
-    let mut head = [0; 24];
-    let read = read_up_to(file, &mut head).map_err(|error| unreadable(location, error))?;
-    if read < head.len() || &head[..4] != b"GGUF" {
-        return damaged("it does not begin with a GGUF header");
-    }
-    let number = |at: usize| head[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
-    if !matches!(head[4..8], [2 | 3, 0, 0, 0]) {
-        return damaged("its GGUF version is neither 2 nor 3");
-    }
-    // A tensor's or key's entry takes at least twelve bytes.
-    if number(8).saturating_add(number(16)) > length / 12 {
-        return damaged("its header names more tensors and keys than the file can hold");
-    }
-    Ok(())
 }
 
 /// Checks that a directory has what its engine needs, and reads the architecture.

@@ -40,6 +40,84 @@ pub(crate) fn safetensors(tensors: &[(&str, usize)]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
+/// Makes GGUF files; every part of one can be set wrong.
+#[derive(Debug)]
+pub(crate) struct Gguf {
+    pub(crate) version: u32,
+    pub(crate) alignment: u64,
+    /// Keys with the type and bytes of their value.
+    pub(crate) keys: Vec<(String, u32, Vec<u8>)>,
+    pub(crate) tensors: Vec<GgufTensor>,
+}
+
+/// One tensor of a [`Gguf`].
+#[derive(Debug, Clone)]
+pub(crate) struct GgufTensor {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) kind: u32,
+    pub(crate) offset: u64,
+    /// How many bytes of data it has.
+    pub(crate) bytes: u64,
+}
+
+impl Gguf {
+    /// A sound file of these tensors of bytes (type 24, `i8`), one behind the other.
+    pub(crate) fn of(tensors: &[(&str, u64)]) -> Self {
+        let mut gguf = Self { version: 3, alignment: 32, keys: Vec::new(), tensors: Vec::new() };
+        gguf.keys.push(("general.architecture".into(), 8, gguf_text("llama")));
+        for (name, bytes) in tensors {
+            gguf.push(name, 24, vec![*bytes], *bytes);
+        }
+        gguf
+    }
+
+    /// Puts a tensor behind the others.
+    pub(crate) fn push(&mut self, name: &str, kind: u32, shape: Vec<u64>, bytes: u64) {
+        let end = self.tensors.last().map_or(0, |last| last.offset + last.bytes);
+        let offset = end.next_multiple_of(self.alignment);
+        self.tensors.push(GgufTensor { name: name.into(), shape, kind, offset, bytes });
+    }
+
+    /// The header, padded to where the data begins.
+    pub(crate) fn header(&self) -> Vec<u8> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend((self.tensors.len() as u64).to_le_bytes());
+        bytes.extend((self.keys.len() as u64).to_le_bytes());
+        for (key, kind, value) in &self.keys {
+            bytes.extend(gguf_text(key));
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(value);
+        }
+        for GgufTensor { name, shape, kind, offset, .. } in &self.tensors {
+            bytes.extend(gguf_text(name));
+            bytes.extend((shape.len() as u32).to_le_bytes());
+            bytes.extend(shape.iter().flat_map(|length| length.to_le_bytes()));
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+        }
+        bytes.resize(bytes.len().next_multiple_of(self.alignment as usize), 0);
+        bytes
+    }
+
+    /// The whole file, each tensor's bytes seeded by its name.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.header();
+        let data = bytes.len();
+        for tensor in &self.tensors {
+            bytes.resize(bytes.len().max(data + tensor.offset as usize), 0);
+            bytes.extend(seeded(&tensor.name, tensor.bytes as usize));
+        }
+        bytes
+    }
+}
+
+/// A text as GGUF writes it.
+pub(crate) fn gguf_text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
 /// Bytes of one layer of the sample model, in three tensors.
 pub(crate) const LAYER: usize = 1_500_000;
 

@@ -153,6 +153,8 @@ codes! {
     MODEL_TOKENIZER_MISSING = "model-tokenizer-missing";
     /// A model has a file in a format that can carry code, such as pickle.
     MODEL_FORMAT_REFUSED = "model-format-refused";
+    /// A weights file is of a version, byte order or type of tensor that is not known here.
+    MODEL_FORMAT_UNKNOWN = "model-format-unknown";
     /// A weights file is truncated or its header contradicts it.
     MODEL_WEIGHTS_DAMAGED = "model-weights-damaged";
     /// A model's tensors are not those that its configuration implies.

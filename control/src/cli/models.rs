@@ -156,18 +156,7 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
     };
     let source = fetched.as_ref().map_or_else(|| PathBuf::from(&arguments.source), |folder| folder.0.clone());
     let imported = access.import(&session, &source, options, bar).await?;
-    environment.output().print(&imported, |imported| {
-        format!(
-            "model {}  {}  {} segments  {}+{} over {} stores\nroot {}",
-            imported.name,
-            format_bytes(imported.bytes),
-            imported.segments,
-            imported.erasure.data,
-            imported.erasure.parity,
-            imported.stores.len(),
-            imported.root,
-        )
-    });
+    environment.output().print(&imported, node::ImportSummary::text);
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 mod models;
 
-pub use models::{HealthSummary, ImportRequest, ModelAccess, RepairSummary, store_reference, wrap_models_to};
+pub use models::{
+    HealthSummary, ImportRequest, ImportSummary, ModelAccess, RepairSummary, store_reference, wrap_models_to,
+};
 
 use crate::files;
 use anyhow::{Context as _, Result, anyhow};

@@ -32,6 +32,38 @@ pub struct ImportRequest {
     pub shards_per_domain_max: u8,
 }
 
+/// A model that was imported and registered.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImportSummary {
+    /// What control keeps of it.
+    #[serde(flatten)]
+    pub record: ModelRecord,
+    /// What whoever imported it should know, in sentences.
+    pub notes: Vec<String>,
+}
+
+impl ImportSummary {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let record = &self.record;
+        let mut text = format!(
+            "model {}  {}  {} segments  {}+{} over {} stores\nroot {}",
+            record.name,
+            format_bytes(record.bytes),
+            record.segments,
+            record.erasure.data,
+            record.erasure.parity,
+            record.stores.len(),
+            record.root,
+        );
+        for note in &self.notes {
+            text.push_str(&format!("\nnote: {note}"));
+        }
+        text
+    }
+}
+
 /// What a check of every shard found.
 #[derive(Debug, Clone, Serialize)]
 pub struct HealthSummary {
@@ -152,7 +184,7 @@ impl ModelAccess {
         source: &Path,
         request: ImportRequest,
         bar: ProgressBar,
-    ) -> Result<ModelRecord> {
+    ) -> Result<ImportSummary> {
         let key = ModelKey::generate()?;
         let options = ImportOptions {
             erasure: request.erasure,
@@ -176,7 +208,7 @@ impl ModelAccess {
         let path = format!("/v1/models/{}/wraps", record.root);
         let _: serde_json::Value = session.client.post("/v1/models", &record).await?;
         let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps }).await?;
-        Ok(record)
+        Ok(ImportSummary { record, notes: imported.notes })
     }
 
     /// Checks every shard.

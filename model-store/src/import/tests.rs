@@ -1,7 +1,7 @@
 //! Imports: what is refused before anything is written, and what an interruption leaves.
 
 use super::*;
-use crate::testing::{Faulty, Script, World};
+use crate::testing::{Faulty, Gguf, Script, World};
 use crate::{MemoryDestination, Reader, StoreError, fetch_manifest};
 use protocol::error_code as code;
 use std::sync::Mutex;
@@ -174,6 +174,28 @@ async fn a_single_file_and_a_code_without_parity_shards_of_one_kind_work() {
     reader.fill(memory.clone(), Arc::new(|_| ())).await.expect("filled");
     let bytes = Arc::into_inner(memory).expect("done").into_bytes();
     assert!(bytes == std::fs::read(&path).expect("read"));
+}
+
+/// Cut along its tensors, and every byte comes back, of the tensors and of the padding between them.
+#[tokio::test]
+async fn a_gguf_model_is_cut_at_its_tensors_and_comes_back() {
+    let world = World::new();
+    let mut gguf = Gguf::of(&[("token_embd.weight", 300_001), ("blk.0.ffn_up.weight", 1_500_000)]);
+    gguf.push("blk.1.ffn_up.weight", 14, vec![256, 1000], 210_000);
+    gguf.push("output.weight", 8, vec![64, 5000], 340_000);
+    std::fs::remove_dir_all(world.model()).expect("remove");
+    std::fs::create_dir(world.model()).expect("create");
+    std::fs::write(world.model().join("tiny-q8.gguf"), gguf.bytes()).expect("write");
+    let stores = world.stores(3);
+    let imported = world.import(&stores, 2, 1).await;
+    assert_eq!(imported.record.architecture, "gguf");
+    assert!(imported.notes[0].contains("no built-in engine reads GGUF yet"), "{:?}", imported.notes);
+    let data = gguf.header().len() as u64;
+    let begin: Vec<u64> = imported.manifest.segments.iter().map(|segment| segment.offset).collect();
+    for tensor in &gguf.tensors {
+        assert!(begin.contains(&(data + tensor.offset)), "a segment begins with `{}`", tensor.name);
+    }
+    world.read_all(&imported.manifest, &world.placed(&imported, &stores)).await.expect("reads");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! What an import refuses, each with its code, and what it accepts.
 
 use super::*;
-use crate::testing::{safetensors, write_model};
+use crate::testing::{Gguf, safetensors, write_model};
 use protocol::error_code::{self as code, ErrorCode};
 use tempfile::TempDir;
 
@@ -25,7 +25,7 @@ fn a_sound_directory_is_accepted_without_tools_notes() {
     let expected =
         ["1_Pooling/config.json", "config.json", "empty.txt", "tokenizer.json", "model.safetensors"];
     assert_eq!(paths, expected);
-    assert_eq!(source.architecture, "llama");
+    assert_eq!((source.architecture.as_str(), source.notes.len()), ("llama", 0));
 }
 
 #[test]
@@ -132,17 +132,23 @@ fn headers_that_lie_are_refused() {
 #[test]
 fn single_files_and_gguf_directories_are_models_too() {
     let directory = TempDir::new().expect("a directory");
-    let gguf = [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &[0; 16], &[7; 100]].concat();
+    let gguf = Gguf::of(&[("blk.0.attn_q.weight", 100)]);
     let path = directory.path().join("tiny.gguf");
-    std::fs::write(&path, gguf).expect("write");
-    assert_eq!(inspect(&path).expect("a file").architecture, "gguf");
-    assert_eq!(inspect(directory.path()).expect("a directory").architecture, "gguf");
-    std::fs::write(&path, [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &[0xff; 16]].concat()).expect("write");
-    let error = inspect(&path).expect_err("impossible counts");
-    assert!(error.to_string().contains("more tensors and keys"), "{error}");
+    std::fs::write(&path, gguf.bytes()).expect("write");
+    for path in [&path, directory.path()] {
+        let source = inspect(path).expect("sound");
+        assert_eq!(source.architecture, "gguf");
+        let [note] = &source.notes[..] else { panic!("one note: {:?}", source.notes) };
+        assert!(note.contains("`tiny.gguf`") && note.contains("no built-in engine reads GGUF"), "{note}");
+    }
+    std::fs::write(&path, [&gguf.bytes()[..], &[0; 32]].concat()).expect("write");
+    assert_eq!(inspect(&path).expect_err("too long").code(), code::MODEL_WEIGHTS_DAMAGED);
+    std::fs::write(&path, Gguf { version: 9, ..gguf }.bytes()).expect("write");
+    assert_eq!(inspect(&path).expect_err("a new version").code(), code::MODEL_FORMAT_UNKNOWN);
     let other = directory.path().join("notes.txt");
     std::fs::write(&other, b"text").expect("write");
-    assert_eq!(inspect(&other).expect("a file").files[0].path, "notes.txt");
+    let source = inspect(&other).expect("a file");
+    assert_eq!((source.files[0].path.as_str(), source.notes.len()), ("notes.txt", 0));
     assert!(matches!(inspect(&directory.path().join("none")), Err(ImportError::Unreadable { .. })));
 }
 

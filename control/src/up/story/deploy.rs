@@ -97,7 +97,7 @@ async fn import(
         shards_per_domain_max: 2,
     };
     let began = Instant::now();
-    let record = access.import(session, path, request, ProgressBar::hidden()).await?;
+    let record = access.import(session, path, request, ProgressBar::hidden()).await?.record;
     narrator.say(format!(
         "model {name}  {}  {} segments  4+2 over {} stores  {:.2} s",
         format_bytes(record.bytes),

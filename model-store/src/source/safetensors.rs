@@ -1,0 +1,67 @@
+//! The header of a safetensors file: which bytes belong to which tensor. The tensors must cover the rest of
+//! the file exactly once, each with the bytes that its shape and type need.
+
+use super::Flaw;
+use crate::layout::{Rank, Stretch};
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::io::Read;
+
+/// Largest header; the format's own limit.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Reads the header of a file of `length` bytes and says which stretches the file consists of.
+pub(crate) fn stretches(mut reader: impl Read, length: u64) -> Result<Vec<Stretch>, Flaw> {
+    if length < 8 {
+        return Err(damaged(format!("it has {length} bytes, fewer than the length of its header")));
+    }
+    let mut size = [0; 8];
+    reader.read_exact(&mut size).map_err(Flaw::Unreadable)?;
+    let header_end = u64::from_le_bytes(size).checked_add(8);
+    let Some(header_end) = header_end.filter(|end| *end <= length && *end <= HEADER_BYTES_MAX) else {
+        return Err(damaged("its header reaches over the end of the file".into()));
+    };
+    let mut text = vec![0; header_end as usize - 8];
+    reader.read_exact(&mut text).map_err(Flaw::Unreadable)?;
+    let header: Metadata =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("its header: {error}")))?;
+    let mut stretches = vec![Stretch { range: 0..header_end, rank: Rank::FIRST }];
+    let mut tensors: Vec<_> = header.tensors().into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = header_end;
+    for (name, info) in tensors {
+        let place = |offset: usize| header_end.checked_add(offset as u64);
+        let (Some(from), Some(to)) = (place(info.data_offsets.0), place(info.data_offsets.1)) else {
+            return Err(damaged(format!("tensor `{name}` lies beyond all files")));
+        };
+        if from != end || to < from {
+            return Err(damaged(format!("tensor `{name}` begins at byte {from}, expected {end}")));
+        }
+        if to > length {
+            return Err(damaged(format!(
+                "tensor `{name}` ends at byte {to}, but the file has {length}: it is truncated"
+            )));
+        }
+        if bits(info) != (to - from).checked_mul(8) {
+            return Err(damaged(format!(
+                "tensor `{name}` has {} bytes, not what its shape needs",
+                to - from
+            )));
+        }
+        stretches.push(Stretch { range: from..to, rank: Rank::of_tensor(&name) });
+        end = to;
+    }
+    if end != length {
+        return Err(damaged(format!("{} bytes at its end belong to no tensor", length - end)));
+    }
+    Ok(stretches)
+}
+
+fn damaged(reason: String) -> Flaw {
+    Flaw::Damaged(reason)
+}
+
+/// Bits that a tensor's shape and type need; none when that is beyond all memory.
+fn bits(info: &TensorInfo) -> Option<u64> {
+    let dimensions = info.shape.iter().map(|length| *length as u64);
+    dimensions.chain([info.dtype.bitsize() as u64]).try_fold(1_u64, u64::checked_mul)
+}
