@@ -3,6 +3,7 @@
 use protocol::error_code::{self as code, ErrorCode};
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a store cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +184,12 @@ pub enum ImportError {
         /// Which limit it breaks.
         reason: String,
     },
+    /// Too long without a write: a sweep might take what was written for dead.
+    #[error("the import stood still for {} minutes; what it wrote may be swept away", silence.as_secs() / 60)]
+    Stalled {
+        /// How long.
+        silence: Duration,
+    },
     /// A file is not what it was when the import began.
     #[error("`{path}` changed during the import")]
     Changed {
@@ -210,10 +217,41 @@ impl ImportError {
             Self::Damaged { .. } => code::MODEL_WEIGHTS_DAMAGED,
             Self::PathRefused { .. } => code::MODEL_PATH_REFUSED,
             Self::TooLarge { .. } => code::MODEL_TOO_LARGE,
+            Self::Stalled { .. } => code::MODEL_IMPORT_STALLED,
             Self::Changed { .. } => code::MODEL_SOURCE_CHANGED,
             Self::Placement(error) => error.code(),
             Self::Store(error) => error.code(),
         }
+    }
+}
+
+/// Why a sweep removed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// What is asked for would reach imports that may still run.
+    #[error("only what is older than an hour may be swept, not what is {} minutes old", older_than.as_secs() / 60)]
+    Young {
+        /// What was asked for.
+        older_than: Duration,
+    },
+    /// Nobody says which models are registered.
+    #[error("read the register of models")]
+    Register(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A registered model cannot say which objects are its own.
+    #[error("model {root} is registered, but its manifest cannot be read, so its objects are not known")]
+    Manifest {
+        /// The model.
+        root: protocol::ModelRoot,
+        /// Why not.
+        source: ReadError,
+    },
+}
+
+impl SweepError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        code::SWEEP_REFUSED
     }
 }
 

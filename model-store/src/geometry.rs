@@ -48,6 +48,43 @@ pub(crate) fn is_object_name(name: &str) -> bool {
     }
 }
 
+/// Whether `name` is one that a directory gives to an object while it is written: `OBJECT#NUMBER`.
+pub(crate) fn is_leftover_name(name: &str) -> bool {
+    name.split_once('#').is_some_and(|(object, number)| {
+        let digits = (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+        digits && is_object_name(object)
+    })
+}
+
+/// What something in a store is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// Shards of the import with this nonce.
+    Shard(ModelNonce),
+    /// A copy of the manifest of this root.
+    Manifest(ModelRoot),
+    /// Left by a write that never ended, if it is old.
+    Leftover,
+}
+
+impl Name {
+    /// What has this name; none for what is not ours.
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        if is_leftover_name(name) {
+            return Some(Self::Leftover);
+        }
+        if !is_object_name(name) {
+            return None;
+        }
+        let mut parts = name.split('/').skip(2);
+        let part = parts.next()?;
+        match name.starts_with(MODELS) {
+            true => part.parse().ok().map(Self::Shard),
+            false => part.parse().ok().map(Self::Manifest),
+        }
+    }
+}
+
 /// The groups of one manifest.
 pub(crate) struct Geometry {
     code: ErasureCode,
@@ -117,6 +154,12 @@ mod tests {
         let manifest = manifest_path(ModelRoot(Digest([0x0c; 32]))).to_string();
         assert!(is_object_name(&object) && is_object_name(&manifest));
         assert!(object.starts_with(&model_prefix(nonce).to_string()));
+        assert_eq!(Name::of(&object), Some(Name::Shard(nonce)));
+        assert_eq!(Name::of(&manifest), Some(Name::Manifest(ModelRoot(Digest([0x0c; 32])))));
+        for written in [format!("{object}#1"), format!("{manifest}#23")] {
+            assert!(is_leftover_name(&written) && !is_object_name(&written));
+            assert_eq!(Name::of(&written), Some(Name::Leftover));
+        }
         let long = "a".repeat(64);
         for bad in [
             "",
@@ -135,8 +178,14 @@ mod tests {
             &format!("manifests/aa/{long}a"),
             &object.replace('-', "/"),
             "secret.txt",
+            &format!("{object}#"),
+            &format!("{object}#x"),
+            &format!("{object}#1#2"),
+            &format!("{object}#11111111111"),
+            "secret.txt#1",
         ] {
             assert!(!is_object_name(bad), "{bad}");
+            assert!(Name::of(bad).is_none_or(|name| name == Name::Leftover && bad.ends_with("#1")), "{bad}");
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::placement::{PlacementRule, place};
 use crate::pool::Pool;
 use crate::source::{Source, SourceFile, inspect};
 use crate::store::Store;
+use crate::sweep::IMPORT_SILENCE_MAX;
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
@@ -23,9 +24,9 @@ use protocol::model::{
 };
 use protocol::{Digest, ModelName, ModelRoot};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Groups in memory at once: one is coded while one is written.
 const GROUPS_IN_FLIGHT: usize = 2;
@@ -85,6 +86,24 @@ pub struct Imported {
     pub bytes_written: u64,
     /// From beginning to end.
     pub elapsed: Duration,
+    written_at: SystemTime,
+}
+
+impl Imported {
+    /// Whether it may still be registered: what was written longer ago may be swept away by the time that
+    /// the register has it.
+    ///
+    /// # Errors
+    /// [`ImportError::Stalled`].
+    pub fn check_fresh(&self, now: SystemTime) -> Result<(), ImportError> {
+        check_silence(self.written_at, now)
+    }
+}
+
+fn check_silence(last: SystemTime, now: SystemTime) -> Result<(), ImportError> {
+    // A clock that was set back says nothing.
+    let silence = now.duration_since(last).unwrap_or_default();
+    if silence > IMPORT_SILENCE_MAX { Err(ImportError::Stalled { silence }) } else { Ok(()) }
 }
 
 /// What is known before any byte is coded.
@@ -149,7 +168,8 @@ pub async fn import(
         stores: chosen,
         architecture,
     };
-    Ok(Imported { record, manifest, notes, bytes_written, elapsed: began.elapsed() })
+    let (elapsed, written_at) = (began.elapsed(), SystemTime::now());
+    Ok(Imported { record, manifest, notes, bytes_written, elapsed, written_at })
 }
 
 fn stopped() -> ImportError {
@@ -213,6 +233,7 @@ async fn write(
         geometry: Geometry::new(&plan.manifest),
         plan,
         bytes_done: AtomicU64::new(0),
+        written_at: Mutex::new(SystemTime::now()),
         progress: Box::new(move |bytes_done| progress(ImportProgress { bytes_done, bytes_total })),
     });
     // After a failure no further group begins, but every write under way is waited for: one that ended
@@ -243,6 +264,7 @@ async fn write(
     let path = manifest_path(root);
     written += (bytes.len() * stores.len()) as u64;
     all(stores.iter().map(|store| store.put(&path, bytes.clone().into()))).await?;
+    coder.wrote(SystemTime::now())?;
     Ok((Arc::new(manifest), written))
 }
 
@@ -252,6 +274,8 @@ struct Coding {
     coder: Coder,
     geometry: Geometry,
     bytes_done: AtomicU64,
+    /// When a group was last in all its stores. The wall clock counts on while the machine sleeps.
+    written_at: Mutex<SystemTime>,
     progress: Box<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -283,6 +307,7 @@ async fn write_group(
         async move { store.put(&path, payload).await }
     };
     all(stores.iter().enumerate().map(put)).await?;
+    coding.wrote(SystemTime::now())?;
     let written =
         |(index, coded): (&u32, Coded)| (*index, coded.digest, coded.shards, coded.block.len() as u64);
     Ok(segments.iter().zip(coded).map(written).collect())
@@ -296,6 +321,12 @@ async fn all(
 }
 
 impl Coding {
+    /// Notes that something was written, and that it was not too long after the last.
+    fn wrote(&self, now: SystemTime) -> Result<(), ImportError> {
+        let mut last = self.written_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        check_silence(std::mem::replace(&mut *last, now), now)
+    }
+
     /// Reads, hashes, encrypts and codes one segment.
     fn segment(&self, index: u32) -> Result<Coded, ImportError> {
         let manifest = &self.plan.manifest;

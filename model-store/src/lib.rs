@@ -9,6 +9,7 @@
 //! - [`import`] writes a directory or a file into stores; [`inspect`] says beforehand what it would refuse.
 //! - [`Reader`] reads any byte range, or fills a whole weights map in the order in which an engine needs it.
 //! - [`verify`] checks every shard, [`repair`] rewrites the wrong and missing ones; neither needs the key.
+//! - [`sweep`] takes away what imports that never ended have left.
 //! - [`Store`] is one `file://`, `s3://` or `node://` place; [`ShardService`] offers local directories to peers.
 //! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`]: who may read.
 //!
@@ -17,6 +18,7 @@
 
 mod codec;
 mod destination;
+mod disk;
 mod error;
 mod fault;
 mod geometry;
@@ -31,11 +33,12 @@ mod repair;
 mod service;
 mod source;
 mod store;
+mod sweep;
 #[cfg(test)]
 mod testing;
 
 pub use destination::{Destination, MapDestination, MemoryDestination};
-pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError};
+pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError, SweepError};
 pub use fault::{FaultKind, FaultSink, ShardFault, log_faults};
 pub use import::{ImportOptions, ImportProgress, Imported, import};
 pub use key::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
@@ -47,6 +50,10 @@ pub use repair::{HealthReport, RepairReport, repair, verify};
 pub use service::ShardService;
 pub use source::{Source, SourceFile, inspect};
 pub use store::{Context, NodeAddress, S3Settings, Store, open_store};
+pub use sweep::{
+    IMPORT_SILENCE_MAX, SWEEP_AGE_DEFAULT, SWEEP_AGE_MIN, SweepOptions, SweepProgress, SweepReport, Tally,
+    sweep,
+};
 
 /// A fresh random nonce for one import.
 ///

@@ -1,6 +1,7 @@
 //! Another node's store as an `object_store`: HTTP/2 requests over the overlay to its shard service.
 
 use crate::service::{ListPage, ListedObject, MEDIA_TYPE_PAGE, PAGE_BYTES_MAX};
+use crate::store::Listed;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -14,6 +15,7 @@ use object_store::{
 use overlay::{Body, Client};
 use std::io;
 use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const STORE: &str = "shard service";
 
@@ -66,11 +68,46 @@ impl RemoteStore {
         })
     }
 
-    async fn page(&self, prefix: Option<&Path>, after: &str) -> Result<ListPage> {
-        let prefix = prefix.map(ToString::to_string).unwrap_or_default();
-        let uri = format!("/shards/v1/{}?prefix={prefix}&after={after}", self.store);
+    /// Everything below `prefix`, with the leftovers of writes that never ended.
+    pub(crate) fn list_all(&self, prefix: &str) -> BoxStream<'static, Result<Listed>> {
+        let found = self.listed(prefix.into(), true);
+        let listed =
+            |ListedObject { name, bytes, modified_ms }| Listed { name, bytes, modified: time(modified_ms) };
+        found.map_ok(listed).boxed()
+    }
+
+    /// Removes an object, an old manifest, or an old leftover.
+    pub(crate) async fn remove(&self, name: &str) -> Result<()> {
+        let uri = format!("/shards/v1/{}/{}", self.store, name.replace('#', "%23"));
+        let request = Request::delete(uri).body(Body::empty()).map_err(generic)?;
+        self.exchange(request, name).await.map(drop)
+    }
+
+    /// Page by page.
+    fn listed(&self, prefix: String, leftovers: bool) -> BoxStream<'static, Result<ListedObject>> {
+        let store = self.clone();
+        let pages = stream::try_unfold(Some(String::new()), move |after| {
+            let (store, prefix) = (store.clone(), prefix.clone());
+            async move {
+                let Some(after) = after else { return Ok(None) };
+                let page = store.page(&prefix, &after, leftovers).await?;
+                let next = page.more.then(|| page.objects.last().map(|last| last.name.clone())).flatten();
+                // A page that does not move on would never end.
+                if next.as_ref().is_some_and(|next| *next <= after) {
+                    return Err(invalid("the listing does not advance"));
+                }
+                Ok(Some((page.objects, next)))
+            }
+        });
+        pages.map_ok(|objects| stream::iter(objects).map(Ok)).try_flatten().boxed()
+    }
+
+    async fn page(&self, prefix: &str, after: &str, leftovers: bool) -> Result<ListPage> {
+        let after = after.replace('#', "%23");
+        let more = if leftovers { "&leftovers=true" } else { "" };
+        let uri = format!("/shards/v1/{}?prefix={prefix}&after={after}{more}", self.store);
         let request = Request::get(uri).header(header::ACCEPT, MEDIA_TYPE_PAGE).body(Body::empty());
-        let response = self.exchange(request.map_err(generic)?, &prefix).await?;
+        let response = self.exchange(request.map_err(generic)?, prefix).await?;
         let bytes = collect(response, PAGE_BYTES_MAX).await?;
         protocol::canonical::from_bytes(&bytes, PAGE_BYTES_MAX).map_err(generic)
     }
@@ -96,8 +133,13 @@ async fn collect(response: Response<overlay::ResponseBody>, limit: usize) -> Res
         .map_err(|error| generic(io::Error::other(error)))
 }
 
+/// A peer may claim any time; later than the year 9999 there is none that everybody can hold.
+fn time(modified_ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(modified_ms.min(253_402_300_799_000))
+}
+
 fn meta(location: Path, size: u64, modified_ms: u64) -> ObjectMeta {
-    let modified = std::time::UNIX_EPOCH + std::time::Duration::from_millis(modified_ms);
+    let modified = time(modified_ms);
     ObjectMeta { location, last_modified: modified.into(), size, e_tag: None, version: None }
 }
 
@@ -178,24 +220,11 @@ impl ObjectStore for RemoteStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (store, prefix) = (self.clone(), prefix.cloned());
-        let pages = stream::try_unfold(Some(String::new()), move |after| {
-            let (store, prefix) = (store.clone(), prefix.clone());
-            async move {
-                let Some(after) = after else { return Ok(None) };
-                let page = store.page(prefix.as_ref(), &after).await?;
-                let next = page.more.then(|| page.objects.last().map(|last| last.name.clone())).flatten();
-                // A page that does not move on would never end.
-                if next.as_ref().is_some_and(|next| *next <= after) {
-                    return Err(invalid("the listing does not advance"));
-                }
-                Ok(Some((page.objects, next)))
-            }
-        });
+        let found = self.listed(prefix.map(ToString::to_string).unwrap_or_default(), false);
         let listed = |ListedObject { name, bytes, modified_ms }| {
             Ok(meta(Path::parse(&name).map_err(generic)?, bytes, modified_ms))
         };
-        pages.map_ok(move |objects| stream::iter(objects).map(listed)).try_flatten().boxed()
+        found.map(move |object| object.and_then(listed)).boxed()
     }
 
     async fn list_with_delimiter(&self, _prefix: Option<&Path>) -> Result<ListResult> {

@@ -1,12 +1,16 @@
 //! Local directories offered to admitted peers: the shard service, an axum router for an overlay listener.
 //!
 //! Who may connect is the listener's `PeerPolicy`; this router answers nobody whose key was not proven. It
-//! knows only the two shapes of names that this crate makes, stores encrypted shards and manifests, and
-//! deletes shards only. An object is acknowledged when it is durable; a torn upload leaves nothing.
+//! knows only the two shapes of names that this crate makes, and stores encrypted shards and manifests. It
+//! deletes shards when asked to; manifests and leftovers of torn writes only when they are old by its own
+//! clock. An object is acknowledged when it is durable; a torn upload leaves nothing. A disk that hangs
+//! keeps its few places and none of its neighbours'.
 
+use crate::disk::Disk;
 use crate::error::StoreError;
-use crate::geometry::{MODELS, is_object_name};
-use crate::store::is_full;
+use crate::geometry::{MODELS, Name, is_leftover_name, is_object_name};
+use crate::store::{Listed, is_full, panicked, walk};
+use crate::sweep::SWEEP_AGE_MIN;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, Request, State};
@@ -15,10 +19,13 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt};
+use object_store::{
+    GetOptions, GetRange, GetResult, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
+};
 use overlay::Peer;
 use protocol::ErrorCode;
 use protocol::error_code as code;
@@ -26,9 +33,11 @@ use protocol::limits::{MODEL_MANIFEST_BYTES_MAX, SEGMENT_BYTES_MAX};
 use protocol::model::SEGMENTS_PER_OBJECT_MAX;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 /// Largest object: a manifest, or the shards of a full group of a model with one data shard.
@@ -42,8 +51,9 @@ pub(crate) const PAGE_BYTES_MAX: usize = 256 * 1024;
 pub(crate) const MEDIA_TYPE_PAGE: &str = "application/cbor";
 /// Writes in progress at once, so that uploads in memory stay below 64 MiB.
 const WRITES_MAX: usize = 32;
-/// Bytes gathered before they are written.
+/// Bytes gathered before they are written, and read before they are sent.
 const WRITE_BYTES: usize = 1024 * 1024;
+const READ_BYTES: u64 = 1024 * 1024;
 /// Longest name of a store.
 const STORE_NAME_BYTES_MAX: usize = 32;
 
@@ -90,8 +100,26 @@ pub struct ShardService {
 
 #[derive(Debug)]
 struct Inner {
-    stores: BTreeMap<String, LocalFileSystem>,
+    stores: BTreeMap<String, Place>,
     writes: Semaphore,
+}
+
+/// One directory.
+#[derive(Debug)]
+struct Place {
+    root: PathBuf,
+    objects: Arc<dyn ObjectStore>,
+    disk: Disk,
+}
+
+impl Place {
+    /// Does something with the directory in a place of its disk.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        Ok(self.disk.run(work).await.unwrap_or_else(|| Err(panicked()))?)
+    }
 }
 
 /// What goes back to a peer instead of an object.
@@ -143,9 +171,10 @@ impl ShardService {
             {
                 return Err(unreachable(error.to_string()));
             }
-            let store =
+            let objects =
                 LocalFileSystem::new_with_prefix(path).map_err(|error| unreachable(error.to_string()))?;
-            Ok((name.clone(), store.with_fsync(true)))
+            let objects = Arc::new(objects.with_fsync(true));
+            Ok((name.clone(), Place { root: path.clone(), objects, disk: Disk::default() }))
         };
         let stores = directories.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { inner: Arc::new(Inner { stores, writes: Semaphore::new(WRITES_MAX) }) })
@@ -169,7 +198,7 @@ impl ShardService {
 }
 
 impl Inner {
-    fn store(&self, name: &str) -> Result<&LocalFileSystem, Refusal> {
+    fn store(&self, name: &str) -> Result<&Place, Refusal> {
         let missing = || Refusal(StatusCode::NOT_FOUND, code::STORE_REFUSED, "no such store".into());
         self.stores.get(name).ok_or_else(missing)
     }
@@ -209,9 +238,11 @@ async fn read(
         }
         _ => Refusal::from(error),
     };
-    let found = store.get_opts(&path, options).await.map_err(unsatisfiable)?;
+    let objects = store.objects.clone();
+    let found = store.run(async move { Ok(objects.get_opts(&path, options).await) }).await?;
+    let found = found.map_err(unsatisfiable)?;
     let (range, size) = (found.range.clone(), found.meta.size);
-    let body = if head { Body::empty() } else { Body::from_stream(found.into_stream()) };
+    let body = if head { Body::empty() } else { Body::from_stream(contents(found, store.disk.clone())) };
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_LENGTH, (range.end - range.start).into());
     if partial {
@@ -221,6 +252,36 @@ async fn read(
         response.headers_mut().insert(header::CONTENT_RANGE, value);
     }
     Ok(response)
+}
+
+/// The bytes of an object, part by part. Only reading takes a place of the disk: a peer that is slow to take
+/// the bytes holds up nobody.
+fn contents(found: GetResult, disk: Disk) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let (file, range) = match found.payload {
+        GetResultPayload::File(file, _) => (file, found.range),
+        GetResultPayload::Stream(bytes) => return bytes,
+    };
+    let parts = stream::try_unfold((file, range), move |(file, range)| {
+        let disk = disk.clone();
+        async move {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let (start, end) = (range.start, range.end.min(range.start + READ_BYTES));
+            let reading = disk.run_blocking(move || {
+                let mut bytes = vec![0; (end - start) as usize];
+                file.read_exact_at(&mut bytes, start).map(|()| (Bytes::from(bytes), file))
+            });
+            match reading.await {
+                Some(Ok((bytes, file))) => Ok(Some((bytes, (file, end..range.end)))),
+                Some(Err(error)) => {
+                    Err(object_store::Error::Generic { store: "directory", source: Box::new(error) })
+                }
+                None => Err(panicked()),
+            }
+        }
+    });
+    parts.boxed()
 }
 
 /// One range of bytes, as HTTP writes it (RFC 9110, section 14.1).
@@ -256,55 +317,116 @@ async fn write(
         return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, code::STORE_REFUSED, text));
     }
     let _place = inner.writes.acquire().await.expect("the semaphore is never closed");
-    let mut upload = store.put_multipart(&path).await?;
-    let written = match fill(&mut *upload, request.into_body(), length).await {
-        Ok(()) => upload.complete().await.map(drop).map_err(Refusal::from),
-        Err(refusal) => Err(refusal),
-    };
-    if let Err(refusal) = written {
-        if let Err(error) = upload.abort().await {
-            tracing::debug!(%error, "abort an upload");
+    let (objects, runtime) = (store.objects.clone(), Handle::current());
+    // It makes a file before it first waits, so a thread that may block does it.
+    let begin = move || runtime.block_on(async move { objects.put_multipart(&path).await });
+    let upload = store.disk.run_blocking(begin).await.unwrap_or_else(|| Err(panicked()))?;
+    match fill(upload, store, request.into_body(), length).await {
+        Ok(mut upload) => {
+            store.run(async move { finish(&mut *upload).await }).await?;
+            Ok(StatusCode::NO_CONTENT)
         }
-        return Err(refusal);
+        Err((mut upload, refusal)) => {
+            let aborted = store.run(async move { upload.abort().await }).await;
+            if let Err(Refusal(_, _, text)) = aborted {
+                tracing::debug!(text, "abort an upload");
+            }
+            Err(refusal)
+        }
     }
-    Ok(StatusCode::NO_CONTENT)
 }
 
+/// Makes an upload an object, or leaves nothing of it.
+async fn finish(upload: &mut dyn MultipartUpload) -> object_store::Result<()> {
+    let completed = upload.complete().await.map(drop);
+    if completed.is_err()
+        && let Err(error) = upload.abort().await
+    {
+        tracing::debug!(%error, "abort an upload");
+    }
+    completed
+}
+
+type Upload = Box<dyn MultipartUpload>;
+
 /// Writes the body part by part; it must have exactly `length` bytes.
-async fn fill(upload: &mut dyn MultipartUpload, body: Body, length: u64) -> Result<(), Refusal> {
+async fn fill(
+    mut upload: Upload,
+    store: &Place,
+    body: Body,
+    length: u64,
+) -> Result<Upload, (Upload, Refusal)> {
     let mut body = body.into_data_stream();
     let mut gathered = BytesMut::new();
     let mut received = 0;
-    while let Some(chunk) = body.next().await {
-        let chunk: Bytes = chunk.map_err(|_| refuse("the upload broke off"))?;
+    loop {
+        let chunk = match body.next().await.transpose() {
+            Ok(chunk) => chunk,
+            Err(_) => return Err((upload, refuse("the upload broke off"))),
+        };
+        let last = chunk.is_none();
+        let chunk: Bytes = chunk.unwrap_or_default();
         received += chunk.len() as u64;
         if received > length {
-            return Err(refuse("the upload is longer than it says"));
+            return Err((upload, refuse("the upload is longer than it says")));
+        }
+        if last && received != length {
+            return Err((upload, refuse("the upload is shorter than it says")));
         }
         gathered.extend_from_slice(&chunk);
-        if gathered.len() >= WRITE_BYTES {
-            upload.put_part(gathered.split().freeze().into()).await?;
+        if gathered.len() >= WRITE_BYTES || (last && !gathered.is_empty()) {
+            let part = upload.put_part(gathered.split().freeze().into());
+            if let Err(refusal) = store.run(part).await {
+                return Err((upload, refusal));
+            }
+        }
+        if last {
+            return Ok(upload);
         }
     }
-    if received != length {
-        return Err(refuse("the upload is shorter than it says"));
-    }
-    if !gathered.is_empty() {
-        upload.put_part(gathered.freeze().into()).await?;
-    }
-    Ok(())
 }
 
 async fn remove(
     State(inner): State<Arc<Inner>>,
     UrlPath((store, object)): UrlPath<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
-    let (store, path) = (inner.store(&store)?, object_path(&object)?);
-    if !object.starts_with(MODELS) {
-        return Err(refuse("manifests are not deleted over the network"));
+    let store = inner.store(&store)?;
+    match Name::of(&object) {
+        Some(Name::Shard(_)) => {
+            let (objects, path) = (store.objects.clone(), object_path(&object)?);
+            store.run(async move { objects.delete(&path).await }).await?;
+        }
+        Some(Name::Manifest(_) | Name::Leftover) => {
+            let (file, now) = (store.root.join(&object), SystemTime::now());
+            let removed = store.disk.run_blocking(move || remove_old(&file, now)).await;
+            removed.unwrap_or_else(|| Err(panicked().into()))?;
+        }
+        None => return Err(refuse("the name is not one of an object")),
     }
-    store.delete(&path).await?;
+    if object.starts_with(MODELS) {
+        // With the last of them an import's directory goes. No other import ever has the same.
+        let directory = store.root.join(&object).parent().map(Path::to_path_buf);
+        let gone = move || directory.is_some_and(|directory| std::fs::remove_dir(directory).is_ok());
+        store.disk.run_blocking(gone).await;
+    }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a file unless it is young: then whoever makes it may not have told anybody yet.
+fn remove_old(file: &Path, now: SystemTime) -> Result<(), Refusal> {
+    let failed = |source: std::io::Error| {
+        let (path, source) = (file.display().to_string(), Box::new(source));
+        Refusal::from(match source.kind() {
+            std::io::ErrorKind::NotFound => object_store::Error::NotFound { path, source },
+            _ => object_store::Error::Generic { store: "directory", source },
+        })
+    };
+    let modified =
+        std::fs::symlink_metadata(file).and_then(|metadata| metadata.modified()).map_err(failed)?;
+    if now.duration_since(modified).is_ok_and(|age| age > SWEEP_AGE_MIN) {
+        return std::fs::remove_file(file).map_err(failed);
+    }
+    Err(refuse("manifests and leftovers younger than an hour stay"))
 }
 
 /// What a listing asks for.
@@ -315,28 +437,33 @@ struct ListQuery {
     prefix: String,
     #[serde(default)]
     after: String,
+    /// Also what writes that never ended have left.
+    #[serde(default)]
+    leftovers: bool,
 }
 
 async fn list(
     State(inner): State<Arc<Inner>>,
     UrlPath(store): UrlPath<String>,
-    Query(ListQuery { prefix, after }): Query<ListQuery>,
+    Query(ListQuery { prefix, after, leftovers }): Query<ListQuery>,
 ) -> Result<Response, Refusal> {
     let store = inner.store(&store)?;
-    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'/' || b == b'-');
-    let parsed = ObjectPath::parse(&prefix).ok().filter(|_| plain(&prefix) && plain(&after));
-    let parsed = parsed.ok_or_else(|| refuse("prefix and start of a listing are names"))?;
+    let plain =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'#'));
+    if !plain(&prefix) || !plain(&after) {
+        return Err(refuse("prefix and start of a listing are names"));
+    }
     // The directory is read in no order, so keep the first page's worth of names while going through it.
     let mut page = BTreeMap::new();
     let mut more = false;
-    let mut found = store.list(Some(&parsed));
-    while let Some(meta) = found.try_next().await? {
-        let name = meta.location.to_string();
-        if name <= after || !is_object_name(&name) {
+    let mut found = walk(&store.root, prefix.trim_end_matches('/'), &store.disk);
+    while let Some(Listed { name, bytes, modified }) = found.try_next().await? {
+        let wanted = is_object_name(&name) || leftovers && is_leftover_name(&name);
+        if name <= after || !wanted {
             continue;
         }
-        let modified_ms = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0);
-        page.insert(name, (meta.size, modified_ms));
+        let modified = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        page.insert(name, (bytes, u64::try_from(modified.as_millis()).unwrap_or(u64::MAX)));
         if page.len() > PAGE_OBJECTS_MAX {
             page.pop_last();
             more = true;

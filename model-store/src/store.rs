@@ -4,6 +4,11 @@
 //! speed hangs on; everything else about it, durable writes above all, is `object_store`'s. A store that
 //! cannot be opened is still a [`Store`]: its shards are unreachable, and reading goes on without them.
 
+mod list;
+
+pub(crate) use list::{Listed, walk};
+
+use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::geometry::is_object_name;
 use crate::remote::RemoteStore;
@@ -68,6 +73,8 @@ pub struct Context {
     s3: S3Settings,
     /// One connection per node, shared by all stores behind it.
     clients: Arc<Mutex<BTreeMap<PublicKey, (SocketAddr, Client)>>>,
+    /// One bound per directory, shared by all that open it.
+    disks: Arc<Mutex<BTreeMap<PathBuf, Disk>>>,
 }
 
 impl std::fmt::Debug for Context {
@@ -109,6 +116,11 @@ impl Context {
         self
     }
 
+    fn disk(&self, directory: &Path) -> Disk {
+        let mut disks = self.disks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        disks.entry(directory.into()).or_default().clone()
+    }
+
     fn client(&self, node: NodeAddress) -> Option<Client> {
         let identity = self.identity.clone()?;
         let mut clients = self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -132,7 +144,8 @@ pub struct Store {
 
 #[derive(Debug, Clone)]
 enum Access {
-    Directory { root: PathBuf, objects: Arc<dyn ObjectStore> },
+    Directory { root: PathBuf, objects: Arc<dyn ObjectStore>, disk: Disk },
+    Node { remote: RemoteStore, objects: Arc<dyn ObjectStore> },
     Objects(Arc<dyn ObjectStore>),
     Closed(Arc<StoreError>),
 }
@@ -154,7 +167,7 @@ pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store
             if path == Path::new("/") {
                 return Err(refused("it names no directory"));
             }
-            directory(&reference.url, &path)?
+            directory(&reference.url, &path, context)?
         }
         "s3" => Access::Objects(s3(&url, &context.s3).map_err(|reason| refused(&reason))?),
         "node" => node(&url, reference, context, refused)?,
@@ -163,7 +176,7 @@ pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store
     Ok(Store { reference: reference.clone(), access })
 }
 
-fn directory(url: &str, path: &Path) -> Result<Access, StoreError> {
+fn directory(url: &str, path: &Path, context: &Context) -> Result<Access, StoreError> {
     let unreachable = |reason: String| StoreError::Unreachable { url: url.into(), reason };
     match std::fs::create_dir(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -173,7 +186,8 @@ fn directory(url: &str, path: &Path) -> Result<Access, StoreError> {
     }
     let objects = LocalFileSystem::new_with_prefix(path).map_err(|error| unreachable(error.to_string()))?;
     // An object is acknowledged once it and its directory entry are on the disk.
-    Ok(Access::Directory { root: path.into(), objects: Arc::new(objects.with_fsync(true)) })
+    let objects = Arc::new(objects.with_fsync(true));
+    Ok(Access::Directory { root: path.into(), objects, disk: context.disk(path) })
 }
 
 fn s3(url: &Url, settings: &S3Settings) -> Result<Arc<dyn ObjectStore>, String> {
@@ -212,14 +226,15 @@ fn node(
         && *own == name
     {
         let path = directories.get(store).ok_or_else(|| refused("this node has no store of this name"))?;
-        return directory(&reference.url, path);
+        return directory(&reference.url, path, context);
     }
     let resolve = context.resolve.as_ref().ok_or_else(|| refused("this process reaches no nodes"))?;
     let unreachable =
         |reason: &str| StoreError::Unreachable { url: reference.url.clone(), reason: reason.into() };
     let address = resolve(&name).ok_or_else(|| unreachable("no such node, or it offers no storage"))?;
     let client = context.client(address).ok_or_else(|| refused("this process has no identity"))?;
-    Ok(Access::Objects(Arc::new(RemoteStore::new(client, store))))
+    let remote = RemoteStore::new(client, store);
+    Ok(Access::Node { objects: Arc::new(remote.clone()), remote })
 }
 
 impl Store {
@@ -268,11 +283,30 @@ impl Store {
 
     fn objects(&self) -> Result<&Arc<dyn ObjectStore>, StoreError> {
         match &self.access {
-            Access::Directory { objects, .. } | Access::Objects(objects) => Ok(objects),
+            Access::Directory { objects, .. } | Access::Node { objects, .. } | Access::Objects(objects) => {
+                Ok(objects)
+            }
             Access::Closed(error) => {
                 Err(StoreError::Unreachable { url: self.reference.url.clone(), reason: error.to_string() })
             }
         }
+    }
+
+    /// Asks the store for something and waits for it no longer than a request may take. A request to another
+    /// machine is given up then; one to a disk cannot be, and keeps its place until the disk answers.
+    async fn ask<T: Send + 'static>(
+        &self,
+        path: &ObjectPath,
+        request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let answer = match &self.access {
+            Access::Directory { disk, .. } => {
+                let asked = tokio::time::timeout(REQUEST_LIMIT, disk.run(request)).await;
+                asked.map(|answer| answer.unwrap_or_else(|| Err(panicked())))
+            }
+            _ => tokio::time::timeout(REQUEST_LIMIT, request).await,
+        };
+        answer.map_err(|_| self.late())?.map_err(|error| self.failed(path, error))
     }
 
     /// Writes an object as a whole: it is durable, or it is not there, or the old one still is.
@@ -281,9 +315,8 @@ impl Store {
     /// See [`StoreError`].
     pub(crate) async fn put(&self, path: &ObjectPath, payload: PutPayload) -> Result<(), StoreError> {
         debug_assert!(is_object_name(path.as_ref()), "{path}");
-        let objects = self.objects()?.clone();
-        let put = tokio::time::timeout(REQUEST_LIMIT, objects.put(path, payload)).await;
-        put.map_err(|_| self.late())?.map(drop).map_err(|error| self.failed(path, error))
+        let (objects, at) = (self.objects()?.clone(), path.clone());
+        self.ask(path, async move { objects.put(&at, payload).await }).await.map(drop)
     }
 
     /// Reads a whole object of at most `limit` bytes.
@@ -291,15 +324,16 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub(crate) async fn get(&self, path: &ObjectPath, limit: usize) -> Result<Bytes, StoreError> {
-        let reading = async {
-            let result = self.objects()?.get(path).await.map_err(|error| self.failed(path, error))?;
-            if result.meta.size > limit as u64 {
-                let reason = format!("object `{path}` has {} bytes, more than {limit}", result.meta.size);
-                return Err(StoreError::Refused { url: self.url().into(), reason });
-            }
-            result.bytes().await.map_err(|error| self.failed(path, error))
+        let (objects, at) = (self.objects()?.clone(), path.clone());
+        let reading = async move {
+            let found = objects.get(&at).await?;
+            let size = found.meta.size;
+            if size > limit as u64 { Ok(Err(size)) } else { found.bytes().await.map(Ok) }
         };
-        tokio::time::timeout(REQUEST_LIMIT, reading).await.map_err(|_| self.late())?
+        self.ask(path, reading).await?.map_err(|size| {
+            let reason = format!("object `{path}` has {size} bytes, more than {limit}");
+            StoreError::Refused { url: self.url().into(), reason }
+        })
     }
 
     /// Reads a range of an object. A range that reaches over its end gives fewer bytes, or an error.
@@ -307,9 +341,8 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub(crate) async fn get_range(&self, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let objects = self.objects()?;
-        let get = tokio::time::timeout(REQUEST_LIMIT, objects.get_range(path, range)).await;
-        get.map_err(|_| self.late())?.map_err(|error| self.failed(path, error))
+        let (objects, at) = (self.objects()?.clone(), path.clone());
+        self.ask(path, async move { objects.get_range(&at, range).await }).await
     }
 
     /// Removes what lies below `prefix`, as far as it goes.
@@ -339,6 +372,12 @@ impl Store {
             error => StoreError::Unreachable { url, reason: chain(&error) },
         }
     }
+}
+
+/// What a request that panicked came to: a broken invariant of one request, not the end of the process.
+pub(crate) fn panicked() -> object_store::Error {
+    let source = Box::new(std::io::Error::other("the request panicked"));
+    object_store::Error::Generic { store: "directory", source }
 }
 
 /// Whether somewhere beneath an error the operating system said that there is no room (or no quota) left.

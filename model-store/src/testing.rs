@@ -7,7 +7,7 @@ use futures::stream::{BoxStream, StreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as ObjectResult,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as ObjectResult, UploadPart,
 };
 use protocol::model::{ErasureCode, ModelManifest, ModelNonce, StoreReference};
 use std::collections::BTreeMap;
@@ -276,8 +276,12 @@ pub(crate) fn flip(path: &Path, byte: usize, bit: u8) {
 pub(crate) struct Script {
     /// Writes that succeed before every later one fails.
     pub(crate) writes_left: Option<AtomicU64>,
+    /// Parts of multipart uploads that succeed before one fails.
+    pub(crate) parts_left: Option<AtomicU64>,
     /// Whether failing writes say that the disk is full.
     pub(crate) full: bool,
+    /// Objects that a listing names before it breaks off.
+    pub(crate) list_breaks_after: Option<usize>,
     /// How long a read takes.
     pub(crate) read_delay: Duration,
     /// Reads begun.
@@ -301,8 +305,79 @@ impl Faulty {
         let path = world.store_directory(number);
         std::fs::create_dir_all(&path).expect("create");
         let inner = object_store::local::LocalFileSystem::new_with_prefix(path).expect("a directory");
-        let faulty = Self { inner: Arc::new(inner), script: script.clone() };
+        let faulty = Self::new(Arc::new(inner), script);
         Store::from_objects(world.reference(number), Arc::new(faulty))
+    }
+
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, script: &Arc<Script>) -> Self {
+        Self { inner, script: script.clone() }
+    }
+}
+
+impl Script {
+    fn failure(&self) -> object_store::Error {
+        let kind = if self.full { std::io::ErrorKind::StorageFull } else { std::io::ErrorKind::Other };
+        let source = Box::new(std::io::Error::new(kind, "scripted"));
+        object_store::Error::Generic { store: "faulty", source }
+    }
+}
+
+/// An upload of which one part fails.
+#[derive(Debug)]
+struct FaultyUpload {
+    inner: Box<dyn MultipartUpload>,
+    script: Arc<Script>,
+}
+
+#[async_trait]
+impl MultipartUpload for FaultyUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let take = |left: u64| Some(left.wrapping_sub(1));
+        let left = self.script.parts_left.as_ref();
+        let left = left.and_then(|left| left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).ok());
+        if left == Some(0) {
+            let failure = self.script.failure();
+            return Box::pin(async move { Err(failure) });
+        }
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> ObjectResult<PutResult> {
+        self.inner.complete().await
+    }
+
+    async fn abort(&mut self) -> ObjectResult<()> {
+        self.inner.abort().await
+    }
+}
+
+/// A disk of 1 MiB, as long as this value lives.
+pub(crate) struct TinyDisk(PathBuf);
+
+impl TinyDisk {
+    /// Mounts one at a directory that it makes, where this process may; otherwise says so.
+    pub(crate) fn mount(path: &Path) -> Option<Self> {
+        std::fs::create_dir(path).expect("create");
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(path)
+            .output();
+        if mount.is_ok_and(|output| output.status.success()) {
+            return Some(Self(path.into()));
+        }
+        println!("skipped: this process may not mount; the scripted stores show the same");
+        None
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file open must not keep the mount in the way.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -323,13 +398,7 @@ impl ObjectStore for Faulty {
         if let Some(left) = &self.script.writes_left {
             let take = |left: u64| left.checked_sub(1);
             if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
-                let kind = if self.script.full {
-                    std::io::ErrorKind::StorageFull
-                } else {
-                    std::io::ErrorKind::Other
-                };
-                let source = Box::new(std::io::Error::new(kind, "scripted"));
-                return Err(object_store::Error::Generic { store: "faulty", source });
+                return Err(self.script.failure());
             }
         }
         let bytes = payload.content_length() as u64;
@@ -345,7 +414,8 @@ impl ObjectStore for Faulty {
         location: &ObjectPath,
         opts: PutMultipartOptions,
     ) -> ObjectResult<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await
+        let inner = self.inner.put_multipart_opts(location, opts).await?;
+        Ok(Box::new(FaultyUpload { inner, script: self.script.clone() }))
     }
 
     async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> ObjectResult<GetResult> {
@@ -366,7 +436,13 @@ impl ObjectStore for Faulty {
     }
 
     fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
-        self.inner.list(prefix)
+        let found = self.inner.list(prefix);
+        let Some(after) = self.script.list_breaks_after else { return found };
+        let source = || Box::new(std::io::Error::other("scripted"));
+        let broken = futures::stream::once(async move {
+            Err(object_store::Error::Generic { store: "faulty", source: source() })
+        });
+        found.take(after).chain(broken).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> ObjectResult<ListResult> {

@@ -169,6 +169,8 @@ codes! {
     MODEL_PATH_REFUSED = "model-path-refused";
     /// A model is larger than a manifest can name.
     MODEL_TOO_LARGE = "model-too-large";
+    /// An import stood still for too long to be sure that what it wrote is still there.
+    MODEL_IMPORT_STALLED = "model-import-stalled";
     /// A model's files changed while they were imported.
     MODEL_SOURCE_CHANGED = "model-source-changed";
     /// A model's manifest is in no store, or is not the one that the root names.
@@ -185,6 +187,10 @@ codes! {
     STORE_FULL = "store-full";
     /// A store refuses an object's name, size or this peer.
     STORE_REFUSED = "store-refused";
+    /// A sweep was not begun, because it could not be sure what is still needed.
+    SWEEP_REFUSED = "sweep-refused";
+    /// A sweep could not list or clean every store.
+    SWEEP_INCOMPLETE = "sweep-incomplete";
     /// A shard is missing from its store.
     SHARD_MISSING = "shard-missing";
     /// A shard's bytes are not the ones that were stored.

@@ -74,7 +74,7 @@ enum Command {
     /// List, admit and remove nodes
     #[command(subcommand)]
     Node(nodes::NodeCommand),
-    /// Import, list, check and repair models
+    /// Import, list, check and repair models, and sweep their stores
     #[command(subcommand)]
     Model(models::ModelCommand),
     /// Print a commented manifest that is valid as it is

@@ -9,10 +9,10 @@ use crate::session::Session;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::ModelName;
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord};
+use protocol::{ModelName, error_code};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +45,27 @@ pub(crate) enum ModelCommand {
         #[arg(long, value_name = "DIR")]
         node: Option<PathBuf>,
     },
+    /// Remove from stores what imports that never ended have left there
+    Sweep(SweepArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quorate model sweep --dry-run\n  quorate model sweep --older-than 6h\n  quorate model sweep --store s3://bucket/models\n\nWhat a registered model names stays, and so does everything younger than --older-than. Only this cluster's\nregister is asked: never sweep a store that another cluster uses too. Stores of nodes are this cluster's\nalone and are swept unless others are named. After control was restored from a backup, look at --dry-run first."
+)]
+pub(crate) struct SweepArguments {
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Leave alone what is younger; at least an hour
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    older_than: humantime::Duration,
+    /// A store of this cluster alone; may be given several times [default: every store of every admitted node]
+    #[arg(long, value_name = "URL")]
+    store: Vec<String>,
+    /// State directory of a node on this machine [default: the context's]
+    #[arg(long, value_name = "DIR")]
+    node: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -103,7 +124,26 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             environment.output().print(&report, node::RepairSummary::text);
             Ok(())
         }
+        ModelCommand::Sweep(arguments) => sweep(arguments, &context, environment).await,
     }
+}
+
+async fn sweep(arguments: SweepArguments, context: &Context, environment: &Environment) -> Result<()> {
+    let session = Session::open(context).await?;
+    let access = ModelAccess::open(&node_directory(context, arguments.node)?, &session.circle)?;
+    let stores = if arguments.store.is_empty() {
+        access.stores_of_all_nodes(&session.circle).await?
+    } else {
+        arguments.store.iter().map(|url| node::store_reference(url)).collect()
+    };
+    let (older_than, remove) = (arguments.older_than.into(), !arguments.dry_run);
+    let report = access.sweep(&session, &stores, older_than, remove, progress_bar(0)).await?;
+    environment.output().print(&report, node::SweepSummary::text);
+    if report.failures.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} of {} stores could not be swept", report.failures.len(), stores.len());
+    Err(node::ModelFailure { code: error_code::SWEEP_INCOMPLETE, message }.into())
 }
 
 async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {

@@ -1,10 +1,13 @@
 //! A node's directory and its agent: keys, what it asked to be admitted as, and the wiring of `gpu-agent`.
 
 mod models;
+mod sweep;
 
 pub use models::{
-    HealthSummary, ImportRequest, ImportSummary, ModelAccess, RepairSummary, store_reference, wrap_models_to,
+    HealthSummary, ImportRequest, ImportSummary, ModelAccess, ModelFailure, RepairSummary, store_reference,
+    wrap_models_to,
 };
+pub use sweep::SweepSummary;
 
 use crate::files;
 use anyhow::{Context as _, Result, anyhow};

@@ -14,11 +14,12 @@ use protocol::api::{ModelWraps, Page, PutWraps};
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
-use protocol::{ModelName, NodeId, NodeName};
+use protocol::{ErrorCode, ModelName, NodeId, NodeName};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// What is to be imported, and how.
 pub struct ImportRequest {
@@ -131,8 +132,8 @@ impl RepairSummary {
 
 /// Reads and writes models with a node's identity.
 pub struct ModelAccess {
-    context: StoreContext,
-    pool: Arc<Pool>,
+    pub(super) context: StoreContext,
+    pub(super) pool: Arc<Pool>,
     directory: PathBuf,
     node: NodeId,
 }
@@ -201,10 +202,11 @@ impl ModelAccess {
         };
         let imported = model_store::import(source, options, &stores, &key, &self.pool, progress)
             .await
-            .map_err(|error| anyhow!("{}: {}", error.code(), chain(&error)))?;
+            .map_err(|error| ModelFailure::of(error.code(), &error))?;
         bar.finish_and_clear();
-        let record = imported.record;
+        let record = imported.record.clone();
         let wraps = wrap_to_all(&key, &record, &session.circle)?;
+        imported.check_fresh(SystemTime::now()).map_err(|error| ModelFailure::of(error.code(), &error))?;
         let path = format!("/v1/models/{}/wraps", record.root);
         let _: serde_json::Value = session.client.post("/v1/models", &record).await?;
         let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps }).await?;
@@ -274,7 +276,7 @@ impl ModelAccess {
         let memory = Arc::new(MemoryDestination::new(0, length));
         let reader = Reader::open(manifest, &key, stores, self.pool.clone(), faults)?;
         let report = reader.fill(memory, Arc::new(|_| ())).await;
-        report.map_err(|error| anyhow!("{}: {}", error.code(), chain(&error)))
+        report.map_err(|error| ModelFailure::of(error.code(), &error).into())
     }
 
     /// The model's manifest and its stores in shard order.
@@ -289,8 +291,25 @@ impl ModelAccess {
             record.stores.iter().map(|store| Store::open_or_closed(store, &self.context)).collect();
         let manifest = model_store::fetch_manifest(record.root, &stores, &self.pool)
             .await
-            .map_err(|error| anyhow!("{}: {}", error.code(), chain(&error)))?;
+            .map_err(|error| ModelFailure::of(error.code(), &error))?;
         Ok((manifest, stores))
+    }
+}
+
+/// Why something with a model failed, with the code that `quorate explain` knows.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ModelFailure {
+    /// The code.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+impl ModelFailure {
+    /// An error, with all that caused it.
+    pub(super) fn of(code: ErrorCode, error: &dyn std::error::Error) -> Self {
+        Self { code, message: chain(error) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Imports: what is refused before anything is written, and what an interruption leaves.
 
 use super::*;
-use crate::testing::{Faulty, Gguf, Script, World};
+use crate::testing::{Faulty, Gguf, Script, TinyDisk, World};
 use crate::{MemoryDestination, Reader, StoreError, fetch_manifest};
 use protocol::error_code as code;
 use std::sync::Mutex;
@@ -124,31 +124,36 @@ async fn a_full_store_is_said_so_and_nothing_of_the_import_is_kept_elsewhere() {
     assert!(world.objects(0).is_empty() && world.objects(2).is_empty(), "what was written is removed");
 }
 
-/// Mounts a disk of 1 MiB, where this process may.
-fn tiny_disk(path: &Path) -> bool {
-    std::fs::create_dir(path).expect("create");
-    let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-        .arg(path)
-        .output();
-    mount.is_ok_and(|output| output.status.success())
-}
-
 #[tokio::test]
-async fn a_disk_that_fills_up_is_a_full_store() {
+async fn a_disk_that_fills_up_is_a_full_store_and_earlier_models_stay() {
     let world = World::new();
-    let path = world.store_directory(1);
-    if !tiny_disk(&path) {
-        return; // Without the right to mount there is no small disk; the scripted store covers the rest.
-    }
+    let Some(disk) = TinyDisk::mount(&world.store_directory(1)) else { return };
     let stores = world.stores(3);
+    let small = world.directory.path().join("notes.txt");
+    std::fs::write(&small, crate::testing::seeded("notes", 600_000)).expect("write");
+    let earlier = import(&small, world.options(2, 1, 7), &stores, &world.key, &world.pool, |_| ()).await;
+    let earlier = earlier.expect("it fits");
+    let before: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
     let refused =
         import(&world.model(), world.options(2, 1, 1), &stores, &world.key, &world.pool, |_| ()).await;
-    let left: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
-    let unmounted = std::process::Command::new("umount").arg(&path).status();
+    let after: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
+    let reader = world.reader(&earlier.manifest, &world.placed(&earlier, &stores));
+    let read = reader.read_file("notes.txt", 1 << 20).await;
+    drop(disk);
     assert_eq!(refused.expect_err("full").code(), code::STORE_FULL);
-    assert!(left.iter().all(std::collections::BTreeMap::is_empty), "{left:?}");
-    assert!(unmounted.is_ok_and(|status| status.success()));
+    assert_eq!(after, before, "nothing half done, not even a leftover");
+    assert!(read.expect("reads") == std::fs::read(&small).expect("read"));
+}
+
+#[test]
+fn an_import_that_stood_still_is_not_registered() {
+    let now = SystemTime::now();
+    assert!(check_silence(now, now + IMPORT_SILENCE_MAX).is_ok());
+    assert!(check_silence(now, now - IMPORT_SILENCE_MAX).is_ok(), "a clock that was set back");
+    let stalled =
+        check_silence(now, now + IMPORT_SILENCE_MAX + Duration::from_secs(60)).expect_err("stalled");
+    assert_eq!(stalled.code(), code::MODEL_IMPORT_STALLED);
+    assert!(stalled.to_string().contains("stood still for 31 minutes"), "{stalled}");
 }
 
 #[tokio::test]

@@ -24,11 +24,14 @@ impl Drop for Node {
 
 /// Serves these directories to `peer` alone.
 async fn serve(directories: BTreeMap<String, PathBuf>, peer: &Identity) -> Node {
+    serve_it(ShardService::new(&directories).expect("directories"), peer).await
+}
+
+async fn serve_it(service: ShardService, peer: &Identity) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let identity = Identity::generate().expect("a key");
     let stop = CancellationToken::new();
-    let service = ShardService::new(&directories).expect("directories");
     let (node, policy, ending) = (identity.clone(), PeerPolicy::only([peer.public_key()]), stop.clone());
     tokio::spawn(async move {
         overlay::serve(listener, &node, policy, ShardService::limits(), service.router(), ending).await
@@ -110,18 +113,21 @@ async fn names_sizes_and_stores_that_are_not_ours_are_refused() {
         "/shards/v1/a/..%2fsecret.txt",
         "/shards/v1/a/%2e%2e/secret.txt",
         "/shards/v1/a/models/ab/x",
-        "/shards/v1/a/models/00/00000000000000000000000000000000/00000000-00%231",
     ] {
         for method in ["GET", "PUT", "DELETE", "HEAD"] {
             assert_eq!(ask(method, path).await, 400, "{method} {path}");
         }
+    }
+    let leftover = "/shards/v1/a/models/00/00000000000000000000000000000000/00000000-00%231";
+    for method in ["GET", "PUT", "HEAD"] {
+        assert_eq!(ask(method, leftover).await, 400, "{method} {leftover}");
     }
     let object = format!("/shards/v1/b/{}", name(1));
     assert_eq!(ask("GET", &object).await, 404, "no such store");
     let manifest = crate::geometry::manifest_path(protocol::ModelRoot(protocol::Digest([1; 32])));
     let manifest = format!("/shards/v1/a/{manifest}");
     assert_eq!(ask("PUT", &manifest).await, 204);
-    assert_eq!(ask("DELETE", &manifest).await, 400, "manifests stay");
+    assert_eq!(ask("DELETE", &manifest).await, 400, "young manifests stay");
     assert_eq!(ask("GET", "/shards/v1/a?prefix=..").await, 400);
     assert_eq!(ask("GET", "/shards/v1/a?unknown=1").await, 400);
     assert_eq!(ask("POST", &manifest).await, 405);
@@ -133,6 +139,90 @@ async fn names_sizes_and_stores_that_are_not_ours_are_refused() {
     assert!(!client.send(lies.expect("a request")).await.is_ok_and(|answer| answer.status().is_success()));
     let listed: Vec<_> = store.list(None).try_collect().await.expect("listed");
     assert_eq!(listed.len(), 1, "only the manifest is there");
+}
+
+/// Manifests and leftovers go when the service itself finds them old: neither a peer's clock nor its haste
+/// takes a model away that is about to be registered.
+#[tokio::test]
+async fn only_old_manifests_and_leftovers_are_removed_and_leftovers_are_listed_on_demand() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path().join("a");
+    let peer = Identity::generate().expect("a key");
+    let node = serve(BTreeMap::from([("a".into(), root.clone())]), &peer).await;
+    let store = remote(&node, &peer, "a");
+    let manifest = crate::geometry::manifest_path(protocol::ModelRoot(protocol::Digest([1; 32])));
+    for path in [&manifest, &name(1)] {
+        store.put(path, PutPayload::from_static(b"x")).await.expect("written");
+    }
+    let torn = format!("{}#1", name(1));
+    std::fs::write(root.join(&torn), b"half").expect("write");
+    let listed: Vec<_> = store.list(None).try_collect().await.expect("listed");
+    assert_eq!(listed.len(), 2, "leftovers are no objects");
+    let all: Vec<_> = store.list_all("").map_ok(|found| found.name).try_collect().await.expect("listed");
+    assert_eq!(all, [manifest.to_string(), name(1).to_string(), torn.clone()]);
+    let below: Vec<_> = store.list_all("models").try_collect().await.expect("listed");
+    assert_eq!(below.len(), 2);
+    for young in [manifest.as_ref(), &torn] {
+        let refused = store.remove(young).await.expect_err("young");
+        assert!(refused.to_string().contains("younger than an hour"), "{refused}");
+    }
+    let old = SystemTime::now() - SWEEP_AGE_MIN - Duration::from_secs(60);
+    for aged in [manifest.as_ref(), &torn] {
+        let file = std::fs::File::options().write(true).open(root.join(aged)).expect("there");
+        file.set_modified(old).expect("a time");
+        store.remove(aged).await.expect("old");
+        assert!(matches!(store.remove(aged).await, Err(Error::NotFound { .. })));
+    }
+    store.remove(name(1).as_ref()).await.expect("a shard of any age");
+    assert!(!root.join("models/01").join(protocol::model::ModelNonce([1; 16]).to_string()).exists());
+}
+
+/// A service whose store has no room left for the second part of an upload.
+#[tokio::test]
+async fn a_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path().join("a");
+    let service = ShardService::new(&BTreeMap::from([("a".into(), root.clone())])).expect("a directory");
+    let mut inner = Arc::into_inner(service.inner).expect("new");
+    let place = inner.stores.get_mut("a").expect("there");
+    let script = crate::testing::Script { parts_left: Some(1.into()), full: true, ..Default::default() };
+    place.objects = Arc::new(crate::testing::Faulty::new(place.objects.clone(), &Arc::new(script)));
+    let peer = Identity::generate().expect("a key");
+    let node = serve_it(ShardService { inner: Arc::new(inner) }, &peer).await;
+    let store = crate::Store::from_objects(reference(), Arc::new(remote(&node, &peer, "a")));
+    let bytes = crate::testing::seeded("object", 3_000_000);
+    let full = store.put(&name(1), PutPayload::from(bytes.clone())).await.expect_err("full");
+    assert_eq!(full.code(), code::STORE_FULL, "{full}");
+    assert_eq!(files(&root), 0, "nothing is left, not even a part");
+    store.put(&name(1), PutPayload::from(bytes)).await.expect("with room again");
+    assert_eq!(files(&root), 1);
+}
+
+#[tokio::test]
+async fn a_real_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = crate::testing::TinyDisk::mount(&directory.path().join("a"));
+    let Some(disk) = disk else { return };
+    let peer = Identity::generate().expect("a key");
+    let node = serve(BTreeMap::from([("a".into(), disk.path().into())]), &peer).await;
+    let store = crate::Store::from_objects(reference(), Arc::new(remote(&node, &peer, "a")));
+    store.put(&name(1), PutPayload::from(vec![1; 400_000])).await.expect("it fits");
+    let full = store.put(&name(2), PutPayload::from(vec![2; 3_000_000])).await.expect_err("full");
+    assert_eq!(full.code(), code::STORE_FULL, "{full}");
+    assert_eq!(files(disk.path()), 1, "what was there is there, and nothing else");
+    let kept = store.get(&name(1), 1 << 20).await.expect("read");
+    assert!(kept[..] == [1; 400_000]);
+    drop(node);
+}
+
+fn reference() -> StoreReference {
+    StoreReference { url: "node://n/a".into(), failure_domain: "n".into() }
+}
+
+/// How many files lie below a directory.
+fn files(root: &Path) -> usize {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 }).sum()
 }
 
 #[tokio::test]

@@ -2,11 +2,12 @@
 
 use super::Narrator;
 use crate::node::ModelAccess;
+use crate::session::Session;
 use crate::up::cluster::Cluster;
 use crate::up::layout::NODES;
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::ProgressBar;
-use model_store::ShardFault;
+use model_store::{SWEEP_AGE_DEFAULT, ShardFault};
 use protocol::api::Page;
 use protocol::model::ModelRecord;
 use std::path::PathBuf;
@@ -49,6 +50,22 @@ pub(crate) async fn flip_a_bit(cluster: &Cluster, narrator: &Narrator) -> Result
         "caught, read around, repaired in {:.2} s{}",
         began.elapsed().as_secs_f64(),
         named.map(|fault| format!(" ({fault})")).unwrap_or_default()
+    ));
+    look_for_dead_objects(&access, &session, narrator).await
+}
+
+/// Asks every node what lies in its stores and holds it against the register, removing nothing.
+async fn look_for_dead_objects(access: &ModelAccess, session: &Session, narrator: &Narrator) -> Result<()> {
+    let stores = access.stores_of_all_nodes(&session.circle).await?;
+    let found = access.sweep(session, &stores, SWEEP_AGE_DEFAULT, false, ProgressBar::hidden()).await?;
+    if found.registered.objects == 0 {
+        bail!("no store names an object of a registered model: {}", found.text());
+    }
+    narrator.say(format!(
+        "swept, for show: {} of registered models in {} stores, {} that nobody needs",
+        found.registered,
+        stores.len(),
+        found.dead
     ));
     Ok(())
 }

@@ -1,0 +1,185 @@
+//! What lies in a store, and taking it away: also the leftovers of writes that never ended, which
+//! `object_store` does not show.
+
+use super::{Access, REQUEST_LIMIT, Store};
+use crate::error::StoreError;
+use crate::geometry::{MANIFESTS, MODELS, Name};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectMeta, ObjectStore};
+use std::fs::DirEntry;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::time::SystemTime;
+use tokio::sync::mpsc;
+
+/// Names on their way from the thread that walks a directory.
+const NAMES_AHEAD: usize = 256;
+
+/// One object, or a leftover of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) modified: SystemTime,
+}
+
+impl From<ObjectMeta> for Listed {
+    fn from(meta: ObjectMeta) -> Self {
+        let ObjectMeta { location, last_modified, size, .. } = meta;
+        Self { name: location.to_string(), bytes: size, modified: last_modified.into() }
+    }
+}
+
+impl Store {
+    /// What lies below `prefix` (all, if it is empty), in no order. Ends with its first error; a store that
+    /// gives no name for longer than a request may take has failed.
+    pub(crate) fn list(&self, prefix: &str) -> BoxStream<'static, Result<Listed, StoreError>> {
+        let found = match &self.access {
+            Access::Directory { root, disk, .. } => walk(root, prefix, disk),
+            Access::Node { remote, .. } => remote.list_all(prefix),
+            Access::Objects(objects) => {
+                let prefix = Some(ObjectPath::from(prefix)).filter(|prefix| !prefix.as_ref().is_empty());
+                objects.list(prefix.as_ref()).map(|found| found.map(Listed::from)).boxed()
+            }
+            Access::Closed(_) => stream::empty().boxed(),
+        };
+        let store = self.clone();
+        let first = self.objects().err();
+        stream::try_unfold((found, store, first), |(mut found, store, first)| async move {
+            if let Some(closed) = first {
+                return Err(closed);
+            }
+            let next = tokio::time::timeout(REQUEST_LIMIT, found.next()).await.map_err(|_| store.late())?;
+            let next = next.transpose().map_err(|error| store.failed(&ObjectPath::default(), error))?;
+            Ok(next.map(|listed| (listed, (found, store, None))))
+        })
+        .boxed()
+    }
+
+    /// Takes away what has these names. What is not there any more is no failure.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; some may be gone then.
+    pub(crate) async fn remove(&self, names: Vec<String>) -> Result<(), StoreError> {
+        for name in names {
+            debug_assert!(Name::of(&name).is_some(), "{name}");
+            let path = ObjectPath::from(name.as_str());
+            let removed = match &self.access {
+                Access::Directory { root, disk, .. } => {
+                    let file = root.join(&name);
+                    let removing = disk.run_blocking(move || remove_file(&file));
+                    tokio::time::timeout(REQUEST_LIMIT, removing).await.map(|done| done.unwrap_or(Ok(())))
+                }
+                Access::Node { remote, .. } => {
+                    tokio::time::timeout(REQUEST_LIMIT, remote.remove(&name)).await
+                }
+                Access::Objects(_) | Access::Closed(_) => {
+                    let objects = self.objects()?;
+                    let one = stream::iter([Ok(path.clone())]).boxed();
+                    let mut removing = objects.delete_stream(one);
+                    let removing = tokio::time::timeout(REQUEST_LIMIT, removing.next()).await;
+                    removing.map(|removed| removed.unwrap_or(Ok(path.clone())).map(drop))
+                }
+            };
+            match removed.map_err(|_| self.late())? {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.failed(&path, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the directory of an import away, if it is empty. Only directories leave empty ones behind.
+    pub(crate) async fn remove_empty(&self, prefix: &str) {
+        if let Access::Directory { root, disk, .. } = &self.access {
+            let directory = root.join(prefix);
+            // Not empty, gone already, or a disk that fails: then it stays, and harms nobody.
+            let _ = tokio::time::timeout(
+                REQUEST_LIMIT,
+                disk.run_blocking(move || std::fs::remove_dir(directory).is_ok()),
+            )
+            .await;
+        }
+    }
+}
+
+fn failed(error: io::Error) -> object_store::Error {
+    object_store::Error::Generic { store: "directory", source: Box::new(error) }
+}
+
+fn remove_file(file: &Path) -> object_store::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Goes through a directory on a blocking thread, in its place of the disk.
+pub(crate) fn walk(
+    root: &Path,
+    prefix: &str,
+    disk: &crate::disk::Disk,
+) -> BoxStream<'static, object_store::Result<Listed>> {
+    let (names, found) = mpsc::channel(NAMES_AHEAD);
+    let (root, prefix, disk) = (root.to_path_buf(), prefix.to_string(), disk.clone());
+    tokio::spawn(async move {
+        disk.run_blocking(move || {
+            let tops = [MODELS, MANIFESTS].iter().filter(|top| meets(top, &prefix));
+            for top in tops {
+                if let Err(error) = descend(&root, top, &prefix, &names) {
+                    // Whoever listed may have gone; then nobody needs the error.
+                    let _ = names.blocking_send(Err(failed(error)));
+                    return;
+                }
+            }
+        })
+        .await
+    });
+    stream::unfold(found, |mut found| async move { found.recv().await.map(|next| (next, found)) }).boxed()
+}
+
+/// Whether what is called `name`, or something below it, lies below `prefix`.
+fn meets(name: &str, prefix: &str) -> bool {
+    let below = |name: &str, prefix: &str| {
+        name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    prefix.is_empty() || below(name, prefix) || below(prefix, name)
+}
+
+type Names = mpsc::Sender<object_store::Result<Listed>>;
+
+/// Sends every file below the directory `name`. What vanishes on the way was not there.
+fn descend(root: &Path, name: &str, prefix: &str, names: &Names) -> io::Result<()> {
+    let entries = match std::fs::read_dir(root.join(name)) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        // Names that are no text are not ours.
+        let Some(name) = entry.file_name().to_str().map(|leaf| format!("{name}/{leaf}")) else { continue };
+        let kind = entry.file_type()?;
+        if !meets(&name, prefix) {
+            continue;
+        }
+        if kind.is_dir() {
+            descend(root, &name, prefix, names)?;
+        } else if kind.is_file() {
+            let Some(listed) = listed(&entry, name)? else { continue };
+            if names.blocking_send(Ok(listed)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn listed(entry: &DirEntry, name: String) -> io::Result<Option<Listed>> {
+    match entry.metadata() {
+        Ok(metadata) => Ok(Some(Listed { name, bytes: metadata.len(), modified: metadata.modified()? })),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

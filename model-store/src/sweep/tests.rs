@@ -1,0 +1,251 @@
+//! Only what is dead goes: whatever is registered stays, however the sweep and an import meet.
+
+use super::*;
+use crate::testing::{Faulty, Script, World};
+use crate::{Imported, import};
+use protocol::error_code as code;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+type Objects = Vec<BTreeMap<String, PathBuf>>;
+
+fn objects(world: &World, stores: usize) -> Objects {
+    (0..stores).map(|number| world.objects(number)).collect()
+}
+
+/// Two days from now, so that all that is there is old.
+fn later() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(48 * 3600)
+}
+
+fn options(now: SystemTime) -> SweepOptions {
+    SweepOptions { older_than: SWEEP_AGE_DEFAULT, now, remove: true }
+}
+
+/// Sweeps with these models registered.
+async fn swept(
+    world: &World,
+    stores: &[Store],
+    options: SweepOptions,
+    registered: &[&Imported],
+) -> Result<SweepReport, SweepError> {
+    let registered: Vec<_> =
+        registered.iter().map(|it| (it.record.root, world.placed(it, &world.stores(3)))).collect();
+    sweep(stores, options, &world.pool, || async { Ok::<_, std::io::Error>(registered) }, |_| ()).await
+}
+
+async fn second(world: &World, stores: &[Store], nonce: u8) -> Imported {
+    let options = world.options(2, 1, nonce);
+    import(&world.model(), options, stores, &world.key, &world.pool, |_| ()).await.expect("imported")
+}
+
+#[tokio::test]
+async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let earlier = world.import(&stores, 2, 1).await;
+    let before = objects(&world, 3);
+    let mut left = Vec::new();
+    for writes in 0.. {
+        let script = Arc::new(Script { writes_left: Some(writes.into()), ..Script::default() });
+        let dying: Vec<Store> = (0..3).map(|number| Faulty::store(&world, number, &script)).collect();
+        let killed =
+            import(&world.model(), world.options(2, 1, 2), &dying, &world.key, &world.pool, |_| ()).await;
+        left.push(objects(&world, 3).iter().map(BTreeMap::len).sum::<usize>());
+        // A directory that was written when the process died has a leftover too.
+        let torn = crate::geometry::object_path(ModelNonce([2; 16]), 7, 1).to_string() + "#1";
+        let torn = world.store_directory(1).join(torn);
+        std::fs::create_dir_all(torn.parent().expect("below")).expect("create");
+        std::fs::write(torn, b"half").expect("write");
+        let report = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
+        assert_eq!(objects(&world, 3), before, "after {writes} writes");
+        assert_eq!((report.removed, report.failures.len()), (report.dead, 0));
+        assert!(report.young == Tally::default() && report.dead.objects > 0, "{report:?}");
+        if killed.is_ok() {
+            break; // It was never registered, so it went too.
+        }
+    }
+    let most = before.iter().map(BTreeMap::len).sum::<usize>() * 2;
+    assert!(left.is_sorted() && left.contains(&most), "{left:?}");
+    let empty = world.store_directory(1).join(crate::geometry::model_prefix(ModelNonce([2; 16])).as_ref());
+    assert!(!empty.exists(), "its directory goes too");
+    world.read_all(&earlier.manifest, &world.placed(&earlier, &stores)).await.expect("reads");
+}
+
+#[tokio::test]
+async fn a_dry_run_says_the_same_and_removes_nothing() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let earlier = world.import(&stores, 2, 1).await;
+    second(&world, &stores, 2).await;
+    std::fs::write(world.store_directory(0).join("models/README"), b"not ours").expect("write");
+    let before = objects(&world, 3);
+    let dry = SweepOptions { remove: false, ..options(later()) };
+    let said = swept(&world, &stores, dry, &[&earlier]).await.expect("looked");
+    assert_eq!(objects(&world, 3), before);
+    assert_eq!((said.removed, said.foreign), (Tally::default(), Tally { objects: 1, bytes: 8 }));
+    assert!(said.dead.objects == said.registered.objects && said.dead.objects > 0, "{said:?}");
+    let done = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
+    assert_eq!(done, SweepReport { removed: said.dead, ..said });
+    assert!(world.store_directory(0).join("models/README").exists());
+}
+
+/// An import that runs while the stores are listed, and registers just before the register is read, or just
+/// after: in no order does it lose anything, and the dead one beside it goes.
+#[tokio::test]
+async fn an_import_that_runs_meanwhile_loses_nothing() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let dead = second(&world, &stores, 3).await;
+    make_old(&world);
+    let running = second(&world, &stores, 2).await;
+    let now = options(SystemTime::now());
+    for registers_in_time in [false, true] {
+        let before = objects(&world, 3);
+        let register = || async {
+            let found = [(running.record.root, world.placed(&running, &stores))];
+            Ok::<_, std::io::Error>(found.into_iter().filter(|_| registers_in_time).collect())
+        };
+        let report = sweep(&stores, now, &world.pool, register, |_| ()).await.expect("swept");
+        let kept = if registers_in_time { report.registered } else { report.young };
+        assert_eq!(kept.objects, objects(&world, 3).iter().map(|them| them.len() as u64).sum::<u64>());
+        let gone = before
+            .iter()
+            .flat_map(BTreeMap::keys)
+            .filter(|name| name.contains(&dead.manifest.nonce.to_string()));
+        assert!(registers_in_time || gone.count() > 0);
+        world.read_all(&running.manifest, &world.placed(&running, &stores)).await.expect("reads");
+    }
+    assert!(
+        world.read_all(&dead.manifest, &world.placed(&dead, &stores)).await.is_err(),
+        "the dead one went"
+    );
+}
+
+/// Gives every file of every store an age of two days.
+fn make_old(world: &World) {
+    let old = SystemTime::now() - Duration::from_secs(48 * 3600);
+    for path in objects(world, 3).iter().flat_map(BTreeMap::values) {
+        let file = std::fs::File::options().write(true).open(path).expect("an object");
+        file.set_modified(old).expect("a time");
+    }
+}
+
+#[tokio::test]
+async fn one_young_object_anywhere_spares_the_whole_import() {
+    let world = World::new();
+    let stores = world.stores(3);
+    second(&world, &stores, 2).await;
+    make_old(&world);
+    let young =
+        world.store_directory(2).join(crate::geometry::object_path(ModelNonce([2; 16]), 0, 0).as_ref());
+    std::fs::create_dir_all(young.parent().expect("below")).expect("create");
+    std::fs::write(&young, b"just written").expect("write");
+    let before = objects(&world, 3);
+    let report = swept(&world, &stores, options(SystemTime::now()), &[]).await.expect("swept");
+    let manifests = Tally { objects: 3, bytes: report.dead.bytes };
+    assert_eq!((report.dead, report.removed), (manifests, manifests), "three copies of a manifest were old");
+    let shards = |objects: Objects| -> Vec<String> {
+        objects.into_iter().flat_map(BTreeMap::into_keys).filter(|name| name.starts_with("models")).collect()
+    };
+    assert_eq!(shards(objects(&world, 3)), shards(before));
+}
+
+#[tokio::test]
+async fn what_comes_to_life_after_it_was_judged_is_spared() {
+    let world = World::new();
+    let stores = world.stores(3);
+    second(&world, &stores, 2).await;
+    make_old(&world);
+    let before = objects(&world, 3);
+    let (alive, _) = before[1].iter().find(|(name, _)| name.starts_with("models")).expect("a shard");
+    let touch = || async {
+        std::fs::write(world.store_directory(1).join(alive), b"written again").expect("write");
+        Ok::<_, std::io::Error>(Vec::new())
+    };
+    let report = sweep(&stores, options(SystemTime::now()), &world.pool, touch, |_| ()).await.expect("swept");
+    assert!(report.removed.objects < report.dead.objects, "{report:?}");
+    let left = world.objects(1);
+    assert!(
+        left.keys()
+            .filter(|name| name.starts_with("models"))
+            .eq(before[1].keys().filter(|name| name.starts_with("models")))
+    );
+    assert!(!world.objects(0).keys().any(|name| name.starts_with("models")), "it was dead elsewhere");
+}
+
+#[tokio::test]
+async fn a_store_whose_listing_breaks_off_is_left_alone_and_the_others_are_swept() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let earlier = world.import(&stores, 2, 1).await;
+    second(&world, &stores, 2).await;
+    let before = objects(&world, 3);
+    let script = Arc::new(Script { list_breaks_after: Some(3), ..Script::default() });
+    let some = [stores[0].clone(), Faulty::store(&world, 1, &script), stores[2].clone()];
+    let report = swept(&world, &some, options(later()), &[&earlier]).await.expect("swept");
+    assert_eq!(report.failures.len(), 1);
+    assert!(report.failures[0].contains("store-1"), "{:?}", report.failures);
+    assert_eq!(world.objects(1), before[1]);
+    for number in [0, 2] {
+        assert_eq!(world.objects(number).len() * 2, before[number].len(), "half of store {number} was dead");
+    }
+    world.read_all(&earlier.manifest, &world.placed(&earlier, &stores)).await.expect("reads");
+    let again = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
+    assert!(again.failures.is_empty() && again.removed.objects > 0, "{again:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_a_removal_is_named_and_the_others_are_swept() {
+    let world = World::new();
+    let stores = world.stores(3);
+    second(&world, &stores, 2).await;
+    let mut some = stores.clone();
+    let mut reference = world.reference(1);
+    reference.url = "file:///nowhere/at/all".into();
+    some[1] = Store::open_or_closed(&reference, &crate::Context::new());
+    let report = swept(&world, &some, options(later()), &[]).await.expect("swept");
+    assert!(report.failures.len() == 1 && report.failures[0].contains("nowhere"), "{:?}", report.failures);
+    assert!(world.objects(0).is_empty() && world.objects(2).is_empty() && !world.objects(1).is_empty());
+}
+
+#[tokio::test]
+async fn whoever_cannot_say_what_is_registered_removes_nothing() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let earlier = world.import(&stores, 2, 1).await;
+    second(&world, &stores, 2).await;
+    for number in 0..3 {
+        let manifest = crate::geometry::manifest_path(earlier.record.root);
+        std::fs::remove_file(world.store_directory(number).join(manifest.as_ref())).expect("remove");
+    }
+    let before = objects(&world, 3);
+    let unreadable = swept(&world, &stores, options(later()), &[&earlier]).await.expect_err("no manifest");
+    assert!(matches!(unreadable, SweepError::Manifest { .. }), "{unreadable}");
+    let silent = || async { Err::<Vec<_>, _>(std::io::Error::other("no leader")) };
+    let silent =
+        sweep(&stores, options(later()), &world.pool, silent, |_| ()).await.expect_err("no register");
+    assert!(matches!(silent, SweepError::Register(_)), "{silent}");
+    let older_than = SWEEP_AGE_MIN - Duration::from_secs(1);
+    let eager = SweepOptions { older_than, ..options(later()) };
+    let eager = swept(&world, &stores, eager, &[]).await.expect_err("too young");
+    for error in [unreadable, silent, eager] {
+        assert_eq!(error.code(), code::SWEEP_REFUSED);
+    }
+    assert_eq!(objects(&world, 3), before);
+}
+
+#[tokio::test]
+async fn progress_counts_what_is_listed_and_what_is_removed() {
+    let world = World::new();
+    let stores = world.stores(3);
+    second(&world, &stores, 2).await;
+    let steps = std::sync::Mutex::new(Vec::new());
+    let note = |step| steps.lock().expect("no panic").push(step);
+    let register = || async { Ok::<_, std::io::Error>(Vec::new()) };
+    let report = sweep(&stores, options(later()), &world.pool, register, note).await.expect("swept");
+    let steps = steps.into_inner().expect("no panic");
+    let all = report.dead.objects;
+    assert_eq!(steps[all as usize - 1], SweepProgress { listed: all, removed: 0, to_remove: 0 });
+    assert_eq!(steps.last(), Some(&SweepProgress { listed: all, removed: all, to_remove: all }));
+}

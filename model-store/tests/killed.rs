@@ -1,0 +1,170 @@
+//! A real process that imports into directories, killed with SIGKILL at many points: what was stored earlier
+//! reads right, the import can be repeated, and a sweep leaves nothing of the dead ones.
+
+use model_store::{
+    Context, ImportOptions, ImportProgress, Imported, MemoryDestination, ModelKey, PlacementRule, Pool,
+    Reader, SWEEP_AGE_DEFAULT, Store, SweepOptions, fetch_manifest, import, log_faults, open_store, sweep,
+};
+use protocol::model::{ErasureCode, ModelNonce, StoreReference};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Tells the child where to import, and with which nonce.
+const DIRECTORY: &str = "QUORATE_TEST_IMPORT_DIRECTORY";
+const NONCE: &str = "QUORATE_TEST_IMPORT_NONCE";
+/// Segments of the sample file.
+const SEGMENTS: u64 = 12;
+/// Processes that are killed.
+const ROUNDS: u8 = 24;
+/// Where in their progress, and in which order, is drawn from this.
+const SEED: u64 = 0x51_0a_7e;
+
+fn key() -> ModelKey {
+    ModelKey::from_bytes([9; 32])
+}
+
+fn stores(directory: &Path) -> Vec<Store> {
+    let open = |number: usize| {
+        let url = format!("file://{}", directory.join(format!("store-{number}")).display());
+        let reference = StoreReference { url, failure_domain: format!("domain-{number}") };
+        open_store(&reference, &Context::new()).expect("a store")
+    };
+    (0..3).map(open).collect()
+}
+
+fn source(directory: &Path) -> PathBuf {
+    directory.join("model.txt")
+}
+
+/// A file of seeded bytes, and empty stores.
+fn prepare() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut bytes = vec![0; (SEGMENTS as usize - 1) * (1 << 20) + 12_345];
+    blake3::Hasher::new_derive_key("killed").finalize_xof().fill(&mut bytes);
+    std::fs::write(source(directory.path()), bytes).expect("write");
+    directory
+}
+
+async fn import_there(
+    directory: &Path,
+    nonce: u8,
+    progress: impl Fn(ImportProgress) + Send + Sync + 'static,
+) -> Imported {
+    let options = ImportOptions {
+        erasure: ErasureCode { data: 2, parity: 1 },
+        placement: PlacementRule { shards_per_domain_max: 1 },
+        segments_per_object: 1,
+        ..ImportOptions::new("sample".parse().expect("a name"), ModelNonce([nonce; 16]))
+    };
+    let (stores, pool) = (stores(directory), Pool::new(2));
+    import(&source(directory), options, &stores, &key(), &pool, progress).await.expect("imported")
+}
+
+async fn reads_right(directory: &Path, imported: &Imported) {
+    let (stores, pool) = (stores(directory), Pool::new(2));
+    let find = |url: &str| stores.iter().find(|store| store.url() == url).expect("ours").clone();
+    let placed: Vec<Store> = imported.record.stores.iter().map(|store| find(&store.url)).collect();
+    let manifest = fetch_manifest(imported.record.root, &placed, &pool).await.expect("a manifest");
+    let memory = Arc::new(MemoryDestination::new(0, manifest.map_bytes() as usize));
+    let reader = Reader::open(manifest, &key(), placed, pool, log_faults()).expect("a reader");
+    let report = reader.fill(memory.clone(), Arc::new(|_| ())).await.expect("reads");
+    assert_eq!((report.segments, report.faults), (SEGMENTS, 0));
+    let bytes = Arc::into_inner(memory).expect("done").into_bytes();
+    assert!(bytes == std::fs::read(source(directory)).expect("read"), "every byte is right");
+}
+
+/// Every file of every store, with its length and time: what is not touched does not change.
+fn files(directory: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
+    fn walk(at: &Path, found: &mut BTreeMap<PathBuf, (u64, SystemTime)>) {
+        for entry in std::fs::read_dir(at).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let metadata = std::fs::metadata(&path).expect("there");
+            match metadata.is_dir() {
+                true => walk(&path, found),
+                false => {
+                    found.insert(path, (metadata.len(), metadata.modified().expect("a time")));
+                }
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    (0..3).for_each(|number| walk(&directory.join(format!("store-{number}")), &mut found));
+    found
+}
+
+/// Starts this test program again, to run the test below alone, as the process that imports.
+fn importing_process(directory: &Path, nonce: u8) -> Child {
+    Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "an_import_runs_where_it_is_told_to", "--nocapture"])
+        .env(DIRECTORY, directory)
+        .env(NONCE, nonce.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start")
+}
+
+/// Alone it imports into a directory of its own and reads that back; as a process of the test below it
+/// imports where it is told to, and says each step until it is killed.
+#[tokio::test]
+async fn an_import_runs_where_it_is_told_to() {
+    let told = std::env::var_os(DIRECTORY).map(PathBuf::from);
+    let nonce = std::env::var(NONCE).map_or(1, |nonce| nonce.parse().expect("a number"));
+    let own = told.is_none().then(prepare);
+    let directory = told.or_else(|| Some(own.as_ref()?.path().to_path_buf())).expect("one of them");
+    let say = |_: ImportProgress| {
+        let mut out = std::io::stdout().lock();
+        // Whoever listened may be gone.
+        let _ = writeln!(out, "\nstep").and_then(|()| out.flush());
+    };
+    let imported = import_there(&directory, nonce, say).await;
+    reads_right(&directory, &imported).await;
+}
+
+#[tokio::test]
+async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept() {
+    let directory = prepare();
+    let directory = directory.path();
+    let earlier = import_there(directory, 1, |_| ()).await;
+    let before = files(directory);
+    let mut seed = SEED;
+    let (mut cut_short, mut torn) = (0, 0);
+    for round in 0..ROUNDS {
+        // Knuth's generator; the upper bits are the better ones.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let steps = (seed >> 33) % (SEGMENTS + 1);
+        let mut process = importing_process(directory, round + 2);
+        let out = BufReader::new(process.stdout.take().expect("piped"));
+        let said = out.lines().filter(|line| line.as_ref().is_ok_and(|line| line == "step"));
+        assert_eq!(said.take(steps as usize).count() as u64, steps, "it lived so long");
+        process.kill().expect("kill");
+        cut_short += u8::from(!process.wait().expect("wait").success());
+        let left = files(directory);
+        torn += left.keys().filter(|path| path.to_string_lossy().contains('#')).count();
+        assert!(before.iter().all(|(path, at)| left.get(path) == Some(at)), "round {round}");
+        reads_right(directory, &earlier).await;
+        if round % 8 == 7 {
+            let again = import_there(directory, 100 + round, |_| ()).await;
+            reads_right(directory, &again).await;
+        }
+        swept(directory, &earlier).await;
+        assert_eq!(files(directory), before, "round {round}, killed after {steps} steps");
+    }
+    println!("{cut_short} of {ROUNDS} processes died in the middle and left {torn} torn files");
+    assert!(cut_short > ROUNDS / 2, "{cut_short} processes died in the middle");
+}
+
+/// Sweeps as if it were two days later.
+async fn swept(directory: &Path, registered: &Imported) {
+    let now = SystemTime::now() + Duration::from_secs(48 * 3600);
+    let options = SweepOptions { older_than: SWEEP_AGE_DEFAULT, now, remove: true };
+    let registered = vec![(registered.record.root, stores(directory))];
+    let register = || async { Ok::<_, std::io::Error>(registered) };
+    let report = sweep(&stores(directory), options, &Pool::new(1), register, |_| ()).await.expect("swept");
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    assert_eq!(report.removed, report.dead);
+}
