@@ -3,21 +3,26 @@
 //! takes one of a few places, and keeps it until the disk has answered, however long ago its caller left.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, Ordering};
 use tokio::sync::Semaphore;
 
 /// Requests in one disk at once. Quick disks need a few; sixteen hung ones of this process still leave half
 /// of tokio's 512 blocking threads to others.
 const PLACES: usize = 16;
+/// Reads stuck in a disk at which threads that read by position no longer try it: one, to see it come back.
+const STUCK_MAX: isize = 2;
 
 /// One disk, shared by everything in this process that opened its directory through one context.
 #[derive(Debug, Clone)]
 pub(crate) struct Disk {
     places: Arc<Semaphore>,
+    /// Reads by position that nobody waits for any more and that the disk has not answered.
+    stuck: Arc<AtomicIsize>,
 }
 
 impl Default for Disk {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(PLACES)) }
+        Self { places: Arc::new(Semaphore::new(PLACES)), stuck: Arc::default() }
     }
 }
 
@@ -43,6 +48,21 @@ impl Disk {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         self.run(async move { tokio::task::spawn_blocking(work).await.ok() }).await.flatten()
+    }
+
+    /// Whether so much is stuck in it that no thread should try it.
+    pub(crate) fn hangs(&self) -> bool {
+        self.stuck.load(Ordering::SeqCst) >= STUCK_MAX
+    }
+
+    /// Notes that a read is stuck.
+    pub(crate) fn stuck(&self) {
+        self.stuck.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Notes that a stuck read came back.
+    pub(crate) fn came_back(&self) {
+        self.stuck.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// How many more requests it would take now.

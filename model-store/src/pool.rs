@@ -1,17 +1,33 @@
 //! Threads for work on bytes: reading local shards, encryption, erasure coding, hashing. Tokio's own threads
-//! stay free to answer heartbeats while a model loads.
+//! stay free to answer heartbeats while a model loads. A thread that hangs in a disk cannot be called back:
+//! another takes its place, and it ends when the disk lets it go.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::oneshot;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    /// Whether another thread has taken this one's place.
+    static REPLACED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says, on a thread of a pool, that another one has taken its place: it ends with its present job.
+pub(crate) fn replaced() {
+    REPLACED.set(true);
+}
 
 /// A fixed number of threads that take jobs in the order of their arrival. They end when the last handle is
 /// dropped and the jobs already given are done.
 #[derive(Debug)]
 pub struct Pool {
     jobs: mpsc::Sender<Job>,
+    queue: Arc<Mutex<mpsc::Receiver<Job>>>,
     threads: usize,
+    /// Those that hang, with those that took their places.
+    running: Arc<AtomicUsize>,
 }
 
 impl Pool {
@@ -24,12 +40,38 @@ impl Pool {
         let threads = threads.max(1);
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
-        for number in 0..threads {
-            let queue = queue.clone();
-            let builder = std::thread::Builder::new().name(format!("model-store-{number}"));
-            builder.spawn(move || work(&queue)).expect("start a thread of the model store's pool");
+        let pool = Self { jobs, queue, threads, running: Arc::default() };
+        for _ in 0..threads {
+            pool.start().expect("start a thread of the model store's pool");
         }
-        Arc::new(Self { jobs, threads })
+        Arc::new(pool)
+    }
+
+    fn start(&self) -> std::io::Result<()> {
+        let (queue, running) = (self.queue.clone(), self.running.clone());
+        let number = running.fetch_add(1, Ordering::SeqCst);
+        let builder = std::thread::Builder::new().name(format!("model-store-{number}"));
+        let started = builder.spawn(move || {
+            work(&queue);
+            running.fetch_sub(1, Ordering::SeqCst);
+        });
+        if started.is_err() {
+            self.running.fetch_sub(1, Ordering::SeqCst);
+        }
+        started.map(drop)
+    }
+
+    /// Starts a thread in the place of one that hangs, which must call [`replaced`] when it comes back.
+    pub(crate) fn replace(&self) {
+        if let Err(error) = self.start() {
+            tracing::error!(%error, "a thread that hangs in a disk has no replacement; loading goes on slower");
+        }
+    }
+
+    /// How many threads there are.
+    #[cfg(test)]
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
     }
 
     /// A pool of one thread per core that this process may use.
@@ -68,6 +110,9 @@ fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
             tracing::error!("a job of the model store panicked");
         }
+        if REPLACED.get() {
+            return;
+        }
     }
 }
 
@@ -81,5 +126,26 @@ mod tests {
         assert_eq!(pool.run(|| panic!("meant to")).await, None::<()>);
         assert_eq!(pool.run(|| 6 * 7).await, Some(42));
         assert_eq!(pool.threads(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_hangs_is_replaced_and_ends_when_it_is_let_go() {
+        let pool = Pool::new(1);
+        let (release, hung) = mpsc::channel::<()>();
+        let stuck = pool.run(move || {
+            let _ = hung.recv();
+            replaced();
+        });
+        let others = async {
+            pool.replace();
+            assert_eq!(pool.run(|| 1).await, Some(1), "there is a thread for others");
+            assert_eq!(pool.running(), 2);
+            drop(release);
+        };
+        futures::future::join(stuck, others).await;
+        while pool.running() > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.run(|| 2).await, Some(2));
     }
 }

@@ -31,7 +31,7 @@ use std::time::Duration;
 use url::Url;
 
 /// Longest wait for one object or range before its store counts as unreachable for it.
-const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a node's shard service listens, and under which key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,6 +269,14 @@ impl Store {
     pub(crate) fn directory(&self) -> Option<&Path> {
         match &self.access {
             Access::Directory { root, .. } => Some(root),
+            _ => None,
+        }
+    }
+
+    /// The bound on what waits for that directory's disk.
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        match &self.access {
+            Access::Directory { disk, .. } => Some(disk),
             _ => None,
         }
     }

@@ -1,10 +1,12 @@
 //! Waiting for other machines: the ranges of one batch, from the fastest stores that suffice.
 //!
 //! k stores are asked; one more whenever one fails or the wait grows long; when k have answered the others
-//! are let go. Disks of this machine are not read here but by the threads that decode.
+//! are let go. Disks of this machine are not read here but by the threads that decode; those that hung
+//! before are not asked again.
 
 use super::Inner;
 use super::batch::Batch;
+use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::fault::FaultKind;
 use crate::store::Store;
@@ -34,10 +36,11 @@ type Answer = (usize, Duration, Result<Bytes, FaultKind>);
 
 impl Inner {
     /// One piece per store; k of them local or fetched, if that many can be had.
-    pub(super) async fn fetch(&self, batch: &Batch) -> Vec<Piece> {
+    pub(super) async fn fetch(&self, batch: &Batch, hung: &[bool]) -> Vec<Piece> {
         let needed = self.coder.data();
-        let mut pieces = vec![Piece::Untried; self.stores.len()];
-        let mut waiting = self.health.preference().into_iter();
+        let piece = |hung: &bool| if *hung { Piece::Failed(FaultKind::Unreachable) } else { Piece::Untried };
+        let mut pieces: Vec<Piece> = hung.iter().map(piece).collect();
+        let mut waiting = self.health.preference().into_iter().filter(|shard| !hung[*shard]);
         let mut running: FuturesUnordered<BoxFuture<'static, Answer>> = FuturesUnordered::new();
         let mut asked = Vec::new();
         let mut good = 0;
@@ -76,6 +79,13 @@ impl Inner {
             self.health.outrun(shard, began.elapsed());
         }
         pieces
+    }
+
+    /// Whether a store that was not asked could be asked instead of one that hangs.
+    pub(super) fn has_spare(&self, pieces: &[Piece]) -> bool {
+        let mut untried =
+            pieces.iter().zip(&self.stores).filter(|(piece, _)| matches!(piece, Piece::Untried));
+        untried.any(|(_, store)| store.closed().is_none() && !store.disk().is_some_and(Disk::hangs))
     }
 
     fn ask(&self, batch: &Batch, shard: usize) -> BoxFuture<'static, Answer> {

@@ -1,27 +1,100 @@
 //! What is known about each store: how fast it answers, how often it failed. Decides who is asked first.
 
 use crate::fault::FaultKind;
-use crate::store::Store;
+use crate::store::{REQUEST_LIMIT, Store};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Demerits at which a store is asked only when the better ones do not suffice. A single rotten shard
 /// earns one; a missing object or a dead store several.
 const DEMERITS_MAX: u32 = 4;
-/// Waiting this long for an answer is normal anywhere.
-const HEDGE_MIN: Duration = Duration::from_millis(20);
-/// Waiting while nothing is known yet.
-const HEDGE_FIRST: Duration = Duration::from_millis(200);
+
+/// How long to wait for an answer before another store is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Waiting this long is normal anywhere.
+    floor: Duration,
+    /// Waiting while nothing is known yet.
+    first: Duration,
+    /// Nobody should wait for longer, however slow the store was before.
+    ceiling: Duration,
+    /// Waiting when there is no other store to ask.
+    last: Duration,
+}
+
+/// For other machines.
+const REMOTE: Patience = Patience {
+    floor: Duration::from_millis(20),
+    first: Duration::from_millis(200),
+    ceiling: Duration::from_secs(2),
+    last: REQUEST_LIMIT,
+};
+/// For disks of this machine. Left too early, a disk costs a thread and a decoding; and under load a thread may
+/// wait for a processor for longer than for its disk. A disk that hangs costs this once, not for each segment.
+const LOCAL: Patience = Patience {
+    floor: Duration::from_millis(500),
+    first: Duration::from_secs(1),
+    ceiling: Duration::from_secs(5),
+    last: REQUEST_LIMIT,
+};
+
+impl Patience {
+    fn bound(self, latency: &Latency) -> Duration {
+        latency.high().map_or(self.first, |high| high.clamp(self.floor, self.ceiling))
+    }
+
+    #[cfg(test)]
+    pub(super) fn short(milliseconds: u64) -> Self {
+        let time = Duration::from_millis(milliseconds);
+        Self { floor: time, first: time, ceiling: time, last: time }
+    }
+}
+
+/// How long answers take: their mean, and how far they stray from it (RFC 6298 estimates round trips so).
+/// Updates may race; a sample lost changes nothing.
+#[derive(Debug, Default)]
+struct Latency {
+    /// In microseconds; 0 = none so far.
+    mean_us: AtomicU32,
+    deviation_us: AtomicU32,
+}
+
+impl Latency {
+    fn note(&self, took: Duration) {
+        let sample = i64::from(u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1));
+        let mean = i64::from(self.mean_us.load(Ordering::Relaxed));
+        let deviation = i64::from(self.deviation_us.load(Ordering::Relaxed));
+        let (mean, deviation) = match mean {
+            0 => (sample, sample / 2),
+            _ => (mean + (sample - mean) / 4, deviation + ((sample - mean).abs() - deviation) / 4),
+        };
+        self.mean_us.store(u32::try_from(mean).unwrap_or(u32::MAX).max(1), Ordering::Relaxed);
+        self.deviation_us.store(u32::try_from(deviation).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn mean_us(&self) -> u32 {
+        self.mean_us.load(Ordering::Relaxed)
+    }
+
+    /// What nearly all answers stay below: the mean and four deviations. None while nothing is known.
+    fn high(&self) -> Option<Duration> {
+        let (mean, deviation) = (self.mean_us(), self.deviation_us.load(Ordering::Relaxed));
+        (mean > 0).then(|| Duration::from_micros(u64::from(mean) + 4 * u64::from(deviation)))
+    }
+}
 
 pub(super) struct Health {
     stores: Vec<StoreHealth>,
+    /// Reads of all disks of this machine.
+    disks: Latency,
+    pub(super) local: Patience,
 }
 
 struct StoreHealth {
     local: bool,
     closed: bool,
-    /// Moving average of a batch's time, in microseconds; 0 = never answered.
-    latency_us: AtomicU32,
+    /// Of batches.
+    latency: Latency,
     demerits: AtomicU32,
 }
 
@@ -30,10 +103,10 @@ impl Health {
         let health = |store: &Store| StoreHealth {
             local: store.directory().is_some(),
             closed: store.closed().is_some(),
-            latency_us: AtomicU32::new(0),
+            latency: Latency::default(),
             demerits: AtomicU32::new(0),
         };
-        Self { stores: stores.iter().map(health).collect() }
+        Self { stores: stores.iter().map(health).collect(), disks: Latency::default(), local: LOCAL }
     }
 
     /// Stores that may be asked, best first: disks of this machine, then quick peers, then slow ones, then
@@ -41,7 +114,7 @@ impl Health {
     pub(super) fn preference(&self) -> Vec<usize> {
         let quickest = self.quickest();
         let class = |store: &StoreHealth| {
-            let latency = store.latency_us.load(Ordering::Relaxed);
+            let latency = store.latency.mean_us();
             match () {
                 () if store.demerits.load(Ordering::Relaxed) >= DEMERITS_MAX => 3,
                 () if store.local => 0,
@@ -55,35 +128,77 @@ impl Health {
         ranked.into_iter().map(|(_, shard)| shard).collect()
     }
 
+    /// Microseconds that the quickest store takes; 0 while none has answered.
     fn quickest(&self) -> u32 {
-        let known = self.stores.iter().map(|store| store.latency_us.load(Ordering::Relaxed));
-        known.filter(|latency| *latency > 0).min().unwrap_or(0)
+        self.quickest_store().map_or(0, Latency::mean_us)
     }
 
-    /// How long to wait for the first answers before asking one store more.
+    fn quickest_store(&self) -> Option<&Latency> {
+        let known = self.stores.iter().map(|store| &store.latency).filter(|latency| latency.mean_us() > 0);
+        known.min_by_key(|latency| latency.mean_us())
+    }
+
+    /// How long to wait for other machines before asking one store more.
     pub(super) fn hedge_delay(&self) -> Duration {
-        match self.quickest() {
-            0 => HEDGE_FIRST,
-            quickest => HEDGE_MIN.max(Duration::from_micros(u64::from(quickest) * 3)),
-        }
+        self.quickest_store().map_or(REMOTE.first, |quickest| REMOTE.bound(quickest))
+    }
+
+    /// How long to wait for a disk of this machine, if another store could be asked instead or not.
+    pub(super) fn disk_patience(&self, spare: bool) -> Duration {
+        if spare { self.local.bound(&self.disks) } else { self.local.last }
+    }
+
+    /// A read of a disk of this machine took so long.
+    pub(super) fn read_disk(&self, took: Duration) {
+        self.disks.note(took);
     }
 
     pub(super) fn answered(&self, shard: usize, after: Duration) {
-        let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).max(1);
-        let latency = &self.stores[shard].latency_us;
-        let old = latency.load(Ordering::Relaxed);
-        let new = if old == 0 { sample } else { (u64::from(old) * 3 + u64::from(sample)).div_ceil(4) as u32 };
-        latency.store(new, Ordering::Relaxed);
+        self.stores[shard].latency.note(after);
     }
 
     /// A store that was no longer waited for is at least as slow as the wait.
     pub(super) fn outrun(&self, shard: usize, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX);
-        self.stores[shard].latency_us.fetch_max(sample, Ordering::Relaxed);
+        self.stores[shard].latency.mean_us.fetch_max(sample, Ordering::Relaxed);
     }
 
     pub(super) fn failed(&self, shard: usize, kind: FaultKind) {
         let demerits = if kind == FaultKind::Wrong { 1 } else { 2 };
         self.stores[shard].demerits.fetch_add(demerits, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    #[test]
+    fn patience_follows_what_was_measured_between_floor_and_ceiling() {
+        let latency = Latency::default();
+        assert_eq!(REMOTE.bound(&latency), REMOTE.first);
+        latency.note(milliseconds(50));
+        assert_eq!(REMOTE.bound(&latency), milliseconds(150), "one answer may be three times as slow");
+        for _ in 0..50 {
+            latency.note(milliseconds(50));
+        }
+        let steady = REMOTE.bound(&latency);
+        assert!(steady >= milliseconds(50) && steady < milliseconds(55), "{steady:?}");
+        for number in 0..50 {
+            latency.note(milliseconds(if number % 2 == 0 { 20 } else { 80 }));
+        }
+        let varied = REMOTE.bound(&latency);
+        assert!(varied > milliseconds(120) && varied < milliseconds(220), "{varied:?}");
+        latency.note(Duration::from_secs(3600));
+        assert_eq!(REMOTE.bound(&latency), REMOTE.ceiling);
+        let quick = Latency::default();
+        quick.note(Duration::from_micros(10));
+        assert_eq!((REMOTE.bound(&quick), LOCAL.bound(&quick)), (REMOTE.floor, LOCAL.floor));
+        quick.note(Duration::ZERO);
+        assert!(quick.mean_us() > 0, "known stays known");
     }
 }

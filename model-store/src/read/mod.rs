@@ -4,6 +4,7 @@
 //! A healthy read touches neither the erasure code nor the shards' digests: tag and plaintext digest say it
 //! all. Only when they disagree are the shards looked at one by one, the wrong ones named and replaced.
 
+mod attempt;
 mod batch;
 mod fetch;
 mod health;
@@ -17,6 +18,7 @@ use crate::geometry::{Geometry, manifest_path};
 use crate::key::ModelKey;
 use crate::pool::Pool;
 use crate::store::Store;
+use attempt::{Attempt, Target};
 use batch::{Batch, batches};
 use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use health::Health;
@@ -196,7 +198,8 @@ impl Reader {
         }
         // One batch in the hands of each thread, one ready for it, two more on their way.
         let concurrent = 2 * self.inner.pool.threads() + 2;
-        let load = |batch| load(self.inner.clone(), batch, destination.clone(), on_segment.clone());
+        let target = Target { destination, on_segment };
+        let load = |batch| load(self.inner.clone(), batch, target.clone());
         let batches = batches(&self.inner.manifest, &self.inner.geometry, segments);
         let loads = stream::iter(batches).map(load).buffer_unordered(concurrent);
         let sum = |sum: BatchReport, report| async move { Ok(sum.plus(report)) };
@@ -244,18 +247,40 @@ impl Reader {
     }
 }
 
-/// Brings one batch: waits for what is elsewhere, then decodes on the pool.
-async fn load(
-    inner: Arc<Inner>,
-    batch: Batch,
-    destination: Arc<dyn Destination>,
-    on_segment: OnSegment,
-) -> Result<BatchReport, ReadError> {
-    let pieces = inner.fetch(&batch).await;
-    let pool = inner.pool.clone();
-    let runtime = Handle::current();
-    let work = pool.run(move || inner.decode(&batch, &pieces, &runtime, &*destination, &*on_segment));
-    work.await.ok_or(ReadError::Stopped)?
+/// Brings one batch: waits for what is elsewhere, then reads and decodes on the pool. A try that hangs in a
+/// disk is left, and what it has not done yet is tried again without that disk.
+async fn load(inner: Arc<Inner>, mut batch: Batch, target: Target) -> Result<BatchReport, ReadError> {
+    let mut report = BatchReport::default();
+    let mut hung = vec![false; inner.stores.len()];
+    loop {
+        let pieces = inner.fetch(&batch, &hung).await;
+        let spare = inner.has_spare(&pieces);
+        let attempt = Attempt::new(target.clone());
+        let work = {
+            let (inner, batch, attempt, runtime) =
+                (inner.clone(), batch.clone(), attempt.clone(), Handle::current());
+            let pool = inner.pool.clone();
+            async move { pool.run(move || inner.decode(&batch, &pieces, &runtime, &attempt)).await }
+        };
+        let patience = || tokio::time::sleep(inner.health.disk_patience(spare));
+        tokio::select! {
+            biased;
+            done = work => {
+                done.ok_or(ReadError::Stopped)??;
+                return Ok(report.plus(attempt.done()));
+            }
+            shard = attempt.hung(patience) => {
+                let store = &inner.stores[shard];
+                tracing::warn!(store = store.url(), "a disk hangs; reading on from the others");
+                store.disk().inspect(|disk| disk.stuck());
+                inner.pool.replace();
+                hung[shard] = true;
+                let done = attempt.done();
+                batch.places.start += done.segments as usize;
+                report = report.plus(done);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! From shards to verified bytes, on the threads of the pool; and what happens when they do not fit.
 
 use super::Inner;
+use super::attempt::Attempt;
 use super::batch::Batch;
 use super::fetch::Piece;
-use crate::destination::Destination;
 use crate::error::ReadError;
 use crate::fault::{FaultKind, ShardFault};
 use object_store::path::Path as ObjectPath;
@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 use tokio::runtime::Handle;
 
 thread_local! {
@@ -54,32 +55,33 @@ struct Sources<'a> {
     batch: &'a Batch,
     pieces: &'a [Piece],
     runtime: &'a Handle,
+    attempt: &'a Attempt,
     ranges: Vec<Range<u64>>,
     paths: Vec<ObjectPath>,
     files: Vec<Option<Result<File, FaultKind>>>,
 }
 
 impl Inner {
-    /// Decodes a batch into the destination, names each segment when it is there, reports faults.
+    /// Decodes a batch into the destination, names each segment when it is there, reports faults. What a try
+    /// that was left returns is heard by nobody.
     pub(super) fn decode(
         &self,
         batch: &Batch,
         pieces: &[Piece],
         runtime: &Handle,
-        destination: &dyn Destination,
-        on_segment: &dyn Fn(u32),
-    ) -> Result<BatchReport, ReadError> {
+        attempt: &Attempt,
+    ) -> Result<(), ReadError> {
         let segments = &self.geometry.segments(&self.manifest, batch.group)[batch.places.clone()];
         let mut sources = Sources {
             inner: self,
             batch,
             pieces,
             runtime,
+            attempt,
             ranges: self.geometry.ranges(&self.manifest, batch.group),
             paths: (0..pieces.len()).map(|shard| self.geometry.object(batch.group, shard)).collect(),
             files: pieces.iter().map(|_| None).collect(),
         };
-        let mut report = BatchReport::default();
         BLOCK.with_borrow_mut(|memory| {
             for (index, place) in segments.iter().zip(batch.places.clone()) {
                 let segment = &self.manifest.segments[*index as usize];
@@ -87,11 +89,11 @@ impl Inner {
                 if memory.len() < needed {
                     memory.resize(needed, 0);
                 }
-                let one = self.decode_one(*index, place, &mut sources, &mut memory[..needed], destination)?;
-                report = report.plus(one);
-                on_segment(*index);
+                let one = self.decode_one(*index, place, &mut sources, &mut memory[..needed])?;
+                attempt.target().ok_or(ReadError::Stopped).map(|target| (target.on_segment)(*index))?;
+                attempt.note(one);
             }
-            Ok(report)
+            Ok(())
         })
     }
 
@@ -101,18 +103,18 @@ impl Inner {
         place: usize,
         sources: &mut Sources<'_>,
         block: &mut [u8],
-        destination: &dyn Destination,
     ) -> Result<BatchReport, ReadError> {
         let segment = &self.manifest.segments[index as usize];
-        let mut hands: Vec<Hand> =
-            (0..sources.pieces.len()).map(|shard| sources.take(shard, place, block)).collect();
+        let hands = (0..sources.pieces.len()).map(|shard| sources.take(shard, place, block));
+        let mut hands: Vec<Hand> = hands.collect::<Result<_, _>>()?;
+        let target = sources.attempt.target().ok_or(ReadError::Stopped)?;
         let attempt = |block: &mut [u8], hands: &[Hand]| {
             let present: Vec<bool> = hands.iter().map(|hand| *hand == Hand::Present).collect();
             if !self.coder.rebuild(block, &present, false) {
                 return Ok(false);
             }
             let mut write = |plain: &mut [u8]| self.cipher.open(index, segment, block, plain);
-            let lent = destination.lend(segment.offset, segment.length as usize, &mut write);
+            let lent = target.destination.lend(segment.offset, segment.length as usize, &mut write);
             lent.map_err(ReadError::Destination)
         };
         let mut opened = attempt(block, &hands)?;
@@ -155,7 +157,7 @@ impl Inner {
                 break;
             }
             if hands[shard] == Hand::Untried {
-                hands[shard] = sources.get(shard, place, block);
+                hands[shard] = sources.get(shard, place, block)?;
                 if hands[shard] == Hand::Present && !right(block, shard) {
                     hands[shard] = Hand::Failed(FaultKind::Wrong);
                 }
@@ -196,38 +198,56 @@ impl Inner {
 
 impl Sources<'_> {
     /// Puts the shard of the segment at `place` into its part of the block, if it is at hand.
-    fn take(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Hand {
-        match &self.pieces[shard] {
+    fn take(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Result<Hand, ReadError> {
+        Ok(match &self.pieces[shard] {
             Piece::Untried => Hand::Untried,
             Piece::Failed(kind) => Hand::Failed(*kind),
-            Piece::Local => self.read(shard, place, block),
+            Piece::Local => return self.read(shard, place, block),
             Piece::Fetched(bytes) => {
                 let base = self.ranges[self.batch.places.start].start;
                 let range = &self.ranges[place];
                 let bytes = bytes.get((range.start - base) as usize..(range.end - base) as usize);
-                let Some(bytes) = bytes else { return Hand::Failed(FaultKind::Short) };
+                let Some(bytes) = bytes else { return Ok(Hand::Failed(FaultKind::Short)) };
                 self.part(shard, block).copy_from_slice(bytes);
                 Hand::Present
             }
-        }
+        })
     }
 
     /// Gets the shard from its store now, wherever that is.
-    fn get(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Hand {
+    fn get(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Result<Hand, ReadError> {
         if self.inner.stores[shard].directory().is_some() {
             return self.read(shard, place, block);
         }
-        match self.inner.get_now(self.runtime, shard, &self.paths[shard], self.ranges[place].clone()) {
+        let range = self.ranges[place].clone();
+        Ok(match self.inner.get_now(self.runtime, shard, &self.paths[shard], range) {
             Ok(bytes) => {
                 self.part(shard, block).copy_from_slice(&bytes);
                 Hand::Present
             }
             Err(kind) => Hand::Failed(kind),
-        }
+        })
     }
 
-    /// Reads from a directory of this machine, by position.
-    fn read(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Hand {
+    /// Reads from a directory of this machine, by position. [`ReadError::Stopped`] when the try was left
+    /// while the disk let it wait: then nothing that others hold may be touched any more.
+    fn read(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Result<Hand, ReadError> {
+        let Some(disk) = self.inner.stores[shard].disk().filter(|disk| !disk.hangs()) else {
+            return Ok(Hand::Failed(FaultKind::Unreachable));
+        };
+        let began = Instant::now();
+        self.attempt.begin_read(shard);
+        let hand = self.read_disk(shard, place, block);
+        if !self.attempt.end_read() {
+            disk.came_back();
+            crate::pool::replaced();
+            return Err(ReadError::Stopped);
+        }
+        self.inner.health.read_disk(began.elapsed());
+        Ok(hand)
+    }
+
+    fn read_disk(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Hand {
         let open = || {
             let root = self.inner.stores[shard].directory().ok_or(FaultKind::Unreachable)?;
             File::open(root.join(self.paths[shard].as_ref())).map_err(|error| fault(error.kind()))

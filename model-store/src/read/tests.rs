@@ -351,3 +351,96 @@ fn batches_join_neighbours_up_to_their_size() {
     let scattered = batches(manifest, &geometry, &[manifest.order[0], manifest.order[2], manifest.order[1]]);
     assert_eq!(scattered.len(), 3);
 }
+
+/// A directory whose disk hangs: every object is a pipe that nobody writes to, so opening it waits.
+struct Hang {
+    pipes: Vec<(std::path::PathBuf, Vec<u8>)>,
+}
+
+impl Hang {
+    fn of(world: &World, number: usize) -> Self {
+        let shards = world.objects(number).into_iter().filter(|(name, _)| name.starts_with("models"));
+        let pipe = |(_, path): (String, std::path::PathBuf)| {
+            let bytes = std::fs::read(&path).expect("an object");
+            std::fs::remove_file(&path).expect("remove");
+            let made = std::process::Command::new("mkfifo").arg(&path).status();
+            assert!(made.is_ok_and(|status| status.success()), "a pipe");
+            (path, bytes)
+        };
+        Self { pipes: shards.map(pipe).collect() }
+    }
+
+    /// Lets go of whoever waits; from now on the disk answers.
+    fn release(&self) {
+        use std::os::unix::fs::OpenOptionsExt;
+        for (path, bytes) in &self.pipes {
+            // A pipe is opened for writing at once if somebody waits to read, and otherwise not at all.
+            let nonblocking = 0o4000;
+            let let_go = std::fs::File::options().write(true).custom_flags(nonblocking).open(path);
+            std::fs::remove_file(path).expect("remove");
+            std::fs::write(path, bytes).expect("write");
+            drop(let_go);
+        }
+    }
+}
+
+/// A reader that leaves a disk after 50 ms.
+fn hasty(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store]) -> Reader {
+    let mut reader = world.reader(manifest, stores);
+    Arc::get_mut(&mut reader.inner).expect("new").health.local = health::Patience::short(50);
+    reader
+}
+
+async fn read_file(reader: &Reader, world: &World) -> Result<(), ReadError> {
+    let path = "model.safetensors";
+    let length = reader.manifest().file(path).expect("there").length;
+    let bytes = reader.read_range(path, 0..length).await?;
+    assert!(bytes == world.file(path), "every byte is right");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
+    let world = World::new();
+    let stores = world.stores(6);
+    let imported = world.import(&stores, 4, 2).await;
+    let placed = world.placed(&imported, &stores);
+    let number =
+        |shard: usize| (0..6).find(|n| world.reference(*n).url == placed[shard].url()).expect("ours");
+    let hang = Hang::of(&world, number(1));
+    let threads = world.pool.threads();
+    for round in 0..5 {
+        // A new reader each time, as an agent that tries again makes it: it knows nothing of the disk.
+        read_file(&hasty(&world, &imported.manifest, &placed), &world).await.expect("read around");
+        let faults = world.take_faults();
+        assert!(faults.iter().all(|fault| fault.shard == 1 && fault.kind == FaultKind::Unreachable));
+        assert!(!faults.is_empty(), "round {round}: the disk is named");
+        let running = world.pool.running();
+        assert!(running > threads && running <= 2 * threads + 1, "round {round}: {running} threads");
+    }
+    hang.release();
+    while world.pool.running() > threads {
+        tokio::task::yield_now().await;
+    }
+    let report = world.read_all(&imported.manifest, &placed).await.expect("read");
+    assert_eq!((report.rebuilt, report.faults), (0, 0), "the disk is back");
+}
+
+#[tokio::test]
+async fn disks_that_all_hang_end_in_an_error_that_names_them() {
+    let world = World::new();
+    let stores = world.stores(3);
+    let imported = world.import(&stores, 2, 1).await;
+    let placed = world.placed(&imported, &stores);
+    let hangs: Vec<Hang> = (0..2).map(|number| Hang::of(&world, number)).collect();
+    let error =
+        read_file(&hasty(&world, &imported.manifest, &placed), &world).await.expect_err("one is left");
+    assert_eq!(error.code(), code::SHARD_TOO_FEW);
+    let text = error.to_string();
+    assert!(text.contains("1 of 2 good shards") && text.matches("is unreachable").count() == 2, "{text}");
+    hangs.iter().for_each(Hang::release);
+    while world.pool.running() > world.pool.threads() {
+        tokio::task::yield_now().await;
+    }
+    read_file(&world.reader(&imported.manifest, &placed), &world).await.expect("they are back");
+}
