@@ -21,6 +21,8 @@ mod destination;
 mod disk;
 mod error;
 mod fault;
+#[doc(hidden)]
+pub mod fuzzing;
 mod geometry;
 mod import;
 mod key;

@@ -113,6 +113,16 @@ impl RemoteStore {
     }
 }
 
+/// For fuzzing: a page that is understood can be shown, whatever times and names it claims.
+pub(crate) fn check_page(bytes: &[u8]) {
+    let Ok(page) = protocol::canonical::from_bytes::<ListPage>(bytes, PAGE_BYTES_MAX) else { return };
+    for ListedObject { name, bytes, modified_ms } in page.objects {
+        if let Ok(path) = Path::parse(&name) {
+            let _ = meta(path, bytes, modified_ms);
+        }
+    }
+}
+
 fn generic(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Generic { store: STORE, source: Box::new(error) }
 }

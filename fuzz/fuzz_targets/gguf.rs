@@ -1,0 +1,8 @@
+//! Any bytes are a GGUF file whose tensors cover it, or are refused.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    model_store::fuzzing::gguf_header(bytes);
+});

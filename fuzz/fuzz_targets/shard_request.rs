@@ -1,0 +1,8 @@
+//! Names, ranges and listings of the shard service stay within their bounds.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    model_store::fuzzing::shard_request(bytes);
+});

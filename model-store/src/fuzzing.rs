@@ -1,0 +1,144 @@
+//! Entry points for the targets in `fuzz/`: whatever parses foreign bytes, with what must hold afterwards. No
+//! part of the interface. Each takes any bytes, and panics only when a promise is broken.
+
+use crate::geometry::{Geometry, Name, is_leftover_name, is_object_name};
+use crate::layout::{Stretch, cut};
+use crate::source::{Flaw, gguf, safetensors};
+use protocol::limits::SEGMENT_BYTES_MAX;
+use protocol::model::ModelManifest;
+
+/// The header of a safetensors file.
+pub fn safetensors_header(bytes: &[u8]) {
+    covered(safetensors::stretches(bytes, bytes.len() as u64), bytes.len() as u64);
+}
+
+/// The header of a GGUF file.
+pub fn gguf_header(bytes: &[u8]) {
+    covered(gguf::stretches(bytes, bytes.len() as u64), bytes.len() as u64);
+}
+
+/// What a header that is believed says covers the file exactly once, and so do the segments cut from it.
+fn covered(stretches: Result<Vec<Stretch>, Flaw>, length: u64) {
+    let Ok(stretches) = stretches else { return };
+    let mut end = 0;
+    for stretch in &stretches {
+        assert!(stretch.range.start == end && stretch.range.end >= end, "{stretch:?} after {end}");
+        end = stretch.range.end;
+    }
+    assert_eq!(end, length);
+    let mut end = 0;
+    for cut in cut(&stretches) {
+        assert!(cut.range.start == end && cut.range.end > end, "{cut:?} after {end}");
+        assert!(cut.range.end - end <= SEGMENT_BYTES_MAX as u64);
+        end = cut.range.end;
+    }
+    assert_eq!(end, length);
+}
+
+/// A model's manifest: what passes its check can be indexed.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = protocol::canonical::from_bytes::<ModelManifest>(bytes, 1 << 20) else { return };
+    if manifest.check().is_err() {
+        return;
+    }
+    let geometry = Geometry::new(&manifest);
+    let mut seen = 0;
+    for group in 0..geometry.groups() {
+        let segments = geometry.segments(&manifest, group);
+        assert_eq!(geometry.ranges(&manifest, group).len(), segments.len());
+        for (place, segment) in segments.iter().enumerate() {
+            assert_eq!(geometry.place(*segment), (group, place));
+            let segment = &manifest.segments[*segment as usize];
+            assert!(segment.offset + u64::from(segment.length) <= manifest.map_bytes());
+        }
+        seen += segments.len();
+        for shard in 0..manifest.erasure.shards() {
+            assert!(is_object_name(geometry.object(group, shard).as_ref()));
+        }
+    }
+    assert_eq!(seen, manifest.segments.len());
+}
+
+/// A request to the shard service: the name of an object, and the bytes of it that are asked for; and what a
+/// service answers to a listing.
+pub fn shard_request(bytes: &[u8]) {
+    let split = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (name, rest) = bytes.split_at(split);
+    if let Ok(name) = std::str::from_utf8(name)
+        && Name::of(name).is_some()
+    {
+        assert!(is_object_name(name) != is_leftover_name(name), "{name}");
+        let plain = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+        assert!(std::path::Path::new(name).components().all(plain), "{name} stays below its store");
+    }
+    crate::service::check_range(rest.get(1..).unwrap_or_default());
+    crate::remote::check_page(bytes);
+}
+
+/// The same entry points on altered sound input, with every test run; the fuzzer goes further.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{ListPage, ListedObject};
+    use crate::testing::Gguf;
+    use proptest::prelude::*;
+    use protocol::Digest;
+    use protocol::model::{ErasureCode, ModelFile, ModelNonce, Segment};
+
+    fn sound_manifest() -> Vec<u8> {
+        let segment = |offset, length| {
+            let digest = Digest::of(b"bytes");
+            Segment { offset, length, digest, shards: vec![digest; 3] }
+        };
+        let file = |path: &str, offset, length| ModelFile { path: path.into(), offset, length };
+        let manifest = ModelManifest {
+            version: 1,
+            name: "tiny".parse().expect("a name"),
+            erasure: ErasureCode { data: 2, parity: 1 },
+            segments_per_object: 2,
+            nonce: ModelNonce([7; 16]),
+            key_commitment: Digest::of(b"key"),
+            files: vec![file("config.json", 0, 100), file("model.safetensors", 4096, 3000)],
+            segments: vec![segment(0, 100), segment(4096, 1000), segment(5096, 2000)],
+            order: vec![0, 2, 1],
+        };
+        assert_eq!(manifest.check(), Ok(()));
+        protocol::canonical::to_bytes(&manifest)
+    }
+
+    fn sound_page() -> Vec<u8> {
+        let name = crate::geometry::object_path(ModelNonce([7; 16]), 1, 2).to_string();
+        let object = |name, modified_ms| ListedObject { name, bytes: 1, modified_ms };
+        let objects = vec![object(format!("{name}#1"), 0), object(name, u64::MAX)];
+        protocol::canonical::to_bytes(&ListPage { objects, more: true })
+    }
+
+    #[test]
+    fn a_page_may_claim_any_time() {
+        crate::remote::check_page(&sound_page());
+    }
+
+    proptest! {
+        #[test]
+        fn altered_input_breaks_no_promise(
+            edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            cut in any::<prop::sample::Index>(),
+            which in 0..5_usize,
+        ) {
+            let request = format!("{}\nbytes=3-9", crate::geometry::object_path(ModelNonce([1; 16]), 0, 0));
+            let (mut bytes, check): (Vec<u8>, fn(&[u8])) = match which {
+                0 => (crate::testing::safetensors(&[("a", 30), ("b", 0), ("c", 7)]), safetensors_header),
+                1 => (Gguf::of(&[("a", 30), ("b", 0), ("c", 7)]).bytes(), gguf_header),
+                2 => (sound_manifest(), manifest),
+                3 => (sound_page(), shard_request),
+                _ => (request.into_bytes(), shard_request),
+            };
+            let length = bytes.len();
+            for (at, value) in &edits {
+                bytes[at.index(length)] = *value;
+            }
+            check(&bytes);
+            check(&bytes[..cut.index(length)]);
+        }
+    }
+}
