@@ -57,6 +57,8 @@ pub struct WorkerManifest {
     pub batch_sequences_max: u32,
     /// Threads to compute with.
     pub threads: u32,
+    /// Memory that it may use besides its weights, in bytes.
+    pub memory_bytes: u64,
     /// Devices to compute on: indices of visible GPUs; empty = CPU.
     pub gpus: Vec<u32>,
 }

@@ -121,6 +121,7 @@ fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
         context_tokens_max: None,
         batch_sequences_max: 1,
         threads: 1,
+        memory_bytes: 1 << 30,
         gpus: Vec::new(),
     };
     let service = RoutedService {
@@ -151,6 +152,7 @@ fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
         "hash",
         "length",
         "map_bytes",
+        "memory_bytes",
         "model",
         "name",
         "node",

@@ -320,6 +320,7 @@ impl Model {
             context_tokens_max: service.context_tokens_max,
             batch_sequences_max: service.batch_sequences_max,
             threads: threads(service.resources.cpu_millicores),
+            memory_bytes: service.resources.memory_bytes,
             gpus: gpus.to_vec(),
         }
     }

@@ -34,7 +34,7 @@ use protocol::worker::{
 use super::Service;
 use super::agent::{self, Sandboxed};
 use crate::batcher::{Batcher, BatcherLimits};
-use crate::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation};
+use crate::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of};
 use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
 
 /// How often numbers go to the agent.
@@ -135,10 +135,10 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
     let files = ModelFiles::from_shared(weights, progress, &layout, STALL_LIMIT)?;
     let options = EngineOptions {
         threads: (manifest.threads as usize).max(1),
+        cache_bytes_max: cache_bytes_of(manifest.memory_bytes),
         context_tokens_max: manifest.context_tokens_max.map(|tokens| tokens as usize),
         // Only the GPUs of its order are visible to a worker, so the first is the one.
         device: if manifest.gpus.is_empty() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
-        ..EngineOptions::default()
     };
     let engine = LoadedEngine::open(&files, &options)?;
     check_task(manifest.task, engine.front().operation())?;

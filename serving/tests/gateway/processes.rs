@@ -182,6 +182,7 @@ fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
         context_tokens_max: Some(150),
         batch_sequences_max: 4,
         threads: 1,
+        memory_bytes: 1 << 30,
         gpus: Vec::new(),
     };
     (weights, progress, manifest)
