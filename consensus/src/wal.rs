@@ -82,7 +82,7 @@ impl WriteAheadLog {
         let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         created.map_err(|e| LogError::io("create directory", directory, e))?;
         let lock = lock(directory)?;
-        let found = recovery::recover(directory, &owner, create.then_some(segment_bytes))?;
+        let found = recovery::recover(directory, &owner, create, segment_bytes)?;
         let spares = Spares::start(directory.to_path_buf(), segment_bytes)?;
         let mut recovered = found.recovered;
         recovered.boots += 1;

@@ -18,18 +18,24 @@ pub(super) struct Found {
     pub(super) mark: Mark,
 }
 
-/// Reads everything in `directory`; begins a new log with a segment of `create` bytes where there is none.
-pub(super) fn recover(directory: &Path, owner: &Owner, create: Option<u64>) -> Result<Found, LogError> {
+/// Reads everything in `directory`. Begins a new log with a segment of `segment_bytes` where there is none, if
+/// that is allowed, or if an earlier start was allowed it and ended before anything was durable.
+pub(super) fn recover(
+    directory: &Path,
+    owner: &Owner,
+    create: bool,
+    segment_bytes: u64,
+) -> Result<Found, LogError> {
     let segments = list(directory)?;
     snapshots::remove_partial(directory)?;
     let snapshot = snapshots::newest(directory)?;
     let marked = Mark::open(directory)?;
     let Some((first, first_path)) = segments.first() else {
-        if let Some((_, durable)) = marked.filter(|(_, durable)| durable.sequence > 0) {
-            return Err(damaged(directory, 0, format!("no segment is left of {} records", durable.sequence)));
-        }
-        return match create {
-            Some(segment_bytes) if snapshot.is_none() => begin(directory, owner, segment_bytes),
+        return match marked.map(|(_, durable)| durable.sequence) {
+            Some(1..) => Err(damaged(directory, 0, "its records are durable, and no segment is left")),
+            begun if (create || begun.is_some()) && snapshot.is_none() => {
+                begin(directory, owner, segment_bytes)
+            }
             _ => Err(LogError::Unknown { path: directory.to_path_buf() }),
         };
     };

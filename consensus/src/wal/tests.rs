@@ -153,7 +153,7 @@ impl Ended {
     fn start(&self, segment: &[u8], mark: &[u8]) -> Result<usize, String> {
         fs::write(&self.segment, segment).expect("write");
         fs::write(self.directory.path().join("durable.mark"), mark).expect("write");
-        match recovery::recover(self.directory.path(), &owner(1), None) {
+        match recovery::recover(self.directory.path(), &owner(1), false, SEGMENT_BYTES) {
             Ok(found) => Ok(found.recovered.entries.len()),
             Err(error) => {
                 assert_eq!(error.code().as_str(), "log-damaged", "{error}");
@@ -350,6 +350,18 @@ fn a_damaged_snapshot_is_refused() {
         fs::write(&path, damaged).expect("write");
         assert_eq!(refusal(open(directory.path())).code().as_str(), "log-damaged", "byte {at}");
     }
+}
+
+#[test]
+fn a_founding_that_was_killed_before_anything_was_durable_begins_again() {
+    let directory = TempDir::new().expect("temporary directory");
+    drop(mark::Mark::create(directory.path(), &first_position()).expect("room"));
+    let (log, found) = WriteAheadLog::open(directory.path(), owner(1), false, SEGMENT_BYTES).expect("begins");
+    assert_eq!(found.boots, 1);
+    drop(log);
+    // From here on something was promised: the same loss is a loss.
+    fs::remove_file(segment::path(directory.path(), 0)).expect("remove");
+    assert_eq!(refusal(open(directory.path())).code().as_str(), "log-damaged");
 }
 
 #[test]
