@@ -226,7 +226,7 @@ mod tests {
             roles: BTreeSet::from([NodeRole::Worker]),
             region: String::new(),
             labels: BTreeMap::new(),
-            storage_address: None,
+            storage: None,
             gateway: None,
         }
     }

@@ -138,8 +138,8 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     if node.roles.is_empty() {
         return refuse("has no role");
     }
-    if node.roles.contains(&NodeRole::Storage) != node.storage_address.is_some() {
-        return refuse("must have a storage address exactly when it has the storage role");
+    if node.roles.contains(&NodeRole::Storage) != node.storage.is_some() {
+        return refuse("must name its storage exactly when it has the storage role");
     }
     if node.roles.contains(&NodeRole::Gateway) != node.gateway.is_some() {
         return refuse("must name a gateway exactly when it has the gateway role");
@@ -153,8 +153,11 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
         check_label("node.labels", key)?;
         check_label("node.labels", value)?;
     }
-    if let Some(address) = &node.storage_address {
-        check_address("node.storage_address", address)?;
+    if let Some(storage) = &node.storage {
+        check_address("node.storage.address", &storage.address)?;
+        if storage.stores.is_empty() || storage.stores.len() > limits::NODE_STORES_MAX {
+            return refuse("must have 1 to 128 stores if it has the storage role");
+        }
     }
     if let Some(gateway) = &node.gateway {
         check_address("node.gateway.address", &gateway.address)?;

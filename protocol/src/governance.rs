@@ -5,7 +5,8 @@
 
 use crate::digest::Digest;
 use crate::ids::{
-    CircleId, Epoch, MemberId, Millis, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, TokenName,
+    CircleId, Epoch, MemberId, Millis, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, StoreName,
+    TokenName,
 };
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey};
 use crate::manifest::Manifest;
@@ -110,10 +111,20 @@ pub struct NodeAdmission {
     pub region: String,
     /// Labels, for node selectors.
     pub labels: BTreeMap<String, String>,
-    /// `host:port` of its shard service. Present exactly when it has the storage role.
-    pub storage_address: Option<String>,
+    /// Present exactly when it has the storage role.
+    pub storage: Option<StorageEndpoint>,
     /// Present exactly when it has the gateway role.
     pub gateway: Option<GatewayEndpoint>,
+}
+
+/// What a node keeps for others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StorageEndpoint {
+    /// `host:port` of its shard service.
+    pub address: String,
+    /// Its stores, at least one and at most [`crate::limits::NODE_STORES_MAX`]: each is a failure of its own.
+    pub stores: BTreeSet<StoreName>,
 }
 
 /// Where workers reach a gateway.

@@ -79,6 +79,10 @@ name!(
     NodeName
 );
 name!(
+    /// A store of a node: one of its disks.
+    StoreName
+);
+name!(
     /// What people call a model; [`ModelRoot`] is what it is.
     ModelName
 );

@@ -29,6 +29,6 @@ pub use digest::Digest;
 pub use error_code::ErrorCode;
 pub use ids::{
     CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId,
-    ServiceName, SlotIndex, TokenName,
+    ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};

@@ -16,6 +16,8 @@ pub const GENESIS_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const SLOTS_MAX: u32 = 1024;
 /// Most nodes in a cluster.
 pub const NODES_MAX: usize = 10_000;
+/// Most stores of one node: more disks than a storage server holds.
+pub const NODE_STORES_MAX: usize = 128;
 /// Most proposals that wait for votes at once; more and nobody reads them.
 pub const PROPOSALS_OPEN_MAX: usize = 256;
 /// Longest reason or description, in bytes: a page, not a book.

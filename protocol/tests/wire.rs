@@ -91,6 +91,7 @@ kinds! {
     "ControlReplica" => governance::ControlReplica,
     "NodeAdmission" => governance::NodeAdmission,
     "GatewayEndpoint" => governance::GatewayEndpoint,
+    "StorageEndpoint" => governance::StorageEndpoint,
     "AccessToken" => governance::AccessToken,
     "Genesis" => governance::Genesis,
     "SignedGenesis" => governance::SignedGenesis,

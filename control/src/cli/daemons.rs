@@ -7,9 +7,11 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use overlay::people::Certificate;
 use overlay::{CancellationToken, Identity};
-use protocol::governance::{ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis};
+use protocol::governance::{
+    ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis, StorageEndpoint,
+};
 use protocol::manifest::parse_bytes;
-use protocol::{CircleId, NodeId, NodeName, ReplicaId, error_code};
+use protocol::{CircleId, NodeId, NodeName, ReplicaId, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -94,11 +96,11 @@ pub(crate) struct AgentInit {
     #[arg(long)]
     no_worker: bool,
     /// Offer storage under this address
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", requires = "store")]
     storage: Option<String>,
-    /// A store's name; may be given several times
+    /// A store's name, one for each disk; may be given several times
     #[arg(long, requires = "storage")]
-    store: Vec<String>,
+    store: Vec<StoreName>,
     /// Run a gateway that workers reach under this address
     #[arg(long, value_name = "HOST:PORT", requires = "gateway_api")]
     gateway: Option<String>,
@@ -274,15 +276,13 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
         .map(|label| label.split_once('=').map(|(key, value)| (key.to_string(), value.to_string())))
         .collect::<Option<_>>()
         .ok_or_else(|| anyhow!("a label is written KEY=VALUE"))?;
-    let mut labels = labels;
-    if !arguments.store.is_empty() {
-        labels.insert(node::STORES_LABEL.into(), arguments.store.join(" "));
-    }
     let mut roles = BTreeSet::new();
     if !arguments.no_worker {
         roles.insert(NodeRole::Worker);
     }
-    if arguments.storage.is_some() {
+    let stores: BTreeSet<StoreName> = arguments.store.into_iter().collect();
+    let storage = arguments.storage.map(|address| StorageEndpoint { address, stores });
+    if storage.is_some() {
         roles.insert(NodeRole::Storage);
     }
     let keys = node::create_keys(&arguments.dir, arguments.gateway.is_some())?;
@@ -303,10 +303,10 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
         roles,
         region: arguments.region,
         labels,
-        storage_address: arguments.storage,
+        storage,
         gateway,
     };
-    NodeFile { admission: admission.clone(), stores: arguments.store }.save(&arguments.dir)?;
+    NodeFile { admission: admission.clone() }.save(&arguments.dir)?;
     println!("{}", serde_json::to_string_pretty(&admission)?);
     Ok(())
 }

@@ -8,9 +8,9 @@ use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page};
-use protocol::governance::Change;
+use protocol::governance::{Change, StorageEndpoint};
 use protocol::manifest::format_bytes;
-use protocol::{NodeId, NodeName};
+use protocol::{NodeId, NodeName, StoreName};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -168,8 +168,9 @@ fn nodes_table(nodes: &[NodeView]) -> String {
 
 fn details(node: &NodeView) -> String {
     let mut text = format!("\nidentity {}\n", node.id);
-    if let Some(address) = &node.admission.storage_address {
-        text.push_str(&format!("storage at {address}\n"));
+    if let Some(StorageEndpoint { address, stores }) = &node.admission.storage {
+        let stores: Vec<&str> = stores.iter().map(StoreName::as_str).collect();
+        text.push_str(&format!("storage at {address}: {}\n", stores.join(", ")));
     }
     for label in &node.not_enforced {
         text.push_str(&format!("not enforced: {label}\n"));

@@ -21,9 +21,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 
-/// The label of a storage node that names its stores, separated by spaces.
-pub const STORES_LABEL: &str = "stores";
-
 /// A node's public keys.
 pub struct NodeKeys {
     /// Who it is.
@@ -40,8 +37,6 @@ pub struct NodeKeys {
 pub struct NodeFile {
     /// What it asks to be admitted as.
     pub admission: NodeAdmission,
-    /// Names of its stores.
-    pub stores: Vec<String>,
 }
 
 impl NodeFile {
@@ -137,7 +132,8 @@ pub struct NodeSettings {
 /// Directories of a node's stores, by name.
 #[must_use]
 pub fn store_directories(directory: &Path, file: &NodeFile) -> BTreeMap<String, PathBuf> {
-    file.stores.iter().map(|name| (name.clone(), directory.join("stores").join(name))).collect()
+    let stores = file.admission.storage.iter().flat_map(|storage| &storage.stores);
+    stores.map(|name| (name.to_string(), directory.join("stores").join(name.as_str()))).collect()
 }
 
 /// Runs the node's agent until `shutdown`.

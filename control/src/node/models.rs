@@ -1,6 +1,6 @@
 //! Models through a node: import, verify, repair, and wrapping their keys to nodes and members.
 
-use super::{NodeFile, STORES_LABEL, store_directories};
+use super::{NodeFile, store_directories};
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow};
 use human_chain::CircleState;
@@ -163,10 +163,9 @@ impl ModelAccess {
     pub async fn stores_of_all_nodes(&self, circle: &CircleState) -> Result<Vec<StoreReference>> {
         let stores: Vec<StoreReference> = circle
             .nodes()
-            .filter(|node| node.storage_address.is_some())
-            .flat_map(|node| {
-                let names = node.labels.get(STORES_LABEL).map(String::as_str).unwrap_or_default();
-                names.split_whitespace().map(|name| node_store(&node.name, name)).collect::<Vec<_>>()
+            .filter_map(|node| Some((node, node.storage.as_ref()?)))
+            .flat_map(|(node, storage)| {
+                storage.stores.iter().map(|store| node_store(&node.name, store.as_str()))
             })
             .collect();
         if stores.is_empty() {
@@ -347,7 +346,7 @@ fn summary(report: &model_store::HealthReport) -> HealthSummary {
 }
 
 fn address_of(node: &NodeAdmission) -> Option<NodeAddress> {
-    let address = node.storage_address.as_ref()?.parse().ok()?;
+    let address = node.storage.as_ref()?.address.parse().ok()?;
     Some(NodeAddress { address, key: node.id.0 })
 }
 

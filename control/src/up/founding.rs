@@ -7,7 +7,7 @@ use super::ports::Ports;
 use crate::cli::simple_policy;
 use crate::context::Context;
 use crate::files;
-use crate::node::{NodeFile, STORES_LABEL, create_keys};
+use crate::node::{NodeFile, create_keys};
 use crate::session::{MemberKeyFile, fresh_secret_text, wall_clock};
 use anyhow::{Result, anyhow};
 use overlay::Identity;
@@ -78,18 +78,21 @@ fn replica(layout: &Layout, ports: &Ports, id: u64) -> Result<ControlReplica> {
 pub(super) fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeAdmission> {
     let directory = layout.node(name);
     let keys = create_keys(&directory, false)?;
+    let stores = STORES.iter().map(|store| store.parse()).collect::<Result<_, _>>();
     let admission = NodeAdmission {
         name: name.parse().map_err(|error: String| anyhow!(error))?,
         id: NodeId(keys.identity),
         encryption: keys.encryption,
         roles: BTreeSet::from([NodeRole::Worker, NodeRole::Storage]),
         region: "local".into(),
-        labels: BTreeMap::from([(STORES_LABEL.to_string(), STORES.join(" "))]),
-        storage_address: Some(ports.address(&format!("{name}/storage")).to_string()),
+        labels: BTreeMap::new(),
+        storage: Some(StorageEndpoint {
+            address: ports.address(&format!("{name}/storage")).to_string(),
+            stores: stores.map_err(|error: String| anyhow!(error))?,
+        }),
         gateway: None,
     };
-    let stores = STORES.iter().map(|store| (*store).to_string()).collect();
-    NodeFile { admission: admission.clone(), stores }.save(&directory)?;
+    NodeFile { admission: admission.clone() }.save(&directory)?;
     Ok(admission)
 }
 
@@ -104,14 +107,14 @@ fn gateway(layout: &Layout, ports: &Ports) -> Result<NodeAdmission> {
         roles: BTreeSet::from([NodeRole::Gateway]),
         region: "local".into(),
         labels: BTreeMap::new(),
-        storage_address: None,
+        storage: None,
         gateway: Some(GatewayEndpoint {
             key,
             address: ports.address(&format!("{GATEWAY}/workers")).to_string(),
             api: format!("http://{}", ports.address(&format!("{GATEWAY}/api"))),
         }),
     };
-    NodeFile { admission: admission.clone(), stores: Vec::new() }.save(&directory)?;
+    NodeFile { admission: admission.clone() }.save(&directory)?;
     Ok(admission)
 }
 

@@ -38,7 +38,7 @@ pub(super) fn context(
     let resolve = move |name: &NodeName| {
         let circle = circle.borrow().clone();
         let node = circle.node(name)?;
-        let address = node.storage_address.as_ref()?;
+        let address = &node.storage.as_ref()?.address;
         let address = address.parse().ok().or_else(|| address.to_socket_addrs().ok()?.next())?;
         Some(NodeAddress { address, key: node.id.0 })
     };

@@ -8,14 +8,15 @@ use super::{RENDERER_VERSION, counted};
 use crate::quorum::describe;
 use protocol::agent::Isolation;
 use protocol::governance::{
-    ActionClass, Change, GatewayEndpoint, Member, NodeAdmission, NodeRole, Policy, Proposal, SubjectVersion,
+    ActionClass, Change, GatewayEndpoint, Member, NodeAdmission, NodeRole, Policy, Proposal, StorageEndpoint,
+    SubjectVersion,
 };
 use protocol::keys::{ByteString, EncryptionKey, MemberKeys};
 use protocol::manifest::{
     EdgeManifest, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, Resources, Runtime,
     ServiceManifest, Task,
 };
-use protocol::{Digest, Millis};
+use protocol::{Digest, Millis, StoreName};
 use std::collections::BTreeMap;
 
 /// Names and values; a name occurs once, except for lists, whose entries are numbered.
@@ -74,7 +75,7 @@ pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, poli
 }
 
 pub(super) fn of_node(node: &NodeAdmission) -> Fields {
-    let NodeAdmission { name, id, encryption, roles, region, labels, storage_address, gateway } = node;
+    let NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway } = node;
     let roles: Vec<&str> = roles.iter().map(|given| role(*given)).collect();
     let mut fields = vec![
         ("node.name".to_string(), name.to_string()),
@@ -82,8 +83,15 @@ pub(super) fn of_node(node: &NodeAdmission) -> Fields {
         ("node.roles".into(), roles.join(", ")),
         ("node.region".into(), quoted(region)),
         ("node.labels".into(), labels_text(labels)),
-        ("node.storage address".into(), optional(storage_address.as_ref(), |text| quoted(text))),
     ];
+    match storage {
+        None => fields.push(("node.storage".into(), NONE.into())),
+        Some(StorageEndpoint { address, stores }) => {
+            let stores: Vec<&str> = stores.iter().map(StoreName::as_str).collect();
+            fields.push(("node.storage.address".into(), quoted(address)));
+            fields.push(("node.storage.stores".into(), stores.join(", ")));
+        }
+    }
     match gateway {
         None => fields.push(("node.gateway".into(), NONE.into())),
         Some(GatewayEndpoint { key, address, api }) => {

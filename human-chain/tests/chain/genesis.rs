@@ -187,11 +187,15 @@ fn control_replicas_and_tokens_have_their_form() {
 #[test]
 fn nodes_have_their_form() {
     founded("no role", "governance-invalid: has no role", |g| g.nodes[0].roles.clear());
-    founded("storage without address", "governance-invalid: storage address exactly", |g| {
-        g.nodes[1].storage_address = None;
+    founded("role without storage", "governance-invalid: storage exactly", |g| g.nodes[1].storage = None);
+    founded("storage without role", "governance-invalid: storage exactly", |g| {
+        g.nodes[2].storage = g.nodes[1].storage.clone();
     });
-    founded("address without storage", "governance-invalid: storage address exactly", |g| {
-        g.nodes[2].storage_address = Some("n3.example:1".into());
+    founded("no stores", "governance-invalid: 1 to 128 stores", |g| {
+        g.nodes[1].storage.as_mut().unwrap().stores.clear();
+    });
+    founded("too many stores", "governance-invalid: 1 to 128 stores", |g| {
+        g.nodes[1].storage.as_mut().unwrap().stores = (0..129).map(|n| name(&format!("disk-{n}"))).collect();
     });
     founded("gateway role without gateway", "governance-invalid: gateway exactly", |g| {
         g.nodes[2].gateway = None
@@ -227,8 +231,8 @@ fn nodes_have_their_form() {
     founded("labels", "governance-invalid: too many labels", |g| {
         g.nodes[0].labels = (0..65).map(|n| (n.to_string(), String::new())).collect();
     });
-    founded("storage address", "governance-invalid: node.storage_address", |g| {
-        g.nodes[0].storage_address = Some("nowhere".into());
+    founded("storage address", "governance-invalid: node.storage.address", |g| {
+        g.nodes[1].storage.as_mut().unwrap().address = "nowhere".into();
     });
     founded("gateway address", "governance-invalid: node.gateway.address", |g| {
         g.nodes[2].gateway.as_mut().unwrap().address = "nowhere".into();

@@ -10,11 +10,11 @@ use protocol::{Digest, Epoch, Millis};
 use serde_json::Value;
 use std::path::Path;
 
-/// Compares with the file of that name; `UPDATE_GOLDEN=1 cargo test -p human-chain` rewrites it.
+/// Compares with the file of that name; `REFRESH_GOLDEN=1 cargo test -p human-chain` rewrites it.
 #[expect(clippy::disallowed_methods, reason = "a test may ask to rewrite its golden files")]
 fn check_golden(file: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-    if std::env::var("UPDATE_GOLDEN").is_ok() {
+    if std::env::var_os("REFRESH_GOLDEN").is_some() {
         std::fs::write(&path, text).expect("golden file is writable");
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();

@@ -5,7 +5,7 @@ use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_
 use protocol::canonical::to_bytes;
 use protocol::governance::{
     AccessToken, ActionClass, Certificate, Change, Choice, ControlReplica, GatewayEndpoint, Genesis, Member,
-    NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, TokenScope,
+    NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint, TokenScope,
 };
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
@@ -87,7 +87,10 @@ pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
         roles: roles.iter().copied().collect(),
         region: "ghent".into(),
         labels: BTreeMap::from([("disk".into(), "nvme".into())]),
-        storage_address: roles.contains(&NodeRole::Storage).then(|| format!("{who}.example:7443")),
+        storage: roles.contains(&NodeRole::Storage).then(|| StorageEndpoint {
+            address: format!("{who}.example:7443"),
+            stores: ["disk-0", "disk-1"].map(name).into(),
+        }),
         gateway: roles.contains(&NodeRole::Gateway).then(|| GatewayEndpoint {
             key: key(&format!("{who} gateway")),
             address: format!("{who}.example:7444"),

@@ -66,7 +66,7 @@ pub(crate) fn node(name: &str, cpu_millicores: u64, memory_mib: u64) -> NodeSpec
             roles: BTreeSet::from([NodeRole::Worker]),
             region: "eu".into(),
             labels: BTreeMap::new(),
-            storage_address: None,
+            storage: None,
             gateway: None,
         },
         resources: NodeResources { cpu_millicores, memory_bytes: memory_mib << 20, gpus: Vec::new() },

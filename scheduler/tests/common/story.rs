@@ -422,7 +422,10 @@ pub(crate) fn parse_node(name: &str, words: &[&str]) -> NodeSpec {
             "isolation" => spec.isolation = parse_isolation(value),
             "storage-only" => {
                 spec.admission.roles = BTreeSet::from([NodeRole::Storage]);
-                spec.admission.storage_address = Some("127.0.0.1:9000".into());
+                spec.admission.storage = Some(StorageEndpoint {
+                    address: "127.0.0.1:9000".into(),
+                    stores: BTreeSet::from(["disk-0".parse().expect("a name")]),
+                });
             }
             other => panic!("no such property of a node: {other}"),
         }

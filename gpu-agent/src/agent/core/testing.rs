@@ -129,7 +129,7 @@ pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionK
         roles: BTreeSet::from([NodeRole::Worker]),
         region: "here".into(),
         labels: BTreeMap::new(),
-        storage_address: None,
+        storage: None,
         gateway: None,
     }
 }
