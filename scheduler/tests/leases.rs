@@ -1,4 +1,5 @@
-//! Leases, lapses and ends to the millisecond and to the generation, and steps that would break their rules.
+//! Leases, lapses and ends to the millisecond and to the generation, steps that would break their rules, and what a
+//! service's end or a node's new keys take with them.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -334,4 +335,79 @@ fn entries_without_moves_are_written_as_before() {
     let moving = OrderPlan { replaces: Some(slot(1, 2)), ..order };
     let bytes = protocol::canonical::to_bytes(&moving);
     assert_eq!(protocol::canonical::from_bytes::<OrderPlan>(&bytes, 1000), Ok(moving));
+}
+
+/// Two services of two replicas each on one node, and a second node that has been there for long enough.
+fn crowded(cpu_millicores: u64) -> World {
+    let mut world = World::new(&[node("node-1", cpu_millicores, 8192)]);
+    world.share_model("minilm", 90 << 20);
+    for name in ["embed", "other"] {
+        world.approve(deploy(manifest(name, 1, 3, 500, 64)));
+        world.must(Action::Scale { service: service_name(name), replicas: 2 });
+    }
+    world.settle();
+    let spec = node("node-2", 8000, 8192);
+    world.approve(Change::AdmitNode(Box::new(spec.admission.clone())));
+    world.specs.insert(spec.admission.name.clone(), spec);
+    world.share_model("minilm", 90 << 20);
+    world.hear_all();
+    world.pass(REBALANCE_CALM_MS);
+    world
+}
+
+#[test]
+fn nothing_moves_while_anything_drains_anywhere() {
+    let mut world = crowded(8000);
+    assert!(matches!(&world.plan().steps[..], [Step::Order(order)] if order.replaces.is_some()));
+    world.must(Action::Scale { service: service_name("other"), replicas: 1 });
+    world.execute();
+    world.hear_all();
+    assert!(world.plan().steps.is_empty(), "another service's slot drains");
+    world.obey();
+    assert!(matches!(&world.plan().steps[..], [Step::Release(_)]), "and is free");
+    world.execute();
+    let plan = world.plan();
+    assert!(
+        matches!(&plan.steps[..], [Step::Order(order)] if order.service == service_name("embed")),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn a_replica_that_fails_where_it_moves_is_given_up_at_once() {
+    let mut world = crowded(2000);
+    world.execute();
+    world.obey();
+    world.set_state("embed", 2, SlotState::Loading, "");
+    world.hear_all();
+    assert!(world.plan().steps.is_empty(), "it loads; there is no room for a third elsewhere");
+    world.set_state("embed", 2, SlotState::Failed, "out of memory");
+    world.hear_all();
+    let plan = world.plan();
+    assert!(matches!(&plan.steps[..], [Step::Drain { slot: left, .. }] if *left == slot(2, 1)), "{plan:?}");
+}
+
+#[test]
+fn a_service_that_comes_back_begins_with_its_least() {
+    let mut world = running(3);
+    let desired = |world: &World| world.cluster.services()[&service_name("embed")].desired;
+    world.approve(deploy(manifest("embed", 1, 4, 600, 64)));
+    assert_eq!(desired(&world), 3, "a new approval of what runs keeps what is wanted");
+    world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
+    world.approve(deploy(manifest("embed", 1, 4, 600, 64)));
+    assert_eq!(desired(&world), 1, "what was wanted of a service that was ended is not wanted again");
+}
+
+/// A wrap opens only with the key that it was made for.
+#[test]
+fn a_node_with_new_keys_needs_a_new_wrap() {
+    let mut world = running(1);
+    let mut spec = world.specs[&"node-1".parse().unwrap()].clone();
+    let wrapped =
+        |world: &World, node: &str| world.cluster.wrap_for(&root("minilm"), node_id(node)).is_some();
+    world.approve(Change::AdmitNode(Box::new(spec.admission.clone())));
+    assert!(wrapped(&world, "node-1"), "admitted again as it was");
+    spec.admission.encryption.x25519.0[0] ^= 1;
+    world.approve(Change::AdmitNode(Box::new(spec.admission)));
+    assert!(!wrapped(&world, "node-1") && wrapped(&world, "node-2"));
 }
