@@ -94,6 +94,9 @@ impl Recovered {
             self.hard_state = hard_state;
         }
         let Some(first) = batch.entries.first() else { return Ok(()) };
+        if let Some(last) = batch.entries.last().filter(|last| last.index == u64::MAX) {
+            return Err(format!("no log ever reaches entry {}", last.index));
+        }
         let gap = batch.entries.windows(2).find(|pair| pair[0].index.checked_add(1) != Some(pair[1].index));
         if let Some(pair) = gap {
             return Err(format!("entry {} follows entry {}", pair[1].index, pair[0].index));
@@ -113,9 +116,8 @@ impl Recovered {
     /// that do not continue it go too (the crash came between the snapshot and its mark in the log).
     pub(crate) fn settle(&mut self) -> Result<(), String> {
         let (index, term) = self.snapshot.as_ref().map_or((0, 0), |found| (found.index, found.term));
-        let last = self.entries.last().map_or(index, |entry| entry.index.max(index));
-        if last == u64::MAX {
-            return Err(format!("no log ever reaches entry {last}"));
+        if index == u64::MAX {
+            return Err(format!("no log ever reaches entry {index}"));
         }
         let begin = self.entries.first().map_or(index + 1, |entry| entry.index);
         if begin > index + 1 {
@@ -298,6 +300,10 @@ mod tests {
         check(None, 0, vec![entries(&[(1, 1), (2, 1)]), entries(&[(2, 2)])], "[1@1 2@2] commit 0");
         check(None, 0, vec![entries(&[(1, 1)]), entries(&[(3, 1)])], "entry 3 follows entries 1 to 1");
         check(None, 0, vec![entries(&[(2, 1)])], "entries 1 to 1 are missing");
+        check(None, 0, vec![entries(&[(1, 1), (3, 1)])], "entry 3 follows entry 1");
+        let end = u64::MAX;
+        check(None, 0, vec![entries(&[(end, 1)])], &format!("no log ever reaches entry {end}"));
+        check(Some(snapshot(end, 1)), 0, vec![], &format!("no log ever reaches entry {end}"));
         check(None, 2, vec![entries(&[(1, 1)])], "entry 2 is committed, but the log ends at 1");
         let four: Vec<_> = (1..=4).map(|index| entries(&[(index, 1)])).collect();
         check(Some(snapshot(2, 1)), 3, four.clone(), "[3@1 4@1] commit 3");
