@@ -79,14 +79,7 @@ impl FromRequestParts<Arc<Server>> for Leading {
 
     async fn from_request_parts(_: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
         if server.lock_leadership().is_none() {
-            let leader = server.handle.status().leader;
-            let replicas = &server.genesis.genesis.control;
-            let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader);
-            let failure = Failure::new(error_code::NOT_LEADER, "this control replica does not lead");
-            return Err(match leader {
-                Some(replica) => failure.remedy(format!("ask {}", replica.api)),
-                None => failure.remedy("a leader is being elected; ask again"),
-            });
+            return Err(server.not_leader());
         }
         server.read_barrier().await?;
         Ok(Self)
@@ -94,6 +87,18 @@ impl FromRequestParts<Arc<Server>> for Leading {
 }
 
 impl Server {
+    /// Says who leads instead of this replica.
+    pub(super) fn not_leader(&self) -> Failure {
+        let leader = self.handle.status().leader;
+        let replicas = &self.genesis.genesis.control;
+        let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader);
+        let failure = Failure::new(error_code::NOT_LEADER, "this control replica does not lead");
+        match leader {
+            Some(replica) => failure.remedy(format!("ask {}", replica.api)),
+            None => failure.remedy("a leader is being elected; ask again"),
+        }
+    }
+
     /// Looks at the cluster and the leader's view of the nodes together.
     fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();

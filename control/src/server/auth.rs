@@ -57,6 +57,10 @@ fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenN
     let hash = Digest::of(text.as_bytes());
     let token = server.cluster(|cluster| cluster.token(&hash).cloned());
     let Some(token) = token else {
+        // A replica that has just started knows nothing yet; only the leader's no is final.
+        if server.lock_leadership().is_none() {
+            return Err(server.not_leader());
+        }
         return Err(Failure::new(error_code::TOKEN_UNKNOWN, "this access token is not known")
             .at("header Authorization"));
     };

@@ -77,6 +77,7 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
 }
 
 async fn live(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+    story::finish_earlier_run(cluster, began).await?;
     if arguments.demonstration {
         story::tell(cluster, arguments, began).await?;
     } else {

@@ -1,13 +1,17 @@
 //! A request that finds no worker is held for a moment: its worker has just died, and the slot is being
 //! placed somewhere else. Whoever holds requests holds their bytes, so there is a bound on those.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
+use protocol::error_code as code;
 use tokio::sync::Semaphore;
 
 use super::Gateway;
 use super::pool::Place;
 use super::public::Wanted;
+use super::table::Table;
 use crate::openai::ApiError;
 
 /// How long a request waits for a worker. A dead node's slots lapse after its lease of 3 s and are loaded elsewhere
@@ -38,6 +42,23 @@ impl WaitingRoom {
 }
 
 impl Gateway {
+    /// The table in force; a gateway that has just started waits for its agent to say who may ask and who answers.
+    ///
+    /// # Errors
+    /// 503 when the agent says nothing for too long.
+    pub(super) async fn table(&self) -> Result<Arc<Table>, ApiError> {
+        let mut tables = self.table.subscribe();
+        let pushed = tables.wait_for(|table| table.version() > 0);
+        match tokio::time::timeout(self.waiting_room.patience, pushed).await {
+            Ok(Ok(table)) => Ok(table.clone()),
+            // The sender is this gateway's own and does not close.
+            Ok(Err(_)) | Err(_) => {
+                let message = "this gateway does not know yet who serves what";
+                Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1))
+            }
+        }
+    }
+
     /// A worker now, if there is one.
     ///
     /// # Errors

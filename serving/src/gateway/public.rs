@@ -67,8 +67,7 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn models(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let table = gateway.table.borrow().clone();
-    gateway.authenticate(&table, &headers)?;
+    let (table, _) = gateway.authenticate(&headers).await?;
     Ok(json(openai::models(table.models())))
 }
 
@@ -77,8 +76,7 @@ async fn model(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let table = gateway.table.borrow().clone();
-    gateway.authenticate(&table, &headers)?;
+    let (table, _) = gateway.authenticate(&headers).await?;
     if table.services(&name).is_empty() {
         return Err(ApiError::model_not_found(&name));
     }
@@ -104,11 +102,11 @@ async fn infer(
 }
 
 impl Gateway {
-    /// The key that the client shows.
+    /// The table in force and the client's key in it. Who shows no key is refused before anything is waited for.
     ///
     /// # Errors
-    /// 401.
-    fn authenticate(&self, table: &Table, headers: &HeaderMap) -> Result<ApiKey, ApiError> {
+    /// 401, or 503 while the table is not there yet.
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<Table>, ApiKey), ApiError> {
         let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, code::INVALID_API_KEY, message);
         let shown = headers.get(header::AUTHORIZATION).ok_or_else(|| {
             refuse("you did not provide an API key: send it as `Authorization: Bearer YOUR_KEY`")
@@ -116,8 +114,10 @@ impl Gateway {
         let key = shown.to_str().ok().and_then(|text| text.split_once(' '));
         let key = key.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
         let key = key.ok_or_else(|| refuse("send the API key as `Authorization: Bearer YOUR_KEY`"))?;
+        let table = self.table().await?;
         // The key itself is never said back: it may be a good one of somewhere else.
-        table.api_key(key).cloned().ok_or_else(|| refuse("incorrect API key provided"))
+        let known = table.api_key(key).cloned().ok_or_else(|| refuse("incorrect API key provided"))?;
+        Ok((table, known))
     }
 
     async fn try_infer(
@@ -140,9 +140,8 @@ impl Gateway {
         request: axum::extract::Request,
         observation: &mut Observation,
     ) -> Result<(Wanted, bytes::Bytes), ApiError> {
-        let table = self.table.borrow().clone();
         let (head, body) = request.into_parts();
-        let key = self.authenticate(&table, &head.headers)?;
+        let (table, key) = self.authenticate(&head.headers).await?;
         observation.key(&key.name);
         self.quotas.take(&key, Instant::now()).map_err(|wait| {
             let limit = key.requests_per_minute.unwrap_or(0);

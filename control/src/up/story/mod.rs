@@ -80,6 +80,14 @@ async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     Ok(())
 }
 
+/// Ends what an earlier run began and did not end.
+///
+/// # Errors
+/// When a node that asks for admission cannot be admitted.
+pub(super) async fn finish_earlier_run(cluster: &Cluster, began: Instant) -> Result<()> {
+    wipe::admit_who_asks(cluster, &Narrator { began }).await
+}
+
 /// Imports, proposes and serves a model of the user's own.
 ///
 /// # Errors

@@ -63,27 +63,48 @@ pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narr
     cluster.wipe_node(name)?;
     let began = Instant::now();
     cluster.restart(name)?;
-    let session = cluster.session().await?;
     let node: NodeName = name.parse().map_err(|error: String| anyhow!(error))?;
-    wait_until_it_asks(&session, &node).await?;
-    let member = cluster.member(MEMBERS[1])?;
-    let view = crate::cli::admit(&session, &member, &node, None, "its disk was replaced".into()).await?;
-    let mut state = view.state;
-    for name in &MEMBERS[1..] {
-        state = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?.state;
+    wait_until_it_asks(&cluster.session().await?, &node).await?;
+    let rebuilt = admit_again(cluster, &node).await?;
+    if rebuilt == 0 {
+        bail!("a wiped disk left no shard to rebuild");
     }
-    if state != ProposalState::Approved {
-        bail!("two votes did not admit {name}: {state:?}");
-    }
-    let session = cluster.session().await?;
-    wait_until_alive(&session, name).await?;
-    let rebuilt = rebuild_shards(cluster, &session).await?;
     api.embed("minilm", &["still here"]).await?;
     narrator.say(format!(
         "{name} lost its disk, asked with new keys, was admitted by 2 votes; {rebuilt} shards rebuilt; {:.1} s in all",
         began.elapsed().as_secs_f64()
     ));
     Ok(())
+}
+
+/// Admits the nodes that an earlier run left asking: it ended between the loss of a disk and the vote.
+pub(crate) async fn admit_who_asks(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+    let pending: Page<PendingNode> = cluster.context()?.client()?.get("/v1/pending-nodes").await?;
+    let known = |pending: &PendingNode| NODES.contains(&pending.admission.name.as_str());
+    for node in pending.items.into_iter().filter(known).map(|pending| pending.admission.name) {
+        let rebuilt = admit_again(cluster, &node).await?;
+        narrator.say(format!(
+            "{node} still asked for admission after an earlier run; admitted by 2 votes, {rebuilt} shards rebuilt"
+        ));
+    }
+    Ok(())
+}
+
+/// One member proposes the admission and wraps the models' keys, two vote, its shards are rebuilt; how many.
+async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<u64> {
+    let session = cluster.session().await?;
+    let member = cluster.member(MEMBERS[1])?;
+    let view = crate::cli::admit(&session, &member, node, None, "its disk was replaced".into()).await?;
+    let mut state = view.state;
+    for name in &MEMBERS[1..] {
+        state = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?.state;
+    }
+    if state != ProposalState::Approved {
+        bail!("two votes did not admit {node}: {state:?}");
+    }
+    let session = cluster.session().await?;
+    wait_until_alive(&session, node.as_str()).await?;
+    rebuild_shards(cluster, &session).await
 }
 
 async fn wait_until_it_asks(session: &Session, node: &NodeName) -> Result<()> {
@@ -110,9 +131,6 @@ async fn rebuild_shards(cluster: &Cluster, session: &Session) -> Result<u64> {
             bail!("model {} was not repaired: {}", record.name, report.text());
         }
         rebuilt += report.shards_rewritten;
-    }
-    if rebuilt == 0 {
-        bail!("a wiped disk left no shard to rebuild");
     }
     Ok(rebuilt)
 }
