@@ -411,3 +411,34 @@ fn a_node_with_new_keys_needs_a_new_wrap() {
     world.approve(Change::AdmitNode(Box::new(spec.admission)));
     assert!(!wrapped(&world, "node-1") && wrapped(&world, "node-2"));
 }
+
+#[test]
+fn a_proposal_is_brought_before_its_end() {
+    let world = two_nodes();
+    let proposal = world.proposal(deploy(manifest("embed", 1, 1, 500, 64)));
+    for (at, expected) in [(proposal.expires_at.0 - 1, "ok"), (proposal.expires_at.0, "proposal-expired")] {
+        let mut world = world.clone();
+        world.now = Millis(at);
+        let reply = world.apply(Actor::Scheduler, Action::SubmitProposal(Box::new(proposal.clone())));
+        assert_eq!(code(&reply), expected, "{} ms before its end", proposal.expires_at.0 - at);
+    }
+}
+
+/// What a node has is known only while it is heard: a new leader knows of no GPU at all.
+#[test]
+fn a_gpu_is_missed_only_on_a_node_that_is_heard() {
+    let mut spec = node("node-1", 4000, 4096);
+    spec.resources.gpus = gpus(1, 80, false);
+    let mut world = World::new(&[spec, node("node-2", 4000, 4096)]);
+    world.share_model("minilm", 90 << 20);
+    let mut wanted = manifest("embed", 1, 2, 500, 64);
+    wanted.resources.gpu_count = 1;
+    world.approve(deploy(wanted));
+    world.settle();
+    world.lead(2);
+    world.hear("node-2");
+    assert!(world.plan().steps.is_empty(), "its slot runs on");
+    world.specs.get_mut(&"node-1".parse().unwrap()).unwrap().resources.gpus.clear();
+    world.hear("node-1");
+    assert!(matches!(&world.plan().steps[..], [Step::Drain { .. }]), "now it says that the GPU is gone");
+}
