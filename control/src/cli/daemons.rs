@@ -1,6 +1,5 @@
 //! The daemons: preparing their directories and running them. `quorate up` starts the very same ones.
 
-use crate::files;
 use crate::node::{self, NodeFile};
 use crate::server::{self, ServerConfig};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -216,12 +215,9 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
         (Some(chain), Some(key)) => Some(read_certificate(chain, key)?),
         _ => None,
     };
-    let directory = arguments.dir.join("log");
-    let create = claim_disk(&arguments.dir)?;
     let config = ServerConfig {
         id,
-        directory,
-        create,
+        directory: arguments.dir,
         identity,
         genesis,
         overlay: listen(&arguments.overlay).await?,
@@ -230,21 +226,6 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
     };
     tracing::info!(replica = %id, "control replica starts");
     server::run(config, until_signal()?).await
-}
-
-/// Whether this start is the replica's first: decided once, durably, before the log is made. A replica
-/// whose log vanished afterwards must not begin anew, since it could vote twice.
-fn claim_disk(directory: &Path) -> Result<bool> {
-    let marker = directory.join("begun");
-    let log = directory.join("log");
-    if marker.exists() {
-        return Ok(false);
-    }
-    // Killed between making the log and setting the marker: the log is there and decides.
-    std::fs::create_dir_all(directory)?;
-    let first = !log.exists();
-    files::write_atomically(&marker, b"", 0o644).context("mark the replica as begun")?;
-    Ok(first)
 }
 
 fn read_certificate(chain: &Path, key: &Path) -> Result<Certificate> {

@@ -3,7 +3,7 @@
 use super::{Server, wall_clock};
 use axum::extract::State;
 use axum::http::StatusCode;
-use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::sync::Arc;
 
 /// The replica's own counters and gauges.
@@ -28,6 +28,63 @@ pub(crate) struct ServerMetrics {
     replicas_ready: IntGaugeVec,
     proposals_open: IntGauge,
     key_exchanges: IntGaugeVec,
+    log: LogMetrics,
+}
+
+/// What consensus counts by itself, shown as it is.
+struct LogMetrics {
+    proposals: IntCounter,
+    refused: IntCounter,
+    snapshots: IntCounter,
+    syncs: IntCounter,
+    sync_seconds: Counter,
+    waits_for_space: IntCounter,
+    disk_full: IntGauge,
+}
+
+impl LogMetrics {
+    fn new(r: &Registry) -> Self {
+        let sync_seconds =
+            Counter::new("quorate_log_sync_seconds_total", "Seconds spent making the log durable.")
+                .expect("the name is a constant of this file");
+        r.register(Box::new(sync_seconds.clone())).expect("each name is registered once");
+        Self {
+            proposals: counter(
+                r,
+                "quorate_log_proposals_total",
+                "Commands appended by this replica as a leader.",
+            ),
+            refused: counter(
+                r,
+                "quorate_log_proposals_refused_total",
+                "Commands refused because too much waited or the disk was nearly full.",
+            ),
+            snapshots: counter(r, "quorate_log_snapshots_total", "Snapshots taken and saved."),
+            syncs: counter(r, "quorate_log_syncs_total", "Groups of log records made durable."),
+            sync_seconds,
+            waits_for_space: counter(
+                r,
+                "quorate_log_waits_for_space_total",
+                "Times that the disk had no space for what should be written.",
+            ),
+            disk_full: gauge(
+                r,
+                "quorate_log_disk_full",
+                "1 while commands are refused for want of disk space.",
+            ),
+        }
+    }
+
+    fn refresh(&self, counts: &consensus::Metrics, disk_full: bool) {
+        let raise = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
+        raise(&self.proposals, counts.proposals);
+        raise(&self.refused, counts.proposals_refused);
+        raise(&self.snapshots, counts.snapshots);
+        raise(&self.syncs, counts.syncs.iter().sum());
+        raise(&self.waits_for_space, counts.waits_for_space);
+        self.sync_seconds.inc_by((counts.sync_seconds - self.sync_seconds.get()).max(0.0));
+        self.disk_full.set(i64::from(disk_full));
+    }
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
@@ -86,6 +143,7 @@ impl ServerMetrics {
                 "Connections of people by key exchange group; `none` is plain HTTP on loopback.",
                 "group",
             ),
+            log: LogMetrics::new(&r),
             registry: r,
         }
     }
@@ -130,6 +188,7 @@ impl Server {
         set(&metrics.replicas_alive, self.peers.alive().map_or(0, u64::from));
         set(&metrics.applied, status.applied);
         set(&metrics.committed, status.commit);
+        metrics.log.refresh(&self.handle.metrics(), status.disk_full);
         for (group, count) in self.key_exchanges.counts() {
             set(&metrics.key_exchanges.with_label_values(&[group]), count);
         }

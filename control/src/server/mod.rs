@@ -15,6 +15,7 @@ mod problem;
 pub use machine::ClusterMachine;
 pub use openapi::document as openapi_document;
 
+use crate::files;
 use anyhow::{Context as _, Result};
 use leader::Leadership;
 use logs::Logs;
@@ -33,10 +34,8 @@ use tokio::net::TcpListener;
 pub struct ServerConfig {
     /// Its number in the genesis.
     pub id: ReplicaId,
-    /// Where its log and snapshots live.
+    /// Its own directory: below it the log and snapshots, and the mark that they were begun.
     pub directory: PathBuf,
-    /// Whether the directory may be a new, empty one.
-    pub create: bool,
     /// Its key, as genesis lists it.
     pub identity: Identity,
     /// How the circle begins.
@@ -133,17 +132,25 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     }
     let id = protocol::canonical::to_bytes(&config.genesis.genesis);
     let seed = protocol::Digest::of(&id).0[0];
+    let begun = config.directory.join("begun");
     let consensus_config = consensus::Config {
         id: config.id.0,
         peers,
-        directory: config.directory.clone(),
-        create: config.create,
+        directory: config.directory.join("log"),
+        create: !begun.exists(),
         identity: Arc::new(config.identity.clone()),
         seed: u64::from(seed),
         timings: consensus::Timings::default(),
         limits: consensus::Limits::default(),
     };
-    consensus::Replica::start(&consensus_config, ClusterMachine::default()).context("start the replica")
+    let replica = consensus::Replica::start(&consensus_config, ClusterMachine::default());
+    let replica = replica.context("start the replica")?;
+    // From here on a log that vanished is refused: a replica that began anew could vote twice. Killed before this
+    // line, it begins again with the log that it made.
+    if !begun.exists() {
+        files::write_atomically(&begun, b"", 0o644).context("mark the replica as begun")?;
+    }
+    Ok(replica)
 }
 
 /// The wall clock as it was when this process first asked, counted on without jumps. The leader judges

@@ -28,6 +28,8 @@ const EARLY_WAIT: Duration = Duration::from_secs(5);
 const TICKET_LIFE_MAX: Duration = Duration::from_secs(30);
 /// How long requests on a worker that lost its slot may take to end.
 const RETIREMENT: Duration = Duration::from_secs(30);
+/// How often a worker that loads its model is asked whether it is done: a fifth of what the smallest model takes.
+const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Judges a new connection and, if its ticket is good, keeps it in the pool until it ends.
 pub(super) async fn attend(gateway: Arc<Gateway>, reversed: Reversed, shutdown: CancellationToken) {
@@ -87,7 +89,7 @@ async fn keep(gateway: &Gateway, link: &Link) -> &'static str {
             () = tokio::time::sleep_until(deadline) => return "ticket lapsed",
             () = tokio::time::sleep_until(next_poll) => {}
         }
-        next_poll = Instant::now() + POLL_INTERVAL;
+        next_poll = Instant::now() + if link.is_loading() { LOADING_INTERVAL } else { POLL_INTERVAL };
         match tokio::time::timeout_at(deadline, poll(gateway, link)).await {
             Err(_) => return "ticket lapsed",
             Ok(Ok(Some(renewed))) => deadline = renewed,
@@ -117,7 +119,7 @@ async fn poll(gateway: &Gateway, link: &Link) -> Result<Option<Instant>, TicketE
         if matches!(load.state, WorkerState::Draining | WorkerState::Failed) {
             link.drain();
         }
-        link.set_load(load);
+        gateway.pool.heard(link, load);
     }
     let Some(body) = ask(link, "/worker/v1/ticket").await else { return Ok(None) };
     let signed: SignedTicket = canonical::from_bytes(&body, TICKET_BYTES_MAX)

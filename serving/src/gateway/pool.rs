@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use overlay::{CancellationToken, Channel};
 use protocol::gateway::RoutedService;
 use protocol::order::Ticket;
-use protocol::worker::WorkerLoad;
+use protocol::worker::{WorkerLoad, WorkerState};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -25,6 +25,7 @@ pub(super) struct Link {
     pub(super) lost: CancellationToken,
     ticket: Mutex<Ticket>,
     load: Mutex<Option<WorkerLoad>>,
+    is_ready: AtomicBool,
     is_draining: AtomicBool,
     in_flight: AtomicU32,
     last_used: AtomicU64,
@@ -46,8 +47,18 @@ impl Link {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether its model is loaded, as it last said.
+    fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has not said yet that its model is loaded.
+    pub(super) fn is_loading(&self) -> bool {
+        self.load().is_none_or(|load| load.state == WorkerState::Loading)
+    }
+
     /// What the worker said of itself.
-    pub(super) fn set_load(&self, load: WorkerLoad) {
+    fn set_load(&self, load: WorkerLoad) {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner) = Some(load);
     }
 
@@ -66,6 +77,7 @@ impl Link {
         services.iter().any(|service| service.service == ticket.service)
             && check_route(&ticket, table).is_ok()
             && table.route(&ticket.service, ticket.slot).is_some_and(|route| !route.draining)
+            && self.is_ready()
             && !self.is_draining.load(Ordering::Relaxed)
             && !self.lost.is_cancelled()
             && !self.channel.is_closed()
@@ -106,16 +118,26 @@ impl Pool {
             lost: CancellationToken::new(),
             ticket: Mutex::new(ticket),
             load: Mutex::default(),
+            is_ready: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             last_used: AtomicU64::new(0),
         });
         self.lock().insert(link.id, link.clone());
-        self.arrivals.notify_waiters();
         link
     }
 
-    /// Ends when the next worker has been added.
+    /// Notes what a worker said of itself; those who wait for one learn when it is ready.
+    pub(super) fn heard(&self, link: &Link, load: WorkerLoad) {
+        let is_ready = load.state == WorkerState::Ready;
+        link.set_load(load);
+        let was_ready = link.is_ready.swap(is_ready, Ordering::Relaxed);
+        if is_ready && !was_ready {
+            self.arrivals.notify_waiters();
+        }
+    }
+
+    /// Ends when the next worker has become ready.
     pub(super) fn arrival(&self) -> Notified<'_> {
         self.arrivals.notified()
     }
