@@ -7,7 +7,6 @@ pub mod cli;
 pub mod client;
 pub mod context;
 pub mod explain;
-pub mod files;
 pub mod hub;
 pub mod node;
 pub mod server;

@@ -3,8 +3,8 @@
 
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
-use crate::files;
 use anyhow::{Context as _, Result, anyhow};
+use gpu_agent::files;
 use human_chain::{CircleState, MemberSecret};
 use protocol::api::{History, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Proposal};

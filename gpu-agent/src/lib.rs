@@ -5,4 +5,5 @@
 
 pub mod agent;
 pub mod device;
+pub mod files;
 pub mod sandbox;

@@ -2,10 +2,10 @@
 
 use super::Environment;
 use super::output::table;
-use crate::files;
 use crate::session::{MemberKeyFile, Session, fresh_secret_text, wall_clock};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
+use gpu_agent::files;
 use human_chain::CircleState;
 use protocol::api::History;
 use protocol::governance::*;

@@ -2,9 +2,9 @@
 
 use super::Environment;
 use crate::context::{Context, usual_path};
-use crate::files;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
+use gpu_agent::files;
 use protocol::governance::SignedGenesis;
 use std::path::{Path, PathBuf};
 

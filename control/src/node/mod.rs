@@ -9,9 +9,9 @@ pub use models::{
 };
 pub use sweep::SweepSummary;
 
-use crate::files;
 use anyhow::{Context as _, Result, anyhow};
 use gpu_agent::agent::{AgentConfig, GatewayConfig, ResourceCaps, StorageConfig};
+use gpu_agent::files;
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{NodeAdmission, SignedGenesis};

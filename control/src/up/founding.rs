@@ -6,10 +6,10 @@ use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES}
 use super::ports::Ports;
 use crate::cli::simple_policy;
 use crate::context::Context;
-use crate::files;
 use crate::node::{NodeFile, create_keys};
 use crate::session::{MemberKeyFile, fresh_secret_text, wall_clock};
 use anyhow::{Result, anyhow};
+use gpu_agent::files;
 use overlay::Identity;
 use protocol::governance::*;
 use protocol::{Digest, MemberId, NodeId, ReplicaId};

@@ -2,8 +2,8 @@
 //! handed to the daemons. A later run binds the same ports; one that is taken is said, not replaced.
 
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
-use crate::files;
 use anyhow::{Context as _, Result, bail};
+use gpu_agent::files;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

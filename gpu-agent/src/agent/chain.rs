@@ -5,7 +5,7 @@
 
 use super::core::{History, Refusal};
 use super::error::AgentError;
-use super::files;
+use crate::files;
 use human_chain::{ChainError, CircleState, read_bundle, verify, verify_replay};
 use protocol::governance::{BUNDLE_VERSION, Bundle, SignedGenesis};
 use protocol::{CircleId, Digest, Millis, canonical, limits};
@@ -92,7 +92,7 @@ impl Chain {
         // What comes again was admitted long ago, not too late.
         self.synced_at = Millis(0);
         let path = self.directory.join(SYNCED);
-        files::write_atomically(&path, b"0").map_err(AgentError::during("write", &path))
+        files::write_secret(&path, b"0").map_err(AgentError::during("write", &path))
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -144,7 +144,7 @@ impl Chain {
             .map_err(|error| refused(error.into()))?;
         // On the disk first; only then does the node know it.
         let path = self.path(self.state.length() + 1);
-        files::write_atomically(&path, &canonical::to_bytes(&bundle)).map_err(|error| {
+        files::write_secret(&path, &canonical::to_bytes(&bundle)).map_err(|error| {
             let message = format!("write {}: {error}", path.display());
             refused(Refusal::new(protocol::error_code::AGENT_STATE_UNUSABLE, message))
         })?;
@@ -159,7 +159,7 @@ impl Chain {
         if self.synced_at.0 >= self.synced_written.0 + SYNCED_INTERVAL_MS {
             self.synced_written = self.synced_at;
             let path = self.directory.join(SYNCED);
-            if let Err(error) = files::write_atomically(&path, self.synced_at.to_string().as_bytes()) {
+            if let Err(error) = files::write_secret(&path, self.synced_at.to_string().as_bytes()) {
                 tracing::warn!(%error, file = %path.display(), "the time of this synchronisation is not kept");
             }
         }

@@ -23,7 +23,6 @@ mod clock;
 mod config;
 mod control_client;
 mod error;
-mod files;
 mod gateway;
 mod logs;
 mod models;

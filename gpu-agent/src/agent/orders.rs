@@ -4,7 +4,7 @@
 use super::chain::Chain;
 use super::core::OrderBook;
 use super::error::AgentError;
-use super::files;
+use crate::files;
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, ORDER_BOOK_DOMAIN, OrderBookRecord};
 use protocol::{Digest, NodeId, canonical};
 use std::io;
@@ -52,7 +52,7 @@ impl OrderFile {
     pub(super) fn save(&self, book: &OrderBook, chain: &Chain) -> io::Result<()> {
         let record = canonical::to_bytes(&book.to_record(chain.state().id(), self.node));
         let digest = Digest::of_domain(ORDER_BOOK_DOMAIN, &record);
-        files::write_atomically(&self.path, &[&digest.as_bytes()[..], &record].concat())
+        files::write_secret(&self.path, &[&digest.as_bytes()[..], &record].concat())
     }
 
     /// Where it lies.

@@ -2,12 +2,12 @@
 
 use super::Narrator;
 use crate::cli::service_template;
-use crate::files;
 use crate::node::{ImportRequest, ModelAccess};
 use crate::session::{PROPOSAL_LIFETIME_MS, Session, fresh_secret_text};
 use crate::up::cluster::{Cluster, LOOK_AGAIN};
 use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
+use gpu_agent::files;
 use indicatif::ProgressBar;
 use protocol::api::{CreateKey, KeyView, Page, ProposalState, ScaleRequest, ServiceView};
 use protocol::governance::{Change, Choice};

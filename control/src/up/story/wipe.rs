@@ -26,7 +26,7 @@ const ENROL_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) async fn verify_offline(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     let session = cluster.session().await?;
     let file = cluster.layout.root().join("history.json");
-    crate::files::write_atomically(&file, &serde_json::to_vec_pretty(&session.history)?, 0o644)?;
+    gpu_agent::files::write_atomically(&file, &serde_json::to_vec_pretty(&session.history)?, 0o644)?;
     let history: History = serde_json::from_slice(&std::fs::read(&file)?)?;
     let circle = cluster.context()?.circle;
     let certificates = || history.bundles.iter().map(|bundle| &bundle.certificate);

@@ -1,0 +1,182 @@
+//! Files that are there after a power cut, whole, or not at all; and files that keep a secret. For whoever
+//! stands on this crate too: there is one way to write such a file.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Suffix of a file that is being written; one that is found at a start is what a crash left.
+const TEMPORARY_SUFFIX: &str = ".new";
+
+/// Makes a directory that only its owner may enter, and its parents.
+///
+/// # Errors
+/// What the system answers.
+pub fn private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Writes a file with these permissions, and makes the directories above it: when this returns, the new
+/// content is durable; if it fails or the machine dies, the old content is still there, or the new.
+///
+/// # Errors
+/// What the system answers.
+pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    // The parent of a bare name is empty, which means here.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY_SUFFIX);
+    let temporary = Path::new(&temporary);
+    // What a crash left may have other permissions: it is not written over but replaced.
+    match fs::remove_file(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    crash::point();
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(temporary)?;
+    file.write_all(bytes)?;
+    crash::point();
+    file.sync_all()?;
+    crash::point();
+    fs::rename(temporary, path)?;
+    crash::point();
+    File::open(directory)?.sync_all()?;
+    crash::point();
+    Ok(())
+}
+
+/// Writes a secret: readable by its owner alone.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_atomically(path, bytes, 0o600)
+}
+
+/// Reads a file of at most `limit` bytes; none if there is no such file.
+///
+/// # Errors
+/// What the system answers; `InvalidData` for a longer file.
+pub fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {limit} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// Between the steps of a write a test may let the process die; nothing else does anything here.
+#[cfg(not(test))]
+mod crash {
+    pub(super) fn point() {}
+}
+
+/// Where a test lets this thread's process die.
+#[cfg(test)]
+pub(crate) mod crash {
+    use std::cell::Cell;
+
+    thread_local!(static LEFT: Cell<Option<u32>> = const { Cell::new(None) });
+
+    /// The thread unwinds at the point that comes after this many others; never if none.
+    pub(crate) fn after(points: Option<u32>) {
+        LEFT.set(points);
+    }
+
+    /// Whether a crash is still to come.
+    pub(crate) fn is_pending() -> bool {
+        LEFT.get().is_some()
+    }
+
+    pub(super) fn point() {
+        match LEFT.get() {
+            Some(0) => {
+                LEFT.set(None);
+                std::panic::resume_unwind(Box::new("the process dies here"));
+            }
+            Some(left) => LEFT.set(Some(left - 1)),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn temporary(path: &Path) -> std::path::PathBuf {
+        path.with_extension(TEMPORARY_SUFFIX.trim_start_matches('.'))
+    }
+
+    #[test]
+    fn what_a_crash_left_is_never_read() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("orders");
+        assert_eq!(read(&path, 10).expect("no file is no error"), None);
+        write_secret(&path, b"old").expect("write");
+        // A crash in the middle of the next write leaves the temporary file torn.
+        fs::write(temporary(&path), b"ne").expect("tear");
+        assert_eq!(read(&path, 10).expect("read").as_deref(), Some(&b"old"[..]));
+        write_secret(&path, b"newer").expect("write over the torn file");
+        assert_eq!(read(&path, 10).expect("read").as_deref(), Some(&b"newer"[..]));
+        assert!(!temporary(&path).exists());
+    }
+
+    #[test]
+    fn a_crash_at_any_point_leaves_the_old_content_or_the_new() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("orders");
+        for (points, expected) in
+            [(0, &b"old"[..]), (1, b"old"), (2, b"old"), (3, b"new"), (4, b"new"), (5, b"new")]
+        {
+            write_secret(&path, b"old").expect("write");
+            crash::after(Some(points));
+            let died = std::panic::catch_unwind(|| write_secret(&path, b"new")).is_err();
+            crash::after(None);
+            assert_eq!(died, points < 5, "after {points}");
+            assert_eq!(read(&path, 10).expect("read").as_deref(), Some(expected), "after {points}");
+        }
+    }
+
+    #[test]
+    fn a_file_beyond_its_limit_is_an_error() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("orders");
+        write_secret(&path, b"0123456789").expect("write");
+        assert!(read(&path, 10).is_ok());
+        assert_eq!(read(&path, 9).expect_err("too long").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("orders");
+        write_secret(&path, b"old").expect("write");
+        fs::create_dir(temporary(&path)).expect("stand in the way");
+        assert!(write_secret(&path, b"new").is_err());
+        assert_eq!(read(&path, 10).expect("read").as_deref(), Some(&b"old"[..]));
+    }
+
+    #[test]
+    fn a_secret_is_its_owners_alone_and_replaces_whole() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("new/key");
+        fs::create_dir(directory.path().join("new")).expect("directory");
+        fs::write(temporary(&path), b"left open by a crash").expect("write");
+        write_secret(&path, b"first, and longer").expect("write");
+        write_secret(&path, b"second").expect("replace");
+        assert_eq!(fs::read(&path).expect("read"), b"second");
+        let mode = fs::metadata(&path).expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
