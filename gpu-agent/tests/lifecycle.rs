@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Bench, LEASE_MS, LIMITS, PATIENCE, children, lives, until};
-use gpu_agent::sandbox::{Ended, Launcher, SandboxError, boottime_ms};
+use gpu_agent::sandbox::{Ended, Sandbox, SandboxError, SandboxLauncher, boottime_ms};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Pid, Uid};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const TARGETS: &[u8] = br#"{"control":"127.0.0.1:1","store":"127.0.0.1:1","unix_path":"",
     "abstract_name":"","victim":1,"secret":"","shared":""}"#;
 
-fn wait_ended(running: &gpu_agent::sandbox::Running) -> Ended {
+fn wait_ended(running: &Sandbox) -> Ended {
     until("the sandbox has ended", || running.ended().is_some());
     running.ended().unwrap()
 }
@@ -185,7 +185,7 @@ fn an_agent_that_comes_back_finds_and_holds_what_runs() {
     wait_ended(&dead);
     drop(dead);
     // A second launcher on the same state is what a restarted agent has.
-    let successor = Launcher::new(bench.config.clone()).unwrap();
+    let successor = SandboxLauncher::new(bench.config.clone()).unwrap();
     let found = successor.list_running().unwrap();
     let names: Vec<_> = found.iter().map(|running| (running.name(), running.pid())).collect();
     assert_eq!(names, [("survivor", pid)]);

@@ -10,15 +10,19 @@ pub use models::{
 pub use sweep::SweepSummary;
 
 use anyhow::{Context as _, Result, anyhow};
-use gpu_agent::agent::{AgentConfig, GatewayConfig, ResourceCaps, StorageConfig};
+use gpu_agent::Clock;
+use gpu_agent::agent::{AgentConfig, ControlLink, GatewayConfig, ResourceCaps, StorageConfig};
 use gpu_agent::files;
+use gpu_agent::sandbox::{LauncherConfig, SandboxLauncher};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{NodeAdmission, SignedGenesis};
+use protocol::limits::LEASE_MS;
 use protocol::{CircleId, EncryptionKey, PublicKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// A node's public keys.
@@ -163,7 +167,17 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         }),
         _ => None,
     };
-    let name = file.admission.name.clone();
+    let launcher = LauncherConfig {
+        program,
+        arguments: vec!["sandbox-init".into()],
+        state_dir: directory.join("sandboxes"),
+        cgroup_parent: settings.cgroup.unwrap_or_else(|| format!("quorate/{}", file.admission.name)),
+        ids_first: settings.ids_first,
+        id_pairs: settings.id_pairs,
+        lease_ms_max: LEASE_MS,
+    };
+    // It executes this program to learn what can be isolated here.
+    let launcher = tokio::task::spawn_blocking(|| SandboxLauncher::new(launcher)).await??;
     let config = AgentConfig {
         identity: Identity::load(&directory.join("identity.key"))?,
         encryption: EncryptionSecret::load(&directory.join("encryption.key"))?,
@@ -171,16 +185,15 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         circle: settings.circle,
         storage: settings.storage.map(|listener| StorageConfig { listener, stores }),
         gateway,
-        program,
         serve_program,
         resources: ResourceCaps {
             cpu_millicores: settings.cpu_millicores,
             memory_bytes: settings.memory_bytes,
         },
         device: gpu_agent::device::open(settings.simulate_gpus.as_deref())?,
-        cgroup_parent: settings.cgroup.unwrap_or_else(|| format!("quorate/{name}")),
-        ids_first: settings.ids_first,
-        id_pairs: settings.id_pairs,
+        launcher: Arc::new(launcher),
+        clock: Clock::machine(),
+        control: ControlLink::Overlay,
         metrics: settings.metrics,
         admission: file.admission,
         directory,

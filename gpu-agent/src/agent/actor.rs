@@ -3,17 +3,17 @@
 
 use super::admin::{Handed, verdict};
 use super::chain::{Chain, RefusedBundle};
-use super::clock::{Lease, wall_clock};
 use super::control_client::{ControlClient, Outcome};
 use super::core::{Action, Judge, NodeFacts, OrderBook, Refusal, SlotKey, View, reconcile};
 use super::gateway::GatewayStatus;
+use super::lease::Lease;
 use super::models::Supplies;
 use super::node::Node;
 use super::orders::OrderFile;
 use super::prometheus::{GatewayNumbers, Numbers};
 use super::slot::{self, Command, SlotEnded, SlotHandle};
 use super::status::{plain_report, refused_report};
-use crate::sandbox::boottime_ms;
+use crate::launcher::Running;
 use overlay::CancellationToken;
 use protocol::agent::{
     Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
@@ -130,7 +130,9 @@ impl Actor {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         let node = self.node.clone();
         loop {
+            // In this order, so that a rehearsal repeats: each of these comes seldom.
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep_until(next_sync), if in_flight.is_none() => {
                     next_sync = Instant::now() + SYNC_GAP;
@@ -176,7 +178,7 @@ impl Actor {
             history: self.chain.history(),
             facts: &facts,
             book: &self.book,
-            now: wall_clock(),
+            now: self.node.clock.wall(),
         })
     }
 
@@ -263,7 +265,9 @@ impl Actor {
     /// Takes in what control said, in the order that keeps every promise: what the circle decided, then
     /// what this node shall be, and the lease last, when nothing runs any more that should not.
     fn absorb(&mut self, response: SyncResponse, sent_boottime_ms: u64) {
-        let sent_at = Millis(wall_clock().0.saturating_sub(boottime_ms().saturating_sub(sent_boottime_ms)));
+        let clock = &self.node.clock;
+        let sent_ago_ms = clock.boottime_ms().saturating_sub(sent_boottime_ms);
+        let sent_at = Millis(clock.wall().0.saturating_sub(sent_ago_ms));
         if response.governance.is_empty() {
             self.chain.complete_at(sent_at);
             self.state.chain_complete = true;
@@ -358,7 +362,8 @@ impl Actor {
         match action {
             Action::Accept { signed, grant } => {
                 noted.accepted.push((SlotKey::of(&signed.order), signed.order.fence));
-                self.book.accept(*signed, *grant, self.chain.state().length(), wall_clock());
+                let now = self.node.clock.wall();
+                self.book.accept(*signed, *grant, self.chain.state().length(), now);
             }
             Action::Start { key } => self.start_slot(key, None),
             Action::Drain { key, reason } => self.tell(&key, Command::Drain, &reason),
@@ -410,7 +415,7 @@ impl Actor {
     }
 
     /// Starts the task of a slot whose order is held: the proof is in the book, or nothing starts.
-    pub(super) fn start_slot(&mut self, key: SlotKey, adopted: Option<crate::sandbox::Running>) {
+    pub(super) fn start_slot(&mut self, key: SlotKey, adopted: Option<Arc<dyn Running>>) {
         let Some(held) = self.book.held(&key) else { return };
         let (order, grant) = (held.order.signed.order.clone(), held.grant.clone());
         let handle = slot::spawn(&mut self.tasks, self.node.clone(), grant, order, None, adopted);
@@ -486,7 +491,7 @@ impl Actor {
         let counts = &self.state.counts;
         let numbers = Numbers {
             slots: slots.to_vec(),
-            lease_remaining_ms: until.saturating_sub(boottime_ms()),
+            lease_remaining_ms: until.saturating_sub(self.node.clock.boottime_ms()),
             governance_length: self.chain.state().length(),
             syncs: counts.syncs,
             sync_failures: counts.sync_failures,

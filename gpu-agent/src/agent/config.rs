@@ -1,13 +1,17 @@
 //! What an agent is told at its start.
 
+use super::control_client::ControlLink;
 use super::resources::ResourceCaps;
+use crate::clock::Clock;
 use crate::device::Device;
+use crate::launcher::Launcher;
 use model_store::EncryptionSecret;
 use overlay::Identity;
 use protocol::CircleId;
 use protocol::governance::{NodeAdmission, SignedGenesis};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// What an agent is told at its start. Everything that it opens itself lies below `directory`.
@@ -28,20 +32,18 @@ pub struct AgentConfig {
     pub storage: Option<StorageConfig>,
     /// The gateway that it runs, if any.
     pub gateway: Option<GatewayConfig>,
-    /// This program's own executable, which knows `sandbox-init`.
-    pub program: PathBuf,
     /// The `quorate-serve` executable.
     pub serve_program: PathBuf,
     /// The most that it offers.
     pub resources: ResourceCaps,
     /// Its GPUs.
     pub device: Box<dyn Device>,
-    /// Subtree of control groups for its sandboxes, below the group it runs in.
-    pub cgroup_parent: String,
-    /// First of the user ids that its sandboxes may take.
-    pub ids_first: u32,
-    /// How many pairs of them.
-    pub id_pairs: u32,
+    /// How it starts workers. A launcher's own directory may lie below the agent's.
+    pub launcher: Arc<dyn Launcher>,
+    /// Where it reads the time.
+    pub clock: Clock,
+    /// How it reaches control.
+    pub control: ControlLink,
     /// Where to serve Prometheus metrics; loopback.
     pub metrics: Option<TcpListener>,
 }

@@ -2,10 +2,11 @@
 //! lead names the leader.
 
 use super::error::{AgentError, chain_of};
-use crate::sandbox::boottime_ms;
+use crate::clock::Clock;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use overlay::{Backoff, Client, Identity, Limits, PublicKey};
+use protocol::NodeId;
 use protocol::agent::{EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
 use protocol::canonical;
 use protocol::error_code;
@@ -14,6 +15,7 @@ use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
 
 /// Longest wait for an answer: the long poll of half a second, a read barrier, and room. Two replicas may
 /// be silent and the third is still asked within one lease.
@@ -26,12 +28,49 @@ const PROBLEM_BYTES_MAX: usize = 2048;
 /// Largest answer that is no synchronisation.
 const NOT_LEADER_BYTES_MAX: usize = 1024;
 
+/// How an agent reaches control.
+#[derive(Debug)]
+pub enum ControlLink {
+    /// Over the overlay, at the addresses that genesis names.
+    Overlay,
+    /// In this process, for rehearsals: a queue of calls for each replica, in the order of genesis.
+    InProcess(Vec<mpsc::Sender<ControlCall>>),
+}
+
+/// An agent's request to a control replica in this process.
+#[derive(Debug)]
+pub struct ControlCall {
+    /// Who asks; a connection would have proven it.
+    pub node: NodeId,
+    /// What is asked for: the path of the request.
+    pub path: &'static str,
+    /// The request.
+    pub body: Bytes,
+    /// Where the answer goes. Dropped, it is a connection that broke.
+    pub answer: oneshot::Sender<Response<Bytes>>,
+}
+
 /// The control replicas of one circle.
 #[derive(Debug)]
 pub(super) struct ControlClient {
-    replicas: Vec<Client>,
+    node: NodeId,
+    clock: Clock,
+    replicas: Vec<Replica>,
     /// The one to ask first.
     preferred: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Replica {
+    key: PublicKey,
+    address: String,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Overlay(Box<Client>),
+    InProcess(mpsc::Sender<ControlCall>),
 }
 
 /// What became of a request.
@@ -46,22 +85,31 @@ pub(super) enum Outcome<T> {
 }
 
 impl ControlClient {
-    pub(super) fn new(identity: &Identity, replicas: &[ControlReplica]) -> Result<Self, AgentError> {
-        let limits = Limits {
-            handshake: HANDSHAKE_LIMIT,
-            request: REQUEST_LIMIT,
-            request_bytes_max: SYNC_BYTES_MAX,
-            response_bytes_max: SYNC_BYTES_MAX,
-            // A replica that restarts must be found again within a lease.
-            backoff: Backoff { first: Duration::from_millis(20), most: Duration::from_millis(400) },
-            ..Limits::default()
+    pub(super) fn new(
+        link: ControlLink,
+        identity: &Identity,
+        replicas: &[ControlReplica],
+        clock: Clock,
+    ) -> Result<Self, AgentError> {
+        let ways: Vec<Way> = match link {
+            ControlLink::Overlay => {
+                let way = |replica: &ControlReplica| Ok(Way::Overlay(Box::new(dial(identity, replica)?)));
+                replicas.iter().map(way).collect::<Result<_, AgentError>>()?
+            }
+            ControlLink::InProcess(queues) => queues.into_iter().map(Way::InProcess).collect(),
         };
-        let client = |replica: &ControlReplica| {
-            let address = resolve(&replica.address)?;
-            Ok(Client::new(identity.clone(), address, replica.key, limits.clone()))
+        if ways.len() != replicas.len() {
+            let message = format!("{} ways to {} control replicas", ways.len(), replicas.len());
+            return Err(AgentError::Configuration(message));
+        }
+        let replica = |(replica, way): (&ControlReplica, Way)| Replica {
+            key: replica.key,
+            address: replica.address.clone(),
+            way,
         };
-        let replicas = replicas.iter().map(client).collect::<Result<Vec<_>, AgentError>>()?;
-        Ok(Self { replicas, preferred: AtomicUsize::new(0) })
+        let replicas = replicas.iter().zip(ways).map(replica).collect();
+        let node = NodeId(identity.public_key());
+        Ok(Self { node, clock, replicas, preferred: AtomicUsize::new(0) })
     }
 
     /// Says how this node is and asks what it shall do.
@@ -85,24 +133,24 @@ impl ControlClient {
         let mut reasons = Vec::new();
         loop {
             tried[index] = true;
-            let client = &self.replicas[index];
+            let replica = &self.replicas[index];
             let mut next = None;
-            let sent_at = boottime_ms();
-            match exchange(client, path, body.clone()).await {
+            let sent_at = self.clock.boottime_ms();
+            match self.exchange(replica, path, body.clone()).await {
                 Ok(response) => match response.status() {
                     StatusCode::OK => match canonical::from_bytes(response.body(), limit) {
                         Ok(answer) => {
                             self.preferred.store(index, Ordering::Relaxed);
                             return Outcome::Answered(Box::new(answer), sent_at);
                         }
-                        Err(error) => reasons.push(format!("{}: {error}", client.address())),
+                        Err(error) => reasons.push(format!("{}: {error}", replica.address)),
                     },
                     StatusCode::FORBIDDEN if is_not_admitted(&response) => return Outcome::NotAdmitted,
                     StatusCode::MISDIRECTED_REQUEST => {
                         next = self.leader_named(&response).filter(|leader| !tried[*leader]);
-                        reasons.push(format!("{}: does not lead", client.address()));
+                        reasons.push(format!("{}: does not lead", replica.address));
                     }
-                    status => reasons.push(format!("{}: {status}: {}", client.address(), problem(&response))),
+                    status => reasons.push(format!("{}: {status}: {}", replica.address, problem(&response))),
                 },
                 Err(reason) => reasons.push(reason),
             }
@@ -118,19 +166,52 @@ impl ControlClient {
         }
     }
 
+    async fn exchange(
+        &self,
+        replica: &Replica,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<Response<Bytes>, String> {
+        let failed = |reason: &str| format!("{}: {reason}", replica.address);
+        match &replica.way {
+            Way::Overlay(client) => {
+                let request = Request::post(path)
+                    .header(header::CONTENT_TYPE, "application/cbor")
+                    .body(body)
+                    .expect("a literal path is valid");
+                client.request(request).await.map_err(|error| failed(&chain_of(&error)))
+            }
+            Way::InProcess(calls) => {
+                let (answer, response) = oneshot::channel();
+                let call = ControlCall { node: self.node, path, body, answer };
+                calls.try_send(call).map_err(|_| failed("takes no calls"))?;
+                match tokio::time::timeout(REQUEST_LIMIT, response).await {
+                    Ok(Ok(response)) => Ok(response),
+                    Ok(Err(_)) => Err(failed("the connection broke")),
+                    Err(_) => Err(failed("no answer in time")),
+                }
+            }
+        }
+    }
+
     fn leader_named(&self, response: &Response<Bytes>) -> Option<usize> {
         let answer: NotLeader = canonical::from_bytes(response.body(), NOT_LEADER_BYTES_MAX).ok()?;
         let leader: PublicKey = answer.leader?;
-        self.replicas.iter().position(|client| client.peer() == leader)
+        self.replicas.iter().position(|replica| replica.key == leader)
     }
 }
 
-async fn exchange(client: &Client, path: &'static str, body: Bytes) -> Result<Response<Bytes>, String> {
-    let request = Request::post(path)
-        .header(header::CONTENT_TYPE, "application/cbor")
-        .body(body)
-        .expect("a literal path is valid");
-    client.request(request).await.map_err(|error| format!("{}: {}", client.address(), chain_of(&error)))
+fn dial(identity: &Identity, replica: &ControlReplica) -> Result<Client, AgentError> {
+    let limits = Limits {
+        handshake: HANDSHAKE_LIMIT,
+        request: REQUEST_LIMIT,
+        request_bytes_max: SYNC_BYTES_MAX,
+        response_bytes_max: SYNC_BYTES_MAX,
+        // A replica that restarts must be found again within a lease.
+        backoff: Backoff { first: Duration::from_millis(20), most: Duration::from_millis(400) },
+        ..Limits::default()
+    };
+    Ok(Client::new(identity.clone(), resolve(&replica.address)?, replica.key, limits))
 }
 
 /// The body of a problem is JSON for people; the code in it is what counts.

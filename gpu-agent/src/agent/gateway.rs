@@ -5,6 +5,7 @@
 //! when its parent dies, and to the kernel that parent is the thread which started it.
 
 use super::admin::short_path;
+use super::backoff::Backoff;
 use super::config::GatewayConfig;
 use super::error::AgentError;
 use nix::sys::signal::{Signal, kill};
@@ -32,8 +33,7 @@ const FIRST_SOCKET: RawFd = 3;
 /// Copies of the sockets get numbers from here on, so that none is in the way of those that the child uses.
 const COPIES_FROM: RawFd = 64;
 /// Waiting before a gateway that ended is started again; it doubles up to the most.
-const AGAIN_FIRST: Duration = Duration::from_millis(100);
-const AGAIN_MOST: Duration = Duration::from_secs(5);
+const AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 /// A gateway that lived this long was good.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 /// How often the thread looks whether the child lives and whether it shall.
@@ -138,8 +138,7 @@ impl Recipe {
             status.routes_version.store(0, Ordering::Relaxed);
             status.restarts.fetch_add(1, Ordering::Relaxed);
             failures = if began.elapsed() > GOOD_LIFE { 1 } else { failures.saturating_add(1) };
-            let pause = AGAIN_FIRST.saturating_mul(1 << (failures - 1).min(10)).min(AGAIN_MOST);
-            let until = Instant::now() + pause;
+            let until = Instant::now() + AGAIN.pause(failures);
             while Instant::now() < until && !stop.is_cancelled() {
                 std::thread::sleep(LOOK_INTERVAL);
             }

@@ -1,19 +1,16 @@
 //! What workers print, on its way to control: read from their log files, cut into lines, kept in a bounded
 //! queue until an answer says that they arrived.
 
-use super::clock::wall_clock;
 use super::core::SlotKey;
+use crate::launcher::Running;
+use crate::sandbox::OutputPosition;
+use protocol::Millis;
 use protocol::agent::{LOG_LINES_MAX, WorkerLine};
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest line, in bytes.
 const LINE_BYTES_MAX: usize = 4096;
-/// Read from a file at a time.
-const CHUNK_BYTES: u64 = 64 * 1024;
 
 /// Lines of all workers, oldest first.
 #[derive(Debug, Default)]
@@ -29,8 +26,7 @@ struct Queue {
 
 impl LogQueue {
     /// Adds lines; the oldest give way when there are too many.
-    pub(super) fn push(&self, key: &SlotKey, lines: impl IntoIterator<Item = String>) {
-        let at = wall_clock();
+    pub(super) fn push(&self, key: &SlotKey, at: Millis, lines: impl IntoIterator<Item = String>) {
         let mut queue = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         for text in lines {
             if queue.lines.len() >= LOG_LINES_MAX - 1 {
@@ -65,54 +61,27 @@ impl LogQueue {
     }
 }
 
-/// One of a worker's two log files and how far it was read.
-#[derive(Debug)]
-struct Tail {
-    path: PathBuf,
-    offset: u64,
-}
-
-/// The log files of one worker.
+/// What one worker prints, line by line.
 #[derive(Debug)]
 pub(super) struct LogTail {
-    files: [Tail; 2],
+    running: Arc<dyn Running>,
+    position: OutputPosition,
     rest: Vec<u8>,
 }
 
 impl LogTail {
     /// Reads from the beginning, or only what comes from now on.
-    pub(super) fn new(paths: [PathBuf; 2], from_now: bool) -> Self {
-        let tail = |path: PathBuf| {
-            let length = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            Tail { path, offset: if from_now { length } else { 0 } }
-        };
-        Self { files: paths.map(tail), rest: Vec::new() }
+    pub(super) fn new(running: Arc<dyn Running>, from_now: bool) -> Self {
+        let position = if from_now { running.output_end() } else { OutputPosition::default() };
+        Self { running, position, rest: Vec::new() }
     }
 
-    /// The lines that were written since the last call; a bounded number of bytes at a time.
+    /// The lines that were printed since the last call; a bounded number of bytes at a time.
     pub(super) fn read(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
-        for file in &mut self.files {
-            if let Ok(bytes) = file.read() {
-                cut(&mut self.rest, &bytes, &mut lines);
-            }
-        }
+        let bytes = self.running.output(&mut self.position);
+        cut(&mut self.rest, &bytes, &mut lines);
         lines
-    }
-}
-
-impl Tail {
-    fn read(&mut self) -> io::Result<Vec<u8>> {
-        let mut file = File::open(&self.path)?;
-        if file.metadata()?.len() < self.offset {
-            // The two files take turns: this one was emptied and begins anew.
-            self.offset = 0;
-        }
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut bytes = Vec::new();
-        file.take(CHUNK_BYTES).read_to_end(&mut bytes)?;
-        self.offset += bytes.len() as u64;
-        Ok(bytes)
     }
 }
 
@@ -138,7 +107,6 @@ fn cut(rest: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<String>) {
 mod tests {
     use super::*;
     use protocol::SlotIndex;
-    use std::io::Write;
 
     fn key() -> SlotKey {
         SlotKey { service: "chat".parse().expect("a name"), slot: SlotIndex(0) }
@@ -170,30 +138,9 @@ mod tests {
     }
 
     #[test]
-    fn files_that_take_turns_are_followed() {
-        let directory = tempfile::tempdir().expect("directory");
-        let paths = ["log.0", "log.1"].map(|name| directory.path().join(name));
-        std::fs::write(&paths[0], "before\n").expect("write");
-        std::fs::write(&paths[1], "").expect("write");
-        let mut tail = LogTail::new(paths.clone(), true);
-        assert!(tail.read().is_empty(), "what was there is known already");
-        let append = |path: &PathBuf, text: &str| {
-            let mut file = std::fs::OpenOptions::new().append(true).open(path).expect("open");
-            file.write_all(text.as_bytes()).expect("write");
-        };
-        append(&paths[0], "a\n");
-        append(&paths[1], "b\n");
-        assert_eq!(tail.read(), ["a", "b"]);
-        std::fs::write(&paths[0], "c\n").expect("emptied and written to again");
-        assert_eq!(tail.read(), ["c"]);
-        std::fs::remove_file(&paths[0]).expect("remove");
-        assert!(tail.read().is_empty(), "a file that went is no error");
-    }
-
-    #[test]
     fn the_queue_is_bounded_and_says_what_it_dropped() {
         let queue = LogQueue::default();
-        queue.push(&key(), (0..LOG_LINES_MAX + 9).map(|n| n.to_string()));
+        queue.push(&key(), Millis(7), (0..LOG_LINES_MAX + 9).map(|n| n.to_string()));
         let lines = queue.take();
         assert_eq!(lines.len(), LOG_LINES_MAX);
         assert_eq!(lines[0].text, "[10 lines were dropped here]");
@@ -204,9 +151,9 @@ mod tests {
     #[test]
     fn lines_that_did_not_arrive_come_first_again() {
         let queue = LogQueue::default();
-        queue.push(&key(), ["a".to_string(), "b".to_string()]);
+        queue.push(&key(), Millis(7), ["a".to_string(), "b".to_string()]);
         let taken = queue.take();
-        queue.push(&key(), ["c".to_string()]);
+        queue.push(&key(), Millis(7), ["c".to_string()]);
         queue.put_back(taken);
         assert_eq!(texts(&queue.take()), ["a", "b", "c"]);
     }

@@ -18,17 +18,20 @@ pub mod core;
 
 mod actor;
 mod admin;
+mod backoff;
 mod chain;
-mod clock;
 mod config;
 mod control_client;
 mod error;
 mod gateway;
+mod lease;
 mod logs;
 mod models;
 mod node;
 mod orders;
 mod prometheus;
+#[cfg(test)]
+mod rehearsal;
 mod resources;
 mod slot;
 mod start;
@@ -38,6 +41,7 @@ mod worker_link;
 
 pub use admin::{ADMIN_SOCKET, hand_order};
 pub use config::{AgentConfig, GatewayConfig, StorageConfig};
+pub use control_client::{ControlCall, ControlLink};
 pub use error::AgentError;
 pub use resources::ResourceCaps;
 pub use start::run;

@@ -332,6 +332,47 @@ impl Drop for Model {
     }
 }
 
+/// A model whose bytes arrive when a test says so.
+#[cfg(test)]
+pub(super) struct ModelInHand {
+    pub(super) model: Arc<Model>,
+    progress: watch::Sender<Fill>,
+}
+
+#[cfg(test)]
+impl ModelInHand {
+    pub(super) fn new(manifest: ModelManifest) -> Self {
+        let memory = Arc::new(Memory::create(&manifest).expect("memory"));
+        let (progress, fill) = watch::channel(Fill::Running(None));
+        let filling = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        Self { model: Arc::new(Model { manifest: Arc::new(manifest), memory, fill, filling }), progress }
+    }
+
+    /// Something is in the way of the bytes.
+    pub(super) fn trouble(&self, text: &str) {
+        self.progress.send_replace(Fill::Running(Some(text.into())));
+    }
+
+    /// The rest of the bytes arrive.
+    pub(super) fn complete(&self) {
+        for segment in 0..self.model.segments_total() as u32 {
+            if !self.model.memory.is_present(segment) {
+                self.model.memory.publish(segment);
+            }
+        }
+        self.progress.send_replace(Fill::Complete);
+    }
+}
+
+#[cfg(test)]
+impl Models {
+    /// Uses this copy of the model of `root` while somebody holds it.
+    pub(super) fn hold(&self, root: ModelRoot, model: &Arc<Model>) {
+        let place = Arc::new(tokio::sync::Mutex::new(Arc::downgrade(model)));
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(root, place);
+    }
+}
+
 /// As many threads as there is CPU time for, at least one.
 pub(super) fn threads(cpu_millicores: u64) -> u32 {
     u32::try_from(cpu_millicores.div_ceil(MILLICORES_PER_THREAD).max(1)).unwrap_or(u32::MAX)

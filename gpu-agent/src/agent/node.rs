@@ -1,11 +1,12 @@
 //! What every task of an agent shares: who the node is, what it may do now, what the circle agreed on.
 
-use super::clock::Lease;
+use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;
 use super::resources::Resources;
+use crate::clock::Clock;
 use crate::device::Device;
-use crate::sandbox::Launcher;
+use crate::launcher::Launcher;
 use human_chain::CircleState;
 use overlay::{Identity, PublicKey};
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
@@ -18,7 +19,8 @@ use tokio::sync::{Notify, watch};
 /// Shared by all tasks of an agent.
 pub(super) struct Node {
     pub(super) identity: Identity,
-    pub(super) launcher: Launcher,
+    pub(super) launcher: Arc<dyn Launcher>,
+    pub(super) clock: Clock,
     pub(super) device: Box<dyn Device>,
     /// The `quorate-serve` executable.
     pub(super) serve_program: PathBuf,
@@ -45,6 +47,11 @@ impl Node {
         endpoints.map(|gateway| (gateway.key, gateway.address.clone())).collect()
     }
 
+    /// Whether the node may act now.
+    pub(super) fn lease_holds(&self) -> bool {
+        self.lease.borrow().holds(&self.clock)
+    }
+
     /// This node's word that `worker` serves a slot it holds, good until its lease ends.
     pub(super) fn ticket(
         &self,
@@ -60,7 +67,7 @@ impl Node {
             node: self.id(),
             worker,
             gateway,
-            expires_at: self.lease.borrow().expires_at(),
+            expires_at: self.lease.borrow().expires_at(&self.clock),
         };
         let signature = self.identity.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
         SignedTicket { ticket, signature }

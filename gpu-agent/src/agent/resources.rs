@@ -3,7 +3,8 @@
 use crate::device::Device;
 use protocol::agent::{Gpu, NodeResources};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a listing of GPUs is good: asking the driver takes milliseconds, and a card that falls off the
 /// bus is noticed by its worker first.

@@ -2,12 +2,12 @@
 
 use super::actor::Actor;
 use super::chain::Chain;
-use super::clock::Lease;
 use super::config::AgentConfig;
 use super::control_client::ControlClient;
 use super::core::{OrderBook, SlotKey};
 use super::error::{AgentError, chain_of};
 use super::gateway::{self, GatewayStatus};
+use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;
 use super::node::Node;
@@ -15,18 +15,18 @@ use super::orders::OrderFile;
 use super::prometheus::{self, Numbers};
 use super::resources::Resources;
 use super::{admin, slot, storage};
+use crate::clock::Clock;
 use crate::files;
-use crate::sandbox::{Launcher, LauncherConfig, Running, SandboxError};
+use crate::launcher::Running;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use nix::fcntl::{Flock, FlockArg};
 use overlay::{CancellationToken, Limits};
 use protocol::NodeId;
-use protocol::limits::LEASE_MS;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
@@ -41,66 +41,87 @@ const HANDED_MAX: usize = 8;
 /// # Errors
 /// See [`AgentError`]: what keeps it from starting, or a listener that fails.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
-    let directory = config.directory.clone();
-    files::private_directory(&directory).map_err(AgentError::during("create", &directory))?;
-    let _lock = lock(&directory)?;
-    let chain = Chain::open(directory.join("chain"), config.genesis.clone(), config.circle)?;
-    let id = NodeId(config.identity.public_key());
-    let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
-    let launcher = launcher(&config).await?;
-    let control = Arc::new(ControlClient::new(&config.identity, chain.state().control())?);
-    let (circle, circles) = watch::channel(Arc::new(chain.state().clone()));
-    let name = config.admission.name.clone();
-    let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
-    let context = storage::context(&config.identity, name, stores, circles);
-    let node = Arc::new(Node {
-        identity: config.identity,
-        launcher,
-        device: config.device,
-        serve_program: config.serve_program,
-        models: Models::new(context, config.encryption),
-        resources: Resources::new(config.resources),
-        logs: LogQueue::default(),
-        lease: watch::Sender::new(Lease::default()),
-        circle,
-        news: Notify::new(),
-    });
-    let adopted = find_sandboxes(&node, &book).await?;
-    let services = Services {
-        storage: config.storage,
-        gateway: config.gateway,
-        metrics: config.metrics,
-        numbers: Arc::default(),
-        routes: watch::Sender::new(None),
-        status: Arc::default(),
-    };
-    let mut actor = Actor {
-        control,
-        chain,
-        orders,
-        book,
-        admission: config.admission,
-        circle: config.circle,
-        boot: random_boot(),
-        slots: BTreeMap::new(),
-        tasks: JoinSet::new(),
-        routes: services.routes.clone(),
-        gateway: services.gateway.is_some().then(|| services.status.clone()),
-        numbers: services.numbers.clone(),
-        node: node.clone(),
-        state: super::actor::Volatile::default(),
-    };
-    for (key, running) in adopted {
-        actor.start_slot(key, Some(running));
+    Prepared::new(config).await?.run(shutdown).await
+}
+
+/// An agent that has read its files and found its sandboxes.
+pub(super) struct Prepared {
+    directory: PathBuf,
+    lock: Flock<File>,
+    pub(super) node: Arc<Node>,
+    actor: Actor,
+    services: Services,
+}
+
+impl Prepared {
+    pub(super) async fn new(config: AgentConfig) -> Result<Self, AgentError> {
+        let directory = config.directory.clone();
+        files::private_directory(&directory).map_err(AgentError::during("create", &directory))?;
+        let lock = lock(&directory)?;
+        let chain = Chain::open(directory.join("chain"), config.genesis.clone(), config.circle)?;
+        let id = NodeId(config.identity.public_key());
+        let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
+        let (clock, replicas) = (config.clock, chain.state().control());
+        let control = ControlClient::new(config.control, &config.identity, replicas, clock.clone())?;
+        let (circle, circles) = watch::channel(Arc::new(chain.state().clone()));
+        let name = config.admission.name.clone();
+        let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
+        let context = storage::context(&config.identity, name, stores, circles);
+        let node = Arc::new(Node {
+            identity: config.identity,
+            launcher: config.launcher,
+            clock,
+            device: config.device,
+            serve_program: config.serve_program,
+            models: Models::new(context, config.encryption),
+            resources: Resources::new(config.resources),
+            logs: LogQueue::default(),
+            lease: watch::Sender::new(Lease::default()),
+            circle,
+            news: Notify::new(),
+        });
+        let adopted = find_sandboxes(&node, &book).await?;
+        let services = Services {
+            storage: config.storage,
+            gateway: config.gateway,
+            metrics: config.metrics,
+            numbers: Arc::default(),
+            routes: watch::Sender::new(None),
+            status: Arc::default(),
+        };
+        let mut actor = Actor {
+            control: Arc::new(control),
+            chain,
+            orders,
+            book,
+            admission: config.admission,
+            circle: config.circle,
+            boot: random_boot(&node.clock),
+            slots: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            routes: services.routes.clone(),
+            gateway: services.gateway.is_some().then(|| services.status.clone()),
+            numbers: services.numbers.clone(),
+            node: node.clone(),
+            state: super::actor::Volatile::default(),
+        };
+        for (key, running) in adopted {
+            actor.start_slot(key, Some(running));
+        }
+        Ok(Self { directory, lock, node, actor, services })
     }
-    // Whatever ends first ends the others: a node without its listeners is not the node that was admitted.
-    let stop = shutdown.child_token();
-    let _guard = stop.clone().drop_guard();
-    let (handed, receive_handed) = mpsc::channel(HANDED_MAX);
-    let mut tasks = services.spawn(&node, &directory, handed, &stop)?;
-    let (outcome, ()) =
-        tokio::join!(first_failure(&mut tasks, &stop), actor.run(receive_handed, stop.clone()));
-    outcome
+
+    pub(super) async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
+        let Self { directory, lock: _lock, node, actor, services } = self;
+        // Whatever ends first ends the others: a node without its listeners is not the node that was admitted.
+        let stop = shutdown.child_token();
+        let _guard = stop.clone().drop_guard();
+        let (handed, receive_handed) = mpsc::channel(HANDED_MAX);
+        let mut tasks = services.spawn(&node, &directory, handed, &stop)?;
+        let (outcome, ()) =
+            tokio::join!(first_failure(&mut tasks, &stop), actor.run(receive_handed, stop.clone()));
+        outcome
+    }
 }
 
 /// Waits for every service; the first that ends stops the others, and the first failure is the outcome.
@@ -125,65 +146,39 @@ fn lock(directory: &Path) -> Result<Flock<File>, AgentError> {
         .map_err(|_| AgentError::InUse { path: directory.to_path_buf() })
 }
 
-async fn launcher(config: &AgentConfig) -> Result<Launcher, AgentError> {
-    let config = LauncherConfig {
-        program: config.program.clone(),
-        arguments: vec!["sandbox-init".into()],
-        state_dir: config.directory.join("sandboxes"),
-        cgroup_parent: config.cgroup_parent.clone(),
-        ids_first: config.ids_first,
-        id_pairs: config.id_pairs,
-        lease_ms_max: LEASE_MS,
-    };
-    blocking(move || Launcher::new(config)).await
-}
-
 /// The sandboxes that an agent before this one started and that can go on: their order is held, and their
 /// weights are complete. All others are ended, and what dead ones left is swept.
-async fn find_sandboxes(node: &Arc<Node>, book: &OrderBook) -> Result<Vec<(SlotKey, Running)>, AgentError> {
+async fn find_sandboxes(
+    node: &Node,
+    book: &OrderBook,
+) -> Result<Vec<(SlotKey, Arc<dyn Running>)>, AgentError> {
     let held = book.all_held().filter(|(_, held)| !held.order.released);
     let names: BTreeMap<String, SlotKey> = held
         .map(|(key, held)| (slot::sandbox_name(key, held.order.signed.order.fence), key.clone()))
         .collect();
-    let node = node.clone();
-    blocking(move || {
-        let mut adopted = Vec::new();
-        for running in node.launcher.list_running()? {
-            match names.get(running.name()) {
-                Some(key) if slot::is_complete(&running) => adopted.push((key.clone(), running)),
-                _ => {
-                    let name = running.name().to_string();
-                    tracing::info!(
-                        sandbox = name,
-                        "ends: not held any more, or its weights were not complete"
-                    );
-                    if let Err(error) = running.remove() {
-                        tracing::error!(sandbox = name, error = chain_of(&error), "remove a sandbox");
-                    }
+    let mut adopted = Vec::new();
+    for running in node.launcher.clone().list_running().await? {
+        match names.get(running.name()) {
+            Some(key) if running.is_complete() => adopted.push((key.clone(), running)),
+            _ => {
+                let name = running.name().to_string();
+                tracing::info!(sandbox = name, "ends: not held any more, or its weights were not complete");
+                if let Err(error) = running.remove().await {
+                    tracing::error!(sandbox = name, error = chain_of(&error), "remove a sandbox");
                 }
             }
         }
-        node.launcher.sweep_stale()?;
-        Ok(adopted)
-    })
-    .await
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
-) -> Result<T, AgentError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done?),
-        Err(error) => Err(AgentError::Configuration(error.to_string())),
     }
+    node.launcher.clone().sweep_stale().await?;
+    Ok(adopted)
 }
 
 /// Names this start of the agent; without randomness, by the clock.
-fn random_boot() -> u64 {
+fn random_boot(clock: &Clock) -> u64 {
     let mut bytes = [0; 8];
     match getrandom::fill(&mut bytes) {
         Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => super::clock::wall_clock().0,
+        Err(_) => clock.wall().0,
     }
 }
 
@@ -244,7 +239,7 @@ fn metrics_router(numbers: Arc<Mutex<Numbers>>, node: Arc<Node>) -> Router {
         async move { prometheus::render(&numbers.lock().unwrap_or_else(PoisonError::into_inner)) }
     };
     let ready = move || {
-        let holds = node.lease.borrow().holds();
+        let holds = node.lease_holds();
         async move { if holds { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE } }
     };
     Router::new()

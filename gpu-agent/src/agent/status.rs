@@ -6,6 +6,7 @@ use protocol::agent::{SlotReport, SlotState};
 use protocol::worker::WorkerMetrics;
 use protocol::{Fence, Millis};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Instant;
 
 /// Longest detail in a report, in bytes.
 const DETAIL_BYTES_MAX: usize = 1024;
@@ -23,6 +24,8 @@ pub(super) struct Status {
     pub(super) draining_since: Option<Millis>,
     /// What is not enforced on it.
     pub(super) not_enforced: Vec<String>,
+    /// Since when it answers requests, in this attempt.
+    pub(super) ready_since: Option<Instant>,
     /// Its model, once it is in memory; none after an agent's restart, which cannot see the old copy.
     pub(super) model: Option<Arc<Model>>,
 }
@@ -36,6 +39,7 @@ impl Default for Status {
             metrics: None,
             draining_since: None,
             not_enforced: Vec::new(),
+            ready_since: None,
             model: None,
         }
     }
@@ -57,6 +61,9 @@ impl SharedStatus {
         let detail = shortened(detail.into());
         let changed = status.state != state || status.detail != detail;
         (status.state, status.detail) = (state, detail);
+        if state == SlotState::Ready {
+            status.ready_since.get_or_insert_with(Instant::now);
+        }
         changed
     }
 

@@ -4,9 +4,10 @@
 //! What a worker says is data from untrusted code: it can claim a state and a key, nothing more. A ticket
 //! for a false key serves nobody, since the gateway checks the key in its handshake.
 
+use super::backoff::Backoff;
 use super::core::SlotKey;
 use super::node::Node;
-use crate::sandbox::Running;
+use crate::launcher::Running;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use overlay::PublicKey;
@@ -19,7 +20,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::time::Duration;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -28,14 +29,11 @@ const HELLO_LIMIT: Duration = Duration::from_secs(20);
 /// Longest TCP connect to a gateway.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
 /// Waiting between attempts to reach a gateway; it doubles up to the most.
-const DIAL_AGAIN_FIRST: Duration = Duration::from_millis(100);
-const DIAL_AGAIN_MOST: Duration = Duration::from_secs(5);
+const DIAL_AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 /// A connection that lasted this long was good: the next attempt is a first one.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// Pause before talking to the worker again after the talk broke.
 const TALK_AGAIN: Duration = Duration::from_millis(200);
-/// More doublings than this pass the most.
-const DOUBLINGS_MAX: u32 = 10;
 
 /// What a worker said of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +54,7 @@ pub(super) struct About<'a> {
 /// shall finish.
 pub(super) async fn talk(
     about: About<'_>,
-    running: &Running,
+    running: &dyn Running,
     said: &watch::Sender<Option<Said>>,
     mut drain: watch::Receiver<bool>,
 ) {
@@ -70,13 +68,11 @@ pub(super) async fn talk(
 
 async fn converse(
     about: About<'_>,
-    running: &Running,
+    running: &dyn Running,
     said: &watch::Sender<Option<Said>>,
     drain: &mut watch::Receiver<bool>,
 ) -> Result<(), FrameError> {
-    let stream = running.connect_worker()?;
-    stream.set_nonblocking(true)?;
-    let (mut sender, mut receiver) = channel(UnixStream::from_std(stream)?);
+    let (mut sender, mut receiver) = channel(running.connect_worker()?);
     sender.send(&ToWorker::Hello, &[]).await?;
     let hello = tokio::time::timeout(HELLO_LIMIT, receiver.receive::<FromWorker>()).await;
     let hello = hello.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -135,10 +131,8 @@ impl Talk<'_> {
             self.dial_due();
             let next_dial = self.next_dial();
             tokio::select! {
-                frame = receiver.receive::<FromWorker>() => match frame? {
-                    None => return Ok(()),
-                    Some((message, _)) => self.hear(message, said),
-                },
+                // Last comes the worker: one that never stops talking delays nothing.
+                biased;
                 Some((gateway, dialled)) = self.dials.next(), if !self.dials.is_empty() => {
                     self.hand_over(sender, gateway, dialled).await?;
                 }
@@ -146,6 +140,10 @@ impl Talk<'_> {
                 Ok(()) = circles.changed() => {}
                 Ok(()) = drain.changed() => {}
                 () = sleep_until(next_dial) => {}
+                frame = receiver.receive::<FromWorker>() => match frame? {
+                    None => return Ok(()),
+                    Some((message, _)) => self.hear(message, said),
+                },
             }
         }
     }
@@ -160,7 +158,7 @@ impl Talk<'_> {
                     let was_good =
                         matches!(link.state, LinkState::Connected(at) if at.elapsed() > GOOD_CONNECTION);
                     link.failures = if was_good { 1 } else { link.failures.saturating_add(1) };
-                    link.state = LinkState::Waiting(Instant::now() + pause(link.failures));
+                    link.state = LinkState::Waiting(Instant::now() + DIAL_AGAIN.pause(link.failures));
                 }
             }
             FromWorker::Hello { .. } => {}
@@ -179,7 +177,7 @@ impl Talk<'_> {
 
     /// Dials the gateways whose time has come. Without a lease there is no ticket to show.
     fn dial_due(&mut self) {
-        if !self.about.node.lease.borrow().holds() {
+        if !self.about.node.lease_holds() {
             return;
         }
         let now = Instant::now();
@@ -217,7 +215,7 @@ impl Talk<'_> {
             Err(error) => {
                 tracing::debug!(slot = %self.about.key, address = link.address, %error, "gateway out of reach");
                 link.failures = link.failures.saturating_add(1);
-                link.state = LinkState::Waiting(Instant::now() + pause(link.failures));
+                link.state = LinkState::Waiting(Instant::now() + DIAL_AGAIN.pause(link.failures));
             }
         }
         Ok(())
@@ -240,10 +238,6 @@ async fn dial(address: &str) -> io::Result<TcpStream> {
     // The worker's filter denies setsockopt.
     tcp.set_nodelay(true)?;
     Ok(tcp)
-}
-
-fn pause(failures: u32) -> Duration {
-    DIAL_AGAIN_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(DOUBLINGS_MAX)).min(DIAL_AGAIN_MOST)
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -3,8 +3,10 @@
 
 use super::Device;
 use protocol::agent::Gpu;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const GIB: u64 = 1 << 30;
 /// Products that can be rehearsed, with their memory in GiB as their makers print it.
@@ -23,11 +25,25 @@ const PRODUCTS: [(&str, u64); 9] = [
 const COUNT_MAX: u32 = 64;
 
 /// A rehearsed set of GPUs, all alike.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Simulated {
     count: u32,
     product: &'static str,
     memory_bytes: u64,
+    /// Those that have fallen off the bus; shared by clones.
+    lost: Arc<Mutex<BTreeSet<u32>>>,
+}
+
+impl Simulated {
+    /// A GPU falls off the bus, or comes back to it.
+    pub fn set_lost(&self, index: u32, lost: bool) {
+        let mut all = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if lost {
+            all.insert(index)
+        } else {
+            all.remove(&index)
+        };
+    }
 }
 
 /// Why a description like `8xH100` is not understood.
@@ -54,7 +70,7 @@ impl FromStr for Simulated {
             let names: Vec<_> = PRODUCTS.iter().map(|(name, _)| *name).collect();
             refuse(format!("names none of {}", names.join(", ")))
         })?;
-        Ok(Self { count, product, memory_bytes: gib * GIB })
+        Ok(Self { count, product, memory_bytes: gib * GIB, lost: Arc::default() })
     }
 }
 
@@ -68,7 +84,8 @@ impl Device for Simulated {
             simulated: true,
             healthy: true,
         };
-        (0..self.count).map(gpu).collect()
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..self.count).filter(|index| !lost.contains(index)).map(gpu).collect()
     }
 
     fn nodes(&self, _: &[u32]) -> Vec<PathBuf> {

@@ -1,13 +1,17 @@
-//! Starts sandboxes and finds them again. All calls block, for tens of milliseconds at most where the
-//! machine is well; an asynchronous agent makes them on a blocking thread.
+//! Starts sandboxes and finds them again. The launcher's own functions block, for tens of milliseconds at most
+//! where the machine is well; as a [`Launcher`] it makes them on the runtime's blocking threads.
 
 use super::cgroup::{Cgroups, Group};
 use super::elf::libraries_of;
 use super::error::{During, SandboxError};
 use super::memory_file::sealed_bytes;
+use super::output::tail;
 use super::record::{self, names};
-use super::running::{IdsInUse, Running, lock, log_tail, remove_leftovers, socket_path};
+use super::running::{IdsInUse, Sandbox, blocking, lock, remove_leftovers, socket_path};
 use super::{cgroup, init, system, wire};
+use crate::launcher::{IsolationReport, Launcher, Running, Start};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use protocol::agent::Isolation;
@@ -19,7 +23,7 @@ use protocol::sandbox::{
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -52,45 +56,9 @@ pub struct LauncherConfig {
     pub lease_ms_max: u64,
 }
 
-/// How well this machine and user can isolate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IsolationReport {
-    /// The level, against which manifests state their minimum.
-    pub level: Isolation,
-    /// What cannot be enforced here, each beginning with a label.
-    pub not_enforced: Vec<String>,
-}
-
-/// One sandbox to start.
-#[derive(Debug)]
-pub struct Start<'a> {
-    /// Its name on this node: 1 to 63 of `a-z 0-9 - . _`.
-    pub name: &'a str,
-    /// The worker's executable.
-    pub binary: &'a Path,
-    /// Arguments after the program's name.
-    pub arguments: Vec<String>,
-    /// The whole environment.
-    pub environment: BTreeMap<String, String>,
-    /// What it may use.
-    pub limits: SandboxLimits,
-    /// Host files and directories that it sees, read-only, besides its libraries.
-    pub read_only: Vec<PathBuf>,
-    /// Device nodes that it may use.
-    pub devices: Vec<PathBuf>,
-    /// Becomes [`protocol::worker::WORKER_WEIGHTS_FD`].
-    pub weights: BorrowedFd<'a>,
-    /// Becomes [`protocol::worker::WORKER_PROGRESS_FD`].
-    pub progress: BorrowedFd<'a>,
-    /// Becomes [`protocol::worker::WORKER_MANIFEST_FD`]: a canonical `WorkerManifest`.
-    pub manifest: &'a [u8],
-    /// First lease, on the boot clock ([`super::boottime_ms`]).
-    pub lease_until_boottime_ms: u64,
-}
-
 /// Starts sandboxes for one agent.
 #[derive(Debug)]
-pub struct Launcher {
+pub struct SandboxLauncher {
     config: LauncherConfig,
     cgroups: Cgroups,
     isolation: IsolationReport,
@@ -108,7 +76,7 @@ struct Place {
     logs: [File; 2],
 }
 
-impl Launcher {
+impl SandboxLauncher {
     /// Finds out what this machine and user can enforce.
     ///
     /// # Errors
@@ -125,11 +93,15 @@ impl Launcher {
         let (ids, libraries) = (IdsInUse::default(), Mutex::default());
         let launcher = Self { config, cgroups, isolation, ids, libraries };
         for (_, record) in launcher.directories()? {
-            if let Some(SandboxIdentity::OwnIds { first }) = record.map(|record| record.identity) {
-                lock(&launcher.ids).insert(first);
-            }
+            record.iter().for_each(|record| launcher.hold_ids(record));
         }
         Ok(launcher)
+    }
+
+    fn hold_ids(&self, record: &SandboxRecord) {
+        if let SandboxIdentity::OwnIds { first } = record.identity {
+            lock(&self.ids).insert(first);
+        }
     }
 
     /// What this machine and user can enforce.
@@ -142,19 +114,19 @@ impl Launcher {
     ///
     /// # Errors
     /// See [`SandboxError`]. Nothing of a failed start is left.
-    pub fn start(&self, start: &Start<'_>) -> Result<Running, SandboxError> {
+    pub fn start(&self, start: &Start) -> Result<Sandbox, SandboxError> {
         if self.isolation.level == Isolation::None {
             return Err(SandboxError::NoIsolation);
         }
-        check_name(start.name)?;
-        let directory = self.config.state_dir.join(start.name);
-        self.clear_old(start.name, &directory)?;
+        check_name(&start.name)?;
+        let directory = self.config.state_dir.join(&start.name);
+        self.clear_old(&start.name, &directory)?;
         let identity = self.take_ids()?;
-        let group = self.cgroups.create(start.name, &start.limits);
+        let group = self.cgroups.create(&start.name, &start.limits);
         let started = self.start_in(start, identity, &group, &directory);
         if started.is_err() {
             let record = SandboxRecord {
-                name: start.name.into(),
+                name: start.name.clone(),
                 boot_id: String::new(),
                 pid: 0,
                 start_ticks: 0,
@@ -171,13 +143,15 @@ impl Launcher {
     ///
     /// # Errors
     /// When the state directory cannot be read.
-    pub fn list_running(&self) -> Result<Vec<Running>, SandboxError> {
+    pub fn list_running(&self) -> Result<Vec<Sandbox>, SandboxError> {
         let mut running = Vec::new();
         for (directory, record) in self.directories()? {
             let Some(record) = record else { continue };
+            // Perhaps of an agent that still started some when this launcher was made.
+            self.hold_ids(&record);
             if let Some(pidfd) = record::open_process(&record) {
                 let labels = record.not_enforced.clone();
-                running.push(Running::new(record, directory, pidfd, Arc::clone(&self.ids), labels));
+                running.push(Sandbox::new(record, directory, pidfd, Arc::clone(&self.ids), labels));
             }
         }
         Ok(running)
@@ -242,13 +216,13 @@ impl Launcher {
 
     fn start_in(
         &self,
-        start: &Start<'_>,
+        start: &Start,
         identity: SandboxIdentity,
         group: &Group,
         directory: &Path,
-    ) -> Result<Running, SandboxError> {
+    ) -> Result<Sandbox, SandboxError> {
         let failed = |step: &str, detail: String| SandboxError::Start {
-            name: start.name.to_string(),
+            name: start.name.clone(),
             step: step.to_string(),
             detail,
         };
@@ -267,7 +241,7 @@ impl Launcher {
             // The init is this process's child and waits, so its number is its own until it is reaped.
             pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
             let record =
-                record::compose(start.name, pid, identity, group).map_err(text("describe the init"))?;
+                record::compose(&start.name, pid, identity, group).map_err(text("describe the init"))?;
             record::write(directory, &record).map_err(|error| {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 (error.to_string(), source.unwrap_or_default())
@@ -289,14 +263,14 @@ impl Launcher {
                 record.not_enforced.extend(more);
                 let labels = record.not_enforced.clone();
                 let ids = Arc::clone(&self.ids);
-                Ok(Running::new(record, directory.to_path_buf(), pidfd, ids, labels))
+                Ok(Sandbox::new(record, directory.to_path_buf(), pidfd, ids, labels))
             }
             (Ok(_), None) => Err(failed("open the init", "it vanished".into())),
             (Err((step, mut detail)), pidfd) => {
                 if let Some(pidfd) = pidfd {
                     end_failed(&pidfd);
                 }
-                let log = log_tail(directory, FAILURE_LOG_BYTES).unwrap_or_default();
+                let log = tail(directory, FAILURE_LOG_BYTES).unwrap_or_default();
                 if !log.is_empty() {
                     detail = format!("{detail}; it printed: {}", String::from_utf8_lossy(&log).trim());
                 }
@@ -307,17 +281,17 @@ impl Launcher {
 
     fn specify(
         &self,
-        start: &Start<'_>,
+        start: &Start,
         identity: SandboxIdentity,
         group: &Group,
     ) -> Result<SandboxSpec, SandboxError> {
         let text = |path: &Path| path.display().to_string();
-        let binary = fs::canonicalize(start.binary)
+        let binary = fs::canonicalize(&start.binary)
             .during(|| format!("find the worker {}", start.binary.display()))?;
         let mut read_only: Vec<String> = self.libraries(&binary)?.iter().map(|p| text(p)).collect();
         read_only.extend(start.read_only.iter().map(|path| text(path)));
         Ok(SandboxSpec {
-            name: start.name.to_string(),
+            name: start.name.clone(),
             binary: text(&binary),
             arguments: start.arguments.clone(),
             environment: start.environment.clone(),
@@ -367,6 +341,25 @@ impl Launcher {
     }
 }
 
+impl Launcher for SandboxLauncher {
+    fn isolation(&self) -> &IsolationReport {
+        Self::isolation(self)
+    }
+
+    fn start(self: Arc<Self>, start: Start) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>> {
+        blocking(move || Ok(Arc::new(Self::start(&self, &start)?) as Arc<dyn Running>)).boxed()
+    }
+
+    fn list_running(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<Arc<dyn Running>>, SandboxError>> {
+        let shared = |sandbox| Arc::new(sandbox) as Arc<dyn Running>;
+        blocking(move || Ok(Self::list_running(&self)?.into_iter().map(shared).collect())).boxed()
+    }
+
+    fn sweep_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>> {
+        blocking(move || Self::sweep_stale(&self)).boxed()
+    }
+}
+
 impl Place {
     fn create(directory: &Path) -> io::Result<Self> {
         private_directory(directory)?;
@@ -393,9 +386,9 @@ impl Place {
 }
 
 /// The order is that of `init::receive_spec`, then of `protocol::worker`'s descriptor numbers.
-fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start<'_>, place: &Place) -> io::Result<()> {
+fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start, place: &Place) -> io::Result<()> {
     let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
-    let manifest = sealed_bytes("worker-manifest", start.manifest)?;
+    let manifest = sealed_bytes("worker-manifest", &start.manifest)?;
     let descriptors = [
         spec.as_fd(),
         place.init_listener.as_fd(),
@@ -403,8 +396,8 @@ fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start<'_>, place: &Pl
         place.logs[0].as_fd(),
         place.logs[1].as_fd(),
         place.worker_listener.as_fd(),
-        start.weights,
-        start.progress,
+        start.weights.as_fd(),
+        start.progress.as_fd(),
         place.metrics.as_fd(),
         manifest.as_fd(),
     ];

@@ -6,7 +6,7 @@ use protocol::limits::METRICS_LINE_BYTES_MAX;
 use protocol::worker::WorkerMetrics;
 use std::io;
 use std::path::Path;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 
 /// Splits a stream of bytes into lines of bounded length. Holds at most one line.
@@ -50,11 +50,16 @@ impl LineSplitter {
 }
 
 /// The agent's end of a worker's metrics pipe.
-#[derive(Debug)]
 pub struct MetricsReader {
-    pipe: pipe::Receiver,
+    pipe: Box<dyn AsyncRead + Send + Sync + Unpin>,
     lines: LineSplitter,
     refused: u64,
+}
+
+impl std::fmt::Debug for MetricsReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MetricsReader({} refused)", self.refused())
+    }
 }
 
 impl MetricsReader {
@@ -63,8 +68,12 @@ impl MetricsReader {
     /// # Errors
     /// What the system answers, `InvalidInput` if it is no pipe.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let pipe = pipe::OpenOptions::new().open_receiver(path)?;
-        Ok(Self { pipe, lines: LineSplitter::default(), refused: 0 })
+        Ok(Self::of(pipe::OpenOptions::new().open_receiver(path)?))
+    }
+
+    /// Reads from whatever carries such lines.
+    pub fn of(pipe: impl AsyncRead + Send + Sync + Unpin + 'static) -> Self {
+        Self { pipe: Box::new(pipe), lines: LineSplitter::default(), refused: 0 }
     }
 
     /// The newest metrics, as soon as there are some; none when the worker and its init are gone. Safe to

@@ -22,6 +22,8 @@ pub(crate) mod names {
     pub(crate) const WORKER_SOCKET: &str = "worker.sock";
     pub(crate) const METRICS: &str = "metrics";
     pub(crate) const LOGS: [&str; 2] = ["log.0", "log.1"];
+    /// Says that every byte of the weights is there.
+    pub(crate) const COMPLETE: &str = "complete";
 }
 
 /// Writes the record so that it is there after a power cut, or not at all.

@@ -4,9 +4,13 @@
 use super::cgroup::{self, CgroupUsage};
 use super::error::{During, SandboxError};
 use super::metrics::MetricsReader;
+use super::output::{self, OutputPosition};
 use super::record::{self, names};
 use super::system;
 use super::wire::{self, FrameBuffer};
+use crate::launcher::Running;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use protocol::canonical;
@@ -14,7 +18,7 @@ use protocol::sandbox::{SandboxExit, SandboxRecord};
 use protocol::worker::{InitReply, InitRequest};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -35,7 +39,7 @@ pub(crate) type IdsInUse = Arc<Mutex<BTreeSet<u32>>>;
 
 /// A sandbox that was alive when this value was made. Dropping it ends nothing: the lease does that.
 #[derive(Debug)]
-pub struct Running {
+pub struct Sandbox {
     record: SandboxRecord,
     directory: PathBuf,
     pidfd: OwnedFd,
@@ -67,7 +71,7 @@ impl std::fmt::Display for Ended {
     }
 }
 
-impl Running {
+impl Sandbox {
     pub(crate) fn new(
         record: SandboxRecord,
         directory: PathBuf,
@@ -159,13 +163,7 @@ impl Running {
     /// # Errors
     /// What the system answers.
     pub fn log_tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
-        log_tail(&self.directory, bytes_max)
-    }
-
-    /// The two files that hold what the worker prints; they take turns.
-    #[must_use]
-    pub fn log_files(&self) -> [PathBuf; 2] {
-        names::LOGS.map(|name| self.directory.join(name))
+        output::tail(&self.directory, bytes_max)
     }
 
     /// How it ended; none while it lives.
@@ -200,15 +198,16 @@ impl Running {
         }
     }
 
-    /// Ends it if it lives, and removes its cgroups and files. Blocks until it is gone.
+    /// Ends it if it lives, and removes its cgroups and files. Blocks until it is gone; after an error it may
+    /// be asked again.
     ///
     /// # Errors
     /// When the kernel does not end it, or something of it cannot be removed.
-    pub fn remove(self) -> Result<Option<Ended>, SandboxError> {
+    pub fn remove(&self) -> Result<Option<Ended>, SandboxError> {
         self.kill().during(|| format!("kill sandbox `{}`", self.record.name))?;
         if !self.wait_ms(KILL_WAIT_MS) {
             let detail = "the kernel has not ended it in time".to_string();
-            return Err(SandboxError::Init { name: self.record.name, detail });
+            return Err(SandboxError::Init { name: self.record.name.clone(), detail });
         }
         let ended = self.ended();
         remove_leftovers(&self.directory, Some(&self.record), &self.ids)?;
@@ -239,6 +238,62 @@ impl Running {
     }
 }
 
+impl Running for Sandbox {
+    fn name(&self) -> &str {
+        Self::name(self)
+    }
+
+    fn not_enforced(&self) -> &[String] {
+        Self::not_enforced(self)
+    }
+
+    fn renew(self: Arc<Self>, until_boottime_ms: u64) -> BoxFuture<'static, Result<InitReply, SandboxError>> {
+        blocking(move || Self::renew(&self, until_boottime_ms)).boxed()
+    }
+
+    fn stop(self: Arc<Self>, grace_ms: u64) -> BoxFuture<'static, Result<InitReply, SandboxError>> {
+        blocking(move || Self::stop(&self, grace_ms)).boxed()
+    }
+
+    fn wait(self: Arc<Self>) -> BoxFuture<'static, io::Result<Ended>> {
+        async move { Self::wait(&self).await }.boxed()
+    }
+
+    fn remove(self: Arc<Self>) -> BoxFuture<'static, Result<Option<Ended>, SandboxError>> {
+        blocking(move || Self::remove(&self)).boxed()
+    }
+
+    fn connect_worker(&self) -> io::Result<tokio::net::UnixStream> {
+        let stream = Self::connect_worker(self)?;
+        stream.set_nonblocking(true)?;
+        tokio::net::UnixStream::from_std(stream)
+    }
+
+    fn metrics(&self) -> io::Result<MetricsReader> {
+        Self::metrics(self)
+    }
+
+    fn output(&self, position: &mut OutputPosition) -> Vec<u8> {
+        output::since(&self.directory, position)
+    }
+
+    fn output_end(&self) -> OutputPosition {
+        output::end(&self.directory)
+    }
+
+    fn output_tail(&self, bytes_max: u64) -> Vec<u8> {
+        output::tail(&self.directory, bytes_max).unwrap_or_default()
+    }
+
+    fn mark_complete(&self) -> io::Result<()> {
+        fs::write(self.directory.join(names::COMPLETE), b"")
+    }
+
+    fn is_complete(&self) -> bool {
+        self.directory.join(names::COMPLETE).exists()
+    }
+}
+
 /// Removes what a dead sandbox left: cgroups, directory, its hold on its ids.
 pub(crate) fn remove_leftovers(
     directory: &Path,
@@ -260,20 +315,16 @@ pub(crate) fn remove_leftovers(
     }
 }
 
-/// The last bytes of a sandbox's two log files, older first.
-pub(crate) fn log_tail(directory: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut paths = names::LOGS.map(|name| directory.join(name));
-    paths.sort_by_key(|path| fs::metadata(path).and_then(|data| data.modified()).ok());
-    let mut all = Vec::new();
-    for path in paths {
-        let mut file = File::open(path)?;
-        let start = file.metadata()?.len().saturating_sub(bytes_max);
-        file.seek(SeekFrom::Start(start))?;
-        file.take(bytes_max).read_to_end(&mut all)?;
+/// Does something that blocks on a thread where that harms nobody.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and with it whoever waits here.
+            Err(_) => std::future::pending().await,
+        },
     }
-    let excess = all.len().saturating_sub(usize::try_from(bytes_max).unwrap_or(usize::MAX));
-    all.drain(..excess);
-    Ok(all)
 }
 
 /// A lock whose holder panicked is still good: every value behind our locks is whole at any moment.

@@ -2,7 +2,11 @@
 
 use crate::circle::{World, admission, service};
 use crate::control::{Control, listeners};
-use gpu_agent::agent::{AgentConfig, AgentError, GatewayConfig, ResourceCaps, StorageConfig, run};
+use gpu_agent::Clock;
+use gpu_agent::agent::{
+    AgentConfig, AgentError, ControlLink, GatewayConfig, ResourceCaps, StorageConfig, run,
+};
+use gpu_agent::sandbox::{LauncherConfig, SandboxLauncher};
 use model_store::{
     Context, EncryptionSecret, ImportOptions, ModelKey, PlacementRule, Pool, fresh_nonce, import, open_store,
     wrap_key,
@@ -16,6 +20,7 @@ use protocol::{Digest, Millis, NodeId, SlotIndex, canonical};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -108,6 +113,15 @@ impl Bench {
     fn config(&self) -> AgentConfig {
         let script = self.control.script();
         let probe = self.directory.path().join("probe");
+        let launcher = SandboxLauncher::new(LauncherConfig {
+            program: probe.clone(),
+            arguments: vec!["sandbox-init".into()],
+            state_dir: self.agent_directory().join("sandboxes"),
+            cgroup_parent: self.cgroup.clone(),
+            ids_first: self.ids_first,
+            id_pairs: 4,
+            lease_ms_max: protocol::limits::LEASE_MS,
+        });
         AgentConfig {
             directory: self.agent_directory(),
             identity: Identity::from_seed(&NODE),
@@ -117,13 +131,12 @@ impl Bench {
             admission: script.world.genesis.genesis.nodes[0].clone(),
             storage: None,
             gateway: None,
-            program: probe.clone(),
             serve_program: probe,
             resources: ResourceCaps { cpu_millicores: Some(4000), memory_bytes: None },
             device: gpu_agent::device::open(Some("2xH100")).unwrap(),
-            cgroup_parent: self.cgroup.clone(),
-            ids_first: self.ids_first,
-            id_pairs: 4,
+            launcher: Arc::new(launcher.unwrap()),
+            clock: Clock::machine(),
+            control: ControlLink::Overlay,
             metrics: None,
         }
     }

@@ -1,11 +1,11 @@
 //! What the sandbox tests share: a launcher in a directory of its own, and a probe as its worker.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
-use gpu_agent::sandbox::{Launcher, LauncherConfig, MemoryFile, Running, Start, boottime_ms};
+use gpu_agent::launcher::Start;
+use gpu_agent::sandbox::{LauncherConfig, MemoryFile, Sandbox, SandboxLauncher, boottime_ms};
 use protocol::sandbox::SandboxLimits;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ pub const LEASE_MS: u64 = 3_000;
 /// A launcher with its state below a directory that goes with it.
 pub struct Bench {
     pub directory: tempfile::TempDir,
-    pub launcher: Launcher,
+    pub launcher: SandboxLauncher,
     pub probe: PathBuf,
     pub config: LauncherConfig,
 }
@@ -51,11 +51,11 @@ impl Bench {
             id_pairs: 4,
             lease_ms_max: LEASE_MS,
         };
-        let launcher = Launcher::new(config.clone()).unwrap();
+        let launcher = SandboxLauncher::new(config.clone()).unwrap();
         Self { directory, launcher, probe, config }
     }
 
-    pub fn start(&self, name: &str, mode: &str, manifest: &[u8]) -> Running {
+    pub fn start(&self, name: &str, mode: &str, manifest: &[u8]) -> Sandbox {
         self.try_start(name, mode, manifest, LIMITS, boottime_ms() + LEASE_MS).unwrap()
     }
 
@@ -66,22 +66,22 @@ impl Bench {
         manifest: &[u8],
         limits: SandboxLimits,
         lease_until_boottime_ms: u64,
-    ) -> Result<Running, gpu_agent::sandbox::SandboxError> {
+    ) -> Result<Sandbox, gpu_agent::sandbox::SandboxError> {
         let weights = MemoryFile::create("weights", 1 << 16).unwrap();
         weights.write(0, b"weights");
         let progress = MemoryFile::create("progress", 16).unwrap();
         let (weights, progress) = (weights.reader().unwrap(), progress.reader().unwrap());
         self.launcher.start(&Start {
-            name,
-            binary: &self.probe,
+            name: name.into(),
+            binary: self.probe.clone(),
             arguments: vec!["worker".into(), mode.into()],
             environment: BTreeMap::new(),
             limits,
             read_only: vec![self.directory.path().join("shared")],
             devices: vec![],
-            weights: weights.as_fd(),
-            progress: progress.as_fd(),
-            manifest,
+            weights,
+            progress,
+            manifest: manifest.into(),
             lease_until_boottime_ms,
         })
     }

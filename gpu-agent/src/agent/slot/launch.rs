@@ -1,17 +1,16 @@
 //! What comes before a worker serves: a lease, its model, its sandbox.
 
 use super::Slot;
-use crate::agent::clock::Lease;
 use crate::agent::core::{Refusal, SlotKey};
 use crate::agent::error::chain_of;
+use crate::agent::lease::Lease;
 use crate::agent::models::{Model, Supplies, threads};
 use crate::agent::node::Node;
-use crate::sandbox::{Running, Start};
+use crate::launcher::{Running, Start};
 use protocol::sandbox::SandboxLimits;
 use protocol::worker::WORKER_MANIFEST_BYTES_MAX;
 use protocol::{Digest, Fence, ModelRoot, canonical, error_code, limits};
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -20,8 +19,6 @@ use tokio::sync::watch;
 const PROCESSES_BASE: u32 = 32;
 /// Open files of a worker: its connections to gateways and its maps, generously.
 const OPEN_FILES_MAX: u32 = 1024;
-/// File in a sandbox's directory that says: every byte of its weights is there.
-const COMPLETE: &str = "complete";
 /// Characters of a service's name that a sandbox's name can hold beside a digest, a slot and a fence.
 const NAME_PART: usize = 20;
 /// Where a driver's user libraries lie on the systems that we know.
@@ -42,23 +39,6 @@ pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
     format!("{start}_{tail}")
 }
 
-/// Whether a sandbox's weights were complete: only then can it go on without the agent that filled them.
-pub(in crate::agent) fn is_complete(running: &Running) -> bool {
-    marker(running).is_some_and(|path| path.exists())
-}
-
-fn marker(running: &Running) -> Option<PathBuf> {
-    Some(running.log_files()[0].parent()?.join(COMPLETE))
-}
-
-/// Notes that a sandbox's weights are complete. It need not survive the machine: neither does the sandbox.
-pub(super) fn mark_complete(running: &Running) {
-    let marked = marker(running).map(|path| std::fs::write(path, b""));
-    if let Some(Err(error)) = marked {
-        tracing::warn!(sandbox = running.name(), %error, "an agent's restart will restart this worker");
-    }
-}
-
 /// What is waited for before a start.
 pub(super) struct Waiting {
     pub(super) node: Arc<Node>,
@@ -71,7 +51,7 @@ impl Waiting {
     /// Waits for a lease and for control to say where the model lies; then begins to load it.
     pub(super) async fn prepare(&mut self) -> Result<Arc<Model>, Refusal> {
         let gone = |_| Refusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
-        self.leases.wait_for(|lease| lease.holds()).await.map_err(gone)?;
+        self.leases.wait_for(|lease| lease.holds(&self.node.clock)).await.map_err(gone)?;
         let supplies = self.supplies.wait_for(Option::is_some).await.map_err(gone)?.clone();
         let supplies = supplies.expect("waited for");
         self.node.models.get(self.root, &supplies).await
@@ -80,51 +60,52 @@ impl Waiting {
 
 impl Slot {
     /// Starts the worker in a new sandbox.
-    pub(super) async fn launch(&self, model: Arc<Model>) -> Result<Running, Refusal> {
-        let (node, grant) = (self.node.clone(), self.grant.clone());
-        let (key, order) = (self.key.clone(), self.order.clone());
-        let start = move || {
-            let service = &grant.get().service;
-            let gpus: Vec<u32> = computing_gpus(&node, &grant.get().gpus);
-            let manifest = canonical::to_bytes(&model.worker_manifest(service, &order, &gpus));
-            if manifest.len() > WORKER_MANIFEST_BYTES_MAX {
-                let message = format!("the worker's manifest has {} bytes", manifest.len());
-                return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message));
-            }
-            let [weights, progress] = model
-                .readers()
-                .map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
-            let threads = threads(service.resources.cpu_millicores);
-            let lease = *node.lease.borrow();
-            let started = node.launcher.start(&Start {
-                name: &sandbox_name(&key, order.fence),
-                binary: &node.serve_program,
-                arguments: vec!["worker".into(), "--inherited".into()],
-                environment: BTreeMap::from([("QUORATE_LOG".into(), "info".into())]),
-                limits: SandboxLimits {
-                    cpu_millicores: service.resources.cpu_millicores,
-                    memory_bytes: service.resources.memory_bytes,
-                    processes_max: PROCESSES_BASE + 4 * threads,
-                    open_files_max: OPEN_FILES_MAX,
-                },
-                read_only: if gpus.is_empty() { vec![] } else { driver_libraries() },
-                devices: node.device.nodes(&gpus),
-                weights: weights.as_fd(),
-                progress: progress.as_fd(),
-                manifest: &manifest,
-                lease_until_boottime_ms: lease.until_boottime_ms,
-            });
-            started.map_err(|error| Refusal::new(error.code(), chain_of(&error)))
+    pub(super) async fn launch(&self, model: &Model) -> Result<Arc<dyn Running>, Refusal> {
+        let node = &self.node;
+        let service = &self.grant.get().service;
+        let gpus = computing_gpus(node, &self.grant.get().gpus)?;
+        let manifest = canonical::to_bytes(&model.worker_manifest(service, &self.order, &gpus));
+        if manifest.len() > WORKER_MANIFEST_BYTES_MAX {
+            let message = format!("the worker's manifest has {} bytes", manifest.len());
+            return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message));
+        }
+        let [weights, progress] =
+            model.readers().map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
+        let threads = threads(service.resources.cpu_millicores);
+        let start = Start {
+            name: sandbox_name(&self.key, self.order.fence),
+            binary: node.serve_program.clone(),
+            arguments: vec!["worker".into(), "--inherited".into()],
+            environment: BTreeMap::from([("QUORATE_LOG".into(), "info".into())]),
+            limits: SandboxLimits {
+                cpu_millicores: service.resources.cpu_millicores,
+                memory_bytes: service.resources.memory_bytes,
+                processes_max: PROCESSES_BASE + 4 * threads,
+                open_files_max: OPEN_FILES_MAX,
+            },
+            read_only: if gpus.is_empty() { vec![] } else { driver_libraries() },
+            devices: node.device.nodes(&gpus),
+            weights,
+            progress,
+            manifest,
+            lease_until_boottime_ms: node.lease.borrow().until_boottime_ms,
         };
-        let started = tokio::task::spawn_blocking(start).await;
-        started.map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?
+        let started = node.launcher.clone().start(start).await;
+        started.map_err(|error| Refusal::new(error.code(), chain_of(&error)))
     }
 }
 
-/// The GPUs of an order that can compute: those of a rehearsal cannot, and their worker uses the CPU.
-fn computing_gpus(node: &Node, granted: &[u32]) -> Vec<u32> {
-    let real = node.resources.gpus(&*node.device).into_iter().filter(|gpu| !gpu.simulated);
-    real.map(|gpu| gpu.index).filter(|index| granted.contains(index)).collect()
+/// The GPUs of an order that can compute: those of a rehearsal cannot, and their worker uses the CPU. One that
+/// is gone or does not answer is no reason to compute on less than was granted.
+fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, Refusal> {
+    let here = node.resources.gpus(&*node.device);
+    let find = |index: &u32| here.iter().find(|gpu| gpu.index == *index && gpu.healthy);
+    if let Some(lost) = granted.iter().find(|index| find(index).is_none()) {
+        let message = format!("GPU {lost} of this node is gone or does not answer");
+        return Err(Refusal::new(error_code::NODE_UNFIT, message));
+    }
+    let real = here.iter().filter(|gpu| !gpu.simulated && granted.contains(&gpu.index));
+    Ok(real.map(|gpu| gpu.index).collect())
 }
 
 /// What a GPU's driver loads at run time and no executable names.

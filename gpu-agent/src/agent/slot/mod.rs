@@ -5,33 +5,31 @@
 //! levels (the command, the lease), so a message lost or doubled changes nothing.
 
 mod launch;
+mod patience;
 mod serve;
 
-pub(super) use launch::{is_complete, sandbox_name};
+pub(super) use launch::sandbox_name;
 
+use super::backoff::Backoff;
 use super::core::{Refusal, SlotKey};
 use super::models::Supplies;
 use super::node::Node;
 use super::status::SharedStatus;
-use crate::sandbox::Running;
+use crate::launcher::Running;
 use human_chain::{Approved, SlotGrant};
+use protocol::Fence;
 use protocol::agent::SlotState;
 use protocol::error_code;
 use protocol::order::SlotOrder;
-use protocol::{Fence, Millis};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 /// Waiting before a worker that failed is started again; it doubles up to the most.
-const AGAIN_FIRST: Duration = Duration::from_millis(250);
-const AGAIN_MOST: Duration = Duration::from_secs(30);
-/// A worker that lived this long was good: its next failure is a first one.
+const AGAIN: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
+/// A worker that served this long was good: its next failure is a first one.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
-/// More doublings than this pass the most.
-const DOUBLINGS_MAX: u32 = 10;
 
 /// What a slot shall do. It only ever rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +114,7 @@ pub(super) fn spawn(
     grant: Arc<Approved<SlotGrant>>,
     order: SlotOrder,
     supplies: Option<Supplies>,
-    adopted: Option<Running>,
+    adopted: Option<Arc<dyn Running>>,
 ) -> SlotHandle {
     let (command, command_receiver) = watch::channel(Command::Serve);
     let (supplies, supplies_receiver) = watch::channel(supplies);
@@ -130,10 +128,10 @@ pub(super) fn spawn(
 }
 
 impl Slot {
-    async fn run(mut self, mut adopted: Option<Running>) -> SlotEnded {
+    async fn run(mut self, mut adopted: Option<Arc<dyn Running>>) -> SlotEnded {
         let mut failures: u32 = 0;
         loop {
-            let began = Instant::now();
+            self.status.lock().ready_since = None;
             match self.attempt(adopted.take()).await {
                 Attempt::Told => break,
                 Attempt::Lapsed => {
@@ -142,13 +140,13 @@ impl Slot {
                 }
                 Attempt::Failed(refusal) => {
                     tracing::warn!(slot = %self.key, code = %refusal.code, error = refusal.message, "slot failed");
+                    failures = if self.was_good() { 1 } else { failures.saturating_add(1) };
                     self.status.lock().restarts += 1;
-                    failures = if began.elapsed() > GOOD_LIFE { 1 } else { failures.saturating_add(1) };
                     self.enter(SlotState::Failed, refusal.to_string());
-                    let pause = AGAIN_FIRST.saturating_mul(1 << (failures - 1).min(DOUBLINGS_MAX));
                     tokio::select! {
-                        () = tokio::time::sleep(pause.min(AGAIN_MOST)) => {}
+                        biased;
                         () = self.told_to_leave() => {}
+                        () = tokio::time::sleep(AGAIN.pause(failures)) => {}
                     }
                 }
             }
@@ -162,25 +160,31 @@ impl Slot {
     }
 
     /// Serves once, with the sandbox that is there or a new one.
-    async fn attempt(&mut self, adopted: Option<Running>) -> Attempt {
+    async fn attempt(&mut self, adopted: Option<Arc<dyn Running>>) -> Attempt {
         if let Some(running) = adopted {
             tracing::info!(slot = %self.key, sandbox = running.name(), "attached to a running sandbox");
             return self.serve(running, None).await;
         }
         let mut waiting = self.clone_for_waiting();
         let prepared = tokio::select! {
-            prepared = waiting.prepare() => prepared,
+            biased;
             () = self.told_to_leave() => return Attempt::Told,
+            prepared = waiting.prepare() => prepared,
         };
         let model = match prepared {
             Ok(model) => model,
             Err(refusal) => return Attempt::Failed(refusal),
         };
         // Not to be interrupted: a start that nobody waits for would leave a sandbox that nobody knows.
-        match self.launch(model.clone()).await {
+        match self.launch(&model).await {
             Ok(running) => self.serve(running, Some(model)).await,
             Err(refusal) => Attempt::Failed(refusal),
         }
+    }
+
+    /// Whether the worker served long before it failed.
+    fn was_good(&self) -> bool {
+        self.status.lock().ready_since.is_some_and(|since| since.elapsed() > GOOD_LIFE)
     }
 
     fn clone_for_waiting(&self) -> launch::Waiting {
@@ -206,7 +210,13 @@ impl Slot {
         }
     }
 
-    fn begin_draining(&self, now: Millis) {
+    fn begin_draining(&self) {
+        let now = self.node.clock.wall();
         self.status.lock().draining_since.get_or_insert(now);
+    }
+
+    /// Sends what the worker printed on its way.
+    fn print(&self, lines: Vec<String>) {
+        self.node.logs.push(&self.key, self.node.clock.wall(), lines);
     }
 }

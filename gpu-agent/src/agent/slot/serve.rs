@@ -1,14 +1,15 @@
 //! While a worker runs: its lease is renewed, its words are heard, its numbers and lines are read, and its
 //! end is noticed.
 
-use super::launch::mark_complete;
-use super::{Attempt, Command, Slot};
-use crate::agent::clock::wall_clock;
+use super::patience::Signs;
+use super::{AGAIN, Attempt, Command, Slot};
 use crate::agent::core::Refusal;
+use crate::agent::error::chain_of;
 use crate::agent::logs::LogTail;
 use crate::agent::models::{Fill, Model};
 use crate::agent::worker_link::{About, Said, talk};
-use crate::sandbox::{Ended, MetricsReader, Running};
+use crate::launcher::Running;
+use crate::sandbox::{Ended, MetricsReader};
 use protocol::Millis;
 use protocol::agent::SlotState;
 use protocol::error_code;
@@ -32,17 +33,20 @@ const LAST_WORDS_BYTES: u64 = 400;
 /// A worker that is being watched over.
 struct Watch<'a> {
     slot: &'a Slot,
-    running: &'a Arc<Running>,
+    running: &'a Arc<dyn Running>,
     said: Option<Said>,
     fill: Option<watch::Receiver<Fill>>,
     drain: watch::Sender<bool>,
     /// Set once it was told to end: when it is killed.
     kill_at: Option<Instant>,
+    signs: Signs,
+    /// How often it has written numbers since it was told to take nothing new.
+    numbers_since_drain: u32,
 }
 
 impl Slot {
     /// Watches over a worker until it has ended and nothing of its sandbox is left.
-    pub(super) async fn serve(&mut self, running: Running, model: Option<Arc<Model>>) -> Attempt {
+    pub(super) async fn serve(&mut self, running: Arc<dyn Running>, model: Option<Arc<Model>>) -> Attempt {
         let adopted = model.is_none();
         {
             let mut status = self.status.lock();
@@ -50,81 +54,108 @@ impl Slot {
             status.model.clone_from(&model);
             status.metrics = None;
         }
-        let running = Arc::new(running);
         let attempt = self.watch(&running, model.as_deref(), adopted).await;
-        let Some(running) = Arc::into_inner(running) else {
-            unreachable!("whoever else had it was waited for");
-        };
-        let name = running.name().to_string();
-        match tokio::task::spawn_blocking(move || running.remove()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                // Still there, perhaps: nothing may start in its place. The next start clears it or fails.
-                tracing::error!(
-                    sandbox = name,
-                    error = super::super::error::chain_of(&error),
-                    "remove a sandbox"
-                );
-            }
-            Err(error) => tracing::error!(sandbox = name, %error, "remove a sandbox"),
-        }
+        self.remove(running).await;
         self.status.lock().model = None;
         attempt
     }
 
-    async fn watch(&self, running: &Arc<Running>, model: Option<&Model>, adopted: bool) -> Attempt {
+    /// Returns when nothing of a sandbox is left. Until then the slot is not free, and nothing may start in
+    /// its place, so it is tried for as long as it takes.
+    async fn remove(&self, running: Arc<dyn Running>) {
+        let mut failures = 0;
+        while let Err(error) = running.clone().remove().await {
+            let (sandbox, error) = (running.name(), chain_of(&error));
+            tracing::error!(slot = %self.key, sandbox, error, "remove a sandbox");
+            self.enter(SlotState::Draining, format!("{}: {error}", error_code::SANDBOX_FAILED));
+            failures += 1;
+            tokio::time::sleep(AGAIN.pause(failures)).await;
+        }
+    }
+
+    async fn watch(&self, running: &Arc<dyn Running>, model: Option<&Model>, adopted: bool) -> Attempt {
         let (said_sender, mut said) = watch::channel(None);
         let (drain, drain_receiver) = watch::channel(false);
         let about = About { node: &self.node, key: &self.key, fence: self.order.fence };
-        let mut talking = std::pin::pin!(talk(about, running, &said_sender, drain_receiver));
-        let mut ended = std::pin::pin!(running.wait());
+        let mut talking = std::pin::pin!(talk(about, &**running, &said_sender, drain_receiver));
+        let mut ended = running.clone().wait();
         let mut metrics = running.metrics().ok();
-        let mut lines = LogTail::new(running.log_files(), adopted);
+        let mut lines = LogTail::new(running.clone(), adopted);
         let mut ticks = tokio::time::interval(LOG_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut leases = self.node.lease.subscribe();
+        // The lease it was started with is as old as its start took.
+        leases.mark_changed();
         let mut command = self.command.clone();
         let fill = model.map(Model::fill);
         let mut fills = fill.clone();
-        let mut watch = Watch { slot: self, running, said: None, fill, drain, kill_at: None };
-        watch.note_fill();
+        let mut watch = Watch::new(self, running, fill, drain);
         let told = *command.borrow_and_update();
         watch.obey(told).await;
         loop {
             watch.show();
-            let kill_at = watch.kill_at;
+            let (kill_at, hung_at) = (watch.kill_at, watch.hung_at());
+            // In this order, so that a rehearsal repeats, and a worker that never stops talking delays nothing.
             tokio::select! {
+                biased;
                 ended = &mut ended => {
-                    self.node.logs.push(&self.key, lines.read());
+                    self.print(lines.read());
                     return watch.judge_end(ended);
-                }
-                () = &mut talking => {}
-                Ok(()) = said.changed() => {
-                    watch.said = said.borrow_and_update().clone();
-                    if let Some(failure) = watch.worker_failure() {
-                        self.node.logs.push(&self.key, lines.read());
-                        return Attempt::Failed(failure);
-                    }
-                }
-                Ok(()) = leases.changed() => {
-                    let until_ms = leases.borrow_and_update().until_boottime_ms;
-                    watch.renew(until_ms).await;
                 }
                 changed = command.changed() => {
                     // The handle is gone only when the agent is.
                     let told = if changed.is_ok() { *command.borrow_and_update() } else { Command::End { grace_ms: 0 } };
                     watch.obey(told).await;
                 }
-                newest = next_metrics(&mut metrics) => watch.hear_metrics(newest).await,
-                () = fill_changes(&mut fills) => watch.note_fill(),
+                Ok(()) = leases.changed() => {
+                    let until_ms = leases.borrow_and_update().until_boottime_ms;
+                    watch.renew(until_ms).await;
+                }
                 () = until(kill_at) => return Attempt::Told,
-                _ = ticks.tick() => self.node.logs.push(&self.key, lines.read()),
+                () = fill_changes(&mut fills) => watch.note_fill(),
+                _ = ticks.tick() => self.print(lines.read()),
+                Ok(()) = said.changed() => {
+                    let heard = said.borrow_and_update().clone();
+                    if let Some(failure) = watch.hear(heard) {
+                        self.print(lines.read());
+                        return Attempt::Failed(failure);
+                    }
+                }
+                newest = next_metrics(&mut metrics) => watch.hear_metrics(newest).await,
+                () = until(hung_at) => {
+                    self.print(lines.read());
+                    return watch.judge_silence();
+                }
+                () = &mut talking => {}
             }
         }
     }
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    fn new(
+        slot: &'a Slot,
+        running: &'a Arc<dyn Running>,
+        fill: Option<watch::Receiver<Fill>>,
+        drain: watch::Sender<bool>,
+    ) -> Self {
+        let began = Instant::now();
+        // An adopted worker's weights are complete: otherwise it would not have been adopted.
+        let complete_since = fill.is_none().then_some(began);
+        let signs = Signs { began, complete_since, spoke: false, ready: false, numbers_at: None };
+        let numbers_since_drain = 0;
+        let mut watch =
+            Self { slot, running, said: None, fill, drain, kill_at: None, signs, numbers_since_drain };
+        watch.note_fill();
+        watch
+    }
+
+    /// When this worker will count as hung. One that is to leave has a deadline already.
+    fn hung_at(&self) -> Option<Instant> {
+        let leaves = self.kill_at.is_some() || *self.drain.borrow();
+        if leaves { None } else { self.signs.patience().map(|(until, _)| until) }
+    }
+
     /// Says how the slot is.
     fn show(&self) {
         let draining = *self.drain.borrow() || self.kill_at.is_some();
@@ -139,16 +170,19 @@ impl Watch<'_> {
         self.slot.enter(state, detail);
     }
 
-    fn note_fill(&self) {
-        if self.fill.as_ref().is_some_and(|fill| *fill.borrow() == Fill::Complete) {
-            mark_complete(self.running);
+    fn note_fill(&mut self) {
+        if self.fill.as_ref().is_none_or(|fill| *fill.borrow() != Fill::Complete) {
+            return;
+        }
+        self.signs.complete_since.get_or_insert_with(Instant::now);
+        if let Err(error) = self.running.mark_complete() {
+            let sandbox = self.running.name();
+            tracing::warn!(sandbox, %error, "an agent's restart will restart this worker");
         }
     }
 
     async fn renew(&self, until_boottime_ms: u64) {
-        let running = self.running.clone();
-        let renewed = tokio::task::spawn_blocking(move || running.renew(until_boottime_ms)).await;
-        if let Ok(Err(error)) = renewed {
+        if let Err(error) = self.running.clone().renew(until_boottime_ms).await {
             // It has ended or is about to, which is noticed by itself.
             tracing::debug!(slot = %self.slot.key, %error, "renew the lease");
         }
@@ -158,7 +192,7 @@ impl Watch<'_> {
         match command {
             Command::Serve => {}
             Command::Drain => {
-                self.slot.begin_draining(wall_clock());
+                self.slot.begin_draining();
                 self.drain.send_replace(true);
                 if !matches!(self.said, Some(Said { state: WorkerState::Ready | WorkerState::Draining, .. }))
                 {
@@ -176,29 +210,45 @@ impl Watch<'_> {
         if self.kill_at.is_some() {
             return;
         }
-        self.slot.begin_draining(wall_clock());
+        self.slot.begin_draining();
         self.kill_at = Some(Instant::now() + Duration::from_millis(grace_ms) + STOP_SLACK);
-        let running = self.running.clone();
-        let stopped = tokio::task::spawn_blocking(move || running.stop(grace_ms)).await;
-        if let Ok(Err(error)) = stopped {
+        if let Err(error) = self.running.clone().stop(grace_ms).await {
             tracing::debug!(slot = %self.slot.key, %error, "stop the worker");
         }
     }
 
     async fn hear_metrics(&mut self, newest: WorkerMetrics) {
+        self.signs.numbers_at = Some(Instant::now());
+        let drains = *self.drain.borrow();
+        self.numbers_since_drain += u32::from(drains);
         let since = self.slot.status.lock().draining_since;
-        let idle = is_idle_since(&newest, since);
+        let idle = is_idle_since(&newest, since, self.numbers_since_drain);
         self.slot.status.lock().metrics = Some(newest);
-        if idle && *self.drain.borrow() {
+        if idle && drains {
             self.stop(DRAINED_GRACE_MS).await;
         }
     }
 
-    fn worker_failure(&self) -> Option<Refusal> {
+    /// Takes in what the worker said of itself; some if it says that it cannot serve.
+    fn hear(&mut self, said: Option<Said>) -> Option<Refusal> {
+        self.said = said;
+        self.signs.spoke = true;
+        self.signs.ready |= self.said.as_ref().is_some_and(|said| said.state == WorkerState::Ready);
         let said = self.said.as_ref().filter(|said| said.state == WorkerState::Failed)?;
         // The greeting comes without the reason, which follows at once.
         let reason = if said.detail.is_empty() { "the worker cannot serve" } else { &said.detail };
         Some(Refusal::new(error_code::WORKER_FAILED, reason))
+    }
+
+    fn judge_silence(&self) -> Attempt {
+        let why = self.signs.patience().map(|(_, why)| why).unwrap_or_default();
+        Attempt::Failed(Refusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
+    }
+
+    fn with_last_words(&self, message: String) -> String {
+        let words = self.running.output_tail(LAST_WORDS_BYTES);
+        let words = String::from_utf8_lossy(&words).trim().replace('\n', " | ");
+        if words.is_empty() { message } else { format!("{message}; it said: {words}") }
     }
 
     fn judge_end(&self, ended: io::Result<Ended>) -> Attempt {
@@ -207,10 +257,7 @@ impl Watch<'_> {
             _ if told => Attempt::Told,
             Ok(Ended { exit: Some(SandboxExit::LeaseLapsed), .. }) => Attempt::Lapsed,
             Ok(ended) => {
-                let words = self.running.log_tail(LAST_WORDS_BYTES).unwrap_or_default();
-                let words = String::from_utf8_lossy(&words).trim().replace('\n', " | ");
-                let message =
-                    if words.is_empty() { ended.to_string() } else { format!("{ended}; it said: {words}") };
+                let message = self.with_last_words(ended.to_string());
                 Attempt::Failed(Refusal::new(error_code::WORKER_FAILED, message))
             }
             Err(error) => Attempt::Failed(Refusal::new(error_code::SANDBOX_FAILED, error.to_string())),
@@ -218,10 +265,11 @@ impl Watch<'_> {
     }
 }
 
-/// Whether a worker has had nothing to do at a time after it was told to take nothing new.
-fn is_idle_since(metrics: &WorkerMetrics, since: Option<Millis>) -> bool {
+/// Whether a worker has had nothing to do at a time after it was told to take nothing new. Only its first numbers
+/// since then may be older; if somebody has set the clock back, the second are believed all the same.
+fn is_idle_since(metrics: &WorkerMetrics, since: Option<Millis>, numbers_since: u32) -> bool {
     let idle = metrics.requests_running == 0 && metrics.requests_waiting == 0;
-    idle && since.is_some_and(|since| metrics.at > since)
+    idle && since.is_some_and(|since| metrics.at > since || numbers_since > 1)
 }
 
 /// The newest metrics; never returns once the pipe is of no use.

@@ -1,0 +1,44 @@
+//! How long to wait before what failed is tried again: twice as long each time, up to a bound.
+
+use std::time::Duration;
+
+/// Pauses between attempts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backoff {
+    /// After the first failure.
+    pub(super) first: Duration,
+    /// However many there were.
+    pub(super) most: Duration,
+}
+
+impl Backoff {
+    /// The pause after this many failures in a row; none before the first.
+    pub(super) fn pause(self, failures: u32) -> Duration {
+        let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
+        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        self.first.saturating_mul(factor).min(self.most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
+
+    #[test]
+    fn a_pause_doubles_up_to_its_bound() {
+        let pauses: Vec<u128> = (0..=10).map(|failures| BACKOFF.pause(failures).as_millis()).collect();
+        assert_eq!(pauses, [0, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_pause_never_falls_and_stays_in_its_bounds(failures in 1_u32..) {
+            let pause = BACKOFF.pause(failures);
+            prop_assert!(pause >= BACKOFF.first && pause <= BACKOFF.most);
+            prop_assert!(BACKOFF.pause(failures.saturating_add(1)) >= pause);
+        }
+    }
+}

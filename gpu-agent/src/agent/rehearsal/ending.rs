@@ -1,0 +1,165 @@
+//! How workers end: leases, drains, orders that take another's place, and the unwilling.
+
+use super::*;
+use protocol::sandbox::SandboxExit;
+use tokio::net::TcpSocket;
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_vouches_for_ends_within_a_lease_and_comes_back() {
+    let stage = Stage::new();
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    stage.say(|script| script.silent = true);
+    let began = stage.clock.boottime_ms();
+    stage.until("it ended by itself", || stage.launcher.living().is_empty()).await;
+    let took = stage.clock.boottime_ms() - began;
+    assert!((LEASE_MS - 600..=LEASE_MS).contains(&took), "{took}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(stage.launcher.started(), 1, "nothing starts without a lease");
+    stage.say(|script| (script.silent, script.last) = (false, None));
+    let ready = stage.until_slot(0, 1, SlotState::Ready).await;
+    assert_eq!((ready.restarts, stage.launcher.started()), (0, 2), "a lapse is no failure of the worker");
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_stays_dead_leaves_nothing_running() {
+    let stage = Stage::new();
+    stage.want(&[(0, 1), (1, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(1, 1, SlotState::Ready).await;
+    agent.kill().await;
+    assert_eq!(stage.launcher.living().len(), 2, "what runs goes on");
+    tokio::time::sleep(Duration::from_millis(LEASE_MS)).await;
+    assert!(stage.launcher.living().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_worker_ends_once_it_has_nothing_to_do() {
+    let stage = Stage::new();
+    stage.launcher.decide(always(Behaviour { requests_running: 2, ..Behaviour::default() }));
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    stage.want(&[(0, 1)], &[0]);
+    stage.until_slot(0, 1, SlotState::Draining).await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(stage.launcher.living(), ["chat.0.1"], "it is busy");
+    assert!(stage.launcher.set_requests("chat.0.1", 0));
+    stage.until_released(0, 1).await;
+    assert!(stage.launcher.present().is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wall_clock_set_back_while_a_worker_drains_keeps_it_no_longer() {
+    let stage = Stage::new();
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    stage.want(&[(0, 1)], &[0]);
+    stage.until_slot(0, 1, SlotState::Draining).await;
+    stage.clock.step_wall(-600_000);
+    let began = stage.clock.boottime_ms();
+    stage.until_released(0, 1).await;
+    assert!(stage.clock.boottime_ms() - began < 5_000);
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_ignores_its_end_is_killed_when_its_grace_is_over() {
+    let stage = Stage::new();
+    stage.launcher.decide(always(Behaviour { obeys_after: None, ..Behaviour::default() }));
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    let began = stage.clock.boottime_ms();
+    stage.want(&[], &[]);
+    stage.until_released(0, 1).await;
+    let took = stage.clock.boottime_ms() - began;
+    assert!((3_000..4_500).contains(&took), "{took}");
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_higher_fence_waits_for_what_runs_and_even_for_what_is_starting() {
+    let stage = Stage::new();
+    stage.launcher.decide(always(Behaviour { start: Duration::from_secs(2), ..Behaviour::default() }));
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    stage.want(&[(0, 2)], &[]);
+    let deadline = stage.clock.boottime_ms() + 20_000;
+    while stage.clock.boottime_ms() < deadline {
+        assert!(stage.launcher.living().len() <= 1, "{:?}", stage.launcher.living());
+        tokio::time::sleep(LOOK).await;
+    }
+    stage.until_slot(0, 2, SlotState::Ready).await;
+    assert_eq!(stage.launcher.living(), ["chat.0.2"]);
+    // And back to the lower one: never.
+    stage.want(&[(0, 1)], &[]);
+    let refused = stage.until_slot(0, 1, SlotState::Refused).await;
+    assert!(refused.detail.starts_with("order-replayed: "), "{}", refused.detail);
+    assert!(!stage.launcher.living().contains(&"chat.0.1".to_string()));
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_is_not_free_while_the_kernel_has_not_ended_its_sandbox() {
+    let stage = Stage::new();
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    assert!(stage.launcher.set_unkillable("chat.0.1", true));
+    stage.launcher.hang("chat.0.1");
+    stage.want(&[], &[]);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(stage.script().released.is_empty());
+    let report = stage.until_slot(0, 1, SlotState::Draining).await;
+    assert!(report.detail.starts_with("sandbox-failed: "), "{}", report.detail);
+    assert_eq!(stage.launcher.present(), ["chat.0.1"]);
+    stage.launcher.set_unkillable("chat.0.1", false);
+    stage.until_released(0, 1).await;
+    assert!(stage.launcher.present().is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_out_of_reach_is_tried_until_it_is_there_and_found_again_when_it_hangs_up() {
+    // Bound and not listening: whoever connects is refused.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let stage = Stage::with_gateway(Some(socket.local_addr().unwrap().to_string()));
+    stage.model.complete();
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(stage.launcher.tickets("chat.0.1").is_empty());
+    assert_eq!(stage.until_slot(0, 1, SlotState::Ready).await.restarts, 0);
+    let listener = socket.listen(8).unwrap();
+    let _first = listener.accept().await.unwrap();
+    stage.until("tickets are renewed", || stage.launcher.tickets("chat.0.1").len() > 5).await;
+    let tickets = stage.launcher.tickets("chat.0.1");
+    assert!(tickets.iter().all(protocol::order::SignedTicket::signature_holds));
+    assert!(tickets.windows(2).all(|pair| pair[0].ticket.expires_at < pair[1].ticket.expires_at));
+    assert!(stage.launcher.disconnect("chat.0.1"));
+    let _second = listener.accept().await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_dies_while_it_drains_has_done_as_it_was_told() {
+    let stage = Stage::new();
+    stage.launcher.decide(always(Behaviour { requests_running: 1, ..Behaviour::default() }));
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    stage.want(&[(0, 1)], &[0]);
+    stage.until_slot(0, 1, SlotState::Draining).await;
+    assert!(stage.launcher.end("chat.0.1", SandboxExit::Signaled { signal: 11 }));
+    stage.until_released(0, 1).await;
+    assert_eq!(stage.launcher.started(), 1);
+    agent.stop().await;
+}

@@ -1,0 +1,329 @@
+//! A whole agent in paused time: real orders, certificates, files and frames; simulated workers, a control
+//! that this process plays, and weights that arrive when a test says so. Nothing needs root, and an hour of
+//! the agent's life takes milliseconds.
+#![allow(clippy::unwrap_used)]
+
+mod crashes;
+mod ending;
+mod interleaving;
+mod starting;
+
+use super::config::AgentConfig;
+use super::control_client::{ControlCall, ControlLink};
+use super::core::testing::{World, admission, desired, service};
+use super::error::AgentError;
+use super::models::ModelInHand;
+use super::resources::ResourceCaps;
+use super::start::Prepared;
+use crate::clock::Clock;
+use crate::device::Simulated;
+use crate::launcher::{Behaviour, SimulatedLauncher, Start};
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use model_store::EncryptionSecret;
+use overlay::{CancellationToken, Identity};
+use protocol::agent::{Desired, EnrolResponse, Isolation, SlotReport, SlotState, SyncRequest, SyncResponse};
+use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
+use protocol::limits::LEASE_MS;
+use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
+use protocol::order::SignedOrder;
+use protocol::{Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinError, JoinHandle};
+
+/// Seed of the node's key.
+const NODE: [u8; 32] = [7; 32];
+/// When rehearsals begin.
+const BEGAN: Millis = Millis(1_800_000_000_000);
+/// Longest wait for a level, in the agent's time.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// How often a level is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+/// Segments of the model.
+const SEGMENTS: u32 = 3;
+
+/// What control says, and what it heard.
+struct Script {
+    world: World,
+    /// Answers nothing: a call waits until it is given up.
+    silent: bool,
+    desired: Desired,
+    last: Option<SyncRequest>,
+    released: Vec<(u32, u64)>,
+    lines: Vec<String>,
+    /// What was reported of slots, when that changed.
+    heard: Vec<String>,
+}
+
+/// A node of a circle, and everything around it.
+struct Stage {
+    directory: tempfile::TempDir,
+    clock: Clock,
+    launcher: Arc<SimulatedLauncher>,
+    device: Simulated,
+    script: Arc<Mutex<Script>>,
+    news: Arc<Notify>,
+    calls: mpsc::Sender<ControlCall>,
+    model: ModelInHand,
+    bundle: Bundle,
+}
+
+/// A running agent.
+struct Agent {
+    task: JoinHandle<Result<(), AgentError>>,
+    shutdown: CancellationToken,
+}
+
+impl Agent {
+    /// As `kill -9` would leave it: everything in memory is gone at once.
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// In order.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// Returns how its process ended by itself.
+    async fn ended(self) -> Result<Result<(), AgentError>, JoinError> {
+        self.task.await
+    }
+}
+
+fn node_id() -> NodeId {
+    NodeId(Identity::from_seed(&NODE).public_key())
+}
+
+fn tiny() -> ModelManifest {
+    let erasure = ErasureCode { data: 1, parity: 0 };
+    let length = 4096_u32;
+    let segment = |index: u32| Segment {
+        offset: u64::from(index * length),
+        length,
+        digest: Digest::of(&[]),
+        shards: vec![Digest::of(&[])],
+    };
+    let path = "weights".to_string();
+    ModelManifest {
+        version: 1,
+        name: "tiny".parse().unwrap(),
+        erasure,
+        segments_per_object: 1,
+        nonce: ModelNonce([0; 16]),
+        key_commitment: Digest::of(&[]),
+        files: vec![ModelFile { path, offset: 0, length: u64::from(SEGMENTS * length) }],
+        segments: (0..SEGMENTS).map(segment).collect(),
+        order: (0..SEGMENTS).collect(),
+    }
+}
+
+impl Stage {
+    /// A circle that has deployed a service of two slots; its model's bytes are there; no gateway.
+    fn new() -> Self {
+        let stage = Self::with_gateway(None);
+        stage.model.complete();
+        stage
+    }
+
+    /// The same with a gateway at an address, and a model of which no byte is there.
+    fn with_gateway(gateway: Option<String>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let encryption = EncryptionSecret::create(&directory.path().join("encryption.key")).unwrap();
+        let mut node = admission("node-1", &Identity::from_seed(&NODE), encryption.public().clone());
+        node.gateway = gateway.map(|address| {
+            let key = Identity::from_seed(&[17; 32]).public_key();
+            GatewayEndpoint { key, address, api: "http://127.0.0.1:1".into() }
+        });
+        node.roles.extend(node.gateway.is_some().then_some(NodeRole::Gateway));
+        let clock = Clock::of_runtime(1_000_000, BEGAN);
+        let mut world = World::new(vec![node], &["127.0.0.1:1".into()], BEGAN);
+        let root = ModelRoot(Digest::of(b"model"));
+        let bundle = world.deploy(&service("chat", root, 300));
+        let script = Arc::new(Mutex::new(Script {
+            world,
+            silent: false,
+            desired: Desired { assignments: vec![], routes: None },
+            last: None,
+            released: vec![],
+            lines: vec![],
+            heard: vec![],
+        }));
+        let (calls, queue) = mpsc::channel(16);
+        let news = Arc::new(Notify::new());
+        tokio::spawn(answer_all(queue, script.clone(), news.clone(), clock.clone()));
+        let launcher = SimulatedLauncher::new(clock.clone(), Isolation::SameUid, |_| Behaviour::default());
+        let device = "4xH100".parse().unwrap();
+        let model = ModelInHand::new(tiny());
+        Self { directory, clock, launcher, device, script, news, calls, model, bundle }
+    }
+
+    fn agent_directory(&self) -> PathBuf {
+        self.directory.path().join("agent")
+    }
+
+    fn config(&self) -> AgentConfig {
+        let script = self.script();
+        AgentConfig {
+            directory: self.agent_directory(),
+            identity: Identity::from_seed(&NODE),
+            encryption: EncryptionSecret::load(&self.directory.path().join("encryption.key")).unwrap(),
+            genesis: script.world.genesis.clone(),
+            circle: script.world.state.id(),
+            admission: script.world.genesis.genesis.nodes[0].clone(),
+            storage: None,
+            gateway: None,
+            serve_program: "/nowhere/quorate-serve".into(),
+            resources: ResourceCaps { cpu_millicores: Some(4000), memory_bytes: Some(1 << 30) },
+            device: Box::new(self.device.clone()),
+            launcher: self.launcher.clone(),
+            clock: self.clock.clone(),
+            control: ControlLink::InProcess(vec![self.calls.clone()]),
+            metrics: None,
+        }
+    }
+
+    /// The agent of this node, as its operator starts it.
+    fn start(&self) -> Agent {
+        let (config, shutdown) = (self.config(), CancellationToken::new());
+        let (model, stop) = (self.model.model.clone(), shutdown.clone());
+        let root = ModelRoot(Digest::of(b"model"));
+        let task = tokio::spawn(async move {
+            let prepared = Prepared::new(config).await?;
+            prepared.node.models.hold(root, &model);
+            prepared.run(stop).await
+        });
+        Agent { task, shutdown }
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap()
+    }
+
+    /// Changes what control says, and lets it say so.
+    fn say(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script());
+        self.news.notify_waiters();
+    }
+
+    fn order(&self, slot: u32, fence: u64) -> SignedOrder {
+        self.script().world.order(&self.bundle, node_id(), slot, fence)
+    }
+
+    /// Control wants these slots under these fences, and no others.
+    fn want(&self, slots: &[(u32, u64)], draining: &[u32]) {
+        let orders = slots.iter().map(|(slot, fence)| self.order(*slot, *fence)).collect();
+        self.want_orders(orders, draining);
+    }
+
+    fn want_orders(&self, orders: Vec<SignedOrder>, draining: &[u32]) {
+        let wanted = desired(&self.bundle, orders, draining);
+        self.say(|script| script.desired = wanted);
+    }
+
+    /// Waits until a condition holds.
+    async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !holds() {
+            if tokio::time::Instant::now() > deadline {
+                let living = self.launcher.living();
+                panic!("still not: {what}; living: {living:?}; heard: {:#?}", self.script().last);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until a slot is reported as in this state, and returns the report.
+    async fn until_slot(&self, slot: u32, fence: u64, state: SlotState) -> SlotReport {
+        let find = || {
+            let script = self.script();
+            let slots = script.last.as_ref().map_or(&[][..], |request| &request.slots);
+            let mut slots = slots.iter();
+            slots.find(|r| (r.slot, r.fence, r.state) == (SlotIndex(slot), Fence(fence), state)).cloned()
+        };
+        self.until(&format!("slot {slot} under {fence} is {state:?}"), || find().is_some()).await;
+        find().unwrap()
+    }
+
+    /// Waits until control was told that a slot is free again.
+    async fn until_released(&self, slot: u32, fence: u64) {
+        let what = format!("slot {slot} under {fence} is released");
+        self.until(&what, || self.script().released.contains(&(slot, fence))).await;
+    }
+}
+
+/// A behaviour for every worker.
+fn always(behaviour: Behaviour) -> impl Fn(&Start) -> Behaviour + Send + Sync + 'static {
+    move |_| behaviour.clone()
+}
+
+async fn answer_all(
+    mut queue: mpsc::Receiver<ControlCall>,
+    script: Arc<Mutex<Script>>,
+    news: Arc<Notify>,
+    clock: Clock,
+) {
+    while let Some(call) = queue.recv().await {
+        tokio::spawn(answer(call, script.clone(), news.clone(), clock.clone()));
+    }
+}
+
+/// Control's side of one call.
+async fn answer(call: ControlCall, script: Arc<Mutex<Script>>, news: Arc<Notify>, clock: Clock) {
+    assert_eq!(call.node, node_id());
+    if script.lock().unwrap().silent {
+        return std::future::pending().await;
+    }
+    if call.path.ends_with("enrol") {
+        let genesis = script.lock().unwrap().world.genesis.clone();
+        let answer = canonical::to_bytes(&EnrolResponse { admitted: true, genesis });
+        let _ = call.answer.send(Response::new(Bytes::from(answer)));
+        return;
+    }
+    let request: SyncRequest = canonical::from_bytes(&call.body, call.body.len()).unwrap();
+    note(&mut script.lock().unwrap(), &request, &clock);
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(request.wait_ms));
+    loop {
+        let changed = news.notified();
+        let answer = {
+            let script = script.lock().unwrap();
+            let new = (script.desired.digest() != request.desired).then(|| script.desired.clone());
+            let governance = &script.world.bundles[request.governance_length as usize..];
+            SyncResponse {
+                now: clock.wall(),
+                lease_ms: LEASE_MS,
+                governance: governance.to_vec(),
+                desired: new,
+            }
+        };
+        let is_news = answer.desired.is_some() || !answer.governance.is_empty();
+        if is_news || tokio::time::timeout_at(deadline, changed).await.is_err() {
+            let mut response = Response::new(Bytes::from(canonical::to_bytes(&answer)));
+            *response.status_mut() = StatusCode::OK;
+            // An agent that died meanwhile needs no answer.
+            let _ = call.answer.send(response);
+            return;
+        }
+    }
+}
+
+fn note(script: &mut Script, request: &SyncRequest, clock: &Clock) {
+    let label = "simulated: workers are played by the agent; nothing computes, nothing is enforced";
+    assert!(request.not_enforced.iter().any(|l| l == label), "every listing says that it is simulated");
+    let gone = request.slots.iter().filter(|slot| slot.state == SlotState::Released);
+    script.released.extend(gone.map(|slot| (slot.slot.0, slot.fence.0)));
+    script.lines.extend(request.logs.iter().map(|line| line.text.clone()));
+    if script.last.as_ref().is_none_or(|last| last.slots != request.slots) {
+        let slots = request.slots.iter();
+        let slots =
+            slots.map(|s| format!("{}.{} {:?} x{} {}", s.slot, s.fence, s.state, s.restarts, s.detail));
+        let at = clock.boottime_ms();
+        script.heard.push(format!("{at} {}", slots.collect::<Vec<_>>().join(", ")));
+    }
+    script.last = Some(request.clone());
+}

@@ -1,0 +1,266 @@
+//! One simulated sandbox: its lease, its end, and what its agent may ask of it.
+
+use super::worker::Worker;
+use super::{Behaviour, SimulatedLauncher};
+use crate::clock::Clock;
+use crate::launcher::{Running, Start};
+use crate::sandbox::{Ended, MetricsReader, OutputPosition, SandboxError};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use protocol::limits::LEASE_MS;
+use protocol::sandbox::SandboxExit;
+use protocol::worker::{InitReply, WorkerManifest};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// How long an agent waits for a sandbox that the kernel does not end, as a real one does.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// A simulated sandbox.
+#[derive(Debug)]
+pub(super) struct SimulatedSandbox {
+    name: String,
+    not_enforced: Vec<String>,
+    home: Weak<SimulatedLauncher>,
+    clock: Clock,
+    obeys_after: Option<Duration>,
+    life: watch::Sender<Life>,
+    worker: Arc<Worker>,
+    complete: AtomicBool,
+}
+
+/// What a supervisor watches over.
+#[derive(Debug, Clone, Copy)]
+struct Life {
+    lease_until_ms: u64,
+    /// When it ends because it was asked to, and how.
+    ends_at_ms: Option<(u64, Ended)>,
+    /// While set it does not end, whatever happens.
+    unkillable: bool,
+    ended: Option<Ended>,
+}
+
+const STOPPED: Ended = Ended { exit: Some(SandboxExit::Stopped), out_of_memory: false };
+
+impl SimulatedSandbox {
+    /// Begins to live: its worker waits for its weights, its supervisor for its end.
+    pub(super) fn begin(
+        home: Weak<SimulatedLauncher>,
+        clock: Clock,
+        start: Start,
+        manifest: &WorkerManifest,
+        behaviour: Behaviour,
+        number: u64,
+        not_enforced: Vec<String>,
+    ) -> Arc<Self> {
+        let end = |(after, ended): (Duration, Ended)| (clock.boottime_ms() + milliseconds(after), ended);
+        let life = Life {
+            lease_until_ms: start.lease_until_boottime_ms,
+            ends_at_ms: behaviour.ends.map(end),
+            unkillable: false,
+            ended: None,
+        };
+        let sandbox = Arc::new(Self {
+            name: start.name.clone(),
+            not_enforced,
+            home,
+            obeys_after: behaviour.obeys_after,
+            life: watch::Sender::new(life),
+            worker: Worker::new(&start.name, number, clock.clone(), &behaviour),
+            clock,
+            complete: AtomicBool::new(false),
+        });
+        tokio::spawn(sandbox.clone().supervise());
+        let (worker, segments) = (sandbox.worker.clone(), manifest.segments.len());
+        let gone = sandbox.gone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = worker.work(start.progress, segments, behaviour) => {}
+                () = gone => {}
+            }
+        });
+        sandbox
+    }
+
+    pub(super) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.life.borrow().ended
+    }
+
+    /// It ends now, unless it has.
+    pub(super) fn end(&self, ended: Ended) {
+        self.life.send_if_modified(|life| {
+            let lives = life.ended.is_none();
+            if life.unkillable {
+                life.ends_at_ms = Some((0, ended));
+            } else {
+                life.ended = life.ended.or(Some(ended));
+            }
+            lives
+        });
+    }
+
+    pub(super) fn set_unkillable(&self, unkillable: bool) {
+        self.life.send_modify(|life| life.unkillable = unkillable);
+    }
+
+    /// Ends it when its time has come: what the init of a real sandbox does, though the agent be dead.
+    async fn supervise(self: Arc<Self>) {
+        let mut changes = self.life.subscribe();
+        loop {
+            let life = *changes.borrow_and_update();
+            if life.ended.is_some() {
+                return;
+            }
+            let lapse = (life.lease_until_ms, Ended { exit: Some(SandboxExit::LeaseLapsed), ..STOPPED });
+            let (at_ms, ended) = life.ends_at_ms.filter(|end| end.0 <= lapse.0).unwrap_or(lapse);
+            let left_ms = at_ms.saturating_sub(self.clock.boottime_ms());
+            if left_ms == 0 && !life.unkillable {
+                return self.end(ended);
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(Duration::from_millis(left_ms)), if !life.unkillable => {}
+            }
+        }
+    }
+
+    /// Returns when it has ended.
+    fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut life = self.life.subscribe();
+        async move {
+            // Without its sandbox nothing is left of it either.
+            let _ = life.wait_for(|life| life.ended.is_some()).await;
+        }
+    }
+
+    fn reply(&self) -> Result<InitReply, SandboxError> {
+        let life = *self.life.borrow();
+        match life.ended {
+            None => {
+                let lease_until_boottime_ms = life.lease_until_ms;
+                Ok(InitReply { running: true, exit: None, lease_until_boottime_ms })
+            }
+            Some(_) => {
+                let detail = "connection refused".into();
+                Err(SandboxError::Init { name: self.name.clone(), detail })
+            }
+        }
+    }
+}
+
+impl Running for SimulatedSandbox {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn not_enforced(&self) -> &[String] {
+        &self.not_enforced
+    }
+
+    fn renew(self: Arc<Self>, until_boottime_ms: u64) -> BoxFuture<'static, Result<InitReply, SandboxError>> {
+        let until_ms = until_boottime_ms.min(self.clock.boottime_ms() + LEASE_MS);
+        self.life.send_modify(|life| life.lease_until_ms = life.lease_until_ms.max(until_ms));
+        futures::future::ready(self.reply()).boxed()
+    }
+
+    fn stop(self: Arc<Self>, grace_ms: u64) -> BoxFuture<'static, Result<InitReply, SandboxError>> {
+        let obeys_ms = self.obeys_after.map_or(u64::MAX, milliseconds);
+        let at_ms = self.clock.boottime_ms() + grace_ms.min(obeys_ms);
+        self.life.send_modify(|life| {
+            let sooner = life.ends_at_ms.filter(|(before_ms, _)| *before_ms < at_ms);
+            life.ends_at_ms = sooner.or(Some((at_ms, STOPPED)));
+        });
+        futures::future::ready(self.reply()).boxed()
+    }
+
+    fn wait(self: Arc<Self>) -> BoxFuture<'static, io::Result<Ended>> {
+        async move {
+            self.gone().await;
+            Ok(self.ended().expect("waited for"))
+        }
+        .boxed()
+    }
+
+    fn remove(self: Arc<Self>) -> BoxFuture<'static, Result<Option<Ended>, SandboxError>> {
+        async move {
+            self.end(Ended { exit: None, out_of_memory: false });
+            if self.ended().is_none() {
+                tokio::time::sleep(KILL_WAIT).await;
+                let detail = "the kernel has not ended it in time".to_string();
+                return Err(SandboxError::Init { name: self.name.clone(), detail });
+            }
+            if let Some(home) = self.home.upgrade() {
+                home.forget(&self.name);
+            }
+            Ok(self.ended())
+        }
+        .boxed()
+    }
+
+    fn connect_worker(&self) -> io::Result<UnixStream> {
+        self.reply().map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let (worker, gone) = (self.worker.clone(), self.gone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = worker.speak(theirs) => {}
+                () = gone => {}
+            }
+        });
+        Ok(ours)
+    }
+
+    fn metrics(&self) -> io::Result<MetricsReader> {
+        let (reader, writer) = tokio::io::duplex(protocol::limits::METRICS_LINE_BYTES_MAX);
+        let (worker, gone) = (self.worker.clone(), self.gone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = worker.write_metrics(writer) => {}
+                () = gone => {}
+            }
+        });
+        Ok(MetricsReader::of(reader))
+    }
+
+    fn output(&self, position: &mut OutputPosition) -> Vec<u8> {
+        let output = self.worker.output();
+        let from = usize::try_from(position.offsets[0]).map_or(output.len(), |from| from.min(output.len()));
+        position.offsets[0] = output.len() as u64;
+        output[from..].to_vec()
+    }
+
+    fn output_end(&self) -> OutputPosition {
+        OutputPosition { offsets: [self.worker.output().len() as u64, 0] }
+    }
+
+    fn output_tail(&self, bytes_max: u64) -> Vec<u8> {
+        let output = self.worker.output();
+        let excess = output.len().saturating_sub(usize::try_from(bytes_max).unwrap_or(usize::MAX));
+        output[excess..].to_vec()
+    }
+
+    fn mark_complete(&self) -> io::Result<()> {
+        self.complete.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Relaxed)
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

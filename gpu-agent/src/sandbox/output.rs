@@ -1,0 +1,102 @@
+//! What a worker printed: two files in its sandbox's directory that take turns, so that it fills no disk.
+
+use super::record::names;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// Read from a file at a time.
+const CHUNK_BYTES: u64 = 64 * 1024;
+
+/// How far somebody has read what a worker printed. The default is its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OutputPosition {
+    /// Bytes read of each of the two files.
+    pub(crate) offsets: [u64; 2],
+}
+
+/// What was printed since a position, which moves on; at most 64 KiB of each file.
+pub(crate) fn since(directory: &Path, position: &mut OutputPosition) -> Vec<u8> {
+    let mut all = Vec::new();
+    for (name, offset) in names::LOGS.iter().zip(&mut position.offsets) {
+        // A file that went with its sandbox holds nothing more.
+        if let Ok(bytes) = read_on(&directory.join(name), offset) {
+            all.extend(bytes);
+        }
+    }
+    all
+}
+
+fn read_on(path: &Path, offset: &mut u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() < *offset {
+        // The two files take turns: this one was emptied and begins anew.
+        *offset = 0;
+    }
+    file.seek(SeekFrom::Start(*offset))?;
+    let mut bytes = Vec::new();
+    file.take(CHUNK_BYTES).read_to_end(&mut bytes)?;
+    *offset += bytes.len() as u64;
+    Ok(bytes)
+}
+
+/// The position after everything printed so far.
+pub(crate) fn end(directory: &Path) -> OutputPosition {
+    let length = |name| fs::metadata(directory.join(name)).map_or(0, |metadata| metadata.len());
+    OutputPosition { offsets: names::LOGS.map(length) }
+}
+
+/// The last bytes of the two files, older first.
+pub(crate) fn tail(directory: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut paths = names::LOGS.map(|name| directory.join(name));
+    paths.sort_by_key(|path| fs::metadata(path).and_then(|data| data.modified()).ok());
+    let mut all = Vec::new();
+    for path in paths {
+        let mut file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(bytes_max);
+        file.seek(SeekFrom::Start(start))?;
+        file.take(bytes_max).read_to_end(&mut all)?;
+    }
+    let excess = all.len().saturating_sub(usize::try_from(bytes_max).unwrap_or(usize::MAX));
+    all.drain(..excess);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn files_that_take_turns_are_followed() {
+        let directory = tempfile::tempdir().expect("directory");
+        let [first, second] = names::LOGS.map(|name| directory.path().join(name));
+        fs::write(&first, "before\n").expect("write");
+        fs::write(&second, "").expect("write");
+        let mut position = end(directory.path());
+        assert_eq!(since(directory.path(), &mut position), b"", "what was there is known already");
+        let append = |path: &Path, text: &str| {
+            let mut file = fs::OpenOptions::new().append(true).open(path).expect("open");
+            file.write_all(text.as_bytes()).expect("write");
+        };
+        append(&first, "a\n");
+        append(&second, "b\n");
+        assert_eq!(since(directory.path(), &mut position), b"a\nb\n");
+        fs::write(&first, "c\n").expect("emptied and written to again");
+        assert_eq!(since(directory.path(), &mut position), b"c\n");
+        fs::remove_file(&first).expect("remove");
+        assert_eq!(since(directory.path(), &mut position), b"", "a file that went is no error");
+    }
+
+    #[test]
+    fn the_tail_ends_with_what_was_printed_last() {
+        let directory = tempfile::tempdir().expect("directory");
+        let [first, second] = names::LOGS.map(|name| directory.path().join(name));
+        fs::write(&second, "0123456789").expect("write");
+        fs::write(&first, "abc").expect("write");
+        let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+        File::options().write(true).open(&second).expect("open").set_modified(earlier).expect("set");
+        assert_eq!(tail(directory.path(), 5).expect("read"), b"89abc");
+        assert_eq!(tail(directory.path(), 100).expect("read"), b"0123456789abc");
+    }
+}
