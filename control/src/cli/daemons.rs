@@ -4,7 +4,6 @@ use crate::node::{self, NodeFile};
 use crate::server::{self, ServerConfig};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use gpu_agent::files;
 use overlay::people::Certificate;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{

@@ -15,8 +15,8 @@ mod problem;
 pub use machine::ClusterMachine;
 pub use openapi::document as openapi_document;
 
-use crate::files;
 use anyhow::{Context as _, Result};
+use gpu_agent::files;
 use leader::Leadership;
 use logs::Logs;
 use overlay::people::{Certificate, KeyExchanges};
