@@ -70,8 +70,12 @@ pub struct Ticket {
     pub worker: PublicKey,
     /// The gateway that may accept it.
     pub gateway: PublicKey,
-    /// The end of the node's lease, wall clock; the gateway drops the worker then.
+    /// The end of the node's lease by the node's wall clock. It bounds, with a generous grace, how late a worker
+    /// that the gateway has never seen may come with it; how long it is good is not counted on it.
     pub expires_at: Millis,
+    /// The same on the node's boot clock, which nobody sets: what one ticket outlives another by. The gateway
+    /// drops the worker when its newest ticket lapses.
+    pub lease_until_boottime_ms: u64,
 }
 
 /// A ticket signed by its node, domain [`TICKET_DOMAIN`].

@@ -50,6 +50,7 @@ fn signed_ticket() -> SignedTicket {
         worker: public(2),
         gateway: public(3),
         expires_at: Millis(9),
+        lease_until_boottime_ms: 11,
     };
     let signature = sign(1, TICKET_DOMAIN, &to_bytes(&ticket));
     SignedTicket { ticket, signature }
@@ -83,7 +84,7 @@ fn an_order_is_signed_in_every_field() {
 fn a_ticket_is_its_nodes_word() {
     type Edit = fn(&mut SignedTicket);
     assert!(signed_ticket().signature_holds());
-    let edits: [(&str, Edit); 8] = [
+    let edits: [(&str, Edit); 9] = [
         ("service", |t| t.ticket.service = "other".parse().unwrap()),
         ("slot", |t| t.ticket.slot = SlotIndex(4)),
         ("fence", |t| t.ticket.fence = Fence(8)),
@@ -91,6 +92,7 @@ fn a_ticket_is_its_nodes_word() {
         ("worker", |t| t.ticket.worker = public(4)),
         ("gateway", |t| t.ticket.gateway = public(4)),
         ("time", |t| t.ticket.expires_at = Millis(10)),
+        ("lease", |t| t.ticket.lease_until_boottime_ms = 12),
         ("signature", |t| t.signature.0[0] ^= 1),
     ];
     for (name, edit) in edits {

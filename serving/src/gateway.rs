@@ -10,6 +10,7 @@
 mod connection;
 mod control_socket;
 mod forward;
+mod lifetime;
 mod patience;
 mod pool;
 mod public;
@@ -26,6 +27,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::metrics::GatewayMetrics;
+use lifetime::Lifetimes;
 use patience::WaitingRoom;
 use pool::Pool;
 use quota::Quotas;
@@ -60,6 +62,7 @@ pub(crate) struct Gateway {
     identity: Identity,
     table: watch::Sender<Arc<Table>>,
     pool: Pool,
+    lifetimes: Lifetimes,
     quotas: Quotas,
     waiting_room: WaitingRoom,
     metrics: Arc<GatewayMetrics>,
@@ -82,6 +85,7 @@ pub async fn serve(
         identity,
         table: watch::Sender::new(Arc::default()),
         pool: Pool::default(),
+        lifetimes: Lifetimes::default(),
         quotas: Quotas::default(),
         waiting_room: WaitingRoom::new(patience),
         metrics: Arc::new(GatewayMetrics::new()),

@@ -60,6 +60,7 @@ impl Node {
         worker: PublicKey,
         gateway: PublicKey,
     ) -> SignedTicket {
+        let lease = *self.lease.borrow();
         let ticket = Ticket {
             service: key.service.clone(),
             slot: key.slot,
@@ -67,7 +68,8 @@ impl Node {
             node: self.id(),
             worker,
             gateway,
-            expires_at: self.lease.borrow().expires_at(&self.clock),
+            expires_at: lease.expires_at(&self.clock),
+            lease_until_boottime_ms: lease.until_boottime_ms,
         };
         let signature = self.identity.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
         SignedTicket { ticket, signature }

@@ -1,6 +1,7 @@
 //! One worker's connection, from its ticket to its end.
 //!
-//! The ticket is checked when the worker comes, and each renewal as it is polled; the table is asked anew at
+//! The ticket is checked when the worker comes, and each renewal as it is polled ([`super::ticket`], and
+//! [`super::lifetime`] for how long it is good); the table is asked anew at
 //! every choice ([`super::pool`]), so a slot that moved is left at once, while what still runs on its old
 //! worker may end as long as the old node keeps renewing.
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use overlay::{CancellationToken, Reversed};
 use protocol::canonical;
+use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{WorkerLoad, WorkerState};
 use tokio::time::Instant;
@@ -22,10 +24,6 @@ use crate::worker::now;
 
 /// How often a worker is asked for its ticket and its load. A lease of 3 s survives a lost answer or two.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a worker that may be faster than the table waits for it.
-const EARLY_WAIT: Duration = Duration::from_secs(5);
-/// No ticket is believed for longer, whatever it says: the architecture's freshness limit.
-const TICKET_LIFE_MAX: Duration = Duration::from_secs(30);
 /// How long requests on a worker that lost its slot may take to end.
 const RETIREMENT: Duration = Duration::from_secs(30);
 /// How often a worker that loads its model is asked whether it is done: a fifth of what the smallest model takes.
@@ -34,8 +32,8 @@ const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 /// Judges a new connection and, if its ticket is good, keeps it in the pool until it ends.
 pub(super) async fn attend(gateway: Arc<Gateway>, reversed: Reversed, shutdown: CancellationToken) {
     let worker = reversed.peer();
-    let signed = match admit(&gateway, &reversed).await {
-        Ok(signed) => signed,
+    let (signed, lapses_at) = match admit(&gateway, &reversed).await {
+        Ok(admitted) => admitted,
         Err(error) => {
             tracing::warn!(worker = worker.short(), %error, "worker refused");
             return gateway.metrics.ticket_refused(error.reason());
@@ -49,19 +47,22 @@ pub(super) async fn attend(gateway: Arc<Gateway>, reversed: Reversed, shutdown: 
     tracing::info!(worker = worker.short(), %service, %slot, %fence, "worker connected");
     let link = gateway.pool.add(channel, signed.ticket.clone());
     let ended = tokio::select! {
-        ended = keep(&gateway, &link) => ended,
+        ended = keep(&gateway, &link, lapses_at) => ended,
         () = shutdown.cancelled() => "shutdown",
     };
     gateway.pool.remove(&link);
     tracing::info!(worker = worker.short(), %service, %slot, %fence, ended, "worker disconnected");
 }
 
-async fn admit(gateway: &Gateway, reversed: &Reversed) -> Result<SignedTicket, TicketError> {
+/// The ticket of a worker that may serve, and when it lapses.
+async fn admit(gateway: &Gateway, reversed: &Reversed) -> Result<(SignedTicket, Instant), TicketError> {
+    let came_at = Instant::now();
     let signed: SignedTicket = canonical::from_bytes(&reversed.preface, TICKET_BYTES_MAX)
         .map_err(|error| TicketError::Unreadable(error.to_string()))?;
-    check_form(&signed, &reversed.peer(), &gateway.identity.public_key(), now())?;
+    check_form(&signed, &reversed.peer(), &gateway.identity.public_key())?;
     let mut tables = gateway.table.subscribe();
-    let early_until = Instant::now() + EARLY_WAIT;
+    // A worker may be faster than the table; it waits for it no longer than any ticket is good.
+    let early_until = came_at + Duration::from_millis(LEASE_MS);
     loop {
         let table = tables.borrow_and_update().clone();
         match check_route(&signed.ticket, &table) {
@@ -73,13 +74,13 @@ async fn admit(gateway: &Gateway, reversed: &Reversed) -> Result<SignedTicket, T
             },
         }
     }
-    // It may have expired while it waited for the table; the poll that follows at once will renew it.
-    Ok(signed)
+    let lapses_at = gateway.lifetimes.admit(&signed.ticket, came_at, now())?;
+    Ok((signed, lapses_at))
 }
 
 /// Returns why the worker is to be left.
-async fn keep(gateway: &Gateway, link: &Link) -> &'static str {
-    let mut deadline = deadline(&link.ticket());
+async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> &'static str {
+    let mut deadline = lapses_at;
     let mut retired_at = None;
     // The first ticket may be old from waiting for the table.
     let mut next_poll = Instant::now();
@@ -128,11 +129,12 @@ async fn poll(gateway: &Gateway, link: &Link) -> Result<Option<Instant>, TicketE
     if signed.ticket == known {
         return Ok(None);
     }
-    check_form(&signed, &link.channel.peer(), &gateway.identity.public_key(), now())?;
+    let came_at = Instant::now();
+    check_form(&signed, &link.channel.peer(), &gateway.identity.public_key())?;
     check_renewal(&known, &signed.ticket)?;
-    let deadline = deadline(&signed.ticket);
+    let lapses_at = gateway.lifetimes.admit(&signed.ticket, came_at, now())?;
     link.renew(signed.ticket);
-    Ok(Some(deadline))
+    Ok(Some(lapses_at))
 }
 
 async fn ask(link: &Link, path: &'static str) -> Option<Bytes> {
@@ -144,10 +146,4 @@ async fn ask(link: &Link, path: &'static str) -> Option<Bytes> {
             None
         }
     }
-}
-
-/// When a ticket ends by the monotonic clock, which nobody sets back.
-fn deadline(ticket: &Ticket) -> Instant {
-    let left = Duration::from_millis(ticket.expires_at.0.saturating_sub(now().0));
-    Instant::now() + left.min(TICKET_LIFE_MAX)
 }

@@ -1,8 +1,7 @@
-//! Whether a worker may serve: its ticket against the table, its TLS key, this gateway and the time.
-//! Pure: everything it needs is an argument.
+//! Whether a worker may serve: its ticket against the table, its TLS key and this gateway. Pure: everything it needs is an argument.
 
 use protocol::order::{SignedTicket, Ticket};
-use protocol::{Fence, Millis, PublicKey};
+use protocol::{Fence, PublicKey};
 
 use super::table::Table;
 
@@ -24,6 +23,9 @@ pub enum TicketError {
     /// Its node's lease is over.
     #[error("ticket expired {0} ms ago")]
     Expired(u64),
+    /// Its node's wall clock is too far ahead of the gateway's, or the gateway's behind.
+    #[error("ticket comes from {0} ms beyond what clocks may differ by")]
+    Ahead(u64),
     /// The table has no such service or slot.
     #[error("no such service or slot")]
     UnknownSlot,
@@ -52,6 +54,7 @@ impl TicketError {
             Self::ForeignWorker => "foreign_worker",
             Self::ForeignGateway => "foreign_gateway",
             Self::Expired(_) => "expired",
+            Self::Ahead(_) => "ahead",
             Self::UnknownSlot => "unknown_slot",
             Self::Fence { .. } => "fence",
             Self::ForeignNode => "foreign_node",
@@ -66,7 +69,8 @@ impl TicketError {
     }
 }
 
-/// What a ticket says by itself: this worker, this gateway, not expired, signed by the node it names.
+/// What a ticket says by itself: this worker, this gateway, signed by the node it names. How long it is good is
+/// said by [`super::lifetime`].
 ///
 /// # Errors
 /// See [`TicketError`].
@@ -74,7 +78,6 @@ pub(super) fn check_form(
     signed: &SignedTicket,
     worker: &PublicKey,
     gateway: &PublicKey,
-    now: Millis,
 ) -> Result<(), TicketError> {
     let ticket = &signed.ticket;
     if ticket.worker != *worker {
@@ -82,9 +85,6 @@ pub(super) fn check_form(
     }
     if ticket.gateway != *gateway {
         return Err(TicketError::ForeignGateway);
-    }
-    if ticket.expires_at <= now {
-        return Err(TicketError::Expired(now.0 - ticket.expires_at.0));
     }
     if !signed.signature_holds() {
         return Err(TicketError::Signature);
@@ -123,9 +123,7 @@ mod tests {
     use protocol::gateway::{Route, RouteTable, RoutedService};
     use protocol::manifest::Task;
     use protocol::order::TICKET_DOMAIN;
-    use protocol::{NodeId, SlotIndex, canonical};
-
-    const NOW: Millis = Millis(1_000_000);
+    use protocol::{Millis, NodeId, SlotIndex, canonical};
 
     struct Scene {
         node: Identity,
@@ -162,7 +160,8 @@ mod tests {
             node: NodeId(scene.node.public_key()),
             worker: scene.worker,
             gateway: scene.gateway,
-            expires_at: NOW.plus(1),
+            expires_at: Millis(1_000_000),
+            lease_until_boottime_ms: 5_000,
         }
     }
 
@@ -177,7 +176,7 @@ mod tests {
         let mut ticket = ticket(&scene);
         alter(&mut ticket, &scene);
         let signed = sign(&scene.node, ticket);
-        let form = check_form(&signed, &scene.worker, &scene.gateway, NOW);
+        let form = check_form(&signed, &scene.worker, &scene.gateway);
         match form.and_then(|()| check_route(&signed.ticket, &table(&scene))) {
             Ok(()) => "accepted",
             Err(error) => error.reason(),
@@ -190,7 +189,6 @@ mod tests {
         assert_eq!(verdict(|_, _| {}), "accepted");
         assert_eq!(verdict(|ticket, _| ticket.worker = stranger(9)), "foreign_worker");
         assert_eq!(verdict(|ticket, _| ticket.gateway = stranger(9)), "foreign_gateway");
-        assert_eq!(verdict(|ticket, _| ticket.expires_at = NOW), "expired");
         assert_eq!(verdict(|ticket, _| ticket.service = "other".parse().expect("a name")), "unknown_slot");
         assert_eq!(verdict(|ticket, _| ticket.slot = SlotIndex(0)), "unknown_slot");
         assert_eq!(verdict(|ticket, _| ticket.fence = Fence(4)), "fence");
@@ -206,10 +204,10 @@ mod tests {
         let mut forged = ticket(&scene);
         forged.node = NodeId(intruder.public_key());
         let signed = sign(&intruder, forged);
-        assert_eq!(check_form(&signed, &scene.worker, &scene.gateway, NOW), Ok(()));
+        assert_eq!(check_form(&signed, &scene.worker, &scene.gateway), Ok(()));
         assert_eq!(check_route(&signed.ticket, &table(&scene)), Err(TicketError::ForeignNode));
         let stolen = sign(&intruder, ticket(&scene));
-        assert_eq!(check_form(&stolen, &scene.worker, &scene.gateway, NOW), Err(TicketError::Signature));
+        assert_eq!(check_form(&stolen, &scene.worker, &scene.gateway), Err(TicketError::Signature));
     }
 
     #[test]
@@ -220,7 +218,7 @@ mod tests {
             alter(&mut new);
             check_renewal(&old, &new).is_ok()
         };
-        assert!(with(|ticket| ticket.expires_at = NOW.plus(9)));
+        assert!(with(|ticket| ticket.lease_until_boottime_ms += 9));
         assert!(with(|ticket| ticket.fence = Fence(6)));
         assert!(!with(|ticket| ticket.fence = Fence(4)));
         assert!(!with(|ticket| ticket.slot = SlotIndex(3)));

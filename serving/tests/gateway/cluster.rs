@@ -17,6 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use overlay::descriptors::{FrameReceiver, FrameSender};
 use overlay::{CancellationToken, Identity, reverse_serve};
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService, TableAccepted};
+use protocol::limits::LEASE_MS;
 use protocol::manifest::Task;
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex, canonical};
@@ -138,14 +139,26 @@ impl Cluster {
             node: NodeId(self.node.public_key()),
             worker: worker.public_key(),
             gateway: self.gateway.public_key(),
-            expires_at: now().plus(20_000),
+            expires_at: now().plus(LEASE_MS),
+            // Any clock that goes will do.
+            lease_until_boottime_ms: now().0 + LEASE_MS,
         }
     }
 
-    /// Connects a worker with the ticket that it ought to have, and waits until it is in the pool.
+    /// Connects a worker with the ticket that it ought to have, renewed for as long as the worker is kept, and
+    /// waits until it is in the pool.
     pub(crate) async fn worker(&self, service: &str, slot: u32, engine: Simulated) -> Worker {
         let before = self.connected().await;
-        let worker = self.stranger(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
+        let mut worker =
+            self.stranger(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
+        let (node, tickets) = (self.node.clone(), worker.tickets.clone());
+        let ticket = self.ticket(&worker.identity, service, slot);
+        worker.renewing = Some(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+                tickets.put(signed_by(&node, renewed(&ticket)));
+            }
+        }));
         eventually("the worker is connected", async || self.connected().await > before).await;
         worker
     }
@@ -157,11 +170,32 @@ impl Cluster {
         ticket: impl Fn(&Identity) -> SignedTicket,
     ) -> Worker {
         let identity = Identity::generate().expect("randomness");
+        let ticket = ticket(&identity);
+        self.connect(identity, engine, ticket).await
+    }
+
+    /// Connects a worker with this key and ticket, its model loaded.
+    pub(crate) async fn connect(
+        &self,
+        identity: Identity,
+        engine: Simulated,
+        ticket: SignedTicket,
+    ) -> Worker {
+        let worker = self.connect_loading(identity, engine, ticket).await;
+        worker.load();
+        worker
+    }
+
+    /// Connects a worker with this key and ticket, whose model is being loaded.
+    pub(crate) async fn connect_loading(
+        &self,
+        identity: Identity,
+        engine: Simulated,
+        ticket: SignedTicket,
+    ) -> Worker {
         let batcher = Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread");
         let service = Arc::new(Service::new(None));
-        service.ready(batcher.clone());
         let tickets = Tickets::default();
-        let ticket = ticket(&identity);
         tickets.put(ticket.clone());
         let tcp = TcpStream::connect(self.workers).await.expect("the gateway listens");
         tcp.set_nodelay(true).expect("tcp");
@@ -172,13 +206,12 @@ impl Cluster {
             let never = CancellationToken::new();
             let _ = reverse_serve(tcp, &own, gateway, preface, serving_limits(), router, never).await;
         });
-        Worker { identity, service, batcher, tickets, connection }
+        Worker { identity, service, batcher, tickets, connection, renewing: None }
     }
 
     /// Signed by this cluster's node.
     pub(crate) fn signed(&self, ticket: Ticket) -> SignedTicket {
-        let signature = self.node.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
-        SignedTicket { ticket, signature }
+        signed_by(&self.node, ticket)
     }
 
     /// Workers in the pool, as the metrics tell.
@@ -237,9 +270,33 @@ pub(crate) struct Worker {
     pub(crate) tickets: Tickets,
     batcher: Batcher,
     connection: JoinHandle<()>,
+    renewing: Option<JoinHandle<()>>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.renewing.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Signed by this node.
+pub(crate) fn signed_by(node: &Identity, ticket: Ticket) -> SignedTicket {
+    let signature = node.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
+    SignedTicket { ticket, signature }
+}
+
+/// The same ticket under a fresh lease.
+pub(crate) fn renewed(ticket: &Ticket) -> Ticket {
+    let expires_at = now().plus(LEASE_MS);
+    Ticket { expires_at, lease_until_boottime_ms: expires_at.0, ..ticket.clone() }
 }
 
 impl Worker {
+    /// Its model is loaded.
+    pub(crate) fn load(&self) {
+        self.service.ready(self.batcher.clone());
+    }
+
     /// As `kill -9` does: the connection is gone without a word.
     pub(crate) fn kill(&self) {
         self.connection.abort();

@@ -10,10 +10,11 @@ mod processes;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::{Cluster, KEY, PATIENCE, SCARCE_KEY, chat, echo, events, eventually, now, whole};
+use cluster::{Cluster, KEY, PATIENCE, SCARCE_KEY, chat, echo, events, eventually, whole};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use overlay::Identity;
+use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, NodeId};
 use serde_json::{Value, json};
@@ -311,6 +312,27 @@ async fn a_request_without_a_worker_waits_for_one() {
 }
 
 #[tokio::test]
+async fn a_worker_that_loads_is_asked_when_it_is_ready_and_not_before() {
+    let cluster = Cluster::patient(PATIENCE).await;
+    cluster.push(cluster.table(Fence(1))).await;
+    let identity = Identity::generate().expect("randomness");
+    let ticket = cluster.signed(cluster.ticket(&identity, "chat", 0));
+    let worker = cluster.connect_loading(identity, echo(Duration::ZERO), ticket).await;
+    eventually("it is connected", async || cluster.connected().await == 1).await;
+    let body = chat("hi", "");
+    let ask = cluster.json(CHAT, &body);
+    let load = async {
+        let held = "quorate_requests_held_total{model_name=\"echo\"}";
+        eventually("the request is held", async || cluster.metrics().await.get(held) == Some(&1.0)).await;
+        worker.load();
+    };
+    let ((status, answer), ()) = tokio::join!(ask, load);
+    assert_eq!(status, 200, "{answer}");
+    let retries = "quorate_request_retries_total{model_name=\"echo\"}";
+    assert_eq!(cluster.metrics().await.get(retries), None, "nothing was tried in vain");
+}
+
+#[tokio::test]
 async fn a_request_whose_only_worker_dies_waits_for_the_next() {
     let cluster = Cluster::patient(PATIENCE).await;
     let table = cluster.table(Fence(1));
@@ -390,7 +412,10 @@ async fn refusal(alter: impl Fn(&Cluster, &mut Ticket), forge: bool) -> String {
 async fn lapsed_forged_and_foreign_tickets_are_refused() {
     let stranger = || Identity::generate().expect("randomness").public_key();
     assert_eq!(refusal(|_, _| {}, true).await, "signature");
-    assert_eq!(refusal(|_, ticket| ticket.expires_at = now(), false).await, "expired");
+    let minutes = |count: u64| count * 60_000;
+    let expired = |_: &Cluster, ticket: &mut Ticket| ticket.expires_at.0 -= minutes(6);
+    assert_eq!(refusal(expired, false).await, "expired");
+    assert_eq!(refusal(|_, ticket| ticket.expires_at.0 += minutes(6), false).await, "ahead");
     assert_eq!(refusal(|_, ticket| ticket.worker = stranger(), false).await, "foreign_worker");
     assert_eq!(refusal(|_, ticket| ticket.gateway = stranger(), false).await, "foreign_gateway");
     assert_eq!(refusal(|_, ticket| ticket.node = NodeId(stranger()), false).await, "signature");
@@ -398,18 +423,43 @@ async fn lapsed_forged_and_foreign_tickets_are_refused() {
 }
 
 #[tokio::test]
-async fn a_ticket_that_is_not_renewed_lapses() {
+async fn a_ticket_that_is_not_renewed_lapses_and_gains_nothing_by_being_shown_again() {
     let cluster = Cluster::start().await;
-    let short =
-        |worker: &Identity| Ticket { expires_at: now().plus(1500), ..cluster.ticket(worker, "chat", 0) };
-    let worker = cluster.stranger(echo(Duration::ZERO), |worker| cluster.signed(short(worker))).await;
+    let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 0));
+    let worker = cluster.stranger(echo(Duration::ZERO), ticket).await;
     eventually("it is connected", async || cluster.connected().await == 1).await;
-    let renewed = Ticket { expires_at: now().plus(3000), ..cluster.ticket(&worker.identity, "chat", 0) };
-    let until = renewed.expires_at;
-    worker.tickets.put(cluster.signed(renewed));
+    let renewed_at = Instant::now();
+    let renewed = cluster.signed(cluster.ticket(&worker.identity, "chat", 0));
+    worker.tickets.put(renewed.clone());
     eventually("the gateway hangs up", async || worker.is_left()).await;
-    assert!(now() >= until, "it was kept as long as its renewal said");
+    // It was first shown a moment before the renewal was made.
+    assert!(renewed_at.elapsed() >= Duration::from_millis(LEASE_MS - 500), "{:?}", renewed_at.elapsed());
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
+    let again = cluster.connect(worker.identity.clone(), echo(Duration::ZERO), renewed).await;
+    eventually("it is turned away", async || again.is_left()).await;
+    let name = "quorate_tickets_refused_total{reason=\"expired\"}";
+    assert_eq!(cluster.metrics().await.get(name).copied(), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_nodes_wall_clock_may_be_minutes_off() {
+    for skew_ms in [-240_000_i64, 240_000] {
+        let cluster = Cluster::start().await;
+        let skewed = |worker: &Identity| {
+            let mut ticket = cluster.ticket(worker, "chat", 0);
+            ticket.expires_at.0 = ticket.expires_at.0.saturating_add_signed(skew_ms);
+            cluster.signed(ticket)
+        };
+        let worker = cluster.stranger(echo(Duration::ZERO), skewed).await;
+        eventually("it is connected", async || cluster.connected().await == 1).await;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(LEASE_MS + 1_000) {
+            worker.tickets.put(skewed(&worker.identity));
+            assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200, "skew {skew_ms} ms");
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        assert!(!worker.is_left(), "it outlived its first lease");
+    }
 }
 
 #[tokio::test]

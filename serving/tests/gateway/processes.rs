@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -17,8 +18,11 @@ use hyper_util::rt::TokioExecutor;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use overlay::Identity;
+use overlay::descriptors::FrameSender;
 use protocol::manifest::Task;
 use protocol::model::ModelFile;
+use protocol::order::Ticket;
 use protocol::worker::{
     FromWorker, SegmentRange, ToWorker, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD,
     WORKER_SOCKET_FD, WORKER_WEIGHTS_FD, WorkerManifest, WorkerMetrics, WorkerState,
@@ -28,8 +32,10 @@ use safetensors::Dtype;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
-use crate::cluster::{Cluster, chat, eventually, whole};
+use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
 use crate::models::{bert_config, llama_config, write};
 
 /// A process that does not outlive its test.
@@ -238,6 +244,27 @@ fn start_sandboxed(descriptors: Vec<(RawFd, OwnedFd)>) -> Process {
     Process::start(&mut command)
 }
 
+/// Sends a worker fresh tickets, as its agent does, until told to stop; gives the sender back then.
+fn keep_renewed(
+    mut sender: FrameSender,
+    node: Identity,
+    ticket: Ticket,
+) -> (oneshot::Sender<()>, JoinHandle<FrameSender>) {
+    let (stop, mut stopped) = oneshot::channel();
+    let renewing = tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = &mut stopped => return sender,
+                () = tokio::time::sleep(Duration::from_millis(250)) => {
+                    let fresh = signed_by(&node, renewed(&ticket));
+                    sender.send(&ToWorker::Ticket(fresh), &[]).await.expect("sent");
+                }
+            }
+        }
+    });
+    (stop, renewing)
+}
+
 #[tokio::test]
 async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
     let cluster = Cluster::start().await;
@@ -279,8 +306,10 @@ async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
     let tcp = TcpStream::connect(cluster.workers).await.expect("it listens");
     tcp.set_nodelay(true).expect("tcp");
     let tcp = tcp.into_std().expect("a socket");
-    sender.send(&ToWorker::Connection { gateway, ticket }, &[tcp.as_fd()]).await.expect("sent");
+    let message = ToWorker::Connection { gateway, ticket: ticket.clone() };
+    sender.send(&message, &[tcp.as_fd()]).await.expect("sent");
     drop(tcp);
+    let (stop, renewing) = keep_renewed(sender, cluster.node.clone(), ticket.ticket);
     eventually("it serves", async || cluster.connected().await == 1).await;
     let (status, answer) = cluster.json("/v1/chat/completions", &chat("hi", r#", "max_tokens": 3"#)).await;
     assert_eq!(status, 200, "{answer}");
@@ -295,6 +324,8 @@ async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
     });
     assert!(measured.expect("a line").generation_tokens_total > 0);
 
+    stop.send(()).expect("it renews");
+    let mut sender = renewing.await.expect("it renewed");
     sender.send(&ToWorker::Drain, &[]).await.expect("sent");
     let drained = receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0;
     assert!(matches!(drained, FromWorker::State { state: WorkerState::Draining, .. }), "{drained:?}");

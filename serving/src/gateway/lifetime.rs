@@ -1,0 +1,235 @@
+//! How long tickets are good, by this gateway's own clock.
+//!
+//! A ticket ends with its node's lease, which its node counts on its boot clock. That clock says nothing here,
+//! but differences of it do: what one ticket outlives another by, whatever the wall clocks of the two machines
+//! show. A worker's first ticket is good for a lease from when it came; each later one for as much longer as its
+//! node says, and never for more than a lease from when it came. So a ticket shown again, on this connection or
+//! on another, gains nothing, and one that was held back lapses when its node meant it to.
+//!
+//! The wall clock bounds one thing alone: how late a worker that this gateway does not know may come with a
+//! ticket. May surprise: the two machines' clocks do not run equally fast either, so a little is allowed for it;
+//! without that, the shortest way a ticket ever took would count for ever.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
+use protocol::order::Ticket;
+use protocol::{Millis, PublicKey};
+use tokio::time::Instant;
+
+use super::ticket::TicketError;
+
+const LEASE: Duration = Duration::from_millis(LEASE_MS);
+/// A worker is remembered until the wall clock alone refuses its tickets: with its node's clock as far ahead and
+/// ours as far behind as is borne.
+const REMEMBERED: Duration = Duration::from_millis(2 * CLOCK_GRACE_MS + LEASE_MS);
+/// Most workers remembered: four for each that this release was measured with. Beyond that the one that lapsed
+/// first is forgotten.
+const WORKERS_MAX: usize = 4096;
+/// Clocks of two machines differ in speed by less than this part of the time: the kernel slews by half of it.
+const DRIFT_PARTS: u32 = 1000;
+
+/// What is remembered of the workers that came.
+#[derive(Debug, Default)]
+pub(super) struct Lifetimes {
+    workers: Mutex<BTreeMap<PublicKey, Sighting>>,
+}
+
+/// The newest ticket of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sighting {
+    lease_until_boottime_ms: u64,
+    lapses_at: Instant,
+    seen_at: Instant,
+}
+
+impl Lifetimes {
+    /// Until when a ticket is good that came at `came_at`.
+    ///
+    /// # Errors
+    /// [`TicketError::Expired`] and [`TicketError::Ahead`].
+    pub(super) fn admit(
+        &self,
+        ticket: &Ticket,
+        came_at: Instant,
+        wall: Millis,
+    ) -> Result<Instant, TicketError> {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = workers.get(&ticket.worker).copied();
+        if known.is_none() {
+            check_clocks(ticket.expires_at, wall)?;
+            workers.retain(|_, other| came_at.saturating_duration_since(other.seen_at) < REMEMBERED);
+        }
+        let until_ms = ticket.lease_until_boottime_ms;
+        let lapses_at = lapse(known, until_ms, came_at);
+        if lapses_at <= came_at {
+            let ago = came_at.duration_since(lapses_at);
+            return Err(TicketError::Expired(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
+        }
+        if known.is_none_or(|known| until_ms > known.lease_until_boottime_ms) {
+            if workers.len() >= WORKERS_MAX && known.is_none() {
+                let first =
+                    workers.iter().min_by_key(|(_, known)| known.lapses_at).map(|(worker, _)| *worker);
+                if let Some(first) = first {
+                    workers.remove(&first);
+                }
+            }
+            let sighting = Sighting { lease_until_boottime_ms: until_ms, lapses_at, seen_at: came_at };
+            workers.insert(ticket.worker, sighting);
+        }
+        Ok(lapses_at)
+    }
+}
+
+/// When a ticket lapses that came now, its worker being known by an earlier one or not.
+fn lapse(known: Option<Sighting>, until_boottime_ms: u64, came_at: Instant) -> Instant {
+    let fresh = came_at + LEASE;
+    let Some(known) = known else { return fresh };
+    let difference = Duration::from_millis(until_boottime_ms.abs_diff(known.lease_until_boottime_ms));
+    if until_boottime_ms < known.lease_until_boottime_ms {
+        return known.lapses_at.checked_sub(difference).map_or(came_at, |at| at.min(fresh));
+    }
+    // A difference beyond all clocks is worth a lease, as any is.
+    let by_node = known.lapses_at.checked_add(difference + difference / DRIFT_PARTS);
+    by_node.map_or(fresh, |at| at.min(fresh))
+}
+
+/// Whether a ticket of an unknown worker may be as fresh as it must be, wall clocks being off as far as is borne.
+fn check_clocks(expires_at: Millis, wall: Millis) -> Result<(), TicketError> {
+    let late_ms = wall.0.saturating_sub(expires_at.0);
+    let ahead_ms = expires_at.0.saturating_sub(wall.0.saturating_add(LEASE_MS));
+    if late_ms > CLOCK_GRACE_MS {
+        return Err(TicketError::Expired(late_ms));
+    }
+    if ahead_ms > CLOCK_GRACE_MS { Err(TicketError::Ahead(ahead_ms)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::{Fence, NodeId, SlotIndex};
+
+    const WALL: Millis = Millis(1_800_000_000_000);
+    const MINUTE_MS: i64 = 60_000;
+
+    fn ticket(worker: u8, until_ms: u64, expires_at: Millis) -> Ticket {
+        Ticket {
+            service: "chat".parse().expect("a name"),
+            slot: SlotIndex(0),
+            fence: Fence(1),
+            node: NodeId(PublicKey([1; 32])),
+            worker: PublicKey([worker; 32]),
+            gateway: PublicKey([2; 32]),
+            expires_at,
+            lease_until_boottime_ms: until_ms,
+        }
+    }
+
+    /// A gateway and a node whose wall clock is off.
+    struct Scene {
+        lifetimes: Lifetimes,
+        began: Instant,
+        skew_ms: i64,
+    }
+
+    impl Scene {
+        fn new(skew_ms: i64) -> Self {
+            Self { lifetimes: Lifetimes::default(), began: Instant::now(), skew_ms }
+        }
+
+        /// A ticket issued at one time of this scene and shown at another; how long it is good then.
+        fn show(&self, worker: u8, issued_ms: u64, shown_ms: u64) -> Result<u64, &'static str> {
+            let lease_end_ms = issued_ms + LEASE_MS;
+            let wall = Millis((WALL.0 + lease_end_ms).saturating_add_signed(self.skew_ms));
+            let came_at = self.began + Duration::from_millis(shown_ms);
+            let shown = ticket(worker, 77_000 + lease_end_ms, wall);
+            let until = self.lifetimes.admit(&shown, came_at, WALL.plus(shown_ms));
+            until.map(|until| (until - came_at).as_millis() as u64).map_err(|error| error.reason())
+        }
+    }
+
+    #[test]
+    fn minutes_of_skew_in_either_direction_change_nothing() {
+        for skew_ms in [0, 1_600, -1_600, 4 * MINUTE_MS, -4 * MINUTE_MS] {
+            let scene = Scene::new(skew_ms);
+            assert_eq!(scene.show(9, 0, 0), Ok(3_000), "skew {skew_ms}");
+            for at in (500..60_000).step_by(500) {
+                assert_eq!(scene.show(9, at, at), Ok(3_000), "skew {skew_ms} at {at}");
+            }
+            assert_eq!(scene.show(9, 59_500, 62_499), Ok(1), "skew {skew_ms}: shown late, it lapses in time");
+            assert_eq!(scene.show(9, 59_500, 62_500), Err("expired"), "skew {skew_ms}");
+        }
+    }
+
+    #[test]
+    fn clocks_that_are_further_apart_than_is_borne_are_said_so() {
+        assert_eq!(Scene::new(-6 * MINUTE_MS).show(9, 0, 0), Err("expired"));
+        assert_eq!(Scene::new(6 * MINUTE_MS).show(9, 0, 0), Err("ahead"));
+    }
+
+    #[test]
+    fn a_ticket_shown_again_gains_nothing_however_often() {
+        let scene = Scene::new(0);
+        assert_eq!(scene.show(9, 0, 0), Ok(3_000));
+        for at in (0..3_000).step_by(100) {
+            assert_eq!(scene.show(9, 0, at), Ok(3_000 - at), "at {at}");
+        }
+        for at in [3_000, 3_001, 60_000, 299_000, 600_000, 903_000, 5_000_000] {
+            assert_eq!(scene.show(9, 0, at), Err("expired"), "at {at}");
+        }
+    }
+
+    #[test]
+    fn tickets_that_were_held_back_end_when_their_node_meant_them_to() {
+        let scene = Scene::new(0);
+        assert_eq!(scene.show(9, 0, 0), Ok(3_000));
+        // Its node was last given a lease at 10 s. Drift is allowed for: a thousandth.
+        assert_eq!(scene.show(9, 5_000, 6_000), Ok(2_005));
+        assert_eq!(scene.show(9, 10_000, 11_000), Ok(2_010));
+        assert_eq!(scene.show(9, 7_000, 12_000), Err("expired"));
+        assert_eq!(scene.show(9, 10_000, 13_020), Err("expired"));
+    }
+
+    #[test]
+    fn what_came_slowly_once_does_not_count_for_long() {
+        let scene = Scene::new(0);
+        assert_eq!(scene.show(9, 0, 2_000), Ok(3_000), "nobody can know that it took two seconds");
+        assert_eq!(scene.show(9, 2_500, 2_500), Ok(3_000), "the next one says so");
+        assert_eq!(scene.show(9, 0, 2_600), Ok(400));
+        assert_eq!(scene.show(9, 2_500, 5_400), Ok(100));
+    }
+
+    #[test]
+    fn clocks_of_unequal_speed_do_not_come_apart() {
+        // The node's boot clock loses half a second in a thousand for a day.
+        let scene = Scene::new(0);
+        for at in (0..86_400_000_u64).step_by(60_000) {
+            let slow = at - at / 2_000;
+            assert!(scene.show(9, slow, at).is_ok_and(|left| left > 2_900), "at {at}");
+        }
+    }
+
+    #[test]
+    fn the_wall_clock_set_in_between_changes_nothing() {
+        let mut scene = Scene::new(0);
+        assert_eq!(scene.show(9, 0, 0), Ok(3_000));
+        for (at, skew) in [(500, 60 * MINUTE_MS), (1_000, -60 * MINUTE_MS), (1_500, 0)] {
+            scene.skew_ms = skew;
+            assert_eq!(scene.show(9, at, at), Ok(3_000), "by {skew} ms");
+        }
+    }
+
+    #[test]
+    fn workers_are_forgotten_before_they_are_too_many() {
+        let scene = Scene::new(0);
+        for number in 0..WORKERS_MAX as u64 + 100 {
+            let mut shown = ticket(0, 80_000, WALL);
+            shown.worker.0[..8].copy_from_slice(&number.to_le_bytes());
+            let came_at = scene.began + Duration::from_millis(number);
+            assert!(scene.lifetimes.admit(&shown, came_at, WALL).is_ok());
+        }
+        assert_eq!(scene.lifetimes.workers.lock().expect("whole").len(), WORKERS_MAX);
+    }
+}
