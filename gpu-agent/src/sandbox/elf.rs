@@ -114,12 +114,27 @@ fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// What the dynamic section says.
+/// What an executable's or library's headers say that it needs.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Linked {
-    loader: Option<PathBuf>,
-    needed: Vec<PathBuf>,
-    search: Vec<PathBuf>,
+pub struct Linked {
+    /// The program that loads it.
+    pub loader: Option<PathBuf>,
+    /// Names of libraries, most without a directory.
+    pub needed: Vec<PathBuf>,
+    /// Directories to look for them first.
+    pub search: Vec<PathBuf>,
+}
+
+/// What the bytes of an executable say that it needs; none if they are no ELF file that we know.
+#[must_use]
+pub fn linked_by(bytes: &[u8]) -> Option<Linked> {
+    let read = |at: u64, buffer: &mut [u8]| {
+        let rest = bytes.get(usize::try_from(at).ok()?..)?;
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Some(length)
+    };
+    Elf(&read).linked()
 }
 
 /// Reads at an offset into a buffer; says how much there was.
@@ -269,13 +284,7 @@ mod tests {
         #[test]
         fn hostile_headers_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 64..512)) {
             bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-            let read = |at: u64, buffer: &mut [u8]| {
-                let rest = bytes.get(usize::try_from(at).ok()?..)?;
-                let length = rest.len().min(buffer.len());
-                buffer[..length].copy_from_slice(&rest[..length]);
-                Some(length)
-            };
-            let _ = Elf(&read).linked();
+            let _ = linked_by(&bytes);
         }
     }
 }

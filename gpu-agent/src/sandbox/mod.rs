@@ -33,10 +33,12 @@ mod wire;
 
 pub use cgroup::{CgroupUsage, Cgroups};
 pub use clock::boottime_ms;
-pub use elf::libraries_of;
+pub use elf::{Linked, libraries_of, linked_by};
 pub use error::SandboxError;
 pub use launcher::{LauncherConfig, SandboxLauncher};
 pub use memory_file::{MemoryFile, sealed_bytes};
 pub use metrics::{LineSplitter, MetricsReader};
 pub use output::OutputPosition;
+pub use record::parse_start_ticks;
 pub use running::{Ended, Sandbox};
+pub use wire::FrameBuffer;

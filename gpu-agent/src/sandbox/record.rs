@@ -89,8 +89,10 @@ fn start_ticks(pid: u32) -> io::Result<u64> {
     parse_start_ticks(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// When a process started, in clock ticks since boot, as its `/proc/PID/stat` says; none for one that has ended.
 /// The program's name may hold spaces and parentheses, so what counts is behind the last one.
-fn parse_start_ticks(stat: &str) -> Option<u64> {
+#[must_use]
+pub fn parse_start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(") ")?;
     let mut fields = after_name.split(' ');
     // A zombie has ended, though its number is still taken.

@@ -56,16 +56,19 @@ pub(crate) fn frame(bytes: &[u8]) -> Vec<u8> {
 
 /// Collects bytes until a frame is whole.
 #[derive(Debug, Default)]
-pub(crate) struct FrameBuffer(Vec<u8>);
+pub struct FrameBuffer(Vec<u8>);
 
 impl FrameBuffer {
     /// Adds what was read.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    /// The next whole frame; an error if it claims more than `limit` bytes.
-    pub(crate) fn next(&mut self, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    /// The next whole frame.
+    ///
+    /// # Errors
+    /// `InvalidData` if it claims more than `limit` bytes: the stream is of no further use.
+    pub fn next(&mut self, limit: usize) -> io::Result<Option<Vec<u8>>> {
         let Some(prefix) = self.0.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*prefix) as usize;
         if length > limit {

@@ -1,0 +1,17 @@
+//! No executable's headers make the reader of its libraries panic, and what it says is bounded.
+#![no_main]
+
+use gpu_agent::sandbox::linked_by;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    // As it comes, and with the magic that hardly any bytes begin with.
+    let mut elf = bytes.to_vec();
+    elf.splice(..elf.len().min(6), *b"\x7fELF\x02\x01");
+    for file in [bytes, &elf] {
+        if let Some(linked) = linked_by(file) {
+            let all = linked.loader.iter().chain(&linked.needed).chain(&linked.search);
+            assert!(all.into_iter().all(|path| path.as_os_str().len() <= 4096));
+        }
+    }
+});

@@ -1,0 +1,39 @@
+//! Frames between an agent and the init of a sandbox never panic their readers, and are found wherever reads end.
+//! Those of a worker go through the overlay's reader, which has a target of its own.
+#![no_main]
+
+use gpu_agent::sandbox::FrameBuffer;
+use libfuzzer_sys::fuzz_target;
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::worker::{FromWorker, InitReply, InitRequest};
+
+/// What an init reads at most.
+const LIMIT: usize = 256;
+
+/// All whole frames and whether the stream was refused, read in pieces of this length.
+fn frames(bytes: &[u8], piece: usize) -> (Vec<Vec<u8>>, bool) {
+    let (mut buffer, mut found) = (FrameBuffer::default(), Vec::new());
+    for piece in bytes.chunks(piece) {
+        buffer.push(piece);
+        loop {
+            match buffer.next(LIMIT) {
+                Ok(Some(frame)) => found.push(frame),
+                Ok(None) => break,
+                Err(_) => return (found, true),
+            }
+        }
+    }
+    (found, false)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let whole = frames(bytes, bytes.len().max(1));
+    assert_eq!(whole, frames(bytes, 3));
+    for frame in &whole.0 {
+        if let Ok(request) = from_bytes::<InitRequest>(frame, LIMIT) {
+            assert_eq!(to_bytes(&request), *frame);
+        }
+        let _ = from_bytes::<InitReply>(frame, LIMIT);
+        let _ = from_bytes::<FromWorker>(frame, LIMIT);
+    }
+});

@@ -1,0 +1,27 @@
+//! What an agent reads from its own disk, from the init of a sandbox and from control is canonical or refused.
+#![no_main]
+
+use gpu_agent::sandbox::parse_start_ticks;
+use libfuzzer_sys::fuzz_target;
+use protocol::agent::{Desired, EnrolResponse, NotLeader, SyncResponse};
+use protocol::agent_state::{HandOrder, OrderBookRecord, Verdict};
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::sandbox::{SandboxExit, SandboxGo, SandboxRecord, SandboxReport, SandboxSpec};
+
+const LIMIT: usize = 1 << 20;
+
+macro_rules! check {
+    ($bytes:expr, $($kind:ty),*) => {
+        $(if let Ok(value) = from_bytes::<$kind>($bytes, LIMIT) {
+            assert_eq!(to_bytes(&value), $bytes);
+        })*
+    };
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    check!(bytes, SandboxRecord, SandboxExit, SandboxReport, SandboxSpec, SandboxGo);
+    check!(bytes, SyncResponse, EnrolResponse, NotLeader, Desired, OrderBookRecord, HandOrder, Verdict);
+    if let Ok(stat) = std::str::from_utf8(bytes) {
+        let _ = parse_start_ticks(stat);
+    }
+});
