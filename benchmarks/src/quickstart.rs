@@ -196,6 +196,7 @@ async fn prepare(
     secret: &EncryptionSecret,
 ) -> anyhow::Result<Subject> {
     let home = place.join(source.name);
+    std::fs::create_dir_all(&home)?;
     let model = match &source.weights {
         Weights::Real(directory) => directory.clone(),
         Weights::Random(tensors) => write_model(&home.join("model"), tensors)?,
