@@ -111,7 +111,7 @@ pub(super) fn print_farewell(cluster: &Cluster) {
     println!(
         "  curl -s {gateway}/v1/chat/completions -H \"Authorization: Bearer $(cat {key})\" \\\n    \
          -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"model\":\"tiny\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is three plus four?\"}}]}}'\n"
+         -d '{{\"model\":\"tiny\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"What is three plus four?\"}}]}}'\n"
     );
     println!(
         "What is simulated here: the machines (one machine plays all of them) and the members (three key"
