@@ -22,6 +22,7 @@ mod disk;
 mod error;
 mod fault;
 #[doc(hidden)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod geometry;
 mod import;

@@ -114,6 +114,7 @@ impl RemoteStore {
 }
 
 /// For fuzzing: a page that is understood can be shown, whatever times and names it claims.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn check_page(bytes: &[u8]) {
     let Ok(page) = protocol::canonical::from_bytes::<ListPage>(bytes, PAGE_BYTES_MAX) else { return };
     for ListedObject { name, bytes, modified_ms } in page.objects {
