@@ -64,16 +64,18 @@ async fn wrong_orders_are_refused_by_code_and_never_run() {
     }
     assert_eq!(bench.sandboxes(), ["chat.0.2"], "what is handed is judged, never executed");
 
-    // The same through control.
-    bench.want(&bundle, vec![good, unsigned], &[]);
-    bench.want(&bundle, vec![bench.order(&bundle, 0, 2), altered], &[]);
-    let is_refused = |slot: &SlotReport| slot.slot == SlotIndex(1) && slot.state == SlotState::Refused;
-    let refused = bench.control.until_slot("refused", is_refused).await;
-    assert!(refused.detail.starts_with("order-signature-invalid: "), "{}", refused.detail);
-    // Whatever was told of slot 0 while it was offered an unsigned order, it is what it was.
-    let is_ready = |slot: &SlotReport| slot.slot == SlotIndex(0) && slot.state == SlotState::Ready;
-    bench.control.until_slot("as before", is_ready).await;
-    assert_eq!(bench.sandboxes(), ["chat.0.2"]);
+    // The same through control: each is told, and what runs beside it under a good order goes on.
+    for wrong in [unsigned, altered] {
+        let (slot, fence) = (wrong.order.slot, wrong.order.fence);
+        bench.want(&bundle, vec![good.clone(), wrong], &[]);
+        let is_refused =
+            |told: &SlotReport| told.state == SlotState::Refused && (told.slot, told.fence) == (slot, fence);
+        let refused = bench.control.until_slot("refused", is_refused).await;
+        assert!(refused.detail.starts_with("order-signature-invalid: "), "{}", refused.detail);
+        let is_ready = |told: &SlotReport| told.state == SlotState::Ready && told.fence == Fence(2);
+        bench.control.until_slot("as before", is_ready).await;
+        assert_eq!(bench.sandboxes(), ["chat.0.2"]);
+    }
     agent.stop().await;
 }
 

@@ -11,6 +11,7 @@ use protocol::agent::{Assignment, Desired};
 use protocol::manifest::OnExpiry;
 use protocol::order::SignedOrder;
 use protocol::{Fence, Millis, limits};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// How long what runs may finish when its approval ended and the approval says drain: as long as the
@@ -107,15 +108,11 @@ struct Named<'a> {
 pub fn reconcile(view: &View<'_>) -> Vec<Action> {
     let named = named(view.desired);
     let mut actions = Vec::new();
-    for (key, named) in &named {
-        let held = view.judge.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
-        match held {
-            Some(held) => actions.extend(keep(view, key, held, named)),
-            None => actions.extend(take(view, key, named)),
-        }
+    for (key, orders) in &named {
+        actions.extend(settle(view, key, orders));
     }
     for key in view.running.keys().filter(|key| !named.contains_key(key)) {
-        actions.push(Action::End { key: key.clone(), reason: "control names it no more".into() });
+        actions.push(end(key, "control names it no more"));
     }
     for (key, _) in view.judge.book.all_held() {
         if !named.contains_key(key) && !view.running.contains_key(key) {
@@ -125,19 +122,46 @@ pub fn reconcile(view: &View<'_>) -> Vec<Action> {
     actions
 }
 
-/// The orders by slot. Of two for one slot the higher fence counts.
-fn named(desired: &Desired) -> BTreeMap<SlotKey, Named<'_>> {
-    let mut all: BTreeMap<SlotKey, Named<'_>> = BTreeMap::new();
+/// The orders by slot, the highest fence first.
+fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
+    let mut all: BTreeMap<SlotKey, Vec<Named<'_>>> = BTreeMap::new();
     for assignment in &desired.assignments {
         for signed in assignment.orders.iter().take(limits::SLOTS_MAX as usize) {
-            let key = SlotKey::of(&signed.order);
-            let known = all.get(&key).map(|known| known.signed.order.fence);
-            if known.is_none_or(|known| signed.order.fence > known) {
-                all.insert(key, Named { signed, assignment });
-            }
+            all.entry(SlotKey::of(&signed.order)).or_default().push(Named { signed, assignment });
         }
     }
+    for orders in all.values_mut() {
+        orders.sort_by_key(|named| Reverse(named.signed.order.fence));
+    }
     all
+}
+
+/// What to do about a slot. Of its orders the highest fence counts that is held or granted: an order that
+/// is refused moves nothing, so it cannot end what a good one beside it keeps running.
+fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<Action> {
+    let mut refused = None;
+    let mut early = false;
+    for named in orders {
+        let held = view.judge.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
+        let counts = match held {
+            Some(held) => keep(view, key, held, named),
+            None => match judge(view, named) {
+                Verdict::Granted(grant) => Some(take(view, key, named, grant)),
+                Verdict::Early => {
+                    early = true;
+                    continue;
+                }
+                Verdict::Refused(refusal) => {
+                    let fence = named.signed.order.fence;
+                    refused.get_or_insert(Action::Refuse { key: key.clone(), fence, refusal });
+                    continue;
+                }
+            },
+        };
+        return counts.into_iter().chain(refused).collect();
+    }
+    let nothing_counts = !early && view.running.contains_key(key);
+    nothing_counts.then(|| end(key, "control names it no more")).into_iter().chain(refused).collect()
 }
 
 /// What to do about an order that is held.
@@ -164,27 +188,39 @@ fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Optio
     }
 }
 
-/// What to do about an order that is not held.
-fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>) -> Vec<Action> {
-    let Named { signed, assignment } = named;
-    let running = view.running.contains_key(key);
-    let end = |reason: &str| Action::End { key: key.clone(), reason: reason.into() };
+/// What became of an order that is not held.
+enum Verdict {
+    Granted(Approved<SlotGrant>),
+    /// The chain is not complete, and what it lacks may cover the order.
+    Early,
+    Refused(Refusal),
+}
+
+fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> Verdict {
     let granted = view.judge.judge(&assignment.bundle, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });
     match granted {
-        Ok(_) if running => vec![end("a newer order takes its place")],
-        Ok(grant) => {
-            vec![Action::Accept { signed: Box::new((*signed).clone()), grant: Box::new(grant) }]
-        }
-        Err(refusal) if !view.chain_complete && may_be_early(&refusal) => vec![],
+        Ok(grant) => Verdict::Granted(grant),
+        Err(refusal) if !view.chain_complete && may_be_early(&refusal) => Verdict::Early,
         Err(refusal) => {
-            let refusal = view.refused_bundles.get(&signed.order.certificate).cloned().unwrap_or(refusal);
-            let refuse = Action::Refuse { key: key.clone(), fence: signed.order.fence, refusal };
-            running.then(|| end("control names it no more")).into_iter().chain([refuse]).collect()
+            let of_bundle = view.refused_bundles.get(&signed.order.certificate);
+            Verdict::Refused(of_bundle.cloned().unwrap_or(refusal))
         }
     }
+}
+
+/// What to do about an order that was granted and is not held.
+fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Approved<SlotGrant>) -> Action {
+    if view.running.contains_key(key) {
+        return end(key, "a newer order takes its place");
+    }
+    Action::Accept { signed: Box::new(named.signed.clone()), grant: Box::new(grant) }
+}
+
+fn end(key: &SlotKey, reason: &str) -> Action {
+    Action::End { key: key.clone(), reason: reason.into() }
 }
 
 /// Why a slot may not stay, whatever control says.

@@ -363,6 +363,34 @@ fn of_two_orders_for_one_slot_the_higher_fence_counts() {
 }
 
 #[test]
+fn a_refused_order_moves_nothing_beside_a_good_one() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let good = scene.order(&bundle, 0, 2);
+    let mut unsigned = scene.order(&bundle, 0, 3);
+    unsigned.signature = Signature([0; 64]);
+    let beside = |orders: &[&SignedOrder]| desired(&bundle, orders.iter().copied().cloned().collect(), &[]);
+    let refused = "refuse 0@3 order-signature-invalid";
+    for orders in [[&good, &unsigned], [&unsigned, &good]] {
+        assert_eq!(scene.names(&beside(&orders)), ["accept 0@2", refused]);
+    }
+    scene.settle(&beside(&[&good]));
+    for orders in [[&good, &unsigned], [&unsigned, &good]] {
+        assert_eq!(scene.names(&beside(&orders)), [refused], "it goes on");
+    }
+    // Nor does one that no approval covers yet, be it early or wrong.
+    let newer = protocol::manifest::Manifest::Service(service("chat", root(), 3));
+    let ahead = scene.world.certify(Change::Deploy(Box::new(newer)));
+    let mut early = desired(&ahead, vec![scene.order(&ahead, 0, 4)], &[]);
+    early.assignments.extend(beside(&[&good]).assignments);
+    scene.chain_complete = false;
+    assert!(scene.names(&early).is_empty());
+    scene.chain_complete = true;
+    assert_eq!(scene.names(&early), ["refuse 0@4 order-not-approved"]);
+    // Named alone it means that control moved on from the good one.
+    assert_eq!(scene.names(&beside(&[&unsigned])), ["end 0", refused]);
+}
+
+#[test]
 fn draining_slots_finish_and_are_released_for_good() {
     let (mut scene, bundle) = Scene::deployed(|_| {});
     let orders = vec![scene.order(&bundle, 0, 1)];
