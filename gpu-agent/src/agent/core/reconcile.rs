@@ -190,7 +190,7 @@ fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Optio
 
 /// What became of an order that is not held.
 enum Verdict {
-    Granted(Approved<SlotGrant>),
+    Granted(Box<Approved<SlotGrant>>),
     /// The chain is not complete, and what it lacks may cover the order.
     Early,
     Refused(Refusal),
@@ -202,7 +202,7 @@ fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> Verdict {
         Ok(grant)
     });
     match granted {
-        Ok(grant) => Verdict::Granted(grant),
+        Ok(grant) => Verdict::Granted(Box::new(grant)),
         Err(refusal) if !view.chain_complete && may_be_early(&refusal) => Verdict::Early,
         Err(refusal) => {
             let of_bundle = view.refused_bundles.get(&signed.order.certificate);
@@ -212,11 +212,11 @@ fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> Verdict {
 }
 
 /// What to do about an order that was granted and is not held.
-fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Approved<SlotGrant>) -> Action {
+fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Box<Approved<SlotGrant>>) -> Action {
     if view.running.contains_key(key) {
         return end(key, "a newer order takes its place");
     }
-    Action::Accept { signed: Box::new(named.signed.clone()), grant: Box::new(grant) }
+    Action::Accept { signed: Box::new(named.signed.clone()), grant }
 }
 
 fn end(key: &SlotKey, reason: &str) -> Action {
