@@ -14,6 +14,7 @@ use crate::transport::{Refusal, Transport};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ pub(crate) enum Event {
     SnapshotSaved(Snapshot),
     /// There was no space for a snapshot; it is worth another try.
     SnapshotPostponed(LogError),
+    /// The state could not be made into bytes: a fault of the program, met again at every try.
+    SnapshotPanicked,
     SnapshotSent {
         peer: u64,
         arrived: bool,
@@ -154,6 +157,7 @@ impl<M: StateMachine> Driver<M> {
                     self.waiting.saving_snapshot = false;
                     self.waiting.snapshot_after = Some(Instant::now() + self.election_timeout());
                 }
+                Event::SnapshotPanicked => stop = Some("making a snapshot panicked".to_string()),
                 Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
                 Event::Unreachable(peer) => self.core.unreachable(peer),
                 Event::LogFailed(error) => stop = Some(describe(&error)),
@@ -295,27 +299,33 @@ impl<M: StateMachine> Driver<M> {
         Ok(())
     }
 
-    /// Takes a snapshot now and has it written by a thread of its own.
+    /// Freezes the state as it is now; a thread of its own makes the bytes and writes them.
     fn save_snapshot(&mut self) -> Result<(), String> {
-        let state = self.machine.read().unwrap_or_else(PoisonError::into_inner).snapshot();
-        let snapshot = self.core.snapshot_here(snapshot::pack(&self.sessions, &state));
-        let (bytes, limit) = (snapshot.data.len() as u64, self.snapshot_bytes_max);
-        if bytes > limit {
-            tracing::error!(
-                bytes,
-                limit,
-                "the snapshot exceeds the limit: a replica far behind cannot catch up"
-            );
-        }
-        let (store, events) = (self.store.clone(), self.events.clone());
+        let state = self.machine.read().unwrap_or_else(PoisonError::into_inner).freeze();
+        let (sessions, here) = (self.sessions.clone(), self.core.snapshot_here(Bytes::new()));
+        let (store, limit) = (self.store.clone(), self.snapshot_bytes_max);
         let save = move || {
-            let saved = store.save_snapshot(&snapshot).and_then(|()| store.truncate(snapshot.index));
-            // The replica may have stopped meanwhile; then nobody waits for this.
-            let _ = events.send(match saved {
+            let snapshot = Snapshot { data: snapshot::pack(&sessions, &state()), ..here };
+            let bytes = snapshot.data.len() as u64;
+            if bytes > limit {
+                tracing::error!(
+                    bytes,
+                    limit,
+                    "the snapshot exceeds the limit: a replica far behind cannot catch up"
+                );
+            }
+            match store.save_snapshot(&snapshot).and_then(|()| store.truncate(snapshot.index)) {
                 Ok(()) => Event::SnapshotSaved(snapshot),
                 Err(error) if error.may_pass() => Event::SnapshotPostponed(error),
                 Err(error) => Event::LogFailed(error),
-            });
+            }
+        };
+        let events = self.events.clone();
+        let save = move || {
+            // A panic must be heard of here, or no snapshot would ever be tried again.
+            let outcome = std::panic::catch_unwind(AssertUnwindSafe(save));
+            // The replica may have stopped meanwhile; then nobody waits for this.
+            let _ = events.send(outcome.unwrap_or(Event::SnapshotPanicked));
         };
         let thread = std::thread::Builder::new().name("raft-snapshot".into()).spawn(save);
         self.waiting.saving_snapshot = true;

@@ -37,7 +37,7 @@ mod snapshot;
 pub use config::{Config, Limits, Peer, Timings};
 pub use error::{LogError, ProposeError, ReadError, StartError};
 pub use handle::{Handle, Role, Status};
-pub use machine::StateMachine;
+pub use machine::{Frozen, StateMachine};
 pub use metrics::{Metrics, SYNC_SECONDS_BOUNDS};
 pub use replica::Replica;
 pub use sessions::SessionId;

@@ -4,7 +4,7 @@ use super::load::Put;
 use crate::process::{Running, free_ports};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use consensus::{Config, Handle, Limits, Peer, Replica, StateMachine, Timings};
+use consensus::{Config, Frozen, Handle, Limits, Peer, Replica, StateMachine, Timings};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
@@ -43,13 +43,13 @@ impl StateMachine for Map {
         vec![0]
     }
 
-    fn snapshot(&self) -> Vec<u8> {
+    fn freeze(&self) -> Frozen {
         let mut bytes = Vec::new();
         for part in self.values.iter().flat_map(|(key, value)| [key, value]) {
             bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
             bytes.extend_from_slice(part);
         }
-        bytes
+        Box::new(|| bytes)
     }
 
     fn restore(&mut self, mut snapshot: &[u8]) -> Result<(), String> {

@@ -4,7 +4,7 @@
 
 use crate::history::{EMPTY, digest};
 use bytes::Bytes;
-use consensus::{Config, Handle, Limits, Peer, Replica, SessionId, StateMachine, Timings};
+use consensus::{Config, Frozen, Handle, Limits, Peer, Replica, SessionId, StateMachine, Timings};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -157,8 +157,9 @@ impl StateMachine for List {
         self.lines.len().to_string().into_bytes()
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.lines.join("\n").into_bytes()
+    fn freeze(&self) -> Frozen {
+        let lines = self.lines.clone();
+        Box::new(move || lines.join("\n").into_bytes())
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {

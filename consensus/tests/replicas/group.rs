@@ -1,7 +1,7 @@
 //! Three replicas on disk and TLS in one process, and what each needs to come back after it was stopped.
 
 use bytes::Bytes;
-use consensus::{Config, Limits, Peer, Replica, StateMachine, Timings};
+use consensus::{Config, Frozen, Limits, Peer, Replica, StateMachine, Timings};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,15 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long anything may take before a test gives up: generous, because machines are shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The line that cannot be made into bytes.
+pub(crate) const UNSPEAKABLE: &str = "unspeakable";
+
 /// Remembers every command; answers with how many there are.
 #[derive(Default)]
 pub(crate) struct Notebook {
     pub(crate) lines: Vec<Vec<u8>>,
+    /// Who holds it keeps frozen states from becoming bytes.
+    pub(crate) encoding: Arc<Mutex<()>>,
 }
 
 impl StateMachine for Notebook {
@@ -26,13 +32,18 @@ impl StateMachine for Notebook {
         self.lines.len().to_string().into_bytes()
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for line in &self.lines {
-            bytes.extend_from_slice(&(line.len() as u32).to_le_bytes());
-            bytes.extend_from_slice(line);
-        }
-        bytes
+    fn freeze(&self) -> Frozen {
+        let (lines, encoding) = (self.lines.clone(), self.encoding.clone());
+        Box::new(move || {
+            let _turn = encoding.blocking_lock();
+            let mut bytes = Vec::new();
+            for line in &lines {
+                assert_ne!(line, UNSPEAKABLE.as_bytes());
+                bytes.extend_from_slice(&(line.len() as u32).to_le_bytes());
+                bytes.extend_from_slice(line);
+            }
+            bytes
+        })
     }
 
     fn restore(&mut self, mut snapshot: &[u8]) -> Result<(), String> {

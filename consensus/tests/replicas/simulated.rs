@@ -1,10 +1,10 @@
 //! Replicas on a simulated disk and network, where faults come on command.
 
-use crate::group::{Notebook, PATIENCE, quick, text};
+use crate::group::{Notebook, PATIENCE, UNSPEAKABLE, quick, text};
 use bytes::Bytes;
 use consensus::store::SimulatedDisk;
 use consensus::transport::SimulatedNetwork;
-use consensus::{Config, Limits, Peer, ProposeError, ReadError, Replica, Timings};
+use consensus::{Config, Limits, Peer, ProposeError, ReadError, Replica, StateMachine, Timings};
 use overlay::Identity;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -195,4 +195,42 @@ async fn a_snapshot_that_finds_no_space_is_taken_when_there_is_some() {
         assert!(Instant::now() < deadline, "no snapshot is taken when there is space again");
         handle.propose(text("y"), None).await.expect("the log has room");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
+    let world = Simulated::start_with(PATIENCE, Limits { snapshot_entries: 5, ..Limits::default() });
+    let leader = world.leader().await;
+    let handle = world.replicas[&leader].handle();
+    let encoding = handle.read(|book| book.encoding.clone());
+    let turn = encoding.lock().await;
+    for _ in 0..20 {
+        handle.propose(text("x"), None).await.expect("a snapshot in the making holds nobody up");
+    }
+    assert_eq!(handle.metrics().snapshots, 0);
+    drop(turn);
+    let deadline = Instant::now() + PATIENCE;
+    while handle.metrics().snapshots == 0 {
+        assert!(Instant::now() < deadline, "the snapshot is taken");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let found = world.disks[&leader].open().snapshot.expect("it was saved");
+    let mut book = Notebook::default();
+    // An empty session table, a count of four bytes, stands before the machine's own.
+    book.restore(&found.data[4..]).expect("readable");
+    // Each leadership begins with an entry that is no command.
+    let commands = found.index - found.term..found.index;
+    assert!(commands.contains(&(book.lines.len() as u64)), "{} at {}", book.lines.len(), found.index);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_cannot_make_its_snapshot_stops_and_says_so() {
+    let world = Simulated::start_with(PATIENCE, Limits { snapshot_entries: 2, ..Limits::default() });
+    let handle = world.replicas[&world.leader().await].handle();
+    let mut status = handle.watch_status();
+    let _ = handle.propose(text(UNSPEAKABLE), None).await;
+    let _ = handle.propose(text("x"), None).await;
+    let stopped = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.stopped.is_some())).await;
+    let reason = stopped.expect("in time").expect("said").stopped.clone();
+    assert_eq!(reason.as_deref(), Some("making a snapshot panicked"));
 }

@@ -1,5 +1,6 @@
 //! The cluster behind the replicated log: bytes in, bytes out, decisions in `scheduler`.
 
+use consensus::Frozen;
 use scheduler::Cluster;
 
 /// The cluster as `consensus` sees it.
@@ -21,8 +22,9 @@ impl consensus::StateMachine for ClusterMachine {
         scheduler::apply_bytes(&mut self.cluster, index, command)
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.cluster.to_snapshot()
+    fn freeze(&self) -> Frozen {
+        let cluster = self.cluster.clone();
+        Box::new(move || cluster.to_snapshot())
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
