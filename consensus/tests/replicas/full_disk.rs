@@ -204,7 +204,10 @@ async fn following(place: &Path) {
     let leader = tokio::time::timeout(PATIENCE, watch.wait_for(led_by_other)).await;
     let leader = leader.expect("in time").expect("running").expect("just checked");
     drop(watch);
-    assert!(small.status().disk_full);
+    // It is said at the next tick.
+    let mut status = small.watch_status();
+    let full = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.disk_full)).await;
+    full.expect("in time").expect("running");
     group.stop(3 - leader).await;
     let alone = group.handle(leader).propose(text("waits"), None).await;
     assert!(matches!(alone, Err(ProposeError::OutcomeUnknown | ProposeError::NoLeader)), "{alone:?}");
