@@ -9,6 +9,7 @@ use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
 use gpu_agent::files;
 use indicatif::ProgressBar;
+use protocol::agent::SlotState;
 use protocol::api::{CreateKey, KeyView, Page, ProposalState, ScaleRequest, ServiceView};
 use protocol::governance::{Change, Choice};
 use protocol::manifest::{Manifest, format_bytes};
@@ -57,8 +58,8 @@ pub(crate) async fn serve(
         let record = import(cluster, &session, narrator, name, path).await?;
         let service: ServiceName = name.parse().map_err(|error: String| anyhow!(error))?;
         if session.circle.service(&service).is_none() {
-            propose_and_sign(cluster, &session, narrator, &service_template(&service, &record, *min, *max))
-                .await?;
+            let manifest = service_template(&service, &record, *min, *max);
+            propose_and_sign(cluster, &session, narrator, &manifest, proposed.is_empty()).await?;
         } else {
             narrator.say(format!(
                 "service {service} was approved in an earlier run; its certificate still holds"
@@ -68,11 +69,11 @@ pub(crate) async fn serve(
             let _: serde_json::Value =
                 session.client.post(&format!("/v1/services/{service}/scale"), &body).await?;
         }
-        proposed.push((service, record.bytes, Instant::now()));
+        proposed.push((service, record, Instant::now()));
     }
     let session = cluster.session().await?;
-    for (service, bytes, since) in proposed {
-        wait_until_ready(&session, narrator, &service, bytes, since).await?;
+    for (service, record, since) in proposed {
+        wait_until_ready(&session, narrator, &service, &record, since).await?;
     }
     Ok(())
 }
@@ -108,18 +109,21 @@ async fn import(
     Ok(record)
 }
 
+/// Shows what is signed: the whole rendering, or its first sentence.
 async fn propose_and_sign(
     cluster: &Cluster,
     session: &Session,
     narrator: &Narrator,
     manifest: &str,
+    whole: bool,
 ) -> Result<()> {
     let manifest = Manifest::from_toml(manifest).map_err(|error| anyhow!("the template: {error}"))?;
     let change = Change::Deploy(Box::new(manifest));
     let view = session.propose(change, "the demonstration".into(), PROPOSAL_LIFETIME_MS).await?;
     let rendering = human_chain::render(&view.proposal);
     narrator.say(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
-    for line in rendering.text.lines().take(6) {
+    let lines = if whole { usize::MAX } else { 1 };
+    for line in rendering.text.lines().take(lines) {
         println!("            | {line}");
     }
     let mut state = view.state;
@@ -143,7 +147,7 @@ async fn wait_until_ready(
     session: &Session,
     narrator: &Narrator,
     service: &ServiceName,
-    model_bytes: u64,
+    record: &ModelRecord,
     since: Instant,
 ) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
@@ -152,13 +156,14 @@ async fn wait_until_ready(
         if view.ready >= view.desired {
             let nodes: BTreeSet<String> =
                 view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
-            let bytes = format_bytes(model_bytes * nodes.len() as u64);
             narrator.say(format!(
-                "{service} answers on {} after {:.2} s: {bytes} read, {bytes} verified, 0 trusted",
+                "{service} answers on {} after {:.2} s: on each {} in {} segments, every one verified",
                 nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
-                since.elapsed().as_secs_f64()
+                since.elapsed().as_secs_f64(),
+                format_bytes(record.bytes),
+                record.segments,
             ));
-            return Ok(());
+            return all_verified(&view, record);
         }
         if Instant::now() > deadline {
             let why: serde_json::Value =
@@ -168,4 +173,15 @@ async fn wait_until_ready(
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Every node says of itself that it verified each segment that it serves from.
+fn all_verified(view: &ServiceView, record: &ModelRecord) -> Result<()> {
+    let reports = view.slots.iter().filter_map(|slot| slot.report.as_ref());
+    let ready: Vec<_> = reports.filter(|report| report.state == SlotState::Ready).collect();
+    let segments = record.segments;
+    if ready.is_empty() || ready.iter().any(|report| report.segments_verified != segments) {
+        bail!("{} of {segments} segments: not every one is reported as verified: {ready:?}", record.name);
+    }
+    Ok(())
 }

@@ -45,12 +45,14 @@ pub(crate) async fn flip_a_bit(cluster: &Cluster, narrator: &Narrator) -> Result
     if again.faults != 0 {
         bail!("faults are left after the repair: {}", again.text());
     }
-    let named = seen.lock().expect("no holder of this lock panics").first().map(ToString::to_string);
-    narrator.say(format!(
-        "caught, read around, repaired in {:.2} s{}",
-        began.elapsed().as_secs_f64(),
-        named.map(|fault| format!(" ({fault})")).unwrap_or_default()
-    ));
+    let named = seen.lock().expect("no holder of this lock panics").first().cloned();
+    let named = named.context("no shard was named")?;
+    if !shard.ends_with(&named.object) || Some(&named.store) != record.stores.first().map(|store| &store.url)
+    {
+        bail!("another shard was named: {named}");
+    }
+    narrator
+        .say(format!("caught, read around, repaired in {:.2} s ({named})", began.elapsed().as_secs_f64()));
     look_for_dead_objects(&access, &session, narrator).await
 }
 

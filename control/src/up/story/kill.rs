@@ -10,8 +10,8 @@ use protocol::ServiceName;
 use protocol::agent::SlotState;
 use protocol::api::{Page, ServiceView, SlotView};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Clients that ask all the time.
@@ -25,6 +25,8 @@ struct Tally {
     answered: AtomicU64,
     failed: AtomicU64,
     stop: AtomicBool,
+    /// Why the first of them failed.
+    reason: Mutex<Option<String>>,
 }
 
 pub(crate) async fn kill_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
@@ -34,7 +36,7 @@ pub(crate) async fn kill_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narr
     let victim = before.slots.iter().find_map(|slot| slot.node.clone()).context("minilm runs somewhere")?;
     let tally = Arc::new(Tally::default());
     let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(ask_on(api.clone(), tally.clone()))).collect();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    wait_until_answered(&tally).await?;
     let killed_at = Instant::now();
     let processes = kill_everything_of(cluster, victim.as_str()).await?;
     let (slot, node) = wait_until_replaced(&session, &service, &before, victim.as_str()).await?;
@@ -51,11 +53,24 @@ pub(crate) async fn kill_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narr
         replaced_after.as_secs_f64()
     ));
     if failed > 0 || answered == 0 {
-        bail!("the service did not answer throughout: {answered} answered, {failed} failed");
+        let reason = tally.reason.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        bail!("the service did not answer throughout: {answered} answered, {failed} failed: {reason}");
     }
     cluster.restart(victim.as_str())?;
     wait_until_alive(&session, victim.as_str()).await?;
     narrator.say(format!("{victim} is back"));
+    Ok(())
+}
+
+/// Waits until each client is likely in the middle of a request.
+async fn wait_until_answered(tally: &Tally) -> Result<()> {
+    let deadline = Instant::now() + REPLACED_LIMIT;
+    while tally.answered.load(Ordering::Relaxed) < 10 * CLIENTS as u64 {
+        if Instant::now() > deadline || tally.failed.load(Ordering::Relaxed) > 0 {
+            bail!("the service does not answer before any node is killed");
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
     Ok(())
 }
 
@@ -64,7 +79,8 @@ async fn ask_on(api: OpenAi, tally: Arc<Tally>) {
         let outcome = api.embed("minilm", &["a node dies and nobody notices"]).await;
         let count = if outcome.is_ok() { &tally.answered } else { &tally.failed };
         if let Err(error) = outcome {
-            tracing::warn!(error = format!("{error:#}"), "request failed");
+            let mut reason = tally.reason.lock().unwrap_or_else(PoisonError::into_inner);
+            reason.get_or_insert_with(|| format!("{error:#}"));
         }
         count.fetch_add(1, Ordering::Relaxed);
     }

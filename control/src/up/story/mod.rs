@@ -5,18 +5,22 @@ mod answer;
 mod deploy;
 mod flip;
 mod kill;
+mod offline;
 mod openai;
 mod orders;
 mod scan;
 mod wipe;
 
 use super::UpArguments;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, LOOK_AGAIN};
 use super::layout::{MEMBERS, NODES, REPLICAS, REQUIRED};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use openai::OpenAi;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the cluster may take to be whole again at the end.
+const HEALTHY_LIMIT: Duration = Duration::from_secs(30);
 
 /// One line of the story, the time since the start before it.
 pub(crate) struct Narrator {
@@ -50,12 +54,31 @@ pub(super) async fn tell(cluster: &Cluster, arguments: &UpArguments, began: Inst
     flip::flip_a_bit(cluster, &narrator).await?;
     orders::hand_over_bad_orders(cluster, &narrator).await?;
     kill::kill_a_node(cluster, &api, &narrator).await?;
-    wipe::verify_offline(cluster, &narrator).await?;
+    offline::verify(cluster, &narrator).await?;
     scan::scan_ports(cluster, &narrator)?;
     wipe::wipe_a_node(cluster, &api, &narrator).await?;
-    let status = cluster.status().await?;
-    narrator.say(format!("status: {}", status.summary));
-    Ok(())
+    end_healthy(cluster, &narrator).await
+}
+
+/// Whatever the story broke is whole again.
+async fn end_healthy(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+    let deadline = Instant::now() + HEALTHY_LIMIT;
+    loop {
+        let status = cluster.status().await?;
+        if status.healthy {
+            narrator.say(format!("status: {}", status.summary));
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "not healthy after {} s: {} {:?}",
+                HEALTHY_LIMIT.as_secs(),
+                status.summary,
+                status.findings
+            );
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 fn given<'a>(path: Option<&'a Path>, flag: &str) -> Result<&'a Path> {
@@ -83,9 +106,9 @@ async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
 /// Ends what an earlier run began and did not end.
 ///
 /// # Errors
-/// When a node that asks for admission cannot be admitted.
+/// When a node that asks for admission cannot be admitted, or shards cannot be rebuilt.
 pub(super) async fn finish_earlier_run(cluster: &Cluster, began: Instant) -> Result<()> {
-    wipe::admit_who_asks(cluster, &Narrator { began }).await
+    wipe::finish_earlier_run(cluster, &Narrator { began }).await
 }
 
 /// Imports, proposes and serves a model of the user's own.

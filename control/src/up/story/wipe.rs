@@ -1,4 +1,4 @@
-//! The circle's history checked offline, and a node that lost its disk enrolled again by a vote.
+//! A node that lost its disk is enrolled again by a vote, and serves again.
 
 use super::Narrator;
 use super::kill::{descendants, wait_until_alive};
@@ -7,91 +7,119 @@ use crate::node::ModelAccess;
 use crate::session::Session;
 use crate::up::cluster::{Cluster, LOOK_AGAIN};
 use crate::up::layout::{MEMBERS, NODES};
-use anyhow::{Context as _, Result, anyhow, bail};
-use human_chain::CircleState;
+use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use protocol::NodeName;
-use protocol::agent::PendingNode;
-use protocol::api::{History, Page, ProposalState};
+use protocol::agent::{PendingNode, SlotState};
+use protocol::api::{Page, ProposalState, ScaleRequest, ServiceView};
 use protocol::governance::Choice;
 use protocol::model::ModelRecord;
 use std::time::{Duration, Instant};
 
 /// How long a fresh node may take to ask for admission.
 const ENROL_LIMIT: Duration = Duration::from_secs(30);
-
-/// Writes the history to a file, reads it back, and checks every signature without any server.
-pub(crate) async fn verify_offline(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
-    let session = cluster.session().await?;
-    let file = cluster.layout.root().join("history.json");
-    gpu_agent::files::write_atomically(&file, &serde_json::to_vec_pretty(&session.history)?, 0o644)?;
-    let history: History = serde_json::from_slice(&std::fs::read(&file)?)?;
-    let circle = cluster.context()?.circle;
-    let certificates = || history.bundles.iter().map(|bundle| &bundle.certificate);
-    let state = CircleState::replay(&history.genesis, Some(circle), certificates())?;
-    let ballots: usize = certificates().map(|certificate| certificate.ballots.len()).sum();
-    narrator.say(format!(
-        "offline: {} decisions, {ballots} ballots, every signature holds (`quorate verify {} --circle {}…`)",
-        state.length(),
-        file.display(),
-        circle.short()
-    ));
-    refuse_an_altered_history(history, circle)
-}
-
-fn refuse_an_altered_history(mut history: History, circle: protocol::CircleId) -> Result<()> {
-    let bundle = history.bundles.first_mut().context("something was decided")?;
-    bundle.certificate.proposal.reason.push('!');
-    let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
-    match CircleState::replay(&history.genesis, Some(circle), certificates) {
-        Ok(_) => bail!("a history with an altered reason was accepted"),
-        Err(_) => Ok(()),
-    }
-}
+/// How long replicas may take to answer again.
+const SERVE_LIMIT: Duration = Duration::from_secs(60);
+/// The service whose replicas are watched.
+const SERVICE: &str = "minilm";
 
 /// A node's disk is gone: new keys, the same name. It asks; one member proposes and wraps the models'
-/// keys, two sign; its slots serve again and its shards are rebuilt.
+/// keys, two sign. Then its shards are rebuilt, the slots that it held are served, and so is one more, by it.
 pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
-    let name = NODES[NODES.len() - 1];
-    for pid in descendants(cluster.pid(name)?)? {
+    let before = service(cluster).await?;
+    let holders = before.slots.iter().filter_map(|slot| slot.node.clone());
+    let victim = holders.max().with_context(|| format!("{SERVICE} runs somewhere"))?;
+    for pid in descendants(cluster.pid(victim.as_str())?)? {
         // One that ended in between is what is wanted.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
-    cluster.kill(name).await?;
-    cluster.wipe_node(name)?;
+    cluster.kill(victim.as_str()).await?;
+    cluster.wipe_node(victim.as_str())?;
     let began = Instant::now();
-    cluster.restart(name)?;
-    let node: NodeName = name.parse().map_err(|error: String| anyhow!(error))?;
-    wait_until_it_asks(&cluster.session().await?, &node).await?;
-    let rebuilt = admit_again(cluster, &node).await?;
+    cluster.restart(victim.as_str())?;
+    wait_until_it_asks(&cluster.session().await?, &victim).await?;
+    admit_again(cluster, &victim).await?;
+    let rebuilt = rebuild_shards(cluster).await?;
     if rebuilt == 0 {
         bail!("a wiped disk left no shard to rebuild");
     }
-    api.embed("minilm", &["still here"]).await?;
+    api.embed(SERVICE, &["still here"]).await?;
     narrator.say(format!(
-        "{name} lost its disk, asked with new keys, was admitted by 2 votes; {rebuilt} shards rebuilt; {:.1} s in all",
+        "{victim} lost its disk, asked with new keys, was admitted by 2 votes; {rebuilt} shards rebuilt; {:.1} s in all",
+        began.elapsed().as_secs_f64()
+    ));
+    serve_there(cluster, narrator, &victim, before.desired).await
+}
+
+/// All replicas answer again without a step by hand. Whether the node of the new keys loads and serves too
+/// is seen by asking for one replica more, inside the envelope, which no other node is as good a place for.
+async fn serve_there(cluster: &Cluster, narrator: &Narrator, node: &NodeName, desired: u32) -> Result<()> {
+    let began = Instant::now();
+    wait_until(cluster, "is whole again", |view| view.ready >= desired).await?;
+    scale(cluster, desired + 1).await?;
+    let here = |view: &ServiceView| {
+        let held = view.slots.iter().filter(|slot| slot.node.as_ref() == Some(node));
+        held.filter(|slot| slot.report.as_ref().is_some_and(|report| report.state == SlotState::Ready))
+            .count()
+    };
+    wait_until(cluster, "answers there too", |view| view.ready > desired && here(view) > 0).await?;
+    scale(cluster, desired).await?;
+    narrator.say(format!(
+        "{SERVICE} answers on {node} again, the model's key wrapped to its new keys; {:.1} s after its admission",
         began.elapsed().as_secs_f64()
     ));
     Ok(())
 }
 
-/// Admits the nodes that an earlier run left asking: it ended between the loss of a disk and the vote.
-pub(crate) async fn admit_who_asks(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+async fn service(cluster: &Cluster) -> Result<ServiceView> {
+    cluster.session().await?.client.get(&format!("/v1/services/{SERVICE}")).await.map_err(Into::into)
+}
+
+async fn scale(cluster: &Cluster, replicas: u32) -> Result<()> {
+    let path = format!("/v1/services/{SERVICE}/scale");
+    let _: serde_json::Value =
+        cluster.session().await?.client.post(&path, &ScaleRequest { replicas }).await?;
+    Ok(())
+}
+
+async fn wait_until(cluster: &Cluster, what: &str, holds: impl Fn(&ServiceView) -> bool) -> Result<()> {
+    let deadline = Instant::now() + SERVE_LIMIT;
+    loop {
+        let view = service(cluster).await?;
+        if holds(&view) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("not within {} s: {SERVICE} {what}: {:?}", SERVE_LIMIT.as_secs(), view.slots);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Ends what an earlier run began and did not end: a node that lost its disk is admitted, and shards that
+/// are missing or altered are written again.
+pub(crate) async fn finish_earlier_run(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     let pending: Page<PendingNode> = cluster.context()?.client()?.get("/v1/pending-nodes").await?;
     let known = |pending: &PendingNode| NODES.contains(&pending.admission.name.as_str());
     for node in pending.items.into_iter().filter(known).map(|pending| pending.admission.name) {
-        let rebuilt = admit_again(cluster, &node).await?;
-        narrator.say(format!(
-            "{node} still asked for admission after an earlier run; admitted by 2 votes, {rebuilt} shards rebuilt"
-        ));
+        admit_again(cluster, &node).await?;
+        narrator.say(format!("{node} still asked for admission after an earlier run; admitted by 2 votes"));
+    }
+    let session = cluster.session().await?;
+    for node in NODES {
+        wait_until_alive(&session, node).await?;
+    }
+    let rebuilt = rebuild_shards(cluster).await?;
+    if rebuilt > 0 {
+        narrator.say(format!("{rebuilt} shards that an earlier run left missing or altered were rebuilt"));
     }
     Ok(())
 }
 
-/// One member proposes the admission and wraps the models' keys, two vote, its shards are rebuilt; how many.
-async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<u64> {
+/// One member proposes the admission and wraps the models' keys, two vote.
+async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<()> {
     let session = cluster.session().await?;
     let member = cluster.member(MEMBERS[1])?;
     let view = crate::cli::admit(&session, &member, node, None, "its disk was replaced".into()).await?;
@@ -102,9 +130,7 @@ async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<u64> {
     if state != ProposalState::Approved {
         bail!("two votes did not admit {node}: {state:?}");
     }
-    let session = cluster.session().await?;
-    wait_until_alive(&session, node.as_str()).await?;
-    rebuild_shards(cluster, &session).await
+    wait_until_alive(&cluster.session().await?, node.as_str()).await
 }
 
 async fn wait_until_it_asks(session: &Session, node: &NodeName) -> Result<()> {
@@ -121,7 +147,8 @@ async fn wait_until_it_asks(session: &Session, node: &NodeName) -> Result<()> {
     }
 }
 
-async fn rebuild_shards(cluster: &Cluster, session: &Session) -> Result<u64> {
+async fn rebuild_shards(cluster: &Cluster) -> Result<u64> {
+    let session = cluster.session().await?;
     let access = ModelAccess::open(&cluster.layout.node(NODES[0]), &session.circle)?;
     let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
     let mut rebuilt = 0;
