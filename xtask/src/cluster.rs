@@ -5,13 +5,16 @@ use crate::process::{command, root, run, target};
 use crate::{demo, setup};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// Packages of the client tests, pinned.
 const CLIENT_PACKAGES: [&str; 3] = ["openai==3.54.0", "schemathesis==4.32.5", "pyyaml==6.0.3"];
 /// How long the story may take on a busy machine.
 const STORY_LIMIT: Duration = Duration::from_secs(300);
+/// How long it may take to stop everything.
+const END_LIMIT: Duration = Duration::from_secs(60);
 /// What the demonstration prints when it stays up.
 const STAYS_UP: &str = "Kill any process";
 
@@ -42,8 +45,8 @@ pub(crate) fn by_hand() -> Result<(), String> {
 /// The same directory again, through the story once, ending by itself.
 pub(crate) fn second_run() -> Result<(), String> {
     let mut up = start(&directory(), &["--once"], Stdio::inherit())?;
-    forward(&mut up)?;
-    let status = up.wait().map_err(|error| error.to_string())?;
+    read_until(&mut up, |_| false)?;
+    let status = wait(&mut up, END_LIMIT)?;
     if !status.success() {
         return Err(format!("the second run ended with {status}"));
     }
@@ -66,29 +69,53 @@ pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<C
 
 /// Prints what the demonstration prints until it stays up.
 fn wait_until_up(up: &mut Child) -> Result<(), String> {
-    let output = up.stdout.take().ok_or("the demonstration has no output")?;
-    let began = Instant::now();
-    let mut lines = BufReader::new(output).lines();
-    for line in lines.by_ref().map_while(Result::ok) {
-        println!("{line}");
-        if line.contains(STAYS_UP) {
-            // Its last lines fit in the pipe; keeping the reader open keeps it from failing on them.
-            std::mem::forget(lines);
-            return Ok(());
-        }
-        if began.elapsed() > STORY_LIMIT {
-            return Err("the story took too long".into());
-        }
-    }
-    Err("the demonstration ended before it stayed up".into())
+    read_until(up, |line| line.contains(STAYS_UP))?
+        .then_some(())
+        .ok_or_else(|| "the demonstration ended before it stayed up".into())
 }
 
-fn forward(up: &mut Child) -> Result<(), String> {
+/// Prints what the demonstration prints until a line that is `enough`, and whether there was one. A thread reads
+/// on, since the demonstration must not fail on its last lines.
+fn read_until(up: &mut Child, enough: impl Fn(&str) -> bool) -> Result<bool, String> {
     let output = up.stdout.take().ok_or("the demonstration has no output")?;
-    for line in BufReader::new(output).lines().map_while(Result::ok) {
-        println!("{line}");
+    let (said, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            // Nobody listens any more: read on all the same.
+            let _ = said.send(line);
+        }
+    });
+    let deadline = Instant::now() + STORY_LIMIT;
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                println!("{line}");
+                if enough(&line) {
+                    return Ok(true);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = up.kill();
+                return Err(format!("the story took more than {} s", STORY_LIMIT.as_secs()));
+            }
+        }
     }
-    Ok(())
+}
+
+/// Waits for its end, for so long.
+fn wait(up: &mut Child, limit: Duration) -> Result<ExitStatus, String> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = up.try_wait().map_err(|error| error.to_string())? {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            let _ = up.kill();
+            return Err(format!("the demonstration did not end within {} s", limit.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn clients(python: &Path) -> Result<(), String> {
@@ -116,7 +143,7 @@ fn value_of(file: &str, name: &str) -> Result<String, String> {
 /// Ctrl-C, and a look that nothing stayed behind.
 fn stop(mut up: Child) -> Result<(), String> {
     run(&mut command("kill", &["-INT", &up.id().to_string()]))?;
-    let status = up.wait().map_err(|error| error.to_string())?;
+    let status = wait(&mut up, END_LIMIT)?;
     if !status.success() {
         return Err(format!("the demonstration ended with {status} after Ctrl-C"));
     }

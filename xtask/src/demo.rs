@@ -1,7 +1,8 @@
 //! `cargo xtask up`: builds both binaries, saying what will follow, and hands over to the demonstration.
 
-use crate::process::{command, root, run, target};
+use crate::process::{command, root, target};
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,8 @@ What will happen
   6  answer an embedding request and a streamed chat completion through the OpenAI API
   7  flip a bit in a shard; hand a node altered, replayed and unsigned orders
   8  kill a node while requests run
-  9  check the deployment's certificate offline, scan the nodes' ports
+  9  check the circle's certificates offline, scan the nodes' ports
+ 10  wipe a node's disk, vote it in again, see it serve again
 ";
 
 /// Builds, then becomes the demonstration.
@@ -42,7 +44,9 @@ pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
     all.extend(arguments.iter().cloned());
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let program = target().join("debug/quorate").display().to_string();
-    run(&mut command(&program, &all))
+    // In this process's place: Ctrl-C reaches the demonstration alone, and the prompt returns when it has ended.
+    let error = command(&program, &all).exec();
+    Err(format!("cannot run {program}: {error}"))
 }
 
 /// What the demonstration needs to be told: where its models and documents are.
@@ -83,8 +87,9 @@ fn crates_to_build() -> usize {
         command("cargo", &["tree", "--package", "control", "--package", "serving", "--prefix", "none"]);
     let text =
         crate::process::output(tree.args(["--edges", "normal,build", "--format", "{p}"])).unwrap_or_default();
-    let names: std::collections::BTreeSet<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-    names.len()
+    // A package that was listed before is marked so.
+    let names = text.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty());
+    names.collect::<std::collections::BTreeSet<&str>>().len()
 }
 
 /// Seconds per crate on two cores before anything was measured.

@@ -14,7 +14,9 @@ pub(crate) fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
         return Ok(python);
     }
     let directory = place.display().to_string();
-    run(&mut command("python3", &["-m", "venv", "--clear", &directory]))?;
+    run(&mut command("python3", &["-m", "venv", "--clear", &directory])).map_err(|error| {
+        format!("{error}\nPython's `venv` with pip is needed (Debian's package is `python3-venv`)")
+    })?;
     let program = python.display().to_string();
     let mut arguments = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
     arguments.extend(packages);
@@ -28,7 +30,8 @@ pub(crate) fn program(program: &str, package: &str) -> Result<(), String> {
     if exists(program) {
         return Ok(());
     }
-    if !exists("apt-get") {
+    let root = crate::process::output(&mut command("id", &["-u"])).is_ok_and(|user| user.trim() == "0");
+    if !exists("apt-get") || !root {
         return Err(format!("`{program}` is needed; install it (Debian's package is `{package}`)"));
     }
     let install = ["install", "--yes", "--quiet", "--no-install-recommends", package];

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: installs what the tests need, then runs all of them. What CI runs.
 
-use crate::process::{self, command};
+use crate::process::{self, command, target};
 use crate::{cluster, kills, setup};
 use std::time::Instant;
 
@@ -48,7 +48,14 @@ fn format() -> Result<(), String> {
 }
 
 fn lint() -> Result<(), String> {
-    process::run(&mut command("cargo", &["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))
+    process::run(&mut command(
+        "cargo",
+        &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"],
+    ))?;
+    // Fuzz targets need a nightly compiler to run, not to be looked at; nor is libFuzzer built for a look.
+    let mut fuzz = command("cargo", &["check", "--quiet", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
+    fuzz.env("RUSTFLAGS", "--cfg fuzzing").env("CUSTOM_LIBFUZZER_PATH", "/none");
+    process::run(fuzz.env("CARGO_TARGET_DIR", target().join("fuzz")))
 }
 
 fn cargo_tests() -> Result<(), String> {

@@ -1,6 +1,8 @@
 //! The arrows between crates: the table under the drawing in ARCHITECTURE.md and the manifests agree,
 //! both ways. The two circuits are separate because no arrow joins them.
 
+use super::PURE;
+use super::dependencies::product_dependencies;
 use super::sources::Sources;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,31 +58,25 @@ fn built(sources: &Sources) -> Arrows {
         .iter()
         .filter(|(name, _)| product(name))
         .map(|(name, text)| {
-            let names = dependencies(text).filter(|n| manifests.contains_key(n)).collect();
-            (name.clone(), names)
+            let names = product_dependencies(text).into_iter().filter(|n| manifests.contains_key(n));
+            (name.clone(), names.collect())
         })
         .collect()
 }
 
-fn dependencies(manifest: &str) -> impl Iterator<Item = String> {
-    manifest
-        .lines()
-        .skip_while(|line| line.trim() != "[dependencies]")
-        .skip(1)
-        .take_while(|line| !line.starts_with('['))
-        .filter_map(|line| line.split(['.', ' ', '=']).next())
-        .map(str::to_string)
-}
-
-/// What the serving circuit may stand on.
+/// What the serving circuit may stand on, and what pure crates may, whatever the drawing says.
 fn circuits(built: &Arrows) -> Vec<String> {
+    let mut findings = Vec::new();
     let allowed = BTreeSet::from(["protocol".to_string(), "overlay".to_string()]);
-    match built.get("serving") {
-        Some(names) if *names != allowed => {
-            vec![format!("`serving` may stand on protocol and overlay alone, but stands on {names:?}")]
-        }
-        _ => Vec::new(),
+    if let Some(names) = built.get("serving").filter(|names| **names != allowed) {
+        findings.push(format!("`serving` may stand on protocol and overlay alone, but stands on {names:?}"));
     }
+    for (name, names) in built.iter().filter(|(name, _)| PURE.contains(&name.as_str())) {
+        if let Some(impure) = names.iter().find(|name| !PURE.contains(&name.as_str())) {
+            findings.push(format!("`{name}` is pure and may not stand on `{impure}`"));
+        }
+    }
+    findings
 }
 
 #[cfg(test)]
@@ -113,6 +109,17 @@ mod tests {
             ("ARCHITECTURE.md", page),
             ("a/Cargo.toml", "[dependencies]\nb.workspace = true\n"),
             ("b/Cargo.toml", ""),
+        ]));
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+
+    #[test]
+    fn a_pure_crate_stands_on_pure_crates_alone() {
+        let page = "<!-- arrows -->\n| `scheduler` | `overlay` |\n| `overlay` | |\n<!-- end of arrows -->";
+        let found = check(&Sources::of(&[
+            ("ARCHITECTURE.md", page),
+            ("scheduler/Cargo.toml", "[target.'cfg(unix)'.dependencies]\noverlay.workspace = true\n"),
+            ("overlay/Cargo.toml", ""),
         ]));
         assert_eq!(found.len(), 1, "{found:?}");
     }

@@ -1,6 +1,8 @@
 //! The rules of the codebase, as a test: what a reviewer would otherwise have to remember.
 
 mod arrows;
+mod codes;
+mod dependencies;
 mod marks;
 mod pages;
 mod purity;
@@ -18,6 +20,8 @@ pub(crate) fn run() -> Result<(), String> {
     let sources = Sources::read(&crate::process::root())?;
     let mut findings = Vec::new();
     findings.extend(arrows::check(&sources));
+    findings.extend(dependencies::check(&sources));
+    findings.extend(codes::check(&sources));
     findings.extend(purity::check(&sources));
     findings.extend(marks::check(&sources));
     findings.extend(text::check(&sources));

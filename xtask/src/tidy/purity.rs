@@ -5,7 +5,7 @@ use super::PURE;
 use super::sources::Sources;
 
 /// What a pure crate may not name, and what to do instead.
-const BANNED: [(&str, &str); 12] = [
+const BANNED: [(&str, &str); 16] = [
     ("std::time::", "take the time as an argument"),
     ("Instant::now", "take the time as an argument"),
     ("SystemTime", "take the time as an argument"),
@@ -14,13 +14,17 @@ const BANNED: [(&str, &str); 12] = [
     ("std::net", "take the bytes as an argument"),
     ("std::env", "take the value as an argument"),
     ("std::process", "return an error"),
+    ("fs::", "take the bytes as an argument"),
+    ("env::", "take the value as an argument"),
+    ("std::io::", "take the bytes as an argument"),
+    ("tokio", "decide here, wait in the shell"),
     ("getrandom", "take the random bytes as an argument"),
     ("thread_rng", "take the random bytes as an argument"),
     ("HashMap", "use BTreeMap: its order is part of the decision"),
     ("HashSet", "use BTreeSet: its order is part of the decision"),
 ];
 
-/// What every pure crate's own `clippy.toml` must ban, since it replaces the root's.
+/// What every pure crate's own `clippy.toml` must ban, beside all that the root's bans, which it replaces.
 const CLIPPY_BANS: [&str; 4] =
     ["std::time::Instant::now", "std::time::SystemTime::now", "std::collections::HashMap", "std::env::var"];
 
@@ -37,12 +41,20 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
             }
         }
         let lints = format!("{name}/clippy.toml");
-        let text = sources.get(&lints).map_or("", |file| file.text.as_str());
-        for ban in CLIPPY_BANS.iter().filter(|ban| !text.contains(**ban)) {
-            findings.push(format!("{lints} does not ban `{ban}`"));
-        }
+        let own = banned_paths(sources, &lints);
+        let common = banned_paths(sources, "clippy.toml");
+        let wanted = CLIPPY_BANS.iter().map(ToString::to_string).chain(common);
+        findings.extend(
+            wanted.filter(|ban| !own.contains(ban)).map(|ban| format!("{lints} does not ban `{ban}`")),
+        );
     }
     findings
+}
+
+/// What a `clippy.toml` disallows.
+fn banned_paths(sources: &Sources, file: &str) -> Vec<String> {
+    let text = sources.get(file).map_or("", |file| file.text.as_str());
+    text.split("path = \"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_string).collect()
 }
 
 fn is_comment(line: &str) -> bool {
@@ -71,7 +83,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pure_crate_without_its_own_bans_is_found() {
-        assert!(check(&Sources::of(&[])).len() >= CLIPPY_BANS.len());
+    fn a_pure_crate_without_its_own_bans_or_the_common_ones_is_found() {
+        let none = check(&Sources::of(&[]));
+        assert_eq!(none.len(), PURE.len() * CLIPPY_BANS.len());
+        let common = ("clippy.toml", "disallowed-methods = [{ path = \"std::env::set_var\" }]");
+        assert_eq!(check(&Sources::of(&[common])).len(), none.len() + PURE.len());
     }
 }

@@ -153,7 +153,7 @@ async fn wait_until_ready(
     let deadline = Instant::now() + READY_LIMIT;
     loop {
         let view: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
-        if view.ready >= view.desired {
+        if view.ready >= view.desired && all_verified(&view, record) {
             let nodes: BTreeSet<String> =
                 view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
             narrator.say(format!(
@@ -163,7 +163,7 @@ async fn wait_until_ready(
                 format_bytes(record.bytes),
                 record.segments,
             ));
-            return all_verified(&view, record);
+            return Ok(());
         }
         if Instant::now() > deadline {
             let why: serde_json::Value =
@@ -175,13 +175,8 @@ async fn wait_until_ready(
     }
 }
 
-/// Every node says of itself that it verified each segment that it serves from.
-fn all_verified(view: &ServiceView, record: &ModelRecord) -> Result<()> {
-    let reports = view.slots.iter().filter_map(|slot| slot.report.as_ref());
-    let ready: Vec<_> = reports.filter(|report| report.state == SlotState::Ready).collect();
-    let segments = record.segments;
-    if ready.is_empty() || ready.iter().any(|report| report.segments_verified != segments) {
-        bail!("{} of {segments} segments: not every one is reported as verified: {ready:?}", record.name);
-    }
-    Ok(())
+/// Every node says of itself that it verified each segment; it may answer before it has read them all.
+fn all_verified(view: &ServiceView, record: &ModelRecord) -> bool {
+    let mut reports = view.slots.iter().filter_map(|slot| slot.report.as_ref());
+    reports.all(|report| report.state != SlotState::Ready || report.segments_verified == record.segments)
 }
