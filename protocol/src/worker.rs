@@ -61,6 +61,8 @@ pub struct WorkerManifest {
     pub memory_bytes: u64,
     /// Devices to compute on: indices of visible GPUs; empty = CPU.
     pub gpus: Vec<u32>,
+    /// Memory of its device that it may use, in bytes; none = a whole device is its own, or it has none.
+    pub gpu_memory_bytes: Option<u64>,
 }
 
 /// From an agent to a worker.

@@ -123,6 +123,7 @@ fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
         threads: 1,
         memory_bytes: 1 << 30,
         gpus: Vec::new(),
+        gpu_memory_bytes: None,
     };
     let service = RoutedService {
         service: "chat".parse().expect("a name"),
@@ -148,6 +149,7 @@ fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
         "draining",
         "fence",
         "files",
+        "gpu_memory_bytes",
         "gpus",
         "hash",
         "length",

@@ -322,6 +322,9 @@ impl Model {
             threads: threads(service.resources.cpu_millicores),
             memory_bytes: service.resources.memory_bytes,
             gpus: gpus.to_vec(),
+            // Whoever has whole devices asked for the memory that they have at least.
+            gpu_memory_bytes: (service.resources.gpu_share_percent > 0)
+                .then_some(service.resources.gpu_memory_bytes),
         }
     }
 }

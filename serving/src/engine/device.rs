@@ -38,6 +38,21 @@ pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
     })
 }
 
+/// Memory of a GPU that nobody uses, in bytes; none where the device is no GPU.
+#[cfg(feature = "cuda")]
+fn free_bytes(device: &Device) -> Result<Option<u64>, EngineError> {
+    let Device::Cuda(cuda) = device else { return Ok(None) };
+    let failed = |error: &dyn std::fmt::Display| EngineError::Device { reason: error.to_string() };
+    let (free, _) = cuda.cuda_stream().context().mem_get_info().map_err(|error| failed(&error))?;
+    Ok(Some(free as u64))
+}
+
+/// Memory of a GPU that nobody uses: none in this build.
+#[cfg(not(feature = "cuda"))]
+fn free_bytes(_: &Device) -> Result<Option<u64>, EngineError> {
+    Ok(None)
+}
+
 /// Tensors by name.
 pub type Named = BTreeMap<String, Tensor>;
 
@@ -106,12 +121,17 @@ impl DeviceDecoder {
         for (name, dimensions) in llama::parameters(shape) {
             tensors.insert(name.clone(), upload(&weights.tensor(&name, &dimensions)?, device)?);
         }
+        let weight_bytes: usize = tensors.values().map(|tensor| tensor.elem_count() * size_of::<f32>()).sum();
+        let cache_bytes = match free_bytes(device)? {
+            Some(free) => super::device_cache_bytes_of(options.device_bytes_max, weight_bytes as u64, free),
+            None => options.cache_bytes_max,
+        };
         let position_bytes = shape.layers * shape.key_value_heads * shape.head_width * 2 * size_of::<f32>();
         Ok(Self {
             model: llama::Llama::new(shape, tensors, context, device)?,
             device: device.clone(),
             sequences: BTreeMap::new(),
-            tokens_total: options.cache_bytes_max / position_bytes,
+            tokens_total: cache_bytes / position_bytes,
             next: 0,
         })
     }

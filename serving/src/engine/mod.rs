@@ -167,8 +167,10 @@ pub trait Engine: Send {
 pub struct EngineOptions {
     /// Threads that compute, at least 1.
     pub threads: usize,
-    /// Most bytes for the decoder's cache of keys and values.
+    /// Most bytes for the decoder's cache of keys and values, on the CPU.
     pub cache_bytes_max: usize,
+    /// Most bytes of its GPU's memory for weights and cache together; none = all that is free.
+    pub device_bytes_max: Option<u64>,
     /// Largest context served, if smaller than the model's own.
     pub context_tokens_max: Option<usize>,
     /// Where to compute.
@@ -199,6 +201,14 @@ pub fn cache_bytes_of(memory_bytes: u64) -> usize {
     usize::try_from(room.max(CACHE_BYTES_MIN)).unwrap_or(usize::MAX)
 }
 
+/// How much of a GPU's memory the cache may fill: `free` is what is left after the weights, `granted` what weights
+/// and cache may have together. Half of it: a step holds the old and the new keys and values at once.
+#[must_use]
+pub fn device_cache_bytes_of(granted: Option<u64>, weights: u64, free: u64) -> usize {
+    let room = granted.map_or(free, |granted| granted.saturating_sub(weights).min(free));
+    usize::try_from(room / 2).unwrap_or(usize::MAX)
+}
+
 impl Default for EngineOptions {
     /// As many threads as this process may use, a quarter of a GiB of cache, on the CPU.
     fn default() -> Self {
@@ -206,6 +216,7 @@ impl Default for EngineOptions {
         Self {
             threads,
             cache_bytes_max: 256 * 1024 * 1024,
+            device_bytes_max: None,
             context_tokens_max: None,
             device: DeviceChoice::Cpu,
         }
@@ -323,6 +334,15 @@ mod tests {
             [(0, 16), (32, 16), (64, 16), (128, 48), (256, 144), (1024, 720), (65_536, 49_104_usize)]
         {
             assert_eq!(cache_bytes_of(memory_mib << 20), cache_mib << 20, "{memory_mib} MiB");
+        }
+    }
+
+    #[test]
+    fn a_cache_on_a_gpu_fits_beside_the_weights_and_into_its_share() {
+        for (granted, weights, free, cache) in
+            [(None, 14, 64, 32), (Some(24), 14, 64, 5), (Some(24), 14, 6, 3), (Some(10), 14, 64, 0)]
+        {
+            assert_eq!(device_cache_bytes_of(granted, weights, free), cache, "{granted:?} {weights} {free}");
         }
     }
 }

@@ -137,6 +137,7 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
         threads: (manifest.threads as usize).max(1),
         cache_bytes_max: cache_bytes_of(manifest.memory_bytes),
         context_tokens_max: manifest.context_tokens_max.map(|tokens| tokens as usize),
+        device_bytes_max: manifest.gpu_memory_bytes,
         // Only the GPUs of its order are visible to a worker, so the first is the one.
         device: if manifest.gpus.is_empty() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
     };

@@ -190,6 +190,7 @@ fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
         threads: 1,
         memory_bytes: 1 << 30,
         gpus: Vec::new(),
+        gpu_memory_bytes: None,
     };
     (weights, progress, manifest)
 }
