@@ -2,7 +2,7 @@
 
 Reads one JSON object a line, {"peer": NAME, "texts": [...], "repeat": N}, and answers each with
 {"seconds": [...], "vectors": [[...], ...]}: the time of every repetition, tokenizing included, and the last
-result. Arguments: model directory, threads, a path for the exported ONNX model.
+result. Arguments: model directory, threads, a path for the exported ONNX model, PyTorch's device.
 
 onnxruntime has no model of its own here, so the same weights are exported once with PyTorch and fused by
 onnxruntime's own BERT optimizer; pooling and normalisation are done in numpy.
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-MODEL, THREADS, EXPORTED = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+MODEL, THREADS, EXPORTED, DEVICE = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAYON_NUM_THREADS"] = str(THREADS)  # the tokenizers' threads
 
@@ -30,7 +30,7 @@ torch.set_num_threads(THREADS)
 
 
 def sentence_transformer():
-    model = sentence_transformers.SentenceTransformer(MODEL, device="cpu")
+    model = sentence_transformers.SentenceTransformer(MODEL, device=DEVICE)
     return lambda texts: model.encode(texts, batch_size=BATCH, show_progress_bar=False)
 
 

@@ -1,6 +1,7 @@
 //! What the machine itself can do, measured in the same run as what is compared.
 
 use anyhow::Context;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -22,6 +23,16 @@ pub(crate) fn fdatasync_ms(directory: &Path, bytes: usize, count: usize) -> anyh
     }
     std::fs::remove_file(&path)?;
     Ok(times)
+}
+
+/// Lets go of what the page cache holds of a file, so that the next read comes from the disk (or from whatever a
+/// virtual disk caches beyond this machine).
+pub(crate) fn forget_pages(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    // Only pages that are on disk can be let go.
+    file.sync_all()?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    Ok(())
 }
 
 /// Gigabytes copied per second, read and written counted once, by this many threads at once, each through 64 MiB

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serving::engine::kernels::matmul::{Activation, Matrix, Product, Target, matmul};
 use serving::engine::kernels::{Isa, Pool};
-use serving::engine::{Engine, EngineOptions, LoadedEngine};
+use serving::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -43,9 +43,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let place = directory()?;
     let model = minilm_directory()?;
-    let mut peer = Peer::start(&place, &model, threads)?;
+    let mut peer = Peer::start(&place, &model, threads, options.gpu)?;
     let files = ModelFiles::open_directory(&model)?;
-    let engine_options = EngineOptions { threads, ..EngineOptions::default() };
+    let device = options.gpu.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda);
+    let engine_options = EngineOptions { threads, device, ..EngineOptions::default() };
     let mut engine = LoadedEngine::open(&files, &engine_options)?;
     let mut found = BTreeMap::new();
     let (mut products, mut copies) = (Vec::new(), Vec::new());
@@ -62,15 +63,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
             for (index, name) in PEERS.into_iter().enumerate() {
                 let (theirs, their_vectors) = peer.embed(name, &batch, repeat)?;
                 cell.theirs[index].push(theirs);
-                cell.cosines[index].push(least_cosine(&our_vectors, &their_vectors));
+                cell.cosines[index].push(least_cosine(&our_vectors, &their_vectors)?);
             }
         }
         eprintln!("round {round}/{rounds}");
     }
     let mut report = report(&found, &peer.versions);
-    report.ceilings.insert("f32_product_gflops".into(), median(&products));
+    report.ceilings.insert("f32_product_gflops (our own kernel)".into(), median(&products));
     report.ceilings.insert("memcpy_gb_per_s".into(), median(&copies));
-    for ((texts, tokens), cell) in &found {
+    if let Some(gpu) = options.gpu {
+        report.notes.push(format!("ours and sentence-transformers on GPU {gpu}; onnxruntime on the CPU"));
+    }
+    for ((texts, tokens), cell) in found.iter().filter(|_| options.gpu.is_none()) {
         let per_second = median(&cell.ours);
         let gigaflops = per_second * *tokens as f64 * 2.0 * TOKEN_MULTIPLY_ADDS / 1e9;
         let share = 100.0 * gigaflops / median(&products);
@@ -139,14 +143,20 @@ fn texts_of(engine: &LoadedEngine, texts: usize, tokens: usize) -> anyhow::Resul
     Ok(texts)
 }
 
-fn least_cosine(ours: &[Vec<f32>], theirs: &[Vec<f64>]) -> f64 {
+/// The least cosine of vectors in the same places. What cannot be compared is an error, not a large cosine.
+fn least_cosine(ours: &[Vec<f32>], theirs: &[Vec<f64>]) -> anyhow::Result<f64> {
+    ensure!(ours.len() == theirs.len(), "{} vectors beside {}", ours.len(), theirs.len());
+    let alike = ours.iter().zip(theirs).all(|(ours, theirs)| ours.len() == theirs.len() && !ours.is_empty());
+    ensure!(alike, "vectors of other widths");
     let cosine = |ours: &Vec<f32>, theirs: &Vec<f64>| {
         let length = |sum: f64| sum.sqrt();
         let product: f64 = ours.iter().zip(theirs).map(|(a, b)| f64::from(*a) * b).sum();
         let our_length = length(ours.iter().map(|a| f64::from(*a).powi(2)).sum());
         product / our_length / length(theirs.iter().map(|b| b * b).sum())
     };
-    ours.iter().zip(theirs).map(|(ours, theirs)| cosine(ours, theirs)).fold(1.0, f64::min)
+    let cosines: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| cosine(ours, theirs)).collect();
+    ensure!(cosines.iter().all(|cosine| cosine.is_finite()), "vectors without a direction: {cosines:?}");
+    Ok(cosines.into_iter().fold(1.0, f64::min))
 }
 
 /// What our own product reaches on a shape it likes, on all threads: the practical ceiling of the layers.
@@ -189,7 +199,7 @@ struct Answer {
 }
 
 impl Peer {
-    fn start(place: &Path, model: &Path, threads: usize) -> anyhow::Result<Self> {
+    fn start(place: &Path, model: &Path, threads: usize, gpu: Option<usize>) -> anyhow::Result<Self> {
         let python = install(&place.join("venv"))?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/embeddings.py");
         let mut child = Command::new(python)
@@ -197,6 +207,7 @@ impl Peer {
             .arg(model)
             .arg(threads.to_string())
             .arg(place.join("minilm.onnx"))
+            .arg(gpu.map_or("cpu".to_string(), |ordinal| format!("cuda:{ordinal}")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(place.join("embeddings-peer.log"))?)
@@ -254,4 +265,24 @@ fn install(place: &Path) -> anyhow::Result<PathBuf> {
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
     std::fs::write(mark, wanted)?;
     Ok(python)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_compared_has_a_cosine() {
+        let ours = vec![vec![1.0, 0.0], vec![0.0, 2.0]];
+        let cosine = least_cosine(&ours, &[vec![2.0, 0.0], vec![1.0, 1.0]]).expect("comparable");
+        assert!((cosine - 0.5_f64.sqrt()).abs() < 1e-9, "{cosine}");
+        for theirs in [
+            vec![vec![1.0, 0.0]],
+            vec![vec![1.0, 0.0], vec![1.0]],
+            vec![vec![1.0, 0.0], vec![f64::NAN, 0.0]],
+            vec![vec![1.0, 0.0], vec![0.0, 0.0]],
+        ] {
+            assert!(least_cosine(&ours, &theirs).is_err(), "{theirs:?}");
+        }
+    }
 }

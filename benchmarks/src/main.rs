@@ -29,6 +29,9 @@ struct Arguments {
     /// Exit 1 when a bar falls short.
     #[arg(long)]
     check: bool,
+    /// Compute on this CUDA device, on both sides (`embeddings`; built with `--features cuda`).
+    #[arg(long, value_name = "ORDINAL")]
+    gpu: Option<usize>,
     /// Name the benchmarks.
     #[arg(long)]
     list: bool,
@@ -40,6 +43,7 @@ struct Arguments {
 /// What a benchmark is asked for.
 struct Options {
     quick: bool,
+    gpu: Option<usize>,
 }
 
 type Run = fn(&Options) -> anyhow::Result<report::Report>;
@@ -73,7 +77,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let Some((_, _, run)) = BENCHMARKS.iter().find(|(known, _, _)| *known == name) else {
         bail!("no benchmark is called `{name}`; --list shows them");
     };
-    let report = run(&Options { quick: arguments.quick })?;
+    if arguments.gpu.is_some() && name != "embeddings" {
+        bail!("`{name}` computes nothing on a GPU; `embeddings` does");
+    }
+    let report = run(&Options { quick: arguments.quick, gpu: arguments.gpu })?;
     print!("{}", report.table());
     let path = report.write()?;
     println!("\nwritten to {}", path.display());

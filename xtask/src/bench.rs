@@ -12,7 +12,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if name == "quickstart" {
         crate::demo::build()?;
     }
-    let mut all = vec!["run", "--quiet", "--package", "benchmarks", "--", name];
+    let mut all = vec!["run", "--quiet", "--package", "benchmarks"];
+    if arguments.iter().any(|argument| argument.starts_with("--gpu")) {
+        all.extend(["--features", "cuda"]);
+    }
+    all.extend(["--", name]);
     all.extend(arguments.iter().skip(1).map(String::as_str));
     process::run(&mut process::command("cargo", &all))
 }
