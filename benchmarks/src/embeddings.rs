@@ -43,11 +43,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let place = directory()?;
     let model = minilm_directory()?;
-    let mut peer = Peer::start(&place, &model, threads, options.gpu)?;
     let files = ModelFiles::open_directory(&model)?;
     let device = options.gpu.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda);
     let engine_options = EngineOptions { threads, device, ..EngineOptions::default() };
     let mut engine = LoadedEngine::open(&files, &engine_options)?;
+    let mut peer = Peer::start(&place, &model, threads, options.gpu)?;
     let mut found = BTreeMap::new();
     let (mut products, mut copies) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
