@@ -26,6 +26,21 @@ def leader(context, token):
     sys.exit("no control replica answers as leader")
 
 
+def refused(base, token, body, status):
+    """Posts a body that is none; the answer is an error with a code, and the API answers on."""
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{base}/v1/proposals", data=body, headers=headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            sys.exit(f"{len(body)} bytes that are no proposal were taken: {answer.status}")
+    except urllib.error.HTTPError as error:
+        said = json.load(error)
+        assert error.code == status and said["code"], (error.code, said)
+    except urllib.error.URLError as error:
+        # Whoever is refused in the middle of 100 MB may be cut off before the answer is read.
+        assert isinstance(error.reason, (BrokenPipeError, ConnectionResetError)), error
+
+
 def main():
     path = sys.argv[1]
     with open(path) as file:
@@ -34,6 +49,9 @@ def main():
         token = file.read().strip()
     base = leader(context, token)
     assert base.startswith("http://127.0.0.1:"), base
+    refused(base, token, b'{"reason": "\xff\xfe"}', 400)
+    refused(base, token, b'"' + b"x" * 100_000_000 + b'"', 413)
+    assert leader(context, token), "the API answers on"
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{base}/openapi.json",
         "--header", f"Authorization: Bearer {token}",

@@ -27,7 +27,7 @@ pub(crate) fn demonstration_and_clients() -> Result<(), String> {
     let python = setup::python("clients", &CLIENT_PACKAGES)?;
     demo::build()?;
     let mut up = start(&directory(), &["--fresh"], Stdio::inherit())?;
-    let outcome = wait_until_up(&mut up).and_then(|()| clients(&python));
+    let outcome = wait_until_up(&mut up).and_then(|()| a_second_is_refused()).and_then(|()| clients(&python));
     let stopped = stop(up);
     outcome.and(stopped)
 }
@@ -65,6 +65,18 @@ pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<C
         .stderr(errors)
         .spawn()
         .map_err(|error| format!("cannot run {program}: {error}"))
+}
+
+/// Another `up` in the same directory ends with a code and touches nothing, though it was told to start afresh:
+/// the clients that follow still find everything.
+fn a_second_is_refused() -> Result<(), String> {
+    let second = start(&directory(), &["--fresh"], Stdio::piped())?;
+    let output = second.wait_with_output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(1) && said.contains("directory-in-use") {
+        return Ok(());
+    }
+    Err(format!("a second `up` in the same directory was not refused: {} {said}", output.status))
 }
 
 /// Prints what the demonstration prints until it stays up.

@@ -85,3 +85,23 @@ impl Ports {
         self.listener(name).local_addr().expect("a bound socket has an address")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_of_an_earlier_run_are_bound_again_and_a_taken_one_is_named() {
+        let place = tempfile::tempdir().expect("a directory");
+        let layout = Layout::claim(&place.path().join("cluster"), false).expect("an empty directory");
+        let ports = Ports::bind(&layout).expect("free ports");
+        let gateway = ports.address("gateway-1/api");
+        drop(ports);
+        assert_eq!(Ports::bind(&layout).expect("free again").address("gateway-1/api"), gateway);
+        let taken = TcpListener::bind(gateway).expect("free again");
+        let error = Ports::bind(&layout).expect_err("it is taken").to_string();
+        assert!(error.starts_with("port-in-use: ") && error.contains(&gateway.port().to_string()), "{error}");
+        drop(taken);
+        assert_eq!(Ports::bind(&layout).expect("nothing was forgotten").address("gateway-1/api"), gateway);
+    }
+}

@@ -47,8 +47,8 @@ pub struct History<'a> {
 }
 
 impl History<'_> {
-    /// The circle as it was when `certificate`, or one for the same change, was admitted; none when no
-    /// such time is known.
+    /// The circle as it was when `certificate`, or another about the same subjects, was admitted; none when
+    /// that is not known to have happened.
     fn state_for(&self, certificate: &Certificate) -> Option<CircleState> {
         let subjects = &certificate.proposal.subjects;
         let fits = |state: &CircleState| {
@@ -61,7 +61,8 @@ impl History<'_> {
             let approved = verify_replay(&state, &bundles.next()?.certificate).ok()?;
             state.advance(approved).ok()?;
         }
-        Some(state)
+        // Nothing was decided since: whoever brings it now is as late as the clock says.
+        bundles.next().map(|_| state)
     }
 }
 
@@ -160,6 +161,8 @@ pub(super) fn check_model(grant: &SlotGrant, said: ModelRoot) -> Result<(), Refu
 /// Whether a refusal may be due to a chain that is not complete yet.
 pub(super) fn may_be_early(refusal: &Refusal) -> bool {
     let early = [
+        // It may have been carried in time.
+        error_code::PROPOSAL_EXPIRED,
         error_code::ORDER_NOT_APPROVED,
         error_code::PROPOSAL_STALE,
         error_code::CIRCLE_MISMATCH,

@@ -10,7 +10,7 @@ use protocol::agent::{Desired, Isolation};
 use protocol::governance::{Bundle, Change};
 use protocol::manifest::{OnExpiry, ServiceManifest};
 use protocol::order::SignedOrder;
-use protocol::{Digest, Fence, Millis, ModelRoot, Signature};
+use protocol::{Digest, Fence, Millis, ModelRoot, Signature, limits};
 use std::collections::BTreeMap;
 
 /// A node of the circle and what it knows.
@@ -293,6 +293,27 @@ fn whatever_is_wrong_with_an_order_has_its_code() {
         change(&mut scene, &mut bundle, &mut signed);
         assert_eq!(scene.verdict(&bundle, &signed), expected, "{what}");
     }
+}
+
+#[test]
+fn an_order_beside_a_certificate_that_expired_is_refused() {
+    let mut scene = Scene::new();
+    let deploy = Change::Deploy(Box::new(protocol::manifest::Manifest::Service(service("chat", root(), 4))));
+    let bundle = scene.world.certify(deploy);
+    let signed = scene.order(&bundle, 0, 1);
+    let expires = bundle.certificate.proposal.expires_at;
+    // Nobody has seen it carried in time: a bundle kept back must not be brought later.
+    for (now, expected) in
+        [(expires, "order-not-approved"), (expires.plus(limits::CLOCK_GRACE_MS + 1), "proposal-expired")]
+    {
+        scene.now = now;
+        assert_eq!(scene.verdict(&bundle, &signed), expected, "{now:?}");
+    }
+    let late = desired(&bundle, vec![signed], &[]);
+    assert_eq!(scene.names(&late), ["refuse 0@1 proposal-expired"]);
+    // It may have been carried in time, and the chain not say so yet.
+    scene.chain_complete = false;
+    assert!(scene.names(&late).is_empty());
 }
 
 #[test]
