@@ -144,7 +144,7 @@ memory = "512 MiB"           # weights are shared by a node's replicas and not c
 isolation = "same_uid"       # least isolation accepted: "full", "same_uid", "none"
 
 # Keys that stand above all [sections] in the file:
-#   spend_micro_units_per_hour = 400000
+#   spend_micro_units_per_hour = 400000   # signed and shown; this release meters nothing
 #   valid_until = 2027-12-31T00:00:00Z
 #   on_expiry = "hold"       # or "drain"
 #   context_tokens_max = 256
@@ -197,9 +197,11 @@ fn dry_run_text(answer: &DryRun) -> String {
     }
     text.push_str(&format!("needs {}\n", answer.needs));
     match answer.spend_micro_units_per_hour {
-        Some(limit) => {
-            text.push_str(&format!("costs at most {}.{:06} per hour\n", limit / 1_000_000, limit % 1_000_000))
-        }
+        Some(limit) => text.push_str(&format!(
+            "spend limit {}.{:06} per hour; this release meters nothing\n",
+            limit / 1_000_000,
+            limit % 1_000_000
+        )),
         None => text.push_str("no spend limit is set\n"),
     }
     text
