@@ -16,9 +16,6 @@ use protocol::limits::{self, CLOCK_GRACE_MS};
 use protocol::{Digest, MemberId, Millis};
 use std::collections::BTreeSet;
 
-/// Room for a bundle's version and log evidence around its certificate.
-const BUNDLE_FRAME_BYTES: usize = 1024;
-
 /// Verifies a certificate that is handed over for the first time.
 ///
 /// `now` is the latest time at which the verifier knows that this certificate was *not* yet admitted. For
@@ -107,7 +104,7 @@ pub fn read_certificate(bytes: &[u8]) -> Result<Certificate, ChainError> {
 /// # Errors
 /// Too many bytes, not the one encoding of a bundle, or a form that this release does not know.
 pub fn read_bundle(bytes: &[u8]) -> Result<Bundle, ChainError> {
-    let bundle: Bundle = from_bytes(bytes, limits::CERTIFICATE_BYTES_MAX + BUNDLE_FRAME_BYTES)
+    let bundle: Bundle = from_bytes(bytes, limits::BUNDLE_BYTES_MAX)
         .map_err(|source| ChainError::NotCanonical { what: "bundle", source })?;
     if bundle.version != BUNDLE_VERSION {
         let reason = format!("has form {}; this release reads {BUNDLE_VERSION}", bundle.version);

@@ -6,10 +6,8 @@
 use crate::ChainError;
 use protocol::MemberId;
 use protocol::governance::Quorum;
+use protocol::limits::QUORUM_DEPTH_MAX;
 use std::collections::BTreeSet;
-
-/// Deepest nesting: `k of (k of (...))`; people cannot read deeper rules.
-const DEPTH_MAX: usize = 6;
 
 /// Whether the members who approved reach the quorum.
 #[must_use]
@@ -52,7 +50,7 @@ pub fn describe(quorum: &Quorum) -> String {
 /// groups can both decide, which for a plain `m of n` says m > n/2.
 pub(crate) fn check(quorum: &Quorum, members: &BTreeSet<&MemberId>) -> Result<(), ChainError> {
     let mut named = BTreeSet::new();
-    check_parts(quorum, members, &mut named, DEPTH_MAX)?;
+    check_parts(quorum, members, &mut named, QUORUM_DEPTH_MAX)?;
     let refuse =
         |reason: &str| Err(ChainError::invalid("policy", format!("`{}` {reason}", describe(quorum))));
     if members.len() >= 2 && least_approvals(quorum) < 2 {
@@ -79,7 +77,7 @@ fn check_parts<'a>(
             refuse(format!("names `{member}` twice in one rule, which would count one person twice"))
         }
         Quorum::Member(_) => Ok(()),
-        Quorum::Threshold { .. } if depth == 0 => refuse(format!("is nested deeper than {DEPTH_MAX}")),
+        Quorum::Threshold { .. } if depth == 0 => refuse(format!("is nested deeper than {QUORUM_DEPTH_MAX}")),
         Quorum::Threshold { required, of } => {
             if *required == 0 || *required as usize > of.len() {
                 return refuse(format!("asks for {required} of {}", of.len()));

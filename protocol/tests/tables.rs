@@ -193,12 +193,22 @@ fn codes_are_stable() {
 /// Two releases talk to each other under the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
-    let all: [(&str, u64); 21] = [
+    let all: [(&str, u64); 31] = [
         ("name bytes", limits::NAME_BYTES_MAX as u64),
         ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
         ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
         ("members", limits::MEMBERS_MAX as u64),
         ("certificate bytes", limits::CERTIFICATE_BYTES_MAX as u64),
+        ("member bytes", limits::MEMBER_BYTES_MAX as u64),
+        ("quorum depth", limits::QUORUM_DEPTH_MAX as u64),
+        ("quorum member bytes", limits::QUORUM_MEMBER_BYTES_MAX as u64),
+        ("roster bytes", limits::ROSTER_BYTES_MAX as u64),
+        ("proposal frame bytes", limits::PROPOSAL_FRAME_BYTES_MAX as u64),
+        ("ballot bytes", limits::BALLOT_BYTES_MAX as u64),
+        ("bundle bytes", limits::BUNDLE_BYTES_MAX as u64),
+        ("JSON bytes per canonical byte", limits::JSON_BYTES_PER_CANONICAL_BYTE as u64),
+        ("labels", limits::LABELS_MAX as u64),
+        ("label bytes", limits::LABEL_BYTES_MAX as u64),
         ("genesis bytes", limits::GENESIS_BYTES_MAX as u64),
         ("slots", u64::from(limits::SLOTS_MAX)),
         ("nodes", limits::NODES_MAX as u64),

@@ -9,6 +9,7 @@
 
 use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
+use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
     Digest, agent, agent_state, api, gateway, governance, keys, manifest, model, order, sandbox, worker,
 };
@@ -145,6 +146,8 @@ fn examine_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(kind: &str, j
     assert_eq!(from_bytes::<T>(&bytes, LIMIT).as_ref(), Ok(&value), "{kind} survives");
     let short = CanonicalError::TooLong { actual: bytes.len(), limit: bytes.len() - 1 };
     assert_eq!(from_bytes::<T>(&bytes, bytes.len() - 1), Err(short), "{kind} is not parsed beyond its limit");
+    let text = serde_json::to_vec(&value).unwrap().len();
+    assert!(text <= bytes.len() * JSON_BYTES_PER_CANONICAL_BYTE, "{kind} is {text} bytes of JSON");
     let cbor: Cbor = ciborium::from_reader(bytes.as_slice()).unwrap();
     let altered = alterations(&cbor, "");
     // What is only shown to people lists its scopes; it holds no set.

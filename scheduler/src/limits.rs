@@ -17,14 +17,20 @@ pub const PENDING_REFRESH_MS: u64 = 60 * 1000;
 pub const MODELS_MAX: usize = 4096;
 /// Inference keys; a gateway keeps all of them in memory and receives them with every table.
 pub const API_KEYS_MAX: usize = 4096;
-/// Key wraps in one command: about 1.3 kB each, so a command stays below two megabytes.
+/// Largest step of a plan: an order with the GPUs of a whole machine that replaces another.
+pub const STEP_BYTES_MAX: usize = 1024;
+/// Key wraps in one command: so many that a model's key reaches a thousand nodes at once.
 pub const WRAPS_PER_COMMAND_MAX: usize = 1024;
+/// Largest key wrap: 1.1 kB of post-quantum ciphertext, a sealed key and names.
+pub const WRAP_BYTES_MAX: usize = 1536;
 /// Longest URL of a store, in bytes.
 pub const STORE_URL_BYTES_MAX: usize = 1024;
 /// Longest text of an audit event, in bytes.
 pub const AUDIT_TEXT_BYTES_MAX: usize = 512;
-/// Largest command: a genesis, or a plan.
-pub const COMMAND_BYTES_MAX: usize = protocol::limits::GENESIS_BYTES_MAX + 64 * 1024;
+/// Largest rest of a command: its time, who asked, and what for.
+pub const COMMAND_FRAME_BYTES_MAX: usize = 1024;
+/// Largest command: a genesis; a roster, a plan and wraps are smaller.
+pub const COMMAND_BYTES_MAX: usize = protocol::limits::GENESIS_BYTES_MAX + COMMAND_FRAME_BYTES_MAX;
 /// Largest snapshot: the governance chain of decades. A larger one is refused rather than believed.
 pub const SNAPSHOT_BYTES_MAX: usize = 1 << 30;
 /// How long a slot that moves or is no longer wanted may finish its requests: longer than nearly every
@@ -46,6 +52,18 @@ pub const REBALANCE_PATIENCE_MS: u64 = 10 * 60 * 1000;
 /// the spread better; at one it would only exchange the nodes' parts, for ever.
 pub const REBALANCE_GAIN_MIN: u32 = 2;
 
+const _: () = {
+    use protocol::limits::{CERTIFICATE_BYTES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_OPEN_MAX};
+    let command = COMMAND_BYTES_MAX - COMMAND_FRAME_BYTES_MAX;
+    assert!(PROPOSAL_BYTES_MAX <= command, "what may be asked for can be written");
+    assert!(PLAN_STEPS_MAX * STEP_BYTES_MAX <= command, "a plan fits into the log");
+    assert!(WRAPS_PER_COMMAND_MAX * WRAP_BYTES_MAX <= command, "wraps fit into the log");
+    let proposals = PROPOSALS_OPEN_MAX + CLOSED_PROPOSALS_MAX;
+    assert!(
+        proposals * CERTIFICATE_BYTES_MAX <= SNAPSHOT_BYTES_MAX / 2,
+        "a snapshot holds proposals and votes"
+    );
+};
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
 const _: () = assert!(REBALANCE_GAIN_MIN >= 2, "a move that gains nothing is undone by the next");
 const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");

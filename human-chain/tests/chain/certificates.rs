@@ -2,8 +2,8 @@
 
 use crate::samples::{full_service, proposals};
 use crate::support::{
-    HOUR, NOW, approve, check, circle, deploy, enact, genesis, manifest, member, name, policy, proposal,
-    retire, secret, signed, try_propose,
+    HOUR, NOW, approve, check, circle, deploy, enact, genesis, manifest, name, proposal, retire, secret,
+    signed, try_propose,
 };
 use human_chain::{
     CircleState, PROPOSAL_LIFETIME_MS_MAX, propose, read_bundle, read_certificate, verify, verify_replay,
@@ -279,20 +279,6 @@ fn changes_must_make_sense_where_they_are_asked_for() {
     ] {
         check(case, try_propose(&state, change), expected);
     }
-}
-
-#[test]
-fn proposals_are_bounded() {
-    let text = "x".repeat(60);
-    let mut members = Vec::new();
-    // 2 kB of keys and more each: over 64 members no longer fit into a proposal's bytes with their names.
-    for n in 0..limits::MEMBERS_MAX {
-        members.push(member(&format!("m{n}{}", &text[..40])));
-    }
-    let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
-    let rule = format!("50 of ({})", ids.join(", "));
-    let change = Change::SetMembers { policy: policy(&rule, &rule), members };
-    check("99 members", try_propose(&circle(), change), "governance-invalid: bytes; at most");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod ballots;
 mod certificates;
 mod chronicles;
+mod full_circle;
 mod genesis;
 mod history;
 mod members;

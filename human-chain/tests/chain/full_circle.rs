@@ -1,0 +1,140 @@
+//! As many members as there may be, with the longest names and the deepest rules: a circle that can be founded can
+//! change its members, and what decides it travels everywhere.
+
+use crate::support::{HOUR, NOW, approve, check, genesis, member, name, secret, signed};
+use human_chain::{
+    CircleState, certify, propose, read_bundle, read_certificate, read_genesis, verify, verify_replay, vote,
+};
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::governance::{
+    ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, LogEvidence, Policy, Proposal, Quorum, SignedBallot,
+};
+use protocol::limits;
+use protocol::{Digest, Epoch, MemberId};
+use std::collections::BTreeMap;
+
+/// A name as long as names may be.
+fn long_name(number: usize) -> String {
+    format!("{number:0>width$}", width = limits::NAME_BYTES_MAX)
+}
+
+/// Each member under a threshold of its own at every depth there may be, and a majority of all.
+fn deepest(members: &[String]) -> Quorum {
+    let alone = |part| Quorum::Threshold { required: 1, of: vec![part] };
+    let wrapped = |id: &String| (1..limits::QUORUM_DEPTH_MAX).fold(Quorum::Member(name(id)), |p, _| alone(p));
+    let required = members.len() as u32 / 2 + 1;
+    Quorum::Threshold { required, of: members.iter().map(wrapped).collect() }
+}
+
+fn rules(members: &[String]) -> Policy {
+    let rule = deepest(members);
+    Policy { quorums: BTreeMap::from([(ActionClass::Routine, rule.clone()), (ActionClass::Sensitive, rule)]) }
+}
+
+fn roster(members: &[String]) -> Change {
+    let policy = rules(members);
+    Change::SetMembers { members: members.iter().map(|id| member(id)).collect(), policy }
+}
+
+fn full_circle() -> (Vec<String>, CircleState) {
+    let people: Vec<String> = (0..limits::MEMBERS_MAX).map(long_name).collect();
+    let mut genesis = genesis();
+    genesis.members = people.iter().map(|id| member(id)).collect();
+    genesis.policy = rules(&people);
+    let signed = signed(genesis);
+    let bytes = to_bytes(&signed);
+    assert!(
+        bytes.len() <= limits::ROSTER_BYTES_MAX + limits::MEMBERS_MAX * limits::BALLOT_BYTES_MAX + 16_384
+    );
+    assert_eq!(read_genesis(&bytes).as_ref(), Ok(&signed));
+    (people, CircleState::found(&signed, None).expect("a full circle can be founded"))
+}
+
+/// With the longest reason, and that of characters which JSON writes longest.
+fn proposal(state: &CircleState, change: Change) -> Proposal {
+    let reason = "\u{1}".repeat(limits::REASON_BYTES_MAX);
+    propose(state, change, reason, NOW, NOW.plus(HOUR), Digest::of(b"nonce")).expect("may be asked for")
+}
+
+#[test]
+fn a_full_circle_replaces_its_members_one_by_one() {
+    let (mut people, mut state) = full_circle();
+    let mut certificates = Vec::new();
+    for round in 0..2 {
+        let voters: Vec<String> = people.clone();
+        people[round] = long_name(limits::MEMBERS_MAX + round);
+        let proposal = proposal(&state, roster(&people));
+        let voters: Vec<&str> = voters.iter().map(String::as_str).collect();
+        let certificate = approve(&proposal, &voters);
+        assert_eq!(certify(&state, &proposal, &certificate.ballots), Ok(certificate.clone()));
+        let approved = verify(&state, &certificate, NOW).expect("everybody voted for it");
+        state.advance(approved).expect("what was just verified applies");
+        assert_eq!(state.epoch(), Epoch(2 + round as u64));
+        assert_eq!(state.members().count(), limits::MEMBERS_MAX);
+        assert!(state.member(&name::<MemberId>(&people[round])).is_some());
+        certificates.push(certificate);
+    }
+    check("used twice", verify_replay(&state, &certificates[0]), "circle-mismatch: was made in epoch 1");
+}
+
+#[test]
+fn what_a_full_circle_decides_is_within_every_limit_on_its_way() {
+    let (mut people, state) = full_circle();
+    let voters = people.clone();
+    people[0] = long_name(limits::MEMBERS_MAX);
+    let proposal = proposal(&state, roster(&people));
+    let voters: Vec<&str> = voters.iter().map(String::as_str).collect();
+    let certificate = approve(&proposal, &voters);
+
+    let Change::SetMembers { members, policy } = &proposal.change else { panic!("a roster") };
+    for member in members {
+        assert!(to_bytes(member).len() <= limits::MEMBER_BYTES_MAX, "{}", to_bytes(member).len());
+    }
+    for rule in policy.quorums.values() {
+        let bytes = to_bytes(rule).len();
+        assert!(bytes <= limits::MEMBERS_MAX * limits::QUORUM_MEMBER_BYTES_MAX, "{bytes}");
+    }
+    for ballot in &certificate.ballots {
+        assert!(to_bytes(ballot).len() <= limits::BALLOT_BYTES_MAX, "{}", to_bytes(ballot).len());
+    }
+    let whole = to_bytes(&proposal).len();
+    let change = to_bytes(&proposal.change).len();
+    assert!(change <= limits::ROSTER_BYTES_MAX, "{change}");
+    let frame = whole - change - proposal.reason.len();
+    assert!(frame <= limits::PROPOSAL_FRAME_BYTES_MAX, "{frame}");
+    let json = serde_json::to_vec(&proposal).expect("a proposal can be written as JSON").len();
+    assert!(json <= limits::API_BODY_BYTES_MAX, "{json}");
+    assert_eq!(from_bytes::<Proposal>(&to_bytes(&proposal), limits::PROPOSAL_BYTES_MAX), Ok(proposal));
+
+    assert_eq!(read_certificate(&to_bytes(&certificate)).as_ref(), Ok(&certificate));
+    let log_evidence = Some(LogEvidence { sequence: u64::MAX });
+    let bundle = Bundle { version: BUNDLE_VERSION, certificate, log_evidence };
+    assert_eq!(read_bundle(&to_bytes(&bundle)), Ok(bundle));
+}
+
+#[test]
+fn a_minority_of_a_full_circle_changes_nothing() {
+    let (mut people, state) = full_circle();
+    let voters = people.clone();
+    people[0] = long_name(limits::MEMBERS_MAX);
+    let proposal = proposal(&state, roster(&people));
+    let cast = |id: &String| -> SignedBallot { vote(&secret(id), name(id), &proposal, Choice::Approve, NOW) };
+    let ballots: Vec<SignedBallot> = voters[..50].iter().map(cast).collect();
+    check("49 of 99", certify(&state, &proposal, &ballots[..49]), "quorum-not-reached: 49 approvals");
+    check("50 of 99", certify(&state, &proposal, &ballots), "approved");
+}
+
+#[test]
+fn one_member_more_or_one_threshold_deeper_is_refused() {
+    let (people, state) = full_circle();
+    let ask = |change| propose(&state, change, String::new(), NOW, NOW.plus(HOUR), Digest::of(b"nonce"));
+    let mut crowd = people.clone();
+    crowd.push(long_name(limits::MEMBERS_MAX));
+    check("100 members", ask(roster(&crowd)), "governance-invalid: 100 members; accepted: 1 to 99");
+    let mut deeper = roster(&people);
+    if let Change::SetMembers { policy, .. } = &mut deeper {
+        let rule = Quorum::Threshold { required: 1, of: vec![deepest(&people)] };
+        policy.quorums.insert(ActionClass::Sensitive, rule);
+    }
+    check("seven deep", ask(deeper), "governance-invalid: policy: is nested deeper than 6");
+}
