@@ -52,8 +52,12 @@ fn check(
 ) -> Result<Approved<Change>, ChainError> {
     let proposal = &certificate.proposal;
     let bytes = to_bytes(certificate);
-    if bytes.len() > limits::CERTIFICATE_BYTES_MAX || certificate.ballots.len() > limits::MEMBERS_MAX {
-        return Err(ChainError::invalid("certificate", "is too large"));
+    let (length, ballots) = (bytes.len(), certificate.ballots.len());
+    if length > limits::CERTIFICATE_BYTES_MAX || ballots > limits::MEMBERS_MAX {
+        let (most, voters) = (limits::CERTIFICATE_BYTES_MAX, limits::MEMBERS_MAX);
+        let reason =
+            format!("{length} bytes, {ballots} ballots; accepted: at most {most} bytes, {voters} ballots");
+        return Err(ChainError::invalid("certificate", reason));
     }
     check_proposal(state, proposal)?;
     if let Some(now) = now.filter(|now| *now > proposal.expires_at.plus(CLOCK_GRACE_MS)) {

@@ -66,7 +66,9 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
                 return Err(ChainError::invalid("retire", format!("service `{service}` does not run")));
             }
             if *grace_seconds > GRACE_SECONDS_MAX {
-                return Err(ChainError::invalid("retire", format!("grace over {GRACE_SECONDS_MAX} s")));
+                let reason =
+                    format!("{grace_seconds} s of grace; accepted: at most {GRACE_SECONDS_MAX} (a week)");
+                return Err(ChainError::invalid("retire", reason));
             }
             Ok(())
         }

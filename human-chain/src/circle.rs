@@ -97,8 +97,12 @@ impl CircleState {
     pub fn found(signed: &SignedGenesis, expected: Option<CircleId>) -> Result<Self, ChainError> {
         let genesis = &signed.genesis;
         let bytes = to_bytes(genesis);
-        if to_bytes(signed).len() > limits::GENESIS_BYTES_MAX {
-            return Err(ChainError::invalid("genesis", "is too large"));
+        let length = to_bytes(signed).len();
+        if length > limits::GENESIS_BYTES_MAX {
+            let most = limits::GENESIS_BYTES_MAX;
+            let reason =
+                format!("{length} bytes; accepted: at most {most}; admit some of the nodes by proposal");
+            return Err(ChainError::invalid("genesis", reason));
         }
         let id = CircleId(Digest::of_domain(GENESIS_DOMAIN, &bytes));
         if let Some(expected) = expected.filter(|expected| *expected != id) {

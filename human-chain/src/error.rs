@@ -1,5 +1,6 @@
 //! Why something is not approved. Every variant has a stable code that `quorate explain` knows.
 
+use crate::show_time;
 use protocol::canonical::CanonicalError;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
@@ -53,9 +54,9 @@ pub enum ChainError {
         current: u64,
     },
     /// The proposal's time is over.
-    #[error("expired at {expired_at}; it is {now}")]
+    #[error("expired at {}; it is {}; propose it again", show_time(*.expired_at), show_time(*.now))]
     Expired {
-        /// When it ended, in milliseconds.
+        /// When it ended.
         expired_at: Millis,
         /// The time it was judged at.
         now: Millis,

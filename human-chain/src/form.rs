@@ -8,17 +8,13 @@ use protocol::governance::{
 };
 use protocol::keys::{EncryptionKey, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::{Manifest, Runtime, ServiceManifest};
-use protocol::{Digest, MemberId, PublicKey, limits};
+use protocol::{MemberId, PublicKey, limits};
 use std::collections::BTreeSet;
 
 /// Most control replicas: Raft with more votes slower and no safer.
 const CONTROL_REPLICAS_MAX: usize = 7;
 /// Most access tokens at genesis.
 const TOKENS_MAX: usize = 256;
-/// Most labels, regions or selector entries.
-const LABELS_MAX: usize = 64;
-/// Longest label key or value, region, or circle name, in bytes.
-const LABEL_BYTES_MAX: usize = 63;
 /// Longest `host:port` or address of an API, in bytes: a DNS name has at most 253.
 const ADDRESS_BYTES_MAX: usize = 300;
 
@@ -81,14 +77,16 @@ fn check_member(member: &Member) -> Result<(), ChainError> {
         _ => return refuse("has an Ed25519 key that is none"),
     }
     if member.keys.ml_dsa.0.len() != ML_DSA_65_PUBLIC_KEY_LENGTH {
-        return refuse("has an ML-DSA-65 key of the wrong length");
+        let (length, wanted) = (member.keys.ml_dsa.0.len(), ML_DSA_65_PUBLIC_KEY_LENGTH);
+        return refuse(&format!("has an ML-DSA-65 key of {length} bytes; it has {wanted}"));
     }
     check_encryption("members", &member.keys.encryption)
 }
 
 fn check_encryption(what: &'static str, key: &EncryptionKey) -> Result<(), ChainError> {
     if key.ml_kem.0.len() != ML_KEM_768_PUBLIC_KEY_LENGTH {
-        return Err(ChainError::invalid(what, "an ML-KEM-768 key has the wrong length"));
+        let (length, wanted) = (key.ml_kem.0.len(), ML_KEM_768_PUBLIC_KEY_LENGTH);
+        return Err(ChainError::invalid(what, format!("an ML-KEM-768 key has {length} bytes, not {wanted}")));
     }
     if key.x25519.0 == [0; 32] {
         return Err(ChainError::invalid(what, "an X25519 key is all zeros"));
@@ -121,7 +119,7 @@ fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
     let names: BTreeSet<_> = tokens.iter().map(|token| &token.name).collect();
     let hashes: BTreeSet<_> = tokens.iter().map(|token| token.hash).collect();
     if tokens.len() > TOKENS_MAX {
-        return refuse("too many");
+        return refuse(&format!("{} tokens; accepted: at most {TOKENS_MAX}", tokens.len()));
     }
     if names.len() != tokens.len() || hashes.len() != tokens.len() {
         return refuse("two tokens share a name or a hash");
@@ -144,8 +142,9 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     if node.roles.contains(&NodeRole::Gateway) != node.gateway.is_some() {
         return refuse("must name a gateway exactly when it has the gateway role");
     }
-    if node.labels.len() > LABELS_MAX {
-        return refuse("has too many labels");
+    if node.labels.len() > limits::LABELS_MAX {
+        let (count, most) = (node.labels.len(), limits::LABELS_MAX);
+        return refuse(&format!("has {count} labels; accepted: at most {most}"));
     }
     check_encryption("node", &node.encryption)?;
     check_label("node.region", &node.region)?;
@@ -155,8 +154,9 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     }
     if let Some(storage) = &node.storage {
         check_address("node.storage.address", &storage.address)?;
-        if storage.stores.is_empty() || storage.stores.len() > limits::NODE_STORES_MAX {
-            return refuse("must have 1 to 128 stores if it has the storage role");
+        let (count, most) = (storage.stores.len(), limits::NODE_STORES_MAX);
+        if count == 0 || count > most {
+            return refuse(&format!("has the storage role and {count} stores; accepted: 1 to {most}"));
         }
     }
     if let Some(gateway) = &node.gateway {
@@ -171,54 +171,26 @@ pub(crate) fn node_keys(node: &NodeAdmission) -> impl Iterator<Item = PublicKey>
     [Some(node.id.0), node.gateway.as_ref().map(|gateway| gateway.key)].into_iter().flatten()
 }
 
-/// Rules of a manifest that did not necessarily come from TOML, and of what this release can run.
+/// What of a manifest this release can run, and its bounds, wherever it came from.
 pub(crate) fn check_manifest(manifest: &Manifest) -> Result<&ServiceManifest, ChainError> {
     let service = match manifest {
         Manifest::Service(service) => service,
         Manifest::Job(_) => return Err(ChainError::KindNotBuilt("a job")),
         Manifest::Edge(_) => return Err(ChainError::KindNotBuilt("an edge rollout")),
     };
-    let refuse = |reason: &str| Err(ChainError::invalid("manifest", format!("`{}` {reason}", service.name)));
     if service.runtime == Runtime::Process {
         return Err(ChainError::KindNotBuilt("the process runtime"));
     }
     if !service.egress.is_empty() {
         return Err(ChainError::EgressNotBuilt(service.name.clone()));
     }
-    let replicas = service.replicas;
-    if replicas.max == 0 || replicas.max > limits::SLOTS_MAX || replicas.min > replicas.max {
-        return refuse("has an impossible range of replicas");
-    }
-    if service.model.root.0 == Digest([0; 32]) {
-        return refuse("names no model");
-    }
-    let resources = &service.resources;
-    if resources.cpu_millicores == 0 || resources.memory_bytes == 0 {
-        return refuse("asks for no CPU or no memory");
-    }
-    if resources.gpu_share_percent > 99 || (resources.gpu_share_percent > 0 && resources.gpu_count > 0) {
-        return refuse("asks for an impossible share of a GPU");
-    }
-    if service.batch_sequences_max == 0 || service.context_tokens_max == Some(0) {
-        return refuse("allows no sequence or no token");
-    }
-    let placement = &service.placement;
-    if placement.regions.len() > LABELS_MAX || placement.node_selector.len() > LABELS_MAX {
-        return refuse("names too many regions or labels");
-    }
-    let labels = placement.node_selector.iter().flat_map(|(key, value)| [key, value]);
-    placement.regions.iter().chain(labels).try_for_each(|text| check_label("manifest.placement", text))?;
+    let named = |error| ChainError::invalid("manifest", format!("`{}`: {error}", service.name));
+    service.check_bounds().map_err(named)?;
     Ok(service)
 }
 
 fn check_label(what: &'static str, text: &str) -> Result<(), ChainError> {
-    if text.len() > LABEL_BYTES_MAX {
-        return Err(ChainError::invalid(what, format!("is longer than {LABEL_BYTES_MAX} bytes")));
-    }
-    if text.chars().any(char::is_control) {
-        return Err(ChainError::invalid(what, "contains a control character"));
-    }
-    Ok(())
+    protocol::manifest::check_label(text).map_err(|reason| ChainError::invalid(what, reason))
 }
 
 /// `host:port`, where the host is a DNS name, an IPv4 address or an IPv6 address in brackets.

@@ -1,8 +1,8 @@
 //! Making a proposal, and judging one against the circle's state.
 
-use crate::ChainError;
 use crate::change::{check_change, subject_of};
 use crate::circle::CircleState;
+use crate::{ChainError, show_time};
 use protocol::canonical::to_bytes;
 use protocol::governance::{Change, Proposal, SubjectVersion};
 use protocol::manifest::Manifest;
@@ -55,31 +55,39 @@ pub(crate) fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result
 fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
     let refuse = |reason: String| Err(ChainError::invalid("proposal", reason));
     if proposal.reason.len() > limits::REASON_BYTES_MAX {
-        return refuse(format!("reason is longer than {} bytes", limits::REASON_BYTES_MAX));
+        let (length, most) = (proposal.reason.len(), limits::REASON_BYTES_MAX);
+        return refuse(format!("its reason is {length} bytes; accepted: at most {most}"));
     }
-    if proposal.expires_at <= proposal.created_at {
-        return refuse("expires before it begins".into());
+    let (begins, ends) = (proposal.created_at, proposal.expires_at);
+    if ends <= begins {
+        let (begins, ends) = (show_time(begins), show_time(ends));
+        return refuse(format!("expires at {ends}, not after it begins at {begins}"));
     }
-    if proposal.expires_at.0 - proposal.created_at.0 > PROPOSAL_LIFETIME_MS_MAX {
-        return refuse("lives longer than thirty days".into());
+    if ends.0 - begins.0 > PROPOSAL_LIFETIME_MS_MAX {
+        let (begins, ends) = (show_time(begins), show_time(ends));
+        return refuse(format!("begins at {begins} and expires at {ends}; accepted: at most thirty days"));
     }
-    if ends_before_it_begins(proposal) {
-        return refuse("asks for a service whose validity is over already".into());
+    if let Some(end) = validity_end(&proposal.change).filter(|end| *end <= begins) {
+        let (begins, end) = (show_time(begins), show_time(end));
+        return refuse(format!(
+            "asks for a service that is valid until {end}, over when it begins at {begins}"
+        ));
     }
     let length = to_bytes(proposal).len();
     if length > limits::PROPOSAL_BYTES_MAX {
-        return refuse(format!("is {length} bytes; at most {}", limits::PROPOSAL_BYTES_MAX));
+        return refuse(format!("{length} bytes; accepted: at most {}", limits::PROPOSAL_BYTES_MAX));
     }
     Ok(())
 }
 
-fn ends_before_it_begins(proposal: &Proposal) -> bool {
-    match &proposal.change {
+/// When what is asked for ends by itself.
+fn validity_end(change: &Change) -> Option<Millis> {
+    match change {
         Change::Deploy(manifest) => match manifest.as_ref() {
-            Manifest::Service(service) => service.valid_until.is_some_and(|end| end <= proposal.created_at),
-            _ => false,
+            Manifest::Service(service) => service.valid_until,
+            Manifest::Job(_) | Manifest::Edge(_) => None,
         },
-        _ => false,
+        _ => None,
     }
 }
 

@@ -69,7 +69,11 @@ fn every_founder_signs_and_nobody_else() {
 
     let mut endless = sound.clone();
     endless.signatures.get_mut(&by("bob")).unwrap().ml_dsa = ByteString(vec![0; limits::GENESIS_BYTES_MAX]);
-    check("endless data", CircleState::found(&endless, None), "governance-invalid: genesis: is too large");
+    check(
+        "endless data",
+        CircleState::found(&endless, None),
+        "governance-invalid: accepted: at most 2097152; admit some of the nodes",
+    );
 
     let mut half = sound.clone();
     half.signatures.get_mut(&by("bob")).unwrap().ml_dsa = ByteString(Vec::new());
@@ -103,7 +107,9 @@ fn founded(case: &str, expected: &str, alter: impl FnOnce(&mut Genesis)) {
 fn names_and_members_have_their_form() {
     founded("unaltered", "approved", |_| {});
     founded("no name", "governance-invalid: genesis.name: is empty", |g| g.name.clear());
-    founded("long name", "governance-invalid: genesis.name: is longer", |g| g.name = "x".repeat(64));
+    founded("long name", "governance-invalid: genesis.name: is 64 bytes; accepted: at most 63", |g| {
+        g.name = "x".repeat(64)
+    });
     founded("control character", "governance-invalid: genesis.name: contains", |g| g.name.push('\u{7}'));
     founded("nobody", "governance-invalid: 0 members", |g| g.members.clear());
     founded("twice", "governance-invalid: same id", |g| g.members.push(member("alice")));
@@ -123,7 +129,7 @@ fn names_and_members_have_their_form() {
     founded("not a key", "governance-invalid: Ed25519 key that is none", |g| {
         g.members[0].keys.ed25519 = PublicKey(std::array::from_fn(|at| u8::from(at == 0) * 2));
     });
-    founded("short ML-DSA key", "governance-invalid: ML-DSA-65 key of the wrong length", |g| {
+    founded("short ML-DSA key", "governance-invalid: an ML-DSA-65 key of 1951 bytes; it has 1952", |g| {
         g.members[0].keys.ml_dsa.0.pop();
     });
     founded("short ML-KEM key", "governance-invalid: members: an ML-KEM-768 key", |g| {
@@ -181,7 +187,9 @@ fn control_replicas_and_tokens_have_their_form() {
         second.name = name("second");
         g.tokens.push(second);
     });
-    founded("too many tokens", "governance-invalid: too many", |g| g.tokens = vec![g.tokens[0].clone(); 257]);
+    founded("too many tokens", "governance-invalid: 257 tokens; accepted: at most 256", |g| {
+        g.tokens = vec![g.tokens[0].clone(); 257]
+    });
 }
 
 #[test]
@@ -191,10 +199,10 @@ fn nodes_have_their_form() {
     founded("storage without role", "governance-invalid: storage exactly", |g| {
         g.nodes[2].storage = g.nodes[1].storage.clone();
     });
-    founded("no stores", "governance-invalid: 1 to 128 stores", |g| {
+    founded("no stores", "governance-invalid: stores; accepted: 1 to 128", |g| {
         g.nodes[1].storage.as_mut().unwrap().stores.clear();
     });
-    founded("too many stores", "governance-invalid: 1 to 128 stores", |g| {
+    founded("too many stores", "governance-invalid: stores; accepted: 1 to 128", |g| {
         g.nodes[1].storage.as_mut().unwrap().stores = (0..129).map(|n| name(&format!("disk-{n}"))).collect();
     });
     founded("gateway role without gateway", "governance-invalid: gateway exactly", |g| {
@@ -228,7 +236,7 @@ fn nodes_have_their_form() {
     founded("label key", "governance-invalid: node.labels", |g| {
         g.nodes[0].labels.insert("x".repeat(64), "a".into());
     });
-    founded("labels", "governance-invalid: too many labels", |g| {
+    founded("labels", "governance-invalid: `n1` has 65 labels; accepted: at most 64", |g| {
         g.nodes[0].labels = (0..65).map(|n| (n.to_string(), String::new())).collect();
     });
     founded("storage address", "governance-invalid: node.storage.address", |g| {

@@ -2,6 +2,7 @@
 //! which words, and properties over generated proposals.
 
 mod ballots;
+mod bounds;
 mod certificates;
 mod chronicles;
 mod full_circle;

@@ -3,9 +3,12 @@
 //! Inside the bounds of an approved manifest the scheduler places, scales and heals freely; outside
 //! them nothing happens. People write TOML ([`Manifest::from_toml`]); what is signed is canonical CBOR.
 
+mod bounds;
+mod fields;
 mod parse;
 mod size;
 
+pub use bounds::{OutOfBounds, check_label};
 pub use parse::ManifestError;
 pub use size::{format_bytes, parse_bytes};
 

@@ -19,7 +19,10 @@ pub(super) fn execute(
         return Err(Refusal::new(PLAN_STALE, message));
     }
     if steps.len() > PLAN_STEPS_MAX {
-        return Err(Refusal::new(COMMAND_INVALID, format!("more than {PLAN_STEPS_MAX} steps")));
+        return Err(Refusal::new(
+            COMMAND_INVALID,
+            format!("{} steps; accepted: at most {PLAN_STEPS_MAX}", steps.len()),
+        ));
     }
     let mut draft = Draft::new(cluster, cluster.now);
     let effects = steps.iter().map(|step| draft.execute(step)).collect::<Result<Vec<_>, _>>()?;

@@ -4,12 +4,12 @@ use super::execute::settle;
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{
-    ChainError, CircleState, assemble, check_ballot, class_of, propose, satisfied, subject_of,
+    ChainError, CircleState, assemble, check_ballot, class_of, propose, satisfied, show_time, subject_of,
 };
 use protocol::api::ProposalState;
 use protocol::error_code::{
-    BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_MISMATCH, CIRCLE_NOT_FOUNDED, LIMIT_REACHED,
-    PROPOSAL_EXPIRED, PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
+    BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED, LIMIT_REACHED, PROPOSAL_EXPIRED,
+    PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
 };
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, LogEvidence, Proposal, SignedBallot, SignedGenesis,
@@ -69,12 +69,14 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
 
 /// A proposal stands when the circle's state today would make exactly it.
 fn check_submitted(state: &CircleState, proposal: &Proposal, now: Millis) -> Result<(), Refusal> {
-    if proposal.circle != state.id() || proposal.epoch != state.epoch() {
-        let message = "the proposal is for another circle, or for members and policy of another time";
-        return Err(Refusal::new(CIRCLE_MISMATCH, message));
+    if proposal.circle != state.id() {
+        return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle }.into());
+    }
+    if proposal.epoch != state.epoch() {
+        return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() }.into());
     }
     if proposal.expires_at <= now {
-        return Err(Refusal::new(PROPOSAL_EXPIRED, "the proposal has expired"));
+        return Err(ChainError::Expired { expired_at: proposal.expires_at, now }.into());
     }
     let today = propose(
         state,
@@ -123,10 +125,16 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
 }
 
 fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
-    match cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id).map(|closed| closed.state) {
-        Some(ProposalState::Expired) => Refusal::new(PROPOSAL_EXPIRED, "the proposal has expired"),
-        Some(ProposalState::Stale) => Refusal::new(PROPOSAL_STALE, "what it changes was changed before"),
-        Some(_) => Refusal::new(PROPOSAL_NOT_FOUND, "the proposal is decided already"),
+    let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
+    match closed.map(|closed| (closed.state, show_time(closed.closed_at))) {
+        Some((ProposalState::Expired, at)) => {
+            Refusal::new(PROPOSAL_EXPIRED, format!("the proposal ended undecided at {at}; propose it again"))
+        }
+        Some((ProposalState::Stale, at)) => {
+            let message = format!("what it changes was changed at {at}; propose it again");
+            Refusal::new(PROPOSAL_STALE, message)
+        }
+        Some((_, at)) => Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was decided at {at}")),
         None => Refusal::new(PROPOSAL_NOT_FOUND, format!("no open proposal {id}")),
     }
 }

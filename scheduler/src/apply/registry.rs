@@ -13,12 +13,10 @@ use protocol::error_code::{
 };
 use protocol::gateway::ApiKey;
 use protocol::governance::{Change, NodeAdmission};
-use protocol::limits::NAME_BYTES_MAX;
+use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::{NodeId, ServiceName, TokenName};
 
-/// Most labels of a node that asks to be admitted.
-const PENDING_LABELS_MAX: usize = 64;
 /// Most bytes of a node's request to be admitted: keys of 1.3 kB, addresses, labels.
 const PENDING_BYTES_MAX: usize = 16 * 1024;
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
@@ -40,9 +38,20 @@ pub(super) fn register_model(
         let (stores, shards) = (record.stores.len(), record.erasure.shards());
         return invalid(format!("model {} names {stores} stores for {shards} shards", record.name));
     }
-    let text_max = record.stores.iter().map(|store| store.url.len().max(store.failure_domain.len())).max();
-    if text_max > Some(STORE_URL_BYTES_MAX) || record.architecture.len() > NAME_BYTES_MAX {
-        return invalid(format!("model {}: a store's url or the architecture is too long", record.name));
+    let texts = record.stores.iter().flat_map(|store| [store.url.len(), store.failure_domain.len()]);
+    let longest = texts.max().unwrap_or(0);
+    if longest > STORE_URL_BYTES_MAX {
+        let name = &record.name;
+        return invalid(format!(
+            "model {name}: a store's url or failure domain is {longest} bytes; accepted: at most {STORE_URL_BYTES_MAX}"
+        ));
+    }
+    let architecture = record.architecture.len();
+    if architecture > NAME_BYTES_MAX {
+        let name = &record.name;
+        return invalid(format!(
+            "model {name}: its architecture is {architecture} bytes; accepted: at most {NAME_BYTES_MAX}"
+        ));
     }
     let subject = format!("model/{}", record.name);
     cluster.models.insert(record.root, record.clone());
@@ -53,7 +62,9 @@ pub(super) fn register_model(
 
 pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap]) -> Result<Reply, Refusal> {
     if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
-        return Err(Refusal::new(COMMAND_INVALID, format!("give 1 to {WRAPS_PER_COMMAND_MAX} wraps")));
+        let message =
+            format!("{} wraps; accepted: 1 to {WRAPS_PER_COMMAND_MAX}; send the rest after", wraps.len());
+        return Err(Refusal::new(COMMAND_INVALID, message));
     }
     for wrap in wraps {
         if !cluster.models.contains_key(&wrap.root) {
@@ -63,7 +74,11 @@ pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap])
         if wrap.encapsulated.0.len() != ML_KEM_768_CIPHERTEXT_LENGTH
             || wrap.sealed.0.len() != SEALED_KEY_LENGTH
         {
-            return Err(Refusal::new(COMMAND_INVALID, "a wrap has the wrong length"));
+            let (encapsulated, sealed) = (wrap.encapsulated.0.len(), wrap.sealed.0.len());
+            let message = format!(
+                "a wrap of {encapsulated} and {sealed} bytes; it has {ML_KEM_768_CIPHERTEXT_LENGTH} and {SEALED_KEY_LENGTH}"
+            );
+            return Err(Refusal::new(COMMAND_INVALID, message));
         }
         if !may_receive(cluster, &wrap.recipient) {
             let message = match &wrap.recipient {
@@ -173,8 +188,13 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
         return Ok(Reply::Enrolled { admitted: true });
     }
     let bytes = protocol::canonical::to_bytes(admission).len();
-    if bytes > PENDING_BYTES_MAX || admission.labels.len() > PENDING_LABELS_MAX {
-        return Err(Refusal::new(COMMAND_INVALID, "the request to be admitted is too large"));
+    let labels = admission.labels.len();
+    if bytes > PENDING_BYTES_MAX || labels > LABELS_MAX {
+        let message = format!(
+            "node `{}` asks with {bytes} bytes and {labels} labels; accepted: at most {PENDING_BYTES_MAX} bytes, {LABELS_MAX} labels",
+            admission.name
+        );
+        return Err(Refusal::new(COMMAND_INVALID, message));
     }
     let now = cluster.now;
     let known = cluster.pending.get(&admission.id);

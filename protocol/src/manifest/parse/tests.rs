@@ -55,11 +55,11 @@ fn errors_name_line_and_field() {
     check(&with("max = 3", "max = 0"), "manifest-invalid 11:7 replicas.max: is 0; accepted: 1 to 1024");
     check(
         &with("min = 1", "min = \"one\""),
-        "manifest-wrong-type 10:7 min: invalid type: string \"one\", expected u32",
+        "manifest-wrong-type 10:7 replicas.min: invalid type: string \"one\", expected u32",
     );
     check(
         &with("min = 1", "minimum = 1"),
-        "manifest-unknown-field 10:1 minimum: unknown field `minimum`, expected `min` or `max`",
+        "manifest-unknown-field 10:1 replicas.minimum: unknown field `minimum`, expected `min` or `max`",
     );
     check(
         &with("cpu_millicores = 500", "cpu_millicores = 0"),

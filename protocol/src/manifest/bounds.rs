@@ -1,0 +1,290 @@
+//! What no cluster could run, or nobody could read before voting: the one set of bounds of a manifest.
+//!
+//! Both ways in ask here: TOML, which people write ([`Manifest::from_toml`]), and canonical or JSON form, which
+//! programs propose and `human-chain` judges. Fields are called as in TOML. What can be run, but not by this release,
+//! is no matter of bounds and is judged where it would run.
+
+use super::{
+    EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, ServiceManifest,
+    format_bytes, parse_bytes,
+};
+use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, SLOTS_MAX};
+
+/// Most cores of one replica: the largest machines sold have fewer.
+const CPU_MILLICORES_MAX: u64 = 4_096_000;
+/// Least memory of one replica: an engine and its runtime do not fit in less.
+const MEMORY_BYTES_MIN: u64 = 32 << 20;
+/// Most memory of one replica, and of one GPU.
+pub(super) const MEMORY_BYTES_MAX: u64 = 64 << 40;
+/// Most GPUs of one replica: one machine's.
+const GPU_COUNT_MAX: u32 = 64;
+/// Largest share of one GPU, in percent; more is the whole.
+pub(super) const GPU_SHARE_PERCENT_MAX: u32 = 99;
+/// Most tokens of a context: four times what the largest models of today take.
+const CONTEXT_TOKENS_MAX: u32 = 1 << 20;
+/// Most sequences of one step: beyond it latency grows and throughput does not.
+const BATCH_SEQUENCES_MAX: u32 = 1024;
+/// Most ranks of a job.
+const RANKS_MAX: u32 = 4096;
+/// Longest job: a month.
+const RUN_SECONDS_MAX: u64 = 31 * 24 * 3600;
+
+/// A field whose value no cluster could run with, and what is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {message}")]
+pub struct OutOfBounds {
+    /// Dotted path of the field, as in TOML: `replicas.max`.
+    pub field: String,
+    /// What it is, and what is accepted.
+    pub message: String,
+}
+
+impl OutOfBounds {
+    pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+impl Manifest {
+    /// Whether every value is one that a cluster could run with.
+    ///
+    /// # Errors
+    /// The first field that is not.
+    pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
+        match self {
+            Manifest::Service(service) => service.check_bounds(),
+            Manifest::Job(job) => check_job(job),
+            Manifest::Edge(edge) => check_edge(edge),
+        }
+    }
+}
+
+impl ServiceManifest {
+    /// Whether every value is one that a cluster could run with.
+    ///
+    /// # Errors
+    /// The first field that is not.
+    pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
+        check_model(&self.model)?;
+        check_replicas(self.replicas)?;
+        check_resources(&self.resources)?;
+        check_placement(&self.placement)?;
+        if let Some(tokens) = self.context_tokens_max {
+            in_range("context_tokens_max", tokens, 1, CONTEXT_TOKENS_MAX)?;
+        }
+        in_range("batch_sequences_max", self.batch_sequences_max, 1, BATCH_SEQUENCES_MAX)
+    }
+}
+
+fn check_job(job: &JobManifest) -> Result<(), OutOfBounds> {
+    if job.command.is_empty() {
+        return Err(OutOfBounds::new("command", "is empty; name the entry point"));
+    }
+    in_range("ranks", job.ranks, 1, RANKS_MAX)?;
+    check_resources(&job.resources)?;
+    check_placement(&job.placement)?;
+    in_range("run_seconds_max", job.run_seconds_max, 1, RUN_SECONDS_MAX)
+}
+
+fn check_edge(edge: &EdgeManifest) -> Result<(), OutOfBounds> {
+    let waves = &edge.waves_percent;
+    let rise =
+        waves.windows(2).all(|pair| pair[0] < pair[1]) && waves.first().is_some_and(|first| *first > 0);
+    if !rise || waves.last() != Some(&100) {
+        return Err(OutOfBounds::new("waves_percent", "must rise and end at 100"));
+    }
+    if edge.sites.is_empty() {
+        return Err(OutOfBounds::new("sites", "is empty; use a pattern like `ca-*`"));
+    }
+    check_model(&edge.model)
+}
+
+fn check_model(model: &ModelChoice) -> Result<(), OutOfBounds> {
+    if model.root.0.0 == [0; 32] {
+        return Err(OutOfBounds::new("model.root", "is all zeros; `quorate model list` shows roots"));
+    }
+    Ok(())
+}
+
+fn check_replicas(replicas: ReplicaRange) -> Result<(), OutOfBounds> {
+    let ReplicaRange { min, max } = replicas;
+    in_range("replicas.max", max, 1, SLOTS_MAX)?;
+    if min > max {
+        let message = format!("is {min}, more than replicas.max, which is {max}");
+        return Err(OutOfBounds::new("replicas.min", message));
+    }
+    Ok(())
+}
+
+fn check_resources(resources: &Resources) -> Result<(), OutOfBounds> {
+    let (count, share) = (resources.gpu_count, resources.gpu_share_percent);
+    in_range("resources.cpu_millicores", resources.cpu_millicores, 1, CPU_MILLICORES_MAX)?;
+    bytes_in_range("resources.memory", resources.memory_bytes, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)?;
+    in_range("resources.gpu_count", count, 0, GPU_COUNT_MAX)?;
+    in_range("resources.gpu_share_percent", share, 0, GPU_SHARE_PERCENT_MAX)?;
+    if count > 0 && share > 0 {
+        let message = "asks for a share of a GPU while resources.gpu_count asks for whole ones";
+        return Err(OutOfBounds::new("resources.gpu_share_percent", message));
+    }
+    if resources.gpu_memory_bytes > 0 && count == 0 && share == 0 {
+        return Err(OutOfBounds::new("resources.gpu_memory", "is given, but no GPU is asked for"));
+    }
+    bytes_in_range("resources.gpu_memory", resources.gpu_memory_bytes, 0, MEMORY_BYTES_MAX)
+}
+
+fn check_placement(placement: &Placement) -> Result<(), OutOfBounds> {
+    let (regions, selector) = (&placement.regions, &placement.node_selector);
+    for (field, length) in [("placement.regions", regions.len()), ("placement.node_selector", selector.len())]
+    {
+        if length > LABELS_MAX {
+            let message = format!("has {length} entries; accepted: at most {LABELS_MAX}");
+            return Err(OutOfBounds::new(field, message));
+        }
+    }
+    for (at, region) in regions.iter().enumerate() {
+        let named = |message| OutOfBounds::new(format!("placement.regions[{at}]"), message);
+        check_label(region).map_err(named)?;
+    }
+    for (key, value) in selector {
+        let named =
+            |message| OutOfBounds::new("placement.node_selector", format!("has a key that {message}"));
+        check_label(key).map_err(named)?;
+        let named = |message| OutOfBounds::new(join("placement.node_selector", key), message);
+        check_label(value).map_err(named)?;
+    }
+    Ok(())
+}
+
+/// Whether a text can be a label's key or value, or a region.
+///
+/// # Errors
+/// What it is, and what is accepted.
+pub fn check_label(text: &str) -> Result<(), String> {
+    if text.len() > LABEL_BYTES_MAX {
+        return Err(format!("is {} bytes; accepted: at most {LABEL_BYTES_MAX}", text.len()));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(c) => Err(format!("contains the control character `{}`; leave it out", c.escape_debug())),
+        None => Ok(()),
+    }
+}
+
+/// A path and a key under it. What is no bare key of TOML is quoted.
+pub(super) fn join(path: &str, key: &str) -> String {
+    let bare = !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
+    let key = if bare { key.to_string() } else { format!("{key:?}") };
+    if path.is_empty() { key } else { format!("{path}.{key}") }
+}
+
+pub(super) fn in_range<N: PartialOrd + std::fmt::Display>(
+    field: &str,
+    value: N,
+    min: N,
+    max: N,
+) -> Result<(), OutOfBounds> {
+    if value < min || value > max {
+        return Err(OutOfBounds::new(field, format!("is {value}; accepted: {min} to {max}")));
+    }
+    Ok(())
+}
+
+pub(super) fn bytes_in_range(field: &str, bytes: u64, min: u64, max: u64) -> Result<(), OutOfBounds> {
+    if bytes < min || bytes > max {
+        // Rounded, an amount just outside would look like the bound that it misses.
+        let rounded = format_bytes(bytes);
+        let given = if parse_bytes(&rounded) == Ok(bytes) { rounded } else { format!("{bytes} B") };
+        let message = format!("is {given}; accepted: {} to {}", format_bytes(min), format_bytes(max));
+        return Err(OutOfBounds::new(field, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelRoot;
+    use crate::digest::Digest;
+
+    const ROOT: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+
+    fn read(text: &str) -> Manifest {
+        Manifest::from_toml(&text.replace("ROOT", ROOT)).expect("a sound manifest")
+    }
+
+    fn job() -> JobManifest {
+        let text = "kind = 'job'\nname = 'train'\nartefact = 'ROOT'\ncommand = ['train.py']\nranks = 4\n\
+            run_seconds_max = 3600\nresources = { cpu_millicores = 1000, memory = '1 GiB' }\n";
+        let Manifest::Job(job) = read(text) else { panic!("kind = job reads as a job") };
+        job
+    }
+
+    fn edge() -> EdgeManifest {
+        let text = "kind = 'edge'\nname = 'detector'\nsites = 'ca-*'\nwaves_percent = [1, 10, 100]\n\
+            model = { name = 'detector', root = 'ROOT' }\n";
+        let Manifest::Edge(edge) = read(text) else { panic!("kind = edge reads as a rollout") };
+        edge
+    }
+
+    fn told(manifest: &Manifest) -> String {
+        manifest.check_bounds().map_or_else(|error| error.to_string(), |()| "ok".into())
+    }
+
+    #[test]
+    fn jobs_have_bounds_however_they_are_made() {
+        let with = |edit: fn(&mut JobManifest)| {
+            let mut job = job();
+            edit(&mut job);
+            told(&Manifest::Job(job))
+        };
+        assert_eq!(with(|_| {}), "ok");
+        assert_eq!(with(|job| job.command.clear()), "command is empty; name the entry point");
+        assert_eq!(with(|job| job.ranks = 0), "ranks is 0; accepted: 1 to 4096");
+        assert_eq!(with(|job| job.ranks = 4097), "ranks is 4097; accepted: 1 to 4096");
+        assert_eq!(with(|job| job.run_seconds_max = 0), "run_seconds_max is 0; accepted: 1 to 2678400");
+        let long = "x".repeat(64);
+        let mut far = job();
+        far.placement.regions.push(long);
+        assert_eq!(told(&Manifest::Job(far)), "placement.regions[0] is 64 bytes; accepted: at most 63");
+        let half = |job: &mut JobManifest| job.resources.memory_bytes = (32 << 20) - 1;
+        assert_eq!(with(half), "resources.memory is 33554431 B; accepted: 32 MiB to 64 TiB");
+    }
+
+    #[test]
+    fn rollouts_have_bounds_however_they_are_made() {
+        for (waves, expected) in [
+            (&[100][..], "ok"),
+            (&[1, 100], "ok"),
+            (&[], "waves_percent must rise and end at 100"),
+            (&[0, 100], "waves_percent must rise and end at 100"),
+            (&[50, 50, 100], "waves_percent must rise and end at 100"),
+            (&[50, 101], "waves_percent must rise and end at 100"),
+        ] {
+            assert_eq!(
+                told(&Manifest::Edge(EdgeManifest { waves_percent: waves.to_vec(), ..edge() })),
+                expected
+            );
+        }
+        let nowhere = EdgeManifest { sites: String::new(), ..edge() };
+        assert_eq!(told(&Manifest::Edge(nowhere)), "sites is empty; use a pattern like `ca-*`");
+        let mut nothing = edge();
+        nothing.model.root = ModelRoot(Digest([0; 32]));
+        assert_eq!(
+            told(&Manifest::Edge(nothing)),
+            "model.root is all zeros; `quorate model list` shows roots"
+        );
+    }
+
+    #[test]
+    fn paths_are_written_as_toml_would() {
+        for (path, key, expected) in [
+            ("", "kind", "kind"),
+            ("replicas", "min", "replicas.min"),
+            ("a", "b-c_9", "a.b-c_9"),
+            ("a", "b.c", "a.\"b.c\""),
+            ("a", "", "a.\"\""),
+            ("", "ö", "\"ö\""),
+        ] {
+            assert_eq!(join(path, key), expected);
+        }
+    }
+}

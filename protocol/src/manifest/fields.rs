@@ -1,0 +1,156 @@
+//! Where the fields of a manifest's text stand: from a place to the dotted path there, and from a path to its place.
+//!
+//! Asked for only when there is something to complain about, so it reads the text once more.
+
+use super::bounds::join;
+use std::ops::Range;
+use toml::de::{DeTable, DeValue};
+
+/// Every field of a text, parents before what they contain.
+pub(super) struct Fields {
+    fields: Vec<Field>,
+}
+
+/// A field: `replicas.min`, `placement.regions[2]`.
+struct Field {
+    path: String,
+    /// Where its name stands; the same as the value for an element of a list.
+    name: Range<usize>,
+    value: Range<usize>,
+}
+
+impl Fields {
+    /// What of this text can be read as TOML.
+    pub(super) fn of(text: &str) -> Self {
+        let mut fields = Vec::new();
+        collect_table(DeTable::parse_recoverable(text).0.get_ref(), "", &mut fields);
+        Self { fields }
+    }
+
+    /// The field whose name or value is exactly here, else the innermost one around it.
+    pub(super) fn path_of(&self, span: &Range<usize>) -> Option<&str> {
+        let exact = self.fields.iter().rev().find(|field| field.name == *span || field.value == *span);
+        let around = |range: &Range<usize>| range.start <= span.start && span.end <= range.end;
+        let innermost = || {
+            let found = self.fields.iter().filter(|field| around(&field.name) || around(&field.value));
+            found.min_by_key(|field| if around(&field.name) { field.name.len() } else { field.value.len() })
+        };
+        exact.or_else(innermost).map(|field| field.path.as_str())
+    }
+
+    /// The field whose whole value is exactly here.
+    pub(super) fn path_of_value(&self, span: &Range<usize>) -> Option<&str> {
+        self.fields.iter().rev().find(|field| field.value == *span).map(|field| field.path.as_str())
+    }
+
+    /// Where the value of this field stands; if it is not given, where the table stands that lacks it.
+    pub(super) fn span_of(&self, path: &str) -> Range<usize> {
+        let mut path = path;
+        loop {
+            if let Some(field) = self.fields.iter().find(|field| field.path == path) {
+                return field.value.clone();
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = &path[..end],
+                None => return 0..0,
+            }
+        }
+    }
+}
+
+fn collect_table(table: &DeTable<'_>, path: &str, fields: &mut Vec<Field>) {
+    for (key, value) in table {
+        let path = join(path, key.get_ref());
+        fields.push(Field { path: path.clone(), name: key.span(), value: value.span() });
+        collect(value.get_ref(), &path, fields);
+    }
+}
+
+fn collect(value: &DeValue<'_>, path: &str, fields: &mut Vec<Field>) {
+    match value {
+        DeValue::Table(table) => collect_table(table, path, fields),
+        DeValue::Array(items) => {
+            for (at, item) in items.iter().enumerate() {
+                let path = format!("{path}[{at}]");
+                fields.push(Field { path: path.clone(), name: item.span(), value: item.span() });
+                collect(item.get_ref(), &path, fields);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "kind = \"service\"\n\
+        model = { name = \"m\", root = \"1\" }\n\
+        [replicas]\n\
+        min = 7\n\
+        [placement]\n\
+        regions = [\"a\", \"b\"]\n\
+        [placement.node_selector]\n\
+        disk = \"ssd\"\n\
+        \"a.b\" = \"x\"\n";
+
+    fn at(part: &str) -> Range<usize> {
+        let start = TEXT.find(part).expect("a part of the text");
+        start..start + part.len()
+    }
+
+    #[test]
+    fn a_place_has_a_path_and_a_path_a_place() {
+        for (part, path) in [
+            ("\"service\"", "kind"),
+            ("\"m\"", "model.name"),
+            ("{ name = \"m\", root = \"1\" }", "model"),
+            ("7", "replicas.min"),
+            ("\"b\"", "placement.regions[1]"),
+            ("[\"a\", \"b\"]", "placement.regions"),
+            ("\"ssd\"", "placement.node_selector.disk"),
+            ("\"x\"", "placement.node_selector.\"a.b\""),
+        ] {
+            let place = at(part);
+            let fields = Fields::of(TEXT);
+            assert_eq!(fields.path_of(&place), Some(path), "{part}");
+            assert_eq!(fields.path_of_value(&place), Some(path), "{part}");
+            assert_eq!(fields.span_of(path), place, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_have_the_path_of_their_field_but_are_no_value() {
+        for (part, path) in
+            [("kind", "kind"), ("min", "replicas.min"), ("disk", "placement.node_selector.disk")]
+        {
+            let fields = Fields::of(TEXT);
+            assert_eq!(fields.path_of(&at(part)), Some(path), "{part}");
+            assert_eq!(fields.path_of_value(&at(part)), None, "{part}");
+        }
+    }
+
+    #[test]
+    fn what_is_within_a_value_belongs_to_the_innermost_field() {
+        let fields = Fields::of(TEXT);
+        let inside = at("ssd");
+        assert_eq!(fields.path_of(&inside), Some("placement.node_selector.disk"));
+        let inside = at("m\", root");
+        assert_eq!(fields.path_of(&inside), Some("model"));
+    }
+
+    #[test]
+    fn what_is_not_given_stands_where_its_table_stands() {
+        let fields = Fields::of(TEXT);
+        assert_eq!(fields.span_of("replicas.max"), fields.span_of("replicas"));
+        assert_eq!(fields.span_of("placement.regions[7]"), fields.span_of("placement.regions"));
+        assert_eq!(fields.span_of("resources.memory"), 0..0);
+    }
+
+    #[test]
+    fn a_text_that_breaks_off_keeps_the_fields_before() {
+        let fields = Fields::of("kind = \"service\"\n[replicas]\nmin = 1\nmax = ");
+        assert_eq!(fields.path_of(&(34..35)), Some("replicas.min"));
+        assert!(Fields::of("").path_of(&(0..0)).is_none());
+    }
+}
