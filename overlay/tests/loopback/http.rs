@@ -1,6 +1,6 @@
 //! HTTP/2 from client to server: admission, limits, cancellation, reconnection, the orderly end.
 
-use crate::common::{Server, get, identity, post, within_deadline};
+use crate::common::{REACHED, Server, get, identity, post, within_deadline};
 use axum::extract::Request;
 use axum::routing::{get as on_get, post as on_post};
 use axum::{Extension, Router};
@@ -132,7 +132,7 @@ async fn a_response_that_falls_silent_times_out() {
     };
     let router = Router::new().route("/", on_get(stalling));
     let server = Server::start(PeerPolicy::any(), quick(), router).await;
-    let impatient = Limits { body_idle: Duration::from_millis(100), ..quick() };
+    let impatient = Limits { body_idle: REACHED, ..quick() };
     let client = server.client(2, impatient);
     let answer = client.send(get("/").map(Body::from)).await.unwrap();
     let mut body = answer.into_body();
@@ -214,8 +214,10 @@ async fn a_client_reconnects_to_a_restarted_server_and_not_to_an_impostor() {
 
 #[tokio::test]
 async fn repeated_failures_are_spaced_out() {
-    let (listener, address) = crate::common::bind().await;
-    drop(listener);
+    // Bound and not listening: whoever dials is refused, and nobody else gets the port.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
     let backoff = Backoff { first: Duration::from_millis(40), most: Duration::from_secs(1) };
     let limits = Limits { backoff, ..Limits::default() };
     let client = overlay::Client::new(identity(2), address, identity(1).public_key(), limits);
@@ -305,7 +307,7 @@ async fn many_requests_share_one_connection() {
 
 #[tokio::test]
 async fn a_peer_that_shakes_hands_and_then_says_nothing_is_dropped() {
-    let limits = Limits { idle: Duration::from_millis(100), ..quick() };
+    let limits = Limits { idle: REACHED, ..quick() };
     let server = Server::start(PeerPolicy::any(), limits, Router::new()).await;
     let key = server.identity.public_key();
     let mut silent = overlay::connect(&identity(2), server.address, key, &quick()).await.unwrap();

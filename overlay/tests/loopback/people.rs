@@ -3,7 +3,7 @@
 //! The certificate beside this file is a throw-away for `localhost`, made by
 //! `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 36500`.
 
-use crate::common::{bind, within_deadline};
+use crate::common::{REACHED, bind, within_deadline};
 use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -258,7 +258,7 @@ async fn a_body_that_trickles_is_given_up() {
 
 #[tokio::test]
 async fn an_idle_connection_that_was_kept_alive_is_closed() {
-    let limits = Limits { idle: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits { idle: REACHED, ..Limits::default() };
     let site = Site::start(None, limits).await;
     let (stream, answer) = begin(&site, HELLO).await;
     assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("connection: close"), "{answer}");
@@ -280,7 +280,7 @@ async fn connections_beyond_the_limit_are_turned_away_until_there_is_room() {
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off_and_its_work_ends() {
-    let limits = Limits { idle: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits { idle: REACHED, ..Limits::default() };
     let mut site = Site::start(None, limits).await;
     let (_stuck, answer) = begin(&site, "GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

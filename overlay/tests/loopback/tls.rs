@@ -183,7 +183,7 @@ async fn noise_instead_of_tls_is_refused() {
 async fn a_silent_peer_is_noticed() {
     let (client, server) = (identity(2), identity(1));
     let (listener, address) = bind().await;
-    let limits = Limits { idle: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits { idle: crate::common::REACHED, ..Limits::default() };
     let accepted = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
         accept(tcp, &server, &PeerPolicy::any(), &Limits::default()).await
