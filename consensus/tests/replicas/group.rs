@@ -1,7 +1,9 @@
 //! Three replicas on disk and TLS in one process, and what each needs to come back after it was stopped.
 
 use bytes::Bytes;
-use consensus::{Config, Frozen, Limits, Peer, Replica, StateMachine, Timings};
+use consensus::{
+    Config, Frozen, Handle, Limits, Peer, ProposeError, Replica, SessionId, StateMachine, Timings,
+};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long anything may take before a test gives up: generous, because machines are shared.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The line that cannot be made into bytes.
 pub(crate) const UNSPEAKABLE: &str = "unspeakable";
@@ -156,7 +158,7 @@ impl Group {
         self.start_on(id, listener, false);
     }
 
-    pub(crate) fn handle(&self, id: u64) -> consensus::Handle<Notebook> {
+    pub(crate) fn handle(&self, id: u64) -> Handle<Notebook> {
         self.running[&id].replica.handle()
     }
 
@@ -173,6 +175,37 @@ impl Group {
     }
 }
 
+/// A client with a session. Who leads may change at any moment on a busy machine; what it proposes is applied
+/// once all the same, and its answer comes.
+pub(crate) struct Client {
+    session: SessionId,
+    sequence: u64,
+}
+
+impl Client {
+    pub(crate) async fn new(handle: &Handle<Notebook>) -> Self {
+        Self { session: handle.open_session().await.expect("a leader in time"), sequence: 0 }
+    }
+
+    /// Its next command, through any replica.
+    pub(crate) async fn propose(
+        &mut self,
+        through: &Handle<Notebook>,
+        command: impl Into<Bytes>,
+    ) -> Result<Bytes, ProposeError> {
+        self.sequence += 1;
+        through.propose(command.into(), Some((self.session, self.sequence))).await
+    }
+}
+
+/// Proposes without a session until it is taken; it may be applied more than once.
+pub(crate) async fn insist(handle: &Handle<Notebook>, command: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = handle.propose(text(command), None).await {
+        assert!(Instant::now() < deadline, "`{command}` is not taken: {error}");
+    }
+}
+
 pub(crate) fn quick() -> Timings {
     Timings { tick: Duration::from_millis(20), request: PATIENCE, ..Timings::default() }
 }
@@ -181,7 +214,7 @@ pub(crate) fn text(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-pub(crate) async fn lines(handle: &consensus::Handle<Notebook>) -> Vec<String> {
+pub(crate) async fn lines(handle: &Handle<Notebook>) -> Vec<String> {
     handle.read_barrier().await.expect("a leader confirms");
     handle.read(|book| book.lines.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect())
 }

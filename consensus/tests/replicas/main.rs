@@ -7,23 +7,38 @@ mod simulated;
 
 use bytes::Bytes;
 use consensus::{Limits, ProposeError, Replica, Role};
-use group::{Group, Notebook, PATIENCE, lines, text};
-use overlay::{CancellationToken, Client, Identity, PeerPolicy};
+use group::{Client, Group, Notebook, PATIENCE, lines, text};
+use overlay::{CancellationToken, Identity, PeerPolicy};
+use std::path::Path;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_through_any_replica_are_seen_on_every_replica() {
     let group = Group::start(Limits::default()).await;
+    let mut client = Client::new(&group.handle(1)).await;
     for id in 1..=3 {
-        let answer = group.handle(id).propose(text(&format!("by {id}")), None).await;
+        let answer = client.propose(&group.handle(id), format!("by {id}")).await;
         assert_eq!(answer, Ok(text(&id.to_string())));
     }
     for id in 1..=3 {
         assert_eq!(lines(&group.handle(id)).await, ["by 1", "by 2", "by 3"], "replica {id}");
     }
-    let leader = group.leader().await;
-    let status = group.handle(leader).status();
-    assert_eq!((status.role, status.leader, status.stopped), (Role::Leader, Some(leader), None));
+    let leads = |id: u64| {
+        let status = group.handle(id).status();
+        assert_eq!((status.id, status.stopped), (id, None));
+        (status.role, status.leader) == (Role::Leader, Some(id))
+    };
+    eventually("one says that it leads", || (1..=3).any(leads)).await;
+}
+
+async fn eventually(what: &str, mut level: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !level() {
+        assert!(Instant::now() < deadline, "{what}: it never came true");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,9 +64,9 @@ async fn the_leader_dies_and_a_session_goes_on_exactly_once() {
 async fn everything_stops_and_starts_again_with_what_it_had() {
     let mut group =
         Group::start(Limits { snapshot_entries: 10, retained_entries: 2, ..Limits::default() }).await;
-    let leader = group.leader().await;
+    let mut client = Client::new(&group.handle(1)).await;
     for place in 0..35 {
-        group.handle(leader).propose(text(&place.to_string()), None).await.expect("committed");
+        client.propose(&group.handle(1), place.to_string()).await.expect("committed");
     }
     for id in 1..=3 {
         group.stop(id).await;
@@ -72,22 +87,34 @@ async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
     let leader = group.leader().await;
     let follower = group.follower_of(leader);
     group.stop(follower).await;
-    let large = Bytes::from(vec![b'x'; 300_000]);
-    for _ in 0..12 {
-        group.handle(leader).propose(large.clone(), None).await.expect("two of three");
+    // Snapshots are made beside the commands: only what is on the disks of both says how large the next one is.
+    let several_chunks = Some(2 * 1024 * 1024);
+    let running: Vec<u64> = group.running.keys().copied().collect();
+    let mut client = Client::new(&group.handle(leader)).await;
+    let (mut proposed, deadline) = (0, Instant::now() + PATIENCE);
+    while running.iter().any(|id| largest_snapshot(&group.path(*id)) <= several_chunks) {
+        assert!(Instant::now() < deadline, "no large snapshot after {proposed} commands");
+        client.propose(&group.handle(leader), vec![b'x'; 300_000]).await.expect("two of three");
+        proposed += 1;
     }
     group.restart(follower).await;
-    assert_eq!(lines(&group.handle(follower)).await.len(), 12);
-    let snapshots = std::fs::read_dir(group.path(follower)).expect("list").flatten();
-    let sizes = snapshots.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "snap"));
-    let largest = sizes.map(|entry| entry.metadata().expect("inspect").len()).max();
-    assert!(largest > Some(2 * 1024 * 1024), "it came as one snapshot of several chunks: {largest:?}");
+    assert_eq!(lines(&group.handle(follower)).await.len(), proposed);
+    let largest = largest_snapshot(&group.path(follower));
+    assert!(largest > several_chunks, "it came as one snapshot of several chunks: {largest:?}");
+}
+
+fn largest_snapshot(directory: &Path) -> Option<u64> {
+    let files = std::fs::read_dir(directory).expect("list").flatten();
+    let snapshots = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "snap"));
+    // One that has just made way for the next is none.
+    snapshots.filter_map(|file| Some(file.metadata().ok()?.len())).max()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_without_majority_says_so_and_recovers() {
     let mut group = Group::start(Limits::default()).await;
-    group.handle(1).propose(text("a"), None).await.expect("three of three");
+    let mut client = Client::new(&group.handle(1)).await;
+    client.propose(&group.handle(1), "a").await.expect("three of three");
     let leader = group.leader().await;
     let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
     for id in &others {
@@ -97,7 +124,7 @@ async fn a_group_without_majority_says_so_and_recovers() {
     let gone = tokio::time::timeout(PATIENCE, alone.watch_leader().wait_for(Option::is_none)).await.is_ok();
     assert!(gone, "a leader without a majority steps down");
     group.restart(others[0]).await;
-    assert_eq!(alone.propose(text("b"), None).await, Ok(text("2")));
+    assert_eq!(client.propose(&alone, "b").await, Ok(text("2")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +141,7 @@ async fn strangers_are_refused_even_where_they_may_connect() {
         let limits = overlay::Limits::default();
         overlay::serve(listener, &identity, PeerPolicy::any(), limits, router, ending).await
     });
-    let client = Client::new(stranger, address, group.peers[&1].key, overlay::Limits::default());
+    let client = overlay::Client::new(stranger, address, group.peers[&1].key, overlay::Limits::default());
     for (method, path) in [("GET", "messages"), ("POST", "snapshot"), ("POST", "propose"), ("POST", "read")] {
         let uri = format!("/consensus/v1/{path}");
         let request = http::Request::builder().method(method).uri(uri).body(Bytes::from_static(b"\0x"));
