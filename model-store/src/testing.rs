@@ -209,7 +209,8 @@ impl World {
     pub(crate) fn reader(&self, manifest: &Arc<ModelManifest>, stores: &[Store]) -> Reader {
         let reader =
             Reader::open(manifest.clone(), &self.key, stores.to_vec(), self.pool.clone(), self.sink());
-        reader.expect("a reader")
+        // A busy machine is no slow disk: which disks hang is for tests to say.
+        reader.expect("a reader").with_disk_patience(Duration::from_secs(60))
     }
 
     pub(crate) fn sink(&self) -> FaultSink {

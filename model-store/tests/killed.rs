@@ -2,20 +2,25 @@
 //! reads right, the import can be repeated, and a sweep leaves nothing of the dead ones.
 
 use model_store::{
-    Context, ImportOptions, ImportProgress, Imported, MemoryDestination, ModelKey, PlacementRule, Pool,
-    Reader, SWEEP_AGE_DEFAULT, Store, SweepOptions, fetch_manifest, import, log_faults, open_store, sweep,
+    Context, FaultKind, FaultSink, ImportOptions, ImportProgress, Imported, MemoryDestination, ModelKey,
+    PlacementRule, Pool, Reader, SWEEP_AGE_DEFAULT, Store, SweepOptions, fetch_manifest, import, open_store,
+    sweep,
 };
 use protocol::model::{ErasureCode, ModelNonce, StoreReference};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 /// Tells the child where to import, and with which nonce.
 const DIRECTORY: &str = "QUORATE_TEST_IMPORT_DIRECTORY";
 const NONCE: &str = "QUORATE_TEST_IMPORT_NONCE";
+/// Tells the child after how many steps to wait for its end: it cannot be done before it is killed.
+const STEPS: &str = "QUORATE_TEST_IMPORT_STEPS";
 /// Segments of the sample file.
 const SEGMENTS: u64 = 12;
 /// Processes that are killed.
@@ -70,9 +75,15 @@ async fn reads_right(directory: &Path, imported: &Imported) {
     let placed: Vec<Store> = imported.record.stores.iter().map(|store| find(&store.url)).collect();
     let manifest = fetch_manifest(imported.record.root, &placed, &pool).await.expect("a manifest");
     let memory = Arc::new(MemoryDestination::new(0, manifest.map_bytes() as usize));
-    let reader = Reader::open(manifest, &key(), placed, pool, log_faults()).expect("a reader");
+    // A disk that is slow because the machine is busy may be read around; nothing may be wrong or missing.
+    let damage = Arc::new(Mutex::new(Vec::new()));
+    let note = damage.clone();
+    let sink: FaultSink = Arc::new(move |fault| note.lock().expect("no panic").push(fault));
+    let reader = Reader::open(manifest, &key(), placed, pool, sink).expect("a reader");
     let report = reader.fill(memory.clone(), Arc::new(|_| ())).await.expect("reads");
-    assert_eq!((report.segments, report.faults), (SEGMENTS, 0));
+    assert_eq!(report.segments, SEGMENTS);
+    damage.lock().expect("no panic").retain(|fault| fault.kind != FaultKind::Unreachable);
+    assert_eq!(*damage.lock().expect("no panic"), []);
     let bytes = Arc::into_inner(memory).expect("done").into_bytes();
     assert!(bytes == std::fs::read(source(directory)).expect("read"), "every byte is right");
 }
@@ -97,11 +108,12 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
 }
 
 /// Starts this test program again, to run the test below alone, as the process that imports.
-fn importing_process(directory: &Path, nonce: u8) -> Child {
+fn importing_process(directory: &Path, nonce: u8, steps: u64) -> Child {
     Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "an_import_runs_where_it_is_told_to", "--nocapture"])
         .env(DIRECTORY, directory)
         .env(NONCE, nonce.to_string())
+        .env(STEPS, steps.to_string())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -116,7 +128,14 @@ async fn an_import_runs_where_it_is_told_to() {
     let nonce = std::env::var(NONCE).map_or(1, |nonce| nonce.parse().expect("a number"));
     let own = told.is_none().then(prepare);
     let directory = told.or_else(|| Some(own.as_ref()?.path().to_path_buf())).expect("one of them");
-    let say = |_: ImportProgress| {
+    let most = std::env::var(STEPS).map_or(u64::MAX, |steps| steps.parse().expect("a number"));
+    let said = AtomicU64::new(0);
+    let say = move |_: ImportProgress| {
+        if said.fetch_add(1, Ordering::SeqCst) >= most {
+            loop {
+                std::thread::park();
+            }
+        }
         let mut out = std::io::stdout().lock();
         // Whoever listened may be gone.
         let _ = writeln!(out, "\nstep").and_then(|()| out.flush());
@@ -137,12 +156,15 @@ async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept()
         // Knuth's generator; the upper bits are the better ones.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let steps = (seed >> 33) % (SEGMENTS + 1);
-        let mut process = importing_process(directory, round + 2);
+        let mut process = importing_process(directory, round + 2, steps);
         let out = BufReader::new(process.stdout.take().expect("piped"));
         let said = out.lines().filter(|line| line.as_ref().is_ok_and(|line| line == "step"));
         assert_eq!(said.take(steps as usize).count() as u64, steps, "it lived so long");
         process.kill().expect("kill");
-        cut_short += u8::from(!process.wait().expect("wait").success());
+        let ended = process.wait().expect("wait");
+        // After the last step there is nothing to wait at; it may be done before it is killed.
+        assert!(ended.signal() == Some(9) || ended.success() && steps == SEGMENTS, "{ended}");
+        cut_short += u8::from(!ended.success());
         let left = files(directory);
         torn += left.keys().filter(|path| path.to_string_lossy().contains('#')).count();
         assert!(before.iter().all(|(path, at)| left.get(path) == Some(at)), "round {round}");
@@ -155,7 +177,6 @@ async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept()
         assert_eq!(files(directory), before, "round {round}, killed after {steps} steps");
     }
     println!("{cut_short} of {ROUNDS} processes died in the middle and left {torn} torn files");
-    assert!(cut_short > ROUNDS / 2, "{cut_short} processes died in the middle");
 }
 
 /// Sweeps as if it were two days later.

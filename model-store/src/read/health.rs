@@ -44,8 +44,7 @@ impl Patience {
     }
 
     #[cfg(test)]
-    pub(super) fn short(milliseconds: u64) -> Self {
-        let time = Duration::from_millis(milliseconds);
+    pub(super) fn of(time: Duration) -> Self {
         Self { floor: time, first: time, ceiling: time, last: time }
     }
 }

@@ -128,6 +128,15 @@ fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String
     protocol::canonical::from_bytes(bytes, MODEL_MANIFEST_BYTES_MAX).map_err(|error| error.to_string())
 }
 
+#[cfg(test)]
+impl Reader {
+    /// Leaves a disk of this machine after so long, whatever was measured; as long as it is new.
+    pub(crate) fn with_disk_patience(mut self, time: Duration) -> Self {
+        Arc::get_mut(&mut self.inner).expect("new").health.local = health::Patience::of(time);
+        self
+    }
+}
+
 impl Reader {
     /// A reader of the model of this manifest. `stores` are in shard order; some may be closed.
     ///
