@@ -1,0 +1,282 @@
+//! A cluster in which everything that is replicated is there, a command of every kind that fits it, and small edits that
+//! make other commands of these.
+//!
+//! The format test, the mutation test and the fuzzer of commands begin here.
+
+use super::*;
+use ciborium::value::Value as Cbor;
+use protocol::canonical::to_bytes;
+use protocol::gateway::ApiKey;
+use protocol::{Fence, SlotIndex};
+
+/// Services that run, drain, lapse and are retired; proposals open, rejected, carried and stale; keys, wraps, a node
+/// that asks. Everything but signatures is the same each time.
+pub(crate) fn running() -> World {
+    let mut gpu = node("gpu", 8000, 8192);
+    gpu.resources.gpus = gpus(2, 80, true);
+    gpu.admission.labels.insert("disk".into(), "ssd".into());
+    let mut world = World::new(&[node("n1", 4000, 4096), node("n2", 4000, 4096), gpu]);
+    world.share_model("minilm", 50 << 20);
+    world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Member(member("alice")))]));
+    world.must(Action::CreateApiKey(api_key("app", Some(600))));
+    world.approve(deploy(manifest("old", 1, 1, 100, 64)));
+    let mut chat = manifest("chat", 2, 4, 700, 100);
+    chat.valid_until = Some(START.plus(1_000_000_000));
+    chat.placement.regions.push("eu".into());
+    world.approve(deploy(chat));
+    let mut large = manifest("large", 1, 2, 1000, 200);
+    (large.resources.gpu_count, large.resources.gpu_memory_bytes) = (1, 40 << 30);
+    large.placement.node_selector.insert("disk".into(), "ssd".into());
+    large.context_tokens_max = Some(4096);
+    world.approve(deploy(large));
+    world.settle();
+    world.approve(Change::Retire { service: service_name("old"), grace_seconds: 1 });
+    world.settle();
+    world.approve(Change::RemoveNode { node: "n2".parse().unwrap() });
+    world.must(Action::Scale { service: service_name("chat"), replicas: 3 });
+    world.execute();
+    world.must(Action::Scale { service: service_name("chat"), replicas: 2 });
+    world.execute();
+    world.must(Action::Enrol(Box::new(node("n9", 1000, 1024).admission)));
+    let rejected = world.proposal(deploy(manifest("never", 1, 1, 100, 64)));
+    world.must(Action::SubmitProposal(Box::new(rejected.clone())));
+    for who in ["alice", "bob"] {
+        let ballot = world.ballot(who, &rejected, Choice::Reject);
+        world.must(Action::CastBallot(Box::new(ballot)));
+    }
+    let open = waiting(&world);
+    world.must(Action::SubmitProposal(Box::new(open.clone())));
+    let ballot = world.ballot("alice", &open, Choice::Approve);
+    world.must(Action::CastBallot(Box::new(ballot)));
+    world
+}
+
+/// The proposal that waits for one more vote.
+fn waiting(world: &World) -> Proposal {
+    let change = deploy(manifest("chat", 1, 5, 800, 128));
+    let nonce = Digest::of(b"waiting");
+    let state = world.cluster.circle_state().unwrap();
+    propose(state, change, "more".into(), START, START.plus(3_600_000), nonce).unwrap()
+}
+
+pub(crate) fn api_key(name: &str, requests_per_minute: Option<u32>) -> ApiKey {
+    ApiKey { name: name.parse().unwrap(), hash: Digest::of(name.as_bytes()), requests_per_minute }
+}
+
+/// A command of every kind, and a plan with every kind of step; all but a second founding are carried out.
+pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
+    let mut later = world.clone();
+    later.wait(4000);
+    later.hear("n1");
+    let operator = || Actor::Token("operator".parse().unwrap());
+    let ballot = world.ballot("bob", &waiting(world), Choice::Approve);
+    let dissent = world.ballot("carol", &waiting(world), Choice::Reject);
+    let mut node = node("n9", 1000, 1024).admission;
+    node.labels.insert("disk".into(), "ssd".into());
+    let members = genesis(&[]).genesis.members;
+    let policy = Policy {
+        quorums: BTreeMap::from([(ActionClass::Routine, quorum(3)), (ActionClass::Sensitive, quorum(2))]),
+    };
+    let submit = |change| Action::SubmitProposal(Box::new(world.proposal(change)));
+    let retire = Change::Retire { service: service_name("chat"), grace_seconds: 30 };
+    let all: Vec<(&'static str, Actor, Action)> = vec![
+        ("lead", Actor::Scheduler, Action::Lead { replica: ReplicaId(2) }),
+        ("found", Actor::Scheduler, Action::Found(Box::new(genesis(&[])))),
+        ("submit-deploy", operator(), submit(deploy(manifest("embed", 1, 2, 500, 128)))),
+        ("submit-retire", operator(), submit(retire)),
+        ("submit-admit", operator(), submit(Change::AdmitNode(Box::new(node.clone())))),
+        ("submit-remove", operator(), submit(Change::RemoveNode { node: "n1".parse().unwrap() })),
+        ("submit-members", operator(), submit(Change::SetMembers { members, policy })),
+        ("cast", Actor::Member(member("bob")), Action::CastBallot(Box::new(ballot))),
+        ("cast-no", Actor::Member(member("carol")), Action::CastBallot(Box::new(dissent))),
+        ("register", operator(), Action::RegisterModel(Box::new(model("llama", 3 << 30)))),
+        ("wraps", operator(), Action::PutWraps(vec![wrap("minilm", Recipient::Node(node_id("n9")))])),
+        ("key", operator(), Action::CreateApiKey(api_key("other", None))),
+        ("revoke", operator(), Action::RevokeApiKey("app".parse().unwrap())),
+        ("scale", operator(), Action::Scale { service: service_name("chat"), replicas: 4 }),
+        ("execute", Actor::Scheduler, every_step(&later)),
+        ("enrol", Actor::Scheduler, Action::Enrol(Box::new(node))),
+        ("tick", Actor::Scheduler, Action::Tick),
+    ];
+    let command = |(name, actor, action)| (name, Command { now: later.now, actor, action });
+    all.into_iter().map(command).collect()
+}
+
+/// The place of a held slot, by the phase it is in.
+fn held(world: &World, wanted: impl Fn(&HoldingPhase) -> bool) -> SlotName {
+    let found = world.cluster.holdings().find(|(_, _, holding)| wanted(&holding.phase));
+    let (service, slot, holding) = found.expect("the sample cluster holds a slot in every phase");
+    SlotName { service: service.clone(), slot, fence: holding.order.fence }
+}
+
+/// A plan that does everything that a plan can do, and that applying carries out.
+fn every_step(world: &World) -> Action {
+    let draining = held(world, |phase| matches!(phase, HoldingPhase::Draining { .. }));
+    let running = held(world, |phase| *phase == HoldingPhase::Running);
+    let chat = &world.cluster.services()[&service_name("chat")];
+    let large = &world.cluster.services()[&service_name("large")];
+    let order = |name: &str, service: &Service, slot: u32, node: &str, gpus, replaces| {
+        let known = service.slots.get(&SlotIndex(slot)).map_or(0, |slot| slot.fence.0);
+        Step::Order(OrderPlan {
+            service: service_name(name),
+            slot: SlotIndex(slot),
+            fence: Fence(known + 1),
+            node: node_id(node),
+            certificate: service.certificate,
+            gpus,
+            replaces,
+        })
+    };
+    let until = world.now.plus(30_000);
+    let cause = "is not wanted any more".to_string();
+    let moves = Some(running.clone());
+    let other = if chat.slots[&running.slot]
+        .holding
+        .as_ref()
+        .is_some_and(|holding| holding.order.node == node_id("gpu"))
+    {
+        "n1"
+    } else {
+        "gpu"
+    };
+    let steps = vec![
+        Step::Lapse { node: node_id("n2"), silent_since: START },
+        Step::End(draining.clone()),
+        Step::Release(draining),
+        order("chat", chat, 3, other, vec![], moves),
+        order("large", large, 1, "gpu", vec![1], None),
+        Step::Drain { slot: running, until, cause, failed: true },
+    ];
+    Action::Execute { parent_generation: world.cluster.generation(), steps }
+}
+
+/// A value's tree, as the log holds it.
+pub(crate) fn tree<T: serde::Serialize>(value: &T) -> Cbor {
+    ciborium::from_reader(to_bytes(value).as_slice()).unwrap()
+}
+
+/// A change in one place of a command.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Edit {
+    /// What is done.
+    pub(crate) kind: u8,
+    /// To which part of the command.
+    pub(crate) at: u16,
+    /// With which number, or with which part of another command.
+    pub(crate) with: u16,
+}
+
+/// Carries out an edit; parts of `donor` may take the place of others.
+pub(crate) fn edit(value: &mut Cbor, donor: &Cbor, edit: Edit) {
+    let Edit { kind, at, with } = edit;
+    let (at, with) = (usize::from(at) % count(value), usize::from(with));
+    let part = part_mut(value, &mut { at }).expect("counted before");
+    match kind % 5 {
+        0 => {
+            const NUMBERS: [i128; 9] =
+                [0, 1, -1, 99, 1024, 1 << 31, u32::MAX as i128, i64::MAX as i128, u64::MAX as i128];
+            let number = NUMBERS[with % NUMBERS.len()];
+            *part = Cbor::Integer(ciborium::value::Integer::try_from(number).unwrap());
+        }
+        1 => *part = part_of(donor, with % count(donor)),
+        2 => shorten(part, with),
+        3 => lengthen(part, with),
+        _ => nudge(part, with),
+    }
+}
+
+fn shorten(part: &mut Cbor, with: usize) {
+    match part {
+        Cbor::Map(entries) if !entries.is_empty() => drop(entries.remove(with % entries.len())),
+        Cbor::Array(items) if !items.is_empty() => drop(items.remove(with % items.len())),
+        Cbor::Bytes(bytes) => bytes.truncate(with % (bytes.len() + 1)),
+        Cbor::Text(text) => drop(text.pop()),
+        other => *other = Cbor::Null,
+    }
+}
+
+fn lengthen(part: &mut Cbor, with: usize) {
+    match part {
+        Cbor::Array(items) if !items.is_empty() => {
+            let item = items[with % items.len()].clone();
+            items.extend(std::iter::repeat_n(item, 1 + with % 40));
+        }
+        Cbor::Bytes(bytes) => bytes.push(with as u8),
+        Cbor::Text(text) => text.push_str(["a", "-", "\u{0}", "ä", "/"][with % 5]),
+        _ => {}
+    }
+}
+
+/// The smallest change: what is close to being right goes furthest.
+fn nudge(part: &mut Cbor, with: usize) {
+    match part {
+        Cbor::Integer(number) => {
+            let near = i128::from(*number) + [1, -1, 2, 1000, -1000][with % 5];
+            if let Ok(near) = ciborium::value::Integer::try_from(near) {
+                *number = near;
+            }
+        }
+        Cbor::Bytes(bytes) if !bytes.is_empty() => {
+            let at = with % bytes.len();
+            bytes[at] ^= 1 << (with % 8);
+        }
+        Cbor::Text(text) => *text = text.chars().rev().collect(),
+        Cbor::Bool(value) => *value = !*value,
+        Cbor::Array(items) => items.reverse(),
+        _ => {}
+    }
+}
+
+/// How many parts a value has, itself counted; names of fields are no parts.
+pub(crate) fn count(value: &Cbor) -> usize {
+    1 + match value {
+        Cbor::Map(entries) => entries.iter().map(|(_, value)| count(value)).sum(),
+        Cbor::Array(items) => items.iter().map(count).sum(),
+        _ => 0,
+    }
+}
+
+fn part_mut<'a>(value: &'a mut Cbor, at: &mut usize) -> Option<&'a mut Cbor> {
+    if *at == 0 {
+        return Some(value);
+    }
+    *at -= 1;
+    match value {
+        Cbor::Map(entries) => entries.iter_mut().find_map(|(_, value)| part_mut(value, at)),
+        Cbor::Array(items) => items.iter_mut().find_map(|item| part_mut(item, at)),
+        _ => None,
+    }
+}
+
+fn part_of(value: &Cbor, at: usize) -> Cbor {
+    part_mut(&mut value.clone(), &mut { at }).expect("counted before").clone()
+}
+
+/// Applies what the log may hold to a copy of a cluster. Whatever it is, there is an answer; a refusal changes nothing;
+/// and a cluster that took it can be planned for, shown, written and read. True when it was taken.
+pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::ErrorCode> {
+    let mut cluster = world.cluster.clone();
+    let answer = apply_bytes(&mut cluster, world.log.len() as u64 + 1, bytes);
+    let reply: Reply = protocol::canonical::from_bytes(&answer, 4 << 20).expect("an answer");
+    if let Reply::Refused { code, .. } = reply {
+        assert!(cluster == world.cluster, "a refused command changes nothing: {code}");
+        return Err(code);
+    }
+    for now in [world.now, cluster.now(), Millis(u64::MAX)] {
+        let plan = plan(&cluster, &world.observed, now);
+        if let Some(command) = plan.command(now) {
+            apply(&mut cluster.clone(), world.log.len() as u64 + 2, &command);
+        }
+        let leader = LeaderView { leader: None, replicas_alive: Some(1) };
+        let shown = status(&cluster, &world.observed, leader, now);
+        assert!(serde_json::to_vec(&shown).is_ok());
+        let _ = service_views(&cluster, &world.observed, now);
+        let _ = node_views(&cluster, &world.observed, now);
+    }
+    let _ = proposal_views(&cluster);
+    assert!(
+        Cluster::from_snapshot(&cluster.to_snapshot()).as_ref() == Ok(&cluster),
+        "it is read as it was written"
+    );
+    Ok(cluster)
+}
