@@ -1,11 +1,51 @@
-//! No bytes in the log make the state machine panic.
+//! No bytes in the log make the state machine panic: not on an empty cluster, and not on one in which everything is there.
+//!
+//! An input that begins like a command (a map of three) is taken as it stands. Any other says which of the sample commands
+//! is edited, with which other one's parts, and how: bytes alone would hardly ever come past the canonical form.
 #![no_main]
 
+#[allow(dead_code, unused_imports)]
+#[path = "../../scheduler/tests/common/mod.rs"]
+mod common;
+
+use ciborium::value::Value as Cbor;
+use common::World;
+use common::samples::{Edit, commands, edit, judge, running, tree};
 use libfuzzer_sys::fuzz_target;
 use scheduler::{Cluster, apply_bytes};
+use std::sync::OnceLock;
+
+/// First byte of every command: a map of three fields.
+const COMMAND: u8 = 0xa3;
+/// Most edits of one input.
+const EDITS_MAX: usize = 8;
+
+fn stage() -> &'static (World, Vec<Cbor>) {
+    static STAGE: OnceLock<(World, Vec<Cbor>)> = OnceLock::new();
+    STAGE.get_or_init(|| {
+        let world = running();
+        let trees = commands(&world).iter().map(|(_, command)| tree(command)).collect();
+        (world, trees)
+    })
+}
+
+fn edited(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (_, trees) = stage();
+    let ([which, donor], rest) = bytes.split_first_chunk()?;
+    let mut value = trees[usize::from(*which) % trees.len()].clone();
+    for chunk in rest.as_chunks::<5>().0.iter().take(EDITS_MAX) {
+        let [kind, at @ .., with_high, with_low] = *chunk;
+        let (at, with) = (u16::from_be_bytes(at), u16::from_be_bytes([with_high, with_low]));
+        edit(&mut value, &trees[usize::from(*donor) % trees.len()], Edit { kind, at, with });
+    }
+    Some(protocol::canonical::to_bytes(&value))
+}
 
 fuzz_target!(|bytes: &[u8]| {
+    let command = if bytes.first() == Some(&COMMAND) { Some(bytes.to_vec()) } else { edited(bytes) };
+    let Some(command) = command else { return };
+    let _ = judge(&stage().0, &command);
     let mut cluster = Cluster::default();
-    let _ = apply_bytes(&mut cluster, 1, bytes);
+    let _ = apply_bytes(&mut cluster, 1, &command);
     assert!(Cluster::from_snapshot(&cluster.to_snapshot()).is_ok());
 });
