@@ -13,7 +13,7 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use protocol::TokenName;
-use protocol::worker::{WorkerLoad, WorkerMetrics};
+use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
 
 use crate::openai::Endpoint;
 
@@ -55,6 +55,7 @@ pub struct GatewayMetrics {
     waiting: IntGaugeVec,
     cache: GaugeVec,
     workers: IntGaugeVec,
+    ready: IntGaugeVec,
     connections: IntGaugeVec,
 }
 
@@ -136,6 +137,7 @@ impl GatewayMetrics {
                 GaugeVec::new(Opts::new("quorate_kv_cache_usage_perc", "KV cache in use, 0 to 1."), MODEL),
             ),
             workers: gauge(r, "quorate_workers", "Workers connected with a valid ticket.", MODEL),
+            ready: gauge(r, "quorate_workers_ready", "Of these, workers whose model is loaded.", MODEL),
             connections: gauge(
                 r,
                 "quorate_client_connections",
@@ -171,10 +173,13 @@ impl GatewayMetrics {
         self.waiting.reset();
         self.cache.reset();
         self.workers.reset();
+        self.ready.reset();
         for (model, in_flight, load) in workers {
             let labels = &[model.as_str()];
             self.workers.with_label_values(labels).inc();
             self.running.with_label_values(labels).add(i64::from(in_flight));
+            let is_ready = load.as_ref().is_some_and(|load| load.state == WorkerState::Ready);
+            self.ready.with_label_values(labels).add(i64::from(is_ready));
             let numbers = load.map(|load| load.metrics).unwrap_or_default();
             self.waiting.with_label_values(labels).add(i64::from(numbers.requests_waiting));
             let cache = self.cache.with_label_values(labels);
@@ -370,7 +375,6 @@ impl Drop for Observation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::worker::WorkerState;
 
     fn text(metrics: &GatewayMetrics) -> String {
         let numbers =
@@ -405,6 +409,7 @@ mod tests {
             "quorate_num_requests_waiting{model_name=\"tiny\"} 3",
             "quorate_kv_cache_usage_perc{model_name=\"tiny\"} 0.25",
             "quorate_workers{model_name=\"tiny\"} 2",
+            "quorate_workers_ready{model_name=\"tiny\"} 1",
             "quorate_client_connections{key_exchange=\"X25519MLKEM768\"} 4",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -47,11 +47,15 @@ pub struct Snapshot {
 }
 
 impl Counters {
+    /// Levels first, in the order in which a request passes through them, and acquired: a request is counted
+    /// where it comes to before it leaves where it was, so who sees it nowhere sees it in the totals.
     pub(super) fn snapshot(&self) -> Snapshot {
+        let requests_waiting = self.waiting.load(Ordering::Acquire);
+        let requests_running = self.running.load(Ordering::Acquire);
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Snapshot {
-            requests_running: read(&self.running),
-            requests_waiting: read(&self.waiting),
+            requests_running,
+            requests_waiting,
             requests_finished_total: read(&self.finished_total),
             requests_cancelled_total: read(&self.cancelled_total),
             requests_failed_total: read(&self.failed_total),
@@ -70,7 +74,8 @@ pub(super) fn add(counter: &AtomicU64, amount: usize) {
     counter.fetch_add(amount as u64, Ordering::Relaxed);
 }
 
-/// Take one from a level. Release, so that whoever sees a level of zero sees all work before it.
+/// Take one from a level, after what became of it was counted. Release, so that whoever sees a level of zero
+/// sees all work before it.
 pub(super) fn leave(level: &AtomicU64) {
     level.fetch_sub(1, Ordering::AcqRel);
 }

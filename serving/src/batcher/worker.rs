@@ -87,8 +87,8 @@ impl Worker {
         let counters = &self.counters;
         let cancel = |abandoned: bool| {
             if abandoned {
-                leave(&counters.waiting);
                 add(&counters.cancelled_total, 1);
+                leave(&counters.waiting);
             }
             !abandoned
         };
@@ -99,8 +99,8 @@ impl Worker {
             let abandoned = running.is_abandoned();
             if abandoned {
                 engine.close(running.sequence);
-                leave(&counters.running);
                 add(&counters.cancelled_total, 1);
+                leave(&counters.running);
             }
             !abandoned
         });
@@ -134,9 +134,9 @@ impl Worker {
     }
 
     fn refuse(&self, job: generation::Job, error: &EngineError) {
-        let _ = job.sender.send(generation::Event::Failed(BatchError::refused(error)));
-        leave(&self.counters.waiting);
         add(&self.counters.failed_total, 1);
+        leave(&self.counters.waiting);
+        let _ = job.sender.send(generation::Event::Failed(BatchError::refused(error)));
     }
 
     /// One token for everyone who decodes, then prompts with what is left of the budget, oldest first.
@@ -185,18 +185,18 @@ impl Worker {
             // `remove`, not `swap_remove`: the order of arrival decides who is served first.
             let running = self.running.remove(index);
             self.engine.close(running.sequence);
-            leave(&self.counters.running);
             add(&self.counters.finished_total, 1);
+            leave(&self.counters.running);
         }
     }
 
     fn fail_all(&mut self, error: &BatchError) {
         tracing::warn!(code = %error.code(), "engine step failed: {error}");
         for running in self.running.drain(..) {
-            running.fail(error.clone());
             self.engine.close(running.sequence);
-            leave(&self.counters.running);
             add(&self.counters.failed_total, 1);
+            leave(&self.counters.running);
+            running.fail(error.clone());
         }
     }
 
@@ -229,9 +229,9 @@ impl Worker {
                 let error = BatchError::failed(&error);
                 tracing::warn!(code = %error.code(), "embedding failed: {error}");
                 for job in self.embeddings.drain(..shares.len()) {
-                    job.finish(Err(error.clone()));
-                    leave(&self.counters.waiting);
                     add(&self.counters.failed_total, 1);
+                    leave(&self.counters.waiting);
+                    job.finish(Err(error.clone()));
                 }
             }
         }

@@ -17,6 +17,7 @@ pub struct Simulated {
     next: u64,
     tokens_total: usize,
     step_time: Duration,
+    is_endless: bool,
 }
 
 #[derive(Debug)]
@@ -43,9 +44,15 @@ impl Simulated {
         self
     }
 
+    /// Repeats the line again and again, so that no answer ends before its caller goes or its bound is reached.
+    pub fn without_end(mut self) -> Self {
+        self.is_endless = true;
+        self
+    }
+
     fn new(front: Front, tokens_total: usize) -> Self {
-        let front = Arc::new(front);
-        Self { front, sequences: BTreeMap::new(), next: 0, tokens_total, step_time: Duration::ZERO }
+        let (front, sequences) = (Arc::new(front), BTreeMap::new());
+        Self { front, sequences, next: 0, tokens_total, step_time: Duration::ZERO, is_endless: false }
     }
 
     fn reserved(&self) -> usize {
@@ -103,7 +110,7 @@ impl Engine for Simulated {
                     sequence.prompt = sequence.tokens.len();
                 }
                 let mut row = vec![0.0; self.front.vocabulary()];
-                row[sequence.next_token() as usize] = 20.0;
+                row[sequence.next_token(self.is_endless) as usize] = 20.0;
                 rows.push(row);
             }
         }
@@ -116,7 +123,7 @@ impl Engine for Simulated {
 }
 
 impl Sequence {
-    fn next_token(&self) -> u32 {
+    fn next_token(&self, is_endless: bool) -> u32 {
         let newline = u32::from(b'\n');
         let prompt = &self.tokens[..self.prompt];
         let mut lines = prompt.split(|token| *token == newline).filter(|line| !line.is_empty());
@@ -124,6 +131,8 @@ impl Sequence {
         // The plain chat template ends with "assistant: "; the message is the line before it.
         let echo =
             if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
-        echo.get(self.tokens.len() - self.prompt).copied().unwrap_or(256)
+        let place = self.tokens.len() - self.prompt;
+        let place = if is_endless { place % echo.len().max(1) } else { place };
+        echo.get(place).copied().unwrap_or(256)
     }
 }

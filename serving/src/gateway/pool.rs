@@ -130,8 +130,9 @@ impl Pool {
     /// Notes what a worker said of itself; those who wait for one learn when it is ready.
     pub(super) fn heard(&self, link: &Link, load: WorkerLoad) {
         let is_ready = load.state == WorkerState::Ready;
-        link.set_load(load);
         let was_ready = link.is_ready.swap(is_ready, Ordering::Relaxed);
+        // Shown once it is so: who sees a ready worker in the metrics may count on it.
+        link.set_load(load);
         if is_ready && !was_ready {
             self.arrivals.notify_waiters();
         }

@@ -146,9 +146,9 @@ impl Cluster {
     }
 
     /// Connects a worker with the ticket that it ought to have, renewed for as long as the worker is kept, and
-    /// waits until it is in the pool.
+    /// waits until the gateway knows that it is ready.
     pub(crate) async fn worker(&self, service: &str, slot: u32, engine: Simulated) -> Worker {
-        let before = self.connected().await;
+        let before = self.ready().await;
         let mut worker =
             self.stranger(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
         let (node, tickets) = (self.node.clone(), worker.tickets.clone());
@@ -159,7 +159,7 @@ impl Cluster {
                 tickets.put(signed_by(&node, renewed(&ticket)));
             }
         }));
-        eventually("the worker is connected", async || self.connected().await > before).await;
+        eventually("the worker is ready", async || self.ready().await > before).await;
         worker
     }
 
@@ -216,7 +216,16 @@ impl Cluster {
 
     /// Workers in the pool, as the metrics tell.
     pub(crate) async fn connected(&self) -> u64 {
-        let models = ["echo", "counter"].map(|model| format!("quorate_workers{{model_name=\"{model}\"}}"));
+        self.count("quorate_workers").await
+    }
+
+    /// Of these, those of which the gateway knows that their model is loaded.
+    pub(crate) async fn ready(&self) -> u64 {
+        self.count("quorate_workers_ready").await
+    }
+
+    async fn count(&self, gauge: &str) -> u64 {
+        let models = ["echo", "counter"].map(|model| format!("{gauge}{{model_name=\"{model}\"}}"));
         let metrics = self.metrics().await;
         models.iter().map(|name| metrics.get(name).copied().unwrap_or(0.0) as u64).sum()
     }
@@ -346,6 +355,11 @@ pub(crate) fn chat(content: &str, more: &str) -> String {
 
 pub(crate) fn now() -> Millis {
     Millis(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64)
+}
+
+/// Generates by repeating, without end: an answer would take a week.
+pub(crate) fn endless() -> Simulated {
+    Simulated::decoder(1 << 30, 1 << 31).without_end().with_step_time(Duration::from_millis(1))
 }
 
 /// Generates by repeating; each token takes `step`.

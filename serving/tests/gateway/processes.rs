@@ -311,7 +311,7 @@ async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
     sender.send(&message, &[tcp.as_fd()]).await.expect("sent");
     drop(tcp);
     let (stop, renewing) = keep_renewed(sender, cluster.node.clone(), ticket.ticket);
-    eventually("it serves", async || cluster.connected().await == 1).await;
+    eventually("it serves", async || cluster.ready().await == 1).await;
     let (status, answer) = cluster.json("/v1/chat/completions", &chat("hi", r#", "max_tokens": 3"#)).await;
     assert_eq!(status, 200, "{answer}");
     let more = r#", "max_tokens": 300"#;
