@@ -20,6 +20,7 @@ mod client;
 mod error;
 mod identity;
 mod limits;
+mod places;
 mod policy;
 mod reverse;
 mod server;
@@ -41,7 +42,7 @@ pub use protocol::PublicKey;
 #[doc(hidden)]
 pub use reverse::read_preface;
 pub use reverse::{PREFACE_BYTES_MAX, Reversed, accept_reverse, accept_reverse_loop, reverse_serve};
-pub use server::{Peer, serve};
+pub use server::{Peer, PeerAddress, serve};
 pub use stream::Stream;
 pub use tls::{Connection, accept, connect};
 /// Tells servers to stop; cancel it to begin an orderly end.

@@ -4,7 +4,8 @@ use crate::Body;
 use crate::channel::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::error::Error;
 use crate::identity::Identity;
-use crate::limits::Limits;
+use crate::limits::{Backoff, Limits};
+use crate::places::{Gate, Pass, Rule, Site};
 use crate::policy::PeerPolicy;
 use crate::stream::Watched;
 use crate::tls::{FORWARD, accept_as, acceptor};
@@ -23,7 +24,8 @@ use hyper_util::server::graceful::GracefulConnection;
 use protocol::PublicKey;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +40,19 @@ use tower::ServiceExt;
 /// [`crate::reverse_serve`] hand on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub PublicKey);
+
+/// Where the connection of a request comes from: an extension of every request that [`serve`] hands on. It
+/// tells one flood from another; it proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub SocketAddr);
+
+impl PeerAddress {
+    /// What counts as one party: the address itself, or of an IPv6 address the network of 64 bits.
+    #[must_use]
+    pub fn site(&self) -> IpAddr {
+        Site::of(self.0.ip()).address()
+    }
+}
 
 /// Serves `router` over overlay connections until `shutdown`, then lets requests in progress end within
 /// [`Limits::drain`]. Every request carries a [`Peer`] extension.
@@ -54,21 +69,86 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let acceptor = acceptor(identity, &policy, FORWARD);
     let limits = Arc::new(limits);
+    let seats = Seats::new(&policy, &limits);
     let guard = Guard::new(router, Some(policy), limits.clone());
     let ending = shutdown.clone();
     accept_loop(listener, &limits.clone(), shutdown, move |tcp, address, entry| {
-        let (acceptor, limits) = (acceptor.clone(), limits.clone());
+        let (acceptor, limits, seats) = (acceptor.clone(), limits.clone(), seats.clone());
         let (guard, ending) = (guard.clone(), ending.clone());
         async move {
             let connection = accept_as(tcp, &acceptor, FORWARD, &limits).await;
             let connection = connection.map_err(|error| refused(address, &error)).ok()?;
-            let _place = entry.admit(address)?;
-            let guard = guard.of(connection.peer);
-            serve_http2(connection.stream, guard, &limits, ending).await;
+            let seat = seats.take(entry, connection.peer, address)?;
+            let guard = guard.of(connection.peer).at(address);
+            let until = ending.child_token();
+            let serving = serve_http2(connection.stream, guard, &limits, until.clone());
+            seat.sit(serving, &until).await;
             Some(())
         }
     })
     .await
+}
+
+/// Places of established connections: those of peers that the policy knows, and the few of strangers.
+#[derive(Clone)]
+struct Seats {
+    policy: PeerPolicy,
+    known: Gate<PublicKey>,
+    strangers: Gate<Site>,
+    stranger_life: Duration,
+}
+
+enum Seat {
+    Known(Pass<PublicKey>),
+    Stranger(Pass<Site>, Duration),
+}
+
+impl Seats {
+    fn new(policy: &PeerPolicy, limits: &Limits) -> Self {
+        Self {
+            policy: policy.clone(),
+            known: Gate::new(Rule::Fair, limits.connections_max, 0),
+            strangers: Gate::new(Rule::Renewing, limits.strangers_max, 0),
+            stranger_life: limits.stranger_life,
+        }
+    }
+
+    /// Gives up the place in the handshake for one among the established, if there is one.
+    fn take(&self, entry: Entry, peer: PublicKey, address: SocketAddr) -> Option<Seat> {
+        drop(entry);
+        if !self.policy.knows(&peer) {
+            let pass = self.strangers.arrive(Site::of(address.ip())).enter_now()?;
+            return Some(Seat::Stranger(pass, self.stranger_life));
+        }
+        let pass = self.known.arrive(peer).enter_now();
+        if pass.is_none() {
+            tracing::warn!(%peer, %address, "too many connections; turned away");
+        }
+        pass.map(Seat::Known)
+    }
+}
+
+impl Seat {
+    /// Runs `serving` as long as the place is this one's; `until` ends it in order.
+    async fn sit(self, serving: impl Future<Output = ()>, until: &CancellationToken) {
+        let (ended, life) = match &self {
+            Self::Known(pass) => (pass.ended(), None),
+            Self::Stranger(pass, life) => (pass.ended(), Some(*life)),
+        };
+        let over = async {
+            match life {
+                Some(life) => tokio::time::sleep(life).await,
+                None => std::future::pending().await,
+            }
+            until.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = serving => {}
+            () = ended.cancelled() => tracing::info!("a connection was ended for another's"),
+            () = over => {}
+        }
+    }
 }
 
 /// Logs why a handshake failed. Strangers cause these at will, so they are no warnings.
@@ -79,7 +159,7 @@ pub(crate) fn refused(address: SocketAddr, error: &Error) {
 
 /// A connection's way in: a place for its handshake now, one among the established later.
 pub(crate) struct Entry {
-    handshake: OwnedSemaphorePermit,
+    handshake: Pass<Site>,
     connections: Arc<Semaphore>,
 }
 
@@ -93,7 +173,7 @@ impl Entry {
 }
 
 /// Accepts until `shutdown`, running `handle` for each connection in a task of its own; returns when
-/// the last task has ended. While all handshake places are taken the kernel's queue does the waiting.
+/// the last task has ended. Handshakes wait their turn, address by address.
 pub(crate) async fn accept_loop<F, T>(
     listener: TcpListener,
     limits: &Limits,
@@ -101,38 +181,87 @@ pub(crate) async fn accept_loop<F, T>(
     handle: F,
 ) -> Result<(), Error>
 where
-    F: Fn(TcpStream, SocketAddr, Entry) -> T,
+    F: Fn(TcpStream, SocketAddr, Entry) -> T + Clone + Send + 'static,
     T: Future<Output = Option<()>> + Send + 'static,
 {
-    // Long enough not to spin, short enough not to matter, when descriptors or memory run out.
-    const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
+    let handshakes = Gate::new(Rule::Fair, limits.handshakes_max, limits.handshakes_waiting_max);
     let connections = Arc::new(Semaphore::new(limits.connections_max));
     let mut tasks = JoinSet::new();
-    loop {
-        let next = async {
-            let place = handshakes.clone().acquire_owned().await;
-            let place = place.expect("the semaphore is never closed");
-            (listener.accept().await, place)
-        };
+    let mut failures = 0;
+    let outcome = loop {
         tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = shutdown.cancelled() => break Ok(()),
             Some(_) = tasks.join_next() => {}
-            (accepted, handshake) = next => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((tcp, address)) => {
-                    let entry = Entry { handshake, connections: connections.clone() };
-                    tasks.spawn(handle(tcp, address, entry));
+                    failures = 0;
+                    let pass = handshakes.arrive(Site::of(address.ip()));
+                    let (connections, handle) = (connections.clone(), handle.clone());
+                    tasks.spawn(async move {
+                        let handshake = pass.enter().await?;
+                        let given_away = handshake.ended();
+                        let handled = handle(tcp, address, Entry { handshake, connections });
+                        // Only while it shakes hands: the pass is gone when that is over.
+                        given_away.run_until_cancelled(handled).await?
+                    });
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => match after_failure(&error) {
+                    AfterFailure::GiveUp => break Err(Error::Listener(error)),
+                    AfterFailure::GoOn => tracing::debug!(%error, "a connection was gone before it was accepted"),
+                    AfterFailure::Wait => {
+                        failures += 1;
+                        if failures == 1 {
+                            tracing::warn!(%error, "cannot accept; trying again until it passes");
+                        }
+                        let pause = ACCEPT_BACKOFF.delay(failures, u32::MAX);
+                        // Tasks that end meanwhile are what mends it.
+                        let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+                    }
+                },
             },
         }
-    }
+    };
     drop(listener);
+    // A listener's connections end with it: whoever hears of that starts anew.
+    outcome?;
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Long enough not to spin, short enough not to matter, when descriptors or memory run out.
+const ACCEPT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_secs(1) };
+
+/// What a failure to accept means for the listener.
+#[derive(Debug, PartialEq, Eq)]
+enum AfterFailure {
+    /// It was that connection's alone.
+    GoOn,
+    /// The machine lacks something that it may have again.
+    Wait,
+    /// The listener is none any more.
+    GiveUp,
+}
+
+fn after_failure(error: &io::Error) -> AfterFailure {
+    use nix::errno::Errno;
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT) => {
+            AfterFailure::GiveUp
+        }
+        // Linux hands on what became of a connection before it was accepted (accept(2)).
+        Some(
+            Errno::ECONNABORTED
+            | Errno::EPROTO
+            | Errno::ENETDOWN
+            | Errno::ENETUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::EHOSTUNREACH
+            | Errno::EPERM
+            | Errno::EINTR,
+        ) => AfterFailure::GoOn,
+        // Descriptors or memory are short; or something that trying again at once would hardly mend.
+        _ => AfterFailure::Wait,
+    }
 }
 
 /// Serves HTTP/2 on one connection until it ends; after `shutdown`, until its requests have.
@@ -198,6 +327,7 @@ pub(crate) struct Guard {
     router: Router,
     policy: Option<PeerPolicy>,
     peer: Option<PublicKey>,
+    address: Option<SocketAddr>,
     limits: Arc<Limits>,
 }
 
@@ -205,11 +335,15 @@ impl Guard {
     pub(crate) fn new(router: Router, policy: Option<PeerPolicy>, limits: Arc<Limits>) -> Self {
         // Our own limit replaces axum's; a route may still set a smaller one.
         let router = router.layer(DefaultBodyLimit::disable());
-        Self { router, policy, peer: None, limits }
+        Self { router, policy, peer: None, address: None, limits }
     }
 
     pub(crate) fn of(&self, peer: PublicKey) -> Self {
         Self { peer: Some(peer), ..self.clone() }
+    }
+
+    fn at(self, address: SocketAddr) -> Self {
+        Self { address: Some(address), ..self }
     }
 
     /// The guard as the function that answers a connection's requests.
@@ -225,6 +359,9 @@ impl Guard {
                 return plain(StatusCode::FORBIDDEN, "this key is no longer admitted");
             }
             request.extensions_mut().insert(Peer(peer));
+        }
+        if let Some(address) = self.address {
+            request.extensions_mut().insert(PeerAddress(address));
         }
         let limit = self.limits.request_bytes_max;
         if request.body().size_hint().lower() > limit as u64 {
@@ -242,4 +379,32 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    #[test]
+    fn only_failures_that_cannot_pass_end_a_listener() {
+        use AfterFailure::{GiveUp, GoOn, Wait};
+        let table = [
+            (Errno::EBADF, GiveUp),
+            (Errno::EINVAL, GiveUp),
+            (Errno::ENOTSOCK, GiveUp),
+            (Errno::EMFILE, Wait),
+            (Errno::ENFILE, Wait),
+            (Errno::ENOBUFS, Wait),
+            (Errno::ENOMEM, Wait),
+            (Errno::ECONNABORTED, GoOn),
+            (Errno::EPROTO, GoOn),
+            (Errno::EHOSTUNREACH, GoOn),
+        ];
+        for (errno, expected) in table {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            assert_eq!(after_failure(&error), expected, "{errno}");
+        }
+        assert_eq!(after_failure(&io::Error::other("no errno")), Wait);
+    }
 }

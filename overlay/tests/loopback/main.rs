@@ -8,4 +8,5 @@ mod http;
 mod listen;
 mod people;
 mod reverse;
+mod strangers;
 mod tls;
