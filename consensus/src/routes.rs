@@ -1,16 +1,16 @@
-//! What a replica answers to its peers, over HTTP/2 on the overlay. Strangers get 403: that a key may
-//! connect does not make it a replica.
+//! What a replica answers to its peers, over HTTP/2 on the overlay. Strangers get 403, before a byte of what
+//! they send is read: that a key may connect does not make it a replica.
 
 use crate::handle::Port;
 use crate::transport::{Assembly, Peers, Refusal, Request};
-use axum::Extension;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::StatusCode;
+use http::request::Parts;
 use overlay::Peer;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,17 +34,24 @@ pub(crate) fn router(peers: Arc<Peers>, port: Arc<Port>, snapshot_bytes_max: u64
         .with_state(Arc::new(Shared { peers, port, snapshot_bytes_max, assemblies }))
 }
 
-async fn messages(State(shared): State<Arc<Shared>>, Extension(Peer(key)): Extension<Peer>) -> Response {
-    let stream = shared.peers.identify(&key).and_then(|id| shared.peers.open_outbox(id));
-    stream.map_or_else(stranger, |stream| Body::new(stream).into_response())
+/// Proof that a replica of the group asks: its number. Bodies are taken after it.
+struct Sender(u64);
+
+impl FromRequestParts<Arc<Shared>> for Sender {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Response> {
+        let peer = parts.extensions.get::<Peer>();
+        let id = peer.and_then(|Peer(key)| shared.peers.identify(key));
+        id.map(Self).ok_or_else(stranger)
+    }
 }
 
-async fn snapshot(
-    State(shared): State<Arc<Shared>>,
-    Extension(Peer(key)): Extension<Peer>,
-    body: Bytes,
-) -> Response {
-    let Some(from) = shared.peers.identify(&key) else { return stranger() };
+async fn messages(Sender(id): Sender, State(shared): State<Arc<Shared>>) -> Response {
+    shared.peers.open_outbox(id).map_or_else(stranger, |stream| Body::new(stream).into_response())
+}
+
+async fn snapshot(Sender(from): Sender, State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let outcome = {
         let mut assemblies = shared.assemblies.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || Assembly::new(shared.snapshot_bytes_max);
@@ -64,22 +71,15 @@ async fn snapshot(
     }
 }
 
-async fn propose(
-    State(shared): State<Arc<Shared>>,
-    Extension(Peer(key)): Extension<Peer>,
-    body: Bytes,
-) -> Response {
-    answer(&shared, &key, Request::Propose(body)).await
+async fn propose(_: Sender, State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    answer(&shared, Request::Propose(body)).await
 }
 
-async fn read(State(shared): State<Arc<Shared>>, Extension(Peer(key)): Extension<Peer>) -> Response {
-    answer(&shared, &key, Request::Read).await
+async fn read(_: Sender, State(shared): State<Arc<Shared>>) -> Response {
+    answer(&shared, Request::Read).await
 }
 
-async fn answer(shared: &Shared, key: &protocol::PublicKey, request: Request) -> Response {
-    if shared.peers.identify(key).is_none() {
-        return stranger();
-    }
+async fn answer(shared: &Shared, request: Request) -> Response {
     match shared.port.answer(request).await {
         Ok(bytes) => bytes.into_response(),
         Err(Refusal::NotLeader | Refusal::Unreachable) => {

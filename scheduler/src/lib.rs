@@ -22,7 +22,7 @@ mod status;
 mod views;
 mod why;
 
-pub use apply::{apply, apply_bytes, tick_is_due};
+pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
 pub use cluster::{
     ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,

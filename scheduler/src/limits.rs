@@ -9,6 +9,11 @@ pub const AUDIT_EVENTS_MAX: usize = 4096;
 pub const CLOSED_PROPOSALS_MAX: usize = 128;
 /// Nodes that wait for admission at once: an unknown key may ask, so the list must be short.
 pub const PENDING_NODES_MAX: usize = 256;
+/// Most bytes of a node's request to be admitted: keys of 1.3 kB, addresses, labels.
+pub const PENDING_BYTES_MAX: usize = 16 * 1024;
+/// Where the list is full, a node that has not asked for so long gives its place to one that asks. Agents ask
+/// every two seconds, and one in [`PENDING_REFRESH_MS`] is noted.
+pub const PENDING_SILENT_MS: u64 = 5 * 60 * 1000;
 /// A node that waits for admission and stopped asking is forgotten after an hour.
 pub const PENDING_NODE_MS: u64 = 60 * 60 * 1000;
 /// A waiting node's request is written to the log again only after a minute, however often it asks.
@@ -67,4 +72,6 @@ const _: () = {
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
 const _: () = assert!(REBALANCE_GAIN_MIN >= 2, "a move that gains nothing is undone by the next");
 const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");
+const _: () = assert!(PENDING_SILENT_MS > 4 * PENDING_REFRESH_MS, "whoever asks all the time is not silent");
+const _: () = assert!(PENDING_SILENT_MS < PENDING_NODE_MS);
 const _: () = assert!(AVOID_MS > DRAIN_MS, "a failed slot does not return to its node at once");

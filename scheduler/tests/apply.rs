@@ -459,6 +459,51 @@ fn waiting_nodes_are_few_and_forgotten() {
 }
 
 #[test]
+fn a_full_list_of_waiting_nodes_makes_room_for_who_asks_by_who_does_not() {
+    let mut world = two_nodes();
+    let admission = |i: usize| node(&format!("new-{i}"), 1, 1).admission;
+    let enrol = |i: usize| Action::Enrol(Box::new(admission(i)));
+    for i in 0..PENDING_NODES_MAX {
+        world.must(enrol(i));
+        world.wait(1);
+    }
+    world.wait(PENDING_SILENT_MS - PENDING_NODES_MAX as u64 - 100);
+    check(&world, vec![("nobody was silent for long enough", enrol(1000), "limit-reached")]);
+    world.must(enrol(0));
+    world.wait(102);
+    assert_eq!(world.must(enrol(1000)), Reply::Enrolled { admitted: false });
+    let pending = world.cluster.pending_nodes();
+    assert_eq!(pending.len(), PENDING_NODES_MAX);
+    assert!(pending.contains_key(&admission(0).id), "who goes on asking stays");
+    assert!(!pending.contains_key(&admission(1).id), "who was silent longest leaves");
+    assert!(pending.contains_key(&admission(2).id));
+}
+
+#[test]
+fn asking_to_be_admitted_writes_nothing_that_is_known() {
+    let mut world = two_nodes();
+    let fresh = node("fresh", 1, 1).admission;
+    let mut moved = fresh.clone();
+    moved.region = "elsewhere".into();
+    let mut large = fresh.clone();
+    large.region = "x".repeat(PENDING_BYTES_MAX);
+    let enrolled = |admitted| Some(Ok(Reply::Enrolled { admitted }));
+    let code =
+        |answer: Option<Result<Reply, scheduler::Refusal>>| answer.unwrap().unwrap_err().code.to_string();
+    let answer = |world: &World, admission| enrol_answer(&world.cluster, admission, world.now);
+    assert_eq!(code(enrol_answer(&Cluster::default(), &fresh, world.now)), "circle-not-founded");
+    assert_eq!(answer(&world, &fresh), None, "that it asks is news");
+    assert_eq!(code(answer(&world, &large)), "command-invalid");
+    world.must(Action::Enrol(Box::new(fresh.clone())));
+    assert_eq!(answer(&world, &fresh), enrolled(false));
+    assert_eq!(answer(&world, &moved), None, "it says something else than before");
+    world.wait(PENDING_REFRESH_MS);
+    assert_eq!(answer(&world, &fresh), None, "that it still asks is news after a minute");
+    let known = node("node-1", 4000, 4096).admission;
+    assert_eq!(answer(&world, &known), enrolled(true));
+}
+
+#[test]
 fn plans_are_refused_when_the_state_moved_on() {
     let mut world = two_nodes();
     world.approve(deploy(manifest("embed", 1, 3, 1000, 128)));

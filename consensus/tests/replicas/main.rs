@@ -148,6 +148,13 @@ async fn strangers_are_refused_even_where_they_may_connect() {
         let response = client.request(request.expect("valid")).await.expect("an answer");
         assert_eq!(response.status(), 403, "{path}");
     }
+    for path in ["snapshot", "propose"] {
+        // A body of which nothing comes: whoever waited for it would not answer.
+        let body = overlay::Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let request = http::Request::post(format!("/consensus/v1/{path}")).body(body).expect("valid");
+        let response = client.send(request).await.expect("an answer");
+        assert_eq!(response.status(), 403, "{path}");
+    }
     drop(end);
 }
 

@@ -8,18 +8,19 @@ use super::problem::{Failure, unavailable};
 use super::{Server, wall_clock};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Extension, State};
+use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use overlay::{Limits, Peer};
+use overlay::{Limits, Peer, PeerAddress};
 use protocol::agent::{
     Assignment, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
 };
-use protocol::limits::{LEASE_MS, PROPOSAL_BYTES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
+use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{Millis, NodeId, NodeName, canonical, error_code};
-use scheduler::{Action, Actor, Cluster, Reply};
+use scheduler::limits::PENDING_BYTES_MAX;
+use scheduler::{Action, Actor, Cluster, Reply, enrol_answer};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,14 +28,33 @@ use std::time::Duration;
 /// Most bytes of governance history in one answer; the rest follows with the next.
 const GOVERNANCE_BYTES_MAX: usize = SYNC_BYTES_MAX / 4;
 
+/// Largest request of a node that is not admitted: what the state machine takes, and what wraps it.
+const ENROL_BYTES_MAX: usize = PENDING_BYTES_MAX + 1024;
+/// Connections of the overlay listener: one of each node, an old one of every fourth that has come again, and a
+/// few of each other replica.
+pub(super) const CONNECTIONS_MAX: usize = NODES_MAX + NODES_MAX / 4 + 64;
+
+const _: () = assert!(CONNECTIONS_MAX > NODES_MAX, "every node has a place on every replica");
+
+/// Where admitted nodes say how they are and ask what they shall do.
+pub(super) const SYNC: &str = "/agent/v1/sync";
+/// Where others ask to be admitted.
+pub(super) const ENROL: &str = "/agent/v1/enrol";
+
 /// Bounds of the overlay listener: a sync may wait for news, and carries bundles.
 pub(crate) fn limits() -> Limits {
-    Limits { request_bytes_max: SYNC_BYTES_MAX, response_bytes_max: SYNC_BYTES_MAX, ..Limits::default() }
+    Limits {
+        request_bytes_max: SYNC_BYTES_MAX,
+        response_bytes_max: SYNC_BYTES_MAX,
+        connections_max: CONNECTIONS_MAX,
+        ..Limits::default()
+    }
 }
 
 /// The routes for agents.
 pub(crate) fn router(server: Arc<Server>) -> Router {
-    Router::new().route("/agent/v1/sync", post(sync)).route("/agent/v1/enrol", post(enrol)).with_state(server)
+    let enrol = post(enrol).layer(DefaultBodyLimit::max(ENROL_BYTES_MAX));
+    Router::new().route(SYNC, post(sync)).route(ENROL, enrol).with_state(server)
 }
 
 fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {
@@ -49,18 +69,37 @@ fn not_leader(server: &Server) -> Response {
     cbor(StatusCode::MISDIRECTED_REQUEST, &NotLeader { leader })
 }
 
+/// What a node hears that no certificate admits, as far as this replica knows.
+pub(super) fn not_admitted(server: &Server) -> Response {
+    // A follower may lag behind the admission; only the leader's no is final.
+    if server.lock_leadership().is_none() {
+        return not_leader(server);
+    }
+    let message = "no certificate admits this node; it may only enrol";
+    Failure::new(error_code::NODE_NOT_ADMITTED, message).into_response()
+}
+
 async fn enrol(
     State(server): State<Arc<Server>>,
     Extension(Peer(key)): Extension<Peer>,
+    Extension(address): Extension<PeerAddress>,
     body: Bytes,
 ) -> Result<Response, Failure> {
-    let request: EnrolRequest = canonical::from_bytes(&body, PROPOSAL_BYTES_MAX)
+    let request: EnrolRequest = canonical::from_bytes(&body, ENROL_BYTES_MAX)
         .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
     if request.admission.id != NodeId(key) {
         let message = "the admission names another key than the connection's";
         return Err(Failure::new(error_code::REQUEST_INVALID, message));
     }
-    let reply = server.command(Actor::Scheduler, Action::Enrol(Box::new(request.admission))).await?;
+    // Most of what strangers ask is known already, and is answered without a word to the log.
+    let known = server.cluster(|cluster| enrol_answer(cluster, &request.admission, wall_clock()));
+    let reply = match known {
+        Some(answer) => answer?,
+        None => {
+            server.strangers.note(address)?;
+            server.command(Actor::Scheduler, Action::Enrol(Box::new(request.admission))).await?
+        }
+    };
     match super::problem::accepted(reply)? {
         Reply::Enrolled { admitted } => {
             let genesis = server.genesis.clone();
@@ -78,12 +117,7 @@ async fn sync(
     let node = NodeId(key);
     let arrived = wall_clock();
     let Some(name) = server.cluster(|cluster| cluster.node(&node).map(|n| n.name.clone())) else {
-        // A follower may lag behind the admission; only the leader's no is final.
-        if server.lock_leadership().is_none() {
-            return Ok(not_leader(&server));
-        }
-        let message = "no certificate admits this node; it may only enrol";
-        return Err(Failure::new(error_code::NODE_NOT_ADMITTED, message));
+        return Ok(not_admitted(&server));
     };
     let request: SyncRequest = canonical::from_bytes(&body, SYNC_BYTES_MAX)
         .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;

@@ -2,6 +2,7 @@
 //! endpoints. It decides nothing itself: decisions are `scheduler`'s, authority is `human-chain`'s.
 
 mod agents;
+mod allowance;
 mod api;
 mod auth;
 mod leader;
@@ -11,6 +12,9 @@ mod metrics;
 mod openapi;
 mod peers;
 mod problem;
+mod strangers;
+#[cfg(test)]
+mod tests;
 
 pub use machine::ClusterMachine;
 pub use openapi::document as openapi_document;
@@ -58,6 +62,7 @@ pub(crate) struct Server {
     logs: Mutex<Logs>,
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::Peers,
+    strangers: strangers::Strangers,
     metrics: metrics::ServerMetrics,
 }
 
@@ -77,14 +82,21 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         leadership: Mutex::new(None),
         logs: Mutex::new(Logs::default()),
         key_exchanges: Arc::default(),
+        strangers: strangers::Strangers::default(),
         metrics: metrics::ServerMetrics::new(),
     });
-    let overlay_router = replica.router().merge(agents::router(server.clone())).merge(peers::router());
+    let gate = axum::middleware::from_fn_with_state(server.clone(), strangers::gate);
+    let overlay_router = replica
+        .router()
+        .merge(agents::router(server.clone()))
+        .merge(peers::router(server.clone()))
+        .layer(gate);
+    let known = server.clone();
     let overlay_serving = overlay::serve(
         config.overlay,
         &config.identity,
-        // Anyone may shake hands; each route admits only whom it knows, and strangers may only enrol.
-        PeerPolicy::any(),
+        // Anyone may shake hands, but strangers share a few places, and may only enrol.
+        PeerPolicy::any().knowing(move |key| known.knows(key)),
         agents::limits(),
         overlay_router,
         shutdown.clone(),

@@ -3,8 +3,11 @@
 
 use super::Server;
 use axum::Router;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use overlay::{CancellationToken, Client, Identity, Limits};
+use overlay::{CancellationToken, Client, Identity, Limits, Peer};
 use protocol::governance::Genesis;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -62,7 +65,14 @@ pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
     }
 }
 
-/// What a replica answers to the others.
-pub(crate) fn router() -> Router {
-    Router::new().route(PATH, get(|| async { "alive\n" }))
+/// What a replica answers to the others, and to nobody else.
+pub(crate) fn router(server: Arc<Server>) -> Router {
+    Router::new().route(PATH, get(alive)).with_state(server)
+}
+
+async fn alive(State(server): State<Arc<Server>>, Extension(Peer(key)): Extension<Peer>) -> Response {
+    match server.is_replica(&key) {
+        true => "alive\n".into_response(),
+        false => (StatusCode::FORBIDDEN, "not-a-replica").into_response(),
+    }
 }

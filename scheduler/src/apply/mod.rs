@@ -8,6 +8,7 @@ mod governance;
 mod registry;
 
 pub(crate) use governance::summary;
+pub use registry::enrol_answer;
 
 use crate::cluster::{Cluster, Leadership};
 use crate::command::{Action, Actor, Command, Refusal, Reply};

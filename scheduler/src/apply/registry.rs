@@ -3,8 +3,8 @@
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{
-    API_KEYS_MAX, MODELS_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, STORE_URL_BYTES_MAX,
-    WRAPS_PER_COMMAND_MAX,
+    API_KEYS_MAX, MODELS_MAX, PENDING_BYTES_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, PENDING_SILENT_MS,
+    STORE_URL_BYTES_MAX, WRAPS_PER_COMMAND_MAX,
 };
 use protocol::agent::PendingNode;
 use protocol::error_code::{
@@ -15,10 +15,8 @@ use protocol::gateway::ApiKey;
 use protocol::governance::{Change, NodeAdmission};
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
-use protocol::{NodeId, ServiceName, TokenName};
+use protocol::{Millis, NodeId, ServiceName, TokenName};
 
-/// Most bytes of a node's request to be admitted: keys of 1.3 kB, addresses, labels.
-const PENDING_BYTES_MAX: usize = 16 * 1024;
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
 const ML_KEM_768_CIPHERTEXT_LENGTH: usize = 1088;
 /// Length of a sealed model key: 32 bytes and AES-GCM's tag of 16.
@@ -178,14 +176,20 @@ pub(super) fn scale(
     Ok(Reply::Done)
 }
 
-/// Notes that an unknown node asks. It grants nothing: a certificate admits, and anybody can ask, so all
-/// here is bounded.
-pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<Reply, Refusal> {
+/// What [`enrol`] answers at `now` where it notes nothing; none where it would. Whoever carries commands to the
+/// log asks this first: an unknown key may ask as often as it likes, and shall not write.
+#[must_use]
+pub fn enrol_answer(
+    cluster: &Cluster,
+    admission: &NodeAdmission,
+    now: Millis,
+) -> Option<Result<Reply, Refusal>> {
+    let refuse = |code, message: String| Some(Err(Refusal::new(code, message)));
     if cluster.circle.is_none() {
-        return Err(Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
+        return refuse(CIRCLE_NOT_FOUNDED, "the circle is not founded yet".into());
     }
     if cluster.node(&admission.id).is_some() {
-        return Ok(Reply::Enrolled { admitted: true });
+        return Some(Ok(Reply::Enrolled { admitted: true }));
     }
     let bytes = protocol::canonical::to_bytes(admission).len();
     let labels = admission.labels.len();
@@ -194,22 +198,41 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
             "node `{}` asks with {bytes} bytes and {labels} labels; accepted: at most {PENDING_BYTES_MAX} bytes, {LABELS_MAX} labels",
             admission.name
         );
-        return Err(Refusal::new(COMMAND_INVALID, message));
-    }
-    let now = cluster.now;
-    let known = cluster.pending.get(&admission.id);
-    if known.is_none() && cluster.pending.len() >= PENDING_NODES_MAX {
-        let message = format!("{PENDING_NODES_MAX} nodes wait for admission; try again later");
-        return Err(Refusal::new(LIMIT_REACHED, message));
+        return refuse(COMMAND_INVALID, message);
     }
     let fresh = |p: &PendingNode| p.admission == *admission && p.last_seen.plus(PENDING_REFRESH_MS) > now;
-    if known.is_some_and(fresh) {
-        return Ok(Reply::Enrolled { admitted: false });
+    match cluster.pending.get(&admission.id) {
+        Some(known) => fresh(known).then_some(Ok(Reply::Enrolled { admitted: false })),
+        None if cluster.pending.len() >= PENDING_NODES_MAX && silent(cluster, now).is_none() => {
+            let message = format!("{PENDING_NODES_MAX} nodes wait for admission; try again later");
+            refuse(LIMIT_REACHED, message)
+        }
+        None => None,
     }
-    if known.is_none() {
+}
+
+/// Of those who wait for admission, the one that has been silent longest, if it has for long.
+fn silent(cluster: &Cluster, now: Millis) -> Option<NodeId> {
+    let oldest = cluster.pending.values().min_by_key(|pending| pending.last_seen)?;
+    (oldest.last_seen.plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
+}
+
+/// Notes that an unknown node asks. It grants nothing: a certificate admits, and anybody can ask, so all
+/// here is bounded.
+pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<Reply, Refusal> {
+    let now = cluster.now;
+    if let Some(answer) = enrol_answer(cluster, admission, now) {
+        return answer;
+    }
+    let known = cluster.pending.contains_key(&admission.id);
+    if !known && cluster.pending.len() >= PENDING_NODES_MAX {
+        // No event for it: strangers that push each other out shall not push out what members did.
+        silent(cluster, now).map(|silent| cluster.pending.remove(&silent));
+    } else if !known {
         let subject = format!("node/{}", admission.name);
         cluster.audit.record(now, "stranger", "enrol", &subject, &admission.id.short());
     }
+    assert!(known || cluster.pending.len() < PENDING_NODES_MAX, "an answer was due instead");
     let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now };
     cluster.pending.insert(admission.id, pending);
     Ok(Reply::Enrolled { admitted: false })

@@ -1,0 +1,112 @@
+//! What a key may ask that no certificate admits: to be admitted, and that not too often. Everybody else is
+//! told no before a byte of a body is read.
+
+use super::agents::{self, ENROL, SYNC};
+use super::allowance::{Allowance, Rate};
+use super::problem::Failure;
+use super::{Server, wall_clock};
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use overlay::{Peer, PeerAddress, PublicKey};
+use protocol::{NodeId, error_code};
+use scheduler::limits::{PENDING_NODES_MAX, PENDING_SILENT_MS};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Requests of strangers. A node that waits for admission asks once in two seconds: a site of a hundred such
+/// nodes is let through.
+const ASKS_EACH: Rate = Rate { burst: 200, every_ms: 10 };
+/// An answer may carry a genesis of a megabyte or two, so that it costs about as much as a node's sync.
+const ASKS_ALL: Rate = Rate { burst: 1000, every_ms: 2 };
+/// Requests that write to the log. A list full of honest nodes writes four a second.
+const NOTES_EACH: Rate = Rate { burst: 16, every_ms: 2000 };
+/// Against all of them together: a fraction of what the log takes.
+const NOTES_ALL: Rate = Rate { burst: 64, every_ms: 200 };
+/// Addresses remembered; one is some tens of bytes.
+const ADDRESSES_MAX: usize = 4096;
+
+const _: () = assert!(
+    PENDING_SILENT_MS / NOTES_EACH.every_ms + NOTES_EACH.burst < PENDING_NODES_MAX as u64,
+    "no single address keeps the list of waiting nodes full of its own"
+);
+
+/// What strangers have asked for lately.
+#[derive(Debug)]
+pub(super) struct Strangers {
+    asks: Mutex<Allowance<IpAddr>>,
+    notes: Mutex<Allowance<IpAddr>>,
+}
+
+impl Default for Strangers {
+    fn default() -> Self {
+        let asks = Mutex::new(Allowance::new(ASKS_EACH, ASKS_ALL, ADDRESSES_MAX));
+        let notes = Mutex::new(Allowance::new(NOTES_EACH, NOTES_ALL, ADDRESSES_MAX));
+        Self { asks, notes }
+    }
+}
+
+impl Strangers {
+    /// Takes one of what may be asked.
+    fn ask(&self, address: PeerAddress) -> Result<(), Failure> {
+        take(&mut lock(&self.asks), address)
+    }
+
+    /// Takes one of what may be written to the log.
+    pub(super) fn note(&self, address: PeerAddress) -> Result<(), Failure> {
+        take(&mut lock(&self.notes), address)
+    }
+}
+
+fn lock(allowance: &Mutex<Allowance<IpAddr>>) -> MutexGuard<'_, Allowance<IpAddr>> {
+    allowance.lock().expect("no holder of this lock panics")
+}
+
+fn take(allowance: &mut Allowance<IpAddr>, address: PeerAddress) -> Result<(), Failure> {
+    allowance.take(&address.site(), wall_clock()).map_err(|wait_ms| {
+        let message = "too many requests of nodes that are not admitted";
+        let failure = Failure::new(error_code::LIMIT_REACHED, message);
+        failure.remedy(format!("ask again in {} s", wait_ms.div_ceil(1000)))
+    })
+}
+
+/// Stands before everything that the overlay listener answers.
+pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+    let extensions = request.extensions();
+    let (Some(Peer(key)), Some(address)) =
+        (extensions.get::<Peer>().copied(), extensions.get::<PeerAddress>().copied())
+    else {
+        return Failure::new(error_code::NODE_NOT_ADMITTED, "the connection proves no key").into_response();
+    };
+    if server.is_replica(&key) || server.is_admitted(NodeId(key)) {
+        return next.run(request).await;
+    }
+    match request.uri().path() {
+        ENROL => match server.strangers.ask(address) {
+            Ok(()) => next.run(request).await,
+            Err(failure) => failure.into_response(),
+        },
+        SYNC => agents::not_admitted(&server),
+        _ => Failure::new(error_code::NODE_NOT_ADMITTED, "only replicas and admitted nodes may ask this")
+            .into_response(),
+    }
+}
+
+impl Server {
+    /// Whether the key is a control replica's.
+    pub(super) fn is_replica(&self, key: &PublicKey) -> bool {
+        self.genesis.genesis.control.iter().any(|replica| replica.key == *key)
+    }
+
+    /// Whether a certificate that this replica has applied admits the node.
+    pub(super) fn is_admitted(&self, node: NodeId) -> bool {
+        self.cluster(|cluster| cluster.node(&node).is_some())
+    }
+
+    /// Whether the listener keeps a place for the key. A replica that has just started knows the first nodes
+    /// from genesis, and the others in a moment.
+    pub(super) fn knows(&self, key: &PublicKey) -> bool {
+        let first = self.genesis.genesis.nodes.iter().any(|node| node.id.0 == *key);
+        first || self.is_replica(key) || self.is_admitted(NodeId(*key))
+    }
+}

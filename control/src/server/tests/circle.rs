@@ -1,0 +1,66 @@
+//! A circle of one member for tests: its keys come from seeds.
+
+use crate::cli::simple_policy;
+use human_chain::MemberSecret;
+use overlay::Identity;
+use protocol::governance::*;
+use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::{Digest, Millis, NodeId, ReplicaId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The token of [`genesis`]; it may do everything.
+pub(super) const TOKEN: &str = "quorate-token-of-a-test";
+
+/// The key of a replica.
+pub(super) fn replica(id: u64) -> Identity {
+    Identity::from_seed(&[u8::try_from(id).unwrap(); 32])
+}
+
+/// The key of a node or of a stranger.
+pub(super) fn other(number: u16) -> Identity {
+    let mut seed = [200; 32];
+    seed[..2].copy_from_slice(&number.to_le_bytes());
+    Identity::from_seed(&seed)
+}
+
+/// What a node says when it asks to be admitted.
+pub(super) fn admission(name: &str, identity: &Identity) -> NodeAdmission {
+    let id = NodeId(identity.public_key());
+    NodeAdmission {
+        name: name.parse().unwrap(),
+        id,
+        encryption: EncryptionKey { x25519: id.0, ml_kem: ByteString(vec![7; ML_KEM_768_PUBLIC_KEY_LENGTH]) },
+        roles: BTreeSet::from([NodeRole::Worker]),
+        region: "local".into(),
+        labels: BTreeMap::new(),
+        storage: None,
+        gateway: None,
+    }
+}
+
+/// A genesis with replicas at these addresses, 1 first, and these first nodes.
+pub(super) fn genesis(replicas: &[(String, String)], nodes: Vec<NodeAdmission>) -> SignedGenesis {
+    let secret = MemberSecret::generate(&[9; 64]);
+    let member = Member { id: "alice".parse().unwrap(), keys: secret.public() };
+    let members = vec![member.clone()];
+    let control = (1..).zip(replicas).map(|(id, (overlay, api))| ControlReplica {
+        id: ReplicaId(id),
+        key: replica(id).public_key(),
+        address: overlay.clone(),
+        api: api.clone(),
+    });
+    let genesis = Genesis {
+        name: "test".into(),
+        founded_at: Millis(1_800_000_000_000),
+        policy: simple_policy(&members, 1),
+        members,
+        control: control.collect(),
+        nodes,
+        tokens: vec![AccessToken {
+            name: "tester".parse().unwrap(),
+            scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
+            hash: Digest::of(TOKEN.as_bytes()),
+        }],
+    };
+    human_chain::sign_genesis(genesis, &[(member.id, &secret)])
+}

@@ -1,0 +1,253 @@
+//! Strangers against a running control plane, over real connections: they shake hands and fall silent, fill the
+//! listeners, ask what they may not and ask to be admitted under a hundred names. Admitted nodes and replicas
+//! get through meanwhile.
+
+use super::circle::{admission, genesis, other, replica};
+use super::in_time;
+use crate::server::{ServerConfig, run};
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use overlay::{Body, CancellationToken, Client, Identity, Limits};
+use protocol::agent::{EnrolRequest, Isolation, NodeResources, SyncRequest, SyncResponse};
+use protocol::governance::SignedGenesis;
+use protocol::limits::SYNC_BYTES_MAX;
+use protocol::{Digest, ReplicaId, canonical};
+use std::net::SocketAddr;
+use std::path::Path;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
+
+/// The one admitted node.
+const NODE: u16 = 0;
+
+struct Plane {
+    directory: TempDir,
+    genesis: SignedGenesis,
+    /// Where each replica listens for the overlay and for people.
+    addresses: Vec<(SocketAddr, SocketAddr)>,
+    running: Vec<Option<(JoinHandle<anyhow::Result<()>>, CancellationToken)>>,
+}
+
+impl Plane {
+    async fn start() -> Self {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            listeners.push((bind().await, bind().await));
+        }
+        let address = |listener: &TcpListener| listener.local_addr().unwrap();
+        let addresses: Vec<_> = listeners.iter().map(|(o, a)| (address(o), address(a))).collect();
+        let named: Vec<_> = addresses.iter().map(|(o, a)| (o.to_string(), format!("http://{a}"))).collect();
+        let node = admission("node-0", &other(NODE));
+        let genesis = genesis(&named, vec![node]);
+        let directory = tempfile::tempdir().unwrap();
+        let mut plane = Self { directory, genesis, addresses, running: vec![None, None, None] };
+        for (place, (overlay, api)) in listeners.into_iter().enumerate() {
+            plane.begin(place, overlay, api);
+        }
+        plane
+    }
+
+    fn begin(&mut self, place: usize, overlay: TcpListener, api: TcpListener) {
+        let id = place as u64 + 1;
+        let directory = self.directory.path().join(id.to_string());
+        prepare(&directory);
+        let config = ServerConfig {
+            id: ReplicaId(id),
+            directory,
+            identity: replica(id),
+            genesis: self.genesis.clone(),
+            overlay,
+            api,
+            certificate: None,
+        };
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(run(config, shutdown.clone()));
+        self.running[place] = Some((task, shutdown));
+    }
+
+    async fn stop(&mut self, place: usize) {
+        let (task, shutdown) = self.running[place].take().unwrap();
+        shutdown.cancel();
+        in_time(task).await.unwrap().unwrap();
+    }
+
+    /// Starts a replica again on its own ports.
+    async fn start_again(&mut self, place: usize) {
+        let (overlay, api) = self.addresses[place];
+        let listen =
+            |address: SocketAddr| async move { overlay::listen::tcp(&address.to_string()).await.unwrap() };
+        let (overlay, api) = (listen(overlay).await, listen(api).await);
+        self.begin(place, overlay, api);
+    }
+
+    fn client(&self, place: usize, identity: Identity) -> Client {
+        let key = replica(place as u64 + 1).public_key();
+        Client::new(identity, self.addresses[place].0, key, Limits::default())
+    }
+
+    /// What a page for people says, once it can be had.
+    async fn page(&self, place: usize, path: &str) -> (StatusCode, String) {
+        let url = format!("http://{}{path}", self.addresses[place].1);
+        let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
+        (StatusCode::from_u16(answer.status().as_u16()).unwrap(), answer.text().await.unwrap())
+    }
+
+    async fn until_ready(&self, place: usize) {
+        in_time(async { while self.page(place, "/readyz").await.0 != StatusCode::OK {} }).await;
+    }
+
+    async fn applied(&self, place: usize) -> u64 {
+        let (_, text) = self.page(place, "/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix("quorate_control_applied_index "));
+        line.unwrap().parse().unwrap()
+    }
+}
+
+async fn bind() -> TcpListener {
+    overlay::listen::tcp("127.0.0.1:0").await.unwrap()
+}
+
+fn prepare(directory: &Path) {
+    std::fs::create_dir_all(directory).unwrap();
+}
+
+/// The admitted node asks every replica until one of them, the leader, answers it.
+async fn node_is_served(clients: &[Client]) {
+    let request = SyncRequest {
+        boot: 1,
+        version: "test".into(),
+        resources: NodeResources::default(),
+        isolation: Isolation::None,
+        not_enforced: Vec::new(),
+        slots: Vec::new(),
+        governance_length: 0,
+        routes_version: None,
+        wait_ms: 0,
+        desired: Digest([0; 32]),
+        logs: Vec::new(),
+    };
+    let body = Bytes::from(canonical::to_bytes(&request));
+    in_time(async {
+        loop {
+            for client in clients {
+                let request = Request::post("/agent/v1/sync").body(body.clone()).unwrap();
+                let Ok(answer) = client.request(request).await else { continue };
+                if answer.status() == StatusCode::OK {
+                    let answer: SyncResponse = canonical::from_bytes(answer.body(), SYNC_BYTES_MAX).unwrap();
+                    assert!(answer.lease_ms > 0);
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+}
+
+async fn enrol(client: &Client, name: &str, identity: &Identity) -> StatusCode {
+    let body = canonical::to_bytes(&EnrolRequest { admission: admission(name, identity) });
+    let request = Request::post("/agent/v1/enrol").body(Bytes::from(body)).unwrap();
+    in_time(client.request(request)).await.unwrap().status()
+}
+
+/// Connections from another address that never say a word: more than there are places and turns for them.
+async fn silent(plane: &Plane) -> Vec<TcpStream> {
+    let most = Limits::default().handshakes_max + 100;
+    let mut streams = Vec::new();
+    for (address, _) in &plane.addresses {
+        for _ in 0..most {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+            streams.push(socket.connect(*address).await.unwrap());
+        }
+    }
+    streams
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_keep_neither_nodes_nor_replicas_out() {
+    let mut plane = Plane::start().await;
+    let node: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
+    node_is_served(&node).await;
+    let before = plane.applied(0).await;
+
+    let hanging = silent(&plane).await;
+    // Established ones, of as many keys as there are places for strangers and more. Each asks to be admitted.
+    let count = Limits::default().strangers_max as u16 + 30;
+    let (mut strangers, mut refused) = (Vec::new(), 0);
+    for number in 1..=count {
+        let identity = other(number);
+        let client = plane.client(0, identity.clone());
+        let status = enrol(&client, &format!("stranger-{number}"), &identity).await;
+        assert!([StatusCode::OK, StatusCode::TOO_MANY_REQUESTS].contains(&status), "{status}");
+        refused += u16::from(status == StatusCode::TOO_MANY_REQUESTS);
+        strangers.push(client);
+    }
+    // What one address may write at once, and what is refilled in a minute, is less than all of them wanted.
+    assert!(refused > 0, "{count} strangers wrote to the log");
+
+    // The node gets through on its old connections and on new ones.
+    node_is_served(&node).await;
+    let fresh: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
+    node_is_served(&fresh).await;
+    // So does a replica: it leaves, comes again, and catches up with what was decided meanwhile.
+    plane.stop(2).await;
+    node_is_served(&node).await;
+    plane.start_again(2).await;
+    plane.until_ready(2).await;
+    let applied = plane.applied(0).await;
+    in_time(async { while plane.applied(2).await < applied {} }).await;
+    assert!(
+        applied - before <= u64::from(count - refused) + 40,
+        "{before} to {applied}: who wrote all this?"
+    );
+
+    // Whoever could not be heard is heard in a while: nobody is shut out for ever.
+    let (late, identity) = (plane.client(1, other(9_999)), other(9_999));
+    in_time(async { while enrol(&late, "late", &identity).await != StatusCode::OK {} }).await;
+    drop((hanging, strangers));
+    for place in 0..3 {
+        plane.stop(place).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
+    let mut plane = Plane::start().await;
+    let node: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
+    node_is_served(&node).await;
+    let (client, identity) = (plane.client(0, other(1)), other(1));
+    plane.until_ready(0).await;
+    for path in ["/agent/v1/sync", "/consensus/v1/propose", "/consensus/v1/snapshot", "/no/such/path"] {
+        // A body of which nothing ever comes: whoever waited for it would not answer.
+        let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let answer = in_time(client.send(Request::post(path).body(body).unwrap())).await.unwrap();
+        let refused = [StatusCode::FORBIDDEN, StatusCode::MISDIRECTED_REQUEST];
+        assert!(refused.contains(&answer.status()), "{path}: {}", answer.status());
+    }
+    for (asker, expected) in [(identity.clone(), 403), (other(NODE), 403), (replica(2), 200)] {
+        let request = Request::get("/control/v1/alive").body(Bytes::new()).unwrap();
+        let answer = in_time(plane.client(0, asker).request(request)).await.unwrap();
+        assert_eq!(answer.status(), expected);
+    }
+    let large = Request::post("/agent/v1/enrol").body(Bytes::from(vec![0; 64 * 1024])).unwrap();
+    assert_eq!(in_time(client.request(large)).await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE);
+
+    assert_eq!(enrol(&client, "patient", &identity).await, StatusCode::OK);
+    // Each replica may have to hear of it first; then asking costs the log nothing, wherever it is asked.
+    let others: Vec<Client> = (0..3).map(|place| plane.client(place, identity.clone())).collect();
+    let noted = plane.applied(0).await;
+    for place in 0..3 {
+        in_time(async { while plane.applied(place).await < noted {} }).await;
+    }
+    let before = plane.applied(0).await;
+    for client in others.iter().cycle().take(60) {
+        assert_eq!(enrol(client, "patient", &identity).await, StatusCode::OK);
+    }
+    // What the cluster does by itself, ticks and plans, may be a little; the asking alone would be sixty.
+    let written = plane.applied(0).await - before;
+    assert!(written < 20, "{written} entries for what was known");
+    for place in 0..3 {
+        plane.stop(place).await;
+    }
+}
