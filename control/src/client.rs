@@ -106,7 +106,7 @@ impl ControlClient {
         path: &str,
         body: Option<&B>,
     ) -> Result<R, ClientError> {
-        let mut last = String::from("no replica is known");
+        let mut last = ClientError::Unreachable("no replica is known".into());
         for round in 0..ROUNDS_MAX {
             if round > 0 {
                 tokio::time::sleep(ROUND_PAUSE).await;
@@ -114,11 +114,13 @@ impl ControlClient {
             for replica in &self.replicas {
                 match self.ask(method.clone(), replica, path, body).await? {
                     Ok(answer) => return Ok(answer),
+                    // Whoever leads and cannot says more than those who do not lead.
+                    Err(ClientError::Unreachable(_)) if matches!(last, ClientError::Refused(_)) => {}
                     Err(reason) => last = reason,
                 }
             }
         }
-        Err(ClientError::Unreachable(last))
+        Err(last)
     }
 
     /// One replica's answer, or the reason to try another.
@@ -128,7 +130,7 @@ impl ControlClient {
         replica: &str,
         path: &str,
         body: Option<&B>,
-    ) -> Result<Result<R, String>, ClientError> {
+    ) -> Result<Result<R, ClientError>, ClientError> {
         let url = format!("{replica}{path}");
         let only_reads = method == Method::GET;
         let mut request = self.http.request(method, &url).bearer_auth(&self.token);
@@ -139,14 +141,14 @@ impl ControlClient {
             Ok(response) => response,
             // Only what changes nothing, or certainly was not executed, may go to another replica unasked.
             Err(error) if only_reads || error.is_connect() => {
-                return Ok(Err(format!("{replica}: {}", causes(&error))));
+                return Ok(Err(unreachable(replica, &causes(&error))));
             }
             Err(error) => return Err(unexpected(&url, &causes(&error))),
         };
         let status = response.status();
         let bytes = match response.bytes().await {
             Ok(bytes) => bytes,
-            Err(error) if only_reads => return Ok(Err(format!("{replica}: {}", causes(&error)))),
+            Err(error) if only_reads => return Ok(Err(unreachable(replica, &causes(&error)))),
             Err(error) => return Err(unexpected(&url, &causes(&error))),
         };
         if status.is_success() {
@@ -154,11 +156,19 @@ impl ControlClient {
         }
         let problem: Problem = serde_json::from_slice(&bytes)
             .map_err(|_| unexpected(&url, &format!("{status}: {}", String::from_utf8_lossy(&bytes))))?;
-        if matches!(status, StatusCode::MISDIRECTED_REQUEST | StatusCode::SERVICE_UNAVAILABLE) {
-            return Ok(Err(format!("{replica}: {}", problem.message)));
+        match status {
+            StatusCode::MISDIRECTED_REQUEST => Ok(Err(unreachable(replica, &problem.message))),
+            // Nothing was done, and in a moment it may be, by this replica or by another that leads then.
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => {
+                Ok(Err(ClientError::Refused(problem)))
+            }
+            _ => Err(ClientError::Refused(problem)),
         }
-        Err(ClientError::Refused(problem))
     }
+}
+
+fn unreachable(replica: &str, reason: &str) -> ClientError {
+    ClientError::Unreachable(format!("{replica}: {reason}"))
 }
 
 fn unexpected(url: &str, detail: &impl ToString) -> ClientError {

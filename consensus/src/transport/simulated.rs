@@ -1,4 +1,4 @@
-//! A network in memory: delivers at once, each message once, and cuts links on command.
+//! A network in memory: delivers at once, each message once, cuts links and loses answers on command.
 
 use super::{Refusal, Request, Transport};
 use crate::handle::Port;
@@ -18,6 +18,8 @@ pub struct SimulatedNetwork {
 struct State {
     ports: BTreeMap<u64, Arc<Port>>,
     cut: BTreeSet<(u64, u64)>,
+    /// Answers to lose, by who asks.
+    lost: BTreeMap<u64, usize>,
 }
 
 /// One replica's side of the network.
@@ -46,6 +48,17 @@ impl SimulatedNetwork {
                 }
             }
         }
+    }
+
+    /// Loses the answers to the next `count` proposals that `replica` forwards: they are done all the same.
+    pub fn lose_answers(&self, replica: u64, count: usize) {
+        self.lock().lost.insert(replica, count);
+    }
+
+    fn loses_answer(&self, replica: u64) -> bool {
+        let mut state = self.lock();
+        let left = state.lost.get_mut(&replica).filter(|left| **left > 0);
+        left.map(|left| *left -= 1).is_some()
     }
 
     pub(crate) fn transport(&self, id: u64) -> SimulatedTransport {
@@ -91,6 +104,11 @@ impl Transport for SimulatedTransport {
 
     fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let target = self.network.port(self.id, leader);
-        Box::pin(async move { target.ok_or(Refusal::Unreachable)?.answer(request).await })
+        let (network, id) = (self.network.clone(), self.id);
+        let proposes = matches!(request, Request::Propose(_));
+        Box::pin(async move {
+            let answer = target.ok_or(Refusal::Unreachable)?.answer(request).await;
+            if proposes && network.loses_answer(id) { Err(Refusal::Lost) } else { answer }
+        })
     }
 }

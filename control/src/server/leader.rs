@@ -42,7 +42,7 @@ pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
     }
 }
 
-async fn round(server: &Server, term: u64) {
+pub(super) async fn round(server: &Server, term: u64) {
     if server.leading_term() != Some(term) && !begin(server, term).await {
         return;
     }

@@ -5,6 +5,7 @@ mod agents;
 mod allowance;
 mod api;
 mod auth;
+mod commands;
 mod leader;
 mod logs;
 mod machine;
@@ -63,6 +64,7 @@ pub(crate) struct Server {
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::Peers,
     strangers: strangers::Strangers,
+    desk: commands::Desk,
     metrics: metrics::ServerMetrics,
 }
 
@@ -83,6 +85,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         logs: Mutex::new(Logs::default()),
         key_exchanges: Arc::default(),
         strangers: strangers::Strangers::default(),
+        desk: commands::Desk::default(),
         metrics: metrics::ServerMetrics::new(),
     });
     let gate = axum::middleware::from_fn_with_state(server.clone(), strangers::gate);
@@ -178,17 +181,17 @@ pub fn wall_clock() -> Millis {
 }
 
 impl Server {
-    /// Proposes a command and returns what applying it answered.
+    /// Has a command carried out once, and returns what applying it answered.
     pub(crate) async fn command(&self, actor: Actor, action: Action) -> Result<Reply, problem::Failure> {
         let command = Command { now: wall_clock(), actor, action };
         let bytes = canonical::to_bytes(&command);
-        let answer = self.handle.propose(bytes.into(), None).await.map_err(problem::unavailable)?;
+        let answer = self.once(bytes.into()).await?;
         canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unavailable)
     }
 
     /// Waits until this replica has applied everything that was acknowledged before now.
     pub(crate) async fn read_barrier(&self) -> Result<(), problem::Failure> {
-        self.handle.read_barrier().await.map(|_| ()).map_err(problem::unavailable)
+        Ok(self.handle.read_barrier().await.map(|_| ())?)
     }
 
     /// Looks at the cluster as last applied here.

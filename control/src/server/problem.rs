@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use consensus::{ProposeError, ReadError};
 use protocol::api::Problem;
 use protocol::error_code::{self, ErrorCode};
 use scheduler::{Refusal, Reply};
@@ -49,7 +50,15 @@ fn status_of(code: ErrorCode) -> StatusCode {
         error_code::TOKEN_UNKNOWN => StatusCode::UNAUTHORIZED,
         error_code::TOKEN_SCOPE_MISSING | error_code::NODE_NOT_ADMITTED => StatusCode::FORBIDDEN,
         error_code::NOT_LEADER => StatusCode::MISDIRECTED_REQUEST,
-        error_code::CONTROL_UNAVAILABLE | error_code::CIRCLE_NOT_FOUNDED => StatusCode::SERVICE_UNAVAILABLE,
+        error_code::CONTROL_UNAVAILABLE
+        | error_code::CIRCLE_NOT_FOUNDED
+        | error_code::NO_LEADER
+        | error_code::LOG_BUSY
+        | error_code::SESSION_EXPIRED
+        | error_code::REPLICA_STOPPED => StatusCode::SERVICE_UNAVAILABLE,
+        // Not 503: whoever asks again because of that would perhaps do it twice.
+        error_code::OUTCOME_UNKNOWN | error_code::SEQUENCE_PASSED => StatusCode::GATEWAY_TIMEOUT,
+        error_code::LOG_DISK_FULL => StatusCode::INSUFFICIENT_STORAGE,
         error_code::LIMIT_REACHED => StatusCode::TOO_MANY_REQUESTS,
         error_code::PROPOSAL_NOT_FOUND
         | error_code::SERVICE_NOT_FOUND
@@ -61,7 +70,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::BALLOT_DUPLICATE
         | error_code::PLAN_STALE
         | error_code::CIRCLE_ALREADY_FOUNDED => StatusCode::CONFLICT,
-        error_code::REQUEST_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+        error_code::REQUEST_TOO_LARGE | error_code::COMMAND_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
         error_code::METHOD_NOT_ALLOWED => StatusCode::METHOD_NOT_ALLOWED,
         _ => StatusCode::BAD_REQUEST,
     }
@@ -76,6 +85,29 @@ impl IntoResponse for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::new(refusal.code, refusal.message)
+    }
+}
+
+impl From<ProposeError> for Failure {
+    fn from(error: ProposeError) -> Self {
+        let remedy = match &error {
+            ProposeError::OutcomeUnknown | ProposeError::SequencePassed => {
+                "look whether it took effect before you ask again"
+            }
+            ProposeError::DiskFull => {
+                "free space where the leading replica keeps its log; it goes on by itself"
+            }
+            ProposeError::TooLarge { .. } => "make it smaller",
+            ProposeError::Busy => "ask again in a moment",
+            ProposeError::NoLeader | ProposeError::SessionExpired | ProposeError::Stopped(_) => ASK_AGAIN,
+        };
+        Self::new(error.code(), error.to_string()).remedy(remedy)
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        Self::new(error.code(), error.to_string()).remedy(ASK_AGAIN)
     }
 }
 
@@ -113,6 +145,8 @@ pub(super) fn accepted(reply: Reply) -> Result<Reply, Failure> {
 
 /// The replica cannot answer now; asking again later, or asking another, may help.
 pub(crate) fn unavailable(error: impl std::fmt::Display) -> Failure {
-    Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string())
-        .remedy("ask again; `quorate status` shows which replicas answer")
+    Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string()).remedy(ASK_AGAIN)
 }
+
+/// What to do where nothing was done and nothing is wrong with what was asked.
+const ASK_AGAIN: &str = "ask again; `quorate status` shows which replicas answer";

@@ -1,8 +1,10 @@
-//! Control replicas in one process on real listeners, where strangers do what they can.
+//! Control replicas in one process: on simulated disks and network, where faults come on command; and on real
+//! listeners, where strangers do what they can.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod circle;
+mod faults;
 mod hostile;
 
 use std::time::Duration;

@@ -1,0 +1,214 @@
+//! What people are told when the log cannot take what they ask, and that nothing is done twice.
+
+use super::circle::{self, TOKEN};
+use super::in_time;
+use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, peers, strangers};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use consensus::store::SimulatedDisk;
+use consensus::transport::SimulatedNetwork;
+use consensus::{Config, Limits, Peer, Replica, Role, Timings};
+use protocol::api::{CreateKey, KeyView, Page, Problem};
+use protocol::gateway::{ApiKey, RouteTable};
+use protocol::{Digest, ReplicaId, canonical};
+use scheduler::{Action, Actor, Command, Observed, Reply};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tower::ServiceExt as _;
+
+/// Replicas on simulated disks and network. Their leaders do nothing by themselves: [`Simulated::lead`] does.
+struct Simulated {
+    network: SimulatedNetwork,
+    disks: Vec<SimulatedDisk>,
+    servers: Vec<Arc<Server>>,
+    _replicas: Vec<Replica<ClusterMachine>>,
+}
+
+impl Simulated {
+    fn start(count: u64, request: Duration) -> Self {
+        let address = |id: u64, port: u64| format!("127.0.0.1:{}", port + id);
+        let addresses: Vec<_> =
+            (1..=count).map(|id| (address(id, 10_000), format!("http://{}", address(id, 20_000)))).collect();
+        let genesis = circle::genesis(&addresses, Vec::new());
+        let network = SimulatedNetwork::new();
+        let disks: Vec<SimulatedDisk> = (1..=count).map(|_| SimulatedDisk::new()).collect();
+        // Nobody dials: what is simulated has no addresses.
+        let nowhere = "127.0.0.1:1".parse().unwrap();
+        let peer = |id| (id, Peer { address: nowhere, key: circle::replica(id).public_key() });
+        let peers: BTreeMap<u64, Peer> = (1..=count).map(peer).collect();
+        let start = |id: u64| {
+            let config = Config {
+                id,
+                peers: peers.clone(),
+                directory: PathBuf::new(),
+                create: true,
+                identity: Arc::new(circle::replica(id)),
+                seed: 7,
+                timings: Timings { request, ..Timings::default() },
+                limits: Limits::default(),
+            };
+            let disk = &disks[usize::try_from(id).unwrap() - 1];
+            Replica::start_simulated(&config, ClusterMachine::default(), disk, &network).unwrap()
+        };
+        let replicas: Vec<_> = (1..=count).map(start).collect();
+        let server = |(id, replica): (u64, &Replica<ClusterMachine>)| {
+            let identity = circle::replica(id);
+            Arc::new(Server {
+                id: ReplicaId(id),
+                peers: peers::Peers::new(&identity, &genesis.genesis),
+                identity,
+                genesis: genesis.clone(),
+                handle: replica.handle(),
+                leadership: Mutex::new(None),
+                logs: Mutex::new(logs::Logs::default()),
+                key_exchanges: Arc::default(),
+                strangers: strangers::Strangers::default(),
+                desk: commands::Desk::default(),
+                metrics: metrics::ServerMetrics::new(),
+            })
+        };
+        let servers = (1..).zip(&replicas).map(server).collect();
+        Self { network, disks, servers, _replicas: replicas }
+    }
+
+    /// Waits for a leader, has it announce itself and found the circle, and returns its place.
+    async fn lead(&self) -> usize {
+        loop {
+            for (place, server) in self.servers.iter().enumerate() {
+                let status = server.handle.status();
+                if status.role == Role::Leader {
+                    leader::round(server, status.term).await;
+                    if server.cluster(|cluster| cluster.genesis().is_some()) {
+                        return place;
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// What the API answers.
+async fn ask(
+    server: &Arc<Server>,
+    method: Method,
+    path: &str,
+    body: Option<&CreateKey>,
+) -> (StatusCode, Vec<u8>) {
+    let body = body.map_or_else(Body::empty, |body| Body::from(serde_json::to_vec(body).unwrap()));
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .header("content-type", "application/json")
+        .body(body);
+    let answer = crate::server::api::router(server.clone()).oneshot(request.unwrap()).await.unwrap();
+    let (head, body) = answer.into_parts();
+    (head.status, axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec())
+}
+
+fn key(name: &str) -> CreateKey {
+    CreateKey { name: name.parse().unwrap(), hash: Digest::of(name.as_bytes()), requests_per_minute: None }
+}
+
+async fn create(server: &Arc<Server>, name: &str) -> (StatusCode, Option<Problem>) {
+    let (status, body) = ask(server, Method::POST, "/v1/keys", Some(&key(name))).await;
+    let problem = (!status.is_success()).then(|| serde_json::from_slice(&body).unwrap());
+    (status, problem)
+}
+
+async fn keys(server: &Arc<Server>) -> Vec<String> {
+    let (status, body) = ask(server, Method::GET, "/v1/keys", None).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    let page: Page<KeyView> = serde_json::from_slice(&body).unwrap();
+    page.items.iter().map(|key| key.name.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
+    let world = Simulated::start(1, Duration::from_secs(20));
+    let server = &world.servers[in_time(world.lead()).await];
+    assert_eq!(create(server, "before").await.0, StatusCode::OK);
+
+    world.disks[0].set_full(true);
+    let (status, problem) = create(server, "refused").await;
+    let problem = problem.unwrap();
+    assert_eq!((status, problem.code.as_str()), (StatusCode::INSUFFICIENT_STORAGE, "log-disk-full"));
+    assert!(problem.remedy.unwrap().contains("free space"));
+    world.disks[0].set_full(false);
+
+    assert_eq!(create(server, "after").await.0, StatusCode::OK);
+    assert_eq!(keys(server).await, ["after", "before"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
+    let world = Simulated::start(3, Duration::from_secs(2));
+    let leads = in_time(world.lead()).await;
+    // A replica that led until a moment ago and has not noticed: it takes what people ask, and forwards it.
+    let follows = &world.servers[(leads + 1) % 3];
+    follows.read_barrier().await.unwrap();
+    let term = follows.handle.status().term;
+    let (observed, routes) = (Observed::new(super::super::wall_clock()), RouteTable::default());
+    *follows.lock_leadership() = Some(leader::Leadership { term, observed, routes });
+    assert_eq!(create(follows, "before").await.0, StatusCode::OK);
+    world.network.lose_answers(follows.id.0, usize::MAX);
+    let (status, problem) = create(follows, "unknown").await;
+    let problem = problem.unwrap();
+    assert_eq!((status, problem.code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
+    assert!(problem.remedy.unwrap().contains("look"));
+    // Whoever looks, as the remedy says, finds it done.
+    in_time(async { while keys(&world.servers[leads]).await != ["before", "unknown"] {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_answer_is_lost_is_done_once() {
+    let world = Simulated::start(3, Duration::from_secs(20));
+    let leads = in_time(world.lead()).await;
+    let follows = (leads + 1) % 3;
+    let server = &world.servers[follows];
+    let asker = server.id.0;
+    let create = |name: &str| {
+        let CreateKey { name, hash, requests_per_minute } = key(name);
+        let actor = Actor::Token("tester".parse().unwrap());
+        server.command(actor, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute }))
+    };
+    for (lost, name) in [(0, "first"), (1, "second"), (3, "third")] {
+        world.network.lose_answers(asker, lost);
+        // Done twice, it would be refused the second time: the name is taken.
+        assert_eq!(in_time(create(name)).await.unwrap(), Reply::Done, "{lost} answers lost");
+    }
+    server.read_barrier().await.unwrap();
+    let created = server
+        .cluster(|cluster| cluster.audit().last(1000).filter(|event| event.action == "create-key").count());
+    assert_eq!(created, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forgotten_session_is_renewed() {
+    let world = Simulated::start(1, Duration::from_secs(20));
+    let server = &world.servers[in_time(world.lead()).await];
+    assert_eq!(create(server, "before").await.0, StatusCode::OK);
+    // More sessions than the log remembers, all younger than this server's.
+    let open = (0..4_096).map(|_| server.handle.open_session());
+    assert!(in_time(futures::future::join_all(open)).await.iter().all(Result::is_ok));
+    assert_eq!(create(server, "after").await.0, StatusCode::OK);
+    assert_eq!(keys(server).await, ["after", "before"]);
+}
+
+/// An ordinary command costs one entry of the log, and with that one round.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_in_turn_share_one_session() {
+    let world = Simulated::start(1, Duration::from_secs(20));
+    let server = &world.servers[in_time(world.lead()).await];
+    let before = server.handle.read_barrier().await.unwrap();
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(create(server, name).await.0, StatusCode::OK);
+    }
+    let refused = Command { now: super::super::wall_clock(), actor: Actor::Scheduler, action: Action::Tick };
+    let answer = server.once(canonical::to_bytes(&refused).into()).await.unwrap();
+    assert!(!answer.is_empty());
+    assert_eq!(server.handle.read_barrier().await.unwrap(), before + 5);
+}
