@@ -57,7 +57,7 @@ pub enum LogError {
         path: PathBuf,
     },
     /// Bytes that were once durable are damaged.
-    #[error("`{}` is damaged at byte {offset}: {reason}; this replica must be replaced, the others hold the log", path.display())]
+    #[error("`{}` is damaged at byte {offset}: {reason}; keep it as it is, the other replicas hold the log", path.display())]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum LogError {
         wanted: String,
     },
     /// The directory is empty, and the replica was not told to begin a new log.
-    #[error("`{}` holds no log of this replica; a replica that lost its disk must come back under a new id", path.display())]
+    #[error("`{}` holds no log of this replica, and it may begin one only once", path.display())]
     Unknown {
         /// The directory.
         path: PathBuf,

@@ -4,8 +4,8 @@ use crate::node::{self, NodeFile};
 use crate::server::{self, ServerConfig};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
+use overlay::CancellationToken;
 use overlay::people::Certificate;
-use overlay::{CancellationToken, Identity};
 use protocol::governance::{
     ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis, StorageEndpoint,
 };
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControlCommand {
-    /// Make a replica's key and print its entry for the genesis
+    /// Make a replica's key and the leave to begin its log, once; print its entry for the genesis
     #[command(
         after_help = "Example:\n  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 --api https://10.0.0.1:7601 > control-1.json"
     )]
@@ -192,8 +192,7 @@ fn until_signal() -> Result<CancellationToken> {
 pub(crate) async fn control(command: ControlCommand) -> Result<()> {
     match command {
         ControlCommand::Init { dir, id, overlay, api } => {
-            std::fs::create_dir_all(&dir).with_context(|| format!("create `{}`", dir.display()))?;
-            let identity = Identity::load_or_create(&dir.join("identity.key"))?;
+            let identity = server::create_replica(&dir)?;
             let replica =
                 ControlReplica { id: ReplicaId(id), key: identity.public_key(), address: overlay, api };
             println!("{}", serde_json::to_string_pretty(&replica)?);
@@ -205,7 +204,7 @@ pub(crate) async fn control(command: ControlCommand) -> Result<()> {
 
 async fn run_control(arguments: ControlRun) -> Result<()> {
     start_logging();
-    let identity = Identity::load(&arguments.dir.join("identity.key"))?;
+    let identity = server::load_replica(&arguments.dir)?;
     let genesis: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
     human_chain::CircleState::found(&genesis, None)
         .with_context(|| format!("`{}`", arguments.genesis.display()))?;
@@ -225,6 +224,7 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
         certificate,
     };
     tracing::info!(replica = %id, "control replica starts");
+    server::make_room_for_connections();
     server::run(config, until_signal()?).await
 }
 

@@ -5,6 +5,7 @@ mod agents;
 mod allowance;
 mod api;
 mod auth;
+mod begin;
 mod commands;
 mod leader;
 mod logs;
@@ -17,11 +18,11 @@ mod strangers;
 #[cfg(test)]
 mod tests;
 
+pub use begin::{create_replica, load_replica};
 pub use machine::ClusterMachine;
 pub use openapi::document as openapi_document;
 
 use anyhow::{Context as _, Result};
-use gpu_agent::files;
 use leader::Leadership;
 use logs::Logs;
 use overlay::people::{Certificate, KeyExchanges};
@@ -39,7 +40,7 @@ use tokio::net::TcpListener;
 pub struct ServerConfig {
     /// Its number in the genesis.
     pub id: ReplicaId,
-    /// Its own directory: below it the log and snapshots, and the mark that they were begun.
+    /// Its own directory: made by [`create_replica`]; below it the log and snapshots.
     pub directory: PathBuf,
     /// Its key, as genesis lists it.
     pub identity: Identity,
@@ -147,12 +148,11 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     }
     let id = protocol::canonical::to_bytes(&config.genesis.genesis);
     let seed = protocol::Digest::of(&id).0[0];
-    let begun = config.directory.join("begun");
     let consensus_config = consensus::Config {
         id: config.id.0,
         peers,
         directory: config.directory.join("log"),
-        create: !begun.exists(),
+        create: begin::may_begin(config),
         identity: Arc::new(config.identity.clone()),
         seed: u64::from(seed),
         timings: consensus::Timings::default(),
@@ -160,12 +160,30 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     };
     let replica = consensus::Replica::start(&consensus_config, ClusterMachine::default());
     let replica = replica.context("start the replica")?;
-    // From here on a log that vanished is refused: a replica that began anew could vote twice. Killed before this
-    // line, it begins again with the log that it made.
-    if !begun.exists() {
-        files::write_atomically(&begun, b"", 0o644).context("mark the replica as begun")?;
-    }
+    begin::begun(config)?;
     Ok(replica)
+}
+
+/// Lets this process hold as many connections as its listeners may have; warns where the system does not allow it.
+pub fn make_room_for_connections() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let of = |limits: Limits| {
+        limits.connections_max + limits.strangers_max + limits.handshakes_max + limits.handshakes_waiting_max
+    };
+    // And what is no connection of a listener's: the log, connections to other replicas, the runtime's own.
+    let wanted = (of(agents::limits()) + of(Limits::default()) + 256) as u64;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < wanted {
+        // What may not be raised is said below.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
+    }
+    if hard < wanted {
+        tracing::warn!(
+            hard,
+            wanted,
+            "too few file descriptors for a cluster of full size; raise LimitNOFILE or `ulimit -Hn`"
+        );
+    }
 }
 
 /// The wall clock as it was when this process first asked, counted on without jumps. The leader judges

@@ -7,10 +7,10 @@ use super::ports::Ports;
 use crate::cli::simple_policy;
 use crate::context::Context;
 use crate::node::{NodeFile, create_keys};
+use crate::server::create_replica;
 use crate::session::{MemberKeyFile, fresh_secret_text, wall_clock};
 use anyhow::{Result, anyhow};
 use gpu_agent::files;
-use overlay::Identity;
 use protocol::governance::*;
 use protocol::{Digest, MemberId, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,9 +60,7 @@ fn operator_token(token: &str) -> Result<AccessToken> {
 }
 
 fn replica(layout: &Layout, ports: &Ports, id: u64) -> Result<ControlReplica> {
-    let directory = layout.control(id);
-    std::fs::create_dir_all(&directory)?;
-    let identity = Identity::load_or_create(&directory.join("identity.key"))?;
+    let identity = create_replica(&layout.control(id))?;
     Ok(ControlReplica {
         id: ReplicaId(id),
         key: identity.public_key(),

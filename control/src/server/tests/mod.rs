@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod begin;
 mod circle;
 mod faults;
 mod hostile;

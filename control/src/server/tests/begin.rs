@@ -1,0 +1,86 @@
+//! Which start of a replica may make a log: the first one after `control init`, and none ever again.
+
+use super::circle::{genesis, replica};
+use crate::server::{ServerConfig, create_replica, load_replica, start_replica};
+use consensus::StartError;
+use protocol::ReplicaId;
+use std::fs;
+use std::path::Path;
+
+/// Starts replica 1 in this directory and stops it again; the code of the refusal where there is one.
+async fn start(directory: &Path) -> Result<(), String> {
+    let listen = || async { overlay::listen::tcp("127.0.0.1:0").await.unwrap() };
+    let address = ("127.0.0.1:1".to_string(), "http://127.0.0.1:2".to_string());
+    let config = ServerConfig {
+        id: ReplicaId(1),
+        directory: directory.into(),
+        identity: replica(1),
+        genesis: genesis(&[address], Vec::new()),
+        overlay: listen().await,
+        api: listen().await,
+        certificate: None,
+    };
+    let started = tokio::task::spawn_blocking({
+        let runtime = tokio::runtime::Handle::current();
+        move || {
+            let _entered = runtime.enter();
+            start_replica(&config).map(drop)
+        }
+    });
+    started.await.unwrap().map_err(|error| {
+        let code = error.chain().find_map(|cause| cause.downcast_ref::<StartError>()).map(StartError::code);
+        code.map_or_else(|| format!("{error:#}"), |code| code.to_string())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_first_start_after_init_makes_a_log() {
+    let place = tempfile::tempdir().unwrap();
+    let (directory, log) = (place.path().join("control-1"), place.path().join("control-1/log"));
+    let made = create_replica(&directory).unwrap();
+    assert_eq!(start(&directory).await, Ok(()));
+    assert_eq!(start(&directory).await, Ok(()), "it goes on from its log");
+    let again = create_replica(&directory).unwrap();
+    assert_eq!(again.public_key(), made.public_key(), "a second init prints the same entry");
+
+    fs::rename(&log, place.path().join("kept")).unwrap();
+    assert_eq!(start(&directory).await, Err("log-unknown".into()), "a log that is gone is not begun anew");
+    create_replica(&directory).unwrap();
+    assert_eq!(start(&directory).await, Err("log-unknown".into()), "nor after another init");
+    fs::remove_dir_all(&log).unwrap();
+    fs::rename(place.path().join("kept"), &log).unwrap();
+    assert_eq!(start(&directory).await, Ok(()), "back in its place it is its log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_from_a_backup_gives_no_leave_to_begin() {
+    let place = tempfile::tempdir().unwrap();
+    let (old, new) = (place.path().join("old"), place.path().join("new"));
+    let made = create_replica(&old).unwrap();
+    assert_eq!(start(&old).await, Ok(()));
+    fs::create_dir(&new).unwrap();
+    fs::copy(old.join("identity.key"), new.join("identity.key")).unwrap();
+    assert_eq!(load_replica(&new).unwrap().public_key(), made.public_key());
+    assert_eq!(start(&new).await, Err("log-unknown".into()));
+    create_replica(&new).unwrap();
+    assert_eq!(start(&new).await, Err("log-unknown".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_was_killed_is_made_good_by_the_next() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("control-1");
+    // Killed before the key was made.
+    create_replica(&directory).unwrap();
+    fs::remove_file(directory.join("identity.key")).unwrap();
+    create_replica(&directory).unwrap();
+    // Killed with its log made, and the leave still there.
+    let leave = fs::read(directory.join("never-begun")).unwrap();
+    assert_eq!(start(&directory).await, Ok(()));
+    assert!(!directory.join("never-begun").exists(), "the first start takes the leave");
+    fs::write(directory.join("never-begun"), leave).unwrap();
+    assert_eq!(start(&directory).await, Ok(()));
+    assert!(!directory.join("never-begun").exists());
+    fs::remove_dir_all(directory.join("log")).unwrap();
+    assert_eq!(start(&directory).await, Err("log-unknown".into()));
+}
