@@ -1,10 +1,9 @@
 //! Everything that can be set about a replica, with its reasons, and one place that checks it.
 
 use crate::error::StartError;
-use overlay::Identity;
+use overlay::{Address, Identity};
 use protocol::PublicKey;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +14,8 @@ const VOTERS_MAX: usize = 7;
 /// Where another replica listens, and the key it must prove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Address of its overlay listener.
-    pub address: SocketAddr,
+    /// Where its overlay listener is dialled: an address, or a name.
+    pub address: Address,
     /// Its raw public key.
     pub key: PublicKey,
 }

@@ -19,11 +19,10 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
-use overlay::{Client, Identity};
+use overlay::{Address, Client, Identity};
 use protocol::model::StoreReference;
 use protocol::{NodeName, PublicKey};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -34,10 +33,10 @@ use url::Url;
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a node's shard service listens, and under which key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeAddress {
-    /// Address of its storage listener.
-    pub address: SocketAddr,
+    /// Where its storage listener is dialled: an address, or a name.
+    pub address: Address,
     /// Its identity key.
     pub key: PublicKey,
 }
@@ -72,7 +71,7 @@ pub struct Context {
     own: Option<(NodeName, BTreeMap<String, PathBuf>)>,
     s3: S3Settings,
     /// One connection per node, shared by all stores behind it.
-    clients: Arc<Mutex<BTreeMap<PublicKey, (SocketAddr, Client)>>>,
+    clients: Arc<Mutex<BTreeMap<PublicKey, (Address, Client)>>>,
     /// One bound per directory, shared by all that open it.
     disks: Arc<Mutex<BTreeMap<PathBuf, Disk>>>,
 }
@@ -129,7 +128,7 @@ impl Context {
         {
             return Some(client.clone());
         }
-        let client = Client::new(identity, node.address, node.key, crate::service::limits());
+        let client = Client::new(identity, node.address.clone(), node.key, crate::service::limits());
         clients.insert(node.key, (node.address, client.clone()));
         Some(client)
     }

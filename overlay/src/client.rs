@@ -1,6 +1,7 @@
 //! A client of one peer that keeps a connection to it, and makes a new one when it is lost.
 
 use crate::Body;
+use crate::address::{Address, LookUp, TRIED_MAX};
 use crate::channel::{Channel, Failure, ResponseBody, collect};
 use crate::error::Error;
 use crate::identity::Identity;
@@ -10,13 +11,13 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use bytes::Bytes;
 use http::{Request, Response};
 use protocol::PublicKey;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// Sends requests to the holder of one key at one address. Clones share the connection, which is made
-/// with the first request and made anew, after [`crate::Backoff`], when it was lost.
+/// with the first request and made anew, after [`crate::Backoff`], when it was lost. A name is looked up for each
+/// connection; of several addresses each failure begins with the next.
 ///
 /// A request is sent once. Only one that certainly never left this process is put on a new connection;
 /// whether to repeat any other is for the caller to know.
@@ -29,7 +30,8 @@ pub struct Client {
 #[derive(Debug)]
 struct Target {
     identity: Identity,
-    address: SocketAddr,
+    address: Address,
+    look_up: LookUp,
     peer: PublicKey,
     link: Mutex<Link>,
 }
@@ -44,8 +46,18 @@ struct Link {
 impl Client {
     /// A client of the holder of `peer` at `address`. Dials nobody yet.
     #[must_use]
-    pub fn new(identity: Identity, address: SocketAddr, peer: PublicKey, limits: Limits) -> Self {
-        let target = Target { identity, address, peer, link: Mutex::default() };
+    pub fn new(identity: Identity, address: impl Into<Address>, peer: PublicKey, limits: Limits) -> Self {
+        Self::looking_up(LookUp::system(), identity, address.into(), peer, limits)
+    }
+
+    fn looking_up(
+        look_up: LookUp,
+        identity: Identity,
+        address: Address,
+        peer: PublicKey,
+        limits: Limits,
+    ) -> Self {
+        let target = Target { identity, address, look_up, peer, link: Mutex::default() };
         Self { target: Arc::new(target), limits: Arc::new(limits) }
     }
 
@@ -63,8 +75,8 @@ impl Client {
 
     /// Where the peer is dialled.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.target.address
+    pub fn address(&self) -> &Address {
+        &self.target.address
     }
 
     /// Sends `request` and reads the whole response: connecting, back-off, head and body all within
@@ -113,7 +125,7 @@ impl Client {
         if let Some(not_before) = link.not_before {
             tokio::time::sleep_until(not_before).await;
         }
-        match self.dial().await {
+        match self.dial(link.failures).await {
             Ok(channel) => {
                 link.channel = Some(channel.clone());
                 Ok(channel)
@@ -125,10 +137,21 @@ impl Client {
         }
     }
 
-    async fn dial(&self) -> Result<Channel, Error> {
-        let Target { identity, address, peer, .. } = &*self.target;
-        let connection = connect(identity, *address, *peer, &self.limits).await?;
-        Channel::open(connection, self.limits.clone()).await
+    async fn dial(&self, failures: u32) -> Result<Channel, Error> {
+        let Target { identity, address, look_up, peer, .. } = &*self.target;
+        let found = within("look up", self.limits.handshake, look_up.of(address)).await?;
+        let mut found = found.map_err(|source| Error::Name { name: address.to_string(), source })?;
+        let turn = failures as usize % found.len();
+        found.rotate_left(turn);
+        found.truncate(TRIED_MAX);
+        let mut failure = None;
+        for address in found {
+            match connect(identity, address, *peer, &self.limits).await {
+                Ok(connection) => return Channel::open(connection, self.limits.clone()).await,
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.expect("a name that was found has an address"))
     }
 }
 
@@ -145,4 +168,76 @@ fn random_jitter() -> u32 {
     // Without randomness the wait is merely not spread out.
     let _ = SystemRandom::new().fill(&mut bytes);
     u32::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CancellationToken, PeerPolicy, listen, serve};
+    use axum::Router;
+    use std::net::SocketAddr;
+    use std::sync::Mutex as Shared;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn start(identity: &Identity, says: &'static str) -> (SocketAddr, CancellationToken) {
+        let listener = listen::tcp("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (identity, ending) = (identity.clone(), CancellationToken::new());
+        let router = Router::new().fallback(move || async move { says });
+        let until = ending.clone();
+        tokio::spawn(async move {
+            serve(listener, &identity, PeerPolicy::any(), Limits::default(), router, until).await
+        });
+        (address, ending)
+    }
+
+    async fn ask(client: &Client) -> Result<Bytes, Error> {
+        let request = Request::get("/").body(Bytes::new()).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, client.request(request)).await.expect("in time");
+        answer.map(Response::into_body)
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_again_for_every_connection() {
+        let (server, own) = (Identity::from_seed(&[1; 32]), Identity::from_seed(&[2; 32]));
+        let (old, old_ends) = start(&server, "old").await;
+        let (new, _new_ends) = start(&server, "new").await;
+        let (impostor, _impostor_ends) = start(&Identity::from_seed(&[3; 32]), "impostor").await;
+        let means = Arc::new(Shared::new(vec![old]));
+        let answers = means.clone();
+        let look_up = LookUp::with(move |name| {
+            assert_eq!(&*name, "control-1.example:7600");
+            let found = answers.lock().unwrap().clone();
+            Box::pin(async move { Ok(found) })
+        });
+        let address: Address = "control-1.example:7600".parse().unwrap();
+        let client = Client::looking_up(look_up, own, address, server.public_key(), Limits::default());
+        assert_eq!(ask(&client).await.unwrap(), "old");
+        // The machine moved; at one of its new addresses somebody else answers.
+        *means.lock().unwrap() = vec![impostor, new];
+        assert_eq!(ask(&client).await.unwrap(), "old", "a connection that holds is not looked up again");
+        old_ends.cancel();
+        tokio::time::timeout(PATIENCE, async {
+            while ask(&client).await.is_ok_and(|answer| answer == "old") {}
+            while ask(&client).await.is_ok_and(|answer| answer != "new") {}
+        })
+        .await
+        .expect("in time");
+        assert_eq!(ask(&client).await.unwrap(), "new");
+    }
+
+    #[tokio::test]
+    async fn the_system_looks_names_up_and_one_that_is_none_is_said_so() {
+        let (server, own) = (Identity::from_seed(&[1; 32]), Identity::from_seed(&[2; 32]));
+        let (address, _ends) = start(&server, "in").await;
+        let named = |name: &str| {
+            let address: Address = format!("{name}:{}", address.port()).parse().unwrap();
+            Client::new(own.clone(), address, server.public_key(), Limits::default())
+        };
+        assert_eq!(ask(&named("localhost")).await.unwrap(), "in");
+        let unknown = ask(&named("no-such-machine.invalid")).await.unwrap_err();
+        assert!(matches!(unknown, Error::Name { .. } | Error::TimedOut { .. }), "{unknown:?}");
+    }
 }

@@ -19,6 +19,14 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The name of the peer's machine has no address, as far as can be found out.
+    #[error("look up `{name}`")]
+    Name {
+        /// The name and port.
+        name: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
     /// Whoever answers holds another key than the one expected.
     #[error("peer holds key {presented}, expected {expected}")]
     WrongPeer {
@@ -82,7 +90,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Dial { .. } => error_code::PEER_UNREACHABLE,
+            Self::Dial { .. } | Self::Name { .. } => error_code::PEER_UNREACHABLE,
             Self::WrongPeer { .. } => error_code::PEER_WRONG_KEY,
             Self::PeerRefused { .. } => error_code::PEER_REFUSED,
             Self::Handshake(_) | Self::Preface(_) | Self::Lost { .. } => error_code::PEER_LOST,
@@ -99,9 +107,11 @@ impl Error {
     #[must_use]
     pub fn never_sent(&self) -> bool {
         match self {
-            Self::Dial { .. } | Self::WrongPeer { .. } | Self::PeerRefused { .. } | Self::Handshake(_) => {
-                true
-            }
+            Self::Dial { .. }
+            | Self::Name { .. }
+            | Self::WrongPeer { .. }
+            | Self::PeerRefused { .. }
+            | Self::Handshake(_) => true,
             Self::Lost { sent, .. } => !sent,
             _ => false,
         }

@@ -15,6 +15,7 @@
 //! What may surprise: in TLS 1.3 [`connect`] returns before the server has judged the client's key. The
 //! refusal arrives with the first read; here it surfaces as [`Error::PeerRefused`] on the first request.
 
+mod address;
 mod channel;
 mod client;
 mod error;
@@ -31,6 +32,7 @@ pub mod descriptors;
 pub mod listen;
 pub mod people;
 
+pub use address::{Address, NotAnAddress};
 pub use axum::body::Body;
 pub use channel::{Channel, ResponseBody};
 pub use client::Client;

@@ -90,7 +90,7 @@ pub(crate) fn part(text: &str) -> anyhow::Result<()> {
 
 async fn serve(part: Part) -> anyhow::Result<()> {
     let peer = |(id, address): (&u64, &SocketAddr)| {
-        (*id, Peer { address: *address, key: identity(*id).public_key() })
+        (*id, Peer { address: (*address).into(), key: identity(*id).public_key() })
     };
     let peers: BTreeMap<u64, Peer> = part.peers.iter().map(peer).collect();
     let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();

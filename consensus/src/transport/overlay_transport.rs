@@ -134,7 +134,7 @@ impl PeerLink {
             response_bytes_max: usize::MAX,
             ..requests.clone()
         };
-        let client = Client::new((*config.identity).clone(), peer.address, peer.key, requests);
+        let client = Client::new((*config.identity).clone(), peer.address.clone(), peer.key, requests);
         let stream_client = client.with_limits(streams);
         Self { key: peer.key, client, stream_client, outbox: Outbox::new(config.limits.outbox_messages_max) }
     }

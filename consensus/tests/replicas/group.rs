@@ -95,7 +95,7 @@ impl Group {
             let identity = Arc::new(Identity::generate().expect("randomness"));
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
             let address = listener.local_addr().expect("bound");
-            peers.insert(id, Peer { address, key: identity.public_key() });
+            peers.insert(id, Peer { address: address.into(), key: identity.public_key() });
             identities.insert(id, identity);
             listeners.push((id, listener));
         }
@@ -145,11 +145,11 @@ impl Group {
     }
 
     pub(crate) async fn restart(&mut self, id: u64) {
-        let address = self.peers[&id].address;
+        let address = self.peers[&id].address.to_string();
         // The port was ours a moment ago; connections that are closing may hold it a little longer.
         let deadline = Instant::now() + PATIENCE;
         let listener = loop {
-            match TcpListener::bind(address).await {
+            match TcpListener::bind(&address).await {
                 Ok(listener) => break listener,
                 Err(error) => assert!(Instant::now() < deadline, "rebind: {error}"),
             }

@@ -27,9 +27,10 @@ impl Simulated {
     fn start_with(request: Duration, limits: Limits) -> Self {
         let identities: BTreeMap<u64, Arc<Identity>> =
             (1..=3).map(|id| (id, Arc::new(Identity::generate().expect("randomness")))).collect();
-        let address = "127.0.0.1:1".parse().expect("an address nobody dials");
-        let peer =
-            |(id, identity): (&u64, &Arc<Identity>)| (*id, Peer { address, key: identity.public_key() });
+        let address: overlay::Address = "127.0.0.1:1".parse().expect("an address nobody dials");
+        let peer = |(id, identity): (&u64, &Arc<Identity>)| {
+            (*id, Peer { address: address.clone(), key: identity.public_key() })
+        };
         let peers: BTreeMap<u64, Peer> = identities.iter().map(peer).collect();
         let network = SimulatedNetwork::new();
         let disks: BTreeMap<u64, SimulatedDisk> = (1..=3).map(|id| (id, SimulatedDisk::new())).collect();

@@ -151,7 +151,7 @@ impl ModelAccess {
         let own = store_directories(directory, &file);
         let node = file.admission.id;
         let context = StoreContext::new()
-            .with_nodes(identity, move |name| nodes.get(name).copied())
+            .with_nodes(identity, move |name| nodes.get(name).cloned())
             .with_own_stores(file.admission.name, own);
         Ok(Self { context, pool: Pool::per_core(), directory: directory.to_path_buf(), node })
     }

@@ -79,7 +79,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let server = Arc::new(Server {
         id: config.id,
         identity: config.identity.clone(),
-        peers: peers::Peers::new(&config.identity, &config.genesis.genesis),
+        peers: peers::Peers::new(&config.identity, &config.genesis.genesis)?,
         genesis: config.genesis,
         handle,
         leadership: Mutex::new(None),

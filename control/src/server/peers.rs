@@ -7,7 +7,7 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use overlay::{CancellationToken, Client, Identity, Limits, Peer};
+use overlay::{Address, CancellationToken, Client, Identity, Limits, NotAnAddress, Peer};
 use protocol::governance::Genesis;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,14 +28,16 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(identity: &Identity, genesis: &Genesis) -> Self {
+    pub(crate) fn new(identity: &Identity, genesis: &Genesis) -> Result<Self, NotAnAddress> {
         let limits = Limits { request: ANSWER_LIMIT, ..Limits::default() };
         let others = genesis.control.iter().filter(|replica| replica.key != identity.public_key());
         let clients = others
-            .filter_map(|replica| Some((replica.address.parse().ok()?, replica.key)))
-            .map(|(address, key)| Client::new(identity.clone(), address, key, limits.clone()))
-            .collect();
-        Self { clients, alive: AtomicU32::new(0) }
+            .map(|replica| {
+                let address: Address = replica.address.parse()?;
+                Ok(Client::new(identity.clone(), address, replica.key, limits.clone()))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { clients, alive: AtomicU32::new(0) })
     }
 
     /// How many replicas answer, this one included; none before anybody was asked.

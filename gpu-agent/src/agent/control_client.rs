@@ -5,14 +5,13 @@ use super::error::{AgentError, chain_of};
 use crate::clock::Clock;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use overlay::{Backoff, Client, Identity, Limits, PublicKey};
+use overlay::{Address, Backoff, Client, Identity, Limits, NotAnAddress, PublicKey};
 use protocol::NodeId;
 use protocol::agent::{EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
 use protocol::canonical;
 use protocol::error_code;
 use protocol::governance::ControlReplica;
 use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -211,7 +210,11 @@ fn dial(identity: &Identity, replica: &ControlReplica) -> Result<Client, AgentEr
         backoff: Backoff { first: Duration::from_millis(20), most: Duration::from_millis(400) },
         ..Limits::default()
     };
-    Ok(Client::new(identity.clone(), resolve(&replica.address)?, replica.key, limits))
+    let address: Address = replica.address.parse().map_err(|error: NotAnAddress| AgentError::Address {
+        address: replica.address.clone(),
+        reason: error.to_string(),
+    })?;
+    Ok(Client::new(identity.clone(), address, replica.key, limits))
 }
 
 /// The body of a problem is JSON for people; the code in it is what counts.
@@ -222,15 +225,4 @@ fn is_not_admitted(response: &Response<Bytes>) -> bool {
 fn problem(response: &Response<Bytes>) -> String {
     let body = response.body();
     String::from_utf8_lossy(&body[..body.len().min(PROBLEM_BYTES_MAX)]).into_owned()
-}
-
-/// `host:port` as an address. Names are looked up once, at the start: an agent that runs must not hang on
-/// a resolver.
-fn resolve(address: &str) -> Result<SocketAddr, AgentError> {
-    let wrong = |reason: String| AgentError::Address { address: address.into(), reason };
-    if let Ok(address) = address.parse() {
-        return Ok(address);
-    }
-    let found = address.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.next();
-    found.ok_or_else(|| wrong("no address has this name".into()))
 }

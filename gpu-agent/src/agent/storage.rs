@@ -7,7 +7,6 @@ use model_store::{Context, NodeAddress, ShardService};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use protocol::{NodeId, NodeName};
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -38,8 +37,7 @@ pub(super) fn context(
     let resolve = move |name: &NodeName| {
         let circle = circle.borrow().clone();
         let node = circle.node(name)?;
-        let address = &node.storage.as_ref()?.address;
-        let address = address.parse().ok().or_else(|| address.to_socket_addrs().ok()?.next())?;
+        let address = node.storage.as_ref()?.address.parse().ok()?;
         Some(NodeAddress { address, key: node.id.0 })
     };
     Context::new().with_nodes(identity.clone(), resolve).with_own_stores(name, own)

@@ -270,10 +270,12 @@ async fn a_model_is_imported_and_read_over_the_network_and_a_dead_node_is_surviv
     let addresses: BTreeMap<protocol::NodeName, NodeAddress> = nodes
         .iter()
         .map(|(name, node): (&protocol::NodeName, &Node)| {
-            (name.clone(), NodeAddress { address: node.address, key: node.identity.public_key() })
+            // By name, as an admission may give it.
+            let address = format!("localhost:{}", node.address.port()).parse().expect("an address");
+            (name.clone(), NodeAddress { address, key: node.identity.public_key() })
         })
         .collect();
-    let context = Context::new().with_nodes(peer, move |name| addresses.get(name).copied());
+    let context = Context::new().with_nodes(peer, move |name| addresses.get(name).cloned());
     let reference = |number: usize| StoreReference {
         url: format!("node://n{}/{}", number / 2, ["a", "b"][number % 2]),
         failure_domain: format!("n{}", number / 2),

@@ -35,8 +35,8 @@ impl Simulated {
         let network = SimulatedNetwork::new();
         let disks: Vec<SimulatedDisk> = (1..=count).map(|_| SimulatedDisk::new()).collect();
         // Nobody dials: what is simulated has no addresses.
-        let nowhere = "127.0.0.1:1".parse().unwrap();
-        let peer = |id| (id, Peer { address: nowhere, key: circle::replica(id).public_key() });
+        let nowhere: overlay::Address = "127.0.0.1:1".parse().unwrap();
+        let peer = |id| (id, Peer { address: nowhere.clone(), key: circle::replica(id).public_key() });
         let peers: BTreeMap<u64, Peer> = (1..=count).map(peer).collect();
         let start = |id: u64| {
             let config = Config {
@@ -57,7 +57,7 @@ impl Simulated {
             let identity = circle::replica(id);
             Arc::new(Server {
                 id: ReplicaId(id),
-                peers: peers::Peers::new(&identity, &genesis.genesis),
+                peers: peers::Peers::new(&identity, &genesis.genesis).unwrap(),
                 identity,
                 genesis: genesis.clone(),
                 handle: replica.handle(),

@@ -37,7 +37,9 @@ impl Plane {
         }
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
         let addresses: Vec<_> = listeners.iter().map(|(o, a)| (address(o), address(a))).collect();
-        let named: Vec<_> = addresses.iter().map(|(o, a)| (o.to_string(), format!("http://{a}"))).collect();
+        // By name: replicas find one another as genesis allows it.
+        let name = |overlay: &SocketAddr| format!("localhost:{}", overlay.port());
+        let named: Vec<_> = addresses.iter().map(|(o, a)| (name(o), format!("http://{a}"))).collect();
         let node = admission("node-0", &other(NODE));
         let genesis = genesis(&named, vec![node]);
         let directory = tempfile::tempdir().unwrap();
@@ -258,5 +260,18 @@ async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
     // What the cluster does by itself, ticks and plans, may be a little; the asking alone would be sixty.
     let written = plane.applied(0).await - before;
     assert!(written < 20, "{written} entries for what was known");
+    plane.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_whose_genesis_gives_names_find_one_another() {
+    let mut plane = Plane::start().await;
+    assert!(plane.genesis.genesis.control.iter().all(|replica| replica.address.starts_with("localhost:")));
+    for place in 0..3 {
+        plane.until_ready(place).await;
+        let all =
+            || async { plane.page(place, "/metrics").await.1.contains("quorate_control_replicas_alive 3\n") };
+        in_time(async { while !all().await {} }).await;
+    }
     plane.end().await;
 }

@@ -1,0 +1,115 @@
+//! Where a peer is dialled: an address, or a name that is looked up anew for every connection, because what it
+//! means may change while this process runs.
+
+use futures::future::BoxFuture;
+use std::io;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Most addresses of one name that are tried for one connection.
+pub(crate) const TRIED_MAX: usize = 4;
+
+/// `host:port`, where the host is an address or a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address(Host);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Host {
+    Known(SocketAddr),
+    Named(Arc<str>),
+}
+
+/// The text is not `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not host:port")]
+pub struct NotAnAddress(String);
+
+impl FromStr for Address {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        if let Ok(known) = text.parse() {
+            return Ok(Self(Host::Known(known)));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if is_name(host) && port.parse().is_ok_and(|port: u16| port > 0) => {
+                Ok(Self(Host::Named(text.into())))
+            }
+            _ => Err(NotAnAddress(text.into())),
+        }
+    }
+}
+
+fn is_name(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self(Host::Known(address))
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Host::Known(address) => address.fmt(f),
+            Host::Named(name) => f.write_str(name),
+        }
+    }
+}
+
+/// How names are looked up.
+#[derive(Clone)]
+pub(crate) struct LookUp(Arc<Resolve>);
+
+type Found = io::Result<Vec<SocketAddr>>;
+type Resolve = dyn Fn(Arc<str>) -> BoxFuture<'static, Found> + Send + Sync;
+
+impl std::fmt::Debug for LookUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LookUp")
+    }
+}
+
+impl LookUp {
+    /// As the operating system does.
+    pub(crate) fn system() -> Self {
+        Self::with(|name| Box::pin(async move { Ok(tokio::net::lookup_host(&*name).await?.collect()) }))
+    }
+
+    pub(crate) fn with(
+        look_up: impl Fn(Arc<str>) -> BoxFuture<'static, Found> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(look_up))
+    }
+
+    /// What to dial now, at least one.
+    pub(crate) async fn of(&self, address: &Address) -> Found {
+        let found = match &address.0 {
+            Host::Known(address) => vec![*address],
+            Host::Named(name) => (self.0)(name.clone()).await?,
+        };
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no address has this name"));
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_names_are_told_apart_and_come_back_as_they_were() {
+        for text in ["10.0.0.1:7600", "[2001:db8::1]:7600", "control-1.example:7600", "localhost:1"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for text in ["", "host", ":7600", "host:", "host:0", "host:65536", "a b:1", "2001:db8::1", "host:1:2"]
+        {
+            assert_eq!(text.parse::<Address>(), Err(NotAnAddress(text.into())), "{text}");
+        }
+    }
+}
