@@ -1,4 +1,5 @@
-//! How a certificate becomes authority: the one way to an [`Approved`] change.
+//! How a certificate becomes authority: the one way to an [`Approved`] change, with a clock ([`verify`]) or as a part of a
+//! history that was admitted before ([`verify_replay`]).
 //!
 //! The order of the checks is fixed: cheap before dear, and nothing is read before its size is known.
 //! A certificate with *any* invalid part is refused, even if the rest would suffice: one byte string,
@@ -37,7 +38,8 @@ pub fn verify(
 
 /// Verifies a certificate of a history that was admitted before: everything that [`verify`] checks but
 /// expiry against a clock, since a certificate that was admitted in time stays valid for ever. When it
-/// was admitted is, without log evidence, only known to those who watched.
+/// was admitted is, without log evidence, only known to those who watched: call it only for what you admitted
+/// yourself, kept on your own disk, or read to learn what was decided, never to admit something new.
 ///
 /// # Errors
 /// As [`verify`].
@@ -45,6 +47,7 @@ pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<A
     check(state, certificate, None)
 }
 
+#[expect(clippy::disallowed_methods, reason = "one of the two places that mint: a certificate was verified")]
 fn check(
     state: &CircleState,
     certificate: &Certificate,
