@@ -1,7 +1,8 @@
 //! A member's secret keys, and the check of a member's signature.
 //!
 //! One seed gives the Ed25519, ML-DSA-65 and X25519 keys. The ML-KEM-768 key is kept as its own bytes,
-//! because the cryptographic library makes it only from its own randomness, not from a seed. Opening
+//! because the cryptographic library makes it only from its own randomness, not from a seed; and it adds
+//! randomness to each ML-DSA-65 signature. Nothing that is decided depends on either. Opening
 //! what was wrapped to a member happens in `model-store`, which takes the two decryption secrets from here.
 
 use crate::ChainError;
@@ -49,6 +50,10 @@ impl MemberSecret {
     /// # Panics
     /// When that library has no randomness or no memory left.
     #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the library makes this one key from no seed; the decision page says more"
+    )]
     pub fn generate(seed: &[u8; SEED_LENGTH]) -> Self {
         let key = DecapsulationKey::generate(&ML_KEM_768).expect("a system without randomness cannot go on");
         let bytes = key.key_bytes().expect("a key made a line above has bytes");
@@ -106,6 +111,10 @@ impl MemberSecret {
     /// # Panics
     /// When the cryptographic library cannot allocate or has no randomness.
     #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the library hedges each ML-DSA signature; the decision page says more"
+    )]
     pub fn sign(&self, domain: &str, bytes: &[u8]) -> HybridSignature {
         let input = signing_input(domain, bytes);
         let mut ml_dsa = vec![0; ML_DSA_65_SIGNATURE_LENGTH];

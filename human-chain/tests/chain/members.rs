@@ -51,6 +51,7 @@ fn keys_follow_from_the_seed_for_ever() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test draws what whoever sends would")]
 fn the_published_keys_are_those_of_the_secrets() {
     let alice = secret("alice");
     let keys = alice.public().encryption;
