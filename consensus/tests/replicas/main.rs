@@ -9,6 +9,7 @@ use bytes::Bytes;
 use consensus::{Limits, ProposeError, Replica, Role};
 use group::{Client, Group, Notebook, PATIENCE, lines, text};
 use overlay::{CancellationToken, Identity, PeerPolicy};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -87,12 +88,21 @@ async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
     let leader = group.leader().await;
     let follower = group.follower_of(leader);
     group.stop(follower).await;
-    // Snapshots are made beside the commands: only what is on the disks of both says how large the next one is.
+    // Snapshots are made beside the commands. Once a replica has counted one more than when a large one was on
+    // its disk, that one has taken the place of its log.
     let several_chunks = Some(2 * 1024 * 1024);
-    let running: Vec<u64> = group.running.keys().copied().collect();
+    let mut counts: BTreeMap<u64, Option<u64>> = group.running.keys().map(|id| (*id, None)).collect();
     let mut client = Client::new(&group.handle(leader)).await;
     let (mut proposed, deadline) = (0, Instant::now() + PATIENCE);
-    while running.iter().any(|id| largest_snapshot(&group.path(*id)) <= several_chunks) {
+    loop {
+        for (id, count) in &mut counts {
+            let large = largest_snapshot(&group.path(*id)) > several_chunks;
+            *count = count.or_else(|| large.then(|| group.handle(*id).metrics().snapshots));
+        }
+        let beyond = |(id, count): (&u64, &Option<u64>)| Some(group.handle(*id).metrics().snapshots) > *count;
+        if counts.values().all(Option::is_some) && counts.iter().all(beyond) {
+            break;
+        }
         assert!(Instant::now() < deadline, "no large snapshot after {proposed} commands");
         client.propose(&group.handle(leader), vec![b'x'; 300_000]).await.expect("two of three");
         proposed += 1;
