@@ -3,7 +3,7 @@
 //! get through meanwhile.
 
 use super::circle::{admission, genesis, other, replica};
-use super::in_time;
+use super::{PATIENCE, in_time};
 use crate::server::{ServerConfig, create_replica, make_room_for_connections, run};
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -187,6 +187,12 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
     let before = plane.applied(0).await;
 
     let hanging = silent(&plane).await;
+    // A stranger that holds its place with a request without an end.
+    let patient =
+        plane.client(0, other(5_000)).with_limits(Limits { request: PATIENCE, ..Limits::default() });
+    let endless = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+    let endless = Request::post("/agent/v1/enrol").body(endless).unwrap();
+    let endless = tokio::spawn(async move { patient.send(endless).await.map(|answer| answer.status()) });
     // Established ones, of as many keys as there are places for strangers and more. Each asks to be admitted.
     let count = Limits::default().strangers_max as u16 + 30;
     let (mut strangers, mut refused) = (Vec::new(), 0);
@@ -198,6 +204,8 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
         refused += u16::from(status == StatusCode::TOO_MANY_REQUESTS);
         strangers.push(client);
     }
+    let ended = in_time(endless).await.unwrap();
+    assert!(matches!(ended, Err(overlay::Error::Lost { .. })), "its place is another stranger's: {ended:?}");
     // What one address may write at once, and what is refilled in a minute, is less than all of them wanted.
     assert!(refused > 0, "{count} strangers wrote to the log");
 
