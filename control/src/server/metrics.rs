@@ -4,7 +4,9 @@ use super::{Server, wall_clock};
 use axum::extract::State;
 use axum::http::StatusCode;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use std::sync::Arc;
+use protocol::ServiceName;
+use protocol::api::ServiceView;
+use std::sync::{Arc, Mutex};
 
 /// The replica's own counters and gauges.
 pub(crate) struct ServerMetrics {
@@ -22,7 +24,9 @@ pub(crate) struct ServerMetrics {
     replicas_alive: IntGauge,
     applied: IntGauge,
     committed: IntGauge,
-    nodes_alive: IntGauge,
+    /// One at a time: gauges of the leader alone are emptied and filled.
+    scraping: Mutex<()>,
+    nodes_alive: IntGaugeVec,
     nodes_admitted: IntGauge,
     replicas_desired: IntGaugeVec,
     replicas_ready: IntGaugeVec,
@@ -99,9 +103,9 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     metric
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     let metric =
-        IntGaugeVec::new(Opts::new(name, help), &[label]).expect("the name is a constant of this file");
+        IntGaugeVec::new(Opts::new(name, help), labels).expect("the name is a constant of this file");
     registry.register(Box::new(metric.clone())).expect("each name is registered once");
     metric
 }
@@ -132,16 +136,27 @@ impl ServerMetrics {
             ),
             applied: gauge(&r, "quorate_control_applied_index", "Last log entry applied."),
             committed: gauge(&r, "quorate_control_commit_index", "Last log entry known to be committed."),
-            nodes_alive: gauge(&r, "quorate_nodes_alive", "Nodes whose lease holds; the leader knows."),
+            scraping: Mutex::default(),
+            nodes_alive: gauges(&r, "quorate_nodes_alive", "Nodes whose lease holds; the leader tells.", &[]),
             nodes_admitted: gauge(&r, "quorate_nodes_admitted", "Nodes that the circle admitted."),
-            replicas_desired: gauges(&r, "quorate_service_replicas_desired", "Replicas wanted.", "service"),
-            replicas_ready: gauges(&r, "quorate_service_replicas_ready", "Replicas that answer.", "service"),
+            replicas_desired: gauges(
+                &r,
+                "quorate_service_replicas_desired",
+                "Replicas wanted; the leader tells.",
+                &["service"],
+            ),
+            replicas_ready: gauges(
+                &r,
+                "quorate_service_replicas_ready",
+                "Replicas that answer; the leader tells.",
+                &["service"],
+            ),
             proposals_open: gauge(&r, "quorate_proposals_open", "Proposals that wait for votes."),
             key_exchanges: gauges(
                 &r,
                 "quorate_api_key_exchanges",
                 "Connections of people by key exchange group; `none` is plain HTTP on loopback.",
-                "group",
+                &["group"],
             ),
             log: LogMetrics::new(&r),
             registry: r,
@@ -170,6 +185,7 @@ pub(crate) async fn readyz(State(server): State<Arc<Server>>) -> (StatusCode, St
 
 /// `GET /metrics` in Prometheus' text format.
 pub(crate) async fn metrics(State(server): State<Arc<Server>>) -> (StatusCode, String) {
+    let _alone = server.metrics.scraping.lock().expect("no holder of this lock panics");
     server.refresh_metrics();
     let mut text = Vec::new();
     match TextEncoder::new().encode(&server.metrics.registry.gather(), &mut text) {
@@ -196,16 +212,79 @@ impl Server {
             set(&metrics.nodes_admitted, cluster.nodes().count() as u64);
             set(&metrics.proposals_open, cluster.open_proposals().len() as u64);
         });
-        let leadership = self.lock_leadership();
-        let Some(leadership) = leadership.as_ref() else { return };
-        self.cluster(|cluster| {
-            let alive = cluster.nodes().filter(|node| leadership.observed.is_alive(&node.id, now));
-            set(&metrics.nodes_alive, alive.count() as u64);
-            for view in scheduler::service_views(cluster, &leadership.observed, now) {
-                let label = [view.name.as_str()];
-                set(&metrics.replicas_desired.with_label_values(&label), u64::from(view.desired));
-                set(&metrics.replicas_ready.with_label_values(&label), u64::from(view.ready));
-            }
+        let mut leadership = self.lock_leadership();
+        let led = self.confirmed(&mut leadership).map(|leadership| {
+            self.cluster(|cluster| {
+                let alive = cluster.nodes().filter(|node| leadership.observed.is_alive(&node.id, now));
+                let services = scheduler::service_views(cluster, &leadership.observed, now);
+                let service = |view: ServiceView| (view.name, view.desired, view.ready);
+                Led { nodes_alive: alive.count(), services: services.into_iter().map(service).collect() }
+            })
         });
+        metrics.show_led(led.as_ref());
+    }
+}
+
+/// What only the leader knows.
+struct Led {
+    nodes_alive: usize,
+    /// Each with the replicas that it wants and those that answer.
+    services: Vec<(ServiceName, u32, u32)>,
+}
+
+impl ServerMetrics {
+    /// Tells what is led, and nothing of what was: what a former leader knew last, or of a service that is retired,
+    /// would hide an outage for as long as the process runs.
+    fn show_led(&self, led: Option<&Led>) {
+        self.nodes_alive.reset();
+        self.replicas_desired.reset();
+        self.replicas_ready.reset();
+        let Some(led) = led else {
+            self.steps_dropped.set(0);
+            return;
+        };
+        let none: [&str; 0] = [];
+        self.nodes_alive.with_label_values(&none).set(i64::try_from(led.nodes_alive).unwrap_or(i64::MAX));
+        for (service, desired, ready) in &led.services {
+            let label = [service.as_str()];
+            self.replicas_desired.with_label_values(&label).set(i64::from(*desired));
+            self.replicas_ready.with_label_values(&label).set(i64::from(*ready));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(metrics: &ServerMetrics) -> Vec<String> {
+        let text = TextEncoder::new().encode_to_string(&metrics.registry.gather()).expect("text");
+        let led = ["quorate_nodes_alive", "quorate_service_replicas", "quorate_scheduler_steps_dropped"];
+        let wanted = |line: &&str| led.iter().any(|name| line.starts_with(name));
+        text.lines().filter(wanted).map(str::to_string).collect()
+    }
+
+    #[test]
+    fn only_a_leader_tells_of_nodes_and_services_and_only_of_those_there_are() {
+        let metrics = ServerMetrics::new();
+        let service = |name: &str, desired, ready| (name.parse().expect("a name"), desired, ready);
+        let silent = ["quorate_scheduler_steps_dropped 0"];
+        assert_eq!(shown(&metrics), silent, "a replica that never led");
+        let led = Led { nodes_alive: 4, services: vec![service("chat", 2, 2), service("embed", 1, 0)] };
+        metrics.show_led(Some(&led));
+        metrics.steps_dropped.set(1);
+        let expected = [
+            "quorate_nodes_alive 4",
+            "quorate_scheduler_steps_dropped 1",
+            "quorate_service_replicas_desired{service=\"chat\"} 2",
+            "quorate_service_replicas_desired{service=\"embed\"} 1",
+            "quorate_service_replicas_ready{service=\"chat\"} 2",
+            "quorate_service_replicas_ready{service=\"embed\"} 0",
+        ];
+        assert_eq!(shown(&metrics), expected);
+        metrics.show_led(Some(&Led { nodes_alive: 3, services: vec![service("embed", 1, 1)] }));
+        assert!(!shown(&metrics).concat().contains("chat"), "a service that was retired");
+        metrics.show_led(None);
+        assert_eq!(shown(&metrics), silent, "a former leader");
     }
 }
