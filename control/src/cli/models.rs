@@ -6,7 +6,7 @@ use super::output::table;
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
 use crate::session::Session;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::Page;
@@ -113,16 +113,20 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             let (access, record) = access(&context, &model, node).await?;
             let report = access.verify(&record, progress_bar(record.segments)).await?;
             environment.output().print(&report, node::HealthSummary::text);
-            if report.faults > 0 {
-                bail!("{} shards are wrong or missing; next: quorate model repair {model}", report.faults);
-            }
-            Ok(())
+            let Some(code) = report.code() else { return Ok(()) };
+            let message = format!("{} faults; next: quorate model repair {model}", report.faults);
+            Err(node::ModelFailure { code, message }.into())
         }
         ModelCommand::Repair { model, node } => {
             let (access, record) = access(&context, &model, node).await?;
             let report = access.repair(&record, progress_bar(record.segments)).await?;
             environment.output().print(&report, node::RepairSummary::text);
-            Ok(())
+            let Some(code) = report.code() else { return Ok(()) };
+            let message = match report.found.segments_lost {
+                0 => format!("not all of {model} could be rewritten; when every store answers, repair again"),
+                lost => format!("{lost} segments of {model} are lost unless a store comes back"),
+            };
+            Err(node::ModelFailure { code, message }.into())
         }
         ModelCommand::Sweep(arguments) => sweep(arguments, &context, environment).await,
     }

@@ -1,12 +1,11 @@
 //! A node's directory and its agent: keys, what it asked to be admitted as, and the wiring of `gpu-agent`.
 
+mod health;
 mod models;
 mod sweep;
 
-pub use models::{
-    HealthSummary, ImportRequest, ImportSummary, ModelAccess, ModelFailure, RepairSummary, store_reference,
-    wrap_models_to,
-};
+pub use health::{Fault, HealthSummary, RepairSummary};
+pub use models::{ImportRequest, ImportSummary, ModelAccess, ModelFailure, store_reference, wrap_models_to};
 pub use sweep::SweepSummary;
 
 use anyhow::{Context as _, Result, anyhow};

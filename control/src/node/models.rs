@@ -1,5 +1,6 @@
 //! Models through a node: import, verify, repair, and wrapping their keys to nodes and members.
 
+use super::health::{FaultLog, HealthSummary, RepairSummary};
 use super::{NodeFile, store_directories};
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow};
@@ -7,7 +8,7 @@ use human_chain::CircleState;
 use indicatif::ProgressBar;
 use model_store::{
     Context as StoreContext, EncryptionSecret, FaultSink, FillReport, ImportOptions, MemoryDestination,
-    ModelKey, NodeAddress, PlacementRule, Pool, Reader, Store, log_faults, unwrap_key, wrap_key,
+    ModelKey, NodeAddress, PlacementRule, Pool, Reader, Store, unwrap_key, wrap_key,
 };
 use overlay::Identity;
 use protocol::api::{ModelWraps, Page, PutWraps};
@@ -60,71 +61,6 @@ impl ImportSummary {
         );
         for note in &self.notes {
             text.push_str(&format!("\nnote: {note}"));
-        }
-        text
-    }
-}
-
-/// What a check of every shard found.
-#[derive(Debug, Clone, Serialize)]
-pub struct HealthSummary {
-    /// Shards looked at.
-    pub shards: u64,
-    /// Bytes read.
-    pub bytes: u64,
-    /// Wrong or missing shards and manifest copies.
-    pub faults: u64,
-    /// Segments that cannot be rebuilt.
-    pub segments_lost: u64,
-    /// How long it took.
-    pub elapsed_ms: u64,
-}
-
-impl HealthSummary {
-    /// For people.
-    #[must_use]
-    pub fn text(&self) -> String {
-        format!(
-            "{} shards ({}) checked in {:.2} s: {} wrong or missing, {} segments lost",
-            self.shards,
-            format_bytes(self.bytes),
-            self.elapsed_ms as f64 / 1000.0,
-            self.faults,
-            self.segments_lost
-        )
-    }
-}
-
-/// What a repair did.
-#[derive(Debug, Clone, Serialize)]
-pub struct RepairSummary {
-    /// What was found.
-    pub found: HealthSummary,
-    /// Shards put right.
-    pub shards_rewritten: u64,
-    /// Copies of the manifest put right.
-    pub manifests_written: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// What could not be written.
-    pub failures: Vec<String>,
-    /// Nothing is left to repair.
-    pub complete: bool,
-}
-
-impl RepairSummary {
-    /// For people.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let mut text = format!(
-            "{}\n{} shards and {} manifests rewritten ({})",
-            self.found.text(),
-            self.shards_rewritten,
-            self.manifests_written,
-            format_bytes(self.bytes_written)
-        );
-        for failure in &self.failures {
-            text.push_str(&format!("\nnot written: {failure}"));
         }
         text
     }
@@ -218,9 +154,10 @@ impl ModelAccess {
     /// When the manifest cannot be read.
     pub async fn verify(&self, record: &ModelRecord, bar: ProgressBar) -> Result<HealthSummary> {
         let (manifest, stores) = self.manifest(record).await?;
-        let report = model_store::verify(&manifest, &stores, &self.pool, log_faults(), show(&bar)).await?;
+        let faults = FaultLog::default();
+        let report = model_store::verify(&manifest, &stores, &self.pool, faults.sink(), show(&bar)).await?;
         bar.finish_and_clear();
-        Ok(summary(&report))
+        Ok(HealthSummary::new(&report, &faults))
     }
 
     /// Rewrites wrong and missing shards.
@@ -228,30 +165,11 @@ impl ModelAccess {
     /// # Errors
     /// When the manifest cannot be read.
     pub async fn repair(&self, record: &ModelRecord, bar: ProgressBar) -> Result<RepairSummary> {
-        self.repair_reporting(record, bar, log_faults()).await
-    }
-
-    /// As [`ModelAccess::repair`], telling every fault to `faults`.
-    ///
-    /// # Errors
-    /// When the manifest cannot be read.
-    pub async fn repair_reporting(
-        &self,
-        record: &ModelRecord,
-        bar: ProgressBar,
-        faults: FaultSink,
-    ) -> Result<RepairSummary> {
         let (manifest, stores) = self.manifest(record).await?;
-        let report = model_store::repair(&manifest, &stores, &self.pool, faults, show(&bar)).await?;
+        let faults = FaultLog::default();
+        let report = model_store::repair(&manifest, &stores, &self.pool, faults.sink(), show(&bar)).await?;
         bar.finish_and_clear();
-        Ok(RepairSummary {
-            found: summary(&report.found),
-            shards_rewritten: report.shards_rewritten,
-            manifests_written: report.manifests_written,
-            bytes_written: report.bytes_written,
-            complete: report.is_complete(),
-            failures: report.failures,
-        })
+        Ok(RepairSummary::new(report, &faults))
     }
 
     /// Reads every byte of a model with the node's own wrap of its key, verifying all and keeping none.
@@ -332,16 +250,6 @@ fn show(bar: &ProgressBar) -> impl Fn(u64, u64) {
     move |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-    }
-}
-
-fn summary(report: &model_store::HealthReport) -> HealthSummary {
-    HealthSummary {
-        shards: report.shards,
-        bytes: report.bytes,
-        faults: report.faults.values().sum::<u64>() + report.manifests_wrong,
-        segments_lost: report.segments_lost,
-        elapsed_ms: u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX),
     }
 }
 

@@ -1,0 +1,276 @@
+//! What a check or a repair of a model found, for people and for scripts: counts, and each fault by its place.
+
+use model_store::{FaultKind, FaultSink, HealthReport, RepairReport, ShardFault};
+use protocol::manifest::format_bytes;
+use protocol::{ErrorCode, error_code};
+use serde::Serialize;
+use std::sync::{Arc, Mutex};
+
+/// Faults told one by one: some screens. A dead store makes one for every segment, and says no more with each.
+const FAULTS_MAX: usize = 64;
+
+/// One shard that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// `shard-wrong`, `shard-missing` or `store-unreachable`.
+    pub code: ErrorCode,
+    /// Where it lies.
+    pub store: String,
+    /// In which object.
+    pub object: String,
+    /// Of which segment.
+    pub segment: u32,
+    /// Which shard of it.
+    pub shard: u8,
+    /// All of that, for people.
+    pub message: String,
+}
+
+impl From<ShardFault> for Fault {
+    fn from(fault: ShardFault) -> Self {
+        let (code, message) = (code_of(fault.kind), fault.to_string());
+        let ShardFault { store, object, segment, shard, .. } = fault;
+        Self { code, store, object, segment, shard, message }
+    }
+}
+
+fn code_of(kind: FaultKind) -> ErrorCode {
+    match kind {
+        FaultKind::Missing => error_code::SHARD_MISSING,
+        FaultKind::Unreachable => error_code::STORE_UNREACHABLE,
+        FaultKind::Short | FaultKind::Wrong => error_code::SHARD_WRONG,
+    }
+}
+
+/// Collects faults from whichever thread finds them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FaultLog {
+    faults: Arc<Mutex<Vec<Fault>>>,
+}
+
+impl FaultLog {
+    /// Where faults are told.
+    pub(super) fn sink(&self) -> FaultSink {
+        let faults = self.faults.clone();
+        Arc::new(move |fault| {
+            let mut faults = faults.lock().expect("no holder of this lock panics");
+            if faults.len() < FAULTS_MAX {
+                faults.push(fault.into());
+            }
+        })
+    }
+
+    /// What was told, in order of place.
+    fn told(&self) -> Vec<Fault> {
+        let mut faults = self.faults.lock().expect("no holder of this lock panics").clone();
+        faults.sort_by_key(|fault| (fault.segment, fault.shard));
+        faults
+    }
+}
+
+/// What a check of every shard found.
+#[derive(Debug, Clone, Serialize)]
+pub struct HealthSummary {
+    /// Shards looked at.
+    pub shards: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Wrong or missing shards and manifest copies.
+    pub faults: u64,
+    /// The first of the shards among them.
+    pub faulty: Vec<Fault>,
+    /// How many shards more.
+    pub faulty_more: u64,
+    /// Copies of the manifest that are missing or wrong.
+    pub manifests_wrong: u64,
+    /// Segments that cannot be rebuilt.
+    pub segments_lost: u64,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+impl HealthSummary {
+    pub(super) fn new(report: &HealthReport, log: &FaultLog) -> Self {
+        let (shards_faulty, faulty) = (report.faults.values().sum::<u64>(), log.told());
+        Self {
+            shards: report.shards,
+            bytes: report.bytes,
+            faults: shards_faulty + report.manifests_wrong,
+            faulty_more: shards_faulty.saturating_sub(faulty.len() as u64),
+            faulty,
+            manifests_wrong: report.manifests_wrong,
+            segments_lost: report.segments_lost,
+            elapsed_ms: u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The worst of what is wrong; none when all is right.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        let of_shards = || self.faulty.iter().map(|fault| fault.code).min_by_key(|code| severity(*code));
+        let of_manifests = || (self.manifests_wrong > 0).then_some(error_code::MODEL_MANIFEST_INVALID);
+        let lost = (self.segments_lost > 0).then_some(error_code::SHARD_TOO_FEW);
+        lost.or_else(of_shards).or_else(of_manifests)
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{} shards ({}) checked in {:.2} s: {} wrong or missing, {} segments lost",
+            self.shards,
+            format_bytes(self.bytes),
+            self.elapsed_ms as f64 / 1000.0,
+            self.faults,
+            self.segments_lost
+        );
+        for fault in &self.faulty {
+            text.push_str(&format!("\n  {}", fault.message));
+        }
+        if self.faulty_more > 0 {
+            text.push_str(&format!("\n  and {} shards more", self.faulty_more));
+        }
+        if self.manifests_wrong > 0 {
+            text.push_str(&format!(
+                "\n  {} copies of the manifest are missing or wrong",
+                self.manifests_wrong
+            ));
+        }
+        text
+    }
+}
+
+/// Bytes that changed are worse than bytes that are gone, and these than a store that may come back.
+fn severity(code: ErrorCode) -> u8 {
+    match code {
+        error_code::SHARD_WRONG => 0,
+        error_code::SHARD_MISSING => 1,
+        _ => 2,
+    }
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, Serialize)]
+pub struct RepairSummary {
+    /// What was found.
+    pub found: HealthSummary,
+    /// Shards put right.
+    pub shards_rewritten: u64,
+    /// Copies of the manifest put right.
+    pub manifests_written: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// What could not be written.
+    pub failures: Vec<String>,
+    /// Nothing is left to repair.
+    pub complete: bool,
+}
+
+impl RepairSummary {
+    pub(super) fn new(report: RepairReport, log: &FaultLog) -> Self {
+        Self {
+            found: HealthSummary::new(&report.found, log),
+            shards_rewritten: report.shards_rewritten,
+            manifests_written: report.manifests_written,
+            bytes_written: report.bytes_written,
+            complete: report.is_complete(),
+            failures: report.failures,
+        }
+    }
+
+    /// Why something is left to repair; none when nothing is.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        if self.complete {
+            return None;
+        }
+        let lost = (self.found.segments_lost > 0).then_some(error_code::SHARD_TOO_FEW);
+        Some(lost.unwrap_or(error_code::STORE_UNREACHABLE))
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{}\n{} shards and {} manifests rewritten ({})",
+            self.found.text(),
+            self.shards_rewritten,
+            self.manifests_written,
+            format_bytes(self.bytes_written)
+        );
+        for failure in &self.failures {
+            text.push_str(&format!("\nnot written: {failure}"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(segment: u32, kind: FaultKind) -> ShardFault {
+        ShardFault { store: "node://a/s".into(), object: "models/x".into(), segment, shard: 0, kind }
+    }
+
+    /// A report of these faults, and the log that heard of them.
+    fn found(kinds: &[FaultKind]) -> (HealthReport, FaultLog) {
+        let (mut report, log) =
+            (HealthReport { shards: 600, ..HealthReport::default() }, FaultLog::default());
+        let sink = log.sink();
+        for (segment, kind) in kinds.iter().enumerate().rev() {
+            *report.faults.entry(*kind).or_default() += 1;
+            sink(fault(segment as u32, *kind));
+        }
+        (report, log)
+    }
+
+    #[test]
+    fn each_fault_is_told_by_its_place_and_code_and_the_rest_are_counted() {
+        let (report, log) = found(&[FaultKind::Missing, FaultKind::Wrong]);
+        let summary = HealthSummary::new(&report, &log);
+        let json = serde_json::to_value(&summary).expect("JSON");
+        let place = |index: usize| (&json["faulty"][index]["segment"], &json["faulty"][index]["code"]);
+        assert_eq!(place(0), (&0.into(), &"shard-missing".into()), "in order of place");
+        assert_eq!(place(1), (&1.into(), &"shard-wrong".into()));
+        assert_eq!(json["faulty"][1]["store"], "node://a/s");
+        assert!(summary.text().contains("shard 0 of segment 1 is wrong in `models/x` of `node://a/s`"));
+
+        let (report, log) = found(&[FaultKind::Unreachable; FAULTS_MAX + 36]);
+        let summary = HealthSummary::new(&report, &log);
+        assert_eq!((summary.faulty.len(), summary.faulty_more, summary.faults), (FAULTS_MAX, 36, 100));
+        assert!(summary.text().ends_with("and 36 shards more"), "{}", summary.text());
+    }
+
+    #[test]
+    fn a_summary_has_the_code_of_the_worst() {
+        use FaultKind::*;
+        for (kinds, lost, manifests, expected) in [
+            (&[][..], 0, 0, None),
+            (&[Unreachable], 0, 0, Some("store-unreachable")),
+            (&[Unreachable, Missing], 0, 1, Some("shard-missing")),
+            (&[Unreachable, Missing, Short], 0, 0, Some("shard-wrong")),
+            (&[Wrong, Missing], 1, 0, Some("shard-too-few")),
+            (&[], 0, 1, Some("model-manifest-invalid")),
+        ] {
+            let (mut report, log) = found(kinds);
+            (report.segments_lost, report.manifests_wrong) = (lost, manifests);
+            let code = HealthSummary::new(&report, &log).code();
+            assert_eq!(code.map(|code| code.as_str()), expected, "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn a_repair_that_left_something_says_why() {
+        let (report, log) = found(&[FaultKind::Wrong]);
+        let repaired = |rewritten, lost| {
+            let mut found = report.clone();
+            found.segments_lost = lost;
+            let report = RepairReport { found, shards_rewritten: rewritten, ..RepairReport::default() };
+            RepairSummary::new(report, &log).code().map(|code| code.as_str())
+        };
+        assert_eq!(repaired(1, 0), None);
+        assert_eq!(repaired(0, 0), Some("store-unreachable"), "found and not written");
+        assert_eq!(repaired(0, 1), Some("shard-too-few"));
+    }
+}
