@@ -13,7 +13,7 @@ use crate::ids::{
     SlotIndex, TokenName,
 };
 use crate::manifest::Manifest;
-use crate::model::KeyWrap;
+use crate::model::{KeyWrap, ModelRecord};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -221,6 +221,17 @@ pub struct KeyView {
     pub name: TokenName,
     /// Requests per minute; none = unlimited.
     pub requests_per_minute: Option<u32>,
+}
+
+/// `POST /v1/models`: where a model lies and who can open it, in one step. Killed at any moment, an importer
+/// leaves a model whose key somebody holds, or no model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterModel {
+    /// Where it lies.
+    pub record: ModelRecord,
+    /// Its key, wrapped to at least one member: members' clients wrap it onwards.
+    pub wraps: Vec<KeyWrap>,
 }
 
 /// `PUT /v1/models/{root}/wraps`.

@@ -110,6 +110,12 @@ codes! {
     SERVICE_NOT_FOUND = "service-not-found";
     /// No model with this root is registered.
     MODEL_NOT_FOUND = "model-not-found";
+    /// A model with this root is registered with another record.
+    MODEL_RECORD_DIFFERS = "model-record-differs";
+    /// A service in force names the model.
+    MODEL_IN_USE = "model-in-use";
+    /// The recipient holds another wrap of the model's key.
+    WRAP_HELD = "wrap-held";
     /// No API key has this name.
     KEY_NOT_FOUND = "key-not-found";
     /// The name is taken.

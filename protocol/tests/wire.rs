@@ -73,6 +73,7 @@ kinds! {
     "NodeView" => api::NodeView,
     "CreateKey" => api::CreateKey,
     "KeyView" => api::KeyView,
+    "RegisterModel" => api::RegisterModel,
     "PutWraps" => api::PutWraps,
     "AuditEvent" => api::AuditEvent,
     "Status" => api::Status,

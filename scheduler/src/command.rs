@@ -9,8 +9,8 @@ use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis}
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, MemberId, Millis, NodeId, ProposalId, ReplicaId, ServiceName,
-    SlotIndex, TokenName,
+    CircleId, Digest, ErrorCode, Fence, MemberId, Millis, ModelRoot, NodeId, ProposalId, ReplicaId,
+    ServiceName, SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,10 +64,18 @@ pub enum Action {
     SubmitProposal(Box<Proposal>),
     /// Count a vote; the last one needed puts the change into force.
     CastBallot(Box<SignedBallot>),
-    /// Note where a model lies. Noting it again replaces its stores.
-    RegisterModel(Box<ModelRecord>),
-    /// Keep wraps of a model's key. A wrap for the same recipient is replaced.
+    /// Note where a model lies, and keep wraps of its key. One command, so that no model is ever known whose key
+    /// nobody holds; the same again changes nothing.
+    RegisterModel {
+        /// Where it lies.
+        record: Box<ModelRecord>,
+        /// Its key, for at least one member.
+        wraps: Vec<KeyWrap>,
+    },
+    /// Keep more wraps of a model's key. A wrap that its recipient can open is never replaced.
     PutWraps(Vec<KeyWrap>),
+    /// Forget where a model lies, and the wraps of its key. No service in force may name it.
+    ForgetModel(ModelRoot),
     /// Let applications in.
     CreateApiKey(ApiKey),
     /// Shut them out.

@@ -18,41 +18,6 @@ use protocol::{Digest, Fence, Millis, ReplicaId, SlotIndex};
 use scheduler::limits::*;
 use scheduler::*;
 
-fn two_nodes() -> World {
-    let mut world = World::new(&[node("node-1", 4000, 4096), node("node-2", 4000, 4096)]);
-    world.share_model("minilm", 90 << 20);
-    world
-}
-
-fn running() -> World {
-    let mut world = two_nodes();
-    world.approve(deploy(manifest("embed", 1, 3, 1000, 128)));
-    world.settle();
-    world
-}
-
-/// Applies an action and says how it ended; a refusal must change nothing.
-fn verdict(world: &World, actor: Actor, action: Action) -> &'static str {
-    let mut world = world.clone();
-    let before = world.cluster.digest();
-    world.wait(5);
-    let reply = world.apply(actor, action);
-    if code(&reply) != "ok" {
-        assert_eq!(world.cluster.digest(), before, "a refusal left a trace: {reply:?}");
-    }
-    code(&reply)
-}
-
-fn check(world: &World, cases: Vec<(&str, Action, &str)>) {
-    for (name, action, expected) in cases {
-        assert_eq!(verdict(world, Actor::Scheduler, action), expected, "{name}");
-    }
-}
-
-fn token(name: &str) -> Actor {
-    Actor::Token(name.parse().unwrap())
-}
-
 fn key(name: &str, text: &str, limit: Option<u32>) -> Action {
     let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
     Action::CreateApiKey(ApiKey { name, hash, requests_per_minute: limit })
@@ -75,7 +40,8 @@ fn nothing_happens_before_the_circle_is_founded() {
         vec![
             ("scale", scale("embed", 1), "circle-not-founded"),
             ("key", key("app", "secret", None), "circle-not-founded"),
-            ("model", Action::RegisterModel(Box::new(model("minilm", 1))), "circle-not-founded"),
+            ("model", register(model("minilm", 1), &[]), "circle-not-founded"),
+            ("forget", Action::ForgetModel(root("minilm")), "circle-not-founded"),
             ("wraps", Action::PutWraps(vec![]), "circle-not-founded"),
             ("proposal", Action::SubmitProposal(Box::new(proposal)), "circle-not-founded"),
             ("ballot", Action::CastBallot(Box::new(ballot)), "circle-not-founded"),
@@ -271,7 +237,7 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
     ];
     for (name, edit) in edits {
         let mut world = two_nodes();
-        world.must(Action::RegisterModel(Box::new(model("keyless", 1))));
+        world.must(register(model("keyless", 1), &[]));
         world.approve(deploy(manifest("embed", 2, 3, 1000, 128)));
         world.settle();
         let mut wanted = manifest("embed", 2, 3, 1000, 128);
@@ -340,39 +306,6 @@ fn scaling_stays_inside_the_envelope() {
     world.settle();
     world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
     check(&world, vec![("retiring", scale("embed", 1), "service-not-found")]);
-}
-
-#[test]
-fn models_and_wraps_are_checked() {
-    let world = two_nodes();
-    let register = |change: &dyn Fn(&mut protocol::model::ModelRecord)| {
-        let mut record = model("other", 1);
-        change(&mut record);
-        Action::RegisterModel(Box::new(record))
-    };
-    let put = |change: &dyn Fn(&mut protocol::model::KeyWrap)| {
-        let mut wrap = wrap("minilm", Recipient::Node(node_id("node-1")));
-        change(&mut wrap);
-        Action::PutWraps(vec![wrap])
-    };
-    let many = vec![wrap("minilm", Recipient::Node(node_id("node-1"))); WRAPS_PER_COMMAND_MAX + 1];
-    check(
-        &world,
-        vec![
-            ("a model", register(&|_| {}), "ok"),
-            ("too few stores", register(&|record| record.stores.truncate(5)), "command-invalid"),
-            ("no store", register(&|record| record.stores.clear()), "command-invalid"),
-            ("a long url", register(&|record| record.stores[0].url = "x".repeat(2000)), "command-invalid"),
-            ("a wrap", put(&|_| {}), "ok"),
-            ("for a member", put(&|wrap| wrap.recipient = Recipient::Member(member("bob"))), "ok"),
-            ("no model", put(&|wrap| wrap.root = root("unknown")), "model-not-found"),
-            ("short", put(&|wrap| wrap.sealed.0.truncate(47)), "command-invalid"),
-            ("stranger", put(&|wrap| wrap.recipient = Recipient::Node(node_id("x"))), "node-not-admitted"),
-            ("no member", put(&|wrap| wrap.recipient = Recipient::Member(member("x"))), "node-not-admitted"),
-            ("none", Action::PutWraps(vec![]), "command-invalid"),
-            ("too many", Action::PutWraps(many), "command-invalid"),
-        ],
-    );
 }
 
 #[test]

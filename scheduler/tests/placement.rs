@@ -9,7 +9,6 @@ mod common;
 use common::story::{parse_manifest, parse_node};
 use common::*;
 use protocol::manifest::{Manifest, ServiceManifest};
-use protocol::model::Recipient;
 use scheduler::*;
 use std::fmt::Write;
 
@@ -54,13 +53,10 @@ impl Case {
         let standard = [("minilm".to_string(), 100)];
         let models = if self.models.is_empty() { &standard[..] } else { &self.models };
         for (name, mib) in models {
-            world.must(Action::RegisterModel(Box::new(model(name, mib << 20))));
             let keyed =
                 self.nodes.iter().filter(|spec| !self.keyless.contains(&spec.admission.name.to_string()));
-            let wraps: Vec<_> = keyed.map(|spec| wrap(name, Recipient::Node(spec.admission.id))).collect();
-            if !wraps.is_empty() {
-                world.must(Action::PutWraps(wraps));
-            }
+            let keyed: Vec<_> = keyed.map(|spec| spec.admission.id).collect();
+            world.must(register(model(name, mib << 20), &keyed));
         }
         for manifest in &self.services {
             world.approve(deploy(manifest.clone()));

@@ -28,7 +28,7 @@ fn world_of(nodes: &[Traits], wanted: &ServiceManifest) -> World {
         })
         .collect();
     let mut world = World::new(&specs);
-    world.must(Action::RegisterModel(Box::new(model("minilm", 64 << 20))));
+    world.must(register(model("minilm", 64 << 20), &[]));
     for (i, (.., has_key)) in nodes.iter().enumerate() {
         if *has_key {
             let recipient = Recipient::Node(node_id(&format!("node-{i}")));

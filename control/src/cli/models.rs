@@ -45,6 +45,14 @@ pub(crate) enum ModelCommand {
         #[arg(long, value_name = "DIR")]
         node: Option<PathBuf>,
     },
+    /// Take a model that no service needs out of the register, with its key, for good
+    #[command(
+        after_help = "Example:\n  quorate model forget old-minilm\n\nNobody can read it afterwards. `quorate model sweep` removes what lies in stores of it."
+    )]
+    Forget {
+        /// Its name
+        model: ModelName,
+    },
     /// Remove from stores what imports that never ended have left there
     Sweep(SweepArguments),
 }
@@ -128,6 +136,18 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             };
             Err(node::ModelFailure { code, message }.into())
         }
+        ModelCommand::Forget { model } => {
+            let record = find(&context, &model).await?;
+            let path = format!("/v1/models/{}", record.root);
+            let _: serde_json::Value = context.client()?.delete(&path).await?;
+            environment.output().print(&record, |record| {
+                format!(
+                    "model {model} is forgotten (root {}); next: quorate model sweep",
+                    record.root.short()
+                )
+            });
+            Ok(())
+        }
         ModelCommand::Sweep(arguments) => sweep(arguments, &context, environment).await,
     }
 }
@@ -153,7 +173,9 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
 async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
     let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
     let found = page.items.into_iter().find(|record| record.name == *model);
-    found.ok_or_else(|| anyhow!("no model `{model}`; `quorate model list` shows all"))
+    found.ok_or_else(|| {
+        anyhow!("{}: no model `{model}`; `quorate model list` shows all", error_code::MODEL_NOT_FOUND)
+    })
 }
 
 async fn access(

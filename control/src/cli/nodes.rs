@@ -3,11 +3,12 @@
 use super::Environment;
 use super::output::table;
 use super::proposals::print_submitted;
+use crate::node::SharedKeys;
 use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
-use protocol::api::{NodeView, Page};
+use protocol::api::{NodeView, Page, ProposalView};
 use protocol::governance::{Change, StorageEndpoint};
 use protocol::manifest::format_bytes;
 use protocol::{NodeId, NodeName, StoreName};
@@ -89,8 +90,11 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let key = key.ok_or_else(|| anyhow!("no member key: give --key FILE"))?;
             let member = MemberKeyFile::load(&key)?;
             let session = Session::open(&context).await?;
-            let view = admit(&session, &member, &node, identity.as_deref(), reason).await?;
+            let (view, shared) = admit(&session, &member, &node, identity.as_deref(), reason).await?;
             print_submitted(environment, &view);
+            if let Some(note) = shared.note() {
+                eprintln!("note: {note}");
+            }
         }
         NodeCommand::Share { node, key } => {
             let key = key.or_else(|| context.member_key_file.clone());
@@ -98,7 +102,8 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let session = Session::open(&context).await?;
             let admission =
                 session.circle.node(&node).ok_or_else(|| anyhow!("no node `{node}` is admitted"))?;
-            crate::node::wrap_models_to(&session, &member, admission).await?;
+            let shared = crate::node::wrap_models_to(&session, &member, admission).await?;
+            environment.output().print(&shared, |shared| share_text(&node, shared));
         }
         NodeCommand::Remove { node, reason } => {
             let session = Session::open(&context).await?;
@@ -119,7 +124,7 @@ pub async fn admit(
     name: &NodeName,
     identity: Option<&str>,
     reason: String,
-) -> Result<protocol::api::ProposalView> {
+) -> Result<(ProposalView, SharedKeys)> {
     let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
@@ -129,9 +134,18 @@ pub async fn admit(
     if found.next().is_some() {
         return Err(anyhow!("several nodes call themselves `{name}`; choose one with --identity"));
     }
-    crate::node::wrap_models_to(session, member, &pending.admission).await?;
+    let shared = crate::node::wrap_models_to(session, member, &pending.admission).await?;
     let change = Change::AdmitNode(Box::new(pending.admission));
-    session.propose(change, reason, PROPOSAL_LIFETIME_MS).await
+    Ok((session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?, shared))
+}
+
+fn share_text(node: &NodeName, shared: &SharedKeys) -> String {
+    let names: Vec<&str> = shared.models.iter().map(|name| name.as_str()).collect();
+    let note = shared.note().map(|note| format!("\nnote: {note}")).unwrap_or_default();
+    match names.as_slice() {
+        [] => format!("there is no model whose key {node} could be given{note}"),
+        names => format!("{node} holds the keys of {}{note}", names.join(", ")),
+    }
 }
 
 /// Whoever reads the list of nodes and misses one finds it here.

@@ -7,12 +7,12 @@ use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::ServiceName;
 use protocol::agent::SlotState;
 use protocol::api::*;
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
+use protocol::{ServiceName, error_code};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -102,7 +102,9 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
     let NewCommand::Service { model, name } = command;
     let page: Page<ModelRecord> = environment.context()?.client()?.get("/v1/models").await?;
     let record = page.items.iter().find(|record| record.name == model);
-    let record = record.ok_or_else(|| anyhow!("no model `{model}`; `quorate model list` shows all"))?;
+    let record = record.ok_or_else(|| {
+        anyhow!("{}: no model `{model}`; `quorate model list` shows all", error_code::MODEL_NOT_FOUND)
+    })?;
     let name = match name {
         Some(name) => name,
         None => model.as_str().parse().map_err(|error: String| anyhow!(error))?,

@@ -2,10 +2,12 @@
 
 mod health;
 mod models;
+mod register;
 mod sweep;
 
 pub use health::{Fault, HealthSummary, RepairSummary};
-pub use models::{ImportRequest, ImportSummary, ModelAccess, ModelFailure, store_reference, wrap_models_to};
+pub use models::{ImportRequest, ImportSummary, ModelAccess, ModelFailure, store_reference};
+pub use register::{SharedKeys, wrap_models_to};
 pub use sweep::SweepSummary;
 
 use anyhow::{Context as _, Result, anyhow};

@@ -1,20 +1,21 @@
-//! Models through a node: import, verify, repair, and wrapping their keys to nodes and members.
+//! Models through a node: import, verify, repair.
 
 use super::health::{FaultLog, HealthSummary, RepairSummary};
+use super::register::{self, refuse_taken_name};
 use super::{NodeFile, store_directories};
-use crate::session::{MemberKeyFile, Session};
-use anyhow::{Context as _, Result, anyhow};
+use crate::session::Session;
+use anyhow::{Result, anyhow};
 use human_chain::CircleState;
 use indicatif::ProgressBar;
 use model_store::{
     Context as StoreContext, EncryptionSecret, FaultSink, FillReport, ImportOptions, MemoryDestination,
-    ModelKey, NodeAddress, PlacementRule, Pool, Reader, Store, unwrap_key, wrap_key,
+    ModelKey, NodeAddress, PlacementRule, Pool, Reader, Store, unwrap_key,
 };
 use overlay::Identity;
-use protocol::api::{ModelWraps, Page, PutWraps};
+use protocol::api::ModelWraps;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
-use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
+use protocol::model::{ErasureCode, ModelRecord, Recipient, StoreReference};
 use protocol::{ErrorCode, ModelName, NodeId, NodeName};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -110,7 +111,7 @@ impl ModelAccess {
         Ok(stores)
     }
 
-    /// Imports, registers the model, and wraps its key to every admitted worker and every member.
+    /// Imports, and registers the model with its key wrapped to every member and every admitted node.
     ///
     /// # Errors
     /// Whatever refuses: the source, a store, the placement rule, control. Earlier models are untouched.
@@ -121,6 +122,7 @@ impl ModelAccess {
         request: ImportRequest,
         bar: ProgressBar,
     ) -> Result<ImportSummary> {
+        refuse_taken_name(session, &request.name).await?;
         let key = ModelKey::generate()?;
         let options = ImportOptions {
             erasure: request.erasure,
@@ -140,11 +142,8 @@ impl ModelAccess {
             .map_err(|error| ModelFailure::of(error.code(), &error))?;
         bar.finish_and_clear();
         let record = imported.record.clone();
-        let wraps = wrap_to_all(&key, &record, &session.circle)?;
         imported.check_fresh(SystemTime::now()).map_err(|error| ModelFailure::of(error.code(), &error))?;
-        let path = format!("/v1/models/{}/wraps", record.root);
-        let _: serde_json::Value = session.client.post("/v1/models", &record).await?;
-        let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps }).await?;
+        register::register(session, &key, &record).await?;
         Ok(ImportSummary { record, notes: imported.notes })
     }
 
@@ -270,40 +269,4 @@ pub fn store_reference(url: &str) -> StoreReference {
     let domain =
         url.split("://").nth(1).and_then(|rest| rest.split('/').next()).filter(|host| !host.is_empty());
     StoreReference { url: url.to_string(), failure_domain: domain.unwrap_or(url).to_string() }
-}
-
-fn wrap_to_all(key: &ModelKey, record: &ModelRecord, circle: &CircleState) -> Result<Vec<KeyWrap>> {
-    let nodes = circle.nodes().map(|node| (Recipient::Node(node.id), &node.encryption));
-    let members =
-        circle.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
-    let all = nodes.chain(members);
-    all.map(|(recipient, to)| Ok(wrap_key(key, to, record.root, recipient)?)).collect()
-}
-
-/// Opens every model's key with a member's secret and wraps it to a node that is to be admitted.
-///
-/// # Errors
-/// When a model's key was never wrapped to this member.
-pub async fn wrap_models_to(session: &Session, member: &MemberKeyFile, node: &NodeAdmission) -> Result<()> {
-    let public = member.secret.public().encryption;
-    let secret =
-        EncryptionSecret::from_parts(member.secret.x25519_secret(), member.secret.ml_kem_secret(), &public)?;
-    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
-    for record in models.items {
-        let path = format!("/v1/models/{}/wraps", record.root);
-        let known: ModelWraps = session.client.get(&path).await?;
-        let recipient = Recipient::Member(member.member.clone());
-        let wrap = known.wraps.iter().find(|wrap| wrap.recipient == recipient);
-        let wrap = wrap.ok_or_else(|| {
-            anyhow!(
-                "the key of model `{}` was never wrapped to {}; another member must admit",
-                record.name,
-                member.member
-            )
-        })?;
-        let key = unwrap_key(wrap, &secret).with_context(|| format!("open the key of `{}`", record.name))?;
-        let wrap = wrap_key(&key, &node.encryption, record.root, Recipient::Node(node.id))?;
-        let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps: vec![wrap] }).await?;
-    }
-    Ok(())
 }

@@ -47,6 +47,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/pending-nodes", get(pending_nodes))
         .route("/v1/models", get(models).post(register_model))
+        .route("/v1/models/{root}", delete(forget_model))
         .route("/v1/models/{root}/wraps", get(wraps).put(put_wraps))
         .route("/v1/keys", get(keys).post(create_key))
         .route("/v1/keys/{name}", delete(revoke_key))
@@ -301,17 +302,31 @@ async fn models(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<Mod
     Ok(Json(Page { items: server.cluster(|cluster| cluster.models().values().cloned().collect()) }))
 }
 
-/// Notes where a model lies. It grants nothing: what runs is what a certificate names by root.
-#[utoipa::path(post, path = "/v1/models", request_body = ModelRecord,
+/// Notes where a model lies, and keeps its key's wraps. It grants nothing: what runs is what a certificate names by
+/// root. The same again changes nothing, so a client that was not answered asks again.
+#[utoipa::path(post, path = "/v1/models", request_body = RegisterModel,
     responses((status = 200, body = Done)), tag = "models")]
 async fn register_model(
     caller: Submitter,
     _: Leading,
     State(server): Shared,
-    body: Result<Json<ModelRecord>, JsonRejection>,
+    body: Result<Json<RegisterModel>, JsonRejection>,
 ) -> Answer<Done> {
-    let Json(record) = body?;
-    server.change(caller, Action::RegisterModel(Box::new(record))).await
+    let Json(RegisterModel { record, wraps }) = body?;
+    server.change(caller, Action::RegisterModel { record: Box::new(record), wraps }).await
+}
+
+/// Takes a model that no service in force names out of the register, with its key.
+#[utoipa::path(delete, path = "/v1/models/{root}", params(("root" = ModelRoot, Path)),
+    responses((status = 200, body = Done)), tag = "models")]
+async fn forget_model(
+    caller: Submitter,
+    _: Leading,
+    State(server): Shared,
+    root: Result<Path<ModelRoot>, PathRejection>,
+) -> Answer<Done> {
+    let Path(root) = root?;
+    server.change(caller, Action::ForgetModel(root)).await
 }
 
 /// A model's key, wrapped to each that may open it.
@@ -434,6 +449,7 @@ async fn why(
         pending_nodes,
         models,
         register_model,
+        forget_model,
         wraps,
         put_wraps,
         keys,

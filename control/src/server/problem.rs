@@ -66,6 +66,9 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::KEY_NOT_FOUND
         | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,
         error_code::NAME_TAKEN
+        | error_code::MODEL_RECORD_DIFFERS
+        | error_code::MODEL_IN_USE
+        | error_code::WRAP_HELD
         | error_code::PROPOSAL_STALE
         | error_code::BALLOT_DUPLICATE
         | error_code::PLAN_STALE

@@ -168,12 +168,13 @@ fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTree
 /// Assembles the certificate, verifies it like anybody else would, and puts the change into force.
 fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
     let now = cluster.now;
-    let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
+    let state = circle(cluster)?;
     // Each ballot was checked when it came in; verifying judges them all once more, as everybody else will.
     let certificate = assemble(&open.proposal, open.ballots.values());
     let digest = certificate.digest();
-    let approved = human_chain::verify(&circle.state, &certificate, now)?;
-    let keys_before = node_keys(&circle.state);
+    let approved = human_chain::verify(state, &certificate, now)?;
+    let keys_before = super::registry::recipient_keys(cluster);
+    let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
     circle.state.advance(approved)?;
     circle.positions.insert(digest, circle.chain.len());
     circle.chain.push(bundle(certificate, index));
@@ -227,24 +228,15 @@ fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest
     cluster.services.insert(manifest.name.clone(), service);
 }
 
-fn node_keys(state: &CircleState) -> BTreeMap<NodeId, EncryptionKey> {
-    state.nodes().map(|node| (node.id, node.encryption.clone())).collect()
-}
-
 /// An identity that is no longer admitted gets no lease and no key: its slots are free when its last
 /// lease ends, its wraps go. So do wraps to an encryption key that was replaced.
-fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<NodeId, EncryptionKey>) {
-    let after = cluster.circle_state().map(node_keys).unwrap_or_default();
-    let changed: BTreeSet<NodeId> =
-        before.iter().filter(|(id, key)| after.get(id) != Some(key)).map(|(id, _)| *id).collect();
-    for wraps in cluster.wraps.values_mut() {
-        wraps.retain(|recipient, _| !matches!(recipient, Recipient::Node(id) if changed.contains(id)));
-    }
-    super::registry::drop_strangers_wraps(cluster);
+fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
+    super::registry::drop_useless_wraps(cluster, before);
+    let after: BTreeSet<NodeId> = cluster.nodes().map(|node| node.id).collect();
     let generation = cluster.generation;
     for slot in cluster.services.values_mut().flat_map(|service| service.slots.values_mut()) {
         let Some(holding) = &mut slot.holding else { continue };
-        let phase = match (after.contains_key(&holding.order.node), &holding.phase) {
+        let phase = match (after.contains(&holding.order.node), &holding.phase) {
             (false, HoldingPhase::Lapsing) => continue,
             (false, _) => HoldingPhase::Lapsing,
             // Admitted again before it lapsed: it may run the slot still, and is told to end it.

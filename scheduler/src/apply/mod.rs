@@ -18,6 +18,7 @@ use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISS
 use protocol::governance::TokenScope;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Millis, ReplicaId};
+use std::collections::BTreeMap;
 
 /// Applies the canonical bytes of a [`Command`] and returns those of its [`Reply`]. Bytes that are no
 /// command are refused like a command that may not be.
@@ -53,8 +54,9 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::Found(signed) => governance::found(cluster, signed),
         Action::SubmitProposal(proposal) => governance::submit(cluster, actor, proposal),
         Action::CastBallot(signed) => governance::cast(cluster, index, signed),
-        Action::RegisterModel(record) => registry::register_model(cluster, actor, record),
+        Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
+        Action::ForgetModel(root) => registry::forget_model(cluster, actor, root),
         Action::CreateApiKey(key) => registry::create_key(cluster, actor, key),
         Action::RevokeApiKey(name) => registry::revoke_key(cluster, actor, name),
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
@@ -68,8 +70,9 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
         Action::SubmitProposal(_) | Action::CastBallot(_) => Some(TokenScope::Propose),
-        Action::RegisterModel(_)
+        Action::RegisterModel { .. }
         | Action::PutWraps(_)
+        | Action::ForgetModel(_)
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)
         | Action::Scale { .. } => Some(TokenScope::Submit),
@@ -124,6 +127,6 @@ fn tick(cluster: &mut Cluster) -> Reply {
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
     cluster.pending.retain(|_, pending| pending.last_seen.plus(PENDING_NODE_MS) > now);
-    registry::drop_strangers_wraps(cluster);
+    registry::drop_useless_wraps(cluster, &BTreeMap::new());
     Reply::Done
 }

@@ -8,29 +8,73 @@ use crate::limits::{
 };
 use protocol::agent::PendingNode;
 use protocol::error_code::{
-    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_NOT_FOUND, NAME_TAKEN,
-    NODE_NOT_ADMITTED, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND,
+    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_IN_USE, MODEL_NOT_FOUND,
+    MODEL_RECORD_DIFFERS, NAME_TAKEN, NODE_NOT_ADMITTED, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND,
+    WRAP_HELD,
 };
 use protocol::gateway::ApiKey;
 use protocol::governance::{Change, NodeAdmission};
+use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
-use protocol::{Millis, NodeId, ServiceName, TokenName};
+use protocol::{Millis, ModelRoot, NodeId, ServiceName, TokenName};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
 const ML_KEM_768_CIPHERTEXT_LENGTH: usize = 1088;
 /// Length of a sealed model key: 32 bytes and AES-GCM's tag of 16.
 const SEALED_KEY_LENGTH: usize = 48;
 
+/// Registers a model together with its key, so that whoever imports can die at any moment: there is a model
+/// whose key somebody holds, or none. The same command again changes nothing.
 pub(super) fn register_model(
     cluster: &mut Cluster,
     actor: &Actor,
     record: &ModelRecord,
+    wraps: &[KeyWrap],
 ) -> Result<Reply, Refusal> {
-    let known = cluster.models.get(&record.root);
-    if known.is_none() && cluster.models.len() >= MODELS_MAX {
+    let known = is_registered(cluster, record)?;
+    check_record(record)?;
+    if wraps.iter().any(|wrap| wrap.root != record.root) {
+        return Err(Refusal::new(COMMAND_INVALID, "a wrap is of another model's key"));
+    }
+    check_wraps(cluster, wraps)?;
+    if !wraps.iter().any(|wrap| matches!(wrap.recipient, Recipient::Member(_))) {
+        let message =
+            format!("the key of model `{}` is wrapped to no member who could share it", record.name);
+        return Err(Refusal::new(COMMAND_INVALID, message));
+    }
+    let fresh = keep_wraps(cluster, wraps);
+    if known && fresh == 0 {
+        return Ok(Reply::Done);
+    }
+    cluster.models.insert(record.root, record.clone());
+    cluster.generation += 1;
+    let (subject, detail) =
+        (format!("model/{}", record.name), format!("{}, {fresh} wraps", record.root.short()));
+    cluster.audit.record(cluster.now, &actor.to_string(), "register", &subject, &detail);
+    Ok(Reply::Done)
+}
+
+/// Whether exactly this is registered. A token may add models; it changes none, and takes no name.
+fn is_registered(cluster: &Cluster, record: &ModelRecord) -> Result<bool, Refusal> {
+    if let Some(known) = cluster.models.get(&record.root) {
+        if known == record {
+            return Ok(true);
+        }
+        let message = format!("the model is registered as `{}`, and differently", known.name);
+        return Err(Refusal::new(MODEL_RECORD_DIFFERS, message));
+    }
+    if cluster.models.values().any(|other| other.name == record.name) {
+        return Err(Refusal::new(NAME_TAKEN, format!("another model is called `{}`", record.name)));
+    }
+    if cluster.models.len() >= MODELS_MAX {
         return Err(Refusal::new(LIMIT_REACHED, format!("{MODELS_MAX} models are registered")));
     }
+    Ok(false)
+}
+
+fn check_record(record: &ModelRecord) -> Result<(), Refusal> {
     let invalid = |message: String| Err(Refusal::new(COMMAND_INVALID, message));
     if record.stores.is_empty() || record.stores.len() != record.erasure.shards() {
         let (stores, shards) = (record.stores.len(), record.erasure.shards());
@@ -51,24 +95,34 @@ pub(super) fn register_model(
             "model {name}: its architecture is {architecture} bytes; accepted: at most {NAME_BYTES_MAX}"
         ));
     }
-    let subject = format!("model/{}", record.name);
-    cluster.models.insert(record.root, record.clone());
-    cluster.generation += 1;
-    cluster.audit.record(cluster.now, &actor.to_string(), "register", &subject, &record.root.short());
-    Ok(Reply::Done)
+    Ok(())
 }
 
 pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap]) -> Result<Reply, Refusal> {
+    if let Some(wrap) = wraps.iter().find(|wrap| !cluster.models.contains_key(&wrap.root)) {
+        let message = format!("no model {} is registered", wrap.root.short());
+        return Err(Refusal::new(MODEL_NOT_FOUND, message));
+    }
+    check_wraps(cluster, wraps)?;
+    let fresh = keep_wraps(cluster, wraps);
+    if fresh > 0 {
+        cluster.generation += 1;
+        let subject = format!("model/{}", wraps[0].root.short());
+        cluster.audit.record(cluster.now, &actor.to_string(), "wrap", &subject, &format!("{fresh} wraps"));
+    }
+    Ok(Reply::Done)
+}
+
+/// A wrap that is there opens for its recipient, as those to replaced keys are dropped. So another one can only
+/// lock the recipient out.
+fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
     if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
         let message =
             format!("{} wraps; accepted: 1 to {WRAPS_PER_COMMAND_MAX}; send the rest after", wraps.len());
         return Err(Refusal::new(COMMAND_INVALID, message));
     }
+    let mut seen = BTreeMap::new();
     for wrap in wraps {
-        if !cluster.models.contains_key(&wrap.root) {
-            let message = format!("no model {} is registered", wrap.root.short());
-            return Err(Refusal::new(MODEL_NOT_FOUND, message));
-        }
         if wrap.encapsulated.0.len() != ML_KEM_768_CIPHERTEXT_LENGTH
             || wrap.sealed.0.len() != SEALED_KEY_LENGTH
         {
@@ -78,52 +132,87 @@ pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap])
             );
             return Err(Refusal::new(COMMAND_INVALID, message));
         }
-        if !may_receive(cluster, &wrap.recipient) {
-            let message = match &wrap.recipient {
-                Recipient::Node(node) => format!("node {} is neither admitted nor asks to be", node.short()),
-                Recipient::Member(member) => format!("`{member}` is not a member"),
-            };
+        let name = match &wrap.recipient {
+            Recipient::Node(node) => format!("node {}", node.short()),
+            Recipient::Member(member) => format!("member `{member}`"),
+        };
+        if key_of(cluster, &wrap.recipient).is_none() {
+            let message = format!("{name} is neither in the circle nor asks to be");
             return Err(Refusal::new(NODE_NOT_ADMITTED, message));
         }
+        let held = cluster.wraps.get(&wrap.root).and_then(|wraps| wraps.get(&wrap.recipient));
+        let twin = seen.insert((wrap.root, &wrap.recipient), wrap);
+        if held.or(twin).is_some_and(|other| other != wrap) {
+            return Err(Refusal::new(WRAP_HELD, format!("{name} holds another wrap of the model's key")));
+        }
     }
-    for wrap in wraps {
-        cluster.wraps.entry(wrap.root).or_default().insert(wrap.recipient.clone(), wrap.clone());
+    Ok(())
+}
+
+/// Keeps those that are new; how many.
+fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
+    let mut keep = |wrap: &KeyWrap| {
+        let of_model = cluster.wraps.entry(wrap.root).or_default();
+        of_model.insert(wrap.recipient.clone(), wrap.clone()).is_none()
+    };
+    wraps.iter().filter(|wrap| keep(wrap)).count()
+}
+
+/// Takes a model out of the register, for good: its key is gone with its wraps. What lies in stores of it is for
+/// a sweep to remove.
+pub(super) fn forget_model(cluster: &mut Cluster, actor: &Actor, root: &ModelRoot) -> Result<Reply, Refusal> {
+    let Some(record) = cluster.models.get(root) else {
+        return Err(Refusal::new(MODEL_NOT_FOUND, format!("no model {} is registered", root.short())));
+    };
+    if let Some(manifest) = cluster.manifests.values().find(|manifest| manifest.model.root == *root) {
+        let message = format!("service `{}` is approved to run model `{}`", manifest.name, record.name);
+        return Err(Refusal::new(MODEL_IN_USE, message));
     }
+    let subject = format!("model/{}", record.name);
+    cluster.models.remove(root);
+    cluster.wraps.remove(root);
     cluster.generation += 1;
-    let detail = format!("{} wraps", wraps.len());
-    let subject = format!("model/{}", wraps[0].root.short());
-    cluster.audit.record(cluster.now, &actor.to_string(), "wrap", &subject, &detail);
+    cluster.audit.record(cluster.now, &actor.to_string(), "forget", &subject, &root.short());
     Ok(Reply::Done)
 }
 
-/// Members, admitted nodes, and nodes that wait for admission: an approval to admit a node finds its
-/// wraps already there, so that its slots need no step by hand.
-fn may_receive(cluster: &Cluster, recipient: &Recipient) -> bool {
+/// The key that a wrap for this recipient must be made for: of a member, of an admitted node, or of one that asks
+/// or is proposed, since an approval to admit a node finds its wraps already there, so that its slots need no step
+/// by hand.
+fn key_of<'a>(cluster: &'a Cluster, recipient: &Recipient) -> Option<&'a EncryptionKey> {
     match recipient {
-        Recipient::Member(id) => cluster.circle_state().is_some_and(|state| state.member(id).is_some()),
+        Recipient::Member(id) => Some(&cluster.circle_state()?.member(id)?.keys.encryption),
         Recipient::Node(id) => {
-            cluster.node(id).is_some() || cluster.pending.contains_key(id) || is_proposed(cluster, *id)
+            let asks = || cluster.pending.get(id).map(|pending| &pending.admission);
+            let admission = cluster.node(id).or_else(asks).or_else(|| proposed(cluster, *id))?;
+            Some(&admission.encryption)
         }
     }
 }
 
-fn is_proposed(cluster: &Cluster, id: NodeId) -> bool {
-    let changes = cluster.open.values().map(|open| &open.proposal.change);
-    changes.into_iter().any(|change| matches!(change, Change::AdmitNode(node) if node.id == id))
+fn proposed(cluster: &Cluster, id: NodeId) -> Option<&NodeAdmission> {
+    cluster.open.values().find_map(|open| match &open.proposal.change {
+        Change::AdmitNode(node) if node.id == id => Some(node.as_ref()),
+        _ => None,
+    })
 }
 
-/// Forgets wraps for those who are neither in the circle nor ask to be.
-pub(super) fn drop_strangers_wraps(cluster: &mut Cluster) {
-    let strangers: Vec<(protocol::ModelRoot, Recipient)> = cluster
-        .wraps
-        .iter()
-        .flat_map(|(root, wraps)| wraps.keys().map(|recipient| (*root, recipient.clone())))
-        .filter(|(_, recipient)| !may_receive(cluster, recipient))
-        .collect();
-    for (root, recipient) in strangers {
-        if let Some(wraps) = cluster.wraps.get_mut(&root) {
-            wraps.remove(&recipient);
-        }
+/// The keys of all who hold wraps, to be compared after a change.
+pub(super) fn recipient_keys(cluster: &Cluster) -> BTreeMap<Recipient, EncryptionKey> {
+    let recipients: BTreeSet<&Recipient> = cluster.wraps.values().flat_map(BTreeMap::keys).collect();
+    let key = |recipient: &Recipient| Some((recipient.clone(), key_of(cluster, recipient)?.clone()));
+    recipients.into_iter().filter_map(key).collect()
+}
+
+/// Forgets wraps for those who are neither in the circle nor ask to be, and wraps to keys that were replaced.
+pub(super) fn drop_useless_wraps(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
+    let after = recipient_keys(cluster);
+    let opens = |recipient: &Recipient| {
+        let key = after.get(recipient);
+        key.is_some() && before.get(recipient).is_none_or(|before| key == Some(before))
+    };
+    for wraps in cluster.wraps.values_mut() {
+        wraps.retain(|recipient, _| opens(recipient));
     }
 }
 
@@ -233,7 +322,9 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
         cluster.audit.record(now, "stranger", "enrol", &subject, &admission.id.short());
     }
     assert!(known || cluster.pending.len() < PENDING_NODES_MAX, "an answer was due instead");
+    let keys_before = recipient_keys(cluster);
     let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now };
     cluster.pending.insert(admission.id, pending);
+    drop_useless_wraps(cluster, &keys_before);
     Ok(Reply::Enrolled { admitted: false })
 }

@@ -144,6 +144,15 @@ pub(crate) fn wrap(model: &str, recipient: Recipient) -> KeyWrap {
     }
 }
 
+/// Registers a model with its key wrapped to alice and to these nodes.
+pub(crate) fn register(record: ModelRecord, nodes: &[NodeId]) -> Action {
+    let recipients =
+        nodes.iter().map(|node| Recipient::Node(*node)).chain([Recipient::Member(member("alice"))]);
+    let mut wraps: Vec<KeyWrap> = recipients.map(|to| wrap(record.name.as_str(), to)).collect();
+    wraps.iter_mut().for_each(|wrap| wrap.root = record.root);
+    Action::RegisterModel { record: Box::new(record), wraps }
+}
+
 pub(crate) fn quorum(required: u32) -> Quorum {
     Quorum::Threshold { required, of: MEMBERS.iter().map(|name| Quorum::Member(member(name))).collect() }
 }
@@ -267,9 +276,8 @@ impl World {
 
     /// Registers the model and wraps its key to every admitted node.
     pub(crate) fn share_model(&mut self, name: &str, bytes: u64) {
-        self.must(Action::RegisterModel(Box::new(model(name, bytes))));
-        let wraps = self.cluster.nodes().map(|node| wrap(name, Recipient::Node(node.id))).collect();
-        self.must(Action::PutWraps(wraps));
+        let nodes: Vec<NodeId> = self.cluster.nodes().map(|node| node.id).collect();
+        self.must(register(model(name, bytes), &nodes));
     }
 
     pub(crate) fn request(&self, spec: &NodeSpec) -> SyncRequest {
@@ -400,4 +408,39 @@ pub(crate) fn code(reply: &Reply) -> &'static str {
         Reply::Refused { code, .. } => code.as_str(),
         _ => "ok",
     }
+}
+
+pub(crate) fn two_nodes() -> World {
+    let mut world = World::new(&[node("node-1", 4000, 4096), node("node-2", 4000, 4096)]);
+    world.share_model("minilm", 90 << 20);
+    world
+}
+
+pub(crate) fn running() -> World {
+    let mut world = two_nodes();
+    world.approve(deploy(manifest("embed", 1, 3, 1000, 128)));
+    world.settle();
+    world
+}
+
+/// Applies an action and says how it ended; a refusal must change nothing.
+pub(crate) fn verdict(world: &World, actor: Actor, action: Action) -> &'static str {
+    let mut world = world.clone();
+    let before = world.cluster.digest();
+    world.wait(5);
+    let reply = world.apply(actor, action);
+    if code(&reply) != "ok" {
+        assert_eq!(world.cluster.digest(), before, "a refusal left a trace: {reply:?}");
+    }
+    code(&reply)
+}
+
+pub(crate) fn check(world: &World, cases: Vec<(&str, Action, &str)>) {
+    for (name, action, expected) in cases {
+        assert_eq!(verdict(world, Actor::Scheduler, action), expected, "{name}");
+    }
+}
+
+pub(crate) fn token(name: &str) -> Actor {
+    Actor::Token(name.parse().unwrap())
 }

@@ -17,7 +17,8 @@ pub(crate) fn running() -> World {
     gpu.admission.labels.insert("disk".into(), "ssd".into());
     let mut world = World::new(&[node("n1", 4000, 4096), node("n2", 4000, 4096), gpu]);
     world.share_model("minilm", 50 << 20);
-    world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Member(member("alice")))]));
+    world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Member(member("bob")))]));
+    world.must(register(model("spare", 1 << 20), &[]));
     world.must(Action::CreateApiKey(api_key("app", Some(600))));
     world.approve(deploy(manifest("old", 1, 1, 100, 64)));
     let mut chat = manifest("chat", 2, 4, 700, 100);
@@ -89,7 +90,8 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("submit-members", operator(), submit(Change::SetMembers { members, policy })),
         ("cast", Actor::Member(member("bob")), Action::CastBallot(Box::new(ballot))),
         ("cast-no", Actor::Member(member("carol")), Action::CastBallot(Box::new(dissent))),
-        ("register", operator(), Action::RegisterModel(Box::new(model("llama", 3 << 30)))),
+        ("register", operator(), register(model("llama", 3 << 30), &[node_id("n1")])),
+        ("forget", operator(), Action::ForgetModel(root("spare"))),
         ("wraps", operator(), Action::PutWraps(vec![wrap("minilm", Recipient::Node(node_id("n9")))])),
         ("key", operator(), Action::CreateApiKey(api_key("other", None))),
         ("revoke", operator(), Action::RevokeApiKey("app".parse().unwrap())),

@@ -72,7 +72,7 @@ impl Teller {
             }
             ["model", name, mib] => {
                 let bytes = mib.parse::<u64>().unwrap() << 20;
-                world.must(Action::RegisterModel(Box::new(model(name, bytes))));
+                world.must(register(model(name, bytes), &[]));
             }
             ["deploy", name, rest @ ..] => {
                 world.approve(deploy(parse_manifest(name, rest, world.now)));

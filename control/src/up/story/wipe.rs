@@ -122,7 +122,7 @@ pub(crate) async fn finish_earlier_run(cluster: &Cluster, narrator: &Narrator) -
 async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<()> {
     let session = cluster.session().await?;
     let member = cluster.member(MEMBERS[1])?;
-    let view = crate::cli::admit(&session, &member, node, None, "its disk was replaced".into()).await?;
+    let (view, _) = crate::cli::admit(&session, &member, node, None, "its disk was replaced".into()).await?;
     let mut state = view.state;
     for name in &MEMBERS[1..] {
         state = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?.state;
