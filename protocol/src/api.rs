@@ -141,8 +141,10 @@ pub struct ServiceView {
     pub certificate: Digest,
     /// Replicas wanted now, within the envelope.
     pub desired: u32,
-    /// Replicas that answer now.
+    /// Replicas that answer now, under this approval or an earlier one.
     pub ready: u32,
+    /// Those of them that run what was approved last.
+    pub ready_current: u32,
     /// Being retired.
     pub retiring: bool,
     /// Its slots.
@@ -310,11 +312,21 @@ pub struct Why {
     pub remedy: Option<String>,
 }
 
+/// What a service's workers wrote last, as this leader heard it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogPage {
+    /// Changes with the leader. Sequence numbers of another epoch mean nothing in this one.
+    pub epoch: u64,
+    /// The lines, oldest first.
+    pub items: Vec<LogLine>,
+}
+
 /// A line that a worker wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogLine {
-    /// Rises by one per service on the leader; starts anew with a new leader.
+    /// Rises by one per service; starts anew with each epoch of its [`LogPage`].
     pub sequence: u64,
     /// When its node read it.
     pub at: Millis,

@@ -80,6 +80,7 @@ kinds! {
     "Finding" => api::Finding,
     "Why" => api::Why,
     "LogLine" => api::LogLine,
+    "LogPage" => api::LogPage,
     "TokenView" => api::TokenView,
     "ModelWraps" => api::ModelWraps,
     "Route" => gateway::Route,

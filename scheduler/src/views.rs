@@ -1,6 +1,6 @@
 //! Services, nodes and proposals as people see them.
 
-use crate::cluster::{Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
+use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::observed::Observed;
 use crate::why::slot_sentence;
 use human_chain::class_of;
@@ -46,21 +46,33 @@ fn view_service(cluster: &Cluster, observed: &Observed, service: &Service, now: 
         certificate: service.certificate,
         desired: service.desired,
         ready: ready_replicas(observed, service, now),
+        ready_current: ready_holdings(observed, service, now)
+            .filter(|holding| holding.order.certificate == service.certificate)
+            .count() as u32,
         retiring: service.phase != ServicePhase::Active,
         slots: held.collect(),
     }
 }
 
-/// Running slots that answer requests, on nodes whose leases hold.
+/// How many slots answer requests, whatever approval they run under.
 pub(crate) fn ready_replicas(observed: &Observed, service: &Service, now: Millis) -> u32 {
-    let ready = service.held().filter(|(slot, holding)| {
+    ready_holdings(observed, service, now).count() as u32
+}
+
+/// Running slots that answer requests, on nodes whose leases hold.
+fn ready_holdings<'a>(
+    observed: &'a Observed,
+    service: &'a Service,
+    now: Millis,
+) -> impl Iterator<Item = &'a Holding> {
+    let ready = service.held().filter(move |(slot, holding)| {
         let order = &holding.order;
         let report = observed.report(&order.node, &order.service, *slot, order.fence);
         holding.phase == HoldingPhase::Running
             && observed.is_alive(&order.node, now)
             && report.is_some_and(|report| report.state == SlotState::Ready)
     });
-    ready.count() as u32
+    ready.map(|(_, holding)| holding)
 }
 
 /// All admitted nodes, by name.

@@ -248,6 +248,8 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
             world.obey();
         }
         assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"], "{name}");
+        let view = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+        assert_eq!((view.ready, view.ready_current), (2, 0), "{name}: who waits for the new one waits on");
         let question = Question::Service(service_name("embed"));
         let answer = why(&world.cluster, &world.observed, &question, world.now).unwrap();
         assert!(answer.answer.starts_with("2 of 2 wanted replicas of embed answer; 0 of 2 run"), "{name}");
@@ -657,4 +659,25 @@ fn proposals_are_bounded_in_number() {
         let expected = if i < protocol::limits::PROPOSALS_OPEN_MAX { "ok" } else { "limit-reached" };
         assert_eq!(code(&reply), expected, "{i}");
     }
+}
+
+/// Whoever waits for an update sees its first replica, and no earlier one.
+#[test]
+fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
+    let mut world = running();
+    let counts = |world: &World| {
+        let view = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+        (view.ready, view.ready_current)
+    };
+    assert_eq!(counts(&world), (1, 1));
+    world.approve(deploy(manifest("embed", 1, 3, 900, 128)));
+    assert_eq!(counts(&world), (1, 0), "approved, and nothing runs under it yet");
+    let mut seen = Vec::new();
+    for _ in 0..10 {
+        world.execute();
+        world.obey();
+        seen.push(counts(&world).1);
+    }
+    assert_eq!(seen.last(), Some(&1), "{seen:?}");
+    assert!(seen.is_sorted(), "it does not go back: {seen:?}");
 }

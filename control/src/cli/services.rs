@@ -12,7 +12,7 @@ use protocol::api::*;
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
-use protocol::{ServiceName, error_code};
+use protocol::{Digest, ServiceName, error_code};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -224,27 +224,46 @@ async fn wait(session: &Session, view: ProposalView, name: &ServiceName, limit: 
     while view.state == ProposalState::Open {
         let missing: Vec<String> = view.missing.iter().map(ToString::to_string).collect();
         bar.set_message(format!("waiting for votes; may still sign: {}", missing.join(", ")));
-        pause(deadline).await?;
+        pause(deadline, &view.id.to_string()).await?;
         view = session.client.get(&format!("/v1/proposals/{}", view.id)).await?;
     }
-    if view.state != ProposalState::Approved {
-        bail!("the proposal ended as {:?}", view.state);
-    }
+    let certificate = certificate_of(&view)?;
     loop {
         let service: ServiceView = session.client.get(&format!("/v1/services/{name}")).await?;
-        if service.ready > 0 {
+        if answers_under(&service, certificate)? {
             bar.finish_and_clear();
-            eprintln!("{name}: {} of {} replicas answer", service.ready, service.desired);
+            let (current, desired) = (service.ready_current, service.desired);
+            eprintln!("{name}: {current} of {desired} replicas answer as approved now");
             return Ok(());
         }
         bar.set_message(describe_loading(&service));
-        pause(deadline).await?;
+        pause(deadline, name.as_str()).await?;
     }
 }
 
-async fn pause(deadline: Instant) -> Result<()> {
+/// The certificate of a proposal that was decided, or why it has none.
+fn certificate_of(view: &ProposalView) -> Result<Digest> {
+    let code = match view.state {
+        ProposalState::Expired => error_code::PROPOSAL_EXPIRED,
+        ProposalState::Stale => error_code::PROPOSAL_STALE,
+        _ => error_code::QUORUM_NOT_REACHED,
+    };
+    let state = format!("{:?}", view.state).to_lowercase();
+    view.certificate.ok_or_else(|| anyhow!("{code}: the proposal ended as {state}"))
+}
+
+/// Whether a replica answers under this approval. One that runs under an earlier one is no answer.
+fn answers_under(service: &ServiceView, certificate: Digest) -> Result<bool> {
+    if service.certificate != certificate {
+        let (name, now) = (&service.name, service.certificate.short());
+        bail!("{}: {name} was approved anew meanwhile (certificate {now})", error_code::PROPOSAL_STALE);
+    }
+    Ok(service.ready_current > 0)
+}
+
+async fn pause(deadline: Instant, subject: &str) -> Result<()> {
     if Instant::now() >= deadline {
-        bail!("gave up waiting; `quorate why` says what it waits for");
+        bail!("{}: gave up waiting; `quorate why {subject}` says what it waits for", error_code::TIMED_OUT);
     }
     tokio::time::sleep(LOOK_AGAIN).await;
     Ok(())
@@ -300,10 +319,14 @@ fn service_text(service: &ServiceView) -> String {
     };
     let header = ["slot", "node", "fence", "state", "segments", "why"];
     format!(
-        "{}: {} of {} replicas answer, certificate {}\n\n{}",
+        "{}: {} of {} replicas answer{}, certificate {}\n\n{}",
         service.name,
         service.ready,
         service.desired,
+        match service.ready - service.ready_current {
+            0 => String::new(),
+            earlier => format!(" ({earlier} under an earlier approval)"),
+        },
         service.certificate,
         table(&header, service.slots.iter().map(row).collect())
     )
@@ -336,17 +359,19 @@ pub(crate) async fn retire(arguments: RetireArguments, environment: &Environment
 
 pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
-    let mut after = 0;
+    let mut reader = LogReader::default();
     loop {
-        let path = format!("/v1/services/{}/logs?after={after}", arguments.service);
-        let page: Page<LogLine> = client.get(&path).await?;
-        for line in &page.items {
+        let path = format!("/v1/services/{}/logs?after={}", arguments.service, reader.after);
+        let Some(lines) = reader.take(client.get(&path).await?) else {
+            eprintln!("note: another control replica leads; what was written meanwhile may be missing");
+            continue;
+        };
+        for line in &lines {
             environment.output().print(line, |line| {
                 format!("{} {}/{} {}", human_chain::show_time(line.at), line.node, line.slot, line.text)
             });
-            after = line.sequence;
         }
-        if page.items.is_empty() {
+        if lines.is_empty() {
             if !arguments.follow {
                 return Ok(());
             }
@@ -355,28 +380,97 @@ pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) ->
     }
 }
 
+/// How far lines were read.
+#[derive(Debug, Default)]
+struct LogReader {
+    epoch: Option<u64>,
+    after: u64,
+}
+
+impl LogReader {
+    /// The lines of a page; none when another leader answered than before, who counts its own from the beginning:
+    /// the page was asked for with a number of the other's, so it has to be asked for anew.
+    fn take(&mut self, page: LogPage) -> Option<Vec<LogLine>> {
+        if self.epoch.replace(page.epoch).is_some_and(|before| before != page.epoch) {
+            self.after = 0;
+            return None;
+        }
+        self.after = page.items.last().map_or(self.after, |line| line.sequence);
+        Some(page.items)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use protocol::model::ErasureCode;
-    use protocol::{Digest, ModelRoot};
+    use protocol::{Millis, ModelRoot, SlotIndex};
+
+    fn template(architecture: &str) -> Manifest {
+        let record = ModelRecord {
+            name: "mine".parse().expect("a name"),
+            root: ModelRoot(Digest::of(b"model")),
+            bytes: 1,
+            segments: 1,
+            erasure: ErasureCode { data: 4, parity: 2 },
+            stores: Vec::new(),
+            architecture: architecture.into(),
+        };
+        let text = service_template(&"mine".parse().expect("a name"), &record, 1, 3);
+        Manifest::from_toml(&text).expect("valid")
+    }
 
     #[test]
     fn the_template_is_valid_as_it_is() {
         for (architecture, task) in [("bert", "embed"), ("llama", "generate")] {
-            let record = ModelRecord {
-                name: "mine".parse().expect("a name"),
-                root: ModelRoot(Digest::of(b"model")),
-                bytes: 1,
-                segments: 1,
-                erasure: ErasureCode { data: 4, parity: 2 },
-                stores: Vec::new(),
-                architecture: architecture.into(),
-            };
-            let text = service_template(&"mine".parse().expect("a name"), &record, 1, 3);
-            let manifest = Manifest::from_toml(&text).expect("valid");
-            let Manifest::Service(service) = manifest else { panic!("a service") };
+            let Manifest::Service(service) = template(architecture) else { panic!("a service") };
             assert_eq!(format!("{:?}", service.task).to_lowercase(), task);
         }
+    }
+
+    #[test]
+    fn only_a_replica_of_the_new_approval_ends_the_wait() {
+        let view = |certificate: &[u8], ready, ready_current| ServiceView {
+            name: "mine".parse().expect("a name"),
+            manifest: template("bert"),
+            certificate: Digest::of(certificate),
+            desired: 2,
+            ready,
+            ready_current,
+            retiring: false,
+            slots: vec![],
+        };
+        let new = Digest::of(b"new");
+        let waits = |view: &ServiceView| answers_under(view, new).map_err(|error| error.to_string());
+        assert_eq!(waits(&view(b"new", 2, 0)), Ok(false), "two answer, under the earlier approval");
+        assert_eq!(waits(&view(b"new", 1, 1)), Ok(true));
+        let overtaken = waits(&view(b"newer", 2, 2)).expect_err("it is another's");
+        assert!(overtaken.starts_with("proposal-stale"), "{overtaken}");
+    }
+
+    #[test]
+    fn following_starts_over_when_another_leader_answers() {
+        let line = |sequence, text: &str| LogLine {
+            sequence,
+            at: Millis(1),
+            node: "node-1".parse().expect("a name"),
+            slot: SlotIndex(0),
+            text: text.into(),
+        };
+        let mut reader = LogReader::default();
+        let mut read = |after, epoch, items: Vec<LogLine>| {
+            assert_eq!(reader.after, after, "what is asked for");
+            let lines = reader.take(LogPage { epoch, items })?;
+            Some(lines.into_iter().map(|line| line.text).collect::<Vec<_>>())
+        };
+        assert_eq!(read(0, 3, vec![line(1, "one"), line(2, "two")]), Some(vec!["one".into(), "two".into()]));
+        assert_eq!(read(2, 3, vec![]), Some(vec![]));
+        assert_eq!(
+            read(2, 5, vec![line(3, "the new leader's third")]),
+            None,
+            "the first two were not asked for"
+        );
+        assert_eq!(read(0, 5, vec![line(1, "after")]), Some(vec!["after".into()]));
+        assert_eq!(read(1, 5, vec![]), Some(vec![]));
     }
 }

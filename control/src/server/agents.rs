@@ -4,6 +4,7 @@
 //! announcement is applied and after a read barrier that began when the request had arrived.
 
 use super::leader::Leadership;
+use super::logs;
 use super::problem::{Failure, unavailable};
 use super::{Server, wall_clock};
 use axum::Router;
@@ -149,8 +150,9 @@ impl Server {
         let Some(leadership) = self.confirmed(&mut leadership) else { return Ok(false) };
         leadership.observed.heard(node, request, generation, arrived).map_err(unavailable)?;
         if !request.logs.is_empty() {
+            let lines = self.cluster(|cluster| logs::of_holder(cluster.services(), node, &request.logs));
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
-            logs.append(name, request.logs.clone());
+            logs.append(leadership.term, name, lines);
         }
         Ok(true)
     }

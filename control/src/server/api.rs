@@ -266,20 +266,22 @@ impl After {
 
 /// What a service's workers wrote last.
 #[utoipa::path(get, path = "/v1/services/{name}/logs", params(("name" = ServiceName, Path), After),
-    responses((status = 200, body = Page<LogLine>)), tag = "services")]
+    responses((status = 200, body = LogPage)), tag = "services")]
 async fn logs(
     _: Reader,
     _: Leading,
     State(server): Shared,
     name: Result<Path<ServiceName>, PathRejection>,
     query: Result<Query<After>, QueryRejection>,
-) -> Answer<Page<LogLine>> {
+) -> Answer<LogPage> {
     let (Path(name), after) = (name?, query?.sequence()?);
     if server.cluster(|cluster| !cluster.services().contains_key(&name)) {
         return Err(no_service(&name));
     }
-    let logs = server.logs.lock().expect("no holder of this lock panics");
-    Ok(Json(Page { items: logs.after(&name, after, PAGE_MAX) }))
+    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term);
+    let epoch = term.ok_or_else(|| unavailable("leads no longer"))?;
+    let mut logs = server.logs.lock().expect("no holder of this lock panics");
+    Ok(Json(logs.page(epoch, &name, after, PAGE_MAX)))
 }
 
 /// Every admitted node.

@@ -1,8 +1,10 @@
-//! What workers wrote last, per service. The leader's memory alone: bounded, gone with a change of leader.
+//! What workers wrote last, per service. The leader's memory alone: bounded, gone with a change of leader, which
+//! is why a page names its epoch.
 
 use protocol::agent::WorkerLine;
-use protocol::api::LogLine;
-use protocol::{NodeName, ServiceName};
+use protocol::api::{LogLine, LogPage};
+use protocol::{NodeId, NodeName, ServiceName};
+use scheduler::Service;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Lines kept per service: some screens of what happened last.
@@ -13,6 +15,8 @@ const SERVICES_MAX: usize = 1024;
 /// The last lines of every service.
 #[derive(Debug, Default)]
 pub(super) struct Logs {
+    /// The term in which they were heard.
+    epoch: u64,
     services: BTreeMap<ServiceName, Ring>,
 }
 
@@ -22,9 +26,34 @@ struct Ring {
     lines: VecDeque<LogLine>,
 }
 
+/// Those lines that a node may send: of slots that it holds or was the last to hold, since a worker's last words come
+/// when its slot is free. Nobody else speaks for a service.
+pub(super) fn of_holder(
+    services: &BTreeMap<ServiceName, Service>,
+    node: NodeId,
+    lines: &[WorkerLine],
+) -> Vec<WorkerLine> {
+    let holds = |line: &&WorkerLine| {
+        let slot = services.get(&line.service).and_then(|service| service.slots.get(&line.slot));
+        slot.is_some_and(|slot| {
+            let holder = slot.holding.as_ref().map(|holding| holding.order.node);
+            holder == Some(node) || slot.last_holder == Some(node)
+        })
+    };
+    lines.iter().filter(holds).cloned().collect()
+}
+
 impl Logs {
-    /// Keeps lines that a node sent.
-    pub(super) fn append(&mut self, node: &NodeName, lines: Vec<WorkerLine>) {
+    /// Forgets what an earlier leadership heard: nobody heard what was said in between.
+    fn begin(&mut self, epoch: u64) {
+        if self.epoch != epoch {
+            *self = Self { epoch, services: BTreeMap::new() };
+        }
+    }
+
+    /// Keeps lines that a node sent to the leader of this term.
+    pub(super) fn append(&mut self, epoch: u64, node: &NodeName, lines: Vec<WorkerLine>) {
+        self.begin(epoch);
         for line in lines {
             if !self.services.contains_key(&line.service) && self.services.len() >= SERVICES_MAX {
                 continue;
@@ -45,18 +74,21 @@ impl Logs {
     }
 
     /// Lines of a service after a sequence number, oldest first, at most `limit`.
-    #[must_use]
-    pub(super) fn after(&self, service: &ServiceName, sequence: u64, limit: usize) -> Vec<LogLine> {
+    pub(super) fn page(&mut self, epoch: u64, service: &ServiceName, after: u64, limit: usize) -> LogPage {
+        self.begin(epoch);
         let lines = self.services.get(service).map(|ring| &ring.lines);
-        let wanted = lines.into_iter().flatten().filter(|line| line.sequence > sequence);
-        wanted.take(limit).cloned().collect()
+        let wanted = lines.into_iter().flatten().filter(|line| line.sequence > after);
+        LogPage { epoch, items: wanted.take(limit).cloned().collect() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::{Millis, SlotIndex};
+    use protocol::manifest::Manifest;
+    use protocol::model::{ErasureCode, ModelRecord};
+    use protocol::{Digest, Fence, Millis, ModelRoot, PublicKey, SlotIndex};
+    use scheduler::{ServicePhase, Slot};
 
     fn line(service: &str, text: &str) -> WorkerLine {
         let service = service.parse().expect("a name");
@@ -67,8 +99,11 @@ mod tests {
     fn lines_come_back_in_order_and_only_the_newer_ones() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
-        logs.append(&node, vec![line("chat", "one"), line("other", "x"), line("chat", "two")]);
-        let texts = |after| logs.after(&service, after, 10).into_iter().map(|l| l.text).collect::<Vec<_>>();
+        logs.append(1, &node, vec![line("chat", "one"), line("other", "x"), line("chat", "two")]);
+        let mut texts = |after| {
+            let page = logs.page(1, &service, after, 10);
+            page.items.into_iter().map(|line| line.text).collect::<Vec<_>>()
+        };
         assert_eq!(texts(0), ["one", "two"]);
         assert_eq!(texts(1), ["two"]);
         assert!(texts(2).is_empty());
@@ -79,9 +114,80 @@ mod tests {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
         for at in 0..LINES_MAX + 5 {
-            logs.append(&node, vec![line("chat", &at.to_string())]);
+            logs.append(1, &node, vec![line("chat", &at.to_string())]);
         }
-        let kept = logs.after(&service, 0, usize::MAX);
+        let kept = logs.page(1, &service, 0, usize::MAX).items;
         assert_eq!((kept.len(), kept[0].text.as_str()), (LINES_MAX, "5"));
+    }
+
+    /// A replica that leads again has not heard what was said in between: it begins anew, and says so.
+    #[test]
+    fn another_term_is_another_epoch_and_begins_with_nothing() {
+        let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
+        let mut logs = Logs::default();
+        logs.append(3, &node, vec![line("chat", "one"), line("chat", "two")]);
+        assert_eq!(logs.page(3, &service, 0, 10).items.len(), 2);
+        logs.append(5, &node, vec![line("chat", "three")]);
+        let page = logs.page(5, &service, 0, 10);
+        let lines: Vec<_> = page.items.iter().map(|line| (line.sequence, line.text.as_str())).collect();
+        assert_eq!((page.epoch, lines), (5, vec![(1, "three")]));
+        assert_eq!(
+            logs.page(7, &service, 0, 10),
+            LogPage { epoch: 7, items: vec![] },
+            "nobody has spoken yet"
+        );
+    }
+
+    #[test]
+    fn a_node_speaks_only_for_slots_that_it_holds_or_held_last() {
+        let id = |byte| NodeId(PublicKey([byte; 32]));
+        let record = ModelRecord {
+            name: "chat".parse().expect("a name"),
+            root: ModelRoot(Digest::of(b"model")),
+            bytes: 1,
+            segments: 1,
+            erasure: ErasureCode { data: 4, parity: 2 },
+            stores: Vec::new(),
+            architecture: "llama".into(),
+        };
+        let text = crate::cli::service_template(&"chat".parse().expect("a name"), &record, 1, 3);
+        let Ok(Manifest::Service(manifest)) = Manifest::from_toml(&text) else { panic!("a service") };
+        let certificate = Digest::of(b"certificate");
+        let name = manifest.name.clone();
+        let order = |node| protocol::order::SlotOrder {
+            circle: protocol::CircleId(Digest::of(b"circle")),
+            certificate,
+            service: name.clone(),
+            slot: SlotIndex(0),
+            fence: Fence(2),
+            node,
+            gpus: vec![],
+            issued_at: Millis(1),
+        };
+        let holding = scheduler::Holding {
+            order: order(id(1)),
+            phase: scheduler::HoldingPhase::Running,
+            replaces: None,
+        };
+        let held =
+            Slot { fence: Fence(2), holding: Some(holding), since: Millis(1), last_holder: Some(id(2)) };
+        let service = Service {
+            manifest,
+            certificate,
+            desired: 1,
+            phase: ServicePhase::Active,
+            slots: BTreeMap::from([(SlotIndex(0), held)]),
+            avoid: BTreeMap::new(),
+        };
+        let services = BTreeMap::from([(name.clone(), service)]);
+        let lines = [line("chat", "mine"), line("other", "not mine")];
+        for (node, expected) in [(id(1), vec!["mine"]), (id(2), vec!["mine"]), (id(3), vec![])] {
+            let taken = of_holder(&services, node, &lines);
+            let texts: Vec<&str> = taken.iter().map(|line| line.text.as_str()).collect();
+            assert_eq!(texts, expected, "{node:?}");
+        }
+        let mut elsewhere = line("chat", "another slot");
+        elsewhere.slot = SlotIndex(1);
+        assert!(of_holder(&services, id(1), &[elsewhere]).is_empty());
     }
 }
