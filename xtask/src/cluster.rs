@@ -53,6 +53,32 @@ pub(crate) fn second_run() -> Result<(), String> {
     nothing_is_left(&directory())
 }
 
+/// `up --model`: the small model under its directory's name, and then a second directory, which is another model.
+pub(crate) fn own_model() -> Result<(), String> {
+    demo::build()?;
+    let (place, tiny) = (target().join("test-own"), root().join("models/tiny"));
+    let second = target().join("test-own-model/second");
+    std::fs::create_dir_all(&second).map_err(|error| error.to_string())?;
+    for file in std::fs::read_dir(&tiny).map_err(|error| error.to_string())?.filter_map(Result::ok) {
+        std::fs::copy(file.path(), second.join(file.file_name())).map_err(|error| error.to_string())?;
+    }
+    let program = target().join("debug/quorate").display().to_string();
+    let place_text = place.display().to_string();
+    for (model, fresh, name) in [(&tiny, &["--fresh"][..], "tiny"), (&second, &[], "second")] {
+        let model = model.display().to_string();
+        let words = [&["up", "--once", "--dir", &place_text, "--model", &model], fresh].concat();
+        let told = crate::process::output(&mut command(&program, &words))?;
+        println!("{told}");
+        for expected in [format!("{name} answers on"), format!("{name}: \"Once upon a time\" -> ")] {
+            if !told.contains(&expected) {
+                return Err(format!("`{expected}` was not said"));
+            }
+        }
+        nothing_is_left(&place)?;
+    }
+    Ok(())
+}
+
 /// Starts the demonstration in this directory; its output is read by the caller.
 pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<Child, String> {
     let mut arguments = demo::arguments()?;

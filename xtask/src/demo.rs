@@ -13,7 +13,7 @@ Builds both binaries, then runs a whole cluster on this machine and tells its st
 
   --once        run the story, stop everything, exit 0 only if every step held
   --fresh       forget what an earlier run left
-  --model DIR   serve a Hugging Face model directory of your own as well
+  --model DIR   serve a Hugging Face model directory of your own instead of telling the story
 
 Example: cargo xtask up --fresh
 ";
@@ -38,9 +38,12 @@ pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
         print!("{HELP}");
         return Ok(());
     }
-    println!("{STORY}");
+    let own = arguments.iter().any(|argument| argument == "--model" || argument.starts_with("--model="));
+    if !own {
+        println!("{STORY}");
+    }
     build()?;
-    let mut all = self::arguments()?;
+    let mut all = if own { vec!["up".to_string()] } else { self::arguments()? };
     all.extend(arguments.iter().cloned());
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let program = target().join("debug/quorate").display().to_string();

@@ -7,7 +7,7 @@ use std::time::Instant;
 /// One step: a name and what it does.
 type Step = (&'static str, fn() -> Result<(), String>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("format", format),
     ("lint", lint),
     ("tests", cargo_tests),
@@ -15,13 +15,14 @@ const STEPS: [Step; 8] = [
     ("by hand", cluster::by_hand),
     ("demonstration", cluster::demonstration_and_clients),
     ("second run", cluster::second_run),
+    ("own model", cluster::own_model),
     ("kills", kills::in_tests),
 ];
 
 const HELP: &str = "\
 cargo xtask test [STEP ...]
 
-Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", kills.
+Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", \"own model\", kills.
 ";
 
 /// Runs every step, or those whose name begins with one of the arguments.

@@ -121,6 +121,12 @@ impl Layout {
         self.root.join("api-key")
     }
 
+    /// Which of the user's own directories were imported under which names.
+    #[must_use]
+    pub fn own_models(&self) -> PathBuf {
+        self.root.join("own-models.json")
+    }
+
     /// The context file; written last, it says that the founding is complete.
     #[must_use]
     pub fn context(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! `quorate up`: a whole cluster on this machine. Three control replicas, three nodes and a gateway, each a
-//! real process, found a circle and serve; with `--demonstration` they tell the story of the README.
+//! real process, found a circle and serve; with `--demonstration` they tell the story of the README, with `--model`
+//! they serve a directory of the user's own instead.
 //!
 //! What is simulated is said: the machine is one machine, the members' keys are files beside each other,
 //! and GPUs only where `--simulate-gpus` pretends them.
@@ -22,9 +23,11 @@ use std::time::Instant;
 
 /// Arguments of `quorate up`.
 #[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("what").args(["demonstration", "model"]).multiple(true))]
 #[command(after_help = "\
 Examples:
   quorate up                                   start, or go on with what an earlier run left
+  quorate up --model ~/models/my-llama         the same, and serve this model
   quorate up --fresh --simulate-gpus 8xH100    rehearse a GPU cluster's scheduling")]
 pub struct UpArguments {
     /// Where the cluster keeps everything
@@ -33,8 +36,8 @@ pub struct UpArguments {
     /// Forget what an earlier run left
     #[arg(long)]
     fresh: bool,
-    /// Run the demonstration, stop everything, exit 0 only if every step held
-    #[arg(long, requires = "demonstration")]
+    /// Tell the story or serve the model, stop everything, exit 0 only if every step held
+    #[arg(long, requires = "what")]
     once: bool,
     /// Tell the story: import, vote, serve, break, heal
     #[arg(long)]
@@ -48,7 +51,7 @@ pub struct UpArguments {
     /// Documents that the demonstration searches
     #[arg(long, value_name = "DIR", requires = "demonstration")]
     documents: Option<PathBuf>,
-    /// A Hugging Face model directory of your own, served as well
+    /// Serve this Hugging Face model directory of your own instead of telling the story
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Pretend that every node has GPUs, like `8xH100`: they schedule and compute nothing
@@ -78,18 +81,17 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
 
 async fn live(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     story::finish_earlier_run(cluster, began).await?;
-    if arguments.demonstration {
-        story::tell(cluster, arguments, began).await?;
-    } else {
-        println!("cluster ready after {:.1} s", began.elapsed().as_secs_f64());
-    }
-    if let Some(model) = &arguments.model {
-        story::serve_own_model(cluster, model).await?;
+    // Whoever reads the last lines can ask at once, whatever the story made.
+    story::make_api_key(cluster).await?;
+    match &arguments.model {
+        Some(model) => story::serve_own_model(cluster, model, began).await?,
+        None if arguments.demonstration => story::tell(cluster, arguments, began).await?,
+        None => println!("cluster ready after {:.1} s", began.elapsed().as_secs_f64()),
     }
     if arguments.once {
         return Ok(());
     }
-    story::print_farewell(cluster);
+    story::print_farewell(cluster).await?;
     std::future::pending().await
 }
 

@@ -3,6 +3,8 @@
 use super::Narrator;
 use super::openai::OpenAi;
 use anyhow::{Context as _, Result, bail};
+use protocol::api::ServiceView;
+use protocol::manifest::{Manifest, Task};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,6 +13,8 @@ const QUERY: &str = "What can a hostile control plane do, and what not?";
 /// What the language model is asked, and what a right answer contains.
 const QUESTION: &str = "What is three plus four?";
 const ANSWER: &str = "seven";
+/// What a model of the user's own is asked.
+const OWN_PROMPT: &str = "Once upon a time";
 /// Passages embedded at once.
 const BATCH: usize = 16;
 /// Passages searched.
@@ -37,6 +41,23 @@ pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: 
     if !streamed.text.to_lowercase().contains(ANSWER) {
         bail!("the model was expected to answer `{ANSWER}`");
     }
+    Ok(())
+}
+
+/// One question to a model of the user's own, which may know anything: that it answers is all that is asked.
+pub(crate) async fn ask_own_model(api: &OpenAi, narrator: &Narrator, service: &ServiceView) -> Result<()> {
+    let Manifest::Service(manifest) = &service.manifest else { bail!("{} is no service", service.name) };
+    let (model, began) = (manifest.model.name.as_str(), Instant::now());
+    let answer = match manifest.task {
+        Task::Embed => {
+            let vector = api.embed(model, &[OWN_PROMPT]).await?.pop().context("one vector")?;
+            format!("an embedding of {} numbers", vector.len())
+        }
+        Task::Generate => {
+            format!("\"{OWN_PROMPT}\" -> \"{}\"", api.complete(model, OWN_PROMPT).await?.trim())
+        }
+    };
+    narrator.say(format!("{model}: {answer} in {:.0} ms", began.elapsed().as_secs_f64() * 1000.0));
     Ok(())
 }
 

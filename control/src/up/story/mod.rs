@@ -3,11 +3,13 @@
 
 mod answer;
 mod deploy;
+mod farewell;
 mod flip;
 mod kill;
 mod offline;
 mod openai;
 mod orders;
+mod own;
 mod scan;
 mod wipe;
 
@@ -16,6 +18,7 @@ use super::cluster::{Cluster, LOOK_AGAIN};
 use super::layout::{MEMBERS, NODES, REPLICAS, REQUIRED};
 use anyhow::{Result, anyhow, bail};
 use openai::OpenAi;
+use protocol::api::ServiceView;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -111,35 +114,26 @@ pub(super) async fn finish_earlier_run(cluster: &Cluster, began: Instant) -> Res
     wipe::finish_earlier_run(cluster, &Narrator { began }).await
 }
 
-/// Imports, proposes and serves a model of the user's own.
+/// Makes the demonstration's inference key, if no earlier run did.
 ///
 /// # Errors
-/// When the model is refused or does not come up.
-pub(super) async fn serve_own_model(cluster: &Cluster, model: &Path) -> Result<()> {
-    let narrator = Narrator { began: Instant::now() };
-    deploy::api_key(cluster).await?;
-    deploy::serve(cluster, &narrator, &[("own", model, 1, 2)]).await
+/// When control does not answer, or the file cannot be written.
+pub(super) async fn make_api_key(cluster: &Cluster) -> Result<()> {
+    deploy::api_key(cluster).await.map(|_| ())
 }
 
-/// What to do next, as lines that work when pasted.
-pub(super) fn print_farewell(cluster: &Cluster) {
-    let (gateway, layout) = (cluster.gateway(), &cluster.layout);
-    let key = layout.api_key().display().to_string();
-    println!("\nKill any process, edit any byte. Ctrl-C stops everything.\n");
-    println!("  chat and embeddings   {gateway}/v1   key in {key}");
-    println!("  control API           http://{}/openapi.json", cluster.address("control-1/api"));
-    println!("  logs                  {}", layout.root().join("logs").display());
-    println!("\n  export QUORATE_CONTEXT={}", layout.context().display());
-    println!("  quorate status\n");
-    println!(
-        "  curl -s {gateway}/v1/chat/completions -H \"Authorization: Bearer $(cat {key})\" \\\n    \
-         -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"model\":\"tiny\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"What is three plus four?\"}}]}}'\n"
-    );
-    println!(
-        "What is simulated here: the machines (one machine plays all of them) and the members (three key"
-    );
-    println!(
-        "files beside each other). Everything else is real: processes, TLS, signatures, storage, models."
-    );
+/// Imports, proposes and serves a model of the user's own, and asks it something.
+///
+/// # Errors
+/// When the model is refused, does not come up, or does not answer.
+pub(super) async fn serve_own_model(cluster: &Cluster, model: &Path, began: Instant) -> Result<()> {
+    let narrator = Narrator { began };
+    introduce(cluster, &narrator).await?;
+    let name = own::name(cluster, model).await?;
+    deploy::serve(cluster, &narrator, &[(&name, model, 1, 2)]).await?;
+    let api = OpenAi::new(cluster.gateway(), deploy::api_key(cluster).await?);
+    let service: ServiceView = cluster.context()?.client()?.get(&format!("/v1/services/{name}")).await?;
+    answer::ask_own_model(&api, &narrator, &service).await
 }
+
+pub(super) use farewell::print_farewell;

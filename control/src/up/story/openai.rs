@@ -51,6 +51,14 @@ impl OpenAi {
             .collect()
     }
 
+    /// A short continuation of a text.
+    pub(crate) async fn complete(&self, model: &str, prompt: &str) -> Result<String> {
+        let body = json!({ "model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0.0 });
+        let answer: Value = self.post("/v1/completions", &body).await?.json().await?;
+        let text = answer["choices"][0]["text"].as_str().context("`text` is a text")?;
+        Ok(text.to_string())
+    }
+
     /// A streamed chat completion.
     pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<Streamed> {
         let began = Instant::now();
