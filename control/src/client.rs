@@ -176,7 +176,7 @@ fn unexpected(url: &str, detail: &impl ToString) -> ClientError {
 }
 
 /// An error and what lies below it: "error sending request" alone helps nobody.
-fn causes(error: &reqwest::Error) -> String {
+pub(crate) fn causes(error: &reqwest::Error) -> String {
     let below = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     below.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -2,9 +2,12 @@
 //! any other. `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to the hub's own tools. Nothing fetched here
 //! is trusted: the import checks the files, and the circle approves the root of what was imported.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::node::ModelFailure;
+use anyhow::{Context as _, Result};
 use futures::StreamExt;
 use indicatif::ProgressBar;
+use protocol::manifest::format_bytes;
+use protocol::{ErrorCode, error_code};
 use serde::Deserialize;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -14,12 +17,18 @@ use tokio::io::AsyncWriteExt;
 const ENDPOINT: &str = "https://huggingface.co";
 /// Most files of a model.
 const FILES_MAX: usize = 1000;
+/// Most bytes of all files: what a model's manifest can name. A hub that sends more would only fill the disk.
+const MODEL_BYTES_MAX: u64 = 256 << 30;
 /// Largest description of a model.
 const LISTING_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How long the hub may take to begin an answer.
+/// How long the hub may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the hub may say nothing, at the beginning of an answer or within it.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// The ending of weights, without which there is no model.
+const WEIGHTS: &str = ".safetensors";
 /// Endings of what an engine reads. Pickle files are not even fetched.
-const WANTED: [&str; 4] = [".safetensors", ".json", ".txt", ".model"];
+const WANTED: [&str; 4] = [WEIGHTS, ".json", ".txt", ".model"];
 
 /// The part of the hub's description that is needed; it has many more fields, which are the hub's affair.
 #[derive(Deserialize)]
@@ -33,25 +42,19 @@ struct Sibling {
     rfilename: String,
 }
 
-/// Fetches a model's files into a fresh folder below `place` and returns that folder.
+fn failure(code: ErrorCode, message: impl Into<String>) -> anyhow::Error {
+    ModelFailure { code, message: message.into() }.into()
+}
+
+/// Fetches a model's files below `place` and returns that folder.
 ///
 /// # Errors
-/// `model-hub-unreachable` when there is no way to the hub; otherwise what the hub refused.
+/// `model-hub-unreachable` when there is no way to the hub, `model-hub-refused` when it has no such model,
+/// `model-file-missing` when the model has no safetensors, `model-too-large`.
 pub async fn fetch(name: &str, place: &Path, bar: &ProgressBar) -> Result<PathBuf> {
-    ensure!(is_model_name(name), "`hf:{name}` is not `hf:owner/name`");
     let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| ENDPOINT.into());
-    let hub = Hub::new(endpoint.trim_end_matches('/').to_string())?;
-    let description = hub.describe(name).await?;
-    ensure!(description.siblings.len() <= FILES_MAX, "`{name}` has more than {FILES_MAX} files");
-    let files: Vec<&str> =
-        description.siblings.iter().map(|s| s.rfilename.as_str()).filter(|file| is_wanted(file)).collect();
-    ensure!(!files.is_empty(), "`{name}` has no safetensors model");
-    for file in files {
-        bar.set_message(file.to_string());
-        hub.download(name, &description.sha, file, place, bar).await?;
-    }
-    bar.finish_and_clear();
-    Ok(place.to_path_buf())
+    let limits = Limits { silence: SILENCE_LIMIT, bytes: MODEL_BYTES_MAX };
+    Hub::new(endpoint.trim_end_matches('/').to_string(), limits)?.fetch(name, place, bar).await
 }
 
 fn is_model_name(name: &str) -> bool {
@@ -69,16 +72,59 @@ fn is_wanted(file: &str) -> bool {
     plain && WANTED.iter().any(|ending| file.ends_with(ending))
 }
 
+/// What a hub may take of our time and disk.
+#[derive(Clone, Copy)]
+struct Limits {
+    silence: Duration,
+    bytes: u64,
+}
+
 struct Hub {
     http: reqwest::Client,
     endpoint: String,
     token: Option<String>,
+    limits: Limits,
 }
 
 impl Hub {
-    fn new(endpoint: String) -> Result<Self> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).build()?;
-        Ok(Self { http, endpoint, token: std::env::var("HF_TOKEN").ok() })
+    fn new(endpoint: String, limits: Limits) -> Result<Self> {
+        let http = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).read_timeout(limits.silence);
+        Ok(Self { http: http.build()?, endpoint, token: std::env::var("HF_TOKEN").ok(), limits })
+    }
+
+    async fn fetch(&self, name: &str, place: &Path, bar: &ProgressBar) -> Result<PathBuf> {
+        if !is_model_name(name) {
+            let message = format!("`hf:{name}` is not `hf:owner/name`");
+            return Err(failure(error_code::MODEL_HUB_REFUSED, message));
+        }
+        let description = self.describe(name).await?;
+        if description.siblings.len() > FILES_MAX {
+            let message = format!("`{name}` has more than {FILES_MAX} files");
+            return Err(failure(error_code::MODEL_TOO_LARGE, message));
+        }
+        let files = description.siblings.iter().map(|sibling| sibling.rfilename.as_str());
+        let files: Vec<&str> = files.filter(|file| is_wanted(file)).collect();
+        if !files.iter().any(|file| file.ends_with(WEIGHTS)) {
+            let message = format!("`{name}` has no safetensors; other formats are not fetched");
+            return Err(failure(error_code::MODEL_FILE_MISSING, message));
+        }
+        let mut bytes_left = self.limits.bytes;
+        for file in files {
+            bar.set_message(file.to_string());
+            bytes_left -= self.download(name, &description.sha, file, place, bytes_left, bar).await?;
+        }
+        bar.finish_and_clear();
+        Ok(place.to_path_buf())
+    }
+
+    /// The hub said nothing, or stopped in the middle.
+    fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
+        let cause = crate::client::causes(error);
+        let message = format!(
+            "no answer from {} ({cause}); fetch the directory elsewhere and import it",
+            self.endpoint
+        );
+        failure(error_code::MODEL_HUB_UNREACHABLE, message)
     }
 
     async fn get(&self, path: &str) -> Result<reqwest::Response> {
@@ -86,33 +132,42 @@ impl Hub {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let response = request.send().await.with_context(|| {
-            format!(
-                "model-hub-unreachable: no answer from {}; fetch the directory elsewhere and import it",
-                self.endpoint
-            )
-        })?;
-        if !response.status().is_success() {
-            bail!("the hub answered {} for {path}", response.status());
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
-        Ok(response)
+        let later = status.is_server_error() || status == reqwest::StatusCode::TOO_MANY_REQUESTS;
+        let code = if later { error_code::MODEL_HUB_UNREACHABLE } else { error_code::MODEL_HUB_REFUSED };
+        Err(failure(code, format!("{} answered {status} for {path}", self.endpoint)))
     }
 
     async fn describe(&self, name: &str) -> Result<Description> {
-        let response = self.get(&format!("/api/models/{name}")).await?;
-        let bytes = response.bytes().await?;
-        ensure!(bytes.len() <= LISTING_BYTES_MAX, "the hub's description of `{name}` is too large");
-        serde_json::from_slice(&bytes).context("the hub's description of the model")
+        let mut response = self.get(&format!("/api/models/{name}")).await?;
+        let mut bytes = Vec::new();
+        while let Some(more) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+            if bytes.len() + more.len() > LISTING_BYTES_MAX {
+                let message = format!("the hub's description of `{name}` is too large");
+                return Err(failure(error_code::MODEL_TOO_LARGE, message));
+            }
+            bytes.extend_from_slice(&more);
+        }
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let message = format!("{} describes `{name}` as no hub does: {error}", self.endpoint);
+            failure(error_code::MODEL_HUB_REFUSED, message)
+        })
     }
 
+    /// Writes one file below `place`; its length, which is at most `bytes_max`.
     async fn download(
         &self,
         name: &str,
         revision: &str,
         file: &str,
         place: &Path,
+        bytes_max: u64,
         bar: &ProgressBar,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let path = place.join(file);
         if let Some(parent) = path.parent() {
             tokio::fs::create_dir_all(parent).await?;
@@ -121,19 +176,26 @@ impl Hub {
         bar.inc_length(response.content_length().unwrap_or(0));
         let mut target = tokio::fs::File::create(&path).await?;
         let mut stream = response.bytes_stream();
+        let mut length = 0;
         while let Some(bytes) = stream.next().await {
-            let bytes = bytes.with_context(|| format!("download `{file}`"))?;
-            target.write_all(&bytes).await?;
+            let bytes = bytes.map_err(|error| self.unreachable(&error))?;
+            length += bytes.len() as u64;
+            if length > bytes_max {
+                let message = format!("`{name}` has more than {}", format_bytes(self.limits.bytes));
+                return Err(failure(error_code::MODEL_TOO_LARGE, message));
+            }
+            target.write_all(&bytes).await.with_context(|| format!("write `{}`", path.display()))?;
             bar.inc(bytes.len() as u64);
         }
         target.flush().await?;
-        Ok(())
+        Ok(length)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::routing::get;
 
     #[test]
     fn names_and_files_cannot_leave_their_place() {
@@ -154,37 +216,89 @@ mod tests {
         }
     }
 
-    /// A hub of two files on loopback.
+    fn listing(files: &[&str]) -> String {
+        let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({ "rfilename": file })).collect();
+        serde_json::json!({ "sha": "abc", "private": false, "siblings": siblings }).to_string()
+    }
+
+    /// A hub of a few models on loopback.
     async fn small_hub() -> String {
-        let list = r#"{"sha":"abc","private":false,"siblings":[{"rfilename":"config.json"},{"rfilename":"pytorch_model.bin"},{"rfilename":"model.safetensors"}]}"#;
+        let small = listing(&["config.json", "pytorch_model.bin", "model.safetensors"]);
+        let pickled = listing(&["config.json", "pytorch_model.bin"]);
+        let busy = || async { axum::http::StatusCode::SERVICE_UNAVAILABLE };
+        let private = || async { axum::http::StatusCode::UNAUTHORIZED };
         let router = axum::Router::new()
-            .route("/api/models/owner/small", axum::routing::get(move || async move { list }))
-            .route("/owner/small/resolve/abc/config.json", axum::routing::get(|| async { "{}" }))
-            .route("/owner/small/resolve/abc/model.safetensors", axum::routing::get(|| async { "weights" }));
+            .route("/api/models/owner/small", get(move || async move { small }))
+            .route("/api/models/owner/pickled", get(move || async move { pickled }))
+            .route("/api/models/owner/long", get(|| async { "x".repeat(LISTING_BYTES_MAX + 1) }))
+            .route("/api/models/owner/odd", get(|| async { "<html>" }))
+            .route("/api/models/owner/private", get(private))
+            .route("/api/models/owner/busy", get(busy))
+            .route("/owner/small/resolve/abc/config.json", get(|| async { "{}" }))
+            .route("/owner/small/resolve/abc/model.safetensors", get(|| async { "weights" }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(async move { axum::serve(listener, router).await });
         format!("http://{address}")
     }
 
-    #[tokio::test]
-    async fn what_is_wanted_is_fetched_and_a_hub_out_of_reach_is_said_by_code() {
-        let folder = tempfile::tempdir().expect("temporary directory");
-        let bar = ProgressBar::hidden();
-        let hub = Hub::new(small_hub().await).expect("a client");
-        let description = hub.describe("owner/small").await.expect("described");
-        let files: Vec<&str> = description.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-        for file in files.into_iter().filter(|file| is_wanted(file)) {
-            hub.download("owner/small", &description.sha, file, folder.path(), &bar).await.expect("fetched");
-        }
-        assert_eq!(std::fs::read(folder.path().join("model.safetensors")).expect("read"), b"weights");
-        assert!(!folder.path().join("pytorch_model.bin").exists());
+    const LIMITS: Limits = Limits { silence: SILENCE_LIMIT, bytes: MODEL_BYTES_MAX };
 
+    /// Fetches into a folder of its own; the code of what went wrong.
+    async fn code(endpoint: &str, limits: Limits, name: &str) -> Option<&'static str> {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let hub = Hub::new(endpoint.to_string(), limits).expect("a client");
+        let error = hub.fetch(name, folder.path(), &ProgressBar::hidden()).await.err()?;
+        Some(
+            error
+                .downcast_ref::<ModelFailure>()
+                .unwrap_or_else(|| panic!("no code: {error:#}"))
+                .code
+                .as_str(),
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_wanted_is_fetched_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let hub = Hub::new(small_hub().await, LIMITS).expect("a client");
+        hub.fetch("owner/small", folder.path(), &ProgressBar::hidden()).await.expect("fetched");
+        assert_eq!(std::fs::read(folder.path().join("model.safetensors")).expect("read"), b"weights");
+        assert!(folder.path().join("config.json").exists());
+        assert!(!folder.path().join("pytorch_model.bin").exists());
+    }
+
+    #[tokio::test]
+    async fn what_a_hub_does_not_give_is_said_by_code() {
+        let hub = small_hub().await;
+        let tight = Limits { bytes: 8, ..LIMITS };
+        for (name, limits, expected) in [
+            ("owner/small", LIMITS, None),
+            ("owner/small", tight, Some("model-too-large")),
+            ("owner/long", LIMITS, Some("model-too-large")),
+            ("owner/pickled", LIMITS, Some("model-file-missing")),
+            ("owner/nothing", LIMITS, Some("model-hub-refused")),
+            ("owner/private", LIMITS, Some("model-hub-refused")),
+            ("owner/odd", LIMITS, Some("model-hub-refused")),
+            ("not-a-name", LIMITS, Some("model-hub-refused")),
+            ("owner/busy", LIMITS, Some("model-hub-unreachable")),
+        ] {
+            assert_eq!(code(&hub, limits, name).await, expected, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hub_out_of_reach_or_silent_is_given_up() {
         let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = nobody.local_addr().expect("bound");
         drop(nobody);
-        let hub = Hub::new(format!("http://{address}")).expect("a client");
-        let error = hub.describe("owner/small").await.err().expect("nobody answers");
-        assert!(error.to_string().starts_with("model-hub-unreachable"), "{error}");
+        let gone = format!("http://{address}");
+        assert_eq!(code(&gone, LIMITS, "owner/small").await, Some("model-hub-unreachable"));
+
+        // It accepts, as the kernel does for it, and never says a word.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let endpoint = format!("http://{}", silent.local_addr().expect("bound"));
+        let impatient = Limits { silence: Duration::from_millis(50), ..LIMITS };
+        assert_eq!(code(&endpoint, impatient, "owner/small").await, Some("model-hub-unreachable"));
     }
 }

@@ -148,6 +148,8 @@ codes! {
     DIRECTORY_FOREIGN = "directory-foreign";
     /// A model hub was asked for and cannot be reached.
     MODEL_HUB_UNREACHABLE = "model-hub-unreachable";
+    /// A model hub has no such model, or does not give it to this caller.
+    MODEL_HUB_REFUSED = "model-hub-refused";
     /// A command breaks a rule of its form.
     COMMAND_INVALID = "command-invalid";
 
