@@ -1,6 +1,7 @@
 //! The control API's client: finds the replica that leads, carries the token, turns problems into errors.
 
 use protocol::api::Problem;
+use protocol::{ErrorCode, error_code};
 use reqwest::{Certificate, Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
@@ -29,6 +30,18 @@ pub enum ClientError {
         /// What.
         detail: String,
     },
+}
+
+impl ClientError {
+    /// The stable code, if it has one.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused(problem) => ErrorCode::find(&problem.code),
+            Self::Unreachable(_) => Some(error_code::CONTROL_UNAVAILABLE),
+            Self::Unexpected { .. } => None,
+        }
+    }
 }
 
 /// A client of one cluster's control API.

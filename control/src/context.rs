@@ -5,7 +5,7 @@
 
 use crate::client::ControlClient;
 use anyhow::{Context as _, Result, bail};
-use protocol::CircleId;
+use protocol::{CircleId, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,8 @@ impl Context {
         let path = asked.map_or_else(usual_path, Path::to_path_buf);
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
-                "read context `{}` (`quorate up` makes one; `quorate context use FILE` chooses one)",
+                "{}: read context `{}` (`quorate up` makes one; `quorate context use FILE` chooses one)",
+                error_code::CONTEXT_MISSING,
                 path.display()
             )
         })?;

@@ -8,7 +8,7 @@ use gpu_agent::files;
 use human_chain::{CircleState, MemberSecret};
 use protocol::api::{History, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Proposal};
-use protocol::{CircleId, Digest, MemberId, Millis};
+use protocol::{CircleId, Digest, MemberId, Millis, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -91,7 +91,10 @@ impl Session {
         match (found.next(), found.next()) {
             (Some(view), None) => Ok(view),
             (Some(_), Some(_)) => Err(anyhow!("several proposals begin with `{prefix}`; give more digits")),
-            (None, _) => Err(anyhow!("no proposal begins with `{prefix}`; `quorate review` lists them")),
+            (None, _) => Err(anyhow!(
+                "{}: no proposal begins with `{prefix}`; `quorate review` lists them",
+                error_code::PROPOSAL_NOT_FOUND
+            )),
         }
     }
 }

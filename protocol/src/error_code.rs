@@ -153,6 +153,13 @@ codes! {
     /// A command breaks a rule of its form.
     COMMAND_INVALID = "command-invalid";
 
+    /// There is no context file, so no command knows which cluster is meant.
+    CONTEXT_MISSING = "context-missing";
+    /// No admitted node has this name, or none of this name asks to be.
+    NODE_NOT_FOUND = "node-not-found";
+    /// A command goes through a node's directory, and none was named or it is no node's.
+    NODE_DIRECTORY_MISSING = "node-directory-missing";
+
     /// A file or directory of a model cannot be read.
     MODEL_UNREADABLE = "model-unreadable";
     /// A model lacks a file that its kind needs.

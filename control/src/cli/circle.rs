@@ -39,8 +39,10 @@ pub(crate) enum CircleCommand {
         key: PathBuf,
     },
     /// Show members, policy and epoch
+    #[command(after_help = "Example:\n  quorate circle show")]
     Show,
     /// Print genesis and every decision since, for `quorate verify`
+    #[command(after_help = "Example:\n  quorate circle history > history.json")]
     History,
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
     /// Show which cluster, token and member are used
+    #[command(after_help = "Example:\n  quorate context show")]
     Show,
     /// Make a context from a circle's genesis
     #[command(after_help = "\

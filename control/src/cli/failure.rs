@@ -2,6 +2,7 @@
 
 use super::output::Output;
 use crate::client::ClientError;
+use crate::node::ModelFailure;
 use consensus::StartError;
 use gpu_agent::agent::AgentError;
 use human_chain::ChainError;
@@ -46,6 +47,8 @@ fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
 }
 
 fn code_of_type(cause: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
+    let client = || cause.downcast_ref::<ClientError>().and_then(ClientError::code);
+    let model = || cause.downcast_ref::<ModelFailure>().map(|failure| failure.code);
     let agent = cause.downcast_ref::<AgentError>().map(AgentError::code);
     let replica = || cause.downcast_ref::<StartError>().map(StartError::code);
     let chain = || cause.downcast_ref::<ChainError>().map(ChainError::code);
@@ -55,6 +58,7 @@ fn code_of_type(cause: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> 
     let key = || cause.downcast_ref::<KeyError>().map(KeyError::code);
     let connection = || cause.downcast_ref::<overlay::Error>().map(overlay::Error::code);
     let above_storage = agent.or_else(replica).or_else(chain);
+    let above_storage = above_storage.or_else(client).or_else(model);
     above_storage.or_else(import).or_else(read).or_else(store).or_else(key).or_else(connection)
 }
 
@@ -71,5 +75,9 @@ mod tests {
         let text = Err::<(), _>(anyhow!("port-in-use: port 1 is taken")).context("start control-1");
         assert_eq!(code_of(&text.expect_err("it is one")), Some(error_code::PORT_IN_USE));
         assert_eq!(code_of(&anyhow!("no file `x`")), None);
+        let nobody = anyhow::Error::from(ClientError::Unreachable("refused".into())).context("status");
+        assert_eq!(code_of(&nobody), Some(error_code::CONTROL_UNAVAILABLE));
+        let model = ModelFailure { code: error_code::SHARD_WRONG, message: "1 fault".into() };
+        assert_eq!(code_of(&model.into()), Some(error_code::SHARD_WRONG));
     }
 }

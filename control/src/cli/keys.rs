@@ -20,6 +20,7 @@ pub(crate) enum KeyCommand {
         requests_per_minute: Option<u32>,
     },
     /// List keys; their texts are nowhere
+    #[command(after_help = "Example:\n  quorate key list")]
     List,
     /// Shut a key out
     #[command(after_help = "Example:\n  quorate key revoke my-app")]

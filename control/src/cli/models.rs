@@ -20,6 +20,7 @@ pub(crate) enum ModelCommand {
     /// Encrypt, erasure-code and store a model directory or file; wrap its key to the admitted nodes
     Import(ImportArguments),
     /// List models
+    #[command(after_help = "Example:\n  quorate model list")]
     List,
     /// Show one model and where its shards lie
     #[command(after_help = "Example:\n  quorate model show minilm")]
@@ -190,7 +191,8 @@ async fn access(
 
 fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
     node.or_else(|| context.node_directory.clone()).ok_or_else(|| {
-        anyhow!("this goes through a node: give --node DIR, its state directory on this machine")
+        let code = error_code::NODE_DIRECTORY_MISSING;
+        anyhow!("{code}: this goes through a node: give --node DIR, its state directory on this machine")
     })
 }
 

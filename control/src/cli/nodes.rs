@@ -11,12 +11,13 @@ use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, ProposalView};
 use protocol::governance::{Change, StorageEndpoint};
 use protocol::manifest::format_bytes;
-use protocol::{NodeId, NodeName, StoreName};
+use protocol::{NodeId, NodeName, StoreName, error_code};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
     /// List admitted nodes
+    #[command(after_help = "Example:\n  quorate node list")]
     List,
     /// Show one node
     #[command(after_help = "Example:\n  quorate node show node-1")]
@@ -25,6 +26,7 @@ pub(crate) enum NodeCommand {
         node: NodeName,
     },
     /// List nodes that ask to be admitted
+    #[command(after_help = "Example:\n  quorate node pending")]
     Pending,
     /// Propose to admit a node that asks, and wrap the models' keys to it
     #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack' --key alice.key")]
@@ -73,7 +75,7 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
         NodeCommand::Show { node } => {
             let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
             let found = page.items.into_iter().find(|view| view.name == node);
-            let view = found.ok_or_else(|| anyhow!("no node `{node}`; `quorate node list` shows all"))?;
+            let view = found.ok_or_else(|| no_node(&node))?;
             environment
                 .output()
                 .print(&view, |view| nodes_table(std::slice::from_ref(view)) + &details(view));
@@ -87,8 +89,7 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
         }
         NodeCommand::Admit { node, identity, reason, key } => {
             let key = key.or_else(|| context.member_key_file.clone());
-            let key = key.ok_or_else(|| anyhow!("no member key: give --key FILE"))?;
-            let member = MemberKeyFile::load(&key)?;
+            let member = member_key(key)?;
             let session = Session::open(&context).await?;
             let (view, shared) = admit(&session, &member, &node, identity.as_deref(), reason).await?;
             print_submitted(environment, &view);
@@ -98,10 +99,9 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
         }
         NodeCommand::Share { node, key } => {
             let key = key.or_else(|| context.member_key_file.clone());
-            let member = MemberKeyFile::load(&key.ok_or_else(|| anyhow!("no member key: give --key FILE"))?)?;
+            let member = member_key(key)?;
             let session = Session::open(&context).await?;
-            let admission =
-                session.circle.node(&node).ok_or_else(|| anyhow!("no node `{node}` is admitted"))?;
+            let admission = session.circle.node(&node).ok_or_else(|| no_node(&node))?;
             let shared = crate::node::wrap_models_to(&session, &member, admission).await?;
             environment.output().print(&shared, |shared| share_text(&node, shared));
         }
@@ -113,6 +113,15 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
         }
     }
     Ok(())
+}
+
+fn no_node(name: &NodeName) -> anyhow::Error {
+    anyhow!("{}: no node `{name}` is admitted; `quorate node list` shows all", error_code::NODE_NOT_FOUND)
+}
+
+fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
+    let code = error_code::KEY_FILE_UNUSABLE;
+    MemberKeyFile::load(&file.ok_or_else(|| anyhow!("{code}: no member key: give --key FILE"))?)
 }
 
 /// Proposes the admission of a node that asks, and wraps every model's key to it. The wraps are of no use
@@ -129,7 +138,8 @@ pub async fn admit(
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
     let pending = found.next().ok_or_else(|| {
-        anyhow!("no node `{name}` asks to be admitted; `quorate node pending` lists those that do")
+        let code = error_code::NODE_NOT_FOUND;
+        anyhow!("{code}: no node `{name}` asks to be admitted; `quorate node pending` lists those that do")
     })?;
     if found.next().is_some() {
         return Err(anyhow!("several nodes call themselves `{name}`; choose one with --identity"));

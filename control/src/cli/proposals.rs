@@ -7,6 +7,7 @@ use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use protocol::api::{Page, ProposalState, ProposalView};
+use protocol::error_code;
 use protocol::governance::{Change, Choice};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -35,7 +36,6 @@ pub(crate) struct ReviewArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  quorate approve 7f3a --key member-a.key")]
 pub(crate) struct VoteArguments {
     /// Id of the proposal, or its first digits
     proposal: String,
@@ -126,7 +126,8 @@ pub(crate) async fn reject(arguments: VoteArguments, environment: &Environment) 
 async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choice) -> Result<()> {
     let context = environment.context()?;
     let Some(key) = arguments.key.or_else(|| context.member_key_file.clone()) else {
-        bail!("no member key: give --key FILE, or name one in the context");
+        let code = error_code::KEY_FILE_UNUSABLE;
+        bail!("{code}: no member key: give --key FILE, or name one in the context");
     };
     let member = MemberKeyFile::load(&key)?;
     let session = Session::open(&context).await?;

@@ -57,6 +57,7 @@ pub(crate) struct DeployArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
     /// List services
+    #[command(after_help = "Example:\n  quorate service list")]
     List,
     /// Show one service and its slots
     #[command(after_help = "Example:\n  quorate service show minilm")]
@@ -162,14 +163,8 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
     let place = arguments.manifest.display();
     let text = std::fs::read_to_string(&arguments.manifest).with_context(|| format!("read `{place}`"))?;
     let manifest = Manifest::from_toml(&text).map_err(|error| {
-        anyhow!(
-            "{place}:{}:{}: {}: {} ({})",
-            error.line,
-            error.column,
-            error.field,
-            error.message,
-            error.code
-        )
+        let (line, column) = (error.line, error.column);
+        anyhow!("{}: {place}:{line}:{column}: {}: {}", error.code, error.field, error.message)
     })?;
     let context = environment.context()?;
     if arguments.dry_run {

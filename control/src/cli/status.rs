@@ -23,6 +23,19 @@ pub(crate) struct ExplainArguments {
     code: String,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  quorate events                  the last 50\n  quorate events --last 500 --before 1200"
+)]
+pub(crate) struct EventsArguments {
+    /// How many
+    #[arg(long, default_value_t = 50, value_name = "COUNT")]
+    last: usize,
+    /// Only those before this number, to look further back
+    #[arg(long, value_name = "NUMBER")]
+    before: Option<u64>,
+}
+
 pub(crate) async fn status(environment: &Environment) -> Result<()> {
     let status: Status = environment.context()?.client()?.get("/v1/status").await?;
     environment.output().print(&status, |status| {
@@ -53,11 +66,22 @@ pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> R
     Ok(())
 }
 
-pub(crate) async fn events(environment: &Environment) -> Result<()> {
-    let page: Page<AuditEvent> = environment.context()?.client()?.get("/v1/events").await?;
+pub(crate) async fn events(arguments: EventsArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let (mut items, mut before) = (Vec::<AuditEvent>::new(), arguments.before);
+    while items.len() < arguments.last {
+        let path = before.map_or("/v1/events".into(), |before| format!("/v1/events?before={before}"));
+        let mut page: Page<AuditEvent> = client.get(&path).await?;
+        let Some(first) = page.items.first() else { break };
+        before = Some(first.sequence);
+        page.items.extend(items);
+        items = page.items;
+    }
+    let page = Page { items: items.split_off(items.len().saturating_sub(arguments.last)) };
     environment.output().print(&page, |page| {
         let row = |event: &AuditEvent| {
             vec![
+                event.sequence.to_string(),
                 human_chain::show_time(event.at),
                 event.actor.clone(),
                 event.action.clone(),
@@ -65,7 +89,7 @@ pub(crate) async fn events(environment: &Environment) -> Result<()> {
                 event.detail.clone(),
             ]
         };
-        table(&["at", "who", "did", "to", "detail"], page.items.iter().map(row).collect())
+        table(&["number", "at", "who", "did", "to", "detail"], page.items.iter().map(row).collect())
     });
     Ok(())
 }

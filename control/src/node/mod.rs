@@ -19,7 +19,7 @@ use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{NodeAdmission, SignedGenesis};
 use protocol::limits::LEASE_MS;
-use protocol::{CircleId, EncryptionKey, PublicKey};
+use protocol::{CircleId, EncryptionKey, PublicKey, error_code};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,8 +55,10 @@ impl NodeFile {
     /// When the directory was never prepared.
     pub fn load(directory: &Path) -> Result<Self> {
         let path = Self::path(directory);
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("read `{}` (`quorate agent init` makes it)", path.display()))?;
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            let code = error_code::NODE_DIRECTORY_MISSING;
+            format!("{code}: read `{}` (`quorate agent init` makes it)", path.display())
+        })?;
         serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
     }
 

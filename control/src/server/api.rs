@@ -394,17 +394,52 @@ async fn revoke_key(
     server.change(caller, Action::RevokeApiKey(name)).await
 }
 
-/// What was done, by whom and when.
-#[utoipa::path(get, path = "/v1/events", params(After), responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
+/// Which events.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Events {
+    /// The oldest of those that are newer than this, for whoever reads on.
+    #[param(minimum = 0)]
+    after: Option<i64>,
+    /// The newest of those that are older than this, for whoever looks back.
+    #[param(minimum = 0)]
+    before: Option<i64>,
+}
+
+/// The newest 500 events that are older than `before`, or the oldest that are newer than `after`; the newest of all
+/// when nothing is said. Oldest first.
+#[utoipa::path(get, path = "/v1/events", params(Events), responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
 async fn events(
     _: Reader,
     _: Leading,
     State(server): Shared,
-    query: Result<Query<After>, QueryRejection>,
+    query: Result<Query<Events>, QueryRejection>,
 ) -> Answer<Page<AuditEvent>> {
-    let after = query?.sequence()?;
-    let items = server.cluster(|cluster| cluster.audit().after(after, PAGE_MAX).cloned().collect());
+    let Query(Events { after, before }) = query?;
+    let sequence = |name: &str, number: Option<i64>| {
+        let refuse = |_| {
+            Failure::new(error_code::REQUEST_INVALID, "the number is negative").at(format!("query {name}"))
+        };
+        number.map(u64::try_from).transpose().map_err(refuse)
+    };
+    let (after, before) = (sequence("after", after)?, sequence("before", before)?);
+    let items = server.cluster(|cluster| {
+        let events: Vec<&AuditEvent> = cluster.audit().after(after.unwrap_or(0), usize::MAX).collect();
+        choose_events(&events, after.is_some(), before).iter().map(|event| (*event).clone()).collect()
+    });
     Ok(Json(Page { items }))
+}
+
+/// A page of events: the first ones for whoever reads on, the last ones for whoever looks back.
+fn choose_events<'a>(
+    events: &'a [&'a AuditEvent],
+    reads_on: bool,
+    before: Option<u64>,
+) -> &'a [&'a AuditEvent] {
+    let end = before.map_or(events.len(), |before| events.partition_point(|event| event.sequence < before));
+    let events = &events[..end];
+    if reads_on { &events[..end.min(PAGE_MAX)] } else { &events[end.saturating_sub(PAGE_MAX)..] }
 }
 
 /// What is wrong, and the next command.
@@ -464,3 +499,32 @@ async fn why(
     components(schemas(Problem))
 )]
 pub(crate) struct ApiDocument;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Millis;
+
+    #[test]
+    fn events_are_paged_from_the_newest_back_and_from_any_on() {
+        let event = |sequence| AuditEvent {
+            sequence,
+            at: Millis(sequence),
+            actor: "scheduler".into(),
+            action: "place".into(),
+            subject: "chat/0".into(),
+            detail: String::new(),
+        };
+        // As after thousands of events: the first ones are gone.
+        let kept: Vec<AuditEvent> = (101..=1300).map(event).collect();
+        let all: Vec<&AuditEvent> = kept.iter().collect();
+        let newer = &all[500..];
+        let ends = |events: &[&AuditEvent]| Some((events.first()?.sequence, events.last()?.sequence));
+        assert_eq!(ends(choose_events(&all, false, None)), Some((801, 1300)), "the newest");
+        assert_eq!(ends(choose_events(&all, false, Some(801))), Some((301, 800)), "those before them");
+        assert_eq!(ends(choose_events(&all, false, Some(301))), Some((101, 300)), "the oldest that are kept");
+        assert_eq!(ends(choose_events(&all, false, Some(101))), None, "and none before");
+        assert_eq!(ends(choose_events(newer, true, None)), Some((601, 1100)), "reading on after 600");
+        assert_eq!(ends(choose_events(newer, true, Some(610))), Some((601, 609)), "between two");
+    }
+}
