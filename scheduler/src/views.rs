@@ -1,15 +1,18 @@
 //! Services, nodes and proposals as people see them.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedNode};
 use crate::why::slot_sentence;
 use human_chain::class_of;
 use protocol::agent::SlotState;
 use protocol::api::{NodeView, ProposalState, ProposalView, ServiceView, SlotView};
 use protocol::governance::{Choice, NodeAdmission, Proposal, SignedBallot};
 use protocol::manifest::Manifest;
-use protocol::{MemberId, Millis, NodeName, ProposalId, ServiceName};
+use protocol::{MemberId, Millis, NodeId, NodeName, ProposalId, ServiceName};
 use std::collections::BTreeSet;
+
+/// A worker that was given a part of a GPU, or of its memory, can take all of it: parts are only counted.
+const GPU_SHARE_LABEL: &str = "gpu-share: by accounting only";
 
 /// All services but retired ones, by name.
 #[must_use]
@@ -94,9 +97,27 @@ fn view_node(cluster: &Cluster, observed: &Observed, admission: &NodeAdmission, 
         memory_bytes: known.map_or(0, |node| node.resources.memory_bytes),
         gpus: known.map(|node| node.resources.gpus.clone()).unwrap_or_default(),
         isolation: known.map(|node| node.isolation),
-        not_enforced: known.map(|node| node.not_enforced.clone()).unwrap_or_default(),
-        slots: cluster.holdings().filter(|(_, _, holding)| holding.order.node == admission.id).count() as u32,
+        not_enforced: not_enforced(cluster, known, admission.id),
+        slots: holdings_of(cluster, admission.id).count() as u32,
     }
+}
+
+fn holdings_of(cluster: &Cluster, node: NodeId) -> impl Iterator<Item = &Holding> {
+    let holdings = cluster.holdings().map(|(_, _, holding)| holding);
+    holdings.filter(move |holding| holding.order.node == node)
+}
+
+/// What the node says that it cannot enforce, and what nothing enforces of what runs there.
+fn not_enforced(cluster: &Cluster, known: Option<&ObservedNode>, node: NodeId) -> Vec<String> {
+    let mut labels = known.map(|node| node.not_enforced.clone()).unwrap_or_default();
+    let shares = |holding: &Holding| {
+        let resources = cluster.manifest_of(&holding.order.certificate).map(|manifest| &manifest.resources);
+        resources.is_some_and(|resources| resources.gpu_share_percent > 0 || resources.gpu_memory_bytes > 0)
+    };
+    if holdings_of(cluster, node).any(shares) {
+        labels.push(GPU_SHARE_LABEL.into());
+    }
+    labels
 }
 
 /// Open proposals, then the last decided ones, newest first.

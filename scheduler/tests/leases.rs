@@ -442,3 +442,32 @@ fn a_gpu_is_missed_only_on_a_node_that_is_heard() {
     world.hear("node-1");
     assert!(matches!(&world.plan().steps[..], [Step::Drain { .. }]), "now it says that the GPU is gone");
 }
+
+/// Nothing keeps a worker within its part of a GPU, and a listing says so where one runs.
+#[test]
+fn a_part_of_a_gpu_is_labelled_as_counted_only() {
+    type Edit = fn(&mut protocol::manifest::Resources);
+    let edits: [(&str, Edit, bool); 4] = [
+        ("no GPU", |_| {}, false),
+        ("a whole one", |r| r.gpu_count = 1, false),
+        ("a share", |r| r.gpu_share_percent = 25, true),
+        ("memory", |r| (r.gpu_count, r.gpu_memory_bytes) = (1, 8 << 30), true),
+    ];
+    for (name, edit, expected) in edits {
+        let mut spec = node("node-1", 4000, 4096);
+        spec.resources.gpus = gpus(1, 80, false);
+        let mut world = World::new(&[spec, node("node-2", 4000, 4096)]);
+        world.share_model("minilm", 90 << 20);
+        let mut wanted = manifest("embed", 1, 1, 500, 64);
+        wanted.placement.regions = vec!["eu".into()];
+        edit(&mut wanted.resources);
+        world.approve(deploy(wanted));
+        world.settle();
+        let views = node_views(&world.cluster, &world.observed, world.now);
+        let labelled: Vec<bool> = views
+            .iter()
+            .map(|view| view.not_enforced.iter().any(|label| label.starts_with("gpu-share")))
+            .collect();
+        assert_eq!(labelled, [expected, false], "{name}");
+    }
+}

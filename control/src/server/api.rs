@@ -15,7 +15,8 @@ use protocol::agent::PendingNode;
 use protocol::api::*;
 use protocol::error_code;
 use protocol::gateway::ApiKey;
-use protocol::governance::SignedBallot;
+use protocol::governance::{Change, SignedBallot};
+use protocol::manifest::{Manifest, Runtime};
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::{ModelRoot, ProposalId, ServiceName, TokenName};
 use scheduler::{Action, Actor, Cluster, Observed};
@@ -157,10 +158,27 @@ async fn submit_proposal(
     body: Result<Json<SubmitProposal>, JsonRejection>,
 ) -> Answer<ProposalView> {
     let Json(SubmitProposal { proposal }) = body?;
+    if let Change::Deploy(manifest) = &proposal.change {
+        refuse_unused_gpus(manifest)?;
+    }
     let id = proposal.id();
     accepted(server.command(caller.into(), Action::SubmitProposal(Box::new(proposal))).await?)?;
     let view = server.cluster(|cluster| scheduler::proposal_view(cluster, &id));
     view.map(Json).ok_or_else(|| unavailable("the proposal is not visible here yet"))
+}
+
+/// The built-in engine computes on one GPU: more would be reserved, paid for, and idle. Judged here and not where
+/// certificates are verified, so that what was approved before stays approved.
+fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
+    let Manifest::Service(service) = manifest else { return Ok(()) };
+    let count = service.resources.gpu_count;
+    if service.runtime != Runtime::Candle || count <= 1 {
+        return Ok(());
+    }
+    let message = format!("`{}` asks for {count} GPUs; the `candle` runtime computes on one", service.name);
+    Err(Failure::new(error_code::KIND_NOT_BUILT, message)
+        .at("resources.gpu_count")
+        .remedy("ask for 1 GPU for each replica, and for more replicas"))
 }
 
 /// Carries a member's signed vote; the last one needed puts the change into force.
@@ -194,6 +212,7 @@ async fn dry_run(
     body: Result<Json<DryRunRequest>, JsonRejection>,
 ) -> Answer<DryRun> {
     let Json(DryRunRequest { manifest }) = body?;
+    refuse_unused_gpus(&manifest)?;
     let now = wall_clock();
     let outcome = server.look(|cluster, observed| scheduler::dry_run(cluster, observed, &manifest, now))?;
     Ok(Json(outcome.map_err(Failure::from)?))
@@ -504,6 +523,29 @@ pub(crate) struct ApiDocument;
 mod tests {
     use super::*;
     use protocol::Millis;
+
+    #[test]
+    fn more_gpus_than_the_engine_computes_on_are_refused_by_code() {
+        let record = ModelRecord {
+            name: "chat".parse().expect("a name"),
+            root: ModelRoot(protocol::Digest::of(b"model")),
+            bytes: 1,
+            segments: 1,
+            erasure: protocol::model::ErasureCode { data: 4, parity: 2 },
+            stores: Vec::new(),
+            architecture: "llama".into(),
+        };
+        let text = crate::cli::service_template(&"chat".parse().expect("a name"), &record, 1, 3);
+        for (count, expected) in
+            [(0, None), (1, None), (2, Some("kind-not-built")), (8, Some("kind-not-built"))]
+        {
+            let mut manifest = Manifest::from_toml(&text).expect("valid");
+            let Manifest::Service(service) = &mut manifest else { panic!("a service") };
+            service.resources.gpu_count = count;
+            let refusal = refuse_unused_gpus(&manifest).err();
+            assert_eq!(refusal.as_ref().map(|refusal| refusal.problem().code.as_str()), expected, "{count}");
+        }
+    }
 
     #[test]
     fn events_are_paged_from_the_newest_back_and_from_any_on() {
