@@ -1,18 +1,19 @@
 //! What a key may ask that no certificate admits: to be admitted, and that not too often. Everybody else is
 //! told no before a byte of a body is read.
 
+use super::Server;
 use super::agents::{self, ENROL, SYNC};
 use super::allowance::{Allowance, Rate};
 use super::problem::Failure;
-use super::{Server, wall_clock};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use overlay::{Peer, PeerAddress, PublicKey};
-use protocol::{NodeId, error_code};
+use protocol::{Millis, NodeId, error_code};
 use scheduler::limits::{PENDING_NODES_MAX, PENDING_SILENT_MS};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Requests of strangers. A node that waits for admission asks once in two seconds: a site of a hundred such
 /// nodes is let through.
@@ -34,6 +35,8 @@ const _: () = assert!(
 /// What strangers have asked for lately.
 #[derive(Debug)]
 pub(super) struct Strangers {
+    /// Allowances refill by this clock: one that people set could go back, and shut strangers out.
+    began: Instant,
     asks: Mutex<Allowance<IpAddr>>,
     notes: Mutex<Allowance<IpAddr>>,
 }
@@ -42,32 +45,30 @@ impl Default for Strangers {
     fn default() -> Self {
         let asks = Mutex::new(Allowance::new(ASKS_EACH, ASKS_ALL, ADDRESSES_MAX));
         let notes = Mutex::new(Allowance::new(NOTES_EACH, NOTES_ALL, ADDRESSES_MAX));
-        Self { asks, notes }
+        Self { began: Instant::now(), asks, notes }
     }
 }
 
 impl Strangers {
     /// Takes one of what may be asked.
     fn ask(&self, address: PeerAddress) -> Result<(), Failure> {
-        take(&mut lock(&self.asks), address)
+        self.take(&self.asks, address)
     }
 
     /// Takes one of what may be written to the log.
     pub(super) fn note(&self, address: PeerAddress) -> Result<(), Failure> {
-        take(&mut lock(&self.notes), address)
+        self.take(&self.notes, address)
     }
-}
 
-fn lock(allowance: &Mutex<Allowance<IpAddr>>) -> MutexGuard<'_, Allowance<IpAddr>> {
-    allowance.lock().expect("no holder of this lock panics")
-}
-
-fn take(allowance: &mut Allowance<IpAddr>, address: PeerAddress) -> Result<(), Failure> {
-    allowance.take(&address.site(), wall_clock()).map_err(|wait_ms| {
-        let message = "too many requests of nodes that are not admitted";
-        let failure = Failure::new(error_code::LIMIT_REACHED, message);
-        failure.remedy(format!("ask again in {} s", wait_ms.div_ceil(1000)))
-    })
+    fn take(&self, allowance: &Mutex<Allowance<IpAddr>>, address: PeerAddress) -> Result<(), Failure> {
+        let now = Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let mut allowance = allowance.lock().expect("no holder of this lock panics");
+        allowance.take(&address.site(), now).map_err(|wait_ms| {
+            let message = "too many requests of nodes that are not admitted";
+            let failure = Failure::new(error_code::LIMIT_REACHED, message);
+            failure.remedy(format!("ask again in {} s", wait_ms.div_ceil(1000)))
+        })
+    }
 }
 
 /// Stands before everything that the overlay listener answers.
