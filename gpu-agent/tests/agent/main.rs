@@ -7,6 +7,8 @@
 mod circle;
 mod control;
 mod node;
+#[path = "../common/program.rs"]
+mod program;
 
 mod following;
 mod services;

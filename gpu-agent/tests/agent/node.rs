@@ -2,6 +2,7 @@
 
 use crate::circle::{World, admission, service};
 use crate::control::{Control, listeners};
+use crate::program::copy_program;
 use gpu_agent::Clock;
 use gpu_agent::agent::{
     AgentConfig, AgentError, ControlLink, GatewayConfig, ResourceCaps, StorageConfig, run,
@@ -81,7 +82,7 @@ impl Bench {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_sandbox-probe"), directory.path().join("probe")).unwrap();
+        copy_program(Path::new(env!("CARGO_BIN_EXE_sandbox-probe")), &directory.path().join("probe"));
         let encryption_file = directory.path().join("encryption.key");
         let encryption = EncryptionSecret::create(&encryption_file).unwrap();
         let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,8 +1,11 @@
 //! What the sandbox tests share: a launcher in a directory of its own, and a probe as its worker.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+pub mod program;
+
 use gpu_agent::launcher::Start;
 use gpu_agent::sandbox::{LauncherConfig, MemoryFile, Sandbox, SandboxLauncher, boottime_ms};
+use program::copy_program;
 use protocol::sandbox::SandboxLimits;
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +42,7 @@ impl Bench {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         // Copied where every user may execute it: a build directory may be closed to others.
         let probe = directory.path().join("probe");
-        fs::copy(probe_path(), &probe).unwrap();
+        copy_program(&probe_path(), &probe);
         let shared = directory.path().join("shared");
         fs::write(&shared, "seen by the worker").unwrap();
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o666)).unwrap();
@@ -139,7 +142,7 @@ pub fn rerun_unprivileged(arguments: &[&str]) -> Option<String> {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = |from: &Path, name: &str| {
         let to = directory.path().join(name);
-        fs::copy(from, &to).unwrap();
+        copy_program(from, &to);
         fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
         to
     };
