@@ -2,7 +2,8 @@
 //! and what an engine could not start with, before anything is written.
 //!
 //! Names that begin with a dot (`.git`, `.cache`, `.gitattributes`) are left out: they are tools' notes, not
-//! parts of a model. Links that stay inside the directory are followed, links out of it refused.
+//! parts of a model. Links that stay inside the directory are followed, and those of a snapshot in Hugging Face's
+//! cache to the blobs beside it; other links are refused.
 
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
@@ -114,7 +115,8 @@ pub fn inspect(path: &Path) -> Result<Source, ImportError> {
         return inspect_file(&root, &metadata);
     }
     let mut found = Vec::new();
-    walk(&root, &root, 0, &mut found)?;
+    let homes: Vec<PathBuf> = std::iter::once(root.clone()).chain(blobs_of(&root)).collect();
+    walk(&homes, &root, 0, &mut found)?;
     // Small files first, so that configuration and tokenizer precede the weights in the map too.
     found.sort_by(|a, b| (is_weights(&a.0), &a.0).cmp(&(is_weights(&b.0), &b.0)));
     let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
@@ -139,9 +141,24 @@ fn inspect_file(path: &Path, metadata: &Metadata) -> Result<Source, ImportError>
     Ok(Source { notes: notes(&files), files, architecture: architecture.into() })
 }
 
+/// Where the files of a snapshot in Hugging Face's cache really are: the directory is
+/// `models--OWNER--NAME/snapshots/REVISION`, and its files are links into `models--OWNER--NAME/blobs`.
+fn blobs_of(root: &Path) -> Option<PathBuf> {
+    let snapshots = root.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    let model = snapshots.parent()?;
+    model.file_name()?.to_str()?.starts_with("models--").then(|| model.join("blobs"))
+}
+
 type Found = (String, PathBuf, Metadata);
 
-fn walk(root: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> Result<(), ImportError> {
+/// Finds all files below `directory`. `homes` are where links may lead, the model's directory first.
+fn walk(
+    homes: &[PathBuf],
+    directory: &Path,
+    depth: usize,
+    found: &mut Vec<Found>,
+) -> Result<(), ImportError> {
+    let root = &homes[0];
     let entries = fs::read_dir(directory).map_err(|error| unreadable(directory, error))?;
     for entry in entries {
         let entry = entry.map_err(|error| unreadable(directory, error))?;
@@ -152,7 +169,7 @@ fn walk(root: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> 
             continue;
         }
         let real = fs::canonicalize(&path).map_err(|error| unreadable(&path, error))?;
-        if !real.starts_with(root) {
+        if !homes.iter().any(|home| real.starts_with(home)) {
             return Err(refused("the link leads out of the directory; copy the file itself"));
         }
         let metadata = fs::metadata(&real).map_err(|error| unreadable(&path, error))?;
@@ -161,7 +178,7 @@ fn walk(root: &Path, directory: &Path, depth: usize, found: &mut Vec<Found>) -> 
             if link || depth == DEPTH_MAX {
                 return Err(refused("links to directories and directories deeper than 8 are not followed"));
             }
-            walk(root, &path, depth + 1, found)?;
+            walk(homes, &path, depth + 1, found)?;
         } else if metadata.is_file() {
             let name = path.strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default().to_string();
             found.push((name, real, metadata));

@@ -164,6 +164,38 @@ fn a_link_within_the_directory_is_followed() {
 }
 
 #[test]
+fn a_snapshot_of_a_cache_is_read_through_its_links_and_no_other_directory_is() {
+    for (model, expected) in [("models--owner--name", true), ("name", false)] {
+        let place = tempfile::tempdir().expect("a directory");
+        let (blobs, snapshot) =
+            (place.path().join(model).join("blobs"), place.path().join(model).join("snapshots/0a1b"));
+        std::fs::create_dir_all(&blobs).expect("a directory");
+        std::fs::create_dir_all(&snapshot).expect("a directory");
+        let files = inspect(self::model().path()).expect("sound").files;
+        let whole = self::model();
+        for file in files.iter().filter(|file| !file.path.contains('/')) {
+            std::fs::copy(whole.path().join(&file.path), blobs.join(&file.path)).expect("copy");
+            let link = std::path::Path::new("../../blobs").join(&file.path);
+            std::os::unix::fs::symlink(link, snapshot.join(&file.path)).expect("link");
+        }
+        match inspect(&snapshot) {
+            Ok(source) => {
+                assert!(expected && source.files.iter().any(|file| file.path == "model.safetensors"))
+            }
+            Err(error) => assert!(!expected && matches!(error, ImportError::PathRefused { .. }), "{error}"),
+        }
+        // Into another model's blobs no link leads.
+        if expected {
+            let other = place.path().join("models--owner--other");
+            std::fs::create_dir_all(&other).expect("a directory");
+            std::fs::write(other.join("secret"), "x").expect("write");
+            std::os::unix::fs::symlink(other.join("secret"), snapshot.join("notes.txt")).expect("link");
+            assert!(matches!(inspect(&snapshot), Err(ImportError::PathRefused { .. })));
+        }
+    }
+}
+
+#[test]
 fn a_file_that_changes_is_noticed() {
     let directory = model();
     let source = inspect(directory.path()).expect("sound");
