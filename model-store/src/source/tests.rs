@@ -165,14 +165,14 @@ fn a_link_within_the_directory_is_followed() {
 
 #[test]
 fn a_snapshot_of_a_cache_is_read_through_its_links_and_no_other_directory_is() {
-    for (model, expected) in [("models--owner--name", true), ("name", false)] {
+    for (folder, expected) in [("models--owner--name", true), ("name", false)] {
         let place = tempfile::tempdir().expect("a directory");
         let (blobs, snapshot) =
-            (place.path().join(model).join("blobs"), place.path().join(model).join("snapshots/0a1b"));
+            (place.path().join(folder).join("blobs"), place.path().join(folder).join("snapshots/0a1b"));
         std::fs::create_dir_all(&blobs).expect("a directory");
         std::fs::create_dir_all(&snapshot).expect("a directory");
-        let files = inspect(self::model().path()).expect("sound").files;
-        let whole = self::model();
+        let whole = model();
+        let files = inspect(whole.path()).expect("sound").files;
         for file in files.iter().filter(|file| !file.path.contains('/')) {
             std::fs::copy(whole.path().join(&file.path), blobs.join(&file.path)).expect("copy");
             let link = std::path::Path::new("../../blobs").join(&file.path);
