@@ -11,4 +11,6 @@ pub mod hub;
 pub mod node;
 pub mod server;
 pub mod session;
+#[cfg(test)]
+mod testing;
 pub mod up;

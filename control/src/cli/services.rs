@@ -398,19 +398,10 @@ impl LogReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::model::ErasureCode;
-    use protocol::{Millis, ModelRoot, SlotIndex};
+    use protocol::{Millis, SlotIndex};
 
     fn template(architecture: &str) -> Manifest {
-        let record = ModelRecord {
-            name: "mine".parse().expect("a name"),
-            root: ModelRoot(Digest::of(b"model")),
-            bytes: 1,
-            segments: 1,
-            erasure: ErasureCode { data: 4, parity: 2 },
-            stores: Vec::new(),
-            architecture: architecture.into(),
-        };
+        let record = crate::testing::model_record("mine", architecture);
         let text = service_template(&"mine".parse().expect("a name"), &record, 1, 3);
         Manifest::from_toml(&text).expect("valid")
     }

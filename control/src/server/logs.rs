@@ -86,8 +86,7 @@ impl Logs {
 mod tests {
     use super::*;
     use protocol::manifest::Manifest;
-    use protocol::model::{ErasureCode, ModelRecord};
-    use protocol::{Digest, Fence, Millis, ModelRoot, PublicKey, SlotIndex};
+    use protocol::{Digest, Fence, Millis, PublicKey, SlotIndex};
     use scheduler::{ServicePhase, Slot};
 
     fn line(service: &str, text: &str) -> WorkerLine {
@@ -141,15 +140,7 @@ mod tests {
     #[test]
     fn a_node_speaks_only_for_slots_that_it_holds_or_held_last() {
         let id = |byte| NodeId(PublicKey([byte; 32]));
-        let record = ModelRecord {
-            name: "chat".parse().expect("a name"),
-            root: ModelRoot(Digest::of(b"model")),
-            bytes: 1,
-            segments: 1,
-            erasure: ErasureCode { data: 4, parity: 2 },
-            stores: Vec::new(),
-            architecture: "llama".into(),
-        };
+        let record = crate::testing::model_record("chat", "llama");
         let text = crate::cli::service_template(&"chat".parse().expect("a name"), &record, 1, 3);
         let Ok(Manifest::Service(manifest)) = Manifest::from_toml(&text) else { panic!("a service") };
         let certificate = Digest::of(b"certificate");

@@ -68,19 +68,10 @@ fn manifest(service: &ServiceView) -> Option<&ServiceManifest> {
 mod tests {
     use super::*;
     use crate::cli::service_template;
-    use protocol::model::{ErasureCode, ModelRecord};
-    use protocol::{Digest, ModelRoot};
+    use protocol::Digest;
 
     fn service(model: &str, architecture: &str, ready: u32) -> ServiceView {
-        let record = ModelRecord {
-            name: model.parse().expect("a name"),
-            root: ModelRoot(Digest::of(b"model")),
-            bytes: 1,
-            segments: 1,
-            erasure: ErasureCode { data: 4, parity: 2 },
-            stores: Vec::new(),
-            architecture: architecture.into(),
-        };
+        let record = crate::testing::model_record(model, architecture);
         let name: protocol::ServiceName = model.parse().expect("a name");
         ServiceView {
             manifest: Manifest::from_toml(&service_template(&name, &record, 1, 2)).expect("valid"),
