@@ -64,17 +64,21 @@ pub(crate) fn arguments() -> Result<Vec<String>, String> {
 /// Builds both binaries and shows how far it is.
 pub(crate) fn build() -> Result<(), String> {
     let total = crates_to_build();
-    let mut child = command("cargo", &["build", "--package", "control", "--package", "serving", "--bins"])
-        .env("CARGO_TERM_PROGRESS_WHEN", "never")
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
-    let mut progress = Progress { started: Instant::now(), total, built: 0 };
+    let mut child =
+        command("cargo", &["build", "--verbose", "--package", "control", "--package", "serving", "--bins"])
+            .env("CARGO_TERM_PROGRESS_WHEN", "never")
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("cannot run cargo: {error}"))?;
+    let mut progress = Progress { started: Instant::now(), total, fresh: 0, built: 0 };
     let lines = child.stderr.take().map(BufReader::new).ok_or("cargo gave no output")?;
     let mut tail = Vec::new();
     for line in lines.lines().map_while(Result::ok) {
         progress.read(&line);
-        tail.push(line);
+        // How each compiler was called helps nobody who looks for an error.
+        if !["Fresh ", "Running "].iter().any(|word| line.trim_start().starts_with(word)) {
+            tail.push(line);
+        }
     }
     let status = child.wait().map_err(|error| format!("cannot wait for cargo: {error}"))?;
     if !status.success() {
@@ -101,11 +105,14 @@ const SECONDS_PER_CRATE_AT_FIRST: f64 = 1.2;
 struct Progress {
     started: Instant,
     total: usize,
+    /// Built by an earlier run.
+    fresh: usize,
     built: usize,
 }
 
 impl Progress {
     fn read(&mut self, line: &str) {
+        self.fresh += usize::from(line.trim_start().starts_with("Fresh "));
         let Some(name) = line.trim_start().strip_prefix("Compiling ") else {
             if line.starts_with("error") || line.starts_with("warning: unused") {
                 println!("{line}");
@@ -117,14 +124,14 @@ impl Progress {
             println!(
                 "building quorate, quorate-serve   {}/{} crates   about {} left   ({name})",
                 self.built,
-                self.total.max(self.built),
+                self.total.saturating_sub(self.fresh).max(self.built),
                 readable(self.left())
             );
         }
     }
 
     fn left(&self) -> Duration {
-        let remaining = self.total.saturating_sub(self.built) as f64;
+        let remaining = self.total.saturating_sub(self.fresh + self.built) as f64;
         let measured = self.started.elapsed().as_secs_f64() / self.built.max(1) as f64;
         let each = if self.built < 20 { SECONDS_PER_CRATE_AT_FIRST } else { measured };
         Duration::from_secs_f64(remaining * each)
