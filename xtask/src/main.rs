@@ -7,6 +7,8 @@ mod kills;
 mod minilm;
 mod process;
 mod setup;
+mod stress;
+mod suite;
 mod test;
 mod tidy;
 
@@ -18,6 +20,8 @@ Developer commands of Quorate.
   cargo xtask up [--once] [--fresh] [--model DIR] [--help]
                           build both binaries and run the demonstration: a whole cluster on this machine
   cargo xtask test        set up what the tests need and run them all
+  cargo xtask test --stress ROUNDS
+                          run the tests ROUNDS times on a machine that is kept busy
   cargo xtask kills [ROUNDS] [SEED]
                           tell the demonstration's story while its processes are killed
   cargo xtask tidy        check the rules of the codebase (also part of `test`)
@@ -36,6 +40,11 @@ fn main() -> ExitCode {
         "test" => test::run(&rest),
         "kills" => kills::run(&rest),
         "tidy" => tidy::run(),
+        // What `test --stress` starts to keep a core busy.
+        "burn" => {
+            stress::burn();
+            Ok(())
+        }
         "bench" => bench::run(&rest),
         "train-tiny" => bench::train_tiny(),
         "minilm" => minilm::directory().map(|path| println!("{}", path.display())),

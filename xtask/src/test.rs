@@ -1,7 +1,8 @@
 //! `cargo xtask test`: installs what the tests need, then runs all of them. What CI runs.
 
 use crate::process::{self, command, target};
-use crate::{cluster, kills, setup};
+use crate::suite::{self, Plan};
+use crate::{cluster, kills, setup, stress};
 use std::time::Instant;
 
 /// One step: a name and what it does.
@@ -21,17 +22,37 @@ const STEPS: [Step; 9] = [
 
 const HELP: &str = "\
 cargo xtask test [STEP ...]
+cargo xtask test --stress ROUNDS [FILTER]
 
 Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", \"own model\", kills.
+
+  --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half the usual
+                   CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run ROUNDS times, pure ones
+                   once; FILTER keeps those whose name contains it. Needs root.
+
+Example: cargo xtask test --stress 10 consensus
 ";
 
-/// Runs every step, or those whose name begins with one of the arguments.
+/// Runs every step, or those whose name begins with one of the arguments; or the tests under stress.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    if arguments.iter().any(|argument| argument == "--help") {
-        print!("{HELP}");
-        return Ok(());
+    match arguments {
+        [first, ..] if first == "--help" || first == "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        [first, rounds, filter @ ..] if first == "--stress" && filter.len() <= 1 => {
+            let rounds = rounds.parse().ok().filter(|rounds| *rounds > 0);
+            let rounds = rounds.ok_or_else(|| format!("ROUNDS is a number from 1\n\n{HELP}"))?;
+            crate::minilm::directory()?;
+            stress::tests(rounds, filter.first().map(String::as_str))
+        }
+        [first, ..] if first.starts_with('-') => Err(format!("`{first}` is not understood\n\n{HELP}")),
+        names => steps(names),
     }
-    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|a| name.starts_with(a.as_str()));
+}
+
+fn steps(names: &[String]) -> Result<(), String> {
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|a| name.starts_with(a.as_str()));
     let mut passed = 0;
     for (name, step) in STEPS.iter().filter(|(name, _)| wanted(name)) {
         println!("== {name}");
@@ -61,7 +82,12 @@ fn lint() -> Result<(), String> {
 
 fn cargo_tests() -> Result<(), String> {
     crate::minilm::directory()?;
-    process::run(&mut command("cargo", &["test", "--quiet"]))
+    let report = suite::run(&Plan::once(), None)?;
+    println!("{}", report.text());
+    if report.failed() > 0 {
+        return Err(format!("{} tests failed", report.failed()));
+    }
+    suite::documentation()
 }
 
 fn dashboards() -> Result<(), String> {

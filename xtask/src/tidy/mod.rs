@@ -13,7 +13,7 @@ mod text;
 use sources::Sources;
 
 /// Crates that decide and touch nothing.
-const PURE: [&str; 3] = ["protocol", "human-chain", "scheduler"];
+pub(crate) const PURE: [&str; 3] = ["protocol", "human-chain", "scheduler"];
 
 /// Runs every check and reports every finding at once.
 pub(crate) fn run() -> Result<(), String> {

@@ -1,0 +1,88 @@
+//! A control group with half of the machine's CPU time, for the tests and all that they start.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The scheduler's usual period.
+const PERIOD_US: usize = 100_000;
+
+/// The group; it is removed with this value.
+pub(super) struct Quota {
+    group: PathBuf,
+    quota_us: usize,
+}
+
+impl Quota {
+    /// Makes the group, by the second version of control groups or the first.
+    pub(super) fn half() -> Result<Self, String> {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let quota_us = cores * PERIOD_US / 2;
+        let name = format!("quorate-stress-{}", std::process::id());
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let parent = Path::new(if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/cpu" });
+        let this = Self { group: parent.join(name), quota_us };
+        let made = std::fs::create_dir(&this.group);
+        made.map_err(|error| format!("create {} (root is needed): {error}", this.group.display()))?;
+        if unified {
+            write(&parent.join("cgroup.subtree_control"), "+cpu")?;
+            write(&this.group.join("cpu.max"), &format!("{quota_us} {PERIOD_US}"))?;
+        } else {
+            write(&this.group.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
+            write(&this.group.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
+        }
+        Ok(this)
+    }
+
+    /// How many cores the group may use.
+    pub(super) fn cores(&self) -> f64 {
+        self.quota_us as f64 / PERIOD_US as f64
+    }
+
+    /// Wraps a command so that it runs in the group, with these variables beside its own.
+    pub(super) fn wrapper(
+        &self,
+        variables: Vec<(&'static str, String)>,
+    ) -> impl Fn(Command) -> Command + Sync + use<> {
+        let members = self.group.join("cgroup.procs");
+        move |plain| {
+            let mut wrapped = Command::new("sh");
+            wrapped.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(&members);
+            wrapped.arg("env").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+            wrapped.arg(plain.get_program()).args(plain.get_args());
+            if let Some(place) = plain.get_current_dir() {
+                wrapped.current_dir(place);
+            }
+            wrapped
+        }
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        // A process that a failed test left behind keeps it; it harms nothing.
+        let _ = std::fs::remove_dir(&self.group);
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| format!("write {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrapped_command_joins_the_group_and_keeps_its_directory_and_arguments() {
+        let place = crate::process::target().join(format!("quota-test-{}", std::process::id()));
+        std::fs::create_dir_all(&place).expect("a directory");
+        let quota = Quota { group: place.clone(), quota_us: PERIOD_US };
+        let mut plain = Command::new("sh");
+        plain.args(["-c", "echo $1 $COLOUR $$; pwd", "name", "a b"]).current_dir("/");
+        let output = quota.wrapper(vec![("COLOUR", "blue".into())])(plain).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let joined = std::fs::read_to_string(place.join("cgroup.procs")).expect("it joined");
+        assert_eq!(said, format!("a b blue {}\n/\n", joined.trim()));
+        std::fs::remove_dir_all(&place).expect("removed");
+    }
+}

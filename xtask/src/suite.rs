@@ -1,0 +1,82 @@
+//! The Rust tests, each in a process of its own: listed by their binaries, run as many at once as there are
+//! cores, timed, repeated if asked, and reported by name.
+//!
+//! libtest gives no durations on a stable compiler and no repetition, and cargo-nextest takes minutes to build on
+//! a fresh machine; `docs/decisions/2026-11-22-an-own-test-runner.md` weighs the two. A test that hangs is killed
+//! with its whole process group and counts as failed. No verdict here depends on how long a test took otherwise.
+
+mod binaries;
+mod report;
+mod run;
+
+pub(crate) use report::Report;
+
+use crate::process;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Crates whose tests compute and touch nothing: no clock, thread, socket, process or disk (`tidy/purity.rs`).
+const PURE: [&str; 3] = crate::tidy::PURE;
+
+/// One test of one binary.
+#[derive(Debug, Clone)]
+pub(crate) struct Test {
+    /// The crate it belongs to.
+    package: String,
+    /// The test binary's short name: the crate's, or that of a file in `tests/`.
+    target: String,
+    /// Its path within the binary.
+    name: String,
+    program: PathBuf,
+    /// The crate's folder, which is a test's working directory.
+    directory: PathBuf,
+}
+
+impl Test {
+    /// Its name in lists: crate, binary and path.
+    fn title(&self) -> String {
+        if self.target == self.package.replace('-', "_") || self.target == self.package {
+            return format!("{}::{}", self.package, self.name);
+        }
+        format!("{}/{}::{}", self.package, self.target, self.name)
+    }
+
+    /// Whether it may meet real time, sockets, processes or disks.
+    fn touches_the_world(&self) -> bool {
+        !PURE.contains(&self.package.as_str())
+    }
+}
+
+/// How often and under what the tests run.
+pub(crate) struct Plan {
+    /// Runs of every test that touches the world; the others run once.
+    pub(crate) rounds: usize,
+    /// Wraps the command of a test, to put it under pressure.
+    pub(crate) wrap: Box<dyn Fn(Command) -> Command + Sync>,
+}
+
+impl Plan {
+    /// Every test once, as it is.
+    pub(crate) fn once() -> Self {
+        Self { rounds: 1, wrap: Box::new(|command| command) }
+    }
+}
+
+/// Builds every test, then runs them by `plan`; those whose title contains `filter`, if there is one.
+pub(crate) fn run(plan: &Plan, filter: Option<&str>) -> Result<Report, String> {
+    let tests: Vec<Test> = binaries::tests()?
+        .into_iter()
+        .filter(|test| filter.is_none_or(|wanted| test.title().contains(wanted)))
+        .collect();
+    let mut runs = Vec::new();
+    for round in 0..plan.rounds {
+        let due = |test: &&Test| round == 0 || test.touches_the_world();
+        runs.extend(tests.iter().filter(due).cloned().map(|test| (round, test)));
+    }
+    Ok(run::all(runs, plan))
+}
+
+/// Examples in documentation, which libtest binaries do not hold.
+pub(crate) fn documentation() -> Result<(), String> {
+    process::run(&mut process::command("cargo", &["test", "--quiet", "--doc"]))
+}

@@ -1,0 +1,80 @@
+//! Builds the test binaries and asks each for its tests.
+
+use super::Test;
+use crate::process::{command, output};
+use std::path::{Path, PathBuf};
+
+/// A test binary as cargo describes it.
+#[derive(Debug, PartialEq, Eq)]
+struct Binary {
+    package: String,
+    target: String,
+    program: PathBuf,
+    directory: PathBuf,
+}
+
+/// Every test of every binary, built first.
+pub(super) fn tests() -> Result<Vec<Test>, String> {
+    let build = ["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"];
+    let messages = output(&mut command("cargo", &build))?;
+    let mut tests = Vec::new();
+    for binary in messages.lines().filter_map(binary) {
+        let program = binary.program.display().to_string();
+        let listed = output(command(&program, &["--list", "--format=terse"]).current_dir(&binary.directory))?;
+        let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+        tests.extend(names.map(|name| Test {
+            package: binary.package.clone(),
+            target: binary.target.clone(),
+            name: name.to_string(),
+            program: binary.program.clone(),
+            directory: binary.directory.clone(),
+        }));
+    }
+    if tests.is_empty() {
+        return Err("cargo built no test binary".into());
+    }
+    Ok(tests)
+}
+
+/// One of cargo's messages, if it says that a test binary is there.
+fn binary(message: &str) -> Option<Binary> {
+    let is_test = message.contains("\"reason\":\"compiler-artifact\"") && message.contains("\"test\":true}");
+    let program = PathBuf::from(text_after(message, "\"executable\":").filter(|_| is_test)?);
+    let directory = Path::new(text_after(message, "\"manifest_path\":")?).parent()?.to_path_buf();
+    let target = message.split_once("\"target\":{")?.1;
+    Some(Binary {
+        package: directory.file_name()?.to_string_lossy().into_owned(),
+        target: text_after(target, "\"name\":")?.to_string(),
+        program,
+        directory,
+    })
+}
+
+/// The string that follows `key` in a line of JSON. Paths of a checkout hold neither quotes nor backslashes; one
+/// that does is not found, and the run fails for want of tests.
+fn text_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let rest = line.split_once(key)?.1.strip_prefix('"')?;
+    rest.split('"').next().filter(|text| !text.contains('\\'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGE: &str = r#"{"reason":"compiler-artifact","package_id":"path+file:///q/gpu-agent#0.1.0","manifest_path":"/q/gpu-agent/Cargo.toml","target":{"kind":["test"],"crate_types":["bin"],"name":"lifecycle","src_path":"/q/gpu-agent/tests/lifecycle.rs","edition":"2024","test":true},"profile":{"opt_level":"1","test":true},"features":[],"filenames":["/q/target/x"],"executable":"/q/target/debug/deps/lifecycle-1","fresh":true}"#;
+
+    #[test]
+    fn a_test_binary_is_found_in_cargos_messages() {
+        let found = binary(MESSAGE).expect("a test binary");
+        assert_eq!((found.package.as_str(), found.target.as_str()), ("gpu-agent", "lifecycle"));
+        assert_eq!(found.program, Path::new("/q/target/debug/deps/lifecycle-1"));
+        assert_eq!(found.directory, Path::new("/q/gpu-agent"));
+    }
+
+    #[test]
+    fn libraries_and_other_messages_are_no_test_binaries() {
+        assert_eq!(binary(&MESSAGE.replace("\"test\":true}", "\"test\":false}")), None);
+        assert_eq!(binary(&MESSAGE.replace("\"/q/target/debug/deps/lifecycle-1\"", "null")), None);
+        assert_eq!(binary(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+}

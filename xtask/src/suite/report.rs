@@ -1,0 +1,107 @@
+//! What a run of the tests found: failures by test, the slowest, and a closing line.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Slow tests that a report names.
+const SLOWEST: usize = 10;
+
+/// One run of one test.
+pub(crate) struct Outcome {
+    pub(crate) title: String,
+    /// Counted from 0.
+    pub(crate) round: usize,
+    /// Why it failed.
+    pub(crate) verdict: Result<(), String>,
+    pub(crate) took: Duration,
+}
+
+/// All runs so far, by test.
+#[derive(Default)]
+pub(crate) struct Report {
+    tests: BTreeMap<String, Runs>,
+}
+
+#[derive(Default)]
+struct Runs {
+    count: usize,
+    failed: Vec<usize>,
+    longest: Duration,
+}
+
+impl Report {
+    /// Counts one more run.
+    pub(crate) fn add(&mut self, outcome: Outcome) {
+        let runs = self.tests.entry(outcome.title).or_default();
+        runs.count += 1;
+        runs.longest = runs.longest.max(outcome.took);
+        if outcome.verdict.is_err() {
+            runs.failed.push(outcome.round + 1);
+        }
+    }
+
+    /// Runs of any test.
+    pub(crate) fn runs(&self) -> usize {
+        self.tests.values().map(|runs| runs.count).sum()
+    }
+
+    /// Runs that failed.
+    pub(crate) fn failed(&self) -> usize {
+        self.tests.values().map(|runs| runs.failed.len()).sum()
+    }
+
+    /// Failures by test, the slowest tests, and how many runs passed.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        for (title, runs) in self.tests.iter().filter(|(_, runs)| !runs.failed.is_empty()) {
+            let rounds: Vec<String> = runs.failed.iter().map(ToString::to_string).collect();
+            let _ = writeln!(
+                text,
+                "failed {} of {}  {title}  (round {})",
+                runs.failed.len(),
+                runs.count,
+                rounds.join(", ")
+            );
+        }
+        let mut slow: Vec<_> = self.tests.iter().map(|(title, runs)| (runs.longest, title)).collect();
+        slow.sort_by(|a, b| b.cmp(a));
+        let _ = writeln!(text, "the slowest {} of {} tests:", slow.len().min(SLOWEST), slow.len());
+        for (longest, title) in slow.iter().take(SLOWEST) {
+            let _ = writeln!(text, "  {:6.1} s  {title}", longest.as_secs_f64());
+        }
+        let failed = self.failed();
+        let _ = write!(text, "tests: {} passed, {failed} failed", self.runs() - failed);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(title: &str, round: usize, failed: bool, seconds: u64) -> Outcome {
+        let verdict = if failed { Err("exit status: 101".to_string()) } else { Ok(()) };
+        Outcome { title: title.into(), round, verdict, took: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn failures_are_told_by_test_and_round_and_the_slowest_come_first() {
+        let mut report = Report::default();
+        report.add(outcome("a::quick", 0, false, 1));
+        report.add(outcome("b::shaky", 0, false, 2));
+        report.add(outcome("b::shaky", 1, true, 9));
+        report.add(outcome("b::shaky", 2, true, 3));
+        let expected = "failed 2 of 3  b::shaky  (round 2, 3)\nthe slowest 2 of 2 tests:\n     9.0 s  b::shaky\n     1.0 s  a::quick\ntests: 2 passed, 2 failed";
+        assert_eq!(report.text(), expected);
+    }
+
+    #[test]
+    fn no_more_than_ten_slow_tests_are_named() {
+        let mut report = Report::default();
+        (0..20).for_each(|at| report.add(outcome(&format!("t{at:02}"), 0, false, at)));
+        let text = report.text();
+        assert!(text.contains("the slowest 10 of 20 tests:\n    19.0 s  t19\n"), "{text}");
+        assert!(!text.contains("t09") && text.ends_with("tests: 20 passed, 0 failed"), "{text}");
+    }
+}

@@ -1,0 +1,117 @@
+//! Runs tests side by side, one process each, and measures how long each took.
+
+use super::report::{Outcome, Report};
+use super::{Plan, Test};
+use crate::process::{command, target};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// After this long a test counts as hanging: no test here takes a tenth of it on a busy machine.
+const HANG_LIMIT: Duration = Duration::from_secs(600);
+/// Pause between two looks at a running test; the longest test of all takes a thousand times as long.
+const LOOK: Duration = Duration::from_millis(5);
+/// How much of a failed test's output is printed; the whole of it stays in a file.
+const TAIL_BYTES: i64 = 6000;
+/// Runs between two lines that say how far it is.
+const SAY_EVERY: usize = 100;
+
+/// Runs all of them, as many at once as there are cores.
+pub(super) fn all(runs: Vec<(usize, Test)>, plan: &Plan) -> Report {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let (next, report) = (AtomicUsize::new(0), Mutex::new(Report::default()));
+    let work = || {
+        while let Some((round, test)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = one(*round, test, plan);
+            let mut report = report.lock().expect("no holder of the report panics");
+            if let Err(why) = &outcome.verdict {
+                println!("FAILED  {}  (round {}): {why}", test.title(), round + 1);
+            }
+            report.add(outcome);
+            let done = report.runs();
+            if done.is_multiple_of(SAY_EVERY) {
+                println!("{done} of {} test runs, {} failed", runs.len(), report.failed());
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(work);
+        }
+    });
+    report.into_inner().expect("no holder of the report panics")
+}
+
+fn one(round: usize, test: &Test, plan: &Plan) -> Outcome {
+    let began = Instant::now();
+    let verdict = log_file(round, test).and_then(|(path, log)| {
+        let program = test.program.display().to_string();
+        let mut plain = command(&program, &["--exact", &test.name, "--nocapture"]);
+        plain.current_dir(&test.directory);
+        let mut wrapped = (plan.wrap)(plain);
+        let verdict = verdict(&mut wrapped, &log);
+        if verdict.is_ok() {
+            // A test that passed has nothing to say.
+            let _ = std::fs::remove_file(&path);
+        }
+        verdict.map_err(|why| format!("{why}; all it printed: {}\n{}", path.display(), tail(&path)))
+    });
+    Outcome { title: test.title(), round, verdict, took: began.elapsed() }
+}
+
+/// Runs it with its output in `log`; an error says how it ended.
+fn verdict(command: &mut Command, log: &File) -> Result<(), String> {
+    let copy = || log.try_clone().map_err(|error| format!("its log: {error}"));
+    let child =
+        command.stdin(std::process::Stdio::null()).stdout(copy()?).stderr(copy()?).process_group(0).spawn();
+    let mut child = child.map_err(|error| format!("it does not start: {error}"))?;
+    match wait(&mut child)? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(format!("{status}")),
+        None => Err(format!("it hung for {} s and was killed", HANG_LIMIT.as_secs())),
+    }
+}
+
+/// Its end, or nothing when it hung; then its whole process group is killed.
+fn wait(child: &mut Child) -> Result<Option<ExitStatus>, String> {
+    let began = Instant::now();
+    loop {
+        let status = child.try_wait().map_err(|error| format!("waiting for it: {error}"))?;
+        if status.is_some() {
+            return Ok(status);
+        }
+        if began.elapsed() > HANG_LIMIT {
+            let group = format!("-{}", child.id());
+            let killed = command("kill", &["-KILL", "--", &group]).status();
+            killed.map_err(|error| format!("it hung and cannot be killed: {error}"))?;
+            return child.wait().map(|_| None).map_err(|error| format!("waiting for it: {error}"));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn log_file(round: usize, test: &Test) -> Result<(PathBuf, File), String> {
+    let place = target().join("test-output");
+    std::fs::create_dir_all(&place).map_err(|error| format!("create {}: {error}", place.display()))?;
+    let name = test.title().replace("::", "-").replace('/', "-");
+    let path = place.join(format!("{name}.{}.txt", round + 1));
+    let file = File::create(&path).map_err(|error| format!("create {}: {error}", path.display()))?;
+    Ok((path, file))
+}
+
+fn tail(path: &Path) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
+        file.seek(SeekFrom::End(-length.min(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read().unwrap_or_else(|error| format!("its output cannot be read: {error}"))
+}
