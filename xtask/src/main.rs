@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod compile;
 mod demo;
 mod kills;
 mod minilm;

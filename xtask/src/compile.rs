@@ -1,0 +1,128 @@
+//! Builds `quorate` and `quorate-serve` behind one progress bar: crates downloaded, then crates built, with an
+//! estimate of the time left.
+//!
+//! Crates differ a hundredfold in what they cost, so the estimate weighs each by the seconds that it took in a
+//! reference build (`compile/costs.txt`) and scales by how fast this machine has been so far.
+
+mod bar;
+mod progress;
+
+use crate::process::command;
+use bar::Bar;
+use progress::{Progress, Step};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::spawn;
+use std::time::{Duration, Instant};
+
+/// How often the estimate counts down while no crate ends.
+const REDRAW: Duration = Duration::from_secs(1);
+/// Lines of cargo's own output that are shown when the build fails.
+const TAIL_LINES: usize = 60;
+
+/// The two packages whose binaries are built.
+const PACKAGES: [&str; 4] = ["--package", "control", "--package", "serving"];
+
+/// Builds both binaries and shows how far it is.
+pub(crate) fn build() -> Result<(), String> {
+    let began = Instant::now();
+    let mut bar = Bar::start();
+    let mut progress = Progress::new(&packages(&mut bar)?);
+    let mut build = command("cargo", &["build", "--bins", "--message-format=json-render-diagnostics"]);
+    build
+        .args(PACKAGES)
+        .env("CARGO_TERM_PROGRESS_WHEN", "never")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = build.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
+    let mut tail = Vec::new();
+    for_each_line(&mut child, |event| match event {
+        Some(Line::Message(message)) => {
+            if let Some(step) = Step::read(&message) {
+                progress.record(&step, began.elapsed());
+                bar.show(&progress.text(began.elapsed()), progress.share());
+            }
+        }
+        Some(Line::Text(text)) => tail.push(text),
+        None => bar.show(&progress.text(began.elapsed()), progress.share()),
+    })?;
+    let status = wait(&mut child)?;
+    bar.clear();
+    if !status.success() {
+        let from = tail.len().saturating_sub(TAIL_LINES);
+        return Err(format!("{}\nthe build failed: {status}", tail[from..].join("\n")));
+    }
+    println!("built quorate and quorate-serve in {:.0} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// What cargo said, or nothing for a while.
+enum Line {
+    /// One of its messages, on standard output.
+    Message(String),
+    /// A line for people, on standard error.
+    Text(String),
+}
+
+/// Names of the packages that the binaries stand on; cargo downloads what is not there yet.
+fn packages(bar: &mut Bar) -> Result<Vec<String>, String> {
+    let mut tree =
+        command("cargo", &["tree", "--prefix", "none", "--edges", "normal,build", "--format", "{p}"]);
+    tree.args(PACKAGES).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = tree.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
+    let (mut names, mut errors, mut downloaded) = (std::collections::BTreeSet::new(), Vec::new(), 0);
+    for_each_line(&mut child, |event| match event {
+        // A package that was listed before is marked so.
+        Some(Line::Message(line)) if !line.is_empty() => {
+            names.insert(line.trim_end_matches(" (*)").to_string());
+        }
+        Some(Line::Text(line)) if line.trim_start().starts_with("Downloaded ") => {
+            downloaded += 1;
+            bar.show(&format!("downloading crates   {downloaded} so far"), 0.0);
+        }
+        Some(Line::Text(line)) => errors.push(line),
+        _ => {}
+    })?;
+    let status = wait(&mut child)?;
+    bar.clear();
+    if !status.success() {
+        return Err(format!("{}\ncargo cannot list the crates: {status}", errors.join("\n")));
+    }
+    Ok(names.into_iter().filter_map(|line| line.split(' ').next().map(str::to_string)).collect())
+}
+
+/// Hands on every line of both outputs, and nothing once a second while there is none.
+fn for_each_line(child: &mut Child, mut take: impl FnMut(Option<Line>)) -> Result<(), String> {
+    let (sender, lines) = channel();
+    let out = child.stdout.take().ok_or("cargo gave no output")?;
+    let err = child.stderr.take().ok_or("cargo gave no output")?;
+    forward(out, Line::Message, sender.clone());
+    forward(err, Line::Text, sender);
+    while let Some(event) = next(&lines) {
+        take(event);
+    }
+    Ok(())
+}
+
+fn forward(from: impl Read + Send + 'static, wrap: fn(String) -> Line, to: Sender<Line>) {
+    spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            // The receiver outlives both outputs.
+            let _ = to.send(wrap(line));
+        }
+    });
+}
+
+/// The next line; `Some(None)` when a second passed without one; `None` at the end.
+fn next(lines: &Receiver<Line>) -> Option<Option<Line>> {
+    match lines.recv_timeout(REDRAW) {
+        Ok(line) => Some(Some(line)),
+        Err(RecvTimeoutError::Timeout) => Some(None),
+        Err(RecvTimeoutError::Disconnected) => None,
+    }
+}
+
+fn wait(child: &mut Child) -> Result<ExitStatus, String> {
+    child.wait().map_err(|error| format!("cannot wait for cargo: {error}"))
+}

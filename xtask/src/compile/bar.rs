@@ -1,0 +1,65 @@
+//! One line that is drawn again and again on a terminal; elsewhere a line at every tenth of the way.
+
+use std::io::{IsTerminal, Write};
+
+/// Characters of the bar itself; with the text beside it the line stays within 80.
+const WIDTH: usize = 20;
+
+/// Where progress is shown.
+pub(super) struct Bar {
+    terminal: bool,
+    tenth: usize,
+    last: String,
+}
+
+impl Bar {
+    /// An empty one.
+    pub(super) fn start() -> Self {
+        Self { terminal: std::io::stdout().is_terminal(), tenth: 0, last: String::new() }
+    }
+
+    /// Shows `text` and how much is done, a number between 0 and 1.
+    pub(super) fn show(&mut self, text: &str, share: f64) {
+        if self.terminal {
+            let line = drawn(text, share);
+            if line != self.last {
+                print!("\r\x1b[2K{line}");
+                // A terminal that is gone is noticed by what is printed next.
+                let _ = std::io::stdout().flush();
+                self.last = line;
+            }
+            return;
+        }
+        let tenth = (share * 10.0) as usize + usize::from(share > 0.0);
+        if tenth > self.tenth {
+            self.tenth = tenth;
+            println!("{text}");
+        }
+    }
+
+    /// Takes the line away.
+    pub(super) fn clear(&mut self) {
+        if self.terminal && !self.last.is_empty() {
+            print!("\r\x1b[2K");
+            let _ = std::io::stdout().flush();
+            self.last.clear();
+        }
+    }
+}
+
+fn drawn(text: &str, share: f64) -> String {
+    let full = ((share * WIDTH as f64) as usize).min(WIDTH);
+    format!("[{}{}] {text}", "#".repeat(full), " ".repeat(WIDTH - full))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_fills_from_empty_to_full() {
+        assert_eq!(drawn("x", 0.0), format!("[{}] x", " ".repeat(20)));
+        assert_eq!(drawn("x", 0.5), format!("[{}{}] x", "#".repeat(10), " ".repeat(10)));
+        assert_eq!(drawn("x", 1.5), format!("[{}] x", "#".repeat(20)));
+    }
+}
