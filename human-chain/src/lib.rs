@@ -30,5 +30,5 @@ pub use error::ChainError;
 pub use member::{MemberSecret, signature_holds};
 pub use order::{SlotGrant, check_order, placement_allows};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, propose};
-pub use quorum::{describe, least_approvals, satisfied};
+pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
 pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};

@@ -33,6 +33,36 @@ pub fn least_approvals(quorum: &Quorum) -> usize {
     }
 }
 
+/// The fewest further approvals that reach it when these members approved and those may still; none when even all
+/// of them do not suffice.
+#[must_use]
+pub fn approvals_lacking(
+    quorum: &Quorum,
+    approved: &BTreeSet<MemberId>,
+    open: &BTreeSet<MemberId>,
+) -> Option<usize> {
+    match quorum {
+        Quorum::Member(member) if approved.contains(member) => Some(0),
+        Quorum::Member(member) => open.contains(member).then_some(1),
+        Quorum::Threshold { required, of } => {
+            let lacking = |part| approvals_lacking(part, approved, open);
+            let mut parts: Vec<usize> = of.iter().filter_map(lacking).collect();
+            parts.sort_unstable();
+            let required = *required as usize;
+            (parts.len() >= required).then(|| parts.iter().take(required).sum())
+        }
+    }
+}
+
+/// Whether the rule names this member: the approval of any other counts for nothing.
+#[must_use]
+pub fn names(quorum: &Quorum, member: &MemberId) -> bool {
+    match quorum {
+        Quorum::Member(named) => named == member,
+        Quorum::Threshold { of, .. } => of.iter().any(|part| names(part, member)),
+    }
+}
+
 /// The rule as people write it: `2 of (alice, bob, 1 of (carol, dave))`.
 #[must_use]
 pub fn describe(quorum: &Quorum) -> String {
@@ -145,6 +175,27 @@ mod tests {
         fn the_fewest_approvals_are_the_fewest(rule in any_rule()) {
             let fewest = groups().filter(|group| satisfied(&rule, group)).map(|group| group.len()).min();
             prop_assert_eq!(fewest, Some(least_approvals(&rule)));
+        }
+
+        #[test]
+        fn the_fewest_further_approvals_are_the_fewest(
+            rule in any_rule(),
+            approved in 0..1usize << PEOPLE.len(),
+            rejected in 0..1usize << PEOPLE.len(),
+        ) {
+            let group = |bits: usize| groups().nth(bits & ((1 << PEOPLE.len()) - 1)).expect("one of all");
+            let (approved, open) = (group(approved), group(!approved & !rejected));
+            let further = groups().filter(|more| more.is_subset(&open));
+            let reached = further.filter(|more| satisfied(&rule, &approved.union(more).cloned().collect()));
+            let fewest = reached.map(|more| more.len()).min();
+            prop_assert_eq!(approvals_lacking(&rule, &approved, &open), fewest, "{}", describe(&rule));
+            for name in PEOPLE {
+                let alone = BTreeSet::from([id(name)]);
+                let counts = groups().any(|rest| {
+                    satisfied(&rule, &rest.union(&alone).cloned().collect()) && !satisfied(&rule, &rest)
+                });
+                prop_assert_eq!(names(&rule, &id(name)), counts, "{} and {}", describe(&rule), name);
+            }
         }
 
         #[test]

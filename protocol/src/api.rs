@@ -109,9 +109,13 @@ pub struct DryRunRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DryRun {
-    /// Which slot would go where.
+    /// Replicas that would be wanted at once; `quorate scale` asks for more, up to the envelope's maximum.
+    pub desired: u32,
+    /// Which slot would start where, at once.
     pub placements: Vec<DryRunPlacement>,
-    /// Slots that would wait, and why.
+    /// Which further slots of the envelope could start where, if as many were asked for.
+    pub possible: Vec<DryRunPlacement>,
+    /// Slots that would wait or find no room, and why.
     pub waiting: Vec<String>,
     /// Who must sign, as a sentence.
     pub needs: String,
@@ -286,6 +290,8 @@ pub struct Status {
     pub epoch: Epoch,
     /// What in this cluster is simulated.
     pub simulated: Vec<String>,
+    /// Limits that nodes do not enforce, and on which nodes: no fault, and worth knowing.
+    pub not_enforced: Vec<String>,
 }
 
 /// One thing that is wrong or waits.

@@ -230,6 +230,15 @@ impl Cluster {
         from_bytes(bytes, SNAPSHOT_BYTES_MAX)
     }
 
+    /// Replicas wanted as soon as this manifest is approved: the minimum, or the number that the service was scaled to
+    /// under an earlier approval, as far as the new envelope allows.
+    pub(crate) fn desired_under(&self, manifest: &ServiceManifest) -> u32 {
+        let range = manifest.replicas;
+        let known = self.services.get(&manifest.name);
+        let running = known.filter(|service| service.phase == ServicePhase::Active);
+        running.map_or(range.min, |service| service.desired.min(range.max).max(range.min))
+    }
+
     /// Digest of the whole state: equal on replicas that applied the same log.
     #[must_use]
     pub fn digest(&self) -> Digest {

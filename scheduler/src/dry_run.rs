@@ -1,4 +1,5 @@
-//! What a deployment would do if the circle approved it now: places, waits, signers, bound of its cost.
+//! What a deployment would do if the circle approved it now: which replicas start at once and where, which more
+//! the envelope allows and the nodes can take, what waits, signers, bound of its cost.
 
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
@@ -12,8 +13,8 @@ use protocol::manifest::Manifest;
 use protocol::{Digest, ErrorCode, Millis, error_code};
 use std::collections::BTreeMap;
 
-/// Places every replica up to the envelope's maximum, as if the deployment were approved now and any
-/// earlier approval of the same service had ended.
+/// Places the replicas that start at once, and then further ones up to the envelope's maximum, as if the deployment
+/// were approved now and any earlier approval of the same service had ended.
 ///
 /// # Errors
 /// When a proposal of it would be refused, with the code of that refusal.
@@ -38,14 +39,14 @@ pub fn dry_run(
     let mut service = Service {
         manifest: manifest.clone(),
         certificate: Digest::of(b"dry run"),
-        desired: manifest.replicas.max,
+        desired: cluster.desired_under(manifest),
         phase: ServicePhase::Active,
         slots: BTreeMap::new(),
         avoid: BTreeMap::new(),
     };
     services.remove(&manifest.name);
     let mut rooms = rooms(cluster, observed, &services, now);
-    let (mut placements, mut waiting) = (Vec::new(), Vec::new());
+    let (mut placed, mut waiting) = (Vec::new(), Vec::new());
     if !cluster.models().contains_key(&manifest.model.root) {
         let model = &manifest.model;
         waiting.push(format!("all wait: no model {} ({}) is registered", model.name, model.root.short()));
@@ -59,11 +60,10 @@ pub fn dry_run(
                         room.host(manifest, &gpus, bytes);
                     }
                     hold(&mut service, slot, cluster, node);
-                    placements.push(DryRunPlacement { slot, node: name });
+                    placed.push(DryRunPlacement { slot, node: name });
                 }
                 Err(nodes) => {
-                    waiting =
-                        wait_lines(manifest.replicas.max - slot.0, manifest.replicas.min, slot.0, &nodes);
+                    waiting = wait_lines(service.desired, manifest.replicas.max, slot.0, &nodes);
                     waiting.extend(
                         smallest_change(cluster, manifest, &nodes).map(|text| format!("to help: {text}")),
                     );
@@ -74,7 +74,9 @@ pub fn dry_run(
     }
     let needs = format!("{rule} must approve");
     let spend_micro_units_per_hour = manifest.spend_micro_units_per_hour;
-    Ok(DryRun { placements, waiting, needs, spend_micro_units_per_hour })
+    let desired = service.desired;
+    let possible = placed.split_off(placed.len().min(desired as usize));
+    Ok(DryRun { desired, placements: placed, possible, waiting, needs, spend_micro_units_per_hour })
 }
 
 fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, node: protocol::NodeId) {
@@ -98,13 +100,16 @@ fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, nod
 }
 
 fn wait_lines(
-    count: u32,
-    min: u32,
+    desired: u32,
+    max: u32,
     placed: u32,
     nodes: &[(protocol::NodeName, Vec<crate::plan::Obstacle>)],
 ) -> Vec<String> {
-    let below = if placed < min { format!(" (below the minimum of {min})") } else { String::new() };
-    let mut lines = vec![format!("{count} would wait{below}")];
+    let mut lines = vec![if placed < desired {
+        format!("{} of {desired} would wait", desired - placed)
+    } else {
+        format!("no more than {placed} of at most {max} find room now")
+    }];
     lines.extend(nodes.iter().map(|(name, obstacles)| {
         let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
         format!("{name}: {}", texts.join("; "))

@@ -33,5 +33,7 @@ pub use dry_run::dry_run;
 pub use observed::{LapseUnderWay, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, plan};
 pub use status::{LeaderView, status};
-pub use views::{node_views, proposal_view, proposal_views, service_view, service_views};
+pub use views::{
+    limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
+};
 pub use why::{Question, why};

@@ -3,11 +3,12 @@
 use crate::cluster::{Cluster, ServicePhase};
 use crate::observed::{Liveness, Observed};
 use crate::plan::{Dropped, plan};
-use crate::views::ready_replicas;
+use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
-use protocol::agent::SlotState;
+use protocol::agent::{Isolation, SlotState};
 use protocol::api::{Finding, Status};
 use protocol::{Epoch, Millis, ReplicaId};
+use std::collections::BTreeMap;
 
 /// What only the consensus layer knows of the replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
         services,
         epoch: cluster.circle_state().map_or(Epoch(0), human_chain::CircleState::epoch),
         simulated: simulated(cluster, observed),
+        not_enforced: not_enforced(cluster, observed),
     }
 }
 
@@ -111,7 +113,8 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
         }
         if service.is_expired(cluster.time(now)) {
             let message = format!("the approval of {name} has expired");
-            findings.push(finding(message, format!("quorate deploy {name}.toml, with a later valid_until")));
+            findings
+                .push(finding(message, format!("set a later valid_until, then: quorate deploy {name}.toml")));
         }
         for (slot, holding) in service.held() {
             let order = &holding.order;
@@ -143,9 +146,13 @@ fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
         findings.push(finding(message, format!("quorate review {}", id.short())));
     }
     for pending in cluster.pending_nodes().values() {
-        let name = &pending.admission.name;
-        let message = format!("node {name} ({}) asks to be admitted", pending.id.short());
-        findings.push(finding(message, format!("quorate node admit {name}")));
+        let (name, id) = (&pending.admission.name, pending.id.short());
+        let namesakes =
+            cluster.pending_nodes().values().filter(|other| other.admission.name == *name).count();
+        // The command asks which one is meant only where several call themselves so.
+        let which = if namesakes > 1 { format!(" --identity {id}") } else { String::new() };
+        let message = format!("node {name} ({id}) asks to be admitted");
+        findings.push(finding(message, format!("quorate node admit {name}{which}")));
     }
     findings
 }
@@ -163,6 +170,25 @@ fn simulated(cluster: &Cluster, observed: &Observed) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Limits that workers' nodes say they do not enforce, nodes of the same lack in one line.
+fn not_enforced(cluster: &Cluster, observed: &Observed) -> Vec<String> {
+    let mut nodes_of: BTreeMap<(Vec<String>, bool), Vec<&str>> = BTreeMap::new();
+    for node in cluster.nodes() {
+        let limits = not_enforced_of(cluster, observed, node);
+        if !limits.is_empty() {
+            let known = observed.node(&node.id);
+            let ordinary = known.is_some_and(|known| known.isolation == Isolation::SameUid);
+            let limits = limits.into_iter().map(str::to_string).collect();
+            nodes_of.entry((limits, ordinary)).or_default().push(node.name.as_str());
+        }
+    }
+    let line = |((limits, ordinary), nodes): ((Vec<String>, bool), Vec<&str>)| {
+        let account = if ordinary { " (the agent runs under an ordinary account)" } else { "" };
+        format!("{} on {}{account}", limits.join(", "), nodes.join(", "))
+    };
+    nodes_of.into_iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -6,10 +6,16 @@ use crate::why::slot_sentence;
 use human_chain::class_of;
 use protocol::agent::SlotState;
 use protocol::api::{NodeView, ProposalState, ProposalView, ServiceView, SlotView};
-use protocol::governance::{Choice, NodeAdmission, Proposal, SignedBallot};
+use protocol::governance::{Choice, NodeAdmission, NodeRole, Proposal, SignedBallot};
 use protocol::manifest::Manifest;
 use protocol::{MemberId, Millis, NodeId, NodeName, ProposalId, ServiceName};
 use std::collections::BTreeSet;
+
+/// The limits that nodes name when they cannot enforce them. A label begins with one of them; any other beginning
+/// counts as [`OTHER_LIMIT`], so that a node cannot invent names for monitoring to keep.
+const LIMITS: [&str; 7] = ["cpu", "gpu-share", "memory", "pids", "proc", "simulated", "user-ids"];
+/// A limit of another name.
+const OTHER_LIMIT: &str = "other";
 
 /// A worker that was given a part of a GPU, or of its memory, can take all of it: parts are only counted.
 const GPU_SHARE_LABEL: &str = "gpu-share: by accounting only";
@@ -100,6 +106,34 @@ fn view_node(cluster: &Cluster, observed: &Observed, admission: &NodeAdmission, 
         not_enforced: not_enforced(cluster, known, admission.id),
         slots: holdings_of(cluster, admission.id).count() as u32,
     }
+}
+
+/// Each limit that an admitted worker's node says it does not enforce, by node. Other nodes run nothing to be limited.
+#[must_use]
+pub fn limits_not_enforced(cluster: &Cluster, observed: &Observed) -> Vec<(NodeName, Vec<&'static str>)> {
+    let of = |node: &NodeAdmission| {
+        let limits = not_enforced_of(cluster, observed, node);
+        (!limits.is_empty()).then(|| (node.name.clone(), limits.into_iter().collect()))
+    };
+    cluster.nodes().filter_map(of).collect()
+}
+
+pub(crate) fn not_enforced_of(
+    cluster: &Cluster,
+    observed: &Observed,
+    node: &NodeAdmission,
+) -> BTreeSet<&'static str> {
+    if !node.roles.contains(&NodeRole::Worker) {
+        return BTreeSet::new();
+    }
+    not_enforced(cluster, observed.node(&node.id), node.id).iter().map(|label| limit_of(label)).collect()
+}
+
+/// The name of the limit that a label such as `cpu: no such control group controller` is about.
+#[must_use]
+pub fn limit_of(label: &str) -> &'static str {
+    let name = label.split(':').next().unwrap_or_default();
+    LIMITS.into_iter().find(|limit| *limit == name).unwrap_or(OTHER_LIMIT)
 }
 
 fn holdings_of(cluster: &Cluster, node: NodeId) -> impl Iterator<Item = &Holding> {

@@ -8,7 +8,7 @@ use crate::plan::{
     Blocked, Obstacle, Room, Uneven, blocked_text, candidates, fits_without, free_slot, moving, place_of,
     rooms, running, service_obstacles, uneven,
 };
-use crate::views::{proposal_view, ready_replicas};
+use crate::views::{proposal_view, proposal_views, ready_replicas};
 use human_chain::describe;
 use protocol::agent::SlotState;
 use protocol::api::{ProposalState, Why};
@@ -24,6 +24,16 @@ pub enum Question {
     Slot(ServiceName, SlotIndex),
     /// A proposal's id.
     Proposal(ProposalId),
+    /// `proposal/7f3a`: the first digits of a proposal's id. A [`Question::Service`] without such a service is one too.
+    ProposalPrefix(String),
+}
+
+/// Fewest digits that stand for a proposal: fewer fit too many, and are more likely a slip.
+const PREFIX_DIGITS_MIN: usize = 4;
+
+/// Whether this may be the beginning of a proposal's id.
+fn is_prefix(text: &str) -> bool {
+    text.len() >= PREFIX_DIGITS_MIN && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl std::str::FromStr for Question {
@@ -35,6 +45,7 @@ impl std::str::FromStr for Question {
         }
         let refuse = || format!("`{}` is no service, service/slot or proposal id", text.escape_debug());
         match text.split_once('/') {
+            Some(("proposal", prefix)) if is_prefix(prefix) => Ok(Self::ProposalPrefix(prefix.to_string())),
             None => Ok(Self::Service(text.parse().map_err(|_| refuse())?)),
             Some((service, slot)) => {
                 let slot = slot.parse().map_err(|_| refuse())?;
@@ -48,14 +59,37 @@ impl std::str::FromStr for Question {
 #[must_use]
 pub fn why(cluster: &Cluster, observed: &Observed, question: &Question, now: Millis) -> Option<Why> {
     match question {
-        Question::Service(name) => Some(why_service(cluster, observed, cluster.services().get(name)?, now)),
+        Question::Service(name) => match cluster.services().get(name) {
+            Some(service) => Some(why_service(cluster, observed, service, now)),
+            None => why_prefix(cluster, name.as_str()),
+        },
         Question::Slot(name, slot) => {
             let service = cluster.services().get(name)?;
             let known = service.slots.contains_key(slot) || slot.0 < service.manifest.replicas.max;
             known.then(|| why_slot(cluster, observed, service, *slot, now))
         }
         Question::Proposal(id) => why_proposal(cluster, id),
+        Question::ProposalPrefix(prefix) => why_prefix(cluster, prefix),
     }
+}
+
+/// The proposal whose id begins so, or all of them when there are several.
+fn why_prefix(cluster: &Cluster, prefix: &str) -> Option<Why> {
+    if !is_prefix(prefix) {
+        return None;
+    }
+    let ids = proposal_views(cluster).into_iter().map(|view| (view.id, view.proposal.change));
+    let found: Vec<_> = ids.filter(|(id, _)| id.to_string().starts_with(prefix)).collect();
+    if let [(id, _)] = found.as_slice() {
+        return why_proposal(cluster, id);
+    }
+    let line = |(id, change): &(ProposalId, _)| format!("{id}: {}", crate::apply::summary(change));
+    (!found.is_empty()).then(|| Why {
+        subject: format!("proposal/{prefix}"),
+        answer: format!("{} proposals begin with `{prefix}`; give more digits", found.len()),
+        reasons: found.iter().map(line).collect(),
+        remedy: None,
+    })
 }
 
 fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> Why {
@@ -316,9 +350,14 @@ fn explain(
     let cause = blocked_text(blocked, service);
     match blocked {
         Blocked::Expired => (cause, Vec::new(), Some(renew(service))),
-        Blocked::NoModel => {
-            (cause, Vec::new(), Some("import it where it lies: quorate model import DIR".to_string()))
-        }
+        Blocked::NoModel => (
+            cause,
+            Vec::new(),
+            Some(format!(
+                "import it where it lies: quorate model import DIR --name {}",
+                service.manifest.model.name
+            )),
+        ),
         Blocked::NoSlot | Blocked::Later => (cause, Vec::new(), None),
         Blocked::NoNode(nodes) => {
             let lines = nodes.iter().map(|(name, obstacles)| node_line(name, obstacles)).collect();
@@ -341,7 +380,7 @@ pub(crate) fn smallest_change(
     let Some((node, obstacles)) =
         nodes.iter().min_by_key(|(name, obstacles)| (cost(obstacles), name.clone()))
     else {
-        return Some("admit a node: quorate node pending shows those that ask".to_string());
+        return Some("admit a node; those that ask: quorate node pending".to_string());
     };
     let steps: Vec<String> = obstacles.iter().map(|o| remedy_for(cluster, manifest, node, o)).collect();
     Some(steps.join("; and "))

@@ -210,13 +210,10 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
     }
 }
 
-/// The wanted number of replicas survives a new approval, as far as the new envelope allows.
 fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest) {
-    let range = manifest.replicas;
     cluster.manifests.insert(certificate, manifest.clone());
+    let desired = cluster.desired_under(manifest);
     let known = cluster.services.remove(&manifest.name);
-    let running = known.as_ref().filter(|service| service.phase == ServicePhase::Active);
-    let desired = running.map_or(range.min, |service| service.desired.min(range.max).max(range.min));
     let service = Service {
         manifest: manifest.clone(),
         certificate,

@@ -52,6 +52,7 @@ pub(crate) struct NodeSpec {
     pub(crate) admission: NodeAdmission,
     pub(crate) resources: NodeResources,
     pub(crate) isolation: Isolation,
+    pub(crate) not_enforced: Vec<String>,
 }
 
 pub(crate) fn node(name: &str, cpu_millicores: u64, memory_mib: u64) -> NodeSpec {
@@ -72,6 +73,7 @@ pub(crate) fn node(name: &str, cpu_millicores: u64, memory_mib: u64) -> NodeSpec
         },
         resources: NodeResources { cpu_millicores, memory_bytes: memory_mib << 20, gpus: Vec::new() },
         isolation: Isolation::Full,
+        not_enforced: Vec::new(),
     }
 }
 
@@ -286,7 +288,7 @@ impl World {
             version: "test".into(),
             resources: spec.resources.clone(),
             isolation: spec.isolation,
-            not_enforced: vec![],
+            not_enforced: spec.not_enforced.clone(),
             slots: self.reports.get(&spec.admission.id).cloned().unwrap_or_default(),
             governance_length: 0,
             routes_version: None,

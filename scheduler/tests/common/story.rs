@@ -203,6 +203,13 @@ impl Teller {
     fn ask(&self, words: &[&str]) -> Option<String> {
         Some(match words {
             ["why", question] => self.why(question),
+            ["why", label, "by", digits] => {
+                let id = self.proposal(label).id().to_string();
+                self.why(&id[..digits.parse().unwrap()])
+            }
+            ["why", label, "as-subject"] => {
+                self.why(&format!("proposal/{}", self.proposal(label).id().short()))
+            }
             ["dry-run", name, rest @ ..] => self.dry_run(name, rest),
             ["status"] => self.status(),
             ["routes"] => self.routes(),
@@ -317,6 +324,9 @@ impl Teller {
                 for placement in &run.placements {
                     writeln!(text, "{name}/{} -> {}", placement.slot, placement.node).unwrap();
                 }
+                for placement in &run.possible {
+                    writeln!(text, "{name}/{} could start on {}", placement.slot, placement.node).unwrap();
+                }
                 for line in &run.waiting {
                     writeln!(text, "{line}").unwrap();
                 }
@@ -336,6 +346,9 @@ impl Teller {
         }
         for line in &status.simulated {
             writeln!(text, "simulated: {line}").unwrap();
+        }
+        for line in &status.not_enforced {
+            writeln!(text, "not enforced: {line}").unwrap();
         }
         text
     }
@@ -415,11 +428,13 @@ pub(crate) fn parse_node(name: &str, words: &[&str]) -> NodeSpec {
             "simulated" => spec.resources.gpus.iter_mut().for_each(|gpu| gpu.simulated = true),
             "sick" => spec.resources.gpus[0].healthy = false,
             "region" => spec.admission.region = value.into(),
+            "as" => spec.admission.name = value.parse().unwrap(),
             "label" => {
                 let (key, value) = value.split_once(':').unwrap();
                 spec.admission.labels.insert(key.into(), value.into());
             }
             "isolation" => spec.isolation = parse_isolation(value),
+            "lacks" => spec.not_enforced = value.split(',').map(|limit| format!("{limit}: denied")).collect(),
             "storage-only" => {
                 spec.admission.roles = BTreeSet::from([NodeRole::Storage]);
                 spec.admission.storage = Some(StorageEndpoint {
