@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,31 @@ impl Channel {
     pub(crate) async fn open(connection: Connection, limits: Arc<Limits>) -> Result<Self, Error> {
         let Connection { peer, stream } = connection;
         let refusal = stream.refusal();
+        Self::start(peer, refusal, stream, limits).await
+    }
+
+    /// Starts HTTP/2 as the requesting side over any stream, whose peer is taken at its word: for simulations, in
+    /// which streams are in memory and time is simulated.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    #[doc(hidden)]
+    pub async fn over<S>(peer: PublicKey, stream: S, limits: Limits) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Self::start(peer, Refusal::default(), stream, Arc::new(limits)).await
+    }
+
+    async fn start<S>(
+        peer: PublicKey,
+        refusal: Refusal,
+        stream: S,
+        limits: Arc<Limits>,
+    ) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
