@@ -4,10 +4,16 @@
 //! so two of them can understand one request differently.
 
 use protocol::error_code as code;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, printable};
+
+/// Most values of a body: 2,048 inputs of 512 tokens, and everything around them. Two bytes of a body are a value,
+/// which takes 32 bytes of memory.
+const VALUES_MAX: usize = (1 << 20) + CONTAINERS_MAX;
+/// Most arrays and objects among them: 4,096 messages of 16 parts each. An object of seven bytes takes 700.
+const CONTAINERS_MAX: usize = 1 << 16;
 
 /// Reads a request's body: UTF-8, JSON, an object, no key twice.
 ///
@@ -18,8 +24,11 @@ pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
         |message: String| ApiError::new(http::StatusCode::BAD_REQUEST, code::REQUEST_INVALID, message);
     let text = std::str::from_utf8(body)
         .map_err(|error| wrong(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to())))?;
-    let Strict(value) =
-        serde_json::from_str(text).map_err(|error| wrong(format!("the body is not valid JSON: {error}")))?;
+    let mut read = Counts::default();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let value = Strict(&mut read).deserialize(&mut reader);
+    let value = value.and_then(|value| reader.end().map(|()| value));
+    let value = value.map_err(|error| wrong(format!("the body is not valid JSON: {error}")))?;
     match value {
         Value::Object(map) => Ok(Fields { map, path: String::new() }),
         other => Err(wrong(format!("the body is {}, expected an object", kind(&other)))),
@@ -101,8 +110,10 @@ impl Fields {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_u64() {
             Some(count) if (1..=most).contains(&count) => Ok(Some(count)),
-            Some(_) => Err(invalid(path, format!("is {value}, expected 1 to {most}"))),
-            None => Err(wrong_kind(path, &value, "a positive integer")),
+            _ if value.is_number() => {
+                Err(invalid(path, format!("is {value}, expected a whole number from 1 to {most}")))
+            }
+            _ => Err(wrong_kind(path, &value, "a whole number")),
         }
     }
 
@@ -165,18 +176,40 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A JSON value without a key that stands twice.
-struct Strict(Value);
+/// What has been read of a body.
+#[derive(Debug, Default)]
+struct Counts {
+    values: usize,
+    containers: usize,
+}
 
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Self)
+impl Counts {
+    fn value<E: de::Error>(&mut self) -> Result<(), E> {
+        self.values += 1;
+        let refused = || E::custom(format!("more than {VALUES_MAX} values"));
+        if self.values > VALUES_MAX { Err(refused()) } else { Ok(()) }
+    }
+
+    fn container<E: de::Error>(&mut self) -> Result<(), E> {
+        self.containers += 1;
+        let refused = || E::custom(format!("more than {CONTAINERS_MAX} arrays and objects"));
+        if self.containers > CONTAINERS_MAX { Err(refused()) } else { Ok(()) }
     }
 }
 
-struct StrictVisitor;
+/// Reads a JSON value without a key that stands twice, and no more values than are worth their memory.
+struct Strict<'c>(&'c mut Counts);
 
-impl<'de> Visitor<'de> for StrictVisitor {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.value()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -212,16 +245,19 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.0.container()?;
         let mut array = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(Strict(self.0))? {
             array.push(item);
         }
         Ok(Value::Array(array))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        self.0.container()?;
         let mut map = Map::new();
-        while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
+        while let Some(key) = entries.next_key::<String>()? {
+            let value = entries.next_value_seed(Strict(self.0))?;
             if map.contains_key(&key) {
                 return Err(de::Error::custom(format!("key `{}` stands twice", printable(&key))));
             }
@@ -256,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn a_body_of_many_small_values_is_refused_before_they_fill_the_memory() {
+        let list = |item: &str, count: usize| format!(r#"{{"a": [{}0]}}"#, format!("{item},").repeat(count));
+        check(list("1", 1 << 20).as_bytes(), "accepted");
+        check(list("1", VALUES_MAX).as_bytes(), "more than 1114112 values");
+        check(list("[]", 4096).as_bytes(), "accepted");
+        check(list("[]", CONTAINERS_MAX).as_bytes(), "more than 65536 arrays and objects");
+        check(list(r#"{"":0}"#, CONTAINERS_MAX).as_bytes(), "more than 65536 arrays and objects");
+    }
+
+    #[test]
     fn what_nobody_took_is_named() {
         let mut fields = parse(br#"{"a": 1, "b\n": 2}"#).expect("an object");
         assert_eq!(fields.count("a", 5), Ok(Some(1)));
@@ -267,11 +313,17 @@ mod tests {
     fn kinds_and_ranges_are_checked() {
         let fields =
             || parse(br#"{"n": 3, "s": "abc", "f": 0.5, "neg": -1, "t": true, "z": null}"#).expect("fine");
-        assert_eq!(fields().count("n", 2).expect_err("3 > 2").message, "`n` is 3, expected 1 to 2");
         assert_eq!(
-            fields().count("f", 2).expect_err("0.5").message,
-            "`f` is a number, expected a positive integer"
+            fields().count("n", 2).expect_err("3 > 2").message,
+            "`n` is 3, expected a whole number from 1 to 2"
         );
+        for (name, expected) in [
+            ("f", "`f` is 0.5, expected a whole number from 1 to 2"),
+            ("neg", "`neg` is -1, expected a whole number from 1 to 2"),
+            ("s", "`s` is a string, expected a whole number"),
+        ] {
+            assert_eq!(fields().count(name, 2).expect_err("no count").message, expected);
+        }
         assert_eq!(fields().text("s", 2).expect_err("long").message, "`s` is longer than 2 bytes");
         assert_eq!(fields().text("n", 2).expect_err("3").message, "`n` is a number, expected a string");
         assert_eq!(fields().number("f", 0.0, 1.0), Ok(Some(0.5)));
