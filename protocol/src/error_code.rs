@@ -265,6 +265,8 @@ codes! {
     INVALID_API_KEY = "invalid-api-key";
     /// An API key has used up its requests per minute.
     RATE_LIMIT_EXCEEDED = "rate-limit-exceeded";
+    /// An API key holds its share of the gateway's memory.
+    GATEWAY_MEMORY_FULL = "gateway-memory-full";
     /// No worker serves the model at the moment.
     NO_WORKER = "no-worker";
     /// The worker that served a request was lost.

@@ -6,12 +6,15 @@
 //! prefill). Room in the cache is reserved for a request's longest answer when it starts, so that nothing that
 //! has begun is ever evicted.
 //!
+//! Texts become tokens before that, on threads of their own ([`tokenizers`]).
+//!
 //! What may surprise: nobody cancels a request by a call. Whoever stops listening (drops the receiver) is
 //! noticed before the next step.
 
 mod counters;
 mod embedding;
 mod generation;
+mod tokenizers;
 mod worker;
 
 use std::sync::Arc;
@@ -30,6 +33,7 @@ use crate::engine::chat::ChatMessage;
 use crate::engine::sampler::Sampling;
 use crate::engine::{Engine, EngineError, Front, Operation};
 use counters::Counters;
+use tokenizers::Tokenizers;
 
 /// Bounds of a batcher.
 #[derive(Debug, Clone, Copy)]
@@ -170,7 +174,32 @@ pub struct Batcher {
     front: Arc<Front>,
     limits: BatcherLimits,
     counters: Arc<Counters>,
+    tokenizers: Arc<Tokenizers>,
     commands: mpsc::Sender<Command>,
+}
+
+/// An embedding request that has been tokenized and queued. Dropping it stops the work.
+#[derive(Debug)]
+pub struct Embedding {
+    prompt_tokens: usize,
+    answer: oneshot::Receiver<Result<Vec<Vec<f32>>, BatchError>>,
+}
+
+impl Embedding {
+    /// The vectors.
+    pub async fn computed(self) -> Result<Embeddings, BatchError> {
+        let vectors = self.answer.await.map_err(|_| stopped())??;
+        Ok(Embeddings { vectors, prompt_tokens: self.prompt_tokens })
+    }
+}
+
+/// A request's turn to wait, given back when dropped before the thread has the request.
+struct Turn<'c>(&'c Counters);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        counters::leave(&self.0.waiting);
+    }
 }
 
 /// What the thread is asked for.
@@ -180,7 +209,7 @@ enum Command {
 }
 
 impl Batcher {
-    /// Start the thread.
+    /// Start the threads.
     pub fn start(engine: Box<dyn Engine>, limits: BatcherLimits) -> std::io::Result<Self> {
         let front = Arc::clone(engine.front());
         let counters = Arc::new(Counters::default());
@@ -188,7 +217,8 @@ impl Batcher {
         let (commands, received) = mpsc::channel();
         let worker = worker::Worker::new(engine, limits, Arc::clone(&counters), received);
         std::thread::Builder::new().name("batcher".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { front, limits, counters, commands })
+        let tokenizers = Arc::new(Tokenizers::start()?);
+        Ok(Self { front, limits, counters, tokenizers, commands })
     }
 
     /// The text side of the model.
@@ -212,20 +242,25 @@ impl Batcher {
         now.requests_running == 0 && now.requests_waiting == 0
     }
 
-    /// Queue a generation. Tokenizes on the caller's thread (microseconds per kilobyte).
-    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
+    /// Tokenizes and queues a generation.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
         self.expect_operation(Operation::Generate)?;
         if request.stops.len() > self.limits.stops_max {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
-        let front = &self.front;
+        let turn = self.turn()?;
         let prompt = match request.prompt {
-            Prompt::Text(text) => front.encode(&text, true),
-            Prompt::Chat(messages) => front.encode_chat(&messages),
-            Prompt::Tokens(tokens) => Ok(tokens),
+            Prompt::Text(text) => {
+                self.tokenize(text.len(), move |front, _| front.encode_checked(&text, true)).await?
+            }
+            Prompt::Chat(messages) => {
+                let bytes = messages.iter().map(|message| message.content.len()).sum();
+                self.tokenize(bytes, move |front, _| front.encode_chat(&messages)).await?
+            }
+            Prompt::Tokens(tokens) => tokens,
         };
-        let prompt = self.check_tokens(prompt.map_err(|error| BatchError::refused(&error))?)?;
-        let context = front.context_tokens_max();
+        let prompt = self.check_tokens(prompt)?;
+        let context = self.front.context_tokens_max();
         let tokens = prompt.len() + request.tokens_max.unwrap_or(1).max(1);
         if tokens > context {
             return Err(BatchError::refused(&EngineError::ContextExceeded {
@@ -238,30 +273,54 @@ impl Batcher {
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job =
             generation::Job { prompt, tokens_max, sampling: request.sampling, stops: request.stops, sender };
-        self.submit(Command::Generate(job))?;
+        self.submit(turn, Command::Generate(job))?;
         Ok(Generation { prompt_tokens, events })
     }
 
-    /// Compute embeddings. Tokenizes on the caller's thread; dropping the future stops the work.
-    pub async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<Embeddings, BatchError> {
+    /// Tokenizes and queues texts to embed.
+    pub async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<Embedding, BatchError> {
         self.expect_operation(Operation::Embed)?;
         if inputs.is_empty() || inputs.len() > self.limits.inputs_max {
             let message = format!("{} inputs, expected 1 to {}", inputs.len(), self.limits.inputs_max);
             return Err(refuse(message));
         }
-        let mut sequences = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            let tokens = match input {
-                EmbedInput::Text(text) => self.front.encode_checked(&text, true),
-                EmbedInput::Tokens(tokens) => Ok(tokens),
-            };
-            sequences.push(self.check_tokens(tokens.map_err(|error| BatchError::refused(&error))?)?);
-        }
+        let turn = self.turn()?;
+        let length = |input: &EmbedInput| match input {
+            EmbedInput::Text(text) => text.len(),
+            EmbedInput::Tokens(_) => 0,
+        };
+        let bytes = inputs.iter().map(length).sum();
+        let encode = move |front: &Front, is_abandoned: &dyn Fn() -> bool| {
+            let mut sequences = Vec::with_capacity(inputs.len());
+            for input in inputs {
+                if is_abandoned() {
+                    break;
+                }
+                sequences.push(match input {
+                    EmbedInput::Text(text) => front.encode_checked(&text, true)?,
+                    EmbedInput::Tokens(tokens) => tokens,
+                });
+            }
+            Ok(sequences)
+        };
+        let sequences = self.tokenize(bytes, encode).await?;
+        let sequences: Vec<Vec<u32>> =
+            sequences.into_iter().map(|tokens| self.check_tokens(tokens)).collect::<Result<_, _>>()?;
         let prompt_tokens = sequences.iter().map(Vec::len).sum();
         let (reply, answer) = oneshot::channel();
-        self.submit(Command::Embed(embedding::Job::new(sequences, reply)))?;
-        let vectors = answer.await.map_err(|_| stopped())??;
-        Ok(Embeddings { vectors, prompt_tokens })
+        self.submit(turn, Command::Embed(embedding::Job::new(sequences, reply)))?;
+        Ok(Embedding { prompt_tokens, answer })
+    }
+
+    /// What `encode` makes of texts of this many bytes, on a tokenizer's thread.
+    async fn tokenize<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        encode: impl FnOnce(&Front, &dyn Fn() -> bool) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, BatchError> {
+        let front = self.front.clone();
+        let tokens = self.tokenizers.run(bytes, move |is_abandoned| encode(&front, is_abandoned)).await;
+        tokens.ok_or_else(stopped)?.map_err(|error| BatchError::refused(&error))
     }
 
     fn expect_operation(&self, wanted: Operation) -> Result<(), BatchError> {
@@ -292,20 +351,25 @@ impl Batcher {
         Ok(tokens)
     }
 
-    fn submit(&self, command: Command) -> Result<(), BatchError> {
+    /// A turn to wait: from here on the request counts, so a worker that drains waits for it.
+    fn turn(&self) -> Result<Turn<'_>, BatchError> {
         if self.counters.draining.load(Ordering::Acquire) {
             return Err(BatchError::Draining);
         }
         let waiting = self.counters.waiting.fetch_add(1, Ordering::AcqRel) as usize;
+        let turn = Turn(&self.counters);
         if waiting >= self.limits.waiting_max {
-            self.counters.waiting.fetch_sub(1, Ordering::AcqRel);
             self.counters.refused_total.fetch_add(1, Ordering::Relaxed);
             return Err(BatchError::Overloaded { waiting });
         }
-        self.commands.send(command).map_err(|_| {
-            self.counters.waiting.fetch_sub(1, Ordering::AcqRel);
-            stopped()
-        })
+        Ok(turn)
+    }
+
+    fn submit(&self, turn: Turn<'_>, command: Command) -> Result<(), BatchError> {
+        self.commands.send(command).map_err(|_| stopped())?;
+        // The thread has it now, and takes it out of those that wait.
+        std::mem::forget(turn);
+        Ok(())
     }
 }
 

@@ -1,46 +1,99 @@
-//! Reading the bodies of strangers: bounded, and without letting go of a client that is still sending.
+//! Reading the bodies of strangers: bounded in bytes, in silence and by a memory budget, and without letting go of
+//! a client that is still sending.
 
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 use protocol::error_code as code;
 
+use crate::memory::{Buffer, Charge};
 use crate::openai::ApiError;
 
 /// How much of a refused body is still read and thrown away, and for how long. A connection that is closed
 /// under a client's hands takes the answer with it; this is time enough for the answer to arrive.
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
-/// Longest a client may take to send its body.
-const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+/// Longest silence within a body: a lost packet is sent again within a second or two, several times.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Longest a client may take to send its body: 8 MiB over a line of 256 kbit/s.
+const BODY_TIME_MAX: Duration = Duration::from_secs(300);
 
-/// Reads a body of at most `limit` bytes.
+/// Reads a body of at most `limit` bytes, charging `charge` for them as they come; `full` makes the error when
+/// there is no memory for them.
 ///
 /// # Errors
-/// 413, at once when the declared length is above the limit; 408; 400 when the client went away.
-pub(crate) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+/// 413, at once when the declared length is above the limit; 408; `full`; 400 when the client went away.
+pub(crate) async fn read<K: Ord + Clone>(
+    headers: &HeaderMap,
+    mut body: Body,
+    limit: usize,
+    charge: &mut Charge<K>,
+    full: fn() -> ApiError,
+) -> Result<Bytes, ApiError> {
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit as u64) {
         linger(headers, body);
         return Err(ApiError::body_too_large(limit));
     }
-    let mut limited = Limited::new(body, limit);
-    let collected = tokio::time::timeout(BODY_TIME_MAX, (&mut limited).collect()).await;
-    match collected {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limit)),
-        Ok(Err(_)) => {
+    // What is charged follows what has come; the declared length only keeps the buffer from growing past it.
+    let expected = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
+    let evicted = charge.eviction();
+    let reading = tokio::select! {
+        read = tokio::time::timeout(BODY_TIME_MAX, collect(&mut body, limit, expected, charge)) => read,
+        () = evicted.cancelled() => Ok(Err(Broken::Full)),
+    };
+    match reading {
+        Ok(Ok(whole)) => Ok(whole),
+        Ok(Err(Broken::Large)) => {
+            linger(headers, body);
+            Err(ApiError::body_too_large(limit))
+        }
+        Ok(Err(Broken::Full)) => {
+            linger(headers, body);
+            Err(full())
+        }
+        Ok(Err(Broken::Silent)) => {
+            Err(too_slow(format!("the request body made no progress for {} s", SILENCE_MAX.as_secs())))
+        }
+        Ok(Err(Broken::Off)) => {
             Err(ApiError::new(StatusCode::BAD_REQUEST, code::REQUEST_INVALID, "the request body broke off"))
         }
-        Err(_) => {
-            let message = format!("the request body took longer than {} s", BODY_TIME_MAX.as_secs());
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, code::REQUEST_INVALID, message))
-        }
+        Err(_) => Err(too_slow(format!("the request body took longer than {} s", BODY_TIME_MAX.as_secs()))),
     }
+}
+
+/// Why a body was not read to its end.
+enum Broken {
+    Large,
+    Full,
+    Silent,
+    Off,
+}
+
+async fn collect<K: Ord + Clone>(
+    body: &mut Body,
+    limit: usize,
+    expected: usize,
+    charge: &mut Charge<K>,
+) -> Result<Bytes, Broken> {
+    let mut buffer = Buffer::default();
+    loop {
+        let frame = tokio::time::timeout(SILENCE_MAX, body.frame()).await.map_err(|_| Broken::Silent)?;
+        let Some(frame) = frame else { return Ok(buffer.into_bytes()) };
+        let Ok(data) = frame.map_err(|_| Broken::Off)?.into_data() else { continue };
+        if buffer.len() + data.len() > limit {
+            return Err(Broken::Large);
+        }
+        buffer.push(&data, expected, charge).await.map_err(|_| Broken::Full)?;
+    }
+}
+
+fn too_slow(message: String) -> ApiError {
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, code::REQUEST_INVALID, message)
 }
 
 fn linger(headers: &HeaderMap, body: Body) {

@@ -16,6 +16,8 @@ mod pool;
 mod public;
 mod quota;
 mod table;
+#[cfg(test)]
+mod tests;
 mod ticket;
 
 use std::sync::Arc;
@@ -23,12 +25,13 @@ use std::time::Duration;
 
 use overlay::people::{Certificate, KeyExchanges};
 use overlay::{CancellationToken, Identity, Limits, PeerPolicy, people};
+use protocol::TokenName;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
+use crate::memory::Memory;
 use crate::metrics::GatewayMetrics;
 use lifetime::Lifetimes;
-use patience::WaitingRoom;
 use pool::Pool;
 use quota::Quotas;
 use table::Table;
@@ -42,6 +45,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(600);
 /// Largest whole answer of a worker: 2048 embeddings of 4096 numbers as text are about 100 MB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes of bodies and of buffered answers in all: two of the largest answers, or 32 of the largest bodies, or
+/// 16,000 requests that wait for a worker; and no more than a small machine can spare.
+const MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Everything a gateway is given; it opens nothing itself.
 #[derive(Debug)]
@@ -64,9 +70,27 @@ pub(crate) struct Gateway {
     pool: Pool,
     lifetimes: Lifetimes,
     quotas: Quotas,
-    waiting_room: WaitingRoom,
+    memory: Memory<TokenName>,
+    patience: Duration,
     metrics: Arc<GatewayMetrics>,
     key_exchanges: Arc<KeyExchanges>,
+}
+
+impl Gateway {
+    /// A gateway that knows no table and no worker.
+    fn new(identity: Identity, patience: Duration, memory_bytes_max: usize) -> Self {
+        Self {
+            identity,
+            table: watch::Sender::new(Arc::default()),
+            pool: Pool::default(),
+            lifetimes: Lifetimes::default(),
+            quotas: Quotas::default(),
+            memory: Memory::new(memory_bytes_max),
+            patience,
+            metrics: Arc::new(GatewayMetrics::new()),
+            key_exchanges: Arc::default(),
+        }
+    }
 }
 
 /// Serves until `shutdown`, then lets answers under way end. A request that finds no worker waits for one as long
@@ -81,16 +105,7 @@ pub async fn serve(
     patience: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), overlay::Error> {
-    let gateway = Arc::new(Gateway {
-        identity,
-        table: watch::Sender::new(Arc::default()),
-        pool: Pool::default(),
-        lifetimes: Lifetimes::default(),
-        quotas: Quotas::default(),
-        waiting_room: WaitingRoom::new(patience),
-        metrics: Arc::new(GatewayMetrics::new()),
-        key_exchanges: Arc::default(),
-    });
+    let gateway = Arc::new(Gateway::new(identity, patience, MEMORY_BYTES_MAX));
     // Workers stay connected until the last answer is out.
     let workers_shutdown = CancellationToken::new();
     // A gateway without one of its listeners is none: whichever fails ends the others.
@@ -113,18 +128,22 @@ pub async fn serve(
     public.and(workers).and(metrics)
 }
 
-async fn serve_workers(
-    listener: TcpListener,
-    gateway: Arc<Gateway>,
-    shutdown: CancellationToken,
-) -> Result<(), overlay::Error> {
-    let limits = Limits {
+fn worker_limits() -> Limits {
+    Limits {
         request: ANSWER,
         body_idle: ANSWER,
         response_bytes_max: ANSWER_BYTES_MAX,
         streams_max: 1024,
         ..Limits::default()
-    };
+    }
+}
+
+async fn serve_workers(
+    listener: TcpListener,
+    gateway: Arc<Gateway>,
+    shutdown: CancellationToken,
+) -> Result<(), overlay::Error> {
+    let limits = worker_limits();
     // Whose key it is says nothing yet: the ticket does.
     let identity = gateway.identity.clone();
     let ending = shutdown.clone();

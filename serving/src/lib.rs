@@ -10,6 +10,7 @@ pub mod batcher;
 pub mod engine;
 pub mod gateway;
 pub mod lockdown;
+pub mod memory;
 pub mod metrics;
 pub mod openai;
 pub mod weights;

@@ -212,6 +212,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
             "key": identity.public_key(),
         });
         lockdown::dial_nobody()?;
+        serving::memory::return_freed_buffers();
         // Only whoever asked for a free port reads it.
         let _ = writeln!(std::io::stdout(), "{started}");
         tracing::info!(%started, "gateway serves");

@@ -3,17 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use overlay::PublicKey;
+use overlay::{CancellationToken, PublicKey};
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use protocol::TokenName;
+use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use tokio::time::Instant;
 
 use crate::openai::Endpoint;
 
@@ -57,6 +58,7 @@ pub struct GatewayMetrics {
     workers: IntGaugeVec,
     ready: IntGaugeVec,
     connections: IntGaugeVec,
+    memory: IntGaugeVec,
 }
 
 /// The same under OpenTelemetry's names for generative models.
@@ -144,6 +146,7 @@ impl GatewayMetrics {
                 "Client connections by key exchange.",
                 &["key_exchange"],
             ),
+            memory: gauge(r, "quorate_request_memory_bytes", "Bodies and answers held, in bytes.", &[]),
             registry,
         }
     }
@@ -163,12 +166,15 @@ impl GatewayMetrics {
         self.held.with_label_values(&[model]).inc();
     }
 
-    /// Prometheus's text. `workers` are (model, requests in flight, what the worker last said).
+    /// Prometheus's text. `workers` are (model, requests in flight, what the worker last said); `memory_bytes` what
+    /// requests hold.
     pub fn text(
         &self,
         workers: impl Iterator<Item = (String, u32, Option<WorkerLoad>)>,
         key_exchanges: &BTreeMap<&'static str, u64>,
+        memory_bytes: usize,
     ) -> String {
+        self.memory.with_label_values::<&str>(&[]).set(i64::try_from(memory_bytes).unwrap_or(i64::MAX));
         self.running.reset();
         self.waiting.reset();
         self.cache.reset();
@@ -259,6 +265,7 @@ pub struct Observation {
     prompt_tokens: Option<u64>,
     generated_tokens: Option<u64>,
     has_ended: bool,
+    evicted: Option<CancellationToken>,
 }
 
 /// nginx's status for a client that closed the connection before it was answered.
@@ -280,7 +287,13 @@ impl Observation {
             prompt_tokens: None,
             generated_tokens: None,
             has_ended: false,
+            evicted: None,
         }
+    }
+
+    /// Cancelled when the request has to give its memory back.
+    pub fn evicted_by(&mut self, evicted: CancellationToken) {
+        self.evicted = Some(evicted);
     }
 
     /// Whose key it has.
@@ -368,6 +381,9 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
+        if self.evicted.as_ref().is_some_and(CancellationToken::is_cancelled) {
+            return self.end(StatusCode::TOO_MANY_REQUESTS, code::GATEWAY_MEMORY_FULL.as_str());
+        }
         self.end_as(CLIENT_GONE, "client-gone");
     }
 }
@@ -381,7 +397,7 @@ mod tests {
             WorkerMetrics { requests_waiting: 3, kv_cache_usage_permille: 250, ..Default::default() };
         let load = WorkerLoad { state: WorkerState::Ready, metrics: numbers };
         let workers = [("tiny".to_owned(), 2, Some(load)), ("tiny".to_owned(), 1, None)];
-        metrics.text(workers.into_iter(), &BTreeMap::from([("X25519MLKEM768", 4)]))
+        metrics.text(workers.into_iter(), &BTreeMap::from([("X25519MLKEM768", 4)]), 7)
     }
 
     #[test]
@@ -411,6 +427,7 @@ mod tests {
             "quorate_workers{model_name=\"tiny\"} 2",
             "quorate_workers_ready{model_name=\"tiny\"} 1",
             "quorate_client_connections{key_exchange=\"X25519MLKEM768\"} 4",
+            "quorate_request_memory_bytes 7",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

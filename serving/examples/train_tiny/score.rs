@@ -47,15 +47,17 @@ pub(crate) fn score(directory: &Path, lessons: &Lessons) -> anyhow::Result<Score
 }
 
 fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> anyhow::Result<Share> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut running = Vec::new();
     for lesson in lessons {
         let message = ChatMessage { role: "user".to_owned(), content: lesson.question.clone() };
-        running.push(batcher.generate(GenerateRequest {
+        let request = GenerateRequest {
             prompt: Prompt::Chat(vec![message]),
             sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
             tokens_max: Some(64),
             stops: Vec::new(),
-        })?);
+        };
+        running.push(runtime.block_on(batcher.generate(request))?);
     }
     let mut right = 0;
     for (lesson, mut generation) in lessons.iter().zip(running) {

@@ -2,7 +2,8 @@
 //! side, which needs it before a request is queued, and the batcher, which turns tokens back into text.
 //!
 //! Not here: the mathematics. What may surprise: inputs are never truncated, even where the tokenizer file asks
-//! for it; too long an input is an error that says so.
+//! for it; too long an input is an error that says so. A text that has more bytes than the context can hold is refused
+//! before it is tokenized, for a tokenizer takes hundreds of bytes of memory for each of the text's.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,16 @@ use tokenizers::Tokenizer;
 
 use super::chat::{ChatMessage, ChatTemplate};
 use super::config::{self, ModelConfig, Shape};
-use super::{EngineError, Operation};
+use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
+
+/// Memory that a tokenizer takes for each byte of a text: 250 were measured with megabytes of English.
+const TOKENIZER_BYTES_PER_BYTE: usize = 320;
+/// How many times as long as its tokens a text may be: a normalizer drops accents, control characters and repeated
+/// spaces, which then belong to no token.
+const DROPPED_FACTOR: usize = 4;
+/// Bytes of a text that are always tokenized, however short the context.
+const TEXT_BYTES_MIN: usize = 64 * 1024;
 
 /// The text side of a model.
 #[derive(Debug)]
@@ -22,8 +31,19 @@ pub struct Front {
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
     context_tokens_max: usize,
+    text_bytes_max: usize,
     vocabulary: usize,
     dimensions: Option<usize>,
+    delay: Option<Delay>,
+}
+
+/// Called with each text before it is tokenized, in tests: a simulated engine's tokenizer takes as long as this does.
+pub(super) struct Delay(pub(super) Box<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Delay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Delay")
+    }
 }
 
 #[derive(Deserialize)]
@@ -66,7 +86,7 @@ impl Front {
     pub fn read(
         files: &ModelFiles,
         config: &ModelConfig,
-        context_tokens_max: Option<usize>,
+        options: &EngineOptions,
     ) -> Result<Self, EngineError> {
         let path = "tokenizer.json";
         if !files.contains(path) {
@@ -88,15 +108,20 @@ impl Front {
             Shape::Decoder(_) => (Operation::Generate, None),
         };
         let template = read_template(files)?;
-        let limit = context_tokens_max.unwrap_or(usize::MAX);
+        let limit = options.context_tokens_max.unwrap_or(usize::MAX);
+        let context_tokens_max = config.context_tokens_max.min(limit);
+        let text_bytes_max =
+            text_bytes_of(longest_token(&tokenizer), context_tokens_max, options.tokenizer_bytes_max);
         Ok(Self {
             operation,
             tokenizer,
             template,
             end_tokens: config.end_tokens.clone(),
-            context_tokens_max: config.context_tokens_max.min(limit),
+            context_tokens_max,
+            text_bytes_max,
             vocabulary: config.vocabulary,
             dimensions,
+            delay: None,
         })
     }
 
@@ -109,14 +134,21 @@ impl Front {
             template: Some(ChatTemplate::plain()),
             end_tokens: vec![256],
             context_tokens_max,
+            text_bytes_max: text_bytes_of(1, context_tokens_max, usize::MAX),
             vocabulary: 257,
             dimensions: None,
+            delay: None,
         }
     }
 
     /// The same bytes, for an embedding model of this many dimensions.
     pub fn bytes_embedding(context_tokens_max: usize, dimensions: usize) -> Self {
         Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
+    }
+
+    /// The same, whose tokenizer takes as long as `delay` does.
+    pub(super) fn delayed(self, delay: Delay) -> Self {
+        Self { delay: Some(delay), ..self }
     }
 
     /// What the model can be asked for.
@@ -149,8 +181,24 @@ impl Front {
         self.end_tokens.contains(&token)
     }
 
+    /// Most bytes of a text that is tokenized.
+    pub fn text_bytes_max(&self) -> usize {
+        self.text_bytes_max
+    }
+
     /// Text to tokens. `special` adds what the tokenizer puts around an input (`[CLS]`, a begin token).
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLong`], before any work, and [`EngineError::Tokenize`].
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
+        let (bytes, bytes_max) = (text.len(), self.text_bytes_max);
+        if bytes > bytes_max {
+            let context_tokens_max = self.context_tokens_max;
+            return Err(EngineError::TextTooLong { bytes, bytes_max, context_tokens_max });
+        }
+        if let Some(Delay(delay)) = &self.delay {
+            delay(text);
+        }
         let encoding = self
             .tokenizer
             .encode_fast(text, special)
@@ -187,6 +235,18 @@ impl Front {
         }
         Err(EngineError::ContextExceeded { tokens, context_tokens_max: self.context_tokens_max })
     }
+}
+
+/// Bytes of the longest token as the vocabulary writes it, which is never shorter than the text it stands for.
+fn longest_token(tokenizer: &Tokenizer) -> usize {
+    tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1).max(1)
+}
+
+/// Most bytes of a text that can fit a context, generously; and no more than there is memory to tokenize.
+fn text_bytes_of(longest_token: usize, context_tokens_max: usize, tokenizer_bytes_max: usize) -> usize {
+    let fits = context_tokens_max.saturating_mul(longest_token).saturating_mul(DROPPED_FACTOR);
+    fits.saturating_add(TEXT_BYTES_MIN)
+        .min((tokenizer_bytes_max / TOKENIZER_BYTES_PER_BYTE).max(TEXT_BYTES_MIN))
 }
 
 fn untruncated(tokenizer: &mut Tokenizer) {
@@ -271,6 +331,43 @@ mod tests {
         assert_eq!(front.decode(&tokens), text);
         assert_eq!(front.encode("<|end|>", false).expect("special"), [256]);
         assert_eq!(front.decode(&[104, 105, 256]), "hi");
+    }
+
+    #[test]
+    fn every_text_that_fits_is_tokenized_and_none_for_which_there_is_no_memory() {
+        const GIB: usize = 1 << 30;
+        for (longest, context, memory, expected) in [
+            // MiniLM, the shipped model, Llama 3: no text that fits is too long.
+            (18, 256, GIB, 18_432 + TEXT_BYTES_MIN),
+            (10, 512, GIB, 20_480 + TEXT_BYTES_MIN),
+            (128, 131_072, 64 * GIB, 67_108_864 + TEXT_BYTES_MIN),
+            // Little memory: 6 bytes for each token of the context, and a page of text at least.
+            (128, 8_192, 56 << 20, 183_500),
+            (128, 8_192, 1 << 20, TEXT_BYTES_MIN),
+            (1, usize::MAX, usize::MAX, usize::MAX / TOKENIZER_BYTES_PER_BYTE),
+        ] {
+            assert_eq!(text_bytes_of(longest, context, memory), expected, "{longest} x {context}");
+        }
+        let tokenizer = byte_tokenizer(&["<|end|>"]);
+        assert_eq!(longest_token(&tokenizer), 7, "special tokens count");
+    }
+
+    #[test]
+    fn a_text_of_megabytes_is_refused_before_it_is_tokenized() {
+        let front = Front::bytes(100);
+        let long = "x".repeat(4_000_000);
+        let message = ChatMessage { role: "user".to_owned(), content: long.clone() };
+        for refused in
+            [front.encode(&long, true), front.encode_checked(&long, true), front.encode_chat(&[message])]
+        {
+            let error = refused.expect_err("too long");
+            assert_eq!(error.code().as_str(), "context-length-exceeded");
+            let text = error.to_string();
+            // The bytes, not the tokens: nothing has counted those.
+            assert!(text.starts_with("40000") && text.contains("bytes of text, at most 65936"), "{text}");
+        }
+        let fits = "y".repeat(front.text_bytes_max());
+        assert_eq!(front.encode(&fits, true).expect("tokens").len(), 65_936);
     }
 
     #[test]

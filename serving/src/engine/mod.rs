@@ -76,6 +76,18 @@ pub enum EngineError {
         /// What the model takes.
         context_tokens_max: usize,
     },
+    /// A text has more bytes than any that fits; it was not tokenized.
+    #[error(
+        "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of {context_tokens_max} tokens"
+    )]
+    TextTooLong {
+        /// Bytes of the text.
+        bytes: usize,
+        /// What is tokenized.
+        bytes_max: usize,
+        /// What the model takes.
+        context_tokens_max: usize,
+    },
     /// An encoder was asked to generate, or a decoder to embed.
     #[error("this model does not {operation}")]
     OperationUnsupported {
@@ -100,7 +112,7 @@ impl EngineError {
             Self::FeatureUnsupported { .. } => code::MODEL_FEATURE_UNSUPPORTED,
             Self::Tokenize { .. } => code::INVALID_VALUE,
             Self::ChatTemplate { .. } => code::CHAT_TEMPLATE_FAILED,
-            Self::ContextExceeded { .. } => code::CONTEXT_LENGTH_EXCEEDED,
+            Self::ContextExceeded { .. } | Self::TextTooLong { .. } => code::CONTEXT_LENGTH_EXCEEDED,
             Self::OperationUnsupported { .. } => code::OPERATION_UNSUPPORTED,
             Self::Device { .. } => code::ENGINE_FAILED,
         }
@@ -169,6 +181,8 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Most bytes for the decoder's cache of keys and values, on the CPU.
     pub cache_bytes_max: usize,
+    /// Most memory that tokenizing one text may take.
+    pub tokenizer_bytes_max: usize,
     /// Most bytes of its GPU's memory for weights and cache together; none = all that is free.
     pub device_bytes_max: Option<u64>,
     /// Largest context served, if smaller than the model's own.
@@ -189,6 +203,8 @@ pub enum DeviceChoice {
 /// What a worker takes besides its cache, in bytes: program, tokenizer, activations, queued requests. Seen: 10 MiB
 /// with the shipped language model and 16 clients, 22 MiB with MiniLM and four clients of 32 long texts each.
 const PROGRAM_BYTES: u64 = 64 << 20;
+/// Least memory for tokenizing one text: a page of text must be read by the smallest worker.
+const TOKENIZER_BYTES_MIN: usize = 20 << 20;
 /// Least cache, in bytes: a worker with hardly any memory still answers one short request after another.
 const CACHE_BYTES_MIN: u64 = 16 << 20;
 
@@ -201,6 +217,14 @@ pub fn cache_bytes_of(memory_bytes: u64) -> usize {
     usize::try_from(room.max(CACHE_BYTES_MIN)).unwrap_or(usize::MAX)
 }
 
+/// How much of a worker's memory tokenizing one text may take, at the same time as a step: half of what
+/// [`cache_bytes_of`] leaves free.
+#[must_use]
+pub fn tokenizer_bytes_of(memory_bytes: u64) -> usize {
+    let room = usize::try_from(memory_bytes.saturating_sub(PROGRAM_BYTES) / 8).unwrap_or(usize::MAX);
+    room.max(TOKENIZER_BYTES_MIN)
+}
+
 /// How much of a GPU's memory the cache may fill: `free` is what is left after the weights, `granted` what weights
 /// and cache may have together. Half of it: a step holds the old and the new keys and values at once.
 #[must_use]
@@ -210,12 +234,13 @@ pub fn device_cache_bytes_of(granted: Option<u64>, weights: u64, free: u64) -> u
 }
 
 impl Default for EngineOptions {
-    /// As many threads as this process may use, a quarter of a GiB of cache, on the CPU.
+    /// As many threads as this process may use, a quarter of a GiB of cache, one for the tokenizer, on the CPU.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             threads,
             cache_bytes_max: 256 * 1024 * 1024,
+            tokenizer_bytes_max: 1024 * 1024 * 1024,
             device_bytes_max: None,
             context_tokens_max: None,
             device: DeviceChoice::Cpu,
@@ -241,7 +266,7 @@ impl LoadedEngine {
     /// themselves are waited for by the first computation, layer by layer.
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
-        let front = Arc::new(Front::read(files, &config, options.context_tokens_max)?);
+        let front = Arc::new(Front::read(files, &config, options)?);
         let weights = crate::weights::Weights::open(Arc::clone(files))?;
         let model = match (&config.shape, options.device) {
             (config::Shape::Encoder(shape), DeviceChoice::Cpu) => {

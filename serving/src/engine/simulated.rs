@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::front::Delay;
 use super::{Capacity, Engine, EngineError, Front, Operation, Run, SequenceId};
 
 /// The simulated engine.
@@ -48,6 +49,15 @@ impl Simulated {
     pub fn without_end(mut self) -> Self {
         self.is_endless = true;
         self
+    }
+
+    /// A decoder whose tokenizer calls `delay` with each text, and goes on when that returns.
+    pub fn with_tokenizer(
+        context_tokens_max: usize,
+        tokens_total: usize,
+        delay: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(Front::bytes(context_tokens_max).delayed(Delay(Box::new(delay))), tokens_total)
     }
 
     fn new(front: Front, tokens_total: usize) -> Self {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use overlay::{CancellationToken, Reversed};
+use overlay::{CancellationToken, Channel, PublicKey, Reversed};
 use protocol::canonical;
 use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
@@ -18,7 +18,7 @@ use protocol::worker::{WorkerLoad, WorkerState};
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::pool::Link;
+use super::pool::{Departure, Link};
 use super::ticket::{TicketError, check_form, check_renewal, check_route};
 use crate::worker::now;
 
@@ -32,7 +32,7 @@ const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 /// Judges a new connection and, if its ticket is good, keeps it in the pool until it ends.
 pub(super) async fn attend(gateway: Arc<Gateway>, reversed: Reversed, shutdown: CancellationToken) {
     let worker = reversed.peer();
-    let (signed, lapses_at) = match admit(&gateway, &reversed).await {
+    let (signed, lapses_at) = match admit(&gateway, worker, &reversed.preface).await {
         Ok(admitted) => admitted,
         Err(error) => {
             tracing::warn!(worker = worker.short(), %error, "worker refused");
@@ -43,23 +43,40 @@ pub(super) async fn attend(gateway: Arc<Gateway>, reversed: Reversed, shutdown: 
         Ok(channel) => channel,
         Err(error) => return tracing::warn!(worker = worker.short(), %error, "worker lost"),
     };
+    serve_worker(&gateway, channel, signed, lapses_at, shutdown).await;
+}
+
+/// Keeps a worker whose ticket was admitted in the pool until it ends.
+pub(super) async fn serve_worker(
+    gateway: &Gateway,
+    channel: Channel,
+    signed: SignedTicket,
+    lapses_at: Instant,
+    shutdown: CancellationToken,
+) {
+    let worker = channel.peer();
     let Ticket { service, slot, fence, .. } = &signed.ticket;
     tracing::info!(worker = worker.short(), %service, %slot, %fence, "worker connected");
     let link = gateway.pool.add(channel, signed.ticket.clone());
-    let ended = tokio::select! {
-        ended = keep(&gateway, &link, lapses_at) => ended,
-        () = shutdown.cancelled() => "shutdown",
+    let departure = tokio::select! {
+        departure = keep(gateway, &link, lapses_at) => departure,
+        () = shutdown.cancelled() => Departure::Shutdown,
     };
-    gateway.pool.remove(&link);
+    gateway.pool.remove(&link, departure);
+    let ended = departure.as_str();
     tracing::info!(worker = worker.short(), %service, %slot, %fence, ended, "worker disconnected");
 }
 
 /// The ticket of a worker that may serve, and when it lapses.
-async fn admit(gateway: &Gateway, reversed: &Reversed) -> Result<(SignedTicket, Instant), TicketError> {
+pub(super) async fn admit(
+    gateway: &Gateway,
+    worker: PublicKey,
+    preface: &[u8],
+) -> Result<(SignedTicket, Instant), TicketError> {
     let came_at = Instant::now();
-    let signed: SignedTicket = canonical::from_bytes(&reversed.preface, TICKET_BYTES_MAX)
+    let signed: SignedTicket = canonical::from_bytes(preface, TICKET_BYTES_MAX)
         .map_err(|error| TicketError::Unreadable(error.to_string()))?;
-    check_form(&signed, &reversed.peer(), &gateway.identity.public_key())?;
+    check_form(&signed, &worker, &gateway.identity.public_key())?;
     let mut tables = gateway.table.subscribe();
     // A worker may be faster than the table; it waits for it no longer than any ticket is good.
     let early_until = came_at + Duration::from_millis(LEASE_MS);
@@ -79,20 +96,20 @@ async fn admit(gateway: &Gateway, reversed: &Reversed) -> Result<(SignedTicket, 
 }
 
 /// Returns why the worker is to be left.
-async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> &'static str {
+async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> Departure {
     let mut deadline = lapses_at;
     let mut retired_at = None;
     // The first ticket may be old from waiting for the table.
     let mut next_poll = Instant::now();
     loop {
         tokio::select! {
-            () = link.channel.closed() => return "connection closed",
-            () = tokio::time::sleep_until(deadline) => return "ticket lapsed",
+            () = link.channel.closed() => return Departure::Closed,
+            () = tokio::time::sleep_until(deadline) => return Departure::Lapsed,
             () = tokio::time::sleep_until(next_poll) => {}
         }
         next_poll = Instant::now() + if link.is_loading() { LOADING_INTERVAL } else { POLL_INTERVAL };
         match tokio::time::timeout_at(deadline, poll(gateway, link)).await {
-            Err(_) => return "ticket lapsed",
+            Err(_) => return Departure::Lapsed,
             Ok(Ok(Some(renewed))) => deadline = renewed,
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
@@ -107,7 +124,7 @@ async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> &'static st
         }
         let retired_at = *retired_at.get_or_insert(Instant::now());
         if link.in_flight() == 0 || retired_at.elapsed() > RETIREMENT {
-            return "slot ended";
+            return Departure::SlotEnded;
         }
     }
 }
@@ -139,7 +156,7 @@ async fn poll(gateway: &Gateway, link: &Link) -> Result<Option<Instant>, TicketE
 
 async fn ask(link: &Link, path: &'static str) -> Option<Bytes> {
     let request = Request::get(path).body(Bytes::new()).expect("a literal path is valid");
-    match link.channel.request(request).await {
+    match link.polls.request(request).await {
         Ok(response) => Some(response).filter(|r| r.status() == StatusCode::OK).map(Response::into_body),
         Err(error) => {
             tracing::debug!(worker = link.channel.peer().short(), path, %error, "poll failed");

@@ -1,7 +1,10 @@
 //! From an admitted request to a worker and back.
 //!
 //! A request goes to one worker at a time. As long as the client has not been sent a byte, a worker that
-//! dies, or that says it takes nothing now, is left for another; after that its death is told in the stream.
+//! says it takes nothing now is left for another. So is a worker that is lost; but the request may be what it was
+//! lost by. Such a suspect is tried once more, alone ([`super::pool`]), and given up when that worker is lost too: no
+//! request ends more than two workers, and none that ran beside it fails.
+//! After the first byte a worker's death is told in the stream.
 //! Where there is no worker, the request waits for one for a moment (`patience`).
 //! A client that goes away drops the response, which resets the worker's stream, which stops the engine.
 
@@ -14,46 +17,84 @@ use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use overlay::ResponseBody;
+use protocol::TokenName;
 use protocol::error_code as code;
+use tokio::time::Instant;
 
-use super::Gateway;
-use super::pool::Place;
-use super::public::Wanted;
+use super::pool::{Place, Suspect};
+use super::public::{Wanted, memory_full};
+use super::{ANSWER_BYTES_MAX, Gateway};
+use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::metrics::Observation;
 use crate::openai::{ApiError, error_event};
 use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 
-/// Most workers that one request is put on. A request that kills whoever reads it must not find them all.
-const ATTEMPTS_MAX: usize = 3;
+/// Most workers that may refuse one request before its client hears of it.
+const REFUSALS_MAX: usize = 3;
 /// How long a worker has for the answer after its answer's headers say that it refuses.
 const REFUSAL: Duration = Duration::from_secs(5);
+/// Longest that a worker is one suspect's alone. What a request does to its worker by being read, it has done by
+/// then; a whole answer may take minutes, and others wait.
+const QUARANTINE: Duration = Duration::from_secs(10);
 
 /// What came of putting a request on one worker.
 enum Attempt {
-    /// The answer, whole or begun; the observation goes with it.
-    Answered(Response),
-    /// Nothing has reached the client, and another worker may do better.
-    Retry(ApiError, Observation),
+    /// The whole answer.
+    Whole(Response<()>, Bytes),
+    /// An answer that has begun; place and observation go with it.
+    Begun(Response),
+    /// The worker takes nothing now, or never saw the request.
+    Refused(ApiError, Observation),
+    /// The worker was lost while it had the request.
+    Lost(Observation),
+    /// The client is to hear this at once.
+    Failed(ApiError, Observation),
+}
+
+/// A request on its way: its body, the memory it is counted for, and its measurement.
+pub(super) struct Admitted {
+    pub(super) wanted: Wanted,
+    pub(super) body: Bytes,
+    pub(super) charge: Charge<TokenName>,
 }
 
 impl Gateway {
     /// Finds a worker that answers.
     pub(super) async fn forward(
         &self,
-        wanted: Wanted,
-        body: Bytes,
+        admitted: Admitted,
         mut observation: Observation,
     ) -> Result<Response, (ApiError, Observation)> {
+        let evicted = admitted.charge.eviction();
+        observation.evicted_by(evicted.clone());
+        tokio::select! {
+            answered = self.try_forward(admitted, observation) => answered,
+            // The observation has seen it for itself.
+            () = evicted.cancelled() => Ok(axum::response::IntoResponse::into_response(memory_full())),
+        }
+    }
+
+    async fn try_forward(
+        &self,
+        admitted: Admitted,
+        mut observation: Observation,
+    ) -> Result<Response, (ApiError, Observation)> {
+        let Admitted { wanted, body, mut charge } = admitted;
         let mut tried = Vec::new();
+        let mut refusals = 0;
+        let mut suspect: Option<Suspect<'_>> = None;
         let mut reason = no_worker(&wanted);
-        let until = self.waiting_room.until();
-        while tried.len() < ATTEMPTS_MAX {
-            let place = match self.place_now(&wanted, &tried) {
-                // Who is busy now is told so; waiting would only lengthen the queue.
-                Ok(None) if reason.code != code::WORKER_OVERLOADED => {
-                    self.place_soon(&wanted, body.len(), &tried, until).await
-                }
-                found => found,
+        let until = Instant::now() + self.patience;
+        while refusals < REFUSALS_MAX {
+            let place = match &suspect {
+                Some(suspect) => self.place_alone(&wanted, &tried, suspect).await,
+                None => match self.place_now(&wanted, &tried) {
+                    // Who is busy now is told so; waiting would only lengthen the queue.
+                    Ok(None) if reason.code != code::WORKER_OVERLOADED => {
+                        self.place_soon(&wanted, &tried, until).await
+                    }
+                    found => found,
+                },
             };
             let place = match place {
                 Ok(Some(place)) => place,
@@ -64,51 +105,80 @@ impl Gateway {
             if tried.len() > 1 {
                 self.metrics.retried(wanted.model.as_str());
             }
-            match self.attempt(place, &wanted, body.clone(), observation).await {
-                Attempt::Answered(response) => return Ok(response),
-                Attempt::Retry(error, back) => {
-                    tracing::info!(model = wanted.model.as_str(), %error, "trying another worker");
-                    (reason, observation) = (error, back);
+            let link = place.link().clone();
+            let attempt = attempt(place, &wanted, body.clone(), &mut charge, observation);
+            let (error, back) = match in_quarantine(attempt, suspect.as_ref()).await {
+                Attempt::Begun(response) => return Ok(response),
+                Attempt::Whole(head, answer) => {
+                    drop(body);
+                    charge.shrink_to(REQUEST_BYTES_MIN + answer.len());
+                    return Ok(head.map(|()| Body::new(ChargedBody::new(answer, charge))));
                 }
-            }
+                Attempt::Failed(error, back) => return Err((error, back)),
+                Attempt::Refused(error, back) => (error, back),
+                Attempt::Lost(back) if link.left_in_order() => (worker_lost(), back),
+                Attempt::Lost(back) if suspect.is_some() => return Err((two_workers_lost(), back)),
+                Attempt::Lost(back) => {
+                    suspect = Some(self.pool.suspect());
+                    (reason, observation) = (worker_lost(), back);
+                    continue;
+                }
+            };
+            tracing::info!(model = wanted.model.as_str(), %error, "trying another worker");
+            refusals += 1;
+            (reason, observation) = (error, back);
         }
         Err((reason, observation))
     }
+}
 
-    async fn attempt(
-        &self,
-        place: Place,
-        wanted: &Wanted,
-        body: Bytes,
-        mut observation: Observation,
-    ) -> Attempt {
-        let link = place.link().clone();
-        observation.sent_to(&link.channel.peer());
-        let request = http::Request::post(wanted.endpoint.path())
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Body::from(body))
-            .expect("a literal path and header are valid");
-        let sent = tokio::select! {
-            sent = link.channel.send(request) => sent,
-            () = link.lost.cancelled() => return Attempt::Retry(worker_lost(), observation),
-        };
-        let response = match sent {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::warn!(worker = link.channel.peer().short(), %error, "request failed");
-                return Attempt::Retry(worker_lost(), observation);
-            }
-        };
-        let (head, body) = response.into_parts();
-        if head.status == StatusCode::SERVICE_UNAVAILABLE {
-            return Attempt::Retry(refusal(body).await, observation);
+/// Runs the attempt; a suspect's worker is kept from others for a while at most.
+async fn in_quarantine(attempt: impl Future<Output = Attempt>, suspect: Option<&Suspect<'_>>) -> Attempt {
+    let Some(suspect) = suspect else { return attempt.await };
+    tokio::pin!(attempt);
+    tokio::select! {
+        done = &mut attempt => return done,
+        () = tokio::time::sleep(QUARANTINE) => suspect.acquit(),
+    }
+    attempt.await
+}
+
+async fn attempt(
+    place: Place,
+    wanted: &Wanted,
+    body: Bytes,
+    charge: &mut Charge<TokenName>,
+    mut observation: Observation,
+) -> Attempt {
+    let link = place.link().clone();
+    observation.sent_to(&link.channel.peer());
+    let request = http::Request::post(wanted.endpoint.path())
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(body))
+        .expect("a literal path and header are valid");
+    let sent = tokio::select! {
+        sent = link.channel.send(request) => sent,
+        () = link.lost.cancelled() => return Attempt::Lost(observation),
+    };
+    let response = match sent {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::warn!(worker = link.channel.peer().short(), %error, "request failed");
+            return match error {
+                overlay::Error::Lost { sent: false, .. } => Attempt::Refused(worker_lost(), observation),
+                _ => Attempt::Lost(observation),
+            };
         }
-        let answer = Answer { place, body, observation };
-        if wanted.is_stream && head.status == StatusCode::OK {
-            answer.stream(&head.headers).await
-        } else {
-            answer.whole(head.status, &head.headers).await
-        }
+    };
+    let (head, body) = response.into_parts();
+    if head.status == StatusCode::SERVICE_UNAVAILABLE {
+        return Attempt::Refused(refusal(body).await, observation);
+    }
+    let answer = Answer { place, body, observation };
+    if wanted.is_stream && head.status == StatusCode::OK {
+        answer.stream(&head.headers).await
+    } else {
+        answer.whole(head.status, &head.headers, charge).await
     }
 }
 
@@ -146,36 +216,45 @@ impl Answer {
         }
     }
 
-    async fn whole(mut self, status: StatusCode, headers: &HeaderMap) -> Attempt {
-        let mut body = Vec::new();
+    async fn whole(
+        mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        charge: &mut Charge<TokenName>,
+    ) -> Attempt {
+        let mut answer = Buffer::default();
         loop {
             match self.next().await {
-                Next::Data(data) => body.extend_from_slice(&data),
+                Next::Data(data) => {
+                    if answer.push(&data, ANSWER_BYTES_MAX, charge).await.is_err() {
+                        return Attempt::Failed(memory_full(), self.observation);
+                    }
+                }
                 Next::Trailers(_) => {}
-                Next::Lost => return Attempt::Retry(worker_lost(), self.observation),
+                Next::Lost => return Attempt::Lost(self.observation),
                 Next::End => break,
             }
         }
         self.observation.tokens(count(headers, &PROMPT_TOKENS), count(headers, &COMPLETION_TOKENS));
         self.observation.end(status, if status.is_success() { "" } else { "refused-by-worker" });
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = status;
+        let mut head = Response::new(());
+        *head.status_mut() = status;
         for name in [header::CONTENT_TYPE, header::RETRY_AFTER] {
             if let Some(value) = headers.get(&name) {
-                response.headers_mut().insert(name, value.clone());
+                head.headers_mut().insert(name, value.clone());
             }
         }
-        Attempt::Answered(response)
+        Attempt::Whole(head, answer.into_bytes())
     }
 
     /// Waits for the first piece, for until it is there another worker can still be asked.
     async fn stream(mut self, headers: &HeaderMap) -> Attempt {
         let first = match self.next().await {
             Next::Data(data) => data,
-            Next::Trailers(_) | Next::End | Next::Lost => {
-                return Attempt::Retry(worker_lost(), self.observation);
-            }
+            Next::Lost => return Attempt::Lost(self.observation),
+            Next::Trailers(_) | Next::End => return Attempt::Refused(worker_lost(), self.observation),
         };
+        self.place.answer_begins();
         self.observation.tokens(count(headers, &PROMPT_TOKENS), None);
         self.observation.piece();
         let rest = stream::unfold(Some(self), |answer| async move { answer?.piece().await });
@@ -183,7 +262,7 @@ impl Answer {
         let pieces = futures::StreamExt::chain(first, rest);
         let mut response = Response::new(Body::from_stream(pieces));
         event_stream(response.headers_mut());
-        Attempt::Answered(response)
+        Attempt::Begun(response)
     }
 
     /// The next piece for the client, and what remains.
@@ -226,6 +305,13 @@ fn no_worker(wanted: &Wanted) -> ApiError {
 fn worker_lost() -> ApiError {
     let message = "the worker that served this request was lost";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).retry_after(1)
+}
+
+/// Says that this request is not to come again: a client that repeats it by itself would end two workers each time.
+fn two_workers_lost() -> ApiError {
+    let message = "two workers were lost while they served this request, the second one with no other request; \
+        it is not tried on a third";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).not_again()
 }
 
 /// What a worker says when it takes nothing now. Its own words are for our log, not for clients.

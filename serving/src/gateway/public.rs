@@ -1,9 +1,9 @@
 //! What OpenAI clients meet: keys, quotas, limits, validation, and then a worker.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -13,9 +13,12 @@ use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
+use tokio::time::Instant;
 
 use super::Gateway;
+use super::forward::Admitted;
 use super::table::Table;
+use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
 use crate::openai::{self, ApiError, Endpoint, Request};
 use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
@@ -55,7 +58,7 @@ async fn gateway_metrics(State(gateway): State<Arc<Gateway>>) -> Response {
         let model = table.model_of(&link.ticket().service)?.to_string();
         Some((model, link.in_flight(), link.load()))
     });
-    metrics::text_response(gateway.metrics.text(workers, &exchanges))
+    metrics::text_response(gateway.metrics.text(workers, &exchanges, gateway.memory.used()))
 }
 
 /// Ready once the agent has said who serves what.
@@ -73,10 +76,11 @@ async fn models(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Resu
 
 async fn model(
     State(gateway): State<Arc<Gateway>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (table, _) = gateway.authenticate(&headers).await?;
+    let Path(name) = name.map_err(|_| ApiError::model_not_found("not UTF-8"))?;
     if table.services(&name).is_empty() {
         return Err(ApiError::model_not_found(&name));
     }
@@ -126,11 +130,11 @@ impl Gateway {
         request: axum::extract::Request,
         mut observation: Observation,
     ) -> Result<Response, (ApiError, Observation)> {
-        let (wanted, body) = match self.admit(endpoint, request, &mut observation).await {
+        let admitted = match self.admit(endpoint, request, &mut observation).await {
             Ok(admitted) => admitted,
             Err(error) => return Err((error, observation)),
         };
-        self.forward(wanted, body, observation).await
+        self.forward(admitted, observation).await
     }
 
     /// Everything that is decided before a worker sees a byte.
@@ -139,7 +143,7 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         observation: &mut Observation,
-    ) -> Result<(Wanted, bytes::Bytes), ApiError> {
+    ) -> Result<Admitted, ApiError> {
         let (head, body) = request.into_parts();
         let (table, key) = self.authenticate(&head.headers).await?;
         observation.key(&key.name);
@@ -151,14 +155,24 @@ impl Gateway {
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message)
                 .retry_after(seconds)
         })?;
-        let body = crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX).await?;
+        let mut charge = self.memory.open(key.name.clone());
+        charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
+        let limit = INFERENCE_BODY_BYTES_MAX;
+        let body = crate::body::read(&head.headers, body, limit, &mut charge, memory_full).await?;
         let request = Request::parse(endpoint, &body)?;
         let services = services(endpoint, request.model(), &table)?;
         let model = services[0].model.clone();
         observation.model(model.as_str());
         let (name, is_stream) = (request.model().to_owned(), request.is_stream());
-        Ok((Wanted { endpoint, name, model, is_stream }, body))
+        Ok(Admitted { wanted: Wanted { endpoint, name, model, is_stream }, body, charge })
     }
+}
+
+/// The key that holds most of this gateway's memory asks for more, or another key needs a part of it.
+pub(super) fn memory_full() -> ApiError {
+    let message = "this API key holds its share of the gateway's memory: send fewer large requests at once, and \
+        read their answers";
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::GATEWAY_MEMORY_FULL, message).retry_after(1)
 }
 
 /// What an admitted request asks for.

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::TokenName;
 use protocol::gateway::ApiKey;
+use tokio::time::Instant;
 
 /// Buckets above this number are swept of those that are full again.
 const BUCKETS_KEPT: usize = 8192;

@@ -26,12 +26,14 @@ pub struct ApiError {
     pub param: Option<String>,
     /// Seconds after which to try again.
     pub retry_after: Option<u64>,
+    /// Whether the same request would do the same harm again.
+    pub is_hopeless: bool,
 }
 
 impl ApiError {
     /// An error about no field in particular.
     pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None, retry_after: None }
+        Self { status, code, message: message.into(), param: None, retry_after: None, is_hopeless: false }
     }
 
     /// A 400 about one field.
@@ -44,6 +46,12 @@ impl ApiError {
     #[must_use]
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The same, not to be tried again: OpenAI's clients repeat a 503 by themselves.
+    #[must_use]
+    pub fn not_again(self) -> Self {
+        Self { is_hopeless: true, ..self }
     }
 
     /// The model that was asked for is not here.
@@ -102,6 +110,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.is_hopeless {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -25,6 +25,7 @@ use super::Service;
 use super::service::now;
 use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
 use crate::engine::sampler::Sampling;
+use crate::memory::{Charge, REQUEST_BYTES_MIN};
 use crate::openai::{
     self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, Label, Request, Usage, error_event,
 };
@@ -78,22 +79,35 @@ async fn answer(
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
-    let body = crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX).await?;
+    // Held until the request is tokenized: its texts are as large as its body.
+    let mut charge = service.memory().open(());
+    charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
+    let body =
+        crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX, &mut charge, memory_full).await?;
     let request = Request::parse(endpoint, &body)?;
     drop(body);
     if service.model().is_some_and(|only| only != request.model()) {
         return Err(ApiError::model_not_found(request.model()));
     }
     match request {
-        Request::Embed(embed) => answer_embed(&service, embed).await,
-        Request::Generate(generate) => answer_generate(service, endpoint, generate).await,
+        Request::Embed(embed) => answer_embed(&service, embed, charge).await,
+        Request::Generate(generate) => answer_generate(service, endpoint, generate, charge).await,
     }
 }
 
-async fn answer_embed(service: &Service, embed: Embed) -> Result<Response, ApiError> {
+/// The gateway asks another worker.
+fn memory_full() -> ApiError {
+    let message = "this worker holds as many bytes of requests as it may";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_OVERLOADED, message).retry_after(1)
+}
+
+async fn answer_embed(service: &Service, embed: Embed, charge: Charge<()>) -> Result<Response, ApiError> {
     let started = Instant::now();
     let refused = |error: BatchError| ApiError::from_batch(&error, Endpoint::Embeddings.input());
-    let embeddings = service.batcher()?.embed(embed.inputs).await.map_err(refused)?;
+    let batcher = service.batcher()?;
+    let queued = batcher.embed(embed.inputs).await.map_err(refused)?;
+    drop(charge);
+    let embeddings = queued.computed().await.map_err(refused)?;
     service.record_first_token(started.elapsed());
     let usage = Usage::embedded(embeddings.prompt_tokens);
     let mut response = json(openai::embeddings(&embed.model, embeddings.vectors, embed.encoding, usage));
@@ -105,6 +119,7 @@ async fn answer_generate(
     service: Arc<Service>,
     endpoint: Endpoint,
     generate: Generate,
+    charge: Charge<()>,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
     let random = random_number();
@@ -129,7 +144,9 @@ async fn answer_generate(
     let generation = service
         .batcher()?
         .generate(request)
+        .await
         .map_err(|error| ApiError::from_batch(&error, endpoint.input()))?;
+    drop(charge);
     let prompt_tokens = generation.prompt_tokens;
     let streaming = Streaming { service, started, label, events: generation.events, is_first: true };
     let mut response = match generate.delivery {

@@ -34,7 +34,9 @@ use protocol::worker::{
 use super::Service;
 use super::agent::{self, Sandboxed};
 use crate::batcher::{Batcher, BatcherLimits};
-use crate::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of};
+use crate::engine::{
+    DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
+};
 use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
 
 /// How often numbers go to the agent.
@@ -136,6 +138,7 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
     let options = EngineOptions {
         threads: (manifest.threads as usize).max(1),
         cache_bytes_max: cache_bytes_of(manifest.memory_bytes),
+        tokenizer_bytes_max: tokenizer_bytes_of(manifest.memory_bytes),
         context_tokens_max: manifest.context_tokens_max.map(|tokens| tokens as usize),
         device_bytes_max: manifest.gpu_memory_bytes,
         // Only the GPUs of its order are visible to a worker, so the first is the one.

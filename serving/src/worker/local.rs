@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::middleware::map_response;
 use axum::response::Response;
@@ -102,7 +103,11 @@ async fn models(State(service): State<Arc<Service>>) -> Response {
     json(openai::models(service.model()))
 }
 
-async fn model(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+async fn model(
+    State(service): State<Arc<Service>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::model_not_found("not UTF-8"))?;
     if service.model() != Some(name.as_str()) {
         return Err(ApiError::model_not_found(&name));
     }

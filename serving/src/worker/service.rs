@@ -11,10 +11,14 @@ use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
 use tokio::sync::watch;
 
 use crate::batcher::Batcher;
+use crate::memory::Memory;
 use crate::openai::ApiError;
 
 /// How many requests the median of the time to first token looks back on.
 const RECENT_REQUESTS: usize = 128;
+/// Bytes of bodies and of texts that are not tokenized yet, in all: four of the largest requests, a part of the
+/// 128 MiB that a worker has beside its cache.
+const MEMORY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// A worker's engine and its state, shared by all who answer requests.
 #[derive(Debug)]
@@ -24,13 +28,15 @@ pub struct Service {
     first_tokens: Mutex<VecDeque<Duration>>,
     /// The only model name that is answered; none = any, because the gateway has checked it.
     model: Option<String>,
+    memory: Memory<()>,
 }
 
 impl Service {
     /// A worker that is loading. `model` is the only name it answers to, if there is one.
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
-        Self { batcher: OnceLock::new(), state, first_tokens: Mutex::default(), model }
+        let memory = Memory::new(MEMORY_BYTES_MAX);
+        Self { batcher: OnceLock::new(), state, first_tokens: Mutex::default(), model, memory }
     }
 
     /// The engine is there.
@@ -79,6 +85,11 @@ impl Service {
     /// The model's name, where only one is answered.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    /// What requests may hold before the engine has them.
+    pub(super) fn memory(&self) -> &Memory<()> {
+        &self.memory
     }
 
     /// The batcher.

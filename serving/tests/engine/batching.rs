@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use safetensors::Dtype;
 use serving::batcher::{
-    BatchError, Batcher, BatcherLimits, EmbedInput, Event, FinishReason, GenerateRequest, Generation, Prompt,
+    BatchError, Batcher, BatcherLimits, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
+    Generation, Prompt,
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
 use serving::engine::simulated::Simulated;
 
-use crate::models::{llama_config, open, write};
+use crate::models::{block_on, llama_config, open, write};
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
 
@@ -37,7 +38,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
 
 /// Wait for a level, not for an edge.
 fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not come true");
         std::thread::sleep(Duration::from_millis(1));
@@ -45,7 +46,15 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn refusal(batcher: &Batcher, request: GenerateRequest) -> BatchError {
-    batcher.generate(request).expect_err("refused")
+    generate(batcher, request).expect_err("refused")
+}
+
+fn generate(batcher: &Batcher, request: GenerateRequest) -> Result<Generation, BatchError> {
+    block_on(batcher.generate(request))
+}
+
+fn embed(batcher: &Batcher, inputs: Vec<EmbedInput>) -> Result<Embeddings, BatchError> {
+    block_on(async { batcher.embed(inputs).await?.computed().await })
 }
 
 #[test]
@@ -62,7 +71,7 @@ fn text_comes_whole_and_ends_for_a_reason() {
     ];
     for (request, text, reason, tokens) in cases {
         let description = format!("{request:?}");
-        let generation = batcher.generate(request).expect("queued");
+        let generation = generate(&batcher, request).expect("queued");
         assert_eq!(collect(generation), (text.to_owned(), reason, tokens), "{description}");
     }
     // An answer is out a moment before it is counted.
@@ -76,7 +85,7 @@ fn chats_go_through_the_template() {
     let message = ChatMessage { role: "user".to_owned(), content: "hi".to_owned() };
     let prompt = Prompt::Chat(vec![message]);
     let request = GenerateRequest { prompt, ..request("", None, &[]) };
-    assert_eq!(collect(batcher.generate(request).expect("queued")).0, "user: hi");
+    assert_eq!(collect(generate(&batcher, request).expect("queued")).0, "user: hi");
 }
 
 #[test]
@@ -93,17 +102,16 @@ fn wrong_requests_are_refused_with_a_code() {
     for (request, code) in cases {
         assert_eq!(refusal(&batcher, request).code().as_str(), code);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let embedding = runtime.block_on(batcher.embed(vec![EmbedInput::Text("a".to_owned())]));
+    let embedding = embed(&batcher, vec![EmbedInput::Text("a".to_owned())]);
     assert_eq!(embedding.expect_err("a decoder").code().as_str(), "operation-unsupported");
-    assert_eq!(collect(batcher.generate(request("1", Some(1), &[])).expect("queued")).2, 1);
+    assert_eq!(collect(generate(&batcher, request("1", Some(1), &[])).expect("queued")).2, 1);
 }
 
 #[test]
 fn who_stops_listening_stops_the_work() {
     let engine = Simulated::decoder(1 << 30, 1 << 31).without_end();
     let batcher = start(engine.with_step_time(Duration::from_millis(1)));
-    let generation = batcher.generate(request("on and on", None, &[])).expect("queued");
+    let generation = generate(&batcher, request("on and on", None, &[])).expect("queued");
     eventually("it runs", || batcher.snapshot().requests_running == 1);
     drop(generation);
     eventually("it stopped", || batcher.is_idle());
@@ -120,7 +128,7 @@ fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
     // The cache has room for one of these at a time, and each takes 45 ms at least.
     let mut accepted = Vec::new();
     let refused = loop {
-        match batcher.generate(request("abcdefgh", Some(80), &[])) {
+        match generate(&batcher, request("abcdefgh", Some(80), &[])) {
             Ok(generation) => accepted.push(generation),
             Err(error) => break error,
         }
@@ -138,10 +146,10 @@ fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
 #[test]
 fn a_request_larger_than_the_whole_cache_fails_alone() {
     let batcher = start(Simulated::decoder(1000, 100));
-    let mut generation = batcher.generate(request("abc", Some(500), &[])).expect("queued");
+    let mut generation = generate(&batcher, request("abc", Some(500), &[])).expect("queued");
     let Some(Event::Failed(error)) = generation.events.blocking_recv() else { unreachable!("it cannot run") };
     assert_eq!(error.code().as_str(), "context-length-exceeded");
-    assert_eq!(collect(batcher.generate(request("abc", Some(50), &[])).expect("queued")).0, "abc");
+    assert_eq!(collect(generate(&batcher, request("abc", Some(50), &[])).expect("queued")).0, "abc");
 }
 
 #[test]
@@ -149,14 +157,13 @@ fn embeddings_come_in_order_however_many_steps_they_take() {
     let batcher = start(Simulated::encoder(10_000, 8));
     let texts: Vec<String> = (0..40).map(|index| "ab".repeat(1 + index * 40)).collect();
     let inputs = |texts: &[String]| texts.iter().map(|text| EmbedInput::Text(text.clone())).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let all = runtime.block_on(batcher.embed(inputs(&texts))).expect("computed");
+    let all = embed(&batcher, inputs(&texts)).expect("computed");
     assert_eq!(all.prompt_tokens, texts.iter().map(String::len).sum::<usize>());
     for (text, vector) in texts.iter().zip(&all.vectors) {
-        let one = runtime.block_on(batcher.embed(inputs(std::slice::from_ref(text)))).expect("computed");
+        let one = embed(&batcher, inputs(std::slice::from_ref(text))).expect("computed");
         assert_eq!(one.vectors[0], *vector);
     }
-    let none = runtime.block_on(batcher.embed(Vec::new())).expect_err("nothing to embed");
+    let none = embed(&batcher, Vec::new()).expect_err("nothing to embed");
     assert_eq!(none.code().as_str(), "invalid-value");
 }
 
@@ -168,7 +175,7 @@ fn a_real_decoder_says_the_same_alone_and_in_company_and_a_seed_is_a_promise() {
     let ask = |index: usize, seed: u64| {
         let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed };
         let prompt = "quorate ".repeat(1 + index % 5) + &index.to_string();
-        batcher.generate(GenerateRequest { sampling, ..request(&prompt, Some(30), &[]) }).expect("queued")
+        generate(&batcher, GenerateRequest { sampling, ..request(&prompt, Some(30), &[]) }).expect("queued")
     };
     let alone: Vec<_> = (0..10).map(|index| collect(ask(index, 7))).collect();
     let together: Vec<_> = (0..10).map(|index| ask(index, 7)).collect();

@@ -141,3 +141,8 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
         assert!((found - expected).abs() < tolerance, "{found} is not {expected} at {index}");
     }
 }
+
+/// What comes of a future that needs no runtime of its own.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}

@@ -6,7 +6,7 @@ use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
 
-use crate::models::open;
+use crate::models::{block_on, open};
 
 fn ask(batcher: &Batcher, question: &str) -> String {
     let message = ChatMessage { role: "user".to_owned(), content: question.to_owned() };
@@ -16,7 +16,7 @@ fn ask(batcher: &Batcher, question: &str) -> String {
         tokens_max: Some(60),
         stops: Vec::new(),
     };
-    let mut events = batcher.generate(request).expect("queued").events;
+    let mut events = block_on(batcher.generate(request)).expect("queued").events;
     let mut answer = String::new();
     while let Some(Event::Text(text)) = events.blocking_recv() {
         answer.push_str(&text);

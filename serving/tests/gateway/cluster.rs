@@ -1,11 +1,15 @@
 //! A gateway and its workers in one process, over real sockets: real TLS, real HTTP/2, real tickets. The
 //! engines are simulated (`engine::simulated`): they repeat what they are told.
+//!
+//! Time stands still when this process does: the clock of gateway, workers and clients is paused, and a task of the
+//! same runtime moves it on in small steps ([`Ticking`]). On a machine that is busy elsewhere no lease lapses and no
+//! patience ends that would not on an idle one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -31,8 +35,40 @@ use tokio::task::JoinHandle;
 
 pub(crate) const KEY: &str = "qk-test-key";
 pub(crate) const SCARCE_KEY: &str = "qk-two-a-minute";
-/// Longest any wait in these tests; a healthy one ends within a second.
+/// Longest any wait in these tests, by the clock that stands still when they do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// After so long a test hangs.
+const HUNG: Duration = Duration::from_secs(300);
+
+/// How the paused clock goes on: a step, then as long a pause by the real one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ticking {
+    step: Duration,
+    pause: Duration,
+}
+
+impl Ticking {
+    /// Faster than real time, where nothing but this process is waited for.
+    pub(crate) const FAST: Self = Self { step: Duration::from_millis(5), pause: Duration::from_millis(1) };
+    /// Five times slower, where another process has to keep up.
+    pub(crate) const SLOW: Self = Self { step: Duration::from_millis(1), pause: Duration::from_millis(5) };
+
+    /// Moves the clock on until the sender is dropped. It goes on in no other way: a runtime with a blocking task
+    /// under way does not skip to its next timer.
+    fn start(self) -> std::sync::mpsc::Sender<()> {
+        let (sender, stopped) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || {
+            let _ = stopped.recv();
+        });
+        tokio::spawn(async move {
+            loop {
+                tokio::task::spawn_blocking(move || std::thread::sleep(self.pause)).await.expect("it sleeps");
+                tokio::time::advance(self.step).await;
+            }
+        });
+        sender
+    }
+}
 
 /// A running gateway and what is needed to talk to it.
 pub(crate) struct Cluster {
@@ -45,6 +81,7 @@ pub(crate) struct Cluster {
     client: Client<HttpConnector, Full<Bytes>>,
     version: AtomicU64,
     shutdown: CancellationToken,
+    _ticking: std::sync::mpsc::Sender<()>,
     _directory: tempfile::TempDir,
 }
 
@@ -62,6 +99,11 @@ impl Cluster {
 
     /// A gateway without a table and without workers, whose requests wait this long for one.
     pub(crate) async fn patient(patience: Duration) -> Self {
+        Self::ticking(Ticking::FAST, patience).await
+    }
+
+    async fn ticking(ticking: Ticking, patience: Duration) -> Self {
+        let ticking = ticking.start();
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("gateway.sock");
         let bind = || TcpListener::bind("127.0.0.1:0");
@@ -88,13 +130,23 @@ impl Cluster {
             client: Client::builder(TokioExecutor::new()).build_http(),
             version: AtomicU64::new(0),
             shutdown,
+            _ticking: ticking,
             _directory: directory,
         }
     }
 
     /// A gateway whose table has `chat` (model `echo`) and `embed` (model `counter`) with two slots each.
     pub(crate) async fn start() -> Self {
-        let cluster = Self::bare().await;
+        Self::bare().await.with_table().await
+    }
+
+    /// The same, for workers that are processes of their own.
+    pub(crate) async fn slow() -> Self {
+        Self::ticking(Ticking::SLOW, PATIENCE).await.with_table().await
+    }
+
+    async fn with_table(self) -> Self {
+        let cluster = self;
         let table = cluster.table(Fence(1));
         cluster.push(table).await;
         cluster
@@ -140,8 +192,7 @@ impl Cluster {
             worker: worker.public_key(),
             gateway: self.gateway.public_key(),
             expires_at: now().plus(LEASE_MS),
-            // Any clock that goes will do.
-            lease_until_boottime_ms: now().0 + LEASE_MS,
+            lease_until_boottime_ms: boottime_ms() + LEASE_MS,
         }
     }
 
@@ -296,8 +347,8 @@ pub(crate) fn signed_by(node: &Identity, ticket: Ticket) -> SignedTicket {
 
 /// The same ticket under a fresh lease.
 pub(crate) fn renewed(ticket: &Ticket) -> Ticket {
-    let expires_at = now().plus(LEASE_MS);
-    Ticket { expires_at, lease_until_boottime_ms: expires_at.0, ..ticket.clone() }
+    let (expires_at, lease_until_boottime_ms) = (now().plus(LEASE_MS), boottime_ms() + LEASE_MS);
+    Ticket { expires_at, lease_until_boottime_ms, ..ticket.clone() }
 }
 
 impl Worker {
@@ -324,9 +375,9 @@ impl Worker {
 
 /// Waits until `level` holds.
 pub(crate) async fn eventually(what: &str, mut level: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let began = std::time::Instant::now();
     while !level().await {
-        assert!(Instant::now() < deadline, "{what} never came true");
+        assert!(began.elapsed() < HUNG, "{what} never came true");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -351,6 +402,13 @@ pub(crate) async fn events(response: Response<Incoming>) -> Vec<String> {
 pub(crate) fn chat(content: &str, more: &str) -> String {
     let content = serde_json::Value::from(content);
     format!(r#"{{"model": "echo", "messages": [{{"role": "user", "content": {content}}}]{more}}}"#)
+}
+
+/// The node's boot clock: any that goes as the gateway's does will do.
+fn boottime_ms() -> u64 {
+    static FIRST: OnceLock<tokio::time::Instant> = OnceLock::new();
+    let first = *FIRST.get_or_init(tokio::time::Instant::now);
+    77_000 + tokio::time::Instant::now().saturating_duration_since(first).as_millis() as u64
 }
 
 pub(crate) fn now() -> Millis {

@@ -7,7 +7,9 @@ mod cluster;
 mod models;
 mod processes;
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{Cluster, KEY, PATIENCE, SCARCE_KEY, chat, echo, endless, events, eventually, whole};
@@ -19,6 +21,7 @@ use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, NodeId};
 use serde_json::{Value, json};
 use serving::engine::simulated::Simulated;
+use tokio::time::Instant;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -30,7 +33,7 @@ fn error_of(answer: &(StatusCode, Value)) -> (u16, &str, &str) {
     (answer.0.as_u16(), error["code"].as_str().unwrap_or(""), error["param"].as_str().unwrap_or(""))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn answers_have_openais_shapes() {
     let cluster = Cluster::start().await;
     let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -68,7 +71,7 @@ async fn answers_have_openais_shapes() {
     assert_eq!(whole(model).await.0, 200);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn streams_are_events_that_add_up() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -94,7 +97,7 @@ async fn streams_are_events_that_add_up() {
     assert_eq!(metrics["quorate_time_to_first_token_seconds_count{model_name=\"echo\"}"], 1.0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seed_makes_answers_repeatable() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -105,7 +108,7 @@ async fn a_seed_makes_answers_repeatable() {
     assert_ne!(first["id"], second["id"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn keys_are_needed_and_never_said_back() {
     let cluster = Cluster::start().await;
     for key in [None, Some(""), Some("qk-wrong"), Some("qk-test-kez")] {
@@ -120,7 +123,7 @@ async fn keys_are_needed_and_never_said_back() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_gateway_without_a_table_refuses_no_key_but_waits() {
     let cluster = Cluster::patient(PATIENCE).await;
     let ask = cluster.request(Method::GET, "/v1/models", Some(KEY), "");
@@ -133,7 +136,7 @@ async fn a_gateway_without_a_table_refuses_no_key_but_waits() {
     assert_eq!(error_of(&(status, serde_json::from_slice(&body).expect("JSON"))), (503, "no_worker", ""));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_quota_is_kept_and_says_when_to_come_back() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -150,7 +153,7 @@ async fn a_quota_is_kept_and_says_when_to_come_back() {
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200, "other keys go on");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn bad_requests_are_told_apart() {
     let cluster = Cluster::start().await;
     let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -179,6 +182,7 @@ async fn bad_requests_are_told_apart() {
         ),
         (EMBEDDINGS, r#"{"model": "counter", "input": [9999]}"#.to_owned(), (400, "invalid_value", "input")),
         (CHAT, chat(&long, ""), (400, "context_length_exceeded", "messages")),
+        (CHAT, chat(&"x".repeat(4_000_000), ""), (400, "context_length_exceeded", "messages")),
         (
             COMPLETIONS,
             r#"{"model": "echo", "prompt": "a", "max_tokens": 1000}"#.to_owned(),
@@ -193,16 +197,52 @@ async fn bad_requests_are_told_apart() {
     assert_eq!(status, 400, "invalid UTF-8");
     let response = cluster.request(Method::GET, CHAT, Some(KEY), "").await;
     assert_eq!(response.status(), 405);
+    let response = cluster.request(Method::GET, "/v1/models/%00%ff", Some(KEY), "").await;
+    let (status, body) = whole(response).await;
+    let answer = (status, serde_json::from_slice(&body).expect("JSON"));
+    assert_eq!(error_of(&answer), (404, "model_not_found", "model"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn tickets_and_short_prompts_pass_a_prompt_that_is_being_tokenized() {
+    let cluster = Cluster::start().await;
+    let (release, wait) = mpsc::channel::<()>();
+    let (wait, begun) = (Mutex::new(wait), Arc::new(AtomicU32::new(0)));
+    let count = begun.clone();
+    let engine = Simulated::with_tokenizer(1 << 20, 1 << 22, move |text| {
+        if text.len() > 100_000 {
+            count.fetch_add(1, Ordering::Relaxed);
+            let _ = wait.lock().expect("whole").recv();
+        }
+    });
+    let worker = cluster.worker("chat", 0, engine).await;
+    let long = format!(r#"{{"model": "echo", "prompt": "{}", "max_tokens": 1}}"#, "x".repeat(200_000));
+    let long = || cluster.json(COMPLETIONS, &long);
+    let others = async {
+        eventually("one is being tokenized", async || begun.load(Ordering::Relaxed) == 1).await;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(2 * LEASE_MS) {
+            assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        assert!(!worker.is_left(), "its tickets are polled");
+        assert_eq!(begun.load(Ordering::Relaxed), 1, "one long prompt at a time");
+        drop(release);
+    };
+    let (answers, ()) = tokio::join!(futures::future::join_all((0..4).map(|_| long())), others);
+    for (status, answer) in answers {
+        assert_eq!(status, 200, "{answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_of_100_mb_is_refused_without_being_read() {
     let cluster = Cluster::start().await;
     let answer = cluster.json(CHAT, &" ".repeat(100_000_000)).await;
     assert_eq!(error_of(&answer), (413, "request_too_large", ""));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_worker_clients_are_told_to_come_back() {
     let cluster = Cluster::start().await;
     let response = cluster.post(CHAT, chat("hi", "")).await;
@@ -211,7 +251,7 @@ async fn without_a_worker_clients_are_told_to_come_back() {
     assert_eq!(error_of(&(status, serde_json::from_slice(&body).expect("JSON"))), (503, "no_worker", ""));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_go_to_the_least_busy_worker() {
     let cluster = Cluster::start().await;
     let slow = Duration::from_secs(60);
@@ -231,7 +271,7 @@ async fn requests_go_to_the_least_busy_worker() {
     assert_eq!((load(&one), load(&two)), (2, 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unanswered_request_survives_its_workers_death() {
     let cluster = Cluster::start().await;
     let doomed = cluster.worker("chat", 0, echo(Duration::from_secs(60))).await;
@@ -259,7 +299,7 @@ async fn an_unanswered_request_survives_its_workers_death() {
     assert_eq!(cluster.metrics().await["quorate_request_retries_total{model_name=\"echo\"}"], 2.0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_death_in_midstream_is_told() {
     let cluster = Cluster::start().await;
     let worker = cluster.worker("chat", 0, endless()).await;
@@ -277,7 +317,7 @@ async fn a_death_in_midstream_is_told() {
     assert!(!text.contains("[DONE]"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_goes_away_stops_the_engine() {
     let cluster = Cluster::start().await;
     let worker = cluster.worker("chat", 0, endless()).await;
@@ -295,7 +335,7 @@ async fn a_client_that_goes_away_stops_the_engine() {
     assert_eq!(worker.snapshot().requests_finished_total, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_without_a_worker_waits_for_one() {
     let cluster = Cluster::patient(PATIENCE).await;
     let table = cluster.table(Fence(1));
@@ -311,7 +351,7 @@ async fn a_request_without_a_worker_waits_for_one() {
     assert_eq!(status, 200, "{answer}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_loads_is_asked_when_it_is_ready_and_not_before() {
     let cluster = Cluster::patient(PATIENCE).await;
     cluster.push(cluster.table(Fence(1))).await;
@@ -332,7 +372,7 @@ async fn a_worker_that_loads_is_asked_when_it_is_ready_and_not_before() {
     assert_eq!(cluster.metrics().await.get(retries), None, "nothing was tried in vain");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_whose_only_worker_dies_waits_for_the_next() {
     let cluster = Cluster::patient(PATIENCE).await;
     let table = cluster.table(Fence(1));
@@ -350,7 +390,7 @@ async fn a_request_whose_only_worker_dies_waits_for_the_next() {
     assert_eq!(status, 200, "{answer}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_held_request_is_told_when_its_service_is_retired() {
     let cluster = Cluster::patient(PATIENCE).await;
     let table = cluster.table(Fence(1));
@@ -372,7 +412,7 @@ async fn a_held_request_is_told_when_its_service_is_retired() {
     assert!(asked.elapsed() < PATIENCE, "told at once, not when patience ends");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_draining_worker_is_left_for_another() {
     let cluster = Cluster::start().await;
     let one = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -408,7 +448,7 @@ async fn refusal(alter: impl Fn(&Cluster, &mut Ticket), forge: bool) -> String {
     refused.expect("a refusal is counted").trim_end_matches("\"}").to_owned()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lapsed_forged_and_foreign_tickets_are_refused() {
     let stranger = || Identity::generate().expect("randomness").public_key();
     assert_eq!(refusal(|_, _| {}, true).await, "signature");
@@ -422,7 +462,7 @@ async fn lapsed_forged_and_foreign_tickets_are_refused() {
     assert_eq!(refusal(|_, ticket| ticket.fence = Fence(0), false).await, "fence");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_ticket_that_is_not_renewed_lapses_and_gains_nothing_by_being_shown_again() {
     let cluster = Cluster::start().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 0));
@@ -440,7 +480,7 @@ async fn a_ticket_that_is_not_renewed_lapses_and_gains_nothing_by_being_shown_ag
     assert_eq!(cluster.metrics().await.get(name).copied(), Some(1.0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_nodes_wall_clock_may_be_minutes_off() {
     for skew_ms in [-240_000_i64, 240_000] {
         let cluster = Cluster::start().await;
@@ -461,7 +501,7 @@ async fn a_nodes_wall_clock_may_be_minutes_off() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slot_that_moved_is_left_at_once() {
     let cluster = Cluster::start().await;
     let old = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -472,7 +512,7 @@ async fn a_slot_that_moved_is_left_at_once() {
     eventually("the old worker is left", async || old.is_left()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_older_or_unusable_table_changes_nothing() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -485,7 +525,7 @@ async fn an_older_or_unusable_table_changes_nothing() {
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slot_that_is_about_to_end_gets_nothing_new() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
@@ -495,7 +535,7 @@ async fn a_slot_that_is_about_to_end_gets_nothing_new() {
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_may_be_faster_than_the_table() {
     let cluster = Cluster::bare().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 1));

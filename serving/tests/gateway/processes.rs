@@ -20,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay::Identity;
 use overlay::descriptors::FrameSender;
+use protocol::gateway::{ApiKey, RouteTable, TableAccepted};
 use protocol::manifest::Task;
 use protocol::model::ModelFile;
 use protocol::order::Ticket;
@@ -27,10 +28,11 @@ use protocol::worker::{
     FromWorker, SegmentRange, ToWorker, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD,
     WORKER_SOCKET_FD, WORKER_WEIGHTS_FD, WorkerManifest, WorkerMetrics, WorkerState,
 };
-use protocol::{Fence, SlotIndex, canonical};
+use protocol::{Digest, Fence, SlotIndex, canonical};
 use safetensors::Dtype;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -157,6 +159,129 @@ async fn a_gateway_locks_itself_in_and_ends_in_order() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("plain http"), "{output:?}");
 }
 
+/// A number of KiB from a process's status.
+fn memory_kib(process: &Process, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.0.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel says it");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn prompts_of_megabytes_are_refused_and_cost_a_worker_little() {
+    let directory = write(&llama_config(), Dtype::F32);
+    let model = directory.path().to_str().expect("UTF-8");
+    let mut process = Process::start(binary().args(["worker", "--model-name", "tiny", "--model-dir", model]));
+    let announcement = process.announcement();
+    let address: SocketAddr = announcement["listening"].as_str().expect("text").parse().expect("an address");
+    let before = memory_kib(&process, "VmHWM");
+    for _ in 0..4 {
+        let prompt = "a word ".repeat(1_150_000);
+        let body = format!(r#"{{"model": "tiny", "prompt": "{prompt}"}}"#);
+        let (status, answer) = send(Method::POST, address, "/v1/completions", &body).await;
+        assert_eq!(
+            (status.as_u16(), &answer["error"]["code"]),
+            (400, &Value::from("context_length_exceeded"))
+        );
+    }
+    // The tokenizer took 2,000 MiB for one of these.
+    let grown = memory_kib(&process, "VmHWM") - before;
+    assert!(grown < 128 * 1024, "{grown} KiB");
+    assert_eq!(process.terminate(), Some(0));
+}
+
+/// A gateway process that knows two keys and no service.
+async fn gateway_with_keys(directory: &Path) -> (Process, Value, impl Sized) {
+    let path = |name: &str| directory.join(name).to_str().expect("UTF-8").to_owned();
+    let (socket, key) = (path("gateway.sock"), path("gateway.key"));
+    let mut command = binary();
+    command.args([
+        "gateway",
+        "--public",
+        "127.0.0.1:0",
+        "--workers",
+        "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
+    ]);
+    let mut process = Process::start(command.args(["--control-socket", &socket, "--identity", &key]));
+    let announcement = process.announcement();
+    let agent = UnixStream::connect(&socket).await.expect("it listens");
+    let (mut sender, mut receiver) = overlay::descriptors::channel(agent);
+    let key = |name: &str| ApiKey {
+        name: name.parse().expect("a name"),
+        hash: Digest::of(name.as_bytes()),
+        requests_per_minute: None,
+    };
+    let table = RouteTable { version: 1, services: Vec::new(), api_keys: vec![key("hog"), key("other")] };
+    sender.send(&table, &[]).await.expect("sent");
+    receiver.receive::<TableAccepted>().await.expect("a frame").expect("not the end");
+    (process, announcement, (sender, receiver))
+}
+
+// The flood on threads of its own: a question that waits for it for 15 s would be cut off as too slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_unfinished_bodies_leave_a_gateway_as_it_was() {
+    const MIB: u64 = 1024;
+    let directory = tempfile::tempdir().expect("a directory");
+    let (process, announcement, _agent) = gateway_with_keys(directory.path()).await;
+    let address = |name: &str| announcement[name].as_str().expect("text").parse::<SocketAddr>().expect("one");
+    let (public, metrics) = (address("public"), address("metrics"));
+    // None while the machine is too busy to ask in time.
+    let held = async || {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+        let request = Request::get(format!("http://{metrics}/metrics")).body(Full::default()).expect("valid");
+        let text = whole(client.request(request).await.ok()?).await.1;
+        let text = String::from_utf8(text.to_vec()).expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix("quorate_request_memory_bytes "));
+        Some(line.expect("the metric").parse::<u64>().expect("a number") / 1024)
+    };
+    let other = async || {
+        let body = format!(r#"{{"model": "none", "prompt": "{}"}}"#, "x".repeat(4_000_000));
+        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+        let request = Request::post(format!("http://{public}/v1/completions"));
+        let request = request.header("authorization", "Bearer other").body(Full::new(Bytes::from(body)));
+        Some(whole(client.request(request.expect("valid")).await.ok()?).await.0.as_u16())
+    };
+    assert_eq!(other().await, Some(404), "the whole body is read, and names a model that is not served");
+    let before = memory_kib(&process, "VmRSS");
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer hog\r\n\
+        content-length: 8388608\r\n\r\n";
+    let flood: Vec<_> = (0..100)
+        .map(|_| async move {
+            let mut tcp = TcpStream::connect(public).await.expect("it listens");
+            // A refusal closes the connection under our hands.
+            let mut sent = tcp.write_all(head.as_bytes()).await;
+            if sent.is_ok() {
+                sent = tcp.write_all(&vec![b' '; 8_300_000]).await;
+            }
+            // A byte now and then, so that it is not cut for its silence.
+            while sent.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sent = tcp.write_all(b" ").await;
+            }
+        })
+        .map(tokio::spawn)
+        .collect();
+    eventually("the flood fills the budget", async || held().await > Some(200 * MIB)).await;
+    eventually("what is beyond it is refused", async || {
+        flood.iter().filter(|one| one.is_finished()).count() > 60
+    })
+    .await;
+    let during = memory_kib(&process, "VmRSS");
+    assert!(held().await.is_none_or(|bytes| bytes <= 256 * MIB));
+    assert!(during < before + (256 + 64) * MIB, "{before} KiB before, {during} KiB during the flood");
+    eventually("another key is served", async || {
+        let status = other().await;
+        assert_ne!(status, Some(429), "its share is free");
+        status == Some(404)
+    })
+    .await;
+    flood.iter().for_each(JoinHandle::abort);
+    eventually("all is given back", async || held().await == Some(0)).await;
+    eventually("to the system too", async || memory_kib(&process, "VmRSS") < before + 48 * MIB).await;
+    assert_eq!(process.terminate(), Some(0));
+}
+
 /// A model in two shared files, as an agent fills them, and the worker's manifest.
 fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
     const SEGMENT: u64 = 65536;
@@ -266,9 +391,9 @@ fn keep_renewed(
     (stop, renewing)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::slow().await;
     let directory = write(&llama_config(), Dtype::F32);
     let (weights, progress, manifest) = shared(directory.path());
     let manifest_file = tempfile::tempfile().expect("a file");

@@ -1,0 +1,108 @@
+//! Tokenization, on two threads of its own: one for short texts, one for long ones. A tokenizer takes about a second
+//! and hundreds of bytes of memory for each megabyte and byte of text, so it neither runs where requests, tickets and
+//! polls are answered, nor twice at once for long texts; and a short text never waits for a long one.
+//!
+//! What may surprise: a text whose caller goes away is not begun; one that was begun is finished, for nothing.
+
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use tokio::sync::oneshot;
+
+/// Longest text of the first thread: 16 thousand tokens of English, some tens of milliseconds.
+pub(super) const SHORT_BYTES_MAX: usize = 64 * 1024;
+
+/// The two threads. They end when this is dropped. Their queues are bounded by the requests that may wait.
+#[derive(Debug)]
+pub(super) struct Tokenizers {
+    short: Sender<Job>,
+    long: Sender<Job>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Tokenizers {
+    /// Starts the threads.
+    pub(super) fn start() -> io::Result<Self> {
+        Ok(Self { short: start("tokenize-short")?, long: start("tokenize-long")? })
+    }
+
+    /// What `work` makes of texts of this many bytes in all; none when the thread is gone. `work` is told how to see
+    /// that nobody waits for it any more. Dropping the future takes it out of the queue.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, done) = oneshot::channel();
+        let job = move || {
+            if !reply.is_closed() {
+                let outcome = work(&|| reply.is_closed());
+                // The caller may have gone away; then nobody needs the tokens.
+                let _ = reply.send(outcome);
+            }
+        };
+        let thread = if bytes <= SHORT_BYTES_MAX { &self.short } else { &self.long };
+        thread.send(Box::new(job)).ok()?;
+        done.await.ok()
+    }
+}
+
+fn start(name: &str) -> io::Result<Sender<Job>> {
+    let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || jobs.into_iter().for_each(|job| job()))?;
+    Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A long text that is being tokenized until the sender is dropped.
+    async fn blocked(tokenizers: &Arc<Tokenizers>) -> (Sender<()>, tokio::task::JoinHandle<Option<()>>) {
+        let (release, wait) = channel::<()>();
+        let (begun, has_begun) = oneshot::channel();
+        let tokenizers = tokenizers.clone();
+        let running = tokio::spawn(async move {
+            let work = move |_: &dyn Fn() -> bool| {
+                begun.send(()).expect("the test waits");
+                let _ = wait.recv();
+            };
+            tokenizers.run(SHORT_BYTES_MAX + 1, work).await
+        });
+        has_begun.await.expect("it begins");
+        (release, running)
+    }
+
+    #[tokio::test]
+    async fn a_short_text_does_not_wait_for_a_long_one() {
+        let tokenizers = Arc::new(Tokenizers::start().expect("threads"));
+        let (release, long) = blocked(&tokenizers).await;
+        let short: Option<u32> = tokenizers.run(SHORT_BYTES_MAX, |_| 7).await;
+        assert_eq!(short, Some(7));
+        assert!(!long.is_finished(), "the long one is still at it");
+        drop(release);
+        assert_eq!(long.await.expect("no panic"), Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_text_that_nobody_waits_for_is_not_begun() {
+        let tokenizers = Arc::new(Tokenizers::start().expect("threads"));
+        let (release, long) = blocked(&tokenizers).await;
+        let runs = Arc::new(AtomicU32::new(0));
+        let counted = runs.clone();
+        let mut abandoned = Box::pin(tokenizers.run(SHORT_BYTES_MAX + 1, move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }));
+        assert!(futures::poll!(abandoned.as_mut()).is_pending());
+        drop(abandoned);
+        drop(release);
+        long.await.expect("no panic");
+        let last = tokenizers.run(SHORT_BYTES_MAX + 1, |is_abandoned| is_abandoned()).await;
+        assert_eq!((last, runs.load(Ordering::Relaxed)), (Some(false), 0));
+    }
+}

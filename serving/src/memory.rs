@@ -1,0 +1,205 @@
+//! The bytes that requests make a process hold: one budget for bodies and buffered answers, divided max-min
+//! fairly among API keys.
+//!
+//! A request opens a [`Charge`] and lets it grow by what it really buffers, before it buffers it. While there is
+//! room, everything is granted. Without room, a key that holds less than another one is served at the other's
+//! expense: the largest request of the key that holds most is evicted, and its bytes come back as soon as its task
+//! notices. A key that itself holds most is refused. The decisions are pure ([`budget`]); this file performs them.
+
+pub(crate) mod budget;
+mod buffer;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use overlay::CancellationToken;
+use tokio::sync::Notify;
+
+use budget::{ByteBudget, Decision, RequestId};
+pub(crate) use buffer::{Buffer, ChargedBody};
+
+/// What the smallest request is counted as: its connection, headers and future.
+pub(crate) const REQUEST_BYTES_MIN: usize = 16 * 1024;
+
+/// There is no room for more bytes, or the request had to give its own back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exhausted;
+
+/// A byte budget shared by all requests of a process. Clones share it.
+#[derive(Debug)]
+pub(crate) struct Memory<K: Ord>(Arc<Shared<K>>);
+
+#[derive(Debug)]
+struct Shared<K: Ord> {
+    state: Mutex<State<K>>,
+    released: Notify,
+}
+
+#[derive(Debug)]
+struct State<K: Ord> {
+    budget: ByteBudget<K>,
+    evictions: BTreeMap<RequestId, CancellationToken>,
+}
+
+impl<K: Ord> Clone for Memory<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Ord + Clone> Memory<K> {
+    /// A budget of this many bytes.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        let state = State { budget: ByteBudget::new(bytes_max), evictions: BTreeMap::new() };
+        Self(Arc::new(Shared { state: Mutex::new(state), released: Notify::new() }))
+    }
+
+    /// A request of this key, which holds nothing yet.
+    pub(crate) fn open(&self, key: K) -> Charge<K> {
+        let mut state = self.lock();
+        let id = state.budget.open(key);
+        let evicted = CancellationToken::new();
+        state.evictions.insert(id, evicted.clone());
+        drop(state);
+        Charge { memory: self.clone(), id, evicted }
+    }
+
+    /// Bytes held now.
+    pub(crate) fn used(&self) -> usize {
+        self.lock().budget.used()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The bytes that one request holds; they are given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge<K: Ord + Clone> {
+    memory: Memory<K>,
+    id: RequestId,
+    evicted: CancellationToken,
+}
+
+impl<K: Ord + Clone> Charge<K> {
+    /// Counts `bytes` more, waiting for those that are being given back.
+    ///
+    /// # Errors
+    /// [`Exhausted`]: this key holds most, or this request was evicted.
+    pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        loop {
+            // Listening begins before looking, so that no release is missed in between.
+            let released = self.memory.0.released.notified();
+            tokio::pin!(released);
+            released.as_mut().enable();
+            match self.try_grow(bytes) {
+                Decision::Admit => return Ok(()),
+                Decision::Reject => return Err(Exhausted),
+                Decision::Evict(_) => continue,
+                Decision::Wait => {}
+            }
+            tokio::select! {
+                () = released => {}
+                () = self.evicted.cancelled() => return Err(Exhausted),
+            }
+        }
+    }
+
+    fn try_grow(&self, bytes: usize) -> Decision {
+        let mut state = self.memory.lock();
+        let decision = state.budget.grow(self.id, bytes);
+        if let Decision::Evict(other) = &decision
+            && let Some(eviction) = state.evictions.get(other)
+        {
+            eviction.cancel();
+        }
+        decision
+    }
+
+    /// Gives back all but `bytes`.
+    pub(crate) fn shrink_to(&mut self, bytes: usize) {
+        self.memory.lock().budget.shrink_to(self.id, bytes);
+        self.memory.0.released.notify_waiters();
+    }
+
+    /// Cancelled when the bytes of this request are wanted for another key's.
+    pub(crate) fn eviction(&self) -> CancellationToken {
+        self.evicted.clone()
+    }
+}
+
+impl<K: Ord + Clone> Drop for Charge<K> {
+    fn drop(&mut self) {
+        let mut state = self.memory.lock();
+        state.budget.close(self.id);
+        state.evictions.remove(&self.id);
+        drop(state);
+        self.memory.0.released.notify_waiters();
+    }
+}
+
+/// Makes the allocator return large buffers to the system as soon as they are freed. By itself it raises the size
+/// from which it does so to that of the largest buffer freed so far, and then keeps what a flood once took.
+pub fn return_freed_buffers() {
+    #[cfg(target_env = "gnu")]
+    {
+        /// Half of the smallest step by which a large body's buffer grows.
+        const MMAP_THRESHOLD_BYTES: libc::c_int = 128 * 1024;
+        // SAFETY: the call changes a number inside the allocator, under the allocator's own lock.
+        #[allow(unsafe_code)]
+        let is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES) };
+        if is_set == 0 {
+            tracing::warn!("the allocator keeps freed buffers");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_holder_waits_for_the_bytes_of_the_largest() {
+        let memory = Memory::new(100);
+        let mut large = memory.open("a");
+        assert_eq!(large.grow(90).await, Ok(()));
+        assert_eq!(large.grow(20).await, Err(Exhausted), "it holds most itself");
+        let mut small = memory.open("b");
+        let eviction = large.eviction();
+        let give_back = async {
+            eviction.cancelled().await;
+            assert_eq!(memory.used(), 90, "nothing is over-committed meanwhile");
+            drop(large);
+        };
+        let (granted, ()) = tokio::join!(small.grow(40), give_back);
+        assert_eq!((granted, memory.used()), (Ok(()), 40));
+        drop(small);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_evicted_request_stops_waiting() {
+        let memory = Memory::new(100);
+        let (mut a, mut b, mut c) = (memory.open("a"), memory.open("b"), memory.open("c"));
+        a.grow(60).await.expect("room");
+        b.grow(40).await.expect("room");
+        // `c` evicts `a`; until `a` gives its bytes back, it waits.
+        let mut waiting = Box::pin(c.grow(30));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        assert_eq!(a.grow(1).await, Err(Exhausted));
+        drop(a);
+        assert_eq!(waiting.await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_shrunk_is_there_for_others() {
+        let memory = Memory::new(100);
+        let (mut a, mut b) = (memory.open("a"), memory.open("a"));
+        a.grow(80).await.expect("room");
+        assert_eq!(b.grow(40).await, Err(Exhausted));
+        a.shrink_to(10);
+        assert_eq!(b.grow(40).await, Ok(()));
+        assert_eq!(memory.used(), 50);
+    }
+}
