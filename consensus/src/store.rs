@@ -85,36 +85,44 @@ pub trait LogStore: Send + Sync + 'static {
 
 impl Recovered {
     /// Replays one batch on top of what was found before. Says why when it does not fit.
+    ///
+    /// The log may begin anywhere, because its front is truncated behind a snapshot. A new leader may have
+    /// replaced entries from an index that lies in the part that is gone: then the batch replaces every entry
+    /// found so far. It never replaces a committed one, and never leaves a gap.
     pub(crate) fn replay(&mut self, batch: Batch) -> Result<(), String> {
+        let mut committed = self.hard_state.commit;
         if let Some(snapshot) = batch.snapshot {
             self.entries.clear();
             self.snapshot = Some(snapshot);
         }
-        if let Some(hard_state) = batch.hard_state {
-            self.hard_state = hard_state;
+        if let Some(snapshot) = &self.snapshot {
+            committed = committed.max(snapshot.index);
         }
-        let Some(first) = batch.entries.first() else { return Ok(()) };
-        if let Some(last) = batch.entries.last().filter(|last| last.index == u64::MAX) {
-            return Err(format!("no log ever reaches entry {}", last.index));
+        // The batch's own commit index may cover its own entries, so it counts from the next batch on.
+        self.hard_state = batch.hard_state.unwrap_or(self.hard_state);
+        let Some(first) = batch.entries.first().map(|entry| entry.index) else { return Ok(()) };
+        check_run(&batch.entries)?;
+        if first <= committed {
+            return Err(format!("entry {first} follows, but entry {committed} was committed before"));
         }
-        let gap = batch.entries.windows(2).find(|pair| pair[0].index.checked_add(1) != Some(pair[1].index));
-        if let Some(pair) = gap {
-            return Err(format!("entry {} follows entry {}", pair[1].index, pair[0].index));
-        }
-        if let Some(begin) = self.entries.first().map(|entry| entry.index) {
+        let known = self.entries.first().map(|entry| entry.index);
+        let begin = known.or(self.snapshot.as_ref().map(|snapshot| snapshot.index.saturating_add(1)));
+        if let Some(begin) = begin {
             let next = begin + self.entries.len() as u64;
-            if first.index > next || first.index < begin {
-                return Err(format!("entry {} follows entries {begin} to {}", first.index, next - 1));
+            if first > next {
+                return Err(format!("entry {first} follows entries {begin} to {}", next - 1));
             }
-            self.entries.truncate((first.index - begin) as usize);
+            self.entries.truncate(first.saturating_sub(begin) as usize);
         }
         self.entries.extend(batch.entries);
         Ok(())
     }
 
-    /// Fits log and snapshot together after the last batch: entries within the snapshot go, and entries
-    /// that do not continue it go too (the crash came between the snapshot and its mark in the log).
-    pub(crate) fn settle(&mut self) -> Result<(), String> {
+    /// Fits log and snapshot together after the last batch: entries within the snapshot go, and entries that
+    /// do not continue it go too. Those are left when a crash comes between a snapshot from the leader and its
+    /// mark in the log; then the snapshot is said to be detached, and the mark must be written before anything
+    /// that follows it, or the next start would find a log that does not continue.
+    pub(crate) fn settle(&mut self) -> Result<Fit, String> {
         let (index, term) = self.snapshot.as_ref().map_or((0, 0), |found| (found.index, found.term));
         if index == u64::MAX {
             return Err(format!("no log ever reaches entry {index}"));
@@ -125,19 +133,39 @@ impl Recovered {
         }
         let within = (index + 1 - begin) as usize;
         let continues = within == 0 || self.entries.get(within - 1).is_some_and(|last| last.term == term);
-        if continues {
+        let fit = if continues {
             self.entries.drain(..within);
+            Fit::Continued
         } else {
             self.entries.clear();
-        }
+            Fit::Detached
+        };
         self.hard_state.commit = self.hard_state.commit.max(index);
         self.hard_state.term = self.hard_state.term.max(term);
         let last = index + self.entries.len() as u64;
         if self.hard_state.commit > last {
             return Err(format!("entry {} is committed, but the log ends at {last}", self.hard_state.commit));
         }
-        Ok(())
+        Ok(fit)
     }
+}
+
+/// How a log fits the snapshot beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// Its entries continue the snapshot, or there are none.
+    Continued,
+    /// Its entries were replaced by the snapshot, and no mark in the log says so.
+    Detached,
+}
+
+/// Checks that the entries of one batch follow one another, below the last index there is.
+fn check_run(entries: &[LogEntry]) -> Result<(), String> {
+    if let Some(last) = entries.last().filter(|last| last.index == u64::MAX) {
+        return Err(format!("no log ever reaches entry {}", last.index));
+    }
+    let gap = entries.windows(2).find(|pair| pair[0].index.checked_add(1) != Some(pair[1].index));
+    gap.map_or(Ok(()), |pair| Err(format!("entry {} follows entry {}", pair[1].index, pair[0].index)))
 }
 
 /// A disk in memory: survives [`SimulatedDisk::crash`] with what was synced, and nothing else.
@@ -277,16 +305,18 @@ mod tests {
         Snapshot { index, term, voters: vec![1], data: Bytes::new() }
     }
 
-    /// Replays, settles, and shows the outcome as text.
+    /// Replays, settles as with this snapshot file beside the log, and shows the outcome as text.
     fn check(snapshot: Option<Snapshot>, commit: u64, batches: Vec<Batch>, expected: &str) {
-        let mut found = Recovered { snapshot, ..Recovered::default() };
-        found.hard_state.commit = commit;
-        let outcome = batches.into_iter().try_for_each(|batch| found.replay(batch));
-        let outcome = outcome.and_then(|()| found.settle());
-        let shown = match outcome {
-            Ok(()) => {
+        let mut found = Recovered::default();
+        let replayed = batches.into_iter().try_for_each(|batch| found.replay(batch));
+        found.hard_state.commit = found.hard_state.commit.max(commit);
+        found.snapshot = snapshot.or(found.snapshot);
+        let shown = match replayed.and_then(|()| found.settle()) {
+            Ok(fit) => {
                 let list = found.entries.iter().map(|entry| format!("{}@{}", entry.index, entry.term));
-                format!("[{}] commit {}", list.collect::<Vec<_>>().join(" "), found.hard_state.commit)
+                let (list, commit) = (list.collect::<Vec<_>>().join(" "), found.hard_state.commit);
+                let detached = if fit == Fit::Detached { ", detached" } else { "" };
+                format!("[{list}] commit {commit}{detached}")
             }
             Err(reason) => reason,
         };
@@ -308,13 +338,42 @@ mod tests {
         let four: Vec<_> = (1..=4).map(|index| entries(&[(index, 1)])).collect();
         check(Some(snapshot(2, 1)), 3, four.clone(), "[3@1 4@1] commit 3");
         check(Some(snapshot(4, 1)), 3, four.clone(), "[] commit 4");
-        check(Some(snapshot(9, 3)), 3, four.clone(), "[] commit 9");
-        check(Some(snapshot(3, 2)), 3, four.clone(), "[] commit 3");
+        check(Some(snapshot(9, 3)), 3, four.clone(), "[] commit 9, detached");
+        check(Some(snapshot(3, 2)), 3, four.clone(), "[] commit 3, detached");
         check(Some(snapshot(2, 1)), 3, four[2..].to_vec(), "[3@1 4@1] commit 3");
         check(Some(snapshot(1, 1)), 3, four[2..].to_vec(), "entries 2 to 2 are missing");
-        let mut reset = entries(&[(10, 4)]);
-        reset.snapshot = Some(snapshot(9, 4));
-        check(None, 1, vec![four[0].clone(), reset], "[10@4] commit 9");
+    }
+
+    #[test]
+    fn a_snapshot_from_the_leader_is_continued_where_it_ends() {
+        let installed = |batch| Batch { snapshot: Some(snapshot(9, 4)), ..batch };
+        let before = entries(&[(1, 1)]);
+        check(None, 1, vec![before.clone(), installed(entries(&[(10, 4)]))], "[10@4] commit 9");
+        let then = |batch| vec![before.clone(), installed(Batch::default()), batch];
+        check(None, 1, then(entries(&[(10, 4)])), "[10@4] commit 9");
+        check(None, 1, then(entries(&[(11, 4)])), "entry 11 follows entries 10 to 9");
+        check(None, 1, then(entries(&[(9, 4)])), "entry 9 follows, but entry 9 was committed before");
+    }
+
+    #[test]
+    fn a_suffix_is_replaced_though_it_begins_in_the_part_that_is_gone() {
+        let run = |range: std::ops::RangeInclusive<u64>, term| {
+            entries(&range.map(|index| (index, term)).collect::<Vec<_>>())
+        };
+        let commit = |commit| Batch {
+            hard_state: Some(HardState { term: 1, vote: 0, commit }),
+            sync: true,
+            ..Batch::default()
+        };
+        // The front of the log ended at entry 59 or before and was let go behind a snapshot of entry 58.
+        let replaced = vec![commit(54), run(60..=80, 1), run(55..=57, 2), run(58..=60, 2)];
+        check(Some(snapshot(58, 2)), 58, replaced.clone(), "[59@2 60@2] commit 58");
+        check(Some(snapshot(53, 1)), 58, replaced, "entries 54 to 54 are missing");
+        let committed = vec![commit(55), run(60..=80, 1), run(55..=57, 2)];
+        let refused = "entry 55 follows, but entry 55 was committed before";
+        check(Some(snapshot(58, 2)), 58, committed, refused);
+        let gap = vec![run(60..=80, 1), run(55..=57, 2), run(59..=60, 2)];
+        check(Some(snapshot(58, 2)), 58, gap, "entry 59 follows entries 55 to 57");
     }
 
     #[test]

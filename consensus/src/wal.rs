@@ -20,7 +20,7 @@ mod spares;
 
 use crate::error::{LogError, StartError};
 use crate::snapshot::Snapshot;
-use crate::store::{Batch, HardState, LogStore, Recovered};
+use crate::store::{Batch, Fit, HardState, LogStore, Recovered};
 use mark::Mark;
 use record::{Chain, Position};
 use segment::Segment;
@@ -106,14 +106,16 @@ impl WriteAheadLog {
             spares,
             _lock: lock,
         };
-        log.begin(recovered.boots)?;
+        log.begin(recovered.boots, found.fit, recovered.snapshot.as_ref())?;
         Ok((log, recovered))
     }
 
-    /// Counts this start durably, so that nothing named by it is ever named twice.
-    fn begin(&self, boots: u64) -> Result<(), LogError> {
+    /// Counts this start durably, so that nothing named by it is ever named twice. A snapshot that replaced the
+    /// log without a mark gets it here, before anything that continues the snapshot.
+    fn begin(&self, boots: u64, fit: Fit, snapshot: Option<&Snapshot>) -> Result<(), LogError> {
         let mut writer = self.lock();
-        let payload = record::encode(&Batch::default(), Some(boots));
+        let snapshot = snapshot.filter(|_| fit == Fit::Detached).cloned();
+        let payload = record::encode(&Batch { snapshot, ..Batch::default() }, Some(boots));
         self.reserve(&mut writer, std::slice::from_ref(&payload))?;
         self.append(&mut writer, &payload, 0)?;
         self.flush(&mut writer, true)?;

@@ -5,7 +5,7 @@ use super::record::{self, Gap, Position};
 use super::segment::{HEADER_BYTES, Header, Segment};
 use super::{Owner, first_position, snapshots, spares};
 use crate::error::LogError;
-use crate::store::Recovered;
+use crate::store::{Fit, Recovered};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,8 @@ pub(super) struct Found {
     pub(super) older: Vec<(u64, u64)>,
     pub(super) position: Position,
     pub(super) mark: Mark,
+    /// Whether the log must say, before anything else, that the snapshot stands in its place.
+    pub(super) fit: Fit,
 }
 
 /// Reads everything in `directory`. Begins a new log with a segment of `segment_bytes` where there is none, if
@@ -54,10 +56,10 @@ pub(super) fn recover(
     }
     let (number, path) = segments.last().cloned().expect("there is a first segment");
     reader.older.pop();
-    reader.fit_snapshot(snapshot, &path)?;
+    let fit = reader.fit_snapshot(snapshot, &path)?;
     let position = reader.position.expect("a segment was read");
     let segment = Segment::resume(path, number, end, reader.torn, &reader.unsure)?;
-    Ok(Found { recovered: reader.recovered, segment, older: reader.older, position, mark })
+    Ok(Found { recovered: reader.recovered, segment, older: reader.older, position, mark, fit })
 }
 
 /// The first segment of a new log.
@@ -66,7 +68,8 @@ fn begin(directory: &Path, owner: &Owner, segment_bytes: u64) -> Result<Found, L
     let position = first_position();
     let mark = Mark::create(directory, &position)?;
     let segment = Segment::begin(directory, spare, 0, owner, position.clone())?;
-    Ok(Found { recovered: Recovered::default(), segment, older: Vec::new(), position, mark })
+    let fit = Fit::Continued;
+    Ok(Found { recovered: Recovered::default(), segment, older: Vec::new(), position, mark, fit })
 }
 
 struct Reader<'a> {
@@ -177,13 +180,17 @@ impl Reader<'_> {
         &mut self,
         newest: Option<crate::snapshot::Snapshot>,
         path: &Path,
-    ) -> Result<(), LogError> {
+    ) -> Result<Fit, LogError> {
         let marked = self.recovered.snapshot.as_ref().map_or(0, |mark| mark.index);
         if newest.as_ref().map_or(0, |found| found.index) < marked {
             return Err(damaged(path, 0, format!("the snapshot at entry {marked} is missing")));
         }
+        // A log that ends with the mark of an earlier snapshot does not reach the newest one either.
+        let index = newest.as_ref().map_or(0, |found| found.index);
+        let ends_at_mark = self.recovered.entries.is_empty() && (1..index).contains(&marked);
         self.recovered.snapshot = newest;
-        self.recovered.settle().map_err(|reason| damaged(path, 0, reason))
+        let settled = self.recovered.settle().map_err(|reason| damaged(path, 0, reason))?;
+        Ok(if ends_at_mark { Fit::Detached } else { settled })
     }
 }
 

@@ -20,6 +20,12 @@ fn entries(range: std::ops::RangeInclusive<u64>, size: usize) -> Batch {
     Batch { entries: range.map(entry).collect(), sync: true, ..Batch::default() }
 }
 
+fn entries_of(term: u64, range: std::ops::RangeInclusive<u64>, size: usize) -> Batch {
+    let mut batch = entries(range, size);
+    batch.entries.iter_mut().for_each(|entry| entry.term = term);
+    batch
+}
+
 fn hard_state(term: u64, commit: u64) -> Batch {
     Batch { hard_state: Some(HardState { term, vote: 2, commit }), sync: true, ..Batch::default() }
 }
@@ -41,7 +47,7 @@ fn small_log(directory: &Path) -> PathBuf {
     let (log, _) = open(directory).expect("a new log");
     log.write(&[hard_state(1, 0)]).expect("room");
     log.write(&[entries(1..=3, 100)]).expect("room");
-    log.write(&[Batch { sync: true, ..hard_state(1, 3) }]).expect("room");
+    log.write(&[Batch { sync: true, ..hard_state(1, 2) }]).expect("room");
     segment::path(directory, 0)
 }
 
@@ -51,7 +57,7 @@ fn what_was_durable_comes_back() {
     small_log(directory.path());
     let (log, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.entries, entries(1..=3, 100).entries);
-    assert_eq!(found.hard_state, HardState { term: 1, vote: 2, commit: 3 });
+    assert_eq!(found.hard_state, HardState { term: 1, vote: 2, commit: 2 });
     assert_eq!(found.boots, 2);
     log.write(&[entries(3..=5, 50)]).expect("room");
     drop(log);
@@ -89,6 +95,73 @@ fn many_segments_are_read_as_one_log_and_let_go_behind_a_snapshot() {
     assert_eq!(found.snapshot, Some(snapshot(250)));
     assert_eq!((found.hard_state.term, found.hard_state.commit), (4, 250));
     assert_eq!(found.boots, 3, "starts are counted though the segments that counted them are gone");
+}
+
+#[test]
+fn a_suffix_overwritten_across_a_segment_survives_truncation() {
+    let directory = TempDir::new().expect("temporary directory");
+    let (log, _) = open(directory.path()).expect("a new log");
+    log.write(&[hard_state(1, 0)]).expect("room");
+    // Until the second segment begins, and a good piece of it.
+    let mut last = 0;
+    while log.lock().segment.number == 0 || last % 20 != 0 {
+        last += 1;
+        log.write(&[entries(last..=last, 1000)]).expect("room");
+    }
+    let boundary = log.lock().older[0].1;
+    // A new leader replaces what was not committed, from an index in the first segment.
+    let from = boundary - 5;
+    log.write(&[hard_state(2, from - 1), entries_of(2, from..=last + 10, 100)]).expect("room");
+    log.write(&[hard_state(2, last)]).expect("room");
+    let taken = Snapshot { term: 2, ..snapshot(boundary + 1) };
+    log.save_snapshot(&taken).expect("room");
+    log.truncate(taken.index).expect("removal");
+    assert!(!segment::path(directory.path(), 0).exists(), "the first segment is let go");
+    drop(log);
+    let (_, found) = open(directory.path()).expect("a healthy log");
+    assert_eq!(found.snapshot, Some(taken));
+    assert_eq!(found.entries, entries_of(2, boundary + 2..=last + 10, 100).entries);
+    assert_eq!(found.hard_state, HardState { term: 2, vote: 2, commit: last });
+}
+
+#[test]
+fn what_follows_a_snapshot_survives_though_its_mark_was_lost() {
+    // The log ends before the snapshot, or reaches beyond it with entries of a deposed leader.
+    for reached in [50, 120] {
+        let directory = TempDir::new().expect("temporary directory");
+        let (log, _) = open(directory.path()).expect("a new log");
+        log.write(&[entries(1..=reached, 10), hard_state(1, 40)]).expect("room");
+        let sent = Snapshot { term: 3, ..snapshot(90) };
+        // As far as an installation came when the process was killed: the file is there, the mark is not.
+        log.save_snapshot(&sent).expect("room");
+        drop(log);
+        let (log, found) = open(directory.path()).expect("an existing log");
+        assert_eq!((found.snapshot.as_ref(), found.entries.len()), (Some(&sent), 0));
+        let follows = entries_of(3, 91..=93, 10);
+        let hard_state = hard_state(3, 92).hard_state;
+        log.write(&[Batch { hard_state, ..follows.clone() }]).expect("room");
+        drop(log);
+        for _ in 0..2 {
+            let (_, found) = open(directory.path()).expect("a healthy log");
+            assert_eq!(found.entries, follows.entries, "acknowledged, and lost");
+            assert_eq!(found.hard_state.commit, 92);
+        }
+    }
+}
+
+#[test]
+fn a_second_snapshot_whose_mark_was_lost_continues_the_first() {
+    let directory = TempDir::new().expect("temporary directory");
+    let (log, _) = open(directory.path()).expect("a new log");
+    log.write(&[Batch { snapshot: Some(snapshot(90)), sync: true, ..hard_state(1, 90) }]).expect("room");
+    log.save_snapshot(&snapshot(120)).expect("room");
+    drop(log);
+    let (log, found) = open(directory.path()).expect("an existing log");
+    assert_eq!(found.snapshot, Some(snapshot(120)));
+    log.write(&[entries(121..=122, 10)]).expect("room");
+    drop(log);
+    let (_, found) = open(directory.path()).expect("a healthy log");
+    assert_eq!(found.entries, entries(121..=122, 10).entries);
 }
 
 #[test]
