@@ -20,9 +20,28 @@ pub struct Peer {
     pub key: PublicKey,
 }
 
+/// The group of replicas that a log belongs to: a digest that no other group has. Opaque here; every file of
+/// the log carries it, and every request between replicas.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct GroupId(pub [u8; 32]);
+
+impl std::fmt::Display for GroupId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GroupId({self})")
+    }
+}
+
 /// What a replica is told at its start.
 #[derive(Clone)]
 pub struct Config {
+    /// The group; logs and peers of any other are refused.
+    pub group: GroupId,
     /// This replica's number, not 0, one of the keys of `peers`.
     pub id: u64,
     /// Every replica of the group, this one included (its own address is not dialled).

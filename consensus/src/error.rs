@@ -66,15 +66,25 @@ pub enum LogError {
         /// What does not fit.
         reason: String,
     },
-    /// The directory belongs to another replica or group.
+    /// A file of the log belongs to another replica or group.
     #[error("`{}` belongs to {found}, not to {wanted}", path.display())]
     Foreign {
-        /// The directory.
+        /// The file.
         path: PathBuf,
         /// Whose it is.
         found: String,
         /// Who asked.
         wanted: String,
+    },
+    /// A file of the log is of a version that this build does not read.
+    #[error("`{}` is of version `{found}`; this build reads version `{read}` alone", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+        /// The version that is read.
+        read: String,
     },
     /// The directory is empty, and the replica was not told to begin a new log.
     #[error("`{}` holds no log of this replica, and it may begin one only once", path.display())]
@@ -99,6 +109,7 @@ impl LogError {
             Self::DiskFull { .. } => codes::LOG_DISK_FULL,
             Self::Corrupt { .. } => codes::LOG_DAMAGED,
             Self::Foreign { .. } => codes::LOG_FOREIGN,
+            Self::Version { .. } => codes::LOG_VERSION_UNSUPPORTED,
             Self::Unknown { .. } => codes::LOG_UNKNOWN,
             Self::InUse { .. } => codes::DIRECTORY_IN_USE,
         }

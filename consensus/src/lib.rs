@@ -34,7 +34,7 @@ mod routes;
 mod sessions;
 mod snapshot;
 
-pub use config::{Config, Limits, Peer, Timings};
+pub use config::{Config, GroupId, Limits, Peer, Timings};
 pub use error::{LogError, ProposeError, ReadError, StartError};
 pub use handle::{Handle, Role, Status};
 pub use machine::{Frozen, StateMachine};

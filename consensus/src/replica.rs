@@ -41,7 +41,7 @@ impl<M: StateMachine> Replica<M> {
     /// See [`StartError`].
     pub fn start(config: &Config, machine: M) -> Result<Self, StartError> {
         config.validate()?;
-        let owner = Owner { id: config.id, voters: config.voters() };
+        let owner = Owner { group: config.group, id: config.id, voters: config.voters() };
         let (directory, limits) = (&config.directory, &config.limits);
         let (log, recovered) = WriteAheadLog::open(directory, owner, config.create, limits.segment_bytes)?;
         let shutdown = CancellationToken::new();

@@ -1,8 +1,9 @@
 //! What a replica answers to its peers, over HTTP/2 on the overlay. Strangers get 403, before a byte of what
-//! they send is read: that a key may connect does not make it a replica.
+//! they send is read: that a key may connect does not make it a replica. A replica of another group gets 412 and
+//! `log-foreign`, though its key be the right one.
 
 use crate::handle::Port;
-use crate::transport::{Assembly, Peers, Refusal, Request};
+use crate::transport::{Assembly, FOREIGN, GROUP, Peers, Refusal, Request};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
@@ -34,7 +35,7 @@ pub(crate) fn router(peers: Arc<Peers>, port: Arc<Port>, snapshot_bytes_max: u64
         .with_state(Arc::new(Shared { peers, port, snapshot_bytes_max, assemblies }))
 }
 
-/// Proof that a replica of the group asks: its number. Bodies are taken after it.
+/// Proof that a replica of this group asks: its number. Bodies are taken after it.
 struct Sender(u64);
 
 impl FromRequestParts<Arc<Shared>> for Sender {
@@ -42,8 +43,11 @@ impl FromRequestParts<Arc<Shared>> for Sender {
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Response> {
         let peer = parts.extensions.get::<Peer>();
-        let id = peer.and_then(|Peer(key)| shared.peers.identify(key));
-        id.map(Self).ok_or_else(stranger)
+        let id = peer.and_then(|Peer(key)| shared.peers.identify(key)).ok_or_else(stranger)?;
+        if !shared.peers.same_group(id, parts.headers.get(GROUP)) {
+            return Err((FOREIGN, protocol::error_code::LOG_FOREIGN.as_str()).into_response());
+        }
+        Ok(Self(id))
     }
 }
 

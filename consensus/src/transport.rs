@@ -11,7 +11,7 @@ mod snapshots;
 
 pub(crate) use frames::{FrameReader, encode_message};
 pub use overlay_transport::OverlayTransport;
-pub(crate) use overlay_transport::Peers;
+pub(crate) use overlay_transport::{FOREIGN, Peers};
 pub use simulated::SimulatedNetwork;
 pub(crate) use snapshots::Assembly;
 
@@ -26,6 +26,10 @@ pub(crate) mod paths {
     pub(crate) const PROPOSE: &str = "/consensus/v1/propose";
     pub(crate) const READ: &str = "/consensus/v1/read";
 }
+
+/// The header with the sender's group. A replica of another group has nothing to say here, though its key may be
+/// the right one: circles that were founded with the same keys share them.
+pub(crate) const GROUP: http::HeaderName = http::HeaderName::from_static("quorate-group");
 
 /// How replicas reach one another.
 pub trait Transport: Send + Sync + 'static {

@@ -11,6 +11,7 @@
 //! says how the two are told apart. And a full disk is the one error after which writing may be tried again:
 //! everything that needs space is done before the first byte of a group is written.
 
+mod format;
 mod mark;
 mod record;
 pub(crate) mod recovery;
@@ -18,6 +19,7 @@ mod segment;
 pub(crate) mod snapshots;
 mod spares;
 
+use crate::config::GroupId;
 use crate::error::{LogError, StartError};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, Fit, HardState, LogStore, Recovered};
@@ -31,9 +33,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Whose log it is, written into every segment.
+/// Whose log it is, written into every segment and snapshot and into the mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
+    /// The group.
+    pub group: GroupId,
     /// The replica.
     pub id: u64,
     /// Every voter of its group.
@@ -191,7 +195,7 @@ impl WriteAheadLog {
     fn prepare(&self, writer: &mut Writer, batches: &[Batch]) -> Result<Vec<Vec<u8>>, LogError> {
         // A snapshot must be on disk before the log says that it stands in the log's place.
         for snapshot in batches.iter().filter_map(|batch| batch.snapshot.as_ref()) {
-            snapshots::save(&self.directory, snapshot)?;
+            snapshots::save(&self.directory, &self.owner, snapshot)?;
         }
         let payloads: Vec<_> = batches.iter().map(|batch| record::encode(batch, None)).collect();
         self.reserve(writer, &payloads)?;
@@ -228,7 +232,7 @@ impl LogStore for WriteAheadLog {
     }
 
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
-        snapshots::save(&self.directory, snapshot)
+        snapshots::save(&self.directory, &self.owner, snapshot)
     }
 
     fn truncate(&self, through: u64) -> Result<(), LogError> {
@@ -289,5 +293,4 @@ fn first_position() -> Position {
 }
 
 #[cfg(test)]
-#[path = "wal/tests.rs"]
 mod tests;

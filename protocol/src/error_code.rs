@@ -288,8 +288,10 @@ codes! {
     LOG_IO_FAILED = "log-io-failed";
     /// Bytes of a replica's log that were once durable do not read back.
     LOG_DAMAGED = "log-damaged";
-    /// A log directory belongs to another replica or group.
+    /// A replica's log, or a peer, belongs to another replica or group.
     LOG_FOREIGN = "log-foreign";
+    /// A file of a replica's log is of a version that this build does not read.
+    LOG_VERSION_UNSUPPORTED = "log-version-unsupported";
     /// A log directory is empty although the replica should have one.
     LOG_UNKNOWN = "log-unknown";
     /// Another process works in the directory.

@@ -4,7 +4,7 @@ use super::load::Put;
 use crate::process::{Running, free_ports};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use consensus::{Config, Frozen, Handle, Limits, Peer, Replica, StateMachine, Timings};
+use consensus::{Config, Frozen, GroupId, Handle, Limits, Peer, Replica, StateMachine, Timings};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
@@ -97,6 +97,7 @@ async fn serve(part: Part) -> anyhow::Result<()> {
     let identity = Arc::new(identity(part.id));
     let listener = TcpListener::bind(part.peers[&part.id]).await?;
     let config = Config {
+        group: GroupId([0; 32]),
         id: part.id,
         peers,
         directory: part.directory,

@@ -2,8 +2,8 @@
 //! both ends of every stream are pinned by the key of whoever dialled and whoever listens.
 
 use super::outbox::{Outbox, OutboxStream};
-use super::{FrameReader, Refusal, Request, Transport, paths, snapshots};
-use crate::config::Config;
+use super::{FrameReader, GROUP, Refusal, Request, Transport, paths, snapshots};
+use crate::config::{Config, GroupId};
 use crate::error::ProposeError;
 use crate::handle::Port;
 use bytes::Bytes;
@@ -13,10 +13,13 @@ use http_body_util::BodyExt;
 use overlay::{Client, PublicKey};
 use raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// The answer to a request of another group; no other answer has this status.
+pub(crate) const FOREIGN: StatusCode = StatusCode::PRECONDITION_FAILED;
 /// Longest time for one chunk of a snapshot: a megabyte over a poor link.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a stream ended before the next is asked for; the client adds its own back-off to dialling.
@@ -33,6 +36,7 @@ pub struct OverlayTransport {
 
 /// Every other replica, by number.
 pub(crate) struct Peers {
+    group: GroupId,
     by_id: BTreeMap<u64, PeerLink>,
     frame_bytes_max: usize,
     port: OnceLock<Arc<Port>>,
@@ -43,6 +47,8 @@ struct PeerLink {
     client: Client,
     stream_client: Client,
     outbox: Outbox,
+    /// Whether the peer was last found to be of another group: said once, not at every try.
+    foreign: AtomicBool,
 }
 
 impl OverlayTransport {
@@ -55,7 +61,7 @@ impl OverlayTransport {
         // A message holds `message_bytes` of entries, or one entry that is larger.
         let entries = (limits.message_bytes as usize).max(limits.command_bytes_max);
         let frame_bytes_max = 2 * entries + FRAME_OVERHEAD_BYTES;
-        let peers = Arc::new(Peers { by_id, frame_bytes_max, port: OnceLock::new() });
+        let peers = Arc::new(Peers { group: config.group, by_id, frame_bytes_max, port: OnceLock::new() });
         Self { peers, runtime: tokio::runtime::Handle::current(), shutdown }
     }
 
@@ -111,8 +117,7 @@ impl Transport for OverlayTransport {
                 Request::Propose(entry) => (paths::PROPOSE, entry),
                 Request::Read => (paths::READ, Bytes::new()),
             };
-            let request = http::Request::post(path).body(body).expect("the path is a constant");
-            match link.client.request(request).await {
+            match link.client.request(peers.post(path, body)).await {
                 Ok(response) => understand(response.status(), response.into_body()),
                 Err(error) if error.never_sent() => Err(Refusal::Unreachable),
                 Err(_) => Err(Refusal::Lost),
@@ -136,7 +141,8 @@ impl PeerLink {
         };
         let client = Client::new((*config.identity).clone(), peer.address.clone(), peer.key, requests);
         let stream_client = client.with_limits(streams);
-        Self { key: peer.key, client, stream_client, outbox: Outbox::new(config.limits.outbox_messages_max) }
+        let outbox = Outbox::new(config.limits.outbox_messages_max);
+        Self { key: peer.key, client, stream_client, outbox, foreign: AtomicBool::new(false) }
     }
 }
 
@@ -144,6 +150,27 @@ impl Peers {
     /// The replica that a proven key belongs to.
     pub(crate) fn identify(&self, key: &PublicKey) -> Option<u64> {
         self.by_id.iter().find(|(_, link)| link.key == *key).map(|(id, _)| *id)
+    }
+
+    /// Whether a request of `peer` names this group. Says once when it does not.
+    pub(crate) fn same_group(&self, peer: u64, named: Option<&http::HeaderValue>) -> bool {
+        let same = named.is_some_and(|named| named.as_bytes() == self.group.to_string().as_bytes());
+        self.found_foreign(peer, !same);
+        same
+    }
+
+    /// Notes whether a peer is of another group, and warns when that is news.
+    fn found_foreign(&self, peer: u64, foreign: bool) {
+        let Some(link) = self.by_id.get(&peer) else { return };
+        if !link.foreign.swap(foreign, Ordering::Relaxed) && foreign {
+            let code = protocol::error_code::LOG_FOREIGN;
+            tracing::warn!(peer, group = %self.group, %code, "a peer with the right key is of another group");
+        }
+    }
+
+    fn post(&self, path: &'static str, body: Bytes) -> http::Request<Bytes> {
+        let request = http::Request::post(path).header(GROUP, self.group.to_string());
+        request.body(body).expect("the path is a constant, and a digest is a header value")
     }
 
     /// The stream of everything that is sent to `peer` from now on.
@@ -168,8 +195,9 @@ impl Peers {
 
     async fn fetch(&self, id: u64, port: &Port) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let link = &self.by_id[&id];
-        let request = http::Request::get(paths::MESSAGES).body(overlay::Body::empty())?;
-        let response = link.stream_client.send(request).await?;
+        let request = http::Request::get(paths::MESSAGES).header(GROUP, self.group.to_string());
+        let response = link.stream_client.send(request.body(overlay::Body::empty())?).await?;
+        self.found_foreign(id, response.status() == FOREIGN);
         if response.status() != StatusCode::OK {
             return Err(format!("the peer answered {}", response.status()).into());
         }
@@ -193,8 +221,8 @@ impl Peers {
         let peer = message.to;
         tracing::info!(peer, bytes = message.get_snapshot().data.len(), "sending a snapshot");
         for chunk in snapshots::cut(message) {
-            let request = http::Request::post(paths::SNAPSHOT).body(chunk).expect("the path is a constant");
-            let sent = tokio::time::timeout(CHUNK_TIMEOUT, link.client.request(request)).await;
+            let request = link.client.request(self.post(paths::SNAPSHOT, chunk));
+            let sent = tokio::time::timeout(CHUNK_TIMEOUT, request).await;
             if !sent.is_ok_and(|answer| answer.is_ok_and(|response| response.status().is_success())) {
                 tracing::info!(peer, "the snapshot did not arrive");
                 return false;
@@ -210,7 +238,8 @@ fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, Refusal> {
         return Ok(body);
     }
     match &body[..] {
-        b"not-leader" => Err(Refusal::NotLeader),
+        // A peer of another group has done nothing, and leads nothing here.
+        b"not-leader" | b"log-foreign" => Err(Refusal::NotLeader),
         b"log-busy" => Err(ProposeError::Busy.into()),
         b"session-expired" => Err(ProposeError::SessionExpired.into()),
         b"sequence-passed" => Err(ProposeError::SequencePassed.into()),

@@ -3,7 +3,9 @@
 use super::mark::Mark;
 use super::record::{self, Gap, Position};
 use super::segment::{HEADER_BYTES, Header, Segment};
-use super::{Owner, first_position, snapshots, spares};
+use super::{Owner, first_position, segment, snapshots, spares};
+#[cfg(fuzzing)]
+use crate::config::GroupId;
 use crate::error::LogError;
 use crate::store::{Fit, Recovered};
 use std::fs;
@@ -30,8 +32,8 @@ pub(super) fn recover(
 ) -> Result<Found, LogError> {
     let segments = list(directory)?;
     snapshots::remove_partial(directory)?;
-    let snapshot = snapshots::newest(directory)?;
-    let marked = Mark::open(directory)?;
+    let marked = Mark::open(directory, owner)?;
+    let snapshot = snapshots::newest(directory, owner)?;
     let Some((first, first_path)) = segments.first() else {
         return match marked.map(|(_, durable)| durable.sequence) {
             Some(1..) => Err(damaged(directory, 0, "its records are durable, and no segment is left")),
@@ -66,7 +68,7 @@ pub(super) fn recover(
 fn begin(directory: &Path, owner: &Owner, segment_bytes: u64) -> Result<Found, LogError> {
     let spare = spares::make(directory, 0, segment_bytes)?;
     let position = first_position();
-    let mark = Mark::create(directory, &position)?;
+    let mark = Mark::create(directory, owner, &position)?;
     let segment = Segment::begin(directory, spare, 0, owner, position.clone())?;
     let fit = Fit::Continued;
     Ok(Found { recovered: Recovered::default(), segment, older: Vec::new(), position, mark, fit })
@@ -93,7 +95,8 @@ impl Reader<'_> {
     }
 
     fn parse(&mut self, bytes: &[u8], number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
-        let header = Header::decode(bytes).ok_or_else(|| damaged(path, 0, "its head is not readable"))?;
+        let header = Header::decode(bytes)
+            .map_err(|reason| segment::FORMAT.refuse(path, reason, "its head is not readable"))?;
         self.check_header(&header, number, path)?;
         let mut position = header.position;
         self.check_mark(&position, HEADER_BYTES, path)?;
@@ -123,11 +126,7 @@ impl Reader<'_> {
     }
 
     fn check_header(&self, header: &Header, number: u64, path: &Path) -> Result<(), LogError> {
-        if (header.replica, header.group) != (self.owner.id, self.owner.group()) {
-            let found = format!("replica {} of its group", header.replica);
-            let wanted = format!("replica {} of the group {:?}", self.owner.id, self.owner.voters);
-            return Err(LogError::Foreign { path: path.to_path_buf(), found, wanted });
-        }
+        self.owner.check(&header.owner, path)?;
         if header.number != number {
             return Err(damaged(path, 0, format!("it says that it is segment {:016x}", header.number)));
         }
@@ -219,9 +218,9 @@ fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
 /// refuses or returns a beginning of what was written.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
-    let owner = Owner { id: 1, voters: vec![1] };
+    let owner = Owner { group: GroupId([7; 32]), id: 1, voters: vec![1] };
     let mut position = first_position();
-    let header = Header { number: 0, replica: 1, group: owner.group(), position: position.clone() };
+    let header = Header { number: 0, owner: owner.stamp(), position: position.clone() };
     let mut bytes = header.encode().to_vec();
     let mut marked = position.clone();
     for (place, payload) in payloads.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! One segment file: a head that says whose it is and where the chain stands, then records, then space.
 
+use super::format::{Format, Stamp, Unreadable};
 use super::record::Position;
 use super::spares::Spare;
 use super::{Owner, sync_directory};
@@ -9,11 +10,11 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes of a segment's head: magic 8, number 8, replica 8, group digest 32, sequence 8, chain 32,
-/// CRC-32C 4, zeros. Records begin behind it.
+/// Bytes of a segment's head: kind and version 8, number 8, owner 48, sequence 8, chain 32, CRC-32C 4, zeros.
+/// Records begin behind it.
 pub(super) const HEADER_BYTES: u64 = 128;
-const MAGIC: [u8; 8] = *b"QLOGSEG2";
-const CRC_AT: usize = 96;
+pub(super) const FORMAT: Format = Format { kind: *b"QLOGSEG", version: b'3' };
+const CRC_AT: usize = 104;
 
 /// The segment that is being written.
 pub(super) struct Segment {
@@ -28,8 +29,7 @@ pub(super) struct Segment {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) number: u64,
-    pub(super) replica: u64,
-    pub(super) group: [u8; 32],
+    pub(super) owner: Stamp,
     pub(super) position: Position,
 }
 
@@ -48,7 +48,7 @@ impl Segment {
     ) -> Result<Self, LogError> {
         let Spare { path: from, file, bytes: capacity } = spare;
         let path = path(directory, number);
-        let header = Header { number, replica: owner.id, group: owner.group(), position };
+        let header = Header { number, owner: owner.stamp(), position };
         file.write_all_at(&header.encode(), 0).map_err(|e| LogError::io("write", &from, e))?;
         file.sync_data().map_err(|e| LogError::io("sync", &from, e))?;
         fs::rename(&from, &path).map_err(|e| LogError::io("rename", &from, e))?;
@@ -116,41 +116,34 @@ pub(super) fn zero(file: &File, from: u64, to: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-impl Owner {
-    /// A digest of the group's voters, so that a log is not opened under another membership.
-    pub(super) fn group(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        for voter in &self.voters {
-            hasher.update(&voter.to_le_bytes());
-        }
-        *hasher.finalize().as_bytes()
-    }
-}
-
 impl Header {
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES as usize] {
         let mut bytes = [0; HEADER_BYTES as usize];
-        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[..8].copy_from_slice(&FORMAT.head());
         bytes[8..16].copy_from_slice(&self.number.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.replica.to_le_bytes());
-        bytes[24..56].copy_from_slice(&self.group);
-        bytes[56..64].copy_from_slice(&self.position.sequence.to_le_bytes());
-        bytes[64..96].copy_from_slice(&self.position.chain);
+        bytes[16..64].copy_from_slice(&self.owner.encode());
+        bytes[64..72].copy_from_slice(&self.position.sequence.to_le_bytes());
+        bytes[72..104].copy_from_slice(&self.position.chain);
         let checksum = crc32c::crc32c(&bytes);
         bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 
     /// Reads the head at the beginning of a segment's bytes.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut head: [u8; HEADER_BYTES as usize] = bytes.get(..HEADER_BYTES as usize)?.try_into().ok()?;
-        let checksum = u32_at(&head, CRC_AT)?;
-        head[CRC_AT..CRC_AT + 4].fill(0);
-        if head[..8] != MAGIC || crc32c::crc32c(&head) != checksum {
-            return None;
-        }
-        let position = Position { sequence: u64_at(&head, 56)?, chain: head[64..96].try_into().ok()? };
-        let group = head[24..56].try_into().ok()?;
-        Some(Self { number: u64_at(&head, 8)?, replica: u64_at(&head, 16)?, group, position })
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let head = bytes.get(..HEADER_BYTES as usize).unwrap_or(bytes);
+        FORMAT.check(head, |begin| {
+            let Some(checksum) = u32_at(head, CRC_AT) else { return false };
+            let mut head = head.to_vec();
+            head[..8].copy_from_slice(begin);
+            head[CRC_AT..CRC_AT + 4].fill(0);
+            head.len() as u64 == HEADER_BYTES && crc32c::crc32c(&head) == checksum
+        })?;
+        Self::fields(head).ok_or(Unreadable::Damaged)
+    }
+
+    fn fields(head: &[u8]) -> Option<Self> {
+        let position = Position { sequence: u64_at(head, 64)?, chain: head.get(72..104)?.try_into().ok()? };
+        Some(Self { number: u64_at(head, 8)?, owner: Stamp::decode(head, 16)?, position })
     }
 }

@@ -240,7 +240,7 @@ async fn killed_replicas_lose_nothing() {
 fn check_logs(places: &[Place]) {
     let mut seen: BTreeMap<(u64, u64), LogEntry> = BTreeMap::new();
     for place in places {
-        let owner = Owner { id: place.id, voters: vec![1, 2, 3] };
+        let owner = Owner { group: process::GROUP, id: place.id, voters: vec![1, 2, 3] };
         let (_log, found) = WriteAheadLog::open(&place.directory, owner, false, process::SEGMENT_BYTES)
             .expect("the log verifies");
         let Recovered { entries, hard_state, boots, .. } = found;

@@ -4,7 +4,7 @@
 
 use crate::history::{EMPTY, digest};
 use bytes::Bytes;
-use consensus::{Config, Frozen, Handle, Limits, Peer, Replica, SessionId, StateMachine, Timings};
+use consensus::{Config, Frozen, GroupId, Handle, Limits, Peer, Replica, SessionId, StateMachine, Timings};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,6 +34,9 @@ const LIMITS: Limits = Limits {
     retained_entries: 50,
     segment_bytes: 64 * 1024,
 };
+
+/// Whose replicas these are.
+pub(crate) const GROUP: GroupId = GroupId([7; 32]);
 
 pub(crate) const SEGMENT_BYTES: u64 = LIMITS.segment_bytes;
 
@@ -193,6 +196,7 @@ pub(crate) fn run(parameters: &str) -> ! {
         let peers: BTreeMap<u64, Peer> = fields[2].split(',').enumerate().map(peer).collect();
         let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();
         let config = Config {
+            group: GROUP,
             id,
             peers,
             directory: Path::new(fields[3]).to_owned(),

@@ -2,7 +2,7 @@
 //! so that it goes when the child goes. Where neither root nor user namespaces allow the mount, the test
 //! says so and ends; the simulated disk shows the same behaviour everywhere.
 
-use crate::group::{Group, PATIENCE, quick, text};
+use crate::group::{GROUP, Group, PATIENCE, quick, text};
 use bytes::Bytes;
 use consensus::store::{Batch, LogEntry, LogStore, Snapshot};
 use consensus::wal::{Owner, WriteAheadLog};
@@ -91,7 +91,7 @@ impl Drop for Filler {
 }
 
 fn open(directory: &Path, create: bool) -> Result<(WriteAheadLog, usize), StartError> {
-    let owner = Owner { id: 1, voters: vec![1] };
+    let owner = Owner { group: GROUP, id: 1, voters: vec![1] };
     let (log, found) = WriteAheadLog::open(directory, owner, create, SEGMENT_BYTES)?;
     Ok((log, found.entries.len()))
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use consensus::{
-    Config, Frozen, Handle, Limits, Peer, ProposeError, Replica, SessionId, StateMachine, Timings,
+    Config, Frozen, GroupId, Handle, Limits, Peer, ProposeError, Replica, SessionId, StateMachine, Timings,
 };
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
@@ -16,6 +16,9 @@ use tokio::time::Instant;
 
 /// How long anything may take before a test gives up: generous, because machines are shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whose replicas these are.
+pub(crate) const GROUP: GroupId = GroupId([7; 32]);
 
 /// The line that cannot be made into bytes.
 pub(crate) const UNSPEAKABLE: &str = "unspeakable";
@@ -110,6 +113,7 @@ impl Group {
 
     pub(crate) fn config(&self, id: u64, create: bool) -> Config {
         Config {
+            group: GROUP,
             id,
             peers: self.peers.clone(),
             directory: self.path(id),

@@ -1,6 +1,7 @@
 //! Whole replicas: threads, log on disk, TLS between them on loopback. And the same shell on a simulated
 //! disk and network, where faults come on command.
 
+mod foreign;
 mod full_disk;
 mod group;
 mod simulated;

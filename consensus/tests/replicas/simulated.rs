@@ -1,6 +1,6 @@
 //! Replicas on a simulated disk and network, where faults come on command.
 
-use crate::group::{Client, Notebook, PATIENCE, UNSPEAKABLE, insist, quick, text};
+use crate::group::{Client, GROUP, Notebook, PATIENCE, UNSPEAKABLE, insist, quick, text};
 use bytes::Bytes;
 use consensus::store::SimulatedDisk;
 use consensus::transport::SimulatedNetwork;
@@ -36,6 +36,7 @@ impl Simulated {
         let disks: BTreeMap<u64, SimulatedDisk> = (1..=3).map(|id| (id, SimulatedDisk::new())).collect();
         let start = |id: u64| {
             let config = Config {
+                group: GROUP,
                 id,
                 peers: peers.clone(),
                 directory: PathBuf::new(),

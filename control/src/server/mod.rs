@@ -146,15 +146,16 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
         let address = replica.address.parse().with_context(|| format!("address `{}`", replica.address))?;
         peers.insert(replica.id.0, consensus::Peer { address, key: replica.key });
     }
-    let id = protocol::canonical::to_bytes(&config.genesis.genesis);
-    let seed = protocol::Digest::of(&id).0[0];
+    // Replica numbers are the same in every circle, and keys may be: the circle's id tells logs and peers apart.
+    let circle = human_chain::circle_id(&config.genesis.genesis);
     let consensus_config = consensus::Config {
+        group: consensus::GroupId(circle.0.0),
         id: config.id.0,
         peers,
         directory: config.directory.join("log"),
         create: begin::may_begin(config),
         identity: Arc::new(config.identity.clone()),
-        seed: u64::from(seed),
+        seed: u64::from(circle.0.0[0]),
         timings: consensus::Timings::default(),
         limits: consensus::Limits::default(),
     };

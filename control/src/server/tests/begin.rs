@@ -9,8 +9,13 @@ use std::path::Path;
 
 /// Starts replica 1 in this directory and stops it again; the code of the refusal where there is one.
 async fn start(directory: &Path) -> Result<(), String> {
+    start_in(directory, 2).await
+}
+
+/// The same in the circle whose genesis names this port, and which differs from others in nothing else.
+async fn start_in(directory: &Path, port: u16) -> Result<(), String> {
     let listen = || async { overlay::listen::tcp("127.0.0.1:0").await.unwrap() };
-    let address = ("127.0.0.1:1".to_string(), "http://127.0.0.1:2".to_string());
+    let address = ("127.0.0.1:1".to_string(), format!("http://127.0.0.1:{port}"));
     let config = ServerConfig {
         id: ReplicaId(1),
         directory: directory.into(),
@@ -83,4 +88,22 @@ async fn a_first_start_that_was_killed_is_made_good_by_the_next() {
     assert!(!directory.join("never-begun").exists());
     fs::remove_dir_all(directory.join("log")).unwrap();
     assert_eq!(start(&directory).await, Err("log-unknown".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_circle_founded_anew_does_not_run_on_the_log_of_the_one_before() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("control-1");
+    create_replica(&directory).unwrap();
+    let leave = fs::read(directory.join("never-begun")).unwrap();
+    assert_eq!(start_in(&directory, 2).await, Ok(()));
+    // The same keys, the same numbers, another genesis; even with a leave to begin.
+    assert_eq!(start_in(&directory, 3).await, Err("log-foreign".into()));
+    fs::write(directory.join("never-begun"), leave).unwrap();
+    assert_eq!(start_in(&directory, 3).await, Err("log-foreign".into()));
+    assert_eq!(start_in(&directory, 2).await, Ok(()), "the log is as it was");
+    fs::rename(directory.join("log"), place.path().join("kept")).unwrap();
+    create_replica(&place.path().join("another")).unwrap();
+    fs::copy(place.path().join("another/never-begun"), directory.join("never-begun")).unwrap();
+    assert_eq!(start_in(&directory, 3).await, Ok(()), "an empty directory may be founded in");
 }

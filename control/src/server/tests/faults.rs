@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use consensus::store::SimulatedDisk;
 use consensus::transport::SimulatedNetwork;
-use consensus::{Config, Limits, Peer, Replica, Role, Timings};
+use consensus::{Config, GroupId, Limits, Peer, Replica, Role, Timings};
 use protocol::api::{CreateKey, KeyView, Page, Problem};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::{Digest, ReplicaId, canonical};
@@ -40,6 +40,7 @@ impl Simulated {
         let peers: BTreeMap<u64, Peer> = (1..=count).map(peer).collect();
         let start = |id: u64| {
             let config = Config {
+                group: GroupId([7; 32]),
                 id,
                 peers: peers.clone(),
                 directory: PathBuf::new(),
