@@ -20,6 +20,7 @@ pub mod wal;
 
 mod command;
 mod config;
+mod dice;
 mod disk;
 mod driver;
 mod election;
@@ -28,10 +29,12 @@ mod handle;
 mod log;
 mod machine;
 mod metrics;
+mod planted;
 mod read;
 mod replica;
 mod routes;
 mod sessions;
+mod simulated_disk;
 mod snapshot;
 
 pub use config::{Config, GroupId, Limits, Peer, Timings};

@@ -1,12 +1,13 @@
 //! The edge between the core and a disk: what must be made durable, and what comes back at a start.
 //!
-//! Two implementations: [`crate::wal::WriteAheadLog`] on a real disk, and [`SimulatedDisk`] in memory,
-//! which forgets at a crash what was not synced.
+//! Two implementations: [`crate::wal::WriteAheadLog`], and [`SimulatedDisk`], the same log on files in memory
+//! that tear, fill up and fail on command.
 
 use crate::error::LogError;
+use crate::planted::{Defect, planted};
+pub use crate::simulated_disk::SimulatedDisk;
 pub use crate::snapshot::Snapshot;
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// What raft must find again after a crash, beside its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,7 +110,7 @@ impl Recovered {
         let begin = known.or(self.snapshot.as_ref().map(|snapshot| snapshot.index.saturating_add(1)));
         if let Some(begin) = begin {
             let next = begin + self.entries.len() as u64;
-            if first > next {
+            if first > next || (first < begin && planted(Defect::FrontRefused)) {
                 return Err(format!("entry {first} follows entries {begin} to {}", next - 1));
             }
             self.entries.truncate(first.saturating_sub(begin) as usize);
@@ -166,126 +167,6 @@ fn check_run(entries: &[LogEntry]) -> Result<(), String> {
     }
     let gap = entries.windows(2).find(|pair| pair[0].index.checked_add(1) != Some(pair[1].index));
     gap.map_or(Ok(()), |pair| Err(format!("entry {} follows entry {}", pair[1].index, pair[0].index)))
-}
-
-/// A disk in memory: survives [`SimulatedDisk::crash`] with what was synced, and nothing else.
-#[derive(Debug, Clone, Default)]
-pub struct SimulatedDisk {
-    state: Arc<Mutex<SimulatedState>>,
-}
-
-#[derive(Debug, Default)]
-struct SimulatedState {
-    durable: Vec<Batch>,
-    pending: Vec<Batch>,
-    snapshot: Option<Snapshot>,
-    boots: u64,
-    full: bool,
-    out_of_space: bool,
-    snapshots_fail: bool,
-    failing: bool,
-}
-
-impl SimulatedDisk {
-    /// An empty disk.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Reads the disk back, as a restarted replica does.
-    ///
-    /// # Panics
-    /// When the batches written do not fit together: a finding of the simulation.
-    #[must_use]
-    pub fn open(&self) -> Recovered {
-        let mut state = self.lock();
-        state.boots += 1;
-        let mut recovered = Recovered { boots: state.boots, ..Recovered::default() };
-        for batch in state.durable.iter().chain(&state.pending) {
-            recovered.replay(batch.clone()).expect("the simulated log fits together");
-        }
-        let newer = |saved: &Snapshot| recovered.snapshot.as_ref().is_none_or(|had| had.index < saved.index);
-        if let Some(saved) = state.snapshot.clone().filter(newer) {
-            recovered.snapshot = Some(saved);
-        }
-        recovered.settle().expect("the simulated log continues its snapshot");
-        recovered
-    }
-
-    /// Loses what was written and not synced.
-    pub fn crash(&self) {
-        self.lock().pending.clear();
-    }
-
-    /// Makes every later write fail, as a dying disk does, or heals it.
-    pub fn set_failing(&self, failing: bool) {
-        self.lock().failing = failing;
-    }
-
-    /// Says that the disk is nearly full, or no longer: there is room for what is under way, and no more.
-    pub fn set_full(&self, full: bool) {
-        self.lock().full = full;
-    }
-
-    /// Lets nothing more be written until there is space again.
-    pub fn set_out_of_space(&self, out_of_space: bool) {
-        self.lock().out_of_space = out_of_space;
-    }
-
-    /// Lets no snapshot be saved for want of space, or lets them again.
-    pub fn set_snapshots_fail(&self, fail: bool) {
-        self.lock().snapshots_fail = fail;
-    }
-
-    /// The highest index that a crash now would leave in the log.
-    #[must_use]
-    pub fn durable_index(&self) -> u64 {
-        let state = self.lock();
-        let entries = state.durable.iter().flat_map(|batch| &batch.entries);
-        entries.last().map_or(0, |entry| entry.index)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, SimulatedState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl LogStore for SimulatedDisk {
-    fn write(&self, batches: &[Batch]) -> Result<(), LogError> {
-        let mut state = self.lock();
-        if state.failing {
-            let source = std::io::Error::other("simulated failure");
-            return Err(LogError::Io { action: "write", path: "simulated".into(), source });
-        }
-        if state.out_of_space {
-            return Err(LogError::DiskFull { path: "simulated".into() });
-        }
-        state.pending.extend(batches.iter().cloned());
-        if batches.iter().any(|batch| batch.sync) {
-            let mut pending = std::mem::take(&mut state.pending);
-            state.durable.append(&mut pending);
-        }
-        Ok(())
-    }
-
-    fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
-        let mut state = self.lock();
-        if state.out_of_space || state.snapshots_fail {
-            return Err(LogError::DiskFull { path: "simulated".into() });
-        }
-        state.snapshot = Some(snapshot.clone());
-        Ok(())
-    }
-
-    fn truncate(&self, _through: u64) -> Result<(), LogError> {
-        Ok(())
-    }
-
-    fn nearly_full(&self) -> bool {
-        let state = self.lock();
-        state.full || state.out_of_space
-    }
 }
 
 #[cfg(test)]
@@ -374,21 +255,5 @@ mod tests {
         check(Some(snapshot(58, 2)), 58, committed, refused);
         let gap = vec![run(60..=80, 1), run(55..=57, 2), run(59..=60, 2)];
         check(Some(snapshot(58, 2)), 58, gap, "entry 59 follows entries 55 to 57");
-    }
-
-    #[test]
-    fn a_crash_loses_exactly_what_was_not_synced() {
-        let disk = SimulatedDisk::new();
-        disk.write(&[entries(&[(1, 1)])]).expect("healthy disk");
-        let lazy = Batch { sync: false, ..entries(&[(2, 1)]) };
-        disk.write(std::slice::from_ref(&lazy)).expect("healthy disk");
-        disk.crash();
-        assert_eq!(disk.open().entries.len(), 1);
-        disk.write(&[lazy, entries(&[(3, 1)])]).expect("healthy disk");
-        disk.crash();
-        assert_eq!(disk.open().entries.len(), 3);
-        assert_eq!(disk.open().boots, 3);
-        disk.set_failing(true);
-        assert!(disk.write(&[]).is_err());
     }
 }

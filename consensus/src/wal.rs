@@ -1,4 +1,4 @@
-//! The write-ahead log on a real disk: segments allocated ahead, records with length, checksum and a hash
+//! The write-ahead log: segments allocated ahead, records with length, checksum and a hash
 //! chain, one `fdatasync` per group of batches.
 //!
 //! A directory holds `segment-<number>.log` files without a gap, at most a few `spare-<n>.log` files that
@@ -11,27 +11,28 @@
 //! says how the two are told apart. And a full disk is the one error after which writing may be tried again:
 //! everything that needs space is done before the first byte of a group is written.
 
+pub(crate) mod files;
 mod format;
 mod mark;
 mod record;
 pub(crate) mod recovery;
 mod segment;
 pub(crate) mod snapshots;
-mod spares;
+pub(crate) mod spares;
 
 use crate::config::GroupId;
 use crate::error::{LogError, StartError};
+use crate::planted::{Defect, planted};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, Fit, HardState, LogStore, Recovered};
+use files::{Directory, RealDirectory};
 use mark::Mark;
 use record::{Chain, Position};
 use segment::Segment;
-use spares::{Spare, Spares};
+use spares::{Making, Spare, Spares};
 use std::collections::VecDeque;
-use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Whose log it is, written into every segment and snapshot and into the mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +47,12 @@ pub struct Owner {
 
 /// An open log. Everything on disk is behind two locks, so that a snapshot is saved beside the writing.
 pub struct WriteAheadLog {
-    directory: PathBuf,
+    directory: Arc<dyn Directory>,
     owner: Owner,
     writer: Mutex<Writer>,
     spares: Spares,
-    /// Held as long as the log is open; the operating system lets go when the process ends.
-    _lock: File,
+    /// Held as long as the log is open.
+    _lock: Box<dyn Send + Sync>,
 }
 
 struct Writer {
@@ -82,12 +83,22 @@ impl WriteAheadLog {
         create: bool,
         segment_bytes: u64,
     ) -> Result<(Self, Recovered), StartError> {
-        // What the circle decides is not for every account of the machine to read.
-        let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        created.map_err(|e| LogError::io("create directory", directory, e))?;
-        let lock = lock(directory)?;
-        let found = recovery::recover(directory, &owner, create, segment_bytes)?;
-        let spares = Spares::start(directory.to_path_buf(), segment_bytes)?;
+        let directory = Arc::new(RealDirectory::open(directory)?);
+        let opened = Self::open_in(directory, owner, create, segment_bytes, Making::Ahead);
+        opened.map(|(log, recovered, _)| (log, recovered))
+    }
+
+    /// Opens the log in any directory, and says what its recovery came upon.
+    pub(crate) fn open_in(
+        directory: Arc<dyn Directory>,
+        owner: Owner,
+        create: bool,
+        segment_bytes: u64,
+        making: Making,
+    ) -> Result<(Self, Recovered, recovery::Seen), StartError> {
+        let lock = directory.lock()?;
+        let found = recovery::recover(&*directory, &owner, create, segment_bytes)?;
+        let spares = Spares::start(directory.clone(), segment_bytes, making)?;
         let mut recovered = found.recovered;
         recovered.boots += 1;
         let writer = Writer {
@@ -103,22 +114,28 @@ impl WriteAheadLog {
             buffer: Vec::new(),
             failed: false,
         };
-        let log = Self {
-            directory: directory.to_path_buf(),
-            owner,
-            writer: Mutex::new(writer),
-            spares,
-            _lock: lock,
-        };
+        let log = Self { directory, owner, writer: Mutex::new(writer), spares, _lock: lock };
         log.begin(recovered.boots, found.fit, recovered.snapshot.as_ref())?;
-        Ok((log, recovered))
+        let (seen, entries) = (found.seen, recovered.entries.len());
+        let recovery::Seen { segments, torn, replaced, replaced_from_front, detached, fell_back } = seen;
+        tracing::info!(
+            segments,
+            entries,
+            torn,
+            replaced,
+            replaced_from_front,
+            detached,
+            fell_back,
+            "opened the log"
+        );
+        Ok((log, recovered, seen))
     }
 
     /// Counts this start durably, so that nothing named by it is ever named twice. A snapshot that replaced the
     /// log without a mark gets it here, before anything that continues the snapshot.
     fn begin(&self, boots: u64, fit: Fit, snapshot: Option<&Snapshot>) -> Result<(), LogError> {
         let mut writer = self.lock();
-        let snapshot = snapshot.filter(|_| fit == Fit::Detached).cloned();
+        let snapshot = snapshot.filter(|_| fit == Fit::Detached && !planted(Defect::MarkForgotten)).cloned();
         let payload = record::encode(&Batch { snapshot, ..Batch::default() }, Some(boots));
         self.reserve(&mut writer, std::slice::from_ref(&payload))?;
         self.append(&mut writer, &payload, 0)?;
@@ -138,7 +155,7 @@ impl WriteAheadLog {
             if needed > room {
                 let head = record::length(head_of_segment(writer).len());
                 let spare = self.spares.take(segment::HEADER_BYTES + head + needed);
-                let spare = spare.inspect_err(|_| writer.reserved.drain(..).for_each(Spare::discard))?;
+                let spare = spare.inspect_err(|_| self.spares.discard(writer.reserved.drain(..)))?;
                 room = spare.bytes - segment::HEADER_BYTES - head;
                 writer.reserved.push_back(spare);
             }
@@ -165,7 +182,7 @@ impl WriteAheadLog {
         let head = head_of_segment(writer);
         let spare = writer.reserved.pop_front().expect("space was reserved for the whole group");
         let number = writer.segment.number + 1;
-        let next = Segment::begin(&self.directory, spare, number, &self.owner, writer.position.clone())?;
+        let next = Segment::begin(&*self.directory, spare, number, &self.owner, writer.position.clone())?;
         writer.older.push((writer.segment.number, writer.last_index));
         writer.segment = next;
         let durable = writer.durable;
@@ -182,7 +199,9 @@ impl WriteAheadLog {
             writer.buffer.clear();
         }
         if sync {
-            writer.segment.sync()?;
+            if !planted(Defect::SyncForgotten) {
+                writer.segment.sync()?;
+            }
             if writer.durable < writer.position.sequence {
                 writer.durable = writer.position.sequence;
                 writer.mark.set(&writer.position)?;
@@ -195,11 +214,29 @@ impl WriteAheadLog {
     fn prepare(&self, writer: &mut Writer, batches: &[Batch]) -> Result<Vec<Vec<u8>>, LogError> {
         // A snapshot must be on disk before the log says that it stands in the log's place.
         for snapshot in batches.iter().filter_map(|batch| batch.snapshot.as_ref()) {
-            snapshots::save(&self.directory, &self.owner, snapshot)?;
+            snapshots::save(&*self.directory, &self.owner, snapshot)?;
         }
         let payloads: Vec<_> = batches.iter().map(|batch| record::encode(batch, None)).collect();
         self.reserve(writer, &payloads)?;
         Ok(payloads)
+    }
+
+    /// How much of the log may go behind a durable snapshot that reaches `through`: the log stays back to the
+    /// snapshot before it, so that either of the two is enough to start. On a full disk space is worth more.
+    fn truncatable(&self, through: u64) -> Result<u64, LogError> {
+        if self.spares.disk_full() {
+            return Ok(through);
+        }
+        let first_segment = {
+            let writer = self.lock();
+            writer.older.first().map_or(writer.segment.number, |(number, _)| *number)
+        };
+        Ok(match snapshots::indices(&*self.directory)?[..] {
+            [.., older, _] => through.min(older),
+            // The first snapshot: with the whole log, which goes with the second.
+            [_] if first_segment == 0 => 0,
+            _ => through,
+        })
     }
 
     fn append_all(
@@ -232,18 +269,19 @@ impl LogStore for WriteAheadLog {
     }
 
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
-        snapshots::save(&self.directory, &self.owner, snapshot)
+        snapshots::save(&*self.directory, &self.owner, snapshot)
     }
 
     fn truncate(&self, through: u64) -> Result<(), LogError> {
+        snapshots::remove_older(&*self.directory)?;
+        let through = self.truncatable(through)?;
         loop {
             let oldest = self.lock().older.first().copied();
-            let Some((number, _)) = oldest.filter(|(_, last)| *last <= through) else { break };
-            self.spares.recycle(&segment::path(&self.directory, number))?;
+            let Some((number, _)) = oldest.filter(|(_, last)| *last <= through) else { return Ok(()) };
+            self.spares.recycle(&segment::name(number))?;
             // Only this removes from the front, and writing adds at the back.
             self.lock().older.remove(0);
         }
-        snapshots::remove_older(&self.directory)
     }
 
     fn nearly_full(&self) -> bool {
@@ -268,23 +306,6 @@ fn head_of_segment(writer: &Writer) -> Vec<u8> {
 fn last_index(recovered: &Recovered) -> u64 {
     let snapshot = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
     recovered.entries.last().map_or(snapshot, |entry| entry.index)
-}
-
-/// Takes the directory for this process.
-fn lock(directory: &Path) -> Result<File, LogError> {
-    let path = directory.join("lock");
-    let file = File::create(&path).map_err(|e| LogError::io("create", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::InUse { path: directory.to_path_buf() }),
-        Err(TryLockError::Error(source)) => Err(LogError::io("lock", &path, source)),
-    }
-}
-
-/// Makes the creation, renaming or removal of files in `directory` durable.
-fn sync_directory(directory: &Path) -> Result<(), LogError> {
-    let opened = File::open(directory).map_err(|e| LogError::io("open", directory, e))?;
-    opened.sync_all().map_err(|e| LogError::io("sync", directory, e))
 }
 
 /// The chain before the first record ever.

@@ -10,17 +10,17 @@
 //! older, by what the kernel had not yet written back; `record::judge` is for that case. It is never ahead
 //! of the log, because it is written only after the log is durable: a healthy log is never refused.
 
+use super::Owner;
+use super::files::{Directory, File};
 use super::format::{Format, Stamp, Unreadable};
 use super::record::Position;
-use super::{Owner, sync_directory};
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub(super) const FORMAT: Format = Format { kind: *b"QLOGMRK", version: b'2' };
 const NAME: &str = "durable.mark";
+const PARTIAL: &str = "durable.partial";
 /// A page apart, so that no torn write and no bad sector takes both.
 const SLOT_STEP: u64 = 4096;
 const SLOT_BYTES: usize = 128;
@@ -29,7 +29,7 @@ const CRC_AT: usize = 96;
 /// The open mark file.
 pub(super) struct Mark {
     path: PathBuf,
-    file: File,
+    file: Box<dyn File>,
     owner: Stamp,
     /// The slot to overwrite next: 0 or 1.
     next: u64,
@@ -37,29 +37,30 @@ pub(super) struct Mark {
 
 impl Mark {
     /// Makes the mark of a log that begins at `position`; durable under its name before anything follows.
-    pub(super) fn create(directory: &Path, owner: &Owner, position: &Position) -> Result<Self, LogError> {
-        let path = directory.join(NAME);
-        let partial = directory.join("durable.partial");
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&partial);
-        let file = file.map_err(|e| LogError::io("create", &partial, e))?;
+    pub(super) fn create(
+        directory: &dyn Directory,
+        owner: &Owner,
+        position: &Position,
+    ) -> Result<Self, LogError> {
+        let file = directory.create(PARTIAL)?;
         let owner = owner.stamp();
         let slot = encode(&owner, position);
-        let written = file.write_all_at(&slot, 0).and_then(|()| file.write_all_at(&slot, SLOT_STEP));
-        written.and_then(|()| file.sync_all()).map_err(|e| LogError::io("write", &partial, e))?;
-        fs::rename(&partial, &path).map_err(|e| LogError::io("rename", &partial, e))?;
-        sync_directory(directory)?;
-        Ok(Self { path, file, owner, next: 0 })
+        let written = file.write_at(&slot, 0).and_then(|()| file.write_at(&slot, SLOT_STEP));
+        let written = written.and_then(|()| file.sync());
+        written.map_err(|e| LogError::io("write", &directory.file(PARTIAL), e))?;
+        directory.rename(PARTIAL, NAME)?;
+        directory.sync()?;
+        Ok(Self { path: directory.file(NAME), file, owner, next: 0 })
     }
 
     /// Opens the mark and reads the newer of its slots; `None` where there is no such file.
-    pub(super) fn open(directory: &Path, owner: &Owner) -> Result<Option<(Self, Position)>, LogError> {
-        let path = directory.join(NAME);
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(LogError::io("open", &path, error)),
-        };
-        let bytes = fs::read(&path).map_err(|e| LogError::io("read", &path, e))?;
+    pub(super) fn open(
+        directory: &dyn Directory,
+        owner: &Owner,
+    ) -> Result<Option<(Self, Position)>, LogError> {
+        let path = directory.file(NAME);
+        let Some(file) = directory.open(NAME)? else { return Ok(None) };
+        let bytes = file.read().map_err(|e| LogError::io("read", &path, e))?;
         let slots = [0, SLOT_STEP].map(|at| decode(bytes.get(at as usize..).unwrap_or_default()));
         let (next, slot) = match slots {
             [Ok(first), Ok(second)] if first.1.sequence >= second.1.sequence => (1, first),
@@ -77,7 +78,7 @@ impl Mark {
 
     /// Says that the log is durable up to `position`. Reaches the operating system, not yet the disk.
     pub(super) fn set(&mut self, position: &Position) -> Result<(), LogError> {
-        let written = self.file.write_all_at(&encode(&self.owner, position), self.next * SLOT_STEP);
+        let written = self.file.write_at(&encode(&self.owner, position), self.next * SLOT_STEP);
         written.map_err(|e| LogError::io("write", &self.path, e))?;
         self.next = 1 - self.next;
         Ok(())

@@ -1,5 +1,6 @@
 //! Reading the log back at a start: every byte is checked, the torn tail is cut off, damage is refused.
 
+use super::files::{self, Directory};
 use super::mark::Mark;
 use super::record::{self, Gap, Position};
 use super::segment::{HEADER_BYTES, Header, Segment};
@@ -7,9 +8,9 @@ use super::{Owner, first_position, segment, snapshots, spares};
 #[cfg(fuzzing)]
 use crate::config::GroupId;
 use crate::error::LogError;
-use crate::store::{Fit, Recovered};
-use std::fs;
-use std::path::{Path, PathBuf};
+use crate::snapshot::Snapshot;
+use crate::store::{Fit, LogEntry, Recovered};
+use std::path::Path;
 
 /// What a directory held.
 pub(super) struct Found {
@@ -20,58 +21,81 @@ pub(super) struct Found {
     pub(super) mark: Mark,
     /// Whether the log must say, before anything else, that the snapshot stands in its place.
     pub(super) fit: Fit,
+    pub(super) seen: Seen,
+}
+
+/// What a recovery came upon, for the log and for proofs that a simulation met it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Segments read.
+    pub(crate) segments: u64,
+    /// Whether a torn record was cut off.
+    pub(crate) torn: bool,
+    /// Batches that replaced entries before them.
+    pub(crate) replaced: u64,
+    /// Those of them that begin before the first entry that is left.
+    pub(crate) replaced_from_front: u64,
+    /// Whether a snapshot had replaced the log without a mark.
+    pub(crate) detached: bool,
+    /// Whether the newest snapshot was damaged, and the one before it was used.
+    pub(crate) fell_back: bool,
 }
 
 /// Reads everything in `directory`. Begins a new log with a segment of `segment_bytes` where there is none, if
 /// that is allowed, or if an earlier start was allowed it and ended before anything was durable.
 pub(super) fn recover(
-    directory: &Path,
+    directory: &dyn Directory,
     owner: &Owner,
     create: bool,
     segment_bytes: u64,
 ) -> Result<Found, LogError> {
-    let segments = list(directory)?;
-    snapshots::remove_partial(directory)?;
+    let mut segments: Vec<u64> = directory.list()?.iter().filter_map(|name| segment::number(name)).collect();
+    segments.sort_unstable();
     let marked = Mark::open(directory, owner)?;
-    let snapshot = snapshots::newest(directory, owner)?;
-    let Some((first, first_path)) = segments.first() else {
+    let loaded = snapshots::load(directory, owner)?;
+    // Not before it is known whose they are.
+    snapshots::remove_partial(directory)?;
+    let (Some(first), Some(last)) = (segments.first(), segments.last().copied()) else {
         return match marked.map(|(_, durable)| durable.sequence) {
-            Some(1..) => Err(damaged(directory, 0, "its records are durable, and no segment is left")),
-            begun if (create || begun.is_some()) && snapshot.is_none() => {
+            Some(1..) => Err(damaged(directory.path(), 0, "its records are durable, and no segment is left")),
+            _ if loaded.damaged.is_some() => Err(loaded.damaged.expect("just seen").error),
+            begun if (create || begun.is_some()) && loaded.snapshot.is_none() => {
                 begin(directory, owner, segment_bytes)
             }
-            _ => Err(LogError::Unknown { path: directory.to_path_buf() }),
+            _ => Err(LogError::Unknown { path: directory.path().to_path_buf() }),
         };
     };
-    let (mark, durable) = marked.ok_or_else(|| damaged(first_path, 0, "the mark beside it is missing"))?;
-    let (recovered, older) = (Recovered::default(), Vec::new());
-    let mut reader =
-        Reader { owner, durable, recovered, position: None, older, torn: false, unsure: Vec::new() };
+    let path = |number| directory.file(&segment::name(number));
+    let (mark, durable) = marked.ok_or_else(|| damaged(&path(*first), 0, "the mark beside it is missing"))?;
+    let mut reader = Reader::new(owner, durable);
     let mut end = HEADER_BYTES;
-    for (place, (number, path)) in segments.iter().enumerate() {
-        if *number != first + place as u64 {
-            let reason = format!("segment {:016x} before it is missing", first + place as u64);
-            return Err(damaged(path, 0, reason));
+    for (place, number) in segments.iter().enumerate() {
+        let expected = first + place as u64;
+        if *number != expected {
+            return Err(damaged(&path(*number), 0, format!("segment {expected:016x} before it is missing")));
         }
-        let last = place + 1 == segments.len();
-        end = reader.segment(*number, path, last)?;
+        let bytes = files::read(directory, &segment::name(*number))?.unwrap_or_default();
+        end = reader.parse(&bytes, *number, &path(*number), *number == last)?;
     }
-    let (number, path) = segments.last().cloned().expect("there is a first segment");
     reader.older.pop();
-    let fit = reader.fit_snapshot(snapshot, &path)?;
+    let fit = match loaded.damaged {
+        None => reader.fit_snapshot(loaded.snapshot, &path(last))?,
+        Some(damaged) => reader.fall_back(directory, damaged, loaded.snapshot, &path(last))?,
+    };
     let position = reader.position.expect("a segment was read");
-    let segment = Segment::resume(path, number, end, reader.torn, &reader.unsure)?;
-    Ok(Found { recovered: reader.recovered, segment, older: reader.older, position, mark, fit })
+    let segment = Segment::resume(directory, last, end, reader.torn, &reader.unsure)?;
+    let Reader { recovered, older, seen, .. } = reader;
+    Ok(Found { recovered, segment, older, position, mark, fit, seen })
 }
 
 /// The first segment of a new log.
-fn begin(directory: &Path, owner: &Owner, segment_bytes: u64) -> Result<Found, LogError> {
+fn begin(directory: &dyn Directory, owner: &Owner, segment_bytes: u64) -> Result<Found, LogError> {
     let spare = spares::make(directory, 0, segment_bytes)?;
     let position = first_position();
     let mark = Mark::create(directory, owner, &position)?;
     let segment = Segment::begin(directory, spare, 0, owner, position.clone())?;
-    let fit = Fit::Continued;
-    Ok(Found { recovered: Recovered::default(), segment, older: Vec::new(), position, mark, fit })
+    let (recovered, older) = (Recovered::default(), Vec::new());
+    Ok(Found { recovered, segment, older, position, mark, fit: Fit::Continued, seen: Seen::default() })
 }
 
 struct Reader<'a> {
@@ -85,15 +109,16 @@ struct Reader<'a> {
     torn: bool,
     /// The records at the end that the mark does not vouch for, as bytes.
     unsure: Vec<u8>,
+    seen: Seen,
 }
 
-impl Reader<'_> {
-    /// Reads one segment and returns where its records end.
-    fn segment(&mut self, number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
-        let bytes = fs::read(path).map_err(|e| LogError::io("read", path, e))?;
-        self.parse(&bytes, number, path, last)
+impl<'a> Reader<'a> {
+    fn new(owner: &'a Owner, durable: Position) -> Self {
+        let (recovered, older, unsure) = (Recovered::default(), Vec::new(), Vec::new());
+        Self { owner, durable, recovered, position: None, older, torn: false, unsure, seen: Seen::default() }
     }
 
+    /// Reads one segment and returns where its records end.
     fn parse(&mut self, bytes: &[u8], number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
         let header = Header::decode(bytes)
             .map_err(|reason| segment::FORMAT.refuse(path, reason, "its head is not readable"))?;
@@ -117,7 +142,9 @@ impl Reader<'_> {
         if last {
             self.unsure = bytes[sure..at].to_vec();
             self.torn = self.judge_end(bytes, at, position.sequence + 1, path)?;
+            self.seen.torn = self.torn;
         }
+        self.seen.segments += 1;
         self.position = Some(position);
         let highest = self.recovered.entries.last().map_or(0, |entry| entry.index);
         let mark = self.recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
@@ -171,15 +198,38 @@ impl Reader<'_> {
     fn take(&mut self, payload: &[u8]) -> Result<(), String> {
         let content = record::decode(payload).ok_or("its payload is not readable")?;
         self.recovered.boots = content.boots.unwrap_or(self.recovered.boots);
+        let first = |entries: &[LogEntry]| entries.first().map(|entry| entry.index);
+        if let (Some(begin), Some(next)) = (first(&self.recovered.entries), first(&content.batch.entries)) {
+            self.seen.replaced += u64::from(next < begin + self.recovered.entries.len() as u64);
+            self.seen.replaced_from_front += u64::from(next < begin);
+        }
         self.recovered.replay(content.batch)
     }
 
-    /// Puts the newest snapshot in the place of the log's last mark, and fits the entries to it.
-    fn fit_snapshot(
+    /// Uses the snapshot before the damaged one, or none, if the log continues it to where the damaged one was.
+    /// Otherwise something acknowledged is in the damaged one alone, and the start is refused.
+    fn fall_back(
         &mut self,
-        newest: Option<crate::snapshot::Snapshot>,
+        directory: &dyn Directory,
+        damaged: snapshots::Damaged,
+        older: Option<Snapshot>,
         path: &Path,
     ) -> Result<Fit, LogError> {
+        let begin = older.as_ref().map_or(0, |snapshot| snapshot.index);
+        let fit = self.fit_snapshot(older, path);
+        let reached = begin + self.recovered.entries.len() as u64;
+        if !matches!(fit, Ok(Fit::Continued)) || reached < damaged.index {
+            return Err(damaged.error);
+        }
+        let (code, error) = (damaged.error.code(), &damaged.error);
+        tracing::warn!(%code, %error, begin, reached, "the newest snapshot is damaged; using the one before it");
+        snapshots::set_aside(directory, &damaged)?;
+        self.seen.fell_back = true;
+        Ok(Fit::Continued)
+    }
+
+    /// Puts the newest snapshot in the place of the log's last mark, and fits the entries to it.
+    fn fit_snapshot(&mut self, newest: Option<Snapshot>, path: &Path) -> Result<Fit, LogError> {
         let marked = self.recovered.snapshot.as_ref().map_or(0, |mark| mark.index);
         if newest.as_ref().map_or(0, |found| found.index) < marked {
             return Err(damaged(path, 0, format!("the snapshot at entry {marked} is missing")));
@@ -189,29 +239,15 @@ impl Reader<'_> {
         let ends_at_mark = self.recovered.entries.is_empty() && (1..index).contains(&marked);
         self.recovered.snapshot = newest;
         let settled = self.recovered.settle().map_err(|reason| damaged(path, 0, reason))?;
-        Ok(if ends_at_mark { Fit::Detached } else { settled })
+        let fit = if ends_at_mark { Fit::Detached } else { settled };
+        self.seen.detached = fit == Fit::Detached;
+        Ok(fit)
     }
 }
 
 fn damaged(path: &Path, offset: impl TryInto<u64>, reason: impl Into<String>) -> LogError {
     let offset = offset.try_into().unwrap_or(u64::MAX);
     LogError::Corrupt { path: path.to_path_buf(), offset, reason: reason.into() }
-}
-
-/// Segments by number.
-fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
-    let entries = fs::read_dir(directory).map_err(|e| LogError::io("list", directory, e))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| LogError::io("list", directory, e))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let number = name.strip_prefix("segment-").and_then(|rest| rest.strip_suffix(".log"));
-        if let Some(number) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
-            found.push((number, path));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// What the fuzzer may do: damage a segment that was written well, and see that reading it back either
@@ -234,17 +270,8 @@ pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
         let at = usize::from(*at) % bytes.len();
         bytes[at] ^= mask;
     }
-    let (recovered, older) = (Recovered::default(), Vec::new());
     let durable = marked.sequence;
-    let mut reader = Reader {
-        owner: &owner,
-        durable: marked,
-        recovered,
-        position: None,
-        older,
-        torn: false,
-        unsure: Vec::new(),
-    };
+    let mut reader = Reader::new(&owner, marked);
     if reader.parse(&bytes, 0, Path::new("fuzz"), true).is_ok() {
         let reached = reader.position.as_ref().map_or(0, |position| position.sequence);
         assert!((durable..=payloads.len() as u64).contains(&reached), "what was durable was cut off");

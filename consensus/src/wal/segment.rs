@@ -1,14 +1,14 @@
 //! One segment file: a head that says whose it is and where the chain stands, then records, then space.
 
+use super::Owner;
+use super::files::{Directory, File, zero};
 use super::format::{Format, Stamp, Unreadable};
 use super::record::Position;
 use super::spares::Spare;
-use super::{Owner, sync_directory};
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use crate::planted::{Defect, planted};
+use std::path::PathBuf;
 
 /// Bytes of a segment's head: kind and version 8, number 8, owner 48, sequence 8, chain 32, CRC-32C 4, zeros.
 /// Records begin behind it.
@@ -20,7 +20,7 @@ const CRC_AT: usize = 104;
 pub(super) struct Segment {
     pub(super) number: u64,
     path: PathBuf,
-    file: File,
+    file: Box<dyn File>,
     end: u64,
     capacity: u64,
 }
@@ -33,27 +33,36 @@ pub(super) struct Header {
     pub(super) position: Position,
 }
 
-pub(super) fn path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("segment-{number:016x}.log"))
+/// The name of the file of a segment.
+pub(super) fn name(number: u64) -> String {
+    format!("segment-{number:016x}.log")
+}
+
+/// The number of the segment in a file of this name.
+pub(super) fn number(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
+    u64::from_str_radix(digits, 16).ok()
 }
 
 impl Segment {
     /// Turns a spare file into the segment `number`, whose first record follows `position`.
     pub(super) fn begin(
-        directory: &Path,
+        directory: &dyn Directory,
         spare: Spare,
         number: u64,
         owner: &Owner,
         position: Position,
     ) -> Result<Self, LogError> {
-        let Spare { path: from, file, bytes: capacity } = spare;
-        let path = path(directory, number);
+        let Spare { name: from, file, bytes: capacity } = spare;
+        let name = name(number);
         let header = Header { number, owner: owner.stamp(), position };
-        file.write_all_at(&header.encode(), 0).map_err(|e| LogError::io("write", &from, e))?;
-        file.sync_data().map_err(|e| LogError::io("sync", &from, e))?;
-        fs::rename(&from, &path).map_err(|e| LogError::io("rename", &from, e))?;
-        sync_directory(directory)?;
-        Ok(Self { number, path, file, end: HEADER_BYTES, capacity })
+        file.write_at(&header.encode(), 0).map_err(|e| LogError::io("write", &directory.file(&from), e))?;
+        file.sync_data().map_err(|e| LogError::io("sync", &directory.file(&from), e))?;
+        directory.rename(&from, &name)?;
+        if !planted(Defect::NameForgotten) {
+            directory.sync()?;
+        }
+        Ok(Self { number, path: directory.file(&name), file, end: HEADER_BYTES, capacity })
     }
 
     /// Opens the last segment again, to go on at `end`. A torn record behind it is written over with zeros, so
@@ -61,22 +70,23 @@ impl Segment {
     /// to be durable are written once more: after a sync that failed the kernel may show what the disk never
     /// got, and would not write it again by itself.
     pub(super) fn resume(
-        path: PathBuf,
+        directory: &dyn Directory,
         number: u64,
         end: u64,
         torn: bool,
         unsure: &[u8],
     ) -> Result<Self, LogError> {
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        let file = file.map_err(|e| LogError::io("open", &path, e))?;
-        let capacity = file.metadata().map_err(|e| LogError::io("inspect", &path, e))?.len();
-        let again = file.write_all_at(unsure, end - unsure.len() as u64);
+        let path = directory.file(&name(number));
+        let gone = || LogError::io("open", &path, std::io::ErrorKind::NotFound.into());
+        let file = directory.open(&name(number))?.ok_or_else(gone)?;
+        let capacity = file.length().map_err(|e| LogError::io("inspect", &path, e))?;
+        let again = file.write_at(unsure, end - unsure.len() as u64);
         again.map_err(|e| LogError::io("write", &path, e))?;
-        if torn {
-            zero(&file, end, capacity).map_err(|e| LogError::io("write", &path, e))?;
+        if torn && !planted(Defect::TornLeft) {
+            zero(&*file, end, capacity).map_err(|e| LogError::io("write", &path, e))?;
         }
         if torn || !unsure.is_empty() {
-            file.sync_all().map_err(|e| LogError::io("sync", &path, e))?;
+            file.sync().map_err(|e| LogError::io("sync", &path, e))?;
         }
         Ok(Self { number, path, file, end, capacity })
     }
@@ -93,7 +103,7 @@ impl Segment {
     /// Writes at the end; not durable before [`Segment::sync`].
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
         assert!(self.has_room(bytes.len() as u64), "a record beyond its segment");
-        let written = self.file.write_all_at(bytes, self.end);
+        let written = self.file.write_at(bytes, self.end);
         written.map_err(|e| LogError::io("write", &self.path, e))?;
         self.end += bytes.len() as u64;
         Ok(())
@@ -102,18 +112,6 @@ impl Segment {
     pub(super) fn sync(&self) -> Result<(), LogError> {
         self.file.sync_data().map_err(|e| LogError::io("sync", &self.path, e))
     }
-}
-
-/// Writes zeros from `from` to `to`: allocated space that later writes only overwrite.
-pub(super) fn zero(file: &File, from: u64, to: u64) -> std::io::Result<()> {
-    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let mut at = from;
-    while at < to {
-        let length = (to - at).min(ZEROS.len() as u64);
-        file.write_all_at(&ZEROS[..length as usize], at)?;
-        at += length;
-    }
-    Ok(())
 }
 
 impl Header {

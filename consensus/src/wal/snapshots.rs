@@ -1,25 +1,26 @@
-//! Snapshot files: written aside, synced, renamed. The two newest are kept.
+//! Snapshot files: written aside, synced, renamed. The two newest are kept, and the log back to the older one:
+//! where the newest is damaged, a start uses the older one and the log behind it.
 //!
 //! Layout: kind and version 8, owner 48, index 8, term 8, voter count 4, voters 8 each, data length 8, data,
 //! BLAKE3 of all of it 32.
 
+use super::Owner;
+use super::files::{self, Directory};
 use super::format::{Format, HEAD_BYTES, STAMP_BYTES, Stamp, Unreadable};
-use super::{Owner, sync_directory};
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
 use crate::snapshot::Snapshot;
 use bytes::Bytes;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
 pub(super) const FORMAT: Format = Format { kind: *b"QLOGSNP", version: b'2' };
 const INDEX_AT: usize = HEAD_BYTES + STAMP_BYTES;
 const VOTERS_AT: usize = INDEX_AT + 20;
 const KEPT: usize = 2;
+const ENDING: &str = ".snap";
+const DAMAGED_ENDING: &str = ".damaged";
 
 /// Makes a snapshot durable; on a full disk in the place of the older ones, which nobody needs to start.
-pub(super) fn save(directory: &Path, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
+pub(super) fn save(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
     match save_beside(directory, owner, snapshot) {
         Err(error) if error.may_pass() && keep_newest(directory, 1)? > 0 => {
             save_beside(directory, owner, snapshot)
@@ -28,19 +29,18 @@ pub(super) fn save(directory: &Path, owner: &Owner, snapshot: &Snapshot) -> Resu
     }
 }
 
-fn save_beside(directory: &Path, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
-    let path = directory.join(format!("snapshot-{:016x}.snap", snapshot.index));
-    let partial = path.with_extension("partial");
-    write(&partial, owner, snapshot).map_err(|error| {
+fn save_beside(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
+    let name = format!("snapshot-{:016x}", snapshot.index);
+    let (partial, name) = (format!("{name}.partial"), format!("{name}{ENDING}"));
+    write(directory, &partial, owner, snapshot).inspect_err(|_| {
         // The partial file is worth nothing; the error that matters is the first one.
-        let _ = fs::remove_file(&partial);
-        LogError::io("write", &partial, error)
+        let _ = directory.remove(&partial);
     })?;
-    fs::rename(&partial, &path).map_err(|e| LogError::io("rename", &partial, e))?;
-    sync_directory(directory)
+    directory.rename(&partial, &name)?;
+    directory.sync()
 }
 
-fn write(path: &Path, owner: &Owner, snapshot: &Snapshot) -> std::io::Result<()> {
+fn write(directory: &dyn Directory, name: &str, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
     let mut head = FORMAT.head().to_vec();
     head.extend_from_slice(&owner.stamp().encode());
     head.extend_from_slice(&snapshot.index.to_le_bytes());
@@ -52,64 +52,100 @@ fn write(path: &Path, owner: &Owner, snapshot: &Snapshot) -> std::io::Result<()>
     head.extend_from_slice(&(snapshot.data.len() as u64).to_le_bytes());
     let mut hasher = blake3::Hasher::new();
     hasher.update(&head).update(&snapshot.data);
-    let mut file = File::create(path)?;
-    file.write_all(&head)?;
-    file.write_all(&snapshot.data)?;
-    file.write_all(hasher.finalize().as_bytes())?;
-    file.sync_all()
+    let file = directory.create(name)?;
+    let data_at = head.len() as u64;
+    let digest_at = data_at + snapshot.data.len() as u64;
+    let written = file.write_at(&head, 0).and_then(|()| file.write_at(&snapshot.data, data_at));
+    let written = written.and_then(|()| file.write_at(hasher.finalize().as_bytes(), digest_at));
+    written.and_then(|()| file.sync()).map_err(|e| LogError::io("write", &directory.file(name), e))
 }
 
-/// The newest snapshot. A damaged one is an error: it is only ever visible under its name when whole.
-pub(super) fn newest(directory: &Path, owner: &Owner) -> Result<Option<Snapshot>, LogError> {
-    let Some(path) = list(directory, "snap")?.pop() else { return Ok(None) };
-    let bytes = Bytes::from(fs::read(&path).map_err(|e| LogError::io("read", &path, e))?);
+/// What a start finds: the newest snapshot that is readable.
+#[derive(Default)]
+pub(super) struct Loaded {
+    pub(super) snapshot: Option<Snapshot>,
+    /// The newest file where it is damaged.
+    pub(super) damaged: Option<Damaged>,
+}
+
+/// A snapshot file that was whole once: it is only ever visible under its name when it is.
+pub(super) struct Damaged {
+    pub(super) name: String,
+    /// The entry it reached, as its name says.
+    pub(super) index: u64,
+    pub(super) error: LogError,
+}
+
+/// Reads the newest snapshot, or where it is damaged the one before it. Whether the log continues that one is
+/// for the log to say.
+pub(super) fn load(directory: &dyn Directory, owner: &Owner) -> Result<Loaded, LogError> {
+    let mut names = list(directory, ENDING)?;
+    let Some(newest) = names.pop() else { return Ok(Loaded::default()) };
+    let error = match read(directory, owner, &newest) {
+        Ok(snapshot) => return Ok(Loaded { snapshot: Some(snapshot), damaged: None }),
+        Err(error @ LogError::Corrupt { .. }) => error,
+        Err(other) => return Err(other),
+    };
+    let Some(index) = index(&newest) else { return Err(error) };
+    let damaged = Some(Damaged { name: newest, index, error });
+    let snapshot = names.pop().map(|older| read(directory, owner, &older)).transpose()?;
+    Ok(Loaded { snapshot, damaged })
+}
+
+fn read(directory: &dyn Directory, owner: &Owner, name: &str) -> Result<Snapshot, LogError> {
+    let bytes = Bytes::from(files::read(directory, name)?.unwrap_or_default());
+    let path = directory.file(name);
     let (stamp, snapshot) = decode(&bytes)
         .map_err(|reason| FORMAT.refuse(&path, reason, "the digest does not fit the content"))?;
     owner.check(&stamp, &path)?;
-    Ok(Some(snapshot))
+    Ok(snapshot)
+}
+
+/// Takes a damaged snapshot out of the way, and keeps it for inquiry until two others are whole.
+pub(super) fn set_aside(directory: &dyn Directory, damaged: &Damaged) -> Result<(), LogError> {
+    let aside = damaged.name.replace(ENDING, DAMAGED_ENDING);
+    directory.rename(&damaged.name, &aside)?;
+    directory.sync()
+}
+
+/// The index of a snapshot, by the name of its file.
+fn index(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("snapshot-")?.strip_suffix(ENDING)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// The entries that the kept snapshots reach, rising.
+pub(super) fn indices(directory: &dyn Directory) -> Result<Vec<u64>, LogError> {
+    Ok(list(directory, ENDING)?.iter().filter_map(|name| index(name)).collect())
 }
 
 /// Removes what a crash left half written. Only at a start: later a partial file may be in the making.
-pub(super) fn remove_partial(directory: &Path) -> Result<(), LogError> {
-    for path in list(directory, "partial")? {
-        fs::remove_file(&path).map_err(|e| LogError::io("remove", &path, e))?;
-    }
-    Ok(())
+pub(super) fn remove_partial(directory: &dyn Directory) -> Result<(), LogError> {
+    list(directory, ".partial")?.iter().try_for_each(|name| directory.remove(name))
 }
 
-/// Removes all but the newest snapshots.
-pub(super) fn remove_older(directory: &Path) -> Result<(), LogError> {
-    keep_newest(directory, KEPT).map(|_| ())
+/// Removes all but the newest snapshots, and damaged ones when those are complete again.
+pub(super) fn remove_older(directory: &dyn Directory) -> Result<(), LogError> {
+    keep_newest(directory, KEPT)?;
+    if list(directory, ENDING)?.len() < KEPT {
+        return Ok(());
+    }
+    list(directory, DAMAGED_ENDING)?.iter().try_for_each(|name| directory.remove(name))
 }
 
 /// Removes all but so many, and says how many that were.
-fn keep_newest(directory: &Path, kept: usize) -> Result<usize, LogError> {
-    let found = list(directory, "snap")?;
+fn keep_newest(directory: &dyn Directory, kept: usize) -> Result<usize, LogError> {
+    let found = list(directory, ENDING)?;
     let removed = found.len().saturating_sub(kept);
-    for path in &found[..removed] {
-        match fs::remove_file(path) {
-            // A snapshot from the leader may be saved beside our own, and clear away the same files.
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(LogError::io("remove", path, error));
-            }
-            _ => {}
-        }
-    }
+    found[..removed].iter().try_for_each(|name| directory.remove(name))?;
     Ok(removed)
 }
 
-/// Files of a kind, oldest first: their names sort by index.
-fn list(directory: &Path, kind: &str) -> Result<Vec<PathBuf>, LogError> {
-    let entries = fs::read_dir(directory).map_err(|e| LogError::io("list", directory, e))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| LogError::io("list", directory, e))?.path();
-        if path.extension().is_some_and(|extension| extension == kind) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
+/// Files whose names end so, oldest first: their names sort by index.
+fn list(directory: &dyn Directory, ending: &str) -> Result<Vec<String>, LogError> {
+    let mut names = directory.list()?;
+    names.retain(|name| name.ends_with(ending));
+    Ok(names)
 }
 
 pub(crate) fn decode(bytes: &Bytes) -> Result<(Stamp, Snapshot), Unreadable> {

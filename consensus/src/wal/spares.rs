@@ -1,14 +1,12 @@
 //! Files allocated and zeroed ahead, so that the log never waits for space while somebody waits for it.
 //!
 //! One thread keeps one spare ready. A full disk is met here, early: the log still has the rest of its
-//! segment, and the replica stops taking proposals until a spare could be made. Who needs a spare while there
-//! is none waits for that thread's next try, so that two makers never take the last space from each other.
+//! segment, and the replica stops taking proposals until a spare could be made. A writer that needs a spare
+//! while there is none waits for that thread's next try, so that two makers never take the last space from each
+//! other. In a simulation there is no thread: the writer makes spares itself, at the same moments in every run.
 
-use super::segment;
-use super::sync_directory;
+use super::files::{Directory, File, zero};
 use crate::error::{LogError, StartError};
-use std::fs::{self, File, OpenOptions};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,74 +16,81 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// A zeroed file that is not part of the log yet.
 pub(super) struct Spare {
-    pub(super) path: PathBuf,
-    pub(super) file: File,
+    pub(super) name: String,
+    pub(super) file: Box<dyn File>,
     pub(super) bytes: u64,
 }
 
-impl Spare {
-    /// Gives the space back.
-    pub(super) fn discard(self) {
-        // The next start removes what is left over.
-        let _ = fs::remove_file(&self.path);
-    }
+/// Where spares are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Making {
+    /// Ahead, by a thread of their own.
+    Ahead,
+    /// By the writer.
+    Inline,
 }
 
 /// The one spare, and the thread that replaces it.
 pub(super) struct Spares {
-    directory: PathBuf,
-    segment_bytes: u64,
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
+    directory: Arc<dyn Directory>,
+    segment_bytes: u64,
     state: Mutex<State>,
     changed: Condvar,
     full: AtomicBool,
-    #[cfg(test)]
-    simulate_full: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     ready: Option<Spare>,
     stop: bool,
-    /// Somebody waits: try now.
+    /// A writer waits: try now.
     wanted: bool,
-    /// Why the last try failed, for whoever waited for it.
+    /// Why the last try failed, for the writer that waited for it.
     error: Option<LogError>,
     made: u64,
 }
 
 impl Spares {
-    /// Removes spares of an earlier run (a crash may have left them half zeroed) and starts the thread.
-    pub(super) fn start(directory: PathBuf, segment_bytes: u64) -> Result<Self, StartError> {
-        let listed = |error| LogError::io("list", &directory, error);
-        for entry in fs::read_dir(&directory).map_err(listed)? {
-            let path = entry.map_err(listed)?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("spare-")) {
-                fs::remove_file(&path).map_err(|error| LogError::io("remove", &path, error))?;
-            }
+    /// Removes spares of an earlier run (a crash may have left them half zeroed) and begins to make one.
+    pub(super) fn start(
+        directory: Arc<dyn Directory>,
+        segment_bytes: u64,
+        making: Making,
+    ) -> Result<Self, StartError> {
+        for name in directory.list()?.iter().filter(|name| name.starts_with("spare-")) {
+            directory.remove(name)?;
         }
-        let shared = Arc::new(Shared::default());
-        let (theirs, place) = (shared.clone(), directory.clone());
+        let (state, full) = (Mutex::default(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { directory, segment_bytes, state, changed: Condvar::new(), full });
+        if making == Making::Inline {
+            shared.prepare();
+            return Ok(Self { shared, thread: None });
+        }
+        let theirs = shared.clone();
         let thread = std::thread::Builder::new()
             .name("log-spares".into())
-            .spawn(move || keep_ready(&theirs, &place, segment_bytes))
+            .spawn(move || keep_ready(&theirs))
             .map_err(StartError::Thread)?;
-        Ok(Self { directory, segment_bytes, shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// A zeroed file of at least `bytes`: the spare, or a larger one made now.
     pub(super) fn take(&self, bytes: u64) -> Result<Spare, LogError> {
         let mut state = self.shared.lock();
-        if bytes > self.segment_bytes {
+        if bytes > self.shared.segment_bytes {
             state.made += 1;
             let number = state.made;
             drop(state);
-            return self.shared.make(&self.directory, number, bytes);
+            return make(&*self.shared.directory, number, bytes);
+        }
+        if self.thread.is_none() {
+            drop(state);
+            return self.shared.take_inline();
         }
         state.error = None;
         loop {
@@ -103,26 +108,28 @@ impl Spares {
         }
     }
 
-    /// Gives up a segment's file. Its bytes are old records; a spare must be zeros, so it is removed.
-    pub(super) fn recycle(&self, path: &Path) -> Result<(), LogError> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(LogError::io("remove", path, error));
-            }
-            _ => sync_directory(&self.directory)?,
+    /// Gives the space of spares back that are not needed after all.
+    pub(super) fn discard(&self, spares: impl Iterator<Item = Spare>) {
+        for spare in spares {
+            // The next start removes what is left over.
+            let _ = self.shared.directory.remove(&spare.name);
         }
+    }
+
+    /// Gives up a segment's file. Its bytes are old records; a spare must be zeros, so it is removed.
+    pub(super) fn recycle(&self, name: &str) -> Result<(), LogError> {
+        self.shared.directory.remove(name)?;
+        self.shared.directory.sync()?;
         self.shared.changed.notify_all();
         Ok(())
     }
 
     pub(super) fn disk_full(&self) -> bool {
-        self.shared.full.load(Ordering::Relaxed)
-    }
-
-    /// Makes every later allocation fail as on a full disk, or succeed again.
-    #[cfg(test)]
-    pub(super) fn simulate_full(&self, full: bool) {
-        self.shared.simulate_full.store(full, Ordering::Relaxed);
+        let full = || self.shared.full.load(Ordering::Relaxed);
+        if full() && self.thread.is_none() {
+            self.shared.prepare();
+        }
+        full()
     }
 }
 
@@ -142,36 +149,51 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn make(&self, directory: &Path, number: u64, bytes: u64) -> Result<Spare, LogError> {
-        #[cfg(test)]
-        if self.simulate_full.load(Ordering::Relaxed) {
-            return Err(LogError::DiskFull { path: directory.to_path_buf() });
+    /// Makes the spare if there is none, and notes whether there was space for it.
+    fn prepare(&self) {
+        let mut state = self.lock();
+        if state.ready.is_some() {
+            return;
         }
-        make(directory, number, bytes)
+        state.made += 1;
+        let number = state.made;
+        drop(state);
+        let made = make(&*self.directory, number, self.segment_bytes);
+        let was_full = self.full.swap(made.is_err(), Ordering::Relaxed);
+        if let (Err(error), false) = (&made, was_full) {
+            tracing::warn!(%error, "cannot prepare the next log segment; refusing proposals until it succeeds");
+        }
+        let mut state = self.lock();
+        match made {
+            Ok(spare) => state.ready = Some(spare),
+            Err(error) => state.error = Some(error),
+        }
+    }
+
+    fn take_inline(&self) -> Result<Spare, LogError> {
+        self.prepare();
+        let (ready, error) = {
+            let mut state = self.lock();
+            (state.ready.take(), state.error.take())
+        };
+        let full = || LogError::DiskFull { path: self.directory.path().to_path_buf() };
+        let taken = ready.ok_or_else(|| error.unwrap_or_else(full))?;
+        self.prepare();
+        Ok(taken)
     }
 }
 
-fn keep_ready(shared: &Shared, directory: &Path, segment_bytes: u64) {
+fn keep_ready(shared: &Shared) {
     let mut state = shared.lock();
     while !state.stop {
         if state.ready.is_some() {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
-        state.made += 1;
         state.wanted = false;
-        let number = state.made;
         drop(state);
-        let made = shared.make(directory, number, segment_bytes);
-        let was_full = shared.full.swap(made.is_err(), Ordering::Relaxed);
-        if let (Err(error), false) = (&made, was_full) {
-            tracing::warn!(%error, "cannot prepare the next log segment; refusing proposals until it succeeds");
-        }
+        shared.prepare();
         state = shared.lock();
-        match made {
-            Ok(spare) => state.ready = Some(spare),
-            Err(error) => state.error = Some(error),
-        }
         shared.changed.notify_all();
         if state.ready.is_none() && !state.stop && !state.wanted {
             let waited = shared.changed.wait_timeout(state, RETRY);
@@ -181,15 +203,14 @@ fn keep_ready(shared: &Shared, directory: &Path, segment_bytes: u64) {
 }
 
 /// Makes a file of zeros, durable before it is used: overwriting it later needs no journal.
-pub(super) fn make(directory: &Path, number: u64, bytes: u64) -> Result<Spare, LogError> {
-    let path = directory.join(format!("spare-{number}.log"));
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-    let file = file.map_err(|e| LogError::io("create", &path, e))?;
-    let filled = segment::zero(&file, 0, bytes).and_then(|()| file.sync_all());
+pub(super) fn make(directory: &dyn Directory, number: u64, bytes: u64) -> Result<Spare, LogError> {
+    let name = format!("spare-{number}.log");
+    let file = directory.create(&name)?;
+    let filled = zero(&*file, 0, bytes).and_then(|()| file.sync());
     if let Err(error) = filled {
         // Space half taken helps nobody; the error that matters is the first one.
-        let _ = fs::remove_file(&path);
-        return Err(LogError::io("allocate", &path, error));
+        let _ = directory.remove(&name);
+        return Err(LogError::io("allocate", &directory.file(&name), error));
     }
-    Ok(Spare { path, file, bytes })
+    Ok(Spare { name, file, bytes })
 }

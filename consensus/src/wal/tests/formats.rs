@@ -54,7 +54,7 @@ fn the_bytes_of_a_segment_stay() {
 #[test]
 fn the_bytes_of_the_mark_stay() {
     let directory = TempDir::new().expect("temporary directory");
-    mark::Mark::create(directory.path(), &owner(1), &position()).expect("room");
+    mark::Mark::create(&real(directory.path()), &owner(1), &position()).expect("room");
     let bytes = fs::read(directory.path().join("durable.mark")).expect("read");
     assert_eq!(bytes.len(), 4096 + 128);
     for at in [0, 4096] {
@@ -72,7 +72,7 @@ fn the_bytes_of_the_mark_stay() {
 fn the_bytes_of_a_snapshot_stay() {
     let directory = TempDir::new().expect("temporary directory");
     let taken = Snapshot { index: 9, term: 4, voters: vec![1, 2], data: Bytes::from_static(b"state") };
-    snapshots::save(directory.path(), &owner(1), &taken).expect("room");
+    snapshots::save(&real(directory.path()), &owner(1), &taken).expect("room");
     let bytes = fs::read(directory.path().join("snapshot-0000000000000009.snap")).expect("read");
     check(
         &bytes,
