@@ -26,6 +26,11 @@ impl Job {
         self.reply.is_closed()
     }
 
+    /// Whether everything computed so far is a number.
+    pub(super) fn is_number(&self) -> bool {
+        self.vectors.iter().flatten().all(|number| number.is_finite())
+    }
+
     /// Whether all is computed.
     pub(super) fn is_complete(&self) -> bool {
         self.sequences.len() == 0

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use protocol::error_code as code;
+
 use crate::engine::{Engine, EngineError, Run};
 
 use super::counters::{Counters, add, leave};
@@ -175,17 +177,22 @@ impl Worker {
                 continue;
             }
             let row = rows.next().expect("one row for each run that wanted logits");
+            if row.iter().any(|logit| logit.is_nan()) {
+                running.fail(not_a_number());
+                ended.push((*index, &self.counters.failed_total));
+                continue;
+            }
             add(&self.counters.generation_tokens_total, 1);
             if running.accept(&front, row) {
-                ended.push(*index);
+                ended.push((*index, &self.counters.finished_total));
             }
         }
-        ended.sort_unstable();
-        for index in ended.into_iter().rev() {
+        ended.sort_unstable_by_key(|(index, _)| *index);
+        for (index, total) in ended.into_iter().rev() {
             // `remove`, not `swap_remove`: the order of arrival decides who is served first.
             let running = self.running.remove(index);
             self.engine.close(running.sequence);
-            add(&self.counters.finished_total, 1);
+            add(total, 1);
             leave(&self.counters.running);
         }
     }
@@ -240,9 +247,19 @@ impl Worker {
     fn finish_embeddings(&mut self) {
         while self.embeddings.front().is_some_and(embedding::Job::is_complete) {
             let job = self.embeddings.pop_front().expect("the front was just seen");
-            add(&self.counters.finished_total, 1);
+            let outcome = if job.is_number() { Ok(()) } else { Err(not_a_number()) };
+            let total =
+                if outcome.is_ok() { &self.counters.finished_total } else { &self.counters.failed_total };
+            add(total, 1);
             leave(&self.counters.waiting);
-            job.finish(Ok(()));
+            job.finish(outcome);
         }
     }
+}
+
+/// An answer made of it would be null or noise, and look like one.
+fn not_a_number() -> BatchError {
+    let message =
+        "the model computed a value that is not a number: its weights or its input are out of range";
+    BatchError::Failed { code: code::ENGINE_FAILED, message: message.to_owned() }
 }

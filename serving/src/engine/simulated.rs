@@ -19,6 +19,7 @@ pub struct Simulated {
     tokens_total: usize,
     step_time: Duration,
     is_endless: bool,
+    is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +52,12 @@ impl Simulated {
         self
     }
 
+    /// Computes no numbers from inputs that contain `!`, as a model with damaged weights does.
+    pub fn broken(mut self) -> Self {
+        self.is_broken = true;
+        self
+    }
+
     /// A decoder whose tokenizer calls `delay` with each text, and goes on when that returns.
     pub fn with_tokenizer(
         context_tokens_max: usize,
@@ -62,7 +69,15 @@ impl Simulated {
 
     fn new(front: Front, tokens_total: usize) -> Self {
         let (front, sequences) = (Arc::new(front), BTreeMap::new());
-        Self { front, sequences, next: 0, tokens_total, step_time: Duration::ZERO, is_endless: false }
+        Self {
+            front,
+            sequences,
+            next: 0,
+            tokens_total,
+            step_time: Duration::ZERO,
+            is_endless: false,
+            is_broken: false,
+        }
     }
 
     fn reserved(&self) -> usize {
@@ -80,12 +95,14 @@ impl Engine for Simulated {
             return Err(EngineError::OperationUnsupported { operation: "embed" });
         };
         std::thread::sleep(self.step_time);
+        let is_broken = self.is_broken;
         let embed = |tokens: &Vec<u32>| {
             let mut vector = vec![0.0_f32; dimensions];
             for token in tokens {
                 vector[*token as usize % dimensions] += 1.0;
             }
             let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+            let length = if is_broken && tokens.contains(&u32::from(b'!')) { f32::NAN } else { length };
             vector.iter().map(|x| x / length).collect()
         };
         Ok(sequences.iter().map(embed).collect())
@@ -121,6 +138,9 @@ impl Engine for Simulated {
                 }
                 let mut row = vec![0.0; self.front.vocabulary()];
                 row[sequence.next_token(self.is_endless) as usize] = 20.0;
+                if self.is_broken && sequence.tokens.contains(&u32::from(b'!')) {
+                    row[7] = f32::NAN;
+                }
                 rows.push(row);
             }
         }

@@ -153,6 +153,26 @@ fn a_request_larger_than_the_whole_cache_fails_alone() {
 }
 
 #[test]
+fn what_is_not_a_number_fails_alone() {
+    let batcher = start(Simulated::decoder(200, 1000).broken());
+    let mut damaged = generate(&batcher, request("wow!", None, &[])).expect("queued");
+    let sound = generate(&batcher, request("sound", None, &[])).expect("queued");
+    let Some(Event::Failed(error)) = damaged.events.blocking_recv() else {
+        unreachable!("no text comes of it")
+    };
+    assert_eq!(error.code().as_str(), "engine-failed");
+    assert_eq!(collect(sound).0, "sound");
+    eventually("both are counted", || batcher.is_idle());
+    let counted = batcher.snapshot();
+    assert_eq!((counted.requests_failed_total, counted.requests_finished_total), (1, 1));
+
+    let batcher = start(Simulated::encoder(100, 4).broken());
+    let text = |text: &str| vec![EmbedInput::Text("fine".to_owned()), EmbedInput::Text(text.to_owned())];
+    assert_eq!(embed(&batcher, text("wow!")).expect_err("null").code().as_str(), "engine-failed");
+    assert_eq!(embed(&batcher, text("sound")).expect("numbers").vectors.len(), 2);
+}
+
+#[test]
 fn embeddings_come_in_order_however_many_steps_they_take() {
     let batcher = start(Simulated::encoder(10_000, 8));
     let texts: Vec<String> = (0..40).map(|index| "ab".repeat(1 + index * 40)).collect();
