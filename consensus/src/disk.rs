@@ -1,6 +1,6 @@
-//! The disk thread: makes batches durable in groups, then says what may be said. The raft thread never
-//! waits for it, so heartbeats do not either. On a full disk it waits for space and tries again: until then
-//! nothing is durable, so nothing is said.
+//! The disk loop: makes batches durable in groups, then says what may be said. It blocks its thread, which is
+//! its own: the raft loop never waits for it, so heartbeats do not either. On a full disk it waits for space
+//! and tries again: until then nothing is durable, so nothing is said.
 
 use crate::core::NumberedBatch;
 use crate::driver::Event;
@@ -9,8 +9,9 @@ use crate::metrics::Counters;
 use crate::store::{Batch, LogStore};
 use crate::transport::Transport;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, sleep};
 
 /// Batches made durable by one sync: what gathers while the one before is running, within reason.
 const GROUP_MAX: usize = 256;
@@ -19,15 +20,15 @@ const GROUP_MAX: usize = 256;
 /// who frees space waits for us, and that a replica told to stop does so at once.
 const SPACE_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// Runs until the raft thread is gone or the disk fails.
-pub(crate) fn run(
-    store: &Arc<dyn LogStore>,
-    transport: &Arc<dyn Transport>,
-    batches: &Receiver<NumberedBatch>,
-    events: &Sender<Event>,
-    counters: &Counters,
+/// Runs until the raft loop is gone or the disk fails.
+pub(crate) async fn run(
+    store: Arc<dyn LogStore>,
+    transport: Arc<dyn Transport>,
+    mut batches: UnboundedReceiver<NumberedBatch>,
+    events: UnboundedSender<Event>,
+    counters: Arc<Counters>,
 ) {
-    while let Ok(first) = batches.recv() {
+    while let Some(first) = batches.recv().await {
         let mut group = vec![first.batch];
         let (mut number, mut messages) = (first.number, first.messages);
         while group.len() < GROUP_MAX
@@ -38,7 +39,7 @@ pub(crate) fn run(
             messages.extend(next.messages);
         }
         let begin = Instant::now();
-        if let Err(error) = write(store, &group, events) {
+        if let Err(error) = write(&store, &group, &events).await {
             // What reached the disk is unknown now: nothing of it may be said, and nothing more written.
             let _ = events.send(Event::LogFailed(error));
             return;
@@ -51,15 +52,19 @@ pub(crate) fn run(
         if events.send(Event::Persisted(number)).is_err() {
             return;
         }
-        // Straight from here: a follower's answer spares a detour over the raft thread.
+        // Straight from here: a follower's answer spares a detour over the raft loop.
         if !messages.is_empty() {
             transport.send(messages);
         }
     }
 }
 
-/// Writes a group, waiting for space as long as the raft thread lives.
-fn write(store: &Arc<dyn LogStore>, group: &[Batch], events: &Sender<Event>) -> Result<(), LogError> {
+/// Writes a group, waiting for space as long as the raft loop lives.
+async fn write(
+    store: &Arc<dyn LogStore>,
+    group: &[Batch],
+    events: &UnboundedSender<Event>,
+) -> Result<(), LogError> {
     let (mut pause, longest) = SPACE_PAUSES;
     loop {
         match store.write(group) {
@@ -67,10 +72,49 @@ fn write(store: &Arc<dyn LogStore>, group: &[Batch], events: &Sender<Event>) -> 
                 if events.send(Event::NoSpace).is_err() {
                     return Err(error);
                 }
-                std::thread::sleep(pause);
+                sleep(pause).await;
                 pause = longest.min(2 * pause);
             }
             outcome => return outcome,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SimulatedDisk;
+    use crate::transport::SimulatedNetwork;
+    use tokio::sync::mpsc;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_without_space_is_tried_again_until_the_raft_loop_has_ended() {
+        let disk = SimulatedDisk::new();
+        let _ = disk.open();
+        disk.set_out_of_space(true);
+        let (batches, to_disk) = mpsc::unbounded_channel();
+        let (events, mut inbox) = mpsc::unbounded_channel();
+        let (store, transport) = (Arc::new(disk.clone()), Arc::new(SimulatedNetwork::new().transport(1)));
+        let running = tokio::spawn(run(store, transport, to_disk, events, Arc::default()));
+        let batch = Batch { sync: true, ..Batch::default() };
+        let sent = batches.send(NumberedBatch { number: 7, batch, messages: Vec::new() });
+        assert!(sent.is_ok());
+        for _ in 0..3 {
+            assert!(matches!(inbox.recv().await, Some(Event::NoSpace)));
+        }
+        disk.set_out_of_space(false);
+        let written = loop {
+            match inbox.recv().await {
+                Some(Event::NoSpace) => {}
+                event => break event,
+            }
+        };
+        assert!(matches!(written, Some(Event::Persisted(7))));
+        disk.set_out_of_space(true);
+        let batch = Batch { sync: true, ..Batch::default() };
+        assert!(batches.send(NumberedBatch { number: 8, batch, messages: Vec::new() }).is_ok());
+        assert!(matches!(inbox.recv().await, Some(Event::NoSpace)));
+        drop((batches, inbox));
+        running.await.expect("it ends though there never was space");
     }
 }

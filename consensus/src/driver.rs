@@ -1,9 +1,11 @@
-//! The raft thread: gathers events, asks the core what to do, does it. All decisions are the core's.
+//! The raft loop: gathers events, asks the core what to do, does it. All decisions are the core's. It has a
+//! thread of its own; in a simulation it is a task like any other, under a clock that the test moves.
 
 use crate::command::Command;
 use crate::config::Timings;
 use crate::core::{Core, Effects, NotProposed, NumberedBatch};
 use crate::error::{LogError, ProposeError};
+use crate::executor::Executor;
 use crate::handle::{Port, Role, Status};
 use crate::machine::StateMachine;
 use crate::metrics::Counters;
@@ -15,10 +17,12 @@ use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 /// Events handled in one turn. Bounds a turn to milliseconds, so that the clock is looked at in time.
 const EVENTS_PER_TURN: usize = 1024;
@@ -26,6 +30,8 @@ const EVENTS_PER_TURN: usize = 1024;
 /// Election timeouts between two tries to hand leadership over: when every disk is full or slow, leadership
 /// should not go round all the time.
 const HAND_OVER_PAUSE: u32 = 10;
+
+const TOLD_TO_STOP: &str = "it was told to stop";
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
@@ -38,7 +44,7 @@ pub(crate) enum Event {
     Read(Reply<u64>),
     Message(Box<Message>),
     Persisted(u64),
-    /// The disk thread waits for space and tries again.
+    /// The disk loop waits for space and tries again.
     NoSpace,
     LogFailed(LogError),
     SnapshotSaved(Snapshot),
@@ -51,10 +57,11 @@ pub(crate) enum Event {
         arrived: bool,
     },
     Unreachable(u64),
-    Stop,
+    /// End now.
+    Halt,
 }
 
-/// What the thread works with.
+/// What the loop works with.
 pub(crate) struct Driver<M> {
     pub(crate) core: Core,
     pub(crate) machine: Arc<RwLock<M>>,
@@ -62,8 +69,9 @@ pub(crate) struct Driver<M> {
     pub(crate) store: Arc<dyn LogStore>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) port: Arc<Port>,
-    pub(crate) batches: Sender<NumberedBatch>,
-    pub(crate) events: Sender<Event>,
+    pub(crate) batches: UnboundedSender<NumberedBatch>,
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) executor: Executor,
     pub(crate) publish: Publish,
     pub(crate) timings: Timings,
     pub(crate) snapshot_bytes_max: u64,
@@ -87,7 +95,7 @@ pub(crate) struct Waiting {
     reads_made: u64,
     /// Batches handed to the disk, and when.
     batches: VecDeque<(u64, Instant)>,
-    /// Whether the disk thread waits for space.
+    /// Whether the disk loop waits for space.
     no_space: bool,
     saving_snapshot: bool,
     /// Not before this time, because there was no space for the last one.
@@ -97,17 +105,17 @@ pub(crate) struct Waiting {
 
 impl<M: StateMachine> Driver<M> {
     /// Runs until told to stop, or until the log fails.
-    pub(crate) fn run(mut self, events: &Receiver<Event>) {
+    pub(crate) async fn run(mut self, mut inbox: UnboundedReceiver<Event>) {
         let mut next_tick = Instant::now() + self.timings.tick;
+        let mut clock = pin!(sleep_until(next_tick));
+        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         let reason = loop {
-            let wait = next_tick.saturating_duration_since(Instant::now());
-            let first = match events.recv_timeout(wait) {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => break "nobody uses it any more".to_string(),
-            };
-            let gathered = first.into_iter().chain(std::iter::from_fn(|| events.try_recv().ok()));
-            if let Some(reason) = self.handle(gathered.take(EVENTS_PER_TURN)) {
+            tokio::select! {
+                biased;
+                _ = inbox.recv_many(&mut events, EVENTS_PER_TURN) => {}
+                () = &mut clock => {}
+            }
+            if let Some(reason) = self.handle(events.drain(..)) {
                 break reason;
             }
             let now = Instant::now();
@@ -116,12 +124,13 @@ impl<M: StateMachine> Driver<M> {
                 // Missed ticks are dropped, not made up for: after a pause the messages that waited are
                 // handled first, and a sleeping process does not stand for election upon waking.
                 next_tick = now + self.timings.tick;
+                clock.as_mut().reset(next_tick);
             }
             if let Err(reason) = self.perform_all() {
                 break reason;
             }
         };
-        self.stop(&reason, events);
+        self.stop(&reason, inbox);
     }
 
     /// Gives events to the core. Proposals that came together are appended together.
@@ -161,7 +170,7 @@ impl<M: StateMachine> Driver<M> {
                 Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
                 Event::Unreachable(peer) => self.core.unreachable(peer),
                 Event::LogFailed(error) => stop = Some(describe(&error)),
-                Event::Stop => stop = Some("it was told to stop".to_string()),
+                Event::Halt => stop = Some(TOLD_TO_STOP.to_string()),
             }
         }
         self.port.taken(messages);
@@ -256,7 +265,7 @@ impl<M: StateMachine> Driver<M> {
         }
         if let Some(batch) = effects.batch {
             self.waiting.batches.push_back((batch.number, Instant::now()));
-            self.batches.send(batch).map_err(|_| "its disk thread ended".to_string())?;
+            self.batches.send(batch).map_err(|_| "its disk loop ended".to_string())?;
         }
         if let Some(snapshot) = effects.restore {
             self.restore(&snapshot)?;
@@ -279,6 +288,7 @@ impl<M: StateMachine> Driver<M> {
         machine.restore(&state)?;
         drop(machine);
         self.sessions = sessions;
+        Counters::add(&self.counters.snapshots_installed, 1);
         self.waiting.skipped_to(snapshot.index);
         self.core.applied(snapshot.index);
         self.publish.applied.send_replace(snapshot.index);
@@ -299,7 +309,7 @@ impl<M: StateMachine> Driver<M> {
         Ok(())
     }
 
-    /// Freezes the state as it is now; a thread of its own makes the bytes and writes them.
+    /// Freezes the state as it is now; the bytes are made and written beside this loop.
     fn save_snapshot(&mut self) -> Result<(), String> {
         let state = self.machine.read().unwrap_or_else(PoisonError::into_inner).freeze();
         let (sessions, here) = (self.sessions.clone(), self.core.snapshot_here(Bytes::new()));
@@ -327,9 +337,9 @@ impl<M: StateMachine> Driver<M> {
             // The replica may have stopped meanwhile; then nobody waits for this.
             let _ = events.send(outcome.unwrap_or(Event::SnapshotPanicked));
         };
-        let thread = std::thread::Builder::new().name("raft-snapshot".into()).spawn(save);
         self.waiting.saving_snapshot = true;
-        thread.map(|_| ()).map_err(|error| format!("starting a thread failed: {error}"))
+        let begun = self.executor.spawn_blocking("raft-snapshot", save);
+        begun.map_err(|error| format!("starting a thread failed: {error}"))
     }
 
     fn publish_standing(&self) {
@@ -355,7 +365,7 @@ impl<M: StateMachine> Driver<M> {
         });
     }
 
-    fn stop(self, reason: &str, events: &Receiver<Event>) {
+    fn stop(self, reason: &str, mut inbox: UnboundedReceiver<Event>) {
         tracing::info!(reason, "the replica stopped");
         self.publish.leader.send_replace(None);
         self.publish.status.send_modify(|status| {
@@ -364,17 +374,16 @@ impl<M: StateMachine> Driver<M> {
             status.role = Role::Candidate;
         });
         // What was never looked at was never done: whoever asked may ask elsewhere.
-        for event in events.try_iter() {
+        while let Ok(event) = inbox.try_recv() {
             match event {
                 Event::Propose { reply, .. } => drop(reply.send(Err(Refusal::NotLeader))),
                 Event::Read(reply) => drop(reply.send(Err(Refusal::NotLeader))),
                 _ => {}
             }
         }
-        let stopped = Refusal::Propose(ProposeError::Stopped(reason.to_string()));
         // Proposals may be on other disks already: their outcome is open.
         self.waiting.proposals.into_iter().for_each(|(_, _, reply)| drop(reply.send(Err(Refusal::Lost))));
-        self.waiting.reads.into_values().for_each(|reply| drop(reply.send(Err(stopped.clone()))));
+        self.waiting.reads.into_values().for_each(|reply| drop(reply.send(Err(Refusal::NotLeader))));
     }
 }
 

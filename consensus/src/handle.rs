@@ -10,12 +10,13 @@ use crate::transport::{Refusal, Request, Transport};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-/// Messages from peers that wait for the raft thread; beyond it they are dropped, and raft sends again.
+/// Messages from peers that wait for the raft loop; beyond it they are dropped, and raft sends again.
 const INBOX_MESSAGES_MAX: usize = 16_384;
 
 /// What a replica is at the moment.
@@ -55,7 +56,7 @@ pub struct Status {
 /// A replica's inner side that does not know the state machine's type.
 pub(crate) struct Port {
     pub(crate) id: u64,
-    events: mpsc::Sender<Event>,
+    events: UnboundedSender<Event>,
     transport: Arc<dyn Transport>,
     counters: Arc<Counters>,
     status: watch::Receiver<Status>,
@@ -72,7 +73,7 @@ pub(crate) struct Port {
 /// What a port is made from.
 pub(crate) struct PortParts {
     pub(crate) id: u64,
-    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) events: UnboundedSender<Event>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) status: watch::Receiver<Status>,
@@ -102,7 +103,7 @@ impl Port {
         }
     }
 
-    /// Hands a peer's message to the raft thread, or drops it when too many wait.
+    /// Hands a peer's message to the raft loop, or drops it when too many wait.
     pub(crate) fn deliver(&self, message: Message) {
         if self.inbox.fetch_add(1, Ordering::Relaxed) >= INBOX_MESSAGES_MAX {
             self.inbox.fetch_sub(1, Ordering::Relaxed);
@@ -111,7 +112,7 @@ impl Port {
         self.tell(Event::Message(Box::new(message)));
     }
 
-    /// Says that the raft thread has taken `count` messages.
+    /// Says that the raft loop has taken `count` messages.
     pub(crate) fn taken(&self, count: usize) {
         self.inbox.fetch_sub(count, Ordering::Relaxed);
     }
@@ -138,7 +139,7 @@ impl Port {
                     return Err(ProposeError::Busy.into());
                 };
                 let (reply, answer) = oneshot::channel();
-                // A raft thread that has ended takes nothing: whoever asks must look for another leader.
+                // A raft loop that has ended takes nothing: whoever asks must look for another leader.
                 self.events.send(Event::Read(reply)).map_err(|_| Refusal::NotLeader)?;
                 let index = answer.await.map_err(|_| Refusal::Lost)??;
                 Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
@@ -189,14 +190,14 @@ impl Port {
         }
     }
 
-    /// Why the replica stopped, if it has; a raft thread that panicked left no reason.
+    /// Why the replica stopped, if it has; a raft loop that panicked left no reason.
     fn stopped(&self) -> Option<String> {
         let reason = self.status.borrow().stopped.clone();
-        reason.or_else(|| self.status.has_changed().is_err().then(|| "its raft thread panicked".to_string()))
+        reason.or_else(|| self.status.has_changed().is_err().then(|| "its raft loop ended".to_string()))
     }
 }
 
-/// The way to a replica's state machine, which it shares with the raft thread.
+/// The way to a replica's state machine, which it shares with the raft loop.
 pub struct Handle<M> {
     pub(crate) port: Arc<Port>,
     pub(crate) machine: Arc<RwLock<M>>,

@@ -5,7 +5,8 @@
 //! what the commands mean, and it does not decide who has authority: it survives crashes, not treason.
 //!
 //! Inside, a pure core ([`core`]) drives the `raft` crate and asks for effects; a shell ([`Replica`])
-//! performs them with one raft thread, one disk thread and the overlay. Start reading at [`core::Core`].
+//! performs them with a raft loop, a disk loop and the overlay. Each loop has a thread of its own; in a
+//! simulation ([`simulation`]) both are tasks under the test's clock. Start reading at [`core::Core`].
 //!
 //! What may surprise: a follower learns that an entry is committed with the *next* message of the leader,
 //! at the latest one heartbeat later. Whoever must see the newest state on any replica calls
@@ -14,6 +15,7 @@
 pub mod core;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod simulation;
 pub mod store;
 pub mod transport;
 pub mod wal;
@@ -25,6 +27,7 @@ mod disk;
 mod driver;
 mod election;
 mod error;
+mod executor;
 mod handle;
 mod log;
 mod machine;

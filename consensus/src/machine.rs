@@ -11,8 +11,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// panic here ends every replica, and again at each restart.
     fn apply(&mut self, index: u64, command: &[u8]) -> Vec<u8>;
 
-    /// The whole state as it is now, to be made into bytes by another thread while commands go on.
-    /// Called on the raft thread between two commands: keep it to milliseconds, as a clone is.
+    /// The whole state as it is now, to be made into bytes elsewhere while commands go on.
+    /// Called by the raft loop between two commands: keep it to milliseconds, as a clone is.
     fn freeze(&self) -> Frozen;
 
     /// Replaces the whole state by the bytes that [`StateMachine::freeze`] led to on some replica.

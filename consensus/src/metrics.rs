@@ -22,6 +22,8 @@ pub struct Metrics {
     pub sync_seconds: f64,
     /// Snapshots taken of the own state and saved.
     pub snapshots: u64,
+    /// Snapshots of a leader that took the place of the own state.
+    pub snapshots_installed: u64,
     /// How often the disk had no space for what should be written, so that it was tried again later.
     pub waits_for_space: u64,
 }
@@ -33,6 +35,7 @@ pub(crate) struct Counters {
     pub(crate) proposals: AtomicU64,
     pub(crate) proposals_refused: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+    pub(crate) snapshots_installed: AtomicU64,
     pub(crate) waits_for_space: AtomicU64,
     syncs: [AtomicU64; 15],
     sync_microseconds: AtomicU64,
@@ -59,6 +62,7 @@ impl Counters {
             syncs: std::array::from_fn(|bucket| load(&self.syncs[bucket])),
             sync_seconds: load(&self.sync_microseconds) as f64 / 1e6,
             snapshots: load(&self.snapshots),
+            snapshots_installed: load(&self.snapshots_installed),
             waits_for_space: load(&self.waits_for_space),
         }
     }

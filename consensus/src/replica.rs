@@ -1,9 +1,10 @@
-//! One replica: opens its log, starts its threads, and stops them when it is dropped.
+//! One replica: opens its log, starts its loops, and stops them when it is dropped.
 
 use crate::config::Config;
 use crate::core::{Core, Settings};
 use crate::driver::{Driver, Event, Publish, Waiting};
 use crate::error::StartError;
+use crate::executor::{Executor, SimulatedProcess};
 use crate::handle::{Handle, Port, PortParts, Role, Status};
 use crate::machine::StateMachine;
 use crate::metrics::Counters;
@@ -14,12 +15,12 @@ use crate::transport::{OverlayTransport, Peers, SimulatedNetwork, Transport};
 use crate::wal::{Owner, WriteAheadLog};
 use crate::{disk, routes};
 use axum::Router;
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// A running replica. Dropping it stops it; what it holds on disk stays.
+/// A running replica. Dropping it ends it at once; what it holds on disk stays.
 pub struct Replica<M> {
     handle: Handle<M>,
     network: Network,
@@ -29,7 +30,7 @@ pub struct Replica<M> {
 
 enum Network {
     Overlay { peers: Arc<Peers>, shutdown: CancellationToken },
-    Simulated(SimulatedNetwork),
+    Simulated { network: SimulatedNetwork, process: SimulatedProcess },
 }
 
 impl<M: StateMachine> Replica<M> {
@@ -47,25 +48,24 @@ impl<M: StateMachine> Replica<M> {
         let shutdown = CancellationToken::new();
         let transport = Arc::new(OverlayTransport::new(config, shutdown.clone()));
         let network = Network::Overlay { peers: transport.peers(), shutdown };
-        let replica = Self::run(config, machine, Arc::new(log), recovered, transport.clone(), network)?;
+        let replica = Self::run(config, machine, (Arc::new(log), recovered), transport.clone(), network)?;
         transport.start(replica.handle.port.clone());
         Ok(replica)
     }
 
-    /// Starts a replica on a simulated disk and network, which outlive it.
-    ///
-    /// # Errors
-    /// See [`StartError`].
-    pub fn start_simulated(
+    /// Starts a replica on a simulated disk and network, which outlive it, as a process that a test pauses and
+    /// kills. Must be called within a tokio runtime, under whose clock it runs.
+    pub(crate) fn start_simulated(
         config: &Config,
         machine: M,
         disk: &SimulatedDisk,
         network: &SimulatedNetwork,
+        process: &SimulatedProcess,
     ) -> Result<Self, StartError> {
         config.validate()?;
         let transport = Arc::new(network.transport(config.id));
-        let side = Network::Simulated(network.clone());
-        let replica = Self::run(config, machine, Arc::new(disk.clone()), disk.open(), transport, side)?;
+        let side = Network::Simulated { network: network.clone(), process: process.clone() };
+        let replica = Self::run(config, machine, (Arc::new(disk.clone()), disk.open()), transport, side)?;
         network.join(config.id, replica.handle.port.clone());
         Ok(replica)
     }
@@ -73,8 +73,7 @@ impl<M: StateMachine> Replica<M> {
     fn run(
         config: &Config,
         mut machine: M,
-        store: Arc<dyn LogStore>,
-        recovered: Recovered,
+        (store, recovered): (Arc<dyn LogStore>, Recovered),
         transport: Arc<dyn Transport>,
         network: Network,
     ) -> Result<Self, StartError> {
@@ -89,8 +88,8 @@ impl<M: StateMachine> Replica<M> {
         let core = Core::new(settings, recovered).map_err(|error| StartError::Raft(error.to_string()))?;
         let (publish, looks) = publish(config.id, &core);
         let counters = Arc::new(Counters::default());
-        let (events, inbox) = mpsc::channel();
-        let (batches, to_disk) = mpsc::channel();
+        let (events, inbox) = mpsc::unbounded_channel();
+        let (batches, to_disk) = mpsc::unbounded_channel();
         let (status, applied, leader) = looks;
         let (limits, timings) = (config.limits, config.timings);
         let parts = PortParts {
@@ -107,11 +106,12 @@ impl<M: StateMachine> Replica<M> {
         let port = Arc::new(Port::new(parts));
         let machine = Arc::new(RwLock::new(machine));
         let handle = Handle { port: port.clone(), machine: machine.clone() };
-        let disk = {
-            let (store, transport, events) = (store.clone(), transport.clone(), events.clone());
-            let counters = counters.clone();
-            thread("raft-disk", move || disk::run(&store, &transport, &to_disk, &events, &counters))?
+        let executor = match &network {
+            Network::Overlay { .. } => Executor::Threads,
+            Network::Simulated { process, .. } => Executor::Simulated(process.clone()),
         };
+        let disk = disk::run(store.clone(), transport.clone(), to_disk, events.clone(), counters.clone());
+        let disk = executor.spawn("raft-disk", disk).map_err(StartError::Thread)?;
         let driver = Driver {
             core,
             machine,
@@ -121,15 +121,16 @@ impl<M: StateMachine> Replica<M> {
             port,
             batches,
             events,
+            executor: executor.clone(),
             publish,
             timings,
             snapshot_bytes_max: limits.snapshot_bytes_max,
             waiting: Waiting::default(),
             counters,
         };
-        let raft = thread("raft", move || driver.run(&inbox))?;
-        let snapshot_bytes_max = config.limits.snapshot_bytes_max;
-        Ok(Self { handle, network, threads: vec![raft, disk], snapshot_bytes_max })
+        let raft = executor.spawn("raft", driver.run(inbox)).map_err(StartError::Thread)?;
+        let threads = raft.into_iter().chain(disk).collect();
+        Ok(Self { handle, network, threads, snapshot_bytes_max: limits.snapshot_bytes_max })
     }
 
     /// The way to this replica.
@@ -145,30 +146,40 @@ impl<M: StateMachine> Replica<M> {
             Network::Overlay { peers, .. } => {
                 routes::router(peers.clone(), self.handle.port.clone(), self.snapshot_bytes_max)
             }
-            Network::Simulated(_) => Router::new(),
+            Network::Simulated { .. } => Router::new(),
         }
     }
 
-    /// Waits until the replica has stopped by itself and says why. A process without its replica should
+    /// Waits until the replica has stopped and says why. A process without its replica should
     /// end: its supervisor starts it again from what the disk holds.
     pub async fn stopped(&self) -> String {
         let mut status = self.handle.watch_status();
         let stopped = status.wait_for(|status| status.stopped.is_some()).await;
         let reason = stopped.ok().and_then(|status| status.stopped.clone());
-        reason.unwrap_or_else(|| "its raft thread panicked".to_string())
+        reason.unwrap_or_else(|| "its raft loop ended".to_string())
     }
 }
 
-impl<M> Drop for Replica<M> {
-    fn drop(&mut self) {
+impl<M> Replica<M> {
+    /// Leaves the network. Streams to peers end, so that none keeps a listener from ending in order.
+    fn leave(&self) {
         match &self.network {
             Network::Overlay { peers, shutdown } => {
                 shutdown.cancel();
                 peers.close();
             }
-            Network::Simulated(network) => network.leave(self.handle.port.id),
+            Network::Simulated { network, .. } => network.leave(self.handle.port.id),
         }
-        self.handle.port.tell(Event::Stop);
+    }
+}
+
+impl<M> Drop for Replica<M> {
+    fn drop(&mut self) {
+        self.leave();
+        if let Network::Simulated { process, .. } = &self.network {
+            process.kill();
+        }
+        self.handle.port.tell(Event::Halt);
         for thread in self.threads.drain(..) {
             // A panic is printed where it happened; here there is nothing left to do about it.
             let _ = thread.join();
@@ -204,8 +215,4 @@ fn publish(id: u64, core: &Core) -> (Publish, Looks) {
     let (applied, applied_look) = watch::channel(standing.applied);
     let (leader, leader_look) = watch::channel(None);
     (Publish { status, applied, leader }, (status_look, applied_look, leader_look))
-}
-
-fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
-    std::thread::Builder::new().name(name.into()).spawn(run).map_err(StartError::Thread)
 }

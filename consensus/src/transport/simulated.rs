@@ -1,4 +1,5 @@
-//! A network in memory: delivers at once, each message once, cuts links and loses answers on command.
+//! A network in memory: delivers each message once, at once or after a delay, cuts replicas off and loses
+//! answers on command.
 
 use super::{Refusal, Request, Transport};
 use crate::handle::Port;
@@ -7,19 +8,24 @@ use futures::future::BoxFuture;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 /// A network that replicas of one process share. Clones are the same network.
 #[derive(Clone, Default)]
 pub struct SimulatedNetwork {
     state: Arc<Mutex<State>>,
+    /// Replicas that are cut off from all others.
+    isolated: Arc<watch::Sender<BTreeSet<u64>>>,
 }
 
 #[derive(Default)]
 struct State {
     ports: BTreeMap<u64, Arc<Port>>,
-    cut: BTreeSet<(u64, u64)>,
     /// Answers to lose, by who asks.
     lost: BTreeMap<u64, usize>,
+    delay: Duration,
 }
 
 /// One replica's side of the network.
@@ -35,24 +41,48 @@ impl SimulatedNetwork {
         Self::default()
     }
 
-    /// Cuts `replica` off from all others, or joins it again.
+    /// Cuts `replica` off from all others, or joins it again. Messages meanwhile are lost; the answer to a
+    /// request that was already there comes when both are joined again.
     pub fn set_isolated(&self, replica: u64, isolated: bool) {
-        let mut state = self.lock();
-        let others: Vec<u64> = state.ports.keys().copied().filter(|id| *id != replica).collect();
-        for other in others {
-            for link in [(replica, other), (other, replica)] {
-                if isolated {
-                    state.cut.insert(link);
-                } else {
-                    state.cut.remove(&link);
-                }
-            }
-        }
+        self.isolated.send_if_modified(
+            |cut| {
+                if isolated { cut.insert(replica) } else { cut.remove(&replica) }
+            },
+        );
     }
 
     /// Loses the answers to the next `count` proposals that `replica` forwards: they are done all the same.
     pub fn lose_answers(&self, replica: u64, count: usize) {
         self.lock().lost.insert(replica, count);
+    }
+
+    /// Takes this long to carry anything to another replica.
+    pub fn set_delay(&self, delay: Duration) {
+        self.lock().delay = delay;
+    }
+
+    /// What lies between two replicas; nothing lies between a replica and itself.
+    async fn travel(&self, from: u64, to: u64) {
+        let delay = self.lock().delay;
+        if from != to && !delay.is_zero() {
+            sleep(delay).await;
+        }
+    }
+
+    /// Brings a message to its replica, if that can be reached.
+    fn deliver(&self, from: u64, message: Message) {
+        let (to, kind) = (message.to, message.get_msg_type());
+        let target = self.port(from, to);
+        let own = self.port(from, from);
+        let arrived = target.is_some();
+        if let Some(port) = target {
+            port.deliver(message);
+        }
+        match own {
+            Some(own) if kind == MessageType::MsgSnapshot => own.snapshot_sent(to, arrived),
+            Some(own) if !arrived => own.unreachable(to),
+            _ => {}
+        }
     }
 
     fn loses_answer(&self, replica: u64) -> bool {
@@ -74,9 +104,15 @@ impl SimulatedNetwork {
     }
 
     fn port(&self, from: u64, to: u64) -> Option<Arc<Port>> {
-        let state = self.lock();
-        let open = !state.cut.contains(&(from, to)) && !state.cut.contains(&(to, from));
-        state.ports.get(&to).filter(|_| open).cloned()
+        let open = is_open(&self.isolated.borrow(), from, to);
+        self.lock().ports.get(&to).filter(|_| open).cloned()
+    }
+
+    /// Waits until the link between two replicas is not cut.
+    async fn opened(&self, from: u64, to: u64) {
+        let mut isolated = self.isolated.subscribe();
+        // It cannot fail: the sender is this network's own.
+        let _ = isolated.wait_for(|isolated| is_open(isolated, from, to)).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -84,30 +120,32 @@ impl SimulatedNetwork {
     }
 }
 
+/// A replica always reaches itself.
+fn is_open(isolated: &BTreeSet<u64>, from: u64, to: u64) -> bool {
+    from == to || !(isolated.contains(&from) || isolated.contains(&to))
+}
+
 impl Transport for SimulatedTransport {
     fn send(&self, messages: Vec<Message>) {
-        for message in messages {
-            let (to, kind) = (message.to, message.get_msg_type());
-            let target = self.network.port(self.id, to);
-            let own = self.network.port(self.id, self.id);
-            let arrived = target.is_some();
-            if let Some(port) = target {
-                port.deliver(message);
-            }
-            match own {
-                Some(own) if kind == MessageType::MsgSnapshot => own.snapshot_sent(to, arrived),
-                Some(own) if !arrived => own.unreachable(to),
-                _ => {}
-            }
+        let (network, id) = (self.network.clone(), self.id);
+        if network.lock().delay.is_zero() {
+            return messages.into_iter().for_each(|message| network.deliver(id, message));
         }
+        tokio::spawn(async move {
+            // All of them have another replica to go to, and as long to go.
+            network.travel(id, 0).await;
+            messages.into_iter().for_each(|message| network.deliver(id, message));
+        });
     }
 
     fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
-        let target = self.network.port(self.id, leader);
         let (network, id) = (self.network.clone(), self.id);
         let proposes = matches!(request, Request::Propose(_));
         Box::pin(async move {
-            let answer = target.ok_or(Refusal::Unreachable)?.answer(request).await;
+            network.travel(id, leader).await;
+            let answer = network.port(id, leader).ok_or(Refusal::Unreachable)?.answer(request).await;
+            network.travel(leader, id).await;
+            network.opened(id, leader).await;
             if proposes && network.loses_answer(id) { Err(Refusal::Lost) } else { answer }
         })
     }

@@ -38,7 +38,7 @@ async fn ask(group: &Group, named: Option<GroupId>, method: Method, path: &str) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_of_another_group_is_refused_though_it_has_the_right_key() {
-    let group = Group::start(Limits::default()).await;
+    let group = Group::start(Limits::default());
     let mut client = Client::new(&group.handle(1)).await;
     client.propose(&group.handle(1), "before").await.expect("taken");
     for (method, path) in PATHS {

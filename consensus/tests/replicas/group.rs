@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long anything may take before a test gives up: generous, because machines are shared.
@@ -27,8 +26,8 @@ pub(crate) const UNSPEAKABLE: &str = "unspeakable";
 #[derive(Default)]
 pub(crate) struct Notebook {
     pub(crate) lines: Vec<Vec<u8>>,
-    /// Who holds it keeps frozen states from becoming bytes.
-    pub(crate) encoding: Arc<Mutex<()>>,
+    /// The largest snapshot that it was restored from: its lines and its bytes.
+    pub(crate) restored: (usize, usize),
 }
 
 impl StateMachine for Notebook {
@@ -38,9 +37,8 @@ impl StateMachine for Notebook {
     }
 
     fn freeze(&self) -> Frozen {
-        let (lines, encoding) = (self.lines.clone(), self.encoding.clone());
+        let lines = self.lines.clone();
         Box::new(move || {
-            let _turn = encoding.blocking_lock();
             let mut bytes = Vec::new();
             for line in &lines {
                 assert_ne!(line, UNSPEAKABLE.as_bytes());
@@ -53,12 +51,14 @@ impl StateMachine for Notebook {
 
     fn restore(&mut self, mut snapshot: &[u8]) -> Result<(), String> {
         self.lines.clear();
+        let bytes = snapshot.len();
         while let Some((length, rest)) = snapshot.split_first_chunk::<4>() {
             let length = u32::from_le_bytes(*length) as usize;
             let line = rest.get(..length).ok_or("a line is cut off")?;
             self.lines.push(line.to_vec());
             snapshot = &rest[length..];
         }
+        self.restored = self.restored.max((self.lines.len(), bytes));
         Ok(())
     }
 }
@@ -70,6 +70,8 @@ pub(crate) struct Group {
     elsewhere: BTreeMap<u64, PathBuf>,
     pub(crate) identities: BTreeMap<u64, Arc<Identity>>,
     pub(crate) peers: BTreeMap<u64, Peer>,
+    /// Kept while a replica is dead, so that its port stays its own.
+    listeners: BTreeMap<u64, std::net::TcpListener>,
     limits: Limits,
     timings: Timings,
     pub(crate) running: BTreeMap<u64, Running>,
@@ -82,32 +84,27 @@ pub(crate) struct Running {
 }
 
 impl Group {
-    pub(crate) async fn start(limits: Limits) -> Self {
-        Self::start_at(limits, quick(), BTreeMap::new()).await
+    pub(crate) fn start(limits: Limits) -> Self {
+        Self::start_at(limits, quick(), BTreeMap::new())
     }
 
-    pub(crate) async fn start_at(
-        limits: Limits,
-        timings: Timings,
-        elsewhere: BTreeMap<u64, PathBuf>,
-    ) -> Self {
+    pub(crate) fn start_at(limits: Limits, timings: Timings, elsewhere: BTreeMap<u64, PathBuf>) -> Self {
         let mut identities = BTreeMap::new();
         let mut peers = BTreeMap::new();
-        let mut listeners = Vec::new();
+        let mut listeners = BTreeMap::new();
         for id in 1..=3u64 {
             let identity = Arc::new(Identity::generate().expect("randomness"));
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+            listener.set_nonblocking(true).expect("a socket");
             let address = listener.local_addr().expect("bound");
             peers.insert(id, Peer { address: address.into(), key: identity.public_key() });
             identities.insert(id, identity);
-            listeners.push((id, listener));
+            listeners.insert(id, listener);
         }
         let directory = TempDir::new().expect("temporary directory");
         let running = BTreeMap::new();
-        let mut group = Self { directory, elsewhere, identities, peers, limits, timings, running };
-        for (id, listener) in listeners {
-            group.start_on(id, listener, true);
-        }
+        let mut group = Self { directory, elsewhere, identities, peers, listeners, limits, timings, running };
+        (1..=3).for_each(|id| group.start_one(id, true));
         group
     }
 
@@ -129,7 +126,9 @@ impl Group {
         self.elsewhere.get(&id).cloned().unwrap_or_else(|| self.directory.path().join(id.to_string()))
     }
 
-    fn start_on(&mut self, id: u64, listener: TcpListener, create: bool) {
+    fn start_one(&mut self, id: u64, create: bool) {
+        let listener = self.listeners[&id].try_clone().expect("a descriptor");
+        let listener = TcpListener::from_std(listener).expect("a socket");
         let replica = Replica::start(&self.config(id, create), Notebook::default()).expect("starts");
         let keys: Vec<_> = self.peers.values().map(|peer| peer.key).collect();
         let (shutdown, identity) = (CancellationToken::new(), self.identities[&id].clone());
@@ -141,6 +140,7 @@ impl Group {
         self.running.insert(id, Running { replica, shutdown, server });
     }
 
+    /// Ends a replica without a word to the others.
     pub(crate) async fn stop(&mut self, id: u64) {
         let Running { replica, shutdown, server } = self.running.remove(&id).expect("running");
         shutdown.cancel();
@@ -148,18 +148,8 @@ impl Group {
         server.await.expect("no panic").expect("orderly end");
     }
 
-    pub(crate) async fn restart(&mut self, id: u64) {
-        let address = self.peers[&id].address.to_string();
-        // The port was ours a moment ago; connections that are closing may hold it a little longer.
-        let deadline = Instant::now() + PATIENCE;
-        let listener = loop {
-            match TcpListener::bind(&address).await {
-                Ok(listener) => break listener,
-                Err(error) => assert!(Instant::now() < deadline, "rebind: {error}"),
-            }
-            tokio::task::yield_now().await;
-        };
-        self.start_on(id, listener, false);
+    pub(crate) fn restart(&mut self, id: u64) {
+        self.start_one(id, false);
     }
 
     pub(crate) fn handle(&self, id: u64) -> Handle<Notebook> {

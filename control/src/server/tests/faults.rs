@@ -1,67 +1,40 @@
 //! What people are told when the log cannot take what they ask, and that nothing is done twice.
 
 use super::circle::{self, TOKEN};
-use super::in_time;
 use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, peers, strangers};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use consensus::store::SimulatedDisk;
-use consensus::transport::SimulatedNetwork;
-use consensus::{Config, GroupId, Limits, Peer, Replica, Role, Timings};
+use consensus::simulation::SimulatedGroup;
+use consensus::{Limits, Timings};
 use protocol::api::{CreateKey, KeyView, Page, Problem};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::{Digest, ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Observed, Reply};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tower::ServiceExt as _;
 
-/// Replicas on simulated disks and network. Their leaders do nothing by themselves: [`Simulated::lead`] does.
+/// Replicas on simulated disks and network, in simulated time. Their leaders do nothing by themselves:
+/// [`Simulated::lead`] does.
 struct Simulated {
-    network: SimulatedNetwork,
-    disks: Vec<SimulatedDisk>,
+    group: SimulatedGroup<ClusterMachine>,
     servers: Vec<Arc<Server>>,
-    _replicas: Vec<Replica<ClusterMachine>>,
 }
 
 impl Simulated {
-    fn start(count: u64, request: Duration) -> Self {
+    fn start(count: u64) -> Self {
         let address = |id: u64, port: u64| format!("127.0.0.1:{}", port + id);
         let addresses: Vec<_> =
             (1..=count).map(|id| (address(id, 10_000), format!("http://{}", address(id, 20_000)))).collect();
         let genesis = circle::genesis(&addresses, Vec::new());
-        let network = SimulatedNetwork::new();
-        let disks: Vec<SimulatedDisk> = (1..=count).map(|_| SimulatedDisk::new()).collect();
-        // Nobody dials: what is simulated has no addresses.
-        let nowhere: overlay::Address = "127.0.0.1:1".parse().unwrap();
-        let peer = |id| (id, Peer { address: nowhere.clone(), key: circle::replica(id).public_key() });
-        let peers: BTreeMap<u64, Peer> = (1..=count).map(peer).collect();
-        let start = |id: u64| {
-            let config = Config {
-                group: GroupId([7; 32]),
-                id,
-                peers: peers.clone(),
-                directory: PathBuf::new(),
-                create: true,
-                identity: Arc::new(circle::replica(id)),
-                seed: 7,
-                timings: Timings { request, ..Timings::default() },
-                limits: Limits::default(),
-            };
-            let disk = &disks[usize::try_from(id).unwrap() - 1];
-            Replica::start_simulated(&config, ClusterMachine::default(), disk, &network).unwrap()
-        };
-        let replicas: Vec<_> = (1..=count).map(start).collect();
-        let server = |(id, replica): (u64, &Replica<ClusterMachine>)| {
+        let group = SimulatedGroup::start(count, Timings::default(), Limits::default());
+        let server = |id: u64| {
             let identity = circle::replica(id);
             Arc::new(Server {
                 id: ReplicaId(id),
                 peers: peers::Peers::new(&identity, &genesis.genesis).unwrap(),
                 identity,
                 genesis: genesis.clone(),
-                handle: replica.handle(),
+                handle: group.handle(id),
                 leadership: Mutex::new(None),
                 logs: Mutex::new(logs::Logs::default()),
                 key_exchanges: Arc::default(),
@@ -70,23 +43,20 @@ impl Simulated {
                 metrics: metrics::ServerMetrics::new(),
             })
         };
-        let servers = (1..).zip(&replicas).map(server).collect();
-        Self { network, disks, servers, _replicas: replicas }
+        let servers = (1..=count).map(server).collect();
+        Self { group, servers }
     }
 
     /// Waits for a leader, has it announce itself and found the circle, and returns its place.
     async fn lead(&self) -> usize {
         loop {
-            for (place, server) in self.servers.iter().enumerate() {
-                let status = server.handle.status();
-                if status.role == Role::Leader {
-                    leader::round(server, status.term).await;
-                    if server.cluster(|cluster| cluster.genesis().is_some()) {
-                        return place;
-                    }
-                }
+            let leader = self.group.leader().await;
+            let place = usize::try_from(leader).unwrap() - 1;
+            let server = &self.servers[place];
+            leader::round(server, server.handle.status().term).await;
+            if server.cluster(|cluster| cluster.genesis().is_some()) {
+                return place;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
@@ -127,27 +97,27 @@ async fn keys(server: &Arc<Server>) -> Vec<String> {
     page.items.iter().map(|key| key.name.to_string()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
-    let world = Simulated::start(1, Duration::from_secs(20));
-    let server = &world.servers[in_time(world.lead()).await];
+    let world = Simulated::start(1);
+    let server = &world.servers[world.lead().await];
     assert_eq!(create(server, "before").await.0, StatusCode::OK);
 
-    world.disks[0].set_full(true);
+    world.group.disk(1).set_full(true);
     let (status, problem) = create(server, "refused").await;
     let problem = problem.unwrap();
     assert_eq!((status, problem.code.as_str()), (StatusCode::INSUFFICIENT_STORAGE, "log-disk-full"));
     assert!(problem.remedy.unwrap().contains("free space"));
-    world.disks[0].set_full(false);
+    world.group.disk(1).set_full(false);
 
     assert_eq!(create(server, "after").await.0, StatusCode::OK);
     assert_eq!(keys(server).await, ["after", "before"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
-    let world = Simulated::start(3, Duration::from_secs(2));
-    let leads = in_time(world.lead()).await;
+    let world = Simulated::start(3);
+    let leads = world.lead().await;
     // A replica that led until a moment ago and has not noticed: it takes what people ask, and forwards it.
     let follows = &world.servers[(leads + 1) % 3];
     follows.read_barrier().await.unwrap();
@@ -155,19 +125,19 @@ async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
     let (observed, routes) = (Observed::new(super::super::wall_clock()), RouteTable::default());
     *follows.lock_leadership() = Some(leader::Leadership { term, observed, routes });
     assert_eq!(create(follows, "before").await.0, StatusCode::OK);
-    world.network.lose_answers(follows.id.0, usize::MAX);
+    world.group.network().lose_answers(follows.id.0, usize::MAX);
     let (status, problem) = create(follows, "unknown").await;
     let problem = problem.unwrap();
     assert_eq!((status, problem.code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
     assert!(problem.remedy.unwrap().contains("look"));
     // Whoever looks, as the remedy says, finds it done.
-    in_time(async { while keys(&world.servers[leads]).await != ["before", "unknown"] {} }).await;
+    assert_eq!(keys(&world.servers[leads]).await, ["before", "unknown"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn a_command_whose_answer_is_lost_is_done_once() {
-    let world = Simulated::start(3, Duration::from_secs(20));
-    let leads = in_time(world.lead()).await;
+    let world = Simulated::start(3);
+    let leads = world.lead().await;
     let follows = (leads + 1) % 3;
     let server = &world.servers[follows];
     let asker = server.id.0;
@@ -177,9 +147,9 @@ async fn a_command_whose_answer_is_lost_is_done_once() {
         server.command(actor, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute }))
     };
     for (lost, name) in [(0, "first"), (1, "second"), (3, "third")] {
-        world.network.lose_answers(asker, lost);
+        world.group.network().lose_answers(asker, lost);
         // Done twice, it would be refused the second time: the name is taken.
-        assert_eq!(in_time(create(name)).await.unwrap(), Reply::Done, "{lost} answers lost");
+        assert_eq!(create(name).await.unwrap(), Reply::Done, "{lost} answers lost");
     }
     server.read_barrier().await.unwrap();
     let created = server
@@ -187,23 +157,23 @@ async fn a_command_whose_answer_is_lost_is_done_once() {
     assert_eq!(created, 3);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn a_forgotten_session_is_renewed() {
-    let world = Simulated::start(1, Duration::from_secs(20));
-    let server = &world.servers[in_time(world.lead()).await];
+    let world = Simulated::start(1);
+    let server = &world.servers[world.lead().await];
     assert_eq!(create(server, "before").await.0, StatusCode::OK);
     // More sessions than the log remembers, all younger than this server's.
     let open = (0..4_096).map(|_| server.handle.open_session());
-    assert!(in_time(futures::future::join_all(open)).await.iter().all(Result::is_ok));
+    assert!(futures::future::join_all(open).await.iter().all(Result::is_ok));
     assert_eq!(create(server, "after").await.0, StatusCode::OK);
     assert_eq!(keys(server).await, ["after", "before"]);
 }
 
 /// An ordinary command costs one entry of the log, and with that one round.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn commands_in_turn_share_one_session() {
-    let world = Simulated::start(1, Duration::from_secs(20));
-    let server = &world.servers[in_time(world.lead()).await];
+    let world = Simulated::start(1);
+    let server = &world.servers[world.lead().await];
     let before = server.handle.read_barrier().await.unwrap();
     for name in ["a", "b", "c", "d"] {
         assert_eq!(create(server, name).await.0, StatusCode::OK);

@@ -1,0 +1,167 @@
+//! Where a replica's loops run. In production each has a thread of its own, with a runtime of one thread that
+//! knows nothing but the clock. In a simulation all of them are tasks of the caller's runtime, under its
+//! clock: where that is paused, time moves only when everything has been done. The loops are the same code.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tokio::sync::watch;
+
+/// Runs a replica's loops, and what they have done beside them.
+#[derive(Clone)]
+pub(crate) enum Executor {
+    Threads,
+    Simulated(SimulatedProcess),
+}
+
+impl Executor {
+    /// Runs a loop until it ends. Only a thread has a handle: it can be waited for without a runtime.
+    pub(crate) fn spawn(
+        &self,
+        name: &str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<Option<JoinHandle<()>>> {
+        match self {
+            Self::Threads => {
+                let run = move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                    let runtime = runtime.expect("a runtime without sockets asks nothing of the system");
+                    runtime.block_on(work);
+                };
+                std::thread::Builder::new().name(name.into()).spawn(run).map(Some)
+            }
+            Self::Simulated(process) => {
+                process.spawn(work);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Has something done that may take long, beside the loops.
+    pub(crate) fn spawn_blocking(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        match self {
+            Self::Threads => std::thread::Builder::new().name(name.into()).spawn(work).map(drop),
+            Self::Simulated(process) => {
+                let mut held = process.held.subscribe();
+                process.spawn(async move {
+                    // The sender lives as long as the process, and without one nothing is held.
+                    let _ = held.wait_for(|held| !held).await;
+                    work();
+                });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a simulated process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Paused,
+    Killed,
+}
+
+/// The life of one simulated replica: paused as by SIGSTOP, ended as by SIGKILL. Clones are the same process.
+#[derive(Clone)]
+pub(crate) struct SimulatedProcess {
+    phase: Arc<watch::Sender<Phase>>,
+    /// Whether what runs beside the loops is kept from beginning.
+    held: Arc<watch::Sender<bool>>,
+}
+
+impl SimulatedProcess {
+    pub(crate) fn new() -> Self {
+        Self { phase: Arc::new(watch::Sender::new(Phase::Running)), held: Arc::default() }
+    }
+
+    /// Nothing of it moves any more, or goes on. Its peers notice nothing but silence.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        let next = if paused { Phase::Paused } else { Phase::Running };
+        self.phase
+            .send_if_modified(|phase| *phase != Phase::Killed && std::mem::replace(phase, next) != next);
+    }
+
+    /// Ends it at once: none of its tasks is run again.
+    pub(crate) fn kill(&self) {
+        self.phase.send_replace(Phase::Killed);
+    }
+
+    /// Keeps snapshots in the making, or lets them be made.
+    pub(crate) fn hold_blocking(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut phase = self.phase.subscribe();
+        tokio::spawn(async move {
+            let mut work = pin!(work);
+            loop {
+                let now = *phase.borrow_and_update();
+                tokio::select! {
+                    biased;
+                    changed = phase.changed(), if now != Phase::Killed => if changed.is_err() { return },
+                    () = &mut work, if now == Phase::Running => return,
+                    else => return,
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+    use tokio::time::{Instant, sleep};
+
+    /// Counts seconds until its process ends.
+    fn counting(process: &SimulatedProcess) -> Arc<AtomicU64> {
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = count.clone();
+        process.spawn(async move {
+            loop {
+                sleep(Duration::from_secs(1)).await;
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_process_does_nothing_and_goes_on_and_a_killed_one_never_does() {
+        let process = SimulatedProcess::new();
+        let count = counting(&process);
+        let counted = || count.load(Ordering::Relaxed);
+        sleep(Duration::from_millis(2500)).await;
+        assert_eq!(counted(), 2);
+        process.set_paused(true);
+        sleep(Duration::from_secs(100)).await;
+        assert_eq!(counted(), 2);
+        process.set_paused(false);
+        sleep(Duration::from_millis(2500)).await;
+        // What was due meanwhile is done once, late.
+        assert_eq!(counted(), 5);
+        process.kill();
+        process.set_paused(false);
+        sleep(Duration::from_secs(100)).await;
+        assert_eq!(counted(), 5);
+        assert_eq!(Arc::strong_count(&count), 1, "what a killed process held is let go");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_begins_when_it_is_let_go() {
+        let process = SimulatedProcess::new();
+        let executor = Executor::Simulated(process.clone());
+        let (done, ended) = tokio::sync::oneshot::channel();
+        process.hold_blocking(true);
+        let begin = Instant::now();
+        executor.spawn_blocking("work", move || done.send(()).expect("awaited")).expect("a task");
+        sleep(Duration::from_secs(5)).await;
+        process.hold_blocking(false);
+        ended.await.expect("done");
+        assert_eq!(begin.elapsed(), Duration::from_secs(5));
+    }
+}

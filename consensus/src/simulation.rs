@@ -1,0 +1,170 @@
+//! A group of replicas in one process, on simulated disks and network, under the clock of the caller's runtime.
+//! Under tokio's paused clock nothing in it depends on real time: elections, leases and timeouts take no time
+//! at all, and the same test takes the same course. What runs is what runs in production: raft loop, disk loop,
+//! snapshots, handle. Only disk, network and threads are simulated.
+
+use crate::config::{Config, GroupId, Limits, Peer, Timings};
+use crate::executor::SimulatedProcess;
+use crate::handle::{Handle, Role};
+use crate::machine::StateMachine;
+use crate::replica::Replica;
+use crate::store::SimulatedDisk;
+use crate::transport::SimulatedNetwork;
+use overlay::Identity;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// How often [`SimulatedGroup::leader`] looks, and for how long, in simulated time.
+const LOOK: Duration = Duration::from_millis(10);
+const LOOKS_MAX: usize = 60_000;
+
+/// Replicas 1..=n, some of them dead or paused. It must be used within one tokio runtime.
+pub struct SimulatedGroup<M> {
+    network: SimulatedNetwork,
+    disks: BTreeMap<u64, SimulatedDisk>,
+    configs: BTreeMap<u64, Config>,
+    running: BTreeMap<u64, Running<M>>,
+}
+
+struct Running<M> {
+    replica: Replica<M>,
+    process: SimulatedProcess,
+}
+
+impl<M: StateMachine + Default> SimulatedGroup<M> {
+    /// Starts `count` new replicas.
+    ///
+    /// # Panics
+    /// When the timings or limits are not valid.
+    #[must_use]
+    pub fn start(count: u64, timings: Timings, limits: Limits) -> Self {
+        let configs = configs(count, timings, limits);
+        let network = SimulatedNetwork::new();
+        let disks = configs.keys().map(|id| (*id, SimulatedDisk::new())).collect();
+        let mut group = Self { network, disks, configs, running: BTreeMap::new() };
+        (1..=count).for_each(|id| group.restart(id));
+        group
+    }
+
+    /// Starts a replica that is dead on what its disk holds.
+    ///
+    /// # Panics
+    /// When it runs, or its disk cannot be read.
+    pub fn restart(&mut self, id: u64) {
+        assert!(!self.running.contains_key(&id), "replica {id} runs already");
+        let (config, disk, process) = (&self.configs[&id], &self.disks[&id], SimulatedProcess::new());
+        let replica = Replica::start_simulated(config, M::default(), disk, &self.network, &process)
+            .unwrap_or_else(|error| panic!("replica {id} does not start: {error}"));
+        self.running.insert(id, Running { replica, process });
+    }
+}
+
+impl<M: StateMachine> SimulatedGroup<M> {
+    /// The network that joins them.
+    #[must_use]
+    pub fn network(&self) -> &SimulatedNetwork {
+        &self.network
+    }
+
+    /// A replica's disk.
+    ///
+    /// # Panics
+    /// When there is no such replica.
+    #[must_use]
+    pub fn disk(&self, id: u64) -> &SimulatedDisk {
+        &self.disks[&id]
+    }
+
+    /// The way to a replica.
+    ///
+    /// # Panics
+    /// When it is dead.
+    #[must_use]
+    pub fn handle(&self, id: u64) -> Handle<M> {
+        self.running[&id].replica.handle()
+    }
+
+    /// The replicas that run, paused or not.
+    pub fn running(&self) -> impl Iterator<Item = u64> + '_ {
+        self.running.keys().copied()
+    }
+
+    /// Ends a replica as SIGKILL and a power cut do: what was not synced is gone.
+    ///
+    /// # Panics
+    /// When it is dead already.
+    pub fn crash(&mut self, id: u64) {
+        drop(self.running.remove(&id).unwrap_or_else(|| panic!("replica {id} is dead already")));
+        self.disks[&id].crash();
+    }
+
+    /// Stops a replica as SIGSTOP does, or lets it go on.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn set_paused(&self, id: u64, paused: bool) {
+        self.running[&id].process.set_paused(paused);
+    }
+
+    /// Keeps a replica's snapshots in the making, or lets them be made.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn hold_snapshots(&self, id: u64, held: bool) {
+        self.running[&id].process.hold_blocking(held);
+    }
+
+    /// Waits until a replica has stopped by itself, and says why.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub async fn stopped(&self, id: u64) -> String {
+        self.running[&id].replica.stopped().await
+    }
+
+    /// Waits for a replica that leads, and that a majority takes for the leader.
+    ///
+    /// # Panics
+    /// When there is none within ten simulated minutes.
+    pub async fn leader(&self) -> u64 {
+        for _ in 0..LOOKS_MAX {
+            if let Some(leader) = self.leader_now() {
+                return leader;
+            }
+            sleep(LOOK).await;
+        }
+        panic!("no replica leads");
+    }
+
+    fn leader_now(&self) -> Option<u64> {
+        let looks: Vec<_> = self.running.values().map(|running| running.replica.handle().status()).collect();
+        let leader = looks.iter().find(|status| {
+            let followers = looks.iter().filter(|other| other.leader == Some(status.id)).count();
+            status.role == Role::Leader && 2 * followers > self.configs.len()
+        });
+        leader.map(|status| status.id)
+    }
+}
+
+/// What each replica is told; their keys and addresses are used by nothing.
+fn configs(count: u64, timings: Timings, limits: Limits) -> BTreeMap<u64, Config> {
+    let nowhere: overlay::Address = "127.0.0.1:1".parse().expect("an address that nothing dials");
+    let identity = |id: u64| Arc::new(Identity::from_seed(blake3::hash(&id.to_le_bytes()).as_bytes()));
+    let peer = |id: u64| (id, Peer { address: nowhere.clone(), key: identity(id).public_key() });
+    let peers: BTreeMap<u64, Peer> = (1..=count).map(peer).collect();
+    let config = |id: u64| Config {
+        group: GroupId([7; 32]),
+        id,
+        peers: peers.clone(),
+        directory: PathBuf::new(),
+        create: true,
+        identity: identity(id),
+        seed: 7,
+        timings,
+        limits,
+    };
+    (1..=count).map(|id| (id, config(id))).collect()
+}
