@@ -281,6 +281,11 @@ impl Core {
         self.reads.ask(id);
     }
 
+    /// Forgets the reads that wait and are not `wanted` any more.
+    pub fn retain_reads(&mut self, wanted: impl Fn(u64) -> bool) {
+        self.reads.retain(wanted);
+    }
+
     /// Says that a batch, and every one before it, is durable.
     pub fn persisted(&mut self, number: u64) {
         while let Some(written) = self.outstanding.pop_front_if(|first| first.number <= number) {

@@ -228,8 +228,20 @@ impl<M: StateMachine> Driver<M> {
         self.timings.tick * self.timings.election_ticks as u32
     }
 
+    /// Lets go of reads that were given up: a leader that cannot commit would gather them.
+    fn forget_abandoned_reads(&mut self) {
+        let reads = &mut self.waiting.reads;
+        let before = reads.len();
+        reads.retain(|_, reply| !reply.is_closed());
+        if reads.len() < before {
+            self.core.retain_reads(|id| reads.contains_key(&id));
+        }
+        Counters::set(&self.counters.reads_waiting, reads.len());
+    }
+
     fn tick(&mut self, now: Instant) {
         self.core.tick();
+        self.forget_abandoned_reads();
         let limit = self.election_timeout();
         let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
         let disk_full = self.disk_full();

@@ -174,7 +174,17 @@ impl Port {
                     Some(id) => self.transport.forward(id, request.clone()).await,
                 }
             };
-            match timeout_at(deadline, attempt).await {
+            // Asked elsewhere once another leads: the one that was asked may be paused, and answer never. What
+            // must not be done twice waits for it all the same.
+            let outcome = tokio::select! {
+                biased;
+                outcome = timeout_at(deadline, attempt) => outcome,
+                () = another_leader(self.leader.clone(), known), if repeatable && known.is_some() => {
+                    at_deadline = Refusal::Lost;
+                    continue;
+                }
+            };
+            match outcome {
                 Err(_) => return Err(Refusal::Lost),
                 Ok(Err(Refusal::NotLeader | Refusal::Unreachable)) => {}
                 Ok(Err(Refusal::Lost)) if repeatable => at_deadline = Refusal::Lost,
@@ -194,6 +204,15 @@ impl Port {
     fn stopped(&self) -> Option<String> {
         let reason = self.status.borrow().stopped.clone();
         reason.or_else(|| self.status.has_changed().is_err().then(|| "its raft loop ended".to_string()))
+    }
+}
+
+/// Waits until another replica than `known` is taken for the leader.
+async fn another_leader(mut leader: watch::Receiver<Option<u64>>, known: Option<u64>) {
+    let another = |leader: &Option<u64>| leader.is_some() && *leader != known;
+    if leader.wait_for(another).await.is_err() {
+        // The replica has ended, and so will what was asked of it.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Metrics {
     pub snapshots: u64,
     /// Snapshots of a leader that took the place of the own state.
     pub snapshots_installed: u64,
+    /// Reads that wait for a leader's confirmation here, as of the last tick.
+    pub reads_waiting: u64,
     /// How often the disk had no space for what should be written, so that it was tried again later.
     pub waits_for_space: u64,
 }
@@ -36,6 +38,7 @@ pub(crate) struct Counters {
     pub(crate) proposals_refused: AtomicU64,
     pub(crate) snapshots: AtomicU64,
     pub(crate) snapshots_installed: AtomicU64,
+    pub(crate) reads_waiting: AtomicU64,
     pub(crate) waits_for_space: AtomicU64,
     syncs: [AtomicU64; 15],
     sync_microseconds: AtomicU64,
@@ -44,6 +47,10 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(gauge: &AtomicU64, level: usize) {
+        gauge.store(level as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn synced(&self, took: Duration) {
@@ -63,6 +70,7 @@ impl Counters {
             sync_seconds: load(&self.sync_microseconds) as f64 / 1e6,
             snapshots: load(&self.snapshots),
             snapshots_installed: load(&self.snapshots_installed),
+            reads_waiting: load(&self.reads_waiting),
             waits_for_space: load(&self.waits_for_space),
         }
     }

@@ -52,6 +52,11 @@ impl Reads {
         confirmed
     }
 
+    /// Forgets reads that nobody waits for any more.
+    pub(crate) fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
+        self.waiting.retain(|id| wanted(*id));
+    }
+
     /// Gives up every read: this replica does not lead.
     pub(crate) fn refuse(&mut self) -> Vec<u64> {
         let mut refused = std::mem::take(&mut self.waiting);

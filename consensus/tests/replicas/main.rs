@@ -4,6 +4,7 @@
 mod foreign;
 mod full_disk;
 mod group;
+mod leaders;
 mod simulated;
 
 use bytes::Bytes;

@@ -1,0 +1,106 @@
+//! What is asked of a leader that has fallen silent: asked elsewhere as soon as another leads, where that is
+//! safe. Under simulated time, so that each wait shows.
+
+use crate::group::{Client, insist, lines, text};
+use crate::simulated::{disks, start};
+use consensus::{ProposeError, ReadError, Role, Timings};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Longer than any election among replicas that reach one another, far shorter than a request may take.
+const ELECTED: Duration = Duration::from_secs(4);
+
+#[tokio::test(start_paused = true)]
+async fn reads_and_session_commands_leave_a_paused_leader_for_the_next_one() {
+    let group = start();
+    let paused = group.leader().await;
+    let follower = group.handle(1 + paused % 3);
+    let (mut client, mut own) = (Client::new(&follower).await, Client::new(&follower).await);
+    client.propose(&follower, "before").await.expect("a leader");
+    group.set_paused(paused, true);
+    let begin = Instant::now();
+    let (read, done) = tokio::join!(follower.read_barrier(), client.propose(&follower, "meanwhile"));
+    assert!(begin.elapsed() <= ELECTED, "they waited for a paused leader: {:?}", begin.elapsed());
+    assert!(read.is_ok(), "{read:?}");
+    assert_eq!(done, Ok(text("2")));
+    // The same for what is asked of the leader itself, once it goes on.
+    let former = group.handle(paused);
+    let asked = tokio::spawn(async move { own.propose(&former, "through the former leader").await });
+    sleep(Duration::from_millis(1)).await;
+    group.set_paused(paused, false);
+    assert_eq!(asked.await.expect("no panic"), Ok(text("3")));
+    let expected = ["before", "meanwhile", "through the former leader"];
+    for id in 1..=3 {
+        assert_eq!(lines(&group.handle(id)).await, expected, "replica {id}: each once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proposal_outside_a_session_that_reached_a_paused_leader_stays_unknown() {
+    let group = start();
+    let paused = group.leader().await;
+    let follower = group.handle(1 + paused % 3);
+    insist(&follower, "before").await;
+    group.set_paused(paused, true);
+    let begin = Instant::now();
+    let outcome = follower.propose(text("open"), None).await;
+    assert_eq!(outcome, Err(ProposeError::OutcomeUnknown));
+    assert_eq!(begin.elapsed(), Timings::default().request);
+    group.set_paused(paused, false);
+    let kept = lines(&follower).await;
+    assert!(kept == ["before"] || kept == ["before", "open"], "never twice: {kept:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
+    let group = start();
+    let cut_off = group.leader().await;
+    let follower = group.handle(1 + cut_off % 3);
+    let mut client = Client::new(&follower).await;
+    group.network().set_delay(Duration::from_millis(10));
+    let begin = Instant::now();
+    let ((), read, done) = tokio::join!(
+        async {
+            // The requests have arrived, and nothing comes back.
+            sleep(Duration::from_millis(15)).await;
+            group.network().set_isolated(cut_off, true);
+        },
+        follower.read_barrier(),
+        client.propose(&follower, "once"),
+    );
+    assert!(begin.elapsed() <= ELECTED, "{:?}", begin.elapsed());
+    assert!(read.is_ok(), "{read:?}");
+    assert_eq!(done, Ok(text("1")));
+    group.network().set_isolated(cut_off, false);
+    assert_eq!(lines(&group.handle(cut_off)).await, ["once"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_were_given_up_are_forgotten_by_a_leader_that_cannot_commit() {
+    let group = start();
+    group.network().set_delay(Duration::from_millis(10));
+    // The next leader is elected, and then there is no space for its first entry on any disk.
+    let leader = loop {
+        sleep(Duration::from_millis(1)).await;
+        if let Some(id) = (1..=3).find(|id| group.handle(*id).status().role == Role::Leader) {
+            break id;
+        }
+    };
+    disks(&group).for_each(|disk| disk.set_out_of_space(true));
+    let handle = group.handle(leader);
+    let asked: Vec<_> = (0..100)
+        .map(|_| {
+            let handle = handle.clone();
+            tokio::spawn(async move { handle.read_barrier().await })
+        })
+        .collect();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(handle.metrics().reads_waiting, 100, "the control: they wait");
+    for asked in asked {
+        assert_eq!(asked.await.expect("no panic"), Err(ReadError::NoLeader));
+    }
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!((handle.metrics().reads_waiting, handle.status().role), (0, Role::Leader));
+    disks(&group).for_each(|disk| disk.set_out_of_space(false));
+    handle.read_barrier().await.expect("the next one is answered");
+}
