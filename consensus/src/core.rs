@@ -260,7 +260,8 @@ impl Core {
     /// None of them was appended.
     pub fn propose(&mut self, commands: Vec<Bytes>) -> Result<(u64, u64), NotProposed> {
         assert!(!commands.is_empty(), "proposing nothing");
-        if !self.leads() {
+        // One that hands over appends nothing more: raft would drop it.
+        if !self.leads() || self.raw.raft.lead_transferee.is_some() {
             return Err(NotProposed::NotLeader);
         }
         if self.swamped() {
@@ -324,20 +325,30 @@ impl Core {
         self.call(|raw| raw.report_snapshot(peer, status));
     }
 
-    /// Tries to hand leadership to the follower that is furthest: this replica's disk no longer keeps up. One
-    /// that is being sent a snapshot is passed over: it could not lead before it has installed it, and until
-    /// then nobody could propose.
+    /// Tries to hand leadership to the follower that is furthest: this replica stops, or its disk no longer
+    /// keeps up. One that lacks committed entries is passed over, and so is one that is being sent a snapshot:
+    /// it could not lead before it has them, and until then nobody could propose.
     pub fn hand_over(&mut self) {
-        let own = self.settings.id;
-        let others =
-            self.raw.raft.prs().iter().filter(|(id, peer)| {
-                **id != own && peer.recent_active && peer.state != ProgressState::Snapshot
-            });
+        // One at a time: two followers told to stand for election would split the votes.
+        if self.raw.raft.lead_transferee.is_some() {
+            return;
+        }
+        let (own, committed) = (self.settings.id, self.raw.raft.raft_log.committed);
+        let others = self.raw.raft.prs().iter().filter(|(id, peer)| {
+            let up_to_date = peer.state != ProgressState::Snapshot && peer.matched >= committed;
+            **id != own && peer.recent_active && up_to_date
+        });
         // The lower id wins a tie, so that the choice is a function of the state.
         let best = others.max_by_key(|(id, peer)| (peer.matched, u64::MAX - **id)).map(|(id, _)| *id);
         if let Some(best) = best.filter(|_| self.leads()) {
             self.call(|raw| raw.transfer_leader(best));
         }
+    }
+
+    /// Whether no other replica is in the group.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.settings.voters == [self.settings.id]
     }
 
     /// Whether enough has been applied since the last snapshot to take another.

@@ -57,6 +57,8 @@ pub(crate) enum Event {
         arrived: bool,
     },
     Unreachable(u64),
+    /// End in order: a leader hands over first.
+    Stop,
     /// End now.
     Halt,
 }
@@ -101,6 +103,8 @@ pub(crate) struct Waiting {
     /// Not before this time, because there was no space for the last one.
     snapshot_after: Option<Instant>,
     handed_over: Option<Instant>,
+    /// When this replica stops at the latest. Until then it leads only to hand over.
+    stop_by: Option<Instant>,
 }
 
 impl<M: StateMachine> Driver<M> {
@@ -128,6 +132,9 @@ impl<M: StateMachine> Driver<M> {
             }
             if let Err(reason) = self.perform_all() {
                 break reason;
+            }
+            if self.may_stop(now) {
+                break TOLD_TO_STOP.to_string();
             }
         };
         self.stop(&reason, inbox);
@@ -170,6 +177,7 @@ impl<M: StateMachine> Driver<M> {
                 Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
                 Event::Unreachable(peer) => self.core.unreachable(peer),
                 Event::LogFailed(error) => stop = Some(describe(&error)),
+                Event::Stop => self.stop_in_order(),
                 Event::Halt => stop = Some(TOLD_TO_STOP.to_string()),
             }
         }
@@ -182,7 +190,10 @@ impl<M: StateMachine> Driver<M> {
 
     fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<Reply<Bytes>>) {
         let count = replies.len();
-        let refusal = if self.disk_full() {
+        let refusal = if self.waiting.stop_by.is_some() {
+            // The next leader takes them.
+            Refusal::NotLeader
+        } else if self.disk_full() {
             Refusal::Propose(ProposeError::DiskFull)
         } else {
             match self.core.propose(entries) {
@@ -228,6 +239,27 @@ impl<M: StateMachine> Driver<M> {
         self.timings.tick * self.timings.election_ticks as u32
     }
 
+    /// Begins an orderly stop. A leader hands over first, so that the group need not wait for an election.
+    fn stop_in_order(&mut self) {
+        let latest = Instant::now() + self.election_timeout();
+        if self.waiting.stop_by.is_none() && self.core.standing().leading {
+            tracing::info!("told to stop; handing over leadership first");
+            self.core.hand_over();
+            self.waiting.stop_by = Some(latest);
+        }
+        // A replica that does not lead has nothing to hand over.
+        self.waiting.stop_by.get_or_insert(Instant::now());
+    }
+
+    /// Whether an orderly stop has come to its end: another leads, and every proposal that was taken here has
+    /// its answer. Where no follower can take over, it ends an election timeout after it began.
+    fn may_stop(&self, now: Instant) -> bool {
+        let Some(latest) = self.waiting.stop_by else { return false };
+        let standing = self.core.standing();
+        let handed_over = !standing.leading && standing.leader != 0 && self.waiting.proposals.is_empty();
+        handed_over || now >= latest || self.core.is_alone()
+    }
+
     /// Lets go of reads that were given up: a leader that cannot commit would gather them.
     fn forget_abandoned_reads(&mut self) {
         let reads = &mut self.waiting.reads;
@@ -242,6 +274,10 @@ impl<M: StateMachine> Driver<M> {
     fn tick(&mut self, now: Instant) {
         self.core.tick();
         self.forget_abandoned_reads();
+        if self.waiting.stop_by.is_some() {
+            // Raft gave up, or no follower was fit to lead; perhaps one is now.
+            self.core.hand_over();
+        }
         let limit = self.election_timeout();
         let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
         let disk_full = self.disk_full();

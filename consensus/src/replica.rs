@@ -20,7 +20,8 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// A running replica. Dropping it ends it at once; what it holds on disk stays.
+/// A running replica. Dropping it ends it at once; what it holds on disk stays. [`Replica::stop`] first hands
+/// over.
 pub struct Replica<M> {
     handle: Handle<M>,
     network: Network,
@@ -148,6 +149,16 @@ impl<M: StateMachine> Replica<M> {
             }
             Network::Simulated { .. } => Router::new(),
         }
+    }
+
+    /// Stops in order. A leader first hands over to a follower that holds everything committed, so that the
+    /// group goes on without an election timeout; meanwhile it takes no proposals. It ends when another leads
+    /// and what it had taken is answered, at the latest one election timeout from now. Its peers must be able
+    /// to reach it until then: end its listener afterwards.
+    pub async fn stop(&self) {
+        self.handle.port.tell(Event::Stop);
+        self.stopped().await;
+        self.leave();
     }
 
     /// Waits until the replica has stopped and says why. A process without its replica should

@@ -101,6 +101,15 @@ impl<M: StateMachine> SimulatedGroup<M> {
         self.disks[&id].crash();
     }
 
+    /// Stops a replica in order, see [`Replica::stop`].
+    ///
+    /// # Panics
+    /// When it is dead already.
+    pub async fn stop(&mut self, id: u64) {
+        let running = self.running.remove(&id).unwrap_or_else(|| panic!("replica {id} is dead already"));
+        running.replica.stop().await;
+    }
+
     /// Stops a replica as SIGSTOP does, or lets it go on.
     ///
     /// # Panics

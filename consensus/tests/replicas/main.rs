@@ -6,6 +6,7 @@ mod full_disk;
 mod group;
 mod leaders;
 mod simulated;
+mod stops;
 
 use bytes::Bytes;
 use consensus::{Limits, ProposeError, Replica, Role};

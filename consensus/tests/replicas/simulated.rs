@@ -122,7 +122,7 @@ async fn a_replica_without_space_can_be_stopped() {
     let full = 1 + leader % 3;
     group.disk(full).set_out_of_space(true);
     group.handle(leader).propose(text("a"), None).await.expect("two disks of three");
-    group.crash(full);
+    group.stop(full).await;
     group.handle(leader).propose(text("b"), None).await.expect("two disks of three");
 }
 

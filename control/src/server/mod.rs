@@ -69,7 +69,8 @@ pub(crate) struct Server {
     metrics: metrics::ServerMetrics,
 }
 
-/// Runs a replica until `shutdown`.
+/// Runs a replica until `shutdown`, which ends it in order: leadership is handed over first, then requests in
+/// progress get their answers.
 ///
 /// # Errors
 /// When it cannot start: its log, its listeners, its place in the genesis.
@@ -96,6 +97,8 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         .merge(peers::router(server.clone()))
         .layer(gate);
     let known = server.clone();
+    // The listeners outlast leadership: the next leader is elected over them.
+    let ending = CancellationToken::new();
     let overlay_serving = overlay::serve(
         config.overlay,
         &config.identity,
@@ -103,7 +106,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         PeerPolicy::any().knowing(move |key| known.knows(key)),
         agents::limits(),
         overlay_router,
-        shutdown.clone(),
+        ending.clone(),
     );
     let people_serving = overlay::people::serve(
         config.api,
@@ -111,33 +114,36 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         Limits { request_bytes_max: protocol::limits::API_BODY_BYTES_MAX, ..Limits::default() },
         api::router(server.clone()),
         server.key_exchanges.clone(),
-        shutdown.clone(),
+        ending.clone(),
     );
     let leading = leader::run(server.clone(), shutdown.clone());
     let watching = peers::watch(server.clone(), shutdown.clone());
-    let stopped = stopped(&server);
+    let stopping = async {
+        shutdown.cancelled().await;
+        replica.stop().await;
+        ending.cancel();
+        // Listeners end by themselves when their requests have; one that hangs is not waited for.
+        tokio::time::sleep(Limits::default().drain).await;
+    };
     tokio::select! {
-        ended = async { tokio::try_join!(overlay_serving, people_serving).map(|_| ()) } => {
-            ended.context("serve")?;
-        }
-        () = leading => {}
-        () = watching => {}
-        reason = stopped => anyhow::bail!("the replica stopped: {reason}"),
+        ended = async { tokio::try_join!(overlay_serving, people_serving) } => ended.map(|_| ()).context("serve"),
+        ((), (), ()) = async { tokio::join!(leading, watching, stopping) } => Ok(()),
+        reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
-    Ok(())
 }
 
-/// Resolves with the reason when the replica has stopped: a broken disk, a broken invariant.
-async fn stopped(server: &Server) -> String {
+/// Resolves with the reason when the replica has stopped by itself: a broken disk, a broken invariant.
+async fn stopped(server: &Server, shutdown: &CancellationToken) -> String {
     let mut status = server.handle.watch_status();
-    loop {
-        if let Some(reason) = status.borrow_and_update().stopped.clone() {
-            return reason;
-        }
-        if status.changed().await.is_err() {
-            return "its threads ended".into();
-        }
+    let reason = match status.wait_for(|status| status.stopped.is_some()).await {
+        Ok(status) => status.stopped.clone().unwrap_or_default(),
+        Err(_) => "its loops ended".into(),
+    };
+    if shutdown.is_cancelled() {
+        // It was told to.
+        return std::future::pending().await;
     }
+    reason
 }
 
 fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMachine>> {

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 /// The one admitted node.
 const NODE: u16 = 0;
 
-struct Plane {
+pub(super) struct Plane {
     directory: TempDir,
     genesis: SignedGenesis,
     /// Where each replica listens for the overlay and for people.
@@ -29,7 +29,7 @@ struct Plane {
 }
 
 impl Plane {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         make_room_for_connections();
         let mut listeners = Vec::new();
         for _ in 0..3 {
@@ -71,13 +71,13 @@ impl Plane {
         self.running[place] = Some((task, shutdown));
     }
 
-    async fn stop(&mut self, place: usize) {
+    pub(super) async fn stop(&mut self, place: usize) {
         let (task, shutdown) = self.running[place].take().unwrap();
         shutdown.cancel();
         in_time(task).await.unwrap().unwrap();
     }
 
-    async fn end(&mut self) {
+    pub(super) async fn end(&mut self) {
         self.running.iter().flatten().for_each(|(_, shutdown)| shutdown.cancel());
         for place in 0..3 {
             self.stop(place).await;
@@ -85,7 +85,7 @@ impl Plane {
     }
 
     /// Starts a replica again on its own ports.
-    async fn start_again(&mut self, place: usize) {
+    pub(super) async fn start_again(&mut self, place: usize) {
         let (overlay, api) = self.addresses[place];
         // Connections that are closing may hold a port a little longer.
         let listen = |address: SocketAddr| async move {
@@ -106,13 +106,13 @@ impl Plane {
     }
 
     /// What a page for people says, once it can be had.
-    async fn page(&self, place: usize, path: &str) -> (StatusCode, String) {
+    pub(super) async fn page(&self, place: usize, path: &str) -> (StatusCode, String) {
         let url = format!("http://{}{path}", self.addresses[place].1);
         let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
         (StatusCode::from_u16(answer.status().as_u16()).unwrap(), answer.text().await.unwrap())
     }
 
-    async fn until_ready(&self, place: usize) {
+    pub(super) async fn until_ready(&self, place: usize) {
         in_time(async { while self.page(place, "/readyz").await.0 != StatusCode::OK {} }).await;
     }
 

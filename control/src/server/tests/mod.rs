@@ -7,6 +7,7 @@ mod begin;
 mod circle;
 mod faults;
 mod hostile;
+mod stops;
 
 use std::time::Duration;
 

@@ -1,0 +1,38 @@
+//! A replica that is told to end, as by SIGTERM, over real connections.
+
+use super::hostile::Plane;
+use super::in_time;
+
+/// The place of the replica that says that it leads.
+async fn leader(plane: &Plane, places: &[usize]) -> Option<usize> {
+    for place in places {
+        if plane.page(*place, "/metrics").await.1.contains("\nquorate_control_is_leader 1\n") {
+            return Some(*place);
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_told_to_end_has_handed_over_when_it_ends() {
+    let mut plane = Plane::start().await;
+    let handed_over = async {
+        loop {
+            for place in 0..3 {
+                plane.until_ready(place).await;
+            }
+            let Some(leads) = leader(&plane, &[0, 1, 2]).await else { continue };
+            plane.stop(leads).await;
+            // Without a word from it the others would still wait for its heartbeats.
+            let others = [(leads + 1) % 3, (leads + 2) % 3];
+            let handed_over = leader(&plane, &others).await.is_some();
+            plane.start_again(leads).await;
+            // On a busy machine it may have found no follower in time.
+            if handed_over {
+                break;
+            }
+        }
+    };
+    in_time(handed_over).await;
+    plane.end().await;
+}
