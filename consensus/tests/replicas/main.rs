@@ -4,6 +4,9 @@
 mod foreign;
 mod full_disk;
 mod group;
+mod histories;
+#[path = "../kills/history.rs"]
+mod history;
 mod leaders;
 mod simulated;
 mod stops;
