@@ -4,36 +4,37 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::watch;
 
-/// Runs a replica's loops, and what they have done beside them.
+/// Runs a replica's loops, and what they have done beside them. Clones are the same replica's.
 #[derive(Clone)]
 pub(crate) enum Executor {
-    Threads,
+    Threads(Arc<Mutex<Vec<JoinHandle<()>>>>),
     Simulated(SimulatedProcess),
 }
 
 impl Executor {
-    /// Runs a loop until it ends. Only a thread has a handle: it can be waited for without a runtime.
+    pub(crate) fn threads() -> Self {
+        Self::Threads(Arc::default())
+    }
+
+    /// Runs a loop until it ends.
     pub(crate) fn spawn(
         &self,
         name: &str,
         work: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<Option<JoinHandle<()>>> {
+    ) -> io::Result<()> {
         match self {
-            Self::Threads => {
-                let run = move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-                    let runtime = runtime.expect("a runtime without sockets asks nothing of the system");
-                    runtime.block_on(work);
-                };
-                std::thread::Builder::new().name(name.into()).spawn(run).map(Some)
-            }
+            Self::Threads(_) => self.spawn_blocking(name, move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                let runtime = runtime.expect("a runtime without sockets asks nothing of the system");
+                runtime.block_on(work);
+            }),
             Self::Simulated(process) => {
                 process.spawn(work);
-                Ok(None)
+                Ok(())
             }
         }
     }
@@ -41,7 +42,12 @@ impl Executor {
     /// Has something done that may take long, beside the loops.
     pub(crate) fn spawn_blocking(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         match self {
-            Self::Threads => std::thread::Builder::new().name(name.into()).spawn(work).map(drop),
+            Self::Threads(threads) => {
+                let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(std::thread::Builder::new().name(name.into()).spawn(work)?);
+                Ok(())
+            }
             Self::Simulated(process) => {
                 let mut held = process.held.subscribe();
                 process.spawn(async move {
@@ -51,6 +57,21 @@ impl Executor {
                 });
                 Ok(())
             }
+        }
+    }
+
+    /// Ends a simulated process, or waits until every thread has ended: a snapshot that is being written too,
+    /// because until then the log's directory is in use.
+    pub(crate) fn end(&self) {
+        match self {
+            Self::Threads(threads) => {
+                let next = || threads.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                while let Some(thread) = next() {
+                    // A panic is printed where it happened; here there is nothing left to do about it.
+                    let _ = thread.join();
+                }
+            }
+            Self::Simulated(process) => process.kill(),
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::wal::{Owner, WriteAheadLog};
 use crate::{disk, routes};
 use axum::Router;
 use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -25,13 +24,13 @@ use tokio_util::sync::CancellationToken;
 pub struct Replica<M> {
     handle: Handle<M>,
     network: Network,
-    threads: Vec<JoinHandle<()>>,
+    executor: Executor,
     snapshot_bytes_max: u64,
 }
 
 enum Network {
     Overlay { peers: Arc<Peers>, shutdown: CancellationToken },
-    Simulated { network: SimulatedNetwork, process: SimulatedProcess },
+    Simulated(SimulatedNetwork),
 }
 
 impl<M: StateMachine> Replica<M> {
@@ -48,8 +47,8 @@ impl<M: StateMachine> Replica<M> {
         let (log, recovered) = WriteAheadLog::open(directory, owner, config.create, limits.segment_bytes)?;
         let shutdown = CancellationToken::new();
         let transport = Arc::new(OverlayTransport::new(config, shutdown.clone()));
-        let network = Network::Overlay { peers: transport.peers(), shutdown };
-        let replica = Self::run(config, machine, (Arc::new(log), recovered), transport.clone(), network)?;
+        let side = (Network::Overlay { peers: transport.peers(), shutdown }, Executor::threads());
+        let replica = Self::run(config, machine, (Arc::new(log), recovered), transport.clone(), side)?;
         transport.start(replica.handle.port.clone());
         Ok(replica)
     }
@@ -65,7 +64,7 @@ impl<M: StateMachine> Replica<M> {
     ) -> Result<Self, StartError> {
         config.validate()?;
         let transport = Arc::new(network.transport(config.id));
-        let side = Network::Simulated { network: network.clone(), process: process.clone() };
+        let side = (Network::Simulated(network.clone()), Executor::Simulated(process.clone()));
         let replica = Self::run(config, machine, (Arc::new(disk.clone()), disk.open()), transport, side)?;
         network.join(config.id, replica.handle.port.clone());
         Ok(replica)
@@ -76,7 +75,7 @@ impl<M: StateMachine> Replica<M> {
         mut machine: M,
         (store, recovered): (Arc<dyn LogStore>, Recovered),
         transport: Arc<dyn Transport>,
-        network: Network,
+        (network, executor): (Network, Executor),
     ) -> Result<Self, StartError> {
         let sessions = restore(&mut machine, &recovered)?;
         let settings = Settings {
@@ -107,12 +106,8 @@ impl<M: StateMachine> Replica<M> {
         let port = Arc::new(Port::new(parts));
         let machine = Arc::new(RwLock::new(machine));
         let handle = Handle { port: port.clone(), machine: machine.clone() };
-        let executor = match &network {
-            Network::Overlay { .. } => Executor::Threads,
-            Network::Simulated { process, .. } => Executor::Simulated(process.clone()),
-        };
         let disk = disk::run(store.clone(), transport.clone(), to_disk, events.clone(), counters.clone());
-        let disk = executor.spawn("raft-disk", disk).map_err(StartError::Thread)?;
+        executor.spawn("raft-disk", disk).map_err(StartError::Thread)?;
         let driver = Driver {
             core,
             machine,
@@ -129,9 +124,8 @@ impl<M: StateMachine> Replica<M> {
             waiting: Waiting::default(),
             counters,
         };
-        let raft = executor.spawn("raft", driver.run(inbox)).map_err(StartError::Thread)?;
-        let threads = raft.into_iter().chain(disk).collect();
-        Ok(Self { handle, network, threads, snapshot_bytes_max: limits.snapshot_bytes_max })
+        executor.spawn("raft", driver.run(inbox)).map_err(StartError::Thread)?;
+        Ok(Self { handle, network, executor, snapshot_bytes_max: limits.snapshot_bytes_max })
     }
 
     /// The way to this replica.
@@ -147,7 +141,7 @@ impl<M: StateMachine> Replica<M> {
             Network::Overlay { peers, .. } => {
                 routes::router(peers.clone(), self.handle.port.clone(), self.snapshot_bytes_max)
             }
-            Network::Simulated { .. } => Router::new(),
+            Network::Simulated(_) => Router::new(),
         }
     }
 
@@ -179,7 +173,7 @@ impl<M> Replica<M> {
                 shutdown.cancel();
                 peers.close();
             }
-            Network::Simulated { network, .. } => network.leave(self.handle.port.id),
+            Network::Simulated(network) => network.leave(self.handle.port.id),
         }
     }
 }
@@ -187,14 +181,8 @@ impl<M> Replica<M> {
 impl<M> Drop for Replica<M> {
     fn drop(&mut self) {
         self.leave();
-        if let Network::Simulated { process, .. } = &self.network {
-            process.kill();
-        }
         self.handle.port.tell(Event::Halt);
-        for thread in self.threads.drain(..) {
-            // A panic is printed where it happened; here there is nothing left to do about it.
-            let _ = thread.join();
-        }
+        self.executor.end();
     }
 }
 

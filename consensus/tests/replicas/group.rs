@@ -8,6 +8,7 @@ use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -28,6 +29,8 @@ pub(crate) struct Notebook {
     pub(crate) lines: Vec<Vec<u8>>,
     /// The largest snapshot that it was restored from: its lines and its bytes.
     pub(crate) restored: (usize, usize),
+    /// Keeps frozen states from becoming bytes while it is true. Not under simulated time: it blocks.
+    pub(crate) held: Arc<AtomicBool>,
 }
 
 impl StateMachine for Notebook {
@@ -37,8 +40,11 @@ impl StateMachine for Notebook {
     }
 
     fn freeze(&self) -> Frozen {
-        let lines = self.lines.clone();
+        let (lines, held) = (self.lines.clone(), self.held.clone());
         Box::new(move || {
+            while held.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let mut bytes = Vec::new();
             for line in &lines {
                 assert_ne!(line, UNSPEAKABLE.as_bytes());

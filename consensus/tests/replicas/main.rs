@@ -16,6 +16,7 @@ use consensus::{Limits, ProposeError, Replica, Role};
 use group::{Client, Group, Notebook, PATIENCE, lines, text};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -162,6 +163,31 @@ async fn strangers_are_refused_even_where_they_may_connect() {
         assert_eq!(response.status(), 403, "{path}");
     }
     drop(end);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_has_ended_has_let_go_of_its_directory() {
+    let mut group = Group::start(Limits { snapshot_entries: 5, ..Limits::default() });
+    let held = group.handle(1).read(|book| book.held.clone());
+    held.store(true, Ordering::Relaxed);
+    let mut client = Client::new(&group.handle(2)).await;
+    for _ in 0..10 {
+        client.propose(&group.handle(2), "x").await.expect("two of three");
+    }
+    group.handle(1).read_barrier().await.expect("a leader confirms");
+    // Its snapshot is in the making now, and that writes into the directory when it is ready.
+    let opened = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        held.store(false, Ordering::Relaxed);
+    };
+    let stopped = async {
+        group.stop(1).await;
+        held.load(Ordering::Relaxed)
+    };
+    let (early, ()) = tokio::join!(stopped, opened);
+    assert!(!early, "it ended while its snapshot was still being made");
+    group.restart(1);
+    assert_eq!(lines(&group.handle(1)).await.len(), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
