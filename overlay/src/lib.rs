@@ -10,18 +10,21 @@
 //!   worker behind NAT serves like any other.
 //! - [`people`] is another thing: listeners for browsers, `curl` and OpenAI clients, with ordinary TLS.
 //! - [`descriptors`] hands frames and file descriptors to a neighbour process over a unix socket.
+//! - [`open_files`] raises the limit of open files, and lowers what listeners hold to what it allows.
 //! - [`listen`] binds what a command line names: an address, a path, or an inherited `fd:N`.
 //!
 //! What may surprise: in TLS 1.3 [`connect`] returns before the server has judged the client's key. The
 //! refusal arrives with the first read; here it surfaces as [`Error::PeerRefused`] on the first request.
 
+mod accept;
 mod address;
+mod admission;
 mod channel;
 mod client;
 mod error;
 mod identity;
 mod limits;
-mod places;
+mod log_throttle;
 mod policy;
 mod reverse;
 mod server;
@@ -30,15 +33,19 @@ mod tls;
 
 pub mod descriptors;
 pub mod listen;
+pub mod open_files;
 pub mod people;
 
+pub use accept::Arrival;
 pub use address::{Address, NotAnAddress};
+pub use admission::SourcePrefix;
 pub use axum::body::Body;
 pub use channel::{Channel, ResponseBody};
 pub use client::Client;
 pub use error::Error;
 pub use identity::{Identity, IdentityError};
 pub use limits::{Backoff, Limits};
+pub use log_throttle::LogThrottle;
 pub use policy::PeerPolicy;
 pub use protocol::PublicKey;
 #[doc(hidden)]

@@ -6,10 +6,11 @@
 //! |---|---|---|
 //! | connect and say nothing, or half a handshake | `handshake` | `tls::a_handshake_that_never_ends_is_cut_off` |
 //! | many of these at once | `handshakes_max`, `handshake` | `hostile::handshakes_that_hang_keep_others_out_no_longer_than_their_limit` |
-//! | many of these from one address | fair turns in `places.rs` | `strangers::handshakes_that_hang_keep_no_other_address_out` |
-//! | more connections than there are places | `connections_max` | `http::a_connection_above_the_limit_…`, `people::connections_beyond_the_limit_…` |
-//! | more connections of one key than there are places | fair turns in `places.rs` | `strangers::a_key_with_many_connections_keeps_no_other_out` |
-//! | connections of keys that nobody knows | `strangers_max`, `stranger_life` | `strangers::strangers_take_no_places_of_peers_and_none_for_ever` |
+//! | many of these from one address | fair turns in `admission.rs` | `admission::handshakes_that_hang_keep_no_other_address_out` |
+//! | more connections than `connections_max` | fair admission, idle ones evicted first | `admission::silent_connections_of_one_address_…`, `admission::requests_under_way_…` |
+//! | more connections of one key than `connections_max` | fair admission by key | `admission::a_key_with_many_connections_keeps_no_other_out` |
+//! | connections of keys that nobody knows | `unadmitted_max`, `unadmitted_timeout` | `admission::unadmitted_peers_take_no_permits_of_peers_and_none_for_ever`, `admission::keys_without_number_…` |
+//! | more connections than open files | `open_files::fit` lowers all bounds | `open_files::connections_never_take_the_reserve` |
 //! | shake hands, then silence | `idle`, `ping_timeout` | `http::a_peer_that_shakes_hands_and_then_says_nothing_is_dropped` |
 //! | a reversed connection without its preface | `handshake`, `PREFACE_BYTES_MAX` | `reverse::a_preface_that_never_comes_is_given_up` |
 //! | a head without end, a huge head | `header_bytes_max` | `hostile::a_head_that_never_ends_is_cut_off`, `hostile::a_head_above_the_limit_is_answered_431` |
@@ -56,17 +57,17 @@ pub struct Limits {
     pub header_bytes_max: u32,
     /// Most requests in progress on one connection.
     pub streams_max: u32,
-    /// Most established connections of one listener; further peers are turned away after the handshake. Where
-    /// one key has several, it loses one to a key that has none.
+    /// Most established connections of one listener. When all are taken, a source with many loses one to a source
+    /// with fewer, connections without a request under way first; see `admission/queue.rs`.
     pub connections_max: usize,
-    /// Most established connections of keys that the policy admits without knowing them, beside those above. A
-    /// new one takes the place of the oldest, from the address that has most.
-    pub strangers_max: usize,
-    /// How long such a connection may last. Who is known by then comes again, to a place of its own.
-    pub stranger_life: Duration,
+    /// Most established connections of unadmitted peers, whose keys the policy admits without knowing them, beside
+    /// those above. A new one takes the permit of the oldest, from the address that has most.
+    pub unadmitted_max: usize,
+    /// How long such a connection may last. A peer that is admitted by then comes again, to a permit of its own.
+    pub unadmitted_timeout: Duration,
     /// Most handshakes in progress at once. An address that has several loses one to an address that has none.
     pub handshakes_max: usize,
-    /// Most connections that wait for a handshake's place. Beyond it the address with most loses its newest.
+    /// Most connections that wait for a handshake's permit. Beyond it the address with most loses its newest.
     pub handshakes_waiting_max: usize,
     /// Waiting between attempts to dial.
     pub backoff: Backoff,
@@ -90,13 +91,46 @@ impl Default for Limits {
             header_bytes_max: 16 * 1024,
             streams_max: 256,
             connections_max: 1024,
-            strangers_max: 64,
-            stranger_life: Duration::from_secs(60),
+            unadmitted_max: 64,
+            unadmitted_timeout: Duration::from_secs(60),
             // About 30 kB of memory each.
             handshakes_max: 256,
             // As many as the kernel would hold for us.
             handshakes_waiting_max: 1024,
             backoff: Backoff::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// Limits of a listener for a few programs of this machine: metrics and health.
+    #[must_use]
+    pub fn of_operations() -> Self {
+        Self {
+            connections_max: 64,
+            unadmitted_max: 1,
+            handshakes_max: 16,
+            handshakes_waiting_max: 48,
+            ..Self::default()
+        }
+    }
+
+    /// Most descriptors that a listener's connections take.
+    #[must_use]
+    pub(crate) fn descriptors_max(&self) -> usize {
+        self.connections_max + self.unadmitted_max + self.handshakes_max + self.handshakes_waiting_max
+    }
+
+    /// The same limits for `part` of `whole` as many connections; one of each kind at least.
+    #[must_use]
+    pub(crate) fn scaled(self, part: usize, whole: usize) -> Self {
+        let scale = |count: usize| (count.saturating_mul(part) / whole).max(1);
+        Self {
+            connections_max: scale(self.connections_max),
+            unadmitted_max: scale(self.unadmitted_max),
+            handshakes_max: scale(self.handshakes_max),
+            handshakes_waiting_max: scale(self.handshakes_waiting_max),
+            ..self
         }
     }
 }

@@ -4,9 +4,11 @@
 //! HTTP on loopback, or the operator's certificate with ordinary TLS 1.3. The hybrid key exchange is
 //! preferred where the client offers it, and [`KeyExchanges`] counts what was really negotiated.
 
+use crate::accept::accept_loop;
+use crate::admission::Activity;
 use crate::error::Error;
 use crate::limits::Limits;
-use crate::server::{Guard, accept_loop, refused, serve_http1, serve_http2};
+use crate::server::{Guard, serve_http1, serve_http2};
 use crate::stream::Watched;
 use crate::tls::within;
 use axum::Router;
@@ -134,24 +136,31 @@ pub async fn serve(
     let limits = Arc::new(limits);
     let guard = Guard::new(router, None, limits.clone());
     let ending = shutdown.clone();
-    accept_loop(listener, &limits.clone(), shutdown, move |tcp, address, entry| {
+    accept_loop(listener, &limits.clone(), shutdown, move |tcp, mut arrival| {
         let (certificate, limits) = (certificate.clone(), limits.clone());
         let (guard, ending, key_exchanges) = (guard.clone(), ending.clone(), key_exchanges.clone());
         async move {
-            tcp.set_nodelay(true).ok()?;
+            // A connection that is gone already.
+            let Ok(()) = tcp.set_nodelay(true) else { return };
             let Some(certificate) = certificate else {
                 key_exchanges.count(None);
-                let _place = entry.admit(address)?;
-                let stream = Watched::writes_only(tcp, limits.idle);
-                serve_http1(stream, guard, &limits, ending).await;
-                return Some(());
+                if arrival.take_permit(arrival.prefix(), Activity::Silent) {
+                    let stream = Watched::writes_only(tcp, limits.idle);
+                    serve_http1(stream, guard.on(&arrival), &limits, ending).await;
+                }
+                return;
             };
             let shaken = within("tls handshake", limits.handshake, certificate.accept(tcp)).await;
-            let shaken = shaken.and_then(|outcome| outcome.map_err(Error::Handshake));
-            let tls = shaken.map_err(|error| refused(address, &error)).ok()?;
+            let tls = match shaken.and_then(|outcome| outcome.map_err(Error::Handshake)) {
+                Ok(tls) => tls,
+                Err(error) => return arrival.failed(&error),
+            };
             let (_, session) = tls.get_ref();
             key_exchanges.count(session.negotiated_key_exchange_group().map(|group| group.name()));
-            let _place = entry.admit(address)?;
+            if !arrival.take_permit(arrival.prefix(), Activity::Silent) {
+                return;
+            }
+            let guard = guard.on(&arrival);
             if session.alpn_protocol() == Some(b"h2") {
                 let stream = Watched::new(tls, limits.idle);
                 serve_http2(stream, guard, &limits, ending).await;
@@ -159,7 +168,6 @@ pub async fn serve(
                 let stream = Watched::writes_only(tls, limits.idle);
                 serve_http1(stream, guard, &limits, ending).await;
             }
-            Some(())
         }
     })
     .await

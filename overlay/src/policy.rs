@@ -1,4 +1,4 @@
-//! Which keys may connect to a listener, and which of them places are kept for.
+//! Which keys may connect to a listener, and which of them permits are kept for.
 
 use protocol::PublicKey;
 use std::collections::BTreeSet;
@@ -27,8 +27,8 @@ impl PeerPolicy {
         Self { admits: Arc::new(admits), knows: None }
     }
 
-    /// The same keys, of which those for which `knows` is false are strangers: they share the few places of
-    /// [`crate::Limits::strangers_max`] and take none of the others'. Asked once for each connection.
+    /// The same keys, of which those for which `knows` is false are unadmitted peers: they share the few permits of
+    /// [`crate::Limits::unadmitted_max`] and take none of the others'. Asked once for each connection.
     #[must_use]
     pub fn knowing(self, knows: impl Fn(&PublicKey) -> bool + Send + Sync + 'static) -> Self {
         Self { knows: Some(Arc::new(knows)), ..self }
@@ -52,7 +52,7 @@ impl PeerPolicy {
         (self.admits)(key)
     }
 
-    /// Whether `key` is no stranger.
+    /// Whether `key` is an admitted peer's.
     pub(crate) fn knows(&self, key: &PublicKey) -> bool {
         self.knows.as_ref().is_none_or(|knows| knows(key))
     }

@@ -4,12 +4,13 @@
 //! After the handshake the TLS client sends a preface: its length as a big-endian `u32`, then its bytes.
 //! The gateway judges them before it speaks a word of HTTP.
 
+use crate::accept::{Arrival, accept_loop};
 use crate::channel::Channel;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::policy::PeerPolicy;
-use crate::server::{Guard, accept_loop, refused, serve_http2};
+use crate::server::{Guard, serve_http2};
 use crate::tls::{Connection, REVERSED, accept_as, acceptor, connect_over, within};
 use axum::Router;
 use bytes::Bytes;
@@ -102,8 +103,11 @@ pub async fn accept_reverse(
 }
 
 /// Accepts reversed connections until `shutdown`, bounded as [`crate::serve`] bounds its own, and runs
-/// `handle` for each in a task of its own. A connection's place is free again when `handle` returns, so
-/// let it last as long as the connection.
+/// `handle` for each in a task of its own.
+///
+/// A connection arrives with the permit of its handshake alone, of which there are few: `handle` judges the
+/// preface and at once takes another one by [`Arrival::admit`] or [`Arrival::wait_unadmitted`], or returns. It
+/// keeps the [`Arrival`] as long as the connection, and is dropped when the permit becomes another's.
 ///
 /// # Errors
 /// [`Error::Listener`] when the listener itself is unusable.
@@ -116,19 +120,18 @@ pub async fn accept_reverse_loop<F, T>(
     handle: F,
 ) -> Result<(), Error>
 where
-    F: Fn(Reversed) -> T + Clone + Send + 'static,
+    F: Fn(Reversed, Arrival) -> T + Clone + Send + 'static,
     T: Future<Output = ()> + Send + 'static,
 {
     let acceptor = acceptor(identity, policy, REVERSED);
     let limits = Arc::new(limits);
-    accept_loop(listener, &limits.clone(), shutdown, move |tcp, address, entry| {
+    accept_loop(listener, &limits.clone(), shutdown, move |tcp, arrival| {
         let (acceptor, limits, handle) = (acceptor.clone(), limits.clone(), handle.clone());
         async move {
-            let reversed = accept_reverse_as(tcp, &acceptor, limits).await;
-            let reversed = reversed.map_err(|error| refused(address, &error)).ok()?;
-            let _place = entry.admit(address)?;
-            handle(reversed).await;
-            Some(())
+            match accept_reverse_as(tcp, &acceptor, limits).await {
+                Ok(reversed) => handle(reversed, arrival).await,
+                Err(error) => arrival.failed(&error),
+            }
         }
     })
     .await

@@ -1,20 +1,22 @@
-//! HTTP/2 service to admitted peers: the accept loop, the guard around every request, the orderly end.
+//! HTTP service on one connection: admission of its peer, the guard around every request, the orderly end.
 
 use crate::Body;
+use crate::accept::{Arrival, accept_loop};
+use crate::admission::{Activity, ActivityMeter, RequestUnderWay, Source, SourcePrefix};
 use crate::channel::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::error::Error;
 use crate::identity::Identity;
-use crate::limits::{Backoff, Limits};
-use crate::places::{Gate, Pass, Rule, Site};
+use crate::limits::Limits;
 use crate::policy::PeerPolicy;
 use crate::stream::Watched;
 use crate::tls::{FORWARD, accept_as, acceptor};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
-use http_body::Body as _;
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Limited;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -24,15 +26,13 @@ use hyper_util::server::graceful::GracefulConnection;
 use protocol::PublicKey;
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -47,10 +47,10 @@ pub struct Peer(pub PublicKey);
 pub struct PeerAddress(pub SocketAddr);
 
 impl PeerAddress {
-    /// What counts as one party: the address itself, or of an IPv6 address the network of 64 bits.
+    /// What counts as one source.
     #[must_use]
-    pub fn site(&self) -> IpAddr {
-        Site::of(self.0.ip()).address()
+    pub fn source_prefix(&self) -> SourcePrefix {
+        SourcePrefix::of(self.0.ip())
     }
 }
 
@@ -69,198 +69,44 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let acceptor = acceptor(identity, &policy, FORWARD);
     let limits = Arc::new(limits);
-    let seats = Seats::new(&policy, &limits);
-    let guard = Guard::new(router, Some(policy), limits.clone());
+    let guard = Guard::new(router, Some(policy.clone()), limits.clone());
     let ending = shutdown.clone();
-    accept_loop(listener, &limits.clone(), shutdown, move |tcp, address, entry| {
-        let (acceptor, limits, seats) = (acceptor.clone(), limits.clone(), seats.clone());
+    accept_loop(listener, &limits.clone(), shutdown, move |tcp, mut arrival| {
+        let (acceptor, limits, policy) = (acceptor.clone(), limits.clone(), policy.clone());
         let (guard, ending) = (guard.clone(), ending.clone());
         async move {
-            let connection = accept_as(tcp, &acceptor, FORWARD, &limits).await;
-            let connection = connection.map_err(|error| refused(address, &error)).ok()?;
-            let seat = seats.take(entry, connection.peer, address)?;
-            let guard = guard.of(connection.peer).at(address);
+            let connection = match accept_as(tcp, &acceptor, FORWARD, &limits).await {
+                Ok(connection) => connection,
+                Err(error) => return arrival.failed(&error),
+            };
+            let key = connection.peer;
+            let is_known = policy.knows(&key);
+            let is_admitted = match is_known {
+                true => arrival.take_permit(Source::Key(key), Activity::Silent),
+                false => arrival.wait_unadmitted(),
+            };
+            if !is_admitted {
+                return;
+            }
             let until = ending.child_token();
+            let guard = guard.of(key).on(&arrival);
             let serving = serve_http2(connection.stream, guard, &limits, until.clone());
-            seat.sit(serving, &until).await;
-            Some(())
+            if is_known {
+                serving.await;
+            } else {
+                for_a_while(serving, limits.unadmitted_timeout, &until).await;
+            }
         }
     })
     .await
 }
 
-/// Places of established connections: those of peers that the policy knows, and the few of strangers.
-#[derive(Clone)]
-struct Seats {
-    policy: PeerPolicy,
-    known: Gate<PublicKey>,
-    strangers: Gate<Site>,
-    stranger_life: Duration,
-}
-
-enum Seat {
-    Known(Pass<PublicKey>),
-    Stranger(Pass<Site>, Duration),
-}
-
-impl Seats {
-    fn new(policy: &PeerPolicy, limits: &Limits) -> Self {
-        Self {
-            policy: policy.clone(),
-            known: Gate::new(Rule::Fair, limits.connections_max, 0),
-            strangers: Gate::new(Rule::Renewing, limits.strangers_max, 0),
-            stranger_life: limits.stranger_life,
-        }
-    }
-
-    /// Gives up the place in the handshake for one among the established, if there is one.
-    fn take(&self, entry: Entry, peer: PublicKey, address: SocketAddr) -> Option<Seat> {
-        drop(entry);
-        if !self.policy.knows(&peer) {
-            let pass = self.strangers.arrive(Site::of(address.ip())).enter_now()?;
-            return Some(Seat::Stranger(pass, self.stranger_life));
-        }
-        let pass = self.known.arrive(peer).enter_now();
-        if pass.is_none() {
-            tracing::warn!(%peer, %address, "too many connections; turned away");
-        }
-        pass.map(Seat::Known)
-    }
-}
-
-impl Seat {
-    /// Runs `serving` as long as the place is this one's; `until` ends it in order.
-    async fn sit(self, serving: impl Future<Output = ()>, until: &CancellationToken) {
-        let (ended, life) = match &self {
-            Self::Known(pass) => (pass.ended(), None),
-            Self::Stranger(pass, life) => (pass.ended(), Some(*life)),
-        };
-        let over = async {
-            match life {
-                Some(life) => tokio::time::sleep(life).await,
-                None => std::future::pending().await,
-            }
-            until.cancel();
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = serving => {}
-            () = ended.cancelled() => tracing::info!("a connection was ended for another's"),
-            () = over => {}
-        }
-    }
-}
-
-/// Logs why a handshake failed. Strangers cause these at will, so they are no warnings.
-pub(crate) fn refused(address: SocketAddr, error: &Error) {
-    let cause = std::error::Error::source(error).map(ToString::to_string);
-    tracing::info!(%address, %error, cause, "connection refused");
-}
-
-/// A connection's way in: a place for its handshake now, one among the established later.
-pub(crate) struct Entry {
-    handshake: Pass<Site>,
-    connections: Arc<Semaphore>,
-}
-
-impl Entry {
-    /// Gives up the place in the handshake for one among the established, if there is one.
-    pub(crate) fn admit(self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
-        drop(self.handshake);
-        let place = self.connections.try_acquire_owned();
-        place.map_err(|_| tracing::warn!(%address, "too many connections; turned away")).ok()
-    }
-}
-
-/// Accepts until `shutdown`, running `handle` for each connection in a task of its own; returns when
-/// the last task has ended. Handshakes wait their turn, address by address.
-pub(crate) async fn accept_loop<F, T>(
-    listener: TcpListener,
-    limits: &Limits,
-    shutdown: CancellationToken,
-    handle: F,
-) -> Result<(), Error>
-where
-    F: Fn(TcpStream, SocketAddr, Entry) -> T + Clone + Send + 'static,
-    T: Future<Output = Option<()>> + Send + 'static,
-{
-    let handshakes = Gate::new(Rule::Fair, limits.handshakes_max, limits.handshakes_waiting_max);
-    let connections = Arc::new(Semaphore::new(limits.connections_max));
-    let mut tasks = JoinSet::new();
-    let mut failures = 0;
-    let outcome = loop {
-        tokio::select! {
-            () = shutdown.cancelled() => break Ok(()),
-            Some(_) = tasks.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((tcp, address)) => {
-                    failures = 0;
-                    let pass = handshakes.arrive(Site::of(address.ip()));
-                    let (connections, handle) = (connections.clone(), handle.clone());
-                    tasks.spawn(async move {
-                        let handshake = pass.enter().await?;
-                        let given_away = handshake.ended();
-                        let handled = handle(tcp, address, Entry { handshake, connections });
-                        // Only while it shakes hands: the pass is gone when that is over.
-                        given_away.run_until_cancelled(handled).await?
-                    });
-                }
-                Err(error) => match after_failure(&error) {
-                    AfterFailure::GiveUp => break Err(Error::Listener(error)),
-                    AfterFailure::GoOn => tracing::debug!(%error, "a connection was gone before it was accepted"),
-                    AfterFailure::Wait => {
-                        failures += 1;
-                        if failures == 1 {
-                            tracing::warn!(%error, "cannot accept; trying again until it passes");
-                        }
-                        let pause = ACCEPT_BACKOFF.delay(failures, u32::MAX);
-                        // Tasks that end meanwhile are what mends it.
-                        let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
-                    }
-                },
-            },
-        }
-    };
-    drop(listener);
-    // A listener's connections end with it: whoever hears of that starts anew.
-    outcome?;
-    while tasks.join_next().await.is_some() {}
-    Ok(())
-}
-
-/// Long enough not to spin, short enough not to matter, when descriptors or memory run out.
-const ACCEPT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_secs(1) };
-
-/// What a failure to accept means for the listener.
-#[derive(Debug, PartialEq, Eq)]
-enum AfterFailure {
-    /// It was that connection's alone.
-    GoOn,
-    /// The machine lacks something that it may have again.
-    Wait,
-    /// The listener is none any more.
-    GiveUp,
-}
-
-fn after_failure(error: &io::Error) -> AfterFailure {
-    use nix::errno::Errno;
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT) => {
-            AfterFailure::GiveUp
-        }
-        // Linux hands on what became of a connection before it was accepted (accept(2)).
-        Some(
-            Errno::ECONNABORTED
-            | Errno::EPROTO
-            | Errno::ENETDOWN
-            | Errno::ENETUNREACH
-            | Errno::EHOSTDOWN
-            | Errno::EHOSTUNREACH
-            | Errno::EPERM
-            | Errno::EINTR,
-        ) => AfterFailure::GoOn,
-        // Descriptors or memory are short; or something that trying again at once would hardly mend.
-        _ => AfterFailure::Wait,
+/// Runs `serving`, which `until` ends in order when the time is over.
+async fn for_a_while(serving: impl Future<Output = ()>, timeout: Duration, until: &CancellationToken) {
+    let mut serving = pin!(serving);
+    if tokio::time::timeout(timeout, &mut serving).await.is_err() {
+        until.cancel();
+        serving.await;
     }
 }
 
@@ -328,6 +174,7 @@ pub(crate) struct Guard {
     policy: Option<PeerPolicy>,
     peer: Option<PublicKey>,
     address: Option<SocketAddr>,
+    meter: Option<ActivityMeter>,
     limits: Arc<Limits>,
 }
 
@@ -335,22 +182,28 @@ impl Guard {
     pub(crate) fn new(router: Router, policy: Option<PeerPolicy>, limits: Arc<Limits>) -> Self {
         // Our own limit replaces axum's; a route may still set a smaller one.
         let router = router.layer(DefaultBodyLimit::disable());
-        Self { router, policy, peer: None, address: None, limits }
+        Self { router, policy, peer: None, address: None, meter: None, limits }
     }
 
     pub(crate) fn of(&self, peer: PublicKey) -> Self {
         Self { peer: Some(peer), ..self.clone() }
     }
 
-    fn at(self, address: SocketAddr) -> Self {
-        Self { address: Some(address), ..self }
+    /// The guard of one connection, whose requests count for its admission.
+    pub(crate) fn on(&self, arrival: &Arrival) -> Self {
+        Self { address: Some(arrival.address()), meter: Some(arrival.meter()), ..self.clone() }
     }
 
     /// The guard as the function that answers a connection's requests.
     fn into_answers(
         self,
     ) -> impl Fn(Request<Incoming>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
-        move |request| self.clone().answer(request).map(Ok).boxed()
+        move |request| {
+            // Here and not in the answer's future, so that the connection counts as busy at once.
+            let under_way = self.meter.as_ref().map(ActivityMeter::begin);
+            let answer = self.clone().answer(request);
+            answer.map(|response| Ok(response.map(|body| until_answered(body, under_way)))).boxed()
+        }
     }
 
     async fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
@@ -375,36 +228,41 @@ impl Guard {
     }
 }
 
+/// A body that keeps its request under way until it has been sent or dropped.
+fn until_answered(body: Body, under_way: Option<RequestUnderWay>) -> Body {
+    match under_way {
+        Some(under_way) if !body.is_end_stream() => Body::new(Answer { body, _under_way: under_way }),
+        _ => body,
+    }
+}
+
+struct Answer {
+    body: Body,
+    _under_way: RequestUnderWay,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::errno::Errno;
-
-    #[test]
-    fn only_failures_that_cannot_pass_end_a_listener() {
-        use AfterFailure::{GiveUp, GoOn, Wait};
-        let table = [
-            (Errno::EBADF, GiveUp),
-            (Errno::EINVAL, GiveUp),
-            (Errno::ENOTSOCK, GiveUp),
-            (Errno::EMFILE, Wait),
-            (Errno::ENFILE, Wait),
-            (Errno::ENOBUFS, Wait),
-            (Errno::ENOMEM, Wait),
-            (Errno::ECONNABORTED, GoOn),
-            (Errno::EPROTO, GoOn),
-            (Errno::EHOSTUNREACH, GoOn),
-        ];
-        for (errno, expected) in table {
-            let error = io::Error::from_raw_os_error(errno as i32);
-            assert_eq!(after_failure(&error), expected, "{errno}");
-        }
-        assert_eq!(after_failure(&io::Error::other("no errno")), Wait);
-    }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use overlay::people::{Certificate, KeyExchanges};
-use overlay::{CancellationToken, Identity, Limits, PeerPolicy, people};
+use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
 use protocol::TokenName;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -48,6 +48,13 @@ const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Bytes of bodies and of buffered answers in all: two of the largest answers, or 32 of the largest bodies, or
 /// 16,000 requests that wait for a worker; and no more than a small machine can spare.
 const MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Connections of workers whose node the table does not name: a new node has a few workers at once, and they wait
+/// for the table no longer than a lease.
+const UNADMITTED_WORKERS_MAX: usize = 16;
+/// Open files beside the connections of listeners: the control socket, the runtime's own, and connections that
+/// were evicted and are being closed.
+const OTHER_FILES: usize = 256;
 
 /// Everything a gateway is given; it opens nothing itself.
 #[derive(Debug)]
@@ -74,6 +81,8 @@ pub(crate) struct Gateway {
     patience: Duration,
     metrics: Arc<GatewayMetrics>,
     key_exchanges: Arc<KeyExchanges>,
+    /// Any key can have its ticket refused, as often as it likes.
+    refusals: LogThrottle,
 }
 
 impl Gateway {
@@ -89,6 +98,7 @@ impl Gateway {
             patience,
             metrics: Arc::new(GatewayMetrics::new()),
             key_exchanges: Arc::default(),
+            refusals: LogThrottle::default(),
         }
     }
 }
@@ -106,6 +116,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), overlay::Error> {
     let gateway = Arc::new(Gateway::new(identity, patience, MEMORY_BYTES_MAX));
+    let limits = [public_limits(), worker_limits(), Limits::of_operations()];
+    let [public_limits, worker_limits, metrics_limits] = open_files::fit(OTHER_FILES, limits);
     // Workers stay connected until the last answer is out.
     let workers_shutdown = CancellationToken::new();
     // A gateway without one of its listeners is none: whichever fails ends the others.
@@ -114,18 +126,46 @@ pub async fn serve(
         let _done = workers_shutdown.clone().drop_guard();
         let router = public::router(gateway.clone());
         let exchanges = gateway.key_exchanges.clone();
-        let limits = public_limits();
-        let served =
-            people::serve(listeners.public, certificate, limits, router, exchanges, shutdown.clone()).await;
-        or_stop(served)
+        let serving =
+            people::serve(listeners.public, certificate, public_limits, router, exchanges, shutdown.clone());
+        or_stop(serving.await)
     };
-    let workers =
-        async { or_stop(serve_workers(listeners.workers, gateway.clone(), workers_shutdown.clone()).await) };
-    let metrics =
-        async { or_stop(serve_metrics(listeners.metrics, gateway.clone(), shutdown.clone()).await) };
+    let workers = async {
+        let until = workers_shutdown.clone();
+        or_stop(serve_workers(listeners.workers, worker_limits, gateway.clone(), until).await)
+    };
+    let metrics = async {
+        let until = shutdown.clone();
+        or_stop(serve_metrics(listeners.metrics, metrics_limits, gateway.clone(), until).await)
+    };
     let control = control_socket::serve(listeners.control, gateway.clone(), shutdown.clone());
     let (public, workers, metrics, ()) = tokio::join!(public, workers, metrics, control);
     public.and(workers).and(metrics)
+}
+
+async fn serve_workers(
+    listener: TcpListener,
+    limits: Limits,
+    gateway: Arc<Gateway>,
+    shutdown: CancellationToken,
+) -> Result<(), overlay::Error> {
+    // Whose key it is says nothing yet: the ticket does.
+    let identity = gateway.identity.clone();
+    let ending = shutdown.clone();
+    let handle =
+        move |reversed, arrival| connection::attend(gateway.clone(), reversed, arrival, ending.clone());
+    overlay::accept_reverse_loop(listener, &identity, &PeerPolicy::any(), limits, shutdown, handle).await
+}
+
+async fn serve_metrics(
+    listener: Option<TcpListener>,
+    limits: Limits,
+    gateway: Arc<Gateway>,
+    shutdown: CancellationToken,
+) -> Result<(), overlay::Error> {
+    let Some(listener) = listener else { return Ok(()) };
+    let router = public::operations_router(gateway);
+    people::serve(listener, None, limits, router, Arc::default(), shutdown).await
 }
 
 fn worker_limits() -> Limits {
@@ -134,31 +174,9 @@ fn worker_limits() -> Limits {
         body_idle: ANSWER,
         response_bytes_max: ANSWER_BYTES_MAX,
         streams_max: 1024,
+        unadmitted_max: UNADMITTED_WORKERS_MAX,
         ..Limits::default()
     }
-}
-
-async fn serve_workers(
-    listener: TcpListener,
-    gateway: Arc<Gateway>,
-    shutdown: CancellationToken,
-) -> Result<(), overlay::Error> {
-    let limits = worker_limits();
-    // Whose key it is says nothing yet: the ticket does.
-    let identity = gateway.identity.clone();
-    let ending = shutdown.clone();
-    let handle = move |reversed| connection::attend(gateway.clone(), reversed, ending.clone());
-    overlay::accept_reverse_loop(listener, &identity, &PeerPolicy::any(), limits, shutdown, handle).await
-}
-
-async fn serve_metrics(
-    listener: Option<TcpListener>,
-    gateway: Arc<Gateway>,
-    shutdown: CancellationToken,
-) -> Result<(), overlay::Error> {
-    let Some(listener) = listener else { return Ok(()) };
-    let router = public::operations_router(gateway);
-    people::serve(listener, None, Limits::default(), router, Arc::default(), shutdown).await
 }
 
 fn public_limits() -> Limits {

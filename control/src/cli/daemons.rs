@@ -224,7 +224,6 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
         certificate,
     };
     tracing::info!(replica = %id, "control replica starts");
-    server::make_room_for_connections();
     server::run(config, until_signal()?).await
 }
 

@@ -97,7 +97,7 @@ async fn enrol(
     let reply = match known {
         Some(answer) => answer?,
         None => {
-            server.strangers.note(address)?;
+            server.unadmitted.note(address)?;
             server.command(Actor::Scheduler, Action::Enrol(Box::new(request.admission))).await?
         }
     };

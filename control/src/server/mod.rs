@@ -14,9 +14,9 @@ mod metrics;
 mod openapi;
 mod peers;
 mod problem;
-mod strangers;
 #[cfg(test)]
 mod tests;
+mod unadmitted;
 
 pub use begin::{create_replica, load_replica};
 pub use machine::ClusterMachine;
@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result};
 use leader::Leadership;
 use logs::Logs;
 use overlay::people::{Certificate, KeyExchanges};
-use overlay::{CancellationToken, Identity, Limits, PeerPolicy};
+use overlay::{CancellationToken, Identity, Limits, PeerPolicy, open_files};
 use protocol::governance::SignedGenesis;
 use protocol::{Millis, ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Reply};
@@ -35,6 +35,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
+
+/// Open files beside the connections of listeners: the log, connections to other replicas, the runtime's own, and
+/// connections that were evicted and are being closed.
+const OTHER_FILES: usize = 256;
 
 /// What a replica is told at its start.
 pub struct ServerConfig {
@@ -64,7 +68,7 @@ pub(crate) struct Server {
     logs: Mutex<Logs>,
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::Peers,
-    strangers: strangers::Strangers,
+    unadmitted: unadmitted::UnadmittedPeers,
     desk: commands::Desk,
     metrics: metrics::ServerMetrics,
 }
@@ -86,32 +90,34 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         leadership: Mutex::new(None),
         logs: Mutex::new(Logs::default()),
         key_exchanges: Arc::default(),
-        strangers: strangers::Strangers::default(),
+        unadmitted: unadmitted::UnadmittedPeers::default(),
         desk: commands::Desk::default(),
         metrics: metrics::ServerMetrics::new(),
     });
-    let gate = axum::middleware::from_fn_with_state(server.clone(), strangers::gate);
+    let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::gate);
     let overlay_router = replica
         .router()
         .merge(agents::router(server.clone()))
         .merge(peers::router(server.clone()))
         .layer(gate);
+    let api_limits = Limits { request_bytes_max: protocol::limits::API_BODY_BYTES_MAX, ..Limits::default() };
+    let [overlay_limits, api_limits] = open_files::fit(OTHER_FILES, [agents::limits(), api_limits]);
     let known = server.clone();
     // The listeners outlast leadership: the next leader is elected over them.
     let ending = CancellationToken::new();
     let overlay_serving = overlay::serve(
         config.overlay,
         &config.identity,
-        // Anyone may shake hands, but strangers share a few places, and may only enrol.
+        // Anyone may shake hands, but unadmitted peers share a few permits, and may only enrol.
         PeerPolicy::any().knowing(move |key| known.knows(key)),
-        agents::limits(),
+        overlay_limits,
         overlay_router,
         ending.clone(),
     );
     let people_serving = overlay::people::serve(
         config.api,
         config.certificate,
-        Limits { request_bytes_max: protocol::limits::API_BODY_BYTES_MAX, ..Limits::default() },
+        api_limits,
         api::router(server.clone()),
         server.key_exchanges.clone(),
         ending.clone(),
@@ -169,28 +175,6 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     let replica = replica.context("start the replica")?;
     begin::begun(config)?;
     Ok(replica)
-}
-
-/// Lets this process hold as many connections as its listeners may have; warns where the system does not allow it.
-pub fn make_room_for_connections() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let of = |limits: Limits| {
-        limits.connections_max + limits.strangers_max + limits.handshakes_max + limits.handshakes_waiting_max
-    };
-    // And what is no connection of a listener's: the log, connections to other replicas, the runtime's own.
-    let wanted = (of(agents::limits()) + of(Limits::default()) + 256) as u64;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    if soft < wanted {
-        // What may not be raised is said below.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
-    }
-    if hard < wanted {
-        tracing::warn!(
-            hard,
-            wanted,
-            "too few file descriptors for a cluster of full size; raise LimitNOFILE or `ulimit -Hn`"
-        );
-    }
 }
 
 /// The wall clock as it was when this process first asked, counted on without jumps. The leader judges

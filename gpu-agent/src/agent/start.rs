@@ -21,8 +21,9 @@ use crate::launcher::Running;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use model_store::ShardService;
 use nix::fcntl::{Flock, FlockArg};
-use overlay::{CancellationToken, Limits};
+use overlay::{CancellationToken, Limits, open_files};
 use protocol::NodeId;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,6 +33,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+/// Open files beside the connections of listeners: a dozen for each worker, files and connections of model loads,
+/// the stores, the admin socket, the chain.
+const OTHER_FILES: usize = 1024;
 /// Orders that wait to be judged for an operator.
 const HANDED_MAX: usize = 8;
 
@@ -200,10 +204,12 @@ impl Services {
         handed: mpsc::Sender<admin::Handed>,
         stop: &CancellationToken,
     ) -> Result<JoinSet<Result<(), AgentError>>, AgentError> {
+        let limits = [ShardService::limits(), Limits::of_operations()];
+        let [storage_limits, metrics_limits] = open_files::fit(OTHER_FILES, limits);
         let mut tasks = JoinSet::new();
         if let Some(config) = self.storage {
             let (identity, circle) = (node.identity.clone(), node.circle.subscribe());
-            tasks.spawn(storage::serve(config, identity, circle, stop.clone()));
+            tasks.spawn(storage::serve(config, storage_limits, identity, circle, stop.clone()));
         }
         if let Some(config) = self.gateway {
             let (program, directory) = (node.serve_program.clone(), directory.to_path_buf());
@@ -212,14 +218,8 @@ impl Services {
         }
         if let Some(listener) = self.metrics {
             let router = metrics_router(self.numbers, node.clone());
-            let serving = overlay::people::serve(
-                listener,
-                None,
-                Limits::default(),
-                router,
-                Arc::default(),
-                stop.clone(),
-            );
+            let serving =
+                overlay::people::serve(listener, None, metrics_limits, router, Arc::default(), stop.clone());
             tasks.spawn(async move { serving.await.map_err(AgentError::Listener) });
         }
         let listener =

@@ -4,7 +4,7 @@ use super::config::StorageConfig;
 use super::error::AgentError;
 use human_chain::CircleState;
 use model_store::{Context, NodeAddress, ShardService};
-use overlay::{CancellationToken, Identity, PeerPolicy};
+use overlay::{CancellationToken, Identity, Limits, PeerPolicy};
 use protocol::{NodeId, NodeName};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 /// removes is turned away at once.
 pub(super) async fn serve(
     config: StorageConfig,
+    limits: Limits,
     identity: Identity,
     circle: watch::Receiver<Arc<CircleState>>,
     shutdown: CancellationToken,
@@ -22,7 +23,7 @@ pub(super) async fn serve(
     let service = ShardService::new(&config.stores)?;
     let admitted = move |key: &overlay::PublicKey| circle.borrow().node_by_id(NodeId(*key)).is_some();
     let policy = PeerPolicy::new(admitted);
-    overlay::serve(config.listener, &identity, policy, ShardService::limits(), service.router(), shutdown)
+    overlay::serve(config.listener, &identity, policy, limits, service.router(), shutdown)
         .await
         .map_err(AgentError::Listener)
 }

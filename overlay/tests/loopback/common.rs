@@ -2,7 +2,7 @@
 
 use axum::Router;
 use bytes::Bytes;
-use overlay::{CancellationToken, Client, Error, Identity, Limits, PeerPolicy};
+use overlay::{Backoff, CancellationToken, Client, Error, Identity, Limits, PeerPolicy};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,9 +12,26 @@ use tokio::task::JoinHandle;
 /// No test waits longer for anything; a machine under load needs the room, a failing test uses it up.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A limit that a test waits to be reached while others must not reach it: far longer than an answer on
-/// loopback takes on any machine, far shorter than the deadline.
+/// A limit that a test waits to be reached. A machine under load may reach it before the test has come so far, so
+/// what must happen before it is tried again: see [`until_some`].
 pub(crate) const REACHED: Duration = Duration::from_secs(1);
+
+/// Limits that no test reaches, however busy the machine is: each test sets those that it wants reached.
+pub(crate) fn patient() -> Limits {
+    let never = Duration::from_secs(3600);
+    Limits {
+        handshake: never,
+        request: never,
+        body_idle: never,
+        idle: never,
+        ping_interval: never,
+        ping_timeout: never,
+        drain: never,
+        unadmitted_timeout: never,
+        backoff: Backoff { first: Duration::from_millis(5), most: Duration::from_millis(50) },
+        ..Limits::default()
+    }
+}
 
 pub(crate) fn identity(seed: u8) -> Identity {
     Identity::from_seed(&[seed; 32])
@@ -22,6 +39,18 @@ pub(crate) fn identity(seed: u8) -> Identity {
 
 pub(crate) async fn within_deadline<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work).await.expect("the deadline of the test has passed")
+}
+
+/// The first result of an attempt that is repeated until it has one.
+pub(crate) async fn until_some<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    within_deadline(async {
+        loop {
+            if let Some(found) = attempt().await {
+                return found;
+            }
+        }
+    })
+    .await
 }
 
 pub(crate) async fn bind() -> (TcpListener, SocketAddr) {

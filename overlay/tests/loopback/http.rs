@@ -1,6 +1,6 @@
 //! HTTP/2 from client to server: admission, limits, cancellation, reconnection, the orderly end.
 
-use crate::common::{REACHED, Server, get, identity, post, within_deadline};
+use crate::common::{REACHED, Server, get, identity, patient, post, until_some, within_deadline};
 use axum::extract::Request;
 use axum::routing::{get as on_get, post as on_post};
 use axum::{Extension, Router};
@@ -16,11 +16,6 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc};
 
-fn quick() -> Limits {
-    let backoff = Backoff { first: Duration::from_millis(5), most: Duration::from_millis(50) };
-    Limits { backoff, ..Limits::default() }
-}
-
 /// Signals when it is dropped: how a handler's end is seen.
 struct OnDrop(mpsc::UnboundedSender<()>);
 
@@ -34,9 +29,9 @@ impl Drop for OnDrop {
 async fn every_request_carries_the_proven_key() {
     let who = |Extension(Peer(key)): Extension<Peer>| async move { key.to_string() };
     let router = Router::new().route("/who", on_get(who));
-    let server = Server::start(PeerPolicy::any(), quick(), router).await;
+    let server = Server::start(PeerPolicy::any(), patient(), router).await;
     for seed in [2, 3] {
-        let answer = server.client(seed, quick()).request(get("/who")).await.unwrap();
+        let answer = server.client(seed, patient()).request(get("/who")).await.unwrap();
         assert_eq!(answer.body(), identity(seed).public_key().to_string().as_bytes());
     }
     server.stop().await;
@@ -45,16 +40,16 @@ async fn every_request_carries_the_proven_key() {
 #[tokio::test]
 async fn a_client_that_is_not_admitted_is_told_so_on_first_use() {
     let policy = PeerPolicy::only([identity(3).public_key()]);
-    let server = Server::start(policy, quick(), Router::new()).await;
+    let server = Server::start(policy, patient(), Router::new()).await;
     // Often, because the refusal races with the first request.
     for _ in 0..20 {
-        let refused = within_deadline(server.client(2, quick()).request(get("/"))).await;
+        let refused = within_deadline(server.client(2, patient()).request(get("/"))).await;
         let Err(Error::PeerRefused { peer }) = refused else {
             panic!("expected a refusal: {refused:?}");
         };
         assert_eq!(peer, server.identity.public_key());
     }
-    let admitted = server.client(3, quick()).request(get("/")).await.unwrap();
+    let admitted = server.client(3, patient()).request(get("/")).await.unwrap();
     assert_eq!(admitted.status(), StatusCode::NOT_FOUND);
     server.stop().await;
 }
@@ -67,8 +62,8 @@ async fn a_key_that_is_struck_off_loses_its_open_connection() {
         move |_| admitted.load(Ordering::Relaxed)
     });
     let router = Router::new().route("/", on_get(|| async { "in" }));
-    let server = Server::start(policy, quick(), router).await;
-    let client = server.client(2, quick());
+    let server = Server::start(policy, patient(), router).await;
+    let client = server.client(2, patient());
     assert_eq!(client.request(get("/")).await.unwrap().status(), StatusCode::OK);
     admitted.store(false, Ordering::Relaxed);
     assert_eq!(client.request(get("/")).await.unwrap().status(), StatusCode::FORBIDDEN);
@@ -77,7 +72,7 @@ async fn a_key_that_is_struck_off_loses_its_open_connection() {
 
 #[tokio::test]
 async fn bodies_above_the_limit_are_refused_on_both_sides() {
-    let limits = Limits { request_bytes_max: 1000, response_bytes_max: 1000, ..quick() };
+    let limits = Limits { request_bytes_max: 1000, response_bytes_max: 1000, ..patient() };
     let echo = |body: Bytes| async move { body };
     let twice = |body: Bytes| async move { [body.clone(), body].concat() };
     let router = Router::new().route("/echo", on_post(echo)).route("/twice", on_post(twice));
@@ -102,9 +97,9 @@ async fn bodies_above_the_limit_are_refused_on_both_sides() {
 async fn large_bodies_within_the_limit_arrive_whole() {
     let echo = |body: Bytes| async move { body };
     let router = Router::new().route("/echo", on_post(echo));
-    let server = Server::start(PeerPolicy::any(), quick(), router).await;
+    let server = Server::start(PeerPolicy::any(), patient(), router).await;
     let body: Vec<u8> = (0..10_000_000_u32).map(|i| (i % 251) as u8).collect();
-    let answer = server.client(2, quick()).request(post("/echo", body.clone())).await.unwrap();
+    let answer = server.client(2, patient()).request(post("/echo", body.clone())).await.unwrap();
     assert!(answer.body() == &body, "10 MB come back as they were sent");
     server.stop().await;
 }
@@ -112,14 +107,14 @@ async fn large_bodies_within_the_limit_arrive_whole() {
 #[tokio::test]
 async fn an_answer_that_never_comes_times_out_on_the_impatient_side() {
     let router = Router::new().route("/never", on_get(pending::<()>));
-    let impatient = Limits { request: Duration::from_millis(100), ..quick() };
-    let server = Server::start(PeerPolicy::any(), quick(), router.clone()).await;
+    let impatient = Limits { request: Duration::from_millis(100), ..patient() };
+    let server = Server::start(PeerPolicy::any(), patient(), router.clone()).await;
     let answer = server.client(2, impatient.clone()).request(get("/never")).await;
     assert!(matches!(answer, Err(Error::TimedOut { step: "request", .. })));
     server.stop().await;
 
     let server = Server::start(PeerPolicy::any(), impatient, router).await;
-    let answer = server.client(2, quick()).request(get("/never")).await.unwrap();
+    let answer = server.client(2, patient()).request(get("/never")).await.unwrap();
     assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
     server.stop().await;
 }
@@ -131,12 +126,16 @@ async fn a_response_that_falls_silent_times_out() {
         Body::from_stream(first.chain(futures::stream::pending()))
     };
     let router = Router::new().route("/", on_get(stalling));
-    let server = Server::start(PeerPolicy::any(), quick(), router).await;
-    let impatient = Limits { body_idle: REACHED, ..quick() };
+    let server = Server::start(PeerPolicy::any(), patient(), router).await;
+    let impatient = Limits { body_idle: REACHED, ..patient() };
     let client = server.client(2, impatient);
-    let answer = client.send(get("/").map(Body::from)).await.unwrap();
-    let mut body = answer.into_body();
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    let mut body = until_some(async || {
+        let mut body = client.send(get("/").map(Body::from)).await.unwrap().into_body();
+        let first = body.frame().await.unwrap().ok()?;
+        assert_eq!(first.into_data().unwrap(), "first");
+        Some(body)
+    })
+    .await;
     let silence = within_deadline(body.frame()).await.unwrap();
     assert!(matches!(silence, Err(Error::TimedOut { step: "response body", .. })));
     drop(body);
@@ -159,8 +158,8 @@ async fn dropping_a_request_ends_its_work_on_the_server() {
         }
     };
     let router = Router::new().route("/work", on_get(work));
-    let server = Server::start(PeerPolicy::any(), quick(), router).await;
-    let client = server.client(2, quick());
+    let server = Server::start(PeerPolicy::any(), patient(), router).await;
+    let client = server.client(2, patient());
     let request = tokio::spawn({
         let client = client.clone();
         async move { client.request(get("/work")).await }
@@ -176,8 +175,8 @@ async fn dropping_a_request_ends_its_work_on_the_server() {
 #[tokio::test]
 async fn a_client_reconnects_to_a_restarted_server_and_not_to_an_impostor() {
     let router = Router::new().route("/", on_get(|| async { "here" }));
-    let server = Server::start(PeerPolicy::any(), quick(), router.clone()).await;
-    let client = server.client(2, quick());
+    let server = Server::start(PeerPolicy::any(), patient(), router.clone()).await;
+    let client = server.client(2, patient());
     let address = server.address.to_string();
     assert_eq!(client.request(get("/")).await.unwrap().body(), "here");
     server.stop().await;
@@ -186,7 +185,7 @@ async fn a_client_reconnects_to_a_restarted_server_and_not_to_an_impostor() {
     assert!(matches!(down, Error::Dial { .. } | Error::Lost { .. }), "{down:?}");
 
     let listener = overlay::listen::tcp(&address).await.unwrap();
-    let server = Server::start_on(listener, identity(1), PeerPolicy::any(), quick(), router.clone());
+    let server = Server::start_on(listener, identity(1), PeerPolicy::any(), patient(), router.clone());
     let answer = within_deadline(async {
         loop {
             if let Ok(answer) = client.request(get("/")).await {
@@ -198,7 +197,7 @@ async fn a_client_reconnects_to_a_restarted_server_and_not_to_an_impostor() {
     server.stop().await;
 
     let listener = overlay::listen::tcp(&address).await.unwrap();
-    let impostor = Server::start_on(listener, identity(66), PeerPolicy::any(), quick(), router);
+    let impostor = Server::start_on(listener, identity(66), PeerPolicy::any(), patient(), router);
     let refused = within_deadline(async {
         loop {
             match client.request(get("/")).await {
@@ -219,7 +218,7 @@ async fn repeated_failures_are_spaced_out() {
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
     let backoff = Backoff { first: Duration::from_millis(40), most: Duration::from_secs(1) };
-    let limits = Limits { backoff, ..Limits::default() };
+    let limits = Limits { backoff, ..patient() };
     let client = overlay::Client::new(identity(2), address, identity(1).public_key(), limits);
     let start = std::time::Instant::now();
     for _ in 0..4 {
@@ -245,8 +244,8 @@ async fn requests_in_progress_survive_an_orderly_shutdown() {
         }
     };
     let router = Router::new().route("/work", on_get(work));
-    let server = Server::start(PeerPolicy::any(), quick(), router).await;
-    let client = server.client(2, quick());
+    let server = Server::start(PeerPolicy::any(), patient(), router).await;
+    let client = server.client(2, patient());
     let request = tokio::spawn(async move { client.request(get("/work")).await });
     within_deadline(started.notified()).await;
     server.shutdown.cancel();
@@ -265,9 +264,9 @@ async fn a_shutdown_waits_no_longer_than_the_drain_limit() {
             pending::<()>()
         }
     };
-    let limits = Limits { drain: Duration::from_millis(50), ..quick() };
+    let limits = Limits { drain: Duration::from_millis(50), ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, Router::new().route("/", on_get(work))).await;
-    let client = server.client(2, quick());
+    let client = server.client(2, patient());
     let request = tokio::spawn(async move { client.request(get("/")).await });
     within_deadline(started.notified()).await;
     server.stop().await;
@@ -276,14 +275,21 @@ async fn a_shutdown_waits_no_longer_than_the_drain_limit() {
 
 #[tokio::test]
 async fn a_connection_above_the_limit_is_turned_away_and_served_once_there_is_room() {
-    let limits = Limits { connections_max: 1, ..quick() };
-    let router = Router::new().route("/", on_get(|| async { "in" }));
+    let limits = Limits { connections_max: 1, ..patient() };
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let waits = move || {
+        begun.send(()).unwrap();
+        pending::<()>()
+    };
+    let router = Router::new().route("/", on_get(|| async { "in" })).route("/never", on_get(waits));
     let server = Server::start(PeerPolicy::any(), limits, router).await;
-    let first = server.client(2, quick());
-    assert_eq!(first.request(get("/")).await.unwrap().body(), "in");
-    let second = server.client(3, quick());
+    let first = server.client(2, patient());
+    let request = tokio::spawn(async move { first.request(get("/never")).await });
+    within_deadline(begins.recv()).await.unwrap();
+    let second = server.client(3, patient());
     assert!(within_deadline(second.request(get("/"))).await.is_err());
-    drop(first);
+    // Nothing is under way on the first connection any more.
+    request.abort();
     within_deadline(async { while second.request(get("/")).await.is_err() {} }).await;
     server.stop().await;
 }
@@ -291,7 +297,7 @@ async fn a_connection_above_the_limit_is_turned_away_and_served_once_there_is_ro
 #[tokio::test]
 async fn many_requests_share_one_connection() {
     let echo = |request: Request| async move { request.uri().path().to_owned() };
-    let limits = Limits { connections_max: 1, streams_max: 8, ..quick() };
+    let limits = Limits { connections_max: 1, streams_max: 8, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits.clone(), Router::new().fallback(echo)).await;
     let client = server.client(2, limits);
     let answers = (0..200).map(|i| {
@@ -307,10 +313,10 @@ async fn many_requests_share_one_connection() {
 
 #[tokio::test]
 async fn a_peer_that_shakes_hands_and_then_says_nothing_is_dropped() {
-    let limits = Limits { idle: REACHED, ..quick() };
+    let limits = Limits { idle: REACHED, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, Router::new()).await;
     let key = server.identity.public_key();
-    let mut silent = overlay::connect(&identity(2), server.address, key, &quick()).await.unwrap();
+    let mut silent = overlay::connect(&identity(2), server.address, key, &patient()).await.unwrap();
     let mut said = Vec::new();
     // The server's settings, then the end, orderly or not.
     let _ = within_deadline(silent.stream.read_to_end(&mut said)).await;

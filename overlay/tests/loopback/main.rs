@@ -1,6 +1,7 @@
 //! The overlay over real sockets on loopback: what connects, what is refused, what ends when.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admission;
 mod common;
 mod descriptors;
 mod hostile;
@@ -8,5 +9,4 @@ mod http;
 mod listen;
 mod people;
 mod reverse;
-mod strangers;
 mod tls;

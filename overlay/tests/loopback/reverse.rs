@@ -1,6 +1,6 @@
 //! The roles reversed: who dials answers the requests.
 
-use crate::common::{bind, get, identity, within_deadline};
+use crate::common::{bind, get, identity, patient, within_deadline};
 use axum::routing::get as on_get;
 use axum::{Extension, Router};
 use bytes::Bytes;
@@ -29,11 +29,10 @@ async fn pair(preface: &[u8], policy: PeerPolicy, router: Router) -> (Worker, Re
     let task = tokio::spawn(async move {
         let tcp = TcpStream::connect(address).await.unwrap();
         let gateway = identity(1).public_key();
-        reverse_serve(tcp, &identity(2), gateway, preface, Limits::default(), router, ending).await
+        reverse_serve(tcp, &identity(2), gateway, preface, patient(), router, ending).await
     });
     let (tcp, _) = listener.accept().await.unwrap();
-    let limits = Limits::default();
-    let reversed = within_deadline(accept_reverse(tcp, &identity(1), &policy, &limits)).await;
+    let reversed = within_deadline(accept_reverse(tcp, &identity(1), &policy, &patient())).await;
     (Worker { shutdown, task }, reversed)
 }
 
@@ -82,7 +81,7 @@ async fn a_worker_that_is_not_admitted_is_told_so() {
 #[tokio::test]
 async fn a_preface_that_never_comes_is_given_up() {
     let (listener, address) = bind().await;
-    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits { handshake: Duration::from_millis(300), ..patient() };
     let mut silent = TcpStream::connect(address).await.unwrap();
     silent.write_all(&[22, 3]).await.unwrap();
     let (tcp, _) = listener.accept().await.unwrap();
@@ -95,10 +94,10 @@ async fn a_forward_client_cannot_speak_to_a_reversed_listener() {
     let (listener, address) = bind().await;
     let gateway = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        accept_reverse(tcp, &identity(1), &PeerPolicy::any(), &Limits::default()).await
+        accept_reverse(tcp, &identity(1), &PeerPolicy::any(), &patient()).await
     });
     let key = identity(1).public_key();
-    let connected = overlay::connect(&identity(2), address, key, &Limits::default()).await;
+    let connected = overlay::connect(&identity(2), address, key, &patient()).await;
     assert!(matches!(connected, Err(Error::Handshake(_))), "{connected:?}");
     assert!(matches!(within_deadline(gateway).await.unwrap(), Err(Error::Handshake(_))));
 }

@@ -1,6 +1,6 @@
 //! Handshakes: who gets in, with which key exchange, and how long a stranger may dawdle.
 
-use crate::common::{bind, identity, within_deadline};
+use crate::common::{REACHED, bind, identity, patient, within_deadline};
 use overlay::{Error, Identity, Limits, PeerPolicy, accept, connect};
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
@@ -20,9 +20,9 @@ async fn shake(
     let (listener, address) = bind().await;
     let accepted = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        accept(tcp, &server, &policy, &Limits::default()).await
+        accept(tcp, &server, &policy, &patient()).await
     });
-    let connected = connect(client, address, expected.public_key(), &Limits::default()).await;
+    let connected = connect(client, address, expected.public_key(), &patient()).await;
     (connected, within_deadline(accepted).await.unwrap())
 }
 
@@ -116,7 +116,7 @@ async fn refusal_of(groups: Vec<&'static dyn SupportedKxGroup>) -> String {
     let (listener, address) = bind().await;
     let accepted = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        accept(tcp, &identity(1), &PeerPolicy::any(), &Limits::default()).await
+        accept(tcp, &identity(1), &PeerPolicy::any(), &patient()).await
     });
     let provider = CryptoProvider { kx_groups: groups, ..aws_lc_rs::default_provider() };
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
@@ -158,7 +158,7 @@ async fn a_client_without_a_key_is_refused() {
 #[tokio::test]
 async fn a_handshake_that_never_ends_is_cut_off() {
     let (listener, address) = bind().await;
-    let limits = Limits { handshake: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits { handshake: Duration::from_millis(100), ..patient() };
     let _silent = TcpStream::connect(address).await.unwrap();
     let (tcp, _) = listener.accept().await.unwrap();
     let accepted = within_deadline(accept(tcp, &identity(1), &PeerPolicy::any(), &limits)).await;
@@ -175,7 +175,7 @@ async fn noise_instead_of_tls_is_refused() {
     let mut noise = TcpStream::connect(address).await.unwrap();
     noise.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let (tcp, _) = listener.accept().await.unwrap();
-    let accepted = accept(tcp, &identity(1), &PeerPolicy::any(), &Limits::default()).await;
+    let accepted = accept(tcp, &identity(1), &PeerPolicy::any(), &patient()).await;
     assert!(matches!(accepted, Err(Error::Handshake(_))));
 }
 
@@ -183,10 +183,10 @@ async fn noise_instead_of_tls_is_refused() {
 async fn a_silent_peer_is_noticed() {
     let (client, server) = (identity(2), identity(1));
     let (listener, address) = bind().await;
-    let limits = Limits { idle: crate::common::REACHED, ..Limits::default() };
+    let limits = Limits { idle: REACHED, ..patient() };
     let accepted = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        accept(tcp, &server, &PeerPolicy::any(), &Limits::default()).await
+        accept(tcp, &server, &PeerPolicy::any(), &patient()).await
     });
     let mut connection = connect(&client, address, identity(1).public_key(), &limits).await.unwrap();
     let _silent = accepted.await.unwrap().unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use overlay::{CancellationToken, Channel, PublicKey, Reversed};
+use overlay::{Arrival, CancellationToken, Channel, PublicKey, Reversed};
 use protocol::canonical;
 use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::Gateway;
 use super::pool::{Departure, Link};
-use super::ticket::{TicketError, check_form, check_renewal, check_route};
+use super::ticket::{Decision, TicketError, check_form, check_renewal, check_route, judge};
 use crate::worker::now;
 
 /// How often a worker is asked for its ticket and its load. A lease of 3 s survives a lost answer or two.
@@ -30,12 +30,23 @@ const RETIREMENT: Duration = Duration::from_secs(30);
 const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Judges a new connection and, if its ticket is good, keeps it in the pool until it ends.
-pub(super) async fn attend(gateway: Arc<Gateway>, reversed: Reversed, shutdown: CancellationToken) {
+pub(super) async fn attend(
+    gateway: Arc<Gateway>,
+    reversed: Reversed,
+    mut arrival: Arrival,
+    shutdown: CancellationToken,
+) {
     let worker = reversed.peer();
-    let (signed, lapses_at) = match admit(&gateway, worker, &reversed.preface).await {
+    let hold = |permit| match permit {
+        Permit::Unadmitted => arrival.wait_unadmitted(),
+        Permit::Node(node) => arrival.admit(node),
+    };
+    let (signed, lapses_at) = match admit(&gateway, worker, &reversed.preface, hold).await {
         Ok(admitted) => admitted,
         Err(error) => {
-            tracing::warn!(worker = worker.short(), %error, "worker refused");
+            if let Some(suppressed) = gateway.refusals.pass() {
+                tracing::warn!(worker = worker.short(), %error, suppressed, "worker refused");
+            }
             return gateway.metrics.ticket_refused(error.reason());
         }
     };
@@ -67,32 +78,58 @@ pub(super) async fn serve_worker(
     tracing::info!(worker = worker.short(), %service, %slot, %fence, ended, "worker disconnected");
 }
 
-/// The ticket of a worker that may serve, and when it lapses.
+/// The ticket of a worker that may serve, and when it lapses. `hold` takes the permits that it needs by the way: from
+/// its admission on the connection counts as one of the node that signed the ticket, so that no other key takes it.
 pub(super) async fn admit(
     gateway: &Gateway,
     worker: PublicKey,
     preface: &[u8],
+    mut hold: impl FnMut(Permit) -> bool,
 ) -> Result<(SignedTicket, Instant), TicketError> {
     let came_at = Instant::now();
     let signed: SignedTicket = canonical::from_bytes(preface, TICKET_BYTES_MAX)
         .map_err(|error| TicketError::Unreadable(error.to_string()))?;
     check_form(&signed, &worker, &gateway.identity.public_key())?;
+    let node = Permit::Node(signed.ticket.node.0);
     let mut tables = gateway.table.subscribe();
     // A worker may be faster than the table; it waits for it no longer than any ticket is good.
     let early_until = came_at + Duration::from_millis(LEASE_MS);
+    let mut held = None;
     loop {
         let table = tables.borrow_and_update().clone();
-        match check_route(&signed.ticket, &table) {
-            Ok(()) => break,
-            Err(error) if !error.may_be_early() => return Err(error),
-            Err(error) => match tokio::time::timeout_at(early_until, tables.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return Err(error),
-            },
+        let decision = judge(&signed.ticket, &table);
+        let needed = match &decision {
+            Decision::Refuse(error) => return Err(error.clone()),
+            Decision::AwaitNode(_) => Permit::Unadmitted,
+            Decision::AwaitTable(_) | Decision::Admit => node,
+        };
+        if held < Some(needed) {
+            if !hold(needed) {
+                return Err(TicketError::TooManyConnections);
+            }
+            held = Some(needed);
+        }
+        match decision {
+            Decision::Admit | Decision::Refuse(_) => break,
+            Decision::AwaitTable(error) | Decision::AwaitNode(error) => {
+                match tokio::time::timeout_at(early_until, tables.changed()).await {
+                    Ok(Ok(())) => {}
+                    _ => return Err(error),
+                }
+            }
         }
     }
     let lapses_at = gateway.lifetimes.admit(&signed.ticket, came_at, now())?;
     Ok((signed, lapses_at))
+}
+
+/// The permit that a connection holds after its handshake's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Permit {
+    /// One of the few of nodes that the table does not name.
+    Unadmitted,
+    /// One of this node's, which the table names.
+    Node(PublicKey),
 }
 
 /// Returns why the worker is to be left.

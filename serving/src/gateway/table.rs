@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
-use protocol::{Digest, ModelName, ServiceName, SlotIndex};
+use protocol::{Digest, ModelName, NodeId, ServiceName, SlotIndex};
 use subtle::ConstantTimeEq;
 
 /// Most API keys: each is compared with every key that clients show.
@@ -15,6 +15,7 @@ pub(super) struct Table {
     version: u64,
     services: BTreeMap<ServiceName, RoutedService>,
     routes: BTreeMap<(ServiceName, SlotIndex), Route>,
+    nodes: BTreeSet<NodeId>,
     api_keys: Vec<ApiKey>,
 }
 
@@ -28,7 +29,7 @@ impl Table {
             return Err(format!("{} api keys, at most {API_KEYS_MAX}", pushed.api_keys.len()));
         }
         let mut services = BTreeMap::new();
-        let mut routes = BTreeMap::new();
+        let mut routes: BTreeMap<_, Route> = BTreeMap::new();
         for service in pushed.services {
             let name = service.service.clone();
             for route in &service.routes {
@@ -40,7 +41,8 @@ impl Table {
                 return Err(format!("service `{name}` stands twice"));
             }
         }
-        Ok(Self { version: pushed.version, services, routes, api_keys: pushed.api_keys })
+        let nodes = routes.values().map(|route| route.node).collect();
+        Ok(Self { version: pushed.version, services, routes, nodes, api_keys: pushed.api_keys })
     }
 
     /// Rises with every change.
@@ -51,6 +53,11 @@ impl Table {
     /// Who holds a slot.
     pub(super) fn route(&self, service: &ServiceName, slot: SlotIndex) -> Option<&Route> {
         self.routes.get(&(service.clone(), slot))
+    }
+
+    /// Whether a node holds any slot.
+    pub(super) fn names_node(&self, node: &NodeId) -> bool {
+        self.nodes.contains(node)
     }
 
     /// The services that a client means by `model`: the one of that name, or all that serve that model.

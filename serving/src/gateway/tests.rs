@@ -153,7 +153,8 @@ impl Simulation {
         tokio::spawn(worker.clone().serve(theirs));
         let channel = Channel::over(worker.key(), ours, worker_limits()).await.expect("HTTP/2 in memory");
         let preface = canonical::to_bytes(&self.ticket(&worker.identity, slot));
-        let (signed, lapses_at) = admit(&self.gateway, worker.key(), &preface).await.expect("admitted");
+        let (signed, lapses_at) =
+            admit(&self.gateway, worker.key(), &preface, |_| true).await.expect("admitted");
         let gateway = self.gateway.clone();
         tokio::spawn(async move {
             serve_worker(&gateway, channel, signed, lapses_at, CancellationToken::new()).await;

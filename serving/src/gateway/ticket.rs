@@ -43,6 +43,9 @@ pub enum TicketError {
     /// A renewal that changes what the ticket is about.
     #[error("renewal names another slot or node")]
     Altered,
+    /// The gateway has no permit for another connection of this node or address.
+    #[error("too many connections of this node or address")]
+    TooManyConnections,
 }
 
 impl TicketError {
@@ -59,11 +62,12 @@ impl TicketError {
             Self::Fence { .. } => "fence",
             Self::ForeignNode => "foreign_node",
             Self::Altered => "altered",
+            Self::TooManyConnections => "too_many_connections",
         }
     }
 
     /// Whether a newer table could make the ticket good: the worker may be faster than the table.
-    pub(super) fn may_be_early(&self) -> bool {
+    fn may_be_early(&self) -> bool {
         matches!(self, Self::UnknownSlot | Self::ForeignNode)
             || matches!(self, Self::Fence { ticket, table } if ticket > table)
     }
@@ -105,6 +109,30 @@ pub(super) fn check_route(ticket: &Ticket, table: &Table) -> Result<(), TicketEr
         return Err(TicketError::ForeignNode);
     }
     Ok(())
+}
+
+/// The outcome for a ticket whose form has been checked, under one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Its worker may serve.
+    Admit,
+    /// A newer table may make it good; the table names its node, so the connection counts as one of the node's.
+    AwaitTable(TicketError),
+    /// A newer table may make it good, and may name its node: the worker of a node's first slot may come before
+    /// the table does. Any key can sign such a ticket, so few of them may wait.
+    AwaitNode(TicketError),
+    /// No table makes it good.
+    Refuse(TicketError),
+}
+
+/// Judges a ticket by the table in force.
+pub(super) fn judge(ticket: &Ticket, table: &Table) -> Decision {
+    match check_route(ticket, table) {
+        Ok(()) => Decision::Admit,
+        Err(error) if !error.may_be_early() => Decision::Refuse(error),
+        Err(error) if table.names_node(&ticket.node) => Decision::AwaitTable(error),
+        Err(error) => Decision::AwaitNode(error),
+    }
 }
 
 /// A renewal may change fence and expiry, nothing else.
@@ -226,12 +254,25 @@ mod tests {
     }
 
     #[test]
-    fn only_a_ticket_ahead_of_the_table_may_be_early() {
-        let fence = |ticket, table| TicketError::Fence { ticket: Fence(ticket), table: Fence(table) };
-        assert!(fence(6, 5).may_be_early());
-        assert!(!fence(4, 5).may_be_early());
-        assert!(TicketError::UnknownSlot.may_be_early());
-        assert!(!TicketError::Signature.may_be_early());
-        assert!(!TicketError::Expired(3).may_be_early());
+    fn only_a_ticket_ahead_of_the_table_may_wait_and_only_of_a_node_in_it_as_that_nodes() {
+        use Decision::{Admit, AwaitNode, AwaitTable, Refuse};
+        let scene = scene();
+        let table = table(&scene);
+        let decision = |alter: &dyn Fn(&mut Ticket)| {
+            let mut ticket = ticket(&scene);
+            alter(&mut ticket);
+            judge(&ticket, &table)
+        };
+        let fence = |ticket| TicketError::Fence { ticket: Fence(ticket), table: Fence(5) };
+        let stranger = NodeId(Identity::from_seed(&[9; 32]).public_key());
+        assert_eq!(decision(&|_| {}), Admit);
+        assert_eq!(decision(&|ticket| ticket.fence = Fence(4)), Refuse(fence(4)));
+        assert_eq!(decision(&|ticket| ticket.fence = Fence(6)), AwaitTable(fence(6)));
+        assert_eq!(decision(&|ticket| ticket.slot = SlotIndex(0)), AwaitTable(TicketError::UnknownSlot));
+        assert_eq!(decision(&|ticket| ticket.node = stranger), AwaitNode(TicketError::ForeignNode));
+        let unknown_slot = |ticket: &mut Ticket| (ticket.node, ticket.slot) = (stranger, SlotIndex(0));
+        assert_eq!(decision(&unknown_slot), AwaitNode(TicketError::UnknownSlot));
+        // A gateway that has just started knows nothing.
+        assert_eq!(judge(&ticket(&scene), &Table::default()), AwaitNode(TicketError::UnknownSlot));
     }
 }

@@ -1,6 +1,7 @@
 //! The gateway and its workers as clients meet them: OpenAI's shapes, keys, quotas, limits, tickets, and
 //! workers that die. Real connections in one process; the engines are simulated.
 
+mod admission;
 mod cluster;
 #[path = "../engine/models.rs"]
 #[allow(dead_code, unreachable_pub)]

@@ -1,7 +1,7 @@
 //! What people are told when the log cannot take what they ask, and that nothing is done twice.
 
 use super::circle::{self, TOKEN};
-use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, peers, strangers};
+use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, peers, unadmitted};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use consensus::simulation::SimulatedGroup;
@@ -38,7 +38,7 @@ impl Simulated {
                 leadership: Mutex::new(None),
                 logs: Mutex::new(logs::Logs::default()),
                 key_exchanges: Arc::default(),
-                strangers: strangers::Strangers::default(),
+                unadmitted: unadmitted::UnadmittedPeers::default(),
                 desk: commands::Desk::default(),
                 metrics: metrics::ServerMetrics::new(),
             })

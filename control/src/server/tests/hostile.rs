@@ -4,7 +4,7 @@
 
 use super::circle::{admission, genesis, other, replica};
 use super::{PATIENCE, in_time};
-use crate::server::{ServerConfig, create_replica, make_room_for_connections, run};
+use crate::server::{ServerConfig, create_replica, run};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use overlay::{Body, CancellationToken, Client, Identity, Limits};
@@ -30,7 +30,6 @@ pub(super) struct Plane {
 
 impl Plane {
     pub(super) async fn start() -> Self {
-        make_room_for_connections();
         let mut listeners = Vec::new();
         for _ in 0..3 {
             listeners.push((bind().await, bind().await));
@@ -165,15 +164,20 @@ async fn enrol(client: &Client, name: &str, identity: &Identity) -> StatusCode {
     in_time(client.request(request)).await.unwrap().status()
 }
 
+/// A connection from one of this machine's addresses.
+async fn dial_from(address: &str, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+    in_time(socket.connect(to)).await.unwrap()
+}
+
 /// Connections from another address that never say a word: more than there are places and turns for them.
 async fn silent(plane: &Plane) -> Vec<TcpStream> {
     let most = Limits::default().handshakes_max + 100;
     let mut streams = Vec::new();
     for (address, _) in &plane.addresses {
         for _ in 0..most {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
-            streams.push(socket.connect(*address).await.unwrap());
+            streams.push(dial_from("127.0.0.9", *address).await);
         }
     }
     streams
@@ -194,7 +198,7 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
     let endless = Request::post("/agent/v1/enrol").body(endless).unwrap();
     let endless = tokio::spawn(async move { patient.send(endless).await.map(|answer| answer.status()) });
     // Established ones, of as many keys as there are places for strangers and more. Each asks to be admitted.
-    let count = Limits::default().strangers_max as u16 + 30;
+    let count = Limits::default().unadmitted_max as u16 + 30;
     let (mut strangers, mut refused) = (Vec::new(), 0);
     for number in 1..=count {
         let identity = other(number);
@@ -229,6 +233,37 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
     let (late, identity) = (plane.client(1, other(9_999)), other(9_999));
     in_time(async { while enrol(&late, "late", &identity).await != StatusCode::OK {} }).await;
     drop((hanging, strangers));
+    plane.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_keep_no_client_from_the_api() {
+    let mut plane = Plane::start().await;
+    plane.until_ready(0).await;
+    let (_, api) = plane.addresses[0];
+    let is_held = |stream: &TcpStream| {
+        let read = stream.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let most = Limits::default().connections_max;
+    let hanging = in_time(async {
+        loop {
+            let mut hanging = Vec::new();
+            for _ in 0..most + 76 {
+                hanging.push(dial_from("127.0.0.9", api).await);
+            }
+            for _ in 0..50 {
+                assert_eq!(plane.page(0, "/readyz").await.0, StatusCode::OK);
+            }
+            // All but the few that yielded are held: the attack was under way. Otherwise this took longer than a
+            // connection may be silent, and is done again.
+            if hanging.iter().filter(|stream| is_held(stream)).count() > most / 2 {
+                return hanging;
+            }
+        }
+    })
+    .await;
+    drop(hanging);
     plane.end().await;
 }
 

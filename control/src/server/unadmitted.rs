@@ -1,5 +1,5 @@
-//! What a key may ask that no certificate admits: to be admitted, and that not too often. Everybody else is
-//! told no before a byte of a body is read.
+//! Requests of unadmitted peers, keys that no certificate admits: they may ask to be admitted, and not too often.
+//! Any other request of theirs is refused before a byte of its body is read.
 
 use super::Server;
 use super::agents::{self, ENROL, SYNC};
@@ -8,14 +8,13 @@ use super::problem::Failure;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use overlay::{Peer, PeerAddress, PublicKey};
+use overlay::{Peer, PeerAddress, PublicKey, SourcePrefix};
 use protocol::{Millis, NodeId, error_code};
 use scheduler::limits::{PENDING_NODES_MAX, PENDING_SILENT_MS};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Requests of strangers. A node that waits for admission asks once in two seconds: a site of a hundred such
+/// Requests of one source. A node that waits for admission asks once in two seconds: a site of a hundred such
 /// nodes is let through.
 const ASKS_EACH: Rate = Rate { burst: 200, every_ms: 10 };
 /// An answer may carry a genesis of a megabyte or two, so that it costs about as much as a node's sync.
@@ -32,16 +31,16 @@ const _: () = assert!(
     "no single address keeps the list of waiting nodes full of its own"
 );
 
-/// What strangers have asked for lately.
+/// What unadmitted peers have asked for lately.
 #[derive(Debug)]
-pub(super) struct Strangers {
-    /// Allowances refill by this clock: one that people set could go back, and shut strangers out.
+pub(super) struct UnadmittedPeers {
+    /// Allowances refill by this clock: one that people set could go back, and shut them out.
     began: Instant,
-    asks: Mutex<Allowance<IpAddr>>,
-    notes: Mutex<Allowance<IpAddr>>,
+    asks: Mutex<Allowance<SourcePrefix>>,
+    notes: Mutex<Allowance<SourcePrefix>>,
 }
 
-impl Default for Strangers {
+impl Default for UnadmittedPeers {
     fn default() -> Self {
         let asks = Mutex::new(Allowance::new(ASKS_EACH, ASKS_ALL, ADDRESSES_MAX));
         let notes = Mutex::new(Allowance::new(NOTES_EACH, NOTES_ALL, ADDRESSES_MAX));
@@ -49,7 +48,7 @@ impl Default for Strangers {
     }
 }
 
-impl Strangers {
+impl UnadmittedPeers {
     /// Takes one of what may be asked.
     fn ask(&self, address: PeerAddress) -> Result<(), Failure> {
         self.take(&self.asks, address)
@@ -60,10 +59,10 @@ impl Strangers {
         self.take(&self.notes, address)
     }
 
-    fn take(&self, allowance: &Mutex<Allowance<IpAddr>>, address: PeerAddress) -> Result<(), Failure> {
+    fn take(&self, allowance: &Mutex<Allowance<SourcePrefix>>, address: PeerAddress) -> Result<(), Failure> {
         let now = Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
         let mut allowance = allowance.lock().expect("no holder of this lock panics");
-        allowance.take(&address.site(), now).map_err(|wait_ms| {
+        allowance.take(&address.source_prefix(), now).map_err(|wait_ms| {
             let message = "too many requests of nodes that are not admitted";
             let failure = Failure::new(error_code::LIMIT_REACHED, message);
             failure.remedy(format!("ask again in {} s", wait_ms.div_ceil(1000)))
@@ -83,7 +82,7 @@ pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, ne
         return next.run(request).await;
     }
     match request.uri().path() {
-        ENROL => match server.strangers.ask(address) {
+        ENROL => match server.unadmitted.ask(address) {
             Ok(()) => next.run(request).await,
             Err(failure) => failure.into_response(),
         },
@@ -104,7 +103,7 @@ impl Server {
         self.cluster(|cluster| cluster.node(&node).is_some())
     }
 
-    /// Whether the listener keeps a place for the key. A replica that has just started knows the first nodes
+    /// Whether the listener keeps a permit for the key. A replica that has just started knows the first nodes
     /// from genesis, and the others in a moment.
     pub(super) fn knows(&self, key: &PublicKey) -> bool {
         let first = self.genesis.genesis.nodes.iter().any(|node| node.id.0 == *key);

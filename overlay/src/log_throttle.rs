@@ -1,0 +1,58 @@
+//! A bounded number of log lines about what strangers may cause at will.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// One line in ten seconds tells that a flood goes on, and fills no disk.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Lets one line of its kind pass in an interval, and counts the others.
+#[derive(Debug, Default)]
+pub struct LogThrottle(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    passed_at: Option<Instant>,
+    suppressed: u64,
+}
+
+impl LogThrottle {
+    /// Whether a line may be written now: how many were suppressed since the last one.
+    pub fn pass(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now())
+    }
+}
+
+impl State {
+    fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.passed_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
+            self.suppressed += 1;
+            return None;
+        }
+        self.passed_at = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_one_line_in_an_interval_and_all_are_counted() {
+        let (mut state, began) = (State::default(), Instant::now());
+        let mut lines = Vec::new();
+        // 13,166 in 14 s, as a flood of connections once caused.
+        for number in 0..13_166_u64 {
+            let now = began + Duration::from_millis(number * 14_000 / 13_166);
+            lines.extend(state.pass(now).map(|suppressed| (number, suppressed)));
+        }
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0], (0, 0), "the first is said at once");
+        let (second, suppressed) = lines[1];
+        assert_eq!(suppressed, second - 1);
+        let later = began + Duration::from_secs(60);
+        assert_eq!(state.pass(later), Some(13_166 - 2 - suppressed));
+    }
+}
