@@ -107,7 +107,8 @@ pub async fn accept_reverse(
 ///
 /// A connection arrives with the permit of its handshake alone, of which there are few: `handle` judges the
 /// preface and at once takes another one by [`Arrival::admit`] or [`Arrival::wait_unadmitted`], or returns. It
-/// keeps the [`Arrival`] as long as the connection, and is dropped when the permit becomes another's.
+/// keeps the [`Arrival`] as long as the connection, and is dropped when the permit becomes another's. A channel that
+/// it opened stays open as long as a clone of it: dropping `handle` must drop them all.
 ///
 /// # Errors
 /// [`Error::Listener`] when the listener itself is unusable.

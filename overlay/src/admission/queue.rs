@@ -7,7 +7,8 @@
 //! room. A newcomer for which no other source must yield replaces a connection of its own source that has no
 //! request under way, or waits, or is rejected.
 //!
-//! Caveat: with more sources than permits the equal share is nothing, and idle connections change hands.
+//! Caveats: with more sources than permits the equal share is nothing, and idle connections change hands. A queue
+//! in which connections wait is for busy ones, as handshakes are: silent ones would replace each other instead.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

@@ -69,13 +69,28 @@ pub(super) async fn serve_worker(
     let Ticket { service, slot, fence, .. } = &signed.ticket;
     tracing::info!(worker = worker.short(), %service, %slot, %fence, "worker connected");
     let link = gateway.pool.add(channel, signed.ticket.clone());
-    let departure = tokio::select! {
-        departure = keep(gateway, &link, lapses_at) => departure,
+    let mut pooled = Pooled { gateway, link, departure: Departure::Evicted };
+    pooled.departure = tokio::select! {
+        departure = keep(gateway, &pooled.link, lapses_at) => departure,
         () = shutdown.cancelled() => Departure::Shutdown,
     };
-    gateway.pool.remove(&link, departure);
-    let ended = departure.as_str();
+    let ended = pooled.departure.as_str();
+    drop(pooled);
     tracing::info!(worker = worker.short(), %service, %slot, %fence, ended, "worker disconnected");
+}
+
+/// A worker in the pool, taken out when its connection's task ends, or is dropped because another connection takes
+/// its permit.
+struct Pooled<'a> {
+    gateway: &'a Gateway,
+    link: Arc<Link>,
+    departure: Departure,
+}
+
+impl Drop for Pooled<'_> {
+    fn drop(&mut self) {
+        self.gateway.pool.remove(&self.link, self.departure);
+    }
 }
 
 /// The ticket of a worker that may serve, and when it lapses. `hold` takes the permits that it needs by the way: from

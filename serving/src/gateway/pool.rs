@@ -41,6 +41,8 @@ pub(super) enum Departure {
     SlotEnded,
     /// The gateway ends.
     Shutdown,
+    /// Its permit is another connection's.
+    Evicted,
 }
 
 impl Departure {
@@ -51,12 +53,13 @@ impl Departure {
             Self::Lapsed => "ticket lapsed",
             Self::SlotEnded => "slot ended",
             Self::Shutdown => "shutdown",
+            Self::Evicted => "evicted",
         }
     }
 
     /// Whether no request of the worker can have to do with it.
     fn is_orderly(self) -> bool {
-        matches!(self, Self::SlotEnded | Self::Shutdown)
+        matches!(self, Self::SlotEnded | Self::Shutdown | Self::Evicted)
     }
 }
 

@@ -144,14 +144,17 @@ proptest! {
             match step {
                 Step::Arrive(source, busy) => {
                     let before = held(&queue);
-                    let activity = if busy { Activity::Busy } else { Activity::Silent };
-                    let activities: BTreeMap<u64, (u8, Activity)> =
-                        queue.members.iter().map(|(n, member)| (*n, (member.source, member.activity))).collect();
+                    // Connections wait only where all are busy, as handshakes are.
+                    let is_busy = busy || waiting_max > 0;
+                    let activity = if is_busy { Activity::Busy } else { Activity::Silent };
+                    let sources: BTreeMap<u64, u8> =
+                        queue.members.iter().map(|(n, member)| (*n, member.source)).collect();
                     let (number, decisions) = queue.arrive(source, activity);
-                    let share = permits / (before.len() + usize::from(!before.contains_key(&source)));
+                    // Connections of sources that waited may be admitted too.
+                    let share = permits / (before.len() + 1);
                     for decision in &decisions {
                         let Evict(victim) = decision else { continue };
-                        let (of, _) = activities[victim];
+                        let of = sources[victim];
                         prop_assert!(of == source || before[&of] > share, "{of} was within its share");
                     }
                     if decisions == [Reject(number)] && !before.contains_key(&source) {
@@ -165,7 +168,7 @@ proptest! {
                     }
                 }
                 Step::Begin(which) => {
-                    if let Some(number) = pick(which) {
+                    if let Some(number) = pick(which).filter(|_| waiting_max == 0) {
                         queue.begin(number);
                         *requests.entry(number).or_default() += 1;
                     }
