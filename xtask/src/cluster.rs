@@ -178,14 +178,18 @@ fn value_of(file: &str, name: &str) -> Result<String, String> {
     after.map(str::to_string).ok_or_else(|| format!("{file} has no `{name}`"))
 }
 
+fn stop(up: Child) -> Result<(), String> {
+    stop_in(up, &directory())
+}
+
 /// Ctrl-C, and a look that nothing stayed behind.
-fn stop(mut up: Child) -> Result<(), String> {
+pub(crate) fn stop_in(mut up: Child, directory: &Path) -> Result<(), String> {
     run(&mut command("kill", &["-INT", &up.id().to_string()]))?;
     let status = wait(&mut up, END_LIMIT)?;
     if !status.success() {
         return Err(format!("the demonstration ended with {status} after Ctrl-C"));
     }
-    nothing_is_left(&directory())
+    nothing_is_left(directory)
 }
 
 /// No process names the cluster's directory or stands in a control group of its circle.

@@ -1,5 +1,6 @@
 //! Developer commands. Dependency-free, so that `cargo xtask` speaks within seconds of a fresh clone.
 
+mod attack;
 mod bench;
 mod cluster;
 mod compile;
@@ -25,6 +26,8 @@ Developer commands of Quorate.
                           run the tests ROUNDS times on a machine that is kept busy
   cargo xtask kills [ROUNDS] [SEED]
                           tell the demonstration's story while its processes are killed
+  cargo xtask attack listeners
+                          fill every listener of a cluster from one address while a client from another is served
   cargo xtask tidy        check the rules of the codebase (also part of `test`)
   cargo xtask bench NAME [--quick] [--check]
                           measure one area beside its peers; `--list` names them
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         "up" => demo::up(&rest),
         "test" => test::run(&rest),
         "kills" => kills::run(&rest),
+        "attack" => attack::run(&rest),
         "tidy" => tidy::run(),
         // What `test --stress` starts to keep a core busy.
         "burn" => {

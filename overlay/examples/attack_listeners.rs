@@ -1,0 +1,379 @@
+//! The client of `cargo xtask attack listeners`: holds as many connections of one address as it can on every
+//! listener of a cluster, and asks as a good client from another address meanwhile.
+//!
+//! `attack_listeners KEY_FILE GATEWAY_KEY control=ADDRESS... public=ADDRESS workers=ADDRESS pid=NAME:PID...`
+//!
+//! The attack is kept up: a connection that the listener ends is opened again at once. Exits 1 when one request of
+//! the good client fails, or when the attack was not really under way.
+
+use overlay::{CancellationToken, Identity, Limits, PublicKey, open_files, reverse_serve};
+use protocol::limits::LEASE_MS;
+use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
+use protocol::{Fence, Millis, NodeId, SlotIndex, canonical};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+const GOOD: &str = "127.0.0.1";
+const ATTACKER: &str = "127.0.0.2";
+/// Connections that say nothing, on the API of each replica: more than its 1,024.
+const SILENT_CONTROL: usize = 1_100;
+/// The same on the public API of the gateway: more than its 4,096.
+const SILENT_PUBLIC: usize = 4_200;
+/// Connections that say nothing to the gateway's listener for workers.
+const SILENT_WORKERS: usize = 1_100;
+/// Peers with a key and a ticket of their own making, on the same listener.
+const STRANGERS: usize = 100;
+/// Requests whose body stops short of its end.
+const UNFINISHED: usize = 100;
+/// The announced length of such a body, and how much of it comes.
+const BODY_BYTES: usize = 8_300_000;
+const SENT_BYTES: usize = 8_000_000;
+/// How often the good client asks each listener.
+const ROUNDS: usize = 1_000;
+/// How long the good client waits for one answer: no verdict, only an end.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an attacker waits before it comes again: it shall not take the machine's processors.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// A listener, and how it is asked.
+#[derive(Clone)]
+struct Target {
+    name: String,
+    address: SocketAddr,
+    request: Arc<Vec<u8>>,
+}
+
+/// One kind of attack, as it goes.
+#[derive(Default)]
+struct Attack {
+    held: AtomicUsize,
+    opened: AtomicUsize,
+}
+
+/// Counts a connection as held while it lives.
+struct Held(Arc<Attack>);
+
+impl Held {
+    fn new(attack: &Arc<Attack>) -> Self {
+        attack.held.fetch_add(1, Ordering::Relaxed);
+        attack.opened.fetch_add(1, Ordering::Relaxed);
+        Self(attack.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Arguments {
+    key: String,
+    gateway: Option<PublicKey>,
+    controls: Vec<SocketAddr>,
+    public: Option<SocketAddr>,
+    workers: Option<SocketAddr>,
+    pids: Vec<(String, u32)>,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut words = std::env::args().skip(1);
+    let mut found = Arguments::default();
+    let key_file = words.next().ok_or("name the file of the API key")?;
+    found.key = std::fs::read_to_string(&key_file).map_err(|error| format!("{key_file}: {error}"))?;
+    let gateway = words.next().ok_or("give the gateway's key")?;
+    found.gateway = Some(gateway.parse().map_err(|_| format!("`{gateway}` is no key"))?);
+    for word in words {
+        let (name, value) = word.split_once('=').ok_or(format!("`{word}` is not NAME=VALUE"))?;
+        let address = || value.parse().map_err(|_| format!("`{value}` is no address"));
+        match name {
+            "control" => found.controls.push(address()?),
+            "public" => found.public = Some(address()?),
+            "workers" => found.workers = Some(address()?),
+            "pid" => {
+                let (name, pid) = value.split_once(':').ok_or(format!("`{value}` is not NAME:PID"))?;
+                found.pids.push((name.into(), pid.parse().map_err(|_| format!("`{pid}` is no number"))?));
+            }
+            _ => return Err(format!("`{name}` is not known")),
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), String> {
+    let arguments = arguments()?;
+    let public = arguments.public.ok_or("give public=ADDRESS")?;
+    let workers = arguments.workers.ok_or("give workers=ADDRESS")?;
+    let gateway = arguments.gateway.ok_or("give the gateway's key")?;
+    let wanted =
+        SILENT_CONTROL * arguments.controls.len() + SILENT_PUBLIC + SILENT_WORKERS + STRANGERS + UNFINISHED;
+    let [own] = open_files::fit(256, [Limits { connections_max: wanted, ..Limits::default() }]);
+    // A share of what was planned where this process may not open as many files.
+    let share = |count: usize| count * own.connections_max / wanted;
+
+    let targets = targets(&arguments, public);
+    println!("before: {}", memory(&arguments.pids));
+    let calm = ask_all(&targets, ROUNDS).await;
+    report("without attack", &calm);
+
+    let over = Arc::new(AtomicBool::new(false));
+    let mut attacks = Vec::new();
+    let mut begin = |name: String, count: usize| {
+        let attack = Arc::new(Attack::default());
+        attacks.push((name, count, attack.clone()));
+        attack
+    };
+    for (number, address) in arguments.controls.iter().enumerate() {
+        let attack = begin(format!("silent on control {}", number + 1), share(SILENT_CONTROL));
+        silence(&attack, &over, *address, share(SILENT_CONTROL));
+    }
+    let attack = begin("silent on the public API".into(), share(SILENT_PUBLIC));
+    silence(&attack, &over, public, share(SILENT_PUBLIC));
+    let attack = begin("silent on the workers' listener".into(), share(SILENT_WORKERS));
+    silence(&attack, &over, workers, share(SILENT_WORKERS));
+    let attack = begin("stranger keys on the workers' listener".into(), share(STRANGERS));
+    strangers(&attack, &over, workers, gateway, share(STRANGERS));
+    let attack = begin("unfinished bodies".into(), share(UNFINISHED));
+    unfinished_bodies(&attack, &over, public, arguments.key.trim(), share(UNFINISHED));
+
+    wait_until_under_way(&attacks).await?;
+    let attacked = ask_all(&targets, ROUNDS).await;
+    println!("during: {}", memory(&arguments.pids));
+    let state = |(name, count, attack): &(String, usize, Arc<Attack>)| {
+        let (held, opened) = (attack.held.load(Ordering::Relaxed), attack.opened.load(Ordering::Relaxed));
+        println!("attack: {name}: {held} of {count} held, {opened} opened in all");
+    };
+    attacks.iter().for_each(state);
+    report("under attack", &attacked);
+    over.store(true, Ordering::Relaxed);
+    let after = ask_all(&targets, ROUNDS / 10).await;
+    report("afterwards", &after);
+    println!("after: {}", memory(&arguments.pids));
+
+    let failed: usize =
+        [calm, attacked, after].iter().flatten().map(|(_, answers)| answers.failures.len()).sum();
+    if failed > 0 { Err(format!("{failed} requests of the good client failed")) } else { Ok(()) }
+}
+
+fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<Target> {
+    let get =
+        |path: &str| format!("GET {path} HTTP/1.1\r\nhost: q\r\nconnection: close\r\n\r\n").into_bytes();
+    let mut targets: Vec<Target> = arguments
+        .controls
+        .iter()
+        .enumerate()
+        .map(|(number, address)| Target {
+            name: format!("control {}", number + 1),
+            address: *address,
+            request: Arc::new(get("/readyz")),
+        })
+        .collect();
+    let body = r#"{"model": "tiny", "prompt": "Once upon a time", "max_tokens": 1}"#;
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: q\r\nconnection: close\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        arguments.key.trim(),
+        body.len()
+    );
+    targets.push(Target { name: "public".into(), address: public, request: Arc::new(request.into_bytes()) });
+    targets
+}
+
+/// What the good client met at one listener.
+#[derive(Default)]
+struct Answers {
+    latencies: Vec<Duration>,
+    failures: Vec<String>,
+}
+
+/// Asks every listener so often, each time on a connection of its own.
+async fn ask_all(targets: &[Target], rounds: usize) -> Vec<(String, Answers)> {
+    let ask_one = |target: Target| async move {
+        let mut answers = Answers::default();
+        for _ in 0..rounds {
+            let began = Instant::now();
+            let answer = tokio::time::timeout(PATIENCE, ask(&target)).await;
+            match answer.unwrap_or_else(|_| Err("no answer".into())) {
+                Ok(()) => answers.latencies.push(began.elapsed()),
+                Err(failure) => answers.failures.push(failure),
+            }
+        }
+        (target.name, answers)
+    };
+    let tasks: Vec<_> = targets.iter().map(|target| tokio::spawn(ask_one(target.clone()))).collect();
+    let mut all = Vec::new();
+    for task in tasks {
+        all.push(task.await.expect("the good client does not panic"));
+    }
+    all
+}
+
+async fn ask(target: &Target) -> Result<(), String> {
+    let mut stream = dial(GOOD, target.address).await.map_err(|error| format!("connect: {error}"))?;
+    let mut answer = Vec::new();
+    stream.write_all(&target.request).await.map_err(|error| format!("send: {error}"))?;
+    stream.read_to_end(&mut answer).await.map_err(|error| format!("read: {error}"))?;
+    if answer.starts_with(b"HTTP/1.1 200") {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&answer).lines().next().unwrap_or("nothing").to_owned())
+}
+
+async fn dial(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from.parse().expect("a literal address"), 0))?;
+    socket.connect(to).await
+}
+
+/// Keeps up an attack: `count` tasks, each with one connection at a time, again as soon as it ends.
+fn keep_up<F>(over: &Arc<AtomicBool>, count: usize, one: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tasks: Vec<_> = (0..count).map(|_| tokio::spawn(one())).collect();
+    let over = over.clone();
+    tokio::spawn(async move {
+        while !over.load(Ordering::Relaxed) {
+            tokio::time::sleep(AGAIN).await;
+        }
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+fn silence(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, count: usize) {
+    keep_up(over, count, || {
+        let attack = attack.clone();
+        async move {
+            loop {
+                if let Ok(mut stream) = dial(ATTACKER, to).await {
+                    let _held = Held::new(&attack);
+                    // Until the listener ends it.
+                    let _ = stream.read(&mut [0; 64]).await;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    });
+}
+
+fn strangers(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, gateway: PublicKey, count: usize) {
+    keep_up(over, count, || {
+        let attack = attack.clone();
+        async move {
+            loop {
+                if let (Ok(tcp), Ok(worker)) = (dial(ATTACKER, to).await, Identity::generate()) {
+                    let _held = Held::new(&attack);
+                    let preface = canonical::to_bytes(&ticket(&worker, gateway)).into();
+                    let (limits, never) = (Limits::default(), CancellationToken::new());
+                    let router = axum::Router::new();
+                    // However it ends.
+                    let _ = reverse_serve(tcp, &worker, gateway, preface, limits, router, never).await;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    });
+}
+
+/// A ticket in good form, signed by a node that no circle admits: the worker itself.
+fn ticket(worker: &Identity, gateway: PublicKey) -> SignedTicket {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let expires_at = Millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)).plus(LEASE_MS);
+    let ticket = Ticket {
+        service: "tiny".parse().expect("a name"),
+        slot: SlotIndex(0),
+        fence: Fence(1_000_000),
+        node: NodeId(worker.public_key()),
+        worker: worker.public_key(),
+        gateway,
+        expires_at,
+        lease_until_boottime_ms: expires_at.0,
+    };
+    let signature = worker.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
+    SignedTicket { ticket, signature }
+}
+
+fn unfinished_bodies(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, key: &str, count: usize) {
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: q\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {BODY_BYTES}\r\n\r\n"
+    );
+    let bytes = Arc::new([head.into_bytes(), vec![b' '; SENT_BYTES]].concat());
+    keep_up(over, count, || {
+        let (attack, bytes) = (attack.clone(), bytes.clone());
+        async move {
+            loop {
+                if let Ok(mut stream) = dial(ATTACKER, to).await {
+                    let _held = Held::new(&attack);
+                    // Refused or not, it reads until the listener ends it.
+                    let _ = stream.write_all(&bytes).await;
+                    let mut answer = Vec::new();
+                    let _ = stream.read_to_end(&mut answer).await;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    });
+}
+
+/// Waits until every attack has opened all its connections once: each listener is as full as it can be.
+async fn wait_until_under_way(attacks: &[(String, usize, Arc<Attack>)]) -> Result<(), String> {
+    let began = Instant::now();
+    while let Some((name, count, attack)) =
+        attacks.iter().find(|(_, count, attack)| attack.opened.load(Ordering::Relaxed) < *count)
+    {
+        if began.elapsed() > PATIENCE {
+            let opened = attack.opened.load(Ordering::Relaxed);
+            return Err(format!("the attack is not under way: {name}: {opened} of {count}"));
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    Ok(())
+}
+
+fn report(when: &str, all: &[(String, Answers)]) {
+    for (name, answers) in all {
+        let mut latencies = answers.latencies.clone();
+        latencies.sort();
+        let at = |share: f64| {
+            let place = (latencies.len().saturating_sub(1) as f64 * share) as usize;
+            latencies.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
+        };
+        let asked = latencies.len() + answers.failures.len();
+        let (failed, half, most, last) = (answers.failures.len(), at(0.5), at(0.99), at(1.0));
+        println!(
+            "{when}: {name}: {failed} of {asked} failed, p50 {half:.1} ms, p99 {most:.1} ms, max {last:.1} ms"
+        );
+        for failure in answers.failures.iter().take(3) {
+            println!("  {failure}");
+        }
+    }
+}
+
+/// Resident memory of the daemons.
+fn memory(pids: &[(String, u32)]) -> String {
+    let of = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB").to_owned();
+        line.trim().trim_end_matches(" kB").parse().map_or(0, |kilobytes: u64| kilobytes / 1024)
+    };
+    let texts = pids.iter().map(|(name, pid)| format!("{name} {} MiB", of(*pid)));
+    texts.collect::<Vec<_>>().join(", ")
+}
