@@ -135,7 +135,7 @@ min = {min}                      # always kept running
 max = {max}                      # never exceeded; `quorate scale` moves between the two without a vote
 
 [resources]                  # of each replica
-cpu_millicores = {millicores}         # thousandths of a core
+cpu_millicores = {millicores}         # thousandths of a core; 50 at least
 memory = "512 MiB"           # weights are shared by a node's replicas and not counted here
 # gpu_count = 1              # whole GPUs, or
 # gpu_share_percent = 25     # a share of one

@@ -23,9 +23,10 @@ replicas.max | 1025 | same | 1025 | replicas.max is 1025; accepted: 1 to 1024
 replicas.min | 4 | same | 4 | replicas.min is 4, more than replicas.max, which is 3
 replicas.min | 0 | same | 0 | approved
 model.root | '(0)*64' | same | '(0)*64' | model.root is all zeros; `quorate model list` shows roots
-resources.cpu_millicores | 0 | same | 0 | resources.cpu_millicores is 0; accepted: 1 to 4096000
+resources.cpu_millicores | 49 | same | 49 | resources.cpu_millicores is 49; accepted: 50 to 4096000
+resources.cpu_millicores | 50 | same | 50 | approved
 resources.cpu_millicores | 4096000 | same | 4096000 | approved
-resources.cpu_millicores | 4096001 | same | 4096001 | resources.cpu_millicores is 4096001; accepted: 1 to 4096000
+resources.cpu_millicores | 4096001 | same | 4096001 | resources.cpu_millicores is 4096001; accepted: 50 to 4096000
 resources.memory | '0' | memory_bytes | 0 | resources.memory is 0 B; accepted: 32 MiB to 64 TiB
 resources.memory | '33554431' | memory_bytes | 33554431 | resources.memory is 33554431 B; accepted: 32 MiB to 64 TiB
 resources.memory | '32 MiB' | memory_bytes | 33554432 | approved

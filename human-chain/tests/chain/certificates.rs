@@ -351,7 +351,7 @@ fn dense_bits(bytes: &[u8], certificate: &Certificate) -> Vec<usize> {
 #[test]
 fn manifests_from_text_can_be_approved() {
     let text = "kind = \"service\"\nname = \"chat\"\ntask = \"generate\"\nreplicas = { min = 0, max = 2 }\n\
-        resources = { cpu_millicores = 1, memory = \"1 GiB\", gpu_share_percent = 99, gpu_memory = \"1 GiB\" }\n";
+        resources = { cpu_millicores = 50, memory = \"1 GiB\", gpu_share_percent = 99, gpu_memory = \"1 GiB\" }\n";
     let text = format!("{text}model = {{ name = \"m\", root = \"{}\" }}\n", Digest::of(b"m"));
     deployment("from text", "approved", manifest(&text));
 }

@@ -10,6 +10,10 @@ use super::{
 };
 use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, SLOTS_MAX};
 
+/// Least CPU of one replica: 1 ms, the least quota that Linux takes, of each period of 20 ms. With less, the period
+/// had to be longer, and a worker that has used up its quota would stand still for longer than a client should wait.
+/// The smallest engine of today needs more to load at all.
+pub const CPU_MILLICORES_MIN: u64 = 50;
 /// Most cores of one replica: the largest machines sold have fewer.
 const CPU_MILLICORES_MAX: u64 = 4_096_000;
 /// Least memory of one replica: an engine and its runtime do not fit in less.
@@ -118,7 +122,8 @@ fn check_replicas(replicas: ReplicaRange) -> Result<(), OutOfBounds> {
 
 fn check_resources(resources: &Resources) -> Result<(), OutOfBounds> {
     let (count, share) = (resources.gpu_count, resources.gpu_share_percent);
-    in_range("resources.cpu_millicores", resources.cpu_millicores, 1, CPU_MILLICORES_MAX)?;
+    let millicores = resources.cpu_millicores;
+    in_range("resources.cpu_millicores", millicores, CPU_MILLICORES_MIN, CPU_MILLICORES_MAX)?;
     bytes_in_range("resources.memory", resources.memory_bytes, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)?;
     in_range("resources.gpu_count", count, 0, GPU_COUNT_MAX)?;
     in_range("resources.gpu_share_percent", share, 0, GPU_SHARE_PERCENT_MAX)?;

@@ -8,7 +8,7 @@ mod fields;
 mod parse;
 mod size;
 
-pub use bounds::{OutOfBounds, check_label};
+pub use bounds::{CPU_MILLICORES_MIN, OutOfBounds, check_label};
 pub use parse::ManifestError;
 pub use size::{format_bytes, parse_bytes};
 
