@@ -120,7 +120,7 @@ pub struct SyncRequest {
     pub wait_ms: u32,
     /// Digest of the desired state it already has; an answer waits while it is unchanged.
     pub desired: crate::Digest,
-    /// Lines that workers wrote since the last request, oldest first; at most [`LOG_LINES_MAX`].
+    /// Lines that workers wrote and that no answer has acknowledged, oldest first; at most [`LOG_LINES_MAX`].
     pub logs: Vec<WorkerLine>,
 }
 
@@ -135,6 +135,9 @@ pub struct WorkerLine {
     pub service: ServiceName,
     /// Which slot.
     pub slot: SlotIndex,
+    /// Its number among the lines of this agent's life ([`SyncRequest::boot`]), which only rises. A line that is sent
+    /// again, because no answer said that it arrived, has the same.
+    pub sequence: u64,
     /// When it was read.
     pub at: Millis,
     /// The text, at most 4 KiB.

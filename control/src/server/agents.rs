@@ -152,7 +152,7 @@ impl Server {
         if !request.logs.is_empty() {
             let lines = self.cluster(|cluster| logs::of_holder(cluster.services(), node, &request.logs));
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
-            logs.append(leadership.term, name, lines);
+            logs.append(leadership.term, name, request.boot, lines);
         }
         Ok(true)
     }

@@ -18,6 +18,9 @@ pub(super) struct Logs {
     /// The term in which they were heard.
     epoch: u64,
     services: BTreeMap<ServiceName, Ring>,
+    /// The newest line of each node: its boot, and the line's number. An agent whose request was interrupted does not
+    /// know that it arrived, and sends its lines again.
+    newest: BTreeMap<NodeName, (u64, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -47,14 +50,22 @@ impl Logs {
     /// Forgets what an earlier leadership heard: nobody heard what was said in between.
     fn begin(&mut self, epoch: u64) {
         if self.epoch != epoch {
-            *self = Self { epoch, services: BTreeMap::new() };
+            *self = Self { epoch, ..Self::default() };
         }
     }
 
-    /// Keeps lines that a node sent to the leader of this term.
-    pub(super) fn append(&mut self, epoch: u64, node: &NodeName, lines: Vec<WorkerLine>) {
+    /// Keeps lines that a node sent to the leader of this term, each once.
+    pub(super) fn append(&mut self, epoch: u64, node: &NodeName, boot: u64, lines: Vec<WorkerLine>) {
         self.begin(epoch);
+        let newest = self.newest.entry(node.clone()).or_default();
+        if newest.0 != boot {
+            *newest = (boot, 0);
+        }
         for line in lines {
+            if line.sequence <= newest.1 {
+                continue;
+            }
+            newest.1 = line.sequence;
             if !self.services.contains_key(&line.service) && self.services.len() >= SERVICES_MAX {
                 continue;
             }
@@ -89,16 +100,35 @@ mod tests {
     use protocol::{Digest, Fence, Millis, PublicKey, SlotIndex};
     use scheduler::{ServicePhase, Slot};
 
-    fn line(service: &str, text: &str) -> WorkerLine {
+    fn line(service: &str, sequence: u64, text: &str) -> WorkerLine {
         let service = service.parse().expect("a name");
-        WorkerLine { service, slot: SlotIndex(0), at: Millis(1), text: text.into() }
+        WorkerLine { service, slot: SlotIndex(0), sequence, at: Millis(1), text: text.into() }
+    }
+
+    /// An agent that has news interrupts its request, and sends again what it brought. So does one whose answer was
+    /// lost. Another life of the agent counts anew.
+    #[test]
+    fn a_line_that_is_sent_again_is_kept_once() {
+        let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
+        let mut logs = Logs::default();
+        let [one, two] = [line("chat", 1, "one"), line("chat", 2, "two")];
+        logs.append(1, &node, 7, vec![one.clone()]);
+        logs.append(1, &node, 7, vec![one.clone(), two.clone()]);
+        logs.append(1, &node, 7, vec![two.clone()]);
+        logs.append(1, &node, 8, vec![line("chat", 1, "of its next life")]);
+        logs.append(1, &"node-2".parse().expect("a name"), 7, vec![line("chat", 1, "of another")]);
+        let texts: Vec<_> = logs.page(1, &service, 0, 10).items.into_iter().map(|line| line.text).collect();
+        assert_eq!(texts, ["one", "two", "of its next life", "of another"]);
+        // Another term's leader has heard nothing yet.
+        logs.append(2, &node, 8, vec![line("chat", 1, "of its next life")]);
+        assert_eq!(logs.page(2, &service, 0, 10).items.len(), 1);
     }
 
     #[test]
     fn lines_come_back_in_order_and_only_the_newer_ones() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
-        logs.append(1, &node, vec![line("chat", "one"), line("other", "x"), line("chat", "two")]);
+        logs.append(1, &node, 7, vec![line("chat", 1, "one"), line("other", 2, "x"), line("chat", 3, "two")]);
         let mut texts = |after| {
             let page = logs.page(1, &service, after, 10);
             page.items.into_iter().map(|line| line.text).collect::<Vec<_>>()
@@ -112,8 +142,8 @@ mod tests {
     fn a_flood_keeps_the_newest() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
-        for at in 0..LINES_MAX + 5 {
-            logs.append(1, &node, vec![line("chat", &at.to_string())]);
+        for at in 0..LINES_MAX as u64 + 5 {
+            logs.append(1, &node, 7, vec![line("chat", at + 1, &at.to_string())]);
         }
         let kept = logs.page(1, &service, 0, usize::MAX).items;
         assert_eq!((kept.len(), kept[0].text.as_str()), (LINES_MAX, "5"));
@@ -124,9 +154,9 @@ mod tests {
     fn another_term_is_another_epoch_and_begins_with_nothing() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
-        logs.append(3, &node, vec![line("chat", "one"), line("chat", "two")]);
+        logs.append(3, &node, 7, vec![line("chat", 1, "one"), line("chat", 2, "two")]);
         assert_eq!(logs.page(3, &service, 0, 10).items.len(), 2);
-        logs.append(5, &node, vec![line("chat", "three")]);
+        logs.append(5, &node, 7, vec![line("chat", 3, "three")]);
         let page = logs.page(5, &service, 0, 10);
         let lines: Vec<_> = page.items.iter().map(|line| (line.sequence, line.text.as_str())).collect();
         assert_eq!((page.epoch, lines), (5, vec![(1, "three")]));
@@ -171,13 +201,13 @@ mod tests {
             avoid: BTreeMap::new(),
         };
         let services = BTreeMap::from([(name.clone(), service)]);
-        let lines = [line("chat", "mine"), line("other", "not mine")];
+        let lines = [line("chat", 1, "mine"), line("other", 2, "not mine")];
         for (node, expected) in [(id(1), vec!["mine"]), (id(2), vec!["mine"]), (id(3), vec![])] {
             let taken = of_holder(&services, node, &lines);
             let texts: Vec<&str> = taken.iter().map(|line| line.text.as_str()).collect();
             assert_eq!(texts, expected, "{node:?}");
         }
-        let mut elsewhere = line("chat", "another slot");
+        let mut elsewhere = line("chat", 3, "another slot");
         elsewhere.slot = SlotIndex(1);
         assert!(of_holder(&services, id(1), &[elsewhere]).is_empty());
     }

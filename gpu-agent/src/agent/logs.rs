@@ -6,8 +6,8 @@ use crate::launcher::Running;
 use crate::sandbox::OutputPosition;
 use protocol::Millis;
 use protocol::agent::{LOG_LINES_MAX, WorkerLine};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Longest line, in bytes.
 const LINE_BYTES_MAX: usize = 4096;
@@ -21,44 +21,95 @@ pub(super) struct LogQueue {
 #[derive(Debug, Default)]
 struct Queue {
     lines: VecDeque<WorkerLine>,
-    dropped: u64,
+    /// The number of the newest line.
+    sequence: u64,
+    dropped: BTreeMap<SlotKey, Dropped>,
+}
+
+/// What was dropped of a slot's lines since they were last taken.
+#[derive(Debug, Default)]
+struct Dropped {
+    lines: u64,
+    /// The newest of them: the notice stands where it stood.
+    last: Option<(u64, Millis)>,
 }
 
 impl LogQueue {
-    /// Adds lines; the oldest give way when there are too many.
-    pub(super) fn push(&self, key: &SlotKey, at: Millis, lines: impl IntoIterator<Item = String>) {
-        let mut queue = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Adds lines; when there are too many, the oldest of the slot that has most give way.
+    pub(super) fn push(&self, key: &SlotKey, at: Millis, lines: Vec<String>) {
+        let mut queue = self.lock();
         for text in lines {
-            if queue.lines.len() >= LOG_LINES_MAX - 1 {
-                queue.lines.pop_front();
-                queue.dropped += 1;
-            }
-            queue.lines.push_back(WorkerLine { service: key.service.clone(), slot: key.slot, at, text });
+            queue.sequence += 1;
+            let sequence = queue.sequence;
+            let (service, slot) = (key.service.clone(), key.slot);
+            queue.lines.push_back(WorkerLine { service, slot, sequence, at, text });
         }
+        queue.bound();
     }
 
-    /// Takes all lines; what was dropped is said in a line of its own.
+    /// Takes all lines; what was dropped of a slot's is said in a line of its own.
     pub(super) fn take(&self) -> Vec<WorkerLine> {
-        let mut queue = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let dropped = std::mem::take(&mut queue.dropped);
-        let mut lines: Vec<WorkerLine> = queue.lines.drain(..).collect();
-        if let (Some(first), true) = (lines.first().cloned(), dropped > 0) {
-            lines.insert(0, WorkerLine { text: format!("[{dropped} lines were dropped here]"), ..first });
-        }
+        let mut queue = self.lock();
+        let dropped = std::mem::take(&mut queue.dropped).into_iter();
+        let notices = dropped.filter_map(|(key, Dropped { lines, last })| {
+            let (sequence, at) = last?;
+            let text = format!("[{lines} lines were dropped here]");
+            Some(WorkerLine { service: key.service, slot: key.slot, sequence, at, text })
+        });
+        let notices: Vec<WorkerLine> = notices.collect();
+        let mut lines: Vec<WorkerLine> = queue.lines.drain(..).chain(notices).collect();
+        lines.sort_by_key(|line| line.sequence);
+        lines.truncate(LOG_LINES_MAX);
         lines
     }
 
-    /// Puts lines back that did not arrive, before those that came since.
+    /// Puts lines back of which it is not known whether they arrived, before those that came since.
     pub(super) fn put_back(&self, lines: Vec<WorkerLine>) {
-        let mut queue = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lock();
         for line in lines.into_iter().rev() {
-            if queue.lines.len() >= LOG_LINES_MAX - 1 {
-                queue.dropped += 1;
-            } else {
-                queue.lines.push_front(line);
-            }
+            queue.lines.push_front(line);
         }
+        queue.bound();
     }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Drops lines until they and the notices fit into one request: a worker that prints without end displaces its
+    /// own lines before those of others.
+    fn bound(&mut self) {
+        let mut counts: BTreeMap<SlotKey, usize> = BTreeMap::new();
+        for line in &self.lines {
+            *counts.entry(key_of(line)).or_default() += 1;
+        }
+        let mut excess: BTreeMap<SlotKey, usize> = BTreeMap::new();
+        let mut notices: BTreeSet<SlotKey> = self.dropped.keys().cloned().collect();
+        let mut total = self.lines.len();
+        while total > 0 && total + notices.len() > LOG_LINES_MAX {
+            let Some((key, count)) = counts.iter_mut().max_by_key(|(_, count)| **count) else { break };
+            *count -= 1;
+            total -= 1;
+            *excess.entry(key.clone()).or_default() += 1;
+            notices.insert(key.clone());
+        }
+        let dropped = &mut self.dropped;
+        self.lines.retain(|line| {
+            let key = key_of(line);
+            let Some(left) = excess.get_mut(&key).filter(|left| **left > 0) else { return true };
+            *left -= 1;
+            let dropped = dropped.entry(key).or_default();
+            dropped.lines += 1;
+            dropped.last = Some((line.sequence, line.at));
+            false
+        });
+    }
+}
+
+fn key_of(line: &WorkerLine) -> SlotKey {
+    SlotKey { service: line.service.clone(), slot: line.slot }
 }
 
 /// What one worker prints, line by line.
@@ -137,24 +188,52 @@ mod tests {
         }
     }
 
+    fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+        range.map(|number| number.to_string()).collect()
+    }
+
     #[test]
     fn the_queue_is_bounded_and_says_what_it_dropped() {
         let queue = LogQueue::default();
-        queue.push(&key(), Millis(7), (0..LOG_LINES_MAX + 9).map(|n| n.to_string()));
+        queue.push(&key(), Millis(7), numbers(0..LOG_LINES_MAX + 9));
         let lines = queue.take();
         assert_eq!(lines.len(), LOG_LINES_MAX);
         assert_eq!(lines[0].text, "[10 lines were dropped here]");
         assert_eq!(lines[1].text, "10");
+        assert!(lines.is_sorted_by(|a, b| a.sequence < b.sequence), "numbers only rise");
         assert!(queue.take().is_empty());
     }
 
+    /// By a stranger's reckoning: the slot with one line keeps it, however much its neighbour prints.
     #[test]
-    fn lines_that_did_not_arrive_come_first_again() {
+    fn a_flood_displaces_no_line_of_another_slot() {
         let queue = LogQueue::default();
-        queue.push(&key(), Millis(7), ["a".to_string(), "b".to_string()]);
+        let quiet = SlotKey { slot: SlotIndex(1), ..key() };
+        queue.push(&quiet, Millis(7), vec!["the only one".into()]);
+        for _ in 0..5 {
+            queue.push(&key(), Millis(7), numbers(0..3 * LOG_LINES_MAX));
+        }
+        let lines = queue.take();
+        assert_eq!(lines.len(), LOG_LINES_MAX);
+        assert_eq!(texts(&lines)[..2], ["the only one", "[1794 lines were dropped here]"]);
+        assert_eq!(lines[LOG_LINES_MAX - 1].text, (3 * LOG_LINES_MAX - 1).to_string());
+    }
+
+    #[test]
+    fn lines_that_did_not_arrive_come_first_again_under_the_same_numbers() {
+        let queue = LogQueue::default();
+        queue.push(&key(), Millis(7), vec!["a".to_string(), "b".to_string()]);
         let taken = queue.take();
-        queue.push(&key(), Millis(7), ["c".to_string()]);
+        let before: Vec<u64> = taken.iter().map(|line| line.sequence).collect();
+        queue.push(&key(), Millis(7), vec!["c".to_string()]);
         queue.put_back(taken);
-        assert_eq!(texts(&queue.take()), ["a", "b", "c"]);
+        let again = queue.take();
+        assert_eq!(texts(&again), ["a", "b", "c"]);
+        assert_eq!(again[..2].iter().map(|line| line.sequence).collect::<Vec<_>>(), before);
+        queue.put_back(again);
+        queue.push(&key(), Millis(7), numbers(0..LOG_LINES_MAX));
+        let lines = queue.take();
+        assert_eq!(lines[0].text, "[4 lines were dropped here]", "also of those put back");
+        assert!(lines.is_sorted_by(|a, b| a.sequence < b.sequence));
     }
 }

@@ -53,7 +53,12 @@ struct Script {
     desired: Desired,
     last: Option<SyncRequest>,
     released: Vec<(u32, u64)>,
+    /// Lines, each once, as control keeps them.
     lines: Vec<String>,
+    /// The newest of them: the agent's boot, and the line's number.
+    newest_line: (u64, u64),
+    /// Lines that came again.
+    lines_again: u32,
     /// What was reported of slots, when that changed.
     heard: Vec<String>,
 }
@@ -152,6 +157,8 @@ impl Stage {
             last: None,
             released: vec![],
             lines: vec![],
+            newest_line: (0, 0),
+            lines_again: 0,
             heard: vec![],
         }));
         let (calls, queue) = mpsc::channel(16);
@@ -235,6 +242,8 @@ impl Stage {
                 panic!("still not: {what}; living: {living:?}; heard: {:#?}", self.script().last);
             }
             tokio::time::sleep(LOOK).await;
+            // The kernel has its own time, for a connection say: paused time waits for this thread.
+            tokio::task::spawn_blocking(std::thread::yield_now).await.unwrap();
         }
     }
 
@@ -317,7 +326,17 @@ fn note(script: &mut Script, request: &SyncRequest, clock: &Clock) {
     assert!(request.not_enforced.iter().any(|l| l == label), "every listing says that it is simulated");
     let gone = request.slots.iter().filter(|slot| slot.state == SlotState::Released);
     script.released.extend(gone.map(|slot| (slot.slot.0, slot.fence.0)));
-    script.lines.extend(request.logs.iter().map(|line| line.text.clone()));
+    if script.newest_line.0 != request.boot {
+        script.newest_line = (request.boot, 0);
+    }
+    for line in &request.logs {
+        if line.sequence > script.newest_line.1 {
+            script.newest_line.1 = line.sequence;
+            script.lines.push(line.text.clone());
+        } else {
+            script.lines_again += 1;
+        }
+    }
     if script.last.as_ref().is_none_or(|last| last.slots != request.slots) {
         let slots = request.slots.iter();
         let slots =

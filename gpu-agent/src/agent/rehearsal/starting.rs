@@ -45,6 +45,29 @@ async fn an_order_becomes_a_worker_that_is_ready_within_moments() {
     assert!(stage.launcher.present().is_empty(), "an orderly end leaves nothing");
 }
 
+/// News interrupt the request that the agent waits on, which control has read by then: its lines come again, and
+/// must not be shown again.
+#[tokio::test(start_paused = true)]
+async fn each_line_is_shown_once_however_often_its_slot_has_news() {
+    let stage = Stage::new();
+    stage.launcher.decide(always(Behaviour { ends: exits(15, 7), ..Behaviour::default() }));
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until("eight starts", || stage.launcher.started() >= 8).await;
+    stage.launcher.decide(always(Behaviour::default()));
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    stage.launcher.print("chat.0.1", "the last line");
+    stage.until("lines arrive", || stage.script().lines.iter().any(|line| line == "the last line")).await;
+    let (shown, again) = {
+        let script = stage.script();
+        let greetings = script.lines.iter().filter(|line| line.contains("computes nothing"));
+        (greetings.count() as u64, script.lines_again)
+    };
+    assert_eq!(shown, stage.launcher.started(), "each worker says it once");
+    assert!(again > 0, "the agent sends lines again, so this shows something");
+    agent.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_crashes_is_started_again_ever_more_slowly() {
     let stage = Stage::new();
