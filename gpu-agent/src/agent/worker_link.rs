@@ -8,6 +8,7 @@ use super::backoff::Backoff;
 use super::core::SlotKey;
 use super::node::Node;
 use crate::launcher::Running;
+use crate::rate_limiter::RateLimiter;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use overlay::PublicKey;
@@ -17,7 +18,7 @@ use protocol::worker::{FromWorker, ToWorker, WorkerState};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -34,6 +35,12 @@ const DIAL_AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: D
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// Pause before talking to the worker again after the talk broke.
 const TALK_AGAIN: Duration = Duration::from_millis(200);
+
+/// What is heard of a worker in a second, and at once: it has something to say when its state changes or a gateway
+/// goes. One that says more has to wait.
+const FRAMES_PER_SECOND: u32 = 20;
+/// Its connections to all gateways may go at once.
+const FRAMES_BURST: u32 = 128;
 
 /// What a worker said of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +87,8 @@ async fn converse(
         return Err(io::Error::from(io::ErrorKind::InvalidData).into());
     };
     said.send_replace(Some(Said { state, detail: String::new() }));
-    let talk = Talk { about, worker, links: BTreeMap::new(), dials: FuturesUnordered::new() };
+    let limiter = RateLimiter::new(FRAMES_PER_SECOND, FRAMES_BURST);
+    let talk = Talk { about, worker, links: BTreeMap::new(), dials: FuturesUnordered::new(), limiter };
     talk.run(&mut sender, &mut receiver, said, drain).await
 }
 
@@ -108,6 +116,7 @@ struct Talk<'a> {
     worker: PublicKey,
     links: BTreeMap<PublicKey, Link>,
     dials: FuturesUnordered<Dial>,
+    limiter: RateLimiter,
 }
 
 impl Talk<'_> {
@@ -140,9 +149,12 @@ impl Talk<'_> {
                 Ok(()) = circles.changed() => {}
                 Ok(()) = drain.changed() => {}
                 () = sleep_until(next_dial) => {}
-                frame = receiver.receive::<FromWorker>() => match frame? {
+                frame = next_frame(&self.limiter, receiver) => match frame? {
                     None => return Ok(()),
-                    Some((message, _)) => self.hear(message, said),
+                    Some((message, _)) => {
+                        self.limiter.take(1);
+                        self.hear(message, said);
+                    }
                 },
             }
         }
@@ -230,6 +242,15 @@ impl Talk<'_> {
         }
         Ok(())
     }
+}
+
+/// What the worker says next, once it may say something.
+async fn next_frame(
+    limiter: &RateLimiter,
+    receiver: &mut FrameReceiver,
+) -> Result<Option<(FromWorker, Vec<OwnedFd>)>, FrameError> {
+    limiter.ready().await;
+    receiver.receive().await
 }
 
 async fn dial(address: &str) -> io::Result<TcpStream> {

@@ -2,12 +2,20 @@
 //! out of it is data from untrusted code: a line is at most [`METRICS_LINE_BYTES_MAX`] bytes and must be
 //! exactly the expected type; everything else is counted and forgotten.
 
+use crate::rate_limiter::RateLimiter;
 use protocol::limits::METRICS_LINE_BYTES_MAX;
 use protocol::worker::WorkerMetrics;
 use std::io;
 use std::path::Path;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
+
+/// What is read of a worker's metrics in a second: it writes one line of a few hundred bytes.
+const BYTES_PER_SECOND: u32 = 16 * 1024;
+/// What is read at once beyond that: a pipe that filled up while no agent lived.
+const BURST_BYTES: u32 = 64 * 1024;
+/// What a read counts for at least, so that single bytes are no cheaper way to keep an agent busy.
+const READ_BYTES_MIN: u32 = 512;
 
 /// Splits a stream of bytes into lines of bounded length. Holds at most one line.
 #[derive(Debug, Default)]
@@ -54,6 +62,7 @@ pub struct MetricsReader {
     pipe: Box<dyn AsyncRead + Send + Sync + Unpin>,
     lines: LineSplitter,
     refused: u64,
+    limiter: RateLimiter,
 }
 
 impl std::fmt::Debug for MetricsReader {
@@ -73,24 +82,28 @@ impl MetricsReader {
 
     /// Reads from whatever carries such lines.
     pub fn of(pipe: impl AsyncRead + Send + Sync + Unpin + 'static) -> Self {
-        Self { pipe: Box::new(pipe), lines: LineSplitter::default(), refused: 0 }
+        let limiter = RateLimiter::new(BYTES_PER_SECOND, BURST_BYTES);
+        Self { pipe: Box::new(pipe), lines: LineSplitter::default(), refused: 0, limiter }
     }
 
-    /// The newest metrics, as soon as there are some; none when the worker and its init are gone. Safe to
-    /// cancel.
+    /// The newest metrics, as soon as there are some; none when the worker and its init are gone. A worker that
+    /// writes more than is read has to wait. Safe to cancel.
     ///
     /// # Errors
     /// What the system answers.
     pub async fn next(&mut self) -> io::Result<Option<WorkerMetrics>> {
-        let mut buffer = vec![0; 16 * METRICS_LINE_BYTES_MAX];
+        let mut buffer = vec![0; METRICS_LINE_BYTES_MAX];
         loop {
+            self.limiter.ready().await;
             let length = self.pipe.read(&mut buffer).await?;
             if length == 0 {
                 return Ok(None);
             }
+            self.limiter.take(u32::try_from(length).unwrap_or(u32::MAX).max(READ_BYTES_MIN));
             let mut newest = None;
             let mut refused = 0;
             self.lines.push(&buffer[..length], |line| match serde_json::from_slice(line) {
+                _ if line.is_empty() => refused += 1,
                 Ok(metrics) => newest = Some(metrics),
                 Err(_) => refused += 1,
             });
@@ -148,6 +161,30 @@ mod tests {
         ) {
             let at = at.min(bytes.len());
             prop_assert_eq!(split(&[&bytes]), split(&[&bytes[..at], &bytes[at..]]));
+        }
+    }
+
+    /// A worker that never stops writing is read at the agent's pace, for whatever it writes.
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_left_in_the_pipe() {
+        for chunk in [&b"\n"[..], b"x", &[b'\n'; 8192], b"{}\n"] {
+            let (reader, mut writer) = tokio::io::duplex(1024);
+            let mut metrics = MetricsReader::of(reader);
+            let written = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+            let counted = written.clone();
+            let flood = tokio::spawn(async move {
+                while tokio::io::AsyncWriteExt::write_all(&mut writer, chunk).await.is_ok() {
+                    counted.fetch_add(chunk.len() as u64, std::sync::atomic::Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            });
+            let minute = std::time::Duration::from_secs(60);
+            assert!(tokio::time::timeout(minute, metrics.next()).await.is_err(), "it never says anything");
+            let written = written.load(std::sync::atomic::Ordering::Relaxed);
+            let most = u64::from(BURST_BYTES + 60 * BYTES_PER_SECOND) + 2 * 8192;
+            assert!(written <= most, "{written} of chunks of {} bytes", chunk.len());
+            assert!(written >= 60, "it is read: {written}");
+            flood.abort();
         }
     }
 
