@@ -196,6 +196,7 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         device: gpu_agent::device::open(settings.simulate_gpus.as_deref())?,
         launcher: Arc::new(launcher),
         clock: Clock::machine(),
+        lease_ms_max: LEASE_MS,
         control: ControlLink::Overlay,
         metrics: settings.metrics,
         admission: file.admission,

@@ -92,6 +92,7 @@ pub(super) struct Actor {
     pub(super) book: OrderBook,
     pub(super) admission: NodeAdmission,
     pub(super) circle: CircleId,
+    pub(super) lease_ms_max: u64,
     pub(super) boot: u64,
     pub(super) slots: BTreeMap<SlotKey, SlotHandle>,
     pub(super) tasks: JoinSet<SlotEnded>,
@@ -286,7 +287,7 @@ impl Actor {
             self.state.desired = Some(desired);
         }
         self.reconcile();
-        let until_boottime_ms = sent_boottime_ms + response.lease_ms.min(LEASE_MS);
+        let until_boottime_ms = sent_boottime_ms + response.lease_ms.min(self.lease_ms_max);
         self.node.lease.send_if_modified(|lease| {
             let longer = until_boottime_ms > lease.until_boottime_ms;
             if longer {

@@ -42,6 +42,8 @@ pub struct AgentConfig {
     pub launcher: Arc<dyn Launcher>,
     /// Where it reads the time.
     pub clock: Clock,
+    /// The longest lease that it takes from control: [`protocol::limits::LEASE_MS`], but in tests that may stall.
+    pub lease_ms_max: u64,
     /// How it reaches control.
     pub control: ControlLink,
     /// Where to serve Prometheus metrics; loopback.

@@ -100,6 +100,7 @@ impl Prepared {
             book,
             admission: config.admission,
             circle: config.circle,
+            lease_ms_max: config.lease_ms_max,
             boot: random_boot(&node.clock),
             slots: BTreeMap::new(),
             tasks: JoinSet::new(),

@@ -11,15 +11,16 @@ use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
 use protocol::agent::{
     Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
-use protocol::limits::LEASE_MS;
 use protocol::{Millis, canonical};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-/// How long a test waits for a level.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a test waits for a level: it only keeps a test from hanging.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Leases of tests in which none shall lapse, however busy the machine is.
+pub const LONG_LEASE_MS: u64 = 60_000;
 
 /// What the replicas say, and what they heard.
 pub struct Script {
@@ -28,6 +29,7 @@ pub struct Script {
     pub admitted: bool,
     /// Answers nothing: every request waits until it is given up.
     pub silent: bool,
+    pub lease_ms: u64,
     pub desired: Desired,
     /// Sent in place of the chain's own bundles.
     pub forged: Vec<protocol::governance::Bundle>,
@@ -78,6 +80,7 @@ impl Control {
             leader: 0,
             admitted: true,
             silent: false,
+            lease_ms: LONG_LEASE_MS,
             desired: Desired { assignments: vec![], routes: None },
             forged: vec![],
             enrolled: vec![],
@@ -190,5 +193,5 @@ fn answer(script: &Script, request: &SyncRequest) -> SyncResponse {
     let own = script.world.bundles.iter().skip(request.governance_length as usize).cloned();
     let governance = if script.forged.is_empty() { own.collect() } else { script.forged.clone() };
     let desired = (script.desired.digest() != request.desired).then(|| script.desired.clone());
-    SyncResponse { now: now(), lease_ms: LEASE_MS, governance, desired }
+    SyncResponse { now: now(), lease_ms: script.lease_ms, governance, desired }
 }

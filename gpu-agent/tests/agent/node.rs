@@ -1,7 +1,7 @@
 //! A node of the test's circle: its agent, its stores, a model, and a gateway that listens.
 
 use crate::circle::{World, admission, service};
-use crate::control::{Control, listeners};
+use crate::control::{Control, LONG_LEASE_MS, listeners};
 use crate::program::copy_program;
 use gpu_agent::Clock;
 use gpu_agent::agent::{
@@ -121,7 +121,7 @@ impl Bench {
             cgroup_parent: self.cgroup.clone(),
             ids_first: self.ids_first,
             id_pairs: 4,
-            lease_ms_max: protocol::limits::LEASE_MS,
+            lease_ms_max: LONG_LEASE_MS,
         });
         AgentConfig {
             directory: self.agent_directory(),
@@ -137,6 +137,7 @@ impl Bench {
             device: gpu_agent::device::open(Some("2xH100")).unwrap(),
             launcher: Arc::new(launcher.unwrap()),
             clock: Clock::machine(),
+            lease_ms_max: LONG_LEASE_MS,
             control: ControlLink::Overlay,
             metrics: None,
         }
@@ -183,11 +184,15 @@ impl Bench {
         }
     }
 
-    /// The next connection that a worker makes to the gateway, and its first ticket.
+    /// The next connection that a worker makes to the gateway, and its first ticket. A worker that ended before it
+    /// could show one is passed over.
     pub async fn worker(&self) -> (TcpStream, SignedTicket) {
-        let (mut stream, _) = self.gateway.accept().await.unwrap();
-        let ticket = ticket(&mut stream).await;
-        (stream, ticket)
+        loop {
+            let (mut stream, _) = self.gateway.accept().await.unwrap();
+            if let Ok(ticket) = read_ticket(&mut stream).await {
+                return (stream, ticket);
+            }
+        }
     }
 
     /// Names of the sandboxes that have a directory.
@@ -214,10 +219,14 @@ pub async fn gateway_config(directory: &Path) -> (GatewayConfig, std::net::Socke
 
 /// The next ticket that a worker shows.
 pub async fn ticket(stream: &mut TcpStream) -> SignedTicket {
-    let length = stream.read_u32().await.unwrap() as usize;
+    read_ticket(stream).await.unwrap()
+}
+
+async fn read_ticket(stream: &mut TcpStream) -> std::io::Result<SignedTicket> {
+    let length = stream.read_u32().await? as usize;
     let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await.unwrap();
-    canonical::from_bytes(&bytes, length).unwrap()
+    stream.read_exact(&mut bytes).await?;
+    Ok(canonical::from_bytes(&bytes, length).unwrap())
 }
 
 async fn import_model(directory: &Path, key: &ModelKey) -> (Digest, ModelRecord) {

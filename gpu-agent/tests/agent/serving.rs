@@ -4,7 +4,7 @@ use crate::node::{Bench, node_id, ticket};
 use protocol::agent::SlotState;
 use protocol::limits::LEASE_MS;
 use protocol::{Fence, SlotIndex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn in_state(state: SlotState, slot: u32, fence: u64) -> impl Fn(&protocol::agent::SlotReport) -> bool {
     move |report| report.state == state && report.slot == SlotIndex(slot) && report.fence == Fence(fence)
@@ -68,6 +68,9 @@ async fn a_worker_that_dies_is_started_again_ever_more_slowly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_control_stops_vouching_for_ends_and_comes_back_with_control() {
     let bench = Bench::new(1).await;
+    // The product's lease, since it shall lapse. Should it do so before its time too, on a busy machine, then that is
+    // one more lapse, and the verdict is the same.
+    bench.control.say(|script| script.lease_ms = LEASE_MS);
     let agent = bench.start();
     let bundle = bench.deploy("chat");
     bench.want(&bundle, vec![bench.order(&bundle, 0, 1)], &[]);
@@ -89,35 +92,28 @@ async fn what_control_stops_vouching_for_ends_and_comes_back_with_control() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_agent_finds_its_worker_again() {
     let bench = Bench::new(1).await;
-    let mut agent = bench.start();
+    let agent = bench.start();
     let bundle = bench.deploy("chat");
     bench.want(&bundle, vec![bench.order(&bundle, 0, 1)], &[]);
-    let (mut _kept, mut before) = bench.worker().await;
+    let (_kept, before) = bench.worker().await;
     bench.control.until_slot("ready", in_state(SlotState::Ready, 0, 1)).await;
-    let (agent, mut connection, after) = loop {
-        let boot = bench.control.script().last.as_ref().unwrap().boot;
-        agent.kill().await;
-        let killed = Instant::now();
-        agent = bench.start();
-        bench.control.until("the new agent speaks", |s| (s.last.as_ref()?.boot != boot).then_some(())).await;
-        let took = killed.elapsed();
-        let (connection, after) = bench.worker().await;
-        bench.control.until_slot("still ready", in_state(SlotState::Ready, 0, 1)).await;
-        if after.ticket.worker == before.ticket.worker {
-            break (agent, connection, after);
+    let boot = bench.control.script().last.as_ref().unwrap().boot;
+    agent.kill().await;
+    let agent = bench.start();
+    bench.control.until("the new agent speaks", |s| (s.last.as_ref()?.boot != boot).then_some(())).await;
+    let (mut connection, after) = bench.worker().await;
+    bench.control.until_slot("still ready", in_state(SlotState::Ready, 0, 1)).await;
+    assert_eq!(after.ticket.worker, before.ticket.worker, "the same worker");
+    // It holds the new agent's leases: its tickets, each made when it had a fresh lease, come on and on.
+    let mut lease = after.ticket.lease_until_boottime_ms;
+    for _ in 0..3 {
+        let before = lease;
+        while lease == before {
+            let shown = ticket(&mut connection).await;
+            assert!(shown.signature_holds());
+            lease = shown.ticket.lease_until_boottime_ms;
         }
-        // Its lease lapsed, as it must where an agent takes so long to come back. That shows nothing: once more.
-        assert!(took > Duration::from_millis(LEASE_MS / 2), "another worker, although it took {took:?} only");
-        (_kept, before) = (connection, after);
-    };
-    // It outlives the old agent's leases: its tickets, each made when it had a fresh lease, come on and on.
-    let enough = after.ticket.lease_until_boottime_ms + 2 * LEASE_MS;
-    loop {
-        let shown = ticket(&mut connection).await;
-        assert!(shown.signature_holds());
-        if shown.ticket.lease_until_boottime_ms > enough {
-            break;
-        }
+        assert!(lease > before);
     }
     assert_eq!(bench.control.until_slot("ready", in_state(SlotState::Ready, 0, 1)).await.restarts, 0);
     agent.stop().await;

@@ -190,6 +190,7 @@ impl Stage {
             device: Box::new(self.device.clone()),
             launcher: self.launcher.clone(),
             clock: self.clock.clone(),
+            lease_ms_max: LEASE_MS,
             control: ControlLink::InProcess(vec![self.calls.clone()]),
             metrics: None,
         }
