@@ -36,10 +36,33 @@ pub struct SandboxLimits {
     pub cpu_millicores: u64,
     /// Memory in bytes, without the shared weights, which are charged to the node.
     pub memory_bytes: u64,
-    /// Processes and threads, with the init.
+    /// Processes and threads of the worker.
     pub processes_max: u32,
     /// Open files of each process.
     pub open_files_max: u32,
+}
+
+/// Files of the control groups of a sandbox. The init and its worker are in groups beside each other, so that a
+/// worker that uses up its share leaves the init its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxGroups {
+    /// `cgroup.procs` files that the init enters before anything else.
+    pub init: Vec<String>,
+    /// `cgroup.procs` files that the worker enters before it becomes its program.
+    pub worker: Vec<String>,
+    /// Written in this order before the worker is killed, so that its processes can run to their end.
+    pub release: Vec<GroupWrite>,
+}
+
+/// One write to a file of a control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupWrite {
+    /// The file.
+    pub path: String,
+    /// What is written to it.
+    pub value: String,
 }
 
 /// Everything an init needs to build a sandbox.
@@ -56,8 +79,8 @@ pub struct SandboxSpec {
     pub environment: BTreeMap<String, String>,
     /// Who it is to the host.
     pub identity: SandboxIdentity,
-    /// `cgroup.procs` files to enter before anything else.
-    pub cgroup_procs: Vec<String>,
+    /// Its control groups.
+    pub groups: SandboxGroups,
     /// Host files and directories that appear read-only under the same path: the loader, libraries.
     pub read_only: Vec<String>,
     /// Device nodes that appear under the same path.
@@ -66,6 +89,8 @@ pub struct SandboxSpec {
     pub limits: SandboxLimits,
     /// Whether `limits.memory_bytes` must be held by `RLIMIT_DATA`, for want of a memory cgroup.
     pub memory_by_rlimit: bool,
+    /// Whether the worker yields to its init by its nice value, for want of a CPU cgroup.
+    pub cpu_by_nice: bool,
     /// First lease, `CLOCK_BOOTTIME` in milliseconds.
     pub lease_until_boottime_ms: u64,
     /// No renewal may reach further ahead than this.
@@ -157,7 +182,14 @@ mod tests {
             arguments: vec!["worker".into(), "--inherited".into()],
             environment: BTreeMap::from([("RUST_LOG".into(), "info".into())]),
             identity: SandboxIdentity::OwnIds { first: 231_072 },
-            cgroup_procs: vec!["/sys/fs/cgroup/pids/quorate/chat-0/cgroup.procs".into()],
+            groups: SandboxGroups {
+                init: vec!["/sys/fs/cgroup/pids/quorate/chat-0/init/cgroup.procs".into()],
+                worker: vec!["/sys/fs/cgroup/pids/quorate/chat-0/worker/cgroup.procs".into()],
+                release: vec![GroupWrite {
+                    path: "/sys/fs/cgroup/cpu/quorate/chat-0/worker/cpu.cfs_quota_us".into(),
+                    value: "-1".into(),
+                }],
+            },
             read_only: vec!["/lib64/ld-linux-x86-64.so.2".into()],
             devices: vec![],
             limits: SandboxLimits {
@@ -167,6 +199,7 @@ mod tests {
                 open_files_max: 256,
             },
             memory_by_rlimit: false,
+            cpu_by_nice: true,
             lease_until_boottime_ms: 12_345,
             lease_ms_max: 3_000,
         };

@@ -124,6 +124,8 @@ kinds! {
     "SignedTicket" => order::SignedTicket,
     "SandboxIdentity" => sandbox::SandboxIdentity,
     "SandboxLimits" => sandbox::SandboxLimits,
+    "GroupWrite" => sandbox::GroupWrite,
+    "SandboxGroups" => sandbox::SandboxGroups,
     "SandboxSpec" => sandbox::SandboxSpec,
     "SandboxReport" => sandbox::SandboxReport,
     "SandboxGo" => sandbox::SandboxGo,

@@ -4,70 +4,25 @@
 //! What cannot be created or written is not an error but a label: an unprivileged agent works, and says
 //! what it cannot enforce.
 
-use protocol::sandbox::SandboxLimits;
+mod layout;
+mod mounts;
+
+use layout::{Controller, Part, RELEASE, Setting, settings};
+use mounts::{Hierarchy, hierarchies, prepare_base};
+use protocol::sandbox::{GroupWrite, SandboxGroups, SandboxLimits};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The scheduler's accounting period in microseconds: the kernel's default. Quotas are per period.
-const CPU_PERIOD_US: u64 = 100_000;
-/// Least quota the kernel takes: 1 ms per period.
-const CPU_QUOTA_US_MIN: u64 = 1_000;
 /// How long removal waits for the last process to be gone from a group: it has been killed already.
-const REMOVE_WAIT: Duration = Duration::from_secs(2);
-
+const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// Another agent that sweeps may remove an empty parent that both share, between two steps of ours.
 const CREATE_ATTEMPTS_MAX: u32 = 8;
-
 /// Where a group of version 2 is told which controllers its children have.
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
-/// Where an agent moves itself when its group must hand controllers down.
-const AGENT_LEAF: &str = "quorate-agent";
-
-/// What a controller can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Controller {
-    Cpu,
-    CpuAccounting,
-    Memory,
-    Processes,
-}
-
-impl Controller {
-    const ALL: [Self; 4] = [Self::Cpu, Self::CpuAccounting, Self::Memory, Self::Processes];
-
-    /// Its name in version 1, which is also its name in version 2 where it has one there.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::CpuAccounting => "cpuacct",
-            Self::Memory => "memory",
-            Self::Processes => "pids",
-        }
-    }
-
-    /// The label a person reads when it is missing; accounting limits nothing.
-    fn label(self) -> Option<&'static str> {
-        match self {
-            Self::Cpu => Some("cpu"),
-            Self::CpuAccounting => None,
-            Self::Memory => Some("memory"),
-            Self::Processes => Some("pids"),
-        }
-    }
-}
-
-/// One mounted hierarchy and what we use it for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Hierarchy {
-    version: u8,
-    /// The agent's own group in it.
-    base: PathBuf,
-    /// Where it is mounted.
-    root: PathBuf,
-    controllers: Vec<Controller>,
-}
+/// The file through which a process enters a group.
+const PROCS: &str = "cgroup.procs";
 
 /// The groups of one agent.
 #[derive(Debug, Clone)]
@@ -77,11 +32,13 @@ pub struct Cgroups {
     parent: PathBuf,
 }
 
-/// The group of one sandbox, in each hierarchy.
+/// The groups of one sandbox.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Group {
+    /// The sandbox's directory in each hierarchy; below it lie its init's and its worker's.
     pub(crate) directories: Vec<PathBuf>,
     pub(crate) not_enforced: Vec<String>,
+    pub(crate) cpu_enforced: bool,
     pub(crate) memory_enforced: bool,
 }
 
@@ -110,18 +67,10 @@ impl Cgroups {
 
     fn from_tables(mounts: &str, own: &str, parent: &str) -> Self {
         let parts = parent.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
-        let mut hierarchies: Vec<Hierarchy> = Vec::new();
-        for controller in Controller::ALL {
-            let Some((version, base, root)) = find_base(mounts, own, controller) else { continue };
-            match hierarchies.iter_mut().find(|hierarchy| hierarchy.base == base) {
-                Some(hierarchy) => hierarchy.controllers.push(controller),
-                None => hierarchies.push(Hierarchy { version, base, root, controllers: vec![controller] }),
-            }
-        }
-        Self { hierarchies, parent: parts.collect() }
+        Self { hierarchies: hierarchies(mounts, own), parent: parts.collect() }
     }
 
-    /// Creates the group of one sandbox and writes its limits.
+    /// Creates the groups of one sandbox and writes its limits.
     pub(crate) fn create(&self, name: &str, limits: &SandboxLimits) -> Group {
         let mut group = Group::default();
         let mut enforced = Vec::new();
@@ -140,7 +89,7 @@ impl Cgroups {
                 }
             };
             for controller in &hierarchy.controllers {
-                match write_limit(&directory, hierarchy.version, *controller, limits) {
+                match write_all(&directory, settings(hierarchy.version, *controller, limits)) {
                     Ok(()) => enforced.push(*controller),
                     Err(error) => reasons.push((*controller, error.to_string())),
                 }
@@ -155,6 +104,7 @@ impl Cgroups {
                 group.not_enforced.push(format!("{label}: {reason}"));
             }
         }
+        group.cpu_enforced = enforced.contains(&Controller::Cpu);
         group.memory_enforced = enforced.contains(&Controller::Memory);
         group
     }
@@ -162,8 +112,9 @@ impl Cgroups {
     fn make_v1(&self, hierarchy: &Hierarchy, name: &str) -> io::Result<PathBuf> {
         let directory = hierarchy.base.join(&self.parent).join(name);
         let mut attempts = 0..CREATE_ATTEMPTS_MAX;
+        let make = || Part::LEAVES.iter().try_for_each(|part| fs::create_dir_all(part.directory(&directory)));
         loop {
-            match fs::create_dir_all(&directory) {
+            match make() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && attempts.next().is_some() => {}
                 result => return result.map(|()| directory),
             }
@@ -175,13 +126,13 @@ impl Cgroups {
         let wanted = wanted.join(" ");
         let hand_down = |directory: &Path| fs::write(directory.join(SUBTREE_CONTROL), &wanted);
         let mut directory = prepare_base(hierarchy, hand_down)?.to_path_buf();
-        for part in &self.parent {
+        // The sandbox's own group holds no process either: both are in the groups below it.
+        for part in self.parent.iter().chain([name.as_ref()]) {
             directory.push(part);
             create_if_missing(&directory)?;
             hand_down(&directory)?;
         }
-        directory.push(name);
-        create_if_missing(&directory)?;
+        Part::LEAVES.iter().try_for_each(|part| create_if_missing(&part.directory(&directory)))?;
         Ok(directory)
     }
 
@@ -202,26 +153,51 @@ impl Cgroups {
 }
 
 impl Group {
-    /// The files through which a process enters the group.
-    pub(crate) fn procs_files(&self) -> impl Iterator<Item = PathBuf> {
-        self.directories.iter().map(|directory| directory.join("cgroup.procs"))
+    /// The files of the groups that a starting sandbox needs.
+    pub(crate) fn files(&self) -> SandboxGroups {
+        let text = |path: PathBuf| path.display().to_string();
+        let procs = |part: Part| {
+            self.directories.iter().map(move |sandbox| text(part.directory(sandbox).join(PROCS))).collect()
+        };
+        let release = release_files(&self.directories);
+        let release = release.map(|(path, value)| GroupWrite { path: text(path), value: value.to_string() });
+        SandboxGroups { init: procs(Part::Init), worker: procs(Part::Worker), release: release.collect() }
     }
 }
 
-/// Whether a process is a member of each of these groups.
+/// Whether a process is the init of the sandbox with these directories.
 pub(crate) fn contains(directories: &[PathBuf], pid: u32) -> bool {
-    directories.iter().all(|directory| {
-        let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    directories.iter().all(|sandbox| {
+        let procs = fs::read_to_string(Part::Init.directory(sandbox).join(PROCS)).unwrap_or_default();
         procs.lines().any(|line| line.parse() == Ok(pid))
     })
+}
+
+/// Lets the worker's processes run to their end, and has the kernel kill them where it does so by group. The
+/// worker is of no use afterwards. What cannot be written is not: a worker without a quota needs none lifted, and
+/// its init's end kills it too.
+pub(crate) fn release(directories: &[PathBuf]) {
+    for (path, value) in release_files(directories) {
+        if let Err(error) = fs::write(&path, value) {
+            tracing::debug!(path = %path.display(), %error, "release a worker's group");
+        }
+    }
+}
+
+fn release_files(directories: &[PathBuf]) -> impl Iterator<Item = (PathBuf, &'static str)> {
+    let files = RELEASE.iter().flat_map(move |(file, value)| {
+        directories.iter().map(move |sandbox| (Part::Worker.directory(sandbox).join(file), *value))
+    });
+    files.filter(|(path, _)| path.exists())
 }
 
 /// Removes the directories of one sandbox, waiting a moment for its last process to be gone.
 pub(crate) fn remove(directories: &[PathBuf]) -> io::Result<()> {
     let deadline = Instant::now() + REMOVE_WAIT;
-    for directory in directories {
+    let parts = [Part::Worker, Part::Init, Part::Sandbox];
+    for directory in directories.iter().flat_map(|sandbox| parts.map(|part| part.directory(sandbox))) {
         loop {
-            match fs::remove_dir(directory) {
+            match fs::remove_dir(&directory) {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) if Instant::now() >= deadline => return Err(error),
@@ -233,14 +209,15 @@ pub(crate) fn remove(directories: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the processes in these groups have used.
+/// What the worker in these groups has used.
 pub(crate) fn usage(directories: &[PathBuf]) -> CgroupUsage {
-    let number = |name: &str| {
-        directories.iter().find_map(|d| fs::read_to_string(d.join(name)).ok()?.trim().parse().ok())
+    let read = |name: &str| {
+        let files = directories.iter().map(|sandbox| Part::Worker.directory(sandbox).join(name));
+        files.filter_map(|path| fs::read_to_string(path).ok()).collect::<Vec<_>>()
     };
+    let number = |name: &str| read(name).iter().find_map(|text| text.trim().parse().ok());
     let field = |name: &str, key: &str| -> Option<u64> {
-        directories.iter().find_map(|directory| {
-            let text = fs::read_to_string(directory.join(name)).ok()?;
+        read(name).iter().find_map(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
             line.trim().parse().ok()
         })
@@ -256,34 +233,11 @@ pub(crate) fn usage(directories: &[PathBuf]) -> CgroupUsage {
     }
 }
 
-fn write_limit(
-    directory: &Path,
-    version: u8,
-    controller: Controller,
-    limits: &SandboxLimits,
-) -> io::Result<()> {
-    let write = |name: &str, value: String| fs::write(directory.join(name), value);
-    let quota = (limits.cpu_millicores * CPU_PERIOD_US / 1000).max(CPU_QUOTA_US_MIN);
-    match (controller, version) {
-        (Controller::CpuAccounting, _) => Ok(()),
-        (Controller::Cpu, 2) => write("cpu.max", format!("{quota} {CPU_PERIOD_US}")),
-        (Controller::Cpu, _) => {
-            write("cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;
-            write("cpu.cfs_quota_us", quota.to_string())
-        }
-        (Controller::Memory, 2) => {
-            write("memory.max", limits.memory_bytes.to_string())?;
-            // Absent where swap is not accounted; then there is nothing to bound.
-            let _ = write("memory.swap.max", "0".into());
-            Ok(())
-        }
-        (Controller::Memory, _) => {
-            write("memory.limit_in_bytes", limits.memory_bytes.to_string())?;
-            let _ = write("memory.memsw.limit_in_bytes", limits.memory_bytes.to_string());
-            Ok(())
-        }
-        (Controller::Processes, _) => write("pids.max", limits.processes_max.to_string()),
-    }
+fn write_all(sandbox: &Path, settings: Vec<Setting>) -> io::Result<()> {
+    settings.into_iter().try_for_each(|Setting { part, file, value, required }| {
+        let written = fs::write(part.directory(sandbox).join(file), value);
+        if required { written } else { Ok(()) }
+    })
 }
 
 fn create_if_missing(directory: &Path) -> io::Result<()> {
@@ -305,78 +259,6 @@ fn sweep_children(directory: &Path) -> usize {
         .sum()
 }
 
-/// The group below which an agent's subtree may be made. Version 2 lets no group hand controllers down
-/// that holds processes, the root excepted. So an agent that is alone in its group (a service) moves
-/// itself into a leaf; one that is not (a shell's job) may, as root, use the hierarchy's root.
-fn prepare_base(hierarchy: &Hierarchy, hand_down: impl Fn(&Path) -> io::Result<()>) -> io::Result<&Path> {
-    if hand_down(&hierarchy.base).is_ok() {
-        return Ok(&hierarchy.base);
-    }
-    let own = std::process::id().to_string();
-    let procs = fs::read_to_string(hierarchy.base.join("cgroup.procs")).unwrap_or_default();
-    if !procs.lines().all(|line| line == own) {
-        hand_down(&hierarchy.root)?;
-        return Ok(&hierarchy.root);
-    }
-    let leaf = hierarchy.base.join(AGENT_LEAF);
-    create_if_missing(&leaf)?;
-    fs::write(leaf.join("cgroup.procs"), own)?;
-    hand_down(&hierarchy.base)?;
-    Ok(&hierarchy.base)
-}
-
-/// The agent's own group for a controller, and the hierarchy's root: version 1 if it is mounted so, else
-/// version 2.
-fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, PathBuf, PathBuf)> {
-    let mounts = || mounts.lines().filter_map(Mount::parse);
-    let path_of = |key: &str| {
-        own.lines().find_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (controllers, path) = rest.split_once(':')?;
-            controllers.split(',').any(|name| name == key).then_some(path)
-        })
-    };
-    let v1 = mounts().find(|mount| {
-        mount.kind == "cgroup" && mount.options.split(',').any(|option| option == controller.name())
-    });
-    if let Some(mount) = v1 {
-        return Some((1, mount.locate(path_of(controller.name())?), mount.point.into()));
-    }
-    let v2 = mounts().find(|mount| mount.kind == "cgroup2")?;
-    let (base, root) = (v2.locate(path_of("")?), PathBuf::from(v2.point));
-    // An agent that has moved into its leaf still builds beside it.
-    let base = if base.ends_with(AGENT_LEAF) { base.parent()?.to_path_buf() } else { base };
-    let offers = |directory: &Path| {
-        let offered = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
-        offered.split_whitespace().any(|name| name == controller.name())
-    };
-    if offers(&base) { Some((2, base, root)) } else { offers(&root).then(|| (2, root.clone(), root)) }
-}
-
-/// A line of `/proc/self/mountinfo`, as far as it matters here.
-struct Mount<'a> {
-    root: &'a str,
-    point: &'a str,
-    kind: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(3);
-        let (root, point) = (left.next()?, left.next()?);
-        let mut right = right.split(' ');
-        Some(Self { root, point, kind: right.next()?, options: right.nth(1)? })
-    }
-
-    /// Where a group's path is found below this mount, which may show only a part of the hierarchy.
-    fn locate(&self, path: &str) -> PathBuf {
-        let relative = path.strip_prefix(self.root.trim_end_matches('/')).unwrap_or("");
-        Path::new(self.point).join(relative.trim_start_matches('/'))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,23 +268,6 @@ mod tests {
 
     fn line(point: &Path, kind: &str, options: &str) -> String {
         format!("30 20 0:26 / {} rw,relatime - {kind} {kind} rw,{options}\n", point.display())
-    }
-
-    #[test]
-    fn each_controller_is_found_where_this_machine_mounts_it() {
-        let mounts = "\
-            35 25 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
-            36 25 0:31 /docker/x /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
-        let own = "3:memory:/docker/x/agent\n2:cpu,cpuacct:/\n0::/\n";
-        let check = |controller, expected: Option<&str>| {
-            let found = find_base(mounts, own, controller);
-            let found = found.map(|(version, base, _)| (version, base));
-            assert_eq!(found, expected.map(|path| (1, PathBuf::from(path))), "{controller:?}");
-        };
-        check(Controller::Cpu, Some("/sys/fs/cgroup/cpu"));
-        check(Controller::CpuAccounting, Some("/sys/fs/cgroup/cpu"));
-        check(Controller::Memory, Some("/sys/fs/cgroup/memory/agent"));
-        check(Controller::Processes, None);
     }
 
     #[test]
@@ -417,12 +282,13 @@ mod tests {
         let groups = Cgroups::from_tables(&mounts, own, "quorate/../node-1");
         let group = groups.create("chat-0", &LIMITS);
         assert_eq!(group.not_enforced, Vec::<String>::new());
-        assert!(group.memory_enforced);
+        assert!(group.cpu_enforced && group.memory_enforced);
         for (file, expected) in [
-            ("cpu/quorate/node-1/chat-0/cpu.cfs_quota_us", "50000"),
-            ("cpu/quorate/node-1/chat-0/cpu.cfs_period_us", "100000"),
-            ("memory/quorate/node-1/chat-0/memory.limit_in_bytes", "67108864"),
-            ("pids/quorate/node-1/chat-0/pids.max", "32"),
+            ("cpu/quorate/node-1/chat-0/init/cpu.shares", "262144"),
+            ("cpu/quorate/node-1/chat-0/worker/cpu.cfs_quota_us", "10000"),
+            ("cpu/quorate/node-1/chat-0/worker/cpu.cfs_period_us", "20000"),
+            ("memory/quorate/node-1/chat-0/worker/memory.limit_in_bytes", "67108864"),
+            ("pids/quorate/node-1/chat-0/worker/pids.max", "32"),
         ] {
             let written = fs::read_to_string(root.path().join(file)).expect(file);
             assert_eq!(written, expected, "{file}");
@@ -439,9 +305,12 @@ mod tests {
         for (file, expected) in [
             ("cgroup.subtree_control", "+cpu +memory +pids"),
             ("quorate/cgroup.subtree_control", "+cpu +memory +pids"),
-            ("quorate/chat-0/cpu.max", "50000 100000"),
-            ("quorate/chat-0/memory.max", "67108864"),
-            ("quorate/chat-0/pids.max", "32"),
+            ("quorate/chat-0/cgroup.subtree_control", "+cpu +memory +pids"),
+            ("quorate/chat-0/init/cpu.weight", "10000"),
+            ("quorate/chat-0/init/memory.min", "8388608"),
+            ("quorate/chat-0/worker/cpu.max", "10000 20000"),
+            ("quorate/chat-0/worker/memory.max", "67108864"),
+            ("quorate/chat-0/worker/pids.max", "32"),
         ] {
             let written = fs::read_to_string(root.path().join(file)).expect(file);
             assert_eq!(written, expected, "{file}");
@@ -465,7 +334,7 @@ mod tests {
 
         fs::write(scope.join("cgroup.procs"), std::process::id().to_string()).expect("write");
         let group = groups.create("chat-1", &LIMITS);
-        let moved = fs::read_to_string(scope.join(AGENT_LEAF).join("cgroup.procs")).expect("moved");
+        let moved = fs::read_to_string(scope.join(mounts::AGENT_LEAF).join("cgroup.procs")).expect("moved");
         assert_eq!(moved, std::process::id().to_string());
         assert_eq!(group.not_enforced.len(), 3, "this imitation stays closed after the move");
         let groups = Cgroups::from_tables(&mounts, "0::/session.scope/quorate-agent\n", "quorate");
@@ -478,7 +347,7 @@ mod tests {
         let group = groups.create("chat-0", &LIMITS);
         let labels: Vec<_> = group.not_enforced.iter().filter_map(|l| l.split(':').next()).collect();
         assert_eq!(labels, ["cpu", "memory", "pids"]);
-        assert!(!group.memory_enforced);
+        assert!(!group.cpu_enforced && !group.memory_enforced);
     }
 
     #[test]
@@ -497,10 +366,43 @@ mod tests {
         assert!(pids.exists(), "the agent's own group is not ours to remove");
     }
 
+    /// What a sandbox leaves is removed whole; what it is asked to be released by is what its kernel has.
+    #[test]
+    fn a_worker_is_released_by_the_files_that_are_there_and_all_of_its_groups_go() {
+        let root = tempfile::tempdir().expect("directory");
+        let [cpu, memory] = ["cpu", "memory"].map(|name| root.path().join(name).join("chat-0"));
+        for directory in [&cpu, &memory] {
+            for part in Part::LEAVES {
+                fs::create_dir_all(part.directory(directory)).expect("mkdir");
+            }
+        }
+        let quota = cpu.join("worker/cpu.cfs_quota_us");
+        fs::write(&quota, "1000").expect("write");
+        let directories = vec![cpu.clone(), memory.clone()];
+        let group = Group { directories: directories.clone(), ..Group::default() };
+        let files = group.files();
+        assert_eq!(files.init.len(), 2);
+        assert!(files.init.iter().all(|path| path.ends_with("chat-0/init/cgroup.procs")), "{files:?}");
+        assert!(files.worker.iter().all(|path| path.ends_with("chat-0/worker/cgroup.procs")), "{files:?}");
+        let wanted = GroupWrite { path: quota.display().to_string(), value: "-1".into() };
+        assert_eq!(files.release, [wanted]);
+        release(&directories);
+        assert_eq!(fs::read_to_string(&quota).expect("read"), "-1");
+        assert!(!memory.join("worker/cgroup.kill").exists(), "nothing is made");
+        // A directory of the kernel's holds no files that count.
+        fs::remove_file(&quota).expect("remove");
+        remove(&directories).expect("remove");
+        assert!(!cpu.exists() && !memory.exists());
+        remove(&directories).expect("there is nothing left");
+    }
+
     #[test]
     fn usage_reads_both_versions() {
         let root = tempfile::tempdir().expect("directory");
-        let write = |name: &str, text: &str| fs::write(root.path().join(name), text).expect(name);
+        fs::create_dir(root.path().join("worker")).expect("mkdir");
+        let write = |name: &str, text: &str| {
+            fs::write(root.path().join("worker").join(name), text).expect(name);
+        };
         write("memory.current", "4096\n");
         write("cpu.stat", "usage_usec 77\nuser_usec 70\n");
         write("memory.events", "oom 3\noom_kill 2\n");

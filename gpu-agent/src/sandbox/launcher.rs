@@ -66,12 +66,28 @@ pub struct SandboxLauncher {
     libraries: Mutex<BTreeMap<(PathBuf, SystemTime), Vec<PathBuf>>>,
 }
 
+/// The two ends of a worker's metrics pipe that its sandbox has.
+struct Metrics {
+    /// The init's: so a worker is not told of a broken pipe while no agent lives.
+    kept: File,
+    /// The worker's: it cannot read what its agent has not read yet.
+    written: File,
+}
+
+impl Metrics {
+    fn create(path: &Path, mode: u32) -> io::Result<Self> {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(mode))?;
+        let open = |read| File::options().read(read).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+        Ok(Self { kept: open(true)?, written: open(false)? })
+    }
+}
+
 /// Descriptors and paths of a sandbox that is being started.
 struct Place {
     directory: PathBuf,
     init_listener: UnixListener,
     worker_listener: UnixListener,
-    metrics: File,
+    metrics: Metrics,
     exit: File,
     logs: [File; 2],
 }
@@ -268,7 +284,7 @@ impl SandboxLauncher {
             (Ok(_), None) => Err(failed("open the init", "it vanished".into())),
             (Err((step, mut detail)), pidfd) => {
                 if let Some(pidfd) = pidfd {
-                    end_failed(&pidfd);
+                    end_failed(&pidfd, group);
                 }
                 let log = tail(directory, FAILURE_LOG_BYTES).unwrap_or_default();
                 if !log.is_empty() {
@@ -296,11 +312,12 @@ impl SandboxLauncher {
             arguments: start.arguments.clone(),
             environment: start.environment.clone(),
             identity,
-            cgroup_procs: group.procs_files().map(|path| text(&path)).collect(),
+            groups: group.files(),
             read_only,
             devices: start.devices.iter().map(|path| text(path)).collect(),
             limits: start.limits,
             memory_by_rlimit: !group.memory_enforced,
+            cpu_by_nice: !group.cpu_enforced,
             lease_until_boottime_ms: start.lease_until_boottime_ms,
             lease_ms_max: self.config.lease_ms_max,
         })
@@ -367,14 +384,11 @@ impl Place {
         let listen = |name| UnixListener::bind(socket_path(&handle, name));
         let mode = 0o600;
         let log = |name| File::options().create(true).append(true).mode(mode).open(directory.join(name));
-        let metrics = directory.join(names::METRICS);
-        nix::unistd::mkfifo(&metrics, nix::sys::stat::Mode::from_bits_truncate(mode))?;
         Ok(Self {
             directory: directory.to_path_buf(),
             init_listener: listen(names::INIT_SOCKET)?,
             worker_listener: listen(names::WORKER_SOCKET)?,
-            // For reading too: so a worker is not told of a broken pipe while no agent lives.
-            metrics: File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(metrics)?,
+            metrics: Metrics::create(&directory.join(names::METRICS), mode)?,
             exit: File::options()
                 .create_new(true)
                 .write(true)
@@ -395,10 +409,11 @@ fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start, place: &Place)
         place.exit.as_fd(),
         place.logs[0].as_fd(),
         place.logs[1].as_fd(),
+        place.metrics.kept.as_fd(),
         place.worker_listener.as_fd(),
         start.weights.as_fd(),
         start.progress.as_fd(),
-        place.metrics.as_fd(),
+        place.metrics.written.as_fd(),
         manifest.as_fd(),
     ];
     debug_assert!(place.directory.is_dir());
@@ -419,8 +434,9 @@ fn next_report(socket: &OwnedFd) -> Result<SandboxReport, (String, String)> {
 }
 
 /// Kills an init whose start failed and buries it, so that its cgroups can go.
-fn end_failed(pidfd: &OwnedFd) {
+fn end_failed(pidfd: &OwnedFd, group: &Group) {
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    cgroup::release(&group.directories);
     let _ = system::pidfd_kill(pidfd.as_fd());
     let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
 }

@@ -130,6 +130,8 @@ impl Sandbox {
     /// # Errors
     /// What the system answers; a sandbox that has ended already is none.
     pub fn kill(&self) -> io::Result<()> {
+        // An init is gone only when all of its namespace is, and threads without a quota to run on take long.
+        cgroup::release(&self.groups);
         match system::pidfd_kill(self.pidfd.as_fd()) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result,

@@ -118,6 +118,13 @@ pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets this process's nice value; it can be raised, never lowered again without rights.
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: passes integers; 0 is the calling process.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
+    Ok(())
+}
+
 /// Locks the rule that user id 0 gains nothing by being 0 (`SECBIT_NOROOT` and its kin, locked).
 pub(crate) fn forget_root_rules() -> io::Result<()> {
     // From <linux/securebits.h>: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked.

@@ -4,6 +4,7 @@
 
 mod attempts;
 mod call;
+mod exhaust;
 mod pretend;
 mod runtime;
 
@@ -47,6 +48,7 @@ fn inside(mode: &str) -> io::Result<()> {
     match mode {
         "--inherited" => return pretend::run(),
         "runtime" => return runtime::run(),
+        mode if mode.starts_with("exhaust=") => return exhaust::run(&mode["exhaust=".len()..]),
         "exit-7" => std::process::exit(7),
         "metrics" => {
             let mut pipe = own(protocol::worker::WORKER_METRICS_FD);
@@ -57,6 +59,13 @@ fn inside(mode: &str) -> io::Result<()> {
                     \"kv_cache_usage_permille\":0,\"time_to_first_token_p50_us\":0}\n",
                 )?;
                 std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        "metrics-read" => {
+            let read = own(protocol::worker::WORKER_METRICS_FD).read(&mut [0; 64]);
+            println!("reading its own numbers: {:?}", read.err().and_then(|error| error.raw_os_error()));
+            loop {
+                std::thread::park();
             }
         }
         "eat-memory" => {

@@ -1,9 +1,9 @@
 //! `quorate sandbox-init`: the process that builds a sandbox, and becomes two.
 //!
-//! The *builder* is what the agent executes. It enters the cgroups, clones the *init* into new namespaces,
-//! gives it its ids, and exits. The init builds the root, forks the worker, gives up what it no longer
-//! needs and then holds the lease ([`supervise`]) until the end. It is PID 1 of its namespace: when it
-//! exits, the kernel kills everything else in it.
+//! The *builder* is what the agent executes. It enters the init's cgroups, clones the *init* into new
+//! namespaces, gives it its ids, and exits. The init builds the root, forks the worker, which enters the cgroups
+//! beside the init's, gives up what it no longer needs and then holds the lease ([`supervise`]) until the end. It
+//! is PID 1 of its namespace: when it exits, the kernel kills everything else in it.
 //!
 //! What may surprise: this code must stay single-threaded and must not be called from a process that has
 //! anything else to do. It does not return from a successful start.
@@ -19,7 +19,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 use protocol::canonical;
 use protocol::sandbox::{
-    SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxIdentity, SandboxReport, SandboxSpec,
+    SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxGroups, SandboxIdentity,
+    SandboxReport, SandboxSpec,
 };
 use std::fs::{self, File};
 use std::io;
@@ -62,11 +63,32 @@ impl<T, E: std::fmt::Display> InStep<T> for Result<T, E> {
     }
 }
 
+/// Files of the worker's control groups, opened while they can be reached.
+struct WorkerGroups {
+    /// To be entered by the worker.
+    procs: Vec<File>,
+    /// What is written before it is killed.
+    release: Vec<(File, String)>,
+}
+
+impl WorkerGroups {
+    fn open(groups: &SandboxGroups) -> Step<Self> {
+        let open = |path: &String| File::options().write(true).open(path).step(&format!("open {path}"));
+        let release = groups.release.iter().map(|write| Ok((open(&write.path)?, write.value.clone())));
+        Ok(Self {
+            procs: groups.worker.iter().map(open).collect::<Step<_>>()?,
+            release: release.collect::<Step<_>>()?,
+        })
+    }
+}
+
 /// Descriptors that the launcher sends with the specification, in this order; the worker's follow.
 pub(crate) struct Inherited {
     pub(crate) listener: OwnedFd,
     pub(crate) exit: OwnedFd,
     pub(crate) logs: [OwnedFd; 2],
+    /// Held open, never read: so that the worker's metrics pipe has a reader while no agent lives.
+    pub(crate) metrics: OwnedFd,
     pub(crate) worker: Vec<OwnedFd>,
 }
 
@@ -125,15 +147,17 @@ fn report_failure(socket: &OwnedFd, error: StepError) {
 
 fn create_init(socket: &OwnedFd) -> Step<()> {
     let (spec, inherited) = receive_spec(socket).step("receive the specification")?;
-    for procs in &spec.cgroup_procs {
+    for procs in &spec.groups.init {
         fs::write(procs, "0").step(&format!("enter {procs}"))?;
     }
+    let groups = WorkerGroups::open(&spec.groups)?;
+    worker::forbid_core_dumps();
     let (mapped, wait_mapped) = io::pipe().map(|(r, w)| (w, r)).step("create a pipe")?;
     // SAFETY: this process was executed to do this and has never started a thread.
     let init = unsafe { system::clone_process(NAMESPACES | libc::CLONE_PARENT) };
     match init.step("create the namespaces")? {
         Some(pid) => {
-            drop(inherited);
+            drop((inherited, groups));
             let introduced = map_ids(pid, spec.identity).step("map the user ids").and_then(|()| {
                 let pid = pid.as_raw().unsigned_abs();
                 report(socket, &SandboxReport::Created { pid }).step("report the init")
@@ -146,7 +170,7 @@ fn create_init(socket: &OwnedFd) -> Step<()> {
         }
         None => {
             drop(mapped);
-            let status = match become_init(&spec, inherited, socket, wait_mapped) {
+            let status = match become_init(&spec, inherited, groups, socket, wait_mapped) {
                 Ok(status) => status,
                 Err(error) => {
                     report_failure(socket, error);
@@ -167,6 +191,7 @@ fn receive_spec(socket: &OwnedFd) -> io::Result<(SandboxSpec, Inherited)> {
         listener: next()?,
         exit: next()?,
         logs: [next()?, next()?],
+        metrics: next()?,
         worker: descriptors.collect(),
     };
     if !memory_file::is_sealed(&file) {
@@ -204,6 +229,7 @@ fn map_ids(pid: Pid, identity: SandboxIdentity) -> io::Result<()> {
 fn become_init(
     spec: &SandboxSpec,
     inherited: Inherited,
+    groups: WorkerGroups,
     socket: &OwnedFd,
     wait_mapped: io::PipeReader,
 ) -> Step<i32> {
@@ -219,16 +245,18 @@ fn become_init(
     nix::sys::prctl::set_dumpable(false).step("become undumpable")?;
     let mut not_enforced = root::build(root)?;
     wait_for_go(socket).step("wait for the launcher")?;
-    let Inherited { listener, exit, logs, worker } = inherited;
-    let started = worker::start(spec, &worker)?;
-    drop(worker);
+    let Inherited { listener, exit, logs, metrics, worker } = inherited;
+    let WorkerGroups { procs, release } = groups;
+    let started = worker::start(spec, &worker, &procs)?;
+    drop((worker, procs));
     not_enforced.extend(started.not_enforced);
     not_enforced.extend(kept_groups(spec.identity));
     let logs = logs::LogWriter::new(started.output, logs).step("open the logs")?;
     worker::lock_down_init(spec.identity)?;
     report(socket, &SandboxReport::Started { not_enforced }).step("report the start")?;
     let lease = supervise::Lease { until_ms: spec.lease_until_boottime_ms, ms_max: spec.lease_ms_max };
-    supervise::run(started.pid, lease, &listener, &exit.into(), logs).step("supervise the worker")?;
+    let ending = supervise::Ending { release, exit: exit.into(), _metrics: metrics };
+    supervise::run(started.pid, lease, &listener, logs, ending).step("supervise the worker")?;
     Ok(0)
 }
 

@@ -28,6 +28,9 @@ use std::os::unix::net::UnixStream;
 const PEERS_MAX: usize = 4;
 /// Longest request: a word and a number.
 const REQUEST_BYTES_MAX: usize = 256;
+/// How long before the end of its lease a sandbox is ended: what a busy machine takes to notice and to kill. Control
+/// may give the slot to another node at the very end.
+const END_BEFORE_MS: u64 = 250;
 /// Most pieces of the worker's last words that are still written down.
 const LAST_WORDS_MAX: usize = 32;
 
@@ -40,9 +43,38 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    /// When the sandbox is ended, so that it has ended when the lease has.
+    fn ends_ms(&self) -> u64 {
+        self.until_ms.saturating_sub(END_BEFORE_MS)
+    }
+
     /// Renewals only ever lengthen, and never beyond what one renewal may give.
     fn renew(&mut self, wanted_ms: u64, now_ms: u64) {
         self.until_ms = self.until_ms.max(wanted_ms.min(now_ms.saturating_add(self.ms_max)));
+    }
+}
+
+/// What is needed once the sandbox must end.
+pub(super) struct Ending {
+    /// Writes that let the worker's processes run to their end.
+    pub(super) release: Vec<(File, String)>,
+    /// Where it is written down why.
+    pub(super) exit: File,
+    /// A reader of the worker's metrics pipe, until the end.
+    pub(super) _metrics: OwnedFd,
+}
+
+impl Ending {
+    /// Ends every process of the sandbox but this one, and returns when they are gone. Neither their groups'
+    /// limits nor a slow disk delay it: what is written comes afterwards.
+    fn kill_all(&self) {
+        for (file, value) in &self.release {
+            // A worker without a quota needs none lifted.
+            let _ = (&mut &*file).write_all(value.as_bytes());
+        }
+        // Every process of this namespace but its init.
+        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        while !matches!(waitpid(None::<Pid>, None), Err(Errno::ECHILD)) {}
     }
 }
 
@@ -64,8 +96,8 @@ pub(super) fn run(
     worker: Pid,
     lease: Lease,
     listener: &OwnedFd,
-    exit: &File,
     mut logs: LogWriter,
+    ending: Ending,
 ) -> io::Result<()> {
     let mut child_signal = SigSet::empty();
     child_signal.add(Signal::SIGCHLD);
@@ -76,29 +108,42 @@ pub(super) fn run(
         seccompiler::apply_filter(&filter).map_err(io::Error::other)?;
     }
     let mut supervisor = Supervisor { worker, lease, kill_at_ms: None, peers: Vec::new() };
-    let end = loop {
-        if let Some(end) = supervisor.due(boottime_ms()) {
-            break end;
-        }
-        if let Some(end) = supervisor.turn(&signals, &timer, listener, &mut logs)? {
-            break end;
-        }
-    };
+    let end = supervisor.watch(&signals, &timer, listener, &mut logs);
+    ending.kill_all();
+    let end = end?;
     for _ in 0..LAST_WORDS_MAX {
         if !logs.copy() {
             break;
         }
     }
-    exit.write_all_at(&canonical::to_bytes(&end), 0)?;
-    exit.sync_data()
+    ending.exit.write_all_at(&canonical::to_bytes(&end), 0)?;
+    ending.exit.sync_data()
 }
 
 impl Supervisor {
+    /// Returns why the sandbox must end, once it must.
+    fn watch(
+        &mut self,
+        signals: &SignalFd,
+        timer: &TimerFd,
+        listener: &OwnedFd,
+        logs: &mut LogWriter,
+    ) -> io::Result<SandboxExit> {
+        loop {
+            if let Some(end) = self.due(boottime_ms()) {
+                return Ok(end);
+            }
+            if let Some(end) = self.turn(signals, timer, listener, logs)? {
+                return Ok(end);
+            }
+        }
+    }
+
     /// Whether time is up, and for what.
     fn due(&self, now_ms: u64) -> Option<SandboxExit> {
         if self.kill_at_ms.is_some_and(|at| now_ms >= at) {
             Some(SandboxExit::Stopped)
-        } else if now_ms >= self.lease.until_ms {
+        } else if now_ms >= self.lease.ends_ms() {
             Some(SandboxExit::LeaseLapsed)
         } else {
             None
@@ -114,7 +159,7 @@ impl Supervisor {
         logs: &mut LogWriter,
     ) -> io::Result<Option<SandboxExit>> {
         let now_ms = boottime_ms();
-        let next_ms = self.kill_at_ms.unwrap_or(u64::MAX).min(self.lease.until_ms);
+        let next_ms = self.kill_at_ms.unwrap_or(u64::MAX).min(self.lease.ends_ms());
         let at = TimeSpec::milliseconds(i64::try_from(next_ms).unwrap_or(i64::MAX / 1_000_000));
         timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
 
@@ -240,8 +285,8 @@ mod tests {
         let lease = Lease { until_ms: 2_000, ms_max: 3_000 };
         let mut supervisor =
             Supervisor { worker: Pid::from_raw(i32::MAX), lease, kill_at_ms: None, peers: vec![] };
-        assert_eq!(supervisor.due(1_999), None);
-        assert_eq!(supervisor.due(2_000), Some(SandboxExit::LeaseLapsed));
+        assert_eq!(supervisor.due(1_749), None);
+        assert_eq!(supervisor.due(1_750), Some(SandboxExit::LeaseLapsed), "gone when the lease is over");
         supervisor.stop(1_500);
         supervisor.stop(1_900);
         assert_eq!(supervisor.due(1_499), None);

@@ -9,7 +9,7 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 use protocol::canonical;
@@ -26,6 +26,9 @@ const FIRST_DESCRIPTOR: RawFd = 3;
 const SPARE_DESCRIPTOR: RawFd = 64;
 /// What is asked of landlock; an older kernel gives what it has.
 const LANDLOCK_ABI: ABI = ABI::V7;
+/// How much of a crashed worker may be dumped. By 0 a program that the host has for this (`core_pattern` with a
+/// pipe) would still be given all of it, prompts and weights; 1 forbids that too, and is too little for a file.
+const CORE_BYTES_MAX: u64 = 1;
 /// The worker's id inside, where it has one of its own.
 const WORKER_ID: u32 = 1;
 
@@ -37,6 +40,10 @@ pub(super) struct Started {
     pub(super) not_enforced: Vec<String>,
 }
 
+/// How far a worker without a quota yields to its init and to its agent: it has a third of their share of a busy
+/// core, and all of an idle one.
+const NICE_WITHOUT_QUOTA: i32 = 5;
+
 /// What is prepared before the process splits, where allocating and failing are still easy.
 struct Program {
     arguments: Vec<CString>,
@@ -44,8 +51,8 @@ struct Program {
     filters: Vec<BpfProgram>,
 }
 
-/// Starts the worker and waits until its program runs.
-pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd]) -> Step<Started> {
+/// Starts the worker in the groups of these `cgroup.procs` files and waits until its program runs.
+pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd], groups: &[File]) -> Step<Started> {
     let program = Program::prepare(spec)?;
     let (output, output_end) = io::pipe().step("create a pipe for output")?;
     let (status, status_end) = io::pipe().step("create a pipe for the start")?;
@@ -54,7 +61,7 @@ pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd]) -> Step<Started
     let Some(pid) = pid else {
         let output_end = OwnedFd::from(output_end);
         let status_end = OwnedFd::from(status_end);
-        system::exit_now(become_worker(spec, &program, descriptors, &output_end, &status_end))
+        system::exit_now(become_worker(spec, &program, descriptors, groups, &output_end, &status_end))
     };
     drop((output_end, status_end));
     let not_enforced = read_status(status)?;
@@ -97,6 +104,7 @@ fn become_worker(
     spec: &SandboxSpec,
     program: &Program,
     descriptors: &[OwnedFd],
+    groups: &[File],
     output: &OwnedFd,
     status: &OwnedFd,
 ) -> i32 {
@@ -106,11 +114,13 @@ fn become_worker(
         let _ = file.write_all(&wire::frame(&bytes));
         1
     };
+    let entered =
+        groups.iter().try_for_each(|mut procs| procs.write_all(b"0")).step("enter the worker's groups");
     let mut status = match arrange_descriptors(descriptors, output, status) {
         Ok(status) => File::from(status),
         Err(_) => return 1, // An empty status says that it ended before it began.
     };
-    match restrict(spec).and_then(|labels| {
+    match entered.and_then(|()| restrict(spec)).and_then(|labels| {
         let bytes = canonical::to_bytes(&SandboxReport::Started { not_enforced: labels });
         status.write_all(&wire::frame(&bytes)).step("report the restrictions")?;
         execute(program)
@@ -146,6 +156,9 @@ fn arrange_descriptors(descriptors: &[OwnedFd], output: &OwnedFd, status: &Owned
 fn restrict(spec: &SandboxSpec) -> Step<Vec<String>> {
     nix::unistd::setsid().step("start a session")?;
     set_limits(spec).step("set resource limits")?;
+    if spec.cpu_by_nice {
+        system::set_nice(NICE_WITHOUT_QUOTA).step("yield to the init")?;
+    }
     system::drop_bounding_set().step("empty the bounding set")?;
     system::forget_root_rules().step("lock the security bits")?;
     if let SandboxIdentity::OwnIds { .. } = spec.identity {
@@ -155,7 +168,12 @@ fn restrict(spec: &SandboxSpec) -> Step<Vec<String>> {
     }
     drop_capabilities(&CapsHashSet::new()).step("drop capabilities")?;
     nix::sys::prctl::set_no_new_privs().step("forbid new privileges")?;
-    let labels = restrict_files(spec).step("restrict files with landlock")?;
+    let mut labels = restrict_files(spec).step("restrict files with landlock")?;
+    if getrlimit(Resource::RLIMIT_CORE).step("read a resource limit")?.0 != CORE_BYTES_MAX {
+        labels.push(
+            "core-dumps: a program of the host may be given the memory of a worker that crashed".into(),
+        );
+    }
     system::restore_sigpipe().step("restore signals")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).step("unblock signals")?;
     Ok(labels)
@@ -171,9 +189,14 @@ fn execute(program: &Program) -> Step<std::convert::Infallible> {
         .step("execute the worker (its file must be readable and executable for every user of the machine)")
 }
 
+/// Forbids core dumps in this process and those after it. To be called with the agent's own rights, which may
+/// raise a limit of 0 if the agent is root. Where that fails, the worker says so.
+pub(super) fn forbid_core_dumps() {
+    let _ = setrlimit(Resource::RLIMIT_CORE, CORE_BYTES_MAX, CORE_BYTES_MAX);
+}
+
 fn set_limits(spec: &SandboxSpec) -> nix::Result<()> {
     let same = |resource, value| setrlimit(resource, value, value);
-    same(Resource::RLIMIT_CORE, 0)?;
     same(Resource::RLIMIT_FSIZE, 0)?;
     same(Resource::RLIMIT_MEMLOCK, 0)?;
     same(Resource::RLIMIT_MSGQUEUE, 0)?;
