@@ -1,7 +1,43 @@
 //! What tests of several modules begin with.
 
+use protocol::api::Status;
+use protocol::governance::{NodeAdmission, NodeRole};
+use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{Digest, ModelRoot};
+use protocol::{Digest, Epoch, ModelRoot, NodeId, PublicKey};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A cluster of which nothing is to be said.
+pub(crate) fn status() -> Status {
+    Status {
+        healthy: true,
+        summary: "all is well".into(),
+        findings: vec![],
+        leader: None,
+        replicas: 3,
+        nodes: 4,
+        nodes_alive: 4,
+        services: 2,
+        epoch: Epoch(1),
+        simulated: vec![],
+        not_enforced: vec![],
+    }
+}
+
+/// An admitted worker of this name.
+pub(crate) fn admission(name: &str) -> NodeAdmission {
+    let id = NodeId(PublicKey([7; 32]));
+    NodeAdmission {
+        name: name.parse().expect("a name"),
+        id,
+        encryption: EncryptionKey { x25519: id.0, ml_kem: ByteString(vec![7; ML_KEM_768_PUBLIC_KEY_LENGTH]) },
+        roles: BTreeSet::from([NodeRole::Worker]),
+        region: "local".into(),
+        labels: BTreeMap::new(),
+        storage: None,
+        gateway: None,
+    }
+}
 
 /// A registered model of this name and architecture, in no store.
 pub(crate) fn model_record(name: &str, architecture: &str) -> ModelRecord {

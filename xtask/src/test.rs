@@ -8,7 +8,7 @@ use std::time::Instant;
 /// One step: a name and what it does.
 type Step = (&'static str, fn() -> Result<(), String>);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("format", format),
     ("lint", lint),
     ("tests", cargo_tests),
@@ -17,6 +17,7 @@ const STEPS: [Step; 9] = [
     ("demonstration", cluster::demonstration_and_clients),
     ("second run", cluster::second_run),
     ("own model", cluster::own_model),
+    ("ordinary account", cluster::ordinary_account),
     ("kills", kills::in_tests),
 ];
 
@@ -24,7 +25,8 @@ const HELP: &str = "\
 cargo xtask test [STEP ...]
 cargo xtask test --stress ROUNDS [FILTER]
 
-Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", \"own model\", kills.
+Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", \"own model\",
+\"ordinary account\", kills.
 
   --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half the usual
                    CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run ROUNDS times, pure ones

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How long the cluster may take until every node is alive.
-const START_LIMIT: Duration = Duration::from_secs(40);
+const START_LIMIT: Duration = Duration::from_secs(120);
 /// Pause between looks while waiting.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// First host user id for sandboxes; each node takes a range of its own.

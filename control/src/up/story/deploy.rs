@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 /// What the demonstration's inference key is called.
 const API_KEY_NAME: &str = "demo";
 /// How long a deployment may take until all its replicas answer.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_secs(180);
 
 /// The demonstration's inference key: its text made once and kept in a file, known to the cluster.
 pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {

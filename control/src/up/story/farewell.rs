@@ -1,60 +1,150 @@
-//! What to do next, as lines that work when pasted: they name what really runs.
+//! What to do next, as commands that work when pasted: they name what really runs, and each stands on lines of its
+//! own that fit a terminal of 80 columns.
 
 use crate::up::cluster::Cluster;
 use anyhow::Result;
-use protocol::api::{Page, ServiceView};
+use protocol::api::{Page, ServiceView, Status};
 use protocol::manifest::{Manifest, ServiceManifest, Task};
+use std::path::{Path, PathBuf};
+
+/// Longest line of a command: what a terminal has before it breaks lines in the middle of words.
+const COLUMNS: usize = 80;
 
 /// Prints it.
 ///
 /// # Errors
 /// When control does not say what runs.
 pub(in crate::up) async fn print_farewell(cluster: &Cluster) -> Result<()> {
-    let (gateway, layout) = (cluster.gateway(), &cluster.layout);
-    let key = layout.api_key().display().to_string();
     let services: Page<ServiceView> = cluster.context()?.client()?.get("/v1/services").await?;
+    let status = cluster.status().await?;
+    let program = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_path_buf));
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let known = |directory: &PathBuf| std::env::split_paths(&paths).any(|path| path == *directory);
+    let farewell = Farewell {
+        program: program.filter(|directory| !known(directory)),
+        context: cluster.layout.context(),
+        key: cluster.layout.api_key(),
+        logs: cluster.layout.root().join("logs"),
+        gateway: cluster.gateway(),
+        control: format!("http://{}", cluster.address("control-1/api")),
+    };
     println!("\nKill any process, edit any byte. Ctrl-C stops everything.\n");
-    println!("  chat and embeddings   {gateway}/v1   key in {key}");
-    println!("  control API           http://{}/openapi.json", cluster.address("control-1/api"));
-    println!("  logs                  {}", layout.root().join("logs").display());
-    println!("\n  export QUORATE_CONTEXT={}", layout.context().display());
-    println!("  quorate status\n");
-    println!("{}\n", example(&gateway, &key, &services.items));
-    println!(
-        "What is simulated here: the machines (one machine plays all of them) and the members (three key"
-    );
-    println!(
-        "files beside each other). Everything else is real: processes, TLS, signatures, storage, models."
-    );
+    for line in farewell.lines(&services.items) {
+        println!("{line}");
+    }
+    println!();
+    for line in honest(&status) {
+        println!("{line}");
+    }
     Ok(())
 }
 
+/// Where everything is.
+struct Farewell {
+    /// The directory of this program, if the shell does not find it there.
+    program: Option<PathBuf>,
+    context: PathBuf,
+    key: PathBuf,
+    logs: PathBuf,
+    gateway: String,
+    control: String,
+}
+
+impl Farewell {
+    /// Everything that may be pasted, and what each part is for.
+    fn lines(&self, services: &[ServiceView]) -> Vec<String> {
+        let mut lines = vec![
+            format!("# control API  {}/openapi.json", self.control),
+            format!("# logs         {}", self.logs.display()),
+            String::new(),
+            "# in another terminal".to_string(),
+        ];
+        if let Some(directory) = &self.program {
+            lines.extend(wrapped(&format!("export PATH={}:$PATH", quoted(directory))));
+        }
+        lines.extend(wrapped(&format!("export QUORATE_CONTEXT={}", quoted(&self.context))));
+        lines.push("quorate status".into());
+        lines.extend([String::new(), "# any OpenAI client".to_string()]);
+        lines.extend(wrapped(&format!("export OPENAI_BASE_URL={}/v1", self.gateway)));
+        lines.extend(wrapped(&format!("export OPENAI_API_KEY=$(cat {})", quoted(&self.key))));
+        lines.push(String::new());
+        lines.extend(example(services));
+        lines
+    }
+}
+
+/// What is not as it seems.
+fn honest(status: &Status) -> Vec<String> {
+    let mut lines = vec![
+        "What is simulated here: the machines (one machine plays all of them) and the".to_string(),
+        "members (three key files beside each other). Everything else is real: processes,".to_string(),
+        "TLS, signatures, storage, models.".to_string(),
+    ];
+    lines.extend(status.simulated.iter().map(|line| format!("  {line}")));
+    if !status.not_enforced.is_empty() {
+        lines.push("What is not enforced here:".to_string());
+        lines.extend(status.not_enforced.iter().map(|line| format!("  {line}")));
+    }
+    lines
+}
+
+/// A path as one word of a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    if text.chars().all(plain) {
+        return text;
+    }
+    let escaped = text.chars().flat_map(|c| "\\\"$`".contains(c).then_some('\\').into_iter().chain([c]));
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
+/// A command whose long word goes on in the next line: a shell joins them again, as a terminal's own break would not
+/// be when it is copied.
+fn wrapped(command: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut rest: Vec<char> = command.chars().collect();
+    while rest.len() > COLUMNS {
+        // Before a `/`, so that no escaped character is torn from its backslash.
+        let fits = COLUMNS - 1;
+        let at = rest[..fits].iter().rposition(|c| *c == '/').filter(|at| *at > 0);
+        let at = at.unwrap_or(if rest[fits - 1] == '\\' { fits - 1 } else { fits });
+        let tail = rest.split_off(at);
+        lines.push(rest.iter().collect::<String>() + "\\");
+        rest = tail;
+    }
+    lines.push(rest.into_iter().collect());
+    lines
+}
+
 /// A request to a service that answers, one that writes before one that embeds; else how to come to one.
-fn example(gateway: &str, key: &str, services: &[ServiceView]) -> String {
+fn example(services: &[ServiceView]) -> Vec<String> {
     let answering = services.iter().filter(|service| service.ready > 0).filter_map(manifest);
     // `false` comes first.
     let Some(manifest) = answering.min_by_key(|manifest| manifest.task != Task::Generate) else {
-        return "  Nothing is served yet:\n  quorate model import DIR --name NAME   then: quorate new service --model NAME > NAME.toml"
-            .into();
+        let lines = [
+            "# nothing is served yet",
+            "quorate model import DIR --name NAME",
+            "quorate new service --model NAME > NAME.toml",
+            "quorate deploy NAME.toml --wait",
+        ];
+        return lines.map(str::to_string).to_vec();
     };
     let model = &manifest.model.name;
     let (path, body) = match manifest.task {
-        Task::Embed => ("embeddings", format!(r#"{{"model":"{model}","input":"What is quorate?"}}"#)),
+        Task::Embed => ("embeddings", r#""input":"What is quorate?"}"#),
         // The model of the demonstration has a chat template; of others nothing is known.
         Task::Generate if model.as_str() == "tiny" => (
             "chat/completions",
-            format!(
-                r#"{{"model":"{model}","temperature":0,"messages":[{{"role":"user","content":"What is three plus four?"}}]}}"#
-            ),
+            "\"temperature\":0,\n  \"messages\":[{\"role\":\"user\",\"content\":\"What is three plus four?\"}]}",
         ),
-        Task::Generate => {
-            ("completions", format!(r#"{{"model":"{model}","prompt":"Once upon a time","max_tokens":32}}"#))
-        }
+        Task::Generate => ("completions", r#""prompt":"Once upon a time","max_tokens":32}"#),
     };
-    format!(
-        "  curl -s {gateway}/v1/{path} -H \"Authorization: Bearer $(cat {key})\" \\\n    \
-         -H 'Content-Type: application/json' \\\n    -d '{body}'"
-    )
+    let text = format!(
+        "curl -s $OPENAI_BASE_URL/{path} \\\n  -H \"Authorization: Bearer $OPENAI_API_KEY\" \\\n  \
+         -H 'Content-Type: application/json' -d '{{\n  \"model\":\"{model}\",\n  {body}'"
+    );
+    text.lines().map(str::to_string).collect()
 }
 
 fn manifest(service: &ServiceView) -> Option<&ServiceManifest> {
@@ -85,6 +175,81 @@ mod tests {
         }
     }
 
+    fn farewell(root: &str) -> Farewell {
+        let root = Path::new(root);
+        Farewell {
+            program: Some(root.join("target/debug")),
+            context: root.join(".quorate/demo/context.json"),
+            key: root.join(".quorate/demo/api-key"),
+            logs: root.join(".quorate/demo/logs"),
+            gateway: "http://127.0.0.1:65535".into(),
+            control: "http://127.0.0.1:65534".into(),
+        }
+    }
+
+    /// What a shell makes of the commands, with the programs that they name replaced by ones that print.
+    fn pasted(lines: &[String]) -> String {
+        let lines = lines.join("\n");
+        let script = [
+            "curl() { printf '%s\\n' \"$@\"; }",
+            "quorate() { :; }",
+            "cat() { printf 'KEY-of-%s' \"$1\" | tr ' ' '+'; }",
+            &lines,
+            "echo \"$QUORATE_CONTEXT\"; echo \"$PATH\"; echo \"$OPENAI_API_KEY\"",
+        ];
+        let shell = std::process::Command::new("/bin/sh").arg("-c").arg(script.join("\n")).output();
+        let output = shell.expect("there is a shell");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[test]
+    fn every_command_fits_80_columns_and_means_the_same_when_pasted() {
+        let deep = format!("/home/{}/a name with $blanks\"/{}", "d".repeat(90), "e/".repeat(60));
+        for root in ["/q", "/home/ada lovelace/quorate", deep.trim_end_matches('/')] {
+            for service in
+                [service("tiny", "llama", 1), service("mine", "llama", 1), service("minilm", "bert", 1)]
+            {
+                let lines = farewell(root).lines(std::slice::from_ref(&service));
+                // What stands before is there to be looked at.
+                let at =
+                    lines.iter().position(|line| line.starts_with("# in another terminal")).expect("said");
+                let long: Vec<&String> =
+                    lines[at..].iter().filter(|line| line.chars().count() > COLUMNS).collect();
+                assert!(long.is_empty(), "{long:#?}");
+                let said = pasted(&lines[at..]);
+                for expected in [
+                    format!("\n{root}/.quorate/demo/context.json\n"),
+                    format!("\n{root}/target/debug:"),
+                    format!("\nKEY-of-{}/.quorate/demo/api-key\n", root.replace(' ', "+")),
+                    "http://127.0.0.1:65535/v1/".to_string(),
+                ] {
+                    assert!(said.contains(&expected), "{expected}\n{said}");
+                }
+                let body =
+                    said.split("-d\n").nth(1).and_then(|rest| rest.split_once("}\n")).expect("a body").0;
+                let body: serde_json::Value = serde_json::from_str(&format!("{body}}}")).expect("JSON");
+                assert_eq!(body["model"], service.name.as_str());
+            }
+        }
+        for line in example(&[]).iter().chain(&honest_lines()) {
+            assert!(line.chars().count() <= COLUMNS, "{line}");
+        }
+    }
+
+    fn honest_lines() -> Vec<String> {
+        let limits = "cpu, memory, pids on node-1, node-2, node-3";
+        let lines = honest(&status(&[limits]));
+        assert!(lines.iter().any(|line| line == &format!("  {limits}")), "{lines:?}");
+        assert!(!honest(&status(&[])).concat().contains("not enforced"));
+        lines
+    }
+
+    fn status(not_enforced: &[&str]) -> Status {
+        let not_enforced = not_enforced.iter().map(|line| (*line).to_string()).collect();
+        Status { not_enforced, ..crate::testing::status() }
+    }
+
     #[test]
     fn the_line_asks_what_really_answers() {
         let (mine, embeds) =
@@ -92,12 +257,12 @@ mod tests {
         for (services, expected) in [
             (vec![], "quorate model import"),
             (vec![mine(0)], "quorate model import"),
-            (vec![mine(0), embeds(2)], r#"/v1/embeddings -H "Authorization: Bearer $(cat KEY)""#),
-            (vec![embeds(2), mine(1)], r#""model":"mine","prompt""#),
-            (vec![embeds(2), service("tiny", "llama", 1)], r#"/v1/chat/completions"#),
+            (vec![mine(0), embeds(2)], "$OPENAI_BASE_URL/embeddings "),
+            (vec![embeds(2), mine(1)], "\"model\":\"mine\",\n  \"prompt\""),
+            (vec![embeds(2), service("tiny", "llama", 1)], "$OPENAI_BASE_URL/chat/completions "),
         ] {
-            let line = example("http://127.0.0.1:1", "KEY", &services);
-            assert!(line.contains(expected), "{line}");
+            let lines = example(&services).join("\n");
+            assert!(lines.contains(expected), "{lines}");
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Clients that ask all the time.
 const CLIENTS: usize = 2;
 /// How long the slot may take to serve elsewhere.
-const REPLACED_LIMIT: Duration = Duration::from_secs(30);
+const REPLACED_LIMIT: Duration = Duration::from_secs(120);
 
 /// Requests while the node died.
 #[derive(Default)]

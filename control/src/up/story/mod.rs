@@ -23,7 +23,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long the cluster may take to be whole again at the end.
-const HEALTHY_LIMIT: Duration = Duration::from_secs(30);
+const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
 
 /// One line of the story, the time since the start before it.
 pub(crate) struct Narrator {
@@ -69,7 +69,8 @@ async fn end_healthy(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     loop {
         let status = cluster.status().await?;
         if status.healthy {
-            narrator.say(format!("status: {}", status.summary));
+            let limits = status.not_enforced.iter().map(|limits| format!("\nnot enforced: {limits}"));
+            narrator.say(format!("status: {}{}", status.summary, limits.collect::<String>()));
             return Ok(());
         }
         if Instant::now() > deadline {

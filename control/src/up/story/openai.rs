@@ -26,7 +26,7 @@ pub(crate) struct Streamed {
 
 impl OpenAi {
     pub(crate) fn new(base: String, key: Zeroizing<String>) -> Self {
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build();
         Self { http: http.expect("a client without certificates always builds"), base, key }
     }
 

@@ -1,23 +1,70 @@
 //! Which ports do the nodes really have open? Asked of the kernel, for every process of every node.
+//!
+//! An ordinary account may not read the descriptors of a sandbox, which is closed to other processes of the same
+//! user too. The tables of a process's network namespace are everybody's to read: where they list no open socket,
+//! the process has none of its own. Whether it was handed one from outside stays unknown then, and is said.
 
 use super::Narrator;
 use super::kill::descendants;
 use crate::up::cluster::Cluster;
 use crate::up::layout::NODES;
 use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 /// Tables of sockets in `/proc/PID/net`, and the `st` of one that anybody may send to: TCP_LISTEN, and for
 /// UDP an unconnected socket, TCP_CLOSE (include/net/tcp_states.h).
 const TABLES: [(&str, &str); 4] = [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")];
 
+/// What could be learned of a process's open ports.
+#[derive(Debug, PartialEq, Eq)]
+enum Ports {
+    /// All that it holds, from its descriptors.
+    Held(BTreeSet<u16>),
+    /// Its descriptors are closed to this account; no socket is open in its network namespace.
+    NoneInNamespace,
+    /// Its descriptors are closed to this account, and its network namespace has open sockets or cannot be read.
+    Unknown,
+}
+
+/// Counts of processes below the nodes' agents, by what could be learned.
+#[derive(Debug, Default)]
+struct Unseen {
+    none_in_namespace: usize,
+    unknown: usize,
+}
+
+impl Unseen {
+    /// What was not checked, in a sentence each.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.none_in_namespace > 0 {
+            lines.push(format!(
+                "not checked: the descriptors of {} of these processes, closed to an ordinary account; no socket is \
+                 open in their network namespaces, but one could have been handed in",
+                self.none_in_namespace
+            ));
+        }
+        if self.unknown > 0 {
+            lines.push(format!(
+                "not checked: {} of these processes; this account may read neither their descriptors nor a network \
+                 namespace of their own",
+                self.unknown
+            ));
+        }
+        lines
+    }
+}
+
 pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
-    let mut text = Vec::new();
+    let (mut text, mut unseen) = (Vec::new(), Unseen::default());
     for node in NODES {
         let agent = cluster.pid(node)?;
         let workers = descendants(agent)?;
-        let open = open_ports(i32::try_from(agent)?)?;
+        let Ports::Held(open) = open_ports(i32::try_from(agent)?)? else {
+            bail!("the descriptors of the agent of {node} cannot be read, though it runs under this account");
+        };
         let allowed: BTreeSet<u16> = ["storage", "metrics"]
             .iter()
             .map(|purpose| cluster.address(&format!("{node}/{purpose}")).port())
@@ -26,44 +73,71 @@ pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
             bail!("{node} listens on {open:?}; {allowed:?} are its storage and loopback metrics");
         }
         for worker in &workers {
-            let open = open_ports(*worker)?;
-            if !open.is_empty() {
-                bail!("process {worker} below {node} listens on {open:?}");
+            match open_ports(*worker)? {
+                Ports::Held(open) if open.is_empty() => {}
+                Ports::Held(open) => bail!("process {worker} below {node} listens on {open:?}"),
+                Ports::NoneInNamespace => unseen.none_in_namespace += 1,
+                Ports::Unknown => unseen.unknown += 1,
             }
         }
         text.push(format!("{node} {} (and {} processes below it: none)", open.len(), workers.len()));
     }
-    narrator.say(format!(
-        "open ports: {}; each node's own are shards over mutual TLS and loopback metrics",
-        text.join(", ")
-    ));
+    let own = "each node's own are shards over mutual TLS and loopback metrics";
+    let mut lines = vec![format!("open ports: {}; {own}", text.join(", "))];
+    lines.extend(unseen.lines());
+    narrator.say(lines.join("\n"));
     Ok(())
 }
 
 /// Ports of sockets that a process holds and anybody may send to.
-fn open_ports(pid: i32) -> Result<BTreeSet<u16>> {
-    let mut by_inode = BTreeMap::new();
-    for (table, state) in TABLES {
+fn open_ports(pid: i32) -> Result<Ports> {
+    let table = |(table, state): (&str, &str)| {
         // A process that ended, or a kernel without IPv6, has no such table.
-        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-        by_inode.extend(text.lines().skip(1).filter_map(|line| open_socket(line, state)));
-    }
-    let mut ports = BTreeSet::new();
-    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(descriptors) => descriptors,
-        // It ended: nothing is open.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ports),
-        Err(error) => return Err(error).with_context(|| format!("list the descriptors of process {pid}")),
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok()?;
+        Some(text.lines().skip(1).filter_map(|line| open_socket(line, state)).collect::<Vec<_>>())
     };
-    for descriptor in descriptors.filter_map(Result::ok) {
-        let Ok(target) = std::fs::read_link(descriptor.path()) else { continue };
-        let target = target.to_string_lossy();
-        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
-        if let Some(port) = inode.and_then(|inode| by_inode.get(inode)) {
-            ports.insert(*port);
+    let tables: Vec<_> = TABLES.into_iter().map(table).collect();
+    ports(&tables, descriptors(pid)).with_context(|| format!("list the descriptors of process {pid}"))
+}
+
+/// What each descriptor of a process is.
+fn descriptors(pid: i32) -> io::Result<Vec<String>> {
+    let mut targets = Vec::new();
+    for descriptor in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        match std::fs::read_link(descriptor?.path()) {
+            Ok(target) => targets.push(target.to_string_lossy().into_owned()),
+            // It was closed meanwhile.
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
         }
     }
-    Ok(ports)
+    Ok(targets)
+}
+
+/// What the kernel says of a process or a descriptor that is no more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
+}
+
+/// Of a process with these tables of open sockets (inode and port) and these descriptors.
+fn ports(tables: &[Option<Vec<(String, u16)>>], descriptors: io::Result<Vec<String>>) -> io::Result<Ports> {
+    let mut sockets = tables.iter().flatten().flatten();
+    let targets = match descriptors {
+        Ok(targets) => targets,
+        // It ended: nothing is open.
+        Err(error) if is_gone(&error) => return Ok(Ports::Held(BTreeSet::new())),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            // Every kernel with a network has the first table; without it nothing was read.
+            let read = tables.first().is_some_and(Option::is_some);
+            let nothing = read && sockets.next().is_none();
+            return Ok(if nothing { Ports::NoneInNamespace } else { Ports::Unknown });
+        }
+        Err(error) => return Err(error),
+    };
+    let by_inode: BTreeMap<&str, u16> = sockets.map(|(inode, port)| (inode.as_str(), *port)).collect();
+    let inode = |target: &String| Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_string());
+    let held = targets.iter().filter_map(inode).filter_map(|inode| by_inode.get(inode.as_str()).copied());
+    Ok(Ports::Held(held.collect()))
 }
 
 /// Inode and port of a line of such a table, if it is in this state.
@@ -92,7 +166,34 @@ mod tests {
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let datagrams = (datagrams.local_addr().expect("bound").port(), datagrams);
         let own = i32::try_from(std::process::id()).expect("a process id");
-        let open = open_ports(own).expect("readable");
+        let Ports::Held(open) = open_ports(own).expect("readable") else { panic!("its own descriptors") };
         assert!(open.contains(&port) && open.contains(&datagrams.0), "{open:?}");
+    }
+
+    #[test]
+    fn a_process_closed_to_this_account_passes_only_with_nothing_open_in_its_namespace() {
+        let socket = |inode: &str, port| (inode.to_string(), port);
+        let (none, one) = (Some(vec![]), Some(vec![socket("7", 80), socket("8", 443)]));
+        let closed = || Err(io::Error::from(ErrorKind::PermissionDenied));
+        let held = |inodes: &[&str]| Ok(inodes.iter().map(|inode| format!("socket:[{inode}]")).collect());
+        for (tables, descriptors, expected) in [
+            (vec![none.clone(), none.clone()], closed(), Ports::NoneInNamespace),
+            (vec![none.clone(), None], closed(), Ports::NoneInNamespace),
+            (vec![none.clone(), one.clone()], closed(), Ports::Unknown),
+            (vec![None, None], closed(), Ports::Unknown),
+            (vec![one.clone()], held(&["8", "9"]), Ports::Held(BTreeSet::from([443]))),
+            (vec![one.clone()], held(&[]), Ports::Held(BTreeSet::new())),
+            (vec![one], Err(ErrorKind::NotFound.into()), Ports::Held(BTreeSet::new())),
+        ] {
+            assert_eq!(ports(&tables, descriptors).expect("an answer"), expected, "{tables:?}");
+        }
+        assert!(ports(&[none], Err(ErrorKind::Other.into())).is_err(), "what is not understood is no pass");
+    }
+
+    #[test]
+    fn what_was_not_checked_is_said() {
+        assert_eq!(Unseen::default().lines(), Vec::<String>::new());
+        let lines = Unseen { none_in_namespace: 6, unknown: 1 }.lines();
+        assert!(lines.len() == 2 && lines.iter().all(|line| line.starts_with("not checked: ")), "{lines:?}");
     }
 }

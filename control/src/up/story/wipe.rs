@@ -19,9 +19,9 @@ use protocol::model::ModelRecord;
 use std::time::{Duration, Instant};
 
 /// How long a fresh node may take to ask for admission.
-const ENROL_LIMIT: Duration = Duration::from_secs(30);
+const ENROL_LIMIT: Duration = Duration::from_secs(120);
 /// How long replicas may take to answer again.
-const SERVE_LIMIT: Duration = Duration::from_secs(60);
+const SERVE_LIMIT: Duration = Duration::from_secs(180);
 /// The service whose replicas are watched.
 const SERVICE: &str = "minilm";
 
