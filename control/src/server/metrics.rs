@@ -4,8 +4,8 @@ use super::{Server, wall_clock};
 use axum::extract::State;
 use axum::http::StatusCode;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use protocol::ServiceName;
 use protocol::api::ServiceView;
+use protocol::{NodeName, ServiceName};
 use std::sync::{Arc, Mutex};
 
 /// The replica's own counters and gauges.
@@ -30,6 +30,7 @@ pub(crate) struct ServerMetrics {
     nodes_admitted: IntGauge,
     replicas_desired: IntGaugeVec,
     replicas_ready: IntGaugeVec,
+    not_enforced: IntGaugeVec,
     proposals_open: IntGauge,
     key_exchanges: IntGaugeVec,
     log: LogMetrics,
@@ -151,6 +152,12 @@ impl ServerMetrics {
                 "Replicas that answer; the leader tells.",
                 &["service"],
             ),
+            not_enforced: gauges(
+                &r,
+                "quorate_node_not_enforced",
+                "1 for each limit that an admitted worker's node does not enforce; the leader tells.",
+                &["node", "limit"],
+            ),
             proposals_open: gauge(&r, "quorate_proposals_open", "Proposals that wait for votes."),
             key_exchanges: gauges(
                 &r,
@@ -218,7 +225,11 @@ impl Server {
                 let alive = cluster.nodes().filter(|node| leadership.observed.is_alive(&node.id, now));
                 let services = scheduler::service_views(cluster, &leadership.observed, now);
                 let service = |view: ServiceView| (view.name, view.desired, view.ready);
-                Led { nodes_alive: alive.count(), services: services.into_iter().map(service).collect() }
+                Led {
+                    nodes_alive: alive.count(),
+                    services: services.into_iter().map(service).collect(),
+                    not_enforced: scheduler::limits_not_enforced(cluster, &leadership.observed),
+                }
             })
         });
         metrics.show_led(led.as_ref());
@@ -230,6 +241,8 @@ struct Led {
     nodes_alive: usize,
     /// Each with the replicas that it wants and those that answer.
     services: Vec<(ServiceName, u32, u32)>,
+    /// Each limit that a worker's node does not enforce, by node.
+    not_enforced: Vec<(NodeName, Vec<&'static str>)>,
 }
 
 impl ServerMetrics {
@@ -239,6 +252,7 @@ impl ServerMetrics {
         self.nodes_alive.reset();
         self.replicas_desired.reset();
         self.replicas_ready.reset();
+        self.not_enforced.reset();
         let Some(led) = led else {
             self.steps_dropped.set(0);
             return;
@@ -250,6 +264,11 @@ impl ServerMetrics {
             self.replicas_desired.with_label_values(&label).set(i64::from(*desired));
             self.replicas_ready.with_label_values(&label).set(i64::from(*ready));
         }
+        for (node, limits) in &led.not_enforced {
+            for limit in limits {
+                self.not_enforced.with_label_values(&[node.as_str(), *limit]).set(1);
+            }
+        }
     }
 }
 
@@ -259,7 +278,12 @@ mod tests {
 
     fn shown(metrics: &ServerMetrics) -> Vec<String> {
         let text = TextEncoder::new().encode_to_string(&metrics.registry.gather()).expect("text");
-        let led = ["quorate_nodes_alive", "quorate_service_replicas", "quorate_scheduler_steps_dropped"];
+        let led = [
+            "quorate_nodes_alive",
+            "quorate_node_not_enforced",
+            "quorate_service_replicas",
+            "quorate_scheduler_steps_dropped",
+        ];
         let wanted = |line: &&str| led.iter().any(|name| line.starts_with(name));
         text.lines().filter(wanted).map(str::to_string).collect()
     }
@@ -270,10 +294,16 @@ mod tests {
         let service = |name: &str, desired, ready| (name.parse().expect("a name"), desired, ready);
         let silent = ["quorate_scheduler_steps_dropped 0"];
         assert_eq!(shown(&metrics), silent, "a replica that never led");
-        let led = Led { nodes_alive: 4, services: vec![service("chat", 2, 2), service("embed", 1, 0)] };
+        let led = Led {
+            nodes_alive: 4,
+            services: vec![service("chat", 2, 2), service("embed", 1, 0)],
+            not_enforced: vec![("node-1".parse().expect("a name"), vec!["cpu", "memory"])],
+        };
         metrics.show_led(Some(&led));
         metrics.steps_dropped.set(1);
         let expected = [
+            "quorate_node_not_enforced{limit=\"cpu\",node=\"node-1\"} 1",
+            "quorate_node_not_enforced{limit=\"memory\",node=\"node-1\"} 1",
             "quorate_nodes_alive 4",
             "quorate_scheduler_steps_dropped 1",
             "quorate_service_replicas_desired{service=\"chat\"} 2",
@@ -282,8 +312,10 @@ mod tests {
             "quorate_service_replicas_ready{service=\"embed\"} 0",
         ];
         assert_eq!(shown(&metrics), expected);
-        metrics.show_led(Some(&Led { nodes_alive: 3, services: vec![service("embed", 1, 1)] }));
+        let later = Led { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
+        metrics.show_led(Some(&later));
         assert!(!shown(&metrics).concat().contains("chat"), "a service that was retired");
+        assert!(!shown(&metrics).concat().contains("node-1"), "a node that enforces everything now");
         metrics.show_led(None);
         assert_eq!(shown(&metrics), silent, "a former leader");
     }
