@@ -289,10 +289,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_hub_out_of_reach_or_silent_is_given_up() {
-        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = nobody.local_addr().expect("bound");
-        drop(nobody);
-        let gone = format!("http://{address}");
+        // Bound and not listening: the kernel refuses, and no other process takes the port meanwhile.
+        let nobody = tokio::net::TcpSocket::new_v4().expect("a socket");
+        nobody.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let gone = format!("http://{}", nobody.local_addr().expect("bound"));
         assert_eq!(code(&gone, LIMITS, "owner/small").await, Some("model-hub-unreachable"));
 
         // It accepts, as the kernel does for it, and never says a word.

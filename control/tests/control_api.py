@@ -14,9 +14,9 @@ import urllib.request
 EXAMPLES = 15
 SECONDS = 90
 # How long until some replica leads, on a machine that does much else.
-PATIENCE = 60
+PATIENCE = 600
 # Another leader may be elected at any moment, and then the replica that is being tried refuses everything, as it must.
-TRIES = 4
+TRIES = 10
 
 
 def leader(context, token):
@@ -26,7 +26,7 @@ def leader(context, token):
         for base in context["control"]:
             request = urllib.request.Request(f"{base}/v1/status", headers={"Authorization": f"Bearer {token}"})
             try:
-                with urllib.request.urlopen(request, timeout=10):
+                with urllib.request.urlopen(request, timeout=60):
                     return base
             except OSError:
                 continue
@@ -38,7 +38,7 @@ def elections(context):
     """How often any replica became leader."""
     total = 0
     for base in context["control"]:
-        with urllib.request.urlopen(f"{base}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{base}/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         total += sum(float(line.split()[1]) for line in lines if line.startswith("quorate_control_leader_changes_total "))
     assert total >= 1, "somebody leads"
@@ -50,7 +50,7 @@ def refused(base, token, body, status):
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{base}/v1/proposals", data=body, headers=headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             sys.exit(f"{len(body)} bytes that are no proposal were taken: {answer.status}")
     except urllib.error.HTTPError as error:
         said = json.load(error)
@@ -78,7 +78,7 @@ def holds(base, token):
     ]
     # It keeps its own notes in the working directory.
     with tempfile.TemporaryDirectory() as folder:
-        return subprocess.run(command, timeout=SECONDS * 4, cwd=folder).returncode == 0
+        return subprocess.run(command, timeout=PATIENCE + SECONDS * 4, cwd=folder).returncode == 0
 
 
 def main():
