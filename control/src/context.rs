@@ -78,12 +78,19 @@ fn read_authority(path: &Path) -> Result<reqwest::Certificate> {
         .with_context(|| format!("`{}` is no certificate in PEM", path.display()))
 }
 
+/// The variable that names a context for one terminal; it comes before the user's own file.
+pub const VARIABLE: &str = "QUORATE_CONTEXT";
+
 /// Where the context is when nothing says otherwise.
 #[must_use]
 pub fn usual_path() -> PathBuf {
-    if let Some(path) = std::env::var_os("QUORATE_CONTEXT") {
-        return PathBuf::from(path);
-    }
+    std::env::var_os(VARIABLE).map_or_else(own_path, PathBuf::from)
+}
+
+/// The user's own context file, which `quorate context use` writes. A file that [`VARIABLE`] names is a cluster's, and
+/// is only read.
+#[must_use]
+pub fn own_path() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
     let base = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home);
     base.unwrap_or_default().join("quorate/context.json")

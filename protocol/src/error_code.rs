@@ -312,6 +312,8 @@ codes! {
     REPLICA_STOPPED = "replica-stopped";
     /// A replica's configuration contradicts itself or its group.
     REPLICA_CONFIG_INVALID = "replica-config-invalid";
+    /// A control replica is to run from a directory that was never prepared for one.
+    REPLICA_NOT_PREPARED = "replica-not-prepared";
     /// A replica could not be started.
     REPLICA_START_FAILED = "replica-start-failed";
 }

@@ -1,7 +1,7 @@
 //! `quorate context`: where am I, and how a person's context is made from a circle's genesis.
 
 use super::Environment;
-use crate::context::{Context, usual_path};
+use crate::context::{Context, VARIABLE, own_path};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use gpu_agent::files;
@@ -97,7 +97,8 @@ fn make(arguments: NewContext) -> Result<()> {
     };
     write(&context, &arguments.file)?;
     println!("context {} for circle {} ({})", context.name, context.circle, arguments.file.display());
-    println!("next: quorate context use {0}   or   export QUORATE_CONTEXT={0}", arguments.file.display());
+    println!("next: quorate context use {}", arguments.file.display());
+    println!("or, for one terminal: export {VARIABLE}={}", absolute(arguments.file).display());
     Ok(())
 }
 
@@ -107,9 +108,16 @@ fn choose(file: &Path) -> Result<()> {
     context.member_key_file = context.member_key_file.map(absolute);
     context.node_directory = context.node_directory.map(absolute);
     context.certificate_authority_file = context.certificate_authority_file.map(absolute);
-    let place = usual_path();
+    let place = own_path();
     write(&context, &place)?;
     println!("using {} ({})", context.name, place.display());
+    if let Some(other) = std::env::var_os(VARIABLE) {
+        let other = PathBuf::from(other);
+        eprintln!(
+            "note: {VARIABLE} names `{}`, which comes first; to use this one: unset {VARIABLE}",
+            other.display()
+        );
+    }
     Ok(())
 }
 

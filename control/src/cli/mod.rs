@@ -184,6 +184,42 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Commands in a remedy: each stands at the end of its step.
+    fn commands(remedy: &str) -> impl Iterator<Item = &str> {
+        remedy.split("; and ").filter_map(|step| step.find("quorate ").map(|at| &step[at..]))
+    }
+
+    /// Every remedy that `status` and `why` print in the scheduler's operator stories.
+    #[test]
+    fn every_command_that_status_and_why_suggest_works_as_printed() {
+        let stories = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scheduler/tests/golden");
+        let mut tried = std::collections::BTreeSet::new();
+        for story in std::fs::read_dir(stories).expect("the stories") {
+            let text = std::fs::read_to_string(story.expect("a story").path()).expect("text");
+            let finding = |line: &str| {
+                line.strip_prefix("    - ")?.split_once(" -> ").map(|(_, next)| next.to_string())
+            };
+            let remedy = |line: &str| line.strip_prefix("    to help: ").map(str::to_string);
+            for next in text.lines().filter_map(|line| finding(line).or_else(|| remedy(line))) {
+                for command in commands(&next) {
+                    let parsed = Cli::try_parse_from(command.split_whitespace());
+                    let help = parsed.as_ref().err().map(clap::Error::kind);
+                    assert!(
+                        parsed.is_ok() || help == Some(clap::error::ErrorKind::DisplayHelp),
+                        "`{command}`: {}",
+                        parsed.err().map(|error| error.to_string()).unwrap_or_default()
+                    );
+                    tried.insert(command.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
+                }
+            }
+        }
+        for expected in
+            ["quorate node admit", "quorate node remove", "quorate model import", "quorate deploy"]
+        {
+            assert!(tried.iter().any(|command| command.starts_with(expected)), "{expected} in {tried:?}");
+        }
+    }
+
     #[test]
     fn every_command_shows_an_example_of_itself() {
         fn check(command: &clap::Command, path: &str) {

@@ -2,16 +2,17 @@
 
 use super::Environment;
 use super::output::table;
-use super::proposals::print_submitted;
+use super::proposals::{print_submitted, reason_or};
 use crate::node::SharedKeys;
 use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, ProposalView};
-use protocol::governance::{Change, StorageEndpoint};
+use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::manifest::format_bytes;
 use protocol::{NodeId, NodeName, StoreName, error_code};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -37,7 +38,7 @@ pub(crate) enum NodeCommand {
         #[arg(long)]
         identity: Option<String>,
         /// Why, for those who vote
-        #[arg(long)]
+        #[arg(long, default_value = "")]
         reason: String,
         /// The member's key that opens the models' keys [default: the context's]
         #[arg(long, value_name = "FILE")]
@@ -58,7 +59,7 @@ pub(crate) enum NodeCommand {
         /// Its name
         node: NodeName,
         /// Why, for those who vote
-        #[arg(long)]
+        #[arg(long, default_value = "")]
         reason: String,
     },
 }
@@ -70,7 +71,9 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let client = context.client()?;
             let page: Page<NodeView> = client.get("/v1/nodes").await?;
             let pending: Page<PendingNode> = client.get("/v1/pending-nodes").await?;
-            environment.output().print(&page, |page| nodes_table(&page.items) + &who_asks(&pending.items));
+            environment.output().print(&page, |page| {
+                nodes_table(&page.items) + &notes(&page.items) + &who_asks(&pending.items)
+            });
         }
         NodeCommand::Show { node } => {
             let page: Page<NodeView> = context.client()?.get("/v1/nodes").await?;
@@ -91,8 +94,9 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let key = key.or_else(|| context.member_key_file.clone());
             let member = member_key(key)?;
             let session = Session::open(&context).await?;
+            let reason = reason_or(reason, || format!("admit node {node}"));
             let (view, shared) = admit(&session, &member, &node, identity.as_deref(), reason).await?;
-            print_submitted(environment, &view);
+            print_submitted(environment, &session, &view);
             if let Some(note) = shared.note() {
                 eprintln!("note: {note}");
             }
@@ -107,9 +111,10 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
         }
         NodeCommand::Remove { node, reason } => {
             let session = Session::open(&context).await?;
+            let reason = reason_or(reason, || format!("remove node {node}"));
             let change = Change::RemoveNode { node };
             let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-            print_submitted(environment, &view);
+            print_submitted(environment, &session, &view);
         }
     }
     Ok(())
@@ -162,7 +167,7 @@ fn share_text(node: &NodeName, shared: &SharedKeys) -> String {
 fn who_asks(pending: &[PendingNode]) -> String {
     let line = |node: &PendingNode| {
         let name = &node.admission.name;
-        format!("\n{name} asks to be admitted: quorate node admit {name} --reason WHY")
+        format!("\n{name} asks to be admitted: quorate node admit {name}")
     };
     pending.iter().map(line).collect()
 }
@@ -178,7 +183,7 @@ fn nodes_table(nodes: &[NodeView]) -> String {
         vec![
             node.name.to_string(),
             if node.alive { "alive".into() } else { "silent".into() },
-            node.isolation.map_or("-".into(), |isolation| format!("{isolation:?}").to_lowercase()),
+            isolation(node),
             format!("{:.1}", node.cpu_millicores as f64 / 1000.0),
             format_bytes(node.memory_bytes),
             if gpus.is_empty() { "-".into() } else { gpus.join(", ") },
@@ -188,6 +193,39 @@ fn nodes_table(nodes: &[NodeView]) -> String {
     };
     let header = ["node", "state", "isolation", "cores", "memory", "gpus", "slots", "region"];
     table(&header, nodes.iter().map(row).collect())
+}
+
+/// How well a node isolates, with a mark if it does not enforce every limit.
+fn isolation(node: &NodeView) -> String {
+    let Some(isolation) = node.isolation else { return "-".into() };
+    let mark = if limits_not_enforced(node).is_empty() { "" } else { "*" };
+    format!("{isolation:?}{mark}").to_lowercase()
+}
+
+/// Names of the limits that a node does not enforce; none of one that runs no workers to be limited.
+fn limits_not_enforced(node: &NodeView) -> BTreeSet<&'static str> {
+    let worker = node.admission.roles.contains(&NodeRole::Worker);
+    node.not_enforced.iter().filter(|_| worker).map(|label| scheduler::limit_of(label)).collect()
+}
+
+/// What the mark in the list means.
+fn notes(nodes: &[NodeView]) -> String {
+    let mut nodes_of: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
+    for node in nodes {
+        let limits: Vec<&str> = limits_not_enforced(node).into_iter().collect();
+        if !limits.is_empty() {
+            nodes_of.entry(limits).or_default().push(node.name.as_str());
+        }
+    }
+    let line = |(limits, names): (Vec<&str>, Vec<&str>)| {
+        format!(
+            "\n* not enforced on {}: {}; why: quorate node show {}",
+            names.join(", "),
+            limits.join(", "),
+            names[0]
+        )
+    };
+    nodes_of.into_iter().map(line).collect()
 }
 
 fn details(node: &NodeView) -> String {
@@ -200,4 +238,50 @@ fn details(node: &NodeView) -> String {
         text.push_str(&format!("not enforced: {label}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::agent::Isolation;
+
+    fn node(name: &str, isolation: Isolation, not_enforced: &[&str]) -> NodeView {
+        let admission = crate::testing::admission(name);
+        NodeView {
+            name: admission.name.clone(),
+            id: admission.id,
+            admission,
+            alive: true,
+            heard_ms_ago: Some(1),
+            cpu_millicores: 1000,
+            memory_bytes: 1 << 30,
+            gpus: vec![],
+            isolation: Some(isolation),
+            not_enforced: not_enforced.iter().map(|label| (*label).to_string()).collect(),
+            slots: 0,
+        }
+    }
+
+    #[test]
+    fn a_node_that_does_not_enforce_a_limit_is_marked_in_the_list() {
+        let denied =
+            ["cpu: Permission denied", "memory: Permission denied", "user-ids: the agent's own user"];
+        let nodes = [
+            node("node-1", Isolation::Full, &[]),
+            node("node-2", Isolation::SameUid, &denied),
+            node("node-3", Isolation::SameUid, &denied),
+        ];
+        let mut gateway = node("gateway-1", Isolation::SameUid, &denied);
+        gateway.admission.roles = BTreeSet::from([NodeRole::Gateway]);
+        assert!(!nodes_table(std::slice::from_ref(&gateway)).contains('*'), "it runs nothing to be limited");
+        assert_eq!(notes(&[gateway]), "");
+        let text = nodes_table(&nodes) + &notes(&nodes);
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).expect("a line").to_string();
+        assert!(line("node-1").contains("full ") && !line("node-1").contains('*'), "{text}");
+        assert!(line("node-2").contains("sameuid*") && line("node-3").contains("sameuid*"), "{text}");
+        let expected =
+            "* not enforced on node-2, node-3: cpu, memory, user-ids; why: quorate node show node-2";
+        assert!(text.ends_with(expected), "{text}");
+        assert_eq!(notes(&nodes[..1]), "");
+    }
 }

@@ -6,9 +6,10 @@ use super::output::table;
 use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use human_chain::CircleState;
 use protocol::api::{Page, ProposalState, ProposalView};
-use protocol::error_code;
-use protocol::governance::{Change, Choice};
+use protocol::governance::{Change, Choice, Quorum};
+use protocol::{MemberId, error_code};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -55,22 +56,45 @@ pub(crate) async fn propose(arguments: ProposeArguments, environment: &Environme
     let session = Session::open(&environment.context()?).await?;
     let lifetime = arguments.days.saturating_mul(PROPOSAL_LIFETIME_MS / 3);
     let view = session.propose(change, arguments.reason, lifetime).await?;
-    print_submitted(environment, &view);
+    print_submitted(environment, &session, &view);
     Ok(())
 }
 
+/// The reason that was given, or else one that says no more than the change does.
+pub(super) fn reason_or(given: String, change: impl FnOnce() -> String) -> String {
+    if given.is_empty() { change() } else { given }
+}
+
 /// What a proposer sees.
-pub(crate) fn print_submitted(environment: &Environment, view: &ProposalView) {
+pub(crate) fn print_submitted(environment: &Environment, session: &Session, view: &ProposalView) {
     environment.output().print(view, |view| {
         let words = human_chain::render(&view.proposal).words.join(" ");
-        let missing: Vec<String> = view.missing.iter().map(ToString::to_string).collect();
-        format!(
-            "proposal {}  words: {words}\nwaits for {}; next: quorate approve {}",
-            view.id,
-            missing.join(", "),
-            &view.id.to_string()[..8]
-        )
+        let (id, waits) = (view.id, signatures(&session.circle, view));
+        format!("proposal {id}\nwords: {words}\n{waits}\nnext: quorate approve {}", id.short())
     });
+}
+
+/// How far an open proposal is: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
+pub(super) fn signatures(circle: &CircleState, view: &ProposalView) -> String {
+    let rule = circle.policy().quorums.get(&view.class);
+    rule.map(|rule| signatures_under(rule, &view.approved, &view.missing)).unwrap_or_default()
+}
+
+fn signatures_under(rule: &Quorum, approved: &[MemberId], missing: &[MemberId]) -> String {
+    let (signed, open) = (approved.iter().cloned().collect(), missing.iter().cloned().collect());
+    let Some(needed) = human_chain::approvals_lacking(rule, &signed, &open) else {
+        return format!("{} cannot be reached any more", human_chain::describe(rule));
+    };
+    let may_sign = missing.iter().filter(|member| human_chain::names(rule, member));
+    let names: Vec<&str> = may_sign.map(MemberId::as_str).collect();
+    let joint = if names.len() == needed { "and" } else { "or" };
+    let names = match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} {joint} {last}", rest.join(", ")),
+        _ => names.concat(),
+    };
+    let plural = if needed == 1 { "" } else { "s" };
+    let all = signed.len() + needed;
+    format!("{} of {all} signed; {needed} more signature{plural} needed; {names} may sign", signed.len())
 }
 
 pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment) -> Result<()> {
@@ -105,13 +129,17 @@ fn whole(session: &Session, view: &ProposalView) -> String {
         if names.is_empty() { "nobody".to_string() } else { names.join(", ") }
     };
     format!(
-        "{}\nWhat changes\n{difference}\n\nwords: {}\nstate: {:?}; approved by {}; rejected by {}; may still sign: {}",
+        "{}\nWhat changes\n{difference}\n\nwords: {}\nstate: {:?}; approved by {}; rejected by {}{}",
         rendering.text,
         rendering.words.join(" "),
         view.state,
         names(&view.approved),
         names(&view.rejected),
-        names(&view.missing),
+        if view.state == ProposalState::Open {
+            format!("\n{}", signatures(&session.circle, view))
+        } else {
+            String::new()
+        },
     )
 }
 
@@ -140,11 +168,11 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     let view = session.vote(&view.proposal, &member, choice).await?;
     environment.output().print(&view, |view| {
         let outcome = match view.state {
-            ProposalState::Open => format!("{} more may sign", view.missing.len()),
+            ProposalState::Open => signatures(&session.circle, view),
             ProposalState::Approved => "quorum reached: it is in force".into(),
             other => format!("{other:?}").to_lowercase(),
         };
-        format!("{verb} by {} counted; {outcome}", member.member)
+        format!("{verb} by {} counted\n{outcome}", member.member)
     });
     Ok(())
 }
@@ -158,4 +186,46 @@ fn confirmed(question: &str) -> Result<bool> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A rule as `describe` writes it.
+    fn rule(required: u32, of: &[Quorum]) -> Quorum {
+        Quorum::Threshold { required, of: of.to_vec() }
+    }
+
+    #[test]
+    fn the_signatures_that_are_needed_are_counted_and_not_the_members_that_may_give_them() {
+        let [a, b, c, d] =
+            ["alice", "bob", "carol", "dave"].map(|name| Quorum::Member(name.parse().expect("a name")));
+        let two = rule(2, &[a.clone(), b.clone(), c.clone()]);
+        let nested = rule(2, &[a, rule(2, &[b, c]), d]);
+        for (rule, approved, missing, expected) in [
+            (
+                &two,
+                "",
+                "alice bob carol",
+                "0 of 2 signed; 2 more signatures needed; alice, bob or carol may sign",
+            ),
+            (&two, "alice", "bob carol", "1 of 2 signed; 1 more signature needed; bob or carol may sign"),
+            (&two, "alice", "carol", "1 of 2 signed; 1 more signature needed; carol may sign"),
+            (&two, "", "bob carol", "0 of 2 signed; 2 more signatures needed; bob and carol may sign"),
+            (&two, "alice", "bob dave", "1 of 2 signed; 1 more signature needed; bob may sign"),
+            (&two, "", "carol", "2 of (alice, bob, carol) cannot be reached any more"),
+            (
+                &nested,
+                "bob",
+                "alice carol dave",
+                "1 of 3 signed; 2 more signatures needed; alice, carol or dave may sign",
+            ),
+        ] {
+            let names = |text: &str| -> Vec<MemberId> {
+                text.split_whitespace().map(|name| name.parse().expect("a name")).collect()
+            };
+            assert_eq!(signatures_under(rule, &names(approved), &names(missing)), expected);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Environment;
 use super::output::table;
-use super::proposals::print_submitted;
+use super::proposals::{print_submitted, reason_or, signatures};
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -125,6 +125,12 @@ pub fn service_template(name: &ServiceName, record: &ModelRecord, min: u32, max:
 kind = "service"
 name = "{name}"
 task = "{task}"               # "embed" or "generate"
+# egress = []                # reaches nothing outside; must be empty in this release
+# spend_micro_units_per_hour = 400000   # signed and shown; this release meters nothing
+# valid_until = 2027-12-31T00:00:00Z
+# on_expiry = "hold"         # or "drain"
+# context_tokens_max = 256
+# batch_sequences_max = 32
 
 [model]
 name = "{model}"           # what clients send as `model`
@@ -137,22 +143,13 @@ max = {max}                      # never exceeded; `quorate scale` moves between
 [resources]                  # of each replica
 cpu_millicores = {millicores}         # thousandths of a core; 50 at least
 memory = "512 MiB"           # weights are shared by a node's replicas and not counted here
-# gpu_count = 1              # whole GPUs, or
-# gpu_share_percent = 25     # a share of one
-# gpu_memory = "16 GiB"
+# gpu_count = 1              # whole GPUs; or a share of one: gpu_share_percent = 25
+#                            # with either, at least so much on each: gpu_memory = "16 GiB"
 
 [placement]
 # regions = ["eu-1"]         # any, unless named
 # node_selector = {{ disk = "ssd" }}
 isolation = "same_uid"       # least isolation accepted: "full", "same_uid", "none"
-
-# Keys that stand above all [sections] in the file:
-#   spend_micro_units_per_hour = 400000   # signed and shown; this release meters nothing
-#   valid_until = 2027-12-31T00:00:00Z
-#   on_expiry = "hold"       # or "drain"
-#   context_tokens_max = 256
-#   batch_sequences_max = 32
-# Workloads reach nothing outside: `egress` must be empty in this release.
 "#,
         model = record.name,
         root = record.root,
@@ -175,9 +172,9 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
     }
     let session = Session::open(&context).await?;
     let name = manifest.name().clone();
-    let reason = if arguments.reason.is_empty() { format!("deploy {name}") } else { arguments.reason };
+    let reason = reason_or(arguments.reason, || format!("deploy {name}"));
     let view = session.propose(Change::Deploy(Box::new(manifest)), reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &view);
+    print_submitted(environment, &session, &view);
     if arguments.wait {
         wait(&session, view, &name, arguments.timeout.into()).await?;
     }
@@ -186,13 +183,21 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
 
 fn dry_run_text(answer: &DryRun) -> String {
     let mut text = String::new();
+    text.push_str(&format!("starts with {}\n", replicas(answer.desired)));
     for placement in &answer.placements {
-        text.push_str(&format!("slot {} would go to {}\n", placement.slot, placement.node));
+        text.push_str(&format!("  slot {} would start on {}\n", placement.slot, placement.node));
+    }
+    if !answer.possible.is_empty() {
+        let most = answer.placements.len() + answer.possible.len();
+        text.push_str(&format!("`quorate scale` could make it {most} without a vote\n"));
+    }
+    for placement in &answer.possible {
+        text.push_str(&format!("  slot {} could start on {}\n", placement.slot, placement.node));
     }
     for waiting in &answer.waiting {
-        text.push_str(&format!("would wait: {waiting}\n"));
+        text.push_str(&format!("{waiting}\n"));
     }
-    text.push_str(&format!("needs {}\n", answer.needs));
+    text.push_str(&format!("{}\n", answer.needs));
     match answer.spend_micro_units_per_hour {
         Some(limit) => text.push_str(&format!(
             "spend limit {}.{:06} per hour; this release meters nothing\n",
@@ -202,6 +207,10 @@ fn dry_run_text(answer: &DryRun) -> String {
         None => text.push_str("no spend limit is set\n"),
     }
     text
+}
+
+fn replicas(count: u32) -> String {
+    format!("{count} replica{}", if count == 1 { "" } else { "s" })
 }
 
 fn spinner() -> ProgressBar {
@@ -217,8 +226,7 @@ async fn wait(session: &Session, view: ProposalView, name: &ServiceName, limit: 
     let deadline = Instant::now() + limit;
     let mut view = view;
     while view.state == ProposalState::Open {
-        let missing: Vec<String> = view.missing.iter().map(ToString::to_string).collect();
-        bar.set_message(format!("waiting for votes; may still sign: {}", missing.join(", ")));
+        bar.set_message(format!("waiting for votes: {}", signatures(&session.circle, &view)));
         pause(deadline, &view.id.to_string()).await?;
         view = session.client.get(&format!("/v1/proposals/{}", view.id)).await?;
     }
@@ -334,8 +342,9 @@ pub(crate) async fn scale(arguments: ScaleArguments, environment: &Environment) 
         client.post(&format!("/v1/services/{}/scale", arguments.service), &body).await?;
     environment.output().print(&done, |_| {
         format!(
-            "{} shall have {} replicas; inside its envelope, so nobody had to vote",
-            arguments.service, arguments.replicas
+            "scaled {} to {} (within the approved envelope; no vote needed)",
+            arguments.service,
+            replicas(arguments.replicas)
         )
     });
     Ok(())
@@ -344,11 +353,11 @@ pub(crate) async fn scale(arguments: ScaleArguments, environment: &Environment) 
 pub(crate) async fn retire(arguments: RetireArguments, environment: &Environment) -> Result<()> {
     let session = Session::open(&environment.context()?).await?;
     let service = arguments.service;
-    let reason = if arguments.reason.is_empty() { format!("retire {service}") } else { arguments.reason };
+    let reason = reason_or(arguments.reason, || format!("retire {service}"));
     let grace_seconds = u32::try_from(arguments.grace.as_secs()).unwrap_or(u32::MAX);
     let change = Change::Retire { service, grace_seconds };
     let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &view);
+    print_submitted(environment, &session, &view);
     Ok(())
 }
 
@@ -412,6 +421,56 @@ mod tests {
             let Manifest::Service(service) = template(architecture) else { panic!("a service") };
             assert_eq!(format!("{:?}", service.task).to_lowercase(), task);
         }
+    }
+
+    #[test]
+    fn every_commented_key_of_the_template_may_be_uncommented() {
+        // A remark is a sentence; what is commented out is `key = value`.
+        let is_key = |line: &str| {
+            let key = line.strip_prefix("# ").and_then(|rest| rest.split_once(" = ")).map(|(key, _)| key);
+            key.is_some_and(|key| key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+        };
+        for architecture in ["bert", "llama"] {
+            let record = crate::testing::model_record("mine", architecture);
+            let text = service_template(&"mine".parse().expect("a name"), &record, 1, 3);
+            let keys: Vec<usize> =
+                (0..).zip(text.lines()).filter(|(_, line)| is_key(line)).map(|(at, _)| at).collect();
+            assert_eq!(keys.len(), 9, "{text}");
+            let uncommented = |chosen: &[usize]| -> String {
+                let lines = (0..).zip(text.lines());
+                lines
+                    .map(|(at, line)| if chosen.contains(&at) { &line[2..] } else { line })
+                    .fold(String::new(), |text, line| text + line + "\n")
+            };
+            for chosen in keys.iter().map(std::slice::from_ref).chain([keys.as_slice()]) {
+                let text = uncommented(chosen);
+                Manifest::from_toml(&text).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_dry_run_tells_apart_what_starts_and_what_could() {
+        let placement =
+            |slot, node: &str| DryRunPlacement { slot: SlotIndex(slot), node: node.parse().expect("a name") };
+        let answer = DryRun {
+            desired: 1,
+            placements: vec![placement(0, "node-1")],
+            possible: vec![placement(1, "node-2")],
+            waiting: vec!["no more than 2 of at most 3 find room now".into()],
+            needs: "2 of (a, b, c) must approve".into(),
+            spend_micro_units_per_hour: None,
+        };
+        let expected = "\
+starts with 1 replica
+  slot 0 would start on node-1
+`quorate scale` could make it 2 without a vote
+  slot 1 could start on node-2
+no more than 2 of at most 3 find room now
+2 of (a, b, c) must approve
+no spend limit is set
+";
+        assert_eq!(dry_run_text(&answer), expected);
     }
 
     #[test]

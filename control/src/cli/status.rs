@@ -9,10 +9,10 @@ use protocol::api::{AuditEvent, Page, Status, Why};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  quorate why minilm       a service\n  quorate why minilm/1     one slot of it\n  quorate why 7f3a…        a proposal"
+    after_help = "Examples:\n  quorate why minilm       a service\n  quorate why minilm/1     one slot of it\n  quorate why 7f3a         a proposal, by the first digits of its id"
 )]
 pub(crate) struct WhyArguments {
-    /// A service, `service/slot`, or a proposal's id
+    /// A service, `service/slot`, or a proposal's id or its first digits
     subject: String,
 }
 
@@ -38,17 +38,22 @@ pub(crate) struct EventsArguments {
 
 pub(crate) async fn status(environment: &Environment) -> Result<()> {
     let status: Status = environment.context()?.client()?.get("/v1/status").await?;
-    environment.output().print(&status, |status| {
-        let mut text = format!("{}\n", status.summary);
-        for finding in &status.findings {
-            text.push_str(&format!("  {}\n    next: {}\n", finding.message, finding.next));
-        }
-        for simulated in &status.simulated {
-            text.push_str(&format!("  simulated: {simulated}\n"));
-        }
-        text
-    });
+    environment.output().print(&status, status_text);
     Ok(())
+}
+
+fn status_text(status: &Status) -> String {
+    let mut text = format!("{}\n", status.summary);
+    for finding in &status.findings {
+        text.push_str(&format!("  {}\n    next: {}\n", finding.message, finding.next));
+    }
+    for simulated in &status.simulated {
+        text.push_str(&format!("  simulated: {simulated}\n"));
+    }
+    for limits in &status.not_enforced {
+        text.push_str(&format!("  not enforced: {limits}\n"));
+    }
+    text
 }
 
 pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> Result<()> {
@@ -105,4 +110,17 @@ pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -
     let value = serde_json::json!({ "code": arguments.code, "page": page });
     environment.output().print(&value, |_| page.to_string());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_are_not_enforced_are_said() {
+        let mut status = crate::testing::status();
+        assert_eq!(status_text(&status), "all is well\n");
+        status.not_enforced = vec!["cpu, memory on node-1, node-2".into()];
+        assert_eq!(status_text(&status), "all is well\n  not enforced: cpu, memory on node-1, node-2\n");
+    }
 }

@@ -181,8 +181,11 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     };
     // It executes this program to learn what can be isolated here.
     let launcher = tokio::task::spawn_blocking(|| SandboxLauncher::new(launcher)).await??;
+    let identity = Identity::load(&directory.join("identity.key"))?;
+    // Its operator reads it to the members, which compare it with the one that asks to be admitted.
+    tracing::info!(node = %file.admission.name, identity = %identity.public_key(), "the agent starts");
     let config = AgentConfig {
-        identity: Identity::load(&directory.join("identity.key"))?,
+        identity,
         encryption: EncryptionSecret::load(&directory.join("encryption.key"))?,
         genesis: settings.genesis,
         circle: settings.circle,

@@ -154,7 +154,9 @@ impl ModelAccess {
     pub async fn verify(&self, record: &ModelRecord, bar: ProgressBar) -> Result<HealthSummary> {
         let (manifest, stores) = self.manifest(record).await?;
         let faults = FaultLog::default();
-        let report = model_store::verify(&manifest, &stores, &self.pool, faults.sink(), show(&bar)).await?;
+        let report =
+            model_store::verify(&manifest, &stores, &self.pool, faults.sink(), show(&bar, record.segments))
+                .await?;
         bar.finish_and_clear();
         Ok(HealthSummary::new(&report, &faults))
     }
@@ -166,7 +168,9 @@ impl ModelAccess {
     pub async fn repair(&self, record: &ModelRecord, bar: ProgressBar) -> Result<RepairSummary> {
         let (manifest, stores) = self.manifest(record).await?;
         let faults = FaultLog::default();
-        let report = model_store::repair(&manifest, &stores, &self.pool, faults.sink(), show(&bar)).await?;
+        let report =
+            model_store::repair(&manifest, &stores, &self.pool, faults.sink(), show(&bar, record.segments))
+                .await?;
         bar.finish_and_clear();
         Ok(RepairSummary::new(report, &faults))
     }
@@ -244,12 +248,17 @@ fn bytes_style() -> indicatif::ProgressStyle {
         .expect("the template is a constant")
 }
 
-fn show(bar: &ProgressBar) -> impl Fn(u64, u64) {
+/// Shows how many of a model's segments are done. They are read in groups, which is no measure for people.
+fn show(bar: &ProgressBar, segments: u64) -> impl Fn(u64, u64) {
     let bar = bar.clone();
-    move |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    }
+    bar.set_length(segments);
+    move |done, groups| bar.set_position(segments_done(done, groups, segments))
+}
+
+/// Segments that are done when so many groups are: all when the last group is.
+fn segments_done(done: u64, groups: u64, segments: u64) -> u64 {
+    let share = u128::from(segments) * u128::from(done) / u128::from(groups.max(1));
+    u64::try_from(share).unwrap_or(segments).min(segments)
 }
 
 fn address_of(node: &NodeAdmission) -> Option<NodeAddress> {
@@ -269,4 +278,19 @@ pub fn store_reference(url: &str) -> StoreReference {
     let domain =
         url.split("://").nth(1).and_then(|rest| rest.split('/').next()).filter(|host| !host.is_empty());
     StoreReference { url: url.to_string(), failure_domain: domain.unwrap_or(url).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segments_done;
+
+    #[test]
+    fn progress_counts_segments_whatever_groups_they_are_read_in() {
+        for (groups, segments, expected) in
+            [(1, 12, vec![0, 12]), (3, 12, vec![0, 4, 8, 12]), (4, 10, vec![0, 2, 5, 7, 10]), (0, 0, vec![0])]
+        {
+            let shown: Vec<u64> = (0..=groups).map(|done| segments_done(done, groups, segments)).collect();
+            assert_eq!(shown, expected, "{segments} in {groups}");
+        }
+    }
 }

@@ -5,9 +5,10 @@
 //! vanish or come back from a backup gives it: not that the log is missing, not the key.
 
 use super::ServerConfig;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use gpu_agent::files;
 use overlay::Identity;
+use protocol::error_code;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,9 +39,17 @@ pub fn create_replica(directory: &Path) -> Result<Identity> {
 /// Reads a replica's key.
 ///
 /// # Errors
-/// When there is none, or it is damaged.
+/// `replica-not-prepared` when there is none; or when it is damaged.
 pub fn load_replica(directory: &Path) -> Result<Identity> {
-    Ok(Identity::load(&directory.join(KEY))?)
+    let key = directory.join(KEY);
+    if !key.exists() {
+        let (code, key, directory) = (error_code::REPLICA_NOT_PREPARED, key.display(), directory.display());
+        bail!(
+            "{code}: there is no key file `{key}`; prepare the directory, once: \
+             quorate control init --dir {directory} --id ID --overlay HOST:PORT --api URL"
+        );
+    }
+    Ok(Identity::load(&key)?)
 }
 
 fn leave(config: &ServerConfig) -> PathBuf {

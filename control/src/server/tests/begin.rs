@@ -107,3 +107,15 @@ async fn a_circle_founded_anew_does_not_run_on_the_log_of_the_one_before() {
     fs::copy(place.path().join("another/never-begun"), directory.join("never-begun")).unwrap();
     assert_eq!(start_in(&directory, 3).await, Ok(()), "an empty directory may be founded in");
 }
+
+#[test]
+fn a_directory_that_was_never_prepared_is_refused_by_code_and_says_how() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("control-1");
+    let refused = |error: anyhow::Error| error.to_string();
+    let said = load_replica(&directory).map(|_| ()).map_err(refused).unwrap_err();
+    let command = format!("quorate control init --dir {} --id", directory.display());
+    assert!(said.starts_with("replica-not-prepared: ") && said.contains(&command), "{said}");
+    create_replica(&directory).unwrap();
+    load_replica(&directory).unwrap();
+}
