@@ -38,6 +38,26 @@ pub enum StoreError {
         /// Its reason.
         reason: String,
     },
+    /// The store sends more than there can be; the first byte or name too many ended the transfer.
+    #[error("store `{url}` sends more than {expected}")]
+    Surplus {
+        /// The address.
+        url: String,
+        /// What there can be, and of which object.
+        expected: String,
+    },
+    /// The store sends fewer bytes than the object has.
+    #[error("store `{url}` sends {received} of {expected} bytes of `{object}`")]
+    Short {
+        /// The address.
+        url: String,
+        /// The object.
+        object: String,
+        /// Bytes that were asked for.
+        expected: u64,
+        /// Bytes that came.
+        received: u64,
+    },
     /// The object is not there.
     #[error("store `{url}` has no object `{object}`")]
     Missing {
@@ -57,6 +77,7 @@ impl StoreError {
             Self::Unreachable { .. } => code::STORE_UNREACHABLE,
             Self::Full { .. } => code::STORE_FULL,
             Self::Refused { .. } => code::STORE_REFUSED,
+            Self::Surplus { .. } | Self::Short { .. } => code::STORE_LENGTH_WRONG,
             Self::Missing { .. } => code::SHARD_MISSING,
         }
     }

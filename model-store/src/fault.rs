@@ -1,5 +1,6 @@
 //! What was wrong with a shard, said the moment it is found. Reading goes on from the other shards.
 
+use crate::error::StoreError;
 use std::sync::Arc;
 
 /// How a shard is wrong.
@@ -7,12 +8,26 @@ use std::sync::Arc;
 pub enum FaultKind {
     /// Its object is not in the store.
     Missing,
-    /// The store does not answer, or too late.
+    /// The store does not answer, or falls silent.
     Unreachable,
     /// Its object ends before it.
     Short,
+    /// The store sends more bytes than it has.
+    Long,
     /// Its bytes have another digest than the manifest says.
     Wrong,
+}
+
+impl FaultKind {
+    /// What the failure of a store makes of the shard that it was asked for.
+    pub(crate) fn of(error: &StoreError) -> Self {
+        match error {
+            StoreError::Missing { .. } => Self::Missing,
+            StoreError::Short { .. } => Self::Short,
+            StoreError::Surplus { .. } => Self::Long,
+            _ => Self::Unreachable,
+        }
+    }
 }
 
 impl std::fmt::Display for FaultKind {
@@ -21,6 +36,7 @@ impl std::fmt::Display for FaultKind {
             Self::Missing => "missing",
             Self::Unreachable => "unreachable",
             Self::Short => "short",
+            Self::Long => "long",
             Self::Wrong => "wrong",
         })
     }

@@ -12,7 +12,7 @@ use crate::layout::{Rank, cut, offsets, order};
 use crate::placement::{PlacementRule, place};
 use crate::pool::Pool;
 use crate::source::{Source, SourceFile, inspect};
-use crate::store::Store;
+use crate::store::{Progress, Store};
 use crate::sweep::IMPORT_SILENCE_MAX;
 use bytes::Bytes;
 use futures::future::join_all;
@@ -234,6 +234,7 @@ async fn write(
         plan,
         bytes_done: AtomicU64::new(0),
         written_at: Mutex::new(SystemTime::now()),
+        uplink: Progress::new(),
         progress: Box::new(move |bytes_done| progress(ImportProgress { bytes_done, bytes_total })),
     });
     // After a failure no further group begins, but every write under way is waited for: one that ended
@@ -263,7 +264,8 @@ async fn write(
     let root = ModelRoot(Digest::of_domain(protocol::model::MODEL_DOMAIN, &bytes));
     let path = manifest_path(root);
     written += (bytes.len() * stores.len()) as u64;
-    all(stores.iter().map(|store| store.put(&path, bytes.clone().into()))).await?;
+    let put = |store| Store::put(store, &path, bytes.clone().into(), &coder.uplink);
+    all(stores.iter().map(put)).await?;
     coder.wrote(SystemTime::now())?;
     Ok((Arc::new(manifest), written))
 }
@@ -277,6 +279,8 @@ struct Coding {
     /// When a group was last in all its stores. The wall clock counts on while the machine sleeps.
     written_at: Mutex<SystemTime>,
     progress: Box<dyn Fn(u64) + Send + Sync>,
+    /// All writes share the way out: none is silent while another moves.
+    uplink: Progress,
 }
 
 /// Index, digest, digests of shards, and bytes written, of each segment.
@@ -303,8 +307,8 @@ async fn write_group(
             coded.block.slice(shard * length..(shard + 1) * length)
         };
         let (store, payload) = (store.clone(), coded.iter().map(part).collect::<PutPayload>());
-        let path = coding.geometry.object(group, shard);
-        async move { store.put(&path, payload).await }
+        let (path, progress) = (coding.geometry.object(group, shard), coding.uplink.clone());
+        async move { store.put(&path, payload, &progress).await }
     };
     all(stores.iter().enumerate().map(put)).await?;
     coding.wrote(SystemTime::now())?;

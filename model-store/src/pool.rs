@@ -28,6 +28,9 @@ pub struct Pool {
     threads: usize,
     /// Those that hang, with those that took their places.
     running: Arc<AtomicUsize>,
+    /// Whether jobs run where tokio's simulated time waits for them.
+    #[cfg(test)]
+    simulated: bool,
 }
 
 impl Pool {
@@ -40,7 +43,14 @@ impl Pool {
         let threads = threads.max(1);
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
-        let pool = Self { jobs, queue, threads, running: Arc::default() };
+        let pool = Self {
+            jobs,
+            queue,
+            threads,
+            running: Arc::default(),
+            #[cfg(test)]
+            simulated: false,
+        };
         for _ in 0..threads {
             pool.start().expect("start a thread of the model store's pool");
         }
@@ -74,6 +84,14 @@ impl Pool {
         self.running.load(Ordering::SeqCst)
     }
 
+    /// A pool that says it has `threads` threads, for tests in simulated time: that stands still while a job runs.
+    #[cfg(test)]
+    pub(crate) fn simulated(threads: usize) -> Arc<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        Arc::new(Self { jobs, queue, threads, running: Arc::default(), simulated: true })
+    }
+
     /// A pool of one thread per core that this process may use.
     #[must_use]
     pub fn per_core() -> Arc<Self> {
@@ -88,6 +106,10 @@ impl Pool {
 
     /// Runs `job` on one of the threads. None when it panicked; its captures are dropped before this ends.
     pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        #[cfg(test)]
+        if self.simulated {
+            return tokio::task::spawn_blocking(job).await.ok();
+        }
         let (done, result) = oneshot::channel();
         let job = Box::new(move || {
             let result = job();

@@ -1,7 +1,7 @@
 //! Another node's store as an `object_store`: HTTP/2 requests over the overlay to its shard service.
 
 use crate::service::{ListPage, ListedObject, MEDIA_TYPE_PAGE, PAGE_BYTES_MAX};
-use crate::store::Listed;
+use crate::store::{BehindEnd, Listed, Progress, Surplus};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -60,6 +60,7 @@ impl RemoteStore {
         let path = path.to_string();
         Err(match status {
             StatusCode::NOT_FOUND => Error::NotFound { path, source: text.into() },
+            StatusCode::RANGE_NOT_SATISFIABLE => generic(BehindEnd),
             StatusCode::INSUFFICIENT_STORAGE => generic(io::Error::new(io::ErrorKind::StorageFull, text)),
             StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
                 Error::PermissionDenied { path, source: text.into() }
@@ -138,10 +139,11 @@ fn not_built(operation: &str) -> Error {
 
 async fn collect(response: Response<overlay::ResponseBody>, limit: usize) -> Result<Bytes> {
     let body = http_body_util::Limited::new(response.into_body(), limit);
-    body.collect()
-        .await
-        .map(http_body_util::Collected::to_bytes)
-        .map_err(|error| generic(io::Error::other(error)))
+    let collected = body.collect().await.map(http_body_util::Collected::to_bytes);
+    collected.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
+        true => generic(Surplus { limit: limit as u64 }),
+        false => generic(io::Error::other(error)),
+    })
 }
 
 /// A peer may claim any time; later than the year 9999 there is none that everybody can hold.
@@ -182,7 +184,8 @@ impl ObjectStore for RemoteStore {
             return Err(not_built("conditional put"));
         }
         let length = payload.content_length();
-        let chunks = stream::iter(payload).map(Ok::<_, io::Error>);
+        let progress = opts.extensions.get::<Progress>().cloned().unwrap_or_else(Progress::new);
+        let chunks = stream::iter(progress.pieces(payload.into_iter())).map(Ok::<_, io::Error>);
         let request = self.request(Method::PUT, location).header(header::CONTENT_LENGTH, length);
         let request = request.body(Body::from_stream(chunks)).map_err(generic)?;
         self.exchange(request, location.as_ref()).await?;

@@ -2,28 +2,35 @@
 //! judged by their digests, and rebuilt from each other.
 //!
 //! An object is rewritten as a whole and only when every shard in it has the digest that the manifest names,
-//! so a repair can be interrupted anywhere and never makes anything worse.
+//! so a repair can be interrupted anywhere and never makes anything worse. Segments are read one by one, each shard
+//! to its known length, within one budget of memory for all stores.
 
 use crate::codec::Coder;
-use crate::error::{ReadError, StoreError};
+use crate::error::ReadError;
 use crate::fault::{FaultKind, FaultSink, ShardFault};
 use crate::geometry::{Geometry, manifest_path};
 use crate::pool::Pool;
-use crate::service::OBJECT_BYTES_MAX;
-use crate::store::Store;
+use crate::store::{Progress, Store};
 use bytes::Bytes;
 use futures::future::join_all;
-use futures::stream::{self, StreamExt};
-use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use protocol::model::ModelManifest;
 use protocol::{Digest, canonical};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Groups in memory at once.
+/// Groups looked at at once: while the last segments of one are awaited the next begins.
 const GROUPS_IN_FLIGHT: usize = 2;
+/// Segments of a group asked for at once, as far as the budget goes.
+const SEGMENTS_IN_FLIGHT: usize = 16;
+/// Bytes in memory at once, however many stores there are and whatever they send; or one segment with all its shards,
+/// or one object, where that is more.
+const BYTES_IN_FLIGHT_MAX: u64 = 32 * 1024 * 1024;
+/// What the budget is counted in: a semaphore has too few permits for single bytes.
+const UNIT_BYTES: u64 = 1024;
 /// Failures of stores that a report keeps; a dead store fails on every object alike.
 const FAILURES_KEPT_MAX: usize = 16;
 
@@ -131,6 +138,7 @@ async fn run(
         stores: stores.to_vec(),
         faults,
         rewrite,
+        budget: Budget::default(),
     });
     let groups = u64::from(run.geometry.groups());
     let work = |group| run.clone().group(group, pool);
@@ -147,6 +155,25 @@ async fn run(
     report.found.segments = manifest.segments.len() as u64;
     report.found.elapsed = began.elapsed();
     Ok(report)
+}
+
+/// Memory for what stores send, taken before they are asked.
+struct Budget {
+    units: Semaphore,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { units: Semaphore::new((BYTES_IN_FLIGHT_MAX / UNIT_BYTES) as usize) }
+    }
+}
+
+impl Budget {
+    /// Waits for so many bytes; for all of them, where more are wanted than there are.
+    async fn take(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let units = bytes.min(BYTES_IN_FLIGHT_MAX).div_ceil(UNIT_BYTES) as u32;
+        self.units.acquire_many(units).await.expect("the semaphore is never closed")
+    }
 }
 
 fn add(sum: &mut RepairReport, more: RepairReport) {
@@ -177,105 +204,99 @@ struct Run {
     stores: Vec<Store>,
     faults: FaultSink,
     rewrite: bool,
+    budget: Budget,
 }
 
-/// What a pool thread makes of a group: a report and the objects to write, by shard.
-type Judged = (RepairReport, Vec<(usize, u64, Bytes)>);
+/// What is known of one segment.
+struct Checked {
+    /// Which shards are right.
+    present: Vec<bool>,
+    /// Whether the others can be rebuilt.
+    whole: bool,
+}
+
+type Shards = Vec<Result<Bytes, FaultKind>>;
 
 impl Run {
     async fn group(self: Arc<Self>, group: u32, pool: &Pool) -> Result<RepairReport, ReadError> {
-        let get = |(shard, store): (usize, &Store)| {
-            let (store, path) = (store.clone(), self.geometry.object(group, shard));
-            async move {
-                store.get(&path, OBJECT_BYTES_MAX).await.map_err(|error| match error {
-                    StoreError::Missing { .. } => FaultKind::Missing,
-                    _ => FaultKind::Unreachable,
-                })
-            }
-        };
-        let objects = join_all(self.stores.iter().enumerate().map(get)).await;
-        let this = self.clone();
-        let judged = pool.run(move || this.judge(group, &objects)).await;
-        let (mut report, rewrites) = judged.ok_or(ReadError::Stopped)?;
-        let put = |(shard, shards, bytes): (usize, u64, Bytes)| {
-            let (store, path) = (self.stores[shard].clone(), self.geometry.object(group, shard));
-            async move { (shards, bytes.len() as u64, store.put(&path, bytes.into()).await) }
-        };
-        for (shards, bytes, result) in join_all(rewrites.into_iter().map(put)).await {
-            match result {
-                Ok(()) => {
-                    report.shards_rewritten += shards;
-                    report.objects_written += 1;
-                    report.bytes_written += bytes;
-                }
-                Err(error) => note(&mut report, error.to_string()),
+        let places = 0..self.geometry.segments(&self.manifest, group).len();
+        let check = |place| self.clone().check(group, place, pool);
+        let checks = stream::iter(places).map(check).buffered(SEGMENTS_IN_FLIGHT);
+        let checks: Vec<(Checked, RepairReport)> = checks.try_collect().await?;
+        let (mut report, mut segments) = (RepairReport::default(), Vec::new());
+        for (segment, found) in checks {
+            add(&mut report, found);
+            segments.push(segment);
+        }
+        if self.rewrite {
+            let segments = Arc::new(segments);
+            let wrong = |shard: &usize| segments.iter().any(|segment| !segment.present[*shard]);
+            let whole = |shard: &usize| segments.iter().all(|it| it.whole || it.present[*shard]);
+            let shards = 0..self.stores.len();
+            let shards: Vec<usize> = shards.filter(wrong).filter(whole).collect();
+            for some in shards.chunks(self.objects_at_once(group)) {
+                self.clone().rewrite(group, some.to_vec(), segments.clone(), pool, &mut report).await?;
             }
         }
         Ok(report)
     }
 
-    /// Checks each shard of a group; when rewriting, rebuilds what is wrong.
-    fn judge(&self, group: u32, objects: &[Result<Bytes, FaultKind>]) -> Judged {
-        let mut report = RepairReport::default();
-        let ranges = self.geometry.ranges(&self.manifest, group);
-        let segments = self.geometry.segments(&self.manifest, group);
-        let size = ranges.last().map_or(0, |range| range.end) as usize;
-        let mut wrong = vec![0_u64; objects.len()];
-        let mut lost = vec![false; objects.len()];
-        let mut repaired: Vec<Option<Vec<u8>>> = vec![None; objects.len()];
-        let mut block = Vec::new();
-        for (index, range) in segments.iter().zip(&ranges) {
-            let present = self.check(group, *index, range, objects, &mut report);
-            if present.iter().all(|present| *present) {
-                continue;
-            }
-            let rebuilt = self.rebuild(*index, range, objects, &present, &mut block);
-            report.found.segments_lost += u64::from(!rebuilt);
-            let length = (range.end - range.start) as usize;
-            for shard in (0..objects.len()).filter(|shard| !present[*shard]) {
-                wrong[shard] += 1;
-                lost[shard] |= !rebuilt;
-                let object = repaired[shard].get_or_insert_with(|| {
-                    let mut object = objects[shard].as_ref().map_or(Vec::new(), |bytes| bytes.to_vec());
-                    object.resize(size, 0);
-                    object
-                });
-                if rebuilt {
-                    let target = &mut object[range.start as usize..range.end as usize];
-                    target.copy_from_slice(&block[shard * length..(shard + 1) * length]);
+    /// Reads all shards of one segment, counts and tells the wrong ones, and tries to rebuild them.
+    async fn check(
+        self: Arc<Self>,
+        group: u32,
+        place: usize,
+        pool: &Pool,
+    ) -> Result<(Checked, RepairReport), ReadError> {
+        let range = self.range(group, place);
+        let _permit = self.budget.take(2 * self.stores.len() as u64 * (range.end - range.start)).await;
+        let shards = self.read(group, &range, &vec![true; self.stores.len()]).await;
+        let this = self.clone();
+        pool.run(move || this.judge(group, place, &shards)).await.ok_or(ReadError::Stopped)
+    }
+
+    /// The bytes of each object that hold the shards of the segment at `place`.
+    fn range(&self, group: u32, place: usize) -> Range<u64> {
+        self.geometry.ranges(&self.manifest, group)[place].clone()
+    }
+
+    /// The bytes of each object of a group.
+    fn object_bytes(&self, group: u32) -> u64 {
+        self.geometry.ranges(&self.manifest, group).last().map_or(0, |range| range.end)
+    }
+
+    fn objects_at_once(&self, group: u32) -> usize {
+        ((BYTES_IN_FLIGHT_MAX / 2) / self.object_bytes(group).max(1)).max(1) as usize
+    }
+
+    /// A range of the objects of the wanted shards. Those that are not wanted are missing.
+    async fn read(&self, group: u32, range: &Range<u64>, wanted: &[bool]) -> Shards {
+        let get = |(shard, store): (usize, &Store)| {
+            let (store, path, range) = (store.clone(), self.geometry.object(group, shard), range.clone());
+            let wanted = wanted[shard];
+            async move {
+                match wanted {
+                    true => {
+                        store.get_range(&path, range, |_| ()).await.map_err(|error| FaultKind::of(&error))
+                    }
+                    false => Err(FaultKind::Missing),
                 }
             }
-        }
-        let whole = |shard: &usize| self.rewrite && !lost[*shard];
-        let rewrites = (0..objects.len()).filter(whole);
-        let rewrites =
-            rewrites.filter_map(|shard| Some((shard, wrong[shard], repaired[shard].take()?.into())));
-        (report, rewrites.collect())
+        };
+        join_all(self.stores.iter().enumerate().map(get)).await
     }
 
     /// Which shards of a segment are right; counts and tells the others.
-    fn check(
-        &self,
-        group: u32,
-        index: u32,
-        range: &Range<u64>,
-        objects: &[Result<Bytes, FaultKind>],
-        report: &mut RepairReport,
-    ) -> Vec<bool> {
-        let segment = &self.manifest.segments[index as usize];
-        let judge = |shard: usize| {
-            let bytes = objects[shard].as_ref().map_err(|kind| *kind)?;
-            let bytes = bytes.get(range.start as usize..range.end as usize).ok_or(FaultKind::Short)?;
-            if Digest::of(bytes) == segment.shards[shard] { Ok(bytes.len()) } else { Err(FaultKind::Wrong) }
-        };
-        let mut present = Vec::with_capacity(objects.len());
-        for shard in 0..objects.len() {
-            let verdict = judge(shard);
+    fn judge(&self, group: u32, place: usize, shards: &Shards) -> (Checked, RepairReport) {
+        let index = self.geometry.segments(&self.manifest, group)[place];
+        let mut report = RepairReport::default();
+        let present = self.right(index, shards);
+        for (shard, right) in present.iter().enumerate() {
             report.found.shards += 1;
-            present.push(verdict.is_ok());
-            match verdict {
-                Ok(bytes) => report.found.bytes += bytes as u64,
-                Err(kind) => {
+            match &shards[shard] {
+                Ok(bytes) if *right => report.found.bytes += bytes.len() as u64,
+                wrong => {
+                    let kind = wrong.as_ref().err().copied().unwrap_or(FaultKind::Wrong);
                     *report.found.faults.entry(kind).or_default() += 1;
                     (self.faults)(ShardFault {
                         store: self.stores[shard].url().into(),
@@ -287,31 +308,111 @@ impl Run {
                 }
             }
         }
-        present
+        let whole = present.iter().all(|right| *right) || self.rebuild(index, shards, &present).is_some();
+        report.found.segments_lost += u64::from(!whole);
+        (Checked { present, whole }, report)
     }
 
-    /// Rebuilds all absent shards of a segment into `block`; true when each has its digest.
-    fn rebuild(
-        &self,
-        index: u32,
-        range: &Range<u64>,
-        objects: &[Result<Bytes, FaultKind>],
-        present: &[bool],
-        block: &mut Vec<u8>,
-    ) -> bool {
-        let length = (range.end - range.start) as usize;
-        block.clear();
-        block.resize(length * objects.len(), 0);
+    /// Which shards have the digests that the manifest names.
+    fn right(&self, index: u32, shards: &Shards) -> Vec<bool> {
+        let digests = &self.manifest.segments[index as usize].shards;
+        let right = |(shard, digest): (&Result<Bytes, _>, &Digest)| {
+            shard.as_ref().is_ok_and(|bytes| Digest::of(bytes) == *digest)
+        };
+        shards.iter().zip(digests).map(right).collect()
+    }
+
+    /// All shards of a segment one behind the other, each with its digest; none if they cannot be rebuilt.
+    fn rebuild(&self, index: u32, shards: &Shards, present: &[bool]) -> Option<Vec<u8>> {
+        let segment = &self.manifest.segments[index as usize];
+        let length = self.geometry.shard_length(segment);
+        let mut block = vec![0; length * shards.len()];
         for (shard, part) in block.chunks_exact_mut(length).enumerate() {
-            if let (true, Ok(bytes)) = (present[shard], &objects[shard]) {
-                part.copy_from_slice(&bytes[range.start as usize..range.end as usize]);
+            if let (true, Ok(bytes)) = (present[shard], &shards[shard]) {
+                part.copy_from_slice(bytes);
             }
         }
-        if !self.coder.rebuild(block, present, true) {
-            return false;
+        let rebuilt = self.coder.rebuild(&mut block, present, true);
+        let right = |block: &[u8]| {
+            block.chunks_exact(length).zip(&segment.shards).all(|(part, digest)| Digest::of(part) == *digest)
+        };
+        (rebuilt && right(&block)).then_some(block)
+    }
+
+    /// Writes the objects of these shards anew: what is right of them as it is, the rest rebuilt.
+    async fn rewrite(
+        self: Arc<Self>,
+        group: u32,
+        shards: Vec<usize>,
+        segments: Arc<Vec<Checked>>,
+        pool: &Pool,
+        report: &mut RepairReport,
+    ) -> Result<(), ReadError> {
+        let longest =
+            (0..segments.len()).map(|place| self.range(group, place)).map(|it| it.end - it.start).max();
+        let block = 2 * self.stores.len() as u64 * longest.unwrap_or(0);
+        let object = self.object_bytes(group);
+        let _permit = self.budget.take(shards.len() as u64 * object + block).await;
+        let mut objects = vec![Vec::with_capacity(object as usize); shards.len()];
+        for place in 0..segments.len() {
+            let range = self.range(group, place);
+            let found = self.read(group, &range, &self.sources(&segments[place], &shards)).await;
+            let (this, wanted) = (self.clone(), shards.clone());
+            let parts = pool.run(move || this.parts(group, place, &found, &wanted)).await;
+            let Some(parts) = parts.ok_or(ReadError::Stopped)? else {
+                let object = self.geometry.object(group, shards[0]);
+                note(report, format!("`{object}` and others changed while they were repaired"));
+                return Ok(());
+            };
+            objects.iter_mut().zip(parts).for_each(|(object, part)| object.extend_from_slice(&part));
         }
-        let segment = &self.manifest.segments[index as usize];
-        block.chunks_exact(length).zip(&segment.shards).all(|(shard, digest)| Digest::of(shard) == *digest)
+        let progress = Progress::new();
+        let put = |(shard, object): (usize, Vec<u8>)| {
+            let (this, progress) = (self.clone(), progress.clone());
+            async move {
+                let (store, path) = (&this.stores[shard], this.geometry.object(group, shard));
+                let bytes = object.len() as u64;
+                (shard, bytes, store.put_in_place(&path, object.into(), &progress).await)
+            }
+        };
+        for (shard, bytes, written) in join_all(shards.into_iter().zip(objects).map(put)).await {
+            match written {
+                Ok(()) => {
+                    let wrong = segments.iter().filter(|segment| !segment.present[shard]).count();
+                    report.shards_rewritten += wrong as u64;
+                    report.objects_written += 1;
+                    report.bytes_written += bytes;
+                }
+                Err(error) => note(report, error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Which shards of a segment to read in order to have these: themselves, and k others if one of them is wrong.
+    fn sources(&self, segment: &Checked, shards: &[usize]) -> Vec<bool> {
+        let mut missing = match shards.iter().all(|shard| segment.present[*shard]) {
+            true => 0,
+            false => self.coder.data(),
+        };
+        let mut sources = vec![false; segment.present.len()];
+        for (shard, present) in segment.present.iter().enumerate() {
+            sources[shard] = *present && (missing > 0 || shards.contains(&shard));
+            missing -= usize::from(sources[shard] && missing > 0);
+        }
+        sources
+    }
+
+    /// The shards of a segment that are wanted, each with its digest.
+    fn parts(&self, group: u32, place: usize, found: &Shards, wanted: &[usize]) -> Option<Vec<Bytes>> {
+        let index = self.geometry.segments(&self.manifest, group)[place];
+        let present = self.right(index, found);
+        if wanted.iter().all(|shard| present[*shard]) {
+            return wanted.iter().map(|shard| found[*shard].clone().ok()).collect();
+        }
+        let block = Bytes::from(self.rebuild(index, found, &present)?);
+        let length = block.len() / found.len();
+        Some(wanted.iter().map(|shard| block.slice(shard * length..(shard + 1) * length)).collect())
     }
 
     /// Checks, and rewrites, each store's copy of the manifest.
@@ -319,7 +420,7 @@ impl Run {
         let bytes = Bytes::from(canonical::to_bytes(&*self.manifest));
         let path = manifest_path(self.manifest.root());
         for store in &self.stores {
-            let copy = store.get(&path, MODEL_MANIFEST_BYTES_MAX).await;
+            let copy = store.get(&path, bytes.len(), |_| ()).await;
             if copy.is_ok_and(|copy| copy == bytes) {
                 continue;
             }
@@ -327,7 +428,7 @@ impl Run {
             if !self.rewrite {
                 continue;
             }
-            match store.put(&path, bytes.clone().into()).await {
+            match store.put_in_place(&path, bytes.clone().into(), &Progress::new()).await {
                 Ok(()) => {
                     report.manifests_written += 1;
                     report.bytes_written += bytes.len() as u64;

@@ -9,7 +9,7 @@
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::geometry::{MODELS, Name, is_leftover_name, is_object_name};
-use crate::store::{Listed, is_full, panicked, walk};
+use crate::store::{Listed, clear, is_full, panicked, walk};
 use crate::sweep::SWEEP_AGE_MIN;
 use axum::Router;
 use axum::body::Body;
@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Largest object: a manifest, or the shards of a full group of a model with one data shard.
 pub(crate) const OBJECT_BYTES_MAX: usize = MODEL_MANIFEST_BYTES_MAX;
@@ -57,11 +58,18 @@ const READ_BYTES: u64 = 1024 * 1024;
 /// Longest name of a store.
 const STORE_NAME_BYTES_MAX: usize = 32;
 
-/// Limits for the listener of a [`ShardService`] and for its clients: objects are larger than
-/// what overlay connections carry by default.
+/// Longest silence inside an upload.
+const UPLOAD_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Bytes that an upload brings in a second at least, on the average: it holds one of [`WRITES_MAX`] permits as long
+/// as it lasts. An import that writes twelve objects at once needs 1.6 Mbit/s.
+const UPLOAD_RATE_MIN: u64 = 16 * 1024;
+
+/// Limits for the listener of a [`ShardService`] and for its clients: objects are larger than what overlay connections
+/// carry by default, and a thin uplink takes long for one. Neither side waits as long as `request` allows: a client
+/// gives up after a silence, and an upload that is too slow is refused.
 pub(crate) fn limits() -> overlay::Limits {
     overlay::Limits {
-        request: Duration::from_secs(30),
+        request: UPLOAD_SILENCE_MAX + Duration::from_secs(2 * OBJECT_BYTES_MAX as u64 / UPLOAD_RATE_MIN),
         request_bytes_max: OBJECT_BYTES_MAX,
         response_bytes_max: OBJECT_BYTES_MAX,
         ..overlay::Limits::default()
@@ -329,7 +337,13 @@ async fn write(
     let _place = inner.writes.acquire().await.expect("the semaphore is never closed");
     let (objects, runtime) = (store.objects.clone(), Handle::current());
     // It makes a file before it first waits, so a thread that may block does it.
-    let begin = move || runtime.block_on(async move { objects.put_multipart(&path).await });
+    let root = store.root.clone();
+    let begin = move || {
+        if let Err(error) = clear(&root, path.as_ref()) {
+            tracing::warn!(%path, %error, "something is in the place of an object");
+        }
+        runtime.block_on(async move { objects.put_multipart(&path).await })
+    };
     let upload = store.disk.run_blocking(begin).await.unwrap_or_else(|| Err(panicked()))?;
     match fill(upload, store, request.into_body(), length).await {
         Ok(mut upload) => {
@@ -369,10 +383,17 @@ async fn fill(
     let mut body = body.into_data_stream();
     let mut gathered = BytesMut::new();
     let mut received = 0;
+    let began = Instant::now();
     loop {
-        let chunk = match body.next().await.transpose() {
-            Ok(chunk) => chunk,
-            Err(_) => return Err((upload, refuse("the upload broke off"))),
+        let earned = Duration::from_secs(received / UPLOAD_RATE_MIN);
+        let deadline = (began + UPLOAD_SILENCE_MAX + earned).min(Instant::now() + UPLOAD_SILENCE_MAX);
+        let chunk = match tokio::time::timeout_at(deadline, body.next()).await.map(Option::transpose) {
+            Ok(Ok(chunk)) => chunk,
+            Ok(Err(_)) => return Err((upload, refuse("the upload broke off"))),
+            Err(_) => {
+                let text = "the upload is silent or too slow".into();
+                return Err((upload, Refusal(StatusCode::REQUEST_TIMEOUT, code::STORE_REFUSED, text)));
+            }
         };
         let last = chunk.is_none();
         let chunk: Bytes = chunk.unwrap_or_default();

@@ -1,36 +1,35 @@
 //! One place where shards lie, opened by its address: `file:///dir`, `s3://bucket/prefix`, `node://NODE/STORE`.
 //!
 //! A directory is read by position without going through `object_store`, because that is what a load's
-//! speed hangs on; everything else about it, durable writes above all, is `object_store`'s. A store that
+//! speed hangs on; durable writes to it are `object_store`'s. A store that
 //! cannot be opened is still a [`Store`]: its shards are unreachable, and reading goes on without them.
 
 mod list;
+mod obstacle;
+mod progress;
+mod s3;
+mod transfer;
 
 pub(crate) use list::{Listed, walk};
+pub(crate) use obstacle::clear;
+pub(crate) use progress::Progress;
+pub(crate) use s3::{BehindEnd, Surplus};
+pub(crate) use transfer::{SILENCE_MAX, is_absence};
 
 use crate::disk::Disk;
 use crate::error::StoreError;
-use crate::geometry::is_object_name;
 use crate::remote::RemoteStore;
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::AmazonS3Builder;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use overlay::{Address, Client, Identity};
 use protocol::model::StoreReference;
 use protocol::{NodeName, PublicKey};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use url::Url;
-
-/// Longest wait for one object or range before its store counts as unreachable for it.
-pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a node's shard service listens, and under which key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,7 +167,7 @@ pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store
             }
             directory(&reference.url, &path, context)?
         }
-        "s3" => Access::Objects(s3(&url, &context.s3).map_err(|reason| refused(&reason))?),
+        "s3" => Access::Objects(s3::open(&url, &context.s3).map_err(|reason| refused(&reason))?),
         "node" => node(&url, reference, context, refused)?,
         _ => return Err(refused("expected file://, s3:// or node://")),
     };
@@ -187,26 +186,6 @@ fn directory(url: &str, path: &Path, context: &Context) -> Result<Access, StoreE
     // An object is acknowledged once it and its directory entry are on the disk.
     let objects = Arc::new(objects.with_fsync(true));
     Ok(Access::Directory { root: path.into(), objects, disk: context.disk(path) })
-}
-
-fn s3(url: &Url, settings: &S3Settings) -> Result<Arc<dyn ObjectStore>, String> {
-    let bucket = url.host_str().ok_or("it names no bucket")?;
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
-    }
-    if let Some(region) = &settings.region {
-        builder = builder.with_region(region);
-    }
-    if let Some(id) = &settings.access_key_id {
-        builder = builder.with_access_key_id(id);
-    }
-    if let Some(secret) = &settings.secret_access_key {
-        builder = builder.with_secret_access_key(secret);
-    }
-    let objects = builder.build().map_err(|error| error.to_string())?;
-    let prefix = url.path().trim_matches('/');
-    Ok(if prefix.is_empty() { Arc::new(objects) } else { Arc::new(PrefixStore::new(objects, prefix)) })
 }
 
 fn node(
@@ -299,84 +278,20 @@ impl Store {
         }
     }
 
-    /// Asks the store for something and waits for it no longer than a request may take. A request to another
-    /// machine is given up then; one to a disk cannot be, and keeps its place until the disk answers.
-    async fn ask<T: Send + 'static>(
-        &self,
-        path: &ObjectPath,
-        request: impl Future<Output = object_store::Result<T>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let answer = match &self.access {
-            Access::Directory { disk, .. } => {
-                let asked = tokio::time::timeout(REQUEST_LIMIT, disk.run(request)).await;
-                asked.map(|answer| answer.unwrap_or_else(|| Err(panicked())))
-            }
-            _ => tokio::time::timeout(REQUEST_LIMIT, request).await,
-        };
-        answer.map_err(|_| self.late())?.map_err(|error| self.failed(path, error))
-    }
-
-    /// Writes an object as a whole: it is durable, or it is not there, or the old one still is.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub(crate) async fn put(&self, path: &ObjectPath, payload: PutPayload) -> Result<(), StoreError> {
-        debug_assert!(is_object_name(path.as_ref()), "{path}");
-        let (objects, at) = (self.objects()?.clone(), path.clone());
-        self.ask(path, async move { objects.put(&at, payload).await }).await.map(drop)
-    }
-
-    /// Reads a whole object of at most `limit` bytes.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub(crate) async fn get(&self, path: &ObjectPath, limit: usize) -> Result<Bytes, StoreError> {
-        let (objects, at) = (self.objects()?.clone(), path.clone());
-        let reading = async move {
-            let found = objects.get(&at).await?;
-            let size = found.meta.size;
-            if size > limit as u64 { Ok(Err(size)) } else { found.bytes().await.map(Ok) }
-        };
-        self.ask(path, reading).await?.map_err(|size| {
-            let reason = format!("object `{path}` has {size} bytes, more than {limit}");
-            StoreError::Refused { url: self.url().into(), reason }
-        })
-    }
-
-    /// Reads a range of an object. A range that reaches over its end gives fewer bytes, or an error.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub(crate) async fn get_range(&self, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let (objects, at) = (self.objects()?.clone(), path.clone());
-        self.ask(path, async move { objects.get_range(&at, range).await }).await
-    }
-
     /// Removes what lies below `prefix`, as far as it goes.
     pub(crate) async fn remove_below(&self, prefix: &ObjectPath) {
         let Ok(objects) = self.objects() else { return };
         let found = objects.list(Some(prefix)).map_ok(|meta| meta.location).boxed();
-        let removed: Result<Vec<_>, _> = objects.delete_stream(found).try_collect().await;
-        if let Err(error) = removed {
+        let mut removed = objects.delete_stream(found);
+        loop {
+            let error = match tokio::time::timeout(SILENCE_MAX, removed.next()).await {
+                Ok(None) => return,
+                Ok(Some(Ok(_))) => continue,
+                Ok(Some(Err(error))) => self.failed(prefix, error),
+                Err(_) => self.silent(),
+            };
             tracing::warn!(store = self.url(), %prefix, %error, "objects of a failed import are left behind");
-        }
-    }
-
-    fn late(&self) -> StoreError {
-        let reason = format!("no answer within {} s", REQUEST_LIMIT.as_secs());
-        StoreError::Unreachable { url: self.url().into(), reason }
-    }
-
-    fn failed(&self, path: &ObjectPath, error: object_store::Error) -> StoreError {
-        let url = self.url().to_string();
-        match error {
-            object_store::Error::NotFound { .. } => StoreError::Missing { url, object: path.to_string() },
-            object_store::Error::PermissionDenied { source, .. }
-            | object_store::Error::Unauthenticated { source, .. } => {
-                StoreError::Refused { url, reason: source.to_string() }
-            }
-            error if is_full(&error) => StoreError::Full { url },
-            error => StoreError::Unreachable { url, reason: chain(&error) },
+            return;
         }
     }
 }

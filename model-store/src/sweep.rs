@@ -24,8 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Longest time between two writes of an import, and between its last and its registration. A write that
-/// takes longer than half a minute has failed; the rest is for machines that were put to sleep.
+/// Longest time between two writes of an import, and between its last and its registration. A group of objects takes
+/// minutes over a thin uplink; the rest is for machines that were put to sleep.
 pub const IMPORT_SILENCE_MAX: Duration = Duration::from_secs(30 * 60);
 /// What is younger is never removed: twice the silence, for clocks of stores that differ.
 pub const SWEEP_AGE_MIN: Duration = Duration::from_secs(60 * 60);

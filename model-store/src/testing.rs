@@ -1,6 +1,12 @@
 //! Small models and stores for tests: a Llama-shaped directory of seeded bytes, directories as stores, and
 //! stores that fail on demand.
 
+mod endless;
+mod link;
+
+pub(crate) use endless::Endless;
+pub(crate) use link::{Cloud, LIE_BYTES, Liar, Link, PutFailure};
+
 use crate::*;
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
@@ -158,6 +164,31 @@ impl World {
         Self { directory, pool: Pool::new(2), key, faults: Arc::default() }
     }
 
+    /// As [`World::new`], for simulated time, with a pool of so many threads.
+    pub(crate) fn simulated(threads: usize) -> Self {
+        Self { pool: Pool::simulated(threads), ..Self::new() }
+    }
+
+    /// Imports a file of seeded bytes as a model.
+    pub(crate) async fn import_bytes(
+        &self,
+        bytes: usize,
+        stores: &[Store],
+        data: u8,
+        parity: u8,
+    ) -> Imported {
+        let path = self.directory.path().join("large.txt");
+        std::fs::write(&path, seeded("large", bytes)).expect("write");
+        let placement = PlacementRule { shards_per_domain_max: parity };
+        let erasure = ErasureCode { data, parity };
+        let options = ImportOptions {
+            erasure,
+            placement,
+            ..ImportOptions::new("large".parse().expect("a name"), ModelNonce([7; 16]))
+        };
+        import(&path, options, stores, &self.key, &self.pool, |_| ()).await.expect("imported")
+    }
+
     pub(crate) fn model(&self) -> PathBuf {
         self.directory.path().join("model")
     }
@@ -210,7 +241,7 @@ impl World {
         let reader =
             Reader::open(manifest.clone(), &self.key, stores.to_vec(), self.pool.clone(), self.sink());
         // A busy machine is no slow disk: which disks hang is for tests to say.
-        reader.expect("a reader").with_disk_patience(Duration::from_secs(60))
+        reader.expect("a reader").with_hung_disks(&[])
     }
 
     pub(crate) fn sink(&self) -> FaultSink {

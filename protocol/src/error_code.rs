@@ -198,6 +198,8 @@ codes! {
     STORE_ADDRESS_INVALID = "store-address-invalid";
     /// A store does not answer, or answers with a failure.
     STORE_UNREACHABLE = "store-unreachable";
+    /// A store sends more or fewer bytes than it was asked for.
+    STORE_LENGTH_WRONG = "store-length-wrong";
     /// A store has no room left.
     STORE_FULL = "store-full";
     /// A store refuses an object's name, size or this peer.

@@ -38,6 +38,7 @@ fn code_of(kind: FaultKind) -> ErrorCode {
     match kind {
         FaultKind::Missing => error_code::SHARD_MISSING,
         FaultKind::Unreachable => error_code::STORE_UNREACHABLE,
+        FaultKind::Long => error_code::STORE_LENGTH_WRONG,
         FaultKind::Short | FaultKind::Wrong => error_code::SHARD_WRONG,
     }
 }

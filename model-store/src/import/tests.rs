@@ -1,7 +1,7 @@
 //! Imports: what is refused before anything is written, and what an interruption leaves.
 
 use super::*;
-use crate::testing::{Faulty, Gguf, Script, TinyDisk, World};
+use crate::testing::{Cloud, Faulty, Gguf, Link, PutFailure, Script, TinyDisk, World};
 use crate::{MemoryDestination, Reader, StoreError, fetch_manifest};
 use protocol::error_code as code;
 use std::sync::Mutex;
@@ -61,9 +61,9 @@ async fn a_store_out_of_reach_is_refused_before_any_write() {
 
 /// Kills an import at every write in turn: whatever it leaves, the earlier model reads as before, and no
 /// manifest names what is left.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_import_killed_at_any_write_harms_nothing() {
-    let world = World::new();
+    let world = World::simulated(2);
     let earlier = world.import(&world.stores(3), 2, 1).await;
     let before: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
     let mut writes = 0;
@@ -223,4 +223,60 @@ async fn memory_stays_constant_however_large_the_file() {
     let group = 3 * 3 * (1 << 19) + 10_000;
     let (small, large) = (most(12, 1).await, most(60, 2).await);
     assert!(small.max(large) <= GROUPS_IN_FLIGHT as u64 * group, "{small} and {large} bytes under way");
+}
+
+/// 10 Mbit/s: each write of a group takes far longer than half a minute, and none is silent.
+#[tokio::test(start_paused = true)]
+async fn an_import_over_a_thin_uplink_takes_its_time_and_ends() {
+    let world = World::simulated(2);
+    let cloud = Cloud::new(6);
+    let link = Link::new(1_250_000, Duration::from_millis(50));
+    let began = tokio::time::Instant::now();
+    let imported = world.import_bytes(60_000_000, &cloud.behind(&world, &link), 4, 2).await;
+    let (took, carried) = (began.elapsed().as_secs_f64(), link.carried());
+    assert!(took > 70.0 && took < 1.1 * carried as f64 / 1.25e6, "{took:.1} s for {carried} bytes");
+    assert!(carried <= imported.bytes_written, "nothing is sent twice: {carried}");
+    let placed = world.placed(&imported, &cloud.at_hand(&world));
+    let reader = world.reader(&imported.manifest, &placed);
+    let read = reader.read_file("large.txt", 1 << 30).await.expect("reads");
+    assert!(read == crate::testing::seeded("large", 60_000_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_can_pass_are_tried_again_and_others_are_not() {
+    use PutFailure::{Forbidden, Hang, Overloaded, Reset};
+    let link = Link::new(10_000_000, Duration::from_millis(10));
+    for (failures, tries, expected) in [
+        (vec![Overloaded], 2, None),
+        (vec![Reset, Overloaded, Hang, Reset], 5, None),
+        (vec![Overloaded; 5], 5, Some(code::STORE_UNREACHABLE)),
+        (vec![Forbidden], 1, Some(code::STORE_REFUSED)),
+        (vec![Reset, Forbidden], 2, Some(code::STORE_REFUSED)),
+    ] {
+        let world = World::simulated(2);
+        let cloud = Cloud::new(1);
+        let store = cloud.one_behind(&world, 0, &link, &failures);
+        let path = crate::geometry::object_path(ModelNonce([1; 16]), 0, 0);
+        let payload = PutPayload::from(crate::testing::seeded("object", 1_000_000));
+        let written = store.put(&path, payload, &Progress::new()).await;
+        assert_eq!(cloud.puts.load(Ordering::SeqCst), tries, "{failures:?}");
+        assert_eq!(written.as_ref().err().map(StoreError::code), expected, "{failures:?}: {written:?}");
+        let there = cloud.at_hand(&world)[0].get(&path, 1 << 20, |_| ()).await.map(|bytes| bytes.len());
+        assert_eq!(there.is_ok(), expected.is_none(), "{failures:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_nothing_ends_the_import_and_is_named() {
+    let world = World::simulated(2);
+    let cloud = Cloud::new(3);
+    let link = Link::new(10_000_000, Duration::from_millis(10));
+    let mut stores = cloud.behind(&world, &link);
+    stores[1] = cloud.one_behind(&world, 1, &link, &[PutFailure::Hang; 100]);
+    let options = world.options(2, 1, 1);
+    let failed = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
+    let error = failed.expect_err("one hangs");
+    assert_eq!(error.code(), code::STORE_UNREACHABLE);
+    let text = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert!(text.contains(stores[1].url()) && text.contains("no byte within 30 s"), "{text}");
 }

@@ -54,16 +54,27 @@ impl Attempt {
             && self.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Waits until one read outlasts one `patience` from end to end, then leaves the try. Says whose disk it
+    /// Waits until one read outlasts as many ticks as its disk may take, then leaves the try. Says whose disk it
     /// was.
-    pub(super) async fn hung<P: Future<Output = ()>>(&self, patience: impl Fn() -> P) -> usize {
+    pub(super) async fn hung<T: Future<Output = ()>>(
+        &self,
+        tick: impl Fn() -> T,
+        patience: impl Fn(usize) -> u32,
+    ) -> usize {
+        let (mut seen, mut lasted) = (self.state.load(Ordering::SeqCst), 0);
         loop {
-            let seen = self.state.load(Ordering::SeqCst);
-            patience().await;
+            tick().await;
+            let state = self.state.load(Ordering::SeqCst);
+            if state != seen || state.is_multiple_of(2) {
+                (seen, lasted) = (state, 0);
+                continue;
+            }
+            lasted += 1;
+            let shard = self.shard.load(Ordering::SeqCst);
             let same = || self.state.compare_exchange(seen, LEFT, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-            if !seen.is_multiple_of(2) && same() {
+            if lasted >= patience(shard) && same() {
                 self.target.lock().unwrap_or_else(PoisonError::into_inner).take();
-                return self.shard.load(Ordering::SeqCst);
+                return shard;
             }
         }
     }
@@ -99,7 +110,9 @@ mod tests {
         let target = Target { destination: memory.clone(), on_segment: Arc::new(|_| ()) };
         let attempt = Attempt::new(target);
         let clock = Semaphore::new(0);
-        let mut hung = pin!(attempt.hung(|| async { clock.acquire().await.expect("open").forget() }));
+        let patience = |shard| if shard == 3 { 5 } else { 1 };
+        let tick = || async { clock.acquire().await.expect("open").forget() };
+        let mut hung = pin!(attempt.hung(tick, patience));
         let mut time_passes = |times: usize| {
             clock.add_permits(times);
             hung.as_mut().now_or_never()
@@ -114,6 +127,10 @@ mod tests {
             assert!(attempt.end_read());
             assert_eq!(time_passes(1), None);
         }
+        attempt.begin_read(3);
+        assert_eq!(time_passes(5), None, "this disk may take longer");
+        assert!(attempt.end_read());
+        assert_eq!(time_passes(1), None);
         attempt.begin_read(2);
         assert_eq!(time_passes(1), None);
         assert_eq!(time_passes(1), Some(2));

@@ -1,23 +1,23 @@
 //! Waiting for other machines: the ranges of one batch, from the fastest stores that suffice.
 //!
-//! k stores are asked; one more whenever one fails or the wait grows long; when k have answered the others
-//! are let go. Disks of this machine are not read here but by the threads that decode; those that hung
+//! k stores are asked; one more whenever one fails or is late by the flow of all bytes; when k have answered the
+//! others are let go. Disks of this machine are not read here but by the threads that decode; those that hung
 //! before are not asked again.
 
 use super::Inner;
 use super::batch::Batch;
 use crate::disk::Disk;
-use crate::error::StoreError;
 use crate::fault::FaultKind;
-use crate::store::Store;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use object_store::path::Path as ObjectPath;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// What is at hand of one store's part of a batch.
 #[derive(Debug, Clone)]
@@ -36,7 +36,8 @@ type Answer = (usize, Duration, Result<Bytes, FaultKind>);
 
 impl Inner {
     /// One piece per store; k of them local or fetched, if that many can be had.
-    pub(super) async fn fetch(&self, batch: &Batch, hung: &[bool]) -> Vec<Piece> {
+    pub(super) async fn fetch(self: &Arc<Self>, batch: &Batch, hung: &[bool]) -> Vec<Piece> {
+        self.health.look_again();
         let needed = self.coder.data();
         let piece = |hung: &bool| if *hung { Piece::Failed(FaultKind::Unreachable) } else { Piece::Untried };
         let mut pieces: Vec<Piece> = hung.iter().map(piece).collect();
@@ -45,6 +46,7 @@ impl Inner {
         let mut asked = Vec::new();
         let mut good = 0;
         let began = Instant::now();
+        let mut mark = self.flow.mark();
         let mut start =
             |pieces: &mut Vec<Piece>, running: &mut FuturesUnordered<_>, asked: &mut Vec<usize>| {
                 let Some(shard) = waiting.next() else { return 0 };
@@ -60,7 +62,8 @@ impl Inner {
             good += start(&mut pieces, &mut running, &mut asked);
         }
         while good < needed && !running.is_empty() {
-            match tokio::time::timeout(self.health.hedge_delay(), running.next()).await {
+            let patience = self.health.hedge_delay();
+            match tokio::time::timeout(patience, running.next()).await {
                 Ok(Some((shard, took, Ok(bytes)))) => {
                     self.health.answered(shard, took);
                     asked.retain(|other| *other != shard);
@@ -72,7 +75,12 @@ impl Inner {
                     pieces[shard] = Piece::Failed(kind);
                     good += start(&mut pieces, &mut running, &mut asked);
                 }
-                Ok(None) | Err(_) => good += start(&mut pieces, &mut running, &mut asked),
+                Ok(None) => good += start(&mut pieces, &mut running, &mut asked),
+                Err(_) if self.flow.is_late(&mark, patience) => {
+                    good += start(&mut pieces, &mut running, &mut asked);
+                    mark = self.flow.mark();
+                }
+                Err(_) => {}
             }
         }
         for shard in asked {
@@ -88,14 +96,32 @@ impl Inner {
         untried.any(|(_, store)| store.closed().is_none() && !store.disk().is_some_and(Disk::hangs))
     }
 
-    fn ask(&self, batch: &Batch, shard: usize) -> BoxFuture<'static, Answer> {
+    /// The bytes of each store's object that hold a batch's shards.
+    fn range(&self, batch: &Batch) -> Range<u64> {
         let ranges = self.geometry.ranges(&self.manifest, batch.group);
-        let range = ranges[batch.places.start].start..ranges[batch.places.end - 1].end;
-        let (store, path) = (self.stores[shard].clone(), self.geometry.object(batch.group, shard));
+        ranges[batch.places.start].start..ranges[batch.places.end - 1].end
+    }
+
+    /// How many of the stores that are asked first are other machines'.
+    pub(super) fn remote_shards(&self) -> u64 {
+        let first = self.health.preference().into_iter().take(self.coder.data());
+        first.filter(|shard| self.stores[*shard].directory().is_none()).count() as u64
+    }
+
+    /// Bytes of a batch that come from other machines.
+    pub(super) fn remote_bytes(&self, batch: &Batch) -> u64 {
+        let range = self.range(batch);
+        self.remote_shards() * (range.end - range.start)
+    }
+
+    fn ask(self: &Arc<Self>, batch: &Batch, shard: usize) -> BoxFuture<'static, Answer> {
+        let (this, range, path) = (self.clone(), self.range(batch), self.geometry.object(batch.group, shard));
         let began = Instant::now();
-        async move { (shard, began.elapsed(), get(&store, &path, range).await) }
-            .map(move |(shard, _, answer)| (shard, began.elapsed(), answer))
-            .boxed()
+        async move {
+            let answer = get(&this, shard, &path, range).await;
+            (shard, began.elapsed(), answer)
+        }
+        .boxed()
     }
 
     /// One shard of one segment from another machine, for a thread of the pool that cannot do without it.
@@ -106,19 +132,15 @@ impl Inner {
         path: &ObjectPath,
         range: Range<u64>,
     ) -> Result<Bytes, FaultKind> {
-        runtime.block_on(get(&self.stores[shard], path, range))
+        runtime.block_on(get(self, shard, path, range))
     }
 }
 
-async fn get(store: &Store, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, FaultKind> {
-    let wanted = range.end - range.start;
-    match store.get_range(path, range).await {
-        Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes),
-        Ok(_) => Err(FaultKind::Short),
-        Err(StoreError::Missing { .. }) => Err(FaultKind::Missing),
-        Err(error) => {
-            tracing::debug!(store = store.url(), %path, %error, "range not read");
-            Err(FaultKind::Unreachable)
-        }
-    }
+async fn get(inner: &Inner, shard: usize, path: &ObjectPath, range: Range<u64>) -> Result<Bytes, FaultKind> {
+    let store = &inner.stores[shard];
+    let read = store.get_range(path, range, |bytes| inner.flow.arrived(bytes)).await;
+    read.map_err(|error| {
+        tracing::debug!(store = store.url(), %path, %error, "range not read");
+        FaultKind::of(&error)
+    })
 }

@@ -1,13 +1,24 @@
 //! What is known about each store: how fast it answers, how often it failed. Decides who is asked first.
 
 use crate::fault::FaultKind;
-use crate::store::{REQUEST_LIMIT, Store};
+use crate::store::{SILENCE_MAX, Store};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Demerits at which a store is asked only when the better ones do not suffice. A single rotten shard
 /// earns one; a missing object or a dead store several.
 const DEMERITS_MAX: u32 = 4;
+
+/// How often to look whether a disk hangs.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// A disk of this machine is slow when a read of it takes so many times as long as on the quickest, and so much more:
+/// rebuilding a segment from another disk costs far less.
+const SLOW_TIMES: u32 = 3;
+const SLOW_MORE: Duration = Duration::from_millis(5);
+/// Slow reads in a row; a single one may have waited for a processor.
+const SLOW_READS: u32 = 4;
+/// Batches after which a slow disk is tried again: one in 1 GiB.
+const LOOK_AGAIN: u32 = 256;
 
 /// How long to wait for an answer before another store is asked.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +38,7 @@ const REMOTE: Patience = Patience {
     floor: Duration::from_millis(20),
     first: Duration::from_millis(200),
     ceiling: Duration::from_secs(2),
-    last: REQUEST_LIMIT,
+    last: SILENCE_MAX,
 };
 /// For disks of this machine. Left too early, a disk costs a thread and a decoding; and under load a thread may
 /// wait for a processor for longer than for its disk. A disk that hangs costs this once, not for each segment.
@@ -35,17 +46,12 @@ const LOCAL: Patience = Patience {
     floor: Duration::from_millis(500),
     first: Duration::from_secs(1),
     ceiling: Duration::from_secs(5),
-    last: REQUEST_LIMIT,
+    last: SILENCE_MAX,
 };
 
 impl Patience {
     fn bound(self, latency: &Latency) -> Duration {
         latency.high().map_or(self.first, |high| high.clamp(self.floor, self.ceiling))
-    }
-
-    #[cfg(test)]
-    pub(super) fn of(time: Duration) -> Self {
-        Self { floor: time, first: time, ceiling: time, last: time }
     }
 }
 
@@ -86,14 +92,19 @@ pub(super) struct Health {
     stores: Vec<StoreHealth>,
     /// Reads of all disks of this machine.
     disks: Latency,
-    pub(super) local: Patience,
+    batches: AtomicU32,
+    /// Disks that hang, by their shards: a test says so, and then nothing is measured.
+    #[cfg(test)]
+    pub(super) hung: Option<Vec<usize>>,
 }
 
 struct StoreHealth {
     local: bool,
     closed: bool,
-    /// Of batches.
+    /// Of batches; of single reads on a disk of this machine.
     latency: Latency,
+    /// Reads in a row that were slow for a disk of this machine.
+    slow: AtomicU32,
     demerits: AtomicU32,
 }
 
@@ -103,19 +114,27 @@ impl Health {
             local: store.directory().is_some(),
             closed: store.closed().is_some(),
             latency: Latency::default(),
+            slow: AtomicU32::new(0),
             demerits: AtomicU32::new(0),
         };
-        Self { stores: stores.iter().map(health).collect(), disks: Latency::default(), local: LOCAL }
+        Self {
+            stores: stores.iter().map(health).collect(),
+            disks: Latency::default(),
+            batches: AtomicU32::new(0),
+            #[cfg(test)]
+            hung: None,
+        }
     }
 
-    /// Stores that may be asked, best first: disks of this machine, then quick peers, then slow ones, then
-    /// those that failed; among equals data shards come first, since they need no decoding.
+    /// Stores that may be asked, best first: quick disks of this machine, then quick peers, then slow ones of either
+    /// kind, then those that failed; among equals data shards come first, since they need no decoding.
     pub(super) fn preference(&self) -> Vec<usize> {
         let quickest = self.quickest();
         let class = |store: &StoreHealth| {
             let latency = store.latency.mean_us();
             match () {
                 () if store.demerits.load(Ordering::Relaxed) >= DEMERITS_MAX => 3,
+                () if store.local && store.slow.load(Ordering::Relaxed) >= SLOW_READS => 2,
                 () if store.local => 0,
                 () if latency > quickest.saturating_mul(3).saturating_add(5_000) => 2,
                 () => 1,
@@ -133,7 +152,12 @@ impl Health {
     }
 
     fn quickest_store(&self) -> Option<&Latency> {
-        let known = self.stores.iter().map(|store| &store.latency).filter(|latency| latency.mean_us() > 0);
+        self.quickest_of(false)
+    }
+
+    fn quickest_of(&self, local: bool) -> Option<&Latency> {
+        let stores = self.stores.iter().filter(|store| store.local == local);
+        let known = stores.map(|store| &store.latency).filter(|latency| latency.mean_us() > 0);
         known.min_by_key(|latency| latency.mean_us())
     }
 
@@ -142,14 +166,40 @@ impl Health {
         self.quickest_store().map_or(REMOTE.first, |quickest| REMOTE.bound(quickest))
     }
 
-    /// How long to wait for a disk of this machine, if another store could be asked instead or not.
-    pub(super) fn disk_patience(&self, spare: bool) -> Duration {
-        if spare { self.local.bound(&self.disks) } else { self.local.last }
+    /// How many ticks to wait for this disk of this machine, if another store could be asked instead or not.
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests know which disk hangs"))]
+    pub(super) fn disk_patience(&self, shard: usize, spare: bool) -> u32 {
+        #[cfg(test)]
+        if let Some(hung) = &self.hung {
+            return if hung.contains(&shard) { 1 } else { u32::MAX };
+        }
+        let patience = if spare { LOCAL.bound(&self.disks) } else { LOCAL.last };
+        patience.as_millis().div_ceil(TICK.as_millis()) as u32
     }
 
     /// A read of a disk of this machine took so long.
-    pub(super) fn read_disk(&self, took: Duration) {
+    pub(super) fn read_disk(&self, shard: usize, took: Duration) {
+        #[cfg(test)]
+        if self.hung.is_some() {
+            return;
+        }
         self.disks.note(took);
+        self.stores[shard].latency.note(took);
+        let quickest = self.quickest_of(true).map_or(0, Latency::mean_us);
+        let slow = SLOW_MORE + SLOW_TIMES * Duration::from_micros(quickest.into());
+        match took > slow {
+            true => self.stores[shard].slow.fetch_add(1, Ordering::Relaxed),
+            false => self.stores[shard].slow.swap(0, Ordering::Relaxed),
+        };
+    }
+
+    /// Now and then a slow disk is read again; it may have become quick.
+    pub(super) fn look_again(&self) {
+        if self.batches.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN == LOOK_AGAIN - 1 {
+            for store in &self.stores {
+                store.slow.fetch_min(SLOW_READS - 1, Ordering::Relaxed);
+            }
+        }
     }
 
     pub(super) fn answered(&self, shard: usize, after: Duration) {
@@ -199,5 +249,36 @@ mod tests {
         assert_eq!((REMOTE.bound(&quick), LOCAL.bound(&quick)), (REMOTE.floor, LOCAL.floor));
         quick.note(Duration::ZERO);
         assert!(quick.mean_us() > 0, "known stays known");
+    }
+
+    #[test]
+    fn a_slow_disk_is_no_longer_preferred_and_tried_again_now_and_then() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = |number: usize| {
+            let url = format!("file://{}", directory.path().join(number.to_string()).display());
+            let reference = protocol::model::StoreReference { url, failure_domain: "d".into() };
+            crate::open_store(&reference, &crate::Context::new()).expect("a store")
+        };
+        let stores: Vec<Store> = (0..6).map(store).collect();
+        let health = Health::new(&stores);
+        let read = |times: usize, slow: u64| {
+            for _ in 0..times {
+                (0..6).filter(|shard| *shard != 1).for_each(|shard| health.read_disk(shard, milliseconds(1)));
+                health.read_disk(1, milliseconds(slow));
+            }
+        };
+        read(50, 1);
+        read(3, 20);
+        assert_eq!(health.preference(), [0, 1, 2, 3, 4, 5], "a busy machine");
+        read(1, 1);
+        read(4, 20);
+        assert_eq!(health.preference(), [0, 2, 3, 4, 5, 1]);
+        (0..LOOK_AGAIN).for_each(|_| health.look_again());
+        assert_eq!(health.preference(), [0, 1, 2, 3, 4, 5], "it is tried again");
+        read(1, 20);
+        assert_eq!(health.preference(), [0, 2, 3, 4, 5, 1], "in vain");
+        (0..LOOK_AGAIN).for_each(|_| health.look_again());
+        read(1, 1);
+        assert_eq!(health.preference(), [0, 1, 2, 3, 4, 5], "it is quick again");
     }
 }

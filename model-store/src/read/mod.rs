@@ -7,8 +7,10 @@
 mod attempt;
 mod batch;
 mod fetch;
+mod flow;
 mod health;
 mod segment;
+mod window;
 
 use crate::codec::{Cipher, Coder};
 use crate::destination::{Destination, MemoryDestination};
@@ -19,8 +21,9 @@ use crate::key::ModelKey;
 use crate::pool::Pool;
 use crate::store::Store;
 use attempt::{Attempt, Target};
-use batch::{Batch, batches};
-use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
+use batch::{Batch, next_batch};
+use flow::{Flow, Permit};
+use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt, TryStreamExt};
 use health::Health;
 use protocol::ModelRoot;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
@@ -28,13 +31,19 @@ use protocol::model::ModelManifest;
 use segment::BatchReport;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
+use window::BATCH_BYTES_MAX;
 
 /// Largest range read into memory at once; whoever wants more asks again, or fills a map.
 const RANGE_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// How long a store may think about a manifest before the next one is asked too.
+/// How long a store may send nothing of a manifest before the next one is asked too.
 const MANIFEST_HEDGE: Duration = Duration::from_millis(500);
+
+/// How long one store alone is believed to be on its way with a manifest: a byte now and then must not hold a load.
+const MANIFEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Told the index of each segment once its bytes are verified and in place, from whichever thread did it.
 pub type OnSegment = Arc<dyn Fn(u32) + Send + Sync>;
@@ -67,6 +76,7 @@ struct Inner {
     coder: Coder,
     stores: Vec<Store>,
     health: Health,
+    flow: Flow,
     faults: FaultSink,
     pool: Arc<Pool>,
 }
@@ -87,14 +97,18 @@ pub async fn fetch_manifest(
     pool: &Pool,
 ) -> Result<Arc<ModelManifest>, ReadError> {
     let path = manifest_path(root);
+    let heard = AtomicU64::new(0);
     let mut waiting = stores.iter().filter(|store| store.closed().is_none());
     let mut running = FuturesUnordered::new();
     let mut reasons = Vec::new();
     let ask = |store: &Store| {
         let (store, path) = (store.clone(), path.clone());
+        let hear = |bytes| {
+            heard.fetch_add(bytes, Ordering::Relaxed);
+        };
         async move {
-            let bytes =
-                store.get(&path, MODEL_MANIFEST_BYTES_MAX).await.map_err(|error| error.to_string())?;
+            let bytes = store.get(&path, MODEL_MANIFEST_BYTES_MAX, hear).await;
+            let bytes = bytes.map_err(|error| error.to_string())?;
             let parsed = pool.run(move || parse_manifest(root, &bytes)).await;
             parsed
                 .unwrap_or(Err("the thread pool has stopped".into()))
@@ -102,9 +116,14 @@ pub async fn fetch_manifest(
         }
     };
     running.extend(waiting.next().map(ask));
+    let mut asked_at = Instant::now();
     while !running.is_empty() {
+        let before = heard.load(Ordering::Relaxed);
         let answer = tokio::time::timeout(MANIFEST_HEDGE, running.next()).await;
+        // A large manifest over a thin link takes its time; a second copy of it would take as long again.
+        let moves = heard.load(Ordering::Relaxed) > before && asked_at.elapsed() < MANIFEST_WAIT_MAX;
         match answer {
+            Err(_) if moves => continue,
             Ok(Some(Ok(manifest))) => {
                 manifest.check()?;
                 return Ok(Arc::new(manifest));
@@ -113,6 +132,7 @@ pub async fn fetch_manifest(
             Ok(None) | Err(_) => {}
         }
         running.extend(waiting.next().map(ask));
+        asked_at = Instant::now();
     }
     if reasons.is_empty() {
         reasons.push("no store is in reach".into());
@@ -130,9 +150,9 @@ fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String
 
 #[cfg(test)]
 impl Reader {
-    /// Leaves a disk of this machine after so long, whatever was measured; as long as it is new.
-    pub(crate) fn with_disk_patience(mut self, time: Duration) -> Self {
-        Arc::get_mut(&mut self.inner).expect("new").health.local = health::Patience::of(time);
+    /// Knows which disks of this machine hang, by their shards, and measures none; as long as it is new.
+    pub(crate) fn with_hung_disks(mut self, shards: &[usize]) -> Self {
+        Arc::get_mut(&mut self.inner).expect("new").health.hung = Some(shards.to_vec());
         self
     }
 }
@@ -162,6 +182,7 @@ impl Reader {
             cipher: Cipher::new(key, manifest.nonce),
             coder: Coder::new(manifest.erasure),
             health: Health::new(&stores),
+            flow: Flow::new(concurrent(&pool) as u64 * BATCH_BYTES_MAX),
             manifest,
             stores,
             faults,
@@ -205,12 +226,9 @@ impl Reader {
             let start = u64::from(*index);
             return Err(ReadError::Range { path: "segments".into(), start, end: start + 1 });
         }
-        // One batch in the hands of each thread, one ready for it, two more on their way.
-        let concurrent = 2 * self.inner.pool.threads() + 2;
         let target = Target { destination, on_segment };
-        let load = |batch| load(self.inner.clone(), batch, target.clone());
-        let batches = batches(&self.inner.manifest, &self.inner.geometry, segments);
-        let loads = stream::iter(batches).map(load).buffer_unordered(concurrent);
+        let load = |(batch, permit)| load(self.inner.clone(), batch, permit, target.clone());
+        let loads = self.inner.batches(segments).map(load).buffer_unordered(concurrent(&self.inner.pool));
         let sum = |sum: BatchReport, report| async move { Ok(sum.plus(report)) };
         let total = loads.try_fold(BatchReport::default(), sum).await?;
         let BatchReport { segments, bytes, rebuilt, faults } = total;
@@ -256,13 +274,44 @@ impl Reader {
     }
 }
 
+/// One batch in the hands of each thread, one ready for it, two more on their way.
+fn concurrent(pool: &Pool) -> usize {
+    2 * pool.threads() + 2
+}
+
+impl Inner {
+    /// The wanted segments in batches, each when it may be asked for. What lies on disks of this machine waits for
+    /// nothing; what comes from others waits until the flow has room, so the first needed are the first to come.
+    fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (Batch, Option<Permit<'a>>)> {
+        let next = move |mut at: usize| async move {
+            let bytes_max = match self.remote_shards() {
+                0 => BATCH_BYTES_MAX,
+                _ => self.flow.batch_bytes(),
+            };
+            let (batch, count) = next_batch(&self.manifest, &self.geometry, &wanted[at..], bytes_max)?;
+            at += count;
+            let bytes = self.remote_bytes(&batch);
+            let permit = if bytes > 0 { Some(self.flow.room(bytes).await) } else { None };
+            Some(((batch, permit), at))
+        };
+        stream::unfold(0, next).boxed()
+    }
+}
+
 /// Brings one batch: waits for what is elsewhere, then reads and decodes on the pool. A try that hangs in a
 /// disk is left, and what it has not done yet is tried again without that disk.
-async fn load(inner: Arc<Inner>, mut batch: Batch, target: Target) -> Result<BatchReport, ReadError> {
+async fn load(
+    inner: Arc<Inner>,
+    mut batch: Batch,
+    permit: Option<Permit<'_>>,
+    target: Target,
+) -> Result<BatchReport, ReadError> {
     let mut report = BatchReport::default();
     let mut hung = vec![false; inner.stores.len()];
+    let mut permit = permit;
     loop {
         let pieces = inner.fetch(&batch, &hung).await;
+        permit.take();
         let spare = inner.has_spare(&pieces);
         let attempt = Attempt::new(target.clone());
         let work = {
@@ -271,14 +320,15 @@ async fn load(inner: Arc<Inner>, mut batch: Batch, target: Target) -> Result<Bat
             let pool = inner.pool.clone();
             async move { pool.run(move || inner.decode(&batch, &pieces, &runtime, &attempt)).await }
         };
-        let patience = || tokio::time::sleep(inner.health.disk_patience(spare));
+        let tick = || tokio::time::sleep(health::TICK);
+        let patience = |shard| inner.health.disk_patience(shard, spare);
         tokio::select! {
             biased;
             done = work => {
                 done.ok_or(ReadError::Stopped)??;
                 return Ok(report.plus(attempt.done()));
             }
-            shard = attempt.hung(patience) => {
+            shard = attempt.hung(tick, patience) => {
                 let store = &inner.stores[shard];
                 tracing::warn!(store = store.url(), "a disk hangs; reading on from the others");
                 store.disk().inspect(|disk| disk.stuck());

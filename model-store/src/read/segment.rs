@@ -6,6 +6,7 @@ use super::batch::Batch;
 use super::fetch::Piece;
 use crate::error::ReadError;
 use crate::fault::{FaultKind, ShardFault};
+use crate::store::is_absence;
 use object_store::path::Path as ObjectPath;
 use protocol::Digest;
 use std::cell::RefCell;
@@ -243,7 +244,7 @@ impl Sources<'_> {
             crate::pool::replaced();
             return Err(ReadError::Stopped);
         }
-        self.inner.health.read_disk(began.elapsed());
+        self.inner.health.read_disk(shard, began.elapsed());
         Ok(hand)
     }
 
@@ -272,7 +273,7 @@ impl Sources<'_> {
 
 fn fault(kind: ErrorKind) -> FaultKind {
     match kind {
-        ErrorKind::NotFound => FaultKind::Missing,
+        kind if is_absence(kind) => FaultKind::Missing,
         ErrorKind::UnexpectedEof => FaultKind::Short,
         _ => FaultKind::Unreachable,
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fault::FaultKind;
 use crate::geometry::object_path;
-use crate::testing::{Faulty, Script, World, flip};
+use crate::testing::{Cloud, Faulty, Link, Script, World, flip};
 use proptest::prelude::*;
 use protocol::error_code as code;
 use std::sync::Mutex;
@@ -257,9 +257,9 @@ async fn a_forged_manifest_is_passed_over() {
     assert_eq!(fetched, imported.manifest);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn slow_and_dead_stores_are_not_waited_for() {
-    let world = World::new();
+    let world = World::simulated(2);
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let slow = Arc::new(Script { read_delay: Duration::from_secs(3600), ..Script::default() });
@@ -272,9 +272,9 @@ async fn slow_and_dead_stores_are_not_waited_for() {
         Faulty::store(&world, number(&imported.record.stores[shard]), script)
     };
     let placed: Vec<Store> = (0..6).map(remote).collect();
-    let reading = world.read_all(&imported.manifest, &placed);
-    let report =
-        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("in time").expect("read");
+    let began = tokio::time::Instant::now();
+    let report = world.read_all(&imported.manifest, &placed).await.expect("read");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?} of simulated time", began.elapsed());
     assert_eq!(report.rebuilt, report.segments, "both slow stores hold data shards");
     assert_eq!(world.take_faults(), [], "slow is not wrong");
     let asked = slow.reads.load(Ordering::SeqCst);
@@ -344,12 +344,21 @@ fn batches_join_neighbours_up_to_their_size() {
     let imported = runtime.block_on(world.import(&world.stores(3), 2, 1));
     let manifest = &imported.manifest;
     let geometry = Geometry::new(manifest);
-    let all = batches(manifest, &geometry, &manifest.order);
-    let places: usize = all.iter().map(|batch| batch.places.len()).sum();
-    assert_eq!(places, manifest.order.len());
-    assert!(all.iter().all(|batch| batch.places.len() <= 3));
-    let scattered = batches(manifest, &geometry, &[manifest.order[0], manifest.order[2], manifest.order[1]]);
-    assert_eq!(scattered.len(), 3);
+    let all = |wanted: &[u32], bytes_max| {
+        let (mut batches, mut at) = (Vec::new(), 0);
+        while let Some((batch, count)) = next_batch(manifest, &geometry, &wanted[at..], bytes_max) {
+            assert_eq!(batch.places.len(), count);
+            at += count;
+            batches.push(batch);
+        }
+        assert_eq!(at, wanted.len());
+        batches
+    };
+    let order = &manifest.order;
+    assert!(all(order, u64::MAX).iter().all(|batch| batch.places.len() <= 3));
+    assert_eq!(all(order, u64::MAX).len(), order.len().div_ceil(3), "whole groups");
+    assert_eq!(all(order, 1).len(), order.len(), "one by one");
+    assert_eq!(all(&[order[0], order[2], order[1]], u64::MAX).len(), 3, "scattered");
 }
 
 /// A directory whose disk hangs: every object is a pipe that nobody writes to, so opening it waits.
@@ -384,10 +393,10 @@ impl Hang {
     }
 }
 
-/// A reader that leaves a disk after a second: longer than a healthy one takes on any machine, and short enough
-/// to wait for.
-fn hasty(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store]) -> Reader {
-    world.reader(manifest, stores).with_disk_patience(Duration::from_secs(1))
+/// A reader that leaves the disks of these shards as soon as a read of one lasts, and no others, however busy the
+/// machine is.
+fn hasty(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store], hung: &[usize]) -> Reader {
+    world.reader(manifest, stores).with_hung_disks(hung)
 }
 
 async fn read_file(reader: &Reader, world: &World) -> Result<(), ReadError> {
@@ -410,7 +419,7 @@ async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
     let threads = world.pool.threads();
     for round in 0..5 {
         // A new reader each time, as an agent that tries again makes it: it knows nothing of the disk.
-        read_file(&hasty(&world, &imported.manifest, &placed), &world).await.expect("read around");
+        read_file(&hasty(&world, &imported.manifest, &placed, &[1]), &world).await.expect("read around");
         let faults = world.take_faults();
         assert!(faults.iter().all(|fault| fault.shard == 1 && fault.kind == FaultKind::Unreachable));
         assert!(!faults.is_empty(), "round {round}: the disk is named");
@@ -432,8 +441,10 @@ async fn disks_that_all_hang_end_in_an_error_that_names_them() {
     let imported = world.import(&stores, 2, 1).await;
     let placed = world.placed(&imported, &stores);
     let hangs: Vec<Hang> = (0..2).map(|number| Hang::of(&world, number)).collect();
-    let error =
-        read_file(&hasty(&world, &imported.manifest, &placed), &world).await.expect_err("one is left");
+    let urls = [0, 1].map(|number| world.reference(number).url);
+    let hung: Vec<usize> = (0..3).filter(|shard| urls.contains(&placed[*shard].url().to_string())).collect();
+    let reader = hasty(&world, &imported.manifest, &placed, &hung);
+    let error = read_file(&reader, &world).await.expect_err("one is left");
     assert_eq!(error.code(), code::SHARD_TOO_FEW);
     let text = error.to_string();
     assert!(text.contains("1 of 2 good shards") && text.matches("is unreachable").count() == 2, "{text}");
@@ -442,4 +453,97 @@ async fn disks_that_all_hang_end_in_an_error_that_names_them() {
         tokio::task::yield_now().await;
     }
     read_file(&world.reader(&imported.manifest, &placed), &world).await.expect("they are back");
+}
+
+/// What a load over a link took, in simulated time.
+struct Load {
+    /// Until the first segment was there.
+    first: Duration,
+    total: Duration,
+    /// Bytes that the link carried.
+    carried: u64,
+    /// Bytes of the model's data shards.
+    bytes: u64,
+}
+
+/// Loads a model of so many bytes with 16 threads over a link, some stores of it over links of their own.
+async fn load_over(bytes: usize, link: &Arc<Link>, own: &[(usize, Arc<Link>)]) -> Load {
+    let world = World::simulated(16);
+    let cloud = Cloud::new(6);
+    let at_hand = cloud.at_hand(&world);
+    let imported = world.import_bytes(bytes, &at_hand, 4, 2).await;
+    let number = |url: &str| (0..6).find(|number| world.reference(*number).url == *url).expect("ours");
+    let store = |(shard, reference): (usize, &protocol::model::StoreReference)| {
+        let own = own.iter().find(|(number, _)| *number == shard).map(|(_, link)| link);
+        cloud.one_behind(&world, number(&reference.url), own.unwrap_or(link), &[])
+    };
+    let placed: Vec<Store> = imported.record.stores.iter().enumerate().map(store).collect();
+    let reader = world.reader(&imported.manifest, &placed);
+    let memory = Arc::new(MemoryDestination::new(0, imported.manifest.map_bytes() as usize));
+    let first = Arc::new(Mutex::new(None));
+    let (note, began) = (first.clone(), tokio::time::Instant::now());
+    let on_segment: OnSegment = Arc::new(move |_| {
+        note.lock().expect("no panic").get_or_insert_with(|| began.elapsed());
+    });
+    reader.fill(memory.clone(), on_segment).await.expect("loaded");
+    let total = began.elapsed();
+    let read = Arc::into_inner(memory).expect("all work is done").into_bytes();
+    assert!(read == crate::testing::seeded("large", bytes), "every byte is right");
+    let first = first.lock().expect("no panic").expect("a segment");
+    Load { first, total, carried: link.carried(), bytes: imported.record.bytes }
+}
+
+/// 160 MB at 3 MB/s, a quarter of both: it takes as long, and 16 threads would ask for all of it at once.
+#[tokio::test(start_paused = true)]
+async fn many_threads_behind_a_thin_link_load_first_things_first_and_each_byte_once() {
+    const RATE: u64 = 750_000;
+    let link = Link::new(RATE, Duration::from_millis(50));
+    let load = load_over(40_000_000, &link, &[]).await;
+    let seconds = |bytes: u64| bytes as f64 / RATE as f64;
+    let first = load.first.as_secs_f64() / seconds(1 << 20);
+    let total = load.total.as_secs_f64() / seconds(load.bytes);
+    let moved = load.carried as f64 / load.bytes as f64;
+    println!("first segment {first:.2} times its own transfer, all {total:.3} times, bytes {moved:.3} times");
+    assert!(first < 2.0 && total < 1.1 && moved < 1.05, "{first:.2}, {total:.3}, {moved:.3}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fast_link_is_used_whole() {
+    for (rate, delay, most) in [(500_000_000, 1, 1.15), (100_000_000, 20, 1.3), (20_000_000, 20, 1.1)] {
+        let link = Link::new(rate, Duration::from_millis(delay));
+        let load = load_over(40_000_000, &link, &[]).await;
+        let total = load.total.as_secs_f64() * rate as f64 / load.bytes as f64;
+        let moved = load.carried as f64 / load.bytes as f64;
+        println!(
+            "{rate} bytes per second: all {total:.3} times, bytes {moved:.3} times, first {:?}",
+            load.first
+        );
+        assert!(total < most && moved < 1.05, "{rate}: {total:.3} times as long, {moved:.3} times the bytes");
+    }
+}
+
+/// A store that sends a byte now and then is never silent. It is overtaken all the same.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_trickles_holds_nobody() {
+    const RATE: u64 = 20_000_000;
+    let (link, trickle) = (Link::new(RATE, Duration::from_millis(20)), Link::new(2_000, Duration::ZERO));
+    let load = load_over(40_000_000, &link, &[(0, trickle.clone()), (2, trickle)]).await;
+    let total = load.total.as_secs_f64() * RATE as f64 / load.bytes as f64;
+    println!("two of six stores trickle: all {total:.3} times");
+    assert!(total < 2.0, "{total:.3} times as long");
+}
+
+#[tokio::test]
+async fn a_directory_in_an_objects_place_is_read_around_like_a_missing_one() {
+    let world = World::new();
+    let stores = world.stores(6);
+    let imported = world.import(&stores, 4, 2).await;
+    let placed = world.placed(&imported, &stores);
+    let object =
+        placed[1].directory().expect("local").join(object_path(imported.manifest.nonce, 0, 1).as_ref());
+    std::fs::remove_file(&object).expect("remove");
+    std::fs::create_dir(&object).expect("create");
+    let report = world.read_all(&imported.manifest, &placed).await.expect("read around");
+    assert_eq!((report.rebuilt, report.faults), (3, 3));
+    assert!(world.take_faults().iter().all(|fault| fault.kind == FaultKind::Missing && fault.shard == 1));
 }

@@ -1,8 +1,9 @@
 //! Everything wrong is found, rewritten and then sound; what cannot be rebuilt is not touched.
 
 use super::*;
-use crate::testing::{World, flip};
+use crate::testing::{Cloud, LIE_BYTES, Liar, Link, World, flip};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 async fn world() -> (World, Arc<ModelManifest>, Vec<Store>) {
     let world = World::new();
@@ -109,4 +110,77 @@ async fn a_store_that_cannot_be_written_is_reported_and_the_others_are_repaired(
     assert_eq!(repaired.shards_rewritten, 1);
     assert!(!repaired.is_complete() && !repaired.failures.is_empty());
     assert_eq!(repaired.found.faults[&FaultKind::Unreachable], repaired.found.segments);
+}
+
+#[tokio::test]
+async fn a_directory_in_an_objects_place_is_rebuilt_and_what_is_in_it_is_kept() {
+    let (world, manifest, stores) = world().await;
+    let (empty, full) = (object(&manifest, &stores, 0, 1), object(&manifest, &stores, 1, 1));
+    let root = stores[2].directory().expect("local");
+    for path in [&empty, &full] {
+        std::fs::remove_file(path).expect("remove");
+        std::fs::create_dir(path).expect("create");
+    }
+    std::fs::write(full.join("letter"), b"dear circle").expect("write");
+    // A file where the directory of all objects should be.
+    std::fs::remove_dir_all(root.join("models")).expect("remove");
+    std::fs::write(root.join("models"), b"no directory").expect("write");
+    let report = check(&world, &manifest, &stores).await;
+    assert_eq!(report.faults.keys().collect::<Vec<_>>(), [&FaultKind::Missing], "{report:?}");
+    let repaired = mend(&world, &manifest, &stores).await;
+    assert!(repaired.is_complete(), "{repaired:?}");
+    assert!(check(&world, &manifest, &stores).await.is_sound());
+    assert!(empty.is_file() && full.is_file());
+    let aside = full
+        .with_file_name(full.file_name().expect("a name").to_str().expect("text").to_string() + ".aside-1");
+    assert_eq!(std::fs::read(aside.join("letter")).expect("kept"), b"dear circle");
+    assert_eq!(std::fs::read(root.join("models.aside-1")).expect("kept"), b"no directory");
+}
+
+/// Bytes asked for and not yet delivered while a model of 40 MB over so many stores is verified, over a link so slow
+/// that everything that may be asked for is.
+async fn most_in_flight(data: u8, parity: u8) -> u64 {
+    let world = World::simulated(2);
+    let cloud = Cloud::new((data + parity).into());
+    let imported = world.import_bytes(40_000_000, &cloud.at_hand(&world), data, parity).await;
+    let link = Link::new(10_000_000, std::time::Duration::from_millis(50));
+    let placed = world.placed(&imported, &cloud.behind(&world, &link));
+    assert!(check(&world, &imported.manifest, &placed).await.is_sound());
+    cloud.gauge.most()
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_of_a_look_does_not_grow_with_the_stores() {
+    let (few, many) = (most_in_flight(4, 2).await, most_in_flight(10, 4).await);
+    println!("{few} bytes of 6 stores, {many} bytes of 14");
+    assert!(few > BYTES_IN_FLIGHT_MAX / 4, "the link was kept busy: {few}");
+    assert!(few.max(many) <= BYTES_IN_FLIGHT_MAX, "{few} and {many}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stores_that_send_without_end_are_stopped_at_the_first_byte_too_many() {
+    let world = World::simulated(2);
+    let cloud = Cloud::new(14);
+    let imported = world.import_bytes(20_000_000, &cloud.at_hand(&world), 10, 4).await;
+    let mut placed = world.placed(&imported, &cloud.at_hand(&world));
+    let liar = Liar::default();
+    let (served, most, gauge) = (liar.served.clone(), liar.most.clone(), liar.gauge.clone());
+    let liar: Arc<dyn object_store::ObjectStore> = Arc::new(liar);
+    for shard in [0, 3, 11, 13] {
+        placed[shard] = Store::from_objects(placed[shard].reference().clone(), liar.clone());
+    }
+    // What a reader that does not count would take.
+    let endless =
+        liar.get_opts(&"models/x".into(), object_store::GetOptions::default()).await.expect("an answer");
+    let taken = endless.into_stream().take(1024).count().await;
+    assert_eq!(served.swap(0, Ordering::SeqCst), (taken * LIE_BYTES) as u64, "it would have gone on");
+    most.store(0, Ordering::SeqCst);
+    let report = check(&world, &imported.manifest, &placed).await;
+    assert_eq!(report.faults, BTreeMap::from([(FaultKind::Long, 4 * report.segments)]));
+    assert_eq!((report.segments_lost, report.manifests_wrong), (0, 4));
+    let shard = (1 << 20) / 10 + 1024;
+    let (served, most) = (served.load(Ordering::SeqCst), most.load(Ordering::SeqCst));
+    assert!(most <= shard + LIE_BYTES as u64, "{most} bytes of one answer");
+    assert!(served <= (4 * report.segments + 4) * (shard + LIE_BYTES as u64), "{served} bytes in all");
+    assert!(gauge.most() <= BYTES_IN_FLIGHT_MAX, "{}", gauge.most());
 }

@@ -191,10 +191,16 @@ async fn a_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
     let node = serve_it(ShardService { inner: Arc::new(inner) }, &peer).await;
     let store = crate::Store::from_objects(reference(), Arc::new(remote(&node, &peer, "a")));
     let bytes = crate::testing::seeded("object", 3_000_000);
-    let full = store.put(&name(1), PutPayload::from(bytes.clone())).await.expect_err("full");
+    let full = store
+        .put(&name(1), PutPayload::from(bytes.clone()), &crate::store::Progress::new())
+        .await
+        .expect_err("full");
     assert_eq!(full.code(), code::STORE_FULL, "{full}");
     assert_eq!(files(&root), 0, "nothing is left, not even a part");
-    store.put(&name(1), PutPayload::from(bytes)).await.expect("with room again");
+    store
+        .put(&name(1), PutPayload::from(bytes), &crate::store::Progress::new())
+        .await
+        .expect("with room again");
     assert_eq!(files(&root), 1);
 }
 
@@ -206,11 +212,17 @@ async fn a_real_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
     let peer = Identity::generate().expect("a key");
     let node = serve(BTreeMap::from([("a".into(), disk.path().into())]), &peer).await;
     let store = crate::Store::from_objects(reference(), Arc::new(remote(&node, &peer, "a")));
-    store.put(&name(1), PutPayload::from(vec![1; 400_000])).await.expect("it fits");
-    let full = store.put(&name(2), PutPayload::from(vec![2; 3_000_000])).await.expect_err("full");
+    store
+        .put(&name(1), PutPayload::from(vec![1; 400_000]), &crate::store::Progress::new())
+        .await
+        .expect("it fits");
+    let full = store
+        .put(&name(2), PutPayload::from(vec![2; 3_000_000]), &crate::store::Progress::new())
+        .await
+        .expect_err("full");
     assert_eq!(full.code(), code::STORE_FULL, "{full}");
     assert_eq!(files(disk.path()), 1, "what was there is there, and nothing else");
-    let kept = store.get(&name(1), 1 << 20).await.expect("read");
+    let kept = store.get(&name(1), 1 << 20, |_| ()).await.expect("read");
     assert!(kept[..] == [1; 400_000]);
     drop(node);
 }
@@ -290,4 +302,52 @@ async fn a_model_is_imported_and_read_over_the_network_and_a_dead_node_is_surviv
     let report = world.read_all(&imported.manifest, &placed).await.expect("read without one node");
     assert!(report.rebuilt > 0);
     assert!(world.take_faults().iter().all(|fault| fault.store.starts_with("node://n1/")));
+}
+
+/// A peer that answers a range of a megabyte with bytes without end is stopped where the range ends.
+#[tokio::test]
+async fn a_peer_that_sends_without_end_is_stopped_at_the_first_byte_too_many() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const CHUNK: usize = 16 * 1024;
+    let served = Arc::new(AtomicU64::new(0));
+    let count = served.clone();
+    let lie = move || {
+        let count = count.clone();
+        let lies = stream::repeat_with(move || {
+            count.fetch_add(CHUNK as u64, Ordering::SeqCst);
+            Ok::<_, std::io::Error>(Bytes::from(vec![0; CHUNK]))
+        });
+        let range = [(header::CONTENT_RANGE, "bytes 0-999999/1000000")];
+        async move { (StatusCode::PARTIAL_CONTENT, range, Body::from_stream(lies)) }
+    };
+    let (identity, peer) = (Identity::generate().expect("a key"), Identity::generate().expect("a key"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (address, stop) = (listener.local_addr().expect("bound"), CancellationToken::new());
+    let (node, policy) = (identity.clone(), PeerPolicy::only([peer.public_key()]));
+    let (router, ending) = (Router::new().fallback(lie), stop.clone());
+    tokio::spawn(async move {
+        overlay::serve(listener, &node, policy, ShardService::limits(), router, ending).await
+    });
+    let liar = Node { address, identity, stop };
+    // A client that does not count gets all it asks for.
+    let raw = remote(&liar, &peer, "a").get_opts(&name(1), GetOptions::default()).await.expect("an answer");
+    let chunks = raw.into_stream().map_ok(|chunk| chunk.len() as u64).try_take_while({
+        let mut taken = 0;
+        move |bytes| {
+            taken += bytes;
+            std::future::ready(Ok(taken < 32 << 20))
+        }
+    });
+    let taken: u64 = chunks.try_fold(0, |sum, bytes| async move { Ok(sum + bytes) }).await.expect("bytes");
+    assert!(taken > 31 << 20, "{taken}");
+    let reference = StoreReference { url: "node://liar/a".into(), failure_domain: "d".into() };
+    let store = Store::from_objects(reference, Arc::new(remote(&liar, &peer, "a")));
+    let (before, heard) = (served.load(Ordering::SeqCst), std::cell::Cell::new(0));
+    let read = store.get_range(&name(1), 0..1_000_000, |bytes| heard.set(heard.get() + bytes)).await;
+    let error = read.expect_err("too much");
+    assert_eq!(error.code(), code::STORE_LENGTH_WRONG, "{error}");
+    assert!(error.to_string().contains("node://liar/a"), "{error}");
+    assert!(heard.get() <= 1_000_000 + CHUNK as u64, "{} bytes were taken", heard.get());
+    let sent = served.load(Ordering::SeqCst) - before;
+    assert!(sent < 8 << 20, "{sent} bytes were sent");
 }

@@ -1,7 +1,7 @@
 //! What lies in a store, and taking it away: also the leftovers of writes that never ended, which
 //! `object_store` does not show.
 
-use super::{Access, REQUEST_LIMIT, Store};
+use super::{Access, SILENCE_MAX, Store};
 use crate::error::StoreError;
 use crate::geometry::{MANIFESTS, MODELS, Name};
 use futures::StreamExt;
@@ -14,6 +14,9 @@ use std::path::Path;
 use std::time::SystemTime;
 use tokio::sync::mpsc;
 
+/// Names that one listing may have: a store of 16 TiB in objects of the usual size. A sweep keeps something of each
+/// in memory, so a store that lists without end must not be believed.
+const LISTED_MAX: u64 = 4 * 1024 * 1024;
 /// Names on their way from the thread that walks a directory.
 const NAMES_AHEAD: usize = 256;
 
@@ -47,13 +50,17 @@ impl Store {
         };
         let store = self.clone();
         let first = self.objects().err();
-        stream::try_unfold((found, store, first), |(mut found, store, first)| async move {
+        stream::try_unfold((found, store, first, 0), |(mut found, store, first, count)| async move {
             if let Some(closed) = first {
                 return Err(closed);
             }
-            let next = tokio::time::timeout(REQUEST_LIMIT, found.next()).await.map_err(|_| store.late())?;
+            let next = tokio::time::timeout(SILENCE_MAX, found.next()).await.map_err(|_| store.silent())?;
             let next = next.transpose().map_err(|error| store.failed(&ObjectPath::default(), error))?;
-            Ok(next.map(|listed| (listed, (found, store, None))))
+            if count == LISTED_MAX && next.is_some() {
+                let expected = format!("{LISTED_MAX} names");
+                return Err(StoreError::Surplus { url: store.url().into(), expected });
+            }
+            Ok(next.map(|listed| (listed, (found, store, None, count + 1))))
         })
         .boxed()
     }
@@ -70,20 +77,18 @@ impl Store {
                 Access::Directory { root, disk, .. } => {
                     let file = root.join(&name);
                     let removing = disk.run_blocking(move || remove_file(&file));
-                    tokio::time::timeout(REQUEST_LIMIT, removing).await.map(|done| done.unwrap_or(Ok(())))
+                    tokio::time::timeout(SILENCE_MAX, removing).await.map(|done| done.unwrap_or(Ok(())))
                 }
-                Access::Node { remote, .. } => {
-                    tokio::time::timeout(REQUEST_LIMIT, remote.remove(&name)).await
-                }
+                Access::Node { remote, .. } => tokio::time::timeout(SILENCE_MAX, remote.remove(&name)).await,
                 Access::Objects(_) | Access::Closed(_) => {
                     let objects = self.objects()?;
                     let one = stream::iter([Ok(path.clone())]).boxed();
                     let mut removing = objects.delete_stream(one);
-                    let removing = tokio::time::timeout(REQUEST_LIMIT, removing.next()).await;
+                    let removing = tokio::time::timeout(SILENCE_MAX, removing.next()).await;
                     removing.map(|removed| removed.unwrap_or(Ok(path.clone())).map(drop))
                 }
             };
-            match removed.map_err(|_| self.late())? {
+            match removed.map_err(|_| self.silent())? {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(self.failed(&path, error)),
             }
@@ -97,7 +102,7 @@ impl Store {
             let directory = root.join(prefix);
             // Not empty, gone already, or a disk that fails: then it stays, and harms nobody.
             let _ = tokio::time::timeout(
-                REQUEST_LIMIT,
+                SILENCE_MAX,
                 disk.run_blocking(move || std::fs::remove_dir(directory).is_ok()),
             )
             .await;

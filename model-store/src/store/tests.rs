@@ -57,7 +57,7 @@ fn stores_of_this_node_are_its_directories() {
 #[tokio::test]
 async fn a_closed_store_says_why() {
     let store = Store::open_or_closed(&reference("file:///nowhere/at/all"), &Context::new());
-    let error = store.get(&ObjectPath::from("x"), 1).await.expect_err("closed");
+    let error = store.get(&ObjectPath::from("x"), 1, |_| ()).await.expect_err("closed");
     assert!(error.to_string().contains("nowhere"), "{error}");
     assert!(store.closed().is_some() && store.directory().is_none());
 }
@@ -132,6 +132,6 @@ async fn a_model_lives_in_s3_and_is_repaired_there() {
     assert!(report.is_sound(), "{report:?}");
     let stranger = Context::new().with_s3(settings(endpoint, "guess"));
     let store = open_store(placed[0].reference(), &stranger).expect("opens without dialling");
-    let refused = store.get(&object, 1 << 20).await.expect_err("a wrong secret");
+    let refused = store.get(&object, 1 << 20, |_| ()).await.expect_err("a wrong secret");
     assert_ne!(refused.code(), code::SHARD_MISSING, "{refused}");
 }

@@ -39,9 +39,9 @@ async fn second(world: &World, stores: &[Store], nonce: u8) -> Imported {
     import(&world.model(), options, stores, &world.key, &world.pool, |_| ()).await.expect("imported")
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
-    let world = World::new();
+    let world = World::simulated(2);
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
     let before = objects(&world, 3);

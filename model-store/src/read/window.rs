@@ -1,0 +1,229 @@
+//! How many bytes may be on their way at once. Pure: time is an argument.
+//!
+//! Too few leave a link idle; too many wait in line, so that the first layer arrives with the last. The right number
+//! is rate times delay, and neither is known. So the window starts with one segment and doubles while that brings
+//! more bytes per second (slow start), goes back to what sufficed, and tries a little more now and then.
+
+use std::time::Duration;
+
+/// A segment with its tag and padding: the smallest window, which always has room for one of them.
+pub(super) const WINDOW_MIN: u64 = (1 << 20) + (1 << 16);
+/// Plaintext bytes of a batch, at most: large enough that a request's overhead is small beside its bytes.
+pub(super) const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Plaintext bytes of a batch, at least: a segment.
+const BATCH_BYTES_MIN: u64 = 1 << 20;
+/// Batches that a window has room for: while one is awaited others arrive.
+const BATCHES: u64 = 4;
+/// A doubling that brings less than a quarter more has found the link's rate; two of them, because one may be noise.
+const GROWTH: f64 = 1.25;
+const FLAT_ROUNDS: u32 = 2;
+/// Rounds between two tries with a larger window, and what such a try must bring.
+const PROBE_AFTER: u32 = 8;
+const PROBE_GROWTH: f64 = 1.05;
+/// A window holds no more than arrives in this time: a link that became slow is not flooded.
+const WINDOW_SECONDS: f64 = 2.0;
+
+/// Bytes that may be on their way, and what was learnt by it.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    limit: u64,
+    most: u64,
+    phase: Phase,
+    round: Round,
+    /// Bytes per second in the last round that counted; 0 while there is none.
+    rate: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    /// Doubles in each round. `good` is the window of the last round that brought more.
+    Start { best: f64, good: u64, flat: u32 },
+    /// Stays, and counts rounds.
+    Hold { rounds: u32 },
+    /// Holds a larger window than `before`, under which the rate was `rate`.
+    Probe { before: u64, rate: f64 },
+}
+
+/// Until as many bytes as the window held have arrived.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    began: Duration,
+    length: u64,
+    arrived: u64,
+    /// Whether more would have been asked for all along.
+    limited: bool,
+}
+
+impl Window {
+    /// The smallest window, at the time of the first request. It never has room for more than `most` bytes.
+    pub(super) fn new(now: Duration, most: u64) -> Self {
+        let limit = WINDOW_MIN;
+        let phase = Phase::Start { best: 0.0, good: limit, flat: 0 };
+        Self { limit, most: most.max(limit), phase, round: Round::new(now, limit), rate: 0.0 }
+    }
+
+    /// Whether a request for `bytes` may go out while `in_flight` are on their way. A lone one always may.
+    pub(super) fn has_room(&self, in_flight: u64, bytes: u64) -> bool {
+        in_flight == 0 || in_flight + bytes <= self.limit
+    }
+
+    /// Plaintext bytes of the next batch.
+    pub(super) fn batch_bytes(&self) -> u64 {
+        (self.limit / BATCHES).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX)
+    }
+
+    /// Bytes per second; none while nothing is known.
+    pub(super) fn rate(&self) -> Option<f64> {
+        (self.rate > 0.0).then_some(self.rate)
+    }
+
+    /// The first request after a pause goes out: the pause says nothing of the link.
+    pub(super) fn resume(&mut self, now: Duration) {
+        self.round = Round::new(now, self.limit);
+    }
+
+    /// Notes that `bytes` arrived. `limited` says whether more requests wait for room.
+    pub(super) fn arrived(&mut self, bytes: u64, now: Duration, limited: bool) {
+        self.round.arrived += bytes;
+        self.round.limited &= limited;
+        if matches!(self.phase, Phase::Start { .. }) && limited {
+            self.limit = (self.limit + bytes).min(self.most);
+        }
+        let took = now.saturating_sub(self.round.began);
+        if self.round.arrived < self.round.length || took.is_zero() {
+            return;
+        }
+        // Where the reader does not keep up, the rate is its own and not the link's.
+        if self.round.limited {
+            self.rate = self.round.arrived as f64 / took.as_secs_f64();
+            self.judge();
+        }
+        self.round = Round::new(now, self.limit);
+    }
+
+    fn judge(&mut self) {
+        let rate = self.rate;
+        self.phase = match self.phase {
+            Phase::Start { best, .. } if rate >= best * GROWTH => {
+                Phase::Start { best: rate, good: self.round.length, flat: 0 }
+            }
+            Phase::Start { best, good, flat } if flat + 1 < FLAT_ROUNDS && self.limit < self.most => {
+                Phase::Start { best: best.max(rate), good, flat: flat + 1 }
+            }
+            Phase::Start { good, .. } => {
+                // Less than a quarter may still have been something.
+                self.limit = (2 * good).min(self.most);
+                Phase::Hold { rounds: 0 }
+            }
+            Phase::Hold { rounds } if rounds < PROBE_AFTER => Phase::Hold { rounds: rounds + 1 },
+            Phase::Hold { .. } => {
+                let before = self.limit;
+                self.limit = (before + (before / 4).max(WINDOW_MIN)).min(self.most);
+                Phase::Probe { before, rate }
+            }
+            Phase::Probe { rate: old, .. } if rate >= old * PROBE_GROWTH => {
+                Phase::Start { best: rate, good: self.limit, flat: 0 }
+            }
+            Phase::Probe { before, .. } => {
+                self.limit = before;
+                Phase::Hold { rounds: 0 }
+            }
+        };
+        let enough = (rate * WINDOW_SECONDS) as u64;
+        self.limit = self.limit.min(enough).max(WINDOW_MIN);
+    }
+}
+
+impl Round {
+    fn new(began: Duration, length: u64) -> Self {
+        Self { began, length, arrived: 0, limited: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEGABYTE: f64 = 1e6;
+
+    /// A reader that always wants more, behind a link of a rate and a delay, for so many bytes. Gives the window's
+    /// limit at the end, and how much longer it took than the bytes alone.
+    fn run(window: &mut Window, rate: f64, delay: f64, bytes: f64, began: f64) -> (f64, f64) {
+        let (mut now, mut free, mut asked, mut arrived) = (began, began, 0.0, 0.0);
+        let mut under_way = std::collections::VecDeque::new();
+        while arrived < bytes {
+            let size = window.batch_bytes() as f64;
+            if window.has_room((asked - arrived) as u64, size as u64) {
+                free = f64::max(free, now + delay) + size / rate;
+                under_way.push_back((free, size));
+                asked += size;
+                continue;
+            }
+            let (at, size) = under_way.pop_front().expect("a full window has something under way");
+            now = at;
+            arrived += size;
+            window.arrived(size as u64, Duration::from_secs_f64(now), true);
+        }
+        (window.limit as f64, (now - began) / (arrived / rate))
+    }
+
+    #[test]
+    fn a_window_finds_rate_times_delay_on_any_link() {
+        for (megabytes_per_second, delay, most) in [
+            (0.3, 0.02, 1.05),
+            (3.0, 0.05, 1.05),
+            (3.0, 0.5, 1.2),
+            (20.0, 0.05, 1.1),
+            (100.0, 0.001, 1.05),
+            (100.0, 0.1, 1.35),
+            (500.0, 0.001, 1.05),
+            (3_000.0, 0.0005, 1.1),
+        ] {
+            let rate = megabytes_per_second * MEGABYTE;
+            let mut window = Window::new(Duration::ZERO, 256 << 20);
+            let (limit, longer) = run(&mut window, rate, delay, 600.0 * MEGABYTE, 0.0);
+            let needed = rate * delay;
+            assert!(longer < most, "{megabytes_per_second} MB/s, {delay} s: {longer:.2} times as long");
+            assert!(
+                limit >= needed && limit <= f64::max(4.0 * needed, 0.0) + 8.0 * WINDOW_MIN as f64 * 4.0,
+                "{megabytes_per_second} MB/s, {delay} s: {limit:.0} for {needed:.0}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_link_that_changes_is_followed() {
+        let mut window = Window::new(Duration::ZERO, 256 << 20);
+        let (fast, _) = run(&mut window, 100.0 * MEGABYTE, 0.05, 500.0 * MEGABYTE, 0.0);
+        let (slow, _) = run(&mut window, MEGABYTE, 0.05, 60.0 * MEGABYTE, 100.0);
+        assert!(slow <= WINDOW_SECONDS * 1.1 * MEGABYTE && slow < fast, "{fast} then {slow}");
+        let (again, _) = run(&mut window, 100.0 * MEGABYTE, 0.05, 2_000.0 * MEGABYTE, 1_000.0);
+        assert!(again >= 100.0 * MEGABYTE * 0.05, "{slow} then {again}");
+    }
+
+    #[test]
+    fn a_slow_reader_is_no_slow_link() {
+        let mut window = Window::new(Duration::ZERO, 64 << 20);
+        run(&mut window, 100.0 * MEGABYTE, 0.05, 500.0 * MEGABYTE, 0.0);
+        let (limit, rate) = (window.limit, window.rate);
+        for second in 1_000..1_100 {
+            window.arrived(1 << 20, Duration::from_secs(second), false);
+        }
+        assert_eq!((window.limit, window.rate), (limit, rate));
+        window.resume(Duration::from_secs(5_000));
+        window.arrived(window.limit, Duration::from_secs(5_001), true);
+        assert!(window.rate > 1.0 * MEGABYTE, "the pause is not counted");
+    }
+
+    #[test]
+    fn there_is_room_for_one_segment_whatever_its_size_and_never_for_more_than_the_most() {
+        let mut window = Window::new(Duration::ZERO, 8 << 20);
+        assert!(window.has_room(0, 100 << 20) && !window.has_room(1, 100 << 20));
+        assert!(window.has_room(1 << 16, 1 << 20) && !window.has_room(1 << 20, 1 << 20));
+        assert_eq!(window.batch_bytes(), BATCH_BYTES_MIN);
+        run(&mut window, 1e9, 0.1, 1e9, 0.0);
+        assert_eq!(window.limit, 8 << 20);
+        let large = Window { limit: 1 << 30, ..window };
+        assert_eq!(large.batch_bytes(), BATCH_BYTES_MAX);
+    }
+}

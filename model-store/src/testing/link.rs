@@ -1,0 +1,338 @@
+//! A link of a rate and a delay, in tokio's simulated time, and stores behind it. Everything between the link and the
+//! verified bytes is the code that ships.
+
+use super::World;
+use crate::Store;
+use crate::store::Progress;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bytes on a link at once, at least; at most what it carries in two milliseconds, which timers can tell apart.
+const CHUNK_BYTES: usize = 16 * 1024;
+const CHUNK_SECONDS: f64 = 0.002;
+/// A gap that comes of timers and not of the link.
+const GAP: Duration = Duration::from_millis(3);
+
+/// One link that several stores share; chunks take turns.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Bytes per second.
+    rate: f64,
+    /// From a request to the first byte of its answer.
+    delay: Duration,
+    free_at: Mutex<Instant>,
+    /// Bytes carried, those of abandoned answers too.
+    carried: AtomicU64,
+}
+
+impl Link {
+    pub(crate) fn new(rate: u64, delay: Duration) -> Arc<Self> {
+        let free_at = Mutex::new(Instant::now());
+        Arc::new(Self { rate: rate as f64, delay, free_at, carried: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn carried(&self) -> u64 {
+        self.carried.load(Ordering::SeqCst)
+    }
+
+    async fn carry(&self, bytes: usize) {
+        let arrives = {
+            let (mut free_at, now) = (self.free_at.lock().expect("no panic"), Instant::now());
+            let begins = if now > *free_at + GAP { now } else { *free_at };
+            *free_at = begins + Duration::from_secs_f64(bytes as f64 / self.rate);
+            *free_at
+        };
+        tokio::time::sleep_until(arrives).await;
+        self.carried.fetch_add(bytes as u64, Ordering::SeqCst);
+    }
+
+    fn chunk(&self) -> usize {
+        CHUNK_BYTES.max((self.rate * CHUNK_SECONDS) as usize)
+    }
+}
+
+/// Bytes asked for and not yet delivered, of all stores that share it.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge {
+    now: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Gauge {
+    pub(crate) fn most(&self) -> u64 {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    fn add(self: &Arc<Self>, bytes: u64) -> Held {
+        let now = self.now.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        Held { gauge: self.clone(), bytes }
+    }
+}
+
+struct Held {
+    gauge: Arc<Gauge>,
+    bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.gauge.now.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
+}
+
+/// How the next write to a store fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PutFailure {
+    /// 503.
+    Overloaded,
+    /// The connection breaks in the middle.
+    Reset,
+    /// 403.
+    Forbidden,
+    /// No answer, ever.
+    Hang,
+}
+
+/// Objects in memory behind a link.
+#[derive(Debug)]
+pub(crate) struct Linked {
+    objects: Arc<InMemory>,
+    link: Arc<Link>,
+    gauge: Arc<Gauge>,
+    put_failures: Mutex<VecDeque<PutFailure>>,
+    puts: Arc<AtomicU64>,
+}
+
+/// Stores in memory: at hand for a test, and behind links for the code.
+pub(crate) struct Cloud {
+    objects: Vec<Arc<InMemory>>,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) puts: Arc<AtomicU64>,
+}
+
+impl Cloud {
+    pub(crate) fn new(stores: usize) -> Self {
+        let objects = (0..stores).map(|_| Arc::default()).collect();
+        Self { objects, gauge: Arc::default(), puts: Arc::default() }
+    }
+
+    /// The stores without a link.
+    pub(crate) fn at_hand(&self, world: &World) -> Vec<Store> {
+        let open = |(number, objects): (usize, &Arc<InMemory>)| {
+            Store::from_objects(world.reference(number), objects.clone())
+        };
+        self.objects.iter().enumerate().map(open).collect()
+    }
+
+    /// All stores behind one link.
+    pub(crate) fn behind(&self, world: &World, link: &Arc<Link>) -> Vec<Store> {
+        (0..self.objects.len()).map(|number| self.one_behind(world, number, link, &[])).collect()
+    }
+
+    /// One store behind a link; its first writes fail like this.
+    pub(crate) fn one_behind(
+        &self,
+        world: &World,
+        number: usize,
+        link: &Arc<Link>,
+        put_failures: &[PutFailure],
+    ) -> Store {
+        let linked = Linked {
+            objects: self.objects[number].clone(),
+            link: link.clone(),
+            gauge: self.gauge.clone(),
+            put_failures: Mutex::new(put_failures.iter().copied().collect()),
+            puts: self.puts.clone(),
+        };
+        Store::from_objects(world.reference(number), Arc::new(linked))
+    }
+}
+
+impl std::fmt::Display for Linked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Linked")
+    }
+}
+
+fn generic(kind: std::io::ErrorKind) -> Error {
+    Error::Generic { store: "linked", source: Box::new(std::io::Error::from(kind)) }
+}
+
+#[async_trait]
+impl ObjectStore for Linked {
+    async fn put_opts(
+        &self,
+        location: &ObjectPath,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        self.puts.fetch_add(1, Ordering::SeqCst);
+        let progress = options.extensions.get::<Progress>().cloned().unwrap_or_else(Progress::new);
+        let failure = self.put_failures.lock().expect("no panic").pop_front();
+        let half = payload.content_length() as u64 / 2;
+        let mut sent = 0;
+        for piece in progress.pieces(payload.clone().into_iter()) {
+            self.link.carry(piece.len()).await;
+            sent += piece.len() as u64;
+            match failure {
+                Some(PutFailure::Reset) if sent > half => {
+                    return Err(generic(std::io::ErrorKind::ConnectionReset));
+                }
+                Some(PutFailure::Hang) => std::future::pending::<()>().await,
+                _ => {}
+            }
+        }
+        tokio::time::sleep(self.link.delay).await;
+        match failure {
+            Some(PutFailure::Forbidden) => {
+                let path = location.to_string();
+                return Err(Error::PermissionDenied { path, source: "403 Forbidden".into() });
+            }
+            Some(_) => return Err(generic(std::io::ErrorKind::Other)),
+            None => {}
+        }
+        self.objects.put_opts(location, payload, PutOptions::default()).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &ObjectPath,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.objects.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        tokio::time::sleep(self.link.delay).await;
+        let found = self.objects.get_opts(location, options).await?;
+        let (meta, range) = (found.meta.clone(), found.range.clone());
+        let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
+        let held = self.gauge.add(range.end - range.start);
+        let (bytes, link) = (found.bytes().await?, self.link.clone());
+        let chunks = stream::unfold((bytes, link, held), |(mut bytes, link, held)| async move {
+            if bytes.is_empty() {
+                return None;
+            }
+            let chunk = bytes.split_to(bytes.len().min(link.chunk()));
+            link.carry(chunk.len()).await;
+            Some((Ok(chunk), (bytes, link, held)))
+        });
+        let payload = GetResultPayload::Stream(chunks.boxed());
+        Ok(GetResult { payload, meta, range, attributes, extensions })
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<ObjectPath>>,
+    ) -> BoxStream<'static, Result<ObjectPath>> {
+        self.objects.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.objects.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&ObjectPath>) -> Result<ListResult> {
+        self.objects.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &ObjectPath, to: &ObjectPath, options: CopyOptions) -> Result<()> {
+        self.objects.copy_opts(from, to, options).await
+    }
+}
+
+/// A store that answers with as many bytes as are taken from it, whatever was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Liar {
+    /// Bytes that were taken.
+    pub(crate) served: Arc<AtomicU64>,
+    /// The most that were taken of one answer.
+    pub(crate) most: Arc<AtomicU64>,
+    pub(crate) gauge: Arc<Gauge>,
+}
+
+/// Bytes that a [`Liar`] sends at once.
+pub(crate) const LIE_BYTES: usize = 64 * 1024;
+
+impl std::fmt::Display for Liar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Liar")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Liar {
+    async fn put_opts(&self, _: &ObjectPath, _: PutPayload, _: PutOptions) -> Result<PutResult> {
+        Err(generic(std::io::ErrorKind::Unsupported))
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _: &ObjectPath,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        Err(generic(std::io::ErrorKind::Unsupported))
+    }
+
+    async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        let range: Range<u64> = match options.range {
+            Some(object_store::GetRange::Bounded(range)) => range,
+            _ => 0..1000,
+        };
+        let held = self.gauge.add(range.end - range.start);
+        let (served, most) = (self.served.clone(), self.most.clone());
+        let lies = stream::unfold((0, held), move |(mut sent, held)| {
+            let (served, most) = (served.clone(), most.clone());
+            async move {
+                // Others may have their turn before the next lie.
+                tokio::task::yield_now().await;
+                sent += LIE_BYTES as u64;
+                served.fetch_add(LIE_BYTES as u64, Ordering::SeqCst);
+                most.fetch_max(sent, Ordering::SeqCst);
+                Some((Ok(Bytes::from(vec![0; LIE_BYTES])), (sent, held)))
+            }
+        });
+        let modified = std::time::SystemTime::UNIX_EPOCH.into();
+        let (location, size) = (location.clone(), range.end);
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(lies.boxed()),
+            meta: ObjectMeta { location, last_modified: modified, size, e_tag: None, version: None },
+            range,
+            attributes: object_store::Attributes::new(),
+            extensions: http::Extensions::new(),
+        })
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<ObjectPath>>,
+    ) -> BoxStream<'static, Result<ObjectPath>> {
+        locations
+    }
+
+    fn list(&self, _: Option<&ObjectPath>) -> BoxStream<'static, Result<ObjectMeta>> {
+        stream::empty().boxed()
+    }
+
+    async fn list_with_delimiter(&self, _: Option<&ObjectPath>) -> Result<ListResult> {
+        Err(generic(std::io::ErrorKind::Unsupported))
+    }
+
+    async fn copy_opts(&self, _: &ObjectPath, _: &ObjectPath, _: CopyOptions) -> Result<()> {
+        Err(generic(std::io::ErrorKind::Unsupported))
+    }
+}
