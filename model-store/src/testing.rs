@@ -204,7 +204,10 @@ impl World {
 
     pub(crate) fn reference(&self, number: usize) -> StoreReference {
         let url = url::Url::from_file_path(self.store_directory(number)).expect("an absolute path");
-        StoreReference { url: url.to_string(), failure_domain: format!("node-{}", number % 3) }
+        StoreReference {
+            url: url.to_string(),
+            failure_domain: format!("node-{}", if number < 6 { number % 3 } else { number }),
+        }
     }
 
     /// Directories as stores in three failure domains.

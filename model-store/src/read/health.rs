@@ -17,7 +17,7 @@ const SLOW_TIMES: u32 = 3;
 const SLOW_MORE: Duration = Duration::from_millis(5);
 /// Slow reads in a row; a single one may have waited for a processor.
 const SLOW_READS: u32 = 4;
-/// Batches after which a slow disk is tried again: one in 1 GiB.
+/// Batches after which a slow store is tried again: one in 1 GiB.
 const LOOK_AGAIN: u32 = 256;
 
 /// How long to wait for an answer before another store is asked.
@@ -103,7 +103,8 @@ struct StoreHealth {
     closed: bool,
     /// Of batches; of single reads on a disk of this machine.
     latency: Latency,
-    /// Reads in a row that were slow for a disk of this machine.
+    /// Reads in a row that were slow for a disk of this machine. A store that was overtaken has as many at once: its
+    /// latency is not known, and would look small beside that of a link that is full.
     slow: AtomicU32,
     demerits: AtomicU32,
 }
@@ -134,7 +135,7 @@ impl Health {
             let latency = store.latency.mean_us();
             match () {
                 () if store.demerits.load(Ordering::Relaxed) >= DEMERITS_MAX => 3,
-                () if store.local && store.slow.load(Ordering::Relaxed) >= SLOW_READS => 2,
+                () if store.slow.load(Ordering::Relaxed) >= SLOW_READS => 2,
                 () if store.local => 0,
                 () if latency > quickest.saturating_mul(3).saturating_add(5_000) => 2,
                 () => 1,
@@ -193,7 +194,7 @@ impl Health {
         };
     }
 
-    /// Now and then a slow disk is read again; it may have become quick.
+    /// Now and then a slow store is asked again; it may have become quick.
     pub(super) fn look_again(&self) {
         if self.batches.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN == LOOK_AGAIN - 1 {
             for store in &self.stores {
@@ -204,12 +205,14 @@ impl Health {
 
     pub(super) fn answered(&self, shard: usize, after: Duration) {
         self.stores[shard].latency.note(after);
+        self.stores[shard].slow.store(0, Ordering::Relaxed);
     }
 
     /// A store that was no longer waited for is at least as slow as the wait.
     pub(super) fn outrun(&self, shard: usize, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX);
         self.stores[shard].latency.mean_us.fetch_max(sample, Ordering::Relaxed);
+        self.stores[shard].slow.fetch_max(SLOW_READS, Ordering::Relaxed);
     }
 
     pub(super) fn failed(&self, shard: usize, kind: FaultKind) {

@@ -544,6 +544,7 @@ async fn a_directory_in_an_objects_place_is_read_around_like_a_missing_one() {
     std::fs::remove_file(&object).expect("remove");
     std::fs::create_dir(&object).expect("create");
     let report = world.read_all(&imported.manifest, &placed).await.expect("read around");
-    assert_eq!((report.rebuilt, report.faults), (3, 3));
+    assert_eq!(report.faults, 3, "each segment of the object");
+    assert!(report.rebuilt >= 3);
     assert!(world.take_faults().iter().all(|fault| fault.kind == FaultKind::Missing && fault.shard == 1));
 }
