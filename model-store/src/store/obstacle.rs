@@ -1,9 +1,9 @@
-//! What stands in the way of an object in a directory: a directory in its place, or a file where a directory should be.
+//! What stands in the way of an object: a directory in its place, or a file where a directory should be.
 //!
 //! Reads treat such an object as missing, so it is rebuilt from others; before it is written again the way is cleared.
-//! An empty directory is removed. Anything else is moved aside under a name that no object has, because it may be
-//! something that somebody misses. Links are never followed: one in the object's own place is replaced by the write, and
-//! one above it is the operator's choice of another disk.
+//! An empty directory is removed. Anything else is moved aside under a name that no object has, because its owner may
+//! miss it. Links are never followed: one in the object's own place is replaced by the write, and one above it is the
+//! operator's choice of another disk.
 
 use super::{Access, Store};
 use crate::error::StoreError;
@@ -13,7 +13,7 @@ use object_store::path::Path as ObjectPath;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Things moved aside from one place, at most; somebody should have looked by then.
+/// Things moved aside from one place, at most; an operator should have looked by then.
 const ASIDE_MAX: u32 = 16;
 
 impl Store {
