@@ -5,6 +5,7 @@ mod codes;
 mod dependencies;
 mod marks;
 mod pages;
+mod profiles;
 mod purity;
 mod ratio;
 mod sources;
@@ -22,6 +23,7 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(arrows::check(&sources));
     findings.extend(dependencies::check(&sources));
     findings.extend(codes::check(&sources));
+    findings.extend(profiles::check(&sources));
     findings.extend(purity::check(&sources));
     findings.extend(marks::check(&sources));
     findings.extend(text::check(&sources));
