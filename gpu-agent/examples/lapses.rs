@@ -102,7 +102,8 @@ fn agent(arguments: &[String]) -> Outcome<i32> {
     let directory = Path::new(directory);
     let launcher = launcher(directory, name)?;
     let until = || boottime_ms() + LEASE_MS;
-    let sandbox = start(&launcher, directory, name, millicores.parse()?, until())?;
+    let mut lease = until();
+    let sandbox = start(&launcher, directory, name, millicores.parse()?, lease)?;
     let children = format!("/proc/{0}/task/{0}/children", sandbox.pid());
     let worker: u32 = fs::read_to_string(children)?.trim().parse()?;
     let spins = || -> Outcome<bool> {
@@ -110,7 +111,6 @@ fn agent(arguments: &[String]) -> Outcome<i32> {
         let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
         Ok(threads.and_then(|number| number.trim().parse().ok()) == Some(THREADS))
     };
-    let mut lease = until();
     while !spins()? {
         lease = sandbox.renew(until())?.lease_until_boottime_ms;
         std::thread::sleep(Duration::from_millis(50));

@@ -185,8 +185,8 @@ pub(crate) fn release(directories: &[PathBuf]) {
 }
 
 fn release_files(directories: &[PathBuf]) -> impl Iterator<Item = (PathBuf, &'static str)> {
-    let files = RELEASE.iter().flat_map(move |(file, value)| {
-        directories.iter().map(move |sandbox| (Part::Worker.directory(sandbox).join(file), *value))
+    let files = RELEASE.iter().flat_map(move |(part, file, value)| {
+        directories.iter().map(move |sandbox| (part.directory(sandbox).join(file), *value))
     });
     files.filter(|(path, _)| path.exists())
 }

@@ -24,18 +24,23 @@ const _: () = assert!(
 );
 /// The init's share of the CPU against its worker's in version 1, where each has 1,024 unless it is said: the
 /// most there is. An init does next to nothing, so this takes nothing from its worker.
-const INIT_SHARES: &str = "262144";
+const MOST_SHARES: &str = "262144";
 /// The same in version 2, where each has 100 unless it is said.
-const INIT_WEIGHT: &str = "10000";
+const MOST_WEIGHT: &str = "10000";
 /// Memory that is not reclaimed from an init in version 2, as far as the groups above the sandbox grant it:
 /// several times of what an init uses.
 const INIT_MEMORY_BYTES: u64 = 8 << 20;
 
-/// What is written to a worker's group before it is killed, in this order, as far as the files are there. First
-/// the quota is lifted: threads that have to wait for the next period before they may end would take seconds over
-/// it. Then version 2 kills the group at once.
-pub(super) const RELEASE: [(&str, &str); 3] =
-    [("cpu.cfs_quota_us", "-1"), ("cpu.max", "max"), ("cgroup.kill", "1")];
+/// What is written before a worker is killed, in this order, as far as the files are there. First the quota is
+/// lifted: threads that have to wait for the next period before they may end would take seconds over it. Then the
+/// sandbox goes before its neighbours, which may spin too. Last, version 2 kills the group at once.
+pub(super) const RELEASE: [(Part, &str, &str); 5] = [
+    (Part::Worker, "cpu.cfs_quota_us", "-1"),
+    (Part::Worker, "cpu.max", "max"),
+    (Part::Sandbox, "cpu.shares", MOST_SHARES),
+    (Part::Sandbox, "cpu.weight", MOST_WEIGHT),
+    (Part::Worker, "cgroup.kill", "1"),
+];
 
 /// What a controller can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,11 +119,11 @@ pub(super) fn settings(version: u8, controller: Controller, limits: &SandboxLimi
     match (controller, version) {
         (Controller::CpuAccounting, _) => vec![],
         (Controller::Cpu, 2) => vec![
-            required(Init, "cpu.weight", &INIT_WEIGHT),
+            required(Init, "cpu.weight", &MOST_WEIGHT),
             required(Worker, "cpu.max", &format!("{quota} {CPU_PERIOD_US}")),
         ],
         (Controller::Cpu, _) => vec![
-            required(Init, "cpu.shares", &INIT_SHARES),
+            required(Init, "cpu.shares", &MOST_SHARES),
             required(Worker, "cpu.cfs_period_us", &CPU_PERIOD_US),
             required(Worker, "cpu.cfs_quota_us", &quota),
         ],
@@ -193,8 +198,8 @@ mod tests {
 
     #[test]
     fn the_quota_is_lifted_before_anything_is_killed() {
-        let kill = RELEASE.iter().position(|(file, _)| *file == "cgroup.kill").expect("version 2 kills");
-        assert!(RELEASE[..kill].iter().any(|(file, _)| *file == "cpu.max"));
+        let kill = RELEASE.iter().position(|(_, file, _)| *file == "cgroup.kill").expect("version 2 kills");
+        assert!(RELEASE[..kill].iter().any(|(_, file, _)| *file == "cpu.max"));
         assert_eq!(kill, RELEASE.len() - 1);
     }
 }
