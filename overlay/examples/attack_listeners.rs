@@ -1,7 +1,7 @@
 //! The client of `cargo xtask attack listeners`: holds as many connections of one address as it can on every
 //! listener of a cluster, and asks as a good client from another address meanwhile.
 //!
-//! `attack_listeners KEY_FILE GATEWAY_KEY control=ADDRESS... public=ADDRESS workers=ADDRESS pid=NAME:PID...`
+//! `attack_listeners KEY_FILE KEY_OF_ATTACKER GATEWAY control=ADDRESS... public=ADDRESS workers=ADDRESS pid=NAME:PID...`
 //!
 //! The attack is kept up: a connection that the listener ends is opened again at once. Exits 1 when one request of
 //! the good client fails, or when the attack was not really under way.
@@ -75,6 +75,7 @@ impl Drop for Held {
 #[derive(Default)]
 struct Arguments {
     key: String,
+    attacker: String,
     gateway: Option<PublicKey>,
     controls: Vec<SocketAddr>,
     public: Option<SocketAddr>,
@@ -87,6 +88,7 @@ fn arguments() -> Result<Arguments, String> {
     let mut found = Arguments::default();
     let key_file = words.next().ok_or("name the file of the API key")?;
     found.key = std::fs::read_to_string(&key_file).map_err(|error| format!("{key_file}: {error}"))?;
+    found.attacker = words.next().ok_or("give the attacker's API key")?;
     let gateway = words.next().ok_or("give the gateway's key")?;
     found.gateway = Some(gateway.parse().map_err(|_| format!("`{gateway}` is no key"))?);
     for word in words {
@@ -151,7 +153,7 @@ async fn run() -> Result<(), String> {
     let attack = begin("stranger keys on the workers' listener".into(), share(STRANGERS));
     strangers(&attack, &over, workers, gateway, share(STRANGERS));
     let attack = begin("unfinished bodies".into(), share(UNFINISHED));
-    unfinished_bodies(&attack, &over, public, arguments.key.trim(), share(UNFINISHED));
+    unfinished_bodies(&attack, &over, public, arguments.attacker.trim(), share(UNFINISHED));
 
     wait_until_under_way(&attacks).await?;
     let attacked = ask_all(&targets, ROUNDS).await;

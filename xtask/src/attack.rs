@@ -7,7 +7,7 @@
 
 use crate::cluster::{nothing_is_left, stop_in};
 use crate::demo;
-use crate::process::{command, root, run as run_command, target};
+use crate::process::{command, output, root, run as run_command, target};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -109,7 +109,7 @@ fn attack(place: &Path) -> Result<(), String> {
     let ports = ports(place)?;
     let port = |name: &str| ports.get(name).ok_or(format!("ports.json has no {name}"));
     let key_file = place.join("api-key").display().to_string();
-    let mut words = vec![key_file, gateway_key(place)?];
+    let mut words = vec![key_file, attackers_key(place)?, gateway_key(place)?];
     for id in 1..=3 {
         words.push(format!("control=127.0.0.1:{}", port(&format!("control-{id}/api"))?));
     }
@@ -119,6 +119,13 @@ fn attack(place: &Path) -> Result<(), String> {
     let program = target().join("debug/examples/attack_listeners").display().to_string();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     run_command(&mut command(&program, &words))
+}
+
+/// An API key of the attacker's own: what one key holds is that key's share.
+fn attackers_key(place: &Path) -> Result<String, String> {
+    let program = target().join("debug/quorate").display().to_string();
+    let mut create = command(&program, &["key", "create", "attacker"]);
+    Ok(output(create.env("QUORATE_CONTEXT", place.join("context.json")))?.trim().to_owned())
 }
 
 /// The key that the gateway said it has when it started, as its agent's log keeps it.
