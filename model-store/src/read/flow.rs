@@ -6,7 +6,7 @@
 //! than the rate explains.
 
 use super::window::Window;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -40,8 +40,8 @@ struct State {
 
 /// Leave to have so many bytes on their way; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Permit<'a> {
-    flow: &'a Flow,
+pub(super) struct Permit {
+    flow: Arc<Flow>,
     bytes: u64,
 }
 
@@ -80,13 +80,13 @@ impl Flow {
     }
 
     /// Waits until `bytes` more may be on their way.
-    pub(super) async fn room(&self, bytes: u64) -> Permit<'_> {
+    pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> Permit {
         let waiting = Waiting::new(self);
         loop {
             let freed = self.room.notified();
             if self.take(bytes) {
                 drop(waiting);
-                return Permit { flow: self, bytes };
+                return Permit { flow: self.clone(), bytes };
             }
             freed.await;
         }
@@ -149,7 +149,7 @@ fn is_late(mark: &Mark, reading: &Reading, patience: Duration) -> bool {
         || waited >= WAIT_MAX
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.flow.state().in_flight -= self.bytes;
         self.flow.room.notify_waiters();
@@ -207,7 +207,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_wait_for_room_in_turn() {
-        let flow = Flow::new(64 << 20);
+        let flow = Arc::new(Flow::new(64 << 20));
         let first = flow.room(1 << 20).now_or_never().expect("room for one");
         assert!(flow.room(1 << 20).now_or_never().is_none());
         assert_eq!(flow.state().waiting, 0, "a load that left does not wait");

@@ -76,7 +76,7 @@ struct Inner {
     coder: Coder,
     stores: Vec<Store>,
     health: Health,
-    flow: Flow,
+    flow: Arc<Flow>,
     faults: FaultSink,
     pool: Arc<Pool>,
 }
@@ -182,7 +182,7 @@ impl Reader {
             cipher: Cipher::new(key, manifest.nonce),
             coder: Coder::new(manifest.erasure),
             health: Health::new(&stores),
-            flow: Flow::new(concurrent(&pool) as u64 * BATCH_BYTES_MAX),
+            flow: Arc::new(Flow::new(concurrent(&pool) as u64 * BATCH_BYTES_MAX)),
             manifest,
             stores,
             faults,
@@ -282,7 +282,7 @@ fn concurrent(pool: &Pool) -> usize {
 impl Inner {
     /// The wanted segments in batches, each when it may be asked for. What lies on disks of this machine waits for
     /// nothing; what comes from others waits until the flow has room, so the first needed are the first to come.
-    fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (Batch, Option<Permit<'a>>)> {
+    fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (Batch, Option<Permit>)> {
         let next = move |mut at: usize| async move {
             let bytes_max = match self.remote_shards() {
                 0 => BATCH_BYTES_MAX,
@@ -303,7 +303,7 @@ impl Inner {
 async fn load(
     inner: Arc<Inner>,
     mut batch: Batch,
-    permit: Option<Permit<'_>>,
+    permit: Option<Permit>,
     target: Target,
 ) -> Result<BatchReport, ReadError> {
     let mut report = BatchReport::default();
