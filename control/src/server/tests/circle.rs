@@ -5,8 +5,9 @@ use human_chain::MemberSecret;
 use overlay::Identity;
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
-use protocol::{Digest, Millis, NodeId, ReplicaId};
+use protocol::{Digest, MemberId, Millis, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 /// The token of [`genesis`]; it may do everything.
 pub(super) const TOKEN: &str = "quorate-token-of-a-test";
@@ -38,10 +39,16 @@ pub(super) fn admission(name: &str, identity: &Identity) -> NodeAdmission {
     }
 }
 
+/// The circle's only member. Its key is made once: part of it comes from no seed, and the circle's id covers it.
+pub(super) fn alice() -> (MemberId, &'static MemberSecret) {
+    static ALICE: OnceLock<MemberSecret> = OnceLock::new();
+    ("alice".parse().unwrap(), ALICE.get_or_init(|| MemberSecret::generate(&[9; 64])))
+}
+
 /// A genesis with replicas at these addresses, 1 first, and these first nodes.
 pub(super) fn genesis(replicas: &[(String, String)], nodes: Vec<NodeAdmission>) -> SignedGenesis {
-    let secret = MemberSecret::generate(&[9; 64]);
-    let member = Member { id: "alice".parse().unwrap(), keys: secret.public() };
+    let (id, secret) = alice();
+    let member = Member { id, keys: secret.public() };
     let members = vec![member.clone()];
     let control = (1..).zip(replicas).map(|(id, (overlay, api))| ControlReplica {
         id: ReplicaId(id),
@@ -62,5 +69,5 @@ pub(super) fn genesis(replicas: &[(String, String)], nodes: Vec<NodeAdmission>) 
             hash: Digest::of(TOKEN.as_bytes()),
         }],
     };
-    human_chain::sign_genesis(genesis, &[(member.id, &secret)])
+    human_chain::sign_genesis(genesis, &[(member.id, secret)])
 }
