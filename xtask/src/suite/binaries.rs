@@ -38,7 +38,10 @@ pub(super) fn tests() -> Result<Vec<Test>, String> {
 
 /// One of cargo's messages, if it says that a test binary is there.
 fn binary(message: &str) -> Option<Binary> {
-    let is_test = message.contains("\"reason\":\"compiler-artifact\"") && message.contains("\"test\":true}");
+    // A target says beside this whether it can be tested; its profile says whether this is the test.
+    let profile = message.split_once("\"profile\":{").map_or("", |(_, rest)| rest);
+    let profile = profile.split('}').next().unwrap_or_default();
+    let is_test = message.contains("\"reason\":\"compiler-artifact\"") && profile.contains("\"test\":true");
     let program = PathBuf::from(text_after(message, "\"executable\":").filter(|_| is_test)?);
     let directory = Path::new(text_after(message, "\"manifest_path\":")?).parent()?.to_path_buf();
     let target = message.split_once("\"target\":{")?.1;
@@ -73,7 +76,10 @@ mod tests {
 
     #[test]
     fn libraries_and_other_messages_are_no_test_binaries() {
-        assert_eq!(binary(&MESSAGE.replace("\"test\":true}", "\"test\":false}")), None);
+        assert_eq!(
+            binary(&MESSAGE.replace("\"test\":true},\"features\"", "\"test\":false},\"features\"")),
+            None
+        );
         assert_eq!(binary(&MESSAGE.replace("\"/q/target/debug/deps/lifecycle-1\"", "null")), None);
         assert_eq!(binary(r#"{"reason":"build-finished","success":true}"#), None);
     }
