@@ -63,7 +63,7 @@ pub(crate) enum Event {
     Halt,
 }
 
-/// What the loop works with.
+/// State and connections of the driver loop.
 pub(crate) struct Driver<M> {
     pub(crate) core: Core,
     pub(crate) machine: Arc<RwLock<M>>,

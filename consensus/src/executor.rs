@@ -76,7 +76,7 @@ impl Executor {
     }
 }
 
-/// What a simulated process is doing.
+/// State of a simulated process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running,
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(counted(), 2);
         process.set_paused(false);
         sleep(Duration::from_millis(2500)).await;
-        // What was due meanwhile is done once, late.
+        // Work that was due meanwhile is done once, late.
         assert_eq!(counted(), 5);
         process.kill();
         process.set_paused(false);

@@ -72,7 +72,7 @@ impl SimulatedDisk {
     /// The same, where the disk may fail meanwhile.
     ///
     /// # Errors
-    /// What a start on a real disk would say.
+    /// Returns the outcome that a start on a real disk would have.
     pub fn try_open(&self) -> Result<Recovered, StartError> {
         let mut state = self.lock();
         self.files.kill();

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const SEEDS: u64 = 200;
 const STEPS: usize = 600;
 
-/// What a history met.
+/// Counts of the events in one history.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Met {
     /// Power cuts between two operations, of one replica or of all.
@@ -212,7 +212,7 @@ impl History {
         self.world.slow_disks.clear();
         for id in self.world.disks.keys().copied().collect::<Vec<_>>() {
             self.world.disks[&id].files().set_full(false);
-            // What was planned for later must not come now.
+            // Faults that were planned for later must not come now.
             self.end(id, true);
             self.start(id);
         }
@@ -254,7 +254,7 @@ fn history(seed: u64) -> (Met, String) {
 
 type Field = fn(&Met) -> u64;
 
-/// What all histories together met.
+/// Counts of the events in all histories together.
 fn sum(all: &[Met]) -> Vec<(&'static str, u64)> {
     let fields: [(&str, Field); 20] = [
         ("power cuts", |met| met.power_cuts),
