@@ -188,6 +188,11 @@ impl Port {
                 Err(_) => return Err(Refusal::Lost),
                 Ok(Err(Refusal::NotLeader | Refusal::Unreachable)) => {}
                 Ok(Err(Refusal::Lost)) if repeatable => at_deadline = Refusal::Lost,
+                // An earlier attempt may have been applied: that this one was refused does not undo it.
+                Ok(Err(Refusal::Propose(ProposeError::SessionExpired))) if at_deadline == Refusal::Lost => {
+                    return Err(Refusal::Lost);
+                }
+                Ok(Err(Refusal::Propose(_))) if at_deadline == Refusal::Lost => {}
                 Ok(outcome) => return outcome,
             }
             if self.stopped().is_some() || Instant::now() >= deadline {

@@ -23,6 +23,8 @@ pub struct SimulatedNetwork {
 #[derive(Default)]
 struct State {
     ports: BTreeMap<u64, Arc<Port>>,
+    /// Replicas that get no messages, so that they apply nothing.
+    deaf: BTreeSet<u64>,
     /// Answers to lose, by who asks.
     lost: BTreeMap<u64, usize>,
     delay: Duration,
@@ -51,6 +53,16 @@ impl SimulatedNetwork {
         );
     }
 
+    /// Drops all messages to `replica`, or lets them pass again. What it asks of the leader is answered all the same.
+    pub fn set_deaf(&self, replica: u64, deaf: bool) {
+        let mut state = self.lock();
+        if deaf {
+            state.deaf.insert(replica)
+        } else {
+            state.deaf.remove(&replica)
+        };
+    }
+
     /// Loses the answers to the next `count` proposals that `replica` forwards: they are done all the same.
     pub fn lose_answers(&self, replica: u64, count: usize) {
         self.lock().lost.insert(replica, count);
@@ -72,7 +84,7 @@ impl SimulatedNetwork {
     /// Brings a message to its replica, if that can be reached.
     fn deliver(&self, from: u64, message: Message) {
         let (to, kind) = (message.to, message.get_msg_type());
-        let target = self.port(from, to);
+        let target = self.port(from, to).filter(|_| !self.lock().deaf.contains(&to));
         let own = self.port(from, from);
         let arrived = target.is_some();
         if let Some(port) = target {
