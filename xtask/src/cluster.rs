@@ -18,7 +18,7 @@ const END_LIMIT: Duration = Duration::from_secs(180);
 /// The user and group id of nobody.
 const ORDINARY: &str = "65534";
 /// What the demonstration prints when it stays up.
-const STAYS_UP: &str = "Kill any process";
+pub(crate) const STAYS_UP: &str = "Kill any process";
 
 fn directory() -> PathBuf {
     target().join("test-cluster")

@@ -1,32 +1,39 @@
 //! `kill -9` of any process at any moment of the demonstration: round after round the story is told while
-//! processes of it are killed, `up` itself among them. A round may end with an error, if it is a clear one;
-//! nothing may panic, nothing may stay behind, and nothing that was decided may be lost: the last round,
-//! undisturbed, has to hold from whatever the others left.
+//! processes of it are killed, `up` itself among them, and control replicas, the leader above all, are killed and
+//! paused. A round may end with an error, if it is a clear one; nothing may panic, nothing may stay behind, and
+//! nothing that was decided may be lost: the last round, undisturbed, has to hold from whatever the others left.
+//!
+//! A client writes through the control API all the while. In the end every write that was acknowledged is found
+//! once, every one that was refused as not done is not found, and every other is found once or not at all.
 //!
 //! What may surprise: moments are drawn from a seed, but what runs at a moment is the machine's affair, so
 //! the same seed is not the same run.
 
-use crate::cluster::{nothing_is_left, start};
+mod faults;
+mod history;
+mod http;
+mod writer;
+
+use crate::cluster::{STAYS_UP, nothing_is_left, start};
 use crate::process::{command, target};
 use crate::{demo, minilm};
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
+use writer::{Notes, Writer};
 
 const HELP: &str = "\
 cargo xtask kills [ROUNDS] [SEED]
 
-Tells the demonstration's story ROUNDS times (3) while processes of it are killed at moments drawn from SEED.
+Tells the demonstration's story ROUNDS times (3) while processes of it are killed and control replicas are killed and
+paused, at moments drawn from SEED, and a client writes through the control API.
 ";
 
 /// Rounds that `cargo xtask test` plays; a machine with more time plays more, with other seeds.
 const ROUNDS: u64 = 3;
-/// Processes killed in a round.
-const KILLS: u64 = 3;
-/// Kills fall into this time after the start of a round: about as long as the story takes.
-const STORY: Duration = Duration::from_secs(12);
 /// How long a round may take on a busy machine.
 const ROUND_LIMIT: Duration = Duration::from_secs(180);
 /// How long leases may take to end what a killed `up` left, on a busy machine.
@@ -69,10 +76,14 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
     demo::build()?;
     let place = target().join("kill-cluster");
     let _ = std::fs::remove_dir_all(&place);
-    let mut dice = Dice(seed);
+    let (mut dice, mut notes) = (Dice(seed), Notes::new(&place, seed));
     let mut decided = kill_up_alone(&place)?;
     for round in 1..=rounds {
-        let outcome = disturbed(&place, &mut dice, round)?;
+        notes.scales = true;
+        let writer = Writer::start(notes);
+        let outcome = disturbed(&place, &mut dice, round);
+        notes = writer.stop()?;
+        let outcome = outcome?;
         decided = judge(&outcome, &place, decided)?;
         let verdict = match (outcome.up_was_killed, outcome.status.success()) {
             (true, _) => "`up` was killed; its leases ended everything".to_string(),
@@ -81,12 +92,14 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
         };
         println!("round {round}/{rounds}  {verdict}");
     }
-    let last = undisturbed(&place)?;
+    notes.scales = false;
+    let (last, written) = undisturbed(&place, notes)?;
     if !last.status.success() {
         return Err(format!("the undisturbed round: {}\n{}", last.printed.join("\n"), last.errors));
     }
     judge(&last, &place, decided)?;
     println!("undisturbed: the story holds from what {rounds} rounds of kills left");
+    println!("a client of the control API: {}", written?);
     Ok(())
 }
 
@@ -114,62 +127,99 @@ fn kill_up_alone(place: &Path) -> Result<u64, String> {
     Ok(decided)
 }
 
-/// Tells the story while processes are killed.
+/// Tells the story while processes are killed and paused.
 fn disturbed(place: &Path, dice: &mut Dice, round: u64) -> Result<Outcome, String> {
-    let began = Instant::now();
-    let (mut up, readers) = begin(place)?;
-    let mut moments: Vec<Duration> = (0..KILLS).map(|_| STORY.mul_f64(dice.share())).collect();
-    moments.sort();
-    let mut up_was_killed = false;
-    for moment in moments {
-        sleep(moment.saturating_sub(began.elapsed()));
-        if up.try_wait().map_err(|error| error.to_string())?.is_some() {
-            break;
-        }
-        let (victim, name) = choose(up.id(), dice);
-        println!("round {round}  {:5.2} s  kill -9 {name} ({victim})", began.elapsed().as_secs_f64());
-        // One that ended in between is as good.
-        let _ = command("kill", &["-9", &victim.to_string()]).stderr(Stdio::null()).status();
-        up_was_killed |= victim == up.id();
+    let story = Story::begin(place, &["--once"])?;
+    let (story, up_was_killed) = faults::strike(story, place, dice, round)?;
+    story.finish(up_was_killed)
+}
+
+/// Tells the story once more while the client writes, looks at what the client wrote while the cluster stands, and ends
+/// it.
+fn undisturbed(place: &Path, notes: Notes) -> Result<(Outcome, Result<String, String>), String> {
+    let writer = Writer::start(notes);
+    let mut story = Story::begin(place, &[])?;
+    let stands = story.wait_until(|line| line.contains(STAYS_UP));
+    let notes = writer.stop()?;
+    let written = match stands {
+        Ok(true) => notes.judge(),
+        Ok(false) => Err("the cluster ended before the client's writes were looked at".into()),
+        Err(error) => Err(error),
+    };
+    // One that has ended cannot be told to.
+    let _ = command("kill", &["-INT", &story.up.id().to_string()]).stderr(Stdio::null()).status();
+    Ok((story.finish(false)?, written))
+}
+
+/// A demonstration that runs, and what it has printed so far.
+struct Story {
+    up: Child,
+    began: Instant,
+    printed: Arc<Mutex<Vec<String>>>,
+    readers: (JoinHandle<()>, JoinHandle<String>),
+}
+
+impl Story {
+    fn begin(place: &Path, flags: &[&str]) -> Result<Self, String> {
+        let mut up = start(place, flags, Stdio::piped())?;
+        let (output, mut errors) =
+            (up.stdout.take().ok_or("no output")?, up.stderr.take().ok_or("no errors")?);
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        let shared = printed.clone();
+        let lines = spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                shared.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            }
+        });
+        let complaints = spawn(move || {
+            let mut text = String::new();
+            // What is no text is no clear error either, and is judged as it is.
+            let _ = errors.read_to_string(&mut text);
+            text
+        });
+        Ok(Self { up, began: Instant::now(), printed, readers: (lines, complaints) })
     }
-    finish(up, readers, up_was_killed)
-}
 
-fn undisturbed(place: &Path) -> Result<Outcome, String> {
-    let (up, readers) = begin(place)?;
-    finish(up, readers, false)
-}
+    fn has_ended(&mut self) -> Result<Option<ExitStatus>, String> {
+        self.up.try_wait().map_err(|error| error.to_string())
+    }
 
-type Readers = (JoinHandle<Vec<String>>, JoinHandle<String>);
-
-fn begin(place: &Path) -> Result<(Child, Readers), String> {
-    let mut up = start(place, &["--once"], Stdio::piped())?;
-    let (output, mut errors) = (up.stdout.take().ok_or("no output")?, up.stderr.take().ok_or("no errors")?);
-    let printed = spawn(move || BufReader::new(output).lines().map_while(Result::ok).collect());
-    let complaints = spawn(move || {
-        let mut text = String::new();
-        // What is no text is no clear error either, and is judged as it is.
-        let _ = errors.read_to_string(&mut text);
-        text
-    });
-    Ok((up, (printed, complaints)))
-}
-
-fn finish(mut up: Child, readers: Readers, up_was_killed: bool) -> Result<Outcome, String> {
-    let began = Instant::now();
-    let status = loop {
-        if let Some(status) = up.try_wait().map_err(|error| error.to_string())? {
-            break status;
+    /// Waits for a line; false when the demonstration ended without it.
+    fn wait_until(&mut self, enough: impl Fn(&str) -> bool) -> Result<bool, String> {
+        loop {
+            let ended = self.has_ended()?.is_some();
+            if self.printed.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| enough(line)) {
+                return Ok(true);
+            }
+            if ended {
+                return Ok(false);
+            }
+            self.pause()?;
         }
-        if began.elapsed() > ROUND_LIMIT {
-            let _ = up.kill();
+    }
+
+    fn finish(mut self, up_was_killed: bool) -> Result<Outcome, String> {
+        let status = loop {
+            match self.has_ended()? {
+                Some(status) => break status,
+                None => self.pause()?,
+            }
+        };
+        let read = |_| "a reader of the story's output failed".to_string();
+        self.readers.0.join().map_err(read)?;
+        let errors = self.readers.1.join().map_err(read)?;
+        let printed = std::mem::take(&mut *self.printed.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(Outcome { status, printed, errors, up_was_killed })
+    }
+
+    fn pause(&mut self) -> Result<(), String> {
+        if self.began.elapsed() > ROUND_LIMIT {
+            let _ = self.up.kill();
             return Err(format!("a round took more than {} s", ROUND_LIMIT.as_secs()));
         }
         sleep(Duration::from_millis(50));
-    };
-    let read = |_| "a reader of the story's output failed".to_string();
-    let (printed, errors) = (readers.0.join().map_err(read)?, readers.1.join().map_err(read)?);
-    Ok(Outcome { status, printed, errors, up_was_killed })
+        Ok(())
+    }
 }
 
 /// Whether a round ended as it may and lost no decision; how many are known to be made now.
@@ -232,52 +282,23 @@ fn decisions_in(line: &str) -> Option<u64> {
     line.split_once("offline: ")?.1.split_once(" decisions")?.0.parse().ok()
 }
 
-/// One of a demonstration's processes, and what it is.
-fn choose(up: u32, dice: &mut Dice) -> (u32, String) {
-    let mut family = vec![(up, "up".to_string())];
-    let mut at = 0;
-    let processes: Vec<(u32, u32, String)> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|process| describe(&process.ok()?.path()))
-        .collect();
-    while at < family.len() {
-        let parent = family[at].0;
-        let children = processes.iter().filter(|(_, of, _)| *of == parent);
-        family.extend(children.map(|(pid, _, name)| (*pid, name.clone())));
-        at += 1;
-    }
-    family.swap_remove((dice.share() * family.len() as f64) as usize)
-}
-
-/// Process id, its parent's, and the words that tell daemons apart.
-fn describe(process: &Path) -> Option<(u32, u32, String)> {
-    let pid = process.file_name()?.to_str()?.parse().ok()?;
-    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
-    // The name in parentheses may hold anything; what follows the last one does not.
-    let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-    let line = std::fs::read(process.join("cmdline")).ok()?;
-    let words: Vec<String> =
-        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    let place = words.iter().position(|word| word == "--dir").and_then(|at| words.get(at + 1));
-    let last =
-        |path: &String| PathBuf::from(path).file_name().map(|name| name.to_string_lossy().into_owned());
-    let name =
-        [words.get(1).cloned(), place.and_then(last)].into_iter().flatten().collect::<Vec<_>>().join(" ");
-    Some((pid, parent, name))
-}
-
 /// SplitMix64 (Steele, Lea and Flood, 2014).
+#[derive(Debug)]
 struct Dice(u64);
 
 impl Dice {
     /// A number in [0, 1).
     fn share(&mut self) -> f64 {
+        (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A number of 64 bits.
+    fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+        mixed ^ (mixed >> 31)
     }
 }
 
@@ -297,14 +318,5 @@ mod tests {
         let throws: Vec<f64> = (0..1000).map(|_| dice.share()).collect();
         assert!(throws.iter().all(|share| (0.0..1.0).contains(share)));
         assert!(throws.iter().any(|share| *share < 0.05) && throws.iter().any(|share| *share > 0.95));
-    }
-
-    #[test]
-    fn this_process_is_described() {
-        let (pid, _, _) = describe(Path::new("/proc/self")).map_or((0, 0, String::new()), |found| found);
-        // `/proc/self` ends in no number.
-        assert_eq!(pid, 0);
-        let own = format!("/proc/{}", std::process::id());
-        assert_eq!(describe(Path::new(&own)).map(|(pid, _, _)| pid), Some(std::process::id()));
     }
 }

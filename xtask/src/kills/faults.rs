@@ -1,0 +1,186 @@
+//! What is done to a demonstration while it tells its story: any of its processes is killed, and control replicas, the
+//! leader above all, are killed and paused.
+
+use super::http::{Heard, Request, send};
+use super::writer::Access;
+use super::{Dice, Story};
+use crate::process::command;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+/// Processes of any kind killed in a round.
+const KILLS: usize = 2;
+/// Control replicas killed or paused in a round besides.
+const CONTROL_FAULTS: usize = 3;
+/// Faults fall into this time after the start of a round: about as long as the story takes.
+const STORY: Duration = Duration::from_secs(12);
+/// Shortest and longest pause: from one that no one notices to one in which another leads.
+const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(4)];
+/// How long a replica may take to say whether it leads.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+
+/// One fault.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    /// Any process, `up` among them.
+    Kill,
+    KillControl,
+    PauseControl(Duration),
+}
+
+/// Strikes a story at drawn moments; whether `up` itself was killed.
+pub(super) fn strike(
+    mut story: Story,
+    place: &Path,
+    dice: &mut Dice,
+    round: u64,
+) -> Result<(Story, bool), String> {
+    let (mut up_was_killed, mut paused) = (false, Vec::new());
+    for (moment, fault) in draw(dice) {
+        sleep(moment.saturating_sub(story.began.elapsed()));
+        if story.has_ended()?.is_some() {
+            break;
+        }
+        let family = family(story.up.id());
+        let (victim, name) = match fault {
+            Fault::Kill => family[(dice.share() * family.len() as f64) as usize].clone(),
+            _ => match control(&family, place, dice) {
+                Some(control) => control,
+                None => continue,
+            },
+        };
+        let word = match fault {
+            Fault::PauseControl(time) => format!("pause {:4.1} s", time.as_secs_f64()),
+            _ => "kill -9".to_string(),
+        };
+        println!("round {round}  {:5.2} s  {word} {name} ({victim})", story.began.elapsed().as_secs_f64());
+        match fault {
+            Fault::PauseControl(time) => {
+                signal("-STOP", victim);
+                paused.push(spawn(move || {
+                    sleep(time);
+                    signal("-CONT", victim);
+                }));
+            }
+            _ => signal("-9", victim),
+        }
+        up_was_killed |= victim == story.up.id();
+    }
+    for pause in paused {
+        pause.join().map_err(|_| "a pause did not end".to_string())?;
+    }
+    Ok((story, up_was_killed))
+}
+
+/// One that ended in between is as good.
+fn signal(which: &str, process: u32) {
+    let _ = command("kill", &[which, &process.to_string()]).stderr(Stdio::null()).status();
+}
+
+/// The faults of a round, in the order of their moments.
+fn draw(dice: &mut Dice) -> Vec<(Duration, Fault)> {
+    let mut faults: Vec<(Duration, Fault)> =
+        (0..KILLS).map(|_| (STORY.mul_f64(dice.share()), Fault::Kill)).collect();
+    for _ in 0..CONTROL_FAULTS {
+        let moment = STORY.mul_f64(dice.share());
+        let fault = match dice.share() < 0.5 {
+            true => Fault::KillControl,
+            false => Fault::PauseControl(PAUSES[0] + (PAUSES[1] - PAUSES[0]).mul_f64(dice.share())),
+        };
+        faults.push((moment, fault));
+    }
+    faults.sort_by_key(|(moment, _)| *moment);
+    faults
+}
+
+/// The control replica to strike: two times of three the one that leads.
+fn control(family: &[(u32, String)], place: &Path, dice: &mut Dice) -> Option<(u32, String)> {
+    let all: Vec<&(u32, String)> = family.iter().filter(|(_, name)| name.starts_with("control ")).collect();
+    let leads = if dice.share() < 0.66 { leader(place) } else { None };
+    let leading = leads.and_then(|name| all.iter().find(|(_, known)| *known == name));
+    let any = || all.get((dice.share() * all.len() as f64) as usize);
+    leading.or_else(any).map(|found| (*found).clone())
+}
+
+/// The control replica that says that it leads.
+fn leader(place: &Path) -> Option<String> {
+    let access = Access::read(place)?;
+    let request = Request { method: "GET", path: "/metrics", token: "", key: None, body: "" };
+    let leads = |replica: &String| match send(replica, &request, ASK_LIMIT) {
+        Heard::Answer { body, .. } => body.contains("\nquorate_control_is_leader 1\n"),
+        _ => false,
+    };
+    let began = Instant::now();
+    let found = access.replicas.iter().position(leads).map(|at| format!("control control-{}", at + 1));
+    found.filter(|_| began.elapsed() < ASK_LIMIT * 4)
+}
+
+/// The demonstration's processes, and what each is.
+fn family(up: u32) -> Vec<(u32, String)> {
+    let mut family = vec![(up, "up".to_string())];
+    let mut at = 0;
+    let processes: Vec<(u32, u32, String)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|process| describe(&process.ok()?.path()))
+        .collect();
+    while at < family.len() {
+        let parent = family[at].0;
+        let children = processes.iter().filter(|(_, of, _)| *of == parent);
+        family.extend(children.map(|(pid, _, name)| (*pid, name.clone())));
+        at += 1;
+    }
+    family
+}
+
+/// Process id, its parent's, and the words that tell daemons apart.
+fn describe(process: &Path) -> Option<(u32, u32, String)> {
+    let pid = process.file_name()?.to_str()?.parse().ok()?;
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+    // The name in parentheses may hold anything; what follows the last one does not.
+    let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+    let line = std::fs::read(process.join("cmdline")).ok()?;
+    let words: Vec<String> =
+        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let place = words.iter().position(|word| word == "--dir").and_then(|at| words.get(at + 1));
+    let last =
+        |path: &String| PathBuf::from(path).file_name().map(|name| name.to_string_lossy().into_owned());
+    let name =
+        [words.get(1).cloned(), place.and_then(last)].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    Some((pid, parent, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_come_in_the_order_of_their_moments_and_of_every_kind() {
+        let mut dice = Dice(1);
+        let rounds: Vec<_> = (0..20).map(|_| draw(&mut dice)).collect();
+        assert!(
+            rounds.iter().all(
+                |faults| faults.len() == KILLS + CONTROL_FAULTS && faults.is_sorted_by_key(|(at, _)| *at)
+            )
+        );
+        let pauses = rounds.iter().flatten().filter_map(|(_, fault)| match fault {
+            Fault::PauseControl(time) => Some(*time),
+            _ => None,
+        });
+        assert!(
+            pauses.clone().count() > 10 && pauses.clone().all(|time| time >= PAUSES[0] && time <= PAUSES[1])
+        );
+        assert!(rounds.iter().flatten().any(|(_, fault)| *fault == Fault::KillControl));
+    }
+
+    #[test]
+    fn this_process_is_described() {
+        let (pid, _, _) = describe(Path::new("/proc/self")).map_or((0, 0, String::new()), |found| found);
+        // `/proc/self` ends in no number.
+        assert_eq!(pid, 0);
+        let own = format!("/proc/{}", std::process::id());
+        assert_eq!(describe(Path::new(&own)).map(|(pid, _, _)| pid), Some(std::process::id()));
+    }
+}

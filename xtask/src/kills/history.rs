@@ -1,0 +1,161 @@
+//! What a writer was told of its writes, against what the cluster holds in the end: whatever was acknowledged is there
+//! once, whatever was refused as not done is not there, and what is unknown is there once or not at all.
+
+use std::collections::BTreeMap;
+
+/// What the writer knows of one write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Acknowledged.
+    Done,
+    /// Refused: by the API's word nothing was done.
+    NotDone,
+    /// No answer came, or one that says that it may have been done.
+    Unknown,
+}
+
+/// One inference key: created once under this name, perhaps revoked once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    pub(super) created: Outcome,
+    pub(super) revoked: Option<Outcome>,
+}
+
+/// Every write and its outcome.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    pub(super) keys: BTreeMap<String, Key>,
+    /// Proposals, by reason.
+    pub(super) proposals: BTreeMap<String, Outcome>,
+    /// Calls to scale, in order.
+    pub(super) scaled: Vec<Outcome>,
+    /// What cannot be: an answer that contradicts an idempotency key.
+    pub(super) contradictions: Vec<String>,
+}
+
+/// What the cluster holds in the end.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Keys that there are.
+    pub(super) keys: Vec<String>,
+    /// The reason of each proposal, open or decided.
+    pub(super) proposals: Vec<String>,
+    /// Every event of the audit: what, and to what.
+    pub(super) events: Vec<(String, String)>,
+}
+
+impl History {
+    /// How many writes ended so.
+    pub(super) fn count(&self, outcome: Outcome) -> usize {
+        let keys = self.keys.values().flat_map(|key| [Some(key.created), key.revoked]).flatten();
+        let all = keys.chain(self.proposals.values().copied()).chain(self.scaled.iter().copied());
+        all.filter(|one| *one == outcome).count()
+    }
+
+    /// Everything that contradicts what the writer was told.
+    pub(super) fn violations(&self, found: &Found) -> Vec<String> {
+        let mut violations = self.contradictions.clone();
+        let mut events: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for (action, subject) in &found.events {
+            *events.entry((action, subject)).or_default() += 1;
+        }
+        let times = |action: &str, subject: &str| events.get(&(action, subject)).copied().unwrap_or(0);
+        for (name, key) in &self.keys {
+            let subject = format!("key/{name}");
+            let (created, revoked) = (times("create-key", &subject), times("revoke-key", &subject));
+            let there = found.keys.contains(name);
+            violations.extend(wrong(key.created, created).map(|how| format!("creating {name}: {how}")));
+            let revoking = key.revoked.unwrap_or(Outcome::NotDone);
+            violations.extend(wrong(revoking, revoked).map(|how| format!("revoking {name}: {how}")));
+            if there != (created > revoked) {
+                violations
+                    .push(format!("{name} was created {created}, revoked {revoked} times; there: {there}"));
+            }
+        }
+        for (reason, outcome) in &self.proposals {
+            let times = found.proposals.iter().filter(|found| *found == reason).count();
+            violations.extend(wrong(*outcome, times).map(|how| format!("proposing {reason}: {how}")));
+        }
+        // The story scales as well, so there may be more.
+        let (done, scaled) = (self.scaled.iter().filter(|one| **one == Outcome::Done).count(), events.iter());
+        let scaled: usize =
+            scaled.filter(|((action, _), _)| *action == "scale").map(|(_, times)| times).sum();
+        if scaled < done {
+            violations.push(format!("{done} calls to scale were acknowledged, {scaled} are in the audit"));
+        }
+        violations
+    }
+}
+
+/// What is wrong with a write of this outcome that was done so often.
+fn wrong(outcome: Outcome, times: usize) -> Option<String> {
+    match (outcome, times) {
+        (Outcome::Done, 1) | (Outcome::NotDone, 0) | (Outcome::Unknown, 0 | 1) => None,
+        (Outcome::Done, 0) => Some("acknowledged, and lost".into()),
+        (Outcome::NotDone, _) => Some("said not to be done, and done".into()),
+        (_, times) => Some(format!("done {times} times")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Outcome::{Done, NotDone, Unknown};
+    use super::*;
+
+    fn event(action: &str, subject: &str) -> (String, String) {
+        (action.into(), subject.into())
+    }
+
+    fn of_key(created: Outcome, revoked: Option<Outcome>, there: bool, events: &[&str]) -> usize {
+        let history =
+            History { keys: BTreeMap::from([("w".into(), Key { created, revoked })]), ..History::default() };
+        let events = events.iter().map(|action| event(action, "key/w")).collect();
+        let keys = if there { vec!["w".to_string()] } else { Vec::new() };
+        history.violations(&Found { keys, events, ..Found::default() }).len()
+    }
+
+    #[test]
+    fn every_way_to_lose_or_repeat_a_key_is_found() {
+        let (create, revoke) = ("create-key", "revoke-key");
+        for (created, revoked, there, events, expected) in [
+            (Done, None, true, &[create][..], 0),
+            (Done, None, false, &[], 1),
+            (Done, None, false, &[create], 1),
+            (Done, None, true, &[create, create], 1),
+            (NotDone, None, false, &[], 0),
+            (NotDone, None, true, &[create], 1),
+            (Unknown, None, true, &[create], 0),
+            (Unknown, None, false, &[], 0),
+            (Unknown, None, true, &[create, create], 1),
+            (Done, Some(Done), false, &[create, revoke], 0),
+            (Done, Some(Done), true, &[create], 1),
+            (Done, Some(NotDone), true, &[create], 0),
+            (Done, Some(NotDone), false, &[create, revoke], 1),
+            (Done, Some(Unknown), false, &[create, revoke], 0),
+            (Done, Some(Unknown), true, &[create], 0),
+            (Done, None, false, &[create, revoke], 1),
+        ] {
+            assert_eq!(
+                of_key(created, revoked, there, events),
+                expected,
+                "{created:?} {revoked:?} {there} {events:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn proposals_and_calls_to_scale_are_counted() {
+        let proposals = BTreeMap::from([("a".into(), Done), ("b".into(), NotDone), ("c".into(), Unknown)]);
+        let history = History { proposals, scaled: vec![Done, Unknown], ..History::default() };
+        let scaled = vec![event("scale", "service/minilm")];
+        let found = |proposals: &[&str], events: &[(String, String)]| Found {
+            proposals: proposals.iter().map(|reason| (*reason).to_string()).collect(),
+            events: events.to_vec(),
+            ..Found::default()
+        };
+        assert_eq!(history.violations(&found(&["a", "c", "story"], &scaled)), Vec::<String>::new());
+        assert_eq!(history.violations(&found(&["a"], &[])).len(), 1, "a call to scale is lost");
+        assert_eq!(history.violations(&found(&["b", "c", "c"], &scaled)).len(), 3);
+        assert_eq!((history.count(Done), history.count(NotDone), history.count(Unknown)), (2, 1, 2));
+    }
+}

@@ -1,0 +1,106 @@
+//! One HTTP request to a control replica of the demonstration: plain HTTP/1.1 on loopback, one connection each, so that
+//! it is known whether a request was sent and whether its answer came back whole.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Longest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// A request.
+pub(super) struct Request<'a> {
+    pub(super) method: &'a str,
+    pub(super) path: &'a str,
+    pub(super) token: &'a str,
+    pub(super) key: Option<&'a str>,
+    pub(super) body: &'a str,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// The whole answer.
+    Answer {
+        status: u16,
+        /// Where the leader is, if the replica does not lead and knows.
+        leader: Option<String>,
+        body: String,
+    },
+    /// There was no connection.
+    NotSent,
+    /// It was sent, or part of it, and no whole answer came in time.
+    Lost,
+}
+
+/// Sends a request to the replica at this base URL.
+pub(super) fn send(base: &str, request: &Request, limit: Duration) -> Heard {
+    let host = base.trim_start_matches("http://");
+    let connected =
+        host.parse::<SocketAddr>().ok().and_then(|to| TcpStream::connect_timeout(&to, limit).ok());
+    match connected {
+        None => Heard::NotSent,
+        Some(stream) => exchange(stream, host, request, limit).unwrap_or(Heard::Lost),
+    }
+}
+
+fn exchange(mut stream: TcpStream, host: &str, request: &Request, limit: Duration) -> Option<Heard> {
+    stream.set_read_timeout(Some(limit)).ok()?;
+    stream.set_write_timeout(Some(limit)).ok()?;
+    let Request { method, path, token, key, body } = request;
+    let key = key.map(|key| format!("idempotency-key: {key}\r\n")).unwrap_or_default();
+    let text = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n{key}\
+         content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(text.as_bytes()).ok()?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).ok()?;
+    parse(&String::from_utf8_lossy(&answer))
+}
+
+/// An answer, if it is whole.
+fn parse(answer: &str) -> Option<Heard> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let mut lines = head.lines();
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers: Vec<(String, &str)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_lowercase(), value))
+        .collect();
+    let value = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
+    let length: usize = value("content-length")?.parse().ok()?;
+    let leader = value("quorate-leader").map(str::to_string);
+    (body.len() == length).then(|| Heard::Answer { status, leader, body: body.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_when_it_is_whole() {
+        let whole =
+            "HTTP/1.1 421 Misdirected\r\nQuorate-Leader: http://1.2.3.4:5\r\ncontent-length: 2\r\n\r\n{}";
+        let leader = Some("http://1.2.3.4:5".to_string());
+        assert_eq!(parse(whole), Some(Heard::Answer { status: 421, leader, body: "{}".into() }));
+        for length in 0..whole.len() {
+            assert_eq!(parse(&whole[..length]), None, "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_sent_where_nobody_listens() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("bound"));
+        let request = Request { method: "GET", path: "/", token: "", key: None, body: "" };
+        assert_eq!(
+            send(&base, &request, Duration::from_millis(50)),
+            Heard::Lost,
+            "it listens and says nothing"
+        );
+        drop(listener);
+        assert_eq!(send(&base, &request, Duration::from_secs(5)), Heard::NotSent);
+    }
+}

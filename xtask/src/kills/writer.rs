@@ -1,0 +1,346 @@
+//! A client that writes through the control API without end while the cluster is being killed: inference keys are
+//! created and revoked, a service is scaled, proposals are made. It keeps what it was told of each write.
+//!
+//! Most writes are sent once, so that an answer `503` can be held to its word. Some are sent again under their
+//! idempotency key until the answer is final; proposals go through `quorate`, which does that by itself.
+
+use super::Dice;
+use super::history::{Found, History, Key, Outcome};
+use super::http::{Heard, Request, send};
+use crate::process::{command, target};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+/// How long one request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(3);
+/// How long a write is sent again.
+const REPEAT_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take in the end until a leader answers.
+const END_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between writes: the audit keeps the last 4,096 events and is read once in a hundred writes.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Pause while no replica answers.
+const SILENCE_PAUSE: Duration = Duration::from_millis(50);
+/// Writes between two looks at the audit.
+const WRITES_PER_AUDIT: u64 = 100;
+/// Writes between two proposals, and how many there are: the cluster keeps the last 128 that were decided.
+const WRITES_PER_PROPOSAL: u64 = 150;
+const PROPOSALS_MAX: usize = 100;
+/// Keys that exist at once.
+const KEYS_MAX: usize = 40;
+/// The service that is scaled to what it has: the story counts on its number.
+const SERVICE: &str = "minilm";
+
+/// A writer that runs.
+pub(super) struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Notes>,
+}
+
+/// What a writer knows; it outlives the rounds.
+#[derive(Debug)]
+pub(super) struct Notes {
+    place: PathBuf,
+    /// Whether the service is scaled as well. Where the story is to hold, nothing sets back its own number.
+    pub(super) scales: bool,
+    history: History,
+    /// Events read so far, and the number of the last.
+    events: Vec<(String, String)>,
+    sequence: u64,
+    /// Keys that certainly exist.
+    standing: Vec<String>,
+    replica: usize,
+    written: u64,
+    dice: Dice,
+}
+
+impl Writer {
+    /// Starts to write to the cluster in the notes' directory.
+    pub(super) fn start(mut notes: Notes) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let pause = if notes.write() { PAUSE } else { SILENCE_PAUSE };
+                sleep(pause);
+            }
+            notes
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends the writing after the write that is under way.
+    pub(super) fn stop(self) -> Result<Notes, String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| "the writer panicked".to_string())
+    }
+}
+
+impl Notes {
+    pub(super) fn new(place: &Path, seed: u64) -> Self {
+        Self {
+            place: place.to_path_buf(),
+            scales: false,
+            history: History::default(),
+            events: Vec::new(),
+            sequence: 0,
+            standing: Vec::new(),
+            replica: 0,
+            written: 0,
+            dice: Dice(seed),
+        }
+    }
+
+    /// One write; false when there is no cluster to write to.
+    fn write(&mut self) -> bool {
+        let Some(access) = Access::read(&self.place) else { return false };
+        // Where no replica leads, there is no use in failing a thousand writes a second.
+        if !self.finds_leader(&access) {
+            return false;
+        }
+        self.written += 1;
+        if self.written.is_multiple_of(WRITES_PER_AUDIT) {
+            self.read_audit(&access);
+        }
+        let proposes = self.written.is_multiple_of(WRITES_PER_PROPOSAL);
+        if proposes && self.history.proposals.len() < PROPOSALS_MAX {
+            self.propose();
+        } else if self.scales && self.dice.share() < 0.1 {
+            self.scale(&access);
+        } else if self.standing.len() >= KEYS_MAX || self.standing.len() > 5 && self.dice.share() < 0.4 {
+            self.revoke(&access);
+        } else {
+            self.create(&access);
+        }
+        true
+    }
+
+    fn create(&mut self, access: &Access) {
+        let name = format!("w-{}", self.written);
+        let hash: String = (0..4).map(|_| format!("{:016x}", self.dice.draw())).collect();
+        let body = format!("{{\"name\":\"{name}\",\"hash\":\"{hash}\",\"requests_per_minute\":null}}");
+        let created = self.settle(access, "POST", "/v1/keys", &body);
+        if created == Outcome::Done {
+            self.standing.push(name.clone());
+        }
+        self.history.keys.insert(name, Key { created, revoked: None });
+    }
+
+    fn revoke(&mut self, access: &Access) {
+        let at = (self.dice.share() * self.standing.len() as f64) as usize;
+        let name = self.standing.swap_remove(at);
+        let revoked = self.settle(access, "DELETE", &format!("/v1/keys/{name}"), "");
+        if let Some(key) = self.history.keys.get_mut(&name) {
+            key.revoked = Some(revoked);
+        }
+    }
+
+    fn scale(&mut self, access: &Access) {
+        let path = format!("/v1/services/{SERVICE}");
+        let Some(service) = self.read(access, &path) else { return };
+        let Some(desired) = number_after(&service, "\"desired\":") else { return };
+        let scaled =
+            self.settle(access, "POST", &format!("{path}/scale"), &format!("{{\"replicas\":{desired}}}"));
+        self.history.scaled.push(scaled);
+    }
+
+    /// Proposes through the command line, which sends again what is not answered.
+    fn propose(&mut self) {
+        let reason = format!("writer {}", self.written);
+        let (program, context) = (target().join("debug/quorate"), self.place.join("context.json"));
+        let (program, context) = (program.display().to_string(), context.display().to_string());
+        let words = ["--context", &context, "retire", SERVICE, "--reason", &reason, "-o", "json"];
+        let Ok(output) = command(&program, &words).stdin(Stdio::null()).output() else { return };
+        let said = String::from_utf8_lossy(&output.stderr);
+        let outcome = match output.status.success() {
+            true => Outcome::Done,
+            false if said.contains("outcome-unknown") => Outcome::Unknown,
+            false => Outcome::NotDone,
+        };
+        self.history.proposals.insert(reason, outcome);
+    }
+
+    /// Sends a write, once or until the answer is final, and says what is known of it then.
+    fn settle(&mut self, access: &Access, method: &str, path: &str, body: &str) -> Outcome {
+        let key = format!("{:016x}{:016x}", self.dice.draw(), self.dice.draw());
+        let repeats = self.dice.share() < 0.3;
+        let (deadline, mut unknown) = (Instant::now() + REPEAT_LIMIT, false);
+        loop {
+            let request = Request { method, path, token: &access.token, key: Some(&key), body };
+            let heard = send(&access.replicas[self.replica % access.replicas.len()], &request, REQUEST_LIMIT);
+            self.follow(access, &heard);
+            match heard {
+                Heard::Answer { status: 200..300, .. } => return Outcome::Done,
+                Heard::NotSent | Heard::Answer { status: 421 | 503 | 507, .. } => {}
+                Heard::Lost | Heard::Answer { status: 504, .. } => unknown = true,
+                Heard::Answer { status, body, .. } => {
+                    self.refused(path, status, &body);
+                    return if unknown { Outcome::Unknown } else { Outcome::NotDone };
+                }
+            }
+            if !repeats || Instant::now() > deadline {
+                return if unknown { Outcome::Unknown } else { Outcome::NotDone };
+            }
+            sleep(SILENCE_PAUSE);
+        }
+    }
+
+    /// A refusal that an earlier copy of the same write would explain: under its key it is answered alike.
+    fn refused(&mut self, path: &str, status: u16, body: &str) {
+        if ["name-taken", "key-not-found", "idempotency-key-reused"].iter().any(|code| body.contains(code)) {
+            self.history.contradictions.push(format!("{path} was answered {status}: {body}"));
+        }
+    }
+
+    /// Turns to the replica that is said to lead, or to the next.
+    fn follow(&mut self, access: &Access, heard: &Heard) {
+        let hint = match heard {
+            Heard::Answer { status: 200..300, .. } => return,
+            Heard::Answer { leader, .. } => leader.as_ref(),
+            _ => None,
+        };
+        let named = hint.and_then(|leader| access.replicas.iter().position(|replica| replica == leader));
+        self.replica = named.unwrap_or((self.replica + 1) % access.replicas.len());
+    }
+
+    fn finds_leader(&mut self, access: &Access) -> bool {
+        (0..2 * access.replicas.len()).any(|_| self.try_read(access, "/v1/keys").is_some())
+    }
+
+    fn try_read(&mut self, access: &Access, path: &str) -> Option<String> {
+        let request = Request { method: "GET", path, token: &access.token, key: None, body: "" };
+        let heard = send(&access.replicas[self.replica % access.replicas.len()], &request, REQUEST_LIMIT);
+        self.follow(access, &heard);
+        match heard {
+            Heard::Answer { status: 200, body, .. } => Some(body),
+            _ => None,
+        }
+    }
+
+    fn read(&mut self, access: &Access, path: &str) -> Option<String> {
+        (0..2 * access.replicas.len()).find_map(|_| self.try_read(access, path))
+    }
+
+    /// Reads the audit on from where it was left, if a leader gives it; whether anything new came.
+    fn read_audit(&mut self, access: &Access) -> Option<bool> {
+        let page = self.read(access, &format!("/v1/events?after={}", self.sequence))?;
+        let events = events_in(&page);
+        if let Some((first, ..)) = events.first().filter(|(first, ..)| *first != self.sequence + 1) {
+            let message = format!("the audit goes on at {first} after {}", self.sequence);
+            self.history.contradictions.push(message);
+        }
+        self.sequence = events.last().map_or(self.sequence, |(sequence, ..)| *sequence);
+        let new = !events.is_empty();
+        self.events.extend(events.into_iter().map(|(_, action, subject)| (action, subject)));
+        Some(new)
+    }
+
+    /// Looks until a leader gives what is asked for: the cluster stands, and only a machine that is busy keeps it.
+    fn insist<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            match look(self) {
+                Some(found) => return Ok(found),
+                None if Instant::now() > deadline => {
+                    return Err(format!("{what} could not be read in the end"));
+                }
+                None => sleep(SILENCE_PAUSE),
+            }
+        }
+    }
+
+    /// Looks at what the cluster holds, and says how the history compares.
+    pub(super) fn judge(mut self) -> Result<String, String> {
+        let access = Access::read(&self.place).ok_or("the cluster has no context")?;
+        while self.insist("the audit", |notes| notes.read_audit(&access))? {}
+        let keys = self.insist("keys", |notes| notes.read(&access, "/v1/keys"))?;
+        let proposals = self.insist("proposals", |notes| notes.read(&access, "/v1/proposals"))?;
+        let events = std::mem::take(&mut self.events);
+        let found = Found {
+            keys: texts_after(&keys, "\"name\":\""),
+            proposals: texts_after(&proposals, "\"reason\":\""),
+            events,
+        };
+        let violations = self.history.violations(&found);
+        let count = |outcome| self.history.count(outcome);
+        let (done, refused, unknown) =
+            (count(Outcome::Done), count(Outcome::NotDone), count(Outcome::Unknown));
+        let summary = format!(
+            "{done} writes acknowledged, {refused} refused as not done, {unknown} unknown, {} violations",
+            violations.len()
+        );
+        if !violations.is_empty() {
+            return Err(format!("{summary}\n{}", violations.join("\n")));
+        }
+        if done == 0 {
+            return Err(format!("{summary}: nothing was written, nothing is shown"));
+        }
+        Ok(summary)
+    }
+}
+
+/// How the cluster is reached.
+pub(super) struct Access {
+    pub(super) replicas: Vec<String>,
+    token: String,
+}
+
+impl Access {
+    /// From the operator's context, once there is one.
+    pub(super) fn read(place: &Path) -> Option<Self> {
+        let context = std::fs::read_to_string(place.join("context.json")).ok()?;
+        let list = context.split("\"control\":").nth(1)?.split(']').next()?;
+        let replicas: Vec<String> =
+            list.split('"').filter(|text| text.starts_with("http://")).map(str::to_string).collect();
+        let file = texts_after(&context, "\"token_file\": \"")
+            .pop()
+            .or_else(|| texts_after(&context, "\"token_file\":\"").pop())?;
+        let token = std::fs::read_to_string(place.join(file)).ok()?.trim().to_string();
+        (!replicas.is_empty() && !token.is_empty()).then_some(Self { replicas, token })
+    }
+}
+
+/// Number, action and subject of each event of a page.
+fn events_in(page: &str) -> Vec<(u64, String, String)> {
+    let event = |text: &str| {
+        let sequence = number_after(text, "")?;
+        Some((
+            sequence,
+            texts_after(text, "\"action\":\"").pop()?,
+            texts_after(text, "\"subject\":\"").pop()?,
+        ))
+    };
+    page.split("{\"sequence\":").skip(1).filter_map(event).collect()
+}
+
+/// The texts that follow each occurrence of `mark`, up to a quotation mark.
+fn texts_after(text: &str, mark: &str) -> Vec<String> {
+    text.split(mark).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_string).collect()
+}
+
+/// The number that follows `mark`.
+fn number_after(text: &str, mark: &str) -> Option<u64> {
+    let rest = if mark.is_empty() { text } else { text.split(mark).nth(1)? };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| &rest[..end]);
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_from_a_page_of_the_api() {
+        let page = r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"create-key","subject":"key/w-1","detail":""},
+            {"sequence":8,"at":1,"actor":"scheduler","action":"lead","subject":"replica/2","detail":"{"}]}"#;
+        let expected = [(7, "create-key", "key/w-1"), (8, "lead", "replica/2")];
+        let expected =
+            expected.map(|(number, action, subject)| (number, action.to_string(), subject.to_string()));
+        assert_eq!(events_in(page), expected);
+        assert_eq!(number_after(r#"{"name":"minilm","desired":12,"#, "\"desired\":"), Some(12));
+    }
+}
