@@ -1,17 +1,30 @@
 //! The control API's client: finds the replica that leads, carries the token, turns problems into errors.
+//!
+//! Requests are hedged: a replica that does not answer within a moment is not waited for, the next one is asked
+//! beside it. That is safe for writes too, because each carries an idempotency key: sent to several replicas, or
+//! several times, it is done once and answered alike. [`race`] decides, [`exchange`] sends.
 
+mod exchange;
+mod race;
+#[cfg(test)]
+pub(crate) mod simulated;
+mod survey;
+
+pub(crate) use exchange::causes;
+pub use survey::{Dial, ReplicaDial};
+
+use exchange::{Exchange, Http, Request};
 use protocol::api::Problem;
 use protocol::{ErrorCode, error_code};
-use reqwest::{Certificate, Method, StatusCode};
+use race::Race;
+use reqwest::{Certificate, Method};
 use serde::{Serialize, de::DeserializeOwned};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// How long one request may take; waits and log follow-ups are many short requests.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Rounds over all replicas before giving up: a leader change takes about a second.
-const ROUNDS_MAX: u32 = 6;
-/// Pause between rounds.
-const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// Bytes of an idempotency key: no two are ever alike.
+const KEY_BYTES: usize = 16;
 
 /// Why a call of the control API failed.
 #[derive(Debug, thiserror::Error)]
@@ -19,15 +32,18 @@ pub enum ClientError {
     /// The API refused, with a code that `quorate explain` knows.
     #[error("{}: {}", .0.code, .0.message)]
     Refused(Problem),
-    /// No replica answered.
-    #[error("no control replica answers ({0})")]
+    /// No replica that leads answered, and nothing was done.
+    #[error("{0}")]
     Unreachable(String),
+    /// A write was sent and no answer to it came in time: it may have been done, once.
+    #[error("the outcome is unknown, look whether it took effect before asking again ({0})")]
+    OutcomeUnknown(String),
     /// A replica answered something that this client does not understand.
     #[error("unexpected answer from {url}: {detail}")]
     Unexpected {
-        /// Who answered.
+        /// The replica.
         url: String,
-        /// What.
+        /// Its answer.
         detail: String,
     },
 }
@@ -39,17 +55,25 @@ impl ClientError {
         match self {
             Self::Refused(problem) => ErrorCode::find(&problem.code),
             Self::Unreachable(_) => Some(error_code::CONTROL_UNAVAILABLE),
+            Self::OutcomeUnknown(_) => Some(error_code::OUTCOME_UNKNOWN),
             Self::Unexpected { .. } => None,
         }
     }
 }
 
 /// A client of one cluster's control API.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ControlClient {
-    http: reqwest::Client,
-    replicas: Vec<String>,
-    token: String,
+    exchange: Arc<dyn Exchange>,
+    replicas: Arc<[String]>,
+    /// The replica that answered last: asked first the next time.
+    preferred: Arc<AtomicUsize>,
+}
+
+impl std::fmt::Debug for ControlClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlClient").field("replicas", &self.replicas).finish_non_exhaustive()
+    }
 }
 
 impl ControlClient {
@@ -63,14 +87,13 @@ impl ControlClient {
         token: String,
         authority: Option<Certificate>,
     ) -> Result<Self, reqwest::Error> {
-        let mut builder = reqwest::Client::builder()
-            .timeout(REQUEST_TIMEOUT)
-            .connect_timeout(Duration::from_secs(3))
-            .no_proxy();
-        if let Some(authority) = authority {
-            builder = builder.tls_certs_only([authority]);
-        }
-        Ok(Self { http: builder.build()?, replicas, token })
+        let replicas: Arc<[String]> = replicas.into();
+        let http = Http::new(replicas.clone(), token, authority)?;
+        Ok(Self::with_exchange(replicas, Arc::new(http)))
+    }
+
+    fn with_exchange(replicas: Arc<[String]>, exchange: Arc<dyn Exchange>) -> Self {
+        Self { exchange, replicas, preferred: Arc::default() }
     }
 
     /// `GET path`.
@@ -78,7 +101,19 @@ impl ControlClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R, ClientError> {
-        self.call::<(), R>(Method::GET, path, None).await
+        self.call::<(), R>(Method::GET, path, None, false).await
+    }
+
+    /// `POST path` with a JSON body, where that changes nothing.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn query<B: Serialize, R: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<R, ClientError> {
+        self.call(Method::POST, path, Some(body), false).await
     }
 
     /// `POST path` with a JSON body.
@@ -90,7 +125,7 @@ impl ControlClient {
         path: &str,
         body: &B,
     ) -> Result<R, ClientError> {
-        self.call(Method::POST, path, Some(body)).await
+        self.call(Method::POST, path, Some(body), true).await
     }
 
     /// `PUT path` with a JSON body.
@@ -102,7 +137,7 @@ impl ControlClient {
         path: &str,
         body: &B,
     ) -> Result<R, ClientError> {
-        self.call(Method::PUT, path, Some(body)).await
+        self.call(Method::PUT, path, Some(body), true).await
     }
 
     /// `DELETE path`.
@@ -110,7 +145,7 @@ impl ControlClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn delete<R: DeserializeOwned>(&self, path: &str) -> Result<R, ClientError> {
-        self.call::<(), R>(Method::DELETE, path, None).await
+        self.call::<(), R>(Method::DELETE, path, None, true).await
     }
 
     async fn call<B: Serialize, R: DeserializeOwned>(
@@ -118,78 +153,26 @@ impl ControlClient {
         method: Method,
         path: &str,
         body: Option<&B>,
+        writes: bool,
     ) -> Result<R, ClientError> {
-        let mut last = ClientError::Unreachable("no replica is known".into());
-        for round in 0..ROUNDS_MAX {
-            if round > 0 {
-                tokio::time::sleep(ROUND_PAUSE).await;
-            }
-            for replica in &self.replicas {
-                match self.ask(method.clone(), replica, path, body).await? {
-                    Ok(answer) => return Ok(answer),
-                    // Whoever leads and cannot says more than those who do not lead.
-                    Err(ClientError::Unreachable(_)) if matches!(last, ClientError::Refused(_)) => {}
-                    Err(reason) => last = reason,
-                }
-            }
-        }
-        Err(last)
+        let body = body.map(|body| serde_json::to_vec(body).expect("API types are JSON").into());
+        let key = writes.then(|| hex::encode(crate::session::random_bytes::<KEY_BYTES>()));
+        let request = Request { method, path: path.to_string(), body, key };
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let race = Race::new(self.replicas.to_vec(), preferred, writes);
+        let (replica, answer) = race::run(self.exchange.as_ref(), &request, race).await?;
+        self.preferred.store(replica, Ordering::Relaxed);
+        serde_json::from_slice(&answer).map_err(|error| ClientError::Unexpected {
+            url: format!("{}{path}", self.replicas[replica]),
+            detail: error.to_string(),
+        })
     }
 
-    /// One replica's answer, or the reason to try another.
-    async fn ask<B: Serialize, R: DeserializeOwned>(
-        &self,
-        method: Method,
-        replica: &str,
-        path: &str,
-        body: Option<&B>,
-    ) -> Result<Result<R, ClientError>, ClientError> {
-        let url = format!("{replica}{path}");
-        let only_reads = method == Method::GET;
-        let mut request = self.http.request(method, &url).bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = match request.send().await {
-            Ok(response) => response,
-            // Only what changes nothing, or certainly was not executed, may go to another replica unasked.
-            Err(error) if only_reads || error.is_connect() => {
-                return Ok(Err(unreachable(replica, &causes(&error))));
-            }
-            Err(error) => return Err(unexpected(&url, &causes(&error))),
-        };
-        let status = response.status();
-        let bytes = match response.bytes().await {
-            Ok(bytes) => bytes,
-            Err(error) if only_reads => return Ok(Err(unreachable(replica, &causes(&error)))),
-            Err(error) => return Err(unexpected(&url, &causes(&error))),
-        };
-        if status.is_success() {
-            return serde_json::from_slice(&bytes).map(Ok).map_err(|error| unexpected(&url, &error));
-        }
-        let problem: Problem = serde_json::from_slice(&bytes)
-            .map_err(|_| unexpected(&url, &format!("{status}: {}", String::from_utf8_lossy(&bytes))))?;
-        match status {
-            StatusCode::MISDIRECTED_REQUEST => Ok(Err(unreachable(replica, &problem.message))),
-            // Nothing was done, and in a moment it may be, by this replica or by another that leads then.
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => {
-                Ok(Err(ClientError::Refused(problem)))
-            }
-            _ => Err(ClientError::Refused(problem)),
-        }
+    /// Asks every replica at once whether it answers; one that has not within `limit` is silent.
+    pub async fn survey(&self, limit: Duration) -> Vec<ReplicaDial> {
+        survey::survey(self.exchange.as_ref(), &self.replicas, limit).await
     }
 }
 
-fn unreachable(replica: &str, reason: &str) -> ClientError {
-    ClientError::Unreachable(format!("{replica}: {reason}"))
-}
-
-fn unexpected(url: &str, detail: &impl ToString) -> ClientError {
-    ClientError::Unexpected { url: url.to_string(), detail: detail.to_string() }
-}
-
-/// An error and what lies below it: "error sending request" alone helps nobody.
-pub(crate) fn causes(error: &reqwest::Error) -> String {
-    let below = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    below.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ pub(crate) fn status() -> Status {
         findings: vec![],
         leader: None,
         replicas: 3,
+        replicas_silent: vec![],
         nodes: 4,
         nodes_alive: 4,
         services: 2,

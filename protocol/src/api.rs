@@ -17,6 +17,12 @@ use crate::model::{KeyWrap, ModelRecord};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// Header of a write that carries its idempotency key: sent again under the same key, it is done once and answered
+/// alike. The name is that of the IETF draft.
+pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
+/// Header of an answer `not-leader`: base URL of the replica that leads, as genesis has it.
+pub const LEADER_HEADER: &str = "quorate-leader";
+
 /// Every error of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -280,6 +286,8 @@ pub struct Status {
     pub leader: Option<ReplicaId>,
     /// Control replicas.
     pub replicas: u32,
+    /// Those of them that do not answer the leader.
+    pub replicas_silent: Vec<ReplicaId>,
     /// Nodes admitted.
     pub nodes: u32,
     /// Nodes alive.
@@ -292,6 +300,33 @@ pub struct Status {
     pub simulated: Vec<String>,
     /// Limits that nodes do not enforce, and on which nodes: no fault, and worth knowing.
     pub not_enforced: Vec<String>,
+}
+
+/// `GET /v1/replica`: the control replicas as one of them sees them. Each answers for itself, whether it leads or not
+/// and without asking another, so that a client can tell which are silent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaView {
+    /// The replica that answers.
+    pub id: ReplicaId,
+    /// The replica that it takes for the leader; none while one is elected.
+    pub leader: Option<ReplicaId>,
+    /// The last log entry that it has applied.
+    pub applied: u64,
+    /// All replicas of the genesis.
+    pub replicas: Vec<PeerView>,
+}
+
+/// One control replica as another sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PeerView {
+    /// Its number.
+    pub id: ReplicaId,
+    /// Base URL of its API, as genesis has it.
+    pub api: String,
+    /// Whether it answered lately; none = not asked yet.
+    pub answers: Option<bool>,
 }
 
 /// One thing that is wrong or waits.

@@ -76,6 +76,8 @@ codes! {
     FOUNDER_SIGNATURE_MISSING = "founder-signature-missing";
     /// A ballot or signature is by somebody who is no member.
     NOT_A_MEMBER = "not-a-member";
+    /// A write carries the idempotency key of another one.
+    IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused";
     /// A member's second ballot on the same proposal.
     BALLOT_DUPLICATE = "ballot-duplicate";
     /// A ballot is for another proposal, rendering, circle or epoch.

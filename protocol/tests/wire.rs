@@ -77,6 +77,8 @@ kinds! {
     "PutWraps" => api::PutWraps,
     "AuditEvent" => api::AuditEvent,
     "Status" => api::Status,
+    "ReplicaView" => api::ReplicaView,
+    "PeerView" => api::PeerView,
     "Finding" => api::Finding,
     "Why" => api::Why,
     "LogLine" => api::LogLine,

@@ -6,6 +6,7 @@
 use crate::audit::Audit;
 use crate::command::{Actor, SlotName};
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
+use crate::outcomes::Outcomes;
 use human_chain::{ChainError, CircleState};
 use protocol::agent::PendingNode;
 use protocol::api::ProposalState;
@@ -45,6 +46,7 @@ pub struct Cluster {
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
     pub(crate) closed: VecDeque<ClosedProposal>,
     pub(crate) audit: Audit,
+    pub(crate) outcomes: Outcomes,
 }
 
 /// Who leads, and since when by the cluster's time.

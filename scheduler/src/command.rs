@@ -46,6 +46,19 @@ pub struct Command {
     pub actor: Actor,
     /// For what.
     pub action: Action,
+    /// Under which key it may come again and is carried out once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// A client's name for one write, within those of its access token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdempotencyKey {
+    /// The token that the request carried.
+    pub token: TokenName,
+    /// Digest of the key's text.
+    pub key: Digest,
 }
 
 /// What a command does.

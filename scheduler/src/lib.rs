@@ -17,6 +17,7 @@ mod draft;
 mod dry_run;
 pub mod limits;
 mod observed;
+mod outcomes;
 mod plan;
 mod status;
 mod views;
@@ -27,7 +28,7 @@ pub use audit::Audit;
 pub use cluster::{
     ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,
 };
-pub use command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
+pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
 pub use observed::{LapseUnderWay, Liveness, Observed, ObservedNode};

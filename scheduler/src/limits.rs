@@ -32,6 +32,13 @@ pub const WRAP_BYTES_MAX: usize = 1536;
 pub const STORE_URL_BYTES_MAX: usize = 1024;
 /// Longest text of an audit event, in bytes.
 pub const AUDIT_TEXT_BYTES_MAX: usize = 512;
+/// Commands whose outcomes are kept for their idempotency keys: half a minute of five hundred writes a second, which is
+/// longer than a client sends a write again. A few milliseconds to copy for a snapshot.
+pub const IDEMPOTENCY_RECORDS_MAX: usize = 16_384;
+/// Bytes of those outcomes: most are a word.
+pub const IDEMPOTENCY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long an outcome is kept where there is room: a day, as services elsewhere keep theirs.
+pub const IDEMPOTENCY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Largest rest of a command: its time, who asked, and what for.
 pub const COMMAND_FRAME_BYTES_MAX: usize = 1024;
 /// Largest command: a genesis; a roster, a plan and wraps are smaller.

@@ -11,12 +11,12 @@ use protocol::{Epoch, Millis, ReplicaId};
 use std::collections::BTreeMap;
 
 /// What only the consensus layer knows of the replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaderView {
     /// Who leads, if anybody.
     pub leader: Option<ReplicaId>,
-    /// Replicas that the leader hears, itself included; none when unknown.
-    pub replicas_alive: Option<u32>,
+    /// Replicas that do not answer the leader; none when unknown.
+    pub silent: Option<Vec<ReplicaId>>,
 }
 
 /// How the cluster is.
@@ -27,7 +27,7 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
     if cluster.circle.is_none() {
         findings.push(finding("the circle is not founded yet".into(), "quorate circle --help".into()));
     }
-    findings.extend(replica_findings(leader, replicas));
+    findings.extend(replica_findings(&leader, replicas));
     findings.extend(node_findings(cluster, observed, now));
     findings.extend(service_findings(cluster, observed, now));
     findings.extend(plan(cluster, observed, now).dropped.iter().map(dropped_finding));
@@ -51,6 +51,7 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
         findings,
         leader: leader.leader,
         replicas,
+        replicas_silent: leader.silent.unwrap_or_default(),
         nodes,
         nodes_alive,
         services,
@@ -68,15 +69,18 @@ fn finding(message: String, next: String) -> Finding {
     Finding { message, next }
 }
 
-fn replica_findings(leader: LeaderView, replicas: u32) -> Vec<Finding> {
+fn replica_findings(leader: &LeaderView, replicas: u32) -> Vec<Finding> {
     let mut findings = Vec::new();
     if leader.leader.is_none() {
         let next = "start the missing control replicas: quorate control run --help".to_string();
         findings.push(finding("no control replica leads; nothing can change".into(), next));
     }
-    if let Some(alive) = leader.replicas_alive.filter(|alive| *alive < replicas) {
-        let next = "start the missing control replicas: quorate control run --help".to_string();
-        findings.push(finding(format!("{alive} of {replicas} control replicas are heard"), next));
+    for silent in leader.silent.iter().flatten() {
+        let next = "start it again: quorate control run --help".to_string();
+        findings.push(finding(
+            format!("control-{silent} does not answer, one of {replicas} control replicas"),
+            next,
+        ));
     }
     findings
 }

@@ -9,6 +9,7 @@ use human_chain::propose;
 use protocol::agent::SlotState;
 use protocol::api::ProposalState;
 use protocol::canonical::to_bytes;
+use protocol::error_code::{BALLOT_DUPLICATE, IDEMPOTENCY_KEY_REUSED, NAME_TAKEN, TOKEN_SCOPE_MISSING};
 use protocol::gateway::ApiKey;
 use protocol::governance::*;
 use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
@@ -254,7 +255,7 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
         let answer = why(&world.cluster, &world.observed, &question, world.now).unwrap();
         assert!(answer.answer.starts_with("2 of 2 wanted replicas of embed answer; 0 of 2 run"), "{name}");
         assert!(answer.remedy.is_some(), "{name}: {answer:?}");
-        let leader = LeaderView { leader: Some(ReplicaId(1)), replicas_alive: Some(3) };
+        let leader = LeaderView { leader: Some(ReplicaId(1)), silent: Some(Vec::new()) };
         let status = status(&world.cluster, &world.observed, leader, world.now);
         assert!(!status.healthy && status.findings[0].message == answer.answer, "{name}: {status:?}");
     }
@@ -510,7 +511,12 @@ fn steps_that_would_break_a_rule_are_refused() {
 fn bytes_that_are_no_command_are_refused() {
     let mut world = running();
     let before = world.cluster.digest();
-    let good = to_bytes(&Command { now: world.now, actor: Actor::Scheduler, action: Action::Tick });
+    let good = to_bytes(&Command {
+        now: world.now,
+        actor: Actor::Scheduler,
+        action: Action::Tick,
+        idempotency: None,
+    });
     let longer = [good.as_slice(), &[0]].concat();
     for bytes in [&[][..], &[0xff; 40], &good[1..], &longer, &vec![0; COMMAND_BYTES_MAX + 1]] {
         let reply: Reply =
@@ -680,4 +686,61 @@ fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
     }
     assert_eq!(seen.last(), Some(&1), "{seen:?}");
     assert!(seen.is_sorted(), "it does not go back: {seen:?}");
+}
+
+/// The story of a client whose answer is lost: it sends the same again under the same key, before and after another
+/// replica leads or one was restored from a snapshot.
+#[test]
+fn a_write_under_a_key_is_carried_out_once_and_answered_alike() {
+    let mut world = World::new(&[node("n1", 4000, 4096)]);
+    let create = |name: &str| Action::CreateApiKey(samples::api_key(name, None));
+    assert_eq!(world.apply_once("k1", create("app")), Reply::Done);
+    let after_one = world.cluster.clone();
+    assert_eq!(world.apply_once("k1", create("app")), Reply::Done, "without a key the name would be taken");
+    assert_eq!(world.cluster, after_one, "nothing was done twice, nothing recorded twice");
+    world.lead(2);
+    world.cluster = Cluster::from_snapshot(&world.cluster.to_snapshot()).unwrap();
+    assert_eq!(world.apply_once("k1", create("app")), Reply::Done);
+
+    let refused = world.apply_once("k2", create("app"));
+    assert!(matches!(refused, Reply::Refused { code: NAME_TAKEN, .. }), "{refused:?}");
+    world.must(Action::RevokeApiKey("app".parse().unwrap()));
+    assert_eq!(
+        world.apply_once("k2", create("app")),
+        refused,
+        "a late copy of what was refused stays refused"
+    );
+    assert!(!world.cluster.api_keys().contains_key(&"app".parse().unwrap()));
+    assert_eq!(world.apply_once("k3", create("app")), Reply::Done, "a new key is a new write");
+
+    let reused = world.apply_once("k1", create("other"));
+    assert!(matches!(reused, Reply::Refused { code: IDEMPOTENCY_KEY_REUSED, .. }), "{reused:?}");
+    assert!(!world.cluster.api_keys().contains_key(&"other".parse().unwrap()));
+}
+
+#[test]
+fn a_ballot_sent_again_under_its_key_is_no_second_ballot() {
+    let mut world = World::new(&[node("n1", 4000, 4096)]);
+    let proposal = world.proposal(Change::RemoveNode { node: "n1".parse().unwrap() });
+    let submit = || Action::SubmitProposal(Box::new(proposal.clone()));
+    assert_eq!(world.apply_once("submit", submit()), world.apply_once("submit", submit()));
+    let ballot = Box::new(world.ballot("alice", &proposal, Choice::Approve));
+    let counted = world.apply_once("vote", Action::CastBallot(ballot.clone()));
+    assert!(matches!(counted, Reply::Counted { .. }), "{counted:?}");
+    assert_eq!(world.apply_once("vote", Action::CastBallot(ballot.clone())), counted);
+    let again = world.apply_once("other", Action::CastBallot(ballot));
+    assert!(matches!(again, Reply::Refused { code: BALLOT_DUPLICATE, .. }), "{again:?}");
+}
+
+#[test]
+fn a_token_that_the_circle_does_not_know_leaves_no_record() {
+    let mut world = World::new(&[node("n1", 4000, 4096)]);
+    let before = world.cluster.clone();
+    let mut key = samples::once("k");
+    key.token = "stranger".parse().unwrap();
+    let action = Action::CreateApiKey(samples::api_key("app", None));
+    let command = Command { now: world.now, actor: Actor::Scheduler, action, idempotency: Some(key) };
+    let reply = apply(&mut world.cluster, 99, &command);
+    assert!(matches!(reply, Reply::Refused { code: TOKEN_SCOPE_MISSING, .. }), "{reply:?}");
+    assert_eq!(world.cluster, before);
 }

@@ -32,7 +32,7 @@ fn roster(people: &BTreeMap<MemberId, MemberSecret>) -> (Vec<Member>, Policy) {
 
 /// Writes a command to the log and applies what the log holds.
 fn write(cluster: &mut Cluster, index: u64, action: Action) -> Reply {
-    let bytes = to_bytes(&Command { now: START, actor: Actor::Scheduler, action });
+    let bytes = to_bytes(&Command { now: START, actor: Actor::Scheduler, action, idempotency: None });
     let reply = from_bytes(&apply_bytes(cluster, index, &bytes), 1 << 20).unwrap();
     assert!(!matches!(reply, Reply::Refused { .. }), "{} bytes: {reply:?}", bytes.len());
     reply
@@ -89,8 +89,10 @@ fn the_largest_step_and_the_largest_wrap_are_within_their_limits() {
     assert!(step <= STEP_BYTES_MAX, "{step}");
     let wrap = wrap("minilm", Recipient::Member(member(&"m".repeat(NAME_BYTES_MAX))));
     assert!(to_bytes(&wrap).len() <= WRAP_BYTES_MAX, "{}", to_bytes(&wrap).len());
-    let token = "t".repeat(NAME_BYTES_MAX).parse().unwrap();
+    let token = || "t".repeat(NAME_BYTES_MAX).parse().unwrap();
     let now = protocol::Millis(u64::MAX);
-    let frame = to_bytes(&Command { now, actor: Actor::Token(token), action: Action::Tick }).len();
+    let idempotency = Some(IdempotencyKey { token: token(), key: Digest::of(b"key") });
+    let frame = Command { now, actor: Actor::Token(token()), action: Action::Tick, idempotency };
+    let frame = to_bytes(&frame).len();
     assert!(frame <= COMMAND_FRAME_BYTES_MAX / 2, "{frame}");
 }

@@ -11,6 +11,7 @@ mod output;
 mod proposals;
 mod services;
 mod status;
+mod verdict;
 
 pub use circle::simple_policy;
 pub use nodes::admit;
@@ -94,7 +95,11 @@ enum Command {
     /// Show what a service's workers write
     Logs(services::LogsArguments),
     /// What is wrong, and the next command
-    #[command(after_help = "Example:\n  quorate status")]
+    #[command(after_help = "\
+Example:
+  quorate status
+
+Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or there is no way to tell")]
     Status,
     /// Why something is placed, waits or was refused
     Why(status::WhyArguments),
@@ -111,6 +116,9 @@ enum Command {
     /// List what was done last, by whom and when
     Events(status::EventsArguments),
 }
+
+/// Exit status of `quorate status` where the state of the cluster cannot be had.
+const NO_WAY_TO_TELL: u8 = 2;
 
 /// What every command gets.
 pub(crate) struct Environment {
@@ -133,20 +141,22 @@ impl Environment {
 pub fn run(cli: Cli) -> ExitCode {
     let environment = Environment { context: cli.context, output: cli.output };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let failed = if matches!(cli.command, Command::Status) {
+        ExitCode::from(NO_WAY_TO_TELL)
+    } else {
+        ExitCode::FAILURE
+    };
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(dispatch(cli.command, &environment)),
         Err(error) => Err(error.into()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            failure::print(&error, environment.output);
-            ExitCode::FAILURE
-        }
-    }
+    outcome.unwrap_or_else(|error| {
+        failure::print(&error, environment.output);
+        failed
+    })
 }
 
-async fn dispatch(command: Command, environment: &Environment) -> Result<()> {
+async fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode> {
     match command {
         Command::Up(arguments) => crate::up::run(arguments).await,
         Command::Control(command) => daemons::control(command).await,
@@ -164,14 +174,15 @@ async fn dispatch(command: Command, environment: &Environment) -> Result<()> {
         Command::Scale(arguments) => services::scale(arguments, environment).await,
         Command::Retire(arguments) => services::retire(arguments, environment).await,
         Command::Logs(arguments) => services::logs(arguments, environment).await,
-        Command::Status => status::status(environment).await,
+        Command::Status => return status::status(environment).await,
         Command::Why(arguments) => status::why(arguments, environment).await,
         Command::Verify(arguments) => circle::verify(arguments, environment).await,
         Command::Explain(arguments) => status::explain(&arguments, environment),
         Command::Context(command) => context::run(command, environment),
         Command::Key(command) => keys::run(command, environment).await,
         Command::Events(arguments) => status::events(arguments, environment).await,
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

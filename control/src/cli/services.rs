@@ -166,7 +166,7 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
     let context = environment.context()?;
     if arguments.dry_run {
         let body = DryRunRequest { manifest };
-        let answer: DryRun = context.client()?.post("/v1/dry-run", &body).await?;
+        let answer: DryRun = context.client()?.query("/v1/dry-run", &body).await?;
         environment.output().print(&answer, dry_run_text);
         return Ok(());
     }

@@ -2,10 +2,12 @@
 
 use super::Environment;
 use super::output::table;
+use super::verdict;
 use crate::explain;
 use anyhow::{Result, bail};
 use clap::Args;
-use protocol::api::{AuditEvent, Page, Status, Why};
+use protocol::api::{AuditEvent, Page, Why};
+use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(
@@ -36,24 +38,12 @@ pub(crate) struct EventsArguments {
     before: Option<u64>,
 }
 
-pub(crate) async fn status(environment: &Environment) -> Result<()> {
-    let status: Status = environment.context()?.client()?.get("/v1/status").await?;
-    environment.output().print(&status, status_text);
-    Ok(())
-}
-
-fn status_text(status: &Status) -> String {
-    let mut text = format!("{}\n", status.summary);
-    for finding in &status.findings {
-        text.push_str(&format!("  {}\n    next: {}\n", finding.message, finding.next));
-    }
-    for simulated in &status.simulated {
-        text.push_str(&format!("  simulated: {simulated}\n"));
-    }
-    for limits in &status.not_enforced {
-        text.push_str(&format!("  not enforced: {limits}\n"));
-    }
-    text
+/// Prints how the cluster is. The exit status says it too: 0 all is well, 1 something is wrong, 2 the quorum is lost or
+/// there is no way to tell.
+pub(crate) async fn status(environment: &Environment) -> Result<ExitCode> {
+    let report = verdict::ask(&environment.context()?.client()?).await?;
+    environment.output().print(&report.to_json(), |_| report.to_text());
+    Ok(ExitCode::from(report.exit_code()))
 }
 
 pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> Result<()> {
@@ -110,17 +100,4 @@ pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -
     let value = serde_json::json!({ "code": arguments.code, "page": page });
     environment.output().print(&value, |_| page.to_string());
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_that_are_not_enforced_are_said() {
-        let mut status = crate::testing::status();
-        assert_eq!(status_text(&status), "all is well\n");
-        status.not_enforced = vec!["cpu, memory on node-1, node-2".into()];
-        assert_eq!(status_text(&status), "all is well\n  not enforced: cpu, memory on node-1, node-2\n");
-    }
 }

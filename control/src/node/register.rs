@@ -16,12 +16,7 @@ use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::{ModelName, error_code};
 use scheduler::limits::WRAPS_PER_COMMAND_MAX;
 use serde::Serialize;
-use std::time::Duration;
 
-/// How often a registration is sent that was not answered: applied or not, the same again changes nothing.
-const SENDS_MAX: u32 = 5;
-/// Pause between two of them: a leader change takes about a second.
-const SEND_PAUSE: Duration = Duration::from_millis(500);
 /// How often the circle may change between looking at it and registering.
 const CIRCLES_MAX: u32 = 3;
 
@@ -58,22 +53,12 @@ async fn register_once(session: &Session, key: &ModelKey, record: &ModelRecord) 
     // Members come first, so whatever does not fit into one command is shared later by any of them.
     let rest = wraps.split_off(wraps.len().min(WRAPS_PER_COMMAND_MAX));
     let body = RegisterModel { record: record.clone(), wraps };
-    send(&session, &body).await?;
+    let _: serde_json::Value = session.client.post("/v1/models", &body).await?;
     let path = format!("/v1/models/{}/wraps", record.root);
     for wraps in rest.chunks(WRAPS_PER_COMMAND_MAX) {
         let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps: wraps.to_vec() }).await?;
     }
     Ok(())
-}
-
-async fn send(session: &Session, body: &RegisterModel) -> Result<(), ClientError> {
-    for _ in 1..SENDS_MAX {
-        match session.client.post::<_, serde_json::Value>("/v1/models", body).await {
-            Err(ClientError::Unexpected { .. }) => tokio::time::sleep(SEND_PAUSE).await,
-            outcome => return outcome.map(|_| ()),
-        }
-    }
-    session.client.post::<_, serde_json::Value>("/v1/models", body).await.map(|_| ())
 }
 
 fn is_refused(error: &anyhow::Error, code: protocol::ErrorCode) -> bool {

@@ -1,24 +1,26 @@
 //! The control API for people and their programs: JSON over HTTP, described by `/openapi.json`.
 //!
 //! Every replica knows the replicated state; only the leader hears the nodes. To have one behaviour, all
-//! but the probes answers on the leader, after a read barrier; other replicas say who leads.
+//! but the probes and `/v1/replica` answers on the leader, after a read barrier; other replicas name the leader.
 
 use super::auth::{Proposer, Reader, Submitter};
-use super::problem::{Failure, accepted, unavailable};
+use super::idempotency::Key;
+use super::problem::{Failure, accepted, unavailable, unseen};
 use super::{Server, wall_clock};
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use consensus::Role;
 use protocol::agent::PendingNode;
 use protocol::api::*;
 use protocol::error_code;
 use protocol::gateway::ApiKey;
-use protocol::governance::{Change, SignedBallot};
+use protocol::governance::{Change, ControlReplica, SignedBallot};
 use protocol::manifest::{Manifest, Runtime};
 use protocol::model::{KeyWrap, ModelRecord};
-use protocol::{ModelRoot, ProposalId, ServiceName, TokenName};
+use protocol::{ModelRoot, ProposalId, ReplicaId, ServiceName, TokenName};
 use scheduler::{Action, Actor, Cluster, Observed};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -54,6 +56,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/keys/{name}", delete(revoke_key))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status))
+        .route("/v1/replica", get(replica))
         .route("/v1/why/{*subject}", get(why))
         .fallback(|| async { Failure::new(error_code::PATH_NOT_FOUND, "the API has no such path") })
         .method_not_allowed_fallback(|| async {
@@ -83,7 +86,14 @@ impl FromRequestParts<Arc<Server>> for Leading {
         if server.lock_leadership().is_none() {
             return Err(server.not_leader());
         }
-        server.read_barrier().await?;
+        let mut status = server.handle.watch_status();
+        let led = status.borrow_and_update().role == Role::Leader;
+        tokio::select! {
+            biased;
+            confirmed = server.read_barrier() => confirmed?,
+            // A leader that loses its majority while it asks it says so at once, and holds no client.
+            _ = status.wait_for(|status| status.role != Role::Leader), if led => return Err(server.not_leader()),
+        }
         Ok(Self)
     }
 }
@@ -96,7 +106,7 @@ impl Server {
         let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader);
         let failure = Failure::new(error_code::NOT_LEADER, "this control replica does not lead");
         match leader {
-            Some(replica) => failure.remedy(format!("ask {}", replica.api)),
+            Some(replica) => failure.leader(&replica.api).remedy(format!("ask {}", replica.api)),
             None => failure.remedy("a leader is being elected; ask again"),
         }
     }
@@ -108,8 +118,26 @@ impl Server {
         Ok(self.cluster(|cluster| look(cluster, observed)))
     }
 
-    async fn change(&self, actor: impl Into<Actor>, action: Action) -> Answer<Done> {
-        accepted(self.command(actor.into(), action).await?)?;
+    /// The proposal as it stands after a command on it was committed. Another replica may have applied that command
+    /// as the leader; this one then waits until it has applied it too. The command is done in any case, so no answer
+    /// from here on may say that it is not: `outcome-unknown` is the worst that a client gets.
+    async fn committed_proposal(
+        &self,
+        id: &ProposalId,
+        shows: impl Fn(&ProposalView) -> bool,
+    ) -> Answer<ProposalView> {
+        let look = || self.cluster(|cluster| scheduler::proposal_view(cluster, id));
+        if let Some(view) = look().filter(&shows) {
+            return Ok(Json(view));
+        }
+        self.read_barrier().await.map_err(|_| unseen("this replica has not applied the command yet"))?;
+        look().map(Json).ok_or_else(|| unseen("the proposal was decided and is no longer kept"))
+    }
+
+    async fn change(&self, caller: Submitter, key: Key, action: Action) -> Answer<Done> {
+        let token = TokenName::from(caller);
+        let key = key.of(&token);
+        accepted(self.write(Actor::Token(token), action, key).await?)?;
         Ok(DONE)
     }
 }
@@ -152,7 +180,8 @@ async fn proposal(
 #[utoipa::path(post, path = "/v1/proposals", request_body = SubmitProposal,
     responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn submit_proposal(
-    caller: Proposer,
+    Proposer(token): Proposer,
+    key: Key,
     _: Leading,
     State(server): Shared,
     body: Result<Json<SubmitProposal>, JsonRejection>,
@@ -162,9 +191,9 @@ async fn submit_proposal(
         refuse_unused_gpus(manifest)?;
     }
     let id = proposal.id();
-    accepted(server.command(caller.into(), Action::SubmitProposal(Box::new(proposal))).await?)?;
-    let view = server.cluster(|cluster| scheduler::proposal_view(cluster, &id));
-    view.map(Json).ok_or_else(|| unavailable("the proposal is not visible here yet"))
+    let key = key.of(&token);
+    accepted(server.write(Actor::Token(token), Action::SubmitProposal(Box::new(proposal)), key).await?)?;
+    server.committed_proposal(&id, |_| true).await
 }
 
 /// The built-in engine computes on one GPU: more would be reserved, paid for, and idle. Judged here and not where
@@ -185,7 +214,8 @@ fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
 #[utoipa::path(post, path = "/v1/proposals/{id}/ballots", params(("id" = ProposalId, Path)),
     request_body = SignedBallot, responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn cast_ballot(
-    _: Proposer,
+    Proposer(token): Proposer,
+    key: Key,
     _: Leading,
     State(server): Shared,
     id: Result<Path<ProposalId>, PathRejection>,
@@ -197,9 +227,9 @@ async fn cast_ballot(
         return Err(Failure::new(error_code::BALLOT_MISMATCH, message));
     }
     let actor = Actor::Member(ballot.ballot.member.clone());
-    accepted(server.command(actor, Action::CastBallot(Box::new(ballot))).await?)?;
-    let view = server.cluster(|cluster| scheduler::proposal_view(cluster, &id));
-    view.map(Json).ok_or_else(|| unavailable("the proposal is not visible here yet"))
+    let counted = ballot.clone();
+    accepted(server.write(actor, Action::CastBallot(Box::new(ballot)), key.of(&token)).await?)?;
+    server.committed_proposal(&id, |view| view.ballots.contains(&counted)).await
 }
 
 /// Where slots would go, who must sign, what it costs at most. Changes nothing.
@@ -254,13 +284,14 @@ fn no_service_text(name: &str) -> Failure {
     request_body = ScaleRequest, responses((status = 200, body = Done)), tag = "services")]
 async fn scale(
     caller: Submitter,
+    key: Key,
     _: Leading,
     State(server): Shared,
     name: Result<Path<ServiceName>, PathRejection>,
     body: Result<Json<ScaleRequest>, JsonRejection>,
 ) -> Answer<Done> {
     let (Path(service), Json(ScaleRequest { replicas })) = (name?, body?);
-    server.change(caller, Action::Scale { service, replicas }).await
+    server.change(caller, key, Action::Scale { service, replicas }).await
 }
 
 /// After which sequence number.
@@ -329,12 +360,13 @@ async fn models(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<Mod
     responses((status = 200, body = Done)), tag = "models")]
 async fn register_model(
     caller: Submitter,
+    key: Key,
     _: Leading,
     State(server): Shared,
     body: Result<Json<RegisterModel>, JsonRejection>,
 ) -> Answer<Done> {
     let Json(RegisterModel { record, wraps }) = body?;
-    server.change(caller, Action::RegisterModel { record: Box::new(record), wraps }).await
+    server.change(caller, key, Action::RegisterModel { record: Box::new(record), wraps }).await
 }
 
 /// Takes a model that no service in force names out of the register, with its key.
@@ -342,12 +374,13 @@ async fn register_model(
     responses((status = 200, body = Done)), tag = "models")]
 async fn forget_model(
     caller: Submitter,
+    key: Key,
     _: Leading,
     State(server): Shared,
     root: Result<Path<ModelRoot>, PathRejection>,
 ) -> Answer<Done> {
     let Path(root) = root?;
-    server.change(caller, Action::ForgetModel(root)).await
+    server.change(caller, key, Action::ForgetModel(root)).await
 }
 
 /// A model's key, wrapped to each that may open it.
@@ -368,6 +401,7 @@ async fn wraps(
     request_body = PutWraps, responses((status = 200, body = Done)), tag = "models")]
 async fn put_wraps(
     caller: Submitter,
+    key: Key,
     _: Leading,
     State(server): Shared,
     root: Result<Path<ModelRoot>, PathRejection>,
@@ -377,7 +411,7 @@ async fn put_wraps(
     if wraps.iter().any(|wrap: &KeyWrap| wrap.root != root) {
         return Err(Failure::new(error_code::REQUEST_INVALID, "a wrap is of another model's key").at("wraps"));
     }
-    server.change(caller, Action::PutWraps(wraps)).await
+    server.change(caller, key, Action::PutWraps(wraps)).await
 }
 
 /// Inference keys, without their hashes.
@@ -392,12 +426,13 @@ async fn keys(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<KeyVi
 #[utoipa::path(post, path = "/v1/keys", request_body = CreateKey, responses((status = 200, body = Done)), tag = "keys")]
 async fn create_key(
     caller: Submitter,
+    key: Key,
     _: Leading,
     State(server): Shared,
     body: Result<Json<CreateKey>, JsonRejection>,
 ) -> Answer<Done> {
     let Json(CreateKey { name, hash, requests_per_minute }) = body?;
-    server.change(caller, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute })).await
+    server.change(caller, key, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute })).await
 }
 
 /// Shuts a key out.
@@ -405,12 +440,13 @@ async fn create_key(
     responses((status = 200, body = Done)), tag = "keys")]
 async fn revoke_key(
     caller: Submitter,
+    key: Key,
     _: Leading,
     State(server): Shared,
     name: Result<Path<TokenName>, PathRejection>,
 ) -> Answer<Done> {
     let Path(name) = name?;
-    server.change(caller, Action::RevokeApiKey(name)).await
+    server.change(caller, key, Action::RevokeApiKey(name)).await
 }
 
 /// Which events.
@@ -465,8 +501,26 @@ fn choose_events<'a>(
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
 async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> {
     let now = wall_clock();
-    let leader = scheduler::LeaderView { leader: Some(server.id), replicas_alive: server.peers.alive() };
+    let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
     Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
+}
+
+/// The control replicas as this one sees them. Every replica answers, also one that does not lead.
+#[utoipa::path(get, path = "/v1/replica", responses((status = 200, body = ReplicaView)), tag = "status")]
+async fn replica(_: Reader, State(server): Shared) -> Json<ReplicaView> {
+    let status = server.handle.status();
+    let silent = server.peers.silent();
+    let view = |replica: &ControlReplica| PeerView {
+        id: replica.id,
+        api: replica.api.clone(),
+        answers: silent.as_ref().map(|silent| !silent.contains(&replica.id)),
+    };
+    Json(ReplicaView {
+        id: server.id,
+        leader: status.leader.map(ReplicaId),
+        applied: status.applied,
+        replicas: server.genesis.genesis.control.iter().map(view).collect(),
+    })
 }
 
 /// Why a service, a slot (`service/slot`) or a proposal is as it is.
@@ -513,6 +567,7 @@ async fn why(
         revoke_key,
         events,
         status,
+        replica,
         why
     ),
     components(schemas(Problem))

@@ -7,7 +7,6 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use protocol::governance::TokenScope;
 use protocol::{Digest, TokenName, error_code};
-use scheduler::Actor;
 use std::sync::Arc;
 
 /// Longest token text looked at.
@@ -28,9 +27,9 @@ macro_rules! callers {
                 }
             }
 
-            impl From<$name> for Actor {
-                fn from(caller: $name) -> Actor {
-                    Actor::Token(caller.0)
+            impl From<$name> for TokenName {
+                fn from(caller: $name) -> TokenName {
+                    caller.0
                 }
             }
         )*

@@ -8,19 +8,32 @@ use super::Server;
 use bytes::Bytes;
 use consensus::{ProposeError, SessionId};
 use std::sync::{Mutex, MutexGuard};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Sessions of one replica, and with that its commands at once: far more than people give. The log remembers
 /// 4,096 sessions and one answer for each: those of five replicas and of all that they opened since some
 /// hundred starts, of which the least used are forgotten.
 const SESSIONS_MAX: usize = 16;
-/// Commands that wait for a session; more are refused as busy.
+/// Sessions that only the leader's own commands use: it announces itself and carries out plans one command after
+/// the other, and must do so within a lease however many clients write. One more for the command whose caller left.
+const RESERVED: usize = 2;
+/// Clients' commands that wait for a session; more are refused as busy.
 const WAITING_MAX: usize = 1024;
+
+/// Whose command it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The leader's own.
+    Leader,
+    /// Of people, programs and nodes that ask to be admitted: as many as come.
+    Clients,
+}
 
 /// The sessions of this replica.
 #[derive(Debug)]
 pub(super) struct Desk {
     free: Mutex<Vec<Session>>,
+    reserved: Semaphore,
     places: Semaphore,
     waiting: Semaphore,
 }
@@ -34,14 +47,35 @@ struct Session {
 
 impl Default for Desk {
     fn default() -> Self {
-        let (places, waiting) = (Semaphore::new(SESSIONS_MAX), Semaphore::new(WAITING_MAX));
-        Self { free: Mutex::default(), places, waiting }
+        let (places, waiting) = (Semaphore::new(SESSIONS_MAX - RESERVED), Semaphore::new(WAITING_MAX));
+        Self { free: Mutex::default(), reserved: Semaphore::new(RESERVED), places, waiting }
     }
 }
 
 impl Desk {
     fn lock(&self) -> MutexGuard<'_, Vec<Session>> {
         self.free.lock().expect("no holder of this lock panics")
+    }
+
+    /// The right to borrow a session; refused as busy where too many clients wait for one.
+    async fn permit(&self, lane: Lane) -> Result<SemaphorePermit<'_>, ProposeError> {
+        let (permits, waiting) = match lane {
+            Lane::Leader => (&self.reserved, None),
+            Lane::Clients => {
+                (&self.places, Some(self.waiting.try_acquire().map_err(|_| ProposeError::Busy)?))
+            }
+        };
+        let permit = permits.acquire().await.expect("the semaphore is never closed");
+        drop(waiting);
+        Ok(permit)
+    }
+
+    /// Takes every session that clients may have, and every place in their queue.
+    #[cfg(test)]
+    pub(super) fn fill(&self) -> [SemaphorePermit<'_>; 2] {
+        let all = |permits: &Semaphore| u32::try_from(permits.available_permits()).expect("a few");
+        [&self.places, &self.waiting]
+            .map(|permits| permits.try_acquire_many(all(permits)).expect("all of them"))
     }
 }
 
@@ -60,11 +94,9 @@ impl Drop for Borrowed<'_> {
 
 impl Server {
     /// Has `command` committed and applied exactly once, and returns the state machine's answer.
-    pub(super) async fn once(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+    pub(super) async fn once(&self, command: Bytes, lane: Lane) -> Result<Bytes, ProposeError> {
         let desk = &self.desk;
-        let waiting = desk.waiting.try_acquire().map_err(|_| ProposeError::Busy)?;
-        let _place = desk.places.acquire().await.expect("the semaphore is never closed");
-        drop(waiting);
+        let _permit = desk.permit(lane).await?;
         let session = desk.lock().pop();
         let mut borrowed = Borrowed { desk, session };
         let renewable = borrowed.session.is_some();
@@ -80,7 +112,11 @@ impl Server {
 
     async fn once_in(&self, borrowed: &mut Borrowed<'_>, command: &Bytes) -> Result<Bytes, ProposeError> {
         if borrowed.session.is_none() {
-            let id = self.handle.open_session().await?;
+            // Lost on the way, the opening of a session is no command that was lost: that one was never sent.
+            let id = self.handle.open_session().await.map_err(|error| match error {
+                ProposeError::OutcomeUnknown => ProposeError::NoLeader,
+                other => other,
+            })?;
             borrowed.session = Some(Session { id, sequence: 0 });
         }
         let session = borrowed.session.as_mut().expect("it was just opened");

@@ -208,7 +208,7 @@ impl Server {
         set(&metrics.is_leader, u64::from(status.role == consensus::Role::Leader));
         set(&metrics.has_leader, u64::from(status.leader.is_some()));
         set(&metrics.replicas, self.genesis.genesis.control.len() as u64);
-        set(&metrics.replicas_alive, self.peers.alive().map_or(0, u64::from));
+        set(&metrics.replicas_alive, self.peers.alive().unwrap_or(0));
         set(&metrics.applied, status.applied);
         set(&metrics.committed, status.commit);
         metrics.log.refresh(&self.handle.metrics(), status.disk_full);

@@ -7,6 +7,7 @@ mod api;
 mod auth;
 mod begin;
 mod commands;
+mod idempotency;
 mod leader;
 mod logs;
 mod machine;
@@ -23,6 +24,7 @@ pub use machine::ClusterMachine;
 pub use openapi::document as openapi_document;
 
 use anyhow::{Context as _, Result};
+use commands::Lane;
 use leader::Leadership;
 use logs::Logs;
 use overlay::people::{Certificate, KeyExchanges};
@@ -192,10 +194,23 @@ pub fn wall_clock() -> Millis {
 impl Server {
     /// Has a command carried out once, and returns what applying it answered.
     pub(crate) async fn command(&self, actor: Actor, action: Action) -> Result<Reply, problem::Failure> {
-        let command = Command { now: wall_clock(), actor, action };
-        let bytes = canonical::to_bytes(&command);
-        let answer = self.once(bytes.into()).await?;
-        canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unavailable)
+        self.write(actor, action, None).await
+    }
+
+    /// The same for a client's write, which may come again under its key.
+    pub(crate) async fn write(
+        &self,
+        actor: Actor,
+        action: Action,
+        idempotency: Option<scheduler::IdempotencyKey>,
+    ) -> Result<Reply, problem::Failure> {
+        let lane = match action {
+            Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Tick => Lane::Leader,
+            _ => Lane::Clients,
+        };
+        let command = Command { now: wall_clock(), actor, action, idempotency };
+        let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
+        canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unseen)
     }
 
     /// Waits until this replica has applied everything that was acknowledged before now.

@@ -1,12 +1,15 @@
 //! The OpenAPI document, generated from the handlers and types it describes.
 
 use super::api::ApiDocument;
+use super::idempotency;
 use axum::Json;
 use protocol::api::Problem;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder, SecurityRequirement};
 use utoipa::{OpenApi as _, ToSchema};
 
+/// The one `POST` that changes nothing.
+const DRY_RUN: &str = "/v1/dry-run";
 /// Name of the bearer scheme in the document.
 const BEARER: &str = "access_token";
 
@@ -18,7 +21,10 @@ pub fn document() -> OpenApi {
     let components = document.components.get_or_insert_with(Default::default);
     components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     document.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
+        // What asks and changes nothing takes no key.
+        let writes = [&mut item.post, &mut item.put, &mut item.delete].into_iter().flatten();
+        writes.filter(|_| path != DRY_RUN).for_each(idempotency::describe);
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             let schema = Ref::from_schema_name(Problem::name());
@@ -41,6 +47,21 @@ pub(crate) async fn serve() -> Json<OpenApi> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_write_takes_an_idempotency_key_and_no_read_does() {
+        let document = serde_json::to_value(document()).expect("a document is JSON");
+        let mut writes = 0;
+        for (path, item) in document["paths"].as_object().expect("paths") {
+            for (method, operation) in item.as_object().expect("operations") {
+                let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+                let takes = parameters.iter().any(|parameter| parameter["name"] == "Idempotency-Key");
+                assert_eq!(takes, method != "get" && path != DRY_RUN, "{method} {path}");
+                writes += usize::from(takes);
+            }
+        }
+        assert!(writes >= 8, "{writes} writes");
+    }
 
     #[test]
     fn every_operation_can_answer_with_a_problem() {

@@ -8,9 +8,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use overlay::{Address, CancellationToken, Client, Identity, Limits, NotAnAddress, Peer};
+use protocol::ReplicaId;
 use protocol::governance::Genesis;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Pause between rounds.
@@ -22,9 +22,9 @@ const PATH: &str = "/control/v1/alive";
 
 /// The other replicas.
 pub(crate) struct Peers {
-    clients: Vec<Client>,
-    /// Replicas that answered in the last round, this one included; 0 before the first.
-    alive: AtomicU32,
+    clients: Vec<(ReplicaId, Client)>,
+    /// Replicas that did not answer in the last round; none before the first.
+    silent: Mutex<Option<Vec<ReplicaId>>>,
 }
 
 impl Peers {
@@ -34,25 +34,35 @@ impl Peers {
         let clients = others
             .map(|replica| {
                 let address: Address = replica.address.parse()?;
-                Ok(Client::new(identity.clone(), address, replica.key, limits.clone()))
+                Ok((replica.id, Client::new(identity.clone(), address, replica.key, limits.clone())))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { clients, alive: AtomicU32::new(0) })
+        Ok(Self { clients, silent: Mutex::default() })
     }
 
-    /// How many replicas answer, this one included; none before anybody was asked.
-    pub(crate) fn alive(&self) -> Option<u32> {
-        Some(self.alive.load(Ordering::Relaxed)).filter(|alive| *alive > 0)
+    /// The replicas that do not answer this one, by number; none before any was asked.
+    pub(crate) fn silent(&self) -> Option<Vec<ReplicaId>> {
+        self.lock().clone()
+    }
+
+    /// How many replicas answer, this one included; none before any was asked.
+    pub(crate) fn alive(&self) -> Option<u64> {
+        let silent = self.lock().as_ref().map(Vec::len)?;
+        Some((1 + self.clients.len() - silent) as u64)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<ReplicaId>>> {
+        self.silent.lock().expect("no holder of this lock panics")
     }
 
     async fn ask_all(&self) {
-        let asked = self.clients.iter().map(|client| async {
+        let asked = self.clients.iter().map(|(id, client)| async {
             let request = http::Request::get(PATH).body(bytes::Bytes::new()).expect("a constant request");
-            client.request(request).await.is_ok_and(|answer| answer.status().is_success())
+            let answered = client.request(request).await.is_ok_and(|answer| answer.status().is_success());
+            (!answered).then_some(*id)
         });
-        let answers = futures::future::join_all(asked).await;
-        let alive = 1 + answers.into_iter().filter(|answered| *answered).count();
-        self.alive.store(u32::try_from(alive).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let silent = futures::future::join_all(asked).await.into_iter().flatten().collect();
+        *self.lock() = Some(silent);
     }
 }
 

@@ -2,10 +2,10 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::http::StatusCode;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use consensus::{ProposeError, ReadError};
-use protocol::api::Problem;
+use protocol::api::{LEADER_HEADER, Problem};
 use protocol::error_code::{self, ErrorCode};
 use scheduler::{Refusal, Reply};
 
@@ -14,6 +14,8 @@ use scheduler::{Refusal, Reply};
 pub(crate) struct Failure {
     status: StatusCode,
     problem: Problem,
+    /// Where the leader is, if this replica does not lead and knows.
+    leader: Option<Box<HeaderValue>>,
 }
 
 impl Failure {
@@ -21,7 +23,14 @@ impl Failure {
     #[must_use]
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let problem = Problem { code: code.to_string(), message: message.into(), at: None, remedy: None };
-        Self { status: status_of(code), problem }
+        Self { status: status_of(code), problem, leader: None }
+    }
+
+    /// Names the base URL of the replica that leads.
+    #[must_use]
+    pub(crate) fn leader(mut self, api: &str) -> Self {
+        self.leader = HeaderValue::from_str(api).ok().map(Box::new);
+        self
     }
 
     /// Where it is wrong.
@@ -74,6 +83,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::PLAN_STALE
         | error_code::CIRCLE_ALREADY_FOUNDED => StatusCode::CONFLICT,
         error_code::REQUEST_TOO_LARGE | error_code::COMMAND_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+        error_code::IDEMPOTENCY_KEY_REUSED => StatusCode::UNPROCESSABLE_ENTITY,
         error_code::METHOD_NOT_ALLOWED => StatusCode::METHOD_NOT_ALLOWED,
         _ => StatusCode::BAD_REQUEST,
     }
@@ -81,7 +91,11 @@ fn status_of(code: ErrorCode) -> StatusCode {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, Json(self.problem)).into_response()
+        let mut response = (self.status, Json(self.problem)).into_response();
+        if let Some(leader) = self.leader {
+            response.headers_mut().insert(HeaderName::from_static(LEADER_HEADER), *leader);
+        }
+        response
     }
 }
 
@@ -94,9 +108,7 @@ impl From<Refusal> for Failure {
 impl From<ProposeError> for Failure {
     fn from(error: ProposeError) -> Self {
         let remedy = match &error {
-            ProposeError::OutcomeUnknown | ProposeError::SequencePassed => {
-                "look whether it took effect before you ask again"
-            }
+            ProposeError::OutcomeUnknown | ProposeError::SequencePassed => LOOK,
             ProposeError::DiskFull => {
                 "free space where the leading replica keeps its log; it goes on by itself"
             }
@@ -151,5 +163,13 @@ pub(crate) fn unavailable(error: impl std::fmt::Display) -> Failure {
     Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string()).remedy(ASK_AGAIN)
 }
 
+/// The command was committed, and its effect cannot be shown. Never 503, which says that nothing was done.
+pub(super) fn unseen(reason: impl std::fmt::Display) -> Failure {
+    Failure::new(error_code::OUTCOME_UNKNOWN, format!("the command was committed; {reason}")).remedy(LOOK)
+}
+
+/// What to do where something may have been done.
+const LOOK: &str =
+    "send it again under its Idempotency-Key, or look whether it took effect before you ask again";
 /// What to do where nothing was done and nothing is wrong with what was asked.
 const ASK_AGAIN: &str = "ask again; `quorate status` shows which replicas answer";

@@ -1,7 +1,7 @@
 //! Applying a command: deterministic, total, and all or nothing.
 //!
 //! A refused command changes nothing at all, not even the cluster's time, so replicas stay equal whatever
-//! is written to the log.
+//! is written to the log. A command under an idempotency key leaves its reply behind, refused or not.
 
 mod execute;
 mod governance;
@@ -11,8 +11,9 @@ pub(crate) use governance::summary;
 pub use registry::enrol_answer;
 
 use crate::cluster::{Cluster, Leadership};
-use crate::command::{Action, Actor, Command, Refusal, Reply};
+use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
+use crate::outcomes::request_of;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISSING};
 use protocol::governance::TokenScope;
@@ -33,6 +34,25 @@ pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
 
 /// Applies the command at this index of the log. Never panics, whatever it is given.
 pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
+    let Some(key) = &command.idempotency else { return attempt(cluster, index, command) };
+    if let Err(refusal) = check_key(cluster, key) {
+        return refusal.into();
+    }
+    let (request, now) = (request_of(command), cluster.now.max(command.now));
+    match cluster.outcomes.find(key, &request, now) {
+        Ok(Some(recorded)) => recorded,
+        Err(refusal) => refusal.into(),
+        Ok(None) => {
+            let reply = attempt(cluster, index, command);
+            let now = cluster.now;
+            cluster.outcomes.record(key, request, now, &reply);
+            reply
+        }
+    }
+}
+
+/// Carries a command out or changes nothing.
+fn attempt(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let before = cluster.now;
     cluster.now = cluster.now.max(command.now);
     match carry_out(cluster, index, command) {
@@ -92,6 +112,15 @@ fn check_actor(cluster: &Cluster, actor: &Actor, scope: TokenScope) -> Result<()
         Some(token) if token.scopes.contains(&scope) => Ok(()),
         Some(_) => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("token `{name}` lacks scope {scope:?}"))),
         None => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("there is no token `{name}`"))),
+    }
+}
+
+/// Only tokens of the circle leave records, so that there are no more parties to them than it has tokens.
+fn check_key(cluster: &Cluster, key: &IdempotencyKey) -> Result<(), Refusal> {
+    let tokens = cluster.circle_state().map(|state| state.tokens()).unwrap_or_default();
+    match tokens.iter().any(|token| token.name == key.token) {
+        true => Ok(()),
+        false => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("there is no token `{}`", key.token))),
     }
 }
 

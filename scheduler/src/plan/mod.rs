@@ -87,7 +87,7 @@ impl Plan {
     #[must_use]
     pub fn command(&self, now: Millis) -> Option<Command> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };
-        (!self.is_empty()).then_some(Command { now, actor: Actor::Scheduler, action })
+        (!self.is_empty()).then_some(Command { now, actor: Actor::Scheduler, action, idempotency: None })
     }
 
     /// The orders among the steps.

@@ -232,7 +232,15 @@ impl World {
     }
 
     pub(crate) fn apply(&mut self, actor: Actor, action: Action) -> Reply {
-        let command = Command { now: self.now, actor, action };
+        let command = Command { now: self.now, actor, action, idempotency: None };
+        self.log.push(command.clone());
+        apply(&mut self.cluster, self.log.len() as u64, &command)
+    }
+
+    /// Applies a write of the operator's token under an idempotency key.
+    pub(crate) fn apply_once(&mut self, key: &str, action: Action) -> Reply {
+        let actor = Actor::Token("operator".parse().unwrap());
+        let command = Command { now: self.now, actor, action, idempotency: Some(samples::once(key)) };
         self.log.push(command.clone());
         apply(&mut self.cluster, self.log.len() as u64, &command)
     }

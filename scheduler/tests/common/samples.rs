@@ -20,6 +20,8 @@ pub(crate) fn running() -> World {
     world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Member(member("bob")))]));
     world.must(register(model("spare", 1 << 20), &[]));
     world.must(Action::CreateApiKey(api_key("app", Some(600))));
+    let taken = Action::CreateApiKey(api_key("app", None));
+    assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the name is taken");
     world.approve(deploy(manifest("old", 1, 1, 100, 64)));
     let mut chat = manifest("chat", 2, 4, 700, 100);
     chat.valid_until = Some(START.plus(1_000_000_000));
@@ -100,8 +102,20 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("enrol", Actor::Scheduler, Action::Enrol(Box::new(node))),
         ("tick", Actor::Scheduler, Action::Tick),
     ];
-    let command = |(name, actor, action)| (name, Command { now: later.now, actor, action });
-    all.into_iter().map(command).collect()
+    let command =
+        |(name, actor, action)| (name, Command { now: later.now, actor, action, idempotency: None });
+    let mut all: Vec<(&'static str, Command)> = all.into_iter().map(command).collect();
+    let action = Action::CreateApiKey(api_key("once", None));
+    all.push((
+        "key-once",
+        Command { now: later.now, actor: operator(), action, idempotency: Some(once("new")) },
+    ));
+    all
+}
+
+/// An idempotency key of the operator's token.
+pub(crate) fn once(text: &str) -> IdempotencyKey {
+    IdempotencyKey { token: "operator".parse().unwrap(), key: Digest::of(text.as_bytes()) }
 }
 
 /// The place of a held slot, by the phase it is in.
@@ -254,6 +268,13 @@ fn part_of(value: &Cbor, at: usize) -> Cbor {
     part_mut(&mut value.clone(), &mut { at }).expect("counted before").clone()
 }
 
+/// A state but for the replies that it keeps for idempotency keys.
+fn without_outcomes(cluster: &Cluster) -> Cbor {
+    let Cbor::Map(mut fields) = tree(cluster) else { panic!("a state is a map") };
+    fields.retain(|(name, _)| name.as_text() != Some("outcomes"));
+    Cbor::Map(fields)
+}
+
 /// Applies what the log may hold to a copy of a cluster. Whatever it is, there is an answer; a refusal changes nothing;
 /// and a cluster that took it can be planned for, shown, written and read. True when it was taken.
 pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::ErrorCode> {
@@ -261,7 +282,13 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
     let answer = apply_bytes(&mut cluster, world.log.len() as u64 + 1, bytes);
     let reply: Reply = protocol::canonical::from_bytes(&answer, 4 << 20).expect("an answer");
     if let Reply::Refused { code, .. } = reply {
-        assert!(cluster == world.cluster, "a refused command changes nothing: {code}");
+        let keyed = protocol::canonical::from_bytes::<Command>(bytes, limits::COMMAND_BYTES_MAX)
+            .is_ok_and(|command| command.idempotency.is_some());
+        let unchanged = match keyed {
+            true => without_outcomes(&cluster) == without_outcomes(&world.cluster),
+            false => cluster == world.cluster,
+        };
+        assert!(unchanged, "a refused command changes nothing but the record of its outcome: {code}");
         return Err(code);
     }
     for now in [world.now, cluster.now(), Millis(u64::MAX)] {
@@ -269,7 +296,7 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
         if let Some(command) = plan.command(now) {
             apply(&mut cluster.clone(), world.log.len() as u64 + 2, &command);
         }
-        let leader = LeaderView { leader: None, replicas_alive: Some(1) };
+        let leader = LeaderView { leader: None, silent: Some(vec![ReplicaId(2), ReplicaId(3)]) };
         let shown = status(&cluster, &world.observed, leader, now);
         assert!(serde_json::to_vec(&shown).is_ok());
         let _ = service_views(&cluster, &world.observed, now);

@@ -338,7 +338,7 @@ impl Teller {
 
     fn status(&self) -> String {
         let World { cluster, observed, now, .. } = &self.world;
-        let leader = LeaderView { leader: Some(ReplicaId(1)), replicas_alive: Some(3) };
+        let leader = LeaderView { leader: Some(ReplicaId(1)), silent: Some(Vec::new()) };
         let status = status(cluster, observed, leader, *now);
         let mut text = format!("{}\n", status.summary);
         for finding in &status.findings {

@@ -10,18 +10,19 @@ use protocol::api::{CreateKey, KeyView, Page, Problem};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::{Digest, ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Observed, Reply};
+use serde::Serialize;
 use std::sync::{Arc, Mutex};
 use tower::ServiceExt as _;
 
 /// Replicas on simulated disks and network, in simulated time. Their leaders do nothing by themselves:
 /// [`Simulated::lead`] does.
-struct Simulated {
-    group: SimulatedGroup<ClusterMachine>,
-    servers: Vec<Arc<Server>>,
+pub(super) struct Simulated {
+    pub(super) group: SimulatedGroup<ClusterMachine>,
+    pub(super) servers: Vec<Arc<Server>>,
 }
 
 impl Simulated {
-    fn start(count: u64) -> Self {
+    pub(super) fn start(count: u64) -> Self {
         let address = |id: u64, port: u64| format!("127.0.0.1:{}", port + id);
         let addresses: Vec<_> =
             (1..=count).map(|id| (address(id, 10_000), format!("http://{}", address(id, 20_000)))).collect();
@@ -48,7 +49,7 @@ impl Simulated {
     }
 
     /// Waits for a leader, has it announce itself and found the circle, and returns its place.
-    async fn lead(&self) -> usize {
+    pub(super) async fn lead(&self) -> usize {
         loop {
             let leader = self.group.leader().await;
             let place = usize::try_from(leader).unwrap() - 1;
@@ -61,37 +62,60 @@ impl Simulated {
     }
 }
 
+/// Has this replica believe that it leads, as one does that was deposed a moment ago and has not noticed: it takes
+/// what people ask, and forwards it.
+pub(super) async fn deposed_unnoticed(server: &Server) {
+    server.read_barrier().await.unwrap();
+    let term = server.handle.status().term;
+    let (observed, routes) = (Observed::new(super::super::wall_clock()), RouteTable::default());
+    *server.lock_leadership() = Some(leader::Leadership { term, observed, routes });
+}
+
 /// What the API answers.
-async fn ask(
+pub(super) async fn ask<B: Serialize>(
     server: &Arc<Server>,
     method: Method,
     path: &str,
-    body: Option<&CreateKey>,
+    body: Option<&B>,
+) -> (StatusCode, Vec<u8>) {
+    ask_with_key(server, method, path, body, None).await
+}
+
+/// The same, with an idempotency key.
+pub(super) async fn ask_with_key<B: Serialize>(
+    server: &Arc<Server>,
+    method: Method,
+    path: &str,
+    body: Option<&B>,
+    key: Option<&str>,
 ) -> (StatusCode, Vec<u8>) {
     let body = body.map_or_else(Body::empty, |body| Body::from(serde_json::to_vec(body).unwrap()));
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("authorization", format!("Bearer {TOKEN}"))
-        .header("content-type", "application/json")
-        .body(body);
+        .header("content-type", "application/json");
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    let request = request.body(body);
     let answer = crate::server::api::router(server.clone()).oneshot(request.unwrap()).await.unwrap();
     let (head, body) = answer.into_parts();
     (head.status, axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec())
 }
 
-fn key(name: &str) -> CreateKey {
+pub(super) fn key(name: &str) -> CreateKey {
     CreateKey { name: name.parse().unwrap(), hash: Digest::of(name.as_bytes()), requests_per_minute: None }
 }
 
-async fn create(server: &Arc<Server>, name: &str) -> (StatusCode, Option<Problem>) {
+pub(super) async fn create(server: &Arc<Server>, name: &str) -> (StatusCode, Option<Problem>) {
     let (status, body) = ask(server, Method::POST, "/v1/keys", Some(&key(name))).await;
     let problem = (!status.is_success()).then(|| serde_json::from_slice(&body).unwrap());
     (status, problem)
 }
 
-async fn keys(server: &Arc<Server>) -> Vec<String> {
-    let (status, body) = ask(server, Method::GET, "/v1/keys", None).await;
+pub(super) async fn keys(server: &Arc<Server>) -> Vec<String> {
+    let (status, body) = ask::<()>(server, Method::GET, "/v1/keys", None).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
     let page: Page<KeyView> = serde_json::from_slice(&body).unwrap();
     page.items.iter().map(|key| key.name.to_string()).collect()
@@ -118,12 +142,8 @@ async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
 async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
     let world = Simulated::start(3);
     let leads = world.lead().await;
-    // A replica that led until a moment ago and has not noticed: it takes what people ask, and forwards it.
     let follows = &world.servers[(leads + 1) % 3];
-    follows.read_barrier().await.unwrap();
-    let term = follows.handle.status().term;
-    let (observed, routes) = (Observed::new(super::super::wall_clock()), RouteTable::default());
-    *follows.lock_leadership() = Some(leader::Leadership { term, observed, routes });
+    deposed_unnoticed(follows).await;
     assert_eq!(create(follows, "before").await.0, StatusCode::OK);
     world.group.network().lose_answers(follows.id.0, usize::MAX);
     let (status, problem) = create(follows, "unknown").await;
@@ -178,8 +198,9 @@ async fn commands_in_turn_share_one_session() {
     for name in ["a", "b", "c", "d"] {
         assert_eq!(create(server, name).await.0, StatusCode::OK);
     }
-    let refused = Command { now: super::super::wall_clock(), actor: Actor::Scheduler, action: Action::Tick };
-    let answer = server.once(canonical::to_bytes(&refused).into()).await.unwrap();
+    let now = super::super::wall_clock();
+    let refused = Command { now, actor: Actor::Scheduler, action: Action::Tick, idempotency: None };
+    let answer = server.once(canonical::to_bytes(&refused).into(), commands::Lane::Clients).await.unwrap();
     assert!(!answer.is_empty());
     assert_eq!(server.handle.read_barrier().await.unwrap(), before + 5);
 }

@@ -7,6 +7,8 @@ mod begin;
 mod circle;
 mod faults;
 mod hostile;
+mod once;
+mod outcomes;
 mod stops;
 
 use std::time::Duration;

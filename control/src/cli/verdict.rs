@@ -1,0 +1,307 @@
+//! The verdict of `quorate status`: what the leader says of the cluster, and which control replicas answer.
+//!
+//! The second is judged here and not taken from any replica: a replica that hangs says nothing, and two of three that
+//! hang leave nothing that could. All are asked at once, so the verdict is there as soon as the slowest has answered or
+//! has had its time.
+
+use crate::client::{ClientError, ControlClient, Dial, ReplicaDial};
+use anyhow::Result;
+use protocol::api::{Finding, Status};
+use serde_json::{Value, json};
+use std::pin::pin;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// A replica that has not answered by then is silent. Together with the start of this program it stays below a second.
+const DIAL_LIMIT: Duration = Duration::from_millis(800);
+/// How long the leader's view is waited for while a replica is silent; the silence is worth saying without it.
+const VIEW_LIMIT: Duration = Duration::from_millis(900);
+/// How long it is waited for while every replica answers: one of them leads soon.
+const ELECTION_LIMIT: Duration = Duration::from_millis(2500);
+
+/// How bad it is, as the exit status says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Well = 0,
+    Wrong = 1,
+    /// No quorum, or no view of a leader.
+    Unknown = 2,
+}
+
+/// What `quorate status` prints.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    verdict: Verdict,
+    summary: String,
+    findings: Vec<Finding>,
+    control: Vec<Control>,
+    /// The leader's view.
+    status: Option<Status>,
+}
+
+/// One control replica.
+#[derive(Debug, Clone)]
+struct Control {
+    /// `control-2`, or its URL where no replica says its number.
+    name: String,
+    url: String,
+    /// Why it counts as silent.
+    silence: Option<String>,
+}
+
+/// Asks the replicas whether they answer and the leader how the cluster is, both at once.
+///
+/// # Errors
+/// When the API refuses to say it.
+pub(super) async fn ask(client: &ControlClient) -> Result<Report, ClientError> {
+    let began = Instant::now();
+    let mut dialled = pin!(client.survey(DIAL_LIMIT));
+    let mut viewed = pin!(client.get::<Status>("/v1/status"));
+    let mut view = None;
+    let dials = loop {
+        tokio::select! {
+            dials = &mut dialled => break dials,
+            status = &mut viewed, if view.is_none() => view = Some(status),
+        }
+    };
+    if view.is_none() && ReplicaDial::have_quorum(&dials) {
+        let silent = dials.iter().any(|dial| !dial.answers());
+        let limit = if silent { VIEW_LIMIT } else { ELECTION_LIMIT };
+        view = timeout_at(began + limit, viewed).await.ok();
+    }
+    judge(&dials, view)
+}
+
+fn judge(dials: &[ReplicaDial], view: Option<Result<Status, ClientError>>) -> Result<Report, ClientError> {
+    let control: Vec<Control> = dials.iter().map(|dial| describe(dial, dials)).collect();
+    if !ReplicaDial::have_quorum(dials) {
+        return Ok(without_quorum(control));
+    }
+    match view {
+        Some(Ok(status)) => Ok(with_view(control, status)),
+        None | Some(Err(ClientError::Unreachable(_))) => Ok(without_leader(control)),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+fn describe(dial: &ReplicaDial, all: &[ReplicaDial]) -> Control {
+    let views = all.iter().filter_map(|dial| match &dial.dial {
+        Dial::Answers(Some(view)) => Some(view),
+        _ => None,
+    });
+    let url = dial.url.trim_end_matches('/');
+    let known = views.flat_map(|view| &view.replicas).find(|replica| replica.api == url);
+    let silence = match &dial.dial {
+        Dial::Answers(_) => None,
+        Dial::Silent(reason) => Some(reason.clone()),
+    };
+    let name = known.map_or_else(|| dial.url.clone(), |replica| format!("control-{}", replica.id));
+    Control { name, url: dial.url.clone(), silence }
+}
+
+fn without_quorum(control: Vec<Control>) -> Report {
+    let silent = names(&control, |control| control.silence.is_some());
+    let answering = names(&control, |control| control.silence.is_none());
+    let summary = match answering.is_empty() {
+        true => format!("no control replica answers: {silent}"),
+        false => format!("quorum lost: {silent}; {answering} alone can neither change nor renew anything"),
+    };
+    let findings = control.iter().filter_map(silence_finding).collect();
+    Report { verdict: Verdict::Unknown, summary, findings, control, status: None }
+}
+
+fn without_leader(control: Vec<Control>) -> Report {
+    let silent = names(&control, |control| control.silence.is_some());
+    let reason = if silent.is_empty() { "all answer".to_string() } else { silent };
+    let summary =
+        format!("no control replica leads at the moment ({reason}); nothing changes until one is elected");
+    let mut findings: Vec<Finding> = control.iter().filter_map(silence_finding).collect();
+    findings.push(Finding {
+        message: "no leader said how nodes and services are".into(),
+        next: "quorate status, in a few seconds".into(),
+    });
+    Report { verdict: Verdict::Unknown, summary, findings, control, status: None }
+}
+
+fn with_view(control: Vec<Control>, status: Status) -> Report {
+    // The leader names those that do not answer it; what does not answer this machine alone is added.
+    let told = |control: &Control| {
+        status.replicas_silent.iter().any(|silent| control.name == format!("control-{silent}"))
+    };
+    let unknown = |control: &&Control| !told(control);
+    let mut findings: Vec<Finding> = control.iter().filter(unknown).filter_map(silence_finding).collect();
+    let silent = names(&control, |control| control.silence.is_some());
+    let summary = match silent.is_empty() {
+        true => status.summary.clone(),
+        false => format!("{silent}; {}", status.summary),
+    };
+    findings.extend(status.findings.iter().cloned());
+    let well = status.healthy && control.iter().all(|control| control.silence.is_none());
+    let verdict = if well { Verdict::Well } else { Verdict::Wrong };
+    Report { verdict, summary, findings, control, status: Some(status) }
+}
+
+/// `control-1 does not answer`, `control-2 and control-3 do not answer`; the mere names of those that do.
+fn names(control: &[Control], wanted: impl Fn(&Control) -> bool) -> String {
+    let chosen: Vec<&Control> = control.iter().filter(|control| wanted(control)).collect();
+    let all = chosen.iter().map(|control| control.name.as_str()).collect::<Vec<_>>().join(" and ");
+    match chosen.as_slice() {
+        [] => String::new(),
+        [one] if one.silence.is_some() => format!("{all} does not answer"),
+        [first, ..] if first.silence.is_some() => format!("{all} do not answer"),
+        _ => all,
+    }
+}
+
+fn silence_finding(control: &Control) -> Option<Finding> {
+    let reason = control.silence.as_ref()?;
+    let message = match control.name == control.url {
+        true => format!("{} does not answer: {reason}", control.url),
+        false => format!("{} ({}) does not answer: {reason}", control.name, control.url),
+    };
+    Some(Finding {
+        message,
+        next: "look at its process and its log, start it again: quorate control run --help".into(),
+    })
+}
+
+impl Report {
+    pub(super) fn exit_code(&self) -> u8 {
+        self.verdict as u8
+    }
+
+    /// The leader's view, where there is one, with the verdict and the replicas beside it.
+    pub(super) fn to_json(&self) -> Value {
+        let mut value =
+            self.status.as_ref().map_or_else(|| json!({ "leader": null }), |status| json!(status));
+        let control = |control: &Control| json!({ "name": control.name, "url": control.url, "answers": control.silence.is_none() });
+        value["healthy"] = json!(self.verdict == Verdict::Well);
+        value["summary"] = json!(self.summary);
+        value["findings"] = json!(self.findings);
+        value["control"] = self.control.iter().map(control).collect();
+        value
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        let mut text = format!("{}\n", self.summary);
+        for finding in &self.findings {
+            text.push_str(&format!("  {}\n    next: {}\n", finding.message, finding.next));
+        }
+        for simulated in self.status.iter().flat_map(|status| &status.simulated) {
+            text.push_str(&format!("  simulated: {simulated}\n"));
+        }
+        for limits in self.status.iter().flat_map(|status| &status.not_enforced) {
+            text.push_str(&format!("  not enforced: {limits}\n"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::simulated::{Does, Simulated, url};
+
+    const LEADS: Does = Does::Leads(Duration::ZERO);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Exit status, summary and how long it took in simulated time.
+    async fn status(replicas: Vec<Does>) -> (u8, Report, Duration) {
+        let (client, world) = Simulated::client(replicas);
+        let report = ask(&client).await.expect("a report");
+        (report.exit_code(), report, world.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_is_well_is_said_at_once() {
+        let (code, report, took) = status(vec![Does::Follows(Some(1)), LEADS, Does::Follows(Some(1))]).await;
+        assert_eq!((code, took), (0, Duration::ZERO));
+        assert_eq!(report.summary, "all is well; 2 services, 3 of 3 nodes alive");
+        let json = report.to_json();
+        assert_eq!(
+            (&json["healthy"], &json["nodes_alive"], &json["leader"]),
+            (&json!(true), &json!(3), &json!(1))
+        );
+        assert_eq!(json["control"][2], json!({"name": "control-3", "url": url(2), "answers": true}));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_silent_replica_is_named_within_a_second() {
+        for silent in [Does::Hangs, Does::IsDead] {
+            for place in 0..3 {
+                let mut replicas = vec![Does::Follows(Some((place + 1) % 3)); 3];
+                (replicas[place], replicas[(place + 1) % 3]) = (silent.clone(), LEADS);
+                let (code, report, took) = status(replicas).await;
+                assert_eq!(code, 1, "{}", report.summary);
+                assert!(took < SECOND, "{took:?}");
+                let name = format!("control-{}", place + 1);
+                assert!(
+                    report.summary.starts_with(&format!("{name} does not answer; ")),
+                    "{}",
+                    report.summary
+                );
+                assert!(report.findings[0].message.starts_with(&format!("{name} ({})", url(place))));
+                let json = report.to_json();
+                assert_eq!(
+                    (&json["healthy"], &json["control"][place]["answers"]),
+                    (&json!(false), &json!(false))
+                );
+                assert_eq!(json["nodes"], 3, "what the leader says of the rest is there");
+            }
+        }
+    }
+
+    /// The leader hangs, and the others have not yet elected another.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_has_just_hung_is_named_within_a_second() {
+        let (code, report, took) =
+            status(vec![Does::Hangs, Does::Follows(Some(0)), Does::Follows(Some(0))]).await;
+        assert!(code == 2 && took < SECOND, "{code} after {took:?}");
+        assert!(
+            report.summary.contains("no control replica leads at the moment (control-1 does not answer)")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_silent_replicas_of_three_are_a_lost_quorum_within_three_seconds() {
+        for alive in [Does::Follows(None), Does::Leads(30 * SECOND), Does::Refuses(503, "no-leader"), LEADS] {
+            let (code, report, took) = status(vec![alive, Does::Hangs, Does::Hangs]).await;
+            assert!(code == 2 && took <= 3 * SECOND, "{code} after {took:?}");
+            let expected = "quorum lost: control-2 and control-3 do not answer; control-1 alone can neither";
+            // A replica that is slow to say so itself is as silent.
+            if report.control[0].silence.is_none() {
+                assert!(report.summary.starts_with(expected), "{}", report.summary);
+            }
+            assert_eq!(report.to_json()["leader"], Value::Null);
+        }
+        let (code, report, took) = status(vec![Does::IsDead, Does::Hangs, Does::IsDead]).await;
+        assert!(code == 2 && took <= 3 * SECOND);
+        assert!(report.summary.starts_with("no control replica answers: "), "{}", report.summary);
+        assert_eq!(report.findings.len(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_election_is_waited_for_while_every_replica_answers() {
+        let elected = Does::Until(2 * SECOND, Box::new((Does::Follows(None), LEADS)));
+        let (code, _, took) = status(vec![Does::Follows(None), elected, Does::Follows(None)]).await;
+        assert!(code == 0 && took < 3 * SECOND, "{code} after {took:?}");
+        let (code, report, took) = status(vec![Does::Follows(None); 3]).await;
+        assert!(code == 2 && took < 3 * SECOND, "{code} after {took:?}");
+        assert!(report.summary.contains("(all answer)"), "{}", report.summary);
+    }
+
+    #[test]
+    fn limits_that_are_not_enforced_are_said() {
+        let not_enforced = vec!["cpu, memory on node-1, node-2".into()];
+        let status = Status { not_enforced, ..crate::testing::status() };
+        let text = with_view(Vec::new(), status).to_text();
+        assert_eq!(text, "all is well\n  not enforced: cpu, memory on node-1, node-2\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_an_error() {
+        let (client, _) = Simulated::client(vec![Does::Refuses(401, "token-unknown")]);
+        let error = ask(&client).await.expect_err("refused");
+        assert_eq!(error.code().map(|code| code.as_str()), Some("token-unknown"));
+    }
+}

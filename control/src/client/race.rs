@@ -1,0 +1,260 @@
+//! Which replica to ask next, and when to give up: hedged requests, decided without a clock or a socket.
+//!
+//! The replica that answered last is asked first, the others one after the other beside it, as soon as one of them
+//! has not answered for a moment or has said that it does not lead. A replica is asked again after a pause, and at
+//! once when another names it as the leader. An answer that settles the matter ends the race.
+
+use super::ClientError;
+use super::exchange::{Exchange, Heard, Request};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use protocol::api::Problem;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long one replica is waited for before the next is asked as well: longer than nearly every answer takes.
+pub(super) const HEDGE_DELAY: Duration = Duration::from_millis(150);
+/// Pause before a replica that could not help is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long a read lasts while a majority answers and none of them leads: an election takes one to four seconds.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a write is sent again: its key makes that safe, and a restart of the replicas passes in this time.
+const WRITE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything lasts that cannot succeed soon: a read while a majority is silent, a write while the leader's
+/// disk is full or no replica can be reached.
+const HOPELESS_PATIENCE: Duration = Duration::from_millis(2500);
+
+const _: () =
+    assert!(HEDGE_DELAY.as_millis() < RETRY_PAUSE.as_millis(), "all are asked before one is asked again");
+const _: () = assert!(READ_PATIENCE.as_millis() < WRITE_PATIENCE.as_millis());
+
+/// One request on its way to an answer.
+#[derive(Debug)]
+pub(super) struct Race {
+    replicas: Vec<Replica>,
+    writes: bool,
+    /// A leader's reason not to do it now, and whether it will last.
+    refused: Option<(Problem, bool)>,
+    /// The write may have been done: a request was sent, and its answer was lost.
+    lost: Option<String>,
+}
+
+#[derive(Debug)]
+struct Replica {
+    url: String,
+    state: State,
+    asked_at: Option<Duration>,
+    answered: bool,
+    /// What it said last, for people.
+    said: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// To be asked at this time.
+    Due(Duration),
+    /// Asked; no answer yet.
+    Asked,
+}
+
+/// What to do now.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Ask this replica.
+    Ask(usize),
+    /// Wait for an answer, or until this time.
+    Wait(Duration),
+    /// There is no answer.
+    GiveUp(ClientError),
+}
+
+/// Runs a race. Answers come with the replica that gave them.
+pub(super) async fn run(
+    exchange: &dyn Exchange,
+    request: &Request,
+    mut race: Race,
+) -> Result<(usize, Bytes), ClientError> {
+    let began = Instant::now();
+    let mut asked = FuturesUnordered::new();
+    loop {
+        let until = match race.next(began.elapsed()) {
+            Next::Ask(replica) => {
+                let sent = exchange.send(replica, request);
+                asked.push(async move { (replica, sent.await) });
+                continue;
+            }
+            Next::Wait(until) => until,
+            Next::GiveUp(error) => return Err(error),
+        };
+        tokio::select! {
+            Some((replica, heard)) = asked.next() => {
+                if let Some(outcome) = race.heard(began.elapsed(), replica, heard) {
+                    return outcome.map(|answer| (replica, answer));
+                }
+            }
+            () = tokio::time::sleep_until(began + until) => {}
+        }
+    }
+}
+
+impl Race {
+    /// A race of these replicas, at time zero; `preferred` is asked first.
+    pub(super) fn new(urls: Vec<String>, preferred: usize, writes: bool) -> Self {
+        let count = urls.len();
+        let rank = |place: usize| (place + count - preferred.min(count)) % count.max(1);
+        let replica = |(place, url)| Replica {
+            url,
+            state: State::Due(HEDGE_DELAY * u32::try_from(rank(place)).unwrap_or(u32::MAX)),
+            asked_at: None,
+            answered: false,
+            said: None,
+        };
+        Self {
+            replicas: urls.into_iter().enumerate().map(replica).collect(),
+            writes,
+            refused: None,
+            lost: None,
+        }
+    }
+
+    /// What to do at this time.
+    pub(super) fn next(&mut self, now: Duration) -> Next {
+        let deadline = self.deadline();
+        if now >= deadline {
+            return Next::GiveUp(self.failure());
+        }
+        let due = |(place, replica): (usize, &Replica)| match replica.state {
+            State::Due(at) => Some((at, place)),
+            State::Asked => None,
+        };
+        match self.replicas.iter().enumerate().filter_map(due).min() {
+            Some((at, place)) if at <= now => {
+                let replica = &mut self.replicas[place];
+                (replica.state, replica.asked_at) = (State::Asked, Some(now));
+                Next::Ask(place)
+            }
+            Some((at, _)) => Next::Wait(at.min(deadline)),
+            None => Next::Wait(deadline),
+        }
+    }
+
+    /// Takes what came from a replica; an answer that settles the matter is the outcome.
+    pub(super) fn heard(
+        &mut self,
+        now: Duration,
+        place: usize,
+        heard: Heard,
+    ) -> Option<Result<Bytes, ClientError>> {
+        self.replicas[place].state = State::Due(now + RETRY_PAUSE);
+        let (status, body, leader) = match heard {
+            Heard::Answer { status, body, leader } => (status, body, leader),
+            Heard::NotSent(reason) => return self.inconclusive(now, place, reason),
+            Heard::Lost(reason) => {
+                self.lost = Some(format!("{}: {reason}", self.replicas[place].url));
+                return self.inconclusive(now, place, reason);
+            }
+        };
+        self.replicas[place].answered = true;
+        if (200..300).contains(&status) {
+            return Some(Ok(body));
+        }
+        let Ok(problem) = serde_json::from_slice::<Problem>(&body) else {
+            let detail = format!("{status}: {}", String::from_utf8_lossy(&body));
+            return Some(Err(ClientError::Unexpected { url: self.replicas[place].url.clone(), detail }));
+        };
+        let said = problem.message.clone();
+        match status {
+            421 => self.hint(now, leader),
+            // Nothing was done. In a moment it may be, by this replica or by another that leads then.
+            503 => self.refused = Some((problem, false)),
+            507 => self.refused = Some((problem, true)),
+            // It may have been done; asked again under the same key, it is done at most once.
+            504 if self.writes => self.lost = Some(format!("{}: {said}", self.replicas[place].url)),
+            _ => return Some(Err(ClientError::Refused(problem))),
+        }
+        self.inconclusive(now, place, said)
+    }
+
+    /// Notes what a replica said that settles nothing, and has the next one asked at once.
+    fn inconclusive(
+        &mut self,
+        now: Duration,
+        place: usize,
+        said: String,
+    ) -> Option<Result<Bytes, ClientError>> {
+        self.replicas[place].said = Some(said);
+        let unasked = self.replicas.iter_mut().filter(|replica| replica.asked_at.is_none());
+        let soonest = unasked.min_by_key(|replica| match replica.state {
+            State::Due(at) => at,
+            State::Asked => Duration::MAX,
+        });
+        if let Some(next) = soonest {
+            next.state = State::Due(now);
+        }
+        None
+    }
+
+    /// Has the replica asked at once that another takes for the leader, unless it was asked a moment ago.
+    fn hint(&mut self, now: Duration, leader: Option<String>) {
+        let Some(leader) = leader else { return };
+        let named = self.replicas.iter_mut().find(|replica| replica.url.trim_end_matches('/') == leader);
+        let Some(named) = named.filter(|replica| replica.state != State::Asked) else { return };
+        if named.asked_at.is_none_or(|asked| asked + RETRY_PAUSE <= now) {
+            named.state = State::Due(now);
+        }
+    }
+
+    /// Replicas that have not answered anything.
+    fn silent(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.iter().filter(|replica| !replica.answered)
+    }
+
+    /// Whether too many are silent for any to lead.
+    fn lacks_quorum(&self) -> bool {
+        !has_quorum(self.replicas.len() - self.silent().count(), self.replicas.len())
+    }
+
+    /// Whether the write reached no replica so far, and none can be reached.
+    fn is_unsent(&self) -> bool {
+        let unreachable = |replica: &Replica| !replica.answered && replica.state != State::Asked;
+        self.lost.is_none() && self.replicas.iter().all(unreachable)
+    }
+
+    fn deadline(&self) -> Duration {
+        let full = self.refused.as_ref().is_some_and(|(_, lasts)| *lasts);
+        match self.writes {
+            true if self.is_unsent() || full && self.lost.is_none() => HOPELESS_PATIENCE,
+            true => WRITE_PATIENCE,
+            false if full || self.lacks_quorum() => HOPELESS_PATIENCE,
+            false => READ_PATIENCE,
+        }
+    }
+
+    fn failure(&self) -> ClientError {
+        let asked = self.replicas.iter().find(|replica| replica.state == State::Asked);
+        let unanswered = asked.map(|replica| format!("{} does not answer", replica.url));
+        if let Some(lost) = self.lost.clone().or(unanswered).filter(|_| self.writes) {
+            return ClientError::OutcomeUnknown(lost);
+        }
+        match &self.refused {
+            Some((problem, _)) if !self.lacks_quorum() => ClientError::Refused(problem.clone()),
+            _ => ClientError::Unreachable(self.account()),
+        }
+    }
+
+    /// What each replica said, for people.
+    fn account(&self) -> String {
+        let verdict = if self.lacks_quorum() { "quorum lost" } else { "no control replica leads" };
+        let of = |replica: &Replica| match &replica.said {
+            Some(said) => format!("{}: {said}", replica.url),
+            None => format!("{} does not answer", replica.url),
+        };
+        format!("{verdict}: {}", self.replicas.iter().map(of).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// Whether so many replicas that answer can elect a leader.
+pub(super) fn has_quorum(answering: usize, replicas: usize) -> bool {
+    answering * 2 > replicas
+}

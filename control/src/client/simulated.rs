@@ -1,0 +1,148 @@
+//! Replicas that exist in a test alone, in simulated time: they hang, are dead, name a leader, answer late or lose
+//! their answers.
+
+use super::ControlClient;
+use super::exchange::{Exchange, Heard, Request};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use protocol::ReplicaId;
+use protocol::api::{PeerView, Problem, ReplicaView, Status};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What a replica does with requests.
+#[derive(Debug, Clone)]
+pub(crate) enum Does {
+    /// It takes connections and says nothing, as a stopped process does.
+    Hangs,
+    /// It takes no connection.
+    IsDead,
+    /// It follows the replica of this number, or knows no leader.
+    Follows(Option<usize>),
+    /// It leads, and answers after this time.
+    Leads(Duration),
+    /// It answers every request with this status and code.
+    Refuses(u16, &'static str),
+    /// It leads, and so many answers are lost after the request was carried out.
+    LosesAnswers(u32),
+    /// It hangs until this time of the test, and then does something else.
+    Until(Duration, Box<(Does, Does)>),
+}
+
+/// A request as it arrived.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrived {
+    pub(crate) replica: usize,
+    pub(crate) key: Option<String>,
+}
+
+/// The replicas.
+pub(crate) struct Simulated {
+    replicas: Mutex<Vec<Does>>,
+    arrived: Mutex<Vec<Arrived>>,
+    began: Instant,
+}
+
+pub(crate) fn url(replica: usize) -> String {
+    format!("http://10.0.0.{}:4000", replica + 1)
+}
+
+impl Simulated {
+    /// A client of replicas that do this, and the replicas.
+    pub(crate) fn client(replicas: Vec<Does>) -> (ControlClient, Arc<Self>) {
+        let urls: Arc<[String]> = (0..replicas.len()).map(url).collect();
+        let (replicas, arrived) = (Mutex::new(replicas), Mutex::default());
+        let simulated = Arc::new(Self { replicas, arrived, began: Instant::now() });
+        (ControlClient::with_exchange(urls, simulated.clone()), simulated)
+    }
+
+    /// What arrived so far.
+    pub(crate) fn arrived(&self) -> Vec<Arrived> {
+        self.arrived.lock().expect("no panic").clone()
+    }
+
+    /// Simulated time since the test began.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Has a replica do something else from now on.
+    pub(crate) fn set(&self, replica: usize, does: Does) {
+        self.replicas.lock().expect("no panic")[replica] = does;
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let leads = |does: &Does| matches!(does, Does::Leads(_) | Does::LosesAnswers(_));
+        self.replicas.lock().expect("no panic").iter().position(leads)
+    }
+
+    /// What a replica does now; a lost answer is counted.
+    fn now(&self, replica: usize) -> Does {
+        let mut replicas = self.replicas.lock().expect("no panic");
+        let mut does = replicas[replica].clone();
+        while let Does::Until(time, both) = does {
+            does = if self.began.elapsed() < time { both.0 } else { both.1 };
+        }
+        if let Does::LosesAnswers(left) = &mut replicas[replica] {
+            let lost = *left > 0;
+            *left = left.saturating_sub(1);
+            return if lost { Does::LosesAnswers(1) } else { Does::Leads(Duration::ZERO) };
+        }
+        does
+    }
+}
+
+impl Exchange for Simulated {
+    fn send(&self, replica: usize, request: &Request) -> BoxFuture<'static, Heard> {
+        let (path, key) = (request.path.clone(), request.key.clone());
+        self.arrived.lock().expect("no panic").push(Arrived { replica, key });
+        let own = path == "/v1/replica";
+        let (leader, count) = (self.leader(), self.replicas.lock().expect("no panic").len());
+        let body = if own { view(replica, count, leader) } else { answer(&path) };
+        let success = Heard::Answer { status: 200, body, leader: None };
+        match self.now(replica) {
+            Does::Hangs | Does::Until(..) => Box::pin(std::future::pending()),
+            Does::IsDead => Box::pin(async { Heard::NotSent("connection refused".into()) }),
+            Does::Leads(late) => Box::pin(async move {
+                tokio::time::sleep(late).await;
+                success
+            }),
+            Does::LosesAnswers(_) if !own => Box::pin(async { Heard::Lost("connection reset".into()) }),
+            Does::Follows(leader) if !own => {
+                let leader = leader.map(url);
+                Box::pin(async move { refusal(421, "not-leader", leader) })
+            }
+            Does::Refuses(status, code) if !own => Box::pin(async move { refusal(status, code, None) }),
+            Does::LosesAnswers(_) | Does::Follows(_) | Does::Refuses(..) => Box::pin(async { success }),
+        }
+    }
+}
+
+fn refusal(status: u16, code: &str, leader: Option<String>) -> Heard {
+    let message = format!("this replica says {code}");
+    let problem = Problem { code: code.into(), message, at: None, remedy: None };
+    Heard::Answer { status, body: serde_json::to_vec(&problem).expect("JSON").into(), leader }
+}
+
+fn view(replica: usize, replicas: usize, leader: Option<usize>) -> Bytes {
+    let id = |place: usize| ReplicaId(place as u64 + 1);
+    let peer = |place| PeerView { id: id(place), api: url(place), answers: None };
+    let view = ReplicaView {
+        id: id(replica),
+        leader: leader.map(id),
+        applied: 7,
+        replicas: (0..replicas).map(peer).collect(),
+    };
+    serde_json::to_vec(&view).expect("JSON").into()
+}
+
+fn answer(path: &str) -> Bytes {
+    if path != "/v1/status" {
+        return Bytes::from_static(b"{\"done\":true}");
+    }
+    let summary = "all is well; 2 services, 3 of 3 nodes alive".into();
+    let status =
+        Status { summary, leader: Some(ReplicaId(1)), nodes: 3, nodes_alive: 3, ..crate::testing::status() };
+    serde_json::to_vec(&status).expect("JSON").into()
+}

@@ -1,0 +1,61 @@
+//! Which replicas answer: every one is asked at once, and each is judged by its own answer.
+
+use super::exchange::{Exchange, Heard, Request};
+use super::race::has_quorum;
+use protocol::api::ReplicaView;
+use reqwest::Method;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What one replica said to a survey.
+#[derive(Debug, Clone)]
+pub struct ReplicaDial {
+    /// Its base URL.
+    pub url: String,
+    /// Whether it answered.
+    pub dial: Dial,
+}
+
+/// Whether a replica answered.
+#[derive(Debug, Clone)]
+pub enum Dial {
+    /// It did; with its view of the replicas, unless it refused to give that.
+    Answers(Option<Box<ReplicaView>>),
+    /// It did not.
+    Silent(String),
+}
+
+/// Asks all of them at once.
+pub(super) async fn survey(
+    exchange: &dyn Exchange,
+    replicas: &Arc<[String]>,
+    limit: Duration,
+) -> Vec<ReplicaDial> {
+    let request = Request { method: Method::GET, path: "/v1/replica".into(), body: None, key: None };
+    let dials = (0..replicas.len()).map(|place| {
+        let (sent, url) = (exchange.send(place, &request), replicas[place].clone());
+        async move {
+            let dial = match tokio::time::timeout(limit, sent).await {
+                Ok(Heard::Answer { body, .. }) => Dial::Answers(serde_json::from_slice(&body).ok()),
+                Ok(Heard::NotSent(reason) | Heard::Lost(reason)) => Dial::Silent(reason),
+                Err(_) => Dial::Silent(format!("no answer within {} ms", limit.as_millis())),
+            };
+            ReplicaDial { url, dial }
+        }
+    });
+    futures::future::join_all(dials).await
+}
+
+impl ReplicaDial {
+    /// Whether it answered.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        matches!(self.dial, Dial::Answers(_))
+    }
+
+    /// Whether those of these replicas that answer can elect a leader.
+    #[must_use]
+    pub fn have_quorum(dials: &[Self]) -> bool {
+        has_quorum(dials.iter().filter(|dial| dial.answers()).count(), dials.len())
+    }
+}

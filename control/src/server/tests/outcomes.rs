@@ -1,0 +1,158 @@
+//! What a write's answer may say: 503 and 507 that nothing was done, `outcome-unknown` where it may have been; never
+//! that nothing was done where it was.
+
+use super::circle::{admission, alice, other};
+use super::faults::{Simulated, ask, create, deposed_unnoticed, keys};
+use crate::server::{Server, leader, wall_clock};
+use axum::http::{Method, StatusCode};
+use protocol::Digest;
+use protocol::api::{Problem, ProposalView, SubmitProposal};
+use protocol::governance::{Change, Choice, Proposal, SignedBallot};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Pause between two looks at a simulated replica.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A proposal to admit a node of this name, as the circle stands now.
+pub(super) fn proposal(server: &Server, name: &str) -> Proposal {
+    let now = wall_clock();
+    let later = now.plus(3_600_000);
+    let (change, nonce) =
+        (Change::AdmitNode(Box::new(admission(name, &other(1)))), Digest::of(name.as_bytes()));
+    server.cluster(|cluster| {
+        let state = cluster.circle_state().unwrap();
+        human_chain::propose(state, change, "a test".into(), now, later, nonce).unwrap()
+    })
+}
+
+pub(super) fn ballot(proposal: &Proposal) -> SignedBallot {
+    let (member, secret) = alice();
+    human_chain::vote(secret, member, proposal, Choice::Approve, wall_clock())
+}
+
+fn is_open(server: &Server, proposal: &Proposal) -> bool {
+    server.cluster(|cluster| cluster.open_proposals().contains_key(&proposal.id()))
+}
+
+fn is_in_force(server: &Server, proposal: &Proposal) -> bool {
+    let carries = |bundle: &protocol::governance::Bundle| bundle.certificate.proposal == *proposal;
+    server.cluster(|cluster| cluster.governance_chain().iter().any(carries))
+}
+
+fn problem(body: &[u8]) -> Problem {
+    serde_json::from_slice(body).unwrap()
+}
+
+/// Has a follower that takes itself for the leader put a write to the real one, and hears nothing of what that one
+/// commits, so that its own state lags behind the answer. Returns the answer; `meanwhile` runs once the leader holds
+/// the write.
+async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>(
+    world: &Simulated,
+    path: &str,
+    body: B,
+    done: impl Fn(&Server) -> bool,
+    meanwhile: impl Fn(),
+) -> (StatusCode, Vec<u8>) {
+    loop {
+        let leads = world.lead().await;
+        let follows = world.servers[(leads + 1) % 3].clone();
+        deposed_unnoticed(&follows).await;
+        world.group.network().set_deaf(follows.id.0, true);
+        let asking = tokio::spawn({
+            let (path, body) = (path.to_string(), body.clone());
+            async move { ask(&follows, Method::POST, &path, Some(&body)).await }
+        });
+        let leader = &world.servers[leads];
+        while !done(leader) && !asking.is_finished() {
+            tokio::time::sleep(LOOK).await;
+        }
+        if done(leader) {
+            meanwhile();
+            return asking.await.unwrap();
+        }
+        // The deaf replica missed its leader before it had forwarded anything: nothing was done, as it says.
+        world.group.network().set_deaf(world.servers[(leads + 1) % 3].id.0, false);
+        assert!(!asking.await.unwrap().0.is_success());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proposal_that_another_leader_committed_is_answered_once_it_is_applied_here() {
+    let world = Simulated::start(3);
+    let leads = world.lead().await;
+    let proposed = proposal(&world.servers[leads], "late");
+    let everybody_hears =
+        || world.servers.iter().for_each(|server| world.group.network().set_deaf(server.id.0, false));
+
+    let body = SubmitProposal { proposal: proposed.clone() };
+    let open = |leader: &Server| is_open(leader, &proposed);
+    let (status, body) =
+        through_a_lagging_replica(&world, "/v1/proposals", body, open, everybody_hears).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    let view: ProposalView = serde_json::from_slice(&body).unwrap();
+    assert_eq!(view.id, proposed.id());
+
+    let path = format!("/v1/proposals/{}/ballots", proposed.id());
+    let in_force = |leader: &Server| is_in_force(leader, &proposed);
+    let (status, body) =
+        through_a_lagging_replica(&world, &path, ballot(&proposed), in_force, everybody_hears).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    let view: ProposalView = serde_json::from_slice(&body).unwrap();
+    assert!(view.certificate.is_some(), "the answer shows the vote that it answers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_committed_proposal_that_this_replica_cannot_show_is_of_unknown_outcome() {
+    let world = Simulated::start(3);
+    let leads = world.lead().await;
+    let proposed = proposal(&world.servers[leads], "late");
+    let body = SubmitProposal { proposal: proposed.clone() };
+    let open = |leader: &Server| is_open(leader, &proposed);
+    let (status, body) = through_a_lagging_replica(&world, "/v1/proposals", body, open, || {}).await;
+    assert_eq!((status, problem(&body).code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
+    let world = Simulated::start(3);
+    let leads = world.lead().await;
+    let (leader, follows) = (world.servers[leads].clone(), world.servers[(leads + 1) % 3].clone());
+    deposed_unnoticed(&follows).await;
+    assert_eq!(create(&follows, "before").await.0, StatusCode::OK);
+    world.group.network().lose_answers(follows.id.0, usize::MAX);
+    let asking = tokio::spawn(async move { create(&follows, "done").await });
+    let name = "done".parse().unwrap();
+    let is_done = || leader.cluster(|cluster| cluster.api_keys().contains_key(&name));
+    while !is_done() {
+        tokio::time::sleep(LOOK).await;
+    }
+    // What is asked again under the same session is refused now, and that answer arrives.
+    world.group.disk(leader.id.0).set_full(true);
+    let refused = || create(&leader, "refused");
+    while refused().await.0 != StatusCode::INSUFFICIENT_STORAGE {}
+    // One more is lost: that of an attempt which may have begun before the disk was full.
+    world.group.network().lose_answers(world.servers[(leads + 1) % 3].id.0, 1);
+    let (status, problem) = asking.await.unwrap();
+    // Either the next leader has answered it, or none has in time.
+    assert!([StatusCode::OK, StatusCode::GATEWAY_TIMEOUT].contains(&status), "{status}: {problem:?}");
+    world.group.disk(leader.id.0).set_full(false);
+    let leads = world.lead().await;
+    assert!(keys(&world.servers[leads]).await.contains(&"done".to_string()));
+}
+
+/// Clients that take every session cannot keep a leader from announcing itself or from carrying out plans.
+#[tokio::test(start_paused = true)]
+async fn clients_that_write_without_end_leave_the_leader_its_sessions() {
+    let world = Simulated::start(1);
+    let server = &world.servers[world.lead().await];
+    let held = server.desk.fill();
+    let (status, refused) = create(server, "refused").await;
+    assert_eq!((status, refused.unwrap().code.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "log-busy"));
+    let term = server.handle.status().term;
+    *server.lock_leadership() = None;
+    leader::round(server, term).await;
+    assert!(server.lock_leadership().is_some(), "the leader announced itself");
+    drop(held);
+    assert_eq!(create(server, "after").await.0, StatusCode::OK);
+}
