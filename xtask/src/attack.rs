@@ -6,7 +6,7 @@
 //! which the standard library alone does not give.
 
 use crate::cluster::{nothing_is_left, stop_in};
-use crate::demo;
+use crate::compile::{self, Selection};
 use crate::process::{command, output, root, run as run_command, target};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,8 +34,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         let asked = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
         return if asked { Ok(()) } else { Err("say what to attack: listeners".into()) };
     }
-    demo::build()?;
-    run_command(&mut command("cargo", &["build", "--quiet", "--package", "overlay", "--examples"]))?;
+    compile::build(Selection::Everything)?;
     let place = target().join("attack-cluster");
     let mut up = start(&place)?;
     let outcome = wait_until_it_serves(&mut up, &place).and_then(|()| attack(&place));

@@ -1,5 +1,6 @@
 //! `bench NAME` and `train-tiny`: both are ordinary programs of the workspace, started the same way.
 
+use crate::compile::{self, Selection};
 use crate::process;
 
 /// `cargo xtask bench NAME ...`: fetches what the named benchmark needs, then runs it; its arguments
@@ -10,7 +11,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         crate::minilm::directory()?;
     }
     if name == "quickstart" {
-        crate::demo::build()?;
+        compile::build(Selection::Binaries)?;
     }
     let mut all = vec!["run", "--quiet", "--package", "benchmarks"];
     if arguments.iter().any(|argument| argument.starts_with("--gpu")) {

@@ -1,6 +1,7 @@
 //! Tests of the whole: the demonstration's story on real processes, foreign clients against the cluster that
 //! it leaves standing, an end without leftovers, and a second run from what the first left.
 
+use crate::compile::{self, Selection};
 use crate::process::{command, root, run, target};
 use crate::{demo, setup};
 use std::io::{BufRead, BufReader};
@@ -27,7 +28,7 @@ fn directory() -> PathBuf {
 /// Runs the story, then the clients, then Ctrl-C; nothing may be left.
 pub(crate) fn demonstration_and_clients() -> Result<(), String> {
     let python = setup::python("clients", &CLIENT_PACKAGES)?;
-    demo::build()?;
+    compile::build(Selection::Everything)?;
     let mut up = start(&directory(), &["--fresh"], Stdio::inherit())?;
     let outcome = wait_until_up(&mut up).and_then(|()| a_second_is_refused()).and_then(|()| clients(&python));
     let stopped = stop(up);
@@ -39,7 +40,7 @@ pub(crate) fn by_hand() -> Result<(), String> {
     for (program, package) in [("openssl", "openssl"), ("curl", "curl"), ("pgrep", "procps")] {
         setup::program(program, package)?;
     }
-    demo::build()?;
+    compile::build(Selection::Everything)?;
     let quorate = target().join("debug/quorate").display().to_string();
     run(&mut command("python3", &["control/tests/by_hand.py", &quorate, "models/tiny"]))
 }
@@ -63,7 +64,7 @@ pub(crate) fn ordinary_account() -> Result<(), String> {
         return Ok(());
     }
     setup::program("setpriv", "util-linux")?;
-    demo::build()?;
+    compile::build(Selection::Everything)?;
     let place = std::env::temp_dir().join(format!("quorate-ordinary-{}", std::process::id()));
     let outcome = ordinary_account_in(&place);
     let removed =
@@ -128,7 +129,7 @@ fn is_root() -> bool {
 
 /// `up --model`: the small model under its directory's name, and then a second directory, which is another model.
 pub(crate) fn own_model() -> Result<(), String> {
-    demo::build()?;
+    compile::build(Selection::Everything)?;
     let (place, tiny) = (target().join("test-own"), root().join("models/tiny"));
     let second = target().join("test-own-model/second");
     std::fs::create_dir_all(&second).map_err(|error| error.to_string())?;

@@ -1,5 +1,4 @@
-//! Builds `quorate` and `quorate-serve` behind one progress bar: crates downloaded, then crates built, with an
-//! estimate of the time left.
+//! Builds behind one progress bar: crates downloaded, then crates built, with an estimate of the time left.
 //!
 //! Crates differ a hundredfold in what they cost, so the estimate weighs each by the seconds that it took in a
 //! reference build (`compile/costs.txt`) and scales by how fast this machine has been so far.
@@ -21,17 +20,49 @@ const REDRAW: Duration = Duration::from_secs(1);
 /// Lines of cargo's own output that are shown when the build fails.
 const TAIL_LINES: usize = 60;
 
-/// The two packages whose binaries are built.
-const PACKAGES: [&str; 4] = ["--package", "control", "--package", "serving"];
+/// What is built. Cargo chooses the features of dependencies by what is selected, and builds a crate anew for other
+/// features: steps that follow each other should select the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Selection {
+    /// `quorate` and `quorate-serve` alone.
+    Binaries,
+    /// These, every test and every example.
+    Everything,
+}
 
-/// Builds both binaries and shows how far it is.
-pub(crate) fn build() -> Result<(), String> {
+impl Selection {
+    /// The arguments of `cargo build`.
+    pub(crate) fn targets(self) -> &'static [&'static str] {
+        match self {
+            Self::Binaries => &["--package", "control", "--package", "serving", "--bins"],
+            Self::Everything => &["--all-targets"],
+        }
+    }
+
+    /// The arguments of `cargo tree`.
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Binaries => &["--package", "control", "--package", "serving", "--edges", "normal,build"],
+            Self::Everything => &["--edges", "normal,build,dev"],
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Binaries => "quorate and quorate-serve",
+            Self::Everything => "the binaries, tests and examples",
+        }
+    }
+}
+
+/// Builds what is selected and shows how far it is.
+pub(crate) fn build(selection: Selection) -> Result<(), String> {
     let began = Instant::now();
     let mut bar = Bar::start();
-    let mut progress = Progress::new(&packages(&mut bar)?);
-    let mut build = command("cargo", &["build", "--bins", "--message-format=json-render-diagnostics"]);
+    let mut progress = Progress::new(&packages(selection, &mut bar)?);
+    let mut build = command("cargo", &["build", "--message-format=json-render-diagnostics"]);
     build
-        .args(PACKAGES)
+        .args(selection.targets())
         .env("CARGO_TERM_PROGRESS_WHEN", "never")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -53,7 +84,7 @@ pub(crate) fn build() -> Result<(), String> {
         let from = tail.len().saturating_sub(TAIL_LINES);
         return Err(format!("{}\nthe build failed: {status}", tail[from..].join("\n")));
     }
-    println!("built quorate and quorate-serve in {:.0} s", began.elapsed().as_secs_f64());
+    println!("built {} in {:.0} s", selection.text(), began.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -65,11 +96,10 @@ enum Line {
     Text(String),
 }
 
-/// Names of the packages that the binaries stand on; cargo downloads what is not there yet.
-fn packages(bar: &mut Bar) -> Result<Vec<String>, String> {
-    let mut tree =
-        command("cargo", &["tree", "--prefix", "none", "--edges", "normal,build", "--format", "{p}"]);
-    tree.args(PACKAGES).stdout(Stdio::piped()).stderr(Stdio::piped());
+/// Names of the packages that the selection stands on; cargo downloads what is not there yet.
+fn packages(selection: Selection, bar: &mut Bar) -> Result<Vec<String>, String> {
+    let mut tree = command("cargo", &["tree", "--prefix", "none", "--format", "{p}"]);
+    tree.args(selection.packages()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = tree.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
     let (mut names, mut errors, mut downloaded) = (std::collections::BTreeSet::new(), Vec::new(), 0);
     for_each_line(&mut child, |event| match event {

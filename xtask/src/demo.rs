@@ -1,6 +1,6 @@
 //! `cargo xtask up`: builds both binaries, saying what will follow, and hands over to the demonstration.
 
-pub(crate) use crate::compile::build;
+use crate::compile::{Selection, build};
 use crate::process::{command, root, target};
 use std::os::unix::process::CommandExt;
 
@@ -40,7 +40,7 @@ pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
     if !own {
         println!("{STORY}");
     }
-    build()?;
+    build(Selection::Binaries)?;
     let mut all = if own { vec!["up".to_string()] } else { self::arguments()? };
     all.extend(arguments.iter().cloned());
     let all: Vec<&str> = all.iter().map(String::as_str).collect();

@@ -15,6 +15,7 @@ mod http;
 mod writer;
 
 use crate::cluster::{STAYS_UP, nothing_is_left, start};
+use crate::compile::{self, Selection};
 use crate::process::{command, target};
 use crate::{demo, minilm};
 use std::io::{BufRead, BufReader, Read};
@@ -73,7 +74,7 @@ pub(crate) fn in_tests() -> Result<(), String> {
 
 fn play(rounds: u64, seed: u64) -> Result<(), String> {
     minilm::directory()?;
-    demo::build()?;
+    compile::build(Selection::Everything)?;
     let place = target().join("kill-cluster");
     let _ = std::fs::remove_dir_all(&place);
     let (mut dice, mut notes) = (Dice(seed), Notes::new(&place, seed));

@@ -1,6 +1,7 @@
 //! Builds the test binaries and asks each for its tests.
 
 use super::Test;
+use crate::compile::{self, Selection};
 use crate::process::{command, output};
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,9 @@ struct Binary {
 
 /// Every test of every binary, built first.
 pub(super) fn tests() -> Result<Vec<Test>, String> {
-    let build = ["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"];
-    let messages = output(&mut command("cargo", &build))?;
+    compile::build(Selection::Everything)?;
+    let mut build = command("cargo", &["build", "--quiet", "--message-format=json-render-diagnostics"]);
+    let messages = output(build.args(Selection::Everything.targets()))?;
     let mut tests = Vec::new();
     for binary in messages.lines().filter_map(binary) {
         let program = binary.program.display().to_string();
