@@ -14,7 +14,7 @@ use super::kernels::matmul::{Activation, Product, Target, copy_row, matmul};
 use super::kernels::pool::Parts;
 use super::kernels::{Isa, Pool, elementwise};
 use super::parameters::{Dense, Vector};
-use super::{Capacity, EngineError, EngineOptions, Run, SequenceId};
+use super::{Capacity, Decode, EngineError, EngineOptions, Run, SequenceId};
 use crate::weights::{Weights, WeightsError};
 use cache::Cache;
 
@@ -115,39 +115,6 @@ impl Decoder {
             buffers: Buffers::default(),
             shape: shape.clone(),
         })
-    }
-
-    /// How full the cache is.
-    pub fn capacity(&self) -> Capacity {
-        self.cache.capacity()
-    }
-
-    /// Reserve room; none when there is none now.
-    pub fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
-        self.cache.open(tokens_max)
-    }
-
-    /// Free a sequence's room.
-    pub fn close_sequence(&mut self, sequence: SequenceId) {
-        self.cache.close(sequence);
-    }
-
-    /// One step; see [`super::Engine::step`].
-    ///
-    /// # Panics
-    /// When a run is empty, its sequence is not open or would outgrow its reservation, or a token is unknown.
-    pub fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let mut buffers = std::mem::take(&mut self.buffers);
-        let mut cache = std::mem::take(&mut self.cache);
-        let outcome = self.pool.enter(|| self.compute(runs, &mut buffers, &mut cache));
-        if outcome.is_ok() {
-            for run in runs {
-                cache.advance(run.sequence, run.tokens.len());
-            }
-        }
-        self.buffers = buffers;
-        self.cache = cache;
-        Ok(outcome?)
     }
 
     fn compute(
@@ -316,6 +283,34 @@ impl Decoder {
         let output = self.output.as_ref().unwrap_or(&self.words);
         self.dense(output, normed, wanted, Target { values: &mut logits, stride: vocabulary, offset: 0 })?;
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
+    }
+}
+
+impl Decode for Decoder {
+    fn capacity(&self) -> Capacity {
+        self.cache.capacity()
+    }
+
+    fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
+        self.cache.open(tokens_max)
+    }
+
+    fn close_sequence(&mut self, sequence: SequenceId) {
+        self.cache.close(sequence);
+    }
+
+    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let mut cache = std::mem::take(&mut self.cache);
+        let outcome = self.pool.enter(|| self.compute(runs, &mut buffers, &mut cache));
+        if outcome.is_ok() {
+            for run in runs {
+                cache.advance(run.sequence, run.tokens.len());
+            }
+        }
+        self.buffers = buffers;
+        self.cache = cache;
+        Ok(outcome?)
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use super::config::{DecoderShape, EncoderShape};
-use super::{Capacity, EngineError, EngineOptions, Run, SequenceId};
+use super::{Capacity, Decode, Encode, EngineError, EngineOptions, Run, SequenceId};
 use crate::weights::{TensorView, Weights};
 
 impl From<candle_core::Error> for EngineError {
@@ -26,16 +26,6 @@ impl From<candle_core::Error> for EngineError {
 #[cfg(feature = "cuda")]
 pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
     Ok(Device::new_cuda(ordinal)?)
-}
-
-/// The CUDA device of this ordinal: none in this build.
-#[cfg(not(feature = "cuda"))]
-pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
-    Err(EngineError::Device {
-        reason: format!(
-            "GPU {ordinal} was asked for, but quorate-serve was built without the `cuda` feature"
-        ),
-    })
 }
 
 /// Memory of a GPU that nobody uses, in bytes; none where the device is no GPU.
@@ -80,9 +70,10 @@ impl DeviceEncoder {
         }
         Ok(Self { model: bert::Bert::new(shape, tensors), device: device.clone() })
     }
+}
 
-    /// One vector per text, in order.
-    pub fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+impl Encode for DeviceEncoder {
+    fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
@@ -135,15 +126,15 @@ impl DeviceDecoder {
             next: 0,
         })
     }
+}
 
-    /// How full the cache is.
-    pub fn capacity(&self) -> Capacity {
+impl Decode for DeviceDecoder {
+    fn capacity(&self) -> Capacity {
         let tokens_reserved = self.sequences.values().map(|sequence| sequence.reserved).sum();
         Capacity { tokens_total: self.tokens_total, tokens_reserved }
     }
 
-    /// Reserve room; none when there is none now.
-    pub fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
+    fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
         if self.capacity().tokens_reserved + tokens_max > self.tokens_total {
             return None;
         }
@@ -154,13 +145,11 @@ impl DeviceDecoder {
         Some(id)
     }
 
-    /// Free a sequence's room.
-    pub fn close_sequence(&mut self, sequence: SequenceId) {
+    fn close_sequence(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
     }
 
-    /// One step; see [`super::Engine::step`].
-    pub fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let tokens: Vec<u32> = runs.iter().flat_map(|run| run.tokens.iter().copied()).collect();
         let mut positions = Vec::with_capacity(tokens.len());
         for run in runs {

@@ -8,13 +8,13 @@
 
 use std::sync::Mutex;
 
-use super::EngineError;
 use super::config::{EncoderShape, Pooling};
 use super::kernels::attention::{HeadPlace, attend_all};
 use super::kernels::matmul::{Activation, Product, Target, copy_row, matmul};
 use super::kernels::pool::Parts;
 use super::kernels::{Isa, Pool, elementwise};
 use super::parameters::{Dense, Vector};
+use super::{Encode, EngineError};
 use crate::weights::{Weights, WeightsError};
 
 /// Tokens of a group: enough that transposing weights is 2 percent of the work, few enough that a group's
@@ -117,30 +117,6 @@ impl Encoder {
             alone: Pool::new(1),
             buffers: Mutex::default(),
         })
-    }
-
-    /// One vector per text, in order. Every text has 1 to `positions` tokens below the vocabulary.
-    pub fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let hidden = self.shape.hidden;
-        let mut vectors = vec![0.0; texts.len() * hidden];
-        let groups = self.group(texts);
-        let failure = Mutex::new(None);
-        let parts = Parts::new(&mut vectors);
-        self.pool.enter(|| {
-            let inner = if groups.len() > 1 { &self.alone } else { &self.pool };
-            self.pool.each(groups.len(), |index| {
-                let group = groups[index].clone();
-                // SAFETY: groups are disjoint ranges of texts, so these are disjoint ranges of vectors.
-                let part = unsafe { parts.part(group.start * hidden..group.end * hidden) };
-                if let Err(error) = self.embed_group(&texts[group], inner, part) {
-                    *failure.lock().expect("no task panics while it holds this") = Some(error);
-                }
-            });
-        });
-        if let Some(error) = failure.into_inner().expect("no task panics while it holds this") {
-            return Err(error.into());
-        }
-        Ok(vectors.chunks_exact(hidden).map(<[f32]>::to_vec).collect())
     }
 
     /// Consecutive texts of about equal work; one group when there is too little for every thread.
@@ -263,6 +239,32 @@ impl Encoder {
                 unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
             });
         });
+    }
+}
+
+impl Encode for Encoder {
+    /// Every text has 1 to `positions` tokens below the vocabulary.
+    fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let hidden = self.shape.hidden;
+        let mut vectors = vec![0.0; texts.len() * hidden];
+        let groups = self.group(texts);
+        let failure = Mutex::new(None);
+        let parts = Parts::new(&mut vectors);
+        self.pool.enter(|| {
+            let inner = if groups.len() > 1 { &self.alone } else { &self.pool };
+            self.pool.each(groups.len(), |index| {
+                let group = groups[index].clone();
+                // SAFETY: groups are disjoint ranges of texts, so these are disjoint ranges of vectors.
+                let part = unsafe { parts.part(group.start * hidden..group.end * hidden) };
+                if let Err(error) = self.embed_group(&texts[group], inner, part) {
+                    *failure.lock().expect("no task panics while it holds this") = Some(error);
+                }
+            });
+        });
+        if let Some(error) = failure.into_inner().expect("no task panics while it holds this") {
+            return Err(error.into());
+        }
+        Ok(vectors.chunks_exact(hidden).map(<[f32]>::to_vec).collect())
     }
 }
 

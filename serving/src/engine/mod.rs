@@ -11,6 +11,7 @@
 pub mod chat;
 pub mod config;
 pub mod decoder;
+#[cfg(feature = "candle")]
 pub mod device;
 pub mod encoder;
 pub mod front;
@@ -254,11 +255,33 @@ pub struct LoadedEngine {
     model: Model,
 }
 
+/// An encoder, wherever it computes.
+pub trait Encode: Send {
+    /// One vector per text, in order.
+    fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
+}
+
+/// A decoder, wherever it computes.
+pub trait Decode: Send {
+    /// How full the cache is.
+    fn capacity(&self) -> Capacity;
+
+    /// Reserve room; none when there is none now.
+    fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId>;
+
+    /// Free a sequence's room.
+    fn close_sequence(&mut self, sequence: SequenceId);
+
+    /// One step; see [`Engine::step`].
+    ///
+    /// # Panics
+    /// When a run is empty, its sequence is not open or would outgrow its reservation, or a token is unknown.
+    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+}
+
 enum Model {
-    Encoder(encoder::Encoder),
-    Decoder(decoder::Decoder),
-    DeviceEncoder(device::DeviceEncoder),
-    DeviceDecoder(device::DeviceDecoder),
+    Encoder(Box<dyn Encode>),
+    Decoder(Box<dyn Decode>),
 }
 
 impl LoadedEngine {
@@ -268,25 +291,66 @@ impl LoadedEngine {
         let config = config::ModelConfig::read(files)?;
         let front = Arc::new(Front::read(files, &config, options)?);
         let weights = crate::weights::Weights::open(Arc::clone(files))?;
-        let model = match (&config.shape, options.device) {
-            (config::Shape::Encoder(shape), DeviceChoice::Cpu) => {
-                Model::Encoder(encoder::Encoder::open(shape, &weights, options.threads)?)
-            }
-            (config::Shape::Decoder(shape), DeviceChoice::Cpu) => {
-                let context = front.context_tokens_max();
-                Model::Decoder(decoder::Decoder::open(shape, &weights, options, context)?)
-            }
-            (config::Shape::Encoder(shape), DeviceChoice::Cuda(ordinal)) => {
-                let device = device::cuda(ordinal)?;
-                Model::DeviceEncoder(device::DeviceEncoder::open(shape, &weights, &device)?)
-            }
-            (config::Shape::Decoder(shape), DeviceChoice::Cuda(ordinal)) => {
-                let (device, context) = (device::cuda(ordinal)?, front.context_tokens_max());
-                Model::DeviceDecoder(device::DeviceDecoder::open(shape, &weights, &device, options, context)?)
-            }
+        let context = front.context_tokens_max();
+        let model = match options.device {
+            DeviceChoice::Cpu => on_cpu(&config.shape, &weights, options, context)?,
+            DeviceChoice::Cuda(ordinal) => on_gpu(ordinal, &config.shape, &weights, options, context)?,
         };
         Ok(Self { front, model })
     }
+}
+
+/// The model on our own kernels.
+fn on_cpu(
+    shape: &config::Shape,
+    weights: &crate::weights::Weights,
+    options: &EngineOptions,
+    context: usize,
+) -> Result<Model, EngineError> {
+    Ok(match shape {
+        config::Shape::Encoder(shape) => {
+            Model::Encoder(Box::new(encoder::Encoder::open(shape, weights, options.threads)?))
+        }
+        config::Shape::Decoder(shape) => {
+            Model::Decoder(Box::new(decoder::Decoder::open(shape, weights, options, context)?))
+        }
+    })
+}
+
+/// The model on the CUDA device of this ordinal.
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    ordinal: usize,
+    shape: &config::Shape,
+    weights: &crate::weights::Weights,
+    options: &EngineOptions,
+    context: usize,
+) -> Result<Model, EngineError> {
+    let device = device::cuda(ordinal)?;
+    Ok(match shape {
+        config::Shape::Encoder(shape) => {
+            Model::Encoder(Box::new(device::DeviceEncoder::open(shape, weights, &device)?))
+        }
+        config::Shape::Decoder(shape) => {
+            Model::Decoder(Box::new(device::DeviceDecoder::open(shape, weights, &device, options, context)?))
+        }
+    })
+}
+
+/// No model: this build has no engine for GPUs.
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(
+    ordinal: usize,
+    _: &config::Shape,
+    _: &crate::weights::Weights,
+    _: &EngineOptions,
+    _: usize,
+) -> Result<Model, EngineError> {
+    Err(EngineError::Device {
+        reason: format!(
+            "GPU {ordinal} was asked for, but quorate-serve was built without the `cuda` feature"
+        ),
+    })
 }
 
 impl Engine for LoadedEngine {
@@ -301,18 +365,14 @@ impl Engine for LoadedEngine {
         }
         match &mut self.model {
             Model::Encoder(encoder) => encoder.embed(sequences),
-            Model::DeviceEncoder(encoder) => encoder.embed(sequences),
-            Model::Decoder(_) | Model::DeviceDecoder(_) => {
-                Err(EngineError::OperationUnsupported { operation: "embed" })
-            }
+            Model::Decoder(_) => Err(EngineError::OperationUnsupported { operation: "embed" }),
         }
     }
 
     fn capacity(&self) -> Capacity {
         match &self.model {
             Model::Decoder(decoder) => decoder.capacity(),
-            Model::DeviceDecoder(decoder) => decoder.capacity(),
-            Model::Encoder(_) | Model::DeviceEncoder(_) => Capacity::default(),
+            Model::Encoder(_) => Capacity::default(),
         }
     }
 
@@ -323,28 +383,21 @@ impl Engine for LoadedEngine {
         }
         match &mut self.model {
             Model::Decoder(decoder) => Ok(decoder.open_sequence(tokens_max)),
-            Model::DeviceDecoder(decoder) => Ok(decoder.open_sequence(tokens_max)),
-            Model::Encoder(_) | Model::DeviceEncoder(_) => {
-                Err(EngineError::OperationUnsupported { operation: "generate" })
-            }
+            Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
         }
     }
 
     fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         match &mut self.model {
             Model::Decoder(decoder) => decoder.step(runs),
-            Model::DeviceDecoder(decoder) => decoder.step(runs),
-            Model::Encoder(_) | Model::DeviceEncoder(_) => {
-                Err(EngineError::OperationUnsupported { operation: "generate" })
-            }
+            Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
         }
     }
 
     fn close(&mut self, sequence: SequenceId) {
         match &mut self.model {
             Model::Decoder(decoder) => decoder.close_sequence(sequence),
-            Model::DeviceDecoder(decoder) => decoder.close_sequence(sequence),
-            Model::Encoder(_) | Model::DeviceEncoder(_) => {}
+            Model::Encoder(_) => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 use serving::engine::device::DeviceDecoder;
-use serving::engine::{Engine, Run, SequenceId};
+use serving::engine::{Decode, Engine, Run, SequenceId};
 use serving::weights::Weights;
 use tempfile::TempDir;
 

@@ -2,8 +2,8 @@
 
 use candle_core::Device;
 use safetensors::Dtype;
-use serving::engine::Engine;
 use serving::engine::device::DeviceEncoder;
+use serving::engine::{Encode, Engine};
 use serving::weights::Weights;
 
 use crate::models::{assert_close, bert_config, bits, encoder_shape, files, open, tokens, write};
