@@ -23,6 +23,8 @@ const LIMIT: usize = 1 << 20;
 const FREE_MAPS: [&str; 5] = ["labels", "node_selector", "environment", "quorums", "signatures"];
 /// Byte strings whose length `human-chain` and `model-store` judge.
 const FREE_LENGTHS: [&str; 4] = ["ml_dsa", "ml_kem", "encapsulated", "sealed"];
+/// Fields that hold true, false or nothing.
+const OPTIONAL_FLAGS: [&str; 1] = ["answers"];
 /// Numbers that may be negative.
 const SIGNED: [&str; 3] = ["status", "signal", "exit"];
 /// Sets: one order of their elements is canonical.
@@ -195,6 +197,8 @@ fn alterations(value: &Cbor, field: &str) -> Vec<(String, Cbor)> {
             .concat()
         }
         Cbor::Text(_) => [retyped(Cbor::Integer(1.into())), retyped(Cbor::Bool(true))].concat(),
+        Cbor::Bool(_) if OPTIONAL_FLAGS.contains(&field) => retyped(Cbor::Integer(1.into())),
+        Cbor::Null if OPTIONAL_FLAGS.contains(&field) => retyped(Cbor::Float(0.0)),
         Cbor::Bool(_) => [retyped(Cbor::Integer(1.into())), retyped(Cbor::Null)].concat(),
         Cbor::Null => [retyped(Cbor::Bool(false)), retyped(Cbor::Float(0.0))].concat(),
         other => panic!("canonical form has no {other:?}"),

@@ -77,6 +77,9 @@ impl Progress {
 
     /// One line for people.
     pub(super) fn text(&self, elapsed: Duration) -> String {
+        if self.waiting.is_empty() {
+            return format!("{}/{} crates   tests and programs are linked", self.built, self.crates);
+        }
         let (built, crates, left) = (self.built, self.crates, readable(self.left(elapsed)));
         format!("{built}/{crates} crates   about {left} left   {}", self.latest)
     }
@@ -154,5 +157,7 @@ mod tests {
         assert!(progress.left(seconds(201)) < progress.left(seconds(200)));
         assert!(progress.left(seconds(900)) > Duration::ZERO);
         assert!(progress.text(seconds(200)).starts_with("1/2 crates   about "));
+        progress.record(&step("b", false), seconds(201));
+        assert_eq!(progress.text(seconds(201)), "2/2 crates   tests and programs are linked");
     }
 }
