@@ -16,8 +16,8 @@ mod writer;
 
 use crate::cluster::{STAYS_UP, nothing_is_left, start};
 use crate::compile::{self, Selection};
+use crate::minilm;
 use crate::process::{command, target};
-use crate::{demo, minilm};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
