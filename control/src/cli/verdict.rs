@@ -131,9 +131,11 @@ fn with_view(control: Vec<Control>, status: Status) -> Report {
     let unknown = |control: &&Control| !told(control);
     let mut findings: Vec<Finding> = control.iter().filter(unknown).filter_map(silence_finding).collect();
     let silent = names(&control, |control| control.silence.is_some());
-    let summary = match silent.is_empty() {
-        true => status.summary.clone(),
-        false => format!("{silent}; {}", status.summary),
+    let summary = match (silent.is_empty(), status.healthy) {
+        (true, _) => status.summary.clone(),
+        // It answers the leader, or the leader has not missed it yet.
+        (false, true) => format!("{silent}, while the leader says: {}", status.summary),
+        (false, false) => format!("{silent}; {}", status.summary),
     };
     findings.extend(status.findings.iter().cloned());
     let well = status.healthy && control.iter().all(|control| control.silence.is_none());
@@ -235,11 +237,9 @@ mod tests {
                 assert_eq!(code, 1, "{}", report.summary);
                 assert!(took < SECOND, "{took:?}");
                 let name = format!("control-{}", place + 1);
-                assert!(
-                    report.summary.starts_with(&format!("{name} does not answer; ")),
-                    "{}",
-                    report.summary
-                );
+                let said = "all is well; 2 services, 3 of 3 nodes alive";
+                let expected = format!("{name} does not answer, while the leader says: {said}");
+                assert_eq!(report.summary, expected);
                 assert!(report.findings[0].message.starts_with(&format!("{name} ({})", url(place))));
                 let json = report.to_json();
                 assert_eq!(
