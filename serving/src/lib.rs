@@ -7,6 +7,7 @@
 //! no storage credential is within its reach.
 
 pub mod batcher;
+pub mod cli;
 pub mod engine;
 pub mod gateway;
 pub mod lockdown;
