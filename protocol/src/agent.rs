@@ -1,4 +1,4 @@
-//! What an agent and control say to each other. The agent asks, always: a node listens on nothing.
+//! Messages between an agent and control. The agent always sends the request: a node listens on nothing.
 
 use crate::gateway::RouteTable;
 use crate::governance::{Bundle, NodeAdmission, SignedGenesis};
@@ -10,13 +10,13 @@ use crate::worker::WorkerMetrics;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A GPU, as its driver describes it or as a rehearsal pretends.
+/// GPU of a node: a device that its driver describes, or a simulated one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
-    /// Index on its node.
+    /// Index on its node; slot orders name the GPU by it.
     pub index: u32,
-    /// The driver's unique id.
+    /// Unique id that the driver reports.
     pub uuid: String,
     /// Product name.
     pub name: String,
@@ -24,149 +24,152 @@ pub struct Gpu {
     pub memory_bytes: u64,
     /// True for `--simulate-gpus`: schedules, but computes nothing.
     pub simulated: bool,
-    /// Healthy enough to be given work.
+    /// True if the GPU is healthy enough for new work.
     pub healthy: bool,
 }
 
-/// What a node has.
+/// Capacity that a node offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct NodeResources {
-    /// CPU it offers, in thousandths of a core.
+    /// CPU that the node offers, in thousandths of a core.
     pub cpu_millicores: u64,
-    /// Memory it offers, in bytes.
+    /// Memory that the node offers, in bytes.
     pub memory_bytes: u64,
-    /// Its GPUs.
+    /// GPUs, simulated ones included.
     pub gpus: Vec<Gpu>,
 }
 
-/// How well a node can keep a workload in.
+/// Isolation of workloads that a node can enforce; a later variant is stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
     /// Nothing is enforced.
     None,
-    /// User namespaces, one user id.
+    /// User namespaces only: every workload runs as the agent's own user.
     SameUid,
-    /// Everything, as root.
+    /// Every form of isolation; needs root.
     Full,
 }
 
-/// How far a slot is on its node.
+/// State of a slot on its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SlotState {
-    /// Verifying and fetching segments.
+    /// Fetches and verifies segments.
     Loading,
-    /// The sandbox runs, the engine is not ready.
+    /// The sandbox runs; the engine is not ready.
     Starting,
-    /// Answers requests.
+    /// Serves requests.
     Ready,
-    /// Finishes what runs.
+    /// Finishes running requests and admits no new ones.
     Draining,
-    /// Stopped, the slot is free.
+    /// Stopped; the slot is free.
     Released,
-    /// Did not start or died; the agent tries again with back-off.
+    /// The worker did not start or died; the agent retries with back-off.
     Failed,
-    /// The agent refused the order; the detail begins with the error code.
+    /// The agent rejected the order; the detail begins with the error code.
     Refused,
 }
 
-/// A slot as its node sees it.
+/// State of a slot, as its node reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SlotReport {
-    /// Which service.
+    /// Service that the slot belongs to.
     pub service: ServiceName,
-    /// Which slot.
+    /// Index of the slot within the service.
     pub slot: SlotIndex,
-    /// Under which order.
+    /// Fence of the order under which the node holds the slot.
     pub fence: Fence,
-    /// How far.
+    /// State at the time of the report.
     pub state: SlotState,
-    /// For people.
+    /// Explanation of the state, as text for people.
     pub detail: String,
-    /// Segments present and verified.
+    /// Number of segments present and verified.
     pub segments_verified: u64,
-    /// Segments of the model.
+    /// Number of segments of the model.
     pub segments_total: u64,
-    /// Times its worker was started again.
+    /// Number of restarts of the worker.
     pub restarts: u32,
-    /// The worker's last metrics.
+    /// Last metrics that the worker wrote, if any.
     pub metrics: Option<WorkerMetrics>,
 }
 
-/// Control, this is how I am; what shall I do?
+/// Request of an agent to control: reports the node's state and requests the desired state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncRequest {
-    /// Which start of the agent; a new one means that volatile state is gone.
+    /// Incarnation of the agent; a new value means that its volatile state is lost.
     pub boot: u64,
-    /// Its software.
+    /// Version of the agent's software.
     pub version: String,
-    /// What it has.
+    /// Capacity that the node offers.
     pub resources: NodeResources,
-    /// How well it can isolate.
+    /// Isolation that the node can enforce.
     pub isolation: Isolation,
-    /// What it cannot enforce, each a label.
+    /// Labels of the limits that the node cannot enforce.
     pub not_enforced: Vec<String>,
-    /// Its slots.
+    /// Report of every slot on the node.
     pub slots: Vec<SlotReport>,
-    /// How many governance bundles it has verified and kept.
+    /// Number of governance bundles that the agent has verified and stored.
     pub governance_length: u64,
-    /// Route table version in force at its gateway, if it has one.
+    /// Version of the route table in force at the node's gateway; none without a gateway.
     pub routes_version: Option<u64>,
-    /// Largest time the agent will wait for an answer that brings news, in milliseconds.
+    /// Long-poll timeout: the longest time in milliseconds that control may hold the request until there is
+    /// news.
     pub wait_ms: u32,
-    /// Digest of the desired state it already has; an answer waits while it is unchanged.
+    /// Digest of the desired state that the agent already has; control holds its answer while that state is
+    /// unchanged.
     pub desired: crate::Digest,
     /// Lines that workers wrote and that no answer has acknowledged, oldest first; at most [`LOG_LINES_MAX`].
     pub logs: Vec<WorkerLine>,
 }
 
-/// Most log lines in one request; what is more is dropped, oldest first, and said so in a line.
+/// Maximum number of log lines in one request. Excess lines are dropped, oldest first, and a line reports the
+/// loss.
 pub const LOG_LINES_MAX: usize = 128;
 
-/// A line that a worker wrote to its standard error.
+/// Line that a worker wrote to its standard error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerLine {
-    /// Which service.
+    /// Service that the worker runs.
     pub service: ServiceName,
-    /// Which slot.
+    /// Index of the slot that the worker runs in.
     pub slot: SlotIndex,
-    /// Its number among the lines of this agent's life ([`SyncRequest::boot`]), which only rises. A line that is sent
-    /// again, because no answer said that it arrived, has the same.
+    /// Number of the line within this incarnation of the agent ([`SyncRequest::boot`]); it only rises. A line
+    /// that is resent because no answer acknowledged it keeps its number.
     pub sequence: u64,
-    /// When it was read.
+    /// Time at which the agent read the line, by the node's wall clock.
     pub at: Millis,
-    /// The text, at most 4 KiB.
+    /// Text of the line, at most 4 KiB.
     pub text: String,
 }
 
-/// A deployment that names this node.
+/// Deployment that names this node, with everything that the node needs to run its slots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Assignment {
-    /// The authority.
+    /// Governance bundle that approves the deployment: the authority for the orders.
     pub bundle: Bundle,
-    /// The slots of it that this node holds.
+    /// Orders for those slots of the deployment that this node holds.
     pub orders: Vec<SignedOrder>,
-    /// Finish and release these slots: their service is being retired or moved.
+    /// Slots to drain and release, because their service is being retired or moved.
     pub draining: Vec<SlotIndex>,
-    /// Where the model lies.
+    /// Stores, size and erasure code of the model.
     pub model: ModelRecord,
-    /// The model's key, for this node alone.
+    /// Key of the model, wrapped to this node alone.
     pub wrap: Option<KeyWrap>,
 }
 
-/// What a node shall be.
+/// Desired state of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Desired {
-    /// Its slots. A slot that it runs and that is not here ends.
+    /// Deployments whose slots the node holds. The agent stops a running slot that is missing here.
     pub assignments: Vec<Assignment>,
-    /// For the gateway role: the table to hand over.
+    /// Route table to pass to the gateway; present only for the gateway role.
     pub routes: Option<RouteTable>,
 }
 
@@ -174,61 +177,61 @@ pub struct Desired {
 pub const DESIRED_DOMAIN: &str = "quorate/desired/v1";
 
 impl Desired {
-    /// By which an agent says what it already has.
+    /// Digest of the canonical bytes, by which an agent reports the state that it already has.
     #[must_use]
     pub fn digest(&self) -> crate::Digest {
         crate::Digest::of_domain(DESIRED_DOMAIN, &crate::canonical::to_bytes(self))
     }
 }
 
-/// Control's answer.
+/// Answer of control to a [`SyncRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncResponse {
-    /// Control's time.
+    /// Current time of control's wall clock.
     pub now: Millis,
-    /// The node may act this long, counted from when it *sent* its request.
+    /// Lease in milliseconds, counted from the time at which the node *sent* its request.
     pub lease_ms: u64,
-    /// Governance bundles after those the agent has, in order.
+    /// Governance bundles after those that the agent has, in order.
     pub governance: Vec<Bundle>,
-    /// The desired state; none when it is the one the agent already has.
+    /// Desired state; none if the agent already has it.
     pub desired: Option<Desired>,
 }
 
-/// Answer of a replica that does not lead.
+/// Answer of a control replica that is not the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NotLeader {
-    /// The leader's key, if known; genesis has its address.
+    /// Key of the leader, if known; genesis has its address.
     pub leader: Option<PublicKey>,
 }
 
-/// A node that nobody admitted yet asks to be.
+/// Request of an unadmitted node for admission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolRequest {
-    /// What it says it is; its id must be the key of the connection.
+    /// Admission as the node proposes it; its id must be the key of the connection.
     pub admission: NodeAdmission,
 }
 
-/// Answer to [`EnrolRequest`].
+/// Answer to an [`EnrolRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolResponse {
     /// True once a certificate has admitted this identity.
     pub admitted: bool,
-    /// The circle's beginning, to check against the pinned circle id.
+    /// Signed genesis of the circle, to check against the pinned circle id.
     pub genesis: SignedGenesis,
 }
 
-/// A node that waits for admission, as members see it.
+/// Node that waits for admission, as members see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PendingNode {
-    /// What it says it is.
+    /// Admission as the node proposes it.
     pub admission: NodeAdmission,
-    /// Who asked.
+    /// Identity key of the node, proven by its connection.
     pub id: NodeId,
-    /// When it last asked.
+    /// Time of the node's last request.
     pub last_seen: Millis,
 }

@@ -1,5 +1,5 @@
-//! What an agent keeps on its own disk across restarts, and what its operator may ask it on its own
-//! machine. Nothing here crosses a network.
+//! Records that an agent keeps on disk across restarts, and requests of the operator on the same machine.
+//! Nothing here crosses a network.
 
 use crate::error_code::ErrorCode;
 use crate::governance::Bundle;
@@ -9,72 +9,75 @@ use serde::{Deserialize, Serialize};
 
 /// Digest domain of an agent's order book.
 pub const ORDER_BOOK_DOMAIN: &str = "quorate/order-book/v1";
-/// Largest order book on disk: about 200,000 slots' fences, far beyond a node's life.
+/// Maximum size of an order book on disk in bytes: fences of about 200,000 slots, far beyond a node's
+/// lifetime.
 pub const ORDER_BOOK_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// The form of the order book that this release writes and reads.
+/// Format version of the order book that this release writes and reads.
 pub const ORDER_BOOK_VERSION: u32 = 1;
 
-/// The orders that a node accepted, as its disk keeps them.
+/// Orders that a node accepted, as stored on its disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderBookRecord {
-    /// The form of this record; [`ORDER_BOOK_VERSION`].
+    /// Format version of this record: [`ORDER_BOOK_VERSION`].
     pub version: u32,
-    /// In which circle.
+    /// Circle that the orders belong to.
     pub circle: CircleId,
-    /// Whose orders.
+    /// Node that accepted the orders.
     pub node: NodeId,
-    /// The highest fence ever accepted for each slot, sorted by slot. It never falls.
+    /// Highest fence ever accepted for each slot, sorted by slot. A slot's fence never falls.
     pub fences: Vec<SlotFence>,
-    /// The orders held now, sorted by slot, one for each.
+    /// Orders held now, at most one per slot, sorted by slot.
     pub held: Vec<HeldOrder>,
 }
 
-/// The highest fence that a node ever accepted for a slot.
+/// Highest fence that a node ever accepted for a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotFence {
-    /// Which service.
+    /// Service that the slot belongs to.
     pub service: ServiceName,
-    /// Which slot.
+    /// Index of the slot within the service.
     pub slot: SlotIndex,
-    /// The fence.
+    /// Highest accepted fence.
     pub fence: Fence,
 }
 
-/// An order that a node accepted and has not given back. It is verified again whenever it is read.
+/// Order that a node accepted and has not released. It is verified again on every read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeldOrder {
-    /// What was accepted.
+    /// Order as control signed it.
     pub signed: SignedOrder,
-    /// How many governance bundles the node had verified then: what the order was judged against.
+    /// Number of governance bundles that the node had verified on acceptance: the state that the order was
+    /// verified against.
     pub governance_length: u64,
-    /// When, by the node's wall clock.
+    /// Time of acceptance by the node's wall clock.
     pub accepted_at: Millis,
-    /// The node has ended the slot and told control so; it never starts under this order again.
+    /// True once the node has stopped the slot and reported that to control. The slot never starts under this
+    /// order again.
     pub released: bool,
 }
 
-/// Asks an agent to judge an order as if control had sent it. It is judged, never executed.
+/// Request to verify an order as if control had sent it. The agent verifies the order and never executes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HandOrder {
-    /// The authority that comes with it.
+    /// Governance bundle that approves the order's service.
     pub bundle: Bundle,
-    /// The order.
+    /// Order to verify.
     pub order: SignedOrder,
 }
 
-/// What an agent thinks of an order.
+/// Result of an agent's verification of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
-    /// Whether it would carry the order out.
+    /// True if the agent would execute the order.
     pub accepted: bool,
-    /// Why not.
+    /// Reason for a rejection; none if the order is accepted.
     pub code: Option<ErrorCode>,
-    /// For people.
+    /// Result as text for people.
     pub message: String,
 }
 

@@ -1,7 +1,7 @@
-//! Types of the control HTTP API, as JSON. The OpenAPI document is generated from them.
+//! Request and response types of the control HTTP API, as JSON. The OpenAPI document is generated from them.
 //!
-//! Reading needs a token with the `read` scope, proposing and voting `propose`, everything that changes
-//! something inside an envelope `submit`. No token votes: ballots carry their members' signatures.
+//! Reading needs a token with the `read` scope, proposing and voting need `propose`. Every write within an
+//! approved envelope needs `submit`. No token votes: ballots carry their members' signatures.
 
 use crate::agent::{Gpu, Isolation, SlotReport};
 use crate::digest::Digest;
@@ -17,375 +17,377 @@ use crate::model::{KeyWrap, ModelRecord};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Header of a write that carries its idempotency key: sent again under the same key, it is done once and answered
-/// alike. The name is that of the IETF draft.
+/// Header of a write that carries its idempotency key. A repeated request with the same key is executed once
+/// and gets the same answer. The name is that of the IETF draft.
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
-/// Header of an answer `not-leader`: base URL of the replica that leads, as genesis has it.
+/// Header of a `not-leader` answer: base URL of the leader's API, as genesis has it.
 pub const LEADER_HEADER: &str = "quorate-leader";
 
-/// Every error of the API.
+/// Body of every error response of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Problem {
-    /// Stable code; `quorate explain CODE` says more.
+    /// Stable error code; `quorate explain CODE` prints its page.
     pub code: String,
-    /// What was wrong.
+    /// Description of the error.
     pub message: String,
-    /// Where, if it is one place: a field, a line.
+    /// Location of the error, if it has one: a field, a line.
     pub at: Option<String>,
-    /// What to do.
+    /// Suggested remedy, if there is one.
     pub remedy: Option<String>,
 }
 
-/// Genesis and every governance bundle in log order: all that anyone needs to recompute the circle.
+/// Genesis and every governance bundle in log order: all input needed to recompute the circle's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {
-    /// How the circle began.
+    /// Genesis with every founder's signature.
     pub genesis: SignedGenesis,
-    /// What it decided, in order.
+    /// Governance bundles since genesis, in log order.
     pub bundles: Vec<Bundle>,
 }
 
-/// `POST /v1/proposals`.
+/// Body of `POST /v1/proposals`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubmitProposal {
-    /// What to vote on, made by the client.
+    /// Proposal to vote on, built by the client.
     pub proposal: Proposal,
 }
 
-/// How far a proposal is.
+/// State of a proposal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProposalState {
-    /// Waits for votes.
+    /// Open for votes.
     Open,
-    /// The quorum signed; it is in force.
+    /// The quorum approved the proposal; the change is in force.
     Approved,
     /// The quorum can no longer be reached.
     Rejected,
-    /// Nobody decided in time.
+    /// The proposal expired before a decision.
     Expired,
-    /// What it changes was changed by another proposal first.
+    /// Another approved proposal changed the same subject first.
     Stale,
 }
 
-/// A proposal as members see it.
+/// Proposal with its votes, as members see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProposalView {
-    /// Its digest.
+    /// Digest of the proposal.
     pub id: ProposalId,
-    /// The proposal itself; a client renders it by itself and trusts no text of ours.
+    /// Proposal to vote on. A client renders it locally and trusts no rendering by the server.
     pub proposal: Proposal,
-    /// Which quorum it needs.
+    /// Class of the change, which selects the quorum.
     pub class: ActionClass,
-    /// How far it is.
+    /// State at the time of the answer.
     pub state: ProposalState,
-    /// Votes so far.
+    /// Ballots received so far.
     pub ballots: Vec<SignedBallot>,
     /// Members that approved.
     pub approved: Vec<MemberId>,
     /// Members that rejected.
     pub rejected: Vec<MemberId>,
-    /// Members whose approval would still count.
+    /// Members that have not voted and whose approval would still count.
     pub missing: Vec<MemberId>,
-    /// Digest of its certificate, once approved.
+    /// Digest of the certificate; present once the proposal is approved.
     pub certificate: Option<Digest>,
 }
 
-/// A list, always an object so that it can grow fields.
+/// List of items, always an object so that fields can be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Page<T> {
-    /// The items, in a stable order.
+    /// Items, in a stable order.
     pub items: Vec<T>,
 }
 
-/// `POST /v1/dry-run`.
+/// Body of `POST /v1/dry-run`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DryRunRequest {
-    /// What would be deployed.
+    /// Manifest of the deployment to simulate.
     pub manifest: Manifest,
 }
 
-/// What would happen.
+/// Result of a simulated deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DryRun {
-    /// Replicas that would be wanted at once; `quorate scale` asks for more, up to the envelope's maximum.
+    /// Number of replicas wanted immediately; `quorate scale` raises it up to the envelope's maximum.
     pub desired: u32,
-    /// Which slot would start where, at once.
+    /// Slots that would start immediately, each with its node.
     pub placements: Vec<DryRunPlacement>,
-    /// Which further slots of the envelope could start where, if as many were asked for.
+    /// Further slots of the envelope that could start if scaled up, each with its node.
     pub possible: Vec<DryRunPlacement>,
-    /// Slots that would wait or find no room, and why.
+    /// Slots that would wait or fit on no node, each with the reason.
     pub waiting: Vec<String>,
-    /// Who must sign, as a sentence.
+    /// Signatures that the deployment needs, as a sentence.
     pub needs: String,
-    /// Spend limit per hour, in millionths; none = none set.
+    /// Spend limit per hour, in millionths of the circle's unit; none = no limit.
     pub spend_micro_units_per_hour: Option<u64>,
 }
 
-/// One slot of a [`DryRun`].
+/// Placement of one slot in a [`DryRun`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DryRunPlacement {
-    /// Which slot.
+    /// Index of the slot within the service.
     pub slot: SlotIndex,
-    /// Where.
+    /// Node that the slot would run on.
     pub node: NodeName,
 }
 
-/// A service as people see it.
+/// Service with its slots, as shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceView {
-    /// Its name.
+    /// Name of the service.
     pub name: ServiceName,
-    /// What the circle approved.
+    /// Approved manifest.
     pub manifest: Manifest,
-    /// The certificate that approves it.
+    /// Digest of the certificate that approves the manifest.
     pub certificate: Digest,
-    /// Replicas wanted now, within the envelope.
+    /// Number of replicas wanted now, within the envelope.
     pub desired: u32,
-    /// Replicas that answer now, under this approval or an earlier one.
+    /// Number of replicas that serve requests now, under this approval or an earlier one.
     pub ready: u32,
-    /// Those of them that run what was approved last.
+    /// Number of ready replicas that run the last approved manifest.
     pub ready_current: u32,
-    /// Being retired.
+    /// True while the service is being retired.
     pub retiring: bool,
-    /// Its slots.
+    /// Slots of the service.
     pub slots: Vec<SlotView>,
 }
 
-/// A slot as people see it.
+/// Slot of a service, as shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SlotView {
-    /// Which slot.
+    /// Index of the slot within the service.
     pub slot: SlotIndex,
-    /// Who holds it.
+    /// Node that holds the slot; none if unplaced.
     pub node: Option<NodeName>,
-    /// Under which order.
+    /// Fence of the order under which the slot is held.
     pub fence: Fence,
-    /// What its node last said.
+    /// Last report from the slot's node.
     pub report: Option<SlotReport>,
-    /// Why it is where it is, or waits.
+    /// Reason for the slot's placement, or for its wait.
     pub why: String,
 }
 
-/// `POST /v1/services/{name}/scale`.
+/// Body of `POST /v1/services/{name}/scale`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
-    /// Replicas wanted, within the envelope.
+    /// Number of replicas wanted, within the envelope.
     pub replicas: u32,
 }
 
-/// A node as people see it.
+/// Admitted node, as shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeView {
-    /// What people call it.
+    /// Name that people gave the node.
     pub name: NodeName,
-    /// Who it is.
+    /// Identity key of the node.
     pub id: NodeId,
-    /// What the circle admitted.
+    /// Admission that the circle approved.
     pub admission: NodeAdmission,
-    /// Its lease holds.
+    /// True while the node's lease holds.
     pub alive: bool,
-    /// Milliseconds since it was last heard; none = not since this leader leads.
+    /// Milliseconds since the node's last heartbeat; none = no heartbeat since this leader was elected.
     pub heard_ms_ago: Option<u64>,
-    /// CPU it offers, thousandths of a core.
+    /// CPU that the node offers, in thousandths of a core.
     pub cpu_millicores: u64,
-    /// Memory it offers.
+    /// Memory that the node offers, in bytes.
     pub memory_bytes: u64,
-    /// Its GPUs; simulated ones say so.
+    /// GPUs of the node; simulated ones are marked.
     pub gpus: Vec<Gpu>,
-    /// How well it isolates.
+    /// Isolation that the node can enforce; none until it reports.
     pub isolation: Option<Isolation>,
-    /// What it cannot enforce.
+    /// Limits that the node cannot enforce.
     pub not_enforced: Vec<String>,
-    /// Slots it holds.
+    /// Number of slots that the node holds.
     pub slots: u32,
 }
 
-/// `POST /v1/keys`: an inference key, made by the client, who sends its hash only.
+/// Body of `POST /v1/keys`: an inference key. The client generates the key and sends only its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateKey {
-    /// What people call it.
+    /// Name that people gave the key.
     pub name: TokenName,
-    /// BLAKE3 of its text.
+    /// BLAKE3 digest of the key's text.
     pub hash: Digest,
-    /// Requests per minute; none = unlimited.
+    /// Maximum number of requests per minute; none = unlimited.
     pub requests_per_minute: Option<u32>,
 }
 
-/// An inference key as people see it.
+/// Inference key, as shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyView {
-    /// What people call it.
+    /// Name that people gave the key.
     pub name: TokenName,
-    /// Requests per minute; none = unlimited.
+    /// Maximum number of requests per minute; none = unlimited.
     pub requests_per_minute: Option<u32>,
 }
 
-/// `POST /v1/models`: where a model lies and who can open it, in one step. Killed at any moment, an importer
-/// leaves a model whose key somebody holds, or no model.
+/// Body of `POST /v1/models`: registers a model's stores and its wrapped key in one step. An importer that is
+/// killed at any moment leaves either no model, or a model whose key at least one member can open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterModel {
-    /// Where it lies.
+    /// Stores, size and erasure code of the model.
     pub record: ModelRecord,
-    /// Its key, wrapped to at least one member: members' clients wrap it onwards.
+    /// Key of the model, wrapped to at least one member; members' clients wrap it for further recipients.
     pub wraps: Vec<KeyWrap>,
 }
 
-/// `PUT /v1/models/{root}/wraps`.
+/// Body of `PUT /v1/models/{root}/wraps`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PutWraps {
-    /// The model's key, wrapped to each recipient.
+    /// Key of the model, wrapped to each recipient.
     pub wraps: Vec<KeyWrap>,
 }
 
-/// Something that was done, kept in order.
+/// Entry of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AuditEvent {
-    /// Rises by one.
+    /// Position in the log; rises by one per event.
     pub sequence: u64,
-    /// When.
+    /// Time of the event.
     pub at: Millis,
-    /// Who: `member/NAME`, `token/NAME`, `scheduler`.
+    /// Actor: `member/NAME`, `token/NAME` or `scheduler`.
     pub actor: String,
-    /// What: a short verb, like `approve` or `place`.
+    /// Action, as a short verb: `approve`, `place`.
     pub action: String,
-    /// To what.
+    /// Subject of the action.
     pub subject: String,
-    /// More, for people.
+    /// Further detail, as text for people.
     pub detail: String,
 }
 
-/// How the cluster is, and what to do next.
+/// State of the cluster, with the commands that resolve its findings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Status {
-    /// Nothing is wrong.
+    /// True when nothing is wrong.
     pub healthy: bool,
-    /// One line for people.
+    /// Summary in one line, as text for people.
     pub summary: String,
-    /// What is wrong or waits, each with the next command.
+    /// Problems and pending work, each with the next command.
     pub findings: Vec<Finding>,
-    /// Who leads the control replicas.
+    /// Control replica that is the leader.
     pub leader: Option<ReplicaId>,
-    /// Control replicas.
+    /// Number of control replicas.
     pub replicas: u32,
-    /// Those of them that do not answer the leader.
+    /// Control replicas that do not answer the leader.
     pub replicas_silent: Vec<ReplicaId>,
-    /// Nodes admitted.
+    /// Number of admitted nodes.
     pub nodes: u32,
-    /// Nodes alive.
+    /// Number of nodes whose lease holds.
     pub nodes_alive: u32,
-    /// Services.
+    /// Number of services.
     pub services: u32,
-    /// The epoch of members and policy.
+    /// Epoch of members and policy.
     pub epoch: Epoch,
-    /// What in this cluster is simulated.
+    /// Simulated parts of this cluster.
     pub simulated: Vec<String>,
-    /// Limits that nodes do not enforce, and on which nodes: no fault, and worth knowing.
+    /// Limits that nodes do not enforce, each with its nodes. These are no faults, but operators should know
+    /// them.
     pub not_enforced: Vec<String>,
 }
 
-/// `GET /v1/replica`: the control replicas as one of them sees them. Each answers for itself, whether it leads or not
-/// and without asking another, so that a client can tell which are silent.
+/// Answer of `GET /v1/replica`: the control replicas as one of them sees them. Each replica answers from its
+/// own state, leader or not, without asking another. This lets a client find silent replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaView {
-    /// The replica that answers.
+    /// Replica that answers.
     pub id: ReplicaId,
-    /// The replica that it takes for the leader; none while one is elected.
+    /// Replica that it considers the leader; none during an election.
     pub leader: Option<ReplicaId>,
-    /// The last log entry that it has applied.
+    /// Index of the last log entry that it has applied.
     pub applied: u64,
     /// All replicas of the genesis.
     pub replicas: Vec<PeerView>,
 }
 
-/// One control replica as another sees it.
+/// Control replica as another one sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PeerView {
-    /// Its number.
+    /// Number in the Raft group.
     pub id: ReplicaId,
     /// Base URL of its API, as genesis has it.
     pub api: String,
-    /// Whether it answered lately; none = not asked yet.
+    /// True if it answered recently; none = not asked yet.
     pub answers: Option<bool>,
 }
 
-/// One thing that is wrong or waits.
+/// Problem or pending work, with the next command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Finding {
-    /// What.
+    /// Description of the problem.
     pub message: String,
-    /// The command to run next.
+    /// Command to run next.
     pub next: String,
 }
 
-/// Why something is placed, waits or was refused.
+/// Explanation of a placement, a wait or a rejection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Why {
-    /// What was asked about: `service`, `service/slot` or a proposal.
+    /// Subject of the question: `service`, `service/slot` or a proposal.
     pub subject: String,
-    /// The answer, a sentence.
+    /// Explanation in one sentence.
     pub answer: String,
-    /// Per node or member: the reason.
+    /// Reasons, one per node or member.
     pub reasons: Vec<String>,
-    /// The smallest change that would help, if one is known.
+    /// Smallest change that would help, if one is known.
     pub remedy: Option<String>,
 }
 
-/// What a service's workers wrote last, as this leader heard it.
+/// Most recent log lines of a service's workers, as this leader received them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogPage {
-    /// Changes with the leader. Sequence numbers of another epoch mean nothing in this one.
+    /// Epoch of the sequence numbers; it changes with the leader. Numbers of different epochs cannot be
+    /// compared.
     pub epoch: u64,
-    /// The lines, oldest first.
+    /// Log lines, oldest first.
     pub items: Vec<LogLine>,
 }
 
-/// A line that a worker wrote.
+/// Line that a worker wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogLine {
-    /// Rises by one per service; starts anew with each epoch of its [`LogPage`].
+    /// Sequence number; rises by one per service and restarts with each epoch of its [`LogPage`].
     pub sequence: u64,
-    /// When its node read it.
+    /// Time at which the node read the line.
     pub at: Millis,
-    /// Which node.
+    /// Node that the worker runs on.
     pub node: NodeName,
-    /// Which slot.
+    /// Index of the worker's slot.
     pub slot: SlotIndex,
-    /// The text, at most 4 KiB.
+    /// Text of the line, at most 4 KiB.
     pub text: String,
 }
 
-/// Access tokens as people see them: no hash.
+/// Access token without its hash, as shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenView {
-    /// What people call it.
+    /// Name that people gave the token.
     pub name: TokenName,
-    /// What it may do.
+    /// Scopes that the token grants.
     pub scopes: Vec<crate::governance::TokenScope>,
 }
 
@@ -395,12 +397,12 @@ impl From<&AccessToken> for TokenView {
     }
 }
 
-/// A model's wraps, for members' clients that wrap its key onwards.
+/// Wraps of a model's key, for members' clients that wrap it for further recipients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelWraps {
-    /// Which model.
+    /// Root of the model.
     pub root: ModelRoot,
-    /// All wraps of its key.
+    /// All wraps of the model's key.
     pub wraps: Vec<KeyWrap>,
 }

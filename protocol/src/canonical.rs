@@ -1,33 +1,33 @@
 //! Deterministic CBOR (RFC 8949, section 4.2): one value, one byte string.
 //!
-//! Whatever is signed, hashed or sent between our parts goes through here. Decoding re-encodes and
-//! compares, so a second spelling of the same value, an unknown field, a float, a tag, a duplicate or
-//! unsorted key, an indefinite length and a padded integer are all refused.
+//! Every value that is signed, hashed or sent between components is encoded here. Decoding re-encodes the
+//! value and compares the bytes. This rejects any second spelling of the same value, such as unsorted keys,
+//! indefinite lengths and padded integers. It also rejects duplicate keys, unknown fields, floats and tags.
 
 use ciborium::value::Value;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Deepest nesting accepted: our deepest type (a bundle around nested quorums) needs about 20.
+/// Deepest nesting accepted. The deepest type (a bundle around nested quorums) needs about 20.
 const DEPTH_MAX: usize = 48;
 
-/// Why bytes are not the canonical form of the wanted type.
+/// Reason why bytes are not the canonical form of the expected type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CanonicalError {
     /// More bytes than the caller's limit; nothing was parsed.
     #[error("{actual} bytes exceed the limit of {limit}")]
     TooLong {
-        /// Bytes given.
+        /// Number of bytes given.
         actual: usize,
-        /// Bytes allowed.
+        /// Number of bytes allowed.
         limit: usize,
     },
-    /// Not CBOR, or not this type.
+    /// Not CBOR, or not a value of this type.
     #[error("not a valid encoding: {0}")]
     Invalid(String),
-    /// Valid, but not the one canonical spelling of its value.
+    /// Valid CBOR, but not the canonical encoding of its value.
     #[error("not the canonical encoding of its value")]
     NotCanonical,
-    /// A float, tag or undefined value, which canonical form does not have.
+    /// A float, tag or undefined value, which canonical form excludes.
     #[error("contains a {0}, which canonical form does not have")]
     Forbidden(&'static str),
 }
@@ -35,8 +35,8 @@ pub enum CanonicalError {
 /// Encodes a value canonically.
 ///
 /// # Panics
-/// When the type itself has no canonical form (contains a float, say): a programming error that the
-/// first test of that type meets.
+/// Panics when the type itself has no canonical form, for example because it contains a float. This is a
+/// programming error that the first test of that type finds.
 #[must_use]
 pub fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let value = Value::serialized(value).expect("protocol types always serialize");
@@ -44,7 +44,7 @@ pub fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     write(&value)
 }
 
-/// Decodes canonical bytes of at most `limit` bytes; anything but the canonical spelling is refused.
+/// Decodes canonical bytes of at most `limit` bytes and rejects every other encoding.
 ///
 /// # Errors
 /// See [`CanonicalError`].
@@ -73,7 +73,7 @@ fn write(value: &Value) -> Vec<u8> {
     bytes
 }
 
-/// Sorts every map by its encoded keys and refuses what canonical form does not have.
+/// Sorts every map by its encoded keys and rejects values that canonical form excludes.
 fn normalize(value: Value) -> Result<Value, CanonicalError> {
     match value {
         Value::Float(_) => Err(CanonicalError::Forbidden("float")),

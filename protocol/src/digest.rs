@@ -1,22 +1,22 @@
-//! BLAKE3-256 digests. A digest is a name that cannot lie about what it names.
+//! BLAKE3-256 digests. Content cannot be changed without changing the digest that names it.
 
 use crate::fixed_bytes::fixed_bytes;
 
 fixed_bytes!(
-    /// A BLAKE3 digest of 32 bytes.
+    /// BLAKE3 digest of 32 bytes.
     Digest,
     32
 );
 
 impl Digest {
-    /// Digest of plain bytes: segments, shards, files.
+    /// Returns the digest of plain bytes: segments, shards, files.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Digest of a thing that is signed or named by its meaning. The domain keeps a digest made for
-    /// one purpose from being taken for another (BLAKE3's key derivation mode).
+    /// Returns the digest of a value that is signed or named by its meaning. The domain separates purposes: a
+    /// digest made for one is never valid for another (BLAKE3's key derivation mode).
     #[must_use]
     pub fn of_domain(domain: &str, bytes: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(domain);

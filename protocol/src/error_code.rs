@@ -1,20 +1,20 @@
-//! Stable codes of every error that a person can meet. Each has a page in `docs/errors/` of its name,
-//! which `quorate explain CODE` prints; a test keeps pages and codes in step.
+//! Stable codes of all errors that users can meet. Each code has a page of the same name in `docs/errors/`,
+//! printed by `quorate explain CODE`. A test keeps pages and codes in step.
 
 use serde::{Deserialize, Serialize};
 
-/// A stable, kebab-case error code.
+/// Stable error code in kebab case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ErrorCode(&'static str);
 
 impl ErrorCode {
-    /// The code as text.
+    /// Returns the code as text.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.0
     }
 
-    /// The code of this text, if there is one.
+    /// Returns the code with this text, if there is one.
     #[must_use]
     pub fn find(text: &str) -> Option<Self> {
         ALL.iter().copied().find(|code| code.0 == text)
@@ -51,38 +51,38 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
         $($(#[$doc])* pub const $name: ErrorCode = ErrorCode($text);)*
 
-        /// Every code, sorted as written here.
+        /// All codes, in the order of their definition.
         pub const ALL: &[ErrorCode] = &[$($name),*];
     };
 }
 
 codes! {
-    /// A manifest is not valid TOML or a value in it is out of range.
+    /// A manifest is not valid TOML, or a value in it is out of range.
     MANIFEST_INVALID = "manifest-invalid";
-    /// A manifest has a field that does not exist.
+    /// A manifest has an unknown field.
     MANIFEST_UNKNOWN_FIELD = "manifest-unknown-field";
     /// A manifest's field has a value of the wrong type.
     MANIFEST_WRONG_TYPE = "manifest-wrong-type";
-    /// The kind or runtime is read and checked, but running it is not built yet.
+    /// The kind or runtime is read and checked, but this release cannot run it.
     KIND_NOT_BUILT = "kind-not-built";
-    /// A workload asks to reach hosts outside.
+    /// A workload asks for egress, which this release does not allow.
     EGRESS_NOT_BUILT = "egress-not-built";
 
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";
-    /// A signature does not hold.
+    /// A signature does not verify.
     SIGNATURE_INVALID = "signature-invalid";
-    /// A genesis that one of its founders has not signed.
+    /// A founder has not signed the genesis.
     FOUNDER_SIGNATURE_MISSING = "founder-signature-missing";
-    /// A ballot or signature is by somebody who is no member.
+    /// A ballot or signature is by a person who is not a member of the circle.
     NOT_A_MEMBER = "not-a-member";
-    /// A write carries the idempotency key of another one.
+    /// A write reuses the idempotency key of a different write.
     IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused";
-    /// A member's second ballot on the same proposal.
+    /// A member has more than one ballot on the same proposal.
     BALLOT_DUPLICATE = "ballot-duplicate";
     /// A ballot is for another proposal, rendering, circle or epoch.
     BALLOT_MISMATCH = "ballot-mismatch";
-    /// A proposal expired.
+    /// A proposal has expired.
     PROPOSAL_EXPIRED = "proposal-expired";
     /// A proposal's subject changed after it was made.
     PROPOSAL_STALE = "proposal-stale";
@@ -91,7 +91,7 @@ codes! {
     /// A proposal, ballot or genesis breaks a rule of its form.
     GOVERNANCE_INVALID = "governance-invalid";
 
-    /// An order names a certificate that its agent does not have or that does not verify.
+    /// An order names a certificate that its agent does not have or cannot verify.
     ORDER_NOT_APPROVED = "order-not-approved";
     /// An order's signature is missing, wrong or not by a control key.
     ORDER_SIGNATURE_INVALID = "order-signature-invalid";
@@ -99,12 +99,12 @@ codes! {
     ORDER_REPLAYED = "order-replayed";
     /// An order is for another node or a slot outside its envelope.
     ORDER_MISMATCH = "order-mismatch";
-    /// A node that no certificate admits.
+    /// No certificate admits the node.
     NODE_NOT_ADMITTED = "node-not-admitted";
 
-    /// Nothing can be done before the circle is founded.
+    /// The operation needs a circle, and none is founded yet.
     CIRCLE_NOT_FOUNDED = "circle-not-founded";
-    /// This cluster has a circle already.
+    /// The cluster already has a circle.
     CIRCLE_ALREADY_FOUNDED = "circle-already-founded";
     /// No open proposal has this id.
     PROPOSAL_NOT_FOUND = "proposal-not-found";
@@ -122,7 +122,7 @@ codes! {
     KEY_NOT_FOUND = "key-not-found";
     /// The name is taken.
     NAME_TAKEN = "name-taken";
-    /// More replicas than the envelope allows, or fewer.
+    /// The requested number of replicas is outside the envelope.
     SCALE_OUTSIDE_ENVELOPE = "scale-outside-envelope";
     /// The access token is unknown or lacks the scope.
     TOKEN_SCOPE_MISSING = "token-scope-missing";
@@ -130,195 +130,195 @@ codes! {
     LIMIT_REACHED = "limit-reached";
     /// The cluster changed after the plan was made.
     PLAN_STALE = "plan-stale";
-    /// No access token, or one that is not known.
+    /// The access token is missing or unknown.
     TOKEN_UNKNOWN = "token-unknown";
-    /// This control replica does not lead; another one answers.
+    /// This control replica is not the leader; another one answers.
     NOT_LEADER = "not-leader";
-    /// This control replica cannot answer now.
+    /// This control replica cannot answer at the moment.
     CONTROL_UNAVAILABLE = "control-unavailable";
-    /// A request's body, path or query is not what the API accepts.
+    /// The body, path or query of a request is not what the API accepts.
     REQUEST_INVALID = "request-invalid";
     /// A request's body exceeds the limit.
     REQUEST_TOO_LARGE = "request-too-large";
     /// The API has no such path.
     PATH_NOT_FOUND = "path-not-found";
-    /// The path exists, but not with this method.
+    /// The path exists, but does not support this method.
     METHOD_NOT_ALLOWED = "method-not-allowed";
-    /// A port that the genesis names is taken by another process.
+    /// Another process uses a port that the genesis names.
     PORT_IN_USE = "port-in-use";
-    /// A directory holds something that is not a cluster's.
+    /// A directory holds files that are not a cluster's.
     DIRECTORY_FOREIGN = "directory-foreign";
-    /// A model hub was asked for and cannot be reached.
+    /// A requested model hub is unreachable.
     MODEL_HUB_UNREACHABLE = "model-hub-unreachable";
-    /// A model hub has no such model, or does not give it to this caller.
+    /// A model hub does not have the model, or denies it to this client.
     MODEL_HUB_REFUSED = "model-hub-refused";
     /// A command breaks a rule of its form.
     COMMAND_INVALID = "command-invalid";
 
-    /// There is no context file, so no command knows which cluster is meant.
+    /// There is no context file, so the command cannot determine the cluster.
     CONTEXT_MISSING = "context-missing";
-    /// No admitted node has this name, or none of this name asks to be.
+    /// No admitted node has this name, or no node of this name waits for admission.
     NODE_NOT_FOUND = "node-not-found";
-    /// A command goes through a node's directory, and none was named or it is no node's.
+    /// A command needs a node's directory; none was given, or the given one is not a node's.
     NODE_DIRECTORY_MISSING = "node-directory-missing";
 
     /// A file or directory of a model cannot be read.
     MODEL_UNREADABLE = "model-unreadable";
-    /// A model lacks a file that its kind needs.
+    /// A model lacks a file that its architecture or format needs.
     MODEL_FILE_MISSING = "model-file-missing";
     /// A model has no tokenizer.
     MODEL_TOKENIZER_MISSING = "model-tokenizer-missing";
     /// A model has a file in a format that can carry code, such as pickle.
     MODEL_FORMAT_REFUSED = "model-format-refused";
-    /// A weights file is of a version, byte order or type of tensor that is not known here.
+    /// A weights file has an unknown version, byte order or tensor type.
     MODEL_FORMAT_UNKNOWN = "model-format-unknown";
-    /// A weights file is truncated or its header contradicts it.
+    /// A weights file is truncated, or its header contradicts its contents.
     MODEL_WEIGHTS_DAMAGED = "model-weights-damaged";
-    /// A model's tensors are not those that its configuration implies.
+    /// A model's tensors do not match its configuration.
     MODEL_WEIGHTS_MISMATCH = "model-weights-mismatch";
-    /// A model's configuration names an architecture that is not built in.
+    /// A model's configuration names an architecture that this release does not have.
     MODEL_ARCHITECTURE_UNKNOWN = "model-architecture-unknown";
-    /// A model's configuration or tokenizer file is not what its format says.
+    /// A model's configuration or tokenizer file does not conform to its format.
     MODEL_CONFIG_INVALID = "model-config-invalid";
-    /// A model of a known architecture uses a part of it that is not built.
+    /// A model of a known architecture uses a feature that this release does not support.
     MODEL_FEATURE_UNSUPPORTED = "model-feature-unsupported";
     /// A model has a path that leaves its directory or cannot be stored.
     MODEL_PATH_REFUSED = "model-path-refused";
-    /// A model is larger than a manifest can name.
+    /// A model is larger than a model manifest can describe.
     MODEL_TOO_LARGE = "model-too-large";
-    /// An import stood still for too long to be sure that what it wrote is still there.
+    /// An import stalled for so long that the shards it wrote may have been garbage-collected.
     MODEL_IMPORT_STALLED = "model-import-stalled";
     /// A model's files changed while they were imported.
     MODEL_SOURCE_CHANGED = "model-source-changed";
-    /// A model's manifest is in no store, or is not the one that the root names.
+    /// A model's manifest is in no store, or does not match the model's root.
     MODEL_MANIFEST_INVALID = "model-manifest-invalid";
-    /// A key does not belong to the model, or a wrap cannot be opened with this secret.
+    /// A key does not belong to the model, or this secret cannot open a wrap.
     MODEL_KEY_WRONG = "model-key-wrong";
     /// Too few stores or failure domains for the erasure code and the placement rule.
     STORE_TOO_FEW = "store-too-few";
-    /// A store's address cannot be understood or used.
+    /// A store's address is malformed or unusable.
     STORE_ADDRESS_INVALID = "store-address-invalid";
-    /// A store does not answer, or answers with a failure.
+    /// A store does not answer, or answers with an error.
     STORE_UNREACHABLE = "store-unreachable";
-    /// A store sends more or fewer bytes than it was asked for.
+    /// A store sends more or fewer bytes than requested.
     STORE_LENGTH_WRONG = "store-length-wrong";
-    /// A store has no room left.
+    /// A store is full.
     STORE_FULL = "store-full";
-    /// A store refuses an object's name, size or this peer.
+    /// A store refuses the name or size of an object, or refuses this peer.
     STORE_REFUSED = "store-refused";
-    /// A sweep was not begun, because it could not be sure what is still needed.
+    /// Garbage collection (`model sweep`) did not start, because the set of needed objects is uncertain.
     SWEEP_REFUSED = "sweep-refused";
-    /// A sweep could not list or clean every store.
+    /// Garbage collection (`model sweep`) could not list or clean every store.
     SWEEP_INCOMPLETE = "sweep-incomplete";
     /// A shard is missing from its store.
     SHARD_MISSING = "shard-missing";
-    /// A shard's bytes are not the ones that were stored.
+    /// A shard's bytes do not match its digest.
     SHARD_WRONG = "shard-wrong";
-    /// Too few good shards are left to rebuild a segment.
+    /// Too few valid shards are left to rebuild a segment.
     SHARD_TOO_FEW = "shard-too-few";
 
-    /// Nobody answers at a peer's address.
+    /// No process answers at a peer's address.
     PEER_UNREACHABLE = "peer-unreachable";
-    /// Whoever answers at a peer's address holds another key.
+    /// The process at a peer's address holds another key.
     PEER_WRONG_KEY = "peer-wrong-key";
-    /// A peer does not admit our key.
+    /// A peer does not admit this process's key.
     PEER_REFUSED = "peer-refused";
-    /// A connection could not be agreed on, or ended in the middle of an exchange.
+    /// A handshake failed, or a connection ended during an exchange.
     PEER_LOST = "peer-lost";
     /// An exchange took longer than its limit.
     TIMED_OUT = "timed-out";
-    /// A response exceeds the limit.
+    /// A response exceeds its size limit.
     RESPONSE_TOO_LARGE = "response-too-large";
-    /// Plain HTTP on an address that other machines can reach.
+    /// Plain HTTP is refused on an address that other machines can reach.
     PLAIN_HTTP_REFUSED = "plain-http-refused";
     /// The operator's TLS certificate or its key cannot be used.
     TLS_CERTIFICATE_INVALID = "tls-certificate-invalid";
-    /// An address, port or inherited socket cannot be listened on.
+    /// The process cannot listen on an address, port or inherited socket.
     LISTEN_FAILED = "listen-failed";
     /// A private key file is missing, damaged, or readable by others.
     KEY_FILE_UNUSABLE = "key-file-unusable";
 
-    /// A node gives less isolation than the manifest asks for, or lacks a device that its order names.
+    /// A node offers less isolation than the manifest asks for, or lacks a device that its order names.
     NODE_UNFIT = "node-unfit";
     /// The machine has no user namespaces, so no worker can be isolated.
     ISOLATION_UNAVAILABLE = "isolation-unavailable";
     /// A sandbox could not be built.
     SANDBOX_FAILED = "sandbox-failed";
-    /// A worker ended, or said that it cannot serve.
+    /// A worker ended, or reported that it cannot serve.
     WORKER_FAILED = "worker-failed";
-    /// Control did not renew a node's lease in time, so its sandboxes ended.
+    /// Control did not renew a node's lease in time, so the node's sandboxes ended.
     LEASE_LAPSED = "lease-lapsed";
-    /// An agent's own files cannot be read, written or believed.
+    /// An agent's own files cannot be read, written or verified.
     AGENT_STATE_UNUSABLE = "agent-state-unusable";
 
-    /// A field that a request needs is not there.
+    /// A request lacks a required field.
     MISSING_PARAMETER = "missing-parameter";
-    /// A request has a field that does not exist.
+    /// A request has an unknown field.
     UNKNOWN_PARAMETER = "unknown-parameter";
-    /// A field of OpenAI's API that is not served here, or not with this value.
+    /// A field of OpenAI's API is not supported, or not with this value.
     UNSUPPORTED_PARAMETER = "unsupported-parameter";
     /// A field has a value of the wrong type or out of range.
     INVALID_VALUE = "invalid-value";
-    /// An input, with the answer asked for, is longer than the model's context.
+    /// The input and the requested output are together longer than the model's context.
     CONTEXT_LENGTH_EXCEEDED = "context-length-exceeded";
-    /// The model does something else: it embeds, or it generates.
+    /// The model does not support the operation: it embeds or generates, not both.
     OPERATION_UNSUPPORTED = "operation-unsupported";
-    /// The model's chat template is absent or refuses these messages.
+    /// The model's chat template is absent or rejects these messages.
     CHAT_TEMPLATE_FAILED = "chat-template-failed";
     /// The API key is missing or unknown.
     INVALID_API_KEY = "invalid-api-key";
     /// An API key has used up its requests per minute.
     RATE_LIMIT_EXCEEDED = "rate-limit-exceeded";
-    /// An API key holds its share of the gateway's memory.
+    /// An API key has used up its share of the gateway's memory.
     GATEWAY_MEMORY_FULL = "gateway-memory-full";
     /// No worker serves the model at the moment.
     NO_WORKER = "no-worker";
-    /// The worker that served a request was lost.
+    /// The worker that served a request failed or disconnected.
     WORKER_LOST = "worker-lost";
-    /// Every worker has as many requests as it takes.
+    /// Every worker of the model is at its limit of requests.
     WORKER_OVERLOADED = "worker-overloaded";
-    /// A worker finishes what runs and takes nothing new.
+    /// A worker is draining: it finishes running requests and admits no new ones.
     WORKER_DRAINING = "worker-draining";
     /// A worker is still loading its model.
     WORKER_LOADING = "worker-loading";
     /// Weights stopped arriving while a worker waited for them.
     WEIGHTS_STALLED = "weights-stalled";
-    /// The engine failed while it computed.
+    /// The engine failed during a computation.
     ENGINE_FAILED = "engine-failed";
 
     /// The disk that holds a replica's log is full.
     LOG_DISK_FULL = "log-disk-full";
-    /// The operating system refused to read or write a replica's log.
+    /// The operating system could not read or write a replica's log.
     LOG_IO_FAILED = "log-io-failed";
-    /// Bytes of a replica's log that were once durable do not read back.
+    /// A replica's log is corrupt: bytes that were durable do not read back.
     LOG_DAMAGED = "log-damaged";
     /// A replica's log, or a peer, belongs to another replica or group.
     LOG_FOREIGN = "log-foreign";
-    /// A file of a replica's log is of a version that this build does not read.
+    /// A file of a replica's log has a version that this build does not read.
     LOG_VERSION_UNSUPPORTED = "log-version-unsupported";
-    /// A log directory is empty although the replica should have one.
+    /// A log directory is empty although the replica should have a log.
     LOG_UNKNOWN = "log-unknown";
-    /// Another process works in the directory.
+    /// Another process uses the directory.
     DIRECTORY_IN_USE = "directory-in-use";
-    /// Too many proposals wait already.
+    /// Too many proposals are pending in the replicated log.
     LOG_BUSY = "log-busy";
-    /// No leader was found or confirmed in time.
+    /// No leader was elected or confirmed in time.
     NO_LEADER = "no-leader";
     /// A command may or may not have been applied.
     OUTCOME_UNKNOWN = "outcome-unknown";
-    /// A command is larger than the replicas take.
+    /// A command is larger than the replicas accept.
     COMMAND_TOO_LARGE = "command-too-large";
-    /// A client session is not known or was forgotten.
+    /// A client session is unknown or has expired.
     SESSION_EXPIRED = "session-expired";
-    /// A client session has moved past this command.
+    /// A client session has advanced past this command.
     SEQUENCE_PASSED = "sequence-passed";
     /// The replica has stopped.
     REPLICA_STOPPED = "replica-stopped";
     /// A replica's configuration contradicts itself or its group.
     REPLICA_CONFIG_INVALID = "replica-config-invalid";
-    /// A control replica is to run from a directory that was never prepared for one.
+    /// A control replica was started from a directory that was never prepared for one.
     REPLICA_NOT_PREPARED = "replica-not-prepared";
-    /// A replica could not be started.
+    /// A replica failed to start.
     REPLICA_START_FAILED = "replica-start-failed";
 }
 

@@ -1,4 +1,4 @@
-//! Byte strings of one exact length: hexadecimal where people read, raw bytes in canonical form.
+//! Byte strings of one exact length: hexadecimal in human-readable formats, raw bytes in canonical form.
 
 /// Defines a newtype over `[u8; N]` with strict text and binary forms.
 macro_rules! fixed_bytes {
@@ -12,13 +12,13 @@ macro_rules! fixed_bytes {
             /// Length in bytes.
             pub const LENGTH: usize = $length;
 
-            /// The raw bytes.
+            /// Returns the raw bytes.
             #[must_use]
             pub fn as_bytes(&self) -> &[u8; $length] {
                 &self.0
             }
 
-            /// The first eight hexadecimal digits, for people; never for comparison.
+            /// Returns the first eight hexadecimal digits, for display; never for comparison.
             #[must_use]
             pub fn short(&self) -> String {
                 hex::encode(&self.0[..4])
@@ -41,7 +41,7 @@ macro_rules! fixed_bytes {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                // One value has one text: upper-case digits would be a second spelling.
+                // Each value has one text form: upper-case digits would be a second spelling.
                 if text.bytes().any(|b| b.is_ascii_uppercase()) {
                     return Err(format!("{} must be lower-case hexadecimal", stringify!($name)));
                 }
@@ -81,7 +81,7 @@ macro_rules! fixed_bytes {
 }
 pub(crate) use fixed_bytes;
 
-/// A byte string of any length: hexadecimal where people read, raw bytes in canonical form.
+/// Byte string of any length: hexadecimal in human-readable formats, raw bytes in canonical form.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, utoipa::ToSchema)]
 #[schema(value_type = String)]
 pub struct ByteString(pub Vec<u8>);

@@ -1,4 +1,4 @@
-//! What a gateway's agent hands it: who serves what, and which API keys exist.
+//! Route table that an agent pushes to its gateway: services with their slots, and API keys.
 
 use crate::digest::Digest;
 use crate::ids::{Fence, ModelName, NodeId, ServiceName, SlotIndex, TokenName};
@@ -6,51 +6,51 @@ use crate::manifest::Task;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// One slot and the node that holds it now.
+/// Route to one slot: the slot and the node that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
-    /// Which slot.
+    /// Index of the slot within its service.
     pub slot: SlotIndex,
-    /// Under which order; a ticket with another fence is refused.
+    /// Fence of the order under which the slot is held; the gateway rejects a ticket with another fence.
     pub fence: Fence,
-    /// Whose ticket counts.
+    /// Node whose tickets are valid for the slot.
     pub node: NodeId,
-    /// The slot is about to end: what runs on it finishes, nothing new is sent to it.
+    /// True if the slot is about to end: running requests finish, and the gateway sends no new ones.
     pub draining: bool,
 }
 
-/// A service as the gateway sees it.
+/// Service with its routes, as the gateway sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RoutedService {
-    /// The service; clients may use its name as the model's.
+    /// Name of the service; clients may send it as the model name.
     pub service: ServiceName,
-    /// The model name that clients send.
+    /// Model name that clients send.
     pub model: ModelName,
-    /// What it answers.
+    /// Task that the service performs.
     pub task: Task,
-    /// Who holds its slots.
+    /// Slots of the service, each with the node that holds it.
     pub routes: Vec<Route>,
 }
 
-/// An inference key, by its hash.
+/// Inference key, identified by its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
-    /// What people call it.
+    /// Name that people gave the key.
     pub name: TokenName,
-    /// BLAKE3 of its text.
+    /// BLAKE3 digest of the key's text.
     pub hash: Digest,
-    /// Requests per minute; none = unlimited.
+    /// Maximum number of requests per minute; none = unlimited.
     pub requests_per_minute: Option<u32>,
 }
 
-/// The whole table; each push replaces the last.
+/// Complete route table; each push replaces the previous one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct RouteTable {
-    /// Rises with every change; an older table is ignored.
+    /// Version; rises with every change. The gateway ignores an older table.
     pub version: u64,
     /// Services, by name.
     pub services: Vec<RoutedService>,
@@ -58,12 +58,12 @@ pub struct RouteTable {
     pub api_keys: Vec<ApiKey>,
 }
 
-/// What the gateway answers to a pushed table.
+/// Answer of the gateway to a pushed table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableAccepted {
-    /// The version now in force.
+    /// Version of the table now in force.
     pub version: u64,
-    /// Workers connected with a valid ticket now.
+    /// Number of connected workers with a valid ticket.
     pub workers: u32,
 }

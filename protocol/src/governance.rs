@@ -1,7 +1,8 @@
-//! What people sign: genesis, proposals, ballots, certificates. Meaning only; `human-chain` judges.
+//! Governance types that members sign or approve: genesis, proposals, ballots, certificates. They carry no
+//! rules; `human-chain` verifies them.
 //!
-//! May surprise: a ballot signs the digest of the proposal *and* the digest of the rendering that its
-//! member read, so a signature given to one text can never be counted for another.
+//! A ballot signs both the digest of the proposal *and* the digest of the rendering that its member read. A
+//! signature given for one text can therefore never be counted for another.
 
 use crate::digest::Digest;
 use crate::ids::{
@@ -25,17 +26,17 @@ pub const BALLOT_DOMAIN: &str = "quorate/ballot/v1";
 /// Digest domain of a certificate.
 pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v1";
 
-/// A person of the circle.
+/// Member of the circle: a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Member {
-    /// Unique in the circle, for ever.
+    /// Id, unique in the circle forever, even after the member leaves.
     pub id: MemberId,
-    /// What the member signs and receives secrets with.
+    /// Public keys for verifying the member's signatures and for wrapping secrets to the member.
     pub keys: MemberKeys,
 }
 
-/// How much a change can break decides who must sign it.
+/// Class of a change. The more damage a change can do, the more members must sign it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ActionClass {
@@ -45,37 +46,38 @@ pub enum ActionClass {
     Sensitive,
 }
 
-/// `k of (...)`, nested: `all` is k = n, `any` is k = 1. Counted by distinct member.
+/// Quorum rule `k of (...)`, nested: `all` is k = n, `any` is k = 1. Approvals count once per distinct
+/// member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Quorum {
-    /// This member approves.
+    /// Holds if this member approves.
     Member(MemberId),
-    /// At least `required` of the parts hold.
+    /// Holds if at least `required` of the parts hold.
     #[schema(no_recursion)]
     Threshold {
-        /// How many parts must hold; 1 to the number of parts.
+        /// Number of parts that must hold: 1 to the number of parts.
         required: u32,
-        /// The parts.
+        /// Parts of the rule.
         of: Vec<Quorum>,
     },
 }
 
-/// A quorum for each action class.
+/// Approval policy: a quorum for each action class.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Who must sign what. Every class has an entry.
+    /// Quorum of each action class. Every class has an entry.
     pub quorums: BTreeMap<ActionClass, Quorum>,
 }
 
-/// A control replica, as genesis fixes it.
+/// Control replica, as genesis fixes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControlReplica {
-    /// Its number in the Raft group.
+    /// Number in the Raft group.
     pub id: ReplicaId,
-    /// Its identity: TLS name and order-signing key.
+    /// Identity key: TLS name and order-signing key.
     pub key: PublicKey,
     /// `host:port` of its overlay listener.
     pub address: String,
@@ -83,266 +85,267 @@ pub struct ControlReplica {
     pub api: String,
 }
 
-/// What a node may be given.
+/// Role that a node may be given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeRole {
     /// Runs slots of services.
     Worker,
-    /// Offers storage.
+    /// Stores shards.
     Storage,
     /// Runs a gateway.
     Gateway,
 }
 
-/// A node, as a certificate (or genesis) admits it.
+/// Node as a certificate (or genesis) admits it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeAdmission {
-    /// What people call it; a later admission of the same name replaces the earlier one.
+    /// Name that people gave the node. A later admission of the same name replaces the earlier one.
     pub name: NodeName,
-    /// Its identity key.
+    /// Identity key of the node.
     pub id: NodeId,
-    /// Where model keys are wrapped to.
+    /// Public keys that model keys are wrapped to.
     pub encryption: EncryptionKey,
-    /// What it may be given.
+    /// Roles that the node may be given.
     pub roles: BTreeSet<NodeRole>,
-    /// Region, for manifests that name one.
+    /// Region, for manifests that restrict placement by region.
     pub region: String,
-    /// Labels, for node selectors.
+    /// Labels that node selectors match.
     pub labels: BTreeMap<String, String>,
-    /// Present exactly when it has the storage role.
+    /// Storage endpoint; present exactly when the node has the storage role.
     pub storage: Option<StorageEndpoint>,
-    /// Present exactly when it has the gateway role.
+    /// Gateway endpoint; present exactly when the node has the gateway role.
     pub gateway: Option<GatewayEndpoint>,
 }
 
-/// What a node keeps for others.
+/// Storage that a node offers to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StorageEndpoint {
     /// `host:port` of its shard service.
     pub address: String,
-    /// Its stores, at least one and at most [`crate::limits::NODE_STORES_MAX`]: each is a failure of its own.
+    /// Stores of the node: one to [`crate::limits::NODE_STORES_MAX`]. Each store is a failure domain.
     pub stores: BTreeSet<StoreName>,
 }
 
-/// Where workers reach a gateway.
+/// Addresses and key of a node's gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GatewayEndpoint {
-    /// The gateway process's own TLS key.
+    /// TLS key of the gateway process.
     pub key: PublicKey,
     /// `host:port` that workers connect to.
     pub address: String,
-    /// `http(s)://host:port` that applications call.
+    /// `http(s)://host:port` of the inference API for applications.
     pub api: String,
 }
 
-/// What the holder of an access token may do. A token never votes.
+/// Permission that an access token grants. A token never votes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenScope {
-    /// See everything but secrets.
+    /// Read everything except secrets.
     Read,
-    /// Submit proposals and carry ballots.
+    /// Submit proposals and deliver ballots.
     Propose,
     /// Scale inside envelopes, create and revoke API keys, register models.
     Submit,
 }
 
-/// An access token, by its hash.
+/// Access token, identified by its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessToken {
-    /// What people call it.
+    /// Name that people gave the token.
     pub name: TokenName,
-    /// What it may do.
+    /// Scopes that the token grants.
     pub scopes: BTreeSet<TokenScope>,
-    /// BLAKE3 of the token's text. The text has 256 random bits, so a plain hash cannot be reversed.
+    /// BLAKE3 digest of the token's text. The text has 256 random bits, so a plain hash cannot be reversed.
     pub hash: Digest,
 }
 
-/// How a circle begins. Its digest is the circle's id.
+/// Founding document of a circle. Its digest is the circle's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Genesis {
-    /// What people call the circle.
+    /// Name that people gave the circle.
     pub name: String,
-    /// When it was founded.
+    /// Time of the founding.
     pub founded_at: Millis,
-    /// The founders; every one of them signs.
+    /// Founding members; every one of them must sign.
     pub members: Vec<Member>,
-    /// Who must sign what.
+    /// Quorum of each action class.
     pub policy: Policy,
-    /// The control replicas; their keys sign orders.
+    /// Control replicas; their keys sign orders.
     pub control: Vec<ControlReplica>,
-    /// The first nodes.
+    /// Nodes admitted at the founding.
     pub nodes: Vec<NodeAdmission>,
-    /// The first access tokens.
+    /// Access tokens valid from the founding.
     pub tokens: Vec<AccessToken>,
 }
 
-/// A genesis with every founder's signature.
+/// Genesis with every founder's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedGenesis {
-    /// What was signed.
+    /// Genesis that the founders signed.
     pub genesis: Genesis,
-    /// One signature per founder over the canonical bytes, domain [`GENESIS_DOMAIN`].
+    /// One signature per founder over the canonical bytes of the genesis, domain [`GENESIS_DOMAIN`].
     pub signatures: BTreeMap<MemberId, HybridSignature>,
 }
 
-/// What a proposal changes.
+/// Change that a proposal asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Change {
-    /// Run (or change) a workload within the envelope that its manifest is.
+    /// Runs or updates a workload; its manifest is the envelope.
     Deploy(Box<Manifest>),
-    /// End a service in order: drain, then stop after the grace period.
+    /// Retires a service: drain, then stop after the grace period.
     Retire {
-        /// Which one.
+        /// Name of the service.
         service: ServiceName,
-        /// How long running requests may take to finish.
+        /// Time in seconds that running requests have to finish.
         grace_seconds: u32,
     },
-    /// Admit a node, or admit it anew after its disk was lost.
+    /// Admits a node, or admits it again after the loss of its disk.
     AdmitNode(Box<NodeAdmission>),
-    /// Remove a node: its slots move, its keys are no longer served.
+    /// Removes a node: its slots move, and its keys are no longer served.
     RemoveNode {
-        /// Which one.
+        /// Name of the node.
         node: NodeName,
     },
-    /// Replace members and policy. Raises the epoch.
+    /// Replaces members and policy, and raises the epoch.
     SetMembers {
         /// All members after the change.
         members: Vec<Member>,
-        /// The policy after the change.
+        /// Policy after the change.
         policy: Policy,
     },
 }
 
-/// What a proposal touches, and which state of it the proposer saw. A proposal whose subject has moved
-/// on is dead: nobody's signature carries over to a state they did not see.
+/// Subject of a proposal, in the version that the proposer saw. A proposal whose subject has changed since is
+/// stale: no signature carries over to a state that its member did not see.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectVersion {
-    /// `service/NAME`, `node/NAME` or `circle`.
+    /// Subject: `service/NAME`, `node/NAME` or `circle`.
     pub subject: String,
-    /// How many approved changes the subject has had, genesis and its end counted; 0 when there never was one.
+    /// Number of approved changes to the subject, including genesis and its retirement or removal; 0 if it
+    /// never existed.
     pub version: u64,
-    /// Digest of the subject's approved value; none when it does not exist.
+    /// Digest of the subject's approved value; none if it does not exist.
     pub value: Option<Digest>,
 }
 
-/// Something to vote on.
+/// Proposal for the circle to vote on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Proposal {
-    /// In which circle.
+    /// Circle that the proposal belongs to.
     pub circle: CircleId,
-    /// Under which members and policy.
+    /// Epoch of members and policy that the proposal was made in.
     pub epoch: Epoch,
-    /// What it touches, sorted by subject.
+    /// Subjects that the change affects, in the versions that the proposer saw, sorted by subject.
     pub subjects: Vec<SubjectVersion>,
-    /// What it does.
+    /// Change that the proposal asks for.
     pub change: Change,
-    /// Why, in the proposer's words.
+    /// Reason for the change, in the proposer's words.
     pub reason: String,
-    /// When it was made.
+    /// Time at which the proposal was made.
     pub created_at: Millis,
-    /// Votes after this time do not count, and the certificate cannot be used for the first time.
+    /// Expiry. Votes after this time do not count, and the certificate cannot be admitted for the first time.
     pub expires_at: Millis,
-    /// Makes two otherwise equal proposals different.
+    /// Random value that distinguishes two otherwise equal proposals.
     pub nonce: Digest,
 }
 
 impl Proposal {
-    /// The proposal's id.
+    /// Returns the proposal's id: the digest of its canonical bytes.
     #[must_use]
     pub fn id(&self) -> ProposalId {
         ProposalId(Digest::of_domain(PROPOSAL_DOMAIN, &crate::canonical::to_bytes(self)))
     }
 }
 
-/// Yes or no. A no is recorded; it does not count towards the quorum.
+/// Choice of a ballot. A rejection is recorded; it does not count towards the quorum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
-    /// For it.
+    /// In favour of the proposal.
     Approve,
-    /// Against it.
+    /// Against the proposal.
     Reject,
 }
 
-/// One member's vote on exactly what they read.
+/// Vote of one member on exactly the text that the member read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ballot {
-    /// On which proposal.
+    /// Id of the proposal voted on.
     pub proposal: ProposalId,
     /// Digest of the text that the member read, domain [`RENDERING_DOMAIN`].
     pub rendering: Digest,
-    /// Which version of the renderer made that text.
+    /// Version of the renderer that produced the text.
     pub renderer_version: u32,
-    /// For or against.
+    /// Approval or rejection.
     pub choice: Choice,
-    /// Whose vote.
+    /// Member who votes.
     pub member: MemberId,
-    /// Under which members and policy.
+    /// Epoch of members and policy that the vote was cast in.
     pub epoch: Epoch,
-    /// When it was signed.
+    /// Time of signing.
     pub issued_at: Millis,
 }
 
-/// A ballot and its member's signature, domain [`BALLOT_DOMAIN`].
+/// Ballot with its member's signature, domain [`BALLOT_DOMAIN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedBallot {
-    /// What was signed.
+    /// Ballot that the member signed.
     pub ballot: Ballot,
-    /// By both of the member's keys.
+    /// Signature by both of the member's keys.
     pub signature: HybridSignature,
 }
 
-/// A proposal and the ballots that carry it, sorted by member.
+/// Proposal with the approving ballots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
-    /// What was voted on.
+    /// Proposal that was voted on.
     pub proposal: Proposal,
     /// Approvals only, one per member, sorted by member.
     pub ballots: Vec<SignedBallot>,
 }
 
 impl Certificate {
-    /// The certificate's own digest, by which orders name it.
+    /// Returns the certificate's digest, by which orders name it.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of_domain(CERTIFICATE_DOMAIN, &crate::canonical::to_bytes(self))
     }
 }
 
-/// What travels: a certificate and, apart from it, where the log holds it.
+/// Certificate with its log evidence, as sent to agents and clients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bundle {
-    /// The form of this bundle; [`BUNDLE_VERSION`].
+    /// Format version of this bundle: [`BUNDLE_VERSION`].
     pub version: u32,
-    /// The authority.
+    /// Certificate: the authority.
     pub certificate: Certificate,
-    /// Where the log holds it. It adds no authority yet: double issue of a slot is prevented only
-    /// against honest control until the log has witnesses.
+    /// Position of the certificate in the log. It adds no authority yet: until the log has witnesses, double
+    /// issue of a slot is prevented only if control is honest.
     pub log_evidence: Option<LogEvidence>,
 }
 
-/// The bundle form that this release writes and reads.
+/// Bundle format that this release writes and reads.
 pub const BUNDLE_VERSION: u32 = 1;
 
 /// Position of a certificate in the replicated log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogEvidence {
-    /// Index of the log entry that admitted it.
+    /// Index of the log entry that admitted the certificate.
     pub sequence: u64,
 }

@@ -1,13 +1,13 @@
-//! One type per thing that has a name or a number, so that no two can be swapped.
+//! Newtypes for names, numbers and ids: one type per concept, so that the compiler rejects a mix-up.
 
 use crate::digest::Digest;
 use crate::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Defines a validated name: 1 to 63 characters, `a-z 0-9 - . _`, beginning with a letter or digit.
-/// The rule is narrow so that names can be file names, URL parts and cgroup names unescaped, and
-/// cannot look like one another through case or script.
+/// Defines a validated name: 1 to 63 characters, `a-z 0-9 - . _`, beginning with a letter or digit. The rule
+/// is narrow so that a name can be a file name, URL part or cgroup name without escaping. It also excludes
+/// names that look alike through case or script.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -17,7 +17,7 @@ macro_rules! name {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -67,31 +67,31 @@ fn check_name(text: &str) -> Result<(), &'static str> {
 }
 
 name!(
-    /// A service, job or rollout: what people deploy.
+    /// Name of a service, job or rollout: the unit of deployment.
     ServiceName
 );
 name!(
-    /// A member of the circle.
+    /// Id of a member of the circle.
     MemberId
 );
 name!(
-    /// What people call a node; [`NodeId`] is who it is.
+    /// Name that people gave a node; its identity is [`NodeId`].
     NodeName
 );
 name!(
-    /// A store of a node: one of its disks.
+    /// Name of one store of a node: one of its disks.
     StoreName
 );
 name!(
-    /// What people call a model; [`ModelRoot`] is what it is.
+    /// Name that people gave a model; its identity is [`ModelRoot`].
     ModelName
 );
 name!(
-    /// An access token or API key, by the name people gave it.
+    /// Name that people gave an access token or API key.
     TokenName
 );
 
-/// Defines a number with a meaning.
+/// Defines a newtype over an integer.
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $inner:ty) => {
         $(#[$doc])*
@@ -108,40 +108,40 @@ macro_rules! number {
 }
 
 number!(
-    /// One of the numbered places `0..max` that an envelope grants.
+    /// Index of one of the numbered slots `0..max` that an envelope grants.
     SlotIndex,
     u32
 );
 number!(
-    /// Rises by one with every order for a slot; the higher fence wins.
+    /// Fencing token of a slot; rises by one with every order for it. The higher fence wins.
     Fence,
     u64
 );
 number!(
-    /// Rises by one whenever members or policy change.
+    /// Version of members and policy; rises by one with every change to them.
     Epoch,
     u64
 );
 number!(
-    /// A control replica's number in the Raft group.
+    /// Number of a control replica in the Raft group.
     ReplicaId,
     u64
 );
 number!(
-    /// Milliseconds: since the Unix epoch where it is a time.
+    /// Duration in milliseconds or, as a time, milliseconds since the Unix epoch.
     Millis,
     u64
 );
 
 impl Millis {
-    /// This time and `milliseconds` more.
+    /// Returns this time plus `milliseconds`, saturating.
     #[must_use]
     pub fn plus(self, milliseconds: u64) -> Self {
         Self(self.0.saturating_add(milliseconds))
     }
 }
 
-/// Defines an id that is a digest or key underneath.
+/// Defines an id over a digest or key.
 macro_rules! wrapped {
     ($(#[$doc:meta])* $name:ident, $inner:ty) => {
         $(#[$doc])*
@@ -150,7 +150,7 @@ macro_rules! wrapped {
         pub struct $name(pub $inner);
 
         impl $name {
-            /// The first eight hexadecimal digits, for people.
+            /// Returns the first eight hexadecimal digits, for display.
             #[must_use]
             pub fn short(&self) -> String {
                 self.0.short()
@@ -174,22 +174,22 @@ macro_rules! wrapped {
 }
 
 wrapped!(
-    /// A circle: the digest of its genesis.
+    /// Id of a circle: the digest of its genesis.
     CircleId,
     Digest
 );
 wrapped!(
-    /// A proposal: the digest of its canonical bytes.
+    /// Id of a proposal: the digest of its canonical bytes.
     ProposalId,
     Digest
 );
 wrapped!(
-    /// A model: the digest of its manifest, which names every segment.
+    /// Root of a model: the digest of its manifest, which names every segment.
     ModelRoot,
     Digest
 );
 wrapped!(
-    /// A node: its identity key.
+    /// Identity of a node: its Ed25519 public key.
     NodeId,
     PublicKey
 );

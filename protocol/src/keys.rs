@@ -1,7 +1,8 @@
-//! Public keys and signatures. Private keys live where they are used, never here.
+//! Public keys and signatures. Private keys exist only in the components that use them.
 //!
-//! Nodes, replicas, gateways and workers have one Ed25519 key, which is also their TLS name. Members
-//! sign with Ed25519 *and* ML-DSA-65 (FIPS 204): an approval must outlive the first quantum computer.
+//! Nodes, replicas, gateways and workers have one Ed25519 key, which is also their TLS name. Members sign
+//! with Ed25519 *and* ML-DSA-65 (FIPS 204): an approval must stay valid after quantum computers break
+//! Ed25519.
 
 use crate::digest::Digest;
 use crate::fixed_bytes::fixed_bytes;
@@ -11,12 +12,12 @@ use utoipa::ToSchema;
 pub use crate::fixed_bytes::ByteString;
 
 fixed_bytes!(
-    /// An Ed25519 public key: the name of whoever holds the private half.
+    /// Ed25519 public key: the identity of the holder of the private key.
     PublicKey,
     32
 );
 fixed_bytes!(
-    /// An Ed25519 signature.
+    /// Ed25519 signature.
     Signature,
     64
 );
@@ -29,8 +30,8 @@ pub const ML_DSA_65_SIGNATURE_LENGTH: usize = 3309;
 pub const ML_KEM_768_PUBLIC_KEY_LENGTH: usize = 1184;
 
 impl PublicKey {
-    /// Whether `signature` is this key's over the digest of `bytes` in `domain`. Strict verification:
-    /// weak keys and malleable signatures are refused.
+    /// Checks that `signature` is by this key over the digest of `bytes` in `domain`. Verification is strict:
+    /// weak keys and malleable signatures are rejected.
     #[must_use]
     pub fn verifies(&self, domain: &str, bytes: &[u8], signature: &Signature) -> bool {
         let Ok(key) = ed25519_dalek::VerifyingKey::from_bytes(&self.0) else {
@@ -41,13 +42,13 @@ impl PublicKey {
     }
 }
 
-/// What is really signed: the domain-separated digest of the bytes.
+/// Returns the bytes to sign: the domain-separated digest of `bytes`.
 #[must_use]
 pub fn signing_input(domain: &str, bytes: &[u8]) -> [u8; 32] {
     Digest::of_domain(domain, bytes).0
 }
 
-/// The two public encryption keys of a node or a member; a secret is wrapped to both at once.
+/// Public encryption keys of a node or a member. A secret is wrapped to both keys; opening it needs both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EncryptionKey {
@@ -57,25 +58,25 @@ pub struct EncryptionKey {
     pub ml_kem: ByteString,
 }
 
-/// A member's public keys.
+/// Public keys of a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberKeys {
-    /// Classical signing key.
+    /// Ed25519 signing key: the classical half.
     pub ed25519: PublicKey,
-    /// ML-DSA-65 public key, 1,952 bytes.
+    /// ML-DSA-65 signing key, 1,952 bytes: the post-quantum half.
     pub ml_dsa: ByteString,
-    /// Where secrets for this member are wrapped to.
+    /// Encryption keys that secrets for this member are wrapped to.
     pub encryption: EncryptionKey,
 }
 
-/// A signature by both of a member's keys; it holds only when both hold.
+/// Signature by both of a member's signing keys; valid only if both halves verify.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HybridSignature {
-    /// The classical half.
+    /// Ed25519 signature: the classical half.
     pub ed25519: Signature,
-    /// The post-quantum half, 3,309 bytes.
+    /// ML-DSA-65 signature, 3,309 bytes: the post-quantum half.
     pub ml_dsa: ByteString,
 }
 
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_weak_key_verifies_nothing() {
-        // The identity point: with a lax verifier it accepts the all-zero scalar for any message.
+        // The key is the identity point: a lax verifier accepts the all-zero scalar for any message under it.
         let mut weak = [0; 32];
         weak[0] = 1;
         let mut signature = [0; 64];

@@ -1,10 +1,11 @@
-//! What crosses a wire or a disk, and what it means: ids, digests, keys, manifests, proposals,
-//! certificates, orders, and the canonical bytes that are hashed and signed.
+//! Types that cross a wire or are stored on disk: ids, digests, keys, manifests, proposals, certificates,
+//! orders. Their canonical bytes, which are hashed and signed, are defined here too.
 //!
-//! This crate is pure: it knows no clock, thread, file, socket, environment or random source. It
-//! decides nothing about a cluster; it says what a thing *is* and refuses what it cannot be.
+//! This crate is pure: it uses no clock, thread, file, socket, environment or random source. It decides
+//! nothing about a cluster; it defines the form of values and rejects malformed ones.
 //!
-//! Start reading at [`governance`] (what people sign) and [`manifest`] (what they ask for).
+//! Start reading at [`governance`] (documents that members sign) and [`manifest`] (workloads that they ask
+//! for).
 
 pub mod agent;
 pub mod agent_state;

@@ -1,69 +1,73 @@
-//! Every limit that two parts must agree on, with its reason. Limits of one part alone live there.
+//! Limits that two components must agree on, each with its reason. Limits of a single component are defined
+//! there.
 
-/// Longest name: a DNS label, so that a name can become a host name.
+/// Maximum length of a name in bytes: that of a DNS label, so that a name can become a host name.
 pub const NAME_BYTES_MAX: usize = 63;
-/// Largest manifest people may write: a hundred times a commented one.
+/// Maximum size of a TOML manifest in bytes: a hundred times a commented one.
 pub const MANIFEST_BYTES_MAX: usize = 64 * 1024;
-/// Most members of a circle: 9 to 99 people is what a circle is for.
+/// Maximum number of members of a circle: circles are meant for 9 to 99 people.
 pub const MEMBERS_MAX: usize = 99;
-/// Largest member of a roster: 3.2 kB of keys and an id of a name's length.
+/// Maximum size of one member of a roster in bytes: 3.2 kB of keys and an id as long as a name.
 pub const MEMBER_BYTES_MAX: usize = 3400;
-/// Deepest nesting of a quorum rule, `k of (k of (...))`: people cannot read deeper ones.
+/// Maximum nesting of a quorum rule, `k of (k of (...))`: people cannot read deeper ones.
 pub const QUORUM_DEPTH_MAX: usize = 6;
-/// Most bytes that naming a member adds to one rule of a policy: the id, and a threshold of its own at every
-/// depth.
+/// Maximum number of bytes that one member adds to a rule of a policy: its id, and a threshold of its own at
+/// every depth.
 pub const QUORUM_MEMBER_BYTES_MAX: usize = 80 + QUORUM_DEPTH_MAX * 32;
-/// Largest roster: members, and the two rules that may each name all of them.
+/// Maximum size of a roster in bytes: members, and the two rules that may each name all of them.
 pub const ROSTER_BYTES_MAX: usize = MEMBERS_MAX * (MEMBER_BYTES_MAX + 2 * QUORUM_MEMBER_BYTES_MAX);
-/// Largest rest of a proposal besides its change and its reason: digests, times and a subject.
+/// Maximum size of a proposal in bytes without its change and its reason: digests, times and a subject.
 pub const PROPOSAL_FRAME_BYTES_MAX: usize = 1024;
-/// Largest proposal: a full roster, so that whatever circle can be founded can also change its members.
+/// Maximum size of a proposal in bytes: a full roster fits, so that any circle that can be founded can change
+/// its members.
 pub const PROPOSAL_BYTES_MAX: usize = 512 * 1024;
-/// Largest ballot: a post-quantum signature of 3.3 kB, digests and an id.
+/// Maximum size of a ballot in bytes: a post-quantum signature of 3.3 kB, digests and an id.
 pub const BALLOT_BYTES_MAX: usize = 4096;
-/// Largest certificate: a proposal and every member's ballot.
+/// Maximum size of a certificate in bytes: a proposal and every member's ballot.
 pub const CERTIFICATE_BYTES_MAX: usize = PROPOSAL_BYTES_MAX + MEMBERS_MAX * BALLOT_BYTES_MAX + 1024;
-/// Largest bundle: a certificate, its version and where the log holds it.
+/// Maximum size of a bundle in bytes: a certificate, its version and its position in the log.
 pub const BUNDLE_BYTES_MAX: usize = CERTIFICATE_BYTES_MAX + 1024;
-/// Largest genesis: a full roster, every founder's signature, and the first nodes.
+/// Maximum size of a genesis in bytes: a full roster, every founder's signature, and the first nodes.
 pub const GENESIS_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Most numbered slots of one service.
+/// Maximum number of slots of one service.
 pub const SLOTS_MAX: u32 = 1024;
-/// Most nodes in a cluster.
+/// Maximum number of nodes in a cluster.
 pub const NODES_MAX: usize = 10_000;
-/// Most stores of one node: more disks than a storage server holds.
+/// Maximum number of stores of one node: more disks than a storage server holds.
 pub const NODE_STORES_MAX: usize = 128;
-/// Most proposals that wait for votes at once; more and nobody reads them.
+/// Maximum number of proposals open for votes at the same time: members would not read more.
 pub const PROPOSALS_OPEN_MAX: usize = 256;
-/// Most labels, regions or selector entries of one node or one manifest: people read them before they vote.
+/// Maximum number of labels, regions or selector entries of one node or manifest: members read them before
+/// they vote.
 pub const LABELS_MAX: usize = 64;
-/// Longest label key or value, or region, in bytes: as a name.
+/// Maximum length of a label key, label value or region in bytes: that of a name.
 pub const LABEL_BYTES_MAX: usize = NAME_BYTES_MAX;
-/// Longest reason or description, in bytes: a page, not a book.
+/// Maximum length of a reason or description in bytes: about one page.
 pub const REASON_BYTES_MAX: usize = 4096;
-/// Most bytes of compact JSON for one byte of canonical form: a control character is six, `\u0001`; a byte
-/// string's digits are two, `null` is four and a comma.
+/// Maximum number of bytes of compact JSON per byte of canonical form. A control character takes six, as
+/// `\u0001`; a digit pair of a byte string takes two; `null` takes four and a comma.
 pub const JSON_BYTES_PER_CANONICAL_BYTE: usize = 6;
-/// Largest request body of the control API.
+/// Maximum size of a request body of the control API in bytes.
 pub const API_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Largest request body of the inference API.
+/// Maximum size of a request body of the inference API in bytes.
 pub const INFERENCE_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Largest exchange between an agent and control.
+/// Maximum size of a message between an agent and control in bytes.
 pub const SYNC_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Largest frame on a unix socket between an agent and what it started.
+/// Maximum size of a frame in bytes on a unix socket between an agent and a process that it started.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
-/// One line of worker metrics: within `PIPE_BUF`, so that a write to the pipe is atomic.
+/// Maximum size of one line of worker metrics in bytes: within `PIPE_BUF`, so that a write to the pipe is
+/// atomic.
 pub const METRICS_LINE_BYTES_MAX: usize = 4096;
-/// Largest model manifest: 64 MiB names about 250,000 segments, 250 GB.
+/// Maximum size of a model manifest in bytes: 64 MiB names about 250,000 segments, 250 GB.
 pub const MODEL_MANIFEST_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Plaintext bytes of a segment, at most: small enough to verify before use, large enough for AEAD and
-/// erasure coding to run at memory speed.
+/// Maximum plaintext size of a segment in bytes. It is small enough to verify before use, and large enough
+/// for AEAD and erasure coding to run at memory speed.
 pub const SEGMENT_BYTES_MAX: usize = 1024 * 1024;
-/// How long a node may act on one answer of control.
+/// Lease in milliseconds: the time for which a node may act on one answer of control.
 pub const LEASE_MS: u64 = 3_000;
-/// How often an agent asks control.
+/// Interval in milliseconds between two syncs of an agent with control.
 pub const SYNC_INTERVAL_MS: u64 = 500;
-/// How far certificates' wall-clock times may be off.
+/// Tolerated error in milliseconds of the wall-clock times in certificates.
 pub const CLOCK_GRACE_MS: u64 = 5 * 60 * 1000;
 
 const _: () = assert!(2 * MANIFEST_BYTES_MAX < PROPOSAL_BYTES_MAX, "canonical form may be longer than TOML");

@@ -1,5 +1,6 @@
-//! What a stored model is: files laid end to end, cut into segments along tensor borders, each segment
-//! encrypted and erasure-coded into shards. The manifest names every piece; its digest names the model.
+//! Manifest of a stored model. The files are laid end to end and cut into segments along tensor borders; each
+//! segment is encrypted and erasure-coded into shards. The manifest names every segment and shard; its digest
+//! names the model.
 
 use crate::digest::Digest;
 use crate::fixed_bytes::fixed_bytes;
@@ -10,99 +11,101 @@ use utoipa::ToSchema;
 
 /// Digest domain of a model manifest.
 pub const MODEL_DOMAIN: &str = "quorate/model/v1";
-/// Files begin at multiples of this in the weights map: a memory page, and more than any tensor's alignment.
+/// Alignment of files in the weights map in bytes: a memory page, and more than any tensor's alignment.
 pub const FILE_ALIGNMENT: u64 = 4096;
-/// Most files of a model: the largest published checkpoints have a few hundred.
+/// Maximum number of files of a model: the largest published checkpoints have a few hundred.
 pub const FILES_MAX: usize = 4096;
-/// Longest path of a file in a model, in bytes.
+/// Maximum length of a file's path within a model, in bytes.
 pub const FILE_PATH_BYTES_MAX: usize = 512;
-/// Most data shards, and most parity shards: beyond it, more stores help nobody and digests weigh more than data.
+/// Maximum number of data shards, and of parity shards. More stores would not help, and digests would
+/// outweigh the data.
 pub const SHARDS_OF_A_KIND_MAX: u8 = 32;
-/// Most segments in one object: an object of one data shard stays below 64 MiB.
+/// Maximum number of segments in one object: an object of one data shard stays below 64 MiB.
 pub const SEGMENTS_PER_OBJECT_MAX: u32 = 60;
 
 fixed_bytes!(
-    /// Random bytes of one import: they name its stored objects and separate its encryption from that of
+    /// Random bytes of one import. They name its stored objects and separate its encryption from that of
     /// every other import under the same key.
     ModelNonce,
     16
 );
 
-/// `data` shards suffice to rebuild; `parity` may be lost or wrong.
+/// Erasure code: any `data` shards suffice to rebuild a segment; `parity` shards may be lost or corrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ErasureCode {
-    /// k: 1 to 32.
+    /// Number of data shards, k: 1 to 32.
     pub data: u8,
-    /// m: 0 to 32.
+    /// Number of parity shards, m: 0 to 32.
     pub parity: u8,
 }
 
 impl ErasureCode {
-    /// k + m: how many shards a segment has, and how many stores a model needs.
+    /// Returns k + m: the number of shards of a segment, and of stores that a model needs.
     #[must_use]
     pub fn shards(self) -> usize {
         usize::from(self.data) + usize::from(self.parity)
     }
 }
 
-/// A file of the model, as a range of the weights map.
+/// File of a model, as a range of the weights map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelFile {
-    /// Relative path, `/`-separated, no `..`.
+    /// Relative path, separated by `/`, without `..`.
     pub path: String,
-    /// Where it begins in the weights map, in bytes; a multiple of 4,096.
+    /// First byte in the weights map; a multiple of 4,096.
     pub offset: u64,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u64,
 }
 
-/// A piece that is verified as a whole before any byte of it is used.
+/// Segment: the unit of verification. No byte of it is used before the whole segment is verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
-    /// Where it begins in the weights map, in bytes.
+    /// First byte in the weights map.
     pub offset: u64,
     /// Plaintext length in bytes; at most [`crate::limits::SEGMENT_BYTES_MAX`].
     pub length: u32,
-    /// BLAKE3 of the plaintext.
+    /// BLAKE3 digest of the plaintext.
     pub digest: Digest,
-    /// BLAKE3 of each shard, data shards first.
+    /// BLAKE3 digest of each shard, data shards first.
     pub shards: Vec<Digest>,
 }
 
-/// Everything about a stored model but where it lies and who may read it.
+/// Manifest of a stored model: everything except its stores and the recipients of its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelManifest {
-    /// The form of this manifest: 1.
+    /// Format version of this manifest: 1.
     pub version: u32,
-    /// What people call it.
+    /// Name that people gave the model.
     pub name: ModelName,
-    /// How segments are coded.
+    /// Erasure code of all segments.
     pub erasure: ErasureCode,
-    /// How many segments share one stored object per shard index.
+    /// Number of segments that share one stored object per shard index.
     pub segments_per_object: u32,
-    /// Names the stored objects and separates their encryption; never used twice.
+    /// Nonce that names the stored objects and separates their encryption; never reused.
     pub nonce: ModelNonce,
-    /// Commits to the key: BLAKE3 derive-key digest of it, so a wrong key is known before any byte is read.
+    /// Commitment to the key: its BLAKE3 derive-key digest, so that a wrong key is detected before any byte
+    /// is read.
     pub key_commitment: Digest,
-    /// Files, by offset.
+    /// Files, sorted by offset.
     pub files: Vec<ModelFile>,
-    /// Segments, by offset; they cover every byte of every file exactly once.
+    /// Segments, sorted by offset; they cover every byte of every file exactly once.
     pub segments: Vec<Segment>,
-    /// Every segment's index once, in the order in which an engine needs them: configuration, tokenizer,
-    /// embeddings, layer 0, layer 1, ... Objects hold their segments in this order too.
+    /// Index of every segment once, in the order in which an engine needs them: configuration, tokenizer,
+    /// embeddings, layer 0, layer 1, ... Objects store their segments in the same order.
     pub order: Vec<u32>,
 }
 
-/// Why bytes that decode as a manifest do not describe a model.
+/// Reason why a decoded manifest does not describe a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ModelManifestError(String);
 
-/// Refuses with a formatted reason unless the condition holds.
+/// Returns an error with a formatted reason unless the condition holds.
 macro_rules! require {
     ($condition:expr, $($reason:tt)+) => {
         if !$condition {
@@ -112,18 +115,18 @@ macro_rules! require {
 }
 
 impl ModelManifest {
-    /// The model's root.
+    /// Returns the model's root: the digest of the manifest's canonical bytes.
     #[must_use]
     pub fn root(&self) -> ModelRoot {
         ModelRoot(Digest::of_domain(MODEL_DOMAIN, &crate::canonical::to_bytes(self)))
     }
 
-    /// Checks what the types cannot say: sizes within limits, paths safe, files apart and aligned, every
-    /// byte of every file in exactly one segment, `order` a permutation. A manifest that passes can be
-    /// indexed without further checks.
+    /// Checks the invariants that the types cannot express: sizes within limits, safe paths, files disjoint
+    /// and aligned, `order` a permutation. Every byte of every file must be in exactly one segment. A
+    /// manifest that passes can be indexed without further checks.
     ///
     /// # Errors
-    /// The first contradiction, for people.
+    /// Returns the first contradiction, as text for people.
     pub fn check(&self) -> Result<(), ModelManifestError> {
         require!(self.version == 1, "manifest version {} is not known", self.version);
         let ErasureCode { data, parity } = self.erasure;
@@ -186,26 +189,27 @@ impl ModelManifest {
         Ok(())
     }
 
-    /// The file at `path`.
+    /// Returns the file at `path`.
     #[must_use]
     pub fn file(&self, path: &str) -> Option<&ModelFile> {
         self.files.iter().find(|file| file.path == path)
     }
 
-    /// Bytes of the weights map: the end of the last file.
+    /// Returns the size of the weights map in bytes: the end of the last file.
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.offset + file.length).max().unwrap_or(0)
     }
 
-    /// Bytes of all files.
+    /// Returns the size of all files in bytes.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.length).sum()
     }
 }
 
-/// Whether a path is relative, short, without `.`, `..`, empty parts, backslashes and control characters.
+/// Checks that a path is relative and short, without `.`, `..`, empty parts, backslashes and control
+/// characters.
 #[must_use]
 pub fn is_safe_path(path: &str) -> bool {
     let safe = |part: &str| !matches!(part, "" | "." | "..");
@@ -214,60 +218,61 @@ pub fn is_safe_path(path: &str) -> bool {
         && !path.chars().any(|c| c.is_control() || c == '\\')
 }
 
-/// Where shard `index` of every segment lies.
+/// Store that holds shard `index` of every segment, where `index` is the store's position in
+/// [`ModelRecord::stores`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StoreReference {
     /// `file:///dir`, `s3://bucket/prefix`, or `node://NODE_NAME/STORE_NAME` for a node's shard service.
     pub url: String,
-    /// What fails together: a node, a rack, a provider.
+    /// Failure domain: a unit that fails as a whole, such as a node, a rack or a provider.
     pub failure_domain: String,
 }
 
-/// What control keeps of a model. It is an index entry, not an authority: bytes prove themselves
-/// against the root that a certificate names.
+/// Index entry of a model in control. It is not an authority: every byte is verified against the root that a
+/// certificate names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRecord {
-    /// What people call it.
+    /// Name that people gave the model.
     pub name: ModelName,
-    /// What it is.
+    /// Root of the model: its identity.
     pub root: ModelRoot,
-    /// Bytes of all files.
+    /// Size of all files in bytes.
     pub bytes: u64,
-    /// How many segments.
+    /// Number of segments.
     pub segments: u64,
-    /// How it is coded.
+    /// Erasure code of all segments.
     pub erasure: ErasureCode,
-    /// One store per shard, in shard order.
+    /// Stores, one per shard, in shard order.
     pub stores: Vec<StoreReference>,
-    /// `bert`, `llama`, ...: the architecture, read from its `config.json` at import.
+    /// Architecture, such as `bert` or `llama`, read from the model's `config.json` at import.
     pub architecture: String,
 }
 
-/// Whom a key is wrapped to.
+/// Recipient of a wrapped key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Recipient {
-    /// A node, which reads the model with it.
+    /// Node that reads the model with the key.
     Node(NodeId),
-    /// A member, whose client wraps it to nodes admitted later.
+    /// Member whose client wraps the key to nodes admitted later.
     Member(MemberId),
 }
 
-/// A model key that only its recipient can open (X25519 and ML-KEM-768, both needed).
+/// Model key that only its recipient can open (X25519 and ML-KEM-768; both are needed).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyWrap {
-    /// Which model.
+    /// Root of the model that the key belongs to.
     pub root: ModelRoot,
-    /// For whom.
+    /// Recipient that can open the wrap.
     pub recipient: Recipient,
-    /// The sender's one-time X25519 key.
+    /// Ephemeral X25519 key of the sender, used once.
     pub ephemeral: PublicKey,
-    /// The ML-KEM-768 ciphertext, 1,088 bytes.
+    /// ML-KEM-768 ciphertext, 1,088 bytes.
     pub encapsulated: ByteString,
-    /// AES-256-GCM of the key: 32 bytes and a 16-byte tag.
+    /// AES-256-GCM ciphertext of the key: 32 bytes and a 16-byte tag.
     pub sealed: ByteString,
 }
 

@@ -1,4 +1,5 @@
-//! Orders and tickets: which node holds which numbered slot, and proof of it for a gateway.
+//! Orders and tickets. An order assigns a numbered slot to a node; a ticket proves to a gateway that a worker
+//! serves it.
 
 use crate::digest::Digest;
 use crate::ids::{CircleId, Fence, Millis, NodeId, ServiceName, SlotIndex};
@@ -11,42 +12,44 @@ pub const ORDER_DOMAIN: &str = "quorate/order/v1";
 /// Signature domain of a ticket.
 pub const TICKET_DOMAIN: &str = "quorate/ticket/v1";
 
-/// Control's word that a node holds a slot. It grants nothing by itself: the certificate it names does.
+/// Assignment of a slot to a node by control. It grants nothing: the authority is the certificate that it
+/// names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SlotOrder {
-    /// In which circle.
+    /// Circle that the order belongs to.
     pub circle: CircleId,
-    /// Which service.
+    /// Service that the slot belongs to.
     pub service: ServiceName,
-    /// Digest of the certificate that approves it.
+    /// Digest of the certificate that approves the service.
     pub certificate: Digest,
-    /// Which of the envelope's numbered slots.
+    /// Index of the slot, within the envelope.
     pub slot: SlotIndex,
-    /// One more than the slot's previous order.
+    /// Fence of this order: one more than that of the slot's previous order.
     pub fence: Fence,
-    /// Who holds it.
+    /// Node that the slot is assigned to.
     pub node: NodeId,
-    /// Indices of the node's GPUs that it uses: whole ones, or the one of which it has a share. Sorted.
+    /// Indices of the node's GPUs that the slot uses, sorted: whole GPUs, or the one that it shares.
     pub gpus: Vec<u32>,
-    /// Control's time of issue.
+    /// Time of issue by control's clock.
     pub issued_at: Millis,
 }
 
-/// An order signed by a control replica's key, domain [`ORDER_DOMAIN`].
+/// Order with the signature of a control replica, domain [`ORDER_DOMAIN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedOrder {
-    /// What was signed.
+    /// Order that the replica signed.
     pub order: SlotOrder,
-    /// Which control key; genesis lists them.
+    /// Key of the control replica that signed; genesis lists these keys.
     pub signer: PublicKey,
-    /// Over the order's canonical bytes.
+    /// Signature over the order's canonical bytes.
     pub signature: Signature,
 }
 
 impl SignedOrder {
-    /// Whether the signature is the named signer's. Whether the signer may sign is the caller's question.
+    /// Checks that the signature is by the named signer. The caller must check that the signer may sign
+    /// orders.
     #[must_use]
     pub fn signature_holds(&self) -> bool {
         let bytes = crate::canonical::to_bytes(&self.order);
@@ -54,45 +57,47 @@ impl SignedOrder {
     }
 }
 
-/// A node's word to a gateway that a worker key serves a slot which the node holds.
+/// Statement of a node to a gateway that a worker key serves a slot which the node holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ticket {
-    /// Which service.
+    /// Service that the slot belongs to.
     pub service: ServiceName,
-    /// Which slot.
+    /// Index of the slot within the service.
     pub slot: SlotIndex,
-    /// Under which order.
+    /// Fence of the order under which the node holds the slot.
     pub fence: Fence,
-    /// The node that holds it, and signs.
+    /// Node that holds the slot and signs the ticket.
     pub node: NodeId,
-    /// The worker's own TLS key.
+    /// TLS key of the worker.
     pub worker: PublicKey,
-    /// The gateway that may accept it.
+    /// TLS key of the gateway that may accept the ticket.
     pub gateway: PublicKey,
-    /// The end of the node's lease by the node's wall clock. It bounds, with a generous grace, how late a worker
-    /// that the gateway has never seen may come with it; how long it is good is not counted on it.
+    /// End of the node's lease by its wall clock. With a generous grace, it bounds how late a worker that is
+    /// new to the gateway may present the ticket. The ticket's remaining validity is not computed from it.
     pub expires_at: Millis,
-    /// The same on the node's boot clock, which nobody sets: what one ticket outlives another by. The gateway
-    /// drops the worker when its newest ticket lapses.
+    /// End of the node's lease on its boot clock in milliseconds; this clock cannot be set. The gateway
+    /// computes from it how much longer one ticket is valid than another. It drops the worker when its newest
+    /// ticket expires.
     pub lease_until_boottime_ms: u64,
 }
 
-/// A ticket signed by its node, domain [`TICKET_DOMAIN`].
+/// Ticket with the signature of its node, domain [`TICKET_DOMAIN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedTicket {
-    /// What was signed.
+    /// Ticket that the node signed.
     pub ticket: Ticket,
-    /// By the node's identity key.
+    /// Signature by the node's identity key.
     pub signature: Signature,
 }
 
-/// Largest encoded ticket: names of 63 bytes, keys and a signature, generously.
+/// Maximum size of an encoded ticket in bytes: names of 63 bytes, keys and a signature, with a margin.
 pub const TICKET_BYTES_MAX: usize = 2048;
 
 impl SignedTicket {
-    /// Whether the signature is the named node's. Whether the node holds the slot is the table's answer.
+    /// Checks that the signature is by the named node. The route table states whether that node holds the
+    /// slot.
     #[must_use]
     pub fn signature_holds(&self) -> bool {
         let bytes = crate::canonical::to_bytes(&self.ticket);

@@ -1,57 +1,59 @@
-//! What an agent and the sandboxes it starts say to each other, and what it keeps about them on disk.
+//! Messages between an agent and the sandboxes that it starts, and the records of them on disk.
 //!
-//! The specification travels in a sealed memfd, never in arguments or the environment, which other
-//! processes of the machine could read. Nothing here crosses a network. Paths are UTF-8 by choice: they
-//! are chosen by the operator and printed in errors.
+//! The specification travels in a sealed memfd. Arguments and the environment would be readable by other
+//! processes of the machine. Nothing here crosses a network. Paths are UTF-8 by choice: the operator chooses
+//! them and errors print them.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Largest encoded [`SandboxSpec`]: arguments, a few variables and some dozens of library paths.
+/// Maximum size of an encoded [`SandboxSpec`] in bytes: arguments, a few variables and some dozens of library
+/// paths.
 pub const SANDBOX_SPEC_BYTES_MAX: usize = 256 * 1024;
-/// Largest message between a launcher and the init it starts.
+/// Maximum size of a message between a launcher and the init that it starts, in bytes.
 pub const SANDBOX_REPORT_BYTES_MAX: usize = 16 * 1024;
-/// Largest record of a sandbox on disk.
+/// Maximum size of a sandbox's record on disk, in bytes.
 pub const SANDBOX_RECORD_BYTES_MAX: usize = 64 * 1024;
 
-/// Whom the processes of a sandbox are to the host.
+/// User ids that a sandbox's processes have on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SandboxIdentity {
-    /// Two host ids of its own, for users and groups alike: `first` for the init, `first + 1` for the
-    /// worker, so that the worker may not even signal its init.
+    /// Two host ids of the sandbox's own, for users and groups alike: `first` for the init, `first + 1` for
+    /// the worker. The worker can therefore not even signal its init.
     OwnIds {
-        /// The lower of the two.
+        /// Lower one of the two ids.
         first: u32,
     },
-    /// The agent's own user: all that an unprivileged agent can give.
+    /// Id of the agent's own user: the only choice for an unprivileged agent.
     SameUid,
 }
 
-/// What a sandbox may use.
+/// Resource limits of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxLimits {
-    /// CPU time, in thousandths of a core.
+    /// CPU in thousandths of a core.
     pub cpu_millicores: u64,
     /// Memory in bytes, without the shared weights, which are charged to the node.
     pub memory_bytes: u64,
-    /// Processes and threads of the worker.
+    /// Maximum number of processes and threads of the worker.
     pub processes_max: u32,
-    /// Open files of each process.
+    /// Maximum number of open files per process.
     pub open_files_max: u32,
 }
 
-/// Files of the control groups of a sandbox. The init and its worker are in groups beside each other, so that a
-/// worker that uses up its share leaves the init its own.
+/// Control group files of a sandbox. The init and its worker are in sibling groups, so that a worker that
+/// exhausts its share cannot starve the init.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxGroups {
-    /// `cgroup.procs` files that the init enters before anything else.
+    /// `cgroup.procs` files that the init enters before any other action.
     pub init: Vec<String>,
-    /// `cgroup.procs` files that the worker enters before it becomes its program.
+    /// `cgroup.procs` files that the worker enters before it executes its program.
     pub worker: Vec<String>,
-    /// Written in this order before the worker is killed, so that its processes can run to their end.
+    /// Writes to perform in this order before the worker is killed, so that its processes can run to their
+    /// end.
     pub release: Vec<GroupWrite>,
 }
 
@@ -59,68 +61,68 @@ pub struct SandboxGroups {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupWrite {
-    /// The file.
+    /// Path of the file.
     pub path: String,
-    /// What is written to it.
+    /// Text to write.
     pub value: String,
 }
 
-/// Everything an init needs to build a sandbox.
+/// Specification from which an init builds a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxSpec {
-    /// Its name on this node; also its host name.
+    /// Name on this node; also the host name inside the sandbox.
     pub name: String,
-    /// The worker's executable on the host; it appears as `/worker`.
+    /// Path of the worker's executable on the host; the sandbox sees it as `/worker`.
     pub binary: String,
-    /// Arguments after the program's name.
+    /// Arguments after the program name.
     pub arguments: Vec<String>,
-    /// The whole environment.
+    /// Complete environment of the worker.
     pub environment: BTreeMap<String, String>,
-    /// Who it is to the host.
+    /// User ids on the host.
     pub identity: SandboxIdentity,
-    /// Its control groups.
+    /// Control groups of the sandbox.
     pub groups: SandboxGroups,
-    /// Host files and directories that appear read-only under the same path: the loader, libraries.
+    /// Host files and directories that appear read-only under the same path: the loader and libraries.
     pub read_only: Vec<String>,
     /// Device nodes that appear under the same path.
     pub devices: Vec<String>,
-    /// What it may use; the part that the kernel enforces per process.
+    /// Resource limits. The init enforces those that the kernel applies per process.
     pub limits: SandboxLimits,
-    /// Whether `limits.memory_bytes` must be held by `RLIMIT_DATA`, for want of a memory cgroup.
+    /// True if `limits.memory_bytes` must be enforced by `RLIMIT_DATA`, because there is no memory cgroup.
     pub memory_by_rlimit: bool,
-    /// Whether the worker yields to its init by its nice value, for want of a CPU cgroup.
+    /// True if the worker yields to its init by its nice value, because there is no CPU cgroup.
     pub cpu_by_nice: bool,
-    /// First lease, `CLOCK_BOOTTIME` in milliseconds.
+    /// End of the first lease, `CLOCK_BOOTTIME` in milliseconds.
     pub lease_until_boottime_ms: u64,
-    /// No renewal may reach further ahead than this.
+    /// Maximum length of a lease in milliseconds; no renewal may reach further ahead.
     pub lease_ms_max: u64,
 }
 
-/// What a starting sandbox tells its launcher, in this order.
+/// Reports of a starting sandbox to its launcher, sent in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SandboxReport {
-    /// The init exists and waits for the launcher to have recorded it.
+    /// The init exists and waits until the launcher has recorded it.
     Created {
-        /// Its process id in the launcher's namespace.
+        /// Process id of the init in the launcher's namespace.
         pid: u32,
     },
     /// The worker's executable runs.
     Started {
-        /// What this kernel or user cannot enforce, each beginning with a label.
+        /// Limits that this kernel or user cannot enforce, each beginning with a label.
         not_enforced: Vec<String>,
     },
-    /// It could not be built; nothing of it is left.
+    /// The sandbox could not be built; nothing of it is left.
     Failed {
-        /// What was being done.
+        /// Step that failed.
         step: String,
-        /// What the system answered.
+        /// Error that the system returned.
         detail: String,
     },
 }
 
-/// What a launcher answers to [`SandboxReport::Created`].
+/// Answer of a launcher to [`SandboxReport::Created`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxGo {
@@ -128,44 +130,45 @@ pub enum SandboxGo {
     Go,
 }
 
-/// A sandbox as its agent remembers it across its own restarts. A process is the one that was started
-/// only if boot, pid, start time and cgroup all agree.
+/// Record by which an agent recognises a sandbox after a restart. A process counts as the recorded one only
+/// if boot, pid, start time and cgroup all agree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxRecord {
-    /// Its name on this node.
+    /// Name on this node.
     pub name: String,
-    /// Which start of the machine.
+    /// Boot id of the machine at the start of the sandbox.
     pub boot_id: String,
-    /// The init's process id.
+    /// Process id of the init.
     pub pid: u32,
-    /// The init's start time in clock ticks since boot, from `/proc/PID/stat`.
+    /// Start time of the init in clock ticks since boot, from `/proc/PID/stat`.
     pub start_ticks: u64,
-    /// Its cgroup directories.
+    /// Control group directories of the sandbox.
     pub cgroups: Vec<String>,
-    /// Its own ids, if it has some.
+    /// User ids on the host.
     pub identity: SandboxIdentity,
-    /// What is not enforced, as far as the launcher knows.
+    /// Limits that are not enforced, as far as the launcher knows.
     pub not_enforced: Vec<String>,
 }
 
-/// How a sandbox ended, written by its init as its last act. No record: the init itself was killed.
+/// Exit reason of a sandbox, written by its init as its last action. A missing record means that the init
+/// itself was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SandboxExit {
-    /// The worker ended by itself.
+    /// The worker exited on its own.
     Exited {
-        /// Its exit status.
+        /// Exit status of the worker.
         status: i32,
     },
-    /// A signal ended the worker.
+    /// A signal terminated the worker.
     Signaled {
-        /// Which.
+        /// Number of the signal.
         signal: i32,
     },
-    /// Nobody renewed the lease.
+    /// The lease expired without a renewal.
     LeaseLapsed,
-    /// The agent asked for it.
+    /// The agent requested the stop.
     Stopped,
 }
 

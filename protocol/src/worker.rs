@@ -1,7 +1,7 @@
-//! What passes between an agent, the init of a sandbox, and the worker inside it.
+//! Messages between an agent, the init of a sandbox, and the worker inside it.
 //!
-//! Frames are canonical CBOR behind a little-endian `u32` length (see `overlay::descriptors`). The
-//! worker is given everything and asks for nothing: it cannot open a socket or a file.
+//! Frames are canonical CBOR behind a little-endian `u32` length (see `overlay::descriptors`). The worker
+//! receives every resource as a descriptor: it cannot open a socket or a file.
 
 use crate::ids::{Fence, Millis, ServiceName, SlotIndex};
 use crate::keys::PublicKey;
@@ -14,173 +14,173 @@ use serde::{Deserialize, Serialize};
 pub const WORKER_SOCKET_FD: i32 = 3;
 /// Descriptor of the weights, a sealed memfd opened for reading.
 pub const WORKER_WEIGHTS_FD: i32 = 4;
-/// Descriptor of the progress map: one byte per segment, 1 = verified and present.
+/// Descriptor of the progress map: one byte per segment; 1 = verified and present.
 pub const WORKER_PROGRESS_FD: i32 = 5;
 /// Descriptor of the metrics pipe, write end.
 pub const WORKER_METRICS_FD: i32 = 6;
 /// Descriptor of the [`WorkerManifest`], a sealed memfd.
 pub const WORKER_MANIFEST_FD: i32 = 7;
-/// Largest worker manifest: its segment table for 250 GB is about 4 MB.
+/// Maximum size of a worker manifest in bytes: its segment table for 250 GB is about 4 MB.
 pub const WORKER_MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// A segment's place in the weights map; its index is its byte in the progress map.
+/// Range of a segment in the weights map. The segment's index is the index of its byte in the progress map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentRange {
-    /// First byte.
+    /// First byte in the weights map.
     pub offset: u64,
     /// Length in bytes.
     pub length: u32,
 }
 
-/// All that a worker knows.
+/// Manifest of a worker: all of its configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerManifest {
-    /// Which service.
+    /// Service that the worker runs.
     pub service: ServiceName,
-    /// Which slot of it.
+    /// Index of the slot that the worker runs in.
     pub slot: SlotIndex,
-    /// Under which order.
+    /// Fence of the order under which the slot is held.
     pub fence: Fence,
-    /// What it must answer.
+    /// Task that the worker performs.
     pub task: Task,
-    /// Files in the weights map.
+    /// Files of the model, as ranges of the weights map.
     pub files: Vec<ModelFile>,
-    /// Segments of the weights map.
+    /// Segments of the weights map, by index.
     pub segments: Vec<SegmentRange>,
-    /// Bytes of the weights map.
+    /// Size of the weights map in bytes.
     pub map_bytes: u64,
-    /// Most tokens of a context; none = the model's own limit.
+    /// Maximum number of tokens of a context; none = the model's own limit.
     pub context_tokens_max: Option<u32>,
-    /// Most sequences in one step.
+    /// Maximum number of sequences in one step.
     pub batch_sequences_max: u32,
-    /// Threads to compute with.
+    /// Number of compute threads.
     pub threads: u32,
-    /// Memory that it may use besides its weights, in bytes.
+    /// Memory that the worker may use besides its weights, in bytes.
     pub memory_bytes: u64,
-    /// Devices to compute on: indices of visible GPUs; empty = CPU.
+    /// Devices to compute on, as indices of visible GPUs; empty = CPU.
     pub gpus: Vec<u32>,
-    /// Memory of its device that it may use, in bytes; none = a whole device is its own, or it has none.
+    /// Device memory that the worker may use, in bytes; none = a whole device, or no device.
     pub gpu_memory_bytes: Option<u64>,
 }
 
-/// From an agent to a worker.
+/// Message from an agent to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToWorker {
-    /// Who are you? The first frame of each connection.
+    /// Request for the worker's key and state: the first frame of each connection.
     Hello,
-    /// One connected TCP descriptor comes with this frame: serve the gateway on it.
+    /// Request to serve a gateway on the connected TCP descriptor that comes with this frame.
     Connection {
-        /// The gateway's TLS key.
+        /// TLS key of the gateway.
         gateway: PublicKey,
-        /// Proof for it.
+        /// Ticket to present to the gateway.
         ticket: SignedTicket,
     },
-    /// A fresh ticket for a gateway that already has a connection.
+    /// New ticket for a gateway that already has a connection.
     Ticket(SignedTicket),
-    /// Finish what runs, take nothing new.
+    /// Request to finish running requests and to admit no new ones.
     Drain,
 }
 
-/// How far a worker is.
+/// State of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     /// Waits for segments or builds the engine.
     Loading,
-    /// Answers requests.
+    /// Serves requests.
     Ready,
-    /// Finishes what runs.
+    /// Finishes running requests and admits no new ones.
     Draining,
-    /// Cannot serve; the text of the failure follows.
+    /// Cannot serve; the failure's text follows.
     Failed,
 }
 
-/// From a worker to an agent.
+/// Message from a worker to an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromWorker {
     /// Answer to [`ToWorker::Hello`].
     Hello {
-        /// The TLS key that the worker made for itself.
+        /// TLS key that the worker generated.
         worker: PublicKey,
-        /// How far it is.
+        /// State at the time of the answer.
         state: WorkerState,
     },
-    /// Sent whenever it changes.
+    /// Sent on every change of state.
     State {
-        /// How far it is.
+        /// State after the change.
         state: WorkerState,
-        /// For people.
+        /// Explanation of the state, as text for people.
         detail: String,
     },
-    /// A gateway connection ended; the agent may hand over a new one.
+    /// A gateway connection ended; the agent may pass a new one.
     Disconnected {
-        /// Which gateway.
+        /// TLS key of the gateway.
         gateway: PublicKey,
     },
 }
 
-/// From an agent to the init of a sandbox.
+/// Message from an agent to the init of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum InitRequest {
-    /// The lease holds until this time of the boot clock.
+    /// Extends the lease until this time of the boot clock.
     Renew {
-        /// `CLOCK_BOOTTIME` in milliseconds.
+        /// End of the lease, `CLOCK_BOOTTIME` in milliseconds.
         until_boottime_ms: u64,
     },
-    /// How is it going?
+    /// Requests the state of the worker.
     Status,
-    /// End the worker: SIGTERM, then SIGKILL after the grace.
+    /// Stops the worker: SIGTERM, then SIGKILL after the grace period.
     Stop {
-        /// How long the worker may take.
+        /// Grace period in milliseconds.
         grace_ms: u64,
     },
 }
 
-/// From the init of a sandbox.
+/// Answer of the init of a sandbox to an [`InitRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitReply {
-    /// Whether the worker lives.
+    /// True while the worker runs.
     pub running: bool,
-    /// How it ended: exit status, or 128 + signal.
+    /// Exit status of the worker, or 128 + signal; none while it runs.
     pub exit: Option<i32>,
-    /// The lease in force, `CLOCK_BOOTTIME` in milliseconds.
+    /// End of the lease in force, `CLOCK_BOOTTIME` in milliseconds.
     pub lease_until_boottime_ms: u64,
 }
 
-/// One line of JSON that a worker writes to its metrics pipe every second.
+/// Metrics of a worker: one line of JSON that it writes to its metrics pipe every second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerMetrics {
-    /// When it was measured, wall clock.
+    /// Time of measurement by the wall clock.
     pub at: Millis,
-    /// Requests in the engine.
+    /// Number of requests in the engine.
     pub requests_running: u32,
-    /// Requests in the queue.
+    /// Number of requests in the queue.
     pub requests_waiting: u32,
-    /// Requests answered since start.
+    /// Number of requests answered since the worker started.
     pub requests_total: u64,
-    /// Prompt tokens since start.
+    /// Number of prompt tokens since the worker started.
     pub prompt_tokens_total: u64,
-    /// Generated tokens since start.
+    /// Number of generated tokens since the worker started.
     pub generation_tokens_total: u64,
     /// KV cache in use, in thousandths.
     pub kv_cache_usage_permille: u32,
-    /// Median of the last requests' time to first token, microseconds.
+    /// Median time to first token of the most recent requests, in microseconds.
     pub time_to_first_token_p50_us: u64,
 }
 
-/// What a worker answers to a gateway that asks how it is doing (`GET /worker/v1/load`), as JSON.
+/// Answer of a worker to a gateway that queries its load (`GET /worker/v1/load`), as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerLoad {
-    /// How far it is.
+    /// State at the time of the answer.
     pub state: WorkerState,
-    /// Its numbers now.
+    /// Metrics at the time of the answer.
     pub metrics: WorkerMetrics,
 }

@@ -1,4 +1,5 @@
-//! Signed things: which key, which domain and which bytes a signature is for, and what each id depends on.
+//! Tests of signatures and ids: each signature is bound to one key, domain and byte string, each id to all of
+//! its fields.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

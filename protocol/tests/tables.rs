@@ -1,5 +1,6 @@
-//! Tables of what people write and what they read: manifests, names, amounts, codes, limits, and bytes from strangers.
-//! Each is a text file in `cases/`; `REFRESH_GOLDEN=1 cargo test -p protocol` writes the answers anew.
+//! Table-driven tests of text and bytes from outside: manifests, names, amounts, codes, limits, and CBOR from
+//! untrusted peers. Each table is a text file in `cases/`; `REFRESH_GOLDEN=1 cargo test -p protocol` rewrites
+//! its answers.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -11,7 +12,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Tells a table anew and compares, or writes it.
+/// Computes a table again and compares it with the file, or rewrites the file.
 fn check(file: &str, tell: impl Fn(&str) -> String) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(file);
     let written = std::fs::read_to_string(&path).unwrap();
@@ -28,7 +29,7 @@ fn check(file: &str, tell: impl Fn(&str) -> String) {
     assert_eq!(told.len(), written.len(), "{file} has another length; {hint}");
 }
 
-/// A table of `input | answer`, a line each; `answer` gives the second column.
+/// Checks a table of lines `input | answer`, where `answer` computes the second column.
 fn check_lines(file: &str, answer: impl Fn(&str) -> String) {
     check(file, |text| {
         let mut told = String::new();
@@ -44,7 +45,8 @@ fn check_lines(file: &str, answer: impl Fn(&str) -> String) {
     });
 }
 
-/// A manifest from a base and its edits: `- line` leaves one out, `@ line` points behind one, `+ line` adds.
+/// Applies edits to a base manifest: `- line` removes a line, `@ line` moves behind one, `+ line` inserts
+/// one.
 fn edited(base: &str, edits: &[&str]) -> String {
     let mut lines: Vec<String> = base.lines().map(str::to_string).collect();
     let mut at = lines.len();
@@ -173,7 +175,7 @@ fn paths_of_a_model_stay_inside_it() {
     });
 }
 
-/// A code is written into scripts: it may come, but not go or change.
+/// Scripts depend on the codes: a release may add a code, but not remove or change one.
 #[test]
 fn codes_are_stable() {
     let codes = |_: &str| {
@@ -190,7 +192,7 @@ fn codes_are_stable() {
     }
 }
 
-/// Two releases talk to each other under the same limits, or a message of one is too long for the other.
+/// Two releases must have the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
     let all: [(&str, u64); 31] = [
@@ -229,7 +231,7 @@ fn limits_are_stable() {
     check("limits.txt", |_| all.iter().map(|(name, value)| format!("{name} | {value}\n")).collect());
 }
 
-/// A domain names a purpose: a signature for one is worth nothing for another.
+/// A domain names a purpose: a signature for one must be invalid for any other.
 #[test]
 fn domains_are_stable_and_distinct() {
     use protocol::{agent, agent_state, governance, model, order};

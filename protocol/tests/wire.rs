@@ -1,9 +1,9 @@
-//! What every type looks like on a wire, and that nothing else is taken for it.
+//! Tests of the wire format: every type has exactly one form, and every other form is rejected.
 //!
-//! `cases/wire.txt` holds a value of each type as people would read it, in JSON. For each the test asks: does it read
-//! and write to the same JSON; to the bytes whose digest stands below it; and are all the values that differ from it by
-//! one field left out, added, or of another type refused? `REFRESH_GOLDEN=1 cargo test -p protocol` writes the digests
-//! anew. A digest that changes is a change of what is on disks and wires, and needs a version.
+//! `cases/wire.txt` holds a value of each type in JSON. Each value must survive a round trip through JSON,
+//! and its canonical bytes must have the digest that follows it. All values that differ by one field removed,
+//! added or of another type must be rejected. `REFRESH_GOLDEN=1 cargo test -p protocol` rewrites the digests.
+//! A changed digest means a changed format on disks and wires, and needs a new version.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -19,20 +19,20 @@ use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
 
 const LIMIT: usize = 1 << 20;
-/// Maps whose keys people choose: leaving one out is another legal value.
+/// Maps with user-chosen keys: removing an entry yields another legal value.
 const FREE_MAPS: [&str; 5] = ["labels", "node_selector", "environment", "quorums", "signatures"];
-/// Byte strings whose length `human-chain` and `model-store` judge.
+/// Byte strings whose length `human-chain` and `model-store` check.
 const FREE_LENGTHS: [&str; 4] = ["ml_dsa", "ml_kem", "encapsulated", "sealed"];
-/// Fields that hold true, false or nothing.
+/// Optional booleans.
 const OPTIONAL_FLAGS: [&str; 1] = ["answers"];
 /// Numbers that may be negative.
 const SIGNED: [&str; 3] = ["status", "signal", "exit"];
-/// Sets: one order of their elements is canonical.
+/// Sets: exactly one order of their elements is canonical.
 const SETS: [&str; 2] = ["roles", "scopes"];
 
 macro_rules! kinds {
     ($($name:literal => $kind:ty),* $(,)?) => {
-        /// Every type that crosses a wire or a disk.
+        /// All types that cross a wire or are stored on disk.
         const KINDS: &[&str] = &[$($name),*];
 
         fn examine(kind: &str, json: &Json) -> Vec<u8> {
@@ -145,7 +145,7 @@ kinds! {
     "WorkerLoad" => worker::WorkerLoad,
 }
 
-/// Reads the JSON as this type, and gives its canonical bytes after every check.
+/// Parses the JSON as this type and, after every check, returns its canonical bytes.
 fn examine_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(kind: &str, json: &Json) -> Vec<u8> {
     let value: T =
         serde_json::from_value(json.clone()).unwrap_or_else(|error| panic!("{kind}: {error}: {json}"));
@@ -158,7 +158,7 @@ fn examine_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(kind: &str, j
     assert!(text <= bytes.len() * JSON_BYTES_PER_CANONICAL_BYTE, "{kind} is {text} bytes of JSON");
     let cbor: Cbor = ciborium::from_reader(bytes.as_slice()).unwrap();
     let altered = alterations(&cbor, "");
-    // What is only shown to people lists its scopes; it holds no set.
+    // `TokenView` is output for people and has a list of scopes, not a set.
     for (what, cbor) in altered.iter().filter(|(what, _)| kind != "TokenView" || !what.starts_with("scopes "))
     {
         let mut other = Vec::new();
@@ -174,7 +174,8 @@ fn examine_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(kind: &str, j
     bytes
 }
 
-/// Everything that differs from a value in one place and must not be read. `field` is where it stands.
+/// Returns all values that differ from this one in one position and must be rejected. `field` is the
+/// position's name.
 fn alterations(value: &Cbor, field: &str) -> Vec<(String, Cbor)> {
     let retyped = |cbor: Cbor| vec![(format!("{field} as {cbor:?}"), cbor)];
     match value {
@@ -245,7 +246,7 @@ fn alter_array(items: &[Cbor], field: &str) -> Vec<(String, Cbor)> {
     altered
 }
 
-/// `"@Name"` stands for an earlier case, `"07x32"` for 32 bytes of 7.
+/// Expands `"@Name"` to an earlier case, and `"07x32"` to 32 bytes of 7.
 fn expand(json: Json, known: &BTreeMap<String, Json>) -> Json {
     match json {
         Json::String(text) => match (text.strip_prefix('@'), text.split_once('x')) {

@@ -1,8 +1,9 @@
-//! What no cluster could run, or nobody could read before voting: the one set of bounds of a manifest.
+//! Bounds of a manifest: values that no cluster could run, or that members could not read before voting, are
+//! rejected.
 //!
-//! Both ways in ask here: TOML, which people write ([`Manifest::from_toml`]), and canonical or JSON form, which
-//! programs propose and `human-chain` judges. Fields are called as in TOML. What can be run, but not by this release,
-//! is no matter of bounds and is judged where it would run.
+//! Every path into the system applies them: TOML that users write ([`Manifest::from_toml`]), and canonical or
+//! JSON form, which programs propose and `human-chain` verifies. Errors name fields as in TOML. A workload
+//! that only this release cannot run is within bounds; the component that would run it rejects it.
 
 use super::{
     EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, ServiceManifest,
@@ -10,36 +11,36 @@ use super::{
 };
 use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, SLOTS_MAX};
 
-/// Least CPU of one replica: 1 ms, the least quota that Linux takes, of each period of 20 ms. With less, the period
-/// had to be longer, and a worker that has used up its quota would stand still for longer than a client should wait.
-/// The smallest engine of today needs more to load at all.
+/// Minimum CPU of one replica: 1 ms, the smallest quota that Linux accepts, of each period of 20 ms. A
+/// smaller share needs a longer period. A worker that has used up its quota would then stall for longer than
+/// a client should wait. Even the smallest engine of today needs more to load.
 pub const CPU_MILLICORES_MIN: u64 = 50;
-/// Most cores of one replica: the largest machines sold have fewer.
+/// Maximum CPU of one replica: the largest machines sold have fewer cores.
 const CPU_MILLICORES_MAX: u64 = 4_096_000;
-/// Least memory of one replica: an engine and its runtime do not fit in less.
+/// Minimum memory of one replica in bytes: an engine and its runtime do not fit in less.
 const MEMORY_BYTES_MIN: u64 = 32 << 20;
-/// Most memory of one replica, and of one GPU.
+/// Maximum memory of one replica, and of one GPU, in bytes.
 pub(super) const MEMORY_BYTES_MAX: u64 = 64 << 40;
-/// Most GPUs of one replica: one machine's.
+/// Maximum number of GPUs of one replica: those of one machine.
 const GPU_COUNT_MAX: u32 = 64;
-/// Largest share of one GPU, in percent; more is the whole.
+/// Maximum share of one GPU in percent; more would be the whole GPU.
 pub(super) const GPU_SHARE_PERCENT_MAX: u32 = 99;
-/// Most tokens of a context: four times what the largest models of today take.
+/// Maximum number of tokens of a context: four times that of the largest models of today.
 const CONTEXT_TOKENS_MAX: u32 = 1 << 20;
-/// Most sequences of one step: beyond it latency grows and throughput does not.
+/// Maximum number of sequences of one step: beyond it latency grows and throughput does not.
 const BATCH_SEQUENCES_MAX: u32 = 1024;
-/// Most ranks of a job.
+/// Maximum number of ranks of a job.
 const RANKS_MAX: u32 = 4096;
-/// Longest job: a month.
+/// Maximum run time of a job in seconds: a month.
 const RUN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
-/// A field whose value no cluster could run with, and what is accepted.
+/// Field with a value that no cluster could run, and the accepted range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {message}")]
 pub struct OutOfBounds {
     /// Dotted path of the field, as in TOML: `replicas.max`.
     pub field: String,
-    /// What it is, and what is accepted.
+    /// Given value and accepted values, as text that follows the field's path.
     pub message: String,
 }
 
@@ -50,10 +51,10 @@ impl OutOfBounds {
 }
 
 impl Manifest {
-    /// Whether every value is one that a cluster could run with.
+    /// Checks that every value is one that a cluster could run.
     ///
     /// # Errors
-    /// The first field that is not.
+    /// Returns the first field that is out of bounds.
     pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
         match self {
             Manifest::Service(service) => service.check_bounds(),
@@ -64,10 +65,10 @@ impl Manifest {
 }
 
 impl ServiceManifest {
-    /// Whether every value is one that a cluster could run with.
+    /// Checks that every value is one that a cluster could run.
     ///
     /// # Errors
-    /// The first field that is not.
+    /// Returns the first field that is out of bounds.
     pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
         check_model(&self.model)?;
         check_replicas(self.replicas)?;
@@ -160,10 +161,10 @@ fn check_placement(placement: &Placement) -> Result<(), OutOfBounds> {
     Ok(())
 }
 
-/// Whether a text can be a label's key or value, or a region.
+/// Checks that a text can be a label's key or value, or a region.
 ///
 /// # Errors
-/// What it is, and what is accepted.
+/// Returns an error text that states the accepted form.
 pub fn check_label(text: &str) -> Result<(), String> {
     if text.len() > LABEL_BYTES_MAX {
         return Err(format!("is {} bytes; accepted: at most {LABEL_BYTES_MAX}", text.len()));
@@ -174,7 +175,7 @@ pub fn check_label(text: &str) -> Result<(), String> {
     }
 }
 
-/// A path and a key under it. What is no bare key of TOML is quoted.
+/// Joins a path and a key, with the key quoted unless it is a bare key of TOML.
 pub(super) fn join(path: &str, key: &str) -> String {
     let bare = !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
     let key = if bare { key.to_string() } else { format!("{key:?}") };
@@ -195,7 +196,7 @@ pub(super) fn in_range<N: PartialOrd + std::fmt::Display>(
 
 pub(super) fn bytes_in_range(field: &str, bytes: u64, min: u64, max: u64) -> Result<(), OutOfBounds> {
     if bytes < min || bytes > max {
-        // Rounded, an amount just outside would look like the bound that it misses.
+        // A rounded amount just out of range would look equal to the bound.
         let rounded = format_bytes(bytes);
         let given = if parse_bytes(&rounded) == Ok(bytes) { rounded } else { format!("{bytes} B") };
         let message = format!("is {given}; accepted: {} to {}", format_bytes(min), format_bytes(max));

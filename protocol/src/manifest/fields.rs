@@ -1,12 +1,13 @@
-//! Where the fields of a manifest's text stand: from a place to the dotted path there, and from a path to its place.
+//! Index of the fields of a manifest's text: from a byte range to the dotted path there, and from a path to
+//! its range.
 //!
-//! Asked for only when there is something to complain about, so it reads the text once more.
+//! Built only to report an error, so it parses the text a second time.
 
 use super::bounds::join;
 use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
-/// Every field of a text, parents before what they contain.
+/// All fields of a text, parents before their children.
 pub(super) struct Fields {
     fields: Vec<Field>,
 }
@@ -14,20 +15,20 @@ pub(super) struct Fields {
 /// A field: `replicas.min`, `placement.regions[2]`.
 struct Field {
     path: String,
-    /// Where its name stands; the same as the value for an element of a list.
+    /// Range of the field's name; equal to the value's range for an element of a list.
     name: Range<usize>,
     value: Range<usize>,
 }
 
 impl Fields {
-    /// What of this text can be read as TOML.
+    /// Indexes the part of this text that can be parsed as TOML.
     pub(super) fn of(text: &str) -> Self {
         let mut fields = Vec::new();
         collect_table(DeTable::parse_recoverable(text).0.get_ref(), "", &mut fields);
         Self { fields }
     }
 
-    /// The field whose name or value is exactly here, else the innermost one around it.
+    /// Returns the field whose name or value has exactly this range, else the innermost one around it.
     pub(super) fn path_of(&self, span: &Range<usize>) -> Option<&str> {
         let exact = self.fields.iter().rev().find(|field| field.name == *span || field.value == *span);
         let around = |range: &Range<usize>| range.start <= span.start && span.end <= range.end;
@@ -38,12 +39,13 @@ impl Fields {
         exact.or_else(innermost).map(|field| field.path.as_str())
     }
 
-    /// The field whose whole value is exactly here.
+    /// Returns the field whose whole value has exactly this range.
     pub(super) fn path_of_value(&self, span: &Range<usize>) -> Option<&str> {
         self.fields.iter().rev().find(|field| field.value == *span).map(|field| field.path.as_str())
     }
 
-    /// Where the value of this field stands; if it is not given, where the table stands that lacks it.
+    /// Returns the range of the field's value; for a missing field, that of the innermost table that should
+    /// contain it.
     pub(super) fn span_of(&self, path: &str) -> Range<usize> {
         let mut path = path;
         loop {

@@ -1,7 +1,7 @@
-//! Workload manifests: what people ask for, and at the same time the envelope that they approve.
+//! Workload manifests. A manifest describes a workload and is also the envelope that members approve.
 //!
-//! Inside the bounds of an approved manifest the scheduler places, scales and heals freely; outside
-//! them nothing happens. People write TOML ([`Manifest::from_toml`]); what is signed is canonical CBOR.
+//! Inside the bounds of an approved manifest the scheduler places, scales and heals freely; outside them it
+//! does nothing. Users write TOML ([`Manifest::from_toml`]); members sign canonical CBOR.
 
 mod bounds;
 mod fields;
@@ -18,20 +18,20 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// A workload of any kind.
+/// Manifest of a workload of any kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Manifest {
-    /// Answers requests for as long as it is approved.
+    /// Service: answers requests for as long as it is approved.
     Service(ServiceManifest),
-    /// Runs to completion. Read and checked; running one is not built yet.
+    /// Job: runs to completion. This release reads and checks it, but cannot run it.
     Job(JobManifest),
-    /// Brings a model to sites. Read and checked; running one is not built yet.
+    /// Edge rollout: distributes a model to sites. This release reads and checks it, but cannot run it.
     Edge(EdgeManifest),
 }
 
 impl Manifest {
-    /// The workload's name.
+    /// Returns the workload's name.
     #[must_use]
     pub fn name(&self) -> &ServiceName {
         match self {
@@ -42,150 +42,150 @@ impl Manifest {
     }
 }
 
-/// Which model, by name and by every byte.
+/// Model of a workload: its name for clients and its exact content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelChoice {
-    /// What clients send as `model`.
+    /// Name that clients send as `model`.
     pub name: ModelName,
-    /// What it is; nodes load nothing else.
+    /// Root of the model; nodes load no other content.
     pub root: ModelRoot,
 }
 
-/// What a service answers.
+/// Task that a service performs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// `/v1/embeddings`.
+    /// Embedding: `/v1/embeddings`.
     Embed,
-    /// `/v1/chat/completions` and `/v1/completions`.
+    /// Text generation: `/v1/chat/completions` and `/v1/completions`.
     Generate,
 }
 
-/// What runs it.
+/// Runtime that executes a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Runtime {
     /// The built-in engine.
     Candle,
-    /// An approved artefact tree with an entry point. Read and checked; running one is not built yet.
+    /// Approved artefact tree with an entry point. This release reads and checks it, but cannot run it.
     Process,
 }
 
-/// How many replicas; slots are numbered `0..max`.
+/// Range of the number of replicas; slots are numbered `0..max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaRange {
-    /// Kept running always.
+    /// Minimum number of replicas, always kept running.
     pub min: u32,
-    /// Never exceeded.
+    /// Maximum number of replicas, never exceeded.
     pub max: u32,
 }
 
-/// What one replica needs.
+/// Resources that one replica needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// Thousandths of a core.
+    /// CPU in thousandths of a core.
     pub cpu_millicores: u64,
-    /// Bytes of memory, weights not counted: a node keeps one copy of them for all replicas.
+    /// Memory in bytes, without the weights: a node keeps one copy of them for all replicas.
     pub memory_bytes: u64,
-    /// Whole GPUs; 0 when `gpu_share_percent` is used or no GPU is needed.
+    /// Number of whole GPUs; 0 if `gpu_share_percent` is used or no GPU is needed.
     pub gpu_count: u32,
-    /// A share of one GPU, 1 to 99 percent; 0 = whole GPUs or none.
+    /// Share of one GPU in percent, 1 to 99; 0 = whole GPUs or none.
     pub gpu_share_percent: u32,
-    /// Bytes of GPU memory that must be on each GPU used.
+    /// GPU memory in bytes that each GPU used must have.
     pub gpu_memory_bytes: u64,
 }
 
-/// Where replicas may run.
+/// Placement constraints of the replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Placement {
     /// Allowed regions; empty = any.
     pub regions: Vec<String>,
-    /// Labels a node must have.
+    /// Labels that a node must have.
     pub node_selector: BTreeMap<String, String>,
-    /// The least isolation a node must give.
+    /// Minimum isolation that a node must enforce.
     pub isolation: crate::agent::Isolation,
 }
 
-/// What happens to what runs when the approval expires.
+/// Treatment of running replicas when the approval expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExpiry {
-    /// What runs goes on; nothing new starts.
+    /// Running replicas continue; no new ones start.
     Hold,
-    /// What runs drains and ends.
+    /// Running replicas drain and stop.
     Drain,
 }
 
-/// A service and the envelope it may move in.
+/// Manifest of a service: the workload and its envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceManifest {
-    /// Unique in the circle.
+    /// Name, unique in the circle.
     pub name: ServiceName,
-    /// What it serves.
+    /// Model that the service serves.
     pub model: ModelChoice,
-    /// What it answers.
+    /// Task that the service performs.
     pub task: Task,
-    /// What runs it.
+    /// Runtime that executes the service.
     pub runtime: Runtime,
-    /// How many.
+    /// Range of the number of replicas.
     pub replicas: ReplicaRange,
-    /// What each needs.
+    /// Resources of each replica.
     pub resources: Resources,
-    /// Where.
+    /// Placement constraints of the replicas.
     pub placement: Placement,
-    /// Hosts it may reach. Must be empty in this release.
+    /// Hosts that the service may reach. Must be empty in this release.
     pub egress: Vec<String>,
-    /// Most it may cost per hour, in millionths of the circle's unit; none = no limit.
+    /// Spend limit per hour, in millionths of the circle's unit; none = no limit.
     pub spend_micro_units_per_hour: Option<u64>,
-    /// Approval ends then; none = until retired.
+    /// End of the approval; none = until retired.
     pub valid_until: Option<Millis>,
-    /// And this happens.
+    /// Treatment of running replicas when the approval ends.
     pub on_expiry: OnExpiry,
-    /// Most tokens of a context; none = the model's own limit.
+    /// Maximum number of tokens of a context; none = the model's own limit.
     pub context_tokens_max: Option<u32>,
-    /// Most sequences computed in one step.
+    /// Maximum number of sequences computed in one step.
     pub batch_sequences_max: u32,
 }
 
-/// A job: read and checked in this release, not run.
+/// Manifest of a job. This release reads and checks it, but cannot run it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobManifest {
-    /// Unique in the circle.
+    /// Name, unique in the circle.
     pub name: ServiceName,
-    /// The artefact tree that runs.
+    /// Digest of the artefact tree to run.
     pub artefact: Digest,
-    /// Entry point within it and its arguments.
+    /// Entry point within the artefact tree, and its arguments.
     pub command: Vec<String>,
-    /// How many ranks run together.
+    /// Number of ranks that run together.
     pub ranks: u32,
-    /// What each rank needs.
+    /// Resources of each rank.
     pub resources: Resources,
-    /// Where.
+    /// Placement constraints of the ranks.
     pub placement: Placement,
-    /// Hosts it may reach. Must be empty in this release.
+    /// Hosts that the job may reach. Must be empty in this release.
     pub egress: Vec<String>,
-    /// Longest run in seconds.
+    /// Maximum run time in seconds.
     pub run_seconds_max: u64,
 }
 
-/// An edge rollout: read and checked in this release, not run.
+/// Manifest of an edge rollout. This release reads and checks it, but cannot run it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EdgeManifest {
-    /// Unique in the circle.
+    /// Name, unique in the circle.
     pub name: ServiceName,
-    /// What is brought.
+    /// Model to distribute.
     pub model: ModelChoice,
-    /// Which sites, as a pattern: `ca-*`.
+    /// Pattern that selects the sites: `ca-*`.
     pub sites: String,
-    /// Percent of sites per wave, rising, ending at 100.
+    /// Percentage of sites per wave, rising and ending at 100.
     pub waves_percent: Vec<u32>,
-    /// What it goes back to when a wave fails.
+    /// Model to roll back to when a wave fails; none = no rollback.
     pub rollback: Option<ModelRoot>,
 }

@@ -1,7 +1,7 @@
-//! From TOML to a checked [`Manifest`], with errors that name the line and the field.
+//! Parser from TOML to a checked [`Manifest`]; its errors name the line and the field.
 //!
-//! Two passes: the text becomes a raw form, and the raw form a manifest within its bounds. What is wrong in either pass is
-//! told with the dotted path of its field and the line where that stands.
+//! Two passes: TOML to a raw form, and the raw form to a manifest within its bounds. An error of either pass
+//! carries the dotted path of its field and that field's line.
 
 use super::bounds::{GPU_SHARE_PERCENT_MAX, MEMORY_BYTES_MAX, bytes_in_range, in_range, join};
 use super::fields::Fields;
@@ -11,11 +11,11 @@ use crate::error_code::{self, ErrorCode};
 use crate::limits;
 use std::ops::Range;
 
-/// What is wrong with a manifest, where, and what to do.
+/// Error in a manifest: location, problem and accepted values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: line {line}, {field}: {message}")]
 pub struct ManifestError {
-    /// Stable code.
+    /// Stable error code.
     pub code: ErrorCode,
     /// Line, from 1.
     pub line: usize,
@@ -23,7 +23,7 @@ pub struct ManifestError {
     pub column: usize,
     /// Dotted path of the field, or `manifest`.
     pub field: String,
-    /// What is wrong and what is accepted.
+    /// Problem and accepted values.
     pub message: String,
 }
 
@@ -31,7 +31,7 @@ impl Manifest {
     /// Reads and checks a manifest.
     ///
     /// # Errors
-    /// The first problem found, with its line and field.
+    /// Returns the first problem found, with its line and field.
     pub fn from_toml(text: &str) -> Result<Self, ManifestError> {
         let source = Source { text };
         if text.len() > limits::MANIFEST_BYTES_MAX {
@@ -51,7 +51,7 @@ impl Manifest {
     }
 }
 
-/// A check that failed, and in which field.
+/// Failed check, with the field that it concerns.
 struct Fault {
     field: String,
     message: String,
@@ -68,7 +68,7 @@ impl From<OutOfBounds> for Fault {
     }
 }
 
-/// The text, for turning fields and byte ranges into lines.
+/// Text of a manifest, for mapping fields and byte ranges to lines.
 struct Source<'a> {
     text: &'a str,
 }
@@ -93,7 +93,7 @@ impl Source<'_> {
         let span = error.span().unwrap_or(0..0);
         let fields = Fields::of(self.text);
         let field = match message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
-            // The error stands where the table stands; the field stands nowhere.
+            // The span of the error is that of the table; the missing field has none.
             Some(missing) => join(fields.path_of_value(&span).unwrap_or_default(), missing),
             None => fields.path_of(&span).map_or_else(|| self.key_at(span.start), str::to_string),
         };
@@ -119,7 +119,8 @@ impl Source<'_> {
         }
     }
 
-    /// The key of the line at this place and the last table that was opened before it: for a text that is no TOML.
+    /// Returns the key on the line at this offset, under the last table opened before it. Used for text that
+    /// is not valid TOML.
     fn key_at(&self, at: usize) -> String {
         let at = self.text.floor_char_boundary(at);
         let start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
@@ -227,7 +228,8 @@ impl RawModel {
 }
 
 impl RawResources {
-    /// What is given is meant: a share or an amount of nothing is a slip, though nothing is what a missing one means.
+    /// Checks the GPU fields as given: an explicit zero share or amount is an error, although an absent field
+    /// means zero.
     fn check(self) -> Result<Resources, Fault> {
         let gpu_memory_bytes = match &self.gpu_memory {
             Some(text) => read_bytes(text, "resources.gpu_memory")?,
@@ -328,7 +330,7 @@ fn check_egress(egress: Option<Vec<String>>) -> Result<Vec<String>, Fault> {
     }
 }
 
-/// Milliseconds since the epoch of a TOML date-time with offset.
+/// Converts a TOML date-time with offset to milliseconds since the Unix epoch.
 fn check_time(value: &toml::value::Datetime, field: &str) -> Result<Millis, Fault> {
     let refuse = || fault(field, "must be a time with offset, like 2027-01-31T12:00:00Z");
     let (Some(date), Some(time), Some(offset)) = (value.date, value.time, value.offset) else {
@@ -347,7 +349,7 @@ fn check_time(value: &toml::value::Datetime, field: &str) -> Result<Millis, Faul
     u64::try_from(seconds).map(|seconds| Millis(seconds * 1000)).map_err(|_| refuse())
 }
 
-/// Days from 1970-01-01 of a Gregorian date (Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Returns the days from 1970-01-01 to a Gregorian date (Howard Hinnant, "chrono-Compatible Low-Level Date
 /// Algorithms", `days_from_civil`).
 fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };

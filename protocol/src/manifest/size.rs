@@ -1,10 +1,10 @@
-//! Amounts of memory as people write them: `512 MiB`, `2GiB`, `1048576`.
+//! Amounts of memory in human-readable form: `512 MiB`, `2GiB`, `1048576`.
 
-/// Reads an amount of bytes. Binary units only: a "GB" that is sometimes 1000³ and sometimes 1024³ has
-/// cost others real outages.
+/// Parses an amount of bytes. Only binary units are accepted: a "GB" that is sometimes 1000³ and sometimes
+/// 1024³ has caused real outages elsewhere.
 ///
 /// # Errors
-/// Says what is accepted.
+/// Returns an error text that states the accepted form.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
@@ -24,7 +24,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("`{text}` is more than 16 EiB"))
 }
 
-/// Writes an amount of bytes in the largest unit that keeps it short: `90.3 MiB`.
+/// Formats an amount of bytes in the largest unit that keeps it short: `90.3 MiB`.
 #[must_use]
 pub fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

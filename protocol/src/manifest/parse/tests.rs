@@ -1,4 +1,4 @@
-//! Manifests as people write and miswrite them.
+//! Tests of manifest parsing: valid manifests and common mistakes.
 
 use super::*;
 use proptest::prelude::*;
