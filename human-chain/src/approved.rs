@@ -1,15 +1,16 @@
-//! Authority as a value: whoever holds an [`Approved`] need ask nobody else.
+//! Proof of approval as a type: an [`Approved`] value is the authority, and its holder needs no further
+//! check.
 //!
-//! May surprise: it cannot be cloned, read from bytes or built outside this crate. A function that takes
-//! one by value has spent it.
+//! A value cannot be cloned, deserialized or constructed outside this crate. A function that takes one by
+//! value consumes the authority.
 
 use protocol::governance::SubjectVersion;
 use protocol::{CircleId, Digest, Epoch, ProposalId};
 
-/// A `T` that a quorum of the circle approved, as verification found it.
+/// Value that a quorum of the circle approved, constructed only by verification.
 ///
 /// ```compile_fail,E0451
-/// // There is no way to write one down.
+/// // The fields are private, so no other crate can construct a value.
 /// let forged = human_chain::Approved { value: 1 };
 /// ```
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Approved<T> {
     basis: Basis,
 }
 
-/// The state that an approval was judged against.
+/// State that an approval was verified against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Basis {
     pub(crate) circle: CircleId,
@@ -29,8 +30,8 @@ pub(crate) struct Basis {
 }
 
 impl<T> Approved<T> {
-    /// For the two verifications of this crate and nobody else: of a certificate, and of an order
-    /// against a certificate verified before.
+    /// Constructs the proof. Only the two verifications of this crate may call it: that of a certificate, and
+    /// that of an order against a certificate verified before.
     pub(crate) fn after_verification(
         value: T,
         certificate: Digest,
@@ -40,25 +41,25 @@ impl<T> Approved<T> {
         Self { value, certificate, proposal, basis }
     }
 
-    /// What was approved.
+    /// Returns the approved value by reference.
     #[must_use]
     pub fn get(&self) -> &T {
         &self.value
     }
 
-    /// What was approved, its authority spent.
+    /// Returns the approved value and consumes the authority.
     #[must_use]
     pub fn into_inner(self) -> T {
         self.value
     }
 
-    /// Digest of the certificate that approves it.
+    /// Returns the digest of the certificate that approves the value.
     #[must_use]
     pub fn certificate_digest(&self) -> Digest {
         self.certificate
     }
 
-    /// The proposal that was voted on.
+    /// Returns the id of the approved proposal.
     #[must_use]
     pub fn proposal(&self) -> ProposalId {
         self.proposal

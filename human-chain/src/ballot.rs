@@ -1,4 +1,4 @@
-//! Votes: making one, judging one, counting them.
+//! Ballots: casting, verification and counting.
 
 use crate::propose::check_proposal;
 use crate::render::{RENDERER_VERSION, render};
@@ -11,8 +11,8 @@ use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Digest, MemberId, Millis, ProposalId};
 use std::collections::BTreeSet;
 
-/// A member's signed vote on the proposal as it is rendered here. Whoever calls this must have shown
-/// that rendering to the member.
+/// Returns a member's signed ballot on the proposal as [`render`] shows it. The caller must have shown that
+/// rendering to the member.
 #[must_use]
 pub fn vote(
     secret: &MemberSecret,
@@ -34,11 +34,11 @@ pub fn vote(
     SignedBallot { ballot, signature }
 }
 
-/// Whether this ballot may be taken in now: the proposal still stands, and the ballot is a member's own
-/// on exactly this proposal as rendered.
+/// Checks that a ballot may be accepted now. The proposal must still be valid, and the ballot must be the
+/// member's own on exactly this proposal as rendered.
 ///
 /// # Errors
-/// What is wrong with the proposal or the ballot.
+/// Returns the defect of the proposal or of the ballot.
 pub fn check_ballot(
     state: &CircleState,
     proposal: &Proposal,
@@ -55,33 +55,33 @@ pub fn check_ballot(
     BallotBox::new(state, proposal).check(signed)
 }
 
-/// How a vote stands.
+/// Result of counting the ballots on a proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tally {
-    /// Who approved.
+    /// Members that approved.
     pub approved: BTreeSet<MemberId>,
-    /// Who rejected.
+    /// Members that rejected.
     pub rejected: BTreeSet<MemberId>,
-    /// Members who may still vote on it.
+    /// Members that have not voted yet.
     pub missing: BTreeSet<MemberId>,
-    /// Whether the approvals reach the quorum.
+    /// True if the approvals reach the quorum.
     pub reached: bool,
-    /// Ballots that do not count, and why.
+    /// Ballots that do not count, each with the reason.
     pub refused: Vec<(MemberId, ChainError)>,
 }
 
-/// Counts the ballots that hold; a ballot that does not hold counts for nothing, and a member's first
-/// ballot is the one that counts. Whether the proposal itself still stands is not asked here.
+/// Counts the valid ballots. An invalid ballot does not count, and of several ballots by one member the first
+/// valid one counts. The validity of the proposal itself is not checked.
 #[must_use]
 pub fn tally(state: &CircleState, proposal: &Proposal, ballots: &[SignedBallot]) -> Tally {
     let ballot_box = BallotBox::new(state, proposal);
     count(state, proposal, ballots, |signed| ballot_box.check(signed)).0
 }
 
-/// The certificate that these ballots make. It holds approvals only, one per member, sorted.
+/// Builds a certificate from the valid approvals among these ballots: one per member, sorted by member.
 ///
 /// # Errors
-/// When the approvals that hold do not reach the quorum.
+/// Returns an error when the valid approvals do not reach the quorum.
 pub fn certify(
     state: &CircleState,
     proposal: &Proposal,
@@ -93,8 +93,8 @@ pub fn certify(
     Ok(assemble(proposal, approvals))
 }
 
-/// A certificate of ballots that were checked when they came in, one a member: approvals only, sorted by
-/// member. Nothing is judged here; [`verify`](crate::verify) judges whatever a certificate contains.
+/// Builds a certificate from ballots that were checked on receipt, one per member: approvals only, sorted by
+/// member. Nothing is verified here; [`verify`](crate::verify) verifies the complete certificate.
 #[must_use]
 pub fn assemble<'a>(proposal: &Proposal, ballots: impl IntoIterator<Item = &'a SignedBallot>) -> Certificate {
     let approvals = ballots.into_iter().filter(|signed| signed.ballot.choice == Choice::Approve);
@@ -103,7 +103,8 @@ pub fn assemble<'a>(proposal: &Proposal, ballots: impl IntoIterator<Item = &'a S
     Certificate { proposal: proposal.clone(), ballots }
 }
 
-/// How the vote stands, and the approvals that count. Each ballot is judged once: that is two signatures.
+/// Returns the tally and the approvals that count. Each ballot is verified once, which costs two signature
+/// checks.
 fn count<'a>(
     state: &CircleState,
     proposal: &Proposal,
@@ -131,7 +132,7 @@ fn count<'a>(
     (Tally { approved, rejected, missing, reached, refused }, approvals)
 }
 
-/// Refuses when these members do not reach the quorum of the proposal's class.
+/// Returns an error unless these members reach the quorum of the proposal's class.
 pub(crate) fn require_quorum(
     state: &CircleState,
     proposal: &Proposal,
@@ -150,7 +151,7 @@ fn rule(state: &CircleState, class: ActionClass) -> &Quorum {
     state.policy().quorums.get(&class).expect("a state has a quorum for every class")
 }
 
-/// One proposal's ballots are judged against the same digests; they are computed once.
+/// Verifier for the ballots of one proposal. It computes the digests of the proposal and its rendering once.
 pub(crate) struct BallotBox<'a> {
     state: &'a CircleState,
     proposal: &'a Proposal,
@@ -167,7 +168,7 @@ impl<'a> BallotBox<'a> {
         self.id
     }
 
-    /// Whether a ballot is a member's own, on this proposal as it is rendered, in its time.
+    /// Checks that a ballot is a member's own, on this proposal as rendered, and within the proposal's time.
     pub(crate) fn check(&self, signed: &SignedBallot) -> Result<(), ChainError> {
         let ballot = &signed.ballot;
         if ballot.proposal != self.id {
@@ -231,7 +232,7 @@ mod tests {
         }
     }
 
-    /// A circle of three, two of whom decide, and something to decide.
+    /// Returns a circle of three members with a quorum of two, and a proposal.
     fn circle() -> (Vec<(MemberId, MemberSecret)>, CircleState, Proposal) {
         let person = |(at, name): (usize, &str)| (id(name), MemberSecret::generate(&[at as u8 + 1; 64]));
         let people: Vec<(MemberId, MemberSecret)> =

@@ -1,9 +1,9 @@
-//! How a certificate becomes authority: the one way to an [`Approved`] change, with a clock ([`verify`]) or as a part of a
-//! history that was admitted before ([`verify_replay`]).
+//! Verification of certificates: the only way to an [`Approved`] change. [`verify`] checks against a clock;
+//! [`verify_replay`] is for a history that was admitted before.
 //!
-//! The order of the checks is fixed: cheap before dear, and nothing is read before its size is known.
-//! A certificate with *any* invalid part is refused, even if the rest would suffice: one byte string,
-//! one meaning.
+//! The order of the checks is fixed: cheap checks come before expensive ones, and no input is read before its
+//! size is known. A certificate with *any* invalid part is rejected, even if the rest would suffice: one byte
+//! string has one meaning.
 
 use crate::approved::{Approved, Basis};
 use crate::ballot::{BallotBox, require_quorum};
@@ -17,17 +17,17 @@ use protocol::limits::{self, CLOCK_GRACE_MS};
 use protocol::{Digest, MemberId, Millis};
 use std::collections::BTreeSet;
 
-/// Verifies a certificate that is handed over for the first time.
+/// Verifies a certificate that is presented for the first time.
 ///
 /// `now` is the latest time at which the verifier knows that this certificate was *not* yet admitted. For
-/// control, which admits it, that is the present. For a node that follows the chain it is the time of its
-/// last complete synchronisation: what is new since then, yet had expired before, was admitted too late.
-/// A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is refused.
+/// control, which admits it, that is the present. For a node that follows the chain, it is the time of its
+/// last complete synchronization. A certificate that is new since then, but expired before, was admitted too
+/// late. A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is rejected.
 ///
 /// # Errors
-/// The first check that fails, in this order: size; circle; epoch; form; subject and version; change;
-/// expiry; rendering, proposal, epoch and time of each ballot; its member; both its signatures;
-/// duplicates and order of ballots; quorum.
+/// Returns the first check that fails, in this order: size; circle; epoch; form; subject and version; change;
+/// expiry; rendering, proposal, epoch and time of each ballot; its member; both its signatures; duplicates
+/// and order of ballots; quorum.
 pub fn verify(
     state: &CircleState,
     certificate: &Certificate,
@@ -36,13 +36,14 @@ pub fn verify(
     check(state, certificate, Some(now))
 }
 
-/// Verifies a certificate of a history that was admitted before: everything that [`verify`] checks but
-/// expiry against a clock, since a certificate that was admitted in time stays valid for ever. When it
-/// was admitted is, without log evidence, only known to those who watched: call it only for what you admitted
-/// yourself, kept on your own disk, or read to learn what was decided, never to admit something new.
+/// Verifies a certificate of a history that was admitted before. It checks everything that [`verify`] checks
+/// except expiry, since a certificate that was admitted in time stays valid forever. Without log evidence,
+/// only an observer of the admission knows its time. Use this function for certificates that the caller
+/// admitted itself or keeps on its own disk. It may also be used to read past decisions, but never to admit a
+/// new certificate.
 ///
 /// # Errors
-/// As [`verify`].
+/// Returns the same errors as [`verify`], except for expiry.
 pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<Approved<Change>, ChainError> {
     check(state, certificate, None)
 }
@@ -74,7 +75,7 @@ fn check(
     Ok(Approved::after_verification(proposal.change.clone(), digest, ballot_box.id(), basis))
 }
 
-/// The members whose approvals these are. All must be approvals, all must hold, sorted by member.
+/// Returns the members whose approvals these are. Every ballot must be a valid approval, sorted by member.
 fn check_ballots(
     ballot_box: &BallotBox<'_>,
     ballots: &[SignedBallot],
@@ -100,7 +101,7 @@ fn check_ballots(
 /// Reads a certificate from its canonical bytes.
 ///
 /// # Errors
-/// Too many bytes, or not the one encoding of a certificate.
+/// Returns an error for too many bytes, or for bytes that are not the canonical encoding of a certificate.
 pub fn read_certificate(bytes: &[u8]) -> Result<Certificate, ChainError> {
     from_bytes(bytes, limits::CERTIFICATE_BYTES_MAX)
         .map_err(|source| ChainError::NotCanonical { what: "certificate", source })
@@ -109,7 +110,8 @@ pub fn read_certificate(bytes: &[u8]) -> Result<Certificate, ChainError> {
 /// Reads a bundle from its canonical bytes.
 ///
 /// # Errors
-/// Too many bytes, not the one encoding of a bundle, or a form that this release does not know.
+/// Returns an error for too many bytes, for a non-canonical encoding, or for a bundle version that this
+/// release does not read.
 pub fn read_bundle(bytes: &[u8]) -> Result<Bundle, ChainError> {
     let bundle: Bundle = from_bytes(bytes, limits::BUNDLE_BYTES_MAX)
         .map_err(|source| ChainError::NotCanonical { what: "bundle", source })?;
@@ -120,10 +122,10 @@ pub fn read_bundle(bytes: &[u8]) -> Result<Bundle, ChainError> {
     Ok(bundle)
 }
 
-/// Reads a signed genesis from its canonical bytes. Nothing of it is checked yet.
+/// Reads a signed genesis from its canonical bytes, without any verification.
 ///
 /// # Errors
-/// Too many bytes, or not the one encoding of a genesis.
+/// Returns an error for too many bytes, or for bytes that are not the canonical encoding of a genesis.
 pub fn read_genesis(bytes: &[u8]) -> Result<SignedGenesis, ChainError> {
     from_bytes(bytes, limits::GENESIS_BYTES_MAX)
         .map_err(|source| ChainError::NotCanonical { what: "genesis", source })

@@ -1,4 +1,4 @@
-//! What a change touches, how sensitive it is, and whether it may be asked for in the circle's state.
+//! Changes: their subject, their action class, and their admissibility in the circle's state.
 
 use crate::circle::CircleState;
 use crate::{ChainError, form};
@@ -7,14 +7,14 @@ use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
 use protocol::manifest::Manifest;
 use protocol::{Digest, NodeName, ServiceName, limits};
 
-/// The subject of members and policy.
+/// Subject name of members and policy.
 pub(crate) const CIRCLE_SUBJECT: &str = "circle";
 /// Digest domain of a subject's approved value.
 const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
-/// Longest grace period of a retirement: a week; requests do not run longer.
+/// Maximum grace period of a retirement in seconds: a week. Requests do not run longer.
 const GRACE_SECONDS_MAX: u32 = 7 * 24 * 3600;
 
-/// How sensitive a change is, and so whose approval it needs.
+/// Returns the action class of a change, which selects the required quorum.
 #[must_use]
 pub fn class_of(change: &Change) -> ActionClass {
     match change {
@@ -25,7 +25,7 @@ pub fn class_of(change: &Change) -> ActionClass {
     }
 }
 
-/// What a change touches: `service/NAME`, `node/NAME` or `circle`.
+/// Returns the subject of a change: `service/NAME`, `node/NAME` or `circle`.
 #[must_use]
 pub fn subject_of(change: &Change) -> String {
     match change {
@@ -57,7 +57,7 @@ pub(crate) fn circle_value(members: &[&Member], policy: &Policy) -> Digest {
     Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(&(members, policy)))
 }
 
-/// Whether this change may be asked for now. Approval is another question.
+/// Checks that this change may be proposed in the current state. Approval is checked elsewhere.
 pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), ChainError> {
     match change {
         Change::Deploy(manifest) => form::check_manifest(manifest).map(|_| ()),
@@ -90,7 +90,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
     }
 }
 
-/// A key names one machine: no other node, gateway or control replica may have it.
+/// Checks an admission. A key identifies one machine: no other node, gateway or control replica may have it.
 fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), ChainError> {
     form::check_node(node)?;
     let keys: Vec<_> = form::node_keys(node).collect();

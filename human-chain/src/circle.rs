@@ -1,12 +1,12 @@
-//! What a circle has agreed on so far: genesis, and every certificate since, applied in order.
+//! State of a circle: genesis, and every certificate since, applied in order.
 //!
-//! A [`CircleState`] is never read from bytes. Whoever needs it again keeps the signed genesis and the
-//! certificates, in order, and replays them with [`CircleState::replay`]: a state that came from a disk or a peer
-//! would be authority that nobody checked. Replay verifies every signature again, at about a third of a
-//! millisecond per ballot, so a thousand certificates take well under a second.
+//! A [`CircleState`] is never deserialized: a state read from a disk or a peer would be unverified authority.
+//! To restore it, keep the signed genesis and the certificates, and replay them in order with
+//! [`CircleState::replay`]. Replay verifies every signature again, at about a third of a millisecond per
+//! ballot. A thousand certificates take well under a second.
 //!
-//! May surprise: versions never restart. A service that was retired and deployed again goes on counting,
-//! so the certificate of its first deployment stays dead.
+//! Versions never restart. A service that was retired and deployed again continues its count, so the
+//! certificate of its first deployment stays stale.
 
 use crate::approved::Approved;
 use crate::change::{
@@ -25,36 +25,36 @@ use protocol::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The epoch that a genesis begins.
+/// Epoch of a new circle.
 const FIRST_EPOCH: Epoch = Epoch(1);
 
-/// A service that may run.
+/// Service that is approved to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApprovedService {
-    /// The envelope.
+    /// Approved manifest: the envelope.
     pub manifest: ServiceManifest,
-    /// Digest of the certificate that approves it; orders name it.
+    /// Digest of the certificate that approves it; orders name this digest.
     pub certificate: Digest,
-    /// The proposal that was voted on.
+    /// Id of the approved proposal.
     pub proposal: ProposalId,
-    /// How many approved changes the service has had.
+    /// Number of approved changes to the service.
     pub version: u64,
 }
 
-/// A service that ended by approval.
+/// Service that was retired by approval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetiredService {
-    /// What it was when it ended.
+    /// Service as it was before retirement.
     pub last: ApprovedService,
-    /// Digest of the certificate that ended it.
+    /// Digest of the certificate that retired it.
     pub certificate: Digest,
-    /// How long running requests may take to finish.
+    /// Time in seconds that running requests have to finish.
     pub grace_seconds: u32,
-    /// How many approved changes the service has had, this one counted.
+    /// Number of approved changes to the service, including the retirement.
     pub version: u64,
 }
 
-/// What a circle has agreed on so far.
+/// State of a circle, derived from its genesis and certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircleState {
     id: CircleId,
@@ -72,13 +72,13 @@ pub struct CircleState {
     length: u64,
 }
 
-/// The circle that a genesis begins: the digest of its canonical bytes.
+/// Returns the id of the circle that a genesis founds: the digest of its canonical bytes.
 #[must_use]
 pub fn circle_id(genesis: &Genesis) -> CircleId {
     CircleId(Digest::of_domain(GENESIS_DOMAIN, &to_bytes(genesis)))
 }
 
-/// A genesis with these founders' signatures.
+/// Signs a genesis with the keys of these founders.
 #[must_use]
 pub fn sign_genesis(genesis: Genesis, founders: &[(MemberId, &MemberSecret)]) -> SignedGenesis {
     let bytes = to_bytes(&genesis);
@@ -88,12 +88,12 @@ pub fn sign_genesis(genesis: Genesis, founders: &[(MemberId, &MemberSecret)]) ->
 }
 
 impl CircleState {
-    /// Begins a circle. `expected` is the id that this machine pinned when it enrolled; give it whenever
-    /// there is one, because without it any circle will do.
+    /// Founds a circle. `expected` is the id that this machine pinned when it enrolled. Pass it whenever
+    /// there is one, because without it any circle is accepted.
     ///
     /// # Errors
-    /// When it is another circle, a rule of form is broken, or any founder's signature is missing or
-    /// does not hold.
+    /// Returns an error when the genesis is of another circle or breaks a rule of form. The same holds when
+    /// any founder's signature is missing or does not verify.
     pub fn found(signed: &SignedGenesis, expected: Option<CircleId>) -> Result<Self, ChainError> {
         let genesis = &signed.genesis;
         let bytes = to_bytes(genesis);
@@ -133,10 +133,10 @@ impl CircleState {
         })
     }
 
-    /// Begins a circle and applies certificates that were admitted in this order.
+    /// Founds a circle and applies certificates in the order in which they were admitted.
     ///
     /// # Errors
-    /// The first thing that does not verify.
+    /// Returns the first verification that fails.
     pub fn replay<'a>(
         signed: &SignedGenesis,
         expected: Option<CircleId>,
@@ -150,10 +150,11 @@ impl CircleState {
         Ok(state)
     }
 
-    /// Applies an approved change. It is spent, whether it applies or not.
+    /// Applies an approved change. The approval is consumed, even on an error.
     ///
     /// # Errors
-    /// When it was verified against another circle, epoch or version than this: nothing has changed then.
+    /// Returns an error when the change was verified against another circle, epoch or version. The state is
+    /// then unchanged.
     pub fn advance(&mut self, approved: Approved<Change>) -> Result<(), ChainError> {
         let basis = approved.basis();
         if basis.circle != self.id {
@@ -221,36 +222,36 @@ impl CircleState {
         entry.0
     }
 
-    /// The circle.
+    /// Returns the circle's id.
     #[must_use]
     pub fn id(&self) -> CircleId {
         self.id
     }
 
-    /// What people call it.
+    /// Returns the name that people gave the circle.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Under which members and policy it is; the first is 1.
+    /// Returns the epoch of members and policy; the first is 1.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// How many certificates have been applied since genesis.
+    /// Returns the number of certificates applied since genesis.
     #[must_use]
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// The members, by id.
+    /// Returns the members, sorted by id.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.members.values()
     }
 
-    /// One member.
+    /// Returns the member with this id.
     #[must_use]
     pub fn member(&self, id: &MemberId) -> Option<&Member> {
         self.members.get(id)
@@ -260,78 +261,78 @@ impl CircleState {
         self.former_members.contains(id)
     }
 
-    /// Who must sign what.
+    /// Returns the approval policy.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// The control replicas.
+    /// Returns the control replicas.
     #[must_use]
     pub fn control(&self) -> &[ControlReplica] {
         &self.control
     }
 
-    /// Whether this key may sign orders.
+    /// Checks that this key may sign orders.
     #[must_use]
     pub fn is_control_key(&self, key: &PublicKey) -> bool {
         self.control.iter().any(|replica| replica.key == *key)
     }
 
-    /// The access tokens.
+    /// Returns the access tokens.
     #[must_use]
     pub fn tokens(&self) -> &[AccessToken] {
         &self.tokens
     }
 
-    /// The admitted nodes, by name.
+    /// Returns the admitted nodes, sorted by name.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeAdmission> {
         self.nodes.values()
     }
 
-    /// An admitted node by its name.
+    /// Returns the admitted node with this name.
     #[must_use]
     pub fn node(&self, name: &NodeName) -> Option<&NodeAdmission> {
         self.nodes.get(name)
     }
 
-    /// An admitted node by its key.
+    /// Returns the admitted node with this key.
     #[must_use]
     pub fn node_by_id(&self, id: NodeId) -> Option<&NodeAdmission> {
         self.nodes.values().find(|node| node.id == id)
     }
 
-    /// A subject in its present state; version 0 when there never was one.
+    /// Returns the current version of a subject; version 0 if it never existed.
     #[must_use]
     pub fn subject(&self, subject: &str) -> SubjectVersion {
         let (version, value) = self.subjects.get(subject).copied().unwrap_or((0, None));
         SubjectVersion { subject: subject.to_string(), version, value }
     }
 
-    /// The services that may run, by name.
+    /// Returns the services that are approved to run, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = &ApprovedService> {
         self.services.values()
     }
 
-    /// A service that may run.
+    /// Returns the approved service with this name.
     #[must_use]
     pub fn service(&self, name: &ServiceName) -> Option<&ApprovedService> {
         self.services.get(name)
     }
 
-    /// The services that ended by approval and have not been deployed again, by name.
+    /// Returns the services that were retired and not deployed again, sorted by name.
     pub fn retired(&self) -> impl Iterator<Item = &RetiredService> {
         self.retired.values()
     }
 
-    /// A service that ended by approval and has not been deployed again.
+    /// Returns the service with this name if it was retired and not deployed again.
     #[must_use]
     pub fn retired_service(&self, name: &ServiceName) -> Option<&RetiredService> {
         self.retired.get(name)
     }
 }
 
-/// Every founder signed, and nobody else.
+/// Checks that every founder signed, and that there is no other signature.
 fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError> {
     let members = &signed.genesis.members;
     for id in signed.signatures.keys() {

@@ -1,4 +1,4 @@
-//! Why something is not approved. Every variant has a stable code that `quorate explain` knows.
+//! Errors of approval. Every variant has a stable code that `quorate explain` knows.
 
 use crate::show_time;
 use protocol::canonical::CanonicalError;
@@ -6,143 +6,143 @@ use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
 use protocol::{CircleId, Epoch, Fence, MemberId, Millis, NodeId, ServiceName, SlotIndex};
 
-/// Why a genesis, proposal, ballot, certificate or order is refused.
+/// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// A rule of form is broken; `what` names the thing, `reason` the rule.
+    /// A rule of form is broken; `what` names the value, `reason` the rule.
     #[error("{what}: {reason}")]
     Invalid {
-        /// The thing, as a path: `genesis.control`.
+        /// Path of the value: `genesis.control`.
         what: &'static str,
-        /// The broken rule.
+        /// Broken rule.
         reason: String,
     },
-    /// Bytes that are not the one canonical encoding of their value, or too many of them.
+    /// The bytes are not the canonical encoding of their value, or there are too many of them.
     #[error("{what}: {source}")]
     NotCanonical {
-        /// What was read.
+        /// Kind of value that was read.
         what: &'static str,
-        /// Why not.
+        /// Defect of the encoding.
         source: CanonicalError,
     },
-    /// A circle other than the expected one.
+    /// The value belongs to another circle than expected.
     #[error("belongs to circle {actual}, not to {expected}")]
     OtherCircle {
-        /// The circle that was pinned or is running.
+        /// Circle that was pinned or is running.
         expected: CircleId,
-        /// The circle that was found.
+        /// Circle that the value names.
         actual: CircleId,
     },
-    /// Made under other members or another policy.
+    /// The value was made under other members or another policy.
     #[error("was made in epoch {proposed}; the circle is in epoch {current}")]
     OtherEpoch {
-        /// The proposal's epoch.
+        /// Epoch of the proposal.
         proposed: Epoch,
-        /// The circle's epoch.
+        /// Epoch of the circle.
         current: Epoch,
     },
-    /// What the proposal changes has changed since it was made.
+    /// The subject of the proposal has changed since the proposal was made.
     #[error(
         "`{subject}` has changed since the proposal was made: it saw version {proposed}, now is {current}"
     )]
     Stale {
-        /// What it changes.
+        /// Name of the subject.
         subject: String,
-        /// The version that the proposer saw.
+        /// Version that the proposer saw.
         proposed: u64,
-        /// The version now.
+        /// Current version.
         current: u64,
     },
-    /// The proposal's time is over.
+    /// The proposal has expired.
     #[error("expired at {}; it is {}; propose it again", show_time(*.expired_at), show_time(*.now))]
     Expired {
-        /// When it ended.
+        /// Expiry of the proposal.
         expired_at: Millis,
-        /// The time it was judged at.
+        /// Time that the expiry was checked against.
         now: Millis,
     },
-    /// A ballot that was signed after the proposal's time was over.
+    /// The ballot was signed after the proposal had expired.
     #[error("member `{0}` voted after the proposal had expired")]
     LateBallot(MemberId),
-    /// A workload of a kind that is read and checked, but not yet run.
+    /// The workload is of a kind that this release checks, but cannot run.
     #[error("running {0} is not built yet")]
     KindNotBuilt(&'static str),
-    /// A workload that asks to reach hosts outside.
+    /// The workload asks for egress, which this release does not allow.
     #[error("service `{0}` asks for egress, which is not built yet")]
     EgressNotBuilt(ServiceName),
-    /// Somebody who is no member of the circle.
+    /// The person is not a member of the circle.
     #[error("`{0}` is not a member of the circle")]
     NotAMember(MemberId),
-    /// A second ballot by the same member.
+    /// The member has more than one ballot.
     #[error("member `{0}` has more than one ballot")]
     DuplicateBallot(MemberId),
-    /// A ballot for something else.
+    /// The ballot is for another proposal, rendering or epoch, or outside the proposal's time.
     #[error("the ballot of `{member}` is for another {what}")]
     BallotMismatch {
-        /// Whose ballot.
+        /// Member that the ballot names.
         member: MemberId,
-        /// What differs.
+        /// Part that differs.
         what: &'static str,
     },
-    /// A signature that does not hold.
+    /// The signature does not verify.
     #[error("the signature of `{0}` does not hold")]
     SignatureInvalid(MemberId),
-    /// A genesis that one of its founders has not signed.
+    /// A founder has not signed the genesis.
     #[error("founder `{0}` has not signed the genesis")]
     FounderSignatureMissing(MemberId),
-    /// Too few approvals.
+    /// The approvals do not reach the quorum.
     #[error("{approvals} approvals do not reach the {class:?} quorum: {needed}")]
     QuorumNotReached {
-        /// The class of the change.
+        /// Action class of the change.
         class: ActionClass,
-        /// How many members approved.
+        /// Number of members that approved.
         approvals: usize,
-        /// The rule, in words.
+        /// Quorum rule, in words.
         needed: String,
     },
-    /// An order whose signature is missing, wrong, or not by a control key of the circle.
+    /// The order's signature is missing, wrong, or not by a control key of the circle.
     #[error("the order's signature does not hold or is not by a control key of the circle")]
     OrderSignatureInvalid,
-    /// An order that no approval in force covers.
+    /// No approval in force covers the order.
     #[error("order for `{service}`: {reason}")]
     OrderNotApproved {
-        /// Which service.
+        /// Service that the order names.
         service: ServiceName,
-        /// Why no approval covers it.
+        /// Reason why no approval covers the order.
         reason: &'static str,
     },
-    /// An order for somebody else, or for something outside its envelope.
+    /// The order is for another node, or outside its envelope.
     #[error("order for `{service}` slot {slot}: {reason}")]
     OrderMismatch {
-        /// Which service.
+        /// Service that the order names.
         service: ServiceName,
-        /// Which slot.
+        /// Slot that the order names.
         slot: SlotIndex,
-        /// What does not fit.
+        /// Part of the order that does not fit.
         reason: &'static str,
     },
-    /// An order that is not newer than the last one accepted.
+    /// The order is not newer than the last accepted one.
     #[error("order for slot {slot} has fence {fence}, not above {last}")]
     OrderReplayed {
-        /// Which slot.
+        /// Slot that the order names.
         slot: SlotIndex,
-        /// The order's fence.
+        /// Fence of the order.
         fence: Fence,
-        /// The highest fence accepted before.
+        /// Highest fence accepted before.
         last: Fence,
     },
-    /// A node that no certificate admits.
+    /// No certificate admits the node.
     #[error("node {0} is not admitted")]
     NodeNotAdmitted(NodeId),
 }
 
 impl ChainError {
-    /// A broken rule of form.
+    /// Returns the error for a broken rule of form.
     pub(crate) fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
         Self::Invalid { what, reason: reason.into() }
     }
 
-    /// The stable code that people and programs see.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {

@@ -1,6 +1,6 @@
-//! Rules of form for what a circle holds: members, policy, nodes, control replicas, tokens, manifests.
+//! Rules of form for the parts of a circle: members, policy, nodes, control replicas, tokens, manifests.
 //!
-//! These are checked wherever such a value enters: at genesis, when proposing, and when verifying.
+//! The rules apply wherever such a value enters: at genesis, when proposing, and when verifying.
 
 use crate::{ChainError, quorum};
 use protocol::governance::{
@@ -11,14 +11,14 @@ use protocol::manifest::{Manifest, Runtime, ServiceManifest};
 use protocol::{MemberId, PublicKey, limits};
 use std::collections::BTreeSet;
 
-/// Most control replicas: Raft with more votes slower and no safer.
+/// Maximum number of control replicas: with more votes, Raft is slower and no safer.
 const CONTROL_REPLICAS_MAX: usize = 7;
-/// Most access tokens at genesis.
+/// Maximum number of access tokens at genesis.
 const TOKENS_MAX: usize = 256;
-/// Longest `host:port` or address of an API, in bytes: a DNS name has at most 253.
+/// Maximum length of a `host:port` or API address in bytes: a DNS name has at most 253.
 const ADDRESS_BYTES_MAX: usize = 300;
 
-/// Every rule of form of a genesis but its signatures.
+/// Checks every rule of form of a genesis except its signatures.
 pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
     check_label("genesis.name", &genesis.name)?;
     if genesis.name.is_empty() {
@@ -41,7 +41,7 @@ pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// Members and policy together, since each names the other.
+/// Checks members and policy together, since each refers to the other.
 pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), ChainError> {
     if members.is_empty() || members.len() > limits::MEMBERS_MAX {
         let reason = format!("{} members; accepted: 1 to {}", members.len(), limits::MEMBERS_MAX);
@@ -51,7 +51,7 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
     if ids.len() != members.len() {
         return Err(ChainError::invalid("members", "two members have the same id"));
     }
-    // One person under two names would vote twice, so no key may serve two members.
+    // A person with two ids would vote twice, so no two members may share a key.
     let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
     for member in members {
         check_member(member)?;
@@ -130,7 +130,7 @@ fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// The form of one node: its roles and its addresses agree.
+/// Checks the form of one node: its roles must agree with its addresses.
 pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     let refuse = |reason: &str| Err(ChainError::invalid("node", format!("`{}` {reason}", node.name)));
     if node.roles.is_empty() {
@@ -166,12 +166,12 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// The keys by which a node is known on the network.
+/// Returns the keys that identify a node on the network.
 pub(crate) fn node_keys(node: &NodeAdmission) -> impl Iterator<Item = PublicKey> {
     [Some(node.id.0), node.gateway.as_ref().map(|gateway| gateway.key)].into_iter().flatten()
 }
 
-/// What of a manifest this release can run, and its bounds, wherever it came from.
+/// Checks that this release can run a manifest, and that the manifest is within its bounds.
 pub(crate) fn check_manifest(manifest: &Manifest) -> Result<&ServiceManifest, ChainError> {
     let service = match manifest {
         Manifest::Service(service) => service,
@@ -193,7 +193,7 @@ fn check_label(what: &'static str, text: &str) -> Result<(), ChainError> {
     protocol::manifest::check_label(text).map_err(|reason| ChainError::invalid(what, reason))
 }
 
-/// `host:port`, where the host is a DNS name, an IPv4 address or an IPv6 address in brackets.
+/// Checks for `host:port`, where the host is a DNS name, an IPv4 address or an IPv6 address in brackets.
 fn check_address(what: &'static str, text: &str) -> Result<(), ChainError> {
     let host_allowed = |host: &str| {
         !host.is_empty() && host.bytes().all(|c| c.is_ascii_alphanumeric() || b"-._:[]".contains(&c))

@@ -1,12 +1,12 @@
-//! m-of-n approval: circles, policies, proposals, renderings, ballots, certificates, and the orders that
-//! draw on them. The only maker of [`Approved`].
+//! m-of-n approval: circles, policies, proposals, renderings, ballots, certificates, and the orders that draw
+//! on them. No other crate can construct an [`Approved`].
 //!
-//! It is pure: time, seeds and nonces are arguments; it opens nothing and waits for nothing. It is not a
-//! log: who ordered the certificates is another crate's matter. It never trusts that order either, since
-//! each certificate names the version of what it changes.
+//! The crate is pure: time, seeds and nonces are arguments, and it performs no I/O. It is not a log: another
+//! crate orders the certificates. It does not trust that order either, since each certificate names the
+//! version of its subject.
 //!
-//! Start reading at [`CircleState`] (what a circle has agreed on so far) and [`verify`] (how a
-//! certificate becomes authority).
+//! Start reading at [`CircleState`] (state of a circle, derived from its certificates) and [`verify`]
+//! (verification of a certificate).
 
 mod approved;
 mod ballot;

@@ -1,9 +1,9 @@
-//! A member's secret keys, and the check of a member's signature.
+//! Secret keys of a member, and verification of a member's signature.
 //!
-//! One seed gives the Ed25519, ML-DSA-65 and X25519 keys. The ML-KEM-768 key is kept as its own bytes,
-//! because the cryptographic library makes it only from its own randomness, not from a seed; and it adds
-//! randomness to each ML-DSA-65 signature. Nothing that is decided depends on either. Opening
-//! what was wrapped to a member happens in `model-store`, which takes the two decryption secrets from here.
+//! One seed yields the Ed25519, ML-DSA-65 and X25519 keys. The ML-KEM-768 key is stored as its own bytes,
+//! because the cryptographic library generates it only from its own randomness, not from a seed. The library
+//! also adds randomness to each ML-DSA-65 signature. No decision depends on either. `model-store` opens
+//! secrets wrapped to a member; it takes the two decryption keys from here.
 
 use crate::ChainError;
 use aws_lc_rs::agreement;
@@ -20,15 +20,15 @@ use zeroize::Zeroizing;
 
 /// Length of an ML-KEM-768 decapsulation key in bytes (FIPS 203, table 3).
 const ML_KEM_768_SECRET_LENGTH: usize = 2400;
-/// Where the encapsulation key stands within it: after 384 * 3 bytes of secret vector (FIPS 203,
-/// algorithm 16); 32 bytes of its SHA3-256 digest follow.
+/// Offset of the encapsulation key within the decapsulation key: after 384 * 3 bytes of secret vector (FIPS
+/// 203, algorithm 16). A 32-byte SHA3-256 digest of it follows.
 const ML_KEM_768_PUBLIC_OFFSET: usize = 1152;
-/// First bytes of a stored secret: what it is and in which form.
+/// First bytes of a stored secret: file type and format version.
 const MAGIC: &[u8; 16] = b"quorate-member-1";
-/// Length of the seed.
+/// Length of the seed in bytes.
 const SEED_LENGTH: usize = 64;
 
-/// A member's secret keys. They leave memory when this is dropped.
+/// Secret keys of a member, erased from memory on drop.
 pub struct MemberSecret {
     seed: Zeroizing<[u8; SEED_LENGTH]>,
     ed25519: SigningKey,
@@ -45,10 +45,11 @@ impl std::fmt::Debug for MemberSecret {
 }
 
 impl MemberSecret {
-    /// A new member from 64 random bytes; the ML-KEM-768 key is drawn inside the cryptographic library.
+    /// Generates a member's keys from 64 random bytes. The ML-KEM-768 key comes from the cryptographic
+    /// library.
     ///
     /// # Panics
-    /// When that library has no randomness or no memory left.
+    /// Panics when that library has no randomness or no memory left.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,
@@ -60,10 +61,10 @@ impl MemberSecret {
         Self::assemble(seed, bytes.as_ref()).expect("a key made by the library is well formed")
     }
 
-    /// Reads what [`MemberSecret::to_bytes`] wrote.
+    /// Reads the encoding that [`MemberSecret::to_bytes`] writes.
     ///
     /// # Errors
-    /// When the bytes are no member secret or were damaged.
+    /// Returns an error when the bytes are not a member secret or are corrupt.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ChainError> {
         let refuse = || ChainError::invalid("member secret", "is not a member secret of this release");
         let rest = bytes.strip_prefix(MAGIC).ok_or_else(refuse)?;
@@ -71,7 +72,7 @@ impl MemberSecret {
         Self::assemble(seed, ml_kem)
     }
 
-    /// The bytes to keep: 2,480 of them, all secret.
+    /// Returns the encoding to store: 2,480 bytes, all secret.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAGIC.len() + SEED_LENGTH + self.ml_kem.len()));
@@ -100,7 +101,7 @@ impl MemberSecret {
         Ok(Self { seed: Zeroizing::new(*seed), ed25519, ml_dsa, x25519, ml_kem, public })
     }
 
-    /// The public halves.
+    /// Returns the public keys.
     #[must_use]
     pub fn public(&self) -> MemberKeys {
         self.public.clone()
@@ -109,7 +110,7 @@ impl MemberSecret {
     /// Signs the domain-separated digest of `bytes` with both signing keys.
     ///
     /// # Panics
-    /// When the cryptographic library cannot allocate or has no randomness.
+    /// Panics when the cryptographic library cannot allocate or has no randomness.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,
@@ -126,20 +127,21 @@ impl MemberSecret {
         }
     }
 
-    /// The X25519 secret, for opening what was wrapped to this member.
+    /// Returns the X25519 secret, for opening secrets wrapped to this member.
     #[must_use]
     pub fn x25519_secret(&self) -> &[u8; 32] {
         &self.x25519
     }
 
-    /// The ML-KEM-768 decapsulation key of 2,400 bytes (FIPS 203's expanded form), for the same.
+    /// Returns the ML-KEM-768 decapsulation key of 2,400 bytes (FIPS 203's expanded form), for the same
+    /// purpose.
     #[must_use]
     pub fn ml_kem_secret(&self) -> &[u8] {
         &self.ml_kem
     }
 }
 
-/// Whether both halves of `signature` are by `keys` over the digest of `bytes` in `domain`. One half
+/// Checks that both halves of `signature` are by `keys` over the digest of `bytes` in `domain`. One half
 /// never suffices, and both are verified strictly.
 #[must_use]
 pub fn signature_holds(keys: &MemberKeys, domain: &str, bytes: &[u8], signature: &HybridSignature) -> bool {
@@ -155,7 +157,7 @@ fn x25519_public(secret: &[u8; 32]) -> PublicKey {
     PublicKey(public.as_ref().try_into().expect("an X25519 public key has 32 bytes"))
 }
 
-/// The encapsulation key within a decapsulation key, after FIPS 203's own hash check of it.
+/// Returns the encapsulation key within a decapsulation key, after the hash check that FIPS 203 prescribes.
 fn ml_kem_public(secret: &[u8]) -> Result<&[u8], ChainError> {
     let damaged = || ChainError::invalid("member secret", "its ML-KEM-768 key is damaged");
     if secret.len() != ML_KEM_768_SECRET_LENGTH {

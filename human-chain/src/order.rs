@@ -1,7 +1,7 @@
-//! Orders: whether this node may run this numbered slot, judged by the node itself.
+//! Verification of orders by the node that receives them: whether it may run this numbered slot.
 //!
-//! An order grants nothing. It points at an approved deployment, and the checks here say whether that
-//! deployment's envelope lets this node hold the slot under this fence.
+//! An order grants nothing. It refers to an approved deployment; the checks here verify that its envelope
+//! lets this node hold the slot under this fence.
 
 use crate::approved::{Approved, Basis};
 use crate::change::service_subject;
@@ -12,18 +12,18 @@ use protocol::manifest::{Placement, Resources, ServiceManifest};
 use protocol::order::{SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
 
-/// What an order entitles its node to.
+/// Grant of a slot to a node, derived from a verified order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotGrant {
-    /// The envelope.
+    /// Manifest of the service: the envelope.
     pub service: ServiceManifest,
-    /// The slot.
+    /// Index of the slot within the service.
     pub slot: SlotIndex,
-    /// Under which fence.
+    /// Fence of the order.
     pub fence: Fence,
-    /// Who holds it.
+    /// Node that holds the slot.
     pub node: NodeId,
-    /// The node's GPUs that the slot uses, by index.
+    /// Indices of the node's GPUs that the slot uses.
     pub gpus: Vec<u32>,
     /// Digest of the certificate that approves the service.
     pub certificate: Digest,
@@ -31,14 +31,15 @@ pub struct SlotGrant {
 
 /// Verifies an order that this node does not hold yet.
 ///
-/// `last_fence` is the highest fence this node ever accepted for the slot, kept on disk. An order that the
-/// node holds already will be sent again and again; compare it for equality before coming here, where
-/// it counts as replayed. Isolation that the envelope asks for is the node's own knowledge and is not
-/// judged here.
+/// `last_fence` is the highest fence this node ever accepted for the slot, kept on disk. Control resends an
+/// order that the node already holds. The caller must compare such an order for equality first; here it
+/// counts as replayed. Isolation is not checked here: only the node itself knows the isolation that it can
+/// enforce.
 ///
 /// # Errors
-/// The first check that fails, in this order: signature and signer; circle; node and its admission; fence;
-/// certificate in force; validity; slot and GPUs within the envelope; role, region and labels of the node.
+/// Returns the first check that fails, in this order: signature and signer; circle; node and its admission;
+/// fence; certificate in force; validity; slot and GPUs within the envelope; role, region and labels of the
+/// node.
 pub fn check_order(
     state: &CircleState,
     signed: &SignedOrder,
@@ -76,15 +77,15 @@ pub fn check_order(
     Ok(grant(state, order, service))
 }
 
-/// Whether an envelope's regions and labels let a node in. Isolation is judged apart: it is reported by
-/// the node, not admitted.
+/// Checks that an envelope's regions and labels allow a node. Isolation is checked separately, because the
+/// node reports it and its admission does not state it.
 #[must_use]
 pub fn placement_allows(placement: &Placement, node: &NodeAdmission) -> bool {
     let region = placement.regions.is_empty() || placement.regions.contains(&node.region);
     region && placement.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
 }
 
-/// As many GPUs as a replica is granted (a share is of one), each once, sorted.
+/// Checks that there are as many GPUs as the replica is granted (one for a share), each once, sorted.
 fn gpus_fit(resources: &Resources, gpus: &[u32]) -> bool {
     let granted = if resources.gpu_share_percent > 0 { 1 } else { resources.gpu_count as usize };
     gpus.len() == granted && gpus.windows(2).all(|pair| pair[0] < pair[1])

@@ -1,4 +1,4 @@
-//! Making a proposal, and judging one against the circle's state.
+//! Construction of a proposal, and its check against the circle's state.
 
 use crate::change::{check_change, subject_of};
 use crate::circle::CircleState;
@@ -8,14 +8,15 @@ use protocol::governance::{Change, Proposal, SubjectVersion};
 use protocol::manifest::Manifest;
 use protocol::{Digest, Millis, limits};
 
-/// Longest life of a proposal: thirty days. What nobody approved in a month is asked for again.
+/// Maximum lifetime of a proposal in milliseconds: thirty days. A change that was not approved within a month
+/// must be proposed again.
 pub const PROPOSAL_LIFETIME_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
 
-/// A proposal for this change, bound to the circle's present state. `nonce` makes two otherwise equal
-/// proposals different: give random bytes.
+/// Returns a proposal for this change, bound to the circle's current state. `nonce` makes two otherwise equal
+/// proposals different; pass random bytes.
 ///
 /// # Errors
-/// When the change cannot be asked for now, or a rule of form is broken.
+/// Returns an error when the change is not admissible now, or a rule of form is broken.
 pub fn propose(
     state: &CircleState,
     change: Change,
@@ -39,7 +40,7 @@ pub fn propose(
     Ok(proposal)
 }
 
-/// Everything that must hold of a proposal but its time and its votes.
+/// Checks every requirement of a proposal except its expiry against a clock and its votes.
 pub(crate) fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     if proposal.circle != state.id() {
         return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle });
@@ -80,7 +81,7 @@ fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// When what is asked for ends by itself.
+/// Returns the end of the proposed service's validity, if it has one.
 fn validity_end(change: &Change) -> Option<Millis> {
     match change {
         Change::Deploy(manifest) => match manifest.as_ref() {
@@ -91,7 +92,7 @@ fn validity_end(change: &Change) -> Option<Millis> {
     }
 }
 
-/// The proposal names exactly what its change touches, in exactly the state it is in.
+/// Checks that the proposal names exactly the subject of its change, in exactly its current version.
 fn check_subjects(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     let wanted = subject_of(&proposal.change);
     let [SubjectVersion { subject, version, value }] = proposal.subjects.as_slice() else {

@@ -1,7 +1,7 @@
-//! Quorum rules: whether a set of members reaches one, and whether a rule is sane.
+//! Quorum rules: evaluation over a set of members, and checks of a rule's form.
 //!
-//! May surprise: a rule names each member at most once. A member named twice would count twice
-//! (`2 of (alice, alice)`), so such a rule is no rule.
+//! A rule names each member at most once. A member named twice would count twice (`2 of (alice, alice)`), so
+//! such a rule is rejected.
 
 use crate::ChainError;
 use protocol::MemberId;
@@ -9,7 +9,7 @@ use protocol::governance::Quorum;
 use protocol::limits::QUORUM_DEPTH_MAX;
 use std::collections::BTreeSet;
 
-/// Whether the members who approved reach the quorum.
+/// Checks that the members who approved reach the quorum.
 #[must_use]
 pub fn satisfied(quorum: &Quorum, approvals: &BTreeSet<MemberId>) -> bool {
     match quorum {
@@ -20,7 +20,7 @@ pub fn satisfied(quorum: &Quorum, approvals: &BTreeSet<MemberId>) -> bool {
     }
 }
 
-/// The fewest members that reach it.
+/// Returns the minimum number of members that reach the quorum.
 #[must_use]
 pub fn least_approvals(quorum: &Quorum) -> usize {
     match quorum {
@@ -33,8 +33,8 @@ pub fn least_approvals(quorum: &Quorum) -> usize {
     }
 }
 
-/// The fewest further approvals that reach it when these members approved and those may still; none when even all
-/// of them do not suffice.
+/// Returns the minimum number of further approvals that reach the quorum, given the approvals so far and the
+/// members who may still approve. Returns none when even all of those do not suffice.
 #[must_use]
 pub fn approvals_lacking(
     quorum: &Quorum,
@@ -54,7 +54,7 @@ pub fn approvals_lacking(
     }
 }
 
-/// Whether the rule names this member: the approval of any other counts for nothing.
+/// Checks that the rule names this member. The approval of any other member does not count.
 #[must_use]
 pub fn names(quorum: &Quorum, member: &MemberId) -> bool {
     match quorum {
@@ -63,7 +63,7 @@ pub fn names(quorum: &Quorum, member: &MemberId) -> bool {
     }
 }
 
-/// The rule as people write it: `2 of (alice, bob, 1 of (carol, dave))`.
+/// Returns the rule in its text form: `2 of (alice, bob, 1 of (carol, dave))`.
 #[must_use]
 pub fn describe(quorum: &Quorum) -> String {
     match quorum {
@@ -75,9 +75,9 @@ pub fn describe(quorum: &Quorum) -> String {
     }
 }
 
-/// Checks that a rule names members only, each at most once; that each threshold can be reached and is
-/// at least one; that a circle of two or more never lets one member decide; and that no two disjoint
-/// groups can both decide, which for a plain `m of n` says m > n/2.
+/// Checks that a rule names only members, each at most once, and that each threshold is at least one and
+/// reachable. In a circle of two or more, no single member may decide. No two disjoint groups may both
+/// decide, which for a plain `m of n` means m > n/2.
 pub(crate) fn check(quorum: &Quorum, members: &BTreeSet<&MemberId>) -> Result<(), ChainError> {
     let mut named = BTreeSet::new();
     check_parts(quorum, members, &mut named, QUORUM_DEPTH_MAX)?;
@@ -117,8 +117,8 @@ fn check_parts<'a>(
     }
 }
 
-/// Whether two groups without a common member can both reach it. Exact, because no member is named
-/// twice: each part is then reached by both groups, or can be given to either.
+/// Checks whether two groups without a common member can both reach the quorum. The result is exact, because
+/// no member is named twice. Each part is then reached by both groups, or can be given to either.
 fn disjoint_groups_reach(quorum: &Quorum) -> bool {
     match quorum {
         Quorum::Member(_) => false,
@@ -141,7 +141,7 @@ mod tests {
         name.parse().expect("a name")
     }
 
-    /// Every set of the six people.
+    /// Returns every set of the six people.
     fn groups() -> impl Iterator<Item = BTreeSet<MemberId>> {
         (0..1usize << PEOPLE.len()).map(|bits| {
             let chosen = PEOPLE.iter().enumerate().filter(|(at, _)| bits >> at & 1 == 1);
@@ -149,7 +149,8 @@ mod tests {
         })
     }
 
-    /// Rules over some of six people, each named once: people are dealt out to nested thresholds.
+    /// Generates rules over some of six people, each named once: the people are distributed to nested
+    /// thresholds.
     fn any_rule() -> impl Strategy<Value = Quorum> {
         let people: Vec<&str> = PEOPLE.to_vec();
         (prop::sample::subsequence(people, 1..=6), prop::collection::vec((1usize..4, any::<u32>()), 1..6))
@@ -201,7 +202,7 @@ mod tests {
         #[test]
         fn disjoint_groups_are_found_exactly(rule in any_rule()) {
             let everyone: BTreeSet<MemberId> = PEOPLE.iter().map(|name| id(name)).collect();
-            // Approval by more people never hurts, so the rest of the circle is the best second group.
+            // More approvals never hurt, so the rest of the circle is the best second group.
             let found = groups().any(|group| {
                 let rest = everyone.difference(&group).cloned().collect();
                 satisfied(&rule, &group) && satisfied(&rule, &rest)

@@ -1,5 +1,5 @@
-//! What a proposal changes against the running state. Shown beside the rendering; not signed, since
-//! state moves on while people think.
+//! Difference between a proposal and the running state. It is shown beside the rendering and is not signed,
+//! since the state can change while members read.
 
 use super::fields::{self, Fields};
 use crate::CircleState;
@@ -7,8 +7,8 @@ use crate::change::subject_of;
 use protocol::governance::{Change, Proposal};
 use protocol::manifest::Manifest;
 
-/// One line per field that differs: `+ field value` is new, `- field value` goes, `~ field old -> new`
-/// changes. The first line warns when the proposal was made for another state than this one.
+/// Returns one line per field that differs: `+ field value` is new, `- field value` is removed, `~ field old
+/// -> new` is changed. The first line warns when the proposal was made for another state than this one.
 #[must_use]
 pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
     let change = &proposal.change;
@@ -44,7 +44,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
     text
 }
 
-/// The fields of what runs now.
+/// Returns the fields of the subject's running state.
 fn running(state: &CircleState, change: &Change) -> Fields {
     let service = |name| {
         state

@@ -1,13 +1,13 @@
-//! Values as text in which nothing hides: quoted strings, times, amounts.
+//! Unambiguous text forms of values: quoted strings, times, amounts.
 //!
-//! May surprise: letters outside Latin are written as `\u{...}`. Some of them are the exact image of
-//! another letter, and a text that is signed must not depend on telling them apart.
+//! Letters outside Latin are written as `\u{...}`. Some of them look exactly like another letter, and a
+//! signed text must not depend on the reader's ability to distinguish them.
 
 use protocol::Millis;
 use protocol::manifest::format_bytes;
 
-/// Text in quotes, escaped so that different texts always look different: printable ASCII and the accented
-/// letters of European languages stand as they are, everything else as an escape.
+/// Returns text in quotes, escaped so that different texts always look different. Printable ASCII and the
+/// accented letters of European languages stay as they are; every other character is escaped.
 pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -24,15 +24,15 @@ pub(super) fn quoted(text: &str) -> String {
     out
 }
 
-/// ASCII from space to tilde, and the letters of Latin-1 and Latin Extended-A without those that look
-/// like another letter or like a sign: multiplication, division, dotless i, kra, long s, the l with a
-/// middle dot and the n behind an apostrophe.
+/// Checks that a character needs no escape: ASCII from space to tilde, and the letters of Latin-1 and Latin
+/// Extended-A. The exceptions look like another letter or like a sign: multiplication, division, dotless i,
+/// kra, long s, the l with a middle dot and the n behind an apostrophe.
 fn stands_for_itself(c: char) -> bool {
     const LOOK_ALIKE: &[char] = &['×', '÷', 'ı', 'ĸ', 'ſ', 'Ŀ', 'ŀ', 'ŉ', 'Ĳ', 'ĳ'];
     matches!(c, ' '..='~' | '\u{c0}'..='\u{17f}') && !LOOK_ALIKE.contains(&c)
 }
 
-/// A time as people read it and as machines do: `2026-11-21 12:41:50.000 UTC (1795265710000)`.
+/// Formats a time for people and machines: `2026-11-21 12:41:50.000 UTC (1795265710000)`.
 #[must_use]
 pub fn show_time(time: Millis) -> String {
     let (seconds, milliseconds) = (time.0 / 1000, time.0 % 1000);
@@ -44,8 +44,8 @@ pub fn show_time(time: Millis) -> String {
     )
 }
 
-/// Gregorian date of a count of days since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms", `civil_from_days`).
+/// Returns the Gregorian date of a number of days since 1970-01-01 (Howard Hinnant, "chrono-Compatible
+/// Low-Level Date Algorithms", `civil_from_days`).
 fn date_of(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let era = days / 146_097;
@@ -58,12 +58,12 @@ fn date_of(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// An amount of bytes as people read it, and exactly.
+/// Formats an amount of bytes, both rounded for people and exact.
 pub(super) fn show_bytes(bytes: u64) -> String {
     if bytes < 1024 { format!("{bytes} B") } else { format!("{} ({bytes} B)", format_bytes(bytes)) }
 }
 
-/// A duration as people read it.
+/// Formats a duration for people.
 pub(super) fn show_duration(seconds: u64) -> String {
     if seconds == 1 { "1 second".into() } else { format!("{seconds} seconds") }
 }

@@ -1,7 +1,7 @@
-//! Every field of a proposal as a name and a value, in the order of the types.
+//! Flattening of a proposal into named fields, in the order of the types.
 //!
-//! Structures are taken apart with all their fields named, so that a field added to a type does not
-//! compile until it is shown here. Long keys are shown by their digest.
+//! Structures are destructured with all their fields named, so that a field added to a type does not compile
+//! until it is rendered here. Long keys are represented by their digest.
 
 use super::escape::{quoted, show_bytes, show_duration, show_time};
 use super::{RENDERER_VERSION, counted};
@@ -19,10 +19,10 @@ use protocol::manifest::{
 use protocol::{Digest, Millis, StoreName};
 use std::collections::BTreeMap;
 
-/// Names and values; a name occurs once, except for lists, whose entries are numbered.
+/// Names and values. A name occurs once, except for lists, whose entries are numbered.
 pub(super) type Fields = Vec<(String, String)>;
 
-/// What stands for an optional value that is not there. Quoted texts cannot look like it.
+/// Text for an absent optional value. Quoted texts cannot look like it.
 const NONE: &str = "none";
 
 pub(super) fn of_proposal(proposal: &Proposal) -> Fields {

@@ -1,11 +1,10 @@
-//! The text of a proposal: what members read, and what their ballots sign.
+//! Rendering of a proposal: the text that members read and that their ballots sign.
 //!
-//! [`render`] is a function of the proposal alone, so that whoever checks a ballot makes the same text
-//! again. What the change means against the running state is shown beside it ([`render_difference`]) and
-//! never signed.
+//! [`render`] is a function of the proposal alone, so that every verifier of a ballot produces the same text.
+//! The effect of the change on the running state is shown beside it ([`render_difference`]) and never signed.
 //!
-//! A version of the renderer is never changed, only followed by the next one: old ballots signed the old
-//! text. The golden files under `tests/golden` hold version 1 in place.
+//! A version of the renderer never changes; a new text format needs a new version, because old ballots signed
+//! the old text. The golden files under `tests/golden` pin version 1.
 
 mod difference;
 mod escape;
@@ -23,24 +22,24 @@ use protocol::manifest::{Manifest, ServiceManifest, Task};
 /// Version of the text that [`render`] makes.
 pub const RENDERER_VERSION: u32 = 1;
 
-/// Widest field name; values stand in one column behind it.
+/// Width of the field name column; all values start behind it.
 const FIELD_COLUMN: usize = 34;
 
-/// A proposal as its members read it.
+/// Text form of a proposal, as its members read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendering {
-    /// The text: a sentence, then every field. Printable, with no character that could reorder, hide or
-    /// imitate another.
+    /// Text: a sentence, then every field. Printable, with no character that could reorder, hide or imitate
+    /// another.
     pub text: String,
-    /// Digest of the text; ballots sign it.
+    /// Digest of the text, which ballots sign.
     pub digest: Digest,
-    /// The first 48 bits of the digest as words, for comparing two screens by voice. A help for people:
+    /// First 48 bits of the digest as words, for comparing two screens by voice. This is only an aid:
     /// signatures cover the whole digest.
     pub words: [&'static str; 6],
 }
 
-/// Renders a proposal. No two different proposals have the same rendering: every field is in it, and
-/// so is the digest of the whole.
+/// Renders a proposal. No two different proposals have the same rendering: every field is in it, and so is
+/// the digest of the whole.
 #[must_use]
 pub fn render(proposal: &Proposal) -> Rendering {
     let mut text = format!("{}\n\n", sentence(proposal));
@@ -51,7 +50,7 @@ pub fn render(proposal: &Proposal) -> Rendering {
     Rendering { words: words::of(&digest), text, digest }
 }
 
-/// What the change does, in words that need no manual.
+/// Returns one sentence that describes the change in plain words.
 fn sentence(proposal: &Proposal) -> String {
     let exists = proposal.subjects.iter().any(|subject| subject.value.is_some());
     match &proposal.change {

@@ -2,13 +2,13 @@
 
 use protocol::Digest;
 
-/// The words that a digest begins with.
+/// Returns the words for the first six bytes of a digest.
 pub(super) fn of(digest: &Digest) -> [&'static str; 6] {
     std::array::from_fn(|index| WORDS[usize::from(digest.0[index])])
 }
 
-/// One word per byte value: short, concrete, and no two of them one letter apart, so that a slip of the
-/// tongue or the ear is no other word of the list.
+/// One word per byte value: short and concrete. No two words are one letter apart, so that a slip in speaking
+/// or listening does not yield another word of the list.
 #[rustfmt::skip]
 const WORDS: [&str; 256] = [
     "acid", "acorn", "agent", "alarm", "album", "amber", "angle", "apple", "april", "apron", "arena",
@@ -41,7 +41,7 @@ const WORDS: [&str; 256] = [
 mod tests {
     use super::*;
 
-    /// Whether one letter replaced, added or dropped turns one word into the other.
+    /// Checks whether replacing, adding or removing one letter turns one word into the other.
     fn one_letter_apart(a: &str, b: &str) -> bool {
         let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
         match long.len() - short.len() {

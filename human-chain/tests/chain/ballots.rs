@@ -1,4 +1,4 @@
-//! Votes: which count, which do not, and what they add up to.
+//! Tests of ballots: valid and invalid ones, and their tally.
 
 use crate::support::{
     NOW, approve, check, circle, deploy, enact, genesis, member, name, policy, proposal, secret, signed,
@@ -16,7 +16,7 @@ fn ballot(who: &str, proposal: &Proposal, choice: Choice) -> SignedBallot {
     vote(&secret(who), name(who), proposal, choice, NOW)
 }
 
-/// Alters alice's ballot, signs it again with her keys, and compares.
+/// Alters alice's ballot, signs it again with her keys, and checks the outcome.
 fn judged(case: &str, expected: &str, alter: impl FnOnce(&mut SignedBallot)) {
     let state = circle();
     let proposal = proposal(&state, deploy(4));

@@ -1,5 +1,6 @@
-//! One set of bounds, whichever way a manifest comes in: as TOML that people write, or as JSON that programs propose.
-//! Each line of the table edits one field of the same manifest both ways, and both must say the same.
+//! Tests that a manifest has the same bounds in both input forms: TOML that users write, and JSON that
+//! programs propose. Each line of the table edits one field of the same manifest in both forms, and both must
+//! give the same result.
 
 use crate::support::{check, circle, proposal, try_propose};
 use human_chain::verify;
@@ -14,8 +15,8 @@ const BASE: &str = "kind = 'service'\nname = 'chat'\ntask = 'generate'\nbatch_se
     [resources]\ncpu_millicores = 500\nmemory = '1 GiB'\ngpu_count = 1\ngpu_memory = '40 GiB'\n\
     [placement]\nregions = ['eu']\nnode_selector = { disk = 'ssd' }\n";
 
-/// `field in TOML | as TOML | field in JSON | as JSON | what both say`; `same` = as in TOML. `*N` repeats the text
-/// before it, in brackets, N times.
+/// `field in TOML | as TOML | field in JSON | as JSON | expected result`; `same` = as in TOML. `*N` repeats
+/// the bracketed text before it N times.
 const TABLE: &str = "
 replicas.max | 0 | same | 0 | replicas.max is 0; accepted: 1 to 1024
 replicas.max | 1024 | same | 1024 | approved
@@ -51,7 +52,7 @@ placement.node_selector | { disk = '(s)*64' } | same | { 'disk': '(s)*64' } | pl
 placement.node_selector | { (s)*64 = 'x' } | same | { '(s)*64': 'x' } | placement.node_selector has a key that is 64 bytes; accepted: at most 63
 ";
 
-/// `(ab)*3` becomes `ababab`.
+/// Expands `(ab)*3` to `ababab`.
 fn expand(text: &str) -> String {
     let Some((before, rest)) = text.split_once('(') else { return text.to_string() };
     let (repeated, rest) = rest.split_once(")*").expect("a count behind the brackets");
@@ -60,7 +61,7 @@ fn expand(text: &str) -> String {
     format!("{before}{}{}", repeated.repeat(count), expand(&rest[digits..]))
 }
 
-/// The base with one field written otherwise. A field that is not there yet is added to its table.
+/// Returns the base with one field replaced, or added to its table if it is absent.
 fn as_toml(field: &str, value: &str) -> String {
     let (table, key) = field.rsplit_once('.').unwrap_or(("", field));
     let header = format!("[{table}]");
@@ -119,7 +120,7 @@ fn both_ways_in_have_the_same_bounds() {
     }
 }
 
-/// What a careless proposer signed is judged by the same bounds when its certificate is verified.
+/// Verification of a certificate applies the same bounds, even to a manifest that a careless proposer signed.
 #[test]
 fn a_signed_manifest_is_judged_by_the_same_bounds() {
     let state = circle();

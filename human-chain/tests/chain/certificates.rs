@@ -1,4 +1,4 @@
-//! Certificates: the attacks, one line each, and every bit.
+//! Tests of certificates: one attack per line, and every flipped bit.
 
 use crate::samples::{full_service, proposals};
 use crate::support::{
@@ -18,8 +18,8 @@ use protocol::limits::{self, CLOCK_GRACE_MS};
 use protocol::manifest::{Manifest, Runtime, ServiceManifest};
 use protocol::{Digest, Epoch, Millis};
 
-/// Alters a sound certificate of alice and bob after they signed, and compares. Both verifications must
-/// agree: neither check here depends on the clock.
+/// Alters a sound certificate of alice and bob after they signed, and checks the outcome. Both verifications
+/// must agree, since no check here depends on the clock.
 fn altered(case: &str, expected: &str, alter: impl FnOnce(&mut Certificate)) {
     let state = circle();
     let mut certificate = approve(&proposal(&state, deploy(4)), &["alice", "bob"]);
@@ -28,7 +28,7 @@ fn altered(case: &str, expected: &str, alter: impl FnOnce(&mut Certificate)) {
     check(case, verify_replay(&state, &certificate), expected);
 }
 
-/// Alters a sound proposal before alice and bob sign it, and compares.
+/// Alters a sound proposal before alice and bob sign it, and checks the outcome.
 fn mistaken(case: &str, expected: &str, alter: impl FnOnce(&mut Proposal)) {
     let state = circle();
     let mut proposal = proposal(&state, deploy(4));
@@ -138,7 +138,7 @@ fn a_proposal_cannot_change_under_its_ballots() {
     altered("ballots of another proposal", MISMATCH, |c| {
         c.ballots = approve(&other, &["alice", "bob"]).ballots
     });
-    // A lying screen: the member signs the right proposal's id over another proposal's text.
+    // A dishonest screen: the member signs the id of the right proposal over the text of another one.
     altered("another text", "ballot-mismatch: `bob` is for another rendering", |c| {
         let mut signed = vote(&secret("bob"), name("bob"), &mine, Choice::Approve, NOW);
         signed.ballot.rendering = human_chain::render(&other).digest;
@@ -216,7 +216,7 @@ fn certificates_expire_for_first_use_only() {
     check("replayed history", verify_replay(&state, &certificate), "approved");
 }
 
-/// Proposes an altered sample service, and lets it be verified as if a careless proposer had signed it.
+/// Proposes an altered sample service and verifies it as if a careless proposer had signed it.
 fn service(case: &str, expected: &str, alter: impl FnOnce(&mut ServiceManifest)) {
     let mut service = full_service();
     service.egress.clear();
@@ -310,7 +310,7 @@ fn certificates_travel_in_one_spelling() {
     check("not a bundle", read_bundle(&bytes), "governance-invalid: bundle");
 }
 
-/// Flips one bit of the bytes, reads and verifies them.
+/// Flips one bit of the bytes, then reads and verifies them.
 fn survives(state: &CircleState, bytes: &[u8], bit: usize) -> bool {
     let mut flipped = bytes.to_vec();
     flipped[bit / 8] ^= 1 << (bit % 8);
@@ -323,7 +323,7 @@ fn every_bit_of_a_certificate_counts() {
     let certificate = approve(&proposal(&state, smallest()), &["alice", "bob"]);
     let bytes = to_bytes(&certificate);
     check("unaltered", read_certificate(&bytes).and_then(|c| verify(&state, &c, NOW)), "approved");
-    // Both signatures are 3,373 bytes of the same kind: a stride through them, every bit of all else.
+    // The two post-quantum signatures are uniform bytes: a stride covers them; all other bits are tested.
     let dense: Vec<usize> = dense_bits(&bytes, &certificate);
     let sparse = (0..bytes.len() * 8).step_by(67);
     for bit in dense.into_iter().chain(sparse) {
@@ -331,12 +331,12 @@ fn every_bit_of_a_certificate_counts() {
     }
 }
 
-/// The smallest change there is.
+/// Returns the smallest possible change.
 fn smallest() -> Change {
     Change::RemoveNode { node: name("n2") }
 }
 
-/// Every bit outside the post-quantum signatures.
+/// Returns the index of every bit outside the post-quantum signatures.
 fn dense_bits(bytes: &[u8], certificate: &Certificate) -> Vec<usize> {
     let mut inside = vec![false; bytes.len()];
     for signed in &certificate.ballots {

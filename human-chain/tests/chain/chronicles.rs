@@ -1,7 +1,7 @@
-//! What a circle decides over time, as text: `> who: what` and the outcome below it. `REFRESH_GOLDEN=1 cargo test -p
-//! human-chain` writes the outcomes anew, for review as a diff.
+//! Golden tests of a circle's decisions over time, as text: `> who: what` with the outcome below it.
+//! `REFRESH_GOLDEN=1 cargo test -p human-chain` rewrites the outcomes, for review as a diff.
 //!
-//! Every line that is decided is verified by a second reader too, who starts at the genesis and replays.
+//! A second verifier, which starts at the genesis and replays, also verifies every decided line.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -174,7 +174,8 @@ fn circles_decide_as_written() {
     }
 }
 
-/// A rule a line: whether a circle may have it, the fewest who reach it, and who of some groups does.
+/// Each line has a rule. The outcome states whether a circle may have it, its minimum of approvals, and the
+/// minimal groups.
 #[test]
 fn rules_are_reached_by_whom_they_say() {
     golden("rules.txt", |text| {

@@ -1,5 +1,6 @@
-//! As many members as there may be, with the longest names and the deepest rules: a circle that can be founded can
-//! change its members, and what decides it travels everywhere.
+//! Tests of the largest circle: the maximum number of members, with the longest names and the deepest rules.
+//! A circle that can be founded can change its members, and the resulting certificates stay within every size
+//! limit.
 
 use crate::support::{HOUR, NOW, approve, check, genesis, member, name, secret, signed};
 use human_chain::{
@@ -13,12 +14,13 @@ use protocol::limits;
 use protocol::{Digest, Epoch, MemberId};
 use std::collections::BTreeMap;
 
-/// A name as long as names may be.
+/// Returns a name of the maximum length.
 fn long_name(number: usize) -> String {
     format!("{number:0>width$}", width = limits::NAME_BYTES_MAX)
 }
 
-/// Each member under a threshold of its own at every depth there may be, and a majority of all.
+/// Returns a rule with each member under a threshold of its own at every permitted depth, and a majority of
+/// all.
 fn deepest(members: &[String]) -> Quorum {
     let alone = |part| Quorum::Threshold { required: 1, of: vec![part] };
     let wrapped = |id: &String| (1..limits::QUORUM_DEPTH_MAX).fold(Quorum::Member(name(id)), |p, _| alone(p));
@@ -50,7 +52,7 @@ fn full_circle() -> (Vec<String>, CircleState) {
     (people, CircleState::found(&signed, None).expect("a full circle can be founded"))
 }
 
-/// With the longest reason, and that of characters which JSON writes longest.
+/// Returns a proposal with the longest reason, made of the characters that take the most bytes in JSON.
 fn proposal(state: &CircleState, change: Change) -> Proposal {
     let reason = "\u{1}".repeat(limits::REASON_BYTES_MAX);
     propose(state, change, reason, NOW, NOW.plus(HOUR), Digest::of(b"nonce")).expect("may be asked for")

@@ -1,4 +1,4 @@
-//! How circles begin, and what does not begin one.
+//! Tests of founding a circle: sound and rejected genesis documents.
 
 use crate::support::{check, circle, genesis, key, member, name, node, policy, quorum, secret, signed};
 use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis};
@@ -87,7 +87,7 @@ fn a_genesis_travels_in_one_spelling() {
     assert_eq!(read_genesis(&bytes), Ok(sound));
     check("longer", read_genesis(&[bytes.clone(), vec![0]].concat()), "governance-invalid: genesis");
     check("huge", read_genesis(&vec![0; limits::GENESIS_BYTES_MAX + 1]), "governance-invalid: genesis");
-    // Every bit would take seconds; a prime stride visits every byte position class.
+    // Testing every bit would take seconds; a prime stride visits every bit position within a byte.
     for bit in (0..bytes.len() * 8).step_by(251) {
         let mut altered = bytes.clone();
         altered[bit / 8] ^= 1 << (bit % 8);
@@ -96,7 +96,7 @@ fn a_genesis_travels_in_one_spelling() {
     }
 }
 
-/// Alters the sound genesis, lets everybody sign it, and compares.
+/// Alters the sound genesis, lets every member sign it, and checks the outcome.
 fn founded(case: &str, expected: &str, alter: impl FnOnce(&mut Genesis)) {
     let mut altered = genesis();
     alter(&mut altered);

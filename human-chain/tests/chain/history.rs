@@ -1,4 +1,4 @@
-//! Histories: what was true stays past. Replays, rollbacks, races and changes of members.
+//! Tests of histories: replays, rollbacks, races and changes of members.
 
 use crate::support::{
     NOW, approve, check, circle, deploy, enact, genesis, key, member, name, node, policy, proposal, retire,
@@ -13,7 +13,7 @@ fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
     Change::SetMembers { members, policy: policy(routine, sensitive) }
 }
 
-/// Bob leaves, dave comes.
+/// Returns the change that replaces bob by dave.
 fn dave_for_bob() -> Change {
     members(&["alice", "carol", "dave"], "2 of (alice, carol, dave)", "2 of (alice, carol, dave)")
 }
@@ -206,7 +206,7 @@ fn a_member_may_take_new_keys_and_the_old_ones_are_dead() {
     check("new keys", verify(&state, &certificate, NOW), "approved");
 }
 
-// The three attacks on gittuf's thresholds and policies, as they would look here.
+// The three attacks on gittuf's thresholds and policies, transferred to this crate.
 
 #[test]
 fn gittuf_44544_an_older_policy_cannot_be_put_back() {
@@ -252,7 +252,7 @@ fn gittuf_128036_every_step_of_a_history_is_verified() {
     let genesis = signed(genesis());
     let mut state = circle();
     let first = enact(&mut state, deploy(4), &["alice", "bob"]);
-    // Carol alone puts herself and a friend in charge; the friend's later certificate is sound by itself.
+    // Carol alone appoints herself and a friend; the friend's later certificate is sound on its own.
     let coup = members(&["carol", "mallory"], "2 of (carol, mallory)", "2 of (carol, mallory)");
     let middle = approve(&proposal(&state, coup.clone()), &["carol"]);
     let mut usurped = state.clone();

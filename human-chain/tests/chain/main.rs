@@ -1,5 +1,5 @@
-//! The human chain through its public interface: tables of what must pass, what must be refused and with
-//! which words, and properties over generated proposals.
+//! Tests of the public interface of `human-chain`: tables of accepted and rejected inputs with their
+//! messages, and properties over generated proposals.
 
 mod ballots;
 mod bounds;

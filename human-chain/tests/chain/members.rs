@@ -1,4 +1,4 @@
-//! Members' secret keys: kept whole, refused when damaged, never shown.
+//! Tests of members' secret keys: stored in full, rejected when damaged, never printed.
 
 use crate::support::{check, secret};
 use aws_lc_rs::agreement::{self, agree};
@@ -43,7 +43,7 @@ fn a_damaged_secret_is_refused() {
 
 #[test]
 fn keys_follow_from_the_seed_for_ever() {
-    // A changed derivation would lock every member out; so it must show here first.
+    // A changed derivation would lock every member out, so this test must detect it first.
     let keys = secret("alice").public();
     let signing = Digest::of(&to_bytes(&(&keys.ed25519, &keys.ml_dsa, &keys.encryption.x25519)));
     assert_eq!(signing.to_string(), "8688c1b7a82c7459d7a8c787e7fbf564e8d26f063352453ad2331958cce1a415");

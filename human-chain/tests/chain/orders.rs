@@ -1,4 +1,4 @@
-//! Orders: a node runs what its circle approved, in the slots it was given, and nothing else.
+//! Tests of orders: a node accepts only orders for its own slots of approved services.
 
 use crate::samples::full_service;
 use crate::support::{NOW, check, circle, deploy, enact, key, name, node, order, policy, retire, sign_order};
@@ -22,7 +22,7 @@ fn n1() -> NodeId {
     NodeId(key("n1"))
 }
 
-/// Alters a sound order before control signs it, and compares what n1 says, which accepted fence 4 before.
+/// Alters a sound order before control signs it, and checks it as n1, which accepted fence 4 before.
 fn ordered(case: &str, expected: &str, alter: impl FnOnce(&mut SlotOrder)) {
     let state = deployed();
     let mut order = order(&state);
@@ -134,7 +134,8 @@ fn a_node_must_be_admitted_as_a_worker() {
     judge(&state, "n1", "node-not-admitted");
 }
 
-/// Deploys an altered sample service and orders its slot 0 on n1, with these GPUs, at this time.
+/// Deploys an altered sample service, orders its slot 0 on n1 with these GPUs at this time, and checks the
+/// outcome.
 fn served(case: &str, expected: &str, gpus: &[u32], now: Millis, alter: impl FnOnce(&mut ServiceManifest)) {
     let mut service = full_service();
     service.egress.clear();

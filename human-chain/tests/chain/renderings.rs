@@ -1,4 +1,4 @@
-//! Renderings: the texts themselves, and that no two proposals share one.
+//! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
 use crate::samples::{full_service, proposals};
 use crate::support::{NOW, approve, circle, deploy, enact, member, name, node, policy, proposal, retire};
@@ -10,7 +10,7 @@ use protocol::{Digest, Epoch, Millis};
 use serde_json::Value;
 use std::path::Path;
 
-/// Compares with the file of that name; `REFRESH_GOLDEN=1 cargo test -p human-chain` rewrites it.
+/// Compares a text with its golden file; `REFRESH_GOLDEN=1 cargo test -p human-chain` rewrites the file.
 #[expect(clippy::disallowed_methods, reason = "a test may ask to rewrite its golden files")]
 fn check_golden(file: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
@@ -87,14 +87,14 @@ fn a_rendering_is_made_of_the_proposal_alone_and_is_its_digest() {
     }
 }
 
-/// The rendering without the line that holds the digest of the whole, which would make the tests below
-/// pass by itself.
+/// Returns the rendering without the line that holds the digest of the whole proposal. That line differs for
+/// any two proposals, so the tests below would pass trivially.
 fn text_alone(proposal: &Proposal) -> String {
     let text = render(proposal).text;
     text.lines().filter(|line| !line.starts_with("proposal ")).collect::<Vec<_>>().join("\n")
 }
 
-/// Every value that differs from this one in one place.
+/// Returns values that differ from this one in one position.
 fn mutations(value: &Value) -> Vec<Value> {
     let mut all = match value {
         Value::Null => vec![Value::from(1), Value::from("x"), Value::from("00".repeat(32))],
@@ -144,7 +144,7 @@ fn mutations(value: &Value) -> Vec<Value> {
     all
 }
 
-/// Other texts: names of variants, other digits, other letters, look-alikes, invisible ones.
+/// Returns other texts: names of variants, other digits and letters, look-alikes, invisible characters.
 fn text_mutations(text: &str) -> Vec<Value> {
     let variants = [
         "embed",

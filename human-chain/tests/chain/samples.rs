@@ -1,4 +1,4 @@
-//! One proposal of every kind of change, for renderings and properties.
+//! Sample proposals, one per kind of change, for renderings and properties.
 
 use crate::support::{HOUR, NOW, circle, deploy, member, name, node, policy, retire};
 use protocol::agent::Isolation;
@@ -10,8 +10,8 @@ use protocol::manifest::{
 use protocol::{Digest, ModelRoot};
 use std::collections::BTreeMap;
 
-/// Every kind of change, with a name for its golden file. Not all of them can be approved: a renderer must
-/// render whatever it is handed.
+/// Returns every kind of change, with the name of its golden file. Not all of them can be approved: a
+/// renderer must render any proposal.
 pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
     let all = [NodeRole::Worker, NodeRole::Storage, NodeRole::Gateway];
     let mut readmitted = node("n1", &all);
@@ -81,7 +81,7 @@ fn placement() -> Placement {
     }
 }
 
-/// Every optional field of a service set.
+/// Returns a service with every optional field set.
 pub(crate) fn full_service() -> ServiceManifest {
     ServiceManifest {
         name: name("chat"),

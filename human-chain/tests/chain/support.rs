@@ -1,4 +1,4 @@
-//! A small circle to test with: three members, one control replica, three nodes, one deployment.
+//! Test fixtures: a small circle of three members, one control replica, three nodes and one deployment.
 
 use ed25519_dalek::{Signer, SigningKey};
 use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
@@ -14,31 +14,32 @@ use protocol::{Digest, Fence, MemberId, Millis, NodeId, PublicKey, ReplicaId, Si
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-/// When everything happens: 2026-11-21 12:41:50 UTC.
+/// Time of all events: 2026-11-21 12:41:50 UTC.
 pub(crate) const NOW: Millis = Millis(1_795_264_910_000);
-/// Proposals live an hour.
+/// Lifetime of a proposal in milliseconds: one hour.
 pub(crate) const HOUR: u64 = 3_600_000;
 
-/// Any name from text that is one.
+/// Parses a name of any type.
 pub(crate) fn name<T: FromStr<Err = String>>(text: &str) -> T {
     text.parse().expect("a test's name is a name")
 }
 
-/// The secret keys of somebody: the same name always has the same signing keys.
+/// Returns the secret keys of a person: the same name always has the same signing keys.
 pub(crate) fn secret(who: &str) -> MemberSecret {
     let mut seed = [0; 64];
     seed[..32].copy_from_slice(&Digest::of(who.as_bytes()).0);
     MemberSecret::generate(&seed)
 }
 
-/// A member. The ML-KEM key is only bytes here: nothing is wrapped to it, and golden files stay the same.
+/// Returns a member. Its ML-KEM key is arbitrary bytes, since nothing is wrapped to it; golden files stay
+/// stable.
 pub(crate) fn member(who: &str) -> Member {
     let mut keys = secret(who).public();
     keys.encryption.ml_kem = ByteString(Digest::of(who.as_bytes()).0.repeat(37));
     Member { id: name(who), keys }
 }
 
-/// Reads a rule as people write it: `2 of (alice, bob, 1 of (carol, dave))`.
+/// Parses a rule in its text form: `2 of (alice, bob, 1 of (carol, dave))`.
 pub(crate) fn quorum(text: &str) -> Quorum {
     let text = text.trim();
     let Some((required, rest)) = text.split_once(" of (") else {
@@ -70,12 +71,12 @@ fn signing_key(who: &str) -> SigningKey {
     SigningKey::from_bytes(&Digest::of(who.as_bytes()).0)
 }
 
-/// The public key of a machine.
+/// Returns the public key of a machine.
 pub(crate) fn key(who: &str) -> PublicKey {
     PublicKey(signing_key(who).verifying_key().to_bytes())
 }
 
-/// A node with these roles, whose addresses fit them.
+/// Returns a node with these roles and matching addresses.
 pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
     NodeAdmission {
         name: name(who),
@@ -124,7 +125,7 @@ pub(crate) fn genesis() -> Genesis {
     }
 }
 
-/// Signed by whoever its members are.
+/// Returns the genesis with the signatures of all its members.
 pub(crate) fn signed(genesis: Genesis) -> SignedGenesis {
     let secrets: Vec<(MemberId, MemberSecret)> =
         genesis.members.iter().map(|member| (member.id.clone(), secret(member.id.as_str()))).collect();
@@ -136,7 +137,7 @@ pub(crate) fn circle() -> CircleState {
     CircleState::found(&signed(genesis()), None).expect("the sample genesis is sound")
 }
 
-/// A deployment of service `embed` with at most this many replicas.
+/// Returns a deployment of service `embed` with at most this many replicas.
 pub(crate) fn deploy(replicas_max: u32) -> Change {
     Change::Deploy(Box::new(manifest(&format!(
         "kind = \"service\"\nname = \"embed\"\ntask = \"embed\"\n\
@@ -155,7 +156,7 @@ pub(crate) fn retire(service: &str) -> Change {
     Change::Retire { service: name(service), grace_seconds: 30 }
 }
 
-/// Proposed now, for an hour.
+/// Returns a proposal that is made at [`NOW`] and expires after an hour.
 pub(crate) fn proposal(state: &CircleState, change: Change) -> Proposal {
     try_propose(state, change).expect("the sample change can be asked for")
 }
@@ -164,7 +165,7 @@ pub(crate) fn try_propose(state: &CircleState, change: Change) -> Result<Proposa
     propose(state, change, "because".into(), NOW, NOW.plus(HOUR), Digest::of(b"nonce"))
 }
 
-/// The certificate with these members' approvals, sorted, whether they reach a quorum or not.
+/// Returns a certificate with these members' approvals, sorted, whether they reach a quorum or not.
 pub(crate) fn approve(proposal: &Proposal, who: &[&str]) -> Certificate {
     let mut ballots: Vec<_> =
         who.iter().map(|who| vote(&secret(who), name(who), proposal, Choice::Approve, NOW)).collect();
@@ -182,7 +183,7 @@ pub(crate) fn enact(state: &mut CircleState, change: Change, who: &[&str]) -> Ce
     certificate
 }
 
-/// An order for slot 0 of `embed` on `n1`, first fence.
+/// Returns an order for slot 0 of `embed` on `n1` with the first fence.
 pub(crate) fn order(state: &CircleState) -> SlotOrder {
     SlotOrder {
         circle: state.id(),
@@ -201,7 +202,7 @@ pub(crate) fn sign_order(order: SlotOrder, who: &str) -> SignedOrder {
     SignedOrder { order, signer: key(who), signature: Signature(signature.to_bytes()) }
 }
 
-/// Compares an outcome with what a table says: `approved`, or `code: part of the message`.
+/// Compares an outcome with the expected one: `approved`, or `code: part of the message`.
 pub(crate) fn check<T>(case: &str, outcome: Result<T, ChainError>, expected: &str) {
     let found = match &outcome {
         Ok(_) => "approved".to_string(),
