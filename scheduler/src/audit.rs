@@ -1,6 +1,6 @@
-//! What was done, by whom and when: a bounded ring of events with rising numbers.
+//! Audit log: a bounded ring of numbered events, each with its time, actor, action and subject.
 //!
-//! It is a convenience for people. The proof of what the circle decided is the governance chain.
+//! It is a convenience for operators; the governance chain is the proof of the circle's decisions.
 
 use crate::limits::{AUDIT_EVENTS_MAX, AUDIT_TEXT_BYTES_MAX};
 use protocol::Millis;
@@ -17,18 +17,18 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// How many events there ever were: the last event's number.
+    /// Returns the number of events ever recorded, which is the last event's sequence number.
     #[must_use]
     pub fn recorded(&self) -> u64 {
         self.recorded
     }
 
-    /// Events with a number above `sequence`, oldest first, at most `count`.
+    /// Returns at most `count` events with a number above `sequence`, oldest first.
     pub fn after(&self, sequence: u64, count: usize) -> impl Iterator<Item = &AuditEvent> {
         self.events.iter().filter(move |event| event.sequence > sequence).take(count)
     }
 
-    /// The last `count` events, oldest first.
+    /// Returns the last `count` events, oldest first.
     pub fn last(&self, count: usize) -> impl Iterator<Item = &AuditEvent> {
         self.events.iter().skip(self.events.len().saturating_sub(count))
     }
@@ -50,7 +50,7 @@ impl Audit {
     }
 }
 
-/// Cuts a text at [`AUDIT_TEXT_BYTES_MAX`], between characters.
+/// Truncates a text to [`AUDIT_TEXT_BYTES_MAX`] between characters.
 fn shorten(text: &str) -> String {
     if text.len() <= AUDIT_TEXT_BYTES_MAX {
         return text.to_string();

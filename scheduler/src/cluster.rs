@@ -1,7 +1,7 @@
-//! The replicated state: everything that every control replica must agree on, and its snapshot.
+//! Replicated state: everything on which all control replicas must agree, and its snapshot.
 //!
-//! It is changed by [`apply`](crate::apply) alone. It holds no secret: tokens and keys are hashes, model
-//! keys are wraps.
+//! Only [`apply`](crate::apply) changes it. It holds no secret: tokens and API keys are hashes, model keys
+//! are wraps.
 
 use crate::audit::Audit;
 use crate::command::{Actor, SlotName};
@@ -25,10 +25,10 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
-/// Domain of the state's digest.
+/// Domain separator of the state's digest.
 const CLUSTER_DOMAIN: &str = "quorate/cluster/v1";
 
-/// Everything that is replicated.
+/// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
@@ -49,29 +49,29 @@ pub struct Cluster {
     pub(crate) outcomes: Outcomes,
 }
 
-/// Who leads, and since when by the cluster's time.
+/// The leading replica, and the start of its leadership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Leadership {
-    /// Which replica.
+    /// Replica that leads.
     pub replica: ReplicaId,
-    /// When its leadership was applied.
+    /// Cluster time at which its leadership was applied.
     pub since: Millis,
 }
 
-/// The circle: how it began and all that it decided. What follows from that is computed, never read:
-/// a snapshot holds the certificates, and reading one verifies them all again.
+/// The circle: its genesis and all of its decisions. The state that follows is computed, never read: a
+/// snapshot holds the certificates, and loading one verifies them all again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "CircleRecord", into = "CircleRecord")]
 pub(crate) struct Circle {
     pub(crate) genesis: SignedGenesis,
     pub(crate) chain: Vec<Bundle>,
     pub(crate) state: CircleState,
-    /// Where in the chain a certificate is.
+    /// Index in the chain of each certificate.
     pub(crate) positions: BTreeMap<Digest, usize>,
 }
 
-/// What of a [`Circle`] is written down.
+/// Serialized form of a [`Circle`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CircleRecord {
@@ -97,26 +97,26 @@ impl TryFrom<CircleRecord> for Circle {
     }
 }
 
-/// A service, from its first approval on. It stays known after its retirement, for its slots' fences:
-/// nodes refuse a fence that they have seen.
+/// A service, from its first approval on. It remains after its retirement for its slots' fences: nodes refuse
+/// a fence that they have already seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// What the circle approved last.
+    /// Manifest that the circle approved last.
     pub manifest: ServiceManifest,
-    /// The certificate that approves it.
+    /// Certificate that approves the manifest.
     pub certificate: Digest,
     /// Replicas wanted now, within the envelope.
     pub desired: u32,
-    /// How far it is in its life.
+    /// Phase of its life cycle.
     pub phase: ServicePhase,
-    /// Slots that were ever ordered.
+    /// Slots that have ever been ordered.
     pub slots: BTreeMap<SlotIndex, Slot>,
-    /// Nodes where it failed, and until when it is not tried there again.
+    /// Nodes where it failed, with the time until which it is not retried there.
     pub avoid: BTreeMap<NodeId, Millis>,
 }
 
-/// How far a service is in its life.
+/// Life-cycle phase of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ServicePhase {
@@ -124,116 +124,116 @@ pub enum ServicePhase {
     Active,
     /// Being retired.
     Retiring {
-        /// When the grace for requests under way ends.
+        /// End of the grace period for requests under way.
         until: Millis,
     },
     /// Ended; every slot is free.
     Retired,
 }
 
-/// One numbered slot.
+/// A numbered slot of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slot {
-    /// Of its last order; 0 = never ordered.
+    /// Fence of its last order; 0 if it was never ordered.
     pub fence: Fence,
-    /// Who holds it; none = free.
+    /// Current holding; none if the slot is free.
     pub holding: Option<Holding>,
-    /// Since when it is held or free.
+    /// Cluster time of its last change of state.
     pub since: Millis,
-    /// Who held it before.
+    /// Node that held it before.
     pub last_holder: Option<NodeId>,
 }
 
-/// A held slot.
+/// The holding of a slot by a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Holding {
     /// The order in force.
     pub order: SlotOrder,
-    /// How far.
+    /// Progress from running to free.
     pub phase: HoldingPhase,
-    /// The slot whose place it takes once it answers, if its replica moves. Without meaning when that slot
-    /// does not run under that order any more.
+    /// Slot that this one replaces once it answers, if its replica is moving. Without meaning if that slot no
+    /// longer runs under that order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<SlotName>,
 }
 
-/// How far a held slot is. It can be ordered again only when it is free.
+/// Phase of a held slot. The slot can be ordered again only once it is free.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum HoldingPhase {
-    /// Shall run.
+    /// Ordered to run.
     Running,
-    /// Finishes what runs.
+    /// Finishing its requests.
     Draining {
-        /// When its time is up.
+        /// Deadline of the drain.
         until: Millis,
-        /// Why, for people.
+        /// Cause, as text for operators.
         cause: String,
     },
-    /// Its node is told to end it, and has not yet said that it did.
+    /// Its node is ordered to end it, and has not confirmed yet.
     Ending {
-        /// The generation in which it was told so: a report that answers a later state counts.
+        /// Generation in which the slot was ended; a report that answers it or a later one counts.
         generation: u64,
     },
-    /// Its node is no longer admitted and gets no lease; free when its last one ends.
+    /// Its node is no longer admitted and gets no lease; the slot is free when the last lease ends.
     Lapsing,
 }
 
-/// A proposal that waits for votes.
+/// A proposal that is open for votes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenProposal {
-    /// What is voted on.
+    /// Proposal under vote.
     pub proposal: Proposal,
-    /// Votes so far, checked.
+    /// Verified ballots so far.
     pub ballots: BTreeMap<MemberId, SignedBallot>,
-    /// Who brought it.
+    /// Actor that submitted it.
     pub actor: Actor,
-    /// When it was brought.
+    /// Time of submission.
     pub submitted_at: Millis,
 }
 
-/// A proposal that was decided, or that nobody decided in time.
+/// A proposal that is no longer open: decided, expired or stale.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClosedProposal {
-    /// What was voted on.
+    /// Proposal that was voted on.
     pub proposal: Proposal,
-    /// The votes.
+    /// Verified ballots.
     pub ballots: Vec<SignedBallot>,
-    /// How it ended.
+    /// Final state.
     pub state: ProposalState,
     /// Its certificate, if approved.
     pub certificate: Option<Digest>,
-    /// When it ended.
+    /// Time at which it was closed.
     pub closed_at: Millis,
 }
 
 impl Cluster {
-    /// A cluster in which nothing happened yet.
+    /// Creates a cluster in which nothing has happened yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The whole state as canonical bytes.
+    /// Returns the whole state as canonical bytes.
     #[must_use]
     pub fn to_snapshot(&self) -> Vec<u8> {
         to_bytes(self)
     }
 
-    /// The state that these bytes are.
+    /// Restores the state from a snapshot.
     ///
     /// # Errors
-    /// When they are not what [`Cluster::to_snapshot`] wrote.
+    /// The bytes are not an output of [`Cluster::to_snapshot`].
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, CanonicalError> {
         from_bytes(bytes, SNAPSHOT_BYTES_MAX)
     }
 
-    /// Replicas wanted as soon as this manifest is approved: the minimum, or the number that the service was scaled to
-    /// under an earlier approval, as far as the new envelope allows.
+    /// Returns the number of replicas wanted as soon as this manifest is approved. That is the minimum, or
+    /// the number to which the service was scaled before, as far as the new envelope allows.
     pub(crate) fn desired_under(&self, manifest: &ServiceManifest) -> u32 {
         let range = manifest.replicas;
         let known = self.services.get(&manifest.name);
@@ -241,61 +241,61 @@ impl Cluster {
         running.map_or(range.min, |service| service.desired.min(range.max).max(range.min))
     }
 
-    /// Digest of the whole state: equal on replicas that applied the same log.
+    /// Returns the digest of the whole state, which is equal on replicas that applied the same log.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest::of_domain(CLUSTER_DOMAIN, &self.to_snapshot())
     }
 
-    /// The latest time that any applied command carried.
+    /// Returns the latest time that any applied command carried.
     #[must_use]
     pub fn now(&self) -> Millis {
         self.now
     }
 
-    /// The time by which deadlines are judged: `now`, or the cluster's own time if that is later. Leases are
-    /// never judged by it, since any replica's clock may have set it.
+    /// Returns the time by which deadlines are judged: `now`, or the cluster's own time if that is later.
+    /// Leases are never judged by it, since any replica's clock may have set it.
     pub(crate) fn time(&self, now: Millis) -> Millis {
         now.max(self.now)
     }
 
-    /// Rises with every change that can matter to a plan.
+    /// Returns the generation, which rises with every change that can matter to a plan.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Who leads.
+    /// Returns the current leadership; none before the first leader.
     #[must_use]
     pub fn leadership(&self) -> Option<Leadership> {
         self.leadership
     }
 
-    /// The circle's id, once founded.
+    /// Returns the circle's id, once founded.
     #[must_use]
     pub fn circle_id(&self) -> Option<CircleId> {
         self.circle.as_ref().map(|circle| circle.state.id())
     }
 
-    /// How the circle began.
+    /// Returns the circle's signed genesis, once founded.
     #[must_use]
     pub fn genesis(&self) -> Option<&SignedGenesis> {
         self.circle.as_ref().map(|circle| &circle.genesis)
     }
 
-    /// Members, policy, nodes and subjects' versions as the circle's decisions made them.
+    /// Returns the members, policy, nodes and subject versions that the circle's decisions produced.
     #[must_use]
     pub fn circle_state(&self) -> Option<&CircleState> {
         self.circle.as_ref().map(|circle| &circle.state)
     }
 
-    /// All that the circle decided, in log order.
+    /// Returns all decisions of the circle, in log order.
     #[must_use]
     pub fn governance_chain(&self) -> &[Bundle] {
         self.circle.as_ref().map_or(&[], |circle| &circle.chain)
     }
 
-    /// The bundles after the first `length`, as many as stay within `bytes_max`, but at least one.
+    /// Returns the bundles after the first `length`, as many as stay within `bytes_max`, but at least one.
     #[must_use]
     pub fn governance_tail(&self, length: u64, bytes_max: usize) -> Vec<Bundle> {
         let skip = usize::try_from(length).unwrap_or(usize::MAX);
@@ -311,26 +311,26 @@ impl Cluster {
         tail
     }
 
-    /// The bundle of this certificate.
+    /// Returns the bundle of this certificate.
     #[must_use]
     pub fn bundle(&self, certificate: &Digest) -> Option<&Bundle> {
         let circle = self.circle.as_ref()?;
         circle.chain.get(*circle.positions.get(certificate)?)
     }
 
-    /// Every service ever approved, by name; retired ones too.
+    /// Returns every service ever approved, by name, including retired ones.
     #[must_use]
     pub fn services(&self) -> &BTreeMap<ServiceName, Service> {
         &self.services
     }
 
-    /// Registered models.
+    /// Returns the registered models.
     #[must_use]
     pub fn models(&self) -> &BTreeMap<ModelRoot, ModelRecord> {
         &self.models
     }
 
-    /// A registered model by name: of several versions, the one a service uses, else the lowest root.
+    /// Returns a registered model by name: of several versions, the one a service uses, else the lowest root.
     #[must_use]
     pub fn model_named(&self, name: &protocol::ModelName) -> Option<&ModelRecord> {
         let in_use = |record: &&ModelRecord| {
@@ -342,61 +342,61 @@ impl Cluster {
         named.clone().find(in_use).or_else(|| named.next())
     }
 
-    /// All wraps of a model's key.
+    /// Returns all wraps of a model's key.
     #[must_use]
     pub fn wraps(&self, root: &ModelRoot) -> Vec<KeyWrap> {
         self.wraps.get(root).map(|wraps| wraps.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// A model's key for one node.
+    /// Returns the wrap of a model's key for one node.
     #[must_use]
     pub fn wrap_for(&self, root: &ModelRoot, node: NodeId) -> Option<&KeyWrap> {
         self.wraps.get(root)?.get(&Recipient::Node(node))
     }
 
-    /// Inference keys, by hash.
+    /// Returns the inference keys by name; they hold hashes only.
     #[must_use]
     pub fn api_keys(&self) -> &BTreeMap<TokenName, ApiKey> {
         &self.api_keys
     }
 
-    /// Nodes that wait for admission.
+    /// Returns the nodes that wait for admission.
     #[must_use]
     pub fn pending_nodes(&self) -> &BTreeMap<NodeId, PendingNode> {
         &self.pending
     }
 
-    /// Proposals that wait for votes.
+    /// Returns the proposals that are open for votes.
     #[must_use]
     pub fn open_proposals(&self) -> &BTreeMap<ProposalId, OpenProposal> {
         &self.open
     }
 
-    /// The last decided proposals, oldest first.
+    /// Returns the last closed proposals, oldest first.
     #[must_use]
     pub fn closed_proposals(&self) -> &VecDeque<ClosedProposal> {
         &self.closed
     }
 
-    /// What was done, oldest first.
+    /// Returns the audit log, oldest event first.
     #[must_use]
     pub fn audit(&self) -> &Audit {
         &self.audit
     }
 
-    /// Admitted nodes, by name.
+    /// Returns the admitted nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeAdmission> {
         self.circle.iter().flat_map(|circle| circle.state.nodes())
     }
 
-    /// The admission of this identity.
+    /// Returns the admission of this identity.
     #[must_use]
     pub fn node(&self, id: &NodeId) -> Option<&NodeAdmission> {
         self.circle.as_ref()?.state.node_by_id(*id)
     }
 
-    /// What people call this identity: its admitted name, the name it was once admitted by, or the short
-    /// form of its key.
+    /// Returns the display name of this identity: its admitted name, the name by which it was once admitted,
+    /// or the short form of its key.
     #[must_use]
     pub fn node_name(&self, id: &NodeId) -> String {
         let admitted = self.node(id).or_else(|| self.former_node(id));
@@ -413,20 +413,20 @@ impl Cluster {
         certified.chain(&circle.genesis.genesis.nodes).find(|admission| admission.id == *id)
     }
 
-    /// The access token with this hash. The caller compares hashes of 256-bit random texts, so an ordinary
-    /// comparison tells an attacker nothing.
+    /// Returns the access token with this hash. The caller compares hashes of 256-bit random texts, so an
+    /// ordinary comparison reveals nothing to an attacker.
     #[must_use]
     pub fn token(&self, hash: &Digest) -> Option<&AccessToken> {
         self.circle_state()?.tokens().iter().find(|token| token.hash == *hash)
     }
 
-    /// The manifest under which an order runs.
+    /// Returns the manifest under which an order runs.
     #[must_use]
     pub fn manifest_of(&self, certificate: &Digest) -> Option<&ServiceManifest> {
         self.manifests.get(certificate)
     }
 
-    /// Every held slot with its holding, by service and slot.
+    /// Returns every held slot with its holding, by service and slot.
     pub fn holdings(&self) -> impl Iterator<Item = (&ServiceName, SlotIndex, &Holding)> {
         self.services.iter().flat_map(|(name, service)| {
             service.slots.iter().filter_map(move |(index, slot)| Some((name, *index, slot.holding.as_ref()?)))
@@ -454,12 +454,12 @@ impl Cluster {
 }
 
 impl Service {
-    /// Slots that are held, in whatever phase.
+    /// Returns the slots that are held, in any phase.
     pub fn held(&self) -> impl Iterator<Item = (SlotIndex, &Holding)> {
         self.slots.iter().filter_map(|(index, slot)| Some((*index, slot.holding.as_ref()?)))
     }
 
-    /// Whether its approval has ended by itself.
+    /// Returns whether its approval has expired.
     #[must_use]
     pub fn is_expired(&self, now: Millis) -> bool {
         self.manifest.valid_until.is_some_and(|until| until <= now)

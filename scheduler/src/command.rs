@@ -1,7 +1,8 @@
-//! What is written to the replicated log, and what applying it answers.
+//! Commands of the replicated log, and the replies to them.
 //!
 //! A command carries the time at which its proposer made it; the state machine has no clock of its own.
-//! May surprise: a plan is one command and is applied whole or not at all.
+//!
+//! Caveat: a plan is one command and is applied whole or not at all.
 
 use protocol::api::ProposalState;
 use protocol::gateway::ApiKey;
@@ -14,7 +15,7 @@ use protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Who asked for a command. Tokens are checked again when the command is applied.
+/// The actor that requested a command. Tokens are checked again when the command is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Actor {
@@ -40,76 +41,77 @@ impl std::fmt::Display for Actor {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
-    /// The proposer's wall clock. The cluster's time never goes back: an earlier time counts as its last.
+    /// Proposer's wall clock. The cluster's time never goes back: an earlier time counts as the cluster's
+    /// last.
     pub now: Millis,
-    /// Who asked.
+    /// Actor that requested the command.
     pub actor: Actor,
-    /// For what.
+    /// Requested action.
     pub action: Action,
-    /// Under which key it may come again and is carried out once.
+    /// Idempotency key under which the command may be retried but is executed once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<IdempotencyKey>,
 }
 
-/// A client's name for one write, within those of its access token.
+/// A client's key for one write, unique within its access token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdempotencyKey {
-    /// The token that the request carried.
+    /// Token that the request carried.
     pub token: TokenName,
     /// Digest of the key's text.
     pub key: Digest,
 }
 
-/// What a command does.
+/// The action of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
-    /// A replica became leader. It must be applied before the new leader answers any agent: it makes
-    /// every plan of an earlier leader stale, and starts the one lease that the new leader waits.
+    /// A replica became leader. The command must be applied before the new leader answers any agent. It makes
+    /// every plan of an earlier leader stale, and starts the one lease period for which the new leader waits.
     Lead {
-        /// Which replica.
+        /// Replica that leads.
         replica: ReplicaId,
     },
-    /// Begin. Once only.
+    /// Found the circle; accepted only once.
     Found(Box<SignedGenesis>),
-    /// Put something to the vote.
+    /// Open a proposal for votes.
     SubmitProposal(Box<Proposal>),
-    /// Count a vote; the last one needed puts the change into force.
+    /// Cast a ballot; the last one needed puts the change into force.
     CastBallot(Box<SignedBallot>),
-    /// Note where a model lies, and keep wraps of its key. One command, so that no model is ever known whose key
-    /// nobody holds; the same again changes nothing.
+    /// Record the location of a model, and keep wraps of its key. One command does both, so no model is ever
+    /// registered without a holder of its key. The same command again changes nothing.
     RegisterModel {
-        /// Where it lies.
+        /// Location of the model.
         record: Box<ModelRecord>,
-        /// Its key, for at least one member.
+        /// Model key, wrapped for at least one member.
         wraps: Vec<KeyWrap>,
     },
     /// Keep more wraps of a model's key. A wrap that its recipient can open is never replaced.
     PutWraps(Vec<KeyWrap>),
-    /// Forget where a model lies, and the wraps of its key. No service in force may name it.
+    /// Forget a model's location and the wraps of its key. No service in force may name it.
     ForgetModel(ModelRoot),
-    /// Let applications in.
+    /// Create an inference key for applications.
     CreateApiKey(ApiKey),
-    /// Shut them out.
+    /// Revoke an inference key.
     RevokeApiKey(TokenName),
-    /// Want another number of replicas, inside the envelope.
+    /// Change the wanted number of replicas, inside the envelope.
     Scale {
-        /// Of which service.
+        /// Service to scale.
         service: ServiceName,
-        /// How many.
+        /// Wanted number of replicas.
         replicas: u32,
     },
-    /// Carry out a plan.
+    /// Execute a plan.
     Execute {
-        /// The generation that the plan was made for.
+        /// Generation for which the plan was made.
         parent_generation: u64,
-        /// What to do, in this order.
+        /// Steps in order of execution.
         steps: Vec<Step>,
     },
-    /// An unknown node asks to be admitted.
+    /// Ask for admission of an unknown node.
     Enrol(Box<NodeAdmission>),
-    /// Let expire what expires.
+    /// Expire proposals and pending nodes that are due.
     Tick,
 }
 
@@ -117,42 +119,42 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
-    /// A node's lease ended: every slot it held is free.
+    /// A node's lease has ended: every slot that it held becomes free.
     Lapse {
-        /// Which node.
+        /// Node with the ended lease.
         node: NodeId,
-        /// The last time it could have renewed its lease. Its lease ended
-        /// [`protocol::limits::LEASE_MS`] later.
+        /// Last time at which it could have renewed its lease, which ended [`protocol::limits::LEASE_MS`]
+        /// later.
         silent_since: Millis,
     },
-    /// A slot is free: its node reported so.
+    /// A slot becomes free: its node no longer runs it.
     Release(SlotName),
-    /// A slot shall finish what runs and be released.
+    /// A slot finishes its requests before it is released.
     Drain {
-        /// Which one.
+        /// Slot to drain.
         slot: SlotName,
-        /// When its time is up.
+        /// Deadline of the drain.
         until: Millis,
-        /// Why, for people.
+        /// Cause, as text for operators.
         cause: String,
-        /// It failed there: the service is not tried on this node again for a while.
+        /// Whether it failed there; the service then avoids this node for a while.
         failed: bool,
     },
-    /// A draining slot's time is up, or it has nothing to finish: its node ends it.
+    /// A draining slot's deadline has passed, or it has nothing to finish: its node ends it.
     End(SlotName),
-    /// Give a free slot to a node.
+    /// Order a node to run a free slot.
     Order(OrderPlan),
 }
 
-/// A slot under a certain order. A step for an order that is no longer in force is refused.
+/// A slot under a specific order. A step for an order that is no longer in force is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotName {
-    /// Of which service.
+    /// Service of the slot.
     pub service: ServiceName,
-    /// Which one.
+    /// Index of the slot.
     pub slot: SlotIndex,
-    /// Under which order.
+    /// Fence of the order.
     pub fence: Fence,
 }
 
@@ -160,86 +162,86 @@ pub struct SlotName {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderPlan {
-    /// Of which service.
+    /// Service of the slot.
     pub service: ServiceName,
-    /// Which slot.
+    /// Slot to be ordered.
     pub slot: SlotIndex,
     /// The slot's last fence plus one.
     pub fence: Fence,
-    /// To which node.
+    /// Node that receives the order.
     pub node: NodeId,
-    /// The service's certificate now.
+    /// Service's current certificate.
     pub certificate: Digest,
-    /// Which of the node's GPUs.
+    /// Indices of the node's GPUs.
     pub gpus: Vec<u32>,
-    /// The slot that this replica leaves once it answers here: it moves. None when it is missing.
+    /// Slot that the moving replica leaves once it answers here; none for a missing replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<SlotName>,
 }
 
-/// What applying a command answers.
+/// The reply to an applied command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
-    /// It is done; nothing more to say.
+    /// The command was applied; it has no further result.
     Done,
-    /// The circle exists.
+    /// The circle was founded.
     Founded {
-        /// Its id.
+        /// Id of the circle.
         circle: CircleId,
     },
-    /// The proposal waits for votes.
+    /// The proposal is open for votes.
     Submitted {
-        /// Its id.
+        /// Id of the proposal.
         proposal: ProposalId,
     },
-    /// The vote counts.
+    /// The ballot was counted.
     Counted {
-        /// On which proposal.
+        /// Proposal of the ballot.
         proposal: ProposalId,
-        /// How far the proposal is now.
+        /// State of the proposal after this ballot.
         state: ProposalState,
         /// Its certificate, if this vote completed it.
         certificate: Option<Digest>,
     },
-    /// The plan was carried out.
+    /// The plan was executed.
     Executed {
-        /// The generation now.
+        /// Generation after the plan.
         generation: u64,
-        /// The orders that were issued.
+        /// Orders that were issued.
         orders: Vec<SlotOrder>,
     },
-    /// The leader leads.
+    /// The new leadership is in force.
     Leads {
-        /// The generation now.
+        /// Generation after the change of leader.
         generation: u64,
     },
-    /// The node waits for admission, or has it.
+    /// The node waits for admission, or is admitted.
     Enrolled {
         /// Whether a certificate has admitted it.
         admitted: bool,
     },
-    /// Nothing was changed.
+    /// The command was refused; nothing was changed.
     Refused {
-        /// Why, as a stable code.
+        /// Stable code of the cause.
         code: ErrorCode,
-        /// Why, for people.
+        /// Cause, as text for operators.
         message: String,
     },
 }
 
-/// Why a command is not carried out.
+/// The refusal of a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// As a stable code.
+    /// Stable code of the cause.
     pub code: ErrorCode,
-    /// For people.
+    /// Cause, as text for operators.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal with this code and text.
+    /// Creates a refusal with this code and text.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }

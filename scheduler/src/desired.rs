@@ -1,5 +1,6 @@
-//! What a node shall run, and what gateways shall know. Orders leave here unsigned: the shell signs them
-//! with its control key when it answers.
+//! Desired state of a node, and the route table of gateways.
+//!
+//! Orders leave this module unsigned: the shell signs them with its control key when it answers.
 
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
 use crate::observed::Observed;
@@ -10,27 +11,27 @@ use protocol::order::SlotOrder;
 use protocol::{Digest, Millis, NodeId, SlotIndex};
 use std::collections::BTreeMap;
 
-/// How far a generation moves the version of a route table, in bits: so many tables may differ by
-/// liveness alone before the generation must move, which it does with every lapse.
+/// Number of bits by which a generation is shifted into the version of a route table. As many tables as fit
+/// may differ by liveness alone before the generation must rise, which it does with every lapse.
 const ROUTES_PER_GENERATION_BITS: u32 = 20;
 
 /// One deployment's part of a node: `protocol::agent::Assignment` before its orders are signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeAssignment {
-    /// The authority.
+    /// Certificate of the deployment, with its log evidence.
     pub bundle: Bundle,
-    /// The slots of it that the node holds.
+    /// Orders for the slots that the node holds.
     pub orders: Vec<SlotOrder>,
-    /// Those of them that shall finish and be released.
+    /// Slots of these orders that must finish their requests and be released.
     pub draining: Vec<SlotIndex>,
-    /// Where the model lies.
+    /// Location of the model.
     pub model: ModelRecord,
-    /// The model's key, for this node alone.
+    /// Model key, wrapped for this node alone.
     pub wrap: Option<KeyWrap>,
 }
 
-/// What a node shall run, by certificate. A slot that a node runs and that is not here ends. Nothing for a
-/// node that is not admitted.
+/// Returns the node's assignments, one per certificate. A slot that the node runs and that is absent here
+/// must end. A node that is not admitted gets none.
 #[must_use]
 pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
     if cluster.node(&node).is_none() {
@@ -60,9 +61,9 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
     by_certificate.into_iter().filter_map(assignment).collect()
 }
 
-/// The table for gateways: slots whose nodes' leases hold, services, keys. `previous` is the last table
-/// that this leader made (a default one at first): while nothing changed it is returned as it is, and its
-/// version rises with every change, across leaders too.
+/// Returns the route table: slots on nodes whose leases hold, services, and inference keys. `previous` is the
+/// last table that this leader made, initially a default one. While nothing has changed it is returned
+/// unmodified; its version rises with every change, across leaders too.
 #[must_use]
 pub fn route_table(cluster: &Cluster, observed: &Observed, previous: &RouteTable, now: Millis) -> RouteTable {
     let services = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);

@@ -1,6 +1,7 @@
-//! Steps of a plan carried out on a copy of the services. Planning and applying use the same code, so a
-//! plan never contains a step that applying it to the same state would refuse. A refused step leaves no
-//! trace in the draft.
+//! Draft of a plan: its steps, executed on a copy of the services.
+//!
+//! Planning and applying use the same code, so a plan never contains a step that would be refused when
+//! applied to the same state. A refused step leaves no trace in the draft.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
@@ -19,7 +20,7 @@ pub(crate) struct Draft<'a> {
     pub(crate) services: BTreeMap<ServiceName, Service>,
 }
 
-/// What a step did, for the audit.
+/// The effect of a step, for the audit log.
 pub(crate) struct Effect {
     pub(crate) action: &'static str,
     pub(crate) subject: String,
@@ -29,12 +30,12 @@ pub(crate) struct Effect {
 }
 
 impl<'a> Draft<'a> {
-    /// A draft of this cluster at this time; never before the cluster's own time.
+    /// Creates a draft of this cluster at `now`, but never before the cluster's own time.
     pub(crate) fn new(cluster: &'a Cluster, now: Millis) -> Self {
         Self { cluster, now: cluster.time(now), services: cluster.services.clone() }
     }
 
-    /// Carries out one step.
+    /// Executes one step.
     pub(crate) fn execute(&mut self, step: &Step) -> Result<Effect, Refusal> {
         match step {
             Step::Lapse { node, silent_since } => self.lapse(*node, *silent_since),
@@ -164,7 +165,7 @@ impl<'a> Draft<'a> {
         Ok(Effect { order: Some(order), ..effect("place", place, detail) })
     }
 
-    /// A held slot under the named order, and a copy of its holding.
+    /// Returns a held slot under the named order, and a copy of its holding.
     fn held(&mut self, name: &SlotName) -> Result<(&mut Slot, Holding), Refusal> {
         let slot = self.services.get_mut(&name.service).and_then(|service| service.slots.get_mut(&name.slot));
         let slot = slot.filter(|slot| slot.fence == name.fence);
@@ -176,13 +177,13 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Makes a slot free. Its fence stays, so that the next order's is higher.
+/// Frees a slot. Its fence remains, so that the next order's fence is higher.
 fn free(slot: &mut Slot, now: Millis) {
     slot.last_holder = slot.holding.take().map(|holding| holding.order.node);
     slot.since = now;
 }
 
-/// Whether a replica may leave this slot for the one that is planned: it runs there, on another node.
+/// Returns whether a replica may leave this slot for the planned one: it must run there, on another node.
 fn may_leave(service: &Service, leaves: &SlotName, plan: &OrderPlan) -> bool {
     let slot = service.slots.get(&leaves.slot).filter(|slot| slot.fence == leaves.fence);
     let holding = slot.and_then(|slot| slot.holding.as_ref());
@@ -191,7 +192,7 @@ fn may_leave(service: &Service, leaves: &SlotName, plan: &OrderPlan) -> bool {
     leaves.service == plan.service && holding.is_some_and(runs_elsewhere)
 }
 
-/// The order that a free slot would get next.
+/// Returns the fence of a slot's next order.
 pub(crate) fn next_fence(service: &Service, index: protocol::SlotIndex) -> Option<Fence> {
     service.slots.get(&index).map_or(0, |slot| slot.fence.0).checked_add(1).map(Fence)
 }

@@ -1,5 +1,7 @@
-//! What a deployment would do if the circle approved it now: which replicas start at once and where, which more
-//! the envelope allows and the nodes can take, what waits, signers, bound of its cost.
+//! Dry run of a deployment: the effect of its approval now.
+//!
+//! It reports the replicas that start immediately and their nodes, and those that could be added within the
+//! envelope. It also reports replicas that wait, the signers, and a bound on the cost.
 
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
@@ -13,11 +15,11 @@ use protocol::manifest::Manifest;
 use protocol::{Digest, ErrorCode, Millis, error_code};
 use std::collections::BTreeMap;
 
-/// Places the replicas that start at once, and then further ones up to the envelope's maximum, as if the deployment
-/// were approved now and any earlier approval of the same service had ended.
+/// Places the replicas that start immediately, then further ones up to the envelope's maximum. The deployment
+/// counts as approved now, and any earlier approval of the same service as ended.
 ///
 /// # Errors
-/// When a proposal of it would be refused, with the code of that refusal.
+/// The proposal would be refused; the error carries the code of that refusal.
 pub fn dry_run(
     cluster: &Cluster,
     observed: &Observed,

@@ -1,12 +1,13 @@
-//! The cluster state machine: what is replicated ([`Cluster`]), how the log changes it ([`apply`]), what
-//! should be done next ([`plan()`]), and why things are as they are ([`why()`]).
+//! Cluster state machine: the replicated state ([`Cluster`]), its transitions ([`apply`]), the planner
+//! ([`plan()`]), and explanations of the state ([`why()`]).
 //!
 //! It is pure: time is an argument, and the same log gives the same bytes on every replica. It grants
-//! nothing: every order names a certificate that its node checks by itself.
+//! nothing: every order names a certificate that its node verifies independently.
 //!
-//! The shell (`control`) does, on the leader: apply an [`Action::Lead`] and make an [`Observed`]; feed it
-//! every agent's request; [`plan()`], [`Observed::condemn`], propose [`Plan::command`], again and again;
-//! answer agents with [`desired_for`] and [`route_table`]. Start reading at [`Cluster`] and [`plan()`].
+//! On the leader, the shell (`control`) applies an [`Action::Lead`], creates an [`Observed`], and records
+//! every agent's request in it. It then repeats three steps: [`plan()`], [`Observed::condemn`], and a
+//! proposal of [`Plan::command`]. It answers agents with [`desired_for`] and [`route_table`]. Start reading
+//! at [`Cluster`] and [`plan()`].
 
 mod apply;
 mod audit;

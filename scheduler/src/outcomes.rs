@@ -1,9 +1,11 @@
-//! What was answered to commands that carried an idempotency key: the same command under the same key is carried out
-//! once and answered alike, whichever replica leads when it comes again.
+//! Recorded replies to commands that carried an idempotency key.
 //!
-//! Refusals are kept as well: a client that was refused must not find later that a copy of its command, late on the
-//! way, was carried out after all. Records end by age, by the log's time; where there are too many, the token with the
-//! most loses its oldest, so that a program that writes without end forgets its own.
+//! The same command under the same key is executed once and gets the same reply, even if another replica
+//! leads at the retry. Refusals are recorded as well: a delayed copy of a refused command must not be
+//! executed later.
+//!
+//! Records expire by the log's time. When there are too many, the token with the most records loses its
+//! oldest, so a program that writes without end evicts only its own.
 
 use crate::command::{Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{IDEMPOTENCY_BYTES_MAX, IDEMPOTENCY_MS, IDEMPOTENCY_RECORDS_MAX};
@@ -14,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Domain of a request's digest.
+/// Domain separator of a request's digest.
 const REQUEST_DOMAIN: &str = "quorate/idempotent-request/v1";
-/// Bytes of a record besides its reply: digests, numbers, and what the maps take.
+/// Size of a record besides its reply, in bytes: digests, numbers, and the overhead of the maps.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
 /// The records, by token and key.
@@ -45,7 +47,7 @@ struct Outcome {
     bytes: usize,
 }
 
-/// What of [`Outcomes`] is written down: one row each, oldest first.
+/// Serialized form of [`Outcomes`]: one row each, oldest first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OutcomesRecord {
@@ -64,16 +66,16 @@ struct Row {
     reply: Reply,
 }
 
-/// What a command under a key asks for, so that another under the same key is told apart.
+/// Returns the digest of a command's request, which distinguishes it from another under the same key.
 pub(crate) fn request_of(command: &Command) -> Digest {
     Digest::of_domain(REQUEST_DOMAIN, &to_bytes(&(&command.actor, &command.action)))
 }
 
 impl Outcomes {
-    /// The recorded reply; none when the key is new or its record has ended.
+    /// Returns the recorded reply; none if the key is new or its record has expired.
     ///
     /// # Errors
-    /// When the key was used for another request.
+    /// The key was used for another request.
     pub(crate) fn find(
         &self,
         key: &IdempotencyKey,
@@ -91,7 +93,7 @@ impl Outcomes {
         }
     }
 
-    /// Keeps a reply, and ends what is old or too much.
+    /// Records a reply, and evicts expired and surplus records.
     pub(crate) fn record(&mut self, key: &IdempotencyKey, request: Digest, now: Millis, reply: &Reply) {
         self.recorded += 1;
         self.insert(Row {

@@ -1,4 +1,4 @@
-//! What is wrong or waits, and the next command.
+//! Cluster status: findings about faults and pending work, each with the next command.
 
 use crate::cluster::{Cluster, ServicePhase};
 use crate::observed::{Liveness, Observed};
@@ -10,16 +10,16 @@ use protocol::api::{Finding, Status};
 use protocol::{Epoch, Millis, ReplicaId};
 use std::collections::BTreeMap;
 
-/// What only the consensus layer knows of the replicas.
+/// The consensus layer's view of the replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaderView {
-    /// Who leads, if anybody.
+    /// Replica that leads, if any.
     pub leader: Option<ReplicaId>,
-    /// Replicas that do not answer the leader; none when unknown.
+    /// Replicas that do not answer the leader; none if unknown.
     pub silent: Option<Vec<ReplicaId>>,
 }
 
-/// How the cluster is.
+/// Returns the status of the cluster.
 #[must_use]
 pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: Millis) -> Status {
     let replicas = cluster.circle_state().map_or(0, |state| state.control().len() as u32);
@@ -133,13 +133,14 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
     findings
 }
 
-/// A fault of this software, which people can only report; the rest of the plan was carried out.
+/// Returns the finding for a bug in this software, which operators can only report; the rest of the plan was
+/// executed.
 fn dropped_finding(dropped: &Dropped) -> Finding {
     let message = format!("the planner left out a step for {}: {}", dropped.subject, dropped.refusal);
     finding(message, "report it with the output of: quorate status -o json".to_string())
 }
 
-/// Things that are not wrong, but wait for somebody.
+/// Returns findings that are no faults, but wait for an operator or a member.
 fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, open) in cluster.open_proposals() {
@@ -153,7 +154,7 @@ fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
         let (name, id) = (&pending.admission.name, pending.id.short());
         let namesakes =
             cluster.pending_nodes().values().filter(|other| other.admission.name == *name).count();
-        // The command asks which one is meant only where several call themselves so.
+        // The command names the identity only if several waiting nodes share the name.
         let which = if namesakes > 1 { format!(" --identity {id}") } else { String::new() };
         let message = format!("node {name} ({id}) asks to be admitted");
         findings.push(finding(message, format!("quorate node admit {name}{which}")));
@@ -176,7 +177,7 @@ fn simulated(cluster: &Cluster, observed: &Observed) -> Vec<String> {
     lines
 }
 
-/// Limits that workers' nodes say they do not enforce, nodes of the same lack in one line.
+/// Returns the limits that workers' nodes report as not enforced, one line for nodes with the same gaps.
 fn not_enforced(cluster: &Cluster, observed: &Observed) -> Vec<String> {
     let mut nodes_of: BTreeMap<(Vec<String>, bool), Vec<&str>> = BTreeMap::new();
     for node in cluster.nodes() {

@@ -1,4 +1,4 @@
-//! Services, nodes and proposals as people see them.
+//! Operator's views of services, nodes and proposals.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::observed::{Observed, ObservedNode};
@@ -11,23 +11,24 @@ use protocol::manifest::Manifest;
 use protocol::{MemberId, Millis, NodeId, NodeName, ProposalId, ServiceName};
 use std::collections::BTreeSet;
 
-/// The limits that nodes name when they cannot enforce them. A label begins with one of them; any other beginning
-/// counts as [`OTHER_LIMIT`], so that a node cannot invent names for monitoring to keep.
+/// Names of the limits that nodes may report as not enforced. A label begins with one of them. Any other
+/// beginning counts as [`OTHER_LIMIT`], so that a node cannot invent names for monitoring to keep.
 const LIMITS: [&str; 7] = ["cpu", "gpu-share", "memory", "pids", "proc", "simulated", "user-ids"];
-/// A limit of another name.
+/// Name of every limit outside [`LIMITS`].
 const OTHER_LIMIT: &str = "other";
 
-/// A worker that was given a part of a GPU, or of its memory, can take all of it: parts are only counted.
+/// Label of a node with a worker on a share of a GPU or of its memory. The worker can take all of it: shares
+/// are only counted.
 const GPU_SHARE_LABEL: &str = "gpu-share: by accounting only";
 
-/// All services but retired ones, by name.
+/// Returns all services except retired ones, by name.
 #[must_use]
 pub fn service_views(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<ServiceView> {
     let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     running.map(|service| view_service(cluster, observed, service, now)).collect()
 }
 
-/// One service, unless it never was or is retired.
+/// Returns one service; none if it is unknown or retired.
 #[must_use]
 pub fn service_view(
     cluster: &Cluster,
@@ -63,12 +64,12 @@ fn view_service(cluster: &Cluster, observed: &Observed, service: &Service, now: 
     }
 }
 
-/// How many slots answer requests, whatever approval they run under.
+/// Returns the number of slots that answer requests, under any approval.
 pub(crate) fn ready_replicas(observed: &Observed, service: &Service, now: Millis) -> u32 {
     ready_holdings(observed, service, now).count() as u32
 }
 
-/// Running slots that answer requests, on nodes whose leases hold.
+/// Returns the running slots that answer requests, on nodes whose leases hold.
 fn ready_holdings<'a>(
     observed: &'a Observed,
     service: &'a Service,
@@ -84,7 +85,7 @@ fn ready_holdings<'a>(
     ready.map(|(_, holding)| holding)
 }
 
-/// All admitted nodes, by name.
+/// Returns all admitted nodes, by name.
 #[must_use]
 pub fn node_views(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<NodeView> {
     cluster.nodes().map(|admission| view_node(cluster, observed, admission, now)).collect()
@@ -108,7 +109,8 @@ fn view_node(cluster: &Cluster, observed: &Observed, admission: &NodeAdmission, 
     }
 }
 
-/// Each limit that an admitted worker's node says it does not enforce, by node. Other nodes run nothing to be limited.
+/// Returns each limit that an admitted worker's node reports as not enforced, by node. Other nodes run
+/// nothing to limit.
 #[must_use]
 pub fn limits_not_enforced(cluster: &Cluster, observed: &Observed) -> Vec<(NodeName, Vec<&'static str>)> {
     let of = |node: &NodeAdmission| {
@@ -129,7 +131,7 @@ pub(crate) fn not_enforced_of(
     not_enforced(cluster, observed.node(&node.id), node.id).iter().map(|label| limit_of(label)).collect()
 }
 
-/// The name of the limit that a label such as `cpu: no such control group controller` is about.
+/// Returns the name of the limit in a label such as `cpu: no such control group controller`.
 #[must_use]
 pub fn limit_of(label: &str) -> &'static str {
     let name = label.split(':').next().unwrap_or_default();
@@ -141,7 +143,7 @@ fn holdings_of(cluster: &Cluster, node: NodeId) -> impl Iterator<Item = &Holding
     holdings.filter(move |holding| holding.order.node == node)
 }
 
-/// What the node says that it cannot enforce, and what nothing enforces of what runs there.
+/// Returns the limits that the node cannot enforce, and those that nothing enforces on its workers.
 fn not_enforced(cluster: &Cluster, known: Option<&ObservedNode>, node: NodeId) -> Vec<String> {
     let mut labels = known.map(|node| node.not_enforced.clone()).unwrap_or_default();
     let shares = |holding: &Holding| {
@@ -154,7 +156,7 @@ fn not_enforced(cluster: &Cluster, known: Option<&ObservedNode>, node: NodeId) -
     labels
 }
 
-/// Open proposals, then the last decided ones, newest first.
+/// Returns the open proposals, then the last closed ones, newest first.
 #[must_use]
 pub fn proposal_views(cluster: &Cluster) -> Vec<ProposalView> {
     let mut open: Vec<(&ProposalId, &OpenProposal)> = cluster.open_proposals().iter().collect();
@@ -164,7 +166,7 @@ pub fn proposal_views(cluster: &Cluster) -> Vec<ProposalView> {
     ids.chain(closed).filter_map(|id| proposal_view(cluster, &id)).collect()
 }
 
-/// One proposal, open or lately decided.
+/// Returns one proposal, open or recently closed.
 #[must_use]
 pub fn proposal_view(cluster: &Cluster, id: &ProposalId) -> Option<ProposalView> {
     if let Some(open) = cluster.open_proposals().get(id) {

@@ -1,5 +1,5 @@
-//! Why a service, a slot or a proposal is as it is: a sentence, a reason per node or member, and the
-//! smallest change that would help.
+//! Explanations of a service, a slot or a proposal: a sentence, a reason per node or member, and the smallest
+//! change that would help.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::REBALANCE_CALM_MS;
@@ -15,23 +15,24 @@ use protocol::api::{ProposalState, Why};
 use protocol::manifest::{OnExpiry, ServiceManifest, format_bytes};
 use protocol::{Millis, NodeId, NodeName, ProposalId, ServiceName, SlotIndex};
 
-/// What `why` is asked about.
+/// The subject of an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    /// `chat`
+    /// A service, such as `chat`.
     Service(ServiceName),
-    /// `chat/0`
+    /// A slot, such as `chat/0`.
     Slot(ServiceName, SlotIndex),
-    /// A proposal's id.
+    /// A proposal, by its full id.
     Proposal(ProposalId),
-    /// `proposal/7f3a`: the first digits of a proposal's id. A [`Question::Service`] without such a service is one too.
+    /// A proposal by the first digits of its id, as in `proposal/7f3a`. A [`Question::Service`] that names no
+    /// service is tried as such digits too.
     ProposalPrefix(String),
 }
 
-/// Fewest digits that stand for a proposal: fewer fit too many, and are more likely a slip.
+/// Fewest digits that stand for a proposal: fewer match too many, and are more likely a typing error.
 const PREFIX_DIGITS_MIN: usize = 4;
 
-/// Whether this may be the beginning of a proposal's id.
+/// Returns whether this may be the beginning of a proposal's id.
 fn is_prefix(text: &str) -> bool {
     text.len() >= PREFIX_DIGITS_MIN && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -55,7 +56,7 @@ impl std::str::FromStr for Question {
     }
 }
 
-/// The answer; none when there is no such thing.
+/// Returns the explanation; none if the subject does not exist.
 #[must_use]
 pub fn why(cluster: &Cluster, observed: &Observed, question: &Question, now: Millis) -> Option<Why> {
     match question {
@@ -73,7 +74,7 @@ pub fn why(cluster: &Cluster, observed: &Observed, question: &Question, now: Mil
     }
 }
 
-/// The proposal whose id begins so, or all of them when there are several.
+/// Explains the proposal whose id begins so, or lists all of them if there are several.
 fn why_prefix(cluster: &Cluster, prefix: &str) -> Option<Why> {
     if !is_prefix(prefix) {
         return None;
@@ -138,8 +139,8 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
     Why { subject: name.to_string(), answer, reasons, remedy }
 }
 
-/// What keeps a new approval from rolling out any further: no node takes a replica under it, not even if a
-/// slot under the earlier one were free.
+/// Returns the obstacle that stops the roll-out of a new approval. No node can take a replica under it, not
+/// even if a slot under the earlier one were free.
 pub(crate) fn stuck(
     cluster: &Cluster,
     observed: &Observed,
@@ -157,7 +158,7 @@ pub(crate) fn stuck(
     }
 }
 
-/// That a replica could move for a better spread, and what it waits for.
+/// Returns a line about a replica that could move for a better spread, and the condition for which it waits.
 fn spread_line(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> Option<String> {
     if moving(service, observed, now, cluster.time(now)).is_some() {
         return None;
@@ -194,7 +195,7 @@ fn why_slot(cluster: &Cluster, observed: &Observed, service: &Service, slot: Slo
     Why { subject, answer: format!("{answer}; a replica waits: {cause}"), reasons, remedy }
 }
 
-/// One slot in a sentence, and where its replica moves if it does.
+/// Describes one slot in a sentence, with the destination of its replica if it moves.
 pub(crate) fn slot_sentence(
     cluster: &Cluster,
     observed: &Observed,
@@ -266,7 +267,7 @@ fn state_sentence(
     }
 }
 
-/// What would have been in the way elsewhere.
+/// Returns a line per node: the holder, and the obstacles on every other node.
 fn other_nodes(
     cluster: &Cluster,
     observed: &Observed,
@@ -318,7 +319,7 @@ fn slot_remedy(observed: &Observed, holding: &Holding) -> Option<String> {
     }
 }
 
-/// What the next replica of a service would meet.
+/// Returns the node that the next replica of a service would get, or the cause that blocks it.
 fn next_replica(
     cluster: &Cluster,
     observed: &Observed,
@@ -337,7 +338,7 @@ fn next_replica(
     free_slot(service).map(|_| best.name).ok_or(Blocked::NoSlot)
 }
 
-/// Cause, a line per node, and a remedy.
+/// Returns the cause, a line per node, and a remedy.
 fn explain(
     cluster: &Cluster,
     service: &Service,
@@ -366,8 +367,8 @@ fn explain(
     }
 }
 
-/// The change that clears the way on the node that lacks least: fewest obstacles, then those easiest to
-/// remove, then the smallest relative shortfall, then the lower name.
+/// Returns the change that removes the obstacles on the node that lacks least. Nodes are compared by fewest
+/// obstacles, then those easiest to remove, then the smallest relative shortfall, then the lower name.
 pub(crate) fn smallest_change(
     cluster: &Cluster,
     manifest: &ServiceManifest,
@@ -386,7 +387,7 @@ pub(crate) fn smallest_change(
     Some(steps.join("; and "))
 }
 
-/// How hard it is to remove: waiting, one command, fewer resources, another machine.
+/// Returns the effort of removing an obstacle: waiting, one command, fewer resources, another machine.
 fn effort(obstacle: &Obstacle) -> u64 {
     match obstacle {
         Obstacle::Unknown { .. } | Obstacle::Avoided { .. } => 0,
@@ -464,12 +465,12 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
     }
 }
 
-/// What is short can be freed only if the node has it at all.
+/// Returns the verb of a remedy: a missing amount can be freed only if the node offers that much at all.
 fn verb(needs: &u64, offers: &u64) -> &'static str {
     if needs > offers { "offer another" } else { "free" }
 }
 
-/// The other way out: asking for less, if that leaves anything.
+/// Returns the alternative, which is to ask for less, if that leaves anything.
 fn alternative(most: u64, text: &str) -> String {
     if most == 0 { String::new() } else { format!(", or ask for at most {text}") }
 }

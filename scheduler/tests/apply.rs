@@ -1,4 +1,4 @@
-//! What the state machine accepts and refuses, and that a refusal leaves no trace.
+//! State machine tests: accepted and refused commands, and refusals that leave no trace.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -222,7 +222,7 @@ fn what_changes_first_makes_the_other_proposal_stale() {
     );
 }
 
-/// Valid when it was approved, impossible when it is carried out: what runs is all there is.
+/// Valid when it was approved, impossible when it is executed: the slots that run cannot be replaced.
 #[test]
 fn a_new_approval_that_can_run_nowhere_ends_nothing() {
     type Edit = fn(&mut ServiceManifest);
@@ -457,7 +457,7 @@ fn plans_are_refused_when_the_state_moved_on() {
     assert_eq!(verdict(&world, Actor::Scheduler, command), "ok", "an API key matters to no plan");
 }
 
-/// Steps that no honest planner makes.
+/// Steps that a correct planner never makes.
 #[test]
 fn steps_that_would_break_a_rule_are_refused() {
     let mut world = running();
@@ -534,7 +534,7 @@ fn a_forged_snapshot_is_refused() {
     let world = running();
     let snapshot = world.cluster.to_snapshot();
     assert_eq!(Cluster::from_snapshot(&snapshot).unwrap(), world.cluster);
-    // Somebody edits what the circle signed: the reader verifies every certificate again.
+    // A forger edits a manifest that the circle signed: the reader verifies every certificate again.
     let text = b"cpu_millicores";
     let at = snapshot.windows(text.len()).position(|window| window == text).unwrap() + text.len();
     let mut forged = snapshot.clone();
@@ -667,7 +667,7 @@ fn proposals_are_bounded_in_number() {
     }
 }
 
-/// Whoever waits for an update sees its first replica, and no earlier one.
+/// A client that waits for an update sees its first replica, and no earlier one.
 #[test]
 fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
     let mut world = running();
@@ -688,7 +688,7 @@ fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
     assert!(seen.is_sorted(), "it does not go back: {seen:?}");
 }
 
-/// The story of a client whose answer is lost: it sends the same again under the same key, before and after another
+/// A client whose reply is lost sends the same again under the same key. It does so before and after another
 /// replica leads or one was restored from a snapshot.
 #[test]
 fn a_write_under_a_key_is_carried_out_once_and_answered_alike() {

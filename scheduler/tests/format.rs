@@ -1,9 +1,11 @@
-//! What this crate writes to disks: entries of the log, answers that sessions keep, and snapshots.
+//! Tests of the persistent formats of this crate: entries of the log, recorded replies, and snapshots.
 //!
-//! `format/log.txt` holds the shape of each, field by field, and the size and digest of its bytes; `format/snapshot.cbor` a
-//! snapshot as it was once written. `REFRESH_GOLDEN=1 cargo test -p scheduler` writes them anew, and the seeds of the fuzzer.
-//! A digest that changes is a log that an earlier build cannot read, or the other way round: it needs a version, and a
-//! breaking line in the changelog.
+//! `format/log.txt` holds the shape of each, field by field, and the size and digest of its bytes.
+//! `format/snapshot.cbor` is a snapshot as it was once written. `REFRESH_GOLDEN=1 cargo test -p scheduler`
+//! writes them again, and the seeds of the fuzzer.
+//!
+//! A digest that changes is a log that an earlier build cannot read, or the other way round. It needs a
+//! version, and a breaking line in the changelog.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -34,7 +36,7 @@ fn write(path: &Path, bytes: &[u8]) {
     std::io::Write::write_all(&mut file, bytes).unwrap();
 }
 
-/// Each field's path and type, once: elements of lists and of maps with free keys share a line.
+/// Returns each field's path and type, once: elements of lists and of maps with free keys share a line.
 fn shape(value: &Cbor) -> BTreeSet<String> {
     fn walk(value: &Cbor, path: &str, out: &mut BTreeSet<String>) {
         let kind = match value {
@@ -49,7 +51,7 @@ fn shape(value: &Cbor) -> BTreeSet<String> {
             }
             Cbor::Map(entries) => {
                 for (key, value) in entries {
-                    // Names of fields have an underscore or are a word of ours; keys that are data are shown by type.
+                    // Names of fields are shown as they are; keys that are data are shown by type.
                     match key.as_text().filter(|_| !HAS_FREE_KEYS.iter().any(|end| path.ends_with(end))) {
                         Some(name) => walk(value, &format!("{path}.{name}"), out),
                         None => walk(value, &format!("{path}{{}}"), out),
@@ -66,11 +68,12 @@ fn shape(value: &Cbor) -> BTreeSet<String> {
     out
 }
 
-/// Maps whose keys are data.
+/// Paths of the maps whose keys are data.
 const HAS_FREE_KEYS: [&str; 7] =
     [".services", ".api_keys", ".labels", ".node_selector", ".signatures", ".ballots", ".wraps{}"];
 
-/// The same with signatures, and digests of certificates, as so many equal bytes: ML-DSA draws randomness for each.
+/// Replaces signatures, and digests of certificates, by as many equal bytes: ML-DSA draws randomness for
+/// each.
 fn without_signatures(value: &mut Cbor) {
     match value {
         Cbor::Map(entries) => {
@@ -101,7 +104,7 @@ fn tell(out: &mut String, name: &str, mut value: Cbor) {
     writeln!(out, "= {name}\n{shape}\n-> {} bytes, {}\n", bytes.len(), Digest::of(&bytes)).unwrap();
 }
 
-/// What the sample plan leaves behind: a replica that moves, a slot that ends, a node that is avoided.
+/// Returns the state after the sample plan: a replica moves, a slot ends, a node is avoided.
 fn after_the_plan(world: &World) -> Cluster {
     let mut cluster = world.cluster.clone();
     let (_, plan) = commands(world).into_iter().find(|(name, _)| *name == "execute").unwrap();
@@ -109,12 +112,12 @@ fn after_the_plan(world: &World) -> Cluster {
     cluster
 }
 
-/// The fields that these states have together.
+/// Returns the fields that these states have together.
 fn state_shape(states: &[&Cluster]) -> BTreeSet<String> {
     states.iter().flat_map(|state| shape(&tree(state))).collect()
 }
 
-/// Every kind of answer.
+/// Returns a reply of every kind.
 fn replies() -> Vec<(&'static str, Reply)> {
     let mut world = running();
     let orders = world.cluster.holdings().map(|(_, _, holding)| holding.order.clone()).collect();
@@ -138,7 +141,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
     ]
 }
 
-/// The kinds of a type's values in the samples, by the word that stands for each on the wire.
+/// Returns the kinds of a type's values in the samples, by the name that stands for each on the wire.
 fn kinds<'a>(trees: impl Iterator<Item = &'a Cbor>) -> BTreeSet<String> {
     let word = |tree: &Cbor| match tree {
         Cbor::Text(word) => word.clone(),
@@ -171,7 +174,8 @@ fn every_kind_of_entry_answer_and_state_has_the_bytes_it_had() {
         assert_eq!(from_bytes::<Reply>(&to_bytes(&reply), 1 << 20).as_ref(), Ok(&reply));
         tell(&mut told, &format!("reply/{name}"), tree(&reply));
     }
-    // Certificates are named by digests that cover signatures, so only the shape of a state is the same each time.
+    // Certificates are named by digests that cover signatures, so only the shape of a state is the same each
+    // time.
     let shape = state_shape(&[&world.cluster, &after_the_plan(&world)]);
     writeln!(told, "= snapshot\n{}", shape.into_iter().collect::<Vec<_>>().join("\n")).unwrap();
     if refreshes() {
@@ -191,7 +195,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     let world = running();
     let trees: Vec<Cbor> = commands(&world).iter().map(|(_, command)| tree(command)).collect();
     let expected = |words: &str| words.split(' ').map(str::to_string).collect::<BTreeSet<String>>();
-    // A kind that is added without a sample here fails to compile or is missing from this list.
+    // A new kind without a sample here fails to compile or is missing from this list.
     let actions = "lead found submit_proposal cast_ballot register_model put_wraps forget_model create_api_key revoke_api_key \
         scale execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));

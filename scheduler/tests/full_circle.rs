@@ -1,5 +1,4 @@
-//! A circle of as many members as there may be: what it asks for, how it votes, and what it was are written to the log
-//! and read from a snapshot.
+//! Circle of maximum size: its commands, its votes and its history fit into the log and into a snapshot.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -16,7 +15,7 @@ use scheduler::limits::*;
 use scheduler::*;
 use std::collections::BTreeMap;
 
-/// Somebody with a name as long as names may be.
+/// Returns a member with a name of the maximum length.
 fn person(number: usize) -> (MemberId, MemberSecret) {
     let name = format!("{number:0>width$}", width = NAME_BYTES_MAX);
     (member(&name), MemberSecret::generate(&[number as u8 + 1; 64]))
@@ -30,7 +29,7 @@ fn roster(people: &BTreeMap<MemberId, MemberSecret>) -> (Vec<Member>, Policy) {
     (members.collect(), Policy { quorums })
 }
 
-/// Writes a command to the log and applies what the log holds.
+/// Writes a command to the log and applies the entry of the log.
 fn write(cluster: &mut Cluster, index: u64, action: Action) -> Reply {
     let bytes = to_bytes(&Command { now: START, actor: Actor::Scheduler, action, idempotency: None });
     let reply = from_bytes(&apply_bytes(cluster, index, &bytes), 1 << 20).unwrap();

@@ -1,5 +1,7 @@
-//! Leases, lapses and ends to the millisecond and to the generation, steps that would break their rules, and what a
-//! service's end or a node's new keys take with them.
+//! Lease tests: leases, lapses and ends to the millisecond and to the generation, and steps that break their
+//! rules.
+//!
+//! They also cover the effects of a service's end and of a node's new keys.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -21,7 +23,7 @@ fn two_nodes() -> World {
     world
 }
 
-/// `embed` with so many slots of an envelope of four, all ready.
+/// Returns a cluster in which `embed` has that many slots of an envelope of four, all ready.
 fn running(replicas: u32) -> World {
     let mut world = two_nodes();
     world.approve(deploy(manifest("embed", 1, 4, 500, 64)));
@@ -136,7 +138,7 @@ fn a_condemned_node_waits_for_the_decision_and_no_longer() {
     assert!(!world.hear("node-2"), "the other one is still condemned");
 }
 
-/// What a node said before it was told to end a slot says nothing about what it runs after.
+/// A node's report from before the order to end a slot says nothing about the slots that it runs afterwards.
 #[test]
 fn an_ended_slot_is_free_only_when_its_node_was_heard_after_it() {
     let mut world = two_nodes();
@@ -164,7 +166,7 @@ fn an_ended_slot_is_free_only_when_its_node_was_heard_after_it() {
     assert_eq!(still.plan().steps[0], Step::Release(slot(0, 1)));
 }
 
-/// The holder of a lapsing slot is no longer admitted: nobody can ask it, and only time frees the slot.
+/// The holder of a lapsing slot is no longer admitted and cannot be asked, so only time frees the slot.
 #[test]
 fn a_removed_nodes_slot_is_freed_by_time_alone() {
     let mut world = running(2);
@@ -245,7 +247,7 @@ fn a_fence_survives_everything_that_frees_its_slot() {
     assert_eq!(known.fence, Fence(6), "nodes remember what they saw, though the service was gone");
 }
 
-/// A replica that moves names what it leaves; anything but a running slot elsewhere is no move.
+/// A moving replica names the slot that it leaves; only a running slot elsewhere makes a valid move.
 #[test]
 fn a_move_leaves_a_slot_that_runs_elsewhere() {
     let world = running(2);
@@ -315,7 +317,7 @@ fn what_a_step_did_can_be_read_in_the_audit() {
     assert_eq!(events, ["scheduler drain embed/0 a test", "scheduler end embed/0 "]);
 }
 
-/// Old entries of the log and old snapshots know no moves; they are read as they were written.
+/// Old entries of the log and old snapshots contain no moves; they are read as they were written.
 #[test]
 fn entries_without_moves_are_written_as_before() {
     let order = OrderPlan {
@@ -337,7 +339,8 @@ fn entries_without_moves_are_written_as_before() {
     assert_eq!(protocol::canonical::from_bytes::<OrderPlan>(&bytes, 1000), Ok(moving));
 }
 
-/// Two services of two replicas each on one node, and a second node that has been there for long enough.
+/// Returns two services of two replicas each on one node, and a second node that has been alive for long
+/// enough.
 fn crowded(cpu_millicores: u64) -> World {
     let mut world = World::new(&[node("node-1", cpu_millicores, 8192)]);
     world.share_model("minilm", 90 << 20);
@@ -424,7 +427,7 @@ fn a_proposal_is_brought_before_its_end() {
     }
 }
 
-/// What a node has is known only while it is heard: a new leader knows of no GPU at all.
+/// A node's resources are known only while it is alive: a new leader knows of no GPU at all.
 #[test]
 fn a_gpu_is_missed_only_on_a_node_that_is_heard() {
     let mut spec = node("node-1", 4000, 4096);
@@ -443,7 +446,7 @@ fn a_gpu_is_missed_only_on_a_node_that_is_heard() {
     assert!(matches!(&world.plan().steps[..], [Step::Drain { .. }]), "now it says that the GPU is gone");
 }
 
-/// Nothing keeps a worker within its part of a GPU, and a listing says so where one runs.
+/// Nothing keeps a worker within its part of a GPU, and a listing states so if one runs.
 #[test]
 fn a_part_of_a_gpu_is_labelled_as_counted_only() {
     type Edit = fn(&mut protocol::manifest::Resources);

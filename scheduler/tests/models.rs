@@ -1,4 +1,4 @@
-//! What the register of models and keys accepts: nothing without a key, nothing twice, nothing that replaces.
+//! Tests of the register of models and keys: nothing without a key, no duplicates, no replacements.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -61,7 +61,7 @@ fn models_and_wraps_are_checked() {
     );
 }
 
-/// Refused or not, whatever is sent: a model that is known has a member who can open it.
+/// After any command, refused or not, a registered model has a member who can open it.
 #[test]
 fn a_model_is_registered_with_its_key_or_not_at_all() {
     let mut world = two_nodes();
@@ -129,7 +129,7 @@ fn what_is_registered_is_not_replaced() {
     );
 }
 
-/// A wrap to a key that nobody has any more is dropped, wherever the key was replaced, and makes room.
+/// A wrap to a replaced key is dropped, wherever the key was replaced, and frees capacity for another.
 #[test]
 fn a_replaced_key_makes_room_for_another_wrap() {
     let mut world = two_nodes();

@@ -1,4 +1,4 @@
-//! What the log may hold after all: commands that are nearly right, applied to a cluster in which everything is there.
+//! Mutation tests: nearly correct commands, applied to a cluster in which everything is there.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -13,7 +13,7 @@ use protocol::error_code::COMMAND_INVALID;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-/// The cluster, and the trees of the commands that fit it.
+/// Returns the cluster, and the trees of the commands that fit it.
 fn stage() -> &'static (World, Vec<(&'static str, Cbor)>) {
     static STAGE: OnceLock<(World, Vec<(&'static str, Cbor)>)> = OnceLock::new();
     STAGE.get_or_init(|| {
@@ -23,7 +23,7 @@ fn stage() -> &'static (World, Vec<(&'static str, Cbor)>) {
     })
 }
 
-/// A command by its number, edited with parts of another.
+/// Returns a command by its number, edited with parts of another.
 fn edited(which: usize, donor: usize, edits: &[Edit]) -> Vec<u8> {
     let (_, trees) = stage();
     let mut value = trees[which % trees.len()].1.clone();
@@ -73,15 +73,15 @@ proptest! {
     }
 }
 
-/// Every part of every command, edited in every way: no part is trusted. For each kind of command some edits are judged by a
-/// rule and not by form alone.
+/// Edits every part of every command in every way: no part is trusted. For each kind of command some edits
+/// are judged by a rule, not by form alone.
 #[test]
 fn every_part_of_every_command_may_be_wrong() {
     const EDITS: [(u8, u16); 9] = [(0, 0), (0, 2), (0, 3), (0, 8), (1, 7), (2, 0), (3, 0), (4, 0), (4, 1)];
     let (world, trees) = stage();
     let mut codes: BTreeMap<&str, BTreeMap<&str, u32>> = BTreeMap::new();
     for (which, (name, tree)) in trees.iter().enumerate() {
-        // Many edits change nothing, or the same.
+        // Many edits change nothing, or give the same bytes.
         let mut seen = BTreeSet::from([to_bytes(tree)]);
         for at in 0..count(tree) {
             for (kind, with) in EDITS {

@@ -1,6 +1,8 @@
-//! Where replicas go, and what is in the way elsewhere: one table a rule, in `tests/tables`. A case is a cluster and
-//! what is wanted; below it stand the orders of the first plan, and for what waits the cause, what each node lacks,
-//! and the smallest change that would help. `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers anew.
+//! Placement tests: the nodes of replicas and the obstacles elsewhere, one table per rule in `tests/tables`.
+//!
+//! A case is a cluster and the wanted services. The orders of the first plan follow it. For waiting replicas
+//! the cause follows too, with the obstacles of each node and the smallest change that would help.
+//! `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers again.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -12,7 +14,7 @@ use protocol::manifest::{Manifest, ServiceManifest};
 use scheduler::*;
 use std::fmt::Write;
 
-/// A case as it is read.
+/// A case as parsed.
 #[derive(Default)]
 struct Case {
     nodes: Vec<NodeSpec>,
@@ -93,7 +95,7 @@ impl Case {
         text + &self.remedies(&world, &plan)
     }
 
-    /// What `why` and a dry run say agrees with the plan.
+    /// Checks that `why` and a dry run agree with the plan.
     fn check_agreement(&self, world: &World, plan: &Plan) {
         for manifest in &self.services {
             let name = &manifest.name;
@@ -137,7 +139,7 @@ impl Case {
     }
 }
 
-/// Tells every case of a table anew.
+/// Runs every case of a table and returns the text with fresh answers.
 fn tell(text: &str) -> String {
     let mut told = String::new();
     for block in text.split("\n\n") {

@@ -1,5 +1,6 @@
-//! Whatever happens, in whatever order: no slot is live twice, no envelope and no node is exceeded, and
-//! every replica and every restored snapshot tells the same story. `common/sim.rs` is the world it happens in.
+//! Property tests of random events: no slot is live twice, no envelope and no node is exceeded.
+//!
+//! Every replica and every restored snapshot reaches the same state. The simulation is in `common/sim.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -73,7 +74,7 @@ proptest! {
         }
     }
 
-    /// Once the trouble ends, the cluster comes to rest with what is wanted and what fits.
+    /// Once the faults end, the cluster settles with every wanted replica that fits.
     #[test]
     fn after_any_trouble_what_is_wanted_runs(events in prop::collection::vec(event(), 1..60)) {
         let mut sim = Sim::new();
@@ -94,7 +95,7 @@ proptest! {
         }
     }
 
-    /// The same state and view give the same plan, however often it is asked for.
+    /// The same state and view give the same plan at every call.
     #[test]
     fn a_plan_is_a_function(events in prop::collection::vec(event(), 1..40)) {
         let mut sim = Sim::new();
@@ -117,7 +118,7 @@ proptest! {
         prop_assert!(Cluster::from_snapshot(&bytes).is_err());
     }
 
-    /// At rest, a plan moves what is worth it and then nothing for ever.
+    /// At rest, a plan makes the moves that are worthwhile, and then no move ever again.
     #[test]
     fn moves_come_to_an_end(placed in prop::collection::vec(0..NODES, 1..4), replicas in 1..5u32) {
         let mut sim = Sim::new();
@@ -129,7 +130,7 @@ proptest! {
         sim.world.must(Action::Scale { service: service_name("chat"), replicas });
         sim.step(&Event::Plan);
         sim.recover(10 * limits::REBALANCE_CALM_MS);
-        // All nodes are back. No move gains less than one pair of replicas less on one node.
+        // All nodes are back. Every move leaves at least one pair of replicas fewer on one node.
         prop_assert!(sim.moves <= replicas * (replicas - 1) / 2, "{} moves", sim.moves);
         prop_assert!(sim.is_even(&service_name("chat")));
         let moves = sim.moves;
@@ -147,7 +148,7 @@ fn trace_of(seed: u64) -> Digest {
     Digest::of(sim.trace.as_bytes())
 }
 
-/// Members' keys and signatures differ each time, and still nothing that is decided does.
+/// Members' keys and signatures differ each time, but no decision does.
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     let traces: Vec<Digest> = (0..6).map(trace_of).collect();

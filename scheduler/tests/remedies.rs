@@ -1,4 +1,4 @@
-//! Every "smallest change that would help" is tried: it is done, and the replica must then be placed.
+//! Remedy tests: every "smallest change that would help" is applied, and the replica must then be placed.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -11,7 +11,7 @@ use protocol::manifest::{ServiceManifest, parse_bytes};
 use protocol::model::Recipient;
 use scheduler::*;
 
-/// What a node of the test is like: CPU, memory in MiB, has the label, in the region, has the key.
+/// Traits of a test node: CPU, memory in MiB, has the label, in the region, has the key.
 type Traits = (u64, u64, bool, bool, bool);
 
 fn world_of(nodes: &[Traits], wanted: &ServiceManifest) -> World {
@@ -39,7 +39,7 @@ fn world_of(nodes: &[Traits], wanted: &ServiceManifest) -> World {
     world
 }
 
-/// Does what one part of a remedy says.
+/// Performs one part of a remedy.
 fn follow(world: &mut World, wanted: &mut ServiceManifest, step: &str) {
     let step = step.split(", or ").next().unwrap();
     let words: Vec<&str> = step.split(' ').collect();

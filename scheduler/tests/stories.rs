@@ -1,5 +1,7 @@
-//! Operators' stories: what is planned, why things wait, what would help. Each is a text file in
-//! `tests/golden`; `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers anew, for review as a diff.
+//! Operators' scripts: plans, causes of waiting, and remedies.
+//!
+//! Each is a text file in `tests/golden`; `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers
+//! again, for review as a diff.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Carrying out a plan.
+//! Plan execution: applies all steps of a plan to the replicated state, or none.
 
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Refusal, Reply, Step};
@@ -8,7 +8,7 @@ use protocol::Digest;
 use protocol::error_code::{COMMAND_INVALID, PLAN_STALE};
 use std::collections::BTreeSet;
 
-/// All steps or none, and only in the generation that they were planned for.
+/// Executes all steps or none, and only in the generation for which they were planned.
 pub(super) fn execute(
     cluster: &mut Cluster,
     parent_generation: u64,
@@ -37,7 +37,8 @@ pub(super) fn execute(
     Ok(Reply::Executed { generation: cluster.generation, orders })
 }
 
-/// Ends services whose last slot is free, and forgets manifests under which nothing can run any more.
+/// Marks a retiring service as retired once its last slot is free, and forgets manifests under which no slot
+/// can run any more.
 pub(super) fn settle(cluster: &mut Cluster) {
     let mut in_use: BTreeSet<Digest> = BTreeSet::new();
     for (name, service) in &mut cluster.services {

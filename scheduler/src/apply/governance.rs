@@ -1,4 +1,4 @@
-//! Founding, proposals, ballots, and what an approved change does to the cluster.
+//! Governance commands: founding the circle, proposals, ballots, and the effects of an approved change.
 
 use super::execute::settle;
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
@@ -46,7 +46,7 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     if cluster.open.contains_key(&id) {
         return Ok(Reply::Submitted { proposal: id });
     }
-    // Ballots name a proposal by its id: one that was decided would begin with the votes of the first time.
+    // Ballots name a proposal by its id, so a decided proposal that returns would inherit its earlier votes.
     if cluster.closed.iter().any(|closed| closed.proposal.id() == id) {
         return Err(not_open(cluster, id));
     }
@@ -67,7 +67,8 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     Ok(Reply::Submitted { proposal: id })
 }
 
-/// A proposal stands when the circle's state today would make exactly it.
+/// Checks a submitted proposal: it is valid only if the circle's current state would produce exactly the same
+/// one.
 fn check_submitted(state: &CircleState, proposal: &Proposal, now: Millis) -> Result<(), Refusal> {
     if proposal.circle != state.id() {
         return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle }.into());
@@ -139,8 +140,8 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
     }
 }
 
-/// How a proposal stands. Its ballots were checked when they came in, and nothing that they depend on
-/// changes while it is open: a new epoch closes every proposal of an earlier one.
+/// Returns the state of a proposal. Its ballots were verified on arrival, and nothing that they depend on
+/// changes while it is open. A new epoch closes every proposal of an earlier one.
 fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
     let Some(rule) = state.policy().quorums.get(&class_of(&open.proposal.change)) else {
         return ProposalState::Open;
@@ -155,7 +156,7 @@ fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
     }
 }
 
-/// Who approved; and who approved or may still.
+/// Returns the members that have approved, and those that have approved or still may.
 fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTreeSet<MemberId>) {
     let choice = |id: &MemberId| open.ballots.get(id).map(|signed| signed.ballot.choice);
     let approves = Some(protocol::governance::Choice::Approve);
@@ -165,11 +166,11 @@ fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTree
     (approved, possible)
 }
 
-/// Assembles the certificate, verifies it like anybody else would, and puts the change into force.
+/// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
 fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
     let now = cluster.now;
     let state = circle(cluster)?;
-    // Each ballot was checked when it came in; verifying judges them all once more, as everybody else will.
+    // Each ballot was verified on arrival; this verifies them all again, as every later verifier will.
     let certificate = assemble(&open.proposal, open.ballots.values());
     let digest = certificate.digest();
     let approved = human_chain::verify(state, &certificate, now)?;
@@ -225,8 +226,9 @@ fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest
     cluster.services.insert(manifest.name.clone(), service);
 }
 
-/// An identity that is no longer admitted gets no lease and no key: its slots are free when its last
-/// lease ends, its wraps go. So do wraps to an encryption key that was replaced.
+/// Revokes slots and wraps of identities that are no longer admitted. Such a node gets no lease and no key:
+/// its slots are free when its last lease ends, and its wraps are dropped. Wraps to a replaced encryption key
+/// are dropped too.
 fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
     super::registry::drop_useless_wraps(cluster, before);
     let after: BTreeSet<NodeId> = cluster.nodes().map(|node| node.id).collect();
@@ -236,7 +238,8 @@ fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<Recipient, Encr
         let phase = match (after.contains(&holding.order.node), &holding.phase) {
             (false, HoldingPhase::Lapsing) => continue,
             (false, _) => HoldingPhase::Lapsing,
-            // Admitted again before it lapsed: it may run the slot still, and is told to end it.
+            // The node was admitted again before the lapse: it may still run the slot, and is ordered to end
+            // it.
             (true, HoldingPhase::Lapsing) => HoldingPhase::Ending { generation },
             (true, _) => continue,
         };
@@ -245,8 +248,8 @@ fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<Recipient, Encr
     }
 }
 
-/// Closes every open proposal that no longer stands, since nobody's signature carries over to a state
-/// that they did not see.
+/// Closes every open proposal that no longer applies, since a signature does not carry over to a state that
+/// its signer did not see.
 fn close_stale(cluster: &mut Cluster) {
     let Some(state) = cluster.circle_state() else { return };
     let stands = |proposal: &Proposal| {
@@ -269,7 +272,7 @@ fn not_founded() -> Refusal {
     Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet")
 }
 
-/// A change in a few words, for the audit.
+/// Returns a short description of a change, for the audit log.
 pub(crate) fn summary(change: &Change) -> String {
     match change {
         Change::Deploy(manifest) => format!("deploy {}", manifest.name()),

@@ -1,7 +1,7 @@
-//! Applying a command: deterministic, total, and all or nothing.
+//! Command application: deterministic, total, and all or nothing.
 //!
-//! A refused command changes nothing at all, not even the cluster's time, so replicas stay equal whatever
-//! is written to the log. A command under an idempotency key leaves its reply behind, refused or not.
+//! A refused command changes nothing, not even the cluster's time, so replicas stay equal for any log
+//! content. A command under an idempotency key records its reply, even if it is refused.
 
 mod execute;
 mod governance;
@@ -21,8 +21,8 @@ use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Millis, ReplicaId};
 use std::collections::BTreeMap;
 
-/// Applies the canonical bytes of a [`Command`] and returns those of its [`Reply`]. Bytes that are no
-/// command are refused like a command that may not be.
+/// Applies the canonical bytes of a [`Command`] and returns those of its [`Reply`]. Bytes that do not decode
+/// to a command are refused like an invalid command.
 #[must_use]
 pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
     let reply = match from_bytes::<Command>(bytes, COMMAND_BYTES_MAX) {
@@ -32,7 +32,7 @@ pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
     to_bytes(&reply)
 }
 
-/// Applies the command at this index of the log. Never panics, whatever it is given.
+/// Applies the command at this index of the log. Never panics, for any input.
 pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let Some(key) = &command.idempotency else { return attempt(cluster, index, command) };
     if let Err(refusal) = check_key(cluster, key) {
@@ -51,7 +51,7 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     }
 }
 
-/// Carries a command out or changes nothing.
+/// Executes a command, or changes nothing.
 fn attempt(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let before = cluster.now;
     cluster.now = cluster.now.max(command.now);
@@ -86,7 +86,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
     }
 }
 
-/// What an access token must allow; none = not asked for by token.
+/// Returns the scope that an access token needs for an action; none if the action takes no token.
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
         Action::SubmitProposal(_) | Action::CastBallot(_) => Some(TokenScope::Propose),
@@ -102,7 +102,8 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
     }
 }
 
-/// The shell has checked the token's text; that it exists and has the scope is checked here again.
+/// Checks the actor again: the shell has verified the token's text, and this verifies its existence and
+/// scope.
 fn check_actor(cluster: &Cluster, actor: &Actor, scope: TokenScope) -> Result<(), Refusal> {
     let Some(state) = cluster.circle_state() else {
         return Err(Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
@@ -115,7 +116,8 @@ fn check_actor(cluster: &Cluster, actor: &Actor, scope: TokenScope) -> Result<()
     }
 }
 
-/// Only tokens of the circle leave records, so that there are no more parties to them than it has tokens.
+/// Checks that the key belongs to a token of the circle. Only those tokens leave records, which bounds the
+/// number of parties.
 fn check_key(cluster: &Cluster, key: &IdempotencyKey) -> Result<(), Refusal> {
     let tokens = cluster.circle_state().map(|state| state.tokens()).unwrap_or_default();
     match tokens.iter().any(|token| token.name == key.token) {
@@ -131,7 +133,7 @@ fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
     Reply::Leads { generation: cluster.generation }
 }
 
-/// Whether a [`Action::Tick`] would change something now; the leader proposes one only then.
+/// Returns whether an [`Action::Tick`] would change something now; the leader proposes one only then.
 #[must_use]
 pub fn tick_is_due(cluster: &Cluster, now: Millis) -> bool {
     let now = now.max(cluster.now);

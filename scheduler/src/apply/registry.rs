@@ -1,4 +1,5 @@
-//! What people change inside what is approved: models, key wraps, API keys, replicas, and nodes that ask.
+//! Registry commands inside what is approved: models, key wraps, API keys, replica counts, and enrolment of
+//! nodes.
 
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
@@ -25,8 +26,8 @@ const ML_KEM_768_CIPHERTEXT_LENGTH: usize = 1088;
 /// Length of a sealed model key: 32 bytes and AES-GCM's tag of 16.
 const SEALED_KEY_LENGTH: usize = 48;
 
-/// Registers a model together with its key, so that whoever imports can die at any moment: there is a model
-/// whose key somebody holds, or none. The same command again changes nothing.
+/// Registers a model together with its key. The importer may crash at any moment: a registered model always
+/// has a member who holds its key. The same command again changes nothing.
 pub(super) fn register_model(
     cluster: &mut Cluster,
     actor: &Actor,
@@ -56,7 +57,8 @@ pub(super) fn register_model(
     Ok(Reply::Done)
 }
 
-/// Whether exactly this is registered. A token may add models; it changes none, and takes no name.
+/// Returns whether exactly this record is registered. A token may add models; it cannot change one, and
+/// cannot take a name that is in use.
 fn is_registered(cluster: &Cluster, record: &ModelRecord) -> Result<bool, Refusal> {
     if let Some(known) = cluster.models.get(&record.root) {
         if known == record {
@@ -113,8 +115,8 @@ pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap])
     Ok(Reply::Done)
 }
 
-/// A wrap that is there opens for its recipient, as those to replaced keys are dropped. So another one can only
-/// lock the recipient out.
+/// Checks new wraps. An existing wrap opens for its recipient, since wraps to replaced keys are dropped.
+/// Another one could therefore only lock the recipient out.
 fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
     if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
         let message =
@@ -149,7 +151,7 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Keeps those that are new; how many.
+/// Keeps the new wraps and returns their number.
 fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
     let mut keep = |wrap: &KeyWrap| {
         let of_model = cluster.wraps.entry(wrap.root).or_default();
@@ -158,8 +160,8 @@ fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
     wraps.iter().filter(|wrap| keep(wrap)).count()
 }
 
-/// Takes a model out of the register, for good: its key is gone with its wraps. What lies in stores of it is for
-/// a sweep to remove.
+/// Removes a model from the registry permanently: its key is lost with its wraps. Its objects remain in the
+/// stores until garbage collection removes them.
 pub(super) fn forget_model(cluster: &mut Cluster, actor: &Actor, root: &ModelRoot) -> Result<Reply, Refusal> {
     let Some(record) = cluster.models.get(root) else {
         return Err(Refusal::new(MODEL_NOT_FOUND, format!("no model {} is registered", root.short())));
@@ -176,9 +178,9 @@ pub(super) fn forget_model(cluster: &mut Cluster, actor: &Actor, root: &ModelRoo
     Ok(Reply::Done)
 }
 
-/// The key that a wrap for this recipient must be made for: of a member, of an admitted node, or of one that asks
-/// or is proposed, since an approval to admit a node finds its wraps already there, so that its slots need no step
-/// by hand.
+/// Returns the key for which a wrap for this recipient must be made. The recipient is a member, an admitted
+/// node, or a node that asks for admission or is proposed. Wraps can thus exist before a node is admitted,
+/// and its slots need no manual step.
 fn key_of<'a>(cluster: &'a Cluster, recipient: &Recipient) -> Option<&'a EncryptionKey> {
     match recipient {
         Recipient::Member(id) => Some(&cluster.circle_state()?.member(id)?.keys.encryption),
@@ -197,14 +199,14 @@ fn proposed(cluster: &Cluster, id: NodeId) -> Option<&NodeAdmission> {
     })
 }
 
-/// The keys of all who hold wraps, to be compared after a change.
+/// Returns the current keys of all recipients of wraps, for comparison after a change.
 pub(super) fn recipient_keys(cluster: &Cluster) -> BTreeMap<Recipient, EncryptionKey> {
     let recipients: BTreeSet<&Recipient> = cluster.wraps.values().flat_map(BTreeMap::keys).collect();
     let key = |recipient: &Recipient| Some((recipient.clone(), key_of(cluster, recipient)?.clone()));
     recipients.into_iter().filter_map(key).collect()
 }
 
-/// Forgets wraps for those who are neither in the circle nor ask to be, and wraps to keys that were replaced.
+/// Drops wraps for recipients that are neither in the circle nor candidates, and wraps to replaced keys.
 pub(super) fn drop_useless_wraps(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
     let after = recipient_keys(cluster);
     let opens = |recipient: &Recipient| {
@@ -265,8 +267,8 @@ pub(super) fn scale(
     Ok(Reply::Done)
 }
 
-/// What [`enrol`] answers at `now` where it notes nothing; none where it would. Whoever carries commands to the
-/// log asks this first: an unknown key may ask as often as it likes, and shall not write.
+/// Returns the reply of [`enrol`] if it would record nothing at `now`; none if it would. The shell calls this
+/// before it proposes the command: an unknown key may ask often, but must not write to the log each time.
 #[must_use]
 pub fn enrol_answer(
     cluster: &Cluster,
@@ -300,14 +302,14 @@ pub fn enrol_answer(
     }
 }
 
-/// Of those who wait for admission, the one that has been silent longest, if it has for long.
+/// Returns the pending node that has been silent longest, if for at least [`PENDING_SILENT_MS`].
 fn silent(cluster: &Cluster, now: Millis) -> Option<NodeId> {
     let oldest = cluster.pending.values().min_by_key(|pending| pending.last_seen)?;
     (oldest.last_seen.plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
 }
 
-/// Notes that an unknown node asks. It grants nothing: a certificate admits, and anybody can ask, so all
-/// here is bounded.
+/// Records that an unknown node asks for admission. It grants nothing, since only a certificate admits. Any
+/// client may ask, so everything here is bounded.
 pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<Reply, Refusal> {
     let now = cluster.now;
     if let Some(answer) = enrol_answer(cluster, admission, now) {
@@ -315,7 +317,7 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
     }
     let known = cluster.pending.contains_key(&admission.id);
     if !known && cluster.pending.len() >= PENDING_NODES_MAX {
-        // No event for it: strangers that push each other out shall not push out what members did.
+        // No audit event: unadmitted nodes that evict each other must not evict the events of members.
         silent(cluster, now).map(|silent| cluster.pending.remove(&silent));
     } else if !known {
         let subject = format!("node/{}", admission.name);

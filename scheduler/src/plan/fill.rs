@@ -1,4 +1,4 @@
-//! The steps that give slots out: which replicas are wanted, and which node takes each.
+//! Planner steps that assign slots: the replicas that are wanted, and the node for each.
 
 use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, rooms, running};
 use crate::cluster::{Cluster, Holding, Service, ServicePhase};
@@ -9,22 +9,21 @@ use protocol::manifest::ServiceManifest;
 use protocol::{Millis, NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
-/// Why a replica is wanted and not placed.
+/// The cause that keeps a wanted replica from being placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Blocked {
-    /// The approval has expired.
     Expired,
-    /// Nobody registered the model.
+    /// The model is not registered.
     NoModel,
     /// Every slot of the envelope is held; some still drain.
     NoSlot,
-    /// This plan has no room for the order, or left it out.
+    /// This plan has no space for the order, or left it out.
     Later,
-    /// No node can take it; what is in the way of each.
+    /// No node can take the replica; each is listed with its obstacles.
     NoNode(Vec<(NodeName, Vec<Obstacle>)>),
 }
 
-/// The node that a replica would go to, and how many could take it.
+/// The best node for a replica, and the number of nodes that could take it.
 pub(crate) struct Candidates {
     pub(crate) node: NodeId,
     pub(crate) name: NodeName,
@@ -33,7 +32,7 @@ pub(crate) struct Candidates {
     pub(crate) count: usize,
 }
 
-/// Where one more replica goes, or what is in the way of each node.
+/// Returns the best node for one more replica, or the obstacles of each node.
 pub(crate) fn candidates(
     cluster: &Cluster,
     rooms: &[Room],
@@ -51,7 +50,7 @@ pub(crate) fn candidates(
             Ok(gpus) if obstacles.is_empty() => {
                 count += 1;
                 let score = room.score(manifest, &gpus, bytes, in_region(room.region()));
-                // Rooms are sorted by name, so a tie stays with the lower name.
+                // Rooms are sorted by name, so a tie goes to the lower name.
                 if best.as_ref().is_none_or(|(lowest, ..)| score < *lowest) {
                     best = Some((score, room, gpus));
                 }
@@ -66,7 +65,7 @@ pub(crate) fn candidates(
     Ok(Candidates { node: room.id, name: room.name.clone(), gpus, replicas: score.replicas, count })
 }
 
-/// What a service's own history puts in the way of a node: no key there, or it failed there just now.
+/// Returns the obstacles on a node from the service's own history: no key there, or a recent failure.
 pub(crate) fn service_obstacles(
     cluster: &Cluster,
     service: &Service,
@@ -83,7 +82,7 @@ pub(crate) fn service_obstacles(
     obstacles
 }
 
-/// Whether one more replica of a slot's service would find a node if that slot were free.
+/// Returns whether one more replica of a slot's service would fit on a node if that slot were free.
 pub(crate) fn fits_without(
     cluster: &Cluster,
     observed: &Observed,
@@ -104,7 +103,7 @@ pub(crate) fn fits_without(
 }
 
 impl Planner<'_> {
-    /// Orders every replica that is wanted: each service's minimum before anybody's more.
+    /// Orders every wanted replica: each service's minimum first, then the rest.
     pub(super) fn fill(&mut self) {
         for minimum in [true, false] {
             for name in self.service_names() {
@@ -133,7 +132,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Orders the lowest free slot on the best node, for a replica that is missing.
+    /// Orders the lowest free slot on the best node, for a missing replica.
     pub(super) fn place(&mut self, name: &ServiceName, why: &str) -> Result<(), Blocked> {
         let service = self.service(name);
         if service.is_expired(self.now) {
@@ -146,7 +145,7 @@ impl Planner<'_> {
         self.order(name, best, None, why)
     }
 
-    /// Orders the lowest free slot there.
+    /// Orders the lowest free slot on the given node.
     pub(super) fn order(
         &mut self,
         name: &ServiceName,
@@ -174,7 +173,7 @@ impl Planner<'_> {
         if taken { Ok(()) } else { Err(Blocked::Later) }
     }
 
-    /// The best node for one more replica, other than `except`.
+    /// Returns the best node for one more replica, other than `except`.
     pub(super) fn best_node(
         &self,
         name: &ServiceName,
@@ -206,7 +205,7 @@ impl Planner<'_> {
     }
 }
 
-/// Why a replica waits, as a sentence.
+/// Returns the cause for which a replica waits, as a sentence.
 pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
     match blocked {
         Blocked::Expired => "its approval has expired; nothing new starts".into(),

@@ -1,12 +1,13 @@
-//! Deciding what should happen next: which slots lapse, end, drain and are released, which are ordered
-//! where, and which move. A function of the replicated state, the leader's view and the time; it changes nothing.
+//! Planner: decides which slots lapse, end, drain and are released, which are ordered on which node, and
+//! which move.
 //!
-//! Each step is carried out on a draft as soon as it is found, by the code that will apply it, so later
-//! steps see the earlier ones' effect and the whole plan applies or is stale.
+//! It is a function of the replicated state, the leader's view and the time; it changes nothing. Each step is
+//! executed on a draft as soon as it is found, by the code that will apply it. Later steps thus see the
+//! effect of earlier ones, and the whole plan applies or is stale.
 //!
-//! May surprise: a step that the draft refuses is a fault of this module, and still no reason to panic. The
-//! same state would give the same panic on every replica that leads, no lease would be renewed, and all that
-//! runs would end. The step is left out and named in [`Plan::dropped`]; `apply` would have refused it anyway.
+//! Caveat: a step that the draft refuses is a bug in this module, but no reason to panic. The same state
+//! would cause the same panic on every replica that leads; no lease would be renewed, and every slot would
+//! end. The step is left out and recorded in [`Plan::dropped`]; `apply` would have refused it anyway.
 
 mod fill;
 mod rebalance;
@@ -29,68 +30,68 @@ pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, fits_withou
 pub(crate) use rebalance::{Uneven, moving, uneven};
 pub(crate) use room::{Obstacle, Room, isolation_word, model_bytes, rooms};
 
-/// What should happen next, and why.
+/// The next steps, and the reason for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The state that it was made for; in any other it is refused.
+    /// Generation for which it was made; any other generation refuses it.
     pub parent_generation: u64,
-    /// What to do, in this order.
+    /// Steps in order of execution.
     pub steps: Vec<Step>,
-    /// Why each order goes where it goes, and what each other step is for.
+    /// Reasons for each order's choice of node, and for each other step.
     pub reasons: Vec<Reason>,
-    /// Replicas that are wanted and cannot be placed now.
+    /// Replicas that are wanted but cannot be placed now.
     pub waiting: Vec<Waiting>,
-    /// Steps that planning found and applying would refuse: always empty, unless the planner is wrong.
+    /// Steps that planning found but applying would refuse; always empty, unless the planner is wrong.
     pub dropped: Vec<Dropped>,
 }
 
 /// A step that was left out of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropped {
-    /// What it was for, as in [`Reason`].
+    /// Subject of the step, as in [`Reason`].
     pub subject: String,
-    /// What applying it would have answered.
+    /// Refusal that applying it would have returned.
     pub refusal: Refusal,
 }
 
-/// Why a step is taken.
+/// The reason for a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     /// `service/slot` or `node/NAME`.
     pub subject: String,
-    /// A sentence.
+    /// Explanation, as a sentence.
     pub text: String,
 }
 
-/// Replicas of a service that wait.
+/// Waiting replicas of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// Of which service.
+    /// Service of the replicas.
     pub service: ServiceName,
-    /// How many.
+    /// Number of waiting replicas.
     pub replicas: u32,
-    /// Why, a sentence.
+    /// Cause, as a sentence.
     pub cause: String,
-    /// What each node lacks, by node name.
+    /// Obstacles of each node, by node name.
     pub nodes: Vec<(NodeName, Vec<String>)>,
 }
 
 impl Plan {
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
-    /// The command that carries it out; none when there is nothing to do. Call
-    /// [`Observed::condemn`] before proposing it, without hearing any node in between.
+    /// Returns the command that executes the plan; none if there is nothing to do. Call [`Observed::condemn`]
+    /// before proposing it, and record no node's request in between.
     #[must_use]
     pub fn command(&self, now: Millis) -> Option<Command> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };
         (!self.is_empty()).then_some(Command { now, actor: Actor::Scheduler, action, idempotency: None })
     }
 
-    /// The orders among the steps.
+    /// Returns the orders among the steps.
     pub fn orders(&self) -> impl Iterator<Item = &OrderPlan> {
         self.steps.iter().filter_map(|step| match step {
             Step::Order(order) => Some(order),
@@ -99,8 +100,8 @@ impl Plan {
     }
 }
 
-/// What should happen next. `now` is the leader's clock, the one by which `observed` heard its nodes. Empty
-/// before the circle is founded and before there is a leader.
+/// Plans the next steps. `now` is the leader's clock, by which `observed` recorded its nodes. The plan is
+/// empty before the circle is founded and before there is a leader.
 #[must_use]
 pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
     let mut planner = Planner::new(cluster, observed, now);
@@ -115,7 +116,7 @@ pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
     planner.plan
 }
 
-/// A plan in the making.
+/// A plan under construction.
 pub(crate) struct Planner<'a> {
     cluster: &'a Cluster,
     observed: &'a Observed,
@@ -125,7 +126,7 @@ pub(crate) struct Planner<'a> {
     now: Millis,
     draft: Draft<'a>,
     plan: Plan,
-    /// What nodes have left in the draft; none when a step made it stale.
+    /// Remaining capacity of the nodes in the draft; none after a step made it stale.
     rooms: RefCell<Option<Rc<Vec<Room>>>>,
 }
 
@@ -146,15 +147,15 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What nodes have left after the steps taken so far.
+    /// Returns the capacity that nodes have left after the steps taken so far.
     fn rooms(&self) -> Rc<Vec<Room>> {
         let mut kept = self.rooms.borrow_mut();
         let make = || Rc::new(rooms(self.cluster, self.observed, &self.draft.services, self.clock));
         Rc::clone(kept.get_or_insert_with(make))
     }
 
-    /// Takes a step; says whether the plan has it now. It has not when the plan is full, and when the draft
-    /// refused the step, which is then noted as dropped.
+    /// Takes a step; returns whether the plan now has it. A full plan does not take the step. A step that the
+    /// draft refuses is recorded as dropped.
     fn take(&mut self, step: Step, subject: String, text: String) -> bool {
         if self.plan.steps.len() >= PLAN_STEPS_MAX {
             return false;
@@ -169,7 +170,7 @@ impl<'a> Planner<'a> {
         true
     }
 
-    /// An order takes from one room; any other step makes all of them stale.
+    /// Updates the capacities: an order takes from one node; any other step makes all of them stale.
     fn note_in_rooms(&mut self, step: &Step) {
         let kept = self.rooms.get_mut();
         match (step, kept.as_mut().map(Rc::make_mut)) {
@@ -183,13 +184,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What a slot's holder last said of it under its present order.
+    /// Returns the last report of a slot's holder under its present order.
     fn report(&self, holding: &Holding) -> Option<&'a SlotReport> {
         let order = &holding.order;
         self.observed.report(&order.node, &order.service, order.slot, order.fence)
     }
 
-    /// Whether a slot answers requests.
+    /// Returns whether a slot answers requests.
     fn is_ready(&self, holding: &Holding) -> bool {
         self.observed.is_alive(&holding.order.node, self.clock)
             && self.report(holding).is_some_and(|report| report.state == SlotState::Ready)
@@ -199,7 +200,8 @@ impl<'a> Planner<'a> {
         self.cluster.node_name(&holding.order.node)
     }
 
-    /// Held slots of all services in the draft, copied so that steps can be taken while walking.
+    /// Returns copies of the held slots of all services in the draft, so that steps can be taken during
+    /// iteration.
     fn holdings(&self) -> Vec<Holding> {
         self.draft.services.values().flat_map(|s| s.held().map(|(_, h)| h.clone())).collect()
     }
@@ -213,24 +215,24 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The name of a held slot under its present order.
+/// Returns the name of a held slot under its present order.
 pub(crate) fn slot_name(holding: &Holding) -> SlotName {
     let order = &holding.order;
     SlotName { service: order.service.clone(), slot: order.slot, fence: order.fence }
 }
 
-/// `service/slot`.
+/// Returns the slot as `service/slot`.
 pub(crate) fn place_of(holding: &Holding) -> String {
     format!("{}/{}", holding.order.service, holding.order.slot)
 }
 
-/// Slots that shall run, apart by whether their order names the certificate in force.
+/// Returns the slots that are ordered to run: those under the certificate in force, and the others.
 pub(crate) fn running(service: &Service) -> (Vec<Holding>, Vec<Holding>) {
     let runs = service.held().filter(|(_, holding)| holding.phase == HoldingPhase::Running);
     runs.map(|(_, holding)| holding.clone()).partition(|h| h.order.certificate == service.certificate)
 }
 
-/// The lowest free slot of the envelope.
+/// Returns the lowest free slot of the envelope.
 pub(crate) fn free_slot(service: &Service) -> Option<SlotIndex> {
     let is_free = |index: &SlotIndex| service.slots.get(index).is_none_or(|slot| slot.holding.is_none());
     (0..service.manifest.replicas.max).map(SlotIndex).find(is_free)

@@ -1,13 +1,14 @@
-//! Moving a replica so that a service is spread better, as when a node joins or returns.
+//! Rebalancing: moves a replica so that its service is spread better, for example when a node joins or
+//! returns.
 //!
-//! A replica moves only for spread: a node is what fails, and two replicas on one fail together. It moves when
-//! nothing else is to be done, one at a time in the whole cluster, and never back and forth: each move makes
-//! the largest share of a service on one node smaller or leaves fewer nodes with it, and between two moves of a
-//! service lies [`REBALANCE_CALM_MS`].
+//! A replica moves only for spread: nodes fail as a whole, and two replicas on one node fail together. A move
+//! begins only when nothing else is to be done, and only one is in progress in the whole cluster. Replicas
+//! never move back and forth: each move shrinks the largest share of a service on one node, or leaves fewer
+//! nodes with that share. Two moves of a service are at least [`REBALANCE_CALM_MS`] apart.
 //!
-//! With a free slot in the envelope the replica is first started in its new place and leaves the old one when
-//! it answers there. Without one it is drained first; since it shares its node with another replica that
-//! answers, the service goes on.
+//! With a free slot in the envelope, the replica first starts in its new slot, and leaves the old one when
+//! the new one answers. Without one it is drained first; another replica on its node answers, so the service
+//! stays available.
 
 use super::{
     Candidates, Planner, Room, candidates, free_slot, place_of, running, service_obstacles, slot_name,
@@ -21,23 +22,23 @@ use std::collections::BTreeMap;
 
 /// A replica that shares its node with others of its service, and a node where it would share with fewer.
 pub(crate) struct Uneven {
-    /// Which replica.
+    /// Replica that would move.
     pub(crate) from: Holding,
-    /// How many of the service its node runs.
+    /// Number of the service's replicas that its node runs.
     pub(crate) crowd: u32,
-    /// Where it would go.
+    /// Destination of the move.
     pub(crate) to: Candidates,
 }
 
-/// The move that would spread a service better, if there is one: from the node that runs most of it to the
-/// best other one, when that gains enough.
+/// Returns the move that would spread a service better, if there is one. It goes from the node that runs most
+/// of its replicas to the best other one, if the gain is sufficient.
 pub(crate) fn uneven(cluster: &Cluster, rooms: &[Room], service: &Service, now: Millis) -> Option<Uneven> {
     let (fresh, _) = running(service);
     let mut by_node: BTreeMap<NodeId, Vec<Holding>> = BTreeMap::new();
     for holding in fresh {
         by_node.entry(holding.order.node).or_default().push(holding);
     }
-    // The first by name of those that run most; a move from another of them would gain the same.
+    // The first node by name of those that run most; a move from another of them would gain the same.
     let crowds = rooms.iter().filter_map(|room| by_node.get(&room.id));
     let most = crowds.rev().max_by_key(|slots| slots.len())?;
     let from = most.last()?.clone();
@@ -51,9 +52,9 @@ pub(crate) fn uneven(cluster: &Cluster, rooms: &[Room], service: &Service, now: 
     (crowd >= to.replicas + REBALANCE_GAIN_MIN).then_some(Uneven { from, crowd, to })
 }
 
-/// The replica that is moving, as the holding that it goes to and the one that it leaves. `clock` judges
-/// leases, `now` deadlines. One that fails in its new place, or takes too long, is not moving any more: it
-/// is one too many.
+/// Returns the moving replica, as the holding that it goes to and the one that it leaves. `clock` judges
+/// leases, `now` deadlines. A replica that fails in its new slot, or takes too long, no longer counts as
+/// moving: it is surplus.
 pub(crate) fn moving(
     service: &Service,
     observed: &Observed,
@@ -83,7 +84,7 @@ pub(crate) fn moving(
 }
 
 impl Planner<'_> {
-    /// Begins at most one move, and only when there is nothing else to do.
+    /// Begins at most one move, and only if there is nothing else to do.
     pub(super) fn rebalance(&mut self) {
         if !self.plan.is_empty() || !self.plan.dropped.is_empty() || !self.all_settled() {
             return;
@@ -100,7 +101,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether no slot of any service drains, ends, lapses or moves.
+    /// Returns whether no slot of any service drains, ends, lapses or moves.
     fn all_settled(&self) -> bool {
         self.draft.services.values().all(|service| {
             service.held().all(|(_, holding)| holding.phase == HoldingPhase::Running)
@@ -108,7 +109,8 @@ impl Planner<'_> {
         })
     }
 
-    /// Whether a service is as it shall be, answers in full, and has been so for a while.
+    /// Returns whether a service has exactly the wanted replicas, all of them answer, and nothing has changed
+    /// for a while.
     fn is_calm(&self, service: &Service) -> bool {
         let (fresh, old) = running(service);
         let changed_at = service.slots.values().map(|slot| slot.since).max().unwrap_or_default();
@@ -120,7 +122,7 @@ impl Planner<'_> {
             && changed_at.plus(REBALANCE_CALM_MS) <= self.now
     }
 
-    /// Whether a node has been there for a while: one that comes and goes is no better place.
+    /// Returns whether a node has been alive for a while: an unstable node is no better.
     fn is_steady(&self, node: NodeId) -> bool {
         let known = self.observed.node(&node);
         known.is_some_and(|known| known.alive_since.plus(REBALANCE_CALM_MS) <= self.clock)

@@ -1,7 +1,7 @@
-//! What a node has left, whether a replica fits, and where it fits best.
+//! Node capacity: the resources that a node has left, whether a replica fits, and how well.
 //!
-//! Amounts are what nodes offer less what is ordered, never what happens to be in use this moment: a plan
-//! must hold at a replica's peak.
+//! Amounts are the node's offer less the resources of its orders, never the current usage: a plan must hold
+//! at a replica's peak.
 
 use crate::cluster::{Cluster, HoldingPhase, Service};
 use crate::observed::{Liveness, Observed};
@@ -11,7 +11,7 @@ use protocol::manifest::{Resources, ServiceManifest, format_bytes};
 use protocol::{Millis, ModelRoot, NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
-/// A node and what it has left.
+/// A node and its remaining capacity.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
     pub(crate) id: NodeId,
@@ -26,11 +26,11 @@ pub(crate) struct Room {
     pub(crate) gpus: Vec<GpuRoom>,
     /// Models whose weights it keeps, with the number of slots that use them.
     models: BTreeMap<ModelRoot, u32>,
-    /// Running replicas of each service.
+    /// Number of running replicas of each service.
     pub(crate) replicas: BTreeMap<ServiceName, u32>,
 }
 
-/// A GPU and what it has left.
+/// A GPU and its remaining capacity.
 #[derive(Debug, Clone)]
 pub(crate) struct GpuRoom {
     pub(crate) index: u32,
@@ -41,7 +41,7 @@ pub(crate) struct GpuRoom {
     percent_free: u32,
 }
 
-/// Why a node cannot take a replica.
+/// A reason for which a node cannot take a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Obstacle {
     NotWorker,
@@ -78,7 +78,7 @@ pub(crate) enum Obstacle {
         free: u64,
         offers: u64,
     },
-    /// `has` counts the healthy ones.
+    /// `has` counts the healthy GPUs.
     GpuCount {
         needs: u32,
         free: u32,
@@ -86,7 +86,7 @@ pub(crate) enum Obstacle {
         unhealthy: u32,
         simulated: bool,
     },
-    /// `has` counts the healthy ones.
+    /// `has` counts the healthy GPUs.
     GpuShare {
         needs: u32,
         free: u32,
@@ -147,7 +147,7 @@ impl std::fmt::Display for Obstacle {
     }
 }
 
-/// Isolation as manifests spell it.
+/// Returns an isolation level as manifests spell it.
 pub(crate) fn isolation_word(isolation: Isolation) -> &'static str {
     match isolation {
         Isolation::None => "none",
@@ -156,7 +156,7 @@ pub(crate) fn isolation_word(isolation: Isolation) -> &'static str {
     }
 }
 
-/// Every admitted node with what these services leave of it, by name.
+/// Returns every admitted node with the capacity that these services leave, by name.
 pub(crate) fn rooms(
     cluster: &Cluster,
     observed: &Observed,
@@ -181,7 +181,7 @@ pub(crate) fn rooms(
     rooms
 }
 
-/// Bytes of a manifest's model; a node keeps one copy for all its replicas.
+/// Returns the size of a manifest's model in bytes; a node keeps one copy for all its replicas.
 pub(crate) fn model_bytes(cluster: &Cluster, manifest: &ServiceManifest) -> u64 {
     cluster.models.get(&manifest.model.root).map_or(0, |record| record.bytes)
 }
@@ -214,13 +214,13 @@ impl Room {
         }
     }
 
-    /// Counts a running replica.
+    /// Counts a running replica and the resources that it holds.
     pub(crate) fn host(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
         self.take(manifest, gpus, model_bytes);
         *self.replicas.entry(manifest.name.clone()).or_default() += 1;
     }
 
-    /// Counts what a replica holds, whether it runs or drains.
+    /// Deducts the resources that a replica holds, whether it runs or drains.
     fn take(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
         let needs = &manifest.resources;
         let memory = self.memory_needed(manifest, model_bytes);
@@ -237,14 +237,15 @@ impl Room {
         }
     }
 
-    /// Memory that one more replica needs: its own, and the weights unless they are here already.
+    /// Returns the memory that one more replica needs: its own, and the weights unless the node already keeps
+    /// them.
     fn memory_needed(&self, manifest: &ServiceManifest, model_bytes: u64) -> u64 {
         let weights = if self.models.contains_key(&manifest.model.root) { 0 } else { model_bytes };
         manifest.resources.memory_bytes.saturating_add(weights)
     }
 
-    /// Every reason that forbids this node to hold a replica, whatever it has free: what the circle
-    /// admitted, and how well the node isolates.
+    /// Returns every obstacle on this node that is independent of free resources: those in its admission, and
+    /// its isolation.
     pub(crate) fn unfit(&self, manifest: &ServiceManifest) -> Vec<Obstacle> {
         let placement = &manifest.placement;
         let mut obstacles = Vec::new();
@@ -268,14 +269,14 @@ impl Room {
         obstacles
     }
 
-    /// The first of these GPUs that is gone or unhealthy, as far as a node that is heard says.
+    /// Returns the first of these GPUs that is gone or unhealthy, as reported by a node that is alive.
     pub(crate) fn lost_gpu(&self, gpus: &[u32]) -> Option<u32> {
         let works = |index: &u32| self.gpus.iter().any(|gpu| gpu.index == *index && gpu.healthy);
         let lost = gpus.iter().copied().find(|index| !works(index));
         lost.filter(|_| self.liveness == Liveness::Alive)
     }
 
-    /// Whether one more replica fits: the GPUs that it would get, or everything that is in the way.
+    /// Returns the GPUs that one more replica would get, or every obstacle if it does not fit.
     pub(crate) fn fit(
         &self,
         manifest: &ServiceManifest,
@@ -304,7 +305,7 @@ impl Room {
         if obstacles.is_empty() { Ok(gpus) } else { Err(obstacles) }
     }
 
-    /// Whole GPUs by lowest index; a share on the GPU that it leaves least of.
+    /// Chooses whole GPUs by lowest index, or a share on the fullest GPU that can hold it.
     fn choose_gpus(&self, needs: &Resources) -> Result<Vec<u32>, Obstacle> {
         let healthy = || self.gpus.iter().filter(|gpu| gpu.healthy);
         let has = healthy().count() as u32;
@@ -346,15 +347,16 @@ impl Room {
         Ok(Vec::new())
     }
 
-    /// Where it stands, as the circle admitted it; empty = nobody said.
+    /// Returns the node's region as the circle admitted it; empty if none was given.
     pub(crate) fn region(&self) -> &str {
         &self.admission.region
     }
 
-    /// How good this node is for one more replica, given that it fits; lower is better. First spread
-    /// the replicas of a service, since a node is what fails; then over regions, of which
-    /// `region_replicas` counts what this node's has; then keep GPUs whole and nodes with GPUs
-    /// free for those who need them; then the fullest node, so that large replicas find room elsewhere.
+    /// Scores this node for one more replica, given that it fits; lower is better. The first criterion
+    /// spreads the replicas of a service over nodes, since nodes fail as a whole. The second spreads them
+    /// over regions; `region_replicas` counts those in this node's region. The third keeps GPUs whole, and
+    /// nodes with GPUs free for services that need them. The last prefers the fullest node, so that large
+    /// replicas fit elsewhere.
     pub(crate) fn score(
         &self,
         manifest: &ServiceManifest,
@@ -383,7 +385,7 @@ impl Room {
     }
 }
 
-/// A node's worth for a replica; compared field by field, lower first. Ties fall to the lower node name.
+/// A node's score for a replica, compared field by field; lower is better. Ties go to the lower node name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
     pub(crate) replicas: u32,

@@ -1,4 +1,4 @@
-//! What a planner does when it is wrong. A right one never gets here, so the wrong steps are made by hand.
+//! Tests of a faulty planner. A correct one never reaches this code, so the wrong steps are made by hand.
 
 use super::*;
 use crate::cluster::Cluster;
@@ -11,7 +11,7 @@ fn node() -> NodeId {
     NodeId(PublicKey([7; 32]))
 }
 
-/// A step that no state without a circle accepts.
+/// Returns a step that no state without a circle accepts.
 fn wrong() -> Step {
     Step::Order(OrderPlan {
         service: "chat".parse().expect("a name"),
@@ -24,7 +24,7 @@ fn wrong() -> Step {
     })
 }
 
-/// A step that every state accepts.
+/// Returns a step that every state accepts.
 fn right() -> Step {
     Step::Lapse { node: node(), silent_since: Millis(0) }
 }

@@ -11,7 +11,7 @@ use protocol::{Millis, NodeId, ServiceName};
 use std::collections::BTreeSet;
 
 impl Planner<'_> {
-    /// Frees the slots of nodes whose last possible lease ended.
+    /// Frees the slots of nodes whose last possible lease has ended.
     pub(super) fn lapse_dead_nodes(&mut self) {
         let holders: BTreeSet<NodeId> = self.holdings().iter().map(|holding| holding.order.node).collect();
         for node in holders {
@@ -23,7 +23,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Frees slots that their nodes ended, and ends drains that are over.
+    /// Frees slots that their nodes have ended, and ends drains that are over.
     pub(super) fn release_what_ended(&mut self) {
         for holding in self.holdings() {
             let (name, place) = (slot_name(&holding), place_of(&holding));
@@ -40,7 +40,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Why a slot is surely not running any more.
+    /// Returns the evidence that a slot is certainly no longer running.
     fn ended(&self, holding: &Holding) -> Option<String> {
         if holding.phase == HoldingPhase::Lapsing {
             return None;
@@ -50,8 +50,8 @@ impl Planner<'_> {
         if report.is_some_and(|report| report.state == SlotState::Released) {
             return Some(format!("{} released it", self.node_name(holding)));
         }
-        // A node that was answered from a state in which the slot had ended, and did not run it then,
-        // never starts it.
+        // A node that was answered from a state in which the slot had ended, and did not run it then, never
+        // starts it.
         match holding.phase {
             HoldingPhase::Ending { generation } if report.is_none() && node.generation >= generation => {
                 Some(format!("{} no longer runs it", self.node_name(holding)))
@@ -60,7 +60,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Drains slots that may not or need not run any more.
+    /// Drains slots that may not, or need not, run any more.
     pub(super) fn drain_what_must_go(&mut self) {
         for name in self.service_names() {
             self.drain_ended_service(&name);
@@ -84,7 +84,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Slots outside the envelope in force, and slots on nodes that may not hold them any more.
+    /// Drains slots outside the envelope in force, and slots on nodes that may no longer hold them.
     fn drain_misplaced(&mut self, name: &ServiceName) {
         let rooms = self.rooms();
         let service = self.service(name);
@@ -106,8 +106,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Slots that their node refused or could not keep running. A failing slot moves only if another
-    /// node has room for it: where it is, its agent goes on trying.
+    /// Drains slots that their node refused or could not keep running. A failing slot moves only if another
+    /// node can take it; otherwise its agent keeps retrying.
     fn drain_failed(&mut self, name: &ServiceName) {
         let (fresh, old) = running(self.service(name));
         for holding in fresh.into_iter().chain(old) {
@@ -123,8 +123,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Slots above the wanted number. While a new approval rolls out or a replica moves, one more than wanted
-    /// may run; a replica that moves leaves its old slot when it answers in the new one.
+    /// Drains slots above the wanted number. While a new approval rolls out or a replica moves, one more than
+    /// wanted may run. A moving replica leaves its old slot when it answers in the new one.
     fn drain_surplus(&mut self, name: &ServiceName) {
         loop {
             let service = self.service(name);
@@ -158,9 +158,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Replaces slots under an earlier approval, one at a time: a new one first if there is a free slot and
-    /// room, else by ending an old one, if that makes the room. It waits while a new slot is not ready, so a new approval that
-    /// does not work stops after one slot.
+    /// Replaces slots under an earlier approval, one at a time. A new slot starts first if one is free and a
+    /// node can take it. Otherwise an old slot is drained first, if that frees enough capacity. The roll-out
+    /// waits while a new slot is not ready, so an approval that does not work stops after one slot.
     pub(super) fn roll_out(&mut self) {
         for name in self.service_names() {
             let service = self.service(&name);
@@ -185,14 +185,14 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether a replica under the approval in force finds a node once this slot is free. If not, what runs
-    /// under the earlier one is all there is, and goes on.
+    /// Returns whether a replica under the approval in force fits on a node once this slot is free. If not,
+    /// this slot cannot be replaced and keeps running.
     fn makes_room(&self, holding: &Holding) -> bool {
         fits_without(self.cluster, self.observed, &self.draft.services, holding, self.clock)
     }
 
-    /// The order in which slots go: those that serve nobody, those under an earlier approval, those on
-    /// nodes with most replicas of the service, the highest numbers.
+    /// Sorts slots by order of removal. First come those that do not answer, then those under an earlier
+    /// approval, those on nodes with most replicas, then the highest numbers.
     fn worst_first(&self, name: &ServiceName, mut slots: Vec<Holding>) -> Vec<Holding> {
         let service = self.service(name);
         let on_node = |node: &NodeId| {
@@ -206,7 +206,7 @@ impl Planner<'_> {
         slots
     }
 
-    /// Drains a slot that shall run; says whether it did.
+    /// Drains a slot that is ordered to run; returns whether it did.
     pub(super) fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) -> bool {
         let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
         let runs = current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running);

@@ -1,4 +1,4 @@
-//! A circle of three in memory, its cluster, and nodes that say what a test wants them to say.
+//! Test cluster: a circle of three in memory, its state, and nodes with reports that a test chooses.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod samples;
@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 pub(crate) const START: Millis = Millis(1_700_000_000_000);
 const MEMBERS: [&str; 3] = ["alice", "bob", "carol"];
 
-/// The founders' secrets, made once per test process.
+/// Returns the founders' secrets, made once per test process.
 pub(crate) fn secrets() -> &'static BTreeMap<MemberId, MemberSecret> {
     static SECRETS: OnceLock<BTreeMap<MemberId, MemberSecret>> = OnceLock::new();
     SECRETS.get_or_init(|| {
@@ -162,7 +162,8 @@ pub(crate) fn quorum(required: u32) -> Quorum {
 pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
     let member = |(id, secret): (&MemberId, &MemberSecret)| {
         let mut keys = secret.public();
-        // The one key that no seed makes. Nothing is wrapped to it here, and so a circle's id is always the same.
+        // The one key that no seed makes. Nothing is wrapped to it here, so a fixed value keeps the circle's
+        // id constant.
         keys.encryption.ml_kem = ByteString(Digest::of(id.as_str().as_bytes()).0.repeat(37));
         Member { id: id.clone(), keys }
     };
@@ -204,12 +205,12 @@ pub(crate) struct World {
     pub(crate) now: Millis,
     pub(crate) log: Vec<Command>,
     pub(crate) specs: BTreeMap<NodeName, NodeSpec>,
-    /// What each node says of its slots, besides the orders it should have.
+    /// Reports that each node sends about its slots.
     pub(crate) reports: BTreeMap<NodeId, Vec<SlotReport>>,
 }
 
 impl World {
-    /// A founded cluster with a leader that has heard all nodes.
+    /// Creates a founded cluster with a leader that has received a request of every node.
     pub(crate) fn new(nodes: &[NodeSpec]) -> Self {
         let mut world = Self::empty();
         world.must(Action::Found(Box::new(genesis(nodes))));
@@ -219,7 +220,7 @@ impl World {
         world
     }
 
-    /// A cluster in which nothing happened.
+    /// Creates a cluster in which nothing has happened.
     pub(crate) fn empty() -> Self {
         Self {
             cluster: Cluster::new(),
@@ -245,7 +246,7 @@ impl World {
         apply(&mut self.cluster, self.log.len() as u64, &command)
     }
 
-    /// Applies what must not be refused.
+    /// Applies an action that must not be refused.
     pub(crate) fn must(&mut self, action: Action) -> Reply {
         let reply = self.apply(Actor::Scheduler, action);
         assert!(!matches!(reply, Reply::Refused { .. }), "{reply:?}");
@@ -268,7 +269,7 @@ impl World {
         vote(&secrets()[&member(name)], member(name), proposal, choice, self.now)
     }
 
-    /// Proposes and lets the quorum approve; the certificate's digest.
+    /// Submits a proposal and lets the quorum approve it; returns the certificate's digest.
     pub(crate) fn approve(&mut self, change: Change) -> Digest {
         let sensitive = matches!(change, Change::SetMembers { .. });
         let proposal = self.proposal(change);
@@ -306,7 +307,7 @@ impl World {
         }
     }
 
-    /// The node asks; true when it may be answered.
+    /// Delivers the node's request to the leader; returns true if it may be answered.
     pub(crate) fn hear(&mut self, name: &str) -> bool {
         let spec = self.specs[&name.parse::<NodeName>().unwrap()].clone();
         let request = self.request(&spec);
@@ -320,7 +321,7 @@ impl World {
         }
     }
 
-    /// Every node says that each slot it shall run is ready, that each draining one is released.
+    /// Lets every node report each slot that it must run as ready, and each draining one as released.
     pub(crate) fn obey(&mut self) {
         let specs: Vec<NodeSpec> = self.specs.values().cloned().collect();
         for spec in specs {
@@ -354,7 +355,7 @@ impl World {
         plan(&self.cluster, &self.observed, self.now)
     }
 
-    /// Plans and carries it out; the plan.
+    /// Plans and executes the plan; returns it.
     pub(crate) fn execute(&mut self) -> Plan {
         let plan = self.plan();
         assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
@@ -380,7 +381,7 @@ impl World {
         self.now = self.now.plus(ms);
     }
 
-    /// Time passes while every node is heard each second.
+    /// Lets time pass while every node sends a request each second.
     pub(crate) fn pass(&mut self, ms: u64) {
         let end = self.now.plus(ms);
         while self.now < end {
@@ -389,7 +390,7 @@ impl World {
         }
     }
 
-    /// `slot -> node` of the running slots of a service.
+    /// Returns the running slots of a service as `slot@node`.
     pub(crate) fn places(&self, service: &str) -> Vec<String> {
         let Some(service) = self.cluster.services().get(&service_name(service)) else { return vec![] };
         let runs = service.held().filter(|(_, holding)| holding.phase == HoldingPhase::Running);
@@ -412,7 +413,7 @@ pub(crate) fn report(order: &protocol::order::SlotOrder, state: SlotState, detai
     }
 }
 
-/// The code of a refusal, or `ok`.
+/// Returns the code of a refusal, or `ok`.
 pub(crate) fn code(reply: &Reply) -> &'static str {
     match reply {
         Reply::Refused { code, .. } => code.as_str(),
@@ -433,7 +434,7 @@ pub(crate) fn running() -> World {
     world
 }
 
-/// Applies an action and says how it ended; a refusal must change nothing.
+/// Applies an action and returns its outcome; a refusal must change nothing.
 pub(crate) fn verdict(world: &World, actor: Actor, action: Action) -> &'static str {
     let mut world = world.clone();
     let before = world.cluster.digest();

@@ -1,7 +1,7 @@
-//! A cluster in which everything that is replicated is there, a command of every kind that fits it, and small edits that
-//! make other commands of these.
+//! Sample cluster with everything that is replicated, a command of every kind that fits it, and small edits
+//! of commands.
 //!
-//! The format test, the mutation test and the fuzzer of commands begin here.
+//! The format test, the mutation test and the fuzzer of commands start here.
 
 use super::*;
 use ciborium::value::Value as Cbor;
@@ -9,8 +9,9 @@ use protocol::canonical::to_bytes;
 use protocol::gateway::ApiKey;
 use protocol::{Fence, SlotIndex};
 
-/// Services that run, drain, lapse and are retired; proposals open, rejected, carried and stale; keys, wraps, a node
-/// that asks. Everything but signatures is the same each time.
+/// Builds the sample cluster. Its services run, drain, lapse and are retired; its proposals are open,
+/// rejected, carried and stale. It has keys, wraps and a node that waits for admission. Everything but
+/// signatures is the same each time.
 pub(crate) fn running() -> World {
     let mut gpu = node("gpu", 8000, 8192);
     gpu.resources.gpus = gpus(2, 80, true);
@@ -54,7 +55,7 @@ pub(crate) fn running() -> World {
     world
 }
 
-/// The proposal that waits for one more vote.
+/// Returns the proposal that waits for one more vote.
 fn waiting(world: &World) -> Proposal {
     let change = deploy(manifest("chat", 1, 5, 800, 128));
     let nonce = Digest::of(b"waiting");
@@ -66,7 +67,8 @@ pub(crate) fn api_key(name: &str, requests_per_minute: Option<u32>) -> ApiKey {
     ApiKey { name: name.parse().unwrap(), hash: Digest::of(name.as_bytes()), requests_per_minute }
 }
 
-/// A command of every kind, and a plan with every kind of step; all but a second founding are carried out.
+/// Returns a command of every kind, and a plan with every kind of step; all but a second founding are
+/// executed.
 pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
     let mut later = world.clone();
     later.wait(4000);
@@ -113,19 +115,19 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
     all
 }
 
-/// An idempotency key of the operator's token.
+/// Returns an idempotency key of the operator's token.
 pub(crate) fn once(text: &str) -> IdempotencyKey {
     IdempotencyKey { token: "operator".parse().unwrap(), key: Digest::of(text.as_bytes()) }
 }
 
-/// The place of a held slot, by the phase it is in.
+/// Returns the name of a held slot that is in the wanted phase.
 fn held(world: &World, wanted: impl Fn(&HoldingPhase) -> bool) -> SlotName {
     let found = world.cluster.holdings().find(|(_, _, holding)| wanted(&holding.phase));
     let (service, slot, holding) = found.expect("the sample cluster holds a slot in every phase");
     SlotName { service: service.clone(), slot, fence: holding.order.fence }
 }
 
-/// A plan that does everything that a plan can do, and that applying carries out.
+/// Returns a plan with every kind of step, none of which is refused.
 fn every_step(world: &World) -> Action {
     let draining = held(world, |phase| matches!(phase, HoldingPhase::Draining { .. }));
     let running = held(world, |phase| *phase == HoldingPhase::Running);
@@ -166,23 +168,22 @@ fn every_step(world: &World) -> Action {
     Action::Execute { parent_generation: world.cluster.generation(), steps }
 }
 
-/// A value's tree, as the log holds it.
+/// Returns a value's tree, as the log holds it.
 pub(crate) fn tree<T: serde::Serialize>(value: &T) -> Cbor {
     ciborium::from_reader(to_bytes(value).as_slice()).unwrap()
 }
 
-/// A change in one place of a command.
+/// A change of one part of a command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edit {
-    /// What is done.
     pub(crate) kind: u8,
-    /// To which part of the command.
+    /// Number of the part that changes.
     pub(crate) at: u16,
-    /// With which number, or with which part of another command.
+    /// Number to use, or number of the part of another command.
     pub(crate) with: u16,
 }
 
-/// Carries out an edit; parts of `donor` may take the place of others.
+/// Performs an edit; parts of `donor` may replace others.
 pub(crate) fn edit(value: &mut Cbor, donor: &Cbor, edit: Edit) {
     let Edit { kind, at, with } = edit;
     let (at, with) = (usize::from(at) % count(value), usize::from(with));
@@ -223,7 +224,7 @@ fn lengthen(part: &mut Cbor, with: usize) {
     }
 }
 
-/// The smallest change: what is close to being right goes furthest.
+/// Makes the smallest change: a nearly correct command gets furthest.
 fn nudge(part: &mut Cbor, with: usize) {
     match part {
         Cbor::Integer(number) => {
@@ -243,7 +244,7 @@ fn nudge(part: &mut Cbor, with: usize) {
     }
 }
 
-/// How many parts a value has, itself counted; names of fields are no parts.
+/// Returns the number of parts of a value, including itself; names of fields do not count.
 pub(crate) fn count(value: &Cbor) -> usize {
     1 + match value {
         Cbor::Map(entries) => entries.iter().map(|(_, value)| count(value)).sum(),
@@ -268,15 +269,16 @@ fn part_of(value: &Cbor, at: usize) -> Cbor {
     part_mut(&mut value.clone(), &mut { at }).expect("counted before").clone()
 }
 
-/// A state but for the replies that it keeps for idempotency keys.
+/// Returns a state without the replies that it keeps for idempotency keys.
 fn without_outcomes(cluster: &Cluster) -> Cbor {
     let Cbor::Map(mut fields) = tree(cluster) else { panic!("a state is a map") };
     fields.retain(|(name, _)| name.as_text() != Some("outcomes"));
     Cbor::Map(fields)
 }
 
-/// Applies what the log may hold to a copy of a cluster. Whatever it is, there is an answer; a refusal changes nothing;
-/// and a cluster that took it can be planned for, shown, written and read. True when it was taken.
+/// Applies a possible log entry to a copy of a cluster. Every entry gets a reply, and a refusal changes
+/// nothing. A cluster that took it can be planned for, shown, written and read. Returns the new state, or the
+/// code of the refusal.
 pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::ErrorCode> {
     let mut cluster = world.cluster.clone();
     let answer = apply_bytes(&mut cluster, world.log.len() as u64 + 1, bytes);

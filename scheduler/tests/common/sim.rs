@@ -1,9 +1,9 @@
-//! A small world with everything that may go wrong between leaders, the log and agents.
+//! Simulation of a small cluster, with every fault between leaders, the log and agents.
 //!
-//! Agents behave as real ones do: they act on the last answer until their lease, counted from when they *asked*,
-//! is over; they run an order again that they accepted before, and none that is older. Requests and answers get
-//! lost or come late; leaders' clocks differ; commands arrive twice, in another order, or never; a deposed
-//! leader's plans arrive after its successor's.
+//! Agents behave as real ones do: they act on the last answer until their lease, counted from when they
+//! *asked*, is over. They run an order again that they accepted before, and none that is older. Requests and
+//! answers are lost or arrive late; leaders' clocks differ; commands arrive twice, in another order, or
+//! never. A deposed leader's plans arrive after its successor's.
 
 use super::*;
 use protocol::limits::LEASE_MS;
@@ -12,43 +12,43 @@ use protocol::{Fence, SlotIndex};
 use std::fmt::Write;
 
 pub(crate) const NODES: usize = 4;
-/// How far each replica's clock is from true time, in milliseconds; none of them jumps.
+/// Offset of each replica's clock from true time, in milliseconds; none of them jumps.
 const SKEWS: [i64; 3] = [0, -20_000, 4_000];
 
-/// What may happen.
+/// An event of the simulation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
     /// Time passes.
     Wait(u64),
-    /// A node sends its request; the leader hears it, unless it is lost, and answers.
+    /// A node sends its request; unless it is lost, the leader receives and answers it.
     Ask { node: usize, lost: bool },
     /// The answer to a node's last request arrives.
     Answer(usize),
-    /// A node asks and hears at once.
+    /// A node asks and receives the answer immediately.
     Sync(usize),
-    /// The leader plans and carries it out.
+    /// The leader plans and executes the plan.
     Plan,
     /// The leader plans and proposes; the command arrives later, or never.
     Propose,
-    /// A deposed leader's plan, made from what it knew when another one led.
+    /// A deposed leader's plan, made from its last knowledge before another replica led.
     FormerPlan,
     /// One of the commands under way arrives; it may arrive again.
     Arrive { which: usize, again: bool },
     /// The commands under way are lost.
     Lose,
-    /// Another replica leads; it has heard nobody.
+    /// Another replica leads; it has received no request yet.
     Lead(usize),
-    /// The agent and all that it runs die; it may ask again at once, or after its lease.
+    /// The agent and all its workers die; it may ask again immediately, or after its lease.
     Crash(usize),
     /// A worker fails, or its order is refused.
     Fail { node: usize, refused: bool },
-    /// A node drops what it released or refused before anybody heard of it.
+    /// A node drops a slot that it released or refused before the leader received the report.
     Forget(usize),
-    /// A node's workers take long to finish what they drain, or to start; or do not any more.
+    /// A node's workers become slow to finish what they drain, or to start; or stop being slow.
     Slow(usize),
-    /// Another number of replicas.
+    /// The service is scaled.
     Scale(u32),
-    /// A command that another replica stamped, whose clock is ahead.
+    /// A command stamped by another replica, whose clock is ahead.
     Ahead(u64),
     /// A new approval of one service.
     Deploy { max: u32, memory: u64 },
@@ -68,12 +68,12 @@ pub(crate) struct Agent {
     pub(crate) runs: BTreeMap<Place, (SlotOrder, SlotState)>,
     pub(crate) lease_until: Millis,
     pub(crate) accepted: BTreeMap<Place, Fence>,
-    /// The answer to its outstanding request: when it asked, and what it is told.
+    /// Answer to its outstanding request: the time of the request, and the assignments.
     answer: Option<(Millis, Vec<NodeAssignment>)>,
     slow: bool,
 }
 
-/// What a deposed leader still believes.
+/// The last knowledge of a deposed leader.
 #[derive(Clone)]
 struct Former {
     cluster: Cluster,
@@ -90,11 +90,11 @@ pub(crate) struct Sim {
     former: Option<Former>,
     pub(crate) under_way: Vec<Command>,
     fences: BTreeMap<Place, Fence>,
-    /// When a replica of a service last began to move.
+    /// Time at which a replica of a service last began to move.
     moved_at: BTreeMap<ServiceName, Millis>,
     pub(crate) moves: u32,
     routes: protocol::gateway::RouteTable,
-    /// What was done, in words that do not depend on anybody's keys.
+    /// Record of the events, independent of any keys.
     pub(crate) trace: String,
 }
 
@@ -254,7 +254,7 @@ impl Sim {
         }
     }
 
-    /// An agent asks, naming all that it has, and the leader hears it.
+    /// Sends an agent's request with all that it runs; the leader receives it unless it is lost.
     fn ask(&mut self, node: usize, lost: bool) {
         let spec = self.world.specs[&name_of(node).parse::<NodeName>().unwrap()].clone();
         let (id, time) = (spec.admission.id, self.time);
@@ -275,7 +275,7 @@ impl Sim {
         }
     }
 
-    /// The agent hears what it shall run and refuses what is not newer than what it accepted before.
+    /// Delivers an answer to an agent, which refuses orders older than those it accepted before.
     fn answer(&mut self, node: usize) {
         let agent = &mut self.agents[node];
         let Some((asked_at, assignments)) = agent.answer.take() else { return };
@@ -304,7 +304,7 @@ impl Sim {
                 None if draining => drop(agent.runs.insert(place, (order, SlotState::Released))),
                 None => {
                     let last = agent.accepted.get(&place).copied().unwrap_or_default();
-                    // Its own order again after a crash: it may run it again.
+                    // The agent's own order after a crash may run again.
                     let state = if order.fence >= last { SlotState::Loading } else { SlotState::Refused };
                     agent.accepted.insert(place.clone(), order.fence.max(last));
                     agent.runs.insert(place, (order, state));
@@ -313,7 +313,7 @@ impl Sim {
         }
     }
 
-    /// What really runs now, per slot: nodes whose lease holds and that have not released it.
+    /// Returns the nodes that really run each slot: their lease holds, and they have not released it.
     pub(crate) fn live(&self) -> BTreeMap<Place, Vec<usize>> {
         let mut live: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
         for (node, agent) in self.agents.iter().enumerate() {
@@ -326,7 +326,7 @@ impl Sim {
         live
     }
 
-    /// What changed in the state, as it must: fences rise by one with each order, moves are rare.
+    /// Checks the changes of the state: fences rise by one with each order, and moves are rare.
     fn observe(&mut self) {
         for (name, service) in self.world.cluster.services() {
             for (index, slot) in &service.slots {
@@ -394,8 +394,8 @@ impl Sim {
         }
     }
 
-    /// The trouble ends: every node is admitted and starts afresh, nothing is under way, and for so long the
-    /// leader plans and everybody does as told.
+    /// Ends all faults: every node is admitted and restarts, and nothing is under way. For `ms` the leader
+    /// plans and every node obeys.
     pub(crate) fn recover(&mut self, ms: u64) {
         self.under_way.clear();
         for node in 0..NODES {
@@ -411,7 +411,7 @@ impl Sim {
         }
     }
 
-    /// The most and the fewest running replicas of a service that nodes with room for one more have.
+    /// Returns whether a service is spread evenly, so that no replica of it is about to move.
     pub(crate) fn is_even(&self, name: &ServiceName) -> bool {
         let answer =
             why(&self.world.cluster, &self.world.observed, &Question::Service(name.clone()), self.world.now);
@@ -434,7 +434,7 @@ fn step_word(step: &Step) -> &'static str {
     }
 }
 
-/// Events from a seed alone (SplitMix64): the same seed is the same story.
+/// Returns events from a seed alone (SplitMix64): the same seed gives the same events.
 pub(crate) fn events_of(seed: u64, count: usize) -> Vec<Event> {
     let mut state = seed;
     let mut next = move |below: u64| {

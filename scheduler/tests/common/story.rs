@@ -1,12 +1,13 @@
-//! Stories: a text file of commands (`> ...`) and the answers that follow each. The runner carries out the
-//! commands and writes the file anew; a test compares.
+//! Script runner: a script is a text file of commands (`> ...`), each followed by its answers.
+//!
+//! The runner executes the commands and writes the file again; a test compares.
 
 use super::*;
 use protocol::NodeName;
 use protocol::gateway::ApiKey;
 use std::fmt::Write;
 
-/// Runs every command of a story and gives the whole text with fresh answers. Lines before the first
+/// Runs every command of a script and returns the whole text with fresh answers. Lines before the first
 /// command, and those that begin with `#`, are kept.
 pub(crate) fn run(text: &str) -> String {
     let mut teller = Teller { world: World::empty(), nodes: Vec::new(), proposals: Vec::new() };
@@ -29,12 +30,12 @@ pub(crate) fn run(text: &str) -> String {
 struct Teller {
     world: World,
     nodes: Vec<NodeSpec>,
-    /// What was brought to the vote, as `p1`, `p2` and so on.
+    /// Submitted proposals, named `p1`, `p2` and so on.
     proposals: Vec<Proposal>,
 }
 
 impl Teller {
-    /// One of the groups of commands knows it.
+    /// Executes a command; one of the groups of commands knows it.
     fn tell(&mut self, command: &str) -> String {
         let words: Vec<&str> = command.split_whitespace().collect();
         let answer = self.change(&words).or_else(|| self.decide(&words)).or_else(|| self.run(&words));
@@ -43,7 +44,7 @@ impl Teller {
         answer.split_inclusive([' ', '/', '\n', ',']).map(mask).collect()
     }
 
-    /// What there is: nodes, models, approved services.
+    /// Changes the inventory: nodes, models, approved services.
     fn change(&mut self, words: &[&str]) -> Option<String> {
         let world = &mut self.world;
         match words {
@@ -86,7 +87,8 @@ impl Teller {
         Some(String::new())
     }
 
-    /// What people ask for, as a member or under a token (`by operator`); the answer of the state machine.
+    /// Executes an operator's request, as a member or under a token (`by operator`); returns the state
+    /// machine's answer.
     fn decide(&mut self, words: &[&str]) -> Option<String> {
         let (words, actor) = match words {
             [rest @ .., "by", token] => (rest, Actor::Token(token.parse().unwrap())),
@@ -158,7 +160,7 @@ impl Teller {
         &self.proposals[number - 1]
     }
 
-    /// What the leader, the nodes and time do.
+    /// Executes an event of the leader, of the nodes or of time.
     fn run(&mut self, words: &[&str]) -> Option<String> {
         let world = &mut self.world;
         match words {
@@ -199,7 +201,7 @@ impl Teller {
         Some(String::new())
     }
 
-    /// What people look at.
+    /// Answers an operator's query.
     fn ask(&self, words: &[&str]) -> Option<String> {
         Some(match words {
             ["why", question] => self.why(question),
@@ -261,7 +263,7 @@ impl Teller {
         text
     }
 
-    /// By label: of proposals of one moment, the order is that of their ids, which differ from run to run.
+    /// Lists proposals by label: those of the same moment are sorted by id, and ids differ from run to run.
     fn show_proposals(&self) -> String {
         let mut lines = Vec::new();
         for view in proposal_views(&self.world.cluster) {
@@ -373,7 +375,7 @@ impl Teller {
     }
 }
 
-/// Ids of proposals and certificates differ from run to run: members' keys are random.
+/// Masks ids of proposals and certificates, which differ from run to run: members' keys are random.
 fn mask(word: &str) -> String {
     let bare = word.trim_end_matches([' ', '/', '\n', ',']);
     let is_id = [8, 64].contains(&bare.len()) && bare.bytes().all(|c| c.is_ascii_hexdigit());
