@@ -1,10 +1,12 @@
-//! The client of `cargo xtask attack listeners`: holds as many connections of one address as it can on every
-//! listener of a cluster, and asks as a good client from another address meanwhile.
+//! Load client of `cargo xtask attack listeners`: floods every listener of a cluster from one address.
 //!
-//! `attack_listeners KEY_FILE KEY_OF_ATTACKER GATEWAY control=ADDRESS... public=ADDRESS workers=ADDRESS pid=NAME:PID...`
+//! It holds as many connections as it can, while a good client sends requests from another address.
 //!
-//! The attack is kept up: a connection that the listener ends is opened again at once. Exits 1 when one request of
-//! the good client fails, or when the attack was not really under way.
+//! `attack_listeners KEY_FILE KEY_OF_ATTACKER GATEWAY control=ADDRESS... public=ADDRESS workers=ADDRESS
+//! pid=NAME:PID...`
+//!
+//! The attack is sustained: a connection that the listener ends is opened again after a short pause. The
+//! client exits 1 if one request of the good client fails, or if the attack was not really under way.
 
 use overlay::{CancellationToken, Identity, Limits, PublicKey, open_files, reverse_serve};
 use protocol::limits::LEASE_MS;
@@ -20,27 +22,27 @@ use tokio::net::{TcpSocket, TcpStream};
 
 const GOOD: &str = "127.0.0.1";
 const ATTACKER: &str = "127.0.0.2";
-/// Connections that say nothing, on the API of each replica: more than its 1,024.
+/// Silent connections on the API of each replica: more than its 1,024.
 const SILENT_CONTROL: usize = 1_100;
-/// The same on the public API of the gateway: more than its 4,096.
+/// Silent connections on the public API of the gateway: more than its 4,096.
 const SILENT_PUBLIC: usize = 4_200;
-/// Connections that say nothing to the gateway's listener for workers.
+/// Silent connections on the gateway's listener for workers.
 const SILENT_WORKERS: usize = 1_100;
-/// Peers with a key and a ticket of their own making, on the same listener.
+/// Unadmitted peers with a key and a self-signed ticket, on the same listener.
 const STRANGERS: usize = 100;
 /// Requests whose body stops short of its end.
 const UNFINISHED: usize = 100;
-/// The announced length of such a body, and how much of it comes.
+/// Announced length of such a body, and the part of it that is sent, in bytes.
 const BODY_BYTES: usize = 8_300_000;
 const SENT_BYTES: usize = 8_000_000;
-/// How often the good client asks each listener.
+/// Number of requests of the good client to each listener.
 const ROUNDS: usize = 1_000;
-/// How long the good client waits for one answer: no verdict, only an end.
+/// Longest wait of the good client for one answer. It only ends the wait; it is no criterion of success.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an attacker waits before it comes again: it shall not take the machine's processors.
+/// Pause of an attacker before it reconnects, so that it does not take the machine's processors.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// A listener, and how it is asked.
+/// A listener, and the request that it is sent.
 #[derive(Clone)]
 struct Target {
     name: String,
@@ -48,7 +50,7 @@ struct Target {
     request: Arc<Vec<u8>>,
 }
 
-/// One kind of attack, as it goes.
+/// The state of one kind of attack.
 #[derive(Default)]
 struct Attack {
     held: AtomicUsize,
@@ -127,7 +129,7 @@ async fn run() -> Result<(), String> {
     let wanted =
         SILENT_CONTROL * arguments.controls.len() + SILENT_PUBLIC + SILENT_WORKERS + STRANGERS + UNFINISHED;
     let [own] = open_files::fit(256, [Limits { connections_max: wanted, ..Limits::default() }]);
-    // A share of what was planned where this process may not open as many files.
+    // A share of the plan if this process may not open as many files.
     let share = |count: usize| count * own.connections_max / wanted;
 
     let targets = targets(&arguments, public);
@@ -198,14 +200,14 @@ fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<Target> {
     targets
 }
 
-/// What the good client met at one listener.
+/// The results of the good client at one listener.
 #[derive(Default)]
 struct Answers {
     latencies: Vec<Duration>,
     failures: Vec<String>,
 }
 
-/// Asks every listener so often, each time on a connection of its own.
+/// Sends `rounds` requests to every listener, each on a connection of its own.
 async fn ask_all(targets: &[Target], rounds: usize) -> Vec<(String, Answers)> {
     let ask_one = |target: Target| async move {
         let mut answers = Answers::default();
@@ -244,7 +246,7 @@ async fn dial(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// Keeps up an attack: `count` tasks, each with one connection at a time, again as soon as it ends.
+/// Sustains an attack: `count` tasks, each with one connection at a time, reopened after it ends.
 fn keep_up<F>(over: &Arc<AtomicBool>, count: usize, one: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -285,7 +287,7 @@ fn strangers(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, gatew
                     let preface = canonical::to_bytes(&ticket(&worker, gateway)).into();
                     let (limits, never) = (Limits::default(), CancellationToken::new());
                     let router = axum::Router::new();
-                    // However it ends.
+                    // Every result counts as an end.
                     let _ = reverse_serve(tcp, &worker, gateway, preface, limits, router, never).await;
                 }
                 tokio::time::sleep(AGAIN).await;
@@ -294,7 +296,7 @@ fn strangers(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, gatew
     });
 }
 
-/// A ticket in good form, signed by a node that no circle admits: the worker itself.
+/// Returns a well-formed ticket, signed by a node that no circle admits: the worker itself.
 fn ticket(worker: &Identity, gateway: PublicKey) -> SignedTicket {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let expires_at = Millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)).plus(LEASE_MS);
@@ -335,7 +337,8 @@ fn unfinished_bodies(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAdd
     });
 }
 
-/// Waits until every attack has opened all its connections once: each listener is as full as it can be.
+/// Waits until every attack has opened all its connections once, so that each listener is as full as it can
+/// be.
 async fn wait_until_under_way(attacks: &[(String, usize, Arc<Attack>)]) -> Result<(), String> {
     let began = Instant::now();
     while let Some((name, count, attack)) =
@@ -369,7 +372,7 @@ fn report(when: &str, all: &[(String, Answers)]) {
     }
 }
 
-/// Resident memory of the daemons.
+/// Returns the resident memory of the daemons.
 fn memory(pids: &[(String, u32)]) -> String {
     let of = |pid: u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

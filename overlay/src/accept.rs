@@ -1,8 +1,8 @@
-//! The accept loop of every listener, and a connection's way from its handshake to its permit.
+//! Accept loop of every listener, and a connection's path from its handshake to its permit.
 //!
-//! A connection first holds or waits for a handshake's permit, shared by address. Once its peer is known it
-//! takes one of two others: that of an admitted source, or one of the few of peers that are not admitted. A
-//! connection whose permit becomes another's is dropped at that moment.
+//! A connection first holds or waits for a handshake permit, shared by address. Once its peer is known it
+//! takes one of two others: that of an admitted source, or one of the few for unadmitted peers. A connection
+//! that loses its permit to another is dropped immediately.
 
 use crate::admission::{Activity, ActivityMeter, Admission, Permit, Policy, Source, SourcePrefix};
 use crate::error::Error;
@@ -45,8 +45,8 @@ impl Admissions {
     }
 }
 
-/// A connection on its way in. It holds the permit of its handshake until it takes another one, and all of them
-/// as long as this value lives.
+/// An incoming connection. It holds the permit of its handshake until it takes another one. Dropping the
+/// value returns the permit that it holds.
 #[derive(Debug)]
 pub struct Arrival {
     address: SocketAddr,
@@ -56,30 +56,31 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Where the connection comes from.
+    /// Returns the address from which the connection comes.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The source as which a connection counts that has proven no key.
+    /// Returns the source under which a connection counts while it has proven no key.
     pub(crate) fn prefix(&self) -> Source {
         Source::Prefix(SourcePrefix::of(self.address.ip()))
     }
 
-    /// Exchanges the permit for that of an admitted source; none to be had, and the connection is to be closed.
+    /// Exchanges the permit for that of an admitted source. Returns false if none is available; the
+    /// connection must then be closed.
     #[must_use]
     pub(crate) fn take_permit(&mut self, source: Source, activity: Activity) -> bool {
         let permit = self.admissions.admitted.try_admit(source, activity, self.evicted.clone());
         if permit.is_none()
             && let Some(suppressed) = self.admissions.rejections.pass()
         {
-            tracing::warn!(address = %self.address, suppressed, "too many connections; turned away");
+            tracing::warn!(address = %self.address, suppressed, "too many connections; rejected");
         }
         self.replace(permit)
     }
 
-    /// Exchanges the permit for one of the few of peers that are not admitted. The next of them may take it, so it
-    /// is lost soon where many come.
+    /// Exchanges the permit for one of the few for unadmitted peers. The next such peer may take it, so it is
+    /// lost soon under load.
     #[must_use]
     pub fn wait_unadmitted(&mut self) -> bool {
         let permit =
@@ -87,8 +88,8 @@ impl Arrival {
         self.replace(permit)
     }
 
-    /// Exchanges the permit for that of an admitted peer, counted as one of `key`'s connections. A connection is
-    /// kept as if a request were always under way: another of the same key does not replace it.
+    /// Exchanges the permit for that of an admitted peer, counted as one of `key`'s connections. The
+    /// connection counts as permanently busy, so another one of the same key does not replace it.
     #[must_use]
     pub fn admit(&mut self, key: protocol::PublicKey) -> bool {
         self.take_permit(Source::Key(key), Activity::Busy)
@@ -100,12 +101,12 @@ impl Arrival {
         true
     }
 
-    /// What counts the requests of this connection, as long as it holds the present permit.
+    /// Returns the meter that counts this connection's requests as long as it holds the present permit.
     pub(crate) fn meter(&self) -> ActivityMeter {
         self.permit.meter()
     }
 
-    /// Logs why a handshake failed. Strangers cause these at will, so they are no warnings.
+    /// Logs a failed handshake. Unauthenticated clients can cause these at will, so this is not a warning.
     pub(crate) fn failed(&self, error: &Error) {
         if let Some(suppressed) = self.admissions.failures.pass() {
             let cause = std::error::Error::source(error).map(ToString::to_string);
@@ -114,8 +115,8 @@ impl Arrival {
     }
 }
 
-/// Accepts until `shutdown`, running `handle` for each connection in a task of its own; returns when
-/// the last task has ended. Handshakes wait their turn, address by address.
+/// Accepts connections until `shutdown`, running `handle` for each in a task of its own; returns when the
+/// last task has ended. Handshakes wait their turn, address by address.
 pub(crate) async fn accept_loop<F, T>(
     listener: TcpListener,
     limits: &Limits,
@@ -140,14 +141,14 @@ where
                 }
                 Err(error) => match after_failure(&error) {
                     AfterFailure::GiveUp => break Err(Error::Listener(error)),
-                    AfterFailure::GoOn => tracing::debug!(%error, "a connection was gone before it was accepted"),
+                    AfterFailure::GoOn => tracing::debug!(%error, "connection closed before it was accepted"),
                     AfterFailure::Wait => {
                         failures += 1;
                         if failures == 1 {
-                            tracing::warn!(%error, "cannot accept; trying again until it passes");
+                            tracing::warn!(%error, "accept failed; retrying");
                         }
                         let pause = ACCEPT_BACKOFF.delay(failures, u32::MAX);
-                        // Tasks that end meanwhile are what mends it.
+                        // Tasks that end during the pause free the missing resources.
                         let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                     }
                 },
@@ -155,7 +156,7 @@ where
         }
     };
     drop(listener);
-    // A listener's connections end with it: whoever hears of that starts anew.
+    // A failed listener ends its connections too: returning early drops and aborts their tasks.
     outcome?;
     while tasks.join_next().await.is_some() {}
     Ok(())
@@ -174,7 +175,7 @@ where
 {
     let evicted = CancellationToken::new();
     let source = Source::Prefix(SourcePrefix::of(address.ip()));
-    // Before the task runs, so that turns follow the order of arrival.
+    // Enqueued before the task runs, so that turns follow the order of arrival.
     let permit = admissions.handshakes.enqueue(source, Activity::Busy, evicted.clone());
     async move {
         let Some(permit) = permit.admitted().await else { return };
@@ -187,17 +188,17 @@ where
     }
 }
 
-/// Long enough not to spin, short enough not to matter, when descriptors or memory run out.
+/// Back-off while descriptors or memory are short: long enough not to spin, short enough not to matter.
 const ACCEPT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_secs(1) };
 
-/// What a failure to accept means for the listener.
+/// The consequence of a failed accept for the listener.
 #[derive(Debug, PartialEq, Eq)]
 enum AfterFailure {
-    /// It was that connection's alone.
+    /// Only this connection has failed.
     GoOn,
-    /// The machine lacks something that it may have again.
+    /// The machine lacks a resource that it may have again.
     Wait,
-    /// The listener is none any more.
+    /// The listener is no longer usable.
     GiveUp,
 }
 
@@ -207,7 +208,7 @@ fn after_failure(error: &io::Error) -> AfterFailure {
         Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT) => {
             AfterFailure::GiveUp
         }
-        // Linux hands on what became of a connection before it was accepted (accept(2)).
+        // Linux passes pending network errors of a connection on through accept(2).
         Some(
             Errno::ECONNABORTED
             | Errno::EPROTO
@@ -218,7 +219,7 @@ fn after_failure(error: &io::Error) -> AfterFailure {
             | Errno::EPERM
             | Errno::EINTR,
         ) => AfterFailure::GoOn,
-        // Descriptors or memory are short; or something that trying again at once would hardly mend.
+        // Descriptors or memory are short, or an immediate retry would hardly help.
         _ => AfterFailure::Wait,
     }
 }

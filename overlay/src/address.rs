@@ -1,5 +1,6 @@
-//! Where a peer is dialled: an address, or a name that is looked up anew for every connection, because what it
-//! means may change while this process runs.
+//! Dial address of a peer: an IP address, or a name that is resolved for every connection.
+//!
+//! A name's addresses may change while this process runs, so no result is kept for the next connection.
 
 use futures::future::BoxFuture;
 use std::io;
@@ -20,7 +21,7 @@ enum Host {
     Named(Arc<str>),
 }
 
-/// The text is not `host:port`.
+/// Error for a text that is not `host:port`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not host:port")]
 pub struct NotAnAddress(String);
@@ -60,7 +61,7 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// How names are looked up.
+/// The resolver of names.
 #[derive(Clone)]
 pub(crate) struct LookUp(Arc<Resolve>);
 
@@ -74,7 +75,7 @@ impl std::fmt::Debug for LookUp {
 }
 
 impl LookUp {
-    /// As the operating system does.
+    /// Resolves as the operating system does.
     pub(crate) fn system() -> Self {
         Self::with(|name| Box::pin(async move { Ok(tokio::net::lookup_host(&*name).await?.collect()) }))
     }
@@ -85,7 +86,7 @@ impl LookUp {
         Self(Arc::new(look_up))
     }
 
-    /// What to dial now, at least one.
+    /// Returns the addresses to dial now, at least one.
     pub(crate) async fn of(&self, address: &Address) -> Found {
         let found = match &address.0 {
             Host::Known(address) => vec![*address],

@@ -1,8 +1,9 @@
-//! Fair admission to a limited number of connections: a source that holds many loses one to a source that holds
+//! Fair admission to a limited number of connections: a source that holds many loses one to a source with
 //! fewer.
 //!
-//! [`queue::FairQueue`] decides, as a pure function; [`Admission`] tells the tasks of the connections. A
-//! [`Source`] is one party as far as can be told: a key that was proven, or a network address before that.
+//! [`queue::FairQueue`] decides, as a pure function; [`Admission`] signals its decisions to the connections'
+//! tasks. A [`Source`] is the best evidence of a single party: a proven key, or a network address before
+//! that.
 
 mod queue;
 
@@ -16,13 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// Addresses that are one party as far as can be told: one IPv4 address, or the network of 64 bits that is the
-/// least a site has in IPv6.
+/// Addresses that count as one party: one IPv4 address, or one IPv6 network of 64 bits, the least that a site
+/// has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourcePrefix(IpAddr);
 
 impl SourcePrefix {
-    /// The prefix of an address. An IPv4 address written as IPv6 is the IPv4 address.
+    /// Returns the prefix of an address. An IPv4 address written as IPv6 counts as the IPv4 address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
@@ -37,9 +38,9 @@ impl SourcePrefix {
 /// A party among which permits are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Source {
-    /// Of which only the address is known.
+    /// A party known by its address alone.
     Prefix(SourcePrefix),
-    /// That has proven a key.
+    /// A party that has proven a key.
     Key(PublicKey),
 }
 
@@ -53,12 +54,12 @@ struct Inner {
     signals: BTreeMap<u64, Signals>,
 }
 
-/// How a connection learns what was decided about it.
+/// The channels that signal decisions to a connection.
 #[derive(Debug)]
 struct Signals {
-    /// None once it is admitted.
+    /// None once the connection is admitted.
     admitted: Option<oneshot::Sender<()>>,
-    /// Cancelled when its permit is another connection's, or too many wait.
+    /// Cancelled when the permit passes to another connection, or too many wait.
     evicted: CancellationToken,
 }
 
@@ -68,8 +69,8 @@ impl Admission {
         Self(Arc::new(Mutex::new(Inner { queue, signals: BTreeMap::new() })))
     }
 
-    /// Takes a permit or a turn for one. `evicted` is cancelled when either is lost. Dropping the permit gives
-    /// it back.
+    /// Takes a permit or a turn for one. `evicted` is cancelled when either is lost. Dropping the permit
+    /// returns it.
     pub(crate) fn enqueue(&self, source: Source, activity: Activity, evicted: CancellationToken) -> Permit {
         let (admit, admitted) = oneshot::channel();
         let mut inner = self.lock();
@@ -80,7 +81,7 @@ impl Admission {
         Permit { meter: ActivityMeter { admission: self.clone(), number }, admitted: Some(admitted) }
     }
 
-    /// The permit if it is to be had at once.
+    /// Returns a permit if one is immediately available.
     pub(crate) fn try_admit(
         &self,
         source: Source,
@@ -92,7 +93,7 @@ impl Admission {
         is_admitted.then_some(permit)
     }
 
-    /// Connections that hold a permit.
+    /// Returns the number of connections that hold a permit.
     #[cfg(test)]
     fn admitted(&self) -> usize {
         self.lock().queue.admitted()
@@ -109,7 +110,7 @@ impl Inner {
             match decision {
                 Decision::Admit(number) => {
                     let signal = self.signals.get_mut(&number).and_then(|signals| signals.admitted.take());
-                    // A connection that waits no longer gives its permit back when it is dropped.
+                    // A connection that no longer waits returns its permit when it is dropped.
                     let _ = signal.map(|signal| signal.send(()));
                 }
                 Decision::Evict(number) | Decision::Reject(number) => {
@@ -122,7 +123,7 @@ impl Inner {
     }
 }
 
-/// One of a limited number of connections, or a turn to become one.
+/// A permit for a connection, or a turn to receive one.
 #[derive(Debug)]
 pub(crate) struct Permit {
     meter: ActivityMeter,
@@ -130,7 +131,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Waits until it is admitted; none where it was rejected.
+    /// Waits for admission; returns none if the connection was rejected.
     pub(crate) async fn admitted(mut self) -> Option<Self> {
         match self.admitted.take() {
             Some(admitted) => admitted.await.ok().map(|()| self),
@@ -138,7 +139,7 @@ impl Permit {
         }
     }
 
-    /// What counts the requests of this connection.
+    /// Returns the meter that counts this connection's requests.
     pub(crate) fn meter(&self) -> ActivityMeter {
         self.meter.clone()
     }
@@ -154,7 +155,7 @@ impl Drop for Permit {
     }
 }
 
-/// Tells the queue whether a connection has a request under way.
+/// Reports to the queue whether a connection has a request under way.
 #[derive(Debug, Clone)]
 pub(crate) struct ActivityMeter {
     admission: Admission,
@@ -162,7 +163,7 @@ pub(crate) struct ActivityMeter {
 }
 
 impl ActivityMeter {
-    /// A request arrives; it is under way until the result is dropped.
+    /// Begins a request; it is under way until the result is dropped.
     pub(crate) fn begin(&self) -> RequestUnderWay {
         self.admission.lock().queue.begin(self.number);
         RequestUnderWay(self.clone())

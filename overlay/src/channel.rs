@@ -1,4 +1,4 @@
-//! One live HTTP/2 connection over which requests are sent; it never reconnects, that is `Client`'s part.
+//! One live HTTP/2 connection for sending requests. It never reconnects; that is the task of `Client`.
 
 use crate::Body;
 use crate::error::Error;
@@ -24,14 +24,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Flow-control window of one exchange: a segment of 1 MiB and its head pass without waiting for the
-/// reader to say "more".
+/// Flow-control window of one exchange: a segment of 1 MiB and its head pass without a window update from the
+/// reader.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-/// Flow-control window of a whole connection: several segments at once; also what a peer may make us hold.
+/// Flow-control window of a whole connection: several concurrent segments, and the most that a peer can make
+/// us hold.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// A live HTTP/2 connection, as the side that sends requests. Clones share it; it closes when the last
-/// clone and the last response body are gone.
+/// A live HTTP/2 connection, as the side that sends requests. Clones share it; it closes when the last clone
+/// and the last response body are dropped.
 #[derive(Debug, Clone)]
 pub struct Channel {
     sender: http2::SendRequest<Body>,
@@ -48,7 +49,7 @@ struct Shared {
     closed: CancellationToken,
 }
 
-/// A request that failed, handed back if not one byte of it was sent.
+/// A request that failed, returned to the caller if not one byte of it was sent.
 pub(crate) struct Failure {
     pub(crate) error: Error,
     pub(crate) unsent: Option<Request<Body>>,
@@ -62,8 +63,8 @@ impl Channel {
         Self::start(peer, refusal, stream, limits).await
     }
 
-    /// Starts HTTP/2 as the requesting side over any stream, whose peer is taken at its word: for simulations, in
-    /// which streams are in memory and time is simulated.
+    /// Starts HTTP/2 as the requesting side over any stream, without verifying the peer's key. It serves
+    /// simulations, in which streams are in memory and time is simulated.
     ///
     /// # Errors
     /// [`Error::Lost`].
@@ -109,13 +110,13 @@ impl Channel {
         Ok(Self { sender, shared, limits })
     }
 
-    /// The key of the peer that answers.
+    /// Returns the key of the peer that answers.
     #[must_use]
     pub fn peer(&self) -> PublicKey {
         self.shared.peer
     }
 
-    /// Whether the connection has ended, so that every further request would fail.
+    /// Returns whether the connection has ended, so that every further request would fail.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.closed.is_cancelled() || self.sender.is_closed()
@@ -126,7 +127,7 @@ impl Channel {
         self.shared.closed.cancelled().await;
     }
 
-    /// The same connection under other limits of time and size.
+    /// Returns the same connection under other limits of time and size.
     #[must_use]
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self { limits: Arc::new(limits), ..self.clone() }
@@ -157,7 +158,7 @@ impl Channel {
         Self { limits: limits.clone(), ..self.clone() }
     }
 
-    /// Whether this connection has carried at least one response.
+    /// Returns whether this connection has carried at least one response.
     pub(crate) fn answered(&self) -> bool {
         self.shared.answered.load(Ordering::Relaxed)
     }
@@ -199,7 +200,8 @@ pub(crate) async fn collect(response: Response<ResponseBody>) -> Result<Response
     Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
 }
 
-/// HTTP/2 needs scheme and authority; between our parts the key is the authority, so any word will do.
+/// Completes a URI. HTTP/2 needs scheme and authority; between our processes the key is the authority, so any
+/// value will do.
 fn absolute(uri: &Uri) -> Uri {
     let mut parts = uri.clone().into_parts();
     parts.scheme.get_or_insert(Scheme::HTTPS);
@@ -208,7 +210,7 @@ fn absolute(uri: &Uri) -> Uri {
     Uri::from_parts(parts).expect("scheme, authority and path are all there")
 }
 
-/// A response's body as it arrives: bounded in bytes, and in silence between two frames.
+/// The body of a response as it arrives: bounded in bytes, and in silence between two frames.
 #[derive(Debug)]
 pub struct ResponseBody {
     incoming: Incoming,

@@ -1,4 +1,4 @@
-//! A client of one peer that keeps a connection to it, and makes a new one when it is lost.
+//! Client of one peer that keeps a connection to it and reconnects after a loss.
 
 use crate::Body;
 use crate::address::{Address, LookUp, TRIED_MAX};
@@ -15,12 +15,12 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Sends requests to the holder of one key at one address. Clones share the connection, which is made
-/// with the first request and made anew, after [`crate::Backoff`], when it was lost. A name is looked up for each
-/// connection; of several addresses each failure begins with the next.
+/// Sends requests to the holder of one key at one address. Clones share the connection, which is made with
+/// the first request and remade, after [`crate::Backoff`], when it was lost. A name is resolved for each
+/// connection; with several addresses, each failure starts with the next.
 ///
-/// A request is sent once. Only one that certainly never left this process is put on a new connection;
-/// whether to repeat any other is for the caller to know.
+/// A request is sent once. Only a request that certainly never left this process is moved to a new
+/// connection; the caller decides whether to retry any other.
 #[derive(Debug, Clone)]
 pub struct Client {
     target: Arc<Target>,
@@ -44,7 +44,7 @@ struct Link {
 }
 
 impl Client {
-    /// A client of the holder of `peer` at `address`. Dials nobody yet.
+    /// Creates a client of the holder of `peer` at `address`. It does not dial yet.
     #[must_use]
     pub fn new(identity: Identity, address: impl Into<Address>, peer: PublicKey, limits: Limits) -> Self {
         Self::looking_up(LookUp::system(), identity, address.into(), peer, limits)
@@ -61,19 +61,19 @@ impl Client {
         Self { target: Arc::new(target), limits: Arc::new(limits) }
     }
 
-    /// The same connection under other limits of time and size.
+    /// Returns the same connection under other limits of time and size.
     #[must_use]
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self { limits: Arc::new(limits), ..self.clone() }
     }
 
-    /// The key of the peer.
+    /// Returns the key of the peer.
     #[must_use]
     pub fn peer(&self) -> PublicKey {
         self.target.peer
     }
 
-    /// Where the peer is dialled.
+    /// Returns the address at which the peer is dialled.
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.target.address
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// The live connection, made if there is none. One caller dials, the others wait for its success.
+    /// Returns the live connection, or makes one. One caller dials; the others wait for its success.
     async fn channel(&self) -> Result<Channel, Error> {
         let mut link = self.target.link.lock().await;
         match link.channel.take() {
@@ -165,7 +165,7 @@ impl Link {
 
 fn random_jitter() -> u32 {
     let mut bytes = [0; 4];
-    // Without randomness the wait is merely not spread out.
+    // Without randomness the waits are merely not spread out.
     let _ = SystemRandom::new().fill(&mut bytes);
     u32::from_ne_bytes(bytes)
 }
@@ -215,7 +215,7 @@ mod tests {
         let address: Address = "control-1.example:7600".parse().unwrap();
         let client = Client::looking_up(look_up, own, address, server.public_key(), Limits::default());
         assert_eq!(ask(&client).await.unwrap(), "old");
-        // The machine moved; at one of its new addresses somebody else answers.
+        // The machine has moved; at one of its new addresses another peer answers.
         *means.lock().unwrap() = vec![impostor, new];
         assert_eq!(ask(&client).await.unwrap(), "old", "a connection that holds is not looked up again");
         old_ends.cancel();

@@ -1,11 +1,10 @@
-//! Messages between an agent and what it started on the same machine, with file descriptors beside them.
+//! Messages with file descriptors between an agent and a process that it started on the same machine.
 //!
-//! A frame is its length as a little-endian `u32`, then that many bytes of canonical CBOR, on a unix
-//! stream socket. Up to [`DESCRIPTORS_MAX`] descriptors travel with its first byte (`SCM_RIGHTS`).
+//! A frame is its length as a little-endian `u32`, then that many bytes of canonical CBOR, on a unix stream
+//! socket. Up to [`DESCRIPTORS_MAX`] descriptors travel with its first byte (`SCM_RIGHTS`).
 //!
-//! What may surprise: a frame without descriptors is sent by plain `send`, never `sendmsg`, because a
-//! worker's filter denies `sendmsg`. Received descriptors are close-on-exec, and those of a refused
-//! frame are closed.
+//! Caveats: a frame without descriptors is sent by plain `send`, never `sendmsg`, because a worker's filter
+//! denies `sendmsg`. Received descriptors are close-on-exec, and those of a refused frame are closed.
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -20,14 +19,14 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// Most descriptors of one frame: a connection needs one, a sandbox's start a handful.
+/// Most descriptors of one frame: a connection needs one, the start of a sandbox a few.
 pub const DESCRIPTORS_MAX: usize = 4;
-/// Most descriptors that the kernel puts beside one read (`SCM_MAX_FD`). Room for all of them means that
+/// Most descriptors that the kernel attaches to one read (`SCM_MAX_FD`). Space for all of them means that
 /// none is left over, unowned, when a peer sends too many.
 const KERNEL_DESCRIPTORS_MAX: usize = 253;
 const HEADER_BYTES: usize = 4;
 
-/// Why a frame could not be sent or received. After any of these the stream is of no further use.
+/// The failure to send or receive a frame. After any of these the stream is of no further use.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -37,7 +36,7 @@ pub enum FrameError {
     /// The frame's length is above the limit.
     #[error("frame of {bytes} bytes exceeds {FRAME_BYTES_MAX}")]
     TooLong {
-        /// The length in bytes.
+        /// Length in bytes.
         bytes: usize,
     },
     /// More descriptors than [`DESCRIPTORS_MAX`].
@@ -48,7 +47,7 @@ pub enum FrameError {
     Malformed(#[from] CanonicalError),
 }
 
-/// The two directions of an asynchronous socket, to be used by two tasks.
+/// Splits an asynchronous socket into its two directions, for use by two tasks.
 #[must_use]
 pub fn channel(stream: UnixStream) -> (FrameSender, FrameReceiver) {
     let stream = Arc::new(stream);
@@ -60,7 +59,7 @@ pub fn channel(stream: UnixStream) -> (FrameSender, FrameReceiver) {
 pub struct FrameSender(Arc<UnixStream>);
 
 impl FrameSender {
-    /// Sends one message with descriptors. Not cancel-safe: dropped halfway, it leaves half a frame.
+    /// Sends one message with descriptors. Not cancel-safe: a future dropped halfway leaves half a frame.
     ///
     /// # Errors
     /// See [`FrameError`].
@@ -144,7 +143,7 @@ pub mod blocking {
     }
 }
 
-/// A frame on its way out.
+/// A frame that is being sent.
 struct Outgoing<'a> {
     bytes: Vec<u8>,
     sent: usize,
@@ -173,7 +172,7 @@ impl<'a> Outgoing<'a> {
         self.sent == self.bytes.len()
     }
 
-    /// One system call.
+    /// Makes one system call.
     fn step(&mut self, socket: RawFd) -> io::Result<()> {
         let rest = &self.bytes[self.sent..];
         let flags = MsgFlags::MSG_NOSIGNAL;
@@ -183,14 +182,14 @@ impl<'a> Outgoing<'a> {
             let rights = [ControlMessage::ScmRights(&self.descriptors)];
             uninterrupted(|| sendmsg::<()>(socket, &[IoSlice::new(rest)], &rights, flags, None))?
         };
-        // They went with the first byte; what is left of a long frame follows alone.
+        // The descriptors went with the first byte; the rest of a long frame follows without any.
         self.descriptors.clear();
         self.sent += sent;
         Ok(())
     }
 }
 
-/// A frame on its way in. It never reads past the frame's end, so descriptors stay with their frame.
+/// A frame that is being received. Reads never pass the frame's end, so descriptors stay with their frame.
 #[derive(Debug, Default)]
 struct Incoming {
     header: [u8; HEADER_BYTES],
@@ -206,7 +205,7 @@ enum Step {
 }
 
 impl Incoming {
-    /// One system call.
+    /// Makes one system call.
     fn step(&mut self, socket: RawFd) -> io::Result<Step> {
         let rest = match self.received.checked_sub(HEADER_BYTES) {
             None => &mut self.header[self.received..],
@@ -262,7 +261,7 @@ fn receive_some(socket: RawFd, buffer: &mut [u8], descriptors: &mut Vec<OwnedFd>
     };
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = control {
-            // SAFETY: the kernel has just made these descriptors for this process; nobody else has them.
+            // SAFETY: the kernel has just made these descriptors for this process; nothing else owns them.
             let owned = numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) });
             descriptors.extend(owned);
         }

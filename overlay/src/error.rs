@@ -1,4 +1,4 @@
-//! Why a connection or an exchange over it failed; one variant for each thing a caller can do about it.
+//! Errors of a connection, or of an exchange over it; one variant for each thing a caller can do about it.
 
 use protocol::PublicKey;
 use protocol::error_code::{self, ErrorCode};
@@ -7,38 +7,38 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Why a connection could not be made, or an exchange over it did not finish.
+/// The failure to make a connection, or to finish an exchange over it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nobody answers at the address.
+    /// No peer answers at the address.
     #[error("dial {address}")]
     Dial {
-        /// Where to.
+        /// Address that was dialled.
         address: SocketAddr,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The name of the peer's machine has no address, as far as can be found out.
+    /// The name of the peer's machine cannot be resolved.
     #[error("look up `{name}`")]
     Name {
-        /// The name and port.
+        /// Name and port.
         name: String,
-        /// What the resolver said.
+        /// Error of the resolver.
         source: io::Error,
     },
-    /// Whoever answers holds another key than the one expected.
+    /// The answering peer holds another key than the one expected.
     #[error("peer holds key {presented}, expected {expected}")]
     WrongPeer {
-        /// The key that was pinned.
+        /// Key that was pinned.
         expected: PublicKey,
-        /// The key that the peer presented; it has not been proven.
+        /// Key that the peer presented; it has not been proven.
         presented: PublicKey,
     },
-    /// The peer is who it should be, and does not admit our key.
+    /// The peer holds the expected key, but does not admit ours.
     #[error("peer {peer} refuses our key")]
     PeerRefused {
-        /// The peer that refused.
+        /// Peer that refused.
         peer: PublicKey,
     },
     /// The TLS handshake failed: no common key exchange, no raw key, or not TLS at all.
@@ -50,31 +50,31 @@ pub enum Error {
     /// A step took longer than its limit.
     #[error("{step} took longer than {limit:?}")]
     TimedOut {
-        /// What was going on.
+        /// Step that was in progress.
         step: &'static str,
-        /// The limit that it broke.
+        /// Limit that it exceeded.
         limit: Duration,
     },
     /// A body is larger than the limit.
     #[error("body exceeds {limit} bytes")]
     BodyTooLarge {
-        /// The limit in bytes.
+        /// Limit in bytes.
         limit: usize,
     },
     /// The connection ended before the exchange did.
     #[error("connection to {peer} lost")]
     Lost {
-        /// The peer at the other end.
+        /// Peer at the other end.
         peer: PublicKey,
-        /// Whether the request may have reached the peer, and been acted on.
+        /// Whether the request may have reached the peer and taken effect.
         sent: bool,
-        /// What HTTP/2 said.
+        /// Error of the HTTP/2 library.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// Plain HTTP was asked for on an address that other machines can reach.
+    /// Plain HTTP was requested on an address that other machines can reach.
     #[error("plain http on {address} is refused; give a certificate or listen on loopback")]
     PlainRefused {
-        /// The address of the listener.
+        /// Address of the listener.
         address: SocketAddr,
     },
     /// The operator's certificate or private key cannot be used.
@@ -86,7 +86,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The stable code that people meet, with a page of its own.
+    /// Returns the stable code for users, which has a documentation page of its own.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -102,8 +102,8 @@ impl Error {
         }
     }
 
-    /// Whether the request certainly never reached the peer's program, so that it may be sent again,
-    /// even to another peer, without being done twice.
+    /// Returns whether the request certainly never reached the peer's program. It may then be sent again,
+    /// even to another peer, without taking effect twice.
     #[must_use]
     pub fn never_sent(&self) -> bool {
         match self {

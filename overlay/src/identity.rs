@@ -1,4 +1,4 @@
-//! The Ed25519 key of one process, and the file that holds it. The private half never leaves this type.
+//! Ed25519 key of one process, and the file that holds it. The private half never leaves this type.
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use ed25519_dalek::{Signer, SigningKey};
@@ -14,22 +14,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// An Ed25519 `SubjectPublicKeyInfo` is these bytes and the key (RFC 8410, section 4).
+/// DER prefix of an Ed25519 `SubjectPublicKeyInfo`, followed by the key (RFC 8410, section 4).
 pub(crate) const SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// An Ed25519 PKCS #8 private key is these bytes and the seed (RFC 8410, section 7).
+/// DER prefix of an Ed25519 PKCS #8 private key, followed by the seed (RFC 8410, section 7).
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// A key file is this word, 64 hexadecimal digits of seed and a newline.
+/// Prefix of a key file, followed by 64 hexadecimal digits of seed and a newline.
 const FILE_PREFIX: &str = "quorate-ed25519:";
 
-/// The key of one process: it signs, and it is the process's name in TLS. Clones share one key.
+/// The key of one process: it signs, and it identifies the process in TLS. Clones share one key.
 #[derive(Clone)]
 pub struct Identity {
     signing: Arc<SigningKey>,
-    /// The same key in the form TLS wants it.
+    /// The same key in the form that TLS needs.
     pub(crate) certified: Arc<CertifiedKey>,
 }
 
@@ -39,39 +39,39 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// Why a key file cannot be used.
+/// The reason for which a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
     /// Reading or writing failed; an existing file is never overwritten.
     #[error("key file {}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// Others than the owner may read the file, so the key is no longer a secret.
+    /// Users other than the owner may read the file, so the key is no longer a secret.
     #[error("key file {} has mode {mode:o}, expected 600", path.display())]
     Exposed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// The content is not a key of ours.
+    /// The content is not a key of this format.
     #[error("key file {} does not hold one Ed25519 key", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The operating system gives no randomness.
+    /// The operating system provides no randomness.
     #[error("no randomness")]
     Random,
 }
 
 impl IdentityError {
-    /// The stable code that people meet, with a page of its own.
+    /// Returns the stable code for users, which has a documentation page of its own.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         error_code::KEY_FILE_UNUSABLE
@@ -79,7 +79,7 @@ impl IdentityError {
 }
 
 impl Identity {
-    /// A fresh random key, held in memory only.
+    /// Generates a random key, held in memory only.
     ///
     /// # Errors
     /// [`IdentityError::Random`].
@@ -89,7 +89,7 @@ impl Identity {
         Ok(Self::from_seed(&seed))
     }
 
-    /// The key that grows from `seed`.
+    /// Derives the key from `seed`.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         let signing = SigningKey::from_bytes(seed);
@@ -107,7 +107,7 @@ impl Identity {
     /// Generates a key and writes it to `path`: mode 600, all or nothing, durable before this returns.
     ///
     /// # Errors
-    /// [`IdentityError::File`], also when there is a file already.
+    /// [`IdentityError::File`], also if the file exists already.
     pub fn create(path: &Path) -> Result<Self, IdentityError> {
         let mut seed = Zeroizing::new([0; 32]);
         SystemRandom::new().fill(seed.as_mut()).map_err(|_| IdentityError::Random)?;
@@ -136,7 +136,7 @@ impl Identity {
         if mode & 0o077 != 0 {
             return Err(IdentityError::Exposed { path: path.to_owned(), mode });
         }
-        // One byte more than a key file has, so that a longer one is noticed.
+        // One byte more than a key file has, so that a longer one is detected.
         let length = FILE_PREFIX.len() + 65;
         let mut text = Zeroizing::new(Vec::with_capacity(length + 1));
         file.take(length as u64 + 1).read_to_end(&mut text).map_err(failed)?;
@@ -157,13 +157,13 @@ impl Identity {
         }
     }
 
-    /// The public half: the name that others know this process by.
+    /// Returns the public half, by which other processes identify this one.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
         PublicKey(self.signing.verifying_key().to_bytes())
     }
 
-    /// Signs `bytes` for `domain`; [`PublicKey::verifies`] is the other half.
+    /// Signs `bytes` for `domain`; [`PublicKey::verifies`] verifies the signature.
     #[must_use]
     pub fn sign(&self, domain: &str, bytes: &[u8]) -> Signature {
         Signature(self.signing.sign(&signing_input(domain, bytes)).to_bytes())
@@ -189,13 +189,13 @@ fn parse(text: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
 }
 
 /// Writes a file that appears whole or not at all, and never replaces another. A hard link is the one
-/// portable way to have both: unlike a rename it fails when the name is taken.
+/// portable way to have both: unlike a rename it fails if the name is taken.
 fn write_new(path: &Path, content: &[u8], public: PublicKey) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    // The fresh key's own name makes this name unique without asking for a random number.
+    // The fresh key makes this name unique without another random number.
     let temporary = directory.join(format!(".key-{}", public.short()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let linked =

@@ -1,20 +1,20 @@
-//! A connection to a public key: pinned post-quantum TLS, HTTP/2 in either direction over it.
+//! Connections to a public key: pinned post-quantum TLS, and HTTP/2 in either direction over it.
 //!
-//! Between our parts a peer's name is its Ed25519 key. There is no certificate authority, no host name,
-//! no resumption: both sides prove their key in every handshake, and the only key exchange is
-//! X25519MLKEM768, so a recording made today stays closed to a quantum computer of tomorrow.
+//! Between our processes a peer's name is its Ed25519 key. There is no certificate authority, no host name,
+//! no resumption: both sides prove their key in every handshake. The only key exchange is X25519MLKEM768, so
+//! a future quantum computer cannot decrypt a recording made today.
 //!
-//! - [`Identity`] is the private key of a process; [`PeerPolicy`] says which keys may connect.
+//! - [`Identity`] is the private key of a process; [`PeerPolicy`] decides which keys may connect.
 //! - [`Client`] and [`serve`] are HTTP/2 over such connections; [`connect`] and [`accept`] the bare stream.
-//! - [`reverse_serve`] and [`accept_reverse`] turn the roles round: who dialled answers the requests, so a
+//! - [`reverse_serve`] and [`accept_reverse`] reverse the roles: the dialling side answers the requests, so a
 //!   worker behind NAT serves like any other.
-//! - [`people`] is another thing: listeners for browsers, `curl` and OpenAI clients, with ordinary TLS.
-//! - [`descriptors`] hands frames and file descriptors to a neighbour process over a unix socket.
-//! - [`open_files`] raises the limit of open files, and lowers what listeners hold to what it allows.
-//! - [`listen`] binds what a command line names: an address, a path, or an inherited `fd:N`.
+//! - [`people`] has listeners with ordinary TLS for browsers, `curl` and OpenAI clients.
+//! - [`descriptors`] passes frames and file descriptors to another local process over a unix socket.
+//! - [`open_files`] raises the limit of open files, and lowers the bounds of listeners to fit it.
+//! - [`listen`] binds the listener that a command line names: an address, a path, or an inherited `fd:N`.
 //!
-//! What may surprise: in TLS 1.3 [`connect`] returns before the server has judged the client's key. The
-//! refusal arrives with the first read; here it surfaces as [`Error::PeerRefused`] on the first request.
+//! Caveat: in TLS 1.3 [`connect`] returns before the server has checked the client's key. The refusal arrives
+//! with the first read; here it surfaces as [`Error::PeerRefused`] on the first request.
 
 mod accept;
 mod address;
@@ -54,5 +54,5 @@ pub use reverse::{PREFACE_BYTES_MAX, Reversed, accept_reverse, accept_reverse_lo
 pub use server::{Peer, PeerAddress, serve};
 pub use stream::Stream;
 pub use tls::{Connection, accept, connect};
-/// Tells servers to stop; cancel it to begin an orderly end.
+/// The token that stops servers; cancelling it begins an orderly shutdown.
 pub use tokio_util::sync::CancellationToken;

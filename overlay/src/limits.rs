@@ -1,34 +1,36 @@
-//! How long and how large anything on a connection may be, and how long to wait before dialling again.
+//! Limits of connections in time and size, and the back-off before another dial.
 //!
-//! What a peer or a stranger may try, what bounds it, and the test in `tests/loopback` that tries it:
+//! Each attack by a peer or an unauthenticated client, its bound, and the test in `tests/loopback` that tries
+//! it:
 //!
-//! | try | bound | test |
+//! | attack | bound | test |
 //! |---|---|---|
 //! | connect and say nothing, or half a handshake | `handshake` | `tls::a_handshake_that_never_ends_is_cut_off` |
-//! | many of these at once | `handshakes_max`, `handshake` | `hostile::handshakes_that_hang_keep_others_out_no_longer_than_their_limit` |
+//! | many of these at the same time | `handshakes_max`, `handshake` | `hostile::handshakes_that_hang_keep_others_out_no_longer_than_their_limit` |
 //! | many of these from one address | fair turns in `admission.rs` | `admission::handshakes_that_hang_keep_no_other_address_out` |
 //! | more connections than `connections_max` | fair admission, idle ones evicted first | `admission::silent_connections_of_one_address_…`, `admission::requests_under_way_…` |
 //! | more connections of one key than `connections_max` | fair admission by key | `admission::a_key_with_many_connections_keeps_no_other_out` |
-//! | connections of keys that nobody knows | `unadmitted_max`, `unadmitted_timeout` | `admission::unadmitted_peers_take_no_permits_of_peers_and_none_for_ever`, `admission::keys_without_number_…` |
+//! | connections of unknown keys | `unadmitted_max`, `unadmitted_timeout` | `admission::unadmitted_peers_take_no_permits_of_peers_and_none_for_ever`, `admission::keys_without_number_…` |
 //! | more connections than open files | `open_files::fit` lowers all bounds | `open_files::connections_never_take_the_reserve` |
 //! | shake hands, then silence | `idle`, `ping_timeout` | `http::a_peer_that_shakes_hands_and_then_says_nothing_is_dropped` |
 //! | a reversed connection without its preface | `handshake`, `PREFACE_BYTES_MAX` | `reverse::a_preface_that_never_comes_is_given_up` |
 //! | a head without end, a huge head | `header_bytes_max` | `hostile::a_head_that_never_ends_is_cut_off`, `hostile::a_head_above_the_limit_is_answered_431` |
-//! | too many requests at once | `streams_max` | `hostile::streams_beyond_the_limit_are_refused_one_by_one` |
+//! | too many concurrent requests | `streams_max` | `hostile::streams_beyond_the_limit_are_refused_one_by_one` |
 //! | requests begun and reset (rapid reset) | the HTTP/2 library's count of unread resets | `hostile::requests_that_are_reset_as_soon_as_they_begin_end_the_connection` |
 //! | pings without end, nothing read | flow control, `ping_timeout`, `idle` | `hostile::pings_without_end_from_a_peer_that_reads_nothing_end_the_connection` |
 //! | stop reading an answer | `ping_timeout`, `idle` on a stalled write | `hostile::a_peer_that_stops_reading_…`, `people::a_client_that_stops_reading_…` |
 //! | a large body, with or without a length | `request_bytes_max`, `response_bytes_max` | `http::bodies_above_the_limit_are_refused_on_both_sides` |
 //! | a body that trickles, an answer that never comes | `request` | `people::a_body_that_trickles_is_given_up`, `http::an_answer_that_never_comes_…` |
-//! | an answer that falls silent | `body_idle` | `http::a_response_that_falls_silent_times_out` |
-//! | a server that is gone without a word | `ping_timeout` | `hostile::a_server_that_falls_silent_is_noticed_…` |
-//! | an idle connection of people | `idle` | `people::an_idle_connection_that_was_kept_alive_is_closed` |
-//! | a slow head of people | `idle` | `people::slow_clients_are_cut_off` |
+//! | an answer that stalls | `body_idle` | `http::a_response_that_falls_silent_times_out` |
+//! | a server that vanishes silently | `ping_timeout` | `hostile::a_server_that_falls_silent_is_noticed_…` |
+//! | an idle connection of a person's client | `idle` | `people::an_idle_connection_that_was_kept_alive_is_closed` |
+//! | a slow head of a person's client | `idle` | `people::slow_clients_are_cut_off` |
 //! | frames and descriptors on a unix socket | `FRAME_BYTES_MAX`, `DESCRIPTORS_MAX` | `descriptors::what_is_not_a_frame_is_refused`, `descriptors::descriptors_above_the_limit_…` |
 //!
 //! Not bounded in time: a peer that answers pings and takes an answer slowly. It holds one of `streams_max`
-//! places of its own connection and one flow-control window, as a long answer to an honest peer does. And who
-//! is read on a unix socket is a neighbour that we started or that runs as us: its reader sets its own limit.
+//! requests of its own connection and one flow-control window, as a long answer to an honest peer does. The
+//! peer on a unix socket is a local process that we started or that runs as our user: its reader sets its own
+//! limit.
 
 use std::time::Duration;
 
@@ -37,17 +39,17 @@ use std::time::Duration;
 pub struct Limits {
     /// Longest TCP connect, and longest TLS handshake (with the preface of a reversed connection).
     pub handshake: Duration,
-    /// Longest wait for a response's head, on both sides: the client gives up, the server answers 504.
+    /// Longest wait for a response's head, on both sides: the client times out, the server answers 504.
     pub request: Duration,
     /// Longest silence inside a response body that a client is reading.
     pub body_idle: Duration,
-    /// Longest silence of the peer on a connection. Pings keep a healthy one from ever being silent.
+    /// Longest silence of the peer on a connection. Pings keep a healthy one from falling silent.
     pub idle: Duration,
-    /// How often a quiet connection is pinged. Zero is refused by the timer, so keep it positive.
+    /// Interval between two pings of a quiet connection. The timer refuses zero, so keep it positive.
     pub ping_interval: Duration,
-    /// How long a ping may go unanswered before the connection is closed.
+    /// Longest wait for the answer to a ping before the connection is closed.
     pub ping_timeout: Duration,
-    /// How long an orderly shutdown waits for requests in progress.
+    /// Longest wait of an orderly shutdown for requests in progress.
     pub drain: Duration,
     /// Largest request body in bytes that a server reads; more is answered 413.
     pub request_bytes_max: usize,
@@ -57,26 +59,28 @@ pub struct Limits {
     pub header_bytes_max: u32,
     /// Most requests in progress on one connection.
     pub streams_max: u32,
-    /// Most established connections of one listener. When all are taken, a source with many loses one to a source
-    /// with fewer, connections without a request under way first; see `admission/queue.rs`.
+    /// Most established connections of one listener. When all permits are held, a source with many loses one
+    /// to a source with fewer, connections without a request under way first; see `admission/queue.rs`.
     pub connections_max: usize,
-    /// Most established connections of unadmitted peers, whose keys the policy admits without knowing them, beside
-    /// those above. A new one takes the permit of the oldest, from the address that has most.
+    /// Most established connections of unadmitted peers, whose keys the policy admits without knowing them.
+    /// They are in addition to those above. A new one takes the permit of the oldest, from the address that
+    /// has most.
     pub unadmitted_max: usize,
-    /// How long such a connection may last. A peer that is admitted by then comes again, to a permit of its own.
+    /// Longest life of such a connection. A peer that is admitted by then reconnects, with a permit of its
+    /// own.
     pub unadmitted_timeout: Duration,
-    /// Most handshakes in progress at once. An address that has several loses one to an address that has none.
+    /// Most concurrent handshakes. An address that has several loses one to an address that has none.
     pub handshakes_max: usize,
-    /// Most connections that wait for a handshake's permit. Beyond it the address with most loses its newest.
+    /// Most connections that wait for a handshake permit. Above it the address with most loses its newest.
     pub handshakes_waiting_max: usize,
-    /// Waiting between attempts to dial.
+    /// Wait between attempts to dial.
     pub backoff: Backoff,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // A handshake is 1 ms of computation and one round trip; 5 s forgives a loaded machine.
+            // A handshake is 1 ms of computation and one round trip; 5 s tolerates a loaded machine.
             handshake: Duration::from_secs(5),
             request: Duration::from_secs(30),
             body_idle: Duration::from_secs(30),
@@ -87,7 +91,7 @@ impl Default for Limits {
             drain: Duration::from_secs(5),
             request_bytes_max: protocol::limits::SYNC_BYTES_MAX,
             response_bytes_max: protocol::limits::MODEL_MANIFEST_BYTES_MAX,
-            // What nginx and Go accept, rounded down; ours are below 1 KiB.
+            // Limit of nginx and Go, rounded down; our heads are below 1 KiB.
             header_bytes_max: 16 * 1024,
             streams_max: 256,
             connections_max: 1024,
@@ -95,7 +99,7 @@ impl Default for Limits {
             unadmitted_timeout: Duration::from_secs(60),
             // About 30 kB of memory each.
             handshakes_max: 256,
-            // As many as the kernel would hold for us.
+            // As many as the kernel would queue for us.
             handshakes_waiting_max: 1024,
             backoff: Backoff::default(),
         }
@@ -103,7 +107,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Limits of a listener for a few programs of this machine: metrics and health.
+    /// Returns the limits of a listener for a few local programs: metrics and health.
     #[must_use]
     pub fn of_operations() -> Self {
         Self {
@@ -115,13 +119,13 @@ impl Limits {
         }
     }
 
-    /// Most descriptors that a listener's connections take.
+    /// Returns the most descriptors that a listener's connections take.
     #[must_use]
     pub(crate) fn descriptors_max(&self) -> usize {
         self.connections_max + self.unadmitted_max + self.handshakes_max + self.handshakes_waiting_max
     }
 
-    /// The same limits for `part` of `whole` as many connections; one of each kind at least.
+    /// Returns the same limits for `part` of `whole` as many connections; at least one of each kind.
     #[must_use]
     pub(crate) fn scaled(self, part: usize, whole: usize) -> Self {
         let scale = |count: usize| (count.saturating_mul(part) / whole).max(1);
@@ -135,7 +139,7 @@ impl Limits {
     }
 }
 
-/// Exponential back-off with full jitter above half: attempts spread out, none comes at once.
+/// Exponential back-off with jitter in its upper half: attempts spread out, and none is immediate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backoff {
     /// The wait after the first failure.
@@ -146,15 +150,16 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        // A restarted replica is back within tens of milliseconds; a dead one should not be hammered.
+        // A restarted replica is back within tens of milliseconds; a dead one should not be dialled
+        // constantly.
         Self { first: Duration::from_millis(50), most: Duration::from_secs(2) }
     }
 }
 
 impl Backoff {
-    /// How long to wait after `failures` failures in a row: between half and all of
-    /// `first * 2^(failures - 1)`, capped at `most`. `jitter` is uniformly random; it is an argument so
-    /// that the wait is a function of its inputs.
+    /// Returns the wait after `failures` failures in a row. It is between half and all of `first *
+    /// 2^(failures - 1)`, capped at `most`. `jitter` is uniformly random; it is an argument so that the wait
+    /// is a function of its inputs.
     #[must_use]
     pub fn delay(&self, failures: u32, jitter: u32) -> Duration {
         if failures == 0 {

@@ -1,5 +1,7 @@
-//! Listeners as a command line names them: an address, a path, or `fd:N`, a socket that the parent
-//! process bound and left open, so that it knows every address before it starts anything.
+//! Listeners as named on a command line: an address, a path, or `fd:N`.
+//!
+//! The parent process has bound `fd:N` and left it open, so that it knows every address before it starts
+//! anything.
 
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
 use std::collections::BTreeSet;
@@ -12,7 +14,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
-/// Listens on `127.0.0.1:0`-like addresses, or adopts `fd:N`. Port 0 lets the kernel choose.
+/// Listens on an address such as `127.0.0.1:0`, or adopts `fd:N`. With port 0 the kernel chooses one.
 ///
 /// # Errors
 /// The name is neither, the address is taken, or the descriptor is not a listening TCP socket.
@@ -29,8 +31,8 @@ pub async fn tcp(name: &str) -> io::Result<TcpListener> {
     bound.map_err(|error| io::Error::new(error.kind(), format!("listen on {address}: {error}")))
 }
 
-/// Listens on a unix socket at a path, readable by its owner only, or adopts `fd:N`. A socket file that
-/// a dead process left is replaced; one that answers is in use.
+/// Listens on a unix socket at a path, readable by its owner only, or adopts `fd:N`. The socket file of a
+/// dead process is replaced; one that answers is in use.
 ///
 /// # Errors
 /// The path is taken, or the descriptor is not a listening unix socket.
@@ -42,7 +44,7 @@ pub async fn unix(name: &str) -> io::Result<UnixListener> {
         return UnixListener::from_std(listener);
     }
     let path = Path::new(name);
-    // Connecting to a plain file is refused too, and that one is not ours to remove.
+    // Connecting to a plain file is refused too, but that file must not be removed.
     if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
         && let Err(error) = UnixStream::connect(path).await
         && error.kind() == io::ErrorKind::ConnectionRefused
@@ -68,7 +70,7 @@ fn adopt(number: &str, families: &[AddressFamily]) -> io::Result<OwnedFd> {
     if !name.family().is_some_and(|family| families.contains(&family)) {
         return Err(invalid(format!("fd:{number} is a socket of another family")));
     }
-    // SAFETY: `getsockname` has shown that it is open; it is borrowed for this one question.
+    // SAFETY: `getsockname` has shown that it is open; it is borrowed for this one call.
     let listens = getsockopt(&unsafe { BorrowedFd::borrow_raw(number) }, sockopt::AcceptConn)?;
     if !listens {
         return Err(invalid(format!("fd:{number} does not listen")));
@@ -76,10 +78,10 @@ fn adopt(number: &str, families: &[AddressFamily]) -> io::Result<OwnedFd> {
     if !adopted.insert(number) {
         return Err(invalid(format!("fd:{number} is in use already")));
     }
-    // SAFETY: it is an open listening socket that came from the parent process, so no other part of this
-    // one owns it, and `adopted` sees to it that this function gives it out once.
+    // SAFETY: it is an open listening socket that came from the parent process, so no other part of this one
+    // owns it. `adopted` ensures that this function returns it only once.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
-    // Our own children must not inherit it in turn.
+    // Child processes must not inherit it in turn.
     nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
     Ok(socket)
 }

@@ -1,13 +1,14 @@
-//! A bounded number of log lines about what strangers may cause at will.
+//! Rate limit for log lines that unauthenticated clients can cause at will.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// One line in ten seconds tells that a flood goes on, and fills no disk.
+/// Interval between two lines of a kind: a line in ten seconds shows that a flood continues, and fills no
+/// disk.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one line of its kind pass in an interval, and counts the others.
+/// Passes one line of its kind per interval, and counts the others.
 #[derive(Debug, Default)]
 pub struct LogThrottle(Mutex<State>);
 
@@ -18,7 +19,7 @@ struct State {
 }
 
 impl LogThrottle {
-    /// Whether a line may be written now: how many were suppressed since the last one.
+    /// Returns the number of lines suppressed since the last one, if a line may be written now.
     pub fn pass(&self) -> Option<u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now())
     }

@@ -1,15 +1,15 @@
-//! The limit of open files against the connections that a daemon's listeners may hold.
+//! Limit of open files, matched to the connections that a daemon's listeners may hold.
 //!
-//! Every daemon calls [`fit`] once, before it listens: the soft limit (often 1,024) is raised as far as the
-//! system allows. Where that is too little, the listeners' bounds are lowered, so that fair admission decides
-//! which connection yields, and not the kernel by refusing every accept; a reserve stays for the rest of the
+//! Every daemon calls [`fit`] once, before it listens. It raises the soft limit (often 1,024) as far as the
+//! system allows. If that is too little, it lowers the listeners' bounds: fair admission then decides which
+//! connection yields, instead of the kernel refusing every accept. A reserve stays for the rest of the
 //! process.
 
 use crate::limits::Limits;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Raises this process's limit of open files to what `listeners` and `reserve` other files need. Returns bounds
-/// that the limit really obtained allows, and warns where these are lower.
+/// Raises this process's limit of open files to the need of `listeners` and `reserve` other files. Returns
+/// bounds that fit the limit actually obtained, and warns if they are lower.
 #[must_use]
 pub fn fit<const N: usize>(reserve: usize, listeners: [Limits; N]) -> [Limits; N] {
     let connections: usize = listeners.iter().map(Limits::descriptors_max).sum();
@@ -26,10 +26,10 @@ pub fn fit<const N: usize>(reserve: usize, listeners: [Limits; N]) -> [Limits; N
     fit_to(obtained, reserve, listeners)
 }
 
-/// Raises the soft limit to `wanted`, or as far as it goes. Returns the limit in force.
+/// Raises the soft limit to `wanted`, or as far as permitted. Returns the limit in force.
 fn raise(wanted: usize) -> usize {
     let limit = || getrlimit(Resource::RLIMIT_NOFILE);
-    // A limit that cannot be read is none that is known to be too low.
+    // A limit that cannot be read is not known to be too low.
     let Ok((soft, hard)) = limit() else { return wanted };
     let raised = u64::try_from(wanted).unwrap_or(u64::MAX).min(hard);
     if soft < raised {
@@ -48,7 +48,7 @@ fn fit_to<const N: usize>(obtained: usize, reserve: usize, listeners: [Limits; N
     listeners.map(|limits| limits.scaled(available, wanted))
 }
 
-/// Files that connections may take: half of them where the reserve would be more.
+/// Returns the number of files that connections may take: half of all if the reserve would be more.
 fn available(obtained: usize, reserve: usize) -> usize {
     obtained.saturating_sub(reserve).max(obtained / 2)
 }
@@ -94,7 +94,7 @@ mod tests {
             let wanted = [Limits { connections_max, ..Limits::default() }, Limits::default()];
             let fitted = fit_to(obtained, reserve, wanted);
             let taken: usize = fitted.iter().map(Limits::descriptors_max).sum();
-            // Each bound stays positive, which is eight more at most.
+            // Each bound stays positive, which adds eight at most.
             prop_assert!(taken <= obtained.saturating_sub(reserve).max(obtained / 2) + 8);
             prop_assert!(fitted.iter().all(|limits| limits.connections_max > 0 && limits.handshakes_max > 0));
         }

@@ -1,8 +1,8 @@
 //! Listeners for people and their programs: browsers, `curl`, OpenAI clients.
 //!
-//! These clients hold no key of ours and know nothing of raw keys, so they get what they expect: plain
-//! HTTP on loopback, or the operator's certificate with ordinary TLS 1.3. The hybrid key exchange is
-//! preferred where the client offers it, and [`KeyExchanges`] counts what was really negotiated.
+//! These clients hold no key of ours and do not support raw keys. They get plain HTTP on loopback, or
+//! ordinary TLS 1.3 with the operator's certificate. The hybrid key exchange is preferred if the client
+//! offers it, and [`KeyExchanges`] counts the exchanges actually negotiated.
 
 use crate::accept::accept_loop;
 use crate::admission::Activity;
@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Certificate {
     /// For clients that offer the hybrid group anywhere in their list.
     hybrid: Arc<ServerConfig>,
-    /// For the others.
+    /// For all other clients.
     classical: Arc<ServerConfig>,
 }
 
@@ -47,7 +47,7 @@ impl Certificate {
     /// Reads a PEM certificate chain (leaf first) and its PEM private key.
     ///
     /// # Errors
-    /// [`Error::Certificate`]: no certificate, no key, or the two do not belong together.
+    /// [`Error::Certificate`]: no certificate, no key, or a key that does not match the certificate.
     pub fn from_pem(chain: &[u8], private_key: &[u8]) -> Result<Self, Error> {
         let wrong =
             |what: &str, error: &dyn std::fmt::Display| Error::Certificate(format!("{what}: {error}"));
@@ -74,8 +74,8 @@ impl Certificate {
         Ok(Self { hybrid, classical: configure(&classical)? })
     }
 
-    /// The server's half of a handshake. rustls follows the client's order of groups; that the hybrid one
-    /// wins whenever it is offered is our own preference, so the offer is read first.
+    /// Runs the server's half of a handshake. rustls follows the client's order of groups. This server
+    /// prefers the hybrid group whenever it is offered, so it reads the offer first.
     async fn accept(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
         let offered = start.client_hello().named_groups();
@@ -84,7 +84,7 @@ impl Certificate {
     }
 }
 
-/// The groups that people's clients may use, best first.
+/// Groups that the clients of people may use, best first.
 const GROUPS: [NamedGroup; 4] =
     [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
 
@@ -92,7 +92,7 @@ fn provider(groups: &[&'static dyn SupportedKxGroup]) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { kx_groups: groups.to_vec(), ..aws_lc_rs::default_provider() })
 }
 
-/// How many connections were made with which key exchange, since the start.
+/// Number of connections by key exchange, since the start.
 #[derive(Debug, Default)]
 pub struct KeyExchanges {
     groups: [AtomicU64; GROUPS.len()],
@@ -100,7 +100,8 @@ pub struct KeyExchanges {
 }
 
 impl KeyExchanges {
-    /// Connections by the IANA name of their key exchange; `none` is plain HTTP on loopback.
+    /// Returns the number of connections by the IANA name of their key exchange; `none` is plain HTTP on
+    /// loopback.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         let groups = GROUPS.iter().zip(&self.groups);
@@ -119,8 +120,7 @@ impl KeyExchanges {
 /// Serves `router` to people until `shutdown`: HTTP/1.1, and HTTP/2 where TLS agrees on it.
 ///
 /// # Errors
-/// [`Error::PlainRefused`] without a certificate on an address that is not loopback;
-/// [`Error::Listener`].
+/// [`Error::PlainRefused`] without a certificate on an address that is not loopback; [`Error::Listener`].
 pub async fn serve(
     listener: TcpListener,
     certificate: Option<Certificate>,
@@ -140,7 +140,7 @@ pub async fn serve(
         let (certificate, limits) = (certificate.clone(), limits.clone());
         let (guard, ending, key_exchanges) = (guard.clone(), ending.clone(), key_exchanges.clone());
         async move {
-            // A connection that is gone already.
+            // An error means that the connection is closed already.
             let Ok(()) = tcp.set_nodelay(true) else { return };
             let Some(certificate) = certificate else {
                 key_exchanges.count(None);

@@ -1,11 +1,11 @@
-//! Which keys may connect to a listener, and which of them permits are kept for.
+//! Peer policy: the keys that may connect to a listener, and those that have permits of their own.
 
 use protocol::PublicKey;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Decides which public keys may connect. It is asked in the handshake and again at every request, so
-/// a key that is struck off loses its open connections too.
+/// Decides which public keys may connect. It is consulted in the handshake and again at every request, so a
+/// removed key loses its open connections too.
 #[derive(Clone)]
 pub struct PeerPolicy {
     admits: Judge,
@@ -21,20 +21,21 @@ impl std::fmt::Debug for PeerPolicy {
 }
 
 impl PeerPolicy {
-    /// Admits the keys for which `admits` is true. It runs inside handshakes: it must be quick and must
+    /// Admits the keys for which `admits` is true. It runs inside handshakes, so it must be quick and must
     /// not block.
     pub fn new(admits: impl Fn(&PublicKey) -> bool + Send + Sync + 'static) -> Self {
         Self { admits: Arc::new(admits), knows: None }
     }
 
-    /// The same keys, of which those for which `knows` is false are unadmitted peers: they share the few permits of
-    /// [`crate::Limits::unadmitted_max`] and take none of the others'. Asked once for each connection.
+    /// Returns the same policy, with the keys for which `knows` is false as unadmitted peers. They share the
+    /// few permits of [`crate::Limits::unadmitted_max`] and take none of the others'. `knows` is called once
+    /// for each connection.
     #[must_use]
     pub fn knowing(self, knows: impl Fn(&PublicKey) -> bool + Send + Sync + 'static) -> Self {
         Self { knows: Some(Arc::new(knows)), ..self }
     }
 
-    /// Admits any key that its holder can prove; what it may do is then for the caller to decide.
+    /// Admits any key that its holder can prove; the caller then decides about its rights.
     #[must_use]
     pub fn any() -> Self {
         Self::new(|_| true)
@@ -46,13 +47,13 @@ impl PeerPolicy {
         Self::new(move |key| keys.contains(key))
     }
 
-    /// Whether `key` may connect.
+    /// Returns whether `key` may connect.
     #[must_use]
     pub fn admits(&self, key: &PublicKey) -> bool {
         (self.admits)(key)
     }
 
-    /// Whether `key` is an admitted peer's.
+    /// Returns whether `key` belongs to an admitted peer.
     pub(crate) fn knows(&self, key: &PublicKey) -> bool {
         self.knows.as_ref().is_none_or(|knows| knows(key))
     }

@@ -1,8 +1,8 @@
-//! Roles turned round on one TLS stream: who dials (the TLS client) answers HTTP/2 requests, so that a
-//! worker which may listen on nothing, behind any NAT, serves like any other.
+//! Reversed connections: on one TLS stream, the dialling side (the TLS client) answers the HTTP/2 requests.
 //!
-//! After the handshake the TLS client sends a preface: its length as a big-endian `u32`, then its bytes.
-//! The gateway judges them before it speaks a word of HTTP.
+//! A worker that may not listen, behind any NAT, thus serves like any other. After the handshake the TLS
+//! client sends a preface: its length as a big-endian `u32`, then its bytes. The gateway checks the preface
+//! before it starts HTTP.
 
 use crate::accept::{Arrival, accept_loop};
 use crate::channel::Channel;
@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 /// Longest preface in bytes: a signed ticket is below 1 KiB.
 pub const PREFACE_BYTES_MAX: usize = 64 * 1024;
 
-/// Handshakes as the TLS client over `tcp`, sends `preface`, then serves `router` until the connection
-/// ends or `shutdown`. Every request carries a [`crate::Peer`] extension with the gateway's key.
+/// Performs the handshake as the TLS client over `tcp`, sends `preface`, then serves `router` until the
+/// connection ends or `shutdown`. Every request carries a [`crate::Peer`] extension with the gateway's key.
 ///
 /// Calls no `setsockopt`, `connect` or `socket`: it runs under a filter that denies them.
 ///
@@ -66,14 +66,14 @@ pub async fn reverse_serve(
 /// Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Reversed {
-    /// What the peer sent first; nobody has judged it yet.
+    /// Bytes that the peer sent first; they have not been verified.
     pub preface: Bytes,
     connection: Connection,
     limits: Arc<Limits>,
 }
 
 impl Reversed {
-    /// The peer's proven key.
+    /// Returns the peer's proven key.
     #[must_use]
     pub fn peer(&self) -> PublicKey {
         self.connection.peer
@@ -105,10 +105,11 @@ pub async fn accept_reverse(
 /// Accepts reversed connections until `shutdown`, bounded as [`crate::serve`] bounds its own, and runs
 /// `handle` for each in a task of its own.
 ///
-/// A connection arrives with the permit of its handshake alone, of which there are few: `handle` judges the
-/// preface and at once takes another one by [`Arrival::admit`] or [`Arrival::wait_unadmitted`], or returns. It
-/// keeps the [`Arrival`] as long as the connection, and is dropped when the permit becomes another's. A channel that
-/// it opened stays open as long as a clone of it: dropping `handle` must drop them all.
+/// A connection arrives with the permit of its handshake alone, of which there are few. `handle` checks the
+/// preface and immediately takes another permit by [`Arrival::admit`] or [`Arrival::wait_unadmitted`], or
+/// returns. It keeps the [`Arrival`] as long as the connection, and is dropped when the permit passes to
+/// another connection. A channel that it opened stays open as long as a clone of it: dropping `handle` must
+/// drop them all.
 ///
 /// # Errors
 /// [`Error::Listener`] when the listener itself is unusable.
@@ -149,7 +150,7 @@ async fn accept_reverse_as(
     Ok(Reversed { preface, connection, limits })
 }
 
-/// Reads what a peer that will serve sends first. Public so that it can be fuzzed without a handshake.
+/// Reads the preface of a peer that will serve. Public so that it can be fuzzed without a handshake.
 #[doc(hidden)]
 pub async fn read_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let length = stream.read_u32().await? as usize;

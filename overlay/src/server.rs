@@ -1,4 +1,4 @@
-//! HTTP service on one connection: admission of its peer, the guard around every request, the orderly end.
+//! HTTP service on one connection: admission of its peer, the guard around every request, orderly shutdown.
 
 use crate::Body;
 use crate::accept::{Arrival, accept_loop};
@@ -36,26 +36,26 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// The proven key of whoever sent a request: an extension of every request that [`serve`] and
-/// [`crate::reverse_serve`] hand on.
+/// Proven key of a request's sender: an extension of every request that [`serve`] and
+/// [`crate::reverse_serve`] pass on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub PublicKey);
 
-/// Where the connection of a request comes from: an extension of every request that [`serve`] hands on. It
-/// tells one flood from another; it proves nothing.
+/// Address from which a request's connection comes: an extension of every request that [`serve`] passes on.
+/// It distinguishes one flood from another; it proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerAddress(pub SocketAddr);
 
 impl PeerAddress {
-    /// What counts as one source.
+    /// Returns the prefix that counts as one source.
     #[must_use]
     pub fn source_prefix(&self) -> SourcePrefix {
         SourcePrefix::of(self.0.ip())
     }
 }
 
-/// Serves `router` over overlay connections until `shutdown`, then lets requests in progress end within
-/// [`Limits::drain`]. Every request carries a [`Peer`] extension.
+/// Serves `router` over overlay connections until `shutdown`, then gives requests in progress
+/// [`Limits::drain`] to end. Every request carries a [`Peer`] extension.
 ///
 /// # Errors
 /// [`Error::Listener`] when the listener itself is unusable; a failing connection ends alone.
@@ -101,7 +101,7 @@ pub async fn serve(
     .await
 }
 
-/// Runs `serving`, which `until` ends in order when the time is over.
+/// Runs `serving`; after `timeout`, cancels `until` so that it ends in order.
 async fn for_a_while(serving: impl Future<Output = ()>, timeout: Duration, until: &CancellationToken) {
     let mut serving = pin!(serving);
     if tokio::time::timeout(timeout, &mut serving).await.is_err() {
@@ -110,7 +110,7 @@ async fn for_a_while(serving: impl Future<Output = ()>, timeout: Duration, until
     }
 }
 
-/// Serves HTTP/2 on one connection until it ends; after `shutdown`, until its requests have.
+/// Serves HTTP/2 on one connection until it ends; after `shutdown`, until its requests have ended.
 pub(crate) async fn serve_http2<S>(
     stream: Watched<S>,
     guard: Guard,
@@ -131,7 +131,7 @@ pub(crate) async fn serve_http2<S>(
     drive(connection, limits.drain, shutdown).await;
 }
 
-/// Serves HTTP/1.1 on one connection, likewise.
+/// Serves HTTP/1.1 on one connection in the same way.
 pub(crate) async fn serve_http1<S>(
     stream: Watched<S>,
     guard: Guard,
@@ -167,7 +167,7 @@ where
     }
 }
 
-/// What stands between a connection and the router: admission, size and time of every request.
+/// The guard between a connection and the router: admission, size and time of every request.
 #[derive(Clone)]
 pub(crate) struct Guard {
     router: Router,
@@ -189,17 +189,17 @@ impl Guard {
         Self { peer: Some(peer), ..self.clone() }
     }
 
-    /// The guard of one connection, whose requests count for its admission.
+    /// Returns the guard of one connection, whose requests count for its admission.
     pub(crate) fn on(&self, arrival: &Arrival) -> Self {
         Self { address: Some(arrival.address()), meter: Some(arrival.meter()), ..self.clone() }
     }
 
-    /// The guard as the function that answers a connection's requests.
+    /// Converts the guard into the function that answers a connection's requests.
     fn into_answers(
         self,
     ) -> impl Fn(Request<Incoming>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
         move |request| {
-            // Here and not in the answer's future, so that the connection counts as busy at once.
+            // Here and not in the answer's future, so that the connection counts as busy immediately.
             let under_way = self.meter.as_ref().map(ActivityMeter::begin);
             let answer = self.clone().answer(request);
             answer.map(|response| Ok(response.map(|body| until_answered(body, under_way)))).boxed()
@@ -228,7 +228,7 @@ impl Guard {
     }
 }
 
-/// A body that keeps its request under way until it has been sent or dropped.
+/// Wraps a body so that its request stays under way until it has been sent or dropped.
 fn until_answered(body: Body, under_way: Option<RequestUnderWay>) -> Body {
     match under_way {
         Some(under_way) if !body.is_end_stream() => Body::new(Answer { body, _under_way: under_way }),

@@ -1,5 +1,6 @@
-//! A byte stream that notices three things its reader would miss: silence, a stalled write, and a TLS
-//! alert that says our key is not admitted (HTTP/2 keeps only an error's text, not its cause).
+//! Byte stream that detects silence, a stalled write, and a TLS alert that our key is not admitted.
+//!
+//! The alert must be detected here, since HTTP/2 keeps only an error's text, not its cause.
 
 use rustls::AlertDescription;
 use std::future::Future;
@@ -14,11 +15,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsStream;
 
-/// An overlay connection's bytes. Reads fail with `TimedOut` after [`crate::Limits::idle`] of silence,
-/// writes when the peer takes nothing for as long.
+/// The bytes of an overlay connection. Reads fail with `TimedOut` after [`crate::Limits::idle`] of silence,
+/// writes after the peer has taken nothing for as long.
 pub type Stream = Watched<TlsStream<TcpStream>>;
 
-/// Whether the peer has sent the alert `access_denied`; shared with whoever must explain the failure.
+/// Whether the peer has sent the alert `access_denied`; shared with the code that must explain the failure.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Refusal(Arc<AtomicBool>);
 
@@ -28,7 +29,7 @@ impl Refusal {
     }
 }
 
-/// See the module's documentation.
+/// A watched stream; see the module's documentation.
 #[derive(Debug)]
 pub struct Watched<S> {
     inner: S,
@@ -48,7 +49,7 @@ impl<S> Watched<S> {
         Self { inner, refusal: Refusal::default(), read: None, write: Patience::new(idle) }
     }
 
-    /// The stream beneath.
+    /// Returns the stream beneath.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
@@ -116,8 +117,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// How long one direction may make no progress. The timer is armed lazily: a stream that is never kept
-/// waiting pays nothing.
+/// The time limit on progress in one direction. The timer is armed lazily: a stream that never waits pays
+/// nothing.
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
@@ -129,7 +130,7 @@ impl Patience {
         Self { limit, since: None }
     }
 
-    /// Ready with the error once `limit` has passed without progress.
+    /// Returns ready with the error once `limit` has passed without progress.
     fn poll_ends(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let limit = self.limit;
         let deadline =
@@ -147,7 +148,7 @@ impl Patience {
     }
 }
 
-/// Whether an I/O error is the peer's alert that it does not admit our key.
+/// Returns whether an I/O error is the peer's alert that it does not admit our key.
 pub(crate) fn denies_access(error: &io::Error) -> bool {
     matches!(
         error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),

@@ -1,7 +1,7 @@
-//! The handshake between our parts: TLS 1.3, X25519MLKEM768, raw Ed25519 keys (RFC 7250) on both sides.
+//! TLS handshake between our processes: TLS 1.3, X25519MLKEM768, raw Ed25519 keys (RFC 7250) on both sides.
 //!
-//! No resumption: a resumed session skips the proof of the key, so a key that was struck off could come
-//! back. No server name: the key is the name. Ed25519 is verified strictly, as everywhere in Quorate.
+//! No resumption: a resumed session skips the proof of the key, so a removed key could come back. No server
+//! name: the key is the name. Ed25519 is verified strictly, as everywhere in Quorate.
 
 use crate::error::Error;
 use crate::identity::{Identity, SPKI_PREFIX};
@@ -30,22 +30,22 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-/// What is spoken inside: HTTP/2 with the usual roles.
+/// ALPN protocol for HTTP/2 with the usual roles.
 pub(crate) const FORWARD: &[u8] = b"h2";
-/// What is spoken inside: a preface, then HTTP/2 with the TLS client as the server.
+/// ALPN protocol for a preface, then HTTP/2 with the TLS client as the server.
 pub(crate) const REVERSED: &[u8] = b"quorate-reversed-h2";
 
 /// A connection whose peer has proven its key.
 #[derive(Debug)]
 pub struct Connection {
-    /// The peer's key: its name.
+    /// Peer's proven key, which is its name.
     pub peer: PublicKey,
-    /// The bytes.
+    /// Byte stream inside TLS.
     pub stream: Stream,
 }
 
 impl Connection {
-    /// The name of the key exchange that protects this connection, as IANA registers it.
+    /// Returns the IANA name of the key exchange that protects this connection.
     #[must_use]
     pub fn key_exchange(&self) -> String {
         let (_, session) = self.stream.get_ref().get_ref();
@@ -55,9 +55,9 @@ impl Connection {
     }
 }
 
-/// Dials `address` and proves that whoever answers holds the key `expected`.
+/// Dials `address` and proves that the answering peer holds the key `expected`.
 ///
-/// The peer judges our key after this returns: a refusal shows as [`Error::PeerRefused`] on first use
+/// The peer checks our key after this returns: a refusal surfaces as [`Error::PeerRefused`] on first use
 /// through a [`crate::Client`], or as a failing read here.
 ///
 /// # Errors
@@ -78,7 +78,7 @@ pub async fn connect(
     connect_over(tcp, identity, expected, FORWARD, limits).await
 }
 
-/// The client's handshake over a connection that exists. Calls no `setsockopt`: workers may not.
+/// Performs the client's handshake over an existing connection. Calls no `setsockopt`: workers may not.
 pub(crate) async fn connect_over(
     tcp: TcpStream,
     identity: &Identity,
@@ -87,7 +87,7 @@ pub(crate) async fn connect_over(
     limits: &Limits,
 ) -> Result<Connection, Error> {
     let connector = TlsConnector::from(Arc::new(client_config(identity, expected, inside)));
-    // Never sent (no SNI) and never compared (the key is): rustls asks for a name in any case.
+    // Never sent (no SNI) and never compared (the key is): rustls requires a name in any case.
     let name = ServerName::try_from("quorate.invalid").expect("this is a valid name");
     let stream = within("tls handshake", limits.handshake, connector.connect(name, tcp))
         .await?
@@ -95,7 +95,8 @@ pub(crate) async fn connect_over(
     established(TlsStream::from(stream), inside, limits)
 }
 
-/// Answers a handshake on `tcp` and proves the key of whoever dialled; `policy` judges it.
+/// Answers a handshake on `tcp` and proves the key of the dialling peer; `policy` decides whether to admit
+/// it.
 ///
 /// # Errors
 /// [`Error::Handshake`], also when the policy does not admit the key; [`Error::TimedOut`].
@@ -108,7 +109,7 @@ pub async fn accept(
     accept_as(tcp, &acceptor(identity, policy, FORWARD), FORWARD, limits).await
 }
 
-/// The server's half, made once for each listener.
+/// Returns the server's half, made once for each listener.
 pub(crate) fn acceptor(identity: &Identity, policy: &PeerPolicy, inside: &[u8]) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(server_config(identity, policy, inside)))
 }
@@ -139,8 +140,8 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(limit, work).await.map_err(|_| Error::TimedOut { step, limit })
 }
 
-/// Reads what the refused client had already sent, so that closing does not reset the connection and
-/// destroy our alert before the client has read why it is refused.
+/// Drains the bytes that the refused client has already sent. Closing then does not reset the connection and
+/// destroy our alert before the client has read it.
 async fn linger(mut tcp: TcpStream) {
     const LINGER: Duration = Duration::from_millis(500);
     const LINGER_BYTES_MAX: u64 = 64 * 1024;
@@ -148,7 +149,7 @@ async fn linger(mut tcp: TcpStream) {
         tcp.shutdown().await?;
         tokio::io::copy(&mut tcp.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await
     };
-    // Best effort: the refusal stands whether or not the client learns of it.
+    // Best effort: the refusal stands whether or not the client receives the alert.
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
@@ -176,7 +177,7 @@ fn explain(error: io::Error, expected: PublicKey) -> Error {
     Error::Handshake(error)
 }
 
-/// One key exchange, three AEADs, TLS 1.3 alone. There is nothing to downgrade to.
+/// Provider with one key exchange, three AEADs, TLS 1.3 alone. There is nothing to downgrade to.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
         kx_groups: vec![kx_group::X25519MLKEM768],
@@ -218,8 +219,9 @@ fn server_config(identity: &Identity, policy: &PeerPolicy, inside: &[u8]) -> Ser
     config
 }
 
-/// The half that rustls demands of both verifiers in the same words, though no trait holds it: how a peer
-/// proves that it holds the raw key it presented. Only whether that key may connect is for each to say.
+/// Verifier methods that rustls requires identically of both verifiers, though no trait holds them: a peer
+/// proves that it holds the raw key it presented. Each verifier decides separately whether that key may
+/// connect.
 macro_rules! peers_prove_their_key {
     () => {
         fn verify_tls12_signature(
@@ -306,7 +308,7 @@ fn older_tls() -> rustls::Error {
     rustls::Error::General("only TLS 1.3 is spoken here".to_owned())
 }
 
-/// The key inside a `SubjectPublicKeyInfo`, which for Ed25519 has exactly one encoding.
+/// Returns the key inside a `SubjectPublicKeyInfo`, which for Ed25519 has exactly one encoding.
 fn raw_key(spki: &CertificateDer<'_>) -> Result<PublicKey, rustls::Error> {
     let key = spki.as_ref().strip_prefix(&SPKI_PREFIX);
     let key = key.and_then(|key| key.try_into().ok());

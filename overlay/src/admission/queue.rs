@@ -1,34 +1,36 @@
 //! Fair admission to a limited number of permits, as a pure function of arrivals, requests and departures.
 //!
-//! [`FairQueue`] admits a newcomer at once while there is a permit. When all are held, [`Policy::MaxMinFair`]
-//! evicts a connection of a source that holds more than an equal share: first one that has not sent a request
-//! yet, then the one that has been idle longest, and one with a request under way last. So a source that holds
-//! no more than an equal share loses nothing to another source, and an idle connection is kept while there is
-//! room. A newcomer for which no other source must yield replaces a connection of its own source that has no
-//! request under way, or waits, or is rejected.
+//! [`FairQueue`] admits a newcomer immediately while a permit is free. When all are held,
+//! [`Policy::MaxMinFair`] evicts a connection of a source that holds more than an equal share. It first
+//! evicts one that has not sent a request yet, then the one that has been idle longest. One with a request
+//! under way comes last. A source that holds no more than an equal share therefore loses nothing to another
+//! source. An idle connection is kept while permits are free. If no other source must yield, a newcomer
+//! replaces a connection of its own source that has no request under way. Otherwise it waits or is rejected.
 //!
-//! Caveats: with more sources than permits the equal share is nothing, and idle connections change hands. A queue
-//! in which connections wait is for busy ones, as handshakes are: silent ones would replace each other instead.
+//! Caveats: with more sources than permits the equal share is zero, and idle connections are evicted for each
+//! other. A queue in which connections wait suits busy ones, such as handshakes: silent ones would replace
+//! each other instead.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Which connection is evicted for a newcomer.
+/// The rule that selects the connection to evict for a newcomer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Policy {
-    /// One of a source that holds more than its share, the least active first; see the module's documentation.
+    /// The least active connection of a source that holds more than its share; see the module's
+    /// documentation.
     MaxMinFair,
-    /// The oldest of the source that holds most, the newcomer counted with its own source: for connections that
-    /// are worth little once they have said what they came to say.
+    /// The oldest connection of the source that holds most, counting the newcomer with its own source. It
+    /// suits connections that are worth little after their first message.
     EvictOldest,
 }
 
-/// How much is lost when a connection is evicted; the least is evicted first.
+/// The cost of evicting a connection; the lowest is evicted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Activity {
-    /// No request has arrived on it yet.
+    /// No request has arrived on the connection yet.
     Silent,
-    /// It has carried a request, and none is under way.
+    /// The connection has carried a request, and none is under way.
     Idle,
     /// A request or a handshake is under way.
     Busy,
@@ -37,23 +39,23 @@ pub(crate) enum Activity {
 /// The outcome for one connection, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It holds a permit.
+    /// The connection holds a permit.
     Admit(u64),
-    /// It held a permit, which is another connection's now.
+    /// The connection has lost its permit to another.
     Evict(u64),
-    /// It waited, and too many do.
+    /// The connection was waiting, and too many do.
     Reject(u64),
 }
 
-/// See the module's documentation. Connections are numbered as they arrive.
+/// A fair queue; see the module's documentation. Connections are numbered in order of arrival.
 #[derive(Debug)]
 pub(super) struct FairQueue<S> {
     policy: Policy,
     permits: usize,
     waiting_max: usize,
-    /// Rises with every arrival.
+    /// Number of the next arrival.
     next: u64,
-    /// Rises with every change of activity, and orders these.
+    /// Number of changes of activity so far, which orders them.
     changes: u64,
     members: BTreeMap<u64, Member<S>>,
     holders: BTreeMap<S, Holdings>,
@@ -65,14 +67,14 @@ pub(super) struct FairQueue<S> {
 struct Member<S> {
     source: S,
     activity: Activity,
-    /// The change by which it became what it is.
+    /// Number of the change that gave it its present activity.
     since: u64,
-    /// Requests under way.
+    /// Number of requests under way.
     requests: u32,
     is_admitted: bool,
 }
 
-/// The connections of one source that hold permits, least active and longest so first.
+/// The connections of one source that hold permits, least active and longest unchanged first.
 type Holdings = BTreeSet<(Activity, u64, u64)>;
 
 impl<S: Ord + Clone> FairQueue<S> {
@@ -90,7 +92,7 @@ impl<S: Ord + Clone> FairQueue<S> {
         }
     }
 
-    /// A connection of `source` arrives. Returns its number, and what was decided about it and others.
+    /// Adds a connection of `source`. Returns its number, and the decisions about it and others.
     pub(super) fn arrive(&mut self, source: S, activity: Activity) -> (u64, Vec<Decision>) {
         let number = self.next;
         self.next += 1;
@@ -106,13 +108,13 @@ impl<S: Ord + Clone> FairQueue<S> {
         (number, decisions)
     }
 
-    /// A connection departs, or has departed already.
+    /// Removes a connection; it may have departed already.
     pub(super) fn depart(&mut self, number: u64) -> Vec<Decision> {
         self.remove(number);
         self.settle()
     }
 
-    /// A request arrives on a connection.
+    /// Records that a request arrived on a connection.
     pub(super) fn begin(&mut self, number: u64) {
         let Some(member) = self.members.get_mut(&number) else { return };
         member.requests += 1;
@@ -121,7 +123,7 @@ impl<S: Ord + Clone> FairQueue<S> {
         }
     }
 
-    /// A request on a connection has been answered.
+    /// Records that a request on a connection has been answered.
     pub(super) fn end(&mut self, number: u64) {
         let Some(member) = self.members.get_mut(&number) else { return };
         member.requests -= 1;
@@ -130,7 +132,7 @@ impl<S: Ord + Clone> FairQueue<S> {
         }
     }
 
-    /// Connections that hold a permit.
+    /// Returns the number of connections that hold a permit.
     #[cfg(test)]
     pub(super) fn admitted(&self) -> usize {
         self.admitted
@@ -177,7 +179,8 @@ impl<S: Ord + Clone> FairQueue<S> {
         self.admitted += 1;
     }
 
-    /// The next to be admitted: of the source with fewest permits; among these the one that waits longest.
+    /// Returns the next connection to admit: of the source with fewest permits, the one that has waited
+    /// longest.
     fn first_waiting(&self) -> Option<(S, u64)> {
         let firsts = self.waiting.iter().filter_map(|(source, numbers)| Some((source, *numbers.first()?)));
         firsts
@@ -185,7 +188,7 @@ impl<S: Ord + Clone> FairQueue<S> {
             .map(|(source, number)| (source.clone(), number))
     }
 
-    /// The next to be rejected: the newest of the source with most connections in all.
+    /// Returns the next connection to reject: the newest of the source with most connections in all.
     fn last_waiting(&self) -> Option<u64> {
         let lasts =
             self.waiting.iter().filter_map(|(source, numbers)| Some((source, numbers, *numbers.last()?)));
@@ -193,7 +196,7 @@ impl<S: Ord + Clone> FairQueue<S> {
         most.map(|(_, _, last)| last)
     }
 
-    /// The connection that yields its permit to a newcomer of `source`, if one must.
+    /// Returns the connection that yields its permit to a newcomer of `source`, if one must.
     fn victim(&self, source: &S) -> Option<u64> {
         match self.policy {
             Policy::MaxMinFair => self.above_its_share(source).or_else(|| self.replaceable(source)),
@@ -201,9 +204,9 @@ impl<S: Ord + Clone> FairQueue<S> {
         }
     }
 
-    /// The least active connection of the sources that hold more than an equal share, and enough more than
-    /// `source`: yielding a busy connection must leave them as many as `source` then has, so that two sources
-    /// never take requests from each other in turn.
+    /// Returns the least active connection of the sources that hold more than an equal share, and enough more
+    /// than `source`. A source that yields a busy connection must keep as many as `source` then has. Two
+    /// sources thus never take requests from each other in turn.
     fn above_its_share(&self, source: &S) -> Option<u64> {
         let held = self.held_by(source);
         let equal_share = self.permits / (self.holders.len() + usize::from(held == 0));
@@ -216,7 +219,7 @@ impl<S: Ord + Clone> FairQueue<S> {
         yielding.min().map(|(.., number)| number)
     }
 
-    /// A connection of the newcomer's own source that has no request under way.
+    /// Returns a connection of the newcomer's own source that has no request under way.
     fn replaceable(&self, source: &S) -> Option<u64> {
         let &(activity, _, number) = self.holders.get(source)?.first()?;
         (activity < Activity::Busy).then_some(number)

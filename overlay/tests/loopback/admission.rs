@@ -1,7 +1,9 @@
-//! Many connections of one source against the few of others, on every kind of listener: addresses before a key is
-//! proven, keys that the policy does not know, and keys that it does. And a listener that is none any more.
+//! Tests of fair admission: many connections of one source against the few of others, on every kind of
+//! listener.
 //!
-//! Each attack is shown to be under way while others are served: its connections are held, or were evicted.
+//! Sources are addresses before a key is proven, keys that the policy does not know, and keys that it does.
+//! Another test covers a listener that is no longer usable. Each attack is shown to be under way while others
+//! are served: its connections are held, or were evicted.
 
 use crate::common::{Server, bind, get, identity, patient, until_some, within_deadline};
 use axum::Router;
@@ -30,7 +32,7 @@ fn router() -> Router {
     Router::new().route("/", on_get(|| async { "in" }))
 }
 
-/// A router with a path that never answers, and what tells of its requests.
+/// Returns a router with a path that never answers, and a receiver of its requests.
 fn waiting_router() -> (Router, mpsc::UnboundedReceiver<()>) {
     let (begun, begins) = mpsc::unbounded_channel();
     let waits = move || {
@@ -41,7 +43,7 @@ fn waiting_router() -> (Router, mpsc::UnboundedReceiver<()>) {
     (router().route("/never", on_get(waits)), begins)
 }
 
-/// A connection from one of this machine's addresses, on which `opening` was sent.
+/// Opens a connection from one of this machine's addresses, and sends `opening` on it.
 async fn dial(from: &str, server: SocketAddr, opening: &[u8]) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
@@ -51,7 +53,7 @@ async fn dial(from: &str, server: SocketAddr, opening: &[u8]) -> TcpStream {
     stream
 }
 
-/// Whether the server has ended a connection: what it answered before is read away.
+/// Returns whether the server has ended a connection; reads and discards its earlier answers.
 fn is_over(stream: &TcpStream) -> bool {
     let mut answer = [0; 1024];
     loop {
@@ -83,12 +85,12 @@ impl Site {
         Self { address, shutdown, task: tokio::spawn(served) }
     }
 
-    /// Whether a client with a connection of its own is served.
+    /// Returns whether a client with a connection of its own is served.
     async fn serves(&self, from: &str) -> bool {
         let mut stream =
             dial(from, self.address, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         let mut answer = Vec::new();
-        // A reset is as good an end as any.
+        // A reset is as good an end as any other.
         let _ = within_deadline(stream.read_to_end(&mut answer)).await;
         answer.ends_with(b"in")
     }
@@ -153,7 +155,7 @@ async fn requests_under_way_are_evicted_last_and_never_for_more_than_a_share() {
         good.push(dial(GOOD, site.address, NEVER).await);
         within_deadline(begins.recv()).await.unwrap();
     }
-    // The idle one went for the first, the oldest request for the second.
+    // The idle one was evicted for the first, the oldest request for the second.
     let mut rest = Vec::new();
     let _ = within_deadline(idle.read_to_end(&mut rest)).await;
     let _ = within_deadline(busy[0].read_to_end(&mut rest)).await;
@@ -174,7 +176,7 @@ async fn requests_under_way_are_evicted_last_and_never_for_more_than_a_share() {
 
 #[tokio::test]
 async fn handshakes_that_hang_keep_no_other_address_out() {
-    // No handshake ends by itself within this test, and twice as many hang as there are permits of any kind.
+    // No handshake times out within this test, and twice as many hang as there are permits of any kind.
     let limits = Limits { handshakes_max: 4, handshakes_waiting_max: 4, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, router()).await;
     let mut hanging = Vec::new();
@@ -227,7 +229,7 @@ async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
     let peer = server.client(3, patient());
     let request = tokio::spawn(async move { peer.request(get("/never")).await });
     within_deadline(begins.recv()).await.unwrap();
-    // Each unadmitted peer gets in, though none goes by itself; the peer keeps its one permit all the while.
+    // Each unadmitted peer gets in, though none leaves voluntarily; the peer keeps its one permit throughout.
     let unadmitted: Vec<Client> = (10..30).map(|seed| server.client(seed, patient())).collect();
     for client in &unadmitted {
         is_served(client).await;
@@ -243,7 +245,8 @@ async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
     let (key, own) = (identity(2), server.identity.public_key());
     let mut idle = connect(&key, server.address, own, &patient()).await.unwrap().stream;
     let mut rest = Vec::new();
-    // The server waits for nothing on a connection that it ends in order, so this end shows as one of reading.
+    // The server waits for nothing when it ends a connection in order, so the test detects the end by
+    // reading.
     idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let said = async {
         let mut bytes = [0; 1024];
@@ -257,7 +260,7 @@ async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
         }
     };
     within_deadline(said).await;
-    // A peer that has something to ask comes again.
+    // A peer that has a request reconnects.
     let client = server.client(2, patient());
     let began = tokio::time::Instant::now();
     while began.elapsed() < Duration::from_secs(1) {
@@ -267,13 +270,13 @@ async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
     server.shutdown.cancel();
 }
 
-/// A worker's half of a reversed connection from `from`; resolves when it is over.
+/// Runs a worker's half of a reversed connection from `from`; the task resolves when the connection is over.
 fn reversed_worker(seed: u8, from: &'static str, gateway: SocketAddr) -> JoinHandle<()> {
     tokio::spawn(async move {
         let tcp = dial(from, gateway, b"").await;
         let (key, gateway) = (identity(seed), identity(1).public_key());
         let never = CancellationToken::new();
-        // Evicted or not, it is over.
+        // The connection is over, evicted or not.
         let _ = reverse_serve(tcp, &key, gateway, vec![seed].into(), patient(), router(), never).await;
     })
 }
@@ -284,7 +287,7 @@ async fn keys_without_number_keep_no_admitted_key_from_a_reversed_listener() {
     let limits = Limits { connections_max: 2, unadmitted_max: 4, ..patient() };
     let shutdown = CancellationToken::new();
     let (came, mut comes) = mpsc::unbounded_channel();
-    // Keys from 100 on are strangers', which wait for good.
+    // Keys from 100 on belong to unadmitted peers, which wait indefinitely.
     let handle = move |reversed: Reversed, mut arrival: Arrival| {
         let came = came.clone();
         async move {

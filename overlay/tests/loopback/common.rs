@@ -1,4 +1,4 @@
-//! What several tests need: keys, quick limits, a running server, waiting with a deadline.
+//! Shared helpers of the tests: keys, limits, a running server, waiting with a deadline.
 
 use axum::Router;
 use bytes::Bytes;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// No test waits longer for anything; a machine under load needs the room, a failing test uses it up.
+/// Longest wait of any test: a machine under load needs it, and only a failing test uses it up.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A limit that a test waits to be reached. A machine under load may reach it before the test has come so far, so
-/// what must happen before it is tried again: see [`until_some`].
+/// A limit that a test waits to reach. A machine under load may reach it before the test is ready for it, so
+/// the test repeats the steps before it: see [`until_some`].
 pub(crate) const REACHED: Duration = Duration::from_secs(1);
 
 /// Limits that no test reaches, however busy the machine is: each test sets those that it wants reached.
@@ -41,7 +41,7 @@ pub(crate) async fn within_deadline<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work).await.expect("the deadline of the test has passed")
 }
 
-/// The first result of an attempt that is repeated until it has one.
+/// Returns the first result of an attempt that is repeated until it has one.
 pub(crate) async fn until_some<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     within_deadline(async {
         loop {

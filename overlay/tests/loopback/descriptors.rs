@@ -1,4 +1,4 @@
-//! Frames and descriptors between neighbours.
+//! Tests of frames and descriptors between local processes.
 
 use crate::common::within_deadline;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -59,7 +59,7 @@ async fn descriptors_arrive_with_their_own_frame_and_do_not_leak_into_children()
 fn a_blocking_sender_and_receiver_speak_the_same() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let file = open_file("weights");
-    // Larger than the socket's buffer, so that it travels in pieces.
+    // Larger than the socket's buffer, so that it is sent in several parts.
     let large = ByteString(vec![3; FRAME_BYTES_MAX - 5]);
     let sender = std::thread::spawn(move || {
         blocking::send(&ours, &large, &[file.as_fd(); DESCRIPTORS_MAX]).unwrap();
@@ -84,7 +84,7 @@ fn what_breaks_the_limits_is_not_sent() {
     assert!(matches!(blocking::send(&ours, &0, &many), Err(FrameError::TooManyDescriptors)));
 }
 
-/// What a receiver says to these raw bytes and the end of the stream after them.
+/// Returns a receiver's result for these raw bytes and the end of the stream after them.
 fn received(bytes: &[u8]) -> Result<Option<(u32, Vec<OwnedFd>)>, FrameError> {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.write_all(bytes).unwrap();
@@ -136,7 +136,7 @@ async fn a_receive_that_is_given_up_loses_nothing() {
     for part in [&[3][..], &[0, 0, 0], &[0x19], &[1]] {
         ours.write_all(part).unwrap();
         let early = receiver.receive::<u32>();
-        // Polls once: takes what is there, then gives up.
+        // Polls once: takes the bytes that have arrived, then gives up.
         assert!(futures::FutureExt::now_or_never(early).is_none());
     }
     ours.write_all(&[2]).unwrap();

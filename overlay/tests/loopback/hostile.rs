@@ -1,6 +1,7 @@
-//! Peers that keep the rules of TLS and break the spirit of HTTP/2: heads without an end, streams without
-//! number, resets, pings, silence. Each is cut off, and others are served meanwhile. Frames are written by
-//! hand here, because no client library sends such things.
+//! Hostile peers that follow TLS and abuse HTTP/2: endless heads, countless streams, resets, pings, silence.
+//!
+//! Each is cut off while others are served. Frames are written by hand here, because no client library sends
+//! such things.
 
 use crate::common::{REACHED, Server, get, identity, patient, until_some, within_deadline};
 use axum::Router;
@@ -30,8 +31,8 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 /// `GET /` as HPACK: three fields of the static table, and an authority.
 const GET_ROOT: &[u8] = b"\x82\x87\x84\x41\x07quorate";
 
-/// Limits that are reached within a test: a dead or stubborn peer is known after a second or two. On a starved
-/// machine they may be reached by others too, who then try again.
+/// Returns limits that are reached within a test: a dead or stubborn peer is detected after a second or two.
+/// On a starved machine other peers may reach them too; they then retry.
 fn quick() -> Limits {
     Limits {
         idle: 2 * REACHED,
@@ -49,7 +50,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A connection as a client that speaks frame by frame.
+/// Connects as a client that writes single frames.
 async fn dial(server: &Server) -> Stream {
     let (key, limits) = (identity(2), patient());
     let connection = connect(&key, server.address, server.identity.public_key(), &limits);
@@ -59,7 +60,7 @@ async fn dial(server: &Server) -> Stream {
     stream
 }
 
-/// The next frame: kind, stream and payload; `None` when the connection has ended.
+/// Reads the next frame: kind, stream and payload; `None` when the connection has ended.
 async fn next_frame(stream: &mut Stream) -> Option<(u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
@@ -68,7 +69,7 @@ async fn next_frame(stream: &mut Stream) -> Option<(u8, u32, Vec<u8>)> {
     Some((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
 }
 
-/// Writes chunks until the connection breaks; how many went out. Fails where the server takes them all.
+/// Writes chunks until the connection breaks, and returns their number. Fails if the server takes them all.
 async fn write_until_refused(stream: &mut Stream, most: usize, chunk: impl Fn(usize) -> Vec<u8>) -> usize {
     for count in 0..most {
         if stream.write_all(&chunk(count)).await.is_err() || stream.flush().await.is_err() {
@@ -82,7 +83,7 @@ fn router() -> Router {
     Router::new().route("/", on_get(|| async { "in" })).route("/never", on_get(pending::<()>))
 }
 
-/// Others are served, whatever that one peer does, if they have the patience.
+/// Checks that other peers are served despite this one; they may have to retry.
 async fn serves_others(server: &Server) {
     let client = server.client(3, patient());
     let answer = until_some(async || client.request(get("/")).await.ok()).await;
@@ -100,7 +101,7 @@ async fn handshakes_that_hang_keep_others_out_no_longer_than_their_limit() {
     serves_others(&server).await;
     for mut stream in silent {
         let mut rest = Vec::new();
-        // A reset is as good an end as any.
+        // A reset is as good an end as any other.
         let _ = within_deadline(stream.read_to_end(&mut rest)).await;
     }
     server.stop().await;
@@ -155,7 +156,7 @@ async fn streams_beyond_the_limit_are_refused_one_by_one() {
     server.stop().await;
 }
 
-/// A router whose only answer never comes, and how often it was asked.
+/// Returns a router whose only answer never comes, and the number of requests to it.
 fn counting() -> (Arc<AtomicUsize>, Router) {
     let begun = Arc::new(AtomicUsize::new(0));
     let counter = begun.clone();
@@ -181,7 +182,7 @@ async fn requests_that_are_reset_as_soon_as_they_begin_end_the_connection() {
     let (mut reading, mut writing) = tokio::io::split(stream);
     let told = tokio::spawn(async move {
         let mut bytes = Vec::new();
-        // Ends with an error where the server's alert is overtaken by the end of the connection.
+        // Reading ends with an error if the end of the connection overtakes the server's alert.
         let _ = reading.read_to_end(&mut bytes).await;
         bytes
     });
@@ -210,7 +211,7 @@ async fn pings_without_end_from_a_peer_that_reads_nothing_end_the_connection() {
     server.stop().await;
 }
 
-/// Signals when it is dropped: how a handler's end is seen.
+/// Signals when it is dropped, which shows that a handler has ended.
 struct OnDrop(mpsc::UnboundedSender<()>);
 
 impl Drop for OnDrop {
@@ -239,7 +240,7 @@ async fn a_peer_that_stops_reading_is_dropped_and_its_work_ends() {
         let mut stream = dial(&server).await;
         stream.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 1, path)).await.ok()?;
         stream.flush().await.ok()?;
-        // Only how long until the next attempt: the peer may be cut off before its request is read.
+        // Bounds only the wait until the next attempt: the peer may be cut off before its request is read.
         tokio::time::timeout(10 * REACHED, begins.recv()).await.ok()?;
         Some(stream)
     })
@@ -263,7 +264,7 @@ async fn a_server_that_falls_silent_is_noticed_long_before_the_request_would_tim
     let client = overlay::Client::new(identity(2), address, identity(1).public_key(), quick());
     until_some(async || {
         let lost = client.request(get("/")).await;
-        // It may be noticed before the request was sent.
+        // The loss may be detected before the request was sent.
         assert!(matches!(lost, Err(Error::Lost { .. })), "{lost:?}");
         matches!(lost, Err(Error::Lost { sent: true, .. })).then_some(())
     })

@@ -1,4 +1,4 @@
-//! HTTP/2 from client to server: admission, limits, cancellation, reconnection, the orderly end.
+//! HTTP/2 from client to server: admission, limits, cancellation, reconnection, orderly shutdown.
 
 use crate::common::{REACHED, Server, get, identity, patient, post, until_some, within_deadline};
 use axum::extract::Request;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc};
 
-/// Signals when it is dropped: how a handler's end is seen.
+/// Signals when it is dropped, which shows that a handler has ended.
 struct OnDrop(mpsc::UnboundedSender<()>);
 
 impl Drop for OnDrop {
@@ -41,7 +41,7 @@ async fn every_request_carries_the_proven_key() {
 async fn a_client_that_is_not_admitted_is_told_so_on_first_use() {
     let policy = PeerPolicy::only([identity(3).public_key()]);
     let server = Server::start(policy, patient(), Router::new()).await;
-    // Often, because the refusal races with the first request.
+    // Repeated, because the refusal races with the first request.
     for _ in 0..20 {
         let refused = within_deadline(server.client(2, patient()).request(get("/"))).await;
         let Err(Error::PeerRefused { peer }) = refused else {
@@ -167,7 +167,7 @@ async fn dropping_a_request_ends_its_work_on_the_server() {
     within_deadline(started.notified()).await;
     request.abort();
     within_deadline(ends.recv()).await.unwrap();
-    // The connection itself lives on.
+    // The connection itself remains open.
     assert_eq!(client.request(get("/")).await.unwrap().status(), StatusCode::NOT_FOUND);
     server.stop().await;
 }
@@ -213,7 +213,7 @@ async fn a_client_reconnects_to_a_restarted_server_and_not_to_an_impostor() {
 
 #[tokio::test]
 async fn repeated_failures_are_spaced_out() {
-    // Bound and not listening: whoever dials is refused, and nobody else gets the port.
+    // Bound but not listening: a dial is refused, and no other process gets the port.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! Listeners by name.
+//! Tests of listeners as named on a command line.
 
 use crate::common::within_deadline;
 use std::io::ErrorKind;
@@ -59,7 +59,7 @@ async fn a_dead_socket_file_is_replaced_and_a_live_one_is_not() {
     drop(first);
     assert!(path.exists(), "the file outlives its listener");
     overlay::listen::unix(name).await.unwrap();
-    // A file that is no socket is not ours to remove.
+    // A file that is not a socket must not be removed.
     let plain = directory.path().join("plain");
     std::fs::write(&plain, "precious").unwrap();
     assert!(overlay::listen::unix(plain.to_str().unwrap()).await.is_err());

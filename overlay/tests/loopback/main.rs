@@ -1,4 +1,4 @@
-//! The overlay over real sockets on loopback: what connects, what is refused, what ends when.
+//! Overlay tests over real sockets on loopback: admission, refusals, limits, and ends of connections.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admission;

@@ -1,4 +1,4 @@
-//! The listeners for people, tried with what people have: `curl`, Python's `ssl`, a raw socket.
+//! Tests of the listeners for people with common clients: `curl`, Python's `ssl`, a raw socket.
 //!
 //! The certificate beside this file is a throw-away for `localhost`, made by
 //! `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 36500`.
@@ -28,7 +28,7 @@ struct Site {
     key_exchanges: Arc<KeyExchanges>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
-    /// Says when an answer without end was given up.
+    /// Signals that an endless answer was abandoned.
     ended: mpsc::UnboundedReceiver<()>,
 }
 
@@ -87,7 +87,7 @@ impl Site {
     }
 }
 
-/// What a program prints, once it has succeeded.
+/// Returns the output of a program, which must succeed.
 async fn output(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     let run = command.args(arguments).kill_on_drop(true).output();
@@ -164,7 +164,7 @@ async fn negotiate(site: &Site, groups: Vec<&'static dyn rustls::crypto::Support
 async fn the_hybrid_group_is_preferred_and_every_group_is_counted() {
     use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
     let site = Site::start_with_tls().await;
-    // A client that would rather have the classical group, but offers both.
+    // A client that prefers the classical group, but offers both.
     negotiate(&site, vec![X25519, X25519MLKEM768]).await;
     for group in [X25519MLKEM768, X25519, SECP256R1, SECP384R1] {
         negotiate(&site, vec![group]).await;
@@ -202,7 +202,7 @@ async fn slow_clients_are_cut_off() {
             let mut slow = TcpStream::connect(site.address).await.unwrap();
             slow.write_all(opening).await.unwrap();
             let mut answer = Vec::new();
-            // A reset is as good an end as any.
+            // A reset is as good an end as any other.
             let _ = within_deadline(slow.read_to_end(&mut answer)).await;
             assert!(!answer.windows(6).any(|window| window == b"200 OK"), "{opening:?}");
         }
@@ -232,12 +232,12 @@ async fn begin(site: &Site, request: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(site.address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = vec![0; 4096];
-    // Zero bytes, or a reset, from a server that turns the connection away.
+    // Zero bytes, or a reset, from a server that rejects the connection.
     let length = within_deadline(stream.read(&mut answer)).await.unwrap_or(0);
     (stream, String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
-/// Whether the server ends the connection by itself.
+/// Waits until the server ends the connection.
 async fn ends(mut stream: TcpStream) {
     let mut rest = Vec::new();
     let _ = within_deadline(stream.read_to_end(&mut rest)).await;

@@ -1,4 +1,4 @@
-//! The roles reversed: who dials answers the requests.
+//! Tests of reversed roles: the dialling side answers the requests.
 
 use crate::common::{bind, get, identity, patient, within_deadline};
 use axum::routing::get as on_get;
@@ -21,7 +21,7 @@ struct Worker {
     task: JoinHandle<Result<(), Error>>,
 }
 
-/// A worker with key 2 that expects a gateway with key 1; the gateway's end, as it was accepted.
+/// Returns a worker with key 2 that expects a gateway with key 1, and the gateway's end as accepted.
 async fn pair(preface: &[u8], policy: PeerPolicy, router: Router) -> (Worker, Result<Reversed, Error>) {
     let (listener, address) = bind().await;
     let shutdown = CancellationToken::new();
@@ -102,7 +102,7 @@ async fn a_forward_client_cannot_speak_to_a_reversed_listener() {
     assert!(matches!(within_deadline(gateway).await.unwrap(), Err(Error::Handshake(_))));
 }
 
-/// Endless tokens; `dropped` hears when nobody generates them any more.
+/// Returns a router of endless tokens; `dropped` is signalled when their generation stops.
 fn tokens(dropped: mpsc::UnboundedSender<()>) -> Router {
     struct OnDrop(mpsc::UnboundedSender<()>);
     impl Drop for OnDrop {

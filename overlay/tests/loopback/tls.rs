@@ -1,4 +1,4 @@
-//! Handshakes: who gets in, with which key exchange, and how long a stranger may dawdle.
+//! Tests of the handshake: admitted keys, key exchanges, and time limits for unauthenticated clients.
 
 use crate::common::{REACHED, bind, identity, patient, within_deadline};
 use overlay::{Error, Identity, Limits, PeerPolicy, accept, connect};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Both ends of one handshake; `accepted` sees what the server saw.
+/// Performs one handshake; returns the client's result and the server's.
 async fn shake(
     client: &Identity,
     expected: &Identity,
@@ -61,14 +61,14 @@ async fn a_client_that_is_not_admitted_is_refused_before_it_can_send() {
     let policy = PeerPolicy::only([identity(3).public_key()]);
     let (connected, accepted) = shake(&client, &server, server.clone(), policy).await;
     assert!(matches!(accepted, Err(Error::Handshake(_))));
-    // TLS 1.3: the client learns of it with its first read.
+    // TLS 1.3: the client sees the refusal with its first read.
     let mut byte = [0];
     let read = within_deadline(connected.unwrap().stream.read(&mut byte)).await;
     let error = read.unwrap_err().to_string();
     assert!(error.contains("AccessDenied"), "{error}");
 }
 
-/// A verifier that lets any server pass, so that nothing but the key exchange can fail.
+/// A verifier that accepts any server, so that only the key exchange can fail.
 #[derive(Debug)]
 struct Careless;
 
@@ -111,7 +111,7 @@ impl rustls::client::danger::ServerCertVerifier for Careless {
     }
 }
 
-/// Why our server refuses a client that offers these key exchanges, and no key of its own.
+/// Returns our server's refusal of a client that offers these key exchanges, and no key of its own.
 async fn refusal_of(groups: Vec<&'static dyn SupportedKxGroup>) -> String {
     let (listener, address) = bind().await;
     let accepted = tokio::spawn(async move {
@@ -164,7 +164,7 @@ async fn a_handshake_that_never_ends_is_cut_off() {
     let accepted = within_deadline(accept(tcp, &identity(1), &PeerPolicy::any(), &limits)).await;
     assert!(matches!(accepted, Err(Error::TimedOut { step: "tls handshake", .. })));
 
-    // The other way round: whoever answers the dial says nothing.
+    // The opposite direction: the peer that accepts the dial sends nothing.
     let connected = within_deadline(connect(&identity(2), address, identity(1).public_key(), &limits)).await;
     assert!(matches!(connected, Err(Error::TimedOut { .. })));
 }

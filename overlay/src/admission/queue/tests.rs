@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 /// Plays a line of events and returns the decisions, event by event.
 ///
-/// Events: `a` a silent connection of source `a` arrives, `a!` one with a handshake or request under way; `>3`
-/// a request begins on connection 3, `<3` it ends, `-3` the connection departs. Decisions: `3` is admitted,
-/// `x3` evicted, `r3` rejected, `.` none.
+/// Events: `a` a silent connection of source `a` arrives, `a!` one with a handshake or request under way.
+/// `>3` a request begins on connection 3, `<3` it ends, `-3` the connection departs. Decisions: `3` is
+/// admitted, `x3` evicted, `r3` rejected, `.` none.
 fn play(queue: &mut FairQueue<String>, events: &str) -> String {
     let decided = events.split_whitespace().map(|event| {
         let number = |text: &str| text.parse().unwrap();
@@ -131,9 +131,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// After every event the invariants hold; an eviction for another source takes nothing from a source
-    /// within its equal share, no request while a silent or idle connection may go, and a source that holds
-    /// nothing is turned away only where every other holds one busy connection at most.
+    /// Checks the invariants after every event. An eviction for another source takes nothing from a source
+    /// within its equal share. It ends no request while a silent or idle connection can be evicted. A source
+    /// that holds nothing is rejected only if every other source holds one busy connection at most.
     #[test]
     fn no_source_locks_another_out(steps in steps(), waiting_max in 0usize..4) {
         let permits = 5;
@@ -186,8 +186,8 @@ proptest! {
         }
     }
 
-    /// A source that comes now and then is served, whatever one other source does with any number of
-    /// connections: the flood never takes its connection, busy or idle.
+    /// An occasional source is served, however many connections one other source opens: the flood never takes
+    /// its connection, busy or idle.
     #[test]
     fn a_flood_of_one_source_takes_nothing_from_another(
         flood in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..60),
