@@ -1,7 +1,8 @@
-//! What stands in a log entry. Not what it means: that is the state machine's.
+//! Content of a log entry: a plain command, a command of a session, or the opening of a session.
 //!
-//! First byte: 0 a plain command, 1 a command of a session, 2 opens a session. Integers are little-endian.
-//! The log is hashed as stored, so this needs no second, canonical form.
+//! The command itself is opaque; only the state machine interprets it. First byte: 0 a plain command, 1 a
+//! command of a session, 2 opens a session. Integers are little-endian. The log is hashed as stored, so this
+//! encoding needs no second, canonical form.
 
 use bytes::{Bytes, BytesMut};
 
@@ -9,29 +10,28 @@ const PLAIN: u8 = 0;
 const IN_SESSION: u8 = 1;
 const OPEN_SESSION: u8 = 2;
 
-/// Bytes that an entry may add to its command.
+/// Largest number of bytes that the encoding adds to a command.
 pub(crate) const OVERHEAD_BYTES_MAX: usize = 17;
 
-/// One entry's content.
+/// Content of one log entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Apply, and forget who asked.
+    /// Applied without deduplication.
     Plain(Bytes),
-    /// Apply once, however often it is asked.
+    /// Applied once, however often it is retried.
     InSession {
-        /// The session, named by the index of the entry that opened it.
+        /// Index of the entry that opened the session.
         session: u64,
         /// Rises with each new command of the session.
         sequence: u64,
-        /// The command.
         command: Bytes,
     },
-    /// Open a session; its name is this entry's index.
+    /// Opens a session; its id is this entry's index.
     OpenSession,
 }
 
 impl Command {
-    /// As stored in an entry.
+    /// Encodes the content of an entry.
     pub(crate) fn encode(&self) -> Bytes {
         match self {
             Self::Plain(command) => {
@@ -52,7 +52,7 @@ impl Command {
         }
     }
 
-    /// Back from an entry or a forwarded request; `None` when it is neither.
+    /// Decodes an entry or a forwarded request; `None` if it is malformed.
     pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
         match (*bytes.first()?, bytes.len()) {
             (PLAIN, _) => Some(Self::Plain(bytes.slice(1..))),
@@ -67,13 +67,13 @@ impl Command {
     }
 }
 
-/// The little-endian integer at `offset`, if it is all there.
+/// Returns the little-endian integer at `offset`, or `None` if it is not complete.
 pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     let part = bytes.get(offset..offset.checked_add(8)?)?;
     Some(u64::from_le_bytes(part.try_into().ok()?))
 }
 
-/// The little-endian integer at `offset`, if it is all there.
+/// Returns the little-endian integer at `offset`, or `None` if it is not complete.
 pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     let part = bytes.get(offset..offset.checked_add(4)?)?;
     Some(u32::from_le_bytes(part.try_into().ok()?))

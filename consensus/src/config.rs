@@ -1,4 +1,4 @@
-//! Everything that can be set about a replica, with its reasons, and one place that checks it.
+//! Replica configuration: all settings with the reasons for their values, and their validation.
 
 use crate::error::StartError;
 use overlay::{Address, Identity};
@@ -8,20 +8,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Largest group: beyond seven voters each commit waits for more disks without surviving more in practice.
+/// Largest group: beyond seven voters each commit waits for more disks, without a practical gain in
+/// availability.
 const VOTERS_MAX: usize = 7;
 
-/// Where another replica listens, and the key it must prove.
+/// Address of another replica, and the key that it must prove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where its overlay listener is dialled: an address, or a name.
+    /// Address or name of its overlay listener.
     pub address: Address,
-    /// Its raw public key.
+    /// Raw public key.
     pub key: PublicKey,
 }
 
-/// The group of replicas that a log belongs to: a digest that no other group has. Opaque here; every file of
-/// the log carries it, and every request between replicas.
+/// Identifier of a group of replicas: a digest that no other group has. It is opaque here. Every file of the
+/// log carries it, and so does every request between replicas.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct GroupId(pub [u8; 32]);
 
@@ -37,46 +38,47 @@ impl std::fmt::Debug for GroupId {
     }
 }
 
-/// What a replica is told at its start.
+/// Settings of a replica.
 #[derive(Clone)]
 pub struct Config {
-    /// The group; logs and peers of any other are refused.
+    /// Group of this replica; logs and peers of any other group are rejected.
     pub group: GroupId,
-    /// This replica's number, not 0, one of the keys of `peers`.
+    /// Raft id of this replica: not 0, and a key of `peers`.
     pub id: u64,
-    /// Every replica of the group, this one included (its own address is not dialled).
+    /// All replicas of the group, this one included (its own address is not dialled).
     pub peers: BTreeMap<u64, Peer>,
-    /// Where log and snapshots live; owned by this replica alone.
+    /// Directory of the log and its snapshots; owned by this replica alone.
     pub directory: PathBuf,
-    /// Whether an empty directory may become a new replica. True exactly once in a replica's life: a
-    /// replica that lost its disk and came back under its old number could vote twice.
+    /// Whether an empty directory may become a new replica. True exactly once in a replica's life: a replica
+    /// that lost its disk and rejoined under its old id could vote twice.
     pub create: bool,
-    /// The key that proves this replica to its peers.
+    /// Key that authenticates this replica to its peers.
     pub identity: Arc<Identity>,
-    /// Seeds election timeouts; equal on all replicas or not, both are fine.
+    /// Seed of the election timeouts; it may be the same on all replicas or not.
     pub seed: u64,
-    /// Clocks.
+    /// Tick length and timeouts.
     pub timings: Timings,
-    /// Bounds.
+    /// Bounds on memory, messages, snapshots and segments.
     pub limits: Limits,
 }
 
-/// How long things may take.
+/// Tick length and timeouts of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
-    /// The raft clock's step.
+    /// Length of a raft tick.
     pub tick: Duration,
     /// Ticks between a leader's heartbeats.
     pub heartbeat_ticks: usize,
-    /// Ticks without a leader before a follower stands for election; the real timeout lies between this
-    /// and twice this. Must exceed a slow `fdatasync` or a garbage-collected neighbour, not just the network.
+    /// Ticks without a leader before a follower campaigns; the actual timeout is between this and twice this.
+    /// It must exceed a slow `fdatasync` or a neighbour's garbage-collection pause, not just the network's
+    /// delay.
     pub election_ticks: usize,
-    /// How long a proposal or read may wait for its answer, leader changes included.
+    /// Timeout of a proposal or read, leader changes included.
     pub request: Duration,
 }
 
 impl Default for Timings {
-    /// 100 ms heartbeats and 1 s elections, as etcd ships: safe on two busy cores.
+    /// Heartbeats of 100 ms and election timeouts of 1 s, as etcd ships: safe on two busy cores.
     fn default() -> Self {
         Self {
             tick: Duration::from_millis(50),
@@ -87,20 +89,20 @@ impl Default for Timings {
     }
 }
 
-/// How much there may be of everything.
+/// Resource limits of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest command in bytes: a certificate with 99 ballots, four times over.
+    /// Largest command in bytes: four times a certificate with 99 ballots.
     pub command_bytes_max: usize,
-    /// Proposals of this replica that wait at once; more are refused as busy.
+    /// Pending proposals, and likewise pending reads, of this replica; more are rejected as busy.
     pub proposals_pending_max: usize,
-    /// Bytes of entries in one message between replicas (one larger entry still travels).
+    /// Bytes of entries in one message between replicas (a single larger entry is still sent).
     pub message_bytes: u64,
-    /// Bytes of proposals not yet committed; more are refused as busy.
+    /// Bytes of uncommitted proposals; more are rejected as busy.
     pub uncommitted_bytes_max: u64,
     /// Append messages in flight to one follower.
     pub inflight_messages_max: usize,
-    /// Messages that wait for one peer; more are dropped, and raft sends again.
+    /// Messages queued for one peer; more are dropped, and raft retransmits them.
     pub outbox_messages_max: usize,
     /// Log entries after which a snapshot is taken.
     pub snapshot_entries: u64,
@@ -108,9 +110,9 @@ pub struct Limits {
     pub snapshot_bytes: u64,
     /// Largest snapshot sent or accepted, in bytes.
     pub snapshot_bytes_max: u64,
-    /// Entries kept behind a snapshot, so that a follower a little behind needs no snapshot.
+    /// Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
     pub retained_entries: u64,
-    /// Bytes of one log segment on disk.
+    /// Size of one log segment on disk, in bytes.
     pub segment_bytes: u64,
 }
 
@@ -136,7 +138,7 @@ impl Config {
     /// Checks every value and every relation between values.
     ///
     /// # Errors
-    /// [`StartError::Config`] with the first thing that is wrong.
+    /// Returns [`StartError::Config`] with the first violation.
     pub fn validate(&self) -> Result<(), StartError> {
         let (timings, limits) = (&self.timings, &self.limits);
         let checks = [
@@ -174,7 +176,7 @@ impl Config {
         }
     }
 
-    /// The group's voters in order.
+    /// Returns the ids of the group's voters in ascending order.
     #[must_use]
     pub fn voters(&self) -> Vec<u64> {
         self.peers.keys().copied().collect()

@@ -1,14 +1,15 @@
-//! The pure core: the `raft` crate, driven so that its traps stay shut. No clock, thread, file, socket or
-//! randomness: time comes as [`Core::tick`], messages as [`Core::step`], and what must happen goes out as
+//! Pure Raft core: drives the `raft` crate without a clock, thread, file, socket or randomness.
+//!
+//! Time arrives as [`Core::tick`] and messages as [`Core::step`]; the required work is returned as
 //! [`Effects`].
 //!
-//! The traps, and where each is shut:
+//! Known hazards of the `raft` crate, and the code that prevents each:
 //! - unsafe defaults (no pre-vote, no check-quorum, no bounds): set and asserted in `raft_config`;
 //! - thread-local randomness: `Core::call` overwrites the election timeout after every call;
-//! - a read token used twice lets a deposed leader answer from the past: `read.rs` makes each token once,
-//!   on the leader only, and [`Core::step`] refuses `MsgReadIndex` from the wire;
-//! - a read silently dropped before the leader committed in its own term: held back in `read.rs`;
-//! - heartbeats behind a slow disk: their answers do not wait for it, see `Core::split_messages`.
+//! - reuse of a read token, which lets a deposed leader return stale reads: `read.rs` makes each token once,
+//!   on the leader only, and [`Core::step`] rejects `MsgReadIndex` from the wire;
+//! - reads silently dropped before the leader has committed in its own term: held back in `read.rs`;
+//! - heartbeats delayed by a slow disk: their responses do not wait for the disk, see `Core::split_messages`.
 
 use crate::config::{Limits, Timings};
 use crate::election;
@@ -21,27 +22,27 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use std::collections::VecDeque;
 
-/// What a core is built from.
+/// Parameters of a [`Core`].
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// This replica.
+    /// Raft id of this replica.
     pub id: u64,
-    /// Every voter of the group, this replica included.
+    /// Raft ids of all voters of the group, this replica included.
     pub voters: Vec<u64>,
-    /// Seeds election timeouts.
+    /// Seed of the election timeouts.
     pub seed: u64,
-    /// Heartbeat and election timeouts; durations are the shell's business.
+    /// Heartbeat and election timeouts in ticks; the durations are used by the shell.
     pub timings: Timings,
-    /// Bounds.
+    /// Bounds on memory, messages and snapshots.
     pub limits: Limits,
 }
 
-/// Where a replica stands.
+/// Raft state of one replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether it leads.
+    /// True if this replica is the leader.
     pub leading: bool,
-    /// Whom it takes for the leader; 0 for nobody.
+    /// Raft id of the known leader, or 0 if there is none.
     pub leader: u64,
     /// The current term.
     pub term: u64,
@@ -49,104 +50,104 @@ pub struct Standing {
     pub commit: u64,
     /// The highest index that the shell has applied.
     pub applied: u64,
-    /// The last index of the log, on disk or not yet.
+    /// The last index of the log, whether durable or not.
     pub last: u64,
 }
 
-/// What the shell must do, in this order: send `messages`, hand `batch` to the disk (and send its
-/// `messages` when it is durable), install `restore`, apply `committed`, then release `reads`.
+/// Work for the shell, in this order. Send `messages`. Hand `batch` to the disk, and send its `messages` once
+/// it is durable. Install `restore`, apply `committed`, then release `reads`.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Send now, the disk notwithstanding.
+    /// Messages to send immediately, without waiting for the disk.
     pub messages: Vec<Message>,
-    /// Make durable, then call [`Core::persisted`] with its number.
+    /// Batch to make durable; then call [`Core::persisted`] with its number.
     pub batch: Option<NumberedBatch>,
-    /// Replace the state machine's state by this snapshot.
+    /// Snapshot that replaces the state machine's state.
     pub restore: Option<Snapshot>,
-    /// Apply in order, then call [`Core::applied`].
+    /// Entries to apply in order; then call [`Core::applied`].
     pub committed: Vec<LogEntry>,
-    /// Reads proven current: each may be answered once its index is applied.
+    /// Reads confirmed by a majority: each may be answered once its index is applied.
     pub reads: Vec<ConfirmedRead>,
-    /// Reads that this replica can no longer confirm, because it does not lead.
+    /// Ids of reads that this replica can no longer confirm, because it is not the leader.
     pub refused_reads: Vec<u64>,
 }
 
-/// A batch for the disk, and what may be said once it is durable.
+/// A batch for the disk, with the messages that depend on it.
 #[derive(Debug)]
 pub struct NumberedBatch {
-    /// For [`Core::persisted`].
+    /// Number to pass to [`Core::persisted`] once the batch is durable.
     pub number: u64,
-    /// What to write.
+    /// Snapshot, hard state and entries to write.
     pub batch: Batch,
-    /// What to send once it is durable.
+    /// Messages to send once the batch is durable.
     pub messages: Vec<Message>,
 }
 
-/// A read that a majority confirmed.
+/// A linearizable read confirmed by a majority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfirmedRead {
-    /// The caller's name for it.
+    /// Id that the caller passed to [`Core::read`].
     pub id: u64,
-    /// Everything committed when the read began is at or below this index.
+    /// Upper bound of everything that was committed when the read began.
     pub index: u64,
 }
 
-/// Why a message from a peer was not given to raft.
+/// Reasons to reject a peer's message before it reaches raft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// Not from a voter, or not for this replica.
+    /// The sender is not another voter, or the recipient is not this replica.
     #[error("the message is not from a peer to this replica")]
     Misaddressed,
-    /// A kind that must never cross the wire.
+    /// The message type is one that replicas never exchange.
     #[error("the message is of a kind that never crosses the wire")]
     Forbidden,
 }
 
-/// The proposals were not taken: this replica does not lead, or too much is uncommitted.
+/// Reasons to reject proposals. None of the proposals was appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotProposed {
-    /// This replica does not lead.
+    /// This replica is not the leader, or is transferring its leadership.
     #[error("this replica does not lead")]
     NotLeader,
-    /// Too many bytes wait to be committed.
+    /// Too many bytes are uncommitted or wait for the disk.
     #[error("too many bytes wait to be committed")]
     Busy,
 }
 
-/// A batch that the disk has not confirmed.
+/// A batch that is not durable yet.
 struct Outstanding {
     number: u64,
-    /// The term that its hard state carries.
+    /// Term of its hard state, if it contains one.
     term: Option<u64>,
-    /// Bytes of its entries.
+    /// Size of its entries, in bytes.
     bytes: u64,
 }
 
-/// One replica's consensus.
+/// Raft consensus of one replica.
 pub struct Core {
     raw: RawNode<Log>,
     settings: Settings,
     campaigns: u64,
     applied: u64,
-    /// Batches given out and not yet durable.
+    /// Batches handed to the shell and not yet durable, oldest first.
     outstanding: VecDeque<Outstanding>,
-    /// Bytes of entries that wait for the disk.
+    /// Size of the entries in `outstanding`, in bytes.
     unwritten_bytes: u64,
-    /// The newest term that is durable: only in it may heartbeats be answered ahead of the disk.
+    /// Newest durable term. Heartbeats of later terms are not answered ahead of the disk.
     durable_term: u64,
-    /// A hard state of which only the commit index changed, for the next batch.
+    /// Hard state in which only the commit index changed; written with the next batch.
     deferred: Option<HardState>,
-    /// Set by the clock: an idle replica writes what is deferred, which also marks its last entry as durable.
+    /// Set by each tick: an idle replica then writes `deferred`, which also marks its last entry as durable.
     flush_deferred: bool,
     ticks_unfounded: usize,
     reads: Reads,
 }
 
 impl Core {
-    /// Builds a replica from what its store found.
+    /// Builds a core from the state that the store recovered.
     ///
     /// # Errors
-    /// When raft refuses the settings.
+    /// Fails if raft rejects the settings.
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, raft::Error> {
         let applied = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
         let durable_term = recovered.hard_state.term;
@@ -173,7 +174,8 @@ impl Core {
         Ok(core)
     }
 
-    /// Every call into raft goes through here: whatever it drew from its own randomness is overwritten.
+    /// Calls into raft. Every call goes through this function, because it overwrites the election timeout
+    /// that raft drew from its own randomness.
     fn call<T>(&mut self, operate: impl FnOnce(&mut RawNode<Log>) -> T) -> T {
         let result = operate(&mut self.raw);
         let Settings { seed, id, timings, .. } = &self.settings;
@@ -183,11 +185,12 @@ impl Core {
         result
     }
 
-    /// One step of the clock.
+    /// Advances the logical clock by one tick.
     pub fn tick(&mut self) {
         self.flush_deferred = true;
-        // Raft looks for entries that the snapshot has replaced when it campaigns before hearing that the
-        // snapshot is durable, and panics. Waiting is right: this replica is the one furthest behind.
+        // Raft panics if it campaigns before an installed snapshot is reported durable: it looks up entries
+        // that the snapshot has replaced. Skipping ticks is safe, because this replica is the one furthest
+        // behind.
         if self.installing() {
             return;
         }
@@ -195,15 +198,15 @@ impl Core {
         let before = self.raw.raft.election_elapsed;
         let leading = self.leads();
         self.call(|raw| raw.tick());
-        // The only way for a follower's or candidate's count to fall in a tick is a campaign.
+        // The count of a follower or candidate falls in a tick only when it campaigns.
         if !leading && self.raw.raft.election_elapsed < before {
             self.campaigns += 1;
             self.call(|_| ());
         }
     }
 
-    /// In a group that never had a leader nobody can be disturbed: replicas stand for election soon, in
-    /// turns, instead of waiting for a timeout. As always, pre-vote and majority decide.
+    /// Campaigns early in a group that has never had a leader: there is no leader to disrupt. The replicas
+    /// take turns instead of waiting for a timeout. As always, pre-vote and the majority decide.
     fn found(&mut self) {
         if self.raw.raft.term > 0 || self.raw.raft.leader_id != 0 {
             return;
@@ -213,25 +216,25 @@ impl Core {
         let turn = voters.iter().position(|voter| *voter == self.settings.id).unwrap_or(0);
         if self.ticks_unfounded % (2 * voters.len()) == 2 * turn + 1 {
             self.campaigns += 1;
-            // Refused only while a configuration change is unapplied, and there are none.
+            // Raft rejects a campaign only while a configuration change is unapplied, and there are none.
             let _ = self.call(RawNode::campaign);
         }
     }
 
-    /// Whether the disk is so far behind that nothing more should gather in memory.
+    /// Returns whether so many bytes wait for the disk that no more may accumulate in memory.
     fn swamped(&self) -> bool {
         self.unwritten_bytes > self.settings.limits.uncommitted_bytes_max
     }
 
-    /// Whether a snapshot from the leader is installed in memory and not yet durable.
+    /// Returns whether a snapshot from the leader is installed in memory and not yet durable.
     fn installing(&self) -> bool {
         self.applied > self.raw.raft.raft_log.applied
     }
 
-    /// Takes a message from a peer.
+    /// Handles a message from a peer.
     ///
     /// # Errors
-    /// When it was not given to raft. Messages that raft itself ignores are not errors.
+    /// Fails if the message was not passed to raft. Messages that raft itself ignores are not errors.
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
         let known = self.settings.voters.contains(&message.from) && message.from != self.settings.id;
         if !known || message.to != self.settings.id {
@@ -244,23 +247,23 @@ impl Core {
         if self.installing() && is_about_elections(kind) {
             return Ok(());
         }
-        // Taken as lost: the leader sends it again. Otherwise a follower whose disk is full or stuck would
-        // gather in memory whatever the others commit meanwhile.
+        // Dropped as if lost; the leader retransmits it. Otherwise a follower with a full or stuck disk would
+        // accumulate in memory everything that the others commit.
         if kind == MessageType::MsgAppend && self.swamped() {
             return Ok(());
         }
-        // Raft's own complaints are about stale messages: dropping them is the right answer.
+        // Raft returns errors for stale messages only, and dropping those is correct.
         let _ = self.call(|raw| raw.step(message));
         Ok(())
     }
 
-    /// Appends commands if this replica leads. Returns the term and the index of the first.
+    /// Appends commands if this replica is the leader, and returns the term and the index of the first one.
     ///
     /// # Errors
-    /// None of them was appended.
+    /// On error none of the commands was appended.
     pub fn propose(&mut self, commands: Vec<Bytes>) -> Result<(u64, u64), NotProposed> {
         assert!(!commands.is_empty(), "proposing nothing");
-        // One that hands over appends nothing more: raft would drop it.
+        // During a leadership transfer raft would drop the proposal.
         if !self.leads() || self.raw.raft.lead_transferee.is_some() {
             return Err(NotProposed::NotLeader);
         }
@@ -277,17 +280,17 @@ impl Core {
         Ok((self.raw.raft.term, first))
     }
 
-    /// Asks that the read named `id` be confirmed. Its answer comes in [`Effects`].
+    /// Requests confirmation of the read `id`. The result is returned in [`Effects`].
     pub fn read(&mut self, id: u64) {
         self.reads.ask(id);
     }
 
-    /// Forgets the reads that wait and are not `wanted` any more.
+    /// Discards waiting reads that are no longer `wanted`.
     pub fn retain_reads(&mut self, wanted: impl Fn(u64) -> bool) {
         self.reads.retain(wanted);
     }
 
-    /// Says that a batch, and every one before it, is durable.
+    /// Records that the batch `number` and all earlier ones are durable.
     pub fn persisted(&mut self, number: u64) {
         while let Some(written) = self.outstanding.pop_front_if(|first| first.number <= number) {
             self.durable_term = self.durable_term.max(written.term.unwrap_or(0));
@@ -297,15 +300,15 @@ impl Core {
         self.advance_applied();
     }
 
-    /// Says that every entry up to `index` is applied.
+    /// Records that every entry up to `index` is applied.
     pub fn applied(&mut self, index: u64) {
         assert!(index >= self.applied, "applied entries were taken back");
         self.applied = index;
         self.advance_applied();
     }
 
-    /// Raft wants to hear of applied entries only once they are durable. Committed entries always are; a
-    /// snapshot from the leader is applied a little before.
+    /// Reports applied entries to raft once they are durable, as raft requires. Committed entries always are;
+    /// a snapshot from the leader is applied shortly before it is durable.
     fn advance_applied(&mut self) {
         let log = &self.raw.raft.raft_log;
         if self.applied > log.applied && self.applied <= log.persisted.min(log.committed) {
@@ -314,22 +317,22 @@ impl Core {
         }
     }
 
-    /// Says that a peer could not be reached: it is probed instead of being sent everything.
+    /// Reports a peer as unreachable: raft then probes it instead of streaming entries to it.
     pub fn unreachable(&mut self, peer: u64) {
         self.call(|raw| raw.report_unreachable(peer));
     }
 
-    /// Says how the sending of a snapshot ended.
+    /// Reports whether a snapshot arrived at the peer.
     pub fn snapshot_sent(&mut self, peer: u64, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.call(|raw| raw.report_snapshot(peer, status));
     }
 
-    /// Tries to hand leadership to the follower that is furthest: this replica stops, or its disk no longer
-    /// keeps up. One that lacks committed entries is passed over, and so is one that is being sent a snapshot:
-    /// it could not lead before it has them, and until then nobody could propose.
+    /// Transfers leadership to the most up-to-date active follower, because this replica stops or its disk
+    /// cannot keep up. Followers that lack committed entries or are receiving a snapshot are skipped. Such a
+    /// follower could not lead yet, and until then no proposal would be accepted.
     pub fn hand_over(&mut self) {
-        // One at a time: two followers told to stand for election would split the votes.
+        // One transfer at a time: two followers that campaign would split the votes.
         if self.raw.raft.lead_transferee.is_some() {
             return;
         }
@@ -345,13 +348,13 @@ impl Core {
         }
     }
 
-    /// Whether no other replica is in the group.
+    /// Returns whether this replica is the only voter of its group.
     #[must_use]
     pub fn is_alone(&self) -> bool {
         self.settings.voters == [self.settings.id]
     }
 
-    /// Whether enough has been applied since the last snapshot to take another.
+    /// Returns whether enough has been applied since the last snapshot to take another.
     #[must_use]
     pub fn snapshot_due(&self) -> bool {
         let (entries, bytes) = self.raw.store().since_snapshot(self.applied);
@@ -359,10 +362,10 @@ impl Core {
         entries >= limits.snapshot_entries || (entries > 0 && bytes >= limits.snapshot_bytes)
     }
 
-    /// Names the snapshot of the state as it is applied now: index and term, and the voters.
+    /// Returns a snapshot with `data` at the last applied index, including its term and the voters.
     ///
     /// # Panics
-    /// When nothing has been applied yet.
+    /// Panics if nothing has been applied yet.
     #[must_use]
     pub fn snapshot_here(&self, data: Bytes) -> Snapshot {
         let term = self.raw.raft.raft_log.term(self.applied).expect("the last applied entry is kept");
@@ -370,15 +373,15 @@ impl Core {
         Snapshot { index: self.applied, term, voters, data }
     }
 
-    /// Says that a snapshot of this replica's own state is durable; older entries are let go. Returns the
-    /// index through which the log on disk may be truncated.
+    /// Records that a snapshot of this replica's own state is durable, and drops older entries from memory.
+    /// Returns the index through which the log on disk may be truncated.
     pub fn snapshot_saved(&mut self, snapshot: Snapshot) -> u64 {
         let retained = self.settings.limits.retained_entries;
         self.call(|raw| raw.mut_store().compact(snapshot, retained));
         self.raw.store().snapshot_index()
     }
 
-    /// Where this replica stands.
+    /// Returns the Raft state of this replica.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let raft = &self.raw.raft;
@@ -396,7 +399,7 @@ impl Core {
         self.raw.raft.state == StateRole::Leader
     }
 
-    /// What there is to do, or `None`. Call again until it is `None`.
+    /// Returns the pending effects, if any. Callers repeat the call until it returns `None`.
     pub fn ready(&mut self) -> Option<Effects> {
         let refused_reads = self.issue_reads();
         if !self.raw.has_ready() {
@@ -419,7 +422,7 @@ impl Core {
         Some(effects)
     }
 
-    /// Puts what raft gave into the log in memory, where raft must find it at once, and into a batch.
+    /// Stores raft's output in the in-memory log, where raft must find it immediately, and in a batch.
     fn keep(&mut self, ready: &mut raft::Ready, snapshot: Option<Snapshot>) -> Batch {
         let (hard_state, entries) = (ready.hs().map(log::hard_from_raft), ready.take_entries());
         let sync = ready.must_sync();
@@ -434,8 +437,8 @@ impl Core {
         Batch { snapshot, hard_state, entries: entries.iter().map(log::from_raft).collect(), sync }
     }
 
-    /// Gives a batch its number, unless nobody waits for it. A commit index that only rose waits for the
-    /// next batch: it is found again from the leader, and a snapshot carries its own.
+    /// Numbers a batch, or defers it if no message depends on it and only the commit index rose. A deferred
+    /// commit index is safe: the leader sends it again, and a snapshot carries its own.
     fn number(&mut self, number: u64, mut batch: Batch, messages: Vec<Message>) -> Option<NumberedBatch> {
         let commit_only = !batch.sync && batch.entries.is_empty() && batch.snapshot.is_none();
         batch.hard_state = batch.hard_state.or(self.deferred.take());
@@ -453,7 +456,8 @@ impl Core {
         Some(NumberedBatch { number, batch, messages })
     }
 
-    /// The deferred hard state as a batch that nobody waits for. Number 0 is before every number of raft's.
+    /// Returns the deferred hard state as a batch on which no message depends. Its number 0 precedes all of
+    /// raft's.
     fn take_deferred(&mut self) -> Option<NumberedBatch> {
         if !std::mem::take(&mut self.flush_deferred) || !self.outstanding.is_empty() {
             return None;
@@ -463,9 +467,10 @@ impl Core {
         Some(NumberedBatch { number: 0, batch, messages: Vec::new() })
     }
 
-    /// A follower speaks only of what is durable, so its messages wait for the disk. Answers to heartbeats
-    /// alone do not: they say nothing of the log, only that this replica knows the leader of a term, and
-    /// they go at once when that term is durable. So a slow disk cannot depose a healthy leader.
+    /// Splits off the messages that need not wait for the disk. In general a follower reports only durable
+    /// state. Responses to heartbeats are the exception: they do not refer to the log, only to the leader of
+    /// a term. They are sent immediately if that term is durable, so a slow disk cannot depose a healthy
+    /// leader.
     fn split_messages(&self, later: Vec<Message>, now: &mut Vec<Message>) -> Vec<Message> {
         let (heartbeats, rest): (Vec<_>, Vec<_>) = later.into_iter().partition(|message| {
             message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term <= self.durable_term
@@ -474,13 +479,13 @@ impl Core {
         rest
     }
 
-    /// Gives waiting reads to raft under a fresh token, or refuses them when this replica does not lead.
+    /// Passes waiting reads to raft under a new token, or rejects them when this replica is not the leader.
     fn issue_reads(&mut self) -> Vec<u64> {
         if !self.leads() {
             return self.reads.refuse();
         }
-        // Before the first commit of its own term a leader does not know what is committed, and raft
-        // drops the read without a word.
+        // Before its first commit in its own term a leader does not know the commit index, and raft silently
+        // drops the read.
         if !self.raw.raft.commit_to_current_term() {
             return Vec::new();
         }
@@ -491,7 +496,7 @@ impl Core {
     }
 }
 
-/// Raft's settings, with none of its defaults trusted.
+/// Builds raft's configuration, with none of its unsafe defaults.
 fn raft_config(settings: &Settings, applied: u64) -> raft::Config {
     let (timings, limits) = (&settings.timings, &settings.limits);
     let config = raft::Config {
@@ -504,7 +509,7 @@ fn raft_config(settings: &Settings, applied: u64) -> raft::Config {
         check_quorum: true,
         pre_vote: true,
         read_only_option: raft::ReadOnlyOption::Safe,
-        // Followers learn of commits with the next append or heartbeat: half the messages at one client.
+        // Followers learn of commits with the next append or heartbeat: half the messages with one client.
         skip_bcast_commit: true,
         max_uncommitted_size: limits.uncommitted_bytes_max,
         max_committed_size_per_ready: limits.message_bytes,
@@ -518,8 +523,8 @@ fn raft_config(settings: &Settings, applied: u64) -> raft::Config {
     config
 }
 
-/// The kinds of message that replicas exchange. Proposals and reads are forwarded by the application, so
-/// that a read's token is always made by the leader that confirms it.
+/// Returns whether replicas exchange this message type. Proposals and reads are forwarded by the application,
+/// so that the leader that confirms a read also made its token.
 fn may_cross_the_wire(kind: MessageType) -> bool {
     use MessageType as Kind;
     matches!(
@@ -537,7 +542,7 @@ fn may_cross_the_wire(kind: MessageType) -> bool {
     )
 }
 
-/// Messages upon which raft looks through unapplied entries, as in [`Core::tick`].
+/// Returns whether this message makes raft scan unapplied entries, as in [`Core::tick`].
 fn is_about_elections(kind: MessageType) -> bool {
     use MessageType as Kind;
     matches!(kind, Kind::MsgTimeoutNow | Kind::MsgRequestVote | Kind::MsgRequestPreVote)

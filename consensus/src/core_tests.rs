@@ -1,6 +1,6 @@
-//! The core under a virtual clock and an in-memory network that loses, repeats, delays and cuts.
+//! Tests of the core under a virtual clock, with an in-memory network that loses, repeats, delays and cuts.
 //!
-//! Everything here is a function of the seed: the last test runs the same history twice and compares.
+//! Every run is a function of its seed; one test runs the same history twice and compares.
 
 #[path = "core_tests/history.rs"]
 mod history;
@@ -11,22 +11,22 @@ use crate::error::LogError;
 use crate::store::{LogStore, SimulatedDisk};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bytes of a segment: a few entries, so that segments end all the time.
+/// Size of a segment in bytes: a few entries, so that segments fill up often.
 const SEGMENT_BYTES: u64 = 1024;
 
 struct Node {
     core: Core,
     disk: SimulatedDisk,
-    /// Batches not yet on disk; empty when the disk is quick.
+    /// Batches not yet on disk; empty if the disk is fast.
     unwritten: Vec<NumberedBatch>,
     applied: Vec<LogEntry>,
-    /// A digest of everything applied, which snapshots carry; none after a snapshot without one.
+    /// Digest of everything applied, which snapshots carry; `None` after a snapshot without one.
     state: Option<[u8; 32]>,
     confirmed: Vec<ConfirmedRead>,
     refused: Vec<u64>,
 }
 
-/// Replicas 1..=n, their disks, and messages on their way.
+/// Replicas 1..=n, their disks, and messages in transit.
 struct World {
     seed: u64,
     limits: Limits,
@@ -38,15 +38,15 @@ struct World {
     dice: Dice,
     loss_percent: u64,
     repeat_percent: u64,
-    /// Kinds of message that are kept aside instead of delivered.
+    /// Type of the messages that are set aside instead of delivered.
     withheld: Option<MessageType>,
     aside: Vec<Message>,
-    /// Replicas whose disk failed them; they are down.
+    /// Replicas that are down after a failure.
     fallen: BTreeSet<u64>,
-    /// The state after each index, as the first replica came to it.
+    /// State after each index, as computed by the first replica that reached it.
     states: BTreeMap<u64, [u8; 32]>,
     installed: u64,
-    /// Whether the power is often cut while a snapshot from the leader is installed.
+    /// Whether the power often fails while a snapshot from the leader is installed.
     cut_installations: bool,
     trace: blake3::Hasher,
 }
@@ -100,7 +100,7 @@ impl World {
         self.nodes.insert(id, Node { core, disk, unwritten, applied, state, confirmed, refused });
     }
 
-    /// Ends a replica as a power cut does: what was not synced is gone, or in part.
+    /// Stops a replica as a power failure does: unsynced data is lost, wholly or in part.
     fn crash(&mut self, id: u64) {
         let node = self.nodes.remove(&id).expect("running");
         node.disk.crash();
@@ -126,7 +126,7 @@ impl World {
         }
     }
 
-    /// Performs every effect of one replica, unless its disk fails it.
+    /// Performs every effect of one replica, unless its disk fails.
     fn settle_effects_of(&mut self, id: u64) -> Result<(), LogError> {
         let slow = self.slow_disks.contains(&id);
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -137,7 +137,7 @@ impl World {
                 self.installed += 1;
                 node.restore(&snapshot);
                 if self.cut_installations && self.dice.roll(2) == 0 {
-                    // Around the moment when the snapshot's file has its name, and the log no mark yet.
+                    // Around the moment when the snapshot's file has its name, but the log has no mark yet.
                     node.disk.files().cut_power_after(5 + self.dice.roll(8));
                 }
             }
@@ -159,7 +159,7 @@ impl World {
         if slow { Ok(()) } else { write(node, &mut self.wire) }
     }
 
-    /// Delivers what is on the wire, and what follows from it, until nothing moves.
+    /// Delivers messages, and performs the resulting effects, until nothing is in transit.
     fn settle(&mut self) {
         for _ in 0..10_000 {
             self.settle_effects();
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    /// A lost message is silent, but for a snapshot: whoever sends one is told how it ended.
+    /// Loses a message. Its sender is notified only if it is a snapshot.
     fn lose(&mut self, message: &Message) {
         if message.get_msg_type() == MessageType::MsgSnapshot
             && let Some(sender) = self.nodes.get_mut(&message.from)
@@ -276,7 +276,8 @@ impl Node {
     }
 }
 
-/// Writes everything a replica's disk owes as one group, and says what may be said. A full disk owes it still.
+/// Writes all pending batches of a replica as one group, and sends the messages that depend on them. On a
+/// full disk they remain pending.
 fn write(node: &mut Node, wire: &mut Vec<Message>) -> Result<(), LogError> {
     if node.unwritten.is_empty() {
         return Ok(());
@@ -432,7 +433,7 @@ fn a_replica_with_a_stuck_disk_gathers_no_more_than_its_limit() {
     world.slow_disks.clear();
     world.run(30);
     assert_eq!(world.texts(follower).len(), 100, "it catches up when its disk does");
-    // The same for a leader, though the others commit what it proposes.
+    // The same bound holds for a leader, although the others commit its proposals.
     world.slow_disks.insert(leader);
     let mut taken = 0;
     while world.node(leader).core.propose(vec![Bytes::from(vec![7; 1000])]).is_ok() {
@@ -585,15 +586,15 @@ fn a_read_asked_before_the_first_commit_of_a_term_is_answered_and_not_dropped() 
     assert_eq!(world.node(next).confirmed.len(), 1);
 }
 
-/// The schedule that makes the raft library answer from the past when a read token is used twice: answers
-/// to the first use are late, the leader is deposed without noticing, and the late answers arrive.
+/// The schedule with which the raft library returns stale data if a read token is used twice. Responses to
+/// the first use are late, the leader is deposed without noticing, and the late responses arrive.
 #[test]
 fn late_answers_to_an_earlier_read_never_confirm_a_later_one() {
     let mut world = World::new(3, 11);
     let old = world.elect();
     world.propose(old, "one");
     world.settle();
-    // The first read goes out; the followers' answers are held back.
+    // The first read is sent; the followers' responses are held back.
     world.withheld = Some(MessageType::MsgHeartbeatResponse);
     world.node(old).core.read(1);
     world.settle();
@@ -623,8 +624,8 @@ fn late_answers_to_an_earlier_read_never_confirm_a_later_one() {
     assert_eq!(stale, [], "a deposed leader answered from the past");
 }
 
-/// The same schedule against the bare library with one token used twice. If this fails, the library was
-/// mended, and the rule of fresh tokens has lost its reason.
+/// The same schedule against the bare library, with one token used twice. If this test fails, the library was
+/// fixed, and fresh tokens are no longer needed.
 #[test]
 fn the_library_itself_still_answers_from_the_past_when_a_token_is_used_twice() {
     let mut world = World::new(3, 11);
@@ -637,7 +638,7 @@ fn the_library_itself_still_answers_from_the_past_when_a_token_is_used_twice() {
     read(&mut world);
     world.settle();
     let late: Vec<Message> = std::mem::take(&mut world.aside);
-    // One answer completes the first read; the other one is still on its way.
+    // One response completes the first read; the other one is still in transit.
     world.hand_over(late[0].clone());
     world.node(old).core.call(|raw| raw.raft.read_states.clear());
     world.withheld = None;

@@ -1,11 +1,11 @@
-//! A small deterministic generator (SplitMix64) for what is simulated, so that a failing seed is the whole story.
+//! Deterministic generator (SplitMix64) for simulations, so that a failing seed reproduces a run completely.
 
 /// Draws numbers from a seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    /// A number below `sides`.
+    /// Returns a number below `sides`.
     pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -1,6 +1,7 @@
-//! The disk loop: makes batches durable in groups, then says what may be said. It blocks its thread, which is
-//! its own: the raft loop never waits for it, so heartbeats do not either. On a full disk it waits for space
-//! and tries again: until then nothing is durable, so nothing is said.
+//! Disk loop: makes batches durable in groups, then sends the messages that depend on them.
+//!
+//! It blocks only its own thread: the raft loop never waits for it, so heartbeats are not delayed. On a full
+//! disk it waits for space and retries. Until then nothing is durable, so nothing is acknowledged.
 
 use crate::core::NumberedBatch;
 use crate::driver::Event;
@@ -13,14 +14,14 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep};
 
-/// Batches made durable by one sync: what gathers while the one before is running, within reason.
+/// Limit on the batches of one sync: those that queue up during the previous sync, within reason.
 const GROUP_MAX: usize = 256;
 
-/// Pauses between two tries on a full disk, doubling from the first to the longest. Short enough that nobody
-/// who frees space waits for us, and that a replica told to stop does so at once.
+/// Pauses between two attempts on a full disk, doubling from the first to the longest. Short enough that
+/// freed space is used promptly, and that a stopping replica stops promptly.
 const SPACE_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// Runs until the raft loop is gone or the disk fails.
+/// Runs until the raft loop has ended or the disk fails.
 pub(crate) async fn run(
     store: Arc<dyn LogStore>,
     transport: Arc<dyn Transport>,
@@ -40,26 +41,26 @@ pub(crate) async fn run(
         }
         let begin = Instant::now();
         if let Err(error) = write(&store, &group, &events).await {
-            // What reached the disk is unknown now: nothing of it may be said, and nothing more written.
+            // The state of the disk is unknown now: nothing may be acknowledged, and nothing more written.
             let _ = events.send(Event::LogFailed(error));
             return;
         }
         if group.iter().any(|batch| batch.sync) {
             counters.synced(begin.elapsed());
         }
-        // Before the messages: an answer to one of them must not overtake it, or raft would hear of a vote
-        // won while it believes that older batches are not on disk.
+        // Before the messages: a response to one of them must not overtake this event. Otherwise raft would
+        // learn of a won vote while it assumes that older batches are not on disk.
         if events.send(Event::Persisted(number)).is_err() {
             return;
         }
-        // Straight from here: a follower's answer spares a detour over the raft loop.
+        // Sent directly from here: a follower's response need not pass through the raft loop again.
         if !messages.is_empty() {
             transport.send(messages);
         }
     }
 }
 
-/// Writes a group, waiting for space as long as the raft loop lives.
+/// Writes a group, waiting for space as long as the raft loop runs.
 async fn write(
     store: &Arc<dyn LogStore>,
     group: &[Batch],

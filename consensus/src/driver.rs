@@ -1,5 +1,6 @@
-//! The raft loop: gathers events, asks the core what to do, does it. All decisions are the core's. It has a
-//! thread of its own; in a simulation it is a task like any other, under a clock that the test moves.
+//! Raft loop: collects events, asks the core for effects, and performs them. The core makes all decisions.
+//!
+//! The loop has its own thread; in a simulation it is an ordinary task under the test's clock.
 
 use crate::command::Command;
 use crate::config::Timings;
@@ -24,18 +25,18 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// Events handled in one turn. Bounds a turn to milliseconds, so that the clock is looked at in time.
+/// Limit on events per turn. It bounds a turn to milliseconds, so that ticks are on time.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// Election timeouts between two tries to hand leadership over: when every disk is full or slow, leadership
-/// should not go round all the time.
+/// Pause between two attempts to transfer leadership, in election timeouts. It keeps leadership from
+/// circulating when every disk is full or slow.
 const HAND_OVER_PAUSE: u32 = 10;
 
 const TOLD_TO_STOP: &str = "it was told to stop";
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
-/// Everything that can happen to a replica.
+/// Events handled by the raft loop.
 pub(crate) enum Event {
     Propose {
         entry: Bytes,
@@ -44,22 +45,22 @@ pub(crate) enum Event {
     Read(Reply<u64>),
     Message(Box<Message>),
     Persisted(u64),
-    /// The disk loop waits for space and tries again.
+    /// The disk loop waits for space and retries.
     NoSpace,
     LogFailed(LogError),
     SnapshotSaved(Snapshot),
-    /// There was no space for a snapshot; it is worth another try.
+    /// A snapshot found no space; a later attempt may succeed.
     SnapshotPostponed(LogError),
-    /// The state could not be made into bytes: a fault of the program, met again at every try.
+    /// Serializing the state panicked: a bug that every retry would meet again.
     SnapshotPanicked,
     SnapshotSent {
         peer: u64,
         arrived: bool,
     },
     Unreachable(u64),
-    /// End in order: a leader hands over first.
+    /// Orderly stop: a leader transfers its leadership first.
     Stop,
-    /// End now.
+    /// Immediate stop.
     Halt,
 }
 
@@ -81,34 +82,34 @@ pub(crate) struct Driver<M> {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// Where the outside looks.
+/// Channels through which handles observe the replica.
 pub(crate) struct Publish {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) leader: watch::Sender<Option<u64>>,
 }
 
-/// Who waits for what.
+/// Pending requests, batches and deadlines.
 #[derive(Default)]
 pub(crate) struct Waiting {
-    /// Proposals by index, rising, with the term in which they were appended.
+    /// Pending proposals: index (ascending), term at the time of the append, reply.
     proposals: VecDeque<(u64, u64, Reply<Bytes>)>,
     reads: BTreeMap<u64, Reply<u64>>,
     reads_made: u64,
-    /// Batches handed to the disk, and when.
+    /// Batches handed to the disk, each with its time.
     batches: VecDeque<(u64, Instant)>,
-    /// Whether the disk loop waits for space.
+    /// True while the disk loop waits for space.
     no_space: bool,
     saving_snapshot: bool,
-    /// Not before this time, because there was no space for the last one.
+    /// Earliest time of the next snapshot, set when the last one found no space.
     snapshot_after: Option<Instant>,
     handed_over: Option<Instant>,
-    /// When this replica stops at the latest. Until then it leads only to hand over.
+    /// Deadline of an orderly stop. While it is set, the replica leads only to transfer its leadership.
     stop_by: Option<Instant>,
 }
 
 impl<M: StateMachine> Driver<M> {
-    /// Runs until told to stop, or until the log fails.
+    /// Runs until the replica is stopped or the log fails.
     pub(crate) async fn run(mut self, mut inbox: UnboundedReceiver<Event>) {
         let mut next_tick = Instant::now() + self.timings.tick;
         let mut clock = pin!(sleep_until(next_tick));
@@ -125,8 +126,8 @@ impl<M: StateMachine> Driver<M> {
             let now = Instant::now();
             if now >= next_tick {
                 self.tick(now);
-                // Missed ticks are dropped, not made up for: after a pause the messages that waited are
-                // handled first, and a sleeping process does not stand for election upon waking.
+                // Missed ticks are dropped, not made up for. After a pause, queued messages are handled
+                // first, so a suspended process does not campaign when it resumes.
                 next_tick = now + self.timings.tick;
                 clock.as_mut().reset(next_tick);
             }
@@ -140,7 +141,7 @@ impl<M: StateMachine> Driver<M> {
         self.stop(&reason, inbox);
     }
 
-    /// Gives events to the core. Proposals that came together are appended together.
+    /// Passes events to the core. Proposals that arrive together are appended together.
     fn handle(&mut self, events: impl Iterator<Item = Event>) -> Option<String> {
         let (mut entries, mut replies, mut messages) = (Vec::new(), Vec::new(), 0);
         let mut stop = None;
@@ -169,7 +170,7 @@ impl<M: StateMachine> Driver<M> {
                     self.core.snapshot_saved(saved);
                 }
                 Event::SnapshotPostponed(error) => {
-                    tracing::warn!(%error, "no space for a snapshot; trying again later");
+                    tracing::warn!(%error, "no space for a snapshot; retrying later");
                     self.waiting.saving_snapshot = false;
                     self.waiting.snapshot_after = Some(Instant::now() + self.election_timeout());
                 }
@@ -191,7 +192,7 @@ impl<M: StateMachine> Driver<M> {
     fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<Reply<Bytes>>) {
         let count = replies.len();
         let refusal = if self.waiting.stop_by.is_some() {
-            // The next leader takes them.
+            // The next leader accepts them.
             Refusal::NotLeader
         } else if self.disk_full() {
             Refusal::Propose(ProposeError::DiskFull)
@@ -209,7 +210,7 @@ impl<M: StateMachine> Driver<M> {
             Counters::add(&self.counters.proposals_refused, count);
         }
         for reply in replies {
-            // Whoever gave up waiting does not care.
+            // A client that gave up has dropped its receiver.
             let _ = reply.send(Err(refusal.clone()));
         }
     }
@@ -219,7 +220,7 @@ impl<M: StateMachine> Driver<M> {
             self.waiting.batches.pop_front();
         }
         if std::mem::take(&mut self.waiting.no_space) {
-            tracing::info!("there is space on the disk again");
+            tracing::info!("the disk has space again");
         }
         self.core.persisted(number);
     }
@@ -239,20 +240,21 @@ impl<M: StateMachine> Driver<M> {
         self.timings.tick * self.timings.election_ticks as u32
     }
 
-    /// Begins an orderly stop. A leader hands over first, so that the group need not wait for an election.
+    /// Starts an orderly stop. A leader transfers its leadership first, so that the group need not wait for
+    /// an election.
     fn stop_in_order(&mut self) {
         let latest = Instant::now() + self.election_timeout();
         if self.waiting.stop_by.is_none() && self.core.standing().leading {
-            tracing::info!("told to stop; handing over leadership first");
+            tracing::info!("stopping; transferring leadership first");
             self.core.hand_over();
             self.waiting.stop_by = Some(latest);
         }
-        // A replica that does not lead has nothing to hand over.
+        // A replica that is not the leader has no leadership to transfer.
         self.waiting.stop_by.get_or_insert(Instant::now());
     }
 
-    /// Whether an orderly stop has come to its end: another leads, and every proposal that was taken here has
-    /// its answer. Where no follower can take over, it ends an election timeout after it began.
+    /// Returns whether an orderly stop is complete: another replica leads, and every accepted proposal is
+    /// answered. If no follower can take over, the stop completes one election timeout after it began.
     fn may_stop(&self, now: Instant) -> bool {
         let Some(latest) = self.waiting.stop_by else { return false };
         let standing = self.core.standing();
@@ -260,7 +262,7 @@ impl<M: StateMachine> Driver<M> {
         handed_over || now >= latest || self.core.is_alone()
     }
 
-    /// Lets go of reads that were given up: a leader that cannot commit would gather them.
+    /// Drops reads that clients abandoned: a leader that cannot commit would accumulate them.
     fn forget_abandoned_reads(&mut self) {
         let reads = &mut self.waiting.reads;
         let before = reads.len();
@@ -275,7 +277,7 @@ impl<M: StateMachine> Driver<M> {
         self.core.tick();
         self.forget_abandoned_reads();
         if self.waiting.stop_by.is_some() {
-            // Raft gave up, or no follower was fit to lead; perhaps one is now.
+            // Raft aborted the transfer, or no follower was eligible; one may be eligible now.
             self.core.hand_over();
         }
         let limit = self.election_timeout();
@@ -283,7 +285,7 @@ impl<M: StateMachine> Driver<M> {
         let disk_full = self.disk_full();
         let lately = self.waiting.handed_over.is_some_and(|then| now - then < limit * HAND_OVER_PAUSE);
         if (stalled || disk_full) && !lately && self.core.standing().leading {
-            tracing::warn!(stalled, disk_full, "the disk does not keep up; handing over leadership");
+            tracing::warn!(stalled, disk_full, "the disk does not keep up; transferring leadership");
             self.waiting.handed_over = Some(now);
             self.core.hand_over();
         }
@@ -323,7 +325,7 @@ impl<M: StateMachine> Driver<M> {
             self.waiting.answer_read(id, Err(Refusal::NotLeader));
         }
         for read in effects.reads {
-            // The index may lie ahead of what is applied here; whoever reads waits for it.
+            // The index may be ahead of what is applied here; the reader waits for it.
             self.waiting.answer_read(read.id, Ok(read.index));
         }
         Ok(())
@@ -357,7 +359,7 @@ impl<M: StateMachine> Driver<M> {
         Ok(())
     }
 
-    /// Freezes the state as it is now; the bytes are made and written beside this loop.
+    /// Freezes the current state. A background job serializes and writes it.
     fn save_snapshot(&mut self) -> Result<(), String> {
         let state = self.machine.read().unwrap_or_else(PoisonError::into_inner).freeze();
         let (sessions, here) = (self.sessions.clone(), self.core.snapshot_here(Bytes::new()));
@@ -380,9 +382,9 @@ impl<M: StateMachine> Driver<M> {
         };
         let events = self.events.clone();
         let save = move || {
-            // A panic must be heard of here, or no snapshot would ever be tried again.
+            // A panic must be reported here, or no further snapshot would be attempted.
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(save));
-            // The replica may have stopped meanwhile; then nobody waits for this.
+            // The replica may have stopped in the meantime; then the result is not needed.
             let _ = events.send(outcome.unwrap_or(Event::SnapshotPanicked));
         };
         self.waiting.saving_snapshot = true;
@@ -421,7 +423,7 @@ impl<M: StateMachine> Driver<M> {
             status.leader = None;
             status.role = Role::Candidate;
         });
-        // What was never looked at was never done: whoever asked may ask elsewhere.
+        // Events left in the queue had no effect: their clients may retry elsewhere.
         while let Ok(event) = inbox.try_recv() {
             match event {
                 Event::Propose { reply, .. } => drop(reply.send(Err(Refusal::NotLeader))),
@@ -429,7 +431,7 @@ impl<M: StateMachine> Driver<M> {
                 _ => {}
             }
         }
-        // Proposals may be on other disks already: their outcome is open.
+        // Proposals may already be on other disks: their outcome is unknown.
         self.waiting.proposals.into_iter().for_each(|(_, _, reply)| drop(reply.send(Err(Refusal::Lost))));
         self.waiting.reads.into_values().for_each(|reply| drop(reply.send(Err(Refusal::NotLeader))));
     }
@@ -474,7 +476,7 @@ impl Waiting {
         self.proposals.extend((first..).zip(replies).map(|(index, reply)| (index, term, reply)));
     }
 
-    /// Answers whoever waits for `index`, if the entry applied there is the one they proposed.
+    /// Answers the client that waits for `index`, if the entry applied there is the one that it proposed.
     fn applied(&mut self, index: u64, term: u64, answer: Result<Bytes, ProposeError>) {
         let due = self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index);
         if !due {
@@ -482,7 +484,7 @@ impl Waiting {
         }
         let (waiting, proposed, reply) = self.proposals.pop_front().expect("just looked at");
         assert_eq!(waiting, index, "entries are applied without a gap");
-        // Whoever gave up waiting does not care.
+        // A client that gave up has dropped its receiver.
         let _ = reply.send(if proposed == term {
             answer.map_err(Refusal::from)
         } else {
@@ -490,7 +492,7 @@ impl Waiting {
         });
     }
 
-    /// A snapshot took the place of entries that were waited for: their answers are unknown.
+    /// Answers the proposals whose entries a snapshot replaced: their outcome is unknown.
     fn skipped_to(&mut self, index: u64) {
         while self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index) {
             let (_, _, reply) = self.proposals.pop_front().expect("just looked at");
@@ -505,7 +507,7 @@ impl Waiting {
     }
 }
 
-/// An error and its causes on one line: this is where it is handled.
+/// Formats an error with its causes on one line, and logs it.
 fn describe(error: &LogError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

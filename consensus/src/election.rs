@@ -1,10 +1,11 @@
-//! The election timeout as a pure function.
+//! Election timeout as a pure function of its inputs.
 //!
-//! The raft library draws it from thread-local randomness, its only source of entropy. We overwrite it
-//! after every call, so that a run is a function of its inputs. The campaign count is among them because a
-//! failed pre-vote does not raise the term: without it two replicas with equal timeouts would tie forever.
+//! The raft library draws the timeout from thread-local randomness, its only source of entropy. The core
+//! overwrites it after every call, so that a run is a function of its inputs. The campaign count is one of
+//! them, because a failed pre-vote does not raise the term. Without it, two replicas with equal timeouts
+//! would tie forever.
 
-/// Ticks until the next campaign, within `election_ticks .. 2 * election_ticks`.
+/// Returns the ticks until the next campaign, within `election_ticks .. 2 * election_ticks`.
 pub(crate) fn timeout(seed: u64, id: u64, term: u64, campaigns: u64, election_ticks: usize) -> usize {
     assert!(election_ticks > 0, "an election timeout of zero ticks");
     let mut hasher = blake3::Hasher::new();

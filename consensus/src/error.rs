@@ -1,22 +1,22 @@
-//! What can go wrong, sorted by what a caller can do about it.
+//! Error types, classified by what a caller can do about each.
 
 use protocol::ErrorCode;
 use protocol::error_code as codes;
 use std::path::PathBuf;
 
-/// Why a replica did not start.
+/// Errors that prevent a replica from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A value in the configuration is wrong.
+    /// A configuration value is invalid.
     #[error("replica configuration: {0}")]
     Config(String),
     /// The log could not be opened.
     #[error("open the replica's log")]
     Log(#[from] LogError),
-    /// The newest snapshot is not one of this state machine.
+    /// The newest snapshot does not belong to this state machine.
     #[error("restore the state machine from its snapshot: {0}")]
     Restore(String),
-    /// The raft library refused its settings.
+    /// The raft library rejected its settings.
     #[error("start raft: {0}")]
     Raft(String),
     /// A thread could not be started.
@@ -25,7 +25,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The stable code under which `docs/errors/` explains this error.
+    /// Returns the stable error code, which `docs/errors/` explains.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -36,18 +36,18 @@ impl StartError {
     }
 }
 
-/// What can go wrong with the log on disk. After any of these but a full disk the replica stops: what is on
-/// disk is still there, and is read and verified again at the next start.
+/// Errors of the log on disk. All but a full disk stop the replica. The data remains on disk, and is verified
+/// again at the next start.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The operating system refused an operation.
+    /// The operating system reported an error.
     #[error("{action} `{}`", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// Failed action, as a verb.
         action: &'static str,
-        /// On which file.
+        /// File or directory on which it failed.
         path: PathBuf,
-        /// The answer.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// The disk is full; nothing acknowledged is lost.
@@ -56,52 +56,52 @@ pub enum LogError {
         /// The file that could not grow.
         path: PathBuf,
     },
-    /// Bytes that were once durable are damaged.
+    /// Durable bytes are damaged.
     #[error("`{}` is damaged at byte {offset}: {reason}; keep it as it is, the other replicas hold the log", path.display())]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
-        /// Where the damage begins.
+        /// Byte offset at which the damage begins.
         offset: u64,
-        /// What does not fit.
+        /// Description of the mismatch.
         reason: String,
     },
     /// A file of the log belongs to another replica or group.
     #[error("`{}` belongs to {found}, not to {wanted}", path.display())]
     Foreign {
-        /// The file.
+        /// File of another owner.
         path: PathBuf,
-        /// Whose it is.
+        /// Owner named in the file.
         found: String,
-        /// Who asked.
+        /// Owner that tried to open it.
         wanted: String,
     },
-    /// A file of the log is of a version that this build does not read.
+    /// A file of the log has a version that this build does not read.
     #[error("`{}` is of version `{found}`; this build reads version `{read}` alone", path.display())]
     Version {
-        /// The file.
+        /// File of another version.
         path: PathBuf,
-        /// Its version.
+        /// Version named in the file.
         found: String,
-        /// The version that is read.
+        /// The one version that this build reads.
         read: String,
     },
-    /// The directory is empty, and the replica was not told to begin a new log.
+    /// The directory holds no log of this replica, and the replica may not create a new one.
     #[error("`{}` holds no log of this replica, and it may begin one only once", path.display())]
     Unknown {
-        /// The directory.
+        /// Directory without a log.
         path: PathBuf,
     },
     /// Another process has the directory open.
     #[error("`{}` is in use by another process", path.display())]
     InUse {
-        /// The directory.
+        /// Directory in use.
         path: PathBuf,
     },
 }
 
 impl LogError {
-    /// The stable code under which `docs/errors/` explains this error.
+    /// Returns the stable error code, which `docs/errors/` explains.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -115,12 +115,12 @@ impl LogError {
         }
     }
 
-    /// Whether freeing space mends it, so that the same may be tried again.
+    /// Returns whether freeing space resolves the error, so that the same operation may be retried.
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::DiskFull { .. })
     }
 
-    /// The same error where it must not be taken for one that passes: bytes may have been written.
+    /// Turns a full disk into a permanent error, for use where bytes may already have been written.
     pub(crate) fn into_lasting(self) -> Self {
         match self {
             Self::DiskFull { path } => {
@@ -130,7 +130,7 @@ impl LogError {
         }
     }
 
-    /// Sorts an operating-system error: a full disk is told apart, because freeing space mends it.
+    /// Classifies an operating-system error. A full disk is distinguished, because freeing space resolves it.
     pub(crate) fn io(action: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         if matches!(source.kind(), StorageFull | QuotaExceeded) {
@@ -140,33 +140,34 @@ impl LogError {
     }
 }
 
-/// Why a command has no answer. All but [`ProposeError::OutcomeUnknown`] mean that it was not applied.
+/// Reasons why a command has no response. All but [`ProposeError::OutcomeUnknown`] mean that it was not
+/// applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// No leader was found in time; not proposed.
     #[error("no leader was found in time")]
     NoLeader,
-    /// Too much is waiting already; not proposed. Try again later.
+    /// Too many proposals are pending; not proposed. Retry later.
     #[error("too many proposals are waiting")]
     Busy,
     /// The command is larger than the limit; not proposed.
     #[error("a command of {actual} bytes exceeds the limit of {limit}")]
     TooLarge {
-        /// Bytes given.
+        /// Size of the command in bytes.
         actual: usize,
-        /// Bytes allowed.
+        /// Largest allowed size in bytes.
         limit: usize,
     },
-    /// It may or may not be applied. Asking again is safe with a session only.
+    /// The command may or may not be applied. A retry is safe only within a session.
     #[error("the command's outcome is unknown")]
     OutcomeUnknown,
-    /// The session was forgotten or never opened; not applied.
+    /// The session expired or was never opened; not applied.
     #[error("the session is not known, or was forgotten after long disuse")]
     SessionExpired,
     /// The session has already moved past this sequence number; not applied now.
     #[error("the session has already moved past this sequence number")]
     SequencePassed,
-    /// The replica's disk is about to be full; not proposed.
+    /// The replica's disk is full or nearly full; not proposed.
     #[error("the replica's disk is full")]
     DiskFull,
     /// The replica has stopped.
@@ -175,7 +176,7 @@ pub enum ProposeError {
 }
 
 impl ProposeError {
-    /// The stable code under which `docs/errors/` explains this error.
+    /// Returns the stable error code, which `docs/errors/` explains.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -191,13 +192,13 @@ impl ProposeError {
     }
 }
 
-/// Why a linearizable read has no answer. Asking again is always safe.
+/// Reasons why a linearizable read failed. A retry is always safe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// No leader was found, or it could not prove its leadership, in time.
     #[error("no leader confirmed the read in time")]
     NoLeader,
-    /// Too many reads wait already. Try again later.
+    /// Too many reads are pending. Retry later.
     #[error("too many reads are waiting")]
     Busy,
     /// The replica has stopped.
@@ -206,7 +207,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// The stable code under which `docs/errors/` explains this error.
+    /// Returns the stable error code, which `docs/errors/` explains.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {

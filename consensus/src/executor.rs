@@ -1,6 +1,8 @@
-//! Where a replica's loops run. In production each has a thread of its own, with a runtime of one thread that
-//! knows nothing but the clock. In a simulation all of them are tasks of the caller's runtime, under its
-//! clock: where that is paused, time moves only when everything has been done. The loops are the same code.
+//! Executor of a replica's loops: threads in production, tasks in a simulation.
+//!
+//! A production loop has its own thread, with a single-threaded runtime that provides nothing but timers. In
+//! a simulation all loops are tasks of the caller's runtime, under its clock. If that clock is paused, time
+//! advances only when all tasks are idle. The loops are the same code.
 
 use std::io;
 use std::pin::pin;
@@ -8,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::watch;
 
-/// Runs a replica's loops, and what they have done beside them. Clones are the same replica's.
+/// Runs a replica's loops and their background jobs. Clones refer to the same replica.
 #[derive(Clone)]
 pub(crate) enum Executor {
     Threads(Arc<Mutex<Vec<JoinHandle<()>>>>),
@@ -20,7 +22,7 @@ impl Executor {
         Self::Threads(Arc::default())
     }
 
-    /// Runs a loop until it ends.
+    /// Spawns a loop.
     pub(crate) fn spawn(
         &self,
         name: &str,
@@ -39,7 +41,7 @@ impl Executor {
         }
     }
 
-    /// Has something done that may take long, beside the loops.
+    /// Runs a job that may take long, outside the loops.
     pub(crate) fn spawn_blocking(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         match self {
             Self::Threads(threads) => {
@@ -60,14 +62,14 @@ impl Executor {
         }
     }
 
-    /// Ends a simulated process, or waits until every thread has ended: a snapshot that is being written too,
-    /// because until then the log's directory is in use.
+    /// Kills a simulated process, or waits until every thread has ended. A snapshot that is being written is
+    /// waited for too, because until then the log's directory is in use.
     pub(crate) fn end(&self) {
         match self {
             Self::Threads(threads) => {
                 let next = || threads.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 while let Some(thread) = next() {
-                    // A panic is printed where it happened; here there is nothing left to do about it.
+                    // A panic is printed where it happened; nothing remains to be done here.
                     let _ = thread.join();
                 }
             }
@@ -84,11 +86,12 @@ enum Phase {
     Killed,
 }
 
-/// The life of one simulated replica: paused as by SIGSTOP, ended as by SIGKILL. Clones are the same process.
+/// Lifecycle of one simulated replica: paused as by SIGSTOP, ended as by SIGKILL. Clones are the same
+/// process.
 #[derive(Clone)]
 pub(crate) struct SimulatedProcess {
     phase: Arc<watch::Sender<Phase>>,
-    /// Whether what runs beside the loops is kept from beginning.
+    /// True while background jobs are kept from starting.
     held: Arc<watch::Sender<bool>>,
 }
 
@@ -97,19 +100,19 @@ impl SimulatedProcess {
         Self { phase: Arc::new(watch::Sender::new(Phase::Running)), held: Arc::default() }
     }
 
-    /// Nothing of it moves any more, or goes on. Its peers notice nothing but silence.
+    /// Pauses or resumes the process. Its peers notice only silence.
     pub(crate) fn set_paused(&self, paused: bool) {
         let next = if paused { Phase::Paused } else { Phase::Running };
         self.phase
             .send_if_modified(|phase| *phase != Phase::Killed && std::mem::replace(phase, next) != next);
     }
 
-    /// Ends it at once: none of its tasks is run again.
+    /// Kills the process immediately: none of its tasks runs again.
     pub(crate) fn kill(&self) {
         self.phase.send_replace(Phase::Killed);
     }
 
-    /// Keeps snapshots in the making, or lets them be made.
+    /// Keeps background jobs, such as snapshots, from starting, or releases them.
     pub(crate) fn hold_blocking(&self, held: bool) {
         self.held.send_replace(held);
     }
@@ -138,7 +141,7 @@ mod tests {
     use std::time::Duration;
     use tokio::time::{Instant, sleep};
 
-    /// Counts seconds until its process ends.
+    /// Spawns a task that counts seconds until its process ends.
     fn counting(process: &SimulatedProcess) -> Arc<AtomicU64> {
         let count = Arc::new(AtomicU64::new(0));
         let counted = count.clone();
@@ -163,7 +166,7 @@ mod tests {
         assert_eq!(counted(), 2);
         process.set_paused(false);
         sleep(Duration::from_millis(2500)).await;
-        // Work that was due meanwhile is done once, late.
+        // A tick that was due during the pause runs once, late.
         assert_eq!(counted(), 5);
         process.kill();
         process.set_paused(false);

@@ -1,18 +1,19 @@
-//! Doors for the fuzzers, which are not of this crate, to its decoders of foreign or damaged bytes. No other
-//! build has them.
+//! Entry points for fuzzers to the decoders of untrusted or damaged bytes.
+//!
+//! The fuzz targets are in another crate. No other build has these functions.
 
 use crate::command::Command;
 use crate::transport::{Assembly, FrameReader};
 use crate::{snapshot, wal};
 use bytes::Bytes;
 
-/// Writes these payloads as records, spoils some bytes, and reads the segment back; the first `durable`
-/// records must not be lost in silence.
+/// Writes the payloads as records, damages some bytes, and reads the segment back. The first `durable`
+/// records must not be lost silently.
 pub fn segment(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
     wal::recovery::fuzz(payloads, damage, durable);
 }
 
-/// Reads a snapshot file whose digest is right, and what stands in it.
+/// Reads a snapshot file with a valid digest, and unpacks its content.
 pub fn snapshot_file(content: &[u8]) {
     let mut bytes = content.to_vec();
     bytes.extend_from_slice(blake3::hash(content).as_bytes());
@@ -21,7 +22,7 @@ pub fn snapshot_file(content: &[u8]) {
     }
 }
 
-/// Reads a stream of raft messages as a peer may send it, in chunks.
+/// Reads a stream of raft messages in chunks, as a peer may send it.
 pub fn messages(stream: &[u8], chunk: usize) {
     let mut reader = FrameReader::new(64 * 1024);
     for part in stream.chunks(chunk.max(1)) {
@@ -31,7 +32,7 @@ pub fn messages(stream: &[u8], chunk: usize) {
     }
 }
 
-/// Reads the chunks of a snapshot as a peer may send them.
+/// Reads snapshot chunks as a peer may send them.
 pub fn snapshot_chunks(bodies: &[&[u8]]) {
     let mut assembly = Assembly::new(64 * 1024);
     for body in bodies {
@@ -39,7 +40,7 @@ pub fn snapshot_chunks(bodies: &[&[u8]]) {
     }
 }
 
-/// Reads a forwarded entry.
+/// Decodes a forwarded entry.
 pub fn command(entry: &[u8]) {
     let entry = Bytes::copy_from_slice(entry);
     if let Some(command) = Command::decode(&entry) {

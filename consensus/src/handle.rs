@@ -1,4 +1,4 @@
-//! How everything else talks to a replica: propose, read, look, wait. Clones are cheap.
+//! Handle to a replica: propose, read, status and metrics. Clones are cheap.
 
 use crate::command::Command;
 use crate::driver::Event;
@@ -16,13 +16,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-/// Messages from peers that wait for the raft loop; beyond it they are dropped, and raft sends again.
+/// Limit on peer messages queued for the raft loop; excess messages are dropped, and raft retransmits them.
 const INBOX_MESSAGES_MAX: usize = 16_384;
 
-/// What a replica is at the moment.
+/// Raft role of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Decides what is appended.
+    /// Appends entries and replicates them.
     Leader,
     /// Follows a leader.
     Follower,
@@ -30,14 +30,14 @@ pub enum Role {
     Candidate,
 }
 
-/// Where a replica stands.
+/// Status of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// This replica.
+    /// Raft id of this replica.
     pub id: u64,
-    /// What it is.
+    /// Raft role.
     pub role: Role,
-    /// Whom it takes for the leader.
+    /// Raft id of the known leader, if there is one.
     pub leader: Option<u64>,
     /// The current term.
     pub term: u64,
@@ -47,13 +47,13 @@ pub struct Status {
     pub applied: u64,
     /// The last index of the log.
     pub last: u64,
-    /// Whether proposals are refused because the disk is about to be full.
+    /// True while proposals are rejected because the disk is full or nearly full.
     pub disk_full: bool,
-    /// Why the replica stopped, if it has.
+    /// Reason why the replica stopped, if it has.
     pub stopped: Option<String>,
 }
 
-/// A replica's inner side that does not know the state machine's type.
+/// Connection to the raft loop, independent of the state machine's type.
 pub(crate) struct Port {
     pub(crate) id: u64,
     events: UnboundedSender<Event>,
@@ -70,7 +70,7 @@ pub(crate) struct Port {
     retry_pause: Duration,
 }
 
-/// What a port is made from.
+/// Constructor arguments of [`Port`].
 pub(crate) struct PortParts {
     pub(crate) id: u64,
     pub(crate) events: UnboundedSender<Event>,
@@ -103,7 +103,7 @@ impl Port {
         }
     }
 
-    /// Hands a peer's message to the raft loop, or drops it when too many wait.
+    /// Queues a peer's message for the raft loop, or drops it if the queue is full.
     pub(crate) fn deliver(&self, message: Message) {
         if self.inbox.fetch_add(1, Ordering::Relaxed) >= INBOX_MESSAGES_MAX {
             self.inbox.fetch_sub(1, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Port {
         self.tell(Event::Message(Box::new(message)));
     }
 
-    /// Says that the raft loop has taken `count` messages.
+    /// Records that the raft loop took `count` messages from the queue.
     pub(crate) fn taken(&self, count: usize) {
         self.inbox.fetch_sub(count, Ordering::Relaxed);
     }
@@ -125,12 +125,12 @@ impl Port {
         self.tell(Event::SnapshotSent { peer, arrived });
     }
 
-    /// Nobody listens any more once the replica has stopped, and then nothing matters.
+    /// Sends an event to the raft loop. After the replica has stopped, events are discarded.
     pub(crate) fn tell(&self, event: Event) {
         let _ = self.events.send(event);
     }
 
-    /// Answers a request that a follower forwarded, or one of our own while we lead.
+    /// Answers a request that a follower forwarded, or one of this replica's own while it leads.
     pub(crate) async fn answer(&self, request: Request) -> Result<Bytes, Refusal> {
         match request {
             Request::Propose(entry) => self.propose_here(entry).await,
@@ -139,7 +139,7 @@ impl Port {
                     return Err(ProposeError::Busy.into());
                 };
                 let (reply, answer) = oneshot::channel();
-                // A raft loop that has ended takes nothing: whoever asks must look for another leader.
+                // A raft loop that has ended accepts nothing: the caller must find another leader.
                 self.events.send(Event::Read(reply)).map_err(|_| Refusal::NotLeader)?;
                 let index = answer.await.map_err(|_| Refusal::Lost)??;
                 Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
@@ -159,11 +159,12 @@ impl Port {
         answer.await.map_err(|_| Refusal::Lost)?
     }
 
-    /// Asks whoever leads until an answer comes, the deadline passes, or asking again could do it twice.
+    /// Sends a request to the leader until it is answered, the deadline passes, or a retry could apply it
+    /// twice.
     async fn ask_leader(&self, request: Request, repeatable: bool) -> Result<Bytes, Refusal> {
         let deadline = Instant::now() + self.request_timeout;
         let mut leader = self.leader.clone();
-        // What to say at the deadline: once a request may have reached a leader, its outcome is open.
+        // Error returned at the deadline: once a request may have reached a leader, its outcome is unknown.
         let mut at_deadline = Refusal::NotLeader;
         loop {
             let known = *leader.borrow_and_update();
@@ -174,8 +175,8 @@ impl Port {
                     Some(id) => self.transport.forward(id, request.clone()).await,
                 }
             };
-            // Asked elsewhere once another leads: the one that was asked may be paused, and answer never. What
-            // must not be done twice waits for it all the same.
+            // A repeatable request is abandoned as soon as another replica leads: the former leader may be
+            // paused and never answer. Other requests wait for their answer.
             let outcome = tokio::select! {
                 biased;
                 outcome = timeout_at(deadline, attempt) => outcome,
@@ -188,7 +189,7 @@ impl Port {
                 Err(_) => return Err(Refusal::Lost),
                 Ok(Err(Refusal::NotLeader | Refusal::Unreachable)) => {}
                 Ok(Err(Refusal::Lost)) if repeatable => at_deadline = Refusal::Lost,
-                // An earlier attempt may have been applied: that this one was refused does not undo it.
+                // An earlier attempt may have been applied, even though this one was rejected.
                 Ok(Err(Refusal::Propose(ProposeError::SessionExpired))) if at_deadline == Refusal::Lost => {
                     return Err(Refusal::Lost);
                 }
@@ -198,30 +199,31 @@ impl Port {
             if self.stopped().is_some() || Instant::now() >= deadline {
                 return Err(at_deadline);
             }
-            // Whoever was asked does not lead (any more): look again when that is known, or soon.
+            // The replica that was asked is not the leader (any more): retry when the leader changes, or
+            // after a pause.
             if let Ok(Err(_)) = tokio::time::timeout(self.retry_pause, leader.changed()).await {
                 return Err(at_deadline);
             }
         }
     }
 
-    /// Why the replica stopped, if it has; a raft loop that panicked left no reason.
+    /// Returns the reason why the replica stopped, if it has; a raft loop that panicked left no reason.
     fn stopped(&self) -> Option<String> {
         let reason = self.status.borrow().stopped.clone();
         reason.or_else(|| self.status.has_changed().is_err().then(|| "its raft loop ended".to_string()))
     }
 }
 
-/// Waits until another replica than `known` is taken for the leader.
+/// Waits until a leader other than `known` appears.
 async fn another_leader(mut leader: watch::Receiver<Option<u64>>, known: Option<u64>) {
     let another = |leader: &Option<u64>| leader.is_some() && *leader != known;
     if leader.wait_for(another).await.is_err() {
-        // The replica has ended, and so will what was asked of it.
+        // The replica has stopped, and the pending request will fail.
         std::future::pending::<()>().await;
     }
 }
 
-/// The way to a replica's state machine, which it shares with the raft loop.
+/// Handle to a replica and to its state machine, which it shares with the raft loop.
 pub struct Handle<M> {
     pub(crate) port: Arc<Port>,
     pub(crate) machine: Arc<RwLock<M>>,
@@ -234,9 +236,9 @@ impl<M> Clone for Handle<M> {
 }
 
 impl<M: StateMachine> Handle<M> {
-    /// Has `command` committed and applied, wherever the leader is, and returns the state machine's
-    /// response. With a session and a sequence number above all earlier ones, a command is applied exactly
-    /// once, however often it is asked. A session's commands are asked one after the other.
+    /// Commits and applies `command`, whichever replica leads, and returns the state machine's response. With
+    /// a session and a sequence number above all earlier ones, a command is applied exactly once, however
+    /// often it is retried. The commands of one session are proposed one after the other.
     ///
     /// # Errors
     /// See [`ProposeError`].
@@ -256,12 +258,12 @@ impl<M: StateMachine> Handle<M> {
         self.ask(&command, session.is_some()).await
     }
 
-    /// Opens a session. Sessions unused for long are forgotten when there are more than 4,096.
+    /// Opens a client session. Beyond 4,096 sessions the least recently used ones expire.
     ///
     /// # Errors
     /// See [`ProposeError`].
     pub async fn open_session(&self) -> Result<SessionId, ProposeError> {
-        // Asked twice, it opens two sessions, of which one is soon forgotten.
+        // A retry may open a second session; the unused one expires in time.
         let answer = self.ask(&Command::OpenSession, true).await?;
         let index = crate::command::u64_at(&answer, 0).ok_or(ProposeError::OutcomeUnknown)?;
         Ok(SessionId(index))
@@ -290,7 +292,7 @@ impl<M: StateMachine> Handle<M> {
         if self.port.stopped().is_some() {
             return Err(failed(&self.port));
         }
-        // Every attempt gets a fresh token from the leader, so asking again is always right.
+        // The leader makes a new token for every attempt, so a retry is always safe.
         let answer = self.port.ask_leader(Request::Read, true).await.map_err(|refusal| match refusal {
             Refusal::Propose(ProposeError::Busy) => ReadError::Busy,
             _ => failed(&self.port),
@@ -302,13 +304,13 @@ impl<M: StateMachine> Handle<M> {
         Ok(index)
     }
 
-    /// Looks at the state as this replica has it, current or not. Keep it short: nothing is applied
-    /// meanwhile, and never call it from within itself.
+    /// Reads this replica's state, which may be stale. The closure must be short, because no command is
+    /// applied while it runs, and must not call this function again.
     pub fn read<R>(&self, look: impl FnOnce(&M) -> R) -> R {
         look(&self.machine.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where this replica stands.
+    /// Returns the status of this replica.
     #[must_use]
     pub fn status(&self) -> Status {
         let mut status = self.port.status.borrow().clone();
@@ -316,25 +318,26 @@ impl<M: StateMachine> Handle<M> {
         status
     }
 
-    /// The highest applied index, as it rises.
+    /// Returns a watch on the highest applied index.
     #[must_use]
     pub fn watch_applied(&self) -> watch::Receiver<u64> {
         self.port.applied.clone()
     }
 
-    /// What the replica has counted since its start.
+    /// Returns the counters since the start of the replica.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.port.counters.read()
     }
 
-    /// Whom this replica takes for the leader, as it changes.
+    /// Returns a watch on the known leader.
     #[must_use]
     pub fn watch_leader(&self) -> watch::Receiver<Option<u64>> {
         self.port.leader.clone()
     }
 
-    /// Role, term and whether the replica has stopped, as they change. Indices in it may lag a little.
+    /// Returns a watch on the status. It fires on changes of role, term and leader, on a full disk, and on a
+    /// stop; the indices in it may lag.
     #[must_use]
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.port.status.clone()

@@ -1,16 +1,16 @@
-//! Replicate an opaque state machine: log, snapshots, elections, transport.
+//! Raft-replicated log for an opaque state machine: log, snapshots, elections and transport.
 //!
-//! A state machine is a function of its log ([`StateMachine`]). This crate gives every replica the same
-//! log, in the same order, and answers only when a majority holds an entry on disk. It knows nothing of
-//! what the commands mean, and it does not decide who has authority: it survives crashes, not treason.
+//! A state machine is a deterministic function of its log ([`StateMachine`]). This crate gives every replica
+//! the same log in the same order. It acknowledges a command only when a majority holds the entry on disk.
+//! Commands are opaque, and authorization is out of scope: the crate tolerates crashes, not Byzantine faults.
 //!
-//! Inside, a pure core ([`core`]) drives the `raft` crate and asks for effects; a shell ([`Replica`])
-//! performs them with a raft loop, a disk loop and the overlay. Each loop has a thread of its own; in a
-//! simulation ([`simulation`]) both are tasks under the test's clock. Start reading at [`core::Core`].
+//! A pure core ([`core`]) drives the `raft` crate and returns effects. A shell ([`Replica`]) performs them
+//! with a raft loop, a disk loop and the overlay. In production each loop has its own thread; in a simulation
+//! ([`simulation`]) both are tasks under the test's clock. Start reading at [`core::Core`].
 //!
-//! What may surprise: a follower learns that an entry is committed with the *next* message of the leader,
-//! at the latest one heartbeat later. Whoever must see the newest state on any replica calls
-//! [`Handle::read_barrier`] first, which also carries the commit index to the followers.
+//! Caveat: a follower learns that an entry is committed from the leader's *next* message, at the latest one
+//! heartbeat later. A client that must see the newest state on any replica calls [`Handle::read_barrier`]
+//! first. The barrier also carries the commit index to the followers.
 
 pub mod core;
 #[cfg(fuzzing)]

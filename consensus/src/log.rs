@@ -1,5 +1,5 @@
-//! The part of the log that is kept in memory, as the raft library reads it. Not durable: the shell hands
-//! every change to a [`crate::store::LogStore`] as well, and raft learns of it only once it is on disk.
+//! In-memory part of the log, as the storage of the raft library. It is not durable: the shell also hands
+//! every change to a [`crate::store::LogStore`]. Raft learns of a change only once it is on disk.
 
 use crate::snapshot::Snapshot;
 use crate::store::{HardState, LogEntry, Recovered};
@@ -7,7 +7,7 @@ use raft::eraftpb::{self, ConfState, Entry};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 use std::collections::VecDeque;
 
-/// Entries behind the compacted part, and the newest snapshot.
+/// Entries after the compacted part, and the newest snapshot.
 pub(crate) struct Log {
     hard_state: HardState,
     voters: Vec<u64>,
@@ -41,7 +41,7 @@ impl Log {
         self.entries.extend(entries.iter().cloned());
     }
 
-    /// Replaces everything by a snapshot from the leader.
+    /// Replaces the whole log by a snapshot from the leader.
     pub(crate) fn install(&mut self, snapshot: Snapshot) {
         assert!(snapshot.index >= self.before.0, "raft installs an older snapshot");
         self.entries.clear();
@@ -51,7 +51,7 @@ impl Log {
         self.snapshot = Some(snapshot);
     }
 
-    /// Keeps a snapshot of the own state, and only `retained` entries before its end.
+    /// Stores a snapshot of this replica's own state, and keeps only `retained` entries before its end.
     pub(crate) fn compact(&mut self, snapshot: Snapshot, retained: u64) {
         let newest = self.snapshot.as_ref().map_or(0, |found| found.index);
         if snapshot.index <= newest {
@@ -67,7 +67,7 @@ impl Log {
         self.snapshot = Some(snapshot);
     }
 
-    /// Entries and bytes since the newest snapshot, counted to `applied`.
+    /// Returns the entries up to `applied`, and the bytes, since the newest snapshot.
     pub(crate) fn since_snapshot(&self, applied: u64) -> (u64, u64) {
         let newest = self.snapshot.as_ref().map_or(0, |found| found.index);
         (applied.saturating_sub(newest), self.bytes_since_snapshot)
@@ -109,7 +109,7 @@ impl Storage for Log {
         let mut taken: u64 = 0;
         let (from, count) = ((low - self.before.0 - 1) as usize, (high - low) as usize);
         let wanted = self.entries.iter().skip(from).take(count).enumerate();
-        // At least one entry, however large: otherwise an entry above the budget would never travel.
+        // At least one entry, however large: otherwise an entry above the budget would never be sent.
         let fitting = wanted.take_while(|(place, entry)| {
             taken += entry_bytes(entry);
             *place == 0 || taken <= budget
@@ -144,7 +144,7 @@ impl Storage for Log {
     }
 }
 
-/// Bytes an entry takes in a message, about: its data and a few small fields.
+/// Returns the approximate size of an entry in a message: its data and a few small fields.
 fn entry_bytes(entry: &Entry) -> u64 {
     entry.data.len() as u64 + 24
 }

@@ -1,32 +1,33 @@
-//! What a replica counts, for whoever exports it. Counting never waits.
+//! Counters of a replica, for export as metrics. Counting never blocks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Upper bounds of the buckets of sync times, in seconds, doubling as etcd's do; the last bucket has none.
+/// Upper bounds of the sync-time buckets in seconds, doubling as in etcd; the last bucket has no bound.
 pub const SYNC_SECONDS_BOUNDS: [f64; 14] =
     [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192];
 
 /// Counts since the replica started.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Metrics {
-    /// How often a leader appeared that was not the one before.
+    /// Number of times that a leader became known.
     pub leader_changes: u64,
-    /// Commands appended by this replica as a leader.
+    /// Commands appended by this replica as the leader.
     pub proposals: u64,
-    /// Proposals refused because too much waited or the disk was nearly full.
+    /// Proposals rejected because too many bytes were pending or the disk was full or nearly full.
     pub proposals_refused: u64,
-    /// Groups of batches made durable, by how long that took: [`SYNC_SECONDS_BOUNDS`], and one above.
+    /// Groups of batches made durable, by duration: a bucket for each of [`SYNC_SECONDS_BOUNDS`], and one
+    /// above.
     pub syncs: [u64; 15],
     /// Seconds spent making groups durable.
     pub sync_seconds: f64,
-    /// Snapshots taken of the own state and saved.
+    /// Snapshots of this replica's own state that were saved.
     pub snapshots: u64,
-    /// Snapshots of a leader that took the place of the own state.
+    /// Snapshots from a leader that were installed.
     pub snapshots_installed: u64,
-    /// Reads that wait for a leader's confirmation here, as of the last tick.
+    /// Reads that wait here for confirmation by a majority, as of the last tick.
     pub reads_waiting: u64,
-    /// How often the disk had no space for what should be written, so that it was tried again later.
+    /// Number of attempts to write that found the disk full and were retried.
     pub waits_for_space: u64,
 }
 

@@ -1,15 +1,15 @@
-//! Linearizable reads: which reads wait, and under which token raft confirms them.
+//! Linearizable reads: queues waiting reads, and makes the tokens under which raft confirms them.
 //!
 //! The raft library answers a read when a majority has acknowledged a heartbeat that carries the read's
-//! token. If a token were ever used twice, acknowledgements of the first use could confirm the second, and
-//! with it every read queued before: a deposed leader would answer from the past. So a token is made here,
-//! once, by the leader itself: replica, boot of its log, counter. All reads that wait share one.
+//! token. If a token were used twice, acknowledgements of the first use could confirm the second, and every
+//! read queued before it. A deposed leader would then return stale data. Therefore the leader itself makes
+//! each token once, from its id, the incarnation of its log and a counter. All waiting reads share one token.
 
 use crate::core::ConfirmedRead;
 use raft::ReadState;
 use std::collections::BTreeMap;
 
-/// Reads by where they stand.
+/// Waiting reads, and issued reads by token.
 pub(crate) struct Reads {
     prefix: [u8; 16],
     tokens_made: u64,
@@ -29,7 +29,7 @@ impl Reads {
         self.waiting.push(id);
     }
 
-    /// A token for every read that waits now, never made before and never again.
+    /// Returns a new, unique token for all waiting reads, or `None` if there are none.
     pub(crate) fn issue(&mut self) -> Option<Vec<u8>> {
         if self.waiting.is_empty() {
             return None;
@@ -42,7 +42,7 @@ impl Reads {
         Some(token)
     }
 
-    /// The reads behind the tokens that raft confirmed.
+    /// Returns the reads behind the tokens that raft confirmed.
     pub(crate) fn confirm(&mut self, states: Vec<ReadState>) -> Vec<ConfirmedRead> {
         let mut confirmed = Vec::new();
         for state in states {
@@ -52,12 +52,12 @@ impl Reads {
         confirmed
     }
 
-    /// Forgets reads that nobody waits for any more.
+    /// Discards waiting reads whose clients have given up.
     pub(crate) fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
         self.waiting.retain(|id| wanted(*id));
     }
 
-    /// Gives up every read: this replica does not lead.
+    /// Rejects every read, because this replica is not the leader.
     pub(crate) fn refuse(&mut self) -> Vec<u64> {
         let mut refused = std::mem::take(&mut self.waiting);
         refused.extend(std::mem::take(&mut self.issued).into_values().flatten());

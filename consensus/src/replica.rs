@@ -1,4 +1,4 @@
-//! One replica: opens its log, starts its loops, and stops them when it is dropped.
+//! Replica: opens its log, starts its loops, and stops them when it is dropped.
 
 use crate::config::Config;
 use crate::core::{Core, Settings};
@@ -19,8 +19,8 @@ use std::sync::{Arc, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// A running replica. Dropping it ends it at once; what it holds on disk stays. [`Replica::stop`] first hands
-/// over.
+/// A running replica. Dropping it stops it immediately; its data remains on disk. [`Replica::stop`] transfers
+/// leadership first.
 pub struct Replica<M> {
     handle: Handle<M>,
     network: Network,
@@ -34,9 +34,9 @@ enum Network {
 }
 
 impl<M: StateMachine> Replica<M> {
-    /// Opens the log in `config.directory`, brings `machine` to the state it holds, and joins the group
-    /// over the overlay. Must be called within a tokio runtime. Mount [`Replica::router`] on the listener
-    /// at this replica's address, or nobody reaches it.
+    /// Opens the log in `config.directory`, restores `machine` from its snapshot, and joins the group over
+    /// the overlay. Must be called within a tokio runtime. Peers reach the replica only if
+    /// [`Replica::router`] is mounted on the listener at its address.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -53,8 +53,8 @@ impl<M: StateMachine> Replica<M> {
         Ok(replica)
     }
 
-    /// Starts a replica on a simulated disk and network, which outlive it, as a process that a test pauses and
-    /// kills. Must be called within a tokio runtime, under whose clock it runs.
+    /// Starts a replica on a simulated disk and network, which outlive it, as a process that a test pauses
+    /// and kills. Must be called within a tokio runtime, under whose clock it runs.
     pub(crate) fn start_simulated(
         config: &Config,
         machine: M,
@@ -128,14 +128,14 @@ impl<M: StateMachine> Replica<M> {
         Ok(Self { handle, network, executor, snapshot_bytes_max: limits.snapshot_bytes_max })
     }
 
-    /// The way to this replica.
+    /// Returns a handle to this replica.
     #[must_use]
     pub fn handle(&self) -> Handle<M> {
         self.handle.clone()
     }
 
-    /// The endpoints that peers call, all under `/consensus/v1/`; for an overlay listener, whose requests
-    /// carry the caller's key. A simulated replica has none.
+    /// Returns the endpoints for peers, all under `/consensus/v1/`. They belong on an overlay listener, whose
+    /// requests carry the caller's key. A simulated replica has none.
     pub fn router(&self) -> Router {
         match &self.network {
             Network::Overlay { peers, .. } => {
@@ -145,18 +145,19 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Stops in order. A leader first hands over to a follower that holds everything committed, so that the
-    /// group goes on without an election timeout; meanwhile it takes no proposals. It ends when another leads
-    /// and what it had taken is answered, at the latest one election timeout from now. Its peers must be able
-    /// to reach it until then: end its listener afterwards.
+    /// Stops the replica in order. A leader first transfers its leadership to a follower that holds
+    /// everything committed, so that the group continues without an election timeout. During the transfer it
+    /// accepts no proposals. It stops when another replica leads and every accepted proposal is answered, at
+    /// the latest one election timeout from now. Its peers must be able to reach it until then: stop its
+    /// listener afterwards.
     pub async fn stop(&self) {
         self.handle.port.tell(Event::Stop);
         self.stopped().await;
         self.leave();
     }
 
-    /// Waits until the replica has stopped and says why. A process without its replica should
-    /// end: its supervisor starts it again from what the disk holds.
+    /// Waits until the replica has stopped, and returns the reason. A process without its replica should
+    /// exit: its supervisor restarts it from the data on disk.
     pub async fn stopped(&self) -> String {
         let mut status = self.handle.watch_status();
         let stopped = status.wait_for(|status| status.stopped.is_some()).await;
@@ -166,7 +167,7 @@ impl<M: StateMachine> Replica<M> {
 }
 
 impl<M> Replica<M> {
-    /// Leaves the network. Streams to peers end, so that none keeps a listener from ending in order.
+    /// Leaves the network. Streams to peers end, so that none keeps a listener from an orderly stop.
     fn leave(&self) {
         match &self.network {
             Network::Overlay { peers, shutdown } => {
@@ -186,7 +187,7 @@ impl<M> Drop for Replica<M> {
     }
 }
 
-/// Brings a fresh state machine to the newest snapshot.
+/// Restores a new state machine from the newest snapshot.
 fn restore<M: StateMachine>(machine: &mut M, recovered: &Recovered) -> Result<Sessions, StartError> {
     let Some(found) = &recovered.snapshot else { return Ok(Sessions::default()) };
     let (sessions, state) = snapshot::unpack(&found.data)

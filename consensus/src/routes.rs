@@ -1,6 +1,8 @@
-//! What a replica answers to its peers, over HTTP/2 on the overlay. Strangers get 403, before a byte of what
-//! they send is read: that a key may connect does not make it a replica. A replica of another group gets 412 and
-//! `log-foreign`, though its key be the right one.
+//! Peer endpoints of a replica, over HTTP/2 on the overlay.
+//!
+//! A peer that is not a replica gets 403 before any of its body is read, because not every key that may
+//! connect is a replica's. A replica of another group gets 412 and `log-foreign`, even if its key is the
+//! right one.
 
 use crate::handle::Port;
 use crate::transport::{Assembly, FOREIGN, GROUP, Peers, Refusal, Request};
@@ -23,7 +25,7 @@ struct Shared {
     assemblies: Mutex<BTreeMap<u64, Assembly>>,
 }
 
-/// The peer endpoints.
+/// Builds the peer endpoints.
 pub(crate) fn router(peers: Arc<Peers>, port: Arc<Port>, snapshot_bytes_max: u64) -> Router {
     use crate::transport::paths;
     let assemblies = Mutex::default();
@@ -35,7 +37,7 @@ pub(crate) fn router(peers: Arc<Peers>, port: Arc<Port>, snapshot_bytes_max: u64
         .with_state(Arc::new(Shared { peers, port, snapshot_bytes_max, assemblies }))
 }
 
-/// Proof that a replica of this group asks: its number. Bodies are taken after it.
+/// Id of an authenticated replica of this group. Bodies are read only after this extractor succeeds.
 struct Sender(u64);
 
 impl FromRequestParts<Arc<Shared>> for Sender {

@@ -1,33 +1,33 @@
-//! Client sessions: a command asked twice is applied once and answered twice.
+//! Client sessions: deduplication of retried commands, as part of the replicated state.
 //!
-//! The table is part of the replicated state: every replica changes it in the same way at the same index,
-//! and it travels in the snapshot. A session is named by the log index that opened it, so a name is never
-//! given twice, and a forgotten session is refused instead of being taken for a new one.
+//! Every replica changes the session table in the same way at the same index, and snapshots contain it. A
+//! session's id is the index of the log entry that opened it. Ids are therefore never reused, and an expired
+//! session is rejected instead of being mistaken for a new one.
 
 use crate::command::{u32_at, u64_at};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// Sessions remembered; beyond it the least recently used one is forgotten. Not configuration: replicas
-/// that disagreed about it would hold different states.
+/// Limit on open sessions; beyond it the least recently used one is evicted. Not configurable: replicas with
+/// different limits would hold different states.
 const SESSIONS_MAX: usize = 4096;
-/// Bytes of responses remembered for sessions, for the same reason a constant.
+/// Limit on the bytes of remembered responses; a constant for the same reason.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// A session's name, from [`crate::Handle::open_session`].
+/// Id of a session, from [`crate::Handle::open_session`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
-/// What the table says about a command before it is applied.
+/// Result of looking up a command in the session table, before it is applied.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// New: apply it, then [`Sessions::record`] the response.
+    /// Not applied before: apply it, then [`Sessions::record`] the response.
     New,
-    /// Applied before: this was the answer.
+    /// Applied before, with this response.
     Repeated(Bytes),
-    /// Older than the last one applied; its answer is gone.
+    /// Older than the last applied command of the session; its response is gone.
     Passed,
-    /// No such session.
+    /// Expired, or never opened.
     Unknown,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Sessions {
     bytes_max: usize,
     bytes: usize,
     open: BTreeMap<u64, Session>,
-    /// Sessions by the index at which they were last used: the first is forgotten first.
+    /// Session ids by the index of their last use: the first one is evicted first.
     by_use: BTreeMap<u64, u64>,
 }
 
@@ -61,7 +61,7 @@ impl Sessions {
         Self { count_max, bytes_max, bytes: 0, open, by_use }
     }
 
-    /// Opens the session named by `index`.
+    /// Opens the session with the id `index`.
     pub(crate) fn open(&mut self, index: u64) {
         let session = Session { sequence: 0, response: Bytes::new(), used_at: index };
         let previous = self.open.insert(index, session);
@@ -70,7 +70,7 @@ impl Sessions {
         self.forget_surplus();
     }
 
-    /// Judges a command. Sequence numbers begin at 1 and may leave gaps.
+    /// Looks up a command. Sequence numbers begin at 1 and may have gaps.
     pub(crate) fn admit(&self, session: u64, sequence: u64) -> Admission {
         match self.open.get(&session) {
             None => Admission::Unknown,
@@ -82,7 +82,7 @@ impl Sessions {
         }
     }
 
-    /// Remembers the response of a command admitted as new, applied at `index`.
+    /// Records the response of a command that was admitted as new and applied at `index`.
     pub(crate) fn record(&mut self, session: u64, sequence: u64, index: u64, response: Bytes) {
         let found = self.open.get_mut(&session).expect("the command was admitted to this session");
         assert!(sequence > found.sequence, "a session's sequence numbers rise");
@@ -102,7 +102,8 @@ impl Sessions {
         assert_eq!(self.open.len(), self.by_use.len(), "both maps name the same sessions");
     }
 
-    /// As stored in a snapshot: count, then name, sequence, last use, response length and bytes of each.
+    /// Appends the table as stored in a snapshot: count, then id, sequence, last use, response length and
+    /// response bytes of each session.
     pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&(self.open.len() as u32).to_le_bytes());
         for (name, session) in &self.open {
@@ -114,7 +115,8 @@ impl Sessions {
         }
     }
 
-    /// Back from a snapshot; also says how many bytes it took. `None` when it does not fit together.
+    /// Decodes the table from a snapshot, and returns it with its length in bytes. `None` if it is
+    /// inconsistent.
     pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         Self::decode_within(bytes, SESSIONS_MAX, RESPONSE_BYTES_MAX)
     }

@@ -1,7 +1,7 @@
-//! A disk in memory under the whole log: what is real is everything above the files.
+//! Simulated disk: the real write-ahead log on in-memory files.
 //!
-//! A disk outlives the processes that open it. [`SimulatedDisk::open`] is a start after the process before was
-//! killed, [`SimulatedDisk::crash`] a power cut.
+//! A disk outlives the processes that open it. [`SimulatedDisk::open`] simulates a start after the previous
+//! process was killed, [`SimulatedDisk::crash`] a power failure.
 
 use crate::config::GroupId;
 use crate::error::{LogError, StartError};
@@ -12,10 +12,10 @@ use crate::wal::spares::Making;
 use crate::wal::{Owner, WriteAheadLog};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes of a segment where a test does not say otherwise: the least that a configuration allows.
+/// Default size of a segment, in bytes: the smallest that a configuration allows.
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
-/// A disk in memory with a log on it. Clones are the same disk.
+/// An in-memory disk with a log on it. Clones are the same disk.
 #[derive(Clone)]
 pub struct SimulatedDisk {
     files: SimulatedFiles,
@@ -26,7 +26,7 @@ pub struct SimulatedDisk {
 #[derive(Default)]
 struct State {
     log: Option<Arc<WriteAheadLog>>,
-    /// Index of the last entry that was written, and of the last that was written and synced.
+    /// Index of the last entry that was written, and of the last one that was written and synced.
     written: u64,
     durable: u64,
     full: bool,
@@ -48,36 +48,36 @@ impl std::fmt::Debug for SimulatedDisk {
 }
 
 impl SimulatedDisk {
-    /// An empty disk.
+    /// Creates an empty disk.
     #[must_use]
     pub fn new() -> Self {
         Self::with(0, SEGMENT_BYTES)
     }
 
-    /// An empty disk whose faults are drawn from `seed`, for a log with segments of so many bytes.
+    /// Creates an empty disk whose faults are drawn from `seed`, for a log with segments of this size.
     #[must_use]
     pub fn with(seed: u64, segment_bytes: u64) -> Self {
         Self { files: SimulatedFiles::new(seed), segment_bytes, state: Arc::default() }
     }
 
-    /// Reads the log back, as a restarted replica does. A process that had it open is killed before.
+    /// Recovers the log, as a restarted replica does. A process that had it open is killed first.
     ///
     /// # Panics
-    /// When the log is refused: a finding of the simulation.
+    /// Panics if the log is rejected, which is a finding of the simulation.
     #[must_use]
     pub fn open(&self) -> Recovered {
         self.try_open().expect("the simulated log is whole")
     }
 
-    /// The same, where the disk may fail meanwhile.
+    /// Recovers the log from a disk that may fail.
     ///
     /// # Errors
-    /// Returns the outcome that a start on a real disk would have.
+    /// Returns the error that a start on a real disk would return.
     pub fn try_open(&self) -> Result<Recovered, StartError> {
         let mut state = self.lock();
         self.files.kill();
         state.log = None;
-        // Whose log it is does not matter here: nobody puts another one in its place.
+        // The owner is arbitrary, because a simulated disk never holds the log of another one.
         let owner = Owner { group: GroupId([0; 32]), id: 1, voters: vec![1] };
         let directory = self.files.directory();
         let opened = WriteAheadLog::open_in(directory, owner, true, self.segment_bytes, Making::Inline);
@@ -94,7 +94,7 @@ impl SimulatedDisk {
         Ok(recovered)
     }
 
-    /// Cuts the power: loses what was written and not synced, or parts of it.
+    /// Cuts the power: unsynced writes are lost, wholly or in part.
     pub fn crash(&self) {
         let mut state = self.lock();
         self.files.crash();
@@ -102,48 +102,48 @@ impl SimulatedDisk {
         state.written = state.durable;
     }
 
-    /// Makes every later write fail, as a dying disk does, or heals it.
+    /// Makes every later write fail, as a dying disk does, or repairs the disk.
     pub fn set_failing(&self, failing: bool) {
         self.files.set_failing(failing);
     }
 
-    /// Says that the disk is nearly full, or no longer: there is room for what is under way, and no more.
+    /// Sets whether the disk is nearly full: it has room for pending work, and no more.
     pub fn set_full(&self, full: bool) {
         self.files.set_full(full);
         self.lock().full = full;
     }
 
-    /// Lets nothing more be written until there is space again.
+    /// Sets whether every write fails for lack of space.
     pub fn set_out_of_space(&self, out_of_space: bool) {
         self.files.set_full(out_of_space);
         self.lock().out_of_space = out_of_space;
     }
 
-    /// Lets no snapshot be saved for want of space, or lets them again.
+    /// Sets whether saving a snapshot fails for lack of space.
     pub fn set_snapshots_fail(&self, fail: bool) {
         self.files.set_snapshots_full(fail);
     }
 
-    /// The highest index that a crash now would certainly leave in the log.
+    /// Returns the highest index that would certainly survive a crash now.
     #[must_use]
     pub fn durable_index(&self) -> u64 {
         self.lock().durable
     }
 
-    /// A disk of its own with the same files, which no process has open.
+    /// Returns an independent disk with the same files, opened by no process.
     #[cfg(test)]
     pub(crate) fn copy(&self) -> Self {
         let state = Arc::default();
         Self { files: self.files.copy(), segment_bytes: self.segment_bytes, state }
     }
 
-    /// The files under the log.
+    /// Returns the files under the log.
     #[cfg(test)]
     pub(crate) fn files(&self) -> &SimulatedFiles {
         &self.files
     }
 
-    /// What the last start came upon.
+    /// Returns the findings of the last recovery.
     #[cfg(test)]
     pub(crate) fn recovered(&self) -> crate::wal::recovery::Seen {
         self.lock().recovered
@@ -153,7 +153,7 @@ impl SimulatedDisk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The log of the process that has it open.
+    /// Returns the log of the process that has it open.
     fn log(&self) -> Result<Arc<WriteAheadLog>, LogError> {
         let gone =
             || LogError::io("write", "simulated".as_ref(), std::io::Error::other("the process is gone"));

@@ -1,7 +1,8 @@
-//! A group of replicas in one process, on simulated disks and network, under the clock of the caller's runtime.
-//! Under tokio's paused clock nothing in it depends on real time: elections, leases and timeouts take no time
-//! at all, and the same test takes the same course. What runs is what runs in production: raft loop, disk loop,
-//! snapshots, handle. Only disk, network and threads are simulated.
+//! Simulated group: replicas in one process, on simulated disks and network, under the caller's clock.
+//!
+//! Under tokio's paused clock nothing depends on real time: elections, leases and timeouts take none, and
+//! each test is reproducible. The raft loop, the disk loop, snapshots and handles are those of production.
+//! Only disk, network and threads are simulated.
 
 use crate::config::{Config, GroupId, Limits, Peer, Timings};
 use crate::executor::SimulatedProcess;
@@ -17,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How often [`SimulatedGroup::leader`] looks, and for how long, in simulated time.
+/// Interval between two polls of [`SimulatedGroup::leader`], in simulated time, and their largest number.
 const LOOK: Duration = Duration::from_millis(10);
 const LOOKS_MAX: usize = 60_000;
 
-/// Replicas 1..=n, some of them dead or paused. It must be used within one tokio runtime.
+/// Replicas 1..=n, some of them stopped or paused. A group must be used within one tokio runtime.
 pub struct SimulatedGroup<M> {
     network: SimulatedNetwork,
     disks: BTreeMap<u64, SimulatedDisk>,
@@ -38,7 +39,7 @@ impl<M: StateMachine + Default> SimulatedGroup<M> {
     /// Starts `count` new replicas.
     ///
     /// # Panics
-    /// When the timings or limits are not valid.
+    /// Panics if the timings or limits are invalid.
     #[must_use]
     pub fn start(count: u64, timings: Timings, limits: Limits) -> Self {
         let configs = configs(count, timings, limits);
@@ -49,10 +50,10 @@ impl<M: StateMachine + Default> SimulatedGroup<M> {
         group
     }
 
-    /// Starts a replica that is dead on what its disk holds.
+    /// Restarts a stopped replica from its disk.
     ///
     /// # Panics
-    /// When it runs, or its disk cannot be read.
+    /// Panics if the replica is running, or its disk cannot be read.
     pub fn restart(&mut self, id: u64) {
         assert!(!self.running.contains_key(&id), "replica {id} runs already");
         let (config, disk, process) = (&self.configs[&id], &self.disks[&id], SimulatedProcess::new());
@@ -63,81 +64,81 @@ impl<M: StateMachine + Default> SimulatedGroup<M> {
 }
 
 impl<M: StateMachine> SimulatedGroup<M> {
-    /// The network that joins them.
+    /// Returns the network between the replicas.
     #[must_use]
     pub fn network(&self) -> &SimulatedNetwork {
         &self.network
     }
 
-    /// A replica's disk.
+    /// Returns a replica's disk.
     ///
     /// # Panics
-    /// When there is no such replica.
+    /// Panics if there is no such replica.
     #[must_use]
     pub fn disk(&self, id: u64) -> &SimulatedDisk {
         &self.disks[&id]
     }
 
-    /// The way to a replica.
+    /// Returns a handle to a replica.
     ///
     /// # Panics
-    /// When it is dead.
+    /// Panics if the replica is not running.
     #[must_use]
     pub fn handle(&self, id: u64) -> Handle<M> {
         self.running[&id].replica.handle()
     }
 
-    /// The replicas that run, paused or not.
+    /// Returns the ids of the running replicas, paused or not.
     pub fn running(&self) -> impl Iterator<Item = u64> + '_ {
         self.running.keys().copied()
     }
 
-    /// Ends a replica as SIGKILL and a power cut do: what was not synced is gone.
+    /// Stops a replica as SIGKILL and a power failure do: unsynced data is lost.
     ///
     /// # Panics
-    /// When it is dead already.
+    /// Panics if the replica is not running.
     pub fn crash(&mut self, id: u64) {
         drop(self.running.remove(&id).unwrap_or_else(|| panic!("replica {id} is dead already")));
         self.disks[&id].crash();
     }
 
-    /// Stops a replica in order, see [`Replica::stop`].
+    /// Stops a replica in order; see [`Replica::stop`].
     ///
     /// # Panics
-    /// When it is dead already.
+    /// Panics if the replica is not running.
     pub async fn stop(&mut self, id: u64) {
         let running = self.running.remove(&id).unwrap_or_else(|| panic!("replica {id} is dead already"));
         running.replica.stop().await;
     }
 
-    /// Stops a replica as SIGSTOP does, or lets it go on.
+    /// Pauses a replica as SIGSTOP does, or resumes it.
     ///
     /// # Panics
-    /// When it is dead.
+    /// Panics if the replica is not running.
     pub fn set_paused(&self, id: u64, paused: bool) {
         self.running[&id].process.set_paused(paused);
     }
 
-    /// Keeps a replica's snapshots in the making, or lets them be made.
+    /// Keeps a replica's snapshots from being made, or releases them.
     ///
     /// # Panics
-    /// When it is dead.
+    /// Panics if the replica is not running.
     pub fn hold_snapshots(&self, id: u64, held: bool) {
         self.running[&id].process.hold_blocking(held);
     }
 
-    /// Waits until a replica has stopped by itself, and says why.
+    /// Waits until a replica stops because of a failure, and returns the reason.
     ///
     /// # Panics
-    /// When it is dead.
+    /// Panics if the replica is not running.
     pub async fn stopped(&self, id: u64) -> String {
         self.running[&id].replica.stopped().await
     }
 
-    /// Waits for a replica that leads, and that a majority takes for the leader.
+    /// Waits for a leader that a majority of the replicas follows.
     ///
     /// # Panics
-    /// When there is none within ten simulated minutes.
+    /// Panics if there is none within ten simulated minutes.
     pub async fn leader(&self) -> u64 {
         for _ in 0..LOOKS_MAX {
             if let Some(leader) = self.leader_now() {
@@ -158,7 +159,7 @@ impl<M: StateMachine> SimulatedGroup<M> {
     }
 }
 
-/// What each replica is told; their keys and addresses are used by nothing.
+/// Returns the configuration of each replica. Keys and addresses are placeholders.
 fn configs(count: u64, timings: Timings, limits: Limits) -> BTreeMap<u64, Config> {
     let nowhere: overlay::Address = "127.0.0.1:1".parse().expect("an address that nothing dials");
     let identity = |id: u64| Arc::new(Identity::from_seed(blake3::hash(&id.to_le_bytes()).as_bytes()));

@@ -1,9 +1,10 @@
-//! A snapshot: everything the log said up to an index, as bytes. Not its file, which is the store's.
+//! Snapshot of the replicated state: the effect of the log up to an index, as bytes. Files belong to the
+//! store.
 
 use crate::sessions::Sessions;
 use bytes::Bytes;
 
-/// The state after the entry at `index`, in place of all entries up to it.
+/// State after the entry at `index`, which replaces all entries up to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Index of the last entry it contains.
@@ -24,7 +25,7 @@ pub(crate) fn pack(sessions: &Sessions, machine: &[u8]) -> Bytes {
     Bytes::from(data)
 }
 
-/// Parts what [`pack`] joined; `None` when it did not.
+/// Splits the output of [`pack`]; `None` if it is malformed.
 pub(crate) fn unpack(data: &Bytes) -> Option<(Sessions, Bytes)> {
     let (sessions, length) = Sessions::decode(data)?;
     Some((sessions, data.slice(length..)))

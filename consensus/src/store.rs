@@ -1,6 +1,6 @@
-//! The edge between the core and a disk: what must be made durable, and what comes back at a start.
+//! Storage interface of the core: durable writes, and the state that is recovered at a start.
 //!
-//! Two implementations: [`crate::wal::WriteAheadLog`], and [`SimulatedDisk`], the same log on files in memory
+//! Two implementations: [`crate::wal::WriteAheadLog`], and [`SimulatedDisk`], the same log on in-memory files
 //! that tear, fill up and fail on command.
 
 use crate::error::LogError;
@@ -9,12 +9,12 @@ pub use crate::simulated_disk::SimulatedDisk;
 pub use crate::snapshot::Snapshot;
 use bytes::Bytes;
 
-/// What raft must find again after a crash, beside its entries.
+/// Raft state, beside the entries, that must survive a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HardState {
     /// The latest term seen.
     pub term: u64,
-    /// Who got this replica's vote in that term; 0 for nobody.
+    /// Raft id of the candidate that got this replica's vote in that term, or 0 if there is none.
     pub vote: u64,
     /// The highest index known to be committed.
     pub commit: u64,
@@ -23,73 +23,74 @@ pub struct HardState {
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {
-    /// Its place, beginning at 1.
+    /// Log index, beginning at 1.
     pub index: u64,
-    /// The leader's term that made it.
+    /// Term of the leader that created it.
     pub term: u64,
-    /// A command, or nothing (the entry with which a leader begins its term).
+    /// Command, or empty for the entry with which a leader begins its term.
     pub data: Bytes,
 }
 
-/// What must reach the disk together, in this order: snapshot, hard state, entries.
+/// Changes that must reach the disk together, in this order: snapshot, hard state, entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Batch {
     /// A snapshot from the leader, which replaces the whole log.
     pub snapshot: Option<Snapshot>,
-    /// The new hard state, if it changed.
+    /// New hard state, if it changed.
     pub hard_state: Option<HardState>,
-    /// Entries to append; the first one cuts off whatever stands at its index and behind it.
+    /// Entries to append; existing entries from the first one's index on are truncated.
     pub entries: Vec<LogEntry>,
-    /// Whether anyone waits for it to be durable. A batch that only raises the commit index need not be:
-    /// the commit index is found again from the leader.
+    /// Whether the batch must be durable before anything depends on it. A batch that only raises the commit
+    /// index need not be: the leader sends that index again.
     pub sync: bool,
 }
 
-/// What a store found when it was opened.
+/// State recovered when a store was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recovered {
     /// The newest snapshot.
     pub snapshot: Option<Snapshot>,
     /// The last hard state.
     pub hard_state: HardState,
-    /// The entries behind the snapshot, without a gap.
+    /// Entries after the snapshot, without a gap.
     pub entries: Vec<LogEntry>,
-    /// How often this log has been opened, this time included. Never the same twice.
+    /// Number of times that this log has been opened, this time included; unique to each start.
     pub boots: u64,
 }
 
-/// Durable storage of one replica's log. All methods block; all errors but a full disk are fatal for the
+/// Durable storage of one replica's log. All methods block. All errors but a full disk are fatal for the
 /// replica.
 pub trait LogStore: Send + Sync + 'static {
-    /// Writes batches in order, then makes them durable with one sync if any of them asks for it.
+    /// Writes batches in order, then makes them durable with one sync if any of them requires it.
     ///
     /// # Errors
-    /// After [`LogError::DiskFull`] nothing of the batches was written, and the same may be tried again. After
-    /// any other nothing more may be written: what reached the disk is unknown until it is read again.
+    /// After [`LogError::DiskFull`] nothing of the batches was written, and the same call may be retried.
+    /// After any other error nothing more may be written: the state of the disk is unknown until it is read
+    /// again.
     fn write(&self, batches: &[Batch]) -> Result<(), LogError>;
 
-    /// Makes a snapshot of this replica's own state durable. May run beside [`LogStore::write`].
+    /// Makes a snapshot of this replica's own state durable. May run concurrently with [`LogStore::write`].
     ///
     /// # Errors
-    /// After [`LogError::DiskFull`] the snapshot before it still stands. Any other is fatal.
+    /// After [`LogError::DiskFull`] the previous snapshot is intact. Any other error is fatal.
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError>;
 
-    /// Gives up log space whose entries all lie at or below `through`, which a durable snapshot contains.
+    /// Frees log space whose entries are all at or below `through`, which a durable snapshot contains.
     ///
     /// # Errors
     /// As for [`LogStore::write`].
     fn truncate(&self, through: u64) -> Result<(), LogError>;
 
-    /// Whether the next segment of the log could not be prepared because the disk is full.
+    /// Returns whether the next segment of the log could not be prepared because the disk is full.
     fn nearly_full(&self) -> bool;
 }
 
 impl Recovered {
-    /// Replays one batch on top of what was found before. Says why when it does not fit.
+    /// Replays one batch on top of the state recovered so far. Returns the reason if it does not fit.
     ///
-    /// The log may begin anywhere, because its front is truncated behind a snapshot. A new leader may have
-    /// replaced entries from an index that lies in the part that is gone: then the batch replaces every entry
-    /// found so far. It never replaces a committed one, and never leaves a gap.
+    /// The log may begin at any index, because its front is truncated behind a snapshot. A new leader may
+    /// have replaced entries from an index in the truncated part. The batch then replaces every entry
+    /// recovered so far. It never replaces a committed entry, and never leaves a gap.
     pub(crate) fn replay(&mut self, batch: Batch) -> Result<(), String> {
         let mut committed = self.hard_state.commit;
         if let Some(snapshot) = batch.snapshot {
@@ -99,7 +100,7 @@ impl Recovered {
         if let Some(snapshot) = &self.snapshot {
             committed = committed.max(snapshot.index);
         }
-        // The batch's own commit index may cover its own entries, so it counts from the next batch on.
+        // The batch's own commit index may cover its own entries, so it takes effect from the next batch on.
         self.hard_state = batch.hard_state.unwrap_or(self.hard_state);
         let Some(first) = batch.entries.first().map(|entry| entry.index) else { return Ok(()) };
         check_run(&batch.entries)?;
@@ -119,10 +120,10 @@ impl Recovered {
         Ok(())
     }
 
-    /// Fits log and snapshot together after the last batch: entries within the snapshot go, and entries that
-    /// do not continue it go too. Those are left when a crash comes between a snapshot from the leader and its
-    /// mark in the log; then the snapshot is said to be detached, and the mark must be written before anything
-    /// that follows it, or the next start would find a log that does not continue.
+    /// Reconciles log and snapshot after the last batch. Entries within the snapshot are dropped, and so are
+    /// entries that do not continue it. The latter are left by a crash between a snapshot from the leader and
+    /// its mark in the log. The snapshot is then called detached: its mark must be written before anything
+    /// that follows it. Otherwise the next start would find a log that does not continue.
     pub(crate) fn settle(&mut self) -> Result<Fit, String> {
         let (index, term) = self.snapshot.as_ref().map_or((0, 0), |found| (found.index, found.term));
         if index == u64::MAX {
@@ -151,16 +152,16 @@ impl Recovered {
     }
 }
 
-/// How a log fits the snapshot beside it.
+/// Relation of a log to the snapshot beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fit {
-    /// Its entries continue the snapshot, or there are none.
+    /// The entries continue the snapshot, or there are none.
     Continued,
-    /// Its entries were replaced by the snapshot, and no mark in the log says so.
+    /// The snapshot replaced the entries, and no mark in the log records that.
     Detached,
 }
 
-/// Checks that the entries of one batch follow one another, below the last index there is.
+/// Checks that the entries of one batch are contiguous, and below the largest possible index.
 fn check_run(entries: &[LogEntry]) -> Result<(), String> {
     if let Some(last) = entries.last().filter(|last| last.index == u64::MAX) {
         return Err(format!("no log ever reaches entry {}", last.index));
@@ -186,7 +187,7 @@ mod tests {
         Snapshot { index, term, voters: vec![1], data: Bytes::new() }
     }
 
-    /// Replays, settles as with this snapshot file beside the log, and shows the outcome as text.
+    /// Replays the batches, reconciles them with this snapshot file, and compares the outcome as text.
     fn check(snapshot: Option<Snapshot>, commit: u64, batches: Vec<Batch>, expected: &str) {
         let mut found = Recovered::default();
         let replayed = batches.into_iter().try_for_each(|batch| found.replay(batch));
@@ -246,7 +247,7 @@ mod tests {
             sync: true,
             ..Batch::default()
         };
-        // The front of the log ended at entry 59 or before and was let go behind a snapshot of entry 58.
+        // The front of the log ended at entry 59 or before and was truncated behind a snapshot of entry 58.
         let replaced = vec![commit(54), run(60..=80, 1), run(55..=57, 2), run(58..=60, 2)];
         check(Some(snapshot(58, 2)), 58, replaced.clone(), "[59@2 60@2] commit 58");
         check(Some(snapshot(53, 1)), 58, replaced, "entries 54 to 54 are missing");

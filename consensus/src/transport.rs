@@ -1,4 +1,4 @@
-//! The edge between replicas: messages that may be lost, requests that are answered or are not.
+//! Transport between replicas: messages, which may be lost, and requests, whose answers may be lost.
 //!
 //! Two implementations: [`OverlayTransport`] over pinned TLS, and [`SimulatedNetwork`] in memory, which cuts
 //! links on command.
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use raft::eraftpb::Message;
 
-/// Where a replica's peers ask for things.
+/// HTTP paths of the peer endpoints.
 pub(crate) mod paths {
     pub(crate) const MESSAGES: &str = "/consensus/v1/messages";
     pub(crate) const SNAPSHOT: &str = "/consensus/v1/snapshot";
@@ -27,21 +27,21 @@ pub(crate) mod paths {
     pub(crate) const READ: &str = "/consensus/v1/read";
 }
 
-/// The header with the sender's group. A replica of another group has nothing to say here, though its key may be
-/// the right one: circles that were founded with the same keys share them.
+/// Header with the sender's group. Replicas of another group are rejected even if their key is the right one:
+/// circles that were founded with the same keys share them.
 pub(crate) const GROUP: http::HeaderName = http::HeaderName::from_static("quorate-group");
 
-/// How replicas reach one another.
+/// Sends messages and requests to the other replicas.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends messages, each at most once; any may be lost, and raft sends again what still matters.
-    /// Never blocks.
+    /// Sends messages, each at most once. Any may be lost; raft retransmits those that still matter. Never
+    /// blocks.
     fn send(&self, messages: Vec<Message>);
 
-    /// Asks `leader` to do what only a leader can, and waits for its answer.
+    /// Forwards a request to `leader`, and waits for its answer.
     fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>>;
 }
 
-/// What a follower asks of the leader.
+/// Requests that a follower forwards to the leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Append this entry, and answer with the response once it is applied.
@@ -50,19 +50,19 @@ pub enum Request {
     Read,
 }
 
-/// Why there is no answer.
+/// Reasons why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Whoever was asked does not lead; nothing was done.
+    /// The replica that was asked is not the leader; nothing was done.
     #[error("not the leader")]
     NotLeader,
-    /// The request never left; nothing was done.
+    /// The request was never sent; nothing was done.
     #[error("the leader cannot be reached")]
     Unreachable,
-    /// It was sent, and the answer never came.
+    /// The request was sent, and its answer was lost.
     #[error("the answer was lost")]
     Lost,
-    /// The leader took it and said no.
+    /// The leader rejected the proposal.
     #[error(transparent)]
     Propose(#[from] crate::error::ProposeError),
 }

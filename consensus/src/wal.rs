@@ -1,15 +1,18 @@
-//! The write-ahead log: segments allocated ahead, records with length, checksum and a hash
-//! chain, one `fdatasync` per group of batches.
+//! Write-ahead log: preallocated segments of records with length, checksum and hash chain.
 //!
-//! A directory holds `segment-<number>.log` files without a gap, at most a few `spare-<n>.log` files that
-//! wait to become segments, `snapshot-<index>.snap` files, the mark of what was durable, and a lock. Space is
-//! allocated and written before it is needed, so that a sync costs one data write and no file-system journal,
-//! and so that a full disk is met while preparing and not in the middle of a record.
+//! One `fdatasync` makes a group of batches durable. A directory holds:
+//! - `segment-<number>.log` files, without a gap;
+//! - at most a few `spare-<n>.log` files, reserved to become segments;
+//! - `snapshot-<index>.snap` files;
+//! - the mark of what was durable, and a lock.
 //!
-//! What may surprise: a torn record at the very end is normal after a crash and is cut off; a bad record
-//! that is known to have been durable is never cut off, the replica refuses to start instead. `record.rs`
-//! says how the two are told apart. And a full disk is the one error after which writing may be tried again:
-//! everything that needs space is done before the first byte of a group is written.
+//! Space is allocated and written before it is needed. A sync then costs one data write and no file-system
+//! journal. A full disk is detected during preparation, not in the middle of a record.
+//!
+//! Caveats: a torn record at the very end is normal after a crash, and is truncated. A bad record that is
+//! known to have been durable is never truncated; the replica refuses to start instead. `record.rs` explains
+//! how the two are distinguished. After a full disk, and only then, a write may be retried: everything that
+//! needs space is done before a group's first byte is written.
 
 pub(crate) mod files;
 mod format;
@@ -34,36 +37,36 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Whose log it is, written into every segment and snapshot and into the mark.
+/// Owner of a log, recorded in every segment, in every snapshot and in the mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// The group.
+    /// Group of the replica.
     pub group: GroupId,
-    /// The replica.
+    /// Raft id of the replica.
     pub id: u64,
-    /// Every voter of its group.
+    /// Raft ids of all voters of the group.
     pub voters: Vec<u64>,
 }
 
-/// An open log. Everything on disk is behind two locks, so that a snapshot is saved beside the writing.
+/// An open log. A snapshot is saved without the writer's lock, so that records are written at the same time.
 pub struct WriteAheadLog {
     directory: Arc<dyn Directory>,
     owner: Owner,
     writer: Mutex<Writer>,
     spares: Spares,
-    /// Held as long as the log is open.
+    /// Lock on the directory, held while the log is open.
     _lock: Box<dyn Send + Sync>,
 }
 
 struct Writer {
     segment: Segment,
-    /// Older segments: number and the highest entry index written up to their end.
+    /// Older segments: number, and the highest entry index written up to the segment's end.
     older: Vec<(u64, u64)>,
     position: Position,
     mark: Mark,
     /// Sequence number of the last record known to be durable.
     durable: u64,
-    /// Space set aside for the group that is being written.
+    /// Space reserved for the group that is being written.
     reserved: VecDeque<Spare>,
     hard_state: HardState,
     boots: u64,
@@ -73,10 +76,10 @@ struct Writer {
 }
 
 impl WriteAheadLog {
-    /// Opens the log in `directory`, or begins one there when `create` allows it and there is none.
+    /// Opens the log in `directory`, or creates one there if `create` allows it and there is none.
     ///
     /// # Errors
-    /// When the log is damaged, foreign, unknown, in use, or the disk refuses.
+    /// Fails if the log is damaged, foreign, unknown or in use, or if the disk fails.
     pub fn open(
         directory: &Path,
         owner: Owner,
@@ -88,7 +91,7 @@ impl WriteAheadLog {
         opened.map(|(log, recovered, _)| (log, recovered))
     }
 
-    /// Opens the log in any directory, and says what its recovery came upon.
+    /// Opens the log in any directory, and also returns the findings of its recovery.
     pub(crate) fn open_in(
         directory: Arc<dyn Directory>,
         owner: Owner,
@@ -131,8 +134,8 @@ impl WriteAheadLog {
         Ok((log, recovered, seen))
     }
 
-    /// Counts this start durably, so that nothing named by it is ever named twice. A snapshot that replaced the
-    /// log without a mark gets it here, before anything that continues the snapshot.
+    /// Records this start durably, so that no two starts have the same incarnation. A snapshot that replaced
+    /// the log without a mark gets its mark here, before anything that continues the snapshot.
     fn begin(&self, boots: u64, fit: Fit, snapshot: Option<&Snapshot>) -> Result<(), LogError> {
         let mut writer = self.lock();
         let snapshot = snapshot.filter(|_| fit == Fit::Detached && !planted(Defect::MarkForgotten)).cloned();
@@ -147,7 +150,7 @@ impl WriteAheadLog {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets aside every segment that these payloads will need, or none when the disk is full.
+    /// Reserves every segment that these payloads will need, or none if the disk is full.
     fn reserve(&self, writer: &mut Writer, payloads: &[Vec<u8>]) -> Result<(), LogError> {
         let mut room = writer.segment.room();
         for payload in payloads {
@@ -164,7 +167,7 @@ impl WriteAheadLog {
         Ok(())
     }
 
-    /// Adds one record to the buffer, moving to a new segment first when it does not fit.
+    /// Adds one record to the buffer, after rotating to a new segment if it does not fit.
     fn append(&self, writer: &mut Writer, payload: &[u8], last_index: u64) -> Result<(), LogError> {
         let needed = record::length(payload.len());
         if !writer.segment.has_room(writer.buffer.len() as u64 + needed) {
@@ -177,7 +180,8 @@ impl WriteAheadLog {
         Ok(())
     }
 
-    /// Begins the next segment, whose first record repeats what older segments say, because they may go.
+    /// Begins the next segment. Its first record repeats the state from older segments, because they may be
+    /// removed.
     fn rotate(&self, writer: &mut Writer) -> Result<(), LogError> {
         let head = head_of_segment(writer);
         let spare = writer.reserved.pop_front().expect("space was reserved for the whole group");
@@ -190,7 +194,7 @@ impl WriteAheadLog {
         Ok(())
     }
 
-    /// Hands the buffer to the operating system, and waits for the disk when `sync`.
+    /// Writes the buffer to the file, and waits for the disk if `sync` is set.
     fn flush(&self, writer: &mut Writer, sync: bool) -> Result<(), LogError> {
         if !writer.buffer.is_empty() {
             let buffer = std::mem::take(&mut writer.buffer);
@@ -210,9 +214,9 @@ impl WriteAheadLog {
         Ok(())
     }
 
-    /// Does everything that may find the disk full. Whatever of it is done is harmless if nothing follows.
+    /// Does everything that may find the disk full. Completed steps are harmless if nothing follows.
     fn prepare(&self, writer: &mut Writer, batches: &[Batch]) -> Result<Vec<Vec<u8>>, LogError> {
-        // A snapshot must be on disk before the log says that it stands in the log's place.
+        // A snapshot must be on disk before the log records that it replaces the log.
         for snapshot in batches.iter().filter_map(|batch| batch.snapshot.as_ref()) {
             snapshots::save(&*self.directory, &self.owner, snapshot)?;
         }
@@ -221,8 +225,9 @@ impl WriteAheadLog {
         Ok(payloads)
     }
 
-    /// How much of the log may go behind a durable snapshot that reaches `through`: the log stays back to the
-    /// snapshot before it, so that either of the two is enough to start. On a full disk space is worth more.
+    /// Returns the index up to which the log may be truncated after a durable snapshot of `through`. The log
+    /// is kept back to the previous snapshot, so that either of the two is enough to start. On a full disk,
+    /// space matters more.
     fn truncatable(&self, through: u64) -> Result<u64, LogError> {
         if self.spares.disk_full() {
             return Ok(through);
@@ -233,7 +238,7 @@ impl WriteAheadLog {
         };
         Ok(match snapshots::indices(&*self.directory)?[..] {
             [.., older, _] => through.min(older),
-            // The first snapshot: with the whole log, which goes with the second.
+            // The first snapshot: the whole log is kept, until the second.
             [_] if first_segment == 0 => 0,
             _ => through,
         })
@@ -248,7 +253,7 @@ impl WriteAheadLog {
         for (batch, payload) in batches.iter().zip(payloads) {
             writer.last_index = batch.snapshot.as_ref().map_or(writer.last_index, |found| found.index);
             self.append(writer, payload, batch.entries.last().map_or(0, |entry| entry.index))?;
-            // Only now: the head of a new segment must not name a commit whose entries come after it.
+            // Only now: the head of a new segment must not record a commit index whose entries come after it.
             writer.hard_state = batch.hard_state.unwrap_or(writer.hard_state);
         }
         self.flush(writer, batches.iter().any(|batch| batch.sync))
@@ -264,7 +269,7 @@ impl LogStore for WriteAheadLog {
         let payloads = prepared?;
         let outcome = self.append_all(&mut writer, batches, &payloads);
         writer.failed = outcome.is_err();
-        // A disk that is full now has broken its word: the space was there.
+        // The space had been allocated, so a full disk is a permanent fault here.
         outcome.map_err(LogError::into_lasting)
     }
 
@@ -279,7 +284,7 @@ impl LogStore for WriteAheadLog {
             let oldest = self.lock().older.first().copied();
             let Some((number, _)) = oldest.filter(|(_, last)| *last <= through) else { return Ok(()) };
             self.spares.recycle(&segment::name(number))?;
-            // Only this removes from the front, and writing adds at the back.
+            // Only this function removes from the front; writing adds at the back.
             self.lock().older.remove(0);
         }
     }
@@ -290,14 +295,14 @@ impl LogStore for WriteAheadLog {
 }
 
 impl Drop for WriteAheadLog {
-    /// After an orderly end the mark is exact, whatever happens to the machine.
+    /// Syncs the mark: after an orderly stop it is exact, even if the machine then fails.
     fn drop(&mut self) {
-        // There is nobody left to tell; an older mark is no error at the next start.
+        // The error has no recipient, and an older mark is no error at the next start.
         let _ = self.lock().mark.sync();
     }
 }
 
-/// The payload of a segment's first record: hard state and count of starts. Always of the same length.
+/// Encodes a segment's first record: hard state and number of starts. The payload always has the same length.
 fn head_of_segment(writer: &Writer) -> Vec<u8> {
     let head = Batch { hard_state: Some(writer.hard_state), ..Batch::default() };
     record::encode(&head, Some(writer.boots))
@@ -308,7 +313,7 @@ fn last_index(recovered: &Recovered) -> u64 {
     recovered.entries.last().map_or(snapshot, |entry| entry.index)
 }
 
-/// The chain before the first record ever.
+/// Returns the position before the first record of a log.
 fn first_position() -> Position {
     Position { sequence: 0, chain: Chain::default() }
 }

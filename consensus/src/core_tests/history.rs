@@ -1,8 +1,10 @@
-//! Histories of faults drawn from a seed: replicas with the whole log under them, on disks that tear, lose,
-//! fail and fill up, over a network that loses, repeats and cuts.
+//! Randomized fault histories: replicas with the whole log, on faulty disks and a faulty network, from a
+//! seed.
 //!
-//! Checked at every step: no index ever has two states, on any replica, before or after any crash. Checked at
-//! every start: the log is accepted. And over all seeds: each fault and each path of recovery really occurred.
+//! Disks tear, lose, fail and fill up; the network loses, repeats and cuts. Three properties are checked:
+//! - at every step: no index ever has two states, on any replica, before or after any crash;
+//! - at every start: the log is accepted;
+//! - over all seeds: each fault and each recovery path really occurred.
 
 use super::*;
 use crate::planted::{Defect, plant};
@@ -16,9 +18,9 @@ const STEPS: usize = 600;
 struct Met {
     /// Power cuts between two operations, of one replica or of all.
     power_cuts: u64,
-    /// Replicas that ended because their disk failed them, in the middle of an operation.
+    /// Replicas that stopped in the middle of an operation because their disk failed.
     falls: u64,
-    /// Starts that the disk failed.
+    /// Starts that failed because of the disk.
     failed_starts: u64,
     kills: u64,
     snapshots: u64,
@@ -28,24 +30,24 @@ struct Met {
     names_lost: u64,
     syncs_failed: u64,
     found_full: u64,
-    /// Starts that read several segments, cut a torn record off, met a replaced suffix, one that was replaced
-    /// from before the first entry that is left, and a snapshot without its mark.
+    /// Starts that found several segments, a torn record, a replaced suffix, one replaced from before the
+    /// first remaining entry, and a snapshot without its mark.
     long_logs: u64,
     torn_tails: u64,
     replaced: u64,
     replaced_from_front: u64,
     detached: u64,
     acknowledged: u64,
-    /// Starts whose newest snapshot had rotted: another way was found, or the log was refused.
+    /// Starts whose newest snapshot was damaged: another one was used, or the log was refused.
     fell_back: u64,
     rot_refused: u64,
 }
 
-/// A world and what it met.
+/// A world, with its events.
 struct History {
     world: World,
     met: Met,
-    /// Proposals whose end is open: proposer, term, index.
+    /// Proposals whose outcome is open: proposer, term, index.
     pending: Vec<(u64, u64, u64)>,
 }
 
@@ -90,7 +92,7 @@ impl History {
         self.judge();
     }
 
-    /// Ends a replica and its machine, or it alone, between two operations.
+    /// Stops a replica between two operations, together with its machine if `power` is set.
     fn end(&mut self, id: u64, power: bool) {
         if self.world.nodes.remove(&id).is_some() {
             self.world.fallen.insert(id);
@@ -117,7 +119,7 @@ impl History {
         fallen.into_iter().for_each(|id| self.start(id));
     }
 
-    /// Starts a replica that is down, unless its disk fails it again. A log that is refused is a finding.
+    /// Starts a replica that is down, unless its disk fails again. A refused log is a finding.
     fn start(&mut self, id: u64) {
         let disk = self.world.disks[&id].clone();
         if self.world.dice.roll(6) == 0 {
@@ -146,8 +148,8 @@ impl History {
         self.world.start_from(id, recovered);
     }
 
-    /// Flips a byte of the newest snapshot, unless only that snapshot holds what was acknowledged: a replica
-    /// that is refused is lost, and too many lost ones end the group.
+    /// Flips a byte of the newest snapshot, unless that snapshot alone holds something acknowledged. A
+    /// replica that refuses to start is lost, and too many lost replicas end the group.
     fn rot(&mut self, disk: &SimulatedDisk) {
         let place = self.world.dice.roll(1 << 20) as usize;
         let copy = disk.copy();
@@ -173,7 +175,7 @@ impl History {
         }
     }
 
-    /// Takes the snapshots that are due, and lets the log go behind them.
+    /// Takes the snapshots that are due, and truncates the log behind them.
     fn save_snapshots(&mut self) {
         let ids: Vec<u64> = self.world.nodes.keys().copied().collect();
         for id in ids {
@@ -192,8 +194,8 @@ impl History {
         }
     }
 
-    /// Acknowledged is what its proposer saw applied at its index in its term. From then on that index has its
-    /// state, which `World::states` holds every replica to.
+    /// Counts acknowledged proposals: those that their proposer saw applied at their index in their term.
+    /// From then on that index has a fixed state, to which `World::states` holds every replica.
     fn judge(&mut self) {
         let (world, met) = (&self.world, &mut self.met);
         self.pending.retain(|(leader, term, index)| {
@@ -204,7 +206,7 @@ impl History {
         });
     }
 
-    /// Heals everything, and sees all replicas come to one state.
+    /// Repairs everything, and checks that all replicas reach one state.
     fn end_well(&mut self) {
         self.world.loss_percent = 0;
         self.world.cut_installations = false;
@@ -212,7 +214,7 @@ impl History {
         self.world.slow_disks.clear();
         for id in self.world.disks.keys().copied().collect::<Vec<_>>() {
             self.world.disks[&id].files().set_full(false);
-            // Faults that were planned for later must not come now.
+            // Faults that were scheduled for later must not occur now.
             self.end(id, true);
             self.start(id);
         }
@@ -233,7 +235,7 @@ impl History {
     }
 }
 
-/// A whole history: what it met, and a digest of everything that was delivered and applied.
+/// Runs a whole history, and returns its events and a digest of everything delivered and applied.
 fn history(seed: u64) -> (Met, String) {
     let mut history = History::new(seed);
     (0..STEPS).for_each(|step| history.step(step));
@@ -254,7 +256,7 @@ fn history(seed: u64) -> (Met, String) {
 
 type Field = fn(&Met) -> u64;
 
-/// Counts of the events in all histories together.
+/// Sums the events of all histories.
 fn sum(all: &[Met]) -> Vec<(&'static str, u64)> {
     let fields: [(&str, Field); 20] = [
         ("power cuts", |met| met.power_cuts),
@@ -286,7 +288,7 @@ fn histories_full_of_faults_lose_nothing_acknowledged() {
     let all: Vec<Met> = (0..SEEDS).map(|seed| history(seed).0).collect();
     let sums = sum(&all);
     println!("{sums:?}");
-    // A fault that never came proves nothing.
+    // A fault that never occurred proves nothing.
     for (name, count) in sums {
         assert!(count >= 5, "{name}: {count} in {SEEDS} histories");
     }

@@ -1,11 +1,12 @@
-//! Raft messages on a byte stream: u32 little-endian length, then the message as protobuf.
-//! Read only from a proven peer, and never before the length is judged.
+//! Framing of raft messages on a byte stream: u32 little-endian length, then the message as protobuf.
+//!
+//! Frames are read only from an authenticated peer, and only after their length has been checked.
 
 use bytes::{Buf, Bytes, BytesMut};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-/// Why a stream of frames cannot be read on.
+/// Reasons why a stream of frames cannot be read any further.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FrameError {
     #[error("a frame of {actual} bytes exceeds the limit of {limit}")]
@@ -25,7 +26,7 @@ pub(crate) fn encode_message(message: &Message, buffer: &mut BytesMut) {
     buffer.extend_from_slice(&bytes);
 }
 
-/// Cuts a byte stream into messages.
+/// Splits a byte stream into messages.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
     buffer: BytesMut,
@@ -37,7 +38,7 @@ impl FrameReader {
         Self { buffer: BytesMut::new(), limit }
     }
 
-    /// Takes a chunk as it came and returns every message that is complete now.
+    /// Adds a chunk of the stream, and returns every message that is complete now.
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Message>, FrameError> {
         self.buffer.extend_from_slice(chunk);
         let mut messages = Vec::new();
@@ -59,7 +60,7 @@ impl FrameReader {
 
 fn decode(frame: &Bytes) -> Result<Message, FrameError> {
     let mut message = Message::default();
-    // From `Bytes`, so that entries share the frame's memory instead of copying it.
+    // Decoding from `Bytes` lets entries share the frame's memory instead of copying it.
     let mut input = protobuf::CodedInputStream::from_carllerche_bytes(frame);
     message.merge_from(&mut input).map_err(|_| FrameError::Invalid)?;
     input.eof().map_err(|_| FrameError::Invalid)?.then_some(message).ok_or(FrameError::Invalid)

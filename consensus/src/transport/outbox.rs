@@ -1,4 +1,6 @@
-//! What waits for one peer to fetch it. Bounded: a peer that does not read loses messages, never memory.
+//! Outbox of one peer: raft messages queued until the peer fetches them.
+//!
+//! The queue is bounded: a peer that does not read loses messages, but never exhausts memory.
 
 use super::encode_message;
 use bytes::{Bytes, BytesMut};
@@ -10,10 +12,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
-/// Messages put into one chunk of the stream; several chunks go out back to back when more wait.
+/// Limit on messages per chunk of the stream; if more wait, several chunks are sent back to back.
 const MESSAGES_PER_CHUNK: usize = 64;
 
-/// One peer's outbox. Only the newest stream of the peer is fed: an older one ends.
+/// Outbox of one peer. Only the peer's newest stream is fed; an older one ends.
 #[derive(Debug)]
 pub(super) struct Outbox {
     capacity: usize,
@@ -22,7 +24,7 @@ pub(super) struct Outbox {
 
 #[derive(Debug)]
 enum Stream {
-    /// Nobody has fetched yet.
+    /// The peer has not fetched yet.
     None,
     Open(mpsc::Sender<Message>),
     /// The replica has stopped.
@@ -34,7 +36,8 @@ impl Outbox {
         Self { capacity, stream: Mutex::new(Stream::None) }
     }
 
-    /// Puts a message out. False when nobody fetches or too much waits: the message is lost.
+    /// Queues a message. Returns false if the peer does not fetch or the queue is full; the message is then
+    /// lost.
     pub(super) fn put(&self, message: Message) -> bool {
         matches!(&*self.lock(), Stream::Open(stream) if stream.try_send(message).is_ok())
     }
@@ -51,7 +54,7 @@ impl Outbox {
         Some(OutboxStream { receiver, waiting: Vec::with_capacity(MESSAGES_PER_CHUNK) })
     }
 
-    /// Ends the stream, and begins none again.
+    /// Ends the stream permanently.
     pub(super) fn close(&self) {
         *self.lock() = Stream::Closed;
     }
@@ -61,7 +64,7 @@ impl Outbox {
     }
 }
 
-/// The body of the answer to a peer that fetches its messages; ends when a newer one begins.
+/// Response body for a peer that fetches its messages; it ends when a newer stream begins.
 #[derive(Debug)]
 pub(crate) struct OutboxStream {
     receiver: mpsc::Receiver<Message>,

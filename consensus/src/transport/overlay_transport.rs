@@ -1,5 +1,7 @@
-//! Replicas over the overlay. Each fetches its messages from every other one over a long answer, so that
-//! both ends of every stream are pinned by the key of whoever dialled and whoever listens.
+//! Transport over the overlay: raft messages, snapshots and forwarded requests over pinned TLS.
+//!
+//! Each replica fetches its messages from every other one as a long-lived response. Both ends of every stream
+//! are therefore pinned, by the key of the dialler and by the key of the listener.
 
 use super::outbox::{Outbox, OutboxStream};
 use super::{FrameReader, GROUP, Refusal, Request, Transport, paths, snapshots};
@@ -18,23 +20,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// The answer to a request of another group; no other answer has this status.
+/// Status of the answer to a request of another group; no other answer has it.
 pub(crate) const FOREIGN: StatusCode = StatusCode::PRECONDITION_FAILED;
-/// Longest time for one chunk of a snapshot: a megabyte over a poor link.
+/// Timeout for one chunk of a snapshot: a megabyte over a poor link.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after a stream ended before the next is asked for; the client adds its own back-off to dialling.
+/// Pause between the end of a stream and the request for the next; the client adds its own back-off to
+/// dialling.
 const STREAM_PAUSE: Duration = Duration::from_millis(20);
-/// Bytes around the entries of a message.
+/// Bytes of a message beside its entries.
 const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 
-/// One replica's side of the network.
+/// Transport of one replica over the overlay.
 pub struct OverlayTransport {
     peers: Arc<Peers>,
     runtime: tokio::runtime::Handle,
     shutdown: CancellationToken,
 }
 
-/// Every other replica, by number.
+/// All other replicas, by id.
 pub(crate) struct Peers {
     group: GroupId,
     by_id: BTreeMap<u64, PeerLink>,
@@ -47,12 +50,13 @@ struct PeerLink {
     client: Client,
     stream_client: Client,
     outbox: Outbox,
-    /// Whether the peer was last found to be of another group: said once, not at every try.
+    /// Whether the peer was last found to be of another group; the warning is logged once, not at every
+    /// attempt.
     foreign: AtomicBool,
 }
 
 impl OverlayTransport {
-    /// Prepares clients to all peers; dials nobody yet. Must be called within a tokio runtime.
+    /// Prepares clients to all peers, without dialling any. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(config: &Config, shutdown: CancellationToken) -> Self {
         let others = config.peers.iter().filter(|(id, _)| **id != config.id);
@@ -69,7 +73,7 @@ impl OverlayTransport {
         self.peers.clone()
     }
 
-    /// Begins to fetch messages for the replica behind `port`.
+    /// Starts to fetch messages for the replica behind `port`.
     pub(crate) fn start(&self, port: Arc<Port>) {
         for id in self.peers.by_id.keys().copied() {
             let (peers, port, ended) = (self.peers.clone(), port.clone(), self.shutdown.clone());
@@ -133,7 +137,7 @@ impl PeerLink {
             backoff: overlay::Backoff { first: Duration::from_millis(20), most: Duration::from_millis(500) },
             ..overlay::Limits::default()
         };
-        // A stream of messages has no end and may be silent; pings tell whether the peer lives.
+        // A stream of messages has no end and may be silent; pings detect a dead peer.
         let streams = overlay::Limits {
             body_idle: Duration::from_secs(24 * 3600),
             response_bytes_max: usize::MAX,
@@ -147,19 +151,19 @@ impl PeerLink {
 }
 
 impl Peers {
-    /// The replica that a proven key belongs to.
+    /// Returns the id of the replica to which an authenticated key belongs.
     pub(crate) fn identify(&self, key: &PublicKey) -> Option<u64> {
         self.by_id.iter().find(|(_, link)| link.key == *key).map(|(id, _)| *id)
     }
 
-    /// Whether a request of `peer` names this group. Says once when it does not.
+    /// Returns whether a request of `peer` names this group. Warns once if it does not.
     pub(crate) fn same_group(&self, peer: u64, named: Option<&http::HeaderValue>) -> bool {
         let same = named.is_some_and(|named| named.as_bytes() == self.group.to_string().as_bytes());
         self.found_foreign(peer, !same);
         same
     }
 
-    /// Notes whether a peer is of another group, and warns when that is news.
+    /// Records whether a peer is of another group, and warns when that becomes true.
     fn found_foreign(&self, peer: u64, foreign: bool) {
         let Some(link) = self.by_id.get(&peer) else { return };
         if !link.foreign.swap(foreign, Ordering::Relaxed) && foreign {
@@ -173,12 +177,12 @@ impl Peers {
         request.body(body).expect("the path is a constant, and a digest is a header value")
     }
 
-    /// The stream of everything that is sent to `peer` from now on.
+    /// Returns the stream of everything that is sent to `peer` from now on.
     pub(crate) fn open_outbox(&self, peer: u64) -> Option<OutboxStream> {
         self.by_id.get(&peer).and_then(|link| link.outbox.open())
     }
 
-    /// Ends every stream, so that nothing keeps a listener from ending in order.
+    /// Ends every stream, so that none keeps a listener from an orderly stop.
     pub(crate) fn close(&self) {
         self.by_id.values().for_each(|link| link.outbox.close());
     }
@@ -215,7 +219,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Sends a snapshot in chunks. A chunk is sent once; raft begins anew where one fails.
+    /// Sends a snapshot in chunks, each of them once. If one fails, raft starts over.
     async fn push_snapshot(&self, message: Message) -> bool {
         let Some(link) = self.by_id.get(&message.to) else { return false };
         let peer = message.to;
@@ -232,7 +236,7 @@ impl Peers {
     }
 }
 
-/// Reads an answer to a forwarded request.
+/// Interprets the answer to a forwarded request.
 fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, Refusal> {
     if status == StatusCode::OK {
         return Ok(body);
@@ -244,7 +248,7 @@ fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, Refusal> {
         b"session-expired" => Err(ProposeError::SessionExpired.into()),
         b"sequence-passed" => Err(ProposeError::SequencePassed.into()),
         b"log-disk-full" => Err(ProposeError::DiskFull.into()),
-        // Anything else says nothing of what became of the request.
+        // Any other answer leaves the outcome of the request unknown.
         _ => Err(Refusal::Lost),
     }
 }

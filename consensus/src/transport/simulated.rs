@@ -1,5 +1,6 @@
-//! A network in memory: delivers each message once, at once or after a delay, cuts replicas off and loses
-//! answers on command.
+//! Simulated network: delivers each message once, immediately or after a delay.
+//!
+//! On command it cuts replicas off and loses answers.
 
 use super::{Refusal, Request, Transport};
 use crate::handle::Port;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// A network that replicas of one process share. Clones are the same network.
+/// Network shared by the replicas of one process. Clones are the same network.
 #[derive(Clone, Default)]
 pub struct SimulatedNetwork {
     state: Arc<Mutex<State>>,
@@ -23,28 +24,28 @@ pub struct SimulatedNetwork {
 #[derive(Default)]
 struct State {
     ports: BTreeMap<u64, Arc<Port>>,
-    /// Replicas that get no messages, so that they apply nothing.
+    /// Replicas that receive no messages, so that they apply nothing.
     deaf: BTreeSet<u64>,
-    /// Answers to lose, by who asks.
+    /// Number of answers to lose, by the replica that forwarded the proposal.
     lost: BTreeMap<u64, usize>,
     delay: Duration,
 }
 
-/// One replica's side of the network.
+/// Transport of one replica on the simulated network.
 pub(crate) struct SimulatedTransport {
     id: u64,
     network: SimulatedNetwork,
 }
 
 impl SimulatedNetwork {
-    /// A network without replicas.
+    /// Creates a network without replicas.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Cuts `replica` off from all others, or joins it again. Messages meanwhile are lost; the answer to a
-    /// request that was already there comes when both are joined again.
+    /// Cuts `replica` off from all others, or reconnects it. Messages sent while it is cut off are lost. The
+    /// answer to a request that had already arrived is delivered after the reconnection.
     pub fn set_isolated(&self, replica: u64, isolated: bool) {
         self.isolated.send_if_modified(
             |cut| {
@@ -53,7 +54,8 @@ impl SimulatedNetwork {
         );
     }
 
-    /// Drops all messages to `replica`, or lets them pass again. What it asks of the leader is answered all the same.
+    /// Drops all messages to `replica`, or lets them pass again. Its requests to the leader are still
+    /// answered.
     pub fn set_deaf(&self, replica: u64, deaf: bool) {
         let mut state = self.lock();
         if deaf {
@@ -63,17 +65,18 @@ impl SimulatedNetwork {
         };
     }
 
-    /// Loses the answers to the next `count` proposals that `replica` forwards: they are done all the same.
+    /// Loses the answers to the next `count` proposals that `replica` forwards. The proposals still take
+    /// effect.
     pub fn lose_answers(&self, replica: u64, count: usize) {
         self.lock().lost.insert(replica, count);
     }
 
-    /// Takes this long to carry anything to another replica.
+    /// Sets the delay of everything that one replica sends to another.
     pub fn set_delay(&self, delay: Duration) {
         self.lock().delay = delay;
     }
 
-    /// What lies between two replicas; nothing lies between a replica and itself.
+    /// Waits for the delay between two replicas. There is none from a replica to itself.
     async fn travel(&self, from: u64, to: u64) {
         let delay = self.lock().delay;
         if from != to && !delay.is_zero() {
@@ -81,7 +84,7 @@ impl SimulatedNetwork {
         }
     }
 
-    /// Brings a message to its replica, if that can be reached.
+    /// Delivers a message if its replica is reachable, and reports the outcome to the sender.
     fn deliver(&self, from: u64, message: Message) {
         let (to, kind) = (message.to, message.get_msg_type());
         let target = self.port(from, to).filter(|_| !self.lock().deaf.contains(&to));
@@ -123,7 +126,7 @@ impl SimulatedNetwork {
     /// Waits until the link between two replicas is not cut.
     async fn opened(&self, from: u64, to: u64) {
         let mut isolated = self.isolated.subscribe();
-        // It cannot fail: the sender is this network's own.
+        // The wait cannot fail, because the network owns the sender.
         let _ = isolated.wait_for(|isolated| is_open(isolated, from, to)).await;
     }
 
@@ -132,7 +135,7 @@ impl SimulatedNetwork {
     }
 }
 
-/// A replica always reaches itself.
+/// Returns whether the link between two replicas is open. A replica always reaches itself.
 fn is_open(isolated: &BTreeSet<u64>, from: u64, to: u64) -> bool {
     from == to || !(isolated.contains(&from) || isolated.contains(&to))
 }
@@ -144,7 +147,7 @@ impl Transport for SimulatedTransport {
             return messages.into_iter().for_each(|message| network.deliver(id, message));
         }
         tokio::spawn(async move {
-            // All of them have another replica to go to, and as long to go.
+            // All of them go to other replicas, with the same delay.
             network.travel(id, 0).await;
             messages.into_iter().for_each(|message| network.deliver(id, message));
         });

@@ -1,7 +1,7 @@
-//! A snapshot on its way to a follower, in chunks: cut by the sender, put together by the receiver.
+//! Chunked transfer of a snapshot to a follower: cut by the sender, reassembled by the receiver.
 //!
-//! One chunk: u32 length and bytes of the raft message without its data, u64 total, u64 offset, 32 bytes
-//! BLAKE3 of the whole data, then the chunk's own bytes. Integers are little-endian.
+//! Layout of a chunk: u32 length and bytes of the raft message without its data, u64 total, u64 offset, 32
+//! bytes BLAKE3 of the whole data. The chunk's own bytes follow. Integers are little-endian.
 
 use crate::command::{u32_at, u64_at};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -10,10 +10,10 @@ use raft::eraftpb::{Message, MessageType};
 
 /// Bytes of data in a chunk: far below any body limit, large enough for line rate on one connection.
 pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
-/// Longest message without its data: a handful of numbers and seven voters.
+/// Longest raft message without its data, in bytes: a handful of numbers and seven voters.
 const HEAD_BYTES_MAX: usize = 1024;
 
-/// Why a chunk was refused; the sender begins anew when raft asks it to.
+/// Reasons to reject a chunk; the sender starts over when raft requests it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChunkError {
     #[error("the chunk is malformed")]
@@ -26,7 +26,7 @@ pub(crate) enum ChunkError {
     Digest,
 }
 
-/// Cuts the snapshot in `message` into request bodies, in order. There is always at least one.
+/// Cuts the snapshot in `message` into request bodies, in order; there is always at least one.
 pub(super) fn cut(mut message: Message) -> impl Iterator<Item = Bytes> {
     let data = std::mem::take(&mut message.mut_snapshot().data);
     let head = message.write_to_bytes().expect("writing to memory cannot fail");
@@ -46,7 +46,7 @@ pub(super) fn cut(mut message: Message) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// The snapshot that one peer is sending.
+/// Partially received snapshot of one peer.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     bytes_max: u64,
@@ -60,7 +60,7 @@ impl Assembly {
         Self { bytes_max, digest: [0; 32], total: 0, data: BytesMut::new() }
     }
 
-    /// Takes a chunk; returns the whole message with the last one.
+    /// Adds a chunk; returns the whole message with the last one.
     pub(crate) fn push(&mut self, body: &[u8]) -> Result<Option<Message>, ChunkError> {
         let (head, rest) = split_head(body).ok_or(ChunkError::Malformed)?;
         let (total, offset) =

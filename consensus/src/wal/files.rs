@@ -1,10 +1,10 @@
-//! The edge between the log and a file system: one directory, its files, and when they are durable.
+//! File system interface of the log: one directory, its files, and their durability.
 //!
 //! Two implementations: [`RealDirectory`], and [`SimulatedFiles`] in memory, which tears, loses, fills up and
-//! fails on command. All of the log's own code runs above this line, so a simulation runs all of it.
+//! fails on command. All of the log's own code is above this interface, so a simulation runs all of it.
 //!
-//! Nothing is durable before it is synced: bytes by [`File::sync`] or [`File::sync_data`], and that a file has
-//! its name, or no longer has it, by [`Directory::sync`].
+//! Nothing is durable before it is synced: bytes by [`File::sync`] or [`File::sync_data`], the names of files
+//! by [`Directory::sync`].
 
 mod real;
 mod simulated;
@@ -18,42 +18,42 @@ use std::path::{Path, PathBuf};
 
 /// A directory that holds files and no other directory.
 pub(crate) trait Directory: Send + Sync + std::fmt::Debug {
-    /// Where it is, for messages.
+    /// Returns its path, for messages.
     fn path(&self) -> &Path;
 
-    /// Takes the directory for this process, until what is returned is dropped.
+    /// Locks the directory for this process, until the returned guard is dropped.
     fn lock(&self) -> Result<Box<dyn Send + Sync>, LogError>;
 
-    /// The names of its files, sorted.
+    /// Returns the names of its files, sorted.
     fn list(&self) -> Result<Vec<String>, LogError>;
 
-    /// Makes an empty file, in the place of one that has the name.
+    /// Creates an empty file, replacing one of the same name.
     fn create(&self, name: &str) -> Result<Box<dyn File>, LogError>;
 
-    /// Opens a file to read and write it; `None` where there is none.
+    /// Opens a file for reading and writing; `None` if there is none.
     fn open(&self, name: &str) -> Result<Option<Box<dyn File>>, LogError>;
 
-    /// Gives a file another name, in the place of one that has it.
+    /// Renames a file, replacing one that has the new name.
     fn rename(&self, from: &str, to: &str) -> Result<(), LogError>;
 
-    /// Sees to it that there is no such file.
+    /// Removes a file, if there is one.
     fn remove(&self, name: &str) -> Result<(), LogError>;
 
-    /// Makes what was created, renamed and removed durable.
+    /// Makes created, renamed and removed names durable.
     fn sync(&self) -> Result<(), LogError>;
 
-    /// Where a file is, for messages.
+    /// Returns the path of a file, for messages.
     fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }
 }
 
-/// An open file. Errors are the operating system's: its holder knows what it was for.
+/// An open file. Errors are those of the operating system: the caller adds the context.
 pub(crate) trait File: Send + Sync {
-    /// Its length in bytes.
+    /// Returns its length in bytes.
     fn length(&self) -> io::Result<u64>;
 
-    /// All of it.
+    /// Returns its whole content.
     fn read(&self) -> io::Result<Vec<u8>>;
 
     /// Writes all of `bytes`, growing the file where needed.
@@ -62,17 +62,17 @@ pub(crate) trait File: Send + Sync {
     /// Makes bytes and length durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// Makes bytes durable that were written over others.
+    /// Makes bytes durable that overwrote others.
     fn sync_data(&self) -> io::Result<()>;
 }
 
-/// Reads a whole file; `None` where there is none.
+/// Reads a whole file; `None` if there is none.
 pub(super) fn read(directory: &dyn Directory, name: &str) -> Result<Option<Vec<u8>>, LogError> {
     let Some(file) = directory.open(name)? else { return Ok(None) };
     file.read().map(Some).map_err(|e| LogError::io("read", &directory.file(name), e))
 }
 
-/// Writes zeros from `from` to `to`: allocated space that later writes only overwrite.
+/// Writes zeros from `from` to `to`, which allocates space that later writes only overwrite.
 pub(super) fn zero(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
     static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut at = from;

@@ -1,8 +1,9 @@
-//! The first bytes of every file of the log: seven that name the kind and one for the version, then whose it is.
+//! File format of the log: the first bytes of every file name its kind and version; a stamp names its owner.
 //!
-//! A file of another version is refused by a code of its own, never read by guesswork. The version byte stands
-//! where the builds before this rule had a digit, so their files are recognized as well. A version byte that
-//! was damaged is told from another version by the file's own checksum, which holds with the right byte.
+//! Seven bytes name the kind and one the version. A file of another version is rejected with an error code of
+//! its own, never read by guesswork. The version byte is located where builds before this rule had a digit,
+//! so their files are recognized as well. The file's checksum, which is valid only with the right byte,
+//! distinguishes a damaged version byte from another version.
 
 use super::Owner;
 use crate::command::u64_at;
@@ -10,11 +11,11 @@ use crate::config::GroupId;
 use crate::error::LogError;
 use std::path::Path;
 
-/// Bytes of kind and version.
+/// Size of kind and version, in bytes.
 pub(super) const HEAD_BYTES: usize = 8;
-/// Bytes of an owner's stamp.
+/// Size of an owner's stamp, in bytes.
 pub(super) const STAMP_BYTES: usize = 48;
-/// Where the version stands.
+/// Offset of the version byte.
 const VERSION_AT: usize = 7;
 
 /// A kind of file and the one version of it that this build reads and writes.
@@ -23,26 +24,26 @@ pub(super) struct Format {
     pub(super) version: u8,
 }
 
-/// Why a file is not readable.
+/// Reasons why a file is not readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// It is not of this kind, or its checksum does not hold.
+    /// The kind is another one, or the checksum is invalid.
     Damaged,
-    /// It is of another version.
+    /// The version is another one.
     Version(u8),
 }
 
-/// An owner as a file carries it.
+/// Owner as recorded in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(super) group: GroupId,
     pub(super) replica: u64,
-    /// The first bytes of a digest of the voters' numbers.
+    /// The first bytes of a digest of the voters' ids.
     pub(super) voters: [u8; 8],
 }
 
 impl Format {
-    /// The first bytes of a file of this kind.
+    /// Returns the first bytes of a file of this kind.
     pub(super) fn head(&self) -> [u8; HEAD_BYTES] {
         let mut head = [0; HEAD_BYTES];
         head[..VERSION_AT].copy_from_slice(&self.kind);
@@ -50,7 +51,8 @@ impl Format {
         head
     }
 
-    /// Judges a file by its first bytes; `holds` says whether its checksum holds when they are these.
+    /// Checks a file by its first bytes; `holds` returns whether the checksum is valid with the bytes passed
+    /// to it.
     pub(super) fn check(
         &self,
         bytes: &[u8],
@@ -66,7 +68,7 @@ impl Format {
         }
     }
 
-    /// The error for a file that is not readable: `reason` where it is damaged.
+    /// Returns the error for an unreadable file; `reason` applies if it is damaged.
     pub(super) fn refuse(&self, path: &Path, unreadable: Unreadable, reason: &str) -> LogError {
         let path = path.to_path_buf();
         match unreadable {
@@ -88,7 +90,7 @@ impl Stamp {
         bytes
     }
 
-    /// Reads the stamp that stands at `at`.
+    /// Reads the stamp at the offset `at`.
     pub(super) fn decode(bytes: &[u8], at: usize) -> Option<Self> {
         let bytes = bytes.get(at..at.checked_add(STAMP_BYTES)?)?;
         let group = GroupId(bytes[..32].try_into().ok()?);
@@ -107,7 +109,7 @@ impl Owner {
         Stamp { group: self.group, replica: self.id, voters }
     }
 
-    /// Refuses a file of another replica, of another group, or of a group with other voters.
+    /// Rejects a file of another replica, of another group, or of a group with other voters.
     pub(super) fn check(&self, found: &Stamp, path: &Path) -> Result<(), LogError> {
         if *found == self.stamp() {
             return Ok(());

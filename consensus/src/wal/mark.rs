@@ -1,14 +1,17 @@
-//! The mark: how far the log is durable, said in a second place. Without it the last record that was ever
-//! acknowledged has nobody behind it to say so, and damage to it would look like a torn tail.
+//! Durability mark: a second record of how far the log is durable.
 //!
-//! A file of two slots, a page apart, written in turn: after each sync of the log, and before anyone is told
-//! of it, the slot that holds the older mark is overwritten. A slot is kind and version 8, owner 48, sequence
-//! number 8, chain 32, CRC-32C 4, zeros.
+//! Without it, nothing would vouch for the last acknowledged record, and damage to it would look like a torn
+//! tail.
 //!
-//! What may surprise: the mark itself is synced only when a log is opened and closed. A process that is
-//! killed loses nothing that it wrote, so after `kill -9` the mark is exact. After a power cut it may be
-//! older, by what the kernel had not yet written back; `record::judge` is for that case. It is never ahead
-//! of the log, because it is written only after the log is durable: a healthy log is never refused.
+//! The file has two slots, a page apart, written in turn. After each sync of the log, and before anything is
+//! acknowledged, the slot with the older mark is overwritten. A slot is kind and version 8, owner 48,
+//! sequence number 8, chain 32, CRC-32C 4, zeros.
+//!
+//! Caveat: the mark itself is synced only when a log is opened and closed. A process that is killed loses
+//! nothing that it wrote, so after `kill -9` the mark is exact. After a power failure it may be older, by the
+//! writes that the kernel had not yet written back; `record::judge` covers that case. The mark is never ahead
+//! of the log, because it is written only after the log is durable. A healthy log is therefore never
+//! rejected.
 
 use super::Owner;
 use super::files::{Directory, File};
@@ -21,7 +24,7 @@ use std::path::PathBuf;
 pub(super) const FORMAT: Format = Format { kind: *b"QLOGMRK", version: b'2' };
 const NAME: &str = "durable.mark";
 const PARTIAL: &str = "durable.partial";
-/// A page apart, so that no torn write and no bad sector takes both.
+/// Distance between the slots in bytes: a page, so that no torn write and no bad sector affects both.
 const SLOT_STEP: u64 = 4096;
 const SLOT_BYTES: usize = 128;
 const CRC_AT: usize = 96;
@@ -31,12 +34,12 @@ pub(super) struct Mark {
     path: PathBuf,
     file: Box<dyn File>,
     owner: Stamp,
-    /// The slot to overwrite next: 0 or 1.
+    /// Slot to overwrite next: 0 or 1.
     next: u64,
 }
 
 impl Mark {
-    /// Makes the mark of a log that begins at `position`; durable under its name before anything follows.
+    /// Creates the mark of a log that begins at `position`; its name is durable before anything follows.
     pub(super) fn create(
         directory: &dyn Directory,
         owner: &Owner,
@@ -53,7 +56,7 @@ impl Mark {
         Ok(Self { path: directory.file(NAME), file, owner, next: 0 })
     }
 
-    /// Opens the mark and reads the newer of its slots; `None` where there is no such file.
+    /// Opens the mark and reads the newer of its slots; `None` if there is no such file.
     pub(super) fn open(
         directory: &dyn Directory,
         owner: &Owner,
@@ -76,7 +79,8 @@ impl Mark {
         Ok(Some((Self { path, file, owner: slot.0, next }, slot.1)))
     }
 
-    /// Says that the log is durable up to `position`. Reaches the operating system, not yet the disk.
+    /// Records that the log is durable up to `position`. The write reaches the operating system, not yet the
+    /// disk.
     pub(super) fn set(&mut self, position: &Position) -> Result<(), LogError> {
         let written = self.file.write_at(&encode(&self.owner, position), self.next * SLOT_STEP);
         written.map_err(|e| LogError::io("write", &self.path, e))?;

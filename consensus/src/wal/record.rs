@@ -1,4 +1,5 @@
-//! One record of the log: 64 bytes of head, a payload, zeros up to a multiple of 8. Bytes only, no files.
+//! Log record: 64 bytes of header, a payload, zeros up to a multiple of 8. This module knows bytes, not
+//! files.
 //!
 //! | bytes | field |
 //! |---|---|
@@ -10,10 +11,12 @@
 //! | 4 | CRC-32C of the head (this field as zero) and the payload |
 //! | 4 | CRC-32C of the 56 bytes before these two |
 //!
-//! A record at the end of the log that does not read back is either torn (a write that never ended, nobody
-//! was told of it, it may be cut off) or damaged (it was whole, somebody may have been told, it must not be).
-//! Three witnesses tell them apart: a later record whose `durable` covers it, the mark (`mark.rs`), and
-//! [`judge`], which knows that a disk writes whole sectors. Integers are little-endian.
+//! A record at the end of the log that cannot be read back is either torn or damaged. A torn record is a
+//! write that never completed: it was not acknowledged, and may be truncated. A damaged record was once
+//! complete: it may have been acknowledged, and must not be truncated.
+//!
+//! Three checks distinguish them: a later record whose `durable` covers it, the mark (`mark.rs`), and
+//! [`judge`], which relies on disks writing whole sectors. Integers are little-endian.
 
 use crate::command::{u32_at, u64_at};
 use crate::snapshot::Snapshot;
@@ -24,24 +27,24 @@ const MAGIC: [u8; 4] = *b"QLR2";
 const HEAD_BYTES: usize = 64;
 const CRC_AT: usize = 56;
 const HEAD_CRC_AT: usize = 60;
-/// The smallest unit that any disk writes or does not write.
+/// Smallest unit that any disk writes as a whole, in bytes.
 const SECTOR_BYTES: usize = 512;
 
 const HAS_HARD_STATE: u8 = 1;
 const HAS_SNAPSHOT_MARK: u8 = 2;
 const HAS_BOOT: u8 = 4;
 
-/// The hash over a record and all before it.
+/// Hash over a record and all records before it.
 pub(super) type Chain = [u8; 32];
 
-/// Where the log stands after a record: its sequence number and the chain through it.
+/// Position in the log after a record: its sequence number and the chain through it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) sequence: u64,
     pub(super) chain: Chain,
 }
 
-/// A record that is whole and carries its own checksum; whether it continues the log is not said.
+/// A complete record with a valid checksum, which may or may not continue the log.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
     pub(super) sequence: u64,
@@ -50,20 +53,20 @@ pub(super) struct Record<'a> {
     pub(super) payload: &'a [u8],
 }
 
-/// What a payload says.
+/// Decoded payload of a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Content {
-    /// A snapshot here is a mark: index and term, its bytes are in a file of their own.
+    /// A snapshot in it is a mark: index and term only. The snapshot's bytes are in a file of their own.
     pub(super) batch: Batch,
     pub(super) boots: Option<u64>,
 }
 
-/// Bytes that a record with this payload takes in a segment.
+/// Returns the bytes that a record with this payload occupies in a segment.
 pub(super) fn length(payload: usize) -> u64 {
     (HEAD_BYTES + payload).next_multiple_of(8) as u64
 }
 
-/// Appends the next record to `buffer` and moves `position` behind it.
+/// Appends the next record to `buffer`, and moves `position` past it.
 pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: u64, payload: &[u8]) {
     let sequence = position.sequence + 1;
     assert!(durable < sequence, "a record cannot be durable before it is written");
@@ -83,7 +86,7 @@ pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: u64,
     buffer.resize(begin + length(payload.len()) as usize, 0);
 }
 
-/// Reads the record at the beginning of `bytes`, if a whole one with a right checksum stands there.
+/// Reads the record at the beginning of `bytes`, if it is complete and its checksum is valid.
 pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
     let head = read_head(bytes)?;
     let payload = bytes.get(HEAD_BYTES..HEAD_BYTES.checked_add(u32_at(head, 4)? as usize)?)?;
@@ -97,27 +100,27 @@ pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
     Some(Record { sequence: u64_at(head, 8)?, durable: u64_at(head, 16)?, chain, payload })
 }
 
-/// A record's head, if a whole one stands at the beginning of `bytes`: its length can be believed.
+/// Reads a record's header at the beginning of `bytes`, if it is intact: its length can then be trusted.
 fn read_head(bytes: &[u8]) -> Option<&[u8; HEAD_BYTES]> {
     let head: &[u8; HEAD_BYTES] = bytes.get(..HEAD_BYTES)?.try_into().ok()?;
     let whole = head[..4] == MAGIC && crc32c::crc32c(&head[..CRC_AT]) == u32_at(head, HEAD_CRC_AT)?;
     whole.then_some(head)
 }
 
-/// What stands at a place in a segment where no record reads back.
+/// Content of a segment at an offset where no record can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gap {
-    /// Nothing was written there or behind it.
+    /// Nothing was written there or after it.
     Empty,
-    /// A write that may have been cut short: a sector of it still holds the zeros from before.
+    /// A write that may have been cut short: one of its sectors still holds the zeros from before.
     Torn,
-    /// Every sector was written, so it was whole once.
+    /// Every sector was written, so the record was once complete.
     Damaged,
 }
 
-/// Judges the place `at`, a multiple of 8, of a segment's bytes. Space is zeroed before it is used and disks
-/// write whole sectors, so each sector of a torn record either came, and is right, or is still zero. Only a
-/// record in which a whole sector was turned to zeros, or that held a sector of zeros, cannot be told apart.
+/// Classifies the bytes of a segment at the offset `at`, a multiple of 8. Space is zeroed before use and
+/// disks write whole sectors, so each sector of a torn record is either correct or still zero. Two cases
+/// remain ambiguous: a whole sector was turned to zeros, or the record itself held a sector of zeros.
 pub(super) fn judge(segment: &[u8], at: usize) -> Gap {
     let rest = segment.get(at..).unwrap_or_default();
     if is_zero(rest) {
@@ -128,12 +131,12 @@ pub(super) fn judge(segment: &[u8], at: usize) -> Gap {
     }
     let Some(head) = read_head(rest) else { return Gap::Damaged };
     let length = HEAD_BYTES + u32_at(head, 4).unwrap_or(0) as usize;
-    // The writer never goes beyond its segment.
+    // The writer never exceeds its segment.
     let fits = length <= rest.len();
     if fits && sector_missing(segment, at, length) { Gap::Torn } else { Gap::Damaged }
 }
 
-/// Whether any sector holds nothing but zeros where it overlaps `length` bytes from `at`.
+/// Returns whether any sector is all zeros where it overlaps the `length` bytes from `at`.
 fn sector_missing(segment: &[u8], at: usize, length: usize) -> bool {
     let end = segment.len().min(at + length);
     let mut from = at;
@@ -151,14 +154,14 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// The chain through the record that follows `previous`.
+/// Returns the chain through the record that follows `previous`.
 pub(super) fn next_chain(previous: &Chain, sequence: u64, payload: &[u8]) -> Chain {
     let mut hasher = blake3::Hasher::new();
     hasher.update(previous).update(&sequence.to_le_bytes()).update(payload);
     *hasher.finalize().as_bytes()
 }
 
-/// A batch as a payload: flags, then what they announce, then the entries.
+/// Encodes a batch as a payload: flags, the fields that they announce, then the entries.
 pub(super) fn encode(batch: &Batch, boots: Option<u64>) -> Vec<u8> {
     let data: usize = batch.entries.iter().map(|entry| entry.data.len() + 20).sum();
     let mut bytes = Vec::with_capacity(64 + data);
@@ -188,7 +191,7 @@ pub(super) fn encode(batch: &Batch, boots: Option<u64>) -> Vec<u8> {
     bytes
 }
 
-/// Back from [`encode`]; `None` when the payload is not one of ours.
+/// Decodes the output of [`encode`]; `None` if the payload is malformed.
 pub(super) fn decode(payload: &[u8]) -> Option<Content> {
     let flags = *payload.first()?;
     if flags & !(HAS_HARD_STATE | HAS_SNAPSHOT_MARK | HAS_BOOT) != 0 {
@@ -293,7 +296,8 @@ mod tests {
             prop_assert_eq!(judge(&torn, begin), expected);
             let bit = 8 * begin + bit.index(8 * (HEAD_BYTES + payload.len()));
             whole[bit / 8] ^= 1 << (bit % 8);
-            // A flip that leaves zeros alone in its sector cannot be told from a sector that never came.
+            // A flip that leaves only zeros in its sector cannot be distinguished from a sector that was
+            // never written.
             let part = |number: usize| {
                 let from = begin.max(number * SECTOR_BYTES);
                 &whole[from..(begin + HEAD_BYTES + payload.len()).min((number + 1) * SECTOR_BYTES)]

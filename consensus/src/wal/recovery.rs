@@ -1,4 +1,4 @@
-//! Reading the log back at a start: every byte is checked, the torn tail is cut off, damage is refused.
+//! Log recovery at a start: verifies every byte, truncates a torn tail, and refuses damaged files.
 
 use super::files::{self, Directory};
 use super::mark::Mark;
@@ -12,28 +12,27 @@ use crate::snapshot::Snapshot;
 use crate::store::{Fit, LogEntry, Recovered};
 use std::path::Path;
 
-/// What a directory held.
+/// Recovered content of a directory.
 pub(super) struct Found {
     pub(super) recovered: Recovered,
     pub(super) segment: Segment,
     pub(super) older: Vec<(u64, u64)>,
     pub(super) position: Position,
     pub(super) mark: Mark,
-    /// Whether the log must say, before anything else, that the snapshot stands in its place.
+    /// Whether the log must record, before anything else, that the snapshot replaces it.
     pub(super) fit: Fit,
     pub(super) seen: Seen,
 }
 
-/// What a recovery came upon, for the log and for proofs that a simulation met it.
+/// Findings of a recovery, for logging and as proof that a simulation covered a case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Segments read.
     pub(crate) segments: u64,
-    /// Whether a torn record was cut off.
+    /// Whether a torn record was truncated.
     pub(crate) torn: bool,
-    /// Batches that replaced entries before them.
+    /// Batches that replaced earlier entries.
     pub(crate) replaced: u64,
-    /// Those of them that begin before the first entry that is left.
+    /// Replacing batches that begin before the first remaining entry.
     pub(crate) replaced_from_front: u64,
     /// Whether a snapshot had replaced the log without a mark.
     pub(crate) detached: bool,
@@ -41,8 +40,9 @@ pub(crate) struct Seen {
     pub(crate) fell_back: bool,
 }
 
-/// Reads everything in `directory`. Begins a new log with a segment of `segment_bytes` where there is none, if
-/// that is allowed, or if an earlier start was allowed it and ended before anything was durable.
+/// Reads and verifies everything in `directory`. Without a log in it, creates a new one with a segment of
+/// `segment_bytes`. That requires `create`, or an earlier permitted start that ended before anything was
+/// durable.
 pub(super) fn recover(
     directory: &dyn Directory,
     owner: &Owner,
@@ -53,7 +53,7 @@ pub(super) fn recover(
     segments.sort_unstable();
     let marked = Mark::open(directory, owner)?;
     let loaded = snapshots::load(directory, owner)?;
-    // Not before it is known whose they are.
+    // Only after their owner has been checked.
     snapshots::remove_partial(directory)?;
     let (Some(first), Some(last)) = (segments.first(), segments.last().copied()) else {
         return match marked.map(|(_, durable)| durable.sequence) {
@@ -88,7 +88,7 @@ pub(super) fn recover(
     Ok(Found { recovered, segment, older, position, mark, fit, seen })
 }
 
-/// The first segment of a new log.
+/// Creates the first segment of a new log.
 fn begin(directory: &dyn Directory, owner: &Owner, segment_bytes: u64) -> Result<Found, LogError> {
     let spare = spares::make(directory, 0, segment_bytes)?;
     let position = first_position();
@@ -100,14 +100,14 @@ fn begin(directory: &dyn Directory, owner: &Owner, segment_bytes: u64) -> Result
 
 struct Reader<'a> {
     owner: &'a Owner,
-    /// How far the log was durable, as the mark says.
+    /// End of the durable log, according to the mark.
     durable: Position,
     recovered: Recovered,
     position: Option<Position>,
     older: Vec<(u64, u64)>,
     /// Whether something follows the last record.
     torn: bool,
-    /// The records at the end that the mark does not vouch for, as bytes.
+    /// Bytes of the last records, which the mark does not cover.
     unsure: Vec<u8>,
     seen: Seen,
 }
@@ -118,7 +118,7 @@ impl<'a> Reader<'a> {
         Self { owner, durable, recovered, position: None, older, torn: false, unsure, seen: Seen::default() }
     }
 
-    /// Reads one segment and returns where its records end.
+    /// Reads one segment, and returns the offset at which its records end.
     fn parse(&mut self, bytes: &[u8], number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
         let header = Header::decode(bytes)
             .map_err(|reason| segment::FORMAT.refuse(path, reason, "its head is not readable"))?;
@@ -157,7 +157,8 @@ impl<'a> Reader<'a> {
         if header.number != number {
             return Err(damaged(path, 0, format!("it says that it is segment {:016x}", header.number)));
         }
-        // Every segment but the last was full and durable before the next began: its end must meet the head.
+        // Every segment but the last was full and durable before the next began: its end must match the next
+        // header.
         match &self.position {
             Some(before) if *before != header.position => {
                 let at = format!("the log before it ends at record {}", before.sequence);
@@ -167,7 +168,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The mark and the log must tell one story: else this is not the log that was marked.
+    /// Checks that the mark agrees with the log; otherwise this is not the log that was marked.
     fn check_mark(&self, position: &Position, at: impl TryInto<u64>, path: &Path) -> Result<(), LogError> {
         if position.sequence != self.durable.sequence || *position == self.durable {
             return Ok(());
@@ -175,8 +176,8 @@ impl<'a> Reader<'a> {
         Err(damaged(path, at, format!("record {} is not the one that was durable", position.sequence)))
     }
 
-    /// Judges what stands behind the last good record of the log: whether it is a torn write, which nobody
-    /// was told of. Anything that was durable once is refused instead, whatever is left of it.
+    /// Returns whether the bytes after the last good record of the log are a torn write, which was never
+    /// acknowledged. Anything that was once durable is refused instead, however little of it is left.
     fn judge_end(&self, bytes: &[u8], end: usize, missing: u64, path: &Path) -> Result<bool, LogError> {
         let lost = || damaged(path, end, format!("record {missing} was durable and does not read back"));
         if self.durable.sequence >= missing {
@@ -206,8 +207,9 @@ impl<'a> Reader<'a> {
         self.recovered.replay(content.batch)
     }
 
-    /// Uses the snapshot before the damaged one, or none, if the log continues it to where the damaged one was.
-    /// Otherwise something acknowledged is in the damaged one alone, and the start is refused.
+    /// Uses the snapshot before the damaged one, or none, if the log continues it up to the damaged one's
+    /// index. Otherwise some acknowledged entries are in the damaged snapshot alone, and the start is
+    /// refused.
     fn fall_back(
         &mut self,
         directory: &dyn Directory,
@@ -228,7 +230,7 @@ impl<'a> Reader<'a> {
         Ok(Fit::Continued)
     }
 
-    /// Puts the newest snapshot in the place of the log's last mark, and fits the entries to it.
+    /// Replaces the log's last mark by the newest snapshot, and reconciles the entries with it.
     fn fit_snapshot(&mut self, newest: Option<Snapshot>, path: &Path) -> Result<Fit, LogError> {
         let marked = self.recovered.snapshot.as_ref().map_or(0, |mark| mark.index);
         if newest.as_ref().map_or(0, |found| found.index) < marked {
@@ -250,8 +252,8 @@ fn damaged(path: &Path, offset: impl TryInto<u64>, reason: impl Into<String>) ->
     LogError::Corrupt { path: path.to_path_buf(), offset, reason: reason.into() }
 }
 
-/// What the fuzzer may do: damage a segment that was written well, and see that reading it back either
-/// refuses or returns a beginning of what was written.
+/// Damages a well-formed segment, and checks that reading it back either fails or returns a prefix of its
+/// records.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
     let owner = Owner { group: GroupId([7; 32]), id: 1, voters: vec![1] };

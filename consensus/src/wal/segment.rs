@@ -1,4 +1,4 @@
-//! One segment file: a head that says whose it is and where the chain stands, then records, then space.
+//! Segment file: a header with the owner and the position of the hash chain, then records, then free space.
 
 use super::Owner;
 use super::files::{Directory, File, zero};
@@ -10,8 +10,8 @@ use crate::error::LogError;
 use crate::planted::{Defect, planted};
 use std::path::PathBuf;
 
-/// Bytes of a segment's head: kind and version 8, number 8, owner 48, sequence 8, chain 32, CRC-32C 4, zeros.
-/// Records begin behind it.
+/// Bytes of a segment's header: kind and version 8, number 8, owner 48, sequence 8, chain 32, CRC-32C 4,
+/// zeros. Records follow it.
 pub(super) const HEADER_BYTES: u64 = 128;
 pub(super) const FORMAT: Format = Format { kind: *b"QLOGSEG", version: b'3' };
 const CRC_AT: usize = 104;
@@ -25,7 +25,7 @@ pub(super) struct Segment {
     capacity: u64,
 }
 
-/// What a segment's head says.
+/// Decoded header of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) number: u64,
@@ -33,12 +33,12 @@ pub(super) struct Header {
     pub(super) position: Position,
 }
 
-/// The name of the file of a segment.
+/// Returns the file name of a segment.
 pub(super) fn name(number: u64) -> String {
     format!("segment-{number:016x}.log")
 }
 
-/// The number of the segment in a file of this name.
+/// Returns the number of the segment in a file of this name.
 pub(super) fn number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
     u64::from_str_radix(digits, 16).ok()
@@ -65,10 +65,10 @@ impl Segment {
         Ok(Self { number, path: directory.file(&name), file, end: HEADER_BYTES, capacity })
     }
 
-    /// Opens the last segment again, to go on at `end`. A torn record behind it is written over with zeros, so
-    /// that it can never be taken for one of the records to come. The records that end there and are not known
-    /// to be durable are written once more: after a sync that failed the kernel may show what the disk never
-    /// got, and would not write it again by itself.
+    /// Reopens the last segment, to continue at `end`. A torn record after it is overwritten with zeros, so
+    /// that it can never be mistaken for a later record. The last records that are not known to be durable
+    /// are written again. After a failed sync the kernel may show bytes that the disk never got, and would
+    /// not write them again.
     pub(super) fn resume(
         directory: &dyn Directory,
         number: u64,
@@ -91,7 +91,7 @@ impl Segment {
         Ok(Self { number, path, file, end, capacity })
     }
 
-    /// Bytes left.
+    /// Returns the free bytes.
     pub(super) fn room(&self) -> u64 {
         self.capacity - self.end
     }
@@ -127,7 +127,7 @@ impl Header {
         bytes
     }
 
-    /// Reads the head at the beginning of a segment's bytes.
+    /// Decodes the header at the beginning of a segment's bytes.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         let head = bytes.get(..HEADER_BYTES as usize).unwrap_or(bytes);
         FORMAT.check(head, |begin| {

@@ -1,5 +1,7 @@
-//! Snapshot files: written aside, synced, renamed. The two newest are kept, and the log back to the older one:
-//! where the newest is damaged, a start uses the older one and the log behind it.
+//! Snapshot files: written under a temporary name, synced, then renamed.
+//!
+//! The two newest are kept, and the log back to the older one. If the newest is damaged, a start uses the
+//! older one and the log after it.
 //!
 //! Layout: kind and version 8, owner 48, index 8, term 8, voter count 4, voters 8 each, data length 8, data,
 //! BLAKE3 of all of it 32.
@@ -19,7 +21,8 @@ const KEPT: usize = 2;
 const ENDING: &str = ".snap";
 const DAMAGED_ENDING: &str = ".damaged";
 
-/// Makes a snapshot durable; on a full disk in the place of the older ones, which nobody needs to start.
+/// Makes a snapshot durable. If the disk is full, the older ones are removed first; they are not needed for a
+/// start.
 pub(super) fn save(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
     match save_beside(directory, owner, snapshot) {
         Err(error) if error.may_pass() && keep_newest(directory, 1)? > 0 => {
@@ -33,7 +36,7 @@ fn save_beside(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) ->
     let name = format!("snapshot-{:016x}", snapshot.index);
     let (partial, name) = (format!("{name}.partial"), format!("{name}{ENDING}"));
     write(directory, &partial, owner, snapshot).inspect_err(|_| {
-        // The partial file is worth nothing; the error that matters is the first one.
+        // The partial file is useless; the first error is the one to report.
         let _ = directory.remove(&partial);
     })?;
     directory.rename(&partial, &name)?;
@@ -60,24 +63,24 @@ fn write(directory: &dyn Directory, name: &str, owner: &Owner, snapshot: &Snapsh
     written.and_then(|()| file.sync()).map_err(|e| LogError::io("write", &directory.file(name), e))
 }
 
-/// What a start finds: the newest snapshot that is readable.
+/// Result of loading: the newest readable snapshot.
 #[derive(Default)]
 pub(super) struct Loaded {
     pub(super) snapshot: Option<Snapshot>,
-    /// The newest file where it is damaged.
+    /// Newest file, if it is damaged.
     pub(super) damaged: Option<Damaged>,
 }
 
-/// A snapshot file that was whole once: it is only ever visible under its name when it is.
+/// A damaged snapshot file that was once complete: a file gets its name only when it is complete.
 pub(super) struct Damaged {
     pub(super) name: String,
-    /// The entry it reached, as its name says.
+    /// Index of the last entry in it, according to its name.
     pub(super) index: u64,
     pub(super) error: LogError,
 }
 
-/// Reads the newest snapshot, or where it is damaged the one before it. Whether the log continues that one is
-/// for the log to say.
+/// Reads the newest snapshot, or the one before it if the newest is damaged. The caller must check that the
+/// log continues that one.
 pub(super) fn load(directory: &dyn Directory, owner: &Owner) -> Result<Loaded, LogError> {
     let mut names = list(directory, ENDING)?;
     let Some(newest) = names.pop() else { return Ok(Loaded::default()) };
@@ -101,30 +104,30 @@ fn read(directory: &dyn Directory, owner: &Owner, name: &str) -> Result<Snapshot
     Ok(snapshot)
 }
 
-/// Takes a damaged snapshot out of the way, and keeps it for inquiry until two others are whole.
+/// Renames a damaged snapshot, and keeps it for inquiry until two others are intact.
 pub(super) fn set_aside(directory: &dyn Directory, damaged: &Damaged) -> Result<(), LogError> {
     let aside = damaged.name.replace(ENDING, DAMAGED_ENDING);
     directory.rename(&damaged.name, &aside)?;
     directory.sync()
 }
 
-/// The index of a snapshot, by the name of its file.
+/// Returns the index of a snapshot, from the name of its file.
 fn index(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("snapshot-")?.strip_suffix(ENDING)?;
     u64::from_str_radix(digits, 16).ok()
 }
 
-/// The entries that the kept snapshots reach, rising.
+/// Returns the indices of the kept snapshots, in ascending order.
 pub(super) fn indices(directory: &dyn Directory) -> Result<Vec<u64>, LogError> {
     Ok(list(directory, ENDING)?.iter().filter_map(|name| index(name)).collect())
 }
 
-/// Removes what a crash left half written. Only at a start: later a partial file may be in the making.
+/// Removes incomplete files that a crash left. Only at a start: later a partial file may be in progress.
 pub(super) fn remove_partial(directory: &dyn Directory) -> Result<(), LogError> {
     list(directory, ".partial")?.iter().try_for_each(|name| directory.remove(name))
 }
 
-/// Removes all but the newest snapshots, and damaged ones when those are complete again.
+/// Removes all but the newest snapshots, and damaged ones once enough others are intact.
 pub(super) fn remove_older(directory: &dyn Directory) -> Result<(), LogError> {
     keep_newest(directory, KEPT)?;
     if list(directory, ENDING)?.len() < KEPT {
@@ -133,7 +136,7 @@ pub(super) fn remove_older(directory: &dyn Directory) -> Result<(), LogError> {
     list(directory, DAMAGED_ENDING)?.iter().try_for_each(|name| directory.remove(name))
 }
 
-/// Removes all but so many, and says how many that were.
+/// Removes all but the `kept` newest snapshots, and returns the number of removed ones.
 fn keep_newest(directory: &dyn Directory, kept: usize) -> Result<usize, LogError> {
     let found = list(directory, ENDING)?;
     let removed = found.len().saturating_sub(kept);
@@ -141,7 +144,7 @@ fn keep_newest(directory: &dyn Directory, kept: usize) -> Result<usize, LogError
     Ok(removed)
 }
 
-/// Files whose names end so, oldest first: their names sort by index.
+/// Returns the files with this ending, oldest first: their names sort by index.
 fn list(directory: &dyn Directory, ending: &str) -> Result<Vec<String>, LogError> {
     let mut names = directory.list()?;
     names.retain(|name| name.ends_with(ending));

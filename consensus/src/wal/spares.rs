@@ -1,9 +1,9 @@
-//! Files allocated and zeroed ahead, so that the log never waits for space while somebody waits for it.
+//! Spare segments: files allocated and zeroed in advance, so that no acknowledgement waits for allocation.
 //!
-//! One thread keeps one spare ready. A full disk is met here, early: the log still has the rest of its
-//! segment, and the replica stops taking proposals until a spare could be made. A writer that needs a spare
-//! while there is none waits for that thread's next try, so that two makers never take the last space from each
-//! other. In a simulation there is no thread: the writer makes spares itself, at the same moments in every run.
+//! One thread keeps one spare ready. A full disk is detected here, early: the log still has the rest of its
+//! segment. The replica then rejects proposals until a spare can be made. A writer that finds no spare waits
+//! for that thread's next attempt, so that two makers never compete for the last space. A simulation has no
+//! thread: the writer makes spares itself, at the same moments in every run.
 
 use super::files::{Directory, File, zero};
 use crate::error::{LogError, StartError};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long to wait before trying again after the disk was full, if nobody asks sooner.
+/// Pause after a full disk before the next attempt, unless a writer requests one sooner.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A zeroed file that is not part of the log yet.
@@ -21,12 +21,12 @@ pub(super) struct Spare {
     pub(super) bytes: u64,
 }
 
-/// Where spares are made.
+/// Maker of the spares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Making {
-    /// Ahead, by a thread of their own.
+    /// A thread of their own, in advance.
     Ahead,
-    /// By the writer.
+    /// The writer.
     Inline,
 }
 
@@ -48,15 +48,15 @@ struct Shared {
 struct State {
     ready: Option<Spare>,
     stop: bool,
-    /// A writer waits: try now.
+    /// True if a writer waits: the thread must retry immediately.
     wanted: bool,
-    /// Why the last try failed, for the writer that waited for it.
+    /// Error of the last attempt, for the writer that waited for it.
     error: Option<LogError>,
     made: u64,
 }
 
 impl Spares {
-    /// Removes spares of an earlier run (a crash may have left them half zeroed) and begins to make one.
+    /// Removes spares of an earlier run, which a crash may have left half zeroed, and starts to make one.
     pub(super) fn start(
         directory: Arc<dyn Directory>,
         segment_bytes: u64,
@@ -79,7 +79,7 @@ impl Spares {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// A zeroed file of at least `bytes`: the spare, or a larger one made now.
+    /// Returns a zeroed file of at least `bytes`: the spare, or a larger one made now.
     pub(super) fn take(&self, bytes: u64) -> Result<Spare, LogError> {
         let mut state = self.shared.lock();
         if bytes > self.shared.segment_bytes {
@@ -108,15 +108,16 @@ impl Spares {
         }
     }
 
-    /// Gives the space of spares back that are not needed after all.
+    /// Frees the space of spares that are not needed after all.
     pub(super) fn discard(&self, spares: impl Iterator<Item = Spare>) {
         for spare in spares {
-            // The next start removes what is left over.
+            // The next start removes leftover files.
             let _ = self.shared.directory.remove(&spare.name);
         }
     }
 
-    /// Gives up a segment's file. Its bytes are old records; a spare must be zeros, so it is removed.
+    /// Removes a segment's file. It cannot become a spare: its bytes are old records, and a spare must be
+    /// zeros.
     pub(super) fn recycle(&self, name: &str) -> Result<(), LogError> {
         self.shared.directory.remove(name)?;
         self.shared.directory.sync()?;
@@ -138,7 +139,7 @@ impl Drop for Spares {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread is already printed; there is nobody left to tell.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
     }
@@ -149,7 +150,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the spare if there is none, and notes whether there was space for it.
+    /// Makes the spare if there is none, and records whether there was space for it.
     fn prepare(&self) {
         let mut state = self.lock();
         if state.ready.is_some() {
@@ -202,13 +203,13 @@ fn keep_ready(shared: &Shared) {
     }
 }
 
-/// Makes a file of zeros, durable before it is used: overwriting it later needs no journal.
+/// Makes a file of zeros, durable before it is used: overwriting it later needs no file-system journal.
 pub(super) fn make(directory: &dyn Directory, number: u64, bytes: u64) -> Result<Spare, LogError> {
     let name = format!("spare-{number}.log");
     let file = directory.create(&name)?;
     let filled = zero(&*file, 0, bytes).and_then(|()| file.sync());
     if let Err(error) = filled {
-        // Space half taken helps nobody; the error that matters is the first one.
+        // A partly allocated file is useless; the first error is the one to report.
         let _ = directory.remove(&name);
         return Err(LogError::io("allocate", &directory.file(&name), error));
     }

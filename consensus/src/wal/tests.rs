@@ -1,4 +1,4 @@
-//! The log on a real disk: what comes back, what is refused, what is cut off.
+//! Tests of the write-ahead log: recovery, refusal and truncation.
 
 mod formats;
 mod owners;
@@ -18,7 +18,7 @@ fn owner(id: u64) -> Owner {
     Owner { group: GroupId([7; 32]), id, voters: vec![1, 2, 3] }
 }
 
-/// Where a segment lies.
+/// Returns the path of a segment.
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(segment::name(number))
 }
@@ -58,7 +58,7 @@ fn refusal(outcome: Result<(WriteAheadLog, Recovered), StartError>) -> LogError 
     }
 }
 
-/// A log of three durable batches, closed; returns the file of its only segment.
+/// Creates a log of three durable batches and closes it; returns the path of its only segment.
 fn small_log(directory: &Path) -> PathBuf {
     let (log, _) = open(directory).expect("a new log");
     log.write(&[hard_state(1, 0)]).expect("room");
@@ -121,14 +121,14 @@ fn a_suffix_overwritten_across_a_segment_survives_truncation() {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open(directory.path()).expect("a new log");
     log.write(&[hard_state(1, 0)]).expect("room");
-    // Until the second segment begins, and a good piece of it.
+    // Writes until the second segment has begun, and well into it.
     let mut last = 0;
     while log.lock().segment.number == 0 || last % 20 != 0 {
         last += 1;
         log.write(&[entries(last..=last, 1000)]).expect("room");
     }
     let boundary = log.lock().older[0].1;
-    // A new leader replaces what was not committed, from an index in the first segment.
+    // A new leader replaces uncommitted entries, from an index in the first segment.
     let from = boundary - 5;
     log.write(&[hard_state(2, from - 1), entries_of(2, from..=last + 10, 100)]).expect("room");
     log.write(&[hard_state(2, last)]).expect("room");
@@ -152,7 +152,7 @@ fn what_follows_a_snapshot_survives_though_its_mark_was_lost() {
         let (log, _) = open(directory.path()).expect("a new log");
         log.write(&[entries(1..=reached, 10), hard_state(1, 40)]).expect("room");
         let sent = Snapshot { term: 3, ..snapshot(90) };
-        // As far as an installation came when the process was killed: the file is there, the mark is not.
+        // The state of an installation that was killed: the snapshot's file exists, its mark does not.
         log.save_snapshot(&sent).expect("room");
         drop(log);
         let (log, found) = open(directory.path()).expect("an existing log");
@@ -208,8 +208,7 @@ fn a_snapshot_from_the_leader_replaces_the_log() {
     assert_eq!(found.entries, entries(91..=92, 10).entries);
 }
 
-/// A closed log whose last record is `last` bytes of entries behind three durable batches, and where that
-/// record stands. The mark is taken away by `before` right before the last record is written.
+/// A closed log of three durable batches and a last record with entries of a given size.
 struct Ended {
     directory: TempDir,
     segment: PathBuf,
@@ -221,7 +220,7 @@ struct Ended {
 
 impl Ended {
     fn new(size: usize) -> Self {
-        // Thousands of starts: in memory where there is such a place.
+        // Thousands of starts: on an in-memory file system, if there is one.
         let place = Path::new("/dev/shm");
         let place = if place.is_dir() { place.to_path_buf() } else { std::env::temp_dir() };
         let directory = TempDir::new_in(place).expect("temporary directory");
@@ -242,7 +241,8 @@ impl Ended {
         Self { directory, segment, whole, record: begin..end, marks }
     }
 
-    /// Starts with these bytes of the segment and that mark: how many entries come back, or the refusal.
+    /// Starts with these bytes of the segment and of the mark; returns the number of recovered entries, or
+    /// the refusal.
     fn start(&self, segment: &[u8], mark: &[u8]) -> Result<usize, String> {
         fs::write(&self.segment, segment).expect("write");
         fs::write(self.directory.path().join("durable.mark"), mark).expect("write");
@@ -255,7 +255,7 @@ impl Ended {
         }
     }
 
-    /// The segment with something done to it.
+    /// Returns the segment after a modification.
     fn with(&self, alter: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut segment = self.whole.clone();
         alter(&mut segment);
@@ -286,7 +286,7 @@ fn every_byte_of_an_acknowledged_last_record_counts() {
 fn a_write_that_a_power_cut_tore_is_cut_off_and_a_damaged_one_is_not() {
     for size in [10, 700] {
         let log = Ended::new(size);
-        // The machine went down before the mark of the last record reached the disk.
+        // The machine failed before the mark of the last record reached the disk.
         let mark = &log.marks.1;
         assert_eq!(log.start(&log.whole, mark), Ok(6), "nobody was told, and it is whole");
         let last_sector = log.record.start.max((log.record.end - 1) / 512 * 512);
@@ -370,7 +370,7 @@ fn every_damaged_byte_is_refused() {
     }
 }
 
-/// Opens a log on simulated files, in the name of a process of its own.
+/// Opens a log on simulated files, as a process of its own.
 fn open_simulated(files: &SimulatedFiles, making: Making) -> (WriteAheadLog, Recovered) {
     files.kill();
     let opened = WriteAheadLog::open_in(files.directory(), owner(1), true, SEGMENT_BYTES, making);
@@ -383,7 +383,7 @@ fn a_full_disk_at_the_end_of_a_segment_writes_nothing_and_passes() {
     for making in [Making::Ahead, Making::Inline] {
         let files = SimulatedFiles::new(1);
         let (log, _) = open_simulated(&files, making);
-        // Three batches that go through together or not at all, though only the last does not fit.
+        // Three batches that are written together or not at all, although only the last one does not fit.
         let group = |from: u64| {
             [
                 entries(from..=from, 9000),
@@ -402,7 +402,7 @@ fn a_full_disk_at_the_end_of_a_segment_writes_nothing_and_passes() {
         let (log, found) = {
             files.crash();
             drop(log);
-            // A start needs a little room, and there is some left in the segment.
+            // A start needs a little space, and there is some left in the segment.
             open_simulated(&files, making)
         };
         assert_eq!(found.entries.len() as u64, next - 1, "exactly what was acknowledged");
@@ -450,7 +450,7 @@ fn a_founding_that_was_killed_before_anything_was_durable_begins_again() {
     let (log, found) = WriteAheadLog::open(directory.path(), owner(1), false, SEGMENT_BYTES).expect("begins");
     assert_eq!(found.boots, 1);
     drop(log);
-    // From here on something was promised: the same loss is a loss.
+    // From here on something was durable: the same missing file means damage.
     fs::remove_file(segment_path(directory.path(), 0)).expect("remove");
     assert_eq!(refusal(open(directory.path())).code().as_str(), "log-damaged");
 }

@@ -1,20 +1,21 @@
-//! Judges what clients saw of one list that only grows: was it linearizable, and did every line get in once?
+//! Linearizability checker for an append-only list, in which every line must appear exactly once.
 //!
-//! The final list gives every operation its point in the order: an append stands where its line stands, a
-//! read behind the last line it saw. What is left to check is that these points never contradict real time.
+//! The final list gives every operation its point in the order: an append is at its line, a read after the
+//! last line seen. The remaining check is that these points never contradict real time.
 
 use std::collections::BTreeSet;
 
-/// What a client did and saw.
+/// Observation of a client.
 #[derive(Debug, Clone)]
 pub(crate) enum Seen {
-    /// Its line is the list's `place`-th, counted from 1.
+    /// The client's line is the list's `place`-th, counted from 1.
     Appended { line: String, place: usize },
     /// The list had `length` lines, and this digest.
     Read { length: usize, digest: String },
 }
 
-/// One finished operation. `begin` and `end` come from one counter, so they order what one process saw.
+/// One finished operation. `begin` and `end` come from one counter, so they order the observations of one
+/// process.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
     pub(crate) begin: u64,
@@ -22,15 +23,15 @@ pub(crate) struct Operation {
     pub(crate) seen: Seen,
 }
 
-/// The digest of an empty list.
+/// Digest of an empty list.
 pub(crate) const EMPTY: [u8; 32] = [0; 32];
 
-/// The digest of a list with one more line.
+/// Returns the digest of a list with one more line.
 pub(crate) fn digest(before: &[u8; 32], line: &str) -> [u8; 32] {
     *blake3::Hasher::new().update(before).update(line.as_bytes()).finalize().as_bytes()
 }
 
-/// Holds what every client saw against the list as it is in the end.
+/// Checks the observations of all clients against the final list.
 pub(crate) fn check(list: &[String], operations: &[Operation]) -> Result<(), String> {
     let mut distinct = BTreeSet::new();
     if let Some(twice) = list.iter().find(|line| !distinct.insert(line.as_str())) {
@@ -60,7 +61,7 @@ fn check_one(list: &[String], digests: &[[u8; 32]], seen: &Seen) -> Result<(), S
     }
 }
 
-/// Whatever ended before another operation began must not stand behind it.
+/// Checks that an operation that ended before another began does not follow it in the order.
 fn check_real_time(operations: &[Operation]) -> Result<(), String> {
     let mut by_begin: Vec<&Operation> = operations.iter().collect();
     let mut by_end = by_begin.clone();
@@ -81,7 +82,7 @@ fn check_real_time(operations: &[Operation]) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads stand between the lines.
+/// Returns an operation's point in the order; reads are between the lines.
 fn point(seen: &Seen) -> usize {
     match seen {
         Seen::Appended { place, .. } => 2 * place,
@@ -89,7 +90,7 @@ fn point(seen: &Seen) -> usize {
     }
 }
 
-/// The checker itself must see what it is for.
+/// Test of the checker itself: it must detect every kind of violation.
 #[test]
 fn bad_histories_are_found() {
     let append = |begin: u64, end: u64, line: &str, place: usize| Operation {

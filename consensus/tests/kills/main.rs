@@ -1,9 +1,10 @@
-//! Three replicas as processes of their own, killed with SIGKILL at seeded moments while clients write and
-//! read, and started again on what they left. Nothing acknowledged is lost, nothing is applied twice, every
-//! read is current, and every log verifies.
+//! Kill test: three replica processes, killed with SIGKILL at seeded moments while clients write and read.
 //!
-//! What it does not show: SIGKILL leaves the operating system's cache, so a missing sync is not found here
-//! but by the simulated disk, which forgets what was not synced.
+//! Killed replicas are restarted from their data. Nothing acknowledged is lost, nothing is applied twice,
+//! every read is current, and every log verifies.
+//!
+//! Caveat: SIGKILL leaves the operating system's cache intact, so this test cannot detect a missing sync. The
+//! simulated disk can, because it forgets unsynced data.
 
 mod history;
 mod process;
@@ -20,17 +21,17 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// How long anything may take before the test gives up; machines are shared.
+/// Timeout of every wait; generous, because machines are shared.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// No new kill after this long: the test stays short where the machine is slow.
+/// Time after which no new kill begins, so that the test stays short on a slow machine.
 const KILLING: Duration = Duration::from_secs(7);
-/// Kills that happen however slow the machine is: each kind once.
+/// Rounds that take place however slow the machine is: one of each kind.
 const ROUNDS_MIN: usize = 3;
 const ROUNDS_MAX: usize = 12;
 const CLIENTS: u64 = 6;
 const SEED: u64 = 2026;
 
-/// A small deterministic generator (SplitMix64): the seed decides whom to kill and when.
+/// Deterministic generator (SplitMix64): the seed decides the victims and moments of the kills.
 struct Dice(u64);
 
 impl Dice {
@@ -43,11 +44,11 @@ impl Dice {
     }
 }
 
-/// What clients share: the way to each replica while it runs, and a clock of events.
+/// State shared by the clients: a link to each running replica, and a clock of events.
 struct World {
     links: watch::Sender<BTreeMap<u64, Link>>,
     clock: AtomicU64,
-    /// Requests sent to a replica, as they grow: kills are timed by it.
+    /// Number of requests sent to replicas so far; it times the kills.
     sent: watch::Sender<u64>,
     ending: AtomicBool,
 }
@@ -57,7 +58,7 @@ impl World {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// Asks any of the running replicas until one answers.
+    /// Sends a request to running replicas, chosen at random, until one answers.
     async fn ask(&self, dice: &mut Dice, request: &str) -> String {
         let mut links = self.links.subscribe();
         loop {
@@ -71,13 +72,13 @@ impl World {
                     let passing = ["no-leader", "outcome-unknown", "log-busy", "replica-stopped"];
                     assert!(passing.contains(&code.as_str()), "{request}: {code}");
                 }
-                // It was killed: the links change in a moment.
+                // The replica was killed: the links change in a moment.
                 None => tokio::task::yield_now().await,
             }
         }
     }
 
-    /// One client: appends its lines in order, reads between, and remembers what it saw.
+    /// Runs one client: appends its lines in order, reads in between, and records its observations.
     async fn client(&self, name: u64) -> Vec<Operation> {
         let mut dice = Dice(SEED ^ name);
         let session = self.ask(&mut dice, "open").await;
@@ -101,7 +102,7 @@ impl World {
     }
 }
 
-/// The replicas, running or dead.
+/// The replicas, running or stopped.
 struct Group {
     places: Vec<Place>,
     addresses: Vec<SocketAddr>,
@@ -156,8 +157,8 @@ impl Group {
         process.link.ask("leader".to_owned()).await?.ok()?.parse().ok()
     }
 
-    /// One round: somebody dies in the middle of traffic and comes back, at once or later, sometimes to
-    /// be killed again while it reads its log.
+    /// Runs one round: one or all replicas die in the middle of traffic and restart, immediately or later.
+    /// Some are killed again while they read their log.
     async fn round(&mut self, round: usize, dice: &mut Dice) {
         self.requests(20 + dice.roll(150)).await;
         let any = 1 + dice.roll(3);
@@ -174,7 +175,7 @@ impl Group {
         for id in victims {
             self.start(id, false);
             if dice.roll(4) == 0 {
-                // Somewhere between the start of the process and the end of the recovery.
+                // A moment between the start of the process and the end of the recovery.
                 tokio::time::sleep(Duration::from_millis(dice.roll(60))).await;
                 self.kill(id);
                 self.start(id, false);
@@ -183,7 +184,7 @@ impl Group {
     }
 }
 
-/// Not a test by itself: the process that [`killed_replicas_lose_nothing`] starts and kills.
+/// Not a test of its own: the process that [`killed_replicas_lose_nothing`] starts and kills.
 #[test]
 fn a_replica_to_be_killed() {
     if let Some(parameters) = process::parameters() {
@@ -235,8 +236,8 @@ async fn killed_replicas_lose_nothing() {
     check_logs(&group.places);
 }
 
-/// Every record of every log continues the chain, and no two logs hold different entries of one term at
-/// one index.
+/// Checks that every record of every log continues the chain, and that no two logs hold different entries of
+/// one term at one index.
 fn check_logs(places: &[Place]) {
     let mut seen: BTreeMap<(u64, u64), LogEntry> = BTreeMap::new();
     for place in places {

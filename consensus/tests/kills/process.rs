@@ -1,6 +1,7 @@
-//! A replica as a process of its own: this test's binary once more. Its listener comes as standard input,
-//! bound by the parent, so that the address stays its own while it is dead; the parent talks to it over a
-//! socket that comes as standard output.
+//! Replica process of the kill test: this test's binary, started again.
+//!
+//! Its listener is passed as standard input, bound by the parent, so that the address remains reserved while
+//! the replica is dead. The parent communicates with it over a socket that is passed as standard output.
 
 use crate::history::{EMPTY, digest};
 use bytes::Bytes;
@@ -18,9 +19,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
-/// What the child is told, in one variable of its environment.
+/// Environment variable with the child's parameters.
 const PARAMETERS: &str = "QUORATE_TEST_REPLICA";
-/// Small, so that segments end and snapshots are taken between the kills.
+/// Small limits, so that segments fill up and snapshots are taken between the kills.
 const LIMITS: Limits = Limits {
     command_bytes_max: 64 * 1024,
     proposals_pending_max: 256,
@@ -35,12 +36,12 @@ const LIMITS: Limits = Limits {
     segment_bytes: 64 * 1024,
 };
 
-/// Whose replicas these are.
+/// Group of the replicas.
 pub(crate) const GROUP: GroupId = GroupId([7; 32]);
 
 pub(crate) const SEGMENT_BYTES: u64 = LIMITS.segment_bytes;
 
-/// Where one replica lives, whether it runs or not.
+/// Fixed resources of one replica, whether it runs or not.
 pub(crate) struct Place {
     pub(crate) id: u64,
     pub(crate) directory: PathBuf,
@@ -53,7 +54,7 @@ pub(crate) struct Process {
     pub(crate) link: Link,
 }
 
-/// The way to a running process; requests fail once it is dead.
+/// Connection to a running process; requests fail once it is dead.
 #[derive(Clone)]
 pub(crate) struct Link {
     requests: mpsc::UnboundedSender<(String, oneshot::Sender<String>)>,
@@ -79,7 +80,7 @@ impl Process {
         Self { child, link: Link { requests } }
     }
 
-    /// SIGKILL, and waits until the process is gone.
+    /// Sends SIGKILL, and waits until the process is gone.
     pub(crate) fn kill(mut self) {
         let early = self.child.try_wait().expect("a child");
         assert_eq!(early, None, "the replica ended by itself");
@@ -90,14 +91,14 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Only of a test that failed already: the others have killed it.
+        // Needed only after a failed test: otherwise the process has been killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Link {
-    /// The words of an answer, or the error code; `None` when the process died first.
+    /// Returns the words of an answer, or the error code; `None` if the process died first.
     pub(crate) async fn ask(&self, request: String) -> Option<Result<String, String>> {
         let (reply, answer) = oneshot::channel();
         self.requests.send((request, reply)).ok()?;
@@ -107,7 +108,7 @@ impl Link {
     }
 }
 
-/// Carries requests there and answers back until the process is dead.
+/// Carries requests to the process, and answers back, until it is dead.
 async fn talk(
     stream: tokio::net::UnixStream,
     mut inbox: mpsc::UnboundedReceiver<(String, oneshot::Sender<String>)>,
@@ -119,12 +120,12 @@ async fn talk(
     loop {
         tokio::select! {
             line = lines.next_line() => {
-                // The end, and also half a line of a process that was killed while it wrote.
+                // End of the stream, or an incomplete line of a process that was killed while it wrote.
                 let Ok(Some(line)) = line else { return };
-                // The test harness writes there too; its lines begin with no number that waits.
+                // The test harness writes there too; its lines begin with no number of a pending request.
                 let (number, answer) = line.split_once(' ').unwrap_or_default();
                 if let Some(reply) = number.parse().ok().and_then(|number: u64| waiting.remove(&number)) {
-                    // A client that gave up does not care.
+                    // A client that gave up has dropped its receiver.
                     let _: Result<(), String> = oneshot::Sender::send(reply, answer.to_owned());
                 }
             }
@@ -177,12 +178,12 @@ fn identity(id: u64) -> Identity {
     Identity::from_seed(&[id as u8; 32])
 }
 
-/// What the parent said, when this process is a replica.
+/// Returns the parent's parameters, if this process is a replica.
 pub(crate) fn parameters() -> Option<String> {
     std::env::var(PARAMETERS).ok()
 }
 
-/// Is a replica until the parent is gone or kills this process.
+/// Runs a replica until the parent has ended or kills this process.
 pub(crate) fn run(parameters: &str) -> ! {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a runtime").block_on(async {
@@ -255,7 +256,7 @@ async fn answer_all(handle: Handle<List>) {
 }
 
 async fn say(writing: &tokio::sync::Mutex<OwnedWriteHalf>, text: &str) {
-    // A parent that is gone ends the loop that reads.
+    // A parent that has ended also ends the loop that reads.
     let _ = writing.lock().await.write_all(text.as_bytes()).await;
 }
 

@@ -1,4 +1,4 @@
-//! A replica of another group with the right key: every door of a peer stays closed to it.
+//! Replica of another group with the right key: every peer endpoint rejects it.
 
 use crate::group::{Client, GROUP, Group, lines};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ const PATHS: [(Method, &str); 4] = [
     (Method::POST, "/consensus/v1/read"),
 ];
 
-/// What replica 1 answers to `replica` 2's own key in the name of this group.
+/// Returns the answer of replica 1 to the key of replica 2, in the name of this group.
 async fn ask(group: &Group, named: Option<GroupId>, method: Method, path: &str) -> (StatusCode, Bytes) {
     let (identity, target) = (&group.identities[&2], &group.peers[&1]);
     let client = overlay::Client::new(
@@ -29,7 +29,7 @@ async fn ask(group: &Group, named: Option<GroupId>, method: Method, path: &str) 
     let response = client.send(request.body(body).expect("a request")).await.expect("an answer");
     let status = response.status();
     if path.ends_with("messages") && status == StatusCode::OK {
-        // A stream without an end: that it began is enough.
+        // The stream has no end: its beginning is enough.
         return (status, Bytes::new());
     }
     let body = http_body_util::BodyExt::collect(response.into_body()).await.expect("a body");
@@ -48,7 +48,7 @@ async fn a_peer_of_another_group_is_refused_though_it_has_the_right_key() {
         }
     }
     assert_eq!(lines(&group.handle(1)).await, ["before"]);
-    // The same requests in the name of the group are judged by what they say: they came in.
+    // The same requests in the name of the right group are admitted, and judged by their content.
     for (method, path) in PATHS {
         let (status, body) = ask(&group, Some(GROUP), method, path).await;
         assert_ne!(&body[..], b"log-foreign", "{path}");

@@ -1,6 +1,7 @@
-//! A real file system that is full: a small one in memory, mounted in a mount namespace of a child process,
-//! so that it goes when the child goes. Where neither root nor user namespaces allow the mount, the test
-//! says so and ends; the simulated disk shows the same behaviour everywhere.
+//! Full-disk tests on a real file system: a small one in memory, in a mount namespace of a child process.
+//!
+//! The mount disappears with the child. If neither root nor user namespaces allow it, the test fails, unless
+//! `QUORATE_SKIP_MOUNTS` is set. The simulated disk shows the same behaviour everywhere.
 
 use crate::group::{GROUP, Group, PATIENCE, quick, text};
 use bytes::Bytes;
@@ -17,9 +18,9 @@ use tokio::time::Instant;
 
 const SMALL: &str = "QUORATE_TEST_SMALL_DISK";
 const SEGMENT_BYTES: u64 = 64 * 1024;
-/// Set, it lets this test pass where nothing can be mounted.
+/// Environment variable that lets this test pass where nothing can be mounted.
 const MAY_SKIP: &str = "QUORATE_SKIP_MOUNTS";
-/// What the shell answers when it could not mount.
+/// Exit status of the shell if it could not mount.
 const NOT_MOUNTED: i32 = 77;
 
 #[test]
@@ -44,7 +45,7 @@ fn a_full_file_system_stops_nobody_and_loses_nothing() {
             }
         };
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        // `unshare` itself ends with 1 before anything ran.
+        // If `unshare` itself fails, it exits with 1 and no test ran.
         let ran = said.contains("running 1 test");
         if ran {
             assert!(output.status.success() && said.contains("1 passed"), "{said}");
@@ -52,7 +53,7 @@ fn a_full_file_system_stops_nobody_and_loses_nothing() {
         }
         reasons.push(said.trim().to_owned());
     }
-    // A test that shows nothing must not look like one that passed.
+    // A skipped test must not look like one that passed.
     assert!(
         std::env::var_os(MAY_SKIP).is_some(),
         "no small file system could be mounted: {}; run as root, or where user namespaces are allowed, or set \
@@ -62,7 +63,7 @@ fn a_full_file_system_stops_nobody_and_loses_nothing() {
     eprintln!("left out, as {MAY_SKIP} says: no small file system could be mounted: {}", reasons.join("; "));
 }
 
-/// Not a test by itself: the child of [`a_full_file_system_stops_nobody_and_loses_nothing`].
+/// Not a test of its own: the child of [`a_full_file_system_stops_nobody_and_loses_nothing`].
 #[test]
 fn on_a_small_file_system() {
     let Some(place) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
@@ -72,7 +73,7 @@ fn on_a_small_file_system() {
     runtime.expect("a runtime").block_on(following(&place));
 }
 
-/// Takes all the space there is, until it is dropped.
+/// Occupies all free space until it is dropped.
 struct Filler(PathBuf);
 
 impl Filler {
@@ -105,7 +106,8 @@ fn code<T>(outcome: Result<T, StartError>) -> String {
     outcome.err().map_or_else(|| "started".to_owned(), |error| error.code().to_string())
 }
 
-/// A start on a full disk is refused by code, leaves nothing in the way, and works once there is space.
+/// A start on a full disk fails with the right error code, leaves nothing in the way, and works once there is
+/// space.
 fn starting(place: &Path) {
     let directory = place.join("starting");
     fs::create_dir(&directory).expect("a directory");
@@ -114,7 +116,7 @@ fn starting(place: &Path) {
     drop(filler);
     let (log, found) = open(&directory, true).expect("there is room");
     assert_eq!(found, 0);
-    // The last segment is filled to the brim: the next start has to begin another one.
+    // The first segment is filled up, until another one begins.
     let mut index = 0;
     while segments(&directory) == 1 {
         index += 1;
@@ -125,7 +127,7 @@ fn starting(place: &Path) {
     assert_eq!(found as u64, index);
     drop(log);
     let filler = Filler::new(place);
-    // There is room in the segment: reading goes on, writing too, up to its end.
+    // The segment has free space: reading works, and so does writing, up to its end.
     let (log, _) = open(&directory, false).expect("its segment has room");
     let mut written = index;
     for size in [700, 1] {
@@ -154,8 +156,8 @@ fn segments(directory: &Path) -> usize {
     files.filter(|file| file.file_name().to_string_lossy().starts_with("segment-")).count()
 }
 
-/// A full disk met at the end of a segment and by a snapshot: nothing is written, nothing is lost, and the
-/// same goes through once there is space.
+/// A full disk found at the end of a segment and by a snapshot: nothing is written or lost. The same calls
+/// succeed once there is space.
 fn rotating(place: &Path) {
     let directory = place.join("rotating");
     let (log, _) = open(&directory, true).expect("there is room");
@@ -189,7 +191,7 @@ fn snapshot(size: usize) -> Snapshot {
     Snapshot { index: 1, term: 1, voters: vec![1], data: Bytes::from(vec![5; size]) }
 }
 
-/// A follower on a full file system acknowledges nothing, keeps running, and goes on once there is space.
+/// A follower on a full file system acknowledges nothing, keeps running, and continues once there is space.
 async fn following(place: &Path) {
     let limits = Limits { segment_bytes: SEGMENT_BYTES, snapshot_entries: 100_000, ..Limits::default() };
     let timings = Timings { request: Duration::from_secs(2), ..quick() };
@@ -201,7 +203,8 @@ async fn following(place: &Path) {
     let deadline = Instant::now() + PATIENCE;
     let line = "x".repeat(3000);
     let mut acknowledged = 0;
-    // Until its disk thread really waits; as a leader it refuses and hands over, which is no failure.
+    // Until its disk loop really waits. As a leader it rejects proposals and transfers its leadership, which
+    // is no failure.
     while small.metrics().waits_for_space == 0 {
         assert!(Instant::now() < deadline, "it never came to the end of its space");
         if group.handle(1).propose(text(&line), None).await.is_ok() {
@@ -213,12 +216,12 @@ async fn following(place: &Path) {
     let leader = tokio::time::timeout(PATIENCE, watch.wait_for(led_by_other)).await;
     let leader = leader.expect("in time").expect("running").expect("just checked");
     drop(watch);
-    // It is said at the next tick.
+    // The status changes at the next tick.
     let mut status = small.watch_status();
     let full = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.disk_full)).await;
     full.expect("in time").expect("running");
     group.stop(3 - leader).await;
-    // The small one may lead for a moment: then it says that its disk is full.
+    // The replica without space may lead for a moment: it then reports that its disk is full.
     let alone = group.handle(leader).propose(text("waits"), None).await;
     assert!(alone.is_err(), "one disk of three acknowledged it: {alone:?}");
     drop(filler);

@@ -1,4 +1,4 @@
-//! Three replicas on disk and TLS in one process, and what each needs to come back after it was stopped.
+//! Test group: three replicas on disk and TLS in one process, with everything that a restart needs.
 
 use bytes::Bytes;
 use consensus::{
@@ -14,22 +14,23 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-/// How long anything may take before a test gives up: generous, because machines are shared.
+/// Timeout of every wait in a test: generous, because machines are shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whose replicas these are.
+/// Group of the replicas.
 pub(crate) const GROUP: GroupId = GroupId([7; 32]);
 
-/// The line that cannot be made into bytes.
+/// Line that the state machine cannot serialize.
 pub(crate) const UNSPEAKABLE: &str = "unspeakable";
 
-/// Remembers every command; answers with how many there are.
+/// State machine that stores every command, and responds with the number of commands.
 #[derive(Default)]
 pub(crate) struct Notebook {
     pub(crate) lines: Vec<Vec<u8>>,
-    /// The largest snapshot that it was restored from: its lines and its bytes.
+    /// Largest snapshot from which it was restored: number of lines, and bytes.
     pub(crate) restored: (usize, usize),
-    /// Keeps frozen states from becoming bytes while it is true. Not under simulated time: it blocks.
+    /// Blocks the serialization of frozen states while it is true. Unsuitable for simulated time: it blocks
+    /// the thread.
     pub(crate) held: Arc<AtomicBool>,
 }
 
@@ -69,14 +70,14 @@ impl StateMachine for Notebook {
     }
 }
 
-/// Three replicas' configurations, and what each needs to come back after it was stopped.
+/// Configurations of three replicas, and everything that a restart needs.
 pub(crate) struct Group {
     directory: TempDir,
-    /// Where replicas live that do not live in `directory`.
+    /// Directories of the replicas that are not in `directory`.
     elsewhere: BTreeMap<u64, PathBuf>,
     pub(crate) identities: BTreeMap<u64, Arc<Identity>>,
     pub(crate) peers: BTreeMap<u64, Peer>,
-    /// Kept while a replica is dead, so that its port stays its own.
+    /// Kept while a replica is dead, so that its port remains reserved.
     listeners: BTreeMap<u64, std::net::TcpListener>,
     limits: Limits,
     timings: Timings,
@@ -146,7 +147,7 @@ impl Group {
         self.running.insert(id, Running { replica, shutdown, server });
     }
 
-    /// Ends a replica without a word to the others.
+    /// Stops a replica without notifying the others.
     pub(crate) async fn stop(&mut self, id: u64) {
         let Running { replica, shutdown, server } = self.running.remove(&id).expect("running");
         shutdown.cancel();
@@ -175,8 +176,8 @@ impl Group {
     }
 }
 
-/// A client with a session. Who leads may change at any moment on a busy machine; what it proposes is applied
-/// once all the same, and its answer comes.
+/// A client with a session. The leader may change at any moment on a busy machine; each command is
+/// nevertheless applied once and answered.
 pub(crate) struct Client {
     session: SessionId,
     sequence: u64,
@@ -187,7 +188,7 @@ impl Client {
         Self { session: handle.open_session().await.expect("a leader in time"), sequence: 0 }
     }
 
-    /// Its next command, through any replica.
+    /// Proposes the session's next command, through any replica.
     pub(crate) async fn propose(
         &mut self,
         through: &Handle<Notebook>,
@@ -198,7 +199,7 @@ impl Client {
     }
 }
 
-/// Proposes without a session until it is taken; it may be applied more than once.
+/// Proposes without a session until the command is accepted; it may be applied more than once.
 pub(crate) async fn insist(handle: &Handle<Notebook>, command: &str) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = handle.propose(text(command), None).await {

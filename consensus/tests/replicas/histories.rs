@@ -1,7 +1,9 @@
-//! Groups under seeded trouble, in simulated time: replicas crash, are paused, cut off, stopped in order, run out
-//! of space and keep snapshots back, while clients append and read through any of them. Nothing acknowledged is
-//! lost, nothing is applied twice, no read is from the past. `kills` shows the same of processes, with fewer
-//! kinds of trouble and far fewer of each.
+//! Randomized fault histories of whole groups, in simulated time.
+//!
+//! Replicas crash, are paused, cut off or stopped in order, run out of space and delay snapshots. Clients
+//! append and read through any of them at the same time. Nothing acknowledged is lost, nothing is applied
+//! twice, and no read is stale. `kills` shows the same with real processes, with fewer kinds of faults and
+//! far fewer of each.
 
 use crate::group::Notebook;
 use crate::history::{self, EMPTY, Operation, Seen, digest};
@@ -19,10 +21,10 @@ use tokio::time::{Instant, sleep, timeout};
 const SEEDS: u64 = 24;
 const CLIENTS: u64 = 4;
 const TROUBLE: Duration = Duration::from_secs(40);
-/// Far longer than anything takes once all trouble is over.
+/// Timeout once all faults are over: far longer than anything takes then.
 const CALM: Duration = Duration::from_secs(120);
 
-/// A small deterministic generator (SplitMix64).
+/// Deterministic generator (SplitMix64).
 struct Dice(u64);
 
 impl Dice {
@@ -39,7 +41,7 @@ impl Dice {
     }
 }
 
-/// What clients share.
+/// State shared by the clients.
 #[derive(Clone)]
 struct World {
     handles: watch::Receiver<BTreeMap<u64, Handle<Notebook>>>,
@@ -65,7 +67,7 @@ impl World {
         }
     }
 
-    /// Appends a line through one replica after the other until one acknowledges it.
+    /// Appends a line through replicas chosen at random, until one acknowledges it.
     async fn append(&self, dice: &mut Dice, command: (SessionId, u64), line: &str) -> Seen {
         loop {
             let line = line.to_owned();
@@ -121,7 +123,7 @@ impl World {
     }
 }
 
-/// The group, and what each replica suffers.
+/// The group, and the faults injected into it.
 struct Trouble {
     group: SimulatedGroup<Notebook>,
     handles: watch::Sender<BTreeMap<u64, Handle<Notebook>>>,
@@ -145,7 +147,7 @@ impl Trouble {
         self.handles.send_modify(|handles| drop(handles.insert(id, self.group.handle(id))));
     }
 
-    /// One thing that goes wrong with one replica, and later is as it was.
+    /// Injects one fault, and reverts it later.
     async fn strike(&mut self) {
         let (id, kind) = (1 + self.dice.roll(3), self.dice.roll(8));
         self.counts[kind as usize] += 1;

@@ -1,5 +1,6 @@
-//! What is asked of a leader that has fallen silent: asked elsewhere as soon as another leads, where that is
-//! safe. Under simulated time, so that each wait shows.
+//! Requests to a leader that has fallen silent: retried as soon as another replica leads, if that is safe.
+//!
+//! Simulated time makes each wait visible.
 
 use crate::group::{Client, insist, lines, text};
 use crate::simulated::{disks, start};
@@ -7,7 +8,7 @@ use consensus::{ProposeError, ReadError, Role, Timings};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Longer than any election among replicas that reach one another, far shorter than a request may take.
+/// Longer than any election among connected replicas, far shorter than the timeout of a request.
 const ELECTED: Duration = Duration::from_secs(4);
 
 #[tokio::test(start_paused = true)]
@@ -23,7 +24,7 @@ async fn reads_and_session_commands_leave_a_paused_leader_for_the_next_one() {
     assert!(begin.elapsed() <= ELECTED, "they waited for a paused leader: {:?}", begin.elapsed());
     assert!(read.is_ok(), "{read:?}");
     assert_eq!(done, Ok(text("2")));
-    // The same for what is asked of the leader itself, once it goes on.
+    // The same holds for a request to the former leader itself, once it resumes.
     let former = group.handle(paused);
     let asked = tokio::spawn(async move { own.propose(&former, "through the former leader").await });
     sleep(Duration::from_millis(1)).await;
@@ -61,7 +62,7 @@ async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
     let begin = Instant::now();
     let ((), read, done) = tokio::join!(
         async {
-            // The requests have arrived, and nothing comes back.
+            // The requests have arrived, but no answer returns.
             sleep(Duration::from_millis(15)).await;
             group.network().set_isolated(cut_off, true);
         },
@@ -79,7 +80,7 @@ async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
 async fn reads_that_were_given_up_are_forgotten_by_a_leader_that_cannot_commit() {
     let group = start();
     group.network().set_delay(Duration::from_millis(10));
-    // The next leader is elected, and then there is no space for its first entry on any disk.
+    // The next leader is elected, but no disk has space for its first entry.
     let leader = loop {
         sleep(Duration::from_millis(1)).await;
         if let Some(id) = (1..=3).find(|id| group.handle(*id).status().role == Role::Leader) {

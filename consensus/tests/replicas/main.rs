@@ -1,5 +1,7 @@
-//! Whole replicas: threads, log on disk, TLS between them on loopback. These few wait for levels, and show that
-//! the parts fit. The same loops on simulated disks and network, under simulated time, show everything else.
+//! Tests of whole replicas: threads, a log on disk, and TLS between them on loopback.
+//!
+//! These few wait for conditions, and show that the parts fit together. The same loops on simulated disks and
+//! network, under simulated time, show everything else.
 
 mod foreign;
 mod full_disk;
@@ -97,8 +99,8 @@ async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
     for _ in 0..10 {
         client.propose(&group.handle(leader), vec![b'x'; 300_000]).await.expect("two of three");
     }
-    // Every snapshot that is begun from now on holds them. The first that is counted may have been begun before;
-    // once there is another, the commands are in no log any more, and no larger part of them than one either.
+    // Every snapshot that begins from now on contains the commands. The first one that is counted may have
+    // begun earlier. After another one no log contains the commands any more, except perhaps one of them.
     let mut enough = BTreeMap::new();
     for id in group.running.keys().copied() {
         group.handle(id).read_barrier().await.expect("two of three");
@@ -138,7 +140,8 @@ async fn a_group_without_majority_says_so_and_recovers() {
 async fn strangers_are_refused_even_where_they_may_connect() {
     let group = Group::start(Limits::default());
     let stranger = Identity::generate().expect("randomness");
-    // A listener of its own that admits anybody, as control's may: being connected is not being a replica.
+    // A separate listener that admits any key, as control's may: a connected peer is not necessarily a
+    // replica.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = listener.local_addr().expect("bound");
     let (router, identity) = (group.running[&1].replica.router(), group.identities[&1].clone());
@@ -156,7 +159,7 @@ async fn strangers_are_refused_even_where_they_may_connect() {
         assert_eq!(response.status(), 403, "{path}");
     }
     for path in ["snapshot", "propose"] {
-        // A body of which nothing comes: whoever waited for it would not answer.
+        // A body that never arrives: a handler that waited for it would not answer.
         let body = overlay::Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         let request = http::Request::post(format!("/consensus/v1/{path}")).body(body).expect("valid");
         let response = client.send(request).await.expect("an answer");
@@ -175,7 +178,7 @@ async fn a_replica_that_has_ended_has_let_go_of_its_directory() {
         client.propose(&group.handle(2), "x").await.expect("two of three");
     }
     group.handle(1).read_barrier().await.expect("a leader confirms");
-    // Its snapshot is in the making now, and that writes into the directory when it is ready.
+    // Its snapshot is being made now, and is written into the directory when it is ready.
     let opened = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         held.store(false, Ordering::Relaxed);

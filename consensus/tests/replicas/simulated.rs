@@ -1,4 +1,4 @@
-//! Replicas on simulated disks and network, under simulated time, where faults come on command.
+//! Tests of replicas on simulated disks and network, under simulated time, with faults on command.
 
 use crate::group::{Client, Notebook, UNSPEAKABLE, insist, text};
 use bytes::Bytes;
@@ -61,7 +61,7 @@ async fn a_failing_disk_stops_its_replica_and_no_other() {
     let stopped = group.handle(leader);
     assert!(matches!(stopped.propose(text("b"), None).await, Err(ProposeError::Stopped(_))));
     assert!(matches!(stopped.read_barrier().await, Err(ReadError::Stopped(_))));
-    // A proposal that the stopped leader had taken in has an unknown outcome; the next one has not.
+    // A proposal that the stopped leader had accepted has an unknown outcome; the next one does not.
     insist(&other, "c").await;
 }
 
@@ -100,7 +100,7 @@ async fn a_follower_without_space_says_nothing_and_goes_on_when_there_is_some() 
     group.disk(full).set_out_of_space(true);
     client.propose(&handle, "b").await.expect("two disks of three");
     waiting.watch_status().wait_for(|status| status.disk_full).await.expect("it runs");
-    // Now the two that are left are one disk, and one that must not pretend.
+    // Of the two remaining replicas one has no space, and must not acknowledge anything.
     group.network().set_isolated(other, true);
     assert_eq!(handle.propose(text("c"), None).await, Err(ProposeError::OutcomeUnknown));
     assert_eq!(group.disk(full).durable_index(), durable, "nothing went to a full disk");
@@ -130,7 +130,7 @@ async fn a_replica_without_space_can_be_stopped() {
 async fn a_snapshot_that_finds_no_space_is_taken_when_there_is_some() {
     let group = start_with(Limits { snapshot_entries: 5, ..Limits::default() });
     let handle = group.handle(group.leader().await);
-    // Log space is there, snapshot space is not: what a snapshot larger than the last gap meets.
+    // The log finds space and snapshots do not, as if a snapshot were larger than the remaining space.
     disks(&group).for_each(|disk| disk.set_snapshots_fail(true));
     let mut client = Client::new(&handle).await;
     for _ in 0..12 {
@@ -140,7 +140,7 @@ async fn a_snapshot_that_finds_no_space_is_taken_when_there_is_some() {
     assert_eq!(handle.metrics().snapshots, 0);
     assert_eq!(handle.status().stopped, None, "the replica goes on without a snapshot");
     disks(&group).for_each(|disk| disk.set_snapshots_fail(false));
-    // It is tried again an election timeout after the last time, also where nothing is proposed any more.
+    // The next attempt follows an election timeout after the last one, even if nothing is proposed any more.
     sleep(Duration::from_secs(2)).await;
     assert_eq!(handle.metrics().snapshots, 1);
 }
@@ -153,7 +153,7 @@ async fn commands_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
     group.hold_snapshots(leader, true);
     let mut client = Client::new(&handle).await;
     for _ in 0..30 {
-        // A snapshot in the making holds nothing up.
+        // A snapshot in progress delays nothing.
         client.propose(&handle, "x").await.expect("committed");
     }
     sleep(Duration::from_secs(60)).await;
@@ -163,7 +163,7 @@ async fn commands_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
     assert_eq!(handle.metrics().snapshots, 1);
     group.crash(leader);
     group.restart(leader);
-    // The first entry is the leadership's own, the second opened the session.
+    // The first entry is the leader's own, the second opened the session.
     assert_eq!(group.handle(leader).read(|book| book.restored.0), 18, "the state as it was at entry 20");
 }
 

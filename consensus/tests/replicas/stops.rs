@@ -1,5 +1,6 @@
-//! Replicas that stop in order: a leader hands over first. Under simulated time, so that an election timeout that
-//! passes shows.
+//! Tests of orderly stops: a leader transfers its leadership first.
+//!
+//! Simulated time makes an election timeout that passes visible.
 
 use crate::group::{insist, lines, text};
 use crate::simulated::{Simulated, start};
@@ -9,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// The shortest time in which replicas stand for election when a leader falls silent.
+/// Returns the shortest time after which replicas campaign when a leader falls silent.
 fn election_timeout() -> Duration {
     let Timings { tick, election_ticks, .. } = Timings::default();
     tick * election_ticks as u32
 }
 
-/// How long a group takes nothing when `ends` happens to its leader.
+/// Measures the time for which a group accepts nothing after `ends` has been applied to its leader.
 async fn silence(group: &mut Simulated, ends: impl AsyncFnOnce(&mut Simulated, u64)) -> Duration {
     let leader = group.leader().await;
     let survivor = group.handle(1 + leader % 3);
@@ -33,7 +34,7 @@ async fn a_leader_that_stops_in_order_costs_no_election_timeout_and_one_that_is_
     let killing = silence(&mut killed, async |group, leader| group.crash(leader)).await;
     assert!(killing >= election_timeout(), "the control: {killing:?}");
     let stopping = silence(&mut stopped, async |group, leader| group.stop(leader).await).await;
-    // Two heartbeats: the former leader waits to hear of the next one's commits.
+    // Two heartbeats: the former leader waits to learn of the next one's commits.
     assert!(stopping <= Duration::from_millis(200), "{stopping:?}");
     assert_eq!(lines(&stopped.handle(stopped.leader().await)).await, ["before", "after"]);
 }
@@ -45,13 +46,13 @@ async fn proposals_under_way_at_an_orderly_stop_are_all_answered_and_none_is_los
     let ending = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..30u64)
         .map(|name| {
-            // A third of them through the leader that stops: its handle goes on to the next one.
+            // A third of the clients use the leader that stops: its handle continues with the next one.
             let (handle, ending) = (group.handle(1 + name % 3), ending.clone());
             tokio::spawn(async move {
                 let mut acknowledged = Vec::new();
                 while !ending.load(Ordering::Relaxed) {
                     let line = format!("{name}-{}", acknowledged.len());
-                    // No session: an outcome that is not known would be a failure here.
+                    // Without a session, an unknown outcome would be a failure here.
                     match handle.propose(text(&line), None).await {
                         Ok(_) => acknowledged.push(line),
                         Err(error) => return (acknowledged, Some(error)),
@@ -70,7 +71,7 @@ async fn proposals_under_way_at_an_orderly_stop_are_all_answered_and_none_is_los
     let mut acknowledged = Vec::new();
     for (name, client) in (0..).zip(clients) {
         let (lines, error) = client.await.expect("no panic");
-        // Only where the replica asked is gone itself may a proposal be refused; it was not done then.
+        // A proposal may be rejected only if the replica that was asked has stopped; it was not applied then.
         let gone = 1 + name % 3 == leader;
         let refused = matches!(error, None | Some(ProposeError::Stopped(_) | ProposeError::NoLeader) if gone);
         assert!(error.is_none() || refused, "client {name}: {error:?}");

@@ -1,4 +1,4 @@
-//! A directory of the operating system.
+//! Directory of the log on a real file system.
 
 use super::{Directory, File};
 use crate::error::LogError;
@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
-/// A directory of the operating system, made when it is not there.
+/// A directory of the operating system, created if it is missing.
 #[derive(Debug)]
 pub(crate) struct RealDirectory {
     path: PathBuf,
@@ -15,7 +15,7 @@ pub(crate) struct RealDirectory {
 
 impl RealDirectory {
     pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
-        // What the circle decides is not for every account of the machine to read.
+        // Other accounts of the machine must not be able to read the circle's decisions.
         let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         created.map_err(|e| LogError::io("create directory", path, e))?;
         Ok(Self { path: path.to_path_buf() })
@@ -27,7 +27,8 @@ impl Directory for RealDirectory {
         &self.path
     }
 
-    /// The operating system lets go of the lock when the process ends, however it ends.
+    /// Locks the directory. The operating system releases the lock when the process ends, even if it is
+    /// killed.
     fn lock(&self) -> Result<Box<dyn Send + Sync>, LogError> {
         let path = self.file("lock");
         let file = fs::File::create(&path).map_err(|e| LogError::io("create", &path, e))?;
@@ -42,7 +43,7 @@ impl Directory for RealDirectory {
         let failed = |error| LogError::io("list", &self.path, error);
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(failed)? {
-            // A name that is no text is none of ours.
+            // A name that is not valid UTF-8 is not a name of the log's files.
             names.extend(entry.map_err(failed)?.file_name().into_string());
         }
         names.sort();

@@ -1,12 +1,12 @@
-//! A directory in memory that does what the worst real one may do.
+//! Simulated directory: an in-memory file system with the worst behaviour that a real one may show.
 //!
-//! Bytes that were not synced are lost at a power cut, sector by sector: of each sector any of the states that
-//! it went through may be what is found. That a file was created, renamed or removed is lost as well, each by
-//! itself, until the directory is synced. A disk may be full, refuse to write, or fail to sync; then the system
-//! forgets that anything is left to write, though it goes on showing it, as Linux does.
+//! Unsynced bytes are lost at a power failure, sector by sector: each sector may be found in any state that
+//! it went through. Created, renamed and removed names are lost as well, each independently, until the
+//! directory is synced. A disk may be full, refuse to write, or fail to sync. After a failed sync the system
+//! forgets that anything is left to write, but still shows it, as Linux does.
 //!
-//! [`SimulatedFiles::kill`] ends a process and keeps what it wrote; [`SimulatedFiles::crash`] ends the machine.
-//! After either, files and locks that were open are dead: a process that is gone writes nothing.
+//! [`SimulatedFiles::kill`] ends a process and keeps its writes; [`SimulatedFiles::crash`] ends the machine.
+//! After either, open files and locks are dead: a process that has ended writes nothing.
 
 use super::{Directory, File};
 use crate::dice::Dice;
@@ -16,10 +16,10 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The smallest unit that a disk writes or does not write.
+/// Smallest unit that a disk writes as a whole, in bytes.
 const SECTOR_BYTES: usize = 512;
 
-/// A file system of one directory. Clones are the same one.
+/// File system of one directory. Clones are the same one.
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedFiles {
     state: Arc<Mutex<State>>,
@@ -28,23 +28,23 @@ pub(crate) struct SimulatedFiles {
 #[derive(Debug, Clone)]
 struct State {
     dice: Dice,
-    /// Names as processes see them, and as a power cut would leave them if nothing of `changes` came through.
+    /// Names as processes see them, and as a power failure would leave them if all of `changes` were lost.
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
     /// Changes of names since the last sync of the directory, in order.
     changes: Vec<Change>,
     files: BTreeMap<u64, Content>,
     files_made: u64,
-    /// The process that is alive.
+    /// Number of the process that is alive.
     process: u64,
     locked: bool,
-    /// Whether the power was cut, and the machine not yet started again.
+    /// Whether the power was cut, and the machine has not been started again.
     dark: bool,
     faults: Faults,
     seen: Seen,
 }
 
-/// What is wrong with the disk.
+/// Faults of the disk.
 #[derive(Debug, Default, Clone, Copy)]
 struct Faults {
     /// Every change fails.
@@ -55,22 +55,20 @@ struct Faults {
     snapshots_full: bool,
     /// The next sync fails.
     next_sync_fails: bool,
-    /// So many changes from now the power is cut.
+    /// Number of changes after which the power is cut.
     power: Option<u64>,
 }
 
-/// What happened, to prove that a simulation met it.
+/// Counts of events, as proof that a simulation covered them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Power cuts that left a write in part.
+    /// Power failures that left a write in part.
     pub(crate) torn: u64,
-    /// Power cuts that lost a change of names.
+    /// Power failures that lost a change of names.
     pub(crate) names_lost: u64,
-    /// Syncs that failed.
     pub(crate) syncs_failed: u64,
-    /// Segments of the log that were removed.
     pub(crate) segments_removed: u64,
-    /// Power cuts in the middle of a change.
+    /// Power failures in the middle of a change.
     pub(crate) power_cut_within: u64,
     /// Writes that found the disk full.
     pub(crate) found_full: u64,
@@ -79,14 +77,14 @@ pub(crate) struct Seen {
 #[derive(Debug, Clone)]
 enum Change {
     Create(String, u64),
-    /// From, to, and which file: whatever else of the changes is lost, the new name is this file's.
+    /// From, to, and the file: even if all other changes are lost, the new name is this file's.
     Rename(String, String, u64),
     Remove(String),
 }
 
 #[derive(Debug, Default, Clone)]
 struct Content {
-    /// As processes see it.
+    /// Content as processes see it.
     cached: Vec<u8>,
     durable: Vec<u8>,
     /// Writes since the last sync.
@@ -114,7 +112,7 @@ struct Lock {
 }
 
 impl SimulatedFiles {
-    /// An empty directory whose faults are drawn from `seed`.
+    /// Creates an empty directory whose faults are drawn from `seed`.
     pub(crate) fn new(seed: u64) -> Self {
         let state = State {
             dice: Dice(seed),
@@ -132,20 +130,20 @@ impl SimulatedFiles {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The directory for a process that begins now.
+    /// Returns the directory for a process that starts now.
     pub(crate) fn directory(&self) -> Arc<dyn Directory> {
         let number = lock(&self.state).process;
         Arc::new(Process { state: self.state.clone(), number })
     }
 
-    /// Ends the process: what it wrote stays, synced or not.
+    /// Kills the process: its writes remain, synced or not.
     pub(crate) fn kill(&self) {
         let mut state = lock(&self.state);
         state.process += 1;
         state.locked = false;
     }
 
-    /// Cuts the power: what was not synced is there, or in part, or not.
+    /// Cuts the power: unsynced writes remain, remain in part, or are lost.
     pub(crate) fn crash(&self) {
         self.kill();
         lock(&self.state).lose();
@@ -163,14 +161,14 @@ impl SimulatedFiles {
         lock(&self.state).faults.snapshots_full = full;
     }
 
-    /// Lets the next sync of a file fail.
+    /// Makes the next sync of a file fail.
     #[cfg(test)]
     pub(crate) fn fail_next_sync(&self) {
         lock(&self.state).faults.next_sync_fails = true;
     }
 
-    /// Cuts the power in the middle of the change that comes after `changes` more. From there on every change
-    /// fails, until [`SimulatedFiles::crash`] says what was left.
+    /// Cuts the power in the middle of the change that follows `changes` more. From then on every change
+    /// fails, until [`SimulatedFiles::crash`] decides what is left.
     #[cfg(test)]
     pub(crate) fn cut_power_after(&self, changes: u64) {
         lock(&self.state).faults.power = Some(changes);
@@ -181,13 +179,13 @@ impl SimulatedFiles {
         lock(&self.state).seen
     }
 
-    /// The same files once more, without what is open.
+    /// Returns an independent copy of the files, without the open ones.
     #[cfg(test)]
     pub(crate) fn copy(&self) -> Self {
         Self { state: Arc::new(Mutex::new(lock(&self.state).clone())) }
     }
 
-    /// Flips a byte of the newest snapshot behind the back of the log, and says whether there is one.
+    /// Flips a byte of the newest snapshot without the log's knowledge, and returns whether there is one.
     #[cfg(test)]
     pub(crate) fn flip_newest_snapshot(&self, place: usize) -> bool {
         let mut state = lock(&self.state);
@@ -210,7 +208,7 @@ impl State {
         (process == self.process).then_some(()).ok_or_else(dead)
     }
 
-    /// Counts a change. `Err` says that the power was cut in the middle of it, or that the disk is broken.
+    /// Counts a change. Fails if the power was cut in the middle of it, or if the disk is broken.
     fn change(&mut self) -> io::Result<()> {
         if self.faults.failing {
             return Err(io::Error::other("simulated failure"));
@@ -250,7 +248,7 @@ impl State {
         }
         Self::apply(&mut self.names, &change);
         self.changes.push(change);
-        // After the change: cut in the middle of it, it may come through and may not.
+        // Counted after the change: if the power is cut in the middle of it, it may or may not survive.
         self.change()
     }
 
@@ -290,7 +288,7 @@ impl State {
         let failed = std::mem::take(&mut self.faults.next_sync_fails);
         let content = self.files.get_mut(&number).ok_or(ErrorKind::NotFound)?;
         if failed {
-            // Some of it came through. The rest is forgotten: no later sync writes it.
+            // Some of the data was written. The rest is forgotten: no later sync writes it.
             self.seen.syncs_failed += 1;
             content.lose(&mut self.dice);
             return Err(io::Error::other("simulated failure of a sync"));
@@ -327,8 +325,8 @@ impl State {
 }
 
 impl Content {
-    /// Brings some of what was not synced to the disk, sector by sector, and forgets the rest. Returns whether
-    /// any write came through in part.
+    /// Writes some of the unsynced data to the disk, sector by sector, and forgets the rest. Returns whether
+    /// any write survived in part.
     fn lose(&mut self, dice: &mut Dice) -> bool {
         let mut by_sector: BTreeMap<usize, Vec<(usize, &[u8])>> = BTreeMap::new();
         for (offset, bytes) in &self.dirty {
@@ -363,7 +361,7 @@ fn put(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 }
 
 impl Process {
-    /// Does something to the directory in the name of a process that is alive.
+    /// Operates on the directory on behalf of a process that must be alive.
     fn with<T>(
         &self,
         action: &'static str,

@@ -1,4 +1,4 @@
-//! The bytes of every file of the log, and that no other version of them is read.
+//! Format tests: the bytes of every file of the log, and the refusal of every other version.
 
 use super::format::{Format, Stamp};
 use super::record::Position;
@@ -8,7 +8,7 @@ fn position() -> Position {
     Position { sequence: 0x0102, chain: [0xc5; 32] }
 }
 
-/// Checks the beginning of a file, written as text without spaces; zeros follow.
+/// Checks the beginning of a file against hexadecimal text, ignoring white space; zeros follow.
 fn check(bytes: &[u8], expected: &str) {
     let shown: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let expected: String = expected.split_whitespace().collect();
@@ -84,7 +84,7 @@ fn the_bytes_of_a_snapshot_stay() {
     );
 }
 
-/// A file as the builds before this format wrote it: another version, another layout.
+/// Returns a file as builds before this format wrote it: another version, another layout.
 fn earlier(kind: &[u8; 8], fields: &[&[u8]]) -> Vec<u8> {
     let mut bytes = kind.to_vec();
     fields.iter().for_each(|field| bytes.extend_from_slice(field));

@@ -1,8 +1,8 @@
-//! A log opens for its owner alone: each of its files says whose it is.
+//! Owner tests: a log opens only for its owner, which each of its files names.
 
 use super::*;
 
-/// A log of three entries and a snapshot of the second, closed.
+/// Creates a log of three entries and a snapshot of the second, and closes it.
 fn log_of(owner: &Owner) -> TempDir {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open_as(directory.path(), owner, true).expect("a new log");
@@ -15,7 +15,7 @@ fn open_as(directory: &Path, owner: &Owner, create: bool) -> Result<(WriteAheadL
     WriteAheadLog::open(directory, owner.clone(), create, SEGMENT_BYTES)
 }
 
-/// Copies the files whose names begin so.
+/// Copies the files whose names begin with `names`.
 fn copy(from: &Path, to: &Path, names: &str) {
     let files = fs::read_dir(from).expect("list").flatten();
     let mut copied = 0;
@@ -26,7 +26,7 @@ fn copy(from: &Path, to: &Path, names: &str) {
     assert!(copied > 0, "no file `{names}`");
 }
 
-/// Opens as `wanted`, and checks that the refusal names this file and whose it is.
+/// Opens the log as `wanted`, and checks that the refusal names this file and its owner.
 fn check_foreign(directory: &Path, wanted: &Owner, file: &str, found: &str) {
     for create in [false, true] {
         let error = refusal(open_as(directory, wanted, create));

@@ -1,4 +1,4 @@
-//! Of two kept snapshots either is enough: where the newest is damaged, a start uses the other one and the log.
+//! Fallback tests: if the newest snapshot is damaged, a start uses the other one and the log.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn fill(log: &WriteAheadLog, snapshots: &[u64]) {
     }
 }
 
-/// Such a log, closed.
+/// Creates such a log, and closes it.
 fn log_with(snapshots: &[u64]) -> TempDir {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open(directory.path()).expect("a new log");
@@ -96,17 +96,17 @@ fn where_the_log_does_not_reach_a_damaged_snapshot_is_refused_and_left_as_it_is(
             assert!(text.contains(damaged) && text.contains("the digest does not fit the content"), "{text}");
         }
     };
-    // Both are damaged.
+    // Both snapshots are damaged.
     let both = log_with(&[100, 200]);
     flip(both.path(), &name(100), 90);
     flip(both.path(), &name(200), 90);
     check(both.path(), &name(100));
-    // The older one is gone, and the log no longer begins at its first entry.
+    // The older snapshot is missing, and the log no longer begins at its first entry.
     let alone = log_with(&[100, 200]);
     fs::remove_file(alone.path().join(name(100))).expect("remove");
     flip(alone.path(), &name(200), 90);
     check(alone.path(), &name(200));
-    // The newest came from the leader, in the place of entries that never were here.
+    // The newest snapshot came from the leader, and replaced entries that this log never had.
     let installed = log_with(&[100]);
     let (log, _) = open(installed.path()).expect("an existing log");
     let install = Batch { snapshot: Some(snapshot(900)), sync: true, ..hard_state(1, 900) };

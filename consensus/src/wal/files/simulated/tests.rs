@@ -1,4 +1,4 @@
-//! What the simulated directory keeps, loses and tears.
+//! Tests of the simulated directory: durability, loss and torn writes.
 
 use super::*;
 
