@@ -1,8 +1,8 @@
-//! Segment to shards and back: AES-256-GCM, then Reed-Solomon. Pure computation on borrowed memory.
+//! Segment codec: AES-256-GCM encryption, then Reed-Solomon coding. Pure computation on borrowed memory.
 //!
-//! A *block* is the memory of one coded segment: k + m shards of equal length side by side. Its first k
-//! shards are the ciphertext, the 16-byte tag and zeros up to the shard length, so a healthy read decrypts
-//! straight out of the block and never touches the erasure code.
+//! A *block* is the memory of one coded segment: k + m shards of equal length, side by side. Its first k
+//! shards hold the ciphertext, the 16-byte tag, and zeros up to the shard length. A healthy read therefore
+//! decrypts straight out of the block and never runs the erasure code.
 
 use crate::key::ModelKey;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -14,15 +14,15 @@ const SEGMENT_KEY_DOMAIN: &str = "quorate/model-segment-key/v1";
 /// Length of a GCM tag in bytes.
 pub(crate) const TAG_BYTES: usize = 16;
 
-/// Encrypts and opens the segments of one model.
+/// Encrypts and decrypts the segments of one model.
 pub(crate) struct Cipher {
     key: LessSafeKey,
     nonce: ModelNonce,
 }
 
 impl Cipher {
-    /// The cipher of one import. The segment key is derived from the model's key *and* the import's nonce,
-    /// so that a segment's index may serve as its GCM nonce.
+    /// Returns the cipher of one import. The segment key is derived from the model's key *and* the import's
+    /// nonce, so a segment's index is safe as its GCM nonce.
     pub(crate) fn new(key: &ModelKey, nonce: ModelNonce) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(SEGMENT_KEY_DOMAIN);
         let derived = hasher.update(key.bytes()).update(&nonce.0).finalize();
@@ -30,17 +30,17 @@ impl Cipher {
         Self { key: LessSafeKey::new(key), nonce }
     }
 
-    /// Encrypts the first `length` bytes of `block` in place and puts the tag behind them.
+    /// Encrypts the first `length` bytes of `block` in place and appends the tag.
     pub(crate) fn seal(&self, index: u32, offset: u64, length: usize, block: &mut [u8]) {
         let aad = self.associated(index, offset, length);
         let (plain, rest) = block.split_at_mut(length);
         let tag = self.key.seal_in_place_separate_tag(segment_nonce(index), Aad::from(aad), plain);
-        // GCM refuses only texts of more than 64 GiB.
+        // GCM rejects only messages of more than 64 GiB.
         rest[..TAG_BYTES].copy_from_slice(tag.expect("a segment is at most 1 MiB").as_ref());
     }
 
-    /// Decrypts the ciphertext at the beginning of `block` into `plain` and checks tag and digest. On false
-    /// `plain` holds nothing that may be used.
+    /// Decrypts the ciphertext at the start of `block` into `plain`, then checks the tag and the digest. If
+    /// this returns false, `plain` holds nothing that may be used.
     pub(crate) fn open(&self, index: u32, segment: &Segment, block: &[u8], plain: &mut [u8]) -> bool {
         let length = segment.length as usize;
         let aad = self.associated(index, segment.offset, length);
@@ -50,7 +50,8 @@ impl Cipher {
         opened.is_ok() && Digest::of(plain) == segment.digest
     }
 
-    /// What a segment's tag also covers: whose it is, which it is, where it belongs.
+    /// Returns the data that a segment's tag also covers: the import's nonce and the segment's index, offset
+    /// and length.
     fn associated(&self, index: u32, offset: u64, length: usize) -> [u8; 36] {
         let mut bytes = [0; 36];
         bytes[..16].copy_from_slice(&self.nonce.0);
@@ -67,15 +68,15 @@ fn segment_nonce(index: u32) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-/// Makes and replaces shards. Knows nothing of keys, so repair needs none.
+/// Computes and reconstructs shards. It uses no keys, so repair needs none.
 pub(crate) struct Coder {
     code: ErasureCode,
-    /// None without parity: then the shards are the ciphertext and nothing can be replaced.
+    /// `None` without parity: the shards are then the ciphertext, and none can be reconstructed.
     reed_solomon: Option<ReedSolomon>,
 }
 
 impl Coder {
-    /// The coder of a code whose bounds were checked.
+    /// Returns the coder of an erasure code whose bounds were checked.
     pub(crate) fn new(code: ErasureCode) -> Self {
         let (data, parity) = (usize::from(code.data), usize::from(code.parity));
         let coder = || ReedSolomon::new(data, parity).expect("1 to 32 data and parity shards are a code");
@@ -86,7 +87,7 @@ impl Coder {
         usize::from(self.code.data)
     }
 
-    /// Bytes of one shard of a segment of `length` plaintext bytes.
+    /// Returns the length in bytes of one shard of a segment of `length` plaintext bytes.
     pub(crate) fn shard_length(&self, length: usize) -> usize {
         shard_length(self.code, length)
     }
@@ -101,8 +102,8 @@ impl Coder {
         reed_solomon.encode_sep(&data, &mut parity).expect("a block is whole shards of one length");
     }
 
-    /// Replaces absent data shards of a block; with `all` absent parity shards too. False when fewer than
-    /// k shards are present. Shards that are present but wrong spoil the result: check digests.
+    /// Reconstructs absent data shards of a block; with `all`, absent parity shards too. Returns false if
+    /// fewer than k shards are present. Present but corrupt shards corrupt the result, so check the digests.
     pub(crate) fn rebuild(&self, block: &mut [u8], present: &[bool], all: bool) -> bool {
         let length = block.len() / self.code.shards();
         let needed = if all { present } else { &present[..self.data()] };
@@ -124,7 +125,7 @@ impl Coder {
     }
 }
 
-/// Bytes of one shard of a segment of `length` plaintext bytes.
+/// Returns the length in bytes of one shard of a segment of `length` plaintext bytes.
 pub(crate) fn shard_length(code: ErasureCode, length: usize) -> usize {
     (length + TAG_BYTES).div_ceil(usize::from(code.data))
 }

@@ -1,7 +1,7 @@
-//! Where verified bytes go: a weights map that others may be looking at, or plain memory.
+//! Destinations of verified bytes: a weights map that other processes may be reading, or plain memory.
 //!
-//! Decryption writes straight into the destination. Between the first byte and the verdict the memory holds
-//! unverified bytes, so whoever shares it must wait for the word that the segment is there.
+//! Decryption writes straight into the destination. Until a segment is verified, its memory holds unverified
+//! bytes, so processes that share the memory must wait until the segment is reported.
 
 use memmap2::{Advice, MmapMut};
 use std::collections::BTreeMap;
@@ -9,12 +9,12 @@ use std::fs::File;
 use std::io;
 use std::sync::Mutex;
 
-/// Memory that takes a model's bytes, by their offset in the weights map.
+/// Memory that receives a model's bytes, addressed by their offset in the weights map.
 pub trait Destination: Send + Sync + 'static {
-    /// Lends the `length` bytes at `offset` to `write`, to nobody else meanwhile, and returns its verdict.
+    /// Lends the `length` bytes at `offset` exclusively to `write` and returns its verdict.
     ///
     /// # Errors
-    /// When there are no such bytes or somebody else has them.
+    /// Fails if the range is outside the destination, or if part of it is already lent.
     fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool>;
 }
 
@@ -23,18 +23,19 @@ pub trait Destination: Send + Sync + 'static {
 pub struct MapDestination(Lent<MmapMut>);
 
 impl MapDestination {
-    /// Maps the first `length` bytes of `file` for writing, shared. Do this before sealing a memfd against
-    /// new writers: a map that exists stays writable.
+    /// Maps the first `length` bytes of `file` for writing, shared. Call this before sealing a memfd against
+    /// new writers: an existing map stays writable.
     ///
     /// # Errors
-    /// What `mmap` says; a file shorter than `length`.
+    /// Fails as `mmap` does, or if the file is shorter than `length`.
     pub fn map(file: &File, length: u64) -> io::Result<Self> {
         if file.metadata()?.len() < length {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is shorter than its map"));
         }
         let length = usize::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: the file is ours to fill and is never shrunk (a memfd is sealed against it; nobody else
-        // writes a weights file). Readers in other processes are told to wait for their progress byte.
+        // SAFETY: only this process writes the file, and no other process writes a weights file. The file is
+        // never shrunk: a memfd is sealed against it. Readers in other processes are required to wait for
+        // their progress byte.
         let map = unsafe { memmap2::MmapOptions::new().len(length).map_mut(file)? };
         // Huge pages halve the cost of first touch where the kernel allows them; elsewhere this does nothing.
         let _ = map.advise(Advice::HugePage);
@@ -44,8 +45,8 @@ impl MapDestination {
 
 impl Destination for MapDestination {
     fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
-        // One call for all pages of the range costs less than a fault for each. Where the kernel does not
-        // know the advice, or the range is refused below, the faults come as ever.
+        // One call for all pages of the range costs less than one fault per page. If the kernel does not know
+        // the advice, or the range is rejected below, the pages fault in as usual.
         if let Ok(start) = usize::try_from(offset) {
             let _ = self.0.memory.advise_range(Advice::PopulateWrite, start, length);
         }
@@ -61,13 +62,13 @@ pub struct MemoryDestination {
 }
 
 impl MemoryDestination {
-    /// Zeroed memory for `length` bytes at `offset` of the weights map.
+    /// Allocates zeroed memory for `length` bytes at `offset` of the weights map.
     #[must_use]
     pub fn new(offset: u64, length: usize) -> Self {
         Self { offset, memory: Lent::new(vec![0; length]) }
     }
 
-    /// The memory.
+    /// Consumes the destination and returns its bytes.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.memory.memory
@@ -80,7 +81,7 @@ impl Destination for MemoryDestination {
         if offset >= self.offset && offset + length as u64 <= end {
             return self.memory.lend(offset - self.offset, length, write);
         }
-        // A segment that reaches over an edge of what is wanted: keep the part in between.
+        // The segment reaches over an edge of the wanted range: keep the part inside.
         let mut whole = vec![0; length];
         if !write(&mut whole) {
             return Ok(false);
@@ -101,19 +102,19 @@ fn out_of_range() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "the range is outside the destination")
 }
 
-/// Memory of which several threads write disjoint ranges at a time.
+/// Memory in which several threads write disjoint ranges concurrently.
 #[derive(Debug)]
 struct Lent<M> {
-    /// Never touched while ranges are lent, but to keep the memory alive.
+    /// Never accessed while ranges are lent; it keeps the memory alive.
     memory: M,
     start: *mut u8,
     length: usize,
-    /// Ranges in somebody's hands: start and end.
+    /// Lent ranges: start and end.
     lent: Mutex<BTreeMap<usize, usize>>,
 }
 
-// SAFETY: the memory is reached through `start` only under `lend`, which hands each byte to one caller at a
-// time, and through `memory` only when the value is owned again. `M` itself may cross threads.
+// SAFETY: the memory is reached through `start` only under `lend`, which gives each byte to one caller at a
+// time. It is reached through `memory` only when the value is owned again. `M` itself may cross threads.
 unsafe impl<M: Send> Send for Lent<M> {}
 // SAFETY: as above; `lend` is the only access through a shared reference.
 unsafe impl<M: Send + Sync> Sync for Lent<M> {}
@@ -128,15 +129,15 @@ impl<M: std::ops::DerefMut<Target = [u8]>> Lent<M> {
         let start = usize::try_from(offset).map_err(|_| out_of_range())?;
         let end = start.checked_add(length).filter(|end| *end <= self.length).ok_or_else(out_of_range)?;
         let _claim = Claim::new(&self.lent, start, end)?;
-        // SAFETY: `start..end` is inside the memory, which lives as long as `self` and does not move (a
-        // map or the heap part of a `Vec` that nobody resizes); the claim keeps every other caller of
-        // `lend` out of the range until `_claim` is dropped, also when `write` unwinds.
+        // SAFETY: `start..end` is inside the memory, which lives as long as `self`. The memory does not move:
+        // it is a map, or the heap part of a `Vec` that is never resized. The claim keeps every other caller
+        // of `lend` out of the range until `_claim` is dropped, even if `write` unwinds.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) };
         Ok(write(bytes))
     }
 }
 
-/// A range in one caller's hands.
+/// A range lent to one caller.
 struct Claim<'a> {
     lent: &'a Mutex<BTreeMap<usize, usize>>,
     start: usize,

@@ -1,22 +1,25 @@
-//! The disk behind a directory: a bound on how much may wait for it. A disk can hang for minutes without
-//! failing, and a thread that waits for one cannot be called back. So everything that may block in a disk
-//! takes one of a few places, and keeps it until the disk has answered, however long ago its caller left.
+//! Bound on the requests that wait for one disk.
+//!
+//! A disk can stall for minutes without failing, and a thread that waits for it cannot be interrupted. Every
+//! operation that may block on a disk therefore takes one of a few permits. It keeps the permit until the
+//! disk answers, even if its caller has given up long before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use tokio::sync::Semaphore;
 
-/// Requests in one disk at once. Quick disks need a few; sixteen hung ones of this process still leave half
-/// of tokio's 512 blocking threads to others.
+/// Number of permits per disk. Fast disks need few. Even sixteen stalled disks leave half of tokio's 512
+/// blocking threads free.
 const PLACES: usize = 16;
-/// Reads stuck in a disk at which threads that read by position no longer try it: one, to see it come back.
+/// Number of stalled reads at which threads that read by position skip the disk. With one stalled read they
+/// still try it, to notice its recovery.
 const STUCK_MAX: isize = 2;
 
 /// One disk, shared by everything in this process that opened its directory through one context.
 #[derive(Debug, Clone)]
 pub(crate) struct Disk {
     places: Arc<Semaphore>,
-    /// Reads by position that nobody waits for any more and that the disk has not answered.
+    /// Reads by position that were abandoned and that the disk has not answered yet.
     stuck: Arc<AtomicIsize>,
 }
 
@@ -27,8 +30,8 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// Waits for a place and does `work` there. Whoever stops waiting leaves it running, in its place. None
-    /// when the work panicked.
+    /// Waits for a permit and runs `work` with it. If the caller stops waiting, the work keeps running with
+    /// its permit. Returns `None` if the work panicked.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -42,7 +45,7 @@ impl Disk {
         apart.await.ok()
     }
 
-    /// As [`Disk::run`], for work that blocks its thread.
+    /// Runs work that blocks its thread, as [`Disk::run`] does.
     pub(crate) async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -50,22 +53,22 @@ impl Disk {
         self.run(async move { tokio::task::spawn_blocking(work).await.ok() }).await.flatten()
     }
 
-    /// Whether so much is stuck in it that no thread should try it.
+    /// Returns whether so many reads are stalled that no thread should try the disk.
     pub(crate) fn hangs(&self) -> bool {
         self.stuck.load(Ordering::SeqCst) >= STUCK_MAX
     }
 
-    /// Notes that a read is stuck.
+    /// Records that a read is stalled.
     pub(crate) fn stuck(&self) {
         self.stuck.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Notes that a stuck read came back.
+    /// Records that a stalled read returned.
     pub(crate) fn came_back(&self) {
         self.stuck.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// How many more requests it would take now.
+    /// Returns the number of free permits.
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         self.places.available_permits()

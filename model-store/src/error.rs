@@ -1,11 +1,11 @@
-//! Why something failed, one enum per boundary; each variant is a thing a caller can do something about.
+//! Error types, one enum per boundary; each variant is a condition that a caller can act on.
 
 use protocol::error_code::{self as code, ErrorCode};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a store cannot be opened or used.
+/// Error of opening or using a store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The address is not one of `file:///dir`, `s3://bucket/prefix`, `node://NODE/STORE`, or lacks settings.
@@ -13,37 +13,37 @@ pub enum StoreError {
     Address {
         /// The address.
         url: String,
-        /// What is wrong with it.
+        /// Defect of the address.
         reason: String,
     },
-    /// The store does not answer, or not with success.
+    /// The store does not answer, or answers with an error.
     #[error("store `{url}`: {reason}")]
     Unreachable {
         /// The address.
         url: String,
-        /// What happened.
+        /// Cause of the failure.
         reason: String,
     },
-    /// The store has no room left; nothing of the object was kept.
+    /// The store is out of space; nothing of the object was kept.
     #[error("store `{url}` is full")]
     Full {
         /// The address.
         url: String,
     },
-    /// The store refuses the object's name, its size, or us.
+    /// The store rejects the object's name, its size, or this client.
     #[error("store `{url}` refuses: {reason}")]
     Refused {
         /// The address.
         url: String,
-        /// Its reason.
+        /// Reason given by the store.
         reason: String,
     },
-    /// The store sends more than there can be; the first byte or name too many ended the transfer.
+    /// The store sends more than the request allows. The first excess byte or name ended the transfer.
     #[error("store `{url}` sends more than {expected}")]
     Surplus {
         /// The address.
         url: String,
-        /// What there can be, and of which object.
+        /// Largest allowed answer, with the object's name.
         expected: String,
     },
     /// The store sends fewer bytes than the object has.
@@ -53,12 +53,12 @@ pub enum StoreError {
         url: String,
         /// The object.
         object: String,
-        /// Bytes that were asked for.
+        /// Number of bytes requested.
         expected: u64,
-        /// Bytes that came.
+        /// Number of bytes received.
         received: u64,
     },
-    /// The object is not there.
+    /// The store does not have the object.
     #[error("store `{url}` has no object `{object}`")]
     Missing {
         /// The address.
@@ -69,7 +69,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The stable code.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -83,51 +83,51 @@ impl StoreError {
     }
 }
 
-/// Why the stores at hand cannot hold a model safely.
+/// Error of a placement: the given stores cannot hold the model safely.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     /// The erasure code itself is out of range.
     #[error("erasure code {data}+{parity} is out of range: 1 to 32 data and 0 to 32 parity shards")]
     Code {
-        /// k.
+        /// Number of data shards (k).
         data: u8,
-        /// m.
+        /// Number of parity shards (m).
         parity: u8,
     },
-    /// Fewer stores than shards.
+    /// There are fewer stores than shards.
     #[error("too few stores: {needed} are needed for {data}+{parity}, {given} are given")]
     Stores {
-        /// k.
+        /// Number of data shards (k).
         data: u8,
-        /// m.
+        /// Number of parity shards (m).
         parity: u8,
-        /// k + m.
+        /// Number of stores needed (k + m).
         needed: usize,
-        /// Stores given.
+        /// Number of stores given.
         given: usize,
     },
-    /// The rule itself would let one domain take too much with it.
+    /// The rule allows one domain to hold more shards than the model can lose.
     #[error(
         "the rule allows {allowed} shards per failure domain, but {data}+{parity} survives the loss of {parity} only"
     )]
     Rule {
-        /// k.
+        /// Number of data shards (k).
         data: u8,
-        /// m.
+        /// Number of parity shards (m).
         parity: u8,
-        /// Shards per domain that the rule allows.
+        /// Number of shards per domain that the rule allows.
         allowed: u8,
     },
-    /// Too few failure domains for the rule.
+    /// There are too few failure domains for the rule.
     #[error(
         "too few failure domains: {placed} of {needed} shards can be placed with at most {allowed} per domain"
     )]
     Domains {
-        /// Shards that found a place.
+        /// Number of shards that could be placed.
         placed: usize,
-        /// k + m.
+        /// Number of shards in all (k + m).
         needed: usize,
-        /// Shards per domain that the rule allows.
+        /// Number of shards per domain that the rule allows.
         allowed: u8,
     },
     /// One store is named twice.
@@ -139,7 +139,7 @@ pub enum PlacementError {
 }
 
 impl PlacementError {
-    /// The stable code.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -149,38 +149,38 @@ impl PlacementError {
     }
 }
 
-/// Why a model was not imported. What was written before is removed as far as the stores allow; what is
-/// left is named by no manifest.
+/// Error of an import. Objects written before the failure are removed as far as the stores allow; the rest is
+/// named by no manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The source, or a file of it, cannot be read.
     #[error("read `{}`", path.display())]
     Unreadable {
-        /// What was read.
+        /// Path that was read.
         path: PathBuf,
-        /// Why it failed.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file that its kind of model needs is not there.
+    /// A file that this kind of model needs is missing.
     #[error("the model has no `{path}`")]
     FileMissing {
         /// The file's path inside the model.
         path: String,
     },
-    /// A file is in a format that can carry code, or that cannot be checked.
+    /// A file has a format that can carry code or that cannot be checked.
     #[error("`{path}` is refused: {format}")]
     FormatRefused {
         /// The file's path inside the model.
         path: String,
-        /// Its format, in words.
+        /// Description of the format.
         format: &'static str,
     },
-    /// A weights file is of a version, byte order or type of tensor that is not known here.
+    /// A weights file has an unknown version, byte order or tensor type.
     #[error("weights `{path}` cannot be read: {reason}")]
     FormatUnknown {
         /// The file's path inside the model.
         path: String,
-        /// What is not known.
+        /// Description of the unknown property.
         reason: String,
     },
     /// A weights file is truncated or contradicts its header.
@@ -196,22 +196,22 @@ pub enum ImportError {
     PathRefused {
         /// The path.
         path: String,
-        /// Why.
+        /// Reason for the refusal.
         reason: &'static str,
     },
-    /// More files or segments than a manifest may name.
+    /// The model has more files or segments than a manifest may name.
     #[error("the model is too large: {reason}")]
     TooLarge {
-        /// Which limit it breaks.
+        /// Limit that the model exceeds.
         reason: String,
     },
-    /// Too long without a write: a sweep might take what was written for dead.
+    /// The import wrote nothing for so long that garbage collection might remove its objects.
     #[error("the import stood still for {} minutes; what it wrote may be swept away", silence.as_secs() / 60)]
     Stalled {
-        /// How long.
+        /// Time since the last write.
         silence: Duration,
     },
-    /// A file is not what it was when the import began.
+    /// A file changed after the import began.
     #[error("`{path}` changed during the import")]
     Changed {
         /// The file's path inside the model.
@@ -226,7 +226,7 @@ pub enum ImportError {
 }
 
 impl ImportError {
-    /// The stable code.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -246,37 +246,37 @@ impl ImportError {
     }
 }
 
-/// Why a sweep removed nothing.
+/// Error of a garbage collection (`model sweep`); nothing was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
-    /// What is asked for would reach imports that may still run.
+    /// The requested age would include imports that may still be running.
     #[error("only what is older than an hour may be swept, not what is {} minutes old", older_than.as_secs() / 60)]
     Young {
-        /// What was asked for.
+        /// Requested minimum age.
         older_than: Duration,
     },
-    /// Nobody says which models are registered.
+    /// The register of models cannot be read.
     #[error("read the register of models")]
     Register(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A registered model cannot say which objects are its own.
+    /// The manifest of a registered model cannot be read, so its objects are unknown.
     #[error("model {root} is registered, but its manifest cannot be read, so its objects are not known")]
     Manifest {
-        /// The model.
+        /// Root of the model.
         root: protocol::ModelRoot,
-        /// Why not.
+        /// Error of reading the manifest.
         source: ReadError,
     },
 }
 
 impl SweepError {
-    /// The stable code.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         code::SWEEP_REFUSED
     }
 }
 
-/// Why bytes of a model cannot be given.
+/// Error of reading a model.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// No store has the manifest that the root names.
@@ -284,7 +284,7 @@ pub enum ReadError {
     Manifest {
         /// The root.
         root: protocol::ModelRoot,
-        /// What each store said.
+        /// Error of each store.
         reason: String,
     },
     /// The manifest contradicts itself.
@@ -293,52 +293,52 @@ pub enum ReadError {
     /// The key is not the model's.
     #[error("the key is not this model's")]
     KeyWrong,
-    /// A different number of stores than the manifest has shards.
+    /// The number of stores differs from the number of shards in the manifest.
     #[error("{given} stores are given for {needed} shards")]
     StoreCount {
-        /// Stores given.
+        /// Number of stores given.
         given: usize,
-        /// Shards of the manifest.
+        /// Number of shards in the manifest.
         needed: usize,
     },
-    /// Too few good shards of a segment are left.
+    /// Too few good shards of a segment remain.
     #[error("segment {segment}: {good} of {needed} good shards found; {faults}")]
     ShardsTooFew {
-        /// Which segment.
+        /// Index of the segment.
         segment: u32,
-        /// Good shards found.
+        /// Number of good shards found.
         good: usize,
-        /// k.
+        /// Number of shards needed (k).
         needed: usize,
-        /// What is wrong with the others, for people.
+        /// Description of the other shards' faults.
         faults: String,
     },
-    /// All shards are the ones that the manifest names, and yet they do not open: the manifest lies.
+    /// All shards match their digests, yet the segment does not decrypt: the manifest is wrong.
     #[error("segment {segment} does not open although its shards are right")]
     SegmentInvalid {
-        /// Which segment.
+        /// Index of the segment.
         segment: u32,
     },
-    /// There is no such file or range.
+    /// The file or the range does not exist.
     #[error("no bytes {start}..{end} in `{path}`")]
     Range {
-        /// The file.
+        /// Path of the file.
         path: String,
         /// First byte.
         start: u64,
-        /// One past the last.
+        /// One past the last byte.
         end: u64,
     },
     /// The destination cannot take the bytes.
     #[error("write to the destination")]
     Destination(#[source] io::Error),
-    /// The pool of threads is shutting down.
+    /// The thread pool is shutting down.
     #[error("the thread pool has stopped")]
     Stopped,
 }
 
 impl ReadError {
-    /// The stable code.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -354,19 +354,19 @@ impl ReadError {
     }
 }
 
-/// Why a key cannot be made, kept, wrapped or unwrapped.
+/// Error of generating, storing, wrapping or unwrapping a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The operating system gives no randomness.
+    /// The operating system provides no randomness.
     #[error("no randomness")]
     Random,
-    /// A public key is not a usable one.
+    /// A public key is unusable.
     #[error("the recipient's {half} key is not usable")]
     Recipient {
         /// `x25519` or `ml-kem-768`.
         half: &'static str,
     },
-    /// The wrap is not for this secret, or was altered.
+    /// The wrap is for another secret, or was altered.
     #[error("the wrapped key does not open with this secret")]
     Closed,
     /// The file of a secret cannot be read or written.
@@ -374,10 +374,10 @@ pub enum KeyError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// Others than the owner may read the file.
+    /// Users other than the owner may read the file.
     #[error("secret file {} has mode {mode:o}, expected 600", path.display())]
     Exposed {
         /// The file.
@@ -385,7 +385,7 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The content is not a secret of ours.
+    /// The content is not an encryption secret in the expected format.
     #[error("secret file {} does not hold one encryption secret", path.display())]
     Malformed {
         /// The file.
@@ -394,7 +394,7 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// The stable code.
+    /// Returns the stable error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         code::MODEL_KEY_WRONG

@@ -1,25 +1,25 @@
-//! What was wrong with a shard, said the moment it is found. Reading goes on from the other shards.
+//! Shard faults, reported as soon as they are found. Reads continue with the other shards.
 
 use crate::error::StoreError;
 use std::sync::Arc;
 
-/// How a shard is wrong.
+/// Kind of a shard fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FaultKind {
-    /// Its object is not in the store.
+    /// The object is not in the store.
     Missing,
     /// The store does not answer, or falls silent.
     Unreachable,
-    /// Its object ends before it.
+    /// The object ends before the end of the shard.
     Short,
-    /// The store sends more bytes than it has.
+    /// The store sends more bytes than the shard has.
     Long,
-    /// Its bytes have another digest than the manifest says.
+    /// The shard's digest differs from the one in the manifest.
     Wrong,
 }
 
 impl FaultKind {
-    /// What the failure of a store makes of the shard that it was asked for.
+    /// Returns the fault of a shard whose store failed with `error`.
     pub(crate) fn of(error: &StoreError) -> Self {
         match error {
             StoreError::Missing { .. } => Self::Missing,
@@ -42,18 +42,18 @@ impl std::fmt::Display for FaultKind {
     }
 }
 
-/// One shard that is not what it should be.
+/// A fault of one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardFault {
-    /// The store's address.
+    /// Address of the store.
     pub store: String,
-    /// The object's name in it.
+    /// Name of the object in the store.
     pub object: String,
     /// Index of the segment in the manifest.
     pub segment: u32,
     /// Index of the shard, 0-based; data shards first.
     pub shard: u8,
-    /// How it is wrong.
+    /// Kind of the fault.
     pub kind: FaultKind,
 }
 
@@ -64,10 +64,10 @@ impl std::fmt::Display for ShardFault {
     }
 }
 
-/// Told of every fault, from whichever thread finds it. It must be quick.
+/// Callback that receives every fault, from any thread. It must return quickly.
 pub type FaultSink = Arc<dyn Fn(ShardFault) + Send + Sync>;
 
-/// A sink that logs each fault as a warning.
+/// Returns a sink that logs each fault as a warning.
 #[must_use]
 pub fn log_faults() -> FaultSink {
     Arc::new(|fault| tracing::warn!(%fault, "shard fault; reading on from the others"))

@@ -1,5 +1,6 @@
-//! Entry points for the targets in `fuzz/`: whatever parses foreign bytes, with what must hold afterwards. No
-//! part of the interface. Each takes any bytes, and panics only when a promise is broken.
+//! Entry points for the targets in `fuzz/`: parsers of untrusted bytes, with the properties that must hold
+//! afterwards. Not part of the interface. Each takes arbitrary bytes, and panics only if a property is
+//! violated.
 
 use crate::geometry::{Geometry, Name, is_leftover_name, is_object_name};
 use crate::layout::{Stretch, cut};
@@ -7,17 +8,18 @@ use crate::source::{Flaw, gguf, safetensors};
 use protocol::limits::SEGMENT_BYTES_MAX;
 use protocol::model::ModelManifest;
 
-/// The header of a safetensors file.
+/// Parses the header of a safetensors file.
 pub fn safetensors_header(bytes: &[u8]) {
     covered(safetensors::stretches(bytes, bytes.len() as u64), bytes.len() as u64);
 }
 
-/// The header of a GGUF file.
+/// Parses the header of a GGUF file.
 pub fn gguf_header(bytes: &[u8]) {
     covered(gguf::stretches(bytes, bytes.len() as u64), bytes.len() as u64);
 }
 
-/// What a header that is believed says covers the file exactly once, and so do the segments cut from it.
+/// Checks that the stretches of an accepted header cover the file exactly once, as do the segments cut from
+/// them.
 fn covered(stretches: Result<Vec<Stretch>, Flaw>, length: u64) {
     let Ok(stretches) = stretches else { return };
     let mut end = 0;
@@ -35,7 +37,7 @@ fn covered(stretches: Result<Vec<Stretch>, Flaw>, length: u64) {
     assert_eq!(end, length);
 }
 
-/// A model's manifest: what passes its check can be indexed.
+/// Parses a model's manifest: a manifest that passes its check can be indexed.
 pub fn manifest(bytes: &[u8]) {
     let Ok(manifest) = protocol::canonical::from_bytes::<ModelManifest>(bytes, 1 << 20) else { return };
     if manifest.check().is_err() {
@@ -59,8 +61,8 @@ pub fn manifest(bytes: &[u8]) {
     assert_eq!(seen, manifest.segments.len());
 }
 
-/// A request to the shard service: the name of an object, and the bytes of it that are asked for; and what a
-/// service answers to a listing.
+/// Parses a request to the shard service (the name of an object and a byte range), and the service's answer
+/// to a listing.
 pub fn shard_request(bytes: &[u8]) {
     let split = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
     let (name, rest) = bytes.split_at(split);
@@ -75,7 +77,7 @@ pub fn shard_request(bytes: &[u8]) {
     crate::remote::check_page(bytes);
 }
 
-/// The same entry points on altered sound input, with every test run; the fuzzer goes further.
+/// The same entry points on mutated valid input, in every test run; the fuzzer covers more.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,8 @@
-//! Where a shard lies: which object of its store, and which bytes of it. Pure arithmetic over a manifest.
+//! Location of shards: the object in each store, and the byte range in it. Pure arithmetic over a manifest.
 //!
-//! Segments are taken in the manifest's `order`, so many to a *group*. Shard `i` of every segment of a group
-//! is one object of store `i`, shards one behind the other. The first groups are what an engine needs first.
+//! Segments form *groups* of a fixed number, in the manifest's `order`. Shard `i` of every segment of a group
+//! is stored in one object of store `i`, back to back. The first groups hold the segments that an engine
+//! needs first.
 
 use crate::codec::shard_length;
 use object_store::path::Path;
@@ -14,25 +15,26 @@ pub(crate) const MODELS: &str = "models";
 /// Directory of all manifests.
 pub(crate) const MANIFESTS: &str = "manifests";
 
-/// The object of shard `shard` of group `group`.
+/// Returns the path of shard `shard` of group `group`.
 pub(crate) fn object_path(nonce: ModelNonce, group: u32, shard: usize) -> Path {
     let nonce = nonce.to_string();
     Path::from_iter([MODELS, &nonce[..2], &nonce, &format!("{group:08x}-{shard:02x}")])
 }
 
-/// The directory of all objects of one import.
+/// Returns the directory of all objects of one import.
 pub(crate) fn model_prefix(nonce: ModelNonce) -> Path {
     let nonce = nonce.to_string();
     Path::from_iter([MODELS, &nonce[..2], &nonce])
 }
 
-/// The object of a manifest, in every store.
+/// Returns the path of a manifest, the same in every store.
 pub(crate) fn manifest_path(root: ModelRoot) -> Path {
     let root = root.to_string();
     Path::from_iter([MANIFESTS, &root[..2], &root])
 }
 
-/// Whether `name` is one that the functions above could have made: all that a shard service accepts.
+/// Returns whether the functions above could have made `name`. A shard service reads and writes only such
+/// names.
 pub(crate) fn is_object_name(name: &str) -> bool {
     let hex = |text: &str, length: usize| {
         text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -48,7 +50,7 @@ pub(crate) fn is_object_name(name: &str) -> bool {
     }
 }
 
-/// Whether `name` is one that a directory gives to an object while it is written: `OBJECT#NUMBER`.
+/// Returns whether `name` is the temporary name of an object during a write to a directory: `OBJECT#NUMBER`.
 pub(crate) fn is_leftover_name(name: &str) -> bool {
     name.split_once('#').is_some_and(|(object, number)| {
         let digits = (1..=10).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
@@ -56,19 +58,19 @@ pub(crate) fn is_leftover_name(name: &str) -> bool {
     })
 }
 
-/// What something in a store is, by its name.
+/// Kind of an entry in a store, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Name {
     /// Shards of the import with this nonce.
     Shard(ModelNonce),
     /// A copy of the manifest of this root.
     Manifest(ModelRoot),
-    /// Left by a write that never ended, if it is old.
+    /// Leftover of an incomplete write, if it is old.
     Leftover,
 }
 
 impl Name {
-    /// What has this name; none for what is not ours.
+    /// Returns the kind of a name; `None` for a foreign name.
     pub(crate) fn of(name: &str) -> Option<Self> {
         if is_leftover_name(name) {
             return Some(Self::Leftover);
@@ -85,17 +87,17 @@ impl Name {
     }
 }
 
-/// The groups of one manifest.
+/// Arrangement of one manifest's segments in groups.
 pub(crate) struct Geometry {
     code: ErasureCode,
     nonce: ModelNonce,
     per_object: usize,
-    /// Place of each segment in `order`.
+    /// Position of each segment in `order`.
     positions: Vec<u32>,
 }
 
 impl Geometry {
-    /// The geometry of a manifest that passed its check.
+    /// Returns the geometry of a manifest that passed its check.
     pub(crate) fn new(manifest: &ModelManifest) -> Self {
         let mut positions = vec![0; manifest.order.len()];
         for (position, segment) in manifest.order.iter().enumerate() {
@@ -105,19 +107,19 @@ impl Geometry {
         Self { code: manifest.erasure, nonce: manifest.nonce, per_object, positions }
     }
 
-    /// How many groups.
+    /// Returns the number of groups.
     pub(crate) fn groups(&self) -> u32 {
         self.positions.len().div_ceil(self.per_object) as u32
     }
 
-    /// The segments of a group, in the order of its objects.
+    /// Returns the segments of a group, in the order of its objects.
     pub(crate) fn segments<'a>(&self, manifest: &'a ModelManifest, group: u32) -> &'a [u32] {
         let first = group as usize * self.per_object;
         let last = (first + self.per_object).min(manifest.order.len());
         &manifest.order[first..last]
     }
 
-    /// Which group a segment is in, and its place there.
+    /// Returns the group of a segment, and its position in the group.
     pub(crate) fn place(&self, segment: u32) -> (u32, usize) {
         let position = self.positions[segment as usize] as usize;
         ((position / self.per_object) as u32, position % self.per_object)
@@ -127,7 +129,7 @@ impl Geometry {
         object_path(self.nonce, group, shard)
     }
 
-    /// The bytes of an object of `group` that hold the shards of each of its segments, in their order.
+    /// Returns the byte ranges of an object of `group` that hold the shards of its segments, in their order.
     pub(crate) fn ranges(&self, manifest: &ModelManifest, group: u32) -> Vec<Range<u64>> {
         let mut at = 0;
         let segments = self.segments(manifest, group).iter();
@@ -135,7 +137,7 @@ impl Geometry {
         lengths.map(|length| (at, at += length as u64).0..at).collect()
     }
 
-    /// Bytes of one shard of `segment`.
+    /// Returns the length in bytes of one shard of `segment`.
     pub(crate) fn shard_length(&self, segment: &Segment) -> usize {
         shard_length(self.code, segment.length as usize)
     }

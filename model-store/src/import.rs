@@ -1,8 +1,8 @@
-//! Import: from files on this machine to shards in stores, in constant memory at any size.
+//! Import of a model: from local files to shards in stores, in constant memory at any size.
 //!
-//! Groups of segments are read, hashed, encrypted and coded on the pool while the objects of the group
-//! before are on their way; at most [`GROUPS_IN_FLIGHT`] groups are in memory. The manifest is written last,
-//! so whatever interrupts an import leaves objects that nothing names, and every earlier model as it was.
+//! The pool reads, hashes, encrypts and codes a group of segments while the objects of the previous group are
+//! written. At most [`GROUPS_IN_FLIGHT`] groups are in memory. The manifest is written last. An interrupted
+//! import therefore leaves only objects that no manifest names, and every earlier model is unchanged.
 
 use crate::codec::{Cipher, Coder};
 use crate::error::{ImportError, StoreError};
@@ -28,30 +28,30 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Groups in memory at once: one is coded while one is written.
+/// Number of groups in memory: one is coded while one is written.
 const GROUPS_IN_FLIGHT: usize = 2;
-/// Canonical bytes of a segment beside its digests, and of one digest, at most.
+/// Maximum canonical bytes of a segment entry without its digests, and of one digest.
 const SEGMENT_ENTRY_BYTES: usize = 64;
 const DIGEST_ENTRY_BYTES: usize = 34;
 
-/// How a model is to be stored.
+/// Options of an import.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
-    /// What people will call it.
+    /// Human-readable name of the model.
     pub name: ModelName,
-    /// k and m.
+    /// Erasure code: k data shards and m parity shards.
     pub erasure: ErasureCode,
-    /// What a failure domain may hold.
+    /// Limit on the shards in one failure domain.
     pub placement: PlacementRule,
-    /// How many segments share an object; 16 makes objects of 4 MiB with four data shards.
+    /// Number of segments per object; 16 makes objects of 4 MiB with four data shards.
     pub segments_per_object: u32,
-    /// Random bytes that were never used for another import, a failed one included: see
-    /// [`crate::fresh_nonce`]. Under one key a repeated nonce would void the encryption of both.
+    /// Random bytes that were never used for another import, including failed ones: see
+    /// [`crate::fresh_nonce`]. Under one key a repeated nonce would void the encryption of both imports.
     pub nonce: ModelNonce,
 }
 
 impl ImportOptions {
-    /// 4+2, at most two shards per failure domain, objects of 16 segments.
+    /// Returns the default options: 4+2, at most two shards per failure domain, objects of 16 segments.
     #[must_use]
     pub fn new(name: ModelName, nonce: ModelNonce) -> Self {
         Self {
@@ -64,34 +64,34 @@ impl ImportOptions {
     }
 }
 
-/// How far an import is.
+/// Progress of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImportProgress {
     /// Plaintext bytes coded.
     pub bytes_done: u64,
-    /// Plaintext bytes in all.
+    /// Total plaintext bytes.
     pub bytes_total: u64,
 }
 
-/// A stored model.
+/// Result of an import.
 #[derive(Debug, Clone)]
 pub struct Imported {
-    /// What control keeps.
+    /// Record that the control plane keeps.
     pub record: ModelRecord,
-    /// What was stored.
+    /// Manifest of the stored model.
     pub manifest: Arc<ModelManifest>,
-    /// What whoever imported it should know, in sentences.
+    /// Notes for the operator, as sentences.
     pub notes: Vec<String>,
     /// Bytes of shards and manifests written to all stores.
     pub bytes_written: u64,
-    /// From beginning to end.
+    /// Time from start to finish.
     pub elapsed: Duration,
     written_at: SystemTime,
 }
 
 impl Imported {
-    /// Whether it may still be registered: what was written longer ago may be swept away by the time that
-    /// the register has it.
+    /// Checks that the model may still be registered. Garbage collection may remove older objects before the
+    /// register contains the model.
     ///
     /// # Errors
     /// [`ImportError::Stalled`].
@@ -101,17 +101,17 @@ impl Imported {
 }
 
 fn check_silence(last: SystemTime, now: SystemTime) -> Result<(), ImportError> {
-    // A clock that was set back says nothing.
+    // A clock that was set back proves nothing.
     let silence = now.duration_since(last).unwrap_or_default();
     if silence > IMPORT_SILENCE_MAX { Err(ImportError::Stalled { silence }) } else { Ok(()) }
 }
 
-/// What is known before any byte is coded.
+/// Plan of an import, made before any byte is coded.
 struct Plan {
     source: Source,
-    /// With empty digests.
+    /// Its digests are still empty.
     manifest: ModelManifest,
-    /// Which file each segment is of.
+    /// Index of the file that each segment belongs to.
     file_of: Vec<usize>,
 }
 
@@ -123,10 +123,10 @@ struct Coded {
 }
 
 /// Stores the model at `source` (a directory or a file) in k + m of `stores`, chosen by the placement rule.
-/// Progress is told from the pool's threads.
+/// Progress is reported from the pool's threads.
 ///
 /// # Errors
-/// See [`ImportError`]. What had been written by then is removed as far as the stores allow.
+/// See [`ImportError`]. Objects written before the failure are removed as far as the stores allow.
 pub async fn import(
     source: &Path,
     options: ImportOptions,
@@ -153,7 +153,7 @@ pub async fn import(
     let (manifest, bytes_written) = match stored {
         Ok(stored) => stored,
         Err(error) => {
-            // Nothing names these objects; removing them only saves room.
+            // No manifest names these objects; removing them only frees space.
             let prefix = model_prefix(nonce);
             join_all(stores.iter().map(|store| store.remove_below(&prefix))).await;
             return Err(error);
@@ -177,7 +177,7 @@ fn stopped() -> ImportError {
     ImportError::Unreadable { path: "model".into(), source }
 }
 
-/// Lays the files out, cuts them, and orders the segments.
+/// Assigns offsets to the files, cuts them, and orders the segments.
 fn plan(source: Source, options: &ImportOptions, key_commitment: Digest) -> Result<Plan, ImportError> {
     let too_large = |reason: String| ImportError::TooLarge { reason };
     if !(1..=SEGMENTS_PER_OBJECT_MAX).contains(&options.segments_per_object) {
@@ -237,8 +237,8 @@ async fn write(
         uplink: Progress::new(),
         progress: Box::new(move |bytes_done| progress(ImportProgress { bytes_done, bytes_total })),
     });
-    // After a failure no further group begins, but every write under way is waited for: one that ended
-    // after the clean-up would leave its object behind.
+    // After a failure no further group starts, but every pending write is awaited: one that finished after
+    // the clean-up would leave its object behind.
     let failed = AtomicBool::new(false);
     let groups = stream::iter(0..coder.geometry.groups());
     let groups = groups.take_while(|_| futures::future::ready(!failed.load(Ordering::Relaxed)));
@@ -276,14 +276,15 @@ struct Coding {
     coder: Coder,
     geometry: Geometry,
     bytes_done: AtomicU64,
-    /// When a group was last in all its stores. The wall clock counts on while the machine sleeps.
+    /// Time at which a group was last complete in all its stores. The wall clock also advances while the
+    /// machine sleeps.
     written_at: Mutex<SystemTime>,
     progress: Box<dyn Fn(u64) + Send + Sync>,
-    /// All writes share the way out: none is silent while another moves.
+    /// All writes share the uplink: none is silent while another makes progress.
     uplink: Progress,
 }
 
-/// Index, digest, digests of shards, and bytes written, of each segment.
+/// Index, digest, shard digests, and bytes written, of each segment.
 type Written = Vec<(u32, Digest, Vec<Digest>, u64)>;
 
 async fn write_group(
@@ -317,7 +318,7 @@ async fn write_group(
     Ok(segments.iter().zip(coded).map(written).collect())
 }
 
-/// Waits for every write, also when one fails.
+/// Waits for every write, even if one fails.
 async fn all(
     writes: impl Iterator<Item = impl Future<Output = Result<(), StoreError>>>,
 ) -> Result<(), StoreError> {
@@ -325,7 +326,7 @@ async fn all(
 }
 
 impl Coding {
-    /// Notes that something was written, and that it was not too long after the last.
+    /// Records a write, and checks that it followed the previous one soon enough.
     fn wrote(&self, now: SystemTime) -> Result<(), ImportError> {
         let mut last = self.written_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         check_silence(std::mem::replace(&mut *last, now), now)

@@ -1,8 +1,8 @@
-//! Keys: the one that a model is encrypted with, the secrets of who may read it, and the wraps between.
+//! Keys: the key that encrypts a model, the secrets of its recipients, and the wraps that connect them.
 //!
-//! A wrap opens only with *both* halves of its recipient's secret: X25519 and ML-KEM-768. Their shared
-//! secrets and the whole transcript go through BLAKE3's key derivation into one AES-256-GCM key, used once.
-//! Randomness comes from the operating system through aws-lc, here and nowhere else in this crate.
+//! A wrap opens only with *both* halves of its recipient's secret: X25519 and ML-KEM-768. BLAKE3's key
+//! derivation turns their shared secrets and the whole transcript into one AES-256-GCM key, used once.
+//! Randomness comes from the operating system through aws-lc; no other file of this crate uses any.
 
 use crate::error::KeyError;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -21,13 +21,13 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 const COMMITMENT_DOMAIN: &str = "quorate/model-key-commitment/v1";
 const WRAP_DOMAIN: &str = "quorate/key-wrap/v1";
-/// A secret file is this word, the hexadecimal of both halves and the ML-KEM public key, and a newline.
+/// A secret file is this prefix, the hexadecimal of both halves and the ML-KEM public key, and a newline.
 const FILE_PREFIX: &str = "quorate-encryption:";
 /// Length of an ML-KEM-768 decapsulation key in bytes (FIPS 203, table 3).
 const ML_KEM_768_SECRET_LENGTH: usize = 2400;
 const SECRET_LENGTH: usize = 32 + ML_KEM_768_SECRET_LENGTH + ML_KEM_768_PUBLIC_KEY_LENGTH;
 
-/// The AES-256 key of one model. It leaves memory when dropped and has no text form.
+/// The AES-256 key of one model. It is zeroed when dropped and has no text form.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct ModelKey([u8; 32]);
 
@@ -38,7 +38,7 @@ impl std::fmt::Debug for ModelKey {
 }
 
 impl ModelKey {
-    /// A fresh random key.
+    /// Generates a random key.
     ///
     /// # Errors
     /// [`KeyError::Random`].
@@ -48,13 +48,13 @@ impl ModelKey {
         Ok(key)
     }
 
-    /// The key of these bytes.
+    /// Returns the key of these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// What a manifest says of its key.
+    /// Returns the commitment to this key that a manifest contains.
     #[must_use]
     pub fn commitment(&self) -> Digest {
         Digest::of_domain(COMMITMENT_DOMAIN, &self.0)
@@ -69,7 +69,7 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), KeyError> {
     SystemRandom::new().fill(bytes).map_err(|_| KeyError::Random)
 }
 
-/// The private halves of an [`EncryptionKey`]: what a node or a member opens wraps with.
+/// Private halves of an [`EncryptionKey`], with which a node or a member opens wraps.
 pub struct EncryptionSecret {
     x25519: PrivateKey,
     ml_kem: DecapsulationKey,
@@ -83,7 +83,7 @@ impl std::fmt::Debug for EncryptionSecret {
 }
 
 impl EncryptionSecret {
-    /// A fresh random secret, held in memory only.
+    /// Generates a random secret, held in memory only.
     ///
     /// # Errors
     /// [`KeyError::Random`].
@@ -95,11 +95,11 @@ impl EncryptionSecret {
         Self::assemble(x25519, ml_kem, encapsulation.as_ref()).ok_or(KeyError::Random)
     }
 
-    /// The secret of a member, whose halves another crate keeps: an X25519 secret of 32 bytes, an ML-KEM-768
-    /// decapsulation key of 2,400 bytes, and the public key that belongs to them.
+    /// Assembles the secret of a member, whose halves another crate keeps. The parts are an X25519 secret of
+    /// 32 bytes, an ML-KEM-768 decapsulation key of 2,400 bytes, and the public key that belongs to them.
     ///
     /// # Errors
-    /// [`KeyError::Closed`] when the three do not belong together.
+    /// [`KeyError::Closed`] if the three do not belong together.
     pub fn from_parts(x25519: &[u8; 32], ml_kem: &[u8], public: &EncryptionKey) -> Result<Self, KeyError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_LENGTH));
         bytes.extend_from_slice(x25519);
@@ -118,16 +118,16 @@ impl EncryptionSecret {
         Some(Self { x25519, ml_kem, public })
     }
 
-    /// The public halves.
+    /// Returns the public halves.
     #[must_use]
     pub fn public(&self) -> &EncryptionKey {
         &self.public
     }
 
-    /// Generates a secret and writes it to `path`: a new file of mode 600, durable before this returns.
+    /// Generates a secret and writes it to `path`: a new file of mode 600, durable when this returns.
     ///
     /// # Errors
-    /// [`KeyError::File`], also when there is a file already.
+    /// [`KeyError::File`], also if the file exists already.
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let secret = Self::generate()?;
         let bytes = secret.to_bytes()?;
@@ -171,7 +171,7 @@ impl EncryptionSecret {
         Ok(bytes)
     }
 
-    /// The secret of these bytes, if both halves of ML-KEM belong together.
+    /// Returns the secret of these bytes, if both halves of ML-KEM belong together.
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         if bytes.len() != SECRET_LENGTH {
             return None;
@@ -207,11 +207,11 @@ fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Wraps a model's key so that only `recipient`, who holds the secret of `to`, can open it. `root` and
-/// `recipient` are bound in: a wrap cannot be passed off as another model's or another node's.
+/// Wraps a model's key so that only `recipient`, the holder of the secret of `to`, can open it. `root` and
+/// `recipient` are bound in: a wrap cannot pass for another model's or another node's.
 ///
 /// # Errors
-/// [`KeyError::Recipient`] when a half of `to` is not a usable key, [`KeyError::Random`].
+/// [`KeyError::Recipient`] if a half of `to` is not a usable key, [`KeyError::Random`].
 pub fn wrap_key(
     key: &ModelKey,
     to: &EncryptionKey,
@@ -244,7 +244,7 @@ pub fn wrap_key(
 /// Opens a wrap made for the public half of `secret`.
 ///
 /// # Errors
-/// [`KeyError::Closed`] when it was made for another key or was altered.
+/// [`KeyError::Closed`] if it was made for another key or was altered.
 pub fn unwrap_key(wrap: &KeyWrap, secret: &EncryptionSecret) -> Result<ModelKey, KeyError> {
     open(wrap, secret).ok_or(KeyError::Closed)
 }
@@ -259,7 +259,8 @@ fn open(wrap: &KeyWrap, secret: &EncryptionSecret) -> Option<ModelKey> {
     Some(ModelKey((&*opened).try_into().ok()?))
 }
 
-/// Runs X25519 and hands the shared secret on; none for a key of low order, whose secret is known to all.
+/// Runs X25519 and passes the shared secret to `derive`. Returns `None` for a key of low order, whose shared
+/// secret is publicly known.
 fn agree<T>(private: &PrivateKey, public: &PublicKey, derive: impl FnOnce(&[u8]) -> T) -> Option<T> {
     let public = UnparsedPublicKey::new(&X25519, public.as_bytes());
     agreement::agree(private, public, (), |shared| {
@@ -268,12 +269,13 @@ fn agree<T>(private: &PrivateKey, public: &PublicKey, derive: impl FnOnce(&[u8])
     .ok()
 }
 
-/// One key out of both shared secrets and everything that the wrap says but its sealed bytes.
+/// Derives one key from both shared secrets, the recipient's public key, and every field of the wrap but
+/// `sealed`.
 fn wrapping_key(classical: &[u8], quantum: &[u8], wrap: &KeyWrap, to: &EncryptionKey) -> Zeroizing<[u8; 32]> {
     let transcript = (&wrap.root, &wrap.recipient, &wrap.ephemeral, &wrap.encapsulated, to);
     let transcript = protocol::canonical::to_bytes(&transcript);
     let mut hasher = blake3::Hasher::new_derive_key(WRAP_DOMAIN);
-    // Both secrets have 32 bytes, so their concatenation has one reading.
+    // Both secrets have 32 bytes, so their concatenation is unambiguous.
     hasher.update(classical).update(quantum).update(&transcript);
     Zeroizing::new(*hasher.finalize().as_bytes())
 }
@@ -282,7 +284,7 @@ fn aead(key: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes any 32 bytes"))
 }
 
-/// The nonce of a key that seals exactly once.
+/// Returns the nonce of a key that seals exactly once.
 fn one_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }

@@ -1,27 +1,27 @@
-//! How files are laid into the weights map, where segments are cut, and in which order an engine needs them.
+//! Layout of files in the weights map, segment boundaries, and the order in which an engine needs segments.
 //! Pure: works on names and lengths.
 
 use protocol::limits::SEGMENT_BYTES_MAX;
 use protocol::model::FILE_ALIGNMENT;
 use std::ops::Range;
 
-/// A cut between layers is worth a segment of at least this many bytes; a smaller one costs more in
-/// digests and requests than it saves in waiting.
+/// Minimum length in bytes of a segment that ends at a layer boundary. A shorter one costs more in digests
+/// and requests than it saves in waiting.
 const LAYER_CUT_BYTES_MIN: u64 = 64 * 1024;
 
-/// When an engine needs something; lower is earlier.
+/// Rank in the order of need; lower is earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank(pub(crate) u32);
 
 impl Rank {
-    /// Configuration, tokenizer, and the headers of weights files.
+    /// Configuration, tokenizer, and headers of weights files.
     pub(crate) const FIRST: Self = Self(0);
     const EMBEDDING: Self = Self(1);
     const LAYERS: u32 = 2;
-    /// Final norms, heads, poolers, and whatever has no known place.
+    /// Final norms, heads, poolers, and tensors of unknown position.
     pub(crate) const LAST: Self = Self(u32::MAX);
 
-    /// The rank of a tensor, by its name: `model.layers.12.mlp.up_proj.weight` belongs to layer 12.
+    /// Returns the rank of a tensor by its name: `model.layers.12.mlp.up_proj.weight` belongs to layer 12.
     pub(crate) fn of_tensor(name: &str) -> Self {
         let mut parts = name.split('.').peekable();
         while let Some(part) = parts.next() {
@@ -38,26 +38,25 @@ impl Rank {
     }
 }
 
-/// A stretch of a file that is needed at one time: a header, a tensor, or a whole opaque file.
+/// A part of a file that has one rank: a header, a tensor, or a whole opaque file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stretch {
-    /// Bytes of the file.
+    /// Byte range in the file.
     pub(crate) range: Range<u64>,
-    /// When it is needed.
     pub(crate) rank: Rank,
 }
 
-/// A segment to be.
+/// A planned segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cut {
-    /// Bytes of the file.
+    /// Byte range in the file.
     pub(crate) range: Range<u64>,
-    /// When the first of its stretches is needed.
+    /// Rank of the stretch that is needed first.
     pub(crate) rank: Rank,
 }
 
-/// Cuts a file along its stretches, which cover it in order: small ones share a segment, large ones are cut
-/// into segments of the largest size from their beginning.
+/// Cuts a file along its stretches, which cover it in order. Small ones share a segment; large ones are cut
+/// into segments of the largest size from their start.
 pub(crate) fn cut(stretches: &[Stretch]) -> Vec<Cut> {
     let limit = SEGMENT_BYTES_MAX as u64;
     let mut cuts = Vec::new();
@@ -84,7 +83,7 @@ pub(crate) fn cut(stretches: &[Stretch]) -> Vec<Cut> {
     cuts
 }
 
-/// Where each file begins in the weights map, by their lengths.
+/// Returns the offset of each file in the weights map, by the files' lengths.
 pub(crate) fn offsets(lengths: impl IntoIterator<Item = u64>) -> Vec<u64> {
     let mut at: u64 = 0;
     let place = |length: u64| {
@@ -95,7 +94,7 @@ pub(crate) fn offsets(lengths: impl IntoIterator<Item = u64>) -> Vec<u64> {
     lengths.into_iter().map(place).collect()
 }
 
-/// The order in which segments are needed: by rank, then by place.
+/// Returns the order in which segments are needed: by rank, then by index.
 pub(crate) fn order(ranks: &[Rank]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..ranks.len() as u32).collect();
     order.sort_by_key(|index| (ranks[*index as usize], *index));

@@ -1,19 +1,19 @@
 //! Dispersed storage of models: manifests, tensor-aligned segments, erasure coding, encryption, placement,
 //! verified range reads, repair.
 //!
-//! A model is a set of files laid end to end in one *weights map*, cut along tensor borders into *segments*
-//! of at most 1 MiB. Each segment is encrypted (AES-256-GCM), split and extended by Reed-Solomon into k + m
-//! *shards*, and shard `i` of every segment lies in store `i`. Any k stores give every byte back; fewer give
-//! nothing; a wrong byte is never handed on.
+//! A model is a set of files laid end to end in one *weights map*. It is cut along tensor boundaries into
+//! *segments* of at most 1 MiB. Each segment is encrypted (AES-256-GCM), split and extended by Reed-Solomon
+//! into k + m *shards*. Shard `i` of every segment is stored in store `i`. Any k stores restore every byte;
+//! fewer restore nothing; a wrong byte is never returned.
 //!
-//! - [`import`] writes a directory or a file into stores; [`inspect`] says beforehand what it would refuse.
+//! - [`import`] writes a directory or a file into stores; [`inspect`] finds beforehand what it would refuse.
 //! - [`Reader`] reads any byte range, or fills a whole weights map in the order in which an engine needs it.
 //! - [`verify`] checks every shard, [`repair`] rewrites the wrong and missing ones; neither needs the key.
-//! - [`sweep`] takes away what imports that never ended have left.
-//! - [`Store`] is one `file://`, `s3://` or `node://` place; [`ShardService`] offers local directories to peers.
-//! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`]: who may read.
+//! - [`sweep`] removes the leftovers of incomplete imports (garbage collection).
+//! - [`Store`] is one `file://`, `s3://` or `node://` store; [`ShardService`] offers directories to peers.
+//! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`] control read access.
 //!
-//! Not here: what tensors mean, who is admitted, when a model is deleted. What may surprise: work on bytes
+//! Out of scope: the meaning of tensors, the admission of peers, and the deletion of models. Work on bytes
 //! runs on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
 
 mod codec;
@@ -58,10 +58,10 @@ pub use sweep::{
     sweep,
 };
 
-/// A fresh random nonce for one import.
+/// Generates a random nonce for one import.
 ///
 /// # Errors
-/// [`KeyError::Random`] when the operating system gives no randomness.
+/// [`KeyError::Random`] if the operating system provides no randomness.
 pub fn fresh_nonce() -> Result<protocol::model::ModelNonce, KeyError> {
     let mut bytes = [0; 16];
     key::fill_random(&mut bytes)?;

@@ -1,21 +1,22 @@
-//! Which shard goes where, and the proof that any one failure domain may vanish. Pure.
+//! Placement of shards on stores, with the proof that the loss of any one failure domain is survived. Pure.
 
 use crate::error::PlacementError;
 use protocol::model::{ErasureCode, SHARDS_OF_A_KIND_MAX, StoreReference};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a failure domain may hold.
+/// Limit on the shards in one failure domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlacementRule {
-    /// Most shards of one segment in one failure domain; at most m, or losing one domain loses the model.
+    /// Maximum number of shards of one segment in one failure domain. At most m, or losing one domain loses
+    /// the model.
     pub shards_per_domain_max: u8,
 }
 
-/// Chooses one store per shard, in shard order, spread as evenly over failure domains as the stores allow,
-/// and proves the rule before anything is written: the loss of any one domain leaves at least k shards.
+/// Chooses one store per shard, in shard order, spread as evenly over failure domains as the stores allow.
+/// Proves the rule before anything is written: the loss of any one domain leaves at least k shards.
 ///
 /// # Errors
-/// [`PlacementError`]: what is missing.
+/// [`PlacementError`] describes the condition that the stores do not meet.
 pub fn place(
     stores: &[StoreReference],
     code: ErasureCode,
@@ -45,7 +46,7 @@ pub fn place(
     Ok(chosen)
 }
 
-/// Takes one store of each domain in turn, so that neighbouring shards lie in different domains.
+/// Takes one store of each domain in turn, so that neighbouring shards are in different domains.
 fn spread(stores: &[StoreReference], needed: usize, allowed: usize) -> Vec<StoreReference> {
     let mut domains: BTreeMap<&str, Vec<&StoreReference>> = BTreeMap::new();
     for store in stores {
@@ -55,7 +56,7 @@ fn spread(stores: &[StoreReference], needed: usize, allowed: usize) -> Vec<Store
     rounds.take(needed).map(|store| (*store).clone()).collect()
 }
 
-/// Whether at least k shards remain whichever one domain is lost.
+/// Returns whether at least k shards remain after the loss of any one domain.
 pub(crate) fn survives_any_domain(placement: &[StoreReference], code: ErasureCode) -> bool {
     let domains: BTreeSet<&str> = placement.iter().map(|store| store.failure_domain.as_str()).collect();
     let left = |lost: &str| placement.iter().filter(|store| store.failure_domain != lost).count();

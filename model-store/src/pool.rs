@@ -1,6 +1,7 @@
-//! Threads for work on bytes: reading local shards, encryption, erasure coding, hashing. Tokio's own threads
-//! stay free to answer heartbeats while a model loads. A thread that hangs in a disk cannot be called back:
-//! another takes its place, and it ends when the disk lets it go.
+//! Thread pool for work on bytes: reading local shards, encryption, erasure coding, hashing.
+//!
+//! Tokio's own threads stay free to answer heartbeats while a model loads. A thread that stalls on a disk
+//! cannot be interrupted: another thread replaces it, and it ends when the disk answers.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,34 +11,34 @@ use tokio::sync::oneshot;
 type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    /// Whether another thread has taken this one's place.
+    /// Whether another thread has replaced this one.
     static REPLACED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Says, on a thread of a pool, that another one has taken its place: it ends with its present job.
+/// Marks the current thread of a pool as replaced: it ends after its current job.
 pub(crate) fn replaced() {
     REPLACED.set(true);
 }
 
-/// A fixed number of threads that take jobs in the order of their arrival. They end when the last handle is
-/// dropped and the jobs already given are done.
+/// A fixed number of threads that run jobs in the order of their arrival. They end when the last handle is
+/// dropped and the queued jobs are done.
 #[derive(Debug)]
 pub struct Pool {
     jobs: mpsc::Sender<Job>,
     queue: Arc<Mutex<mpsc::Receiver<Job>>>,
     threads: usize,
-    /// Those that hang, with those that took their places.
+    /// Number of running threads, including stalled ones and their replacements.
     running: Arc<AtomicUsize>,
-    /// Whether jobs run where tokio's simulated time waits for them.
+    /// Whether jobs run on tokio's blocking threads, so that simulated time waits for them.
     #[cfg(test)]
     simulated: bool,
 }
 
 impl Pool {
-    /// A pool of `threads` threads, at least one.
+    /// Starts a pool of `threads` threads, at least one.
     ///
     /// # Panics
-    /// When the operating system gives no thread: the process cannot do its work.
+    /// Panics if the operating system cannot start a thread: the process cannot do its work.
     #[must_use]
     pub fn new(threads: usize) -> Arc<Self> {
         let threads = threads.max(1);
@@ -71,20 +72,21 @@ impl Pool {
         started.map(drop)
     }
 
-    /// Starts a thread in the place of one that hangs, which must call [`replaced`] when it comes back.
+    /// Starts a replacement for a stalled thread, which must call [`replaced`] when it returns.
     pub(crate) fn replace(&self) {
         if let Err(error) = self.start() {
-            tracing::error!(%error, "a thread that hangs in a disk has no replacement; loading goes on slower");
+            tracing::error!(%error, "cannot replace a thread stalled on a disk; loading is slower");
         }
     }
 
-    /// How many threads there are.
+    /// Returns the number of running threads.
     #[cfg(test)]
     pub(crate) fn running(&self) -> usize {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// A pool that says it has `threads` threads, for tests in simulated time: that stands still while a job runs.
+    /// Returns a pool that reports `threads` threads, for tests in simulated time, which stands still while a
+    /// job runs.
     #[cfg(test)]
     pub(crate) fn simulated(threads: usize) -> Arc<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -92,19 +94,20 @@ impl Pool {
         Arc::new(Self { jobs, queue, threads, running: Arc::default(), simulated: true })
     }
 
-    /// A pool of one thread per core that this process may use.
+    /// Starts a pool of one thread per core that this process may use.
     #[must_use]
     pub fn per_core() -> Arc<Self> {
         Self::new(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))
     }
 
-    /// How many threads.
+    /// Returns the configured number of threads.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Runs `job` on one of the threads. None when it panicked; its captures are dropped before this ends.
+    /// Runs `job` on one of the threads. Returns `None` if it panicked; its captures are dropped before this
+    /// returns.
     pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         #[cfg(test)]
         if self.simulated {
@@ -113,7 +116,7 @@ impl Pool {
         let (done, result) = oneshot::channel();
         let job = Box::new(move || {
             let result = job();
-            // Whoever waited may have gone; then nobody needs the result.
+            // The caller may have stopped waiting; then the result is not needed.
             let _ = done.send(result);
         });
         self.jobs.send(job).ok()?;
@@ -128,7 +131,8 @@ fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
             Err(_) => return,
         };
         let Ok(job) = job else { return };
-        // A panic is a broken invariant of one job; its waiter learns of it, the thread serves the others.
+        // A panic is a broken invariant of one job. Its caller learns of it, and the thread serves the other
+        // jobs.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
             tracing::error!("a job of the model store panicked");
         }

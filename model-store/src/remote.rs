@@ -19,8 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const STORE: &str = "shard service";
 
-/// One store of one node. Objects are written as a whole; copies, multipart uploads and conditions do not
-/// exist there.
+/// One store of one node. Objects are written as a whole; copies, multipart uploads and conditional requests
+/// are not supported.
 #[derive(Debug, Clone)]
 pub struct RemoteStore {
     client: Client,
@@ -34,7 +34,7 @@ impl std::fmt::Display for RemoteStore {
 }
 
 impl RemoteStore {
-    /// The store of this name behind the shard service that `client` reaches.
+    /// Returns the store of this name behind the shard service that `client` reaches.
     #[must_use]
     pub fn new(client: Client, store: &str) -> Self {
         Self { client, store: store.into() }
@@ -69,7 +69,7 @@ impl RemoteStore {
         })
     }
 
-    /// Everything below `prefix`, with the leftovers of writes that never ended.
+    /// Lists everything below `prefix`, including the leftovers of incomplete writes.
     pub(crate) fn list_all(&self, prefix: &str) -> BoxStream<'static, Result<Listed>> {
         let found = self.listed(prefix.into(), true);
         let listed =
@@ -84,7 +84,7 @@ impl RemoteStore {
         self.exchange(request, name).await.map(drop)
     }
 
-    /// Page by page.
+    /// Lists the objects below `prefix`, page by page.
     fn listed(&self, prefix: String, leftovers: bool) -> BoxStream<'static, Result<ListedObject>> {
         let store = self.clone();
         let pages = stream::try_unfold(Some(String::new()), move |after| {
@@ -93,7 +93,7 @@ impl RemoteStore {
                 let Some(after) = after else { return Ok(None) };
                 let page = store.page(&prefix, &after, leftovers).await?;
                 let next = page.more.then(|| page.objects.last().map(|last| last.name.clone())).flatten();
-                // A page that does not move on would never end.
+                // A listing that does not advance would never end.
                 if next.as_ref().is_some_and(|next| *next <= after) {
                     return Err(invalid("the listing does not advance"));
                 }
@@ -114,7 +114,7 @@ impl RemoteStore {
     }
 }
 
-/// For fuzzing: a page that is understood can be shown, whatever times and names it claims.
+/// For fuzzing: checks that a decoded page can be converted, with any times and names that it claims.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_page(bytes: &[u8]) {
     let Ok(page) = protocol::canonical::from_bytes::<ListPage>(bytes, PAGE_BYTES_MAX) else { return };
@@ -146,7 +146,7 @@ async fn collect(response: Response<overlay::ResponseBody>, limit: usize) -> Res
     })
 }
 
-/// A peer may claim any time; later than the year 9999 there is none that everybody can hold.
+/// Converts a time that a peer claims, limited to the year 9999: not every type can represent a later time.
 fn time(modified_ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(modified_ms.min(253_402_300_799_000))
 }
@@ -164,7 +164,7 @@ fn range_header(range: &GetRange) -> String {
     }
 }
 
-/// The size of the object and the bytes sent, from the head of a response.
+/// Returns the size of the object and the range of bytes sent, from the head of a response.
 fn sizes(response: &Response<overlay::ResponseBody>) -> Option<(u64, Range<u64>)> {
     let header = |name: header::HeaderName| response.headers().get(name)?.to_str().ok();
     if let Some(range) = header(header::CONTENT_RANGE) {

@@ -1,9 +1,9 @@
-//! Looking at every shard of a model, and rewriting the wrong and missing ones. Needs no key: shards are
-//! judged by their digests, and rebuilt from each other.
+//! Verification of every shard of a model, and repair of the wrong and missing ones. Needs no key: shards are
+//! checked by their digests, and reconstructed from each other.
 //!
-//! An object is rewritten as a whole and only when every shard in it has the digest that the manifest names,
-//! so a repair can be interrupted anywhere and never makes anything worse. Segments are read one by one, each shard
-//! to its known length, within one budget of memory for all stores.
+//! An object is rewritten as a whole, and only if every shard in it has the digest that the manifest names. A
+//! repair can therefore be interrupted at any point and never makes anything worse. Segments are read one by
+//! one, each shard to its known length, within one budget of memory for all stores.
 
 use crate::codec::Coder;
 use crate::error::ReadError;
@@ -22,64 +22,64 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Groups looked at at once: while the last segments of one are awaited the next begins.
+/// Number of groups in work: while the last segments of one are awaited, the next begins.
 const GROUPS_IN_FLIGHT: usize = 2;
-/// Segments of a group asked for at once, as far as the budget goes.
+/// Number of segments of a group that are requested together, as far as the budget allows.
 const SEGMENTS_IN_FLIGHT: usize = 16;
-/// Bytes in memory at once, however many stores there are and whatever they send; or one segment with all its shards,
-/// or one object, where that is more.
+/// Maximum bytes in memory, for any number of stores and any answers. One segment with all its shards, or one
+/// object, may exceed it.
 const BYTES_IN_FLIGHT_MAX: u64 = 32 * 1024 * 1024;
-/// What the budget is counted in: a semaphore has too few permits for single bytes.
+/// Unit of the budget in bytes: a semaphore has too few permits for single bytes.
 const UNIT_BYTES: u64 = 1024;
-/// Failures of stores that a report keeps; a dead store fails on every object alike.
+/// Number of store failures that a report keeps; a dead store fails on every object alike.
 const FAILURES_KEPT_MAX: usize = 16;
 
-/// What a look at every shard found.
+/// Findings of a check of every shard.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HealthReport {
-    /// Segments of the model.
+    /// Number of segments of the model.
     pub segments: u64,
-    /// Shards looked at.
+    /// Number of shards checked.
     pub shards: u64,
-    /// Bytes of shards read.
+    /// Bytes of good shards read.
     pub bytes: u64,
-    /// How many shards are wrong, by how.
+    /// Number of faulty shards, by kind of fault.
     pub faults: BTreeMap<FaultKind, u64>,
-    /// Stores whose copy of the manifest is missing or wrong.
+    /// Number of stores whose copy of the manifest is missing or wrong.
     pub manifests_wrong: u64,
-    /// Segments with fewer than k good shards: lost unless a store comes back.
+    /// Number of segments with fewer than k good shards: lost unless a store returns.
     pub segments_lost: u64,
-    /// From beginning to end.
+    /// Time from start to finish.
     pub elapsed: Duration,
 }
 
 impl HealthReport {
-    /// Whether every shard and every copy of the manifest is there and right.
+    /// Returns whether every shard and every copy of the manifest is present and right.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.faults.is_empty() && self.manifests_wrong == 0
     }
 }
 
-/// What a repair did.
+/// Result of a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RepairReport {
-    /// What it found.
+    /// Findings that preceded the repair.
     pub found: HealthReport,
-    /// Shards put right.
+    /// Number of wrong or missing shards that were rewritten.
     pub shards_rewritten: u64,
-    /// Objects written.
+    /// Number of objects written.
     pub objects_written: u64,
-    /// Copies of the manifest written.
+    /// Number of copies of the manifest written.
     pub manifests_written: u64,
     /// Bytes written.
     pub bytes_written: u64,
-    /// Objects that could not be written, and why; the first few.
+    /// Errors of objects that could not be written; only the first few.
     pub failures: Vec<String>,
 }
 
 impl RepairReport {
-    /// Whether nothing is left to repair.
+    /// Returns whether everything that was found is repaired.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let found: u64 = self.found.faults.values().sum();
@@ -89,7 +89,8 @@ impl RepairReport {
     }
 }
 
-/// Checks every shard of every segment and every copy of the manifest. `progress` hears groups done and in all.
+/// Checks every shard of every segment and every copy of the manifest. `progress` receives groups done and in
+/// all.
 ///
 /// # Errors
 /// [`ReadError::ManifestInvalid`], [`ReadError::StoreCount`]; faults are findings, not errors.
@@ -103,10 +104,10 @@ pub async fn verify(
     Ok(run(manifest, stores, pool, faults, false, progress).await?.found)
 }
 
-/// Checks everything as [`verify`] does and rewrites what is wrong or missing from what is right.
+/// Checks everything as [`verify`] does, and rewrites wrong and missing parts from the right ones.
 ///
 /// # Errors
-/// As [`verify`]; a store that cannot be written is in the report, and the others are repaired.
+/// As [`verify`]. A store that cannot be written is in the report, and the others are repaired.
 pub async fn repair(
     manifest: &Arc<ModelManifest>,
     stores: &[Store],
@@ -157,7 +158,7 @@ async fn run(
     Ok(report)
 }
 
-/// Memory for what stores send, taken before they are asked.
+/// Budget of memory for the answers of stores, reserved before they are asked.
 struct Budget {
     units: Semaphore,
 }
@@ -169,7 +170,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Waits for so many bytes; for all of them, where more are wanted than there are.
+    /// Waits for `bytes` of the budget; for the whole budget, if `bytes` exceeds it.
     async fn take(&self, bytes: u64) -> SemaphorePermit<'_> {
         let units = bytes.min(BYTES_IN_FLIGHT_MAX).div_ceil(UNIT_BYTES) as u32;
         self.units.acquire_many(units).await.expect("the semaphore is never closed")
@@ -207,11 +208,11 @@ struct Run {
     budget: Budget,
 }
 
-/// What is known of one segment.
+/// State of one segment.
 struct Checked {
-    /// Which shards are right.
+    /// Whether each shard is right.
     present: Vec<bool>,
-    /// Whether the others can be rebuilt.
+    /// Whether the wrong shards can be reconstructed.
     whole: bool,
 }
 
@@ -241,7 +242,7 @@ impl Run {
         Ok(report)
     }
 
-    /// Reads all shards of one segment, counts and tells the wrong ones, and tries to rebuild them.
+    /// Reads all shards of one segment, counts and reports the wrong ones, and tries to reconstruct them.
     async fn check(
         self: Arc<Self>,
         group: u32,
@@ -255,12 +256,12 @@ impl Run {
         pool.run(move || this.judge(group, place, &shards)).await.ok_or(ReadError::Stopped)
     }
 
-    /// The bytes of each object that hold the shards of the segment at `place`.
+    /// Returns the byte range of each object that holds the shards of the segment at `place`.
     fn range(&self, group: u32, place: usize) -> Range<u64> {
         self.geometry.ranges(&self.manifest, group)[place].clone()
     }
 
-    /// The bytes of each object of a group.
+    /// Returns the length in bytes of each object of a group.
     fn object_bytes(&self, group: u32) -> u64 {
         self.geometry.ranges(&self.manifest, group).last().map_or(0, |range| range.end)
     }
@@ -269,7 +270,7 @@ impl Run {
         ((BYTES_IN_FLIGHT_MAX / 2) / self.object_bytes(group).max(1)).max(1) as usize
     }
 
-    /// A range of the objects of the wanted shards. Those that are not wanted are missing.
+    /// Reads a range of the objects of the wanted shards. Unwanted shards are returned as missing.
     async fn read(&self, group: u32, range: &Range<u64>, wanted: &[bool]) -> Shards {
         let get = |(shard, store): (usize, &Store)| {
             let (store, path, range) = (store.clone(), self.geometry.object(group, shard), range.clone());
@@ -286,7 +287,7 @@ impl Run {
         join_all(self.stores.iter().enumerate().map(get)).await
     }
 
-    /// Which shards of a segment are right; counts and tells the others.
+    /// Returns which shards of a segment are right; counts and reports the others.
     fn judge(&self, group: u32, place: usize, shards: &Shards) -> (Checked, RepairReport) {
         let index = self.geometry.segments(&self.manifest, group)[place];
         let mut report = RepairReport::default();
@@ -313,7 +314,7 @@ impl Run {
         (Checked { present, whole }, report)
     }
 
-    /// Which shards have the digests that the manifest names.
+    /// Returns which shards have the digests that the manifest names.
     fn right(&self, index: u32, shards: &Shards) -> Vec<bool> {
         let digests = &self.manifest.segments[index as usize].shards;
         let right = |(shard, digest): (&Result<Bytes, _>, &Digest)| {
@@ -322,7 +323,8 @@ impl Run {
         shards.iter().zip(digests).map(right).collect()
     }
 
-    /// All shards of a segment one behind the other, each with its digest; none if they cannot be rebuilt.
+    /// Returns all shards of a segment back to back, each with its digest; `None` if they cannot be
+    /// reconstructed.
     fn rebuild(&self, index: u32, shards: &Shards, present: &[bool]) -> Option<Vec<u8>> {
         let segment = &self.manifest.segments[index as usize];
         let length = self.geometry.shard_length(segment);
@@ -339,7 +341,7 @@ impl Run {
         (rebuilt && right(&block)).then_some(block)
     }
 
-    /// Writes the objects of these shards anew: what is right of them as it is, the rest rebuilt.
+    /// Rewrites the objects of these shards: right shards as they are, the others reconstructed.
     async fn rewrite(
         self: Arc<Self>,
         group: u32,
@@ -389,7 +391,8 @@ impl Run {
         Ok(())
     }
 
-    /// Which shards of a segment to read in order to have these: themselves, and k others if one of them is wrong.
+    /// Returns which shards of a segment to read in order to have these: themselves, and k others if one of
+    /// them is wrong.
     fn sources(&self, segment: &Checked, shards: &[usize]) -> Vec<bool> {
         let mut missing = match shards.iter().all(|shard| segment.present[*shard]) {
             true => 0,
@@ -403,7 +406,7 @@ impl Run {
         sources
     }
 
-    /// The shards of a segment that are wanted, each with its digest.
+    /// Returns the wanted shards of a segment, each with its digest.
     fn parts(&self, group: u32, place: usize, found: &Shards, wanted: &[usize]) -> Option<Vec<Bytes>> {
         let index = self.geometry.segments(&self.manifest, group)[place];
         let present = self.right(index, found);
@@ -415,7 +418,7 @@ impl Run {
         Some(wanted.iter().map(|shard| block.slice(shard * length..(shard + 1) * length)).collect())
     }
 
-    /// Checks, and rewrites, each store's copy of the manifest.
+    /// Checks each store's copy of the manifest, and rewrites wrong ones in a repair.
     async fn manifests(&self, report: &mut RepairReport) {
         let bytes = Bytes::from(canonical::to_bytes(&*self.manifest));
         let path = manifest_path(self.manifest.root());

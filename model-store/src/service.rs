@@ -1,10 +1,10 @@
-//! Local directories offered to admitted peers: the shard service, an axum router for an overlay listener.
+//! Shard service: local directories served to admitted peers, as an axum router for an overlay listener.
 //!
-//! Who may connect is the listener's `PeerPolicy`; this router answers nobody whose key was not proven. It
-//! knows only the two shapes of names that this crate makes, and stores encrypted shards and manifests. It
-//! deletes shards when asked to; manifests and leftovers of torn writes only when they are old by its own
-//! clock. An object is acknowledged when it is durable; a torn upload leaves nothing. A disk that hangs
-//! keeps its few places and none of its neighbours'.
+//! The listener's `PeerPolicy` admits connections; this router rejects every request without a proven
+//! key. It accepts only the two shapes of names that this crate makes, and stores encrypted shards and
+//! manifests. It deletes shards on request, but manifests and leftovers of torn writes only when they are old
+//! by its own clock. An object is acknowledged when it is durable; a torn upload leaves nothing. A stalled
+//! disk holds its own few permits and none of another disk's.
 
 use crate::disk::Disk;
 use crate::error::StoreError;
@@ -41,32 +41,32 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-/// Largest object: a manifest, or the shards of a full group of a model with one data shard.
+/// Largest object in bytes: a manifest, or the shards of a full group of a model with one data shard.
 pub(crate) const OBJECT_BYTES_MAX: usize = MODEL_MANIFEST_BYTES_MAX;
 const _: () = assert!(SEGMENTS_PER_OBJECT_MAX as usize * (SEGMENT_BYTES_MAX + 16) <= OBJECT_BYTES_MAX);
-/// Objects on one page of a listing: about 100 KiB of names.
+/// Maximum number of objects on one page of a listing: about 100 KiB of names.
 const PAGE_OBJECTS_MAX: usize = 1000;
-/// Largest page: names have at most 80 bytes.
+/// Largest page in bytes: names have at most 80 bytes.
 pub(crate) const PAGE_BYTES_MAX: usize = 256 * 1024;
-/// What a page of a listing is.
+/// Media type of a page of a listing.
 pub(crate) const MEDIA_TYPE_PAGE: &str = "application/cbor";
-/// Writes in progress at once, so that uploads in memory stay below 64 MiB.
+/// Maximum number of concurrent writes, so that uploads in memory stay below 64 MiB.
 const WRITES_MAX: usize = 32;
 /// Bytes gathered before they are written, and read before they are sent.
 const WRITE_BYTES: usize = 1024 * 1024;
 const READ_BYTES: u64 = 1024 * 1024;
-/// Longest name of a store.
+/// Longest name of a store, in bytes.
 const STORE_NAME_BYTES_MAX: usize = 32;
 
 /// Longest silence inside an upload.
 const UPLOAD_SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Bytes that an upload brings in a second at least, on the average: it holds one of [`WRITES_MAX`] permits as long
-/// as it lasts. An import that writes twelve objects at once needs 1.6 Mbit/s.
+/// Minimum average rate of an upload in bytes per second: it holds one of [`WRITES_MAX`] permits as long as
+/// it lasts. An import that writes twelve objects concurrently needs 1.6 Mbit/s.
 const UPLOAD_RATE_MIN: u64 = 16 * 1024;
 
-/// Limits for the listener of a [`ShardService`] and for its clients: objects are larger than what overlay connections
-/// carry by default, and a thin uplink takes long for one. Neither side waits as long as `request` allows: a client
-/// gives up after a silence, and an upload that is too slow is refused.
+/// Returns the limits for the listener of a [`ShardService`] and for its clients. Objects are larger than
+/// overlay connections carry by default, and a slow uplink takes long for one. Neither side waits as long as
+/// `request` allows: a client gives up after a silence, and an upload that is too slow is rejected.
 pub(crate) fn limits() -> overlay::Limits {
     overlay::Limits {
         request: UPLOAD_SILENCE_MAX + Duration::from_secs(2 * OBJECT_BYTES_MAX as u64 / UPLOAD_RATE_MIN),
@@ -76,7 +76,8 @@ pub(crate) fn limits() -> overlay::Limits {
     }
 }
 
-/// Whether a store may have this name: 1 to 32 of `a-z`, `0-9`, `-`, so that it is a file name and a URL part.
+/// Returns whether a store may have this name: 1 to 32 of `a-z`, `0-9`, `-`, valid as a file name and in a
+/// URL.
 pub(crate) fn is_store_name(name: &str) -> bool {
     (1..=STORE_NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -91,16 +92,16 @@ pub(crate) struct ListedObject {
     pub(crate) modified_ms: u64,
 }
 
-/// A part of a listing, in the order of names.
+/// One page of a listing, in the order of names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListPage {
     pub(crate) objects: Vec<ListedObject>,
-    /// Ask again, after the last name.
+    /// Whether objects follow; a client continues after the last name.
     pub(crate) more: bool,
 }
 
-/// Directories offered as stores.
+/// Directories served as stores.
 #[derive(Debug, Clone)]
 pub struct ShardService {
     inner: Arc<Inner>,
@@ -112,7 +113,7 @@ struct Inner {
     writes: Semaphore,
 }
 
-/// One directory.
+/// One directory that is served as a store.
 #[derive(Debug)]
 struct Place {
     root: PathBuf,
@@ -121,7 +122,7 @@ struct Place {
 }
 
 impl Place {
-    /// Does something with the directory in a place of its disk.
+    /// Runs an operation on the directory with a permit of its disk.
     async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = object_store::Result<T>> + Send + 'static,
@@ -130,7 +131,7 @@ impl Place {
     }
 }
 
-/// What goes back to a peer instead of an object.
+/// Error answer to a peer.
 struct Refusal(StatusCode, ErrorCode, String);
 
 impl IntoResponse for Refusal {
@@ -162,10 +163,11 @@ fn refuse(text: &str) -> Refusal {
 }
 
 impl ShardService {
-    /// A service of these directories by name; those that do not exist are made, their parents are not.
+    /// Returns a service of these directories by name. Missing ones are created; their parents are not.
     ///
     /// # Errors
-    /// [`StoreError::Address`] for a name that cannot be used, [`StoreError::Unreachable`] for a directory.
+    /// [`StoreError::Address`] for an invalid name, [`StoreError::Unreachable`] for a directory that cannot
+    /// be opened.
     pub fn new(directories: &BTreeMap<String, PathBuf>) -> Result<Self, StoreError> {
         let open = |(name, path): (&String, &PathBuf)| {
             let url = path.display().to_string();
@@ -188,7 +190,8 @@ impl ShardService {
         Ok(Self { inner: Arc::new(Inner { stores, writes: Semaphore::new(WRITES_MAX) }) })
     }
 
-    /// The router, for [`overlay::serve`] with [`ShardService::limits`] and a policy of admitted peers.
+    /// Returns the router, for [`overlay::serve`] with [`ShardService::limits`] and a policy of admitted
+    /// peers.
     pub fn router(&self) -> Router {
         let object = get(read).put(write).delete(remove);
         Router::new()
@@ -198,7 +201,7 @@ impl ShardService {
             .with_state(self.inner.clone())
     }
 
-    /// Limits for its listener.
+    /// Returns the limits for the service's listener.
     #[must_use]
     pub fn limits() -> overlay::Limits {
         limits()
@@ -212,7 +215,8 @@ impl Inner {
     }
 }
 
-/// A request without a proven key did not come through an overlay listener: the router was mounted wrongly.
+/// Rejects a request without a proven key. Such a request did not come through an overlay listener: the
+/// router was mounted wrongly.
 async fn proven_peers_only(request: Request, next: Next) -> Response {
     if request.extensions().get::<Peer>().is_none() {
         return Refusal(StatusCode::FORBIDDEN, code::STORE_REFUSED, "peers prove their key".into())
@@ -262,8 +266,8 @@ async fn read(
     Ok(response)
 }
 
-/// The bytes of an object, part by part. Only reading takes a place of the disk: a peer that is slow to take
-/// the bytes holds up nobody.
+/// Streams the bytes of an object, part by part. Only the reads hold a permit of the disk, so a slow peer
+/// blocks no other.
 fn contents(found: GetResult, disk: Disk) -> BoxStream<'static, object_store::Result<Bytes>> {
     let (file, range) = match found.payload {
         GetResultPayload::File(file, _) => (file, found.range),
@@ -292,7 +296,7 @@ fn contents(found: GetResult, disk: Disk) -> BoxStream<'static, object_store::Re
     parts.boxed()
 }
 
-/// One range of bytes, as HTTP writes it (RFC 9110, section 14.1).
+/// Parses one range of bytes in HTTP's syntax (RFC 9110, section 14.1).
 fn parse_range(value: &HeaderValue) -> Result<GetRange, Refusal> {
     let parse = || {
         let (first, last) = value.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
@@ -311,7 +315,7 @@ fn parse_range(value: &HeaderValue) -> Result<GetRange, Refusal> {
     parse().ok_or_else(|| refuse("the range is not one range of bytes"))
 }
 
-/// For fuzzing: a range that is accepted has bytes, or asks for an end.
+/// For fuzzing: checks that an accepted range with both ends is not empty.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_range(value: &[u8]) {
     if let Ok(value) = HeaderValue::from_bytes(value)
@@ -336,11 +340,11 @@ async fn write(
     }
     let _place = inner.writes.acquire().await.expect("the semaphore is never closed");
     let (objects, runtime) = (store.objects.clone(), Handle::current());
-    // It makes a file before it first waits, so a thread that may block does it.
+    // `put_multipart` creates a file before it first waits, so it runs on a thread that may block.
     let root = store.root.clone();
     let begin = move || {
         if let Err(error) = clear(&root, path.as_ref()) {
-            tracing::warn!(%path, %error, "something is in the place of an object");
+            tracing::warn!(%path, %error, "cannot clear the path of an object");
         }
         runtime.block_on(async move { objects.put_multipart(&path).await })
     };
@@ -360,7 +364,7 @@ async fn write(
     }
 }
 
-/// Makes an upload an object, or leaves nothing of it.
+/// Completes an upload as an object, or leaves nothing of it.
 async fn finish(upload: &mut dyn MultipartUpload) -> object_store::Result<()> {
     let completed = upload.complete().await.map(drop);
     if completed.is_err()
@@ -435,7 +439,7 @@ async fn remove(
         None => return Err(refuse("the name is not one of an object")),
     }
     if object.starts_with(MODELS) {
-        // With the last of them an import's directory goes. No other import ever has the same.
+        // The last shard takes the import's directory with it. No other import ever has the same directory.
         let directory = store.root.join(&object).parent().map(Path::to_path_buf);
         let gone = move || directory.is_some_and(|directory| std::fs::remove_dir(directory).is_ok());
         store.disk.run_blocking(gone).await;
@@ -443,7 +447,7 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Removes a file unless it is young: then whoever makes it may not have told anybody yet.
+/// Removes a file unless it is young: a young one may belong to an import that is not registered yet.
 fn remove_old(file: &Path, now: SystemTime) -> Result<(), Refusal> {
     let failed = |source: std::io::Error| {
         let (path, source) = (file.display().to_string(), Box::new(source));
@@ -460,7 +464,7 @@ fn remove_old(file: &Path, now: SystemTime) -> Result<(), Refusal> {
     Err(refuse("manifests and leftovers younger than an hour stay"))
 }
 
-/// What a listing asks for.
+/// Query of a listing.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
@@ -468,7 +472,7 @@ struct ListQuery {
     prefix: String,
     #[serde(default)]
     after: String,
-    /// Also what writes that never ended have left.
+    /// Includes the leftovers of incomplete writes.
     #[serde(default)]
     leftovers: bool,
 }
@@ -484,7 +488,7 @@ async fn list(
     if !plain(&prefix) || !plain(&after) {
         return Err(refuse("prefix and start of a listing are names"));
     }
-    // The directory is read in no order, so keep the first page's worth of names while going through it.
+    // The directory is read in no particular order, so only the names of the first page are kept.
     let mut page = BTreeMap::new();
     let mut more = false;
     let mut found = walk(&store.root, prefix.trim_end_matches('/'), &store.disk);

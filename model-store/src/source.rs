@@ -1,9 +1,9 @@
-//! What is to be imported: a directory of a model, or one file. Refuses what could carry code, what is torn,
-//! and what an engine could not start with, before anything is written.
+//! Source of an import: a directory of a model, or one file. Refuses formats that can carry code, truncated
+//! files, and models that an engine could not start with, before anything is written.
 //!
-//! Names that begin with a dot (`.git`, `.cache`, `.gitattributes`) are left out: they are tools' notes, not
-//! parts of a model. Links that stay inside the directory are followed, and those of a snapshot in Hugging Face's
-//! cache to the blobs beside it; other links are refused.
+//! Names that begin with a dot (`.git`, `.cache`, `.gitattributes`) are skipped: they belong to tools, not to
+//! a model. Links that stay inside the directory are followed. Links from a snapshot in Hugging Face's cache
+//! to the blobs beside it are followed too. Other links are refused.
 
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
@@ -16,32 +16,33 @@ use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Deepest directory: Hugging Face repositories have two levels.
+/// Maximum depth of directories: Hugging Face repositories have two levels.
 const DEPTH_MAX: usize = 8;
-/// Configuration and tokenizer files are smaller; anything larger waits until the weights are there.
+/// Largest file in bytes that is loaded early. Configuration and tokenizer files are smaller; a larger file
+/// waits until the weights are there.
 const EARLY_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Endings of files whose format can run code when loaded.
+/// Extensions of files whose format can run code when loaded.
 const PICKLE_ENDINGS: [&str; 8] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib", "dill"];
 
-/// A model on this machine, looked through and found sound.
+/// A model on this machine that passed inspection.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Its files, in the order of the weights map.
+    /// Files in the order of the weights map.
     pub files: Vec<SourceFile>,
-    /// `bert`, `llama`, ... from `config.json`; `gguf` or `file` where there is none.
+    /// Architecture: `bert`, `llama`, ... from `config.json`; `gguf` or `file` without one.
     pub architecture: String,
-    /// What whoever imports it should know, in sentences.
+    /// Notes for the operator, as sentences.
     pub notes: Vec<String>,
 }
 
-/// What is wrong with a header.
+/// Defect of a header.
 #[derive(Debug)]
 pub(crate) enum Flaw {
-    /// It cannot be read.
+    /// The header cannot be read.
     Unreadable(io::Error),
-    /// It contradicts itself or its file.
+    /// The header contradicts itself or its file.
     Damaged(String),
-    /// It is of a version or names a type that is not known here.
+    /// The header has an unknown version, or names an unknown type.
     Unknown(String),
 }
 
@@ -50,15 +51,15 @@ pub(crate) enum Flaw {
 pub struct SourceFile {
     /// Path inside the model.
     pub path: String,
-    /// Where it lies here.
+    /// Path on this machine.
     pub location: PathBuf,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u64,
     identity: Identity,
     pub(crate) stretches: Vec<Stretch>,
 }
 
-/// What tells a file from its replacement.
+/// Identity of a file, which distinguishes it from a replacement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -74,7 +75,7 @@ impl Identity {
 }
 
 impl Source {
-    /// Bytes of all files.
+    /// Returns the total length of all files in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.length).sum()
@@ -82,7 +83,7 @@ impl Source {
 }
 
 impl SourceFile {
-    /// Reads `bytes.len()` bytes at `offset`, if the file is still the one that was looked through.
+    /// Reads `bytes.len()` bytes at `offset`, if the file is still the one that was inspected.
     pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ImportError> {
         let file = File::open(&self.location).map_err(|error| unreadable(&self.location, error))?;
         self.check(&file)?;
@@ -104,10 +105,10 @@ fn unreadable(path: &Path, source: io::Error) -> ImportError {
     ImportError::Unreadable { path: path.into(), source }
 }
 
-/// Looks through a directory or a file without writing anything. Blocks on the disk.
+/// Inspects a directory or a file without writing anything. Blocks on the disk.
 ///
 /// # Errors
-/// What an import would refuse, see [`ImportError`].
+/// Every error for which an import would refuse the source; see [`ImportError`].
 pub fn inspect(path: &Path) -> Result<Source, ImportError> {
     let root = fs::canonicalize(path).map_err(|error| unreadable(path, error))?;
     let metadata = fs::metadata(&root).map_err(|error| unreadable(path, error))?;
@@ -117,7 +118,7 @@ pub fn inspect(path: &Path) -> Result<Source, ImportError> {
     let mut found = Vec::new();
     let homes: Vec<PathBuf> = std::iter::once(root.clone()).chain(blobs_of(&root)).collect();
     walk(&homes, &root, 0, &mut found)?;
-    // Small files first, so that configuration and tokenizer precede the weights in the map too.
+    // Weights come last, so that configuration and tokenizer precede them in the map too.
     found.sort_by(|a, b| (is_weights(&a.0), &a.0).cmp(&(is_weights(&b.0), &b.0)));
     let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
     let files = files?;
@@ -125,7 +126,7 @@ pub fn inspect(path: &Path) -> Result<Source, ImportError> {
     Ok(Source { notes: notes(&files), files, architecture })
 }
 
-/// What is stored although nothing here can use it.
+/// Returns notes on the files that are stored although no built-in engine can use them.
 fn notes(files: &[SourceFile]) -> Vec<String> {
     let of_gguf = files.iter().filter(|file| ending(&file.path) == "gguf");
     let note = |file: &SourceFile| {
@@ -141,7 +142,7 @@ fn inspect_file(path: &Path, metadata: &Metadata) -> Result<Source, ImportError>
     Ok(Source { notes: notes(&files), files, architecture: architecture.into() })
 }
 
-/// Where the files of a snapshot in Hugging Face's cache really are: the directory is
+/// Returns the directory of the blobs of a snapshot in Hugging Face's cache. The snapshot is
 /// `models--OWNER--NAME/snapshots/REVISION`, and its files are links into `models--OWNER--NAME/blobs`.
 fn blobs_of(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|parent| parent.ends_with("snapshots"))?;
@@ -151,7 +152,7 @@ fn blobs_of(root: &Path) -> Option<PathBuf> {
 
 type Found = (String, PathBuf, Metadata);
 
-/// Finds all files below `directory`. `homes` are where links may lead, the model's directory first.
+/// Finds all files below `directory`. Links may lead into `homes`; the first is the model's directory.
 fn walk(
     homes: &[PathBuf],
     directory: &Path,
@@ -192,7 +193,7 @@ fn walk(
     Ok(())
 }
 
-/// Looks at one file: may it be stored, is it whole, where may it be cut?
+/// Inspects one file: whether it may be stored, whether it is complete, and where it may be cut.
 fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFile, ImportError> {
     if !is_safe_path(&path) {
         let reason = "it is not UTF-8, longer than 512 bytes, or holds control characters or `\\`";
@@ -216,7 +217,7 @@ fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFi
     Ok(SourceFile { path, location, length, identity: Identity::of(metadata), stretches })
 }
 
-/// The part of a path behind its last dot.
+/// Returns the part of a path after its last dot.
 fn ending(path: &str) -> &str {
     path.rsplit_once('.').map_or("", |(_, ending)| ending)
 }
@@ -225,7 +226,7 @@ fn is_weights(path: &str) -> bool {
     matches!(ending(path), "safetensors" | "gguf")
 }
 
-/// Refuses pickle by name and by its first bytes, whatever the name; `Err(Err(_))` when reading fails.
+/// Refuses pickle by extension and, under any name, by the first bytes. `Err(Err(_))` if reading fails.
 fn refuse_pickle(path: &str, file: &File) -> Result<(), Result<ImportError, io::Error>> {
     let refused = |format| Err(Ok(ImportError::FormatRefused { path: path.into(), format }));
     if PICKLE_ENDINGS.contains(&ending(path).to_ascii_lowercase().as_str()) {
@@ -258,7 +259,7 @@ fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Checks that a directory has what its engine needs, and reads the architecture.
+/// Checks that a directory has everything that its engine needs, and returns the architecture.
 fn check_directory(files: &[SourceFile]) -> Result<String, ImportError> {
     let find = |path: &str| files.iter().find(|file| file.path == path);
     let missing = |path: &str| ImportError::FileMissing { path: path.into() };
@@ -287,7 +288,7 @@ fn check_directory(files: &[SourceFile]) -> Result<String, ImportError> {
     Ok(architecture.into())
 }
 
-/// Every file that an index of sharded weights names must be there.
+/// Checks that every file exists that an index of sharded weights names.
 fn check_index(files: &[SourceFile]) -> Result<(), ImportError> {
     for index in files.iter().filter(|file| file.path.ends_with(".safetensors.index.json")) {
         let damaged = |reason: String| ImportError::Damaged { path: index.path.clone(), reason };

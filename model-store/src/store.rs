@@ -1,8 +1,8 @@
-//! One place where shards lie, opened by its address: `file:///dir`, `s3://bucket/prefix`, `node://NODE/STORE`.
+//! One store of shards, opened by its address: `file:///dir`, `s3://bucket/prefix`, `node://NODE/STORE`.
 //!
-//! A directory is read by position without going through `object_store`, because that is what a load's
-//! speed hangs on; durable writes to it are `object_store`'s. A store that
-//! cannot be opened is still a [`Store`]: its shards are unreachable, and reading goes on without them.
+//! A directory is read by position without going through `object_store`, because the speed of a load depends
+//! on it; durable writes to it use `object_store`. A store that cannot be opened is still a [`Store`]: its
+//! shards are unreachable, and reads continue without them.
 
 mod list;
 mod obstacle;
@@ -31,20 +31,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use url::Url;
 
-/// Where a node's shard service listens, and under which key.
+/// Address and key of a node's shard service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeAddress {
-    /// Where its storage listener is dialled: an address, or a name.
+    /// `host:port` of the node's storage listener; the host is an address or a name.
     pub address: Address,
-    /// Its identity key.
+    /// Identity key of the node.
     pub key: PublicKey,
 }
 
-/// How to reach an S3 service. What is absent comes from the environment (`AWS_ACCESS_KEY_ID`,
+/// Settings of an S3 service. Absent ones come from the environment (`AWS_ACCESS_KEY_ID`,
 /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, ...) as `object_store` reads it.
 #[derive(Clone, Default)]
 pub struct S3Settings {
-    /// Another endpoint than Amazon's, such as `http://127.0.0.1:9000`.
+    /// Endpoint other than Amazon's, such as `http://127.0.0.1:9000`.
     pub endpoint: Option<String>,
     /// The region.
     pub region: Option<String>,
@@ -62,7 +62,7 @@ impl std::fmt::Debug for S3Settings {
 
 type ResolveNode = Arc<dyn Fn(&NodeName) -> Option<NodeAddress> + Send + Sync>;
 
-/// What opening a store needs to know about this process.
+/// Properties of this process that opening a store depends on.
 #[derive(Clone, Default)]
 pub struct Context {
     identity: Option<Identity>,
@@ -71,7 +71,7 @@ pub struct Context {
     s3: S3Settings,
     /// One connection per node, shared by all stores behind it.
     clients: Arc<Mutex<BTreeMap<PublicKey, (Address, Client)>>>,
-    /// One bound per directory, shared by all that open it.
+    /// One bound per directory, shared by all stores that open it.
     disks: Arc<Mutex<BTreeMap<PathBuf, Disk>>>,
 }
 
@@ -82,13 +82,13 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// Opens directories and S3 only, the latter with settings from the environment.
+    /// Returns a context that opens directories and S3 only, the latter with settings from the environment.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Opens `node://` stores too: as `identity`, at the addresses that `resolve` knows.
+    /// Also opens `node://` stores: as `identity`, at the addresses that `resolve` returns.
     #[must_use]
     pub fn with_nodes(
         mut self,
@@ -100,14 +100,14 @@ impl Context {
         self
     }
 
-    /// Opens `node://NAME/STORE` of this very node as the directory it is.
+    /// Opens `node://NAME/STORE` of this node as a local directory.
     #[must_use]
     pub fn with_own_stores(mut self, name: NodeName, directories: BTreeMap<String, PathBuf>) -> Self {
         self.own = Some((name, directories));
         self
     }
 
-    /// Reaches S3 with these settings.
+    /// Sets the S3 settings.
     #[must_use]
     pub fn with_s3(mut self, settings: S3Settings) -> Self {
         self.s3 = settings;
@@ -133,7 +133,7 @@ impl Context {
     }
 }
 
-/// A store, open or known to be out of reach.
+/// A store, open or known to be unreachable.
 #[derive(Debug, Clone)]
 pub struct Store {
     reference: StoreReference,
@@ -148,10 +148,10 @@ enum Access {
     Closed(Arc<StoreError>),
 }
 
-/// Opens a store. Dials nobody; makes the directory of a `file://` store if its parent is there.
+/// Opens a store. Dials no peer; creates the directory of a `file://` store if its parent exists.
 ///
 /// # Errors
-/// [`StoreError::Address`], [`StoreError::Unreachable`]. To read in spite of a failed store, use
+/// [`StoreError::Address`], [`StoreError::Unreachable`]. To read despite a failed store, use
 /// [`Store::open_or_closed`].
 pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store, StoreError> {
     let refused = |reason: &str| StoreError::Address { url: reference.url.clone(), reason: reason.into() };
@@ -216,7 +216,7 @@ fn node(
 }
 
 impl Store {
-    /// Any `object_store` as a store.
+    /// Wraps any `object_store` as a store.
     #[must_use]
     pub fn from_objects(reference: StoreReference, objects: Arc<dyn ObjectStore>) -> Self {
         Self { reference, access: Access::Objects(objects) }
@@ -231,19 +231,19 @@ impl Store {
         })
     }
 
-    /// Where it is, and with what it fails.
+    /// Returns the store's address and failure domain.
     #[must_use]
     pub fn reference(&self) -> &StoreReference {
         &self.reference
     }
 
-    /// Its address.
+    /// Returns the store's address.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.reference.url
     }
 
-    /// The directory behind it, if there is one here.
+    /// Returns the local directory of the store, if it has one.
     pub(crate) fn directory(&self) -> Option<&Path> {
         match &self.access {
             Access::Directory { root, .. } => Some(root),
@@ -251,7 +251,7 @@ impl Store {
         }
     }
 
-    /// The bound on what waits for that directory's disk.
+    /// Returns the bound on requests that wait for that directory's disk.
     pub(crate) fn disk(&self) -> Option<&Disk> {
         match &self.access {
             Access::Directory { disk, .. } => Some(disk),
@@ -259,7 +259,7 @@ impl Store {
         }
     }
 
-    /// Why it cannot be used at all.
+    /// Returns the reason for which the store cannot be used at all.
     pub(crate) fn closed(&self) -> Option<&StoreError> {
         match &self.access {
             Access::Closed(error) => Some(error),
@@ -278,7 +278,7 @@ impl Store {
         }
     }
 
-    /// Removes what lies below `prefix`, as far as it goes.
+    /// Removes the objects below `prefix`, as far as possible.
     pub(crate) async fn remove_below(&self, prefix: &ObjectPath) {
         let Ok(objects) = self.objects() else { return };
         let found = objects.list(Some(prefix)).map_ok(|meta| meta.location).boxed();
@@ -296,13 +296,15 @@ impl Store {
     }
 }
 
-/// What a request that panicked came to: a broken invariant of one request, not the end of the process.
+/// Returns the error of a request that panicked: a broken invariant of one request, not the end of the
+/// process.
 pub(crate) fn panicked() -> object_store::Error {
     let source = Box::new(std::io::Error::other("the request panicked"));
     object_store::Error::Generic { store: "directory", source }
 }
 
-/// Whether somewhere beneath an error the operating system said that there is no room (or no quota) left.
+/// Returns whether the operating system reported, anywhere beneath an error, that no space (or quota) is
+/// left.
 pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -311,7 +313,7 @@ pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
             if matches!(io.kind(), StorageFull | QuotaExceeded) {
                 return true;
             }
-            // An `io::Error` answers `source()` with its payload's source, so look at the payload itself.
+            // `source()` of an `io::Error` is its payload's source, so check the payload itself.
             if let Some(inner) = io.get_ref()
                 && is_full(inner)
             {

@@ -1,15 +1,17 @@
-//! The sweep: takes away what imports that never ended have left in stores.
+//! Garbage collection (`model sweep`): removes the leftovers of incomplete imports from stores.
 //!
-//! What a registered model names must never go, though it be registered while the sweep runs. Two rules see
-//! to that. The stores are listed *before* the register is read: what was listed and is not registered is of
-//! an import that never ended, or that has yet to register. And an import is judged by the *youngest* of all
-//! its objects in all stores: an import that runs writes at least every [`IMPORT_SILENCE_MAX`] or ends with
-//! an error, and one that has written its last registers within that time or not at all, so one whose
-//! youngest object is older than [`SWEEP_AGE_MIN`] will never register. Before it removes, the sweep looks
-//! again, and spares whatever has come to life.
+//! Objects of a registered model must never be removed, even if it is registered during a collection. Two
+//! rules guarantee that. First, the stores are listed *before* the register is read: a listed import that is
+//! not registered is incomplete, or has yet to register. Second, an import is judged by the *youngest* of all
+//! its objects in all stores.
 //!
-//! Whoever cannot say what is registered removes nothing: a registered model whose manifest cannot be read
-//! ends the sweep, since nobody knows then which objects are its own.
+//! The second rule suffices because a running import writes at least every [`IMPORT_SILENCE_MAX`] or ends
+//! with an error. After its last write it registers within that time or not at all. An import whose youngest
+//! object is older than [`SWEEP_AGE_MIN`] will therefore never register. Before each removal the objects of
+//! an import are listed again, and kept if one of them is young.
+//!
+//! Nothing is removed unless all registered models are known. If the manifest of a registered model cannot be
+//! read, its objects are unknown, and the collection ends.
 
 use crate::error::{StoreError, SweepError};
 use crate::geometry::{Name, manifest_path, model_prefix};
@@ -24,45 +26,45 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Longest time between two writes of an import, and between its last and its registration. A group of objects takes
-/// minutes over a thin uplink; the rest is for machines that were put to sleep.
+/// Longest time between two writes of an import, and between its last write and its registration. A group of
+/// objects takes minutes over a slow uplink; the rest allows for machines that were put to sleep.
 pub const IMPORT_SILENCE_MAX: Duration = Duration::from_secs(30 * 60);
-/// What is younger is never removed: twice the silence, for clocks of stores that differ.
+/// Minimum age of objects that are removed: twice the silence, because the clocks of stores differ.
 pub const SWEEP_AGE_MIN: Duration = Duration::from_secs(60 * 60);
 const _: () = assert!(SWEEP_AGE_MIN.as_secs() >= 2 * IMPORT_SILENCE_MAX.as_secs());
-/// What is younger is not removed unless somebody asks for it: a day, because nobody misses the room so soon.
+/// Default for the minimum age of removed objects: a day, because the space is not needed sooner.
 pub const SWEEP_AGE_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Objects removed between two words of progress.
+/// Number of objects removed between two progress reports.
 const REMOVED_AT_ONCE: usize = 64;
 
-/// What a sweep shall do.
+/// Options of a garbage collection.
 #[derive(Debug, Clone, Copy)]
 pub struct SweepOptions {
-    /// Leaves what is younger than this alone; at least [`SWEEP_AGE_MIN`].
+    /// Minimum age of removed objects; at least [`SWEEP_AGE_MIN`].
     pub older_than: Duration,
-    /// The time, from before the first store is listed.
+    /// Current time, taken before the first store is listed.
     pub now: SystemTime,
-    /// Removes; otherwise only says what it would remove.
+    /// Removes objects; otherwise only reports them.
     pub remove: bool,
 }
 
-/// How far a sweep is.
+/// Progress of a garbage collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SweepProgress {
-    /// Objects listed, so far.
+    /// Number of objects listed so far.
     pub listed: u64,
-    /// Objects removed, so far.
+    /// Number of objects removed so far.
     pub removed: u64,
-    /// Objects to remove; 0 until that is known.
+    /// Number of objects to remove; 0 until it is known.
     pub to_remove: u64,
 }
 
-/// Objects and their bytes.
+/// Number of objects and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
-    /// How many.
+    /// Number of objects.
     pub objects: u64,
-    /// Their bytes.
+    /// Total bytes of the objects.
     pub bytes: u64,
 }
 
@@ -73,32 +75,32 @@ impl Tally {
     }
 }
 
-/// What a sweep found and did.
+/// Result of a garbage collection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SweepReport {
-    /// Of registered models.
+    /// Objects of registered models.
     pub registered: Tally,
-    /// Of nobody, but too young to be sure.
+    /// Unregistered objects that are too young to remove.
     pub young: Tally,
-    /// Of nobody, and old: removed, or to be removed.
+    /// Unregistered old objects: removed, or to be removed.
     pub dead: Tally,
-    /// Removed.
+    /// Objects that were removed.
     pub removed: Tally,
-    /// Files that are not of this system; never touched.
+    /// Files that do not belong to this system; never touched.
     pub foreign: Tally,
-    /// Stores that could not be listed or refused a removal, and why. Nothing is removed from a store whose
-    /// listing broke off.
+    /// Errors of stores that could not be listed or refused a removal. Nothing is removed from a store whose
+    /// listing failed.
     pub failures: Vec<String>,
 }
 
-/// What belongs together: lives together, and dies together.
+/// Owner of objects, all of which are kept or removed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Kin {
     /// All copies of a manifest. First, so that no manifest outlives its shards.
     Manifest(ModelRoot),
     /// All shards of an import.
     Shards(ModelNonce),
-    /// What a write that never ended left, alone.
+    /// A single leftover of an incomplete write.
     Leftover(String),
 }
 
@@ -111,7 +113,7 @@ impl Kin {
         })
     }
 
-    /// A directory that everything of it lies in.
+    /// Returns a directory that contains all objects of this owner.
     fn prefix(&self) -> String {
         let name = match self {
             Self::Shards(nonce) => return model_prefix(*nonce).to_string(),
@@ -122,24 +124,24 @@ impl Kin {
     }
 }
 
-/// What one store has of one kin.
+/// Objects of one owner in one store.
 #[derive(Debug, Clone, Copy)]
 struct Pile {
     tally: Tally,
     youngest: SystemTime,
 }
 
-/// What one store has.
+/// Contents of one store.
 #[derive(Debug, Default)]
 struct Inventory {
     piles: BTreeMap<Kin, Pile>,
     foreign: Tally,
-    /// Why it is not all.
+    /// Error that ended the listing early.
     broken: Option<StoreError>,
 }
 
 impl Inventory {
-    /// Lists a store. In memory are its imports, not their objects.
+    /// Lists a store. Memory holds its imports, not their objects.
     async fn of(store: &Store, listed: impl Fn()) -> Self {
         let mut inventory = Self::default();
         let mut objects = store.list("");
@@ -168,7 +170,7 @@ impl Inventory {
     }
 }
 
-/// What is registered, and so may not go.
+/// Registered models, whose objects must be kept.
 struct Living {
     roots: BTreeSet<ModelRoot>,
     nonces: BTreeSet<ModelNonce>,
@@ -190,20 +192,20 @@ impl Living {
         match kin {
             Kin::Manifest(root) => self.roots.contains(root),
             Kin::Shards(nonce) => self.nonces.contains(nonce),
-            // A write that ended left nothing, so nothing is of it.
+            // A complete write leaves nothing, so no leftover belongs to one.
             Kin::Leftover(_) => false,
         }
     }
 }
 
-/// Looks through `stores` and removes what no registered model names and what is older than
-/// `options.older_than`. `register` is called once, after the last store was listed; it must answer with
-/// every model that is registered by then (a linearizable read), each with the stores that have it.
+/// Lists `stores`, and removes the objects that no registered model names and that are older than
+/// `options.older_than`. `register` is called once, after the last store was listed. It must return every
+/// model that is registered by then (a linearizable read), each with its stores.
 ///
-/// Stores must belong to one register alone: what another one names, this one does not know.
+/// Stores must belong to one register alone: objects that another register names are unknown to this one.
 ///
 /// # Errors
-/// [`SweepError`]; nothing was removed then. A store that fails is in the report, the others are swept.
+/// [`SweepError`]: nothing was removed. A store that fails is in the report; the others are processed.
 pub async fn sweep<E, Registered>(
     stores: &[Store],
     options: SweepOptions,
@@ -240,14 +242,14 @@ where
     Ok(report)
 }
 
-/// Says what is dead and in which store, and counts everything. Pure.
+/// Determines the garbage of each store, and counts everything. Pure.
 fn judge(
     inventories: &[Inventory],
     living: &Living,
     options: &SweepOptions,
     report: &mut SweepReport,
 ) -> BTreeSet<(Kin, usize)> {
-    // The youngest anywhere, in stores whose listing broke off too.
+    // Youngest object of each owner in any store, including stores whose listing failed.
     let mut youngest: BTreeMap<&Kin, SystemTime> = BTreeMap::new();
     for (kin, pile) in inventories.iter().flat_map(|inventory| &inventory.piles) {
         let known = youngest.entry(kin).or_insert(pile.youngest);
@@ -271,12 +273,12 @@ fn judge(
     dead
 }
 
-/// What is of the future is not old: clocks differ.
+/// Returns whether an object is old. A time in the future is not: clocks differ.
 fn is_old(modified: SystemTime, options: &SweepOptions) -> bool {
     options.now.duration_since(modified).is_ok_and(|age| age > options.older_than)
 }
 
-/// Removes what is dead, kin by kin, and says why that failed somewhere.
+/// Removes the garbage, owner by owner, and returns the errors of stores.
 async fn remove(
     stores: &[Store],
     dead: &BTreeSet<(Kin, usize)>,
@@ -294,7 +296,7 @@ async fn remove(
     (removed, failures.into_values().collect())
 }
 
-/// Looks again at what a store has of a kin, and removes it unless something of it is young.
+/// Lists the objects of one owner in one store again, and removes them unless one is young.
 async fn remove_kin(
     store: &Store,
     kin: &Kin,

@@ -1,5 +1,5 @@
-//! Small models and stores for tests: a Llama-shaped directory of seeded bytes, directories as stores, and
-//! stores that fail on demand.
+//! Test fixtures: a small Llama-shaped model of seeded bytes, directories as stores, and stores that fail on
+//! demand.
 
 mod endless;
 mod link;
@@ -23,14 +23,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// `length` bytes that look random and depend on `seed` alone.
+/// Returns `length` bytes that look random and depend on `seed` alone.
 pub(crate) fn seeded(seed: &str, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new_derive_key(seed).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// A safetensors file of these tensors of bytes.
+/// Returns a safetensors file of tensors with these names and lengths in bytes.
 pub(crate) fn safetensors(tensors: &[(&str, usize)]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
@@ -46,7 +46,7 @@ pub(crate) fn safetensors(tensors: &[(&str, usize)]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
-/// Makes GGUF files; every part of one can be set wrong.
+/// Builder of GGUF files; every part can be set wrong.
 #[derive(Debug)]
 pub(crate) struct Gguf {
     pub(crate) version: u32,
@@ -63,12 +63,11 @@ pub(crate) struct GgufTensor {
     pub(crate) shape: Vec<u64>,
     pub(crate) kind: u32,
     pub(crate) offset: u64,
-    /// How many bytes of data it has.
     pub(crate) bytes: u64,
 }
 
 impl Gguf {
-    /// A sound file of these tensors of bytes (type 24, `i8`), one behind the other.
+    /// Returns a valid file of these tensors of bytes (type 24, `i8`), back to back.
     pub(crate) fn of(tensors: &[(&str, u64)]) -> Self {
         let mut gguf = Self { version: 3, alignment: 32, keys: Vec::new(), tensors: Vec::new() };
         gguf.keys.push(("general.architecture".into(), 8, gguf_text("llama")));
@@ -78,14 +77,14 @@ impl Gguf {
         gguf
     }
 
-    /// Puts a tensor behind the others.
+    /// Appends a tensor.
     pub(crate) fn push(&mut self, name: &str, kind: u32, shape: Vec<u64>, bytes: u64) {
         let end = self.tensors.last().map_or(0, |last| last.offset + last.bytes);
         let offset = end.next_multiple_of(self.alignment);
         self.tensors.push(GgufTensor { name: name.into(), shape, kind, offset, bytes });
     }
 
-    /// The header, padded to where the data begins.
+    /// Returns the header, padded to the start of the data.
     pub(crate) fn header(&self) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(self.version.to_le_bytes());
@@ -107,7 +106,7 @@ impl Gguf {
         bytes
     }
 
-    /// The whole file, each tensor's bytes seeded by its name.
+    /// Returns the whole file, in which each tensor's bytes are seeded by its name.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.header();
         let data = bytes.len();
@@ -119,7 +118,7 @@ impl Gguf {
     }
 }
 
-/// A text as GGUF writes it.
+/// Encodes a text in GGUF's format.
 pub(crate) fn gguf_text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
@@ -164,7 +163,7 @@ impl World {
         Self { directory, pool: Pool::new(2), key, faults: Arc::default() }
     }
 
-    /// As [`World::new`], for simulated time, with a pool of so many threads.
+    /// Returns the fixtures of [`World::new`], for simulated time, with a pool of `threads` threads.
     pub(crate) fn simulated(threads: usize) -> Self {
         Self { pool: Pool::simulated(threads), ..Self::new() }
     }
@@ -193,7 +192,7 @@ impl World {
         self.directory.path().join("model")
     }
 
-    /// The bytes of a file of the sample model.
+    /// Returns the bytes of a file of the sample model.
     pub(crate) fn file(&self, path: &str) -> Vec<u8> {
         std::fs::read(self.model().join(path)).expect("a file of the model")
     }
@@ -210,7 +209,7 @@ impl World {
         }
     }
 
-    /// Directories as stores in three failure domains.
+    /// Opens directories as stores in three failure domains.
     pub(crate) fn stores(&self, count: usize) -> Vec<Store> {
         let open = |number| open_store(&self.reference(number), &Context::new()).expect("a store");
         (0..count).map(open).collect()
@@ -234,7 +233,7 @@ impl World {
         imported.expect("an import")
     }
 
-    /// Stores in shard order, as the import placed them.
+    /// Returns the stores in shard order, as the import placed them.
     pub(crate) fn placed(&self, imported: &Imported, stores: &[Store]) -> Vec<Store> {
         let find = |url: &str| stores.iter().find(|store| store.url() == url).expect("placed").clone();
         imported.record.stores.iter().map(|reference| find(&reference.url)).collect()
@@ -243,7 +242,7 @@ impl World {
     pub(crate) fn reader(&self, manifest: &Arc<ModelManifest>, stores: &[Store]) -> Reader {
         let reader =
             Reader::open(manifest.clone(), &self.key, stores.to_vec(), self.pool.clone(), self.sink());
-        // A busy machine is no slow disk: which disks hang is for tests to say.
+        // A busy machine must not count as a slow disk: only tests declare disks stalled.
         reader.expect("a reader").with_hung_disks(&[])
     }
 
@@ -279,7 +278,7 @@ impl World {
         Ok(report)
     }
 
-    /// Every object file below a store's directory, by name.
+    /// Returns every file below a store's directory, by its name.
     pub(crate) fn objects(&self, number: usize) -> BTreeMap<String, PathBuf> {
         fn walk(root: &Path, at: &Path, found: &mut BTreeMap<String, PathBuf>) {
             for entry in std::fs::read_dir(at).into_iter().flatten().flatten() {
@@ -306,24 +305,24 @@ pub(crate) fn flip(path: &Path, byte: usize, bit: u8) {
     std::fs::write(path, bytes).expect("write");
 }
 
-/// What a [`Faulty`] store does to requests.
+/// Behaviour of a [`Faulty`] store.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
-    /// Writes that succeed before every later one fails.
+    /// Number of writes that succeed before every later one fails.
     pub(crate) writes_left: Option<AtomicU64>,
-    /// Parts of multipart uploads that succeed before one fails.
+    /// Number of parts of multipart uploads that succeed before one fails.
     pub(crate) parts_left: Option<AtomicU64>,
-    /// Whether failing writes say that the disk is full.
+    /// Whether failing writes report a full disk.
     pub(crate) full: bool,
-    /// Objects that a listing names before it breaks off.
+    /// Number of objects that a listing names before it fails.
     pub(crate) list_breaks_after: Option<usize>,
-    /// How long a read takes.
+    /// Duration of a read.
     pub(crate) read_delay: Duration,
-    /// Reads begun.
+    /// Number of reads that were started.
     pub(crate) reads: AtomicU64,
-    /// Bytes of writes under way.
+    /// Bytes of writes in flight.
     pub(crate) writing: AtomicU64,
-    /// The most they ever were.
+    /// Maximum of `writing`.
     pub(crate) writing_most: AtomicU64,
 }
 
@@ -335,7 +334,7 @@ pub(crate) struct Faulty {
 }
 
 impl Faulty {
-    /// The directory of `number` behind a script, as a store that is not read by position.
+    /// Returns the directory of `number` behind a script, as a store that is not read by position.
     pub(crate) fn store(world: &World, number: usize, script: &Arc<Script>) -> Store {
         let path = world.store_directory(number);
         std::fs::create_dir_all(&path).expect("create");
@@ -357,7 +356,7 @@ impl Script {
     }
 }
 
-/// An upload of which one part fails.
+/// An upload in which one part fails.
 #[derive(Debug)]
 struct FaultyUpload {
     inner: Box<dyn MultipartUpload>,
@@ -386,12 +385,12 @@ impl MultipartUpload for FaultyUpload {
     }
 }
 
-/// A disk of 1 MiB, as long as this value lives.
+/// A disk of 1 MiB that is mounted while this value lives.
 pub(crate) struct TinyDisk(PathBuf);
 
 impl TinyDisk {
-    /// Mounts one at a directory that it makes. Where this process may not, `QUORATE_SKIP_MOUNTS` says whether that
-    /// fails the test.
+    /// Creates the directory and mounts a disk there. If this process may not mount, `QUORATE_SKIP_MOUNTS`
+    /// decides whether the test fails.
     pub(crate) fn mount(path: &Path) -> Option<Self> {
         std::fs::create_dir(path).expect("create");
         let mount = std::process::Command::new("mount")
@@ -403,7 +402,7 @@ impl TinyDisk {
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             Err(error) => error.to_string(),
         };
-        // A test that shows nothing must not look like one that passed.
+        // A test that shows nothing must not look like a passed one.
         let may_skip = std::env::var_os("QUORATE_SKIP_MOUNTS").is_some();
         assert!(
             may_skip,
@@ -420,7 +419,7 @@ impl TinyDisk {
 
 impl Drop for TinyDisk {
     fn drop(&mut self) {
-        // Lazily: whoever still has a file open must not keep the mount in the way.
+        // A lazy unmount: a file that is still open must not keep the mount.
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -473,7 +472,7 @@ impl ObjectStore for Faulty {
         locations: BoxStream<'static, ObjectResult<ObjectPath>>,
     ) -> BoxStream<'static, ObjectResult<ObjectPath>> {
         if self.script.writes_left.is_some() {
-            // A process that was killed cleans nothing up.
+            // A killed process cleans nothing up.
             return futures::stream::empty().boxed();
         }
         self.inner.delete_stream(locations)

@@ -1,5 +1,5 @@
-//! A real process that imports into directories, killed with SIGKILL at many points: what was stored earlier
-//! reads right, the import can be repeated, and a sweep leaves nothing of the dead ones.
+//! Tests of real importing processes, killed with SIGKILL at many points. Earlier models read correctly, the
+//! import can be repeated, and garbage collection removes every leftover.
 
 use model_store::{
     Context, FaultKind, FaultSink, ImportOptions, ImportProgress, Imported, MemoryDestination, ModelKey,
@@ -16,16 +16,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-/// Tells the child where to import, and with which nonce.
+/// Environment variables that give the child its directory and its nonce.
 const DIRECTORY: &str = "QUORATE_TEST_IMPORT_DIRECTORY";
 const NONCE: &str = "QUORATE_TEST_IMPORT_NONCE";
-/// Tells the child after how many steps to wait for its end: it cannot be done before it is killed.
+/// Environment variable that gives the steps after which the child waits: it must not finish before it is
+/// killed.
 const STEPS: &str = "QUORATE_TEST_IMPORT_STEPS";
-/// Segments of the sample file.
+/// Number of segments of the sample file.
 const SEGMENTS: u64 = 12;
-/// Processes that are killed.
+/// Number of processes that are killed.
 const ROUNDS: u8 = 24;
-/// Where in their progress, and in which order, is drawn from this.
+/// Seed of the steps at which processes are killed.
 const SEED: u64 = 0x51_0a_7e;
 
 fn key() -> ModelKey {
@@ -45,7 +46,7 @@ fn source(directory: &Path) -> PathBuf {
     directory.join("model.txt")
 }
 
-/// A file of seeded bytes, and empty stores.
+/// Returns a directory with a file of seeded bytes and no stores yet.
 fn prepare() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let mut bytes = vec![0; (SEGMENTS as usize - 1) * (1 << 20) + 12_345];
@@ -75,7 +76,7 @@ async fn reads_right(directory: &Path, imported: &Imported) {
     let placed: Vec<Store> = imported.record.stores.iter().map(|store| find(&store.url)).collect();
     let manifest = fetch_manifest(imported.record.root, &placed, &pool).await.expect("a manifest");
     let memory = Arc::new(MemoryDestination::new(0, manifest.map_bytes() as usize));
-    // A disk that is slow because the machine is busy may be read around; nothing may be wrong or missing.
+    // A disk may be bypassed because the busy machine makes it slow; no shard may be wrong or missing.
     let damage = Arc::new(Mutex::new(Vec::new()));
     let note = damage.clone();
     let sink: FaultSink = Arc::new(move |fault| note.lock().expect("no panic").push(fault));
@@ -88,7 +89,7 @@ async fn reads_right(directory: &Path, imported: &Imported) {
     assert!(bytes == std::fs::read(source(directory)).expect("read"), "every byte is right");
 }
 
-/// Every file of every store, with its length and time: what is not touched does not change.
+/// Returns every file of every store, with its length and time: an untouched file does not change.
 fn files(directory: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
     fn walk(at: &Path, found: &mut BTreeMap<PathBuf, (u64, SystemTime)>) {
         for entry in std::fs::read_dir(at).expect("a directory") {
@@ -107,7 +108,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
     found
 }
 
-/// Starts this test program again, to run the test below alone, as the process that imports.
+/// Starts this test program again as the importing process, which runs only the test below.
 fn importing_process(directory: &Path, nonce: u8, steps: u64) -> Child {
     Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "an_import_runs_where_it_is_told_to", "--nocapture"])
@@ -120,8 +121,8 @@ fn importing_process(directory: &Path, nonce: u8, steps: u64) -> Child {
         .expect("start")
 }
 
-/// Alone it imports into a directory of its own and reads that back; as a process of the test below it
-/// imports where it is told to, and says each step until it is killed.
+/// Alone, imports into a directory of its own and reads the model back. As a child of the test below, imports
+/// into the given directory, and reports each step until it is killed.
 #[tokio::test]
 async fn an_import_runs_where_it_is_told_to() {
     let told = std::env::var_os(DIRECTORY).map(PathBuf::from);
@@ -137,7 +138,7 @@ async fn an_import_runs_where_it_is_told_to() {
             }
         }
         let mut out = std::io::stdout().lock();
-        // Whoever listened may be gone.
+        // The parent may have stopped reading.
         let _ = writeln!(out, "\nstep").and_then(|()| out.flush());
     };
     let imported = import_there(&directory, nonce, say).await;
@@ -153,7 +154,7 @@ async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept()
     let mut seed = SEED;
     let (mut cut_short, mut torn) = (0, 0);
     for round in 0..ROUNDS {
-        // Knuth's generator; the upper bits are the better ones.
+        // Knuth's generator; its upper bits are the better ones.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let steps = (seed >> 33) % (SEGMENTS + 1);
         let mut process = importing_process(directory, round + 2, steps);
@@ -162,7 +163,7 @@ async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept()
         assert_eq!(said.take(steps as usize).count() as u64, steps, "it lived so long");
         process.kill().expect("kill");
         let ended = process.wait().expect("wait");
-        // After the last step there is nothing to wait at; it may be done before it is killed.
+        // The process does not wait after the last step, so it may finish before it is killed.
         assert!(ended.signal() == Some(9) || ended.success() && steps == SEGMENTS, "{ended}");
         cut_short += u8::from(!ended.success());
         let left = files(directory);
@@ -179,7 +180,7 @@ async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept()
     println!("{cut_short} of {ROUNDS} processes died in the middle and left {torn} torn files");
 }
 
-/// Sweeps as if it were two days later.
+/// Collects garbage as if two days had passed.
 async fn swept(directory: &Path, registered: &Imported) {
     let now = SystemTime::now() + Duration::from_secs(48 * 3600);
     let options = SweepOptions { older_than: SWEEP_AGE_DEFAULT, now, remove: true };

@@ -1,4 +1,4 @@
-//! Any k of k + m shards give the segment back; no altered bit goes unnoticed.
+//! Tests of the codec: any k of k + m shards restore the segment, and every altered bit is detected.
 
 use super::*;
 use crate::testing::seeded;

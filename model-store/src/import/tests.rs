@@ -1,4 +1,4 @@
-//! Imports: what is refused before anything is written, and what an interruption leaves.
+//! Tests of imports: refusals before anything is written, and the leftovers of an interruption.
 
 use super::*;
 use crate::testing::{Cloud, Faulty, Gguf, Link, PutFailure, Script, TinyDisk, World};
@@ -59,8 +59,8 @@ async fn a_store_out_of_reach_is_refused_before_any_write() {
     assert!((0..3).all(|number| world.objects(number).is_empty()));
 }
 
-/// Kills an import at every write in turn: whatever it leaves, the earlier model reads as before, and no
-/// manifest names what is left.
+/// Kills an import at every write in turn. Afterwards the earlier model reads as before, and no manifest
+/// names the leftovers.
 #[tokio::test(start_paused = true)]
 async fn an_import_killed_at_any_write_harms_nothing() {
     let world = World::simulated(2);
@@ -181,7 +181,8 @@ async fn a_single_file_and_a_code_without_parity_shards_of_one_kind_work() {
     assert!(bytes == std::fs::read(&path).expect("read"));
 }
 
-/// Cut along its tensors, and every byte comes back, of the tensors and of the padding between them.
+/// The file is cut along its tensors, and every byte of the tensors and of the padding between them is
+/// restored.
 #[tokio::test]
 async fn a_gguf_model_is_cut_at_its_tensors_and_comes_back() {
     let world = World::new();
@@ -225,7 +226,7 @@ async fn memory_stays_constant_however_large_the_file() {
     assert!(small.max(large) <= GROUPS_IN_FLIGHT as u64 * group, "{small} and {large} bytes under way");
 }
 
-/// 10 Mbit/s: each write of a group takes far longer than half a minute, and none is silent.
+/// At 10 Mbit/s each write of a group takes far longer than half a minute, and none is silent.
 #[tokio::test(start_paused = true)]
 async fn an_import_over_a_thin_uplink_takes_its_time_and_ends() {
     let world = World::simulated(2);

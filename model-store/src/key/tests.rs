@@ -1,4 +1,4 @@
-//! Both halves are needed, every bit of a wrap counts, and a secret survives its file.
+//! Tests of keys: both halves are needed, every bit of a wrap matters, and a secret survives its file.
 
 use super::*;
 use protocol::NodeId;
@@ -29,12 +29,12 @@ fn either_half_alone_opens_nothing() {
     let (_, secret, wrap) = sample();
     let bytes = secret.to_bytes().expect("bytes");
     let other = EncryptionSecret::generate().expect("a secret").to_bytes().expect("bytes");
-    // The thief has the true X25519 half and his own ML-KEM half, or the other way round.
+    // The attacker has the true X25519 half and his own ML-KEM half, or the reverse.
     let classical = EncryptionSecret::from_bytes(&[&bytes[..32], &other[32..]].concat()).expect("sound");
     let quantum = EncryptionSecret::from_bytes(&[&other[..32], &bytes[32..]].concat()).expect("sound");
     for mut thief in [classical, quantum] {
         assert!(!opens(&wrap, &thief));
-        // Pretending to the true public key, which the transcript covers, does not help.
+        // Claiming the true public key, which the transcript covers, does not help.
         thief.public = secret.public.clone();
         assert!(!opens(&wrap, &thief));
     }
@@ -103,7 +103,7 @@ fn a_secret_survives_its_file_and_only_its_owner_may_read_it() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("set");
     assert!(matches!(EncryptionSecret::load(&path), Err(KeyError::Exposed { mode: 0o640, .. })));
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("set");
-    // A digit of the ML-KEM half changed: the halves no longer belong together.
+    // One digit of the ML-KEM half is changed: the halves no longer belong together.
     let mut other = text.clone().into_bytes();
     let at = FILE_PREFIX.len() + 64 + 2000;
     other[at] = if other[at] == b'0' { b'1' } else { b'0' };

@@ -1,8 +1,9 @@
-//! One try at a batch, on a thread of the pool, and how to leave it when a disk hangs under it.
+//! One attempt at a batch on a pool thread, and its abandonment when a disk stalls.
 //!
-//! A thread in a disk cannot be called back, but it can be left: whoever waits marks the try as left, exactly
-//! while it reads, and makes another with other stores. When the disk lets the thread go, it sees the mark
-//! before it touches anything. So the try that was left writes nothing and says nothing any more.
+//! A thread that waits for a disk cannot be interrupted, but its attempt can be abandoned. The waiting task
+//! marks the attempt as abandoned, only while it reads, and starts another with other stores. When the disk
+//! releases the thread, the thread sees the mark before it touches anything. An abandoned attempt therefore
+//! writes and reports nothing more.
 
 use super::OnSegment;
 use super::segment::BatchReport;
@@ -10,21 +11,21 @@ use crate::destination::Destination;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The state of a try that was left.
+/// State of an abandoned attempt.
 const LEFT: u64 = u64::MAX;
 
-/// Where the bytes of a try go. A try that was left keeps nothing of it.
+/// Destination of an attempt's bytes. An abandoned attempt no longer holds it.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) destination: Arc<dyn Destination>,
     pub(super) on_segment: OnSegment,
 }
 
-/// One try.
+/// One attempt at a batch.
 pub(super) struct Attempt {
-    /// Counts beginnings and ends of reads, so it is odd while a disk is asked; or [`LEFT`].
+    /// Counts starts and ends of reads, so it is odd during a read; or [`LEFT`].
     state: AtomicU64,
-    /// Whose disk is asked.
+    /// Shard whose disk is read.
     shard: AtomicUsize,
     target: Mutex<Option<Target>>,
     done: Mutex<BatchReport>,
@@ -40,22 +41,22 @@ impl Attempt {
         })
     }
 
-    /// Before the disk of `shard` is asked.
+    /// Marks the start of a read from the disk of `shard`.
     pub(super) fn begin_read(&self, shard: usize) {
         self.shard.store(shard, Ordering::SeqCst);
         let before = self.state.fetch_add(1, Ordering::SeqCst);
         debug_assert!(before.is_multiple_of(2), "one read at a time");
     }
 
-    /// After the disk has answered. False when the try was left meanwhile.
+    /// Marks the end of a read. Returns false if the attempt was abandoned during the read.
     pub(super) fn end_read(&self) -> bool {
         let state = self.state.load(Ordering::SeqCst);
         state != LEFT
             && self.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Waits until one read outlasts as many ticks as its disk may take, then leaves the try. Says whose disk it
-    /// was.
+    /// Waits until one read outlasts the ticks that its disk may take, then abandons the attempt. Returns the
+    /// shard of that disk.
     pub(super) async fn hung<T: Future<Output = ()>>(
         &self,
         tick: impl Fn() -> T,
@@ -79,18 +80,18 @@ impl Attempt {
         }
     }
 
-    /// Where the bytes go; none when the try was left.
+    /// Returns the destination; `None` if the attempt was abandoned.
     pub(super) fn target(&self) -> Option<Target> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes a segment that is in place.
+    /// Records a segment that is in place.
     pub(super) fn note(&self, segment: BatchReport) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         *done = done.plus(segment);
     }
 
-    /// The segments that are in place.
+    /// Returns the totals of the segments that are in place.
     pub(super) fn done(&self) -> BatchReport {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,18 +1,18 @@
-//! Work in portions: neighbouring segments of one group, read from each store with one request. Pure.
+//! Batches: neighbouring segments of one group, read from each store with one request. Pure.
 
 use crate::geometry::Geometry;
 use protocol::model::ModelManifest;
 use std::ops::Range;
 
-/// Neighbouring places of one group.
+/// Consecutive positions in one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Batch {
     pub(super) group: u32,
     pub(super) places: Range<usize>,
 }
 
-/// The first of the wanted segments, in their order, as one batch of at most `bytes_max` plaintext bytes unless a
-/// single segment is larger; with how many they are.
+/// Returns the first of the wanted segments, in their order, as one batch, with their number. The batch has
+/// at most `bytes_max` plaintext bytes, unless a single segment is larger.
 pub(super) fn next_batch(
     manifest: &ModelManifest,
     geometry: &Geometry,

@@ -1,8 +1,8 @@
-//! Waiting for other machines: the ranges of one batch, from the fastest stores that suffice.
+//! Fetches from other machines: the ranges of one batch, from the fastest stores that suffice.
 //!
-//! k stores are asked; one more whenever one fails or is late by the flow of all bytes; when k have answered the
-//! others are let go. Disks of this machine are not read here but by the threads that decode; those that hung
-//! before are not asked again.
+//! k stores are asked first. One more is asked whenever one fails or is late by the flow of all bytes (a
+//! hedged read). When k have answered, the remaining requests are dropped. Disks of this machine are not read
+//! here but by the threads that decode; disks that stalled before are not asked again.
 
 use super::Inner;
 use super::batch::Batch;
@@ -19,23 +19,23 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// What is at hand of one store's part of a batch.
+/// State of one store's part of a batch.
 #[derive(Debug, Clone)]
 pub(super) enum Piece {
-    /// Not asked for.
+    /// Not requested.
     Untried,
-    /// In a directory of this machine.
+    /// Stored in a directory of this machine.
     Local,
-    /// Fetched; begins with the batch's first shard.
+    /// Fetched; starts with the batch's first shard.
     Fetched(Bytes),
-    /// Asked for in vain.
+    /// Requested without success.
     Failed(FaultKind),
 }
 
 type Answer = (usize, Duration, Result<Bytes, FaultKind>);
 
 impl Inner {
-    /// One piece per store; k of them local or fetched, if that many can be had.
+    /// Returns one piece per store; k of them are local or fetched, if that many are available.
     pub(super) async fn fetch(self: &Arc<Self>, batch: &Batch, hung: &[bool]) -> Vec<Piece> {
         self.health.look_again();
         let needed = self.coder.data();
@@ -89,26 +89,26 @@ impl Inner {
         pieces
     }
 
-    /// Whether a store that was not asked could be asked instead of one that hangs.
+    /// Returns whether a store that was not asked could replace one that stalls.
     pub(super) fn has_spare(&self, pieces: &[Piece]) -> bool {
         let mut untried =
             pieces.iter().zip(&self.stores).filter(|(piece, _)| matches!(piece, Piece::Untried));
         untried.any(|(_, store)| store.closed().is_none() && !store.disk().is_some_and(Disk::hangs))
     }
 
-    /// The bytes of each store's object that hold a batch's shards.
+    /// Returns the byte range of each store's object that holds a batch's shards.
     fn range(&self, batch: &Batch) -> Range<u64> {
         let ranges = self.geometry.ranges(&self.manifest, batch.group);
         ranges[batch.places.start].start..ranges[batch.places.end - 1].end
     }
 
-    /// How many of the stores that are asked first are other machines'.
+    /// Returns the number of other machines' stores among those that are asked first.
     pub(super) fn remote_shards(&self) -> u64 {
         let first = self.health.preference().into_iter().take(self.coder.data());
         first.filter(|shard| self.stores[*shard].directory().is_none()).count() as u64
     }
 
-    /// Bytes of a batch that come from other machines.
+    /// Returns the bytes of a batch that come from other machines.
     pub(super) fn remote_bytes(&self, batch: &Batch) -> u64 {
         let range = self.range(batch);
         self.remote_shards() * (range.end - range.start)
@@ -124,7 +124,8 @@ impl Inner {
         .boxed()
     }
 
-    /// One shard of one segment from another machine, for a thread of the pool that cannot do without it.
+    /// Fetches one shard of one segment from another machine, for a pool thread that cannot continue without
+    /// it.
     pub(super) fn get_now(
         &self,
         runtime: &Handle,

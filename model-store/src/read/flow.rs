@@ -1,9 +1,9 @@
-//! Bytes on their way from other machines: requests go out when the [`Window`] has room, and a request is late only
-//! when its bytes should have come by what else has come.
+//! Flow control for reads from other machines. Requests go out when the [`Window`] has room. A request is
+//! late only if the arrival of other bytes shows that its own should have arrived.
 //!
-//! A store that is slow because the link is full would only be slower if another were asked too. So one more is asked
-//! when nothing comes at all, when three times as many bytes have passed as were ahead, or when the wait is far longer
-//! than the rate explains.
+//! A store that is slow because the link is full would only be slower if another were asked too. One more
+//! store is therefore asked only if nothing arrives at all, or if three times as many bytes have passed as
+//! were ahead. A wait far longer than the rate explains, or of [`WAIT_MAX`], counts as late too.
 
 use super::window::Window;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Times the bytes ahead of a request after which it has been overtaken: once is their turn, twice is bad luck among
-/// requests that share a link.
+/// Multiple of the bytes ahead of a request after which it counts as overtaken. Once is its turn; twice is
+/// bad luck among requests that share a link.
 const OVERTAKEN: u64 = 3;
-/// Times the time that the rate explains.
+/// Multiple of the time that the rate explains, beyond which a request is late.
 const SLOWER: f64 = 4.0;
-/// A wait that is never long because the link is slow: a segment at 100 kB/s. It bounds what a store gains by sending
-/// a byte now and then.
+/// Wait that a slow link never explains: a segment at 100 kB/s. It bounds the gain of a store that sends a
+/// byte now and then.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The flow of one reader's bytes.
@@ -34,18 +34,18 @@ struct State {
     in_flight: u64,
     arrived: u64,
     last_at: Duration,
-    /// Loads that wait for room.
+    /// Number of loads that wait for room.
     waiting: usize,
 }
 
-/// Leave to have so many bytes on their way; given back when dropped.
+/// Permission to have `bytes` in flight; returned when dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     flow: Arc<Flow>,
     bytes: u64,
 }
 
-/// The state of the flow when a request went out.
+/// State of the flow when a request went out.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
     at: Duration,
@@ -53,7 +53,7 @@ pub(super) struct Mark {
     ahead: u64,
 }
 
-/// The state of the flow now.
+/// Current state of the flow.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     now: Duration,
@@ -63,7 +63,7 @@ struct Reading {
 }
 
 impl Flow {
-    /// A flow that never has more than `most` bytes on their way.
+    /// Returns a flow that never has more than `most` bytes in flight.
     pub(super) fn new(most: u64) -> Self {
         let window = Window::new(Duration::ZERO, most);
         let state = State { window, in_flight: 0, arrived: 0, last_at: Duration::ZERO, waiting: 0 };
@@ -74,12 +74,12 @@ impl Flow {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Plaintext bytes of the next batch.
+    /// Returns the plaintext bytes of the next batch.
     pub(super) fn batch_bytes(&self) -> u64 {
         self.state().window.batch_bytes()
     }
 
-    /// Waits until `bytes` more may be on their way.
+    /// Waits until `bytes` more may be in flight.
     pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> Permit {
         let waiting = Waiting::new(self);
         loop {
@@ -107,7 +107,7 @@ impl Flow {
         true
     }
 
-    /// Notes bytes as they come.
+    /// Records bytes as they arrive.
     pub(super) fn arrived(&self, bytes: u64) {
         let now = self.began.elapsed();
         let mut state = self.state();
@@ -119,13 +119,13 @@ impl Flow {
         self.room.notify_waiters();
     }
 
-    /// A request goes out, or waits on.
+    /// Returns the current state, for a request that goes out or that keeps waiting.
     pub(super) fn mark(&self) -> Mark {
         let state = self.state();
         Mark { at: self.began.elapsed(), arrived: state.arrived, ahead: state.in_flight }
     }
 
-    /// Whether a request that went out at `mark` should have been answered by now.
+    /// Returns whether a request that went out at `mark` should have been answered by now.
     pub(super) fn is_late(&self, mark: &Mark, patience: Duration) -> bool {
         let state = self.state();
         let State { arrived, last_at, .. } = *state;
@@ -134,7 +134,7 @@ impl Flow {
     }
 }
 
-/// See the module's documentation.
+/// Returns whether a request is late, by the rules in the module's documentation.
 fn is_late(mark: &Mark, reading: &Reading, patience: Duration) -> bool {
     let waited = reading.now.saturating_sub(mark.at);
     if waited < patience {
@@ -156,7 +156,7 @@ impl Drop for Permit {
     }
 }
 
-/// A load that waits for room.
+/// Counts a load among those that wait for room, until dropped.
 struct Waiting<'a>(&'a Flow);
 
 impl<'a> Waiting<'a> {

@@ -1,47 +1,48 @@
-//! What is known about each store: how fast it answers, how often it failed. Decides who is asked first.
+//! Health of each store: latency and failures. Decides which stores are asked first.
 
 use crate::fault::FaultKind;
 use crate::store::{SILENCE_MAX, Store};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// Demerits at which a store is asked only when the better ones do not suffice. A single rotten shard
-/// earns one; a missing object or a dead store several.
+/// Number of demerits at which a store is asked only if the better ones do not suffice. A corrupt shard earns
+/// one; any other fault, such as a missing object or a dead store, earns two.
 const DEMERITS_MAX: u32 = 4;
 
-/// How often to look whether a disk hangs.
+/// Interval between two checks for a stalled disk.
 pub(super) const TICK: Duration = Duration::from_millis(100);
-/// A disk of this machine is slow when a read of it takes so many times as long as on the quickest, and so much more:
-/// rebuilding a segment from another disk costs far less.
+/// A local disk is slow if a read takes this multiple of the fastest disk's mean, plus this much more.
+/// Reconstructing a segment from another disk costs far less.
 const SLOW_TIMES: u32 = 3;
 const SLOW_MORE: Duration = Duration::from_millis(5);
-/// Slow reads in a row; a single one may have waited for a processor.
+/// Number of consecutive slow reads; a single one may have waited for a processor.
 const SLOW_READS: u32 = 4;
-/// Batches after which a slow store is tried again: one in 1 GiB.
+/// Number of batches after which a slow store is tried again: once in 1 GiB.
 const LOOK_AGAIN: u32 = 256;
 
-/// How long to wait for an answer before another store is asked.
+/// Timeouts after which another store is asked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Waiting this long is normal anywhere.
+    /// Lower bound: such a wait is normal anywhere.
     floor: Duration,
-    /// Waiting while nothing is known yet.
+    /// Timeout while no latency is known.
     first: Duration,
-    /// Nobody should wait for longer, however slow the store was before.
+    /// Upper bound, however slow the store was before.
     ceiling: Duration,
-    /// Waiting when there is no other store to ask.
+    /// Timeout if there is no other store to ask.
     last: Duration,
 }
 
-/// For other machines.
+/// Timeouts for other machines.
 const REMOTE: Patience = Patience {
     floor: Duration::from_millis(20),
     first: Duration::from_millis(200),
     ceiling: Duration::from_secs(2),
     last: SILENCE_MAX,
 };
-/// For disks of this machine. Left too early, a disk costs a thread and a decoding; and under load a thread may
-/// wait for a processor for longer than for its disk. A disk that hangs costs this once, not for each segment.
+/// Timeouts for disks of this machine. Abandoning a disk too early costs a thread and a decode. Under load a
+/// thread may wait longer for a processor than for its disk. A stalled disk costs this timeout once, not once
+/// per segment.
 const LOCAL: Patience = Patience {
     floor: Duration::from_millis(500),
     first: Duration::from_secs(1),
@@ -55,11 +56,11 @@ impl Patience {
     }
 }
 
-/// How long answers take: their mean, and how far they stray from it (RFC 6298 estimates round trips so).
-/// Updates may race; a sample lost changes nothing.
+/// Latency of answers: their mean and their deviation, estimated as round-trip times are (RFC 6298). Updates
+/// may race; a lost sample does not matter.
 #[derive(Debug, Default)]
 struct Latency {
-    /// In microseconds; 0 = none so far.
+    /// In microseconds; 0 = no sample so far.
     mean_us: AtomicU32,
     deviation_us: AtomicU32,
 }
@@ -81,7 +82,8 @@ impl Latency {
         self.mean_us.load(Ordering::Relaxed)
     }
 
-    /// What nearly all answers stay below: the mean and four deviations. None while nothing is known.
+    /// Returns a bound that nearly all answers stay below: the mean and four deviations. `None` without
+    /// samples.
     fn high(&self) -> Option<Duration> {
         let (mean, deviation) = (self.mean_us(), self.deviation_us.load(Ordering::Relaxed));
         (mean > 0).then(|| Duration::from_micros(u64::from(mean) + 4 * u64::from(deviation)))
@@ -90,10 +92,10 @@ impl Latency {
 
 pub(super) struct Health {
     stores: Vec<StoreHealth>,
-    /// Reads of all disks of this machine.
+    /// Latency of reads from all disks of this machine.
     disks: Latency,
     batches: AtomicU32,
-    /// Disks that hang, by their shards: a test says so, and then nothing is measured.
+    /// Stalled disks, by their shards, as set by a test. If set, nothing is measured.
     #[cfg(test)]
     pub(super) hung: Option<Vec<usize>>,
 }
@@ -101,10 +103,10 @@ pub(super) struct Health {
 struct StoreHealth {
     local: bool,
     closed: bool,
-    /// Of batches; of single reads on a disk of this machine.
+    /// Of batches; of single reads for a disk of this machine.
     latency: Latency,
-    /// Reads in a row that were slow for a disk of this machine. A store that was overtaken has as many at once: its
-    /// latency is not known, and would look small beside that of a link that is full.
+    /// Number of consecutive reads that were slow for a disk of this machine. A store that was overtaken gets
+    /// the full count immediately: its latency is unknown, and would look small beside that of a full link.
     slow: AtomicU32,
     demerits: AtomicU32,
 }
@@ -127,8 +129,8 @@ impl Health {
         }
     }
 
-    /// Stores that may be asked, best first: quick disks of this machine, then quick peers, then slow ones of either
-    /// kind, then those that failed; among equals data shards come first, since they need no decoding.
+    /// Returns the stores that may be asked, best first: fast disks of this machine, fast peers, slow stores
+    /// of either kind, failed stores. Among equals data shards come first, since they need no decoding.
     pub(super) fn preference(&self) -> Vec<usize> {
         let quickest = self.quickest();
         let class = |store: &StoreHealth| {
@@ -147,7 +149,7 @@ impl Health {
         ranked.into_iter().map(|(_, shard)| shard).collect()
     }
 
-    /// Microseconds that the quickest store takes; 0 while none has answered.
+    /// Returns the mean latency of the fastest store in microseconds; 0 while none has answered.
     fn quickest(&self) -> u32 {
         self.quickest_store().map_or(0, Latency::mean_us)
     }
@@ -162,12 +164,13 @@ impl Health {
         known.min_by_key(|latency| latency.mean_us())
     }
 
-    /// How long to wait for other machines before asking one store more.
+    /// Returns the wait for other machines before one more store is asked.
     pub(super) fn hedge_delay(&self) -> Duration {
         self.quickest_store().map_or(REMOTE.first, |quickest| REMOTE.bound(quickest))
     }
 
-    /// How many ticks to wait for this disk of this machine, if another store could be asked instead or not.
+    /// Returns the number of ticks to wait for this local disk. `spare` is whether another store could be
+    /// asked instead.
     #[cfg_attr(not(test), expect(unused_variables, reason = "only tests know which disk hangs"))]
     pub(super) fn disk_patience(&self, shard: usize, spare: bool) -> u32 {
         #[cfg(test)]
@@ -178,7 +181,7 @@ impl Health {
         patience.as_millis().div_ceil(TICK.as_millis()) as u32
     }
 
-    /// A read of a disk of this machine took so long.
+    /// Records the duration of a read from a disk of this machine.
     pub(super) fn read_disk(&self, shard: usize, took: Duration) {
         #[cfg(test)]
         if self.hung.is_some() {
@@ -194,7 +197,7 @@ impl Health {
         };
     }
 
-    /// Now and then a slow store is asked again; it may have become quick.
+    /// Makes slow stores eligible again now and then; they may have recovered.
     pub(super) fn look_again(&self) {
         if self.batches.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN == LOOK_AGAIN - 1 {
             for store in &self.stores {
@@ -208,7 +211,7 @@ impl Health {
         self.stores[shard].slow.store(0, Ordering::Relaxed);
     }
 
-    /// A store that was no longer waited for is at least as slow as the wait.
+    /// Records that a store was overtaken: it is at least as slow as the wait for it.
     pub(super) fn outrun(&self, shard: usize, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX);
         self.stores[shard].latency.mean_us.fetch_max(sample, Ordering::Relaxed);

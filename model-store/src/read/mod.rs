@@ -1,8 +1,10 @@
-//! Reading: any byte range of any file, or a whole weights map in the order of need, from the fastest k of
-//! k + m stores. A segment is decrypted and verified as a whole before any byte of it is handed on.
+//! Reader of models: any byte range of any file, or a whole weights map in the order of need. Data comes from
+//! the fastest k of k + m stores. A segment is decrypted and verified as a whole before any byte of it is
+//! returned.
 //!
-//! A healthy read touches neither the erasure code nor the shards' digests: tag and plaintext digest say it
-//! all. Only when they disagree are the shards looked at one by one, the wrong ones named and replaced.
+//! A healthy read uses neither the erasure code nor the shards' digests: the tag and the plaintext digest
+//! suffice. Only if they disagree are the shards checked one by one, and the wrong ones reported and
+//! replaced.
 
 mod attempt;
 mod batch;
@@ -37,33 +39,35 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use window::BATCH_BYTES_MAX;
 
-/// Largest range read into memory at once; whoever wants more asks again, or fills a map.
+/// Largest range in bytes that one call reads into memory; a larger one takes several calls, or a map.
 const RANGE_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// How long a store may send nothing of a manifest before the next one is asked too.
+/// Silence of a store during a manifest transfer after which the next store is asked too.
 const MANIFEST_HEDGE: Duration = Duration::from_millis(500);
 
-/// How long one store alone is believed to be on its way with a manifest: a byte now and then must not hold a load.
+/// Longest wait for one store alone to send a manifest: a store that sends a byte now and then must not hold
+/// a load.
 const MANIFEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Told the index of each segment once its bytes are verified and in place, from whichever thread did it.
+/// Callback that receives the index of each segment once its bytes are verified and in place, from any
+/// thread.
 pub type OnSegment = Arc<dyn Fn(u32) + Send + Sync>;
 
-/// What a fill or a range read took.
+/// Statistics of a fill or a range read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FillReport {
-    /// Segments verified.
+    /// Number of segments verified.
     pub segments: u64,
     /// Plaintext bytes verified.
     pub bytes: u64,
-    /// Segments that needed the erasure code.
+    /// Number of segments that needed the erasure code.
     pub rebuilt: u64,
-    /// Shards that were missing, unreachable or wrong.
+    /// Number of shards that were missing, unreachable or wrong.
     pub faults: u64,
-    /// From beginning to end.
+    /// Time from start to finish.
     pub elapsed: Duration,
 }
 
-/// A model that can be read: manifest, key and stores. Clones share what is learnt about the stores.
+/// A readable model: manifest, key and stores. Clones share their measurements of the stores.
 #[derive(Clone)]
 pub struct Reader {
     inner: Arc<Inner>,
@@ -87,10 +91,10 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// Gets the manifest that `root` names from whichever store answers first with the right bytes.
+/// Fetches the manifest that `root` names from the first store that answers with the right bytes.
 ///
 /// # Errors
-/// [`ReadError::Manifest`] with what each store said, [`ReadError::ManifestInvalid`].
+/// [`ReadError::Manifest`] with the error of each store, [`ReadError::ManifestInvalid`].
 pub async fn fetch_manifest(
     root: ModelRoot,
     stores: &[Store],
@@ -120,7 +124,7 @@ pub async fn fetch_manifest(
     while !running.is_empty() {
         let before = heard.load(Ordering::Relaxed);
         let answer = tokio::time::timeout(MANIFEST_HEDGE, running.next()).await;
-        // A large manifest over a thin link takes its time; a second copy of it would take as long again.
+        // A large manifest over a slow link takes time; a second copy of it would take as long again.
         let moves = heard.load(Ordering::Relaxed) > before && asked_at.elapsed() < MANIFEST_WAIT_MAX;
         match answer {
             Err(_) if moves => continue,
@@ -150,7 +154,8 @@ fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String
 
 #[cfg(test)]
 impl Reader {
-    /// Knows which disks of this machine hang, by their shards, and measures none; as long as it is new.
+    /// Sets the stalled disks of this machine, by their shards, and turns measurement off. The reader must be
+    /// new.
     pub(crate) fn with_hung_disks(mut self, shards: &[usize]) -> Self {
         Arc::get_mut(&mut self.inner).expect("new").health.hung = Some(shards.to_vec());
         self
@@ -158,7 +163,7 @@ impl Reader {
 }
 
 impl Reader {
-    /// A reader of the model of this manifest. `stores` are in shard order; some may be closed.
+    /// Opens the model of this manifest. `stores` are in shard order; some may be closed.
     ///
     /// # Errors
     /// [`ReadError::ManifestInvalid`], [`ReadError::StoreCount`], [`ReadError::KeyWrong`].
@@ -191,17 +196,17 @@ impl Reader {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What is read.
+    /// Returns the manifest.
     #[must_use]
     pub fn manifest(&self) -> &Arc<ModelManifest> {
         &self.inner.manifest
     }
 
-    /// Fills a weights map with the whole model, in the order in which an engine needs it. After an error
-    /// segments that `on_segment` named are good, all others are not to be touched.
+    /// Fills a weights map with the whole model, in the order in which an engine needs it. After an error,
+    /// the segments that `on_segment` received are valid; all others must not be used.
     ///
     /// # Errors
-    /// See [`ReadError`]; the first segment that cannot be had ends it.
+    /// See [`ReadError`]; the first unavailable segment ends the fill.
     pub async fn fill(
         &self,
         destination: Arc<dyn Destination>,
@@ -210,7 +215,7 @@ impl Reader {
         self.fill_segments(&self.inner.manifest.order, destination, on_segment).await
     }
 
-    /// Fills these segments alone, in this order.
+    /// Fills only these segments, in this order.
     ///
     /// # Errors
     /// See [`Reader::fill`]. [`ReadError::Range`] for an index that the manifest does not have.
@@ -235,10 +240,10 @@ impl Reader {
         Ok(FillReport { segments, bytes, rebuilt, faults, elapsed: began.elapsed() })
     }
 
-    /// Reads bytes of a file, at most 256 MiB at once.
+    /// Reads bytes of a file, at most 256 MiB per call.
     ///
     /// # Errors
-    /// [`ReadError::Range`] when there are no such bytes or too many are asked for; see [`ReadError`].
+    /// [`ReadError::Range`] if the range does not exist or is too large; see [`ReadError`].
     pub async fn read_range(&self, path: &str, range: Range<u64>) -> Result<Vec<u8>, ReadError> {
         let Range { start, end } = range;
         let missing = || ReadError::Range { path: path.into(), start, end };
@@ -274,14 +279,15 @@ impl Reader {
     }
 }
 
-/// One batch in the hands of each thread, one ready for it, two more on their way.
+/// Returns the number of concurrent batches: per thread one in work and one ready, and two more in flight.
 fn concurrent(pool: &Pool) -> usize {
     2 * pool.threads() + 2
 }
 
 impl Inner {
-    /// The wanted segments in batches, each when it may be asked for. What lies on disks of this machine waits for
-    /// nothing; what comes from others waits until the flow has room, so the first needed are the first to come.
+    /// Yields the wanted segments in batches, each when it may be requested. Batches on disks of this machine
+    /// do not wait. Batches from other machines wait until the flow has room, so the segments needed first
+    /// arrive first.
     fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (Batch, Option<Permit>)> {
         let next = move |mut at: usize| async move {
             let bytes_max = match self.remote_shards() {
@@ -298,8 +304,8 @@ impl Inner {
     }
 }
 
-/// Brings one batch: waits for what is elsewhere, then reads and decodes on the pool. A try that hangs in a
-/// disk is left, and what it has not done yet is tried again without that disk.
+/// Loads one batch: waits for the remote parts, then reads and decodes on the pool. An attempt that stalls on
+/// a disk is abandoned, and its remaining segments are tried again without that disk.
 async fn load(
     inner: Arc<Inner>,
     mut batch: Batch,
@@ -330,7 +336,7 @@ async fn load(
             }
             shard = attempt.hung(tick, patience) => {
                 let store = &inner.stores[shard];
-                tracing::warn!(store = store.url(), "a disk hangs; reading on from the others");
+                tracing::warn!(store = store.url(), "disk stalled; reading from the other stores");
                 store.disk().inspect(|disk| disk.stuck());
                 inner.pool.replace();
                 hung[shard] = true;

@@ -1,4 +1,4 @@
-//! From shards to verified bytes, on the threads of the pool; and what happens when they do not fit.
+//! Decoding of segments on the pool's threads: from shards to verified bytes, with recovery from bad shards.
 
 use super::Inner;
 use super::attempt::Attempt;
@@ -18,11 +18,11 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 
 thread_local! {
-    /// Memory of one coded segment, used again for the next.
+    /// Memory of one coded segment, reused for the next.
     static BLOCK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What a batch came to.
+/// Totals of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct BatchReport {
     pub(super) segments: u64,
@@ -42,7 +42,7 @@ impl BatchReport {
     }
 }
 
-/// One shard of the segment in hand.
+/// State of one shard of the current segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hand {
     Untried,
@@ -63,8 +63,8 @@ struct Sources<'a> {
 }
 
 impl Inner {
-    /// Decodes a batch into the destination, names each segment when it is there, reports faults. What a try
-    /// that was left returns is heard by nobody.
+    /// Decodes a batch into the destination, reports each segment that is in place, and reports faults. The
+    /// result of an abandoned attempt is discarded.
     pub(super) fn decode(
         &self,
         batch: &Batch,
@@ -132,7 +132,7 @@ impl Inner {
         Ok(BatchReport { segments: 1, bytes: segment.length.into(), rebuilt: u64::from(!whole), faults })
     }
 
-    /// Looks at each shard in hand, sets the wrong ones aside, and gets others until k are right.
+    /// Checks each shard that is present, discards the wrong ones, and gets others until k are right.
     fn gather(
         &self,
         index: u32,
@@ -146,7 +146,7 @@ impl Inner {
         let right = |block: &[u8], shard: usize| {
             Digest::of(&block[shard * length..(shard + 1) * length]) == segment.shards[shard]
         };
-        // A rebuild may have overwritten absent shards; what is in hand is as it came.
+        // A rebuild may have overwritten absent shards; present ones are unchanged.
         for (shard, hand) in hands.iter_mut().enumerate() {
             if *hand == Hand::Present && !right(block, shard) {
                 *hand = Hand::Failed(FaultKind::Wrong);
@@ -198,7 +198,7 @@ impl Inner {
 }
 
 impl Sources<'_> {
-    /// Puts the shard of the segment at `place` into its part of the block, if it is at hand.
+    /// Puts the shard of the segment at `place` into its part of the block, if its piece is available.
     fn take(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Result<Hand, ReadError> {
         Ok(match &self.pieces[shard] {
             Piece::Untried => Hand::Untried,
@@ -215,7 +215,7 @@ impl Sources<'_> {
         })
     }
 
-    /// Gets the shard from its store now, wherever that is.
+    /// Gets the shard from its store now, local or remote.
     fn get(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Result<Hand, ReadError> {
         if self.inner.stores[shard].directory().is_some() {
             return self.read(shard, place, block);
@@ -230,8 +230,8 @@ impl Sources<'_> {
         })
     }
 
-    /// Reads from a directory of this machine, by position. [`ReadError::Stopped`] when the try was left
-    /// while the disk let it wait: then nothing that others hold may be touched any more.
+    /// Reads from a directory of this machine, by position. Returns [`ReadError::Stopped`] if the attempt was
+    /// abandoned during the read: shared state must then not be touched any more.
     fn read(&mut self, shard: usize, place: usize, block: &mut [u8]) -> Result<Hand, ReadError> {
         let Some(disk) = self.inner.stores[shard].disk().filter(|disk| !disk.hangs()) else {
             return Ok(Hand::Failed(FaultKind::Unreachable));

@@ -1,4 +1,5 @@
-//! Any range comes back right from any k stores, corruption never does, and slow stores are not waited for.
+//! Tests of reading: any range from any k stores is right, corruption is never returned, slow stores are not
+//! awaited.
 
 use super::*;
 use crate::fault::FaultKind;
@@ -192,7 +193,7 @@ fn random_damage_never_yields_a_wrong_byte() {
             }
             undo.push((path, bytes));
         }
-        // Whatever comes back is right; `read_all` compares every byte.
+        // Every successful read is right; `read_all` compares every byte.
         if let Err(error) = runtime.block_on(world.read_all(&imported.manifest, &placed)) {
             prop_assert_eq!(error.code(), code::SHARD_TOO_FEW);
         }
@@ -361,7 +362,7 @@ fn batches_join_neighbours_up_to_their_size() {
     assert_eq!(all(&[order[0], order[2], order[1]], u64::MAX).len(), 3, "scattered");
 }
 
-/// A directory whose disk hangs: every object is a pipe that nobody writes to, so opening it waits.
+/// A directory on a stalled disk: every object is a pipe without a writer, so opening it blocks.
 struct Hang {
     pipes: Vec<(std::path::PathBuf, Vec<u8>)>,
 }
@@ -379,11 +380,11 @@ impl Hang {
         Self { pipes: shards.map(pipe).collect() }
     }
 
-    /// Lets go of whoever waits; from now on the disk answers.
+    /// Releases the blocked readers; from now on the disk answers.
     fn release(&self) {
         use std::os::unix::fs::OpenOptionsExt;
         for (path, bytes) in &self.pipes {
-            // A pipe is opened for writing at once if somebody waits to read, and otherwise not at all.
+            // A nonblocking open for writing succeeds only if a reader waits for the pipe.
             let nonblocking = 0o4000;
             let let_go = std::fs::File::options().write(true).custom_flags(nonblocking).open(path);
             std::fs::remove_file(path).expect("remove");
@@ -393,8 +394,8 @@ impl Hang {
     }
 }
 
-/// A reader that leaves the disks of these shards as soon as a read of one lasts, and no others, however busy the
-/// machine is.
+/// Returns a reader that abandons the disks of these shards, and no others, as soon as a read of one lasts.
+/// The load of the machine does not matter.
 fn hasty(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store], hung: &[usize]) -> Reader {
     world.reader(manifest, stores).with_hung_disks(hung)
 }
@@ -418,7 +419,7 @@ async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
     let hang = Hang::of(&world, number(1));
     let threads = world.pool.threads();
     for round in 0..5 {
-        // A new reader each time, as an agent that tries again makes it: it knows nothing of the disk.
+        // A new reader each time, as an agent that retries creates one: it knows nothing of the disk.
         read_file(&hasty(&world, &imported.manifest, &placed, &[1]), &world).await.expect("read around");
         let faults = world.take_faults();
         assert!(faults.iter().all(|fault| fault.shard == 1 && fault.kind == FaultKind::Unreachable));
@@ -455,18 +456,18 @@ async fn disks_that_all_hang_end_in_an_error_that_names_them() {
     read_file(&world.reader(&imported.manifest, &placed), &world).await.expect("they are back");
 }
 
-/// What a load over a link took, in simulated time.
+/// Measurements of a load over a link, in simulated time.
 struct Load {
-    /// Until the first segment was there.
+    /// Until the first segment was in place.
     first: Duration,
     total: Duration,
     /// Bytes that the link carried.
     carried: u64,
-    /// Bytes of the model's data shards.
+    /// Bytes of the model.
     bytes: u64,
 }
 
-/// Loads a model of so many bytes with 16 threads over a link, some stores of it over links of their own.
+/// Loads a model of `bytes` bytes with 16 threads over a link; the stores in `own` have links of their own.
 async fn load_over(bytes: usize, link: &Arc<Link>, own: &[(usize, Arc<Link>)]) -> Load {
     let world = World::simulated(16);
     let cloud = Cloud::new(6);
@@ -493,7 +494,8 @@ async fn load_over(bytes: usize, link: &Arc<Link>, own: &[(usize, Arc<Link>)]) -
     Load { first, total, carried: link.carried(), bytes: imported.record.bytes }
 }
 
-/// 160 MB at 3 MB/s, a quarter of both: it takes as long, and 16 threads would ask for all of it at once.
+/// A quarter of 160 MB at a quarter of 3 MB/s: the load takes as long, and 16 threads would request all of it
+/// together.
 #[tokio::test(start_paused = true)]
 async fn many_threads_behind_a_thin_link_load_first_things_first_and_each_byte_once() {
     const RATE: u64 = 750_000;
@@ -522,7 +524,7 @@ async fn a_fast_link_is_used_whole() {
     }
 }
 
-/// A store that sends a byte now and then is never silent. It is overtaken all the same.
+/// A store that sends a byte now and then is never silent, and is overtaken nevertheless.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_trickles_holds_nobody() {
     const RATE: u64 = 20_000_000;

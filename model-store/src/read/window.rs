@@ -1,88 +1,92 @@
-//! How many bytes may be on their way at once. Pure: time is an argument.
+//! Window: the number of bytes that may be in flight. Pure: time is an argument.
 //!
-//! Too few leave a link idle; too many wait in line, so that the first layer arrives with the last. The right number
-//! is rate times delay, and neither is known. So the window starts with one segment and doubles while that brings
-//! more bytes per second (slow start), goes back to what sufficed, and tries a little more now and then.
+//! Too few bytes leave a link idle; too many queue up, so that the first layer arrives with the last. The
+//! right number is rate times delay, and neither is known. The window therefore starts with one segment and
+//! doubles while that raises the rate (slow start). Then it returns to the size that sufficed, and probes a
+//! larger one now and then.
 
 use std::time::Duration;
 
-/// A segment with its tag and padding: the smallest window, which always has room for one of them.
+/// Smallest window: a segment with its tag and padding, for one of which there is always room.
 pub(super) const WINDOW_MIN: u64 = (1 << 20) + (1 << 16);
-/// Plaintext bytes of a batch, at most: large enough that a request's overhead is small beside its bytes.
+/// Maximum plaintext bytes of a batch: large enough that a request's overhead is small beside its bytes.
 pub(super) const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Plaintext bytes of a batch, at least: a segment.
+/// Minimum plaintext bytes of a batch: a segment.
 const BATCH_BYTES_MIN: u64 = 1 << 20;
-/// Batches that a window has room for: while one is awaited others arrive.
+/// Number of batches for which a window has room: while one is awaited others arrive.
 const BATCHES: u64 = 4;
-/// A doubling that brings less than a quarter more has found the link's rate; two of them, because one may be noise.
+/// A doubling that brings less than a quarter more has found the link's rate. Two are required, because one
+/// may be noise.
 const GROWTH: f64 = 1.25;
 const FLAT_ROUNDS: u32 = 2;
-/// Rounds between two tries with a larger window, and what such a try must bring.
+/// Number of rounds between two probes of a larger window, and the growth that a probe must bring.
 const PROBE_AFTER: u32 = 8;
 const PROBE_GROWTH: f64 = 1.05;
-/// A window holds no more than arrives in this time: a link that became slow is not flooded.
+/// Maximum window in seconds of the current rate: a link that became slow is not flooded.
 const WINDOW_SECONDS: f64 = 2.0;
 
-/// Bytes that may be on their way, and what was learnt by it.
+/// Bytes that may be in flight, with the measurements that adjust their number.
 #[derive(Debug, Clone)]
 pub(super) struct Window {
     limit: u64,
     most: u64,
     phase: Phase,
     round: Round,
-    /// Bytes per second in the last round that counted; 0 while there is none.
+    /// Bytes per second in the last round that counted; 0 before the first.
     rate: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
-    /// Doubles in each round. `good` is the window of the last round that brought more.
+    /// Doubles in each round. `good` is the window of the last round that raised the rate.
     Start { best: f64, good: u64, flat: u32 },
-    /// Stays, and counts rounds.
+    /// Keeps the window and counts rounds.
     Hold { rounds: u32 },
     /// Holds a larger window than `before`, under which the rate was `rate`.
     Probe { before: u64, rate: f64 },
 }
 
-/// Until as many bytes as the window held have arrived.
+/// Period until as many bytes have arrived as the window held.
 #[derive(Debug, Clone, Copy)]
 struct Round {
     began: Duration,
     length: u64,
     arrived: u64,
-    /// Whether more would have been asked for all along.
+    /// Whether requests waited for room during the whole round.
     limited: bool,
 }
 
 impl Window {
-    /// The smallest window, at the time of the first request. It never has room for more than `most` bytes.
+    /// Returns the smallest window, at the time of the first request. It never has room for more than `most`
+    /// bytes.
     pub(super) fn new(now: Duration, most: u64) -> Self {
         let limit = WINDOW_MIN;
         let phase = Phase::Start { best: 0.0, good: limit, flat: 0 };
         Self { limit, most: most.max(limit), phase, round: Round::new(now, limit), rate: 0.0 }
     }
 
-    /// Whether a request for `bytes` may go out while `in_flight` are on their way. A lone one always may.
+    /// Returns whether a request for `bytes` may go out while `in_flight` are in flight. A lone request
+    /// always may.
     pub(super) fn has_room(&self, in_flight: u64, bytes: u64) -> bool {
         in_flight == 0 || in_flight + bytes <= self.limit
     }
 
-    /// Plaintext bytes of the next batch.
+    /// Returns the plaintext bytes of the next batch.
     pub(super) fn batch_bytes(&self) -> u64 {
         (self.limit / BATCHES).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX)
     }
 
-    /// Bytes per second; none while nothing is known.
+    /// Returns the bytes per second; `None` while unknown.
     pub(super) fn rate(&self) -> Option<f64> {
         (self.rate > 0.0).then_some(self.rate)
     }
 
-    /// The first request after a pause goes out: the pause says nothing of the link.
+    /// Starts a new round at the first request after a pause: the pause says nothing about the link.
     pub(super) fn resume(&mut self, now: Duration) {
         self.round = Round::new(now, self.limit);
     }
 
-    /// Notes that `bytes` arrived. `limited` says whether more requests wait for room.
+    /// Records that `bytes` arrived. `limited` is whether more requests wait for room.
     pub(super) fn arrived(&mut self, bytes: u64, now: Duration, limited: bool) {
         self.round.arrived += bytes;
         self.round.limited &= limited;
@@ -93,7 +97,7 @@ impl Window {
         if self.round.arrived < self.round.length || took.is_zero() {
             return;
         }
-        // Where the reader does not keep up, the rate is its own and not the link's.
+        // If the reader does not keep up, the rate is its own and not the link's.
         if self.round.limited {
             self.rate = self.round.arrived as f64 / took.as_secs_f64();
             self.judge();
@@ -111,7 +115,7 @@ impl Window {
                 Phase::Start { best: best.max(rate), good, flat: flat + 1 }
             }
             Phase::Start { good, .. } => {
-                // Less than a quarter may still have been something.
+                // Growth of less than a quarter may still have been real.
                 self.limit = (2 * good).min(self.most);
                 Phase::Hold { rounds: 0 }
             }
@@ -146,8 +150,8 @@ mod tests {
 
     const MEGABYTE: f64 = 1e6;
 
-    /// A reader that always wants more, behind a link of a rate and a delay, for so many bytes. Gives the window's
-    /// limit at the end, and how much longer it took than the bytes alone.
+    /// Simulates a reader that always wants more, behind a link of a rate and a delay, for `bytes` bytes.
+    /// Returns the final limit of the window, and the duration relative to that of the bytes alone.
     fn run(window: &mut Window, rate: f64, delay: f64, bytes: f64, began: f64) -> (f64, f64) {
         let (mut now, mut free, mut asked, mut arrived) = (began, began, 0.0, 0.0);
         let mut under_way = std::collections::VecDeque::new();

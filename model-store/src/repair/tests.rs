@@ -1,4 +1,4 @@
-//! Everything wrong is found, rewritten and then sound; what cannot be rebuilt is not touched.
+//! Tests of repair: every fault is found, rewritten and then sound; lost segments are not touched.
 
 use super::*;
 use crate::testing::{Cloud, LIE_BYTES, Liar, Link, World, flip};
@@ -122,7 +122,7 @@ async fn a_directory_in_an_objects_place_is_rebuilt_and_what_is_in_it_is_kept() 
         std::fs::create_dir(path).expect("create");
     }
     std::fs::write(full.join("letter"), b"dear circle").expect("write");
-    // A file where the directory of all objects should be.
+    // A file at the path of the directory of all objects.
     std::fs::remove_dir_all(root.join("models")).expect("remove");
     std::fs::write(root.join("models"), b"no directory").expect("write");
     let report = check(&world, &manifest, &stores).await;
@@ -137,8 +137,8 @@ async fn a_directory_in_an_objects_place_is_rebuilt_and_what_is_in_it_is_kept() 
     assert_eq!(std::fs::read(root.join("models.aside-1")).expect("kept"), b"no directory");
 }
 
-/// Bytes asked for and not yet delivered while a model of 40 MB over so many stores is verified, over a link so slow
-/// that everything that may be asked for is.
+/// Returns the most bytes requested and not yet delivered while a model of 40 MB over `data + parity` stores
+/// is verified. The link is so slow that every request that is allowed goes out.
 async fn most_in_flight(data: u8, parity: u8) -> u64 {
     let world = World::simulated(2);
     let cloud = Cloud::new((data + parity).into());
@@ -169,7 +169,7 @@ async fn stores_that_send_without_end_are_stopped_at_the_first_byte_too_many() {
     for shard in [0, 3, 11, 13] {
         placed[shard] = Store::from_objects(placed[shard].reference().clone(), liar.clone());
     }
-    // What a reader that does not count would take.
+    // Measures how much a reader without a limit would take.
     let endless =
         liar.get_opts(&"models/x".into(), object_store::GetOptions::default()).await.expect("an answer");
     let taken = endless.into_stream().take(1024).count().await;

@@ -1,4 +1,4 @@
-//! The shard service over real overlay connections: what a peer can do, and what a stranger cannot.
+//! Tests of the shard service over real overlay connections: requests of an admitted peer, and refusals.
 
 use super::*;
 use crate::testing::World;
@@ -141,8 +141,8 @@ async fn names_sizes_and_stores_that_are_not_ours_are_refused() {
     assert_eq!(listed.len(), 1, "only the manifest is there");
 }
 
-/// Manifests and leftovers go when the service itself finds them old: neither a peer's clock nor its haste
-/// takes a model away that is about to be registered.
+/// Manifests and leftovers are removed only if the service itself finds them old. Neither a peer's clock nor
+/// its haste removes a model that is about to be registered.
 #[tokio::test]
 async fn only_old_manifests_and_leftovers_are_removed_and_leftovers_are_listed_on_demand() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -231,7 +231,7 @@ fn reference() -> StoreReference {
     StoreReference { url: "node://n/a".into(), failure_domain: "n".into() }
 }
 
-/// How many files lie below a directory.
+/// Counts the files below a directory.
 fn files(root: &Path) -> usize {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
     entries.map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 }).sum()
@@ -282,7 +282,7 @@ async fn a_model_is_imported_and_read_over_the_network_and_a_dead_node_is_surviv
     let addresses: BTreeMap<protocol::NodeName, NodeAddress> = nodes
         .iter()
         .map(|(name, node): (&protocol::NodeName, &Node)| {
-            // By name, as an admission may give it.
+            // A host name, which an admission may also give.
             let address = format!("localhost:{}", node.address.port()).parse().expect("an address");
             (name.clone(), NodeAddress { address, key: node.identity.public_key() })
         })
@@ -304,7 +304,7 @@ async fn a_model_is_imported_and_read_over_the_network_and_a_dead_node_is_surviv
     assert!(world.take_faults().iter().all(|fault| fault.store.starts_with("node://n1/")));
 }
 
-/// A peer that answers a range of a megabyte with bytes without end is stopped where the range ends.
+/// A peer that answers a range of a megabyte with endless bytes is stopped at the end of the range.
 #[tokio::test]
 async fn a_peer_that_sends_without_end_is_stopped_at_the_first_byte_too_many() {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -329,7 +329,7 @@ async fn a_peer_that_sends_without_end_is_stopped_at_the_first_byte_too_many() {
         overlay::serve(listener, &node, policy, ShardService::limits(), router, ending).await
     });
     let liar = Node { address, identity, stop };
-    // A client that does not count gets all it asks for.
+    // A client without a limit gets everything that it asks for.
     let raw = remote(&liar, &peer, "a").get_opts(&name(1), GetOptions::default()).await.expect("an answer");
     let chunks = raw.into_stream().map_ok(|chunk| chunk.len() as u64).try_take_while({
         let mut taken = 0;

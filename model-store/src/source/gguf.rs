@@ -1,44 +1,44 @@
-//! The header of a GGUF file (versions 2 and 3, little-endian): which bytes belong to which tensor.
+//! Reader of the header of a GGUF file (versions 2 and 3, little-endian): maps bytes of the file to tensors.
 //!
-//! Everything in it is somebody else's claim, so every count, length, size and offset has a limit, nothing is
-//! allocated by a number that was only claimed, and tensors must lie behind each other as the format says:
-//! aligned, without overlap, with no more than padding between and behind them. Values are passed over, not
-//! kept: what they mean is an engine's business.
+//! The whole header is untrusted. Every count, length, size and offset has a limit, and a claimed number
+//! alone never causes an allocation. Tensors must follow each other as the format specifies: aligned, without
+//! overlap, with no more than padding between and after them. Values are skipped, not kept: their meaning
+//! concerns only an engine.
 
 use super::Flaw;
 use crate::layout::{Rank, Stretch};
 use std::collections::BTreeSet;
 use std::io::Read;
 
-/// Largest header: vocabularies of half a million words and an embedded tokenizer stay far below.
+/// Largest header in bytes: vocabularies of half a million words and an embedded tokenizer stay far below.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
-/// Most keys; files have some dozens.
+/// Maximum number of keys; files have some dozens.
 const KEYS_MAX: u64 = 65_536;
-/// Most tensors; the largest mixtures of experts have some ten thousand.
+/// Maximum number of tensors; the largest mixtures of experts have some ten thousand.
 const TENSORS_MAX: u64 = 262_144;
-/// Longest key, as the format says.
+/// Longest key in bytes, as the format specifies.
 const KEY_BYTES_MAX: u64 = 65_535;
-/// Longest name of a tensor: the format says 64, and some converters need more.
+/// Longest name of a tensor in bytes: the format specifies 64, and some converters need more.
 const NAME_BYTES_MAX: u64 = 256;
-/// Most dimensions, as the format says.
+/// Maximum number of dimensions, as the format specifies.
 const DIMENSIONS_MAX: u32 = 4;
-/// Deepest array in an array; no known key nests at all.
+/// Deepest nesting of arrays; no known key nests at all.
 const NESTING_MAX: u32 = 4;
-/// Where the tensors' bytes begin at multiples of, unless the file says otherwise.
+/// Default alignment of the tensors' bytes.
 const ALIGNMENT: u64 = 32;
-/// Largest alignment: a huge page.
+/// Largest alignment in bytes: a huge page.
 const ALIGNMENT_MAX: u64 = 2 * 1024 * 1024;
-/// The key that says otherwise.
+/// Key that overrides the default alignment.
 const ALIGNMENT_KEY: &[u8] = b"general.alignment";
 
-/// Types of values, by the number that stands for them.
+/// Types of values, by their numbers in the format.
 const UINT32: u32 = 4;
 const BOOL: u32 = 7;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// Reads the header of a file of `length` bytes and says which stretches the file consists of. A stretch
-/// takes the padding behind its tensor along, so that together they cover the file.
+/// Reads the header of a file of `length` bytes and returns the stretches of the file. A stretch includes the
+/// padding after its tensor, so that together they cover the file.
 pub(crate) fn stretches(reader: impl Read, length: u64) -> Result<Vec<Stretch>, Flaw> {
     let limit = length.min(HEADER_BYTES_MAX);
     let mut header = Header { reader, at: 0, limit };
@@ -73,7 +73,7 @@ pub(crate) fn stretches(reader: impl Read, length: u64) -> Result<Vec<Stretch>, 
     Ok(stretches)
 }
 
-/// Lengthens each stretch up to the next, and the last to the end of the file.
+/// Extends each stretch to the next one, and the last to the end of the file.
 fn pad(stretches: &mut [Stretch], length: u64, alignment: u64) -> Result<(), Flaw> {
     for index in 1..stretches.len() {
         stretches[index - 1].range.end = stretches[index].range.start;
@@ -89,7 +89,7 @@ fn pad(stretches: &mut [Stretch], length: u64, alignment: u64) -> Result<(), Fla
 
 struct Tensor {
     name: String,
-    /// From the beginning of the data.
+    /// Bytes from the start of the data.
     offset: u64,
     bytes: u64,
 }
@@ -102,7 +102,7 @@ struct Header<R> {
 }
 
 impl<R: Read> Header<R> {
-    /// Magic, version, and how many tensors and keys there are.
+    /// Reads the magic bytes and the version; returns the numbers of tensors and keys.
     fn beginning(&mut self) -> Result<(u64, u64), Flaw> {
         if &self.bytes::<4>("the magic bytes")? != b"GGUF" {
             return Err(damaged("it does not begin with a GGUF header".into()));
@@ -121,7 +121,7 @@ impl<R: Read> Header<R> {
         Ok((tensors, keys))
     }
 
-    /// Passes over every key with its value; returns the alignment.
+    /// Skips every key with its value; returns the alignment.
     fn keys(&mut self, count: u64) -> Result<u64, Flaw> {
         let mut alignment = ALIGNMENT;
         let mut seen = BTreeSet::new();
@@ -184,7 +184,7 @@ impl<R: Read> Header<R> {
             let bytes = count.saturating_mul(width);
             return self.pass(bytes, || format!("{count} values of `{key}`"));
         }
-        // Each value takes at least a byte, so what is left of the header bounds this loop.
+        // Each value takes at least a byte, so the rest of the header bounds this loop.
         for _ in 0..count {
             self.pass_value(kind, depth + 1, key)?;
         }
@@ -225,7 +225,7 @@ impl<R: Read> Header<R> {
         let Some((block, block_bytes)) = block(kind) else {
             return Err(unknown(format!("tensor `{name}` is of unknown type {kind}")));
         };
-        // A row is whole blocks, and so is the tensor.
+        // A row consists of whole blocks, and so does the tensor.
         if !shape[0].is_multiple_of(block) {
             let text = format!("tensor `{name}` has rows of {}, not of whole blocks of {block}", shape[0]);
             return Err(damaged(text));
@@ -251,7 +251,7 @@ impl<R: Read> Header<R> {
         self.bytes(what).map(u64::from_le_bytes)
     }
 
-    /// A text of at most `longest` bytes.
+    /// Reads a text of at most `longest` bytes.
     fn string(&mut self, longest: u64, what: impl Fn() -> String) -> Result<Vec<u8>, Flaw> {
         let length = self.long("the length of a name")?;
         if length > longest {
@@ -272,7 +272,7 @@ impl<R: Read> Header<R> {
         }
     }
 
-    /// Counts bytes that are about to be read, unless they reach over the end.
+    /// Advances by bytes that are about to be read, unless they pass the limit.
     fn take(&mut self, length: u64, what: impl Fn() -> String) -> Result<(), Flaw> {
         match self.at.checked_add(length).filter(|end| *end <= self.limit) {
             Some(end) => {
@@ -296,7 +296,7 @@ fn unknown(reason: String) -> Flaw {
     Flaw::Unknown(reason)
 }
 
-/// Bytes of a value of this type, if all its values have as many.
+/// Returns the bytes of a value of this type, if the type has a fixed size.
 fn width(kind: u32) -> Option<u64> {
     match kind {
         0 | 1 | 7 => Some(1),
@@ -307,8 +307,8 @@ fn width(kind: u32) -> Option<u64> {
     }
 }
 
-/// Elements and bytes of a block of a tensor type, by its number in ggml. Numbers that ggml withdrew
-/// (4, 5, 31 to 33, 36 to 38) are not known.
+/// Returns the elements and bytes of a block of a tensor type, by its number in ggml. Numbers that ggml
+/// withdrew (4, 5, 31 to 33, 36 to 38) are unknown.
 fn block(kind: u32) -> Option<(u64, u64)> {
     Some(match kind {
         0 | 26 => (1, 4),      // f32, i32

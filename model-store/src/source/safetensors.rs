@@ -1,15 +1,15 @@
-//! The header of a safetensors file: which bytes belong to which tensor. The tensors must cover the rest of
-//! the file exactly once, each with the bytes that its shape and type need.
+//! Reader of the header of a safetensors file: maps bytes of the file to tensors. The tensors must cover the
+//! rest of the file exactly once, each with the bytes that its shape and type need.
 
 use super::Flaw;
 use crate::layout::{Rank, Stretch};
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::io::Read;
 
-/// Largest header; the format's own limit.
+/// Largest header in bytes; the format's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-/// Reads the header of a file of `length` bytes and says which stretches the file consists of.
+/// Reads the header of a file of `length` bytes and returns the stretches of the file.
 pub(crate) fn stretches(mut reader: impl Read, length: u64) -> Result<Vec<Stretch>, Flaw> {
     if length < 8 {
         return Err(damaged(format!("it has {length} bytes, fewer than the length of its header")));
@@ -60,7 +60,7 @@ fn damaged(reason: String) -> Flaw {
     Flaw::Damaged(reason)
 }
 
-/// Bits that a tensor's shape and type need; none when that is beyond all memory.
+/// Returns the bits that a tensor's shape and type need; `None` on overflow.
 fn bits(info: &TensorInfo) -> Option<u64> {
     let dimensions = info.shape.iter().map(|length| *length as u64);
     dimensions.chain([info.dtype.bitsize() as u64]).try_fold(1_u64, u64::checked_mul)

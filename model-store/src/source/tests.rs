@@ -1,4 +1,4 @@
-//! What an import refuses, each with its code, and what it accepts.
+//! Tests of sources: the refusals of an import, each with its code, and the models that it accepts.
 
 use super::*;
 use crate::testing::{Gguf, safetensors, write_model};
@@ -11,7 +11,7 @@ fn model() -> TempDir {
     directory
 }
 
-/// Edits a sound model and says what becomes of it.
+/// Edits a valid model and returns the result of its inspection.
 fn after(edit: impl FnOnce(&Path)) -> Result<Source, (ErrorCode, String)> {
     let directory = model();
     edit(directory.path());
@@ -184,7 +184,7 @@ fn a_snapshot_of_a_cache_is_read_through_its_links_and_no_other_directory_is() {
             }
             Err(error) => assert!(!expected && matches!(error, ImportError::PathRefused { .. }), "{error}"),
         }
-        // Into another model's blobs no link leads.
+        // A link into another model of the cache is refused.
         if expected {
             let other = place.path().join("models--owner--other");
             std::fs::create_dir_all(&other).expect("a directory");

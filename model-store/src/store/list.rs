@@ -1,4 +1,4 @@
-//! What lies in a store, and taking it away: also the leftovers of writes that never ended, which
+//! Listing and removal of a store's objects, including the leftovers of incomplete writes, which
 //! `object_store` does not show.
 
 use super::{Access, SILENCE_MAX, Store};
@@ -14,10 +14,10 @@ use std::path::Path;
 use std::time::SystemTime;
 use tokio::sync::mpsc;
 
-/// Names that one listing may have: a store of 16 TiB in objects of the usual size. A sweep keeps something of each
-/// in memory, so a store that lists without end must not be believed.
+/// Maximum number of names in one listing: a store of 16 TiB in objects of the usual size. Garbage collection
+/// keeps state for them in memory, so an endless listing must be rejected.
 const LISTED_MAX: u64 = 4 * 1024 * 1024;
-/// Names on their way from the thread that walks a directory.
+/// Number of names buffered from the thread that walks a directory.
 const NAMES_AHEAD: usize = 256;
 
 /// One object, or a leftover of one.
@@ -36,8 +36,8 @@ impl From<ObjectMeta> for Listed {
 }
 
 impl Store {
-    /// What lies below `prefix` (all, if it is empty), in no order. Ends with its first error; a store that
-    /// gives no name for longer than a request may take has failed.
+    /// Lists everything below `prefix` (the whole store, if it is empty), in no order. Ends with the first
+    /// error; a store that returns no name for longer than a request may take has failed.
     pub(crate) fn list(&self, prefix: &str) -> BoxStream<'static, Result<Listed, StoreError>> {
         let found = match &self.access {
             Access::Directory { root, disk, .. } => walk(root, prefix, disk),
@@ -65,10 +65,10 @@ impl Store {
         .boxed()
     }
 
-    /// Takes away what has these names. What is not there any more is no failure.
+    /// Removes the objects of these names. An absent object is not an error.
     ///
     /// # Errors
-    /// See [`StoreError`]; some may be gone then.
+    /// See [`StoreError`]; some objects may be removed then.
     pub(crate) async fn remove(&self, names: Vec<String>) -> Result<(), StoreError> {
         for name in names {
             debug_assert!(Name::of(&name).is_some(), "{name}");
@@ -96,11 +96,11 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the directory of an import away, if it is empty. Only directories leave empty ones behind.
+    /// Removes the directory of an import, if it is empty. Only directory stores leave empty ones behind.
     pub(crate) async fn remove_empty(&self, prefix: &str) {
         if let Access::Directory { root, disk, .. } = &self.access {
             let directory = root.join(prefix);
-            // Not empty, gone already, or a disk that fails: then it stays, and harms nobody.
+            // Not empty, gone already, or on a failing disk: the directory stays, without harm.
             let _ = tokio::time::timeout(
                 SILENCE_MAX,
                 disk.run_blocking(move || std::fs::remove_dir(directory).is_ok()),
@@ -121,7 +121,7 @@ fn remove_file(file: &Path) -> object_store::Result<()> {
     }
 }
 
-/// Goes through a directory on a blocking thread, in its place of the disk.
+/// Walks a directory on a blocking thread, with a permit of its disk.
 pub(crate) fn walk(
     root: &Path,
     prefix: &str,
@@ -134,7 +134,7 @@ pub(crate) fn walk(
             let tops = [MODELS, MANIFESTS].iter().filter(|top| meets(top, &prefix));
             for top in tops {
                 if let Err(error) = descend(&root, top, &prefix, &names) {
-                    // Whoever listed may have gone; then nobody needs the error.
+                    // The caller may have stopped listing; then the error is not needed.
                     let _ = names.blocking_send(Err(failed(error)));
                     return;
                 }
@@ -145,7 +145,7 @@ pub(crate) fn walk(
     stream::unfold(found, |mut found| async move { found.recv().await.map(|next| (next, found)) }).boxed()
 }
 
-/// Whether what is called `name`, or something below it, lies below `prefix`.
+/// Returns whether `name`, or an entry below it, is at or below `prefix`.
 fn meets(name: &str, prefix: &str) -> bool {
     let below = |name: &str, prefix: &str| {
         name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -155,7 +155,7 @@ fn meets(name: &str, prefix: &str) -> bool {
 
 type Names = mpsc::Sender<object_store::Result<Listed>>;
 
-/// Sends every file below the directory `name`. What vanishes on the way was not there.
+/// Sends every file below the directory `name`. Files that vanish during the walk are ignored.
 fn descend(root: &Path, name: &str, prefix: &str, names: &Names) -> io::Result<()> {
     let entries = match std::fs::read_dir(root.join(name)) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
@@ -163,7 +163,7 @@ fn descend(root: &Path, name: &str, prefix: &str, names: &Names) -> io::Result<(
     };
     for entry in entries {
         let entry = entry?;
-        // Names that are no text are not ours.
+        // Names that are not UTF-8 are foreign.
         let Some(name) = entry.file_name().to_str().map(|leaf| format!("{name}/{leaf}")) else { continue };
         let kind = entry.file_type()?;
         if !meets(&name, prefix) {

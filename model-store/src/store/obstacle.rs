@@ -1,9 +1,10 @@
-//! What stands in the way of an object: a directory in its place, or a file where a directory should be.
+//! Obstacles in the path of an object: a directory at its path, or a file at the path of one of its
+//! directories.
 //!
-//! Reads treat such an object as missing, so it is rebuilt from others; before it is written again the way is cleared.
-//! An empty directory is removed. Anything else is moved aside under a name that no object has, because its owner may
-//! miss it. Links are never followed: one in the object's own place is replaced by the write, and one above it is the
-//! operator's choice of another disk.
+//! Reads treat such an object as missing, so it is reconstructed from others; the path is cleared before it
+//! is written again. An empty directory is removed. Anything else is moved aside under a name that no object
+//! has, because its owner may need it. Links are never followed. One at the object's own path is replaced by
+//! the write; one above it is the operator's choice of another disk.
 
 use super::{Access, Store};
 use crate::error::StoreError;
@@ -13,11 +14,11 @@ use object_store::path::Path as ObjectPath;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Things moved aside from one place, at most; an operator should have looked by then.
+/// Maximum number of entries moved aside from one path; an operator should have intervened by then.
 const ASIDE_MAX: u32 = 16;
 
 impl Store {
-    /// As [`Store::put`], for an object in whose place something else may be.
+    /// Writes as [`Store::put`] does, for an object whose path may be obstructed.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -36,7 +37,7 @@ impl Store {
     }
 }
 
-/// Makes way for `object` below `root`.
+/// Clears the path of `object` below `root`.
 pub(crate) fn clear(root: &Path, object: &str) -> io::Result<()> {
     let mut place = root.to_path_buf();
     let mut parts = object.split('/').peekable();
@@ -65,7 +66,7 @@ fn move_aside(place: &Path) -> io::Result<()> {
         aside.push(format!(".aside-{number}"));
         let aside = PathBuf::from(aside);
         if std::fs::symlink_metadata(&aside).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-            tracing::warn!(place = %place.display(), aside = %aside.display(), "moved aside: it is no object");
+            tracing::warn!(place = %place.display(), aside = %aside.display(), "moved aside: not an object");
             return std::fs::rename(place, aside);
         }
     }

@@ -1,8 +1,8 @@
-//! When a transfer last moved: limits count silence, never total time.
+//! Progress of transfers: limits count silence, never total time.
 //!
-//! A thin uplink may need minutes for an object that a data centre takes in milliseconds, and both are healthy.
-//! What tells a dead store from a slow link is that nothing moves at all. Several transfers over one link share a
-//! [`Progress`]: one that waits behind the others is not silent while they move.
+//! A slow uplink may need minutes for an object that a data centre takes in milliseconds, and both are
+//! healthy. A dead store differs from a slow link in that nothing moves at all. Several transfers over one
+//! link share a [`Progress`]: one that waits behind the others is not silent while they move.
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes handed to a transport between two signs of progress: a tenth of a second at 5 Mbit/s, and far more than a
-/// frame costs.
+/// Bytes handed to a transport between two signs of progress. They take a tenth of a second at 5 Mbit/s, and
+/// are far more than the overhead of a frame.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Signs of life of one or several transfers.
+/// Signs of progress of one or several transfers.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress(Arc<Signs>);
 
 #[derive(Debug)]
 struct Signs {
     began: Instant,
-    /// The last sign, in milliseconds since the beginning.
+    /// Last sign, in milliseconds since `began`.
     last_ms: AtomicU64,
 }
 
@@ -34,7 +34,7 @@ impl Progress {
         Self(Arc::new(Signs { began: Instant::now(), last_ms: AtomicU64::new(0) }))
     }
 
-    /// Notes that something moved.
+    /// Records that something moved.
     pub(crate) fn moved(&self) {
         let since = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.last_ms.fetch_max(since, Ordering::Relaxed);
@@ -44,7 +44,7 @@ impl Progress {
         self.0.began + Duration::from_millis(self.0.last_ms.load(Ordering::Relaxed))
     }
 
-    /// Waits for `work` as long as something moves at least every `silence`. Its beginning is a sign too.
+    /// Awaits `work` as long as something moves at least every `silence`. The start counts as a sign too.
     pub(crate) async fn watch<T>(
         &self,
         silence: Duration,
@@ -66,7 +66,7 @@ impl Progress {
         }
     }
 
-    /// Cuts what is sent into pieces; a transport that takes the next one shows that the last has gone.
+    /// Cuts the data into pieces. A transport that takes the next piece shows that the last one is sent.
     pub(crate) fn pieces(self, chunks: impl Iterator<Item = Bytes>) -> impl Iterator<Item = Bytes> {
         let cut = |mut chunk: Bytes| {
             std::iter::from_fn(move || {

@@ -1,9 +1,9 @@
-//! An S3 service, and the HTTP beneath it: no answer is larger than what was asked for.
+//! S3 stores, and the HTTP client beneath them: no answer is larger than its request allows.
 //!
-//! `object_store` collects pages of listings, error texts and the answers to writes in memory before it looks at
-//! them, so they are bounded here, where they arrive. What it hands on as a stream (the bytes of an object) is
-//! counted by [`super::transfer`]; here only its announced length is compared with the range. Requests have no
-//! limit of total time: [`Progress`] hears each piece of an upload that goes out.
+//! `object_store` collects pages of listings, error texts and the answers to writes in memory before it
+//! examines them. They are therefore bounded here, on arrival. Bytes of an object are streamed and counted by
+//! [`super::transfer`]; here only their announced length is compared with the range. Requests have no limit
+//! of total time: [`Progress`] records each piece of an upload that goes out.
 
 use super::S3Settings;
 use super::progress::Progress;
@@ -24,30 +24,30 @@ use url::Url;
 
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Tries of one request that follow the first at once; reads go to other stores then, and writes are tried again
-/// by [`super::transfer`], more slowly.
+/// Number of immediate retries of one request. After them reads use other stores, and writes are retried by
+/// [`super::transfer`], more slowly.
 const RETRIES_MAX: usize = 2;
-/// Bytes of an answer that is collected whole. A page of a listing has at most 1,000 names of at most 1 KiB and some
-/// 300 bytes about each, written with entities; error texts are far smaller.
+/// Maximum bytes of an answer that is collected whole. A page of a listing has at most 1,000 names of at most
+/// 1 KiB and some 300 bytes about each, written with entities. Error texts are far smaller.
 const COLLECTED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A service sent, or announced, more bytes than the request could ask for.
+/// A service sent, or announced, more bytes than the request allows.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer is larger than the {limit} bytes that were asked for")]
 pub(crate) struct Surplus {
     pub(crate) limit: u64,
 }
 
-/// The range begins behind the end of the object.
+/// The range starts after the end of the object.
 #[derive(Debug, thiserror::Error)]
 #[error("the object ends before the range")]
 pub(crate) struct BehindEnd;
 
-/// Marks a request whose answer is counted by its reader as it arrives.
+/// Marks a request whose answer is counted by its reader on arrival.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Streamed;
 
-/// The bucket of `url`, and the prefix in it.
+/// Opens the bucket of `url`, and the prefix in it.
 pub(super) fn open(url: &Url, settings: &S3Settings) -> Result<Arc<dyn ObjectStore>, String> {
     let bucket = url.host_str().ok_or("it names no bucket")?;
     let mut builder =
@@ -122,13 +122,13 @@ impl HttpService for Bounded {
     }
 }
 
-/// What a request asked for, as far as it bounds the answer.
+/// Bound that a request puts on its answer.
 enum Asked {
-    /// A range of an object of so many bytes.
+    /// A range of so many bytes of an object.
     Range(u64),
-    /// An object, whole; its reader knows what it may have.
+    /// A whole object; its reader knows the limit.
     Object,
-    /// Anything that is collected.
+    /// Any answer that is collected.
     Other,
 }
 
@@ -157,7 +157,7 @@ impl Asked {
         }
         let announced = headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        // A server that does not know ranges sends the whole object, which may have no end.
+        // A server without support for ranges sends the whole object, which may have no end.
         let whole = status == StatusCode::OK && announced != Some(limit);
         if whole || status.is_success() && announced.is_some_and(|announced| announced > limit) {
             return Err(HttpError::new(HttpErrorKind::Unknown, Surplus { limit }));
@@ -183,7 +183,7 @@ fn surplus_or_error(error: Box<dyn std::error::Error + Send + Sync>, limit: usiz
     }
 }
 
-/// Says of a failure whether it is worth another try.
+/// Classifies a failure, so that `object_store` knows whether to retry.
 fn failed(error: reqwest::Error) -> HttpError {
     let kind = match () {
         () if error.is_timeout() => HttpErrorKind::Timeout,

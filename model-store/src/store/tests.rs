@@ -1,4 +1,4 @@
-//! Addresses, and a real S3 server over loopback.
+//! Tests of stores: addresses, and a real S3 server over loopback.
 
 use super::*;
 use crate::testing::World;
@@ -72,7 +72,7 @@ fn a_full_disk_is_recognised_through_any_wrapping() {
     assert!(!is_full(&std::io::Error::from(std::io::ErrorKind::NotFound)));
 }
 
-/// A real S3 server with one bucket over a directory, with signatures checked.
+/// Starts a real S3 server with one bucket over a directory, with signatures checked.
 async fn s3_server(root: &Path) -> String {
     std::fs::create_dir_all(root.join("bucket")).expect("a bucket");
     let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).expect("a file system"));

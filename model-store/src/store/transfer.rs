@@ -1,9 +1,9 @@
-//! Objects on their way: a read takes no byte more than was asked for, a write is tried again while that can help,
-//! and both may take as long as they move.
+//! Transfers of objects: a read takes no byte more than was requested, and a write is retried while that can
+//! help. Both may take as long as they make progress.
 //!
-//! How many bytes an answer may have is known before it is asked for: the shards' lengths stand in the manifest, a
-//! manifest has its limit. Bytes are counted as they arrive, and the first one too many ends the transfer and names
-//! the store.
+//! The maximum length of an answer is known before the request: the manifest contains the shards' lengths,
+//! and a manifest has its own limit. Bytes are counted as they arrive. The first excess byte ends the
+//! transfer and names the store.
 
 use super::progress::Progress;
 use super::s3::{BehindEnd, Streamed, Surplus};
@@ -23,29 +23,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest silence of a store, while a request to it waits, before it counts as unreachable for that request.
+/// Longest silence of a store, during a request to it, before it counts as unreachable for that request.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Bytes that a disk writes and syncs in a second at least: it shows no progress on the way, so its limit follows
-/// the object's length. A slower disk serves no model.
+/// Minimum rate of a disk's writes and syncs, in bytes per second. A disk shows no progress on the way, so
+/// its time limit follows the object's length. A slower disk cannot serve a model.
 const DISK_RATE_MIN: u64 = 1_000_000;
-/// Bytes read from a disk at once.
+/// Bytes read from a disk in one call.
 const DISK_PART_BYTES: usize = 4 * 1024 * 1024;
-/// Tries of one write in all.
+/// Maximum number of attempts of one write.
 const PUT_TRIES_MAX: u32 = 5;
-/// Wait before the second try; it doubles.
+/// Wait before the second attempt; it doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 
-/// How long to wait before a write that failed so often is tried again; none when it should not be.
+/// Returns the wait before a write with so many failures is retried; `None` if it should not be.
 fn retry_delay(failures: u32) -> Option<Duration> {
     (1..PUT_TRIES_MAX).contains(&failures).then(|| RETRY_FIRST * 2_u32.pow(failures - 1))
 }
 
-/// Which bytes of an object are asked for.
+/// Requested bytes of an object.
 #[derive(Debug, Clone)]
 enum Wanted {
-    /// These exactly.
+    /// Exactly this range.
     Range(Range<u64>),
-    /// All, which are so many at most.
+    /// The whole object, of at most so many bytes.
     Whole(u64),
 }
 
@@ -59,9 +59,9 @@ impl Wanted {
 }
 
 impl Store {
-    /// Writes an object as a whole: it is durable, or it is not there, or the old one still is. What can pass (a
-    /// service that is overloaded, a connection that broke, silence) is tried again. Writes over the same link share
-    /// their progress: while any of them moves, none is silent.
+    /// Writes an object as a whole: it is durable, or absent, or the old one remains. Transient failures (an
+    /// overloaded service, a broken connection, silence) are retried. Writes over the same link share their
+    /// progress: while any of them moves, none is silent.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -79,11 +79,11 @@ impl Store {
                 Err(error) => error,
             };
             failures += 1;
-            // What a disk of this machine says once, it says again.
+            // The error of a local disk is not transient.
             let passes = matches!(error, StoreError::Unreachable { .. })
                 && !matches!(self.access, Access::Directory { .. } | Access::Closed(_));
             let Some(wait) = retry_delay(failures).filter(|_| passes) else { return Err(error) };
-            tracing::warn!(store = self.url(), %path, %error, ?wait, "write failed; it is tried again");
+            tracing::warn!(store = self.url(), %path, %error, ?wait, "write failed; retrying");
             tokio::time::sleep(wait).await;
         }
     }
@@ -114,7 +114,8 @@ impl Store {
         written.map(drop).map_err(|error| self.failed(path, error))
     }
 
-    /// Reads a whole object of at most `limit` bytes. `heard` is told how many bytes come, as they come.
+    /// Reads a whole object of at most `limit` bytes. `heard` receives the number of bytes that arrive, as
+    /// they arrive.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -127,7 +128,8 @@ impl Store {
         self.read(path, Wanted::Whole(limit as u64), heard).await
     }
 
-    /// Reads a range of an object, all of it. `heard` is told how many bytes come, as they come.
+    /// Reads a range of an object, all of it. `heard` receives the number of bytes that arrive, as they
+    /// arrive.
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::Short`] for an object that ends before the range does.
@@ -166,7 +168,7 @@ impl Store {
         self.collect(path, found.map_err(|error| self.failed(path, error))?, limit, heard).await
     }
 
-    /// Takes the bytes of an answer as they come, `limit` at most.
+    /// Collects the bytes of an answer as they arrive, `limit` at most.
     async fn collect(
         &self,
         path: &ObjectPath,
@@ -177,13 +179,13 @@ impl Store {
         if found.range.end.saturating_sub(found.range.start) > limit {
             return Err(self.surplus(path, limit));
         }
-        // What the store announced is what it may send.
+        // A store may send only as much as it announced.
         let expected = (found.range.end - found.range.start) as usize;
         let mut chunks = found.into_stream();
         let mut gathered = BytesMut::new();
         loop {
             let next = match gathered.len() == expected && expected > 0 {
-                // All is there. A surplus that has come is seen; none is waited for.
+                // Everything has arrived. An excess chunk that is already there is noticed; none is awaited.
                 true => chunks.next().now_or_never().flatten(),
                 false => tokio::time::timeout(SILENCE_MAX, chunks.next()).await.map_err(|_| self.silent())?,
             };
@@ -204,8 +206,8 @@ impl Store {
         Ok(gathered.freeze())
     }
 
-    /// Reads a file of this machine, part by part, so that a slow disk is told from one that hangs. Anything but a
-    /// file in an object's place is no object.
+    /// Reads a local file, part by part, so that a slow disk is distinguished from a stalled one. Only a file
+    /// counts as an object.
     async fn read_file(
         &self,
         disk: &Disk,
@@ -245,8 +247,8 @@ impl Store {
         Ok(gathered.freeze())
     }
 
-    /// Waits for a disk of this machine. It cannot be interrupted, so what was asked keeps its permit until the
-    /// disk answers.
+    /// Waits for a local disk. The request cannot be interrupted, so it keeps its permit until the disk
+    /// answers.
     pub(super) async fn disk_answer<T>(
         &self,
         path: &ObjectPath,
@@ -299,13 +301,13 @@ impl Store {
     }
 }
 
-/// Whether an error of a disk says that there is no such object: a directory in its place is none, and neither is
-/// anything below a file.
+/// Returns whether a disk's error means that the object does not exist. A directory at its path is no object,
+/// and neither is anything below a file.
 pub(crate) fn is_absence(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::NotADirectory)
 }
 
-/// The first error of this type in a chain of causes.
+/// Returns the first error of this type in a chain of causes.
 fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,4 +1,4 @@
-//! Only what is dead goes: whatever is registered stays, however the sweep and an import meet.
+//! Tests of garbage collection: only garbage is removed, in any interleaving of a collection and an import.
 
 use super::*;
 use crate::testing::{Faulty, Script, World};
@@ -13,7 +13,7 @@ fn objects(world: &World, stores: usize) -> Objects {
     (0..stores).map(|number| world.objects(number)).collect()
 }
 
-/// Two days from now, so that all that is there is old.
+/// Returns a time two days from now, so that every object is old.
 fn later() -> SystemTime {
     SystemTime::now() + Duration::from_secs(48 * 3600)
 }
@@ -22,7 +22,7 @@ fn options(now: SystemTime) -> SweepOptions {
     SweepOptions { older_than: SWEEP_AGE_DEFAULT, now, remove: true }
 }
 
-/// Sweeps with these models registered.
+/// Collects garbage with these models registered.
 async fn swept(
     world: &World,
     stores: &[Store],
@@ -52,7 +52,7 @@ async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
         let killed =
             import(&world.model(), world.options(2, 1, 2), &dying, &world.key, &world.pool, |_| ()).await;
         left.push(objects(&world, 3).iter().map(BTreeMap::len).sum::<usize>());
-        // A directory that was written when the process died has a leftover too.
+        // A directory to which the dying process was writing holds a leftover too.
         let torn = crate::geometry::object_path(ModelNonce([2; 16]), 7, 1).to_string() + "#1";
         let torn = world.store_directory(1).join(torn);
         std::fs::create_dir_all(torn.parent().expect("below")).expect("create");
@@ -62,7 +62,7 @@ async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
         assert_eq!((report.removed, report.failures.len()), (report.dead, 0));
         assert!(report.young == Tally::default() && report.dead.objects > 0, "{report:?}");
         if killed.is_ok() {
-            break; // It was never registered, so it went too.
+            break; // It was never registered, so it was removed too.
         }
     }
     let most = before.iter().map(BTreeMap::len).sum::<usize>() * 2;
@@ -90,8 +90,8 @@ async fn a_dry_run_says_the_same_and_removes_nothing() {
     assert!(world.store_directory(0).join("models/README").exists());
 }
 
-/// An import that runs while the stores are listed, and registers just before the register is read, or just
-/// after: in no order does it lose anything, and the dead one beside it goes.
+/// An import runs while the stores are listed, and registers just before the register is read, or just after.
+/// It loses nothing in either case, and the incomplete import beside it is removed.
 #[tokio::test]
 async fn an_import_that_runs_meanwhile_loses_nothing() {
     let world = World::new();
@@ -122,7 +122,7 @@ async fn an_import_that_runs_meanwhile_loses_nothing() {
     );
 }
 
-/// Gives every file of every store an age of two days.
+/// Sets the age of every file of every store to two days.
 fn make_old(world: &World) {
     let old = SystemTime::now() - Duration::from_secs(48 * 3600);
     for path in objects(world, 3).iter().flat_map(BTreeMap::values) {

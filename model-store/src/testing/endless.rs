@@ -6,19 +6,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Bytes sent at once.
+/// Bytes of one write.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Answers every request with the same head, and then with zeros until the client hangs up.
+/// Server that answers every request with the same head, then with zeros until the client disconnects.
 pub(crate) struct Endless {
     pub(crate) endpoint: String,
     sent: Arc<AtomicU64>,
-    /// Connections that are served.
+    /// Number of connections in service.
     open: watch::Receiver<usize>,
 }
 
 impl Endless {
-    /// Begins every answer with `head`: a status line and fields.
+    /// Starts a server that begins every answer with `head`: a status line and fields.
     pub(crate) async fn start(head: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
@@ -30,7 +30,7 @@ impl Endless {
                 let (counter, count) = (counter.clone(), count.clone());
                 count.send_modify(|open| *open += 1);
                 tokio::spawn(async move {
-                    // An error is the client that hangs up: what this waits for.
+                    // An error means that the client disconnected, as expected.
                     let _ = answer(socket, head, &counter).await;
                     count.send_modify(|open| *open -= 1);
                 });
@@ -39,12 +39,12 @@ impl Endless {
         Self { endpoint, sent, open }
     }
 
-    /// Bytes handed to the kernel so far.
+    /// Returns the bytes handed to the kernel so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
 
-    /// Waits until every client has hung up; then says how much was sent in all.
+    /// Waits until every client has disconnected; returns the bytes sent in all.
     pub(crate) async fn sent_in_all(&self) -> u64 {
         self.open.clone().wait_for(|open| *open == 0).await.expect("the server runs");
         self.sent()

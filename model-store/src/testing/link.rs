@@ -1,5 +1,5 @@
-//! A link of a rate and a delay, in tokio's simulated time, and stores behind it. Everything between the link and the
-//! verified bytes is the code that ships.
+//! Simulated link with a rate and a delay, in tokio's simulated time, and stores behind it. Everything
+//! between the link and the verified bytes is production code.
 
 use super::World;
 use crate::Store;
@@ -20,10 +20,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes on a link at once, at least; at most what it carries in two milliseconds, which timers can tell apart.
+/// Minimum bytes of a chunk on a link; a fast link carries two milliseconds' worth, which timers can resolve.
 const CHUNK_BYTES: usize = 16 * 1024;
 const CHUNK_SECONDS: f64 = 0.002;
-/// A gap that comes of timers and not of the link.
+/// Gap that is due to timers and not to the link.
 const GAP: Duration = Duration::from_millis(3);
 
 /// One link that several stores share; chunks take turns.
@@ -31,10 +31,10 @@ const GAP: Duration = Duration::from_millis(3);
 pub(crate) struct Link {
     /// Bytes per second.
     rate: f64,
-    /// From a request to the first byte of its answer.
+    /// Time from a request to the first byte of its answer.
     delay: Duration,
     free_at: Mutex<Instant>,
-    /// Bytes carried, those of abandoned answers too.
+    /// Bytes carried, including those of abandoned answers.
     carried: AtomicU64,
 }
 
@@ -64,7 +64,7 @@ impl Link {
     }
 }
 
-/// Bytes asked for and not yet delivered, of all stores that share it.
+/// Bytes requested and not yet delivered, of all stores that share the gauge.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge {
     now: AtomicU64,
@@ -94,16 +94,16 @@ impl Drop for Held {
     }
 }
 
-/// How the next write to a store fails.
+/// Failure of the next write to a store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PutFailure {
-    /// 503.
+    /// Status 503.
     Overloaded,
-    /// The connection breaks in the middle.
+    /// The connection breaks in the middle of the upload.
     Reset,
-    /// 403.
+    /// Status 403.
     Forbidden,
-    /// No answer, ever.
+    /// The store never answers.
     Hang,
 }
 
@@ -117,7 +117,7 @@ pub(crate) struct Linked {
     puts: Arc<AtomicU64>,
 }
 
-/// Stores in memory: at hand for a test, and behind links for the code.
+/// Stores in memory: without a link for a test, and behind links for the code under test.
 pub(crate) struct Cloud {
     objects: Vec<Arc<InMemory>>,
     pub(crate) gauge: Arc<Gauge>,
@@ -130,7 +130,7 @@ impl Cloud {
         Self { objects, gauge: Arc::default(), puts: Arc::default() }
     }
 
-    /// The stores without a link.
+    /// Returns the stores without a link.
     pub(crate) fn at_hand(&self, world: &World) -> Vec<Store> {
         let open = |(number, objects): (usize, &Arc<InMemory>)| {
             Store::from_objects(world.reference(number), objects.clone())
@@ -138,12 +138,12 @@ impl Cloud {
         self.objects.iter().enumerate().map(open).collect()
     }
 
-    /// All stores behind one link.
+    /// Returns all stores behind one link.
     pub(crate) fn behind(&self, world: &World, link: &Arc<Link>) -> Vec<Store> {
         (0..self.objects.len()).map(|number| self.one_behind(world, number, link, &[])).collect()
     }
 
-    /// One store behind a link; its first writes fail like this.
+    /// Returns one store behind a link; its first writes fail as given.
     pub(crate) fn one_behind(
         &self,
         world: &World,
@@ -255,17 +255,17 @@ impl ObjectStore for Linked {
     }
 }
 
-/// A store that answers with as many bytes as are taken from it, whatever was asked for.
+/// A store that ignores the requested range and sends as many bytes as are taken from it.
 #[derive(Debug, Default)]
 pub(crate) struct Liar {
-    /// Bytes that were taken.
+    /// Bytes taken in all.
     pub(crate) served: Arc<AtomicU64>,
-    /// The most that were taken of one answer.
+    /// Maximum of the bytes taken of one answer.
     pub(crate) most: Arc<AtomicU64>,
     pub(crate) gauge: Arc<Gauge>,
 }
 
-/// Bytes that a [`Liar`] sends at once.
+/// Bytes of one chunk of a [`Liar`].
 pub(crate) const LIE_BYTES: usize = 64 * 1024;
 
 impl std::fmt::Display for Liar {
@@ -298,7 +298,7 @@ impl ObjectStore for Liar {
         let lies = stream::unfold((0, held), move |(mut sent, held)| {
             let (served, most) = (served.clone(), most.clone());
             async move {
-                // Others may have their turn before the next lie.
+                // Other tasks may run before the next chunk.
                 tokio::task::yield_now().await;
                 sent += LIE_BYTES as u64;
                 served.fetch_add(LIE_BYTES as u64, Ordering::SeqCst);

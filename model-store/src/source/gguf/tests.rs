@@ -1,4 +1,5 @@
-//! Sound files are cut at their tensors; whatever lies is refused, and nothing makes the reader panic.
+//! Tests of the GGUF reader: valid files are cut at their tensors, false claims are refused, and no input
+//! panics.
 
 use super::*;
 use crate::testing::{Gguf, gguf_text};
@@ -8,7 +9,7 @@ fn read(bytes: &[u8]) -> Result<Vec<Stretch>, Flaw> {
     stretches(bytes, bytes.len() as u64)
 }
 
-/// What is said of a file that must be refused: `damaged: ...` or `unknown: ...`.
+/// Returns the reason for which a file is refused: `damaged: ...` or `unknown: ...`.
 fn refusal(bytes: &[u8]) -> String {
     match read(bytes) {
         Err(Flaw::Damaged(reason)) => format!("damaged: {reason}"),
@@ -137,7 +138,7 @@ fn every_lie_of_a_header_is_refused() {
     for (expected, edit) in cases {
         let mut gguf = sample();
         edit(&mut gguf);
-        // Alignments that are refused are no alignments to pad by.
+        // A refused alignment cannot be used for padding.
         let text = refusal(&[gguf.header(), vec![0; 199]].concat());
         assert!(text.starts_with("damaged") && text.contains(expected), "`{text}` should say `{expected}`");
     }

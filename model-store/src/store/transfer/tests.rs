@@ -1,4 +1,4 @@
-//! Answers without end are stopped where the request ended, and what can pass is told from what cannot.
+//! Tests of transfers: endless answers are stopped at the end of the request, and retries end.
 
 use super::*;
 use crate::testing::Endless;
@@ -8,9 +8,9 @@ use protocol::error_code as code;
 use protocol::model::{ModelNonce, StoreReference};
 use std::cell::Cell;
 
-/// Bytes that kernels may hold of one connection on loopback, generously.
+/// Generous bound on the bytes that kernels may hold of one connection on loopback.
 const KERNEL_BYTES_MAX: u64 = 48 << 20;
-/// What shows that an answer would go on.
+/// Bytes that prove that an answer would not end.
 const ENDLESS_BYTES: u64 = 256 << 20;
 
 #[test]
@@ -30,7 +30,7 @@ fn s3(endpoint: &str) -> Store {
     open_store(&reference, &Context::new().with_s3(settings)).expect("a store")
 }
 
-/// What a client that does not count takes: as much as it likes.
+/// Shows that a client without a limit receives as much as it takes.
 async fn taken_without_a_guard(endless: &Endless) {
     let answer = reqwest::get(format!("{}/bucket/object", endless.endpoint)).await.expect("an answer");
     let mut chunks = answer.bytes_stream();
