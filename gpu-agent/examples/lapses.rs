@@ -1,8 +1,9 @@
 //! Measures how late sandboxes end after their leases: `cargo run -p gpu-agent --example lapses -- --help`.
 //!
-//! Each lapse has an agent in a process of its own that starts a worker, renews its lease until every thread of the
-//! worker spins, and is then stopped (SIGSTOP): only the init is left to end what runs. At the moment the lease is
-//! over, control could give the slot away, so a second launcher starts its next holder then, at once.
+//! Each run starts an agent in a separate process. The agent starts a worker, renews its lease until every
+//! thread of the worker spins, and is then stopped (SIGSTOP). Only the init is left to end the sandbox.
+//! Control could reassign the slot when the lease expires, so a second launcher starts the next holder at
+//! that very moment.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use gpu_agent::launcher::Start;
@@ -33,9 +34,9 @@ its lease each sandbox had ended, in milliseconds.
 Exits with 1 if one ended later than 500 ms after its lease, or was alive when its slot's next holder was.
 ";
 
-/// No sandbox may end later after its lease.
+/// Maximum delay between the end of a lease and the end of its sandbox.
 const LATE_MS_MAX: i64 = 500;
-/// Threads of each worker: what a worker of one core is allowed, less its init and some room.
+/// Threads of each worker: the process limit of a one-core worker, less its init and some headroom.
 const THREADS: u32 = 32;
 const LIMITS: SandboxLimits =
     SandboxLimits { cpu_millicores: 0, memory_bytes: 256 << 20, processes_max: 36, open_files_max: 64 };
@@ -49,12 +50,13 @@ struct Options {
     busy: usize,
 }
 
-/// How one sandbox ended.
+/// End of one sandbox.
 struct Lapse {
     millicores: u64,
-    /// From its lease to the end of its last process.
+    /// Time from the end of the lease to the end of the last process.
     late_ms: i64,
-    /// From its lease to its next holder's beginning, if that was alive beside it.
+    /// Time from the end of the lease to the start of the next holder, if the first worker was still alive
+    /// then.
     two_holders_ms: Option<i64>,
     not_enforced: String,
 }
@@ -78,7 +80,7 @@ fn report(outcome: Outcome<i32>) -> i32 {
     })
 }
 
-/// The worker: every thread spins for ever.
+/// The worker: every thread spins forever.
 fn spin() -> i32 {
     for _ in 1..THREADS {
         std::thread::spawn(spin_alone);
@@ -93,8 +95,8 @@ fn spin_alone() {
     }
 }
 
-/// The agent that will be stopped: starts the worker and renews until all of it spins. Says the process ids of the
-/// init and the worker, the end of the lease and what is not enforced, and waits.
+/// The agent that is stopped later: starts the worker and renews its lease until all threads spin. Prints the
+/// process ids of the init and the worker, the end of the lease and the unenforced limits, then waits.
 fn agent(arguments: &[String]) -> Outcome<i32> {
     let [directory, name, millicores] = arguments else {
         return Err("agent DIRECTORY NAME MILLICORES".into());
@@ -195,8 +197,9 @@ fn measure(arguments: &[String]) -> Outcome<i32> {
     };
     let directory = tempfile::tempdir()?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
-    // Where every user may execute it: a build directory may be closed to the ids of a sandbox. By a process of its
-    // own, so that no child of this one holds it open for writing.
+    // The copy is in a directory where every user may execute it: a build directory may be closed to the ids
+    // of a sandbox. A separate process copies it, so that no child of this one holds the file open for
+    // writing.
     let program = directory.path().join("program");
     let copied = Command::new("cp").arg(std::env::current_exe()?).arg(&program).status()?;
     if !copied.success() {
@@ -229,7 +232,7 @@ fn measure(arguments: &[String]) -> Outcome<i32> {
     Ok(print(&options, &lapses, &failures))
 }
 
-/// One lapse, from a started agent to an empty state directory.
+/// One lapse, from starting the agent to an empty state directory.
 fn lapse(directory: &Path, number: usize, millicores: u64) -> Outcome<Lapse> {
     let (first, second) = (format!("first-{}", 2 * number), format!("second-{}", 2 * number + 1));
     let successor = launcher(directory, &second)?;
@@ -263,7 +266,8 @@ fn lapse(directory: &Path, number: usize, millicores: u64) -> Outcome<Lapse> {
     Ok(Lapse { millicores, late_ms, two_holders_ms, not_enforced: not_enforced.to_string() })
 }
 
-/// Starts the slot's next holder when the lease is over. Some if the one before it was still alive then.
+/// Starts the slot's next holder when the lease expires. Returns a value if the previous worker was still
+/// alive then.
 fn next_holder(
     launcher: &SandboxLauncher,
     directory: &Path,
@@ -280,7 +284,7 @@ fn next_holder(
     Ok(alive.then_some(began))
 }
 
-/// A process that ends with this value, stopped or not.
+/// A process that is killed when this value is dropped, stopped or not.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -290,7 +294,7 @@ impl Drop for Killed {
     }
 }
 
-/// None for a process that has ended already.
+/// Returns none for a process that has already ended.
 fn pidfd(process: u32) -> Option<OwnedFd> {
     // SAFETY: passes integers.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
@@ -298,7 +302,7 @@ fn pidfd(process: u32) -> Option<OwnedFd> {
     (descriptor >= 0).then(|| unsafe { OwnedFd::from_raw_fd(i32::try_from(descriptor).expect("32 bits")) })
 }
 
-/// Whether a process has ended, waiting for it so long.
+/// Waits up to the timeout for a process to end. Returns whether it has ended.
 fn wait(process: &OwnedFd, timeout_ms: i32) -> bool {
     let mut poll = libc::pollfd { fd: process.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one entry, which outlives the call.

@@ -1,6 +1,5 @@
-//! The clocks of a node as a value, so that an agent can be rehearsed in any time: the wall clock, which
-//! certificates speak of and which anybody can set, and the boot clock, in which leases are counted because
-//! nobody can.
+//! Clocks of a node as a value, so that an agent can be simulated at any time. Certificates use the wall
+//! clock, which can be set. Leases use the boot clock, which cannot.
 
 use crate::sandbox::boottime_ms;
 use protocol::Millis;
@@ -9,34 +8,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
-/// Where a node reads the time.
+/// Source of a node's time.
 #[derive(Debug, Clone, Default)]
 pub struct Clock(Source);
 
 #[derive(Debug, Clone, Default)]
 enum Source {
-    /// The machine's own clocks.
+    /// Clocks of the machine.
     #[default]
     Machine,
-    /// Clocks that go with the runtime's, which a test may pause and let leap.
+    /// Clocks that follow the tokio runtime's, which a test may pause and advance.
     Runtime { began: Instant, boottime_ms: u64, wall_at_start_ms: Arc<AtomicU64> },
 }
 
 impl Clock {
-    /// The machine's clocks.
+    /// Returns the machine's clocks.
     #[must_use]
     pub fn machine() -> Self {
         Self(Source::Machine)
     }
 
-    /// Clocks that show these times now and go with the clock of the tokio runtime.
+    /// Returns clocks that show these times now and follow the clock of the tokio runtime.
     #[must_use]
     pub fn of_runtime(boottime_ms: u64, wall: Millis) -> Self {
         let wall_at_start_ms = Arc::new(AtomicU64::new(wall.0));
         Self(Source::Runtime { began: Instant::now(), boottime_ms, wall_at_start_ms })
     }
 
-    /// Milliseconds since the machine started, sleep included.
+    /// Returns the milliseconds since the machine started, including sleep.
     #[must_use]
     pub fn boottime_ms(&self) -> u64 {
         match &self.0 {
@@ -45,7 +44,7 @@ impl Clock {
         }
     }
 
-    /// The wall clock.
+    /// Returns the time of the wall clock.
     #[must_use]
     pub fn wall(&self) -> Millis {
         match &self.0 {
@@ -59,8 +58,8 @@ impl Clock {
         }
     }
 
-    /// Sets the wall clock of a runtime's clocks forward or back, for all who share them; the machine's is
-    /// not ours to set, and stays.
+    /// Steps the wall clock of [`Self::of_runtime`] forward or back, for all clones. The machine's clock is
+    /// left unchanged.
     pub fn step_wall(&self, by_ms: i64) {
         if let Source::Runtime { wall_at_start_ms, .. } = &self.0 {
             let step = |wall: u64| Some(wall.saturating_add_signed(by_ms));

@@ -1,36 +1,36 @@
-//! Files that are there after a power cut, whole, or not at all; and files that keep a secret. For whoever
-//! stands on this crate too: there is one way to write such a file.
+//! Atomic, durable file writes, and files that hold a secret. Crates that depend on this one use it too, so
+//! there is one way to write such a file.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Suffix of a file that is being written; one that is found at a start is what a crash left.
+/// Suffix of a file that is being written; one found at startup was left by a crash.
 const TEMPORARY_SUFFIX: &str = ".new";
 
-/// Makes a directory that only its owner may enter, and its parents.
+/// Creates a directory that only its owner may enter, and its parents.
 ///
 /// # Errors
-/// What the system answers.
+/// Errors of the system.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Writes a file with these permissions, and makes the directories above it: when this returns, the new
-/// content is durable; if it fails or the machine dies, the old content is still there, or the new.
+/// Writes a file with these permissions, and creates its parent directories. When this returns, the new
+/// content is durable. If it fails or the machine crashes, either the old or the new content is in place.
 ///
 /// # Errors
-/// What the system answers.
+/// Errors of the system.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    // The parent of a bare name is empty, which means here.
+    // The parent of a bare name is empty, which means the current directory.
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(TEMPORARY_SUFFIX);
     let temporary = Path::new(&temporary);
-    // What a crash left may have other permissions: it is not written over but replaced.
+    // A file left by a crash may have other permissions, so it is replaced rather than overwritten.
     match fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -48,7 +48,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
     Ok(())
 }
 
-/// Writes a secret: readable by its owner alone.
+/// Writes a secret, readable by its owner alone.
 ///
 /// # Errors
 /// As [`write_atomically`].
@@ -59,7 +59,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Reads a file of at most `limit` bytes; none if there is no such file.
 ///
 /// # Errors
-/// What the system answers; `InvalidData` for a longer file.
+/// Errors of the system; `InvalidData` for a longer file.
 pub fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -74,25 +74,26 @@ pub fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Between the steps of a write a test may let the process die; nothing else does anything here.
+/// Crash points between the steps of a write, where a test may simulate a crash. They are no-ops outside
+/// tests.
 #[cfg(not(test))]
 mod crash {
     pub(super) fn point() {}
 }
 
-/// Where a test lets this thread's process die.
+/// Crash points at which a test makes its thread unwind.
 #[cfg(test)]
 pub(crate) mod crash {
     use std::cell::Cell;
 
     thread_local!(static LEFT: Cell<Option<u32>> = const { Cell::new(None) });
 
-    /// The thread unwinds at the point that comes after this many others; never if none.
+    /// Makes the thread unwind at the point after this many others; never if none.
     pub(crate) fn after(points: Option<u32>) {
         LEFT.set(points);
     }
 
-    /// Whether a crash is still to come.
+    /// Returns whether a crash is still pending.
     pub(crate) fn is_pending() -> bool {
         LEFT.get().is_some()
     }
@@ -124,7 +125,7 @@ mod tests {
         let path = directory.path().join("orders");
         assert_eq!(read(&path, 10).expect("no file is no error"), None);
         write_secret(&path, b"old").expect("write");
-        // A crash in the middle of the next write leaves the temporary file torn.
+        // A crash in the middle of the next write leaves a torn temporary file.
         fs::write(temporary(&path), b"ne").expect("tear");
         assert_eq!(read(&path, 10).expect("read").as_deref(), Some(&b"old"[..]));
         write_secret(&path, b"newer").expect("write over the torn file");

@@ -1,8 +1,8 @@
-//! One node: desired against observed, giving actions; GPUs through NVML, sandboxed processes.
-//!
-//! Start reading at [`agent`] (what a node believes and does), then [`sandbox`] (how a worker is kept in, and
-//! how it ends though its agent be dead) and [`device`] (what this machine can compute with). At the world's
-//! edge stand [`Launcher`] and [`Device`], each with a real and a simulated implementation.
+//! Agent of one node: reconciles desired and observed state, lists GPUs through NVML, and runs workers in
+//! sandboxes.
+//! Start reading at [`agent`] (trust and reconciliation). Then read [`sandbox`] (containment of a worker, and
+//! its end even if the agent is dead) and [`device`] (GPUs of the machine). The interfaces to the system are
+//! [`Launcher`] and [`Device`], each with a real and a simulated implementation.
 
 pub mod agent;
 pub mod clock;

@@ -1,36 +1,36 @@
-//! How much of what untrusted code sends is taken in: the generic cell rate algorithm. What comes faster is not
-//! dropped but left where it is, in a pipe or a socket, until its sender has to wait.
+//! Rate limiter for input from untrusted code: the generic cell rate algorithm. Excess input is not dropped
+//! but left in its pipe or socket, until its sender has to wait.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Takes units at a steady rate, and a burst of them at once.
+/// Accepts units at a steady rate, with bursts.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// Between two units of the steady rate.
+    /// Interval between two units at the steady rate.
     interval: Duration,
-    /// How far ahead of the steady rate a sender may be.
+    /// Tolerance by which a sender may be ahead of the steady rate.
     tolerance: Duration,
-    /// When the next unit would come if all came at the steady rate.
+    /// Time at which the next unit would arrive if all came at the steady rate.
     theoretical_arrival: Instant,
 }
 
 impl RateLimiter {
-    /// So many units in a second, and so many at once.
+    /// Creates a limiter of this many units per second and this burst.
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second;
         Self { interval, tolerance: interval * burst, theoretical_arrival: Instant::now() }
     }
 
-    /// Waits until something may be taken. Safe to cancel.
+    /// Waits until units may be taken. Safe to cancel.
     pub(crate) async fn ready(&self) {
-        // Less than the tolerance behind now is as good as never before.
+        // An arrival time at most the tolerance ahead of now needs no wait.
         if self.theoretical_arrival > Instant::now() + self.tolerance {
             tokio::time::sleep_until(self.theoretical_arrival - self.tolerance).await;
         }
     }
 
-    /// Counts what was taken.
+    /// Counts units that were taken.
     pub(crate) fn take(&mut self, units: u32) {
         self.theoretical_arrival = self.theoretical_arrival.max(Instant::now()) + self.interval * units;
     }
@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(times[50], 0, "the burst, and the one that fills it");
         assert_eq!(times[51..54], [100, 200, 300]);
         assert_eq!(times[71], 2_100);
-        // After a pause there is room for a burst again, and for no more than one.
+        // After a pause there is capacity for one burst again, and no more.
         tokio::time::sleep(Duration::from_secs(3600)).await;
         limiter.take(51);
         let resumed = Instant::now();

@@ -1,5 +1,5 @@
-//! A hostile worker tries every way out that we know. Each attempt must fail inside by an expected error,
-//! and must succeed outside (or reach the kernel's look at its arguments): the positive control.
+//! Containment tests: a hostile worker makes all known escape attempts. Each must fail inside by an expected
+//! error. Outside it must succeed, or reach the kernel's check of its arguments: the positive control.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -19,7 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
-/// The attempts, by name: none goes missing unnoticed.
+/// Names of the attempts, so that a missing one is noticed.
 #[rustfmt::skip]
 const ATTEMPTS: &[&str] = &[
     "tcp-to-control", "tcp-to-store", "udp", "raw-socket", "packet-socket", "netlink-socket", "vsock",
@@ -53,7 +53,7 @@ enum Outside {
     FailsByForRoot(Vec<i32>),
 }
 
-/// Everything that there is to be reached.
+/// Targets of the attempts.
 struct World {
     control: TcpListener,
     gateway: TcpListener,
@@ -90,7 +90,7 @@ impl World {
         let socket = path("outside");
         fs::write(path("outside.targets"), &targets).unwrap();
         let outside = Command::new(&bench.probe).arg("outside").arg(&socket).spawn().unwrap();
-        // Its file is there before it listens.
+        // The socket's file exists before the probe listens.
         until("the probe outside listens", || UnixStream::connect(&socket).is_ok());
         Self {
             control,
@@ -105,7 +105,7 @@ impl World {
         }
     }
 
-    /// What the test passes along with an attempt.
+    /// Returns the descriptor that the test passes along with an attempt.
     fn passed(&self, needs: &str, inside: bool) -> Option<OwnedFd> {
         let fresh = |kind| {
             use nix::sys::socket::{AddressFamily, SockFlag, socket};
@@ -115,7 +115,7 @@ impl World {
             "Connected" => Some(TcpStream::connect(self.gateway.local_addr().unwrap()).unwrap().into()),
             "FreshTcp" => Some(fresh(nix::sys::socket::SockType::Stream)),
             "Udp" => Some(UdpSocket::bind("127.0.0.1:0").unwrap().into()),
-            "Weights" if inside => None, // It has its own.
+            "Weights" if inside => None, // The worker has its own.
             "Weights" => {
                 let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
                 let file = File::from(nix::sys::memfd::memfd_create("control", flags).unwrap());
@@ -136,7 +136,7 @@ impl Drop for World {
     }
 }
 
-/// Asks a probe to make an attempt: 0, or the number of the error.
+/// Asks a probe to make an attempt. Returns 0, or the number of the error.
 fn ask(probe: &mut BufReader<UnixStream>, name: &str, passed: Option<OwnedFd>) -> i32 {
     let line = format!("{name}\n");
     let numbers: Vec<_> = passed.iter().map(AsRawFd::as_raw_fd).collect();

@@ -1,4 +1,4 @@
-//! How sandboxes begin, live and end: leases, kills, limits, and agents that come back.
+//! Tests of the life of sandboxes: leases, kills, limits, and restarted agents.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -18,7 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long before its lease a sandbox may end.
+/// Time before the end of its lease at which a sandbox may end, in milliseconds.
 const END_BEFORE_MS: u64 = 250;
 
 const TARGETS: &[u8] = br#"{"control":"127.0.0.1:1","store":"127.0.0.1:1","unix_path":"",
@@ -29,7 +29,7 @@ fn wait_ended(running: &Sandbox) -> Ended {
     running.ended().unwrap()
 }
 
-/// Asks it to end until it has ended.
+/// Requests a stop repeatedly until the sandbox has ended.
 fn stop(running: &Sandbox) -> Ended {
     until("the sandbox has stopped", || running.stop(LEASE_MS).is_err() && running.ended().is_some());
     running.ended().unwrap()
@@ -53,7 +53,7 @@ fn a_lease_that_nobody_renews_ends_the_sandbox() {
 #[test]
 fn renewals_keep_it_alive_beyond_its_first_lease() {
     let bench = Bench::new("renew");
-    // A lease that was over before this test could renew it shows nothing: once more, with a longer one.
+    // A lease that expired before this test could renew it proves nothing: retry with a longer one.
     let mut first_ms = SHORT_LEASE_MS;
     let (running, first) = loop {
         let first = boottime_ms() + first_ms;
@@ -75,8 +75,8 @@ fn renewals_keep_it_alive_beyond_its_first_lease() {
 /// A sandbox of an agent in another process: its init, its worker, and its directory.
 type Orphan = (u32, u32, PathBuf);
 
-/// An agent in a process of its own, since this one cannot be killed or stopped and go on. It holds a sandbox for
-/// each of these modes until it is told otherwise, by a signal.
+/// An agent in a separate process, since this one cannot be killed or stopped and continue. It holds a
+/// sandbox for each of these modes until a signal ends it.
 struct Agent {
     _directory: tempfile::TempDir,
     process: std::process::Child,
@@ -106,7 +106,7 @@ impl Agent {
         kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
     }
 
-    /// Waits until nothing of its sandboxes lives, and returns how each ended.
+    /// Waits until all processes of its sandboxes have ended, and returns the end of each.
     fn ends(&self) -> Vec<Option<SandboxExit>> {
         until("everything has ended", || {
             self.orphans.iter().all(|(init, worker, _)| !lives(*init) && !lives(*worker))
@@ -123,13 +123,13 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // The dead agent's successor has nothing to hold and sweeps what is left.
+        // The dead agent's successor holds no sandbox and removes the leftovers.
         let parent = format!("quorate-test/another-{}-0", self.process.id());
         gpu_agent::sandbox::Cgroups::detect(&parent).unwrap().sweep_stale();
     }
 }
 
-/// Not a test by itself: the agent of the tests below.
+/// Not a test on its own: the agent of the tests below.
 #[test]
 fn agent_of_another_process() {
     let Some(directory) = std::env::var_os("QUORATE_TEST_AGENT") else { return };
@@ -146,7 +146,8 @@ fn agent_of_another_process() {
     let mut said = false;
     loop {
         for (number, mode) in modes.split(' ').enumerate() {
-            // Its lease may lapse before it is renewed where a machine is busy. That shows nothing: another.
+            // On a busy machine its lease may expire before it is renewed. That proves nothing: start
+            // another.
             if !said && held[number].renew(lease()).is_err() {
                 held[number].remove().unwrap();
                 held[number] = start((number, mode));
@@ -179,7 +180,7 @@ fn a_killed_agent_takes_its_sandboxes_with_it_within_the_lease() {
     assert_eq!(agent.ends(), [Some(SandboxExit::LeaseLapsed)]);
 }
 
-/// Whatever a worker uses up, its init has of its own, and an agent that is stopped cannot help.
+/// An init has its own reserve of every resource that its worker exhausts, and a stopped agent cannot help.
 #[test]
 fn a_worker_that_uses_everything_up_ends_with_its_lease_though_its_agent_be_stopped() {
     let modes = [
@@ -195,7 +196,7 @@ fn a_worker_that_uses_everything_up_ends_with_its_lease_though_its_agent_be_stop
     assert_eq!(agent.ends(), [Some(SandboxExit::LeaseLapsed); 6]);
 }
 
-/// The group of a process for a controller, and what a file of it says.
+/// Returns the group of a process for a controller, and the content of one of its files.
 fn group_file(pid: u32, controller: &str, file: &str) -> Option<(PathBuf, String)> {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let group = own.lines().find_map(|line| {
@@ -211,8 +212,8 @@ fn group_file(pid: u32, controller: &str, file: &str) -> Option<(PathBuf, String
     Some((path, text.trim().to_string()))
 }
 
-/// As the kernel has it: what holds a worker back does not hold its init back, and a worker that shall end is let
-/// go first.
+/// Checked in the kernel's files: the worker's limits do not apply to its init, and a worker that must end is
+/// released from them first.
 #[test]
 fn an_init_has_its_own_share_and_the_quota_of_its_worker_is_lifted_before_the_end() {
     let bench = Bench::new("groups");
@@ -232,7 +233,7 @@ fn an_init_has_its_own_share_and_the_quota_of_its_worker_is_lifted_before_the_en
         assert_eq!(nice, "5", "without a quota it yields");
         return;
     }
-    // Elsewhere than in version 1 the layout's own tests have to do.
+    // For other setups than version 1, the layout's own tests must suffice.
     let Some((path, limit)) = quota(worker) else { return };
     assert!(path.ends_with("killed/worker/cpu.cfs_quota_us"), "{}", path.display());
     assert_eq!(limit, "1000");
@@ -259,8 +260,8 @@ fn an_init_has_its_own_share_and_the_quota_of_its_worker_is_lifted_before_the_en
     }
 }
 
-/// The prompts of a worker that crashes stay inside: 1 also forbids what 0 leaves to a program of the host. And what
-/// it has told its agent it cannot take back.
+/// The prompts of a worker that crashes stay inside: 1 also forbids the dump to a program of the host that 0
+/// permits. A worker also cannot take back metrics that it has written.
 #[test]
 fn a_worker_leaves_no_core_dump_and_reads_no_metrics() {
     let bench = Bench::new("quiet");
@@ -301,12 +302,13 @@ fn how_a_worker_ended_is_written_down() {
 #[test]
 fn a_stop_is_a_signal_and_then_an_end() {
     let bench = Bench::new("stop");
-    // The probe does not handle SIGTERM, so it ends at once: the grace is longer than this test's patience.
+    // The probe does not handle SIGTERM, so it ends immediately: the grace period is longer than this test's
+    // patience.
     let running = bench.start("stops", "serve", TARGETS);
     assert_eq!(exit_of(stop(&running)), Some(SandboxExit::Stopped));
 }
 
-/// The real worker's needs in small: a runtime, signals, a passed connection.
+/// A minimal form of the real worker's needs: a runtime, signals, a passed connection.
 #[test]
 fn what_a_worker_needs_works_under_its_filter() {
     let bench = Bench::new("runtime");
@@ -337,7 +339,7 @@ fn an_agent_that_comes_back_finds_and_holds_what_runs() {
     let dead = bench.start("dead", "exit-7", TARGETS);
     wait_ended(&dead);
     drop(dead);
-    // A second launcher on the same state is what a restarted agent has.
+    // A second launcher on the same state simulates a restarted agent.
     let successor = SandboxLauncher::new(bench.config.clone()).unwrap();
     let found = successor.list_running().unwrap();
     let names: Vec<_> = found.iter().map(|running| (running.name(), running.pid())).collect();

@@ -1,5 +1,5 @@
-//! The agent's loop: one place that hears control, the slots, the operator and the clock, asks the core what
-//! follows, and does it. Everything is written down before it is acted on.
+//! The agent's main loop: it receives events from control, the slots, the operator and the clock. The core
+//! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
 use super::admin::{Handed, verdict};
 use super::chain::{Chain, RefusedBundle};
@@ -32,35 +32,35 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Least time between two requests: an answer that brings news asks for the next one, and a hostile replica
-/// must not set the pace.
+/// Minimum interval between two requests. An answer with news triggers the next request, and a hostile
+/// replica must not set the pace.
 const SYNC_GAP: Duration = Duration::from_millis(50);
-/// Pause after a round in which nobody answered.
+/// Pause after a round in which no replica answered.
 const SYNC_AGAIN: Duration = Duration::from_millis(150);
 /// Pause between two requests to be admitted.
 const ENROL_INTERVAL: Duration = Duration::from_secs(2);
-/// How often levels are compared though nothing happened: for deadlines.
+/// Interval between two reconciliations without an event, for deadlines.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a worker that must end may take to finish. Those that serve are drained before.
+/// Grace period of a worker that must end, in milliseconds. Workers that serve are drained first.
 const END_GRACE_MS: u64 = 3_000;
-/// The same when the agent itself ends; within a lease, which nobody renews then.
+/// Grace period when the agent itself ends. It is shorter than a lease, because leases are not renewed then.
 const SHUTDOWN_GRACE_MS: u64 = 2_000;
-/// How long the agent's end waits for its slots.
+/// Longest wait for the slots when the agent ends.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
-/// How often the same trouble is logged.
+/// Minimum interval between two error logs of the same kind.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A request on its way, and what must be put back if it does not arrive.
+/// A request in flight, with the items to put back if it does not arrive.
 struct InFlight {
     exchange: Pin<Box<dyn Future<Output = Outcome<SyncResponse>> + Send>>,
     lines: Vec<WorkerLine>,
     farewells: BTreeSet<(SlotKey, Fence)>,
 }
 
-/// Orders that are refused, by slot.
+/// Refused orders, by slot.
 type Refusals = BTreeMap<SlotKey, (Fence, Refusal)>;
 
-/// What a comparison noted in the book.
+/// Changes that one reconciliation made to the order book.
 #[derive(Debug, Default)]
 struct Noted {
     accepted: Vec<(SlotKey, Fence)>,
@@ -74,7 +74,7 @@ impl Noted {
     }
 }
 
-/// What the agent counts.
+/// Counters exported as metrics.
 #[derive(Debug, Default)]
 struct Counts {
     syncs: u64,
@@ -83,7 +83,7 @@ struct Counts {
     orders_refused: u64,
 }
 
-/// All that the loop owns.
+/// State owned by the main loop.
 pub(super) struct Actor {
     pub(super) node: Arc<Node>,
     pub(super) control: Arc<ControlClient>,
@@ -102,36 +102,34 @@ pub(super) struct Actor {
     pub(super) state: Volatile,
 }
 
-/// What is gone with the process, and may be.
+/// State that is not persisted and may be lost with the process.
 #[derive(Default)]
 pub(super) struct Volatile {
     desired: Option<Desired>,
     desired_digest: Option<Digest>,
     chain_complete: bool,
     refused_bundles: BTreeMap<Digest, Refusal>,
-    /// Orders that are refused now.
     refusals: Refusals,
-    /// Slots given back that control was not yet told of.
+    /// Released slots that have not been reported to control yet.
     farewells: BTreeSet<(SlotKey, Fence)>,
-    /// Orders that were granted but could not be written down, and why: they do not count.
+    /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
     unwritten: BTreeMap<SlotKey, (Fence, String)>,
     counts: Counts,
-    /// When each kind of trouble was last logged.
     complained_at: BTreeMap<&'static str, Instant>,
     answered_at: Option<Instant>,
-    /// Since when no replica answers.
+    /// Time since which no replica has answered.
     unanswered_since: Option<Instant>,
 }
 
 impl Actor {
-    /// Runs until `shutdown`, then ends the slots in order.
+    /// Runs until `shutdown`, then ends the slots in an orderly way.
     pub(super) async fn run(mut self, mut handed: mpsc::Receiver<Handed>, shutdown: CancellationToken) {
         let mut in_flight: Option<InFlight> = None;
         let mut next_sync = Instant::now();
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         let node = self.node.clone();
         loop {
-            // In this order, so that a rehearsal repeats: each of these comes seldom.
+            // The order is fixed so that a simulation is reproducible; each of these events is rare.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -145,7 +143,8 @@ impl Actor {
                     next_sync = next_sync.max(Instant::now() + pause);
                 }
                 () = node.news.notified() => {
-                    // Control hears the news at once, unless that would keep its answers from arriving.
+                    // A change is reported to control immediately, unless that would keep its answers from
+                    // arriving.
                     if self.is_answered_lately() && let Some(sent) = in_flight.take() {
                         self.node.logs.put_back(sent.lines);
                     }
@@ -154,7 +153,7 @@ impl Actor {
                 Some(Handed { order, verdict: answer }) = handed.recv() => {
                     let judged = self.with_judge(|judge| judge.judge(&order.bundle, &order.order).map(drop));
                     let verdict = verdict(judged);
-                    tracing::info!(accepted = verdict.accepted, code = ?verdict.code, "judged a handed order");
+                    tracing::info!(accepted = verdict.accepted, code = ?verdict.code, "verdict on an order");
                     let _ = answer.send(verdict);
                 }
                 _ = looks.tick() => self.reconcile(),
@@ -183,7 +182,7 @@ impl Actor {
         })
     }
 
-    /// Says how this node is, and asks.
+    /// Starts a sync: reports this node's state and requests the desired state.
     fn begin_sync(&mut self) -> InFlight {
         let lines = self.node.logs.take();
         let slots = self.reports();
@@ -232,7 +231,7 @@ impl Actor {
         running.chain(gone).chain(refused).chain(unwritten).collect()
     }
 
-    /// What became of a request. Returns how long to wait before the next.
+    /// Processes the outcome of a request. Returns the delay before the next one.
     async fn synced(&mut self, sent: InFlight, outcome: Outcome<SyncResponse>) -> Duration {
         match outcome {
             Outcome::Answered(response, sent_boottime_ms) => {
@@ -253,7 +252,7 @@ impl Actor {
             Outcome::Failed(reasons) => {
                 self.node.logs.put_back(sent.lines);
                 self.state.counts.sync_failures += 1;
-                // An election or a restart takes less than a lease and is nobody's concern.
+                // An election or a restart takes less than a lease and is not reported.
                 let since = *self.state.unanswered_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > Duration::from_millis(LEASE_MS) {
                     self.complain("control", &format!("no control replica answers: {reasons}"));
@@ -263,8 +262,8 @@ impl Actor {
         }
     }
 
-    /// Takes in what control said, in the order that keeps every promise: what the circle decided, then
-    /// what this node shall be, and the lease last, when nothing runs any more that should not.
+    /// Applies a response in the order that keeps every guarantee: first the circle's decisions, then this
+    /// node's desired state. The lease comes last, when everything that must not run has been stopped.
     fn absorb(&mut self, response: SyncResponse, sent_boottime_ms: u64) {
         let clock = &self.node.clock;
         let sent_ago_ms = clock.boottime_ms().saturating_sub(sent_boottime_ms);
@@ -301,7 +300,7 @@ impl Actor {
         self.state.chain_complete = false;
         let before = self.chain.state().length();
         if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles) {
-            // Whoever sent it will send it again, and what hangs on it is refused, not awaited.
+            // The sender will retry. Orders that depend on the bundle are refused rather than left waiting.
             self.state.chain_complete = true;
             self.state.counts.bundles_refused += 1;
             self.complain("governance", &format!("a governance bundle is refused: {refusal}"));
@@ -312,18 +311,18 @@ impl Actor {
         }
         let length = self.chain.state().length();
         if length > before {
-            tracing::info!(length, "the circle's decisions are verified and kept");
+            tracing::info!(length, "governance bundles verified and persisted");
             self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
         }
     }
 
-    /// Compares what is wanted with what is, and does what follows.
+    /// Reconciles the desired with the observed state and carries out the resulting actions.
     pub(super) fn reconcile(&mut self) {
         while self.reconcile_once() {}
         self.supply();
     }
 
-    /// One comparison; true if orders were accepted, so that the next one starts them.
+    /// Runs one reconciliation. Returns true if orders were accepted, so that the next one starts them.
     fn reconcile_once(&mut self) -> bool {
         let Some(desired) = &self.state.desired else { return false };
         let running: BTreeMap<_, _> =
@@ -356,7 +355,7 @@ impl Actor {
         !noted.accepted.is_empty()
     }
 
-    /// Does one thing, or notes it in the book, which does not count before it is written down.
+    /// Carries out one action, or records it in the book, where it does not count until it is persisted.
     fn perform(&mut self, action: Action, known: &Refusals, noted: &mut Noted) {
         let fence_of =
             |book: &OrderBook, key: &SlotKey| book.held(key).map(|held| held.order.signed.order.fence);
@@ -393,7 +392,7 @@ impl Actor {
         }
     }
 
-    /// Writes the book down if it changed. If that fails, takes back what was just noted in it, and says why.
+    /// Persists the book if it changed. If that fails, undoes the changes just made and returns the reason.
     fn save_or_undo(&mut self, before: OrderBook, noted: &Noted) -> Result<(), String> {
         if noted.is_empty() {
             return Ok(());
@@ -411,11 +410,11 @@ impl Actor {
         if let Some(slot) = self.slots.get(key)
             && slot.command(command)
         {
-            tracing::info!(slot = %key, fence = %slot.fence, ?command, reason, "slot told to leave");
+            tracing::info!(slot = %key, fence = %slot.fence, ?command, reason, "stopping slot");
         }
     }
 
-    /// Starts the task of a slot whose order is held: the proof is in the book, or nothing starts.
+    /// Starts the task of a slot whose order is held. Nothing starts without the proof in the book.
     pub(super) fn start_slot(&mut self, key: SlotKey, adopted: Option<Arc<dyn Running>>) {
         let Some(held) = self.book.held(&key) else { return };
         let (order, grant) = (held.order.signed.order.clone(), held.grant.clone());
@@ -423,7 +422,7 @@ impl Actor {
         self.slots.insert(key, handle);
     }
 
-    /// Tells every slot where its model lies, as control says now.
+    /// Passes every slot the model location that control currently reports.
     fn supply(&self) {
         for assignment in self.state.desired.iter().flat_map(|desired| &desired.assignments) {
             for signed in &assignment.orders {
@@ -438,7 +437,7 @@ impl Actor {
     fn slot_ended(&mut self, ended: Result<SlotEnded, tokio::task::JoinError>) {
         let SlotEnded { key, fence } = match ended {
             Ok(ended) => ended,
-            // A broken invariant: known state is on the disk, and whoever started this process starts it again.
+            // A broken invariant. Known state is on disk, and the process supervisor restarts the agent.
             Err(error) => panic!("a slot's task broke: {error}"),
         };
         if self.slots.get(&key).is_some_and(|slot| slot.fence == fence) {
@@ -447,7 +446,7 @@ impl Actor {
         if self.book.held(&key).is_some_and(|held| held.order.signed.order.fence == fence) {
             let before = self.book.clone();
             self.book.release(&key);
-            // If it is not written down, the next look finds nothing running and decides anew.
+            // If this is not persisted, the next reconciliation finds nothing running and decides again.
             let _ = self.save_or_undo(before, &Noted { released: true, ..Noted::default() });
         }
         self.reconcile();
@@ -475,7 +474,7 @@ impl Actor {
         }
     }
 
-    /// Logs trouble loudly, and trouble of the same kind not again for a while.
+    /// Logs an error; another of the same kind within `COMPLAINT_INTERVAL` is not logged as an error.
     fn complain(&mut self, kind: &'static str, text: &str) {
         let last = self.state.complained_at.get(kind);
         if last.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
@@ -509,8 +508,8 @@ impl Actor {
         *self.numbers.lock().unwrap_or_else(PoisonError::into_inner) = numbers;
     }
 
-    /// Ends every slot in order. Their orders stay held: the next start goes on with them if control still
-    /// names them.
+    /// Ends every slot in an orderly way. Their orders stay held: the next start of the agent resumes them if
+    /// control still names them.
     async fn end_slots(&mut self) {
         for slot in self.slots.values() {
             slot.command(Command::End { grace_ms: SHUTDOWN_GRACE_MS });

@@ -1,5 +1,5 @@
-//! The agent's socket for its operator: hand it an order and see what it thinks of it. Orders that come this
-//! way are judged, never executed, so the socket gives nobody any power.
+//! The agent's admin socket: an operator submits an order and gets the verdict on it. Orders submitted here
+//! are verified but never executed, so the socket grants no authority.
 
 use super::core::Refusal;
 use overlay::CancellationToken;
@@ -16,20 +16,20 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Name of the socket in the agent's directory, mode 0600.
 pub const ADMIN_SOCKET: &str = "agent.sock";
-/// Conversations at once; an operator needs one.
+/// Maximum number of concurrent connections; an operator needs one.
 const CONVERSATIONS_MAX: usize = 8;
-/// Longest silence in a conversation.
+/// Idle timeout of a connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
-/// Long enough not to spin when descriptors run out.
+/// Pause after a failed `accept`: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An order that somebody on this machine handed over, and where the verdict goes.
+/// An order submitted by a local operator, and the channel for its verdict.
 pub(super) struct Handed {
     pub(super) order: HandOrder,
     pub(super) verdict: oneshot::Sender<Verdict>,
 }
 
-/// What is answered.
+/// Converts the result of a verification to the answer.
 pub(super) fn verdict(judged: Result<(), Refusal>) -> Verdict {
     match judged {
         Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
@@ -37,8 +37,8 @@ pub(super) fn verdict(judged: Result<(), Refusal>) -> Verdict {
     }
 }
 
-/// Binds the socket in the agent's own directory, which nobody else may enter; one that a dead agent left is
-/// replaced. The path may be longer than a socket's name.
+/// Binds the socket in the agent's own directory, which no other user may enter. A socket left by a dead
+/// agent is replaced. The path may be longer than the limit on a socket address.
 pub(super) fn bind(directory: &Path) -> io::Result<UnixListener> {
     let path = directory.join(ADMIN_SOCKET);
     match std::fs::remove_file(&path) {
@@ -51,7 +51,7 @@ pub(super) fn bind(directory: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// A path of any length as a socket's name of at most 107 bytes.
+/// Returns a socket address of at most 107 bytes for a path of any length.
 pub(super) fn short_path(directory: &File, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())
 }
@@ -74,7 +74,7 @@ pub(super) async fn serve(listener: UnixListener, handed: mpsc::Sender<Handed>, 
             let _place = place;
             tokio::select! {
                 ended = converse(stream, handed) => if let Err(error) = ended {
-                    tracing::info!(%error, "talk on the admin socket ended");
+                    tracing::info!(%error, "admin socket connection failed");
                 },
                 () = shutdown.cancelled() => {}
             }
@@ -97,10 +97,10 @@ async fn converse(stream: UnixStream, handed: mpsc::Sender<Handed>) -> Result<()
     }
 }
 
-/// Hands an order to the agent that works in `directory` and returns what it thinks of it.
+/// Submits an order to the agent that works in `directory` and returns its verdict.
 ///
 /// # Errors
-/// When no agent answers there, or not in the expected form.
+/// If no agent answers there, or the answer is malformed.
 pub async fn hand_order(directory: &Path, order: &HandOrder) -> Result<Verdict, FrameError> {
     let handle = File::open(directory)?;
     let stream = UnixStream::connect(short_path(&handle, ADMIN_SOCKET)).await?;

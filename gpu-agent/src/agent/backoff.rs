@@ -1,18 +1,18 @@
-//! How long to wait before what failed is tried again: twice as long each time, up to a bound.
+//! Exponential backoff: the pause after a failure doubles each time, up to a bound.
 
 use std::time::Duration;
 
 /// Pauses between attempts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Backoff {
-    /// After the first failure.
+    /// Pause after the first failure.
     pub(super) first: Duration,
-    /// However many there were.
+    /// Upper bound of the pause.
     pub(super) most: Duration,
 }
 
 impl Backoff {
-    /// The pause after this many failures in a row; none before the first.
+    /// Returns the pause after this many consecutive failures; zero if there were none.
     pub(super) fn pause(self, failures: u32) -> Duration {
         let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);

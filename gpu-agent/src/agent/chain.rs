@@ -1,7 +1,7 @@
-//! The circle's decisions as this node verified them, on disk and in memory.
+//! The circle's governance chain as verified by this node, on disk and in memory.
 //!
-//! One file per bundle, numbered from 1, each written durably before anything is done because of it. A file
-//! that does not verify is not believed: the chain ends before it, and control is asked for the rest again.
+//! There is one file per bundle, numbered from 1, and each is durable before the node acts on it. A file that
+//! does not verify is discarded: the chain ends before it, and the rest is fetched from control again.
 
 use super::core::{History, Refusal};
 use super::error::AgentError;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 const BUNDLE_BYTES_MAX: usize = limits::CERTIFICATE_BYTES_MAX + 1024;
 /// Name of the file with the time of the last complete synchronisation.
 const SYNCED: &str = "synced";
-/// How often that time is written: it may lag, since an older time refuses less.
+/// Minimum interval between two writes of that time. It may lag, since an older time refuses less.
 const SYNCED_INTERVAL_MS: u64 = 60_000;
 
 /// The chain of one circle.
@@ -26,7 +26,8 @@ pub(super) struct Chain {
     genesis: SignedGenesis,
     state: CircleState,
     bundles: Vec<Bundle>,
-    /// What was new since then, yet had expired before, was admitted too late.
+    /// Time of the last complete sync. A bundle that arrives later and had expired before it was admitted too
+    /// late.
     synced_at: Millis,
     synced_written: Millis,
 }
@@ -39,7 +40,7 @@ pub(super) struct RefusedBundle {
 }
 
 impl Chain {
-    /// Founds the pinned circle and replays what the directory holds.
+    /// Starts from the pinned genesis and replays the bundles in the directory.
     pub(super) fn open(
         directory: PathBuf,
         genesis: SignedGenesis,
@@ -76,7 +77,7 @@ impl Chain {
         }
     }
 
-    /// Ends the chain before a file that does not verify.
+    /// Truncates the chain before a file that does not verify.
     fn cut(&mut self, path: &Path, error: &ChainError) -> Result<(), AgentError> {
         tracing::error!(
             code = %error.code(), %error, file = %path.display(),
@@ -89,7 +90,7 @@ impl Chain {
                 removed => removed.map_err(AgentError::during("remove", &path))?,
             }
         }
-        // What comes again was admitted long ago, not too late.
+        // Bundles that are fetched again were admitted long ago, not too late.
         self.synced_at = Millis(0);
         let path = self.directory.join(SYNCED);
         files::write_secret(&path, b"0").map_err(AgentError::during("write", &path))
@@ -99,31 +100,31 @@ impl Chain {
         self.directory.join(format!("{number:010}"))
     }
 
-    /// What the circle has agreed on so far.
+    /// Returns the current state of the circle.
     pub(super) fn state(&self) -> &CircleState {
         &self.state
     }
 
-    /// How it began.
+    /// Returns the genesis of the circle.
     pub(super) fn genesis(&self) -> &SignedGenesis {
         &self.genesis
     }
 
-    /// What it decided since.
+    /// Returns the bundles since genesis.
     pub(super) fn bundles(&self) -> &[Bundle] {
         &self.bundles
     }
 
-    /// Both.
+    /// Returns the genesis and the bundles.
     pub(super) fn history(&self) -> History<'_> {
         History { genesis: &self.genesis, bundles: &self.bundles }
     }
 
-    /// Verifies the next bundles, and writes each down before it counts. Returns how many are new.
+    /// Verifies the next bundles and persists each before it counts. Returns the number of new ones.
     ///
     /// # Errors
-    /// The first that is refused: those before it count, neither it nor what follows does. A disk that
-    /// takes nothing is a refusal too.
+    /// The first bundle that is refused. Those before it count; the refused one and those after it do not. A
+    /// failed write is a refusal too.
     pub(super) fn append(&mut self, bundles: Vec<Bundle>) -> Result<usize, RefusedBundle> {
         let mut added = 0;
         for bundle in bundles {
@@ -142,7 +143,7 @@ impl Chain {
         }
         let approved = verify(&self.state, &bundle.certificate, self.synced_at)
             .map_err(|error| refused(error.into()))?;
-        // On the disk first; only then does the node know it.
+        // The bundle is on disk before the node acts on it.
         let path = self.path(self.state.length() + 1);
         files::write_secret(&path, &canonical::to_bytes(&bundle)).map_err(|error| {
             let message = format!("write {}: {error}", path.display());
@@ -153,20 +154,20 @@ impl Chain {
         Ok(())
     }
 
-    /// Notes that at `at`, by this node's wall clock, nothing was missing.
+    /// Records that the chain was complete at `at`, by this node's wall clock.
     pub(super) fn complete_at(&mut self, at: Millis) {
         self.synced_at = self.synced_at.max(at);
         if self.synced_at.0 >= self.synced_written.0 + SYNCED_INTERVAL_MS {
             self.synced_written = self.synced_at;
             let path = self.directory.join(SYNCED);
             if let Err(error) = files::write_secret(&path, self.synced_at.to_string().as_bytes()) {
-                tracing::warn!(%error, file = %path.display(), "the time of this synchronisation is not kept");
+                tracing::warn!(%error, file = %path.display(), "cannot persist the time of this sync");
             }
         }
     }
 }
 
-/// The stored time; 0 refuses nothing for its age, which is all that a node without a past can do.
+/// Returns the stored time. 0 refuses nothing for its age, the only option for a node without history.
 fn read_synced(path: &Path) -> Millis {
     let bytes = files::read(path, 32).ok().flatten().unwrap_or_default();
     let text = String::from_utf8(bytes).unwrap_or_default();

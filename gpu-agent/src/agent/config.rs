@@ -1,4 +1,4 @@
-//! What an agent is told at its start.
+//! Configuration of an agent.
 
 use super::control_client::ControlLink;
 use super::resources::ResourceCaps;
@@ -14,60 +14,60 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
-/// What an agent is told at its start. Everything that it opens itself lies below `directory`.
+/// Configuration of an agent. All files that the agent creates or opens on its own are below `directory`.
 pub struct AgentConfig {
-    /// Its own directory: chain, orders, sandboxes, admin socket. Made if it is not there, mode 0700.
+    /// The agent's directory: chain, orders, sandboxes, admin socket. Created with mode 0700 if missing.
     pub directory: PathBuf,
-    /// Its key: TLS name, and signer of tickets.
+    /// The node's key: its TLS name, and the signer of tickets.
     pub identity: Identity,
-    /// What model keys are wrapped to.
+    /// Secret half of the key to which model keys are wrapped.
     pub encryption: EncryptionSecret,
-    /// How the circle begins.
+    /// Genesis of the circle.
     pub genesis: SignedGenesis,
     /// The circle's id, pinned.
     pub circle: CircleId,
-    /// What it asks to be admitted as while no certificate admits it. The name in it is its own.
+    /// Admission that the node requests while no certificate admits it. The name in it is the node's own.
     pub admission: NodeAdmission,
-    /// What it offers to store, if anything.
+    /// Storage that the node offers, if any.
     pub storage: Option<StorageConfig>,
-    /// The gateway that it runs, if any.
+    /// Gateway that the agent runs, if any.
     pub gateway: Option<GatewayConfig>,
-    /// The `quorate-serve` executable.
+    /// Path of the `quorate-serve` executable.
     pub serve_program: PathBuf,
-    /// The most that it offers.
+    /// Upper bounds on the resources that the node offers.
     pub resources: ResourceCaps,
-    /// Its GPUs.
+    /// GPUs of the node.
     pub device: Box<dyn Device>,
-    /// How it starts workers. A launcher's own directory may lie below the agent's.
+    /// Launcher of workers. Its own directory may be below the agent's.
     pub launcher: Arc<dyn Launcher>,
-    /// Where it reads the time.
+    /// Source of the time.
     pub clock: Clock,
-    /// The longest lease that it takes from control: [`protocol::limits::LEASE_MS`], but in tests that may stall.
+    /// Longest lease accepted from control: [`protocol::limits::LEASE_MS`], except in tests that may stall.
     pub lease_ms_max: u64,
-    /// How it reaches control.
+    /// Link to the control replicas.
     pub control: ControlLink,
-    /// Where to serve Prometheus metrics; loopback.
+    /// Listener for Prometheus metrics, on loopback.
     pub metrics: Option<TcpListener>,
 }
 
 /// Directories that a node offers as stores.
 pub struct StorageConfig {
-    /// Where admitted peers connect: the admitted storage address.
+    /// Listener for admitted peers, at the admitted storage address.
     pub listener: TcpListener,
-    /// Directories by the name of the store. Their parents must be there.
+    /// Directories by the name of the store. Their parents must exist.
     pub stores: BTreeMap<String, PathBuf>,
 }
 
 /// A gateway process. The agent keeps the listening sockets, so that the ports outlive the process.
 pub struct GatewayConfig {
-    /// Where applications connect.
+    /// Listener for applications.
     pub public: TcpListener,
-    /// Where workers connect: the admitted gateway address.
+    /// Listener for workers, at the admitted gateway address.
     pub workers: TcpListener,
-    /// Where to serve the gateway's Prometheus metrics; loopback.
+    /// Listener for the gateway's Prometheus metrics, on loopback.
     pub metrics: Option<TcpListener>,
-    /// The gateway's own key, as admitted.
+    /// File with the gateway's own key, as admitted.
     pub identity_file: PathBuf,
-    /// Certificate chain and private key for applications, PEM; none = plain HTTP on loopback.
+    /// PEM files with the certificate chain and private key for applications; none = plain HTTP on loopback.
     pub tls: Option<(PathBuf, PathBuf)>,
 }

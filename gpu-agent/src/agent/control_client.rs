@@ -1,5 +1,5 @@
-//! Asking control: the leader if it is known, any replica otherwise. An answer of a replica that does not
-//! lead names the leader.
+//! Client of the control replicas: it asks the leader if known, any replica otherwise. A follower's answer
+//! names the leader.
 
 use super::error::{AgentError, chain_of};
 use crate::clock::Clock;
@@ -16,36 +16,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Longest wait for an answer: the long poll of half a second, a read barrier, and room. Two replicas may
+/// Longest wait for an answer: the long poll of half a second, a read barrier, and headroom. Two replicas may
 /// be silent and the third is still asked within one lease.
 const REQUEST_LIMIT: Duration = Duration::from_millis(1_300);
 const _: () = assert!(2 * 1_300 < LEASE_MS, "a lease outlasts two silent replicas");
-/// Longest TCP connect and handshake, likewise.
+/// Longest TCP connect and handshake, for the same reason.
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(800);
-/// Longest text of an error that is read from an answer.
+/// Longest error text that is read from an answer.
 const PROBLEM_BYTES_MAX: usize = 2048;
-/// Largest answer that is no synchronisation.
+/// Largest answer other than a sync response.
 const NOT_LEADER_BYTES_MAX: usize = 1024;
 
-/// How an agent reaches control.
+/// Link between an agent and the control replicas.
 #[derive(Debug)]
 pub enum ControlLink {
-    /// Over the overlay, at the addresses that genesis names.
+    /// Over the overlay, at the addresses in genesis.
     Overlay,
-    /// In this process, for rehearsals: a queue of calls for each replica, in the order of genesis.
+    /// In this process, for simulations: one queue of calls per replica, in the order of genesis.
     InProcess(Vec<mpsc::Sender<ControlCall>>),
 }
 
 /// An agent's request to a control replica in this process.
 #[derive(Debug)]
 pub struct ControlCall {
-    /// Who asks; a connection would have proven it.
+    /// Node that asks; on a real connection the handshake proves it.
     pub node: NodeId,
-    /// What is asked for: the path of the request.
+    /// Path of the request.
     pub path: &'static str,
-    /// The request.
+    /// Body of the request.
     pub body: Bytes,
-    /// Where the answer goes. Dropped, it is a connection that broke.
+    /// Channel for the answer. Dropping it simulates a broken connection.
     pub answer: oneshot::Sender<Response<Bytes>>,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct ControlClient {
     node: NodeId,
     clock: Clock,
     replicas: Vec<Replica>,
-    /// The one to ask first.
+    /// Index of the replica to ask first.
     preferred: AtomicUsize,
 }
 
@@ -72,14 +72,14 @@ enum Way {
     InProcess(mpsc::Sender<ControlCall>),
 }
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Debug)]
 pub(super) enum Outcome<T> {
-    /// An answer, and the boot clock just before its request was sent.
+    /// An answer, and the boot clock just before the request was sent.
     Answered(Box<T>, u64),
-    /// Control says that no certificate admits this node.
+    /// Control reports that no certificate admits this node.
     NotAdmitted,
-    /// Nobody answered as hoped; the text says what each said.
+    /// No replica gave a usable answer; the text holds the reason of each.
     Failed(String),
 }
 
@@ -111,17 +111,17 @@ impl ControlClient {
         Ok(Self { node, clock, replicas, preferred: AtomicUsize::new(0) })
     }
 
-    /// Says how this node is and asks what it shall do.
+    /// Reports this node's state and requests its desired state.
     pub(super) async fn sync(&self, request: &SyncRequest) -> Outcome<SyncResponse> {
         self.ask("/agent/v1/sync", canonical::to_bytes(request).into(), SYNC_BYTES_MAX).await
     }
 
-    /// Asks to be admitted.
+    /// Requests admission.
     pub(super) async fn enrol(&self, request: &EnrolRequest) -> Outcome<EnrolResponse> {
         self.ask("/agent/v1/enrol", canonical::to_bytes(request).into(), GENESIS_BYTES_MAX + 64).await
     }
 
-    /// Asks the preferred replica, then whom it names as the leader, then the others; each at most once.
+    /// Asks the preferred replica, then the leader that it names, then the others; each at most once.
     async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> Outcome<T>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
@@ -157,7 +157,8 @@ impl ControlClient {
             match next.or_else(other) {
                 Some(next) => index = next,
                 None => {
-                    // Begin elsewhere the next time, so that one bad replica is not always waited for.
+                    // The next request starts with another replica, so that one bad replica does not delay
+                    // each.
                     self.preferred.store(index, Ordering::Relaxed);
                     return Outcome::Failed(reasons.join("; "));
                 }
@@ -206,7 +207,7 @@ fn dial(identity: &Identity, replica: &ControlReplica) -> Result<Client, AgentEr
         request: REQUEST_LIMIT,
         request_bytes_max: SYNC_BYTES_MAX,
         response_bytes_max: SYNC_BYTES_MAX,
-        // A replica that restarts must be found again within a lease.
+        // A restarted replica must be reached again within a lease.
         backoff: Backoff { first: Duration::from_millis(20), most: Duration::from_millis(400) },
         ..Limits::default()
     };
@@ -217,7 +218,7 @@ fn dial(identity: &Identity, replica: &ControlReplica) -> Result<Client, AgentEr
     Ok(Client::new(identity.clone(), address, replica.key, limits))
 }
 
-/// The body of a problem is JSON for people; the code in it is what counts.
+/// The body of a problem is JSON for people; only the code in it matters here.
 fn is_not_admitted(response: &Response<Bytes>) -> bool {
     problem(response).contains(error_code::NODE_NOT_ADMITTED.as_str())
 }

@@ -1,4 +1,4 @@
-//! Why an agent cannot start or go on.
+//! Errors that keep an agent from starting or continuing.
 
 use crate::sandbox::SandboxError;
 use human_chain::ChainError;
@@ -6,45 +6,45 @@ use protocol::error_code::{self, ErrorCode};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why an agent cannot start or go on.
+/// Reason why an agent cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The genesis is not the pinned circle's, or does not hold.
+    /// The genesis is not the pinned circle's, or is invalid.
     #[error("genesis")]
     Genesis(#[source] ChainError),
-    /// A file or directory of the agent.
+    /// An operation on one of the agent's files or directories failed.
     #[error("{action} {}", path.display())]
     File {
-        /// What was being done.
+        /// Operation that failed.
         action: &'static str,
-        /// To what.
+        /// File or directory that it was applied to.
         path: PathBuf,
-        /// What the system answered.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The order book cannot be read or believed.
+    /// The order book cannot be read or trusted.
     #[error("order book {}: {reason}", path.display())]
     Orders {
-        /// The file.
+        /// Path of the order book.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Defect that was found.
         reason: String,
     },
-    /// Another agent works in the directory.
+    /// Another agent uses the directory.
     #[error("another agent works in {}", path.display())]
     InUse {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
     },
-    /// A control replica's address cannot be understood.
+    /// A control replica's address cannot be parsed.
     #[error("address `{address}` of a control replica: {reason}")]
     Address {
-        /// As genesis has it.
+        /// Address as written in genesis.
         address: String,
-        /// Why not.
+        /// Error of the parser.
         reason: String,
     },
-    /// Sandboxes cannot be made or found.
+    /// Sandboxes cannot be created or found.
     #[error("sandboxes")]
     Sandbox(#[from] SandboxError),
     /// A store of this node cannot be offered.
@@ -59,7 +59,7 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// The stable code.
+    /// Returns the stable code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -73,14 +73,14 @@ impl AgentError {
         }
     }
 
-    /// Attaches what was being done to an error of the system.
+    /// Attaches the failed operation to an error of the system.
     pub(super) fn during(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { action, path, source }
     }
 }
 
-/// An error and all of its causes, in one line.
+/// Returns an error and all of its causes in one line.
 pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,8 +1,8 @@
-//! The gateway process of a node with that role: kept running on sockets that the agent holds, and told the
-//! route table.
+//! Supervisor of a node's gateway process. It keeps the process running on sockets that the agent holds, and
+//! sends it the route table.
 //!
-//! May surprise: the child is started and awaited by one thread of its own. It asks the kernel to be killed
-//! when its parent dies, and to the kernel that parent is the thread which started it.
+//! One dedicated thread starts the child and waits for it. The child asks the kernel to kill it when its
+//! parent dies, and to the kernel that parent is the starting thread.
 
 use super::admin::short_path;
 use super::backoff::Backoff;
@@ -28,35 +28,35 @@ use tokio::sync::watch;
 
 /// Name of the gateway's control socket in the agent's directory.
 const CONTROL_SOCKET: &str = "gateway.sock";
-/// First number of the sockets in the child.
+/// First descriptor number of the sockets in the child.
 const FIRST_SOCKET: RawFd = 3;
-/// Copies of the sockets get numbers from here on, so that none is in the way of those that the child uses.
+/// Lowest descriptor number of the sockets' copies, so that none collides with those that the child uses.
 const COPIES_FROM: RawFd = 64;
-/// Waiting before a gateway that ended is started again; it doubles up to the most.
+/// Backoff before a gateway that ended is restarted.
 const AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
-/// A gateway that lived this long was good.
+/// Uptime after which a gateway counts as healthy and its backoff is reset.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
-/// How often the thread looks whether the child lives and whether it shall.
+/// Interval at which the thread polls the child and the stop request.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How long answers under way may take when the agent ends.
+/// Grace period for answers in flight when the agent ends.
 const STOP_GRACE: Duration = Duration::from_secs(2);
-/// Pause before connecting to the gateway's socket again.
+/// Pause before reconnecting to the gateway's control socket.
 const CONNECT_AGAIN: Duration = Duration::from_millis(50);
-/// A gateway that does not answer a table within this time is talked to anew.
+/// Longest wait for the acknowledgement of a table; then the agent reconnects.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is known of the gateway process.
+/// Observed state of the gateway process.
 #[derive(Debug, Default)]
 pub(super) struct GatewayStatus {
     /// Version of the table in force; 0 = none yet.
     pub(super) routes_version: AtomicU64,
-    /// Times it was started again.
+    /// Number of restarts.
     pub(super) restarts: AtomicU32,
     /// Workers connected with a valid ticket when the last table was pushed.
     pub(super) workers: AtomicU32,
 }
 
-/// Everything needed to start the child, any number of times.
+/// Parameters for starting the child any number of times.
 struct Recipe {
     program: PathBuf,
     directory: PathBuf,
@@ -64,7 +64,7 @@ struct Recipe {
     sockets: Vec<OwnedFd>,
 }
 
-/// Keeps a gateway running and its table up to date until `shutdown`; the child is gone when this returns.
+/// Keeps a gateway running and its table up to date until `shutdown`. The child is gone when this returns.
 pub(super) async fn run(
     config: GatewayConfig,
     program: PathBuf,
@@ -87,7 +87,7 @@ pub(super) async fn run(
         () = push_tables(&directory, routes, &status) => {}
         () = shutdown.cancelled() => {}
     }
-    // An error says that the thread is gone, and with it, by the kernel's hand, its child.
+    // An error means that the thread is gone. The kernel has then killed its child.
     let _ = wait_gone.await;
     Ok(())
 }
@@ -102,7 +102,8 @@ impl Recipe {
             sockets.push(listener.map_err(AgentError::during("hand over a socket of", directory))?);
             Ok(format!("fd:{number}"))
         };
-        // Relative to the child's directory: a socket's name is short, the agent's directory may not be.
+        // The path is relative to the child's directory: a socket address is short, the agent's directory may
+        // be long.
         let mut arguments = vec!["gateway".into(), "--control-socket".into(), CONTROL_SOCKET.to_string()];
         arguments.extend(["--public".into(), hand(config.public)?]);
         arguments.extend(["--workers".into(), hand(config.workers)?]);
@@ -117,7 +118,7 @@ impl Recipe {
         Ok(Self { program: absolute(&program)?, directory: directory.to_path_buf(), arguments, sockets })
     }
 
-    /// The thread's work: start, wait, start again.
+    /// Body of the thread: starts the child, waits for its end, restarts it.
     fn keep_running(&self, stop: &CancellationToken, status: &GatewayStatus) {
         let mut failures: u32 = 0;
         while !stop.is_cancelled() {
@@ -128,7 +129,7 @@ impl Recipe {
                     tracing::info!(pid, "gateway started");
                     match wait(&mut child, stop) {
                         None => return,
-                        Some(ended) => tracing::warn!(pid, ended, "gateway ended; starting it again"),
+                        Some(ended) => tracing::warn!(pid, ended, "gateway exited; restarting it"),
                     }
                 }
                 Err(error) => {
@@ -157,7 +158,7 @@ impl Recipe {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         // SAFETY: between fork and exec only async-signal-safe calls are made (dup2, prctl, getppid), on
-        // numbers that were computed before; the copies' numbers are above those that dup2 writes to.
+        // numbers that were computed before. The copies' numbers are above those that dup2 writes to.
         unsafe {
             command.pre_exec(move || {
                 for (target, source) in (FIRST_SOCKET..).zip(&sockets) {
@@ -168,7 +169,7 @@ impl Recipe {
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                     return Err(io::Error::last_os_error());
                 }
-                // The parent may have died before the kernel was asked.
+                // The parent may have died before the call to `prctl`.
                 if libc::getppid().cast_unsigned() != parent {
                     return Err(io::Error::from_raw_os_error(libc::ESRCH));
                 }
@@ -179,14 +180,14 @@ impl Recipe {
     }
 }
 
-/// A copy of a socket with a high number, closed when anything else is executed.
+/// Copies a socket to a high descriptor number, closed on exec.
 fn copy(listener: &TcpListener) -> io::Result<OwnedFd> {
     let copied = nix::fcntl::fcntl(listener, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(COPIES_FROM))?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else has it.
+    // SAFETY: the kernel has just created this descriptor for this process; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copied) })
 }
 
-/// Waits until the child ends, and says how; none when it was stopped because the agent ends.
+/// Waits until the child ends and returns its status; none if it was stopped because the agent ends.
 fn wait(child: &mut Child, stop: &CancellationToken) -> Option<String> {
     let mut kill_at: Option<Instant> = None;
     loop {
@@ -209,7 +210,7 @@ fn wait(child: &mut Child, stop: &CancellationToken) -> Option<String> {
     }
 }
 
-/// Pushes every new table, and the newest one to every gateway that was started anew.
+/// Pushes every new table, and the newest one to every restarted gateway.
 async fn push_tables(
     directory: &Path,
     mut routes: watch::Receiver<Option<RouteTable>>,
@@ -217,7 +218,7 @@ async fn push_tables(
 ) {
     loop {
         if let Err(error) = push_to_one(directory, &mut routes, status).await {
-            tracing::debug!(%error, "talk with the gateway broke");
+            tracing::debug!(%error, "lost the connection to the gateway");
         }
         status.routes_version.store(0, Ordering::Relaxed);
         tokio::time::sleep(CONNECT_AGAIN).await;
@@ -236,7 +237,7 @@ async fn push_to_one(
     loop {
         tokio::select! {
             changed = routes.changed() => if changed.is_err() { return Ok(()) },
-            // The gateway speaks only when asked: this is its end.
+            // The gateway sends only replies, so any message here means that the connection has ended.
             ended = receiver.receive::<TableAccepted>() => { ended?; return Ok(()) }
         }
         let Some(table) = routes.borrow_and_update().clone() else { continue };

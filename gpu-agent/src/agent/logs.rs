@@ -1,5 +1,5 @@
-//! What workers print, on its way to control: read from their log files, cut into lines, kept in a bounded
-//! queue until an answer says that they arrived.
+//! Worker output on its way to control. It is read from log files, cut into lines and queued, within bounds,
+//! until an answer acknowledges it.
 
 use super::core::SlotKey;
 use crate::launcher::Running;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Longest line, in bytes.
 const LINE_BYTES_MAX: usize = 4096;
 
-/// Lines of all workers, oldest first.
+/// Queue of lines of all workers, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct LogQueue {
     lines: Mutex<Queue>,
@@ -21,21 +21,21 @@ pub(super) struct LogQueue {
 #[derive(Debug, Default)]
 struct Queue {
     lines: VecDeque<WorkerLine>,
-    /// The number of the newest line.
+    /// Sequence number of the newest line.
     sequence: u64,
     dropped: BTreeMap<SlotKey, Dropped>,
 }
 
-/// What was dropped of a slot's lines since they were last taken.
+/// Lines of a slot dropped since the queue was last taken.
 #[derive(Debug, Default)]
 struct Dropped {
     lines: u64,
-    /// The newest of them: the notice stands where it stood.
+    /// Sequence number and time of the newest dropped line. The notice takes its position.
     last: Option<(u64, Millis)>,
 }
 
 impl LogQueue {
-    /// Adds lines; when there are too many, the oldest of the slot that has most give way.
+    /// Appends lines. When the queue is full, the oldest lines of the slot with the most are dropped.
     pub(super) fn push(&self, key: &SlotKey, at: Millis, lines: Vec<String>) {
         let mut queue = self.lock();
         for text in lines {
@@ -47,7 +47,7 @@ impl LogQueue {
         queue.bound();
     }
 
-    /// Takes all lines; what was dropped of a slot's is said in a line of its own.
+    /// Takes all lines. Dropped lines are reported by one notice per slot.
     pub(super) fn take(&self) -> Vec<WorkerLine> {
         let mut queue = self.lock();
         let dropped = std::mem::take(&mut queue.dropped).into_iter();
@@ -63,7 +63,7 @@ impl LogQueue {
         lines
     }
 
-    /// Puts lines back of which it is not known whether they arrived, before those that came since.
+    /// Puts back lines that may not have arrived, before those queued since.
     pub(super) fn put_back(&self, lines: Vec<WorkerLine>) {
         let mut queue = self.lock();
         for line in lines.into_iter().rev() {
@@ -78,8 +78,8 @@ impl LogQueue {
 }
 
 impl Queue {
-    /// Drops lines until they and the notices fit into one request: a worker that prints without end displaces its
-    /// own lines before those of others.
+    /// Drops lines until they and the notices fit into one request. A worker that prints without end
+    /// displaces its own lines before those of others.
     fn bound(&mut self) {
         let mut counts: BTreeMap<SlotKey, usize> = BTreeMap::new();
         for line in &self.lines {
@@ -112,7 +112,7 @@ fn key_of(line: &WorkerLine) -> SlotKey {
     SlotKey { service: line.service.clone(), slot: line.slot }
 }
 
-/// What one worker prints, line by line.
+/// Output of one worker, line by line.
 #[derive(Debug)]
 pub(super) struct LogTail {
     running: Arc<dyn Running>,
@@ -121,13 +121,13 @@ pub(super) struct LogTail {
 }
 
 impl LogTail {
-    /// Reads from the beginning, or only what comes from now on.
+    /// Starts reading at the beginning, or at the current end.
     pub(super) fn new(running: Arc<dyn Running>, from_now: bool) -> Self {
         let position = if from_now { running.output_end() } else { OutputPosition::default() };
         Self { running, position, rest: Vec::new() }
     }
 
-    /// The lines that were printed since the last call; a bounded number of bytes at a time.
+    /// Returns the lines printed since the last call, from a bounded number of bytes at a time.
     pub(super) fn read(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         let bytes = self.running.output(&mut self.position);
@@ -136,7 +136,7 @@ impl LogTail {
     }
 }
 
-/// Cuts bytes into lines, the last of which may be unfinished and stays. Long lines are broken.
+/// Cuts bytes into lines. An unfinished last line stays in `rest`. Long lines are broken.
 fn cut(rest: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<String>) {
     for byte in bytes {
         if *byte != b'\n' {
@@ -146,7 +146,7 @@ fn cut(rest: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<String>) {
             let text = String::from_utf8_lossy(rest).into_owned();
             rest.clear();
             if !text.is_empty() {
-                // Replaced bytes are three bytes long each: what broke the limit so is cut.
+                // A replaced byte takes three bytes, so the text may exceed the limit and is cut.
                 let end = (0..=text.len().min(LINE_BYTES_MAX)).rev().find(|end| text.is_char_boundary(*end));
                 lines.push(text[..end.unwrap_or(0)].to_string());
             }
@@ -204,7 +204,7 @@ mod tests {
         assert!(queue.take().is_empty());
     }
 
-    /// By a stranger's reckoning: the slot with one line keeps it, however much its neighbour prints.
+    /// Measured from outside: the slot with one line keeps it, however much its neighbour prints.
     #[test]
     fn a_flood_displaces_no_line_of_another_slot() {
         let queue = LogQueue::default();

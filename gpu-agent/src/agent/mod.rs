@@ -1,7 +1,7 @@
-//! One node's agent: it asks control what this node shall be, believes only what the circle signed, and
-//! makes it so.
+//! The agent of one node: it requests the node's desired state from control, trusts only what the circle
+//! signed, and reconciles the node with it.
 //!
-//! The picture:
+//! Overview:
 //!
 //! ```text
 //!  control <--sync-- actor ---- core: which orders count, what follows (pure)
@@ -10,9 +10,9 @@
 //!            (on disk)    '---- gateway child, shard service, admin socket, metrics
 //! ```
 //!
-//! Start reading at [`core`], then `actor.rs`. What may surprise: everything is written down durably before it
-//! is acted on, so an agent killed at any moment and started again converges; and the sandboxes end by
-//! themselves when nobody renews their lease, so an agent that stays dead does no harm.
+//! Start reading at [`core`], then `actor.rs`. Every decision is persisted before it takes effect, so an
+//! agent that is killed at any moment and restarted converges. Sandboxes end when their lease is not renewed,
+//! so an agent that stays dead does no harm.
 
 pub mod core;
 

@@ -1,5 +1,5 @@
-//! Models in this node's memory: one copy of each, shared by every slot that uses it, filled with bytes that
-//! were verified against the root the circle approved, and gone with its last user.
+//! Models in this node's memory: one copy of each, shared by all slots that use it. Its bytes are verified
+//! against the root that the circle approved, and the copy is freed with its last user.
 
 use super::core::Refusal;
 use super::error::chain_of;
@@ -23,21 +23,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// Wait before a fill that failed goes on with what is missing; it doubles up to the most. Far below the
-/// minute after which a worker that waits for a segment gives up.
+/// Pause before a failed fill resumes with the missing segments; it doubles up to the maximum. It is far
+/// below the minute after which a worker that waits for a segment gives up.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(10);
-/// Faults that are logged one by one; after that each doubling is: a dead store has one per segment.
+/// Number of faults logged individually. Later ones are logged at each doubling: a dead store has one per
+/// segment.
 const FAULTS_LOGGED: u64 = 10;
-/// CPU time in thousandths of a core.
+/// CPU time of one thread, in thousandths of a core.
 const MILLICORES_PER_THREAD: u64 = 1000;
 
-/// What a load needs besides the approved root: where the pieces may lie, and the key, closed.
+/// Input of a load besides the approved root: the possible locations of the shards, and the wrapped key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Supplies {
-    /// Where control says the model lies. It is believed only as far as the bytes prove themselves.
+    /// Location of the model as reported by control. It is untrusted: every byte is verified.
     pub(super) record: ModelRecord,
-    /// The model's key, for this node alone.
+    /// The model's key, wrapped for this node.
     pub(super) wrap: Option<KeyWrap>,
 }
 
@@ -50,12 +51,12 @@ pub(super) struct Models {
     faults: Arc<AtomicU64>,
 }
 
-/// How far a fill is.
+/// Progress of a fill.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// Under way; the text says what went wrong last, if anything did.
+    /// In progress; the text is the last error, if any.
     Running(Option<String>),
-    /// Every byte is there and verified.
+    /// Every byte is present and verified.
     Complete,
 }
 
@@ -87,7 +88,7 @@ impl Destination for Memory {
 impl Memory {
     fn create(manifest: &ModelManifest) -> io::Result<Self> {
         let bytes = usize::try_from(manifest.map_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        // An empty file cannot be mapped; a model of empty files is still a model.
+        // An empty file cannot be mapped, but a model of empty files is valid.
         Ok(Self {
             weights: MemoryFile::create("quorate-weights", bytes.max(1))?,
             progress: MemoryFile::create("quorate-progress", manifest.segments.len().max(1))?,
@@ -112,12 +113,12 @@ impl Models {
         Self { pool: Pool::per_core(), context, secret, loaded: Mutex::default(), faults: Arc::default() }
     }
 
-    /// Shards that were missing, out of reach or wrong, since the start.
+    /// Returns the number of shards that were missing, unreachable or corrupt since the start.
     pub(super) fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }
 
-    /// Segments verified and bytes of memory of every model here.
+    /// Returns root, verified segments and bytes of memory of every model on this node.
     pub(super) fn in_memory(&self) -> Vec<(ModelRoot, u64, u64)> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let models = loaded.iter().filter_map(|(root, place)| {
@@ -127,11 +128,11 @@ impl Models {
         models.collect()
     }
 
-    /// The model of the approved `root`: the copy that is there, or a new one, which begins to fill at
-    /// once and goes on while it has users.
+    /// Returns the model of the approved `root`: the existing copy, or a new one. A new copy starts to fill
+    /// immediately and continues while it has users.
     ///
     /// # Errors
-    /// What keeps it from beginning: no manifest in reach, no key, no memory.
+    /// If the load cannot start: no reachable manifest, no key, or no memory.
     pub(super) async fn get(&self, root: ModelRoot, supplies: &Supplies) -> Result<Arc<Model>, Refusal> {
         let place = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,7 +141,7 @@ impl Models {
             });
             loaded.entry(root).or_default().clone()
         };
-        // Held while loading, so that two slots that start together share one copy.
+        // The lock is held while loading, so that two slots that start together share one copy.
         let mut place = place.lock().await;
         if let Some(model) = place.upgrade() {
             return Ok(model);
@@ -154,7 +155,7 @@ impl Models {
         let key = self.open_key(root, supplies)?;
         let manifest = fetch_manifest(root, &self.open_stores(supplies), &self.pool).await;
         let manifest = manifest.map_err(|error| read_refusal(&error))?;
-        // The store's code has compared them already. The whole promise hangs on it: compare again.
+        // The store's code has compared them already, but the whole guarantee depends on it: compare again.
         if manifest.root() != root {
             let message = "the manifest that was fetched has another root than the approved one";
             return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
@@ -223,7 +224,7 @@ fn read_refusal(error: &ReadError) -> Refusal {
     Refusal::new(error.code(), chain_of(error))
 }
 
-/// Brings a model's bytes until all are there.
+/// A task that reads a model's segments until all are present.
 struct FillJob {
     manifest: Arc<ModelManifest>,
     memory: Arc<Memory>,
@@ -254,14 +255,14 @@ impl FillJob {
                 }
                 Err(error) => {
                     let text = read_refusal(&error).to_string();
-                    tracing::warn!(model = %self.manifest.name, error = text, "fill interrupted; goes on");
+                    tracing::warn!(model = %self.manifest.name, error = text, "load interrupted, retrying");
                     self.progress.send_replace(Fill::Running(Some(text)));
                 }
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY_MOST);
             missing.retain(|segment| !self.memory.is_present(*segment));
-            // Stores may have come back, and nodes may have moved: open them anew.
+            // Stores may have recovered and nodes may have moved: open them again.
             let stores = open_stores(&self.context, &self.stores);
             let opened = Reader::open(
                 self.manifest.clone(),
@@ -278,30 +279,30 @@ impl FillJob {
 }
 
 impl Model {
-    /// How far the fill is, and its changes.
+    /// Returns a watch on the progress of the fill.
     pub(super) fn fill(&self) -> watch::Receiver<Fill> {
         self.fill.clone()
     }
 
-    /// Segments that are there and verified.
+    /// Returns the number of segments that are present and verified.
     pub(super) fn segments_verified(&self) -> u64 {
         self.memory.verified.load(Ordering::Relaxed)
     }
 
-    /// Segments in all.
+    /// Returns the total number of segments.
     pub(super) fn segments_total(&self) -> u64 {
         self.manifest.segments.len() as u64
     }
 
-    /// Weights and progress, for reading.
+    /// Returns descriptors of weights and progress, for reading.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub(super) fn readers(&self) -> io::Result<[OwnedFd; 2]> {
         Ok([self.memory.weights.reader()?, self.memory.progress.reader()?])
     }
 
-    /// All that a worker of this model shall know. `gpus` are the devices that it can compute on.
+    /// Returns the manifest for a worker of this model. `gpus` are the devices that it can compute on.
     pub(super) fn worker_manifest(
         &self,
         service: &ServiceManifest,
@@ -322,7 +323,7 @@ impl Model {
             threads: threads(service.resources.cpu_millicores),
             memory_bytes: service.resources.memory_bytes,
             gpus: gpus.to_vec(),
-            // Whoever has whole devices asked for the memory that they have at least.
+            // A service that has whole devices declared the least memory that they need.
             gpu_memory_bytes: (service.resources.gpu_share_percent > 0)
                 .then_some(service.resources.gpu_memory_bytes),
         }
@@ -335,7 +336,7 @@ impl Drop for Model {
     }
 }
 
-/// A model whose bytes arrive when a test says so.
+/// A model whose bytes arrive under a test's control.
 #[cfg(test)]
 pub(super) struct ModelInHand {
     pub(super) model: Arc<Model>,
@@ -351,12 +352,12 @@ impl ModelInHand {
         Self { model: Arc::new(Model { manifest: Arc::new(manifest), memory, fill, filling }), progress }
     }
 
-    /// Something is in the way of the bytes.
+    /// Simulates an error that delays the bytes.
     pub(super) fn trouble(&self, text: &str) {
         self.progress.send_replace(Fill::Running(Some(text.into())));
     }
 
-    /// The rest of the bytes arrive.
+    /// Makes the rest of the bytes arrive.
     pub(super) fn complete(&self) {
         for segment in 0..self.model.segments_total() as u32 {
             if !self.model.memory.is_present(segment) {
@@ -369,14 +370,14 @@ impl ModelInHand {
 
 #[cfg(test)]
 impl Models {
-    /// Uses this copy of the model of `root` while somebody holds it.
+    /// Uses this copy as the model of `root` while it is referenced.
     pub(super) fn hold(&self, root: ModelRoot, model: &Arc<Model>) {
         let place = Arc::new(tokio::sync::Mutex::new(Arc::downgrade(model)));
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(root, place);
     }
 }
 
-/// As many threads as there is CPU time for, at least one.
+/// Returns one thread per core of CPU time, rounded up, at least one.
 pub(super) fn threads(cpu_millicores: u64) -> u32 {
     u32::try_from(cpu_millicores.div_ceil(MILLICORES_PER_THREAD).max(1)).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! What every task of an agent shares: who the node is, what it may do now, what the circle agreed on.
+//! State shared by all tasks of an agent: the node's identity, its lease, and the circle's state.
 
 use super::lease::Lease;
 use super::logs::LogQueue;
@@ -16,22 +16,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 
-/// Shared by all tasks of an agent.
+/// State shared by all tasks of an agent.
 pub(super) struct Node {
     pub(super) identity: Identity,
     pub(super) launcher: Arc<dyn Launcher>,
     pub(super) clock: Clock,
     pub(super) device: Box<dyn Device>,
-    /// The `quorate-serve` executable.
+    /// Path of the `quorate-serve` executable.
     pub(super) serve_program: PathBuf,
     pub(super) models: Models,
     pub(super) resources: Resources,
     pub(super) logs: LogQueue,
-    /// Until when the node may act.
     pub(super) lease: watch::Sender<Lease>,
-    /// What the circle agreed on, as verified and written down.
+    /// State of the circle, as verified and persisted.
     pub(super) circle: watch::Sender<Arc<CircleState>>,
-    /// Something changed that control should hear soon.
+    /// Notified when a change should be reported to control soon.
     pub(super) news: Notify,
 }
 
@@ -40,19 +39,20 @@ impl Node {
         NodeId(self.identity.public_key())
     }
 
-    /// Where workers reach each admitted gateway, by the gateway's key.
+    /// Returns the address at which workers reach each admitted gateway, by the gateway's key.
     pub(super) fn gateways(&self) -> BTreeMap<PublicKey, String> {
         let circle = self.circle.borrow();
         let endpoints = circle.nodes().filter_map(|node| node.gateway.as_ref());
         endpoints.map(|gateway| (gateway.key, gateway.address.clone())).collect()
     }
 
-    /// Whether the node may act now.
+    /// Returns whether the node may act now.
     pub(super) fn lease_holds(&self) -> bool {
         self.lease.borrow().holds(&self.clock)
     }
 
-    /// This node's word that `worker` serves a slot it holds, good until its lease ends.
+    /// Signs a ticket: this node states that `worker` serves a slot it holds. It expires with the node's
+    /// lease.
     pub(super) fn ticket(
         &self,
         key: &super::core::SlotKey,

@@ -1,5 +1,5 @@
-//! The order book on disk: the digest of its record, then the record. Rewritten whole, durably, before
-//! anything starts because of it.
+//! The order book on disk: the digest of its record, then the record. It is rewritten whole and durable
+//! before any order in it takes effect.
 
 use super::chain::Chain;
 use super::core::OrderBook;
@@ -18,12 +18,12 @@ pub(super) struct OrderFile {
 }
 
 impl OrderFile {
-    /// The file, and the book that it holds; an empty one if there is no file yet. Orders that do not
-    /// verify any more are said so and not held.
+    /// Opens the file and returns it with its book, which is empty if there is no file yet. Orders that no
+    /// longer verify are logged and not held.
     ///
     /// # Errors
-    /// A file that cannot be read or believed. Without it this node could be made to accept an old order
-    /// again, so it must not go on.
+    /// If the file cannot be read or trusted. Without it this node could be made to accept an old order
+    /// again, so the agent must not continue.
     pub(super) fn open(path: PathBuf, chain: &Chain, node: NodeId) -> Result<(Self, OrderBook), AgentError> {
         let unusable = |reason: String| AgentError::Orders { path: path.clone(), reason };
         let bytes = files::read(&path, Digest::LENGTH + ORDER_BOOK_BYTES_MAX)
@@ -45,17 +45,17 @@ impl OrderFile {
         Ok((Self { path, node }, book))
     }
 
-    /// Writes the book; it is durable when this returns.
+    /// Writes the book. It is durable when this returns.
     ///
     /// # Errors
-    /// What the system answers; the old content is still there then.
+    /// Errors of the system; the old content is then still in place.
     pub(super) fn save(&self, book: &OrderBook, chain: &Chain) -> io::Result<()> {
         let record = canonical::to_bytes(&book.to_record(chain.state().id(), self.node));
         let digest = Digest::of_domain(ORDER_BOOK_DOMAIN, &record);
         files::write_secret(&self.path, &[&digest.as_bytes()[..], &record].concat())
     }
 
-    /// Where it lies.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

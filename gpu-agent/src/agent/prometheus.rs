@@ -1,9 +1,9 @@
-//! Numbers for Prometheus, as text, on a loopback listener.
+//! Metrics for Prometheus, as text, on a loopback listener.
 
 use protocol::agent::{SlotReport, SlotState};
 use std::fmt::Write;
 
-/// Everything that is exported.
+/// Values that are exported.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
     pub(super) slots: Vec<SlotReport>,
@@ -19,7 +19,7 @@ pub(super) struct Numbers {
     pub(super) gateway: Option<GatewayNumbers>,
 }
 
-/// Of the gateway process.
+/// Metrics of the gateway process.
 #[derive(Debug, Default)]
 pub(super) struct GatewayNumbers {
     pub(super) routes_version: u64,
@@ -27,7 +27,7 @@ pub(super) struct GatewayNumbers {
     pub(super) workers: u64,
 }
 
-/// One metric: its name, kind and help, and its samples: labels and value.
+/// One metric: its name, kind and help text, and its samples as labels and value.
 struct Family<'a> {
     name: &'a str,
     kind: &'a str,
@@ -35,7 +35,7 @@ struct Family<'a> {
     samples: Vec<(String, u64)>,
 }
 
-/// The text that Prometheus reads.
+/// Renders the metrics in Prometheus's text format.
 pub(super) fn render(numbers: &Numbers) -> String {
     let mut text = String::new();
     for family in node_families(numbers).into_iter().chain(slot_families(&numbers.slots)) {

@@ -1,4 +1,4 @@
-//! What this machine has to offer, within what its operator allows.
+//! Resources that this machine offers, within the operator's limits.
 
 use crate::device::Device;
 use protocol::agent::{Gpu, NodeResources};
@@ -6,20 +6,20 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a listing of GPUs is good: asking the driver takes milliseconds, and a card that falls off the
-/// bus is noticed by its worker first.
+/// Lifetime of a listing of GPUs. A query of the driver takes milliseconds, and a worker notices first when a
+/// card falls off the bus.
 const GPUS_FRESH: Duration = Duration::from_secs(5);
 
-/// The most that an operator lets an agent offer; none = all that is there.
+/// Operator's limits on the resources that an agent offers; none = all resources of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ResourceCaps {
-    /// Thousandths of a core.
+    /// Limit in thousandths of a core.
     pub cpu_millicores: Option<u64>,
-    /// Bytes of memory.
+    /// Limit in bytes.
     pub memory_bytes: Option<u64>,
 }
 
-/// What the machine offers.
+/// Resources that the machine offers.
 #[derive(Debug)]
 pub(super) struct Resources {
     caps: ResourceCaps,
@@ -31,7 +31,7 @@ impl Resources {
         Self { caps, gpus: Mutex::default() }
     }
 
-    /// What there is now. May take milliseconds, once in a while.
+    /// Returns the current resources. May occasionally take milliseconds.
     pub(super) fn now(&self, device: &dyn Device) -> NodeResources {
         NodeResources {
             cpu_millicores: capped(cores() * 1000, self.caps.cpu_millicores),
@@ -40,7 +40,7 @@ impl Resources {
         }
     }
 
-    /// The GPUs that are there.
+    /// Returns the current GPUs.
     pub(super) fn gpus(&self, device: &dyn Device) -> Vec<Gpu> {
         let mut known = self.gpus.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {

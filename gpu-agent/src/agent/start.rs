@@ -1,4 +1,4 @@
-//! An agent's start: its files, its sandboxes from before, its services; and its end.
+//! Startup and shutdown of an agent: its files, the sandboxes of its predecessor, and its services.
 
 use super::actor::Actor;
 use super::chain::Chain;
@@ -33,17 +33,17 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-/// Open files beside the connections of listeners: a dozen for each worker, files and connections of model loads,
-/// the stores, the admin socket, the chain.
+/// Open files besides the connections of listeners. These are a dozen for each worker, files and connections
+/// of model loads, the stores, the admin socket and the chain.
 const OTHER_FILES: usize = 1024;
-/// Orders that wait to be judged for an operator.
+/// Maximum number of an operator's orders that wait for a verdict.
 const HANDED_MAX: usize = 8;
 
-/// Runs a node's agent until `shutdown`; then its slots end in order, and its gateway. Needs a tokio
-/// runtime of several threads.
+/// Runs a node's agent until `shutdown`; then it ends its slots in an orderly way, and its gateway. Needs a
+/// multi-threaded tokio runtime.
 ///
 /// # Errors
-/// See [`AgentError`]: what keeps it from starting, or a listener that fails.
+/// [`AgentError`], if the agent cannot start or a listener fails.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
     Prepared::new(config).await?.run(shutdown).await
 }
@@ -118,7 +118,8 @@ impl Prepared {
 
     pub(super) async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
         let Self { directory, lock: _lock, node, actor, services } = self;
-        // Whatever ends first ends the others: a node without its listeners is not the node that was admitted.
+        // The first task to end stops the others: a node without its listeners is not the node that was
+        // admitted.
         let stop = shutdown.child_token();
         let _guard = stop.clone().drop_guard();
         let (handed, receive_handed) = mpsc::channel(HANDED_MAX);
@@ -129,7 +130,7 @@ impl Prepared {
     }
 }
 
-/// Waits for every service; the first that ends stops the others, and the first failure is the outcome.
+/// Waits for every service. The first that ends stops the others, and the first failure is the outcome.
 async fn first_failure(
     tasks: &mut JoinSet<Result<(), AgentError>>,
     stop: &CancellationToken,
@@ -143,7 +144,7 @@ async fn first_failure(
     outcome
 }
 
-/// One agent works in a directory; the kernel forgets the lock with the process.
+/// Takes the lock that admits one agent per directory. The kernel releases it with the process.
 fn lock(directory: &Path) -> Result<Flock<File>, AgentError> {
     let path = directory.join("lock");
     let file = File::create(&path).map_err(AgentError::during("create", &path))?;
@@ -151,8 +152,8 @@ fn lock(directory: &Path) -> Result<Flock<File>, AgentError> {
         .map_err(|_| AgentError::InUse { path: directory.to_path_buf() })
 }
 
-/// The sandboxes that an agent before this one started and that can go on: their order is held, and their
-/// weights are complete. All others are ended, and what dead ones left is swept.
+/// Returns sandboxes of a previous agent that can be adopted: their order is held, and their weights are
+/// complete. All others are ended, and leftovers of dead ones are removed.
 async fn find_sandboxes(
     node: &Node,
     book: &OrderBook,
@@ -167,7 +168,7 @@ async fn find_sandboxes(
             Some(key) if running.is_complete() => adopted.push((key.clone(), running)),
             _ => {
                 let name = running.name().to_string();
-                tracing::info!(sandbox = name, "ends: not held any more, or its weights were not complete");
+                tracing::info!(sandbox = name, "ending sandbox: order no longer held, or weights incomplete");
                 if let Err(error) = running.remove().await {
                     tracing::error!(sandbox = name, error = chain_of(&error), "remove a sandbox");
                 }
@@ -178,7 +179,7 @@ async fn find_sandboxes(
     Ok(adopted)
 }
 
-/// Names this start of the agent; without randomness, by the clock.
+/// Returns an id for this start of the agent; from the clock if there is no randomness.
 fn random_boot(clock: &Clock) -> u64 {
     let mut bytes = [0; 8];
     match getrandom::fill(&mut bytes) {
@@ -187,7 +188,7 @@ fn random_boot(clock: &Clock) -> u64 {
     }
 }
 
-/// What runs beside the loop.
+/// Services that run beside the main loop.
 struct Services {
     storage: Option<super::config::StorageConfig>,
     gateway: Option<super::config::GatewayConfig>,

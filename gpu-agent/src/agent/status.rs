@@ -1,4 +1,4 @@
-//! How a slot is, written by its task and read by whoever reports.
+//! Status of a slot, written by its task and read by the reporting code.
 
 use super::core::{Refusal, RunningSlot, SlotKey};
 use super::models::Model;
@@ -11,22 +11,23 @@ use tokio::time::Instant;
 /// Longest detail in a report, in bytes.
 const DETAIL_BYTES_MAX: usize = 1024;
 
-/// How a slot is.
+/// Status of a slot.
 #[derive(Debug)]
 pub(super) struct Status {
     pub(super) state: SlotState,
     pub(super) detail: String,
-    /// Times that loading, starting or serving failed and was begun again.
+    /// Number of times that loading, starting or serving failed and was retried.
     pub(super) restarts: u32,
-    /// The worker's last numbers.
+    /// Latest metrics of the worker.
     pub(super) metrics: Option<WorkerMetrics>,
-    /// Since when it finishes and takes nothing new.
+    /// Time since which the slot drains and takes no new requests.
     pub(super) draining_since: Option<Millis>,
-    /// What is not enforced on it.
+    /// Limits that are not enforced on the sandbox.
     pub(super) not_enforced: Vec<String>,
-    /// Since when it answers requests, in this attempt.
+    /// Time since which the worker answers requests, in this attempt.
     pub(super) ready_since: Option<Instant>,
-    /// Its model, once it is in memory; none after an agent's restart, which cannot see the old copy.
+    /// The slot's model, once in memory; none after an agent's restart, because a new agent cannot see the
+    /// old copy.
     pub(super) model: Option<Arc<Model>>,
 }
 
@@ -50,12 +51,12 @@ impl Default for Status {
 pub(super) struct SharedStatus(Arc<Mutex<Status>>);
 
 impl SharedStatus {
-    /// Looks at it, or changes it.
+    /// Locks the status for reading or writing.
     pub(super) fn lock(&self) -> MutexGuard<'_, Status> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes state and detail; true if either is new.
+    /// Sets state and detail. Returns true if either changed.
     pub(super) fn set(&self, state: SlotState, detail: impl Into<String>) -> bool {
         let mut status = self.lock();
         let detail = shortened(detail.into());
@@ -67,7 +68,7 @@ impl SharedStatus {
         changed
     }
 
-    /// What control is told.
+    /// Returns the report for control.
     pub(super) fn report(&self, key: &SlotKey, fence: Fence) -> SlotReport {
         let status = self.lock();
         let model = status.model.as_ref();
@@ -84,13 +85,13 @@ impl SharedStatus {
         }
     }
 
-    /// What a reconciliation sees.
+    /// Returns the slot's input to a reconciliation.
     pub(super) fn running(&self, fence: Fence) -> RunningSlot {
         RunningSlot { fence, draining_since: self.lock().draining_since }
     }
 }
 
-/// A report of a slot of which nothing runs.
+/// Returns a report of a slot in which nothing runs.
 pub(super) fn plain_report(
     key: &SlotKey,
     fence: Fence,
@@ -110,7 +111,7 @@ pub(super) fn plain_report(
     }
 }
 
-/// A report of an order that was refused; its detail begins with the code.
+/// Returns a report of a refused order; its detail begins with the code.
 pub(super) fn refused_report(key: &SlotKey, fence: Fence, refusal: &Refusal) -> SlotReport {
     plain_report(key, fence, SlotState::Refused, refusal.to_string())
 }

@@ -1,4 +1,5 @@
-//! Offering this node's directories to the circle's other nodes: encrypted shards, admitted peers only.
+//! Shard service: offers this node's directories to the circle's other nodes. Shards are encrypted, and only
+//! admitted peers are served.
 
 use super::config::StorageConfig;
 use super::error::AgentError;
@@ -11,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Serves the stores until `shutdown`. Who is admitted is asked at every request, so a node that the circle
-/// removes is turned away at once.
+/// Serves the stores until `shutdown`. Admission is checked on every request, so a node that the circle
+/// removes is rejected immediately.
 pub(super) async fn serve(
     config: StorageConfig,
     limits: Limits,
@@ -28,7 +29,8 @@ pub(super) async fn serve(
         .map_err(AgentError::Listener)
 }
 
-/// How this node opens stores: its own as directories, other nodes' at their admitted addresses.
+/// Returns the context for opening stores: local ones as directories, other nodes' at their admitted
+/// addresses.
 pub(super) fn context(
     identity: &Identity,
     name: NodeName,

@@ -1,8 +1,8 @@
-//! The talk with one worker over its unix socket: who it is, how it is, connections to every admitted
-//! gateway, and fresh tickets for them.
+//! Connection to one worker over its unix socket. The worker sends its key and state. The agent sends
+//! connections to every admitted gateway, and fresh tickets for them.
 //!
-//! What a worker says is data from untrusted code: it can claim a state and a key, nothing more. A ticket
-//! for a false key serves nobody, since the gateway checks the key in its handshake.
+//! Messages from a worker are data from untrusted code: it can claim a state and a key, nothing more. A
+//! ticket for a false key is useless, since the gateway checks the key in its handshake.
 
 use super::backoff::Backoff;
 use super::core::SlotKey;
@@ -25,31 +25,31 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A worker that does not say who it is within this time is not one.
+/// Longest wait for a worker's hello; then it does not count as a worker.
 const HELLO_LIMIT: Duration = Duration::from_secs(20);
 /// Longest TCP connect to a gateway.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
-/// Waiting between attempts to reach a gateway; it doubles up to the most.
+/// Backoff between attempts to reach a gateway.
 const DIAL_AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
-/// A connection that lasted this long was good: the next attempt is a first one.
+/// Lifetime after which a connection counts as good and its backoff is reset.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// Pause before talking to the worker again after the talk broke.
+/// Pause before reconnecting to the worker.
 const TALK_AGAIN: Duration = Duration::from_millis(200);
 
-/// What is heard of a worker in a second, and at once: it has something to say when its state changes or a gateway
-/// goes. One that says more has to wait.
+/// Frames accepted from a worker per second. A worker needs to send one when its state changes or a gateway
+/// disconnects. The excess waits in the socket.
 const FRAMES_PER_SECOND: u32 = 20;
-/// Its connections to all gateways may go at once.
+/// Burst of frames: connections to all gateways may be lost at the same time.
 const FRAMES_BURST: u32 = 128;
 
-/// What a worker said of itself.
+/// State that a worker reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) state: WorkerState,
     pub(super) detail: String,
 }
 
-/// Whom the talk is about.
+/// The slot that the connection belongs to.
 #[derive(Clone, Copy)]
 pub(super) struct About<'a> {
     pub(super) node: &'a Node,
@@ -57,8 +57,8 @@ pub(super) struct About<'a> {
     pub(super) fence: Fence,
 }
 
-/// Talks with the worker for as long as it is polled. `said` gets what it says; `drain` turns true when it
-/// shall finish.
+/// Serves the connection for as long as it is polled. `said` receives the worker's state; `drain` becomes
+/// true when the worker must drain.
 pub(super) async fn talk(
     about: About<'_>,
     running: &dyn Running,
@@ -67,7 +67,7 @@ pub(super) async fn talk(
 ) {
     loop {
         if let Err(error) = converse(about, running, said, &mut drain).await {
-            tracing::debug!(slot = %about.key, %error, "talk with the worker broke");
+            tracing::debug!(slot = %about.key, %error, "lost the connection to the worker");
         }
         tokio::time::sleep(TALK_AGAIN).await;
     }
@@ -92,7 +92,7 @@ async fn converse(
     talk.run(&mut sender, &mut receiver, said, drain).await
 }
 
-/// One gateway as this worker's connections to it go.
+/// State of this worker's connection to one gateway.
 #[derive(Debug)]
 struct Link {
     address: String,
@@ -102,10 +102,10 @@ struct Link {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LinkState {
-    /// To be dialled then.
+    /// Next dial, at this time.
     Waiting(Instant),
     Dialling,
-    /// Handed over then.
+    /// Connection passed to the worker at this time.
     Connected(Instant),
 }
 
@@ -140,7 +140,7 @@ impl Talk<'_> {
             self.dial_due();
             let next_dial = self.next_dial();
             tokio::select! {
-                // Last comes the worker: one that never stops talking delays nothing.
+                // The worker comes last: one that never stops sending delays nothing.
                 biased;
                 Some((gateway, dialled)) = self.dials.next(), if !self.dials.is_empty() => {
                     self.hand_over(sender, gateway, dialled).await?;
@@ -177,7 +177,7 @@ impl Talk<'_> {
         }
     }
 
-    /// Gateways come and go with the circle's decisions.
+    /// Adds and removes gateways as the circle's decisions require.
     fn follow_roster(&mut self) {
         let roster = self.about.node.gateways();
         self.links.retain(|gateway, link| roster.get(gateway) == Some(&link.address));
@@ -187,7 +187,7 @@ impl Talk<'_> {
         }
     }
 
-    /// Dials the gateways whose time has come. Without a lease there is no ticket to show.
+    /// Dials the gateways that are due. Without a lease there is no ticket to present.
     fn dial_due(&mut self) {
         if !self.about.node.lease_holds() {
             return;
@@ -207,7 +207,7 @@ impl Talk<'_> {
             LinkState::Waiting(at) => Some(at),
             _ => None,
         });
-        // A lapsed lease leaves dials overdue: the renewal wakes this loop, not the timer.
+        // An expired lease leaves dials overdue: the renewal wakes this loop, not the timer.
         waiting.min().filter(|at| *at > Instant::now())
     }
 
@@ -225,7 +225,7 @@ impl Talk<'_> {
                 link.state = LinkState::Connected(Instant::now());
             }
             Err(error) => {
-                tracing::debug!(slot = %self.about.key, address = link.address, %error, "gateway out of reach");
+                tracing::debug!(slot = %self.about.key, address = link.address, %error, "dial the gateway");
                 link.failures = link.failures.saturating_add(1);
                 link.state = LinkState::Waiting(Instant::now() + DIAL_AGAIN.pause(link.failures));
             }
@@ -244,7 +244,7 @@ impl Talk<'_> {
     }
 }
 
-/// What the worker says next, once it may say something.
+/// Returns the worker's next message, as fast as the rate limit allows.
 async fn next_frame(
     limiter: &RateLimiter,
     receiver: &mut FrameReceiver,
@@ -256,7 +256,7 @@ async fn next_frame(
 async fn dial(address: &str) -> io::Result<TcpStream> {
     let tcp = tokio::time::timeout(DIAL_LIMIT, TcpStream::connect(address)).await;
     let tcp = tcp.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    // The worker's filter denies setsockopt.
+    // The agent sets it, because the worker's filter denies setsockopt.
     tcp.set_nodelay(true)?;
     Ok(tcp)
 }

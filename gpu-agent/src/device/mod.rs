@@ -1,5 +1,5 @@
-//! What this machine can compute with besides its CPU. Two implementations: what the driver says
-//! ([`Nvml`]) and what a rehearsal pretends ([`Simulated`]), which is labelled wherever it is listed.
+//! GPUs of this machine. There are two implementations: those that the driver reports ([`Nvml`]) and
+//! simulated ones ([`Simulated`]), which are labelled in every listing.
 
 mod nvml;
 mod simulated;
@@ -10,20 +10,21 @@ pub use simulated::{Simulated, SimulatedError};
 use protocol::agent::Gpu;
 use std::path::PathBuf;
 
-/// The GPUs of a node.
+/// GPUs of a node.
 pub trait Device: Send + Sync {
-    /// What is there now, by rising index. No GPU is a normal answer. May take milliseconds.
+    /// Returns the current GPUs by ascending index; none is a valid answer. May take milliseconds.
     fn list(&self) -> Vec<Gpu>;
 
-    /// Device nodes that a worker needs to compute on the GPUs of these indices; none for simulated ones,
-    /// which compute nothing.
+    /// Returns the device nodes that a worker needs to compute on these GPUs; none for simulated ones, which
+    /// compute nothing.
     fn nodes(&self, indices: &[u32]) -> Vec<PathBuf>;
 }
 
-/// The node's GPUs: `simulate` as in `--simulate-gpus 8xH100`, or what the driver says.
+/// Returns the node's GPUs: simulated ones if `simulate` is given (`--simulate-gpus 8xH100`), else the
+/// driver's.
 ///
 /// # Errors
-/// When the description of simulated GPUs is not understood.
+/// If the description of simulated GPUs cannot be parsed.
 pub fn open(simulate: Option<&str>) -> Result<Box<dyn Device>, SimulatedError> {
     Ok(match simulate {
         Some(text) => Box::new(text.parse::<Simulated>()?),

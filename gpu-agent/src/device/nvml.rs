@@ -1,5 +1,5 @@
-//! GPUs as NVIDIA's driver describes them. The management library is opened at run time, so that one
-//! binary serves machines with and without it; a machine without it has no GPUs, and says why when asked.
+//! GPUs as reported by NVIDIA's driver. The management library is opened at run time, so that one binary
+//! serves machines with and without it. A machine without it has no GPUs, and the reason can be queried.
 
 use super::Device;
 use nvml_wrapper::error::NvmlError;
@@ -7,24 +7,24 @@ use protocol::agent::Gpu;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-/// Names of the library: the first is what drivers install, the second comes with development packages.
+/// Names of the library: drivers install the first, development packages the second.
 const LIBRARIES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
-/// Nodes that every CUDA program opens, besides one for each GPU.
+/// Device nodes that every CUDA program opens, besides one for each GPU.
 const SHARED_NODES: [&str; 3] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"];
 
-/// The driver's view.
+/// GPUs reported by the driver.
 #[derive(Debug)]
 pub struct Nvml(Result<nvml_wrapper::Nvml, NvmlError>);
 
 impl Nvml {
-    /// Opens the management library, if there is one.
+    /// Opens the management library, if present.
     #[must_use]
     pub fn open() -> Self {
         let load = |name| nvml_wrapper::Nvml::builder().lib_path(OsStr::new(name)).init();
         Self(load(LIBRARIES[0]).or_else(|_| load(LIBRARIES[1])))
     }
 
-    /// Why there are no GPUs, if the library could not be used.
+    /// Returns the reason for the absence of GPUs, if the library could not be used.
     #[must_use]
     pub fn absence(&self) -> Option<String> {
         self.0.as_ref().err().map(ToString::to_string)
@@ -49,7 +49,7 @@ impl Device for Nvml {
     }
 }
 
-/// A GPU that does not answer is listed as unhealthy: it is there, and must be given no work.
+/// A GPU that does not answer is listed as unhealthy: it is present, but must not get any work.
 fn describe(library: &nvml_wrapper::Nvml, index: u32) -> Gpu {
     let read = || -> Result<Gpu, NvmlError> {
         let device = library.device_by_index(index)?;

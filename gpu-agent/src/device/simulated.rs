@@ -1,5 +1,5 @@
-//! GPUs that are not there: `8xH100` lets a laptop rehearse how a GPU cluster schedules. They have sizes
-//! and names, are marked as simulated in every listing, and compute nothing.
+//! Simulated GPUs: `8xH100` lets a laptop simulate the scheduling of a GPU cluster. They have sizes and
+//! names, are marked as simulated in every listing, and compute nothing.
 
 use super::Device;
 use protocol::agent::Gpu;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 const GIB: u64 = 1 << 30;
-/// Products that can be rehearsed, with their memory in GiB as their makers print it.
+/// Products that can be simulated, with their memory in GiB as advertised.
 const PRODUCTS: [(&str, u64); 9] = [
     ("A10", 24),
     ("A100", 80),
@@ -21,21 +21,21 @@ const PRODUCTS: [(&str, u64); 9] = [
     ("RTX4090", 24),
     ("T4", 16),
 ];
-/// The largest machines sold have 16; 64 leaves room for dreams.
+/// Maximum number of GPUs. The largest machines sold have 16; 64 leaves headroom.
 const COUNT_MAX: u32 = 64;
 
-/// A rehearsed set of GPUs, all alike.
+/// A set of identical simulated GPUs.
 #[derive(Debug, Clone)]
 pub struct Simulated {
     count: u32,
     product: &'static str,
     memory_bytes: u64,
-    /// Those that have fallen off the bus; shared by clones.
+    /// Indices of GPUs that have fallen off the bus; shared by clones.
     lost: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Simulated {
-    /// A GPU falls off the bus, or comes back to it.
+    /// Makes a GPU fall off the bus, or come back to it.
     pub fn set_lost(&self, index: u32, lost: bool) {
         let mut all = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         if lost {
@@ -46,7 +46,7 @@ impl Simulated {
     }
 }
 
-/// Why a description like `8xH100` is not understood.
+/// Error of a description like `8xH100` that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("simulated GPUs are written COUNTxPRODUCT, like 8xH100: `{text}` {reason}")]
 pub struct SimulatedError {

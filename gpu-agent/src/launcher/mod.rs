@@ -1,9 +1,9 @@
-//! How an agent starts workers and finds them again. Two implementations: real sandboxes
-//! ([`SandboxLauncher`](crate::sandbox::SandboxLauncher)) and workers that this process plays
-//! ([`SimulatedLauncher`]), which label themselves in every listing.
+//! The interface by which an agent starts workers and finds them again. There are two implementations: real
+//! sandboxes ([`SandboxLauncher`](crate::sandbox::SandboxLauncher)), and workers simulated in this process
+//! ([`SimulatedLauncher`]), which are labelled in every listing.
 //!
-//! What may surprise: nothing here blocks. A real launcher works on the runtime's blocking threads, a
-//! simulated one only lets the runtime's own clock run, so an agent can be rehearsed in paused time.
+//! Nothing here blocks. A real launcher works on the runtime's blocking threads; a simulated one only uses
+//! the runtime's clock. An agent can therefore be simulated in paused time.
 
 mod simulated;
 
@@ -22,102 +22,103 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::UnixStream;
 
-/// Starts workers for one agent.
+/// Launcher of workers for one agent.
 pub trait Launcher: Send + Sync {
-    /// What this machine and user can enforce.
+    /// Returns the isolation that this machine and user can enforce.
     fn isolation(&self) -> &IsolationReport;
 
-    /// Starts a worker in a new sandbox. When this is ready, its program runs and its record is durable;
-    /// of a failed start nothing is left. Not to be dropped before it is ready: what was begun then stands
-    /// until its lease lapses.
+    /// Starts a worker in a new sandbox. When this completes, its program runs and its record is durable; a
+    /// failed start leaves nothing behind. The future must not be dropped before it completes: a partly
+    /// started sandbox then stays until its lease expires.
     fn start(self: Arc<Self>, start: Start) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>>;
 
-    /// Workers that live, whoever started them: what an agent asks first after its own restart.
+    /// Returns all live workers, including those of other agents: an agent calls this first after its own
+    /// restart.
     fn list_running(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<Arc<dyn Running>>, SandboxError>>;
 
-    /// Removes what sandboxes that have ended left. Returns of how many. Not to be called while a start is
-    /// under way.
+    /// Removes the leftovers of sandboxes that have ended, and returns their number. Must not be called
+    /// during a start.
     fn sweep_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>>;
 }
 
-/// A sandbox that was alive when this value was made. Dropping it ends nothing: the lease does that.
+/// A sandbox that was alive when this value was created. Dropping it ends nothing; only the lease does.
 pub trait Running: Send + Sync + Debug {
-    /// Its name on this node.
+    /// Returns its name on this node.
     fn name(&self) -> &str;
 
-    /// What is not enforced on it, each beginning with a label.
+    /// Returns the limits that are not enforced on it, each beginning with a label.
     fn not_enforced(&self) -> &[String];
 
-    /// Lengthens its lease to this time of the boot clock. An error says that its init does not answer: it
-    /// has ended, or is about to.
+    /// Extends its lease to this time of the boot clock. An error means that its init does not answer: it has
+    /// ended, or is about to.
     fn renew(self: Arc<Self>, until_boottime_ms: u64) -> BoxFuture<'static, Result<InitReply, SandboxError>>;
 
-    /// Asks the worker to end, and ends the sandbox after the grace.
+    /// Asks the worker to end, and ends the sandbox after the grace period.
     fn stop(self: Arc<Self>, grace_ms: u64) -> BoxFuture<'static, Result<InitReply, SandboxError>>;
 
     /// Waits until it has ended. Safe to drop.
     fn wait(self: Arc<Self>) -> BoxFuture<'static, io::Result<Ended>>;
 
-    /// Ends it if it lives, and removes what is left of it. May be asked again after an error.
+    /// Ends it if it is alive, and removes its leftovers. May be called again after an error.
     fn remove(self: Arc<Self>) -> BoxFuture<'static, Result<Option<Ended>, SandboxError>>;
 
-    /// A new connection to the worker's socket.
+    /// Opens a connection to the worker's socket.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     fn connect_worker(&self) -> io::Result<UnixStream>;
 
-    /// The worker's metrics.
+    /// Opens the worker's metrics.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     fn metrics(&self) -> io::Result<MetricsReader>;
 
-    /// What the worker has printed since a position, which moves on; a bounded number of bytes at a time.
+    /// Returns a bounded number of bytes of the worker's output since a position, and advances the position.
     fn output(&self, position: &mut OutputPosition) -> Vec<u8>;
 
-    /// The position after everything printed so far.
+    /// Returns the position after all output so far.
     fn output_end(&self) -> OutputPosition;
 
-    /// The last bytes that the worker printed, at most this many.
+    /// Returns the last bytes of the worker's output, at most this many.
     fn output_tail(&self, bytes_max: u64) -> Vec<u8>;
 
-    /// Notes beside the sandbox that every byte of its weights is there: only then can it go on without
-    /// the agent that filled them. It need not survive the machine: neither does the sandbox.
+    /// Records beside the sandbox that its weights are complete: only then can it outlive the agent that
+    /// filled them. The record need not survive the machine, because the sandbox does not either.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     fn mark_complete(&self) -> io::Result<()>;
 
-    /// Whether that was noted.
+    /// Returns whether the weights were recorded as complete.
     fn is_complete(&self) -> bool;
 }
 
-/// How well this machine and user can isolate.
+/// Isolation that this machine and user can enforce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IsolationReport {
-    /// The level, against which manifests state their minimum.
+    /// Isolation level; manifests state their minimum.
     pub level: Isolation,
-    /// What cannot be enforced here, each beginning with a label.
+    /// Limits that cannot be enforced here, each beginning with a label.
     pub not_enforced: Vec<String>,
 }
 
-/// One sandbox to start.
+/// Parameters of a new sandbox.
 #[derive(Debug)]
 pub struct Start {
-    /// Its name on this node: 1 to 63 of `a-z 0-9 - . _`.
+    /// Name on this node: 1 to 63 of `a-z 0-9 - . _`.
     pub name: String,
-    /// The worker's executable.
+    /// Path of the worker's executable.
     pub binary: PathBuf,
     /// Arguments after the program's name.
     pub arguments: Vec<String>,
-    /// The whole environment.
+    /// The complete environment.
     pub environment: BTreeMap<String, String>,
-    /// What it may use.
+    /// Resource limits.
     pub limits: SandboxLimits,
-    /// Host files and directories that it sees, read-only, besides its libraries.
+    /// Host files and directories visible read-only, besides the worker's libraries.
     pub read_only: Vec<PathBuf>,
-    /// Device nodes that it may use.
+    /// Device nodes available to the worker.
     pub devices: Vec<PathBuf>,
     /// Becomes [`protocol::worker::WORKER_WEIGHTS_FD`].
     pub weights: OwnedFd,
@@ -125,6 +126,6 @@ pub struct Start {
     pub progress: OwnedFd,
     /// Becomes [`protocol::worker::WORKER_MANIFEST_FD`]: a canonical `WorkerManifest`.
     pub manifest: Vec<u8>,
-    /// First lease, on the boot clock.
+    /// End of the first lease, on the boot clock.
     pub lease_until_boottime_ms: u64,
 }

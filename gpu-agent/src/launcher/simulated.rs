@@ -1,10 +1,10 @@
-//! Workers that this process plays: they speak the worker's protocol over socket pairs, wait for their
-//! weights, hold leases, end, hang, run out of memory and fail to start when told to, and compute nothing.
-//! Every listing of them says that they are simulated.
+//! Simulated workers in this process. They speak the worker's protocol over socket pairs, wait for their
+//! weights and hold leases. On demand they end, hang, run out of memory or fail to start. They compute
+//! nothing, and every listing marks them as simulated.
 //!
-//! What may surprise: like real sandboxes they outlive the agent that started them, until their lease lapses
-//! by the launcher's own [`Clock`]; an agent that comes back finds them. All of their waiting is done on the
-//! tokio runtime, so under paused time a lease takes no time to lapse.
+//! Like real sandboxes they outlive the agent that started them, until their lease expires by the launcher's
+//! own [`Clock`]; a restarted agent finds them. All of their waiting is done on the tokio runtime, so under
+//! paused time a lease takes no real time to expire.
 
 mod sandbox;
 mod worker;
@@ -23,32 +23,32 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Label of everything that is not enforced here: all of it.
+/// Label in place of the list of unenforced limits: all of them.
 const LABEL: &str = "simulated: workers are played by the agent; nothing computes, nothing is enforced";
 
-/// What a simulated worker does, decided when it is started.
+/// Behaviour of a simulated worker, decided when it is started.
 #[derive(Debug, Clone)]
 pub struct Behaviour {
-    /// How long its start takes. Its record is durable halfway: an agent that dies later has left it running.
+    /// Duration of its start. Its record is durable halfway: an agent that dies later leaves it running.
     pub start: Duration,
-    /// Why its start fails, if it does.
+    /// Reason why its start fails, if it does.
     pub start_failure: Option<String>,
     /// Whether it answers its agent; one that does not hangs.
     pub speaks: bool,
-    /// How long after its weights are complete it is ready; none = never.
+    /// Time from complete weights to readiness; none = never.
     pub ready_after: Option<Duration>,
-    /// Why it cannot serve: said instead of being ready.
+    /// Reason why it cannot serve, reported instead of readiness.
     pub failure: Option<String>,
-    /// When and how it ends by itself, counted from its start.
+    /// Time from its start to its own end, and the kind of that end.
     pub ends: Option<(Duration, Ended)>,
-    /// How long it takes to end once it is asked to; none = it has to be killed when its grace is over.
+    /// Time from a request to stop to its end; none = it has to be killed when its grace period is over.
     pub obeys_after: Option<Duration>,
-    /// Requests that it is busy with: while there are some it does not drain.
+    /// Running requests: while there are any it does not drain.
     pub requests_running: u32,
 }
 
 impl Default for Behaviour {
-    /// A worker that is well.
+    /// Returns a healthy worker.
     fn default() -> Self {
         Self {
             start: Duration::from_millis(20),
@@ -65,7 +65,7 @@ impl Default for Behaviour {
 
 type Decide = Box<dyn Fn(&Start) -> Behaviour + Send + Sync>;
 
-/// Plays the sandboxes of one node, for all agents that come and go there.
+/// Simulates the sandboxes of one node, for successive agents.
 pub struct SimulatedLauncher {
     clock: Clock,
     isolation: IsolationReport,
@@ -73,11 +73,11 @@ pub struct SimulatedLauncher {
     world: Mutex<World>,
 }
 
-/// What there is on the node.
+/// State of the node.
 #[derive(Debug, Default)]
 struct World {
     sandboxes: BTreeMap<String, Arc<SimulatedSandbox>>,
-    /// Sandboxes that were ever started.
+    /// Number of sandboxes ever started.
     started: u64,
 }
 
@@ -88,7 +88,7 @@ impl std::fmt::Debug for SimulatedLauncher {
 }
 
 impl SimulatedLauncher {
-    /// A node that pretends to isolate so well. `decide` says what each worker will do.
+    /// Creates a node that claims this isolation level. `decide` returns the behaviour of each worker.
     #[must_use]
     pub fn new(
         clock: Clock,
@@ -103,12 +103,12 @@ impl SimulatedLauncher {
         })
     }
 
-    /// Decides otherwise from now on, for workers that are still to be started.
+    /// Replaces the decision function, for workers that are started later.
     pub fn decide(&self, decide: impl Fn(&Start) -> Behaviour + Send + Sync + 'static) {
         *lock(&self.decide) = Box::new(decide);
     }
 
-    /// Names of the sandboxes that live.
+    /// Returns the names of the live sandboxes.
     #[must_use]
     pub fn living(&self) -> Vec<String> {
         let world = lock(&self.world);
@@ -116,55 +116,55 @@ impl SimulatedLauncher {
         living.map(|sandbox| sandbox.name().to_string()).collect()
     }
 
-    /// Names of the sandboxes of which something is there: a living one, or what a dead one left.
+    /// Returns the names of the sandboxes that are alive or have leftovers.
     #[must_use]
     pub fn present(&self) -> Vec<String> {
         lock(&self.world).sandboxes.keys().cloned().collect()
     }
 
-    /// How many sandboxes were ever started.
+    /// Returns the number of sandboxes ever started.
     #[must_use]
     pub fn started(&self) -> u64 {
         lock(&self.world).started
     }
 
-    /// The worker of this name ends by itself. False if none lives.
+    /// Makes the worker of this name end on its own. Returns false if none is alive.
     pub fn end(&self, name: &str, exit: SandboxExit) -> bool {
         self.with(name, |sandbox| sandbox.end(Ended { exit: Some(exit), out_of_memory: false }))
     }
 
-    /// The kernel kills the worker of this name for want of memory. False if none lives.
+    /// Makes the kernel kill the worker of this name for lack of memory. Returns false if none is alive.
     pub fn run_out_of_memory(&self, name: &str) -> bool {
         let exit = Some(SandboxExit::Signaled { signal: 9 });
         self.with(name, |sandbox| sandbox.end(Ended { exit, out_of_memory: true }))
     }
 
-    /// The worker of this name neither answers nor writes any more, and lives on. False if none lives.
+    /// Makes the worker of this name hang: it neither answers nor writes. Returns false if none is alive.
     pub fn hang(&self, name: &str) -> bool {
         self.with(name, |sandbox| sandbox.worker().hang())
     }
 
-    /// The worker of this name prints a line. False if none lives.
+    /// Makes the worker of this name print a line. Returns false if none is alive.
     pub fn print(&self, name: &str, line: &str) -> bool {
         self.with(name, |sandbox| sandbox.worker().print(line))
     }
 
-    /// How many requests the worker of this name is busy with from now on. False if none lives.
+    /// Sets the number of running requests of the worker of this name. Returns false if none is alive.
     pub fn set_requests(&self, name: &str, running: u32) -> bool {
         self.with(name, |sandbox| sandbox.worker().set_requests(running))
     }
 
-    /// The worker of this name loses its connections to gateways. False if none lives.
+    /// Makes the worker of this name lose its connections to gateways. Returns false if none is alive.
     pub fn disconnect(&self, name: &str) -> bool {
         self.with(name, |sandbox| sandbox.worker().disconnect())
     }
 
-    /// While set, the kernel does not manage to end the sandbox of this name. False if none lives.
+    /// While set, the kernel fails to end the sandbox of this name. Returns false if none is alive.
     pub fn set_unkillable(&self, name: &str, unkillable: bool) -> bool {
         self.with(name, |sandbox| sandbox.set_unkillable(unkillable))
     }
 
-    /// The tickets that the worker of this name was given, oldest first.
+    /// Returns the tickets of the worker of this name, oldest first.
     #[must_use]
     pub fn tickets(&self, name: &str) -> Vec<SignedTicket> {
         let mut tickets = Vec::new();
@@ -211,7 +211,7 @@ impl SimulatedLauncher {
         Ok(sandbox)
     }
 
-    /// Nothing of it is left.
+    /// Removes a sandbox from the node.
     fn forget(&self, name: &str) {
         lock(&self.world).sandboxes.remove(name);
     }
@@ -241,7 +241,7 @@ impl Launcher for SimulatedLauncher {
     }
 }
 
-/// Every value behind these locks is whole at any moment.
+/// Values behind these locks are consistent at any moment, so a poisoned lock is still usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! Limits on what a sandbox may use: control groups, version 1 and version 2, whichever this machine has
-//! for each controller. Groups are created by name below the agent's own group, never elsewhere.
+//! Resource limits of a sandbox by control groups, of version 1 or version 2 depending on where the machine
+//! has each controller. Groups are created by name below the agent's own group, never elsewhere.
 //!
-//! What cannot be created or written is not an error but a label: an unprivileged agent works, and says
-//! what it cannot enforce.
+//! A group or limit that cannot be created or written yields a label instead of an error. An unprivileged
+//! agent therefore works, and reports the limits that it cannot enforce.
 
 mod layout;
 mod mounts;
@@ -15,16 +15,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long removal waits for the last process to be gone from a group: it has been killed already.
+/// Longest wait of a removal for the last process of a group, which has been killed already.
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
-/// Another agent that sweeps may remove an empty parent that both share, between two steps of ours.
+/// Attempts at creating a group: another agent's garbage collection may remove an empty shared parent between
+/// two steps.
 const CREATE_ATTEMPTS_MAX: u32 = 8;
-/// Where a group of version 2 is told which controllers its children have.
+/// File of a version 2 group that lists the controllers of its children.
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
-/// The file through which a process enters a group.
+/// File through which a process enters a group.
 const PROCS: &str = "cgroup.procs";
 
-/// The groups of one agent.
+/// Control groups of one agent.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     hierarchies: Vec<Hierarchy>,
@@ -32,33 +33,33 @@ pub struct Cgroups {
     parent: PathBuf,
 }
 
-/// The groups of one sandbox.
+/// Control groups of one sandbox.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Group {
-    /// The sandbox's directory in each hierarchy; below it lie its init's and its worker's.
+    /// The sandbox's directory in each hierarchy; the groups of its init and worker are below it.
     pub(crate) directories: Vec<PathBuf>,
     pub(crate) not_enforced: Vec<String>,
     pub(crate) cpu_enforced: bool,
     pub(crate) memory_enforced: bool,
 }
 
-/// What a sandbox has used.
+/// Resource usage of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CgroupUsage {
-    /// Memory now, in bytes; none without a memory controller.
+    /// Current memory in bytes; none without a memory controller.
     pub memory_bytes: Option<u64>,
     /// CPU time since its start, in microseconds; none without accounting.
     pub cpu_us: Option<u64>,
-    /// Times the kernel killed a process of it for want of memory.
+    /// Number of its processes that the kernel killed for lack of memory.
     pub out_of_memory_kills: u64,
 }
 
 impl Cgroups {
-    /// Finds the hierarchies of this machine. `parent` is the agent's subtree, `quorate/node-1` say,
-    /// below the group that the agent runs in.
+    /// Finds the hierarchies of this machine. `parent` is the agent's subtree below the group that the agent
+    /// runs in, for example `quorate/node-1`.
     ///
     /// # Errors
-    /// When `/proc` cannot be read.
+    /// If `/proc` cannot be read.
     pub fn detect(parent: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
@@ -126,7 +127,7 @@ impl Cgroups {
         let wanted = wanted.join(" ");
         let hand_down = |directory: &Path| fs::write(directory.join(SUBTREE_CONTROL), &wanted);
         let mut directory = prepare_base(hierarchy, hand_down)?.to_path_buf();
-        // The sandbox's own group holds no process either: both are in the groups below it.
+        // The sandbox's own group holds no process either: init and worker are in the groups below it.
         for part in self.parent.iter().chain([name.as_ref()]) {
             directory.push(part);
             create_if_missing(&directory)?;
@@ -136,9 +137,9 @@ impl Cgroups {
         Ok(directory)
     }
 
-    /// Removes every empty group in the agent's subtree, and the subtree when nothing is left of it: what
-    /// a crash of the machine's agents left. Groups that hold processes stay. Returns how many
-    /// directories went. Not to be called while a start is under way.
+    /// Removes every empty group in the agent's subtree, and the subtree when nothing is left of it. Such
+    /// groups are leftovers of a crash. Groups with processes stay. Returns the number of directories
+    /// removed. Must not be called during a start.
     pub fn sweep_stale(&self) -> usize {
         let sweep = |base: &PathBuf| {
             let mut swept = sweep_children(&base.join(&self.parent));
@@ -153,7 +154,7 @@ impl Cgroups {
 }
 
 impl Group {
-    /// The files of the groups that a starting sandbox needs.
+    /// Returns the files of the groups that a starting sandbox needs.
     pub(crate) fn files(&self) -> SandboxGroups {
         let text = |path: PathBuf| path.display().to_string();
         let procs = |part: Part| {
@@ -165,7 +166,7 @@ impl Group {
     }
 }
 
-/// Whether a process is the init of the sandbox with these directories.
+/// Returns whether a process is the init of the sandbox with these directories.
 pub(crate) fn contains(directories: &[PathBuf], pid: u32) -> bool {
     directories.iter().all(|sandbox| {
         let procs = fs::read_to_string(Part::Init.directory(sandbox).join(PROCS)).unwrap_or_default();
@@ -173,9 +174,9 @@ pub(crate) fn contains(directories: &[PathBuf], pid: u32) -> bool {
     })
 }
 
-/// Lets the worker's processes run to their end, and has the kernel kill them where it does so by group. The
-/// worker is of no use afterwards. What cannot be written is not: a worker without a quota needs none lifted, and
-/// its init's end kills it too.
+/// Lifts the worker's limits so that its processes can exit, and has the kernel kill the group where it
+/// supports that. The worker is unusable afterwards. Missing files are skipped: a worker without a quota
+/// needs none lifted, and the end of its init kills it too.
 pub(crate) fn release(directories: &[PathBuf]) {
     for (path, value) in release_files(directories) {
         if let Err(error) = fs::write(&path, value) {
@@ -191,7 +192,7 @@ fn release_files(directories: &[PathBuf]) -> impl Iterator<Item = (PathBuf, &'st
     files.filter(|(path, _)| path.exists())
 }
 
-/// Removes the directories of one sandbox, waiting a moment for its last process to be gone.
+/// Removes the directories of one sandbox, waiting for its last process to exit.
 pub(crate) fn remove(directories: &[PathBuf]) -> io::Result<()> {
     let deadline = Instant::now() + REMOVE_WAIT;
     let parts = [Part::Worker, Part::Init, Part::Sandbox];
@@ -201,7 +202,8 @@ pub(crate) fn remove(directories: &[PathBuf]) -> io::Result<()> {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) if Instant::now() >= deadline => return Err(error),
-                // Busy: the kernel still takes the killed processes apart. It tells nobody when it is done.
+                // Busy: the kernel is still tearing down the killed processes. There is no notification, so
+                // poll.
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         }
@@ -209,7 +211,7 @@ pub(crate) fn remove(directories: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the worker in these groups has used.
+/// Returns the resource usage of the worker in these groups.
 pub(crate) fn usage(directories: &[PathBuf]) -> CgroupUsage {
     let read = |name: &str| {
         let files = directories.iter().map(|sandbox| Part::Worker.directory(sandbox).join(name));
@@ -247,7 +249,7 @@ fn create_if_missing(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Children first: `remove_dir` refuses a group that holds processes or groups, which is what we want.
+/// Children first: `remove_dir` fails for a group that holds processes or groups, as intended.
 fn sweep_children(directory: &Path) -> usize {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
     let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
@@ -317,7 +319,7 @@ mod tests {
         }
     }
 
-    /// A directory in place of the control file fails every write, as a group with processes does.
+    /// A directory in place of the control file fails every write, like a group with processes.
     #[test]
     fn an_agent_among_others_uses_the_root_and_one_alone_makes_a_leaf() {
         let root = tempfile::tempdir().expect("directory");
@@ -366,7 +368,7 @@ mod tests {
         assert!(pids.exists(), "the agent's own group is not ours to remove");
     }
 
-    /// What a sandbox leaves is removed whole; what it is asked to be released by is what its kernel has.
+    /// All leftovers of a sandbox are removed. Only release files that the kernel provides are written.
     #[test]
     fn a_worker_is_released_by_the_files_that_are_there_and_all_of_its_groups_go() {
         let root = tempfile::tempdir().expect("directory");
@@ -389,7 +391,7 @@ mod tests {
         release(&directories);
         assert_eq!(fs::read_to_string(&quota).expect("read"), "-1");
         assert!(!memory.join("worker/cgroup.kill").exists(), "nothing is made");
-        // A directory of the kernel's holds no files that count.
+        // In a kernel directory the files would not count.
         fs::remove_file(&quota).expect("remove");
         remove(&directories).expect("remove");
         assert!(!cpu.exists() && !memory.exists());

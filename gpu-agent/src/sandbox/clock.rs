@@ -1,9 +1,9 @@
-//! The clock that leases are counted in.
+//! The boot clock, which leases use.
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Milliseconds since the machine started, sleep included (`CLOCK_BOOTTIME`): it never jumps, and every
-/// process of the machine reads the same, sandboxed or not.
+/// Returns the milliseconds since the machine started, including sleep (`CLOCK_BOOTTIME`). It never jumps,
+/// and every process of the machine reads the same value, sandboxed or not.
 #[must_use]
 pub fn boottime_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39");

@@ -1,8 +1,8 @@
-//! Which files a dynamically linked executable needs to start: its loader and its libraries, found as the
-//! loader would find them. A worker's root then holds these and nothing else.
+//! Finds the files that a dynamically linked executable needs to start: its loader and its libraries, by the
+//! loader's rules. A worker's root then holds these and nothing else.
 //!
-//! This reads ELF headers and asks nobody to run anything (`ldd` does). It knows 64-bit little-endian
-//! files, which is all that we build. Libraries opened later by name (`dlopen`) are not seen here: who
+//! This reads ELF headers and executes nothing (`ldd` does). It supports 64-bit little-endian files, the only
+//! kind that this project builds. Libraries opened later by name (`dlopen`) are not found here: a caller that
 //! needs them adds them.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Where loaders look when nothing else is said, most specific first.
+/// Default search directories of loaders, most specific first.
 const DIRECTORIES: [&str; 8] = [
     "/lib/x86_64-linux-gnu",
     "/usr/lib/x86_64-linux-gnu",
@@ -24,15 +24,15 @@ const DIRECTORIES: [&str; 8] = [
     "/lib",
     "/usr/lib",
 ];
-/// The loader's own table of what lies elsewhere: `/usr/local/cuda`, say.
+/// The loader's own table of libraries in other directories, for example `/usr/local/cuda`.
 const LOADER_CACHE: &str = "/etc/ld.so.cache";
-/// More libraries than any worker has; a cycle would end before, since each is visited once.
+/// Bound above the number of any worker's libraries. A cycle would end before, since each is visited once.
 const LIBRARIES_MAX: usize = 256;
 /// Longest path or list of paths in a dynamic section.
 const TEXT_BYTES_MAX: usize = 4096;
-/// More entries than any dynamic section has.
+/// Bound above the number of entries of any dynamic section.
 const ENTRIES_MAX: u64 = 4096;
-/// More program headers than any linker writes.
+/// Bound above the number of program headers that any linker writes.
 const SEGMENTS_MAX: u64 = 256;
 
 const PT_LOAD: u32 = 1;
@@ -43,12 +43,12 @@ const DT_STRTAB: u64 = 5;
 const DT_RPATH: u64 = 15;
 const DT_RUNPATH: u64 = 29;
 
-/// The loader and every library that `binary` needs, directly or not, under the paths by which the
-/// loader will open them, and the loader's table if it is needed to find one. Empty for a static
-/// executable. `$ORIGIN` of the executable itself is of no use: a worker is moved.
+/// Returns the loader and every library that `binary` needs, directly or not, under the paths by which the
+/// loader will open them. Includes the loader's table if one is only found there. Empty for a static
+/// executable. `$ORIGIN` of the executable itself is ignored, because a worker is moved.
 ///
 /// # Errors
-/// When a file cannot be read, is no ELF file of the expected kind, or a library is nowhere to be found.
+/// If a file cannot be read or is no ELF file of the expected kind, or a library is not found.
 pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = BTreeSet::new();
     let mut waiting = vec![binary.to_path_buf()];
@@ -95,8 +95,8 @@ fn locate(name: &Path, search: &[PathBuf], needed_by: &Path) -> Option<PathBuf> 
         .find(|path| path.is_file())
 }
 
-/// The table holds every path as text that ends with a zero byte, whatever else its version holds.
-/// Several may have the name; the first that this machine can load is meant.
+/// The table holds every path as text that ends with a zero byte, in all of its versions. Several may have
+/// the name; the first that this machine can load is the match.
 fn locate_in_cache(name: &Path, cache: &[u8]) -> Option<PathBuf> {
     let texts = cache.split(|byte| *byte == 0).map(|text| Path::new(OsStr::from_bytes(text)));
     let mut candidates =
@@ -114,18 +114,18 @@ fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// What an executable's or library's headers say that it needs.
+/// Dependencies named in the headers of an executable or library.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Linked {
-    /// The program that loads it.
+    /// Path of its loader.
     pub loader: Option<PathBuf>,
     /// Names of libraries, most without a directory.
     pub needed: Vec<PathBuf>,
-    /// Directories to look for them first.
+    /// Directories to search first.
     pub search: Vec<PathBuf>,
 }
 
-/// What the bytes of an executable say that it needs; none if they are no ELF file that we know.
+/// Returns the dependencies named by the bytes of an executable; none if they are no supported ELF file.
 #[must_use]
 pub fn linked_by(bytes: &[u8]) -> Option<Linked> {
     let read = |at: u64, buffer: &mut [u8]| {
@@ -137,10 +137,10 @@ pub fn linked_by(bytes: &[u8]) -> Option<Linked> {
     Elf(&read).linked()
 }
 
-/// Reads at an offset into a buffer; says how much there was.
+/// Reads at an offset into a buffer and returns the number of bytes read.
 type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Option<usize>;
 
-/// A 64-bit little-endian ELF file, read where it matters. Every read is checked; none panics on hostile
+/// A 64-bit little-endian ELF file, read only where needed. Every read is checked; none panics on hostile
 /// bytes.
 struct Elf<'a>(Read<'a>);
 
@@ -168,7 +168,7 @@ impl Elf<'_> {
         let Some(strings) = entries.iter().find(|(tag, _)| *tag == DT_STRTAB) else {
             return Some(linked);
         };
-        // The table's place is given in memory; the segment that loads it says where in the file.
+        // The table's address is one in memory; the segment that loads it yields the offset in the file.
         let loaded = segments.iter().find(|segment| {
             let within = strings.1.checked_sub(segment.address);
             segment.kind == PT_LOAD && within.is_some_and(|offset| offset < segment.file_bytes)
@@ -243,7 +243,7 @@ mod tests {
         let found = libraries_of(&program).expect("its libraries");
         let found: BTreeSet<_> = found.iter().filter_map(|path| path.canonicalize().ok()).collect();
         let maps = fs::read_to_string("/proc/self/maps").expect("maps");
-        // A preloaded library is mapped because whoever ran this test asked for it.
+        // A preloaded library is mapped because the caller of this test requested it.
         let preloaded = std::env::var("LD_PRELOAD").unwrap_or_default();
         let needed =
             |path: &&str| path.contains(".so") && !preloaded.split([':', ' ']).any(|one| one == *path);

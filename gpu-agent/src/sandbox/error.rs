@@ -1,62 +1,63 @@
-//! What can go wrong with a sandbox, for its launcher.
+//! Errors of sandboxes, for their launcher.
 
 use protocol::error_code::{self, ErrorCode};
 use std::io;
 
-/// Why a sandbox could not be started, reached or removed.
+/// Reason why a sandbox could not be started, reached or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The name is not fit to be a directory, a cgroup and a host name.
+    /// The name is not valid for a directory, a cgroup and a host name.
     #[error("sandbox name `{name}` must be 1 to 63 of a-z 0-9 - . _ and begin with a letter or digit")]
     Name {
-        /// As given.
+        /// Name as given.
         name: String,
     },
-    /// A sandbox of this name lives.
+    /// A sandbox of this name is alive.
     #[error("sandbox `{name}` already runs")]
     Exists {
-        /// Its name.
+        /// Name of the sandbox.
         name: String,
     },
-    /// User namespaces are switched off, say: no worker is started without isolation.
+    /// Isolation is unavailable, for example because user namespaces are disabled. No worker is started
+    /// without it.
     #[error("this machine gives its user no namespaces, so no worker can be isolated")]
     NoIsolation,
-    /// All ids of the configured range are taken.
+    /// All ids of the configured range are in use.
     #[error("all {count} pairs of user ids are in use")]
     IdsExhausted {
-        /// How many there are.
+        /// Number of id pairs in the range.
         count: u32,
     },
     /// The sandbox could not be built. Nothing of it is left.
     #[error("start sandbox `{name}`: {step}: {detail}")]
     Start {
-        /// Its name.
+        /// Name of the sandbox.
         name: String,
-        /// What was being done.
+        /// Step that failed.
         step: String,
-        /// What the system answered.
+        /// Error of the system.
         detail: String,
     },
-    /// The sandbox's init does not answer, or answers nonsense.
+    /// The sandbox's init does not answer, or its answer is malformed.
     #[error("talk to the init of sandbox `{name}`: {detail}")]
     Init {
-        /// Its name.
+        /// Name of the sandbox.
         name: String,
-        /// What was wrong.
+        /// Description of the failure.
         detail: String,
     },
-    /// A file or directory of the sandbox.
+    /// An operation on one of the sandbox's files or directories failed.
     #[error("{action}")]
     Io {
-        /// What was being done.
+        /// Operation that failed.
         action: String,
-        /// What the system answered.
+        /// Error of the system.
         source: io::Error,
     },
 }
 
 impl SandboxError {
-    /// The stable code of this error.
+    /// Returns the stable code of this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -66,7 +67,7 @@ impl SandboxError {
     }
 }
 
-/// Attaches what was being done to an error of the system.
+/// Attaches the failed operation to an error of the system.
 pub(crate) trait During<T> {
     fn during(self, action: impl FnOnce() -> String) -> Result<T, SandboxError>;
 }

@@ -1,5 +1,5 @@
-//! Starts sandboxes and finds them again. The launcher's own functions block, for tens of milliseconds at most
-//! where the machine is well; as a [`Launcher`] it makes them on the runtime's blocking threads.
+//! Launcher that starts sandboxes and finds them again. Its own functions block, for tens of milliseconds at
+//! most on a healthy machine; as a [`Launcher`] it runs them on the runtime's blocking threads.
 
 use super::cgroup::{Cgroups, Group};
 use super::elf::libraries_of;
@@ -31,32 +31,32 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-/// A start takes tens of milliseconds; on a machine that swaps, seconds.
+/// Timeout of a start in seconds. It takes tens of milliseconds; on a machine that swaps, seconds.
 const START_TIMEOUT_S: i64 = 20;
-/// How much of a failed worker's output goes into the error.
+/// Bytes of a failed worker's output that go into the error.
 const FAILURE_LOG_BYTES: u64 = 2048;
 
-/// How an agent starts sandboxes.
+/// Configuration of a launcher.
 #[derive(Debug, Clone)]
 pub struct LauncherConfig {
-    /// The agent's own executable, which knows `sandbox-init`.
+    /// Path of the agent's own executable, which has the command `sandbox-init`.
     pub program: PathBuf,
-    /// Arguments that lead it to [`init::main`].
+    /// Arguments with which it runs [`init::main`].
     pub arguments: Vec<String>,
-    /// Where sandboxes' records, sockets and logs lie; closed to other users.
+    /// Directory of the sandboxes' records, sockets and logs; closed to other users.
     pub state_dir: PathBuf,
-    /// The agent's subtree of control groups, below the group it runs in: `quorate/node-1`, say.
+    /// The agent's subtree of control groups, below the group it runs in, for example `quorate/node-1`.
     pub cgroup_parent: String,
-    /// First of the user ids that sandboxes may have, each taking two; used by root only. No account and
-    /// no other agent may have ids of the range.
+    /// First user id available to sandboxes, each of which takes two; used by root only. The range must not
+    /// contain ids of an account or of another agent.
     pub ids_first: u32,
-    /// How many pairs of ids there are.
+    /// Number of id pairs in the range.
     pub id_pairs: u32,
-    /// Longest lease that a renewal may give, in milliseconds.
+    /// Longest lease that a renewal may grant, in milliseconds.
     pub lease_ms_max: u64,
 }
 
-/// Starts sandboxes for one agent.
+/// Launcher of sandboxes for one agent.
 #[derive(Debug)]
 pub struct SandboxLauncher {
     config: LauncherConfig,
@@ -66,11 +66,11 @@ pub struct SandboxLauncher {
     libraries: Mutex<BTreeMap<(PathBuf, SystemTime), Vec<PathBuf>>>,
 }
 
-/// The two ends of a worker's metrics pipe that its sandbox has.
+/// The two ends of a worker's metrics pipe that its sandbox holds.
 struct Metrics {
-    /// The init's: so a worker is not told of a broken pipe while no agent lives.
+    /// The init's end: it prevents a broken pipe at the worker while no agent is alive.
     kept: File,
-    /// The worker's: it cannot read what its agent has not read yet.
+    /// The worker's end: write-only, so the worker cannot take back data that its agent has not read yet.
     written: File,
 }
 
@@ -93,10 +93,10 @@ struct Place {
 }
 
 impl SandboxLauncher {
-    /// Finds out what this machine and user can enforce.
+    /// Creates a launcher and probes the isolation that this machine and user can enforce.
     ///
     /// # Errors
-    /// When the state directory cannot be made, or the program cannot be executed.
+    /// If the state directory cannot be created, or the program cannot be executed.
     pub fn new(config: LauncherConfig) -> Result<Self, SandboxError> {
         private_directory(&config.state_dir).during(|| format!("create {}", config.state_dir.display()))?;
         let cgroups = Cgroups::detect(&config.cgroup_parent).during(|| "find cgroups".into())?;
@@ -120,7 +120,7 @@ impl SandboxLauncher {
         }
     }
 
-    /// What this machine and user can enforce.
+    /// Returns the isolation that this machine and user can enforce.
     #[must_use]
     pub fn isolation(&self) -> &IsolationReport {
         &self.isolation
@@ -129,7 +129,7 @@ impl SandboxLauncher {
     /// Starts a worker in a new sandbox. When this returns, its program runs and its record is durable.
     ///
     /// # Errors
-    /// See [`SandboxError`]. Nothing of a failed start is left.
+    /// See [`SandboxError`]. A failed start leaves nothing behind.
     pub fn start(&self, start: &Start) -> Result<Sandbox, SandboxError> {
         if self.isolation.level == Isolation::None {
             return Err(SandboxError::NoIsolation);
@@ -155,15 +155,16 @@ impl SandboxLauncher {
         started
     }
 
-    /// Sandboxes that live, whoever started them: what an agent calls first after its own restart.
+    /// Returns all live sandboxes, including those of other agents: an agent calls this first after its own
+    /// restart.
     ///
     /// # Errors
-    /// When the state directory cannot be read.
+    /// If the state directory cannot be read.
     pub fn list_running(&self) -> Result<Vec<Sandbox>, SandboxError> {
         let mut running = Vec::new();
         for (directory, record) in self.directories()? {
             let Some(record) = record else { continue };
-            // Perhaps of an agent that still started some when this launcher was made.
+            // It may belong to an agent that was still starting sandboxes when this launcher was created.
             self.hold_ids(&record);
             if let Some(pidfd) = record::open_process(&record) {
                 let labels = record.not_enforced.clone();
@@ -173,11 +174,11 @@ impl SandboxLauncher {
         Ok(running)
     }
 
-    /// Removes the directories and cgroups of sandboxes that have ended. Returns how many. Not to be
-    /// called while a start is under way.
+    /// Removes the directories and cgroups of sandboxes that have ended, and returns their number. Must not
+    /// be called during a start.
     ///
     /// # Errors
-    /// When the state directory cannot be read, or something cannot be removed.
+    /// If the state directory cannot be read, or something cannot be removed.
     pub fn sweep_stale(&self) -> Result<usize, SandboxError> {
         let mut swept = 0;
         for (directory, record) in self.directories()? {
@@ -254,7 +255,8 @@ impl SandboxLauncher {
             let SandboxReport::Created { pid } = next_report(&socket)? else {
                 return Err(("create the init".into(), "it answered out of turn".into()));
             };
-            // The init is this process's child and waits, so its number is its own until it is reaped.
+            // The init is this process's child and is waiting, so its process id is not reused until it is
+            // reaped.
             pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
             let record =
                 record::compose(&start.name, pid, identity, group).map_err(text("describe the init"))?;
@@ -323,7 +325,8 @@ impl SandboxLauncher {
         })
     }
 
-    /// Remembered per executable and its time of change: reading it takes longer than starting it.
+    /// Returns the libraries of an executable, cached by its path and modification time: reading them takes
+    /// longer than a start.
     fn libraries(&self, binary: &Path) -> Result<Vec<PathBuf>, SandboxError> {
         let find = || -> io::Result<Vec<PathBuf>> {
             let key = (binary.to_path_buf(), fs::metadata(binary)?.modified()?);
@@ -399,7 +402,7 @@ impl Place {
     }
 }
 
-/// The order is that of `init::receive_spec`, then of `protocol::worker`'s descriptor numbers.
+/// The order is that of `init::receive_spec`, then of the descriptor numbers in `protocol::worker`.
 fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start, place: &Place) -> io::Result<()> {
     let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
     let manifest = sealed_bytes("worker-manifest", &start.manifest)?;
@@ -420,7 +423,7 @@ fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start, place: &Place)
     wire::send(socket.as_fd(), b"spec", &descriptors)
 }
 
-/// The next report; a failure is the error.
+/// Receives the next report; a reported failure becomes an error.
 fn next_report(socket: &OwnedFd) -> Result<SandboxReport, (String, String)> {
     let receive = || -> io::Result<SandboxReport> {
         let (bytes, _) = wire::receive(socket.as_fd(), SANDBOX_REPORT_BYTES_MAX)?;
@@ -433,7 +436,7 @@ fn next_report(socket: &OwnedFd) -> Result<SandboxReport, (String, String)> {
     }
 }
 
-/// Kills an init whose start failed and buries it, so that its cgroups can go.
+/// Kills and reaps an init whose start failed, so that its cgroups can be removed.
 fn end_failed(pidfd: &OwnedFd, group: &Group) {
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
     cgroup::release(&group.directories);
@@ -452,7 +455,7 @@ fn private_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Asks a process of its own to try, since trying changes the process that tries.
+/// Probes namespaces in a separate process, since the attempt changes the process that makes it.
 fn check_namespaces(config: &LauncherConfig) -> Result<Isolation, SandboxError> {
     let status = Command::new(&config.program)
         .args(&config.arguments)
@@ -470,7 +473,7 @@ fn check_namespaces(config: &LauncherConfig) -> Result<Isolation, SandboxError> 
     })
 }
 
-/// Makes a group, writes limits that hold nobody, and removes it: what fails here fails for workers.
+/// Creates an empty group, writes limits, and removes it: any failure here also affects workers.
 fn probe_cgroups(cgroups: &Cgroups) -> Vec<String> {
     let limits =
         SandboxLimits { cpu_millicores: 1000, memory_bytes: 1 << 30, processes_max: 64, open_files_max: 64 };

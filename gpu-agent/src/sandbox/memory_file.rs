@@ -1,10 +1,10 @@
-//! Files that live in memory and are handed to a worker: its weights and progress map, which the agent
-//! fills while the worker reads, and sealed bytes such as its manifest, which nobody changes again.
+//! Files in memory that are passed to a worker. Its weights and progress map are filled by the agent while
+//! the worker reads; other content, such as its manifest, is sealed and immutable.
 //!
-//! The seal `F_SEAL_FUTURE_WRITE` is what makes the first kind safe: the agent's own mapping, made before
-//! the seal, stays writable, and nothing can ever be opened or mapped for writing again, by the worker
-//! or by the agent. A worker whose agent died before the file was full therefore cannot be completed:
-//! it ends, and is started again with a new file.
+//! The seal `F_SEAL_FUTURE_WRITE` makes the first kind safe. The agent's own mapping, made before the seal,
+//! stays writable. Neither the worker nor the agent can open or map the file for writing again. If the agent
+//! dies before the file is full, the file therefore cannot be completed: the worker ends, and is restarted
+//! with a new file.
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -20,36 +20,36 @@ use std::os::raw::c_void;
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
-/// A file in shared memory that this process alone can write, for as long as it keeps this value.
+/// A file in shared memory that only this process can write, for as long as it keeps this value.
 #[derive(Debug)]
 pub struct MemoryFile {
     file: OwnedFd,
     map: NonNull<u8>,
     length: usize,
-    /// Ranges that somebody in this process has in hand: start and end.
+    /// Ranges borrowed within this process: start and end.
     lent: Mutex<BTreeMap<usize, usize>>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; `write` and `read` copy bytes through raw
 // pointers, and `lend` hands each byte to one caller at a time.
 unsafe impl Send for MemoryFile {}
-// SAFETY: as above. Two threads that write the same range at once mix their bytes, as two writers of a
-// file would; `write` documents it.
+// SAFETY: as above. Two threads that write the same range concurrently mix their bytes, like two writers of a
+// file; `write` documents it.
 unsafe impl Sync for MemoryFile {}
 
 impl MemoryFile {
-    /// Creates a file of `length` zero bytes, maps it for writing, and seals it against everybody else.
-    /// Asks for huge pages: first touch is about twice as fast where the kernel grants them.
+    /// Creates a file of `length` zero bytes, maps it for writing, and seals it against all other writers.
+    /// Requests huge pages: first touch is about twice as fast where the kernel grants them.
     ///
     /// # Errors
-    /// What the system answers; `InvalidInput` for an empty file.
+    /// Errors of the system; `InvalidInput` for an empty file.
     pub fn create(name: &str, length: usize) -> io::Result<Self> {
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
         let file = anonymous(name)?;
         nix::unistd::ftruncate(&file, i64::try_from(length).map_err(io::Error::other)?)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing; it is unmapped
-        // in `drop` and not before.
+        // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing; it is unmapped in
+        // `drop` and not before.
         let map = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &file, 0) }?;
         let made = Self { file, map: map.cast(), length, lent: Mutex::default() };
         // SAFETY: advice on the mapping that was just made changes no byte of it. A refusal costs speed.
@@ -62,25 +62,25 @@ impl MemoryFile {
         Ok(made)
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// A new descriptor that can read and map the file, and do nothing else.
+    /// Returns a new descriptor that can only read and map the file.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub fn reader(&self) -> io::Result<OwnedFd> {
         reopen(&self.file)
     }
 
-    /// Lends the `length` bytes at `offset` to `write`, to nobody else of this process meanwhile, and
-    /// returns its verdict. Workers that map the file see bytes change: they wait for their progress byte.
+    /// Lends the `length` bytes at `offset` to `write` exclusively within this process, and returns its
+    /// result. Workers that map the file see bytes change: they wait for their progress byte.
     ///
     /// # Errors
-    /// `InvalidInput` when there are no such bytes, `ResourceBusy` when somebody else has some of them.
+    /// `InvalidInput` if the range is out of bounds, `ResourceBusy` if some of it is already borrowed.
     pub fn lend(
         &self,
         offset: usize,
@@ -91,16 +91,16 @@ impl MemoryFile {
         let end = end.ok_or(io::ErrorKind::InvalidInput)?;
         let _claim = Claim::new(&self.lent, offset, end)?;
         self.populate(offset, end);
-        // SAFETY: the range lies inside the mapping, which lives as long as `self`; the claim keeps every
-        // other `lend`, `write` and `read` of this process out of it until it is dropped, also when
-        // `write` unwinds. Other processes map the file read-only and ignore what is not yet published.
+        // SAFETY: the range is within the mapping, which lives as long as `self`. Until it is dropped, also
+        // when `write` unwinds, the claim keeps every other `lend`, `write` and `read` of this process out of
+        // it. Other processes map the file read-only and ignore bytes that are not published yet.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.map.as_ptr().add(offset), length) };
         Ok(write(bytes))
     }
 
-    /// Brings the pages of a range in one call, which costs less than a fault for each: first touch of shared
-    /// memory is what a load spends most of its time on. Where the kernel does not know how (before 5.14), the
-    /// faults come as ever.
+    /// Populates the pages of a range in one call, which costs less than a fault for each. A load spends most
+    /// of its time on the first touch of shared memory. Where the kernel lacks this (before 5.14), pages
+    /// fault as usual.
     fn populate(&self, start: usize, end: usize) {
         let start = start - start % page_bytes();
         let Some(length) = NonZeroUsize::new(end - start) else { return };
@@ -112,11 +112,11 @@ impl MemoryFile {
         }
     }
 
-    /// Copies `bytes` to `offset`. Readers see them at once; concurrent writers must not overlap.
+    /// Copies `bytes` to `offset`. Readers see them immediately; concurrent writers must not overlap.
     ///
     /// # Panics
-    /// When the range is not within the file: the caller computed it from the same length. When some of it
-    /// is lent.
+    /// If the range is not within the file, because the caller computed it from the same length. If some of
+    /// it is borrowed.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
         assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
@@ -128,10 +128,10 @@ impl MemoryFile {
         }
     }
 
-    /// Sets one byte after everything written before: a reader that sees it, sees those too.
+    /// Stores one byte after all earlier writes: a reader that sees it, sees those too.
     ///
     /// # Panics
-    /// When the offset is not within the file.
+    /// If the offset is not within the file.
     pub fn publish(&self, offset: usize, value: u8) {
         assert!(offset < self.length, "offset {offset} is outside {} bytes", self.length);
         // SAFETY: the byte is within the mapping, which lives as long as `self`, and a byte is always
@@ -143,7 +143,7 @@ impl MemoryFile {
     /// Copies bytes out, to check what was written.
     ///
     /// # Panics
-    /// When the range is not within the file, or some of it is lent.
+    /// If the range is not within the file, or some of it is borrowed.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
         assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
@@ -156,7 +156,7 @@ impl MemoryFile {
 }
 
 fn page_bytes() -> usize {
-    // Linux has told it since 2.0; should it not, the smallest page that there is will do.
+    // Linux has supported this since 2.0; the fallback is the smallest page size.
     let answer = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
     answer.ok().flatten().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4096)
 }
@@ -168,7 +168,7 @@ impl Drop for MemoryFile {
     }
 }
 
-/// A range in one caller's hands.
+/// A borrowed range.
 struct Claim<'a> {
     lent: &'a Mutex<BTreeMap<usize, usize>>,
     start: usize,
@@ -192,10 +192,10 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Bytes that nobody can change again, as a descriptor for reading, positioned at their beginning.
+/// Returns a readable descriptor, positioned at the start, of an immutable copy of the bytes.
 ///
 /// # Errors
-/// What the system answers.
+/// Errors of the system.
 pub fn sealed_bytes(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     let mut file = File::from(anonymous(name)?);
     file.write_all(bytes)?;
@@ -204,7 +204,7 @@ pub fn sealed_bytes(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     reopen(&file)
 }
 
-/// Whether a file is sealed against every change.
+/// Returns whether a file is sealed against every change.
 pub(crate) fn is_sealed(file: &OwnedFd) -> bool {
     fcntl(file, FcntlArg::F_GET_SEALS)
         .is_ok_and(|bits| SealFlag::from_bits_retain(bits).contains(all_seals()))
@@ -214,13 +214,13 @@ fn all_seals() -> SealFlag {
     SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL
 }
 
-/// An empty file in memory, not executable where the kernel knows how to say so (6.3 and later).
+/// Creates an empty file in memory, not executable where the kernel supports that (6.3 and later).
 fn anonymous(name: &str) -> io::Result<OwnedFd> {
     let name = CString::new(name)?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let no_exec = MFdFlags::from_bits_retain(flags.bits() | libc::MFD_NOEXEC_SEAL);
     let file = memfd_create(name.as_c_str(), no_exec).or_else(|_| memfd_create(name.as_c_str(), flags))?;
-    // Only its owner may open it again through /proc, and then only for reading.
+    // Only its owner may reopen it through /proc, and then only for reading.
     nix::sys::stat::fchmod(&file, Mode::S_IRUSR)?;
     Ok(file)
 }
@@ -256,7 +256,7 @@ mod tests {
         let reader = file.reader().expect("reader");
         assert_eq!(nix::unistd::write(&reader, b"x"), Err(Errno::EBADF), "opened for reading");
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-        // Root may open anything for writing; the seal holds all the same.
+        // Root may open any file for writing; the seal still protects it.
         if let Ok(writer) = std::fs::OpenOptions::new().write(true).open(path) {
             assert_eq!(nix::unistd::write(&writer, b"x"), Err(Errno::EPERM));
             assert!(writer.set_len(1).is_err() && writer.set_len(9000).is_err());

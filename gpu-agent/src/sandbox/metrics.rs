@@ -1,6 +1,6 @@
-//! The one way out of a sandbox that is not a request's answer: a pipe of short JSON lines. What comes
-//! out of it is data from untrusted code: a line is at most [`METRICS_LINE_BYTES_MAX`] bytes and must be
-//! exactly the expected type; everything else is counted and forgotten.
+//! Metrics pipe of a sandbox: short JSON lines, the only output besides replies to requests. It is data from
+//! untrusted code. A line is at most [`METRICS_LINE_BYTES_MAX`] bytes and must be exactly the expected type;
+//! everything else is counted and discarded.
 
 use crate::rate_limiter::RateLimiter;
 use protocol::limits::METRICS_LINE_BYTES_MAX;
@@ -10,24 +10,24 @@ use std::path::Path;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 
-/// What is read of a worker's metrics in a second: it writes one line of a few hundred bytes.
+/// Rate limit in bytes: a worker writes one line of a few hundred bytes per second.
 const BYTES_PER_SECOND: u32 = 16 * 1024;
-/// What is read at once beyond that: a pipe that filled up while no agent lived.
+/// Burst beyond that: a pipe that filled up while no agent was alive.
 const BURST_BYTES: u32 = 64 * 1024;
-/// What a read counts for at least, so that single bytes are no cheaper way to keep an agent busy.
+/// Minimum cost of a read, so that single bytes are no cheaper way to keep an agent busy.
 const READ_BYTES_MIN: u32 = 512;
 
 /// Splits a stream of bytes into lines of bounded length. Holds at most one line.
 #[derive(Debug, Default)]
 pub struct LineSplitter {
     line: Vec<u8>,
-    /// Inside a line that is already too long: nothing is kept until it ends.
+    /// Inside a line that is already too long: no bytes are kept until it ends.
     skipping: bool,
     too_long: u64,
 }
 
 impl LineSplitter {
-    /// Takes bytes and gives each whole line, without its newline, to `on_line`.
+    /// Appends bytes and passes each complete line, without its newline, to `on_line`.
     pub fn push(&mut self, bytes: &[u8], mut on_line: impl FnMut(&[u8])) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ends) = match piece.split_last() {
@@ -50,7 +50,7 @@ impl LineSplitter {
         }
     }
 
-    /// Lines that were too long.
+    /// Returns the number of lines that were too long.
     #[must_use]
     pub fn too_long(&self) -> u64 {
         self.too_long
@@ -72,25 +72,25 @@ impl std::fmt::Debug for MetricsReader {
 }
 
 impl MetricsReader {
-    /// Opens the pipe; it may have been written to since long before.
+    /// Opens the pipe, which may already hold earlier lines.
     ///
     /// # Errors
-    /// What the system answers, `InvalidInput` if it is no pipe.
+    /// Errors of the system; `InvalidInput` if it is no pipe.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::of(pipe::OpenOptions::new().open_receiver(path)?))
     }
 
-    /// Reads from whatever carries such lines.
+    /// Reads from any stream that carries such lines.
     pub fn of(pipe: impl AsyncRead + Send + Sync + Unpin + 'static) -> Self {
         let limiter = RateLimiter::new(BYTES_PER_SECOND, BURST_BYTES);
         Self { pipe: Box::new(pipe), lines: LineSplitter::default(), refused: 0, limiter }
     }
 
-    /// The newest metrics, as soon as there are some; none when the worker and its init are gone. A worker that
-    /// writes more than is read has to wait. Safe to cancel.
+    /// Returns the newest metrics as soon as there are some; none when the worker and its init are gone. A
+    /// worker that exceeds the rate limit has to wait. Safe to cancel.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub async fn next(&mut self) -> io::Result<Option<WorkerMetrics>> {
         let mut buffer = vec![0; METRICS_LINE_BYTES_MAX];
         loop {
@@ -114,7 +114,7 @@ impl MetricsReader {
         }
     }
 
-    /// Lines that were too long or not metrics.
+    /// Returns the number of lines that were too long or not metrics.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused + self.lines.too_long()
@@ -164,7 +164,7 @@ mod tests {
         }
     }
 
-    /// A worker that never stops writing is read at the agent's pace, for whatever it writes.
+    /// A worker that never stops writing is read at the agent's pace, independent of the content.
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_left_in_the_pipe() {
         for chunk in [&b"\n"[..], b"x", &[b'\n'; 8192], b"{}\n"] {

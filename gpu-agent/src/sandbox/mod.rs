@@ -1,11 +1,14 @@
 //! Starts workers inside sandboxes, keeps them there, and finds them again after a restart.
 //!
-//! A sandbox is made of parts that fail separately: namespaces (nothing of the host is in reach), an
-//! empty read-only root, landlock (the same again, by another mechanism), a seccomp allow-list (the calls
-//! that could reach out do not exist), cgroups and resource limits (it cannot starve its neighbours) and
-//! a lease (it ends when nobody vouches for it, though the agent be dead).
+//! A sandbox consists of parts that fail independently:
+//! - namespaces: nothing of the host is reachable;
+//! - an empty read-only root;
+//! - landlock: the same again, by another mechanism;
+//! - a seccomp allow-list: the calls that could reach out are denied;
+//! - cgroups and resource limits: it cannot starve its neighbours;
+//! - a lease: it ends when the lease is not renewed, even if the agent is dead.
 //!
-//! The picture, from left to right in time:
+//! Overview, from left to right in time:
 //!
 //! ```text
 //! agent --spawns--> builder (`quorate sandbox-init`) --clones--> init = PID 1 --forks--> worker
@@ -13,9 +16,9 @@
 //!   '--- unix socket on the builder's standard input: spec, descriptors, go, started ---'   '- /worker
 //! ```
 //!
-//! What may surprise: the builder clones the init with `CLONE_PARENT`, so the agent, not the builder, is
-//! the init's parent and reaps it. Nothing runs between `fork` and `exec` in the (threaded) agent: all of
-//! the work happens in a fresh single-threaded process.
+//! The builder clones the init with `CLONE_PARENT`, so the agent, not the builder, is the init's parent and
+//! reaps it. Nothing runs between `fork` and `exec` in the (threaded) agent: all of the work happens in a
+//! fresh single-threaded process.
 
 mod cgroup;
 mod clock;

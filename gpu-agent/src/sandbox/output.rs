@@ -1,25 +1,25 @@
-//! What a worker printed: two files in its sandbox's directory that take turns, so that it fills no disk.
+//! Output of a worker: two rotating files of bounded size in its sandbox's directory.
 
 use super::record::names;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Read from a file at a time.
+/// Bytes read from a file per call.
 const CHUNK_BYTES: u64 = 64 * 1024;
 
-/// How far somebody has read what a worker printed. The default is its beginning.
+/// Position of a reader in a worker's output. The default is its beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OutputPosition {
     /// Bytes read of each of the two files.
     pub(crate) offsets: [u64; 2],
 }
 
-/// What was printed since a position, which moves on; at most 64 KiB of each file.
+/// Returns the output since a position, and advances the position; at most 64 KiB of each file.
 pub(crate) fn since(directory: &Path, position: &mut OutputPosition) -> Vec<u8> {
     let mut all = Vec::new();
     for (name, offset) in names::LOGS.iter().zip(&mut position.offsets) {
-        // A file that went with its sandbox holds nothing more.
+        // A file that was removed with its sandbox holds no more output.
         if let Ok(bytes) = read_on(&directory.join(name), offset) {
             all.extend(bytes);
         }
@@ -30,7 +30,7 @@ pub(crate) fn since(directory: &Path, position: &mut OutputPosition) -> Vec<u8> 
 fn read_on(path: &Path, offset: &mut u64) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     if file.metadata()?.len() < *offset {
-        // The two files take turns: this one was emptied and begins anew.
+        // The two files take turns: this one was truncated and starts again.
         *offset = 0;
     }
     file.seek(SeekFrom::Start(*offset))?;
@@ -40,13 +40,13 @@ fn read_on(path: &Path, offset: &mut u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The position after everything printed so far.
+/// Returns the position after all output so far.
 pub(crate) fn end(directory: &Path) -> OutputPosition {
     let length = |name| fs::metadata(directory.join(name)).map_or(0, |metadata| metadata.len());
     OutputPosition { offsets: names::LOGS.map(length) }
 }
 
-/// The last bytes of the two files, older first.
+/// Returns the last bytes of the two files, older first.
 pub(crate) fn tail(directory: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut paths = names::LOGS.map(|name| directory.join(name));
     paths.sort_by_key(|path| fs::metadata(path).and_then(|data| data.modified()).ok());

@@ -1,5 +1,5 @@
-//! What an agent writes about each sandbox before it lets the worker start, and how it recognises the
-//! sandbox afterwards, though the agent was restarted and process numbers were used again.
+//! Persistent record of a sandbox, written before its worker may start. It identifies the sandbox afterwards,
+//! even if the agent was restarted and process ids were reused.
 
 use super::cgroup;
 use super::error::{During, SandboxError};
@@ -22,11 +22,11 @@ pub(crate) mod names {
     pub(crate) const WORKER_SOCKET: &str = "worker.sock";
     pub(crate) const METRICS: &str = "metrics";
     pub(crate) const LOGS: [&str; 2] = ["log.0", "log.1"];
-    /// Says that every byte of the weights is there.
+    /// Marks that every byte of the weights is present.
     pub(crate) const COMPLETE: &str = "complete";
 }
 
-/// Writes the record so that it is there after a power cut, or not at all.
+/// Writes the record atomically: after a power failure it is complete or absent.
 pub(crate) fn write(directory: &Path, record: &SandboxRecord) -> Result<(), SandboxError> {
     let (target, temporary) = (directory.join(names::RECORD), directory.join("record.new"));
     let save = || -> io::Result<()> {
@@ -39,21 +39,22 @@ pub(crate) fn write(directory: &Path, record: &SandboxRecord) -> Result<(), Sand
     save().during(|| format!("write {}", target.display()))
 }
 
-/// Reads the record of a sandbox; none if it never got so far or is damaged.
+/// Reads the record of a sandbox; none if it was never written or is damaged.
 pub(crate) fn read(directory: &Path) -> Option<SandboxRecord> {
     let bytes = fs::read(directory.join(names::RECORD)).ok()?;
     canonical::from_bytes(&bytes, SANDBOX_RECORD_BYTES_MAX).ok()
 }
 
-/// How the sandbox ended, if its init lived to say so.
+/// Returns the end of the sandbox, if its init survived to record it.
 pub(crate) fn read_exit(directory: &Path) -> Option<SandboxExit> {
     let bytes = fs::read(directory.join(names::EXIT)).ok()?;
     canonical::from_bytes(&bytes, SANDBOX_RECORD_BYTES_MAX).ok()
 }
 
-/// A descriptor of the recorded init, if that very process still lives.
+/// Returns a descriptor of the recorded init, if that very process is still alive.
 pub(crate) fn open_process(record: &SandboxRecord) -> Option<OwnedFd> {
-    // First the descriptor, then the checks: it keeps standing for whoever had the number just then.
+    // The descriptor is opened before the checks: it keeps referring to the same process even if the id is
+    // reused.
     let pidfd = system::pidfd_open(record.pid).ok()?;
     let groups: Vec<PathBuf> = record.cgroups.iter().map(PathBuf::from).collect();
     let same = boot_id().ok()? == record.boot_id
@@ -62,7 +63,7 @@ pub(crate) fn open_process(record: &SandboxRecord) -> Option<OwnedFd> {
     same.then_some(pidfd)
 }
 
-/// Composes the record of an init that has just been created.
+/// Returns the record of an init that has just been created.
 pub(crate) fn compose(
     name: &str,
     pid: u32,
@@ -89,13 +90,13 @@ fn start_ticks(pid: u32) -> io::Result<u64> {
     parse_start_ticks(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// When a process started, in clock ticks since boot, as its `/proc/PID/stat` says; none for one that has ended.
-/// The program's name may hold spaces and parentheses, so what counts is behind the last one.
+/// Parses the start time of a process from its `/proc/PID/stat`, in clock ticks since boot; none for one that
+/// has ended. The program's name may contain spaces and parentheses, so the fields start after the last one.
 #[must_use]
 pub fn parse_start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(") ")?;
     let mut fields = after_name.split(' ');
-    // A zombie has ended, though its number is still taken.
+    // A zombie has ended, though its process id is still taken.
     let state = fields.next()?;
     let ticks = fields.nth(START_TIME_AFTER_NAME - 1)?.parse().ok()?;
     (!matches!(state, "Z" | "X")).then_some(ticks)

@@ -1,5 +1,5 @@
-//! A sandbox that was started, by this agent or by its predecessor: how to renew its lease, talk to its
-//! worker, learn how it ended, and remove what is left.
+//! Handle of a running sandbox, started by this agent or by its predecessor. It renews the lease, connects to
+//! the worker, reports the end, and removes the leftovers.
 
 use super::cgroup::{self, CgroupUsage};
 use super::error::{During, SandboxError};
@@ -27,17 +27,17 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// An init answers at once or not at all: it does nothing else.
+/// Timeout of a request to an init. An init answers immediately or not at all: it does nothing else.
 const INIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest answer of an init.
 const REPLY_BYTES_MAX: usize = 1024;
-/// How long the kernel may take to end a killed sandbox.
+/// Longest wait for the kernel to end a killed sandbox, in milliseconds.
 const KILL_WAIT_MS: u16 = 10_000;
 
 /// First ids of the pairs that are in use.
 pub(crate) type IdsInUse = Arc<Mutex<BTreeSet<u32>>>;
 
-/// A sandbox that was alive when this value was made. Dropping it ends nothing: the lease does that.
+/// A sandbox that was alive when this value was created. Dropping it ends nothing; only the lease does.
 #[derive(Debug)]
 pub struct Sandbox {
     record: SandboxRecord,
@@ -49,12 +49,12 @@ pub struct Sandbox {
     not_enforced: Vec<String>,
 }
 
-/// How a sandbox ended.
+/// End of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
-    /// As its init wrote it down; none when the init itself was killed.
+    /// Reason recorded by its init; none if the init itself was killed.
     pub exit: Option<SandboxExit>,
-    /// Whether the kernel killed a process of it for want of memory.
+    /// Whether the kernel killed one of its processes for lack of memory.
     pub out_of_memory: bool,
 }
 
@@ -83,33 +83,33 @@ impl Sandbox {
         Self { record, directory, pidfd, groups, init: Mutex::new(None), ids, not_enforced }
     }
 
-    /// Its name on this node.
+    /// Returns its name on this node.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.record.name
     }
 
-    /// Process id of its init, for people.
+    /// Returns the process id of its init, for people.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.record.pid
     }
 
-    /// What is not enforced on it, each beginning with a label.
+    /// Returns the limits that are not enforced on it, each beginning with a label.
     #[must_use]
     pub fn not_enforced(&self) -> &[String] {
         &self.not_enforced
     }
 
-    /// Lengthens its lease to this time of the boot clock ([`super::boottime_ms`]). Blocks for a moment.
+    /// Extends its lease to this time of the boot clock ([`super::boottime_ms`]). Blocks for a moment.
     ///
     /// # Errors
-    /// When its init does not answer: it has ended, or is about to.
+    /// If its init does not answer: it has ended, or is about to.
     pub fn renew(&self, until_boottime_ms: u64) -> Result<InitReply, SandboxError> {
         self.ask(&InitRequest::Renew { until_boottime_ms })
     }
 
-    /// Asks its init how it is. Blocks for a moment.
+    /// Queries the status of its init. Blocks for a moment.
     ///
     /// # Errors
     /// As [`Self::renew`].
@@ -117,7 +117,7 @@ impl Sandbox {
         self.ask(&InitRequest::Status)
     }
 
-    /// Asks the worker to end (SIGTERM) and ends the sandbox after the grace. Blocks for a moment.
+    /// Asks the worker to end (SIGTERM) and ends the sandbox after the grace period. Blocks for a moment.
     ///
     /// # Errors
     /// As [`Self::renew`].
@@ -125,12 +125,13 @@ impl Sandbox {
         self.ask(&InitRequest::Stop { grace_ms })
     }
 
-    /// Ends every process of it now, without a word.
+    /// Kills all of its processes now, without warning.
     ///
     /// # Errors
-    /// What the system answers; a sandbox that has ended already is none.
+    /// Errors of the system; a sandbox that has already ended is not an error.
     pub fn kill(&self) -> io::Result<()> {
-        // An init is gone only when all of its namespace is, and threads without a quota to run on take long.
+        // An init is gone only when its whole namespace is, and threads without quota would take long to
+        // exit.
         cgroup::release(&self.groups);
         match system::pidfd_kill(self.pidfd.as_fd()) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
@@ -138,10 +139,10 @@ impl Sandbox {
         }
     }
 
-    /// A new connection to the worker's socket.
+    /// Opens a connection to the worker's socket.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub fn connect_worker(&self) -> io::Result<UnixStream> {
         connect(&self.directory, names::WORKER_SOCKET)
     }
@@ -149,30 +150,30 @@ impl Sandbox {
     /// Opens the worker's metrics pipe. Needs a tokio runtime.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub fn metrics(&self) -> io::Result<MetricsReader> {
         MetricsReader::open(&self.directory.join(names::METRICS))
     }
 
-    /// What it has used so far.
+    /// Returns its resource usage so far.
     #[must_use]
     pub fn usage(&self) -> CgroupUsage {
         cgroup::usage(&self.groups)
     }
 
-    /// The last bytes that the worker printed, at most this many.
+    /// Returns the last bytes of the worker's output, at most this many.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub fn log_tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
         output::tail(&self.directory, bytes_max)
     }
 
-    /// How it ended; none while it lives.
+    /// Returns its end; none while it is alive.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {
         self.wait_ms(0).then(|| {
-            // It is this agent's child unless an earlier agent started it; then there is nothing to bury.
+            // It is this agent's child unless an earlier agent started it; then there is nothing to reap.
             let _ = waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
             Ended {
                 exit: record::read_exit(&self.directory),
@@ -184,7 +185,7 @@ impl Sandbox {
     /// Waits until it has ended. Safe to cancel. Needs a tokio runtime.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Errors of the system.
     pub async fn wait(&self) -> io::Result<Ended> {
         let pidfd = self.pidfd.try_clone()?;
         // SAFETY: an `OwnedFd` keeps naming the same open file until it is dropped, and nothing closes it
@@ -200,11 +201,11 @@ impl Sandbox {
         }
     }
 
-    /// Ends it if it lives, and removes its cgroups and files. Blocks until it is gone; after an error it may
-    /// be asked again.
+    /// Ends it if it is alive, and removes its cgroups and files. Blocks until it is gone. May be called
+    /// again after an error.
     ///
     /// # Errors
-    /// When the kernel does not end it, or something of it cannot be removed.
+    /// If the kernel does not end it, or something of it cannot be removed.
     pub fn remove(&self) -> Result<Option<Ended>, SandboxError> {
         self.kill().during(|| format!("kill sandbox `{}`", self.record.name))?;
         if !self.wait_ms(KILL_WAIT_MS) {
@@ -233,7 +234,7 @@ impl Sandbox {
             *connection = Some(stream);
             Ok(reply)
         };
-        // A kept connection may have been dropped in favour of another agent's: once more with a new one.
+        // A kept connection may have been dropped in favour of another agent's: retry once with a new one.
         attempt()
             .or_else(|_| attempt())
             .map_err(|error| SandboxError::Init { name: self.record.name.clone(), detail: error.to_string() })
@@ -296,7 +297,7 @@ impl Running for Sandbox {
     }
 }
 
-/// Removes what a dead sandbox left: cgroups, directory, its hold on its ids.
+/// Removes the leftovers of a dead sandbox: cgroups, directory, and the reservation of its ids.
 pub(crate) fn remove_leftovers(
     directory: &Path,
     record: Option<&SandboxRecord>,
@@ -317,25 +318,25 @@ pub(crate) fn remove_leftovers(
     }
 }
 
-/// Does something that blocks on a thread where that harms nobody.
+/// Runs blocking work on a thread meant for it.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends, and with it whoever waits here.
+            // The runtime is shutting down, and with it the task that waits here.
             Err(_) => std::future::pending().await,
         },
     }
 }
 
-/// A lock whose holder panicked is still good: every value behind our locks is whole at any moment.
+/// A poisoned lock is still usable: every value behind these locks is consistent at any moment.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A socket's path by way of an open directory: state directories may be longer than a socket's name,
-/// 107 bytes.
+/// Returns a socket's path through an open directory: state directories may exceed the limit on a socket
+/// address, 107 bytes.
 pub(crate) fn socket_path(directory: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }

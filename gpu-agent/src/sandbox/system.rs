@@ -1,4 +1,4 @@
-//! System calls that no library wraps safely. Every one is a thin function with its proof beside it;
+//! System calls that no library wraps safely. Each is a thin function with its safety argument beside it;
 //! nothing here decides anything.
 
 use nix::errno::Errno;
@@ -7,22 +7,22 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// A single-threaded process splits in two; `flags` are those of `clone(2)`. Returns the child's id to
-/// the parent and none to the child.
+/// Forks a single-threaded process; `flags` are those of `clone(2)`. Returns the child's id to the parent and
+/// none to the child.
 ///
 /// # Safety
-/// The calling process must have one thread only: the child is a copy of the calling thread alone, and
-/// whatever lock another thread held would stay locked in it for ever.
+/// The calling process must have one thread only. The child is a copy of the calling thread alone, and a lock
+/// held by another thread would stay locked in it forever.
 pub(crate) unsafe fn clone_process(flags: libc::c_int) -> io::Result<Option<Pid>> {
     let flags = libc::c_long::from(flags | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and with a null stack, clone copies the address space and returns twice,
-    // like fork; no pointer is passed. The single thread is the caller's promise.
+    // SAFETY: without CLONE_VM and with a null stack, clone copies the address space and returns twice, like
+    // fork; no pointer is passed. The caller guarantees the single thread.
     let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     let pid = Errno::result(result)?;
     Ok((pid != 0).then(|| Pid::from_raw(i32::try_from(pid).expect("process ids are 32 bits"))))
 }
 
-/// Ends the process at once: no destructors, no buffers, no exit handlers.
+/// Ends the process immediately: no destructors, no buffers, no exit handlers.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes no pointer and does not return.
     unsafe { libc::_exit(status) }
@@ -37,23 +37,23 @@ pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes descriptor number `target` a copy of `source`; closed on exec or not.
+/// Makes descriptor number `target` a copy of `source`. `on_exec` is 0 or `O_CLOEXEC`.
 pub(crate) fn duplicate_to(source: BorrowedFd<'_>, target: RawFd, on_exec: i32) -> io::Result<()> {
-    // SAFETY: passes three integers; `source` is open for as long as it is borrowed. The callers reserve
-    // the numbers they target, so no owned descriptor is replaced unawares.
+    // SAFETY: passes three integers; `source` is open for as long as it is borrowed. The callers reserve the
+    // numbers they target, so no owned descriptor is replaced by accident.
     Errno::result(unsafe { libc::dup3(source.as_raw_fd(), target, on_exec) })?;
     Ok(())
 }
 
-/// Takes ownership of a descriptor number that the kernel has just handed to this process.
+/// Takes ownership of a descriptor number that the kernel has just returned to this process.
 pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
     debug_assert!(descriptor >= 0);
-    // SAFETY: the callers pass numbers that a system call returned to them a moment ago (recvmsg, a
-    // fresh process's standard input) and that nothing else in the process owns.
+    // SAFETY: the callers pass numbers that a system call has just returned to them (recvmsg, a fresh
+    // process's standard input). Nothing else in the process owns these numbers.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// A detached copy of the mounts at `path` (`open_tree(2)`, recursive).
+/// Returns a detached copy of the mounts at `path` (`open_tree(2)`, recursive).
 pub(crate) fn open_tree(path: &CStr) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE
         | libc::OPEN_TREE_CLOEXEC
@@ -82,11 +82,11 @@ pub(crate) fn move_mount(tree: BorrowedFd<'_>, target: &CStr) -> io::Result<()> 
     Ok(())
 }
 
-/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `descriptor` is the root of, and to all below.
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount whose root is `descriptor`, and to all below.
 pub(crate) fn add_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the string is a valid C string, the structure is fully initialised and its true size is
-    // given; the call reads both and keeps no pointer.
+    // SAFETY: the string is a valid C string, the structure is fully initialised and its true size is given;
+    // the call reads both and keeps no pointer.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -101,14 +101,14 @@ pub(crate) fn add_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64) 
     Ok(())
 }
 
-/// A descriptor that stands for a process, whatever happens to its number.
+/// Opens a descriptor of a process, which stays valid even if the process id is reused.
 pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: passes two integers.
     let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     Ok(own(RawFd::try_from(descriptor).expect("descriptors are 32 bits")))
 }
 
-/// Sends SIGKILL to the process that the descriptor stands for.
+/// Sends SIGKILL to the process of this descriptor.
 pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null information pointer is allowed; the descriptor is open for as long as borrowed.
@@ -118,14 +118,14 @@ pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets this process's nice value; it can be raised, never lowered again without rights.
+/// Sets this process's nice value; it can be raised, never lowered again without privileges.
 pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
     // SAFETY: passes integers; 0 is the calling process.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
     Ok(())
 }
 
-/// Locks the rule that user id 0 gains nothing by being 0 (`SECBIT_NOROOT` and its kin, locked).
+/// Locks the rule that user id 0 grants no privileges (`SECBIT_NOROOT` and related bits, locked).
 pub(crate) fn forget_root_rules() -> io::Result<()> {
     // From <linux/securebits.h>: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked.
     const BITS: libc::c_ulong = 0b1 | 0b10 | 0b100 | 0b1000 | 0b10_0000 | 0b100_0000 | 0b1000_0000;
@@ -134,9 +134,9 @@ pub(crate) fn forget_root_rules() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes every capability out of the set that bounds what any later program may gain.
+/// Drops every capability from the bounding set, which limits the privileges of all later programs.
 pub(crate) fn drop_bounding_set() -> io::Result<()> {
-    // The kernel says where its list ends; 64 is what the set has room for.
+    // The kernel reports the end of its list; the set has space for 64.
     for capability in 0..64 {
         // SAFETY: passes integers.
         match Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
@@ -148,10 +148,10 @@ pub(crate) fn drop_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives SIGPIPE its default meaning back, which Rust programs take away and children inherit.
+/// Restores the default handling of SIGPIPE, which Rust programs change and children inherit.
 pub(crate) fn restore_sigpipe() -> io::Result<()> {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: the default handler is no function of ours and needs nothing.
+    // SAFETY: the default handler is no function of this program and has no requirements.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! Blocking messages over unix sockets, for processes that have no runtime: the launcher's start-up talk
-//! with its init (one message = one packet, with descriptors) and the length-prefixed frames of
-//! `overlay::descriptors` that an init answers later.
+//! Blocking messages over unix sockets, for processes without a runtime. The launcher's start-up messages
+//! with its init are packets with descriptors, one per message. The init later answers with the
+//! length-prefixed frames of `overlay::descriptors`.
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// Most descriptors in one message: five for the worker and seven for its init, with room.
+/// Maximum number of descriptors in one message: five for the worker and seven for its init, with headroom.
 const DESCRIPTORS_MAX: usize = 16;
 
-/// Sends one packet and copies of some descriptors.
+/// Sends one packet with copies of some descriptors.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&numbers)];
@@ -23,8 +23,7 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Borrowed
     }
 }
 
-/// Receives one packet of at most `limit` bytes and the descriptors that came with it. A closed peer is
-/// `UnexpectedEof`.
+/// Receives one packet of at most `limit` bytes with its descriptors. A closed peer is `UnexpectedEof`.
 pub(crate) fn receive(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; limit];
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
@@ -48,26 +47,26 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u
     Ok((bytes, descriptors))
 }
 
-/// Puts the length before a frame's bytes.
+/// Prefixes a frame's bytes with their length.
 pub(crate) fn frame(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).expect("our frames are far below 4 GiB");
     [&length.to_le_bytes()[..], bytes].concat()
 }
 
-/// Collects bytes until a frame is whole.
+/// Collects bytes until a frame is complete.
 #[derive(Debug, Default)]
 pub struct FrameBuffer(Vec<u8>);
 
 impl FrameBuffer {
-    /// Adds what was read.
+    /// Appends bytes that were read.
     pub fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    /// The next whole frame.
+    /// Returns the next complete frame.
     ///
     /// # Errors
-    /// `InvalidData` if it claims more than `limit` bytes: the stream is of no further use.
+    /// `InvalidData` if it claims more than `limit` bytes: the stream is then unusable.
     pub fn next(&mut self, limit: usize) -> io::Result<Option<Vec<u8>>> {
         let Some(prefix) = self.0.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*prefix) as usize;

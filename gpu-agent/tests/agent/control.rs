@@ -1,4 +1,4 @@
-//! Control replicas that say what a test wants said.
+//! Simulated control replicas whose replies a test scripts.
 
 use crate::circle::World;
 use axum::Router;
@@ -17,26 +17,26 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-/// How long a test waits for a level: it only keeps a test from hanging.
+/// Longest wait of a test for a condition: it only keeps a test from hanging.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Leases of tests in which none shall lapse, however busy the machine is.
+/// Duration of leases that must not expire in a test, however busy the machine is.
 pub const LONG_LEASE_MS: u64 = 60_000;
 
-/// What the replicas say, and what they heard.
+/// Replies of the replicas, and the requests that they received.
 pub struct Script {
     pub world: World,
     pub leader: usize,
     pub admitted: bool,
-    /// Answers nothing: every request waits until it is given up.
+    /// No replies: every request waits until the agent gives up.
     pub silent: bool,
     pub lease_ms: u64,
     pub desired: Desired,
-    /// Sent in place of the chain's own bundles.
+    /// Bundles sent in place of the chain's own.
     pub forged: Vec<protocol::governance::Bundle>,
     pub enrolled: Vec<EnrolRequest>,
     pub last: Option<SyncRequest>,
     pub lines: Vec<String>,
-    /// Synchronisations that each replica was asked for.
+    /// Number of syncs that each replica was asked for.
     pub asked: Vec<u32>,
     pub released: Vec<(String, u32, u64)>,
 }
@@ -61,7 +61,7 @@ impl Drop for Control {
     }
 }
 
-/// Listeners for as many replicas, and their addresses.
+/// Opens listeners for as many replicas, and returns their addresses.
 pub async fn listeners(count: usize) -> (Vec<TcpListener>, Vec<String>) {
     let mut listeners = Vec::new();
     for _ in 0..count {
@@ -109,13 +109,13 @@ impl Control {
         self.script.lock().unwrap()
     }
 
-    /// Changes what is said, and says so.
+    /// Changes the replies and notifies waiting requests.
     pub fn say(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.script());
         self.news.notify_waiters();
     }
 
-    /// Waits until what was heard is as it should be.
+    /// Waits until the received requests meet a condition.
     pub async fn until<R>(&self, what: &str, mut holds: impl FnMut(&Script) -> Option<R>) -> R {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -130,7 +130,7 @@ impl Control {
         }
     }
 
-    /// Waits until a slot is reported so.
+    /// Waits until a slot's report meets a condition.
     pub async fn until_slot(&self, what: &str, holds: impl Fn(&SlotReport) -> bool) -> SlotReport {
         self.until(what, |script| script.last.as_ref()?.slots.iter().find(|slot| holds(slot)).cloned()).await
     }

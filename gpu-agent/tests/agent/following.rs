@@ -1,4 +1,5 @@
-//! What an agent believes: the leader, its admission, the circle's chain, orders, its own disk.
+//! Tests of an agent's trust in its sources: the leader, its admission, the circle's chain, orders, its own
+//! disk.
 
 use crate::control::PATIENCE;
 use crate::node::{Bench, node_id};
@@ -24,15 +25,15 @@ async fn it_finds_the_leader_and_asks_to_be_admitted_until_it_is() {
     let request = bench.control.until("is heard", |s| s.last.clone()).await;
     assert_eq!(request.resources.cpu_millicores.min(4000), request.resources.cpu_millicores);
     assert!(request.resources.gpus.iter().all(|gpu| gpu.simulated) && request.resources.gpus.len() == 2);
-    // Once it knows the leader it asks nobody else; and a new leader is found by the old one's word.
+    // Once it knows the leader it asks no other replica; the old leader's answer names a new one.
     asks_none_of(&bench, &[0, 1], 2, 2).await;
     asks_none_of(&bench, &[0], 2, 1).await;
     agent.stop().await;
 }
 
-/// Waits until the agent has asked the `next` leader five times, after the one before, and none of `others`. An
-/// agent that has no answer within its limit asks others too, as it must, so on a busy machine this may take more
-/// than one try.
+/// Waits until the agent has asked the `next` leader five times, after the previous one, and none of
+/// `others`. An agent without an answer within its limit also asks others, as required. On a busy machine
+/// this may therefore take more than one attempt.
 async fn asks_none_of(bench: &Bench, others: &[usize], before: usize, next: usize) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -47,7 +48,7 @@ async fn asks_none_of(bench: &Bench, others: &[usize], before: usize, next: usiz
     }
 }
 
-/// Makes a replica the leader, and waits until it was asked five times more.
+/// Makes a replica the leader, and waits until it was asked five more times.
 async fn leads(bench: &Bench, leader: usize) {
     let asked = bench.control.script().asked[leader];
     bench.control.say(|script| script.leader = leader);
@@ -84,7 +85,7 @@ async fn wrong_orders_are_refused_by_code_and_never_run() {
     }
     assert_eq!(bench.sandboxes(), ["chat.0.2"], "what is handed is judged, never executed");
 
-    // The same through control: each is told, and what runs beside it under a good order goes on.
+    // The same through control: each is refused, and the worker beside it under a good order continues.
     for wrong in [unsigned, altered] {
         let (slot, fence) = (wrong.order.slot, wrong.order.fence);
         bench.want(&bundle, vec![good.clone(), wrong], &[]);
@@ -119,7 +120,7 @@ async fn a_bundle_that_does_not_verify_changes_nothing_and_is_told() {
     let kept = kept.filter(|entry| entry.file_name().to_string_lossy().parse::<u64>().is_ok()).count();
     assert_eq!(kept, 1);
 
-    // An order under a forged deployment says what is wrong with the deployment.
+    // An order under a forged deployment is refused with the deployment's error.
     let mut forged = bench.control.script().world.certify(protocol::governance::Change::Deploy(Box::new(
         protocol::manifest::Manifest::Service(crate::circle::service("evil", bench.model.root, 1)),
     )));
@@ -169,7 +170,7 @@ async fn damaged_files_are_never_believed() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, &bytes).unwrap();
-    // And what a crash in the middle of a write leaves.
+    // These are the leftovers of a crash in the middle of a write.
     fs::write(bench.agent_directory().join("chain/0000000009.new"), b"torn").unwrap();
     fs::write(bench.agent_directory().join("orders.new"), b"torn").unwrap();
     bench.control.say(|script| script.last = None);
@@ -182,7 +183,7 @@ async fn damaged_files_are_never_believed() {
     assert_ne!(fs::read(&path).unwrap(), bytes);
     agent.stop().await;
 
-    // The order book: without it the node could be made to accept an old order, so it does not start.
+    // The order book: without it the node could be made to accept an old order, so the agent does not start.
     let path = bench.agent_directory().join("orders");
     let whole = fs::read(&path).unwrap();
     for damage in [whole.len() / 2, 0, whole.len() - 1] {
@@ -202,7 +203,7 @@ async fn nothing_starts_that_could_not_be_written_down() {
     let bench = Bench::new(1).await;
     let agent = bench.start();
     bench.control.until("is heard", |s| s.last.clone()).await;
-    // As a full disk would, this lets nothing be written.
+    // This makes every write fail, like a full disk.
     let obstacle = bench.agent_directory().join("orders.new");
     fs::create_dir(&obstacle).unwrap();
     let bundle = bench.deploy("chat");
@@ -212,7 +213,7 @@ async fn nothing_starts_that_could_not_be_written_down() {
     assert!(bench.sandboxes().is_empty() && !bench.agent_directory().join("orders").exists());
     fs::remove_dir(&obstacle).unwrap();
     bench.control.until_slot("serves", |slot| slot.state == SlotState::Ready).await;
-    // The same for the chain: what is not written down is not known.
+    // The same for the chain: a bundle that is not persisted does not count.
     let obstacle = bench.agent_directory().join("chain/0000000002.new");
     fs::create_dir(&obstacle).unwrap();
     bench.control.say(|script| {

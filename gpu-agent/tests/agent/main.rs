@@ -1,5 +1,5 @@
-//! A whole agent against a control of this test's making: real connections, real sandboxes, real stores, and
-//! a worker that behaves.
+//! Tests of a whole agent against a simulated control, with real connections, real sandboxes, real stores,
+//! and a well-behaved worker.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[path = "../../src/agent/core/testing.rs"]

@@ -1,4 +1,4 @@
-//! A node of the test's circle: its agent, its stores, a model, and a gateway that listens.
+//! Test fixture: a node of a circle with its agent, its stores, a model, and a gateway that listens.
 
 use crate::circle::{World, admission, service};
 use crate::control::{Control, LONG_LEASE_MS, listeners};
@@ -29,10 +29,10 @@ use tokio::task::JoinHandle;
 
 /// Seed of the node's key.
 const NODE: [u8; 32] = [7; 32];
-/// Seed of its gateway's key.
+/// Seed of the gateway's key.
 const GATEWAY: [u8; 32] = [17; 32];
 
-/// A circle with one node and what surrounds it.
+/// A circle with one node and its environment.
 pub struct Bench {
     pub control: Control,
     pub directory: tempfile::TempDir,
@@ -53,13 +53,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// As `kill -9` would leave it: everything in memory is gone at once.
+    /// Ends the agent as `kill -9` would: everything in memory is lost immediately.
     pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
     }
 
-    /// In order.
+    /// Ends the agent in an orderly way.
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
@@ -76,7 +76,7 @@ fn now() -> Millis {
 }
 
 impl Bench {
-    /// A circle with `replicas` of control, this node admitted, a model imported 2+1.
+    /// Creates a circle with `replicas` of control, this node admitted, and a model imported as 2+1.
     pub async fn new(replicas: usize) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -98,13 +98,13 @@ impl Bench {
         let key = ModelKey::generate().unwrap();
         let (weights, model) = import_model(directory.path(), &key).await;
         let cgroup = format!("quorate-test/agent-{}-{number}", std::process::id());
-        // Each test has a process of its own under nextest; under plain cargo they share one.
+        // Each test has a separate process under nextest; under plain cargo they share one.
         let ids_first = 300_000 + (std::process::id() % 500) * 64 + number * 8;
         Self { control, directory, gateway, cgroup, ids_first, encryption_file, weights, model, key }
     }
 
     pub fn agent_directory(&self) -> PathBuf {
-        // Longer than a socket's name may be.
+        // Longer than the limit on a socket address.
         self.directory
             .path()
             .join("a-directory-with-a-name-that-no-unix-socket-could-have".repeat(2))
@@ -154,7 +154,7 @@ impl Bench {
         Agent { task: tokio::spawn(run(config, shutdown.clone())), shutdown }
     }
 
-    /// The circle deploys a service of the imported model.
+    /// Makes the circle deploy a service of the imported model.
     pub fn deploy(&self, name: &str) -> Bundle {
         let manifest = service(name, self.model.root, 4);
         let mut bundle = None;
@@ -166,7 +166,7 @@ impl Bench {
         self.control.script().world.order(bundle, node_id(), slot, fence)
     }
 
-    /// Control wants these orders of one deployment, and no others.
+    /// Makes control request exactly these orders of one deployment.
     pub fn want(&self, bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) {
         let assignment = self.assignment(bundle, orders, draining);
         self.control.say(|script| script.desired = Desired { assignments: vec![assignment], routes: None });
@@ -184,8 +184,8 @@ impl Bench {
         }
     }
 
-    /// The next connection that a worker makes to the gateway, and its first ticket. A worker that ended before it
-    /// could show one is passed over.
+    /// Returns the next connection of a worker to the gateway, and its first ticket. A worker that ended
+    /// before it presented one is skipped.
     pub async fn worker(&self) -> (TcpStream, SignedTicket) {
         loop {
             let (mut stream, _) = self.gateway.accept().await.unwrap();
@@ -195,7 +195,7 @@ impl Bench {
         }
     }
 
-    /// Names of the sandboxes that have a directory.
+    /// Returns the names of the sandboxes that have a directory.
     pub fn sandboxes(&self) -> Vec<String> {
         let entries = fs::read_dir(self.agent_directory().join("sandboxes")).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
@@ -217,7 +217,7 @@ pub async fn gateway_config(directory: &Path) -> (GatewayConfig, std::net::Socke
     (GatewayConfig { public, workers, metrics: None, identity_file, tls: None }, address)
 }
 
-/// The next ticket that a worker shows.
+/// Returns the next ticket that a worker presents.
 pub async fn ticket(stream: &mut TcpStream) -> SignedTicket {
     read_ticket(stream).await.unwrap()
 }

@@ -1,4 +1,4 @@
-//! What runs beside the loop: the gateway child, the shard service, metrics.
+//! Tests of the services beside the main loop: the gateway child, the shard service, metrics.
 
 use crate::node::{Bench, gateway_config, storage};
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What the pretended gateway says on its public socket: table version and process id.
+/// Returns the simulated gateway's answer on its public socket: table version and process id.
 async fn ask(address: SocketAddr) -> Option<(u64, i32)> {
     let answer = async {
         let mut text = String::new();
@@ -67,7 +67,8 @@ async fn shards_are_offered_to_admitted_peers_alone() {
     let offered = storage(listener, bench.directory.path());
     let agent = bench.start_with(|agent| agent.storage = Some(offered));
     let server = Identity::from_seed(&[7; 32]).public_key();
-    // What it comes to: a busy machine may make an attempt end before it is answered, which says nothing.
+    // Retries until the request is answered or refused: on a busy machine an attempt may end early, which
+    // proves nothing.
     let ask = |identity: Identity| async move {
         let deadline = Instant::now() + crate::control::PATIENCE;
         loop {

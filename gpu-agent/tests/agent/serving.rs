@@ -1,4 +1,4 @@
-//! From an order to a worker that serves, and back.
+//! Tests of a slot's life: from an order to a worker that serves, and back.
 
 use crate::node::{Bench, node_id, ticket};
 use protocol::agent::SlotState;
@@ -35,7 +35,7 @@ async fn an_order_becomes_a_worker_with_verified_weights_and_a_way_to_the_gatewa
         .await;
     bench.control.until_slot("numbers arrive", |slot| slot.metrics.is_some()).await;
 
-    // Two slots share one copy; then both go, one of them by draining.
+    // Two slots share one copy; then both end, one of them by draining.
     bench.want(&bundle, vec![bench.order(&bundle, 0, 1), bench.order(&bundle, 1, 4)], &[]);
     bench.control.until_slot("the second is ready", in_state(SlotState::Ready, 1, 4)).await;
     assert_eq!(bench.sandboxes(), ["chat.0.1", "chat.1.4"]);
@@ -68,8 +68,8 @@ async fn a_worker_that_dies_is_started_again_ever_more_slowly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_control_stops_vouching_for_ends_and_comes_back_with_control() {
     let bench = Bench::new(1).await;
-    // The product's lease, since it shall lapse. Should it do so before its time too, on a busy machine, then that is
-    // one more lapse, and the verdict is the same.
+    // The production lease, since it must expire. On a busy machine it may also expire early; that is one
+    // more lapse, and the result is the same.
     bench.control.say(|script| script.lease_ms = LEASE_MS);
     let agent = bench.start();
     let bundle = bench.deploy("chat");
@@ -104,7 +104,7 @@ async fn a_killed_agent_finds_its_worker_again() {
     let (mut connection, after) = bench.worker().await;
     bench.control.until_slot("still ready", in_state(SlotState::Ready, 0, 1)).await;
     assert_eq!(after.ticket.worker, before.ticket.worker, "the same worker");
-    // It holds the new agent's leases: its tickets, each made when it had a fresh lease, come on and on.
+    // It holds the new agent's leases: its tickets, each made under a fresh lease, keep coming.
     let mut lease = after.ticket.lease_until_boottime_ms;
     for _ in 0..3 {
         let before = lease;

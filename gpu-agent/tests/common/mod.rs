@@ -1,4 +1,4 @@
-//! What the sandbox tests share: a launcher in a directory of its own, and a probe as its worker.
+//! Fixtures of the sandbox tests: a launcher in a temporary directory, and the probe as its worker.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 pub mod program;
@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything. It only keeps a test from hanging: a machine that does much else passes too.
+/// Longest wait for any condition. It only keeps a test from hanging: a busy machine passes too.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Leases where no lapse is asked for: nobody renews them, and no test takes so long.
+/// Lease in milliseconds for tests without an expiry: it is not renewed, and no test takes that long.
 pub const LEASE_MS: u64 = 900_000;
-/// Leases that do lapse, as in the product.
+/// Lease in milliseconds for tests with an expiry, as in production.
 pub const SHORT_LEASE_MS: u64 = protocol::limits::LEASE_MS;
 
-/// A launcher with its state below a directory that goes with it.
+/// A launcher whose state is below a temporary directory.
 pub struct Bench {
     pub directory: tempfile::TempDir,
     pub launcher: SandboxLauncher,
@@ -29,7 +29,7 @@ pub struct Bench {
     pub config: LauncherConfig,
 }
 
-/// The probe's executable, copied by the test's parent where the test runs as another user.
+/// Returns the probe's executable; the parent copies it where the test runs as another user.
 pub fn probe_path() -> PathBuf {
     std::env::var_os("QUORATE_TEST_PROBE")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_sandbox-probe")), PathBuf::from)
@@ -40,7 +40,8 @@ impl Bench {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        // Copied where every user may execute it: a build directory may be closed to others.
+        // The copy is in a directory where every user may execute it: a build directory may be closed to
+        // others.
         let probe = directory.path().join("probe");
         copy_program(&probe_path(), &probe);
         let shared = directory.path().join("shared");
@@ -105,11 +106,11 @@ impl Drop for Bench {
     }
 }
 
-/// Roomy limits with few processes.
+/// Generous limits with few processes.
 pub const LIMITS: SandboxLimits =
     SandboxLimits { cpu_millicores: 1000, memory_bytes: 64 << 20, processes_max: 24, open_files_max: 64 };
 
-/// Waits until a condition holds; panics with `what` when patience ends.
+/// Waits until a condition holds; panics with `what` after `PATIENCE`.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -118,7 +119,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Asks an init until it answers: it has a second for it, which a busy machine may not give it.
+/// Retries a request to an init until it answers: on a busy machine it may miss its limit of a second.
 pub fn insist<T, E: std::fmt::Debug>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
     let mut answer = None;
     until(what, || {
@@ -128,21 +129,21 @@ pub fn insist<T, E: std::fmt::Debug>(what: &str, mut attempt: impl FnMut() -> Re
     answer.unwrap()
 }
 
-/// Whether a process lives (a zombie does not).
+/// Returns whether a process is alive (a zombie is not).
 pub fn lives(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// The processes whose parent this is.
+/// Returns the children of a process.
 pub fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(Path::new(&path)).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Runs this test program again as `nobody`, from where every user may read it. Returns what it printed;
-/// none when this is no root, which is then the unprivileged run itself.
+/// Runs this test program again as `nobody`, from a directory that every user may read. Returns its output;
+/// none if this process is not root, which is then the unprivileged run itself.
 pub fn rerun_unprivileged(arguments: &[&str]) -> Option<String> {
     use std::os::unix::process::CommandExt;
     if !nix::unistd::Uid::effective().is_root() {

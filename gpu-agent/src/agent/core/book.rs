@@ -1,8 +1,8 @@
-//! The orders that this node accepted, and the highest fence of every slot it ever held.
+//! The order book: the orders that this node accepted, and the highest fence of every slot it ever held.
 //!
-//! A fence never falls, though its order was given back long ago: that is what makes a replayed order
-//! recognisable. The book in memory holds the proof beside each order; on disk only the order lies, and
-//! reading it verifies it again against the chain as it was when the order was accepted.
+//! A fence never decreases, even long after its order was released: this makes a replayed order recognisable.
+//! The book in memory holds the proof beside each order. The disk holds only the order; reading it verifies
+//! it again against the chain at the time of acceptance.
 
 use super::SlotKey;
 use human_chain::{Approved, ChainError, CircleState, SlotGrant, check_order, verify_replay};
@@ -13,30 +13,30 @@ use protocol::{CircleId, Fence, Millis, NodeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// An order that is held, and the proof that it may be.
+/// An order that is held, with the proof that it was granted.
 #[derive(Debug, Clone)]
 pub struct Held {
-    /// What was accepted, and when.
+    /// The order, and the time of its acceptance.
     pub order: HeldOrder,
-    /// What it entitles this node to.
+    /// The verified grant of the order.
     pub grant: Arc<Approved<SlotGrant>>,
 }
 
-/// Why a record is not this node's order book.
+/// Reason why a record is not this node's order book.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BookError {
-    /// Another form than this release reads.
+    /// The version is not the one that this release reads.
     #[error("has form {0}; this release reads {ORDER_BOOK_VERSION}")]
     Version(u32),
-    /// Another circle's or another node's.
+    /// The record belongs to another circle or another node.
     #[error("belongs to another {0}")]
     Foreign(&'static str),
-    /// Something this release never writes.
+    /// The record contains something that this release never writes.
     #[error("contradicts itself: {0}")]
     Contradiction(&'static str),
 }
 
-/// The orders and fences of one node.
+/// Orders and fences of one node.
 #[derive(Debug, Clone, Default)]
 pub struct OrderBook {
     fences: BTreeMap<SlotKey, Fence>,
@@ -44,27 +44,28 @@ pub struct OrderBook {
 }
 
 impl OrderBook {
-    /// The highest fence ever accepted for a slot.
+    /// Returns the highest fence ever accepted for a slot.
     #[must_use]
     pub fn last_fence(&self, key: &SlotKey) -> Option<Fence> {
         self.fences.get(key).copied()
     }
 
-    /// The order held for a slot.
+    /// Returns the order held for a slot.
     #[must_use]
     pub fn held(&self, key: &SlotKey) -> Option<&Held> {
         self.held.get(key)
     }
 
-    /// All orders held, by slot.
+    /// Returns all held orders, by slot.
     pub fn all_held(&self) -> impl Iterator<Item = (&SlotKey, &Held)> {
         self.held.iter()
     }
 
-    /// Notes an order as accepted; it replaces the one held before for its slot.
+    /// Records an order as accepted; it replaces the one held before for its slot.
     ///
     /// # Panics
-    /// When the grant is not the order's, or its fence not above the last: verification has said so.
+    /// If the grant does not belong to the order, or its fence is not above the last: verification rules out
+    /// both.
     pub fn accept(
         &mut self,
         signed: SignedOrder,
@@ -81,19 +82,20 @@ impl OrderBook {
         self.held.insert(key, Held { order, grant: Arc::new(grant) });
     }
 
-    /// Notes that a slot has ended under its order, for good; control is told until it asks no more.
+    /// Marks a slot as permanently ended under its order. Control gets the report until it no longer names
+    /// the order.
     pub fn release(&mut self, key: &SlotKey) {
         if let Some(held) = self.held.get_mut(key) {
             held.order.released = true;
         }
     }
 
-    /// Gives an order back. Its fence stays.
+    /// Removes an order. Its fence stays.
     pub fn forget(&mut self, key: &SlotKey) {
         self.held.remove(key);
     }
 
-    /// What the disk keeps.
+    /// Returns the record to persist.
     #[must_use]
     pub fn to_record(&self, circle: CircleId, node: NodeId) -> OrderBookRecord {
         let fence = |(key, fence): (&SlotKey, &Fence)| SlotFence {
@@ -110,12 +112,11 @@ impl OrderBook {
         }
     }
 
-    /// Reads a record back. Every held order is verified again, against the chain as it was when the order
-    /// was accepted; those that do not verify are not held any more, and named beside the book. Their
-    /// fences stay.
+    /// Restores a book from its record. Every held order is verified again, against the chain at the time of
+    /// its acceptance. Orders that do not verify are dropped and returned beside the book. Their fences stay.
     ///
     /// # Errors
-    /// [`BookError`]: then nothing of it is to be believed.
+    /// [`BookError`]: the whole record must be discarded.
     pub fn from_record(
         record: OrderBookRecord,
         genesis: &SignedGenesis,
@@ -148,7 +149,7 @@ impl OrderBook {
         Ok((book, unproven))
     }
 
-    /// Verifies orders against the chain's states at which they were accepted, in one replay.
+    /// Verifies orders against the chain's states at the time of their acceptance, in one replay.
     fn prove(
         &mut self,
         mut orders: Vec<HeldOrder>,

@@ -1,4 +1,4 @@
-//! Whether an order counts: the checks of `human_chain`, and those that only the node itself can make.
+//! Verification of orders: the checks of `human_chain`, and those that only the node itself can make.
 
 use super::{NodeFacts, OrderBook, SlotKey};
 use human_chain::{Approved, ChainError, CircleState, SlotGrant, check_order, verify, verify_replay};
@@ -8,17 +8,17 @@ use protocol::manifest::Runtime;
 use protocol::order::SignedOrder;
 use protocol::{Millis, ModelRoot};
 
-/// Why an order is not carried out.
+/// Reason why an order is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The stable code.
     pub code: ErrorCode,
-    /// For people.
+    /// Explanation for people.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal with its reason.
+    /// Returns a refusal with its code and message.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
@@ -37,18 +37,18 @@ impl From<ChainError> for Refusal {
     }
 }
 
-/// Everything a node knows of what its circle decided, in order.
+/// The chain as known to this node, in order.
 #[derive(Debug, Clone, Copy)]
 pub struct History<'a> {
-    /// How the circle began.
+    /// Genesis of the circle.
     pub genesis: &'a SignedGenesis,
-    /// What it decided since; all verified.
+    /// Bundles since genesis; all verified.
     pub bundles: &'a [Bundle],
 }
 
 impl History<'_> {
-    /// The circle as it was when `certificate`, or another about the same subjects, was admitted; none when
-    /// that is not known to have happened.
+    /// Returns the circle's state when `certificate`, or another about the same subjects, was admitted.
+    /// Returns none if no such state is known.
     fn state_for(&self, certificate: &Certificate) -> Option<CircleState> {
         let subjects = &certificate.proposal.subjects;
         let fits = |state: &CircleState| {
@@ -61,33 +61,33 @@ impl History<'_> {
             let approved = verify_replay(&state, &bundles.next()?.certificate).ok()?;
             state.advance(approved).ok()?;
         }
-        // Nothing was decided since: whoever brings it now is as late as the clock says.
+        // If nothing was decided since, the certificate is new and its expiry is checked against the clock.
         bundles.next().map(|_| state)
     }
 }
 
-/// A node about to judge orders.
+/// Verifier of orders, with the state of the node that it checks against.
 #[derive(Debug, Clone, Copy)]
 pub struct Judge<'a> {
-    /// What the circle has agreed on.
+    /// Current state of the circle.
     pub circle: &'a CircleState,
-    /// How it came to that.
+    /// Chain that led to this state.
     pub history: History<'a>,
-    /// What the node is.
+    /// Facts about the node.
     pub facts: &'a NodeFacts,
-    /// What it accepted before.
+    /// Orders accepted before.
     pub book: &'a OrderBook,
-    /// Its wall clock.
+    /// Wall clock of the node.
     pub now: Millis,
 }
 
 impl Judge<'_> {
-    /// Judges an order that the node does not hold yet, with the authority that came beside it. An order
-    /// that it holds counts as replayed here.
+    /// Verifies an order that the node does not hold yet, with the certificate supplied with it. An order
+    /// that is already held counts as replayed here.
     ///
     /// # Errors
-    /// The first check that fails: the certificate beside it; the order itself, as
-    /// [`human_chain::check_order`] says; then runtime, egress, isolation and GPUs.
+    /// The first check that fails: the certificate supplied with the order; the order itself, see
+    /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
     pub fn judge(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
         self.check_bundle(bundle, signed)?;
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
@@ -96,7 +96,7 @@ impl Judge<'_> {
         Ok(grant)
     }
 
-    /// The certificate beside an order proves itself, or is the one that the chain has already.
+    /// Checks that the certificate supplied with an order is valid, or is the one already in the chain.
     fn check_bundle(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<(), Refusal> {
         let order = &signed.order;
         if bundle.version != BUNDLE_VERSION {
@@ -107,8 +107,8 @@ impl Judge<'_> {
         let digest = bundle.certificate.digest();
         let in_force = self.circle.service(&order.service).map(|service| service.certificate);
         if in_force != Some(digest) {
-            // Not the one in force, so nobody has verified these bytes yet: an altered one must be called
-            // altered, not merely another.
+            // This certificate is not the one in force, so its bytes have not been verified yet. An altered
+            // one must be reported as altered, not merely as different.
             match self.history.state_for(&bundle.certificate) {
                 Some(then) => drop(verify_replay(&then, &bundle.certificate)?),
                 None => drop(verify(self.circle, &bundle.certificate, self.now)?),
@@ -121,7 +121,7 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// What the envelope asks for and only the node can know.
+    /// Checks the requirements of the envelope that only the node can evaluate.
     fn check_node(&self, grant: &SlotGrant) -> Result<(), Refusal> {
         let service = &grant.service;
         if service.runtime != Runtime::Candle {
@@ -144,11 +144,11 @@ impl Judge<'_> {
     }
 }
 
-/// The model that control says to load must be the one that the circle approved. What is loaded is checked
-/// against the approved root in any case; this names the disagreement early.
+/// Checks that control names the model that the circle approved. The load verifies every byte against the
+/// approved root in any case; this check reports the disagreement early.
 ///
 /// # Errors
-/// When they differ.
+/// If the two roots differ.
 pub(super) fn check_model(grant: &SlotGrant, said: ModelRoot) -> Result<(), Refusal> {
     let approved = grant.service.model.root;
     if said == approved {
@@ -158,10 +158,10 @@ pub(super) fn check_model(grant: &SlotGrant, said: ModelRoot) -> Result<(), Refu
     Err(Refusal::new(error_code::ORDER_MISMATCH, message))
 }
 
-/// Whether a refusal may be due to a chain that is not complete yet.
+/// Returns whether an incomplete chain could explain a refusal.
 pub(super) fn may_be_early(refusal: &Refusal) -> bool {
     let early = [
-        // It may have been carried in time.
+        // The certificate may have been admitted before it expired.
         error_code::PROPOSAL_EXPIRED,
         error_code::ORDER_NOT_APPROVED,
         error_code::PROPOSAL_STALE,

@@ -1,8 +1,8 @@
-//! The decisions of an agent, as functions of their inputs: which orders count, and what follows from them.
+//! Pure decision core of an agent: verification of orders, and reconciliation.
 //!
-//! Nothing here opens, waits or asks for the time. The shell around it persists what is decided, before it
-//! acts on it. May surprise: the shell cannot start a slot that this module did not accept, because
-//! starting takes the grant that only verification makes.
+//! Nothing here performs I/O, waits or reads the clock. The shell around it persists each decision before it
+//! acts on it. The shell cannot start a slot that this module did not accept, because starting takes the
+//! grant that only verification creates.
 
 mod book;
 mod judge;
@@ -26,14 +26,14 @@ use std::collections::BTreeSet;
 /// One of a service's numbered slots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SlotKey {
-    /// Which service.
+    /// Service that the slot belongs to.
     pub service: ServiceName,
-    /// Which slot.
+    /// Index of the slot.
     pub slot: SlotIndex,
 }
 
 impl SlotKey {
-    /// The slot that an order is for.
+    /// Returns the slot of an order.
     #[must_use]
     pub fn of(order: &SlotOrder) -> Self {
         Self { service: order.service.clone(), slot: order.slot }
@@ -46,12 +46,12 @@ impl std::fmt::Display for SlotKey {
     }
 }
 
-/// What only the node itself knows of itself.
+/// Facts that only the node itself knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Who it is.
+    /// Id of the node.
     pub id: NodeId,
-    /// How well it can isolate.
+    /// Isolation that the node can enforce.
     pub isolation: Isolation,
     /// Indices of its GPUs.
     pub gpus: BTreeSet<u32>,

@@ -1,8 +1,8 @@
-//! What follows from what is wanted and what is: levels compared, every time anew.
+//! Level-triggered reconciliation of the desired with the observed state.
 //!
-//! Two rules hold whatever control says. Nothing starts that [`Judge`] did not grant. And a slot's next
-//! order is not even accepted while anything runs under its last one, so no two fences of a slot ever run
-//! here at once.
+//! Two rules hold regardless of control's requests. Nothing starts without a grant from [`Judge`]. A slot's
+//! next order is not accepted while anything runs under its last one. Two fences of a slot therefore never
+//! run here at the same time.
 
 use super::judge::{check_model, may_be_early};
 use super::{Held, Judge, Refusal, SlotKey};
@@ -14,96 +14,95 @@ use protocol::{Fence, Millis, limits};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// How long what runs may finish when its approval ended and the approval says drain: as long as the
-/// scheduler would give it.
+/// Time to drain when an approval ended and specifies a drain, in milliseconds: the same as the scheduler's.
 const DRAIN_MS: u64 = 30_000;
-/// The scheduler ends a drain first; the node's own deadline is this much later.
+/// Margin of the node's own deadline over the scheduler's, which ends a drain first.
 const DRAIN_SLACK_MS: u64 = 5_000;
 
-/// A slot of which something runs, or is about to.
+/// A slot in which something runs or is about to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunningSlot {
-    /// Under which order.
+    /// Fence of the order under which it runs.
     pub fence: Fence,
-    /// Since when it finishes and takes nothing new, wall clock.
+    /// Wall clock time since which it drains and takes no new requests.
     pub draining_since: Option<Millis>,
 }
 
-/// What is known when deciding.
+/// Input of a reconciliation.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    /// How orders are judged.
+    /// Verifier of orders.
     pub judge: Judge<'a>,
-    /// What control wants.
+    /// Desired state from control.
     pub desired: &'a Desired,
-    /// Whether the chain was complete when control said so. While it is not, an order that no approval
-    /// covers yet is left alone rather than refused.
+    /// Whether the chain was complete when control reported the desired state. While it is not, an order that
+    /// no approval covers yet is deferred rather than refused.
     pub chain_complete: bool,
-    /// Bundles that were refused, by their certificate's digest, and why.
+    /// Refused bundles with the reason, by their certificate's digest.
     pub refused_bundles: &'a BTreeMap<protocol::Digest, Refusal>,
-    /// What runs.
+    /// Slots in which something runs.
     pub running: &'a BTreeMap<SlotKey, RunningSlot>,
 }
 
-/// One thing to do. The shell does all of them, in this order.
+/// An action to carry out. The shell carries out all of them, in the order returned.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Write the order down as accepted. Starting comes with the next look.
+    /// Persist the order as accepted. The next reconciliation starts it.
     Accept {
-        /// What to write down.
+        /// Order to persist.
         signed: Box<SignedOrder>,
-        /// The proof.
+        /// Proof that the order is granted.
         grant: Box<Approved<SlotGrant>>,
     },
-    /// Start what the held order of this slot grants; nothing of the slot runs.
+    /// Start the grant of the slot's held order; nothing of the slot runs.
     Start {
-        /// Which slot.
+        /// Slot to start.
         key: SlotKey,
     },
-    /// Let what runs finish; take nothing new.
+    /// Let running requests finish; take no new ones.
     Drain {
-        /// Which slot.
+        /// Slot to drain.
         key: SlotKey,
-        /// Why.
+        /// Explanation for logs and reports.
         reason: String,
     },
-    /// End what runs.
+    /// End the slot's worker.
     End {
-        /// Which slot.
+        /// Slot to end.
         key: SlotKey,
-        /// Why.
+        /// Explanation for logs and reports.
         reason: String,
     },
-    /// Nothing runs and nothing shall under the held order: tell control that the slot is free.
+    /// Nothing runs under the held order and nothing will: report to control that the slot is free.
     Release {
-        /// Which slot.
+        /// Slot to release.
         key: SlotKey,
-        /// Why.
+        /// Explanation for logs and reports.
         reason: String,
     },
-    /// Control names the held order no more and nothing runs: give it back.
+    /// Control no longer names the held order and nothing runs: remove it from the book.
     Forget {
-        /// Which slot.
+        /// Slot whose order is removed.
         key: SlotKey,
     },
-    /// Tell control that the order is refused.
+    /// Report to control that the order is refused.
     Refuse {
-        /// Which slot.
+        /// Slot of the order.
         key: SlotKey,
-        /// Under which fence.
+        /// Fence of the order.
         fence: Fence,
-        /// Why.
+        /// Reason with its code.
         refusal: Refusal,
     },
 }
 
-/// An order and what came with it.
+/// An order and its assignment.
 struct Named<'a> {
     signed: &'a SignedOrder,
     assignment: &'a Assignment,
 }
 
-/// Decides what to do now.
+/// Returns the actions that reconcile the node with the desired state.
 #[must_use]
 pub fn reconcile(view: &View<'_>) -> Vec<Action> {
     let named = named(view.desired);
@@ -122,7 +121,7 @@ pub fn reconcile(view: &View<'_>) -> Vec<Action> {
     actions
 }
 
-/// The orders by slot, the highest fence first.
+/// Groups the orders by slot, highest fence first.
 fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
     let mut all: BTreeMap<SlotKey, Vec<Named<'_>>> = BTreeMap::new();
     for assignment in &desired.assignments {
@@ -136,8 +135,8 @@ fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
     all
 }
 
-/// What to do about a slot. Of its orders the highest fence counts that is held or granted: an order that
-/// is refused moves nothing, so it cannot end what a good one beside it keeps running.
+/// Returns the action for a slot. The order with the highest fence that is held or granted counts. A refused
+/// order changes nothing, so it cannot end a worker that runs under a good order of the same slot.
 fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<Action> {
     let mut refused = None;
     let mut early = false;
@@ -164,7 +163,7 @@ fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<Action> {
     nothing_counts.then(|| end(key, "control names it no more")).into_iter().chain(refused).collect()
 }
 
-/// What to do about an order that is held.
+/// Returns the action for an order that is held.
 fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Option<Action> {
     if held.order.released {
         return None;
@@ -188,10 +187,10 @@ fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Optio
     }
 }
 
-/// What became of an order that is not held.
+/// Result of verifying an order that is not held.
 enum Verdict {
     Granted(Box<Approved<SlotGrant>>),
-    /// The chain is not complete, and what it lacks may cover the order.
+    /// The chain is incomplete, and its missing part may cover the order.
     Early,
     Refused(Refusal),
 }
@@ -211,7 +210,7 @@ fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> Verdict {
     }
 }
 
-/// What to do about an order that was granted and is not held.
+/// Returns the action for an order that is granted and not held.
 fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Box<Approved<SlotGrant>>) -> Action {
     if view.running.contains_key(key) {
         return end(key, "a newer order takes its place");
@@ -223,13 +222,13 @@ fn end(key: &SlotKey, reason: &str) -> Action {
     Action::End { key: key.clone(), reason: reason.into() }
 }
 
-/// Why a slot may not stay, whatever control says.
+/// Reason why a slot must end, regardless of control's requests.
 struct Going {
     reason: String,
     at_once: bool,
 }
 
-/// What the circle itself decided about a held slot: the node does not wait for control to say so.
+/// Checks the circle's own decisions about a held slot: the node does not wait for control to relay them.
 fn must_go(view: &View<'_>, held: &Held, running: Option<&RunningSlot>) -> Option<Going> {
     let (circle, service) = (view.judge.circle, &held.grant.get().service);
     if circle.node_by_id(view.judge.facts.id).is_none() {

@@ -1,5 +1,5 @@
-//! A circle of three that can decide things, and its control that can order them, for tests. Shared with the
-//! tests beside the crate, so it stands on other crates alone.
+//! Test fixture: a circle of three members that can decide, and its control replicas that can sign orders. It
+//! is shared with the integration tests, so it depends on other crates alone.
 
 use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use overlay::Identity;
@@ -17,22 +17,22 @@ use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// When everything happens that needs a time.
+/// Default time of all fixtures.
 pub(crate) const NOW: Millis = Millis(1_800_000_000_000);
 
-/// A circle, its control, and everything it decided.
+/// A circle, its control replicas, and its decisions.
 pub(crate) struct World {
     founders: Vec<(MemberId, MemberSecret)>,
     pub(crate) control: Vec<Identity>,
     pub(crate) genesis: SignedGenesis,
     pub(crate) state: CircleState,
     pub(crate) bundles: Vec<Bundle>,
-    /// When it decides what it decides.
+    /// Time of the next decision.
     pub(crate) now: Millis,
 }
 
 impl World {
-    /// A circle with these nodes, and a control replica at each address.
+    /// Creates a circle with these nodes, and a control replica at each address.
     pub(crate) fn new(nodes: Vec<NodeAdmission>, control: &[String], now: Millis) -> Self {
         let secret = |seed: u8| MemberSecret::generate(&[seed; 64]);
         let founders: Vec<(MemberId, MemberSecret)> = [("alice", 1), ("bob", 2), ("carol", 3)]
@@ -65,7 +65,7 @@ impl World {
         Self { founders, control: identities, genesis, state, bundles: vec![], now }
     }
 
-    /// A certificate of two members for a change, not yet part of the chain.
+    /// Returns a certificate for a change, signed by two members and not yet part of the chain.
     pub(crate) fn certify(&self, change: Change) -> Bundle {
         let expires = self.now.plus(24 * 3600 * 1000);
         let nonce = Digest::of(&[self.bundles.len() as u8]);
@@ -78,7 +78,7 @@ impl World {
         Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None }
     }
 
-    /// The circle decides.
+    /// Makes the circle decide a change.
     pub(crate) fn decide(&mut self, change: Change) -> Bundle {
         let bundle = self.certify(change);
         let approved = verify(&self.state, &bundle.certificate, self.now).unwrap();
@@ -87,12 +87,12 @@ impl World {
         bundle
     }
 
-    /// The circle decides to run a service.
+    /// Makes the circle deploy a service.
     pub(crate) fn deploy(&mut self, service: &ServiceManifest) -> Bundle {
         self.decide(Change::Deploy(Box::new(Manifest::Service(service.clone()))))
     }
 
-    /// What an order of control says.
+    /// Returns the content of an order, unsigned.
     pub(crate) fn plain_order(&self, bundle: &Bundle, node: NodeId, slot: u32, fence: u64) -> SlotOrder {
         let Change::Deploy(manifest) = &bundle.certificate.proposal.change else { panic!("no deployment") };
         SlotOrder {
@@ -107,12 +107,12 @@ impl World {
         }
     }
 
-    /// An order of control.
+    /// Returns an order signed by the first control replica.
     pub(crate) fn order(&self, bundle: &Bundle, node: NodeId, slot: u32, fence: u64) -> SignedOrder {
         self.sign(0, self.plain_order(bundle, node, slot, fence))
     }
 
-    /// An order signed by one of the replicas.
+    /// Returns an order signed by the given replica.
     pub(crate) fn sign(&self, replica: usize, order: SlotOrder) -> SignedOrder {
         let signer = &self.control[replica];
         let signature = signer.sign(ORDER_DOMAIN, &canonical::to_bytes(&order));
@@ -120,7 +120,7 @@ impl World {
     }
 }
 
-/// A node as it is admitted.
+/// Returns a node's admission.
 pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionKey) -> NodeAdmission {
     NodeAdmission {
         name: name.parse().unwrap(),
@@ -134,7 +134,7 @@ pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionK
     }
 }
 
-/// A service that asks for little.
+/// Returns a service with small resource requests.
 pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest {
     ServiceManifest {
         name: name.parse().unwrap(),
@@ -159,7 +159,7 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
     }
 }
 
-/// What control keeps of a model that lies nowhere.
+/// Returns control's record of a model that is stored nowhere.
 pub(crate) fn record(root: ModelRoot) -> ModelRecord {
     ModelRecord {
         name: "tiny".parse().unwrap(),
@@ -172,7 +172,7 @@ pub(crate) fn record(root: ModelRoot) -> ModelRecord {
     }
 }
 
-/// A desired state of one deployment.
+/// Returns a desired state with one deployment.
 pub(crate) fn desired(bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) -> Desired {
     let Change::Deploy(manifest) = &bundle.certificate.proposal.change else { panic!("no deployment") };
     let Manifest::Service(service) = manifest.as_ref() else { panic!("no service") };

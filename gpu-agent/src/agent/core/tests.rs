@@ -1,4 +1,4 @@
-//! What the core decides, as tables and properties.
+//! Tests of the decision core, as tables and properties.
 #![allow(clippy::unwrap_used)]
 
 use super::testing::{NOW, World, admission, desired, service};
@@ -13,7 +13,7 @@ use protocol::order::SignedOrder;
 use protocol::{Digest, Fence, Millis, ModelRoot, Signature, limits};
 use std::collections::BTreeMap;
 
-/// A node of the circle and what it knows.
+/// A node of the circle and its state.
 struct Scene {
     world: World,
     facts: NodeFacts,
@@ -97,7 +97,7 @@ impl Scene {
         self.plan(desired).iter().map(name).collect()
     }
 
-    /// Does what the shell would, at once.
+    /// Carries out actions immediately, in place of the shell.
     fn perform(&mut self, actions: Vec<Action>) -> bool {
         let mut accepted = false;
         for action in actions {
@@ -302,7 +302,7 @@ fn an_order_beside_a_certificate_that_expired_is_refused() {
     let bundle = scene.world.certify(deploy);
     let signed = scene.order(&bundle, 0, 1);
     let expires = bundle.certificate.proposal.expires_at;
-    // Nobody has seen it carried in time: a bundle kept back must not be brought later.
+    // The chain does not show that it was admitted in time: a withheld bundle must not be accepted later.
     for (now, expected) in
         [(expires, "order-not-approved"), (expires.plus(limits::CLOCK_GRACE_MS + 1), "proposal-expired")]
     {
@@ -311,7 +311,7 @@ fn an_order_beside_a_certificate_that_expired_is_refused() {
     }
     let late = desired(&bundle, vec![signed], &[]);
     assert_eq!(scene.names(&late), ["refuse 0@1 proposal-expired"]);
-    // It may have been carried in time, and the chain not say so yet.
+    // It may have been admitted in time although the chain does not show it yet.
     scene.chain_complete = false;
     assert!(scene.names(&late).is_empty());
 }
@@ -398,7 +398,7 @@ fn a_refused_order_moves_nothing_beside_a_good_one() {
     for orders in [[&good, &unsigned], [&unsigned, &good]] {
         assert_eq!(scene.names(&beside(&orders)), [refused], "it goes on");
     }
-    // Nor does one that no approval covers yet, be it early or wrong.
+    // The same holds for an order that no approval covers yet, be it early or wrong.
     let newer = protocol::manifest::Manifest::Service(service("chat", root(), 3));
     let ahead = scene.world.certify(Change::Deploy(Box::new(newer)));
     let mut early = desired(&ahead, vec![scene.order(&ahead, 0, 4)], &[]);
@@ -407,7 +407,7 @@ fn a_refused_order_moves_nothing_beside_a_good_one() {
     assert!(scene.names(&early).is_empty());
     scene.chain_complete = true;
     assert_eq!(scene.names(&early), ["refuse 0@4 order-not-approved"]);
-    // Named alone it means that control moved on from the good one.
+    // Without the good order beside it, it means that control has replaced the good one.
     assert_eq!(scene.names(&beside(&[&unsigned])), ["end 0", refused]);
 }
 
@@ -423,7 +423,7 @@ fn draining_slots_finish_and_are_released_for_good() {
     assert!(scene.names(&draining).is_empty(), "told once");
     scene.end(&key(0));
     assert!(scene.names(&draining).is_empty());
-    // Even if control forgot that it was draining.
+    // The same holds if control forgot that the slot was draining.
     assert!(scene.names(&desired(&bundle, orders, &[])).is_empty());
     assert_eq!(scene.names(&desired(&bundle, vec![], &[])), ["forget 0"]);
 }
@@ -433,7 +433,7 @@ fn a_slot_that_drains_while_nothing_runs_is_released() {
     let (mut scene, bundle) = Scene::deployed(|_| {});
     let orders = vec![scene.order(&bundle, 0, 1)];
     scene.settle(&desired(&bundle, orders.clone(), &[]));
-    // The agent was restarted and its sandbox had ended.
+    // The agent was restarted and its sandbox has ended.
     scene.running.clear();
     assert_eq!(scene.names(&desired(&bundle, orders, &[0])), ["release 0"]);
 }
@@ -498,7 +498,7 @@ fn an_order_may_be_ahead_of_the_chain_only_while_the_chain_is_incomplete() {
     assert!(scene.names(&wanted).is_empty());
     scene.chain_complete = true;
     assert_eq!(scene.names(&wanted), ["refuse 0@1 order-not-approved"]);
-    // A signature that does not hold is wrong now and later.
+    // An invalid signature is wrong now and later.
     scene.chain_complete = false;
     let mut unsigned = scene.order(&bundle, 0, 1);
     unsigned.signature = Signature([0; 64]);
@@ -526,7 +526,7 @@ fn the_book_comes_back_from_disk_with_proofs_and_fences() {
     let (mut scene, bundle) = Scene::deployed(|_| {});
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3), scene.order(&bundle, 1, 9)], &[]));
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3)], &[]));
-    // Meanwhile the approval was replaced: the held order was good when it was accepted.
+    // The approval was replaced since; the held order was valid when it was accepted.
     scene.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
     let circle = scene.world.state.id();
     let record = scene.book.to_record(circle, scene.facts.id);
@@ -573,18 +573,18 @@ fn an_order_that_was_altered_on_disk_is_not_held_but_its_fence_stays() {
     }
 }
 
-/// What may happen to a node, in any order.
+/// Events that may happen to a node, in any order.
 #[derive(Debug, Clone)]
 enum Step {
     /// Control names these orders: slot, fence, whether it drains, whether it is signed.
     Want(Vec<(u32, u64, bool, bool)>),
-    /// What runs in a slot ends by itself.
+    /// The worker in a slot ends on its own.
     Die(u32),
-    /// The agent is killed at any moment and started again from its disk; what runs goes on or has ended.
+    /// The agent is killed at any moment and restarted from its disk; running workers survive or have ended.
     Restart {
         sandboxes_survive: bool,
     },
-    /// The circle decides.
+    /// The circle retires the service.
     Retire,
     Redeploy,
 }
@@ -658,8 +658,8 @@ proptest! {
                 scene.perform(actions);
                 for (slot, now) in &scene.running {
                     if before.get(slot).map(|running| running.fence) != Some(now.fence) {
-                        // Started now: a slot's fence was never started before, unless it is still held
-                        // after a restart that its sandbox did not survive.
+                        // Started now. A slot's fence was never started before, unless it is still held after
+                        // a restart that its sandbox did not survive.
                         let last = started.insert(slot.clone(), now.fence);
                         prop_assert!(last.is_none_or(|last| now.fence >= last));
                         prop_assert!(signed_ever.contains(&(slot.clone(), now.fence)));

@@ -1,9 +1,9 @@
-//! Agents that die at every step of their life, and what those after them make of it.
+//! Crash tests: agents that die at every step of their life, and the recovery by their successors.
 
 use super::*;
 use crate::files::crash;
 
-/// What an agent lives through: an order, a worker, a second order under a higher fence in its place, a drain.
+/// The life of an agent: an order, a worker, a replacement order under a higher fence, a drain.
 async fn life(stage: &Stage) {
     stage.want(&[(0, 1), (1, 1)], &[]);
     wait(stage, &[(0, 1), (1, 1)]).await;
@@ -13,7 +13,7 @@ async fn life(stage: &Stage) {
     tokio::time::sleep(Duration::from_secs(4)).await;
 }
 
-/// Waits for a while until these slots are ready; an agent that died makes none ready.
+/// Waits for a limited time until these slots are ready; an agent that died makes none ready.
 async fn wait(stage: &Stage, slots: &[(u32, u64)]) {
     for _ in 0..600 {
         let ready = |(slot, fence): &(u32, u64)| {
@@ -29,14 +29,14 @@ async fn wait(stage: &Stage, slots: &[(u32, u64)]) {
     }
 }
 
-/// After a death: a new agent, and what it must come to.
+/// Starts a new agent after a crash, and checks the state that it must converge to.
 async fn succeeds(stage: &Stage, when: &str) {
     stage.want(&[(0, 2), (2, 1)], &[]);
     let agent = stage.start();
     stage.until_slot(0, 2, SlotState::Ready).await;
     stage.until_slot(2, 1, SlotState::Ready).await;
     assert_eq!(stage.launcher.living(), ["chat.0.2", "chat.2.1"], "{when}");
-    // The old fence never comes back, whenever the agent died after it had accepted the new one.
+    // The old fence never comes back, no matter when the agent died after it accepted the new one.
     stage.want(&[(0, 1)], &[]);
     let refused = stage.until_slot(0, 1, SlotState::Refused).await;
     assert!(refused.detail.starts_with("order-replayed: "), "{when}: {}", refused.detail);
@@ -96,7 +96,7 @@ async fn a_successor_keeps_what_runs_if_its_weights_were_complete() {
     assert_eq!(stage.launcher.started(), 1, "the same worker, many leases later");
     agent.kill().await;
 
-    // Another whose weights nobody can complete any more.
+    // The other case: weights that can never be completed.
     let stage = Stage::with_gateway(None);
     stage.want(&[(0, 1)], &[]);
     let agent = stage.start();

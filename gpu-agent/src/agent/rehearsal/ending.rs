@@ -1,4 +1,4 @@
-//! How workers end: leases, drains, orders that take another's place, and the unwilling.
+//! Simulations of workers that end: leases, drains, replacement orders, and workers that do not obey.
 
 use super::*;
 use protocol::sandbox::SandboxExit;
@@ -98,7 +98,7 @@ async fn a_higher_fence_waits_for_what_runs_and_even_for_what_is_starting() {
     }
     stage.until_slot(0, 2, SlotState::Ready).await;
     assert_eq!(stage.launcher.living(), ["chat.0.2"]);
-    // And back to the lower one: never.
+    // A return to the lower fence is never accepted.
     stage.want(&[(0, 1)], &[]);
     let refused = stage.until_slot(0, 1, SlotState::Refused).await;
     assert!(refused.detail.starts_with("order-replayed: "), "{}", refused.detail);
@@ -128,7 +128,7 @@ async fn a_slot_is_not_free_while_the_kernel_has_not_ended_its_sandbox() {
 
 #[tokio::test(start_paused = true)]
 async fn a_gateway_out_of_reach_is_tried_until_it_is_there_and_found_again_when_it_hangs_up() {
-    // Bound and not listening: whoever connects is refused.
+    // The socket is bound but does not listen, so connections are refused.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let stage = Stage::with_gateway(Some(socket.local_addr().unwrap().to_string()));
@@ -155,8 +155,9 @@ async fn a_gateway_out_of_reach_is_tried_until_it_is_there_and_found_again_when_
     agent.stop().await;
 }
 
-/// Accepts and keeps every connection; says how many there were. The kernel takes real time for them, in which
-/// paused time may pass until the agent gives up a dial and tries again: so it is not said which one counts.
+/// Accepts and keeps every connection, and publishes their number. The kernel takes real time for them. Until
+/// then paused time may pass and the agent may give up a dial and retry, so the connection that counts is not
+/// known.
 fn accept_all(listener: TcpListener) -> watch::Receiver<usize> {
     let (count, counted) = watch::channel(0);
     tokio::spawn(async move {

@@ -1,16 +1,17 @@
-//! Everything at once, in an order that a seed decides: the same seed gives the same history, to the byte.
+//! Randomised simulation: events in an order that a seed decides. The same seed gives the same history, byte
+//! for byte.
 
 use super::*;
 use protocol::sandbox::SandboxExit;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// How many things happen in one history.
+/// Number of events in one history.
 const STEPS: u32 = 60;
 /// Slots of the node.
 const SLOTS: u64 = 3;
 
-/// A sequence of numbers that a seed decides (splitmix64).
+/// Pseudo-random numbers from a seed (splitmix64).
 struct Dice(u64);
 
 impl Dice {
@@ -23,7 +24,7 @@ impl Dice {
     }
 }
 
-/// What a worker of this name does in a history: a function of seed and name, never of the order of calls.
+/// Returns the behaviour of a worker: a function of seed and name, never of the order of calls.
 fn fate(seed: u64, name: &str, nth: u64) -> Behaviour {
     let mut text = Digest::of(format!("{seed} {name} {nth}").as_bytes()).as_bytes()[..8].to_vec();
     text.reverse();
@@ -45,7 +46,7 @@ fn fate(seed: u64, name: &str, nth: u64) -> Behaviour {
     behaviour
 }
 
-/// A history under way.
+/// A history in progress.
 struct History {
     stage: Stage,
     agent: Option<Agent>,
@@ -79,7 +80,7 @@ impl History {
         self.stage.want(&wanted, &self.draining);
     }
 
-    /// One thing happens.
+    /// Makes one event happen.
     async fn step(&mut self) {
         let slot = self.dice.roll(SLOTS) as u32;
         let name = format!("chat.{slot}.{}", self.fences[&slot]);
@@ -124,7 +125,7 @@ impl History {
         self.note(&what);
     }
 
-    /// Time passes, and all the while no slot is held twice.
+    /// Lets time pass, and checks throughout that no slot runs twice.
     async fn pass(&mut self, time_ms: u64) {
         let until = self.stage.clock.boottime_ms() + time_ms;
         while self.stage.clock.boottime_ms() < until {
@@ -136,7 +137,7 @@ impl History {
         }
     }
 
-    /// The troubles end; what is wanted comes to run, and nothing else.
+    /// Ends all faults and checks that the desired slots come to run, and nothing else.
     async fn converge(&mut self) {
         self.stage.launcher.decide(always(Behaviour::default()));
         self.stage.say(|script| script.silent = false);
@@ -159,7 +160,7 @@ impl History {
     }
 }
 
-/// One history, told.
+/// Returns the log of one history.
 fn history(seed: u64) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.unwrap().block_on(async {

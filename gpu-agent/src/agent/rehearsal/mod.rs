@@ -1,6 +1,6 @@
-//! A whole agent in paused time: real orders, certificates, files and frames; simulated workers, a control
-//! that this process plays, and weights that arrive when a test says so. Nothing needs root, and an hour of
-//! the agent's life takes milliseconds.
+//! Simulation of a whole agent in paused time. Orders, certificates, files and frames are real. Workers are
+//! simulated, control is played by this process, and weights arrive when a test says so. Nothing needs root,
+//! and an hour of the agent's life takes milliseconds.
 #![allow(clippy::unwrap_used)]
 
 mod crashes;
@@ -36,34 +36,34 @@ use tokio::task::{JoinError, JoinHandle};
 
 /// Seed of the node's key.
 const NODE: [u8; 32] = [7; 32];
-/// When rehearsals begin.
+/// Wall clock at the start of a simulation.
 const BEGAN: Millis = Millis(1_800_000_000_000);
-/// Longest wait for a level, in the agent's time.
+/// Longest wait for a condition, in the agent's time.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// How often a level is looked at.
+/// Interval at which a condition is polled.
 const LOOK: Duration = Duration::from_millis(5);
 /// Segments of the model.
 const SEGMENTS: u32 = 3;
 
-/// What control says, and what it heard.
+/// Replies of the simulated control, and the requests that it received.
 struct Script {
     world: World,
-    /// Answers nothing: a call waits until it is given up.
+    /// No replies: a call waits until the agent gives up.
     silent: bool,
     desired: Desired,
     last: Option<SyncRequest>,
     released: Vec<(u32, u64)>,
-    /// Lines, each once, as control keeps them.
+    /// Worker lines, each once, as control keeps them.
     lines: Vec<String>,
-    /// The newest of them: the agent's boot, and the line's number.
+    /// Position of the newest line: the agent's boot, and the line's number.
     newest_line: (u64, u64),
-    /// Lines that came again.
+    /// Number of lines that were received again.
     lines_again: u32,
-    /// What was reported of slots, when that changed.
+    /// Reported states of slots, appended on change.
     heard: Vec<String>,
 }
 
-/// A node of a circle, and everything around it.
+/// A node of a circle with its environment.
 struct Stage {
     directory: tempfile::TempDir,
     clock: Clock,
@@ -83,19 +83,19 @@ struct Agent {
 }
 
 impl Agent {
-    /// As `kill -9` would leave it: everything in memory is gone at once.
+    /// Ends the agent as `kill -9` would: everything in memory is lost immediately.
     async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
     }
 
-    /// In order.
+    /// Ends the agent in an orderly way.
     async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
     }
 
-    /// Returns how its process ended by itself.
+    /// Waits for the agent's own end and returns its result.
     async fn ended(self) -> Result<Result<(), AgentError>, JoinError> {
         self.task.await
     }
@@ -129,14 +129,15 @@ fn tiny() -> ModelManifest {
 }
 
 impl Stage {
-    /// A circle that has deployed a service of two slots; its model's bytes are there; no gateway.
+    /// Creates a circle that has deployed a service of two slots. Its model's bytes are present; there is no
+    /// gateway.
     fn new() -> Self {
         let stage = Self::with_gateway(None);
         stage.model.complete();
         stage
     }
 
-    /// The same with a gateway at an address, and a model of which no byte is there.
+    /// Creates the same with a gateway at an address, and a model without any byte present.
     fn with_gateway(gateway: Option<String>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let encryption = EncryptionSecret::create(&directory.path().join("encryption.key")).unwrap();
@@ -196,7 +197,7 @@ impl Stage {
         }
     }
 
-    /// The agent of this node, as its operator starts it.
+    /// Starts the agent of this node as its operator would.
     fn start(&self) -> Agent {
         let (config, shutdown) = (self.config(), CancellationToken::new());
         let (model, stop) = (self.model.model.clone(), shutdown.clone());
@@ -213,7 +214,7 @@ impl Stage {
         self.script.lock().unwrap()
     }
 
-    /// Changes what control says, and lets it say so.
+    /// Changes control's replies and notifies waiting requests.
     fn say(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.script());
         self.news.notify_waiters();
@@ -223,7 +224,7 @@ impl Stage {
         self.script().world.order(&self.bundle, node_id(), slot, fence)
     }
 
-    /// Control wants these slots under these fences, and no others.
+    /// Makes control request exactly these slots under these fences.
     fn want(&self, slots: &[(u32, u64)], draining: &[u32]) {
         let orders = slots.iter().map(|(slot, fence)| self.order(*slot, *fence)).collect();
         self.want_orders(orders, draining);
@@ -243,12 +244,12 @@ impl Stage {
                 panic!("still not: {what}; living: {living:?}; heard: {:#?}", self.script().last);
             }
             tokio::time::sleep(LOOK).await;
-            // The kernel has its own time, for a connection say: paused time waits for this thread.
+            // The kernel takes real time, for example for a connection: paused time waits for this thread.
             tokio::task::spawn_blocking(std::thread::yield_now).await.unwrap();
         }
     }
 
-    /// Waits until a slot is reported as in this state, and returns the report.
+    /// Waits until a slot is reported in this state, and returns the report.
     async fn until_slot(&self, slot: u32, fence: u64, state: SlotState) -> SlotReport {
         let find = || {
             let script = self.script();
@@ -260,14 +261,14 @@ impl Stage {
         find().unwrap()
     }
 
-    /// Waits until control was told that a slot is free again.
+    /// Waits until control has received the release of a slot.
     async fn until_released(&self, slot: u32, fence: u64) {
         let what = format!("slot {slot} under {fence} is released");
         self.until(&what, || self.script().released.contains(&(slot, fence))).await;
     }
 }
 
-/// A behaviour for every worker.
+/// Returns a decision function that gives every worker this behaviour.
 fn always(behaviour: Behaviour) -> impl Fn(&Start) -> Behaviour + Send + Sync + 'static {
     move |_| behaviour.clone()
 }
@@ -283,7 +284,7 @@ async fn answer_all(
     }
 }
 
-/// Control's side of one call.
+/// Answers one call in the role of control.
 async fn answer(call: ControlCall, script: Arc<Mutex<Script>>, news: Arc<Notify>, clock: Clock) {
     assert_eq!(call.node, node_id());
     if script.lock().unwrap().silent {
@@ -315,7 +316,7 @@ async fn answer(call: ControlCall, script: Arc<Mutex<Script>>, news: Arc<Notify>
         if is_news || tokio::time::timeout_at(deadline, changed).await.is_err() {
             let mut response = Response::new(Bytes::from(canonical::to_bytes(&answer)));
             *response.status_mut() = StatusCode::OK;
-            // An agent that died meanwhile needs no answer.
+            // An agent that has died since needs no answer.
             let _ = call.answer.send(response);
             return;
         }

@@ -1,16 +1,16 @@
-//! How workers start, fail, and start again.
+//! Simulations of workers that start, fail and restart.
 
 use super::*;
 use crate::sandbox::Ended;
 use protocol::sandbox::SandboxExit;
 
-/// An end by itself.
+/// Returns an end on the worker's own account.
 fn exits(after_ms: u64, status: i32) -> Option<(Duration, Ended)> {
     let exit = Some(SandboxExit::Exited { status });
     Some((Duration::from_millis(after_ms), Ended { exit, out_of_memory: false }))
 }
 
-/// The times at which workers are started, on the boot clock.
+/// Records the times at which workers are started, on the boot clock.
 fn note_starts(stage: &Stage, behaviour: Behaviour) -> Arc<Mutex<Vec<u64>>> {
     let (times, clock) = (Arc::new(Mutex::new(Vec::new())), stage.clock.clone());
     let noted = times.clone();
@@ -45,8 +45,8 @@ async fn an_order_becomes_a_worker_that_is_ready_within_moments() {
     assert!(stage.launcher.present().is_empty(), "an orderly end leaves nothing");
 }
 
-/// News interrupt the request that the agent waits on, which control has read by then: its lines come again, and
-/// must not be shown again.
+/// News interrupts the request that the agent waits on, after control has read it. Its lines are sent again,
+/// and must not be shown twice.
 #[tokio::test(start_paused = true)]
 async fn each_line_is_shown_once_however_often_its_slot_has_news() {
     let stage = Stage::new();
@@ -235,7 +235,7 @@ async fn hundreds_of_slots_start_at_once() {
         .await;
     assert!(stage.clock.boottime_ms() - began < 5_000);
     assert_eq!(stage.launcher.started(), 200);
-    // And all outlive many leases.
+    // All of them outlive many leases.
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(stage.launcher.living().len(), 200);
     agent.stop().await;

@@ -1,4 +1,4 @@
-//! What comes before a worker serves: a lease, its model, its sandbox.
+//! Preparation of a worker: a lease, its model, its sandbox.
 
 use super::Slot;
 use crate::agent::core::{Refusal, SlotKey};
@@ -15,18 +15,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Processes and threads of a worker beside those it computes with: its init, its runtime, its loader.
+/// Processes and threads of a worker besides its computing threads: init, runtime, loader.
 const PROCESSES_BASE: u32 = 32;
-/// Open files of a worker: its connections to gateways and its maps, generously.
+/// Open files of a worker: its connections to gateways and its maps, with ample headroom.
 const OPEN_FILES_MAX: u32 = 1024;
-/// Characters of a service's name that a sandbox's name can hold beside a digest, a slot and a fence.
+/// Characters of a service's name that fit into a sandbox's name beside a digest, a slot and a fence.
 const NAME_PART: usize = 20;
-/// Where a driver's user libraries lie on the systems that we know.
+/// Directories of a driver's user libraries on the supported systems.
 const DRIVER_DIRECTORIES: [&str; 3] =
     ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"];
 
-/// The name of a slot's sandbox under an order: the same after an agent's restart, and another for every
-/// fence.
+/// Returns the name of a slot's sandbox under an order: the same after an agent's restart, and different for
+/// every fence.
 pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
     let name = format!("{}.{}.{fence}", key.service, key.slot);
     if name.len() <= limits::NAME_BYTES_MAX {
@@ -39,7 +39,7 @@ pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
     format!("{start}_{tail}")
 }
 
-/// What is waited for before a start.
+/// Inputs that a start waits for.
 pub(super) struct Waiting {
     pub(super) node: Arc<Node>,
     pub(super) root: ModelRoot,
@@ -48,7 +48,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Waits for a lease and for control to say where the model lies; then begins to load it.
+    /// Waits for a lease and for the model's location from control; then starts to load the model.
     pub(super) async fn prepare(&mut self) -> Result<Arc<Model>, Refusal> {
         let gone = |_| Refusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
         self.leases.wait_for(|lease| lease.holds(&self.node.clock)).await.map_err(gone)?;
@@ -95,8 +95,8 @@ impl Slot {
     }
 }
 
-/// The GPUs of an order that can compute: those of a rehearsal cannot, and their worker uses the CPU. One that
-/// is gone or does not answer is no reason to compute on less than was granted.
+/// Returns the GPUs of an order that can compute; simulated ones cannot, and their worker uses the CPU. A GPU
+/// that is gone or does not answer is an error: a worker never computes on less than was granted.
 fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, Refusal> {
     let here = node.resources.gpus(&*node.device);
     let find = |index: &u32| here.iter().find(|gpu| gpu.index == *index && gpu.healthy);
@@ -108,7 +108,7 @@ fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, Refusal> {
     Ok(real.map(|gpu| gpu.index).collect())
 }
 
-/// What a GPU's driver loads at run time and no executable names.
+/// Returns the libraries that a GPU's driver loads at run time and that no executable names.
 fn driver_libraries() -> Vec<PathBuf> {
     let belongs = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

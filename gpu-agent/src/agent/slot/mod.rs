@@ -1,8 +1,8 @@
-//! One slot that this node holds: a task that loads its model, starts its worker, watches over it, starts it
-//! again when it dies, and ends it when told to.
+//! Task of one slot that this node holds. It loads the model, starts the worker, monitors it, restarts it
+//! after a failure, and ends it on command.
 //!
-//! It takes an [`Approved`] grant to make one: nothing starts without it. What the task does is decided by
-//! levels (the command, the lease), so a message lost or doubled changes nothing.
+//! A slot can only be created from an [`Approved`] grant: nothing starts without it. The task is
+//! level-triggered (by the command and the lease), so a lost or repeated message changes nothing.
 
 mod launch;
 mod patience;
@@ -26,26 +26,25 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Waiting before a worker that failed is started again; it doubles up to the most.
+/// Backoff before a failed worker is restarted.
 const AGAIN: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
-/// A worker that served this long was good: its next failure is a first one.
+/// Serving time after which a worker counts as healthy: its next failure is again a first one.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 
-/// What a slot shall do. It only ever rises.
+/// Command to a slot. It only ever rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Command {
-    /// Serve.
     Serve,
-    /// Finish what runs, then end.
+    /// Finish running requests, then end.
     Drain,
-    /// End: the worker gets this long to finish by itself.
+    /// End, after a grace period for the worker.
     End {
         /// In milliseconds.
         grace_ms: u64,
     },
 }
 
-/// The agent's end of a slot.
+/// The agent's handle of a slot.
 #[derive(Debug)]
 pub(super) struct SlotHandle {
     pub(super) fence: Fence,
@@ -55,7 +54,7 @@ pub(super) struct SlotHandle {
 }
 
 impl SlotHandle {
-    /// Tells the slot what to do; true if it is more than it was told before.
+    /// Sends a command. Returns true if it is higher than the current one.
     pub(super) fn command(&self, command: Command) -> bool {
         self.command.send_if_modified(|current| {
             let rises =
@@ -67,7 +66,7 @@ impl SlotHandle {
         })
     }
 
-    /// Where the model lies and its key, as control says now.
+    /// Passes the current location of the model and its key.
     pub(super) fn supply(&self, supplies: Supplies) {
         self.supplies.send_if_modified(|current| {
             let differs = current.as_ref() != Some(&supplies);
@@ -86,7 +85,7 @@ pub(super) struct SlotEnded {
     pub(super) fence: Fence,
 }
 
-/// The task's end of a slot.
+/// State of a slot's task.
 pub(super) struct Slot {
     node: Arc<Node>,
     key: SlotKey,
@@ -97,17 +96,17 @@ pub(super) struct Slot {
     status: SharedStatus,
 }
 
-/// How an attempt to serve ended. Nothing of the sandbox is left then.
+/// Result of an attempt to serve. Nothing of the sandbox is left then.
 enum Attempt {
-    /// As it was told to.
+    /// The worker ended as commanded.
     Told,
     /// Control did not renew the lease.
     Lapsed,
-    /// It did not start, or died.
+    /// The worker did not start, or died.
     Failed(Refusal),
 }
 
-/// Starts a slot's task. `adopted` is its sandbox, if one runs from an agent before this one.
+/// Starts a slot's task. `adopted` is its sandbox, if one still runs from a previous agent.
 pub(super) fn spawn(
     tasks: &mut JoinSet<SlotEnded>,
     node: Arc<Node>,
@@ -151,7 +150,7 @@ impl Slot {
                 }
             }
             if *self.command.borrow() > Command::Serve {
-                // Nothing runs that could finish.
+                // There is nothing running to drain.
                 break;
             }
         }
@@ -159,7 +158,7 @@ impl Slot {
         SlotEnded { key: self.key, fence: self.order.fence }
     }
 
-    /// Serves once, with the sandbox that is there or a new one.
+    /// Serves once, with the adopted sandbox or a new one.
     async fn attempt(&mut self, adopted: Option<Arc<dyn Running>>) -> Attempt {
         if let Some(running) = adopted {
             tracing::info!(slot = %self.key, sandbox = running.name(), "attached to a running sandbox");
@@ -175,14 +174,14 @@ impl Slot {
             Ok(model) => model,
             Err(refusal) => return Attempt::Failed(refusal),
         };
-        // Not to be interrupted: a start that nobody waits for would leave a sandbox that nobody knows.
+        // A start must not be interrupted: if abandoned, it would leave an unknown sandbox.
         match self.launch(&model).await {
             Ok(running) => self.serve(running, Some(model)).await,
             Err(refusal) => Attempt::Failed(refusal),
         }
     }
 
-    /// Whether the worker served long before it failed.
+    /// Returns whether the worker served long enough before it failed.
     fn was_good(&self) -> bool {
         self.status.lock().ready_since.is_some_and(|since| since.elapsed() > GOOD_LIFE)
     }
@@ -196,14 +195,14 @@ impl Slot {
         }
     }
 
-    /// Returns when the slot shall no longer serve.
+    /// Returns when the slot must no longer serve.
     async fn told_to_leave(&self) {
         let mut command = self.command.clone();
-        // Without its handle the agent is gone, and so is the reason to serve.
+        // If the handle is gone, so is the agent, and with it the reason to serve.
         let _ = command.wait_for(|command| *command > Command::Serve).await;
     }
 
-    /// Notes how it is; control hears of it soon if it is news.
+    /// Sets the slot's state; a change is reported to control soon.
     fn enter(&self, state: SlotState, detail: impl Into<String>) {
         if self.status.set(state, detail) {
             self.node.news.notify_one();
@@ -215,7 +214,7 @@ impl Slot {
         self.status.lock().draining_since.get_or_insert(now);
     }
 
-    /// Sends what the worker printed on its way.
+    /// Queues worker output for control.
     fn print(&self, lines: Vec<String>) {
         self.node.logs.push(&self.key, self.node.clock.wall(), lines);
     }

@@ -1,33 +1,34 @@
-//! When a worker that has not ended counts as hung, so that it is ended and started again: nothing else would
-//! ever notice, since its lease is renewed for it.
+//! Timeouts after which a live worker counts as hung, so that it is ended and restarted. There is no other
+//! detection, since the agent renews the lease of a hung worker too.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A worker answers its agent before it does anything else. Three times the limit of one conversation.
+/// Time to the first message. A worker answers its agent before it does anything else. Three times the limit
+/// for a hello on one connection.
 const FIRST_WORD: Duration = Duration::from_secs(60);
-/// An engine is built from bytes that are there; the largest take a minute or two to reach a GPU.
+/// Time to readiness once the weights are complete. The largest engines take a minute or two to reach a GPU.
 const READY: Duration = Duration::from_secs(300);
-/// A worker writes its numbers every second; sixty lines that do not come are no hiccup.
+/// Time between two metrics lines. A worker writes one every second; sixty missing lines are no transient.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// The signs of life that a worker has given.
+/// Signs of life of a worker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Signs {
-    /// When the agent began to watch it.
+    /// Start of the monitoring.
     pub(super) began: Instant,
-    /// Since when every byte of its weights is there.
+    /// Time since which every byte of its weights is present.
     pub(super) complete_since: Option<Instant>,
-    /// Whether it has said who it is.
+    /// Whether it has sent its hello.
     pub(super) spoke: bool,
-    /// Whether it has said that it is ready.
+    /// Whether it has reported that it is ready.
     pub(super) ready: bool,
-    /// When it last wrote numbers.
+    /// Time of its last metrics line.
     pub(super) numbers_at: Option<Instant>,
 }
 
 impl Signs {
-    /// When patience with it ends, and what will be said then.
+    /// Returns the deadline at which the worker counts as hung, and the error for that case.
     pub(super) fn patience(&self) -> Option<(Instant, String)> {
         let ends = |since: Instant, limit: Duration, lacks: &str| {
             (since + limit, format!("it hangs: {lacks} for {} s", limit.as_secs()))

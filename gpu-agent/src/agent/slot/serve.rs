@@ -1,5 +1,5 @@
-//! While a worker runs: its lease is renewed, its words are heard, its numbers and lines are read, and its
-//! end is noticed.
+//! Monitoring of a running worker: renews its lease, receives its messages, reads its metrics and log lines,
+//! and detects its end.
 
 use super::patience::Signs;
 use super::{AGAIN, Attempt, Command, Slot};
@@ -21,31 +21,31 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// How often a worker's log files are looked at.
+/// Interval between two reads of a worker's log files.
 const LOG_INTERVAL: Duration = Duration::from_millis(500);
-/// How long after its grace a sandbox may take to be gone before it is killed from outside.
+/// Time after the grace period before a sandbox is killed from outside.
 const STOP_SLACK: Duration = Duration::from_secs(1);
-/// How long a drained worker may take to end when it is told to: nothing runs on it.
+/// Grace period of a drained worker, in milliseconds: no request runs on it.
 const DRAINED_GRACE_MS: u64 = 1_000;
-/// How much of a dead worker's last words goes into the report.
+/// Bytes of a dead worker's last output that go into the report.
 const LAST_WORDS_BYTES: u64 = 400;
 
-/// A worker that is being watched over.
+/// A worker that is being monitored.
 struct Watch<'a> {
     slot: &'a Slot,
     running: &'a Arc<dyn Running>,
     said: Option<Said>,
     fill: Option<watch::Receiver<Fill>>,
     drain: watch::Sender<bool>,
-    /// Set once it was told to end: when it is killed.
+    /// Time at which it is killed, once it was asked to end.
     kill_at: Option<Instant>,
     signs: Signs,
-    /// How often it has written numbers since it was told to take nothing new.
+    /// Number of metrics lines since it was asked to drain.
     numbers_since_drain: u32,
 }
 
 impl Slot {
-    /// Watches over a worker until it has ended and nothing of its sandbox is left.
+    /// Monitors a worker until it has ended and nothing of its sandbox is left.
     pub(super) async fn serve(&mut self, running: Arc<dyn Running>, model: Option<Arc<Model>>) -> Attempt {
         let adopted = model.is_none();
         {
@@ -60,8 +60,8 @@ impl Slot {
         attempt
     }
 
-    /// Returns when nothing of a sandbox is left. Until then the slot is not free, and nothing may start in
-    /// its place, so it is tried for as long as it takes.
+    /// Returns when nothing of a sandbox is left. Until then the slot is not free and nothing may start in
+    /// it, so removal is retried indefinitely.
     async fn remove(&self, running: Arc<dyn Running>) {
         let mut failures = 0;
         while let Err(error) = running.clone().remove().await {
@@ -95,7 +95,8 @@ impl Slot {
         loop {
             watch.show();
             let (kill_at, hung_at) = (watch.kill_at, watch.hung_at());
-            // In this order, so that a rehearsal repeats, and a worker that never stops talking delays nothing.
+            // The order is fixed so that a simulation is reproducible, and so that a worker that never stops
+            // sending delays nothing.
             tokio::select! {
                 biased;
                 ended = &mut ended => {
@@ -103,7 +104,7 @@ impl Slot {
                     return watch.judge_end(ended);
                 }
                 changed = command.changed() => {
-                    // The handle is gone only when the agent is.
+                    // The handle is gone only if the agent is.
                     let told = if changed.is_ok() { *command.borrow_and_update() } else { Command::End { grace_ms: 0 } };
                     watch.obey(told).await;
                 }
@@ -150,13 +151,14 @@ impl<'a> Watch<'a> {
         watch
     }
 
-    /// When this worker will count as hung. One that is to leave has a deadline already.
+    /// Returns the time at which this worker counts as hung. One that is asked to end or drain has a deadline
+    /// already.
     fn hung_at(&self) -> Option<Instant> {
         let leaves = self.kill_at.is_some() || *self.drain.borrow();
         if leaves { None } else { self.signs.patience().map(|(until, _)| until) }
     }
 
-    /// Says how the slot is.
+    /// Updates the slot's status.
     fn show(&self) {
         let draining = *self.drain.borrow() || self.kill_at.is_some();
         let fill = self.fill.as_ref().map(|fill| fill.borrow().clone());
@@ -177,13 +179,13 @@ impl<'a> Watch<'a> {
         self.signs.complete_since.get_or_insert_with(Instant::now);
         if let Err(error) = self.running.mark_complete() {
             let sandbox = self.running.name();
-            tracing::warn!(sandbox, %error, "an agent's restart will restart this worker");
+            tracing::warn!(sandbox, %error, "this worker will be restarted when the agent restarts");
         }
     }
 
     async fn renew(&self, until_boottime_ms: u64) {
         if let Err(error) = self.running.clone().renew(until_boottime_ms).await {
-            // It has ended or is about to, which is noticed by itself.
+            // The worker has ended or is about to, which is detected separately.
             tracing::debug!(slot = %self.slot.key, %error, "renew the lease");
         }
     }
@@ -196,7 +198,8 @@ impl<'a> Watch<'a> {
                 self.drain.send_replace(true);
                 if !matches!(self.said, Some(Said { state: WorkerState::Ready | WorkerState::Draining, .. }))
                 {
-                    // An adopted worker has not spoken yet; any other is not ready and finishes nothing.
+                    // An adopted worker has not reported yet; any other is not ready and has nothing to
+                    // drain.
                     if self.fill.is_some() {
                         self.stop(DRAINED_GRACE_MS).await;
                     }
@@ -229,13 +232,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Takes in what the worker said of itself; some if it says that it cannot serve.
+    /// Applies the state that the worker reported. Returns the refusal if it cannot serve.
     fn hear(&mut self, said: Option<Said>) -> Option<Refusal> {
         self.said = said;
         self.signs.spoke = true;
         self.signs.ready |= self.said.as_ref().is_some_and(|said| said.state == WorkerState::Ready);
         let said = self.said.as_ref().filter(|said| said.state == WorkerState::Failed)?;
-        // The greeting comes without the reason, which follows at once.
+        // The hello comes without the reason, which follows immediately.
         let reason = if said.detail.is_empty() { "the worker cannot serve" } else { &said.detail };
         Some(Refusal::new(error_code::WORKER_FAILED, reason))
     }
@@ -265,14 +268,14 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Whether a worker has had nothing to do at a time after it was told to take nothing new. Only its first numbers
-/// since then may be older; if somebody has set the clock back, the second are believed all the same.
+/// Returns whether a worker has been idle since it was asked to drain. Only the first metrics since then may
+/// be older; if the clock was set back, the second are trusted all the same.
 fn is_idle_since(metrics: &WorkerMetrics, since: Option<Millis>, numbers_since: u32) -> bool {
     let idle = metrics.requests_running == 0 && metrics.requests_waiting == 0;
     idle && since.is_some_and(|since| metrics.at > since || numbers_since > 1)
 }
 
-/// The newest metrics; never returns once the pipe is of no use.
+/// Returns the newest metrics; never returns once the pipe is unusable.
 async fn next_metrics(reader: &mut Option<MetricsReader>) -> WorkerMetrics {
     if let Some(pipe) = reader
         && let Ok(Some(metrics)) = pipe.next().await
@@ -289,7 +292,7 @@ async fn fill_changes(fill: &mut Option<watch::Receiver<Fill>>) {
     {
         return;
     }
-    // Complete, or never to be known.
+    // The fill is complete, or its state can never be known.
     *fill = None;
     std::future::pending().await
 }

@@ -1,5 +1,5 @@
-//! Every way out that we could think of. Each says by which errors it must fail inside a sandbox, and how
-//! it goes without one: the positive control, without which a denial proves nothing.
+//! Escape attempts, as many as are known. Each lists the errors by which it must fail inside a sandbox, and
+//! its result without one. That positive control is needed, because a denial alone proves nothing.
 
 use crate::call::{Outcome, address, address_mut, call, last_error};
 use std::fs::{self, File};
@@ -7,29 +7,28 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-/// What there is to be reached, made by the test and alive while it runs.
+/// Targets of the attempts, created by the test and alive while it runs.
 #[derive(Debug, serde::Deserialize)]
 pub(crate) struct Target {
-    /// A listening control address.
+    /// Address of a listening control replica.
     control: SocketAddr,
-    /// A listening store.
+    /// Address of a listening store.
     store: SocketAddr,
-    /// A unix socket on which another worker listens.
+    /// Path of a unix socket on which another worker listens.
     unix_path: String,
-    /// An abstract socket, without its leading zero.
+    /// Name of an abstract socket, without its leading zero.
     abstract_name: String,
-    /// A process of the same user.
+    /// Process id of a process of the same user.
     victim: u32,
-    /// A file that every user of the host may read.
+    /// Path of a file that every user of the host may read.
     secret: String,
-    /// A file that every user may write, and that the sandbox sees read-only.
+    /// Path of a file that every user may write, and that the sandbox sees read-only.
     shared: String,
 }
 
-/// What an attempt needs besides the targets.
+/// Descriptor that an attempt needs besides the targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub(crate) enum Needs {
-    /// Nothing.
     Nothing,
     /// A passed TCP connection to the gateway.
     Connected,
@@ -37,24 +36,25 @@ pub(crate) enum Needs {
     FreshTcp,
     /// A passed UDP socket.
     Udp,
-    /// The weights: inside, those of the worker; outside, an unsealed memory file that can be written.
+    /// The weights. Inside these are the worker's own; outside, an unsealed memory file that can be written.
     Weights,
 }
 
-/// How an attempt goes without a sandbox.
+/// Result of an attempt without a sandbox.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) enum Outside {
     /// It succeeds for every user.
     Succeeds,
     /// It succeeds for root.
     SucceedsForRoot,
-    /// It gets as far as the kernel's look at its (deliberately wrong) arguments; 0 is success.
+    /// The kernel reaches its check of the (deliberately wrong) arguments and fails by one of these errors; 0
+    /// is success.
     FailsBy(&'static [i32]),
-    /// The same, for root; others fail before.
+    /// The same for root; other users fail earlier.
     FailsByForRoot(&'static [i32]),
 }
 
-/// One way out.
+/// One escape attempt.
 #[derive(serde::Serialize)]
 pub(crate) struct Attempt {
     pub(crate) name: &'static str,
@@ -77,7 +77,7 @@ const NEW_IPC: usize = 0o600 | libc::IPC_CREAT as usize;
 
 macro_rules! attempts {
     ($($name:literal, $needs:ident, $inside:expr, $outside:expr, $run:expr;)*) => {
-        /// All of them.
+        /// All attempts.
         pub(crate) const ATTEMPTS: &[Attempt] = &[$(Attempt {
             name: $name,
             needs: Needs::$needs,
@@ -91,7 +91,7 @@ macro_rules! attempts {
 use Outside::{FailsBy, FailsByForRoot, Succeeds, SucceedsForRoot};
 
 attempts! {
-    // Sockets of its own.
+    // New sockets.
     "tcp-to-control", Nothing, NOT_PERMITTED, Succeeds, |t, _| tcp(t.control);
     "tcp-to-store", Nothing, NOT_PERMITTED, Succeeds, |t, _| tcp(t.store);
     "udp", Nothing, NOT_PERMITTED, Succeeds, |t, _| udp(t.control);
@@ -101,7 +101,7 @@ attempts! {
     "vsock", Nothing, NOT_PERMITTED, Succeeds, |_, _| socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0);
     "unix-socket-of-another-worker", Nothing, NOT_PERMITTED, Succeeds, |t, _| unix(&t.unix_path);
     "abstract-socket", Nothing, NOT_PERMITTED, Succeeds, |t, _| abstract_unix(&t.abstract_name);
-    // The sockets that it is given.
+    // Passed sockets.
     "connected-to-elsewhere", Connected, NOT_PERMITTED, Succeeds, reconnect;
     "connected-listen", FreshTcp, NOT_PERMITTED, Succeeds, |_, fd| on(libc::SYS_listen, fd, &[1]);
     "fresh-connect", FreshTcp, NOT_PERMITTED, Succeeds, |t, fd| connect(fd, t.control);
@@ -224,7 +224,7 @@ fn socket(family: i32, kind: i32, protocol: usize) -> Outcome {
     done(call(libc::SYS_socket, &[family as usize, kind as usize, protocol]))
 }
 
-/// An IPv4 address as the kernel wants it.
+/// Returns an IPv4 address in the kernel's format.
 fn raw_address(to: SocketAddr) -> [u8; 16] {
     let mut raw = [0; 16];
     raw[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
@@ -265,11 +265,11 @@ fn set_option(_: &Target, fd: RawFd) -> Outcome {
 
 fn send_message(number: i64, fd: RawFd) -> Outcome {
     let part = libc::iovec { iov_base: address(b"x") as *mut libc::c_void, iov_len: 1 };
-    // SAFETY: an all-zero message header is a valid one that names nothing.
+    // SAFETY: an all-zero message header is valid and names nothing.
     let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
     message.msg_hdr.msg_iov = address(&part) as *mut libc::iovec;
     message.msg_hdr.msg_iovlen = 1;
-    // `sendmsg` takes the header that the list's only element begins with; the 1 is its flags or count.
+    // `sendmsg` takes the header with which the list's only element begins; the 1 is its flags or count.
     let count = usize::from(number == libc::SYS_sendmmsg);
     on(number, fd, &[address_mut(&mut message), count, 0])
 }
@@ -279,7 +279,7 @@ fn interfaces(_: &Target, fd: RawFd) -> Outcome {
     on(libc::SYS_ioctl, fd, &[SIOCGIFCONF, address_mut(&mut [0u64; 2])])
 }
 
-/// Inside, process 1 is the sandbox's init; outside, the victim stands for it.
+/// Returns the sandbox's init, process 1, when inside; outside, the victim stands in for it.
 fn init_of(target: &Target) -> u32 {
     if std::path::Path::new("/etc/passwd").exists() { target.victim } else { 1 }
 }
@@ -310,7 +310,7 @@ fn create(path: &str) -> Outcome {
     result
 }
 
-/// Succeeds if there is a process besides this one in sight.
+/// Succeeds if another process is visible.
 fn count_processes() -> Outcome {
     let own = std::process::id().to_string();
     let entries = fs::read_dir("/proc").map_err(|error| errno(&error))?;
@@ -320,7 +320,7 @@ fn count_processes() -> Outcome {
 }
 
 fn mount(_: &Target, _: RawFd) -> Outcome {
-    // Outside, in a mount namespace of its own; inside, that call fails first and does not matter.
+    // Outside, this runs in a new mount namespace; inside, that call fails first and does not matter.
     let _ = call(libc::SYS_unshare, &[libc::CLONE_NEWNS as usize]);
     let (kind, to) = (c"tmpfs".as_ptr() as usize, c"/proc".as_ptr() as usize);
     done(call(libc::SYS_mount, &[kind, to, kind, 0, 0]))
@@ -370,7 +370,7 @@ fn make_device(target: &Target, _: RawFd) -> Outcome {
     done(made)
 }
 
-/// More than a sandbox of these tests may have, and fewer than a host allows.
+/// Starts more threads than a sandbox of these tests may have, and fewer than a host allows.
 fn threads() -> Outcome {
     let (release, wait) = std::sync::mpsc::sync_channel::<()>(0);
     let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));

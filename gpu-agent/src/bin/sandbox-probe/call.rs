@@ -1,34 +1,34 @@
 //! Raw system calls, as an attacker makes them.
 
-/// Zero or more, or the number of the error.
+/// A result of zero or more, or an error number.
 pub(crate) type Outcome<T = ()> = Result<T, i32>;
 
-/// Makes a system call. Addresses are passed as numbers, as an attacker would: what is passed in this
-/// program is either a number or the address of a value that outlives the call.
+/// Makes a system call. Addresses are passed as numbers, as an attacker would. Every argument in this program
+/// is either a number or the address of a value that outlives the call.
 pub(crate) fn call(number: i64, arguments: &[usize]) -> Outcome<usize> {
     let a = |at| arguments.get(at).copied().unwrap_or(0);
-    // SAFETY: see above; the calls made here change this test's own process or fail, and each runs in a
-    // process that may be ruined.
+    // SAFETY: see above. The calls made here change this test's own process or fail, and each runs in a
+    // process that may be corrupted.
     let result = unsafe { libc::syscall(number, a(0), a(1), a(2), a(3), a(4), a(5)) };
     usize::try_from(result).map_err(|_| last_error())
 }
 
-/// The error of the last call.
+/// Returns the error of the last call.
 pub(crate) fn last_error() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(-1)
 }
 
-/// The address of a value, as a number.
+/// Returns the address of a value, as a number.
 pub(crate) fn address<T: ?Sized>(value: &T) -> usize {
     std::ptr::from_ref(value).cast::<u8>() as usize
 }
 
-/// The address of a value that the kernel may write to.
+/// Returns the address of a value that the kernel may write to.
 pub(crate) fn address_mut<T: ?Sized>(value: &mut T) -> usize {
     std::ptr::from_mut(value).cast::<u8>() as usize
 }
 
-/// Runs an attempt in a process of its own and brings its outcome back as an exit status.
+/// Runs an attempt in a child process and returns its outcome from the exit status.
 pub(crate) fn in_a_child(attempt: impl FnOnce() -> Outcome) -> Outcome {
     // SAFETY: this program has one thread.
     let child = unsafe { libc::fork() };

@@ -1,4 +1,4 @@
-//! A worker that uses up what it is given, to show that its lease ends it all the same.
+//! A worker that exhausts its resources, to show that its lease ends it all the same.
 
 use crate::own;
 use protocol::worker::WORKER_METRICS_FD;
@@ -6,15 +6,15 @@ use std::fs::File;
 use std::hint::{black_box, spin_loop};
 use std::io::{self, Write};
 
-/// Most threads and descriptors that it tries for: more than any limit of the tests.
+/// Maximum number of threads and descriptors that it tries for: more than any limit of the tests.
 const MANY: usize = 4096;
-/// Memory of which nothing is given back. The tests allow 64 MiB, of which threads and pipes take some.
+/// Memory that is allocated and kept. The tests allow 64 MiB, of which threads and pipes take some.
 const HELD_BYTES: usize = 48 << 20;
-/// Memory that is asked for and given back without end: the rest of what is allowed.
+/// Memory that is allocated and freed in an endless loop: the rest of the allowance.
 const CHURNED_BYTES: usize = 4 << 20;
 
-/// Uses up resources, by names with commas between them: `memory`, `descriptors`, `metrics`, `processes`, `cpu`,
-/// `logs`. Says `exhausted` when they are, and goes on for ever.
+/// Exhausts resources given by name, separated by commas: `memory`, `descriptors`, `metrics`, `processes`,
+/// `cpu`, `logs`. Then prints `exhausted` and continues forever.
 pub(crate) fn run(resources: &str) -> io::Result<()> {
     let mut held = Vec::new();
     let mut descriptors: Vec<File> = Vec::new();
@@ -23,7 +23,7 @@ pub(crate) fn run(resources: &str) -> io::Result<()> {
         held = vec![1_u8; HELD_BYTES];
     }
     if wants("metrics") {
-        // A pipe that takes nothing more. It does not block: the sandbox gives it so.
+        // Fills the pipe until it is full. Writes do not block: the sandbox passes it so.
         let mut pipe = own(WORKER_METRICS_FD);
         while pipe.write_all(&[b'x'; 4096]).is_ok() {}
         std::mem::forget(pipe);

@@ -1,6 +1,5 @@
-//! A hostile worker, for tests alone: inside a sandbox it tries to reach what it must not reach, and
-//! outside, without the guards, it makes the same attempts to show that each would have succeeded. No
-//! part of the product starts it.
+//! A hostile worker, for tests alone. Inside a sandbox it tries to escape; outside, without the guards, it
+//! makes the same attempts to show that each would have succeeded. No part of the product starts it.
 
 mod attempts;
 mod call;
@@ -42,7 +41,7 @@ fn run(result: io::Result<()>) -> i32 {
     }
 }
 
-/// As a worker: descriptors in their numbers, targets in the manifest.
+/// Runs as a worker, with the descriptors at their fixed numbers and the targets in the manifest.
 fn inside(mode: &str) -> io::Result<()> {
     println!("the probe runs as a worker, mode {mode:?}");
     match mode {
@@ -83,23 +82,23 @@ fn inside(mode: &str) -> io::Result<()> {
     serve(&listener, &target, false)
 }
 
-/// Without any guard: the same attempts, each in a process of its own that it may ruin.
+/// Runs without a sandbox: makes the same attempts, each in a separate process that it may corrupt.
 fn outside(path: &str) -> io::Result<()> {
     let target = serde_json::from_slice(&std::fs::read(format!("{path}.targets"))?)?;
     serve(&UnixListener::bind(path)?, &target, true)
 }
 
-/// What it tries, for the test to compare with what happens.
+/// Prints the attempts, for the test to compare with the results.
 fn list() -> io::Result<()> {
     serde_json::to_writer(io::stdout(), ATTEMPTS).map_err(io::Error::other)
 }
 
-/// Waits to be attacked until its standard input closes.
+/// Runs as the victim of attempts until its standard input closes.
 fn victim() -> io::Result<()> {
     io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// One attempt per line, perhaps with a descriptor; answers `ok`, or the number of the error.
+/// Runs one attempt per line, with an optional descriptor, and answers `ok` or the number of the error.
 fn serve(listener: &UnixListener, target: &Target, apart: bool) -> io::Result<()> {
     for connection in listener.incoming() {
         let mut connection = connection?;
@@ -142,6 +141,7 @@ fn request(connection: &UnixStream) -> io::Result<Option<(String, Option<OwnedFd
 }
 
 fn own(descriptor: RawFd) -> std::fs::File {
-    // SAFETY: each number was given to this process for itself, by exec or by recvmsg, and is taken once.
+    // SAFETY: each number was passed to this process by exec or by recvmsg for its sole use, and is taken
+    // once.
     unsafe { std::fs::File::from_raw_fd(descriptor) }
 }

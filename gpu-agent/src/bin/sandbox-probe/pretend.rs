@@ -1,6 +1,6 @@
-//! A worker and a gateway that behave, for the tests of the agent. The worker says who it is and how it is,
-//! waits for its weights, prints their digest, and shows each gateway its tickets without TLS. The gateway
-//! takes tables, and says so on its public socket.
+//! A well-behaved worker and gateway, for the tests of the agent. The worker sends its key and state, waits
+//! for its weights, prints their digest, and presents its tickets to each gateway without TLS. The gateway
+//! accepts tables and reports them on its public socket.
 
 use super::own;
 use overlay::descriptors::{FrameError, blocking};
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Shared by the threads.
+/// State shared by the threads.
 struct Worker {
     key: PublicKey,
     state: Mutex<WorkerState>,
@@ -29,7 +29,7 @@ struct Worker {
     gateways: Mutex<BTreeMap<PublicKey, File>>,
 }
 
-/// Runs until it is ended. A service called `dies` ends by itself as soon as it is ready.
+/// Runs until it is ended. A service called `dies` exits as soon as it is ready.
 pub(crate) fn run() -> io::Result<()> {
     let mut bytes = Vec::new();
     own(WORKER_MANIFEST_FD).read_to_end(&mut bytes)?;
@@ -63,7 +63,7 @@ pub(crate) fn run() -> io::Result<()> {
     }
 }
 
-/// A gateway: takes tables on its control socket, and answers each public connection with the version.
+/// Runs a gateway: accepts tables on its control socket, and answers each public connection with the version.
 pub(crate) fn gateway(arguments: &[String]) -> io::Result<()> {
     let value = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;
@@ -155,7 +155,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Shows a gateway a ticket; one that is gone is told to the agents.
+    /// Presents a ticket to a gateway; a lost connection is reported to the agents.
     fn show(&self, gateway: PublicKey, ticket: &SignedTicket) {
         let bytes = canonical::to_bytes(ticket);
         let length = u32::try_from(bytes.len()).unwrap_or(0).to_be_bytes();

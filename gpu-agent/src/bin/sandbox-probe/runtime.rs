@@ -1,4 +1,4 @@
-//! A well-behaved worker in small: what a real one needs of the sandbox must work under its filter. A
+//! A minimal well-behaved worker, for the test that a real one's needs pass the sandbox's filter. It uses a
 //! runtime with threads and timers, signals, randomness, and a passed TCP connection that it answers on.
 
 use crate::own;

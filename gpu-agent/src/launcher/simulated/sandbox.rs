@@ -1,4 +1,4 @@
-//! One simulated sandbox: its lease, its end, and what its agent may ask of it.
+//! One simulated sandbox: its lease, its end, and the requests that its agent may send.
 
 use super::worker::Worker;
 use super::{Behaviour, SimulatedLauncher};
@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-/// How long an agent waits for a sandbox that the kernel does not end, as a real one does.
+/// Longest wait of an agent for a sandbox that the kernel does not end, as for a real one.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
 /// A simulated sandbox.
@@ -33,13 +33,13 @@ pub(super) struct SimulatedSandbox {
     complete: AtomicBool,
 }
 
-/// What a supervisor watches over.
+/// State that the supervisor monitors.
 #[derive(Debug, Clone, Copy)]
 struct Life {
     lease_until_ms: u64,
-    /// When it ends because it was asked to, and how.
+    /// Time and kind of the end that was requested.
     ends_at_ms: Option<(u64, Ended)>,
-    /// While set it does not end, whatever happens.
+    /// While set, it does not end under any circumstances.
     unkillable: bool,
     ended: Option<Ended>,
 }
@@ -47,7 +47,7 @@ struct Life {
 const STOPPED: Ended = Ended { exit: Some(SandboxExit::Stopped), out_of_memory: false };
 
 impl SimulatedSandbox {
-    /// Begins to live: its worker waits for its weights, its supervisor for its end.
+    /// Starts the sandbox: its worker waits for its weights, its supervisor for its end.
     pub(super) fn begin(
         home: Weak<SimulatedLauncher>,
         clock: Clock,
@@ -95,7 +95,7 @@ impl SimulatedSandbox {
         self.life.borrow().ended
     }
 
-    /// It ends now, unless it has.
+    /// Ends it now, unless it has ended already.
     pub(super) fn end(&self, ended: Ended) {
         self.life.send_if_modified(|life| {
             let lives = life.ended.is_none();
@@ -112,7 +112,7 @@ impl SimulatedSandbox {
         self.life.send_modify(|life| life.unkillable = unkillable);
     }
 
-    /// Ends it when its time has come: what the init of a real sandbox does, though the agent be dead.
+    /// Ends it when it is due. In a real sandbox the init does this, even if the agent is dead.
     async fn supervise(self: Arc<Self>) {
         let mut changes = self.life.subscribe();
         loop {
@@ -138,7 +138,7 @@ impl SimulatedSandbox {
     fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut life = self.life.subscribe();
         async move {
-            // Without its sandbox nothing is left of it either.
+            // If the sender is gone, nothing is left of the sandbox either.
             let _ = life.wait_for(|life| life.ended.is_some()).await;
         }
     }

@@ -1,4 +1,4 @@
-//! The worker in a simulated sandbox: it speaks as a real one does and computes nothing.
+//! The worker in a simulated sandbox: it speaks the protocol of a real one and computes nothing.
 
 use super::{Behaviour, lock};
 use crate::clock::Clock;
@@ -16,12 +16,12 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-/// How often it looks whether its weights are there.
+/// Interval at which it polls for its weights.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(10);
-/// How often it says how it is doing, as a real one does.
+/// Interval between two metrics lines, as for a real one.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A worker, shared by its conversations.
+/// A worker, shared by its connections.
 #[derive(Debug)]
 pub(super) struct Worker {
     key: PublicKey,
@@ -33,19 +33,19 @@ pub(super) struct Worker {
     gateways: Mutex<BTreeMap<PublicKey, OwnedFd>>,
 }
 
-/// What changes about it.
+/// Mutable state of a worker.
 #[derive(Debug, Clone)]
 struct Mood {
     state: WorkerState,
     detail: String,
     hangs: bool,
     requests_running: u32,
-    /// Times that it lost its gateways.
+    /// Number of times that it lost its gateways.
     disconnections: u64,
 }
 
 impl Worker {
-    /// The `number`-th worker of a node: its key is nobody else's.
+    /// Creates the `number`-th worker of a node, with a unique key.
     pub(super) fn new(name: &str, number: u64, clock: Clock, behaviour: &Behaviour) -> Arc<Self> {
         let mood = Mood {
             state: WorkerState::Loading,
@@ -88,7 +88,7 @@ impl Worker {
         lock(&self.tickets).clone()
     }
 
-    /// Waits for its weights, then is ready, or says why it is not.
+    /// Waits for its weights, then becomes ready or reports its failure.
     pub(super) async fn work(&self, progress: OwnedFd, segments: usize, behaviour: Behaviour) {
         self.print("a simulated worker: it computes nothing");
         let progress = File::from(progress);
@@ -105,7 +105,7 @@ impl Worker {
         });
     }
 
-    /// Talks with an agent until it goes.
+    /// Serves one agent until the connection closes.
     pub(super) async fn speak(&self, stream: UnixStream) -> Result<(), FrameError> {
         let (mut sender, mut receiver) = channel(stream);
         let mut moods = self.mood.subscribe();
@@ -158,7 +158,7 @@ impl Worker {
         }
     }
 
-    /// Says what is new.
+    /// Sends the differences between two states.
     async fn tell(&self, sender: &mut FrameSender, told: &Mood, mood: &Mood) -> Result<(), FrameError> {
         if (told.state, &told.detail) != (mood.state, &mood.detail) {
             let message = FromWorker::State { state: mood.state, detail: mood.detail.clone() };
@@ -173,7 +173,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes its numbers until nobody reads them.
+    /// Writes its metrics until the pipe has no reader.
     pub(super) async fn write_metrics(&self, mut pipe: DuplexStream) {
         loop {
             tokio::time::sleep(METRICS_INTERVAL).await;

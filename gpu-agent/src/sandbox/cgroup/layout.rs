@@ -1,4 +1,4 @@
-//! What the control groups of a sandbox look like, without touching them: a group for the sandbox, and below it
+//! Layout of a sandbox's control groups, as pure functions. There is a group for the sandbox, and below it
 //! one for the init and one for the worker.
 //!
 //! ```text
@@ -6,34 +6,35 @@
 //! <agent's group>/<subtree>/<sandbox>/worker   everything else: quota, memory and process limits
 //! ```
 //!
-//! An init among its worker's threads would have nothing to run on once they have used up the quota, and a lease
-//! would lapse with nothing there to end what it was for.
+//! An init that shared its worker's group could not run once the worker's threads have used up the quota. The
+//! lease would then expire without a running init to end the sandbox.
 
 use protocol::sandbox::SandboxLimits;
 use std::path::{Path, PathBuf};
 
 /// The scheduler's accounting period in microseconds. Quotas are per period, so a worker that has used up its
-/// quota stands still for the rest of one: the kernel's default of 100 ms would show in answers. The least quota
-/// the kernel takes is 1 ms, which is 50 millicores of this period, the least that a manifest may ask for.
+/// quota stalls for the rest of one. The kernel's default of 100 ms would be visible in response times. The
+/// kernel's smallest quota of 1 ms is 50 millicores of this period, the smallest request that a manifest
+/// allows.
 const CPU_PERIOD_US: u64 = 20_000;
-/// Least quota the kernel takes.
+/// Smallest quota that the kernel accepts, in microseconds.
 const CPU_QUOTA_US_MIN: u64 = 1_000;
 const _: () = assert!(
     protocol::manifest::CPU_MILLICORES_MIN * CPU_PERIOD_US / 1000 >= CPU_QUOTA_US_MIN,
     "what a manifest asks for is what is enforced"
 );
-/// The init's share of the CPU against its worker's in version 1, where each has 1,024 unless it is said: the
-/// most there is. An init does next to nothing, so this takes nothing from its worker.
+/// CPU shares of the init in version 1: the maximum; the default, which the worker has, is 1,024. An init
+/// does next to nothing, so this takes nothing from its worker.
 const MOST_SHARES: &str = "262144";
-/// The same in version 2, where each has 100 unless it is said.
+/// CPU weight of the init in version 2: the maximum; the default is 100.
 const MOST_WEIGHT: &str = "10000";
-/// Memory that is not reclaimed from an init in version 2, as far as the groups above the sandbox grant it:
-/// several times of what an init uses.
+/// Memory of an init that is not reclaimed in version 2, as far as the groups above the sandbox grant it. It
+/// is several times an init's usage.
 const INIT_MEMORY_BYTES: u64 = 8 << 20;
 
-/// What is written before a worker is killed, in this order, as far as the files are there. First the quota is
-/// lifted: threads that have to wait for the next period before they may end would take seconds over it. Then the
-/// sandbox goes before its neighbours, which may spin too. Last, version 2 kills the group at once.
+/// Writes before a worker is killed, in this order, as far as the files exist. First the quota is lifted:
+/// threads that must wait for the next period before they can exit would take seconds. Then the sandbox gets
+/// priority over its neighbours, which may spin too. Last, version 2 kills the whole group.
 pub(super) const RELEASE: [(Part, &str, &str); 5] = [
     (Part::Worker, "cpu.cfs_quota_us", "-1"),
     (Part::Worker, "cpu.max", "max"),
@@ -42,7 +43,7 @@ pub(super) const RELEASE: [(Part, &str, &str); 5] = [
     (Part::Worker, "cgroup.kill", "1"),
 ];
 
-/// What a controller can hold.
+/// Controllers of control groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Controller {
     Cpu,
@@ -54,7 +55,7 @@ pub(super) enum Controller {
 impl Controller {
     pub(super) const ALL: [Self; 4] = [Self::Cpu, Self::CpuAccounting, Self::Memory, Self::Processes];
 
-    /// Its name in version 1, which is also its name in version 2 where it has one there.
+    /// Returns its name in version 1, which is also its name in version 2 where it exists there.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -64,7 +65,7 @@ impl Controller {
         }
     }
 
-    /// The label a person reads when it is missing; accounting limits nothing.
+    /// Returns the label shown to people when it is missing; accounting limits nothing.
     pub(super) fn label(self) -> Option<&'static str> {
         match self {
             Self::Cpu => Some("cpu"),
@@ -84,10 +85,10 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// Those that hold processes.
+    /// Groups that hold processes.
     pub(super) const LEAVES: [Self; 2] = [Self::Init, Self::Worker];
 
-    /// Where it lies, given where the sandbox does.
+    /// Returns its directory, given that of the sandbox.
     pub(super) fn directory(self, sandbox: &Path) -> PathBuf {
         match self {
             Self::Sandbox => sandbox.to_path_buf(),
@@ -103,11 +104,12 @@ pub(super) struct Setting {
     pub(super) part: Part,
     pub(super) file: &'static str,
     pub(super) value: String,
-    /// Whether the controller enforces nothing without it. The others help where the kernel has them.
+    /// Whether the controller enforces nothing without it. Other settings are written where the kernel has
+    /// them.
     pub(super) required: bool,
 }
 
-/// What a controller is told, in this order.
+/// Returns the settings of a controller, in the order of writing.
 pub(super) fn settings(version: u8, controller: Controller, limits: &SandboxLimits) -> Vec<Setting> {
     let required =
         |part, file, value: &dyn ToString| Setting { part, file, value: value.to_string(), required: true };
@@ -146,7 +148,7 @@ pub(super) fn settings(version: u8, controller: Controller, limits: &SandboxLimi
 mod tests {
     use super::*;
 
-    /// `part/file = value`, with `?` for those that only help.
+    /// Renders the settings as `part/file = value`, with `?` for optional ones.
     fn written(version: u8, controller: Controller, cpu_millicores: u64) -> String {
         let limits =
             SandboxLimits { cpu_millicores, memory_bytes: 64 << 20, processes_max: 32, open_files_max: 64 };

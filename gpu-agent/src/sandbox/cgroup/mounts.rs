@@ -1,4 +1,4 @@
-//! Where this machine mounts its control groups, and below which group an agent may make its own.
+//! Discovery of the machine's control group mounts, and of the group below which an agent may create its own.
 
 use super::create_if_missing;
 use super::layout::Controller;
@@ -6,21 +6,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where an agent moves itself when its group must hand controllers down.
+/// Leaf group into which an agent moves itself when its group must delegate controllers.
 pub(super) const AGENT_LEAF: &str = "quorate-agent";
 
-/// One mounted hierarchy and what we use it for.
+/// One mounted hierarchy and the controllers used in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     pub(super) version: u8,
     /// The agent's own group in it.
     pub(super) base: PathBuf,
-    /// Where it is mounted.
+    /// Mount point.
     pub(super) root: PathBuf,
     pub(super) controllers: Vec<Controller>,
 }
 
-/// The hierarchies that `/proc/self/mountinfo` and `/proc/self/cgroup` name, each controller in one of them.
+/// Returns the hierarchies in `/proc/self/mountinfo` and `/proc/self/cgroup`, each controller in one of them.
 pub(super) fn hierarchies(mounts: &str, own: &str) -> Vec<Hierarchy> {
     let mut hierarchies: Vec<Hierarchy> = Vec::new();
     for controller in Controller::ALL {
@@ -33,9 +33,9 @@ pub(super) fn hierarchies(mounts: &str, own: &str) -> Vec<Hierarchy> {
     hierarchies
 }
 
-/// The group below which an agent's subtree may be made. Version 2 lets no group hand controllers down
-/// that holds processes, the root excepted. So an agent that is alone in its group (a service) moves
-/// itself into a leaf; one that is not (a shell's job) may, as root, use the hierarchy's root.
+/// Returns the group below which an agent's subtree may be created. In version 2 a group that holds processes
+/// cannot delegate controllers, except the root. So an agent that is alone in its group (a service) moves
+/// itself into a leaf. An agent that is not (a shell's job) may, as root, use the hierarchy's root.
 pub(super) fn prepare_base(
     hierarchy: &Hierarchy,
     hand_down: impl Fn(&Path) -> io::Result<()>,
@@ -56,7 +56,7 @@ pub(super) fn prepare_base(
     Ok(&hierarchy.base)
 }
 
-/// The agent's own group for a controller, and the hierarchy's root: version 1 if it is mounted so, else
+/// Returns the agent's own group for a controller, and the hierarchy's root: version 1 if mounted so, else
 /// version 2.
 fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, PathBuf, PathBuf)> {
     let mounts = || mounts.lines().filter_map(Mount::parse);
@@ -75,7 +75,7 @@ fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, Pat
     }
     let v2 = mounts().find(|mount| mount.kind == "cgroup2")?;
     let (base, root) = (v2.locate(path_of("")?), PathBuf::from(v2.point));
-    // An agent that has moved into its leaf still builds beside it.
+    // An agent that has moved into its leaf still creates its groups beside it.
     let base = if base.ends_with(AGENT_LEAF) { base.parent()?.to_path_buf() } else { base };
     let offers = |directory: &Path| {
         let offered = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
@@ -84,7 +84,7 @@ fn find_base(mounts: &str, own: &str, controller: Controller) -> Option<(u8, Pat
     if offers(&base) { Some((2, base, root)) } else { offers(&root).then(|| (2, root.clone(), root)) }
 }
 
-/// A line of `/proc/self/mountinfo`, as far as it matters here.
+/// A line of `/proc/self/mountinfo`, as far as it is used here.
 struct Mount<'a> {
     root: &'a str,
     point: &'a str,
@@ -101,7 +101,7 @@ impl<'a> Mount<'a> {
         Some(Self { root, point, kind: right.next()?, options: right.nth(1)? })
     }
 
-    /// Where a group's path is found below this mount, which may show only a part of the hierarchy.
+    /// Returns the path of a group below this mount, which may show only a part of the hierarchy.
     fn locate(&self, path: &str) -> PathBuf {
         let relative = path.strip_prefix(self.root.trim_end_matches('/')).unwrap_or("");
         Path::new(self.point).join(relative.trim_start_matches('/'))

@@ -1,10 +1,10 @@
-//! Which system calls exist inside a sandbox. Both lists name what is allowed; everything else, today's or
-//! tomorrow's, fails with `EPERM`, and `clone3` with `ENOSYS` so that callers fall back to `clone`, whose
-//! flags a filter can see.
+//! Seccomp filters of a sandbox. Both are allow-lists; every other system call, present or future, fails with
+//! `EPERM`. `clone3` fails with `ENOSYS`, so that callers fall back to `clone`, whose flags a filter can
+//! inspect.
 //!
-//! The worker may read, write, map, wait, start threads and accept connections on the socket that it was
-//! given. It cannot make, connect, bind or configure a socket, send a descriptor or to an address, start a
-//! process, or touch any of the kernel's large interfaces.
+//! The worker may read, write, map, wait, start threads and accept connections on the socket that was passed
+//! to it. It cannot create, connect, bind or configure a socket, send a descriptor, or send to an address. It
+//! cannot start a process or use any of the kernel's large interfaces.
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Compare, SeccompCondition,
@@ -12,19 +12,20 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// Creating any of these with `clone` would be a namespace inside the sandbox.
+/// Namespace flags of `clone`: any of these would create a namespace inside the sandbox.
 const NAMESPACE_FLAGS: u64 = 0x7e02_0080; // NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-/// A thread, not a process.
+/// Flags of `clone` for a thread, as opposed to a process.
 const THREAD_FLAGS: u64 = (libc::CLONE_THREAD | libc::CLONE_VM) as u64;
 /// `MSG_FASTOPEN` makes `sendto` connect.
 const FAST_OPEN: u64 = libc::MSG_FASTOPEN as u64;
 /// `PR_SET_VMA`, by which allocators name their memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
-/// What `ioctl` may do without devices: make a descriptor non-blocking, ask for bytes or a terminal.
+/// `ioctl` commands allowed without devices: make a descriptor non-blocking, query available bytes or a
+/// terminal.
 const PLAIN_IOCTLS: [u64; 4] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
-/// `ioctl` commands of sockets (`SIOC*`): a passed connection would tell of the host's interfaces.
+/// `ioctl` commands of sockets (`SIOC*`): a passed connection would reveal the host's interfaces.
 const SOCKET_IOCTLS: std::ops::RangeInclusive<u64> = 0x8900..=0x89ff;
-/// What `fcntl` may do: duplicate, flags, ask for seals. No locks, leases, signals or new seals.
+/// `fcntl` commands allowed: duplicate, flags, query seals. No locks, leases, signals or new seals.
 const PLAIN_FCNTLS: [i32; 7] = [
     libc::F_DUPFD,
     libc::F_DUPFD_CLOEXEC,
@@ -35,7 +36,7 @@ const PLAIN_FCNTLS: [i32; 7] = [
     libc::F_GET_SEALS,
 ];
 
-/// Allowed whatever their arguments, for the worker and its init.
+/// Calls allowed with any arguments, for the worker and its init.
 const COMMON: &[i64] = &[
     // Descriptors and bytes.
     libc::SYS_read,
@@ -58,7 +59,7 @@ const COMMON: &[i64] = &[
     libc::SYS_mremap,
     libc::SYS_mprotect,
     libc::SYS_madvise,
-    // Time, itself, and its end.
+    // Time, the process itself, and its end.
     libc::SYS_clock_gettime,
     libc::SYS_getpid,
     libc::SYS_gettid,
@@ -75,7 +76,7 @@ const COMMON: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// What a worker needs beyond [`COMMON`]: a loader, a runtime with threads, read-only files.
+/// Calls that a worker needs beyond [`COMMON`]: a loader, a runtime with threads, read-only files.
 const WORKER: &[i64] = &[
     libc::SYS_execve,
     libc::SYS_openat,
@@ -139,7 +140,7 @@ const WORKER: &[i64] = &[
     libc::SYS_getpriority,
 ];
 
-/// Older spellings that only this architecture has.
+/// Older equivalents that only this architecture has.
 #[cfg(target_arch = "x86_64")]
 const WORKER_OLD: &[i64] = &[
     libc::SYS_open,
@@ -155,16 +156,16 @@ const WORKER_OLD: &[i64] = &[
     libc::SYS_time,
     libc::SYS_getpgrp,
 ];
-/// Older spellings: none on this architecture.
+/// Older equivalents: none on this architecture.
 #[cfg(not(target_arch = "x86_64"))]
 const WORKER_OLD: &[i64] = &[];
 
-/// What an init needs beyond [`COMMON`]: its signal, its timer, its log files, and answers.
+/// Calls that an init needs beyond [`COMMON`]: its signal, its timer, its log files, and answers.
 const INIT: &[i64] = &[libc::SYS_kill, libc::SYS_timerfd_settime, libc::SYS_ftruncate, libc::SYS_fdatasync];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// The worker's filter; `devices` says whether it has device nodes, whose drivers are spoken to by `ioctl`.
+/// Returns the worker's filters; `devices` states whether it has device nodes, whose drivers use `ioctl`.
 pub(super) fn for_worker(devices: bool) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let mut rules = allow(&[COMMON, WORKER, WORKER_OLD]);
     let mut some = |call, alternatives: Vec<SeccompRule>| rules.insert(call, alternatives);
@@ -177,12 +178,12 @@ pub(super) fn for_worker(devices: bool) -> Result<Vec<BpfProgram>, seccompiler::
     some(libc::SYS_prctl, any_of(0, &names)?);
     some(libc::SYS_fcntl, any_of(1, &PLAIN_FCNTLS.map(|command| command as u64))?);
     some(libc::SYS_ioctl, if devices { device_ioctls()? } else { any_of(1, &PLAIN_IOCTLS)? });
-    // Allowed here, refused with the wanted error by the second program: the stricter answer wins.
+    // Allowed here and refused with the right error by the second program: the stricter result wins.
     some(libc::SYS_clone3, vec![]);
     Ok(vec![compile(rules, libc::EPERM)?, without_clone3()?])
 }
 
-/// The filter of the sandbox's init, once the worker runs.
+/// Returns the filter of the sandbox's init, applied once the worker runs.
 pub(super) fn for_init() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let mut rules = allow(&[COMMON, INIT]);
     rules.insert(libc::SYS_sendto, vec![send_without_address()?]);
@@ -198,7 +199,7 @@ fn send_without_address() -> Result<SeccompRule, seccompiler::BackendError> {
     rule(&[masked(3, FAST_OPEN, 0)?, no_address, equal(5, 0)?])
 }
 
-/// Drivers choose their own numbers, so with devices everything is allowed but the sockets' range.
+/// Drivers choose their own numbers, so with devices everything is allowed except the range of sockets.
 fn device_ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let compare = |compare, value| SeccompCondition::new(1, Width::Dword, compare, value);
     let below = rule(&[compare(Compare::Lt, *SOCKET_IOCTLS.start())?])?;
@@ -206,7 +207,7 @@ fn device_ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     Ok(vec![below, above])
 }
 
-/// A filter of its own, because one filter has one error number.
+/// Returns a separate filter for `clone3`, because one filter has one error number.
 fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
     let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let rules = Rules::from([(libc::SYS_clone3, vec![])]);

@@ -1,5 +1,5 @@
-//! A worker's output, kept in two files that take turns: bounded on disk, bounded in rate, and never a
-//! reason for the worker to wait on a dead agent.
+//! A worker's output, kept in two rotating files. It is bounded in size and rate, and a dead agent never
+//! makes the worker wait.
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// When a file is this long, the other is emptied and written to: the last 4 to 8 MiB are kept.
+/// Size of a file at which the other is truncated and written to: the last 4 to 8 MiB are kept.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// What a worker may say in one second; it waits for the next when it wants to say more.
+/// Rate limit of a worker's output in bytes; the excess waits for the next second.
 const BYTES_PER_SECOND: usize = 1024 * 1024;
-/// A pipe's capacity.
+/// Capacity of a pipe.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Moves bytes from the worker's output to its log files.
+/// Copies the worker's output to its log files.
 pub(super) struct LogWriter {
     output: Option<File>,
     files: [File; 2],
@@ -32,7 +32,8 @@ impl LogWriter {
         Ok(Self { output, files, current: 0, written: 0, second: 0, spent: 0 })
     }
 
-    /// What to wait on; none while this second's allowance is spent, or when every writer is gone.
+    /// Returns the descriptor to poll; none while this second's limit is used up, or when every writer is
+    /// gone.
     pub(super) fn wanted(&mut self, now_ms: u64) -> Option<BorrowedFd<'_>> {
         if now_ms / 1000 != self.second {
             (self.second, self.spent) = (now_ms / 1000, 0);
@@ -41,15 +42,15 @@ impl LogWriter {
         (self.spent < BYTES_PER_SECOND).then(|| output.as_fd())
     }
 
-    /// Moves what is there; true if there was something. A disk that takes nothing loses log lines,
-    /// never the worker.
+    /// Copies the available output; true if there was any. A disk that accepts no writes loses log lines, but
+    /// never stops the worker.
     pub(super) fn copy(&mut self) -> bool {
         let Some(output) = &mut self.output else { return false };
         let mut chunk = [0; CHUNK_BYTES];
         let length = match output.read(&mut chunk) {
             Ok(length) if length > 0 => length,
             Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => return false,
-            // Every writer is gone, or the pipe is broken: nothing more will come.
+            // Every writer is gone, or the pipe is broken: no more output will come.
             _ => {
                 self.output = None;
                 return false;

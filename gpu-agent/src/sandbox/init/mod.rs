@@ -1,12 +1,12 @@
-//! `quorate sandbox-init`: the process that builds a sandbox, and becomes two.
+//! `quorate sandbox-init`: the process that builds a sandbox and then runs as its init.
 //!
-//! The *builder* is what the agent executes. It enters the init's cgroups, clones the *init* into new
-//! namespaces, gives it its ids, and exits. The init builds the root, forks the worker, which enters the cgroups
-//! beside the init's, gives up what it no longer needs and then holds the lease ([`supervise`]) until the end. It
-//! is PID 1 of its namespace: when it exits, the kernel kills everything else in it.
+//! The *builder* is the process that the agent executes. It enters the init's cgroups, clones the *init* into
+//! new namespaces, maps its ids, and exits. The init builds the root and forks the worker, which enters the
+//! cgroups beside the init's. Then the init drops its privileges and holds the lease ([`supervise`]) until
+//! the end. It is PID 1 of its namespace: when it exits, the kernel kills everything else in it.
 //!
-//! What may surprise: this code must stay single-threaded and must not be called from a process that has
-//! anything else to do. It does not return from a successful start.
+//! This code must stay single-threaded and must not be called from a process that does anything else. It does
+//! not return from a successful start.
 
 mod filter;
 mod logs;
@@ -27,7 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// The namespaces of every sandbox.
+/// Namespaces of every sandbox.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -40,10 +40,10 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
 pub(crate) const CHECK_FULL: i32 = 10;
 pub(crate) const CHECK_SAME_UID: i32 = 11;
 
-/// The argument that asks for a check instead of a sandbox, followed by the first id to try.
+/// Argument that requests a check instead of a sandbox, followed by the first id to try.
 pub(crate) const CHECK_ARGUMENT: &str = "check";
 
-/// A step that failed and what the system answered.
+/// A step that failed and the error of the system.
 #[derive(Debug)]
 pub(crate) struct StepError {
     step: String,
@@ -52,7 +52,7 @@ pub(crate) struct StepError {
 
 pub(crate) type Step<T> = Result<T, StepError>;
 
-/// Names the step that an error of the system belongs to.
+/// Attaches the failed step to an error of the system.
 pub(crate) trait InStep<T> {
     fn step(self, step: &str) -> Step<T>;
 }
@@ -65,9 +65,9 @@ impl<T, E: std::fmt::Display> InStep<T> for Result<T, E> {
 
 /// Files of the worker's control groups, opened while they can be reached.
 struct WorkerGroups {
-    /// To be entered by the worker.
+    /// Files through which the worker enters its groups.
     procs: Vec<File>,
-    /// What is written before it is killed.
+    /// Writes before the worker is killed.
     release: Vec<(File, String)>,
 }
 
@@ -87,12 +87,12 @@ pub(crate) struct Inherited {
     pub(crate) listener: OwnedFd,
     pub(crate) exit: OwnedFd,
     pub(crate) logs: [OwnedFd; 2],
-    /// Held open, never read: so that the worker's metrics pipe has a reader while no agent lives.
+    /// Held open but never read, so that the worker's metrics pipe has a reader while no agent is alive.
     pub(crate) metrics: OwnedFd,
     pub(crate) worker: Vec<OwnedFd>,
 }
 
-/// Runs `sandbox-init` with the arguments after that word and returns the process's exit status.
+/// Runs `sandbox-init` with the arguments after that command and returns the process's exit status.
 ///
 /// The process must have been executed for this alone, by [`super::Launcher`]: it has one thread, and its
 /// standard input is the launcher's socket.
@@ -125,7 +125,8 @@ fn build() -> i32 {
     }
 }
 
-/// The launcher's socket; standard input becomes `/dev/null`, and whatever else leaked in is closed.
+/// Returns the launcher's socket. Standard input becomes `/dev/null`, and all other leaked descriptors are
+/// closed.
 fn take_standard_input() -> io::Result<OwnedFd> {
     system::close_from(3)?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
@@ -163,7 +164,7 @@ fn create_init(socket: &OwnedFd) -> Step<()> {
                 report(socket, &SandboxReport::Created { pid }).step("report the init")
             });
             if introduced.is_ok() {
-                // The init goes on when this pipe has a byte; it ends when the pipe closes without one.
+                // The init continues when this pipe has a byte; it exits when the pipe closes without one.
                 io::Write::write_all(&mut &mapped, b"!").step("release the init")?;
             }
             introduced
@@ -208,7 +209,7 @@ fn receive_spec(socket: &OwnedFd) -> io::Result<(SandboxSpec, Inherited)> {
     Ok((spec, inherited))
 }
 
-/// Which host ids appear as which inside. Inside, 0 is the init and 1 the worker; a single id is 1.
+/// Maps the sandbox's ids to host ids. Inside, 0 is the init and 1 the worker; a single id is 1.
 fn map_ids(pid: Pid, identity: SandboxIdentity) -> io::Result<()> {
     let write = |name: &str, text: String| fs::write(format!("/proc/{pid}/{name}"), text);
     match identity {
@@ -218,14 +219,15 @@ fn map_ids(pid: Pid, identity: SandboxIdentity) -> io::Result<()> {
         }
         SandboxIdentity::SameUid => {
             write("uid_map", format!("1 {} 1\n", Uid::effective()))?;
-            // Without this, an unprivileged group map is refused: groups may also take rights away.
+            // Without this, an unprivileged group map is refused, because groups may also deny permissions.
             write("setgroups", "deny".into())?;
             write("gid_map", format!("1 {} 1\n", Gid::effective()))
         }
     }
 }
 
-/// In the new namespaces, as PID 1. Returns the exit status, or the step that failed before the worker ran.
+/// Runs in the new namespaces as PID 1. Returns the exit status, or the step that failed before the worker
+/// ran.
 fn become_init(
     spec: &SandboxSpec,
     inherited: Inherited,
@@ -239,7 +241,7 @@ fn become_init(
     nix::unistd::setsid().step("leave the agent's session")?;
     block_signals().step("block signals")?;
     nix::unistd::sethostname(&spec.name).step("set the host name")?;
-    // While still the agent's user: its directories may be closed to the ids of the sandbox.
+    // Runs as the agent's user still: its directories may be closed to the ids of the sandbox.
     let root = root::open_sources(spec)?;
     take_ids(spec.identity).step("take the sandbox's ids")?;
     nix::sys::prctl::set_dumpable(false).step("become undumpable")?;
@@ -260,7 +262,7 @@ fn become_init(
     Ok(0)
 }
 
-/// SIGCHLD is read from a descriptor; nothing else concerns an init.
+/// Blocks SIGCHLD, which is read from a descriptor; an init needs no other signal.
 fn block_signals() -> nix::Result<()> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
@@ -277,7 +279,7 @@ fn take_ids(identity: SandboxIdentity) -> nix::Result<()> {
     Ok(())
 }
 
-/// An unprivileged process cannot leave its supplementary groups.
+/// Labels the supplementary groups, which an unprivileged process cannot drop.
 fn kept_groups(identity: SandboxIdentity) -> Vec<String> {
     match identity {
         SandboxIdentity::OwnIds { .. } => vec![],
@@ -293,7 +295,7 @@ fn wait_for_go(socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Tries what a sandbox needs first, and says by its exit status how much of it this user is given.
+/// Tries the first steps of a sandbox, and reports by its exit status the isolation available to this user.
 fn check(first: u32) -> i32 {
     let attempt = |identity| -> io::Result<()> {
         let (wait, hold) = io::pipe()?;

@@ -1,8 +1,8 @@
-//! The file system of a sandbox: a small read-only tree that holds the worker, its libraries, a process
-//! table of its own, two devices, and nothing of the host besides.
+//! File system of a sandbox: a small read-only tree. It holds the worker, its libraries, a separate process
+//! table, two devices, and nothing else of the host.
 //!
-//! Sources are opened first, as detached mounts, with the agent's own rights; the tree is then built with
-//! the sandbox's ids, which cannot reach the host's directories any more.
+//! Sources are opened first, as detached mounts, with the agent's own rights. The tree is then built with the
+//! sandbox's ids, which cannot reach the host's directories.
 
 use super::{InStep, Step};
 use crate::sandbox::system;
@@ -16,26 +16,26 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-/// Where the worker's executable appears.
+/// Path of the worker's executable inside.
 pub(crate) const WORKER_PATH: &str = "/worker";
-/// What every program expects of `/dev`.
+/// Devices that every program expects in `/dev`.
 const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
-/// A directory that is there on every machine and that every user may enter; the new root covers it while
-/// it is being built, in this mount namespace only.
+/// A directory that exists on every machine and that every user may enter. The new root covers it while being
+/// built, in this mount namespace only.
 const SCAFFOLD: &str = "/dev";
 
-/// What appears at a path of the new root.
+/// Content of a path of the new root.
 enum Content {
     /// A detached mount of a host file or directory.
     Mount { tree: OwnedFd, directory: bool },
-    /// A link as on the host (`/lib` to `usr/lib`).
+    /// A symbolic link as on the host (`/lib` to `usr/lib`).
     Link(PathBuf),
 }
 
-/// Everything that the new root will hold.
+/// Complete content of the new root.
 pub(super) struct Sources(Vec<(PathBuf, Content)>);
 
-/// Opens what the specification names.
+/// Opens the files and directories in the specification.
 pub(super) fn open_sources(spec: &SandboxSpec) -> Step<Sources> {
     let mut entries = vec![(WORKER_PATH.into(), open_mount(Path::new(&spec.binary), false)?)];
     for path in spec.read_only.iter().map(Path::new) {
@@ -67,13 +67,14 @@ fn open_mount(path: &Path, device: bool) -> Step<Content> {
     Ok(Content::Mount { tree, directory })
 }
 
-/// Builds the tree and makes it the root of this mount namespace. Returns what could not be had.
+/// Builds the tree and makes it the root of this mount namespace. Returns labels of the parts that are
+/// unavailable.
 pub(super) fn build(sources: Sources) -> Step<Vec<String>> {
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .step("make mounts private")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    // Room for mount points and links, which are all that is ever written here.
+    // Space for mount points and links, the only things ever written here.
     mount(Some("tmpfs"), SCAFFOLD, Some("tmpfs"), flags, Some("size=1m,nr_inodes=8192,mode=0755"))
         .step("mount the new root")?;
     chdir(SCAFFOLD).step("enter the new root")?;
@@ -110,8 +111,8 @@ fn place(path: &Path, content: Content) -> Step<()> {
     }
 }
 
-/// The sandbox's own `/proc`, showing each process itself alone. A host that hides parts of its own
-/// `/proc` (a container) allows none: then there is none, and it is said.
+/// Mounts the sandbox's own `/proc`, in which each process sees only itself. A host that hides parts of its
+/// own `/proc` (a container) does not permit it: the sandbox then has none and gets a label.
 fn mount_process_table() -> Step<Vec<String>> {
     fs::create_dir_all("proc").step("create /proc")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

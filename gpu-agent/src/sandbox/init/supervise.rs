@@ -1,6 +1,6 @@
-//! The init at work: one loop that holds the lease, answers the agent, keeps the worker's output, and ends
-//! the sandbox: when the worker ends, when the agent says so, or when nobody has said anything for too
-//! long. Its exit is the end of every process in the sandbox; the kernel sees to that.
+//! Main loop of the init: it holds the lease, answers the agent, keeps the worker's output, and ends the
+//! sandbox. The sandbox ends when the worker exits, when the agent requests it, or when the lease expires.
+//! The exit of the init makes the kernel kill every process in the sandbox.
 
 use super::filter;
 use super::logs::LogWriter;
@@ -24,55 +24,56 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-/// Agents that may be connected at once: one, and a successor whose predecessor has not been noticed gone.
+/// Maximum number of agent connections: one, and a successor whose predecessor's end has not been noticed
+/// yet.
 const PEERS_MAX: usize = 4;
-/// Longest request: a word and a number.
+/// Longest request: a command and a number.
 const REQUEST_BYTES_MAX: usize = 256;
-/// How long before the end of its lease a sandbox is ended: what a busy machine takes to notice and to kill. Control
-/// may give the slot to another node at the very end.
+/// Time before the end of its lease at which a sandbox is ended: the time a busy machine takes to notice and
+/// to kill. Control may assign the slot to another node at the very end of the lease.
 const END_BEFORE_MS: u64 = 250;
-/// Most pieces of the worker's last words that are still written down.
+/// Maximum number of output chunks that are still written after the worker's end.
 const LAST_WORDS_MAX: usize = 32;
 
-/// Until when the sandbox may live.
+/// Time until which the sandbox may live.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lease {
     pub(super) until_ms: u64,
-    /// No renewal may reach further ahead.
+    /// Maximum distance of a renewal into the future, in milliseconds.
     pub(super) ms_max: u64,
 }
 
 impl Lease {
-    /// When the sandbox is ended, so that it has ended when the lease has.
+    /// Returns the time at which the sandbox is ended, so that it is gone when the lease expires.
     fn ends_ms(&self) -> u64 {
         self.until_ms.saturating_sub(END_BEFORE_MS)
     }
 
-    /// Renewals only ever lengthen, and never beyond what one renewal may give.
+    /// Extends the lease. A renewal never shortens it, nor extends it beyond the limit of one renewal.
     fn renew(&mut self, wanted_ms: u64, now_ms: u64) {
         self.until_ms = self.until_ms.max(wanted_ms.min(now_ms.saturating_add(self.ms_max)));
     }
 }
 
-/// What is needed once the sandbox must end.
+/// Resources needed once the sandbox must end.
 pub(super) struct Ending {
-    /// Writes that let the worker's processes run to their end.
+    /// Writes that lift the worker's limits so that its processes can exit.
     pub(super) release: Vec<(File, String)>,
-    /// Where it is written down why.
+    /// File for the reason of the end.
     pub(super) exit: File,
-    /// A reader of the worker's metrics pipe, until the end.
+    /// A reader of the worker's metrics pipe, held until the end.
     pub(super) _metrics: OwnedFd,
 }
 
 impl Ending {
     /// Ends every process of the sandbox but this one, and returns when they are gone. Neither their groups'
-    /// limits nor a slow disk delay it: what is written comes afterwards.
+    /// limits nor a slow disk delay it: files are written afterwards.
     fn kill_all(&self) {
         for (file, value) in &self.release {
-            // A worker without a quota needs none lifted.
+            // The write may fail: a worker without a quota needs none lifted.
             let _ = (&mut &*file).write_all(value.as_bytes());
         }
-        // Every process of this namespace but its init.
+        // Kills every process of this namespace but its init.
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         while !matches!(waitpid(None::<Pid>, None), Err(Errno::ECHILD)) {}
     }
@@ -86,12 +87,12 @@ struct Peer {
 struct Supervisor {
     worker: Pid,
     lease: Lease,
-    /// When a stopping worker's grace ends.
+    /// End of a stopping worker's grace period.
     kill_at_ms: Option<u64>,
     peers: Vec<Peer>,
 }
 
-/// Runs until the sandbox must end, and writes down why. The caller exits.
+/// Runs until the sandbox must end, and writes the reason to a file. The caller exits.
 pub(super) fn run(
     worker: Pid,
     lease: Lease,
@@ -121,7 +122,7 @@ pub(super) fn run(
 }
 
 impl Supervisor {
-    /// Returns why the sandbox must end, once it must.
+    /// Returns the reason once the sandbox must end.
     fn watch(
         &mut self,
         signals: &SignalFd,
@@ -139,7 +140,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether time is up, and for what.
+    /// Returns the reason if a deadline has passed.
     fn due(&self, now_ms: u64) -> Option<SandboxExit> {
         if self.kill_at_ms.is_some_and(|at| now_ms >= at) {
             Some(SandboxExit::Stopped)
@@ -150,7 +151,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits for something to happen and deals with it.
+    /// Waits for an event and handles it.
     fn turn(
         &mut self,
         signals: &SignalFd,
@@ -196,7 +197,7 @@ impl Supervisor {
         Ok(None)
     }
 
-    /// Buries every dead process; some end when it was the worker.
+    /// Reaps every dead process; returns the exit if the worker was among them.
     fn reap(&mut self) -> io::Result<Option<SandboxExit>> {
         let mut end = None;
         loop {
@@ -226,7 +227,7 @@ impl Supervisor {
         self.peers.push(Peer { socket, frames: FrameBuffer::default() });
     }
 
-    /// Hears those who have spoken; whoever talks nonsense or has gone is dropped.
+    /// Reads the requests of ready peers; a peer that is malformed or gone is dropped.
     fn answer_peers(&mut self, ready: &[bool]) {
         let peers = std::mem::take(&mut self.peers);
         for (mut peer, ready) in peers.into_iter().zip(ready) {
@@ -254,9 +255,9 @@ impl Supervisor {
         Some(())
     }
 
-    /// A second order to stop may shorten the grace, never lengthen it.
+    /// Stops the worker. A second request may shorten the grace period, never extend it.
     fn stop(&mut self, kill_at_ms: u64) {
-        // The worker may be gone already; then the loop is about to learn it.
+        // The worker may be gone already; then the loop is about to detect it.
         let _ = kill(self.worker, Signal::SIGTERM);
         self.kill_at_ms = Some(self.kill_at_ms.map_or(kill_at_ms, |at| at.min(kill_at_ms)));
     }

@@ -1,5 +1,5 @@
-//! From a copy of the init to the worker's program: descriptors in their places, limits, no capabilities,
-//! landlock, seccomp, exec. Each step takes away what no later step needs.
+//! Start of the worker, from a copy of the init to its program: descriptors, limits, no capabilities,
+//! landlock, seccomp, exec. Each step drops privileges that no later step needs.
 
 use super::{InStep, Step, StepError, filter, root};
 use crate::sandbox::{system, wire};
@@ -22,29 +22,29 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// First descriptor after standard input, output and error.
 const FIRST_DESCRIPTOR: RawFd = 3;
-/// Above every descriptor that a worker is given, so that copies made here are in nobody's way.
+/// Lowest descriptor number of temporary copies: above every descriptor that a worker is given.
 const SPARE_DESCRIPTOR: RawFd = 64;
-/// What is asked of landlock; an older kernel gives what it has.
+/// Requested landlock version; an older kernel enforces the part that it supports.
 const LANDLOCK_ABI: ABI = ABI::V7;
-/// How much of a crashed worker may be dumped. By 0 a program that the host has for this (`core_pattern` with a
-/// pipe) would still be given all of it, prompts and weights; 1 forbids that too, and is too little for a file.
+/// Size limit of a crashed worker's core dump. With 0 the host's dump handler (`core_pattern` with a pipe)
+/// would still receive all of it, prompts and weights. 1 forbids that too, and is too small for a file.
 const CORE_BYTES_MAX: u64 = 1;
-/// The worker's id inside, where it has one of its own.
+/// The worker's id inside, where it has a separate one.
 const WORKER_ID: u32 = 1;
 
 /// A worker that runs its program.
 pub(super) struct Started {
     pub(super) pid: Pid,
-    /// Its standard output and error.
+    /// Reading end of its standard output and error.
     pub(super) output: OwnedFd,
     pub(super) not_enforced: Vec<String>,
 }
 
-/// How far a worker without a quota yields to its init and to its agent: it has a third of their share of a busy
-/// core, and all of an idle one.
+/// Nice value of a worker without a quota, which yields to its init and its agent. It gets a third of their
+/// share of a busy core, and all of an idle one.
 const NICE_WITHOUT_QUOTA: i32 = 5;
 
-/// What is prepared before the process splits, where allocating and failing are still easy.
+/// Data prepared before the fork, while allocating and failing are still easy.
 struct Program {
     arguments: Vec<CString>,
     environment: Vec<CString>,
@@ -68,7 +68,8 @@ pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd], groups: &[File]
     Ok(Started { pid, output: output.into(), not_enforced })
 }
 
-/// The pipe closes when the program is executed: by then it held labels, and no failure.
+/// Reads the status pipe, which closes when the program is executed. By then it has held labels, and no
+/// failure.
 fn read_status(status: io::PipeReader) -> Step<Vec<String>> {
     let mut bytes = Vec::new();
     let limit = 4 * SANDBOX_REPORT_BYTES_MAX as u64;
@@ -99,7 +100,7 @@ impl Program {
     }
 }
 
-/// Does not return unless it fails; then it has reported why and returns the exit status.
+/// Becomes the worker. Returns only on failure, after reporting the reason, with the exit status.
 fn become_worker(
     spec: &SandboxSpec,
     program: &Program,
@@ -118,7 +119,7 @@ fn become_worker(
         groups.iter().try_for_each(|mut procs| procs.write_all(b"0")).step("enter the worker's groups");
     let mut status = match arrange_descriptors(descriptors, output, status) {
         Ok(status) => File::from(status),
-        Err(_) => return 1, // An empty status says that it ended before it began.
+        Err(_) => return 1, // An empty status means that the worker ended before it began.
     };
     match entered.and_then(|()| restrict(spec)).and_then(|labels| {
         let bytes = canonical::to_bytes(&SandboxReport::Started { not_enforced: labels });
@@ -130,8 +131,8 @@ fn become_worker(
     }
 }
 
-/// 0 = nothing, 1 and 2 = the log, 3.. = what the worker is given, then the status pipe, which closes on
-/// exec. Everything else is closed: the init's socket, its timer, the host's root.
+/// Sets up the descriptors: 0 = nothing, 1 and 2 = the log, 3.. = those passed to the worker, then the status
+/// pipe, which closes on exec. Everything else is closed: the init's socket, its timer, the host's root.
 fn arrange_descriptors(descriptors: &[OwnedFd], output: &OwnedFd, status: &OwnedFd) -> io::Result<OwnedFd> {
     let spare = |fd: &OwnedFd| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(SPARE_DESCRIPTOR)).map(system::own);
     let copies = descriptors.iter().map(spare).collect::<nix::Result<Vec<_>>>()?;
@@ -180,7 +181,7 @@ fn restrict(spec: &SandboxSpec) -> Step<Vec<String>> {
 }
 
 fn execute(program: &Program) -> Step<std::convert::Infallible> {
-    // The last filter first: each must be allowed by those already in force.
+    // The last filter is applied first: each must be allowed by those already in force.
     for filter in program.filters.iter().rev() {
         seccompiler::apply_filter(filter).step("filter system calls")?;
     }
@@ -189,8 +190,8 @@ fn execute(program: &Program) -> Step<std::convert::Infallible> {
         .step("execute the worker (its file must be readable and executable for every user of the machine)")
 }
 
-/// Forbids core dumps in this process and those after it. To be called with the agent's own rights, which may
-/// raise a limit of 0 if the agent is root. Where that fails, the worker says so.
+/// Forbids core dumps in this process and its descendants. Must be called with the agent's own rights,
+/// because root can raise a limit of 0. If this fails, the worker gets a label.
 pub(super) fn forbid_core_dumps() {
     let _ = setrlimit(Resource::RLIMIT_CORE, CORE_BYTES_MAX, CORE_BYTES_MAX);
 }
@@ -217,8 +218,8 @@ fn drop_capabilities(kept: &CapsHashSet) -> Result<(), caps::errors::CapsError> 
     caps::set(None, CapSet::Permitted, kept)
 }
 
-/// The init, once its worker runs: it keeps the right to signal a worker of another id, in its own
-/// namespace, and nothing else.
+/// Drops the init's privileges once its worker runs. It keeps only the right to signal a worker of another
+/// id, in its own namespace.
 pub(super) fn lock_down_init(identity: SandboxIdentity) -> Step<()> {
     let kept = match identity {
         SandboxIdentity::OwnIds { .. } => CapsHashSet::from([Capability::CAP_KILL]),
@@ -229,8 +230,8 @@ pub(super) fn lock_down_init(identity: SandboxIdentity) -> Step<()> {
     nix::sys::prctl::set_no_new_privs().step("forbid the init new privileges")
 }
 
-/// The read-only root again, by a mechanism that knows nothing of mounts; and no network, no abstract
-/// sockets and no signals beyond the sandbox.
+/// Restricts files to the read-only root a second time, by a mechanism independent of mounts. Also denies
+/// network, abstract sockets and signals beyond the sandbox.
 fn restrict_files(spec: &SandboxSpec) -> Result<Vec<String>, RulesetError> {
     let run = AccessFs::Execute | AccessFs::ReadFile;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
