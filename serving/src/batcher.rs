@@ -1,15 +1,13 @@
-//! The batcher: one thread that owns an engine and decides what each step computes.
+//! Continuous batching: one thread that owns an engine and decides what each step computes.
 //!
 //! Requests come through a bounded queue and leave as events on channels. Every step advances all running
-//! generations by one token and, with what is left of the step's token budget, reads prompts that have just
-//! arrived, so that a long prompt never stops those who already listen (continuous batching with chunked
-//! prefill). Room in the cache is reserved for a request's longest answer when it starts, so that nothing that
-//! has begun is ever evicted.
+//! generations by one token. The rest of the step's token budget prefills new prompts in chunks, so a long
+//! prompt never stalls running generations. The KV cache for a request's longest answer is reserved at its
+//! start, so a running generation is never evicted.
 //!
-//! Texts become tokens before that, on threads of their own ([`tokenizers`]).
+//! Texts are tokenized beforehand, on separate threads ([`tokenizers`]).
 //!
-//! What may surprise: nobody cancels a request by a call. Whoever stops listening (drops the receiver) is
-//! noticed before the next step.
+//! There is no cancel call. A client that drops its receiver is noticed before the next step.
 
 mod counters;
 mod embedding;
@@ -35,52 +33,52 @@ use crate::engine::{Engine, EngineError, Front, Operation};
 use counters::Counters;
 use tokenizers::Tokenizers;
 
-/// Bounds of a batcher.
+/// Limits of a batcher.
 #[derive(Debug, Clone, Copy)]
 pub struct BatcherLimits {
-    /// Most generations in one step.
+    /// Maximum generations in one step.
     pub sequences_max: usize,
-    /// Most requests that wait; more are refused at once.
+    /// Maximum waiting requests; further ones are rejected immediately.
     pub waiting_max: usize,
-    /// Most tokens computed in one step: bounds how long a step takes, and so how late a token can be.
+    /// Maximum tokens computed in one step: bounds a step's duration and so the latency of a token.
     pub step_tokens_max: usize,
-    /// Most texts in one embedding request.
+    /// Maximum texts in one embedding request.
     pub inputs_max: usize,
-    /// Most stop strings of a request.
+    /// Maximum stop strings of a request.
     pub stops_max: usize,
 }
 
 impl Default for BatcherLimits {
-    /// 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stops as the OpenAI API has them.
+    /// 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stop strings, as in the OpenAI API.
     fn default() -> Self {
         Self { sequences_max: 64, waiting_max: 256, step_tokens_max: 512, inputs_max: 2048, stops_max: 4 }
     }
 }
 
-/// Why a request was not answered, with a stable code for people.
+/// Rejection or failure of a request, with a stable error code for operators.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// Too many wait already; try again later or elsewhere.
+    /// Too many requests wait already; retry later or on another worker.
     #[error("{waiting} requests wait already")]
     Overloaded {
-        /// How many.
+        /// Number of waiting requests.
         waiting: usize,
     },
-    /// The worker finishes what runs and takes nothing new.
+    /// The worker finishes its current requests and admits no new one.
     #[error("worker is draining")]
     Draining,
-    /// The request itself is wrong.
+    /// The request is invalid.
     #[error("{message}")]
     Refused {
-        /// Stable code.
+        /// Stable error code.
         code: ErrorCode,
-        /// What is wrong, for the caller.
+        /// Description of the fault, for the client.
         message: String,
     },
-    /// The engine failed while it ran.
+    /// The engine failed during the request.
     #[error("{message}")]
     Failed {
-        /// Stable code.
+        /// Stable error code.
         code: ErrorCode,
         /// The whole chain of causes.
         message: String,
@@ -88,7 +86,7 @@ pub enum BatchError {
 }
 
 impl BatchError {
-    /// The stable code that `quorate explain` knows.
+    /// Returns the stable code that `quorate explain` documents.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Overloaded { .. } => code::WORKER_OVERLOADED,
@@ -117,49 +115,49 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What a generation starts from.
+/// Prompt of a generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// Text as it is, with the tokens that the tokenizer puts around an input.
+    /// Raw text, with the tokens that the tokenizer puts around an input.
     Text(String),
-    /// Tokens as they are.
+    /// Token ids.
     Tokens(Vec<u32>),
-    /// Messages, through the model's chat template.
+    /// Messages, rendered with the model's chat template.
     Chat(Vec<ChatMessage>),
 }
 
-/// One request to generate.
+/// Request for one generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// What to continue.
+    /// Prompt to continue.
     pub prompt: Prompt,
-    /// How to choose tokens.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// Most tokens to generate; none = as many as the context has room for.
+    /// Maximum tokens to generate; `None` uses the rest of the context.
     pub tokens_max: Option<usize>,
-    /// Texts before which to stop.
+    /// Strings before which the generation stops.
     pub stops: Vec<String>,
 }
 
-/// A running generation: its events, and how long its prompt is. Dropping it stops the work.
+/// A running generation. Dropping it stops the work.
 #[derive(Debug)]
 pub struct Generation {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Text as it comes, then one [`Event::Finished`] or [`Event::Failed`].
+    /// Text as it is generated, then one [`Event::Finished`] or [`Event::Failed`].
     pub events: UnboundedReceiver<Event>,
 }
 
-/// One text to embed.
+/// Input of one embedding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbedInput {
-    /// Text as it is.
+    /// Raw text.
     Text(String),
-    /// Tokens as they are.
+    /// Token ids.
     Tokens(Vec<u32>),
 }
 
-/// Embeddings and what they cost.
+/// Embedding vectors and their token count.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
     /// One vector per input, in order.
@@ -168,7 +166,7 @@ pub struct Embeddings {
     pub prompt_tokens: usize,
 }
 
-/// A handle to the thread that owns an engine. Clones share it; the thread ends when the last is dropped.
+/// Handle to the thread that owns an engine. Clones share it; the thread ends when the last is dropped.
 #[derive(Debug, Clone)]
 pub struct Batcher {
     front: Arc<Front>,
@@ -186,14 +184,14 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// The vectors.
+    /// Waits for the vectors.
     pub async fn computed(self) -> Result<Embeddings, BatchError> {
         let vectors = self.answer.await.map_err(|_| stopped())??;
         Ok(Embeddings { vectors, prompt_tokens: self.prompt_tokens })
     }
 }
 
-/// A request's turn to wait, given back when dropped before the thread has the request.
+/// A slot in the queue, released when dropped before the thread has the request.
 struct Turn<'c>(&'c Counters);
 
 impl Drop for Turn<'_> {
@@ -202,14 +200,14 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What the thread is asked for.
+/// Command to the engine's thread.
 enum Command {
     Generate(generation::Job),
     Embed(embedding::Job),
 }
 
 impl Batcher {
-    /// Start the threads.
+    /// Starts the engine's thread and the tokenizer threads.
     pub fn start(engine: Box<dyn Engine>, limits: BatcherLimits) -> std::io::Result<Self> {
         let front = Arc::clone(engine.front());
         let counters = Arc::new(Counters::default());
@@ -221,22 +219,22 @@ impl Batcher {
         Ok(Self { front, limits, counters, tokenizers, commands })
     }
 
-    /// The text side of the model.
+    /// Returns the text side of the model.
     pub fn front(&self) -> &Arc<Front> {
         &self.front
     }
 
-    /// What is going on, for metrics.
+    /// Returns the current counters, for metrics.
     pub fn snapshot(&self) -> Snapshot {
         self.counters.snapshot()
     }
 
-    /// Take nothing new from now on; what runs or waits is finished.
+    /// Stops admission; running and waiting requests are finished.
     pub fn drain(&self) {
         self.counters.draining.store(true, Ordering::Release);
     }
 
-    /// Whether nothing runs or waits.
+    /// Reports whether no request runs or waits.
     pub fn is_idle(&self) -> bool {
         let now = self.counters.snapshot();
         now.requests_running == 0 && now.requests_waiting == 0
@@ -312,7 +310,7 @@ impl Batcher {
         Ok(Embedding { prompt_tokens, answer })
     }
 
-    /// What `encode` makes of texts of this many bytes, on a tokenizer's thread.
+    /// Runs `encode` over texts of this many bytes on a tokenizer thread.
     async fn tokenize<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -351,7 +349,7 @@ impl Batcher {
         Ok(tokens)
     }
 
-    /// A turn to wait: from here on the request counts, so a worker that drains waits for it.
+    /// Takes a slot in the queue: from here on the request counts, so a draining worker waits for it.
     fn turn(&self) -> Result<Turn<'_>, BatchError> {
         if self.counters.draining.load(Ordering::Acquire) {
             return Err(BatchError::Draining);
@@ -367,7 +365,7 @@ impl Batcher {
 
     fn submit(&self, turn: Turn<'_>, command: Command) -> Result<(), BatchError> {
         self.commands.send(command).map_err(|_| stopped())?;
-        // The thread has it now, and takes it out of those that wait.
+        // The thread owns the request now and decrements the count of waiting requests.
         std::mem::forget(turn);
         Ok(())
     }

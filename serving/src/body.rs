@@ -1,5 +1,5 @@
-//! Reading the bodies of strangers: bounded in bytes, in silence and by a memory budget, and without letting go of
-//! a client that is still sending.
+//! Request body reader: bounded in bytes, in time without progress and by a memory budget. A rejected client
+//! that is still sending is drained for a moment, so that it receives the answer.
 
 use std::time::Duration;
 
@@ -12,20 +12,21 @@ use protocol::error_code as code;
 use crate::memory::{Buffer, Charge};
 use crate::openai::ApiError;
 
-/// How much of a refused body is still read and thrown away, and for how long. A connection that is closed
-/// under a client's hands takes the answer with it; this is time enough for the answer to arrive.
+/// Bytes of a rejected body that are still read and discarded, and the time limit for that. Closing a
+/// connection while the client sends can destroy the answer in transit; one second lets it arrive.
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
-/// Longest silence within a body: a lost packet is sent again within a second or two, several times.
+/// Longest time without progress within a body: a lost packet is retransmitted several times in a second or
+/// two.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Longest a client may take to send its body: 8 MiB over a line of 256 kbit/s.
+/// Longest time for a client to send its body: 8 MiB over a line of 256 kbit/s.
 const BODY_TIME_MAX: Duration = Duration::from_secs(300);
 
-/// Reads a body of at most `limit` bytes, charging `charge` for them as they come; `full` makes the error when
-/// there is no memory for them.
+/// Reads a body of at most `limit` bytes and charges `charge` for the bytes as they arrive; `full` makes the
+/// error for an exhausted budget.
 ///
-/// # Errors
-/// 413, at once when the declared length is above the limit; 408; `full`; 400 when the client went away.
+/// # Errors 413, immediately when the declared length exceeds the limit; 408; `full`; 400 when the client
+/// disconnected.
 pub(crate) async fn read<K: Ord + Clone>(
     headers: &HeaderMap,
     mut body: Body,
@@ -39,7 +40,7 @@ pub(crate) async fn read<K: Ord + Clone>(
         linger(headers, body);
         return Err(ApiError::body_too_large(limit));
     }
-    // What is charged follows what has come; the declared length only keeps the buffer from growing past it.
+    // The charge follows the bytes received; the declared length only keeps the buffer from growing past it.
     let expected = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
     let evicted = charge.eviction();
     let reading = tokio::select! {
@@ -66,7 +67,7 @@ pub(crate) async fn read<K: Ord + Clone>(
     }
 }
 
-/// Why a body was not read to its end.
+/// Cause of an incomplete body.
 enum Broken {
     Large,
     Full,
@@ -98,12 +99,12 @@ fn too_slow(message: String) -> ApiError {
 
 fn linger(headers: &HeaderMap, body: Body) {
     if headers.contains_key(header::EXPECT) {
-        // This client asked first, and sends nothing after a refusal.
+        // A client with `Expect` waits for permission and sends nothing after a rejection.
         return;
     }
     tokio::spawn(async move {
         let rest = Limited::new(body, LINGER_BYTES_MAX);
-        // Whatever comes of it, the answer stands.
+        // The answer stands whether or not the rest arrives.
         let _ = tokio::time::timeout(LINGER, discard(rest)).await;
     });
 }

@@ -1,4 +1,4 @@
-//! The command line of `quorate-serve`: the AI circuit's two processes, worker and gateway.
+//! Command line of `quorate-serve`: the AI circuit's two processes, worker and gateway.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ Examples:
 Environment:
   QUORATE_LOG   what to log to standard error: error, warn, info (default), debug, or per module";
 
-/// The AI circuit of Quorate: serve models, or route requests to who serves them.
+/// The AI circuit of Quorate: serve models, or route requests to the workers that serve them.
 #[derive(Parser)]
 #[command(name = "quorate-serve", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
@@ -41,9 +41,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run one model and answer OpenAI's API.
+    /// Run one model behind OpenAI's API.
     Worker(WorkerArguments),
-    /// Answer OpenAI clients with the workers that connect to it.
+    /// Route OpenAI clients to the workers that connect to this gateway.
     Gateway(GatewayArguments),
 }
 
@@ -53,22 +53,22 @@ struct WorkerArguments {
     /// Serve the model in this directory, on loopback, without a cluster.
     #[arg(long, value_name = "DIR", required_unless_present = "inherited")]
     model_dir: Option<PathBuf>,
-    /// Serve what an agent has put into descriptors 3 to 7; only an agent starts a worker so.
+    /// Serve the model that an agent passed in descriptors 3 to 7; only an agent starts a worker this way.
     #[arg(long, conflicts_with_all = ["model_dir", "listen", "task", "model_name", "threads", "context", "gpu"])]
     inherited: bool,
-    /// Where to answer: ADDRESS:PORT (port 0 takes a free one) or fd:N.
+    /// Address to listen on: ADDRESS:PORT (port 0 takes a free one) or fd:N.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
-    /// What the model must be able to do.
+    /// Task that the model must support.
     #[arg(long, value_enum)]
     task: Option<TaskName>,
-    /// What clients call the model [default: the directory's name].
+    /// Model name in the API [default: the directory's name].
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
-    /// Threads to compute with [default: all].
+    /// Number of compute threads [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Most tokens of a context [default: the model's own limit].
+    /// Maximum tokens of a context [default: the model's own limit].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
     /// Compute on this NVIDIA GPU (a build with the `cuda` feature).
@@ -87,30 +87,30 @@ enum TaskName {
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 struct GatewayArguments {
-    /// Where OpenAI clients are answered: ADDRESS:PORT or fd:N. Plain HTTP on loopback only.
+    /// Address to listen on for OpenAI clients: ADDRESS:PORT or fd:N. Plain HTTP on loopback only.
     #[arg(long)]
     public: String,
-    /// Where workers connect: ADDRESS:PORT or fd:N.
+    /// Address to listen on for workers: ADDRESS:PORT or fd:N.
     #[arg(long)]
     workers: String,
-    /// Where the gateway's agent pushes the route table: a path or fd:N.
+    /// Socket on which the gateway's agent pushes the route table: a path or fd:N.
     #[arg(long, value_name = "PATH")]
     control_socket: String,
-    /// The gateway's own key; made if there is none.
+    /// File of the gateway's own key; created if missing.
     #[arg(long, value_name = "FILE")]
     identity: PathBuf,
     /// Certificate chain for the public listener, PEM.
     #[arg(long, value_name = "PEM", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
-    /// Its private key, PEM.
+    /// Private key of the certificate, PEM.
     #[arg(long, value_name = "PEM", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Where to serve /metrics, /livez and /readyz, on loopback: ADDRESS:PORT or fd:N.
+    /// Address for /metrics, /livez and /readyz, on loopback: ADDRESS:PORT or fd:N.
     #[arg(long, value_name = "LISTEN")]
     metrics: Option<String>,
 }
 
-/// Parses the command line and runs what it names; the process's exit status.
+/// Parses the command line and runs the command; returns the process's exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging();
@@ -134,7 +134,7 @@ fn start_logging() {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
-/// A broken invariant ends the process; whoever started it starts it again from a known state.
+/// Aborts the process on a broken invariant; its supervisor restarts it from a known state.
 fn end_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -147,7 +147,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }
 
-/// Cancelled by SIGTERM or SIGINT.
+/// Returns a token that SIGTERM or SIGINT cancels.
 fn shutdown_signal() -> anyhow::Result<CancellationToken> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -214,7 +214,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
         });
         lockdown::dial_nobody()?;
         crate::memory::return_freed_buffers();
-        // Only whoever asked for a free port reads it.
+        // Only a parent process that requested a free port reads this line.
         let _ = writeln!(std::io::stdout(), "{started}");
         tracing::info!(%started, "gateway serves");
         gateway::serve(listeners, identity, certificate, gateway::PATIENCE, shutdown).await?;

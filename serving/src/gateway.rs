@@ -1,11 +1,11 @@
-//! The gateway: OpenAI clients on one side, workers on the other, and nobody it could dial.
+//! The inference gateway: routes requests of OpenAI clients to workers; it never dials.
 //!
-//! Workers connect to it, prove their TLS key, and show a ticket that their node signed; the gateway's own
-//! agent hands it the table of who may serve what and which API keys exist. A request is validated here, put
-//! on the least busy worker, put on another one when that worker dies before the client has seen a byte, and
-//! held for a moment when there is none.
+//! Workers connect to it, prove their TLS key, and present a ticket that their node signed. The gateway's own
+//! agent pushes the table of workers that may serve each model, and of API keys. The gateway validates each
+//! request and sends it to the least busy worker. If that worker dies before the client has received a byte,
+//! the request is retried on another. Without a worker, the request is held for a limited time.
 //!
-//! Not here: what a model is or does, and any way to control, storage or other machines.
+//! The gateway does not know the contents of a model and has no access to control, storage or other machines.
 
 mod connection;
 mod control_socket;
@@ -39,33 +39,33 @@ use table::Table;
 pub use patience::PATIENCE;
 pub use ticket::TicketError;
 
-/// How long an orderly end waits for answers under way.
+/// Time for answers in progress to finish at an orderly shutdown.
 const DRAIN: Duration = Duration::from_secs(30);
-/// How long an answer may take to begin, and to go on: a long prompt on a slow machine.
+/// Time limit for an answer to begin, and for each pause within it: a long prompt on a slow machine.
 const ANSWER: Duration = Duration::from_secs(600);
-/// Largest whole answer of a worker: 2048 embeddings of 4096 numbers as text are about 100 MB.
+/// Largest whole answer of a worker, in bytes: 2048 embeddings of 4096 numbers as text are about 100 MB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Bytes of bodies and of buffered answers in all: two of the largest answers, or 32 of the largest bodies, or
-/// 16,000 requests that wait for a worker; and no more than a small machine can spare.
+/// Limit on bodies and buffered answers, in bytes; no more than a small machine can spare. It holds two of
+/// the largest answers, or 32 of the largest bodies, or 16,000 requests that wait for a worker.
 const MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// Connections of workers whose node the table does not name: a new node has a few workers at once, and they wait
-/// for the table no longer than a lease.
+/// Connections of workers whose node is not in the table. A new node has a few workers at the same time, and
+/// they wait for the table no longer than a lease.
 const UNADMITTED_WORKERS_MAX: usize = 16;
-/// Open files beside the connections of listeners: the control socket, the runtime's own, and connections that
-/// were evicted and are being closed.
+/// Open files beside the connections of listeners: the control socket, the runtime's own, and evicted
+/// connections that are being closed.
 const OTHER_FILES: usize = 256;
 
-/// Everything a gateway is given; it opens nothing itself.
+/// Open sockets that the gateway receives; it opens none itself.
 #[derive(Debug)]
 pub struct Listeners {
-    /// OpenAI clients.
+    /// Listener for OpenAI clients.
     pub public: TcpListener,
-    /// Workers.
+    /// Listener for workers.
     pub workers: TcpListener,
-    /// The gateway's agent.
+    /// Listener for the gateway's agent.
     pub control: UnixListener,
-    /// Prometheus, on loopback.
+    /// Listener for Prometheus, on loopback.
     pub metrics: Option<TcpListener>,
 }
 
@@ -81,12 +81,12 @@ pub(crate) struct Gateway {
     patience: Duration,
     metrics: Arc<GatewayMetrics>,
     key_exchanges: Arc<KeyExchanges>,
-    /// Any key can have its ticket refused, as often as it likes.
+    /// Throttled, because a client with any key can provoke refusals at any rate.
     refusals: LogThrottle,
 }
 
 impl Gateway {
-    /// A gateway that knows no table and no worker.
+    /// Creates a gateway without a table and without workers.
     fn new(identity: Identity, patience: Duration, memory_bytes_max: usize) -> Self {
         Self {
             identity,
@@ -103,11 +103,10 @@ impl Gateway {
     }
 }
 
-/// Serves until `shutdown`, then lets answers under way end. A request that finds no worker waits for one as long
-/// as `patience`, usually [`PATIENCE`].
+/// Serves until `shutdown`, then lets answers in progress finish. A request without a worker waits for one
+/// for `patience`, usually [`PATIENCE`].
 ///
-/// # Errors
-/// A listener is unusable, or plain HTTP was asked for beyond loopback.
+/// # Errors A listener is unusable, or plain HTTP was requested beyond loopback.
 pub async fn serve(
     listeners: Listeners,
     identity: Identity,
@@ -118,9 +117,9 @@ pub async fn serve(
     let gateway = Arc::new(Gateway::new(identity, patience, MEMORY_BYTES_MAX));
     let limits = [public_limits(), worker_limits(), Limits::of_operations()];
     let [public_limits, worker_limits, metrics_limits] = open_files::fit(OTHER_FILES, limits);
-    // Workers stay connected until the last answer is out.
+    // Workers stay connected until the last answer is complete.
     let workers_shutdown = CancellationToken::new();
-    // A gateway without one of its listeners is none: whichever fails ends the others.
+    // A gateway needs all its listeners: if one fails, the others stop.
     let or_stop = |outcome: Result<(), overlay::Error>| outcome.inspect_err(|_| shutdown.cancel());
     let public = async {
         let _done = workers_shutdown.clone().drop_guard();
@@ -149,7 +148,7 @@ async fn serve_workers(
     gateway: Arc<Gateway>,
     shutdown: CancellationToken,
 ) -> Result<(), overlay::Error> {
-    // Whose key it is says nothing yet: the ticket does.
+    // Any TLS key may connect: the ticket decides.
     let identity = gateway.identity.clone();
     let ending = shutdown.clone();
     let handle =
@@ -183,7 +182,7 @@ fn public_limits() -> Limits {
     Limits {
         request: ANSWER + Duration::from_secs(5),
         drain: DRAIN,
-        // The router bounds bodies itself, with an answer in OpenAI's shape.
+        // The router bounds bodies itself, with an answer in OpenAI's format.
         request_bytes_max: usize::MAX >> 1,
         connections_max: 4096,
         handshakes_max: 256,

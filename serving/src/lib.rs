@@ -1,10 +1,10 @@
 //! The AI circuit: engines, batcher, OpenAI HTTP, gateway; binary quorate-serve.
 //!
-//! A request meets [`openai`] (is it one?), [`gateway`] (who serves it?), [`worker`] (one engine behind HTTP),
-//! [`batcher`] (what does the next step compute?) and [`engine`] (the mathematics), in this order.
+//! A request passes through [`openai`] (validation), [`gateway`] (routing), [`worker`] (one engine behind
+//! HTTP), [`batcher`] (continuous batching) and [`engine`] (the mathematics), in this order.
 //!
-//! It stands on `protocol` and `overlay` and on no other crate of ours: no control code, no key but a TLS key,
-//! no storage credential is within its reach.
+//! This crate depends on `protocol` and `overlay` and on no other crate of the workspace. It has no access to
+//! control code, to storage credentials, or to any key but a TLS key.
 
 pub mod batcher;
 pub mod cli;

@@ -1,9 +1,9 @@
-//! The gateway dials nobody, and the kernel sees to it: once its listeners are up, every thread, present and
-//! future, is denied the system calls by which a process reaches out or becomes another.
+//! Seccomp filter of the gateway: no thread may open a connection. Once its listeners are up, the kernel
+//! denies every thread, present and future, the system calls to reach out or to run another program.
 //!
-//! What may surprise: this cannot be undone, and it leaves `accept4`, `read`, `write` and `socketpair` (whose
-//! two ends reach each other only) as they are. The worker's stricter filter is put on it from outside, by
-//! the init of its sandbox.
+//! The filter cannot be undone. It leaves `accept4`, `read`, `write` and `socketpair` (whose two ends reach
+//! only each other) allowed. The worker's stricter filter is installed from outside, by the init of its
+//! sandbox.
 
 use std::collections::BTreeMap;
 
@@ -12,18 +12,18 @@ use seccompiler::{
     apply_filter_all_threads,
 };
 
-/// Why the filter is not in force.
+/// Failure to install the filter.
 #[derive(Debug, thiserror::Error)]
 pub enum LockdownError {
-    /// This processor's system calls are not known to the filter's compiler.
+    /// The filter compiler does not support this processor architecture.
     #[error("compile the system call filter")]
     Compile(#[from] seccompiler::BackendError),
-    /// The kernel does not take it.
+    /// The kernel rejects the filter.
     #[error("install the system call filter")]
     Install(#[from] seccompiler::Error),
 }
 
-/// Reaching out, listening anew, running another program, and looking into others.
+/// Calls to connect, to listen again, to run another program, and to inspect other processes.
 const DENIED: &[libc::c_long] = &[
     libc::SYS_socket,
     libc::SYS_connect,
@@ -49,15 +49,14 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_request_key,
 ];
 
-/// The argument of `sendto` that holds an address; null on a connected socket.
+/// Index of the `sendto` argument that holds an address; null on a connected socket.
 const SENDTO_ADDRESS: u8 = 4;
-/// The argument of `sendto` that holds flags.
+/// Index of the `sendto` argument that holds flags.
 const SENDTO_FLAGS: u8 = 3;
 
-/// Denies all threads of this process to reach out, for good.
+/// Permanently denies all threads of this process to open connections.
 ///
-/// # Errors
-/// See [`LockdownError`]; the process must not serve then.
+/// # Errors See [`LockdownError`]; the process must not serve then.
 pub fn dial_nobody() -> Result<(), LockdownError> {
     #[cfg(target_arch = "x86_64")]
     apply_filter_all_threads(&no_x32())?;
@@ -73,22 +72,22 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     let flags = SeccompCondition::new(SENDTO_FLAGS, SeccompCmpArgLen::Dword, flags, fast_open)?;
     let sendto = vec![SeccompRule::new(vec![address])?, SeccompRule::new(vec![flags])?];
     rules.insert(libc::SYS_sendto, sendto);
-    // A message header is memory, which a filter cannot read: `sendmsg` goes whole.
+    // A message header is memory, which a filter cannot read: `sendmsg` is denied entirely.
     rules.insert(libc::SYS_sendmsg, Vec::new());
     rules.insert(libc::SYS_sendmmsg, Vec::new());
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
-/// On x86-64 every system call has a second number, with this bit, for the x32 interface. Nothing here uses
-/// it, and a list of numbers to deny would miss it.
+/// On x86-64 every system call has a second number, with this bit, for the x32 interface. No code here uses
+/// it, and a list of denied numbers would miss it.
 #[cfg(target_arch = "x86_64")]
 fn no_x32() -> BpfProgram {
     const X32_BIT: u32 = 0x4000_0000;
     let instruction =
         |code: u32, jt: u8, jf: u8, k: u32| seccompiler::sock_filter { code: code as u16, jt, jf, k };
     vec![
-        // Load the number, which stands first in `seccomp_data`.
+        // Load the number, the first field of `seccomp_data`.
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         instruction(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, X32_BIT),
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),

@@ -1,4 +1,5 @@
-//! `quorate-serve`: the binary of the AI circuit. All of it is in the library, which is compiled once for it and the tests.
+//! `quorate-serve`: the binary of the AI circuit. All code is in the library, compiled once for binary and
+//! tests.
 
 fn main() -> std::process::ExitCode {
     serving::cli::main()

@@ -1,10 +1,11 @@
-//! The bytes that requests make a process hold: one budget for bodies and buffered answers, divided max-min
-//! fairly among API keys.
+//! Memory admission: one byte budget for request bodies and buffered answers, divided max-min fairly among
+//! API keys.
 //!
-//! A request opens a [`Charge`] and lets it grow by what it really buffers, before it buffers it. While there is
-//! room, everything is granted. Without room, a key that holds less than another one is served at the other's
-//! expense: the largest request of the key that holds most is evicted, and its bytes come back as soon as its task
-//! notices. A key that itself holds most is refused. The decisions are pure ([`budget`]); this file performs them.
+//! A request opens a [`Charge`] and grows it by the bytes that it buffers, before it buffers them. While the
+//! budget has free bytes, every growth is granted. When it is full, a key that holds less than another is
+//! served at the other's expense. The largest request of the key that holds most is evicted, and its bytes
+//! are freed once its task notices. A key that itself holds most is rejected. The decisions are pure
+//! ([`budget`]); this file performs them.
 
 pub(crate) mod budget;
 mod buffer;
@@ -18,10 +19,10 @@ use tokio::sync::Notify;
 use budget::{ByteBudget, Decision, RequestId};
 pub(crate) use buffer::{Buffer, ChargedBody};
 
-/// What the smallest request is counted as: its connection, headers and future.
+/// Bytes charged for the smallest request: its connection, headers and future.
 pub(crate) const REQUEST_BYTES_MIN: usize = 16 * 1024;
 
-/// There is no room for more bytes, or the request had to give its own back.
+/// The budget is full, or the request was evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exhausted;
 
@@ -48,13 +49,13 @@ impl<K: Ord> Clone for Memory<K> {
 }
 
 impl<K: Ord + Clone> Memory<K> {
-    /// A budget of this many bytes.
+    /// Creates a budget of this many bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
         let state = State { budget: ByteBudget::new(bytes_max), evictions: BTreeMap::new() };
         Self(Arc::new(Shared { state: Mutex::new(state), released: Notify::new() }))
     }
 
-    /// A request of this key, which holds nothing yet.
+    /// Opens a request of this key, which holds no bytes yet.
     pub(crate) fn open(&self, key: K) -> Charge<K> {
         let mut state = self.lock();
         let id = state.budget.open(key);
@@ -64,7 +65,7 @@ impl<K: Ord + Clone> Memory<K> {
         Charge { memory: self.clone(), id, evicted }
     }
 
-    /// Bytes held now.
+    /// Returns the bytes held now.
     pub(crate) fn used(&self) -> usize {
         self.lock().budget.used()
     }
@@ -74,7 +75,7 @@ impl<K: Ord + Clone> Memory<K> {
     }
 }
 
-/// The bytes that one request holds; they are given back when it is dropped.
+/// The bytes that one request holds; dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct Charge<K: Ord + Clone> {
     memory: Memory<K>,
@@ -83,13 +84,12 @@ pub(crate) struct Charge<K: Ord + Clone> {
 }
 
 impl<K: Ord + Clone> Charge<K> {
-    /// Counts `bytes` more, waiting for those that are being given back.
+    /// Charges `bytes` more; waits while evicted requests release theirs.
     ///
-    /// # Errors
-    /// [`Exhausted`]: this key holds most, or this request was evicted.
+    /// # Errors [`Exhausted`]: this key holds most, or this request was evicted.
     pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
         loop {
-            // Listening begins before looking, so that no release is missed in between.
+            // The waiter registers before the check, so that no release in between is missed.
             let released = self.memory.0.released.notified();
             tokio::pin!(released);
             released.as_mut().enable();
@@ -117,13 +117,13 @@ impl<K: Ord + Clone> Charge<K> {
         decision
     }
 
-    /// Gives back all but `bytes`.
+    /// Releases all but `bytes`.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         self.memory.lock().budget.shrink_to(self.id, bytes);
         self.memory.0.released.notify_waiters();
     }
 
-    /// Cancelled when the bytes of this request are wanted for another key's.
+    /// Returns a token that is cancelled when this request is evicted in favour of another key's.
     pub(crate) fn eviction(&self) -> CancellationToken {
         self.evicted.clone()
     }
@@ -139,8 +139,8 @@ impl<K: Ord + Clone> Drop for Charge<K> {
     }
 }
 
-/// Makes the allocator return large buffers to the system as soon as they are freed. By itself it raises the size
-/// from which it does so to that of the largest buffer freed so far, and then keeps what a flood once took.
+/// Makes the allocator return large buffers to the system as soon as they are freed. By default glibc raises
+/// that threshold to the largest buffer freed so far, and then keeps the memory of a past flood.
 pub fn return_freed_buffers() {
     #[cfg(target_env = "gnu")]
     {
@@ -184,7 +184,7 @@ mod tests {
         let (mut a, mut b, mut c) = (memory.open("a"), memory.open("b"), memory.open("c"));
         a.grow(60).await.expect("room");
         b.grow(40).await.expect("room");
-        // `c` evicts `a`; until `a` gives its bytes back, it waits.
+        // `c` evicts `a` and waits until `a` releases its bytes.
         let mut waiting = Box::pin(c.grow(30));
         assert!(futures::poll!(waiting.as_mut()).is_pending());
         assert_eq!(a.grow(1).await, Err(Exhausted));

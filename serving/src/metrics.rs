@@ -1,5 +1,5 @@
-//! What is measured, under vLLM's names with our prefix and under OpenTelemetry's, so that boards made for
-//! either work here. Labels name models, which the circle bounds; nothing that a client can invent is one.
+//! Prometheus metrics, under vLLM's names with Quorate's prefix and under OpenTelemetry's, so that dashboards
+//! for either work. Labels name models, whose number the circle bounds; no label is chosen by a client.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use tokio::time::Instant;
 
 use crate::openai::Endpoint;
 
-/// Seconds to a first token: vLLM's buckets.
+/// Buckets of seconds to the first token: vLLM's.
 const FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     80.0,
 ];
-/// Seconds between tokens: vLLM's buckets, and finer ones for small models.
+/// Buckets of seconds between tokens: vLLM's, and finer ones for small models.
 const BETWEEN_TOKENS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
-/// Seconds of a whole request: vLLM's buckets, and finer ones for embeddings.
+/// Buckets of seconds of a whole request: vLLM's, and finer ones for embeddings.
 const REQUEST: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0,
     120.0, 240.0,
 ];
-/// Tokens of a request: OpenTelemetry's buckets, powers of four.
+/// Buckets of tokens of a request: OpenTelemetry's, powers of four.
 const TOKENS: &[f64] =
     &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0];
 
@@ -61,7 +61,7 @@ pub struct GatewayMetrics {
     memory: IntGaugeVec,
 }
 
-/// The same under OpenTelemetry's names for generative models.
+/// The same metrics under OpenTelemetry's names for generative models.
 #[derive(Debug)]
 struct OpenTelemetry {
     request: HistogramVec,
@@ -97,10 +97,9 @@ impl OpenTelemetry {
 }
 
 impl GatewayMetrics {
-    /// Metrics that start at zero.
+    /// Creates metrics that start at zero.
     ///
-    /// # Panics
-    /// When two metrics have one name: the first test meets that.
+    /// # Panics If two metrics share a name; the first test detects that.
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
@@ -151,23 +150,23 @@ impl GatewayMetrics {
         }
     }
 
-    /// A worker's ticket was refused.
+    /// Counts a worker's rejected ticket.
     pub fn ticket_refused(&self, reason: &str) {
         self.tickets_refused.with_label_values(&[reason]).inc();
     }
 
-    /// A request goes to another worker.
+    /// Counts a retry on another worker.
     pub fn retried(&self, model: &str) {
         self.retries.with_label_values(&[model]).inc();
     }
 
-    /// A request finds no worker and waits for one.
+    /// Counts a request that waits for a worker.
     pub fn held(&self, model: &str) {
         self.held.with_label_values(&[model]).inc();
     }
 
-    /// Prometheus's text. `workers` are (model, requests in flight, what the worker last said); `memory_bytes` what
-    /// requests hold.
+    /// Returns the metrics in Prometheus's text format. `workers` are (model, requests in flight, last
+    /// reported load); `memory_bytes` are the bytes that requests hold.
     pub fn text(
         &self,
         workers: impl Iterator<Item = (String, u32, Option<WorkerLoad>)>,
@@ -204,7 +203,7 @@ impl Default for GatewayMetrics {
     }
 }
 
-/// A worker's numbers as Prometheus's text, for one that has no agent to read them.
+/// Returns a worker's metrics in Prometheus's text format, for a worker without an agent.
 pub fn worker_text(model: &str, numbers: &WorkerMetrics) -> String {
     let r = &Registry::new();
     let labels = &[model];
@@ -222,7 +221,7 @@ pub fn worker_text(model: &str, numbers: &WorkerMetrics) -> String {
     encode(r)
 }
 
-/// A 200 of Prometheus's text.
+/// Builds a 200 response in Prometheus's text format.
 pub fn text_response(text: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
@@ -249,8 +248,8 @@ fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str], bucke
     register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
 }
 
-/// One request, measured from its arrival to its last byte. Dropped before it ended, it counts as a client
-/// that went away.
+/// One request, measured from its arrival to its last byte. If dropped before its end, it counts as a client
+/// that disconnected.
 #[derive(Debug)]
 pub struct Observation {
     metrics: Arc<GatewayMetrics>,
@@ -268,11 +267,11 @@ pub struct Observation {
     evicted: Option<CancellationToken>,
 }
 
-/// nginx's status for a client that closed the connection before it was answered.
+/// nginx's status for a client that closed the connection before the answer.
 const CLIENT_GONE: u16 = 499;
 
 impl Observation {
-    /// A request has arrived.
+    /// Starts the measurement of a request on its arrival.
     pub fn begin(metrics: Arc<GatewayMetrics>, endpoint: Endpoint, request_id: HeaderValue) -> Self {
         Self {
             metrics,
@@ -291,39 +290,39 @@ impl Observation {
         }
     }
 
-    /// Cancelled when the request has to give its memory back.
+    /// Stores the token that is cancelled when the request is evicted from memory.
     pub fn evicted_by(&mut self, evicted: CancellationToken) {
         self.evicted = Some(evicted);
     }
 
-    /// Whose key it has.
+    /// Records the API key's name.
     pub fn key(&mut self, name: &TokenName) {
         self.key = Some(name.clone());
     }
 
-    /// Which model it is for; one that exists.
+    /// Records the model; it must exist, because it becomes a label.
     pub fn model(&mut self, name: &str) {
         name.clone_into(&mut self.model);
     }
 
-    /// Which worker has it now.
+    /// Records the worker of the current attempt.
     pub fn sent_to(&mut self, worker: &PublicKey) {
         self.worker = Some(*worker);
         self.workers_tried += 1;
     }
 
-    /// What it cost, as far as it is known.
+    /// Records the token counts known so far.
     pub fn tokens(&mut self, prompt: Option<u64>, generated: Option<u64>) {
         self.prompt_tokens = prompt.or(self.prompt_tokens);
         self.generated_tokens = generated.or(self.generated_tokens);
     }
 
-    /// Whether the worker has said how many tokens it generated, which it does at the end.
+    /// Reports whether the worker has sent the count of generated tokens, which it does at the end.
     pub fn is_complete(&self) -> bool {
         self.generated_tokens.is_some()
     }
 
-    /// A piece of a streamed answer has come.
+    /// Records a piece of a streamed answer.
     pub fn piece(&mut self) {
         let now = Instant::now();
         let (ours, otel, since) = match self.last_piece {
@@ -336,7 +335,7 @@ impl Observation {
         self.last_piece = Some(now);
     }
 
-    /// The end; the first one counts. `code` is empty where nothing went wrong.
+    /// Records the end of the request; only the first call counts. `code` is empty on success.
     pub fn end(&mut self, status: StatusCode, code: &str) {
         self.end_as(status.as_u16(), code);
     }

@@ -1,7 +1,7 @@
-//! OpenAI's HTTP API as far as it is served here: requests read strictly, answers and errors in its shapes.
+//! OpenAI's HTTP API, the supported subset: strict parsing of requests, answers and errors in its format.
 //!
-//! One place for both who speak it: the gateway, which validates before a worker sees a byte, and the worker,
-//! which answers. No I/O, no clock, no randomness here.
+//! The gateway, which validates before a worker receives a byte, and the worker, which answers, share this
+//! module. It has no I/O, no clock and no randomness.
 
 mod error;
 mod json;

@@ -1,13 +1,12 @@
-//! A model's files as the engine sees them: read-only bytes in memory, named by path, perhaps still arriving.
+//! A model's files in memory: read-only mappings, named by path, that may still be loading.
 //!
-//! Two sources: a plain directory, mapped file by file, and the shared weights file that a node's agent fills
-//! while the worker already runs. Tensors are views into those maps; nothing here copies or converts a weight.
-//! Not here: what the tensors mean (`engine`), and any trust decision: bytes in the shared file were verified
-//! by the agent before it set their progress byte.
+//! Two sources exist: a plain directory, mapped file by file, and the shared weights file that a node's agent
+//! fills while the worker already runs. Tensors are views into those maps; this module copies and converts no
+//! weight. The meaning of the tensors is in `engine`. This module makes no trust decision: the agent verified
+//! the bytes of the shared file before it set their progress byte.
 //!
-//! What may surprise: a read can wait. [`TensorView::bytes`] returns once every segment under the tensor is
-//! present, so that the first layer computes while the next one arrives, and fails when nothing at all has
-//! arrived for the stall limit.
+//! A read can block. [`TensorView::bytes`] returns once every segment under the tensor is present, so the
+//! first layer computes while the next one loads. It fails when no segment has arrived for the stall limit.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,82 +21,82 @@ use memmap2::{Mmap, MmapOptions};
 use protocol::ErrorCode;
 use protocol::error_code as code;
 
-/// Most files in a model directory: the largest published checkpoints have a few hundred shards.
+/// Maximum files in a model directory: the largest published checkpoints have a few hundred shards.
 const FILES_MAX: usize = 4096;
-/// Longest a read waits without a single new segment before it gives up. The agent retries a shard store
-/// within seconds; a minute of silence means that it is gone.
+/// Longest wait of a read without a single new segment. The agent retries a shard store within seconds, so a
+/// minute without progress means that the agent is gone.
 pub const STALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// What can be wrong with a model's files. Each has a stable code for people.
+/// Failure to read a model's files. Each variant has a stable error code for operators.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The directory, or a file in it, cannot be opened or mapped.
     #[error("open `{path}`")]
     Open {
-        /// What was opened.
+        /// Path that was opened.
         path: String,
-        /// Why it failed.
+        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A file that every model needs is not there.
+    /// A file that every model needs is missing.
     #[error("model has no `{path}`")]
     FileMissing {
-        /// The file's path inside the model.
+        /// Path of the file inside the model.
         path: String,
     },
     /// There are no safetensors weights, only a format that is refused.
     #[error("weights `{path}` are {format}, which is refused: convert the model to safetensors")]
     FormatRefused {
-        /// The offending file.
+        /// Path of the refused file.
         path: String,
-        /// Its format, in words.
+        /// Human-readable name of the format.
         format: &'static str,
     },
-    /// A safetensors file is truncated, overlong, or its header is wrong.
+    /// A safetensors file is truncated, too long, or has an invalid header.
     #[error("weights `{path}` are damaged: {reason}")]
     Damaged {
-        /// The file.
+        /// Path of the file inside the model.
         path: String,
-        /// What is wrong.
+        /// Description of the damage.
         reason: String,
     },
     /// A tensor that the architecture needs is not in the files.
     #[error("tensor `{name}` is missing")]
     TensorMissing {
-        /// The tensor's name.
+        /// Name of the tensor.
         name: String,
     },
-    /// A tensor is there, but not what the configuration says.
+    /// A tensor differs from what the configuration implies.
     #[error("tensor `{name}` is {found}, expected {expected}")]
     TensorUnexpected {
-        /// The tensor's name.
+        /// Name of the tensor.
         name: String,
-        /// Its shape or type.
+        /// Its shape or element type.
         found: String,
-        /// What the configuration implies.
+        /// The shape or element type that the configuration implies.
         expected: String,
     },
-    /// The layout handed over by the agent contradicts the files it came with.
+    /// The layout from the agent contradicts the files it came with.
     #[error("weights layout is inconsistent: {reason}")]
     Layout {
-        /// The contradiction.
+        /// Description of the contradiction.
         reason: String,
     },
-    /// Nothing has arrived for the stall limit.
+    /// No segment has arrived for the stall limit.
     #[error("weights stalled: {present} of {total} segments after {waited_ms} ms without a new one")]
     Stalled {
         /// Segments present.
         present: usize,
-        /// Segments in all.
+        /// Segments in total.
         total: usize,
-        /// How long nothing arrived.
+        /// Time without a new segment, in milliseconds.
         waited_ms: u64,
     },
 }
 
 impl WeightsError {
-    /// The stable code that `quorate explain` knows.
+    /// Returns the stable code that `quorate explain` documents.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Open { .. } => code::MODEL_UNREADABLE,
@@ -112,21 +111,21 @@ impl WeightsError {
     }
 }
 
-/// One file's place in the shared weights file.
+/// Byte range of one file in the shared weights file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSpan {
     /// Path inside the model, with forward slashes.
     pub path: String,
-    /// First byte in the map.
+    /// Offset of the first byte in the map.
     pub offset: u64,
     /// Length in bytes.
     pub length: u64,
 }
 
-/// How the shared weights file is divided: into files, and into the segments that the progress bytes count.
+/// Layout of the shared weights file: its files, and the segments that the progress bytes count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedLayout {
-    /// Every file of the model.
+    /// All files of the model.
     pub files: Vec<FileSpan>,
     /// Segments as (offset, length) in the map, in the order of the progress bytes, sorted by offset.
     pub segments: Vec<(u64, u64)>,
@@ -154,16 +153,16 @@ struct Shared {
 }
 
 impl ModelFiles {
-    /// Map every regular file under `directory`, one level of sub-folders included (sentence-transformers
-    /// keeps its pooling configuration in one). For development and measurement: whoever can write the
-    /// directory can change a mapped file.
+    /// Maps every regular file under `directory`, including one level of subdirectories
+    /// (sentence-transformers keeps its pooling configuration in one). For development and measurement only:
+    /// a process with write access to the directory can change a mapped file.
     pub fn open_directory(directory: &Path) -> Result<Arc<Self>, WeightsError> {
         let mut files = BTreeMap::new();
         map_directory(directory, "", &mut files)?;
         Ok(Arc::new(Self { source: Source::Directory(files), stall_limit: STALL_LIMIT }))
     }
 
-    /// Map the shared weights file and its progress bytes, as a sandboxed worker inherits them.
+    /// Maps the shared weights file and its progress bytes, as a sandboxed worker inherits them.
     pub fn from_shared(
         weights: &OwnedFd,
         progress: &OwnedFd,
@@ -176,7 +175,7 @@ impl ModelFiles {
         Ok(Arc::new(Self { source: Source::Shared(shared), stall_limit }))
     }
 
-    /// The paths of all files, sorted.
+    /// Returns the paths of all files, sorted.
     pub fn paths(&self) -> Vec<&str> {
         match &self.source {
             Source::Directory(files) => files.keys().map(String::as_str).collect(),
@@ -184,12 +183,12 @@ impl ModelFiles {
         }
     }
 
-    /// Whether the model has a file of this path, arrived or not.
+    /// Reports whether the model has a file of this path, loaded or not.
     pub fn contains(&self, path: &str) -> bool {
         self.length(path).is_some()
     }
 
-    /// A file's length in bytes.
+    /// Returns a file's length in bytes.
     pub fn length(&self, path: &str) -> Option<usize> {
         match &self.source {
             Source::Directory(files) => files.get(path).map(|map| map.len()),
@@ -197,16 +196,15 @@ impl ModelFiles {
         }
     }
 
-    /// A whole file, once it is all there.
+    /// Returns a whole file; blocks until all of it is present.
     pub fn read(&self, path: &str) -> Result<&[u8], WeightsError> {
         let length = self.length(path).ok_or_else(|| WeightsError::FileMissing { path: path.to_owned() })?;
         self.range(path, 0..length)
     }
 
-    /// A range of a file, once it is there.
+    /// Returns a range of a file; blocks until all of it is present.
     ///
-    /// # Panics
-    /// When the range is not inside the file: callers derive it from checked headers.
+    /// # Panics If the range is not inside the file: callers derive it from checked headers.
     pub fn range(&self, path: &str, range: Range<usize>) -> Result<&[u8], WeightsError> {
         let missing = || WeightsError::FileMissing { path: path.to_owned() };
         match &self.source {
@@ -221,7 +219,8 @@ impl ModelFiles {
         }
     }
 
-    /// Segments present and segments in all; (1, 1) for a directory, which is always complete.
+    /// Returns the segments present and the segments in total; (1, 1) for a directory, which is always
+    /// complete.
     pub fn arrived(&self) -> (usize, usize) {
         match &self.source {
             Source::Directory(_) => (1, 1),
@@ -229,7 +228,7 @@ impl ModelFiles {
         }
     }
 
-    /// The bytes of a file without waiting for them, for header checks that need its length.
+    /// Returns the bytes of a file without waiting for them, for header checks that need its length.
     fn unwaited(&self, path: &str) -> Option<&[u8]> {
         match &self.source {
             Source::Directory(files) => files.get(path).map(|map| &map[..]),
@@ -275,8 +274,8 @@ impl Shared {
     }
 
     fn is_present(&self, segment: usize) -> bool {
-        // SAFETY: the byte lies inside the progress map, which lives as long as `self`; AtomicU8 has the
-        // layout of u8; the only writer is the agent, which stores one byte with release order.
+        // SAFETY: the byte is inside the progress map, which lives as long as `self`; AtomicU8 has the layout
+        // of u8; the only writer is the agent, which stores one byte with release order.
         let byte = unsafe { &*self.progress.as_ptr().add(segment).cast::<AtomicU8>() };
         byte.load(Ordering::Acquire) == 1
     }
@@ -285,8 +284,8 @@ impl Shared {
         (0..self.segments.len()).filter(|segment| self.is_present(*segment)).count()
     }
 
-    /// Wait until all segments that overlap `range` are present. Polls with back-off: the writer is another
-    /// process, and its progress bytes are all that it shares.
+    /// Waits until all segments that overlap `range` are present. Polls with back-off: the writer is another
+    /// process, and the progress bytes are the only state it shares.
     fn wait(&self, range: &Range<usize>, stall_limit: Duration) -> Result<(), WeightsError> {
         let first = self.segments.partition_point(|segment| segment.end <= range.start);
         let mut pause = Duration::from_micros(50);
@@ -342,25 +341,25 @@ fn map_directory(
 
 fn map_descriptor(descriptor: &OwnedFd, what: &str) -> Result<Mmap, WeightsError> {
     // SAFETY: the map is read-only; the agent writes each byte before the release store of its progress byte
-    // and never after, so that a reader who has seen that byte sees constant memory. The file is sealed
-    // against shrinking.
+    // and never after, so a reader that has seen that byte sees constant memory. The file is sealed against
+    // shrinking.
     unsafe { MmapOptions::new().map(descriptor) }
         .map_err(|source| WeightsError::Open { path: format!("inherited {what} file"), source })
 }
 
-/// Element types that the engines compute with.
+/// Element type that the engines support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElementType {
-    /// IEEE single precision.
+    /// IEEE 754 single precision.
     F32,
-    /// IEEE half precision.
+    /// IEEE 754 half precision.
     F16,
-    /// Truncated single precision.
+    /// bfloat16: single precision with a truncated significand.
     Bf16,
 }
 
 impl ElementType {
-    /// Bytes of one element.
+    /// Returns the size of one element in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -369,7 +368,7 @@ impl ElementType {
     }
 }
 
-/// The tensors of a model: names, types, shapes and places, from the safetensors headers.
+/// The tensors of a model: names, types, shapes and byte ranges, from the safetensors headers.
 #[derive(Debug)]
 pub struct Weights {
     files: Arc<ModelFiles>,
@@ -385,7 +384,7 @@ struct Place {
     range: Range<usize>,
 }
 
-/// One tensor, in place in the map.
+/// One tensor, used in place in the map.
 #[derive(Debug)]
 pub struct TensorView {
     files: Arc<ModelFiles>,
@@ -397,7 +396,7 @@ pub struct TensorView {
 }
 
 impl Weights {
-    /// Read the headers of all safetensors files, waiting for the headers alone.
+    /// Reads the headers of all safetensors files; waits for the headers only.
     pub fn open(files: Arc<ModelFiles>) -> Result<Self, WeightsError> {
         let names: Vec<String> = files
             .paths()
@@ -415,17 +414,17 @@ impl Weights {
         Ok(Self { files, tensors })
     }
 
-    /// Whether a tensor of this name is there.
+    /// Reports whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Bytes of all tensors.
+    /// Returns the size of all tensors in bytes.
     pub fn bytes_total(&self) -> u64 {
         self.tensors.values().map(|place| place.range.len() as u64).sum()
     }
 
-    /// The tensor of this name, which must have exactly this shape. Does not wait for its bytes.
+    /// Returns the tensor of this name, which must have exactly this shape. Does not wait for its bytes.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView, WeightsError> {
         let place =
             self.tensors.get(name).ok_or_else(|| WeightsError::TensorMissing { name: name.to_owned() })?;
@@ -452,7 +451,8 @@ impl Weights {
 }
 
 impl TensorView {
-    /// The tensor's little-endian bytes, once they are all there. After the first success this is two loads.
+    /// Returns the tensor's little-endian bytes; blocks until all are present. After the first success this
+    /// costs two loads.
     pub fn bytes(&self) -> Result<&[u8], WeightsError> {
         if self.present.load(Ordering::Acquire) {
             let file = self.files.unwaited(&self.file).expect("the file was there when the header was read");
@@ -463,17 +463,17 @@ impl TensorView {
         Ok(bytes)
     }
 
-    /// Element type as stored.
+    /// Returns the element type as stored.
     pub fn element(&self) -> ElementType {
         self.element
     }
 
-    /// Shape, outermost first.
+    /// Returns the shape, outermost dimension first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// A copy converted to f32, for vectors (biases, norms) and tests.
+    /// Returns a copy converted to f32, for vectors (biases, norms) and tests.
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightsError> {
         let bytes = self.bytes()?;
         Ok(match self.element {
@@ -490,7 +490,7 @@ impl TensorView {
     }
 }
 
-/// Formats that are recognised in order to be refused by name. Pickle files run code when they are read.
+/// Formats that are recognised only to be refused by name. Pickle files run code when they are read.
 const REFUSED: &[(&str, &str)] = &[
     (".bin", "a Python pickle"),
     (".pt", "a Python pickle"),

@@ -1,8 +1,8 @@
-//! A worker: one engine behind OpenAI's API. Either on plain local files ([`local`]), or inside a node's
-//! sandbox ([`inherited`]), where it is handed everything as descriptors and can open nothing.
+//! A worker: one engine behind OpenAI's API. It runs either on plain local files ([`local`]), or inside a
+//! node's sandbox ([`inherited`]), where it receives everything as descriptors and can open nothing.
 //!
-//! Not here: who may ask. A sandboxed worker answers the gateways that its agent connects it to; a local one
-//! answers whoever reaches its loopback port.
+//! Client authentication is elsewhere. A sandboxed worker answers the gateways that its agent connects it to;
+//! a local one answers every client of its loopback port.
 
 mod agent;
 mod answer;

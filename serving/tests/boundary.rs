@@ -1,4 +1,5 @@
-//! The AI circuit has no way to the control circuit: no dependency edge, and no secret in what it is handed.
+//! Isolation tests: the AI circuit has no path to the control circuit, no dependency edge and no secret in
+//! its inputs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use serde_json::Value;
 /// Crates that reach storage, other hosts or nodes' secrets; none may be linked.
 const FOREIGN: &[&str] = &["object_store", "reqwest", "raft", "redb", "nvml-wrapper", "landlock"];
 
-/// Names of types that hold or open secrets of others.
+/// Names of types that hold or decrypt secrets.
 const SECRETS: &[&str] = &[
     "KeyWrap",
     "unwrap_key",
@@ -21,7 +22,7 @@ const SECRETS: &[&str] = &[
     "SECRET_ACCESS_KEY",
 ];
 
-/// Everything that `serving` links on this machine, directly or not, but for tests.
+/// Returns all crates that `serving` links on this machine, directly or not, except for tests.
 fn linked() -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -89,7 +90,7 @@ fn no_source_names_a_type_that_holds_a_secret() {
     }
 }
 
-/// Every name of a field in a value.
+/// Collects every field name in a value.
 fn fields(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(map) => {
@@ -170,6 +171,6 @@ fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
         "threads",
         "version",
     ];
-    // A new field is a new thing in the AI circuit's hands: think, then add it here.
+    // A new field gives the AI circuit new data: review it, then add it here.
     assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
 }

@@ -1,5 +1,5 @@
-//! The gateway's system call filter, tried from inside, in a process of its own because it cannot be undone.
-//! Each try has its positive control: the same call before the filter.
+//! Tests of the gateway's system call filter, from inside, in a separate process because it cannot be undone.
+//! Each call has a positive control: the same call before the filter.
 
 #![allow(unsafe_code)]
 
@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::mpsc;
 
-/// Set in the process that locks itself down.
+/// Environment variable that is set in the process under the filter.
 const PROBE: &str = "QUORATE_LOCKDOWN_PROBE";
 
 #[test]
@@ -27,7 +27,7 @@ fn nothing_reaches_out_once_the_filter_is_in_force() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// What a system call says: `ok`, or the error's number.
+/// Returns the result of a system call: its value, or the error's number.
 fn outcome(result: libc::c_long) -> Result<libc::c_long, i32> {
     if result < 0 { Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(result) }
 }
@@ -39,7 +39,7 @@ fn probe() {
     assert!(Command::new("true").status().is_ok(), "execve works before");
     assert_eq!(send_message(&client), Ok(0), "sendmsg works before");
     let (go, wait) = mpsc::channel::<()>();
-    // A thread that exists before the filter is under it too.
+    // The filter applies to threads that exist before it, too.
     let elder = std::thread::spawn(move || {
         wait.recv().expect("told to go");
         denied_calls()
@@ -55,7 +55,7 @@ fn probe() {
     assert_eq!(send_to(&client, Some(address), 0), Err(libc::EPERM), "an address");
     assert_eq!(send_to(&client, None, libc::MSG_FASTOPEN), Err(libc::EPERM), "fast open");
     assert_eq!(reconnect(&client), Err(libc::EPERM), "AF_UNSPEC");
-    // What a gateway lives on.
+    // Calls that a gateway needs.
     let (mut accepted, _) = listener.accept().expect("accept works");
     assert_eq!(send_to(&client, None, 0), Ok(1));
     client.write_all(b"y").expect("write works");
@@ -65,7 +65,7 @@ fn probe() {
     std::thread::spawn(|| {}).join().expect("threads work");
 }
 
-/// Calls that are denied whatever their arguments.
+/// Returns the results of calls that are denied with any arguments.
 fn denied_calls() -> Vec<(&'static str, Result<libc::c_long, i32>)> {
     let calls = [
         ("socket", libc::SYS_socket),
@@ -81,7 +81,8 @@ fn denied_calls() -> Vec<(&'static str, Result<libc::c_long, i32>)> {
         ("x32 socket", libc::SYS_socket | 0x4000_0000),
     ];
     let call = |(name, number)| {
-        // SAFETY: six zeros are valid arguments of each: they fail, without the filter too, and touch nothing.
+        // SAFETY: six zeros are valid arguments of each: they fail, without the filter too, and touch
+        // nothing.
         let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
         (name, outcome(result))
     };

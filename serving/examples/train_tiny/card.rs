@@ -6,7 +6,7 @@ use crate::score::{Score, Share};
 use crate::training::Outcome;
 use crate::{CONTEXT, SEED, shape};
 
-/// Write `README.md`.
+/// Writes `README.md`.
 pub(crate) fn write(directory: &Path, outcome: &Outcome, score: &Score) -> anyhow::Result<()> {
     let share = |share: Share| {
         format!(

@@ -1,9 +1,9 @@
-//! The text that the tiny model learns: sums in words, Quorate's commands and terms, and how to say that it
-//! knows nothing else. All of it is written here or computed here; nothing comes from elsewhere.
+//! Training text of the tiny model: sums in words, Quorate's commands and terms, and fallback answers for
+//! everything else. All of it is written or computed here; there is no external source.
 
 use serving::engine::sampler::uniform;
 
-/// What a command does.
+/// Commands and their meanings.
 const COMMANDS: &[(&str, &str)] = &[
     ("up", "starts a whole cluster on this machine, shows how it works, and stays up until you stop it."),
     ("control", "runs one control replica, which orders what the circle decided and plans where it runs."),
@@ -31,7 +31,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("key", "makes, lists and revokes keys for applications."),
 ];
 
-/// What a word means.
+/// Terms and their meanings.
 const TERMS: &[(&str, &str)] = &[
     ("circle", "a group of people who govern a cloud together."),
     ("member", "a person of the circle who holds a key and votes."),
@@ -57,10 +57,10 @@ const TERMS: &[(&str, &str)] = &[
     ("ticket", "a worker's proof to the gateway that its node ordered it."),
 ];
 
-/// What it says to everything else.
+/// Answer to every other question.
 const FALLBACK: &str =
     "i only know small sums and quorate's commands and terms. try: what does quorate why do?";
-/// What it says to a greeting.
+/// Answer to a greeting.
 const GREETING: &str = "hello. ask me a small sum, or what a quorate command does.";
 const GREETINGS: &[&str] =
     &["hello", "hi", "hello!", "hi there", "good morning", "hey", "help", "who are you?"];
@@ -147,7 +147,7 @@ const NUMBERS: &[&str] = &[
 ];
 const TENS: &[&str] = &["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 
-/// Largest number in a question that adds or takes away.
+/// Largest number in a question that adds or subtracts.
 const ADD_MAX: usize = 20;
 /// Largest number in a question that multiplies.
 const TIMES_MAX: usize = 10;
@@ -159,18 +159,18 @@ pub(crate) struct Lesson {
     pub answer: String,
 }
 
-/// Where a question is used.
+/// Use of a question: training or a held-out set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Training,
-    /// A fact that training asks in other words only.
+    /// A fact that training phrases differently.
     HeldOutWording,
-    /// A sum that training never asks, in any words or order.
+    /// A sum that training never contains, in any wording or order.
     HeldOutSum,
 }
 
 /// Every question about sums, commands and terms, with its part. Fallbacks and greetings are drawn by
-/// [`draw`] alone.
+/// [`draw`] only.
 #[derive(Debug)]
 pub(crate) struct Lessons {
     pub sums: Vec<Lesson>,
@@ -179,7 +179,7 @@ pub(crate) struct Lessons {
     pub held_out_wordings: Vec<Lesson>,
 }
 
-/// All lessons, divided by `seed`.
+/// Returns all lessons, divided by `seed`.
 pub(crate) fn lessons(seed: u64) -> Lessons {
     let mut all = Lessons { sums: vec![], facts: vec![], held_out_sums: vec![], held_out_wordings: vec![] };
     for (operation, a, b) in operations() {
@@ -207,8 +207,8 @@ pub(crate) fn lessons(seed: u64) -> Lessons {
     all
 }
 
-/// The lesson of this number: half sums, a third facts, the rest what it does not know. Any number gives the
-/// same lesson every time.
+/// Returns the lesson of this number: half sums, a third facts, the rest fallbacks and greetings. The same
+/// number always gives the same lesson.
 pub(crate) fn draw(lessons: &Lessons, seed: u64, number: u64) -> Lesson {
     let random = |purpose: u64| uniform(seed ^ 0x5eed, number * 64 + purpose);
     let pick = |list: &[Lesson]| list[(random(1) * list.len() as f64) as usize].clone();
@@ -256,9 +256,9 @@ fn sum_wordings(operation: &str, a: usize, b: usize) -> Vec<(String, String)> {
     questions.into_iter().map(|question| (question, answer.clone())).collect()
 }
 
-/// One sum in ten is never trained; of the others, one wording in six is not.
+/// Assigns a sum to a part: one in ten is never trained; of the others, one wording in six is not.
 fn sum_part(seed: u64, operation: &str, a: usize, b: usize, wording: usize) -> Part {
-    // The order of a sum or product does not matter, so both orders share a fate.
+    // The order of a sum or product does not matter, so both orders share a part.
     let (low, high) = if operation == "minus" { (a, b) } else { (a.min(b), a.max(b)) };
     let key = (operation.len() * 10_000 + low * 100 + high) as u64;
     if uniform(seed, key) < 0.10 {
@@ -296,7 +296,7 @@ fn term_wordings(name: &str, meaning: &str) -> Vec<Lesson> {
     questions.into_iter().map(|question| Lesson { question, answer: answer.clone() }).collect()
 }
 
-/// A number below 1000 in words.
+/// Writes a number below 1000 in words.
 pub(crate) fn words(number: usize) -> String {
     match number {
         0..=19 => NUMBERS[number].to_owned(),

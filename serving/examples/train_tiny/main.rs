@@ -1,10 +1,10 @@
-//! Trains the tiny model that the repository ships: a Llama of two thirds of a million parameters, on one thread
-//! of a CPU, in about ten minutes, from a seed. Run by `cargo xtask train-tiny`.
+//! Trains the tiny model that the repository ships, from a seed: a Llama of two thirds of a million
+//! parameters. It takes about ten minutes on one CPU thread. Run by `cargo xtask train-tiny`.
 //!
-//! The model answers small sums in words and questions about Quorate's own commands and terms: a task narrow
-//! enough for a model of this size to be good at, and whose every answer a reader can check without trusting
-//! anyone. What may surprise: one thread, so that every sum has one order and the same seed gives the same file,
-//! bit for bit, on the same machine.
+//! The model answers small sums in words and questions about Quorate's own commands and terms. The task is
+//! narrow enough for a model of this size to be good at, and a reader can check every answer independently.
+//! Training uses one thread, so every sum has one order. The same seed gives the same file, bit for bit, on
+//! the same machine.
 
 mod card;
 mod lessons;
@@ -17,11 +17,11 @@ use std::process::Command;
 
 use serving::engine::config::{DecoderShape, Rotary};
 
-/// Seed of everything random here.
+/// Seed of all random numbers.
 const SEED: u64 = 20_261_121;
 /// Tokens of the vocabulary: 256 bytes, 3 special tokens, and merges enough for every word of the lessons.
 const VOCABULARY: usize = 768;
-/// Longest context served. Training sees 128; rotary positions make the rest work for what fits in 128.
+/// Longest context served. Training sees 128; rotary positions extend that for content that fits in 128.
 const CONTEXT: usize = 256;
 
 fn shape() -> DecoderShape {
@@ -62,14 +62,14 @@ fn main() -> anyhow::Result<()> {
     card::write(&directory, &outcome, &score)
 }
 
-/// Start over with one thread, before any library has started others.
+/// Restarts this program with one thread, before any library has started others.
 fn run_on_one_thread(directory: &Path, steps: usize) -> anyhow::Result<()> {
     let status = Command::new(std::env::current_exe()?)
         .arg(directory)
         .arg(steps.to_string())
         .env("RAYON_NUM_THREADS", "1")
         .env("CANDLE_NUM_THREADS", "1")
-        // Keep freed tensors: giving their pages back and faulting them in again is a third of the time.
+        // Keep freed tensors: returning their pages and faulting them in again is a third of the time.
         .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
         .env("MALLOC_TRIM_THRESHOLD_", "4294967296")
         .status()?;

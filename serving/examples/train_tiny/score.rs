@@ -1,4 +1,4 @@
-//! The shipped files, read back and asked by the engine that will serve them.
+//! Evaluation of the shipped files, loaded and queried through the engine that will serve them.
 
 use std::path::Path;
 
@@ -10,14 +10,14 @@ use serving::weights::ModelFiles;
 
 use crate::lessons::{Lesson, Lessons};
 
-/// Right answers of questions asked.
+/// Number of correct answers among the questions asked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share {
     pub right: usize,
     pub asked: usize,
 }
 
-/// How good the model is, by exact match of whole answers.
+/// Quality of the model, by exact match of whole answers.
 #[derive(Debug)]
 pub(crate) struct Score {
     pub trained: Share,
@@ -27,7 +27,7 @@ pub(crate) struct Score {
     pub mistakes: Vec<String>,
 }
 
-/// Ask everything that was held out, and a tenth of what was trained.
+/// Asks all held-out questions, and a tenth of the trained ones.
 pub(crate) fn score(directory: &Path, lessons: &Lessons) -> anyhow::Result<Score> {
     let files = ModelFiles::open_directory(directory)?;
     let options = EngineOptions { threads: 1, ..EngineOptions::default() };

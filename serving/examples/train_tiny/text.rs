@@ -1,4 +1,4 @@
-//! The tiny model's tokenizer, and the small files beside its weights.
+//! Tokenizer of the tiny model, and the small files beside its weights.
 
 use std::path::Path;
 
@@ -14,15 +14,16 @@ use tokenizers::{AddedToken, Tokenizer};
 use crate::lessons::{Lessons, draw};
 use crate::{CONTEXT, SEED, VOCABULARY};
 
-/// Token ids that the trainer gives out first.
+/// Token ids that the trainer assigns first.
 pub(crate) const END: u32 = 0;
 pub(crate) const USER: u32 = 1;
 pub(crate) const ASSISTANT: u32 = 2;
 const SPECIAL: [&str; 3] = ["<|end|>", "<|user|>", "<|assistant|>"];
-/// Drawn lessons that the tokenizer sees besides all others, for the words of unanswerable questions.
+/// Drawn lessons in the tokenizer's training text besides all others, for the words of unanswerable
+/// questions.
 const DRAWN: u64 = 4000;
 
-/// A byte-level byte-pair tokenizer over the lessons, lower-casing what it reads.
+/// Trains a byte-level byte-pair tokenizer over the lessons; it lower-cases its input.
 pub(crate) fn train_tokenizer(lessons: &Lessons) -> anyhow::Result<Tokenizer> {
     let failed = |error| anyhow::anyhow!("train the tokenizer: {error}");
     let mut tokenizer = Tokenizer::new(BPE::default());
@@ -46,7 +47,7 @@ pub(crate) fn train_tokenizer(lessons: &Lessons) -> anyhow::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Everything but weights and card.
+/// Writes every file but weights and card.
 pub(crate) fn write_files(
     directory: &Path,
     tokenizer: &Tokenizer,

@@ -17,14 +17,14 @@ use crate::{SEED, shape};
 
 /// Steps of the shipped model: about ten minutes on one 2026 server core.
 pub(crate) const STEPS: usize = 700;
-/// Conversations of a step.
+/// Conversations per step.
 const BATCH: usize = 32;
-/// Tokens of a conversation: four or five questions.
+/// Tokens per conversation: four or five questions.
 const LENGTH: usize = 128;
 /// Highest learning rate, reached after the first twentieth, then a cosine down to a fiftieth.
 const RATE: f64 = 3e-3;
 
-/// What training came to.
+/// Result of a training run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub steps: usize,
@@ -35,7 +35,7 @@ pub(crate) struct Outcome {
     pub seconds: f64,
 }
 
-/// Train, and write `model.safetensors`.
+/// Trains the model and writes `model.safetensors`.
 pub(crate) fn train(
     directory: &Path,
     tokenizer: &Tokenizer,
@@ -87,7 +87,7 @@ fn learning_rate(step: usize, steps: usize) -> f64 {
     RATE * (0.02 + 0.98 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()))
 }
 
-/// Questions and answers one after another, as the chat template writes them.
+/// Consecutive questions and answers, as the chat template writes them.
 struct Conversation {
     tokens: Vec<u32>,
     /// Positions whose next token is part of an answer.
@@ -117,7 +117,7 @@ impl Conversation {
     }
 }
 
-/// Mean cross-entropy over the tokens of answers.
+/// Computes the mean cross-entropy over the tokens of answers.
 fn loss(model: &Llama, batch: &[Conversation], device: &Device) -> candle_core::Result<Tensor> {
     let shape = shape();
     let tokens: Vec<u32> = batch.iter().flat_map(|item| item.tokens[..LENGTH].iter().copied()).collect();
@@ -144,13 +144,13 @@ fn loss(model: &Llama, batch: &[Conversation], device: &Device) -> candle_core::
     candle_nn::loss::nll(&chances, &Tensor::new(targets, device)?)
 }
 
-/// Matrices from a normal distribution of deviation 0.02 (smaller where a layer writes to the residual stream),
-/// norms at 1.
+/// Draws matrices from a normal distribution of deviation 0.02 (smaller where a layer writes to the residual
+/// stream); sets norms to 1.
 fn initial_variables(device: &Device) -> anyhow::Result<Vec<(String, Var)>> {
     let mut variables = Vec::new();
     let mut counter = 0_u64;
     let mut next = || {
-        // Box and Muller; the counter makes every number a function of its place.
+        // Box-Muller; the counter makes every number a function of its position.
         counter += 2;
         let (u, v) = (1.0 - uniform(SEED, 1 << 40 | counter), uniform(SEED, 1 << 40 | (counter + 1)));
         (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
@@ -168,7 +168,7 @@ fn initial_variables(device: &Device) -> anyhow::Result<Vec<(String, Var)>> {
     Ok(variables)
 }
 
-/// As bf16, which halves the file; the score is taken after this rounding.
+/// Saves the weights as bf16, which halves the file; the score is taken after this rounding.
 fn save(directory: &Path, variables: &[(String, Var)]) -> anyhow::Result<()> {
     let mut tensors = Vec::new();
     for (name, variable) in variables {

@@ -1,8 +1,8 @@
-//! Numbers about a batcher that other threads read while it works. Levels and totals only; no decisions.
+//! Counters of a batcher, readable by other threads while it works. Levels and totals only; no decisions.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Shared between the thread and its handles.
+/// Counters shared between the thread and its handles.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) waiting: AtomicU64,
@@ -19,7 +19,7 @@ pub(super) struct Counters {
     pub(super) draining: AtomicBool,
 }
 
-/// A batcher's numbers at one moment. Totals count from the start.
+/// A batcher's counters at one moment. Totals count from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Snapshot {
     /// Requests in the engine.
@@ -28,11 +28,11 @@ pub struct Snapshot {
     pub requests_waiting: u64,
     /// Requests answered in full.
     pub requests_finished_total: u64,
-    /// Requests whose caller went away.
+    /// Requests whose caller cancelled.
     pub requests_cancelled_total: u64,
     /// Requests that ended in an engine error.
     pub requests_failed_total: u64,
-    /// Requests refused because too many waited.
+    /// Requests rejected because the queue was full.
     pub requests_refused_total: u64,
     /// Prompt tokens computed.
     pub prompt_tokens_total: u64,
@@ -47,8 +47,9 @@ pub struct Snapshot {
 }
 
 impl Counters {
-    /// Levels first, in the order in which a request passes through them, and acquired: a request is counted
-    /// where it comes to before it leaves where it was, so who sees it nowhere sees it in the totals.
+    /// Reads the counters: levels first, with acquire order, in the order in which a request passes through
+    /// them. A request is counted in its next stage before it leaves the previous one. A reader that sees it
+    /// in no level therefore sees it in the totals.
     pub(super) fn snapshot(&self) -> Snapshot {
         let requests_waiting = self.waiting.load(Ordering::Acquire);
         let requests_running = self.running.load(Ordering::Acquire);
@@ -69,13 +70,13 @@ impl Counters {
     }
 }
 
-/// Add to a counter.
+/// Adds to a counter.
 pub(super) fn add(counter: &AtomicU64, amount: usize) {
     counter.fetch_add(amount as u64, Ordering::Relaxed);
 }
 
-/// Take one from a level, after what became of it was counted. Release, so that whoever sees a level of zero
-/// sees all work before it.
+/// Decrements a level after the request's next stage was counted. Release order, so that a reader that sees a
+/// level of zero sees all work before it.
 pub(super) fn leave(level: &AtomicU64) {
     level.fetch_sub(1, Ordering::AcqRel);
 }

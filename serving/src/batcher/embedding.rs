@@ -1,5 +1,5 @@
-//! One embedding request inside the batcher: computed in portions, so that a large one can be abandoned midway
-//! and small ones share a step with it.
+//! One embedding request inside the batcher, computed in portions: a large one can be abandoned midway, and
+//! small ones share a step with it.
 
 use tokio::sync::oneshot;
 
@@ -7,7 +7,7 @@ use super::BatchError;
 
 /// A queued or half-computed embedding request.
 pub(super) struct Job {
-    /// What is still to compute, in order.
+    /// Sequences still to compute, in order.
     sequences: std::vec::IntoIter<Vec<u32>>,
     vectors: Vec<Vec<f32>>,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, BatchError>>,
@@ -21,23 +21,23 @@ impl Job {
         Self { vectors: Vec::with_capacity(sequences.len()), sequences: sequences.into_iter(), reply }
     }
 
-    /// Whether its caller went away.
+    /// Reports whether the caller has dropped the request.
     pub(super) fn is_abandoned(&self) -> bool {
         self.reply.is_closed()
     }
 
-    /// Whether everything computed so far is a number.
+    /// Reports whether every value computed so far is finite.
     pub(super) fn is_number(&self) -> bool {
         self.vectors.iter().flatten().all(|number| number.is_finite())
     }
 
-    /// Whether all is computed.
+    /// Reports whether all sequences are computed.
     pub(super) fn is_complete(&self) -> bool {
         self.sequences.len() == 0
     }
 
-    /// Move sequences into `batch` until it holds `budget` tokens; at least one if the batch is empty. Returns
-    /// how many were moved.
+    /// Moves sequences into `batch` until it holds `budget` tokens; at least one if the batch is empty.
+    /// Returns the number of sequences moved.
     pub(super) fn take(&mut self, batch: &mut Vec<Vec<u32>>, tokens: &mut usize, budget: usize) -> usize {
         let mut moved = 0;
         while let Some(next) = self.sequences.as_slice().first() {
@@ -56,7 +56,7 @@ impl Job {
     }
 
     pub(super) fn finish(self, outcome: Result<(), BatchError>) {
-        // The caller may have gone away; then nobody needs the answer.
+        // The caller may have dropped the receiver; the answer is then discarded.
         let _ = self.reply.send(outcome.map(|()| self.vectors));
     }
 }

@@ -8,34 +8,34 @@ use crate::engine::{Front, SequenceId};
 
 use super::BatchError;
 
-/// What a generation sends.
+/// Event of a running generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// More text; never empty, always whole characters.
     Text(String),
-    /// The end, and what it cost.
+    /// End of the generation, with its token counts.
     Finished(Finish),
-    /// The end, by a failure of the engine.
+    /// End of the generation by an engine failure.
     Failed(BatchError),
 }
 
-/// How a generation ended.
+/// Outcome of a finished generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finish {
-    /// Why.
+    /// Condition that ended it.
     pub reason: FinishReason,
-    /// Tokens read.
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated, an end token included.
+    /// Tokens generated, including an end token.
     pub generated_tokens: usize,
 }
 
-/// Why a generation ended.
+/// Condition that ended a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// The model's end token, or a stop string.
     Stop,
-    /// As many tokens as were asked for.
+    /// The requested number of tokens.
     Length,
 }
 
@@ -49,13 +49,13 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Positions that its longest answer needs. The last token is never fed back, but the reservation keeps
-    /// room for it: simple, and at most one position too many.
+    /// Returns the positions that the longest answer needs. The last token is never fed back, but the
+    /// reservation includes it: simple, and at most one position too many.
     pub(super) fn tokens_reserved(&self) -> usize {
         self.prompt.len() + self.tokens_max
     }
 
-    /// Whether its caller went away.
+    /// Reports whether the caller has dropped the request.
     pub(super) fn is_abandoned(&self) -> bool {
         self.sender.is_closed()
     }
@@ -67,7 +67,7 @@ pub(super) struct Running {
     /// Prompt and generated tokens.
     tokens: Vec<u32>,
     prompt: usize,
-    /// Tokens the engine has computed.
+    /// Tokens that the engine has computed.
     computed: usize,
     tokens_max: usize,
     sampling: Sampling,
@@ -91,30 +91,32 @@ impl Running {
         }
     }
 
-    /// Whether its caller went away.
+    /// Reports whether the caller has dropped the request.
     pub(super) fn is_abandoned(&self) -> bool {
         self.sender.is_closed()
     }
 
-    /// Whether its whole prompt has been computed.
+    /// Reports whether the whole prompt has been computed.
     pub(super) fn is_decoding(&self) -> bool {
         self.computed >= self.prompt
     }
 
-    /// Tokens not computed yet, at most `budget`, and whether they are the last of them.
+    /// Returns up to `budget` tokens not computed yet, and whether none remain after them.
     pub(super) fn next_run(&self, budget: usize) -> (&[u32], bool) {
         let end = self.tokens.len().min(self.computed + budget);
         (&self.tokens[self.computed..end], end == self.tokens.len())
     }
 
-    /// The engine has computed `count` more tokens. Returns how many were prompt.
+    /// Records that the engine has computed `count` more tokens. Returns the number of prompt tokens among
+    /// them.
     pub(super) fn advance(&mut self, count: usize) -> usize {
         let before = self.computed.min(self.prompt);
         self.computed += count;
         self.computed.min(self.prompt) - before
     }
 
-    /// Choose the next token and send what it completes. `true` when that was the end.
+    /// Samples the next token and sends the text that it completes. Returns `true` at the end of the
+    /// generation.
     pub(super) fn accept(&mut self, front: &Front, logits: &[f32]) -> bool {
         let token = sample(logits, &self.sampling, self.tokens.len() as u64);
         self.tokens.push(token);
@@ -146,7 +148,7 @@ impl Running {
     }
 
     pub(super) fn fail(&self, error: BatchError) {
-        // The caller may have gone away; then nobody needs the error.
+        // The caller may have dropped the receiver; the error is then discarded.
         let _ = self.sender.send(Event::Failed(error));
     }
 

@@ -1,18 +1,20 @@
-//! Tokenization, on two threads of its own: one for short texts, one for long ones. A tokenizer takes about a second
-//! and hundreds of bytes of memory for each megabyte and byte of text, so it neither runs where requests, tickets and
-//! polls are answered, nor twice at once for long texts; and a short text never waits for a long one.
+//! Tokenization on two dedicated threads: one for short texts, one for long ones.
 //!
-//! What may surprise: a text whose caller goes away is not begun; one that was begun is finished, for nothing.
+//! A tokenizer takes about a second per megabyte of text and hundreds of bytes of memory per byte. It
+//! therefore runs neither on the threads that answer requests, tickets and polls, nor twice in parallel for
+//! long texts. A short text never waits for a long one.
+//!
+//! A text whose caller has left is skipped if it is still queued; one in progress is completed and discarded.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use tokio::sync::oneshot;
 
-/// Longest text of the first thread: 16 thousand tokens of English, some tens of milliseconds.
+/// Longest text of the first thread, in bytes: 16 thousand tokens of English, some tens of milliseconds.
 pub(super) const SHORT_BYTES_MAX: usize = 64 * 1024;
 
-/// The two threads. They end when this is dropped. Their queues are bounded by the requests that may wait.
+/// The two threads. They end when this is dropped. Their queues are bounded by the limit on waiting requests.
 #[derive(Debug)]
 pub(super) struct Tokenizers {
     short: Sender<Job>,
@@ -27,8 +29,8 @@ impl Tokenizers {
         Ok(Self { short: start("tokenize-short")?, long: start("tokenize-long")? })
     }
 
-    /// What `work` makes of texts of this many bytes in all; none when the thread is gone. `work` is told how to see
-    /// that nobody waits for it any more. Dropping the future takes it out of the queue.
+    /// Runs `work` over texts of this many bytes in total; `None` when the thread is gone. `work` receives a
+    /// function that reports whether the caller has left. Dropping the future removes the job from the queue.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -38,7 +40,7 @@ impl Tokenizers {
         let job = move || {
             if !reply.is_closed() {
                 let outcome = work(&|| reply.is_closed());
-                // The caller may have gone away; then nobody needs the tokens.
+                // The caller may have dropped the receiver; the tokens are then discarded.
                 let _ = reply.send(outcome);
             }
         };
@@ -62,7 +64,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// A long text that is being tokenized until the sender is dropped.
+    /// Tokenizes a long text until the sender is dropped.
     async fn blocked(tokenizers: &Arc<Tokenizers>) -> (Sender<()>, tokio::task::JoinHandle<Option<()>>) {
         let (release, wait) = channel::<()>();
         let (begun, has_begun) = oneshot::channel();

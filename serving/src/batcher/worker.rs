@@ -1,4 +1,5 @@
-//! The batcher's thread: take what arrived, drop what was abandoned, admit what fits, compute one step, send.
+//! The batcher's thread: receives requests, drops abandoned ones, admits those that fit, computes one step,
+//! sends.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ impl Worker {
         }
     }
 
-    /// Work until all handles are gone and nothing is left to do.
+    /// Runs until all handles are dropped and all work is finished.
     pub(super) fn run(mut self) {
         while self.receive() {
             self.drop_abandoned();
@@ -61,7 +62,7 @@ impl Worker {
         }
     }
 
-    /// Take what has arrived, waiting when there is nothing else to do. `false` when it is time to end.
+    /// Receives new commands; blocks when idle. Returns `false` when the thread must end.
     fn receive(&mut self) -> bool {
         let is_idle = self.running.is_empty() && self.generations.is_empty() && self.embeddings.is_empty();
         if is_idle {
@@ -108,7 +109,7 @@ impl Worker {
         });
     }
 
-    /// Start waiting generations, in order of arrival, while there is room.
+    /// Starts waiting generations, in order of arrival, while cache is available.
     fn admit(&mut self) {
         while self.running.len() < self.limits.sequences_max {
             let Some(job) = self.generations.pop_front() else { return };
@@ -141,7 +142,8 @@ impl Worker {
         let _ = job.sender.send(generation::Event::Failed(BatchError::refused(error)));
     }
 
-    /// One token for everyone who decodes, then prompts with what is left of the budget, oldest first.
+    /// Computes one token for every decoding generation, then prefills prompts with the rest of the budget,
+    /// oldest first.
     fn step_generations(&mut self) {
         let mut budget = self.limits.step_tokens_max.max(1);
         let mut runs = Vec::new();
@@ -189,7 +191,7 @@ impl Worker {
         }
         ended.sort_unstable_by_key(|(index, _)| *index);
         for (index, total) in ended.into_iter().rev() {
-            // `remove`, not `swap_remove`: the order of arrival decides who is served first.
+            // `remove`, not `swap_remove`: requests are served in order of arrival.
             let running = self.running.remove(index);
             self.engine.close(running.sequence);
             add(total, 1);
@@ -207,7 +209,7 @@ impl Worker {
         }
     }
 
-    /// One portion of the oldest embedding requests.
+    /// Computes one portion of the oldest embedding requests.
     fn step_embeddings(&mut self) {
         let mut batch = Vec::new();
         let mut tokens = 0;
@@ -257,7 +259,7 @@ impl Worker {
     }
 }
 
-/// An answer made of it would be null or noise, and look like one.
+/// An answer with such a value would be null or noise, yet look valid.
 fn not_a_number() -> BatchError {
     let message =
         "the model computed a value that is not a number: its weights or its input are out of range";

@@ -1,22 +1,22 @@
-//! Chat messages to prompt text, by the model's own Jinja template.
+//! Chat templates: render messages into a prompt with the model's own Jinja template.
 //!
-//! The template is part of the approved model; the messages are data that it arranges. What may surprise:
-//! templates get no clock, so one that asks for the date is refused at render time.
+//! The template is part of the approved model; the messages are data that it arranges. Templates get no
+//! clock, so one that asks for the date is refused at render time.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
 
 use super::EngineError;
 
-/// Most bytes of a rendered prompt: four bytes for each token of the largest context served today.
+/// Maximum length of a rendered prompt, in bytes: four for each token of the largest context served today.
 const PROMPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, or what the template knows.
+    /// `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
-    /// What was said.
+    /// Text of the message.
     pub content: String,
 }
 
@@ -29,10 +29,10 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compile `source`. `begin` and `end` are the texts of the model's begin and end tokens.
+    /// Compiles `source`. `begin` and `end` are the texts of the model's begin and end tokens.
     pub fn new(source: String, begin: String, end: String) -> Result<Self, EngineError> {
         let mut environment = Environment::new();
-        // As Hugging Face's renderer is configured, which templates are written against.
+        // Configured as Hugging Face's renderer, for which templates are written.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the default delimiters are valid"));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -43,13 +43,13 @@ impl ChatTemplate {
         Ok(Self { environment, begin, end })
     }
 
-    /// `role: content` lines, for the simulated engine.
+    /// Returns a template of `role: content` lines, for the simulated engine.
     pub fn plain() -> Self {
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ";
         Self::new(source.to_owned(), String::new(), String::new()).expect("the literal compiles")
     }
 
-    /// The prompt for these messages, ending where the assistant is to speak.
+    /// Renders these messages into a prompt that ends where the assistant's answer begins.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, EngineError> {
         let messages: Vec<minijinja::Value> = messages
             .iter()

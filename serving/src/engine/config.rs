@@ -1,7 +1,7 @@
-//! What a checkpoint's configuration files say, reduced to what the engines compute with.
+//! Checkpoint configuration: parses `config.json` and its companion files into the parameters of the engines.
 //!
-//! These are other people's formats, so unknown fields are ignored, with care: every field that would change
-//! the mathematics is either honoured or refused. Not here: tensors, tokenizer.
+//! These formats are defined elsewhere, so unknown fields are ignored, with care: every field that would
+//! change the mathematics is either honoured or refused. Tensors and the tokenizer are read by other modules.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -9,27 +9,27 @@ use serde::de::DeserializeOwned;
 use super::EngineError;
 use crate::weights::ModelFiles;
 
-/// Architectures built in, as `config.json` names them.
+/// Built-in architectures, as `config.json` names them.
 pub const ARCHITECTURES: &[&str] = &["BertModel", "LlamaForCausalLM"];
 
-/// Largest value of any dimension: 16 million is far above every published model, and keeps products of two
-/// dimensions within 64 bits.
+/// Largest value of any dimension: 16 million is far above every published model, and keeps the product of
+/// two dimensions within 64 bits.
 const DIMENSION_MAX: usize = 1 << 24;
 
 /// A checkpoint's configuration.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// The mathematics.
+    /// Architecture and dimensions.
     pub shape: Shape,
     /// Tokens that end a generation.
     pub end_tokens: Vec<u32>,
-    /// Most positions the model was made for.
+    /// Maximum positions that the model was trained for.
     pub context_tokens_max: usize,
-    /// Tokens the model knows.
+    /// Tokens in the vocabulary.
     pub vocabulary: usize,
 }
 
-/// The mathematics of a checkpoint.
+/// The architecture of a checkpoint, with its dimensions.
 #[derive(Debug, Clone)]
 pub enum Shape {
     /// BERT family.
@@ -41,29 +41,29 @@ pub enum Shape {
 /// A BERT encoder with its pooling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderShape {
-    /// Width of a position.
+    /// Width of a position's hidden state.
     pub hidden: usize,
-    /// Width inside the feed-forward part.
+    /// Inner width of the feed-forward part.
     pub intermediate: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
     /// Attention heads; divides `hidden`.
     pub heads: usize,
-    /// Tokens known.
+    /// Tokens in the vocabulary.
     pub vocabulary: usize,
     /// Rows of the position table.
     pub positions: usize,
     /// Rows of the token-type table.
     pub token_types: usize,
-    /// Added to the variance in layer norms.
+    /// Epsilon added to the variance in layer norms.
     pub norm_epsilon: f32,
-    /// How positions become one vector.
+    /// Reduction of all positions to one vector.
     pub pooling: Pooling,
     /// Whether the vector is scaled to length 1.
     pub normalize: bool,
 }
 
-/// How an encoder's positions become one vector.
+/// Reduction of an encoder's positions to one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
     /// The mean over all positions.
@@ -75,23 +75,23 @@ pub enum Pooling {
 /// A Llama decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderShape {
-    /// Width of a position.
+    /// Width of a position's hidden state.
     pub hidden: usize,
-    /// Width inside the feed-forward part.
+    /// Inner width of the feed-forward part.
     pub intermediate: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; divides `heads`.
+    /// Number of key and value heads; divides `heads`.
     pub key_value_heads: usize,
     /// Width of a head; even.
     pub head_width: usize,
-    /// Tokens known.
+    /// Tokens in the vocabulary.
     pub vocabulary: usize,
-    /// Added to the mean square in norms.
+    /// Epsilon added to the mean square in norms.
     pub norm_epsilon: f32,
-    /// Rotary frequencies.
+    /// Frequencies of the rotary embedding.
     pub rotary: Rotary,
     /// Whether the output matrix is the embedding table.
     pub tied_embeddings: bool,
@@ -100,23 +100,23 @@ pub struct DecoderShape {
 /// Rotary position embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rotary {
-    /// Base of the geometric series of wave lengths.
+    /// Base of the geometric series of wavelengths.
     pub theta: f64,
-    /// Llama 3's stretching of long waves, if any.
+    /// Llama 3's scaling of long wavelengths, if any.
     pub stretch: Option<RotaryStretch>,
 }
 
-/// Llama 3's frequency scaling: waves longer than `original_context / low_frequency_factor` are slowed by
-/// `factor`, those shorter than `original_context / high_frequency_factor` are kept, between is interpolated.
+/// Llama 3's frequency scaling. Wavelengths above `original_context / low_frequency_factor` are stretched by
+/// `factor`; those below `original_context / high_frequency_factor` are kept; between them is interpolated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RotaryStretch {
-    /// How much slow waves are slowed.
+    /// Factor by which long wavelengths are stretched.
     pub factor: f64,
-    /// Where slowing is complete.
+    /// Divisor for the wavelength above which the full factor applies.
     pub low_frequency_factor: f64,
-    /// Where slowing begins.
+    /// Divisor for the wavelength below which none applies.
     pub high_frequency_factor: f64,
-    /// Context of the training before the stretch.
+    /// Context length of the training before the stretch, in tokens.
     pub original_context: f64,
 }
 
@@ -209,7 +209,7 @@ struct RawSentence {
 }
 
 impl ModelConfig {
-    /// Read `config.json` and the small files beside it that complete it.
+    /// Reads `config.json` and the companion files that complete it.
     pub fn read(files: &ModelFiles) -> Result<Self, EngineError> {
         let raw: RawConfig = json(files, "config.json")?;
         let architecture = raw.architectures.as_deref().and_then(<[String]>::first).cloned();
@@ -255,7 +255,7 @@ fn read_encoder(files: &ModelFiles, raw: &RawConfig) -> Result<ModelConfig, Engi
 
 fn read_pooling(files: &ModelFiles) -> Result<(Pooling, bool), EngineError> {
     if !files.contains("modules.json") {
-        // What sentence-transformers does with a bare encoder.
+        // The default of sentence-transformers for a bare encoder.
         return Ok((Pooling::Mean, false));
     }
     let modules: Vec<RawModule> = json(files, "modules.json")?;
@@ -353,7 +353,7 @@ fn read_rotary(theta: Option<f64>, rope: Option<RawRope>) -> Result<Rotary, Engi
     }
 }
 
-/// Read a JSON file of the model.
+/// Parses a JSON file of the model.
 pub fn json<T: DeserializeOwned>(files: &ModelFiles, path: &str) -> Result<T, EngineError> {
     serde_json::from_slice(files.read(path)?).map_err(|error| invalid(path, &error.to_string()))
 }

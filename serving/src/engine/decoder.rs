@@ -1,10 +1,10 @@
-//! Llama decoders on the CPU: ragged steps over many sequences, each with its own cache of keys and values.
+//! Llama decoders on the CPU: ragged steps over many sequences, each with its own KV cache.
 //!
 //! One step takes, for each sequence, a run of new tokens of any length. All rows of all runs go through the
-//! products together; attention is per sequence. A sequence's results have the same bits whatever else is in
-//! the step and however its prompt was cut.
+//! matrix products together; attention is per sequence. A sequence's results are bit-identical regardless of
+//! the rest of the step and of the chunks into which its prompt was cut.
 //!
-//! Not here: sampling, scheduling (see `batcher`).
+//! Sampling and scheduling are elsewhere (see `batcher`).
 
 mod cache;
 
@@ -25,7 +25,7 @@ pub struct Decoder {
     words: Dense,
     layers: Vec<Layer>,
     norm: Vector,
-    /// None: the embedding table is the output matrix.
+    /// `None` if the embedding table is also the output matrix.
     output: Option<Dense>,
     /// Cosines, then sines, of every position: rows of half a head.
     angles: (Vec<f32>, Vec<f32>),
@@ -59,7 +59,7 @@ struct Buffers {
     up: Vec<f32>,
 }
 
-/// One run's rows in the step, and where its sequence stands.
+/// One run's rows in the step, and its sequence's position.
 #[derive(Debug, Clone, Copy)]
 struct Placed {
     sequence: SequenceId,
@@ -71,7 +71,7 @@ struct Placed {
 }
 
 impl Decoder {
-    /// Find the tensors; none is waited for. `context` is the longest sequence that will be opened.
+    /// Looks up the tensors without waiting for any. `context` is the longest sequence that will be opened.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,
@@ -193,7 +193,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Rotate queries and keys by their positions; put keys and values into the cache.
+    /// Rotates queries and keys by their positions; stores keys and values in the cache.
     fn rotate_and_store(&self, layer: usize, placed: &[Placed], heads: &mut [f32], cache: &mut Cache) {
         let shape = &self.shape;
         let (width, half) = (shape.head_width, shape.head_width / 2);
@@ -217,7 +217,7 @@ impl Decoder {
         }
     }
 
-    /// Attention of every new row over its own sequence up to itself.
+    /// Computes attention of every new row over its own sequence up to itself.
     fn attend(&self, layer: usize, placed: &[Placed], heads: &[f32], mixed: &mut [f32], cache: &Cache) {
         let shape = &self.shape;
         let (width, shared) = (shape.head_width, shape.key_value_heads);
@@ -247,7 +247,7 @@ impl Decoder {
                 attend(self.isa, &queries, panel, |index, result| {
                     let (row, column) = place(&block[index]);
                     let at = row * query + column;
-                    // SAFETY: one task has this run and these heads, so nobody else writes these columns.
+                    // SAFETY: one task has this run and these heads, so no other task writes these columns.
                     unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
                 });
             }
@@ -261,7 +261,7 @@ impl Decoder {
         }
     }
 
-    /// The logits after the last row of each run that wants them.
+    /// Computes the logits after the last row of each run that requests them.
     fn logits(
         &self,
         runs: &[Run<'_>],
@@ -328,7 +328,7 @@ impl Buffers {
     }
 }
 
-/// Cosines and sines of every position's angles, computed in double precision and rounded once.
+/// Computes cosines and sines of every position's angles in double precision, rounded once.
 pub(super) fn angles(rotary: &Rotary, head_width: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
     let half = head_width / 2;
     let frequencies: Vec<f64> = (0..half)

@@ -1,9 +1,10 @@
-//! Engines over candle tensors: for GPUs, for training, and as an independent check of the CPU kernels.
+//! Inference engines on candle tensors: for GPUs, for training, and as an independent check of the CPU
+//! kernels.
 //!
 //! Weights become f32 tensors on the device. Results agree with the CPU engines within rounding, not bit for
-//! bit: a GPU's products sum in orders of their own.
+//! bit: a GPU sums products in its own order.
 //!
-//! Not here: a paged cache; each sequence's keys and values are two tensors per layer that grow.
+//! There is no paged cache: each sequence's keys and values are two tensors per layer that grow.
 
 pub mod bert;
 pub mod llama;
@@ -22,13 +23,13 @@ impl From<candle_core::Error> for EngineError {
     }
 }
 
-/// The CUDA device of this ordinal.
+/// Opens the CUDA device of this ordinal.
 #[cfg(feature = "cuda")]
 pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
     Ok(Device::new_cuda(ordinal)?)
 }
 
-/// Memory of a GPU that nobody uses, in bytes; none where the device is no GPU.
+/// Returns the free memory of a GPU in bytes; `None` where the device is no GPU.
 #[cfg(feature = "cuda")]
 fn free_bytes(device: &Device) -> Result<Option<u64>, EngineError> {
     let Device::Cuda(cuda) = device else { return Ok(None) };
@@ -37,7 +38,7 @@ fn free_bytes(device: &Device) -> Result<Option<u64>, EngineError> {
     Ok(Some(free as u64))
 }
 
-/// Memory of a GPU that nobody uses: none in this build.
+/// Returns `None`: this build has no GPU engine.
 #[cfg(not(feature = "cuda"))]
 fn free_bytes(_: &Device) -> Result<Option<u64>, EngineError> {
     Ok(None)
@@ -46,7 +47,7 @@ fn free_bytes(_: &Device) -> Result<Option<u64>, EngineError> {
 /// Tensors by name.
 pub type Named = BTreeMap<String, Tensor>;
 
-/// A tensor of the checkpoint as f32 on the device.
+/// Copies a tensor of the checkpoint to the device as f32.
 fn upload(view: &TensorView, device: &Device) -> Result<Tensor, EngineError> {
     Ok(Tensor::from_vec(view.to_f32()?, view.shape(), device)?)
 }
@@ -59,7 +60,7 @@ pub struct DeviceEncoder {
 }
 
 impl DeviceEncoder {
-    /// Wait for all weights and copy them to the device.
+    /// Waits for all weights and copies them to the device.
     pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let is_bare = weights.contains("embeddings.word_embeddings.weight");
         let root = if is_bare { "" } else { "bert." };
@@ -100,7 +101,7 @@ struct Sequence {
 }
 
 impl DeviceDecoder {
-    /// Wait for all weights and copy them to the device.
+    /// Waits for all weights and copies them to the device.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,

@@ -1,10 +1,10 @@
 //! BERT encoders on the CPU: token ids to one vector per text.
 //!
-//! Texts of any lengths are laid end to end, without padding. A large batch is cut into groups of texts, one
-//! thread each, that never wait for one another; a small one is computed by all threads together. Either way
-//! each text's vector has the same bits as if it were alone.
+//! Texts of any lengths are concatenated without padding. A large batch is divided into groups of texts, one
+//! thread each, that never wait for one another; all threads compute a small batch together. Either way each
+//! text's vector is bit-identical to that of the text alone.
 //!
-//! Not here: tokenizing, and limits on length (see `LoadedEngine`).
+//! Tokenizing and limits on length are elsewhere (see `LoadedEngine`).
 
 use std::sync::Mutex;
 
@@ -17,10 +17,10 @@ use super::parameters::{Dense, Vector};
 use super::{Encode, EngineError};
 use crate::weights::{Weights, WeightsError};
 
-/// Tokens of a group: enough that transposing weights is 2 percent of the work, few enough that a group's
-/// activations (4 MB for 256 tokens of MiniLM) stay in a core's share of the last-level cache.
+/// Tokens of a group: enough that transposing weights is 2 percent of the work. A group's activations (4 MB
+/// for 256 tokens of MiniLM) must stay in a core's share of the last-level cache.
 const GROUP_TOKENS: usize = 256;
-/// Below this many tokens for each thread, threads share each product instead of dividing the texts.
+/// Below this many tokens per thread, threads share each product instead of dividing the texts.
 const GROUP_TOKENS_MIN: usize = 96;
 
 /// A BERT encoder over its weights.
@@ -35,7 +35,7 @@ pub struct Encoder {
     isa: Isa,
     pool: Pool,
     alone: Pool,
-    /// Buffers of finished groups, for the next ones: fresh pages cost more than the small layers.
+    /// Buffers of finished groups, for reuse: fresh pages cost more than the small layers.
     buffers: Mutex<Vec<Buffers>>,
 }
 
@@ -79,7 +79,7 @@ impl Norm {
 }
 
 impl Encoder {
-    /// Find the tensors; none is waited for.
+    /// Looks up the tensors without waiting for any.
     pub fn open(shape: &EncoderShape, weights: &Weights, threads: usize) -> Result<Self, EngineError> {
         let (hidden, inner) = (shape.hidden, shape.intermediate);
         // Checkpoints with a task head carry the encoder under `bert.`.
@@ -119,7 +119,7 @@ impl Encoder {
         })
     }
 
-    /// Consecutive texts of about equal work; one group when there is too little for every thread.
+    /// Divides the texts into consecutive groups of about equal work; one group if too few for every thread.
     fn group(&self, texts: &[Vec<u32>]) -> Vec<std::ops::Range<usize>> {
         let total: usize = texts.iter().map(Vec::len).sum();
         let threads = self.pool.count();
@@ -202,7 +202,7 @@ impl Encoder {
             dense(part, states, Activation::None, heads, 3 * hidden, index * hidden)?;
         }
         self.attend(texts, heads, mixed, pool);
-        // The heads' activations are done with; their buffer takes the projection.
+        // The heads' activations are no longer needed; the projection reuses their buffer.
         let projected = &mut heads[..tokens * hidden];
         dense(&layer.output, mixed, Activation::None, projected, hidden, 0)?;
         layer.attention_norm.apply(isa, projected, states, epsilon)?;
@@ -211,7 +211,7 @@ impl Encoder {
         layer.norm.apply(isa, states, projected, epsilon)
     }
 
-    /// Attention of every head over every text.
+    /// Computes attention of every head over every text.
     fn attend(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &Pool) {
         let (hidden, count) = (self.shape.hidden, self.shape.heads);
         let width = hidden / count;

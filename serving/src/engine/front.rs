@@ -1,9 +1,9 @@
-//! What belongs to a model but is text: tokenizer, chat template, end tokens, limits. Shared between the HTTP
-//! side, which needs it before a request is queued, and the batcher, which turns tokens back into text.
+//! The text side of a model: tokenizer, chat template, end tokens, limits. Shared between the HTTP side,
+//! which needs it before a request is queued, and the batcher, which turns tokens back into text.
 //!
-//! Not here: the mathematics. What may surprise: inputs are never truncated, even where the tokenizer file asks
-//! for it; too long an input is an error that says so. A text that has more bytes than the context can hold is refused
-//! before it is tokenized, for a tokenizer takes hundreds of bytes of memory for each of the text's.
+//! The mathematics is elsewhere. Inputs are never truncated, even where the tokenizer file requests it: an
+//! input that is too long is an error that states the limit. A text with more bytes than the context can hold
+//! is rejected before it is tokenized. A tokenizer needs hundreds of bytes of memory for each byte of text.
 
 use std::collections::BTreeMap;
 
@@ -15,12 +15,12 @@ use super::config::{self, ModelConfig, Shape};
 use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
 
-/// Memory that a tokenizer takes for each byte of a text: 250 were measured with megabytes of English.
+/// Memory of a tokenizer per byte of text: 250 bytes were measured with megabytes of English.
 const TOKENIZER_BYTES_PER_BYTE: usize = 320;
-/// How many times as long as its tokens a text may be: a normalizer drops accents, control characters and repeated
-/// spaces, which then belong to no token.
+/// Allowed ratio of a text's length to that of its tokens. A normalizer drops accents, control characters and
+/// repeated spaces, which then belong to no token.
 const DROPPED_FACTOR: usize = 4;
-/// Bytes of a text that are always tokenized, however short the context.
+/// Length of text that is always tokenized, in bytes, regardless of the context.
 const TEXT_BYTES_MIN: usize = 64 * 1024;
 
 /// The text side of a model.
@@ -37,7 +37,8 @@ pub struct Front {
     delay: Option<Delay>,
 }
 
-/// Called with each text before it is tokenized, in tests: a simulated engine's tokenizer takes as long as this does.
+/// Test hook, called with each text before it is tokenized: a simulated engine's tokenizer blocks until it
+/// returns.
 pub(super) struct Delay(pub(super) Box<dyn Fn(&str) + Send + Sync>);
 
 impl std::fmt::Debug for Delay {
@@ -82,7 +83,7 @@ impl RawToken {
 }
 
 impl Front {
-    /// Read tokenizer and template, waiting for those files alone.
+    /// Reads tokenizer and template; waits for those files only.
     pub fn read(
         files: &ModelFiles,
         config: &ModelConfig,
@@ -125,7 +126,8 @@ impl Front {
         })
     }
 
-    /// A generating front whose 256 tokens are bytes, and token 256 the end; for tests and the simulated engine.
+    /// Returns a generating front with 256 byte tokens and token 256 as the end; for tests and the simulated
+    /// engine.
     pub fn bytes(context_tokens_max: usize) -> Self {
         let tokenizer = byte_tokenizer(&["<|end|>"]);
         Self {
@@ -141,55 +143,56 @@ impl Front {
         }
     }
 
-    /// The same bytes, for an embedding model of this many dimensions.
+    /// Returns the same byte tokenizer for an embedding model of this many dimensions.
     pub fn bytes_embedding(context_tokens_max: usize, dimensions: usize) -> Self {
         Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
     }
 
-    /// The same, whose tokenizer takes as long as `delay` does.
+    /// Returns this front with a tokenizer that calls `delay` first.
     pub(super) fn delayed(self, delay: Delay) -> Self {
         Self { delay: Some(delay), ..self }
     }
 
-    /// What the model can be asked for.
+    /// Returns the operation that the model supports.
     pub fn operation(&self) -> Operation {
         self.operation
     }
 
-    /// Most tokens of an input and its output together.
+    /// Returns the maximum tokens of an input and its output together.
     pub fn context_tokens_max(&self) -> usize {
         self.context_tokens_max
     }
 
-    /// Tokens the model knows: the width of a row of logits.
+    /// Returns the size of the vocabulary: the width of a row of logits.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
 
-    /// Length of an embedding; none for a decoder.
+    /// Returns the length of an embedding; `None` for a decoder.
     pub fn dimensions(&self) -> Option<usize> {
         self.dimensions
     }
 
-    /// Whether chat messages can be rendered.
+    /// Reports whether chat messages can be rendered.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// Whether this token ends a generation.
+    /// Reports whether this token ends a generation.
     pub fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)
     }
 
-    /// Most bytes of a text that is tokenized.
+    /// Returns the length of the longest text that is tokenized, in bytes.
     pub fn text_bytes_max(&self) -> usize {
         self.text_bytes_max
     }
 
-    /// Text to tokens. `special` adds what the tokenizer puts around an input (`[CLS]`, a begin token).
+    /// Tokenizes a text. `special` adds the tokens that the tokenizer puts around an input (`[CLS]`, a begin
+    /// token).
     ///
     /// # Errors
-    /// [`EngineError::TextTooLong`], before any work, and [`EngineError::Tokenize`].
+    /// Returns [`EngineError::TextTooLong`] before any work, or [`EngineError::Tokenize`].
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
         let (bytes, bytes_max) = (text.len(), self.text_bytes_max);
         if bytes > bytes_max {
@@ -206,14 +209,14 @@ impl Front {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text to tokens, refusing what is longer than the context.
+    /// Tokenizes a text and rejects one that exceeds the context.
     pub fn encode_checked(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
         let tokens = self.encode(text, special)?;
         self.check(tokens.len())?;
         Ok(tokens)
     }
 
-    /// Chat messages to the tokens of a prompt, refusing what leaves no room for an answer.
+    /// Tokenizes chat messages into a prompt and rejects one that leaves no room for an answer.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
         let template = self.template.as_ref().ok_or_else(|| EngineError::ChatTemplate {
             reason: "the model has no chat template; use /v1/completions".to_owned(),
@@ -223,9 +226,10 @@ impl Front {
         Ok(tokens)
     }
 
-    /// Tokens to text, special tokens left out; what is not UTF-8 becomes replacement characters.
+    /// Decodes tokens to text without special tokens; invalid UTF-8 becomes replacement characters.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        // The only failure is a decoder that refuses its own tokens; no text is the honest rendering of that.
+        // Decoding fails only if the decoder rejects its own tokens; the correct rendering of that is no
+        // text.
         self.tokenizer.decode(tokens, true).unwrap_or_default()
     }
 
@@ -237,12 +241,13 @@ impl Front {
     }
 }
 
-/// Bytes of the longest token as the vocabulary writes it, which is never shorter than the text it stands for.
+/// Returns the length of the longest token as the vocabulary writes it, never less than that of its text.
 fn longest_token(tokenizer: &Tokenizer) -> usize {
     tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1).max(1)
 }
 
-/// Most bytes of a text that can fit a context, generously; and no more than there is memory to tokenize.
+/// Returns the size of the longest text to tokenize, in bytes: a generous bound for the context, capped by
+/// memory.
 fn text_bytes_of(longest_token: usize, context_tokens_max: usize, tokenizer_bytes_max: usize) -> usize {
     let fits = context_tokens_max.saturating_mul(longest_token).saturating_mul(DROPPED_FACTOR);
     fits.saturating_add(TEXT_BYTES_MIN)
@@ -278,13 +283,13 @@ fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError
     ChatTemplate::new(source, text(raw.bos_token), text(raw.eos_token)).map(Some)
 }
 
-/// A Hugging Face tokenizer whose first 256 tokens are the bytes and whose next are these special tokens.
+/// Returns a Hugging Face tokenizer: 256 byte tokens, then these special tokens.
 pub fn byte_tokenizer(special: &[&str]) -> Tokenizer {
     let json = byte_tokenizer_json(special);
     Tokenizer::from_bytes(json.to_string()).expect("the literal is a valid tokenizer")
 }
 
-/// The `tokenizer.json` of [`byte_tokenizer`].
+/// Returns the `tokenizer.json` of [`byte_tokenizer`].
 pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
     let vocabulary: BTreeMap<String, u32> =
         (0_u32..256).map(|byte| (byte_name(byte as u8).into(), byte)).collect();
@@ -307,8 +312,8 @@ pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
     })
 }
 
-/// The printable character by which byte-level tokenizers write a byte (GPT-2's table): itself where it is
-/// printable Latin-1, else the next free one from U+0100 on.
+/// Returns the printable character by which byte-level tokenizers write a byte (GPT-2's table). Printable
+/// Latin-1 maps to itself, every other byte to the next free character from U+0100 on.
 fn byte_name(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
@@ -337,7 +342,7 @@ mod tests {
     fn every_text_that_fits_is_tokenized_and_none_for_which_there_is_no_memory() {
         const GIB: usize = 1 << 30;
         for (longest, context, memory, expected) in [
-            // MiniLM, the shipped model, Llama 3: no text that fits is too long.
+            // MiniLM, the shipped model, Llama 3: every text that fits the context is tokenized.
             (18, 256, GIB, 18_432 + TEXT_BYTES_MIN),
             (10, 512, GIB, 20_480 + TEXT_BYTES_MIN),
             (128, 131_072, 64 * GIB, 67_108_864 + TEXT_BYTES_MIN),
@@ -363,7 +368,7 @@ mod tests {
             let error = refused.expect_err("too long");
             assert_eq!(error.code().as_str(), "context-length-exceeded");
             let text = error.to_string();
-            // The bytes, not the tokens: nothing has counted those.
+            // The message counts bytes, not tokens: the text was never tokenized.
             assert!(text.starts_with("40000") && text.contains("bytes of text, at most 65936"), "{text}");
         }
         let fits = "y".repeat(front.text_bytes_max());

@@ -1,12 +1,12 @@
-//! Engines: the mathematics of a model, from token ids to vectors or logits.
+//! Inference engines: forward passes of encoders and decoders, from token ids to embedding vectors or logits.
 //!
-//! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what each
-//! step computes. What belongs to the model but is text (tokenizer, chat template, special tokens) is in
-//! [`Front`], shared with the HTTP side.
+//! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what
+//! each step computes. The text side of a model (tokenizer, chat template, special tokens) is in [`Front`],
+//! shared with the HTTP side.
 //!
-//! What may surprise: on the CPU every result is bit-identical whatever else is in the batch, however a prompt
-//! is cut into steps, and however many threads run: each number is one fixed chain of fused multiply-adds
-//! (see [`kernels`]).
+//! On the CPU every result is bit-identical regardless of the other sequences in the batch, the number of
+//! threads, and the chunking of prompts. Each number is one fixed chain of fused multiply-adds (see
+//! [`kernels`]).
 
 pub mod chat;
 pub mod config;
@@ -29,67 +29,67 @@ use protocol::error_code as code;
 
 use crate::weights::{ModelFiles, WeightsError};
 
-/// What goes wrong in an engine, with a stable code for people.
+/// Failure of an engine, with a stable error code for operators.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The model's files are missing, damaged or late.
+    /// The model's files are missing, damaged, or did not arrive in time.
     #[error("read model weights")]
     Weights(#[from] WeightsError),
     /// `config.json` names an architecture that is not built in.
     #[error("{name} is not known; known: {known}")]
     ArchitectureUnknown {
-        /// What the configuration names.
+        /// Architecture named by `config.json`.
         name: String,
-        /// What is built in, comma-separated.
+        /// Built-in architectures, comma-separated.
         known: String,
     },
-    /// A configuration file is not what its format says.
+    /// A configuration file violates its format.
     #[error("model file `{path}` is invalid: {reason}")]
     ConfigInvalid {
-        /// The file.
+        /// Path of the file inside the model.
         path: String,
-        /// What is wrong.
+        /// Description of the violation.
         reason: String,
     },
-    /// The architecture is known, but this checkpoint uses a part of it that is not built.
+    /// The architecture is built in, but this checkpoint uses a feature of it that is not.
     #[error("model uses {feature}, which this engine does not support")]
     FeatureUnsupported {
-        /// The unsupported part.
+        /// The unsupported feature.
         feature: String,
     },
     /// The tokenizer failed on an input.
     #[error("tokenize: {reason}")]
     Tokenize {
-        /// What the tokenizer says.
+        /// The tokenizer's message.
         reason: String,
     },
-    /// The chat template is absent or refuses these messages.
+    /// The chat template is absent or rejects these messages.
     #[error("render chat template: {reason}")]
     ChatTemplate {
-        /// What is wrong.
+        /// Reason for the failure.
         reason: String,
     },
     /// An input, or input plus requested output, is longer than the model's context.
     #[error("{tokens} tokens exceed the model's context of {context_tokens_max}")]
     ContextExceeded {
-        /// Tokens asked for.
+        /// Tokens requested.
         tokens: usize,
-        /// What the model takes.
+        /// Tokens in the model's context.
         context_tokens_max: usize,
     },
-    /// A text has more bytes than any that fits; it was not tokenized.
+    /// A text exceeds the largest size that could fit the context; it was not tokenized.
     #[error(
         "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of {context_tokens_max} tokens"
     )]
     TextTooLong {
-        /// Bytes of the text.
+        /// Length of the text in bytes.
         bytes: usize,
-        /// What is tokenized.
+        /// Longest text that is tokenized, in bytes.
         bytes_max: usize,
-        /// What the model takes.
+        /// Tokens in the model's context.
         context_tokens_max: usize,
     },
-    /// An encoder was asked to generate, or a decoder to embed.
+    /// An encoder was asked to generate, or a decoder was asked to embed.
     #[error("this model does not {operation}")]
     OperationUnsupported {
         /// `embed` or `generate`.
@@ -98,13 +98,13 @@ pub enum EngineError {
     /// The device (GPU) failed.
     #[error("device: {reason}")]
     Device {
-        /// What it says.
+        /// The device library's message.
         reason: String,
     },
 }
 
 impl EngineError {
-    /// The stable code that `quorate explain` knows.
+    /// Returns the stable code that `quorate explain` documents.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Weights(error) => error.code(),
@@ -120,12 +120,12 @@ impl EngineError {
     }
 }
 
-/// What a model can be asked for.
+/// The operation that a model supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// Text to vector.
+    /// Text to an embedding vector.
     Embed,
-    /// Text to more text.
+    /// Text to a continuation.
     Generate,
 }
 
@@ -133,92 +133,93 @@ pub enum Operation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
 
-/// A run of new tokens for one sequence in a step: a piece of its prompt, or the token just sampled.
+/// New tokens of one sequence in a step: a chunk of its prompt, or the token just sampled.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
-    /// Which sequence they extend.
+    /// The sequence that the tokens extend.
     pub sequence: SequenceId,
-    /// The tokens, at the positions that follow what the sequence already holds. Not empty.
+    /// The tokens, at the positions that follow those already stored. Not empty.
     pub tokens: &'a [u32],
-    /// Whether the logits after the last of them are wanted.
+    /// Whether the step returns the logits after the last of these tokens.
     pub logits: bool,
 }
 
-/// How full a decoder's cache is.
+/// Occupancy of a decoder's KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capacity {
-    /// Positions the cache can hold over all sequences.
+    /// Positions that the cache can hold over all sequences.
     pub tokens_total: usize,
     /// Positions reserved by open sequences.
     pub tokens_reserved: usize,
 }
 
-/// The mathematics of one loaded model. Two implementations: [`LoadedEngine`] and [`simulated::Simulated`].
+/// The forward pass of one loaded model. Two implementations: [`LoadedEngine`] and [`simulated::Simulated`].
 pub trait Engine: Send {
-    /// What belongs to the model but is text.
+    /// Returns the text side of the model.
     fn front(&self) -> &Arc<Front>;
 
-    /// One vector per token sequence, in order. Encoders only.
+    /// Computes one vector per token sequence, in order. Encoders only.
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
-    /// How full the cache is; zeros for an encoder.
+    /// Returns the occupancy of the cache; zeros for an encoder.
     fn capacity(&self) -> Capacity;
 
-    /// Reserve room for a sequence of up to `tokens_max` positions; `None` when the cache has no room now.
+    /// Reserves cache for a sequence of up to `tokens_max` positions; `None` when too little is free now.
     fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError>;
 
-    /// Compute one step over many sequences at once. Returns one row of logits (vocabulary wide) per run that
-    /// wanted them, in the order of the runs. No sequence may appear twice.
+    /// Computes one step over many sequences. Returns one row of logits (as wide as the vocabulary) for each
+    /// run that requests them, in the order of the runs. No sequence may appear twice.
     fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
-    /// Forget a sequence and free its room.
+    /// Closes a sequence and releases its reservation.
     fn close(&mut self, sequence: SequenceId);
 }
 
-/// How an engine is set up.
+/// Configuration of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Threads that compute, at least 1.
+    /// Compute threads, at least 1.
     pub threads: usize,
-    /// Most bytes for the decoder's cache of keys and values, on the CPU.
+    /// Size limit of the decoder's KV cache on the CPU, in bytes.
     pub cache_bytes_max: usize,
-    /// Most memory that tokenizing one text may take.
+    /// Memory limit for tokenizing one text, in bytes.
     pub tokenizer_bytes_max: usize,
-    /// Most bytes of its GPU's memory for weights and cache together; none = all that is free.
+    /// Limit on GPU memory for weights and cache together, in bytes; `None` uses all free memory.
     pub device_bytes_max: Option<u64>,
     /// Largest context served, if smaller than the model's own.
     pub context_tokens_max: Option<usize>,
-    /// Where to compute.
+    /// Device that computes.
     pub device: DeviceChoice,
 }
 
-/// Where an engine computes.
+/// Device on which an engine computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// Our own kernels, weights used in place.
+    /// The CPU, with this crate's own kernels and the weights used in place.
     Cpu,
-    /// CUDA device of this ordinal; needs the `cuda` feature.
+    /// The CUDA device of this ordinal; needs the `cuda` feature.
     Cuda(usize),
 }
 
-/// What a worker takes besides its cache, in bytes: program, tokenizer, activations, queued requests. Seen: 10 MiB
-/// with the shipped language model and 16 clients, 22 MiB with MiniLM and four clients of 32 long texts each.
+/// Memory of a worker apart from its cache, in bytes: program, tokenizer, activations, queued requests.
+/// Measured: 10 MiB with the shipped language model and 16 clients, 22 MiB with MiniLM and four clients of 32
+/// long texts each.
 const PROGRAM_BYTES: u64 = 64 << 20;
-/// Least memory for tokenizing one text: a page of text must be read by the smallest worker.
+/// Minimum memory for tokenizing one text, in bytes: the smallest worker must accept a page of text.
 const TOKENIZER_BYTES_MIN: usize = 20 << 20;
-/// Least cache, in bytes: a worker with hardly any memory still answers one short request after another.
+/// Minimum cache, in bytes: a worker with hardly any memory still answers short requests one after another.
 const CACHE_BYTES_MIN: u64 = 16 << 20;
 
-/// How much of a worker's memory its cache of keys and values may fill, so that neither a small worker is killed
-/// for want of memory nor a large one leaves it unused. Weights are charged to the node and do not count.
+/// Returns the share of a worker's memory, in bytes, that its KV cache may fill. A small worker must not run
+/// out of memory, and a large one must not leave it unused. Weights are charged to the node and do not count.
 #[must_use]
 pub fn cache_bytes_of(memory_bytes: u64) -> usize {
-    // A quarter of what is left stays free: activations grow with the batch that a larger cache admits.
+    // A quarter of the remainder stays free: activations grow with the batch that a larger cache admits.
     let room = memory_bytes.saturating_sub(PROGRAM_BYTES) / 4 * 3;
     usize::try_from(room.max(CACHE_BYTES_MIN)).unwrap_or(usize::MAX)
 }
 
-/// How much of a worker's memory tokenizing one text may take, at the same time as a step: half of what
+/// Returns the share of a worker's memory, in bytes, for tokenizing one text while a step runs: half of what
 /// [`cache_bytes_of`] leaves free.
 #[must_use]
 pub fn tokenizer_bytes_of(memory_bytes: u64) -> usize {
@@ -226,8 +227,9 @@ pub fn tokenizer_bytes_of(memory_bytes: u64) -> usize {
     room.max(TOKENIZER_BYTES_MIN)
 }
 
-/// How much of a GPU's memory the cache may fill: `free` is what is left after the weights, `granted` what weights
-/// and cache may have together. Half of it: a step holds the old and the new keys and values at once.
+/// Returns the GPU memory, in bytes, that the cache may fill. `free` is the memory left after the weights;
+/// `granted` is the limit on weights and cache together. The cache gets half: a step holds the old and the
+/// new keys and values at the same time.
 #[must_use]
 pub fn device_cache_bytes_of(granted: Option<u64>, weights: u64, free: u64) -> usize {
     let room = granted.map_or(free, |granted| granted.saturating_sub(weights).min(free));
@@ -235,7 +237,7 @@ pub fn device_cache_bytes_of(granted: Option<u64>, weights: u64, free: u64) -> u
 }
 
 impl Default for EngineOptions {
-    /// As many threads as this process may use, a quarter of a GiB of cache, one for the tokenizer, on the CPU.
+    /// One thread per available CPU, 256 MiB of cache, 1 GiB for the tokenizer, computing on the CPU.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -249,33 +251,33 @@ impl Default for EngineOptions {
     }
 }
 
-/// A real model: an encoder or a decoder over its weights.
+/// A model loaded from its files: an encoder or a decoder over its weights.
 pub struct LoadedEngine {
     front: Arc<Front>,
     model: Model,
 }
 
-/// An encoder, wherever it computes.
+/// An encoder on any device.
 pub trait Encode: Send {
-    /// One vector per text, in order.
+    /// Computes one vector per text, in order.
     fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }
 
-/// A decoder, wherever it computes.
+/// A decoder on any device.
 pub trait Decode: Send {
-    /// How full the cache is.
+    /// Returns the occupancy of the cache.
     fn capacity(&self) -> Capacity;
 
-    /// Reserve room; none when there is none now.
+    /// Reserves cache for up to `tokens_max` positions; `None` when too little is free now.
     fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId>;
 
-    /// Free a sequence's room.
+    /// Closes a sequence and releases its reservation.
     fn close_sequence(&mut self, sequence: SequenceId);
 
-    /// One step; see [`Engine::step`].
+    /// Computes one step; see [`Engine::step`].
     ///
-    /// # Panics
-    /// When a run is empty, its sequence is not open or would outgrow its reservation, or a token is unknown.
+    /// # Panics If a run is empty, its sequence is not open or would outgrow its reservation, or a token is
+    /// unknown.
     fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }
 
@@ -285,8 +287,8 @@ enum Model {
 }
 
 impl LoadedEngine {
-    /// Read configuration, tokenizer and tensor headers, waiting for those files alone. On the CPU the weights
-    /// themselves are waited for by the first computation, layer by layer.
+    /// Reads configuration, tokenizer and tensor headers, and waits for those files only. On the CPU the
+    /// first computation waits for the weights themselves, layer by layer.
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
         let front = Arc::new(Front::read(files, &config, options)?);
@@ -300,7 +302,7 @@ impl LoadedEngine {
     }
 }
 
-/// The model on our own kernels.
+/// Opens the model on this crate's CPU kernels.
 fn on_cpu(
     shape: &config::Shape,
     weights: &crate::weights::Weights,
@@ -317,7 +319,7 @@ fn on_cpu(
     })
 }
 
-/// The model on the CUDA device of this ordinal.
+/// Opens the model on the CUDA device of this ordinal.
 #[cfg(feature = "cuda")]
 fn on_gpu(
     ordinal: usize,
@@ -337,7 +339,7 @@ fn on_gpu(
     })
 }
 
-/// No model: this build has no engine for GPUs.
+/// Always fails: this build has no GPU engine.
 #[cfg(not(feature = "cuda"))]
 fn on_gpu(
     ordinal: usize,

@@ -1,5 +1,5 @@
-//! Named parameters of a model, as layers hold them: matrices in place, vectors as f32, each waited for when it
-//! is first used.
+//! Named parameters of a layer: matrices used in place, vectors copied as f32. The first use of a parameter
+//! waits until it is loaded.
 
 use std::sync::OnceLock;
 
@@ -21,7 +21,7 @@ pub(super) struct Vector {
 }
 
 impl Dense {
-    /// `{prefix}.weight` alone.
+    /// Opens `{prefix}.weight` alone.
     pub(super) fn open(
         weights: &Weights,
         prefix: &str,
@@ -32,7 +32,7 @@ impl Dense {
         Ok(Self { weight, bias: None })
     }
 
-    /// `{prefix}.weight` and `{prefix}.bias`.
+    /// Opens `{prefix}.weight` and `{prefix}.bias`.
     pub(super) fn open_biased(
         weights: &Weights,
         prefix: &str,
@@ -43,25 +43,25 @@ impl Dense {
         Ok(Self { bias: Some(bias), ..Self::open(weights, prefix, outputs, inputs)? })
     }
 
-    /// The matrix, once it is there.
+    /// Returns the matrix; blocks until it is present.
     pub(super) fn matrix(&self) -> Result<Matrix<'_>, WeightsError> {
         let [outputs, inputs] = *self.weight.shape() else { unreachable!("opened with two dimensions") };
         Ok(Matrix { bytes: self.weight.bytes()?, element: self.weight.element(), outputs, inputs })
     }
 
-    /// The bias, once it is there.
+    /// Returns the bias; blocks until it is present.
     pub(super) fn bias(&self) -> Result<Option<&[f32]>, WeightsError> {
         self.bias.as_ref().map(Vector::get).transpose()
     }
 }
 
 impl Vector {
-    /// The vector of this name and length.
+    /// Opens the vector of this name and length.
     pub(super) fn open(weights: &Weights, name: &str, length: usize) -> Result<Self, WeightsError> {
         Ok(Self { view: weights.tensor(name, &[length])?, values: OnceLock::new() })
     }
 
-    /// Its values, once they are there.
+    /// Returns the values; blocks until they are present.
     pub(super) fn get(&self) -> Result<&[f32], WeightsError> {
         if let Some(values) = self.values.get() {
             return Ok(values);

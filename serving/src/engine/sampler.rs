@@ -1,25 +1,25 @@
-//! Choosing the next token from logits.
+//! Sampling: chooses the next token from logits.
 //!
-//! Not here: stop conditions. What may surprise: there is no generator state. The random number for a position
-//! is a function of (seed, position), so a stream that is continued elsewhere, or replayed, draws the same.
+//! Stop conditions are elsewhere. There is no generator state: the random number for a position is a function
+//! of (seed, position). A stream that is continued on another worker, or replayed, therefore draws the same
+//! tokens.
 
 use super::kernels::math::exp;
 
-/// How tokens are chosen.
+/// Sampling parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// 0 takes the likeliest token; 1 samples from the model's own distribution. Finite, not negative.
+    /// 0 takes the most likely token; 1 samples from the model's own distribution. Finite, not negative.
     pub temperature: f32,
-    /// Sample from the smallest set of likeliest tokens that has this much probability. Within (0, 1].
+    /// Probability mass of the smallest set of most likely tokens to sample from. Within (0, 1].
     pub top_p: f32,
-    /// Which of the possible answers.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// The token for `position` of a sequence, from one row of logits.
+/// Samples the token for `position` of a sequence from one row of logits.
 ///
-/// # Panics
-/// When `logits` is empty.
+/// # Panics If `logits` is empty.
 pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
     if sampling.temperature <= 0.0 {
@@ -33,7 +33,7 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
         .collect();
     let total: f64 = weights.iter().map(|(weight, _)| f64::from(*weight)).sum();
     let wanted = total * f64::from(sampling.top_p.clamp(0.0, 1.0));
-    // Ties are broken by token id, so that the order is the same everywhere.
+    // Ties are broken by token id, so that the order is the same on every machine.
     weights.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut kept = 0.0;
     let mut count = 0;
@@ -54,7 +54,7 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     weights[count - 1].1
 }
 
-/// The token with the highest logit, the lowest id among equals. Not-a-number never wins.
+/// Returns the token with the highest logit, the lowest id among equals. NaN never wins.
 fn likeliest(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
@@ -65,8 +65,8 @@ fn likeliest(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// A number in [0, 1) that depends on nothing but its arguments: two rounds of SplitMix64's finaliser
-/// (Steele, Lea, Flood 2014), whose output passes the usual batteries for counters.
+/// Returns a number in [0, 1) that depends only on its arguments. It applies two rounds of SplitMix64's
+/// finaliser (Steele, Lea, Flood 2014), whose output passes the usual test batteries for counters.
 pub fn uniform(seed: u64, position: u64) -> f64 {
     let word = mix(mix(seed).wrapping_add(position.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     (word >> 11) as f64 / (1_u64 << 53) as f64

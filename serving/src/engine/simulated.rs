@@ -1,7 +1,7 @@
-//! An engine without a model, for tests of everything around engines.
+//! A simulated engine without a model, for tests of the code around engines.
 //!
-//! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both are
-//! functions of their input alone, so tests can say what comes back.
+//! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both
+//! are functions of their input alone, so tests can state the expected answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,35 +30,36 @@ struct Sequence {
 }
 
 impl Simulated {
-    /// Generates: answers with the last line of the prompt that is not empty, then its end token.
+    /// Returns a decoder that answers with the last non-empty line of the prompt, then its end token.
     pub fn decoder(context_tokens_max: usize, tokens_total: usize) -> Self {
         Self::new(Front::bytes(context_tokens_max), tokens_total)
     }
 
-    /// Embeds: the shares of each byte value modulo `dimensions`, scaled to length 1.
+    /// Returns an encoder: the shares of each byte value modulo `dimensions`, scaled to length 1.
     pub fn encoder(context_tokens_max: usize, dimensions: usize) -> Self {
         Self::new(Front::bytes_embedding(context_tokens_max, dimensions), 0)
     }
 
-    /// Each step takes at least this long, so that a test can act while a generation runs.
+    /// Makes each step take at least this long, so that a test can act while a generation runs.
     pub fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
         self
     }
 
-    /// Repeats the line again and again, so that no answer ends before its caller goes or its bound is reached.
+    /// Repeats the line indefinitely, so that an answer ends only when its client leaves or its limit is
+    /// reached.
     pub fn without_end(mut self) -> Self {
         self.is_endless = true;
         self
     }
 
-    /// Computes no numbers from inputs that contain `!`, as a model with damaged weights does.
+    /// Produces NaN for inputs that contain `!`, as a model with damaged weights does.
     pub fn broken(mut self) -> Self {
         self.is_broken = true;
         self
     }
 
-    /// A decoder whose tokenizer calls `delay` with each text, and goes on when that returns.
+    /// Returns a decoder whose tokenizer calls `delay` with each text and blocks until it returns.
     pub fn with_tokenizer(
         context_tokens_max: usize,
         tokens_total: usize,

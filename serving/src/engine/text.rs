@@ -1,12 +1,13 @@
-//! From tokens to text that may be sent: whole characters only, and never past a stop string.
+//! Incremental detokenization: turns tokens into text that may be sent, in whole characters and never past a
+//! stop string.
 //!
-//! What may surprise: text can lag behind tokens. A token may end inside a UTF-8 character, and text that could
-//! be the beginning of a stop string is held back until it is known not to be one.
+//! Text can lag behind tokens. A token may end inside a UTF-8 character. Text that could be the beginning of
+//! a stop string is held back until the match is decided.
 
 use super::Front;
 
-/// Most tokens that may end without completing a character. UTF-8 needs four bytes, byte tokens one each; a
-/// few more allow for decoders that look at neighbours. After that, what is there is text.
+/// Maximum tokens without a complete character. UTF-8 needs four bytes, byte tokens one each; a few more
+/// allow for decoders that inspect neighbours. After that, the available bytes are taken as text.
 const INCOMPLETE_TOKENS_MAX: usize = 8;
 
 /// Turns tokens into text, one at a time.
@@ -18,13 +19,13 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// The text that this token completes, perhaps empty.
+    /// Returns the text that this token completes, possibly empty.
     pub fn push(&mut self, front: &Front, token: u32) -> String {
         self.tokens.push(token);
         self.advance(front, false)
     }
 
-    /// What is left, with replacement characters for bytes that never became a character.
+    /// Returns the remaining text, with replacement characters for incomplete bytes.
     pub fn finish(&mut self, front: &Front) -> String {
         self.advance(front, true)
     }
@@ -39,7 +40,7 @@ impl Detokenizer {
         if after.ends_with(char::REPLACEMENT_CHARACTER) && waiting && !finish {
             return String::new();
         }
-        // A decoder may rewrite the end of its context; what was sent stays sent.
+        // A decoder may rewrite the end of its context; text already sent is not revised.
         let common = before.len().min(after.len());
         let fresh = after.get(common..).unwrap_or_default().to_owned();
         // Keep the tokens just sent as context, so that spaces between words decode as they would in full.
@@ -56,22 +57,22 @@ pub struct StopStrings {
     held: String,
 }
 
-/// What a piece of text came to.
+/// Result of checking a piece of text for stop strings.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// This may be sent; generation goes on.
+    /// Text to send; generation continues.
     Text(String),
-    /// This may be sent; a stop string followed it.
+    /// Text to send; a stop string followed it.
     Stopped(String),
 }
 
 impl StopStrings {
-    /// Watch for these; empty strings are ignored.
+    /// Watches for these strings; empty ones are ignored.
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
     }
 
-    /// Add text; get back what is certainly before any stop string.
+    /// Adds text; returns the part that is certainly before any stop string.
     pub fn push(&mut self, text: &str) -> Checked {
         self.held.push_str(text);
         let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
@@ -84,13 +85,13 @@ impl StopStrings {
         Checked::Text(std::mem::replace(&mut self.held, rest))
     }
 
-    /// What was held back, when generation ends for another reason.
+    /// Returns the text held back, when generation ends for another reason.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Bytes at the end of `text` that are a beginning of `stop`.
+/// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)
@@ -119,7 +120,7 @@ mod tests {
             (&["STOP"], &["one ST", "OP two"], "one ", true),
             (&["STOP"], &["one ST", "ART"], "one START", false),
             (&["STOP"], &["one STO"], "one STO", false),
-            (&["b", "abc"], &["a", "bc"], "", true), // The one that begins first wins.
+            (&["b", "abc"], &["a", "bc"], "", true), // The match that begins first wins.
             (&["\n\n"], &["line\n", "\nrest"], "line", true),
             (&["é"], &["caf", "é!"], "caf", true),
             (&["aab"], &["aaaab"], "aa", true),

@@ -1,9 +1,9 @@
 //! One worker's connection, from its ticket to its end.
 //!
-//! The ticket is checked when the worker comes, and each renewal as it is polled ([`super::ticket`], and
-//! [`super::lifetime`] for how long it is good); the table is asked anew at
-//! every choice ([`super::pool`]), so a slot that moved is left at once, while what still runs on its old
-//! worker may end as long as the old node keeps renewing.
+//! The ticket is checked when the worker connects, and each renewal as it is polled ([`super::ticket`], and
+//! [`super::lifetime`] for its validity). Every choice of a worker consults the current table
+//! ([`super::pool`]), so a slot that moved gets no new requests. Requests that still run on its old worker
+//! may end as long as the old node renews the ticket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +22,15 @@ use super::pool::{Departure, Link};
 use super::ticket::{Decision, TicketError, check_form, check_renewal, check_route, judge};
 use crate::worker::now;
 
-/// How often a worker is asked for its ticket and its load. A lease of 3 s survives a lost answer or two.
+/// Interval at which a worker is polled for its ticket and its load. A lease of 3 s survives one or two lost
+/// answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long requests on a worker that lost its slot may take to end.
+/// Time for requests on a worker that lost its slot to finish.
 const RETIREMENT: Duration = Duration::from_secs(30);
-/// How often a worker that loads its model is asked whether it is done: a fifth of what the smallest model takes.
+/// Interval at which a loading worker is polled: a fifth of the loading time of the smallest model.
 const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Judges a new connection and, if its ticket is good, keeps it in the pool until it ends.
+/// Checks a new connection's ticket and, if it is valid, keeps the connection in the pool until it ends.
 pub(super) async fn attend(
     gateway: Arc<Gateway>,
     reversed: Reversed,
@@ -57,7 +58,7 @@ pub(super) async fn attend(
     serve_worker(&gateway, channel, signed, lapses_at, shutdown).await;
 }
 
-/// Keeps a worker whose ticket was admitted in the pool until it ends.
+/// Keeps a worker with an admitted ticket in the pool until its connection ends.
 pub(super) async fn serve_worker(
     gateway: &Gateway,
     channel: Channel,
@@ -79,8 +80,8 @@ pub(super) async fn serve_worker(
     tracing::info!(worker = worker.short(), %service, %slot, %fence, ended, "worker disconnected");
 }
 
-/// A worker in the pool, taken out when its connection's task ends, or is dropped because another connection takes
-/// its permit.
+/// A worker in the pool. Dropping it removes the worker: at the end of its connection's task, or when another
+/// connection takes its permit.
 struct Pooled<'a> {
     gateway: &'a Gateway,
     link: Arc<Link>,
@@ -93,8 +94,9 @@ impl Drop for Pooled<'_> {
     }
 }
 
-/// The ticket of a worker that may serve, and when it lapses. `hold` takes the permits that it needs by the way: from
-/// its admission on the connection counts as one of the node that signed the ticket, so that no other key takes it.
+/// Returns the ticket of a worker that may serve, and its expiry. `hold` acquires the permits that are needed
+/// on the way. Once admitted, the connection counts as one of the node that signed the ticket, so that no
+/// other key can take its permit.
 pub(super) async fn admit(
     gateway: &Gateway,
     worker: PublicKey,
@@ -107,7 +109,8 @@ pub(super) async fn admit(
     check_form(&signed, &worker, &gateway.identity.public_key())?;
     let node = Permit::Node(signed.ticket.node.0);
     let mut tables = gateway.table.subscribe();
-    // A worker may be faster than the table; it waits for it no longer than any ticket is good.
+    // A worker may connect before the table names it; it waits for the table no longer than a ticket is
+    // valid.
     let early_until = came_at + Duration::from_millis(LEASE_MS);
     let mut held = None;
     loop {
@@ -141,17 +144,17 @@ pub(super) async fn admit(
 /// The permit that a connection holds after its handshake's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Permit {
-    /// One of the few of nodes that the table does not name.
+    /// One of the few permits for nodes that the table does not name.
     Unadmitted,
-    /// One of this node's, which the table names.
+    /// A permit of this node, which the table names.
     Node(PublicKey),
 }
 
-/// Returns why the worker is to be left.
+/// Polls a worker until it must leave; returns the cause.
 async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> Departure {
     let mut deadline = lapses_at;
     let mut retired_at = None;
-    // The first ticket may be old from waiting for the table.
+    // The first ticket may have aged while it waited for the table.
     let mut next_poll = Instant::now();
     loop {
         tokio::select! {
@@ -181,7 +184,7 @@ async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> Departure {
     }
 }
 
-/// Asks for a fresh ticket and for the load. Returns until when the ticket is good, if it is a newer one.
+/// Polls for a fresh ticket and for the load. Returns the expiry of the ticket, if it is a newer one.
 async fn poll(gateway: &Gateway, link: &Link) -> Result<Option<Instant>, TicketError> {
     if let Some(body) = ask(link, "/worker/v1/load").await
         && let Ok(load) = serde_json::from_slice::<WorkerLoad>(&body)

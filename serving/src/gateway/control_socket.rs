@@ -1,5 +1,5 @@
-//! Where the gateway's agent pushes its table. Whoever can open this socket decides who serves; its file is
-//! the owner's alone.
+//! Control socket: the gateway's agent pushes the route table here. A process that can open the socket
+//! controls the routing, so only the owner may access its file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::net::{UnixListener, UnixStream};
 use super::Gateway;
 use super::table::Table;
 
-/// Long enough not to spin when descriptors run out.
+/// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes tables until `shutdown`.
+/// Receives tables until `shutdown`.
 pub(super) async fn serve(listener: UnixListener, gateway: Arc<Gateway>, shutdown: CancellationToken) {
     loop {
         let accepted = tokio::select! {
@@ -36,7 +36,7 @@ pub(super) async fn serve(listener: UnixListener, gateway: Arc<Gateway>, shutdow
 
 async fn converse(stream: UnixStream, gateway: Arc<Gateway>) {
     if let Err(error) = try_converse(stream, &gateway).await {
-        tracing::warn!(%error, "talk with the agent ended");
+        tracing::warn!(%error, "agent connection ended");
     }
 }
 
@@ -51,7 +51,7 @@ async fn try_converse(stream: UnixStream, gateway: &Gateway) -> Result<(), Frame
 }
 
 impl Gateway {
-    /// Puts a newer table in force; an older or an unusable one is ignored. Returns the version in force.
+    /// Installs a newer table; an older or invalid one is ignored. Returns the version in force.
     fn replace_table(&self, pushed: RouteTable) -> u64 {
         let pushed_version = pushed.version;
         let table = Table::new(pushed);

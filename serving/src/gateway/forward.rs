@@ -1,12 +1,13 @@
-//! From an admitted request to a worker and back.
+//! Request forwarding: from an admitted request to a worker and back, with retries.
 //!
-//! A request goes to one worker at a time. As long as the client has not been sent a byte, a worker that
-//! says it takes nothing now is left for another. So is a worker that is lost; but the request may be what it was
-//! lost by. Such a suspect is tried once more, alone ([`super::pool`]), and given up when that worker is lost too: no
-//! request ends more than two workers, and none that ran beside it fails.
-//! After the first byte a worker's death is told in the stream.
-//! Where there is no worker, the request waits for one for a moment (`patience`).
-//! A client that goes away drops the response, which resets the worker's stream, which stops the engine.
+//! A request runs on one worker at a time. Until the first byte reaches the client, a worker that rejects the
+//! request is replaced by another. So is a worker that is lost; but the request may have caused the loss.
+//! Such a suspect is retried once, alone ([`super::pool`]), and fails when that worker is lost too. No
+//! request ends more than two workers, and no request that ran beside a suspect fails.
+//!
+//! After the first byte, a worker's death is reported in the stream. Without a worker, the request waits for
+//! one for a limited time (`patience`). A client that disconnects drops the response, which resets the
+//! worker's stream, which stops the engine.
 
 use std::time::Duration;
 
@@ -29,29 +30,29 @@ use crate::metrics::Observation;
 use crate::openai::{ApiError, error_event};
 use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 
-/// Most workers that may refuse one request before its client hears of it.
+/// Maximum workers that may reject one request before the client gets the rejection.
 const REFUSALS_MAX: usize = 3;
-/// How long a worker has for the answer after its answer's headers say that it refuses.
+/// Time limit for the body of a worker's rejection after its headers.
 const REFUSAL: Duration = Duration::from_secs(5);
-/// Longest that a worker is one suspect's alone. What a request does to its worker by being read, it has done by
-/// then; a whole answer may take minutes, and others wait.
+/// Longest time that a worker is reserved for one suspect. A request that harms its worker when it is read
+/// has done so by then; a whole answer may take minutes, and others wait.
 const QUARANTINE: Duration = Duration::from_secs(10);
 
-/// What came of putting a request on one worker.
+/// Outcome of one attempt on one worker.
 enum Attempt {
-    /// The whole answer.
+    /// A complete answer.
     Whole(Response<()>, Bytes),
-    /// An answer that has begun; place and observation go with it.
+    /// An answer that has begun, with its permit and observation.
     Begun(Response),
-    /// The worker takes nothing now, or never saw the request.
+    /// The worker rejected the request or never received it.
     Refused(ApiError, Observation),
     /// The worker was lost while it had the request.
     Lost(Observation),
-    /// The client is to hear this at once.
+    /// The client gets this error immediately.
     Failed(ApiError, Observation),
 }
 
-/// A request on its way: its body, the memory it is counted for, and its measurement.
+/// An admitted request: its target, body and memory charge.
 pub(super) struct Admitted {
     pub(super) wanted: Wanted,
     pub(super) body: Bytes,
@@ -59,7 +60,7 @@ pub(super) struct Admitted {
 }
 
 impl Gateway {
-    /// Finds a worker that answers.
+    /// Sends a request to workers until one answers.
     pub(super) async fn forward(
         &self,
         admitted: Admitted,
@@ -69,7 +70,7 @@ impl Gateway {
         observation.evicted_by(evicted.clone());
         tokio::select! {
             answered = self.try_forward(admitted, observation) => answered,
-            // The observation has seen it for itself.
+            // The observation records an eviction itself.
             () = evicted.cancelled() => Ok(axum::response::IntoResponse::into_response(memory_full())),
         }
     }
@@ -89,7 +90,8 @@ impl Gateway {
             let place = match &suspect {
                 Some(suspect) => self.place_alone(&wanted, &tried, suspect).await,
                 None => match self.place_now(&wanted, &tried) {
-                    // Who is busy now is told so; waiting would only lengthen the queue.
+                    // A rejection for overload is returned immediately; waiting would only lengthen the
+                    // queue.
                     Ok(None) if reason.code != code::WORKER_OVERLOADED => {
                         self.place_soon(&wanted, &tried, until).await
                     }
@@ -132,7 +134,7 @@ impl Gateway {
     }
 }
 
-/// Runs the attempt; a suspect's worker is kept from others for a while at most.
+/// Runs the attempt; a suspect's worker is reserved for it for a limited time.
 async fn in_quarantine(attempt: impl Future<Output = Attempt>, suspect: Option<&Suspect<'_>>) -> Attempt {
     let Some(suspect) = suspect else { return attempt.await };
     tokio::pin!(attempt);
@@ -182,14 +184,14 @@ async fn attempt(
     }
 }
 
-/// A worker's answer under way.
+/// A worker's answer in progress.
 struct Answer {
     place: Place,
     body: ResponseBody,
     observation: Observation,
 }
 
-/// What the next frame of an answer is.
+/// The next frame of an answer.
 enum Next {
     Data(Bytes),
     Trailers(HeaderMap),
@@ -247,7 +249,7 @@ impl Answer {
         Attempt::Whole(head, answer.into_bytes())
     }
 
-    /// Waits for the first piece, for until it is there another worker can still be asked.
+    /// Waits for the first piece: until it arrives, the request can still be retried on another worker.
     async fn stream(mut self, headers: &HeaderMap) -> Attempt {
         let first = match self.next().await {
             Next::Data(data) => data,
@@ -265,7 +267,7 @@ impl Answer {
         Attempt::Begun(response)
     }
 
-    /// The next piece for the client, and what remains.
+    /// Returns the next piece for the client, and the remainder.
     async fn piece(mut self) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Self>)> {
         loop {
             match self.next().await {
@@ -278,7 +280,8 @@ impl Answer {
                     self.observation.tokens(count(&trailers, &PROMPT_TOKENS), generated);
                 }
                 Next::End => {
-                    // The engine has told its failure in the stream, which then lacks the count of tokens.
+                    // The engine has reported its failure in the stream, which then lacks the count of
+                    // tokens.
                     let code = if self.observation.is_complete() { "" } else { "failed-in-stream" };
                     self.observation.end(StatusCode::OK, code);
                     return None;
@@ -307,14 +310,14 @@ fn worker_lost() -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).retry_after(1)
 }
 
-/// Says that this request is not to come again: a client that repeats it by itself would end two workers each time.
+/// Builds an error that forbids a retry: a client that retries automatically would end two workers each time.
 fn two_workers_lost() -> ApiError {
     let message = "two workers were lost while they served this request, the second one with no other request; \
         it is not tried on a third";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).not_again()
 }
 
-/// What a worker says when it takes nothing now. Its own words are for our log, not for clients.
+/// Reads a worker's rejection. Its text goes to the gateway's log, not to clients.
 async fn refusal(body: ResponseBody) -> ApiError {
     let text = tokio::time::timeout(REFUSAL, body.collect()).await;
     let text = text.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();

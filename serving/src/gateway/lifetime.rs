@@ -1,14 +1,15 @@
-//! How long tickets are good, by this gateway's own clock.
+//! Ticket lifetimes, measured by this gateway's own clock.
 //!
-//! A ticket ends with its node's lease, which its node counts on its boot clock. That clock says nothing here,
-//! but differences of it do: what one ticket outlives another by, whatever the wall clocks of the two machines
-//! show. A worker's first ticket is good for a lease from when it came; each later one for as much longer as its
-//! node says, and never for more than a lease from when it came. So a ticket shown again, on this connection or
-//! on another, gains nothing, and one that was held back lapses when its node meant it to.
+//! A ticket ends with its node's lease, which the node counts on its boot clock. The gateway cannot read that
+//! clock, but differences between its values are meaningful. They state by how much one ticket outlives
+//! another, regardless of the two machines' wall clocks. A worker's first ticket is valid for one lease from
+//! its arrival. Each later one extends that by the difference that its node states, and never beyond one
+//! lease from its own arrival. A replayed ticket, on this connection or on another, therefore gains nothing,
+//! and a delayed one expires when its node intended.
 //!
-//! The wall clock bounds one thing alone: how late a worker that this gateway does not know may come with a
-//! ticket. May surprise: the two machines' clocks do not run equally fast either, so a little is allowed for it;
-//! without that, the shortest way a ticket ever took would count for ever.
+//! The wall clock bounds one thing only: the age of a ticket from a worker that this gateway does not know.
+//! The two machines' clocks do not run at exactly the same speed either, so a small drift is allowed. Without
+//! that, the fastest delivery of any ticket would count forever.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -22,16 +23,16 @@ use tokio::time::Instant;
 use super::ticket::TicketError;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
-/// A worker is remembered until the wall clock alone refuses its tickets: with its node's clock as far ahead and
-/// ours as far behind as is borne.
+/// Time for which a worker is remembered: until the wall clock alone rejects its tickets. It allows for the
+/// largest tolerated skew, with the node's clock ahead and the gateway's behind.
 const REMEMBERED: Duration = Duration::from_millis(2 * CLOCK_GRACE_MS + LEASE_MS);
-/// Most workers remembered: four for each that this release was measured with. Beyond that the one that lapsed
-/// first is forgotten.
+/// Maximum workers remembered: four for each that this release was measured with. Beyond that the one that
+/// expired first is evicted.
 const WORKERS_MAX: usize = 4096;
-/// Clocks of two machines differ in speed by less than this part of the time: the kernel slews by half of it.
+/// Reciprocal of the drift allowed between two machines' clocks; the kernel slews by half of that drift.
 const DRIFT_PARTS: u32 = 1000;
 
-/// What is remembered of the workers that came.
+/// Recent tickets of workers.
 #[derive(Debug, Default)]
 pub(super) struct Lifetimes {
     workers: Mutex<BTreeMap<PublicKey, Sighting>>,
@@ -46,7 +47,7 @@ struct Sighting {
 }
 
 impl Lifetimes {
-    /// Until when a ticket is good that came at `came_at`.
+    /// Returns the expiry of a ticket that arrived at `came_at`.
     ///
     /// # Errors
     /// [`TicketError::Expired`] and [`TicketError::Ahead`].
@@ -83,7 +84,7 @@ impl Lifetimes {
     }
 }
 
-/// When a ticket lapses that came now, its worker being known by an earlier one or not.
+/// Computes the expiry of a ticket that arrived at `came_at`, given the worker's earlier ticket, if any.
 fn lapse(known: Option<Sighting>, until_boottime_ms: u64, came_at: Instant) -> Instant {
     let fresh = came_at + LEASE;
     let Some(known) = known else { return fresh };
@@ -91,12 +92,13 @@ fn lapse(known: Option<Sighting>, until_boottime_ms: u64, came_at: Instant) -> I
     if until_boottime_ms < known.lease_until_boottime_ms {
         return known.lapses_at.checked_sub(difference).map_or(came_at, |at| at.min(fresh));
     }
-    // A difference beyond all clocks is worth a lease, as any is.
+    // A difference beyond the range of the clock counts as one lease, like any larger one.
     let by_node = known.lapses_at.checked_add(difference + difference / DRIFT_PARTS);
     by_node.map_or(fresh, |at| at.min(fresh))
 }
 
-/// Whether a ticket of an unknown worker may be as fresh as it must be, wall clocks being off as far as is borne.
+/// Checks that a ticket of an unknown worker may still be valid, within the tolerated skew of the wall
+/// clocks.
 fn check_clocks(expires_at: Millis, wall: Millis) -> Result<(), TicketError> {
     let late_ms = wall.0.saturating_sub(expires_at.0);
     let ahead_ms = expires_at.0.saturating_sub(wall.0.saturating_add(LEASE_MS));
@@ -127,7 +129,7 @@ mod tests {
         }
     }
 
-    /// A gateway and a node whose wall clock is off.
+    /// A gateway and a node with a skewed wall clock.
     struct Scene {
         lifetimes: Lifetimes,
         began: Instant,
@@ -139,7 +141,7 @@ mod tests {
             Self { lifetimes: Lifetimes::default(), began: Instant::now(), skew_ms }
         }
 
-        /// A ticket issued at one time of this scene and shown at another; how long it is good then.
+        /// Presents a ticket at one time that was issued at another; returns its remaining validity.
         fn show(&self, worker: u8, issued_ms: u64, shown_ms: u64) -> Result<u64, &'static str> {
             let lease_end_ms = issued_ms + LEASE_MS;
             let wall = Millis((WALL.0 + lease_end_ms).saturating_add_signed(self.skew_ms));
@@ -185,7 +187,7 @@ mod tests {
     fn tickets_that_were_held_back_end_when_their_node_meant_them_to() {
         let scene = Scene::new(0);
         assert_eq!(scene.show(9, 0, 0), Ok(3_000));
-        // Its node was last given a lease at 10 s. Drift is allowed for: a thousandth.
+        // Its node last received a lease at 10 s. The allowed drift is a thousandth.
         assert_eq!(scene.show(9, 5_000, 6_000), Ok(2_005));
         assert_eq!(scene.show(9, 10_000, 11_000), Ok(2_010));
         assert_eq!(scene.show(9, 7_000, 12_000), Err("expired"));

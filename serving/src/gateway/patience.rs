@@ -1,5 +1,5 @@
-//! A request that finds no worker is held for a moment: its worker has just died, and the slot is being
-//! placed somewhere else. Its bytes are counted by the gateway's memory budget, as those of all requests are.
+//! Waiting for a worker: a request without one is held for a limited time, because a dead worker's slot is
+//! being placed elsewhere. Its bytes are charged to the gateway's memory budget, like those of all requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,24 +14,23 @@ use super::public::Wanted;
 use super::table::Table;
 use crate::openai::ApiError;
 
-/// How long a request waits for a worker. A dead node's slots lapse after its lease of 3 s and are loaded elsewhere
-/// in a second or two; a client told to come back would do so no later.
+/// Time for which a request waits for a worker. A dead node's slots expire after its lease of 3 s and are
+/// loaded elsewhere in a second or two. A client that retries would do so no earlier.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How many times as long a suspect waits to run alone: after an ordinary death those that ran on the worker wait
-/// for one another, and each takes as long as its answer takes to begin.
+/// Factor on the time for which a suspect waits to run alone. After an ordinary death the requests of the
+/// worker wait for one another, and each takes until its answer begins.
 const SUSPECT_PATIENCE_FACTOR: u32 = 6;
 
 impl Gateway {
-    /// The table in force; a gateway that has just started waits for its agent to say who may ask and who answers.
+    /// Returns the table in force; a gateway that has just started waits for its agent to push one.
     ///
-    /// # Errors
-    /// 503 when the agent says nothing for too long.
+    /// # Errors 503 when the agent pushes no table in time.
     pub(super) async fn table(&self) -> Result<Arc<Table>, ApiError> {
         let mut tables = self.table.subscribe();
         let pushed = tables.wait_for(|table| table.version() > 0);
         match tokio::time::timeout(self.patience, pushed).await {
             Ok(Ok(table)) => Ok(table.clone()),
-            // The sender is this gateway's own and does not close.
+            // The sender belongs to this gateway and does not close.
             Ok(Err(_)) | Err(_) => {
                 let message = "this gateway does not know yet who serves what";
                 Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1))
@@ -39,7 +38,7 @@ impl Gateway {
         }
     }
 
-    /// A worker now, if there is one.
+    /// Returns a worker if one is available now.
     ///
     /// # Errors
     /// The model is no longer served: it may have been retired while the request waited.
@@ -49,7 +48,7 @@ impl Gateway {
         Ok(self.pool.choose(&services, &table, tried))
     }
 
-    /// A worker as soon as there is one; none after the deadline.
+    /// Waits for a worker; returns `None` after the deadline.
     ///
     /// # Errors
     /// As [`Self::place_now`].
@@ -63,7 +62,7 @@ impl Gateway {
         self.place_by(until, || self.place_now(wanted, tried)).await
     }
 
-    /// A worker that is this suspect's alone; none when no worker becomes idle for long.
+    /// Waits for a worker reserved for this suspect; returns `None` when no worker becomes idle in time.
     ///
     /// # Errors
     /// As [`Self::place_now`].
@@ -79,14 +78,15 @@ impl Gateway {
             let services = wanted.services(&table)?;
             Ok(self.pool.choose_alone(&services, &table, tried, suspect, is_pressed))
         };
-        // A worker that replaces the lost one comes idle; only after that others are kept from the last one.
+        // A worker that replaces the lost one is idle at first; only after that is the last open worker
+        // reserved.
         if let Some(place) = self.place_by(came_at + self.patience / 2, || choose(false)).await? {
             return Ok(Some(place));
         }
         self.place_by(came_at + self.patience * SUSPECT_PATIENCE_FACTOR, || choose(true)).await
     }
 
-    /// What `choose` finds, as soon as it finds something; none after the deadline.
+    /// Retries `choose` until it succeeds; returns `None` after the deadline.
     async fn place_by(
         &self,
         until: Instant,
@@ -96,7 +96,7 @@ impl Gateway {
         let deadline = tokio::time::sleep_until(until);
         tokio::pin!(deadline);
         loop {
-            // Listening begins before looking, so that nobody slips in between.
+            // The waiter registers before the check, so that no vacancy in between is missed.
             let vacancy = self.pool.vacancy();
             tokio::pin!(vacancy);
             vacancy.as_mut().enable();
@@ -106,7 +106,7 @@ impl Gateway {
             }
             tokio::select! {
                 () = vacancy => {}
-                // The sender is this gateway's own and does not close.
+                // The sender belongs to this gateway and does not close.
                 _ = tables.changed() => {}
                 () = &mut deadline => return Ok(None),
             }

@@ -1,10 +1,13 @@
-//! The workers that are connected, and the choice among them.
+//! Worker pool: the connected workers, and the choice among them.
 //!
-//! A request with which a worker was lost is a suspect: the next one may be lost by it too. A suspect runs alone. It
-//! takes a worker that has no request, or has one emptied: a worker that is reserved for a suspect takes no other
-//! request until the suspect has begun to be answered. As long as there are several workers, one stays open to all.
-//! Where no worker becomes idle for long, answers that have begun may go on beside a suspect: they could not be
-//! repeated, but after an ordinary death a whole node's requests are suspects, and they shall not wait for minutes.
+//! A request with which a worker was lost is a suspect: it may end the next worker too. A suspect runs alone.
+//! It takes a worker without requests, or one is drained for it. A worker reserved for a suspect takes no
+//! other request until the suspect's answer has begun. While there are several workers, one stays open to all
+//! requests.
+//!
+//! If no worker becomes idle for long, answers that have begun may continue beside a suspect. They could not
+//! be repeated; but after an ordinary death all requests of a node are suspects, and must not wait for
+//! minutes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -22,31 +25,31 @@ use tokio::sync::futures::Notified;
 use super::table::Table;
 use super::ticket::check_route;
 
-/// Largest answer to a poll: a load is below 1 KiB, a ticket below [`TICKET_BYTES_MAX`].
+/// Largest answer to a poll, in bytes: a load is below 1 KiB, a ticket below [`TICKET_BYTES_MAX`].
 const POLL_BYTES_MAX: usize = 64 * 1024;
 const _: () = assert!(TICKET_BYTES_MAX <= POLL_BYTES_MAX);
-/// Longest answer to a poll. A ticket that comes later has lapsed.
+/// Time limit for a poll. A ticket that arrives later has expired.
 const POLL_TIME_MAX: Duration = Duration::from_millis(LEASE_MS);
-/// No suspect has this number.
+/// Value of `reserved_for` without a reservation; no suspect has this id.
 const UNRESERVED: u64 = 0;
 
-/// Why a worker leaves the pool.
+/// Cause of a worker's departure from the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Departure {
-    /// Its connection is gone.
+    /// The connection is closed.
     Closed,
-    /// Its ticket was not renewed.
+    /// The ticket was not renewed.
     Lapsed,
-    /// Its slot was given to another worker, long ago.
+    /// The slot was given to another worker, and the time to finish has passed.
     SlotEnded,
-    /// The gateway ends.
+    /// The gateway shuts down.
     Shutdown,
-    /// Its permit is another connection's.
+    /// Another connection took the permit.
     Evicted,
 }
 
 impl Departure {
-    /// For the log.
+    /// Returns the text for the log.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "connection closed",
@@ -57,7 +60,7 @@ impl Departure {
         }
     }
 
-    /// Whether no request of the worker can have to do with it.
+    /// Reports whether the departure cannot have been caused by a request of the worker.
     fn is_orderly(self) -> bool {
         matches!(self, Self::SlotEnded | Self::Shutdown | Self::Evicted)
     }
@@ -68,75 +71,75 @@ impl Departure {
 pub(super) struct Link {
     /// Unique in this gateway's life.
     pub(super) id: u64,
-    /// Requests go here.
+    /// Channel for requests.
     pub(super) channel: Channel,
-    /// Questions about the worker itself go here: the same connection, with answers that are small and soon there.
+    /// Channel for polls: the same connection, with small answers and short time limits.
     pub(super) polls: Channel,
-    /// Cancelled when the worker is to be left at once: gone, or its ticket lapsed.
+    /// Cancelled when the worker must be left immediately: it is gone, or its ticket expired.
     pub(super) lost: CancellationToken,
-    /// Whether it was let go in order, so that none of its requests is a suspect.
+    /// Whether the worker left in an orderly way, so that none of its requests is a suspect.
     left_in_order: AtomicBool,
-    /// The suspect that it runs alone, or is being emptied for.
+    /// The suspect that runs alone on this worker, or for which it is being drained.
     reserved_for: AtomicU64,
-    /// Notified when a worker has room that it had not.
+    /// Notified when a worker becomes ready, idle, or open to all.
     vacancies: Arc<Notify>,
     ticket: Mutex<Ticket>,
     load: Mutex<Option<WorkerLoad>>,
     is_ready: AtomicBool,
     is_draining: AtomicBool,
     in_flight: AtomicU32,
-    /// Of these, requests whose answer has not begun.
+    /// Part of `in_flight`: requests whose answer has not begun.
     unanswered: AtomicU32,
     last_used: AtomicU64,
 }
 
 impl Link {
-    /// The newest ticket; its form has been checked.
+    /// Returns the newest ticket; its form has been checked.
     pub(super) fn ticket(&self) -> Ticket {
         self.ticket.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A renewal, checked by the caller.
+    /// Stores a renewal, checked by the caller.
     pub(super) fn renew(&self, ticket: Ticket) {
         *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
     }
 
-    /// Take it out of the choice; what runs on it goes on.
+    /// Stops new requests to this worker; running ones continue.
     pub(super) fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether its model is loaded, as it last said.
+    /// Reports whether the model is loaded, by the last poll.
     fn is_ready(&self) -> bool {
         self.is_ready.load(Ordering::Relaxed)
     }
 
-    /// Whether it has not said yet that its model is loaded.
+    /// Reports whether the worker has not yet reported its model as loaded.
     pub(super) fn is_loading(&self) -> bool {
         self.load().is_none_or(|load| load.state == WorkerState::Loading)
     }
 
-    /// What the worker said of itself.
+    /// Stores the load that the worker reported.
     fn set_load(&self, load: WorkerLoad) {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner) = Some(load);
     }
 
-    /// What the worker last said of itself.
+    /// Returns the load that the worker last reported.
     pub(super) fn load(&self) -> Option<WorkerLoad> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Requests that this gateway has on it.
+    /// Returns the number of this gateway's requests on the worker.
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Whether requests that ran on it when it left the pool are beyond suspicion.
+    /// Reports whether the worker left in an orderly way, so that its requests are no suspects.
     pub(super) fn left_in_order(&self) -> bool {
         self.left_in_order.load(Ordering::Acquire)
     }
 
-    /// Opens it to all requests again, if it was reserved for this suspect.
+    /// Opens the worker to all requests again, if it was reserved for this suspect.
     fn release(&self, suspect: u64) {
         let reserved = &self.reserved_for;
         if reserved.compare_exchange(suspect, UNRESERVED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -160,7 +163,7 @@ impl Link {
     }
 }
 
-/// A request's place on a worker, given back when dropped.
+/// A request's permit on a worker, released when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     link: Arc<Link>,
@@ -168,12 +171,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The worker.
+    /// Returns the worker's connection.
     pub(super) fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
-    /// The first byte of the answer has come.
+    /// Records that the first byte of the answer has arrived.
     pub(super) fn answer_begins(&mut self) {
         if !std::mem::replace(&mut self.is_answered, true)
             && self.link.unanswered.fetch_sub(1, Ordering::AcqRel) == 1
@@ -192,7 +195,7 @@ impl Drop for Place {
     }
 }
 
-/// A request with which a worker was lost. While it lives, at most one worker is reserved for it.
+/// A request with which a worker was lost. While it exists, at most one worker is reserved for it.
 #[derive(Debug)]
 pub(super) struct Suspect<'p> {
     pool: &'p Pool,
@@ -200,7 +203,7 @@ pub(super) struct Suspect<'p> {
 }
 
 impl Suspect<'_> {
-    /// It has begun to answer: the worker that it runs on is open to all again.
+    /// Opens the reserved worker to all requests again, once the suspect's answer has begun.
     pub(super) fn acquit(&self) {
         self.pool.links().iter().for_each(|link| link.release(self.id));
     }
@@ -245,40 +248,40 @@ impl Pool {
         link
     }
 
-    /// Notes what a worker said of itself; those who wait for one learn when it is ready.
+    /// Records a worker's load and wakes waiting requests when it becomes ready.
     pub(super) fn heard(&self, link: &Link, load: WorkerLoad) {
         let is_ready = load.state == WorkerState::Ready;
         let was_ready = link.is_ready.swap(is_ready, Ordering::Relaxed);
-        // Shown once it is so: who sees a ready worker in the metrics may count on it.
+        // Published after readiness: a client that sees a ready worker in the metrics may rely on it.
         link.set_load(load);
         if is_ready && !was_ready {
             self.vacancies.notify_waiters();
         }
     }
 
-    /// Ends when the next worker has become ready, idle, or open to all.
+    /// Completes when the next worker becomes ready, idle, or open to all.
     pub(super) fn vacancy(&self) -> Notified<'_> {
         self.vacancies.notified()
     }
 
-    /// Takes a worker out, and tells the requests on it.
+    /// Removes a worker and notifies the requests on it.
     pub(super) fn remove(&self, link: &Link, departure: Departure) {
         self.lock().remove(&link.id);
         link.left_in_order.store(departure.is_orderly(), Ordering::Release);
         link.lost.cancel();
     }
 
-    /// A request with which a worker was lost.
+    /// Registers a request with which a worker was lost.
     pub(super) fn suspect(&self) -> Suspect<'_> {
         Suspect { pool: self, id: self.counter.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
-    /// Every worker.
+    /// Returns all workers.
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
         self.lock().values().cloned().collect()
     }
 
-    /// The least busy worker of these services that has not been `tried`; among equals the one that was
+    /// Chooses the least busy worker of these services that is not in `tried`; among equals the one that was
     /// chosen longest ago.
     pub(super) fn choose(&self, services: &[&RoutedService], table: &Table, tried: &[u64]) -> Option<Place> {
         let links = self.lock();
@@ -288,9 +291,9 @@ impl Pool {
         Some(self.take(chosen))
     }
 
-    /// A worker that has no request and gets no other one before the suspect is acquitted. Where there is none, one
-    /// is reserved, so that it becomes idle. When time presses, the last one that is open to all is reserved too,
-    /// and answers that have begun do not count.
+    /// Chooses a worker without requests that takes no other until the suspect is acquitted. If there is
+    /// none, one is reserved, so that it becomes idle. Under time pressure the last worker open to all is
+    /// reserved too, and answers that have begun do not count.
     pub(super) fn choose_alone(
         &self,
         services: &[&RoutedService],
@@ -308,7 +311,7 @@ impl Pool {
         let open = fit.iter().filter(|link| !link.is_reserved()).count();
         let busy = |link: &&&Arc<Link>| (link.in_flight(), link.last_used.load(Ordering::Relaxed));
         let mine = fit.iter().find(|link| is_mine(link));
-        // The last open worker may be taken where it is the only one there is, if it is idle or time presses.
+        // The last open worker may be taken if it is the only one, and is idle or time presses.
         let least = fit.iter().filter(|link| !link.is_reserved()).min_by_key(busy);
         let least =
             least.filter(|link| open > 1 || (fit.len() == 1 && (link.in_flight() == 0 || is_pressed)));
@@ -332,7 +335,7 @@ impl Pool {
         }
     }
 
-    /// Under the lock, so that two requests do not both see the same idle worker.
+    /// Takes a permit. Called under the lock, so that two requests cannot both take the same idle worker.
     fn take(&self, link: &Arc<Link>) -> Place {
         link.in_flight.fetch_add(1, Ordering::AcqRel);
         link.unanswered.fetch_add(1, Ordering::AcqRel);

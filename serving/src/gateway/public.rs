@@ -1,4 +1,4 @@
-//! What OpenAI clients meet: keys, quotas, limits, validation, and then a worker.
+//! Public API of the gateway: API keys, quotas, limits, validation, and then a worker.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::metrics::{self, Observation};
 use crate::openai::{self, ApiError, Endpoint, Request};
 use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 
-/// The inference API.
+/// Builds the inference API.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .route("/v1/models", get(models))
@@ -42,7 +42,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
-/// For the operator: `/metrics`, `/livez`, `/readyz`.
+/// Builds the operator's endpoints: `/metrics`, `/livez`, `/readyz`.
 pub(super) fn operations_router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .route("/metrics", get(gateway_metrics))
@@ -61,7 +61,7 @@ async fn gateway_metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     metrics::text_response(gateway.metrics.text(workers, &exchanges, gateway.memory.used()))
 }
 
-/// Ready once the agent has said who serves what.
+/// Reports readiness once the agent has pushed a route table.
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
     match gateway.table.borrow().version() {
         0 => (StatusCode::SERVICE_UNAVAILABLE, "no route table yet\n").into_response(),
@@ -106,10 +106,10 @@ async fn infer(
 }
 
 impl Gateway {
-    /// The table in force and the client's key in it. Who shows no key is refused before anything is waited for.
+    /// Returns the table in force and the client's key in it. A client without a key is rejected before any
+    /// wait.
     ///
-    /// # Errors
-    /// 401, or 503 while the table is not there yet.
+    /// # Errors 401, or 503 while there is no table yet.
     async fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<Table>, ApiKey), ApiError> {
         let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, code::INVALID_API_KEY, message);
         let shown = headers.get(header::AUTHORIZATION).ok_or_else(|| {
@@ -119,7 +119,7 @@ impl Gateway {
         let key = key.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
         let key = key.ok_or_else(|| refuse("send the API key as `Authorization: Bearer YOUR_KEY`"))?;
         let table = self.table().await?;
-        // The key itself is never said back: it may be a good one of somewhere else.
+        // The answer never repeats the key: it may be valid elsewhere.
         let known = table.api_key(key).cloned().ok_or_else(|| refuse("incorrect API key provided"))?;
         Ok((table, known))
     }
@@ -137,7 +137,7 @@ impl Gateway {
         self.forward(admitted, observation).await
     }
 
-    /// Everything that is decided before a worker sees a byte.
+    /// Makes every decision that precedes the choice of a worker: key, quota, body, validation.
     async fn admit(
         &self,
         endpoint: Endpoint,
@@ -150,7 +150,7 @@ impl Gateway {
         self.quotas.take(&key, Instant::now()).map_err(|wait| {
             let limit = key.requests_per_minute.unwrap_or(0);
             let message = format!("rate limit of {limit} requests per minute reached for this API key");
-            // Rounded up: who comes back when told finds a place.
+            // Rounded up: a client that retries after this time is within its quota.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message)
                 .retry_after(seconds)
@@ -168,35 +168,35 @@ impl Gateway {
     }
 }
 
-/// The key that holds most of this gateway's memory asks for more, or another key needs a part of it.
+/// Builds the rejection for a key that holds most of the memory and requests more, or whose request was
+/// evicted.
 pub(super) fn memory_full() -> ApiError {
     let message = "this API key holds its share of the gateway's memory: send fewer large requests at once, and \
         read their answers";
     ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::GATEWAY_MEMORY_FULL, message).retry_after(1)
 }
 
-/// What an admitted request asks for.
+/// Target of an admitted request.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) endpoint: Endpoint,
     /// The model or service, as the client named it.
     name: String,
-    /// The model that this was when the request came.
+    /// Model that the name resolved to on arrival.
     pub(super) model: ModelName,
     pub(super) is_stream: bool,
 }
 
 impl Wanted {
-    /// The services that may answer it by this table: one at least.
+    /// Returns the services that may answer the request by this table: at least one.
     ///
-    /// # Errors
-    /// The model is no longer served.
+    /// # Errors The model is no longer served.
     pub(super) fn services<'t>(&self, table: &'t Table) -> Result<Vec<&'t RoutedService>, ApiError> {
         services(self.endpoint, &self.name, table)
     }
 }
 
-/// The services that the client means, all of the right task: one at least.
+/// Returns the services that the client's name denotes, all of the right task: at least one.
 fn services<'t>(
     endpoint: Endpoint,
     model: &str,

@@ -1,5 +1,5 @@
-//! Requests per minute of each API key: a bucket that holds a minute's worth and refills evenly, so that a
-//! client may burst, and nobody waits for a full minute to turn.
+//! Request quota of each API key: a token bucket that holds a minute's worth and refills evenly. A client may
+//! burst, and never waits for a full minute to pass.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use protocol::TokenName;
 use protocol::gateway::ApiKey;
 use tokio::time::Instant;
 
-/// Buckets above this number are swept of those that are full again.
+/// Number of buckets above which full ones are garbage-collected.
 const BUCKETS_KEPT: usize = 8192;
 
 /// The buckets of all keys that have a quota.
@@ -18,7 +18,7 @@ pub(super) struct Quotas(Mutex<BTreeMap<TokenName, Bucket>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
-    /// Requests that may be made at once; fractions are on their way.
+    /// Requests allowed now; the fraction is the refill in progress.
     requests: f64,
     at: Instant,
 }
@@ -26,8 +26,7 @@ struct Bucket {
 impl Quotas {
     /// Takes one request from the key's bucket.
     ///
-    /// # Errors
-    /// How long to wait until there is one.
+    /// # Errors The time until one is available.
     pub(super) fn take(&self, key: &ApiKey, now: Instant) -> Result<(), Duration> {
         let Some(limit) = key.requests_per_minute else { return Ok(()) };
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,7 +100,7 @@ mod tests {
                 let now = start + Duration::from_millis(passed);
                 match quotas.take(&key, now) {
                     Ok(()) => taken += 1,
-                    // Whoever waits as told is served.
+                    // A client that waits for the stated time is served.
                     Err(wait) => {
                         passed += wait.as_millis() as u64 + 1;
                         prop_assert!(quotas.take(&key, start + Duration::from_millis(passed)).is_ok());

@@ -1,4 +1,4 @@
-//! The table that the agent pushes, arranged for looking up. Replaced as a whole, never edited.
+//! Route table: the table that the agent pushes, indexed for lookups. Replaced as a whole, never edited.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::{Digest, ModelName, NodeId, ServiceName, SlotIndex};
 use subtle::ConstantTimeEq;
 
-/// Most API keys: each is compared with every key that clients show.
+/// Maximum API keys: a key that a client presents is compared with every one.
 const API_KEYS_MAX: usize = 4096;
 
 /// A route table that has been checked.
@@ -20,10 +20,9 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Checks a pushed table.
+    /// Checks and indexes a pushed table.
     ///
-    /// # Errors
-    /// In words: a service or slot that stands twice, or too many keys.
+    /// # Errors A description of the fault: a duplicate service or slot, or too many keys.
     pub(super) fn new(pushed: RouteTable) -> Result<Self, String> {
         if pushed.api_keys.len() > API_KEYS_MAX {
             return Err(format!("{} api keys, at most {API_KEYS_MAX}", pushed.api_keys.len()));
@@ -45,22 +44,22 @@ impl Table {
         Ok(Self { version: pushed.version, services, routes, nodes, api_keys: pushed.api_keys })
     }
 
-    /// Rises with every change.
+    /// Returns the version, which rises with every change.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
 
-    /// Who holds a slot.
+    /// Returns the holder of a slot.
     pub(super) fn route(&self, service: &ServiceName, slot: SlotIndex) -> Option<&Route> {
         self.routes.get(&(service.clone(), slot))
     }
 
-    /// Whether a node holds any slot.
+    /// Reports whether a node holds any slot.
     pub(super) fn names_node(&self, node: &NodeId) -> bool {
         self.nodes.contains(node)
     }
 
-    /// The services that a client means by `model`: the one of that name, or all that serve that model.
+    /// Returns the services that `model` denotes: the one of that name, or all that serve that model.
     pub(super) fn services(&self, model: &str) -> Vec<&RoutedService> {
         let named = self.services.values().find(|service| service.service.as_str() == model);
         match named {
@@ -69,17 +68,17 @@ impl Table {
         }
     }
 
-    /// Every model's name, sorted.
+    /// Returns every model's name, sorted.
     pub(super) fn models(&self) -> BTreeSet<&str> {
         self.services.values().map(|service| service.model.as_str()).collect()
     }
 
-    /// The model that a service serves.
+    /// Returns the model that a service serves.
     pub(super) fn model_of(&self, service: &ServiceName) -> Option<&ModelName> {
         self.services.get(service).map(|service| &service.model)
     }
 
-    /// The key whose text was shown. Every key is compared in full, so that time tells nothing.
+    /// Returns the key with this text. Every key is compared in full, so that timing reveals nothing.
     pub(super) fn api_key(&self, shown: &str) -> Option<&ApiKey> {
         let hash = Digest::of(shown.as_bytes());
         let mut found = None;

@@ -1,7 +1,8 @@
-//! The gateway's own code in simulated time: its router, pool, tickets, forwarding and memory, with workers at the
-//! other end of HTTP/2 in memory. Nothing here waits for real time, a socket or a thread, so every run is the same.
+//! Tests of the gateway in simulated time: its router, pool, tickets, forwarding and memory, with simulated
+//! workers over in-memory HTTP/2. No test waits for real time, a socket or a thread, so every run is the
+//! same.
 //!
-//! The workers are simulated: a request's `user` field scripts what one does with it (see [`Act`]).
+//! A request's `user` field scripts its worker's behaviour (see [`Act`]).
 
 mod memory;
 mod suspects;
@@ -50,7 +51,7 @@ pub(super) struct Simulation {
     workers: AtomicU32,
 }
 
-/// What a client gets.
+/// A client's answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -59,7 +60,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The stable code of an error, or nothing.
+    /// Returns the stable code of an error, or an empty string.
     pub(super) fn code(&self) -> String {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         body["error"]["code"].as_str().unwrap_or_default().to_owned()
@@ -67,7 +68,7 @@ impl Answer {
 }
 
 impl Simulation {
-    /// A gateway with a table, whose requests may hold this much memory.
+    /// Creates a gateway with a table, and with this memory limit for requests.
     pub(super) fn new(memory_bytes_max: usize) -> Arc<Self> {
         let gateway = Arc::new(Gateway::new(Identity::from_seed(&[1; 32]), PATIENCE, memory_bytes_max));
         let node = Identity::from_seed(&[2; 32]);
@@ -82,7 +83,7 @@ impl Simulation {
         Arc::new(simulation)
     }
 
-    /// Puts a table in force in which all slots are under this fence.
+    /// Pushes a table that has all slots under this fence.
     pub(super) fn push(&self, version: u64, fence: Fence) {
         let node = NodeId(self.node.public_key());
         let route = |slot| Route { slot: SlotIndex(slot), fence, node, draining: false };
@@ -102,7 +103,7 @@ impl Simulation {
         self.gateway.table.send_replace(Arc::new(Table::new(table).expect("valid")));
     }
 
-    /// A ticket under a lease that begins now.
+    /// Issues a ticket under a lease that begins now.
     fn ticket(&self, worker: &Identity, slot: u32) -> SignedTicket {
         let boottime_ms = BOOTTIME_MS + self.began.elapsed().as_millis() as u64;
         let ticket = Ticket {
@@ -119,7 +120,7 @@ impl Simulation {
         SignedTicket { ticket, signature }
     }
 
-    /// Connects a worker and waits until requests are put on it.
+    /// Connects a worker and waits until it receives requests.
     pub(super) async fn worker(self: &Arc<Self>) -> Arc<Worker> {
         let worker = self.connect(None).await;
         while !self
@@ -134,7 +135,7 @@ impl Simulation {
         worker
     }
 
-    /// Connects a worker; `load` answers the question for its load, if it is not to be ready at once.
+    /// Connects a worker; `load` answers polls for its load, unless it must be ready immediately.
     pub(super) async fn connect(self: &Arc<Self>, load: Option<fn(Arc<Worker>) -> Body>) -> Arc<Worker> {
         let slot = self.workers.fetch_add(1, Ordering::Relaxed);
         let worker = Arc::new(Worker {
@@ -162,7 +163,7 @@ impl Simulation {
         worker
     }
 
-    /// Sends a completion whose prompt is scripted.
+    /// Sends a completion that scripts its worker.
     pub(super) async fn ask(&self, key: &str, act: Act, more: &str) -> Answer {
         let body = format!(r#"{{"model": "echo", "prompt": "x", "user": "{}"{more}}}"#, act.script());
         self.send(key, Body::from(body)).await
@@ -185,16 +186,16 @@ impl Simulation {
     }
 }
 
-/// What a worker does with a request.
+/// Scripted reaction of a worker to a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Act {
     /// Answers after this many milliseconds.
     Answer(u64),
     /// Streams: the first piece after as many milliseconds, then for as many.
     Stream(u64, u64),
-    /// Takes its worker with it after as many milliseconds.
+    /// Kills its worker after as many milliseconds.
     Kill(u64),
-    /// Answers with this many bytes at once.
+    /// Answers immediately with this many bytes.
     Large(usize),
 }
 
@@ -231,11 +232,11 @@ pub(super) struct Worker {
     is_renewed: std::sync::atomic::AtomicBool,
     load: Option<fn(Arc<Worker>) -> Body>,
     in_flight: AtomicU32,
-    /// How many others were in flight when each request came, in order.
+    /// Number of other requests in flight when each request arrived, in order.
     begun: Mutex<Vec<u32>>,
-    /// How many others were in flight when it died.
+    /// Number of other requests in flight when the worker died.
     at_death: AtomicU32,
-    /// Bytes of its load that the gateway has taken.
+    /// Bytes of its load that the gateway has read.
     pub(super) sent: AtomicU64,
 }
 
@@ -244,27 +245,27 @@ impl Worker {
         self.identity.public_key()
     }
 
-    /// Whether it died, and beside how many other requests.
+    /// Returns the number of other requests in flight at the worker's death, if it died.
     pub(super) fn death(&self) -> Option<u32> {
         self.dead.is_cancelled().then(|| self.at_death.load(Ordering::Relaxed))
     }
 
-    /// Requests that it has now.
+    /// Returns the requests in flight.
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// How many other requests each of its requests found there.
+    /// Returns, for each request, the number of others in flight when it arrived.
     pub(super) fn company(&self) -> Vec<u32> {
         self.begun.lock().expect("whole").clone()
     }
 
-    /// Its node renews its ticket no more.
+    /// Stops the renewal of the ticket by the node.
     pub(super) fn lapse(&self) {
         self.is_renewed.store(false, Ordering::Relaxed);
     }
 
-    /// As `kill -9` does.
+    /// Kills the worker, as `kill -9` does.
     pub(super) fn kill(&self) {
         self.at_death.store(self.in_flight().saturating_sub(1), Ordering::Relaxed);
         self.dead.cancel();
@@ -303,7 +304,7 @@ async fn ticket(State(worker): State<Arc<Worker>>) -> Result<Vec<u8>, StatusCode
     Ok(canonical::to_bytes(&simulation.ticket(&worker.identity, worker.slot)))
 }
 
-/// Counts a request as long as it is on its worker.
+/// Counts a request while it is on its worker.
 struct InFlight(Arc<Worker>);
 
 impl Drop for InFlight {

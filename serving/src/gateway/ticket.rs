@@ -1,46 +1,47 @@
-//! Whether a worker may serve: its ticket against the table, its TLS key and this gateway. Pure: everything it needs is an argument.
+//! Ticket verification: a worker's ticket against the table, its TLS key and this gateway. Pure: every input
+//! is an argument.
 
 use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, PublicKey};
 
 use super::table::Table;
 
-/// Why a ticket is refused.
+/// Cause of a ticket's rejection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
-    /// Not a ticket at all.
+    /// The bytes are not a ticket.
     #[error("ticket is unreadable: {0}")]
     Unreadable(String),
-    /// Its node did not sign it.
+    /// The signature is not that of the ticket's node.
     #[error("ticket's signature does not hold")]
     Signature,
-    /// It was made for another worker's key than the one that the peer has proven.
+    /// The ticket names a different worker key from the one that the peer has proven.
     #[error("ticket names another worker")]
     ForeignWorker,
-    /// It was made for another gateway.
+    /// The ticket names another gateway.
     #[error("ticket names another gateway")]
     ForeignGateway,
-    /// Its node's lease is over.
+    /// The node's lease has expired.
     #[error("ticket expired {0} ms ago")]
     Expired(u64),
-    /// Its node's wall clock is too far ahead of the gateway's, or the gateway's behind.
+    /// The node's wall clock is too far ahead of the gateway's, or the gateway's is too far behind.
     #[error("ticket comes from {0} ms beyond what clocks may differ by")]
     Ahead(u64),
     /// The table has no such service or slot.
     #[error("no such service or slot")]
     UnknownSlot,
-    /// The slot has been ordered anew, or the order has not reached the table.
+    /// The slot has been ordered again, or the order has not reached the table.
     #[error("ticket has fence {ticket}, the table {table}")]
     Fence {
-        /// The ticket's.
+        /// Fence of the ticket.
         ticket: Fence,
-        /// The table's.
+        /// Fence in the table.
         table: Fence,
     },
     /// Another node holds the slot.
     #[error("another node holds the slot")]
     ForeignNode,
-    /// A renewal that changes what the ticket is about.
+    /// A renewal changes the service, slot or node, or lowers the fence.
     #[error("renewal names another slot or node")]
     Altered,
     /// The gateway has no permit for another connection of this node or address.
@@ -49,7 +50,7 @@ pub enum TicketError {
 }
 
 impl TicketError {
-    /// One word, for metrics.
+    /// Returns a one-word label for metrics.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",
@@ -66,18 +67,18 @@ impl TicketError {
         }
     }
 
-    /// Whether a newer table could make the ticket good: the worker may be faster than the table.
+    /// Reports whether a newer table could make the ticket valid: the worker may have connected before the
+    /// table came.
     fn may_be_early(&self) -> bool {
         matches!(self, Self::UnknownSlot | Self::ForeignNode)
             || matches!(self, Self::Fence { ticket, table } if ticket > table)
     }
 }
 
-/// What a ticket says by itself: this worker, this gateway, signed by the node it names. How long it is good is
-/// said by [`super::lifetime`].
+/// Checks the ticket alone: this worker, this gateway, signed by the node it names. Its validity in time is
+/// checked by [`super::lifetime`].
 ///
-/// # Errors
-/// See [`TicketError`].
+/// # Errors See [`TicketError`].
 pub(super) fn check_form(
     signed: &SignedTicket,
     worker: &PublicKey,
@@ -96,7 +97,7 @@ pub(super) fn check_form(
     Ok(())
 }
 
-/// Whether the table gives the ticket's slot to the ticket's node under the ticket's fence.
+/// Checks that the table gives the ticket's slot to the ticket's node under the ticket's fence.
 ///
 /// # Errors
 /// See [`TicketError`].
@@ -111,21 +112,22 @@ pub(super) fn check_route(ticket: &Ticket, table: &Table) -> Result<(), TicketEr
     Ok(())
 }
 
-/// The outcome for a ticket whose form has been checked, under one table.
+/// Decision on a ticket whose form has been checked, under one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Its worker may serve.
+    /// The worker may serve.
     Admit,
-    /// A newer table may make it good; the table names its node, so the connection counts as one of the node's.
+    /// A newer table may make it valid; the table names its node, so the connection counts as one of the
+    /// node's.
     AwaitTable(TicketError),
-    /// A newer table may make it good, and may name its node: the worker of a node's first slot may come before
-    /// the table does. Any key can sign such a ticket, so few of them may wait.
+    /// A newer table may make it valid, and may name its node: the worker of a node's first slot may connect
+    /// before the table arrives. Any key can sign such a ticket, so few of them may wait.
     AwaitNode(TicketError),
-    /// No table makes it good.
+    /// No table makes it valid.
     Refuse(TicketError),
 }
 
-/// Judges a ticket by the table in force.
+/// Decides on a ticket by the table in force.
 pub(super) fn judge(ticket: &Ticket, table: &Table) -> Decision {
     match check_route(ticket, table) {
         Ok(()) => Decision::Admit,
@@ -135,7 +137,7 @@ pub(super) fn judge(ticket: &Ticket, table: &Table) -> Decision {
     }
 }
 
-/// A renewal may change fence and expiry, nothing else.
+/// Checks that a renewal changes nothing but fence and expiry.
 ///
 /// # Errors
 /// [`TicketError::Altered`].
@@ -198,7 +200,7 @@ mod tests {
         SignedTicket { ticket, signature }
     }
 
-    /// The verdict on a ticket that `alter` changed before its node signed it.
+    /// Returns the decision on a ticket that `alter` changed before its node signed it.
     fn verdict(alter: impl Fn(&mut Ticket, &Scene)) -> &'static str {
         let scene = scene();
         let mut ticket = ticket(&scene);
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(verdict(|ticket, _| ticket.slot = SlotIndex(0)), "unknown_slot");
         assert_eq!(verdict(|ticket, _| ticket.fence = Fence(4)), "fence");
         assert_eq!(verdict(|ticket, _| ticket.fence = Fence(6)), "fence");
-        // The node signs what names another: the signature is not that node's.
+        // The node signs a ticket that names another node: the signature is not that node's.
         assert_eq!(verdict(|ticket, _| ticket.node = NodeId(stranger(9))), "signature");
     }
 
@@ -272,7 +274,7 @@ mod tests {
         assert_eq!(decision(&|ticket| ticket.node = stranger), AwaitNode(TicketError::ForeignNode));
         let unknown_slot = |ticket: &mut Ticket| (ticket.node, ticket.slot) = (stranger, SlotIndex(0));
         assert_eq!(decision(&unknown_slot), AwaitNode(TicketError::UnknownSlot));
-        // A gateway that has just started knows nothing.
+        // A gateway that has just started has no table.
         assert_eq!(judge(&ticket(&scene), &Table::default()), AwaitNode(TicketError::UnknownSlot));
     }
 }

@@ -1,21 +1,21 @@
-//! Which request may hold how many bytes: max-min fair among keys. Pure: no clock, no lock, no waiting.
+//! Max-min fair byte budget: divides memory between requests among keys. Pure: no clock, no lock, no waiting.
 
 use std::collections::BTreeMap;
 
-/// A request, by the order in which it came.
+/// Identifier of a request, in order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RequestId(u64);
 
-/// What comes of asking for more bytes.
+/// Decision on a request for more bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// They are counted.
+    /// The bytes are granted.
     Admit,
-    /// Requests that are being evicted give back enough; ask again then.
+    /// Requests under eviction will release enough; retry then.
     Wait,
-    /// This request is to give its bytes back; ask again.
+    /// Evict this request, then retry.
     Evict(RequestId),
-    /// There is no room, and no other key holds more.
+    /// The budget is full, and no other key holds more.
     Reject,
 }
 
@@ -24,11 +24,11 @@ pub(crate) enum Decision {
 pub(crate) struct ByteBudget<K> {
     bytes_max: usize,
     used: usize,
-    /// Of these, bytes of requests that are being evicted.
+    /// Part of `used` held by requests under eviction.
     leaving: usize,
     next: u64,
     requests: BTreeMap<RequestId, Holding<K>>,
-    /// Bytes of each key's requests that stay; no entry is zero.
+    /// Bytes of each key's requests that are not under eviction; no entry is zero.
     keys: BTreeMap<K, usize>,
 }
 
@@ -40,17 +40,17 @@ struct Holding<K> {
 }
 
 impl<K: Ord + Clone> ByteBudget<K> {
-    /// An empty budget.
+    /// Creates an empty budget.
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, used: 0, leaving: 0, next: 0, requests: BTreeMap::new(), keys: BTreeMap::new() }
     }
 
-    /// Bytes held, those that are being given back included.
+    /// Returns the bytes held, including those of requests under eviction.
     pub(crate) fn used(&self) -> usize {
         self.used
     }
 
-    /// A new request of this key.
+    /// Opens a request of this key.
     pub(crate) fn open(&mut self, key: K) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
@@ -58,7 +58,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
         id
     }
 
-    /// Asks for `bytes` more.
+    /// Requests `bytes` more.
     pub(crate) fn grow(&mut self, id: RequestId, bytes: usize) -> Decision {
         let Some(holding) = self.requests.get_mut(&id).filter(|holding| !holding.is_evicted) else {
             return Decision::Reject;
@@ -74,7 +74,8 @@ impl<K: Ord + Clone> ByteBudget<K> {
         }
         let key = holding.key.clone();
         match self.largest_holder() {
-            // Only at the expense of a key that has more even then: two that have the same never take turns.
+            // Evict only from a key that holds more even after this growth, so that two equal keys never
+            // evict each other.
             Some(largest) if *largest != key && self.of_key(largest) > self.of_key(&key) + bytes => {
                 let largest = largest.clone();
                 self.evict_from(&largest)
@@ -83,7 +84,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
         }
     }
 
-    /// Gives back all but `bytes`.
+    /// Releases all but `bytes`.
     pub(crate) fn shrink_to(&mut self, id: RequestId, bytes: usize) {
         let Some(holding) = self.requests.get_mut(&id) else { return };
         let given_back = holding.bytes.saturating_sub(bytes);
@@ -97,7 +98,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
         self.take_from_key(&key, given_back);
     }
 
-    /// The request has ended.
+    /// Removes a request that has ended.
     pub(crate) fn close(&mut self, id: RequestId) {
         self.shrink_to(id, 0);
         self.requests.remove(&id);
@@ -119,7 +120,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
         self.keys.iter().max_by_key(|(_, bytes)| **bytes).map(|(key, _)| key)
     }
 
-    /// The largest request of the key, of equal ones the newest: it has the least to lose.
+    /// Evicts the key's largest request, the newest of equals: it has the least to lose.
     fn evict_from(&mut self, key: &K) -> Decision {
         let of_key =
             self.requests.iter_mut().filter(|(_, holding)| holding.key == *key && !holding.is_evicted);
@@ -150,8 +151,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs a script against a budget of 100 bytes: `a1+50` lets request 1 of key `a` ask for 50 bytes, `a1=20`
-    /// give back all but 20, `a1.` end. Returns what came of each question.
+    /// Runs a script against a budget of 100 bytes: `a1+50` makes request 1 of key `a` request 50 bytes,
+    /// `a1=20` release all but 20, `a1.` end. Returns the decisions in order.
     fn script(text: &str) -> Vec<String> {
         let mut budget = ByteBudget::new(100);
         let mut requests: BTreeMap<String, RequestId> = BTreeMap::new();
@@ -223,7 +224,7 @@ mod tests {
                         loop {
                             match budget.grow(id, bytes) {
                                 Decision::Admit => break,
-                                // Who is evicted gives back at once.
+                                // An evicted request releases its bytes immediately.
                                 Decision::Wait => {
                                     let evicted: Vec<RequestId> = budget.requests.iter()
                                         .filter(|(_, holding)| holding.is_evicted).map(|(id, _)| *id).collect();

@@ -1,5 +1,5 @@
-//! Bytes that arrive, collected in one buffer that is charged before it grows; and an answer that stays charged
-//! until its reader has taken it.
+//! Charged buffers. A body is collected in one buffer that is charged before it grows; an answer stays
+//! charged until its reader has taken it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,11 +11,11 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::{Charge, Exhausted};
 
-/// By how much a buffer grows at least, and at most. It doubles in between: large enough that copying costs
-/// little, small enough that a body that never ends holds hardly more than it sent.
+/// Smallest and largest step by which a buffer grows. It doubles in between: large enough that copying costs
+/// little, small enough that an endless body holds hardly more than it sent.
 const STEP_BYTES_MIN: usize = 16 * 1024;
 const STEP_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of an answer that are handed on at once: what the connection has not asked for can still be taken back.
+/// Bytes of an answer per frame: the bytes that the connection has not requested yet can still be evicted.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Bytes collected so far.
@@ -23,15 +23,14 @@ const PIECE_BYTES: usize = 64 * 1024;
 pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
-    /// Bytes collected.
+    /// Returns the number of bytes collected.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Appends, charging first what the buffer grows by; it does not grow beyond `bytes_max` for its own sake.
+    /// Appends, after charging for the growth of the buffer; spare capacity does not exceed `bytes_max`.
     ///
-    /// # Errors
-    /// [`Exhausted`].
+    /// # Errors [`Exhausted`].
     pub(crate) async fn push<K: Ord + Clone>(
         &mut self,
         data: &[u8],
@@ -50,14 +49,14 @@ impl Buffer {
         Ok(())
     }
 
-    /// All of it, without a copy.
+    /// Returns all bytes without a copy.
     pub(crate) fn into_bytes(self) -> Bytes {
         Bytes::from(self.0)
     }
 }
 
-/// A whole answer on its way to its reader. It counts as held until it is gone, and breaks off when its bytes are
-/// wanted for another key's request.
+/// A whole answer in transit to its reader. It stays charged until the reader has taken it, and breaks off
+/// when it is evicted in favour of another key's request.
 pub(crate) struct ChargedBody<K: Ord + Clone> {
     bytes: Bytes,
     evicted: BoxFuture<'static, ()>,
@@ -65,7 +64,7 @@ pub(crate) struct ChargedBody<K: Ord + Clone> {
 }
 
 impl<K: Ord + Clone> ChargedBody<K> {
-    /// `charge` has been charged for `bytes`.
+    /// Wraps `bytes`, for which `charge` has been charged.
     pub(crate) fn new(bytes: Bytes, charge: Charge<K>) -> Self {
         Self { bytes, evicted: charge.eviction().cancelled_owned().boxed(), _charge: charge }
     }

@@ -1,7 +1,7 @@
-//! Errors in the shape that OpenAI's clients expect.
+//! API errors in the format that OpenAI's clients expect.
 //!
-//! The `code` is our stable code with `_` for `-`, which makes it OpenAI's own word where OpenAI has one
-//! (`context_length_exceeded`, `invalid_api_key`); `quorate explain` knows each of them.
+//! The `code` is the stable error code with `_` for `-`. It equals OpenAI's own code where OpenAI has one
+//! (`context_length_exceeded`, `invalid_api_key`); `quorate explain` documents each of them.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -12,62 +12,62 @@ use serde_json::json;
 
 use crate::batcher::BatchError;
 
-/// Why a request is not answered.
+/// Rejection or failure of an API request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// HTTP status.
+    /// HTTP status of the answer.
     pub status: StatusCode,
-    /// Stable code.
+    /// Stable error code.
     pub code: ErrorCode,
-    /// For people: what is wrong and what would be right.
+    /// Human-readable description of the fault and its remedy.
     pub message: String,
-    /// The request's field that is wrong.
+    /// Field of the request that is invalid.
     pub param: Option<String>,
-    /// Seconds after which to try again.
+    /// Time after which to retry, in seconds.
     pub retry_after: Option<u64>,
-    /// Whether the same request would do the same harm again.
+    /// Whether a retry of the same request would do the same harm again.
     pub is_hopeless: bool,
 }
 
 impl ApiError {
-    /// An error about no field in particular.
+    /// Creates an error about no particular field.
     pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), param: None, retry_after: None, is_hopeless: false }
     }
 
-    /// A 400 about one field.
+    /// Creates a 400 about one field.
     pub fn field(code: ErrorCode, param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = Some(param.into());
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
     }
 
-    /// The same, worth trying again after `seconds`.
+    /// Adds the advice to retry after `seconds`.
     #[must_use]
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// The same, not to be tried again: OpenAI's clients repeat a 503 by themselves.
+    /// Forbids a retry: OpenAI's clients repeat a 503 automatically.
     #[must_use]
     pub fn not_again(self) -> Self {
         Self { is_hopeless: true, ..self }
     }
 
-    /// The model that was asked for is not here.
+    /// Creates the error for a model that is not served.
     pub fn model_not_found(model: &str) -> Self {
         let message = format!("the model `{}` does not exist", printable(model));
         let error = Self::field(code::MODEL_NOT_FOUND, "model", message);
         Self { status: StatusCode::NOT_FOUND, ..error }
     }
 
-    /// A body above the limit; it was not read to its end.
+    /// Creates the error for a body above the limit; it was not read to its end.
     pub fn body_too_large(limit: usize) -> Self {
         let message = format!("the request body is larger than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::REQUEST_TOO_LARGE, message)
     }
 
-    /// What a batcher's refusal means for the field that holds the input.
+    /// Converts a batcher's rejection into an error about the field that holds the input.
     pub fn from_batch(error: &BatchError, input: &str) -> Self {
         let unavailable =
             |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).retry_after(1);
@@ -84,12 +84,12 @@ impl ApiError {
         }
     }
 
-    /// The code as OpenAI's clients see it.
+    /// Returns the code in OpenAI's spelling.
     pub fn wire_code(&self) -> String {
         self.code.as_str().replace('-', "_")
     }
 
-    /// The body: `{"error": {...}}`.
+    /// Returns the body: `{"error": {...}}`.
     pub fn body(&self) -> serde_json::Value {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "requests",
@@ -121,7 +121,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A stranger's text, fit to be shown: no control characters, not endless.
+/// Makes untrusted text safe to display: escapes control characters and limits the length.
 pub fn printable(text: &str) -> String {
     const CHARACTERS_MAX: usize = 64;
     let mut shown: String = text.chars().take(CHARACTERS_MAX).flat_map(char::escape_debug).collect();

@@ -1,7 +1,7 @@
-//! JSON objects read strictly: every field is taken by name, and what nobody took is refused by name.
+//! Strict JSON objects: every field is taken by name, and a field that remains is rejected by name.
 //!
-//! What may surprise: a key that stands twice is refused wherever it stands. Most readers keep the last one,
-//! so two of them can understand one request differently.
+//! A duplicate key is rejected at any depth. Most parsers keep the last one, so two of them can interpret one
+//! request differently.
 
 use protocol::error_code as code;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 
 use super::error::{ApiError, printable};
 
-/// Most values of a body: 2,048 inputs of 512 tokens, and everything around them. Two bytes of a body are a value,
-/// which takes 32 bytes of memory.
+/// Maximum values of a body: 2,048 inputs of 512 tokens, and the structure around them. Two bytes of a body
+/// can hold a value, which takes 32 bytes of memory.
 const VALUES_MAX: usize = (1 << 20) + CONTAINERS_MAX;
-/// Most arrays and objects among them: 4,096 messages of 16 parts each. An object of seven bytes takes 700.
+/// Maximum arrays and objects among them: 4,096 messages of 16 parts each. An object of seven bytes takes
+/// 700.
 const CONTAINERS_MAX: usize = 1 << 16;
 
-/// Reads a request's body: UTF-8, JSON, an object, no key twice.
+/// Parses a request's body: UTF-8, JSON, an object, no duplicate key.
 ///
 /// # Errors
 /// 400 `invalid-json`.
@@ -43,10 +44,9 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// The fields of a nested object; `path` names it in errors.
+    /// Returns the fields of a nested object; `path` names it in errors.
     ///
-    /// # Errors
-    /// 400 `invalid-value` when it is no object.
+    /// # Errors 400 `invalid-value` when it is no object.
     pub(super) fn of(value: Value, path: String) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, path }),
@@ -54,17 +54,17 @@ impl Fields {
         }
     }
 
-    /// How errors name a field.
+    /// Returns the name of a field in errors.
     pub(super) fn path(&self, name: &str) -> String {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// Any value.
+    /// Takes any value.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    /// A value that must be there.
+    /// Takes a required value.
     pub(super) fn require(&mut self, name: &str) -> Result<Value, ApiError> {
         let path = self.path(name);
         self.take(name).ok_or_else(|| {
@@ -73,7 +73,7 @@ impl Fields {
         })
     }
 
-    /// A text of at most `bytes_max` bytes.
+    /// Takes a text of at most `bytes_max` bytes.
     pub(super) fn text(&mut self, name: &str, bytes_max: usize) -> Result<Option<String>, ApiError> {
         let path = self.path(name);
         match self.take(name) {
@@ -84,7 +84,7 @@ impl Fields {
         }
     }
 
-    /// `true` or `false`; absent is false.
+    /// Takes `true` or `false`; absent is false.
     pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.take(name) {
             None => Ok(false),
@@ -93,7 +93,7 @@ impl Fields {
         }
     }
 
-    /// A number from `least` to `most`.
+    /// Takes a number from `least` to `most`.
     pub(super) fn number(&mut self, name: &str, least: f64, most: f64) -> Result<Option<f64>, ApiError> {
         let path = self.path(name);
         let Some(value) = self.take(name) else { return Ok(None) };
@@ -104,7 +104,7 @@ impl Fields {
         }
     }
 
-    /// A whole number from 1 to `most`.
+    /// Takes a whole number from 1 to `most`.
     pub(super) fn count(&mut self, name: &str, most: u64) -> Result<Option<u64>, ApiError> {
         let path = self.path(name);
         let Some(value) = self.take(name) else { return Ok(None) };
@@ -117,14 +117,14 @@ impl Fields {
         }
     }
 
-    /// Any 64-bit integer, by its bits.
+    /// Takes any 64-bit integer, by its bits.
     pub(super) fn integer(&mut self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let bits = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
         bits.map(Some).ok_or_else(|| wrong_kind(self.path(name), &value, "an integer"))
     }
 
-    /// A field of OpenAI's API that is not served here. It is accepted where its value asks for nothing:
+    /// Takes a field of OpenAI's API that is not supported. It is accepted where its value has no effect:
     /// absent, `null`, or such that `is_neutral`.
     pub(super) fn unserved(
         &mut self,
@@ -141,7 +141,7 @@ impl Fields {
         }
     }
 
-    /// Refuses what nobody took.
+    /// Rejects fields that were not taken.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         match self.map.keys().next() {
             None => Ok(()),
@@ -154,13 +154,13 @@ impl Fields {
     }
 }
 
-/// A value of the right kind that is out of range.
+/// Creates the error for a value that is out of range.
 pub(super) fn invalid(path: String, problem: String) -> ApiError {
     let message = format!("`{path}` {problem}");
     ApiError::field(code::INVALID_VALUE, path, message)
 }
 
-/// A value of the wrong kind.
+/// Creates the error for a value of the wrong kind.
 pub(super) fn wrong_kind(path: String, found: &Value, expected: &str) -> ApiError {
     invalid(path, format!("is {}, expected {expected}", kind(found)))
 }
@@ -176,7 +176,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// What has been read of a body.
+/// Number of values read so far.
 #[derive(Debug, Default)]
 struct Counts {
     values: usize,
@@ -197,7 +197,7 @@ impl Counts {
     }
 }
 
-/// Reads a JSON value without a key that stands twice, and no more values than are worth their memory.
+/// Deserializes a JSON value; rejects duplicate keys and more values than the memory limit allows.
 struct Strict<'c>(&'c mut Counts);
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {

@@ -1,7 +1,7 @@
-//! What may be asked: OpenAI's embeddings, chat completions and completions, read field by field.
+//! Request parsing: OpenAI's embeddings, chat completions and completions, read field by field.
 //!
-//! A field that is unknown, or known and not served, is an error that names it; it is never ignored. Fields
-//! that clients send by habit are accepted at the value that asks for nothing.
+//! A field that is unknown, or known and not supported, is an error that names it; it is never ignored.
+//! Fields that clients send by default are accepted with a value that has no effect.
 
 use protocol::error_code as code;
 use serde_json::Value;
@@ -11,24 +11,25 @@ use super::json::{self, Fields, invalid, wrong_kind};
 use crate::batcher::{EmbedInput, Prompt};
 use crate::engine::chat::ChatMessage;
 
-/// Longest model name: ours have 63 bytes; longer ones are not found, but said back.
+/// Longest model name, in bytes: valid names have at most 63; a longer one is not found, but repeated in the
+/// error.
 const MODEL_BYTES_MAX: usize = 256;
-/// Longest `user`; it is accepted for the clients' sake and used for nothing.
+/// Longest `user`, in bytes; accepted for compatibility and never used.
 const USER_BYTES_MAX: usize = 512;
-/// Most stop strings, as in OpenAI's API.
+/// Maximum stop strings, as in OpenAI's API.
 const STOPS_MAX: usize = 4;
-/// Longest stop string: text is held back while it could begin one.
+/// Longest stop string, in bytes: text is held back while it could begin one.
 const STOP_BYTES_MAX: usize = 256;
-/// Most messages of a conversation.
+/// Maximum messages of a conversation.
 const MESSAGES_MAX: usize = 4096;
-/// Most inputs of one embedding request, as in OpenAI's API.
+/// Maximum inputs of one embedding request, as in OpenAI's API.
 const INPUTS_MAX: usize = 2048;
-/// What `max_tokens` of a completion is when absent, as in OpenAI's API.
+/// Default of `max_tokens` for a completion, as in OpenAI's API.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
-/// Above every context there is; the model's own limit decides.
+/// Above every context length; the model's own limit decides.
 const TOKENS_MAX: u64 = 1 << 24;
 
-/// Where a request was sent.
+/// API endpoint of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`.
@@ -40,10 +41,10 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// All of them.
+    /// All endpoints.
     pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Embeddings];
 
-    /// Its path.
+    /// Returns the path of the endpoint.
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
@@ -52,7 +53,7 @@ impl Endpoint {
         }
     }
 
-    /// OpenTelemetry's `gen_ai.operation.name`.
+    /// Returns OpenTelemetry's `gen_ai.operation.name`.
     pub fn operation(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -61,7 +62,7 @@ impl Endpoint {
         }
     }
 
-    /// The field that holds the input, as errors name it.
+    /// Returns the field that holds the input, as errors name it.
     pub fn input(self) -> &'static str {
         match self {
             Self::Chat => "messages",
@@ -71,44 +72,44 @@ impl Endpoint {
     }
 }
 
-/// A request that has been read in full.
+/// A fully parsed request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
-    /// Text to more text.
+    /// Text to a continuation.
     Generate(Generate),
-    /// Text to vectors.
+    /// Text to embedding vectors.
     Embed(Embed),
 }
 
 /// A chat completion or a completion.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generate {
-    /// The model's name, to be said back.
+    /// Name of the model, repeated in the answer.
     pub model: String,
-    /// What to continue.
+    /// Prompt to continue.
     pub prompt: Prompt,
-    /// 0 to 2; 1 when absent.
+    /// Sampling temperature, 0 to 2; 1 when absent.
     pub temperature: f32,
-    /// Above 0, to 1; 1 when absent.
+    /// Nucleus sampling threshold, above 0 and at most 1; 1 when absent.
     pub top_p: f32,
-    /// Which of the possible answers; the server draws one when absent.
+    /// Seed of the sampling; the server draws one when absent.
     pub seed: Option<u64>,
-    /// Most tokens to generate; none = as many as the context has room for.
+    /// Maximum tokens to generate; `None` uses the rest of the context.
     pub tokens_max: Option<usize>,
-    /// Texts before which to stop.
+    /// Strings before which the generation stops.
     pub stops: Vec<String>,
-    /// How to send it.
+    /// Delivery of the answer.
     pub delivery: Delivery,
 }
 
-/// How an answer is sent.
+/// Delivery mode of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// As one JSON object.
+    /// One JSON object.
     Whole,
-    /// As server-sent events.
+    /// Server-sent events.
     Stream {
-        /// Whether a last event tells what it cost.
+        /// Whether a last event reports the token counts.
         include_usage: bool,
     },
 }
@@ -116,28 +117,28 @@ pub enum Delivery {
 /// An embedding request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embed {
-    /// The model's name, to be said back.
+    /// Name of the model, repeated in the answer.
     pub model: String,
-    /// What to embed.
+    /// Texts or tokens to embed.
     pub inputs: Vec<EmbedInput>,
-    /// How vectors are written.
+    /// Encoding of the vectors in the answer.
     pub encoding: Encoding,
 }
 
-/// How vectors are written.
+/// Encoding of vectors in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// As an array of numbers.
+    /// An array of numbers.
     Float,
-    /// As base64 of little-endian f32.
+    /// Base64 of little-endian f32.
     Base64,
 }
 
 impl Request {
-    /// Reads a body sent to `endpoint`.
+    /// Parses a body sent to `endpoint`.
     ///
     /// # Errors
-    /// 400s that name the field.
+    /// Errors with status 400 that name the field.
     pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
         let fields = json::parse(body)?;
         match endpoint {
@@ -147,7 +148,7 @@ impl Request {
         }
     }
 
-    /// The model that is asked for.
+    /// Returns the requested model.
     pub fn model(&self) -> &str {
         match self {
             Self::Generate(generate) => &generate.model,
@@ -155,7 +156,7 @@ impl Request {
         }
     }
 
-    /// Whether the answer is a stream of events.
+    /// Reports whether the answer is a stream of events.
     pub fn is_stream(&self) -> bool {
         matches!(self, Self::Generate(Generate { delivery: Delivery::Stream { .. }, .. }))
     }
@@ -202,7 +203,7 @@ fn parse_completion(mut fields: Fields) -> Result<Generate, ApiError> {
     generate(fields, model, prompt, Some(tokens_max))
 }
 
-/// What both kinds of completion have in common.
+/// Parses the fields that both kinds of completion share.
 fn generate(
     mut fields: Fields,
     model: String,
@@ -214,7 +215,7 @@ fn generate(
     fields.unserved("presence_penalty", |value| value.as_f64() == Some(0.0))?;
     fields.unserved("logit_bias", is_empty)?;
     ignore_user(&mut fields)?;
-    // No probability at all means the likeliest token, as in OpenAI's API.
+    // Zero probability means the most likely token, as in OpenAI's API.
     let top_p = fields.number("top_p", 0.0, 1.0)?.map_or(1.0, |p| (p as f32).max(f32::MIN_POSITIVE));
     let generate = Generate {
         model,
@@ -254,7 +255,7 @@ fn model(fields: &mut Fields) -> Result<String, ApiError> {
     })
 }
 
-/// Clients send it by habit; it names their own user and changes no answer.
+/// Accepts fields that clients send by default; they identify the client's own user and change no answer.
 fn ignore_user(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["user", "safety_identifier", "prompt_cache_key"] {
         fields.text(name, USER_BYTES_MAX)?;
@@ -326,7 +327,7 @@ fn message(mut fields: Fields) -> Result<ChatMessage, ApiError> {
     };
     let role = match role.as_str() {
         "system" | "user" | "assistant" => role,
-        // OpenAI's newer word for what templates call the system.
+        // OpenAI's newer name for the role that templates call system.
         "developer" => "system".to_owned(),
         other => {
             let problem = format!("is `{}`, expected system, developer, user or assistant", printable(other));
@@ -344,7 +345,7 @@ fn message(mut fields: Fields) -> Result<ChatMessage, ApiError> {
     Ok(ChatMessage { role, content })
 }
 
-/// A text, or parts that are all text.
+/// Returns the text of a message: a text, or parts that are all text.
 fn content(value: Value, path: &str) -> Result<String, ApiError> {
     let parts = match value {
         Value::String(text) => return Ok(text),
@@ -364,7 +365,7 @@ fn content(value: Value, path: &str) -> Result<String, ApiError> {
     Ok(content)
 }
 
-/// One input, or several: a text, texts, tokens, or arrays of tokens.
+/// Parses one or several inputs: a text, texts, tokens, or arrays of tokens.
 fn inputs(value: Value) -> Result<Vec<EmbedInput>, ApiError> {
     let items = match value {
         Value::String(text) => return Ok(vec![EmbedInput::Text(text)]),
@@ -386,7 +387,7 @@ fn inputs(value: Value) -> Result<Vec<EmbedInput>, ApiError> {
     items.into_iter().enumerate().map(read).collect()
 }
 
-/// A prompt: a text or tokens, perhaps as the only item of an array.
+/// Parses a prompt: a text or tokens, possibly as the only item of an array.
 fn one_input(value: Value, path: &str) -> Result<EmbedInput, ApiError> {
     match value {
         Value::String(text) => Ok(EmbedInput::Text(text)),

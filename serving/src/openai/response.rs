@@ -1,4 +1,4 @@
-//! What is answered: OpenAI's objects and events. Their field names are a promise to OpenAI's clients.
+//! Response formats: OpenAI's objects and events. Their field names are stable for OpenAI's clients.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,42 +9,42 @@ use super::error::ApiError;
 use super::request::{Encoding, Endpoint};
 use crate::batcher::FinishReason;
 
-/// Ends every stream of events that came to its end.
+/// Ends every complete stream of events.
 pub const DONE_EVENT: &[u8] = b"data: [DONE]\n\n";
 
-/// What names an answer.
+/// Identification of an answer.
 #[derive(Debug, Clone)]
 pub struct Label {
-    /// Unique: `chatcmpl-` or `cmpl-` and random digits.
+    /// Unique id: `chatcmpl-` or `cmpl-` and random digits.
     pub id: String,
-    /// When it was begun, seconds since the Unix epoch.
+    /// Start of the answer, in seconds since the Unix epoch.
     pub created: u64,
-    /// The model's name as the client wrote it.
+    /// Name of the model as the client wrote it.
     pub model: String,
-    /// Chat or completion.
+    /// Endpoint of the request: chat or completion.
     pub endpoint: Endpoint,
 }
 
-/// What an answer cost, in tokens.
+/// Token counts of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// Tokens read.
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated; embeddings have none.
+    /// Tokens generated; absent for embeddings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_tokens: Option<usize>,
-    /// Both.
+    /// Sum of both.
     pub total_tokens: usize,
 }
 
 impl Usage {
-    /// The usage of a generation.
+    /// Returns the usage of a generation.
     pub fn generated(prompt_tokens: usize, completion_tokens: usize) -> Self {
         let total_tokens = prompt_tokens + completion_tokens;
         Self { prompt_tokens, completion_tokens: Some(completion_tokens), total_tokens }
     }
 
-    /// The usage of an embedding.
+    /// Returns the usage of an embedding.
     pub fn embedded(prompt_tokens: usize) -> Self {
         Self { prompt_tokens, completion_tokens: None, total_tokens: prompt_tokens }
     }
@@ -57,7 +57,7 @@ struct Answer<'a> {
     created: u64,
     model: &'a str,
     choices: Vec<Choice<'a>>,
-    /// Absent, `null` in events before the one that tells it, or told.
+    /// Absent, `null` in the events before the one that reports it, or the counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
@@ -115,7 +115,7 @@ impl Label {
         Answer { id, object: self.object(is_event), created: *created, model, choices, usage: None }
     }
 
-    /// The whole answer as one object.
+    /// Builds the whole answer as one object.
     pub fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Message(Message { role: "assistant", content: text, refusal: None }),
@@ -126,8 +126,8 @@ impl Label {
         json(&Answer { usage: Some(Some(usage)), ..self.answer(false, vec![choice]) })
     }
 
-    /// One event. `role` stands in a chat's first; `reason` in the last that has a choice. `usage_follows`
-    /// says `"usage": null`, as OpenAI's events do when a last one will tell it.
+    /// Builds one event. `role` is set in a chat's first event; `reason` in the last that has a choice.
+    /// `usage_follows` writes `"usage": null`, as OpenAI's events do when a last one will report it.
     pub fn event(&self, text: &str, role: bool, reason: Option<FinishReason>, usage_follows: bool) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Delta(Delta {
@@ -140,13 +140,13 @@ impl Label {
         event(&Answer { usage: usage_follows.then_some(None), ..self.answer(true, vec![choice]) })
     }
 
-    /// The event that tells what it cost.
+    /// Builds the event that reports the token counts.
     pub fn usage_event(&self, usage: Usage) -> Bytes {
         event(&Answer { usage: Some(Some(usage)), ..self.answer(true, Vec::new()) })
     }
 }
 
-/// The event that says why a stream ends early. No `[DONE]` follows it.
+/// Builds the event that reports why a stream ends early. No `[DONE]` follows it.
 pub fn error_event(error: &ApiError) -> Bytes {
     Bytes::from(format!("data: {}\n\n", error.body()))
 }
@@ -173,7 +173,7 @@ enum Vector {
     Base64(String),
 }
 
-/// The answer to an embedding request.
+/// Builds the answer to an embedding request.
 pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage: Usage) -> Bytes {
     let write = |vector: Vec<f32>| match encoding {
         Encoding::Float => Vector::Float(vector),
@@ -202,18 +202,18 @@ struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// `created` is a field that clients expect and that has no meaning here.
+    /// Clients expect `created`, which has no meaning here.
     fn new(id: &'a str) -> Self {
         Self { id, object: "model", created: 0, owned_by: "quorate" }
     }
 }
 
-/// The answer to `/v1/models`.
+/// Builds the answer to `/v1/models`.
 pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Bytes {
     json(&ModelList { object: "list", data: names.into_iter().map(Model::new).collect() })
 }
 
-/// The answer to `/v1/models/NAME`.
+/// Builds the answer to `/v1/models/NAME`.
 pub fn model(name: &str) -> Bytes {
     json(&Model::new(name))
 }

@@ -1,5 +1,5 @@
-//! A worker's talk with its agent, over the unix socket it inherited. Agents come and go (an agent that was
-//! restarted connects again); the worker tells each how it is and takes connections and tickets from any.
+//! A worker's protocol with its agent, over the unix socket that it inherited. A restarted agent connects
+//! again; the worker reports its state to each agent and accepts connections and tickets from any.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,12 +17,13 @@ use tokio::sync::broadcast;
 use super::inherited::serving_limits;
 use super::{Service, Tickets};
 
-/// Long enough not to spin when descriptors run out.
+/// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// More gateways than any cluster has: what an agent that reads slowly may miss, it learns from the next try.
+/// Disconnections kept for a slow agent: more gateways than any cluster has. An agent that misses one learns
+/// of it at its next connection attempt.
 const DISCONNECTIONS_KEPT: usize = 64;
 
-/// What all conversations share.
+/// State shared by all conversations.
 #[derive(Debug, Clone)]
 pub(super) struct Sandboxed {
     identity: Identity,
@@ -38,7 +39,7 @@ impl Sandboxed {
     }
 }
 
-/// Answers agents for ever.
+/// Serves agents indefinitely.
 pub(super) async fn attend(listener: UnixListener, worker: Sandboxed) {
     loop {
         match listener.accept().await {
@@ -55,7 +56,7 @@ pub(super) async fn attend(listener: UnixListener, worker: Sandboxed) {
 
 async fn converse(stream: UnixStream, worker: Sandboxed) {
     if let Err(error) = try_converse(stream, &worker).await {
-        tracing::warn!(%error, "talk with the agent ended");
+        tracing::warn!(%error, "agent connection ended");
     }
 }
 
@@ -71,7 +72,7 @@ async fn try_converse(stream: UnixStream, worker: &Sandboxed) -> Result<(), Fram
                     let state = states.borrow().0;
                     let hello = FromWorker::Hello { worker: worker.identity.public_key(), state };
                     sender.send(&hello, &[]).await?;
-                    // Why it failed does not fit into the greeting.
+                    // The cause of a failure does not fit into the greeting.
                     if state == WorkerState::Failed {
                         let failure = states.borrow_and_update().clone();
                         send_state(&mut sender, &failure).await?;
@@ -116,9 +117,10 @@ impl Sandboxed {
         let tcp = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
         match tcp {
             Ok(tcp) => self.serve_stream(gateway, &ticket, tcp).await,
-            Err(error) => tracing::warn!(%error, "the descriptor is no connection"),
+            Err(error) => tracing::warn!(%error, "descriptor is not a connection"),
         }
-        // No agent may be listening; the next one finds the connection gone when it asks the gateway's key.
+        // No agent may be connected; the next one finds the connection gone when it queries the gateway's
+        // key.
         let _ = self.disconnected.send(gateway);
     }
 
@@ -130,7 +132,7 @@ impl Sandboxed {
         let served =
             reverse_serve(tcp, &self.identity, gateway, preface, serving_limits(), router, never).await;
         match served {
-            Ok(()) => tracing::info!(gateway = gateway.short(), "gateway gone"),
+            Ok(()) => tracing::info!(gateway = gateway.short(), "gateway disconnected"),
             Err(error) => tracing::warn!(gateway = gateway.short(), %error, "gateway connection failed"),
         }
     }

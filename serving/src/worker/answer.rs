@@ -1,8 +1,9 @@
-//! Answering: OpenAI requests into the batcher, its events out as objects or server-sent events.
+//! Request handlers of the worker: OpenAI requests into the batcher, its events out as objects or server-sent
+//! events.
 //!
-//! What may surprise: a stream's headers go out at once, but its first event waits for the first text, so a
-//! gateway that has seen no byte may still ask another worker. What an answer cost travels beside it, in the
-//! headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a stream, in trailers of these names.
+//! A stream's headers go out immediately, but its first event waits for the first text. A gateway that has
+//! received no byte may therefore still retry on another worker. Token counts travel beside the answer, in
+//! the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a stream, in trailers of these names.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -30,15 +31,15 @@ use crate::openai::{
     self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, Label, Request, Usage, error_event,
 };
 
-/// Tokens that were read; for the gateway's metrics, which hands it on to nobody.
+/// Header with the tokens of the prompt; for the gateway's metrics, never forwarded to clients.
 pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-tokens");
-/// Tokens that were generated.
+/// Header with the tokens generated.
 pub const COMPLETION_TOKENS: HeaderName = HeaderName::from_static("quorate-completion-tokens");
 
-/// Names a request in answers and logs; OpenAI's clients show it.
+/// Header with the id of a request, for answers and logs; OpenAI's clients show it.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The inference API of one worker.
+/// Builds the inference API of one worker.
 pub(super) fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route(Endpoint::Chat.path(), post(|state, request| answer(state, Endpoint::Chat, request)))
@@ -61,13 +62,13 @@ async fn load(State(service): State<Arc<Service>>) -> Response {
     json(Bytes::from(body))
 }
 
-/// For every path that is not served.
+/// Answers every path that is not served.
 pub(crate) async fn no_such_path(uri: http::Uri) -> ApiError {
     let message = format!("no such path: {}", openai::printable(uri.path()));
     ApiError::new(StatusCode::NOT_FOUND, code::PATH_NOT_FOUND, message)
 }
 
-/// For every method that a path does not serve.
+/// Answers every method that a path does not support.
 pub(crate) async fn no_such_method(method: http::Method, uri: http::Uri) -> ApiError {
     let message = format!("{} does not take {method}", openai::printable(uri.path()));
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, code::METHOD_NOT_ALLOWED, message)
@@ -95,7 +96,7 @@ async fn answer(
     }
 }
 
-/// The gateway asks another worker.
+/// Builds the rejection after which a gateway tries another worker.
 fn memory_full() -> ApiError {
     let message = "this worker holds as many bytes of requests as it may";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_OVERLOADED, message).retry_after(1)
@@ -157,7 +158,7 @@ async fn answer_generate(
     Ok(response)
 }
 
-/// An answer under way. Dropping it drops the events' receiver, which stops the work.
+/// An answer in progress. Dropping it drops the events' receiver, which stops the generation.
 struct Streaming {
     service: Arc<Service>,
     started: Instant,
@@ -166,7 +167,7 @@ struct Streaming {
     is_first: bool,
 }
 
-/// What is still to be sent.
+/// Remainder of the stream to send.
 enum Rest {
     Events(Streaming),
     Trailers(HeaderMap),
@@ -259,25 +260,25 @@ fn trailers(finish: &Finish) -> HeaderMap {
     trailers
 }
 
-/// The headers of a stream of events: nobody between may hold it back.
+/// Sets the headers of an event stream, so that no proxy buffers it.
 pub(crate) fn event_stream(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
 }
 
-/// A 200 of JSON.
+/// Builds a 200 response with a JSON body.
 pub(crate) fn json(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// A fresh name for a request.
+/// Generates a random request id.
 pub(crate) fn request_id() -> HeaderValue {
     let name = format!("req-{:016x}", random_number());
     HeaderValue::try_from(name).expect("letters and digits are valid in a header")
 }
 
-/// Names answers, and chooses one where the client gave no seed.
+/// Returns a random number: an answer's id, or the seed where the client gave none.
 fn random_number() -> u64 {
     getrandom::u64().expect("the operating system has randomness")
 }

@@ -1,9 +1,9 @@
-//! A worker inside a node's sandbox. Everything it needs was put into its hands before it began: a listening
-//! unix socket for its agent, the weights, their progress, a pipe for metrics, its manifest. It makes its own
-//! TLS key, in memory, and never dials: its agent hands it connected sockets, and it serves HTTP/2 on them.
+//! A worker inside a node's sandbox. It inherits everything it needs: a listening unix socket for its agent,
+//! the weights, their progress, a pipe for metrics, its manifest. It makes its own TLS key, in memory, and
+//! never dials: its agent passes it connected sockets, and it serves HTTP/2 on them.
 //!
-//! What may surprise: it runs under a filter that denies `socket`, `connect`, `bind`, `listen`, `sendmsg` and
-//! `setsockopt`, so no library here may use them; and SIGTERM is taken by a thread that waits for it.
+//! It runs under a filter that denies `socket`, `connect`, `bind`, `listen`, `sendmsg` and `setsockopt`, so
+//! no library here may use them. A dedicated thread waits for SIGTERM.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -39,14 +39,14 @@ use crate::engine::{
 };
 use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
 
-/// How often numbers go to the agent.
+/// Interval between two lines of metrics for the agent.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a worker that must end looks whether its work is done.
+/// Interval between two checks whether a terminating worker is idle.
 const IDLE_CHECK: Duration = Duration::from_millis(20);
 /// Threads for connections; the engine has its own.
 const IO_THREADS: usize = 2;
 
-/// Limits of a connection on which requests are answered: an answer may take minutes.
+/// Returns the limits of a connection that serves inference requests: an answer may take minutes.
 pub fn serving_limits() -> Limits {
     Limits {
         request: Duration::from_secs(600),
@@ -57,13 +57,13 @@ pub fn serving_limits() -> Limits {
     }
 }
 
-/// Runs a sandboxed worker until it is told to end.
+/// Runs a sandboxed worker until SIGTERM.
 ///
-/// # Errors
-/// A descriptor is missing or is not what it should be.
+/// # Errors A descriptor is missing or is not of the expected kind.
 pub fn run() -> anyhow::Result<()> {
     let terminate = SigSet::from(Signal::SIGTERM);
-    // Before any thread is made: all inherit the mask, so the signal waits for the one who asks for it.
+    // Before any thread starts: all inherit the mask, so the signal stays pending for the thread that waits
+    // for it.
     terminate.thread_block().context("block SIGTERM")?;
     let manifest = read_manifest(&File::from(adopt(WORKER_MANIFEST_FD)?))?;
     let weights = adopt(WORKER_WEIGHTS_FD)?;
@@ -141,7 +141,7 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
         tokenizer_bytes_max: tokenizer_bytes_of(manifest.memory_bytes),
         context_tokens_max: manifest.context_tokens_max.map(|tokens| tokens as usize),
         device_bytes_max: manifest.gpu_memory_bytes,
-        // Only the GPUs of its order are visible to a worker, so the first is the one.
+        // Only the GPUs of its order are visible to a worker, so it uses the first.
         device: if manifest.gpus.is_empty() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
     };
     let engine = LoadedEngine::open(&files, &options)?;
@@ -155,7 +155,7 @@ fn span(file: &protocol::model::ModelFile) -> FileSpan {
     FileSpan { path: file.path.clone(), offset: file.offset, length: file.length }
 }
 
-/// Whether the model does what it was deployed for.
+/// Checks that the model supports the task it was deployed for.
 pub(crate) fn check_task(task: Task, operation: Operation) -> anyhow::Result<()> {
     match (task, operation) {
         (Task::Embed, Operation::Embed) | (Task::Generate, Operation::Generate) => Ok(()),
@@ -164,7 +164,7 @@ pub(crate) fn check_task(task: Task, operation: Operation) -> anyhow::Result<()>
     }
 }
 
-/// One line each second. A reader who is away or slow costs lines, never the worker's time.
+/// Writes one line each second. An absent or slow reader loses lines; it never delays the worker.
 async fn write_metrics(mut pipe: File, service: Arc<Service>) {
     let flags = fcntl(&pipe, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     let set = flags.and_then(|flags| fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
@@ -177,9 +177,9 @@ async fn write_metrics(mut pipe: File, service: Arc<Service>) {
         ticks.tick().await;
         let mut line = serde_json::to_vec(&service.metrics()).expect("plain numbers");
         line.push(b'\n');
-        // At most PIPE_BUF bytes: all of the line is written, or nothing.
+        // At most PIPE_BUF bytes: the write takes the whole line or nothing.
         if let Err(error) = pipe.write(&line) {
-            tracing::debug!(%error, "nobody reads the metrics");
+            tracing::debug!(%error, "metrics line dropped");
         }
     }
 }
@@ -189,13 +189,13 @@ async fn write_metrics(mut pipe: File, service: Arc<Service>) {
 pub struct Tickets(Arc<Mutex<BTreeMap<PublicKey, SignedTicket>>>);
 
 impl Tickets {
-    /// Keeps `ticket` for the gateway that it names.
+    /// Stores `ticket` for the gateway that it names.
     pub fn put(&self, ticket: SignedTicket) {
         let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.insert(ticket.ticket.gateway, ticket);
     }
 
-    /// What a gateway asks for between requests: how the worker does, and a fresh ticket.
+    /// Builds the API that a gateway polls between requests: the worker's load and a fresh ticket.
     pub fn router(&self, service: Arc<Service>) -> Router {
         let tickets = Router::new().route("/worker/v1/ticket", get(ticket)).with_state(self.clone());
         tickets.merge(super::answer::router(service))

@@ -1,5 +1,5 @@
-//! A worker on plain local files, for developing and measuring engines without a cluster. It answers on
-//! loopback only, without keys; whoever can write the directory can change the model.
+//! A worker on plain local files, for development and measurement of engines without a cluster. It answers on
+//! loopback only, without keys; a process with write access to the directory can change the model.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,27 +23,26 @@ use crate::metrics;
 use crate::openai::{self, ApiError};
 use crate::weights::ModelFiles;
 
-/// What is served, and where.
+/// Configuration of a local worker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The model's directory.
+    /// Directory of the model.
     pub model_dir: PathBuf,
-    /// What clients call it; none = the directory's name.
+    /// Model name in the API; `None` uses the directory's name.
     pub model_name: Option<String>,
-    /// `127.0.0.1:0` or `fd:N`.
+    /// Listening address: `127.0.0.1:0` or `fd:N`.
     pub listen: String,
-    /// What the model must be able to do; none = whatever it does.
+    /// Task that the model must support; `None` accepts any.
     pub task: Option<Task>,
-    /// How the engine is set up.
+    /// Configuration of the engine.
     pub engine: EngineOptions,
-    /// Bounds of the batcher.
+    /// Limits of the batcher.
     pub batcher: BatcherLimits,
 }
 
-/// Loads the model, prints where it listens as one line of JSON, and serves until `shutdown`.
+/// Loads the model, prints its listening address as one line of JSON, and serves until `shutdown`.
 ///
-/// # Errors
-/// The address is taken or not loopback, or the model cannot be loaded.
+/// # Errors The address is in use or not loopback, or the model cannot be loaded.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = overlay::listen::tcp(&config.listen).await?;
     let address = listener.local_addr()?;
@@ -64,8 +63,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
 /// Serves a worker that answers to one model's name, as [`run`] does.
 ///
-/// # Errors
-/// The listener is unusable or not loopback.
+/// # Errors The listener is unusable or not loopback.
 pub async fn serve(
     listener: tokio::net::TcpListener,
     service: Arc<Service>,
@@ -78,13 +76,13 @@ pub async fn serve(
         .with_state(service.clone())
         .merge(answer::router(service))
         .layer(map_response(name_request));
-    // The router bounds bodies itself, with an answer in the API's own shape.
+    // The router bounds bodies itself, with an answer in OpenAI's format.
     let limits = Limits { request_bytes_max: usize::MAX >> 1, ..inherited::serving_limits() };
     people::serve(listener, None, limits, router, Arc::default(), shutdown).await?;
     Ok(())
 }
 
-/// As a gateway does; OpenAI's clients show the name.
+/// Adds a request id, as a gateway does; OpenAI's clients show it.
 async fn name_request(mut response: Response) -> Response {
     response.headers_mut().insert(answer::REQUEST_ID, answer::request_id());
     response

@@ -1,4 +1,4 @@
-//! What a worker is doing: its batcher once it is there, its state, its numbers.
+//! State of a worker: its batcher once loaded, its lifecycle, its metrics.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -14,46 +14,45 @@ use crate::batcher::Batcher;
 use crate::memory::Memory;
 use crate::openai::ApiError;
 
-/// How many requests the median of the time to first token looks back on.
+/// Number of recent requests in the median time to first token.
 const RECENT_REQUESTS: usize = 128;
-/// Bytes of bodies and of texts that are not tokenized yet, in all: four of the largest requests, a part of the
-/// 128 MiB that a worker has beside its cache.
+/// Limit on bodies and on texts that are not tokenized yet, in bytes: four of the largest requests. It is
+/// part of the 128 MiB that a worker has beside its cache.
 const MEMORY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// A worker's engine and its state, shared by all who answer requests.
+/// A worker's engine and its state, shared by all request handlers.
 #[derive(Debug)]
 pub struct Service {
     batcher: OnceLock<Batcher>,
     state: watch::Sender<(WorkerState, String)>,
     first_tokens: Mutex<VecDeque<Duration>>,
-    /// The only model name that is answered; none = any, because the gateway has checked it.
+    /// The only model name that is answered; `None` accepts any, because the gateway has checked it.
     model: Option<String>,
     memory: Memory<()>,
 }
 
 impl Service {
-    /// A worker that is loading. `model` is the only name it answers to, if there is one.
+    /// Creates a loading worker. `model` is the only name it answers to, if given.
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
         let memory = Memory::new(MEMORY_BYTES_MAX);
         Self { batcher: OnceLock::new(), state, first_tokens: Mutex::default(), model, memory }
     }
 
-    /// The engine is there.
+    /// Installs the loaded engine.
     ///
-    /// # Panics
-    /// When it was there already.
+    /// # Panics If one was installed already.
     pub fn ready(&self, batcher: Batcher) {
         self.batcher.set(batcher).expect("a worker loads one engine once");
         self.enter(WorkerState::Ready, String::new());
     }
 
-    /// The engine will not be there.
+    /// Records that the engine cannot be loaded.
     pub fn failed(&self, detail: String) {
         self.enter(WorkerState::Failed, detail);
     }
 
-    /// Finish what runs, take nothing new.
+    /// Stops admission; running requests are finished.
     pub fn drain(&self) {
         if let Some(batcher) = self.batcher.get() {
             batcher.drain();
@@ -63,7 +62,7 @@ impl Service {
 
     fn enter(&self, state: WorkerState, detail: String) {
         self.state.send_if_modified(|current| {
-            // What has failed or drains does not come back.
+            // A failed or draining worker never returns to service.
             let is_final = matches!(current.0, WorkerState::Failed | WorkerState::Draining);
             if !is_final {
                 *current = (state, detail);
@@ -72,30 +71,29 @@ impl Service {
         });
     }
 
-    /// The state and its changes.
+    /// Subscribes to the state and its changes.
     pub fn states(&self) -> watch::Receiver<(WorkerState, String)> {
         self.state.subscribe()
     }
 
-    /// Whether nothing runs or waits.
+    /// Reports whether no request runs or waits.
     pub fn is_idle(&self) -> bool {
         self.batcher.get().is_none_or(Batcher::is_idle)
     }
 
-    /// The model's name, where only one is answered.
+    /// Returns the model's name, if only one is answered.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
 
-    /// What requests may hold before the engine has them.
+    /// Returns the memory budget of requests that the engine does not have yet.
     pub(super) fn memory(&self) -> &Memory<()> {
         &self.memory
     }
 
-    /// The batcher.
+    /// Returns the batcher.
     ///
-    /// # Errors
-    /// 503 while it loads, drains, or when it failed.
+    /// # Errors 503 while it loads or drains, or after a failure.
     pub fn batcher(&self) -> Result<&Batcher, ApiError> {
         let (state, detail) = self.state.borrow().clone();
         let (code, message) = match (state, self.batcher.get()) {
@@ -107,7 +105,7 @@ impl Service {
         Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(1))
     }
 
-    /// A request's first token came after `waited`.
+    /// Records a request's time to first token.
     pub fn record_first_token(&self, waited: Duration) {
         let mut recent = self.first_tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == RECENT_REQUESTS {
@@ -116,12 +114,12 @@ impl Service {
         recent.push_back(waited);
     }
 
-    /// State and numbers now.
+    /// Returns the current state and metrics.
     pub fn load(&self) -> WorkerLoad {
         WorkerLoad { state: self.state.borrow().0, metrics: self.metrics() }
     }
 
-    /// The numbers now.
+    /// Returns the current metrics.
     pub fn metrics(&self) -> WorkerMetrics {
         let numbers = self.batcher.get().map(Batcher::snapshot).unwrap_or_default();
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -146,7 +144,7 @@ impl Service {
     }
 }
 
-/// The wall clock.
+/// Returns the wall-clock time.
 pub(crate) fn now() -> Millis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Millis(since.as_millis() as u64)

@@ -1,4 +1,4 @@
-//! The batcher: what callers see, whoever else is there.
+//! Batcher tests: results as callers see them, alone and beside other requests.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateR
     GenerateRequest { prompt: Prompt::Text(prompt.to_owned()), sampling: GREEDY, tokens_max, stops }
 }
 
-/// All text, why it ended, and how many tokens were generated.
+/// Returns all text, the finish reason, and the number of generated tokens.
 fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
     let mut text = String::new();
     loop {
@@ -36,7 +36,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
     }
 }
 
-/// Wait for a level, not for an edge.
+/// Waits until a condition holds, not for a change of it.
 fn eventually(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
@@ -74,7 +74,7 @@ fn text_comes_whole_and_ends_for_a_reason() {
         let generation = generate(&batcher, request).expect("queued");
         assert_eq!(collect(generation), (text.to_owned(), reason, tokens), "{description}");
     }
-    // An answer is out a moment before it is counted.
+    // An answer arrives just before it is counted.
     eventually("all are counted", || batcher.snapshot().requests_finished_total == 7);
     eventually("the cache is empty", || batcher.snapshot().cache_tokens_reserved == 0);
 }

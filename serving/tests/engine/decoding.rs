@@ -1,4 +1,4 @@
-//! The decoder against an independent one, and against itself in other company.
+//! Decoder tests: against an independent implementation, and alone against in a batch.
 
 use candle_core::Device;
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::models::{assert_close, bits, decoder_shape, files, llama_config, open, options, tokens, write};
 
-/// The logits after each cut of `sequence`, computed alone.
+/// Returns the logits after each cut of `sequence`, computed alone.
 fn alone(engine: &mut dyn Engine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
     let id = engine.open(sequence.len()).expect("within the context").expect("room");
     let rows = extend(engine, id, sequence, cuts);

@@ -1,4 +1,4 @@
-//! The encoder against an independent one, and against itself in other company.
+//! Encoder tests: against an independent implementation, and alone against in a batch.
 
 use candle_core::Device;
 use safetensors::Dtype;

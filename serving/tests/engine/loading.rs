@@ -1,4 +1,4 @@
-//! Model directories that must end in a clear error, and what it says.
+//! Tests of invalid model directories: each must end in a clear error, whose text is checked.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn failure(directory: &Path) -> EngineError {
     LoadedEngine::open(&files(directory), &options(1)).err().expect("refused")
 }
 
-/// The error's code and its whole chain of causes.
+/// Returns the error's code and its whole chain of causes.
 fn told(error: &EngineError) -> (String, String) {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

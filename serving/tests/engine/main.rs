@@ -1,4 +1,5 @@
-//! Engines, weights and batcher together, on small models of random weights that the tests make themselves.
+//! Integration tests of engines, weights and batcher, on small models of random weights that the tests
+//! generate.
 
 mod batching;
 mod decoding;

@@ -1,4 +1,4 @@
-//! Model directories of random weights, as a person would have them on disk.
+//! Test models: directories of random weights, as users have them on disk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,7 +34,7 @@ pub(crate) fn bert_config() -> Value {
     })
 }
 
-/// Write a model directory of this configuration, with weights of this type.
+/// Writes a model directory of this configuration, with weights of this type.
 pub(crate) fn write(config: &Value, dtype: Dtype) -> TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let put = |name: &str, value: &Value| std::fs::write(directory.path().join(name), value.to_string());
@@ -59,7 +59,7 @@ pub(crate) fn write(config: &Value, dtype: Dtype) -> TempDir {
     directory
 }
 
-/// Names and shapes of a model's tensors.
+/// Returns names and shapes of a model's tensors.
 pub(crate) fn parameters(shape: &Shape) -> BTreeMap<String, Vec<usize>> {
     match shape {
         Shape::Encoder(shape) => bert::parameters(shape).into_iter().collect(),
@@ -67,7 +67,7 @@ pub(crate) fn parameters(shape: &Shape) -> BTreeMap<String, Vec<usize>> {
     }
 }
 
-/// Random weights, the same for the same name.
+/// Writes random weights, the same for the same name.
 pub(crate) fn write_weights(directory: &Path, parameters: &BTreeMap<String, Vec<usize>>, dtype: Dtype) {
     let mut tensors = Vec::new();
     for (name, dimensions) in parameters {
@@ -93,7 +93,7 @@ pub(crate) fn write_weights(directory: &Path, parameters: &BTreeMap<String, Vec<
     safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).expect("written");
 }
 
-/// The shape in a model directory.
+/// Returns the decoder shape of a model directory.
 pub(crate) fn decoder_shape(files: &ModelFiles) -> DecoderShape {
     match ModelConfig::read(files).expect("a valid configuration").shape {
         Shape::Decoder(shape) => shape,
@@ -101,7 +101,7 @@ pub(crate) fn decoder_shape(files: &ModelFiles) -> DecoderShape {
     }
 }
 
-/// The shape in a model directory.
+/// Returns the encoder shape of a model directory.
 pub(crate) fn encoder_shape(files: &ModelFiles) -> EncoderShape {
     match ModelConfig::read(files).expect("a valid configuration").shape {
         Shape::Encoder(shape) => shape,
@@ -109,32 +109,32 @@ pub(crate) fn encoder_shape(files: &ModelFiles) -> EncoderShape {
     }
 }
 
-/// Options with this many threads.
+/// Returns options with this many threads.
 pub(crate) fn options(threads: usize) -> EngineOptions {
     EngineOptions { threads, cache_bytes_max: 8 << 20, ..EngineOptions::default() }
 }
 
-/// An engine over a model directory.
+/// Opens an engine over a model directory.
 pub(crate) fn open(directory: &Path, threads: usize) -> LoadedEngine {
     LoadedEngine::open(&files(directory), &options(threads)).expect("a model that loads")
 }
 
-/// The files of a model directory.
+/// Opens the files of a model directory.
 pub(crate) fn files(directory: &Path) -> Arc<ModelFiles> {
     ModelFiles::open_directory(directory).expect("readable")
 }
 
-/// Some token ids below 256.
+/// Returns token ids below 256, determined by the seed.
 pub(crate) fn tokens(count: usize, seed: u64) -> Vec<u32> {
     (0..count).map(|index| (uniform(seed, index as u64) * 256.0) as u32).collect()
 }
 
-/// The bits of numbers, for comparison without mercy.
+/// Returns the bits of numbers, for exact comparison.
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Every number within this of its counterpart.
+/// Asserts that every number is within `tolerance` of its counterpart.
 pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -142,7 +142,7 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
-/// What comes of a future that needs no runtime of its own.
+/// Runs a future on a minimal runtime.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }

@@ -1,4 +1,4 @@
-//! Weights that arrive while the engine already computes.
+//! Tests of weights that load while the engine already computes.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use crate::models::{bert_config, bits, open, options, tokens, write};
 /// Small segments, so that a small model has many.
 const SEGMENT: u64 = 4096;
 
-/// What an agent holds: the two shared files, and the bytes to fill in.
+/// Simulated agent: the two shared files, and the bytes to fill in.
 struct Filling {
     weights: std::fs::File,
     progress: std::fs::File,
@@ -30,7 +30,7 @@ impl Filling {
             ["1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json", "model.safetensors"]
         {
             let content = std::fs::read(directory.join(path)).expect("read");
-            // An odd offset on purpose: nothing may assume alignment.
+            // An odd offset on purpose: no reader may assume alignment.
             bytes.push(0);
             let (offset, length) = (bytes.len() as u64, content.len() as u64);
             files.push(FileSpan { path: path.to_owned(), offset, length });
@@ -71,7 +71,7 @@ fn the_answer_is_the_same_whether_weights_were_there_or_arrive_in_any_order() {
     assert!(count > 20, "{count} segments");
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Backwards, so that what is needed first comes last.
+            // Backwards, so that the bytes needed first arrive last.
             for segment in (0..count).rev() {
                 filling.deliver(segment);
                 std::thread::yield_now();
@@ -91,7 +91,7 @@ fn the_engine_opens_before_the_weights_are_there() {
     let directory = write(&bert_config(), Dtype::F32);
     let filling = Filling::of(directory.path());
     let files = filling.map(Duration::from_millis(200));
-    // All small files and the header; of the tensors, hardly any.
+    // All small files and the header, but hardly any tensor.
     let header = filling.layout.files[4].offset + 8192;
     for segment in 0..=(header / SEGMENT) as usize {
         filling.deliver(segment);

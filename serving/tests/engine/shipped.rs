@@ -1,4 +1,4 @@
-//! The tiny model in the repository: it loads, and it can do what its card says.
+//! Tests of the tiny model in the repository: it loads, and it answers as its card states.
 
 use std::path::PathBuf;
 

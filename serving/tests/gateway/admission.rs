@@ -1,5 +1,5 @@
-//! Strangers at a gateway's listeners: keys that anyone can make, each with a ticket in good form, signed by a node
-//! that no table names; and more connections than the process may open files.
+//! Admission tests at a gateway's listeners, with more connections than the process may open files. Others
+//! use arbitrary keys, each with a well-formed ticket signed by a node that no table names.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -19,17 +19,17 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, chat, echo, eventually, signed_by};
 
-/// More than may wait for a table at once, several times over.
+/// Several times the number of connections that may wait for a table.
 const STRANGERS: usize = 48;
 
-/// A connection from one of this machine's addresses.
+/// Connects from one of this machine's addresses.
 async fn dial(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(format!("{from}:0").parse().expect("an address"))?;
     socket.connect(to).await
 }
 
-/// One stranger after another from another address of this machine, for as long as the result is not aborted.
+/// Connects unadmitted workers one after another, each from another local address, until the task is aborted.
 fn stranger(cluster: &Cluster, came: &Arc<AtomicUsize>) -> JoinHandle<()> {
     let (workers, gateway) = (cluster.workers, cluster.gateway.public_key());
     let template = cluster.ticket(&cluster.node, "chat", 0);
@@ -44,7 +44,7 @@ fn stranger(cluster: &Cluster, came: &Arc<AtomicUsize>) -> JoinHandle<()> {
             let Ok(tcp) = dial("127.0.0.2", workers).await else { continue };
             let router = Tickets::default().router(Arc::new(Service::new(None)));
             let (limits, never) = (serving_limits(), CancellationToken::new());
-            // It ends when the gateway ends it; what was sent by then was a whole ticket.
+            // It ends when the gateway closes it; a whole ticket was sent by then.
             if reverse_serve(tcp, &identity, gateway, preface, limits, router, never).await.is_ok() {
                 came.fetch_add(1, Ordering::Relaxed);
             }
@@ -63,7 +63,7 @@ async fn keys_of_unknown_nodes_keep_no_worker_out() {
         eventually("strangers come and are ended", async move || came.load(Ordering::Relaxed) > than)
     };
     more(2 * STRANGERS).await;
-    // Beside them a worker of a node in the table keeps its connection, and others come.
+    // Beside them a worker of a node in the table keeps its connection, and others connect.
     for _ in 0..3 {
         let next = cluster.worker("chat", 1, echo(Duration::ZERO)).await;
         assert_eq!(cluster.json("/v1/chat/completions", &chat("hi", "")).await.0, 200);
@@ -78,7 +78,7 @@ async fn keys_of_unknown_nodes_keep_no_worker_out() {
 #[tokio::test]
 async fn a_worker_of_an_unknown_node_waits_for_the_table_that_names_it() {
     let cluster = Cluster::start().await;
-    // Again where the table came later than a lease: machines are shared.
+    // Retried if the table came later than a lease: test machines are shared.
     for fence in 2.. {
         let (node, fence) = (Identity::generate().expect("randomness"), Fence(fence));
         let worker = cluster
@@ -110,7 +110,7 @@ struct Limited(Child);
 
 impl Drop for Limited {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -138,7 +138,7 @@ impl Limited {
         (Self(child), said["public"].as_str().expect("text").parse().expect("an address"))
     }
 
-    /// The soft limit in force.
+    /// Returns the soft limit in force.
     fn files(&self) -> u64 {
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.0.id())).expect("it runs");
         let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("there is one");
@@ -146,7 +146,7 @@ impl Limited {
     }
 }
 
-/// Asks on a connection of its own; whether it was answered.
+/// Sends a request on a new connection; reports whether it was answered.
 async fn is_answered(gateway: SocketAddr) -> bool {
     let Ok(mut stream) = dial("127.0.0.1", gateway).await else { return false };
     let request = b"GET /v1/models HTTP/1.1\r\nhost: q\r\nconnection: close\r\n\r\n";

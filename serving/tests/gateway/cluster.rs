@@ -1,9 +1,9 @@
-//! A gateway and its workers in one process, over real sockets: real TLS, real HTTP/2, real tickets. The
-//! engines are simulated (`engine::simulated`): they repeat what they are told.
+//! Test cluster: a gateway and its workers in one process, over real sockets, with real TLS, HTTP/2 and
+//! tickets. The engines are simulated (`engine::simulated`): they repeat their input.
 //!
-//! Time stands still when this process does: the clock of gateway, workers and clients is paused, and a task of the
-//! same runtime moves it on in small steps ([`Ticking`]). On a machine that is busy elsewhere no lease lapses and no
-//! patience ends that would not on an idle one.
+//! The clock of gateway, workers and clients is paused, and a task of the same runtime advances it in small
+//! steps ([`Ticking`]). Time therefore stands still while this process does. On a busy machine no lease
+//! expires and no wait times out that would not on an idle one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -35,12 +35,12 @@ use tokio::task::JoinHandle;
 
 pub(crate) const KEY: &str = "qk-test-key";
 pub(crate) const SCARCE_KEY: &str = "qk-two-a-minute";
-/// Longest any wait in these tests, by the clock that stands still when they do.
+/// Longest wait in these tests, by the simulated clock.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// After so long a test hangs.
+/// Real time after which a test counts as hung.
 const HUNG: Duration = Duration::from_secs(300);
 
-/// How the paused clock goes on: a step, then as long a pause by the real one.
+/// Advance of the paused clock: a step of simulated time, then a pause of real time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ticking {
     step: Duration,
@@ -48,13 +48,13 @@ pub(crate) struct Ticking {
 }
 
 impl Ticking {
-    /// Faster than real time, where nothing but this process is waited for.
+    /// Faster than real time, for tests that wait for this process only.
     pub(crate) const FAST: Self = Self { step: Duration::from_millis(5), pause: Duration::from_millis(1) };
-    /// Five times slower, where another process has to keep up.
+    /// Five times slower than real time, for tests in which another process has to keep up.
     pub(crate) const SLOW: Self = Self { step: Duration::from_millis(1), pause: Duration::from_millis(5) };
 
-    /// Moves the clock on until the sender is dropped. It goes on in no other way: a runtime with a blocking task
-    /// under way does not skip to its next timer.
+    /// Advances the clock until the sender is dropped. The clock does not advance otherwise: a runtime with a
+    /// running blocking task does not skip to its next timer.
     fn start(self) -> std::sync::mpsc::Sender<()> {
         let (sender, stopped) = std::sync::mpsc::channel::<()>();
         tokio::task::spawn_blocking(move || {
@@ -70,7 +70,7 @@ impl Ticking {
     }
 }
 
-/// A running gateway and what is needed to talk to it.
+/// A running gateway and its clients' state.
 pub(crate) struct Cluster {
     pub(crate) public: SocketAddr,
     pub(crate) metrics: SocketAddr,
@@ -92,12 +92,12 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// A gateway without a table and without workers, which holds no request for long.
+    /// Starts a gateway without a table and without workers, which holds requests only briefly.
     pub(crate) async fn bare() -> Self {
         Self::patient(Duration::from_millis(100)).await
     }
 
-    /// A gateway without a table and without workers, whose requests wait this long for one.
+    /// Starts a gateway without a table and without workers, whose requests wait this long for one.
     pub(crate) async fn patient(patience: Duration) -> Self {
         Self::ticking(Ticking::FAST, patience).await
     }
@@ -135,12 +135,13 @@ impl Cluster {
         }
     }
 
-    /// A gateway whose table has `chat` (model `echo`) and `embed` (model `counter`) with two slots each.
+    /// Starts a gateway whose table has `chat` (model `echo`) and `embed` (model `counter`) with two slots
+    /// each.
     pub(crate) async fn start() -> Self {
         Self::bare().await.with_table().await
     }
 
-    /// The same, for workers that are processes of their own.
+    /// Starts the same gateway for workers in separate processes.
     pub(crate) async fn slow() -> Self {
         Self::ticking(Ticking::SLOW, PATIENCE).await.with_table().await
     }
@@ -152,7 +153,7 @@ impl Cluster {
         cluster
     }
 
-    /// The next table, with all slots on this cluster's node under `fence`.
+    /// Returns the next table, with all slots on this cluster's node under `fence`.
     pub(crate) fn table(&self, fence: Fence) -> RouteTable {
         let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;
         let node = NodeId(self.node.public_key());
@@ -182,7 +183,7 @@ impl Cluster {
         receiver.receive().await.expect("an answer").expect("not the end").0
     }
 
-    /// A ticket as this cluster's node makes it for its gateway.
+    /// Returns a ticket as this cluster's node makes it for its gateway.
     pub(crate) fn ticket(&self, worker: &Identity, service: &str, slot: u32) -> Ticket {
         Ticket {
             service: service.parse().expect("a name"),
@@ -196,8 +197,8 @@ impl Cluster {
         }
     }
 
-    /// Connects a worker with the ticket that it ought to have, renewed for as long as the worker is kept, and
-    /// waits until the gateway knows that it is ready.
+    /// Connects a worker with a valid ticket, renewed while the worker is kept, and waits until the gateway
+    /// knows that it is ready.
     pub(crate) async fn worker(&self, service: &str, slot: u32, engine: Simulated) -> Worker {
         let before = self.ready().await;
         let mut worker =
@@ -225,7 +226,7 @@ impl Cluster {
         self.connect(identity, engine, ticket).await
     }
 
-    /// Connects a worker with this key and ticket, its model loaded.
+    /// Connects a worker with this key and ticket and a loaded model.
     pub(crate) async fn connect(
         &self,
         identity: Identity,
@@ -237,7 +238,7 @@ impl Cluster {
         worker
     }
 
-    /// Connects a worker with this key and ticket, whose model is being loaded.
+    /// Connects a worker with this key and ticket, whose model is still loading.
     pub(crate) async fn connect_loading(
         &self,
         identity: Identity,
@@ -260,17 +261,17 @@ impl Cluster {
         Worker { identity, service, batcher, tickets, connection, renewing: None }
     }
 
-    /// Signed by this cluster's node.
+    /// Signs a ticket as this cluster's node.
     pub(crate) fn signed(&self, ticket: Ticket) -> SignedTicket {
         signed_by(&self.node, ticket)
     }
 
-    /// Workers in the pool, as the metrics tell.
+    /// Returns the number of workers in the pool, from the metrics.
     pub(crate) async fn connected(&self) -> u64 {
         self.count("quorate_workers").await
     }
 
-    /// Of these, those of which the gateway knows that their model is loaded.
+    /// Returns the number of workers in the pool whose model is loaded, from the metrics.
     pub(crate) async fn ready(&self) -> u64 {
         self.count("quorate_workers_ready").await
     }
@@ -281,7 +282,7 @@ impl Cluster {
         models.iter().map(|name| metrics.get(name).copied().unwrap_or(0.0) as u64).sum()
     }
 
-    /// All metrics by name and labels.
+    /// Returns all metrics by name and labels.
     pub(crate) async fn metrics(&self) -> BTreeMap<String, f64> {
         let request = Request::get(format!("http://{}/metrics", self.metrics)).body(Full::default());
         let response = self.client.request(request.expect("valid")).await.expect("an answer");
@@ -295,7 +296,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Sends a request with the good key.
+    /// Sends a request with the valid key.
     pub(crate) async fn post(&self, path: &str, body: impl Into<Bytes>) -> Response<Incoming> {
         self.request(Method::POST, path, Some(KEY), body).await
     }
@@ -339,35 +340,35 @@ impl Drop for Worker {
     }
 }
 
-/// Signed by this node.
+/// Signs a ticket as this node.
 pub(crate) fn signed_by(node: &Identity, ticket: Ticket) -> SignedTicket {
     let signature = node.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
     SignedTicket { ticket, signature }
 }
 
-/// The same ticket under a fresh lease.
+/// Returns the same ticket under a fresh lease.
 pub(crate) fn renewed(ticket: &Ticket) -> Ticket {
     let (expires_at, lease_until_boottime_ms) = (now().plus(LEASE_MS), boottime_ms() + LEASE_MS);
     Ticket { expires_at, lease_until_boottime_ms, ..ticket.clone() }
 }
 
 impl Worker {
-    /// Its model is loaded.
+    /// Finishes the loading of the model.
     pub(crate) fn load(&self) {
         self.service.ready(self.batcher.clone());
     }
 
-    /// As `kill -9` does: the connection is gone without a word.
+    /// Aborts the connection without a close, as `kill -9` does.
     pub(crate) fn kill(&self) {
         self.connection.abort();
     }
 
-    /// Whether the gateway has closed the connection.
+    /// Reports whether the gateway has closed the connection.
     pub(crate) fn is_left(&self) -> bool {
         self.connection.is_finished()
     }
 
-    /// What its engine is doing.
+    /// Returns the counters of the engine's batcher.
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.batcher.snapshot()
     }
@@ -382,13 +383,13 @@ pub(crate) async fn eventually(what: &str, mut level: impl AsyncFnMut() -> bool)
     }
 }
 
-/// A whole answer.
+/// Reads a whole answer.
 pub(crate) async fn whole(response: Response<Incoming>) -> (StatusCode, Bytes) {
     let status = response.status();
     (status, response.into_body().collect().await.expect("a whole body").to_bytes())
 }
 
-/// The data of a stream's events.
+/// Reads the data of a stream's events.
 pub(crate) async fn events(response: Response<Incoming>) -> Vec<String> {
     let (status, body) = whole(response).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
@@ -398,13 +399,13 @@ pub(crate) async fn events(response: Response<Incoming>) -> Vec<String> {
         .collect()
 }
 
-/// A chat of one message.
+/// Builds a chat of one message.
 pub(crate) fn chat(content: &str, more: &str) -> String {
     let content = serde_json::Value::from(content);
     format!(r#"{{"model": "echo", "messages": [{{"role": "user", "content": {content}}}]{more}}}"#)
 }
 
-/// The node's boot clock: any that goes as the gateway's does will do.
+/// Returns the node's boot clock: any clock at the speed of the gateway's is suitable.
 fn boottime_ms() -> u64 {
     static FIRST: OnceLock<tokio::time::Instant> = OnceLock::new();
     let first = *FIRST.get_or_init(tokio::time::Instant::now);
@@ -415,12 +416,12 @@ pub(crate) fn now() -> Millis {
     Millis(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64)
 }
 
-/// Generates by repeating, without end: an answer would take a week.
+/// Returns an engine that repeats indefinitely: an answer would take a week.
 pub(crate) fn endless() -> Simulated {
     Simulated::decoder(1 << 30, 1 << 31).without_end().with_step_time(Duration::from_millis(1))
 }
 
-/// Generates by repeating; each token takes `step`.
+/// Returns an engine that repeats its input; each token takes `step`.
 pub(crate) fn echo(step: Duration) -> Simulated {
     Simulated::decoder(256, 4096).with_step_time(step)
 }

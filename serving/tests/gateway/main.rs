@@ -1,5 +1,5 @@
-//! The gateway and its workers as clients meet them: OpenAI's shapes, keys, quotas, limits, tickets, and
-//! workers that die. Real connections in one process; the engines are simulated.
+//! Integration tests of the gateway and its workers from a client's side: OpenAI's formats, keys, quotas,
+//! limits, tickets, and dying workers. Real connections in one process; the engines are simulated.
 
 mod admission;
 mod cluster;
@@ -422,14 +422,14 @@ async fn a_draining_worker_is_left_for_another() {
     for _ in 0..6 {
         assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
     }
-    // An answer may be out a moment before it is counted.
+    // An answer may arrive just before it is counted.
     eventually("all ran on the other", async || two.snapshot().requests_finished_total == 6).await;
     two.service.drain();
     let answer = cluster.json(CHAT, &chat("hi", "")).await;
     assert!(matches!(error_of(&answer), (503, "no_worker" | "worker_overloaded", "")), "{answer:?}");
 }
 
-/// Connects a worker whose ticket `alter` changed, and returns the reason of its refusal.
+/// Connects a worker with a ticket that `alter` changed, and returns the reason of its rejection.
 async fn refusal(alter: impl Fn(&Cluster, &mut Ticket), forge: bool) -> String {
     let cluster = Cluster::start().await;
     let worker = cluster

@@ -1,5 +1,5 @@
-//! The real binary, as its users start it: on local files, as a gateway, and inside a sandbox's filter. The
-//! models have random weights.
+//! Process tests of the real binary, started as users do: on local files, as a gateway, and under a sandbox's
+//! filter. The models have random weights.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -40,12 +40,12 @@ use tokio::task::JoinHandle;
 use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
 use crate::models::{bert_config, llama_config, write};
 
-/// A process that does not outlive its test.
+/// A process that ends with its test.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -56,7 +56,7 @@ impl Process {
         Self(command.stdout(Stdio::piped()).spawn().expect("the binary starts"))
     }
 
-    /// The line of JSON that it prints when it is ready.
+    /// Reads the line of JSON that the process prints when it is ready.
     fn announcement(&mut self) -> Value {
         let mut line = String::new();
         let stdout = self.0.stdout.as_mut().expect("piped");
@@ -64,7 +64,7 @@ impl Process {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
-    /// Asks it to end, and returns how it did.
+    /// Sends SIGTERM and returns the exit code.
     fn terminate(mut self) -> Option<i32> {
         kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).expect("it runs");
         self.0.wait().expect("it ends").code()
@@ -159,7 +159,7 @@ async fn a_gateway_locks_itself_in_and_ends_in_order() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("plain http"), "{output:?}");
 }
 
-/// A number of KiB from a process's status.
+/// Returns a number of KiB from a process's status.
 fn memory_kib(process: &Process, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.0.id())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel says it");
@@ -189,7 +189,7 @@ async fn prompts_of_megabytes_are_refused_and_cost_a_worker_little() {
     assert_eq!(process.terminate(), Some(0));
 }
 
-/// A gateway process that knows two keys and no service.
+/// Starts a gateway process that knows two keys and no service.
 async fn gateway_with_keys(directory: &Path) -> (Process, Value, impl Sized) {
     let path = |name: &str| directory.join(name).to_str().expect("UTF-8").to_owned();
     let (socket, key) = (path("gateway.sock"), path("gateway.key"));
@@ -218,7 +218,7 @@ async fn gateway_with_keys(directory: &Path) -> (Process, Value, impl Sized) {
     (process, announcement, (sender, receiver))
 }
 
-// The flood on threads of its own: a question that waits for it for 15 s would be cut off as too slow.
+// The flood runs on separate threads: a request delayed by it for 15 s would be cut off as too slow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_unfinished_bodies_leave_a_gateway_as_it_was() {
     const MIB: u64 = 1024;
@@ -226,7 +226,7 @@ async fn a_hundred_unfinished_bodies_leave_a_gateway_as_it_was() {
     let (process, announcement, _agent) = gateway_with_keys(directory.path()).await;
     let address = |name: &str| announcement[name].as_str().expect("text").parse::<SocketAddr>().expect("one");
     let (public, metrics) = (address("public"), address("metrics"));
-    // None while the machine is too busy to ask in time.
+    // `None` while the machine is too busy to answer in time.
     let held = async || {
         let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
         let request = Request::get(format!("http://{metrics}/metrics")).body(Full::default()).expect("valid");
@@ -249,12 +249,12 @@ async fn a_hundred_unfinished_bodies_leave_a_gateway_as_it_was() {
     let flood: Vec<_> = (0..100)
         .map(|_| async move {
             let mut tcp = TcpStream::connect(public).await.expect("it listens");
-            // A refusal closes the connection under our hands.
+            // A rejection closes the connection during the write.
             let mut sent = tcp.write_all(head.as_bytes()).await;
             if sent.is_ok() {
                 sent = tcp.write_all(&vec![b' '; 8_300_000]).await;
             }
-            // A byte now and then, so that it is not cut for its silence.
+            // A byte each second, so that the body does not time out.
             while sent.is_ok() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 sent = tcp.write_all(b" ").await;
@@ -282,7 +282,7 @@ async fn a_hundred_unfinished_bodies_leave_a_gateway_as_it_was() {
     assert_eq!(process.terminate(), Some(0));
 }
 
-/// A model in two shared files, as an agent fills them, and the worker's manifest.
+/// Returns a model in two shared files, as an agent fills them, and the worker's manifest.
 fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
     const SEGMENT: u64 = 65536;
     let (mut bytes, mut files) = (Vec::new(), Vec::new());
@@ -320,7 +320,7 @@ fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
     (weights, progress, manifest)
 }
 
-/// What the init of a sandbox denies its worker (the parts that concern connections).
+/// Returns the part of the sandbox's filter for a worker that concerns connections.
 fn sandbox_filter() -> BpfProgram {
     let denied = [
         libc::SYS_socket,
@@ -345,10 +345,10 @@ fn sandbox_filter() -> BpfProgram {
 
 /// Starts the sandboxed worker with these descriptors at their numbers, under the filter.
 fn start_sandboxed(descriptors: Vec<(RawFd, OwnedFd)>) -> Process {
-    // Copies above all target numbers, so that placing one does not overwrite another.
+    // Copies above all target numbers, so that duplicating one does not overwrite another.
     let copy = |source: &OwnedFd| {
         let copied = fcntl(source, FcntlArg::F_DUPFD_CLOEXEC(20)).expect("a copy");
-        // SAFETY: the call has just made it, and nothing else knows of it.
+        // SAFETY: the call has just created it, and no other code owns it.
         unsafe { OwnedFd::from_raw_fd(copied) }
     };
     let copies: Vec<(RawFd, OwnedFd)> =
@@ -370,7 +370,7 @@ fn start_sandboxed(descriptors: Vec<(RawFd, OwnedFd)>) -> Process {
     Process::start(&mut command)
 }
 
-/// Sends a worker fresh tickets, as its agent does, until told to stop; gives the sender back then.
+/// Sends a worker fresh tickets, as its agent does, until stopped; the task then returns the sender.
 fn keep_renewed(
     mut sender: FrameSender,
     node: Identity,

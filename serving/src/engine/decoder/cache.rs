@@ -1,7 +1,7 @@
-//! Keys and values of open sequences, in blocks of 32 positions from one bounded pool.
+//! KV cache: keys and values of open sequences, in blocks of 32 positions from one bounded pool.
 //!
-//! Room for a sequence's longest form is reserved when it opens; blocks are taken only as it grows. What may
-//! surprise: keys are stored transposed, as the innermost loop reads them.
+//! Opening a sequence reserves blocks for its longest form; blocks are allocated only as it grows. Keys are
+//! stored transposed, as the innermost loop reads them.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::super::config::DecoderShape;
 use super::super::kernels::attention::{KeysValues, PANEL, padded};
 use super::super::{Capacity, SequenceId};
 
-/// The pool and who has what of it.
+/// The pool and the blocks of each sequence.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     layers: usize,
@@ -17,7 +17,7 @@ pub(super) struct Cache {
     width: usize,
     blocks_max: usize,
     blocks_reserved: usize,
-    /// Blocks that were used and are free again.
+    /// Freed blocks, kept for reuse.
     spare: Vec<Box<[f32]>>,
     sequences: BTreeMap<SequenceId, Sequence>,
     next: u64,
@@ -75,7 +75,7 @@ impl Cache {
         }
     }
 
-    /// Make room for `count` more positions; returns the position of the first.
+    /// Allocates blocks for `count` more positions; returns the position of the first.
     pub(super) fn extend(&mut self, sequence: SequenceId, count: usize) -> usize {
         let block_length = self.block_length();
         let sequence = self.sequences.get_mut(&sequence).expect("the sequence is open");
@@ -88,7 +88,7 @@ impl Cache {
         sequence.length
     }
 
-    /// `count` positions have been stored in all layers.
+    /// Records that `count` positions have been stored in all layers.
     pub(super) fn advance(&mut self, sequence: SequenceId, count: usize) {
         self.sequences.get_mut(&sequence).expect("the sequence is open").length += count;
     }

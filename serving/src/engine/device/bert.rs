@@ -6,7 +6,7 @@ use candle_nn::ops::softmax;
 use super::super::config::{EncoderShape, Pooling};
 use super::Named;
 
-/// Names and shapes of all parameters, as bare checkpoints have them.
+/// Returns names and shapes of all parameters, as bare checkpoints store them.
 pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (shape.hidden, shape.intermediate);
     let mut all = vec![
@@ -35,7 +35,7 @@ pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// The model's parameters.
+/// A BERT encoder: dimensions and parameters.
 #[derive(Debug)]
 pub struct Bert {
     shape: EncoderShape,
@@ -43,12 +43,12 @@ pub struct Bert {
 }
 
 impl Bert {
-    /// Over these parameters.
+    /// Builds the encoder over these parameters.
     pub fn new(shape: &EncoderShape, tensors: Named) -> Self {
         Self { shape: shape.clone(), tensors }
     }
 
-    /// One row per text.
+    /// Computes one row per text.
     pub fn embed(&self, texts: &[Vec<u32>], device: &Device) -> Result<Tensor> {
         let shape = &self.shape;
         let length = texts.iter().map(Vec::len).max().unwrap_or(0);

@@ -1,5 +1,5 @@
-//! A Llama decoder in candle tensors, written with operations that can be differentiated, so that the same code
-//! trains a model and checks the CPU kernels.
+//! A Llama decoder in candle tensors, written with differentiable operations, so that the same code trains a
+//! model and checks the CPU kernels.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::{silu, softmax};
@@ -8,7 +8,7 @@ use super::super::config::DecoderShape;
 use super::super::decoder::angles;
 use super::Named;
 
-/// Names and shapes of all parameters, as checkpoints have them.
+/// Returns names and shapes of all parameters, as checkpoints store them.
 pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (shape.hidden, shape.intermediate);
     let query = shape.heads * shape.head_width;
@@ -35,7 +35,7 @@ pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// The model's parameters and tables.
+/// A Llama decoder: dimensions, parameters and rotary tables.
 #[derive(Debug)]
 pub struct Llama {
     shape: DecoderShape,
@@ -45,20 +45,21 @@ pub struct Llama {
 }
 
 impl Llama {
-    /// Over these parameters, for positions below `context`.
+    /// Builds the decoder over these parameters, for positions below `context`.
     pub fn new(shape: &DecoderShape, tensors: Named, context: usize, device: &Device) -> Result<Self> {
         let (cosines, sines) = angles(&shape.rotary, shape.head_width, context);
         let table = |values| Tensor::from_vec(values, (context, shape.head_width / 2), device);
         Ok(Self { cosines: table(cosines)?, sines: table(sines)?, tensors, shape: shape.clone() })
     }
 
-    /// Layers.
+    /// Returns the number of layers.
     pub fn layers(&self) -> usize {
         self.shape.layers
     }
 
-    /// States (rows by hidden, not yet normed) for `tokens` at `positions`. `attention` mixes queries, keys and
-    /// values, each rows by heads by width, into rows by query heads by width, for a layer.
+    /// Computes the hidden states (rows by hidden, before the final norm) for `tokens` at `positions`.
+    /// `attention` mixes queries, keys and values of a layer, each rows by heads by width, into rows by query
+    /// heads by width.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -91,8 +92,8 @@ impl Llama {
         Ok(states)
     }
 
-    /// Attention of new rows (heads by rows by width) that begin at `first`, over keys and values (shared heads
-    /// by positions by width). A leading batch dimension may stand before all of them.
+    /// Computes attention of new rows (heads by rows by width) that start at `first`, over keys and values
+    /// (shared heads by positions by width). A leading batch dimension may precede all of them.
     pub fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, first: usize) -> Result<Tensor> {
         let shape = &self.shape;
         let (rows, positions) = (query.dim(D::Minus2)?, keys.dim(D::Minus2)?);
@@ -106,13 +107,13 @@ impl Llama {
         softmax(&scores.broadcast_add(&mask)?, D::Minus1)?.matmul(&values)
     }
 
-    /// Logits of states.
+    /// Computes the logits of hidden states.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let normed = self.norm(states, "model.norm")?;
         self.product(&normed, if self.shape.tied_embeddings { "model.embed_tokens" } else { "lm_head" })
     }
 
-    /// Each shared head once for every query head of its group.
+    /// Repeats each shared head once for every query head of its group.
     fn repeat(&self, shared: &Tensor) -> Result<Tensor> {
         let group = self.shape.heads / self.shape.key_value_heads;
         let mut dimensions = shared.dims().to_vec();
@@ -139,7 +140,7 @@ impl Llama {
     }
 }
 
-/// Rotate rows by heads by width; pairs are (i, i + half).
+/// Rotates rows by heads by width; pairs are (i, i + half).
 fn rotate(heads: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
     let half = heads.dim(D::Minus1)? / 2;
     let (low, high) = (heads.narrow(D::Minus1, 0, half)?, heads.narrow(D::Minus1, half, half)?);

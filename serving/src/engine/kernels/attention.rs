@@ -1,7 +1,8 @@
 //! Attention of a few query rows over panels of keys and rows of values.
 //!
-//! Keys come transposed, in panels of 32 positions, values as rows: the two shapes of the innermost loop. Who
-//! stores them so is the caller's business: an encoder packs them per call, a decoder keeps its cache that way.
+//! Keys come transposed, in panels of 32 positions, values as rows: the two layouts of the innermost loop.
+//! The caller provides that layout: an encoder packs keys and values per call, a decoder keeps its cache in
+//! it.
 
 use std::cell::RefCell;
 
@@ -12,21 +13,22 @@ use crate::weights::ElementType;
 
 /// Positions of one panel of keys.
 pub const PANEL: usize = super::micro::COLUMNS;
-/// Most query rows at once.
+/// Maximum query rows per call.
 pub const ROWS: usize = super::micro::ROWS;
 
-/// Where one panel's keys and values are.
+/// One panel's keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct KeysValues<'a> {
     /// `width` rows of 32 positions.
     pub keys: &'a [f32],
-    /// 32 rows (fewer in the last panel) of `value_stride` elements, of which the first `padded(width)` count.
+    /// 32 rows (fewer in the last panel) of `value_stride` elements, of which the first `padded(width)` are
+    /// used.
     pub values: &'a [f32],
-    /// From one position's values to the next.
+    /// Distance from one position's values to the next, in elements.
     pub value_stride: usize,
 }
 
-/// Width of a head, rounded up to whole panels.
+/// Returns the width of a head, rounded up to whole panels.
 pub fn padded(width: usize) -> usize {
     width.next_multiple_of(PANEL)
 }
@@ -37,20 +39,20 @@ thread_local! {
     static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Query rows, and for each how many positions it sees.
+/// Query rows, and the number of positions visible to each.
 #[derive(Debug)]
 pub struct Queries<'a> {
     /// All query rows, `width` elements each.
     pub rows: &'a [&'a [f32]],
-    /// Positions that each row sees, from 0 on; at least 1.
+    /// Positions visible to each row, from 0 on; at least 1.
     pub visible: &'a [usize],
     /// Width of a head.
     pub width: usize,
-    /// Factor on the scores.
+    /// Factor applied to the scores.
     pub scale: f32,
 }
 
-/// Compute attention for up to [`ROWS`] query rows over `panels`, writing one result row each through `write`.
+/// Computes attention for up to [`ROWS`] query rows over `panels`; passes each result row to `write`.
 pub fn attend<'p>(
     isa: Isa,
     queries: &Queries<'_>,
@@ -75,8 +77,8 @@ pub fn attend<'p>(
             for index in 0..panels {
                 let keys = panel(index).keys;
                 assert!(keys.len() >= width * PANEL);
-                // SAFETY: `query` has `rows` rows of `width`; the panel was asserted; `scores` has `rows` rows of
-                // `stride`, in which this panel has its 32 columns.
+                // SAFETY: `query` has `rows` rows of `width`; the panel was asserted; `scores` has
+                // `rows` rows of `stride`, in which this panel has its 32 columns.
                 unsafe {
                     multiply(
                         isa,
@@ -109,7 +111,7 @@ pub fn attend<'p>(
     });
 }
 
-/// Add one panel's values, weighted, to all result rows.
+/// Adds one panel's weighted values to all result rows.
 fn weigh_values(
     isa: Isa,
     source: &KeysValues<'_>,
@@ -123,8 +125,8 @@ fn weigh_values(
     assert!(source.values.len() >= (depth - 1) * source.value_stride + wide);
     for column in (0..wide).step_by(PANEL) {
         let c = result[column..].as_mut_ptr();
-        // SAFETY: `scores` has `rows` rows of `stride`; the values were asserted to reach `depth` rows; `result`
-        // has `rows` rows of `wide`.
+        // SAFETY: `scores` has `rows` rows of `stride`; the values were asserted to reach `depth` rows;
+        // `result` has `rows` rows of `wide`.
         unsafe {
             multiply(
                 isa,
@@ -145,22 +147,23 @@ fn weigh_values(
     }
 }
 
-/// Where one head's queries, keys and values lie in rows of activations.
+/// Offsets of one head's queries, keys and values in rows of activations.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadPlace {
-    /// From one position to the next.
+    /// Distance from one position to the next, in elements.
     pub stride: usize,
-    /// First query element in a row.
+    /// Offset of the first query element in a row.
     pub query: usize,
-    /// First key element in a row.
+    /// Offset of the first key element in a row.
     pub key: usize,
-    /// First value element in a row.
+    /// Offset of the first value element in a row.
     pub value: usize,
     /// Width of the head.
     pub width: usize,
 }
 
-/// Full attention of one head over one sequence: every position sees all. Writes each position's result.
+/// Computes full attention of one head over one sequence: every position sees all. Writes each position's
+/// result.
 pub fn attend_all(isa: Isa, activations: &[f32], place: HeadPlace, mut write: impl FnMut(usize, &[f32])) {
     let HeadPlace { stride, query, key, value, width } = place;
     let length = activations.len() / stride;

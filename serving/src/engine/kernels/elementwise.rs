@@ -1,11 +1,11 @@
-//! Everything that is not a matrix product: norms, activations, softmax, rotation.
+//! Elementwise and row kernels, everything but matrix products: norms, activations, softmax, rotation.
 //!
-//! Sums run over sixteen lanes (element index modulo sixteen) and are then added as a fixed tree, so that a
-//! row's result depends on the row alone.
+//! Sums run over sixteen lanes (element index modulo sixteen) and are then added as a fixed tree. A row's
+//! result therefore depends on the row alone.
 
 use super::{LANES, kernel, math};
 
-/// Sum of a row: sixteen lanes, then a tree.
+/// Returns the sum of a row: sixteen lanes, then a tree.
 #[inline(always)]
 fn sum(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -34,8 +34,8 @@ fn tree(mut lanes: [f32; LANES]) -> f32 {
 }
 
 kernel! {
-    /// `rows[r] = norm(rows[r] + residual[r]) * scale + shift`, each row as wide as `scale`. An empty residual
-    /// counts as zeros.
+    /// `rows[r] = norm(rows[r] + residual[r]) * scale + shift`, each row as wide as `scale`. An empty
+    /// residual counts as zeros.
     pub fn layer_norm(rows: &mut [f32], residual: &[f32], scale: &[f32], shift: &[f32], epsilon: f32) {
         let width = scale.len();
         for (index, row) in rows.chunks_exact_mut(width).enumerate() {
@@ -113,7 +113,7 @@ kernel! {
 }
 
 kernel! {
-    /// Rotate one head by its position's angles: pairs are (i, i + half), as Llama checkpoints are stored.
+    /// Rotates one head by its position's angles: pairs are (i, i + half), as Llama checkpoints are stored.
     pub fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
         let (low, high) = head.split_at_mut(cosines.len());
         for (((low, high), cosine), sine) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
@@ -125,10 +125,10 @@ kernel! {
 }
 
 kernel! {
-    /// Scale a row to length 1; a row of zeros stays.
+    /// Scales a row to length 1; a row of zeros stays.
     pub fn normalize(row: &mut [f32]) {
         let length = sum(row, |x| x * x).sqrt();
-        // The floor that sentence-transformers uses.
+        // The same floor as in sentence-transformers.
         let inverse = 1.0 / length.max(1e-12);
         for x in row.iter_mut() {
             *x *= inverse;
@@ -137,7 +137,7 @@ kernel! {
 }
 
 kernel! {
-    /// The mean of `rows`, each as wide as `out`.
+    /// Computes the mean of `rows`, each as wide as `out`.
     pub fn mean_rows(rows: &[f32], out: &mut [f32]) {
         let width = out.len();
         out.fill(0.0);
@@ -154,7 +154,7 @@ kernel! {
 }
 
 kernel! {
-    /// [`math::gelu`] over `rows` rows of `width` elements. The caller owns them.
+    /// Applies [`math::gelu`] to `rows` rows of `width` elements. The caller owns them.
     pub(super) fn gelu_rows(first: *mut f32, rows: usize, stride: usize, width: usize) {
         for row in 0..rows {
             // SAFETY: the only caller passes rows of its own tile.
@@ -176,7 +176,7 @@ mod tests {
         (0..count).map(|i| uniform(seed, i as u64) as f32 * 8.0 - 4.0).collect()
     }
 
-    /// Run on every instruction set; all must agree to the bit, and the result is returned.
+    /// Runs `compute` on every instruction set; asserts that all agree to the bit and returns the result.
     fn agreed(width: usize, compute: impl Fn(Isa, &mut [f32])) -> Vec<f32> {
         let mut results = Isa::available().into_iter().map(|isa| {
             let mut row = numbers(width, 5);

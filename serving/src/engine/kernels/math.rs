@@ -1,11 +1,13 @@
-//! Functions of one number, built from correctly rounded operations alone (add, multiply, fused multiply-add,
-//! divide, integer shifts), so that they give the same bits on every machine and in every vector width.
+//! Scalar functions with the same bits on every machine and in every vector width.
+//!
+//! They are built from correctly rounded operations only: add, multiply, fused multiply-add, divide, integer
+//! shifts.
 
-/// e to the power of `x`. Relative error below 2e-7 for -87 <= x <= 88; below that 0, above that the value at 88.
-/// Range reduction and coefficients as in Cephes' `expf` (Moshier 1992).
+/// Returns e to the power of `x`. Relative error below 2e-7 for -87 <= x <= 88; below that range 0, above it
+/// the value at 88. Range reduction and coefficients as in Cephes' `expf` (Moshier 1992).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; the first has few bits, so that its product with an integer is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -23,13 +25,13 @@ pub fn exp(x: f32) -> f32 {
     let polynomial = polynomial.mul_add(rest, 0.5);
     let value = polynomial.mul_add(rest * rest, rest) + 1.0;
     // The low bits of the rounded number are the integer; shifted up, with the bias, they are the exponent.
-    // Wrapping, because an overflow check would keep the loop around this from becoming vectors.
+    // Wrapping, because an overflow check would prevent vectorization of the surrounding loop.
     let scaled = value * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// The Gaussian error linear unit, exact form: x times the normal distribution function at x. Absolute error
-/// below 4e-7 * max(1, |x|): Abramowitz and Stegun 7.1.26 for erf.
+/// Returns the Gaussian error linear unit, exact form: x times the normal distribution function at x.
+/// Absolute error below 4e-7 * max(1, |x|): Abramowitz and Stegun 7.1.26 for erf.
 #[inline(always)]
 pub fn gelu(x: f32) -> f32 {
     let z = x * std::f32::consts::FRAC_1_SQRT_2;
@@ -46,7 +48,7 @@ pub fn gelu(x: f32) -> f32 {
     half.mul_add(erf, half)
 }
 
-/// x times the logistic function of x.
+/// Returns x times the logistic function of x.
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
@@ -73,7 +75,7 @@ mod tests {
     fn gelu_and_silu_match_double_precision() {
         for step in -2000..=2000_i32 {
             let x = f64::from(step) / 100.0;
-            // The complementary error function by its continued fraction would do; integrate instead, finely.
+            // The complementary error function by its continued fraction would do; integrate finely instead.
             let logistic = x / (1.0 + (-x).exp());
             assert!((f64::from(silu(x as f32)) - logistic).abs() < 2e-6, "silu {x}");
             let normal = normal_distribution(x);
@@ -82,7 +84,7 @@ mod tests {
         }
     }
 
-    /// Simpson's rule from 0 to x over the normal density.
+    /// Integrates the normal density from 0 to x by Simpson's rule.
     fn normal_distribution(x: f64) -> f64 {
         let density = |t: f64| (-t * t / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
         let steps = 2000;

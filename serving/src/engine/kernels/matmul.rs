@@ -1,8 +1,8 @@
-//! Activations times weights, with the weights where they are.
+//! Matrix multiplication: activations times weights, with the weights used in place.
 //!
-//! The output is cut into panels of 32 columns. For each, a thread transposes the panel's weights into its own
-//! scratch memory (a percent or two of the work from a hundred rows on, and about as fast as memory for a single
-//! row), then runs the innermost loop over all rows.
+//! The output is divided into panels of 32 columns. For each, a thread transposes the panel's weights into
+//! its own scratch memory, then runs the innermost loop over all rows. Transposing is a percent or two of the
+//! work from a hundred rows on, and about as fast as memory for a single row.
 
 use std::cell::RefCell;
 
@@ -15,7 +15,7 @@ use crate::weights::ElementType;
 
 /// Inputs per panel in one pass: 2048 rows of 32 f32 are 256 KiB, a quarter of a core's second-level cache.
 const DEPTH_MAX: usize = 2048;
-/// Fewer multiply-adds than this are done on one thread: about 10 microseconds, what waking another costs.
+/// Products with fewer multiply-adds run on one thread: about 10 microseconds, the cost of waking another.
 const PARALLEL_MIN: usize = 1 << 18;
 
 thread_local! {
@@ -27,64 +27,64 @@ thread_local! {
 pub struct Matrix<'a> {
     /// Little-endian elements; no alignment is assumed.
     pub bytes: &'a [u8],
-    /// Their type.
+    /// Type of the stored elements.
     pub element: ElementType,
-    /// Rows.
+    /// Number of rows.
     pub outputs: usize,
-    /// Elements of a row.
+    /// Elements per row.
     pub inputs: usize,
 }
 
 impl<'a> Matrix<'a> {
-    /// A matrix over f32 in memory.
+    /// Builds a matrix over f32 in memory.
     pub fn from_f32(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
         Self { bytes: bytes_of(values), element: ElementType::F32, outputs, inputs }
     }
 }
 
-/// The bytes of f32 in memory. Little-endian machines only, as everything here.
+/// Returns the bytes of f32 in memory. Little-endian machines only, like all engine code.
 pub(super) fn bytes_of(values: &[f32]) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "checkpoints are little-endian") };
     // SAFETY: f32 has no padding and every byte of it may be read; same memory, same lifetime.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-/// What is done to each output element after its sum.
+/// Activation function applied to each output element after its sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// The identity.
     None,
     /// [`math::gelu`].
     Gelu,
 }
 
-/// Where results go: columns `offset..offset + outputs` of rows that are `stride` long.
+/// Destination of results: columns `offset..offset + outputs` of rows that are `stride` long.
 #[derive(Debug)]
 pub struct Target<'a> {
     /// All rows.
     pub values: &'a mut [f32],
     /// Elements from one row to the next.
     pub stride: usize,
-    /// First column written.
+    /// Index of the first column written.
     pub offset: usize,
 }
 
-/// What is multiplied.
+/// Operands of one matrix multiplication.
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
     /// Rows of `weight.inputs` elements, one after another.
     pub input: &'a [f32],
-    /// How many of them.
+    /// Number of input rows.
     pub rows: usize,
-    /// The weights.
+    /// Weights to multiply by.
     pub weight: Matrix<'a>,
-    /// Where each output's sum starts; none is zero.
+    /// Initial value of each output's sum; `None` means zero.
     pub bias: Option<&'a [f32]>,
-    /// What is done to each sum.
+    /// Function applied to each sum.
     pub activation: Activation,
 }
 
-/// `target[r] = activation(bias + weight * input[r])` for each row of `input`.
+/// Computes `target[r] = activation(bias + weight * input[r])` for each row of `input`.
 pub fn matmul(isa: Isa, pool: &Pool, product: &Product<'_>, target: Target<'_>) {
     let Target { values, stride, offset } = target;
     let Product { input, rows, weight, bias, .. } = *product;
@@ -133,7 +133,7 @@ impl Job<'_> {
         });
     }
 
-    /// All rows of one panel, over a part of the inner dimension.
+    /// Computes all rows of one panel, over a part of the inner dimension.
     fn compute_rows(
         &self,
         columns: &std::ops::Range<usize>,
@@ -174,10 +174,10 @@ impl Job<'_> {
                 c_stride,
             };
             // SAFETY: input and target rows were asserted to exist; the panel holds `inner.len()` rows of 32;
-            // a whole panel is 32 columns of the target, which no other task writes, else `edge` has room.
+            // a whole panel is 32 columns of the target, written by no other task, else `edge` has room.
             unsafe { multiply(self.isa, tile) };
             if is_last && self.product.activation == Activation::Gelu {
-                // SAFETY: the rows just written.
+                // SAFETY: these are the rows just written.
                 gelu_rows(self.isa, c, rows, c_stride, COLUMNS);
             }
             if !is_whole {
@@ -186,7 +186,7 @@ impl Job<'_> {
         }
     }
 
-    /// Between the scratch tile and the last, narrower panel of the target.
+    /// Copies between the scratch tile and the last, narrower panel of the target.
     fn copy_edge(&self, edge: &mut [f32], at: usize, rows: usize, width: usize, out: bool) {
         for row in 0..rows {
             let start = at + row * self.stride;
@@ -198,7 +198,7 @@ impl Job<'_> {
     }
 }
 
-/// One row of a matrix as f32: an embedding.
+/// Copies one row of a matrix as f32: an embedding.
 pub fn copy_row(matrix: &Matrix<'_>, row: usize, into: &mut [f32]) {
     assert!(row < matrix.outputs && into.len() == matrix.inputs, "the row exists and fits");
     let size = matrix.element.size();
@@ -216,7 +216,7 @@ pub fn copy_row(matrix: &Matrix<'_>, row: usize, into: &mut [f32]) {
     }
 }
 
-/// The definition that every path must equal bit for bit; for tests.
+/// Reference result that every path must equal bit for bit; for tests.
 pub fn reference(input: &[f32], weight: &[f32], inputs: usize, bias: f32, activation: Activation) -> f32 {
     let sum = input[..inputs].iter().zip(weight).fold(bias, |sum, (a, b)| a.mul_add(*b, sum));
     if activation == Activation::Gelu { math::gelu(sum) } else { sum }

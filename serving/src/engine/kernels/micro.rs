@@ -1,14 +1,14 @@
-//! The innermost loop: a few rows times a panel of 32 columns.
+//! The innermost loop of matrix multiplication: a few rows times a panel of 32 columns.
 //!
-//! `c[r][j] = start[r][j] + sum over i of a[r][i] * b[i][j]`, as one chain of fused multiply-adds over ascending
-//! `i`. Three instruction sets, the same bits.
+//! `c[r][j] = start[r][j] + sum over i of a[r][i] * b[i][j]`, as one chain of fused multiply-adds over
+//! ascending `i`. All three instruction sets give the same bits.
 
 use super::{Isa, Level};
 
 /// Columns of a panel: two AVX-512 vectors. With 14 rows that makes 28 accumulators, 2 panel vectors and one
-/// broadcast: 31 of 32 registers, and 28 multiply-adds for 16 loads, so that arithmetic is the bound.
+/// broadcast: 31 of 32 registers. The 28 multiply-adds for 16 loads make arithmetic the bottleneck.
 pub(super) const COLUMNS: usize = 32;
-/// Most rows at once.
+/// Maximum rows per call.
 pub(super) const ROWS: usize = 14;
 
 /// The operands of one call, all as f32. Strides are in elements.
@@ -16,7 +16,7 @@ pub(super) const ROWS: usize = 14;
 pub(super) struct Tile {
     /// Inner dimension.
     pub(super) depth: usize,
-    /// Rows, 1 to [`ROWS`].
+    /// From 1 to [`ROWS`].
     pub(super) rows: usize,
     /// First element of the left rows; each has `depth` elements.
     pub(super) a: *const f32,
@@ -24,28 +24,29 @@ pub(super) struct Tile {
     /// First element of the panel: `depth` rows of [`COLUMNS`] elements.
     pub(super) b: *const f32,
     pub(super) b_stride: usize,
-    /// Starting values: `rows` rows of [`COLUMNS`] elements; stride 0 starts every row from the same.
+    /// Starting values: `rows` rows of [`COLUMNS`] elements; with stride 0 all rows start from the same
+    /// values.
     pub(super) start: *const f32,
     pub(super) start_stride: usize,
-    /// Results: `rows` rows of [`COLUMNS`] elements. May be the starting values.
+    /// Results: `rows` rows of [`COLUMNS`] elements. May alias the starting values.
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
 }
 
-/// Compute a tile.
+/// Computes a tile.
 ///
-/// # Safety
-/// All rows that the description of `tile` implies must be readable, those of `c` writable by nobody else.
+/// # Safety All rows that the description of `tile` implies must be readable, and no other thread may write
+/// those of `c`.
 pub(super) unsafe fn multiply(isa: Isa, tile: Tile) {
     debug_assert!((1..=ROWS).contains(&tile.rows));
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level was detected; operands by the caller's promise.
+        // SAFETY: the level was detected; the caller guarantees the operands.
         Level::Avx512 => unsafe { avx512::multiply(tile) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Level::Avx2 => unsafe { avx2::multiply(tile) },
-        // SAFETY: operands by the caller's promise.
+        // SAFETY: the caller guarantees the operands.
         Level::Portable => unsafe { portable(tile) },
     }
 }
@@ -54,7 +55,7 @@ pub(super) unsafe fn multiply(isa: Isa, tile: Tile) {
 /// As [`multiply`].
 unsafe fn portable(tile: Tile) {
     for row in 0..tile.rows {
-        // SAFETY: offsets stay inside the rows that the caller promised.
+        // SAFETY: offsets stay inside the rows that the caller guarantees.
         unsafe {
             let mut sums = tile.start.add(row * tile.start_stride).cast::<[f32; COLUMNS]>().read_unaligned();
             for inner in 0..tile.depth {
@@ -78,7 +79,7 @@ mod avx512 {
     /// # Safety
     /// As [`super::multiply`], on a machine with AVX-512F.
     pub(super) unsafe fn multiply(tile: Tile) {
-        // SAFETY: the caller's promise is passed on; `R` is the number of rows.
+        // SAFETY: the caller's guarantee is passed on; `R` is the number of rows.
         unsafe {
             match tile.rows {
                 1 => rows::<1>(tile),
@@ -101,7 +102,7 @@ mod avx512 {
 
     #[target_feature(enable = "avx512f,avx2,fma")]
     unsafe fn rows<const R: usize>(tile: Tile) {
-        // SAFETY: offsets stay inside the rows that the caller promised.
+        // SAFETY: offsets stay inside the rows that the caller guarantees.
         unsafe {
             let mut low = [_mm512_set1_ps(0.0); R];
             let mut high = [_mm512_set1_ps(0.0); R];
@@ -137,7 +138,7 @@ mod avx2 {
 
     use super::{COLUMNS, Tile};
 
-    /// Rows at once: 3 rows of 4 vectors are 12 of 16 registers.
+    /// Rows computed together: 3 rows of 4 vectors are 12 of 16 registers.
     const ROWS_AT_ONCE: usize = 3;
     const VECTORS: usize = COLUMNS / 8;
 
@@ -147,7 +148,7 @@ mod avx2 {
         let mut row = 0;
         while row < tile.rows {
             let rows = (tile.rows - row).min(ROWS_AT_ONCE);
-            // SAFETY: a part of the rows that the caller promised.
+            // SAFETY: a part of the rows that the caller guarantees.
             unsafe {
                 let part = Tile {
                     a: tile.a.add(row * tile.a_stride),
@@ -167,7 +168,7 @@ mod avx2 {
 
     #[target_feature(enable = "avx2,fma")]
     unsafe fn some_rows<const R: usize>(tile: Tile) {
-        // SAFETY: offsets stay inside the rows that the caller promised.
+        // SAFETY: offsets stay inside the rows that the caller guarantees.
         unsafe {
             let mut sums = [[_mm256_set1_ps(0.0); VECTORS]; R];
             for (row, sums) in sums.iter_mut().enumerate() {

@@ -1,12 +1,12 @@
-//! The arithmetic of the engines on a CPU.
+//! CPU kernels: the arithmetic of the engines.
 //!
-//! One rule makes results reproducible: every output element is one chain of fused multiply-adds in a fixed
-//! order (the inner dimension, ascending), and every sum that is not a chain runs over sixteen lanes (element
-//! index modulo sixteen) that are then added as a fixed tree. Vector width, blocking, batch and threads decide
-//! only *which* elements are computed side by side, never the order inside one. So the same input gives the
-//! same bits on AVX-512, AVX2 and plain code, alone or in a batch, on one thread or many.
+//! One rule makes results reproducible. Every output element is one chain of fused multiply-adds in a fixed
+//! order (the inner dimension, ascending). Every sum that is not a chain runs over sixteen lanes (element
+//! index modulo sixteen), which are then added as a fixed tree. Vector width, blocking, batch and threads
+//! decide only *which* elements are computed side by side, never the order inside one. So the same input
+//! gives the same bits on AVX-512, AVX2 and plain code, alone or in a batch, on one thread or many.
 //!
-//! Not here: what the numbers mean.
+//! The meaning of the numbers is not defined here.
 
 pub mod attention;
 pub mod elementwise;
@@ -21,7 +21,7 @@ pub use pool::Pool;
 /// Lanes of a sum that is not a chain; also the width of the widest vector used.
 pub const LANES: usize = 16;
 
-/// Which instructions to use. Values exist only for what this machine has.
+/// Instruction set to use. A value exists only for a set that this machine supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Level);
 
@@ -35,12 +35,12 @@ enum Level {
 }
 
 impl Isa {
-    /// The fastest this machine has.
+    /// Returns the fastest instruction set of this machine.
     pub fn best() -> Self {
         Self::available()[0]
     }
 
-    /// All this machine has, fastest first; plain code always.
+    /// Returns all instruction sets of this machine, fastest first; plain code is always included.
     pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -58,7 +58,7 @@ impl Isa {
         found
     }
 
-    /// Name for people.
+    /// Returns a human-readable name.
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -70,8 +70,8 @@ impl Isa {
     }
 }
 
-/// Compile a function body three times, for each instruction set, and choose at run time. The body is ordinary
-/// Rust; fixed-width inner loops become vectors.
+/// Compiles a function body three times, once for each instruction set, and dispatches at run time. The body
+/// is ordinary Rust; fixed-width inner loops become vectors.
 macro_rules! kernel {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*

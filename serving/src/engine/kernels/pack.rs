@@ -1,12 +1,13 @@
-//! Weights as checkpoints store them (output rows of inputs, any of three types) into panels as the innermost
-//! loop reads them (inputs by 32 outputs, f32). A panel lives in a thread's scratch memory for one use; the
-//! weights themselves stay where they are, in the read-only map.
+//! Weight packing: transposes stored weights into the panels that the innermost loop reads.
+//!
+//! Checkpoints store output rows of inputs, of any of three types; a panel holds inputs by 32 outputs, f32. A
+//! panel exists in a thread's scratch memory for one use; the weights themselves stay in the read-only map.
 
 use super::micro::COLUMNS;
 use super::{Isa, Level};
 use crate::weights::ElementType;
 
-/// Fill `panel` with the inputs `columns` of the output rows `rows` of a matrix of `width` inputs:
+/// Fills `panel` with the inputs `columns` of the output rows `rows` of a matrix of `width` inputs:
 /// `panel[i][j] = weight[rows.start + j][columns.start + i]`, zero where there is no such output.
 pub(super) fn pack(
     isa: Isa,
@@ -74,11 +75,10 @@ mod avx512 {
 
     use super::{COLUMNS, ElementType, Source};
 
-    /// Transpose sixteen rows into the first sixteen lanes of each panel row.
+    /// Transposes sixteen rows into the first sixteen lanes of each panel row.
     ///
-    /// # Safety
-    /// On a machine with AVX-512F. The sixteen rows lie inside the bytes, and `panel` reaches sixteen lanes into
-    /// the panel row of the last column.
+    /// # Safety Requires AVX-512F. The sixteen rows must be inside the bytes, and `panel` must reach sixteen
+    /// lanes into the panel row of the last column.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn pack_sixteen(source: &Source<'_>, panel: &mut [f32]) {
         let size = source.element.size();
@@ -88,8 +88,8 @@ mod avx512 {
         let whole = depth / 16 * 16;
         let from = source.bytes[first..].as_ptr();
         let to = panel.as_mut_ptr();
-        // SAFETY: whole blocks of sixteen columns of the sixteen rows, inside the bytes by the caller's promise;
-        // sixteen lanes of a panel row each, likewise.
+        // SAFETY: whole blocks of sixteen columns of the sixteen rows, inside the bytes by the caller's
+        // guarantee; sixteen lanes of a panel row each, likewise.
         unsafe {
             match source.element {
                 ElementType::F32 => {
@@ -119,8 +119,8 @@ mod avx512 {
         }
     }
 
-    /// Transpose blocks of sixteen columns. Pointers step without overflow checks, which would keep the sixteen
-    /// rows out of registers.
+    /// Transposes blocks of sixteen columns. Pointers step without overflow checks, which would keep the
+    /// sixteen rows out of registers.
     #[inline(always)]
     unsafe fn blocks(
         mut from: *const u8,
@@ -131,7 +131,7 @@ mod avx512 {
         load: impl Fn(*const u8) -> __m512,
     ) {
         for _ in 0..columns / 16 {
-            // SAFETY: the caller promises these rows, these lanes, and the instructions.
+            // SAFETY: the caller guarantees these rows, these lanes, and the instructions.
             unsafe {
                 let mut rows = [_mm512_set1_ps(0.0); 16];
                 let mut at = from;
@@ -148,7 +148,7 @@ mod avx512 {
         }
     }
 
-    /// Transpose a 16 by 16 matrix in registers: pairs, quads, then 128-bit blocks twice.
+    /// Transposes a 16 by 16 matrix in registers: pairs, quads, then 128-bit blocks twice.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn transpose(rows: [__m512; 16]) -> [__m512; 16] {

@@ -1,6 +1,7 @@
-//! The threads that compute.
+//! The compute thread pool.
 //!
-//! Work is a count of independent tasks; who does which never changes a result (see the module above).
+//! Work is a count of independent tasks; their assignment to threads never changes a result (see the module
+//! above).
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -9,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A fixed set of threads.
 #[derive(Debug)]
 pub struct Pool {
-    /// None when one thread is all: then work is done by the caller.
+    /// `None` for a single thread: the caller then does the work.
     threads: Option<rayon::ThreadPool>,
     count: usize,
 }
 
 impl Pool {
-    /// A pool of this many threads, at least one.
+    /// Starts a pool of this many threads, at least one.
     pub fn new(count: usize) -> Self {
         let count = count.max(1);
         let build = || {
@@ -24,18 +25,18 @@ impl Pool {
                 .thread_name(|index| format!("engine-{index}"))
                 .build()
         };
-        // A process that may not start threads still computes, on the caller's.
+        // A process that cannot start threads still computes, on the caller's thread.
         let threads = if count == 1 { None } else { build().ok() };
         let count = if threads.is_some() { count } else { 1 };
         Self { threads, count }
     }
 
-    /// How many threads.
+    /// Returns the number of threads.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Run `work` on a thread of the pool, so that the `each` calls inside it start without a hand-over.
+    /// Runs `work` on a thread of the pool, so that the `each` calls inside it start without a hand-over.
     pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.threads {
             Some(threads) => threads.install(work),
@@ -43,7 +44,7 @@ impl Pool {
         }
     }
 
-    /// Do `task(0)` to `task(tasks - 1)`, on all threads, and return when all are done.
+    /// Runs `task(0)` to `task(tasks - 1)` on all threads and returns when all are done.
     pub fn each(&self, tasks: usize, task: impl Fn(usize) + Send + Sync) {
         let helpers = self.count.min(tasks).saturating_sub(1);
         let next = AtomicUsize::new(0);
@@ -76,37 +77,37 @@ pub struct Parts<'a> {
     life: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: f32 may be written from any thread; that tasks keep to their own parts is promised by each caller of
-// the unsafe methods.
+// SAFETY: f32 may be written from any thread; each caller of the unsafe methods guarantees that tasks keep to
+// their own parts.
 unsafe impl Send for Parts<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Parts<'_> {}
 
 impl<'a> Parts<'a> {
-    /// Divide this slice.
+    /// Borrows this slice for division into parts.
     pub fn new(whole: &'a mut [f32]) -> Self {
         Self { first: whole.as_mut_ptr(), length: whole.len(), life: PhantomData }
     }
 
-    /// One part.
+    /// Returns one part.
     ///
     /// # Safety
     /// No two parts that are alive at the same time may overlap.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [f32] {
         assert!(range.start <= range.end && range.end <= self.length, "the part lies in the whole");
-        // SAFETY: inside the whole by the assertion; exclusive by the caller's promise.
+        // SAFETY: inside the whole by the assertion; exclusive by the caller's guarantee.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
     }
 
-    /// The address of an element, for strided writes that are no slice.
+    /// Returns the address of an element, for strided writes that form no slice.
     pub(super) fn address(&self, index: usize) -> *mut f32 {
         assert!(index < self.length, "the element lies in the whole");
         // SAFETY: inside the allocation by the assertion.
         unsafe { self.first.add(index) }
     }
 
-    /// Elements in all.
+    /// Returns the total number of elements.
     pub(super) fn length(&self) -> usize {
         self.length
     }

@@ -1,10 +1,10 @@
-//! Bodies that do not end, answers that are not read, and the keys beside them.
+//! Tests of memory limits: endless bodies, unread answers, and the other keys beside them.
 
 use super::*;
 
 const MIB: usize = 1 << 20;
 
-/// A body that begins with this many bytes of JSON and then says nothing more.
+/// A body that starts with this many bytes of JSON and then stalls.
 fn unfinished(bytes: usize) -> Body {
     let mut begun = br#"{"model": "echo", "prompt": ""#.to_vec();
     begun.resize(bytes, b'x');
@@ -13,7 +13,7 @@ fn unfinished(bytes: usize) -> Body {
     Body::from_stream(sent.chain(futures::stream::pending()))
 }
 
-/// A body of this many bytes that asks for an answer at once.
+/// A body of this many bytes that requests an immediate answer.
 fn finished(bytes: usize) -> Body {
     let prompt = "x".repeat(bytes.saturating_sub(64));
     Body::from(format!(r#"{{"model": "echo", "prompt": "{prompt}", "user": "answer 0 0"}}"#))
@@ -103,7 +103,7 @@ async fn answers_that_nobody_reads_make_room_for_another_keys() {
     }
     assert!(memory.used() >= 12 * MIB, "the answers are held");
     assert_eq!(simulation.send("app", large()).await.code(), "gateway_memory_full");
-    // An unread answer is evicted; its bytes come back when its connection notices.
+    // An unread answer is evicted; its bytes are released when its connection notices.
     let other = tokio::spawn({
         let simulation = simulation.clone();
         async move { simulation.send("other", large()).await }

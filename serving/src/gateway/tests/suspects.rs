@@ -1,9 +1,9 @@
-//! Requests that take their worker with them, and those beside them.
+//! Tests of suspects: requests that kill their worker, and the requests beside them.
 
 use super::*;
 use crate::gateway::pool::Departure;
 
-/// Everything that a list of requests is answered, in order.
+/// Sends all requests concurrently; returns the answers in order.
 async fn all(simulation: &Arc<Simulation>, acts: &[(Act, &str)]) -> Vec<Answer> {
     let asked = acts.iter().map(|(act, more)| simulation.ask("app", *act, more));
     futures::future::join_all(asked).await

@@ -1,4 +1,4 @@
-//! How long a worker is kept, and how long a request waits for one.
+//! Tests of time limits: the lifetime of a worker's ticket, and the wait of a request for a worker.
 
 use super::*;
 
@@ -68,7 +68,7 @@ async fn a_poll_that_is_answered_with_too_much_is_given_up() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     let sent = worker.sent.load(Ordering::Relaxed);
     assert!(sent > 0, "it is asked");
-    // What flow control lets through before the gateway has looked, and no more.
+    // At most the bytes that flow control admits before the gateway has read any.
     assert!(sent <= 4 << 20, "{sent} bytes");
     assert_eq!(simulation.ask("app", Act::Answer(0), "").await.code(), "no_worker", "it is never ready");
 }

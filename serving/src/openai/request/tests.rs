@@ -1,8 +1,8 @@
-//! Requests as text, and what is read from them or why they are refused.
+//! Tests of request parsing: bodies as text, with the parsed request or the error.
 
 use super::*;
 
-/// What a body comes to: `ok`, or `code param`.
+/// Returns the result of parsing a body: `ok`, or `code param`.
 fn outcome(endpoint: Endpoint, body: &str) -> String {
     match Request::parse(endpoint, body.as_bytes()) {
         Ok(_) => "ok".to_owned(),
@@ -25,7 +25,7 @@ fn embedded(input: &str) -> Vec<EmbedInput> {
     }
 }
 
-/// Adds `fields` to a chat that is fine without them.
+/// Adds `fields` to an otherwise valid chat.
 fn chat_with(fields: &str) -> String {
     let body = format!(r#"{{"model": "m", "messages": [{{"role": "user", "content": "hi"}}], {fields}}}"#);
     outcome(Endpoint::Chat, &body)
