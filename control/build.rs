@@ -1,4 +1,4 @@
-//! Compiles the pages of `docs/errors` into the binary, for `quorate explain`.
+//! Build script: compiles the pages of `docs/errors` into a table for `quorate explain`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
-//! The control API's client: finds the replica that leads, carries the token, turns problems into errors.
+//! Client of the control API: finds the leader, sends the access token, and turns problems into errors.
 //!
-//! Requests are hedged: a replica that does not answer within a moment is not waited for, the next one is asked
-//! beside it. That is safe for writes too, because each carries an idempotency key: sent to several replicas, or
-//! several times, it is done once and answered alike. [`race`] decides, [`exchange`] sends.
+//! Requests are hedged: if a replica does not answer within a moment, the request is also sent to the next
+//! one. Hedging is safe for writes, because each write carries an idempotency key. A write that is sent
+//! several times, or to several replicas, is applied once and returns the same result. [`race`] decides,
+//! [`exchange`] sends.
 
 mod exchange;
 mod race;
@@ -23,33 +24,33 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Bytes of an idempotency key: no two are ever alike.
+/// Length of an idempotency key, in bytes: random keys of this length never collide.
 const KEY_BYTES: usize = 16;
 
-/// Why a call of the control API failed.
+/// Reason why a call of the control API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The API refused, with a code that `quorate explain` knows.
+    /// The API refused, with a code that `quorate explain` documents.
     #[error("{}: {}", .0.code, .0.message)]
     Refused(Problem),
-    /// No replica that leads answered, and nothing was done.
+    /// No leader answered, and nothing was done.
     #[error("{0}")]
     Unreachable(String),
-    /// A write was sent and no answer to it came in time: it may have been done, once.
+    /// A write was sent and no response came in time: it may have been applied, once.
     #[error("the outcome is unknown, look whether it took effect before asking again ({0})")]
     OutcomeUnknown(String),
-    /// A replica answered something that this client does not understand.
+    /// A replica sent a response that this client does not understand.
     #[error("unexpected answer from {url}: {detail}")]
     Unexpected {
-        /// The replica.
+        /// Base URL of the replica.
         url: String,
-        /// Its answer.
+        /// The response.
         detail: String,
     },
 }
 
 impl ClientError {
-    /// The stable code, if it has one.
+    /// Returns the stable code, if the error has one.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -66,7 +67,7 @@ impl ClientError {
 pub struct ControlClient {
     exchange: Arc<dyn Exchange>,
     replicas: Arc<[String]>,
-    /// The replica that answered last: asked first the next time.
+    /// Index of the replica that answered last; the next request goes to it first.
     preferred: Arc<AtomicUsize>,
 }
 
@@ -77,11 +78,12 @@ impl std::fmt::Debug for ControlClient {
 }
 
 impl ControlClient {
-    /// A client of the replicas at these base URLs, with an access token. Over HTTPS it trusts `authority`, or
-    /// else the system's authorities.
+    /// Creates a client of the replicas at these base URLs, with an access token.
+    ///
+    /// Over HTTPS the client trusts `authority`, or else the system's authorities.
     ///
     /// # Errors
-    /// When the certificate authority is no certificate.
+    /// Returns an error if the HTTP client cannot be built with this certificate authority.
     pub fn new(
         replicas: Vec<String>,
         token: String,
@@ -96,7 +98,7 @@ impl ControlClient {
         Self { exchange, replicas, preferred: Arc::default() }
     }
 
-    /// `GET path`.
+    /// Sends `GET path`.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -104,7 +106,7 @@ impl ControlClient {
         self.call::<(), R>(Method::GET, path, None, false).await
     }
 
-    /// `POST path` with a JSON body, where that changes nothing.
+    /// Sends `POST path` with a JSON body to an endpoint that changes nothing.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -116,7 +118,7 @@ impl ControlClient {
         self.call(Method::POST, path, Some(body), false).await
     }
 
-    /// `POST path` with a JSON body.
+    /// Sends `POST path` with a JSON body.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -128,7 +130,7 @@ impl ControlClient {
         self.call(Method::POST, path, Some(body), true).await
     }
 
-    /// `PUT path` with a JSON body.
+    /// Sends `PUT path` with a JSON body.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -140,7 +142,7 @@ impl ControlClient {
         self.call(Method::PUT, path, Some(body), true).await
     }
 
-    /// `DELETE path`.
+    /// Sends `DELETE path`.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -168,7 +170,8 @@ impl ControlClient {
         })
     }
 
-    /// Asks every replica at once whether it answers; one that has not within `limit` is silent.
+    /// Queries every replica concurrently for reachability; a replica without an answer within `limit` is
+    /// silent.
     pub async fn survey(&self, limit: Duration) -> Vec<ReplicaDial> {
         survey::survey(self.exchange.as_ref(), &self.replicas, limit).await
     }

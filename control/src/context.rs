@@ -1,7 +1,8 @@
-//! Where am I: which cluster, with which token, as which member. A file, so that scripts can choose.
+//! The context file: the cluster, access token and member that the command line uses.
 //!
-//! `--context FILE`, else `$QUORATE_CONTEXT`, else `$XDG_CONFIG_HOME/quorate/context.json` (or
-//! `~/.config/quorate/context.json`). The file holds paths to secrets, never secrets.
+//! The file is `--context FILE`, else `$QUORATE_CONTEXT`, else `$XDG_CONFIG_HOME/quorate/context.json` (or
+//! `~/.config/quorate/context.json`). It is a file so that scripts can select it. It holds paths to secrets,
+//! never secrets.
 
 use crate::client::ControlClient;
 use anyhow::{Context as _, Result, bail};
@@ -13,9 +14,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Context {
-    /// What people call the cluster.
+    /// Name of the cluster, for people.
     pub name: String,
-    /// The pinned circle: whatever a server says is checked against it.
+    /// The pinned circle: everything that a server sends is verified against it.
     pub circle: CircleId,
     /// Base URLs of the control replicas' APIs.
     pub control: Vec<String>,
@@ -23,20 +24,20 @@ pub struct Context {
     pub gateway: Option<String>,
     /// File with the access token.
     pub token_file: PathBuf,
-    /// File with this member's key, if the person is a member.
+    /// File with this member's key, if the user is a member.
     pub member_key_file: Option<PathBuf>,
     /// State directory of a node on this machine, through which models are imported.
     pub node_directory: Option<PathBuf>,
     /// PEM file of the authority that signed the replicas' API certificates; without one the system's
-    /// authorities count.
+    /// authorities are trusted.
     pub certificate_authority_file: Option<PathBuf>,
 }
 
 impl Context {
-    /// Reads the context that was asked for, or the usual one.
+    /// Reads the requested context, or the default one.
     ///
     /// # Errors
-    /// Says which file is missing or wrong, and how to make one.
+    /// Returns an error that names the missing or invalid file and how to create one.
     pub fn load(asked: Option<&Path>) -> Result<Self> {
         let path = asked.map_or_else(usual_path, Path::to_path_buf);
         let text = std::fs::read_to_string(&path).with_context(|| {
@@ -56,10 +57,10 @@ impl Context {
         Ok(context)
     }
 
-    /// A client with this context's token.
+    /// Creates a client with this context's token.
     ///
     /// # Errors
-    /// When the token's or the certificate authority's file cannot be read.
+    /// Returns an error if the token's or the certificate authority's file cannot be read.
     pub fn client(&self) -> Result<ControlClient> {
         let token = std::fs::read_to_string(&self.token_file)
             .with_context(|| format!("read token `{}`", self.token_file.display()))?;
@@ -78,17 +79,18 @@ fn read_authority(path: &Path) -> Result<reqwest::Certificate> {
         .with_context(|| format!("`{}` is no certificate in PEM", path.display()))
 }
 
-/// The variable that names a context for one terminal; it comes before the user's own file.
+/// Environment variable that names the context of one terminal; it takes precedence over the user's own file.
 pub const VARIABLE: &str = "QUORATE_CONTEXT";
 
-/// Where the context is when nothing says otherwise.
+/// Returns the path of the context file when no option names one.
 #[must_use]
 pub fn usual_path() -> PathBuf {
     std::env::var_os(VARIABLE).map_or_else(own_path, PathBuf::from)
 }
 
-/// The user's own context file, which `quorate context use` writes. A file that [`VARIABLE`] names is a cluster's, and
-/// is only read.
+/// Returns the path of the user's own context file, which `quorate context use` writes.
+///
+/// The file that [`VARIABLE`] names belongs to a cluster and is only read.
 #[must_use]
 pub fn own_path() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));

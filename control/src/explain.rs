@@ -1,16 +1,17 @@
-//! `quorate explain CODE`: the pages of `docs/errors`, compiled in.
+//! `quorate explain CODE`: the pages of `docs/errors`, compiled into the binary.
 
-/// Every page, by code.
+/// All pages, each with its code.
 static PAGES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
 
-/// The page of a code, which OpenAI-shaped errors write with underscores.
+/// Returns the page of a code. OpenAI-shaped errors write their codes with underscores, so both forms are
+/// accepted.
 #[must_use]
 pub fn page(code: &str) -> Option<&'static str> {
     let code = code.replace('_', "-");
     PAGES.iter().find(|(name, _)| *name == code).map(|(_, text)| *text)
 }
 
-/// Codes that resemble what was asked for, best first.
+/// Returns codes that resemble an unknown one, best match first.
 #[must_use]
 pub fn similar(code: &str) -> Vec<&'static str> {
     let words: Vec<&str> = code.split(['-', '_', ' ']).filter(|word| word.len() > 2).collect();

@@ -1,6 +1,8 @@
-//! `hf:owner/name`: the files of a model from a Hugging Face hub, into a folder that is then imported like
-//! any other. `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to the hub's own tools. Nothing fetched here
-//! is trusted: the import checks the files, and the circle approves the root of what was imported.
+//! Downloads models from a Hugging Face hub: `hf:owner/name` names one for import.
+//!
+//! The files go to a folder that is then imported like any other. `HF_ENDPOINT` and `HF_TOKEN` have the same
+//! meaning as in the hub's own tools. No downloaded file is trusted: the import checks the files, and the
+//! circle approves the root of the imported model.
 
 use crate::node::ModelFailure;
 use anyhow::{Context as _, Result};
@@ -13,24 +15,25 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
-/// The hub, unless the environment names another.
+/// URL of the hub, unless the environment names another.
 const ENDPOINT: &str = "https://huggingface.co";
-/// Most files of a model.
+/// Maximum number of files of a model.
 const FILES_MAX: usize = 1000;
-/// Most bytes of all files: what a model's manifest can name. A hub that sends more would only fill the disk.
+/// Maximum size of all files, in bytes: the limit of a model manifest. More data from a hub would only fill
+/// the disk.
 const MODEL_BYTES_MAX: u64 = 256 << 30;
-/// Largest description of a model.
+/// Maximum size of a model's description, in bytes.
 const LISTING_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How long the hub may take to accept a connection.
+/// Timeout for connecting to the hub.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long the hub may say nothing, at the beginning of an answer or within it.
+/// Timeout for silence of the hub, at the beginning of a response or within it.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// The ending of weights, without which there is no model.
+/// File name ending of weights; a model without weights is rejected.
 const WEIGHTS: &str = ".safetensors";
-/// Endings of what an engine reads. Pickle files are not even fetched.
+/// Endings of the files that an engine reads. Pickle files are not downloaded at all.
 const WANTED: [&str; 4] = [WEIGHTS, ".json", ".txt", ".model"];
 
-/// The part of the hub's description that is needed; it has many more fields, which are the hub's affair.
+/// The fields of the hub's model description that are needed; the many others are ignored.
 #[derive(Deserialize)]
 struct Description {
     sha: String,
@@ -46,11 +49,11 @@ fn failure(code: ErrorCode, message: impl Into<String>) -> anyhow::Error {
     ModelFailure { code, message: message.into() }.into()
 }
 
-/// Fetches a model's files below `place` and returns that folder.
+/// Downloads a model's files below `place` and returns that folder.
 ///
 /// # Errors
-/// `model-hub-unreachable` when there is no way to the hub, `model-hub-refused` when it has no such model,
-/// `model-file-missing` when the model has no safetensors, `model-too-large`.
+/// Fails with `model-hub-unreachable` if the hub cannot be reached and `model-hub-refused` if it has no such
+/// model. Fails with `model-file-missing` if the model has no safetensors, and with `model-too-large`.
 pub async fn fetch(name: &str, place: &Path, bar: &ProgressBar) -> Result<PathBuf> {
     let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| ENDPOINT.into());
     let limits = Limits { silence: SILENCE_LIMIT, bytes: MODEL_BYTES_MAX };
@@ -66,13 +69,13 @@ fn is_model_name(name: &str) -> bool {
     name.split_once('/').is_some_and(|(owner, model)| part(owner) && part(model))
 }
 
-/// Whether a file of the hub is one to fetch, under a path that stays in its folder.
+/// Returns whether a file of the hub is to be downloaded; its path must stay within its folder.
 fn is_wanted(file: &str) -> bool {
     let plain = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
     plain && WANTED.iter().any(|ending| file.ends_with(ending))
 }
 
-/// What a hub may take of our time and disk.
+/// Limits on the time and disk space that a hub can consume.
 #[derive(Clone, Copy)]
 struct Limits {
     silence: Duration,
@@ -117,7 +120,7 @@ impl Hub {
         Ok(place.to_path_buf())
     }
 
-    /// The hub said nothing, or stopped in the middle.
+    /// Returns the error for a hub that did not respond, or stopped in the middle of a response.
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         let cause = crate::client::causes(error);
         let message = format!(
@@ -158,7 +161,7 @@ impl Hub {
         })
     }
 
-    /// Writes one file below `place`; its length, which is at most `bytes_max`.
+    /// Downloads one file below `place`; returns its length, at most `bytes_max`.
     async fn download(
         &self,
         name: &str,
@@ -221,7 +224,7 @@ mod tests {
         serde_json::json!({ "sha": "abc", "private": false, "siblings": siblings }).to_string()
     }
 
-    /// A hub of a few models on loopback.
+    /// Starts a hub with a few models on loopback.
     async fn small_hub() -> String {
         let small = listing(&["config.json", "pytorch_model.bin", "model.safetensors"]);
         let pickled = listing(&["config.json", "pytorch_model.bin"]);
@@ -244,7 +247,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { silence: SILENCE_LIMIT, bytes: MODEL_BYTES_MAX };
 
-    /// Fetches into a folder of its own; the code of what went wrong.
+    /// Downloads into a temporary folder; returns the code of the failure, if any.
     async fn code(endpoint: &str, limits: Limits, name: &str) -> Option<&'static str> {
         let folder = tempfile::tempdir().expect("temporary directory");
         let hub = Hub::new(endpoint.to_string(), limits).expect("a client");
@@ -289,13 +292,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_hub_out_of_reach_or_silent_is_given_up() {
-        // Bound and not listening: the kernel refuses, and no other process takes the port meanwhile.
+        // Bound but not listening: the kernel refuses connections, and no other process can take the port
+        // during the test.
         let nobody = tokio::net::TcpSocket::new_v4().expect("a socket");
         nobody.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
         let gone = format!("http://{}", nobody.local_addr().expect("bound"));
         assert_eq!(code(&gone, LIMITS, "owner/small").await, Some("model-hub-unreachable"));
 
-        // It accepts, as the kernel does for it, and never says a word.
+        // The kernel accepts the connection, and no byte is ever sent.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", silent.local_addr().expect("bound"));
         let impatient = Limits { silence: Duration::from_millis(50), ..LIMITS };

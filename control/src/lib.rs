@@ -1,7 +1,9 @@
-//! The control circuit: wiring, HTTP API, command line. Decisions live in the crates below; this one
-//! opens sockets and files, asks the clock, and carries what they decide to whoever must know.
+//! The control crate: wiring, HTTP API and command line.
 //!
-//! Start reading at [`server`] (a control replica) and [`cli`] (what people type).
+//! Decisions are made in the crates below. This crate opens sockets and files, reads the clock, and delivers
+//! the decisions to nodes, replicas and clients.
+//!
+//! Start reading at [`server`] (a control replica) and [`cli`] (the command line).
 
 pub mod cli;
 pub mod client;

@@ -1,11 +1,11 @@
-//! `quorate`: the binary of the control circuit.
+//! `quorate`: the binary of the control crate.
 
 use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The launcher re-executes this binary as the init of a sandbox. That path stays single-threaded and
-    // away from everything else, so it is taken before anything is parsed or started.
+    // The launcher re-executes this binary as the init of a sandbox. That path must stay single-threaded and
+    // free of other state, so it is taken before any argument is parsed or thread started.
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some("sandbox-init") {
         let status = gpu_agent::sandbox::init::main(arguments);

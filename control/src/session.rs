@@ -1,5 +1,6 @@
-//! A person's view of a cluster, recomputed from signatures: the client replays genesis and every
-//! certificate itself, so that a lying server can delay it but not mislead it.
+//! A client's verified view of a cluster, recomputed from signatures.
+//!
+//! The client replays genesis and every certificate, so a dishonest server can delay it but not mislead it.
 
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
@@ -13,16 +14,16 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use zeroize::Zeroizing;
 
-/// How long a proposal waits for votes unless the proposer says otherwise: three days.
+/// Default lifetime of a proposal, in milliseconds: three days.
 pub const PROPOSAL_LIFETIME_MS: u64 = 3 * 24 * 3600 * 1000;
 
 /// A client, and the circle as its signatures prove it.
 pub struct Session {
     /// The control API.
     pub client: ControlClient,
-    /// Members, policy, nodes, services: recomputed here.
+    /// Members, policy, nodes and services, recomputed on this machine.
     pub circle: CircleState,
-    /// What it was recomputed from.
+    /// The history from which the circle was recomputed.
     pub history: History,
 }
 
@@ -30,12 +31,12 @@ impl Session {
     /// Fetches the history and verifies all of it against the pinned circle.
     ///
     /// # Errors
-    /// When no replica answers or anything in the history does not verify.
+    /// Returns an error if no replica answers or anything in the history does not verify.
     pub async fn open(context: &Context) -> Result<Self> {
         Self::with_client(context.client()?, context.circle).await
     }
 
-    /// As [`Session::open`], with a client made elsewhere.
+    /// Opens a session as [`Session::open`] does, with an existing client.
     ///
     /// # Errors
     /// As [`Session::open`].
@@ -47,19 +48,19 @@ impl Session {
         Ok(Self { client, circle, history })
     }
 
-    /// Makes a proposal bound to the circle's present state and puts it to the vote.
+    /// Creates a proposal bound to the circle's present state and submits it for voting.
     ///
     /// # Errors
-    /// When the change cannot be asked for, or control refuses it.
+    /// Returns an error if the change is not valid in the circle's state, or control rejects it.
     pub async fn propose(&self, change: Change, reason: String, lifetime_ms: u64) -> Result<ProposalView> {
         let proposal = self.draft(change, reason, lifetime_ms)?;
         Ok(self.client.post("/v1/proposals", &SubmitProposal { proposal }).await?)
     }
 
-    /// The proposal that [`Session::propose`] would submit.
+    /// Creates the proposal that [`Session::propose`] would submit.
     ///
     /// # Errors
-    /// When the change cannot be asked for.
+    /// Returns an error if the change is not valid in the circle's state.
     pub fn draft(&self, change: Change, reason: String, lifetime_ms: u64) -> Result<Proposal> {
         let now = wall_clock();
         let nonce = Digest(random_bytes());
@@ -67,10 +68,10 @@ impl Session {
         proposal.map_err(|error| anyhow!("{}: {error}", error.code()))
     }
 
-    /// Signs a vote on a proposal with a member's key and hands it in.
+    /// Signs a vote on a proposal with a member's key and submits it.
     ///
     /// # Errors
-    /// When control refuses the vote.
+    /// Returns an error if control rejects the vote.
     pub async fn vote(
         &self,
         proposal: &Proposal,
@@ -81,10 +82,10 @@ impl Session {
         self.client.post(&format!("/v1/proposals/{}/ballots", proposal.id()), &ballot).await
     }
 
-    /// Finds a proposal by its id or the first digits of it.
+    /// Finds a proposal by its id or its first digits.
     ///
     /// # Errors
-    /// When none or several match.
+    /// Returns an error if none or several match.
     pub async fn find_proposal(&self, prefix: &str) -> Result<ProposalView> {
         let page: protocol::api::Page<ProposalView> = self.client.get("/v1/proposals").await?;
         let mut found = page.items.into_iter().filter(|view| view.id.to_string().starts_with(prefix));
@@ -99,11 +100,11 @@ impl Session {
     }
 }
 
-/// A member's key, as a file keeps it: JSON, mode 0600.
+/// A member's key file: JSON, mode 0600.
 pub struct MemberKeyFile {
-    /// Whose.
+    /// The member that owns the key.
     pub member: MemberId,
-    /// The key.
+    /// The secret key.
     pub secret: MemberSecret,
 }
 
@@ -115,16 +116,16 @@ struct MemberKeyText {
 }
 
 impl MemberKeyFile {
-    /// A new key for a member.
+    /// Generates a new key for a member.
     #[must_use]
     pub fn generate(member: MemberId) -> Self {
         Self { member, secret: MemberSecret::generate(&Zeroizing::new(random_bytes())) }
     }
 
-    /// Reads a key file; refuses one that others can read.
+    /// Reads a key file; rejects a file that other users can read.
     ///
     /// # Errors
-    /// When the file is missing, readable by others, or no member key.
+    /// Returns an error if the file is missing, readable by others, or not a member key.
     pub fn load(path: &Path) -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let place = || format!("member key `{}`", path.display());
@@ -143,7 +144,7 @@ impl MemberKeyFile {
     /// Writes the key file.
     ///
     /// # Errors
-    /// The disk's own.
+    /// Returns the error of the disk.
     pub fn save(&self, path: &Path) -> Result<()> {
         let secret = hex::encode(self.secret.to_bytes().as_slice());
         let text = MemberKeyText { member: self.member.clone(), secret };
@@ -152,10 +153,10 @@ impl MemberKeyFile {
     }
 }
 
-/// Random bytes from the operating system.
+/// Returns random bytes from the operating system.
 ///
 /// # Panics
-/// When it has none to give: nothing can be safe then.
+/// Panics if the operating system has none: no key would be safe then.
 #[must_use]
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -163,13 +164,13 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A fresh access token or API key: a readable prefix and 256 random bits.
+/// Generates an access token or API key: a readable prefix and 256 random bits.
 #[must_use]
 pub fn fresh_secret_text(prefix: &str) -> Zeroizing<String> {
     Zeroizing::new(format!("{prefix}-{}", hex::encode(random_bytes::<32>())))
 }
 
-/// The wall clock.
+/// Returns the wall clock, advanced without jumps as for the server.
 #[must_use]
 pub fn wall_clock() -> Millis {
     crate::server::wall_clock()

@@ -1,4 +1,4 @@
-//! What tests of several modules begin with.
+//! Fixtures shared by the tests of several modules.
 
 use protocol::api::Status;
 use protocol::governance::{NodeAdmission, NodeRole};
@@ -7,7 +7,7 @@ use protocol::model::{ErasureCode, ModelRecord};
 use protocol::{Digest, Epoch, ModelRoot, NodeId, PublicKey};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A cluster of which nothing is to be said.
+/// Returns the status of a healthy cluster without findings.
 pub(crate) fn status() -> Status {
     Status {
         healthy: true,
@@ -25,7 +25,7 @@ pub(crate) fn status() -> Status {
     }
 }
 
-/// An admitted worker of this name.
+/// Returns the admission of a worker with this name.
 pub(crate) fn admission(name: &str) -> NodeAdmission {
     let id = NodeId(PublicKey([7; 32]));
     NodeAdmission {
@@ -40,7 +40,7 @@ pub(crate) fn admission(name: &str) -> NodeAdmission {
     }
 }
 
-/// A registered model of this name and architecture, in no store.
+/// Returns the record of a registered model with this name and architecture, in no store.
 pub(crate) fn model_record(name: &str, architecture: &str) -> ModelRecord {
     ModelRecord {
         name: name.parse().expect("a name"),

@@ -1,4 +1,4 @@
-//! Founding a circle, showing it, and checking its history offline.
+//! `quorate circle` and `quorate verify`: founding a circle, showing it, and verifying its history offline.
 
 use super::Environment;
 use super::output::table;
@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CircleCommand {
-    /// Make a member's key
+    /// Generate a member's key pair and print the member's public entry
     #[command(after_help = "Example:\n  quorate circle member alice --key alice.key > alice.json")]
     Member {
-        /// The member's name in the circle
+        /// Name of the member in the circle
         member: MemberId,
-        /// Where to keep the secret key
+        /// File to write the secret key to
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
     },
@@ -32,38 +32,38 @@ pub(crate) enum CircleCommand {
     /// Sign a drafted genesis as one of its founders
     #[command(after_help = "Example:\n  quorate circle sign genesis.json --key alice.key")]
     Sign {
-        /// The genesis; the signature is added to it
+        /// Genesis file; the signature is added to it
         genesis: PathBuf,
-        /// The founder's key
+        /// Key file of the founder
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
     },
     /// Show members, policy and epoch
     #[command(after_help = "Example:\n  quorate circle show")]
     Show,
-    /// Print genesis and every decision since, for `quorate verify`
+    /// Print the genesis and every decision since, as input for `quorate verify`
     #[command(after_help = "Example:\n  quorate circle history > history.json")]
     History,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DraftArguments {
-    /// What people call the circle
+    /// Name of the circle
     #[arg(long)]
     name: String,
-    /// Members, as `quorate circle member` printed them
+    /// Members, in the form that `quorate circle member` prints
     #[arg(long, num_args = 1.., value_name = "FILE")]
     members: Vec<PathBuf>,
-    /// How many members must sign each change
+    /// Number of members that must sign each change
     #[arg(long)]
     required: u32,
-    /// Control replicas, as `quorate control init` printed them
+    /// Control replicas, in the form that `quorate control init` prints
     #[arg(long, num_args = 1.., value_name = "FILE")]
     control: Vec<PathBuf>,
-    /// First nodes, as `quorate agent init` printed them
+    /// First nodes, in the form that `quorate agent init` prints
     #[arg(long, num_args = 0.., value_name = "FILE")]
     nodes: Vec<PathBuf>,
-    /// Where to keep the first access token
+    /// File to write the first access token to
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
 }
@@ -73,12 +73,12 @@ pub(crate) struct DraftArguments {
     after_help = "Examples:\n  quorate circle history > history.json\n  quorate verify history.json --circle ID     no network is used"
 )]
 pub(crate) struct VerifyArguments {
-    /// A history, or one certificate of it
+    /// A history, or one certificate from it
     file: PathBuf,
-    /// The circle's id, as you know it from elsewhere [default: the context's]
+    /// Id of the circle, obtained independently of the file [default: the context's]
     #[arg(long)]
     circle: Option<CircleId>,
-    /// For a single certificate: the history that it belongs to
+    /// The history that a single certificate belongs to
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
 }
@@ -105,13 +105,13 @@ fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
     Ok(())
 }
 
-/// Reads a JSON file.
+/// Reads and parses a JSON file; errors name its path.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
 }
 
-/// The same quorum, `required` of all members, for every class of action.
+/// Returns a policy with the same quorum, `required` of all members, for every class of action.
 pub fn simple_policy(members: &[Member], required: u32) -> Policy {
     let of = members.iter().map(|member| Quorum::Member(member.id.clone())).collect();
     let quorum = Quorum::Threshold { required, of };

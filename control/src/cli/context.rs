@@ -1,4 +1,6 @@
-//! `quorate context`: where am I, and how a person's context is made from a circle's genesis.
+//! `quorate context`: shows, creates and selects the context file of a user.
+//!
+//! A new context is made from a circle's signed genesis, whose digest it pins.
 
 use super::Environment;
 use crate::context::{Context, VARIABLE, own_path};
@@ -10,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
-    /// Show which cluster, token and member are used
+    /// Show which cluster, token and member are in use
     #[command(after_help = "Example:\n  quorate context show")]
     Show,
-    /// Make a context from a circle's genesis
+    /// Create a context from a circle's genesis
     #[command(after_help = "\
 Example:
   quorate context new lab.json --genesis genesis.json --token-file token --member-key alice.key --node node")]
@@ -21,28 +23,28 @@ Example:
     /// Use this context file from now on
     #[command(after_help = "Example:\n  quorate context use .quorate/demo/context.json")]
     Use {
-        /// The context file
+        /// Context file
         file: PathBuf,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct NewContext {
-    /// Where to write it
+    /// Context file to write
     file: PathBuf,
-    /// The signed genesis of the circle: its digest is pinned
+    /// Signed genesis of the circle; its digest is pinned
     #[arg(long, value_name = "FILE")]
     genesis: PathBuf,
     /// File with the access token
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
-    /// File with your key, if you are a member
+    /// Key file of the member, if the user is one
     #[arg(long, value_name = "FILE")]
     member_key: Option<PathBuf>,
-    /// A node's directory on this machine, through which models are imported
+    /// State directory of a node on this machine, through which models are imported
     #[arg(long, value_name = "DIR")]
     node: Option<PathBuf>,
-    /// The authority that signed the replicas' API certificates, PEM [default: the system's authorities]
+    /// Authority that signed the replicas' API certificates, PEM [default: the system's authorities]
     #[arg(long, value_name = "FILE")]
     certificate_authority: Option<PathBuf>,
 }

@@ -1,4 +1,6 @@
-//! The daemons: preparing their directories and running them. `quorate up` starts the very same ones.
+//! `quorate control` and `quorate agent`: prepare the directories of the daemons and run them.
+//!
+//! `quorate up` starts the same daemons.
 
 use crate::node::{self, NodeFile};
 use crate::server::{self, ServerConfig};
@@ -16,25 +18,25 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControlCommand {
-    /// Make a replica's key and the leave to begin its log, once; print its entry for the genesis
+    /// Create a replica's key and its bootstrap marker, once; print the replica's entry for the genesis
     #[command(
         after_help = "Example:\n  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 --api https://10.0.0.1:7601 > control-1.json"
     )]
     Init {
-        /// The replica's own directory
+        /// State directory of the replica
         #[arg(long)]
         dir: PathBuf,
-        /// Its number: 1, 2, 3, ...
+        /// Number of the replica: 1, 2, 3, ...
         #[arg(long)]
         id: u64,
-        /// Where agents and other replicas connect
+        /// Address on which agents and other replicas reach it
         #[arg(long, value_name = "HOST:PORT")]
         overlay: String,
-        /// The URL under which people reach it
+        /// URL under which users reach its API
         #[arg(long, value_name = "URL")]
         api: String,
     },
-    /// Run a replica
+    /// Run a control replica
     #[command(
         after_help = "Example:\n  quorate control run --dir control-1 --genesis genesis.json --overlay 0.0.0.0:7600 --api 0.0.0.0:7601 --tls-cert api.pem --tls-key api.key"
     )]
@@ -43,29 +45,29 @@ pub(crate) enum ControlCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct ControlRun {
-    /// The replica's own directory
+    /// State directory of the replica
     #[arg(long)]
     dir: PathBuf,
-    /// The signed genesis of the circle
+    /// Signed genesis of the circle
     #[arg(long, value_name = "FILE")]
     genesis: PathBuf,
     /// Address to listen on for agents and replicas, or `fd:N` for an inherited socket
     #[arg(long, value_name = "HOST:PORT")]
     overlay: String,
-    /// Address to listen on for people, or `fd:N`; without a certificate on loopback only
+    /// Address to listen on for the API, or `fd:N`; loopback only without a certificate
     #[arg(long, value_name = "HOST:PORT")]
     api: String,
-    /// Certificate chain for people's connections, PEM
+    /// TLS certificate chain of the API, PEM
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
-    /// Its private key, PEM
+    /// Private key of that certificate, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentCommand {
-    /// Make a node's keys and print its entry for a genesis; or use it to ask for admission
+    /// Create a node's keys and print its entry, for a genesis or for a request for admission
     #[command(
         after_help = "Example:\n  quorate agent init --dir node-1 --name node-1 --region eu-1 --storage 10.0.0.7:7700 --store disk-0 --store disk-1 > node-1.json"
     )]
@@ -79,91 +81,92 @@ pub(crate) enum AgentCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentInit {
-    /// The node's own directory
+    /// State directory of the node
     #[arg(long)]
     dir: PathBuf,
-    /// What people call the node
+    /// Name of the node
     #[arg(long)]
     name: NodeName,
-    /// Its region
+    /// Region of the node
     #[arg(long, default_value = "local")]
     region: String,
-    /// A label, for node selectors; may be given several times
+    /// Label for node selectors; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
-    /// Do not run services here
+    /// Do not run services on this node
     #[arg(long)]
     no_worker: bool,
-    /// Offer storage under this address
+    /// Address under which the node offers storage
     #[arg(long, value_name = "HOST:PORT", requires = "store")]
     storage: Option<String>,
-    /// A store's name, one for each disk; may be given several times
+    /// Name of a store, one per disk; may be given several times
     #[arg(long, requires = "storage")]
     store: Vec<StoreName>,
     /// Run a gateway that workers reach under this address
     #[arg(long, value_name = "HOST:PORT", requires = "gateway_api")]
     gateway: Option<String>,
-    /// The URL under which applications reach the gateway
+    /// URL under which applications reach the gateway
     #[arg(long, value_name = "URL", requires = "gateway")]
     gateway_api: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentRun {
-    /// The node's own directory
+    /// State directory of the node
     #[arg(long)]
     dir: PathBuf,
-    /// The signed genesis of the circle
+    /// Signed genesis of the circle
     #[arg(long, value_name = "FILE")]
     genesis: PathBuf,
-    /// The circle's id, pinned: whatever control says is checked against it
+    /// Id of the circle, pinned: everything that control sends is verified against it
     #[arg(long)]
     circle: CircleId,
     /// Address to offer storage on, or `fd:N`
     #[arg(long, value_name = "HOST:PORT")]
     storage: Option<String>,
-    /// Address for workers to reach this node's gateway on, or `fd:N`
+    /// Address on which workers reach this node's gateway, or `fd:N`
     #[arg(long, value_name = "HOST:PORT", requires = "gateway_api")]
     gateway: Option<String>,
-    /// Address for applications to reach this node's gateway on, or `fd:N`
+    /// Address on which applications reach this node's gateway, or `fd:N`
     #[arg(long, value_name = "HOST:PORT", requires = "gateway")]
     gateway_api: Option<String>,
-    /// Certificate chain for applications' connections, PEM
+    /// TLS certificate chain of the gateway's API, PEM
     #[arg(long, value_name = "FILE", requires = "gateway_tls_key")]
     gateway_tls_cert: Option<PathBuf>,
-    /// Its private key, PEM
+    /// Private key of that certificate, PEM
     #[arg(long, value_name = "FILE", requires = "gateway_tls_cert")]
     gateway_tls_key: Option<PathBuf>,
-    /// Loopback address for Prometheus metrics of the node, or `fd:N`
+    /// Loopback address for the node's Prometheus metrics, or `fd:N`
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<String>,
-    /// Loopback address for Prometheus metrics of the gateway, or `fd:N`
+    /// Loopback address for the gateway's Prometheus metrics, or `fd:N`
     #[arg(long, value_name = "HOST:PORT")]
     gateway_metrics: Option<String>,
-    /// The `quorate-serve` binary [default: beside this one]
+    /// Path of the `quorate-serve` binary [default: beside this one]
     #[arg(long, value_name = "FILE")]
     serve_program: Option<PathBuf>,
-    /// Thousandths of a core to offer [default: all]
+    /// CPU to offer, in thousandths of a core [default: all]
     #[arg(long)]
     cpu_millicores: Option<u64>,
     /// Memory to offer, like `4 GiB` [default: all]
     #[arg(long)]
     memory: Option<String>,
-    /// Pretend to have GPUs, like `8xH100`: schedules, computes nothing, labelled simulated everywhere
+    /// Simulate GPUs, like `8xH100`: they are scheduled, compute nothing, and are labelled simulated
+    /// everywhere
     #[arg(long, value_name = "COUNTxNAME")]
     simulate_gpus: Option<String>,
-    /// Control group below which sandboxes live
+    /// Control group under which the sandboxes are created
     #[arg(long)]
     cgroup: Option<String>,
-    /// First of the host user ids that sandboxes may take
+    /// First host user id reserved for sandboxes
     #[arg(long, default_value_t = 600_000)]
     ids_first: u32,
-    /// How many pairs of ids there are
+    /// Number of id pairs reserved for sandboxes
     #[arg(long, default_value_t = 512)]
     id_pairs: u32,
 }
 
-/// Logs to standard error: text on a terminal, JSON elsewhere; `RUST_LOG` chooses what.
+/// Logs to standard error: text on a terminal, JSON elsewhere. `RUST_LOG` sets the filter.
 pub(crate) fn start_logging() {
     use std::io::IsTerminal;
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
@@ -171,11 +174,11 @@ pub(crate) fn start_logging() {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let outcome =
         if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
-    // A second start in one process (tests) keeps the first.
+    // A second initialization in one process, as in tests, keeps the first subscriber.
     drop(outcome);
 }
 
-/// Cancelled by the first SIGINT or SIGTERM.
+/// Returns a token that the first SIGINT or SIGTERM cancels.
 fn until_signal() -> Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let token = CancellationToken::new();
@@ -232,7 +235,7 @@ fn read_certificate(chain: &Path, key: &Path) -> Result<Certificate> {
     Ok(Certificate::from_pem(&read(chain)?, &read(key)?)?)
 }
 
-/// Listens, with an error that says what to do where another process has the port.
+/// Binds a listener. If another process holds the port, the error suggests how to find that process.
 async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
     overlay::listen::tcp(name).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {

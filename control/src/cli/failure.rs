@@ -1,4 +1,4 @@
-//! How a failed command says so: what was wrong, its stable code, and where to read more.
+//! Error reporting of failed commands: the cause, its stable code, and a pointer to `quorate explain`.
 
 use super::output::Output;
 use crate::client::ClientError;
@@ -9,7 +9,7 @@ use human_chain::ChainError;
 use model_store::{ImportError, KeyError, ReadError, StoreError};
 use protocol::ErrorCode;
 
-/// Prints an error to standard error, with all of its causes.
+/// Prints an error with all of its causes to standard error.
 pub(super) fn print(error: &anyhow::Error, output: Output) {
     let problem = error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>() {
         Some(ClientError::Refused(problem)) => Some(problem),
@@ -40,7 +40,7 @@ pub(super) fn print(error: &anyhow::Error, output: Output) {
     }
 }
 
-/// The code of an error: its type's own, or the one that its text carries as `context: code: what was wrong`.
+/// Returns the code of an error: its type's own, or the one in its text, written as `context: code: message`.
 fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
     let in_text = || format!("{error:#}").split(": ").find_map(ErrorCode::find);
     error.chain().find_map(code_of_type).or_else(in_text)

@@ -1,4 +1,6 @@
-//! Inference keys for applications. The text is made here and shown once; the cluster keeps its hash.
+//! `quorate key`: inference keys for applications.
+//!
+//! The secret text is generated on this machine and shown once; the cluster stores its hash alone.
 
 use super::Environment;
 use super::output::table;
@@ -10,22 +12,22 @@ use protocol::{Digest, TokenName};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Make a key and print it once
+    /// Create a key and print it once
     #[command(after_help = "Example:\n  export OPENAI_API_KEY=$(quorate key create my-app)")]
     Create {
-        /// What to call it
+        /// Name of the key
         name: TokenName,
-        /// Most requests per minute [default: no limit]
+        /// Requests allowed per minute [default: unlimited]
         #[arg(long)]
         requests_per_minute: Option<u32>,
     },
-    /// List keys; their texts are nowhere
+    /// List keys; their secret texts are not stored
     #[command(after_help = "Example:\n  quorate key list")]
     List,
-    /// Shut a key out
+    /// Revoke a key
     #[command(after_help = "Example:\n  quorate key revoke my-app")]
     Revoke {
-        /// Its name
+        /// Name of the key
         name: TokenName,
     },
 }

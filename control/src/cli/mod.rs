@@ -1,4 +1,6 @@
-//! What people type. Every command has an example, every list a JSON form, every failure its code.
+//! The command line: argument definitions and dispatch.
+//!
+//! Every command has an example, every list a JSON form, and every failure a stable error code.
 
 mod circle;
 mod context;
@@ -41,10 +43,11 @@ Examples:
 Nothing runs that the circle did not sign. Everything the circle signed keeps running."
 )]
 pub struct Cli {
-    /// Context file: which cluster, which token, which member [default: $QUORATE_CONTEXT, then ~/.config/quorate/context.json]
+    /// Context file: cluster, token and member [default: $QUORATE_CONTEXT, then
+    /// ~/.config/quorate/context.json]
     #[arg(long, global = true, value_name = "FILE")]
     context: Option<PathBuf>,
-    /// How to print
+    /// Output format
     #[arg(short = 'o', long = "output", global = true, value_enum, default_value = "text")]
     output: Output,
     #[command(subcommand)]
@@ -55,18 +58,18 @@ pub struct Cli {
 enum Command {
     /// Run a whole cluster on this machine: real processes, real TLS, embedded storage
     Up(crate::up::UpArguments),
-    /// Run or prepare a control replica
+    /// Prepare or run a control replica
     #[command(subcommand)]
     Control(daemons::ControlCommand),
-    /// Run or prepare a node's agent
+    /// Prepare or run a node's agent
     #[command(subcommand)]
     Agent(daemons::AgentCommand),
     /// Found a circle, show it, export its history
     #[command(subcommand)]
     Circle(circle::CircleCommand),
-    /// Put a change to the vote
+    /// Submit a change for voting
     Propose(proposals::ProposeArguments),
-    /// Show what waits for votes, or one proposal exactly as its signature covers it
+    /// Show the proposals that wait for votes, or one proposal exactly as its signature covers it
     Review(proposals::ReviewArguments),
     /// Sign a proposal
     #[command(after_help = "Example:\n  quorate approve 7f3a --key member-a.key")]
@@ -77,50 +80,50 @@ enum Command {
     /// List, admit and remove nodes
     #[command(subcommand)]
     Node(nodes::NodeCommand),
-    /// Import, list, check and repair models, and sweep their stores
+    /// Import, list, verify and repair models, and collect garbage in their stores
     #[command(subcommand)]
     Model(models::ModelCommand),
     /// Print a commented manifest that is valid as it is
     #[command(subcommand)]
     New(services::NewCommand),
-    /// Propose to run a manifest
+    /// Propose to run the service of a manifest
     Deploy(services::DeployArguments),
     /// List and show services
     #[command(subcommand)]
     Service(services::ServiceCommand),
-    /// Change the number of replicas inside the approved envelope; needs no vote
+    /// Change the number of replicas within the approved envelope; needs no vote
     Scale(services::ScaleArguments),
-    /// Propose to end a service in order
+    /// Propose to shut a service down gracefully
     Retire(services::RetireArguments),
-    /// Show what a service's workers write
+    /// Show the log lines of a service's workers
     Logs(services::LogsArguments),
-    /// What is wrong, and the next command
+    /// Show the problems of the cluster, each with the next command
     #[command(after_help = "\
 Example:
   quorate status
 
 Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or there is no way to tell")]
     Status,
-    /// Why something is placed, waits or was refused
+    /// Explain why a service is placed, waits or was rejected
     Why(status::WhyArguments),
-    /// Check a history or a certificate offline
+    /// Verify a history or a certificate offline
     Verify(circle::VerifyArguments),
     /// Explain an error code
     Explain(status::ExplainArguments),
-    /// Where am I: show or choose the context
+    /// Show or select the context
     #[command(subcommand)]
     Context(context::ContextCommand),
     /// Create, list and revoke inference keys for applications
     #[command(subcommand)]
     Key(keys::KeyCommand),
-    /// List what was done last, by whom and when
+    /// List the latest audit events: action, actor and time
     Events(status::EventsArguments),
 }
 
-/// Exit status of `quorate status` where the state of the cluster cannot be had.
+/// Exit status of `quorate status` when the state of the cluster cannot be determined.
 const NO_WAY_TO_TELL: u8 = 2;
 
-/// What every command gets.
+/// Global options, passed to every command.
 pub(crate) struct Environment {
     context: Option<PathBuf>,
     output: Output,
@@ -136,7 +139,7 @@ impl Environment {
     }
 }
 
-/// Runs the command; errors are printed once, here, with their code and what to do.
+/// Runs the command. Errors are printed here, once, with their code and a remedy.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     let environment = Environment { context: cli.context, output: cli.output };
@@ -195,12 +198,12 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// Commands in a remedy: each stands at the end of its step.
+    /// Returns the commands in a remedy: each is at the end of its step.
     fn commands(remedy: &str) -> impl Iterator<Item = &str> {
         remedy.split("; and ").filter_map(|step| step.find("quorate ").map(|at| &step[at..]))
     }
 
-    /// Every remedy that `status` and `why` print in the scheduler's operator stories.
+    /// Parses every remedy that `status` and `why` print in the scheduler's golden scripts.
     #[test]
     fn every_command_that_status_and_why_suggest_works_as_printed() {
         let stories = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scheduler/tests/golden");

@@ -1,5 +1,7 @@
-//! Models: into dispersed storage and back. Imports and repairs go through an admitted node, with its
-//! identity, from its own state directory; nobody else may write shards.
+//! `quorate model`: imports models into dispersed storage, verifies, repairs and removes them.
+//!
+//! Imports and repairs go through an admitted node: they use its identity, from its state directory. No other
+//! party may write shards.
 
 use super::Environment;
 use super::output::table;
@@ -22,39 +24,39 @@ pub(crate) enum ModelCommand {
     /// List models
     #[command(after_help = "Example:\n  quorate model list")]
     List,
-    /// Show one model and where its shards lie
+    /// Show one model and the stores of its shards
     #[command(after_help = "Example:\n  quorate model show minilm")]
     Show {
-        /// Its name
+        /// Name of the model
         model: ModelName,
     },
-    /// Check every shard of every segment
+    /// Verify every shard of every segment
     #[command(after_help = "Example:\n  quorate model verify minilm")]
     Verify {
-        /// Its name
+        /// Name of the model
         model: ModelName,
         /// State directory of a node on this machine [default: the context's]
         #[arg(long, value_name = "DIR")]
         node: Option<PathBuf>,
     },
-    /// Rewrite wrong and missing shards from the others
+    /// Rewrite wrong and missing shards from the remaining ones
     #[command(after_help = "Example:\n  quorate model repair minilm")]
     Repair {
-        /// Its name
+        /// Name of the model
         model: ModelName,
         /// State directory of a node on this machine [default: the context's]
         #[arg(long, value_name = "DIR")]
         node: Option<PathBuf>,
     },
-    /// Take a model that no service needs out of the register, with its key, for good
+    /// Permanently unregister a model that no service needs, and delete its key
     #[command(
         after_help = "Example:\n  quorate model forget old-minilm\n\nNobody can read it afterwards. `quorate model sweep` removes what lies in stores of it."
     )]
     Forget {
-        /// Its name
+        /// Name of the model
         model: ModelName,
     },
-    /// Remove from stores what imports that never ended have left there
+    /// Remove from stores the objects that unfinished imports have left
     Sweep(SweepArguments),
 }
 
@@ -63,13 +65,13 @@ pub(crate) enum ModelCommand {
     after_help = "Examples:\n  quorate model sweep --dry-run\n  quorate model sweep --older-than 6h\n  quorate model sweep --store s3://bucket/models\n\nWhat a registered model names stays, and so does everything younger than --older-than. Only this cluster's\nregister is asked: never sweep a store that another cluster uses too. Stores of nodes are this cluster's\nalone and are swept unless others are named. After control was restored from a backup, look at --dry-run first."
 )]
 pub(crate) struct SweepArguments {
-    /// Only say what would be removed
+    /// Report the garbage without removing it
     #[arg(long)]
     dry_run: bool,
-    /// Leave alone what is younger; at least an hour
+    /// Keep objects younger than this; at least an hour
     #[arg(long, value_name = "TIME", default_value = "24h")]
     older_than: humantime::Duration,
-    /// A store of this cluster alone; may be given several times [default: every store of every admitted node]
+    /// URL of a store that only this cluster uses; repeatable [default: every store of every admitted node]
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
     /// State directory of a node on this machine [default: the context's]
@@ -82,21 +84,21 @@ pub(crate) struct SweepArguments {
     after_help = "Examples:\n  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm\n  quorate model import weights.gguf --name tiny --data 4 --parity 2"
 )]
 pub(crate) struct ImportArguments {
-    /// A Hugging Face model directory, a single file, or `hf:owner/name`
+    /// Hugging Face model directory, single file, or `hf:owner/name`
     source: String,
-    /// What to call it
+    /// Name of the model
     #[arg(long)]
     name: ModelName,
-    /// Shards that suffice to rebuild a segment
+    /// Number of shards that suffice to rebuild a segment
     #[arg(long, default_value_t = 4)]
     data: u8,
-    /// Shards that may be lost
+    /// Number of shards that may be lost
     #[arg(long, default_value_t = 2)]
     parity: u8,
-    /// A store; may be given several times [default: every store of every admitted node]
+    /// URL of a store; may be given several times [default: every store of every admitted node]
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
-    /// Most shards of a segment in one failure domain [default: as many as may be lost]
+    /// Maximum shards of a segment in one failure domain [default: as many as may be lost]
     #[arg(long)]
     shards_per_domain: Option<u8>,
     /// State directory of a node on this machine [default: the context's]
@@ -213,7 +215,7 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
         shards_per_domain_max: arguments.shards_per_domain.unwrap_or(arguments.parity),
     };
     let bar = progress_bar(0);
-    // Below the node's directory, which has room for models; removed with this value.
+    // The node's directory has space for models; the download is removed when this value is dropped.
     let fetched = match arguments.source.strip_prefix("hf:") {
         Some(name) => {
             let folder = Fetched::below(&directory)?;
@@ -228,7 +230,7 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
     Ok(())
 }
 
-/// A folder for files on their way; it goes when this value does.
+/// A temporary directory for downloaded files; dropping the value removes it.
 struct Fetched(PathBuf);
 
 impl Fetched {
@@ -241,7 +243,7 @@ impl Fetched {
 
 impl Drop for Fetched {
     fn drop(&mut self) {
-        // What cannot be removed now is in the way of nobody.
+        // A leftover directory does no harm, so a failed removal is ignored.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

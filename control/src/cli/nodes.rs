@@ -1,4 +1,4 @@
-//! Nodes: who is admitted, who asks to be, and how they are.
+//! `quorate node`: lists nodes, shows their state, and proposes their admission and removal.
 
 use super::Environment;
 use super::output::table;
@@ -23,42 +23,43 @@ pub(crate) enum NodeCommand {
     /// Show one node
     #[command(after_help = "Example:\n  quorate node show node-1")]
     Show {
-        /// Its name
+        /// Name of the node
         node: NodeName,
     },
-    /// List nodes that ask to be admitted
+    /// List the nodes that wait for admission
     #[command(after_help = "Example:\n  quorate node pending")]
     Pending,
     /// Propose to admit a node that asks, and wrap the models' keys to it
     #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack' --key alice.key")]
     Admit {
-        /// Its name
+        /// Name of the node
         node: NodeName,
-        /// Its key's first digits, as its operator read them to you
+        /// First digits of the node's key, obtained from its operator
         #[arg(long)]
         identity: Option<String>,
-        /// Why, for those who vote
+        /// Reason shown to the voters
         #[arg(long, default_value = "")]
         reason: String,
-        /// The member's key that opens the models' keys [default: the context's]
+        /// Key file of the member, to open the models' keys [default: the context's]
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
-    /// Give an admitted node the keys of all models: those imported while its admission was voted on
+    /// Share the keys of all models with an admitted node, including models imported while its admission was
+    /// voted on
     #[command(after_help = "Example:\n  quorate node share node-4 --key alice.key")]
     Share {
-        /// Its name
+        /// Name of the node
         node: NodeName,
-        /// The member's key that opens the models' keys [default: the context's]
+        /// Key file of the member, to open the models' keys [default: the context's]
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
-    /// Propose to remove a node: its slots move elsewhere
+    /// Propose to remove a node; its slots move to other nodes
     #[command(after_help = "Example:\n  quorate node remove node-4 --reason 'returned to vendor'")]
     Remove {
-        /// Its name
+        /// Name of the node
         node: NodeName,
-        /// Why, for those who vote
+        /// Reason shown to the voters
         #[arg(long, default_value = "")]
         reason: String,
     },
@@ -129,9 +130,10 @@ fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
     MemberKeyFile::load(&file.ok_or_else(|| anyhow!("{code}: no member key: give --key FILE"))?)
 }
 
-/// Proposes the admission of a node that asks, and wraps every model's key to it. The wraps are of no use
-/// to anybody before the vote: control hands a wrap out only with an order, and orders go to admitted
-/// nodes alone.
+/// Proposes the admission of a node that asks, and wraps every model's key to it.
+///
+/// The wraps are of no use before the vote: control sends a wrap only with an order, and orders only to
+/// admitted nodes.
 pub async fn admit(
     session: &Session,
     member: &MemberKeyFile,
@@ -163,7 +165,7 @@ fn share_text(node: &NodeName, shared: &SharedKeys) -> String {
     }
 }
 
-/// Whoever reads the list of nodes and misses one finds it here.
+/// Lists the nodes that wait for admission, below the list of admitted ones.
 fn who_asks(pending: &[PendingNode]) -> String {
     let line = |node: &PendingNode| {
         let name = &node.admission.name;
@@ -195,20 +197,20 @@ fn nodes_table(nodes: &[NodeView]) -> String {
     table(&header, nodes.iter().map(row).collect())
 }
 
-/// How well a node isolates, with a mark if it does not enforce every limit.
+/// Returns the isolation level of a node, with a mark if the node does not enforce every limit.
 fn isolation(node: &NodeView) -> String {
     let Some(isolation) = node.isolation else { return "-".into() };
     let mark = if limits_not_enforced(node).is_empty() { "" } else { "*" };
     format!("{isolation:?}{mark}").to_lowercase()
 }
 
-/// Names of the limits that a node does not enforce; none of one that runs no workers to be limited.
+/// Returns the limits that a node does not enforce; empty for a node without the worker role.
 fn limits_not_enforced(node: &NodeView) -> BTreeSet<&'static str> {
     let worker = node.admission.roles.contains(&NodeRole::Worker);
     node.not_enforced.iter().filter(|_| worker).map(|label| scheduler::limit_of(label)).collect()
 }
 
-/// What the mark in the list means.
+/// Returns the footnotes that explain the marks in the list.
 fn notes(nodes: &[NodeView]) -> String {
     let mut nodes_of: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
     for node in nodes {

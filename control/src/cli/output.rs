@@ -1,18 +1,18 @@
-//! Printing: aligned text for people, JSON for scripts, from the same values.
+//! Output of commands: aligned text for people and JSON for scripts, from the same values.
 
 use serde::Serialize;
 
-/// How to print.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Aligned text, for people.
     Text,
-    /// One JSON document, stable.
+    /// One JSON document with a stable schema.
     Json,
 }
 
 impl Output {
-    /// Prints a value as JSON, or whatever `text` makes of it.
+    /// Prints a value as JSON, or as the text that `text` renders from it.
     pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         match self {
             Output::Json => println!("{}", serde_json::to_string_pretty(value).expect("API types are JSON")),
@@ -21,7 +21,7 @@ impl Output {
     }
 }
 
-/// A table with aligned columns; the last column may be of any length.
+/// Renders a table with aligned columns; the last column may be of any length.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut all = vec![header.iter().map(|cell| (*cell).to_uppercase()).collect::<Vec<_>>()];
     all.extend(rows);

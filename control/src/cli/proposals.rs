@@ -1,5 +1,7 @@
-//! Proposing, reading and voting. The text that a member reads is rendered here, from the proposal, by
-//! the code that also checks signatures; the server's word is not asked.
+//! `quorate propose`, `review`, `approve` and `reject`: submitting, reading and voting.
+//!
+//! The text that a member reads is rendered on the member's machine, from the proposal, by the code that also
+//! verifies signatures. No text from the server is trusted.
 
 use super::Environment;
 use super::output::table;
@@ -16,13 +18,13 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  quorate propose --change members.json --reason 'welcome dana'")]
 pub(crate) struct ProposeArguments {
-    /// The change as JSON, in the form that the OpenAPI document calls `Change`
+    /// Change as JSON, in the form that the OpenAPI document calls `Change`
     #[arg(long, value_name = "FILE")]
     change: PathBuf,
-    /// Why, for those who vote
+    /// Reason shown to the voters
     #[arg(long)]
     reason: String,
-    /// Days until the proposal expires
+    /// Number of days until the proposal expires
     #[arg(long, default_value_t = 3)]
     days: u64,
 }
@@ -40,10 +42,10 @@ pub(crate) struct ReviewArguments {
 pub(crate) struct VoteArguments {
     /// Id of the proposal, or its first digits
     proposal: String,
-    /// The member's key file [default: the context's]
+    /// Key file of the member [default: the context's]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Sign without being asked; the text is printed all the same
+    /// Sign without confirmation; the text is printed all the same
     #[arg(long)]
     yes: bool,
 }
@@ -60,12 +62,12 @@ pub(crate) async fn propose(arguments: ProposeArguments, environment: &Environme
     Ok(())
 }
 
-/// The reason that was given, or else one that says no more than the change does.
+/// Returns the given reason, or else a default that repeats the change.
 pub(super) fn reason_or(given: String, change: impl FnOnce() -> String) -> String {
     if given.is_empty() { change() } else { given }
 }
 
-/// What a proposer sees.
+/// Prints a submitted proposal for its proposer: id, words, missing signatures and the next command.
 pub(crate) fn print_submitted(environment: &Environment, session: &Session, view: &ProposalView) {
     environment.output().print(view, |view| {
         let words = human_chain::render(&view.proposal).words.join(" ");
@@ -74,7 +76,7 @@ pub(crate) fn print_submitted(environment: &Environment, session: &Session, view
     });
 }
 
-/// How far an open proposal is: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
+/// Describes the votes of an open proposal: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
 pub(super) fn signatures(circle: &CircleState, view: &ProposalView) -> String {
     let rule = circle.policy().quorums.get(&view.class);
     rule.map(|rule| signatures_under(rule, &view.approved, &view.missing)).unwrap_or_default()
@@ -192,7 +194,7 @@ fn confirmed(question: &str) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// A rule as `describe` writes it.
+    /// Builds a threshold rule, as `describe` renders it.
     fn rule(required: u32, of: &[Quorum]) -> Quorum {
         Quorum::Threshold { required, of: of.to_vec() }
     }

@@ -1,4 +1,4 @@
-//! Services: a manifest, a vote, replicas; then scale, look, retire.
+//! `quorate new`, `deploy`, `service`, `scale`, `retire` and `logs`: the life cycle of services.
 
 use super::Environment;
 use super::output::table;
@@ -16,18 +16,18 @@ use protocol::{Digest, ServiceName, error_code};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How often a waiting command looks again.
+/// Interval between two polls of a waiting command.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NewCommand {
-    /// A service on a registered model
+    /// Print a manifest for a service on a registered model
     #[command(after_help = "Example:\n  quorate new service --model minilm > minilm.toml")]
     Service {
-        /// A registered model; `quorate model list` shows them
+        /// Name of a registered model; `quorate model list` shows them
         #[arg(long)]
         model: protocol::ModelName,
-        /// The service's name [default: the model's]
+        /// Name of the service [default: the model's]
         #[arg(long)]
         name: Option<ServiceName>,
     },
@@ -38,18 +38,18 @@ pub(crate) enum NewCommand {
     after_help = "Examples:\n  quorate deploy chat.toml --dry-run\n  quorate deploy chat.toml --wait --reason 'support desk'"
 )]
 pub(crate) struct DeployArguments {
-    /// The manifest
+    /// Manifest file
     manifest: PathBuf,
-    /// Show where slots would go and who must sign; change nothing
+    /// Show the placement of the slots and the members that must sign; change nothing
     #[arg(long)]
     dry_run: bool,
     /// Wait for the votes and then for the first replica
     #[arg(long)]
     wait: bool,
-    /// Give up waiting after this long
+    /// Time to wait before the command gives up
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     timeout: humantime::Duration,
-    /// Why, for those who vote
+    /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
 }
@@ -62,7 +62,7 @@ pub(crate) enum ServiceCommand {
     /// Show one service and its slots
     #[command(after_help = "Example:\n  quorate service show minilm")]
     Show {
-        /// Its name
+        /// Name of the service
         service: ServiceName,
     },
 }
@@ -70,21 +70,21 @@ pub(crate) enum ServiceCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  quorate scale minilm 3")]
 pub(crate) struct ScaleArguments {
-    /// Which service
+    /// Name of the service
     service: ServiceName,
-    /// How many replicas, within the approved envelope
+    /// Number of replicas, within the approved envelope
     replicas: u32,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  quorate retire minilm --grace 30s --reason 'replaced by minilm-2'")]
 pub(crate) struct RetireArguments {
-    /// Which service
+    /// Name of the service
     service: ServiceName,
-    /// How long running requests may take to finish
+    /// Time that running requests have to finish
     #[arg(long, default_value = "30s", value_name = "DURATION")]
     grace: humantime::Duration,
-    /// Why, for those who vote
+    /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
 }
@@ -92,9 +92,9 @@ pub(crate) struct RetireArguments {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  quorate logs minilm -f")]
 pub(crate) struct LogsArguments {
-    /// Which service
+    /// Name of the service
     service: ServiceName,
-    /// Go on printing what is written
+    /// Keep printing new lines as they arrive
     #[arg(short, long)]
     follow: bool,
 }
@@ -116,7 +116,7 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
     Ok(())
 }
 
-/// A commented manifest, valid as it is.
+/// Renders a commented manifest that is valid as it is.
 #[must_use]
 pub fn service_template(name: &ServiceName, record: &ModelRecord, min: u32, max: u32) -> String {
     let (task, millicores) = if record.architecture == "bert" { ("embed", 400) } else { ("generate", 200) };
@@ -244,7 +244,7 @@ async fn wait(session: &Session, view: ProposalView, name: &ServiceName, limit: 
     }
 }
 
-/// The certificate of a proposal that was decided, or why it has none.
+/// Returns the certificate of a decided proposal, or an error with the reason why it has none.
 fn certificate_of(view: &ProposalView) -> Result<Digest> {
     let code = match view.state {
         ProposalState::Expired => error_code::PROPOSAL_EXPIRED,
@@ -255,7 +255,7 @@ fn certificate_of(view: &ProposalView) -> Result<Digest> {
     view.certificate.ok_or_else(|| anyhow!("{code}: the proposal ended as {state}"))
 }
 
-/// Whether a replica answers under this approval. One that runs under an earlier one is no answer.
+/// Returns whether a replica answers under this approval; a replica under an earlier approval does not count.
 fn answers_under(service: &ServiceView, certificate: Digest) -> Result<bool> {
     if service.certificate != certificate {
         let (name, now) = (&service.name, service.certificate.short());
@@ -384,7 +384,7 @@ pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) ->
     }
 }
 
-/// How far lines were read.
+/// Read position in a service's log.
 #[derive(Debug, Default)]
 struct LogReader {
     epoch: Option<u64>,
@@ -392,8 +392,10 @@ struct LogReader {
 }
 
 impl LogReader {
-    /// The lines of a page; none when another leader answered than before, who counts its own from the beginning:
-    /// the page was asked for with a number of the other's, so it has to be asked for anew.
+    /// Returns the lines of a page, or none if another leader answered than before.
+    ///
+    /// Each leader numbers its lines from the beginning. The page was requested with the earlier leader's
+    /// number, so it must be requested again.
     fn take(&mut self, page: LogPage) -> Option<Vec<LogLine>> {
         if self.epoch.replace(page.epoch).is_some_and(|before| before != page.epoch) {
             self.after = 0;
@@ -425,7 +427,7 @@ mod tests {
 
     #[test]
     fn every_commented_key_of_the_template_may_be_uncommented() {
-        // A remark is a sentence; what is commented out is `key = value`.
+        // A remark is a sentence; a commented-out key reads `key = value`.
         let is_key = |line: &str| {
             let key = line.strip_prefix("# ").and_then(|rest| rest.split_once(" = ")).map(|(key, _)| key);
             key.is_some_and(|key| key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))

@@ -1,4 +1,4 @@
-//! How it is, why it is so, what a code means.
+//! `quorate status`, `why`, `explain` and `events`: the state of the cluster and the reasons for it.
 
 use super::Environment;
 use super::output::table;
@@ -21,7 +21,7 @@ pub(crate) struct WhyArguments {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  quorate explain order-replayed")]
 pub(crate) struct ExplainArguments {
-    /// The code, as the error printed it
+    /// Error code, as the error printed it
     code: String,
 }
 
@@ -30,16 +30,18 @@ pub(crate) struct ExplainArguments {
     after_help = "Examples:\n  quorate events                  the last 50\n  quorate events --last 500 --before 1200"
 )]
 pub(crate) struct EventsArguments {
-    /// How many
+    /// Number of events to show
     #[arg(long, default_value_t = 50, value_name = "COUNT")]
     last: usize,
-    /// Only those before this number, to look further back
+    /// Show only events before this number, to page back
     #[arg(long, value_name = "NUMBER")]
     before: Option<u64>,
 }
 
-/// Prints how the cluster is. The exit status says it too: 0 all is well, 1 something is wrong, 2 the quorum is lost or
-/// there is no way to tell.
+/// Prints the state of the cluster and returns the matching exit status.
+///
+/// The status is 0 if all is well and 1 if something is wrong. It is 2 if the quorum is lost or the state
+/// cannot be determined.
 pub(crate) async fn status(environment: &Environment) -> Result<ExitCode> {
     let report = verdict::ask(&environment.context()?.client()?).await?;
     environment.output().print(&report.to_json(), |_| report.to_text());

@@ -1,8 +1,8 @@
-//! The verdict of `quorate status`: what the leader says of the cluster, and which control replicas answer.
+//! The verdict of `quorate status`: the leader's view of the cluster, and the control replicas that answer.
 //!
-//! The second is judged here and not taken from any replica: a replica that hangs says nothing, and two of three that
-//! hang leave nothing that could. All are asked at once, so the verdict is there as soon as the slowest has answered or
-//! has had its time.
+//! Reachability is judged on this machine and not taken from any replica. A replica that hangs reports
+//! nothing, and if two of three hang, no replica could report it. All replicas are queried concurrently. The
+//! verdict is ready as soon as the slowest has answered or timed out.
 
 use crate::client::{ClientError, ControlClient, Dial, ReplicaDial};
 use anyhow::Result;
@@ -12,47 +12,47 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// A replica that has not answered by then is silent. Together with the start of this program it stays below a second.
+/// Timeout of one replica. Together with the start-up time of this program it stays below a second.
 const DIAL_LIMIT: Duration = Duration::from_millis(800);
-/// How long the leader's view is waited for while a replica is silent; the silence is worth saying without it.
+/// Time to wait for the leader's view while a replica is silent; the silence is worth reporting without it.
 const VIEW_LIMIT: Duration = Duration::from_millis(900);
-/// How long it is waited for while every replica answers: one of them leads soon.
+/// Time to wait for the leader's view while every replica answers: one of them will be elected soon.
 const ELECTION_LIMIT: Duration = Duration::from_millis(2500);
 
-/// How bad it is, as the exit status says it.
+/// Severity, as the exit status encodes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Well = 0,
     Wrong = 1,
-    /// No quorum, or no view of a leader.
+    /// No quorum, or no view from a leader.
     Unknown = 2,
 }
 
-/// What `quorate status` prints.
+/// The report that `quorate status` prints.
 #[derive(Debug, Clone)]
 pub(super) struct Report {
     verdict: Verdict,
     summary: String,
     findings: Vec<Finding>,
     control: Vec<Control>,
-    /// The leader's view.
+    /// The leader's view, if there is one.
     status: Option<Status>,
 }
 
-/// One control replica.
+/// State of one control replica.
 #[derive(Debug, Clone)]
 struct Control {
-    /// `control-2`, or its URL where no replica says its number.
+    /// `control-2`, or the URL if no replica reports the number.
     name: String,
     url: String,
-    /// Why it counts as silent.
+    /// Reason why it counts as silent.
     silence: Option<String>,
 }
 
-/// Asks the replicas whether they answer and the leader how the cluster is, both at once.
+/// Queries every replica for reachability and the leader for the state of the cluster, concurrently.
 ///
 /// # Errors
-/// When the API refuses to say it.
+/// Returns an error if the API refuses to report the status.
 pub(super) async fn ask(client: &ControlClient) -> Result<Report, ClientError> {
     let began = Instant::now();
     let mut dialled = pin!(client.survey(DIAL_LIMIT));
@@ -124,7 +124,8 @@ fn without_leader(control: Vec<Control>) -> Report {
 }
 
 fn with_view(control: Vec<Control>, status: Status) -> Report {
-    // The leader names those that do not answer it; what does not answer this machine alone is added.
+    // The leader names the replicas that do not answer it; those that only this machine cannot reach are
+    // added.
     let told = |control: &Control| {
         status.replicas_silent.iter().any(|silent| control.name == format!("control-{silent}"))
     };
@@ -133,7 +134,7 @@ fn with_view(control: Vec<Control>, status: Status) -> Report {
     let silent = names(&control, |control| control.silence.is_some());
     let summary = match (silent.is_empty(), status.healthy) {
         (true, _) => status.summary.clone(),
-        // It answers the leader, or the leader has not missed it yet.
+        // The replica answers the leader, or the leader has not noticed its silence yet.
         (false, true) => format!("{silent}, while the leader says: {}", status.summary),
         (false, false) => format!("{silent}; {}", status.summary),
     };
@@ -143,7 +144,8 @@ fn with_view(control: Vec<Control>, status: Status) -> Report {
     Report { verdict, summary, findings, control, status: Some(status) }
 }
 
-/// `control-1 does not answer`, `control-2 and control-3 do not answer`; the mere names of those that do.
+/// Returns `control-1 does not answer` or `control-2 and control-3 do not answer`; for answering replicas,
+/// the names alone.
 fn names(control: &[Control], wanted: impl Fn(&Control) -> bool) -> String {
     let chosen: Vec<&Control> = control.iter().filter(|control| wanted(control)).collect();
     let all = chosen.iter().map(|control| control.name.as_str()).collect::<Vec<_>>().join(" and ");
@@ -172,7 +174,7 @@ impl Report {
         self.verdict as u8
     }
 
-    /// The leader's view, where there is one, with the verdict and the replicas beside it.
+    /// Returns the leader's view, if there is one, together with the verdict and the replicas.
     pub(super) fn to_json(&self) -> Value {
         let mut value =
             self.status.as_ref().map_or_else(|| json!({ "leader": null }), |status| json!(status));
@@ -207,7 +209,7 @@ mod tests {
     const LEADS: Does = Does::Leads(Duration::ZERO);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Exit status, summary and how long it took in simulated time.
+    /// Returns the exit status, the report and the elapsed simulated time.
     async fn status(replicas: Vec<Does>) -> (u8, Report, Duration) {
         let (client, world) = Simulated::client(replicas);
         let report = ask(&client).await.expect("a report");
@@ -251,7 +253,7 @@ mod tests {
         }
     }
 
-    /// The leader hangs, and the others have not yet elected another.
+    /// The leader hangs, and the others have not elected a new one yet.
     #[tokio::test(start_paused = true)]
     async fn a_leader_that_has_just_hung_is_named_within_a_second() {
         let (code, report, took) =
@@ -268,7 +270,7 @@ mod tests {
             let (code, report, took) = status(vec![alive, Does::Hangs, Does::Hangs]).await;
             assert!(code == 2 && took <= 3 * SECOND, "{code} after {took:?}");
             let expected = "quorum lost: control-2 and control-3 do not answer; control-1 alone can neither";
-            // A replica that is slow to say so itself is as silent.
+            // A replica that is slow to report its number counts as silent too.
             if report.control[0].silence.is_none() {
                 assert!(report.summary.starts_with(expected), "{}", report.summary);
             }

@@ -1,4 +1,4 @@
-//! One request to one replica: the edge of the client, over HTTP or simulated.
+//! Transport of the client: sends one request to one replica, over HTTP or simulated.
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -8,44 +8,44 @@ use serde::de::IgnoredAny;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest wait for a connection to a host that does not answer at all.
+/// Timeout for connecting to a host that does not answer at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest wait for an answer: longer than any caller waits, so that callers decide.
+/// Timeout for a response: longer than any caller waits, so that callers decide.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is asked.
+/// A request to the control API.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) body: Option<Bytes>,
-    /// The idempotency key of a write.
+    /// Idempotency key of a write.
     pub(super) key: Option<String>,
 }
 
-/// What came of it.
+/// Outcome of one request.
 #[derive(Debug, Clone)]
 pub(super) enum Heard {
-    /// An HTTP answer; a success has a JSON body.
+    /// An HTTP response; a success has a JSON body.
     Answer {
         status: u16,
         body: Bytes,
-        /// Where the leader is, by an answer of a replica that does not lead.
+        /// Base URL of the leader, in the response of a replica that does not lead.
         leader: Option<String>,
     },
-    /// It was not sent: nothing was done there.
+    /// The request was not sent: the replica did nothing.
     NotSent(String),
-    /// It was sent, and no answer came back whole.
+    /// The request was sent, and no complete response came back.
     Lost(String),
 }
 
-/// How requests reach replicas.
+/// Transport of requests to replicas.
 pub(super) trait Exchange: Send + Sync {
-    /// Sends a request to the replica of this number and waits for what comes of it.
+    /// Sends a request to the replica with this index and waits for the outcome.
     fn send(&self, replica: usize, request: &Request) -> BoxFuture<'static, Heard>;
 }
 
-/// Over HTTP, or HTTPS.
+/// Transport over HTTP or HTTPS.
 pub(super) struct Http {
     client: reqwest::Client,
     replicas: Arc<[String]>,
@@ -97,7 +97,7 @@ impl Exchange for Http {
     }
 }
 
-/// An error and what lies below it: "error sending request" alone helps nobody.
+/// Formats an error with its chain of causes: "error sending request" alone is of no use.
 pub(crate) fn causes(error: &reqwest::Error) -> String {
     let below = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     below.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

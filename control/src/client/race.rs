@@ -1,8 +1,8 @@
-//! Which replica to ask next, and when to give up: hedged requests, decided without a clock or a socket.
+//! Hedged requests: decides which replica to ask next and when to give up, without a clock or a socket.
 //!
-//! The replica that answered last is asked first, the others one after the other beside it, as soon as one of them
-//! has not answered for a moment or has said that it does not lead. A replica is asked again after a pause, and at
-//! once when another names it as the leader. An answer that settles the matter ends the race.
+//! The replica that answered last is asked first. Each further replica is asked in parallel, as soon as an
+//! earlier one is late or has reported that it does not lead. A replica is asked again after a pause, and
+//! immediately when another replica names it as the leader. A conclusive response ends the race.
 
 use super::ClientError;
 use super::exchange::{Exchange, Heard, Request};
@@ -13,30 +13,31 @@ use protocol::api::Problem;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long one replica is waited for before the next is asked as well: longer than nearly every answer takes.
+/// Time to wait for one replica before the next is asked as well: nearly every response comes sooner.
 pub(super) const HEDGE_DELAY: Duration = Duration::from_millis(150);
 /// Pause before a replica that could not help is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// How long a read lasts while a majority answers and none of them leads: an election takes one to four seconds.
+/// Duration of a read's retries while a majority answers and none of them leads: an election takes one to
+/// four seconds.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a write is sent again: its key makes that safe, and a restart of the replicas passes in this time.
+/// Duration of a write's retries: its key makes them safe, and a restart of the replicas takes less time.
 const WRITE_PATIENCE: Duration = Duration::from_secs(20);
-/// How long anything lasts that cannot succeed soon: a read while a majority is silent, a write while the leader's
-/// disk is full or no replica can be reached.
+/// Duration of retries that cannot succeed soon. Examples are a read while a majority is silent, and a write
+/// while the leader's disk is full or no replica can be reached.
 const HOPELESS_PATIENCE: Duration = Duration::from_millis(2500);
 
 const _: () =
     assert!(HEDGE_DELAY.as_millis() < RETRY_PAUSE.as_millis(), "all are asked before one is asked again");
 const _: () = assert!(READ_PATIENCE.as_millis() < WRITE_PATIENCE.as_millis());
 
-/// One request on its way to an answer.
+/// State of one hedged request.
 #[derive(Debug)]
 pub(super) struct Race {
     replicas: Vec<Replica>,
     writes: bool,
-    /// A leader's reason not to do it now, and whether it will last.
+    /// The leader's reason for a temporary refusal, and whether the condition will last.
     refused: Option<(Problem, bool)>,
-    /// The write may have been done: a request was sent, and its answer was lost.
+    /// Set if the write may have been done: a request was sent, and its response was lost.
     lost: Option<String>,
 }
 
@@ -46,30 +47,28 @@ struct Replica {
     state: State,
     asked_at: Option<Duration>,
     answered: bool,
-    /// What it said last, for people.
+    /// Last message from the replica, for people.
     said: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// To be asked at this time.
+    /// Due to be asked at this time.
     Due(Duration),
-    /// Asked; no answer yet.
     Asked,
 }
 
-/// What to do now.
+/// Next action of the caller.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Ask this replica.
     Ask(usize),
-    /// Wait for an answer, or until this time.
+    /// Wait for a response, or until this time.
     Wait(Duration),
-    /// There is no answer.
+    /// Fail: no conclusive response came in time.
     GiveUp(ClientError),
 }
 
-/// Runs a race. Answers come with the replica that gave them.
+/// Runs a race; returns the response body and the index of the replica that sent it.
 pub(super) async fn run(
     exchange: &dyn Exchange,
     request: &Request,
@@ -99,7 +98,7 @@ pub(super) async fn run(
 }
 
 impl Race {
-    /// A race of these replicas, at time zero; `preferred` is asked first.
+    /// Creates a race among these replicas, at time zero; `preferred` is asked first.
     pub(super) fn new(urls: Vec<String>, preferred: usize, writes: bool) -> Self {
         let count = urls.len();
         let rank = |place: usize| (place + count - preferred.min(count)) % count.max(1);
@@ -118,7 +117,7 @@ impl Race {
         }
     }
 
-    /// What to do at this time.
+    /// Returns the action due at this time.
     pub(super) fn next(&mut self, now: Duration) -> Next {
         let deadline = self.deadline();
         if now >= deadline {
@@ -139,7 +138,7 @@ impl Race {
         }
     }
 
-    /// Takes what came from a replica; an answer that settles the matter is the outcome.
+    /// Processes the outcome of one request; a conclusive response is the result of the race.
     pub(super) fn heard(
         &mut self,
         now: Duration,
@@ -166,17 +165,17 @@ impl Race {
         let said = problem.message.clone();
         match status {
             421 => self.hint(now, leader),
-            // Nothing was done. In a moment it may be, by this replica or by another that leads then.
+            // Nothing was done. The same replica, or the next leader, may accept the request in a moment.
             503 => self.refused = Some((problem, false)),
             507 => self.refused = Some((problem, true)),
-            // It may have been done; asked again under the same key, it is done at most once.
+            // The write may have been done. Under the same key, a retry is applied at most once.
             504 if self.writes => self.lost = Some(format!("{}: {said}", self.replicas[place].url)),
             _ => return Some(Err(ClientError::Refused(problem))),
         }
         self.inconclusive(now, place, said)
     }
 
-    /// Notes what a replica said that settles nothing, and has the next one asked at once.
+    /// Records an inconclusive message from a replica, and makes the next unasked replica due immediately.
     fn inconclusive(
         &mut self,
         now: Duration,
@@ -195,7 +194,7 @@ impl Race {
         None
     }
 
-    /// Has the replica asked at once that another takes for the leader, unless it was asked a moment ago.
+    /// Makes the replica that another names as the leader due immediately, unless it was asked a moment ago.
     fn hint(&mut self, now: Duration, leader: Option<String>) {
         let Some(leader) = leader else { return };
         let named = self.replicas.iter_mut().find(|replica| replica.url.trim_end_matches('/') == leader);
@@ -205,17 +204,17 @@ impl Race {
         }
     }
 
-    /// Replicas that have not answered anything.
+    /// Replicas that have not responded yet.
     fn silent(&self) -> impl Iterator<Item = &Replica> {
         self.replicas.iter().filter(|replica| !replica.answered)
     }
 
-    /// Whether too many are silent for any to lead.
+    /// Returns whether too many replicas are silent for any to lead.
     fn lacks_quorum(&self) -> bool {
         !has_quorum(self.replicas.len() - self.silent().count(), self.replicas.len())
     }
 
-    /// Whether the write reached no replica so far, and none can be reached.
+    /// Returns whether the write has reached no replica so far, and none can be reached.
     fn is_unsent(&self) -> bool {
         let unreachable = |replica: &Replica| !replica.answered && replica.state != State::Asked;
         self.lost.is_none() && self.replicas.iter().all(unreachable)
@@ -243,7 +242,7 @@ impl Race {
         }
     }
 
-    /// What each replica said, for people.
+    /// Summarizes the last message of each replica, for people.
     fn account(&self) -> String {
         let verdict = if self.lacks_quorum() { "quorum lost" } else { "no control replica leads" };
         let of = |replica: &Replica| match &replica.said {
@@ -254,7 +253,7 @@ impl Race {
     }
 }
 
-/// Whether so many replicas that answer can elect a leader.
+/// Returns whether this number of answering replicas can elect a leader.
 pub(super) fn has_quorum(answering: usize, replicas: usize) -> bool {
     answering * 2 > replicas
 }

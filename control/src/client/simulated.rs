@@ -1,5 +1,6 @@
-//! Replicas that exist in a test alone, in simulated time: they hang, are dead, name a leader, answer late or lose
-//! their answers.
+//! Simulated control replicas for tests, in simulated time.
+//!
+//! The replicas can hang, be dead, name a leader, respond late or lose their responses.
 
 use super::ControlClient;
 use super::exchange::{Exchange, Heard, Request};
@@ -11,33 +12,33 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What a replica does with requests.
+/// Behaviour of a simulated replica.
 #[derive(Debug, Clone)]
 pub(crate) enum Does {
-    /// It takes connections and says nothing, as a stopped process does.
+    /// Accepts connections and never responds, like a stopped process.
     Hangs,
-    /// It takes no connection.
+    /// Accepts no connection.
     IsDead,
-    /// It follows the replica of this number, or knows no leader.
+    /// Follows the replica with this index, or knows no leader.
     Follows(Option<usize>),
-    /// It leads, and answers after this time.
+    /// Leads, and responds after this time.
     Leads(Duration),
-    /// It answers every request with this status and code.
+    /// Responds to every request with this status and code.
     Refuses(u16, &'static str),
-    /// It leads, and so many answers are lost after the request was carried out.
+    /// Leads, and loses this number of responses after it has applied the requests.
     LosesAnswers(u32),
-    /// It hangs until this time of the test, and then does something else.
+    /// Behaves in the first way until this time of the test, then in the second.
     Until(Duration, Box<(Does, Does)>),
 }
 
-/// A request as it arrived.
+/// A request as a replica received it.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrived {
     pub(crate) replica: usize,
     pub(crate) key: Option<String>,
 }
 
-/// The replicas.
+/// The simulated replicas and the requests that they received.
 pub(crate) struct Simulated {
     replicas: Mutex<Vec<Does>>,
     arrived: Mutex<Vec<Arrived>>,
@@ -49,7 +50,7 @@ pub(crate) fn url(replica: usize) -> String {
 }
 
 impl Simulated {
-    /// A client of replicas that do this, and the replicas.
+    /// Creates replicas with these behaviours, and a client of them.
     pub(crate) fn client(replicas: Vec<Does>) -> (ControlClient, Arc<Self>) {
         let urls: Arc<[String]> = (0..replicas.len()).map(url).collect();
         let (replicas, arrived) = (Mutex::new(replicas), Mutex::default());
@@ -57,17 +58,17 @@ impl Simulated {
         (ControlClient::with_exchange(urls, simulated.clone()), simulated)
     }
 
-    /// What arrived so far.
+    /// Returns the requests received so far.
     pub(crate) fn arrived(&self) -> Vec<Arrived> {
         self.arrived.lock().expect("no panic").clone()
     }
 
-    /// Simulated time since the test began.
+    /// Returns the simulated time since the test began.
     pub(crate) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Has a replica do something else from now on.
+    /// Changes the behaviour of a replica from now on.
     pub(crate) fn set(&self, replica: usize, does: Does) {
         self.replicas.lock().expect("no panic")[replica] = does;
     }
@@ -77,7 +78,7 @@ impl Simulated {
         self.replicas.lock().expect("no panic").iter().position(leads)
     }
 
-    /// What a replica does now; a lost answer is counted.
+    /// Returns the present behaviour of a replica; counts a response to lose.
     fn now(&self, replica: usize) -> Does {
         let mut replicas = self.replicas.lock().expect("no panic");
         let mut does = replicas[replica].clone();

@@ -1,4 +1,4 @@
-//! Which replicas answer: every one is asked at once, and each is judged by its own answer.
+//! Reachability survey: queries every replica concurrently and judges each by its own response.
 
 use super::exchange::{Exchange, Heard, Request};
 use super::race::has_quorum;
@@ -7,25 +7,25 @@ use reqwest::Method;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What one replica said to a survey.
+/// Outcome of the survey for one replica.
 #[derive(Debug, Clone)]
 pub struct ReplicaDial {
-    /// Its base URL.
+    /// Base URL of the replica.
     pub url: String,
-    /// Whether it answered.
+    /// Whether the replica answered.
     pub dial: Dial,
 }
 
-/// Whether a replica answered.
+/// Reachability of a replica.
 #[derive(Debug, Clone)]
 pub enum Dial {
-    /// It did; with its view of the replicas, unless it refused to give that.
+    /// It answered, with its view of the replicas unless it refused to provide that.
     Answers(Option<Box<ReplicaView>>),
-    /// It did not.
+    /// It did not answer, for this reason.
     Silent(String),
 }
 
-/// Asks all of them at once.
+/// Queries all replicas concurrently.
 pub(super) async fn survey(
     exchange: &dyn Exchange,
     replicas: &Arc<[String]>,
@@ -47,13 +47,13 @@ pub(super) async fn survey(
 }
 
 impl ReplicaDial {
-    /// Whether it answered.
+    /// Returns whether the replica answered.
     #[must_use]
     pub fn answers(&self) -> bool {
         matches!(self.dial, Dial::Answers(_))
     }
 
-    /// Whether those of these replicas that answer can elect a leader.
+    /// Returns whether the replicas that answer can elect a leader.
     #[must_use]
     pub fn have_quorum(dials: &[Self]) -> bool {
         has_quorum(dials.iter().filter(|dial| dial.answers()).count(), dials.len())

@@ -1,4 +1,5 @@
-//! The client against replicas that hang, are dead, redirect, answer late or lose answers, in simulated time.
+//! Tests of the client against simulated replicas that hang, are dead, redirect, respond late or lose
+//! responses.
 
 use super::simulated::{Arrived, Does, Simulated, url};
 use super::{ClientError, ControlClient};
@@ -21,7 +22,7 @@ fn keys(arrived: &[Arrived]) -> BTreeSet<Option<String>> {
     arrived.iter().map(|arrived| arrived.key.clone()).collect()
 }
 
-/// All orders of three replicas.
+/// Returns all orders of three replicas.
 fn orders<T: Clone>(replicas: [T; 3]) -> impl Iterator<Item = Vec<T>> {
     let places = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     places.into_iter().map(move |order| order.map(|place| replicas[place].clone()).to_vec())
@@ -139,7 +140,8 @@ async fn a_write_that_is_never_answered_says_what_is_known_of_it() {
     }
 }
 
-/// Lost once and refused ever after as not done: the refusals are of later copies.
+/// The write is lost once, and every later copy is refused as not done: the refusals concern the later copies
+/// alone.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_lost_once_is_not_called_undone_for_later_refusals() {
     let (client, world) = Simulated::client(vec![Does::LosesAnswers(1), Does::IsDead, Does::IsDead]);

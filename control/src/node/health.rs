@@ -1,4 +1,6 @@
-//! What a check or a repair of a model found, for people and for scripts: counts, and each fault by its place.
+//! Summaries of a model's verification or repair, for people and for scripts.
+//!
+//! Each summary holds counts, and each fault with its location.
 
 use model_store::{FaultKind, FaultSink, HealthReport, RepairReport, ShardFault};
 use protocol::manifest::format_bytes;
@@ -6,23 +8,24 @@ use protocol::{ErrorCode, error_code};
 use serde::Serialize;
 use std::sync::{Arc, Mutex};
 
-/// Faults told one by one: some screens. A dead store makes one for every segment, and says no more with each.
+/// Maximum number of faults listed one by one: a few screens. A failed store causes one per segment, all
+/// alike.
 const FAULTS_MAX: usize = 64;
 
-/// One shard that is not what it should be.
+/// A shard that is wrong, missing or unreachable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
     /// `shard-wrong`, `shard-missing` or `store-unreachable`.
     pub code: ErrorCode,
-    /// Where it lies.
+    /// Store that should hold the shard.
     pub store: String,
-    /// In which object.
+    /// Object within the store.
     pub object: String,
-    /// Of which segment.
+    /// Index of the segment.
     pub segment: u32,
-    /// Which shard of it.
+    /// Index of the shard within the segment.
     pub shard: u8,
-    /// All of that, for people.
+    /// All of the above in a sentence, for people.
     pub message: String,
 }
 
@@ -43,14 +46,14 @@ fn code_of(kind: FaultKind) -> ErrorCode {
     }
 }
 
-/// Collects faults from whichever thread finds them.
+/// Collects faults from any thread.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FaultLog {
     faults: Arc<Mutex<Vec<Fault>>>,
 }
 
 impl FaultLog {
-    /// Where faults are told.
+    /// Returns the callback that records faults.
     pub(super) fn sink(&self) -> FaultSink {
         let faults = self.faults.clone();
         Arc::new(move |fault| {
@@ -61,7 +64,7 @@ impl FaultLog {
         })
     }
 
-    /// What was told, in order of place.
+    /// Returns the recorded faults, ordered by segment and shard.
     fn told(&self) -> Vec<Fault> {
         let mut faults = self.faults.lock().expect("no holder of this lock panics").clone();
         faults.sort_by_key(|fault| (fault.segment, fault.shard));
@@ -69,24 +72,24 @@ impl FaultLog {
     }
 }
 
-/// What a check of every shard found.
+/// Result of verifying every shard.
 #[derive(Debug, Clone, Serialize)]
 pub struct HealthSummary {
-    /// Shards looked at.
+    /// Number of shards verified.
     pub shards: u64,
-    /// Bytes read.
+    /// Number of bytes read.
     pub bytes: u64,
-    /// Wrong or missing shards and manifest copies.
+    /// Number of wrong or missing shards and manifest copies.
     pub faults: u64,
-    /// The first of the shards among them.
+    /// The first faulty shards.
     pub faulty: Vec<Fault>,
-    /// How many shards more.
+    /// Number of further faulty shards, not listed.
     pub faulty_more: u64,
-    /// Copies of the manifest that are missing or wrong.
+    /// Number of missing or wrong copies of the manifest.
     pub manifests_wrong: u64,
-    /// Segments that cannot be rebuilt.
+    /// Number of segments that cannot be rebuilt.
     pub segments_lost: u64,
-    /// How long it took.
+    /// Duration of the verification, in milliseconds.
     pub elapsed_ms: u64,
 }
 
@@ -105,7 +108,7 @@ impl HealthSummary {
         }
     }
 
-    /// The worst of what is wrong; none when all is right.
+    /// Returns the code of the most severe fault; none if there is no fault.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         let of_shards = || self.faulty.iter().map(|fault| fault.code).min_by_key(|code| severity(*code));
@@ -114,7 +117,7 @@ impl HealthSummary {
         lost.or_else(of_shards).or_else(of_manifests)
     }
 
-    /// For people.
+    /// Renders the summary for people.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!(
@@ -141,7 +144,7 @@ impl HealthSummary {
     }
 }
 
-/// Bytes that changed are worse than bytes that are gone, and these than a store that may come back.
+/// Ranks a code, most severe first: altered bytes, then missing bytes, then a store that may come back.
 fn severity(code: ErrorCode) -> u8 {
     match code {
         error_code::SHARD_WRONG => 0,
@@ -150,20 +153,20 @@ fn severity(code: ErrorCode) -> u8 {
     }
 }
 
-/// What a repair did.
+/// Result of a repair.
 #[derive(Debug, Clone, Serialize)]
 pub struct RepairSummary {
-    /// What was found.
+    /// Faults found before the repair.
     pub found: HealthSummary,
-    /// Shards put right.
+    /// Number of shards rewritten.
     pub shards_rewritten: u64,
-    /// Copies of the manifest put right.
+    /// Number of manifest copies rewritten.
     pub manifests_written: u64,
-    /// Bytes written.
+    /// Number of bytes written.
     pub bytes_written: u64,
-    /// What could not be written.
+    /// Writes that failed.
     pub failures: Vec<String>,
-    /// Nothing is left to repair.
+    /// True if nothing is left to repair.
     pub complete: bool,
 }
 
@@ -179,7 +182,7 @@ impl RepairSummary {
         }
     }
 
-    /// Why something is left to repair; none when nothing is.
+    /// Returns the reason why something is left to repair; none if the repair is complete.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         if self.complete {
@@ -189,7 +192,7 @@ impl RepairSummary {
         Some(lost.unwrap_or(error_code::STORE_UNREACHABLE))
     }
 
-    /// For people.
+    /// Renders the summary for people.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!(
@@ -214,7 +217,7 @@ mod tests {
         ShardFault { store: "node://a/s".into(), object: "models/x".into(), segment, shard: 0, kind }
     }
 
-    /// A report of these faults, and the log that heard of them.
+    /// Builds a report with these faults, and the log that recorded them.
     fn found(kinds: &[FaultKind]) -> (HealthReport, FaultLog) {
         let (mut report, log) =
             (HealthReport { shards: 600, ..HealthReport::default() }, FaultLog::default());

@@ -1,4 +1,7 @@
-//! A node's directory and its agent: keys, what it asked to be admitted as, and the wiring of `gpu-agent`.
+//! A node's state directory and its agent.
+//!
+//! The directory holds the node's keys and its request for admission. This module also configures and starts
+//! the agent of the `gpu-agent` crate.
 
 mod health;
 mod models;
@@ -26,21 +29,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
-/// A node's public keys.
+/// Public keys of a node.
 pub struct NodeKeys {
-    /// Who it is.
+    /// The key that identifies the node.
     pub identity: PublicKey,
-    /// Where models' keys are wrapped to.
+    /// The key to which the models' keys are wrapped.
     pub encryption: EncryptionKey,
-    /// Its gateway's TLS key.
+    /// TLS key of its gateway, if it runs one.
     pub gateway: Option<PublicKey>,
 }
 
-/// What a node was prepared as.
+/// Contents of `node.json`, which `quorate agent init` writes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeFile {
-    /// What it asks to be admitted as.
+    /// The admission that the node asks for.
     pub admission: NodeAdmission,
 }
 
@@ -49,10 +52,10 @@ impl NodeFile {
         directory.join("node.json")
     }
 
-    /// Reads the file of a node's directory.
+    /// Reads `node.json` from a node's directory.
     ///
     /// # Errors
-    /// When the directory was never prepared.
+    /// Returns an error if the directory was never prepared.
     pub fn load(directory: &Path) -> Result<Self> {
         let path = Self::path(directory);
         let text = std::fs::read_to_string(&path).with_context(|| {
@@ -62,10 +65,10 @@ impl NodeFile {
         serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
     }
 
-    /// Writes it.
+    /// Writes `node.json` to a node's directory.
     ///
     /// # Errors
-    /// The disk's own.
+    /// Returns the error of the disk.
     pub fn save(&self, directory: &Path) -> Result<()> {
         let path = Self::path(directory);
         let text = serde_json::to_string_pretty(self)?;
@@ -74,10 +77,10 @@ impl NodeFile {
     }
 }
 
-/// Makes a node's keys, or reads those it has.
+/// Creates a node's keys, or reads the existing ones.
 ///
 /// # Errors
-/// When the directory cannot be written or a key file is damaged.
+/// Returns an error if the directory cannot be written or a key file is damaged.
 pub fn create_keys(directory: &Path, with_gateway: bool) -> Result<NodeKeys> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
@@ -100,43 +103,43 @@ pub fn create_keys(directory: &Path, with_gateway: bool) -> Result<NodeKeys> {
     Ok(NodeKeys { identity: identity.public_key(), encryption: encryption.public().clone(), gateway })
 }
 
-/// What a node is told at its start.
+/// Settings with which a node's agent is started.
 pub struct NodeSettings {
-    /// Its own directory.
+    /// State directory of the node.
     pub directory: PathBuf,
-    /// How the circle begins.
+    /// The signed genesis of the circle.
     pub genesis: SignedGenesis,
     /// The pinned circle.
     pub circle: CircleId,
-    /// Where it offers storage.
+    /// Listener on which the node offers storage.
     pub storage: Option<TcpListener>,
-    /// Where workers reach its gateway.
+    /// Listener on which workers reach its gateway.
     pub gateway_workers: Option<TcpListener>,
-    /// Where applications reach its gateway.
+    /// Listener on which applications reach its gateway.
     pub gateway_api: Option<TcpListener>,
-    /// Where Prometheus reaches its gateway.
+    /// Listener for the Prometheus metrics of its gateway.
     pub gateway_metrics: Option<TcpListener>,
-    /// The operator's certificate and key for applications.
+    /// Certificate and key files for applications' TLS connections.
     pub gateway_tls: Option<(PathBuf, PathBuf)>,
-    /// Where Prometheus reaches its agent.
+    /// Listener for the Prometheus metrics of its agent.
     pub metrics: Option<TcpListener>,
-    /// The worker's binary, if it is not beside this one.
+    /// Path of the worker's binary, if it is not beside this one.
     pub serve_program: Option<PathBuf>,
-    /// Thousandths of a core to offer; none = all.
+    /// Thousandths of a core to offer; none offers all.
     pub cpu_millicores: Option<u64>,
-    /// Memory to offer; none = all.
+    /// Bytes of memory to offer; none offers all.
     pub memory_bytes: Option<u64>,
-    /// GPUs to pretend.
+    /// GPUs to simulate, like `8xH100`.
     pub simulate_gpus: Option<String>,
-    /// Control group below which sandboxes live.
+    /// Control group under which the sandboxes are created.
     pub cgroup: Option<String>,
     /// First host user id for sandboxes.
     pub ids_first: u32,
-    /// Pairs of ids.
+    /// Number of id pairs for sandboxes.
     pub id_pairs: u32,
 }
 
-/// Directories of a node's stores, by name.
+/// Returns the directories of a node's stores, by name.
 #[must_use]
 pub fn store_directories(directory: &Path, file: &NodeFile) -> BTreeMap<String, PathBuf> {
     let stores = file.admission.storage.iter().flat_map(|storage| &storage.stores);
@@ -146,7 +149,7 @@ pub fn store_directories(directory: &Path, file: &NodeFile) -> BTreeMap<String, 
 /// Runs the node's agent until `shutdown`.
 ///
 /// # Errors
-/// When it cannot start.
+/// Returns an error if the agent cannot start.
 pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<()> {
     let directory = settings.directory;
     let file = NodeFile::load(&directory)?;
@@ -179,10 +182,11 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         id_pairs: settings.id_pairs,
         lease_ms_max: LEASE_MS,
     };
-    // It executes this program to learn what can be isolated here.
+    // The launcher executes this program to probe the isolation that the machine supports.
     let launcher = tokio::task::spawn_blocking(|| SandboxLauncher::new(launcher)).await??;
     let identity = Identity::load(&directory.join("identity.key"))?;
-    // Its operator reads it to the members, which compare it with the one that asks to be admitted.
+    // The operator reads this key to the members, who compare it with the key of the node that asks for
+    // admission.
     tracing::info!(node = %file.admission.name, identity = %identity.public_key(), "the agent starts");
     let config = AgentConfig {
         identity,

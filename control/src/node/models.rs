@@ -1,4 +1,4 @@
-//! Models through a node: import, verify, repair.
+//! Import, verification and repair of models, with the identity of a node.
 
 use super::health::{FaultLog, HealthSummary, RepairSummary};
 use super::register::{self, refuse_taken_name};
@@ -23,30 +23,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// What is to be imported, and how.
+/// Parameters of an import.
 pub struct ImportRequest {
-    /// What to call it.
+    /// Name of the model.
     pub name: ModelName,
-    /// k + m.
+    /// Numbers of data shards (k) and parity shards (m).
     pub erasure: ErasureCode,
-    /// Where shards may lie.
+    /// Stores that may hold shards.
     pub stores: Vec<StoreReference>,
-    /// Most shards of a segment in one failure domain.
+    /// Maximum shards of a segment in one failure domain.
     pub shards_per_domain_max: u8,
 }
 
 /// A model that was imported and registered.
 #[derive(Debug, Clone, Serialize)]
 pub struct ImportSummary {
-    /// What control keeps of it.
+    /// The record that control keeps of the model.
     #[serde(flatten)]
     pub record: ModelRecord,
-    /// What whoever imported it should know, in sentences.
+    /// Notes for the importer, one sentence each.
     pub notes: Vec<String>,
 }
 
 impl ImportSummary {
-    /// For people.
+    /// Renders the summary for people.
     #[must_use]
     pub fn text(&self) -> String {
         let record = &self.record;
@@ -76,10 +76,10 @@ pub struct ModelAccess {
 }
 
 impl ModelAccess {
-    /// As the node of this directory, knowing the circle's admitted nodes.
+    /// Opens the state directory of a node; `circle` provides the addresses of the admitted nodes.
     ///
     /// # Errors
-    /// When the directory is no node's.
+    /// Returns an error if the directory is not a node's.
     pub fn open(directory: &Path, circle: &CircleState) -> Result<Self> {
         let file = NodeFile::load(directory)?;
         let identity = Identity::load(&directory.join("identity.key"))?;
@@ -93,10 +93,10 @@ impl ModelAccess {
         Ok(Self { context, pool: Pool::per_core(), directory: directory.to_path_buf(), node })
     }
 
-    /// Every store of every admitted storage node, as their admissions name them.
+    /// Returns every store of every admitted storage node, as their admissions name them.
     ///
     /// # Errors
-    /// When no node offers storage.
+    /// Returns an error if no node offers storage.
     pub async fn stores_of_all_nodes(&self, circle: &CircleState) -> Result<Vec<StoreReference>> {
         let stores: Vec<StoreReference> = circle
             .nodes()
@@ -111,10 +111,11 @@ impl ModelAccess {
         Ok(stores)
     }
 
-    /// Imports, and registers the model with its key wrapped to every member and every admitted node.
+    /// Imports a model and registers it with its key wrapped to every member and every admitted node.
     ///
     /// # Errors
-    /// Whatever refuses: the source, a store, the placement rule, control. Earlier models are untouched.
+    /// Returns the rejection of the source, a store, the placement rule or control. Earlier models are
+    /// untouched.
     pub async fn import(
         &self,
         session: &Session,
@@ -147,10 +148,10 @@ impl ModelAccess {
         Ok(ImportSummary { record, notes: imported.notes })
     }
 
-    /// Checks every shard.
+    /// Verifies every shard of a model.
     ///
     /// # Errors
-    /// When the manifest cannot be read.
+    /// Returns an error if the manifest cannot be read.
     pub async fn verify(&self, record: &ModelRecord, bar: ProgressBar) -> Result<HealthSummary> {
         let (manifest, stores) = self.manifest(record).await?;
         let faults = FaultLog::default();
@@ -161,10 +162,10 @@ impl ModelAccess {
         Ok(HealthSummary::new(&report, &faults))
     }
 
-    /// Rewrites wrong and missing shards.
+    /// Rewrites the wrong and missing shards of a model.
     ///
     /// # Errors
-    /// When the manifest cannot be read.
+    /// Returns an error if the manifest cannot be read.
     pub async fn repair(&self, record: &ModelRecord, bar: ProgressBar) -> Result<RepairSummary> {
         let (manifest, stores) = self.manifest(record).await?;
         let faults = FaultLog::default();
@@ -175,10 +176,10 @@ impl ModelAccess {
         Ok(RepairSummary::new(report, &faults))
     }
 
-    /// Reads every byte of a model with the node's own wrap of its key, verifying all and keeping none.
+    /// Reads and verifies every byte of a model with the node's own wrap of its key, and keeps none.
     ///
     /// # Errors
-    /// When the node has no wrap, or a segment cannot be had.
+    /// Returns an error if the node has no wrap or a segment cannot be read.
     pub async fn read_whole(
         &self,
         session: &Session,
@@ -199,10 +200,10 @@ impl ModelAccess {
         report.map_err(|error| ModelFailure::of(error.code(), &error).into())
     }
 
-    /// The model's manifest and its stores in shard order.
+    /// Returns the model's manifest and its stores, in shard order.
     ///
     /// # Errors
-    /// When no store has it.
+    /// Returns an error if no store has the manifest.
     pub async fn manifest(
         &self,
         record: &ModelRecord,
@@ -216,18 +217,18 @@ impl ModelAccess {
     }
 }
 
-/// Why something with a model failed, with the code that `quorate explain` knows.
+/// Failure of a model operation, with a code that `quorate explain` documents.
 #[derive(Debug, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ModelFailure {
-    /// The code.
+    /// Stable code of the failure.
     pub code: ErrorCode,
-    /// For people.
+    /// Message for people.
     pub message: String,
 }
 
 impl ModelFailure {
-    /// An error, with all that caused it.
+    /// Creates a failure from an error and all of its causes.
     pub(super) fn of(code: ErrorCode, error: &dyn std::error::Error) -> Self {
         Self { code, message: chain(error) }
     }
@@ -248,14 +249,15 @@ fn bytes_style() -> indicatif::ProgressStyle {
         .expect("the template is a constant")
 }
 
-/// Shows how many of a model's segments are done. They are read in groups, which is no measure for people.
+/// Returns a callback that shows the progress in segments. They are read in groups, a unit without meaning
+/// for people.
 fn show(bar: &ProgressBar, segments: u64) -> impl Fn(u64, u64) {
     let bar = bar.clone();
     bar.set_length(segments);
     move |done, groups| bar.set_position(segments_done(done, groups, segments))
 }
 
-/// Segments that are done when so many groups are: all when the last group is.
+/// Returns the number of segments done after this number of groups; all after the last group.
 fn segments_done(done: u64, groups: u64, segments: u64) -> u64 {
     let share = u128::from(segments) * u128::from(done) / u128::from(groups.max(1));
     u64::try_from(share).unwrap_or(segments).min(segments)
@@ -266,13 +268,15 @@ fn address_of(node: &NodeAdmission) -> Option<NodeAddress> {
     Some(NodeAddress { address, key: node.id.0 })
 }
 
-/// A store behind a node: it fails with the node.
+/// Returns a reference to a store of a node; its failure domain is the node.
 #[must_use]
 pub(super) fn node_store(node: &NodeName, store: &str) -> StoreReference {
     StoreReference { url: format!("node://{node}/{store}"), failure_domain: node.to_string() }
 }
 
-/// A store by its URL. Its failure domain is the node, the bucket or the directory that it names.
+/// Returns a reference to the store at a URL.
+///
+/// Its failure domain is the node, the bucket or the directory that the URL names.
 #[must_use]
 pub fn store_reference(url: &str) -> StoreReference {
     let domain =

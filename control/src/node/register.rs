@@ -1,8 +1,8 @@
-//! How a model becomes known and its key held, and how the key is given to nodes that come later.
+//! Registration of models, and sharing of their keys with nodes that are admitted later.
 //!
-//! The key exists in the importer's memory alone until one command registers the model together with wraps for
-//! every member. Killed before it, the importer leaves shards that a sweep removes; after it, a model that any
-//! member can share.
+//! The key exists only in the importer's memory until one command registers the model together with wraps for
+//! every member. If the importer is killed before that command, it leaves shards that garbage collection
+//! removes. If it is killed afterwards, the model is registered and any member can share its key.
 
 use super::models::ModelFailure;
 use crate::client::ClientError;
@@ -17,10 +17,10 @@ use protocol::{ModelName, error_code};
 use scheduler::limits::WRAPS_PER_COMMAND_MAX;
 use serde::Serialize;
 
-/// How often the circle may change between looking at it and registering.
+/// Maximum number of attempts to register a model while the circle keeps changing.
 const CIRCLES_MAX: u32 = 3;
 
-/// Says that a name is taken before anything is uploaded under it.
+/// Returns an error if a name is taken, before anything is uploaded under it.
 pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Result<()> {
     let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
     match models.items.iter().find(|record| record.name == *name) {
@@ -35,8 +35,9 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
     }
 }
 
-/// Registers a model with its key wrapped to every member and every admitted node: whoever is that when the upload
-/// ends, which may be an hour after it began.
+/// Registers a model with its key wrapped to every member and every admitted node.
+///
+/// The members and nodes are those at the end of the upload, which may be an hour after its beginning.
 pub(super) async fn register(session: &Session, key: &ModelKey, record: &ModelRecord) -> Result<()> {
     for _ in 1..CIRCLES_MAX {
         match register_once(session, key, record).await {
@@ -50,7 +51,7 @@ pub(super) async fn register(session: &Session, key: &ModelKey, record: &ModelRe
 async fn register_once(session: &Session, key: &ModelKey, record: &ModelRecord) -> Result<()> {
     let session = Session::with_client(session.client.clone(), session.circle.id()).await?;
     let mut wraps = wrap_to_all(key, record, &session.circle)?;
-    // Members come first, so whatever does not fit into one command is shared later by any of them.
+    // Members come first, so any member can later share wraps that do not fit into this command.
     let rest = wraps.split_off(wraps.len().min(WRAPS_PER_COMMAND_MAX));
     let body = RegisterModel { record: record.clone(), wraps };
     let _: serde_json::Value = session.client.post("/v1/models", &body).await?;
@@ -73,17 +74,17 @@ fn wrap_to_all(key: &ModelKey, record: &ModelRecord, circle: &CircleState) -> Re
     all.map(|(recipient, to)| Ok(wrap_key(key, to, record.root, recipient)?)).collect()
 }
 
-/// Which models' keys a node holds now, and which nobody can give it.
+/// Models whose keys a node holds now, and models whose keys no member holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct SharedKeys {
-    /// Whose keys it holds.
+    /// Models whose keys the node holds.
     pub models: Vec<ModelName>,
-    /// Whose keys nobody holds: they can only be forgotten and imported again.
+    /// Models without any holder of their key: they can only be forgotten and imported again.
     pub keyless: Vec<ModelName>,
 }
 
 impl SharedKeys {
-    /// What a person should know of models without a key; nothing when there are none.
+    /// Returns a note for people about models without a key; none if there are no such models.
     #[must_use]
     pub fn note(&self) -> Option<String> {
         let names: Vec<&str> = self.keyless.iter().map(ModelName::as_str).collect();
@@ -93,10 +94,10 @@ impl SharedKeys {
     }
 }
 
-/// Opens every model's key with a member's secret and wraps it to a node that is admitted or to be.
+/// Opens every model's key with a member's secret and wraps it to a node, admitted or about to be.
 ///
 /// # Errors
-/// When a model's key was wrapped to others and never to this member.
+/// Returns an error if a model's key was wrapped to others and never to this member.
 pub async fn wrap_models_to(
     session: &Session,
     member: &MemberKeyFile,
@@ -128,7 +129,7 @@ pub async fn wrap_models_to(
             let wrap = wrap_key(&key, &node.encryption, record.root, Recipient::Node(node.id))?;
             match session.client.put(&path, &PutWraps { wraps: vec![wrap] }).await {
                 Ok::<serde_json::Value, _>(_) => {}
-                // Another member was faster.
+                // Another member has stored the wrap first.
                 Err(ClientError::Refused(problem)) if problem.code == error_code::WRAP_HELD.as_str() => {}
                 Err(error) => return Err(error.into()),
             }

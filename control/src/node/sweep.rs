@@ -1,4 +1,6 @@
-//! Sweeping stores through a node: what is old, and what no registered model names, goes.
+//! Garbage collection of stores through a node (`quorate model sweep`).
+//!
+//! An object is removed if it is old and no registered model names it.
 
 use super::models::{ModelAccess, ModelFailure};
 use crate::client::ClientError;
@@ -12,12 +14,12 @@ use protocol::model::{ModelRecord, StoreReference};
 use serde::Serialize;
 use std::time::{Duration, SystemTime};
 
-/// Objects and their bytes.
+/// Number of objects and their total size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ObjectCount {
-    /// How many.
+    /// Number of objects.
     pub objects: u64,
-    /// Their bytes.
+    /// Total size of the objects, in bytes.
     pub bytes: u64,
 }
 
@@ -33,29 +35,29 @@ impl std::fmt::Display for ObjectCount {
     }
 }
 
-/// What a sweep found and did.
+/// Result of a garbage collection.
 #[derive(Debug, Clone, Serialize)]
 pub struct SweepSummary {
-    /// Where it looked.
+    /// Stores that were listed.
     pub stores: Vec<String>,
-    /// Nothing was removed, only counted.
+    /// True if garbage was only counted and not removed.
     pub dry_run: bool,
-    /// Of registered models.
+    /// Objects of registered models.
     pub registered: ObjectCount,
-    /// Of no registered model, but too young to be sure.
+    /// Objects of no registered model that are too young to be garbage for certain.
     pub young: ObjectCount,
-    /// Of no registered model, and old.
+    /// Garbage: old objects of no registered model.
     pub dead: ObjectCount,
-    /// Removed.
+    /// Objects removed.
     pub removed: ObjectCount,
-    /// Files that are not of this system, never touched.
+    /// Files that do not belong to this system; they are never touched.
     pub foreign: ObjectCount,
-    /// Stores that could not be listed whole, or refused a removal.
+    /// Stores that could not be listed completely, or refused a removal.
     pub failures: Vec<String>,
 }
 
 impl SweepSummary {
-    /// For people.
+    /// Renders the summary for people.
     #[must_use]
     pub fn text(&self) -> String {
         let Self { registered, young, dead, removed, foreign, .. } = self;
@@ -78,11 +80,14 @@ impl SweepSummary {
 }
 
 impl ModelAccess {
-    /// Removes from `stores` what imports that never ended have left: what no registered model names and what
-    /// is older than `older_than`. Stores must be this cluster's alone.
+    /// Removes from `stores` the objects that unfinished imports have left.
+    ///
+    /// These are the objects that no registered model names and that are older than `older_than`. The stores
+    /// must belong to this cluster alone.
     ///
     /// # Errors
-    /// When control cannot say what is registered, or `older_than` is below an hour; nothing was removed.
+    /// Returns an error if control cannot list the registered models, or if `older_than` is below an hour.
+    /// Nothing is removed then.
     pub async fn sweep(
         &self,
         session: &Session,
@@ -93,8 +98,8 @@ impl ModelAccess {
     ) -> Result<SweepSummary> {
         let options = SweepOptions { older_than, now: SystemTime::now(), remove };
         let opened = self.open_all(stores);
-        // A read of the register goes through a barrier on the leader, so it has every model that was
-        // registered before it was asked.
+        // A read of the register passes a read barrier on the leader, so it includes every model registered
+        // before the request.
         let register = || async {
             let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
             let opened = |record: ModelRecord| (record.root, self.open_all(&record.stores));

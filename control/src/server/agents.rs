@@ -1,7 +1,7 @@
-//! What agents ask, over the overlay: `sync` for admitted nodes, `enrol` for everybody else.
+//! The agents' endpoints on the overlay: `sync` for admitted nodes, `enrol` for all other peers.
 //!
-//! The lease rests on the rules of [`scheduler::Observed`]: a leader answers only after its own
-//! announcement is applied and after a read barrier that began when the request had arrived.
+//! Leases rest on the rules of [`scheduler::Observed`]. A leader answers only after its own announcement is
+//! applied, and after a read barrier that began when the request had arrived.
 
 use super::leader::Leadership;
 use super::logs;
@@ -26,23 +26,23 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of governance history in one answer; the rest follows with the next.
+/// Maximum bytes of governance history in one response; the rest follows in the next.
 const GOVERNANCE_BYTES_MAX: usize = SYNC_BYTES_MAX / 4;
 
-/// Largest request of a node that is not admitted: what the state machine takes, and what wraps it.
+/// Maximum size of a request from an unadmitted node: the state machine's limit plus the framing.
 const ENROL_BYTES_MAX: usize = PENDING_BYTES_MAX + 1024;
-/// Connections of the overlay listener: one of each node, an old one of every fourth that has come again, and a
-/// few of each other replica.
+/// Connection limit of the overlay listener: one per node, an old one for every fourth node that has
+/// reconnected, and a few per other replica.
 pub(super) const CONNECTIONS_MAX: usize = NODES_MAX + NODES_MAX / 4 + 64;
 
 const _: () = assert!(CONNECTIONS_MAX > NODES_MAX, "every node has a place on every replica");
 
-/// Where admitted nodes say how they are and ask what they shall do.
+/// Path on which admitted nodes report their state and fetch their orders.
 pub(super) const SYNC: &str = "/agent/v1/sync";
-/// Where others ask to be admitted.
+/// Path on which unadmitted nodes ask for admission.
 pub(super) const ENROL: &str = "/agent/v1/enrol";
 
-/// Bounds of the overlay listener: a sync may wait for news, and carries bundles.
+/// Returns the limits of the overlay listener: a sync may wait for news, and carries bundles.
 pub(crate) fn limits() -> Limits {
     Limits {
         request_bytes_max: SYNC_BYTES_MAX,
@@ -52,7 +52,7 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
-/// The routes for agents.
+/// Builds the router of the agents' endpoints.
 pub(crate) fn router(server: Arc<Server>) -> Router {
     let enrol = post(enrol).layer(DefaultBodyLimit::max(ENROL_BYTES_MAX));
     Router::new().route(SYNC, post(sync)).route(ENROL, enrol).with_state(server)
@@ -62,7 +62,7 @@ fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {
     (status, [(header::CONTENT_TYPE, "application/cbor")], canonical::to_bytes(value)).into_response()
 }
 
-/// What a replica that does not lead answers: who does.
+/// Returns the response of a replica that does not lead; it names the leader.
 fn not_leader(server: &Server) -> Response {
     let leader = server.handle.status().leader;
     let replicas = &server.genesis.genesis.control;
@@ -70,9 +70,9 @@ fn not_leader(server: &Server) -> Response {
     cbor(StatusCode::MISDIRECTED_REQUEST, &NotLeader { leader })
 }
 
-/// What a node hears that no certificate admits, as far as this replica knows.
+/// Returns the response to a node that, as far as this replica knows, no certificate admits.
 pub(super) fn not_admitted(server: &Server) -> Response {
-    // A follower may lag behind the admission; only the leader's no is final.
+    // A follower may not have applied the admission yet; only the leader's rejection is final.
     if server.lock_leadership().is_none() {
         return not_leader(server);
     }
@@ -92,7 +92,8 @@ async fn enrol(
         let message = "the admission names another key than the connection's";
         return Err(Failure::new(error_code::REQUEST_INVALID, message));
     }
-    // Most of what strangers ask is known already, and is answered without a word to the log.
+    // Most requests from unadmitted peers repeat a known admission; they are answered without writing to the
+    // log.
     let known = server.cluster(|cluster| enrol_answer(cluster, &request.admission, wall_clock()));
     let reply = match known {
         Some(answer) => answer?,
@@ -137,7 +138,7 @@ async fn sync(
 }
 
 impl Server {
-    /// Notes what the node said; false when this replica does not lead.
+    /// Records the node's report; false if this replica does not lead.
     fn note(
         &self,
         node: NodeId,
@@ -157,7 +158,7 @@ impl Server {
         Ok(true)
     }
 
-    /// The answer, at once if it brings news, else when it does or the agent's wait is over.
+    /// Returns the response as soon as it has news, or when the agent's wait is over.
     async fn answer_with_news(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
         let mut applied = self.handle.watch_applied();
         let wait = u64::from(request.wait_ms).min(SYNC_INTERVAL_MS);
@@ -207,8 +208,8 @@ impl Server {
         Desired { assignments, routes }
     }
 
-    /// Ed25519 is deterministic, so the same order gets the same bytes, and an agent's digest of what it
-    /// has stays equal while nothing changes and this replica leads.
+    /// Signs an order. Ed25519 is deterministic, so the same order always has the same bytes. The digest of
+    /// an agent's orders therefore stays equal while nothing changes and this replica leads.
     fn sign(&self, order: SlotOrder) -> SignedOrder {
         let signature = self.identity.sign(ORDER_DOMAIN, &canonical::to_bytes(&order));
         SignedOrder { order, signer: self.identity.public_key(), signature }

@@ -1,21 +1,24 @@
-//! How much an unknown party may ask for: so many at once, then one each so often, by party and for all of them
-//! together. Nothing here knows a clock.
+//! Rate limiting of unauthenticated parties, per party and in total: a burst, then one request per interval.
+//!
+//! The limiter reads no clock; callers pass the time.
 
 use protocol::Millis;
 use std::collections::BTreeMap;
 
-/// An allowance that refills evenly.
+/// A rate limit that refills evenly.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
-    /// So many at once.
+    /// Number of requests allowed in a burst.
     pub(super) burst: u64,
-    /// Then one each so many milliseconds.
+    /// Interval at which one more is allowed, in milliseconds.
     pub(super) every_ms: u64,
 }
 
 impl Rate {
-    /// What is left of an allowance is kept as the moment at which it is whole again: takes one, or says in how
-    /// many milliseconds there will be one.
+    /// Takes one request, or returns the milliseconds until one is available.
+    ///
+    /// The state is the time at which the limit is completely refilled, as in the generic cell rate algorithm
+    /// (GCRA).
     fn after_one(self, whole_at: Millis, now: Millis) -> Result<Millis, u64> {
         let whole_at = whole_at.max(now).plus(self.every_ms);
         match whole_at.0.saturating_sub(now.0).checked_sub(self.burst * self.every_ms) {
@@ -25,14 +28,14 @@ impl Rate {
     }
 }
 
-/// The allowances of parties that come and go.
+/// Rate limiters of parties that come and go.
 #[derive(Debug)]
 pub(super) struct Allowance<P> {
     each: Rate,
     all: Rate,
     parties_max: usize,
     all_whole_at: Millis,
-    /// Parties whose allowance is not whole.
+    /// Time of complete refill of each party whose limit is not refilled yet.
     whole_at: BTreeMap<P, Millis>,
 }
 
@@ -41,10 +44,10 @@ impl<P: Ord + Clone> Allowance<P> {
         Self { each, all, parties_max, all_whole_at: Millis(0), whole_at: BTreeMap::new() }
     }
 
-    /// Takes one for `party`.
+    /// Takes one request for `party`.
     ///
     /// # Errors
-    /// In how many milliseconds there will be one; nothing is taken.
+    /// Returns the milliseconds until one is available; nothing is taken.
     pub(super) fn take(&mut self, party: &P, now: Millis) -> Result<(), u64> {
         let before = self.whole_at.get(party).copied().unwrap_or_default();
         let own = self.each.after_one(before, now)?;
@@ -57,7 +60,7 @@ impl<P: Ord + Clone> Allowance<P> {
         Ok(())
     }
 
-    /// Forgets parties whose allowance is whole, or else the one that is nearest to it.
+    /// Evicts the parties whose limit is refilled, or else the party that is nearest to it.
     fn forget(&mut self, now: Millis) {
         self.whole_at.retain(|_, whole_at| *whole_at > now);
         if self.whole_at.len() >= self.parties_max {
@@ -109,7 +112,8 @@ mod tests {
     }
 
     proptest! {
-        /// In no span of time does a party, or all of them, get more than a burst and what the span refills.
+        /// In no interval does a party, or all of them together, get more than a burst and the refill of the
+        /// interval.
         #[test]
         fn nobody_gets_more_than_the_rate(steps in proptest::collection::vec((0u8..4, 0u64..60), 1..300)) {
             let mut allowance = Allowance::new(EACH, ALL, 8);

@@ -1,7 +1,8 @@
-//! The control API for people and their programs: JSON over HTTP, described by `/openapi.json`.
+//! The control API for users and their programs: JSON over HTTP, described by `/openapi.json`.
 //!
-//! Every replica knows the replicated state; only the leader hears the nodes. To have one behaviour, all
-//! but the probes and `/v1/replica` answers on the leader, after a read barrier; other replicas name the leader.
+//! Every replica has the replicated state, but only the leader receives the nodes' reports. For uniform
+//! behaviour all endpoints but the probes and `/v1/replica` answer on the leader, after a read barrier. Other
+//! replicas name the leader.
 
 use super::auth::{Proposer, Reader, Submitter};
 use super::idempotency::Key;
@@ -28,10 +29,10 @@ use std::sync::Arc;
 type Shared = State<Arc<Server>>;
 type Answer<T> = Result<Json<T>, Failure>;
 
-/// Most audit events or log lines in one answer.
+/// Maximum number of audit events or log lines in one response.
 const PAGE_MAX: usize = 500;
 
-/// The routes for people.
+/// Builds the router of the API.
 pub(crate) fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/livez", get(super::metrics::livez))
@@ -66,17 +67,17 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .with_state(server)
 }
 
-/// What the API answers to every accepted change that has nothing else to say.
+/// Response to an accepted change that returns nothing else.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Done {
-    /// Always true: anything else is a problem.
+    /// Always true: any other outcome is a problem.
     pub done: bool,
 }
 
 const DONE: Json<Done> = Json(Done { done: true });
 
-/// Proof that this replica leads and has applied everything acknowledged before the request.
+/// Proof that this replica leads and has applied every command acknowledged before the request.
 pub(crate) struct Leading;
 
 impl FromRequestParts<Arc<Server>> for Leading {
@@ -91,7 +92,8 @@ impl FromRequestParts<Arc<Server>> for Leading {
         tokio::select! {
             biased;
             confirmed = server.read_barrier() => confirmed?,
-            // A leader that loses its majority while it asks it says so at once, and holds no client.
+            // A leader that is deposed during the barrier reports it immediately, so that no client waits for
+            // the barrier.
             _ = status.wait_for(|status| status.role != Role::Leader), if led => return Err(server.not_leader()),
         }
         Ok(Self)
@@ -99,7 +101,7 @@ impl FromRequestParts<Arc<Server>> for Leading {
 }
 
 impl Server {
-    /// Says who leads instead of this replica.
+    /// Returns a failure that names the current leader.
     pub(super) fn not_leader(&self) -> Failure {
         let leader = self.handle.status().leader;
         let replicas = &self.genesis.genesis.control;
@@ -111,16 +113,18 @@ impl Server {
         }
     }
 
-    /// Looks at the cluster and the leader's view of the nodes together.
+    /// Reads the cluster together with the leader's view of the nodes.
     fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed = &leadership.as_ref().ok_or_else(|| unavailable("leads no longer"))?.observed;
         Ok(self.cluster(|cluster| look(cluster, observed)))
     }
 
-    /// The proposal as it stands after a command on it was committed. Another replica may have applied that command
-    /// as the leader; this one then waits until it has applied it too. The command is done in any case, so no answer
-    /// from here on may say that it is not: `outcome-unknown` is the worst that a client gets.
+    /// Returns the proposal after a command on it was committed.
+    ///
+    /// If another replica applied the command as the leader, this one waits until it has applied it too. The
+    /// command is done in any case, so no later response may report that it is not. `outcome-unknown` is the
+    /// worst that a client gets.
     async fn committed_proposal(
         &self,
         id: &ProposalId,
@@ -142,7 +146,7 @@ impl Server {
     }
 }
 
-/// Genesis and every decision since: enough to recompute the circle and check every signature.
+/// Genesis and every decision since: enough to recompute the circle and verify every signature.
 #[utoipa::path(get, path = "/v1/history", responses((status = 200, body = History)), tag = "circle")]
 async fn history(_: Reader, _: Leading, State(server): Shared) -> Answer<History> {
     server
@@ -154,7 +158,7 @@ async fn history(_: Reader, _: Leading, State(server): Shared) -> Answer<History
         .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; ask again"))
 }
 
-/// Open proposals and those decided last.
+/// Open proposals and those decided most recently.
 #[utoipa::path(get, path = "/v1/proposals", responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
 async fn proposals(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ProposalView>> {
     Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
@@ -176,7 +180,7 @@ async fn proposal(
         .ok_or_else(|| Failure::new(error_code::PROPOSAL_NOT_FOUND, format!("no proposal {id}")))
 }
 
-/// Puts a proposal to the vote.
+/// Submits a proposal for voting.
 #[utoipa::path(post, path = "/v1/proposals", request_body = SubmitProposal,
     responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn submit_proposal(
@@ -196,8 +200,9 @@ async fn submit_proposal(
     server.committed_proposal(&id, |_| true).await
 }
 
-/// The built-in engine computes on one GPU: more would be reserved, paid for, and idle. Judged here and not where
-/// certificates are verified, so that what was approved before stays approved.
+/// Rejects a manifest that requests more than one GPU for the built-in engine, which computes on one. The
+/// others would be reserved, paid for, and idle. The check is made here and not where certificates are
+/// verified, so that earlier approvals stay valid.
 fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
     let Manifest::Service(service) = manifest else { return Ok(()) };
     let count = service.resources.gpu_count;
@@ -210,7 +215,7 @@ fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
         .remedy("ask for 1 GPU for each replica, and for more replicas"))
 }
 
-/// Carries a member's signed vote; the last one needed puts the change into force.
+/// Submits a member's signed ballot; the last required ballot puts the change into force.
 #[utoipa::path(post, path = "/v1/proposals/{id}/ballots", params(("id" = ProposalId, Path)),
     request_body = SignedBallot, responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn cast_ballot(
@@ -232,7 +237,7 @@ async fn cast_ballot(
     server.committed_proposal(&id, |view| view.ballots.contains(&counted)).await
 }
 
-/// Where slots would go, who must sign, what it costs at most. Changes nothing.
+/// Placement of the slots, required signatures and maximum cost of a change. Changes nothing.
 #[utoipa::path(post, path = "/v1/dry-run", request_body = DryRunRequest,
     responses((status = 200, body = DryRun)), tag = "services")]
 async fn dry_run(
@@ -248,7 +253,7 @@ async fn dry_run(
     Ok(Json(outcome.map_err(Failure::from)?))
 }
 
-/// Every service.
+/// All services.
 #[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 async fn services(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ServiceView>> {
     let now = wall_clock();
@@ -279,7 +284,7 @@ fn no_service_text(name: &str) -> Failure {
         .remedy("`quorate service list` and `quorate review` show all")
 }
 
-/// Another number of replicas, inside the approved envelope: no vote needed.
+/// Changes the number of replicas within the approved envelope; no vote is needed.
 #[utoipa::path(post, path = "/v1/services/{name}/scale", params(("name" = ServiceName, Path)),
     request_body = ScaleRequest, responses((status = 200, body = Done)), tag = "services")]
 async fn scale(
@@ -294,18 +299,18 @@ async fn scale(
     server.change(caller, key, Action::Scale { service, replicas }).await
 }
 
-/// After which sequence number.
+/// Query parameters of a log page.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct After {
-    /// Only what is newer; 0 = from the oldest kept.
+    /// Return only lines with a greater sequence number; 0 = from the oldest kept.
     #[serde(default)]
     after: u64,
 }
 
 impl After {
-    /// The sequence number, if it is one that JSON clients can write: OpenAPI's `int64`.
+    /// Returns the sequence number, if JSON clients can write it: OpenAPI's `int64`.
     fn sequence(&self) -> Result<u64, Failure> {
         i64::try_from(self.after).map(i64::unsigned_abs).map_err(|_| {
             let message = format!("`after` is at most {}", i64::MAX);
@@ -314,7 +319,7 @@ impl After {
     }
 }
 
-/// What a service's workers wrote last.
+/// The latest log lines of a service's workers.
 #[utoipa::path(get, path = "/v1/services/{name}/logs", params(("name" = ServiceName, Path), After),
     responses((status = 200, body = LogPage)), tag = "services")]
 async fn logs(
@@ -334,7 +339,7 @@ async fn logs(
     Ok(Json(logs.page(epoch, &name, after, PAGE_MAX)))
 }
 
-/// Every admitted node.
+/// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
 async fn nodes(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<NodeView>> {
     let now = wall_clock();
@@ -354,8 +359,10 @@ async fn models(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<Mod
     Ok(Json(Page { items: server.cluster(|cluster| cluster.models().values().cloned().collect()) }))
 }
 
-/// Notes where a model lies, and keeps its key's wraps. It grants nothing: what runs is what a certificate names by
-/// root. The same again changes nothing, so a client that was not answered asks again.
+/// Registers the stores of a model, and keeps the wraps of its key.
+///
+/// Registration grants nothing: a service runs the model whose root its certificate names. The request is
+/// idempotent, so a client without a response can repeat it.
 #[utoipa::path(post, path = "/v1/models", request_body = RegisterModel,
     responses((status = 200, body = Done)), tag = "models")]
 async fn register_model(
@@ -369,7 +376,7 @@ async fn register_model(
     server.change(caller, key, Action::RegisterModel { record: Box::new(record), wraps }).await
 }
 
-/// Takes a model that no service in force names out of the register, with its key.
+/// Unregisters a model that no service in force names, and deletes its key.
 #[utoipa::path(delete, path = "/v1/models/{root}", params(("root" = ModelRoot, Path)),
     responses((status = 200, body = Done)), tag = "models")]
 async fn forget_model(
@@ -383,7 +390,7 @@ async fn forget_model(
     server.change(caller, key, Action::ForgetModel(root)).await
 }
 
-/// A model's key, wrapped to each that may open it.
+/// The wraps of a model's key, one per party that may open it.
 #[utoipa::path(get, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
     responses((status = 200, body = ModelWraps)), tag = "models")]
 async fn wraps(
@@ -422,7 +429,7 @@ async fn keys(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<KeyVi
     Ok(Json(Page { items: server.cluster(|cluster| cluster.api_keys().values().map(view).collect()) }))
 }
 
-/// Lets the holder of a key's text call models. The server sees the hash alone.
+/// Registers an inference key, with which its holder can call models. The server receives the hash alone.
 #[utoipa::path(post, path = "/v1/keys", request_body = CreateKey, responses((status = 200, body = Done)), tag = "keys")]
 async fn create_key(
     caller: Submitter,
@@ -435,7 +442,7 @@ async fn create_key(
     server.change(caller, key, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute })).await
 }
 
-/// Shuts a key out.
+/// Revokes an inference key.
 #[utoipa::path(delete, path = "/v1/keys/{name}", params(("name" = TokenName, Path)),
     responses((status = 200, body = Done)), tag = "keys")]
 async fn revoke_key(
@@ -449,21 +456,23 @@ async fn revoke_key(
     server.change(caller, key, Action::RevokeApiKey(name)).await
 }
 
-/// Which events.
+/// Query parameters of a page of audit events.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Events {
-    /// The oldest of those that are newer than this, for whoever reads on.
+    /// Return the oldest events that are newer than this number, to page forward.
     #[param(minimum = 0)]
     after: Option<i64>,
-    /// The newest of those that are older than this, for whoever looks back.
+    /// Return the newest events that are older than this number, to page back.
     #[param(minimum = 0)]
     before: Option<i64>,
 }
 
-/// The newest 500 events that are older than `before`, or the oldest that are newer than `after`; the newest of all
-/// when nothing is said. Oldest first.
+/// A page of at most 500 audit events, oldest first.
+///
+/// With `before`, the page holds the newest events that are older; with `after`, the oldest that are newer.
+/// Without either it holds the newest of all.
 #[utoipa::path(get, path = "/v1/events", params(Events), responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
 async fn events(
     _: Reader,
@@ -486,7 +495,7 @@ async fn events(
     Ok(Json(Page { items }))
 }
 
-/// A page of events: the first ones for whoever reads on, the last ones for whoever looks back.
+/// Returns a page of events: the first ones when paging forward, the last ones when paging back.
 fn choose_events<'a>(
     events: &'a [&'a AuditEvent],
     reads_on: bool,
@@ -497,7 +506,7 @@ fn choose_events<'a>(
     if reads_on { &events[..end.min(PAGE_MAX)] } else { &events[end.saturating_sub(PAGE_MAX)..] }
 }
 
-/// What is wrong, and the next command.
+/// The problems of the cluster, each with the next command.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
 async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> {
     let now = wall_clock();
@@ -505,7 +514,7 @@ async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> 
     Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
 }
 
-/// The control replicas as this one sees them. Every replica answers, also one that does not lead.
+/// The control replicas as this one sees them. Every replica answers, including those that do not lead.
 #[utoipa::path(get, path = "/v1/replica", responses((status = 200, body = ReplicaView)), tag = "status")]
 async fn replica(_: Reader, State(server): Shared) -> Json<ReplicaView> {
     let status = server.handle.status();
@@ -523,7 +532,7 @@ async fn replica(_: Reader, State(server): Shared) -> Json<ReplicaView> {
     })
 }
 
-/// Why a service, a slot (`service/slot`) or a proposal is as it is.
+/// The reasons for the state of a service, a slot (`service/slot`) or a proposal.
 #[utoipa::path(get, path = "/v1/why/{subject}", params(("subject" = String, Path)),
     responses((status = 200, body = Why)), tag = "status")]
 async fn why(
@@ -540,7 +549,7 @@ async fn why(
     answer.map(Json).ok_or_else(|| no_service_text(&subject))
 }
 
-/// What the OpenAPI document lists.
+/// The operations and schemas of the OpenAPI document.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "Quorate control API", description = "Read, propose, vote, deploy. See the README."),
@@ -612,7 +621,7 @@ mod tests {
             subject: "chat/0".into(),
             detail: String::new(),
         };
-        // As after thousands of events: the first ones are gone.
+        // After thousands of events, the first ones are no longer kept.
         let kept: Vec<AuditEvent> = (101..=1300).map(event).collect();
         let all: Vec<&AuditEvent> = kept.iter().collect();
         let newer = &all[500..];

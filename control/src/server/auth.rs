@@ -1,4 +1,6 @@
-//! Who asks: an access token, by its hash, with scopes. Possession of a [`Caller`] is the check.
+//! Authentication of API requests by access tokens with scopes.
+//!
+//! Possession of a [`Reader`], a [`Proposer`] or a [`Submitter`] proves that the check has passed.
 
 use super::Server;
 use super::problem::Failure;
@@ -9,10 +11,10 @@ use protocol::governance::TokenScope;
 use protocol::{Digest, TokenName, error_code};
 use std::sync::Arc;
 
-/// Longest token text looked at.
+/// Maximum length of a token that is checked, in bytes.
 const TOKEN_BYTES_MAX: usize = 256;
 
-/// Proof that a request carries a token with the scope that its route needs.
+/// Declares types that prove that a request carries a token with the scope that its route needs.
 macro_rules! callers {
     ($($(#[$doc:meta])* $name:ident = $scope:expr;)*) => {
         $(
@@ -37,11 +39,11 @@ macro_rules! callers {
 }
 
 callers! {
-    /// May see everything but secrets.
+    /// May read everything but secrets.
     Reader = TokenScope::Read;
-    /// May submit proposals and carry ballots.
+    /// May submit proposals and ballots.
     Proposer = TokenScope::Propose;
-    /// May scale inside envelopes, register models, create and revoke keys.
+    /// May scale within envelopes, register models, and create and revoke keys.
     Submitter = TokenScope::Submit;
 }
 
@@ -56,7 +58,7 @@ fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenN
     let hash = Digest::of(text.as_bytes());
     let token = server.cluster(|cluster| cluster.token(&hash).cloned());
     let Some(token) = token else {
-        // A replica that has just started knows nothing yet; only the leader's no is final.
+        // A replica that has just started has not applied the log yet; only the leader's rejection is final.
         if server.lock_leadership().is_none() {
             return Err(server.not_leader());
         }

@@ -1,8 +1,9 @@
-//! The one start in a replica's life that may make a log.
+//! The bootstrap marker: permission for the one start in a replica's life that may create a log.
 //!
-//! A replica that lost its log has forgotten its votes; begun anew under its old number it could vote twice. So the
-//! leave to begin is made with the replica's key, once, and taken away by the first start. No other thing that may
-//! vanish or come back from a backup gives it: not that the log is missing, not the key.
+//! A replica that lost its log has forgotten its votes; bootstrapped again under its old number, it could
+//! vote twice. Therefore the marker is created together with the replica's key, once, and its first start
+//! removes it. No state that can be lost or restored from a backup gives permission to bootstrap: neither a
+//! missing log nor the key.
 
 use super::ServerConfig;
 use anyhow::{Context as _, Result, bail};
@@ -13,20 +14,22 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The leave to begin, beside the key.
+/// File name of the bootstrap marker, beside the key.
 const LEAVE: &str = "never-begun";
-/// The replica's key.
+/// File name of the replica's key.
 const KEY: &str = "identity.key";
 
-/// Makes a replica's directory, its key, and the leave to begin; or reads the key that is there, which gives no
-/// leave again.
+/// Creates a replica's directory, its key and its bootstrap marker, or reads the existing key.
+///
+/// An existing key does not create the marker again.
 ///
 /// # Errors
-/// When the directory cannot be written or the key file is damaged.
+/// Returns an error if the directory cannot be written or the key file is damaged.
 pub fn create_replica(directory: &Path) -> Result<Identity> {
     let key = directory.join(KEY);
     if !key.exists() {
-        // First, so that no key is ever without it; killed between the two, this is done again.
+        // The marker is written first, so that no key ever exists without it; a run killed between the two is
+        // repeated.
         let leave = directory.join(LEAVE);
         let text =
             b"This control replica was never started. Its first start makes its log and removes this file.\n";
@@ -39,7 +42,7 @@ pub fn create_replica(directory: &Path) -> Result<Identity> {
 /// Reads a replica's key.
 ///
 /// # Errors
-/// `replica-not-prepared` when there is none; or when it is damaged.
+/// Fails with `replica-not-prepared` if there is no key, and with another error if it is damaged.
 pub fn load_replica(directory: &Path) -> Result<Identity> {
     let key = directory.join(KEY);
     if !key.exists() {
@@ -56,13 +59,14 @@ fn leave(config: &ServerConfig) -> PathBuf {
     config.directory.join(LEAVE)
 }
 
-/// Whether this start may make a log where there is none.
+/// Returns whether this start may create a log if there is none.
 pub(super) fn may_begin(config: &ServerConfig) -> bool {
     leave(config).exists()
 }
 
-/// The log is made and durable: takes the leave away, durably. Killed before this, the replica starts on the log
-/// that it made.
+/// Removes the bootstrap marker durably, once the log is created and durable.
+///
+/// A replica killed before the removal starts on the log that it created.
 pub(super) fn begun(config: &ServerConfig) -> Result<()> {
     let leave = leave(config);
     match fs::remove_file(&leave) {

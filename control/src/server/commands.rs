@@ -1,8 +1,9 @@
-//! Commands to the replicated log, each done once, however often the way there and back breaks.
+//! Exactly-once commands: each runs in a client session, so a retry after a lost reply returns the recorded
+//! result.
 //!
-//! The log forgets nothing under a session: a command asked again is answered again, not done again. But one
-//! session's commands come one after the other, so a replica has a few, and a command borrows one. Borrowed
-//! again from the top, one session serves whoever asks in turn: an ordinary command costs one round.
+//! The commands of one session are sequential, so a replica holds a few sessions in a pool, and each command
+//! borrows one. The pool is a stack: commands that follow one another share one session, so an ordinary
+//! command costs one round.
 
 use super::Server;
 use bytes::Bytes;
@@ -10,26 +11,28 @@ use consensus::{ProposeError, SessionId};
 use std::sync::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Sessions of one replica, and with that its commands at once: far more than people give. The log remembers
-/// 4,096 sessions and one answer for each: those of five replicas and of all that they opened since some
-/// hundred starts, of which the least used are forgotten.
+/// Sessions of one replica, and thus its maximum of concurrent commands: far more than people issue.
+///
+/// The log remembers 4,096 sessions and one reply for each. That suffices for five replicas and all the
+/// sessions that they opened in some hundred starts; the least recently used are evicted.
 const SESSIONS_MAX: usize = 16;
-/// Sessions that only the leader's own commands use: it announces itself and carries out plans one command after
-/// the other, and must do so within a lease however many clients write. One more for the command whose caller left.
+/// Sessions reserved for the leader's own commands: it announces itself and executes plans sequentially. It
+/// must do so within a lease, however many clients write. The second is for a command whose caller was
+/// cancelled.
 const RESERVED: usize = 2;
-/// Clients' commands that wait for a session; more are refused as busy.
+/// Maximum number of clients' commands that wait for a session; further ones are rejected as busy.
 const WAITING_MAX: usize = 1024;
 
-/// Whose command it is.
+/// Origin of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// The leader's own.
+    /// The leader's own commands.
     Leader,
-    /// Of people, programs and nodes that ask to be admitted: as many as come.
+    /// Commands of users, programs and nodes that ask for admission, in any number.
     Clients,
 }
 
-/// The sessions of this replica.
+/// Pool of this replica's sessions.
 #[derive(Debug)]
 pub(super) struct Desk {
     free: Mutex<Vec<Session>>,
@@ -38,7 +41,7 @@ pub(super) struct Desk {
     waiting: Semaphore,
 }
 
-/// A session and the number of its last command.
+/// A session and the sequence number of its last command.
 #[derive(Debug, Clone, Copy)]
 struct Session {
     id: SessionId,
@@ -57,7 +60,7 @@ impl Desk {
         self.free.lock().expect("no holder of this lock panics")
     }
 
-    /// The right to borrow a session; refused as busy where too many clients wait for one.
+    /// Returns a permit to borrow a session; fails as busy if too many clients wait for one.
     async fn permit(&self, lane: Lane) -> Result<SemaphorePermit<'_>, ProposeError> {
         let (permits, waiting) = match lane {
             Lane::Leader => (&self.reserved, None),
@@ -70,7 +73,7 @@ impl Desk {
         Ok(permit)
     }
 
-    /// Takes every session that clients may have, and every place in their queue.
+    /// Takes every session permit and every queue permit of the clients.
     #[cfg(test)]
     pub(super) fn fill(&self) -> [SemaphorePermit<'_>; 2] {
         let all = |permits: &Semaphore| u32::try_from(permits.available_permits()).expect("a few");
@@ -79,8 +82,10 @@ impl Desk {
     }
 }
 
-/// A borrowed session. It is given back however its command ends, also when nobody waits for it any more:
-/// what comes next in the session has a higher number, so an earlier command cannot be done after it.
+/// A borrowed session, returned to the pool however its command ends, even if its caller was cancelled.
+///
+/// The next command in the session has a higher sequence number, so an earlier one cannot be applied after
+/// it.
 struct Borrowed<'a> {
     desk: &'a Desk,
     session: Option<Session>,
@@ -93,7 +98,7 @@ impl Drop for Borrowed<'_> {
 }
 
 impl Server {
-    /// Has `command` committed and applied exactly once, and returns the state machine's answer.
+    /// Commits and applies `command` exactly once, and returns the state machine's reply.
     pub(super) async fn once(&self, command: Bytes, lane: Lane) -> Result<Bytes, ProposeError> {
         let desk = &self.desk;
         let _permit = desk.permit(lane).await?;
@@ -101,7 +106,8 @@ impl Server {
         let mut borrowed = Borrowed { desk, session };
         let renewable = borrowed.session.is_some();
         match self.once_in(&mut borrowed, &command).await {
-            // It was forgotten after long disuse, so nothing was done in it lately: this command was not either.
+            // The session was evicted after long disuse, so no recent command ran in it, and neither did this
+            // one.
             Err(ProposeError::SessionExpired) if renewable => {
                 borrowed.session = None;
                 self.once_in(&mut borrowed, &command).await
@@ -112,7 +118,8 @@ impl Server {
 
     async fn once_in(&self, borrowed: &mut Borrowed<'_>, command: &Bytes) -> Result<Bytes, ProposeError> {
         if borrowed.session.is_none() {
-            // Lost on the way, the opening of a session is no command that was lost: that one was never sent.
+            // If the reply to opening a session is lost, the command has not been sent yet, so its outcome is
+            // known.
             let id = self.handle.open_session().await.map_err(|error| match error {
                 ProposeError::OutcomeUnknown => ProposeError::NoLeader,
                 other => other,

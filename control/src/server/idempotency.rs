@@ -1,7 +1,8 @@
-//! The idempotency key of a write: the header, as the IETF draft has it (`draft-ietf-httpapi-idempotency-key-header`).
+//! The idempotency key of a write: an HTTP header as in the IETF draft
+//! `draft-ietf-httpapi-idempotency-key-header`.
 //!
-//! A key is opaque, and belongs to the token that the request carries. The state machine keeps the outcomes, so they
-//! outlive a replica that crashes and a leader that changes; here is the header alone.
+//! A key is opaque and scoped to the token of the request. The state machine keeps the outcomes, so they
+//! survive the crash of a replica and a change of leader. This module handles the header alone.
 
 use super::Server;
 use super::problem::Failure;
@@ -13,16 +14,16 @@ use std::sync::Arc;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{ObjectBuilder, RefOr, Required, Type};
 
-/// Longest key: more than a UUID or 64 random bytes in hexadecimal take.
+/// Maximum length of a key in bytes: more than a UUID or 64 random bytes in hexadecimal need.
 pub(super) const KEY_BYTES_MAX: usize = 128;
-/// Domain of a key's digest.
+/// Domain separator of a key's digest.
 const KEY_DOMAIN: &str = "quorate/idempotency-key/v1";
 
-/// The key of a request, if it carries one.
+/// The idempotency key of a request, if it carries one.
 pub(super) struct Key(Option<Digest>);
 
 impl Key {
-    /// The key as the log has it: of this token.
+    /// Returns the key in the log's form, scoped to this token.
     pub(super) fn of(self, token: &TokenName) -> Option<scheduler::IdempotencyKey> {
         self.0.map(|key| scheduler::IdempotencyKey { token: token.clone(), key })
     }
@@ -43,14 +44,14 @@ impl FromRequestParts<Arc<Server>> for Key {
     }
 }
 
-/// The key in a header's text: the draft puts it in quotation marks, and most clients do not.
+/// Extracts the key from the header's text: the draft puts it in quotation marks, and most clients do not.
 fn opaque(text: &str) -> Option<&str> {
     let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     let visible = bare.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
     (visible && (1..=KEY_BYTES_MAX).contains(&bare.len())).then_some(bare)
 }
 
-/// Adds the header to what an operation takes.
+/// Adds the header to the parameters of an operation.
 pub(super) fn describe(operation: &mut Operation) {
     let schema = ObjectBuilder::new()
         .schema_type(Type::String)

@@ -1,7 +1,7 @@
-//! The leader's loop: announces itself, founds the circle once, and turns plans into orders.
+//! The leader's loop: announces the leader, founds the circle once, and turns plans into orders.
 //!
-//! The loop reconciles levels: every round compares the cluster with what nodes last said. A lost round
-//! is made up by the next; a stale plan is refused by its generation.
+//! The loop is level-triggered: every round compares the cluster with the nodes' latest reports. The next
+//! round makes up for a lost one, and a stale plan is rejected by its generation.
 
 use super::{Server, wall_clock};
 use overlay::CancellationToken;
@@ -14,17 +14,17 @@ use std::time::Duration;
 /// Pause between rounds when nothing happens. Short against the 3 s lease, long against a round's cost.
 const ROUND: Duration = Duration::from_millis(100);
 
-/// What a replica knows while it leads, and only then.
+/// State that a replica has only while it leads.
 pub(crate) struct Leadership {
-    /// The Raft term it leads in.
+    /// Raft term in which the replica leads.
     pub(crate) term: u64,
-    /// Its view of the nodes.
+    /// The leader's view of the nodes.
     pub(crate) observed: Observed,
-    /// The last route table that it made.
+    /// The last route table that the leader computed.
     pub(crate) routes: RouteTable,
 }
 
-/// Leads whenever Raft says so, until `shutdown`.
+/// Runs the leader's rounds while Raft reports this replica as the leader, until `shutdown`.
 pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
     let mut applied = server.handle.watch_applied();
     loop {
@@ -32,7 +32,7 @@ pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
         if status.role == consensus::Role::Leader {
             round(&server, status.term).await;
         } else if server.take_leadership().is_some() {
-            tracing::info!("leads no longer");
+            tracing::info!("lost leadership");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -63,13 +63,13 @@ pub(super) async fn round(server: &Server, term: u64) {
             }
             server.metrics.plans.inc();
         }
-        // Stale is a normal answer: the cluster moved on while the plan was made.
+        // A stale plan is normal: the cluster changed while the plan was computed.
         Ok(_) => {}
-        Err(failure) => tracing::warn!(problem = ?failure.problem(), "plan not carried out"),
+        Err(failure) => tracing::warn!(problem = ?failure.problem(), "plan not executed"),
     }
 }
 
-/// Announces this replica as leader; every plan of an earlier leader is stale from then on.
+/// Announces this replica as leader, which makes every plan of an earlier leader stale.
 async fn begin(server: &Server, term: u64) -> bool {
     let replica = server.id;
     match server.command(Actor::Scheduler, Action::Lead { replica }).await {
@@ -79,7 +79,7 @@ async fn begin(server: &Server, term: u64) -> bool {
                 observed: Observed::new(wall_clock()),
                 routes: RouteTable::default(),
             });
-            tracing::info!(term, "leads");
+            tracing::info!(term, "became leader");
             server.metrics.leader_changes.inc();
             true
         }
@@ -103,9 +103,11 @@ impl Server {
         self.lock_leadership().as_ref().map(|leadership| leadership.term)
     }
 
-    /// The leadership that Raft still confirms. Until this replica has announced itself in the present
-    /// term it answers no agent: a plan of an earlier leader could still arrive and move a slot whose
-    /// lease was just renewed; and once another leads, a lease given here would outlive that one's wait.
+    /// Returns the leadership, if Raft still confirms it in the present term.
+    ///
+    /// Until this replica has announced itself in the term, it answers no agent. A plan of an earlier leader
+    /// could still arrive and move a slot whose lease was just renewed. After another leader is elected, a
+    /// lease granted here would outlive that leader's waiting time.
     pub(crate) fn confirmed<'a>(&self, held: &'a mut Option<Leadership>) -> Option<&'a mut Leadership> {
         let status = self.handle.status();
         held.as_mut().filter(|held| status.role == consensus::Role::Leader && status.term == held.term)
@@ -123,7 +125,7 @@ impl Server {
         self.leadership.lock().expect("no holder of this lock panics")
     }
 
-    /// The next plan as a command, its lapses announced; nothing when there is nothing to do.
+    /// Returns the next plan as a command and begins its evictions; none if the plan is empty.
     fn next_plan(&self, now: Millis) -> Option<Action> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;

@@ -1,5 +1,7 @@
-//! What workers wrote last, per service. The leader's memory alone: bounded, gone with a change of leader, which
-//! is why a page names its epoch.
+//! Recent log lines of the workers, per service.
+//!
+//! The lines are in the leader's memory alone: they are bounded, and lost with a change of leader. Therefore
+//! a page names its epoch.
 
 use protocol::agent::WorkerLine;
 use protocol::api::{LogLine, LogPage};
@@ -7,19 +9,19 @@ use protocol::{NodeId, NodeName, ServiceName};
 use scheduler::Service;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Lines kept per service: some screens of what happened last.
+/// Maximum number of lines kept per service: a few screens.
 const LINES_MAX: usize = 2000;
-/// Services with lines kept; a service beyond them is not recorded.
+/// Maximum number of services with kept lines; further services are not recorded.
 const SERVICES_MAX: usize = 1024;
 
-/// The last lines of every service.
+/// The latest lines of every service.
 #[derive(Debug, Default)]
 pub(super) struct Logs {
-    /// The term in which they were heard.
+    /// Raft term in which the lines were received.
     epoch: u64,
     services: BTreeMap<ServiceName, Ring>,
-    /// The newest line of each node: its boot, and the line's number. An agent whose request was interrupted does not
-    /// know that it arrived, and sends its lines again.
+    /// Incarnation (`boot`) and number of each node's newest line. An agent whose request was interrupted
+    /// does not know whether it arrived, and sends its lines again.
     newest: BTreeMap<NodeName, (u64, u64)>,
 }
 
@@ -29,8 +31,9 @@ struct Ring {
     lines: VecDeque<LogLine>,
 }
 
-/// Those lines that a node may send: of slots that it holds or was the last to hold, since a worker's last words come
-/// when its slot is free. Nobody else speaks for a service.
+/// Returns the lines that a node may send: those of slots that it holds or was the last to hold.
+///
+/// The last lines of a worker arrive after its slot is free. No other node may report lines of a service.
 pub(super) fn of_holder(
     services: &BTreeMap<ServiceName, Service>,
     node: NodeId,
@@ -47,14 +50,14 @@ pub(super) fn of_holder(
 }
 
 impl Logs {
-    /// Forgets what an earlier leadership heard: nobody heard what was said in between.
+    /// Discards the lines of an earlier leadership, because the lines sent between the two were not received.
     fn begin(&mut self, epoch: u64) {
         if self.epoch != epoch {
             *self = Self { epoch, ..Self::default() };
         }
     }
 
-    /// Keeps lines that a node sent to the leader of this term, each once.
+    /// Keeps the lines that a node sent to the leader of this term, each once.
     pub(super) fn append(&mut self, epoch: u64, node: &NodeName, boot: u64, lines: Vec<WorkerLine>) {
         self.begin(epoch);
         let newest = self.newest.entry(node.clone()).or_default();
@@ -84,7 +87,7 @@ impl Logs {
         }
     }
 
-    /// Lines of a service after a sequence number, oldest first, at most `limit`.
+    /// Returns lines of a service after a sequence number, oldest first, at most `limit`.
     pub(super) fn page(&mut self, epoch: u64, service: &ServiceName, after: u64, limit: usize) -> LogPage {
         self.begin(epoch);
         let lines = self.services.get(service).map(|ring| &ring.lines);
@@ -105,8 +108,8 @@ mod tests {
         WorkerLine { service, slot: SlotIndex(0), sequence, at: Millis(1), text: text.into() }
     }
 
-    /// An agent that has news interrupts its request, and sends again what it brought. So does one whose answer was
-    /// lost. Another life of the agent counts anew.
+    /// An agent with news interrupts its request and sends the same lines again, and so does an agent whose
+    /// reply was lost. A new incarnation of the agent restarts the numbering.
     #[test]
     fn a_line_that_is_sent_again_is_kept_once() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
@@ -119,7 +122,7 @@ mod tests {
         logs.append(1, &"node-2".parse().expect("a name"), 7, vec![line("chat", 1, "of another")]);
         let texts: Vec<_> = logs.page(1, &service, 0, 10).items.into_iter().map(|line| line.text).collect();
         assert_eq!(texts, ["one", "two", "of its next life", "of another"]);
-        // Another term's leader has heard nothing yet.
+        // The leader of another term has received no lines yet.
         logs.append(2, &node, 8, vec![line("chat", 1, "of its next life")]);
         assert_eq!(logs.page(2, &service, 0, 10).items.len(), 1);
     }
@@ -149,7 +152,8 @@ mod tests {
         assert_eq!((kept.len(), kept[0].text.as_str()), (LINES_MAX, "5"));
     }
 
-    /// A replica that leads again has not heard what was said in between: it begins anew, and says so.
+    /// A replica that leads again did not receive the lines sent in between, so it starts empty in a new
+    /// epoch.
     #[test]
     fn another_term_is_another_epoch_and_begins_with_nothing() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));

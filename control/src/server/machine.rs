@@ -1,16 +1,17 @@
-//! The cluster behind the replicated log: bytes in, bytes out, decisions in `scheduler`.
+//! Adapter between the replicated log and the cluster: it passes bytes through, and `scheduler` makes the
+//! decisions.
 
 use consensus::Frozen;
 use scheduler::Cluster;
 
-/// The cluster as `consensus` sees it.
+/// The cluster as a state machine of `consensus`.
 #[derive(Debug, Default)]
 pub struct ClusterMachine {
     cluster: Cluster,
 }
 
 impl ClusterMachine {
-    /// The cluster as of the last applied command.
+    /// Returns the cluster as of the last applied command.
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         &self.cluster

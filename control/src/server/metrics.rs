@@ -1,4 +1,4 @@
-//! What a control replica tells monitoring: probes and Prometheus metrics, with no secret in them.
+//! Monitoring of a control replica: health probes and Prometheus metrics, free of secrets.
 
 use super::{Server, wall_clock};
 use axum::extract::State;
@@ -8,15 +8,15 @@ use protocol::api::ServiceView;
 use protocol::{NodeName, ServiceName};
 use std::sync::{Arc, Mutex};
 
-/// The replica's own counters and gauges.
+/// Counters and gauges of the replica.
 pub(crate) struct ServerMetrics {
     registry: Registry,
-    /// Plans carried out.
+    /// Number of plans executed.
     pub(crate) plans: IntCounter,
     pub(crate) steps_dropped: IntGauge,
-    /// Agents' requests answered.
+    /// Number of agents' requests answered.
     pub(crate) syncs: IntCounter,
-    /// Times this replica became leader.
+    /// Number of times that this replica became leader.
     pub(crate) leader_changes: IntCounter,
     is_leader: IntGauge,
     has_leader: IntGauge,
@@ -24,7 +24,7 @@ pub(crate) struct ServerMetrics {
     replicas_alive: IntGauge,
     applied: IntGauge,
     committed: IntGauge,
-    /// One at a time: gauges of the leader alone are emptied and filled.
+    /// Serializes scrapes, because each one resets and refills the gauges of the leader.
     scraping: Mutex<()>,
     nodes_alive: IntGaugeVec,
     nodes_admitted: IntGauge,
@@ -36,7 +36,7 @@ pub(crate) struct ServerMetrics {
     log: LogMetrics,
 }
 
-/// What consensus counts by itself, shown as it is.
+/// Counters of the consensus crate, exported unchanged.
 struct LogMetrics {
     proposals: IntCounter,
     refused: IntCounter,
@@ -171,12 +171,13 @@ impl ServerMetrics {
     }
 }
 
-/// `GET /livez`: the process runs and answers.
+/// Handles `GET /livez`: the process runs and responds.
 pub(crate) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: a leader is known and this replica has applied what it knows to be committed.
+/// Handles `GET /readyz`: a leader is known, and this replica has applied every entry that it knows to be
+/// committed.
 pub(crate) async fn readyz(State(server): State<Arc<Server>>) -> (StatusCode, String) {
     let status = server.handle.status();
     let checks = [
@@ -190,7 +191,7 @@ pub(crate) async fn readyz(State(server): State<Arc<Server>>) -> (StatusCode, St
     (code, checks.iter().map(line).collect())
 }
 
-/// `GET /metrics` in Prometheus' text format.
+/// Handles `GET /metrics` in Prometheus' text format.
 pub(crate) async fn metrics(State(server): State<Arc<Server>>) -> (StatusCode, String) {
     let _alone = server.metrics.scraping.lock().expect("no holder of this lock panics");
     server.refresh_metrics();
@@ -236,18 +237,20 @@ impl Server {
     }
 }
 
-/// What only the leader knows.
+/// Values that only the leader knows.
 struct Led {
     nodes_alive: usize,
-    /// Each with the replicas that it wants and those that answer.
+    /// Each service with the numbers of its desired and its ready replicas.
     services: Vec<(ServiceName, u32, u32)>,
-    /// Each limit that a worker's node does not enforce, by node.
+    /// Each node with the limits that it does not enforce for its workers.
     not_enforced: Vec<(NodeName, Vec<&'static str>)>,
 }
 
 impl ServerMetrics {
-    /// Tells what is led, and nothing of what was: what a former leader knew last, or of a service that is retired,
-    /// would hide an outage for as long as the process runs.
+    /// Exports the leader's gauges and resets everything else.
+    ///
+    /// A former leader's last values, or those of a retired service, would otherwise mask an outage for as
+    /// long as the process runs.
     fn show_led(&self, led: Option<&Led>) {
         self.nodes_alive.reset();
         self.replicas_desired.reset();

@@ -1,5 +1,7 @@
-//! A control replica: the replicated cluster, the leader's planning loop, the agents' and the people's
-//! endpoints. It decides nothing itself: decisions are `scheduler`'s, authority is `human-chain`'s.
+//! A control replica: the replicated cluster, the leader's planning loop, and the endpoints of agents and
+//! users.
+//!
+//! The replica decides nothing itself: `scheduler` makes decisions, and `human-chain` verifies authority.
 
 mod agents;
 mod allowance;
@@ -38,29 +40,29 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// Open files beside the connections of listeners: the log, connections to other replicas, the runtime's own, and
-/// connections that were evicted and are being closed.
+/// Number of open files beside the listeners' connections: the log, connections to other replicas, the
+/// runtime's own files, and evicted connections that are being closed.
 const OTHER_FILES: usize = 256;
 
-/// What a replica is told at its start.
+/// Configuration of a replica.
 pub struct ServerConfig {
-    /// Its number in the genesis.
+    /// Number of the replica in the genesis.
     pub id: ReplicaId,
-    /// Its own directory: made by [`create_replica`]; below it the log and snapshots.
+    /// State directory, created by [`create_replica`]; it contains the log and snapshots.
     pub directory: PathBuf,
-    /// Its key, as genesis lists it.
+    /// Key of the replica, as the genesis lists it.
     pub identity: Identity,
-    /// How the circle begins.
+    /// The signed genesis of the circle.
     pub genesis: SignedGenesis,
-    /// Where agents and other replicas connect.
+    /// Listener for agents and other replicas.
     pub overlay: TcpListener,
-    /// Where people connect.
+    /// Listener for the API.
     pub api: TcpListener,
-    /// The operator's certificate; none = plain HTTP, on loopback only.
+    /// TLS certificate of the API; none serves plain HTTP, on loopback only.
     pub certificate: Option<Certificate>,
 }
 
-/// A running replica, shared by everything that answers.
+/// A running replica, shared by all request handlers.
 pub(crate) struct Server {
     id: ReplicaId,
     identity: Identity,
@@ -75,11 +77,12 @@ pub(crate) struct Server {
     metrics: metrics::ServerMetrics,
 }
 
-/// Runs a replica until `shutdown`, which ends it in order: leadership is handed over first, then requests in
-/// progress get their answers.
+/// Runs a replica until `shutdown`, which stops it gracefully: it first hands leadership over, then lets
+/// requests in progress finish.
 ///
 /// # Errors
-/// When it cannot start: its log, its listeners, its place in the genesis.
+/// Returns an error if the replica cannot start: because of its log, its listeners, or its entry in the
+/// genesis.
 pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()> {
     let replica = start_replica(&config)?;
     let handle = replica.handle();
@@ -110,7 +113,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let overlay_serving = overlay::serve(
         config.overlay,
         &config.identity,
-        // Anyone may shake hands, but unadmitted peers share a few permits, and may only enrol.
+        // Any peer may complete the handshake, but unadmitted peers share a few permits, and may only enrol.
         PeerPolicy::any().knowing(move |key| known.knows(key)),
         overlay_limits,
         overlay_router,
@@ -130,7 +133,8 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         shutdown.cancelled().await;
         replica.stop().await;
         ending.cancel();
-        // Listeners end by themselves when their requests have; one that hangs is not waited for.
+        // Listeners stop when their requests have finished; the drain time bounds the wait for a request that
+        // hangs.
         tokio::time::sleep(Limits::default().drain).await;
     };
     tokio::select! {
@@ -140,7 +144,8 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     }
 }
 
-/// Resolves with the reason when the replica has stopped by itself: a broken disk, a broken invariant.
+/// Resolves with the reason when the replica stops unexpectedly, because of a disk failure or a broken
+/// invariant.
 async fn stopped(server: &Server, shutdown: &CancellationToken) -> String {
     let mut status = server.handle.watch_status();
     let reason = match status.wait_for(|status| status.stopped.is_some()).await {
@@ -148,7 +153,7 @@ async fn stopped(server: &Server, shutdown: &CancellationToken) -> String {
         Err(_) => "its loops ended".into(),
     };
     if shutdown.is_cancelled() {
-        // It was told to.
+        // The stop was requested.
         return std::future::pending().await;
     }
     reason
@@ -160,7 +165,8 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
         let address = replica.address.parse().with_context(|| format!("address `{}`", replica.address))?;
         peers.insert(replica.id.0, consensus::Peer { address, key: replica.key });
     }
-    // Replica numbers are the same in every circle, and keys may be: the circle's id tells logs and peers apart.
+    // Replica numbers are the same in every circle, and keys may be: the circle's id distinguishes logs and
+    // peers.
     let circle = human_chain::circle_id(&config.genesis.genesis);
     let consensus_config = consensus::Config {
         group: consensus::GroupId(circle.0.0),
@@ -179,9 +185,11 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     Ok(replica)
 }
 
-/// The wall clock as it was when this process first asked, counted on without jumps. The leader judges
-/// leases by it: a clock set forward would end them here while nodes still count on theirs. So a machine
-/// whose clock was wrong at start and was set right since wants its processes restarted.
+/// Returns the wall clock as of the first call in this process, advanced by the monotonic clock.
+///
+/// The leader judges leases by this clock. If a clock set forward took effect, leases would end here while
+/// nodes still count on them. Therefore a machine whose clock was wrong at start and was corrected since
+/// needs its processes restarted.
 pub fn wall_clock() -> Millis {
     static BEGAN: std::sync::OnceLock<(std::time::Instant, Duration)> = std::sync::OnceLock::new();
     let (began, wall) = BEGAN.get_or_init(|| {
@@ -192,12 +200,12 @@ pub fn wall_clock() -> Millis {
 }
 
 impl Server {
-    /// Has a command carried out once, and returns what applying it answered.
+    /// Executes a command exactly once, and returns the reply of the state machine.
     pub(crate) async fn command(&self, actor: Actor, action: Action) -> Result<Reply, problem::Failure> {
         self.write(actor, action, None).await
     }
 
-    /// The same for a client's write, which may come again under its key.
+    /// Executes a client's write, which may be repeated under its idempotency key.
     pub(crate) async fn write(
         &self,
         actor: Actor,
@@ -213,12 +221,12 @@ impl Server {
         canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unseen)
     }
 
-    /// Waits until this replica has applied everything that was acknowledged before now.
+    /// Waits until this replica has applied every command that was acknowledged before the call.
     pub(crate) async fn read_barrier(&self) -> Result<(), problem::Failure> {
         Ok(self.handle.read_barrier().await.map(|_| ())?)
     }
 
-    /// Looks at the cluster as last applied here.
+    /// Reads the cluster as last applied on this replica.
     pub(crate) fn cluster<R>(&self, look: impl FnOnce(&scheduler::Cluster) -> R) -> R {
         self.handle.read(|machine: &ClusterMachine| look(machine.cluster()))
     }

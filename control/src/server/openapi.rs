@@ -1,4 +1,4 @@
-//! The OpenAPI document, generated from the handlers and types it describes.
+//! The OpenAPI document, generated from the handlers and types that it describes.
 
 use super::api::ApiDocument;
 use super::idempotency;
@@ -8,12 +8,12 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder, SecurityRequirement};
 use utoipa::{OpenApi as _, ToSchema};
 
-/// The one `POST` that changes nothing.
+/// Path of the only `POST` that changes nothing.
 const DRY_RUN: &str = "/v1/dry-run";
 /// Name of the bearer scheme in the document.
 const BEARER: &str = "access_token";
 
-/// The whole document: every operation needs a token and may answer with a [`Problem`].
+/// Returns the complete document: every operation needs a token and may answer with a [`Problem`].
 #[must_use]
 pub fn document() -> OpenApi {
     let mut document = ApiDocument::openapi();
@@ -22,7 +22,7 @@ pub fn document() -> OpenApi {
     components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     document.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
     for (path, item) in &mut document.paths.paths {
-        // What asks and changes nothing takes no key.
+        // Operations that change nothing take no idempotency key.
         let writes = [&mut item.post, &mut item.put, &mut item.delete].into_iter().flatten();
         writes.filter(|_| path != DRY_RUN).for_each(idempotency::describe);
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
@@ -39,7 +39,7 @@ pub fn document() -> OpenApi {
     document
 }
 
-/// `GET /openapi.json`.
+/// Handles `GET /openapi.json`.
 pub(crate) async fn serve() -> Json<OpenApi> {
     Json(document())
 }

@@ -1,5 +1,6 @@
-//! Which control replicas answer: asked over the overlay, once a second, so that `status` can tell of one
-//! that is dead before a second one dies.
+//! Health checks among control replicas: each queries the others over the overlay once a second.
+//!
+//! Thus `status` can report a dead replica before a second one dies.
 
 use super::Server;
 use axum::Router;
@@ -15,15 +16,15 @@ use std::time::Duration;
 
 /// Pause between rounds.
 const ROUND: Duration = Duration::from_secs(1);
-/// A replica that takes longer is counted as dead until the next round.
+/// Timeout of a health check; a replica that takes longer counts as silent until the next round.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// What is asked.
+/// Path of the health check.
 const PATH: &str = "/control/v1/alive";
 
-/// The other replicas.
+/// The other replicas and their reachability.
 pub(crate) struct Peers {
     clients: Vec<(ReplicaId, Client)>,
-    /// Replicas that did not answer in the last round; none before the first.
+    /// Replicas that did not answer in the last round; none before the first round.
     silent: Mutex<Option<Vec<ReplicaId>>>,
 }
 
@@ -40,12 +41,12 @@ impl Peers {
         Ok(Self { clients, silent: Mutex::default() })
     }
 
-    /// The replicas that do not answer this one, by number; none before any was asked.
+    /// Returns the replicas that do not answer this one; none before the first round.
     pub(crate) fn silent(&self) -> Option<Vec<ReplicaId>> {
         self.lock().clone()
     }
 
-    /// How many replicas answer, this one included; none before any was asked.
+    /// Returns the number of replicas that answer, including this one; none before the first round.
     pub(crate) fn alive(&self) -> Option<u64> {
         let silent = self.lock().as_ref().map(Vec::len)?;
         Some((1 + self.clients.len() - silent) as u64)
@@ -66,7 +67,7 @@ impl Peers {
     }
 }
 
-/// Asks the others again and again, until `shutdown`.
+/// Checks the other replicas in every round, until `shutdown`.
 pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
     loop {
         server.peers.ask_all().await;
@@ -77,7 +78,7 @@ pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
     }
 }
 
-/// What a replica answers to the others, and to nobody else.
+/// Builds the router of the health check, which answers control replicas only.
 pub(crate) fn router(server: Arc<Server>) -> Router {
     Router::new().route(PATH, get(alive)).with_state(server)
 }

@@ -1,4 +1,5 @@
-//! Errors of the control API: one JSON shape, one stable code each, one HTTP status per kind of mistake.
+//! Errors of the control API: one JSON shape, a stable code for each, and one HTTP status per kind of
+//! mistake.
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -9,45 +10,45 @@ use protocol::api::{LEADER_HEADER, Problem};
 use protocol::error_code::{self, ErrorCode};
 use scheduler::{Refusal, Reply};
 
-/// A problem and the status it is sent with.
+/// A problem and the HTTP status that it is sent with.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     status: StatusCode,
     problem: Problem,
-    /// Where the leader is, if this replica does not lead and knows.
+    /// Base URL of the leader, if this replica does not lead and knows the leader.
     leader: Option<Box<HeaderValue>>,
 }
 
 impl Failure {
-    /// A failure with this code; the status follows from the code.
+    /// Creates a failure with this code; the status follows from the code.
     #[must_use]
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let problem = Problem { code: code.to_string(), message: message.into(), at: None, remedy: None };
         Self { status: status_of(code), problem, leader: None }
     }
 
-    /// Names the base URL of the replica that leads.
+    /// Adds the base URL of the replica that leads.
     #[must_use]
     pub(crate) fn leader(mut self, api: &str) -> Self {
         self.leader = HeaderValue::from_str(api).ok().map(Box::new);
         self
     }
 
-    /// Where it is wrong.
+    /// Adds the location of the mistake in the request.
     #[must_use]
     pub(crate) fn at(mut self, place: impl Into<String>) -> Self {
         self.problem.at = Some(place.into());
         self
     }
 
-    /// What to do.
+    /// Adds a remedy for the caller.
     #[must_use]
     pub(crate) fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.problem.remedy = Some(remedy.into());
         self
     }
 
-    /// The problem as JSON carries it.
+    /// Returns the problem in its JSON form.
     #[must_use]
     pub(crate) fn problem(&self) -> &Problem {
         &self.problem
@@ -65,7 +66,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::LOG_BUSY
         | error_code::SESSION_EXPIRED
         | error_code::REPLICA_STOPPED => StatusCode::SERVICE_UNAVAILABLE,
-        // Not 503: whoever asks again because of that would perhaps do it twice.
+        // Not 503, because a client that retries on 503 might apply the command twice.
         error_code::OUTCOME_UNKNOWN | error_code::SEQUENCE_PASSED => StatusCode::GATEWAY_TIMEOUT,
         error_code::LOG_DISK_FULL => StatusCode::INSUFFICIENT_STORAGE,
         error_code::LIMIT_REACHED => StatusCode::TOO_MANY_REQUESTS,
@@ -147,10 +148,10 @@ impl From<QueryRejection> for Failure {
     }
 }
 
-/// A reply of the state machine: what it did, or the failure.
+/// Returns the reply of the state machine, or its refusal as a failure.
 ///
 /// # Errors
-/// When the state machine refused.
+/// Returns an error if the state machine refused the command.
 pub(super) fn accepted(reply: Reply) -> Result<Reply, Failure> {
     match reply {
         Reply::Refused { code, message } => Err(Failure::new(code, message)),
@@ -158,18 +159,20 @@ pub(super) fn accepted(reply: Reply) -> Result<Reply, Failure> {
     }
 }
 
-/// The replica cannot answer now; asking again later, or asking another, may help.
+/// Returns the failure of a replica that cannot answer now; a retry, or another replica, may succeed.
 pub(crate) fn unavailable(error: impl std::fmt::Display) -> Failure {
     Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string()).remedy(ASK_AGAIN)
 }
 
-/// The command was committed, and its effect cannot be shown. Never 503, which says that nothing was done.
+/// Returns the failure for a committed command whose effect cannot be shown.
+///
+/// Its status is never 503, which would report that nothing was done.
 pub(super) fn unseen(reason: impl std::fmt::Display) -> Failure {
     Failure::new(error_code::OUTCOME_UNKNOWN, format!("the command was committed; {reason}")).remedy(LOOK)
 }
 
-/// What to do where something may have been done.
+/// Remedy when the command may have been applied.
 const LOOK: &str =
     "send it again under its Idempotency-Key, or look whether it took effect before you ask again";
-/// What to do where nothing was done and nothing is wrong with what was asked.
+/// Remedy when nothing was done and the request itself is valid.
 const ASK_AGAIN: &str = "ask again; `quorate status` shows which replicas answer";

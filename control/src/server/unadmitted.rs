@@ -1,5 +1,7 @@
-//! Requests of unadmitted peers, keys that no certificate admits: they may ask to be admitted, and not too often.
-//! Any other request of theirs is refused before a byte of its body is read.
+//! Admission control for requests of unadmitted peers, whose keys no certificate admits.
+//!
+//! They may ask for admission, at a limited rate. Any other request of theirs is rejected before a byte of
+//! its body is read.
 
 use super::Server;
 use super::agents::{self, ENROL, SYNC};
@@ -14,16 +16,18 @@ use scheduler::limits::{PENDING_NODES_MAX, PENDING_SILENT_MS};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Requests of one source. A node that waits for admission asks once in two seconds: a site of a hundred such
-/// nodes is let through.
+/// Rate limit of one source. A node that waits for admission asks once in two seconds, so a site of a hundred
+/// such nodes is served.
 const ASKS_EACH: Rate = Rate { burst: 200, every_ms: 10 };
-/// An answer may carry a genesis of a megabyte or two, so that it costs about as much as a node's sync.
+/// Rate limit of all sources: a response may carry a genesis of a megabyte or two, and costs about as much as
+/// a sync.
 const ASKS_ALL: Rate = Rate { burst: 1000, every_ms: 2 };
-/// Requests that write to the log. A list full of honest nodes writes four a second.
+/// Rate limit of one source for requests that write to the log. A full list of honest nodes writes four a
+/// second.
 const NOTES_EACH: Rate = Rate { burst: 16, every_ms: 2000 };
-/// Against all of them together: a fraction of what the log takes.
+/// Rate limit of all sources for requests that write to the log: a fraction of the log's throughput.
 const NOTES_ALL: Rate = Rate { burst: 64, every_ms: 200 };
-/// Addresses remembered; one is some tens of bytes.
+/// Maximum number of source addresses remembered; one takes some tens of bytes.
 const ADDRESSES_MAX: usize = 4096;
 
 const _: () = assert!(
@@ -31,10 +35,10 @@ const _: () = assert!(
     "no single address keeps the list of waiting nodes full of its own"
 );
 
-/// What unadmitted peers have asked for lately.
+/// Rate limiters of unadmitted peers.
 #[derive(Debug)]
 pub(super) struct UnadmittedPeers {
-    /// Allowances refill by this clock: one that people set could go back, and shut them out.
+    /// Origin of the limiters' clock, which is monotonic: a wall clock set back would shut peers out.
     began: Instant,
     asks: Mutex<Allowance<SourcePrefix>>,
     notes: Mutex<Allowance<SourcePrefix>>,
@@ -49,12 +53,12 @@ impl Default for UnadmittedPeers {
 }
 
 impl UnadmittedPeers {
-    /// Takes one of what may be asked.
+    /// Takes one request from the source's limit.
     fn ask(&self, address: PeerAddress) -> Result<(), Failure> {
         self.take(&self.asks, address)
     }
 
-    /// Takes one of what may be written to the log.
+    /// Takes one write to the log from the source's limit.
     pub(super) fn note(&self, address: PeerAddress) -> Result<(), Failure> {
         self.take(&self.notes, address)
     }
@@ -70,7 +74,7 @@ impl UnadmittedPeers {
     }
 }
 
-/// Stands before everything that the overlay listener answers.
+/// Middleware in front of every route of the overlay listener.
 pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let extensions = request.extensions();
     let (Some(Peer(key)), Some(address)) =
@@ -93,18 +97,19 @@ pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, ne
 }
 
 impl Server {
-    /// Whether the key is a control replica's.
+    /// Returns whether the key belongs to a control replica.
     pub(super) fn is_replica(&self, key: &PublicKey) -> bool {
         self.genesis.genesis.control.iter().any(|replica| replica.key == *key)
     }
 
-    /// Whether a certificate that this replica has applied admits the node.
+    /// Returns whether a certificate that this replica has applied admits the node.
     pub(super) fn is_admitted(&self, node: NodeId) -> bool {
         self.cluster(|cluster| cluster.node(&node).is_some())
     }
 
-    /// Whether the listener keeps a permit for the key. A replica that has just started knows the first nodes
-    /// from genesis, and the others in a moment.
+    /// Returns whether the listener reserves a permit for the key.
+    ///
+    /// A replica that has just started knows the first nodes from genesis, and the others a moment later.
     pub(super) fn knows(&self, key: &PublicKey) -> bool {
         let first = self.genesis.genesis.nodes.iter().any(|node| node.id.0 == *key);
         first || self.is_replica(key) || self.is_admitted(NodeId(*key))

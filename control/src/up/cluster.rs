@@ -1,4 +1,4 @@
-//! A running local cluster: its daemons, its context, and what the story does to it.
+//! A running local cluster: its daemons, its context, and the operations of the demonstration on it.
 
 use super::founding::{found, worker};
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
@@ -14,40 +14,41 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long the cluster may take until every node is alive.
+/// Timeout for the start of the cluster, until every node is alive.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// Pause between looks while waiting.
+/// Interval between two polls of a waiting step.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// First host user id for sandboxes; each node takes a range of its own.
 const IDS_FIRST: u32 = 600_000;
-/// Pairs of ids per node.
+/// Number of id pairs per node.
 const ID_PAIRS: u32 = 256;
 
-/// Pause between looks of the supervisor.
+/// Interval between two polls of the supervisor.
 const SUPERVISION_PAUSE: Duration = Duration::from_millis(250);
 
-/// The longest pause before a restart is the one above, doubled this often: 16 s.
+/// Maximum number of doublings of the restart pause; starting from the interval above, the longest pause is
+/// 16 s.
 const RESTART_DOUBLINGS_MAX: u32 = 6;
-/// A daemon that ran this long did start.
+/// Uptime after which the start of a daemon counts as successful.
 const STANDS_AFTER: Duration = Duration::from_secs(30);
 
-/// A cluster of real processes on this machine. Whoever tells its story and whoever supervises it share it
-/// on the main thread.
+/// A cluster of real processes on this machine. The demonstration and the supervisor share it on the main
+/// thread.
 pub struct Cluster {
-    /// Its directory.
+    /// Directory layout of the cluster.
     pub layout: Layout,
     ports: Ports,
     daemons: RefCell<BTreeMap<String, Daemon>>,
     simulate_gpus: Option<String>,
-    /// Founded by this run.
+    /// True if this run founded the circle.
     pub founded_now: bool,
 }
 
 impl Cluster {
-    /// Founds the circle if this is the first run, starts every daemon, and waits until all nodes are alive.
+    /// Founds the circle on the first run, starts every daemon, and waits until all nodes are alive.
     ///
     /// # Errors
-    /// When something does not start; what was started is ended by then.
+    /// Returns an error if a step fails. If the nodes do not become alive, the daemons are stopped first.
     pub async fn start(layout: Layout, simulate_gpus: Option<&str>) -> Result<Self> {
         let founded_now = !layout.is_founded();
         let ports = Ports::bind(&layout)?;
@@ -55,7 +56,7 @@ impl Cluster {
             found(&layout, &ports)?;
         }
         for name in NODES {
-            // An earlier run may have been killed between taking a node's disk and giving it a new one.
+            // An earlier run may have been killed between wiping a node's directory and preparing it again.
             worker(&layout, &ports, name)?;
         }
         let simulate_gpus = simulate_gpus.map(str::to_string);
@@ -97,10 +98,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a node's agent, with its share of the machine and user ids of its own.
+    /// Starts a node's agent, with its share of the machine and its own range of user ids.
     ///
     /// # Errors
-    /// When the process cannot start.
+    /// Returns an error if the process cannot start.
     pub fn start_node(&self, name: &str) -> Result<()> {
         let storage = self.ports.listener(&format!("{name}/storage"));
         let metrics = self.ports.listener(&format!("{name}/metrics"));
@@ -185,7 +186,7 @@ impl Cluster {
                 && !page.items.is_empty()
                 && let Ok(pending) = client.get::<Page<PendingNode>>("/v1/pending-nodes").await
             {
-                // A node that lost its keys asks to be admitted again; that is for the members to answer.
+                // A node that lost its keys asks for admission again; only the members can decide that.
                 let asks =
                     |name: &NodeName| pending.items.iter().any(|pending| pending.admission.name == *name);
                 if page.items.iter().all(|node| node.alive || asks(&node.name)) {
@@ -220,87 +221,88 @@ impl Cluster {
         format!("the cluster did not start; last lines of {name}:\n{}", tail.join("\n"))
     }
 
-    /// The operator's context.
+    /// Reads the operator's context.
     ///
     /// # Errors
-    /// When the file is damaged.
+    /// Returns an error if the file is damaged.
     pub fn context(&self) -> Result<Context> {
         Context::load(Some(&self.layout.context()))
     }
 
-    /// A verified view of the circle.
+    /// Opens a session with a verified view of the circle.
     ///
     /// # Errors
-    /// When control does not answer or its history does not verify.
+    /// Returns an error if control does not answer or its history does not verify.
     pub async fn session(&self) -> Result<Session> {
         Session::open(&self.context()?).await
     }
 
-    /// A member's key, from its demonstration file.
+    /// Reads a member's key from its demonstration file.
     ///
     /// # Errors
-    /// When the file is damaged.
+    /// Returns an error if the file is damaged.
     pub fn member(&self, name: &str) -> Result<MemberKeyFile> {
         MemberKeyFile::load(&self.layout.member_key(name))
     }
 
-    /// How the cluster says it is.
+    /// Returns the cluster's status, as the leader reports it.
     ///
     /// # Errors
-    /// When control does not answer.
+    /// Returns an error if control does not answer.
     pub async fn status(&self) -> Result<Status> {
         Ok(self.context()?.client()?.get("/v1/status").await?)
     }
 
-    /// The gateway's API.
+    /// Returns the base URL of the gateway's API.
     #[must_use]
     pub fn gateway(&self) -> String {
         format!("http://{}", self.ports.address(&format!("{GATEWAY}/api")))
     }
 
-    /// Address of a socket, by what it is for.
+    /// Returns the address of a socket by its name, `daemon/purpose`.
     #[must_use]
     pub fn address(&self, name: &str) -> std::net::SocketAddr {
         self.ports.address(name)
     }
 
-    /// A daemon's process id.
+    /// Returns a daemon's process id.
     ///
     /// # Errors
-    /// When it does not run.
+    /// Returns an error if the daemon does not run.
     pub fn pid(&self, name: &str) -> Result<u32> {
         self.daemons.borrow().get(name).and_then(Daemon::pid).ok_or_else(|| anyhow!("{name} does not run"))
     }
 
-    /// Names of the daemons.
+    /// Returns the names of the daemons.
     #[must_use]
     pub fn daemon_names(&self) -> Vec<String> {
         self.daemons.borrow().keys().cloned().collect()
     }
 
-    /// Kills a daemon without a word.
+    /// Kills a daemon without warning, as a crash would.
     ///
     /// # Errors
-    /// When it does not run.
+    /// Returns an error if the daemon does not run.
     pub async fn kill(&self, name: &str) -> Result<()> {
         let daemon = self.daemons.borrow_mut().remove(name);
         daemon.ok_or_else(|| anyhow!("{name} does not run"))?.kill().await
     }
 
-    /// A node's directory as it was on the day it was bought: new disk, new keys, same name and address.
+    /// Replaces a node's directory by a fresh one: new disk, new keys, same name and address.
     ///
     /// # Errors
-    /// When the directory cannot be written.
+    /// Returns an error if the directory cannot be written.
     pub fn wipe_node(&self, name: &str) -> Result<()> {
         std::fs::remove_dir_all(self.layout.node(name))?;
         worker(&self.layout, &self.ports, name).map(|_| ())
     }
 
-    /// Starts again what died, as a supervisor would, until somebody stops the cluster. One that dies again and
-    /// again is started again less and less often.
+    /// Restarts daemons that died, as a supervisor would, until the caller drops the future.
+    ///
+    /// The pause before a restart doubles for a daemon that dies repeatedly.
     ///
     /// # Errors
-    /// When a daemon cannot be started again.
+    /// Returns an error if a daemon cannot be restarted.
     pub async fn keep_alive(&self) -> Result<()> {
         let mut restarts: BTreeMap<String, Restarts> = BTreeMap::new();
         loop {
@@ -318,10 +320,10 @@ impl Cluster {
         }
     }
 
-    /// Starts a daemon again under its name.
+    /// Restarts a daemon under its name.
     ///
     /// # Errors
-    /// When the process cannot start.
+    /// Returns an error if the process cannot start.
     pub fn restart(&self, name: &str) -> Result<()> {
         match name.strip_prefix("control-").and_then(|id| id.parse().ok()) {
             Some(id) => self.start_control(id),
@@ -330,10 +332,10 @@ impl Cluster {
         }
     }
 
-    /// Ends every daemon in order, nodes first, so that nothing outlives this process.
+    /// Stops every daemon gracefully, nodes first, so that no process outlives this one.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Returns an error if a daemon can neither be waited for nor killed.
     pub async fn stop(&self) -> Result<()> {
         let (control, nodes): (Vec<_>, Vec<_>) =
             self.daemon_names().into_iter().partition(|name| name.starts_with("control-"));
@@ -354,7 +356,7 @@ impl Cluster {
     }
 }
 
-/// When a daemon was last started again, and how often in a row.
+/// Time of a daemon's last restart, and the number of consecutive restarts.
 #[derive(Debug, Default)]
 struct Restarts {
     last: Option<Instant>,
@@ -362,8 +364,8 @@ struct Restarts {
 }
 
 impl Restarts {
-    /// Whether a daemon that is found dead is to be started now. The pause doubles with each restart in a row,
-    /// which ends when it stood for a while.
+    /// Returns whether a dead daemon is due for a restart. The pause doubles with each consecutive restart; a
+    /// sufficient uptime resets it.
     fn is_due(&mut self, now: Instant) -> bool {
         let since = self.last.map_or(Duration::MAX, |last| now.duration_since(last));
         if since > STANDS_AFTER {
@@ -378,7 +380,7 @@ impl Restarts {
     }
 }
 
-/// What each node offers: a third of the machine.
+/// Returns the resources that each node offers: a third of the machine.
 fn share_of_machine() -> Result<(u64, u64)> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;

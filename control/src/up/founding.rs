@@ -1,6 +1,8 @@
-//! The founding of a demonstration circle: three members whose keys are files beside each other, a rule of
-//! 2 of 3, three control replicas, three nodes and a gateway. Real keys, real signatures; only their
-//! safe-keeping is a demonstration.
+//! Founding of a demonstration circle: three members with a rule of 2 of 3, three control replicas, three
+//! nodes and a gateway.
+//!
+//! Keys and signatures are real. Only the safekeeping is a demonstration: the members' keys are files beside
+//! each other.
 
 use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
 use super::ports::Ports;
@@ -15,10 +17,10 @@ use protocol::governance::*;
 use protocol::{Digest, MemberId, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Makes every key, the genesis signed by every founder, and the context file.
+/// Creates every key, the genesis signed by every founder, and the context file.
 ///
 /// # Errors
-/// When the directory cannot be written.
+/// Returns an error if the directory cannot be written.
 pub(super) fn found(layout: &Layout, ports: &Ports) -> Result<()> {
     let keys: Vec<MemberKeyFile> = MEMBERS
         .iter()
@@ -69,10 +71,10 @@ fn replica(layout: &Layout, ports: &Ports, id: u64) -> Result<ControlReplica> {
     })
 }
 
-/// A node that works and stores, its keys new if its directory has none.
+/// Prepares a node that runs services and stores models; creates its keys if its directory has none.
 ///
 /// # Errors
-/// When the directory cannot be written.
+/// Returns an error if the directory cannot be written.
 pub(super) fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeAdmission> {
     let directory = layout.node(name);
     let keys = create_keys(&directory, false)?;

@@ -1,4 +1,4 @@
-//! Where a local cluster keeps what, and who may use it: one `up` at a time.
+//! Directory layout of a local cluster, with a lock that admits one `up` at a time.
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -6,20 +6,20 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Control replicas of a local cluster.
+/// Number of control replicas.
 pub(super) const REPLICAS: u64 = 3;
-/// Nodes that work and store.
+/// Names of the nodes that run services and store models.
 pub(super) const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
-/// The node that runs the gateway.
+/// Name of the node that runs the gateway.
 pub(super) const GATEWAY: &str = "gateway-1";
-/// Stores behind each node.
+/// Names of the stores of each node.
 pub(super) const STORES: [&str; 2] = ["disk-0", "disk-1"];
-/// Members of the circle.
+/// Names of the circle's members.
 pub(super) const MEMBERS: [&str; 3] = ["member-a", "member-b", "member-c"];
-/// How many of them must sign.
+/// Number of members that must sign a change.
 pub(super) const REQUIRED: u32 = 2;
 
-/// The directory of a local cluster, held while this value lives.
+/// The directory of a local cluster, locked while this value lives.
 #[derive(Debug)]
 pub struct Layout {
     root: PathBuf,
@@ -27,10 +27,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Takes the directory, empty if `fresh`.
+    /// Locks the directory; empties it if `fresh`, or if no founding in it was completed.
     ///
     /// # Errors
-    /// `directory-in-use` when another `up` has it; `directory-foreign` when it holds something else.
+    /// Fails with `directory-in-use` if another `up` holds the lock, and with `directory-foreign` if the
+    /// directory has other contents.
     pub fn claim(root: &Path, fresh: bool) -> Result<Self> {
         let root = std::path::absolute(root)?;
         let used = root.exists() && root.read_dir()?.next().is_some();
@@ -59,7 +60,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Removes everything but the lock: a founding that did not end leaves nothing behind.
+    /// Removes everything but the lock: an unfinished founding leaves nothing behind.
     fn clear(&self) -> Result<()> {
         for entry in std::fs::read_dir(&self.root)? {
             let path = entry?.path();
@@ -73,73 +74,73 @@ impl Layout {
         Ok(())
     }
 
-    /// Whether an earlier run founded the circle here.
+    /// Returns whether an earlier run founded the circle in this directory.
     #[must_use]
     pub fn is_founded(&self) -> bool {
         self.context().exists()
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// A control replica's directory.
+    /// Returns a control replica's directory.
     #[must_use]
     pub fn control(&self, id: u64) -> PathBuf {
         self.root.join(format!("control-{id}"))
     }
 
-    /// A node's directory.
+    /// Returns a node's directory.
     #[must_use]
     pub fn node(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// The signed genesis.
+    /// Returns the path of the signed genesis.
     #[must_use]
     pub fn genesis(&self) -> PathBuf {
         self.root.join("genesis.json")
     }
 
-    /// A member's key. In a file beside the others: demonstration only.
+    /// Returns the path of a member's key. It is beside the other members' keys: for demonstration only.
     #[must_use]
     pub fn member_key(&self, member: &str) -> PathBuf {
         self.root.join("members").join(format!("{member}.key"))
     }
 
-    /// The operator's access token.
+    /// Returns the path of the operator's access token.
     #[must_use]
     pub fn token(&self) -> PathBuf {
         self.root.join("token")
     }
 
-    /// The inference key that the demonstration uses.
+    /// Returns the path of the demonstration's inference key.
     #[must_use]
     pub fn api_key(&self) -> PathBuf {
         self.root.join("api-key")
     }
 
-    /// Which of the user's own directories were imported under which names.
+    /// Returns the path of the record of imported directories of the user and their model names.
     #[must_use]
     pub fn own_models(&self) -> PathBuf {
         self.root.join("own-models.json")
     }
 
-    /// The context file; written last, it says that the founding is complete.
+    /// Returns the path of the context file; it is written last and marks the founding as complete.
     #[must_use]
     pub fn context(&self) -> PathBuf {
         self.root.join("context.json")
     }
 
-    /// Which ports were taken at the founding.
+    /// Returns the path of the record of ports bound at the founding.
     #[must_use]
     pub fn ports(&self) -> PathBuf {
         self.root.join("ports.json")
     }
 
-    /// A daemon's log.
+    /// Returns the path of a daemon's log.
     #[must_use]
     pub fn log(&self, name: &str) -> PathBuf {
         self.root.join("logs").join(format!("{name}.log"))

@@ -1,9 +1,11 @@
-//! `quorate up`: a whole cluster on this machine. Three control replicas, three nodes and a gateway, each a
-//! real process, found a circle and serve; with `--demonstration` they tell the story of the README, with `--model`
-//! they serve a directory of the user's own instead.
+//! `quorate up`: a whole cluster on this machine.
 //!
-//! What is simulated is said: the machine is one machine, the members' keys are files beside each other,
-//! and GPUs only where `--simulate-gpus` pretends them.
+//! Three control replicas, three nodes and a gateway, each a real process, found a circle and serve. With
+//! `--demonstration` the cluster runs the demonstration of the README; with `--model` it serves the user's
+//! own model directory instead.
+//!
+//! Simulated parts are labelled. One machine acts as all machines, the members' keys are files beside each
+//! other, and GPUs are simulated only with `--simulate-gpus`.
 
 mod cluster;
 mod founding;
@@ -30,16 +32,16 @@ Examples:
   quorate up --model ~/models/my-llama         the same, and serve this model
   quorate up --fresh --simulate-gpus 8xH100    rehearse a GPU cluster's scheduling")]
 pub struct UpArguments {
-    /// Where the cluster keeps everything
+    /// Directory of the cluster's state
     #[arg(long, default_value = ".quorate/demo", value_name = "DIR")]
     dir: PathBuf,
-    /// Forget what an earlier run left
+    /// Delete the state of an earlier run
     #[arg(long)]
     fresh: bool,
-    /// Tell the story or serve the model, stop everything, exit 0 only if every step held
+    /// Run the demonstration or serve the model, stop everything, and exit 0 only if every step succeeded
     #[arg(long, requires = "what")]
     once: bool,
-    /// Tell the story: import, vote, serve, break, heal
+    /// Run the demonstration: import, vote, serve, break, heal
     #[arg(long)]
     demonstration: bool,
     /// Directory of all-MiniLM-L6-v2, for the demonstration
@@ -48,21 +50,22 @@ pub struct UpArguments {
     /// Directory of the small language model, for the demonstration
     #[arg(long, value_name = "DIR", requires = "demonstration")]
     tiny: Option<PathBuf>,
-    /// Documents that the demonstration searches
+    /// Directory of documents that the demonstration searches
     #[arg(long, value_name = "DIR", requires = "demonstration")]
     documents: Option<PathBuf>,
-    /// Serve this Hugging Face model directory of your own instead of telling the story
+    /// Serve this Hugging Face model directory instead of running the demonstration
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Pretend that every node has GPUs, like `8xH100`: they schedule and compute nothing
+    /// Simulate GPUs on every node, like `8xH100`: they are scheduled and compute nothing
     #[arg(long, value_name = "COUNTxNAME")]
     simulate_gpus: Option<String>,
 }
 
-/// Runs the cluster until Ctrl-C, or once through its story.
+/// Runs the cluster until Ctrl-C, or with `--once` until the demonstration or the model's test request has
+/// finished.
 ///
 /// # Errors
-/// When the cluster cannot start, or a step of the story does not hold.
+/// Returns an error if the cluster cannot start, or a step of the demonstration fails.
 pub async fn run(arguments: UpArguments) -> Result<()> {
     let began = Instant::now();
     let layout = Layout::claim(&arguments.dir, arguments.fresh)?;
@@ -81,7 +84,7 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
 
 async fn live(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     story::finish_earlier_run(cluster, began).await?;
-    // Whoever reads the last lines can ask at once, whatever the story made.
+    // The printed commands use the key, so it must exist in every mode.
     story::make_api_key(cluster).await?;
     match &arguments.model {
         Some(model) => story::serve_own_model(cluster, model, began).await?,

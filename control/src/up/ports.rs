@@ -1,5 +1,7 @@
-//! Listening sockets, bound before the circle is founded so that the genesis can name every address, and
-//! handed to the daemons. A later run binds the same ports; one that is taken is said, not replaced.
+//! Listening sockets of a local cluster, inherited by its daemons.
+//!
+//! They are bound before the circle is founded, so that the genesis can name every address. A later run binds
+//! the same ports; a port that is taken is reported, not replaced.
 
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
 use anyhow::{Context as _, Result, bail};
@@ -8,13 +10,13 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-/// Every listening socket of the cluster, by what it is for.
+/// Every listening socket of the cluster, by name.
 #[derive(Debug)]
 pub(super) struct Ports {
     listeners: BTreeMap<String, TcpListener>,
 }
 
-/// Which sockets there are: `daemon/purpose`.
+/// Returns the names of all sockets, in the form `daemon/purpose`.
 fn names() -> Vec<String> {
     let mut names = Vec::new();
     for id in 1..=REPLICAS {
@@ -33,7 +35,7 @@ impl Ports {
     /// Binds the ports of an earlier run, or free ones.
     ///
     /// # Errors
-    /// `port-in-use` when a recorded port is taken by somebody else.
+    /// Fails with `port-in-use` if another process holds a recorded port.
     pub(super) fn bind(layout: &Layout) -> Result<Self> {
         let recorded: BTreeMap<String, u16> = match std::fs::read(layout.ports()) {
             Ok(bytes) => serde_json::from_slice(&bytes).context("ports.json")?,
@@ -67,19 +69,19 @@ impl Ports {
         Ok(())
     }
 
-    /// The socket for a purpose.
+    /// Returns the socket with this name.
     ///
     /// # Panics
-    /// When the name is not one of [`names`].
+    /// Panics if the name is not one of [`names`].
     #[must_use]
     pub(super) fn listener(&self, name: &str) -> &TcpListener {
         self.listeners.get(name).expect("every purpose has a socket")
     }
 
-    /// Its address.
+    /// Returns the address of the socket with this name.
     ///
     /// # Panics
-    /// As [`Ports::listener`].
+    /// Panics like [`Ports::listener`].
     #[must_use]
     pub(super) fn address(&self, name: &str) -> SocketAddr {
         self.listener(name).local_addr().expect("a bound socket has an address")
@@ -90,7 +92,7 @@ impl Ports {
 mod tests {
     use super::*;
 
-    /// None when another process of this machine took a port while it was free.
+    /// Returns none if another process of this machine took a port while it was free.
     fn ports_of_an_earlier_run() -> Option<()> {
         let place = tempfile::tempdir().expect("a directory");
         let layout = Layout::claim(&place.path().join("cluster"), false).expect("an empty directory");
@@ -111,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_ports_of_an_earlier_run_are_bound_again_and_a_taken_one_is_named() {
-        // Each try has ports of its own; that strangers take one of each is no luck of scheduling any more.
+        // Each attempt binds ports of its own. Other processes cannot plausibly take one in all of them.
         assert!((0..100).any(|_| ports_of_an_earlier_run().is_some()), "ports are never bound again");
     }
 }

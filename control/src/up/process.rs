@@ -1,4 +1,4 @@
-//! The daemons of a local cluster as child processes: started with inherited sockets, watched, ended.
+//! Daemons of a local cluster as child processes: started with inherited sockets, watched, and stopped.
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -12,7 +12,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// How long a daemon may take to end in order before it is killed.
+/// Time that a daemon has to stop gracefully before it is killed.
 const ORDERLY_END: Duration = Duration::from_secs(8);
 
 /// A running daemon.
@@ -23,12 +23,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts this binary with other arguments. Each socket in `sockets` is inherited under its own
-    /// number; arguments name it as `fd:N`. Call from the main thread: the daemon dies with the thread
-    /// that started it.
+    /// Starts this binary with other arguments, as a daemon.
+    ///
+    /// The daemon inherits each socket in `sockets` under its own number; arguments name it as `fd:N`. Call
+    /// this function from the main thread: the daemon dies with the thread that started it.
     ///
     /// # Errors
-    /// When the log cannot be opened or the process cannot start.
+    /// Returns an error if the log cannot be opened or the process cannot start.
     pub(super) fn start(
         name: &str,
         arguments: &[String],
@@ -44,7 +45,7 @@ impl Daemon {
             .open(log)
             .with_context(|| format!("open `{}`", log.display()))?;
         let program = std::env::current_exe().context("find this binary")?;
-        // Only these sockets, only for the moment of this start: other daemons must not inherit them.
+        // The sockets are inheritable only during this start: other daemons must not inherit them.
         inherit(sockets, true)?;
         let child = Command::new(program)
             .args(arguments)
@@ -59,51 +60,51 @@ impl Daemon {
         Ok(Self { name: name.to_string(), child })
     }
 
-    /// What it is called.
+    /// Returns the name of the daemon.
     #[must_use]
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id, while it runs.
+    /// Returns the process id of the daemon, while it runs.
     #[must_use]
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status of the daemon, if it has ended.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Returns an error if the state of the process cannot be read.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Kills it without a word.
+    /// Kills the daemon with SIGKILL and waits for its end.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Returns an error if the process cannot be killed or waited for.
     pub(super) async fn kill(&mut self) -> Result<()> {
         self.child.start_kill()?;
         self.child.wait().await?;
         Ok(())
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM to the daemon.
     pub(super) fn ask_to_end(&self) {
         if let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) {
-            // It may have ended by itself in between, which is what is wanted.
+            // The process may already have ended, which is the desired result.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     }
 
-    /// Waits for its end, and kills it when it takes too long.
+    /// Waits for the daemon to end, and kills it after a timeout.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Returns an error if the process cannot be killed or waited for.
     pub(super) async fn wait_or_kill(&mut self) -> Result<()> {
         if tokio::time::timeout(ORDERLY_END, self.child.wait()).await.is_err() {
-            tracing::warn!(daemon = self.name, "did not end in order; killed");
+            tracing::warn!(daemon = self.name, "did not stop in time; killed");
             self.kill().await?;
         }
         Ok(())
@@ -118,20 +119,22 @@ fn inherit(sockets: &[&TcpListener], yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// How a daemon's arguments name an inherited socket.
+/// Returns the form in which a daemon's arguments name an inherited socket.
 #[must_use]
 pub(super) fn inherited(socket: &TcpListener) -> String {
     format!("fd:{}", socket.as_raw_fd())
 }
 
-/// For daemons started by `quorate up`: die when it dies, however it dies. Leases then end what they ran.
-/// Call first thing in `main`, on its only thread.
+/// Ties the life of this process to `quorate up`, if that started it: it dies with its parent, however that
+/// ends.
+///
+/// Services that the daemons ran then end with their leases. Call this first in `main`, on its only thread.
 pub fn die_with_parent() {
     let Ok(parent) = std::env::var("QUORATE_WITH_PARENT") else { return };
     if nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_err() {
         return;
     }
-    // The parent may have died before the line above took effect.
+    // The parent may have died before the call above took effect.
     if nix::unistd::getppid().to_string() != parent {
         std::process::exit(1);
     }

@@ -1,4 +1,5 @@
-//! Registering against a control that notes what it is asked, and does not always answer.
+//! Tests of registration against a fake control that records requests and does not always send a valid
+//! response.
 
 use super::*;
 use crate::cli::simple_policy;
@@ -16,12 +17,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// Control as an importer sees it: what it would answer, and what it was asked to change.
+/// State of a fake control, as an importer sees it: the responses, and the changes that were requested.
 struct Register {
     history: History,
     models: Vec<ModelRecord>,
     wraps: BTreeMap<ModelRoot, Vec<KeyWrap>>,
-    /// How many registrations are not answered in a way that the client understands.
+    /// Number of registrations that still get a response that the client does not understand.
     unanswered: u32,
     registered: Vec<RegisterModel>,
     shared: Vec<KeyWrap>,
@@ -160,8 +161,9 @@ impl Lab {
     }
 }
 
-/// There is one step: killed before it, nothing is known; after it, the members hold the key. What was not answered
-/// is said again in the same words, which control takes for one.
+/// Registration is one step: before it nothing is known, and after it the members hold the key.
+///
+/// A registration without a valid response is sent again with the same contents, which control treats as one.
 #[tokio::test]
 async fn an_import_makes_a_model_and_its_key_known_in_one_step() {
     let lab = Lab::new().await;

@@ -1,4 +1,4 @@
-//! Which start of a replica may make a log: the first one after `control init`, and none ever again.
+//! Tests of the bootstrap marker: only the first start after `control init` may create a log.
 
 use super::circle::{genesis, replica};
 use crate::server::{ServerConfig, create_replica, load_replica, start_replica};
@@ -7,12 +7,12 @@ use protocol::ReplicaId;
 use std::fs;
 use std::path::Path;
 
-/// Starts replica 1 in this directory and stops it again; the code of the refusal where there is one.
+/// Starts replica 1 in this directory and stops it again; returns the code of the refusal, if any.
 async fn start(directory: &Path) -> Result<(), String> {
     start_in(directory, 2).await
 }
 
-/// The same in the circle whose genesis names this port, and which differs from others in nothing else.
+/// Starts the replica in the circle whose genesis names this port; such circles differ in nothing else.
 async fn start_in(directory: &Path, port: u16) -> Result<(), String> {
     let listen = || async { overlay::listen::tcp("127.0.0.1:0").await.unwrap() };
     let address = ("127.0.0.1:1".to_string(), format!("http://127.0.0.1:{port}"));
@@ -79,7 +79,7 @@ async fn a_first_start_that_was_killed_is_made_good_by_the_next() {
     create_replica(&directory).unwrap();
     fs::remove_file(directory.join("identity.key")).unwrap();
     create_replica(&directory).unwrap();
-    // Killed with its log made, and the leave still there.
+    // Killed after the log was created, with the marker still present.
     let leave = fs::read(directory.join("never-begun")).unwrap();
     assert_eq!(start(&directory).await, Ok(()));
     assert!(!directory.join("never-begun").exists(), "the first start takes the leave");
@@ -97,7 +97,7 @@ async fn a_circle_founded_anew_does_not_run_on_the_log_of_the_one_before() {
     create_replica(&directory).unwrap();
     let leave = fs::read(directory.join("never-begun")).unwrap();
     assert_eq!(start_in(&directory, 2).await, Ok(()));
-    // The same keys, the same numbers, another genesis; even with a leave to begin.
+    // The same keys and numbers with another genesis are refused, even if the bootstrap marker is present.
     assert_eq!(start_in(&directory, 3).await, Err("log-foreign".into()));
     fs::write(directory.join("never-begun"), leave).unwrap();
     assert_eq!(start_in(&directory, 3).await, Err("log-foreign".into()));

@@ -1,4 +1,4 @@
-//! A circle of one member for tests: its keys come from seeds.
+//! Test fixture: a circle of one member, with keys from seeds.
 
 use crate::cli::simple_policy;
 use human_chain::MemberSecret;
@@ -9,22 +9,22 @@ use protocol::{Digest, MemberId, Millis, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-/// The token of [`genesis`]; it may do everything.
+/// The access token of [`genesis`], with every scope.
 pub(super) const TOKEN: &str = "quorate-token-of-a-test";
 
-/// The key of a replica.
+/// Returns the key of a replica.
 pub(super) fn replica(id: u64) -> Identity {
     Identity::from_seed(&[u8::try_from(id).unwrap(); 32])
 }
 
-/// The key of a node or of a stranger.
+/// Returns the key of a node or of an unadmitted peer.
 pub(super) fn other(number: u16) -> Identity {
     let mut seed = [200; 32];
     seed[..2].copy_from_slice(&number.to_le_bytes());
     Identity::from_seed(&seed)
 }
 
-/// What a node says when it asks to be admitted.
+/// Returns the admission that a node asks for.
 pub(super) fn admission(name: &str, identity: &Identity) -> NodeAdmission {
     let id = NodeId(identity.public_key());
     NodeAdmission {
@@ -39,13 +39,15 @@ pub(super) fn admission(name: &str, identity: &Identity) -> NodeAdmission {
     }
 }
 
-/// The circle's only member. Its key is made once: part of it comes from no seed, and the circle's id covers it.
+/// Returns the circle's only member.
+///
+/// The key is generated once: part of it does not come from the seed, and the circle's id covers it.
 pub(super) fn alice() -> (MemberId, &'static MemberSecret) {
     static ALICE: OnceLock<MemberSecret> = OnceLock::new();
     ("alice".parse().unwrap(), ALICE.get_or_init(|| MemberSecret::generate(&[9; 64])))
 }
 
-/// A genesis with replicas at these addresses, 1 first, and these first nodes.
+/// Builds a genesis with replicas at these addresses, numbered from 1, and with these first nodes.
 pub(super) fn genesis(replicas: &[(String, String)], nodes: Vec<NodeAdmission>) -> SignedGenesis {
     let (id, secret) = alice();
     let member = Member { id, keys: secret.public() };

@@ -1,4 +1,4 @@
-//! What people are told when the log cannot take what they ask, and that nothing is done twice.
+//! Test fixture and tests of log faults: clients get accurate errors, and no command is applied twice.
 
 use super::circle::{self, TOKEN};
 use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, peers, unadmitted};
@@ -14,8 +14,8 @@ use serde::Serialize;
 use std::sync::{Arc, Mutex};
 use tower::ServiceExt as _;
 
-/// Replicas on simulated disks and network, in simulated time. Their leaders do nothing by themselves:
-/// [`Simulated::lead`] does.
+/// Replicas on simulated disks and network, in simulated time. Their leaders do nothing automatically; tests
+/// call [`Simulated::lead`].
 pub(super) struct Simulated {
     pub(super) group: SimulatedGroup<ClusterMachine>,
     pub(super) servers: Vec<Arc<Server>>,
@@ -48,7 +48,7 @@ impl Simulated {
         Self { group, servers }
     }
 
-    /// Waits for a leader, has it announce itself and found the circle, and returns its place.
+    /// Waits for a leader, has it announce itself and found the circle, and returns its index.
     pub(super) async fn lead(&self) -> usize {
         loop {
             let leader = self.group.leader().await;
@@ -62,8 +62,9 @@ impl Simulated {
     }
 }
 
-/// Has this replica believe that it leads, as one does that was deposed a moment ago and has not noticed: it takes
-/// what people ask, and forwards it.
+/// Makes this replica believe that it leads, like one that was deposed a moment ago and has not noticed.
+///
+/// It accepts clients' requests and forwards them.
 pub(super) async fn deposed_unnoticed(server: &Server) {
     server.read_barrier().await.unwrap();
     let term = server.handle.status().term;
@@ -71,7 +72,7 @@ pub(super) async fn deposed_unnoticed(server: &Server) {
     *server.lock_leadership() = Some(leader::Leadership { term, observed, routes });
 }
 
-/// What the API answers.
+/// Sends a request to the API and returns the response.
 pub(super) async fn ask<B: Serialize>(
     server: &Arc<Server>,
     method: Method,
@@ -81,7 +82,7 @@ pub(super) async fn ask<B: Serialize>(
     ask_with_key(server, method, path, body, None).await
 }
 
-/// The same, with an idempotency key.
+/// Sends a request with an idempotency key to the API and returns the response.
 pub(super) async fn ask_with_key<B: Serialize>(
     server: &Arc<Server>,
     method: Method,
@@ -150,7 +151,7 @@ async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
     let problem = problem.unwrap();
     assert_eq!((status, problem.code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
     assert!(problem.remedy.unwrap().contains("look"));
-    // Whoever looks, as the remedy says, finds it done.
+    // A client that follows the remedy and reads the keys finds the command applied.
     assert_eq!(keys(&world.servers[leads]).await, ["before", "unknown"]);
 }
 
@@ -168,7 +169,7 @@ async fn a_command_whose_answer_is_lost_is_done_once() {
     };
     for (lost, name) in [(0, "first"), (1, "second"), (3, "third")] {
         world.group.network().lose_answers(asker, lost);
-        // Done twice, it would be refused the second time: the name is taken.
+        // A second application would be refused: the name is taken.
         assert_eq!(create(name).await.unwrap(), Reply::Done, "{lost} answers lost");
     }
     server.read_barrier().await.unwrap();
@@ -189,7 +190,7 @@ async fn a_forgotten_session_is_renewed() {
     assert_eq!(keys(server).await, ["after", "before"]);
 }
 
-/// An ordinary command costs one entry of the log, and with that one round.
+/// An ordinary command costs one entry of the log, and thus one round.
 #[tokio::test(start_paused = true)]
 async fn commands_in_turn_share_one_session() {
     let world = Simulated::start(1);

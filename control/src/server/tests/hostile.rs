@@ -1,6 +1,7 @@
-//! Strangers against a running control plane, over real connections: they shake hands and fall silent, fill the
-//! listeners, ask what they may not and ask to be admitted under a hundred names. Admitted nodes and replicas
-//! get through meanwhile.
+//! Hostile unadmitted peers against a running control plane, over real connections.
+//!
+//! They complete handshakes and fall silent, fill the listeners, send forbidden requests, and ask for
+//! admission under a hundred names. Admitted nodes and replicas must be served all the while.
 
 use super::circle::{admission, genesis, other, replica};
 use super::{PATIENCE, in_time};
@@ -17,13 +18,13 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-/// The one admitted node.
+/// Number of the only admitted node.
 const NODE: u16 = 0;
 
 pub(super) struct Plane {
     directory: TempDir,
     genesis: SignedGenesis,
-    /// Where each replica listens for the overlay and for people.
+    /// The overlay address and the API address of each replica.
     addresses: Vec<(SocketAddr, SocketAddr)>,
     running: Vec<Option<(JoinHandle<anyhow::Result<()>>, CancellationToken)>>,
 }
@@ -36,7 +37,7 @@ impl Plane {
         }
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
         let addresses: Vec<_> = listeners.iter().map(|(o, a)| (address(o), address(a))).collect();
-        // By name: replicas find one another as genesis allows it.
+        // Addresses are host names: replicas connect to one another by the names in genesis.
         let name = |overlay: &SocketAddr| format!("localhost:{}", overlay.port());
         let named: Vec<_> = addresses.iter().map(|(o, a)| (name(o), format!("http://{a}"))).collect();
         let node = admission("node-0", &other(NODE));
@@ -53,7 +54,7 @@ impl Plane {
         let id = place as u64 + 1;
         let directory = self.directory.path().join(id.to_string());
         if !directory.exists() {
-            // The key of the test's genesis is another one; what counts here is the leave to begin.
+            // The test's genesis uses another key; only the bootstrap marker is needed here.
             create_replica(&directory).unwrap();
         }
         let config = ServerConfig {
@@ -104,7 +105,7 @@ impl Plane {
         Client::new(identity, self.addresses[place].0, key, Limits::default())
     }
 
-    /// What a page for people says, once it can be had.
+    /// Fetches a page of a replica's API.
     pub(super) async fn page(&self, place: usize, path: &str) -> (StatusCode, String) {
         let url = format!("http://{}{path}", self.addresses[place].1);
         let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
@@ -126,7 +127,7 @@ async fn bind() -> TcpListener {
     overlay::listen::tcp("127.0.0.1:0").await.unwrap()
 }
 
-/// The admitted node asks every replica until one of them, the leader, answers it.
+/// Sends the admitted node's sync to every replica until one of them, the leader, serves it.
 async fn node_is_served(clients: &[Client]) {
     let request = SyncRequest {
         boot: 1,
@@ -164,14 +165,14 @@ async fn enrol(client: &Client, name: &str, identity: &Identity) -> StatusCode {
     in_time(client.request(request)).await.unwrap().status()
 }
 
-/// A connection from one of this machine's addresses.
+/// Connects from one of this machine's addresses.
 async fn dial_from(address: &str, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
     in_time(socket.connect(to)).await.unwrap()
 }
 
-/// Connections from another address that never say a word: more than there are places and turns for them.
+/// Opens connections from another address that never send a byte: more than the permits for handshakes.
 async fn silent(plane: &Plane) -> Vec<TcpStream> {
     let most = Limits::default().handshakes_max + 100;
     let mut streams = Vec::new();
@@ -191,13 +192,14 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
     let before = plane.applied(0).await;
 
     let hanging = silent(&plane).await;
-    // A stranger that holds its place with a request without an end.
+    // An unadmitted peer that holds its permit with a request that never ends.
     let patient =
         plane.client(0, other(5_000)).with_limits(Limits { request: PATIENCE, ..Limits::default() });
     let endless = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
     let endless = Request::post("/agent/v1/enrol").body(endless).unwrap();
     let endless = tokio::spawn(async move { patient.send(endless).await.map(|answer| answer.status()) });
-    // Established ones, of as many keys as there are places for strangers and more. Each asks to be admitted.
+    // Established connections, with more keys than there are permits for unadmitted peers. Each asks for
+    // admission.
     let count = Limits::default().unadmitted_max as u16 + 30;
     let (mut strangers, mut refused) = (Vec::new(), 0);
     for number in 1..=count {
@@ -210,14 +212,14 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
     }
     let ended = in_time(endless).await.unwrap();
     assert!(matches!(ended, Err(overlay::Error::Lost { .. })), "its place is another stranger's: {ended:?}");
-    // What one address may write at once, and what is refilled in a minute, is less than all of them wanted.
+    // The burst of one address and the refill of a minute allow fewer writes than all of them requested.
     assert!(refused > 0, "{count} strangers wrote to the log");
 
-    // The node gets through on its old connections and on new ones.
+    // The node is served on its old connections and on new ones.
     node_is_served(&node).await;
     let fresh: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
     node_is_served(&fresh).await;
-    // So does a replica: it leaves, comes again, and catches up with what was decided meanwhile.
+    // So is a replica: it stops, starts again, and catches up with the entries committed in between.
     plane.stop(2).await;
     node_is_served(&node).await;
     plane.start_again(2).await;
@@ -229,7 +231,7 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
         "{before} to {applied}: who wrote all this?"
     );
 
-    // Whoever could not be heard is heard in a while: nobody is shut out for ever.
+    // A peer that was rejected is served after a while: no peer is shut out indefinitely.
     let (late, identity) = (plane.client(1, other(9_999)), other(9_999));
     in_time(async { while enrol(&late, "late", &identity).await != StatusCode::OK {} }).await;
     drop((hanging, strangers));
@@ -255,8 +257,8 @@ async fn silent_connections_keep_no_client_from_the_api() {
             for _ in 0..50 {
                 assert_eq!(plane.page(0, "/readyz").await.0, StatusCode::OK);
             }
-            // All but the few that yielded are held: the attack was under way. Otherwise this took longer than a
-            // connection may be silent, and is done again.
+            // If all but the few evicted connections are still held, the attack was under way. Otherwise this
+            // round took longer than the idle timeout of a connection, and is repeated.
             if hanging.iter().filter(|stream| is_held(stream)).count() > most / 2 {
                 return hanging;
             }
@@ -275,7 +277,7 @@ async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
     let (client, identity) = (plane.client(0, other(1)), other(1));
     plane.until_ready(0).await;
     for path in ["/agent/v1/sync", "/consensus/v1/propose", "/consensus/v1/snapshot", "/no/such/path"] {
-        // A body of which nothing ever comes: whoever waited for it would not answer.
+        // A body that never arrives: a handler that waited for it would not respond.
         let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         let answer = in_time(client.send(Request::post(path).body(body).unwrap())).await.unwrap();
         let refused = [StatusCode::FORBIDDEN, StatusCode::MISDIRECTED_REQUEST];
@@ -290,7 +292,8 @@ async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
     assert_eq!(in_time(client.request(large)).await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE);
 
     assert_eq!(enrol(&client, "patient", &identity).await, StatusCode::OK);
-    // Each replica may have to hear of it first; then asking costs the log nothing, wherever it is asked.
+    // Each replica must first apply the request; then repeating it writes nothing to the log, whichever
+    // replica is asked.
     let others: Vec<Client> = (0..3).map(|place| plane.client(place, identity.clone())).collect();
     let noted = plane.applied(0).await;
     for place in 0..3 {
@@ -300,7 +303,7 @@ async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
     for client in others.iter().cycle().take(60) {
         assert_eq!(enrol(client, "patient", &identity).await, StatusCode::OK);
     }
-    // What the cluster does by itself, ticks and plans, may be a little; the asking alone would be sixty.
+    // The cluster's own ticks and plans may write a few entries; the requests alone would write sixty.
     let written = plane.applied(0).await - before;
     assert!(written < 20, "{written} entries for what was known");
     plane.end().await;

@@ -1,5 +1,7 @@
-//! Control replicas in one process: on simulated disks and network, where faults come on command; and on real
-//! listeners, where strangers do what they can.
+//! Tests of control replicas in one process.
+//!
+//! Some run on simulated disks and network, where tests inject faults; others run on real listeners, with
+//! hostile unadmitted peers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +15,7 @@ mod stops;
 
 use std::time::Duration;
 
-/// How long anything may take before a test gives up: generous, because machines are shared.
+/// Timeout of any step of a test: generous, because machines are shared.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn in_time<T>(work: impl Future<Output = T>) -> T {

@@ -1,4 +1,4 @@
-//! Writes under an idempotency key, through the control API: done once and answered alike, whichever replica is asked.
+//! Tests of writes with an idempotency key: applied once, with the same response from every replica.
 
 use super::faults::{Simulated, ask_with_key, deposed_unnoticed, key, keys};
 use super::outcomes::{ballot, proposal};
@@ -68,15 +68,15 @@ async fn a_ballot_sent_again_under_its_key_answers_as_the_first_time() {
     assert_ne!(status, StatusCode::OK, "without its key it is a second ballot");
 }
 
-/// The leader takes a write, its answer is lost for good, and another replica leads: sent there under the same key, the
-/// write is answered as it would have been.
+/// The leader applies a write, its response is lost permanently, and another replica is elected. The same
+/// write to the new leader, under the same key, gets the response that was lost.
 #[tokio::test(start_paused = true)]
 async fn a_write_sent_again_to_the_next_leader_is_done_once() {
     let world = Simulated::start(3);
     let first = world.lead().await;
     let follows = world.servers[(first + 1) % 3].clone();
     deposed_unnoticed(&follows).await;
-    // Opens the session in which the write will go.
+    // Opens the session that the write will use.
     assert_eq!(create(&follows, "before", "zero").await.0, StatusCode::OK);
     world.group.network().lose_answers(follows.id.0, usize::MAX);
     let lost = create(&follows, "app", "once").await;

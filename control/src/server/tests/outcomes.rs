@@ -1,5 +1,7 @@
-//! What a write's answer may say: 503 and 507 that nothing was done, `outcome-unknown` where it may have been; never
-//! that nothing was done where it was.
+//! Tests of the reported outcome of a write.
+//!
+//! The codes 503 and 507 report that nothing was done; `outcome-unknown` reports that the write may have been
+//! applied. No response may report that nothing was done if something was.
 
 use super::circle::{admission, alice, other};
 use super::faults::{Simulated, ask, create, deposed_unnoticed, keys};
@@ -11,10 +13,10 @@ use protocol::governance::{Change, Choice, Proposal, SignedBallot};
 use serde::Serialize;
 use std::time::Duration;
 
-/// Pause between two looks at a simulated replica.
+/// Interval between two polls of a simulated replica.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// A proposal to admit a node of this name, as the circle stands now.
+/// Builds a proposal to admit a node of this name, bound to the circle's present state.
 pub(super) fn proposal(server: &Server, name: &str) -> Proposal {
     let now = wall_clock();
     let later = now.plus(3_600_000);
@@ -44,9 +46,11 @@ fn problem(body: &[u8]) -> Problem {
     serde_json::from_slice(body).unwrap()
 }
 
-/// Has a follower that takes itself for the leader put a write to the real one, and hears nothing of what that one
-/// commits, so that its own state lags behind the answer. Returns the answer; `meanwhile` runs once the leader holds
-/// the write.
+/// Sends a write through a lagging replica, and returns the response.
+///
+/// The replica is a follower that takes itself for the leader and forwards the write to the real one. It
+/// receives none of the leader's commits, so that its own state lags behind the reply. `meanwhile` runs once
+/// the leader has applied the write.
 async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>(
     world: &Simulated,
     path: &str,
@@ -71,7 +75,8 @@ async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>
             meanwhile();
             return asking.await.unwrap();
         }
-        // The deaf replica missed its leader before it had forwarded anything: nothing was done, as it says.
+        // The deaf replica missed its leader before it had forwarded anything: nothing was done, as it
+        // reports.
         world.group.network().set_deaf(world.servers[(leads + 1) % 3].id.0, false);
         assert!(!asking.await.unwrap().0.is_success());
     }
@@ -127,21 +132,21 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
     while !is_done() {
         tokio::time::sleep(LOOK).await;
     }
-    // What is asked again under the same session is refused now, and that answer arrives.
+    // Another request in the same session is refused now, and that response arrives.
     world.group.disk(leader.id.0).set_full(true);
     let refused = || create(&leader, "refused");
     while refused().await.0 != StatusCode::INSUFFICIENT_STORAGE {}
-    // One more is lost: that of an attempt which may have begun before the disk was full.
+    // One more response is lost: that of an attempt which may have begun before the disk was full.
     world.group.network().lose_answers(world.servers[(leads + 1) % 3].id.0, 1);
     let (status, problem) = asking.await.unwrap();
-    // Either the next leader has answered it, or none has in time.
+    // Either the next leader has responded, or no leader has in time.
     assert!([StatusCode::OK, StatusCode::GATEWAY_TIMEOUT].contains(&status), "{status}: {problem:?}");
     world.group.disk(leader.id.0).set_full(false);
     let leads = world.lead().await;
     assert!(keys(&world.servers[leads]).await.contains(&"done".to_string()));
 }
 
-/// Clients that take every session cannot keep a leader from announcing itself or from carrying out plans.
+/// Clients that take every session cannot keep a leader from announcing itself or from executing plans.
 #[tokio::test(start_paused = true)]
 async fn clients_that_write_without_end_leave_the_leader_its_sessions() {
     let world = Simulated::start(1);

@@ -1,9 +1,9 @@
-//! A replica that is told to end, as by SIGTERM, over real connections.
+//! Tests of a graceful stop of a replica, as by SIGTERM, over real connections.
 
 use super::hostile::Plane;
 use super::in_time;
 
-/// The place of the replica that says that it leads.
+/// Returns the index of the replica that reports itself as the leader.
 async fn leader(plane: &Plane, places: &[usize]) -> Option<usize> {
     for place in places {
         if plane.page(*place, "/metrics").await.1.contains("\nquorate_control_is_leader 1\n") {
@@ -23,11 +23,11 @@ async fn a_leader_that_is_told_to_end_has_handed_over_when_it_ends() {
             }
             let Some(leads) = leader(&plane, &[0, 1, 2]).await else { continue };
             plane.stop(leads).await;
-            // Without a word from it the others would still wait for its heartbeats.
+            // Without a handover the others would still wait for its heartbeats.
             let others = [(leads + 1) % 3, (leads + 2) % 3];
             let handed_over = leader(&plane, &others).await.is_some();
             plane.start_again(leads).await;
-            // On a busy machine it may have found no follower in time.
+            // On a busy machine the leader may have found no follower to hand over to in time.
             if handed_over {
                 break;
             }

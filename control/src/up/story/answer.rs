@@ -1,4 +1,4 @@
-//! The first answers: a search through the project's own documentation, and a streamed chat completion.
+//! Demonstration step: a search through the project's own documentation, and a streamed chat completion.
 
 use super::Narrator;
 use super::openai::OpenAi;
@@ -8,16 +8,16 @@ use protocol::manifest::{Manifest, Task};
 use std::path::Path;
 use std::time::Instant;
 
-/// What the documentation is asked.
+/// Query for the search through the documentation.
 const QUERY: &str = "What can a hostile control plane do, and what not?";
-/// What the language model is asked, and what a right answer contains.
+/// Question to the language model; a correct answer contains `ANSWER`.
 const QUESTION: &str = "What is three plus four?";
 const ANSWER: &str = "seven";
-/// What a model of the user's own is asked.
+/// Prompt for a model of the user.
 const OWN_PROMPT: &str = "Once upon a time";
-/// Passages embedded at once.
+/// Number of passages embedded in one request.
 const BATCH: usize = 16;
-/// Passages searched.
+/// Maximum number of passages to search.
 const PASSAGES_MAX: usize = 64;
 
 pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: Option<&Path>) -> Result<()> {
@@ -44,7 +44,7 @@ pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: 
     Ok(())
 }
 
-/// One question to a model of the user's own, which may know anything: that it answers is all that is asked.
+/// Sends one request to a model of the user and checks only that it answers: its contents are unknown.
 pub(crate) async fn ask_own_model(api: &OpenAi, narrator: &Narrator, service: &ServiceView) -> Result<()> {
     let Manifest::Service(manifest) = &service.manifest else { bail!("{} is no service", service.name) };
     let (model, began) = (manifest.model.name.as_str(), Instant::now());
@@ -61,7 +61,7 @@ pub(crate) async fn ask_own_model(api: &OpenAi, narrator: &Narrator, service: &S
     Ok(())
 }
 
-/// Paragraphs of the project's documents.
+/// Returns paragraphs of the project's documents.
 fn passages(root: &Path) -> Result<Vec<String>> {
     let mut passages = Vec::new();
     for name in

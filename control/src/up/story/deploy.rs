@@ -1,4 +1,4 @@
-//! Import, proposal, votes, first replicas.
+//! Demonstration step: import, proposal, votes, and the first replicas.
 
 use super::Narrator;
 use crate::cli::service_template;
@@ -20,12 +20,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-/// What the demonstration's inference key is called.
+/// Name of the demonstration's inference key.
 const API_KEY_NAME: &str = "demo";
-/// How long a deployment may take until all its replicas answer.
+/// Timeout of a deployment, until all its replicas answer.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 
-/// The demonstration's inference key: its text made once and kept in a file, known to the cluster.
+/// Returns the demonstration's inference key: generated once, kept in a file, and registered with the
+/// cluster.
 pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {
     let path = cluster.layout.api_key();
     let text = match std::fs::read_to_string(&path) {
@@ -46,7 +47,8 @@ pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Imports what is not there yet, deploys what is not approved yet, waits until everything answers.
+/// Imports the models that are missing, deploys the services that are not approved, and waits until all
+/// answer.
 pub(crate) async fn serve(
     cluster: &Cluster,
     narrator: &Narrator,
@@ -64,7 +66,7 @@ pub(crate) async fn serve(
             narrator.say(format!(
                 "service {service} was approved in an earlier run; its certificate still holds"
             ));
-            // Whatever somebody scaled it to since; inside the envelope nobody has to vote.
+            // The service may have been scaled since; within the envelope no vote is needed to undo that.
             let body = ScaleRequest { replicas: *min };
             let _: serde_json::Value =
                 session.client.post(&format!("/v1/services/{service}/scale"), &body).await?;
@@ -109,7 +111,7 @@ async fn import(
     Ok(record)
 }
 
-/// Shows what is signed: the whole rendering, or its first sentence.
+/// Proposes and signs a deployment; prints the whole rendering, or its first sentence.
 async fn propose_and_sign(
     cluster: &Cluster,
     session: &Session,
@@ -131,7 +133,7 @@ async fn propose_and_sign(
         if state != ProposalState::Open {
             break;
         }
-        // Whoever signs renders the proposal from its own bytes: that rendering is what the ballot binds.
+        // The signer renders the proposal from its own bytes: that rendering is what the ballot binds.
         let signed = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?;
         state = signed.state;
         narrator.say(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
@@ -142,7 +144,7 @@ async fn propose_and_sign(
     Ok(())
 }
 
-/// Waits until every wanted replica of a service answers.
+/// Waits until every desired replica of a service answers.
 async fn wait_until_ready(
     session: &Session,
     narrator: &Narrator,
@@ -175,7 +177,8 @@ async fn wait_until_ready(
     }
 }
 
-/// Every node says of itself that it verified each segment; it may answer before it has read them all.
+/// Returns whether each ready replica reports that it verified every segment; it may answer before it has
+/// read all.
 fn all_verified(view: &ServiceView, record: &ModelRecord) -> bool {
     let mut reports = view.slots.iter().filter_map(|slot| slot.report.as_ref());
     reports.all(|report| report.state != SlotState::Ready || report.segments_verified == record.segments)

@@ -1,5 +1,7 @@
-//! What to do next, as commands that work when pasted: they name what really runs, and each stands on lines of its
-//! own that fit a terminal of 80 columns.
+//! The closing message: next steps, as commands that work when pasted.
+//!
+//! The commands name the services that really run. Each is on lines of its own that fit a terminal of 80
+//! columns.
 
 use crate::up::cluster::Cluster;
 use anyhow::Result;
@@ -7,13 +9,13 @@ use protocol::api::{Page, ServiceView, Status};
 use protocol::manifest::{Manifest, ServiceManifest, Task};
 use std::path::{Path, PathBuf};
 
-/// Longest line of a command: what a terminal has before it breaks lines in the middle of words.
+/// Maximum length of a command line, in characters: terminals break longer lines in the middle of words.
 const COLUMNS: usize = 80;
 
-/// Prints it.
+/// Prints the closing message.
 ///
 /// # Errors
-/// When control does not say what runs.
+/// Returns an error if control does not list the services.
 pub(in crate::up) async fn print_farewell(cluster: &Cluster) -> Result<()> {
     let services: Page<ServiceView> = cluster.context()?.client()?.get("/v1/services").await?;
     let status = cluster.status().await?;
@@ -39,9 +41,9 @@ pub(in crate::up) async fn print_farewell(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Where everything is.
+/// Paths and addresses of the cluster.
 struct Farewell {
-    /// The directory of this program, if the shell does not find it there.
+    /// The directory of this program, if it is not in the shell's search path.
     program: Option<PathBuf>,
     context: PathBuf,
     key: PathBuf,
@@ -51,7 +53,7 @@ struct Farewell {
 }
 
 impl Farewell {
-    /// Everything that may be pasted, and what each part is for.
+    /// Returns the lines to paste, each part with a comment.
     fn lines(&self, services: &[ServiceView]) -> Vec<String> {
         let mut lines = vec![
             format!("# control API  {}/openapi.json", self.control),
@@ -73,7 +75,7 @@ impl Farewell {
     }
 }
 
-/// What is not as it seems.
+/// Returns the statements about what is simulated.
 fn honest(status: &Status) -> Vec<String> {
     let mut lines = vec![
         "What is simulated here: the machines (one machine plays all of them) and the".to_string(),
@@ -88,7 +90,7 @@ fn honest(status: &Status) -> Vec<String> {
     lines
 }
 
-/// A path as one word of a shell.
+/// Quotes a path as one word of a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
@@ -99,13 +101,13 @@ fn quoted(path: &Path) -> String {
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-/// A command whose long word goes on in the next line: a shell joins them again, as a terminal's own break would not
-/// be when it is copied.
+/// Wraps a command with a long word, so that a shell joins the lines again. A terminal's own line breaks
+/// would stay in the copied text.
 fn wrapped(command: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest: Vec<char> = command.chars().collect();
     while rest.len() > COLUMNS {
-        // Before a `/`, so that no escaped character is torn from its backslash.
+        // Before a `/`, so that no escaped character is separated from its backslash.
         let fits = COLUMNS - 1;
         let at = rest[..fits].iter().rposition(|c| *c == '/').filter(|at| *at > 0);
         let at = at.unwrap_or(if rest[fits - 1] == '\\' { fits - 1 } else { fits });
@@ -117,10 +119,11 @@ fn wrapped(command: &str) -> Vec<String> {
     lines
 }
 
-/// A request to a service that answers, one that writes before one that embeds; else how to come to one.
+/// Returns a request to an answering service, preferably one that generates text; without one, the steps to
+/// deploy one.
 fn example(services: &[ServiceView]) -> Vec<String> {
     let answering = services.iter().filter(|service| service.ready > 0).filter_map(manifest);
-    // `false` comes first.
+    // `false` sorts first.
     let Some(manifest) = answering.min_by_key(|manifest| manifest.task != Task::Generate) else {
         let lines = [
             "# nothing is served yet",
@@ -133,7 +136,7 @@ fn example(services: &[ServiceView]) -> Vec<String> {
     let model = &manifest.model.name;
     let (path, body) = match manifest.task {
         Task::Embed => ("embeddings", r#""input":"What is quorate?"}"#),
-        // The model of the demonstration has a chat template; of others nothing is known.
+        // The demonstration's model has a chat template; other models may have none.
         Task::Generate if model.as_str() == "tiny" => (
             "chat/completions",
             "\"temperature\":0,\n  \"messages\":[{\"role\":\"user\",\"content\":\"What is three plus four?\"}]}",
@@ -187,7 +190,7 @@ mod tests {
         }
     }
 
-    /// What a shell makes of the commands, with the programs that they name replaced by ones that print.
+    /// Returns the output of the commands in a shell in which the programs that they name only print.
     fn pasted(lines: &[String]) -> String {
         let lines = lines.join("\n");
         let script = [
@@ -211,7 +214,7 @@ mod tests {
                 [service("tiny", "llama", 1), service("mine", "llama", 1), service("minilm", "bert", 1)]
             {
                 let lines = farewell(root).lines(std::slice::from_ref(&service));
-                // What stands before is there to be looked at.
+                // The lines before it are not commands.
                 let at =
                     lines.iter().position(|line| line.starts_with("# in another terminal")).expect("said");
                 let long: Vec<&String> =

@@ -1,4 +1,4 @@
-//! One bit of one shard is flipped on disk: caught, read around, repaired.
+//! Demonstration step: one flipped bit of a shard on disk is detected, read around, and repaired.
 
 use super::Narrator;
 use crate::node::ModelAccess;
@@ -56,7 +56,7 @@ pub(crate) async fn flip_a_bit(cluster: &Cluster, narrator: &Narrator) -> Result
     look_for_dead_objects(&access, &session, narrator).await
 }
 
-/// Asks every node what lies in its stores and holds it against the register, removing nothing.
+/// Compares the objects in every node's stores with the register, as a dry run of garbage collection.
 async fn look_for_dead_objects(access: &ModelAccess, session: &Session, narrator: &Narrator) -> Result<()> {
     let stores = access.stores_of_all_nodes(&session.circle).await?;
     let found = access.sweep(session, &stores, SWEEP_AGE_DEFAULT, false, ProgressBar::hidden()).await?;
@@ -72,7 +72,7 @@ async fn look_for_dead_objects(access: &ModelAccess, session: &Session, narrator
     Ok(())
 }
 
-/// Flips one bit in the middle of the first data shard of a model's first segments, on disk.
+/// Flips one bit early in the first data shard of a model's first segments, on disk.
 async fn flip(cluster: &Cluster, access: &ModelAccess, record: &ModelRecord) -> Result<PathBuf> {
     let (manifest, _) = access.manifest(record).await?;
     let store = record.stores.first().context("a model has stores")?;
@@ -84,7 +84,7 @@ async fn flip(cluster: &Cluster, access: &ModelAccess, record: &ModelRecord) -> 
     let first = std::fs::read_dir(&objects)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).min();
     let path = first.context("the store holds shards of the model")?;
     let mut bytes = std::fs::read(&path)?;
-    // Early enough to lie within the first segment's shard, which always has some bytes.
+    // Near the start, to be within the first segment's shard, which always has some bytes.
     let at = bytes.len().min(64) / 2;
     bytes[at] ^= 0b0001_0000;
     std::fs::write(&path, bytes)?;

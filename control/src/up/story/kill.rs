@@ -1,4 +1,4 @@
-//! A node dies without a word (agent and sandboxes, SIGKILL) while requests run.
+//! Demonstration step: a node's agent and sandboxes are killed with SIGKILL while requests run.
 
 use super::Narrator;
 use super::openai::OpenAi;
@@ -14,18 +14,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Clients that ask all the time.
+/// Number of clients that send requests without a pause.
 const CLIENTS: usize = 2;
-/// How long the slot may take to serve elsewhere.
+/// Timeout for the slot to be served on another node.
 const REPLACED_LIMIT: Duration = Duration::from_secs(120);
 
-/// Requests while the node died.
+/// Counts of requests during the failure of the node.
 #[derive(Default)]
 struct Tally {
     answered: AtomicU64,
     failed: AtomicU64,
     stop: AtomicBool,
-    /// Why the first of them failed.
+    /// Error of the first failed request.
     reason: Mutex<Option<String>>,
 }
 
@@ -86,19 +86,19 @@ async fn ask_on(api: OpenAi, tally: Arc<Tally>) {
     }
 }
 
-/// SIGKILL for the agent and, at the same moment, for every process below it.
+/// Sends SIGKILL to the agent and, at the same moment, to every process below it.
 async fn kill_everything_of(cluster: &Cluster, node: &str) -> Result<usize> {
     let agent = cluster.pid(node)?;
     let family = descendants(agent)?;
     for pid in &family {
-        // One that ended in between is what is wanted.
+        // A process may already have ended, which is the desired result.
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
     cluster.kill(node).await?;
     Ok(family.len() + 1)
 }
 
-/// Every process below this one, from `/proc`.
+/// Returns every process below this one, from `/proc`.
 pub(crate) fn descendants(root: u32) -> Result<Vec<i32>> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -120,11 +120,11 @@ pub(crate) fn descendants(root: u32) -> Result<Vec<i32>> {
 
 fn parent_of(process: &Path) -> Option<i32> {
     let stat = std::fs::read_to_string(process.join("stat")).ok()?;
-    // The name in parentheses may hold anything; what follows the last one does not.
+    // The name in parentheses may hold any character; the fields after the last parenthesis do not.
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Waits until as many replicas as wanted answer without the victim; the replica that is new among them.
+/// Waits until the desired number of replicas answer without the victim; returns the new replica among them.
 async fn wait_until_replaced(
     session: &crate::session::Session,
     service: &ServiceName,
@@ -152,7 +152,7 @@ async fn wait_until_replaced(
     }
 }
 
-/// Waits until control hears a node.
+/// Waits until control receives reports from a node.
 pub(crate) async fn wait_until_alive(session: &crate::session::Session, node: &str) -> Result<()> {
     let deadline = Instant::now() + REPLACED_LIMIT;
     loop {

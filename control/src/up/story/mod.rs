@@ -1,5 +1,7 @@
-//! The demonstration's story: every step does the real thing, checks it, and says what it saw. A step that
-//! does not hold ends the story with an error.
+//! The script of the demonstration: every step performs the real operation, checks it, and prints its
+//! observations.
+//!
+//! A failed step ends the demonstration with an error.
 
 mod answer;
 mod deploy;
@@ -22,16 +24,16 @@ use protocol::api::ServiceView;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long the cluster may take to be whole again at the end.
+/// Timeout for the cluster to recover completely at the end.
 const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
 
-/// One line of the story, the time since the start before it.
+/// Prints lines of the demonstration, each with the time since the start.
 pub(crate) struct Narrator {
     began: Instant,
 }
 
 impl Narrator {
-    /// Says something.
+    /// Prints a text; its first line is prefixed with the time.
     pub(crate) fn say(&self, text: impl AsRef<str>) {
         let mut lines = text.as_ref().lines();
         println!("{:6.2} s  {}", self.began.elapsed().as_secs_f64(), lines.next().unwrap_or_default());
@@ -41,10 +43,10 @@ impl Narrator {
     }
 }
 
-/// Tells the whole story.
+/// Runs the whole demonstration.
 ///
 /// # Errors
-/// The first step that does not hold.
+/// Returns the error of the first step that fails.
 pub(super) async fn tell(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     let narrator = Narrator { began };
     introduce(cluster, &narrator).await?;
@@ -63,7 +65,7 @@ pub(super) async fn tell(cluster: &Cluster, arguments: &UpArguments, began: Inst
     end_healthy(cluster, &narrator).await
 }
 
-/// Whatever the story broke is whole again.
+/// Waits until the cluster has recovered from everything that the demonstration broke.
 async fn end_healthy(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     let deadline = Instant::now() + HEALTHY_LIMIT;
     loop {
@@ -107,26 +109,26 @@ async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     Ok(())
 }
 
-/// Ends what an earlier run began and did not end.
+/// Completes the recovery that an earlier run began and did not finish.
 ///
 /// # Errors
-/// When a node that asks for admission cannot be admitted, or shards cannot be rebuilt.
+/// Returns an error if a node that asks for admission cannot be admitted, or shards cannot be rebuilt.
 pub(super) async fn finish_earlier_run(cluster: &Cluster, began: Instant) -> Result<()> {
     wipe::finish_earlier_run(cluster, &Narrator { began }).await
 }
 
-/// Makes the demonstration's inference key, if no earlier run did.
+/// Creates the demonstration's inference key, if no earlier run did.
 ///
 /// # Errors
-/// When control does not answer, or the file cannot be written.
+/// Returns an error if control does not answer, or the file cannot be written.
 pub(super) async fn make_api_key(cluster: &Cluster) -> Result<()> {
     deploy::api_key(cluster).await.map(|_| ())
 }
 
-/// Imports, proposes and serves a model of the user's own, and asks it something.
+/// Imports, proposes and serves a model of the user, and sends it one request.
 ///
 /// # Errors
-/// When the model is refused, does not come up, or does not answer.
+/// Returns an error if the model is rejected, its replicas do not start, or it does not answer.
 pub(super) async fn serve_own_model(cluster: &Cluster, model: &Path, began: Instant) -> Result<()> {
     let narrator = Narrator { began };
     introduce(cluster, &narrator).await?;

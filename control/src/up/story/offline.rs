@@ -1,4 +1,4 @@
-//! The circle's history checked by `quorate verify`, which asks no server.
+//! Demonstration step: `quorate verify` checks the circle's history offline.
 
 use super::Narrator;
 use crate::up::cluster::Cluster;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Output;
 use tokio::process::Command;
 
-/// Writes the history to a file and has every signature of it checked; then an altered one.
+/// Writes the history to a file and verifies every signature in it; then verifies an altered history.
 pub(crate) async fn verify(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     let mut history = cluster.session().await?.history;
     let (circle, place) = (cluster.context()?.circle, cluster.layout.root());
@@ -39,7 +39,7 @@ async fn refuse_an_altered(history: &History, file: &Path, circle: CircleId) -> 
     Ok(())
 }
 
-/// The command itself, with no context to ask anybody by.
+/// Runs the command without a context, so that it cannot contact a server.
 async fn quorate_verify(history: &History, file: &Path, circle: CircleId) -> Result<Output> {
     gpu_agent::files::write_atomically(file, &serde_json::to_vec_pretty(history)?, 0o644)?;
     let program = std::env::current_exe().context("find this binary")?;

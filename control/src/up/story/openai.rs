@@ -1,4 +1,4 @@
-//! The smallest client of the OpenAI API that the story needs: it sends what any client would send.
+//! A minimal client of the OpenAI API for the demonstration; its requests are those of any other client.
 
 use anyhow::{Context as _, Result, bail};
 use futures::StreamExt;
@@ -14,13 +14,12 @@ pub(crate) struct OpenAi {
     key: Zeroizing<String>,
 }
 
-/// A streamed answer.
+/// A streamed response.
 pub(crate) struct Streamed {
-    /// The whole text.
     pub(crate) text: String,
-    /// Until its first piece.
+    /// Time until the first chunk.
     pub(crate) first_token: Duration,
-    /// Pieces that came.
+    /// Number of chunks received.
     pub(crate) pieces: usize,
 }
 
@@ -41,7 +40,7 @@ impl OpenAi {
         Ok(response)
     }
 
-    /// Vectors of these texts.
+    /// Returns the embeddings of these texts.
     pub(crate) async fn embed(&self, model: &str, input: &[&str]) -> Result<Vec<Vec<f32>>> {
         let answer: Value =
             self.post("/v1/embeddings", &json!({ "model": model, "input": input })).await?.json().await?;
@@ -51,7 +50,7 @@ impl OpenAi {
             .collect()
     }
 
-    /// A short continuation of a text.
+    /// Returns a short continuation of a text.
     pub(crate) async fn complete(&self, model: &str, prompt: &str) -> Result<String> {
         let body = json!({ "model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0.0 });
         let answer: Value = self.post("/v1/completions", &body).await?.json().await?;
@@ -59,7 +58,7 @@ impl OpenAi {
         Ok(text.to_string())
     }
 
-    /// A streamed chat completion.
+    /// Requests a streamed chat completion.
     pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<Streamed> {
         let began = Instant::now();
         let body = json!({

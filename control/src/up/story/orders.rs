@@ -1,4 +1,4 @@
-//! An agent is handed an altered, a replayed and an unsigned order, and refuses each by its code.
+//! Demonstration step: an agent rejects altered, replayed and unsigned orders, each with the expected code.
 
 use super::Narrator;
 use crate::session::Session;
@@ -11,10 +11,10 @@ use protocol::governance::Bundle;
 use protocol::order::{ORDER_DOMAIN, SignedOrder};
 use protocol::{Digest, ErrorCode, Fence, canonical, error_code};
 
-/// Name of the order book in an agent's directory.
+/// File name of the accepted orders in an agent's directory.
 const ORDER_BOOK: &str = "orders";
 
-/// One bad order: what was done to it, and how it must be refused.
+/// A bad order: the tampering, the request, and the acceptable error codes.
 type BadOrder = (&'static str, HandOrder, &'static [ErrorCode]);
 
 pub(crate) async fn hand_over_bad_orders(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
@@ -35,7 +35,7 @@ pub(crate) async fn hand_over_bad_orders(cluster: &Cluster, narrator: &Narrator)
     Ok(())
 }
 
-/// A node that holds a slot, and the order it holds it by, from its own disk.
+/// Returns a node that holds a slot, and the order under which it holds it, from the node's disk.
 fn held_order(cluster: &Cluster) -> Result<(&'static str, SignedOrder)> {
     for node in NODES {
         let Ok(bytes) = std::fs::read(cluster.layout.node(node).join(ORDER_BOOK)) else { continue };
@@ -72,7 +72,8 @@ fn bad_orders(session: &Session, genuine: &SignedOrder) -> Result<Vec<BadOrder>>
     let mut forged = bundle.clone();
     forged.certificate.proposal.reason.push_str(", and a little more");
 
-    // An altered certificate is nobody's: it counts neither as part of the history nor as something new.
+    // An altered certificate has no valid signer: it counts neither as part of the history nor as something
+    // new.
     let not_approved =
         &[error_code::ORDER_NOT_APPROVED, error_code::PROPOSAL_STALE, error_code::BALLOT_MISMATCH];
     let unsigned_codes = &[error_code::ORDER_SIGNATURE_INVALID];

@@ -1,4 +1,6 @@
-//! Names of the user's own models: each directory has one, which later runs find again. Another directory, or the same
+//! Names of the user's own models.
+//!
+//! Each model directory has one name, which later runs find again. Another directory, or the same directory
 //! with other files, is another model.
 
 use crate::up::cluster::Cluster;
@@ -13,25 +15,27 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Longest name made of a directory's: a number fits behind it.
+/// Maximum length of a name derived from a directory, in characters: a numeric suffix still fits.
 const NAME_LENGTH_MAX: usize = 48;
-/// A directory of more files than this is no model's, and is not looked through to the end.
+/// Maximum number of files in a directory: one with more is not a model, and is not read to the end.
 const FILES_MAX: usize = 10_000;
 
-/// Where a model came from.
+/// Origin of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Source {
-    /// The directory or file.
+    /// Directory or file of the model.
     path: PathBuf,
-    /// Of the names, sizes and times of its files.
+    /// Digest over the names, sizes and times of its files.
     fingerprint: Digest,
 }
 
-/// The name of the model at this path. It is noted before the import, so that a run that was killed goes on under it.
+/// Returns the name of the model at this path.
+///
+/// The name is recorded before the import, so that a run after a crash continues under the same name.
 ///
 /// # Errors
-/// When the path cannot be read, or control does not answer.
+/// Returns an error if the path cannot be read, or control does not answer.
 pub(super) async fn name(cluster: &Cluster, path: &Path) -> Result<String> {
     let place = || format!("model-unreadable: `{}`", path.display());
     let path = path.canonicalize().with_context(place)?;
@@ -50,7 +54,7 @@ pub(super) async fn name(cluster: &Cluster, path: &Path) -> Result<String> {
     Ok(name)
 }
 
-/// The name that the source has, or else a free one made of its own.
+/// Returns the recorded name of the source, or else a free name derived from its path.
 fn choose(known: &BTreeMap<String, Source>, registered: &BTreeSet<String>, source: &Source) -> String {
     if let Some((name, _)) = known.iter().find(|(_, other)| *other == source) {
         return name.clone();

@@ -1,8 +1,9 @@
-//! Which ports do the nodes really have open? Asked of the kernel, for every process of every node.
+//! Demonstration step: lists the ports that the nodes have open, from the kernel's tables of every node's
+//! processes.
 //!
-//! An ordinary account may not read the descriptors of a sandbox, which is closed to other processes of the same
-//! user too. The tables of a process's network namespace are everybody's to read: where they list no open socket,
-//! the process has none of its own. Whether it was handed one from outside stays unknown then, and is said.
+//! An ordinary account may not read the descriptors of a sandbox, even under the same user. The tables of a
+//! process's network namespace are readable by all accounts. If they list no open socket, the process has
+//! opened none itself. An inherited socket from outside remains possible then, and this is reported.
 
 use super::Narrator;
 use super::kill::descendants;
@@ -13,22 +14,25 @@ use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 
-/// Tables of sockets in `/proc/PID/net`, and the `st` of one that anybody may send to: TCP_LISTEN, and for
-/// UDP an unconnected socket, TCP_CLOSE (include/net/tcp_states.h).
+/// Socket tables in `/proc/PID/net`, each with the `st` value of a socket that accepts traffic from any
+/// sender.
+///
+/// For TCP the value is TCP_LISTEN; for UDP it is TCP_CLOSE, an unconnected socket
+/// (include/net/tcp_states.h).
 const TABLES: [(&str, &str); 4] = [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")];
 
-/// What could be learned of a process's open ports.
+/// The open ports of a process, as far as this account can determine them.
 #[derive(Debug, PartialEq, Eq)]
 enum Ports {
-    /// All that it holds, from its descriptors.
+    /// All ports that the process holds, from its descriptors.
     Held(BTreeSet<u16>),
-    /// Its descriptors are closed to this account; no socket is open in its network namespace.
+    /// Descriptors closed to this account; no open socket in the network namespace.
     NoneInNamespace,
-    /// Its descriptors are closed to this account, and its network namespace has open sockets or cannot be read.
+    /// Descriptors closed to this account; open sockets in the network namespace, or unreadable tables.
     Unknown,
 }
 
-/// Counts of processes below the nodes' agents, by what could be learned.
+/// Numbers of processes below the nodes' agents whose ports could not be listed completely.
 #[derive(Debug, Default)]
 struct Unseen {
     none_in_namespace: usize,
@@ -36,7 +40,7 @@ struct Unseen {
 }
 
 impl Unseen {
-    /// What was not checked, in a sentence each.
+    /// Returns the checks that were not possible, one sentence each.
     fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.none_in_namespace > 0 {
@@ -89,10 +93,10 @@ pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     Ok(())
 }
 
-/// Ports of sockets that a process holds and anybody may send to.
+/// Returns the ports that a process holds and that accept traffic from any sender.
 fn open_ports(pid: i32) -> Result<Ports> {
     let table = |(table, state): (&str, &str)| {
-        // A process that ended, or a kernel without IPv6, has no such table.
+        // A process that has ended, or a kernel without IPv6, has no such table.
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok()?;
         Some(text.lines().skip(1).filter_map(|line| open_socket(line, state)).collect::<Vec<_>>())
     };
@@ -100,13 +104,13 @@ fn open_ports(pid: i32) -> Result<Ports> {
     ports(&tables, descriptors(pid)).with_context(|| format!("list the descriptors of process {pid}"))
 }
 
-/// What each descriptor of a process is.
+/// Returns the target of each descriptor of a process.
 fn descriptors(pid: i32) -> io::Result<Vec<String>> {
     let mut targets = Vec::new();
     for descriptor in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
         match std::fs::read_link(descriptor?.path()) {
             Ok(target) => targets.push(target.to_string_lossy().into_owned()),
-            // It was closed meanwhile.
+            // The descriptor was closed during the scan.
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error),
         }
@@ -114,17 +118,17 @@ fn descriptors(pid: i32) -> io::Result<Vec<String>> {
     Ok(targets)
 }
 
-/// What the kernel says of a process or a descriptor that is no more.
+/// Returns whether the error is the kernel's for a process or a descriptor that no longer exists.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
-/// Of a process with these tables of open sockets (inode and port) and these descriptors.
+/// Determines the open ports of a process from its socket tables (inode and port) and its descriptors.
 fn ports(tables: &[Option<Vec<(String, u16)>>], descriptors: io::Result<Vec<String>>) -> io::Result<Ports> {
     let mut sockets = tables.iter().flatten().flatten();
     let targets = match descriptors {
         Ok(targets) => targets,
-        // It ended: nothing is open.
+        // The process has ended: no port is open.
         Err(error) if is_gone(&error) => return Ok(Ports::Held(BTreeSet::new())),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             // Every kernel with a network has the first table; without it nothing was read.
@@ -140,7 +144,7 @@ fn ports(tables: &[Option<Vec<(String, u16)>>], descriptors: io::Result<Vec<Stri
     Ok(Ports::Held(held.collect()))
 }
 
-/// Inode and port of a line of such a table, if it is in this state.
+/// Returns inode and port of a line in such a table, if the socket is in this state.
 fn open_socket(line: &str, state: &str) -> Option<(String, u16)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     (*fields.get(3)? == state).then_some(())?;

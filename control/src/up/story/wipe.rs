@@ -1,4 +1,4 @@
-//! A node that lost its disk is enrolled again by a vote, and serves again.
+//! Demonstration step: a node that lost its disk is admitted again by a vote, and serves again.
 
 use super::Narrator;
 use super::kill::{descendants, wait_until_alive};
@@ -18,21 +18,23 @@ use protocol::governance::Choice;
 use protocol::model::ModelRecord;
 use std::time::{Duration, Instant};
 
-/// How long a fresh node may take to ask for admission.
+/// Timeout for a fresh node to ask for admission.
 const ENROL_LIMIT: Duration = Duration::from_secs(120);
-/// How long replicas may take to answer again.
+/// Timeout for the replicas to answer again.
 const SERVE_LIMIT: Duration = Duration::from_secs(180);
-/// The service whose replicas are watched.
+/// The service whose replicas are observed.
 const SERVICE: &str = "minilm";
 
-/// A node's disk is gone: new keys, the same name. It asks; one member proposes and wraps the models'
-/// keys, two sign. Then its shards are rebuilt, the slots that it held are served, and so is one more, by it.
+/// Deletes a node's disk and lets the node return with new keys under the same name.
+///
+/// The node asks for admission; one member proposes it and wraps the models' keys, and two members sign. Then
+/// the node's shards are rebuilt, its former slots are served again, and the node itself serves one more.
 pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
     let before = service(cluster).await?;
     let holders = before.slots.iter().filter_map(|slot| slot.node.clone());
     let victim = holders.max().with_context(|| format!("{SERVICE} runs somewhere"))?;
     for pid in descendants(cluster.pid(victim.as_str())?)? {
-        // One that ended in between is what is wanted.
+        // A process may already have ended, which is the desired result.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     cluster.kill(victim.as_str()).await?;
@@ -53,8 +55,11 @@ pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narr
     serve_there(cluster, narrator, &victim, before.desired).await
 }
 
-/// All replicas answer again without a step by hand. Whether the node of the new keys loads and serves too
-/// is seen by asking for one replica more, inside the envelope, which no other node is as good a place for.
+/// Waits until all replicas answer again without manual steps, then checks that the new node loads and serves
+/// too.
+///
+/// For the check one more replica is requested, within the envelope; the new node is the best placement for
+/// it.
 async fn serve_there(cluster: &Cluster, narrator: &Narrator, node: &NodeName, desired: u32) -> Result<()> {
     let began = Instant::now();
     wait_until(cluster, "is whole again", |view| view.ready >= desired).await?;
@@ -98,8 +103,9 @@ async fn wait_until(cluster: &Cluster, what: &str, holds: impl Fn(&ServiceView) 
     }
 }
 
-/// Ends what an earlier run began and did not end: a node that lost its disk is admitted, and shards that
-/// are missing or altered are written again.
+/// Completes the recovery that an earlier run began and did not finish.
+///
+/// A node that lost its disk is admitted, and missing or altered shards are rewritten.
 pub(crate) async fn finish_earlier_run(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
     let pending: Page<PendingNode> = cluster.context()?.client()?.get("/v1/pending-nodes").await?;
     let known = |pending: &PendingNode| NODES.contains(&pending.admission.name.as_str());
@@ -118,7 +124,7 @@ pub(crate) async fn finish_earlier_run(cluster: &Cluster, narrator: &Narrator) -
     Ok(())
 }
 
-/// One member proposes the admission and wraps the models' keys, two vote.
+/// One member proposes the admission and wraps the models' keys; two members vote.
 async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<()> {
     let session = cluster.session().await?;
     let member = cluster.member(MEMBERS[1])?;
