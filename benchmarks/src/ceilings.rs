@@ -1,4 +1,4 @@
-//! What the machine itself can do, measured in the same run as what is compared.
+//! Performance ceilings of the machine, measured in the same run as the comparison.
 
 use anyhow::Context;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-/// Milliseconds of `count` writes of `bytes` each, made durable one by one, into space written before.
+/// Returns the milliseconds of each of `count` writes of `bytes` bytes, each synced on its own. They
+/// overwrite allocated space.
 pub(crate) fn fdatasync_ms(directory: &Path, bytes: usize, count: usize) -> anyhow::Result<Vec<f64>> {
     let path = directory.join("fdatasync");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
@@ -25,18 +26,18 @@ pub(crate) fn fdatasync_ms(directory: &Path, bytes: usize, count: usize) -> anyh
     Ok(times)
 }
 
-/// Lets go of what the page cache holds of a file, so that the next read comes from the disk (or from whatever a
-/// virtual disk caches beyond this machine).
+/// Drops a file's pages from the page cache, so that the next read comes from the disk, or from a cache of a
+/// virtual disk outside this machine.
 pub(crate) fn forget_pages(path: &Path) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    // Only pages that are on disk can be let go.
+    // Only clean pages can be dropped.
     file.sync_all()?;
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
     Ok(())
 }
 
-/// Gigabytes copied per second, read and written counted once, by this many threads at once, each through 64 MiB
-/// of its own: more than any cache here.
+/// Returns the gigabytes copied per second by this many concurrent threads; read and written bytes count
+/// once. Each thread copies 64 MiB of its own: more than any cache here.
 pub(crate) fn copy_gigabytes(threads: usize) -> f64 {
     const BYTES: usize = 64 << 20;
     const REPEAT: usize = 4;

@@ -1,6 +1,8 @@
-//! Committed commands through three replicas with fsync: our replicas beside etcd's, as real processes on
-//! one machine and one disk, put by the same closed-loop clients over plain HTTP/2 on loopback, each
-//! client on a connection of its own to the leader.
+//! Benchmark of committed commands through three replicas with fsync: our replicas beside etcd's, as real
+//! processes on one machine and one disk.
+//!
+//! The same closed-loop clients write to both sides over plain HTTP/2 on loopback. Each client has its own
+//! connection to the leader.
 
 mod etcd;
 mod load;
@@ -15,17 +17,17 @@ use std::time::Duration;
 
 /// Size of a value in bytes.
 const VALUE_BYTES: usize = 256;
-/// Keys that the puts go round through.
+/// Number of distinct keys; the puts cycle through them.
 const KEYS: u64 = 10_000;
-/// Rounds of each side; they alternate.
+/// Rounds of each side; the sides alternate.
 const ROUNDS: usize = 5;
-/// Part of the fastest commit: write of one entry, one `fdatasync`.
+/// Size in bytes of the smallest commit's disk work: the write of one entry and one `fdatasync`.
 const RECORD_BYTES: usize = 512;
 
-/// Becomes one replica of ours.
+/// Runs one replica of ours.
 pub(crate) use ours::part;
 
-/// Measures, alternating ours, theirs, ours, theirs.
+/// Runs the benchmark; the sides alternate: ours, theirs, ours, theirs.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(compare(options))
@@ -49,7 +51,8 @@ async fn compare(options: &Options) -> anyhow::Result<Report> {
     let mut syncs = Vec::new();
     for round in 1..=ROUNDS {
         for count in clients.iter().copied() {
-            // Before, between and after, so that the ceiling saw the same neighbours as the loads.
+            // Sampled before, between and after the loads, so that the ceiling is measured under the same
+            // noise.
             let sync = || ceilings::fdatasync_ms(&place, RECORD_BYTES, 100);
             let load = Load { clients: count, length, warm_up: Duration::from_millis(500) };
             syncs.extend(sync()?);
@@ -114,7 +117,7 @@ fn notes(report: &Report, fsync_p50_ms: f64) -> Vec<String> {
     ]
 }
 
-/// The key of the `n`th put.
+/// Returns the key of the `n`th put.
 fn key(number: u64) -> String {
     format!("key-{:08}", number % KEYS)
 }

@@ -1,7 +1,8 @@
-//! MiniLM embeddings on this machine's cores: our encoder in this process beside sentence-transformers and
-//! onnxruntime in another, tokenizing included on every side, alternated, with the vectors compared.
+//! Benchmark of MiniLM embeddings on this machine's cores: our encoder in this process beside
+//! sentence-transformers and onnxruntime in another process.
 //!
-//! The peers are installed by pip into `target/bench/venv`; `peers/embeddings.py` runs them.
+//! Tokenizing is included on every side, the sides alternate, and the vectors are compared. pip installs the
+//! peers into `target/bench/venv`; `peers/embeddings.py` runs them.
 
 use crate::report::{Bar, Report, Row, directory, median, minilm_directory};
 use crate::{Options, ceilings};
@@ -18,26 +19,26 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-/// What pip installs, pinned. `onnx` is what PyTorch's exporter writes with.
+/// Packages that pip installs, pinned. PyTorch's exporter needs `onnx`.
 const PACKAGES: &[&str] =
     &["sentence-transformers==6.2.0", "torch==2.15.0", "onnxruntime==1.31.1", "onnx==1.23.2"];
-/// The peers, the first of which has a bar.
+/// The peers; the first of them has a bar.
 const PEERS: [&str; 2] = ["sentence-transformers", "onnxruntime"];
-/// Texts in a request, and tokens in a text, special tokens included.
+/// Texts in a request, and tokens in a text, including special tokens.
 const SHAPES: [(usize, usize); 6] = [(1, 16), (1, 128), (8, 16), (8, 128), (32, 16), (32, 128)];
-/// The batch size at which the bar stands.
+/// Batch size for which the bar applies.
 const BAR_TEXTS: usize = 32;
-/// Least cosine of our vectors to theirs.
+/// Least accepted cosine of our vectors to theirs.
 const COSINE_MIN: f64 = 0.9999;
 /// Multiply-adds of MiniLM's six layers for one token, without attention scores.
 const TOKEN_MULTIPLY_ADDS: f64 = 6.0 * (4.0 * 384.0 * 384.0 + 2.0 * 384.0 * 1536.0);
-/// Words that are one token each in MiniLM's vocabulary.
+/// Words that are a single token in MiniLM's vocabulary.
 const WORDS: &[&str] = &[
     "the", "circle", "people", "signs", "change", "every", "node", "checks", "model", "weights", "storage",
     "river", "mountain", "number", "winter", "paper", "garden", "music", "cloud", "verify",
 ];
 
-/// Measures, alternating ours, theirs, ours, theirs.
+/// Runs the benchmark; the sides alternate: ours, theirs, ours, theirs.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let rounds = if options.quick { 5 } else { 15 };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -55,7 +56,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
         copies.push(ceilings::copy_gigabytes(threads));
         for (texts, tokens) in SHAPES {
             let batch = texts_of(&engine, texts, tokens)?;
-            // About as much work for every shape: 32 texts of 128 tokens once or twice, one of 16 a hundred times.
+            // A similar amount of work for every shape: 32 texts of 128 tokens once or twice, one text of 16
+            // a hundred times.
             let repeat = (4096 / (texts * tokens)).clamp(1, 100);
             let cell: &mut Cell = found.entry((texts, tokens)).or_default();
             let (ours, our_vectors) = ours(&mut engine, &batch, repeat)?;
@@ -89,7 +91,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Rounds of one shape: texts per second, and cosines to each peer.
+/// Results of one shape, one per round: texts per second, and cosines to each peer.
 #[derive(Default)]
 struct Cell {
     ours: Vec<f64>,
@@ -114,7 +116,7 @@ fn report(found: &BTreeMap<(usize, usize), Cell>, versions: &BTreeMap<String, St
     report
 }
 
-/// Texts per second, and the vectors.
+/// Measures our side: texts per second, and the vectors.
 fn ours(engine: &mut LoadedEngine, texts: &[String], repeat: usize) -> anyhow::Result<(f64, Vec<Vec<f32>>)> {
     let mut embed = || -> anyhow::Result<Vec<Vec<f32>>> {
         let encode = |text: &String| engine.front().encode(text, true);
@@ -129,11 +131,11 @@ fn ours(engine: &mut LoadedEngine, texts: &[String], repeat: usize) -> anyhow::R
     Ok(((texts.len() * repeat) as f64 / begin.elapsed().as_secs_f64(), vectors))
 }
 
-/// Texts of exactly this many tokens, all different.
+/// Returns distinct texts of exactly this many tokens.
 fn texts_of(engine: &LoadedEngine, texts: usize, tokens: usize) -> anyhow::Result<Vec<String>> {
     let word =
         |text: usize, place: usize| WORDS[(text * 7 + place * (3 + text % 5) + place / 11) % WORDS.len()];
-    // Two tokens are the tokenizer's own.
+    // The tokenizer adds two tokens of its own.
     let text = |text: usize| (2..tokens).map(|place| word(text, place)).collect::<Vec<_>>().join(" ");
     let texts: Vec<String> = (0..texts).map(text).collect();
     for text in &texts {
@@ -143,7 +145,8 @@ fn texts_of(engine: &LoadedEngine, texts: usize, tokens: usize) -> anyhow::Resul
     Ok(texts)
 }
 
-/// The least cosine of vectors in the same places. What cannot be compared is an error, not a large cosine.
+/// Returns the least cosine of vectors at equal positions. Vectors that cannot be compared are an error, not
+/// a large cosine.
 fn least_cosine(ours: &[Vec<f32>], theirs: &[Vec<f64>]) -> anyhow::Result<f64> {
     ensure!(ours.len() == theirs.len(), "{} vectors beside {}", ours.len(), theirs.len());
     let alike = ours.iter().zip(theirs).all(|(ours, theirs)| ours.len() == theirs.len() && !ours.is_empty());
@@ -159,7 +162,7 @@ fn least_cosine(ours: &[Vec<f32>], theirs: &[Vec<f64>]) -> anyhow::Result<f64> {
     Ok(cosines.into_iter().fold(1.0, f64::min))
 }
 
-/// What our own product reaches on a shape it likes, on all threads: the practical ceiling of the layers.
+/// Measures our own product at a favourable shape, on all threads: the practical ceiling of the layers.
 fn product_gigaflops(threads: usize) -> f64 {
     const ROWS: usize = 252;
     const OUTPUTS: usize = 1536;
@@ -179,7 +182,7 @@ fn product_gigaflops(threads: usize) -> f64 {
     (2 * ROWS * OUTPUTS * INPUTS * repeat) as f64 / begin.elapsed().as_secs_f64() / 1e9
 }
 
-/// The Python process in which the peers run.
+/// The Python process that runs the peers.
 struct Peer {
     child: Child,
     requests: ChildStdin,
@@ -220,9 +223,9 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Texts per second, and the vectors.
+    /// Measures a peer: texts per second, and the vectors.
     fn embed(&mut self, peer: &str, texts: &[String], repeat: usize) -> anyhow::Result<(f64, Vec<Vec<f64>>)> {
-        // One more, first, that warms up and does not count.
+        // One more repetition, the first, is a warm-up and does not count.
         let request = json!({ "peer": peer, "texts": texts, "repeat": repeat + 1 });
         writeln!(self.requests, "{request}")?;
         self.requests.flush()?;
@@ -241,13 +244,13 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself; either way nothing of it must stay.
+        // The process may have exited already; in either case it must not remain.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The virtual environment's Python, with the peers installed.
+/// Returns the Python of the virtual environment, with the peers installed.
 fn install(place: &Path) -> anyhow::Result<PathBuf> {
     let python = place.join("bin/python");
     let wanted = PACKAGES.join("\n");

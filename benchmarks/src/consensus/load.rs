@@ -1,4 +1,5 @@
-//! Closed-loop clients: each puts, waits for the answer, puts again. The same for both sides.
+//! Closed-loop clients, the same for both sides: each puts a value, waits for the response, and puts the
+//! next.
 
 use super::VALUE_BYTES;
 use crate::report::quantile;
@@ -14,7 +15,7 @@ pub(super) trait Put: Send + 'static {
     fn put(&mut self, key: String, value: Bytes) -> BoxFuture<'_, anyhow::Result<()>>;
 }
 
-/// How the clients load a cluster.
+/// Load of a cluster: number of clients and durations.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
     pub(super) clients: usize,
@@ -23,7 +24,7 @@ pub(super) struct Load {
     pub(super) warm_up: Duration,
 }
 
-/// What one round found.
+/// Measurements of one round.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured {
     pub(super) per_second: f64,
@@ -32,7 +33,7 @@ pub(super) struct Measured {
 }
 
 impl Load {
-    /// Connects every client, lets them run, and gathers what they saw within the measured time.
+    /// Connects every client, runs them, and collects the measurements within the measured time.
     pub(super) async fn run<C, F>(&self, connect: impl Fn() -> F) -> anyhow::Result<Measured>
     where
         C: Put,
@@ -58,7 +59,7 @@ impl Load {
     }
 }
 
-/// Milliseconds of every put that ended between `begin` and `end`.
+/// Returns the milliseconds of every put that ended between `begin` and `end`.
 async fn put_until<C: Put>(
     mut client: C,
     first: u64,

@@ -1,4 +1,5 @@
-//! Our side: three processes of this binary, each one replica of a key-value map, and a client.
+//! Our side of the benchmark: three processes of this binary, each one replica of a key-value map, and a
+//! client.
 
 use super::load::Put;
 use crate::process::{Running, free_ports};
@@ -27,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// Time for three replicas to elect a leader.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A map from keys to values; what etcd does without its history.
+/// A map from keys to values: the function of etcd without its history.
 #[derive(Default)]
 struct Map {
     values: BTreeMap<Bytes, Bytes>,
@@ -66,7 +67,7 @@ impl StateMachine for Map {
     }
 }
 
-/// What a replica process is told.
+/// Arguments of a replica process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Part {
@@ -76,7 +77,8 @@ struct Part {
     directory: PathBuf,
 }
 
-/// Keys of the benchmark's replicas: a function of their number, for this purpose alone.
+/// Returns the identity of a benchmark replica. Its key is a function of the replica's number, for this
+/// purpose alone.
 fn identity(id: u64) -> Identity {
     Identity::from_seed(&[id as u8; 32])
 }
@@ -129,7 +131,7 @@ async fn serve(part: Part) -> anyhow::Result<()> {
 }
 
 async fn answer_connection(stream: TcpStream, handle: Handle<Map>) {
-    // A client that went away needs no answer.
+    // Errors are ignored: a disconnected client needs no response.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| answer(request, handle.clone()));
     let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -159,7 +161,7 @@ async fn answer(
     }
 }
 
-/// Three replicas on loopback.
+/// A cluster of three replicas on loopback.
 pub(super) struct Cluster {
     _replicas: Vec<Running>,
     leader: SocketAddr,
@@ -188,7 +190,7 @@ impl Cluster {
         Ok(Self { _replicas: replicas, leader: find_leader(&clients).await? })
     }
 
-    /// A new connection to the leader.
+    /// Opens a new connection to the leader.
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         Client::connect(self.leader).await
     }
@@ -220,7 +222,7 @@ impl Client {
         stream.set_nodelay(true)?;
         let (sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-        // It ends with the client; an error in between fails the put that meets it.
+        // The connection task ends with the client; an earlier error fails the put that uses the connection.
         tokio::spawn(connection.map(drop));
         Ok(Self { sender, authority: address.to_string() })
     }
