@@ -1,11 +1,12 @@
-//! No executable's headers make the reader of its libraries panic, and what it says is bounded.
+//! Fuzz target of the reader of an executable's libraries: no ELF headers make it panic, and its output is
+//! bounded.
 #![no_main]
 
 use gpu_agent::sandbox::linked_by;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    // As it comes, and with the magic that hardly any bytes begin with.
+    // The input as it is, and with the ELF magic, which random bytes hardly ever have.
     let mut elf = bytes.to_vec();
     elf.splice(..elf.len().min(6), *b"\x7fELF\x02\x01");
     for file in [bytes, &elf] {

@@ -1,5 +1,7 @@
-//! Frames between an agent and the init of a sandbox never panic their readers, and are found wherever reads end.
-//! Those of a worker go through the overlay's reader, which has a target of its own.
+//! Fuzz target of frames between an agent and the init of a sandbox: they never panic their readers, and are
+//! found regardless of the boundaries of reads.
+//!
+//! Frames of a worker pass through the overlay's reader, which has its own target.
 #![no_main]
 
 use gpu_agent::sandbox::FrameBuffer;
@@ -7,10 +9,10 @@ use libfuzzer_sys::fuzz_target;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::worker::{FromWorker, InitReply, InitRequest};
 
-/// What an init reads at most.
+/// Maximum length of a frame that an init reads, in bytes.
 const LIMIT: usize = 256;
 
-/// All whole frames and whether the stream was refused, read in pieces of this length.
+/// Returns all complete frames, and whether the stream was refused, when it is read in pieces of this length.
 fn frames(bytes: &[u8], piece: usize) -> (Vec<Vec<u8>>, bool) {
     let (mut buffer, mut found) = (FrameBuffer::default(), Vec::new());
     for piece in bytes.chunks(piece) {

@@ -1,4 +1,5 @@
-//! A worker's metrics pipe: lines are bounded, found wherever reads end, and exactly the expected type or refused.
+//! Fuzz target of a worker's metrics pipe: lines are bounded, found regardless of the boundaries of reads,
+//! and either exactly of the expected type or refused.
 #![no_main]
 
 use gpu_agent::sandbox::LineSplitter;

@@ -1,4 +1,5 @@
-//! What an agent reads from its own disk, from the init of a sandbox and from control is canonical or refused.
+//! Fuzz target of the records that an agent reads from its own disk, from the init of a sandbox and from
+//! control: each is canonical or refused.
 #![no_main]
 
 use gpu_agent::sandbox::parse_start_ticks;

@@ -1,4 +1,4 @@
-//! Whatever is accepted as canonical bytes is its own encoding.
+//! Fuzz target of the canonical encoding: accepted bytes are the encoding of their own value.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Foreign certificates, bundles and genesis bytes never panic their readers.
+//! Fuzz target of certificates, bundles and genesis files: untrusted bytes never panic their readers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,7 +1,9 @@
-//! No bytes in the log make the state machine panic: not on an empty cluster, and not on one in which everything is there.
+//! Fuzz target of the state machine: no bytes in the log make it panic, neither on an empty cluster nor on
+//! one in which every kind of object exists.
 //!
-//! An input that begins like a command (a map of three) is taken as it stands. Any other says which of the sample commands
-//! is edited, with which other one's parts, and how: bytes alone would hardly ever come past the canonical form.
+//! An input that begins like a command (a map of three) is used unchanged. Any other input selects a sample
+//! command to edit, another one that supplies parts, and the edits: random bytes alone would hardly ever be
+//! canonical.
 #![no_main]
 
 #[allow(dead_code, unused_imports)]
@@ -17,7 +19,7 @@ use std::sync::OnceLock;
 
 /// First byte of every command: a map of three fields.
 const COMMAND: u8 = 0xa3;
-/// Most edits of one input.
+/// Maximum number of edits of one input.
 const EDITS_MAX: usize = 8;
 
 fn stage() -> &'static (World, Vec<Cbor>) {

@@ -1,4 +1,4 @@
-//! Any bytes are a GGUF file whose tensors cover it, or are refused.
+//! Fuzz target of the GGUF reader: bytes are a GGUF file whose tensors cover it, or are refused.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

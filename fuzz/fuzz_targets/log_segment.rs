@@ -1,5 +1,7 @@
-//! A segment of the log whose records were spoiled is refused or read up to the damage, never beyond what was
-//! written and never short of what was durable; and no payload panics its reader.
+//! Fuzz target of the log's segments: a segment with corrupted records is refused or read up to the damage.
+//!
+//! It is never read beyond the written records and never short of the durable ones. No payload panics its
+//! reader.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

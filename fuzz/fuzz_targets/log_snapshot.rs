@@ -1,4 +1,4 @@
-//! No snapshot file with a right digest panics its reader.
+//! Fuzz target of the snapshot reader: no snapshot file with a right digest makes it panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any text ends in a manifest or in an error that names a line of it.
+//! Fuzz target of the manifest parser: any text gives a manifest or an error that names one of its lines.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

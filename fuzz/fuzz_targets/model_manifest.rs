@@ -1,4 +1,4 @@
-//! Any bytes are a manifest that can be indexed, or are refused.
+//! Fuzz target of model manifests: bytes are a manifest that can be indexed, or are refused.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Whatever comes over a unix socket is a frame of the expected message or refused, and so is a preface.
+//! Fuzz target of messages over a unix socket: bytes are a frame of the expected message or refused, and so
+//! is a preface.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -8,7 +9,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 fuzz_target!(|bytes: &[u8]| {
-    // Below what a socket holds, so that writing never waits for reading.
+    // Less than the capacity of a socket, so that writing never blocks on reading.
     let bytes = &bytes[..bytes.len().min(64 * 1024)];
     let filled = || {
         let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");

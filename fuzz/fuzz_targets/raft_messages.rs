@@ -1,4 +1,5 @@
-//! Whatever a replica sends to another's endpoints is a message, an entry, a chunk, or refused.
+//! Fuzz target of a replica's endpoints for other replicas: bytes are a message, an entry or a chunk, or are
+//! refused.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Any bytes are a safetensors file whose tensors cover it, or are refused.
+//! Fuzz target of the safetensors reader: bytes are a safetensors file whose tensors cover it, or are
+//! refused.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

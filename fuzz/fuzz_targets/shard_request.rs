@@ -1,4 +1,4 @@
-//! Names, ranges and listings of the shard service stay within their bounds.
+//! Fuzz target of the shard service's requests: names, ranges and listings stay within their bounds.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
