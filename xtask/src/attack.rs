@@ -1,9 +1,10 @@
-//! `cargo xtask attack listeners`: a whole cluster on this machine while one address holds more connections than
-//! every listener has, with stranger keys and unfinished bodies besides; a good client from another address must
-//! not fail once.
+//! `cargo xtask attack listeners`: a resource exhaustion test of every listener of a cluster on this machine.
 //!
-//! The clients are `overlay/examples/attack_listeners.rs`: it takes TLS keys of strangers and source addresses,
-//! which the standard library alone does not give.
+//! One address holds more connections than every listener has, and adds unknown keys and unfinished bodies. A
+//! well-behaved client from another address must not fail once.
+//!
+//! The clients are `overlay/examples/attack_listeners.rs`: they need TLS keys of unadmitted peers and source
+//! addresses, which the standard library alone does not provide.
 
 use crate::cluster::{nothing_is_left, stop_in};
 use crate::compile::{self, Selection};
@@ -23,7 +24,7 @@ replica and on the gateway's listener for workers, 4,200 on its public API, 100 
 failures, latencies and memory; exits 1 when one request failed.
 ";
 
-/// How long the cluster may take to serve, on a busy machine.
+/// Time limit of the cluster's start on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -42,7 +43,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     outcome.and(stopped)
 }
 
-/// A cluster that serves the small model, its words in a file.
+/// Starts a cluster that serves the small model, with its output in a file.
 fn start(place: &Path) -> Result<Child, String> {
     nothing_is_left(place)?;
     let said =
@@ -87,14 +88,14 @@ fn serves(place: &Path, ports: &BTreeMap<String, u16>) -> bool {
     is_ready && place.join("api-key").exists()
 }
 
-/// Every port of the cluster, by what it is for.
+/// Returns every port of the cluster, by purpose.
 fn ports(place: &Path) -> Result<BTreeMap<String, u16>, String> {
     let file = place.join("ports.json");
     let text = std::fs::read_to_string(&file).map_err(|error| format!("read {}: {error}", file.display()))?;
     Ok(numbers_of(&text))
 }
 
-/// The entries of a flat JSON object of numbers that this project wrote.
+/// Reads a flat JSON object of numbers that this project wrote.
 fn numbers_of(text: &str) -> BTreeMap<String, u16> {
     let entries = text.trim().trim_start_matches('{').trim_end_matches('}').split(',');
     let pairs = entries.filter_map(|entry| {
@@ -120,14 +121,14 @@ fn attack(place: &Path) -> Result<(), String> {
     run_command(&mut command(&program, &words))
 }
 
-/// An API key of the attacker's own: what one key holds is that key's share.
+/// Creates an API key of the attacker's own: memory in the gateway counts against the share of its key.
 fn attackers_key(place: &Path) -> Result<String, String> {
     let program = target().join("debug/quorate").display().to_string();
     let mut create = command(&program, &["key", "create", "attacker"]);
     Ok(output(create.env("QUORATE_CONTEXT", place.join("context.json")))?.trim().to_owned())
 }
 
-/// The key that the gateway said it has when it started, as its agent's log keeps it.
+/// Returns the key that the gateway logged when it started, from its agent's log.
 fn gateway_key(place: &Path) -> Result<String, String> {
     let logs = std::fs::read_dir(place.join("logs")).map_err(|error| error.to_string())?;
     for log in logs.filter_map(Result::ok) {
@@ -141,7 +142,7 @@ fn gateway_key(place: &Path) -> Result<String, String> {
     Err("no log tells the gateway's key".into())
 }
 
-/// The cluster's daemons and their process ids.
+/// Returns the cluster's daemons and their process ids.
 fn daemons(place: &Path) -> Vec<(String, u32)> {
     let place = place.display().to_string();
     let describe = |process: std::fs::DirEntry| {

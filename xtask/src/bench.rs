@@ -1,9 +1,9 @@
-//! `bench NAME` and `train-tiny`: both are ordinary programs of the workspace, started the same way.
+//! `bench NAME` and `train-tiny`: ordinary programs of the workspace, started in the same way.
 
 use crate::compile::{self, Selection};
 use crate::process;
 
-/// `cargo xtask bench NAME ...`: fetches what the named benchmark needs, then runs it; its arguments
+/// `cargo xtask bench NAME ...`: fetches the requirements of the named benchmark, then runs it; its arguments
 /// pass through.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let name = arguments.first().map_or("--list", String::as_str);

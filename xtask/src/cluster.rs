@@ -1,5 +1,5 @@
-//! Tests of the whole: the demonstration's story on real processes, foreign clients against the cluster that
-//! it leaves standing, an end without leftovers, and a second run from what the first left.
+//! End-to-end tests: the demonstration on real processes, third-party clients against the cluster that it
+//! leaves running, an end without leftovers, and a second run in the first one's directory.
 
 use crate::compile::{self, Selection};
 use crate::process::{command, root, run, target};
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 
 /// Packages of the client tests, pinned.
 const CLIENT_PACKAGES: [&str; 3] = ["openai==3.54.0", "schemathesis==4.32.5", "pyyaml==6.0.3"];
-/// How long the story may take on a busy machine.
+/// Time limit of the demonstration on a busy machine.
 const STORY_LIMIT: Duration = Duration::from_secs(1200);
-/// How long it may take to stop everything.
+/// Time limit of stopping every process.
 const END_LIMIT: Duration = Duration::from_secs(180);
-/// The user and group id of nobody.
+/// User and group id of the account `nobody`.
 const ORDINARY: &str = "65534";
-/// What the demonstration prints when it stays up.
+/// Text that the demonstration prints when it stays up.
 pub(crate) const STAYS_UP: &str = "Kill any process";
 
 fn directory() -> PathBuf {
     target().join("test-cluster")
 }
 
-/// Runs the story, then the clients, then Ctrl-C; nothing may be left.
+/// Runs the demonstration, then the clients, then sends Ctrl-C; no process may remain.
 pub(crate) fn demonstration_and_clients() -> Result<(), String> {
     let python = setup::python("clients", &CLIENT_PACKAGES)?;
     compile::build(Selection::Everything)?;
@@ -35,7 +35,7 @@ pub(crate) fn demonstration_and_clients() -> Result<(), String> {
     outcome.and(stopped)
 }
 
-/// The README's "By hand", behind certificates of an operator's own.
+/// Runs the README's "By hand", with certificates of an operator's own.
 pub(crate) fn by_hand() -> Result<(), String> {
     for (program, package) in [("openssl", "openssl"), ("curl", "curl"), ("pgrep", "procps")] {
         setup::program(program, package)?;
@@ -45,7 +45,7 @@ pub(crate) fn by_hand() -> Result<(), String> {
     run(&mut command("python3", &["control/tests/by_hand.py", &quorate, "models/tiny"]))
 }
 
-/// The same directory again, through the story once, ending by itself.
+/// Runs the demonstration once more in the same directory; it must exit without a signal.
 pub(crate) fn second_run() -> Result<(), String> {
     let mut up = start(&directory(), &["--once"], Stdio::inherit())?;
     read_until(&mut up, |_| false)?;
@@ -56,8 +56,9 @@ pub(crate) fn second_run() -> Result<(), String> {
     nothing_is_left(&directory())
 }
 
-/// The whole story under an ordinary account, which cannot make control groups, take other user ids or read the
-/// descriptors of sandboxes: it holds to the end, and says what is not enforced and what could not be checked.
+/// Runs the whole demonstration under an ordinary account, which cannot create control groups, take other
+/// user ids or read the descriptors of sandboxes. It must complete, and report which limits are not enforced
+/// and which checks were skipped.
 pub(crate) fn ordinary_account() -> Result<(), String> {
     if !is_root() {
         println!("this account is an ordinary one: the demonstration showed it");
@@ -73,7 +74,7 @@ pub(crate) fn ordinary_account() -> Result<(), String> {
 }
 
 fn ordinary_account_in(place: &Path) -> Result<(), String> {
-    // This clone may lie where only root may look.
+    // Only root may be able to read this clone.
     let (home, files) = (place.join("home"), place.join("files"));
     for directory in [&home, &files] {
         std::fs::create_dir_all(directory)
@@ -127,7 +128,8 @@ fn is_root() -> bool {
     crate::process::output(&mut command("id", &["-u"])).is_ok_and(|user| user.trim() == "0")
 }
 
-/// `up --model`: the small model under its directory's name, and then a second directory, which is another model.
+/// Runs `up --model` with the small model under its directory's name, and then with a second directory, which
+/// is another model.
 pub(crate) fn own_model() -> Result<(), String> {
     compile::build(Selection::Everything)?;
     let (place, tiny) = (target().join("test-own"), root().join("models/tiny"));
@@ -153,7 +155,7 @@ pub(crate) fn own_model() -> Result<(), String> {
     Ok(())
 }
 
-/// Starts the demonstration in this directory; its output is read by the caller.
+/// Starts the demonstration in this directory; the caller reads its output.
 pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<Child, String> {
     let mut arguments = demo::arguments()?;
     arguments.extend(["--dir".into(), directory.display().to_string()]);
@@ -167,8 +169,8 @@ pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<C
         .map_err(|error| format!("cannot run {program}: {error}"))
 }
 
-/// Another `up` in the same directory ends with a code and touches nothing, though it was told to start afresh:
-/// the clients that follow still find everything.
+/// Checks that another `up` in the same directory is refused with a code and changes nothing, even with
+/// `--fresh`: the clients that follow still find every file.
 fn a_second_is_refused() -> Result<(), String> {
     let second = start(&directory(), &["--fresh"], Stdio::piped())?;
     let output = second.wait_with_output().map_err(|error| error.to_string())?;
@@ -179,21 +181,21 @@ fn a_second_is_refused() -> Result<(), String> {
     Err(format!("a second `up` in the same directory was not refused: {} {said}", output.status))
 }
 
-/// Prints what the demonstration prints until it stays up.
+/// Prints the demonstration's output until it stays up.
 fn wait_until_up(up: &mut Child) -> Result<(), String> {
     read_until(up, |line| line.contains(STAYS_UP))?
         .then_some(())
         .ok_or_else(|| "the demonstration ended before it stayed up".into())
 }
 
-/// Prints what the demonstration prints until a line that is `enough`, and whether there was one. A thread reads
-/// on, since the demonstration must not fail on its last lines.
+/// Prints the demonstration's output until a line that is `enough`, and returns whether there was one. A
+/// thread keeps reading after that, since the demonstration must not fail on its last lines.
 fn read_until(up: &mut Child, enough: impl Fn(&str) -> bool) -> Result<bool, String> {
     let output = up.stdout.take().ok_or("the demonstration has no output")?;
     let (said, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // Nobody listens any more: read on all the same.
+            // The receiver may be gone: the thread keeps reading all the same.
             let _ = said.send(line);
         }
     });
@@ -215,7 +217,7 @@ fn read_until(up: &mut Child, enough: impl Fn(&str) -> bool) -> Result<bool, Str
     }
 }
 
-/// Waits for its end, for so long.
+/// Waits for the demonstration's end, up to `limit`.
 fn wait(up: &mut Child, limit: Duration) -> Result<ExitStatus, String> {
     let deadline = Instant::now() + limit;
     loop {
@@ -247,7 +249,7 @@ fn clients(python: &Path) -> Result<(), String> {
     run(&mut command(&python, &["control/tests/control_api.py", &context]))
 }
 
-/// A string value of a flat JSON file that this project wrote.
+/// Returns a string value of a flat JSON file that this project wrote.
 fn value_of(file: &str, name: &str) -> Result<String, String> {
     let text = std::fs::read_to_string(file).map_err(|error| format!("read {file}: {error}"))?;
     let after = text.split(&format!("\"{name}\":")).nth(1).and_then(|rest| rest.split('"').nth(1));
@@ -258,7 +260,7 @@ fn stop(up: Child) -> Result<(), String> {
     stop_in(up, &directory())
 }
 
-/// Ctrl-C, and a look that nothing stayed behind.
+/// Sends Ctrl-C, and checks that no process remains.
 pub(crate) fn stop_in(mut up: Child, directory: &Path) -> Result<(), String> {
     run(&mut command("kill", &["-INT", &up.id().to_string()]))?;
     let status = wait(&mut up, END_LIMIT)?;
@@ -268,7 +270,7 @@ pub(crate) fn stop_in(mut up: Child, directory: &Path) -> Result<(), String> {
     nothing_is_left(directory)
 }
 
-/// No process names the cluster's directory or stands in a control group of its circle.
+/// Checks that no process names the cluster's directory or is in a control group of its circle.
 pub(crate) fn nothing_is_left(directory: &Path) -> Result<(), String> {
     let place = directory.display().to_string();
     let context = directory.join("context.json").display().to_string();

@@ -1,7 +1,7 @@
 //! Builds behind one progress bar: crates downloaded, then crates built, with an estimate of the time left.
 //!
-//! Crates differ a hundredfold in what they cost, so the estimate weighs each by the seconds that it took in a
-//! reference build (`compile/costs.txt`) and scales by how fast this machine has been so far.
+//! Build times of crates differ a hundredfold. The estimate therefore weighs each crate by its seconds in a
+//! reference build (`compile/costs.txt`) and scales by the measured speed of this machine.
 
 mod bar;
 mod progress;
@@ -15,23 +15,23 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-/// How often the estimate counts down while no crate ends.
+/// Interval at which the estimate counts down while no crate completes.
 const REDRAW: Duration = Duration::from_secs(1);
-/// Lines of cargo's own output that are shown when the build fails.
+/// Lines of cargo's own output to show when the build fails.
 const TAIL_LINES: usize = 60;
 
-/// What is built. Cargo chooses the features of dependencies by what is selected, and builds a crate anew for other
-/// features: steps that follow each other should select the same.
+/// Packages to build. Cargo chooses the features of dependencies by the selected packages, and rebuilds a
+/// crate for other features: consecutive steps should select the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Selection {
     /// `quorate` and `quorate-serve` alone.
     Binaries,
-    /// These, every test and every example.
+    /// The binaries, every test and every example.
     Everything,
 }
 
 impl Selection {
-    /// The arguments of `cargo build`.
+    /// Arguments of `cargo build`.
     pub(crate) fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--bins"],
@@ -39,7 +39,7 @@ impl Selection {
         }
     }
 
-    /// The arguments of `cargo tree`.
+    /// Arguments of `cargo tree`.
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--edges", "normal,build"],
@@ -55,7 +55,7 @@ impl Selection {
     }
 }
 
-/// Builds what is selected and shows how far it is.
+/// Builds the selection and shows the progress.
 pub(crate) fn build(selection: Selection) -> Result<(), String> {
     let began = Instant::now();
     let mut bar = Bar::start();
@@ -88,22 +88,22 @@ pub(crate) fn build(selection: Selection) -> Result<(), String> {
     Ok(())
 }
 
-/// What cargo said, or nothing for a while.
+/// A line of cargo's output.
 enum Line {
-    /// One of its messages, on standard output.
+    /// A JSON message on standard output.
     Message(String),
-    /// A line for people, on standard error.
+    /// A human-readable line on standard error.
     Text(String),
 }
 
-/// Names of the packages that the selection stands on; cargo downloads what is not there yet.
+/// Returns the names of the packages that the selection depends on; cargo downloads those that are missing.
 fn packages(selection: Selection, bar: &mut Bar) -> Result<Vec<String>, String> {
     let mut tree = command("cargo", &["tree", "--prefix", "none", "--format", "{p}"]);
     tree.args(selection.packages()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = tree.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
     let (mut names, mut errors, mut downloaded) = (std::collections::BTreeSet::new(), Vec::new(), 0);
     for_each_line(&mut child, |event| match event {
-        // A package that was listed before is marked so.
+        // `cargo tree` marks a package that was listed before.
         Some(Line::Message(line)) if !line.is_empty() => {
             names.insert(line.trim_end_matches(" (*)").to_string());
         }
@@ -122,7 +122,7 @@ fn packages(selection: Selection, bar: &mut Bar) -> Result<Vec<String>, String> 
     Ok(names.into_iter().filter_map(|line| line.split(' ').next().map(str::to_string)).collect())
 }
 
-/// Hands on every line of both outputs, and nothing once a second while there is none.
+/// Passes on every line of both outputs, and `None` once a second while there is none.
 fn for_each_line(child: &mut Child, mut take: impl FnMut(Option<Line>)) -> Result<(), String> {
     let (sender, lines) = channel();
     let out = child.stdout.take().ok_or("cargo gave no output")?;
@@ -144,7 +144,7 @@ fn forward(from: impl Read + Send + 'static, wrap: fn(String) -> Line, to: Sende
     });
 }
 
-/// The next line; `Some(None)` when a second passed without one; `None` at the end.
+/// Returns the next line, `Some(None)` when a second passed without one, `None` at the end.
 fn next(lines: &Receiver<Line>) -> Option<Option<Line>> {
     match lines.recv_timeout(REDRAW) {
         Ok(line) => Some(Some(line)),

@@ -1,4 +1,5 @@
-//! `cargo xtask up`: builds both binaries, saying what will follow, and hands over to the demonstration.
+//! `cargo xtask up`: builds both binaries, prints the steps that follow, and replaces itself by the
+//! demonstration.
 
 use crate::compile::{Selection, build};
 use crate::process::{command, root, target};
@@ -30,7 +31,7 @@ What will happen
  10  wipe a node's disk, vote it in again, see it serve again
 ";
 
-/// Builds, then becomes the demonstration.
+/// Builds, then executes the demonstration in this process.
 pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
     if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
         print!("{HELP}");
@@ -45,12 +46,13 @@ pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
     all.extend(arguments.iter().cloned());
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let program = target().join("debug/quorate").display().to_string();
-    // In this process's place: Ctrl-C reaches the demonstration alone, and the prompt returns when it has ended.
+    // `exec` keeps this process: Ctrl-C reaches the demonstration alone, and the prompt returns when it has
+    // ended.
     let error = command(&program, &all).exec();
     Err(format!("cannot run {program}: {error}"))
 }
 
-/// What the demonstration needs to be told: where its models and documents are.
+/// Returns the arguments of the demonstration: the paths of its models and documents.
 pub(crate) fn arguments() -> Result<Vec<String>, String> {
     let minilm = crate::minilm::directory()?.display().to_string();
     let tiny = root().join("models/tiny").display().to_string();

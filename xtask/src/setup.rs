@@ -1,10 +1,10 @@
-//! What tests and benchmarks need beyond Rust, a C compiler, Python and Node: installed by name, or
-//! named so that a person can install it.
+//! Requirements of tests and benchmarks beyond Rust, a C compiler, Python and Node: installed by name, or
+//! named in an error so that the user can install them.
 
 use crate::process::{command, exists, run, target};
 use std::path::PathBuf;
 
-/// A Python virtual environment under `target/` with these packages (`name==version`).
+/// Returns the Python of a virtual environment under `target/` with these packages (`name==version`).
 pub(crate) fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     let place = target().join("python").join(name);
     let python = place.join("bin/python");
@@ -25,7 +25,7 @@ pub(crate) fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     Ok(python)
 }
 
-/// Makes sure that a program is there, from a Debian package if this is Debian and we are root.
+/// Ensures that a program is installed; on Debian as root, installs its package.
 pub(crate) fn program(program: &str, package: &str) -> Result<(), String> {
     if exists(program) {
         return Ok(());

@@ -1,8 +1,8 @@
-//! A machine that is worse than most: both cores busy with other work, half the usual CPU quota, a disk whose
-//! `fsync` is slow. Tests that pass here every time do not depend on luck.
+//! Tests under stress: both cores busy with other work, half the usual CPU quota, a disk with a slow `fsync`.
+//! Tests that pass here every time do not depend on luck.
 //!
-//! Every test that touches the world runs in each round, the pure ones in the first. Needs root, for the quota's
-//! control group, and a C compiler, for the library that slows `fsync` down.
+//! Every test that uses time, sockets, processes or disks runs in each round, the pure ones in the first.
+//! Needs root, for the quota's control group, and a C compiler, for the library that slows `fsync` down.
 
 mod burner;
 mod quota;
@@ -15,7 +15,7 @@ use burner::Burners;
 use quota::Quota;
 use std::path::PathBuf;
 
-/// What each `fsync` costs more: a disk of spinning rust, or a busy one in a cloud.
+/// Additional duration of each `fsync`: that of a spinning disk, or of a busy one in a cloud.
 const SYNC_DELAY_MS: u32 = 20;
 
 /// Runs the tests `rounds` times under pressure and prints failures by test.
@@ -42,7 +42,7 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
     }
 }
 
-/// Compiles the library that slows down what makes files durable.
+/// Compiles the library that slows down `fsync`, `fdatasync` and `sync_file_range`.
 fn slow_sync_library() -> Result<PathBuf, String> {
     let place = target().join("stress");
     std::fs::create_dir_all(&place).map_err(|error| format!("create {}: {error}", place.display()))?;

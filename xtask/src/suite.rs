@@ -1,9 +1,10 @@
-//! The Rust tests, each in a process of its own: listed by their binaries, run as many at once as there are
-//! cores, timed, repeated if asked, and reported by name.
+//! Runner of the Rust tests, each in a process of its own: listed by their binaries, run in parallel on all
+//! cores, timed, repeated on request, and reported by name.
 //!
-//! libtest gives no durations on a stable compiler and no repetition, and cargo-nextest takes minutes to build on
-//! a fresh machine; `docs/decisions/2026-11-22-an-own-test-runner.md` weighs the two. A test that hangs is killed
-//! with its whole process group and counts as failed. No verdict here depends on how long a test took otherwise.
+//! libtest gives no durations on a stable compiler and no repetition, and cargo-nextest takes minutes to
+//! build on a fresh machine. `docs/decisions/2026-11-22-an-own-test-runner.md` weighs the two. A test that
+//! hangs is killed with its whole process group and counts as failed. Otherwise no verdict depends on a
+//! test's duration.
 
 mod binaries;
 mod report;
@@ -15,25 +16,24 @@ use crate::process;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Crates whose tests compute and touch nothing: no clock, thread, socket, process or disk (`tidy/purity.rs`).
+/// Crates whose tests only compute: no clock, thread, socket, process or disk (`tidy/purity.rs`).
 const PURE: [&str; 3] = crate::tidy::PURE;
 
 /// One test of one binary.
 #[derive(Debug, Clone)]
 pub(crate) struct Test {
-    /// The crate it belongs to.
     package: String,
-    /// The test binary's short name: the crate's, or that of a file in `tests/`.
+    /// Short name of the test binary: that of the crate, or of a file in `tests/`.
     target: String,
-    /// Its path within the binary.
+    /// Path of the test within the binary.
     name: String,
     program: PathBuf,
-    /// The crate's folder, which is a test's working directory.
+    /// Directory of the crate, which is a test's working directory.
     directory: PathBuf,
 }
 
 impl Test {
-    /// Its name in lists: crate, binary and path.
+    /// Returns the test's name in lists: crate, binary and path.
     fn title(&self) -> String {
         if self.target == self.package.replace('-', "_") || self.target == self.package {
             return format!("{}::{}", self.package, self.name);
@@ -41,28 +41,28 @@ impl Test {
         format!("{}/{}::{}", self.package, self.target, self.name)
     }
 
-    /// Whether it may meet real time, sockets, processes or disks.
+    /// Whether the test may use real time, sockets, processes or disks.
     fn touches_the_world(&self) -> bool {
         !PURE.contains(&self.package.as_str())
     }
 }
 
-/// How often and under what the tests run.
+/// Number of rounds, and environment, of a run.
 pub(crate) struct Plan {
-    /// Runs of every test that touches the world; the others run once.
+    /// Number of runs of every test that touches the world; the others run once.
     pub(crate) rounds: usize,
     /// Wraps the command of a test, to put it under pressure.
     pub(crate) wrap: Box<dyn Fn(Command) -> Command + Sync>,
 }
 
 impl Plan {
-    /// Every test once, as it is.
+    /// Returns the plan that runs every test once, unchanged.
     pub(crate) fn once() -> Self {
         Self { rounds: 1, wrap: Box::new(|command| command) }
     }
 }
 
-/// Builds every test, then runs them by `plan`; those whose title contains `filter`, if there is one.
+/// Builds every test, then runs by `plan` the tests whose title contains `filter`, or all of them.
 pub(crate) fn run(plan: &Plan, filter: Option<&str>) -> Result<Report, String> {
     let tests: Vec<Test> = binaries::tests()?
         .into_iter()
@@ -76,7 +76,7 @@ pub(crate) fn run(plan: &Plan, filter: Option<&str>) -> Result<Report, String> {
     Ok(run::all(runs, plan))
 }
 
-/// Examples in documentation, which libtest binaries do not hold.
+/// Runs the examples in documentation, which libtest binaries do not contain.
 pub(crate) fn documentation() -> Result<(), String> {
     process::run(&mut process::command("cargo", &["test", "--quiet", "--doc"]))
 }

@@ -1,11 +1,11 @@
-//! `cargo xtask test`: installs what the tests need, then runs all of them. What CI runs.
+//! `cargo xtask test`: installs the requirements of the tests, then runs all of them, as CI does.
 
 use crate::process::{self, command, target};
 use crate::suite::{self, Plan};
 use crate::{cluster, kills, setup, stress};
 use std::time::Instant;
 
-/// One step: a name and what it does.
+/// One step: its name and its function.
 type Step = (&'static str, fn() -> Result<(), String>);
 
 const STEPS: [Step; 10] = [
@@ -76,7 +76,8 @@ fn lint() -> Result<(), String> {
         "cargo",
         &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"],
     ))?;
-    // Fuzz targets need a nightly compiler to run, not to be looked at; nor is libFuzzer built for a look.
+    // Only running a fuzz target needs a nightly compiler; checking does not, and needs no build of libFuzzer
+    // either.
     let mut fuzz = command("cargo", &["check", "--quiet", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
     fuzz.env("RUSTFLAGS", "--cfg fuzzing").env("CUSTOM_LIBFUZZER_PATH", "/none");
     process::run(fuzz.env("CARGO_TARGET_DIR", target().join("fuzz")))

@@ -1,11 +1,11 @@
-//! One line that is drawn again and again on a terminal; elsewhere a line at every tenth of the way.
+//! Progress bar: one line that is redrawn on a terminal; elsewhere one line at every tenth of the build.
 
 use std::io::{IsTerminal, Write};
 
-/// Characters of the bar itself; with the text beside it the line stays within 80.
+/// Width of the bar itself in characters; with the text beside it the line stays within 80.
 const WIDTH: usize = 20;
 
-/// Where progress is shown.
+/// The progress bar and its state.
 pub(super) struct Bar {
     terminal: bool,
     tenth: usize,
@@ -13,18 +13,18 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// An empty one.
+    /// Returns an empty bar.
     pub(super) fn start() -> Self {
         Self { terminal: std::io::stdout().is_terminal(), tenth: 0, last: String::new() }
     }
 
-    /// Shows `text` and how much is done, a number between 0 and 1.
+    /// Shows `text` and the completed share, a number between 0 and 1.
     pub(super) fn show(&mut self, text: &str, share: f64) {
         if self.terminal {
             let line = drawn(text, share);
             if line != self.last {
                 print!("\r\x1b[2K{line}");
-                // A terminal that is gone is noticed by what is printed next.
+                // A closed terminal is detected by the next print.
                 let _ = std::io::stdout().flush();
                 self.last = line;
             }
@@ -37,7 +37,7 @@ impl Bar {
         }
     }
 
-    /// Takes the line away.
+    /// Erases the line.
     pub(super) fn clear(&mut self) {
         if self.terminal && !self.last.is_empty() {
             print!("\r\x1b[2K");

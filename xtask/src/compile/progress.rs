@@ -1,26 +1,27 @@
-//! How far a build is, from cargo's messages: which crates there are, what each costs, and how fast it goes.
+//! Progress of a build from cargo's messages: the crates, the cost of each, and the speed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Seconds that a crate adds to a build on two cores, measured once: `crate seconds`, one a line. Crates that
-/// compile alone at the end count whole, others half, since two compile at once.
+/// compile alone at the end count fully, others half, since two compile in parallel.
 const COSTS: &str = include_str!("costs.txt");
-/// Seconds of a crate that the table does not name: none of them took longer than twice this.
+/// Seconds of a crate that is not in the table: none of them took longer than twice this.
 const COST_OF_OTHERS: f64 = 0.4;
-/// Share of the work that must be done before this machine's own speed is believed.
+/// Share of the work that must be complete before this machine's own speed is used.
 const BELIEVED_AFTER: f64 = 0.05;
 
-/// A crate that cargo has done with.
+/// A crate that cargo has completed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Step {
     package: String,
-    /// It was built by an earlier run.
+    /// Whether it was built by an earlier run.
     fresh: bool,
 }
 
 impl Step {
-    /// Reads one of cargo's messages. A crate is done with its library or program, not with its build script.
+    /// Reads one of cargo's messages. A crate is complete with its library or program, not with its build
+    /// script.
     pub(super) fn read(message: &str) -> Option<Self> {
         let done = message.contains("\"reason\":\"compiler-artifact\"");
         if !done || message.contains("\"kind\":[\"custom-build\"]") {
@@ -35,20 +36,20 @@ impl Step {
     }
 }
 
-/// The build so far.
+/// Progress of a build.
 pub(super) struct Progress {
-    /// What each crate that is not done yet costs.
+    /// Cost of each crate that is not complete yet, in seconds.
     waiting: BTreeMap<String, f64>,
     crates: usize,
     built: usize,
-    /// Seconds of the reference build that were done here, and in what time.
+    /// Seconds of the reference build that were completed here, and the time that they took.
     done: f64,
     taken: Duration,
     latest: String,
 }
 
 impl Progress {
-    /// Before anything was built.
+    /// Returns the progress of a build that has not started.
     pub(super) fn new(packages: &[String]) -> Self {
         let waiting: BTreeMap<_, _> = packages.iter().map(|name| (name.clone(), cost(name))).collect();
         let crates = waiting.len();
@@ -56,7 +57,7 @@ impl Progress {
         Self { waiting, crates, built: 0, done: 0.0, taken: Duration::ZERO, latest }
     }
 
-    /// Counts a crate, `elapsed` after the build began.
+    /// Counts a crate that completed `elapsed` after the start of the build.
     pub(super) fn record(&mut self, step: &Step, elapsed: Duration) {
         let Some(cost) = self.waiting.remove(&step.package) else { return };
         if step.fresh {
@@ -69,13 +70,13 @@ impl Progress {
         self.latest.clone_from(&step.package);
     }
 
-    /// The part of the work that is done, between 0 and 1.
+    /// Returns the completed share of the work, between 0 and 1.
     pub(super) fn share(&self) -> f64 {
         let left: f64 = self.waiting.values().sum();
         if self.done == 0.0 { 0.0 } else { self.done / (self.done + left) }
     }
 
-    /// One line for people.
+    /// Describes the progress in one line.
     pub(super) fn text(&self, elapsed: Duration) -> String {
         if self.waiting.is_empty() {
             return format!("{}/{} crates   tests and programs are linked", self.built, self.crates);
@@ -84,13 +85,15 @@ impl Progress {
         format!("{built}/{crates} crates   about {left} left   {}", self.latest)
     }
 
-    /// What is left of the work at this machine's speed, less what has passed since the last crate.
+    /// Estimates the time left: the remaining work at this machine's speed, less the time since the last
+    /// crate.
     fn left(&self, elapsed: Duration) -> Duration {
         let left: f64 = self.waiting.values().sum();
         let measured = self.taken.as_secs_f64() / self.done.max(f64::MIN_POSITIVE);
         let speed = if self.share() < BELIEVED_AFTER { 1.0 } else { measured };
         let since = elapsed.saturating_sub(self.taken).as_secs_f64();
-        // What compiles now has eaten up to all of the time since, but a crate is not done before it is done.
+        // The crates that compile now may have used up to all of the time since, but a crate counts only when
+        // it is complete.
         let smallest_left = left * speed / 10.0;
         Duration::from_secs_f64((left * speed - since).max(smallest_left))
     }

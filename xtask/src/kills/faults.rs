@@ -1,5 +1,5 @@
-//! What is done to a demonstration while it tells its story: any of its processes is killed, and control replicas, the
-//! leader above all, are killed and paused.
+//! Fault injection into a running demonstration: any of its processes is killed, and control replicas, the
+//! leader most often, are killed and paused.
 
 use super::http::{Heard, Request, send};
 use super::writer::Access;
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 /// Processes of any kind killed in a round.
 const KILLS: usize = 2;
-/// Control replicas killed or paused in a round besides.
+/// Control replicas that are killed or paused in a round in addition.
 const CONTROL_FAULTS: usize = 3;
-/// Faults fall into this time after the start of a round: about as long as the story takes.
+/// Period after the start of a round in which faults occur: about as long as the demonstration takes.
 const STORY: Duration = Duration::from_secs(12);
-/// Shortest and longest pause: from one that no one notices to one in which another leads.
+/// Shortest and longest pause: the first is too short to be detected, the second lets another replica lead.
 const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(4)];
-/// How long a replica may take to say whether it leads.
+/// Time limit within which a replica must report whether it leads.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 
 /// One fault.
@@ -30,7 +30,7 @@ enum Fault {
     PauseControl(Duration),
 }
 
-/// Strikes a story at drawn moments; whether `up` itself was killed.
+/// Injects faults into a demonstration at drawn moments; returns whether `up` itself was killed.
 pub(super) fn strike(
     mut story: Story,
     place: &Path,
@@ -74,12 +74,12 @@ pub(super) fn strike(
     Ok((story, up_was_killed))
 }
 
-/// One that ended in between is as good.
+/// Sends a signal to a process; one that has exited already counts as hit.
 fn signal(which: &str, process: u32) {
     let _ = command("kill", &[which, &process.to_string()]).stderr(Stdio::null()).status();
 }
 
-/// The faults of a round, in the order of their moments.
+/// Draws the faults of a round, in the order of their moments.
 fn draw(dice: &mut Dice) -> Vec<(Duration, Fault)> {
     let mut faults: Vec<(Duration, Fault)> =
         (0..KILLS).map(|_| (STORY.mul_f64(dice.share()), Fault::Kill)).collect();
@@ -95,7 +95,7 @@ fn draw(dice: &mut Dice) -> Vec<(Duration, Fault)> {
     faults
 }
 
-/// The control replica to strike: two times of three the one that leads.
+/// Selects the control replica to hit: the leader in two of three cases.
 fn control(family: &[(u32, String)], place: &Path, dice: &mut Dice) -> Option<(u32, String)> {
     let all: Vec<&(u32, String)> = family.iter().filter(|(_, name)| name.starts_with("control ")).collect();
     let leads = if dice.share() < 0.66 { leader(place) } else { None };
@@ -104,7 +104,7 @@ fn control(family: &[(u32, String)], place: &Path, dice: &mut Dice) -> Option<(u
     leading.or_else(any).map(|found| (*found).clone())
 }
 
-/// The control replica that says that it leads.
+/// Returns the control replica that reports itself as leader.
 fn leader(place: &Path) -> Option<String> {
     let access = Access::read(place)?;
     let request = Request { method: "GET", path: "/metrics", token: "", key: None, body: "" };
@@ -117,7 +117,7 @@ fn leader(place: &Path) -> Option<String> {
     found.filter(|_| began.elapsed() < ASK_LIMIT * 4)
 }
 
-/// The demonstration's processes, and what each is.
+/// Returns the demonstration's processes, and a description of each.
 fn family(up: u32) -> Vec<(u32, String)> {
     let mut family = vec![(up, "up".to_string())];
     let mut at = 0;
@@ -135,11 +135,11 @@ fn family(up: u32) -> Vec<(u32, String)> {
     family
 }
 
-/// Process id, its parent's, and the words that tell daemons apart.
+/// Returns the process id, its parent's, and the words that identify a daemon.
 fn describe(process: &Path) -> Option<(u32, u32, String)> {
     let pid = process.file_name()?.to_str()?.parse().ok()?;
     let stat = std::fs::read_to_string(process.join("stat")).ok()?;
-    // The name in parentheses may hold anything; what follows the last one does not.
+    // The name in parentheses may contain any character; the text after the last parenthesis does not.
     let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
     let line = std::fs::read(process.join("cmdline")).ok()?;
     let words: Vec<String> =
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn this_process_is_described() {
         let (pid, _, _) = describe(Path::new("/proc/self")).map_or((0, 0, String::new()), |found| found);
-        // `/proc/self` ends in no number.
+        // `/proc/self` does not end in a number.
         assert_eq!(pid, 0);
         let own = format!("/proc/{}", std::process::id());
         assert_eq!(describe(Path::new(&own)).map(|(pid, _, _)| pid), Some(std::process::id()));

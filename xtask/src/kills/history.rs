@@ -1,16 +1,17 @@
-//! What a writer was told of its writes, against what the cluster holds in the end: whatever was acknowledged is there
-//! once, whatever was refused as not done is not there, and what is unknown is there once or not at all.
+//! Consistency check of a writer's results against the final contents of the cluster.
+//!
+//! An acknowledged write is present once, a write refused as not done is absent, and a write with an unknown
+//! outcome is present once or not at all.
 
 use std::collections::BTreeMap;
 
-/// What the writer knows of one write.
+/// Known outcome of one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Acknowledged.
     Done,
-    /// Refused: by the API's word nothing was done.
+    /// Refused: the API states that nothing was done.
     NotDone,
-    /// No answer came, or one that says that it may have been done.
+    /// No reply came, or one that states that the write may have been done.
     Unknown,
 }
 
@@ -21,38 +22,38 @@ pub(super) struct Key {
     pub(super) revoked: Option<Outcome>,
 }
 
-/// Every write and its outcome.
+/// Every write of a client, and its outcome.
 #[derive(Debug, Default)]
 pub(super) struct History {
     pub(super) keys: BTreeMap<String, Key>,
-    /// Proposals, by reason.
+    /// Outcome of each proposal, by its reason.
     pub(super) proposals: BTreeMap<String, Outcome>,
-    /// Calls to scale, in order.
+    /// Outcomes of the calls to scale, in order.
     pub(super) scaled: Vec<Outcome>,
-    /// What cannot be: an answer that contradicts an idempotency key.
+    /// Impossible replies: those that contradict an idempotency key.
     pub(super) contradictions: Vec<String>,
 }
 
-/// What the cluster holds in the end.
+/// Final contents of the cluster.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Keys that there are.
+    /// Names of the existing keys.
     pub(super) keys: Vec<String>,
-    /// The reason of each proposal, open or decided.
+    /// Reason of each proposal, open or decided.
     pub(super) proposals: Vec<String>,
-    /// Every event of the audit: what, and to what.
+    /// Action and subject of every audit event.
     pub(super) events: Vec<(String, String)>,
 }
 
 impl History {
-    /// How many writes ended so.
+    /// Returns the number of writes with this outcome.
     pub(super) fn count(&self, outcome: Outcome) -> usize {
         let keys = self.keys.values().flat_map(|key| [Some(key.created), key.revoked]).flatten();
         let all = keys.chain(self.proposals.values().copied()).chain(self.scaled.iter().copied());
         all.filter(|one| *one == outcome).count()
     }
 
-    /// Everything that contradicts what the writer was told.
+    /// Returns every contradiction between the replies to the writer and the contents of the cluster.
     pub(super) fn violations(&self, found: &Found) -> Vec<String> {
         let mut violations = self.contradictions.clone();
         let mut events: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -76,7 +77,7 @@ impl History {
             let times = found.proposals.iter().filter(|found| *found == reason).count();
             violations.extend(wrong(*outcome, times).map(|how| format!("proposing {reason}: {how}")));
         }
-        // The story scales as well, so there may be more.
+        // The demonstration scales as well, so there may be more.
         let (done, scaled) = (self.scaled.iter().filter(|one| **one == Outcome::Done).count(), events.iter());
         let scaled: usize =
             scaled.filter(|((action, _), _)| *action == "scale").map(|(_, times)| times).sum();
@@ -87,7 +88,7 @@ impl History {
     }
 }
 
-/// What is wrong with a write of this outcome that was done so often.
+/// Returns the violation by a write of this outcome that was found this many times.
 fn wrong(outcome: Outcome, times: usize) -> Option<String> {
     match (outcome, times) {
         (Outcome::Done, 1) | (Outcome::NotDone, 0) | (Outcome::Unknown, 0 | 1) => None,

@@ -1,14 +1,13 @@
-//! One HTTP request to a control replica of the demonstration: plain HTTP/1.1 on loopback, one connection each, so that
-//! it is known whether a request was sent and whether its answer came back whole.
+//! One HTTP request to a control replica of the demonstration: plain HTTP/1.1 on loopback, one connection
+//! each. The caller thus learns whether a request was sent and whether its reply is complete.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Longest answer that is read.
+/// Maximum length of a reply, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
-/// A request.
 pub(super) struct Request<'a> {
     pub(super) method: &'a str,
     pub(super) path: &'a str,
@@ -17,19 +16,19 @@ pub(super) struct Request<'a> {
     pub(super) body: &'a str,
 }
 
-/// What came of it.
+/// Result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// The whole answer.
+    /// A complete reply.
     Answer {
         status: u16,
-        /// Where the leader is, if the replica does not lead and knows.
+        /// Base URL of the leader, if the replica does not lead and knows the leader.
         leader: Option<String>,
         body: String,
     },
-    /// There was no connection.
+    /// No connection could be opened.
     NotSent,
-    /// It was sent, or part of it, and no whole answer came in time.
+    /// The request was sent, or part of it, and no complete reply came in time.
     Lost,
 }
 
@@ -60,7 +59,7 @@ fn exchange(mut stream: TcpStream, host: &str, request: &Request, limit: Duratio
     parse(&String::from_utf8_lossy(&answer))
 }
 
-/// An answer, if it is whole.
+/// Parses a reply, if it is complete.
 fn parse(answer: &str) -> Option<Heard> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let mut lines = head.lines();

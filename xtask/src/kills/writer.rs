@@ -1,8 +1,8 @@
-//! A client that writes through the control API without end while the cluster is being killed: inference keys are
-//! created and revoked, a service is scaled, proposals are made. It keeps what it was told of each write.
+//! A client that writes continuously through the control API while the cluster is being killed: it creates
+//! and revokes inference keys, scales a service, and makes proposals. It records the reply to each write.
 //!
-//! Most writes are sent once, so that an answer `503` can be held to its word. Some are sent again under their
-//! idempotency key until the answer is final; proposals go through `quorate`, which does that by itself.
+//! Most writes are sent once, so that the claim of a reply `503` can be checked. Some are retried under their
+//! idempotency key until the reply is final; proposals use `quorate`, which retries automatically.
 
 use super::Dice;
 use super::history::{Found, History, Key, Outcome};
@@ -15,40 +15,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
-/// How long one request may take.
+/// Time limit of one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3);
-/// How long a write is sent again.
+/// Period in which a write is retried.
 const REPEAT_LIMIT: Duration = Duration::from_secs(30);
-/// How long it may take in the end until a leader answers.
+/// Time limit within which a leader must answer after the last round.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between writes: the audit keeps the last 4,096 events and is read once in a hundred writes.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Pause while no replica answers.
 const SILENCE_PAUSE: Duration = Duration::from_millis(50);
-/// Writes between two looks at the audit.
+/// Number of writes between two reads of the audit.
 const WRITES_PER_AUDIT: u64 = 100;
-/// Writes between two proposals, and how many there are: the cluster keeps the last 128 that were decided.
+/// Number of writes between two proposals, and maximum of proposals: the cluster keeps the last 128 decided
+/// ones.
 const WRITES_PER_PROPOSAL: u64 = 150;
 const PROPOSALS_MAX: usize = 100;
-/// Keys that exist at once.
+/// Maximum number of keys that exist at the same time.
 const KEYS_MAX: usize = 40;
-/// The service that is scaled to what it has: the story counts on its number.
+/// Service that is scaled to its current number: the demonstration relies on that number.
 const SERVICE: &str = "minilm";
 
-/// A writer that runs.
+/// A running writer.
 pub(super) struct Writer {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Notes>,
 }
 
-/// What a writer knows; it outlives the rounds.
+/// Records of a writer; they outlive the rounds.
 #[derive(Debug)]
 pub(super) struct Notes {
     place: PathBuf,
-    /// Whether the service is scaled as well. Where the story is to hold, nothing sets back its own number.
+    /// Whether the writer scales the service as well. It does not where the demonstration must complete with
+    /// its own number.
     pub(super) scales: bool,
     history: History,
-    /// Events read so far, and the number of the last.
+    /// Events read so far, and the number of the last one.
     events: Vec<(String, String)>,
     sequence: u64,
     /// Keys that certainly exist.
@@ -59,7 +61,7 @@ pub(super) struct Notes {
 }
 
 impl Writer {
-    /// Starts to write to the cluster in the notes' directory.
+    /// Starts writing to the cluster in the notes' directory.
     pub(super) fn start(mut notes: Notes) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -73,7 +75,7 @@ impl Writer {
         Self { stop, thread }
     }
 
-    /// Ends the writing after the write that is under way.
+    /// Stops after the write in progress.
     pub(super) fn stop(self) -> Result<Notes, String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| "the writer panicked".to_string())
@@ -95,10 +97,10 @@ impl Notes {
         }
     }
 
-    /// One write; false when there is no cluster to write to.
+    /// Does one write; returns false when there is no cluster to write to.
     fn write(&mut self) -> bool {
         let Some(access) = Access::read(&self.place) else { return false };
-        // Where no replica leads, there is no use in failing a thousand writes a second.
+        // Without a leader, a thousand failing writes a second would be useless.
         if !self.finds_leader(&access) {
             return false;
         }
@@ -148,7 +150,7 @@ impl Notes {
         self.history.scaled.push(scaled);
     }
 
-    /// Proposes through the command line, which sends again what is not answered.
+    /// Proposes through the command line, which retries automatically.
     fn propose(&mut self) {
         let reason = format!("writer {}", self.written);
         let (program, context) = (target().join("debug/quorate"), self.place.join("context.json"));
@@ -164,7 +166,7 @@ impl Notes {
         self.history.proposals.insert(reason, outcome);
     }
 
-    /// Sends a write, once or until the answer is final, and says what is known of it then.
+    /// Sends a write, once or until the reply is final, and returns its known outcome.
     fn settle(&mut self, access: &Access, method: &str, path: &str, body: &str) -> Outcome {
         let key = format!("{:016x}{:016x}", self.dice.draw(), self.dice.draw());
         let repeats = self.dice.share() < 0.3;
@@ -189,14 +191,15 @@ impl Notes {
         }
     }
 
-    /// A refusal that an earlier copy of the same write would explain: under its key it is answered alike.
+    /// Records a refusal that an earlier copy of the same write would explain: under its key, a retry must
+    /// get the first reply.
     fn refused(&mut self, path: &str, status: u16, body: &str) {
         if ["name-taken", "key-not-found", "idempotency-key-reused"].iter().any(|code| body.contains(code)) {
             self.history.contradictions.push(format!("{path} was answered {status}: {body}"));
         }
     }
 
-    /// Turns to the replica that is said to lead, or to the next.
+    /// Selects the replica that is reported as leader, or the next one.
     fn follow(&mut self, access: &Access, heard: &Heard) {
         let hint = match heard {
             Heard::Answer { status: 200..300, .. } => return,
@@ -225,7 +228,7 @@ impl Notes {
         (0..2 * access.replicas.len()).find_map(|_| self.try_read(access, path))
     }
 
-    /// Reads the audit on from where it was left, if a leader gives it; whether anything new came.
+    /// Reads new audit events, if a leader serves them; returns whether there were any.
     fn read_audit(&mut self, access: &Access) -> Option<bool> {
         let page = self.read(access, &format!("/v1/events?after={}", self.sequence))?;
         let events = events_in(&page);
@@ -239,7 +242,7 @@ impl Notes {
         Some(new)
     }
 
-    /// Looks until a leader gives what is asked for: the cluster stands, and only a machine that is busy keeps it.
+    /// Retries until a leader serves the request: the cluster runs, and only a busy machine delays it.
     fn insist<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> Result<T, String> {
         let deadline = Instant::now() + END_LIMIT;
         loop {
@@ -253,7 +256,7 @@ impl Notes {
         }
     }
 
-    /// Looks at what the cluster holds, and says how the history compares.
+    /// Compares the contents of the cluster with the history, and describes the result.
     pub(super) fn judge(mut self) -> Result<String, String> {
         let access = Access::read(&self.place).ok_or("the cluster has no context")?;
         while self.insist("the audit", |notes| notes.read_audit(&access))? {}
@@ -283,14 +286,14 @@ impl Notes {
     }
 }
 
-/// How the cluster is reached.
+/// Addresses and token of the cluster.
 pub(super) struct Access {
     pub(super) replicas: Vec<String>,
     token: String,
 }
 
 impl Access {
-    /// From the operator's context, once there is one.
+    /// Reads them from the operator's context, if it exists.
     pub(super) fn read(place: &Path) -> Option<Self> {
         let context = std::fs::read_to_string(place.join("context.json")).ok()?;
         let list = context.split("\"control\":").nth(1)?.split(']').next()?;
@@ -304,7 +307,7 @@ impl Access {
     }
 }
 
-/// Number, action and subject of each event of a page.
+/// Returns number, action and subject of each event of a page.
 fn events_in(page: &str) -> Vec<(u64, String, String)> {
     let event = |text: &str| {
         let sequence = number_after(text, "")?;
@@ -317,12 +320,12 @@ fn events_in(page: &str) -> Vec<(u64, String, String)> {
     page.split("{\"sequence\":").skip(1).filter_map(event).collect()
 }
 
-/// The texts that follow each occurrence of `mark`, up to a quotation mark.
+/// Returns the text after each occurrence of `mark`, up to a quotation mark.
 fn texts_after(text: &str, mark: &str) -> Vec<String> {
     text.split(mark).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_string).collect()
 }
 
-/// The number that follows `mark`.
+/// Returns the number that follows `mark`.
 fn number_after(text: &str, mark: &str) -> Option<u64> {
     let rest = if mark.is_empty() { text } else { text.split(mark).nth(1)? };
     let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| &rest[..end]);

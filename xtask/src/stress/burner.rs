@@ -4,11 +4,11 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// One busy process a core; they end with this value, or with this process.
+/// One busy process per core; they end on drop, or with this process.
 pub(super) struct Burners(Vec<Child>);
 
 impl Burners {
-    /// Starts this program once a core, as `xtask burn`.
+    /// Starts this program once per core, as `xtask burn`.
     pub(super) fn start() -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -20,7 +20,7 @@ impl Burners {
         Ok(burners)
     }
 
-    /// How many there are.
+    /// Returns the number of processes.
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
@@ -29,19 +29,19 @@ impl Burners {
 impl Drop for Burners {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // One that ended already needs no signal.
+            // A process that has exited needs no signal.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// Computes until its standard input ends, which it does when its parent is gone.
+/// Computes until its standard input ends, which happens when its parent exits.
 pub(crate) fn burn() {
     let orphaned = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // An error is an end too.
+            // An error counts as the end too.
             let _ = std::io::stdin().read(&mut [0]);
             orphaned.store(true, Ordering::Relaxed);
         });

@@ -1,19 +1,19 @@
-//! A control group with half of the machine's CPU time, for the tests and all that they start.
+//! A control group with half of the machine's CPU time, for the tests and all their processes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The scheduler's usual period.
+/// Default period of the kernel's CPU bandwidth controller, in microseconds.
 const PERIOD_US: usize = 100_000;
 
-/// The group; it is removed with this value.
+/// The control group; it is removed on drop.
 pub(super) struct Quota {
     group: PathBuf,
     quota_us: usize,
 }
 
 impl Quota {
-    /// Makes the group, by the second version of control groups or the first.
+    /// Creates the group, with control groups of version 2 or 1.
     pub(super) fn half() -> Result<Self, String> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let quota_us = cores * PERIOD_US / 2;
@@ -33,12 +33,12 @@ impl Quota {
         Ok(this)
     }
 
-    /// How many cores the group may use.
+    /// Returns the number of cores that the group may use.
     pub(super) fn cores(&self) -> f64 {
         self.quota_us as f64 / PERIOD_US as f64
     }
 
-    /// Wraps a command so that it runs in the group, with these variables beside its own.
+    /// Wraps a command so that it runs in the group, with these additional environment variables.
     pub(super) fn wrapper(
         &self,
         variables: Vec<(&'static str, String)>,
@@ -59,7 +59,7 @@ impl Quota {
 
 impl Drop for Quota {
     fn drop(&mut self) {
-        // A process that a failed test left behind keeps it; it harms nothing.
+        // A process that outlived a failed test keeps the group, which is harmless.
         let _ = std::fs::remove_dir(&self.group);
     }
 }

@@ -1,4 +1,4 @@
-//! Builds the test binaries and asks each for its tests.
+//! Test binaries: builds them and asks each for its tests.
 
 use super::Test;
 use crate::compile::{self, Selection};
@@ -14,7 +14,7 @@ struct Binary {
     directory: PathBuf,
 }
 
-/// Every test of every binary, built first.
+/// Builds every test binary and returns all of their tests.
 pub(super) fn tests() -> Result<Vec<Test>, String> {
     compile::build(Selection::Everything)?;
     let mut build = command("cargo", &["build", "--quiet", "--message-format=json-render-diagnostics"]);
@@ -38,9 +38,9 @@ pub(super) fn tests() -> Result<Vec<Test>, String> {
     Ok(tests)
 }
 
-/// One of cargo's messages, if it says that a test binary is there.
+/// Parses one of cargo's messages, if it announces a test binary.
 fn binary(message: &str) -> Option<Binary> {
-    // A target says beside this whether it can be tested; its profile says whether this is the test.
+    // A target also has a field `test`: whether it can be tested. The one in its profile marks a test binary.
     let profile = message.split_once("\"profile\":{").map_or("", |(_, rest)| rest);
     let profile = profile.split('}').next().unwrap_or_default();
     let is_test = message.contains("\"reason\":\"compiler-artifact\"") && profile.contains("\"test\":true");
@@ -55,8 +55,8 @@ fn binary(message: &str) -> Option<Binary> {
     })
 }
 
-/// The string that follows `key` in a line of JSON. Paths of a checkout hold neither quotes nor backslashes; one
-/// that does is not found, and the run fails for want of tests.
+/// Returns the string that follows `key` in a line of JSON. Paths of a checkout contain neither quotes nor
+/// backslashes. A path that does is not found, and the run fails for lack of tests.
 fn text_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let rest = line.split_once(key)?.1.strip_prefix('"')?;
     rest.split('"').next().filter(|text| !text.contains('\\'))

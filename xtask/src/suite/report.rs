@@ -1,10 +1,10 @@
-//! What a run of the tests found: failures by test, the slowest, and a closing line.
+//! Results of a test run: failures by test, the slowest tests, and a closing line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Slow tests that a report names.
+/// Number of slow tests that a report names.
 const SLOWEST: usize = 10;
 
 /// One run of one test.
@@ -12,7 +12,7 @@ pub(crate) struct Outcome {
     pub(crate) title: String,
     /// Counted from 0.
     pub(crate) round: usize,
-    /// Why it failed.
+    /// The error is the reason of the failure.
     pub(crate) verdict: Result<(), String>,
     pub(crate) took: Duration,
 }
@@ -31,7 +31,7 @@ struct Runs {
 }
 
 impl Report {
-    /// Counts one more run.
+    /// Adds a run.
     pub(crate) fn add(&mut self, outcome: Outcome) {
         let runs = self.tests.entry(outcome.title).or_default();
         runs.count += 1;
@@ -41,17 +41,17 @@ impl Report {
         }
     }
 
-    /// Runs of any test.
+    /// Returns the number of runs of all tests.
     pub(crate) fn runs(&self) -> usize {
         self.tests.values().map(|runs| runs.count).sum()
     }
 
-    /// Runs that failed.
+    /// Returns the number of failed runs.
     pub(crate) fn failed(&self) -> usize {
         self.tests.values().map(|runs| runs.failed.len()).sum()
     }
 
-    /// Failures by test, the slowest tests, and how many runs passed.
+    /// Describes failures by test, the slowest tests, and the number of passed runs.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for (title, runs) in self.tests.iter().filter(|(_, runs)| !runs.failed.is_empty()) {

@@ -1,4 +1,4 @@
-//! Runs tests side by side, one process each, and measures how long each took.
+//! Runs tests in parallel, one process each, and measures their durations.
 
 use super::report::{Outcome, Report};
 use super::{Plan, Test};
@@ -12,16 +12,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// After this long a test counts as hanging: no test here takes a tenth of it on a busy machine.
+/// Time limit after which a test counts as hung: no test here takes a tenth of it on a busy machine.
 const HANG_LIMIT: Duration = Duration::from_secs(600);
-/// Pause between two looks at a running test; the longest test of all takes a thousand times as long.
+/// Interval between two polls of a running test; the longest test takes a thousand times as long.
 const LOOK: Duration = Duration::from_millis(5);
-/// How much of a failed test's output is printed; the whole of it stays in a file.
+/// Number of bytes of a failed test's output to print; the whole output stays in a file.
 const TAIL_BYTES: i64 = 6000;
-/// Runs between two lines that say how far it is.
+/// Number of runs between two progress lines.
 const SAY_EVERY: usize = 100;
 
-/// Runs all of them, as many at once as there are cores.
+/// Runs all tests, as many in parallel as there are cores.
 pub(super) fn all(runs: Vec<(usize, Test)>, plan: &Plan) -> Report {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let (next, report) = (AtomicUsize::new(0), Mutex::new(Report::default()));
@@ -56,7 +56,7 @@ fn one(round: usize, test: &Test, plan: &Plan) -> Outcome {
         let mut wrapped = (plan.wrap)(plain);
         let verdict = verdict(&mut wrapped, &log);
         if verdict.is_ok() {
-            // A test that passed has nothing to say.
+            // The log of a passed test is not needed.
             let _ = std::fs::remove_file(&path);
         }
         verdict.map_err(|why| format!("{why}; all it printed: {}\n{}", path.display(), tail(&path)))
@@ -64,7 +64,7 @@ fn one(round: usize, test: &Test, plan: &Plan) -> Outcome {
     Outcome { title: test.title(), round, verdict, took: began.elapsed() }
 }
 
-/// Runs it with its output in `log`; an error says how it ended.
+/// Runs the command with its output in `log`; an error describes its end.
 fn verdict(command: &mut Command, log: &File) -> Result<(), String> {
     let copy = || log.try_clone().map_err(|error| format!("its log: {error}"));
     let child =
@@ -77,7 +77,7 @@ fn verdict(command: &mut Command, log: &File) -> Result<(), String> {
     }
 }
 
-/// Its end, or nothing when it hung; then its whole process group is killed.
+/// Waits for the exit status. Kills the whole process group of a hung test and returns `None`.
 fn wait(child: &mut Child) -> Result<Option<ExitStatus>, String> {
     let began = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! The arrows between crates: the table under the drawing in ARCHITECTURE.md and the manifests agree,
-//! both ways. The two circuits are separate because no arrow joins them.
+//! Check of the dependencies between crates: the table under the drawing in ARCHITECTURE.md and the manifests
+//! agree, in both directions. The two circuits are separate because no dependency joins them.
 
 use super::PURE;
 use super::dependencies::product_dependencies;
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// Compares drawing and manifests.
+/// Compares the drawing with the manifests.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let Some(page) = sources.get("ARCHITECTURE.md") else {
         return vec!["ARCHITECTURE.md is missing".into()];
@@ -28,7 +28,7 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
     findings
 }
 
-/// `| crate | stands on |` rows between the two markers.
+/// Reads the `| crate | stands on |` rows between the two markers.
 fn drawn(page: &str) -> Arrows {
     page.lines()
         .skip_while(|line| !line.contains("<!-- arrows -->"))
@@ -43,7 +43,7 @@ fn drawn(page: &str) -> Arrows {
         .collect()
 }
 
-/// Product dependencies among our own crates, from the manifests.
+/// Reads the product dependencies among our own crates from the manifests.
 fn built(sources: &Sources) -> Arrows {
     let manifests: BTreeMap<String, &str> = sources
         .files
@@ -64,7 +64,7 @@ fn built(sources: &Sources) -> Arrows {
         .collect()
 }
 
-/// What the serving circuit may stand on, and what pure crates may, whatever the drawing says.
+/// Checks the permitted dependencies of the serving circuit and of pure crates, regardless of the drawing.
 fn circuits(built: &Arrows) -> Vec<String> {
     let mut findings = Vec::new();
     let allowed = BTreeSet::from(["protocol".to_string(), "overlay".to_string()]);

@@ -1,14 +1,14 @@
-//! Every stable code is produced by product code and named by a test. Those that are not yet are listed; the
-//! list may shrink, never grow.
+//! Check of error codes: product code produces every stable code, and a test names it. Codes without a test
+//! are listed; the list may shrink, never grow.
 
 use super::sources::Sources;
 
-/// Where the codes are.
+/// File that defines the codes.
 const TABLE: &str = "protocol/src/error_code.rs";
-/// Codes that no test names yet, one a line.
+/// File of the codes that no test names yet, one a line.
 const UNTESTED: &str = "xtask/src/tidy/untested-codes.txt";
 
-/// Looks for each code.
+/// Checks each code.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let table = sources.get(TABLE).map_or("", |file| file.text.as_str());
     let listed = sources.get(UNTESTED).map_or("", |file| file.text.as_str());
@@ -30,7 +30,7 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
     findings
 }
 
-/// Name and text of each code.
+/// Returns the name and text of each code.
 pub(crate) fn codes(table: &str) -> Vec<(String, String)> {
     let code = |line: &str| {
         let (name, text) = line.strip_prefix("    ")?.split_once(" = \"")?;
@@ -40,7 +40,7 @@ pub(crate) fn codes(table: &str) -> Vec<(String, String)> {
     table.lines().filter_map(code).collect()
 }
 
-/// Product code without its comments, and all tests.
+/// Returns product code without its comments, and the text of all tests.
 fn texts(sources: &Sources) -> (String, String) {
     let (mut product, mut tests) = (String::new(), String::new());
     for file in &sources.files {

@@ -1,11 +1,11 @@
-//! Dependencies are few and argued: each says in the root manifest why it is here, pure crates stand on a
-//! short list, nothing comes from elsewhere than the registry, and each advisory let through has a reason.
+//! Check of dependencies: each has its reason in the root manifest, pure crates use a short list, all come
+//! from the registry, and each excepted advisory has a reason.
 
 use super::PURE;
 use super::sources::Sources;
 
-/// What a pure crate may stand on besides pure crates of ours: nothing here reaches a clock, a file or a socket
-/// by itself, and randomness only where a function is called for it.
+/// Permitted dependencies of a pure crate. None of them reaches a clock, a file or a socket on its own, and
+/// randomness only in functions called for it.
 const PURE_MAY_USE: [&str; 16] = [
     "aws-lc-rs",
     "base64",
@@ -25,7 +25,7 @@ const PURE_MAY_USE: [&str; 16] = [
     "zeroize",
 ];
 
-/// Reads the manifests, the lock file and the list of advisories.
+/// Checks the manifests, the lock file and the list of advisories.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let text = |path: &str| sources.get(path).map_or("", |file| file.text.as_str());
     let mut findings = argued(text("Cargo.toml"));
@@ -44,7 +44,7 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
     findings
 }
 
-/// Each dependency of the workspace that is not ours has a reason behind it.
+/// Checks that each third-party dependency of the workspace has a reason.
 fn argued(manifest: &str) -> Vec<String> {
     let lines = manifest.lines().skip_while(|line| *line != "[workspace.dependencies]").skip(1);
     let lines = lines.take_while(|line| !line.starts_with('['));
@@ -58,7 +58,7 @@ fn argued(manifest: &str) -> Vec<String> {
     .collect()
 }
 
-/// Each exception from the advisories says why, and until when.
+/// Checks that each excepted advisory has a reason, and states until when.
 fn excused(list: &str) -> Vec<String> {
     let entries =
         list.lines().filter(|line| line.contains("RUSTSEC-") && !line.trim_start().starts_with('#'));
@@ -66,7 +66,7 @@ fn excused(list: &str) -> Vec<String> {
     bare.map(|line| format!("deny.toml: no reason: {}", line.trim())).collect()
 }
 
-/// What a crate's product stands on: every table of dependencies but those of tests.
+/// Returns a crate's product dependencies: every table of dependencies except those of tests.
 pub(crate) fn product_dependencies(manifest: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut inside = false;

@@ -1,5 +1,5 @@
-//! Functions of at most 70 lines and files of at most 800 lines of product code. What is listed in the
-//! ratchet was longer when the rule came; it may shrink, never grow.
+//! Check of lengths: functions of at most 70 lines and files of at most 800 lines of product code. Functions
+//! in the ratchet were longer when the rule was introduced; they may shrink, never grow.
 
 use super::sources::{File, Sources};
 
@@ -7,7 +7,7 @@ use super::sources::{File, Sources};
 const FUNCTION_LINES_MAX: usize = 70;
 /// Longest file, in lines of product code.
 const FILE_LINES_MAX: usize = 800;
-/// Where the exceptions stand: `path function lines`, one a line.
+/// File of the exceptions: `path function lines`, one a line.
 const RATCHET: &str = "xtask/src/tidy/ratchet.txt";
 
 /// Measures every Rust file.
@@ -38,7 +38,7 @@ struct Function {
     lines: usize,
 }
 
-/// Functions by indentation: formatted code closes a function with a brace at the indent of its `fn`.
+/// Locates functions by indentation: formatted code closes a function with a brace at the indent of its `fn`.
 fn functions(file: &File) -> Vec<Function> {
     let lines: Vec<&str> = file.text.lines().collect();
     let mut found = Vec::new();

@@ -1,22 +1,39 @@
-//! The rules of the codebase, as a test: what a reviewer would otherwise have to remember.
+//! The rules of the codebase, as a test: checks that a reviewer would otherwise have to remember.
 
 mod arrows;
+mod circles;
 mod codes;
 mod dependencies;
+mod documented;
 mod marks;
+mod names;
 mod pages;
 mod profiles;
+mod prose;
 mod purity;
+mod ratchets;
 mod ratio;
 mod sources;
 mod text;
+mod widths;
 
 use sources::Sources;
 
-/// Crates that decide and touch nothing.
+/// Pure crates: they decide and have no side effects.
 pub(crate) const PURE: [&str; 3] = ["protocol", "human-chain", "scheduler"];
 
-/// Runs every check and reports every finding at once.
+/// `cargo xtask tidy`.
+pub(crate) fn command(arguments: &[String]) -> Result<(), String> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => run(),
+        ["--report"] => Sources::read(&crate::process::root()).map(|sources| ratchets::report(&sources)),
+        ["--tighten"] => ratchets::tighten(&Sources::read(&crate::process::root())?),
+        _ => Err("cargo xtask tidy [--report | --tighten]".into()),
+    }
+}
+
+/// Runs every check and reports all findings together.
 pub(crate) fn run() -> Result<(), String> {
     let sources = Sources::read(&crate::process::root())?;
     let mut findings = Vec::new();
@@ -29,6 +46,8 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(text::check(&sources));
     findings.extend(pages::check(&sources));
     findings.extend(ratio::check(&sources));
+    findings.extend(documented::check(&sources));
+    findings.extend(ratchets::check(&sources));
     if findings.is_empty() {
         println!("tidy: {} files, nothing to mend", sources.files.len());
         return Ok(());

@@ -1,11 +1,11 @@
-//! Pages keep step with code: an error page per code and no page without one; every promise of
+//! Check that pages match the code: an error page per code and no page without one; every promise of
 //! SPECIFICATION.md names a test that exists; dashboards name only metrics that exist.
 
 use super::codes::codes;
 use super::sources::Sources;
 use std::collections::BTreeSet;
 
-/// Compares pages and code.
+/// Compares the pages with the code.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let mut findings = error_pages(sources);
     findings.extend(promises(sources));
@@ -28,7 +28,8 @@ fn error_pages(sources: &Sources) -> Vec<String> {
     missing.chain(orphans).collect()
 }
 
-/// A promise is a list item; it ends with `(test: file::function)`, several behind commas, and each is a test.
+/// Checks promises: each is a list item that ends with `(test: file::function)`, several separated by commas,
+/// and names existing tests.
 fn promises(sources: &Sources) -> Vec<String> {
     let Some(page) = sources.get("SPECIFICATION.md") else {
         return vec!["SPECIFICATION.md is missing".into()];
@@ -47,7 +48,8 @@ fn promises(sources: &Sources) -> Vec<String> {
     findings
 }
 
-/// Whether `file::function` runs as a test: a step of `cargo xtask test`, a function of Python's, or marked in Rust.
+/// Whether `file::function` runs as a test: a step of `cargo xtask test`, a Python function, or one with a
+/// test attribute in Rust.
 fn is_test(sources: &Sources, named: &str) -> bool {
     let (path, function) = named.split_once("::").unwrap_or((named, ""));
     let Some(file) = sources.get(path) else { return false };
@@ -66,7 +68,7 @@ fn is_test(sources: &Sources, named: &str) -> bool {
     marks.into_iter().any(|line| line.contains("#[test]") || line.contains("::test"))
 }
 
-/// Every `quorate_...` name in a dashboard or rule appears in product code.
+/// Checks that every `quorate_...` name in a dashboard or rule appears in product code.
 fn metrics(sources: &Sources) -> Vec<String> {
     let code: String = sources
         .rust()

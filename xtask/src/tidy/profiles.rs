@@ -1,9 +1,9 @@
-//! Every crate of ours says how it is built: the profile itself is written for dependencies, without assertions,
-//! so a crate that it does not name would lose its own silently.
+//! Check that every crate of ours has a build profile of its own. The default profile is written for
+//! dependencies, without assertions, so an unnamed crate would silently lose its own.
 
 use super::sources::Sources;
 
-/// Reads the root manifest.
+/// Checks the root manifest.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let manifest = sources.get("Cargo.toml").map_or("", |file| file.text.as_str());
     let named: Vec<&str> = table(manifest, "[profile.dev.package]").collect();
@@ -13,14 +13,14 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
         .collect()
 }
 
-/// The workspace's members.
+/// Returns the workspace's members.
 fn members(manifest: &str) -> impl Iterator<Item = &str> {
     let list = manifest.split_once("\nmembers = [").map_or("", |(_, rest)| rest);
     let list = list.split(']').next().unwrap_or_default();
     list.split(',').map(|name| name.trim().trim_matches('"')).filter(|name| !name.is_empty())
 }
 
-/// The keys of a table that keep overflow checks.
+/// Returns the keys of a table that keep overflow checks.
 fn table<'a>(manifest: &'a str, head: &str) -> impl Iterator<Item = &'a str> {
     let lines = manifest.lines().skip_while(move |line| *line != head).skip(1);
     let lines = lines

@@ -1,10 +1,10 @@
-//! Pure crates know no clock, thread, file, socket, environment or random source, and iterate in a
-//! fixed order wherever order can reach a decision or a byte.
+//! Check of pure crates: they use no clock, thread, file, socket, environment or random source, and iterate
+//! in a fixed order wherever order can reach a decision or a byte.
 
 use super::PURE;
 use super::sources::Sources;
 
-/// What a pure crate may not name, and what to do instead.
+/// Names that a pure crate may not use, and the alternative to each.
 const BANNED: [(&str, &str); 16] = [
     ("std::time::", "take the time as an argument"),
     ("Instant::now", "take the time as an argument"),
@@ -24,11 +24,12 @@ const BANNED: [(&str, &str); 16] = [
     ("HashSet", "use BTreeSet: its order is part of the decision"),
 ];
 
-/// What every pure crate's own `clippy.toml` must ban, beside all that the root's bans, which it replaces.
+/// Bans that every pure crate's own `clippy.toml` must contain, in addition to those of the root file, which
+/// it replaces.
 const CLIPPY_BANS: [&str; 4] =
     ["std::time::Instant::now", "std::time::SystemTime::now", "std::collections::HashMap", "std::env::var"];
 
-/// Scans product code of the pure crates.
+/// Scans the product code of the pure crates.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let mut findings = Vec::new();
     for name in PURE {
@@ -51,7 +52,7 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
     findings
 }
 
-/// What a `clippy.toml` disallows.
+/// Returns the paths that a `clippy.toml` disallows.
 fn banned_paths(sources: &Sources, file: &str) -> Vec<String> {
     let text = sources.get(file).map_or("", |file| file.text.as_str());
     text.split("path = \"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_string).collect()

@@ -1,18 +1,19 @@
-//! Pure crates hold three lines of test for two of code: they need nothing but a function call to be tested.
+//! Check of test ratios: pure crates have three lines of test for two of code, since testing them needs
+//! nothing but a function call.
 //!
-//! A line counts when it says something: blank lines and lines of comment alone count on neither side. Test is
-//! what stands in `tests/`, in `tests.rs`, in a `#[cfg(test)]` module, and the cases and golden answers in
-//! text files under `tests/`. Fuzz targets and their seeds do not count.
+//! Blank lines and lines with only a comment count on neither side. Test is the code in `tests/`, in
+//! `tests.rs` and in `#[cfg(test)]` modules, and the cases and golden answers in text files under `tests/`.
+//! Fuzz targets and their seeds do not count.
 
 use super::PURE;
 use super::sources::{File, Sources};
 
-/// Lines of test that two lines of code ask for.
+/// Required lines of test for two lines of code.
 const TEST_LINES_PER_TWO: usize = 3;
-/// Endings of files of cases.
+/// Suffixes of files of cases.
 const CASES: [&str; 2] = [".txt", ".toml"];
 
-/// What was counted of a crate.
+/// Line counts of a crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Lines {
     code: usize,
@@ -28,7 +29,7 @@ impl Lines {
     }
 }
 
-/// Prints each pure crate's ratio and refuses what is too low.
+/// Prints each pure crate's ratio and reports those that are too low.
 pub(crate) fn check(sources: &Sources) -> Vec<String> {
     let mut findings = Vec::new();
     for name in PURE {

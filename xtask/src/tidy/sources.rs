@@ -1,4 +1,4 @@
-//! The files that git tracks or would track, read once.
+//! The repository's text files, tracked by git or not ignored, read once.
 
 use std::path::Path;
 
@@ -6,17 +6,16 @@ use std::path::Path;
 pub(crate) struct File {
     /// Path relative to the root, `/`-separated.
     pub(crate) path: String,
-    /// Its text.
     pub(crate) text: String,
 }
 
-/// All text files.
+/// All text files of the repository.
 pub(crate) struct Sources {
     pub(crate) files: Vec<File>,
 }
 
 impl Sources {
-    /// Reads what git knows of or would add.
+    /// Reads the files that git tracks or does not ignore.
     pub(crate) fn read(root: &Path) -> Result<Self, String> {
         let list = crate::process::output(
             std::process::Command::new("git")
@@ -35,32 +34,32 @@ impl Sources {
         Ok(Self { files })
     }
 
-    /// Sources made up for a test.
+    /// Makes sources for a test.
     #[cfg(test)]
     pub(crate) fn of(files: &[(&str, &str)]) -> Self {
         let file = |(path, text): &(&str, &str)| File { path: (*path).into(), text: (*text).into() };
         Self { files: files.iter().map(file).collect() }
     }
 
-    /// Rust files.
+    /// Returns the Rust files.
     pub(crate) fn rust(&self) -> impl Iterator<Item = &File> {
         self.files.iter().filter(|file| file.path.ends_with(".rs"))
     }
 
-    /// One file.
+    /// Returns the file at `path`.
     pub(crate) fn get(&self, path: &str) -> Option<&File> {
         self.files.iter().find(|file| file.path == path)
     }
 }
 
 impl File {
-    /// Whether the file holds tests alone.
+    /// Whether the file contains only tests.
     pub(crate) fn is_test(&self) -> bool {
         self.path.contains("/tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/examples/")
     }
 
-    /// Lines of product code with their numbers: everything before the first `#[cfg(test)]` module that stands
-    /// in this file, but for the declarations of such modules that stand in their own.
+    /// Returns the lines of product code with their numbers: all lines before the first inline `#[cfg(test)]`
+    /// module, except declarations of such modules in files of their own.
     pub(crate) fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines: Vec<&str> = self.text.lines().collect();
         let module = |at: usize, mark: char| {
@@ -68,7 +67,7 @@ impl File {
             lines[at].trim() == "#[cfg(test)]" && next.starts_with("mod ") && next.contains(mark)
         };
         let end = (0..lines.len()).find(|at| module(*at, '{')).unwrap_or(lines.len());
-        // Before `end` no test module has a brace, so what is left ends with a semicolon.
+        // Before `end` no test module has a brace, so each remaining declaration ends with a semicolon.
         let declares = |at: usize| module(at, ';') || at > 0 && module(at - 1, ';');
         let kept: Vec<usize> = (0..end).filter(|at| !declares(*at)).collect();
         kept.into_iter().map(move |at| (at + 1, lines[at]))

@@ -1,8 +1,8 @@
-//! Rules about words: module documentation, leftovers, banned names, paths of somebody's machine.
+//! Check of texts: module documentation, leftovers, banned names, paths of a developer's machine.
 
 use super::sources::{File, Sources};
 
-/// Leftovers and names with their remedy. Split, so that this file does not find itself.
+/// Leftovers and names with their remedy. Each is split, so that this file does not match itself.
 const BANNED: [(&str, &str, &str); 8] = [
     ("FIX", "ME", "mend it or file it"),
     ("to", "do!(", "finish it"),
