@@ -13,7 +13,7 @@
 //! first. The barrier also carries the commit index to the followers.
 
 pub mod core;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod simulation;
 pub mod store;

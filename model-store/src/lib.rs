@@ -22,7 +22,7 @@ mod disk;
 mod error;
 mod fault;
 #[doc(hidden)]
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod geometry;
 mod import;

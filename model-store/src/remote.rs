@@ -115,7 +115,7 @@ impl RemoteStore {
 }
 
 /// For fuzzing: checks that a decoded page can be converted, with any times and names that it claims.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_page(bytes: &[u8]) {
     let Ok(page) = protocol::canonical::from_bytes::<ListPage>(bytes, PAGE_BYTES_MAX) else { return };
     for ListedObject { name, bytes, modified_ms } in page.objects {

@@ -316,7 +316,7 @@ fn parse_range(value: &HeaderValue) -> Result<GetRange, Refusal> {
 }
 
 /// For fuzzing: checks that an accepted range with both ends is not empty.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_range(value: &[u8]) {
     if let Ok(value) = HeaderValue::from_bytes(value)
         && let Ok(GetRange::Bounded(range)) = parse_range(&value)

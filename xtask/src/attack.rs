@@ -36,6 +36,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         return if asked { Ok(()) } else { Err("say what to attack: listeners".into()) };
     }
     compile::build(Selection::Everything)?;
+    let mut clients = command("cargo", &["build", "--quiet", "--example", "attack_listeners"]);
+    run_command(clients.args(Selection::Everything.targets()))?;
     let place = target().join("attack-cluster");
     let mut up = start(&place)?;
     let outcome = wait_until_it_serves(&mut up, &place).and_then(|()| attack(&place));

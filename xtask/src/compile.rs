@@ -26,7 +26,7 @@ const TAIL_LINES: usize = 60;
 pub(crate) enum Selection {
     /// `quorate` and `quorate-serve` alone.
     Binaries,
-    /// The binaries, every test and every example.
+    /// The binaries and every test.
     Everything,
 }
 
@@ -35,7 +35,7 @@ impl Selection {
     pub(crate) fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--bins"],
-            Self::Everything => &["--all-targets"],
+            Self::Everything => &["--bins", "--tests"],
         }
     }
 
@@ -50,7 +50,7 @@ impl Selection {
     fn text(self) -> &'static str {
         match self {
             Self::Binaries => "quorate and quorate-serve",
-            Self::Everything => "the binaries, tests and examples",
+            Self::Everything => "the binaries and tests",
         }
     }
 }

@@ -5,7 +5,7 @@ use super::mark::Mark;
 use super::record::{self, Gap, Position};
 use super::segment::{HEADER_BYTES, Header, Segment};
 use super::{Owner, first_position, segment, snapshots, spares};
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 use crate::config::GroupId;
 use crate::error::LogError;
 use crate::snapshot::Snapshot;
@@ -254,7 +254,7 @@ fn damaged(path: &Path, offset: impl TryInto<u64>, reason: impl Into<String>) ->
 
 /// Damages a well-formed segment, and checks that reading it back either fails or returns a prefix of its
 /// records.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
     let owner = Owner { group: GroupId([7; 32]), id: 1, voters: vec![1] };
     let mut position = first_position();
