@@ -153,7 +153,8 @@ impl History {
         let expected: Vec<String> =
             self.fences.iter().map(|(slot, fence)| format!("chat.{slot}.{fence}")).collect();
         assert_eq!(self.stage.launcher.living(), expected, "{}", self.trace);
-        // Without the time: at the millisecond at which the last slot gets ready, this task may look before the agent's.
+        // Without the time: at the millisecond at which the last slot gets ready, this task may look before
+        // the agent's.
         writeln!(self.trace, "all is well; living {expected:?}").unwrap();
         agent.stop().await;
         assert!(self.stage.launcher.present().is_empty(), "{}", self.trace);
