@@ -8,7 +8,7 @@ mod etcd;
 mod load;
 mod ours;
 
-use crate::report::{Bar, Report, Row, directory, quantile};
+use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, quantile};
 use crate::{Options, ceilings};
 use load::{Load, Measured};
 use std::collections::BTreeMap;
@@ -28,12 +28,12 @@ const RECORD_BYTES: usize = 512;
 pub(crate) use ours::part;
 
 /// Runs the benchmark; the sides alternate: ours, theirs, ours, theirs.
-pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(compare(options))
 }
 
-async fn compare(options: &Options) -> anyhow::Result<Report> {
+async fn compare(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let (clients, length): (&[usize], _) = match options.quick {
         true => (&[1, 32], Duration::from_secs(3)),
         false => (&[1, 8, 32, 128], Duration::from_secs(10)),
@@ -45,8 +45,8 @@ async fn compare(options: &Options) -> anyhow::Result<Report> {
     std::fs::create_dir_all(&place)?;
     let program = etcd::find()?;
     eprintln!("peer: {} at {}", program.version, program.path.display());
-    let theirs = etcd::Cluster::start(&program, &place.join("etcd")).await?;
-    let ours = ours::Cluster::start(&place.join("ours")).await?;
+    let theirs = etcd::EtcdCluster::start(&program, &place.join("etcd")).await?;
+    let ours = ours::ReplicaCluster::start(&place.join("ours")).await?;
     let mut found: BTreeMap<(usize, &str), Vec<Measured>> = BTreeMap::new();
     let mut syncs = Vec::new();
     for round in 1..=ROUNDS {
@@ -78,8 +78,8 @@ fn report(
     found: &BTreeMap<(usize, &str), Vec<Measured>>,
     syncs: &[f64],
     peer: &str,
-) -> Report {
-    let mut report = Report::new("consensus");
+) -> BenchmarkReport {
+    let mut report = BenchmarkReport::new("consensus");
     let fastest = quantile(syncs, 0.5);
     report.ceilings.insert("fdatasync_p50_ms".into(), fastest);
     report.ceilings.insert("fdatasync_p99_ms".into(), quantile(syncs, 0.99));
@@ -95,7 +95,14 @@ fn report(
         };
         let mut add = |what: &str, unit: &str, value: fn(&Measured) -> f64, bar| {
             let metric = format!("{what}_{count}_clients");
-            report.rows.push(Row::new(&metric, unit, peer, &side("ours", value), &side("etcd", value), bar));
+            report.rows.push(ComparisonRow::new(
+                &metric,
+                unit,
+                peer,
+                &side("ours", value),
+                &side("etcd", value),
+                bar,
+            ));
         };
         add("commits", "1/s", |measured| measured.per_second, bar);
         add("latency_p50", "ms", |measured| measured.p50_ms, None);
@@ -105,7 +112,7 @@ fn report(
     report
 }
 
-fn notes(report: &Report, fsync_p50_ms: f64) -> Vec<String> {
+fn notes(report: &BenchmarkReport, fsync_p50_ms: f64) -> Vec<String> {
     let alone = report.rows.iter().find(|row| row.metric == "commits_1_clients").map_or(0.0, |row| row.ours);
     vec![
         format!(

@@ -4,13 +4,13 @@
 //! Tokenizing is included on every side, the sides alternate, and the vectors are compared. pip installs the
 //! peers into `target/bench/venv`; `peers/embeddings.py` runs them.
 
-use crate::report::{Bar, Report, Row, directory, median, minilm_directory};
+use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, median, minilm_directory};
 use crate::{Options, ceilings};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde_json::json;
-use serving::engine::kernels::matmul::{Activation, Matrix, Product, Target, matmul};
-use serving::engine::kernels::{Isa, Pool};
+use serving::engine::kernels::matmul::{Activation, Matrix, OutputColumns, Product, matmul};
+use serving::engine::kernels::{ComputePool, Isa};
 use serving::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ const WORDS: &[&str] = &[
 ];
 
 /// Runs the benchmark; the sides alternate: ours, theirs, ours, theirs.
-pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let rounds = if options.quick { 5 } else { 15 };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let place = directory()?;
@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     let device = options.gpu.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda);
     let engine_options = EngineOptions { threads, device, ..EngineOptions::default() };
     let mut engine = LoadedEngine::open(&files, &engine_options)?;
-    let mut peer = Peer::start(&place, &model, threads, options.gpu)?;
+    let mut peer = PeerProcess::start(&place, &model, threads, options.gpu)?;
     let mut found = BTreeMap::new();
     let (mut products, mut copies) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
@@ -99,19 +99,26 @@ struct Cell {
     cosines: [Vec<f64>; 2],
 }
 
-fn report(found: &BTreeMap<(usize, usize), Cell>, versions: &BTreeMap<String, String>) -> Report {
-    let mut report = Report::new("embeddings");
+fn report(found: &BTreeMap<(usize, usize), Cell>, versions: &BTreeMap<String, String>) -> BenchmarkReport {
+    let mut report = BenchmarkReport::new("embeddings");
     for (index, name) in PEERS.into_iter().enumerate() {
         let peer = format!("{name} {}", versions.get(name).map_or("", String::as_str));
         for ((texts, tokens), cell) in found {
             let bar = (index == 0 && *texts == BAR_TEXTS).then_some(Bar::AtLeast(1.0));
             let metric = format!("texts {texts} x {tokens} tokens");
-            report.rows.push(Row::new(&metric, "texts/s", &peer, &cell.ours, &cell.theirs[index], bar));
+            report.rows.push(ComparisonRow::new(
+                &metric,
+                "texts/s",
+                &peer,
+                &cell.ours,
+                &cell.theirs[index],
+                bar,
+            ));
         }
         let cosines: Vec<f64> = found.values().flat_map(|cell| cell.cosines[index].iter().copied()).collect();
         let least = cosines.into_iter().fold(1.0, f64::min);
         let bar = Some(Bar::AtLeast(COSINE_MIN));
-        report.rows.push(Row::new("least cosine", "", &peer, &[least], &[1.0], bar));
+        report.rows.push(ComparisonRow::new("least cosine", "", &peer, &[least], &[1.0], bar));
     }
     report
 }
@@ -167,11 +174,11 @@ fn product_gigaflops(threads: usize) -> f64 {
     const ROWS: usize = 252;
     const OUTPUTS: usize = 1536;
     const INPUTS: usize = 384;
-    let pool = Pool::new(threads);
+    let pool = ComputePool::new(threads);
     let (input, weight) = (vec![0.5; ROWS * INPUTS], vec![0.25; OUTPUTS * INPUTS]);
     let mut values = vec![0.0; ROWS * OUTPUTS];
     let mut once = || {
-        let target = Target { values: &mut values, stride: OUTPUTS, offset: 0 };
+        let target = OutputColumns { values: &mut values, stride: OUTPUTS, offset: 0 };
         let weight = Matrix::from_f32(&weight, OUTPUTS, INPUTS);
         let product = Product { input: &input, rows: ROWS, weight, bias: None, activation: Activation::None };
         pool.enter(|| matmul(Isa::best(), &pool, &product, target));
@@ -183,7 +190,7 @@ fn product_gigaflops(threads: usize) -> f64 {
 }
 
 /// The Python process that runs the peers.
-struct Peer {
+struct PeerProcess {
     child: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -196,12 +203,12 @@ struct Hello {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct PeerEmbeddings {
     seconds: Vec<f64>,
     vectors: Vec<Vec<f64>>,
 }
 
-impl Peer {
+impl PeerProcess {
     fn start(place: &Path, model: &Path, threads: usize, gpu: Option<usize>) -> anyhow::Result<Self> {
         let python = install(&place.join("venv"))?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/embeddings.py");
@@ -229,7 +236,7 @@ impl Peer {
         let request = json!({ "peer": peer, "texts": texts, "repeat": repeat + 1 });
         writeln!(self.requests, "{request}")?;
         self.requests.flush()?;
-        let answer: Answer = self.read()?;
+        let answer: PeerEmbeddings = self.read()?;
         let seconds: f64 = answer.seconds[1..].iter().sum();
         Ok(((texts.len() * repeat) as f64 / seconds, answer.vectors))
     }
@@ -242,7 +249,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for PeerProcess {
     fn drop(&mut self) {
         // The process may have exited already; in either case it must not remain.
         let _ = self.child.kill();

@@ -5,7 +5,7 @@
 //! is started, the worker is connected, and the gateway routes. The clock starts with the scheduler's own
 //! audit event.
 
-use crate::report::{Bar, Row, directory};
+use crate::report::{Bar, ComparisonRow, directory};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -21,18 +21,18 @@ const LIMIT: Duration = Duration::from_secs(60);
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(2);
 
 /// Returns the row for the report; the bar takes the place of a peer's figure.
-pub(crate) async fn row(rounds: usize) -> Result<Row> {
-    let cluster = Cluster::start().await?;
+pub(crate) async fn row(rounds: usize) -> Result<ComparisonRow> {
+    let cluster = BenchmarkCluster::start().await?;
     let mut times = Vec::new();
     for round in 0..rounds {
         times.push(cluster.order_to_first_token(round).await?);
     }
     let bars = vec![BAR_MS; times.len()];
     let bar = Some(Bar::AtMost(1.0));
-    Ok(Row::new("tiny: order to first token", "ms", "the bar itself, 300 ms", &times, &bars, bar))
+    Ok(ComparisonRow::new("tiny: order to first token", "ms", "the bar itself, 300 ms", &times, &bars, bar))
 }
 
-struct Cluster {
+struct BenchmarkCluster {
     up: Child,
     program: PathBuf,
     directory: PathBuf,
@@ -41,7 +41,7 @@ struct Cluster {
     http: reqwest::Client,
 }
 
-impl Drop for Cluster {
+impl Drop for BenchmarkCluster {
     fn drop(&mut self) {
         // The cluster dies with `up`, regardless of its exit status; leases end its workers.
         let _ = self.up.kill();
@@ -49,7 +49,7 @@ impl Drop for Cluster {
     }
 }
 
-impl Cluster {
+impl BenchmarkCluster {
     async fn start() -> Result<Self> {
         let own = std::env::current_exe()?;
         let program = own.with_file_name("quorate");

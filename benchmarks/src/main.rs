@@ -1,7 +1,8 @@
 //! Benchmarks against peers, alternated in one run: `benchmarks NAME [--quick] [--check]`.
 //!
-//! Each benchmark is one module with a `run` that returns a [`report::Report`]. It installs and starts its
-//! peer on its own. Absolute figures are context; the ratio measured in the same run is the result.
+//! Each benchmark is one module with a `run` that returns a [`report::BenchmarkReport`]. It installs and
+//! starts its peer on its own. Absolute figures are context; the ratio measured in the same run is the
+//! result.
 
 mod ceilings;
 mod consensus;
@@ -46,10 +47,10 @@ struct Options {
     gpu: Option<usize>,
 }
 
-type Run = fn(&Options) -> anyhow::Result<report::Report>;
+type BenchmarkFunction = fn(&Options) -> anyhow::Result<report::BenchmarkReport>;
 
 /// Every benchmark: its name, its comparison, and its function.
-const BENCHMARKS: &[(&str, &str, Run)] = &[
+const BENCHMARKS: &[(&str, &str, BenchmarkFunction)] = &[
     ("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run),
     (
         "embeddings",

@@ -5,9 +5,9 @@ use std::net::TcpListener;
 use std::process::{Child, Command};
 
 /// A child process that is killed on drop.
-pub(crate) struct Running(Child);
+pub(crate) struct ChildGuard(Child);
 
-impl Running {
+impl ChildGuard {
     /// Starts `command`.
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let child = command.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
@@ -15,7 +15,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         // The process may have exited already; in either case it must not remain.
         let _ = self.0.kill();

@@ -6,7 +6,7 @@
 //! leaves its bytes in a map that every worker of a node shares; candle leaves private tensors. The last row
 //! measures the small language model in a whole cluster, up to its first token.
 
-use crate::report::{Bar, Report, Row, directory, median, minilm_directory};
+use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, median, minilm_directory};
 use crate::{Options, ceilings, first_token};
 use anyhow::{Context as _, ensure};
 use candle_core::Device;
@@ -35,13 +35,13 @@ const DISK: &str = "disk_read_gigabytes_per_second";
 const SHARED_MEMORY: &str = "/dev/shm";
 
 /// A model to load, and its name in the rows.
-struct Source {
+struct BenchmarkModel {
     name: &'static str,
-    weights: Weights,
+    weights: WeightSource,
 }
 
 /// Source of a model's weights.
-enum Weights {
+enum WeightSource {
     /// A published model directory.
     Real(PathBuf),
     /// Random bf16 values in tensors of these names and shapes.
@@ -66,7 +66,7 @@ struct Times {
 }
 
 /// Runs the benchmark; the sides alternate: ours, mapped, read, ours, ...
-pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let place = directory()?.join("quickstart");
     if place.exists() {
@@ -78,13 +78,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Report> {
     report
 }
 
-async fn compare(options: &Options, place: &Path) -> anyhow::Result<Report> {
+async fn compare(options: &Options, place: &Path) -> anyhow::Result<BenchmarkReport> {
     let rounds = if options.quick { 3 } else { ROUNDS };
     let pool = Pool::per_core();
     let secret = EncryptionSecret::generate()?;
-    let mut report = Report::new("quickstart");
+    let mut report = BenchmarkReport::new("quickstart");
     let mut loads = Vec::new();
-    let minilm = Source { name: "minilm", weights: Weights::Real(minilm_directory()?) };
+    let minilm = BenchmarkModel { name: "minilm", weights: WeightSource::Real(minilm_directory()?) };
     for source in [minilm, llama(1 << 28), llama(1 << 30)] {
         let subject = prepare(&source, place, &pool, &secret).await?;
         let times = alternate(&subject, rounds, &pool, &secret).await?;
@@ -108,7 +108,7 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<Report> {
 }
 
 /// Describes the speed of both sides as shares of the ceilings of memory and disk.
-fn distance(report: &Report, subject: &Subject, times: &Times) -> String {
+fn distance(report: &BenchmarkReport, subject: &Subject, times: &Times) -> String {
     let share = |ms: &[f64]| {
         let speed = subject.bytes as f64 / median(ms) / 1e6;
         let of = |ceiling: &str| 100.0 * speed / report.ceilings[ceiling];
@@ -122,11 +122,11 @@ fn distance(report: &Report, subject: &Subject, times: &Times) -> String {
     format!("{}: ours {}; candle mmap {}", subject.name, share(&times.ours), share(&times.mapped))
 }
 
-fn rows(report: &mut Report, subject: &Subject, times: &Times) {
+fn rows(report: &mut BenchmarkReport, subject: &Subject, times: &Times) {
     let Subject { name, .. } = subject;
     let bar = (*name != "llama_256_mib").then_some(Bar::AtMost(1.5));
     let row = |what: &str, peer: &str, theirs: &[f64], bar| {
-        Row::new(&format!("load_{name}_{what}"), "ms", peer, &times.ours, theirs, bar)
+        ComparisonRow::new(&format!("load_{name}_{what}"), "ms", peer, &times.ours, theirs, bar)
     };
     report.rows.push(row("mmap", "candle 0.11.1", &times.mapped, bar));
     report.rows.push(row("read", "candle 0.11.1", &times.read, None));
@@ -206,7 +206,7 @@ fn milliseconds(began: Instant) -> f64 {
 
 /// Imports a model; one of random weights is written first.
 async fn prepare(
-    source: &Source,
+    source: &BenchmarkModel,
     place: &Path,
     pool: &Arc<Pool>,
     secret: &EncryptionSecret,
@@ -214,8 +214,8 @@ async fn prepare(
     let home = place.join(source.name);
     std::fs::create_dir_all(&home)?;
     let model = match &source.weights {
-        Weights::Real(directory) => directory.clone(),
-        Weights::Random(tensors) => write_model(&home.join("model"), tensors)?,
+        WeightSource::Real(directory) => directory.clone(),
+        WeightSource::Random(tensors) => write_model(&home.join("model"), tensors)?,
     };
     let plain = model.join("model.safetensors");
     let bytes = std::fs::metadata(&plain)?.len();
@@ -242,7 +242,7 @@ async fn prepare(
 }
 
 /// Returns a Llama shape of about `bytes` bytes of bf16.
-fn llama(bytes: usize) -> Source {
+fn llama(bytes: usize) -> BenchmarkModel {
     const HIDDEN: usize = 2048;
     const INNER: usize = 5632;
     const VOCABULARY: usize = 32_000;
@@ -265,7 +265,7 @@ fn llama(bytes: usize) -> Source {
     }
     tensors.push(("model.norm.weight".into(), vec![HIDDEN]));
     let name = if bytes < 1 << 30 { "llama_256_mib" } else { "llama_1_gib" };
-    Source { name, weights: Weights::Random(tensors) }
+    BenchmarkModel { name, weights: WeightSource::Random(tensors) }
 }
 
 /// Writes a Llama directory of pseudo-random weights, the same in every run.
@@ -312,7 +312,7 @@ fn write_weights(tensors: &[(String, Vec<usize>)], path: &Path) -> anyhow::Resul
     Ok(())
 }
 
-fn add_ceilings(report: &mut Report, plain: &Path, bytes: u64) -> anyhow::Result<()> {
+fn add_ceilings(report: &mut BenchmarkReport, plain: &Path, bytes: u64) -> anyhow::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut add = |name: &str, value: f64| report.ceilings.insert(name.into(), value);
     add(MEMCPY, ceilings::copy_gigabytes(threads));

@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// The outcome of one benchmark.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct BenchmarkReport {
     pub(crate) name: String,
     /// Measured commit; `+` at the end when the tree has changes.
     pub(crate) commit: String,
@@ -17,14 +17,14 @@ pub(crate) struct Report {
     pub(crate) machine: String,
     /// Ceilings of the machine, measured in the same run; the name ends with the unit.
     pub(crate) ceilings: BTreeMap<String, f64>,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<ComparisonRow>,
     /// Facts that a reader needs to weigh the rows.
     pub(crate) notes: Vec<String>,
 }
 
 /// One comparison.
 #[derive(Debug, Serialize)]
-pub(crate) struct Row {
+pub(crate) struct ComparisonRow {
     pub(crate) metric: String,
     pub(crate) unit: String,
     /// Median over the rounds.
@@ -50,7 +50,7 @@ pub(crate) enum Bar {
     AtMost(f64),
 }
 
-impl Row {
+impl ComparisonRow {
     /// Makes a row from the rounds, ours and theirs in the same order.
     pub(crate) fn new(
         metric: &str,
@@ -83,7 +83,7 @@ impl Row {
     }
 }
 
-impl Report {
+impl BenchmarkReport {
     /// Makes an empty report about this commit on this machine.
     pub(crate) fn new(name: &str) -> Self {
         let (ceilings, rows, notes) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -115,7 +115,7 @@ impl Report {
             };
             let ours = with_spread(row.ours, row.spread);
             let theirs = with_spread(row.theirs, row.their_spread);
-            let Row { metric, unit, ratio, .. } = row;
+            let ComparisonRow { metric, unit, ratio, .. } = row;
             let _ = writeln!(
                 text,
                 "{metric:26} {unit:>9}  {ours:>30}  {theirs:>30}  {ratio:>7.3}  {bar} {verdict}"
@@ -229,12 +229,18 @@ mod tests {
 
     #[test]
     fn a_bar_is_judged_by_the_median_of_the_ratios() {
-        let row =
-            Row::new("m", "1/s", "p", &[10.0, 30.0, 20.0], &[10.0, 10.0, 10.0], Some(Bar::AtLeast(2.0)));
+        let row = ComparisonRow::new(
+            "m",
+            "1/s",
+            "p",
+            &[10.0, 30.0, 20.0],
+            &[10.0, 10.0, 10.0],
+            Some(Bar::AtLeast(2.0)),
+        );
         assert_eq!((row.ratio, row.holds, row.spread), (2.0, true, [10.0, 30.0]));
-        let row = Row::new("m", "ms", "p", &[3.0], &[2.0], Some(Bar::AtMost(1.0)));
+        let row = ComparisonRow::new("m", "ms", "p", &[3.0], &[2.0], Some(Bar::AtMost(1.0)));
         assert!(!row.holds);
-        let mut report = Report::new("test");
+        let mut report = BenchmarkReport::new("test");
         report.rows.push(row);
         assert_eq!(report.shortfalls(), ["m: 1.500, bar ratio <= 1.00"]);
         assert!(report.table().contains("FALLS SHORT"));

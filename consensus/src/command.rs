@@ -15,7 +15,7 @@ pub(crate) const OVERHEAD_BYTES_MAX: usize = 17;
 
 /// Content of one log entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Command {
+pub(crate) enum LogCommand {
     /// Applied without deduplication.
     Plain(Bytes),
     /// Applied once, however often it is retried.
@@ -30,7 +30,7 @@ pub(crate) enum Command {
     OpenSession,
 }
 
-impl Command {
+impl LogCommand {
     /// Encodes the content of an entry.
     pub(crate) fn encode(&self) -> Bytes {
         match self {
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn what_is_not_a_command_is_refused() {
         for bad in [&b""[..], &[3], &[2, 0], &[1; 16], &[255; 40]] {
-            assert_eq!(Command::decode(&Bytes::copy_from_slice(bad)), None, "{bad:?}");
+            assert_eq!(LogCommand::decode(&Bytes::copy_from_slice(bad)), None, "{bad:?}");
         }
     }
 
@@ -96,11 +96,11 @@ mod tests {
         fn every_command_comes_back(session: u64, sequence: u64, body: Vec<u8>) {
             let command = Bytes::from(body);
             for original in [
-                Command::Plain(command.clone()),
-                Command::InSession { session, sequence, command },
-                Command::OpenSession,
+                LogCommand::Plain(command.clone()),
+                LogCommand::InSession { session, sequence, command },
+                LogCommand::OpenSession,
             ] {
-                prop_assert_eq!(Command::decode(&original.encode()), Some(original));
+                prop_assert_eq!(LogCommand::decode(&original.encode()), Some(original));
             }
         }
     }

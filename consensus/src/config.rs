@@ -14,7 +14,7 @@ const VOTERS_MAX: usize = 7;
 
 /// Address of another replica, and the key that it must prove.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
+pub struct ReplicaAddress {
     /// Address or name of its overlay listener.
     pub address: Address,
     /// Raw public key.
@@ -46,7 +46,7 @@ pub struct Config {
     /// Raft id of this replica: not 0, and a key of `peers`.
     pub id: u64,
     /// All replicas of the group, this one included (its own address is not dialled).
-    pub peers: BTreeMap<u64, Peer>,
+    pub peers: BTreeMap<u64, ReplicaAddress>,
     /// Directory of the log and its snapshots; owned by this replica alone.
     pub directory: PathBuf,
     /// Whether an empty directory may become a new replica. True exactly once in a replica's life: a replica
@@ -183,7 +183,7 @@ impl Config {
     }
 }
 
-fn distinct_keys(peers: &BTreeMap<u64, Peer>) -> bool {
+fn distinct_keys(peers: &BTreeMap<u64, ReplicaAddress>) -> bool {
     let keys: std::collections::BTreeSet<_> = peers.values().map(|peer| peer.key).collect();
     keys.len() == peers.len()
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Size of a segment in bytes: a few entries, so that segments fill up often.
 const SEGMENT_BYTES: u64 = 1024;
 
-struct Node {
+struct SimulatedReplica {
     core: Core,
     disk: SimulatedDisk,
     /// Batches not yet on disk; empty if the disk is fast.
@@ -30,7 +30,7 @@ struct Node {
 struct World {
     seed: u64,
     limits: Limits,
-    nodes: BTreeMap<u64, Node>,
+    nodes: BTreeMap<u64, SimulatedReplica>,
     disks: BTreeMap<u64, SimulatedDisk>,
     wire: Vec<Message>,
     cut: BTreeSet<u64>,
@@ -97,7 +97,7 @@ impl World {
         let applied = (1..=begin).map(|index| LogEntry { index, term: 0, data: Bytes::new() }).collect();
         let core = Core::new(settings, recovered).expect("valid settings");
         let (unwritten, confirmed, refused) = (Vec::new(), Vec::new(), Vec::new());
-        self.nodes.insert(id, Node { core, disk, unwritten, applied, state, confirmed, refused });
+        self.nodes.insert(id, SimulatedReplica { core, disk, unwritten, applied, state, confirmed, refused });
     }
 
     /// Stops a replica as a power failure does: unsynced data is lost, wholly or in part.
@@ -111,7 +111,7 @@ impl World {
         self.start(id);
     }
 
-    fn node(&mut self, id: u64) -> &mut Node {
+    fn node(&mut self, id: u64) -> &mut SimulatedReplica {
         self.nodes.get_mut(&id).expect("running")
     }
 
@@ -254,7 +254,7 @@ impl World {
     }
 }
 
-impl Node {
+impl SimulatedReplica {
     /// Applies an entry and returns the state after it, if the state is known.
     fn apply(&mut self, entry: LogEntry) -> Option<[u8; 32]> {
         let after = |state: [u8; 32]| {
@@ -278,7 +278,7 @@ impl Node {
 
 /// Writes all pending batches of a replica as one group, and sends the messages that depend on them. On a
 /// full disk they remain pending.
-fn write(node: &mut Node, wire: &mut Vec<Message>) -> Result<(), LogError> {
+fn write(node: &mut SimulatedReplica, wire: &mut Vec<Message>) -> Result<(), LogError> {
     if node.unwritten.is_empty() {
         return Ok(());
     }

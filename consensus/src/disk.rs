@@ -6,7 +6,7 @@
 use crate::core::NumberedBatch;
 use crate::driver::Event;
 use crate::error::LogError;
-use crate::metrics::Counters;
+use crate::metrics::ReplicaCounters;
 use crate::store::{Batch, LogStore};
 use crate::transport::Transport;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(crate) async fn run(
     transport: Arc<dyn Transport>,
     mut batches: UnboundedReceiver<NumberedBatch>,
     events: UnboundedSender<Event>,
-    counters: Arc<Counters>,
+    counters: Arc<ReplicaCounters>,
 ) {
     while let Some(first) = batches.recv().await {
         let mut group = vec![first.batch];

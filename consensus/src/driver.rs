@@ -2,18 +2,18 @@
 //!
 //! The loop has its own thread; in a simulation it is an ordinary task under the test's clock.
 
-use crate::command::Command;
+use crate::command::LogCommand;
 use crate::config::Timings;
 use crate::core::{Core, Effects, NotProposed, NumberedBatch};
 use crate::error::{LogError, ProposeError};
 use crate::executor::Executor;
-use crate::handle::{Port, Role, Status};
+use crate::handle::{Port, RaftStatus, Role};
 use crate::machine::StateMachine;
-use crate::metrics::Counters;
-use crate::sessions::{Admission, Sessions};
+use crate::metrics::ReplicaCounters;
+use crate::sessions::{SessionLookup, Sessions};
 use crate::snapshot::{self, Snapshot};
 use crate::store::{LogEntry, LogStore};
-use crate::transport::{Refusal, Transport};
+use crate::transport::{RequestError, Transport};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::collections::{BTreeMap, VecDeque};
@@ -34,15 +34,15 @@ const HAND_OVER_PAUSE: u32 = 10;
 
 const TOLD_TO_STOP: &str = "it was told to stop";
 
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+pub(crate) type ReplySender<T> = oneshot::Sender<Result<T, RequestError>>;
 
 /// Events handled by the raft loop.
 pub(crate) enum Event {
     Propose {
         entry: Bytes,
-        reply: Reply<Bytes>,
+        reply: ReplySender<Bytes>,
     },
-    Read(Reply<u64>),
+    Read(ReplySender<u64>),
     Message(Box<Message>),
     Persisted(u64),
     /// The disk loop waits for space and retries.
@@ -78,23 +78,23 @@ pub(crate) struct Driver<M> {
     pub(crate) publish: Publish,
     pub(crate) timings: Timings,
     pub(crate) snapshot_bytes_max: u64,
-    pub(crate) waiting: Waiting,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) waiting: PendingWork,
+    pub(crate) counters: Arc<ReplicaCounters>,
 }
 
 /// Channels through which handles observe the replica.
 pub(crate) struct Publish {
-    pub(crate) status: watch::Sender<Status>,
+    pub(crate) status: watch::Sender<RaftStatus>,
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) leader: watch::Sender<Option<u64>>,
 }
 
 /// Pending requests, batches and deadlines.
 #[derive(Default)]
-pub(crate) struct Waiting {
+pub(crate) struct PendingWork {
     /// Pending proposals: index (ascending), term at the time of the append, reply.
-    proposals: VecDeque<(u64, u64, Reply<Bytes>)>,
-    reads: BTreeMap<u64, Reply<u64>>,
+    proposals: VecDeque<(u64, u64, ReplySender<Bytes>)>,
+    reads: BTreeMap<u64, ReplySender<u64>>,
     reads_made: u64,
     /// Batches handed to the disk, each with its time.
     batches: VecDeque<(u64, Instant)>,
@@ -165,7 +165,7 @@ impl<M: StateMachine> Driver<M> {
                 Event::Persisted(number) => self.persisted(number),
                 Event::NoSpace => self.no_space(),
                 Event::SnapshotSaved(saved) => {
-                    Counters::add(&self.counters.snapshots, 1);
+                    ReplicaCounters::add(&self.counters.snapshots, 1);
                     self.waiting.saving_snapshot = false;
                     self.core.snapshot_saved(saved);
                 }
@@ -189,25 +189,25 @@ impl<M: StateMachine> Driver<M> {
         stop
     }
 
-    fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<Reply<Bytes>>) {
+    fn propose(&mut self, entries: Vec<Bytes>, replies: Vec<ReplySender<Bytes>>) {
         let count = replies.len();
         let refusal = if self.waiting.stop_by.is_some() {
             // The next leader accepts them.
-            Refusal::NotLeader
+            RequestError::NotLeader
         } else if self.disk_full() {
-            Refusal::Propose(ProposeError::DiskFull)
+            RequestError::Propose(ProposeError::DiskFull)
         } else {
             match self.core.propose(entries) {
                 Ok((term, first)) => {
-                    Counters::add(&self.counters.proposals, count);
+                    ReplicaCounters::add(&self.counters.proposals, count);
                     return self.waiting.appended(term, first, replies);
                 }
-                Err(NotProposed::NotLeader) => Refusal::NotLeader,
-                Err(NotProposed::Busy) => Refusal::Propose(ProposeError::Busy),
+                Err(NotProposed::NotLeader) => RequestError::NotLeader,
+                Err(NotProposed::Busy) => RequestError::Propose(ProposeError::Busy),
             }
         };
-        if refusal != Refusal::NotLeader {
-            Counters::add(&self.counters.proposals_refused, count);
+        if refusal != RequestError::NotLeader {
+            ReplicaCounters::add(&self.counters.proposals_refused, count);
         }
         for reply in replies {
             // A client that gave up has dropped its receiver.
@@ -226,7 +226,7 @@ impl<M: StateMachine> Driver<M> {
     }
 
     fn no_space(&mut self) {
-        Counters::add(&self.counters.waits_for_space, 1);
+        ReplicaCounters::add(&self.counters.waits_for_space, 1);
         if !std::mem::replace(&mut self.waiting.no_space, true) {
             tracing::warn!("the disk is full; nothing is acknowledged until there is space");
         }
@@ -270,7 +270,7 @@ impl<M: StateMachine> Driver<M> {
         if reads.len() < before {
             self.core.retain_reads(|id| reads.contains_key(&id));
         }
-        Counters::set(&self.counters.reads_waiting, reads.len());
+        ReplicaCounters::set(&self.counters.reads_waiting, reads.len());
     }
 
     fn tick(&mut self, now: Instant) {
@@ -322,7 +322,7 @@ impl<M: StateMachine> Driver<M> {
         }
         self.apply(effects.committed)?;
         for id in effects.refused_reads {
-            self.waiting.answer_read(id, Err(Refusal::NotLeader));
+            self.waiting.answer_read(id, Err(RequestError::NotLeader));
         }
         for read in effects.reads {
             // The index may be ahead of what is applied here; the reader waits for it.
@@ -338,7 +338,7 @@ impl<M: StateMachine> Driver<M> {
         machine.restore(&state)?;
         drop(machine);
         self.sessions = sessions;
-        Counters::add(&self.counters.snapshots_installed, 1);
+        ReplicaCounters::add(&self.counters.snapshots_installed, 1);
         self.waiting.skipped_to(snapshot.index);
         self.core.applied(snapshot.index);
         self.publish.applied.send_replace(snapshot.index);
@@ -402,7 +402,7 @@ impl<M: StateMachine> Driver<M> {
         };
         let changed = self.publish.leader.send_if_modified(|old| std::mem::replace(old, leader) != leader);
         if changed && leader.is_some() {
-            Counters::add(&self.counters.leader_changes, 1);
+            ReplicaCounters::add(&self.counters.leader_changes, 1);
         }
         self.publish.status.send_if_modified(|status| {
             let changed = (status.role, status.leader, status.term) != (role, leader, standing.term);
@@ -410,7 +410,8 @@ impl<M: StateMachine> Driver<M> {
                 tracing::info!(?role, ?leader, term = standing.term, "role changed");
             }
             let (commit, applied, last) = (standing.commit, standing.applied, standing.last);
-            *status = Status { role, leader, term: standing.term, commit, applied, last, ..status.clone() };
+            *status =
+                RaftStatus { role, leader, term: standing.term, commit, applied, last, ..status.clone() };
             changed
         });
     }
@@ -426,14 +427,17 @@ impl<M: StateMachine> Driver<M> {
         // Events left in the queue had no effect: their clients may retry elsewhere.
         while let Ok(event) = inbox.try_recv() {
             match event {
-                Event::Propose { reply, .. } => drop(reply.send(Err(Refusal::NotLeader))),
-                Event::Read(reply) => drop(reply.send(Err(Refusal::NotLeader))),
+                Event::Propose { reply, .. } => drop(reply.send(Err(RequestError::NotLeader))),
+                Event::Read(reply) => drop(reply.send(Err(RequestError::NotLeader))),
                 _ => {}
             }
         }
         // Proposals may already be on other disks: their outcome is unknown.
-        self.waiting.proposals.into_iter().for_each(|(_, _, reply)| drop(reply.send(Err(Refusal::Lost))));
-        self.waiting.reads.into_values().for_each(|reply| drop(reply.send(Err(Refusal::NotLeader))));
+        self.waiting
+            .proposals
+            .into_iter()
+            .for_each(|(_, _, reply)| drop(reply.send(Err(RequestError::Lost))));
+        self.waiting.reads.into_values().for_each(|reply| drop(reply.send(Err(RequestError::NotLeader))));
     }
 }
 
@@ -446,18 +450,18 @@ fn apply_one<M: StateMachine>(
         return Ok(Ok(Bytes::new()));
     }
     let index = entry.index;
-    let command = Command::decode(&entry.data);
+    let command = LogCommand::decode(&entry.data);
     match command.ok_or_else(|| format!("entry {index} was written by a newer version"))? {
-        Command::Plain(command) => Ok(Ok(Bytes::from(machine.apply(index, &command)))),
-        Command::OpenSession => {
+        LogCommand::Plain(command) => Ok(Ok(Bytes::from(machine.apply(index, &command)))),
+        LogCommand::OpenSession => {
             sessions.open(index);
             Ok(Ok(Bytes::copy_from_slice(&index.to_le_bytes())))
         }
-        Command::InSession { session, sequence, command } => Ok(match sessions.admit(session, sequence) {
-            Admission::Unknown => Err(ProposeError::SessionExpired),
-            Admission::Passed => Err(ProposeError::SequencePassed),
-            Admission::Repeated(response) => Ok(response),
-            Admission::New => {
+        LogCommand::InSession { session, sequence, command } => Ok(match sessions.admit(session, sequence) {
+            SessionLookup::Unknown => Err(ProposeError::SessionExpired),
+            SessionLookup::Passed => Err(ProposeError::SequencePassed),
+            SessionLookup::Repeated(response) => Ok(response),
+            SessionLookup::New => {
                 let response = Bytes::from(machine.apply(index, &command));
                 sessions.record(session, sequence, index, response.clone());
                 Ok(response)
@@ -466,12 +470,12 @@ fn apply_one<M: StateMachine>(
     }
 }
 
-impl Waiting {
-    fn appended(&mut self, term: u64, first: u64, replies: Vec<Reply<Bytes>>) {
+impl PendingWork {
+    fn appended(&mut self, term: u64, first: u64, replies: Vec<ReplySender<Bytes>>) {
         // Proposals of an earlier leadership at these indices were overwritten: they are not applied.
         while self.proposals.back().is_some_and(|(index, _, _)| *index >= first) {
             let (_, _, reply) = self.proposals.pop_back().expect("just looked at");
-            let _ = reply.send(Err(Refusal::NotLeader));
+            let _ = reply.send(Err(RequestError::NotLeader));
         }
         self.proposals.extend((first..).zip(replies).map(|(index, reply)| (index, term, reply)));
     }
@@ -486,9 +490,9 @@ impl Waiting {
         assert_eq!(waiting, index, "entries are applied without a gap");
         // A client that gave up has dropped its receiver.
         let _ = reply.send(if proposed == term {
-            answer.map_err(Refusal::from)
+            answer.map_err(RequestError::from)
         } else {
-            Err(Refusal::NotLeader)
+            Err(RequestError::NotLeader)
         });
     }
 
@@ -496,11 +500,11 @@ impl Waiting {
     fn skipped_to(&mut self, index: u64) {
         while self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index) {
             let (_, _, reply) = self.proposals.pop_front().expect("just looked at");
-            let _ = reply.send(Err(Refusal::Lost));
+            let _ = reply.send(Err(RequestError::Lost));
         }
     }
 
-    fn answer_read(&mut self, id: u64, answer: Result<u64, Refusal>) {
+    fn answer_read(&mut self, id: u64, answer: Result<u64, RequestError>) {
         if let Some(reply) = self.reads.remove(&id) {
             let _ = reply.send(answer);
         }
@@ -509,13 +513,7 @@ impl Waiting {
 
 /// Formats an error with its causes on one line, and logs it.
 fn describe(error: &LogError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
+    let text = protocol::error_chain(error);
     tracing::error!(code = %error.code(), error = text, "the log failed; the replica stops");
     text
 }

@@ -194,7 +194,7 @@ impl ProposeError {
 
 /// Reasons why a linearizable read failed. A retry is always safe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
+pub enum LinearizableReadError {
     /// No leader was found, or it could not prove its leadership, in time.
     #[error("no leader confirmed the read in time")]
     NoLeader,
@@ -206,7 +206,7 @@ pub enum ReadError {
     Stopped(String),
 }
 
-impl ReadError {
+impl LinearizableReadError {
     /// Returns the stable error code, which `docs/errors/` explains.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

@@ -2,7 +2,7 @@
 //!
 //! The fuzz targets are in another crate. No other build has these functions.
 
-use crate::command::Command;
+use crate::command::LogCommand;
 use crate::transport::{Assembly, FrameReader};
 use crate::{snapshot, wal};
 use bytes::Bytes;
@@ -43,7 +43,7 @@ pub fn snapshot_chunks(bodies: &[&[u8]]) {
 /// Decodes a forwarded entry.
 pub fn command(entry: &[u8]) {
     let entry = Bytes::copy_from_slice(entry);
-    if let Some(command) = Command::decode(&entry) {
+    if let Some(command) = LogCommand::decode(&entry) {
         assert_eq!(command.encode(), entry, "a command has one encoding");
     }
 }

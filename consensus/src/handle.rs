@@ -1,12 +1,12 @@
 //! Handle to a replica: propose, read, status and metrics. Clones are cheap.
 
-use crate::command::Command;
+use crate::command::LogCommand;
 use crate::driver::Event;
-use crate::error::{ProposeError, ReadError};
+use crate::error::{LinearizableReadError, ProposeError};
 use crate::machine::StateMachine;
-use crate::metrics::{Counters, Metrics};
+use crate::metrics::{Metrics, ReplicaCounters};
 use crate::sessions::SessionId;
-use crate::transport::{Refusal, Request, Transport};
+use crate::transport::{Request, RequestError, Transport};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,10 +32,9 @@ pub enum Role {
 
 /// Status of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
+pub struct RaftStatus {
     /// Raft id of this replica.
     pub id: u64,
-    /// Raft role.
     pub role: Role,
     /// Raft id of the known leader, if there is one.
     pub leader: Option<u64>,
@@ -58,8 +57,8 @@ pub(crate) struct Port {
     pub(crate) id: u64,
     events: UnboundedSender<Event>,
     transport: Arc<dyn Transport>,
-    counters: Arc<Counters>,
-    status: watch::Receiver<Status>,
+    counters: Arc<ReplicaCounters>,
+    status: watch::Receiver<RaftStatus>,
     applied: watch::Receiver<u64>,
     leader: watch::Receiver<Option<u64>>,
     places: Semaphore,
@@ -75,8 +74,8 @@ pub(crate) struct PortParts {
     pub(crate) id: u64,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) counters: Arc<ReplicaCounters>,
+    pub(crate) status: watch::Receiver<RaftStatus>,
     pub(crate) applied: watch::Receiver<u64>,
     pub(crate) leader: watch::Receiver<Option<u64>>,
     pub(crate) limits: crate::config::Limits,
@@ -131,7 +130,7 @@ impl Port {
     }
 
     /// Answers a request that a follower forwarded, or one of this replica's own while it leads.
-    pub(crate) async fn answer(&self, request: Request) -> Result<Bytes, Refusal> {
+    pub(crate) async fn answer(&self, request: Request) -> Result<Bytes, RequestError> {
         match request {
             Request::Propose(entry) => self.propose_here(entry).await,
             Request::Read => {
@@ -140,37 +139,37 @@ impl Port {
                 };
                 let (reply, answer) = oneshot::channel();
                 // A raft loop that has ended accepts nothing: the caller must find another leader.
-                self.events.send(Event::Read(reply)).map_err(|_| Refusal::NotLeader)?;
-                let index = answer.await.map_err(|_| Refusal::Lost)??;
+                self.events.send(Event::Read(reply)).map_err(|_| RequestError::NotLeader)?;
+                let index = answer.await.map_err(|_| RequestError::Lost)??;
                 Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
             }
         }
     }
 
-    async fn propose_here(&self, entry: Bytes) -> Result<Bytes, Refusal> {
+    async fn propose_here(&self, entry: Bytes) -> Result<Bytes, RequestError> {
         let limit = self.command_bytes_max;
         if entry.len() > limit + crate::command::OVERHEAD_BYTES_MAX {
             return Err(ProposeError::TooLarge { actual: entry.len(), limit }.into());
         }
-        let Some(_) = Command::decode(&entry) else { return Err(Refusal::Lost) };
+        let Some(_) = LogCommand::decode(&entry) else { return Err(RequestError::Lost) };
         let Ok(_place) = self.places.try_acquire() else { return Err(ProposeError::Busy.into()) };
         let (reply, answer) = oneshot::channel();
-        self.events.send(Event::Propose { entry, reply }).map_err(|_| Refusal::NotLeader)?;
-        answer.await.map_err(|_| Refusal::Lost)?
+        self.events.send(Event::Propose { entry, reply }).map_err(|_| RequestError::NotLeader)?;
+        answer.await.map_err(|_| RequestError::Lost)?
     }
 
     /// Sends a request to the leader until it is answered, the deadline passes, or a retry could apply it
     /// twice.
-    async fn ask_leader(&self, request: Request, repeatable: bool) -> Result<Bytes, Refusal> {
+    async fn ask_leader(&self, request: Request, repeatable: bool) -> Result<Bytes, RequestError> {
         let deadline = Instant::now() + self.request_timeout;
         let mut leader = self.leader.clone();
         // Error returned at the deadline: once a request may have reached a leader, its outcome is unknown.
-        let mut at_deadline = Refusal::NotLeader;
+        let mut at_deadline = RequestError::NotLeader;
         loop {
             let known = *leader.borrow_and_update();
             let attempt = async {
                 match known {
-                    None => Err(Refusal::NotLeader),
+                    None => Err(RequestError::NotLeader),
                     Some(id) if id == self.id => self.answer(request.clone()).await,
                     Some(id) => self.transport.forward(id, request.clone()).await,
                 }
@@ -181,19 +180,21 @@ impl Port {
                 biased;
                 outcome = timeout_at(deadline, attempt) => outcome,
                 () = another_leader(self.leader.clone(), known), if repeatable && known.is_some() => {
-                    at_deadline = Refusal::Lost;
+                    at_deadline = RequestError::Lost;
                     continue;
                 }
             };
             match outcome {
-                Err(_) => return Err(Refusal::Lost),
-                Ok(Err(Refusal::NotLeader | Refusal::Unreachable)) => {}
-                Ok(Err(Refusal::Lost)) if repeatable => at_deadline = Refusal::Lost,
+                Err(_) => return Err(RequestError::Lost),
+                Ok(Err(RequestError::NotLeader | RequestError::Unreachable)) => {}
+                Ok(Err(RequestError::Lost)) if repeatable => at_deadline = RequestError::Lost,
                 // An earlier attempt may have been applied, even though this one was rejected.
-                Ok(Err(Refusal::Propose(ProposeError::SessionExpired))) if at_deadline == Refusal::Lost => {
-                    return Err(Refusal::Lost);
+                Ok(Err(RequestError::Propose(ProposeError::SessionExpired)))
+                    if at_deadline == RequestError::Lost =>
+                {
+                    return Err(RequestError::Lost);
                 }
-                Ok(Err(Refusal::Propose(_))) if at_deadline == Refusal::Lost => {}
+                Ok(Err(RequestError::Propose(_))) if at_deadline == RequestError::Lost => {}
                 Ok(outcome) => return outcome,
             }
             if self.stopped().is_some() || Instant::now() >= deadline {
@@ -252,8 +253,8 @@ impl<M: StateMachine> Handle<M> {
             return Err(ProposeError::TooLarge { actual, limit });
         }
         let command = match session {
-            None => Command::Plain(command),
-            Some((SessionId(session), sequence)) => Command::InSession { session, sequence, command },
+            None => LogCommand::Plain(command),
+            Some((SessionId(session), sequence)) => LogCommand::InSession { session, sequence, command },
         };
         self.ask(&command, session.is_some()).await
     }
@@ -264,20 +265,20 @@ impl<M: StateMachine> Handle<M> {
     /// See [`ProposeError`].
     pub async fn open_session(&self) -> Result<SessionId, ProposeError> {
         // A retry may open a second session; the unused one expires in time.
-        let answer = self.ask(&Command::OpenSession, true).await?;
+        let answer = self.ask(&LogCommand::OpenSession, true).await?;
         let index = crate::command::u64_at(&answer, 0).ok_or(ProposeError::OutcomeUnknown)?;
         Ok(SessionId(index))
     }
 
-    async fn ask(&self, command: &Command, repeatable: bool) -> Result<Bytes, ProposeError> {
+    async fn ask(&self, command: &LogCommand, repeatable: bool) -> Result<Bytes, ProposeError> {
         if let Some(reason) = self.port.stopped() {
             return Err(ProposeError::Stopped(reason));
         }
         let request = Request::Propose(command.encode());
         self.port.ask_leader(request, repeatable).await.map_err(|refusal| match refusal {
-            Refusal::NotLeader | Refusal::Unreachable => ProposeError::NoLeader,
-            Refusal::Lost => ProposeError::OutcomeUnknown,
-            Refusal::Propose(error) => error,
+            RequestError::NotLeader | RequestError::Unreachable => ProposeError::NoLeader,
+            RequestError::Lost => ProposeError::OutcomeUnknown,
+            RequestError::Propose(error) => error,
         })
     }
 
@@ -285,22 +286,24 @@ impl<M: StateMachine> Handle<M> {
     /// returns the index. A [`Handle::read`] after it is linearizable.
     ///
     /// # Errors
-    /// See [`ReadError`].
-    pub async fn read_barrier(&self) -> Result<u64, ReadError> {
+    /// See [`LinearizableReadError`].
+    pub async fn read_barrier(&self) -> Result<u64, LinearizableReadError> {
         let deadline = Instant::now() + self.port.request_timeout;
-        let failed = |port: &Port| port.stopped().map_or(ReadError::NoLeader, ReadError::Stopped);
+        let failed = |port: &Port| {
+            port.stopped().map_or(LinearizableReadError::NoLeader, LinearizableReadError::Stopped)
+        };
         if self.port.stopped().is_some() {
             return Err(failed(&self.port));
         }
         // The leader makes a new token for every attempt, so a retry is always safe.
         let answer = self.port.ask_leader(Request::Read, true).await.map_err(|refusal| match refusal {
-            Refusal::Propose(ProposeError::Busy) => ReadError::Busy,
+            RequestError::Propose(ProposeError::Busy) => LinearizableReadError::Busy,
             _ => failed(&self.port),
         })?;
-        let index = crate::command::u64_at(&answer, 0).ok_or(ReadError::NoLeader)?;
+        let index = crate::command::u64_at(&answer, 0).ok_or(LinearizableReadError::NoLeader)?;
         let mut applied = self.port.applied.clone();
         let reached = timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await;
-        reached.map_err(|_| ReadError::NoLeader)?.map_err(|_| failed(&self.port))?;
+        reached.map_err(|_| LinearizableReadError::NoLeader)?.map_err(|_| failed(&self.port))?;
         Ok(index)
     }
 
@@ -312,7 +315,7 @@ impl<M: StateMachine> Handle<M> {
 
     /// Returns the status of this replica.
     #[must_use]
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> RaftStatus {
         let mut status = self.port.status.borrow().clone();
         status.applied = status.applied.max(*self.port.applied.borrow());
         status
@@ -339,7 +342,7 @@ impl<M: StateMachine> Handle<M> {
     /// Returns a watch on the status. It fires on changes of role, term and leader, on a full disk, and on a
     /// stop; the indices in it may lag.
     #[must_use]
-    pub fn watch_status(&self) -> watch::Receiver<Status> {
+    pub fn watch_status(&self) -> watch::Receiver<RaftStatus> {
         self.port.status.clone()
     }
 }

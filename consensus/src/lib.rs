@@ -40,9 +40,9 @@ mod sessions;
 mod simulated_disk;
 mod snapshot;
 
-pub use config::{Config, GroupId, Limits, Peer, Timings};
-pub use error::{LogError, ProposeError, ReadError, StartError};
-pub use handle::{Handle, Role, Status};
+pub use config::{Config, GroupId, Limits, ReplicaAddress, Timings};
+pub use error::{LinearizableReadError, LogError, ProposeError, StartError};
+pub use handle::{Handle, RaftStatus, Role};
 pub use machine::{Frozen, StateMachine};
 pub use metrics::{Metrics, SYNC_SECONDS_BOUNDS};
 pub use replica::Replica;

@@ -33,7 +33,7 @@ pub struct Metrics {
 
 /// The counters behind [`Metrics`].
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct ReplicaCounters {
     pub(crate) leader_changes: AtomicU64,
     pub(crate) proposals: AtomicU64,
     pub(crate) proposals_refused: AtomicU64,
@@ -45,7 +45,7 @@ pub(crate) struct Counters {
     sync_microseconds: AtomicU64,
 }
 
-impl Counters {
+impl ReplicaCounters {
     pub(crate) fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn sync_times_fall_into_their_buckets() {
-        let counters = Counters::default();
+        let counters = ReplicaCounters::default();
         for milliseconds in [0, 1, 2, 3, 9000] {
             counters.synced(Duration::from_millis(milliseconds));
         }

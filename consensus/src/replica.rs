@@ -2,12 +2,12 @@
 
 use crate::config::Config;
 use crate::core::{Core, Settings};
-use crate::driver::{Driver, Event, Publish, Waiting};
+use crate::driver::{Driver, Event, PendingWork, Publish};
 use crate::error::StartError;
 use crate::executor::{Executor, SimulatedProcess};
-use crate::handle::{Handle, Port, PortParts, Role, Status};
+use crate::handle::{Handle, Port, PortParts, RaftStatus, Role};
 use crate::machine::StateMachine;
-use crate::metrics::Counters;
+use crate::metrics::ReplicaCounters;
 use crate::sessions::Sessions;
 use crate::snapshot;
 use crate::store::{LogStore, Recovered, SimulatedDisk};
@@ -87,7 +87,7 @@ impl<M: StateMachine> Replica<M> {
         };
         let core = Core::new(settings, recovered).map_err(|error| StartError::Raft(error.to_string()))?;
         let (publish, looks) = publish(config.id, &core);
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(ReplicaCounters::default());
         let (events, inbox) = mpsc::unbounded_channel();
         let (batches, to_disk) = mpsc::unbounded_channel();
         let (status, applied, leader) = looks;
@@ -121,7 +121,7 @@ impl<M: StateMachine> Replica<M> {
             publish,
             timings,
             snapshot_bytes_max: limits.snapshot_bytes_max,
-            waiting: Waiting::default(),
+            waiting: PendingWork::default(),
             counters,
         };
         executor.spawn("raft", driver.run(inbox)).map_err(StartError::Thread)?;
@@ -196,11 +196,11 @@ fn restore<M: StateMachine>(machine: &mut M, recovered: &Recovered) -> Result<Se
     Ok(sessions)
 }
 
-type Looks = (watch::Receiver<Status>, watch::Receiver<u64>, watch::Receiver<Option<u64>>);
+type Looks = (watch::Receiver<RaftStatus>, watch::Receiver<u64>, watch::Receiver<Option<u64>>);
 
 fn publish(id: u64, core: &Core) -> (Publish, Looks) {
     let standing = core.standing();
-    let first = Status {
+    let first = RaftStatus {
         id,
         role: Role::Candidate,
         leader: None,

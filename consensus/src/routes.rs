@@ -5,7 +5,7 @@
 //! right one.
 
 use crate::handle::Port;
-use crate::transport::{Assembly, FOREIGN, GROUP, Peers, Refusal, Request};
+use crate::transport::{Assembly, FOREIGN, GROUP, Peers, Request, RequestError};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
@@ -18,7 +18,7 @@ use overlay::Peer;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-struct Shared {
+struct EndpointState {
     peers: Arc<Peers>,
     port: Arc<Port>,
     snapshot_bytes_max: u64,
@@ -34,16 +34,16 @@ pub(crate) fn router(peers: Arc<Peers>, port: Arc<Port>, snapshot_bytes_max: u64
         .route(paths::SNAPSHOT, post(snapshot))
         .route(paths::PROPOSE, post(propose))
         .route(paths::READ, post(read))
-        .with_state(Arc::new(Shared { peers, port, snapshot_bytes_max, assemblies }))
+        .with_state(Arc::new(EndpointState { peers, port, snapshot_bytes_max, assemblies }))
 }
 
 /// Id of an authenticated replica of this group. Bodies are read only after this extractor succeeds.
 struct Sender(u64);
 
-impl FromRequestParts<Arc<Shared>> for Sender {
+impl FromRequestParts<Arc<EndpointState>> for Sender {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<EndpointState>) -> Result<Self, Response> {
         let peer = parts.extensions.get::<Peer>();
         let id = peer.and_then(|Peer(key)| shared.peers.identify(key)).ok_or_else(stranger)?;
         if !shared.peers.same_group(id, parts.headers.get(GROUP)) {
@@ -53,11 +53,11 @@ impl FromRequestParts<Arc<Shared>> for Sender {
     }
 }
 
-async fn messages(Sender(id): Sender, State(shared): State<Arc<Shared>>) -> Response {
+async fn messages(Sender(id): Sender, State(shared): State<Arc<EndpointState>>) -> Response {
     shared.peers.open_outbox(id).map_or_else(stranger, |stream| Body::new(stream).into_response())
 }
 
-async fn snapshot(Sender(from): Sender, State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+async fn snapshot(Sender(from): Sender, State(shared): State<Arc<EndpointState>>, body: Bytes) -> Response {
     let outcome = {
         let mut assemblies = shared.assemblies.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || Assembly::new(shared.snapshot_bytes_max);
@@ -77,22 +77,22 @@ async fn snapshot(Sender(from): Sender, State(shared): State<Arc<Shared>>, body:
     }
 }
 
-async fn propose(_: Sender, State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+async fn propose(_: Sender, State(shared): State<Arc<EndpointState>>, body: Bytes) -> Response {
     answer(&shared, Request::Propose(body)).await
 }
 
-async fn read(_: Sender, State(shared): State<Arc<Shared>>) -> Response {
+async fn read(_: Sender, State(shared): State<Arc<EndpointState>>) -> Response {
     answer(&shared, Request::Read).await
 }
 
-async fn answer(shared: &Shared, request: Request) -> Response {
+async fn answer(shared: &EndpointState, request: Request) -> Response {
     match shared.port.answer(request).await {
         Ok(bytes) => bytes.into_response(),
-        Err(Refusal::NotLeader | Refusal::Unreachable) => {
+        Err(RequestError::NotLeader | RequestError::Unreachable) => {
             (StatusCode::MISDIRECTED_REQUEST, "not-leader").into_response()
         }
-        Err(Refusal::Lost) => (StatusCode::BAD_GATEWAY, "outcome-unknown").into_response(),
-        Err(Refusal::Propose(error)) => (StatusCode::CONFLICT, error.code().as_str()).into_response(),
+        Err(RequestError::Lost) => (StatusCode::BAD_GATEWAY, "outcome-unknown").into_response(),
+        Err(RequestError::Propose(error)) => (StatusCode::CONFLICT, error.code().as_str()).into_response(),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct SessionId(pub u64);
 
 /// Result of looking up a command in the session table, before it is applied.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
+pub(crate) enum SessionLookup {
     /// Not applied before: apply it, then [`Sessions::record`] the response.
     New,
     /// Applied before, with this response.
@@ -32,7 +32,7 @@ pub(crate) enum Admission {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Session {
+struct ClientSession {
     sequence: u64,
     response: Bytes,
     used_at: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Sessions {
     count_max: usize,
     bytes_max: usize,
     bytes: usize,
-    open: BTreeMap<u64, Session>,
+    open: BTreeMap<u64, ClientSession>,
     /// Session ids by the index of their last use: the first one is evicted first.
     by_use: BTreeMap<u64, u64>,
 }
@@ -63,7 +63,7 @@ impl Sessions {
 
     /// Opens the session with the id `index`.
     pub(crate) fn open(&mut self, index: u64) {
-        let session = Session { sequence: 0, response: Bytes::new(), used_at: index };
+        let session = ClientSession { sequence: 0, response: Bytes::new(), used_at: index };
         let previous = self.open.insert(index, session);
         assert!(previous.is_none(), "log index {index} opened a session twice");
         self.by_use.insert(index, index);
@@ -71,14 +71,14 @@ impl Sessions {
     }
 
     /// Looks up a command. Sequence numbers begin at 1 and may have gaps.
-    pub(crate) fn admit(&self, session: u64, sequence: u64) -> Admission {
+    pub(crate) fn admit(&self, session: u64, sequence: u64) -> SessionLookup {
         match self.open.get(&session) {
-            None => Admission::Unknown,
-            Some(found) if sequence > found.sequence => Admission::New,
+            None => SessionLookup::Unknown,
+            Some(found) if sequence > found.sequence => SessionLookup::New,
             Some(found) if sequence == found.sequence && sequence > 0 => {
-                Admission::Repeated(found.response.clone())
+                SessionLookup::Repeated(found.response.clone())
             }
-            Some(_) => Admission::Passed,
+            Some(_) => SessionLookup::Passed,
         }
     }
 
@@ -88,7 +88,7 @@ impl Sessions {
         assert!(sequence > found.sequence, "a session's sequence numbers rise");
         self.by_use.remove(&found.used_at);
         self.bytes = self.bytes - found.response.len() + response.len();
-        *found = Session { sequence, response, used_at: index };
+        *found = ClientSession { sequence, response, used_at: index };
         self.by_use.insert(index, session);
         self.forget_surplus();
     }
@@ -134,7 +134,7 @@ impl Sessions {
             let response = Bytes::copy_from_slice(bytes.get(at + 28..at + 28 + length)?);
             at += 28 + length;
             sessions.bytes += length;
-            let fresh = sessions.open.insert(name, Session { sequence, response, used_at }).is_none();
+            let fresh = sessions.open.insert(name, ClientSession { sequence, response, used_at }).is_none();
             if !fresh || sessions.by_use.insert(used_at, name).is_some() {
                 return None;
             }
@@ -156,14 +156,14 @@ mod tests {
     fn a_command_is_new_once_then_repeated_then_passed() {
         let mut sessions = Sessions::new(8, 1000);
         sessions.open(5);
-        assert_eq!(sessions.admit(5, 1), Admission::New);
+        assert_eq!(sessions.admit(5, 1), SessionLookup::New);
         sessions.record(5, 1, 6, response("one"));
-        assert_eq!(sessions.admit(5, 1), Admission::Repeated(response("one")));
+        assert_eq!(sessions.admit(5, 1), SessionLookup::Repeated(response("one")));
         sessions.record(5, 4, 7, response("four"));
-        assert_eq!(sessions.admit(5, 4), Admission::Repeated(response("four")));
-        assert_eq!(sessions.admit(5, 3), Admission::Passed);
-        assert_eq!(sessions.admit(5, 0), Admission::Passed);
-        assert_eq!(sessions.admit(6, 1), Admission::Unknown);
+        assert_eq!(sessions.admit(5, 4), SessionLookup::Repeated(response("four")));
+        assert_eq!(sessions.admit(5, 3), SessionLookup::Passed);
+        assert_eq!(sessions.admit(5, 0), SessionLookup::Passed);
+        assert_eq!(sessions.admit(6, 1), SessionLookup::Unknown);
     }
 
     #[test]
@@ -173,8 +173,8 @@ mod tests {
         sessions.open(2);
         sessions.record(1, 1, 3, response("kept"));
         sessions.open(4);
-        assert_eq!(sessions.admit(2, 1), Admission::Unknown);
-        assert_eq!(sessions.admit(1, 1), Admission::Repeated(response("kept")));
+        assert_eq!(sessions.admit(2, 1), SessionLookup::Unknown);
+        assert_eq!(sessions.admit(1, 1), SessionLookup::Repeated(response("kept")));
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
         sessions.open(2);
         sessions.record(1, 1, 3, response("123456"));
         sessions.record(2, 1, 4, response("654321"));
-        assert_eq!(sessions.admit(1, 2), Admission::Unknown);
+        assert_eq!(sessions.admit(1, 2), SessionLookup::Unknown);
         assert_eq!(sessions.bytes, 6);
     }
 
@@ -212,7 +212,7 @@ mod tests {
                 let index = place as u64 + 1;
                 if session == 0 {
                     sessions.open(index);
-                } else if sessions.admit(session, sequence) == Admission::New {
+                } else if sessions.admit(session, sequence) == SessionLookup::New {
                     sessions.record(session, sequence, index, Bytes::from(vec![7; size]));
                 }
                 prop_assert!(sessions.open.len() <= 4 && sessions.bytes <= 24);

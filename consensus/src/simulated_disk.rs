@@ -20,11 +20,11 @@ const SEGMENT_BYTES: u64 = 64 * 1024;
 pub struct SimulatedDisk {
     files: SimulatedFiles,
     segment_bytes: u64,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct DiskState {
     log: Option<Arc<WriteAheadLog>>,
     /// Index of the last entry that was written, and of the last one that was written and synced.
     written: u64,
@@ -32,7 +32,7 @@ struct State {
     full: bool,
     out_of_space: bool,
     #[cfg(test)]
-    recovered: crate::wal::recovery::Seen,
+    recovered: crate::wal::recovery::RecoveryFindings,
 }
 
 impl Default for SimulatedDisk {
@@ -145,11 +145,11 @@ impl SimulatedDisk {
 
     /// Returns the findings of the last recovery.
     #[cfg(test)]
-    pub(crate) fn recovered(&self) -> crate::wal::recovery::Seen {
+    pub(crate) fn recovered(&self) -> crate::wal::recovery::RecoveryFindings {
         self.lock().recovered
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

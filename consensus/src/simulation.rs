@@ -4,7 +4,7 @@
 //! each test is reproducible. The raft loop, the disk loop, snapshots and handles are those of production.
 //! Only disk, network and threads are simulated.
 
-use crate::config::{Config, GroupId, Limits, Peer, Timings};
+use crate::config::{Config, GroupId, Limits, ReplicaAddress, Timings};
 use crate::executor::SimulatedProcess;
 use crate::handle::{Handle, Role};
 use crate::machine::StateMachine;
@@ -27,10 +27,10 @@ pub struct SimulatedGroup<M> {
     network: SimulatedNetwork,
     disks: BTreeMap<u64, SimulatedDisk>,
     configs: BTreeMap<u64, Config>,
-    running: BTreeMap<u64, Running<M>>,
+    running: BTreeMap<u64, RunningReplica<M>>,
 }
 
-struct Running<M> {
+struct RunningReplica<M> {
     replica: Replica<M>,
     process: SimulatedProcess,
 }
@@ -59,7 +59,7 @@ impl<M: StateMachine + Default> SimulatedGroup<M> {
         let (config, disk, process) = (&self.configs[&id], &self.disks[&id], SimulatedProcess::new());
         let replica = Replica::start_simulated(config, M::default(), disk, &self.network, &process)
             .unwrap_or_else(|error| panic!("replica {id} does not start: {error}"));
-        self.running.insert(id, Running { replica, process });
+        self.running.insert(id, RunningReplica { replica, process });
     }
 }
 
@@ -163,8 +163,8 @@ impl<M: StateMachine> SimulatedGroup<M> {
 fn configs(count: u64, timings: Timings, limits: Limits) -> BTreeMap<u64, Config> {
     let nowhere: overlay::Address = "127.0.0.1:1".parse().expect("an address that nothing dials");
     let identity = |id: u64| Arc::new(Identity::from_seed(blake3::hash(&id.to_le_bytes()).as_bytes()));
-    let peer = |id: u64| (id, Peer { address: nowhere.clone(), key: identity(id).public_key() });
-    let peers: BTreeMap<u64, Peer> = (1..=count).map(peer).collect();
+    let peer = |id: u64| (id, ReplicaAddress { address: nowhere.clone(), key: identity(id).public_key() });
+    let peers: BTreeMap<u64, ReplicaAddress> = (1..=count).map(peer).collect();
     let config = |id: u64| Config {
         group: GroupId([7; 32]),
         id,

@@ -38,7 +38,7 @@ pub trait Transport: Send + Sync + 'static {
     fn send(&self, messages: Vec<Message>);
 
     /// Forwards a request to `leader`, and waits for its answer.
-    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>>;
+    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, RequestError>>;
 }
 
 /// Requests that a follower forwards to the leader.
@@ -52,7 +52,7 @@ pub enum Request {
 
 /// Reasons why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestError {
     /// The replica that was asked is not the leader; nothing was done.
     #[error("not the leader")]
     NotLeader,

@@ -23,30 +23,19 @@ mod segment;
 pub(crate) mod snapshots;
 pub(crate) mod spares;
 
-use crate::config::GroupId;
 use crate::error::{LogError, StartError};
 use crate::planted::{Defect, planted};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, Fit, HardState, LogStore, Recovered};
 use files::{Directory, RealDirectory};
+pub use format::Owner;
 use mark::Mark;
-use record::{Chain, Position};
-use segment::Segment;
+use record::{ChainHash, Position};
+use segment::LogSegment;
 use spares::{Making, Spare, Spares};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Owner of a log, recorded in every segment, in every snapshot and in the mark.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// Group of the replica.
-    pub group: GroupId,
-    /// Raft id of the replica.
-    pub id: u64,
-    /// Raft ids of all voters of the group.
-    pub voters: Vec<u64>,
-}
 
 /// An open log. A snapshot is saved without the writer's lock, so that records are written at the same time.
 pub struct WriteAheadLog {
@@ -59,7 +48,7 @@ pub struct WriteAheadLog {
 }
 
 struct Writer {
-    segment: Segment,
+    segment: LogSegment,
     /// Older segments: number, and the highest entry index written up to the segment's end.
     older: Vec<(u64, u64)>,
     position: Position,
@@ -98,7 +87,7 @@ impl WriteAheadLog {
         create: bool,
         segment_bytes: u64,
         making: Making,
-    ) -> Result<(Self, Recovered, recovery::Seen), StartError> {
+    ) -> Result<(Self, Recovered, recovery::RecoveryFindings), StartError> {
         let lock = directory.lock()?;
         let found = recovery::recover(&*directory, &owner, create, segment_bytes)?;
         let spares = Spares::start(directory.clone(), segment_bytes, making)?;
@@ -120,7 +109,8 @@ impl WriteAheadLog {
         let log = Self { directory, owner, writer: Mutex::new(writer), spares, _lock: lock };
         log.begin(recovered.boots, found.fit, recovered.snapshot.as_ref())?;
         let (seen, entries) = (found.seen, recovered.entries.len());
-        let recovery::Seen { segments, torn, replaced, replaced_from_front, detached, fell_back } = seen;
+        let recovery::RecoveryFindings { segments, torn, replaced, replaced_from_front, detached, fell_back } =
+            seen;
         tracing::info!(
             segments,
             entries,
@@ -186,7 +176,7 @@ impl WriteAheadLog {
         let head = head_of_segment(writer);
         let spare = writer.reserved.pop_front().expect("space was reserved for the whole group");
         let number = writer.segment.number + 1;
-        let next = Segment::begin(&*self.directory, spare, number, &self.owner, writer.position.clone())?;
+        let next = LogSegment::begin(&*self.directory, spare, number, &self.owner, writer.position.clone())?;
         writer.older.push((writer.segment.number, writer.last_index));
         writer.segment = next;
         let durable = writer.durable;
@@ -315,7 +305,7 @@ fn last_index(recovered: &Recovered) -> u64 {
 
 /// Returns the position before the first record of a log.
 fn first_position() -> Position {
-    Position { sequence: 0, chain: Chain::default() }
+    Position { sequence: 0, chain: ChainHash::default() }
 }
 
 #[cfg(test)]

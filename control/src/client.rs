@@ -11,10 +11,9 @@ mod race;
 pub(crate) mod simulated;
 mod survey;
 
-pub(crate) use exchange::causes;
 pub use survey::{Dial, ReplicaDial};
 
-use exchange::{Exchange, Http, Request};
+use exchange::{ControlRequest, Exchange, Http};
 use protocol::api::Problem;
 use protocol::{ErrorCode, error_code};
 use race::Race;
@@ -158,8 +157,8 @@ impl ControlClient {
         writes: bool,
     ) -> Result<R, ClientError> {
         let body = body.map(|body| serde_json::to_vec(body).expect("API types are JSON").into());
-        let key = writes.then(|| hex::encode(crate::session::random_bytes::<KEY_BYTES>()));
-        let request = Request { method, path: path.to_string(), body, key };
+        let key = writes.then(|| hex::encode(crate::machine::random_bytes::<KEY_BYTES>()));
+        let request = ControlRequest { method, path: path.to_string(), body, key };
         let preferred = self.preferred.load(Ordering::Relaxed);
         let race = Race::new(self.replicas.to_vec(), preferred, writes);
         let (replica, answer) = race::run(self.exchange.as_ref(), &request, race).await?;

@@ -122,7 +122,7 @@ impl Hub {
 
     /// Returns the error for a hub that did not respond, or stopped in the middle of a response.
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
-        let cause = crate::client::causes(error);
+        let cause = protocol::error_chain(error);
         let message = format!(
             "no answer from {} ({cause}); fetch the directory elsewhere and import it",
             self.endpoint

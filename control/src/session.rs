@@ -4,12 +4,13 @@
 
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
+use crate::machine::{random_bytes, wall_clock};
 use anyhow::{Context as _, Result, anyhow};
 use gpu_agent::files;
 use human_chain::{CircleState, MemberSecret};
 use protocol::api::{History, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Proposal};
-use protocol::{CircleId, Digest, MemberId, Millis, error_code};
+use protocol::{CircleId, Digest, MemberId, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -104,7 +105,6 @@ impl Session {
 pub struct MemberKeyFile {
     /// The member that owns the key.
     pub member: MemberId,
-    /// The secret key.
     pub secret: MemberSecret,
 }
 
@@ -151,27 +151,4 @@ impl MemberKeyFile {
         let bytes = Zeroizing::new(serde_json::to_vec(&text)?);
         files::write_secret(path, &bytes).with_context(|| format!("write `{}`", path.display()))
     }
-}
-
-/// Returns random bytes from the operating system.
-///
-/// # Panics
-/// Panics if the operating system has none: no key would be safe then.
-#[must_use]
-pub fn random_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the operating system gives randomness");
-    bytes
-}
-
-/// Generates an access token or API key: a readable prefix and 256 random bits.
-#[must_use]
-pub fn fresh_secret_text(prefix: &str) -> Zeroizing<String> {
-    Zeroizing::new(format!("{prefix}-{}", hex::encode(random_bytes::<32>())))
-}
-
-/// Returns the wall clock, advanced without jumps as for the server.
-#[must_use]
-pub fn wall_clock() -> Millis {
-    crate::server::wall_clock()
 }

@@ -6,7 +6,7 @@
 //! canonical.
 #![no_main]
 
-#[allow(dead_code, unused_imports)]
+#[allow(unused_imports)]
 #[path = "../../scheduler/tests/common/mod.rs"]
 mod common;
 

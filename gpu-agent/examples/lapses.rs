@@ -41,7 +41,7 @@ const THREADS: u32 = 32;
 const LIMITS: SandboxLimits =
     SandboxLimits { cpu_millicores: 0, memory_bytes: 256 << 20, processes_max: 36, open_files_max: 64 };
 
-type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+type ExampleResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 struct Options {
     lapses: usize,
@@ -73,7 +73,7 @@ fn main() {
     std::process::exit(status);
 }
 
-fn report(outcome: Outcome<i32>) -> i32 {
+fn report(outcome: ExampleResult<i32>) -> i32 {
     outcome.unwrap_or_else(|error| {
         eprintln!("lapses: {error}");
         2
@@ -97,7 +97,7 @@ fn spin_alone() {
 
 /// The agent that is stopped later: starts the worker and renews its lease until all threads spin. Prints the
 /// process ids of the init and the worker, the end of the lease and the unenforced limits, then waits.
-fn agent(arguments: &[String]) -> Outcome<i32> {
+fn agent(arguments: &[String]) -> ExampleResult<i32> {
     let [directory, name, millicores] = arguments else {
         return Err("agent DIRECTORY NAME MILLICORES".into());
     };
@@ -108,7 +108,7 @@ fn agent(arguments: &[String]) -> Outcome<i32> {
     let sandbox = start(&launcher, directory, name, millicores.parse()?, lease)?;
     let children = format!("/proc/{0}/task/{0}/children", sandbox.pid());
     let worker: u32 = fs::read_to_string(children)?.trim().parse()?;
-    let spins = || -> Outcome<bool> {
+    let spins = || -> ExampleResult<bool> {
         let status = fs::read_to_string(format!("/proc/{worker}/status"))?;
         let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
         Ok(threads.and_then(|number| number.trim().parse().ok()) == Some(THREADS))
@@ -129,7 +129,7 @@ fn agent(arguments: &[String]) -> Outcome<i32> {
     }
 }
 
-fn launcher(directory: &Path, name: &str) -> Outcome<SandboxLauncher> {
+fn launcher(directory: &Path, name: &str) -> ExampleResult<SandboxLauncher> {
     let number: u32 = name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse()?;
     Ok(SandboxLauncher::new(LauncherConfig {
         program: directory.join("program"),
@@ -151,8 +151,8 @@ fn start(
     name: &str,
     cpu_millicores: u64,
     lease: u64,
-) -> Outcome<Sandbox> {
-    let file = |name| -> Outcome<OwnedFd> { Ok(MemoryFile::create(name, 4096)?.reader()?) };
+) -> ExampleResult<Sandbox> {
+    let file = |name| -> ExampleResult<OwnedFd> { Ok(MemoryFile::create(name, 4096)?.reader()?) };
     Ok(launcher.start(&Start {
         name: name.into(),
         binary: directory.join("program"),
@@ -168,7 +168,7 @@ fn start(
     })?)
 }
 
-fn options(arguments: &[String]) -> Outcome<Option<Options>> {
+fn options(arguments: &[String]) -> ExampleResult<Option<Options>> {
     let mut options =
         Options { lapses: 100, millicores: vec![50, 100, 200, 500, 1000, 2000], at_once: 2, busy: 0 };
     let mut arguments = arguments.iter();
@@ -190,7 +190,7 @@ fn options(arguments: &[String]) -> Outcome<Option<Options>> {
     Ok(Some(options))
 }
 
-fn measure(arguments: &[String]) -> Outcome<i32> {
+fn measure(arguments: &[String]) -> ExampleResult<i32> {
     let Some(options) = options(arguments)? else {
         print!("{HELP}");
         return Ok(0);
@@ -233,7 +233,7 @@ fn measure(arguments: &[String]) -> Outcome<i32> {
 }
 
 /// One lapse, from starting the agent to an empty state directory.
-fn lapse(directory: &Path, number: usize, millicores: u64) -> Outcome<Lapse> {
+fn lapse(directory: &Path, number: usize, millicores: u64) -> ExampleResult<Lapse> {
     let (first, second) = (format!("first-{}", 2 * number), format!("second-{}", 2 * number + 1));
     let successor = launcher(directory, &second)?;
     let arguments = ["agent".into(), directory.display().to_string(), first.clone(), millicores.to_string()];
@@ -249,7 +249,7 @@ fn lapse(directory: &Path, number: usize, millicores: u64) -> Outcome<Lapse> {
     };
     let lease: u64 = lease.parse()?;
     let processes = [pidfd(init.parse()?), pidfd(worker.parse()?)];
-    let two_holders_ms = std::thread::scope(|scope| -> Outcome<_> {
+    let two_holders_ms = std::thread::scope(|scope| -> ExampleResult<_> {
         let next = scope.spawn(|| next_holder(&successor, directory, &second, millicores, lease, &processes));
         for process in processes.iter().flatten() {
             wait(process, -1);
@@ -275,7 +275,7 @@ fn next_holder(
     millicores: u64,
     lease: u64,
     before: &[Option<OwnedFd>],
-) -> Outcome<Option<i64>> {
+) -> ExampleResult<Option<i64>> {
     std::thread::sleep(Duration::from_millis(lease.saturating_sub(boottime_ms())));
     let sandbox = start(launcher, directory, name, millicores, boottime_ms() + LEASE_MS)?;
     let alive = before.iter().flatten().any(|process| !wait(process, 0));

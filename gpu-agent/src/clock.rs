@@ -10,11 +10,10 @@ use tokio::time::Instant;
 
 /// Source of a node's time.
 #[derive(Debug, Clone, Default)]
-pub struct Clock(Source);
+pub struct Clock(ClockSource);
 
 #[derive(Debug, Clone, Default)]
-enum Source {
-    /// Clocks of the machine.
+enum ClockSource {
     #[default]
     Machine,
     /// Clocks that follow the tokio runtime's, which a test may pause and advance.
@@ -25,22 +24,22 @@ impl Clock {
     /// Returns the machine's clocks.
     #[must_use]
     pub fn machine() -> Self {
-        Self(Source::Machine)
+        Self(ClockSource::Machine)
     }
 
     /// Returns clocks that show these times now and follow the clock of the tokio runtime.
     #[must_use]
     pub fn of_runtime(boottime_ms: u64, wall: Millis) -> Self {
         let wall_at_start_ms = Arc::new(AtomicU64::new(wall.0));
-        Self(Source::Runtime { began: Instant::now(), boottime_ms, wall_at_start_ms })
+        Self(ClockSource::Runtime { began: Instant::now(), boottime_ms, wall_at_start_ms })
     }
 
     /// Returns the milliseconds since the machine started, including sleep.
     #[must_use]
     pub fn boottime_ms(&self) -> u64 {
         match &self.0 {
-            Source::Machine => boottime_ms(),
-            Source::Runtime { began, boottime_ms, .. } => boottime_ms + since(*began),
+            ClockSource::Machine => boottime_ms(),
+            ClockSource::Runtime { began, boottime_ms, .. } => boottime_ms + since(*began),
         }
     }
 
@@ -48,11 +47,11 @@ impl Clock {
     #[must_use]
     pub fn wall(&self) -> Millis {
         match &self.0 {
-            Source::Machine => {
+            ClockSource::Machine => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH);
                 Millis(since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)))
             }
-            Source::Runtime { began, wall_at_start_ms, .. } => {
+            ClockSource::Runtime { began, wall_at_start_ms, .. } => {
                 Millis(wall_at_start_ms.load(Ordering::Relaxed)).plus(since(*began))
             }
         }
@@ -61,7 +60,7 @@ impl Clock {
     /// Steps the wall clock of [`Self::of_runtime`] forward or back, for all clones. The machine's clock is
     /// left unchanged.
     pub fn step_wall(&self, by_ms: i64) {
-        if let Source::Runtime { wall_at_start_ms, .. } = &self.0 {
+        if let ClockSource::Runtime { wall_at_start_ms, .. } = &self.0 {
             let step = |wall: u64| Some(wall.saturating_add_signed(by_ms));
             let _ = wall_at_start_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
         }

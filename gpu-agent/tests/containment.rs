@@ -7,7 +7,7 @@ mod common;
 use common::{Bench, PATIENCE, until};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Uid;
-use protocol::agent::Isolation;
+use protocol::manifest::Isolation;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ const ATTEMPTS: &[&str] = &[
 ];
 
 #[derive(Deserialize)]
-struct Attempt {
+struct ListedAttempt {
     name: String,
     needs: String,
     inside: Vec<i32>,
@@ -54,7 +54,7 @@ enum Outside {
 }
 
 /// Targets of the attempts.
-struct World {
+struct HostTargets {
     control: TcpListener,
     gateway: TcpListener,
     _store: TcpListener,
@@ -66,7 +66,7 @@ struct World {
     socket: std::path::PathBuf,
 }
 
-impl World {
+impl HostTargets {
     fn new(bench: &Bench) -> Self {
         let path = |name: &str| bench.directory.path().join(name);
         let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
@@ -127,7 +127,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for HostTargets {
     fn drop(&mut self) {
         for child in [&mut self.victim, &mut self.outside] {
             let _ = child.kill();
@@ -158,9 +158,9 @@ fn connect(stream: UnixStream) -> BufReader<UnixStream> {
     BufReader::new(stream)
 }
 
-fn attempts(bench: &Bench) -> Vec<Attempt> {
+fn attempts(bench: &Bench) -> Vec<ListedAttempt> {
     let output = Command::new(&bench.probe).arg("list").output().unwrap();
-    let attempts: Vec<Attempt> = serde_json::from_slice(&output.stdout).unwrap();
+    let attempts: Vec<ListedAttempt> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(attempts.iter().map(|attempt| attempt.name.as_str()).eq(ATTEMPTS.iter().copied()));
     attempts
 }
@@ -170,7 +170,7 @@ fn every_way_out_is_closed_inside_and_open_outside() {
     let bench = Bench::new("containment");
     let expected = if Uid::effective().is_root() { Isolation::Full } else { Isolation::SameUid };
     assert_eq!(bench.launcher.isolation().level, expected);
-    let world = World::new(&bench);
+    let world = HostTargets::new(&bench);
     let running = bench.start("probe", "serve", world.targets.as_bytes());
     let mut inside = connect(running.connect_worker().unwrap());
     let mut outside = connect(UnixStream::connect(&world.socket).unwrap());

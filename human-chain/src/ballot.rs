@@ -58,9 +58,7 @@ pub fn check_ballot(
 /// Result of counting the ballots on a proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tally {
-    /// Members that approved.
     pub approved: BTreeSet<MemberId>,
-    /// Members that rejected.
     pub rejected: BTreeSet<MemberId>,
     /// Members that have not voted yet.
     pub missing: BTreeSet<MemberId>,

@@ -14,7 +14,7 @@ use protocol::governance::{
     BUNDLE_VERSION, Bundle, CERTIFICATE_DOMAIN, Certificate, Change, Choice, SignedBallot, SignedGenesis,
 };
 use protocol::limits::{self, CLOCK_GRACE_MS};
-use protocol::{Digest, MemberId, Millis};
+use protocol::{CircleId, Digest, MemberId, Millis};
 use std::collections::BTreeSet;
 
 /// Verifies a certificate that is presented for the first time.
@@ -46,6 +46,25 @@ pub fn verify(
 /// Returns the same errors as [`verify`], except for expiry.
 pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<Approved<Change>, ChainError> {
     check(state, certificate, None)
+}
+
+impl CircleState {
+    /// Founds a circle and applies certificates in the order in which they were admitted.
+    ///
+    /// # Errors
+    /// Returns the first verification that fails.
+    pub fn replay<'a>(
+        signed: &SignedGenesis,
+        expected: Option<CircleId>,
+        certificates: impl IntoIterator<Item = &'a Certificate>,
+    ) -> Result<Self, ChainError> {
+        let mut state = Self::found(signed, expected)?;
+        for certificate in certificates {
+            let approved = verify_replay(&state, certificate)?;
+            state.advance(approved)?;
+        }
+        Ok(state)
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "one of the two places that mint: a certificate was verified")]

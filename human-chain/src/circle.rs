@@ -12,10 +12,10 @@ use crate::approved::Approved;
 use crate::change::{
     CIRCLE_SUBJECT, circle_value, manifest_value, node_subject, node_value, service_subject,
 };
-use crate::{ChainError, MemberSecret, form, signature_holds, verify_replay};
+use crate::{ChainError, MemberSecret, form, signature_holds};
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    AccessToken, Certificate, Change, ControlReplica, GENESIS_DOMAIN, Genesis, Member, NodeAdmission, Policy,
+    AccessToken, Change, ControlReplica, GENESIS_DOMAIN, Genesis, Member, NodeAdmission, Policy,
     SignedGenesis, SubjectVersion,
 };
 use protocol::manifest::Manifest;
@@ -35,7 +35,6 @@ pub struct ApprovedService {
     pub manifest: ServiceManifest,
     /// Digest of the certificate that approves it; orders name this digest.
     pub certificate: Digest,
-    /// Id of the approved proposal.
     pub proposal: ProposalId,
     /// Number of approved changes to the service.
     pub version: u64,
@@ -46,7 +45,6 @@ pub struct ApprovedService {
 pub struct RetiredService {
     /// Service as it was before retirement.
     pub last: ApprovedService,
-    /// Digest of the certificate that retired it.
     pub certificate: Digest,
     /// Time in seconds that running requests have to finish.
     pub grace_seconds: u32,
@@ -131,23 +129,6 @@ impl CircleState {
             retired: BTreeMap::new(),
             length: 0,
         })
-    }
-
-    /// Founds a circle and applies certificates in the order in which they were admitted.
-    ///
-    /// # Errors
-    /// Returns the first verification that fails.
-    pub fn replay<'a>(
-        signed: &SignedGenesis,
-        expected: Option<CircleId>,
-        certificates: impl IntoIterator<Item = &'a Certificate>,
-    ) -> Result<Self, ChainError> {
-        let mut state = Self::found(signed, expected)?;
-        for certificate in certificates {
-            let approved = verify_replay(&state, certificate)?;
-            state.advance(approved)?;
-        }
-        Ok(state)
     }
 
     /// Applies an approved change. The approval is consumed, even on an error.

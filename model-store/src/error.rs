@@ -51,7 +51,6 @@ pub enum StoreError {
     Short {
         /// The address.
         url: String,
-        /// The object.
         object: String,
         /// Number of bytes requested.
         expected: u64,
@@ -63,7 +62,6 @@ pub enum StoreError {
     Missing {
         /// The address.
         url: String,
-        /// The object.
         object: String,
     },
 }
@@ -194,7 +192,6 @@ pub enum ImportError {
     /// A path leaves the directory or cannot be stored.
     #[error("path `{path}` is refused: {reason}")]
     PathRefused {
-        /// The path.
         path: String,
         /// Reason for the refusal.
         reason: &'static str,
@@ -261,7 +258,6 @@ pub enum SweepError {
     /// The manifest of a registered model cannot be read, so its objects are unknown.
     #[error("model {root} is registered, but its manifest cannot be read, so its objects are not known")]
     Manifest {
-        /// Root of the model.
         root: protocol::ModelRoot,
         /// Error of reading the manifest.
         source: ReadError,
@@ -282,7 +278,6 @@ pub enum ReadError {
     /// No store has the manifest that the root names.
     #[error("no store has the manifest of model {root}: {reason}")]
     Manifest {
-        /// The root.
         root: protocol::ModelRoot,
         /// Error of each store.
         reason: String,

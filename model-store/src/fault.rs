@@ -53,7 +53,6 @@ pub struct ShardFault {
     pub segment: u32,
     /// Index of the shard, 0-based; data shards first.
     pub shard: u8,
-    /// Kind of the fault.
     pub kind: FaultKind,
 }
 

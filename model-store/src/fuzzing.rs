@@ -81,8 +81,8 @@ pub fn shard_request(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{ListPage, ListedObject};
     use crate::testing::Gguf;
+    use crate::wire::{ListPage, ListedObject};
     use proptest::prelude::*;
     use protocol::Digest;
     use protocol::model::{ErasureCode, ModelFile, ModelNonce, Segment};

@@ -11,7 +11,7 @@ use crate::key::ModelKey;
 use crate::layout::{Rank, cut, offsets, order};
 use crate::placement::{PlacementRule, place};
 use crate::pool::Pool;
-use crate::source::{Source, SourceFile, inspect};
+use crate::source::{InspectedModel, SourceFile, inspect};
 use crate::store::{Progress, Store};
 use crate::sweep::IMPORT_SILENCE_MAX;
 use bytes::Bytes;
@@ -107,8 +107,8 @@ fn check_silence(last: SystemTime, now: SystemTime) -> Result<(), ImportError> {
 }
 
 /// Plan of an import, made before any byte is coded.
-struct Plan {
-    source: Source,
+struct ImportPlan {
+    source: InspectedModel,
     /// Its digests are still empty.
     manifest: ModelManifest,
     /// Index of the file that each segment belongs to.
@@ -178,7 +178,11 @@ fn stopped() -> ImportError {
 }
 
 /// Assigns offsets to the files, cuts them, and orders the segments.
-fn plan(source: Source, options: &ImportOptions, key_commitment: Digest) -> Result<Plan, ImportError> {
+fn plan(
+    source: InspectedModel,
+    options: &ImportOptions,
+    key_commitment: Digest,
+) -> Result<ImportPlan, ImportError> {
     let too_large = |reason: String| ImportError::TooLarge { reason };
     if !(1..=SEGMENTS_PER_OBJECT_MAX).contains(&options.segments_per_object) {
         let reason = format!("{} segments per object, expected 1 to 60", options.segments_per_object);
@@ -215,12 +219,12 @@ fn plan(source: Source, options: &ImportOptions, key_commitment: Digest) -> Resu
         segments,
         order: order(&ranks),
     };
-    Ok(Plan { source, manifest, file_of })
+    Ok(ImportPlan { source, manifest, file_of })
 }
 
 /// Codes and writes every group, then the manifest.
 async fn write(
-    plan: Plan,
+    plan: ImportPlan,
     stores: &[Store],
     key: &ModelKey,
     pool: &Arc<Pool>,
@@ -271,7 +275,7 @@ async fn write(
 }
 
 struct Coding {
-    plan: Plan,
+    plan: ImportPlan,
     cipher: Cipher,
     coder: Coder,
     geometry: Geometry,

@@ -16,6 +16,7 @@
 //! Out of scope: the meaning of tensors, the admission of peers, and the deletion of models. Work on bytes
 //! runs on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
 
+mod age;
 mod codec;
 mod destination;
 mod disk;
@@ -39,6 +40,7 @@ mod store;
 mod sweep;
 #[cfg(test)]
 mod testing;
+mod wire;
 
 pub use destination::{Destination, MapDestination, MemoryDestination};
 pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError, SweepError};
@@ -51,11 +53,11 @@ pub use read::{FillReport, OnSegment, Reader, fetch_manifest};
 pub use remote::RemoteStore;
 pub use repair::{HealthReport, RepairReport, repair, verify};
 pub use service::ShardService;
-pub use source::{Source, SourceFile, inspect};
+pub use source::{InspectedModel, SourceFile, inspect};
 pub use store::{Context, NodeAddress, S3Settings, Store, open_store};
 pub use sweep::{
-    IMPORT_SILENCE_MAX, SWEEP_AGE_DEFAULT, SWEEP_AGE_MIN, SweepOptions, SweepProgress, SweepReport, Tally,
-    sweep,
+    IMPORT_SILENCE_MAX, ObjectTotals, SWEEP_AGE_DEFAULT, SWEEP_AGE_MIN, SweepOptions, SweepProgress,
+    SweepReport, sweep,
 };
 
 /// Generates a random nonce for one import.

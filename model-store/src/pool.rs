@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::oneshot;
 
-type Job = Box<dyn FnOnce() + Send>;
+type PoolJob = Box<dyn FnOnce() + Send>;
 
 thread_local! {
     /// Whether another thread has replaced this one.
@@ -24,8 +24,8 @@ pub(crate) fn replaced() {
 /// dropped and the queued jobs are done.
 #[derive(Debug)]
 pub struct Pool {
-    jobs: mpsc::Sender<Job>,
-    queue: Arc<Mutex<mpsc::Receiver<Job>>>,
+    jobs: mpsc::Sender<PoolJob>,
+    queue: Arc<Mutex<mpsc::Receiver<PoolJob>>>,
     threads: usize,
     /// Number of running threads, including stalled ones and their replacements.
     running: Arc<AtomicUsize>,
@@ -42,7 +42,7 @@ impl Pool {
     #[must_use]
     pub fn new(threads: usize) -> Arc<Self> {
         let threads = threads.max(1);
-        let (jobs, queue) = mpsc::channel::<Job>();
+        let (jobs, queue) = mpsc::channel::<PoolJob>();
         let queue = Arc::new(Mutex::new(queue));
         let pool = Self {
             jobs,
@@ -89,7 +89,7 @@ impl Pool {
     /// job runs.
     #[cfg(test)]
     pub(crate) fn simulated(threads: usize) -> Arc<Self> {
-        let (jobs, queue) = mpsc::channel::<Job>();
+        let (jobs, queue) = mpsc::channel::<PoolJob>();
         let queue = Arc::new(Mutex::new(queue));
         Arc::new(Self { jobs, queue, threads, running: Arc::default(), simulated: true })
     }
@@ -124,7 +124,7 @@ impl Pool {
     }
 }
 
-fn work(queue: &Mutex<mpsc::Receiver<Job>>) {
+fn work(queue: &Mutex<mpsc::Receiver<PoolJob>>) {
     loop {
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),

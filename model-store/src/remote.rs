@@ -1,7 +1,7 @@
 //! Another node's store as an `object_store`: HTTP/2 requests over the overlay to its shard service.
 
-use crate::service::{ListPage, ListedObject, MEDIA_TYPE_PAGE, PAGE_BYTES_MAX};
 use crate::store::{BehindEnd, Listed, Progress, Surplus};
+use crate::wire::{ListPage, ListedObject, MEDIA_TYPE_PAGE, PAGE_BYTES_MAX};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};

@@ -72,7 +72,6 @@ pub struct RepairReport {
     pub objects_written: u64,
     /// Number of copies of the manifest written.
     pub manifests_written: u64,
-    /// Bytes written.
     pub bytes_written: u64,
     /// Errors of objects that could not be written; only the first few.
     pub failures: Vec<String>,

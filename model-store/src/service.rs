@@ -6,11 +6,15 @@
 //! by its own clock. An object is acknowledged when it is durable; a torn upload leaves nothing. A stalled
 //! disk holds its own few permits and none of another disk's.
 
+use crate::age::SWEEP_AGE_MIN;
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::geometry::{MODELS, Name, is_leftover_name, is_object_name};
 use crate::store::{Listed, clear, is_full, panicked, walk};
-use crate::sweep::SWEEP_AGE_MIN;
+use crate::wire::{
+    ListPage, ListedObject, MEDIA_TYPE_PAGE, OBJECT_BYTES_MAX, UPLOAD_RATE_MIN, UPLOAD_SILENCE_MAX,
+    is_store_name, limits,
+};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, Request, State};
@@ -29,9 +33,7 @@ use object_store::{
 use overlay::Peer;
 use protocol::ErrorCode;
 use protocol::error_code as code;
-use protocol::limits::{MODEL_MANIFEST_BYTES_MAX, SEGMENT_BYTES_MAX};
-use protocol::model::SEGMENTS_PER_OBJECT_MAX;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -41,65 +43,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-/// Largest object in bytes: a manifest, or the shards of a full group of a model with one data shard.
-pub(crate) const OBJECT_BYTES_MAX: usize = MODEL_MANIFEST_BYTES_MAX;
-const _: () = assert!(SEGMENTS_PER_OBJECT_MAX as usize * (SEGMENT_BYTES_MAX + 16) <= OBJECT_BYTES_MAX);
 /// Maximum number of objects on one page of a listing: about 100 KiB of names.
 const PAGE_OBJECTS_MAX: usize = 1000;
-/// Largest page in bytes: names have at most 80 bytes.
-pub(crate) const PAGE_BYTES_MAX: usize = 256 * 1024;
-/// Media type of a page of a listing.
-pub(crate) const MEDIA_TYPE_PAGE: &str = "application/cbor";
 /// Maximum number of concurrent writes, so that uploads in memory stay below 64 MiB.
 const WRITES_MAX: usize = 32;
 /// Bytes gathered before they are written, and read before they are sent.
 const WRITE_BYTES: usize = 1024 * 1024;
 const READ_BYTES: u64 = 1024 * 1024;
-/// Longest name of a store, in bytes.
-const STORE_NAME_BYTES_MAX: usize = 32;
-
-/// Longest silence inside an upload.
-const UPLOAD_SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Minimum average rate of an upload in bytes per second: it holds one of [`WRITES_MAX`] permits as long as
-/// it lasts. An import that writes twelve objects concurrently needs 1.6 Mbit/s.
-const UPLOAD_RATE_MIN: u64 = 16 * 1024;
-
-/// Returns the limits for the listener of a [`ShardService`] and for its clients. Objects are larger than
-/// overlay connections carry by default, and a slow uplink takes long for one. Neither side waits as long as
-/// `request` allows: a client gives up after a silence, and an upload that is too slow is rejected.
-pub(crate) fn limits() -> overlay::Limits {
-    overlay::Limits {
-        request: UPLOAD_SILENCE_MAX + Duration::from_secs(2 * OBJECT_BYTES_MAX as u64 / UPLOAD_RATE_MIN),
-        request_bytes_max: OBJECT_BYTES_MAX,
-        response_bytes_max: OBJECT_BYTES_MAX,
-        ..overlay::Limits::default()
-    }
-}
-
-/// Returns whether a store may have this name: 1 to 32 of `a-z`, `0-9`, `-`, valid as a file name and in a
-/// URL.
-pub(crate) fn is_store_name(name: &str) -> bool {
-    (1..=STORE_NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
-
-/// One object in a listing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ListedObject {
-    pub(crate) name: String,
-    pub(crate) bytes: u64,
-    pub(crate) modified_ms: u64,
-}
-
-/// One page of a listing, in the order of names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ListPage {
-    pub(crate) objects: Vec<ListedObject>,
-    /// Whether objects follow; a client continues after the last name.
-    pub(crate) more: bool,
-}
 
 /// Directories served as stores.
 #[derive(Debug, Clone)]
@@ -109,39 +59,39 @@ pub struct ShardService {
 
 #[derive(Debug)]
 struct Inner {
-    stores: BTreeMap<String, Place>,
+    stores: BTreeMap<String, ServedDirectory>,
     writes: Semaphore,
 }
 
 /// One directory that is served as a store.
 #[derive(Debug)]
-struct Place {
+struct ServedDirectory {
     root: PathBuf,
     objects: Arc<dyn ObjectStore>,
     disk: Disk,
 }
 
-impl Place {
+impl ServedDirectory {
     /// Runs an operation on the directory with a permit of its disk.
     async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = object_store::Result<T>> + Send + 'static,
-    ) -> Result<T, Refusal> {
+    ) -> Result<T, ShardServiceError> {
         Ok(self.disk.run(work).await.unwrap_or_else(|| Err(panicked()))?)
     }
 }
 
 /// Error answer to a peer.
-struct Refusal(StatusCode, ErrorCode, String);
+struct ShardServiceError(StatusCode, ErrorCode, String);
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ShardServiceError {
     fn into_response(self) -> Response {
         let Self(status, code, text) = self;
         (status, format!("{code}: {text}")).into_response()
     }
 }
 
-impl From<object_store::Error> for Refusal {
+impl From<object_store::Error> for ShardServiceError {
     fn from(error: object_store::Error) -> Self {
         match error {
             object_store::Error::NotFound { .. } => {
@@ -158,8 +108,8 @@ impl From<object_store::Error> for Refusal {
     }
 }
 
-fn refuse(text: &str) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, code::STORE_REFUSED, text.into())
+fn refuse(text: &str) -> ShardServiceError {
+    ShardServiceError(StatusCode::BAD_REQUEST, code::STORE_REFUSED, text.into())
 }
 
 impl ShardService {
@@ -184,7 +134,7 @@ impl ShardService {
             let objects =
                 LocalFileSystem::new_with_prefix(path).map_err(|error| unreachable(error.to_string()))?;
             let objects = Arc::new(objects.with_fsync(true));
-            Ok((name.clone(), Place { root: path.clone(), objects, disk: Disk::default() }))
+            Ok((name.clone(), ServedDirectory { root: path.clone(), objects, disk: Disk::default() }))
         };
         let stores = directories.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { inner: Arc::new(Inner { stores, writes: Semaphore::new(WRITES_MAX) }) })
@@ -209,8 +159,9 @@ impl ShardService {
 }
 
 impl Inner {
-    fn store(&self, name: &str) -> Result<&Place, Refusal> {
-        let missing = || Refusal(StatusCode::NOT_FOUND, code::STORE_REFUSED, "no such store".into());
+    fn store(&self, name: &str) -> Result<&ServedDirectory, ShardServiceError> {
+        let missing =
+            || ShardServiceError(StatusCode::NOT_FOUND, code::STORE_REFUSED, "no such store".into());
         self.stores.get(name).ok_or_else(missing)
     }
 }
@@ -219,13 +170,13 @@ impl Inner {
 /// router was mounted wrongly.
 async fn proven_peers_only(request: Request, next: Next) -> Response {
     if request.extensions().get::<Peer>().is_none() {
-        return Refusal(StatusCode::FORBIDDEN, code::STORE_REFUSED, "peers prove their key".into())
+        return ShardServiceError(StatusCode::FORBIDDEN, code::STORE_REFUSED, "peers prove their key".into())
             .into_response();
     }
     next.run(request).await
 }
 
-fn object_path(name: &str) -> Result<ObjectPath, Refusal> {
+fn object_path(name: &str) -> Result<ObjectPath, ShardServiceError> {
     if !is_object_name(name) {
         return Err(refuse("the name is not one of an object"));
     }
@@ -237,18 +188,18 @@ async fn read(
     UrlPath((store, object)): UrlPath<(String, String)>,
     method: Method,
     headers: HeaderMap,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ShardServiceError> {
     let (store, path) = (inner.store(&store)?, object_path(&object)?);
     let range = headers.get(header::RANGE).map(parse_range).transpose()?;
     let partial = range.is_some();
     let head = method == Method::HEAD;
     let options = GetOptions { range, head, ..GetOptions::default() };
     let unsatisfiable = |error| match error {
-        object_store::Error::NotFound { .. } => Refusal::from(error),
+        object_store::Error::NotFound { .. } => ShardServiceError::from(error),
         _ if partial => {
-            Refusal(StatusCode::RANGE_NOT_SATISFIABLE, code::SHARD_MISSING, "no such range".into())
+            ShardServiceError(StatusCode::RANGE_NOT_SATISFIABLE, code::SHARD_MISSING, "no such range".into())
         }
-        _ => Refusal::from(error),
+        _ => ShardServiceError::from(error),
     };
     let objects = store.objects.clone();
     let found = store.run(async move { Ok(objects.get_opts(&path, options).await) }).await?;
@@ -297,7 +248,7 @@ fn contents(found: GetResult, disk: Disk) -> BoxStream<'static, object_store::Re
 }
 
 /// Parses one range of bytes in HTTP's syntax (RFC 9110, section 14.1).
-fn parse_range(value: &HeaderValue) -> Result<GetRange, Refusal> {
+fn parse_range(value: &HeaderValue) -> Result<GetRange, ShardServiceError> {
     let parse = || {
         let (first, last) = value.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
         Some(match (first, last) {
@@ -329,14 +280,14 @@ async fn write(
     State(inner): State<Arc<Inner>>,
     UrlPath((store, object)): UrlPath<(String, String)>,
     request: Request,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ShardServiceError> {
     let (store, path) = (inner.store(&store)?, object_path(&object)?);
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let length = length.ok_or_else(|| refuse("an upload says its length"))?;
     if length > OBJECT_BYTES_MAX as u64 {
         let text = format!("objects have at most {OBJECT_BYTES_MAX} bytes");
-        return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, code::STORE_REFUSED, text));
+        return Err(ShardServiceError(StatusCode::PAYLOAD_TOO_LARGE, code::STORE_REFUSED, text));
     }
     let _place = inner.writes.acquire().await.expect("the semaphore is never closed");
     let (objects, runtime) = (store.objects.clone(), Handle::current());
@@ -356,7 +307,7 @@ async fn write(
         }
         Err((mut upload, refusal)) => {
             let aborted = store.run(async move { upload.abort().await }).await;
-            if let Err(Refusal(_, _, text)) = aborted {
+            if let Err(ShardServiceError(_, _, text)) = aborted {
                 tracing::debug!(text, "abort an upload");
             }
             Err(refusal)
@@ -380,10 +331,10 @@ type Upload = Box<dyn MultipartUpload>;
 /// Writes the body part by part; it must have exactly `length` bytes.
 async fn fill(
     mut upload: Upload,
-    store: &Place,
+    store: &ServedDirectory,
     body: Body,
     length: u64,
-) -> Result<Upload, (Upload, Refusal)> {
+) -> Result<Upload, (Upload, ShardServiceError)> {
     let mut body = body.into_data_stream();
     let mut gathered = BytesMut::new();
     let mut received = 0;
@@ -396,7 +347,10 @@ async fn fill(
             Ok(Err(_)) => return Err((upload, refuse("the upload broke off"))),
             Err(_) => {
                 let text = "the upload is silent or too slow".into();
-                return Err((upload, Refusal(StatusCode::REQUEST_TIMEOUT, code::STORE_REFUSED, text)));
+                return Err((
+                    upload,
+                    ShardServiceError(StatusCode::REQUEST_TIMEOUT, code::STORE_REFUSED, text),
+                ));
             }
         };
         let last = chunk.is_none();
@@ -424,7 +378,7 @@ async fn fill(
 async fn remove(
     State(inner): State<Arc<Inner>>,
     UrlPath((store, object)): UrlPath<(String, String)>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<StatusCode, ShardServiceError> {
     let store = inner.store(&store)?;
     match Name::of(&object) {
         Some(Name::Shard(_)) => {
@@ -448,10 +402,10 @@ async fn remove(
 }
 
 /// Removes a file unless it is young: a young one may belong to an import that is not registered yet.
-fn remove_old(file: &Path, now: SystemTime) -> Result<(), Refusal> {
+fn remove_old(file: &Path, now: SystemTime) -> Result<(), ShardServiceError> {
     let failed = |source: std::io::Error| {
         let (path, source) = (file.display().to_string(), Box::new(source));
-        Refusal::from(match source.kind() {
+        ShardServiceError::from(match source.kind() {
             std::io::ErrorKind::NotFound => object_store::Error::NotFound { path, source },
             _ => object_store::Error::Generic { store: "directory", source },
         })
@@ -481,7 +435,7 @@ async fn list(
     State(inner): State<Arc<Inner>>,
     UrlPath(store): UrlPath<String>,
     Query(ListQuery { prefix, after, leftovers }): Query<ListQuery>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ShardServiceError> {
     let store = inner.store(&store)?;
     let plain =
         |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'#'));

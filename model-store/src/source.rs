@@ -26,7 +26,7 @@ const PICKLE_ENDINGS: [&str; 8] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle", 
 
 /// A model on this machine that passed inspection.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct InspectedModel {
     /// Files in the order of the weights map.
     pub files: Vec<SourceFile>,
     /// Architecture: `bert`, `llama`, ... from `config.json`; `gguf` or `file` without one.
@@ -55,26 +55,26 @@ pub struct SourceFile {
     pub location: PathBuf,
     /// Length in bytes.
     pub length: u64,
-    identity: Identity,
+    identity: FileIdentity,
     pub(crate) stretches: Vec<Stretch>,
 }
 
 /// Identity of a file, which distinguishes it from a replacement.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
+struct FileIdentity {
     device: u64,
     inode: u64,
     modified: (i64, i64),
 }
 
-impl Identity {
+impl FileIdentity {
     fn of(metadata: &Metadata) -> Self {
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         Self { device: metadata.dev(), inode: metadata.ino(), modified }
     }
 }
 
-impl Source {
+impl InspectedModel {
     /// Returns the total length of all files in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -96,7 +96,7 @@ impl SourceFile {
 
     fn check(&self, file: &File) -> Result<(), ImportError> {
         let metadata = file.metadata().map_err(|error| unreadable(&self.location, error))?;
-        let same = metadata.len() == self.length && Identity::of(&metadata) == self.identity;
+        let same = metadata.len() == self.length && FileIdentity::of(&metadata) == self.identity;
         if same { Ok(()) } else { Err(ImportError::Changed { path: self.path.clone() }) }
     }
 }
@@ -109,7 +109,7 @@ fn unreadable(path: &Path, source: io::Error) -> ImportError {
 ///
 /// # Errors
 /// Every error for which an import would refuse the source; see [`ImportError`].
-pub fn inspect(path: &Path) -> Result<Source, ImportError> {
+pub fn inspect(path: &Path) -> Result<InspectedModel, ImportError> {
     let root = fs::canonicalize(path).map_err(|error| unreadable(path, error))?;
     let metadata = fs::metadata(&root).map_err(|error| unreadable(path, error))?;
     if metadata.is_file() {
@@ -123,7 +123,7 @@ pub fn inspect(path: &Path) -> Result<Source, ImportError> {
     let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
     let files = files?;
     let architecture = check_directory(&files)?;
-    Ok(Source { notes: notes(&files), files, architecture })
+    Ok(InspectedModel { notes: notes(&files), files, architecture })
 }
 
 /// Returns notes on the files that are stored although no built-in engine can use them.
@@ -135,11 +135,11 @@ fn notes(files: &[SourceFile]) -> Vec<String> {
     of_gguf.map(note).collect()
 }
 
-fn inspect_file(path: &Path, metadata: &Metadata) -> Result<Source, ImportError> {
+fn inspect_file(path: &Path, metadata: &Metadata) -> Result<InspectedModel, ImportError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
     let architecture = if name.ends_with(".gguf") { "gguf" } else { "file" };
     let files = vec![look(name, path.into(), metadata)?];
-    Ok(Source { notes: notes(&files), files, architecture: architecture.into() })
+    Ok(InspectedModel { notes: notes(&files), files, architecture: architecture.into() })
 }
 
 /// Returns the directory of the blobs of a snapshot in Hugging Face's cache. The snapshot is
@@ -214,7 +214,7 @@ fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFi
         Flaw::Damaged(reason) => ImportError::Damaged { path: path.clone(), reason },
         Flaw::Unknown(reason) => ImportError::FormatUnknown { path: path.clone(), reason },
     })?;
-    Ok(SourceFile { path, location, length, identity: Identity::of(metadata), stretches })
+    Ok(SourceFile { path, location, length, identity: FileIdentity::of(metadata), stretches })
 }
 
 /// Returns the part of a path after its last dot.

@@ -4,16 +4,19 @@
 //! on it; durable writes to it use `object_store`. A store that cannot be opened is still a [`Store`]: its
 //! shards are unreachable, and reads continue without them.
 
+mod length;
 mod list;
+mod listed;
 mod obstacle;
 mod progress;
 mod s3;
 mod transfer;
 
-pub(crate) use list::{Listed, walk};
+pub(crate) use length::{BehindEnd, Surplus};
+pub(crate) use list::walk;
+pub(crate) use listed::Listed;
 pub(crate) use obstacle::clear;
 pub(crate) use progress::Progress;
-pub(crate) use s3::{BehindEnd, Surplus};
 pub(crate) use transfer::{SILENCE_MAX, is_absence};
 
 use crate::disk::Disk;
@@ -46,11 +49,8 @@ pub struct NodeAddress {
 pub struct S3Settings {
     /// Endpoint other than Amazon's, such as `http://127.0.0.1:9000`.
     pub endpoint: Option<String>,
-    /// The region.
     pub region: Option<String>,
-    /// The access key.
     pub access_key_id: Option<String>,
-    /// The secret key.
     pub secret_access_key: Option<String>,
 }
 
@@ -127,7 +127,7 @@ impl Context {
         {
             return Some(client.clone());
         }
-        let client = Client::new(identity, node.address.clone(), node.key, crate::service::limits());
+        let client = Client::new(identity, node.address.clone(), node.key, crate::wire::limits());
         clients.insert(node.key, (node.address, client.clone()));
         Some(client)
     }
@@ -197,7 +197,7 @@ fn node(
     let name: NodeName =
         url.host_str().unwrap_or_default().parse().map_err(|error: String| refused(&error))?;
     let store = url.path().trim_matches('/');
-    if !crate::service::is_store_name(store) {
+    if !crate::wire::is_store_name(store) {
         return Err(refused("expected node://NODE/STORE, with a store's name of a-z, 0-9 and -"));
     }
     if let Some((own, directories)) = &context.own
@@ -323,20 +323,6 @@ pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
         next = error.source();
     }
     false
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let more = source.to_string();
-        // Some libraries repeat their source in their own text.
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! Nothing is removed unless all registered models are known. If the manifest of a registered model cannot be
 //! read, its objects are unknown, and the collection ends.
 
+pub use crate::age::{IMPORT_SILENCE_MAX, SWEEP_AGE_MIN};
 use crate::error::{StoreError, SweepError};
 use crate::geometry::{Name, manifest_path, model_prefix};
 use crate::pool::Pool;
@@ -26,12 +27,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Longest time between two writes of an import, and between its last write and its registration. A group of
-/// objects takes minutes over a slow uplink; the rest allows for machines that were put to sleep.
-pub const IMPORT_SILENCE_MAX: Duration = Duration::from_secs(30 * 60);
-/// Minimum age of objects that are removed: twice the silence, because the clocks of stores differ.
-pub const SWEEP_AGE_MIN: Duration = Duration::from_secs(60 * 60);
-const _: () = assert!(SWEEP_AGE_MIN.as_secs() >= 2 * IMPORT_SILENCE_MAX.as_secs());
 /// Default for the minimum age of removed objects: a day, because the space is not needed sooner.
 pub const SWEEP_AGE_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Number of objects removed between two progress reports.
@@ -61,14 +56,13 @@ pub struct SweepProgress {
 
 /// Number of objects and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
+pub struct ObjectTotals {
     /// Number of objects.
     pub objects: u64,
-    /// Total bytes of the objects.
     pub bytes: u64,
 }
 
-impl Tally {
+impl ObjectTotals {
     fn add(&mut self, other: Self) {
         self.objects += other.objects;
         self.bytes += other.bytes;
@@ -79,15 +73,15 @@ impl Tally {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SweepReport {
     /// Objects of registered models.
-    pub registered: Tally,
+    pub registered: ObjectTotals,
     /// Unregistered objects that are too young to remove.
-    pub young: Tally,
+    pub young: ObjectTotals,
     /// Unregistered old objects: removed, or to be removed.
-    pub dead: Tally,
+    pub dead: ObjectTotals,
     /// Objects that were removed.
-    pub removed: Tally,
+    pub removed: ObjectTotals,
     /// Files that do not belong to this system; never touched.
-    pub foreign: Tally,
+    pub foreign: ObjectTotals,
     /// Errors of stores that could not be listed or refused a removal. Nothing is removed from a store whose
     /// listing failed.
     pub failures: Vec<String>,
@@ -127,7 +121,7 @@ impl Kin {
 /// Objects of one owner in one store.
 #[derive(Debug, Clone, Copy)]
 struct Pile {
-    tally: Tally,
+    totals: ObjectTotals,
     youngest: SystemTime,
 }
 
@@ -135,7 +129,7 @@ struct Pile {
 #[derive(Debug, Default)]
 struct Inventory {
     piles: BTreeMap<Kin, Pile>,
-    foreign: Tally,
+    foreign: ObjectTotals,
     /// Error that ended the listing early.
     broken: Option<StoreError>,
 }
@@ -161,11 +155,11 @@ impl Inventory {
     }
 
     fn add(&mut self, object: &Listed) {
-        let tally = Tally { objects: 1, bytes: object.bytes };
-        let Some(kin) = Kin::of(&object.name) else { return self.foreign.add(tally) };
-        let pile = Pile { tally: Tally::default(), youngest: object.modified };
+        let totals = ObjectTotals { objects: 1, bytes: object.bytes };
+        let Some(kin) = Kin::of(&object.name) else { return self.foreign.add(totals) };
+        let pile = Pile { totals: ObjectTotals::default(), youngest: object.modified };
         let pile = self.piles.entry(kin).or_insert(pile);
-        pile.tally.add(tally);
+        pile.totals.add(totals);
         pile.youngest = pile.youngest.max(object.modified);
     }
 }
@@ -231,7 +225,7 @@ where
     let mut report = SweepReport::default();
     let dead = judge(&inventories, &living, &options, &mut report);
     if options.remove {
-        let progress = |removed: Tally| {
+        let progress = |removed: ObjectTotals| {
             let (listed, to_remove) = (listed.load(Ordering::Relaxed), report.dead.objects);
             progress(SweepProgress { listed, removed: removed.objects, to_remove });
         };
@@ -261,12 +255,12 @@ fn judge(
         report.failures.extend(inventory.broken.as_ref().map(ToString::to_string));
         for (kin, pile) in &inventory.piles {
             if living.has(kin) {
-                report.registered.add(pile.tally);
+                report.registered.add(pile.totals);
             } else if inventory.broken.is_none() && is_old(youngest[kin], options) {
-                report.dead.add(pile.tally);
+                report.dead.add(pile.totals);
                 dead.insert((kin.clone(), number));
             } else {
-                report.young.add(pile.tally);
+                report.young.add(pile.totals);
             }
         }
     }
@@ -283,9 +277,9 @@ async fn remove(
     stores: &[Store],
     dead: &BTreeSet<(Kin, usize)>,
     options: &SweepOptions,
-    progress: impl Fn(Tally),
-) -> (Tally, Vec<String>) {
-    let (mut removed, mut failures) = (Tally::default(), BTreeMap::new());
+    progress: impl Fn(ObjectTotals),
+) -> (ObjectTotals, Vec<String>) {
+    let (mut removed, mut failures) = (ObjectTotals::default(), BTreeMap::new());
     for (kin, number) in dead {
         if !failures.contains_key(number)
             && let Err(error) = remove_kin(&stores[*number], kin, options, &mut removed, &progress).await
@@ -301,8 +295,8 @@ async fn remove_kin(
     store: &Store,
     kin: &Kin,
     options: &SweepOptions,
-    removed: &mut Tally,
-    progress: &impl Fn(Tally),
+    removed: &mut ObjectTotals,
+    progress: &impl Fn(ObjectTotals),
 ) -> Result<(), StoreError> {
     let found: Vec<Listed> = store.list(&kin.prefix()).try_collect().await?;
     let of_kin = |object: &Listed| Kin::of(&object.name).as_ref() == Some(kin);
@@ -313,7 +307,7 @@ async fn remove_kin(
     for some in found.chunks(REMOVED_AT_ONCE) {
         store.remove(some.iter().map(|object| object.name.clone()).collect()).await?;
         for object in some {
-            removed.add(Tally { objects: 1, bytes: object.bytes });
+            removed.add(ObjectTotals { objects: 1, bytes: object.bytes });
         }
         progress(*removed);
     }

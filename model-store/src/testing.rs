@@ -5,7 +5,7 @@ mod endless;
 mod link;
 
 pub(crate) use endless::Endless;
-pub(crate) use link::{Cloud, LIE_BYTES, Liar, Link, PutFailure};
+pub(crate) use link::{Cloud, LIE_BYTES, Liar, PutFailure, SimulatedLink};
 
 use crate::*;
 use async_trait::async_trait;
@@ -147,14 +147,14 @@ pub(crate) fn write_model(directory: &Path) {
 }
 
 /// A sample model, and stores for it.
-pub(crate) struct World {
+pub(crate) struct ModelFixture {
     pub(crate) directory: TempDir,
     pub(crate) pool: Arc<Pool>,
     pub(crate) key: ModelKey,
     pub(crate) faults: Arc<Mutex<Vec<ShardFault>>>,
 }
 
-impl World {
+impl ModelFixture {
     pub(crate) fn new() -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         std::fs::create_dir(directory.path().join("model")).expect("create");
@@ -163,7 +163,7 @@ impl World {
         Self { directory, pool: Pool::new(2), key, faults: Arc::default() }
     }
 
-    /// Returns the fixtures of [`World::new`], for simulated time, with a pool of `threads` threads.
+    /// Returns the fixtures of [`ModelFixture::new`], for simulated time, with a pool of `threads` threads.
     pub(crate) fn simulated(threads: usize) -> Self {
         Self { pool: Pool::simulated(threads), ..Self::new() }
     }
@@ -316,7 +316,6 @@ pub(crate) struct Script {
     pub(crate) full: bool,
     /// Number of objects that a listing names before it fails.
     pub(crate) list_breaks_after: Option<usize>,
-    /// Duration of a read.
     pub(crate) read_delay: Duration,
     /// Number of reads that were started.
     pub(crate) reads: AtomicU64,
@@ -335,7 +334,7 @@ pub(crate) struct Faulty {
 
 impl Faulty {
     /// Returns the directory of `number` behind a script, as a store that is not read by position.
-    pub(crate) fn store(world: &World, number: usize, script: &Arc<Script>) -> Store {
+    pub(crate) fn store(world: &ModelFixture, number: usize, script: &Arc<Script>) -> Store {
         let path = world.store_directory(number);
         std::fs::create_dir_all(&path).expect("create");
         let inner = object_store::local::LocalFileSystem::new_with_prefix(path).expect("a directory");

@@ -44,7 +44,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 
 /// A listener, and the request that it is sent.
 #[derive(Clone)]
-struct Target {
+struct AttackTarget {
     name: String,
     address: SocketAddr,
     request: Arc<Vec<u8>>,
@@ -176,14 +176,14 @@ async fn run() -> Result<(), String> {
     if failed > 0 { Err(format!("{failed} requests of the good client failed")) } else { Ok(()) }
 }
 
-fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<Target> {
+fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<AttackTarget> {
     let get =
         |path: &str| format!("GET {path} HTTP/1.1\r\nhost: q\r\nconnection: close\r\n\r\n").into_bytes();
-    let mut targets: Vec<Target> = arguments
+    let mut targets: Vec<AttackTarget> = arguments
         .controls
         .iter()
         .enumerate()
-        .map(|(number, address)| Target {
+        .map(|(number, address)| AttackTarget {
             name: format!("control {}", number + 1),
             address: *address,
             request: Arc::new(get("/readyz")),
@@ -196,7 +196,11 @@ fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<Target> {
         arguments.key.trim(),
         body.len()
     );
-    targets.push(Target { name: "public".into(), address: public, request: Arc::new(request.into_bytes()) });
+    targets.push(AttackTarget {
+        name: "public".into(),
+        address: public,
+        request: Arc::new(request.into_bytes()),
+    });
     targets
 }
 
@@ -208,8 +212,8 @@ struct Answers {
 }
 
 /// Sends `rounds` requests to every listener, each on a connection of its own.
-async fn ask_all(targets: &[Target], rounds: usize) -> Vec<(String, Answers)> {
-    let ask_one = |target: Target| async move {
+async fn ask_all(targets: &[AttackTarget], rounds: usize) -> Vec<(String, Answers)> {
+    let ask_one = |target: AttackTarget| async move {
         let mut answers = Answers::default();
         for _ in 0..rounds {
             let began = Instant::now();
@@ -229,7 +233,7 @@ async fn ask_all(targets: &[Target], rounds: usize) -> Vec<(String, Answers)> {
     all
 }
 
-async fn ask(target: &Target) -> Result<(), String> {
+async fn ask(target: &AttackTarget) -> Result<(), String> {
     let mut stream = dial(GOOD, target.address).await.map_err(|error| format!("connect: {error}"))?;
     let mut answer = Vec::new();
     stream.write_all(&target.request).await.map_err(|error| format!("send: {error}"))?;

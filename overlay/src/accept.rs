@@ -4,7 +4,9 @@
 //! takes one of two others: that of an admitted source, or one of the few for unadmitted peers. A connection
 //! that loses its permit to another is dropped immediately.
 
-use crate::admission::{Activity, ActivityMeter, Admission, Permit, Policy, Source, SourcePrefix};
+use crate::admission::{
+    Activity, ActivityMeter, Admission, ConnectionSource, EvictionPolicy, Permit, SourcePrefix,
+};
 use crate::error::Error;
 use crate::limits::{Backoff, Limits};
 use crate::log_throttle::LogThrottle;
@@ -32,12 +34,12 @@ impl Admissions {
     fn new(limits: &Limits) -> Self {
         Self {
             handshakes: Admission::new(
-                Policy::MaxMinFair,
+                EvictionPolicy::MaxMinFair,
                 limits.handshakes_max,
                 limits.handshakes_waiting_max,
             ),
-            admitted: Admission::new(Policy::MaxMinFair, limits.connections_max, 0),
-            unadmitted: Admission::new(Policy::EvictOldest, limits.unadmitted_max, 0),
+            admitted: Admission::new(EvictionPolicy::MaxMinFair, limits.connections_max, 0),
+            unadmitted: Admission::new(EvictionPolicy::EvictOldest, limits.unadmitted_max, 0),
             rejections: LogThrottle::default(),
             evictions: LogThrottle::default(),
             failures: LogThrottle::default(),
@@ -62,14 +64,14 @@ impl Arrival {
     }
 
     /// Returns the source under which a connection counts while it has proven no key.
-    pub(crate) fn prefix(&self) -> Source {
-        Source::Prefix(SourcePrefix::of(self.address.ip()))
+    pub(crate) fn prefix(&self) -> ConnectionSource {
+        ConnectionSource::Prefix(SourcePrefix::of(self.address.ip()))
     }
 
     /// Exchanges the permit for that of an admitted source. Returns false if none is available; the
     /// connection must then be closed.
     #[must_use]
-    pub(crate) fn take_permit(&mut self, source: Source, activity: Activity) -> bool {
+    pub(crate) fn take_permit(&mut self, source: ConnectionSource, activity: Activity) -> bool {
         let permit = self.admissions.admitted.try_admit(source, activity, self.evicted.clone());
         if permit.is_none()
             && let Some(suppressed) = self.admissions.rejections.pass()
@@ -92,7 +94,7 @@ impl Arrival {
     /// connection counts as permanently busy, so another one of the same key does not replace it.
     #[must_use]
     pub fn admit(&mut self, key: protocol::PublicKey) -> bool {
-        self.take_permit(Source::Key(key), Activity::Busy)
+        self.take_permit(ConnectionSource::Key(key), Activity::Busy)
     }
 
     fn replace(&mut self, permit: Option<Permit>) -> bool {
@@ -174,7 +176,7 @@ where
     T: Future<Output = ()>,
 {
     let evicted = CancellationToken::new();
-    let source = Source::Prefix(SourcePrefix::of(address.ip()));
+    let source = ConnectionSource::Prefix(SourcePrefix::of(address.ip()));
     // Enqueued before the task runs, so that turns follow the order of arrival.
     let permit = admissions.handshakes.enqueue(source, Activity::Busy, evicted.clone());
     async move {

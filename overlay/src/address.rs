@@ -65,8 +65,8 @@ impl std::fmt::Display for Address {
 #[derive(Clone)]
 pub(crate) struct LookUp(Arc<Resolve>);
 
-type Found = io::Result<Vec<SocketAddr>>;
-type Resolve = dyn Fn(Arc<str>) -> BoxFuture<'static, Found> + Send + Sync;
+type ResolvedAddresses = io::Result<Vec<SocketAddr>>;
+type Resolve = dyn Fn(Arc<str>) -> BoxFuture<'static, ResolvedAddresses> + Send + Sync;
 
 impl std::fmt::Debug for LookUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -81,13 +81,13 @@ impl LookUp {
     }
 
     pub(crate) fn with(
-        look_up: impl Fn(Arc<str>) -> BoxFuture<'static, Found> + Send + Sync + 'static,
+        look_up: impl Fn(Arc<str>) -> BoxFuture<'static, ResolvedAddresses> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(look_up))
     }
 
     /// Returns the addresses to dial now, at least one.
-    pub(crate) async fn of(&self, address: &Address) -> Found {
+    pub(crate) async fn of(&self, address: &Address) -> ResolvedAddresses {
         let found = match &address.0 {
             Host::Known(address) => vec![*address],
             Host::Named(name) => (self.0)(name.clone()).await?,

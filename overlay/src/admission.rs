@@ -2,12 +2,12 @@
 //! fewer.
 //!
 //! [`queue::FairQueue`] decides, as a pure function; [`Admission`] signals its decisions to the connections'
-//! tasks. A [`Source`] is the best evidence of a single party: a proven key, or a network address before
-//! that.
+//! tasks. A [`ConnectionSource`] is the best evidence of a single party: a proven key, or a network address
+//! before that.
 
 mod queue;
 
-pub(crate) use queue::{Activity, Policy};
+pub(crate) use queue::{Activity, EvictionPolicy};
 
 use protocol::PublicKey;
 use queue::{Decision, FairQueue};
@@ -37,7 +37,7 @@ impl SourcePrefix {
 
 /// A party among which permits are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Source {
+pub(crate) enum ConnectionSource {
     /// A party known by its address alone.
     Prefix(SourcePrefix),
     /// A party that has proven a key.
@@ -50,7 +50,7 @@ pub(crate) struct Admission(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    queue: FairQueue<Source>,
+    queue: FairQueue<ConnectionSource>,
     signals: BTreeMap<u64, Signals>,
 }
 
@@ -64,14 +64,19 @@ struct Signals {
 }
 
 impl Admission {
-    pub(crate) fn new(policy: Policy, permits: usize, waiting_max: usize) -> Self {
+    pub(crate) fn new(policy: EvictionPolicy, permits: usize, waiting_max: usize) -> Self {
         let queue = FairQueue::new(policy, permits, waiting_max);
         Self(Arc::new(Mutex::new(Inner { queue, signals: BTreeMap::new() })))
     }
 
     /// Takes a permit or a turn for one. `evicted` is cancelled when either is lost. Dropping the permit
     /// returns it.
-    pub(crate) fn enqueue(&self, source: Source, activity: Activity, evicted: CancellationToken) -> Permit {
+    pub(crate) fn enqueue(
+        &self,
+        source: ConnectionSource,
+        activity: Activity,
+        evicted: CancellationToken,
+    ) -> Permit {
         let (admit, admitted) = oneshot::channel();
         let mut inner = self.lock();
         let (number, decisions) = inner.queue.arrive(source, activity);
@@ -84,7 +89,7 @@ impl Admission {
     /// Returns a permit if one is immediately available.
     pub(crate) fn try_admit(
         &self,
-        source: Source,
+        source: ConnectionSource,
         activity: Activity,
         evicted: CancellationToken,
     ) -> Option<Permit> {
@@ -184,8 +189,8 @@ impl Drop for RequestUnderWay {
 mod tests {
     use super::*;
 
-    fn source(text: &str) -> Source {
-        Source::Prefix(SourcePrefix::of(text.parse().unwrap()))
+    fn source(text: &str) -> ConnectionSource {
+        ConnectionSource::Prefix(SourcePrefix::of(text.parse().unwrap()))
     }
 
     #[test]
@@ -198,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_permit_that_is_dropped_admits_the_next_and_one_that_is_evicted_is_told() {
-        let admission = Admission::new(Policy::MaxMinFair, 2, 1);
+        let admission = Admission::new(EvictionPolicy::MaxMinFair, 2, 1);
         let (many, few) = (source("127.0.0.2"), source("127.0.0.1"));
         let tokens: Vec<CancellationToken> = (0..4).map(|_| CancellationToken::new()).collect();
         let enqueue = |source, which: usize| admission.enqueue(source, Activity::Busy, tokens[which].clone());
@@ -220,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_turned_away_takes_nothing() {
-        let admission = Admission::new(Policy::MaxMinFair, 1, 0);
+        let admission = Admission::new(EvictionPolicy::MaxMinFair, 1, 0);
         let (held, newcomer) = (CancellationToken::new(), CancellationToken::new());
         let _held = admission.try_admit(source("10.0.0.1"), Activity::Busy, held.clone()).unwrap();
         assert!(admission.try_admit(source("10.0.0.2"), Activity::Silent, newcomer.clone()).is_none());
@@ -229,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_request_under_way_protects_its_connection_until_it_is_answered() {
-        let admission = Admission::new(Policy::MaxMinFair, 2, 0);
+        let admission = Admission::new(EvictionPolicy::MaxMinFair, 2, 0);
         let tokens: Vec<CancellationToken> = (0..4).map(|_| CancellationToken::new()).collect();
         let admit = |which: usize, address| {
             admission.try_admit(source(address), Activity::Silent, tokens[which].clone())

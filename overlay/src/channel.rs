@@ -3,7 +3,7 @@
 use crate::Body;
 use crate::error::Error;
 use crate::limits::Limits;
-use crate::stream::Refusal;
+use crate::stream::AccessDeniedFlag;
 use crate::tls::{Connection, within};
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -36,21 +36,21 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Channel {
     sender: http2::SendRequest<Body>,
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
     limits: Arc<Limits>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ChannelState {
     peer: PublicKey,
-    refusal: Refusal,
+    refusal: AccessDeniedFlag,
     answered: AtomicBool,
     places: Arc<Semaphore>,
     closed: CancellationToken,
 }
 
 /// A request that failed, returned to the caller if not one byte of it was sent.
-pub(crate) struct Failure {
+pub(crate) struct SendFailure {
     pub(crate) error: Error,
     pub(crate) unsent: Option<Request<Body>>,
 }
@@ -73,12 +73,12 @@ impl Channel {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Self::start(peer, Refusal::default(), stream, Arc::new(limits)).await
+        Self::start(peer, AccessDeniedFlag::default(), stream, Arc::new(limits)).await
     }
 
     async fn start<S>(
         peer: PublicKey,
-        refusal: Refusal,
+        refusal: AccessDeniedFlag,
         stream: S,
         limits: Arc<Limits>,
     ) -> Result<Self, Error>
@@ -106,7 +106,7 @@ impl Channel {
         });
         let places = Arc::new(Semaphore::new(limits.streams_max as usize));
         let answered = AtomicBool::new(false);
-        let shared = Arc::new(Shared { peer, refusal, answered, places, closed });
+        let shared = Arc::new(ChannelState { peer, refusal, answered, places, closed });
         Ok(Self { sender, shared, limits })
     }
 
@@ -166,7 +166,7 @@ impl Channel {
     pub(crate) async fn try_send(
         &self,
         mut request: Request<Body>,
-    ) -> Result<Response<ResponseBody>, Failure> {
+    ) -> Result<Response<ResponseBody>, SendFailure> {
         let place = self.shared.places.clone().acquire_owned().await;
         let place = place.expect("the semaphore is never closed");
         *request.uri_mut() = absolute(request.uri());
@@ -179,13 +179,13 @@ impl Channel {
             Err(mut error) => {
                 let unsent = error.take_message();
                 let error = self.shared.explain(error.into_error(), unsent.is_none());
-                Err(Failure { error, unsent })
+                Err(SendFailure { error, unsent })
             }
         }
     }
 }
 
-impl Shared {
+impl ChannelState {
     fn explain(&self, error: hyper::Error, sent: bool) -> Error {
         if self.refusal.happened() {
             return Error::PeerRefused { peer: self.peer };
@@ -217,7 +217,7 @@ pub struct ResponseBody {
     remaining: usize,
     silence: Option<Pin<Box<Sleep>>>,
     limits: Arc<Limits>,
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
     /// Keeps the connection open while the body is read.
     _sender: http2::SendRequest<Body>,
     _place: OwnedSemaphorePermit,

@@ -2,7 +2,7 @@
 
 use crate::Body;
 use crate::address::{Address, LookUp, TRIED_MAX};
-use crate::channel::{Channel, Failure, ResponseBody, collect};
+use crate::channel::{Channel, ResponseBody, SendFailure, collect};
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::limits::Limits;
@@ -101,12 +101,12 @@ impl Client {
     async fn exchange(&self, request: Request<Body>) -> Result<Response<ResponseBody>, Error> {
         match self.channel().await?.try_send(request).await {
             Ok(response) => Ok(response),
-            Err(Failure { error: error @ Error::PeerRefused { .. }, .. }) => Err(error),
-            Err(Failure { unsent: Some(request), .. }) => {
+            Err(SendFailure { error: error @ Error::PeerRefused { .. }, .. }) => Err(error),
+            Err(SendFailure { unsent: Some(request), .. }) => {
                 let channel = self.channel().await?;
                 channel.try_send(request).await.map_err(|failure| failure.error)
             }
-            Err(Failure { error, unsent: None }) => Err(error),
+            Err(SendFailure { error, unsent: None }) => Err(error),
         }
     }
 
@@ -176,7 +176,7 @@ mod tests {
     use crate::{CancellationToken, PeerPolicy, listen, serve};
     use axum::Router;
     use std::net::SocketAddr;
-    use std::sync::Mutex as Shared;
+    use std::sync::Mutex as BlockingMutex;
     use std::time::Duration;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -205,7 +205,7 @@ mod tests {
         let (old, old_ends) = start(&server, "old").await;
         let (new, _new_ends) = start(&server, "new").await;
         let (impostor, _impostor_ends) = start(&Identity::from_seed(&[3; 32]), "impostor").await;
-        let means = Arc::new(Shared::new(vec![old]));
+        let means = Arc::new(BlockingMutex::new(vec![old]));
         let answers = means.clone();
         let look_up = LookUp::with(move |name| {
             assert_eq!(&*name, "control-1.example:7600");

@@ -96,9 +96,9 @@ impl FrameReceiver {
         let incoming = &mut self.incoming;
         loop {
             match self.stream.async_io(Interest::READABLE, || incoming.step(socket)).await? {
-                Step::More => incoming.check()?,
-                Step::End => return Ok(None),
-                Step::Complete => return incoming.take().map(Some),
+                FrameProgress::More => incoming.check()?,
+                FrameProgress::End => return Ok(None),
+                FrameProgress::Complete => return incoming.take().map(Some),
             }
         }
     }
@@ -135,9 +135,9 @@ pub mod blocking {
         let mut incoming = Incoming::default();
         loop {
             match incoming.step(stream.as_raw_fd())? {
-                Step::More => incoming.check()?,
-                Step::End => return Ok(None),
-                Step::Complete => return incoming.take().map(Some),
+                FrameProgress::More => incoming.check()?,
+                FrameProgress::End => return Ok(None),
+                FrameProgress::Complete => return incoming.take().map(Some),
             }
         }
     }
@@ -198,7 +198,7 @@ struct Incoming {
     descriptors: Vec<OwnedFd>,
 }
 
-enum Step {
+enum FrameProgress {
     More,
     Complete,
     End,
@@ -206,7 +206,7 @@ enum Step {
 
 impl Incoming {
     /// Makes one system call.
-    fn step(&mut self, socket: RawFd) -> io::Result<Step> {
+    fn step(&mut self, socket: RawFd) -> io::Result<FrameProgress> {
         let rest = match self.received.checked_sub(HEADER_BYTES) {
             None => &mut self.header[self.received..],
             Some(received) => &mut self.payload[received..],
@@ -214,7 +214,7 @@ impl Incoming {
         let count = receive_some(socket, rest, &mut self.descriptors)?;
         if count == 0 {
             return match self.received {
-                0 => Ok(Step::End),
+                0 => Ok(FrameProgress::End),
                 _ => Err(io::ErrorKind::UnexpectedEof.into()),
             };
         }
@@ -224,7 +224,11 @@ impl Incoming {
             self.payload = vec![0; length.min(FRAME_BYTES_MAX)];
         }
         let complete = self.received == HEADER_BYTES + length;
-        Ok(if complete && self.received >= HEADER_BYTES { Step::Complete } else { Step::More })
+        Ok(if complete && self.received >= HEADER_BYTES {
+            FrameProgress::Complete
+        } else {
+            FrameProgress::More
+        })
     }
 
     fn check(&self) -> Result<(), FrameError> {

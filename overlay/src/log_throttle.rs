@@ -10,10 +10,10 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Passes one line of its kind per interval, and counts the others.
 #[derive(Debug, Default)]
-pub struct LogThrottle(Mutex<State>);
+pub struct LogThrottle(Mutex<ThrottleState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ThrottleState {
     passed_at: Option<Instant>,
     suppressed: u64,
 }
@@ -25,7 +25,7 @@ impl LogThrottle {
     }
 }
 
-impl State {
+impl ThrottleState {
     fn pass(&mut self, now: Instant) -> Option<u64> {
         if self.passed_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
             self.suppressed += 1;
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_one_line_in_an_interval_and_all_are_counted() {
-        let (mut state, began) = (State::default(), Instant::now());
+        let (mut state, began) = (ThrottleState::default(), Instant::now());
         let mut lines = Vec::new();
         // 13,166 in 14 s, as a flood of connections once caused.
         for number in 0..13_166_u64 {

@@ -30,20 +30,20 @@ use tokio_util::sync::CancellationToken;
 
 /// The operator's certificate chain and private key, ready for a listener.
 #[derive(Clone)]
-pub struct Certificate {
+pub struct ServerCertificate {
     /// For clients that offer the hybrid group anywhere in their list.
     hybrid: Arc<ServerConfig>,
     /// For all other clients.
     classical: Arc<ServerConfig>,
 }
 
-impl std::fmt::Debug for Certificate {
+impl std::fmt::Debug for ServerCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Certificate")
+        f.write_str("ServerCertificate")
     }
 }
 
-impl Certificate {
+impl ServerCertificate {
     /// Reads a PEM certificate chain (leaf first) and its PEM private key.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl KeyExchanges {
 /// [`Error::PlainRefused`] without a certificate on an address that is not loopback; [`Error::Listener`].
 pub async fn serve(
     listener: TcpListener,
-    certificate: Option<Certificate>,
+    certificate: Option<ServerCertificate>,
     limits: Limits,
     router: Router,
     key_exchanges: Arc<KeyExchanges>,

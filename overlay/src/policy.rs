@@ -8,11 +8,11 @@ use std::sync::Arc;
 /// removed key loses its open connections too.
 #[derive(Clone)]
 pub struct PeerPolicy {
-    admits: Judge,
-    knows: Option<Judge>,
+    admits: KeyPredicate,
+    knows: Option<KeyPredicate>,
 }
 
-type Judge = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
+type KeyPredicate = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
 impl std::fmt::Debug for PeerPolicy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -2,7 +2,7 @@
 
 use crate::Body;
 use crate::accept::{Arrival, accept_loop};
-use crate::admission::{Activity, ActivityMeter, RequestUnderWay, Source, SourcePrefix};
+use crate::admission::{Activity, ActivityMeter, ConnectionSource, RequestUnderWay, SourcePrefix};
 use crate::channel::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::error::Error;
 use crate::identity::Identity;
@@ -82,7 +82,7 @@ pub async fn serve(
             let key = connection.peer;
             let is_known = policy.knows(&key);
             let is_admitted = match is_known {
-                true => arrival.take_permit(Source::Key(key), Activity::Silent),
+                true => arrival.take_permit(ConnectionSource::Key(key), Activity::Silent),
                 false => arrival.wait_unadmitted(),
             };
             if !is_admitted {
@@ -231,17 +231,17 @@ impl Guard {
 /// Wraps a body so that its request stays under way until it has been sent or dropped.
 fn until_answered(body: Body, under_way: Option<RequestUnderWay>) -> Body {
     match under_way {
-        Some(under_way) if !body.is_end_stream() => Body::new(Answer { body, _under_way: under_way }),
+        Some(under_way) if !body.is_end_stream() => Body::new(MeteredBody { body, _under_way: under_way }),
         _ => body,
     }
 }
 
-struct Answer {
+struct MeteredBody {
     body: Body,
     _under_way: RequestUnderWay,
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for MeteredBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -21,9 +21,9 @@ pub type Stream = Watched<TlsStream<TcpStream>>;
 
 /// Whether the peer has sent the alert `access_denied`; shared with the code that must explain the failure.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Refusal(Arc<AtomicBool>);
+pub(crate) struct AccessDeniedFlag(Arc<AtomicBool>);
 
-impl Refusal {
+impl AccessDeniedFlag {
     pub(crate) fn happened(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -33,7 +33,7 @@ impl Refusal {
 #[derive(Debug)]
 pub struct Watched<S> {
     inner: S,
-    refusal: Refusal,
+    refusal: AccessDeniedFlag,
     read: Option<Patience>,
     write: Patience,
 }
@@ -46,7 +46,7 @@ impl<S> Watched<S> {
 
     /// Watches writes only: for HTTP/1, whose client is silent while it waits for its answer.
     pub(crate) fn writes_only(inner: S, idle: Duration) -> Self {
-        Self { inner, refusal: Refusal::default(), read: None, write: Patience::new(idle) }
+        Self { inner, refusal: AccessDeniedFlag::default(), read: None, write: Patience::new(idle) }
     }
 
     /// Returns the stream beneath.
@@ -54,7 +54,7 @@ impl<S> Watched<S> {
         &self.inner
     }
 
-    pub(crate) fn refusal(&self) -> Refusal {
+    pub(crate) fn refusal(&self) -> AccessDeniedFlag {
         self.refusal.clone()
     }
 }

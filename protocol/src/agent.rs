@@ -4,6 +4,7 @@ use crate::gateway::RouteTable;
 use crate::governance::{Bundle, NodeAdmission, SignedGenesis};
 use crate::ids::{Fence, Millis, NodeId, ServiceName, SlotIndex};
 use crate::keys::PublicKey;
+use crate::manifest::Isolation;
 use crate::model::{KeyWrap, ModelRecord};
 use crate::order::SignedOrder;
 use crate::worker::WorkerMetrics;
@@ -38,18 +39,6 @@ pub struct NodeResources {
     pub memory_bytes: u64,
     /// GPUs, simulated ones included.
     pub gpus: Vec<Gpu>,
-}
-
-/// Isolation of workloads that a node can enforce; a later variant is stronger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Isolation {
-    /// Nothing is enforced.
-    None,
-    /// User namespaces only: every workload runs as the agent's own user.
-    SameUid,
-    /// Every form of isolation; needs root.
-    Full,
 }
 
 /// State of a slot on its node.

@@ -3,7 +3,7 @@
 //! Reading needs a token with the `read` scope, proposing and voting need `propose`. Every write within an
 //! approved envelope needs `submit`. No token votes: ballots carry their members' signatures.
 
-use crate::agent::{Gpu, Isolation, SlotReport};
+use crate::agent::{Gpu, SlotReport};
 use crate::digest::Digest;
 use crate::governance::{
     AccessToken, ActionClass, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
@@ -12,7 +12,7 @@ use crate::ids::{
     Epoch, Fence, MemberId, Millis, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
     SlotIndex, TokenName,
 };
-use crate::manifest::Manifest;
+use crate::manifest::{Isolation, Manifest};
 use crate::model::{KeyWrap, ModelRecord};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -12,6 +12,8 @@ pub mod agent_state;
 pub mod api;
 pub mod canonical;
 pub mod digest;
+mod display;
+pub mod error_chain;
 pub mod error_code;
 pub mod gateway;
 pub mod governance;
@@ -27,6 +29,7 @@ pub mod worker;
 mod fixed_bytes;
 
 pub use digest::Digest;
+pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
     CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId,

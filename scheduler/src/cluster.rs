@@ -330,18 +330,6 @@ impl Cluster {
         &self.models
     }
 
-    /// Returns a registered model by name: of several versions, the one a service uses, else the lowest root.
-    #[must_use]
-    pub fn model_named(&self, name: &protocol::ModelName) -> Option<&ModelRecord> {
-        let in_use = |record: &&ModelRecord| {
-            self.services
-                .values()
-                .any(|s| s.phase != ServicePhase::Retired && s.manifest.model.root == record.root)
-        };
-        let mut named = self.models.values().filter(|record| record.name == *name);
-        named.clone().find(in_use).or_else(|| named.next())
-    }
-
     /// Returns all wraps of a model's key.
     #[must_use]
     pub fn wraps(&self, root: &ModelRoot) -> Vec<KeyWrap> {

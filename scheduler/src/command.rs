@@ -150,9 +150,7 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotName {
-    /// Service of the slot.
     pub service: ServiceName,
-    /// Index of the slot.
     pub slot: SlotIndex,
     /// Fence of the order.
     pub fence: Fence,
@@ -164,7 +162,6 @@ pub struct SlotName {
 pub struct OrderPlan {
     /// Service of the slot.
     pub service: ServiceName,
-    /// Slot to be ordered.
     pub slot: SlotIndex,
     /// The slot's last fence plus one.
     pub fence: Fence,
@@ -186,15 +183,9 @@ pub enum Reply {
     /// The command was applied; it has no further result.
     Done,
     /// The circle was founded.
-    Founded {
-        /// Id of the circle.
-        circle: CircleId,
-    },
+    Founded { circle: CircleId },
     /// The proposal is open for votes.
-    Submitted {
-        /// Id of the proposal.
-        proposal: ProposalId,
-    },
+    Submitted { proposal: ProposalId },
     /// The ballot was counted.
     Counted {
         /// Proposal of the ballot.

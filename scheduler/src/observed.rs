@@ -15,8 +15,9 @@
 
 use crate::command::Step;
 use crate::plan::Plan;
-use protocol::agent::{Isolation, NodeResources, SlotReport, SyncRequest};
+use protocol::agent::{NodeResources, SlotReport, SyncRequest};
 use protocol::limits::LEASE_MS;
+use protocol::manifest::Isolation;
 use protocol::{Fence, Millis, NodeId, ServiceName, SlotIndex};
 use std::collections::BTreeMap;
 
@@ -48,7 +49,6 @@ pub struct ObservedNode {
     pub isolation: Isolation,
     /// Labels of the limits that it cannot enforce.
     pub not_enforced: Vec<String>,
-    /// Reports of its slots.
     pub slots: Vec<SlotReport>,
 }
 

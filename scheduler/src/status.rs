@@ -5,8 +5,9 @@ use crate::observed::{Liveness, Observed};
 use crate::plan::{Dropped, plan};
 use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
-use protocol::agent::{Isolation, SlotState};
+use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
+use protocol::manifest::Isolation;
 use protocol::{Epoch, Millis, ReplicaId};
 use std::collections::BTreeMap;
 

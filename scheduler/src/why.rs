@@ -458,9 +458,8 @@ fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, ob
         Obstacle::Region { has, .. } => format!("allow region {has} in the manifest"),
         Obstacle::Label { key, wanted, .. } => format!("admit {node} anew with label {key}={wanted}"),
         Obstacle::Isolation { gives, .. } => {
-            let word = crate::plan::isolation_word(*gives);
             let hint = if cluster.nodes().count() > 1 { "" } else { " (it is the only node)" };
-            format!("run the agent of {node} as root, or accept isolation {word}{hint}")
+            format!("run the agent of {node} as root, or accept isolation {gives}{hint}")
         }
     }
 }

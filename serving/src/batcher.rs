@@ -24,7 +24,7 @@ use protocol::error_code as code;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-pub use counters::Snapshot;
+pub use counters::BatcherSnapshot;
 pub use generation::{Event, Finish, FinishReason};
 
 use crate::engine::chat::ChatMessage;
@@ -96,23 +96,12 @@ impl BatchError {
     }
 
     fn refused(error: &EngineError) -> Self {
-        Self::Refused { code: error.code(), message: chain(error) }
+        Self::Refused { code: error.code(), message: protocol::error_chain(error) }
     }
 
     fn failed(error: &EngineError) -> Self {
-        Self::Failed { code: error.code(), message: chain(error) }
+        Self::Failed { code: error.code(), message: protocol::error_chain(error) }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Prompt of a generation.
@@ -142,7 +131,6 @@ pub struct GenerateRequest {
 /// A running generation. Dropping it stops the work.
 #[derive(Debug)]
 pub struct Generation {
-    /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Text as it is generated, then one [`Event::Finished`] or [`Event::Failed`].
     pub events: UnboundedReceiver<Event>,
@@ -173,7 +161,7 @@ pub struct Batcher {
     limits: BatcherLimits,
     counters: Arc<Counters>,
     tokenizers: Arc<Tokenizers>,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<BatcherCommand>,
 }
 
 /// An embedding request that has been tokenized and queued. Dropping it stops the work.
@@ -201,9 +189,9 @@ impl Drop for Turn<'_> {
 }
 
 /// Command to the engine's thread.
-enum Command {
-    Generate(generation::Job),
-    Embed(embedding::Job),
+enum BatcherCommand {
+    Generate(generation::QueuedGeneration),
+    Embed(embedding::EmbeddingTask),
 }
 
 impl Batcher {
@@ -225,7 +213,7 @@ impl Batcher {
     }
 
     /// Returns the current counters, for metrics.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> BatcherSnapshot {
         self.counters.snapshot()
     }
 
@@ -269,9 +257,14 @@ impl Batcher {
         let tokens_max = request.tokens_max.unwrap_or(context - prompt.len());
         let prompt_tokens = prompt.len();
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
-        let job =
-            generation::Job { prompt, tokens_max, sampling: request.sampling, stops: request.stops, sender };
-        self.submit(turn, Command::Generate(job))?;
+        let job = generation::QueuedGeneration {
+            prompt,
+            tokens_max,
+            sampling: request.sampling,
+            stops: request.stops,
+            sender,
+        };
+        self.submit(turn, BatcherCommand::Generate(job))?;
         Ok(Generation { prompt_tokens, events })
     }
 
@@ -306,7 +299,7 @@ impl Batcher {
             sequences.into_iter().map(|tokens| self.check_tokens(tokens)).collect::<Result<_, _>>()?;
         let prompt_tokens = sequences.iter().map(Vec::len).sum();
         let (reply, answer) = oneshot::channel();
-        self.submit(turn, Command::Embed(embedding::Job::new(sequences, reply)))?;
+        self.submit(turn, BatcherCommand::Embed(embedding::EmbeddingTask::new(sequences, reply)))?;
         Ok(Embedding { prompt_tokens, answer })
     }
 
@@ -363,7 +356,7 @@ impl Batcher {
         Ok(turn)
     }
 
-    fn submit(&self, turn: Turn<'_>, command: Command) -> Result<(), BatchError> {
+    fn submit(&self, turn: Turn<'_>, command: BatcherCommand) -> Result<(), BatchError> {
         self.commands.send(command).map_err(|_| stopped())?;
         // The thread owns the request now and decrements the count of waiting requests.
         std::mem::forget(turn);

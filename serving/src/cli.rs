@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use overlay::people::Certificate;
+use overlay::people::ServerCertificate;
 use overlay::{CancellationToken, Identity, listen};
 use protocol::manifest::Task;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,11 +36,11 @@ Environment:
 #[command(name = "quorate-serve", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: ServeCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ServeCommand {
     /// Run one model behind OpenAI's API.
     Worker(WorkerArguments),
     /// Route OpenAI clients to the workers that connect to this gateway.
@@ -116,9 +116,9 @@ pub fn main() -> ExitCode {
     start_logging();
     end_on_panic();
     let outcome = match cli.command {
-        Command::Worker(arguments) if arguments.inherited => worker::inherited::run(),
-        Command::Worker(arguments) => run_local(arguments),
-        Command::Gateway(arguments) => run_gateway(&arguments),
+        ServeCommand::Worker(arguments) if arguments.inherited => worker::inherited::run(),
+        ServeCommand::Worker(arguments) => run_local(arguments),
+        ServeCommand::Gateway(arguments) => run_gateway(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -192,7 +192,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
     let identity = Identity::load_or_create(&arguments.identity)
         .with_context(|| format!("use the key {}", arguments.identity.display()))?;
     let certificate = match (&arguments.tls_cert, &arguments.tls_key) {
-        (Some(chain), Some(key)) => Some(Certificate::from_pem(&read(chain)?, &read(key)?)?),
+        (Some(chain), Some(key)) => Some(ServerCertificate::from_pem(&read(chain)?, &read(key)?)?),
         _ => None,
     };
     runtime()?.block_on(async {

@@ -23,7 +23,7 @@ mod ticket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay::people::{Certificate, KeyExchanges};
+use overlay::people::{KeyExchanges, ServerCertificate};
 use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
 use protocol::TokenName;
 use tokio::net::{TcpListener, UnixListener};
@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use crate::memory::Memory;
 use crate::metrics::GatewayMetrics;
 use lifetime::Lifetimes;
-use pool::Pool;
+use pool::WorkerPool;
 use quota::Quotas;
 use table::Table;
 
@@ -61,7 +61,6 @@ const OTHER_FILES: usize = 256;
 pub struct Listeners {
     /// Listener for OpenAI clients.
     pub public: TcpListener,
-    /// Listener for workers.
     pub workers: TcpListener,
     /// Listener for the gateway's agent.
     pub control: UnixListener,
@@ -74,7 +73,7 @@ pub struct Listeners {
 pub(crate) struct Gateway {
     identity: Identity,
     table: watch::Sender<Arc<Table>>,
-    pool: Pool,
+    pool: WorkerPool,
     lifetimes: Lifetimes,
     quotas: Quotas,
     memory: Memory<TokenName>,
@@ -91,7 +90,7 @@ impl Gateway {
         Self {
             identity,
             table: watch::Sender::new(Arc::default()),
-            pool: Pool::default(),
+            pool: WorkerPool::default(),
             lifetimes: Lifetimes::default(),
             quotas: Quotas::default(),
             memory: Memory::new(memory_bytes_max),
@@ -110,7 +109,7 @@ impl Gateway {
 pub async fn serve(
     listeners: Listeners,
     identity: Identity,
-    certificate: Option<Certificate>,
+    certificate: Option<ServerCertificate>,
     patience: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), overlay::Error> {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use overlay::CancellationToken;
 use tokio::sync::Notify;
 
-use budget::{ByteBudget, Decision, RequestId};
+use budget::{ByteBudget, ChargeDecision, RequestId};
 pub(crate) use buffer::{Buffer, ChargedBody};
 
 /// Bytes charged for the smallest request: its connection, headers and future.
@@ -28,16 +28,16 @@ pub(crate) struct Exhausted;
 
 /// A byte budget shared by all requests of a process. Clones share it.
 #[derive(Debug)]
-pub(crate) struct Memory<K: Ord>(Arc<Shared<K>>);
+pub(crate) struct Memory<K: Ord>(Arc<SharedBudget<K>>);
 
 #[derive(Debug)]
-struct Shared<K: Ord> {
-    state: Mutex<State<K>>,
+struct SharedBudget<K: Ord> {
+    state: Mutex<BudgetState<K>>,
     released: Notify,
 }
 
 #[derive(Debug)]
-struct State<K: Ord> {
+struct BudgetState<K: Ord> {
     budget: ByteBudget<K>,
     evictions: BTreeMap<RequestId, CancellationToken>,
 }
@@ -51,8 +51,8 @@ impl<K: Ord> Clone for Memory<K> {
 impl<K: Ord + Clone> Memory<K> {
     /// Creates a budget of this many bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let state = State { budget: ByteBudget::new(bytes_max), evictions: BTreeMap::new() };
-        Self(Arc::new(Shared { state: Mutex::new(state), released: Notify::new() }))
+        let state = BudgetState { budget: ByteBudget::new(bytes_max), evictions: BTreeMap::new() };
+        Self(Arc::new(SharedBudget { state: Mutex::new(state), released: Notify::new() }))
     }
 
     /// Opens a request of this key, which holds no bytes yet.
@@ -70,7 +70,7 @@ impl<K: Ord + Clone> Memory<K> {
         self.lock().budget.used()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
+    fn lock(&self) -> MutexGuard<'_, BudgetState<K>> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -94,10 +94,10 @@ impl<K: Ord + Clone> Charge<K> {
             tokio::pin!(released);
             released.as_mut().enable();
             match self.try_grow(bytes) {
-                Decision::Admit => return Ok(()),
-                Decision::Reject => return Err(Exhausted),
-                Decision::Evict(_) => continue,
-                Decision::Wait => {}
+                ChargeDecision::Admit => return Ok(()),
+                ChargeDecision::Reject => return Err(Exhausted),
+                ChargeDecision::Evict(_) => continue,
+                ChargeDecision::Wait => {}
             }
             tokio::select! {
                 () = released => {}
@@ -106,10 +106,10 @@ impl<K: Ord + Clone> Charge<K> {
         }
     }
 
-    fn try_grow(&self, bytes: usize) -> Decision {
+    fn try_grow(&self, bytes: usize) -> ChargeDecision {
         let mut state = self.memory.lock();
         let decision = state.budget.grow(self.id, bytes);
-        if let Decision::Evict(other) = &decision
+        if let ChargeDecision::Evict(other) = &decision
             && let Some(eviction) = state.evictions.get(other)
         {
             eviction.cancel();

@@ -9,5 +9,5 @@ mod request;
 mod response;
 
 pub use error::{ApiError, printable};
-pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, Request};
+pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest};
 pub use response::{DONE_EVENT, Label, Usage, embeddings, error_event, model, models};

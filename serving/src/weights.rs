@@ -134,18 +134,18 @@ pub struct SharedLayout {
 /// The files of one model, mapped read-only.
 #[derive(Debug)]
 pub struct ModelFiles {
-    source: Source,
+    source: FileMapping,
     stall_limit: Duration,
 }
 
 #[derive(Debug)]
-enum Source {
+enum FileMapping {
     Directory(BTreeMap<String, Mmap>),
-    Shared(Shared),
+    Shared(SharedMapping),
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedMapping {
     map: Mmap,
     progress: Mmap,
     files: BTreeMap<String, Range<usize>>,
@@ -159,7 +159,7 @@ impl ModelFiles {
     pub fn open_directory(directory: &Path) -> Result<Arc<Self>, WeightsError> {
         let mut files = BTreeMap::new();
         map_directory(directory, "", &mut files)?;
-        Ok(Arc::new(Self { source: Source::Directory(files), stall_limit: STALL_LIMIT }))
+        Ok(Arc::new(Self { source: FileMapping::Directory(files), stall_limit: STALL_LIMIT }))
     }
 
     /// Maps the shared weights file and its progress bytes, as a sandboxed worker inherits them.
@@ -171,15 +171,15 @@ impl ModelFiles {
     ) -> Result<Arc<Self>, WeightsError> {
         let map = map_descriptor(weights, "weights")?;
         let progress = map_descriptor(progress, "progress")?;
-        let shared = Shared::check(map, progress, layout)?;
-        Ok(Arc::new(Self { source: Source::Shared(shared), stall_limit }))
+        let shared = SharedMapping::check(map, progress, layout)?;
+        Ok(Arc::new(Self { source: FileMapping::Shared(shared), stall_limit }))
     }
 
     /// Returns the paths of all files, sorted.
     pub fn paths(&self) -> Vec<&str> {
         match &self.source {
-            Source::Directory(files) => files.keys().map(String::as_str).collect(),
-            Source::Shared(shared) => shared.files.keys().map(String::as_str).collect(),
+            FileMapping::Directory(files) => files.keys().map(String::as_str).collect(),
+            FileMapping::Shared(shared) => shared.files.keys().map(String::as_str).collect(),
         }
     }
 
@@ -191,8 +191,8 @@ impl ModelFiles {
     /// Returns a file's length in bytes.
     pub fn length(&self, path: &str) -> Option<usize> {
         match &self.source {
-            Source::Directory(files) => files.get(path).map(|map| map.len()),
-            Source::Shared(shared) => shared.files.get(path).map(Range::len),
+            FileMapping::Directory(files) => files.get(path).map(|map| map.len()),
+            FileMapping::Shared(shared) => shared.files.get(path).map(Range::len),
         }
     }
 
@@ -208,8 +208,8 @@ impl ModelFiles {
     pub fn range(&self, path: &str, range: Range<usize>) -> Result<&[u8], WeightsError> {
         let missing = || WeightsError::FileMissing { path: path.to_owned() };
         match &self.source {
-            Source::Directory(files) => Ok(&files.get(path).ok_or_else(missing)?[range]),
-            Source::Shared(shared) => {
+            FileMapping::Directory(files) => Ok(&files.get(path).ok_or_else(missing)?[range]),
+            FileMapping::Shared(shared) => {
                 let file = shared.files.get(path).ok_or_else(missing)?;
                 assert!(range.start <= range.end && range.end <= file.len(), "range inside the file");
                 let range = file.start + range.start..file.start + range.end;
@@ -223,21 +223,21 @@ impl ModelFiles {
     /// complete.
     pub fn arrived(&self) -> (usize, usize) {
         match &self.source {
-            Source::Directory(_) => (1, 1),
-            Source::Shared(shared) => (shared.present(), shared.segments.len()),
+            FileMapping::Directory(_) => (1, 1),
+            FileMapping::Shared(shared) => (shared.present(), shared.segments.len()),
         }
     }
 
     /// Returns the bytes of a file without waiting for them, for header checks that need its length.
     fn unwaited(&self, path: &str) -> Option<&[u8]> {
         match &self.source {
-            Source::Directory(files) => files.get(path).map(|map| &map[..]),
-            Source::Shared(shared) => shared.files.get(path).map(|range| &shared.map[range.clone()]),
+            FileMapping::Directory(files) => files.get(path).map(|map| &map[..]),
+            FileMapping::Shared(shared) => shared.files.get(path).map(|range| &shared.map[range.clone()]),
         }
     }
 }
 
-impl Shared {
+impl SharedMapping {
     fn check(map: Mmap, progress: Mmap, layout: &SharedLayout) -> Result<Self, WeightsError> {
         let inconsistent = |reason: String| WeightsError::Layout { reason };
         let span = |offset: u64, length: u64| -> Option<Range<usize>> {
@@ -372,11 +372,11 @@ impl ElementType {
 #[derive(Debug)]
 pub struct Weights {
     files: Arc<ModelFiles>,
-    tensors: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, TensorEntry>,
 }
 
 #[derive(Debug, Clone)]
-struct Place {
+struct TensorEntry {
     file: String,
     element: Option<ElementType>,
     element_name: String,
@@ -516,7 +516,7 @@ fn refused_format(files: &ModelFiles) -> WeightsError {
 fn read_header(
     files: &ModelFiles,
     path: &str,
-    tensors: &mut BTreeMap<String, Place>,
+    tensors: &mut BTreeMap<String, TensorEntry>,
 ) -> Result<(), WeightsError> {
     let damaged = |reason: String| WeightsError::Damaged { path: path.to_owned(), reason };
     let length = files.length(path).expect("path comes from the same listing");
@@ -533,7 +533,7 @@ fn read_header(
     let (_, metadata) = safetensors::SafeTensors::read_metadata(whole)
         .map_err(|error| damaged(format!("{error} (file of {length} bytes, truncated or overlong?)")))?;
     for (name, info) in metadata.tensors() {
-        let place = Place {
+        let place = TensorEntry {
             file: path.to_owned(),
             element: match info.dtype {
                 safetensors::Dtype::F32 => Some(ElementType::F32),

@@ -12,7 +12,7 @@ mod service;
 
 pub use answer::{COMPLETION_TOKENS, PROMPT_TOKENS};
 pub use inherited::{Tickets, serving_limits};
-pub use service::Service;
+pub use service::WorkerService;
 
 pub(crate) use answer::{REQUEST_ID, event_stream, json, no_such_method, no_such_path, request_id};
 pub(crate) use service::now;

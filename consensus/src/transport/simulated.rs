@@ -2,7 +2,7 @@
 //!
 //! On command it cuts replicas off and loses answers.
 
-use super::{Refusal, Request, Transport};
+use super::{Request, RequestError, Transport};
 use crate::handle::Port;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -16,13 +16,13 @@ use tokio::time::sleep;
 /// Network shared by the replicas of one process. Clones are the same network.
 #[derive(Clone, Default)]
 pub struct SimulatedNetwork {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<NetworkState>>,
     /// Replicas that are cut off from all others.
     isolated: Arc<watch::Sender<BTreeSet<u64>>>,
 }
 
 #[derive(Default)]
-struct State {
+struct NetworkState {
     ports: BTreeMap<u64, Arc<Port>>,
     /// Replicas that receive no messages, so that they apply nothing.
     deaf: BTreeSet<u64>,
@@ -130,7 +130,7 @@ impl SimulatedNetwork {
         let _ = isolated.wait_for(|isolated| is_open(isolated, from, to)).await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, NetworkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -153,15 +153,15 @@ impl Transport for SimulatedTransport {
         });
     }
 
-    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, RequestError>> {
         let (network, id) = (self.network.clone(), self.id);
         let proposes = matches!(request, Request::Propose(_));
         Box::pin(async move {
             network.travel(id, leader).await;
-            let answer = network.port(id, leader).ok_or(Refusal::Unreachable)?.answer(request).await;
+            let answer = network.port(id, leader).ok_or(RequestError::Unreachable)?.answer(request).await;
             network.travel(leader, id).await;
             network.opened(id, leader).await;
-            if proposes && network.loses_answer(id) { Err(Refusal::Lost) } else { answer }
+            if proposes && network.loses_answer(id) { Err(RequestError::Lost) } else { answer }
         })
     }
 }

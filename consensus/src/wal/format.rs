@@ -5,7 +5,6 @@
 //! so their files are recognized as well. The file's checksum, which is valid only with the right byte,
 //! distinguishes a damaged version byte from another version.
 
-use super::Owner;
 use crate::command::u64_at;
 use crate::config::GroupId;
 use crate::error::LogError;
@@ -31,6 +30,17 @@ pub(crate) enum Unreadable {
     Damaged,
     /// The version is another one.
     Version(u8),
+}
+
+/// Owner of a log, recorded in every segment, in every snapshot and in the mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Group of the replica.
+    pub group: GroupId,
+    /// Raft id of the replica.
+    pub id: u64,
+    /// Raft ids of all voters of the group.
+    pub voters: Vec<u64>,
 }
 
 /// Owner as recorded in a file.

@@ -35,13 +35,13 @@ const HAS_SNAPSHOT_MARK: u8 = 2;
 const HAS_BOOT: u8 = 4;
 
 /// Hash over a record and all records before it.
-pub(super) type Chain = [u8; 32];
+pub(super) type ChainHash = [u8; 32];
 
 /// Position in the log after a record: its sequence number and the chain through it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) sequence: u64,
-    pub(super) chain: Chain,
+    pub(super) chain: ChainHash,
 }
 
 /// A complete record with a valid checksum, which may or may not continue the log.
@@ -49,13 +49,13 @@ pub(super) struct Position {
 pub(super) struct Record<'a> {
     pub(super) sequence: u64,
     pub(super) durable: u64,
-    pub(super) chain: Chain,
+    pub(super) chain: ChainHash,
     pub(super) payload: &'a [u8],
 }
 
 /// Decoded payload of a record.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Content {
+pub(super) struct RecordPayload {
     /// A snapshot in it is a mark: index and term only. The snapshot's bytes are in a file of their own.
     pub(super) batch: Batch,
     pub(super) boots: Option<u64>,
@@ -155,7 +155,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Returns the chain through the record that follows `previous`.
-pub(super) fn next_chain(previous: &Chain, sequence: u64, payload: &[u8]) -> Chain {
+pub(super) fn next_chain(previous: &ChainHash, sequence: u64, payload: &[u8]) -> ChainHash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(previous).update(&sequence.to_le_bytes()).update(payload);
     *hasher.finalize().as_bytes()
@@ -192,7 +192,7 @@ pub(super) fn encode(batch: &Batch, boots: Option<u64>) -> Vec<u8> {
 }
 
 /// Decodes the output of [`encode`]; `None` if the payload is malformed.
-pub(super) fn decode(payload: &[u8]) -> Option<Content> {
+pub(super) fn decode(payload: &[u8]) -> Option<RecordPayload> {
     let flags = *payload.first()?;
     if flags & !(HAS_HARD_STATE | HAS_SNAPSHOT_MARK | HAS_BOOT) != 0 {
         return None;
@@ -219,7 +219,7 @@ pub(super) fn decode(payload: &[u8]) -> Option<Content> {
         at += 20 + length;
         batch.entries.push(LogEntry { index, term, data });
     }
-    Some(Content { batch, boots })
+    Some(RecordPayload { batch, boots })
 }
 
 #[cfg(test)]
@@ -245,7 +245,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_batch_comes_back((batch, boots) in batch()) {
-            prop_assert_eq!(decode(&encode(&batch, boots)), Some(Content { batch, boots }));
+            prop_assert_eq!(decode(&encode(&batch, boots)), Some(RecordPayload { batch, boots }));
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use super::files::{self, Directory};
 use super::mark::Mark;
 use super::record::{self, Gap, Position};
-use super::segment::{HEADER_BYTES, Header, Segment};
+use super::segment::{HEADER_BYTES, Header, LogSegment};
 use super::{Owner, first_position, segment, snapshots, spares};
 #[cfg(feature = "fuzzing")]
 use crate::config::GroupId;
@@ -13,20 +13,20 @@ use crate::store::{Fit, LogEntry, Recovered};
 use std::path::Path;
 
 /// Recovered content of a directory.
-pub(super) struct Found {
+pub(super) struct RecoveredDirectory {
     pub(super) recovered: Recovered,
-    pub(super) segment: Segment,
+    pub(super) segment: LogSegment,
     pub(super) older: Vec<(u64, u64)>,
     pub(super) position: Position,
     pub(super) mark: Mark,
     /// Whether the log must record, before anything else, that the snapshot replaces it.
     pub(super) fit: Fit,
-    pub(super) seen: Seen,
+    pub(super) seen: RecoveryFindings,
 }
 
 /// Findings of a recovery, for logging and as proof that a simulation covered a case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct RecoveryFindings {
     pub(crate) segments: u64,
     /// Whether a torn record was truncated.
     pub(crate) torn: bool,
@@ -48,7 +48,7 @@ pub(super) fn recover(
     owner: &Owner,
     create: bool,
     segment_bytes: u64,
-) -> Result<Found, LogError> {
+) -> Result<RecoveredDirectory, LogError> {
     let mut segments: Vec<u64> = directory.list()?.iter().filter_map(|name| segment::number(name)).collect();
     segments.sort_unstable();
     let marked = Mark::open(directory, owner)?;
@@ -67,7 +67,7 @@ pub(super) fn recover(
     };
     let path = |number| directory.file(&segment::name(number));
     let (mark, durable) = marked.ok_or_else(|| damaged(&path(*first), 0, "the mark beside it is missing"))?;
-    let mut reader = Reader::new(owner, durable);
+    let mut reader = SegmentReader::new(owner, durable);
     let mut end = HEADER_BYTES;
     for (place, number) in segments.iter().enumerate() {
         let expected = first + place as u64;
@@ -83,22 +83,34 @@ pub(super) fn recover(
         Some(damaged) => reader.fall_back(directory, damaged, loaded.snapshot, &path(last))?,
     };
     let position = reader.position.expect("a segment was read");
-    let segment = Segment::resume(directory, last, end, reader.torn, &reader.unsure)?;
-    let Reader { recovered, older, seen, .. } = reader;
-    Ok(Found { recovered, segment, older, position, mark, fit, seen })
+    let segment = LogSegment::resume(directory, last, end, reader.torn, &reader.unsure)?;
+    let SegmentReader { recovered, older, seen, .. } = reader;
+    Ok(RecoveredDirectory { recovered, segment, older, position, mark, fit, seen })
 }
 
 /// Creates the first segment of a new log.
-fn begin(directory: &dyn Directory, owner: &Owner, segment_bytes: u64) -> Result<Found, LogError> {
+fn begin(
+    directory: &dyn Directory,
+    owner: &Owner,
+    segment_bytes: u64,
+) -> Result<RecoveredDirectory, LogError> {
     let spare = spares::make(directory, 0, segment_bytes)?;
     let position = first_position();
     let mark = Mark::create(directory, owner, &position)?;
-    let segment = Segment::begin(directory, spare, 0, owner, position.clone())?;
+    let segment = LogSegment::begin(directory, spare, 0, owner, position.clone())?;
     let (recovered, older) = (Recovered::default(), Vec::new());
-    Ok(Found { recovered, segment, older, position, mark, fit: Fit::Continued, seen: Seen::default() })
+    Ok(RecoveredDirectory {
+        recovered,
+        segment,
+        older,
+        position,
+        mark,
+        fit: Fit::Continued,
+        seen: RecoveryFindings::default(),
+    })
 }
 
-struct Reader<'a> {
+struct SegmentReader<'a> {
     owner: &'a Owner,
     /// End of the durable log, according to the mark.
     durable: Position,
@@ -109,13 +121,22 @@ struct Reader<'a> {
     torn: bool,
     /// Bytes of the last records, which the mark does not cover.
     unsure: Vec<u8>,
-    seen: Seen,
+    seen: RecoveryFindings,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> SegmentReader<'a> {
     fn new(owner: &'a Owner, durable: Position) -> Self {
         let (recovered, older, unsure) = (Recovered::default(), Vec::new(), Vec::new());
-        Self { owner, durable, recovered, position: None, older, torn: false, unsure, seen: Seen::default() }
+        Self {
+            owner,
+            durable,
+            recovered,
+            position: None,
+            older,
+            torn: false,
+            unsure,
+            seen: RecoveryFindings::default(),
+        }
     }
 
     /// Reads one segment, and returns the offset at which its records end.
@@ -273,7 +294,7 @@ pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
         bytes[at] ^= mask;
     }
     let durable = marked.sequence;
-    let mut reader = Reader::new(&owner, marked);
+    let mut reader = SegmentReader::new(&owner, marked);
     if reader.parse(&bytes, 0, Path::new("fuzz"), true).is_ok() {
         let reached = reader.position.as_ref().map_or(0, |position| position.sequence);
         assert!((durable..=payloads.len() as u64).contains(&reached), "what was durable was cut off");

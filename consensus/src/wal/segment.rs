@@ -17,7 +17,7 @@ pub(super) const FORMAT: Format = Format { kind: *b"QLOGSEG", version: b'3' };
 const CRC_AT: usize = 104;
 
 /// The segment that is being written.
-pub(super) struct Segment {
+pub(super) struct LogSegment {
     pub(super) number: u64,
     path: PathBuf,
     file: Box<dyn File>,
@@ -44,7 +44,7 @@ pub(super) fn number(name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-impl Segment {
+impl LogSegment {
     /// Turns a spare file into the segment `number`, whose first record follows `position`.
     pub(super) fn begin(
         directory: &dyn Directory,
@@ -100,7 +100,7 @@ impl Segment {
         bytes <= self.room()
     }
 
-    /// Writes at the end; not durable before [`Segment::sync`].
+    /// Writes at the end; not durable before [`LogSegment::sync`].
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
         assert!(self.has_room(bytes.len() as u64), "a record beyond its segment");
         let written = self.file.write_at(bytes, self.end);

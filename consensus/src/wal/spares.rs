@@ -32,20 +32,20 @@ pub(crate) enum Making {
 
 /// The one spare, and the thread that replaces it.
 pub(super) struct Spares {
-    shared: Arc<Shared>,
+    shared: Arc<SpareMaker>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-struct Shared {
+struct SpareMaker {
     directory: Arc<dyn Directory>,
     segment_bytes: u64,
-    state: Mutex<State>,
+    state: Mutex<SpareState>,
     changed: Condvar,
     full: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
+struct SpareState {
     ready: Option<Spare>,
     stop: bool,
     /// True if a writer waits: the thread must retry immediately.
@@ -66,7 +66,7 @@ impl Spares {
             directory.remove(name)?;
         }
         let (state, full) = (Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { directory, segment_bytes, state, changed: Condvar::new(), full });
+        let shared = Arc::new(SpareMaker { directory, segment_bytes, state, changed: Condvar::new(), full });
         if making == Making::Inline {
             shared.prepare();
             return Ok(Self { shared, thread: None });
@@ -145,8 +145,8 @@ impl Drop for Spares {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+impl SpareMaker {
+    fn lock(&self) -> std::sync::MutexGuard<'_, SpareState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,7 +184,7 @@ impl Shared {
     }
 }
 
-fn keep_ready(shared: &Shared) {
+fn keep_ready(shared: &SpareMaker) {
     let mut state = shared.lock();
     while !state.stop {
         if state.ready.is_some() {

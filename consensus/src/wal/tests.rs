@@ -6,6 +6,7 @@ mod two_snapshots;
 
 use super::files::SimulatedFiles;
 use super::*;
+use crate::config::GroupId;
 use crate::store::LogEntry;
 use bytes::Bytes;
 use std::fs;

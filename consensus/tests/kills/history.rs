@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 /// Observation of a client.
 #[derive(Debug, Clone)]
-pub(crate) enum Seen {
+pub(crate) enum ClientObservation {
     /// The client's line is the list's `place`-th, counted from 1.
     Appended { line: String, place: usize },
     /// The list had `length` lines, and this digest.
@@ -20,7 +20,7 @@ pub(crate) enum Seen {
 pub(crate) struct Operation {
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    pub(crate) seen: Seen,
+    pub(crate) seen: ClientObservation,
 }
 
 /// Digest of an empty list.
@@ -47,13 +47,15 @@ pub(crate) fn check(list: &[String], operations: &[Operation]) -> Result<(), Str
     check_real_time(operations)
 }
 
-fn check_one(list: &[String], digests: &[[u8; 32]], seen: &Seen) -> Result<(), String> {
+fn check_one(list: &[String], digests: &[[u8; 32]], seen: &ClientObservation) -> Result<(), String> {
     match seen {
-        Seen::Appended { line, place } => match place.checked_sub(1).and_then(|place| list.get(place)) {
-            Some(found) if found == line => Ok(()),
-            found => Err(format!("`{line}` was acknowledged in place {place}, where {found:?} stands")),
-        },
-        Seen::Read { length, digest } => match digests.get(*length) {
+        ClientObservation::Appended { line, place } => {
+            match place.checked_sub(1).and_then(|place| list.get(place)) {
+                Some(found) if found == line => Ok(()),
+                found => Err(format!("`{line}` was acknowledged in place {place}, where {found:?} stands")),
+            }
+        }
+        ClientObservation::Read { length, digest } => match digests.get(*length) {
             Some(found) if blake3::Hash::from(*found).to_hex().as_str() == digest => Ok(()),
             Some(_) => Err(format!("a read of {length} lines saw other lines")),
             None => Err(format!("a read saw {length} lines, of which {} are left", list.len())),
@@ -83,10 +85,10 @@ fn check_real_time(operations: &[Operation]) -> Result<(), String> {
 }
 
 /// Returns an operation's point in the order; reads are between the lines.
-fn point(seen: &Seen) -> usize {
+fn point(seen: &ClientObservation) -> usize {
     match seen {
-        Seen::Appended { place, .. } => 2 * place,
-        Seen::Read { length, .. } => 2 * length + 1,
+        ClientObservation::Appended { place, .. } => 2 * place,
+        ClientObservation::Read { length, .. } => 2 * length + 1,
     }
 }
 
@@ -96,12 +98,12 @@ fn bad_histories_are_found() {
     let append = |begin: u64, end: u64, line: &str, place: usize| Operation {
         begin,
         end,
-        seen: Seen::Appended { line: line.to_owned(), place },
+        seen: ClientObservation::Appended { line: line.to_owned(), place },
     };
     let read = |begin: u64, end: u64, lines: &[&str]| {
         let bytes = lines.iter().fold(EMPTY, |before, line| digest(&before, line));
         let digest = blake3::Hash::from(bytes).to_hex().to_string();
-        Operation { begin, end, seen: Seen::Read { length: lines.len(), digest } }
+        Operation { begin, end, seen: ClientObservation::Read { length: lines.len(), digest } }
     };
     let judge = |list: &[&str], operations: &[Operation], expected: &str| {
         let list: Vec<String> = list.iter().map(|line| (*line).to_owned()).collect();

@@ -11,8 +11,8 @@ mod process;
 
 use consensus::store::{LogEntry, Recovered};
 use consensus::wal::{Owner, WriteAheadLog};
-use history::{Operation, Seen};
-use process::{Link, Place, Process};
+use history::{ClientObservation, Operation};
+use process::{Link, Process, ReplicaResources};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -89,12 +89,15 @@ impl World {
             let seen = if dice.roll(3) == 0 {
                 let answer = self.ask(&mut dice, "read").await;
                 let (length, digest) = answer.split_once(' ').expect("two words");
-                Seen::Read { length: length.parse().expect("a number"), digest: digest.to_owned() }
+                ClientObservation::Read {
+                    length: length.parse().expect("a number"),
+                    digest: digest.to_owned(),
+                }
             } else {
                 sequence += 1;
                 let line = format!("{name}-{sequence}");
                 let answer = self.ask(&mut dice, &format!("append {session} {sequence} {line}")).await;
-                Seen::Appended { line, place: answer.parse().expect("a number") }
+                ClientObservation::Appended { line, place: answer.parse().expect("a number") }
             };
             operations.push(Operation { begin, end: self.now(), seen });
         }
@@ -104,7 +107,7 @@ impl World {
 
 /// The replicas, running or stopped.
 struct Group {
-    places: Vec<Place>,
+    places: Vec<ReplicaResources>,
     addresses: Vec<SocketAddr>,
     running: BTreeMap<u64, Process>,
     world: Arc<World>,
@@ -114,12 +117,12 @@ struct Group {
 impl Group {
     fn found() -> Self {
         let directory = TempDir::new().expect("temporary directory");
-        let place = |id: u64| Place {
+        let place = |id: u64| ReplicaResources {
             id,
             directory: directory.path().join(id.to_string()),
             listener: TcpListener::bind("127.0.0.1:0").expect("loopback"),
         };
-        let places: Vec<Place> = (1..=3).map(place).collect();
+        let places: Vec<ReplicaResources> = (1..=3).map(place).collect();
         let addresses = places.iter().map(|place| place.listener.local_addr().expect("bound")).collect();
         let world = Arc::new(World {
             links: watch::channel(BTreeMap::new()).0,
@@ -230,7 +233,8 @@ async fn killed_replicas_lose_nothing() {
     }
     assert!(lists.windows(2).all(|pair| pair[0] == pair[1]), "the replicas hold different lists");
     history::check(&lists[0], &operations).expect("a linearizable history");
-    let acknowledged = operations.iter().filter(|operation| matches!(operation.seen, Seen::Appended { .. }));
+    let acknowledged =
+        operations.iter().filter(|operation| matches!(operation.seen, ClientObservation::Appended { .. }));
     assert_eq!(acknowledged.count(), lists[0].len(), "every line that stands was acknowledged in the end");
     (1..=3).for_each(|id| group.kill(id));
     check_logs(&group.places);
@@ -238,7 +242,7 @@ async fn killed_replicas_lose_nothing() {
 
 /// Checks that every record of every log continues the chain, and that no two logs hold different entries of
 /// one term at one index.
-fn check_logs(places: &[Place]) {
+fn check_logs(places: &[ReplicaResources]) {
     let mut seen: BTreeMap<(u64, u64), LogEntry> = BTreeMap::new();
     for place in places {
         let owner = Owner { group: process::GROUP, id: place.id, voters: vec![1, 2, 3] };

@@ -5,7 +5,9 @@
 
 use crate::history::{EMPTY, digest};
 use bytes::Bytes;
-use consensus::{Config, Frozen, GroupId, Handle, Limits, Peer, Replica, SessionId, StateMachine, Timings};
+use consensus::{
+    Config, Frozen, GroupId, Handle, Limits, Replica, ReplicaAddress, SessionId, StateMachine, Timings,
+};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,7 +44,7 @@ pub(crate) const GROUP: GroupId = GroupId([7; 32]);
 pub(crate) const SEGMENT_BYTES: u64 = LIMITS.segment_bytes;
 
 /// Fixed resources of one replica, whether it runs or not.
-pub(crate) struct Place {
+pub(crate) struct ReplicaResources {
     pub(crate) id: u64,
     pub(crate) directory: PathBuf,
     pub(crate) listener: std::net::TcpListener,
@@ -62,7 +64,7 @@ pub(crate) struct Link {
 
 impl Process {
     /// Starts the replica of `place`. Must be called within a tokio runtime.
-    pub(crate) fn start(place: &Place, addresses: &[SocketAddr], create: bool) -> Self {
+    pub(crate) fn start(place: &ReplicaResources, addresses: &[SocketAddr], create: bool) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let directory = place.directory.to_str().expect("a plain path");
@@ -192,9 +194,9 @@ pub(crate) fn run(parameters: &str) -> ! {
         let peer = |(place, address): (usize, &str)| {
             let id = place as u64 + 1;
             let address = address.parse().expect("an address");
-            (id, Peer { address, key: identity(id).public_key() })
+            (id, ReplicaAddress { address, key: identity(id).public_key() })
         };
-        let peers: BTreeMap<u64, Peer> = fields[2].split(',').enumerate().map(peer).collect();
+        let peers: BTreeMap<u64, ReplicaAddress> = fields[2].split(',').enumerate().map(peer).collect();
         let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();
         let config = Config {
             group: GROUP,

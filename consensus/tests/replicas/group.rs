@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use consensus::{
-    Config, Frozen, GroupId, Handle, Limits, Peer, ProposeError, Replica, SessionId, StateMachine, Timings,
+    Config, Frozen, GroupId, Handle, Limits, ProposeError, Replica, ReplicaAddress, SessionId, StateMachine,
+    Timings,
 };
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use std::collections::BTreeMap;
@@ -76,15 +77,15 @@ pub(crate) struct Group {
     /// Directories of the replicas that are not in `directory`.
     elsewhere: BTreeMap<u64, PathBuf>,
     pub(crate) identities: BTreeMap<u64, Arc<Identity>>,
-    pub(crate) peers: BTreeMap<u64, Peer>,
+    pub(crate) peers: BTreeMap<u64, ReplicaAddress>,
     /// Kept while a replica is dead, so that its port remains reserved.
     listeners: BTreeMap<u64, std::net::TcpListener>,
     limits: Limits,
     timings: Timings,
-    pub(crate) running: BTreeMap<u64, Running>,
+    pub(crate) running: BTreeMap<u64, ServedReplica>,
 }
 
-pub(crate) struct Running {
+pub(crate) struct ServedReplica {
     pub(crate) replica: Replica<Notebook>,
     shutdown: CancellationToken,
     server: tokio::task::JoinHandle<Result<(), overlay::Error>>,
@@ -104,7 +105,7 @@ impl Group {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
             listener.set_nonblocking(true).expect("a socket");
             let address = listener.local_addr().expect("bound");
-            peers.insert(id, Peer { address: address.into(), key: identity.public_key() });
+            peers.insert(id, ReplicaAddress { address: address.into(), key: identity.public_key() });
             identities.insert(id, identity);
             listeners.insert(id, listener);
         }
@@ -144,12 +145,12 @@ impl Group {
             let limits = overlay::Limits { drain: Duration::ZERO, ..overlay::Limits::default() };
             overlay::serve(listener, &identity, PeerPolicy::only(keys), limits, router, ending).await
         });
-        self.running.insert(id, Running { replica, shutdown, server });
+        self.running.insert(id, ServedReplica { replica, shutdown, server });
     }
 
     /// Stops a replica without notifying the others.
     pub(crate) async fn stop(&mut self, id: u64) {
-        let Running { replica, shutdown, server } = self.running.remove(&id).expect("running");
+        let ServedReplica { replica, shutdown, server } = self.running.remove(&id).expect("running");
         shutdown.cancel();
         tokio::task::spawn_blocking(move || drop(replica)).await.expect("stops");
         server.await.expect("no panic").expect("orderly end");

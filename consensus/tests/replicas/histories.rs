@@ -6,7 +6,7 @@
 //! far fewer of each.
 
 use crate::group::Notebook;
-use crate::history::{self, EMPTY, Operation, Seen, digest};
+use crate::history::{self, ClientObservation, EMPTY, Operation, digest};
 use bytes::Bytes;
 use consensus::simulation::SimulatedGroup;
 use consensus::{Handle, Limits, SessionId, Timings};
@@ -68,13 +68,13 @@ impl World {
     }
 
     /// Appends a line through replicas chosen at random, until one acknowledges it.
-    async fn append(&self, dice: &mut Dice, command: (SessionId, u64), line: &str) -> Seen {
+    async fn append(&self, dice: &mut Dice, command: (SessionId, u64), line: &str) -> ClientObservation {
         loop {
             let line = line.to_owned();
             match self.any(dice).propose(Bytes::from(line.clone()), Some(command)).await {
                 Ok(place) => {
                     let place = String::from_utf8_lossy(&place).parse().expect("a number");
-                    return Seen::Appended { line, place };
+                    return ClientObservation::Appended { line, place };
                 }
                 Err(error) => {
                     let code = error.code();
@@ -87,14 +87,14 @@ impl World {
         }
     }
 
-    async fn read(&self, dice: &mut Dice) -> Seen {
+    async fn read(&self, dice: &mut Dice) -> ClientObservation {
         loop {
             let handle = self.any(dice);
             if handle.read_barrier().await.is_ok() {
                 return handle.read(|book| {
                     let lines = book.lines.iter().map(|line| String::from_utf8_lossy(line));
                     let found = lines.fold(EMPTY, |before, line| digest(&before, &line));
-                    Seen::Read {
+                    ClientObservation::Read {
                         length: book.lines.len(),
                         digest: blake3::Hash::from(found).to_hex().to_string(),
                     }
@@ -218,7 +218,8 @@ async fn history(seed: u64) -> [u64; 8] {
         "seed {seed}: the replicas hold different lists"
     );
     history::check(&lists[0], &operations).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
-    let acknowledged = operations.iter().filter(|operation| matches!(operation.seen, Seen::Appended { .. }));
+    let acknowledged =
+        operations.iter().filter(|operation| matches!(operation.seen, ClientObservation::Appended { .. }));
     assert_eq!(acknowledged.count(), lists[0].len(), "seed {seed}: a line that stands was acknowledged");
     assert!(lists[0].len() > 100, "seed {seed}: {} lines are no load", lists[0].len());
     trouble.counts

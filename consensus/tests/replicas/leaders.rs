@@ -4,7 +4,7 @@
 
 use crate::group::{Client, insist, lines, text};
 use crate::simulated::{disks, start};
-use consensus::{ProposeError, ReadError, Role, Timings};
+use consensus::{LinearizableReadError, ProposeError, Role, Timings};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -98,7 +98,7 @@ async fn reads_that_were_given_up_are_forgotten_by_a_leader_that_cannot_commit()
     sleep(Duration::from_millis(500)).await;
     assert_eq!(handle.metrics().reads_waiting, 100, "the control: they wait");
     for asked in asked {
-        assert_eq!(asked.await.expect("no panic"), Err(ReadError::NoLeader));
+        assert_eq!(asked.await.expect("no panic"), Err(LinearizableReadError::NoLeader));
     }
     sleep(Duration::from_millis(100)).await;
     assert_eq!((handle.metrics().reads_waiting, handle.status().role), (0, Role::Leader));

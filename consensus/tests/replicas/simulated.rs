@@ -3,7 +3,7 @@
 use crate::group::{Client, Notebook, UNSPEAKABLE, insist, text};
 use bytes::Bytes;
 use consensus::simulation::SimulatedGroup;
-use consensus::{Limits, ProposeError, ReadError, Timings};
+use consensus::{Limits, LinearizableReadError, ProposeError, Timings};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -60,7 +60,7 @@ async fn a_failing_disk_stops_its_replica_and_no_other() {
     assert!(reason.contains("simulated failure"), "{reason}");
     let stopped = group.handle(leader);
     assert!(matches!(stopped.propose(text("b"), None).await, Err(ProposeError::Stopped(_))));
-    assert!(matches!(stopped.read_barrier().await, Err(ReadError::Stopped(_))));
+    assert!(matches!(stopped.read_barrier().await, Err(LinearizableReadError::Stopped(_))));
     // A proposal that the stopped leader had accepted has an unknown outcome; the next one does not.
     insist(&other, "c").await;
 }
@@ -73,7 +73,7 @@ async fn a_deposed_leader_answers_no_read() {
     group.network().set_isolated(old, true);
     let (cut_off, other) = (group.handle(old), group.handle(1 + old % 3));
     let (stale, ()) = tokio::join!(cut_off.read_barrier(), insist(&other, "b"));
-    assert_eq!(stale, Err(ReadError::NoLeader));
+    assert_eq!(stale, Err(LinearizableReadError::NoLeader));
     group.network().set_isolated(old, false);
     cut_off.read_barrier().await.expect("it comes back");
     assert_eq!(cut_off.read(|book| book.lines.last().cloned()), Some(b"b".to_vec()));

@@ -2,7 +2,8 @@
 
 use super::Environment;
 use super::output::table;
-use crate::session::{MemberKeyFile, Session, fresh_secret_text, wall_clock};
+use crate::machine::{fresh_secret_text, wall_clock};
+use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use gpu_agent::files;
@@ -172,7 +173,7 @@ async fn show(environment: &Environment) -> Result<()> {
             .policy()
             .quorums
             .iter()
-            .map(|(class, quorum)| format!("{class:?}: {}", human_chain::describe(quorum)))
+            .map(|(class, quorum)| format!("{class}: {}", human_chain::describe(quorum)))
             .collect();
         format!(
             "circle {} ({})\nepoch {}, {} decisions\n{}\n\n{}",

@@ -7,7 +7,7 @@ use crate::server::{self, ServerConfig};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use overlay::CancellationToken;
-use overlay::people::Certificate;
+use overlay::people::ServerCertificate;
 use protocol::governance::{
     ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis, StorageEndpoint,
 };
@@ -230,9 +230,9 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
     server::run(config, until_signal()?).await
 }
 
-fn read_certificate(chain: &Path, key: &Path) -> Result<Certificate> {
+fn read_certificate(chain: &Path, key: &Path) -> Result<ServerCertificate> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read `{}`", path.display()));
-    Ok(Certificate::from_pem(&read(chain)?, &read(key)?)?)
+    Ok(ServerCertificate::from_pem(&read(chain)?, &read(key)?)?)
 }
 
 /// Binds a listener. If another process holds the port, the error suggests how to find that process.

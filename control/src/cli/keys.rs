@@ -4,7 +4,7 @@
 
 use super::Environment;
 use super::output::table;
-use crate::session::fresh_secret_text;
+use crate::machine::fresh_secret_text;
 use anyhow::Result;
 use clap::Subcommand;
 use protocol::api::{CreateKey, KeyView, Page};

@@ -51,11 +51,11 @@ pub struct Cli {
     #[arg(short = 'o', long = "output", global = true, value_enum, default_value = "text")]
     output: Output,
     #[command(subcommand)]
-    command: Command,
+    command: TopLevelCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum TopLevelCommand {
     /// Run a whole cluster on this machine: real processes, real TLS, embedded storage
     Up(crate::up::UpArguments),
     /// Prepare or run a control replica
@@ -144,7 +144,7 @@ impl Environment {
 pub fn run(cli: Cli) -> ExitCode {
     let environment = Environment { context: cli.context, output: cli.output };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let failed = if matches!(cli.command, Command::Status) {
+    let failed = if matches!(cli.command, TopLevelCommand::Status) {
         ExitCode::from(NO_WAY_TO_TELL)
     } else {
         ExitCode::FAILURE
@@ -159,31 +159,31 @@ pub fn run(cli: Cli) -> ExitCode {
     })
 }
 
-async fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode> {
+async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result<ExitCode> {
     match command {
-        Command::Up(arguments) => crate::up::run(arguments).await,
-        Command::Control(command) => daemons::control(command).await,
-        Command::Agent(command) => daemons::agent(command).await,
-        Command::Circle(command) => circle::run(command, environment).await,
-        Command::Propose(arguments) => proposals::propose(arguments, environment).await,
-        Command::Review(arguments) => proposals::review(arguments, environment).await,
-        Command::Approve(arguments) => proposals::approve(arguments, environment).await,
-        Command::Reject(arguments) => proposals::reject(arguments, environment).await,
-        Command::Node(command) => nodes::run(command, environment).await,
-        Command::Model(command) => models::run(command, environment).await,
-        Command::New(command) => services::new(command, environment).await,
-        Command::Deploy(arguments) => services::deploy(arguments, environment).await,
-        Command::Service(command) => services::run(command, environment).await,
-        Command::Scale(arguments) => services::scale(arguments, environment).await,
-        Command::Retire(arguments) => services::retire(arguments, environment).await,
-        Command::Logs(arguments) => services::logs(arguments, environment).await,
-        Command::Status => return status::status(environment).await,
-        Command::Why(arguments) => status::why(arguments, environment).await,
-        Command::Verify(arguments) => circle::verify(arguments, environment).await,
-        Command::Explain(arguments) => status::explain(&arguments, environment),
-        Command::Context(command) => context::run(command, environment),
-        Command::Key(command) => keys::run(command, environment).await,
-        Command::Events(arguments) => status::events(arguments, environment).await,
+        TopLevelCommand::Up(arguments) => crate::up::run(arguments).await,
+        TopLevelCommand::Control(command) => daemons::control(command).await,
+        TopLevelCommand::Agent(command) => daemons::agent(command).await,
+        TopLevelCommand::Circle(command) => circle::run(command, environment).await,
+        TopLevelCommand::Propose(arguments) => proposals::propose(arguments, environment).await,
+        TopLevelCommand::Review(arguments) => proposals::review(arguments, environment).await,
+        TopLevelCommand::Approve(arguments) => proposals::approve(arguments, environment).await,
+        TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,
+        TopLevelCommand::Node(command) => nodes::run(command, environment).await,
+        TopLevelCommand::Model(command) => models::run(command, environment).await,
+        TopLevelCommand::New(command) => services::new(command, environment).await,
+        TopLevelCommand::Deploy(arguments) => services::deploy(arguments, environment).await,
+        TopLevelCommand::Service(command) => services::run(command, environment).await,
+        TopLevelCommand::Scale(arguments) => services::scale(arguments, environment).await,
+        TopLevelCommand::Retire(arguments) => services::retire(arguments, environment).await,
+        TopLevelCommand::Logs(arguments) => services::logs(arguments, environment).await,
+        TopLevelCommand::Status => return status::status(environment).await,
+        TopLevelCommand::Why(arguments) => status::why(arguments, environment).await,
+        TopLevelCommand::Verify(arguments) => circle::verify(arguments, environment).await,
+        TopLevelCommand::Explain(arguments) => status::explain(&arguments, environment),
+        TopLevelCommand::Context(command) => context::run(command, environment),
+        TopLevelCommand::Key(command) => keys::run(command, environment).await,
+        TopLevelCommand::Events(arguments) => status::events(arguments, environment).await,
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -201,7 +201,7 @@ fn nodes_table(nodes: &[NodeView]) -> String {
 fn isolation(node: &NodeView) -> String {
     let Some(isolation) = node.isolation else { return "-".into() };
     let mark = if limits_not_enforced(node).is_empty() { "" } else { "*" };
-    format!("{isolation:?}{mark}").to_lowercase()
+    format!("{isolation}{mark}")
 }
 
 /// Returns the limits that a node does not enforce; empty for a node without the worker role.
@@ -245,7 +245,7 @@ fn details(node: &NodeView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::agent::Isolation;
+    use protocol::manifest::Isolation;
 
     fn node(name: &str, isolation: Isolation, not_enforced: &[&str]) -> NodeView {
         let admission = crate::testing::admission(name);
@@ -280,7 +280,7 @@ mod tests {
         let text = nodes_table(&nodes) + &notes(&nodes);
         let line = |name: &str| text.lines().find(|line| line.starts_with(name)).expect("a line").to_string();
         assert!(line("node-1").contains("full ") && !line("node-1").contains('*'), "{text}");
-        assert!(line("node-2").contains("sameuid*") && line("node-3").contains("sameuid*"), "{text}");
+        assert!(line("node-2").contains("same_uid*") && line("node-3").contains("same_uid*"), "{text}");
         let expected =
             "* not enforced on node-2, node-3: cpu, memory, user-ids; why: quorate node show node-2";
         assert!(text.ends_with(expected), "{text}");

@@ -128,10 +128,10 @@ fn whole(session: &Session, view: &ProposalView) -> String {
     let difference = human_chain::render_difference(&session.circle, &view.proposal);
     let names = |members: &[protocol::MemberId]| {
         let names: Vec<String> = members.iter().map(ToString::to_string).collect();
-        if names.is_empty() { "nobody".to_string() } else { names.join(", ") }
+        if names.is_empty() { "no member".to_string() } else { names.join(", ") }
     };
     format!(
-        "{}\nWhat changes\n{difference}\n\nwords: {}\nstate: {:?}; approved by {}; rejected by {}{}",
+        "{}\nWhat changes\n{difference}\n\nwords: {}\nstate: {}; approved by {}; rejected by {}{}",
         rendering.text,
         rendering.words.join(" "),
         view.state,
@@ -163,8 +163,7 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     let session = Session::open(&context).await?;
     let view = session.find_proposal(&arguments.proposal).await?;
     eprintln!("{}\n", whole(&session, &view));
-    let verb = if choice == Choice::Approve { "approve" } else { "reject" };
-    if !arguments.yes && !confirmed(&format!("{verb} as {}? [y/N] ", member.member))? {
+    if !arguments.yes && !confirmed(&format!("{choice} as {}? [y/N] ", member.member))? {
         bail!("nothing was signed");
     }
     let view = session.vote(&view.proposal, &member, choice).await?;
@@ -172,9 +171,9 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
         let outcome = match view.state {
             ProposalState::Open => signatures(&session.circle, view),
             ProposalState::Approved => "quorum reached: it is in force".into(),
-            other => format!("{other:?}").to_lowercase(),
+            other => other.to_string(),
         };
-        format!("{verb} by {} counted\n{outcome}", member.member)
+        format!("{choice} by {} counted\n{outcome}", member.member)
     });
     Ok(())
 }

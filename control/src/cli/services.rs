@@ -251,8 +251,7 @@ fn certificate_of(view: &ProposalView) -> Result<Digest> {
         ProposalState::Stale => error_code::PROPOSAL_STALE,
         _ => error_code::QUORUM_NOT_REACHED,
     };
-    let state = format!("{:?}", view.state).to_lowercase();
-    view.certificate.ok_or_else(|| anyhow!("{code}: the proposal ended as {state}"))
+    view.certificate.ok_or_else(|| anyhow!("{code}: the proposal ended as {}", view.state))
 }
 
 /// Returns whether a replica answers under this approval; a replica under an earlier approval does not count.
@@ -276,7 +275,7 @@ fn describe_loading(service: &ServiceView) -> String {
     let reports = service.slots.iter().filter_map(|slot| slot.report.as_ref());
     match reports.max_by_key(|report| report.segments_verified) {
         Some(report) => format!(
-            "{}: {:?}, {} of {} segments verified",
+            "{}: {}, {} of {} segments verified",
             service.name, report.state, report.segments_verified, report.segments_total
         ),
         None => format!("{}: placing", service.name),
@@ -315,7 +314,7 @@ fn service_text(service: &ServiceView) -> String {
             slot.slot.to_string(),
             slot.node.as_ref().map_or("-".into(), ToString::to_string),
             slot.fence.to_string(),
-            report.map_or("-".into(), |report| format!("{:?}", report.state).to_lowercase()),
+            report.map_or("-".into(), |report| report.state.to_string()),
             report.map_or("-".into(), |r| format!("{}/{}", r.segments_verified, r.segments_total)),
             report.filter(|r| r.state != SlotState::Ready).map_or(slot.why.clone(), |r| r.detail.clone()),
         ]

@@ -19,9 +19,9 @@ const VIEW_LIMIT: Duration = Duration::from_millis(900);
 /// Time to wait for the leader's view while every replica answers: one of them will be elected soon.
 const ELECTION_LIMIT: Duration = Duration::from_millis(2500);
 
-/// Severity, as the exit status encodes it.
+/// Health of the cluster, as the exit status encodes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum ClusterHealth {
     Well = 0,
     Wrong = 1,
     /// No quorum, or no view from a leader.
@@ -31,7 +31,7 @@ enum Verdict {
 /// The report that `quorate status` prints.
 #[derive(Debug, Clone)]
 pub(super) struct Report {
-    verdict: Verdict,
+    verdict: ClusterHealth,
     summary: String,
     findings: Vec<Finding>,
     control: Vec<Control>,
@@ -107,7 +107,7 @@ fn without_quorum(control: Vec<Control>) -> Report {
         false => format!("quorum lost: {silent}; {answering} alone can neither change nor renew anything"),
     };
     let findings = control.iter().filter_map(silence_finding).collect();
-    Report { verdict: Verdict::Unknown, summary, findings, control, status: None }
+    Report { verdict: ClusterHealth::Unknown, summary, findings, control, status: None }
 }
 
 fn without_leader(control: Vec<Control>) -> Report {
@@ -120,7 +120,7 @@ fn without_leader(control: Vec<Control>) -> Report {
         message: "no leader said how nodes and services are".into(),
         next: "quorate status, in a few seconds".into(),
     });
-    Report { verdict: Verdict::Unknown, summary, findings, control, status: None }
+    Report { verdict: ClusterHealth::Unknown, summary, findings, control, status: None }
 }
 
 fn with_view(control: Vec<Control>, status: Status) -> Report {
@@ -140,7 +140,7 @@ fn with_view(control: Vec<Control>, status: Status) -> Report {
     };
     findings.extend(status.findings.iter().cloned());
     let well = status.healthy && control.iter().all(|control| control.silence.is_none());
-    let verdict = if well { Verdict::Well } else { Verdict::Wrong };
+    let verdict = if well { ClusterHealth::Well } else { ClusterHealth::Wrong };
     Report { verdict, summary, findings, control, status: Some(status) }
 }
 
@@ -179,7 +179,7 @@ impl Report {
         let mut value =
             self.status.as_ref().map_or_else(|| json!({ "leader": null }), |status| json!(status));
         let control = |control: &Control| json!({ "name": control.name, "url": control.url, "answers": control.silence.is_none() });
-        value["healthy"] = json!(self.verdict == Verdict::Well);
+        value["healthy"] = json!(self.verdict == ClusterHealth::Well);
         value["summary"] = json!(self.summary);
         value["findings"] = json!(self.findings);
         value["control"] = self.control.iter().map(control).collect();
@@ -204,14 +204,14 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::simulated::{Does, Simulated, url};
+    use crate::client::simulated::{Does, SimulatedReplicas, url};
 
     const LEADS: Does = Does::Leads(Duration::ZERO);
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Returns the exit status, the report and the elapsed simulated time.
     async fn status(replicas: Vec<Does>) -> (u8, Report, Duration) {
-        let (client, world) = Simulated::client(replicas);
+        let (client, world) = SimulatedReplicas::client(replicas);
         let report = ask(&client).await.expect("a report");
         (report.exit_code(), report, world.elapsed())
     }
@@ -302,7 +302,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_an_error() {
-        let (client, _) = Simulated::client(vec![Does::Refuses(401, "token-unknown")]);
+        let (client, _) = SimulatedReplicas::client(vec![Does::Refuses(401, "token-unknown")]);
         let error = ask(&client).await.expect_err("refused");
         assert_eq!(error.code().map(|code| code.as_str()), Some("token-unknown"));
     }

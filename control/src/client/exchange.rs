@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use protocol::api::{IDEMPOTENCY_KEY_HEADER, LEADER_HEADER};
+use protocol::error_chain;
 use reqwest::{Certificate, Method};
 use serde::de::IgnoredAny;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request to the control API.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
+pub(super) struct ControlRequest {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) body: Option<Bytes>,
@@ -42,7 +43,7 @@ pub(super) enum Heard {
 /// Transport of requests to replicas.
 pub(super) trait Exchange: Send + Sync {
     /// Sends a request to the replica with this index and waits for the outcome.
-    fn send(&self, replica: usize, request: &Request) -> BoxFuture<'static, Heard>;
+    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, Heard>;
 }
 
 /// Transport over HTTP or HTTPS.
@@ -68,7 +69,7 @@ impl Http {
 }
 
 impl Exchange for Http {
-    fn send(&self, replica: usize, request: &Request) -> BoxFuture<'static, Heard> {
+    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, Heard> {
         let url = format!("{}{}", self.replicas[replica], request.path);
         let mut builder = self.client.request(request.method.clone(), url).bearer_auth(&self.token);
         if let Some(body) = &request.body {
@@ -80,14 +81,14 @@ impl Exchange for Http {
         Box::pin(async move {
             let response = match builder.send().await {
                 Ok(response) => response,
-                Err(error) if error.is_connect() => return Heard::NotSent(causes(&error)),
-                Err(error) => return Heard::Lost(causes(&error)),
+                Err(error) if error.is_connect() => return Heard::NotSent(error_chain(&error)),
+                Err(error) => return Heard::Lost(error_chain(&error)),
             };
             let status = response.status();
             let leader = response.headers().get(LEADER_HEADER);
             let leader = leader.and_then(|leader| leader.to_str().ok()).map(str::to_string);
             match response.bytes().await {
-                Err(error) => Heard::Lost(causes(&error)),
+                Err(error) => Heard::Lost(error_chain(&error)),
                 Ok(body) if status.is_success() && serde_json::from_slice::<IgnoredAny>(&body).is_err() => {
                     Heard::Lost("the answer is not JSON, or not all of it".into())
                 }
@@ -95,10 +96,4 @@ impl Exchange for Http {
             }
         })
     }
-}
-
-/// Formats an error with its chain of causes: "error sending request" alone is of no use.
-pub(crate) fn causes(error: &reqwest::Error) -> String {
-    let below = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    below.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -5,7 +5,7 @@
 //! immediately when another replica names it as the leader. A conclusive response ends the race.
 
 use super::ClientError;
-use super::exchange::{Exchange, Heard, Request};
+use super::exchange::{ControlRequest, Exchange, Heard};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -33,7 +33,7 @@ const _: () = assert!(READ_PATIENCE.as_millis() < WRITE_PATIENCE.as_millis());
 /// State of one hedged request.
 #[derive(Debug)]
 pub(super) struct Race {
-    replicas: Vec<Replica>,
+    replicas: Vec<HedgeTarget>,
     writes: bool,
     /// The leader's reason for a temporary refusal, and whether the condition will last.
     refused: Option<(Problem, bool)>,
@@ -42,9 +42,9 @@ pub(super) struct Race {
 }
 
 #[derive(Debug)]
-struct Replica {
+struct HedgeTarget {
     url: String,
-    state: State,
+    state: TargetState,
     asked_at: Option<Duration>,
     answered: bool,
     /// Last message from the replica, for people.
@@ -52,7 +52,7 @@ struct Replica {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum TargetState {
     /// Due to be asked at this time.
     Due(Duration),
     Asked,
@@ -60,7 +60,7 @@ enum State {
 
 /// Next action of the caller.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum RaceAction {
     Ask(usize),
     /// Wait for a response, or until this time.
     Wait(Duration),
@@ -71,20 +71,20 @@ pub(super) enum Next {
 /// Runs a race; returns the response body and the index of the replica that sent it.
 pub(super) async fn run(
     exchange: &dyn Exchange,
-    request: &Request,
+    request: &ControlRequest,
     mut race: Race,
 ) -> Result<(usize, Bytes), ClientError> {
     let began = Instant::now();
     let mut asked = FuturesUnordered::new();
     loop {
         let until = match race.next(began.elapsed()) {
-            Next::Ask(replica) => {
+            RaceAction::Ask(replica) => {
                 let sent = exchange.send(replica, request);
                 asked.push(async move { (replica, sent.await) });
                 continue;
             }
-            Next::Wait(until) => until,
-            Next::GiveUp(error) => return Err(error),
+            RaceAction::Wait(until) => until,
+            RaceAction::GiveUp(error) => return Err(error),
         };
         tokio::select! {
             Some((replica, heard)) = asked.next() => {
@@ -102,9 +102,9 @@ impl Race {
     pub(super) fn new(urls: Vec<String>, preferred: usize, writes: bool) -> Self {
         let count = urls.len();
         let rank = |place: usize| (place + count - preferred.min(count)) % count.max(1);
-        let replica = |(place, url)| Replica {
+        let replica = |(place, url)| HedgeTarget {
             url,
-            state: State::Due(HEDGE_DELAY * u32::try_from(rank(place)).unwrap_or(u32::MAX)),
+            state: TargetState::Due(HEDGE_DELAY * u32::try_from(rank(place)).unwrap_or(u32::MAX)),
             asked_at: None,
             answered: false,
             said: None,
@@ -118,23 +118,23 @@ impl Race {
     }
 
     /// Returns the action due at this time.
-    pub(super) fn next(&mut self, now: Duration) -> Next {
+    pub(super) fn next(&mut self, now: Duration) -> RaceAction {
         let deadline = self.deadline();
         if now >= deadline {
-            return Next::GiveUp(self.failure());
+            return RaceAction::GiveUp(self.failure());
         }
-        let due = |(place, replica): (usize, &Replica)| match replica.state {
-            State::Due(at) => Some((at, place)),
-            State::Asked => None,
+        let due = |(place, replica): (usize, &HedgeTarget)| match replica.state {
+            TargetState::Due(at) => Some((at, place)),
+            TargetState::Asked => None,
         };
         match self.replicas.iter().enumerate().filter_map(due).min() {
             Some((at, place)) if at <= now => {
                 let replica = &mut self.replicas[place];
-                (replica.state, replica.asked_at) = (State::Asked, Some(now));
-                Next::Ask(place)
+                (replica.state, replica.asked_at) = (TargetState::Asked, Some(now));
+                RaceAction::Ask(place)
             }
-            Some((at, _)) => Next::Wait(at.min(deadline)),
-            None => Next::Wait(deadline),
+            Some((at, _)) => RaceAction::Wait(at.min(deadline)),
+            None => RaceAction::Wait(deadline),
         }
     }
 
@@ -145,7 +145,7 @@ impl Race {
         place: usize,
         heard: Heard,
     ) -> Option<Result<Bytes, ClientError>> {
-        self.replicas[place].state = State::Due(now + RETRY_PAUSE);
+        self.replicas[place].state = TargetState::Due(now + RETRY_PAUSE);
         let (status, body, leader) = match heard {
             Heard::Answer { status, body, leader } => (status, body, leader),
             Heard::NotSent(reason) => return self.inconclusive(now, place, reason),
@@ -185,11 +185,11 @@ impl Race {
         self.replicas[place].said = Some(said);
         let unasked = self.replicas.iter_mut().filter(|replica| replica.asked_at.is_none());
         let soonest = unasked.min_by_key(|replica| match replica.state {
-            State::Due(at) => at,
-            State::Asked => Duration::MAX,
+            TargetState::Due(at) => at,
+            TargetState::Asked => Duration::MAX,
         });
         if let Some(next) = soonest {
-            next.state = State::Due(now);
+            next.state = TargetState::Due(now);
         }
         None
     }
@@ -198,14 +198,14 @@ impl Race {
     fn hint(&mut self, now: Duration, leader: Option<String>) {
         let Some(leader) = leader else { return };
         let named = self.replicas.iter_mut().find(|replica| replica.url.trim_end_matches('/') == leader);
-        let Some(named) = named.filter(|replica| replica.state != State::Asked) else { return };
+        let Some(named) = named.filter(|replica| replica.state != TargetState::Asked) else { return };
         if named.asked_at.is_none_or(|asked| asked + RETRY_PAUSE <= now) {
-            named.state = State::Due(now);
+            named.state = TargetState::Due(now);
         }
     }
 
     /// Replicas that have not responded yet.
-    fn silent(&self) -> impl Iterator<Item = &Replica> {
+    fn silent(&self) -> impl Iterator<Item = &HedgeTarget> {
         self.replicas.iter().filter(|replica| !replica.answered)
     }
 
@@ -216,7 +216,7 @@ impl Race {
 
     /// Returns whether the write has reached no replica so far, and none can be reached.
     fn is_unsent(&self) -> bool {
-        let unreachable = |replica: &Replica| !replica.answered && replica.state != State::Asked;
+        let unreachable = |replica: &HedgeTarget| !replica.answered && replica.state != TargetState::Asked;
         self.lost.is_none() && self.replicas.iter().all(unreachable)
     }
 
@@ -231,7 +231,7 @@ impl Race {
     }
 
     fn failure(&self) -> ClientError {
-        let asked = self.replicas.iter().find(|replica| replica.state == State::Asked);
+        let asked = self.replicas.iter().find(|replica| replica.state == TargetState::Asked);
         let unanswered = asked.map(|replica| format!("{} does not answer", replica.url));
         if let Some(lost) = self.lost.clone().or(unanswered).filter(|_| self.writes) {
             return ClientError::OutcomeUnknown(lost);
@@ -245,7 +245,7 @@ impl Race {
     /// Summarizes the last message of each replica, for people.
     fn account(&self) -> String {
         let verdict = if self.lacks_quorum() { "quorum lost" } else { "no control replica leads" };
-        let of = |replica: &Replica| match &replica.said {
+        let of = |replica: &HedgeTarget| match &replica.said {
             Some(said) => format!("{}: {said}", replica.url),
             None => format!("{} does not answer", replica.url),
         };

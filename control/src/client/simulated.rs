@@ -3,7 +3,7 @@
 //! The replicas can hang, be dead, name a leader, respond late or lose their responses.
 
 use super::ControlClient;
-use super::exchange::{Exchange, Heard, Request};
+use super::exchange::{ControlRequest, Exchange, Heard};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use protocol::ReplicaId;
@@ -39,7 +39,7 @@ pub(crate) struct Arrived {
 }
 
 /// The simulated replicas and the requests that they received.
-pub(crate) struct Simulated {
+pub(crate) struct SimulatedReplicas {
     replicas: Mutex<Vec<Does>>,
     arrived: Mutex<Vec<Arrived>>,
     began: Instant,
@@ -49,7 +49,7 @@ pub(crate) fn url(replica: usize) -> String {
     format!("http://10.0.0.{}:4000", replica + 1)
 }
 
-impl Simulated {
+impl SimulatedReplicas {
     /// Creates replicas with these behaviours, and a client of them.
     pub(crate) fn client(replicas: Vec<Does>) -> (ControlClient, Arc<Self>) {
         let urls: Arc<[String]> = (0..replicas.len()).map(url).collect();
@@ -94,8 +94,8 @@ impl Simulated {
     }
 }
 
-impl Exchange for Simulated {
-    fn send(&self, replica: usize, request: &Request) -> BoxFuture<'static, Heard> {
+impl Exchange for SimulatedReplicas {
+    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, Heard> {
         let (path, key) = (request.path.clone(), request.key.clone());
         self.arrived.lock().expect("no panic").push(Arrived { replica, key });
         let own = path == "/v1/replica";

@@ -1,6 +1,6 @@
 //! Reachability survey: queries every replica concurrently and judges each by its own response.
 
-use super::exchange::{Exchange, Heard, Request};
+use super::exchange::{ControlRequest, Exchange, Heard};
 use super::race::has_quorum;
 use protocol::api::ReplicaView;
 use reqwest::Method;
@@ -31,7 +31,7 @@ pub(super) async fn survey(
     replicas: &Arc<[String]>,
     limit: Duration,
 ) -> Vec<ReplicaDial> {
-    let request = Request { method: Method::GET, path: "/v1/replica".into(), body: None, key: None };
+    let request = ControlRequest { method: Method::GET, path: "/v1/replica".into(), body: None, key: None };
     let dials = (0..replicas.len()).map(|place| {
         let (sent, url) = (exchange.send(place, &request), replicas[place].clone());
         async move {

@@ -1,7 +1,7 @@
 //! Tests of the client against simulated replicas that hang, are dead, redirect, respond late or lose
 //! responses.
 
-use super::simulated::{Arrived, Does, Simulated, url};
+use super::simulated::{Arrived, Does, SimulatedReplicas, url};
 use super::{ClientError, ControlClient};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -33,10 +33,10 @@ async fn one_silent_replica_of_three_costs_less_than_a_second() {
     for silent in [Does::Hangs, Does::IsDead] {
         for replicas in orders([silent.clone(), AT_ONCE, Does::Follows(None)]) {
             let told = format!("{replicas:?}");
-            let (client, world) = Simulated::client(replicas.clone());
+            let (client, world) = SimulatedReplicas::client(replicas.clone());
             assert_eq!(read(&client).await.expect(&told), json!({"done": true}));
             assert!(world.elapsed() < SECOND, "{told}: {:?}", world.elapsed());
-            let (client, world) = Simulated::client(replicas);
+            let (client, world) = SimulatedReplicas::client(replicas);
             write(&client).await.expect(&told);
             assert!(world.elapsed() < SECOND, "{told}: {:?}", world.elapsed());
         }
@@ -47,7 +47,7 @@ async fn one_silent_replica_of_three_costs_less_than_a_second() {
 async fn two_silent_replicas_of_three_end_a_read_within_three_seconds_and_are_named() {
     for replicas in orders([Does::Hangs, Does::Hangs, Does::Follows(None)]) {
         let silent: Vec<usize> = (0..3).filter(|place| matches!(replicas[*place], Does::Hangs)).collect();
-        let (client, world) = Simulated::client(replicas);
+        let (client, world) = SimulatedReplicas::client(replicas);
         let error = read(&client).await.expect_err("nobody leads");
         assert!(world.elapsed() <= 3 * SECOND, "{:?}", world.elapsed());
         assert_eq!(error.code().map(|code| code.as_str()), Some("control-unavailable"));
@@ -61,7 +61,7 @@ async fn two_silent_replicas_of_three_end_a_read_within_three_seconds_and_are_na
 
 #[tokio::test(start_paused = true)]
 async fn the_leader_that_another_names_is_asked_at_once() {
-    let (client, world) = Simulated::client(vec![Does::Follows(Some(2)), Does::Hangs, AT_ONCE]);
+    let (client, world) = SimulatedReplicas::client(vec![Does::Follows(Some(2)), Does::Hangs, AT_ONCE]);
     read(&client).await.expect("it leads");
     assert_eq!(world.elapsed(), Duration::ZERO, "no delay was waited for");
     let before = world.arrived().len();
@@ -72,8 +72,11 @@ async fn the_leader_that_another_names_is_asked_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn replicas_that_name_one_another_are_not_asked_without_pause() {
-    let (client, world) =
-        Simulated::client(vec![Does::Follows(Some(1)), Does::Follows(Some(0)), Does::Follows(Some(0))]);
+    let (client, world) = SimulatedReplicas::client(vec![
+        Does::Follows(Some(1)),
+        Does::Follows(Some(0)),
+        Does::Follows(Some(0)),
+    ]);
     let error = read(&client).await.expect_err("nobody leads");
     assert!(error.to_string().starts_with("no control replica leads: "), "{error}");
     let rounds = world.elapsed().as_millis() / 200;
@@ -83,14 +86,16 @@ async fn replicas_that_name_one_another_are_not_asked_without_pause() {
 #[tokio::test(start_paused = true)]
 async fn a_read_waits_for_an_election_while_a_majority_answers() {
     let late = |then| Does::Until(4 * SECOND, Box::new((Does::Follows(None), then)));
-    let (client, world) = Simulated::client(vec![Does::Hangs, late(Does::Follows(Some(2))), late(AT_ONCE)]);
+    let (client, world) =
+        SimulatedReplicas::client(vec![Does::Hangs, late(Does::Follows(Some(2))), late(AT_ONCE)]);
     read(&client).await.expect("it leads at last");
     assert!(world.elapsed() < 5 * SECOND, "{:?}", world.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_write_whose_answers_are_lost_is_sent_again_under_the_same_key() {
-    let (client, world) = Simulated::client(vec![Does::Follows(Some(1)), Does::LosesAnswers(3), Does::Hangs]);
+    let (client, world) =
+        SimulatedReplicas::client(vec![Does::Follows(Some(1)), Does::LosesAnswers(3), Does::Hangs]);
     write(&client).await.expect("the fourth answer came");
     let (arrived, to_leader) = (world.arrived(), |arrived: &&Arrived| arrived.replica == 1);
     assert_eq!(arrived.iter().filter(to_leader).count(), 4);
@@ -107,7 +112,7 @@ async fn a_write_is_sent_again_after_what_was_not_done_and_what_may_have_been() 
     for (status, code) in [(503, "control-unavailable"), (504, "outcome-unknown"), (421, "not-leader")] {
         let late = |first| Does::Until(8 * SECOND, Box::new((first, AT_ONCE)));
         let (client, world) =
-            Simulated::client(vec![late(Does::Refuses(status, code)), Does::Hangs, Does::IsDead]);
+            SimulatedReplicas::client(vec![late(Does::Refuses(status, code)), Does::Hangs, Does::IsDead]);
         write(&client).await.expect(code);
         assert_eq!(keys(&world.arrived()).len(), 1, "{code}");
     }
@@ -132,7 +137,7 @@ async fn a_write_that_is_never_answered_says_what_is_known_of_it() {
     ];
     for (replicas, expected) in cases {
         let told = format!("{replicas:?}");
-        let (client, world) = Simulated::client(replicas);
+        let (client, world) = SimulatedReplicas::client(replicas);
         let error = write(&client).await.expect_err(&told);
         assert_eq!(error.code().map(|code| code.as_str()), Some(expected), "{told}");
         assert!(world.elapsed() <= 20 * SECOND, "{told}: {:?}", world.elapsed());
@@ -144,7 +149,7 @@ async fn a_write_that_is_never_answered_says_what_is_known_of_it() {
 /// alone.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_lost_once_is_not_called_undone_for_later_refusals() {
-    let (client, world) = Simulated::client(vec![Does::LosesAnswers(1), Does::IsDead, Does::IsDead]);
+    let (client, world) = SimulatedReplicas::client(vec![Does::LosesAnswers(1), Does::IsDead, Does::IsDead]);
     let writing = tokio::spawn(async move { write(&client).await });
     while world.arrived().is_empty() {
         tokio::task::yield_now().await;
@@ -156,8 +161,11 @@ async fn a_write_that_was_lost_once_is_not_called_undone_for_later_refusals() {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_answers_late_is_waited_for() {
-    let (client, world) =
-        Simulated::client(vec![Does::Leads(7 * SECOND), Does::Follows(Some(0)), Does::Follows(Some(0))]);
+    let (client, world) = SimulatedReplicas::client(vec![
+        Does::Leads(7 * SECOND),
+        Does::Follows(Some(0)),
+        Does::Follows(Some(0)),
+    ]);
     write(&client).await.expect("late");
     let to_leader = world.arrived().iter().filter(|arrived| arrived.replica == 0).count();
     assert_eq!(to_leader, 1, "while it is being asked it is not asked again");
@@ -165,7 +173,7 @@ async fn a_leader_that_answers_late_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn reads_carry_no_key() {
-    let (client, world) = Simulated::client(vec![AT_ONCE]);
+    let (client, world) = SimulatedReplicas::client(vec![AT_ONCE]);
     read(&client).await.expect("read");
     client.query::<_, Value>("/v1/dry-run", &json!({})).await.expect("read");
     assert_eq!(keys(&world.arrived()), BTreeSet::from([None]));

@@ -14,7 +14,7 @@ const FAULTS_MAX: usize = 64;
 
 /// A shard that is wrong, missing or unreachable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Fault {
+pub struct ShardFaultSummary {
     /// `shard-wrong`, `shard-missing` or `store-unreachable`.
     pub code: ErrorCode,
     /// Store that should hold the shard.
@@ -29,7 +29,7 @@ pub struct Fault {
     pub message: String,
 }
 
-impl From<ShardFault> for Fault {
+impl From<ShardFault> for ShardFaultSummary {
     fn from(fault: ShardFault) -> Self {
         let (code, message) = (code_of(fault.kind), fault.to_string());
         let ShardFault { store, object, segment, shard, .. } = fault;
@@ -49,7 +49,7 @@ fn code_of(kind: FaultKind) -> ErrorCode {
 /// Collects faults from any thread.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FaultLog {
-    faults: Arc<Mutex<Vec<Fault>>>,
+    faults: Arc<Mutex<Vec<ShardFaultSummary>>>,
 }
 
 impl FaultLog {
@@ -65,7 +65,7 @@ impl FaultLog {
     }
 
     /// Returns the recorded faults, ordered by segment and shard.
-    fn told(&self) -> Vec<Fault> {
+    fn told(&self) -> Vec<ShardFaultSummary> {
         let mut faults = self.faults.lock().expect("no holder of this lock panics").clone();
         faults.sort_by_key(|fault| (fault.segment, fault.shard));
         faults
@@ -82,7 +82,7 @@ pub struct HealthSummary {
     /// Number of wrong or missing shards and manifest copies.
     pub faults: u64,
     /// The first faulty shards.
-    pub faulty: Vec<Fault>,
+    pub faulty: Vec<ShardFaultSummary>,
     /// Number of further faulty shards, not listed.
     pub faulty_more: u64,
     /// Number of missing or wrong copies of the manifest.

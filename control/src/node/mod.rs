@@ -8,7 +8,7 @@ mod models;
 mod register;
 mod sweep;
 
-pub use health::{Fault, HealthSummary, RepairSummary};
+pub use health::{HealthSummary, RepairSummary, ShardFaultSummary};
 pub use models::{ImportRequest, ImportSummary, ModelAccess, ModelFailure, store_reference};
 pub use register::{SharedKeys, wrap_models_to};
 pub use sweep::SweepSummary;

@@ -25,7 +25,6 @@ use std::time::SystemTime;
 
 /// Parameters of an import.
 pub struct ImportRequest {
-    /// Name of the model.
     pub name: ModelName,
     /// Numbers of data shards (k) and parity shards (m).
     pub erasure: ErasureCode,
@@ -230,18 +229,8 @@ pub struct ModelFailure {
 impl ModelFailure {
     /// Creates a failure from an error and all of its causes.
     pub(super) fn of(code: ErrorCode, error: &dyn std::error::Error) -> Self {
-        Self { code, message: chain(error) }
+        Self { code, message: protocol::error_chain(error) }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 fn bytes_style() -> indicatif::ProgressStyle {

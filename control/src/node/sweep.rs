@@ -7,7 +7,7 @@ use crate::client::ClientError;
 use crate::session::Session;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use model_store::{Store, SweepOptions, SweepProgress, Tally};
+use model_store::{ObjectTotals, Store, SweepOptions, SweepProgress};
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ModelRecord, StoreReference};
@@ -23,9 +23,9 @@ pub struct ObjectCount {
     pub bytes: u64,
 }
 
-impl From<Tally> for ObjectCount {
-    fn from(tally: Tally) -> Self {
-        Self { objects: tally.objects, bytes: tally.bytes }
+impl From<ObjectTotals> for ObjectCount {
+    fn from(totals: ObjectTotals) -> Self {
+        Self { objects: totals.objects, bytes: totals.bytes }
     }
 }
 
@@ -48,7 +48,6 @@ pub struct SweepSummary {
     pub young: ObjectCount,
     /// Garbage: old objects of no registered model.
     pub dead: ObjectCount,
-    /// Objects removed.
     pub removed: ObjectCount,
     /// Files that do not belong to this system; they are never touched.
     pub foreign: ObjectCount,

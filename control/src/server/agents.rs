@@ -3,10 +3,11 @@
 //! Leases rest on the rules of [`scheduler::Observed`]. A leader answers only after its own announcement is
 //! applied, and after a read barrier that began when the request had arrived.
 
-use super::leader::Leadership;
+use super::Server;
+use super::leader::LeaderState;
 use super::logs;
 use super::problem::{Failure, unavailable};
-use super::{Server, wall_clock};
+use crate::machine::wall_clock;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, State};
@@ -188,7 +189,7 @@ impl Server {
         Some(SyncResponse { now, lease_ms: LEASE_MS, governance, desired })
     }
 
-    fn desired(&self, cluster: &Cluster, leadership: &mut Leadership, node: NodeId, now: Millis) -> Desired {
+    fn desired(&self, cluster: &Cluster, leadership: &mut LeaderState, node: NodeId, now: Millis) -> Desired {
         let assignments = scheduler::desired_for(cluster, node)
             .into_iter()
             .map(|part| Assignment {

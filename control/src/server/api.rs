@@ -4,10 +4,11 @@
 //! behaviour all endpoints but the probes and `/v1/replica` answer on the leader, after a read barrier. Other
 //! replicas name the leader.
 
+use super::Server;
 use super::auth::{Proposer, Reader, Submitter};
 use super::idempotency::Key;
 use super::problem::{Failure, accepted, unavailable, unseen};
-use super::{Server, wall_clock};
+use crate::machine::wall_clock;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
@@ -26,8 +27,8 @@ use scheduler::{Action, Actor, Cluster, Observed};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-type Shared = State<Arc<Server>>;
-type Answer<T> = Result<Json<T>, Failure>;
+type ServerState = State<Arc<Server>>;
+type ApiResult<T> = Result<Json<T>, Failure>;
 
 /// Maximum number of audit events or log lines in one response.
 const PAGE_MAX: usize = 500;
@@ -129,7 +130,7 @@ impl Server {
         &self,
         id: &ProposalId,
         shows: impl Fn(&ProposalView) -> bool,
-    ) -> Answer<ProposalView> {
+    ) -> ApiResult<ProposalView> {
         let look = || self.cluster(|cluster| scheduler::proposal_view(cluster, id));
         if let Some(view) = look().filter(&shows) {
             return Ok(Json(view));
@@ -138,7 +139,7 @@ impl Server {
         look().map(Json).ok_or_else(|| unseen("the proposal was decided and is no longer kept"))
     }
 
-    async fn change(&self, caller: Submitter, key: Key, action: Action) -> Answer<Done> {
+    async fn change(&self, caller: Submitter, key: Key, action: Action) -> ApiResult<Done> {
         let token = TokenName::from(caller);
         let key = key.of(&token);
         accepted(self.write(Actor::Token(token), action, key).await?)?;
@@ -148,7 +149,7 @@ impl Server {
 
 /// Genesis and every decision since: enough to recompute the circle and verify every signature.
 #[utoipa::path(get, path = "/v1/history", responses((status = 200, body = History)), tag = "circle")]
-async fn history(_: Reader, _: Leading, State(server): Shared) -> Answer<History> {
+async fn history(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<History> {
     server
         .cluster(|cluster| {
             let genesis = cluster.genesis()?.clone();
@@ -160,7 +161,7 @@ async fn history(_: Reader, _: Leading, State(server): Shared) -> Answer<History
 
 /// Open proposals and those decided most recently.
 #[utoipa::path(get, path = "/v1/proposals", responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
-async fn proposals(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ProposalView>> {
+async fn proposals(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<ProposalView>> {
     Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
 }
 
@@ -170,9 +171,9 @@ async fn proposals(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<
 async fn proposal(
     _: Reader,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     id: Result<Path<ProposalId>, PathRejection>,
-) -> Answer<ProposalView> {
+) -> ApiResult<ProposalView> {
     let Path(id) = id?;
     server
         .cluster(|cluster| scheduler::proposal_view(cluster, &id))
@@ -187,9 +188,9 @@ async fn submit_proposal(
     Proposer(token): Proposer,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     body: Result<Json<SubmitProposal>, JsonRejection>,
-) -> Answer<ProposalView> {
+) -> ApiResult<ProposalView> {
     let Json(SubmitProposal { proposal }) = body?;
     if let Change::Deploy(manifest) = &proposal.change {
         refuse_unused_gpus(manifest)?;
@@ -222,10 +223,10 @@ async fn cast_ballot(
     Proposer(token): Proposer,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     id: Result<Path<ProposalId>, PathRejection>,
     body: Result<Json<SignedBallot>, JsonRejection>,
-) -> Answer<ProposalView> {
+) -> ApiResult<ProposalView> {
     let (Path(id), Json(ballot)) = (id?, body?);
     if ballot.ballot.proposal != id {
         let message = "the ballot is for another proposal than the path names";
@@ -243,9 +244,9 @@ async fn cast_ballot(
 async fn dry_run(
     _: Reader,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     body: Result<Json<DryRunRequest>, JsonRejection>,
-) -> Answer<DryRun> {
+) -> ApiResult<DryRun> {
     let Json(DryRunRequest { manifest }) = body?;
     refuse_unused_gpus(&manifest)?;
     let now = wall_clock();
@@ -255,7 +256,7 @@ async fn dry_run(
 
 /// All services.
 #[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Page<ServiceView>)), tag = "services")]
-async fn services(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ServiceView>> {
+async fn services(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<ServiceView>> {
     let now = wall_clock();
     let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
     Ok(Json(Page { items }))
@@ -267,9 +268,9 @@ async fn services(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<S
 async fn service(
     _: Reader,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     name: Result<Path<ServiceName>, PathRejection>,
-) -> Answer<ServiceView> {
+) -> ApiResult<ServiceView> {
     let (Path(name), now) = (name?, wall_clock());
     let view = server.look(|cluster, observed| scheduler::service_view(cluster, observed, &name, now))?;
     view.map(Json).ok_or_else(|| no_service(&name))
@@ -291,10 +292,10 @@ async fn scale(
     caller: Submitter,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     name: Result<Path<ServiceName>, PathRejection>,
     body: Result<Json<ScaleRequest>, JsonRejection>,
-) -> Answer<Done> {
+) -> ApiResult<Done> {
     let (Path(service), Json(ScaleRequest { replicas })) = (name?, body?);
     server.change(caller, key, Action::Scale { service, replicas }).await
 }
@@ -325,10 +326,10 @@ impl After {
 async fn logs(
     _: Reader,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     name: Result<Path<ServiceName>, PathRejection>,
     query: Result<Query<After>, QueryRejection>,
-) -> Answer<LogPage> {
+) -> ApiResult<LogPage> {
     let (Path(name), after) = (name?, query?.sequence()?);
     if server.cluster(|cluster| !cluster.services().contains_key(&name)) {
         return Err(no_service(&name));
@@ -341,21 +342,21 @@ async fn logs(
 
 /// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
-async fn nodes(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<NodeView>> {
+async fn nodes(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<NodeView>> {
     let now = wall_clock();
     Ok(Json(Page { items: server.look(|cluster, observed| scheduler::node_views(cluster, observed, now))? }))
 }
 
 /// Nodes that ask to be admitted.
 #[utoipa::path(get, path = "/v1/pending-nodes", responses((status = 200, body = Page<PendingNode>)), tag = "nodes")]
-async fn pending_nodes(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<PendingNode>> {
+async fn pending_nodes(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<PendingNode>> {
     let items = server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect());
     Ok(Json(Page { items }))
 }
 
 /// Registered models.
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = Page<ModelRecord>)), tag = "models")]
-async fn models(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<ModelRecord>> {
+async fn models(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<ModelRecord>> {
     Ok(Json(Page { items: server.cluster(|cluster| cluster.models().values().cloned().collect()) }))
 }
 
@@ -369,9 +370,9 @@ async fn register_model(
     caller: Submitter,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     body: Result<Json<RegisterModel>, JsonRejection>,
-) -> Answer<Done> {
+) -> ApiResult<Done> {
     let Json(RegisterModel { record, wraps }) = body?;
     server.change(caller, key, Action::RegisterModel { record: Box::new(record), wraps }).await
 }
@@ -383,9 +384,9 @@ async fn forget_model(
     caller: Submitter,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     root: Result<Path<ModelRoot>, PathRejection>,
-) -> Answer<Done> {
+) -> ApiResult<Done> {
     let Path(root) = root?;
     server.change(caller, key, Action::ForgetModel(root)).await
 }
@@ -396,9 +397,9 @@ async fn forget_model(
 async fn wraps(
     _: Submitter,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     root: Result<Path<ModelRoot>, PathRejection>,
-) -> Answer<ModelWraps> {
+) -> ApiResult<ModelWraps> {
     let Path(root) = root?;
     Ok(Json(ModelWraps { root, wraps: server.cluster(|cluster| cluster.wraps(&root)) }))
 }
@@ -410,10 +411,10 @@ async fn put_wraps(
     caller: Submitter,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     root: Result<Path<ModelRoot>, PathRejection>,
     body: Result<Json<PutWraps>, JsonRejection>,
-) -> Answer<Done> {
+) -> ApiResult<Done> {
     let (Path(root), Json(PutWraps { wraps })) = (root?, body?);
     if wraps.iter().any(|wrap: &KeyWrap| wrap.root != root) {
         return Err(Failure::new(error_code::REQUEST_INVALID, "a wrap is of another model's key").at("wraps"));
@@ -423,7 +424,7 @@ async fn put_wraps(
 
 /// Inference keys, without their hashes.
 #[utoipa::path(get, path = "/v1/keys", responses((status = 200, body = Page<KeyView>)), tag = "keys")]
-async fn keys(_: Reader, _: Leading, State(server): Shared) -> Answer<Page<KeyView>> {
+async fn keys(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<KeyView>> {
     let view =
         |key: &ApiKey| KeyView { name: key.name.clone(), requests_per_minute: key.requests_per_minute };
     Ok(Json(Page { items: server.cluster(|cluster| cluster.api_keys().values().map(view).collect()) }))
@@ -435,9 +436,9 @@ async fn create_key(
     caller: Submitter,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     body: Result<Json<CreateKey>, JsonRejection>,
-) -> Answer<Done> {
+) -> ApiResult<Done> {
     let Json(CreateKey { name, hash, requests_per_minute }) = body?;
     server.change(caller, key, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute })).await
 }
@@ -449,9 +450,9 @@ async fn revoke_key(
     caller: Submitter,
     key: Key,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     name: Result<Path<TokenName>, PathRejection>,
-) -> Answer<Done> {
+) -> ApiResult<Done> {
     let Path(name) = name?;
     server.change(caller, key, Action::RevokeApiKey(name)).await
 }
@@ -477,9 +478,9 @@ struct Events {
 async fn events(
     _: Reader,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     query: Result<Query<Events>, QueryRejection>,
-) -> Answer<Page<AuditEvent>> {
+) -> ApiResult<Page<AuditEvent>> {
     let Query(Events { after, before }) = query?;
     let sequence = |name: &str, number: Option<i64>| {
         let refuse = |_| {
@@ -508,7 +509,7 @@ fn choose_events<'a>(
 
 /// The problems of the cluster, each with the next command.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
-async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> {
+async fn status(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Status> {
     let now = wall_clock();
     let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
     Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
@@ -516,7 +517,7 @@ async fn status(_: Reader, _: Leading, State(server): Shared) -> Answer<Status> 
 
 /// The control replicas as this one sees them. Every replica answers, including those that do not lead.
 #[utoipa::path(get, path = "/v1/replica", responses((status = 200, body = ReplicaView)), tag = "status")]
-async fn replica(_: Reader, State(server): Shared) -> Json<ReplicaView> {
+async fn replica(_: Reader, State(server): ServerState) -> Json<ReplicaView> {
     let status = server.handle.status();
     let silent = server.peers.silent();
     let view = |replica: &ControlReplica| PeerView {
@@ -538,9 +539,9 @@ async fn replica(_: Reader, State(server): Shared) -> Json<ReplicaView> {
 async fn why(
     _: Reader,
     _: Leading,
-    State(server): Shared,
+    State(server): ServerState,
     subject: Result<Path<String>, PathRejection>,
-) -> Answer<Why> {
+) -> ApiResult<Why> {
     let (Path(subject), now) = (subject?, wall_clock());
     let question: scheduler::Question = subject
         .parse()

@@ -66,7 +66,7 @@ fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenN
             .at("header Authorization"));
     };
     if !token.scopes.contains(&scope) {
-        let message = format!("token `{}` lacks the scope `{scope:?}`", token.name).to_lowercase();
+        let message = format!("token `{}` lacks the scope `{scope}`", token.name);
         return Err(Failure::new(error_code::TOKEN_SCOPE_MISSING, message));
     }
     Ok(token.name)

@@ -35,7 +35,7 @@ pub(super) enum Lane {
 /// Pool of this replica's sessions.
 #[derive(Debug)]
 pub(super) struct Desk {
-    free: Mutex<Vec<Session>>,
+    free: Mutex<Vec<PooledSession>>,
     reserved: Semaphore,
     places: Semaphore,
     waiting: Semaphore,
@@ -43,7 +43,7 @@ pub(super) struct Desk {
 
 /// A session and the sequence number of its last command.
 #[derive(Debug, Clone, Copy)]
-struct Session {
+struct PooledSession {
     id: SessionId,
     sequence: u64,
 }
@@ -56,7 +56,7 @@ impl Default for Desk {
 }
 
 impl Desk {
-    fn lock(&self) -> MutexGuard<'_, Vec<Session>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<PooledSession>> {
         self.free.lock().expect("no holder of this lock panics")
     }
 
@@ -88,7 +88,7 @@ impl Desk {
 /// it.
 struct Borrowed<'a> {
     desk: &'a Desk,
-    session: Option<Session>,
+    session: Option<PooledSession>,
 }
 
 impl Drop for Borrowed<'_> {
@@ -124,7 +124,7 @@ impl Server {
                 ProposeError::OutcomeUnknown => ProposeError::NoLeader,
                 other => other,
             })?;
-            borrowed.session = Some(Session { id, sequence: 0 });
+            borrowed.session = Some(PooledSession { id, sequence: 0 });
         }
         let session = borrowed.session.as_mut().expect("it was just opened");
         session.sequence += 1;

@@ -3,7 +3,8 @@
 //! The loop is level-triggered: every round compares the cluster with the nodes' latest reports. The next
 //! round makes up for a lost one, and a stale plan is rejected by its generation.
 
-use super::{Server, wall_clock};
+use super::Server;
+use crate::machine::wall_clock;
 use overlay::CancellationToken;
 use protocol::Millis;
 use protocol::gateway::RouteTable;
@@ -15,7 +16,7 @@ use std::time::Duration;
 const ROUND: Duration = Duration::from_millis(100);
 
 /// State that a replica has only while it leads.
-pub(crate) struct Leadership {
+pub(crate) struct LeaderState {
     /// Raft term in which the replica leads.
     pub(crate) term: u64,
     /// The leader's view of the nodes.
@@ -74,7 +75,7 @@ async fn begin(server: &Server, term: u64) -> bool {
     let replica = server.id;
     match server.command(Actor::Scheduler, Action::Lead { replica }).await {
         Ok(Reply::Leads { .. }) => {
-            server.set_leadership(Leadership {
+            server.set_leadership(LeaderState {
                 term,
                 observed: Observed::new(wall_clock()),
                 routes: RouteTable::default(),
@@ -108,20 +109,20 @@ impl Server {
     /// Until this replica has announced itself in the term, it answers no agent. A plan of an earlier leader
     /// could still arrive and move a slot whose lease was just renewed. After another leader is elected, a
     /// lease granted here would outlive that leader's waiting time.
-    pub(crate) fn confirmed<'a>(&self, held: &'a mut Option<Leadership>) -> Option<&'a mut Leadership> {
+    pub(crate) fn confirmed<'a>(&self, held: &'a mut Option<LeaderState>) -> Option<&'a mut LeaderState> {
         let status = self.handle.status();
         held.as_mut().filter(|held| status.role == consensus::Role::Leader && status.term == held.term)
     }
 
-    fn set_leadership(&self, leadership: Leadership) {
+    fn set_leadership(&self, leadership: LeaderState) {
         *self.lock_leadership() = Some(leadership);
     }
 
-    fn take_leadership(&self) -> Option<Leadership> {
+    fn take_leadership(&self) -> Option<LeaderState> {
         self.lock_leadership().take()
     }
 
-    pub(crate) fn lock_leadership(&self) -> std::sync::MutexGuard<'_, Option<Leadership>> {
+    pub(crate) fn lock_leadership(&self) -> std::sync::MutexGuard<'_, Option<LeaderState>> {
         self.leadership.lock().expect("no holder of this lock panics")
     }
 

@@ -1,6 +1,7 @@
 //! Monitoring of a control replica: health probes and Prometheus metrics, free of secrets.
 
-use super::{Server, wall_clock};
+use super::Server;
+use crate::machine::wall_clock;
 use axum::extract::State;
 use axum::http::StatusCode;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};

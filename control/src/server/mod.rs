@@ -27,17 +27,16 @@ pub use openapi::document as openapi_document;
 
 use anyhow::{Context as _, Result};
 use commands::Lane;
-use leader::Leadership;
+use leader::LeaderState;
 use logs::Logs;
-use overlay::people::{Certificate, KeyExchanges};
+use overlay::people::{KeyExchanges, ServerCertificate};
 use overlay::{CancellationToken, Identity, Limits, PeerPolicy, open_files};
 use protocol::governance::SignedGenesis;
-use protocol::{Millis, ReplicaId, canonical};
+use protocol::{ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Reply};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Number of open files beside the listeners' connections: the log, connections to other replicas, the
@@ -56,10 +55,9 @@ pub struct ServerConfig {
     pub genesis: SignedGenesis,
     /// Listener for agents and other replicas.
     pub overlay: TcpListener,
-    /// Listener for the API.
     pub api: TcpListener,
     /// TLS certificate of the API; none serves plain HTTP, on loopback only.
-    pub certificate: Option<Certificate>,
+    pub certificate: Option<ServerCertificate>,
 }
 
 /// A running replica, shared by all request handlers.
@@ -68,10 +66,10 @@ pub(crate) struct Server {
     identity: Identity,
     genesis: SignedGenesis,
     handle: consensus::Handle<ClusterMachine>,
-    leadership: Mutex<Option<Leadership>>,
+    leadership: Mutex<Option<LeaderState>>,
     logs: Mutex<Logs>,
     key_exchanges: Arc<KeyExchanges>,
-    peers: peers::Peers,
+    peers: peers::PeerHealth,
     unadmitted: unadmitted::UnadmittedPeers,
     desk: commands::Desk,
     metrics: metrics::ServerMetrics,
@@ -89,7 +87,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let server = Arc::new(Server {
         id: config.id,
         identity: config.identity.clone(),
-        peers: peers::Peers::new(&config.identity, &config.genesis.genesis)?,
+        peers: peers::PeerHealth::new(&config.identity, &config.genesis.genesis)?,
         genesis: config.genesis,
         handle,
         leadership: Mutex::new(None),
@@ -163,7 +161,7 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     let mut peers = BTreeMap::new();
     for replica in &config.genesis.genesis.control {
         let address = replica.address.parse().with_context(|| format!("address `{}`", replica.address))?;
-        peers.insert(replica.id.0, consensus::Peer { address, key: replica.key });
+        peers.insert(replica.id.0, consensus::ReplicaAddress { address, key: replica.key });
     }
     // Replica numbers are the same in every circle, and keys may be: the circle's id distinguishes logs and
     // peers.
@@ -185,20 +183,6 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     Ok(replica)
 }
 
-/// Returns the wall clock as of the first call in this process, advanced by the monotonic clock.
-///
-/// The leader judges leases by this clock. If a clock set forward took effect, leases would end here while
-/// nodes still count on them. Therefore a machine whose clock was wrong at start and was corrected since
-/// needs its processes restarted.
-pub fn wall_clock() -> Millis {
-    static BEGAN: std::sync::OnceLock<(std::time::Instant, Duration)> = std::sync::OnceLock::new();
-    let (began, wall) = BEGAN.get_or_init(|| {
-        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        (std::time::Instant::now(), wall.unwrap_or_default())
-    });
-    Millis(u64::try_from((*wall + began.elapsed()).as_millis()).unwrap_or(u64::MAX))
-}
-
 impl Server {
     /// Executes a command exactly once, and returns the reply of the state machine.
     pub(crate) async fn command(&self, actor: Actor, action: Action) -> Result<Reply, problem::Failure> {
@@ -216,7 +200,7 @@ impl Server {
             Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Tick => Lane::Leader,
             _ => Lane::Clients,
         };
-        let command = Command { now: wall_clock(), actor, action, idempotency };
+        let command = Command { now: crate::machine::wall_clock(), actor, action, idempotency };
         let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
         canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unseen)
     }

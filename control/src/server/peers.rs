@@ -22,13 +22,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 const PATH: &str = "/control/v1/alive";
 
 /// The other replicas and their reachability.
-pub(crate) struct Peers {
+pub(crate) struct PeerHealth {
     clients: Vec<(ReplicaId, Client)>,
     /// Replicas that did not answer in the last round; none before the first round.
     silent: Mutex<Option<Vec<ReplicaId>>>,
 }
 
-impl Peers {
+impl PeerHealth {
     pub(crate) fn new(identity: &Identity, genesis: &Genesis) -> Result<Self, NotAnAddress> {
         let limits = Limits { request: ANSWER_LIMIT, ..Limits::default() };
         let others = genesis.control.iter().filter(|replica| replica.key != identity.public_key());

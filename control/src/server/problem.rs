@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use consensus::{ProposeError, ReadError};
+use consensus::{LinearizableReadError, ProposeError};
 use protocol::api::{LEADER_HEADER, Problem};
 use protocol::error_code::{self, ErrorCode};
 use scheduler::{Refusal, Reply};
@@ -121,8 +121,8 @@ impl From<ProposeError> for Failure {
     }
 }
 
-impl From<ReadError> for Failure {
-    fn from(error: ReadError) -> Self {
+impl From<LinearizableReadError> for Failure {
+    fn from(error: LinearizableReadError) -> Self {
         Self::new(error.code(), error.to_string()).remedy(ASK_AGAIN)
     }
 }

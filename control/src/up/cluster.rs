@@ -34,7 +34,7 @@ const STANDS_AFTER: Duration = Duration::from_secs(30);
 
 /// A cluster of real processes on this machine. The demonstration and the supervisor share it on the main
 /// thread.
-pub struct Cluster {
+pub struct LocalCluster {
     /// Directory layout of the cluster.
     pub layout: Layout,
     ports: Ports,
@@ -44,7 +44,7 @@ pub struct Cluster {
     pub founded_now: bool,
 }
 
-impl Cluster {
+impl LocalCluster {
     /// Founds the circle on the first run, starts every daemon, and waits until all nodes are alive.
     ///
     /// # Errors

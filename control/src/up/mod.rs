@@ -14,7 +14,7 @@ mod ports;
 mod process;
 mod story;
 
-pub use cluster::Cluster;
+pub use cluster::LocalCluster;
 pub use layout::Layout;
 pub use process::die_with_parent;
 
@@ -69,7 +69,7 @@ pub struct UpArguments {
 pub async fn run(arguments: UpArguments) -> Result<()> {
     let began = Instant::now();
     let layout = Layout::claim(&arguments.dir, arguments.fresh)?;
-    let cluster = Cluster::start(layout, arguments.simulate_gpus.as_deref()).await?;
+    let cluster = LocalCluster::start(layout, arguments.simulate_gpus.as_deref()).await?;
     let outcome = tokio::select! {
         outcome = live(&cluster, &arguments, began) => outcome,
         failed = cluster.keep_alive() => failed,
@@ -82,7 +82,7 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
     outcome
 }
 
-async fn live(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+async fn live(cluster: &LocalCluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     story::finish_earlier_run(cluster, began).await?;
     // The printed commands use the key, so it must exist in every mode.
     story::make_api_key(cluster).await?;

@@ -3,15 +3,15 @@
 
 use super::admin::{Handed, verdict};
 use super::chain::{Chain, RefusedBundle};
-use super::control_client::{ControlClient, Outcome};
-use super::core::{Action, Judge, NodeFacts, OrderBook, Refusal, SlotKey, View, reconcile};
+use super::control_client::{AgentControlClient, RequestOutcome};
+use super::core::{NodeFacts, OrderBook, OrderRefusal, OrderVerifier, SlotAction, SlotKey, View, reconcile};
 use super::gateway::GatewayStatus;
 use super::lease::Lease;
 use super::models::Supplies;
 use super::node::Node;
 use super::orders::OrderFile;
 use super::prometheus::{GatewayNumbers, Numbers};
-use super::slot::{self, Command, SlotEnded, SlotHandle};
+use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
 use super::status::{plain_report, refused_report};
 use crate::launcher::Running;
 use overlay::CancellationToken;
@@ -52,13 +52,13 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A request in flight, with the items to put back if it does not arrive.
 struct InFlight {
-    exchange: Pin<Box<dyn Future<Output = Outcome<SyncResponse>> + Send>>,
+    exchange: Pin<Box<dyn Future<Output = RequestOutcome<SyncResponse>> + Send>>,
     lines: Vec<WorkerLine>,
     farewells: BTreeSet<(SlotKey, Fence)>,
 }
 
 /// Refused orders, by slot.
-type Refusals = BTreeMap<SlotKey, (Fence, Refusal)>;
+type Refusals = BTreeMap<SlotKey, (Fence, OrderRefusal)>;
 
 /// Changes that one reconciliation made to the order book.
 #[derive(Debug, Default)]
@@ -76,7 +76,7 @@ impl Noted {
 
 /// Counters exported as metrics.
 #[derive(Debug, Default)]
-struct Counts {
+struct AgentCounters {
     syncs: u64,
     sync_failures: u64,
     bundles_refused: u64,
@@ -84,9 +84,9 @@ struct Counts {
 }
 
 /// State owned by the main loop.
-pub(super) struct Actor {
+pub(super) struct AgentActor {
     pub(super) node: Arc<Node>,
-    pub(super) control: Arc<ControlClient>,
+    pub(super) control: Arc<AgentControlClient>,
     pub(super) chain: Chain,
     pub(super) orders: OrderFile,
     pub(super) book: OrderBook,
@@ -108,20 +108,20 @@ pub(super) struct Volatile {
     desired: Option<Desired>,
     desired_digest: Option<Digest>,
     chain_complete: bool,
-    refused_bundles: BTreeMap<Digest, Refusal>,
+    refused_bundles: BTreeMap<Digest, OrderRefusal>,
     refusals: Refusals,
     /// Released slots that have not been reported to control yet.
     farewells: BTreeSet<(SlotKey, Fence)>,
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
     unwritten: BTreeMap<SlotKey, (Fence, String)>,
-    counts: Counts,
+    counts: AgentCounters,
     complained_at: BTreeMap<&'static str, Instant>,
     answered_at: Option<Instant>,
     /// Time since which no replica has answered.
     unanswered_since: Option<Instant>,
 }
 
-impl Actor {
+impl AgentActor {
     /// Runs until `shutdown`, then ends the slots in an orderly way.
     pub(super) async fn run(mut self, mut handed: mpsc::Receiver<Handed>, shutdown: CancellationToken) {
         let mut in_flight: Option<InFlight> = None;
@@ -167,13 +167,13 @@ impl Actor {
         self.state.answered_at.is_some_and(|at| at.elapsed() < limit)
     }
 
-    fn with_judge<R>(&self, judge: impl FnOnce(Judge<'_>) -> R) -> R {
+    fn with_judge<R>(&self, judge: impl FnOnce(OrderVerifier<'_>) -> R) -> R {
         let facts = NodeFacts {
             id: self.node.id(),
             isolation: self.node.launcher.isolation().level,
             gpus: self.node.resources.gpus(&*self.node.device).iter().map(|gpu| gpu.index).collect(),
         };
-        judge(Judge {
+        judge(OrderVerifier {
             circle: self.chain.state(),
             history: self.chain.history(),
             facts: &facts,
@@ -232,9 +232,9 @@ impl Actor {
     }
 
     /// Processes the outcome of a request. Returns the delay before the next one.
-    async fn synced(&mut self, sent: InFlight, outcome: Outcome<SyncResponse>) -> Duration {
+    async fn synced(&mut self, sent: InFlight, outcome: RequestOutcome<SyncResponse>) -> Duration {
         match outcome {
-            Outcome::Answered(response, sent_boottime_ms) => {
+            RequestOutcome::Answered(response, sent_boottime_ms) => {
                 self.state.counts.syncs += 1;
                 self.state.answered_at = Some(Instant::now());
                 self.state.unanswered_since = None;
@@ -244,12 +244,12 @@ impl Actor {
                 self.absorb(*response, sent_boottime_ms);
                 Duration::ZERO
             }
-            Outcome::NotAdmitted => {
+            RequestOutcome::NotAdmitted => {
                 self.node.logs.put_back(sent.lines);
                 self.enrol().await;
                 ENROL_INTERVAL
             }
-            Outcome::Failed(reasons) => {
+            RequestOutcome::Failed(reasons) => {
                 self.node.logs.put_back(sent.lines);
                 self.state.counts.sync_failures += 1;
                 // An election or a restart takes less than a lease and is not reported.
@@ -356,28 +356,30 @@ impl Actor {
     }
 
     /// Carries out one action, or records it in the book, where it does not count until it is persisted.
-    fn perform(&mut self, action: Action, known: &Refusals, noted: &mut Noted) {
+    fn perform(&mut self, action: SlotAction, known: &Refusals, noted: &mut Noted) {
         let fence_of =
             |book: &OrderBook, key: &SlotKey| book.held(key).map(|held| held.order.signed.order.fence);
         match action {
-            Action::Accept { signed, grant } => {
+            SlotAction::Accept { signed, grant } => {
                 noted.accepted.push((SlotKey::of(&signed.order), signed.order.fence));
                 let now = self.node.clock.wall();
                 self.book.accept(*signed, *grant, self.chain.state().length(), now);
             }
-            Action::Start { key } => self.start_slot(key, None),
-            Action::Drain { key, reason } => self.tell(&key, Command::Drain, &reason),
-            Action::End { key, reason } => self.tell(&key, Command::End { grace_ms: END_GRACE_MS }, &reason),
-            Action::Release { key, reason } => {
+            SlotAction::Start { key } => self.start_slot(key, None),
+            SlotAction::Drain { key, reason } => self.tell(&key, SlotCommand::Drain, &reason),
+            SlotAction::End { key, reason } => {
+                self.tell(&key, SlotCommand::End { grace_ms: END_GRACE_MS }, &reason);
+            }
+            SlotAction::Release { key, reason } => {
                 tracing::info!(slot = %key, reason, "slot released");
                 self.book.release(&key);
                 noted.released = true;
             }
-            Action::Forget { key } => {
+            SlotAction::Forget { key } => {
                 noted.forgotten.extend(fence_of(&self.book, &key).map(|fence| (key.clone(), fence)));
                 self.book.forget(&key);
             }
-            Action::Refuse { key, fence, refusal } => {
+            SlotAction::Refuse { key, fence, refusal } => {
                 let order = (fence, refusal);
                 if known.get(&key) != Some(&order) {
                     let refusal = &order.1;
@@ -406,7 +408,7 @@ impl Actor {
         })
     }
 
-    fn tell(&self, key: &SlotKey, command: Command, reason: &str) {
+    fn tell(&self, key: &SlotKey, command: SlotCommand, reason: &str) {
         if let Some(slot) = self.slots.get(key)
             && slot.command(command)
         {
@@ -456,7 +458,7 @@ impl Actor {
     async fn enrol(&mut self) {
         let request = EnrolRequest { admission: self.admission.clone() };
         match self.control.enrol(&request).await {
-            Outcome::Answered(answer, _) => {
+            RequestOutcome::Answered(answer, _) => {
                 let EnrolResponse { admitted, genesis } = *answer;
                 if human_chain::circle_id(&genesis.genesis) != self.circle {
                     self.complain("admission", "control belongs to another circle than the pinned one");
@@ -467,10 +469,12 @@ impl Actor {
                     );
                 }
             }
-            Outcome::NotAdmitted => {
+            RequestOutcome::NotAdmitted => {
                 self.complain("admission", "control does not let this node ask for admission")
             }
-            Outcome::Failed(reasons) => self.complain("admission", &format!("ask for admission: {reasons}")),
+            RequestOutcome::Failed(reasons) => {
+                self.complain("admission", &format!("ask for admission: {reasons}"));
+            }
         }
     }
 
@@ -512,7 +516,7 @@ impl Actor {
     /// control still names them.
     async fn end_slots(&mut self) {
         for slot in self.slots.values() {
-            slot.command(Command::End { grace_ms: SHUTDOWN_GRACE_MS });
+            slot.command(SlotCommand::End { grace_ms: SHUTDOWN_GRACE_MS });
         }
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN_LIMIT, all).await.is_err() {
@@ -521,7 +525,7 @@ impl Actor {
     }
 }
 
-async fn exchange(in_flight: &mut Option<InFlight>) -> Outcome<SyncResponse> {
+async fn exchange(in_flight: &mut Option<InFlight>) -> RequestOutcome<SyncResponse> {
     match in_flight {
         Some(sent) => sent.exchange.as_mut().await,
         None => std::future::pending().await,

@@ -1,7 +1,7 @@
 //! The agent's admin socket: an operator submits an order and gets the verdict on it. Orders submitted here
 //! are verified but never executed, so the socket grants no authority.
 
-use super::core::Refusal;
+use super::core::OrderRefusal;
 use overlay::CancellationToken;
 use overlay::descriptors::{FrameError, channel};
 use protocol::agent_state::{HandOrder, Verdict};
@@ -30,7 +30,7 @@ pub(super) struct Handed {
 }
 
 /// Converts the result of a verification to the answer.
-pub(super) fn verdict(judged: Result<(), Refusal>) -> Verdict {
+pub(super) fn verdict(judged: Result<(), OrderRefusal>) -> Verdict {
     match judged {
         Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
         Err(refusal) => Verdict { accepted: false, code: Some(refusal.code), message: refusal.message },

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 /// Pauses between attempts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Backoff {
+pub(super) struct ExponentialBackoff {
     /// Pause after the first failure.
     pub(super) first: Duration,
     /// Upper bound of the pause.
     pub(super) most: Duration,
 }
 
-impl Backoff {
+impl ExponentialBackoff {
     /// Returns the pause after this many consecutive failures; zero if there were none.
     pub(super) fn pause(self, failures: u32) -> Duration {
         let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
@@ -25,7 +25,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
+    const BACKOFF: ExponentialBackoff =
+        ExponentialBackoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
 
     #[test]
     fn a_pause_doubles_up_to_its_bound() {

@@ -1,7 +1,7 @@
 //! Client of the control replicas: it asks the leader if known, any replica otherwise. A follower's answer
 //! names the leader.
 
-use super::error::{AgentError, chain_of};
+use super::error::AgentError;
 use crate::clock::Clock;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
@@ -51,16 +51,16 @@ pub struct ControlCall {
 
 /// The control replicas of one circle.
 #[derive(Debug)]
-pub(super) struct ControlClient {
+pub(super) struct AgentControlClient {
     node: NodeId,
     clock: Clock,
-    replicas: Vec<Replica>,
+    replicas: Vec<ReplicaLink>,
     /// Index of the replica to ask first.
     preferred: AtomicUsize,
 }
 
 #[derive(Debug)]
-struct Replica {
+struct ReplicaLink {
     key: PublicKey,
     address: String,
     way: Way,
@@ -74,7 +74,7 @@ enum Way {
 
 /// Outcome of a request.
 #[derive(Debug)]
-pub(super) enum Outcome<T> {
+pub(super) enum RequestOutcome<T> {
     /// An answer, and the boot clock just before the request was sent.
     Answered(Box<T>, u64),
     /// Control reports that no certificate admits this node.
@@ -83,7 +83,7 @@ pub(super) enum Outcome<T> {
     Failed(String),
 }
 
-impl ControlClient {
+impl AgentControlClient {
     pub(super) fn new(
         link: ControlLink,
         identity: &Identity,
@@ -101,7 +101,7 @@ impl ControlClient {
             let message = format!("{} ways to {} control replicas", ways.len(), replicas.len());
             return Err(AgentError::Configuration(message));
         }
-        let replica = |(replica, way): (&ControlReplica, Way)| Replica {
+        let replica = |(replica, way): (&ControlReplica, Way)| ReplicaLink {
             key: replica.key,
             address: replica.address.clone(),
             way,
@@ -112,17 +112,17 @@ impl ControlClient {
     }
 
     /// Reports this node's state and requests its desired state.
-    pub(super) async fn sync(&self, request: &SyncRequest) -> Outcome<SyncResponse> {
+    pub(super) async fn sync(&self, request: &SyncRequest) -> RequestOutcome<SyncResponse> {
         self.ask("/agent/v1/sync", canonical::to_bytes(request).into(), SYNC_BYTES_MAX).await
     }
 
     /// Requests admission.
-    pub(super) async fn enrol(&self, request: &EnrolRequest) -> Outcome<EnrolResponse> {
+    pub(super) async fn enrol(&self, request: &EnrolRequest) -> RequestOutcome<EnrolResponse> {
         self.ask("/agent/v1/enrol", canonical::to_bytes(request).into(), GENESIS_BYTES_MAX + 64).await
     }
 
     /// Asks the preferred replica, then the leader that it names, then the others; each at most once.
-    async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> Outcome<T>
+    async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> RequestOutcome<T>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
     {
@@ -140,11 +140,13 @@ impl ControlClient {
                     StatusCode::OK => match canonical::from_bytes(response.body(), limit) {
                         Ok(answer) => {
                             self.preferred.store(index, Ordering::Relaxed);
-                            return Outcome::Answered(Box::new(answer), sent_at);
+                            return RequestOutcome::Answered(Box::new(answer), sent_at);
                         }
                         Err(error) => reasons.push(format!("{}: {error}", replica.address)),
                     },
-                    StatusCode::FORBIDDEN if is_not_admitted(&response) => return Outcome::NotAdmitted,
+                    StatusCode::FORBIDDEN if is_not_admitted(&response) => {
+                        return RequestOutcome::NotAdmitted;
+                    }
                     StatusCode::MISDIRECTED_REQUEST => {
                         next = self.leader_named(&response).filter(|leader| !tried[*leader]);
                         reasons.push(format!("{}: does not lead", replica.address));
@@ -160,7 +162,7 @@ impl ControlClient {
                     // The next request starts with another replica, so that one bad replica does not delay
                     // each.
                     self.preferred.store(index, Ordering::Relaxed);
-                    return Outcome::Failed(reasons.join("; "));
+                    return RequestOutcome::Failed(reasons.join("; "));
                 }
             }
         }
@@ -168,7 +170,7 @@ impl ControlClient {
 
     async fn exchange(
         &self,
-        replica: &Replica,
+        replica: &ReplicaLink,
         path: &'static str,
         body: Bytes,
     ) -> Result<Response<Bytes>, String> {
@@ -179,7 +181,7 @@ impl ControlClient {
                     .header(header::CONTENT_TYPE, "application/cbor")
                     .body(body)
                     .expect("a literal path is valid");
-                client.request(request).await.map_err(|error| failed(&chain_of(&error)))
+                client.request(request).await.map_err(|error| failed(&protocol::error_chain(&error)))
             }
             Way::InProcess(calls) => {
                 let (answer, response) = oneshot::channel();

@@ -79,14 +79,3 @@ impl AgentError {
         move |source| Self::File { action, path, source }
     }
 }
-
-/// Returns an error and all of its causes in one line.
-pub(super) fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}

@@ -5,7 +5,7 @@
 //! parent dies, and to the kernel that parent is the starting thread.
 
 use super::admin::short_path;
-use super::backoff::Backoff;
+use super::backoff::ExponentialBackoff;
 use super::config::GatewayConfig;
 use super::error::AgentError;
 use nix::sys::signal::{Signal, kill};
@@ -33,7 +33,8 @@ const FIRST_SOCKET: RawFd = 3;
 /// Lowest descriptor number of the sockets' copies, so that none collides with those that the child uses.
 const COPIES_FROM: RawFd = 64;
 /// Backoff before a gateway that ended is restarted.
-const AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
+const AGAIN: ExponentialBackoff =
+    ExponentialBackoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 /// Uptime after which a gateway counts as healthy and its backoff is reset.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 /// Interval at which the thread polls the child and the stop request.

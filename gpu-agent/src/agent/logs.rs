@@ -23,12 +23,12 @@ struct Queue {
     lines: VecDeque<WorkerLine>,
     /// Sequence number of the newest line.
     sequence: u64,
-    dropped: BTreeMap<SlotKey, Dropped>,
+    dropped: BTreeMap<SlotKey, DroppedLines>,
 }
 
 /// Lines of a slot dropped since the queue was last taken.
 #[derive(Debug, Default)]
-struct Dropped {
+struct DroppedLines {
     lines: u64,
     /// Sequence number and time of the newest dropped line. The notice takes its position.
     last: Option<(u64, Millis)>,
@@ -51,7 +51,7 @@ impl LogQueue {
     pub(super) fn take(&self) -> Vec<WorkerLine> {
         let mut queue = self.lock();
         let dropped = std::mem::take(&mut queue.dropped).into_iter();
-        let notices = dropped.filter_map(|(key, Dropped { lines, last })| {
+        let notices = dropped.filter_map(|(key, DroppedLines { lines, last })| {
             let (sequence, at) = last?;
             let text = format!("[{lines} lines were dropped here]");
             Some(WorkerLine { service: key.service, slot: key.slot, sequence, at, text })

@@ -1,8 +1,7 @@
 //! Models in this node's memory: one copy of each, shared by all slots that use it. Its bytes are verified
 //! against the root that the circle approved, and the copy is freed with its last user.
 
-use super::core::Refusal;
-use super::error::chain_of;
+use super::core::OrderRefusal;
 use crate::sandbox::MemoryFile;
 use model_store::{
     Context, Destination, EncryptionSecret, FaultSink, ModelKey, Pool, ReadError, Reader, ShardFault, Store,
@@ -47,7 +46,7 @@ pub(super) struct Models {
     pool: Arc<Pool>,
     context: Context,
     secret: EncryptionSecret,
-    loaded: Mutex<BTreeMap<ModelRoot, Arc<tokio::sync::Mutex<Weak<Model>>>>>,
+    loaded: Mutex<BTreeMap<ModelRoot, Arc<tokio::sync::Mutex<Weak<LoadedModel>>>>>,
     faults: Arc<AtomicU64>,
 }
 
@@ -62,30 +61,30 @@ pub(super) enum Fill {
 
 /// A model in memory.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(super) struct LoadedModel {
     manifest: Arc<ModelManifest>,
-    memory: Arc<Memory>,
+    memory: Arc<ModelMemory>,
     fill: watch::Receiver<Fill>,
     filling: AbortHandle,
 }
 
 /// The two files that workers map.
 #[derive(Debug)]
-struct Memory {
+struct ModelMemory {
     weights: MemoryFile,
     /// One byte per segment.
     progress: MemoryFile,
     verified: AtomicU64,
 }
 
-impl Destination for Memory {
+impl Destination for ModelMemory {
     fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
         let offset = usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.weights.lend(offset, length, write)
     }
 }
 
-impl Memory {
+impl ModelMemory {
     fn create(manifest: &ModelManifest) -> io::Result<Self> {
         let bytes = usize::try_from(manifest.map_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         // An empty file cannot be mapped, but a model of empty files is valid.
@@ -133,7 +132,11 @@ impl Models {
     ///
     /// # Errors
     /// If the load cannot start: no reachable manifest, no key, or no memory.
-    pub(super) async fn get(&self, root: ModelRoot, supplies: &Supplies) -> Result<Arc<Model>, Refusal> {
+    pub(super) async fn get(
+        &self,
+        root: ModelRoot,
+        supplies: &Supplies,
+    ) -> Result<Arc<LoadedModel>, OrderRefusal> {
         let place = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             loaded.retain(|_, place| {
@@ -151,20 +154,20 @@ impl Models {
         Ok(model)
     }
 
-    async fn load(&self, root: ModelRoot, supplies: &Supplies) -> Result<Model, Refusal> {
+    async fn load(&self, root: ModelRoot, supplies: &Supplies) -> Result<LoadedModel, OrderRefusal> {
         let key = self.open_key(root, supplies)?;
         let manifest = fetch_manifest(root, &self.open_stores(supplies), &self.pool).await;
         let manifest = manifest.map_err(|error| read_refusal(&error))?;
         // The store's code has compared them already, but the whole guarantee depends on it: compare again.
         if manifest.root() != root {
             let message = "the manifest that was fetched has another root than the approved one";
-            return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
+            return Err(OrderRefusal::new(error_code::MODEL_MANIFEST_INVALID, message));
         }
         // Opening checks the key against the manifest's commitment, before any byte is read.
         let reader = self.reader(&manifest, &key, supplies).map_err(|error| read_refusal(&error))?;
-        let memory = Arc::new(Memory::create(&manifest).map_err(|error| {
+        let memory = Arc::new(ModelMemory::create(&manifest).map_err(|error| {
             let message = format!("memory for {} bytes of weights: {error}", manifest.map_bytes());
-            Refusal::new(error_code::LIMIT_REACHED, message)
+            OrderRefusal::new(error_code::LIMIT_REACHED, message)
         })?);
         let (progress, fill) = watch::channel(Fill::Running(None));
         let job = FillJob {
@@ -178,17 +181,17 @@ impl Models {
             progress,
         };
         let filling = tokio::spawn(job.run(reader)).abort_handle();
-        Ok(Model { manifest, memory, fill, filling })
+        Ok(LoadedModel { manifest, memory, fill, filling })
     }
 
-    fn open_key(&self, root: ModelRoot, supplies: &Supplies) -> Result<ModelKey, Refusal> {
-        let closed = |message: &str| Refusal::new(error_code::MODEL_KEY_WRONG, message);
+    fn open_key(&self, root: ModelRoot, supplies: &Supplies) -> Result<ModelKey, OrderRefusal> {
+        let closed = |message: &str| OrderRefusal::new(error_code::MODEL_KEY_WRONG, message);
         let wrap =
             supplies.wrap.as_ref().ok_or_else(|| closed("no wrap of the model's key for this node"))?;
         if wrap.root != root {
             return Err(closed("the wrap is of another model's key"));
         }
-        unwrap_key(wrap, &self.secret).map_err(|error| Refusal::new(error.code(), error.to_string()))
+        unwrap_key(wrap, &self.secret).map_err(|error| OrderRefusal::new(error.code(), error.to_string()))
     }
 
     fn open_stores(&self, supplies: &Supplies) -> Vec<Store> {
@@ -220,14 +223,14 @@ fn open_stores(context: &Context, supplies: &Supplies) -> Vec<Store> {
     supplies.record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
 }
 
-fn read_refusal(error: &ReadError) -> Refusal {
-    Refusal::new(error.code(), chain_of(error))
+fn read_refusal(error: &ReadError) -> OrderRefusal {
+    OrderRefusal::new(error.code(), protocol::error_chain(error))
 }
 
 /// A task that reads a model's segments until all are present.
 struct FillJob {
     manifest: Arc<ModelManifest>,
-    memory: Arc<Memory>,
+    memory: Arc<ModelMemory>,
     key: ModelKey,
     stores: Supplies,
     context: Context,
@@ -278,7 +281,7 @@ impl FillJob {
     }
 }
 
-impl Model {
+impl LoadedModel {
     /// Returns a watch on the progress of the fill.
     pub(super) fn fill(&self) -> watch::Receiver<Fill> {
         self.fill.clone()
@@ -330,7 +333,7 @@ impl Model {
     }
 }
 
-impl Drop for Model {
+impl Drop for LoadedModel {
     fn drop(&mut self) {
         self.filling.abort();
     }
@@ -339,17 +342,20 @@ impl Drop for Model {
 /// A model whose bytes arrive under a test's control.
 #[cfg(test)]
 pub(super) struct ModelInHand {
-    pub(super) model: Arc<Model>,
+    pub(super) model: Arc<LoadedModel>,
     progress: watch::Sender<Fill>,
 }
 
 #[cfg(test)]
 impl ModelInHand {
     pub(super) fn new(manifest: ModelManifest) -> Self {
-        let memory = Arc::new(Memory::create(&manifest).expect("memory"));
+        let memory = Arc::new(ModelMemory::create(&manifest).expect("memory"));
         let (progress, fill) = watch::channel(Fill::Running(None));
         let filling = tokio::spawn(std::future::pending::<()>()).abort_handle();
-        Self { model: Arc::new(Model { manifest: Arc::new(manifest), memory, fill, filling }), progress }
+        Self {
+            model: Arc::new(LoadedModel { manifest: Arc::new(manifest), memory, fill, filling }),
+            progress,
+        }
     }
 
     /// Simulates an error that delays the bytes.
@@ -371,7 +377,7 @@ impl ModelInHand {
 #[cfg(test)]
 impl Models {
     /// Uses this copy as the model of `root` while it is referenced.
-    pub(super) fn hold(&self, root: ModelRoot, model: &Arc<Model>) {
+    pub(super) fn hold(&self, root: ModelRoot, model: &Arc<LoadedModel>) {
         let place = Arc::new(tokio::sync::Mutex::new(Arc::downgrade(model)));
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(root, place);
     }

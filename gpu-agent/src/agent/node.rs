@@ -3,7 +3,7 @@
 use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;
-use super::resources::Resources;
+use super::resources::OfferedResources;
 use crate::clock::Clock;
 use crate::device::Device;
 use crate::launcher::Launcher;
@@ -25,7 +25,7 @@ pub(super) struct Node {
     /// Path of the `quorate-serve` executable.
     pub(super) serve_program: PathBuf,
     pub(super) models: Models,
-    pub(super) resources: Resources,
+    pub(super) resources: OfferedResources,
     pub(super) logs: LogQueue,
     pub(super) lease: watch::Sender<Lease>,
     /// State of the circle, as verified and persisted.

@@ -21,12 +21,12 @@ pub struct ResourceCaps {
 
 /// Resources that the machine offers.
 #[derive(Debug)]
-pub(super) struct Resources {
+pub(super) struct OfferedResources {
     caps: ResourceCaps,
     gpus: Mutex<Option<(Instant, Vec<Gpu>)>>,
 }
 
-impl Resources {
+impl OfferedResources {
     pub(super) fn new(caps: ResourceCaps) -> Self {
         Self { caps, gpus: Mutex::default() }
     }
@@ -90,7 +90,7 @@ mod tests {
     fn an_operator_can_offer_less_but_not_more() {
         let device: Simulated = "2xL4".parse().expect("valid");
         let offer = |cpu, memory| {
-            Resources::new(ResourceCaps { cpu_millicores: cpu, memory_bytes: memory }).now(&device)
+            OfferedResources::new(ResourceCaps { cpu_millicores: cpu, memory_bytes: memory }).now(&device)
         };
         let all = offer(None, None);
         assert_eq!(all.gpus.len(), 2);

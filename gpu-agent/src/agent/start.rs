@@ -1,11 +1,11 @@
 //! Startup and shutdown of an agent: its files, the sandboxes of its predecessor, and its services.
 
-use super::actor::Actor;
+use super::actor::AgentActor;
 use super::chain::Chain;
 use super::config::AgentConfig;
-use super::control_client::ControlClient;
+use super::control_client::AgentControlClient;
 use super::core::{OrderBook, SlotKey};
-use super::error::{AgentError, chain_of};
+use super::error::AgentError;
 use super::gateway::{self, GatewayStatus};
 use super::lease::Lease;
 use super::logs::LogQueue;
@@ -13,7 +13,7 @@ use super::models::Models;
 use super::node::Node;
 use super::orders::OrderFile;
 use super::prometheus::{self, Numbers};
-use super::resources::Resources;
+use super::resources::OfferedResources;
 use super::{admin, slot, storage};
 use crate::clock::Clock;
 use crate::files;
@@ -53,7 +53,7 @@ pub(super) struct Prepared {
     directory: PathBuf,
     lock: Flock<File>,
     pub(super) node: Arc<Node>,
-    actor: Actor,
+    actor: AgentActor,
     services: Services,
 }
 
@@ -66,7 +66,7 @@ impl Prepared {
         let id = NodeId(config.identity.public_key());
         let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
         let (clock, replicas) = (config.clock, chain.state().control());
-        let control = ControlClient::new(config.control, &config.identity, replicas, clock.clone())?;
+        let control = AgentControlClient::new(config.control, &config.identity, replicas, clock.clone())?;
         let (circle, circles) = watch::channel(Arc::new(chain.state().clone()));
         let name = config.admission.name.clone();
         let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
@@ -78,7 +78,7 @@ impl Prepared {
             device: config.device,
             serve_program: config.serve_program,
             models: Models::new(context, config.encryption),
-            resources: Resources::new(config.resources),
+            resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
             lease: watch::Sender::new(Lease::default()),
             circle,
@@ -93,7 +93,7 @@ impl Prepared {
             routes: watch::Sender::new(None),
             status: Arc::default(),
         };
-        let mut actor = Actor {
+        let mut actor = AgentActor {
             control: Arc::new(control),
             chain,
             orders,
@@ -170,7 +170,11 @@ async fn find_sandboxes(
                 let name = running.name().to_string();
                 tracing::info!(sandbox = name, "ending sandbox: order no longer held, or weights incomplete");
                 if let Err(error) = running.remove().await {
-                    tracing::error!(sandbox = name, error = chain_of(&error), "remove a sandbox");
+                    tracing::error!(
+                        sandbox = name,
+                        error = protocol::error_chain(&error),
+                        "remove a sandbox"
+                    );
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Status of a slot, written by its task and read by the reporting code.
 
-use super::core::{Refusal, RunningSlot, SlotKey};
-use super::models::Model;
+use super::core::{OrderRefusal, RunningSlot, SlotKey};
+use super::models::LoadedModel;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::worker::WorkerMetrics;
 use protocol::{Fence, Millis};
@@ -13,7 +13,7 @@ const DETAIL_BYTES_MAX: usize = 1024;
 
 /// Status of a slot.
 #[derive(Debug)]
-pub(super) struct Status {
+pub(super) struct SlotStatus {
     pub(super) state: SlotState,
     pub(super) detail: String,
     /// Number of times that loading, starting or serving failed and was retried.
@@ -28,10 +28,10 @@ pub(super) struct Status {
     pub(super) ready_since: Option<Instant>,
     /// The slot's model, once in memory; none after an agent's restart, because a new agent cannot see the
     /// old copy.
-    pub(super) model: Option<Arc<Model>>,
+    pub(super) model: Option<Arc<LoadedModel>>,
 }
 
-impl Default for Status {
+impl Default for SlotStatus {
     fn default() -> Self {
         Self {
             state: SlotState::Loading,
@@ -48,11 +48,11 @@ impl Default for Status {
 
 /// A status shared by a slot's task and the agent.
 #[derive(Debug, Clone, Default)]
-pub(super) struct SharedStatus(Arc<Mutex<Status>>);
+pub(super) struct SharedStatus(Arc<Mutex<SlotStatus>>);
 
 impl SharedStatus {
     /// Locks the status for reading or writing.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Status> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SlotStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,7 +112,7 @@ pub(super) fn plain_report(
 }
 
 /// Returns a report of a refused order; its detail begins with the code.
-pub(super) fn refused_report(key: &SlotKey, fence: Fence, refusal: &Refusal) -> SlotReport {
+pub(super) fn refused_report(key: &SlotKey, fence: Fence, refusal: &OrderRefusal) -> SlotReport {
     plain_report(key, fence, SlotState::Refused, refusal.to_string())
 }
 

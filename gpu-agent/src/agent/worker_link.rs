@@ -4,7 +4,7 @@
 //! Messages from a worker are data from untrusted code: it can claim a state and a key, nothing more. A
 //! ticket for a false key is useless, since the gateway checks the key in its handshake.
 
-use super::backoff::Backoff;
+use super::backoff::ExponentialBackoff;
 use super::core::SlotKey;
 use super::node::Node;
 use crate::launcher::Running;
@@ -30,7 +30,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(20);
 /// Longest TCP connect to a gateway.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
 /// Backoff between attempts to reach a gateway.
-const DIAL_AGAIN: Backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
+const DIAL_AGAIN: ExponentialBackoff =
+    ExponentialBackoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 /// Lifetime after which a connection counts as good and its backoff is reset.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// Pause before reconnecting to the worker.
@@ -94,7 +95,7 @@ async fn converse(
 
 /// State of this worker's connection to one gateway.
 #[derive(Debug)]
-struct Link {
+struct GatewayLink {
     address: String,
     state: LinkState,
     failures: u32,
@@ -109,13 +110,13 @@ enum LinkState {
     Connected(Instant),
 }
 
-type Dial = Pin<Box<dyn Future<Output = (PublicKey, io::Result<TcpStream>)> + Send>>;
+type PendingDial = Pin<Box<dyn Future<Output = (PublicKey, io::Result<TcpStream>)> + Send>>;
 
 struct Talk<'a> {
     about: About<'a>,
     worker: PublicKey,
-    links: BTreeMap<PublicKey, Link>,
-    dials: FuturesUnordered<Dial>,
+    links: BTreeMap<PublicKey, GatewayLink>,
+    dials: FuturesUnordered<PendingDial>,
     limiter: RateLimiter,
 }
 
@@ -183,7 +184,7 @@ impl Talk<'_> {
         self.links.retain(|gateway, link| roster.get(gateway) == Some(&link.address));
         for (gateway, address) in roster {
             let state = LinkState::Waiting(Instant::now());
-            self.links.entry(gateway).or_insert(Link { address, state, failures: 0 });
+            self.links.entry(gateway).or_insert(GatewayLink { address, state, failures: 0 });
         }
     }
 

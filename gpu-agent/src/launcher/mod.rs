@@ -11,7 +11,7 @@ pub use simulated::{Behaviour, SimulatedLauncher};
 
 use crate::sandbox::{Ended, MetricsReader, OutputPosition, SandboxError};
 use futures::future::BoxFuture;
-use protocol::agent::Isolation;
+use protocol::manifest::Isolation;
 use protocol::sandbox::SandboxLimits;
 use protocol::worker::InitReply;
 use std::collections::BTreeMap;

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::sandbox::{Ended, SandboxError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use protocol::agent::Isolation;
+use protocol::manifest::Isolation;
 use protocol::order::SignedTicket;
 use protocol::sandbox::SandboxExit;
 use protocol::{ServiceName, canonical};
@@ -70,12 +70,12 @@ pub struct SimulatedLauncher {
     clock: Clock,
     isolation: IsolationReport,
     decide: Mutex<Decide>,
-    world: Mutex<World>,
+    world: Mutex<SimulatedNode>,
 }
 
 /// State of the node.
 #[derive(Debug, Default)]
-struct World {
+struct SimulatedNode {
     sandboxes: BTreeMap<String, Arc<SimulatedSandbox>>,
     /// Number of sandboxes ever started.
     started: u64,

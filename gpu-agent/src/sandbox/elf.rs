@@ -116,8 +116,7 @@ fn invalid(message: String) -> io::Error {
 
 /// Dependencies named in the headers of an executable or library.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Linked {
-    /// Path of its loader.
+pub struct DynamicDependencies {
     pub loader: Option<PathBuf>,
     /// Names of libraries, most without a directory.
     pub needed: Vec<PathBuf>,
@@ -127,7 +126,7 @@ pub struct Linked {
 
 /// Returns the dependencies named by the bytes of an executable; none if they are no supported ELF file.
 #[must_use]
-pub fn linked_by(bytes: &[u8]) -> Option<Linked> {
+pub fn linked_by(bytes: &[u8]) -> Option<DynamicDependencies> {
     let read = |at: u64, buffer: &mut [u8]| {
         let rest = bytes.get(usize::try_from(at).ok()?..)?;
         let length = rest.len().min(buffer.len());
@@ -144,7 +143,7 @@ type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Option<usize>;
 /// bytes.
 struct Elf<'a>(Read<'a>);
 
-struct Segment {
+struct ProgramSegment {
     kind: u32,
     offset: u64,
     address: u64,
@@ -152,14 +151,14 @@ struct Segment {
 }
 
 impl Elf<'_> {
-    fn linked(&self) -> Option<Linked> {
+    fn linked(&self) -> Option<DynamicDependencies> {
         // Magic, class 2 = 64 bits, data 1 = little-endian.
         if self.number::<6>(0)?.to_le_bytes()[..6] != *b"\x7fELF\x02\x01" {
             return None;
         }
         let segments = self.segments()?;
         let of_kind = |kind| segments.iter().find(move |segment| segment.kind == kind);
-        let mut linked = Linked::default();
+        let mut linked = DynamicDependencies::default();
         if let Some(segment) = of_kind(PT_INTERP) {
             linked.loader = Some(self.text(segment.offset)?);
         }
@@ -189,14 +188,14 @@ impl Elf<'_> {
         Some(linked)
     }
 
-    fn segments(&self) -> Option<Vec<Segment>> {
+    fn segments(&self) -> Option<Vec<ProgramSegment>> {
         let first = self.number::<8>(32)?;
         let size = self.number::<2>(54)?;
         let count = self.number::<2>(56)?;
         (0..count.min(SEGMENTS_MAX))
             .map(|index| {
                 let at = first.checked_add(index.checked_mul(size)?)?;
-                Some(Segment {
+                Some(ProgramSegment {
                     kind: u32::try_from(self.number::<4>(at)?).ok()?,
                     offset: self.number::<8>(at.checked_add(8)?)?,
                     address: self.number::<8>(at.checked_add(16)?)?,
@@ -206,7 +205,7 @@ impl Elf<'_> {
             .collect()
     }
 
-    fn dynamic(&self, segment: &Segment) -> Option<Vec<(u64, u64)>> {
+    fn dynamic(&self, segment: &ProgramSegment) -> Option<Vec<(u64, u64)>> {
         let mut entries = Vec::new();
         for index in 0..(segment.file_bytes / 16).min(ENTRIES_MAX) {
             let at = segment.offset.checked_add(index * 16)?;

@@ -14,10 +14,7 @@ pub enum SandboxError {
     },
     /// A sandbox of this name is alive.
     #[error("sandbox `{name}` already runs")]
-    Exists {
-        /// Name of the sandbox.
-        name: String,
-    },
+    Exists { name: String },
     /// Isolation is unavailable, for example because user namespaces are disabled. No worker is started
     /// without it.
     #[error("this machine gives its user no namespaces, so no worker can be isolated")]
@@ -31,7 +28,6 @@ pub enum SandboxError {
     /// The sandbox could not be built. Nothing of it is left.
     #[error("start sandbox `{name}`: {step}: {detail}")]
     Start {
-        /// Name of the sandbox.
         name: String,
         /// Step that failed.
         step: String,
@@ -41,7 +37,6 @@ pub enum SandboxError {
     /// The sandbox's init does not answer, or its answer is malformed.
     #[error("talk to the init of sandbox `{name}`: {detail}")]
     Init {
-        /// Name of the sandbox.
         name: String,
         /// Description of the failure.
         detail: String,

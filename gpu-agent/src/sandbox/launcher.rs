@@ -14,8 +14,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use protocol::agent::Isolation;
 use protocol::canonical;
+use protocol::manifest::Isolation;
 use protocol::sandbox::{
     SANDBOX_REPORT_BYTES_MAX, SandboxGo, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
     SandboxSpec,
@@ -83,7 +83,7 @@ impl Metrics {
 }
 
 /// Descriptors and paths of a sandbox that is being started.
-struct Place {
+struct SandboxDirectory {
     directory: PathBuf,
     init_listener: UnixListener,
     worker_listener: UnixListener,
@@ -243,7 +243,8 @@ impl SandboxLauncher {
             step: step.to_string(),
             detail,
         };
-        let place = Place::create(directory).during(|| format!("create {}", directory.display()))?;
+        let place =
+            SandboxDirectory::create(directory).during(|| format!("create {}", directory.display()))?;
         let spec = self.specify(start, identity, group)?;
         let (socket, mut builder) = self
             .spawn_builder(&place)
@@ -343,7 +344,7 @@ impl SandboxLauncher {
         find().during(|| format!("find the libraries of {}", binary.display()))
     }
 
-    fn spawn_builder(&self, place: &Place) -> io::Result<(OwnedFd, Child)> {
+    fn spawn_builder(&self, place: &SandboxDirectory) -> io::Result<(OwnedFd, Child)> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let timeout = TimeVal::seconds(START_TIMEOUT_S);
@@ -380,7 +381,7 @@ impl Launcher for SandboxLauncher {
     }
 }
 
-impl Place {
+impl SandboxDirectory {
     fn create(directory: &Path) -> io::Result<Self> {
         private_directory(directory)?;
         let handle = File::open(directory)?;
@@ -403,7 +404,12 @@ impl Place {
 }
 
 /// The order is that of `init::receive_spec`, then of the descriptor numbers in `protocol::worker`.
-fn send_spec(socket: &OwnedFd, spec: &SandboxSpec, start: &Start, place: &Place) -> io::Result<()> {
+fn send_spec(
+    socket: &OwnedFd,
+    spec: &SandboxSpec,
+    start: &Start,
+    place: &SandboxDirectory,
+) -> io::Result<()> {
     let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
     let manifest = sealed_bytes("worker-manifest", &start.manifest)?;
     let descriptors = [

@@ -89,7 +89,7 @@ impl MemoryFile {
     ) -> io::Result<bool> {
         let end = offset.checked_add(length).filter(|end| *end <= self.length);
         let end = end.ok_or(io::ErrorKind::InvalidInput)?;
-        let _claim = Claim::new(&self.lent, offset, end)?;
+        let _claim = LentRange::new(&self.lent, offset, end)?;
         self.populate(offset, end);
         // SAFETY: the range is within the mapping, which lives as long as `self`. Until it is dropped, also
         // when `write` unwinds, the claim keeps every other `lend`, `write` and `read` of this process out of
@@ -120,7 +120,7 @@ impl MemoryFile {
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
         assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
-        let _claim = Claim::new(&self.lent, offset, end).expect("nobody writes what is lent");
+        let _claim = LentRange::new(&self.lent, offset, end).expect("nobody writes what is lent");
         // SAFETY: the range was checked against the mapping, which lives as long as `self`; `bytes` is
         // ordinary memory of the caller and cannot overlap a mapping to which no reference exists.
         unsafe {
@@ -147,7 +147,7 @@ impl MemoryFile {
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let end = offset.checked_add(bytes.len()).expect("a range does not wrap");
         assert!(end <= self.length, "range {offset}..{end} is outside {} bytes", self.length);
-        let _claim = Claim::new(&self.lent, offset, end).expect("nobody reads what is lent");
+        let _claim = LentRange::new(&self.lent, offset, end).expect("nobody reads what is lent");
         // SAFETY: as in `write`, the other way.
         unsafe {
             std::ptr::copy_nonoverlapping(self.map.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len());
@@ -169,12 +169,12 @@ impl Drop for MemoryFile {
 }
 
 /// A borrowed range.
-struct Claim<'a> {
+struct LentRange<'a> {
     lent: &'a Mutex<BTreeMap<usize, usize>>,
     start: usize,
 }
 
-impl<'a> Claim<'a> {
+impl<'a> LentRange<'a> {
     fn new(lent: &'a Mutex<BTreeMap<usize, usize>>, start: usize, end: usize) -> io::Result<Self> {
         let mut ranges = lent.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ranges.range(..end).next_back();
@@ -186,7 +186,7 @@ impl<'a> Claim<'a> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for LentRange<'_> {
     fn drop(&mut self) {
         self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.start);
     }

@@ -36,7 +36,7 @@ mod wire;
 
 pub use cgroup::{CgroupUsage, Cgroups};
 pub use clock::boottime_ms;
-pub use elf::{Linked, libraries_of, linked_by};
+pub use elf::{DynamicDependencies, libraries_of, linked_by};
 pub use error::SandboxError;
 pub use launcher::{LauncherConfig, SandboxLauncher};
 pub use memory_file::{MemoryFile, sealed_bytes};

@@ -1,6 +1,6 @@
 //! Simulated control replicas whose replies a test scripts.
 
-use crate::circle::World;
+use crate::circle::TestCircle;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
@@ -23,8 +23,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const LONG_LEASE_MS: u64 = 60_000;
 
 /// Replies of the replicas, and the requests that they received.
-pub struct Script {
-    pub world: World,
+pub struct ControlScript {
+    pub world: TestCircle,
     pub leader: usize,
     pub admitted: bool,
     /// No replies: every request waits until the agent gives up.
@@ -42,15 +42,15 @@ pub struct Script {
 }
 
 #[derive(Clone)]
-struct Replica {
+struct TestReplica {
     index: usize,
-    script: Arc<Mutex<Script>>,
+    script: Arc<Mutex<ControlScript>>,
     news: Arc<Notify>,
 }
 
 /// Running replicas.
 pub struct Control {
-    script: Arc<Mutex<Script>>,
+    script: Arc<Mutex<ControlScript>>,
     news: Arc<Notify>,
     shutdown: CancellationToken,
 }
@@ -72,10 +72,10 @@ pub async fn listeners(count: usize) -> (Vec<TcpListener>, Vec<String>) {
 }
 
 impl Control {
-    pub fn start(world: World, listeners: Vec<TcpListener>) -> Self {
+    pub fn start(world: TestCircle, listeners: Vec<TcpListener>) -> Self {
         let count = listeners.len();
         let identities = world.control.clone();
-        let script = Arc::new(Mutex::new(Script {
+        let script = Arc::new(Mutex::new(ControlScript {
             world,
             leader: 0,
             admitted: true,
@@ -91,7 +91,7 @@ impl Control {
         }));
         let (news, shutdown) = (Arc::new(Notify::new()), CancellationToken::new());
         for (index, listener) in listeners.into_iter().enumerate() {
-            let replica = Replica { index, script: script.clone(), news: news.clone() };
+            let replica = TestReplica { index, script: script.clone(), news: news.clone() };
             let router = Router::new()
                 .route("/agent/v1/sync", post(sync))
                 .route("/agent/v1/enrol", post(enrol))
@@ -105,18 +105,18 @@ impl Control {
         Self { script, news, shutdown }
     }
 
-    pub fn script(&self) -> MutexGuard<'_, Script> {
+    pub fn script(&self) -> MutexGuard<'_, ControlScript> {
         self.script.lock().unwrap()
     }
 
     /// Changes the replies and notifies waiting requests.
-    pub fn say(&self, change: impl FnOnce(&mut Script)) {
+    pub fn say(&self, change: impl FnOnce(&mut ControlScript)) {
         change(&mut self.script());
         self.news.notify_waiters();
     }
 
     /// Waits until the received requests meet a condition.
-    pub async fn until<R>(&self, what: &str, mut holds: impl FnMut(&Script) -> Option<R>) -> R {
+    pub async fn until<R>(&self, what: &str, mut holds: impl FnMut(&ControlScript) -> Option<R>) -> R {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let found = holds(&self.script());
@@ -142,7 +142,7 @@ fn now() -> Millis {
 }
 
 async fn enrol(
-    State(replica): State<Replica>,
+    State(replica): State<TestReplica>,
     Extension(Peer(key)): Extension<Peer>,
     body: Bytes,
 ) -> Response {
@@ -154,7 +154,7 @@ async fn enrol(
     canonical::to_bytes(&answer).into_response()
 }
 
-async fn sync(State(replica): State<Replica>, body: Bytes) -> Response {
+async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
     let request: SyncRequest = canonical::from_bytes(&body, body.len()).unwrap();
     if replica.script.lock().unwrap().silent {
         std::future::pending::<()>().await;
@@ -189,7 +189,7 @@ async fn sync(State(replica): State<Replica>, body: Bytes) -> Response {
     }
 }
 
-fn answer(script: &Script, request: &SyncRequest) -> SyncResponse {
+fn answer(script: &ControlScript, request: &SyncRequest) -> SyncResponse {
     let own = script.world.bundles.iter().skip(request.governance_length as usize).cloned();
     let governance = if script.forged.is_empty() { own.collect() } else { script.forged.clone() };
     let desired = (script.desired.digest() != request.desired).then(|| script.desired.clone());

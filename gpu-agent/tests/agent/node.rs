@@ -1,6 +1,6 @@
 //! Test fixture: a node of a circle with its agent, its stores, a model, and a gateway that listens.
 
-use crate::circle::{World, admission, service};
+use crate::circle::{TestCircle, admission, service};
 use crate::control::{Control, LONG_LEASE_MS, listeners};
 use crate::program::copy_program;
 use gpu_agent::Clock;
@@ -94,7 +94,7 @@ impl Bench {
             api: "http://127.0.0.1:1".into(),
         });
         let (listeners, addresses) = listeners(replicas).await;
-        let control = Control::start(World::new(vec![node], &addresses, now()), listeners);
+        let control = Control::start(TestCircle::new(vec![node], &addresses, now()), listeners);
         let key = ModelKey::generate().unwrap();
         let (weights, model) = import_model(directory.path(), &key).await;
         let cgroup = format!("quorate-test/agent-{}-{number}", std::process::id());

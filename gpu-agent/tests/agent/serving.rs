@@ -41,7 +41,9 @@ async fn an_order_becomes_a_worker_with_verified_weights_and_a_way_to_the_gatewa
     assert_eq!(bench.sandboxes(), ["chat.0.1", "chat.1.4"]);
     bench.want(&bundle, vec![bench.order(&bundle, 1, 4)], &[1]);
     let freed = |fence| {
-        move |script: &crate::control::Script| script.released.iter().any(|r| r.2 == fence).then_some(())
+        move |script: &crate::control::ControlScript| {
+            script.released.iter().any(|r| r.2 == fence).then_some(())
+        }
     };
     bench.control.until("the first is released", freed(1)).await;
     bench.control.until("the second is released", freed(4)).await;

@@ -1,7 +1,7 @@
 //! Difference between a proposal and the running state. It is shown beside the rendering and is not signed,
 //! since the state can change while members read.
 
-use super::fields::{self, Fields};
+use super::fields::{self, FieldTexts};
 use crate::CircleState;
 use crate::change::subject_of;
 use protocol::governance::{Change, Proposal};
@@ -15,7 +15,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
     let (old, new) = match change {
         Change::Deploy(manifest) => (running(state, change), fields::of_manifest(manifest)),
         Change::AdmitNode(node) => (running(state, change), fields::of_node(node)),
-        Change::Retire { .. } | Change::RemoveNode { .. } => (running(state, change), Fields::new()),
+        Change::Retire { .. } | Change::RemoveNode { .. } => (running(state, change), FieldTexts::new()),
         Change::SetMembers { members, policy } => {
             (running(state, change), fields::of_members(members, policy))
         }
@@ -45,7 +45,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
 }
 
 /// Returns the fields of the subject's running state.
-fn running(state: &CircleState, change: &Change) -> Fields {
+fn running(state: &CircleState, change: &Change) -> FieldTexts {
     let service = |name| {
         state
             .service(name)
@@ -62,6 +62,6 @@ fn running(state: &CircleState, change: &Change) -> Fields {
     }
 }
 
-fn find<'a>(fields: &'a Fields, name: &str) -> Option<&'a str> {
+fn find<'a>(fields: &'a FieldTexts, name: &str) -> Option<&'a str> {
     fields.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
 }

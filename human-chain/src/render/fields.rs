@@ -6,26 +6,25 @@
 use super::escape::{quoted, show_bytes, show_duration, show_time};
 use super::{RENDERER_VERSION, counted};
 use crate::quorum::describe;
-use protocol::agent::Isolation;
 use protocol::governance::{
     ActionClass, Change, GatewayEndpoint, Member, NodeAdmission, NodeRole, Policy, Proposal, StorageEndpoint,
     SubjectVersion,
 };
 use protocol::keys::{ByteString, EncryptionKey, MemberKeys};
 use protocol::manifest::{
-    EdgeManifest, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, Resources, Runtime,
+    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, Resources, Runtime,
     ServiceManifest, Task,
 };
 use protocol::{Digest, Millis, StoreName};
 use std::collections::BTreeMap;
 
 /// Names and values. A name occurs once, except for lists, whose entries are numbered.
-pub(super) type Fields = Vec<(String, String)>;
+pub(super) type FieldTexts = Vec<(String, String)>;
 
 /// Text for an absent optional value. Quoted texts cannot look like it.
 const NONE: &str = "none";
 
-pub(super) fn of_proposal(proposal: &Proposal) -> Fields {
+pub(super) fn of_proposal(proposal: &Proposal) -> FieldTexts {
     let Proposal { circle, epoch, subjects, change, reason, created_at, expires_at, nonce } = proposal;
     let mut fields = vec![
         ("proposal".to_string(), proposal.id().to_string()),
@@ -46,7 +45,7 @@ pub(super) fn of_proposal(proposal: &Proposal) -> Fields {
     fields
 }
 
-pub(super) fn of_change(change: &Change) -> Fields {
+pub(super) fn of_change(change: &Change) -> FieldTexts {
     match change {
         Change::Deploy(manifest) => of_manifest(manifest),
         Change::Retire { service, grace_seconds } => vec![
@@ -59,9 +58,9 @@ pub(super) fn of_change(change: &Change) -> Fields {
     }
 }
 
-pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, policy: &Policy) -> Fields {
+pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, policy: &Policy) -> FieldTexts {
     let Policy { quorums } = policy;
-    let mut fields: Fields = quorums
+    let mut fields: FieldTexts = quorums
         .iter()
         .map(|(class, quorum)| (format!("quorum.{}", class_name(*class)), describe(quorum)))
         .collect();
@@ -74,7 +73,7 @@ pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, poli
     fields
 }
 
-pub(super) fn of_node(node: &NodeAdmission) -> Fields {
+pub(super) fn of_node(node: &NodeAdmission) -> FieldTexts {
     let NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway } = node;
     let roles: Vec<&str> = roles.iter().map(|given| role(*given)).collect();
     let mut fields = vec![
@@ -104,7 +103,7 @@ pub(super) fn of_node(node: &NodeAdmission) -> Fields {
     fields
 }
 
-pub(super) fn of_manifest(manifest: &Manifest) -> Fields {
+pub(super) fn of_manifest(manifest: &Manifest) -> FieldTexts {
     match manifest {
         Manifest::Service(service) => of_service(service),
         Manifest::Job(job) => of_job(job),
@@ -112,7 +111,7 @@ pub(super) fn of_manifest(manifest: &Manifest) -> Fields {
     }
 }
 
-fn of_service(service: &ServiceManifest) -> Fields {
+fn of_service(service: &ServiceManifest) -> FieldTexts {
     let ServiceManifest {
         name,
         model,
@@ -148,7 +147,7 @@ fn of_service(service: &ServiceManifest) -> Fields {
     fields
 }
 
-fn of_job(job: &JobManifest) -> Fields {
+fn of_job(job: &JobManifest) -> FieldTexts {
     let JobManifest { name, artefact, command, ranks, resources, placement, egress, run_seconds_max } = job;
     let mut fields = vec![
         ("job.name".to_string(), name.to_string()),
@@ -163,7 +162,7 @@ fn of_job(job: &JobManifest) -> Fields {
     fields
 }
 
-fn of_edge(edge: &EdgeManifest) -> Fields {
+fn of_edge(edge: &EdgeManifest) -> FieldTexts {
     let EdgeManifest { name, model, sites, waves_percent, rollback } = edge;
     let mut fields = vec![("edge.name".to_string(), name.to_string())];
     push_model(&mut fields, "edge", model);
@@ -174,13 +173,13 @@ fn of_edge(edge: &EdgeManifest) -> Fields {
     fields
 }
 
-fn push_model(fields: &mut Fields, prefix: &str, model: &ModelChoice) {
+fn push_model(fields: &mut FieldTexts, prefix: &str, model: &ModelChoice) {
     let ModelChoice { name, root } = model;
     fields.push((format!("{prefix}.model.name"), name.to_string()));
     fields.push((format!("{prefix}.model.root"), root.to_string()));
 }
 
-fn push_resources(fields: &mut Fields, prefix: &str, resources: &Resources) {
+fn push_resources(fields: &mut FieldTexts, prefix: &str, resources: &Resources) {
     let Resources { cpu_millicores, memory_bytes, gpu_count, gpu_share_percent, gpu_memory_bytes } =
         resources;
     fields.push((format!("{prefix}.cpu"), format!("{cpu_millicores} millicores")));
@@ -190,7 +189,7 @@ fn push_resources(fields: &mut Fields, prefix: &str, resources: &Resources) {
     fields.push((format!("{prefix}.gpu memory"), show_bytes(*gpu_memory_bytes)));
 }
 
-fn push_placement(fields: &mut Fields, prefix: &str, placement: &Placement) {
+fn push_placement(fields: &mut FieldTexts, prefix: &str, placement: &Placement) {
     let Placement { regions, node_selector, isolation } = placement;
     let regions = if regions.is_empty() { "any".to_string() } else { list(regions) };
     fields.push((format!("{prefix}.regions"), regions));
@@ -198,7 +197,7 @@ fn push_placement(fields: &mut Fields, prefix: &str, placement: &Placement) {
     fields.push((format!("{prefix}.isolation at least"), isolation_name(*isolation).into()));
 }
 
-fn push_encryption(fields: &mut Fields, prefix: &str, key: &EncryptionKey) {
+fn push_encryption(fields: &mut FieldTexts, prefix: &str, key: &EncryptionKey) {
     let EncryptionKey { x25519, ml_kem } = key;
     fields.push((format!("{prefix}.x25519"), x25519.to_string()));
     fields.push((format!("{prefix}.ml-kem-768"), key_digest(ml_kem)));

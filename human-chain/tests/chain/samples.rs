@@ -1,11 +1,10 @@
 //! Sample proposals, one per kind of change, for renderings and properties.
 
 use crate::support::{HOUR, NOW, circle, deploy, member, name, node, policy, retire};
-use protocol::agent::Isolation;
 use protocol::governance::{Change, NodeRole, Proposal, SubjectVersion};
 use protocol::manifest::{
-    EdgeManifest, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime,
-    ServiceManifest, Task,
+    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange,
+    Resources, Runtime, ServiceManifest, Task,
 };
 use protocol::{Digest, ModelRoot};
 use std::collections::BTreeMap;

@@ -1,14 +1,14 @@
 //! Tests of imports: refusals before anything is written, and the leftovers of an interruption.
 
 use super::*;
-use crate::testing::{Cloud, Faulty, Gguf, Link, PutFailure, Script, TinyDisk, World};
+use crate::testing::{Cloud, Faulty, Gguf, ModelFixture, PutFailure, Script, SimulatedLink, TinyDisk};
 use crate::{MemoryDestination, Reader, StoreError, fetch_manifest};
 use protocol::error_code as code;
 use std::sync::Mutex;
 
 #[tokio::test]
 async fn the_same_model_key_and_nonce_give_the_same_root_and_progress_reaches_the_end() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let last = Arc::new(Mutex::new(0));
     let note = last.clone();
     let stores = world.stores(6);
@@ -34,7 +34,7 @@ async fn the_same_model_key_and_nonce_give_the_same_root_and_progress_reaches_th
 
 #[tokio::test]
 async fn a_placement_that_one_domain_could_undo_is_refused_before_any_write() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let mut options = world.options(4, 2, 1);
     options.placement.shards_per_domain_max = 3;
@@ -48,7 +48,7 @@ async fn a_placement_that_one_domain_could_undo_is_refused_before_any_write() {
 
 #[tokio::test]
 async fn a_store_out_of_reach_is_refused_before_any_write() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let mut stores = world.stores(3);
     let mut reference = world.reference(2);
     reference.url = "file:///nowhere/at/all".into();
@@ -63,7 +63,7 @@ async fn a_store_out_of_reach_is_refused_before_any_write() {
 /// names the leftovers.
 #[tokio::test(start_paused = true)]
 async fn an_import_killed_at_any_write_harms_nothing() {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let earlier = world.import(&world.stores(3), 2, 1).await;
     let before: Vec<_> = (0..3).map(|number| world.objects(number)).collect();
     let mut writes = 0;
@@ -95,7 +95,7 @@ async fn an_import_killed_at_any_write_harms_nothing() {
 
 #[tokio::test]
 async fn a_dropped_import_leaves_earlier_models_readable() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
     let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
@@ -112,7 +112,7 @@ async fn a_dropped_import_leaves_earlier_models_readable() {
 
 #[tokio::test]
 async fn a_full_store_is_said_so_and_nothing_of_the_import_is_kept_elsewhere() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let full = Script { writes_left: Some(AtomicU64::new(1)), full: true, ..Script::default() };
     let mut stores = world.stores(3);
     stores[1] = Faulty::store(&world, 1, &Arc::new(full));
@@ -126,7 +126,7 @@ async fn a_full_store_is_said_so_and_nothing_of_the_import_is_kept_elsewhere() {
 
 #[tokio::test]
 async fn a_disk_that_fills_up_is_a_full_store_and_earlier_models_stay() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let Some(disk) = TinyDisk::mount(&world.store_directory(1)) else { return };
     let stores = world.stores(3);
     let small = world.directory.path().join("notes.txt");
@@ -158,7 +158,7 @@ fn an_import_that_stood_still_is_not_registered() {
 
 #[tokio::test]
 async fn a_single_file_and_a_code_without_parity_shards_of_one_kind_work() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let path = world.directory.path().join("notes.txt");
     std::fs::write(&path, crate::testing::seeded("notes", 2_500_000)).expect("write");
     let stores = world.stores(2);
@@ -185,7 +185,7 @@ async fn a_single_file_and_a_code_without_parity_shards_of_one_kind_work() {
 /// restored.
 #[tokio::test]
 async fn a_gguf_model_is_cut_at_its_tensors_and_comes_back() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let mut gguf = Gguf::of(&[("token_embd.weight", 300_001), ("blk.0.ffn_up.weight", 1_500_000)]);
     gguf.push("blk.1.ffn_up.weight", 14, vec![256, 1000], 210_000);
     gguf.push("output.weight", 8, vec![64, 5000], 340_000);
@@ -206,7 +206,7 @@ async fn a_gguf_model_is_cut_at_its_tensors_and_comes_back() {
 
 #[tokio::test]
 async fn memory_stays_constant_however_large_the_file() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let script = Arc::new(Script::default());
     let stores: Vec<Store> = (0..3).map(|number| Faulty::store(&world, number, &script)).collect();
     let most = |megabytes: usize, nonce: u8| {
@@ -229,9 +229,9 @@ async fn memory_stays_constant_however_large_the_file() {
 /// At 10 Mbit/s each write of a group takes far longer than half a minute, and none is silent.
 #[tokio::test(start_paused = true)]
 async fn an_import_over_a_thin_uplink_takes_its_time_and_ends() {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let cloud = Cloud::new(6);
-    let link = Link::new(1_250_000, Duration::from_millis(50));
+    let link = SimulatedLink::new(1_250_000, Duration::from_millis(50));
     let began = tokio::time::Instant::now();
     let imported = world.import_bytes(60_000_000, &cloud.behind(&world, &link), 4, 2).await;
     let (took, carried) = (began.elapsed().as_secs_f64(), link.carried());
@@ -246,7 +246,7 @@ async fn an_import_over_a_thin_uplink_takes_its_time_and_ends() {
 #[tokio::test(start_paused = true)]
 async fn writes_that_can_pass_are_tried_again_and_others_are_not() {
     use PutFailure::{Forbidden, Hang, Overloaded, Reset};
-    let link = Link::new(10_000_000, Duration::from_millis(10));
+    let link = SimulatedLink::new(10_000_000, Duration::from_millis(10));
     for (failures, tries, expected) in [
         (vec![Overloaded], 2, None),
         (vec![Reset, Overloaded, Hang, Reset], 5, None),
@@ -254,7 +254,7 @@ async fn writes_that_can_pass_are_tried_again_and_others_are_not() {
         (vec![Forbidden], 1, Some(code::STORE_REFUSED)),
         (vec![Reset, Forbidden], 2, Some(code::STORE_REFUSED)),
     ] {
-        let world = World::simulated(2);
+        let world = ModelFixture::simulated(2);
         let cloud = Cloud::new(1);
         let store = cloud.one_behind(&world, 0, &link, &failures);
         let path = crate::geometry::object_path(ModelNonce([1; 16]), 0, 0);
@@ -269,9 +269,9 @@ async fn writes_that_can_pass_are_tried_again_and_others_are_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_takes_nothing_ends_the_import_and_is_named() {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let cloud = Cloud::new(3);
-    let link = Link::new(10_000_000, Duration::from_millis(10));
+    let link = SimulatedLink::new(10_000_000, Duration::from_millis(10));
     let mut stores = cloud.behind(&world, &link);
     stores[1] = cloud.one_behind(&world, 1, &link, &[PutFailure::Hang; 100]);
     let options = world.options(2, 1, 1);

@@ -5,7 +5,7 @@
 //! releases the thread, the thread sees the mark before it touches anything. An abandoned attempt therefore
 //! writes and reports nothing more.
 
-use super::OnSegment;
+use super::inner::OnSegment;
 use super::segment::BatchReport;
 use crate::destination::Destination;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ const LEFT: u64 = u64::MAX;
 
 /// Destination of an attempt's bytes. An abandoned attempt no longer holds it.
 #[derive(Clone)]
-pub(super) struct Target {
+pub(super) struct FillTarget {
     pub(super) destination: Arc<dyn Destination>,
     pub(super) on_segment: OnSegment,
 }
@@ -27,12 +27,12 @@ pub(super) struct Attempt {
     state: AtomicU64,
     /// Shard whose disk is read.
     shard: AtomicUsize,
-    target: Mutex<Option<Target>>,
+    target: Mutex<Option<FillTarget>>,
     done: Mutex<BatchReport>,
 }
 
 impl Attempt {
-    pub(super) fn new(target: Target) -> Arc<Self> {
+    pub(super) fn new(target: FillTarget) -> Arc<Self> {
         Arc::new(Self {
             state: AtomicU64::new(0),
             shard: AtomicUsize::new(0),
@@ -81,7 +81,7 @@ impl Attempt {
     }
 
     /// Returns the destination; `None` if the attempt was abandoned.
-    pub(super) fn target(&self) -> Option<Target> {
+    pub(super) fn target(&self) -> Option<FillTarget> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -108,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn only_a_read_that_outlasts_patience_is_left() {
         let memory = Arc::new(MemoryDestination::new(0, 1));
-        let target = Target { destination: memory.clone(), on_segment: Arc::new(|_| ()) };
+        let target = FillTarget { destination: memory.clone(), on_segment: Arc::new(|_| ()) };
         let attempt = Attempt::new(target);
         let clock = Semaphore::new(0);
         let patience = |shard| if shard == 3 { 5 } else { 1 };

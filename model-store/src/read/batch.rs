@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// Consecutive positions in one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Batch {
+pub(super) struct SegmentBatch {
     pub(super) group: u32,
     pub(super) places: Range<usize>,
 }
@@ -18,11 +18,11 @@ pub(super) fn next_batch(
     geometry: &Geometry,
     wanted: &[u32],
     bytes_max: u64,
-) -> Option<(Batch, usize)> {
+) -> Option<(SegmentBatch, usize)> {
     let length = |index: u32| u64::from(manifest.segments[index as usize].length);
     let first = *wanted.first()?;
     let (group, place) = geometry.place(first);
-    let mut batch = Batch { group, places: place..place + 1 };
+    let mut batch = SegmentBatch { group, places: place..place + 1 };
     let mut bytes = length(first);
     for index in &wanted[1..] {
         bytes += length(*index);

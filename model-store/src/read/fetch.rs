@@ -4,8 +4,8 @@
 //! hedged read). When k have answered, the remaining requests are dropped. Disks of this machine are not read
 //! here but by the threads that decode; disks that stalled before are not asked again.
 
-use super::Inner;
-use super::batch::Batch;
+use super::batch::SegmentBatch;
+use super::inner::Inner;
 use crate::disk::Disk;
 use crate::fault::FaultKind;
 use bytes::Bytes;
@@ -32,17 +32,17 @@ pub(super) enum Piece {
     Failed(FaultKind),
 }
 
-type Answer = (usize, Duration, Result<Bytes, FaultKind>);
+type RangeResponse = (usize, Duration, Result<Bytes, FaultKind>);
 
 impl Inner {
     /// Returns one piece per store; k of them are local or fetched, if that many are available.
-    pub(super) async fn fetch(self: &Arc<Self>, batch: &Batch, hung: &[bool]) -> Vec<Piece> {
+    pub(super) async fn fetch(self: &Arc<Self>, batch: &SegmentBatch, hung: &[bool]) -> Vec<Piece> {
         self.health.look_again();
         let needed = self.coder.data();
         let piece = |hung: &bool| if *hung { Piece::Failed(FaultKind::Unreachable) } else { Piece::Untried };
         let mut pieces: Vec<Piece> = hung.iter().map(piece).collect();
         let mut waiting = self.health.preference().into_iter().filter(|shard| !hung[*shard]);
-        let mut running: FuturesUnordered<BoxFuture<'static, Answer>> = FuturesUnordered::new();
+        let mut running: FuturesUnordered<BoxFuture<'static, RangeResponse>> = FuturesUnordered::new();
         let mut asked = Vec::new();
         let mut good = 0;
         let began = Instant::now();
@@ -97,7 +97,7 @@ impl Inner {
     }
 
     /// Returns the byte range of each store's object that holds a batch's shards.
-    fn range(&self, batch: &Batch) -> Range<u64> {
+    fn range(&self, batch: &SegmentBatch) -> Range<u64> {
         let ranges = self.geometry.ranges(&self.manifest, batch.group);
         ranges[batch.places.start].start..ranges[batch.places.end - 1].end
     }
@@ -109,12 +109,12 @@ impl Inner {
     }
 
     /// Returns the bytes of a batch that come from other machines.
-    pub(super) fn remote_bytes(&self, batch: &Batch) -> u64 {
+    pub(super) fn remote_bytes(&self, batch: &SegmentBatch) -> u64 {
         let range = self.range(batch);
         self.remote_shards() * (range.end - range.start)
     }
 
-    fn ask(self: &Arc<Self>, batch: &Batch, shard: usize) -> BoxFuture<'static, Answer> {
+    fn ask(self: &Arc<Self>, batch: &SegmentBatch, shard: usize) -> BoxFuture<'static, RangeResponse> {
         let (this, range, path) = (self.clone(), self.range(batch), self.geometry.object(batch.group, shard));
         let began = Instant::now();
         async move {

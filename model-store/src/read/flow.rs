@@ -24,12 +24,12 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Flow {
     began: Instant,
-    state: Mutex<State>,
+    state: Mutex<FlowState>,
     room: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct FlowState {
     window: Window,
     in_flight: u64,
     arrived: u64,
@@ -40,14 +40,14 @@ struct State {
 
 /// Permission to have `bytes` in flight; returned when dropped.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(super) struct FlowPermit {
     flow: Arc<Flow>,
     bytes: u64,
 }
 
 /// State of the flow when a request went out.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mark {
+pub(super) struct FlowMark {
     at: Duration,
     arrived: u64,
     ahead: u64,
@@ -66,11 +66,11 @@ impl Flow {
     /// Returns a flow that never has more than `most` bytes in flight.
     pub(super) fn new(most: u64) -> Self {
         let window = Window::new(Duration::ZERO, most);
-        let state = State { window, in_flight: 0, arrived: 0, last_at: Duration::ZERO, waiting: 0 };
+        let state = FlowState { window, in_flight: 0, arrived: 0, last_at: Duration::ZERO, waiting: 0 };
         Self { began: Instant::now(), state: Mutex::new(state), room: Notify::new() }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, FlowState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,13 +80,13 @@ impl Flow {
     }
 
     /// Waits until `bytes` more may be in flight.
-    pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> Permit {
-        let waiting = Waiting::new(self);
+    pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> FlowPermit {
+        let waiting = QueuedLoad::new(self);
         loop {
             let freed = self.room.notified();
             if self.take(bytes) {
                 drop(waiting);
-                return Permit { flow: self.clone(), bytes };
+                return FlowPermit { flow: self.clone(), bytes };
             }
             freed.await;
         }
@@ -120,22 +120,22 @@ impl Flow {
     }
 
     /// Returns the current state, for a request that goes out or that keeps waiting.
-    pub(super) fn mark(&self) -> Mark {
+    pub(super) fn mark(&self) -> FlowMark {
         let state = self.state();
-        Mark { at: self.began.elapsed(), arrived: state.arrived, ahead: state.in_flight }
+        FlowMark { at: self.began.elapsed(), arrived: state.arrived, ahead: state.in_flight }
     }
 
     /// Returns whether a request that went out at `mark` should have been answered by now.
-    pub(super) fn is_late(&self, mark: &Mark, patience: Duration) -> bool {
+    pub(super) fn is_late(&self, mark: &FlowMark, patience: Duration) -> bool {
         let state = self.state();
-        let State { arrived, last_at, .. } = *state;
+        let FlowState { arrived, last_at, .. } = *state;
         let reading = Reading { now: self.began.elapsed(), arrived, last_at, rate: state.window.rate() };
         is_late(mark, &reading, patience)
     }
 }
 
 /// Returns whether a request is late, by the rules in the module's documentation.
-fn is_late(mark: &Mark, reading: &Reading, patience: Duration) -> bool {
+fn is_late(mark: &FlowMark, reading: &Reading, patience: Duration) -> bool {
     let waited = reading.now.saturating_sub(mark.at);
     if waited < patience {
         return false;
@@ -149,7 +149,7 @@ fn is_late(mark: &Mark, reading: &Reading, patience: Duration) -> bool {
         || waited >= WAIT_MAX
 }
 
-impl Drop for Permit {
+impl Drop for FlowPermit {
     fn drop(&mut self) {
         self.flow.state().in_flight -= self.bytes;
         self.flow.room.notify_waiters();
@@ -157,16 +157,16 @@ impl Drop for Permit {
 }
 
 /// Counts a load among those that wait for room, until dropped.
-struct Waiting<'a>(&'a Flow);
+struct QueuedLoad<'a>(&'a Flow);
 
-impl<'a> Waiting<'a> {
+impl<'a> QueuedLoad<'a> {
     fn new(flow: &'a Flow) -> Self {
         flow.state().waiting += 1;
         Self(flow)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedLoad<'_> {
     fn drop(&mut self) {
         self.0.state().waiting -= 1;
     }
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn late_is_what_the_link_does_not_explain() {
         let second = Duration::from_secs;
-        let mark = Mark { at: second(100), arrived: 0, ahead: 3_000_000 };
+        let mark = FlowMark { at: second(100), arrived: 0, ahead: 3_000_000 };
         let late = |seconds: u64, arrived: u64, silent: u64, rate: Option<f64>| {
             let now = second(100 + seconds);
             let reading = Reading { now, arrived, last_at: now - second(silent), rate };

@@ -22,7 +22,7 @@ const LOOK_AGAIN: u32 = 256;
 
 /// Timeouts after which another store is asked.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct HedgeTimeouts {
     /// Lower bound: such a wait is normal anywhere.
     floor: Duration,
     /// Timeout while no latency is known.
@@ -34,7 +34,7 @@ pub(super) struct Patience {
 }
 
 /// Timeouts for other machines.
-const REMOTE: Patience = Patience {
+const REMOTE: HedgeTimeouts = HedgeTimeouts {
     floor: Duration::from_millis(20),
     first: Duration::from_millis(200),
     ceiling: Duration::from_secs(2),
@@ -43,14 +43,14 @@ const REMOTE: Patience = Patience {
 /// Timeouts for disks of this machine. Abandoning a disk too early costs a thread and a decode. Under load a
 /// thread may wait longer for a processor than for its disk. A stalled disk costs this timeout once, not once
 /// per segment.
-const LOCAL: Patience = Patience {
+const LOCAL: HedgeTimeouts = HedgeTimeouts {
     floor: Duration::from_millis(500),
     first: Duration::from_secs(1),
     ceiling: Duration::from_secs(5),
     last: SILENCE_MAX,
 };
 
-impl Patience {
+impl HedgeTimeouts {
     fn bound(self, latency: &Latency) -> Duration {
         latency.high().map_or(self.first, |high| high.clamp(self.floor, self.ceiling))
     }

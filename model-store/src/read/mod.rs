@@ -11,6 +11,7 @@ mod batch;
 mod fetch;
 mod flow;
 mod health;
+mod inner;
 mod segment;
 mod window;
 
@@ -22,11 +23,13 @@ use crate::geometry::{Geometry, manifest_path};
 use crate::key::ModelKey;
 use crate::pool::Pool;
 use crate::store::Store;
-use attempt::{Attempt, Target};
-use batch::{Batch, next_batch};
-use flow::{Flow, Permit};
+use attempt::{Attempt, FillTarget};
+use batch::{SegmentBatch, next_batch};
+use flow::{Flow, FlowPermit};
 use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt, TryStreamExt};
 use health::Health;
+use inner::Inner;
+pub use inner::OnSegment;
 use protocol::ModelRoot;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
 use protocol::model::ModelManifest;
@@ -48,10 +51,6 @@ const MANIFEST_HEDGE: Duration = Duration::from_millis(500);
 /// a load.
 const MANIFEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Callback that receives the index of each segment once its bytes are verified and in place, from any
-/// thread.
-pub type OnSegment = Arc<dyn Fn(u32) + Send + Sync>;
-
 /// Statistics of a fill or a range read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FillReport {
@@ -71,18 +70,6 @@ pub struct FillReport {
 #[derive(Clone)]
 pub struct Reader {
     inner: Arc<Inner>,
-}
-
-struct Inner {
-    manifest: Arc<ModelManifest>,
-    geometry: Geometry,
-    cipher: Cipher,
-    coder: Coder,
-    stores: Vec<Store>,
-    health: Health,
-    flow: Arc<Flow>,
-    faults: FaultSink,
-    pool: Arc<Pool>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -231,7 +218,7 @@ impl Reader {
             let start = u64::from(*index);
             return Err(ReadError::Range { path: "segments".into(), start, end: start + 1 });
         }
-        let target = Target { destination, on_segment };
+        let target = FillTarget { destination, on_segment };
         let load = |(batch, permit)| load(self.inner.clone(), batch, permit, target.clone());
         let loads = self.inner.batches(segments).map(load).buffer_unordered(concurrent(&self.inner.pool));
         let sum = |sum: BatchReport, report| async move { Ok(sum.plus(report)) };
@@ -288,7 +275,7 @@ impl Inner {
     /// Yields the wanted segments in batches, each when it may be requested. Batches on disks of this machine
     /// do not wait. Batches from other machines wait until the flow has room, so the segments needed first
     /// arrive first.
-    fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (Batch, Option<Permit>)> {
+    fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (SegmentBatch, Option<FlowPermit>)> {
         let next = move |mut at: usize| async move {
             let bytes_max = match self.remote_shards() {
                 0 => BATCH_BYTES_MAX,
@@ -308,9 +295,9 @@ impl Inner {
 /// a disk is abandoned, and its remaining segments are tried again without that disk.
 async fn load(
     inner: Arc<Inner>,
-    mut batch: Batch,
-    permit: Option<Permit>,
-    target: Target,
+    mut batch: SegmentBatch,
+    permit: Option<FlowPermit>,
+    target: FillTarget,
 ) -> Result<BatchReport, ReadError> {
     let mut report = BatchReport::default();
     let mut hung = vec![false; inner.stores.len()];

@@ -1,9 +1,9 @@
 //! Decoding of segments on the pool's threads: from shards to verified bytes, with recovery from bad shards.
 
-use super::Inner;
 use super::attempt::Attempt;
-use super::batch::Batch;
+use super::batch::SegmentBatch;
 use super::fetch::Piece;
+use super::inner::Inner;
 use crate::error::ReadError;
 use crate::fault::{FaultKind, ShardFault};
 use crate::store::is_absence;
@@ -53,7 +53,7 @@ enum Hand {
 /// A batch in work: its pieces, and the files of the local ones.
 struct Sources<'a> {
     inner: &'a Inner,
-    batch: &'a Batch,
+    batch: &'a SegmentBatch,
     pieces: &'a [Piece],
     runtime: &'a Handle,
     attempt: &'a Attempt,
@@ -67,7 +67,7 @@ impl Inner {
     /// result of an abandoned attempt is discarded.
     pub(super) fn decode(
         &self,
-        batch: &Batch,
+        batch: &SegmentBatch,
         pieces: &[Piece],
         runtime: &Handle,
         attempt: &Attempt,

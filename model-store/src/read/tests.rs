@@ -4,7 +4,7 @@
 use super::*;
 use crate::fault::FaultKind;
 use crate::geometry::object_path;
-use crate::testing::{Cloud, Faulty, Link, Script, World, flip};
+use crate::testing::{Cloud, Faulty, ModelFixture, Script, SimulatedLink, flip};
 use proptest::prelude::*;
 use protocol::error_code as code;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 #[tokio::test]
 async fn a_model_comes_back_whole_without_decoding() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);
@@ -30,7 +30,7 @@ async fn a_model_comes_back_whole_without_decoding() {
 
 #[tokio::test]
 async fn layer_0_arrives_before_layer_1() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let manifest = &imported.manifest;
@@ -53,7 +53,7 @@ async fn layer_0_arrives_before_layer_1() {
 #[test]
 fn any_range_of_any_file_from_any_k_stores() {
     let runtime = runtime();
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = runtime.block_on(world.import(&stores, 4, 2));
     let placed = world.placed(&imported, &stores);
@@ -84,7 +84,7 @@ fn closed(store: &Store) -> Store {
 
 #[tokio::test]
 async fn ranges_that_do_not_exist_are_refused() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let imported = world.import(&stores, 2, 1).await;
     let reader = world.reader(&imported.manifest, &world.placed(&imported, &stores));
@@ -105,7 +105,7 @@ async fn ranges_that_do_not_exist_are_refused() {
 
 #[tokio::test]
 async fn a_flipped_bit_is_named_and_read_around() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);
@@ -127,7 +127,7 @@ async fn a_flipped_bit_is_named_and_read_around() {
 
 #[tokio::test]
 async fn every_sampled_bit_of_a_segments_shards_is_noticed_or_not_needed() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);
@@ -169,7 +169,7 @@ async fn every_sampled_bit_of_a_segments_shards_is_noticed_or_not_needed() {
 #[test]
 fn random_damage_never_yields_a_wrong_byte() {
     let runtime = runtime();
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = runtime.block_on(world.import(&stores, 4, 2));
     let placed = world.placed(&imported, &stores);
@@ -206,7 +206,7 @@ fn random_damage_never_yields_a_wrong_byte() {
 
 #[tokio::test]
 async fn too_few_stores_are_said_so_and_nothing_is_given() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let mut placed = world.placed(&imported, &stores);
@@ -225,7 +225,7 @@ async fn too_few_stores_are_said_so_and_nothing_is_given() {
 
 #[tokio::test]
 async fn a_wrong_key_store_count_or_root_is_known_before_any_byte_is_read() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let imported = world.import(&stores, 2, 1).await;
     let placed = world.placed(&imported, &stores);
@@ -242,7 +242,7 @@ async fn a_wrong_key_store_count_or_root_is_known_before_any_byte_is_read() {
 
 #[tokio::test]
 async fn a_forged_manifest_is_passed_over() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let imported = world.import(&stores, 2, 1).await;
     let placed = world.placed(&imported, &stores);
@@ -260,7 +260,7 @@ async fn a_forged_manifest_is_passed_over() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_and_dead_stores_are_not_waited_for() {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let slow = Arc::new(Script { read_delay: Duration::from_secs(3600), ..Script::default() });
@@ -284,7 +284,7 @@ async fn slow_and_dead_stores_are_not_waited_for() {
 
 #[tokio::test]
 async fn damage_in_remote_stores_is_read_around_too() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let script = Arc::new(Script::default());
@@ -309,7 +309,7 @@ async fn damage_in_remote_stores_is_read_around_too() {
 
 #[tokio::test]
 async fn a_fill_writes_into_a_mapped_file_and_only_what_is_asked() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let imported = world.import(&stores, 2, 1).await;
     let manifest = &imported.manifest;
@@ -341,7 +341,7 @@ async fn a_fill_writes_into_a_mapped_file_and_only_what_is_asked() {
 #[test]
 fn batches_join_neighbours_up_to_their_size() {
     let runtime = runtime();
-    let world = World::new();
+    let world = ModelFixture::new();
     let imported = runtime.block_on(world.import(&world.stores(3), 2, 1));
     let manifest = &imported.manifest;
     let geometry = Geometry::new(manifest);
@@ -368,7 +368,7 @@ struct Hang {
 }
 
 impl Hang {
-    fn of(world: &World, number: usize) -> Self {
+    fn of(world: &ModelFixture, number: usize) -> Self {
         let shards = world.objects(number).into_iter().filter(|(name, _)| name.starts_with("models"));
         let pipe = |(_, path): (String, std::path::PathBuf)| {
             let bytes = std::fs::read(&path).expect("an object");
@@ -396,11 +396,11 @@ impl Hang {
 
 /// Returns a reader that abandons the disks of these shards, and no others, as soon as a read of one lasts.
 /// The load of the machine does not matter.
-fn hasty(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store], hung: &[usize]) -> Reader {
+fn hasty(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Store], hung: &[usize]) -> Reader {
     world.reader(manifest, stores).with_hung_disks(hung)
 }
 
-async fn read_file(reader: &Reader, world: &World) -> Result<(), ReadError> {
+async fn read_file(reader: &Reader, world: &ModelFixture) -> Result<(), ReadError> {
     let path = "model.safetensors";
     let length = reader.manifest().file(path).expect("there").length;
     let bytes = reader.read_range(path, 0..length).await?;
@@ -410,7 +410,7 @@ async fn read_file(reader: &Reader, world: &World) -> Result<(), ReadError> {
 
 #[tokio::test]
 async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);
@@ -437,7 +437,7 @@ async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
 
 #[tokio::test]
 async fn disks_that_all_hang_end_in_an_error_that_names_them() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let imported = world.import(&stores, 2, 1).await;
     let placed = world.placed(&imported, &stores);
@@ -468,8 +468,8 @@ struct Load {
 }
 
 /// Loads a model of `bytes` bytes with 16 threads over a link; the stores in `own` have links of their own.
-async fn load_over(bytes: usize, link: &Arc<Link>, own: &[(usize, Arc<Link>)]) -> Load {
-    let world = World::simulated(16);
+async fn load_over(bytes: usize, link: &Arc<SimulatedLink>, own: &[(usize, Arc<SimulatedLink>)]) -> Load {
+    let world = ModelFixture::simulated(16);
     let cloud = Cloud::new(6);
     let at_hand = cloud.at_hand(&world);
     let imported = world.import_bytes(bytes, &at_hand, 4, 2).await;
@@ -499,7 +499,7 @@ async fn load_over(bytes: usize, link: &Arc<Link>, own: &[(usize, Arc<Link>)]) -
 #[tokio::test(start_paused = true)]
 async fn many_threads_behind_a_thin_link_load_first_things_first_and_each_byte_once() {
     const RATE: u64 = 750_000;
-    let link = Link::new(RATE, Duration::from_millis(50));
+    let link = SimulatedLink::new(RATE, Duration::from_millis(50));
     let load = load_over(40_000_000, &link, &[]).await;
     let seconds = |bytes: u64| bytes as f64 / RATE as f64;
     let first = load.first.as_secs_f64() / seconds(1 << 20);
@@ -512,7 +512,7 @@ async fn many_threads_behind_a_thin_link_load_first_things_first_and_each_byte_o
 #[tokio::test(start_paused = true)]
 async fn a_fast_link_is_used_whole() {
     for (rate, delay, most) in [(500_000_000, 1, 1.15), (100_000_000, 20, 1.3), (20_000_000, 20, 1.1)] {
-        let link = Link::new(rate, Duration::from_millis(delay));
+        let link = SimulatedLink::new(rate, Duration::from_millis(delay));
         let load = load_over(40_000_000, &link, &[]).await;
         let total = load.total.as_secs_f64() * rate as f64 / load.bytes as f64;
         let moved = load.carried as f64 / load.bytes as f64;
@@ -528,7 +528,8 @@ async fn a_fast_link_is_used_whole() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_trickles_holds_nobody() {
     const RATE: u64 = 20_000_000;
-    let (link, trickle) = (Link::new(RATE, Duration::from_millis(20)), Link::new(2_000, Duration::ZERO));
+    let (link, trickle) =
+        (SimulatedLink::new(RATE, Duration::from_millis(20)), SimulatedLink::new(2_000, Duration::ZERO));
     let load = load_over(40_000_000, &link, &[(0, trickle.clone()), (2, trickle)]).await;
     let total = load.total.as_secs_f64() * RATE as f64 / load.bytes as f64;
     println!("two of six stores trickle: all {total:.3} times");
@@ -537,7 +538,7 @@ async fn a_store_that_trickles_holds_nobody() {
 
 #[tokio::test]
 async fn a_directory_in_an_objects_place_is_read_around_like_a_missing_one() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);

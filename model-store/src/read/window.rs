@@ -30,14 +30,14 @@ const WINDOW_SECONDS: f64 = 2.0;
 pub(super) struct Window {
     limit: u64,
     most: u64,
-    phase: Phase,
+    phase: WindowPhase,
     round: Round,
     /// Bytes per second in the last round that counted; 0 before the first.
     rate: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Phase {
+enum WindowPhase {
     /// Doubles in each round. `good` is the window of the last round that raised the rate.
     Start { best: f64, good: u64, flat: u32 },
     /// Keeps the window and counts rounds.
@@ -61,7 +61,7 @@ impl Window {
     /// bytes.
     pub(super) fn new(now: Duration, most: u64) -> Self {
         let limit = WINDOW_MIN;
-        let phase = Phase::Start { best: 0.0, good: limit, flat: 0 };
+        let phase = WindowPhase::Start { best: 0.0, good: limit, flat: 0 };
         Self { limit, most: most.max(limit), phase, round: Round::new(now, limit), rate: 0.0 }
     }
 
@@ -90,7 +90,7 @@ impl Window {
     pub(super) fn arrived(&mut self, bytes: u64, now: Duration, limited: bool) {
         self.round.arrived += bytes;
         self.round.limited &= limited;
-        if matches!(self.phase, Phase::Start { .. }) && limited {
+        if matches!(self.phase, WindowPhase::Start { .. }) && limited {
             self.limit = (self.limit + bytes).min(self.most);
         }
         let took = now.saturating_sub(self.round.began);
@@ -108,29 +108,29 @@ impl Window {
     fn judge(&mut self) {
         let rate = self.rate;
         self.phase = match self.phase {
-            Phase::Start { best, .. } if rate >= best * GROWTH => {
-                Phase::Start { best: rate, good: self.round.length, flat: 0 }
+            WindowPhase::Start { best, .. } if rate >= best * GROWTH => {
+                WindowPhase::Start { best: rate, good: self.round.length, flat: 0 }
             }
-            Phase::Start { best, good, flat } if flat + 1 < FLAT_ROUNDS && self.limit < self.most => {
-                Phase::Start { best: best.max(rate), good, flat: flat + 1 }
+            WindowPhase::Start { best, good, flat } if flat + 1 < FLAT_ROUNDS && self.limit < self.most => {
+                WindowPhase::Start { best: best.max(rate), good, flat: flat + 1 }
             }
-            Phase::Start { good, .. } => {
+            WindowPhase::Start { good, .. } => {
                 // Growth of less than a quarter may still have been real.
                 self.limit = (2 * good).min(self.most);
-                Phase::Hold { rounds: 0 }
+                WindowPhase::Hold { rounds: 0 }
             }
-            Phase::Hold { rounds } if rounds < PROBE_AFTER => Phase::Hold { rounds: rounds + 1 },
-            Phase::Hold { .. } => {
+            WindowPhase::Hold { rounds } if rounds < PROBE_AFTER => WindowPhase::Hold { rounds: rounds + 1 },
+            WindowPhase::Hold { .. } => {
                 let before = self.limit;
                 self.limit = (before + (before / 4).max(WINDOW_MIN)).min(self.most);
-                Phase::Probe { before, rate }
+                WindowPhase::Probe { before, rate }
             }
-            Phase::Probe { rate: old, .. } if rate >= old * PROBE_GROWTH => {
-                Phase::Start { best: rate, good: self.limit, flat: 0 }
+            WindowPhase::Probe { rate: old, .. } if rate >= old * PROBE_GROWTH => {
+                WindowPhase::Start { best: rate, good: self.limit, flat: 0 }
             }
-            Phase::Probe { before, .. } => {
+            WindowPhase::Probe { before, .. } => {
                 self.limit = before;
-                Phase::Hold { rounds: 0 }
+                WindowPhase::Hold { rounds: 0 }
             }
         };
         let enough = (rate * WINDOW_SECONDS) as u64;

@@ -1,12 +1,12 @@
 //! Tests of repair: every fault is found, rewritten and then sound; lost segments are not touched.
 
 use super::*;
-use crate::testing::{Cloud, LIE_BYTES, Liar, Link, World, flip};
+use crate::testing::{Cloud, LIE_BYTES, Liar, ModelFixture, SimulatedLink, flip};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-async fn world() -> (World, Arc<ModelManifest>, Vec<Store>) {
-    let world = World::new();
+async fn world() -> (ModelFixture, Arc<ModelManifest>, Vec<Store>) {
+    let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);
@@ -18,11 +18,11 @@ fn object(manifest: &ModelManifest, stores: &[Store], group: u32, shard: usize) 
     stores[shard].directory().expect("local").join(path.as_ref())
 }
 
-async fn check(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store]) -> HealthReport {
+async fn check(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Store]) -> HealthReport {
     verify(manifest, stores, &world.pool, world.sink(), |_, _| ()).await.expect("a report")
 }
 
-async fn mend(world: &World, manifest: &Arc<ModelManifest>, stores: &[Store]) -> RepairReport {
+async fn mend(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Store]) -> RepairReport {
     repair(manifest, stores, &world.pool, world.sink(), |_, _| ()).await.expect("a report")
 }
 
@@ -140,10 +140,10 @@ async fn a_directory_in_an_objects_place_is_rebuilt_and_what_is_in_it_is_kept() 
 /// Returns the most bytes requested and not yet delivered while a model of 40 MB over `data + parity` stores
 /// is verified. The link is so slow that every request that is allowed goes out.
 async fn most_in_flight(data: u8, parity: u8) -> u64 {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let cloud = Cloud::new((data + parity).into());
     let imported = world.import_bytes(40_000_000, &cloud.at_hand(&world), data, parity).await;
-    let link = Link::new(10_000_000, std::time::Duration::from_millis(50));
+    let link = SimulatedLink::new(10_000_000, std::time::Duration::from_millis(50));
     let placed = world.placed(&imported, &cloud.behind(&world, &link));
     assert!(check(&world, &imported.manifest, &placed).await.is_sound());
     cloud.gauge.most()
@@ -159,7 +159,7 @@ async fn memory_of_a_look_does_not_grow_with_the_stores() {
 
 #[tokio::test(start_paused = true)]
 async fn stores_that_send_without_end_are_stopped_at_the_first_byte_too_many() {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let cloud = Cloud::new(14);
     let imported = world.import_bytes(20_000_000, &cloud.at_hand(&world), 10, 4).await;
     let mut placed = world.placed(&imported, &cloud.at_hand(&world));

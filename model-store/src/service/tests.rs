@@ -1,7 +1,7 @@
 //! Tests of the shard service over real overlay connections: requests of an admitted peer, and refusals.
 
 use super::*;
-use crate::testing::World;
+use crate::testing::ModelFixture;
 use crate::{Context, NodeAddress, Store, open_store};
 use object_store::path::Path as StorePath;
 use object_store::{Error, PutPayload};
@@ -271,7 +271,7 @@ fn bad_store_names_are_refused() {
 
 #[tokio::test]
 async fn a_model_is_imported_and_read_over_the_network_and_a_dead_node_is_survived() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let peer = Identity::generate().expect("a key");
     let mut nodes = BTreeMap::new();
     for number in 0..3 {

@@ -41,7 +41,7 @@ const ARRAY: u32 = 9;
 /// padding after its tensor, so that together they cover the file.
 pub(crate) fn stretches(reader: impl Read, length: u64) -> Result<Vec<Stretch>, Flaw> {
     let limit = length.min(HEADER_BYTES_MAX);
-    let mut header = Header { reader, at: 0, limit };
+    let mut header = GgufHeader { reader, at: 0, limit };
     let (tensor_count, key_count) = header.beginning()?;
     let alignment = header.keys(key_count)?;
     let mut tensors = header.tensors(tensor_count, alignment)?;
@@ -95,13 +95,13 @@ struct Tensor {
 }
 
 /// A header being read; `at` never passes `limit`.
-struct Header<R> {
+struct GgufHeader<R> {
     reader: R,
     at: u64,
     limit: u64,
 }
 
-impl<R: Read> Header<R> {
+impl<R: Read> GgufHeader<R> {
     /// Reads the magic bytes and the version; returns the numbers of tensors and keys.
     fn beginning(&mut self) -> Result<(u64, u64), Flaw> {
         if &self.bytes::<4>("the magic bytes")? != b"GGUF" {

@@ -12,7 +12,7 @@ fn model() -> TempDir {
 }
 
 /// Edits a valid model and returns the result of its inspection.
-fn after(edit: impl FnOnce(&Path)) -> Result<Source, (ErrorCode, String)> {
+fn after(edit: impl FnOnce(&Path)) -> Result<InspectedModel, (ErrorCode, String)> {
     let directory = model();
     edit(directory.path());
     inspect(directory.path()).map_err(|error| (error.code(), error.to_string()))

@@ -1,17 +1,17 @@
 //! Listing and removal of a store's objects, including the leftovers of incomplete writes, which
 //! `object_store` does not show.
 
+use super::listed::Listed;
 use super::{Access, SILENCE_MAX, Store};
 use crate::error::StoreError;
 use crate::geometry::{MANIFESTS, MODELS, Name};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectMeta, ObjectStore};
 use std::fs::DirEntry;
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::time::SystemTime;
 use tokio::sync::mpsc;
 
 /// Maximum number of names in one listing: a store of 16 TiB in objects of the usual size. Garbage collection
@@ -19,21 +19,6 @@ use tokio::sync::mpsc;
 const LISTED_MAX: u64 = 4 * 1024 * 1024;
 /// Number of names buffered from the thread that walks a directory.
 const NAMES_AHEAD: usize = 256;
-
-/// One object, or a leftover of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Listed {
-    pub(crate) name: String,
-    pub(crate) bytes: u64,
-    pub(crate) modified: SystemTime,
-}
-
-impl From<ObjectMeta> for Listed {
-    fn from(meta: ObjectMeta) -> Self {
-        let ObjectMeta { location, last_modified, size, .. } = meta;
-        Self { name: location.to_string(), bytes: size, modified: last_modified.into() }
-    }
-}
 
 impl Store {
     /// Lists everything below `prefix` (the whole store, if it is empty), in no order. Ends with the first

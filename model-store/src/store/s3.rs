@@ -6,6 +6,7 @@
 //! of total time: [`Progress`] records each piece of an upload that goes out.
 
 use super::S3Settings;
+use super::length::{BehindEnd, Surplus};
 use super::progress::Progress;
 use async_trait::async_trait;
 use futures::{TryStreamExt, stream};
@@ -30,18 +31,6 @@ const RETRIES_MAX: usize = 2;
 /// Maximum bytes of an answer that is collected whole. A page of a listing has at most 1,000 names of at most
 /// 1 KiB and some 300 bytes about each, written with entities. Error texts are far smaller.
 const COLLECTED_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// A service sent, or announced, more bytes than the request allows.
-#[derive(Debug, thiserror::Error)]
-#[error("the answer is larger than the {limit} bytes that were asked for")]
-pub(crate) struct Surplus {
-    pub(crate) limit: u64,
-}
-
-/// The range starts after the end of the object.
-#[derive(Debug, thiserror::Error)]
-#[error("the object ends before the range")]
-pub(crate) struct BehindEnd;
 
 /// Marks a request whose answer is counted by its reader on arrival.
 #[derive(Debug, Clone, Copy)]

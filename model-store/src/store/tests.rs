@@ -1,7 +1,7 @@
 //! Tests of stores: addresses, and a real S3 server over loopback.
 
 use super::*;
-use crate::testing::World;
+use crate::testing::ModelFixture;
 use crate::{fetch_manifest, repair, verify};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -103,7 +103,7 @@ fn settings(endpoint: String, secret: &str) -> S3Settings {
 
 #[tokio::test]
 async fn a_model_lives_in_s3_and_is_repaired_there() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let root = world.directory.path().join("s3");
     let endpoint = s3_server(&root).await;
     let context = Context::new().with_s3(settings(endpoint.clone(), "secret"));

@@ -5,9 +5,10 @@
 //! and a manifest has its own limit. Bytes are counted as they arrive. The first excess byte ends the
 //! transfer and names the store.
 
+use super::length::{BehindEnd, Surplus};
 use super::progress::Progress;
-use super::s3::{BehindEnd, Streamed, Surplus};
-use super::{Access, Store, chain, is_full, panicked};
+use super::s3::Streamed;
+use super::{Access, Store, is_full, panicked};
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::geometry::is_object_name;
@@ -42,14 +43,14 @@ fn retry_delay(failures: u32) -> Option<Duration> {
 
 /// Requested bytes of an object.
 #[derive(Debug, Clone)]
-enum Wanted {
+enum RequestedBytes {
     /// Exactly this range.
     Range(Range<u64>),
     /// The whole object, of at most so many bytes.
     Whole(u64),
 }
 
-impl Wanted {
+impl RequestedBytes {
     fn limit(&self) -> u64 {
         match self {
             Self::Range(range) => range.end - range.start,
@@ -125,7 +126,7 @@ impl Store {
         limit: usize,
         heard: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
-        self.read(path, Wanted::Whole(limit as u64), heard).await
+        self.read(path, RequestedBytes::Whole(limit as u64), heard).await
     }
 
     /// Reads a range of an object, all of it. `heard` receives the number of bytes that arrive, as they
@@ -140,7 +141,7 @@ impl Store {
         heard: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         let expected = range.end - range.start;
-        let bytes = self.read(path, Wanted::Range(range), heard).await?;
+        let bytes = self.read(path, RequestedBytes::Range(range), heard).await?;
         if (bytes.len() as u64) < expected {
             return Err(self.short(path, expected, bytes.len() as u64));
         }
@@ -150,7 +151,7 @@ impl Store {
     async fn read(
         &self,
         path: &ObjectPath,
-        wanted: Wanted,
+        wanted: RequestedBytes,
         heard: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         if let Access::Directory { root, disk, .. } = &self.access {
@@ -158,8 +159,8 @@ impl Store {
         }
         let limit = wanted.limit();
         let range = match wanted {
-            Wanted::Range(range) => Some(GetRange::Bounded(range)),
-            Wanted::Whole(_) => None,
+            RequestedBytes::Range(range) => Some(GetRange::Bounded(range)),
+            RequestedBytes::Whole(_) => None,
         };
         let mut options = GetOptions { range, ..GetOptions::default() };
         options.extensions.insert(Streamed);
@@ -213,7 +214,7 @@ impl Store {
         disk: &Disk,
         file: PathBuf,
         path: &ObjectPath,
-        wanted: Wanted,
+        wanted: RequestedBytes,
         heard: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         let opening = disk.run_blocking(move || {
@@ -224,8 +225,8 @@ impl Store {
         let (file, length) = self.disk_answer(path, opening).await?;
         let limit = wanted.limit();
         let range = match wanted {
-            Wanted::Range(range) => range,
-            Wanted::Whole(_) => 0..length,
+            RequestedBytes::Range(range) => range,
+            RequestedBytes::Whole(_) => 0..length,
         };
         let wanted = range.end - range.start;
         if wanted > limit {
@@ -296,7 +297,7 @@ impl Store {
                 StoreError::Refused { url, reason: source.to_string() }
             }
             error if is_full(&error) => StoreError::Full { url },
-            error => StoreError::Unreachable { url, reason: chain(&error) },
+            error => StoreError::Unreachable { url, reason: protocol::error_chain(&error) },
         }
     }
 }

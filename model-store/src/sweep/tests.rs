@@ -1,7 +1,7 @@
 //! Tests of garbage collection: only garbage is removed, in any interleaving of a collection and an import.
 
 use super::*;
-use crate::testing::{Faulty, Script, World};
+use crate::testing::{Faulty, ModelFixture, Script};
 use crate::{Imported, import};
 use protocol::error_code as code;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 type Objects = Vec<BTreeMap<String, PathBuf>>;
 
-fn objects(world: &World, stores: usize) -> Objects {
+fn objects(world: &ModelFixture, stores: usize) -> Objects {
     (0..stores).map(|number| world.objects(number)).collect()
 }
 
@@ -24,7 +24,7 @@ fn options(now: SystemTime) -> SweepOptions {
 
 /// Collects garbage with these models registered.
 async fn swept(
-    world: &World,
+    world: &ModelFixture,
     stores: &[Store],
     options: SweepOptions,
     registered: &[&Imported],
@@ -34,14 +34,14 @@ async fn swept(
     sweep(stores, options, &world.pool, || async { Ok::<_, std::io::Error>(registered) }, |_| ()).await
 }
 
-async fn second(world: &World, stores: &[Store], nonce: u8) -> Imported {
+async fn second(world: &ModelFixture, stores: &[Store], nonce: u8) -> Imported {
     let options = world.options(2, 1, nonce);
     import(&world.model(), options, stores, &world.key, &world.pool, |_| ()).await.expect("imported")
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
-    let world = World::simulated(2);
+    let world = ModelFixture::simulated(2);
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
     let before = objects(&world, 3);
@@ -60,7 +60,7 @@ async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
         let report = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
         assert_eq!(objects(&world, 3), before, "after {writes} writes");
         assert_eq!((report.removed, report.failures.len()), (report.dead, 0));
-        assert!(report.young == Tally::default() && report.dead.objects > 0, "{report:?}");
+        assert!(report.young == ObjectTotals::default() && report.dead.objects > 0, "{report:?}");
         if killed.is_ok() {
             break; // It was never registered, so it was removed too.
         }
@@ -74,7 +74,7 @@ async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
 
 #[tokio::test]
 async fn a_dry_run_says_the_same_and_removes_nothing() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
     second(&world, &stores, 2).await;
@@ -83,7 +83,10 @@ async fn a_dry_run_says_the_same_and_removes_nothing() {
     let dry = SweepOptions { remove: false, ..options(later()) };
     let said = swept(&world, &stores, dry, &[&earlier]).await.expect("looked");
     assert_eq!(objects(&world, 3), before);
-    assert_eq!((said.removed, said.foreign), (Tally::default(), Tally { objects: 1, bytes: 8 }));
+    assert_eq!(
+        (said.removed, said.foreign),
+        (ObjectTotals::default(), ObjectTotals { objects: 1, bytes: 8 })
+    );
     assert!(said.dead.objects == said.registered.objects && said.dead.objects > 0, "{said:?}");
     let done = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
     assert_eq!(done, SweepReport { removed: said.dead, ..said });
@@ -94,7 +97,7 @@ async fn a_dry_run_says_the_same_and_removes_nothing() {
 /// It loses nothing in either case, and the incomplete import beside it is removed.
 #[tokio::test]
 async fn an_import_that_runs_meanwhile_loses_nothing() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let dead = second(&world, &stores, 3).await;
     make_old(&world);
@@ -123,7 +126,7 @@ async fn an_import_that_runs_meanwhile_loses_nothing() {
 }
 
 /// Sets the age of every file of every store to two days.
-fn make_old(world: &World) {
+fn make_old(world: &ModelFixture) {
     let old = SystemTime::now() - Duration::from_secs(48 * 3600);
     for path in objects(world, 3).iter().flat_map(BTreeMap::values) {
         let file = std::fs::File::options().write(true).open(path).expect("an object");
@@ -133,7 +136,7 @@ fn make_old(world: &World) {
 
 #[tokio::test]
 async fn one_young_object_anywhere_spares_the_whole_import() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
     make_old(&world);
@@ -143,7 +146,7 @@ async fn one_young_object_anywhere_spares_the_whole_import() {
     std::fs::write(&young, b"just written").expect("write");
     let before = objects(&world, 3);
     let report = swept(&world, &stores, options(SystemTime::now()), &[]).await.expect("swept");
-    let manifests = Tally { objects: 3, bytes: report.dead.bytes };
+    let manifests = ObjectTotals { objects: 3, bytes: report.dead.bytes };
     assert_eq!((report.dead, report.removed), (manifests, manifests), "three copies of a manifest were old");
     let shards = |objects: Objects| -> Vec<String> {
         objects.into_iter().flat_map(BTreeMap::into_keys).filter(|name| name.starts_with("models")).collect()
@@ -153,7 +156,7 @@ async fn one_young_object_anywhere_spares_the_whole_import() {
 
 #[tokio::test]
 async fn what_comes_to_life_after_it_was_judged_is_spared() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
     make_old(&world);
@@ -176,7 +179,7 @@ async fn what_comes_to_life_after_it_was_judged_is_spared() {
 
 #[tokio::test]
 async fn a_store_whose_listing_breaks_off_is_left_alone_and_the_others_are_swept() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
     second(&world, &stores, 2).await;
@@ -197,7 +200,7 @@ async fn a_store_whose_listing_breaks_off_is_left_alone_and_the_others_are_swept
 
 #[tokio::test]
 async fn a_store_that_refuses_a_removal_is_named_and_the_others_are_swept() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
     let mut some = stores.clone();
@@ -211,7 +214,7 @@ async fn a_store_that_refuses_a_removal_is_named_and_the_others_are_swept() {
 
 #[tokio::test]
 async fn whoever_cannot_say_what_is_registered_removes_nothing() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
     second(&world, &stores, 2).await;
@@ -237,7 +240,7 @@ async fn whoever_cannot_say_what_is_registered_removes_nothing() {
 
 #[tokio::test]
 async fn progress_counts_what_is_listed_and_what_is_removed() {
-    let world = World::new();
+    let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
     let steps = std::sync::Mutex::new(Vec::new());

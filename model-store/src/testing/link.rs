@@ -1,7 +1,7 @@
 //! Simulated link with a rate and a delay, in tokio's simulated time, and stores behind it. Everything
 //! between the link and the verified bytes is production code.
 
-use super::World;
+use super::ModelFixture;
 use crate::Store;
 use crate::store::Progress;
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ const GAP: Duration = Duration::from_millis(3);
 
 /// One link that several stores share; chunks take turns.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct SimulatedLink {
     /// Bytes per second.
     rate: f64,
     /// Time from a request to the first byte of its answer.
@@ -38,7 +38,7 @@ pub(crate) struct Link {
     carried: AtomicU64,
 }
 
-impl Link {
+impl SimulatedLink {
     pub(crate) fn new(rate: u64, delay: Duration) -> Arc<Self> {
         let free_at = Mutex::new(Instant::now());
         Arc::new(Self { rate: rate as f64, delay, free_at, carried: AtomicU64::new(0) })
@@ -76,19 +76,19 @@ impl Gauge {
         self.most.load(Ordering::SeqCst)
     }
 
-    fn add(self: &Arc<Self>, bytes: u64) -> Held {
+    fn add(self: &Arc<Self>, bytes: u64) -> PendingBytes {
         let now = self.now.fetch_add(bytes, Ordering::SeqCst) + bytes;
         self.most.fetch_max(now, Ordering::SeqCst);
-        Held { gauge: self.clone(), bytes }
+        PendingBytes { gauge: self.clone(), bytes }
     }
 }
 
-struct Held {
+struct PendingBytes {
     gauge: Arc<Gauge>,
     bytes: u64,
 }
 
-impl Drop for Held {
+impl Drop for PendingBytes {
     fn drop(&mut self) {
         self.gauge.now.fetch_sub(self.bytes, Ordering::SeqCst);
     }
@@ -111,7 +111,7 @@ pub(crate) enum PutFailure {
 #[derive(Debug)]
 pub(crate) struct Linked {
     objects: Arc<InMemory>,
-    link: Arc<Link>,
+    link: Arc<SimulatedLink>,
     gauge: Arc<Gauge>,
     put_failures: Mutex<VecDeque<PutFailure>>,
     puts: Arc<AtomicU64>,
@@ -131,7 +131,7 @@ impl Cloud {
     }
 
     /// Returns the stores without a link.
-    pub(crate) fn at_hand(&self, world: &World) -> Vec<Store> {
+    pub(crate) fn at_hand(&self, world: &ModelFixture) -> Vec<Store> {
         let open = |(number, objects): (usize, &Arc<InMemory>)| {
             Store::from_objects(world.reference(number), objects.clone())
         };
@@ -139,16 +139,16 @@ impl Cloud {
     }
 
     /// Returns all stores behind one link.
-    pub(crate) fn behind(&self, world: &World, link: &Arc<Link>) -> Vec<Store> {
+    pub(crate) fn behind(&self, world: &ModelFixture, link: &Arc<SimulatedLink>) -> Vec<Store> {
         (0..self.objects.len()).map(|number| self.one_behind(world, number, link, &[])).collect()
     }
 
     /// Returns one store behind a link; its first writes fail as given.
     pub(crate) fn one_behind(
         &self,
-        world: &World,
+        world: &ModelFixture,
         number: usize,
-        link: &Arc<Link>,
+        link: &Arc<SimulatedLink>,
         put_failures: &[PutFailure],
     ) -> Store {
         let linked = Linked {

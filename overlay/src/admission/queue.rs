@@ -1,11 +1,12 @@
 //! Fair admission to a limited number of permits, as a pure function of arrivals, requests and departures.
 //!
 //! [`FairQueue`] admits a newcomer immediately while a permit is free. When all are held,
-//! [`Policy::MaxMinFair`] evicts a connection of a source that holds more than an equal share. It first
-//! evicts one that has not sent a request yet, then the one that has been idle longest. One with a request
-//! under way comes last. A source that holds no more than an equal share therefore loses nothing to another
-//! source. An idle connection is kept while permits are free. If no other source must yield, a newcomer
-//! replaces a connection of its own source that has no request under way. Otherwise it waits or is rejected.
+//! [`EvictionPolicy::MaxMinFair`] evicts a connection of a source that holds more than an equal share. It
+//! first evicts one that has not sent a request yet, then the one that has been idle longest. One with a
+//! request under way comes last. A source that holds no more than an equal share therefore loses nothing to
+//! another source. An idle connection is kept while permits are free. If no other source must yield, a
+//! newcomer replaces a connection of its own source that has no request under way. Otherwise it waits or is
+//! rejected.
 //!
 //! Caveats: with more sources than permits the equal share is zero, and idle connections are evicted for each
 //! other. A queue in which connections wait suits busy ones, such as handshakes: silent ones would replace
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The rule that selects the connection to evict for a newcomer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Policy {
+pub(crate) enum EvictionPolicy {
     /// The least active connection of a source that holds more than its share; see the module's
     /// documentation.
     MaxMinFair,
@@ -50,21 +51,21 @@ pub(super) enum Decision {
 /// A fair queue; see the module's documentation. Connections are numbered in order of arrival.
 #[derive(Debug)]
 pub(super) struct FairQueue<S> {
-    policy: Policy,
+    policy: EvictionPolicy,
     permits: usize,
     waiting_max: usize,
     /// Number of the next arrival.
     next: u64,
     /// Number of changes of activity so far, which orders them.
     changes: u64,
-    members: BTreeMap<u64, Member<S>>,
+    members: BTreeMap<u64, TrackedConnection<S>>,
     holders: BTreeMap<S, Holdings>,
     waiting: BTreeMap<S, BTreeSet<u64>>,
     admitted: usize,
 }
 
 #[derive(Debug)]
-struct Member<S> {
+struct TrackedConnection<S> {
     source: S,
     activity: Activity,
     /// Number of the change that gave it its present activity.
@@ -78,7 +79,7 @@ struct Member<S> {
 type Holdings = BTreeSet<(Activity, u64, u64)>;
 
 impl<S: Ord + Clone> FairQueue<S> {
-    pub(super) fn new(policy: Policy, permits: usize, waiting_max: usize) -> Self {
+    pub(super) fn new(policy: EvictionPolicy, permits: usize, waiting_max: usize) -> Self {
         Self {
             policy,
             permits,
@@ -98,7 +99,8 @@ impl<S: Ord + Clone> FairQueue<S> {
         self.next += 1;
         let since = self.change();
         self.waiting.entry(source.clone()).or_default().insert(number);
-        self.members.insert(number, Member { source, activity, since, requests: 0, is_admitted: false });
+        self.members
+            .insert(number, TrackedConnection { source, activity, since, requests: 0, is_admitted: false });
         let mut decisions = self.settle();
         while self.members.len() - self.admitted > self.waiting_max {
             let newest = self.last_waiting().expect("more connections wait than may, so one does");
@@ -199,8 +201,8 @@ impl<S: Ord + Clone> FairQueue<S> {
     /// Returns the connection that yields its permit to a newcomer of `source`, if one must.
     fn victim(&self, source: &S) -> Option<u64> {
         match self.policy {
-            Policy::MaxMinFair => self.above_its_share(source).or_else(|| self.replaceable(source)),
-            Policy::EvictOldest => self.oldest_of_the_most(source),
+            EvictionPolicy::MaxMinFair => self.above_its_share(source).or_else(|| self.replaceable(source)),
+            EvictionPolicy::EvictOldest => self.oldest_of_the_most(source),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::common::{REACHED, bind, patient, until_some, within_deadline};
 use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use overlay::people::{Certificate, KeyExchanges, serve};
+use overlay::people::{KeyExchanges, ServerCertificate, serve};
 use overlay::{Body, CancellationToken, Error, Limits};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,7 +42,7 @@ impl Drop for OnDrop {
 }
 
 impl Site {
-    async fn start(certificate: Option<Certificate>, limits: Limits) -> Self {
+    async fn start(certificate: Option<ServerCertificate>, limits: Limits) -> Self {
         let (listener, address) = bind().await;
         let echo = |body: Bytes| async move { body };
         let stream = || async {
@@ -71,7 +71,7 @@ impl Site {
     }
 
     async fn start_with_tls() -> Self {
-        let certificate = Certificate::from_pem(CHAIN, PRIVATE_KEY).unwrap();
+        let certificate = ServerCertificate::from_pem(CHAIN, PRIVATE_KEY).unwrap();
         Self::start(Some(certificate), patient()).await
     }
 
@@ -187,7 +187,7 @@ async fn a_certificate_that_cannot_serve_is_refused() {
     let other = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let pairs = [(&b""[..], PRIVATE_KEY), (CHAIN, b""), (PRIVATE_KEY, CHAIN), (other, PRIVATE_KEY)];
     for (chain, private_key) in pairs {
-        assert!(matches!(Certificate::from_pem(chain, private_key), Err(Error::Certificate(_))));
+        assert!(matches!(ServerCertificate::from_pem(chain, private_key), Err(Error::Certificate(_))));
     }
 }
 
@@ -195,7 +195,7 @@ async fn a_certificate_that_cannot_serve_is_refused() {
 async fn slow_clients_are_cut_off() {
     let quick = Duration::from_millis(100);
     let limits = Limits { handshake: quick, idle: quick, ..patient() };
-    let certificate = Certificate::from_pem(CHAIN, PRIVATE_KEY).unwrap();
+    let certificate = ServerCertificate::from_pem(CHAIN, PRIVATE_KEY).unwrap();
     for certificate in [None, Some(certificate)] {
         let site = Site::start(certificate, limits.clone()).await;
         for opening in [&b""[..], b"GET / HTTP/1.1\r\nhost: l", b"\x16\x03\x01"] {

@@ -107,7 +107,19 @@ pub struct Placement {
     /// Labels that a node must have.
     pub node_selector: BTreeMap<String, String>,
     /// Minimum isolation that a node must enforce.
-    pub isolation: crate::agent::Isolation,
+    pub isolation: Isolation,
+}
+
+/// Isolation of workloads that a node can enforce; a later variant is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Nothing is enforced.
+    None,
+    /// User namespaces only: every workload runs as the agent's own user.
+    SameUid,
+    /// Every form of isolation; needs root.
+    Full,
 }
 
 /// Treatment of running replicas when the approval expires.

@@ -6,9 +6,9 @@
 use super::bounds::{GPU_SHARE_PERCENT_MAX, MEMORY_BYTES_MAX, bytes_in_range, in_range, join};
 use super::fields::Fields;
 use super::*;
-use crate::agent::Isolation;
 use crate::error_code::{self, ErrorCode};
 use crate::limits;
+use crate::manifest::Isolation;
 use std::ops::Range;
 
 /// Error in a manifest: location, problem and accepted values.

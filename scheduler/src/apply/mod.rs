@@ -111,7 +111,9 @@ fn check_actor(cluster: &Cluster, actor: &Actor, scope: TokenScope) -> Result<()
     let Actor::Token(name) = actor else { return Ok(()) };
     match state.tokens().iter().find(|token| token.name == *name) {
         Some(token) if token.scopes.contains(&scope) => Ok(()),
-        Some(_) => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("token `{name}` lacks scope {scope:?}"))),
+        Some(_) => {
+            Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("token `{name}` lacks the scope `{scope}`")))
+        }
         None => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("there is no token `{name}`"))),
     }
 }

@@ -28,7 +28,7 @@ use std::rc::Rc;
 
 pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, fits_without, service_obstacles};
 pub(crate) use rebalance::{Uneven, moving, uneven};
-pub(crate) use room::{Obstacle, Room, isolation_word, model_bytes, rooms};
+pub(crate) use room::{Obstacle, Room, model_bytes, rooms};
 
 /// The next steps, and the reason for each.
 #[derive(Debug, Clone, PartialEq, Eq)]

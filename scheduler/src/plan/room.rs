@@ -5,9 +5,8 @@
 
 use crate::cluster::{Cluster, HoldingPhase, Service};
 use crate::observed::{Liveness, Observed};
-use protocol::agent::Isolation;
 use protocol::governance::{NodeAdmission, NodeRole};
-use protocol::manifest::{Resources, ServiceManifest, format_bytes};
+use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
 use protocol::{Millis, ModelRoot, NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
@@ -112,7 +111,7 @@ impl std::fmt::Display for Obstacle {
             Self::Label { key, wanted, has: Some(has) } => write!(f, "has label {key}={has}, needs {wanted}"),
             Self::Label { key, wanted, has: None } => write!(f, "lacks label {key}={wanted}"),
             Self::Isolation { wanted, gives } => {
-                write!(f, "gives isolation {}, needs {}", isolation_word(*gives), isolation_word(*wanted))
+                write!(f, "gives isolation {gives}, needs {wanted}")
             }
             Self::NoWrap => f.write_str("has no key wrap for the model"),
             Self::Avoided { .. } => f.write_str("failed to run it a moment ago"),
@@ -144,15 +143,6 @@ impl std::fmt::Display for Obstacle {
                 )
             }
         }
-    }
-}
-
-/// Returns an isolation level as manifests spell it.
-pub(crate) fn isolation_word(isolation: Isolation) -> &'static str {
-    match isolation {
-        Isolation::None => "none",
-        Isolation::SameUid => "same_uid",
-        Isolation::Full => "full",
     }
 }
 

@@ -6,9 +6,10 @@ pub(crate) mod sim;
 pub(crate) mod story;
 
 use human_chain::{MemberSecret, propose, sign_genesis, vote};
-use protocol::agent::{Gpu, Isolation, NodeResources, SlotReport, SlotState, SyncRequest};
+use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::manifest::Isolation;
 use protocol::manifest::*;
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
 use protocol::{

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use serving::engine::device::Named;
+use serving::engine::device::NamedTensors;
 use serving::engine::device::llama::{Llama, parameters};
 use serving::engine::sampler::uniform;
 use tokenizers::Tokenizer;
@@ -44,7 +44,7 @@ pub(crate) fn train(
 ) -> anyhow::Result<Outcome> {
     let (device, started) = (Device::Cpu, Instant::now());
     let variables = initial_variables(&device)?;
-    let tensors: Named =
+    let tensors: NamedTensors =
         variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
     let model = Llama::new(&shape(), tensors, LENGTH, &device)?;
     let settings = ParamsAdamW { lr: RATE, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.02 };

@@ -21,7 +21,7 @@ pub(super) struct Counters {
 
 /// A batcher's counters at one moment. Totals count from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Snapshot {
+pub struct BatcherSnapshot {
     /// Requests in the engine.
     pub requests_running: u64,
     /// Requests in the queue.
@@ -50,11 +50,11 @@ impl Counters {
     /// Reads the counters: levels first, with acquire order, in the order in which a request passes through
     /// them. A request is counted in its next stage before it leaves the previous one. A reader that sees it
     /// in no level therefore sees it in the totals.
-    pub(super) fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> BatcherSnapshot {
         let requests_waiting = self.waiting.load(Ordering::Acquire);
         let requests_running = self.running.load(Ordering::Acquire);
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Snapshot {
+        BatcherSnapshot {
             requests_running,
             requests_waiting,
             requests_finished_total: read(&self.finished_total),

@@ -6,14 +6,14 @@ use tokio::sync::oneshot;
 use super::BatchError;
 
 /// A queued or half-computed embedding request.
-pub(super) struct Job {
+pub(super) struct EmbeddingTask {
     /// Sequences still to compute, in order.
     sequences: std::vec::IntoIter<Vec<u32>>,
     vectors: Vec<Vec<f32>>,
     reply: oneshot::Sender<Result<Vec<Vec<f32>>, BatchError>>,
 }
 
-impl Job {
+impl EmbeddingTask {
     pub(super) fn new(
         sequences: Vec<Vec<u32>>,
         reply: oneshot::Sender<Result<Vec<Vec<f32>>, BatchError>>,

@@ -3,7 +3,7 @@
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::engine::sampler::{Sampling, sample};
-use crate::engine::text::{Checked, Detokenizer, StopStrings};
+use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
 use crate::engine::{Front, SequenceId};
 
 use super::BatchError;
@@ -24,7 +24,6 @@ pub enum Event {
 pub struct Finish {
     /// Condition that ended it.
     pub reason: FinishReason,
-    /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens generated, including an end token.
     pub generated_tokens: usize,
@@ -40,7 +39,7 @@ pub enum FinishReason {
 }
 
 /// A queued generation.
-pub(super) struct Job {
+pub(super) struct QueuedGeneration {
     pub(super) prompt: Vec<u32>,
     pub(super) tokens_max: usize,
     pub(super) sampling: Sampling,
@@ -48,7 +47,7 @@ pub(super) struct Job {
     pub(super) sender: UnboundedSender<Event>,
 }
 
-impl Job {
+impl QueuedGeneration {
     /// Returns the positions that the longest answer needs. The last token is never fed back, but the
     /// reservation includes it: simple, and at most one position too many.
     pub(super) fn tokens_reserved(&self) -> usize {
@@ -62,7 +61,7 @@ impl Job {
 }
 
 /// A running generation.
-pub(super) struct Running {
+pub(super) struct RunningGeneration {
     pub(super) sequence: SequenceId,
     /// Prompt and generated tokens.
     tokens: Vec<u32>,
@@ -76,8 +75,8 @@ pub(super) struct Running {
     sender: UnboundedSender<Event>,
 }
 
-impl Running {
-    pub(super) fn new(sequence: SequenceId, job: Job) -> Self {
+impl RunningGeneration {
+    pub(super) fn new(sequence: SequenceId, job: QueuedGeneration) -> Self {
         Self {
             sequence,
             prompt: job.prompt.len(),
@@ -131,11 +130,11 @@ impl Running {
             return self.end(&text, FinishReason::Length);
         }
         match self.stops.push(&text) {
-            Checked::Text(text) => {
+            StopCheck::Text(text) => {
                 self.send_text(text);
                 false
             }
-            Checked::Stopped(text) => {
+            StopCheck::Stopped(text) => {
                 self.send_text(text);
                 self.send_finish(FinishReason::Stop);
                 true
@@ -154,8 +153,8 @@ impl Running {
 
     fn end(&mut self, text: &str, reason: FinishReason) -> bool {
         let (text, reason) = match self.stops.push(text) {
-            Checked::Text(text) => (text + &self.stops.finish(), reason),
-            Checked::Stopped(text) => (text, FinishReason::Stop),
+            StopCheck::Text(text) => (text + &self.stops.finish(), reason),
+            StopCheck::Stopped(text) => (text, FinishReason::Stop),
         };
         self.send_text(text);
         self.send_finish(reason);

@@ -17,11 +17,11 @@ pub(super) const SHORT_BYTES_MAX: usize = 64 * 1024;
 /// The two threads. They end when this is dropped. Their queues are bounded by the limit on waiting requests.
 #[derive(Debug)]
 pub(super) struct Tokenizers {
-    short: Sender<Job>,
-    long: Sender<Job>,
+    short: Sender<TokenizerTask>,
+    long: Sender<TokenizerTask>,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type TokenizerTask = Box<dyn FnOnce() + Send>;
 
 impl Tokenizers {
     /// Starts the threads.
@@ -50,8 +50,8 @@ impl Tokenizers {
     }
 }
 
-fn start(name: &str) -> io::Result<Sender<Job>> {
-    let (sender, jobs): (Sender<Job>, Receiver<Job>) = channel();
+fn start(name: &str) -> io::Result<Sender<TokenizerTask>> {
+    let (sender, jobs): (Sender<TokenizerTask>, Receiver<TokenizerTask>) = channel();
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || jobs.into_iter().for_each(|job| job()))?;

@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 
 use protocol::error_code as code;
 
-use crate::engine::{Engine, EngineError, Run};
+use crate::engine::{Engine, EngineError, SequenceChunk};
 
 use super::counters::{Counters, add, leave};
-use super::{BatchError, BatcherLimits, Command, embedding, generation};
+use super::{BatchError, BatcherCommand, BatcherLimits, embedding, generation};
 
 /// Tokens of one embedding step. Large enough that every core has work (32 texts of 256 tokens), small enough
 /// that an abandoned request of 2048 texts stops within a step.
@@ -21,10 +21,10 @@ pub(super) struct Worker {
     engine: Box<dyn Engine>,
     limits: BatcherLimits,
     counters: Arc<Counters>,
-    commands: Receiver<Command>,
-    generations: VecDeque<generation::Job>,
-    embeddings: VecDeque<embedding::Job>,
-    running: Vec<generation::Running>,
+    commands: Receiver<BatcherCommand>,
+    generations: VecDeque<generation::QueuedGeneration>,
+    embeddings: VecDeque<embedding::EmbeddingTask>,
+    running: Vec<generation::RunningGeneration>,
 }
 
 impl Worker {
@@ -32,7 +32,7 @@ impl Worker {
         engine: Box<dyn Engine>,
         limits: BatcherLimits,
         counters: Arc<Counters>,
-        commands: Receiver<Command>,
+        commands: Receiver<BatcherCommand>,
     ) -> Self {
         Self {
             engine,
@@ -79,10 +79,10 @@ impl Worker {
         }
     }
 
-    fn queue(&mut self, command: Command) {
+    fn queue(&mut self, command: BatcherCommand) {
         match command {
-            Command::Generate(job) => self.generations.push_back(job),
-            Command::Embed(job) => self.embeddings.push_back(job),
+            BatcherCommand::Generate(job) => self.generations.push_back(job),
+            BatcherCommand::Embed(job) => self.embeddings.push_back(job),
         }
     }
 
@@ -125,7 +125,7 @@ impl Worker {
                 Ok(Some(sequence)) => {
                     add(&self.counters.running, 1);
                     leave(&self.counters.waiting);
-                    self.running.push(generation::Running::new(sequence, job));
+                    self.running.push(generation::RunningGeneration::new(sequence, job));
                 }
                 Ok(None) => {
                     self.generations.push_front(job);
@@ -136,7 +136,7 @@ impl Worker {
         }
     }
 
-    fn refuse(&self, job: generation::Job, error: &EngineError) {
+    fn refuse(&self, job: generation::QueuedGeneration, error: &EngineError) {
         add(&self.counters.failed_total, 1);
         leave(&self.counters.waiting);
         let _ = job.sender.send(generation::Event::Failed(BatchError::refused(error)));
@@ -157,7 +157,7 @@ impl Worker {
                 let (tokens, logits) = running.next_run(budget);
                 budget -= tokens.len();
                 chosen.push((index, tokens.len(), logits));
-                runs.push(Run { sequence: running.sequence, tokens, logits });
+                runs.push(SequenceChunk { sequence: running.sequence, tokens, logits });
             }
         }
         add(&self.counters.steps_total, 1);
@@ -247,7 +247,7 @@ impl Worker {
     }
 
     fn finish_embeddings(&mut self) {
-        while self.embeddings.front().is_some_and(embedding::Job::is_complete) {
+        while self.embeddings.front().is_some_and(embedding::EmbeddingTask::is_complete) {
             let job = self.embeddings.pop_front().expect("the front was just seen");
             let outcome = if job.is_number() { Ok(()) } else { Err(not_a_number()) };
             let total =

@@ -10,11 +10,11 @@ mod cache;
 
 use super::config::{DecoderShape, Rotary};
 use super::kernels::attention::{self, KeysValues, Queries, attend};
-use super::kernels::matmul::{Activation, Product, Target, copy_row, matmul};
+use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
 use super::kernels::pool::Parts;
-use super::kernels::{Isa, Pool, elementwise};
+use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
-use super::{Capacity, Decode, EngineError, EngineOptions, Run, SequenceId};
+use super::{Capacity, Decode, EngineError, EngineOptions, SequenceChunk, SequenceId};
 use crate::weights::{Weights, WeightsError};
 use cache::Cache;
 
@@ -31,7 +31,7 @@ pub struct Decoder {
     angles: (Vec<f32>, Vec<f32>),
     cache: Cache,
     isa: Isa,
-    pool: Pool,
+    pool: ComputePool,
     buffers: Buffers,
 }
 
@@ -111,7 +111,7 @@ impl Decoder {
             angles: angles(&shape.rotary, shape.head_width, context),
             cache: Cache::new(shape, options.cache_bytes_max),
             isa: Isa::best(),
-            pool: Pool::new(options.threads),
+            pool: ComputePool::new(options.threads),
             buffers: Buffers::default(),
             shape: shape.clone(),
         })
@@ -119,7 +119,7 @@ impl Decoder {
 
     fn compute(
         &self,
-        runs: &[Run<'_>],
+        runs: &[SequenceChunk<'_>],
         buffers: &mut Buffers,
         cache: &mut Cache,
     ) -> Result<Vec<Vec<f32>>, WeightsError> {
@@ -148,7 +148,7 @@ impl Decoder {
         dense: &Dense,
         input: &[f32],
         rows: usize,
-        target: Target<'_>,
+        target: OutputColumns<'_>,
     ) -> Result<(), WeightsError> {
         let (weight, bias) = (dense.matrix()?, dense.bias()?);
         let product = Product { input, rows, weight, bias, activation: Activation::None };
@@ -171,24 +171,34 @@ impl Decoder {
         let shared = shape.key_value_heads * shape.head_width;
         let stride = query + 2 * shared;
         elementwise::rms_norm(isa, states, layer.attention_norm.get()?, shape.norm_epsilon, normed);
-        self.dense(&layer.query, normed, rows, Target { values: heads, stride, offset: 0 })?;
-        self.dense(&layer.key, normed, rows, Target { values: heads, stride, offset: query })?;
-        self.dense(&layer.value, normed, rows, Target { values: heads, stride, offset: query + shared })?;
+        self.dense(&layer.query, normed, rows, OutputColumns { values: heads, stride, offset: 0 })?;
+        self.dense(&layer.key, normed, rows, OutputColumns { values: heads, stride, offset: query })?;
+        self.dense(
+            &layer.value,
+            normed,
+            rows,
+            OutputColumns { values: heads, stride, offset: query + shared },
+        )?;
         self.rotate_and_store(index, placed, heads, cache);
         self.attend(index, placed, heads, mixed, cache);
         self.dense(
             &layer.output,
             mixed,
             rows,
-            Target { values: projected, stride: shape.hidden, offset: 0 },
+            OutputColumns { values: projected, stride: shape.hidden, offset: 0 },
         )?;
         elementwise::add(isa, states, projected);
         elementwise::rms_norm(isa, states, layer.norm.get()?, shape.norm_epsilon, normed);
         let inner = shape.intermediate;
-        self.dense(&layer.gate, normed, rows, Target { values: gate, stride: inner, offset: 0 })?;
-        self.dense(&layer.up, normed, rows, Target { values: up, stride: inner, offset: 0 })?;
+        self.dense(&layer.gate, normed, rows, OutputColumns { values: gate, stride: inner, offset: 0 })?;
+        self.dense(&layer.up, normed, rows, OutputColumns { values: up, stride: inner, offset: 0 })?;
         elementwise::silu_multiply(isa, gate, up);
-        self.dense(&layer.down, gate, rows, Target { values: projected, stride: shape.hidden, offset: 0 })?;
+        self.dense(
+            &layer.down,
+            gate,
+            rows,
+            OutputColumns { values: projected, stride: shape.hidden, offset: 0 },
+        )?;
         elementwise::add(isa, states, projected);
         Ok(())
     }
@@ -264,7 +274,7 @@ impl Decoder {
     /// Computes the logits after the last row of each run that requests them.
     fn logits(
         &self,
-        runs: &[Run<'_>],
+        runs: &[SequenceChunk<'_>],
         placed: &[Placed],
         buffers: &mut Buffers,
     ) -> Result<Vec<Vec<f32>>, WeightsError> {
@@ -281,7 +291,12 @@ impl Decoder {
         elementwise::rms_norm(self.isa, &last, self.norm.get()?, self.shape.norm_epsilon, normed);
         let mut logits = vec![0.0; wanted * vocabulary];
         let output = self.output.as_ref().unwrap_or(&self.words);
-        self.dense(output, normed, wanted, Target { values: &mut logits, stride: vocabulary, offset: 0 })?;
+        self.dense(
+            output,
+            normed,
+            wanted,
+            OutputColumns { values: &mut logits, stride: vocabulary, offset: 0 },
+        )?;
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
     }
 }
@@ -299,7 +314,7 @@ impl Decode for Decoder {
         self.cache.close(sequence);
     }
 
-    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let mut buffers = std::mem::take(&mut self.buffers);
         let mut cache = std::mem::take(&mut self.cache);
         let outcome = self.pool.enter(|| self.compute(runs, &mut buffers, &mut cache));

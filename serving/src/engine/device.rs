@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use super::config::{DecoderShape, EncoderShape};
-use super::{Capacity, Decode, Encode, EngineError, EngineOptions, Run, SequenceId};
+use super::{Capacity, Decode, Encode, EngineError, EngineOptions, SequenceChunk, SequenceId};
 use crate::weights::{TensorView, Weights};
 
 impl From<candle_core::Error> for EngineError {
@@ -45,7 +45,7 @@ fn free_bytes(_: &Device) -> Result<Option<u64>, EngineError> {
 }
 
 /// Tensors by name.
-pub type Named = BTreeMap<String, Tensor>;
+pub type NamedTensors = BTreeMap<String, Tensor>;
 
 /// Copies a tensor of the checkpoint to the device as f32.
 fn upload(view: &TensorView, device: &Device) -> Result<Tensor, EngineError> {
@@ -64,7 +64,7 @@ impl DeviceEncoder {
     pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let is_bare = weights.contains("embeddings.word_embeddings.weight");
         let root = if is_bare { "" } else { "bert." };
-        let mut tensors = Named::new();
+        let mut tensors = NamedTensors::new();
         for (name, dimensions) in bert::parameters(shape) {
             let view = weights.tensor(&format!("{root}{name}"), &dimensions)?;
             tensors.insert(name, upload(&view, device)?);
@@ -87,13 +87,13 @@ impl Encode for DeviceEncoder {
 pub struct DeviceDecoder {
     model: llama::Llama,
     device: Device,
-    sequences: BTreeMap<SequenceId, Sequence>,
+    sequences: BTreeMap<SequenceId, DeviceSequence>,
     tokens_total: usize,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Sequence {
+struct DeviceSequence {
     reserved: usize,
     length: usize,
     /// Keys and values of each layer: heads by positions by width.
@@ -109,7 +109,7 @@ impl DeviceDecoder {
         options: &EngineOptions,
         context: usize,
     ) -> Result<Self, EngineError> {
-        let mut tensors = Named::new();
+        let mut tensors = NamedTensors::new();
         for (name, dimensions) in llama::parameters(shape) {
             tensors.insert(name.clone(), upload(&weights.tensor(&name, &dimensions)?, device)?);
         }
@@ -142,7 +142,7 @@ impl Decode for DeviceDecoder {
         self.next += 1;
         let id = SequenceId(self.next);
         let cache = vec![None; self.model.layers()];
-        self.sequences.insert(id, Sequence { reserved: tokens_max, length: 0, cache });
+        self.sequences.insert(id, DeviceSequence { reserved: tokens_max, length: 0, cache });
         Some(id)
     }
 
@@ -150,7 +150,7 @@ impl Decode for DeviceDecoder {
         self.sequences.remove(&sequence);
     }
 
-    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let tokens: Vec<u32> = runs.iter().flat_map(|run| run.tokens.iter().copied()).collect();
         let mut positions = Vec::with_capacity(tokens.len());
         for run in runs {

@@ -10,9 +10,9 @@ use std::sync::Mutex;
 
 use super::config::{EncoderShape, Pooling};
 use super::kernels::attention::{HeadPlace, attend_all};
-use super::kernels::matmul::{Activation, Product, Target, copy_row, matmul};
+use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
 use super::kernels::pool::Parts;
-use super::kernels::{Isa, Pool, elementwise};
+use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
 use super::{Encode, EngineError};
 use crate::weights::{Weights, WeightsError};
@@ -31,12 +31,12 @@ pub struct Encoder {
     positions: Dense,
     types: Dense,
     norm: Norm,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderLayer>,
     isa: Isa,
-    pool: Pool,
-    alone: Pool,
+    pool: ComputePool,
+    alone: ComputePool,
     /// Buffers of finished groups, for reuse: fresh pages cost more than the small layers.
-    buffers: Mutex<Vec<Buffers>>,
+    buffers: Mutex<Vec<EncoderBuffers>>,
 }
 
 #[derive(Debug)]
@@ -46,7 +46,7 @@ struct Norm {
 }
 
 #[derive(Debug)]
-struct Layer {
+struct EncoderLayer {
     query: Dense,
     key: Dense,
     value: Dense,
@@ -58,7 +58,7 @@ struct Layer {
 }
 
 #[derive(Debug, Default)]
-struct Buffers {
+struct EncoderBuffers {
     states: Vec<f32>,
     heads: Vec<f32>,
     mixed: Vec<f32>,
@@ -94,7 +94,7 @@ impl Encoder {
             let dense = |name: &str, outputs: usize, inputs: usize| {
                 Dense::open_biased(weights, &format!("{at}.{name}"), outputs, inputs)
             };
-            layers.push(Layer {
+            layers.push(EncoderLayer {
                 query: dense("attention.self.query", hidden, hidden)?,
                 key: dense("attention.self.key", hidden, hidden)?,
                 value: dense("attention.self.value", hidden, hidden)?,
@@ -113,8 +113,8 @@ impl Encoder {
             norm: Norm::open(weights, &format!("{root}embeddings.LayerNorm"), hidden)?,
             layers,
             isa: Isa::best(),
-            pool: Pool::new(threads),
-            alone: Pool::new(1),
+            pool: ComputePool::new(threads),
+            alone: ComputePool::new(1),
             buffers: Mutex::default(),
         })
     }
@@ -138,7 +138,12 @@ impl Encoder {
         groups
     }
 
-    fn embed_group(&self, texts: &[Vec<u32>], pool: &Pool, vectors: &mut [f32]) -> Result<(), WeightsError> {
+    fn embed_group(
+        &self,
+        texts: &[Vec<u32>],
+        pool: &ComputePool,
+        vectors: &mut [f32],
+    ) -> Result<(), WeightsError> {
         let taken = self.buffers.lock().expect("no task panics while it holds this").pop();
         let mut buffers = taken.unwrap_or_default();
         let tokens: usize = texts.iter().map(Vec::len).sum();
@@ -164,7 +169,7 @@ impl Encoder {
         Ok(())
     }
 
-    fn embed_tokens(&self, texts: &[Vec<u32>], buffers: &mut Buffers) -> Result<(), WeightsError> {
+    fn embed_tokens(&self, texts: &[Vec<u32>], buffers: &mut EncoderBuffers) -> Result<(), WeightsError> {
         let (words, positions) = (self.words.matrix()?, self.positions.matrix()?);
         let hidden = self.shape.hidden;
         let mut kind = vec![0.0; hidden];
@@ -184,18 +189,18 @@ impl Encoder {
 
     fn run_layer(
         &self,
-        layer: &Layer,
+        layer: &EncoderLayer,
         texts: &[Vec<u32>],
-        pool: &Pool,
-        buffers: &mut Buffers,
+        pool: &ComputePool,
+        buffers: &mut EncoderBuffers,
     ) -> Result<(), WeightsError> {
         let (isa, hidden, epsilon) = (self.isa, self.shape.hidden, self.shape.norm_epsilon);
-        let Buffers { states, heads, mixed, inner } = buffers;
+        let EncoderBuffers { states, heads, mixed, inner } = buffers;
         let tokens = states.len() / hidden;
         let dense = |dense: &Dense, input: &[f32], activation, values: &mut [f32], stride, offset| {
             let (weight, bias) = (dense.matrix()?, dense.bias()?);
             let product = Product { input, rows: tokens, weight, bias, activation };
-            matmul(isa, pool, &product, Target { values, stride, offset });
+            matmul(isa, pool, &product, OutputColumns { values, stride, offset });
             Ok::<(), WeightsError>(())
         };
         for (index, part) in [&layer.query, &layer.key, &layer.value].into_iter().enumerate() {
@@ -212,7 +217,7 @@ impl Encoder {
     }
 
     /// Computes attention of every head over every text.
-    fn attend(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &Pool) {
+    fn attend(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &ComputePool) {
         let (hidden, count) = (self.shape.hidden, self.shape.heads);
         let width = hidden / count;
         let mut starts = Vec::with_capacity(texts.len());
@@ -268,7 +273,7 @@ impl Encode for Encoder {
     }
 }
 
-impl Buffers {
+impl EncoderBuffers {
     fn resize(&mut self, tokens: usize, shape: &EncoderShape) {
         self.states.resize(tokens * shape.hidden, 0.0);
         self.heads.resize(tokens * 3 * shape.hidden, 0.0);

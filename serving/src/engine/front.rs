@@ -173,11 +173,6 @@ impl Front {
         self.dimensions
     }
 
-    /// Reports whether chat messages can be rendered.
-    pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
-    }
-
     /// Reports whether this token ends a generation.
     pub fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)

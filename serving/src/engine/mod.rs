@@ -135,7 +135,7 @@ pub struct SequenceId(pub u64);
 
 /// New tokens of one sequence in a step: a chunk of its prompt, or the token just sampled.
 #[derive(Debug, Clone, Copy)]
-pub struct Run<'a> {
+pub struct SequenceChunk<'a> {
     /// The sequence that the tokens extend.
     pub sequence: SequenceId,
     /// The tokens, at the positions that follow those already stored. Not empty.
@@ -153,7 +153,8 @@ pub struct Capacity {
     pub tokens_reserved: usize,
 }
 
-/// The forward pass of one loaded model. Two implementations: [`LoadedEngine`] and [`simulated::Simulated`].
+/// The forward pass of one loaded model. Two implementations: [`LoadedEngine`] and
+/// [`simulated::SimulatedEngine`].
 pub trait Engine: Send {
     /// Returns the text side of the model.
     fn front(&self) -> &Arc<Front>;
@@ -169,7 +170,7 @@ pub trait Engine: Send {
 
     /// Computes one step over many sequences. Returns one row of logits (as wide as the vocabulary) for each
     /// run that requests them, in the order of the runs. No sequence may appear twice.
-    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
     /// Closes a sequence and releases its reservation.
     fn close(&mut self, sequence: SequenceId);
@@ -278,7 +279,7 @@ pub trait Decode: Send {
     ///
     /// # Panics If a run is empty, its sequence is not open or would outgrow its reservation, or a token is
     /// unknown.
-    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }
 
 enum Model {
@@ -389,7 +390,7 @@ impl Engine for LoadedEngine {
         }
     }
 
-    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         match &mut self.model {
             Model::Decoder(decoder) => decoder.step(runs),
             Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),

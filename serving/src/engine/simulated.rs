@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::front::Delay;
-use super::{Capacity, Engine, EngineError, Front, Operation, Run, SequenceId};
+use super::{Capacity, Engine, EngineError, Front, Operation, SequenceChunk, SequenceId};
 
 /// The simulated engine.
 #[derive(Debug)]
-pub struct Simulated {
+pub struct SimulatedEngine {
     front: Arc<Front>,
-    sequences: BTreeMap<SequenceId, Sequence>,
+    sequences: BTreeMap<SequenceId, SimulatedSequence>,
     next: u64,
     tokens_total: usize,
     step_time: Duration,
@@ -23,13 +23,13 @@ pub struct Simulated {
 }
 
 #[derive(Debug)]
-struct Sequence {
+struct SimulatedSequence {
     tokens: Vec<u32>,
     prompt: usize,
     reserved: usize,
 }
 
-impl Simulated {
+impl SimulatedEngine {
     /// Returns a decoder that answers with the last non-empty line of the prompt, then its end token.
     pub fn decoder(context_tokens_max: usize, tokens_total: usize) -> Self {
         Self::new(Front::bytes(context_tokens_max), tokens_total)
@@ -86,7 +86,7 @@ impl Simulated {
     }
 }
 
-impl Engine for Simulated {
+impl Engine for SimulatedEngine {
     fn front(&self) -> &Arc<Front> {
         &self.front
     }
@@ -122,11 +122,11 @@ impl Engine for Simulated {
         }
         self.next += 1;
         let id = SequenceId(self.next);
-        self.sequences.insert(id, Sequence { tokens: Vec::new(), prompt: 0, reserved: tokens_max });
+        self.sequences.insert(id, SimulatedSequence { tokens: Vec::new(), prompt: 0, reserved: tokens_max });
         Ok(Some(id))
     }
 
-    fn step(&mut self, runs: &[Run<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         std::thread::sleep(self.step_time);
         let mut rows = Vec::new();
         for run in runs {
@@ -153,7 +153,7 @@ impl Engine for Simulated {
     }
 }
 
-impl Sequence {
+impl SimulatedSequence {
     fn next_token(&self, is_endless: bool) -> u32 {
         let newline = u32::from(b'\n');
         let prompt = &self.tokens[..self.prompt];

@@ -59,7 +59,7 @@ pub struct StopStrings {
 
 /// Result of checking a piece of text for stop strings.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Checked {
+pub enum StopCheck {
     /// Text to send; generation continues.
     Text(String),
     /// Text to send; a stop string followed it.
@@ -73,16 +73,16 @@ impl StopStrings {
     }
 
     /// Adds text; returns the part that is certainly before any stop string.
-    pub fn push(&mut self, text: &str) -> Checked {
+    pub fn push(&mut self, text: &str) -> StopCheck {
         self.held.push_str(text);
         let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
         if let Some(at) = found {
             self.held.truncate(at);
-            return Checked::Stopped(std::mem::take(&mut self.held));
+            return StopCheck::Stopped(std::mem::take(&mut self.held));
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        Checked::Text(std::mem::replace(&mut self.held, rest))
+        StopCheck::Text(std::mem::replace(&mut self.held, rest))
     }
 
     /// Returns the text held back, when generation ends for another reason.
@@ -106,8 +106,8 @@ mod tests {
         let mut sent = String::new();
         for piece in pieces {
             match watch.push(piece) {
-                Checked::Text(text) => sent.push_str(&text),
-                Checked::Stopped(text) => return (sent + &text, true),
+                StopCheck::Text(text) => sent.push_str(&text),
+                StopCheck::Stopped(text) => return (sent + &text, true),
             }
         }
         (sent + &watch.finish(), false)
@@ -134,9 +134,9 @@ mod tests {
     #[test]
     fn text_that_cannot_become_a_stop_string_is_sent_at_once() {
         let mut watch = StopStrings::new(vec!["STOP".to_owned()]);
-        assert_eq!(watch.push("hello"), Checked::Text("hello".to_owned()));
-        assert_eq!(watch.push(" S"), Checked::Text(" ".to_owned()));
-        assert_eq!(watch.push("he"), Checked::Text("She".to_owned()));
+        assert_eq!(watch.push("hello"), StopCheck::Text("hello".to_owned()));
+        assert_eq!(watch.push(" S"), StopCheck::Text(" ".to_owned()));
+        assert_eq!(watch.push("he"), StopCheck::Text("She".to_owned()));
     }
 
     #[test]

@@ -18,8 +18,8 @@ use protocol::worker::{WorkerLoad, WorkerState};
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::pool::{Departure, Link};
-use super::ticket::{Decision, TicketError, check_form, check_renewal, check_route, judge};
+use super::pool::{Departure, WorkerConnection};
+use super::ticket::{TicketDecision, TicketError, check_form, check_renewal, check_route, judge};
 use crate::worker::now;
 
 /// Interval at which a worker is polled for its ticket and its load. A lease of 3 s survives one or two lost
@@ -39,8 +39,8 @@ pub(super) async fn attend(
 ) {
     let worker = reversed.peer();
     let hold = |permit| match permit {
-        Permit::Unadmitted => arrival.wait_unadmitted(),
-        Permit::Node(node) => arrival.admit(node),
+        ConnectionPermit::Unadmitted => arrival.wait_unadmitted(),
+        ConnectionPermit::Node(node) => arrival.admit(node),
     };
     let (signed, lapses_at) = match admit(&gateway, worker, &reversed.preface, hold).await {
         Ok(admitted) => admitted,
@@ -84,7 +84,7 @@ pub(super) async fn serve_worker(
 /// connection takes its permit.
 struct Pooled<'a> {
     gateway: &'a Gateway,
-    link: Arc<Link>,
+    link: Arc<WorkerConnection>,
     departure: Departure,
 }
 
@@ -101,13 +101,13 @@ pub(super) async fn admit(
     gateway: &Gateway,
     worker: PublicKey,
     preface: &[u8],
-    mut hold: impl FnMut(Permit) -> bool,
+    mut hold: impl FnMut(ConnectionPermit) -> bool,
 ) -> Result<(SignedTicket, Instant), TicketError> {
     let came_at = Instant::now();
     let signed: SignedTicket = canonical::from_bytes(preface, TICKET_BYTES_MAX)
         .map_err(|error| TicketError::Unreadable(error.to_string()))?;
     check_form(&signed, &worker, &gateway.identity.public_key())?;
-    let node = Permit::Node(signed.ticket.node.0);
+    let node = ConnectionPermit::Node(signed.ticket.node.0);
     let mut tables = gateway.table.subscribe();
     // A worker may connect before the table names it; it waits for the table no longer than a ticket is
     // valid.
@@ -117,9 +117,9 @@ pub(super) async fn admit(
         let table = tables.borrow_and_update().clone();
         let decision = judge(&signed.ticket, &table);
         let needed = match &decision {
-            Decision::Refuse(error) => return Err(error.clone()),
-            Decision::AwaitNode(_) => Permit::Unadmitted,
-            Decision::AwaitTable(_) | Decision::Admit => node,
+            TicketDecision::Refuse(error) => return Err(error.clone()),
+            TicketDecision::AwaitNode(_) => ConnectionPermit::Unadmitted,
+            TicketDecision::AwaitTable(_) | TicketDecision::Admit => node,
         };
         if held < Some(needed) {
             if !hold(needed) {
@@ -128,8 +128,8 @@ pub(super) async fn admit(
             held = Some(needed);
         }
         match decision {
-            Decision::Admit | Decision::Refuse(_) => break,
-            Decision::AwaitTable(error) | Decision::AwaitNode(error) => {
+            TicketDecision::Admit | TicketDecision::Refuse(_) => break,
+            TicketDecision::AwaitTable(error) | TicketDecision::AwaitNode(error) => {
                 match tokio::time::timeout_at(early_until, tables.changed()).await {
                     Ok(Ok(())) => {}
                     _ => return Err(error),
@@ -143,7 +143,7 @@ pub(super) async fn admit(
 
 /// The permit that a connection holds after its handshake's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Permit {
+pub(super) enum ConnectionPermit {
     /// One of the few permits for nodes that the table does not name.
     Unadmitted,
     /// A permit of this node, which the table names.
@@ -151,7 +151,7 @@ pub(super) enum Permit {
 }
 
 /// Polls a worker until it must leave; returns the cause.
-async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> Departure {
+async fn keep(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) -> Departure {
     let mut deadline = lapses_at;
     let mut retired_at = None;
     // The first ticket may have aged while it waited for the table.
@@ -185,7 +185,7 @@ async fn keep(gateway: &Gateway, link: &Link, lapses_at: Instant) -> Departure {
 }
 
 /// Polls for a fresh ticket and for the load. Returns the expiry of the ticket, if it is a newer one.
-async fn poll(gateway: &Gateway, link: &Link) -> Result<Option<Instant>, TicketError> {
+async fn poll(gateway: &Gateway, link: &WorkerConnection) -> Result<Option<Instant>, TicketError> {
     if let Some(body) = ask(link, "/worker/v1/load").await
         && let Ok(load) = serde_json::from_slice::<WorkerLoad>(&body)
     {
@@ -209,7 +209,7 @@ async fn poll(gateway: &Gateway, link: &Link) -> Result<Option<Instant>, TicketE
     Ok(Some(lapses_at))
 }
 
-async fn ask(link: &Link, path: &'static str) -> Option<Bytes> {
+async fn ask(link: &WorkerConnection, path: &'static str) -> Option<Bytes> {
     let request = Request::get(path).body(Bytes::new()).expect("a literal path is valid");
     match link.polls.request(request).await {
         Ok(response) => Some(response).filter(|r| r.status() == StatusCode::OK).map(Response::into_body),

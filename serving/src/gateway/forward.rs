@@ -22,8 +22,8 @@ use protocol::TokenName;
 use protocol::error_code as code;
 use tokio::time::Instant;
 
-use super::pool::{Place, Suspect};
-use super::public::{Wanted, memory_full};
+use super::pool::{RequestPermit, Suspect};
+use super::public::{InferenceTarget, memory_full};
 use super::{ANSWER_BYTES_MAX, Gateway};
 use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::metrics::Observation;
@@ -39,7 +39,7 @@ const REFUSAL: Duration = Duration::from_secs(5);
 const QUARANTINE: Duration = Duration::from_secs(10);
 
 /// Outcome of one attempt on one worker.
-enum Attempt {
+enum ForwardAttempt {
     /// A complete answer.
     Whole(Response<()>, Bytes),
     /// An answer that has begun, with its permit and observation.
@@ -54,7 +54,7 @@ enum Attempt {
 
 /// An admitted request: its target, body and memory charge.
 pub(super) struct Admitted {
-    pub(super) wanted: Wanted,
+    pub(super) wanted: InferenceTarget,
     pub(super) body: Bytes,
     pub(super) charge: Charge<TokenName>,
 }
@@ -110,17 +110,17 @@ impl Gateway {
             let link = place.link().clone();
             let attempt = attempt(place, &wanted, body.clone(), &mut charge, observation);
             let (error, back) = match in_quarantine(attempt, suspect.as_ref()).await {
-                Attempt::Begun(response) => return Ok(response),
-                Attempt::Whole(head, answer) => {
+                ForwardAttempt::Begun(response) => return Ok(response),
+                ForwardAttempt::Whole(head, answer) => {
                     drop(body);
                     charge.shrink_to(REQUEST_BYTES_MIN + answer.len());
                     return Ok(head.map(|()| Body::new(ChargedBody::new(answer, charge))));
                 }
-                Attempt::Failed(error, back) => return Err((error, back)),
-                Attempt::Refused(error, back) => (error, back),
-                Attempt::Lost(back) if link.left_in_order() => (worker_lost(), back),
-                Attempt::Lost(back) if suspect.is_some() => return Err((two_workers_lost(), back)),
-                Attempt::Lost(back) => {
+                ForwardAttempt::Failed(error, back) => return Err((error, back)),
+                ForwardAttempt::Refused(error, back) => (error, back),
+                ForwardAttempt::Lost(back) if link.left_in_order() => (worker_lost(), back),
+                ForwardAttempt::Lost(back) if suspect.is_some() => return Err((two_workers_lost(), back)),
+                ForwardAttempt::Lost(back) => {
                     suspect = Some(self.pool.suspect());
                     (reason, observation) = (worker_lost(), back);
                     continue;
@@ -135,7 +135,10 @@ impl Gateway {
 }
 
 /// Runs the attempt; a suspect's worker is reserved for it for a limited time.
-async fn in_quarantine(attempt: impl Future<Output = Attempt>, suspect: Option<&Suspect<'_>>) -> Attempt {
+async fn in_quarantine(
+    attempt: impl Future<Output = ForwardAttempt>,
+    suspect: Option<&Suspect<'_>>,
+) -> ForwardAttempt {
     let Some(suspect) = suspect else { return attempt.await };
     tokio::pin!(attempt);
     tokio::select! {
@@ -146,12 +149,12 @@ async fn in_quarantine(attempt: impl Future<Output = Attempt>, suspect: Option<&
 }
 
 async fn attempt(
-    place: Place,
-    wanted: &Wanted,
+    place: RequestPermit,
+    wanted: &InferenceTarget,
     body: Bytes,
     charge: &mut Charge<TokenName>,
     mut observation: Observation,
-) -> Attempt {
+) -> ForwardAttempt {
     let link = place.link().clone();
     observation.sent_to(&link.channel.peer());
     let request = http::Request::post(wanted.endpoint.path())
@@ -160,23 +163,25 @@ async fn attempt(
         .expect("a literal path and header are valid");
     let sent = tokio::select! {
         sent = link.channel.send(request) => sent,
-        () = link.lost.cancelled() => return Attempt::Lost(observation),
+        () = link.lost.cancelled() => return ForwardAttempt::Lost(observation),
     };
     let response = match sent {
         Ok(response) => response,
         Err(error) => {
             tracing::warn!(worker = link.channel.peer().short(), %error, "request failed");
             return match error {
-                overlay::Error::Lost { sent: false, .. } => Attempt::Refused(worker_lost(), observation),
-                _ => Attempt::Lost(observation),
+                overlay::Error::Lost { sent: false, .. } => {
+                    ForwardAttempt::Refused(worker_lost(), observation)
+                }
+                _ => ForwardAttempt::Lost(observation),
             };
         }
     };
     let (head, body) = response.into_parts();
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
-        return Attempt::Refused(refusal(body).await, observation);
+        return ForwardAttempt::Refused(refusal(body).await, observation);
     }
-    let answer = Answer { place, body, observation };
+    let answer = WorkerAnswer { place, body, observation };
     if wanted.is_stream && head.status == StatusCode::OK {
         answer.stream(&head.headers).await
     } else {
@@ -185,8 +190,8 @@ async fn attempt(
 }
 
 /// A worker's answer in progress.
-struct Answer {
-    place: Place,
+struct WorkerAnswer {
+    place: RequestPermit,
     body: ResponseBody,
     observation: Observation,
 }
@@ -199,7 +204,7 @@ enum Next {
     Lost,
 }
 
-impl Answer {
+impl WorkerAnswer {
     async fn next(&mut self) -> Next {
         let frame = tokio::select! {
             frame = self.body.frame() => frame,
@@ -223,17 +228,17 @@ impl Answer {
         status: StatusCode,
         headers: &HeaderMap,
         charge: &mut Charge<TokenName>,
-    ) -> Attempt {
+    ) -> ForwardAttempt {
         let mut answer = Buffer::default();
         loop {
             match self.next().await {
                 Next::Data(data) => {
                     if answer.push(&data, ANSWER_BYTES_MAX, charge).await.is_err() {
-                        return Attempt::Failed(memory_full(), self.observation);
+                        return ForwardAttempt::Failed(memory_full(), self.observation);
                     }
                 }
                 Next::Trailers(_) => {}
-                Next::Lost => return Attempt::Lost(self.observation),
+                Next::Lost => return ForwardAttempt::Lost(self.observation),
                 Next::End => break,
             }
         }
@@ -246,15 +251,15 @@ impl Answer {
                 head.headers_mut().insert(name, value.clone());
             }
         }
-        Attempt::Whole(head, answer.into_bytes())
+        ForwardAttempt::Whole(head, answer.into_bytes())
     }
 
     /// Waits for the first piece: until it arrives, the request can still be retried on another worker.
-    async fn stream(mut self, headers: &HeaderMap) -> Attempt {
+    async fn stream(mut self, headers: &HeaderMap) -> ForwardAttempt {
         let first = match self.next().await {
             Next::Data(data) => data,
-            Next::Lost => return Attempt::Lost(self.observation),
-            Next::Trailers(_) | Next::End => return Attempt::Refused(worker_lost(), self.observation),
+            Next::Lost => return ForwardAttempt::Lost(self.observation),
+            Next::Trailers(_) | Next::End => return ForwardAttempt::Refused(worker_lost(), self.observation),
         };
         self.place.answer_begins();
         self.observation.tokens(count(headers, &PROMPT_TOKENS), None);
@@ -264,7 +269,7 @@ impl Answer {
         let pieces = futures::StreamExt::chain(first, rest);
         let mut response = Response::new(Body::from_stream(pieces));
         event_stream(response.headers_mut());
-        Attempt::Begun(response)
+        ForwardAttempt::Begun(response)
     }
 
     /// Returns the next piece for the client, and the remainder.
@@ -300,7 +305,7 @@ fn count(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     headers.get(name).map(HeaderValue::to_str)?.ok()?.parse().ok()
 }
 
-fn no_worker(wanted: &Wanted) -> ApiError {
+fn no_worker(wanted: &InferenceTarget) -> ApiError {
     let message = format!("no worker serves `{}` at the moment", wanted.model);
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1)
 }

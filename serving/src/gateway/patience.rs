@@ -9,8 +9,8 @@ use protocol::error_code as code;
 use tokio::time::Instant;
 
 use super::Gateway;
-use super::pool::{Place, Suspect};
-use super::public::Wanted;
+use super::pool::{RequestPermit, Suspect};
+use super::public::InferenceTarget;
 use super::table::Table;
 use crate::openai::ApiError;
 
@@ -42,7 +42,11 @@ impl Gateway {
     ///
     /// # Errors
     /// The model is no longer served: it may have been retired while the request waited.
-    pub(super) fn place_now(&self, wanted: &Wanted, tried: &[u64]) -> Result<Option<Place>, ApiError> {
+    pub(super) fn place_now(
+        &self,
+        wanted: &InferenceTarget,
+        tried: &[u64],
+    ) -> Result<Option<RequestPermit>, ApiError> {
         let table = self.table.borrow().clone();
         let services = wanted.services(&table)?;
         Ok(self.pool.choose(&services, &table, tried))
@@ -54,10 +58,10 @@ impl Gateway {
     /// As [`Self::place_now`].
     pub(super) async fn place_soon(
         &self,
-        wanted: &Wanted,
+        wanted: &InferenceTarget,
         tried: &[u64],
         until: Instant,
-    ) -> Result<Option<Place>, ApiError> {
+    ) -> Result<Option<RequestPermit>, ApiError> {
         self.metrics.held(wanted.model.as_str());
         self.place_by(until, || self.place_now(wanted, tried)).await
     }
@@ -68,10 +72,10 @@ impl Gateway {
     /// As [`Self::place_now`].
     pub(super) async fn place_alone(
         &self,
-        wanted: &Wanted,
+        wanted: &InferenceTarget,
         tried: &[u64],
         suspect: &Suspect<'_>,
-    ) -> Result<Option<Place>, ApiError> {
+    ) -> Result<Option<RequestPermit>, ApiError> {
         let came_at = Instant::now();
         let choose = |is_pressed: bool| {
             let table = self.table.borrow().clone();
@@ -90,8 +94,8 @@ impl Gateway {
     async fn place_by(
         &self,
         until: Instant,
-        choose: impl Fn() -> Result<Option<Place>, ApiError>,
-    ) -> Result<Option<Place>, ApiError> {
+        choose: impl Fn() -> Result<Option<RequestPermit>, ApiError>,
+    ) -> Result<Option<RequestPermit>, ApiError> {
         let mut tables = self.table.subscribe();
         let deadline = tokio::time::sleep_until(until);
         tokio::pin!(deadline);

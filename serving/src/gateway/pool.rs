@@ -68,7 +68,7 @@ impl Departure {
 
 /// One connection of one worker.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct WorkerConnection {
     /// Unique in this gateway's life.
     pub(super) id: u64,
     /// Channel for requests.
@@ -93,7 +93,7 @@ pub(super) struct Link {
     last_used: AtomicU64,
 }
 
-impl Link {
+impl WorkerConnection {
     /// Returns the newest ticket; its form has been checked.
     pub(super) fn ticket(&self) -> Ticket {
         self.ticket.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -165,14 +165,14 @@ impl Link {
 
 /// A request's permit on a worker, released when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    link: Arc<Link>,
+pub(super) struct RequestPermit {
+    link: Arc<WorkerConnection>,
     is_answered: bool,
 }
 
-impl Place {
+impl RequestPermit {
     /// Returns the worker's connection.
-    pub(super) fn link(&self) -> &Arc<Link> {
+    pub(super) fn link(&self) -> &Arc<WorkerConnection> {
         &self.link
     }
 
@@ -186,7 +186,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.answer_begins();
         if self.link.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -198,7 +198,7 @@ impl Drop for Place {
 /// A request with which a worker was lost. While it exists, at most one worker is reserved for it.
 #[derive(Debug)]
 pub(super) struct Suspect<'p> {
-    pool: &'p Pool,
+    pool: &'p WorkerPool,
     id: u64,
 }
 
@@ -217,18 +217,18 @@ impl Drop for Suspect<'_> {
 
 /// All connected workers.
 #[derive(Debug, Default)]
-pub(super) struct Pool {
-    links: Mutex<BTreeMap<u64, Arc<Link>>>,
+pub(super) struct WorkerPool {
+    links: Mutex<BTreeMap<u64, Arc<WorkerConnection>>>,
     counter: AtomicU64,
     vacancies: Arc<Notify>,
 }
 
-impl Pool {
+impl WorkerPool {
     /// Adds a worker whose ticket has been checked.
-    pub(super) fn add(&self, channel: Channel, ticket: Ticket) -> Arc<Link> {
+    pub(super) fn add(&self, channel: Channel, ticket: Ticket) -> Arc<WorkerConnection> {
         let limits =
             Limits { request: POLL_TIME_MAX, response_bytes_max: POLL_BYTES_MAX, ..Limits::default() };
-        let link = Arc::new(Link {
+        let link = Arc::new(WorkerConnection {
             id: self.counter.fetch_add(1, Ordering::Relaxed),
             polls: channel.with_limits(limits),
             channel,
@@ -249,7 +249,7 @@ impl Pool {
     }
 
     /// Records a worker's load and wakes waiting requests when it becomes ready.
-    pub(super) fn heard(&self, link: &Link, load: WorkerLoad) {
+    pub(super) fn heard(&self, link: &WorkerConnection, load: WorkerLoad) {
         let is_ready = load.state == WorkerState::Ready;
         let was_ready = link.is_ready.swap(is_ready, Ordering::Relaxed);
         // Published after readiness: a client that sees a ready worker in the metrics may rely on it.
@@ -265,7 +265,7 @@ impl Pool {
     }
 
     /// Removes a worker and notifies the requests on it.
-    pub(super) fn remove(&self, link: &Link, departure: Departure) {
+    pub(super) fn remove(&self, link: &WorkerConnection, departure: Departure) {
         self.lock().remove(&link.id);
         link.left_in_order.store(departure.is_orderly(), Ordering::Release);
         link.lost.cancel();
@@ -277,13 +277,18 @@ impl Pool {
     }
 
     /// Returns all workers.
-    pub(super) fn links(&self) -> Vec<Arc<Link>> {
+    pub(super) fn links(&self) -> Vec<Arc<WorkerConnection>> {
         self.lock().values().cloned().collect()
     }
 
     /// Chooses the least busy worker of these services that is not in `tried`; among equals the one that was
     /// chosen longest ago.
-    pub(super) fn choose(&self, services: &[&RoutedService], table: &Table, tried: &[u64]) -> Option<Place> {
+    pub(super) fn choose(
+        &self,
+        services: &[&RoutedService],
+        table: &Table,
+        tried: &[u64],
+    ) -> Option<RequestPermit> {
         let links = self.lock();
         let fit = links.values().filter(|link| !tried.contains(&link.id) && link.may_take(services, table));
         let open = fit.filter(|link| !link.is_reserved());
@@ -301,21 +306,22 @@ impl Pool {
         tried: &[u64],
         suspect: &Suspect<'_>,
         is_pressed: bool,
-    ) -> Option<Place> {
+    ) -> Option<RequestPermit> {
         let links = self.lock();
-        let fit: Vec<&Arc<Link>> = links
+        let fit: Vec<&Arc<WorkerConnection>> = links
             .values()
             .filter(|link| !tried.contains(&link.id) && link.may_take(services, table))
             .collect();
-        let is_mine = |link: &Link| link.reserved_for.load(Ordering::Acquire) == suspect.id;
+        let is_mine = |link: &WorkerConnection| link.reserved_for.load(Ordering::Acquire) == suspect.id;
         let open = fit.iter().filter(|link| !link.is_reserved()).count();
-        let busy = |link: &&&Arc<Link>| (link.in_flight(), link.last_used.load(Ordering::Relaxed));
+        let busy =
+            |link: &&&Arc<WorkerConnection>| (link.in_flight(), link.last_used.load(Ordering::Relaxed));
         let mine = fit.iter().find(|link| is_mine(link));
         // The last open worker may be taken if it is the only one, and is idle or time presses.
         let least = fit.iter().filter(|link| !link.is_reserved()).min_by_key(busy);
         let least =
             least.filter(|link| open > 1 || (fit.len() == 1 && (link.in_flight() == 0 || is_pressed)));
-        let is_idle = |link: &Link| {
+        let is_idle = |link: &WorkerConnection| {
             link.in_flight() == 0 || (is_pressed && link.unanswered.load(Ordering::Acquire) == 0)
         };
         let idle = mine.into_iter().chain(least).find(|link| is_idle(link));
@@ -336,14 +342,14 @@ impl Pool {
     }
 
     /// Takes a permit. Called under the lock, so that two requests cannot both take the same idle worker.
-    fn take(&self, link: &Arc<Link>) -> Place {
+    fn take(&self, link: &Arc<WorkerConnection>) -> RequestPermit {
         link.in_flight.fetch_add(1, Ordering::AcqRel);
         link.unanswered.fetch_add(1, Ordering::AcqRel);
         link.last_used.store(self.counter.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        Place { link: link.clone(), is_answered: false }
+        RequestPermit { link: link.clone(), is_answered: false }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Link>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<WorkerConnection>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -20,7 +20,7 @@ use super::forward::Admitted;
 use super::table::Table;
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
-use crate::openai::{self, ApiError, Endpoint, Request};
+use crate::openai::{self, ApiError, Endpoint, InferenceRequest};
 use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 
 /// Builds the inference API.
@@ -159,12 +159,12 @@ impl Gateway {
         charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
         let limit = INFERENCE_BODY_BYTES_MAX;
         let body = crate::body::read(&head.headers, body, limit, &mut charge, memory_full).await?;
-        let request = Request::parse(endpoint, &body)?;
+        let request = InferenceRequest::parse(endpoint, &body)?;
         let services = services(endpoint, request.model(), &table)?;
         let model = services[0].model.clone();
         observation.model(model.as_str());
         let (name, is_stream) = (request.model().to_owned(), request.is_stream());
-        Ok(Admitted { wanted: Wanted { endpoint, name, model, is_stream }, body, charge })
+        Ok(Admitted { wanted: InferenceTarget { endpoint, name, model, is_stream }, body, charge })
     }
 }
 
@@ -178,7 +178,7 @@ pub(super) fn memory_full() -> ApiError {
 
 /// Target of an admitted request.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct InferenceTarget {
     pub(super) endpoint: Endpoint,
     /// The model or service, as the client named it.
     name: String,
@@ -187,7 +187,7 @@ pub(super) struct Wanted {
     pub(super) is_stream: bool,
 }
 
-impl Wanted {
+impl InferenceTarget {
     /// Returns the services that may answer the request by this table: at least one.
     ///
     /// # Errors The model is no longer served.

@@ -32,12 +32,7 @@ pub enum TicketError {
     UnknownSlot,
     /// The slot has been ordered again, or the order has not reached the table.
     #[error("ticket has fence {ticket}, the table {table}")]
-    Fence {
-        /// Fence of the ticket.
-        ticket: Fence,
-        /// Fence in the table.
-        table: Fence,
-    },
+    Fence { ticket: Fence, table: Fence },
     /// Another node holds the slot.
     #[error("another node holds the slot")]
     ForeignNode,
@@ -114,7 +109,7 @@ pub(super) fn check_route(ticket: &Ticket, table: &Table) -> Result<(), TicketEr
 
 /// Decision on a ticket whose form has been checked, under one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum TicketDecision {
     /// The worker may serve.
     Admit,
     /// A newer table may make it valid; the table names its node, so the connection counts as one of the
@@ -128,12 +123,12 @@ pub(super) enum Decision {
 }
 
 /// Decides on a ticket by the table in force.
-pub(super) fn judge(ticket: &Ticket, table: &Table) -> Decision {
+pub(super) fn judge(ticket: &Ticket, table: &Table) -> TicketDecision {
     match check_route(ticket, table) {
-        Ok(()) => Decision::Admit,
-        Err(error) if !error.may_be_early() => Decision::Refuse(error),
-        Err(error) if table.names_node(&ticket.node) => Decision::AwaitTable(error),
-        Err(error) => Decision::AwaitNode(error),
+        Ok(()) => TicketDecision::Admit,
+        Err(error) if !error.may_be_early() => TicketDecision::Refuse(error),
+        Err(error) if table.names_node(&ticket.node) => TicketDecision::AwaitTable(error),
+        Err(error) => TicketDecision::AwaitNode(error),
     }
 }
 
@@ -257,7 +252,7 @@ mod tests {
 
     #[test]
     fn only_a_ticket_ahead_of_the_table_may_wait_and_only_of_a_node_in_it_as_that_nodes() {
-        use Decision::{Admit, AwaitNode, AwaitTable, Refuse};
+        use TicketDecision::{Admit, AwaitNode, AwaitTable, Refuse};
         let scene = scene();
         let table = table(&scene);
         let decision = |alter: &dyn Fn(&mut Ticket)| {

@@ -8,7 +8,7 @@ pub(crate) struct RequestId(u64);
 
 /// Decision on a request for more bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub(crate) enum ChargeDecision {
     /// The bytes are granted.
     Admit,
     /// Requests under eviction will release enough; retry then.
@@ -27,13 +27,13 @@ pub(crate) struct ByteBudget<K> {
     /// Part of `used` held by requests under eviction.
     leaving: usize,
     next: u64,
-    requests: BTreeMap<RequestId, Holding<K>>,
+    requests: BTreeMap<RequestId, RequestHolding<K>>,
     /// Bytes of each key's requests that are not under eviction; no entry is zero.
     keys: BTreeMap<K, usize>,
 }
 
 #[derive(Debug)]
-struct Holding<K> {
+struct RequestHolding<K> {
     key: K,
     bytes: usize,
     is_evicted: bool,
@@ -54,23 +54,23 @@ impl<K: Ord + Clone> ByteBudget<K> {
     pub(crate) fn open(&mut self, key: K) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
-        self.requests.insert(id, Holding { key, bytes: 0, is_evicted: false });
+        self.requests.insert(id, RequestHolding { key, bytes: 0, is_evicted: false });
         id
     }
 
     /// Requests `bytes` more.
-    pub(crate) fn grow(&mut self, id: RequestId, bytes: usize) -> Decision {
+    pub(crate) fn grow(&mut self, id: RequestId, bytes: usize) -> ChargeDecision {
         let Some(holding) = self.requests.get_mut(&id).filter(|holding| !holding.is_evicted) else {
-            return Decision::Reject;
+            return ChargeDecision::Reject;
         };
         if bytes <= self.bytes_max - self.used {
             holding.bytes += bytes;
             self.used += bytes;
             *self.keys.entry(holding.key.clone()).or_default() += bytes;
-            return Decision::Admit;
+            return ChargeDecision::Admit;
         }
         if bytes <= self.bytes_max.saturating_sub(self.used - self.leaving) {
-            return Decision::Wait;
+            return ChargeDecision::Wait;
         }
         let key = holding.key.clone();
         match self.largest_holder() {
@@ -80,7 +80,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
                 let largest = largest.clone();
                 self.evict_from(&largest)
             }
-            _ => Decision::Reject,
+            _ => ChargeDecision::Reject,
         }
     }
 
@@ -121,17 +121,17 @@ impl<K: Ord + Clone> ByteBudget<K> {
     }
 
     /// Evicts the key's largest request, the newest of equals: it has the least to lose.
-    fn evict_from(&mut self, key: &K) -> Decision {
+    fn evict_from(&mut self, key: &K) -> ChargeDecision {
         let of_key =
             self.requests.iter_mut().filter(|(_, holding)| holding.key == *key && !holding.is_evicted);
         let Some((id, holding)) = of_key.max_by_key(|(id, holding)| (holding.bytes, **id)) else {
-            return Decision::Reject;
+            return ChargeDecision::Reject;
         };
         holding.is_evicted = true;
         let (id, bytes) = (*id, holding.bytes);
         self.leaving += bytes;
         self.take_from_key(key, bytes);
-        Decision::Evict(id)
+        ChargeDecision::Evict(id)
     }
 
     #[cfg(test)]
@@ -163,10 +163,10 @@ mod tests {
             match rest.split_at(1) {
                 ("+", bytes) => {
                     let outcome = match budget.grow(id, bytes.parse().expect("a number")) {
-                        Decision::Admit => "admit".to_owned(),
-                        Decision::Wait => "wait".to_owned(),
-                        Decision::Reject => "reject".to_owned(),
-                        Decision::Evict(other) => {
+                        ChargeDecision::Admit => "admit".to_owned(),
+                        ChargeDecision::Wait => "wait".to_owned(),
+                        ChargeDecision::Reject => "reject".to_owned(),
+                        ChargeDecision::Evict(other) => {
                             let name = requests.iter().find(|(_, known)| **known == other);
                             format!("evict-{}", name.expect("a request of the script").0)
                         }
@@ -223,16 +223,16 @@ mod tests {
                         let mut rounds = 0;
                         loop {
                             match budget.grow(id, bytes) {
-                                Decision::Admit => break,
+                                ChargeDecision::Admit => break,
                                 // An evicted request releases its bytes immediately.
-                                Decision::Wait => {
+                                ChargeDecision::Wait => {
                                     let evicted: Vec<RequestId> = budget.requests.iter()
                                         .filter(|(_, holding)| holding.is_evicted).map(|(id, _)| *id).collect();
                                     open.retain(|(_, id)| !evicted.contains(id));
                                     evicted.into_iter().for_each(|id| budget.close(id));
                                 }
-                                Decision::Evict(_) => {}
-                                Decision::Reject => {
+                                ChargeDecision::Evict(_) => {}
+                                ChargeDecision::Reject => {
                                     let largest = budget.keys.values().max().copied().unwrap_or(0);
                                     prop_assert!(wanted > 25 || wanted >= largest);
                                     break;

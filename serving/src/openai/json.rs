@@ -20,7 +20,7 @@ const CONTAINERS_MAX: usize = 1 << 16;
 ///
 /// # Errors
 /// 400 `invalid-json`.
-pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+pub(super) fn parse(body: &[u8]) -> Result<ObjectFields, ApiError> {
     let wrong =
         |message: String| ApiError::new(http::StatusCode::BAD_REQUEST, code::REQUEST_INVALID, message);
     let text = std::str::from_utf8(body)
@@ -31,19 +31,19 @@ pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
     let value = value.and_then(|value| reader.end().map(|()| value));
     let value = value.map_err(|error| wrong(format!("the body is not valid JSON: {error}")))?;
     match value {
-        Value::Object(map) => Ok(Fields { map, path: String::new() }),
+        Value::Object(map) => Ok(ObjectFields { map, path: String::new() }),
         other => Err(wrong(format!("the body is {}, expected an object", kind(&other)))),
     }
 }
 
 /// The fields of one object that have not been taken yet. JSON's `null` counts as absent, as in OpenAI's API.
 #[derive(Debug)]
-pub(super) struct Fields {
+pub(super) struct ObjectFields {
     map: Map<String, Value>,
     path: String,
 }
 
-impl Fields {
+impl ObjectFields {
     /// Returns the fields of a nested object; `path` names it in errors.
     ///
     /// # Errors 400 `invalid-value` when it is no object.

@@ -7,7 +7,7 @@ use protocol::error_code as code;
 use serde_json::Value;
 
 use super::error::{ApiError, printable};
-use super::json::{self, Fields, invalid, wrong_kind};
+use super::json::{self, ObjectFields, invalid, wrong_kind};
 use crate::batcher::{EmbedInput, Prompt};
 use crate::engine::chat::ChatMessage;
 
@@ -74,7 +74,7 @@ impl Endpoint {
 
 /// A fully parsed request.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Request {
+pub enum InferenceRequest {
     /// Text to a continuation.
     Generate(Generate),
     /// Text to embedding vectors.
@@ -134,7 +134,7 @@ pub enum Encoding {
     Base64,
 }
 
-impl Request {
+impl InferenceRequest {
     /// Parses a body sent to `endpoint`.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl Request {
     }
 }
 
-fn parse_chat(mut fields: Fields) -> Result<Generate, ApiError> {
+fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     let model = model(&mut fields)?;
     let messages = messages(fields.require("messages")?)?;
     let newer = fields.count("max_completion_tokens", TOKENS_MAX)?;
@@ -189,7 +189,7 @@ fn parse_chat(mut fields: Fields) -> Result<Generate, ApiError> {
     generate(fields, model, Prompt::Chat(messages), newer.or(older))
 }
 
-fn parse_completion(mut fields: Fields) -> Result<Generate, ApiError> {
+fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     let model = model(&mut fields)?;
     let prompt = match one_input(fields.require("prompt")?, "prompt")? {
         EmbedInput::Text(text) => Prompt::Text(text),
@@ -205,7 +205,7 @@ fn parse_completion(mut fields: Fields) -> Result<Generate, ApiError> {
 
 /// Parses the fields that both kinds of completion share.
 fn generate(
-    mut fields: Fields,
+    mut fields: ObjectFields,
     model: String,
     prompt: Prompt,
     tokens_max: Option<u64>,
@@ -231,7 +231,7 @@ fn generate(
     Ok(generate)
 }
 
-fn parse_embedding(mut fields: Fields) -> Result<Embed, ApiError> {
+fn parse_embedding(mut fields: ObjectFields) -> Result<Embed, ApiError> {
     let model = model(&mut fields)?;
     let inputs = inputs(fields.require("input")?)?;
     let encoding = match fields.text("encoding_format", 16)?.as_deref() {
@@ -248,7 +248,7 @@ fn parse_embedding(mut fields: Fields) -> Result<Embed, ApiError> {
     Ok(Embed { model, inputs, encoding })
 }
 
-fn model(fields: &mut Fields) -> Result<String, ApiError> {
+fn model(fields: &mut ObjectFields) -> Result<String, ApiError> {
     let model = fields.text("model", MODEL_BYTES_MAX)?.filter(|model| !model.is_empty());
     model.ok_or_else(|| {
         ApiError::field(code::MISSING_PARAMETER, "model", "missing required parameter `model`")
@@ -256,7 +256,7 @@ fn model(fields: &mut Fields) -> Result<String, ApiError> {
 }
 
 /// Accepts fields that clients send by default; they identify the client's own user and change no answer.
-fn ignore_user(fields: &mut Fields) -> Result<(), ApiError> {
+fn ignore_user(fields: &mut ObjectFields) -> Result<(), ApiError> {
     for name in ["user", "safety_identifier", "prompt_cache_key"] {
         fields.text(name, USER_BYTES_MAX)?;
     }
@@ -267,7 +267,7 @@ fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
-fn delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
+fn delivery(fields: &mut ObjectFields) -> Result<Delivery, ApiError> {
     let stream = fields.flag("stream")?;
     let options = fields.take("stream_options");
     let Some(options) = options else {
@@ -277,14 +277,14 @@ fn delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
         let problem = "is allowed only when `stream` is true".to_owned();
         return Err(invalid("stream_options".to_owned(), problem));
     }
-    let mut options = Fields::of(options, "stream_options".to_owned())?;
+    let mut options = ObjectFields::of(options, "stream_options".to_owned())?;
     let include_usage = options.flag("include_usage")?;
     options.unserved("include_obfuscation", |value| value == false)?;
     options.finish()?;
     Ok(Delivery::Stream { include_usage })
 }
 
-fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
     let path = || "stop".to_owned();
     let texts = match fields.take("stop") {
         None => return Ok(Vec::new()),
@@ -316,11 +316,11 @@ fn messages(value: Value) -> Result<Vec<ChatMessage>, ApiError> {
             format!("has {} messages, expected 1 to {MESSAGES_MAX}", messages.len()),
         ));
     }
-    let read = |(index, value)| message(Fields::of(value, format!("messages[{index}]"))?);
+    let read = |(index, value)| message(ObjectFields::of(value, format!("messages[{index}]"))?);
     messages.into_iter().enumerate().map(read).collect()
 }
 
-fn message(mut fields: Fields) -> Result<ChatMessage, ApiError> {
+fn message(mut fields: ObjectFields) -> Result<ChatMessage, ApiError> {
     let role = match fields.require("role")? {
         Value::String(role) => role,
         other => return Err(wrong_kind(fields.path("role"), &other, "a string")),
@@ -354,7 +354,7 @@ fn content(value: Value, path: &str) -> Result<String, ApiError> {
     };
     let mut content = String::new();
     for (index, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::of(part, format!("{path}[{index}]"))?;
+        let mut part = ObjectFields::of(part, format!("{path}[{index}]"))?;
         part.unserved("type", |value| value == "text")?;
         match part.require("text")? {
             Value::String(text) => content.push_str(&text),

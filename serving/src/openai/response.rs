@@ -28,7 +28,6 @@ pub struct Label {
 /// Token counts of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens generated; absent for embeddings.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,14 +55,14 @@ struct Answer<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: Vec<Choice<'a>>,
+    choices: Vec<CompletionChoice<'a>>,
     /// Absent, `null` in the events before the one that reports it, or the counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
 #[derive(Serialize)]
-struct Choice<'a> {
+struct CompletionChoice<'a> {
     index: u32,
     #[serde(flatten)]
     content: Content<'a>,
@@ -110,7 +109,7 @@ impl Label {
         }
     }
 
-    fn answer<'a>(&'a self, is_event: bool, choices: Vec<Choice<'a>>) -> Answer<'a> {
+    fn answer<'a>(&'a self, is_event: bool, choices: Vec<CompletionChoice<'a>>) -> Answer<'a> {
         let Self { id, created, model, .. } = self;
         Answer { id, object: self.object(is_event), created: *created, model, choices, usage: None }
     }
@@ -122,7 +121,7 @@ impl Label {
             _ => Content::Text(text),
         };
         let finish_reason = Some(reason_word(reason));
-        let choice = Choice { index: 0, content, logprobs: None, finish_reason };
+        let choice = CompletionChoice { index: 0, content, logprobs: None, finish_reason };
         json(&Answer { usage: Some(Some(usage)), ..self.answer(false, vec![choice]) })
     }
 
@@ -136,7 +135,8 @@ impl Label {
             }),
             _ => Content::Text(text),
         };
-        let choice = Choice { index: 0, content, logprobs: None, finish_reason: reason.map(reason_word) };
+        let choice =
+            CompletionChoice { index: 0, content, logprobs: None, finish_reason: reason.map(reason_word) };
         event(&Answer { usage: usage_follows.then_some(None), ..self.answer(true, vec![choice]) })
     }
 
@@ -154,21 +154,21 @@ pub fn error_event(error: &ApiError) -> Bytes {
 #[derive(Serialize)]
 struct EmbeddingList<'a> {
     object: &'static str,
-    data: Vec<Embedding>,
+    data: Vec<EmbeddingObject>,
     model: &'a str,
     usage: Usage,
 }
 
 #[derive(Serialize)]
-struct Embedding {
+struct EmbeddingObject {
     object: &'static str,
     index: usize,
-    embedding: Vector,
+    embedding: EncodedVector,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Vector {
+enum EncodedVector {
     Float(Vec<f32>),
     Base64(String),
 }
@@ -176,13 +176,14 @@ enum Vector {
 /// Builds the answer to an embedding request.
 pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage: Usage) -> Bytes {
     let write = |vector: Vec<f32>| match encoding {
-        Encoding::Float => Vector::Float(vector),
+        Encoding::Float => EncodedVector::Float(vector),
         Encoding::Base64 => {
             let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
-            Vector::Base64(STANDARD.encode(bytes))
+            EncodedVector::Base64(STANDARD.encode(bytes))
         }
     };
-    let embedding = |(index, vector)| Embedding { object: "embedding", index, embedding: write(vector) };
+    let embedding =
+        |(index, vector)| EmbeddingObject { object: "embedding", index, embedding: write(vector) };
     let data = vectors.into_iter().enumerate().map(embedding).collect();
     json(&EmbeddingList { object: "list", data, model, usage })
 }
@@ -190,18 +191,18 @@ pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage
 #[derive(Serialize)]
 struct ModelList<'a> {
     object: &'static str,
-    data: Vec<Model<'a>>,
+    data: Vec<ModelObject<'a>>,
 }
 
 #[derive(Serialize)]
-struct Model<'a> {
+struct ModelObject<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
 }
 
-impl<'a> Model<'a> {
+impl<'a> ModelObject<'a> {
     /// Clients expect `created`, which has no meaning here.
     fn new(id: &'a str) -> Self {
         Self { id, object: "model", created: 0, owned_by: "quorate" }
@@ -210,12 +211,12 @@ impl<'a> Model<'a> {
 
 /// Builds the answer to `/v1/models`.
 pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Bytes {
-    json(&ModelList { object: "list", data: names.into_iter().map(Model::new).collect() })
+    json(&ModelList { object: "list", data: names.into_iter().map(ModelObject::new).collect() })
 }
 
 /// Builds the answer to `/v1/models/NAME`.
 pub fn model(name: &str) -> Bytes {
-    json(&Model::new(name))
+    json(&ModelObject::new(name))
 }
 
 fn json<T: Serialize>(value: &T) -> Bytes {

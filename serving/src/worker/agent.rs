@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::broadcast;
 
 use super::inherited::serving_limits;
-use super::{Service, Tickets};
+use super::{Tickets, WorkerService};
 
 /// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -27,13 +27,13 @@ const DISCONNECTIONS_KEPT: usize = 64;
 #[derive(Debug, Clone)]
 pub(super) struct Sandboxed {
     identity: Identity,
-    service: Arc<Service>,
+    service: Arc<WorkerService>,
     tickets: Tickets,
     disconnected: broadcast::Sender<PublicKey>,
 }
 
 impl Sandboxed {
-    pub(super) fn new(identity: Identity, service: Arc<Service>) -> Self {
+    pub(super) fn new(identity: Identity, service: Arc<WorkerService>) -> Self {
         let disconnected = broadcast::Sender::new(DISCONNECTIONS_KEPT);
         Self { identity, service, tickets: Tickets::default(), disconnected }
     }

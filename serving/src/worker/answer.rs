@@ -22,13 +22,14 @@ use protocol::error_code as code;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::Service;
+use super::WorkerService;
 use super::service::now;
 use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
 use crate::engine::sampler::Sampling;
 use crate::memory::{Charge, REQUEST_BYTES_MIN};
 use crate::openai::{
-    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, Label, Request, Usage, error_event,
+    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage,
+    error_event,
 };
 
 /// Header with the tokens of the prompt; for the gateway's metrics, never forwarded to clients.
@@ -40,7 +41,7 @@ pub const COMPLETION_TOKENS: HeaderName = HeaderName::from_static("quorate-compl
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Builds the inference API of one worker.
-pub(super) fn router(service: Arc<Service>) -> Router {
+pub(super) fn router(service: Arc<WorkerService>) -> Router {
     Router::new()
         .route(Endpoint::Chat.path(), post(|state, request| answer(state, Endpoint::Chat, request)))
         .route(
@@ -57,7 +58,7 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-async fn load(State(service): State<Arc<Service>>) -> Response {
+async fn load(State(service): State<Arc<WorkerService>>) -> Response {
     let body = serde_json::to_vec(&service.load()).expect("plain numbers and words");
     json(Bytes::from(body))
 }
@@ -75,7 +76,7 @@ pub(crate) async fn no_such_method(method: http::Method, uri: http::Uri) -> ApiE
 }
 
 async fn answer(
-    State(service): State<Arc<Service>>,
+    State(service): State<Arc<WorkerService>>,
     endpoint: Endpoint,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
@@ -85,14 +86,14 @@ async fn answer(
     charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
     let body =
         crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX, &mut charge, memory_full).await?;
-    let request = Request::parse(endpoint, &body)?;
+    let request = InferenceRequest::parse(endpoint, &body)?;
     drop(body);
     if service.model().is_some_and(|only| only != request.model()) {
         return Err(ApiError::model_not_found(request.model()));
     }
     match request {
-        Request::Embed(embed) => answer_embed(&service, embed, charge).await,
-        Request::Generate(generate) => answer_generate(service, endpoint, generate, charge).await,
+        InferenceRequest::Embed(embed) => answer_embed(&service, embed, charge).await,
+        InferenceRequest::Generate(generate) => answer_generate(service, endpoint, generate, charge).await,
     }
 }
 
@@ -102,7 +103,11 @@ fn memory_full() -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_OVERLOADED, message).retry_after(1)
 }
 
-async fn answer_embed(service: &Service, embed: Embed, charge: Charge<()>) -> Result<Response, ApiError> {
+async fn answer_embed(
+    service: &WorkerService,
+    embed: Embed,
+    charge: Charge<()>,
+) -> Result<Response, ApiError> {
     let started = Instant::now();
     let refused = |error: BatchError| ApiError::from_batch(&error, Endpoint::Embeddings.input());
     let batcher = service.batcher()?;
@@ -117,7 +122,7 @@ async fn answer_embed(service: &Service, embed: Embed, charge: Charge<()>) -> Re
 }
 
 async fn answer_generate(
-    service: Arc<Service>,
+    service: Arc<WorkerService>,
     endpoint: Endpoint,
     generate: Generate,
     charge: Charge<()>,
@@ -160,7 +165,7 @@ async fn answer_generate(
 
 /// An answer in progress. Dropping it drops the events' receiver, which stops the generation.
 struct Streaming {
-    service: Arc<Service>,
+    service: Arc<WorkerService>,
     started: Instant,
     label: Label,
     events: UnboundedReceiver<Event>,

@@ -31,7 +31,7 @@ use protocol::worker::{
     WORKER_WEIGHTS_FD, WorkerManifest,
 };
 
-use super::Service;
+use super::WorkerService;
 use super::agent::{self, Sandboxed};
 use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{
@@ -75,7 +75,7 @@ pub fn run() -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?;
     let identity = Identity::generate()?;
-    let service = Arc::new(Service::new(None));
+    let service = Arc::new(WorkerService::new(None));
     tracing::info!(service = %manifest.service, slot = %manifest.slot, fence = %manifest.fence, "worker starts");
 
     let draining = service.clone();
@@ -165,7 +165,7 @@ pub(crate) fn check_task(task: Task, operation: Operation) -> anyhow::Result<()>
 }
 
 /// Writes one line each second. An absent or slow reader loses lines; it never delays the worker.
-async fn write_metrics(mut pipe: File, service: Arc<Service>) {
+async fn write_metrics(mut pipe: File, service: Arc<WorkerService>) {
     let flags = fcntl(&pipe, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     let set = flags.and_then(|flags| fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
     if let Err(error) = set {
@@ -196,7 +196,7 @@ impl Tickets {
     }
 
     /// Builds the API that a gateway polls between requests: the worker's load and a fresh ticket.
-    pub fn router(&self, service: Arc<Service>) -> Router {
+    pub fn router(&self, service: Arc<WorkerService>) -> Router {
         let tickets = Router::new().route("/worker/v1/ticket", get(ticket)).with_state(self.clone());
         tickets.merge(super::answer::router(service))
     }

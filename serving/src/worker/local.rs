@@ -16,7 +16,7 @@ use overlay::{CancellationToken, Limits, people};
 use protocol::manifest::Task;
 
 use super::answer::{self, json};
-use super::{Service, inherited};
+use super::{WorkerService, inherited};
 use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{Engine, EngineOptions, LoadedEngine};
 use crate::metrics;
@@ -36,7 +36,6 @@ pub struct Config {
     pub task: Option<Task>,
     /// Configuration of the engine.
     pub engine: EngineOptions,
-    /// Limits of the batcher.
     pub batcher: BatcherLimits,
 }
 
@@ -53,7 +52,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let directory = directory.with_context(|| format!("open {}", config.model_dir.display()))?;
     let named = directory.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = config.model_name.clone().or(named).context("give the model a name with --model-name")?;
-    let service = Arc::new(Service::new(Some(name.clone())));
+    let service = Arc::new(WorkerService::new(Some(name.clone())));
     let loaded = tokio::task::spawn_blocking(move || load(&config)).await?;
     service.ready(loaded.with_context(|| format!("load {}", directory.display()))?);
     writeln!(std::io::stdout(), "{}", serde_json::json!({ "listening": address, "model": name }))?;
@@ -66,7 +65,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 /// # Errors The listener is unusable or not loopback.
 pub async fn serve(
     listener: tokio::net::TcpListener,
-    service: Arc<Service>,
+    service: Arc<WorkerService>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = Router::new()
@@ -97,12 +96,12 @@ fn load(config: &Config) -> anyhow::Result<Batcher> {
     Ok(Batcher::start(Box::new(engine), config.batcher)?)
 }
 
-async fn models(State(service): State<Arc<Service>>) -> Response {
+async fn models(State(service): State<Arc<WorkerService>>) -> Response {
     json(openai::models(service.model()))
 }
 
 async fn model(
-    State(service): State<Arc<Service>>,
+    State(service): State<Arc<WorkerService>>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let Path(name) = name.map_err(|_| ApiError::model_not_found("not UTF-8"))?;
@@ -112,6 +111,6 @@ async fn model(
     Ok(json(openai::model(&name)))
 }
 
-async fn worker_metrics(State(service): State<Arc<Service>>) -> Response {
+async fn worker_metrics(State(service): State<Arc<WorkerService>>) -> Response {
     metrics::text_response(metrics::worker_text(service.model().unwrap_or_default(), &service.metrics()))
 }

@@ -22,7 +22,7 @@ const MEMORY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// A worker's engine and its state, shared by all request handlers.
 #[derive(Debug)]
-pub struct Service {
+pub struct WorkerService {
     batcher: OnceLock<Batcher>,
     state: watch::Sender<(WorkerState, String)>,
     first_tokens: Mutex<VecDeque<Duration>>,
@@ -31,7 +31,7 @@ pub struct Service {
     memory: Memory<()>,
 }
 
-impl Service {
+impl WorkerService {
     /// Creates a loading worker. `model` is the only name it answers to, if given.
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
@@ -154,19 +154,19 @@ pub(crate) fn now() -> Millis {
 mod tests {
     use super::*;
     use crate::batcher::BatcherLimits;
-    use crate::engine::simulated::Simulated;
+    use crate::engine::simulated::SimulatedEngine;
 
     fn batcher() -> Batcher {
-        Batcher::start(Box::new(Simulated::encoder(16, 4)), BatcherLimits::default()).expect("a thread")
+        Batcher::start(Box::new(SimulatedEngine::encoder(16, 4)), BatcherLimits::default()).expect("a thread")
     }
 
-    fn refusal(service: &Service) -> &'static str {
+    fn refusal(service: &WorkerService) -> &'static str {
         service.batcher().expect_err("not ready").code.as_str()
     }
 
     #[test]
     fn a_worker_loads_serves_and_drains() {
-        let service = Service::new(None);
+        let service = WorkerService::new(None);
         assert_eq!(refusal(&service), "worker-loading");
         service.ready(batcher());
         assert!(service.batcher().is_ok());
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_told() {
-        let service = Service::new(None);
+        let service = WorkerService::new(None);
         service.failed("no tokenizer".to_owned());
         let error = service.batcher().expect_err("failed");
         assert_eq!((error.status.as_u16(), error.retry_after), (503, Some(1)));
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_median_looks_at_recent_requests_only() {
-        let service = Service::new(None);
+        let service = WorkerService::new(None);
         assert_eq!(service.metrics().time_to_first_token_p50_us, 0);
         service.record_first_token(Duration::from_secs(9));
         for _ in 0..RECENT_REQUESTS {

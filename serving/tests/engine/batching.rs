@@ -9,13 +9,13 @@ use serving::batcher::{
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
-use serving::engine::simulated::Simulated;
+use serving::engine::simulated::SimulatedEngine;
 
 use crate::models::{block_on, llama_config, open, write};
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
 
-fn start(engine: Simulated) -> Batcher {
+fn start(engine: SimulatedEngine) -> Batcher {
     Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread")
 }
 
@@ -59,7 +59,7 @@ fn embed(batcher: &Batcher, inputs: Vec<EmbedInput>) -> Result<Embeddings, Batch
 
 #[test]
 fn text_comes_whole_and_ends_for_a_reason() {
-    let batcher = start(Simulated::decoder(200, 1000));
+    let batcher = start(SimulatedEngine::decoder(200, 1000));
     let cases = [
         (request("first\nécho", None, &[]), "écho", FinishReason::Stop, 6),
         (request("écho", Some(1), &[]), "\u{fffd}", FinishReason::Length, 1),
@@ -81,7 +81,7 @@ fn text_comes_whole_and_ends_for_a_reason() {
 
 #[test]
 fn chats_go_through_the_template() {
-    let batcher = start(Simulated::decoder(200, 1000));
+    let batcher = start(SimulatedEngine::decoder(200, 1000));
     let message = ChatMessage { role: "user".to_owned(), content: "hi".to_owned() };
     let prompt = Prompt::Chat(vec![message]);
     let request = GenerateRequest { prompt, ..request("", None, &[]) };
@@ -90,7 +90,7 @@ fn chats_go_through_the_template() {
 
 #[test]
 fn wrong_requests_are_refused_with_a_code() {
-    let batcher = start(Simulated::decoder(10, 1000));
+    let batcher = start(SimulatedEngine::decoder(10, 1000));
     let cases = [
         (request("12345678901", None, &[]), "context-length-exceeded"),
         (request("1234567890", None, &[]), "context-length-exceeded"),
@@ -109,7 +109,7 @@ fn wrong_requests_are_refused_with_a_code() {
 
 #[test]
 fn who_stops_listening_stops_the_work() {
-    let engine = Simulated::decoder(1 << 30, 1 << 31).without_end();
+    let engine = SimulatedEngine::decoder(1 << 30, 1 << 31).without_end();
     let batcher = start(engine.with_step_time(Duration::from_millis(1)));
     let generation = generate(&batcher, request("on and on", None, &[])).expect("queued");
     eventually("it runs", || batcher.snapshot().requests_running == 1);
@@ -122,7 +122,7 @@ fn who_stops_listening_stops_the_work() {
 
 #[test]
 fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
-    let engine = Simulated::decoder(1000, 100).with_step_time(Duration::from_millis(5));
+    let engine = SimulatedEngine::decoder(1000, 100).with_step_time(Duration::from_millis(5));
     let limits = BatcherLimits { waiting_max: 2, ..BatcherLimits::default() };
     let batcher = Batcher::start(Box::new(engine), limits).expect("a thread");
     // The cache has room for one of these at a time, and each takes 45 ms at least.
@@ -145,7 +145,7 @@ fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
 
 #[test]
 fn a_request_larger_than_the_whole_cache_fails_alone() {
-    let batcher = start(Simulated::decoder(1000, 100));
+    let batcher = start(SimulatedEngine::decoder(1000, 100));
     let mut generation = generate(&batcher, request("abc", Some(500), &[])).expect("queued");
     let Some(Event::Failed(error)) = generation.events.blocking_recv() else { unreachable!("it cannot run") };
     assert_eq!(error.code().as_str(), "context-length-exceeded");
@@ -154,7 +154,7 @@ fn a_request_larger_than_the_whole_cache_fails_alone() {
 
 #[test]
 fn what_is_not_a_number_fails_alone() {
-    let batcher = start(Simulated::decoder(200, 1000).broken());
+    let batcher = start(SimulatedEngine::decoder(200, 1000).broken());
     let mut damaged = generate(&batcher, request("wow!", None, &[])).expect("queued");
     let sound = generate(&batcher, request("sound", None, &[])).expect("queued");
     let Some(Event::Failed(error)) = damaged.events.blocking_recv() else {
@@ -166,7 +166,7 @@ fn what_is_not_a_number_fails_alone() {
     let counted = batcher.snapshot();
     assert_eq!((counted.requests_failed_total, counted.requests_finished_total), (1, 1));
 
-    let batcher = start(Simulated::encoder(100, 4).broken());
+    let batcher = start(SimulatedEngine::encoder(100, 4).broken());
     let text = |text: &str| vec![EmbedInput::Text("fine".to_owned()), EmbedInput::Text(text.to_owned())];
     assert_eq!(embed(&batcher, text("wow!")).expect_err("null").code().as_str(), "engine-failed");
     assert_eq!(embed(&batcher, text("sound")).expect("numbers").vectors.len(), 2);
@@ -174,7 +174,7 @@ fn what_is_not_a_number_fails_alone() {
 
 #[test]
 fn embeddings_come_in_order_however_many_steps_they_take() {
-    let batcher = start(Simulated::encoder(10_000, 8));
+    let batcher = start(SimulatedEngine::encoder(10_000, 8));
     let texts: Vec<String> = (0..40).map(|index| "ab".repeat(1 + index * 40)).collect();
     let inputs = |texts: &[String]| texts.iter().map(|text| EmbedInput::Text(text.clone())).collect();
     let all = embed(&batcher, inputs(&texts)).expect("computed");

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 use serving::engine::device::DeviceDecoder;
-use serving::engine::{Decode, Engine, Run, SequenceId};
+use serving::engine::{Decode, Engine, SequenceChunk, SequenceId};
 use serving::weights::Weights;
 use tempfile::TempDir;
 
@@ -23,7 +23,7 @@ fn extend(engine: &mut dyn Engine, id: SequenceId, sequence: &[u32], cuts: &[usi
     let mut rows = Vec::new();
     let mut start = 0;
     for end in cuts {
-        let run = Run { sequence: id, tokens: &sequence[start..*end], logits: true };
+        let run = SequenceChunk { sequence: id, tokens: &sequence[start..*end], logits: true };
         rows.extend(engine.step(&[run]).expect("computed"));
         start = *end;
     }
@@ -43,7 +43,7 @@ fn compare_with_candle(directory: &TempDir, tolerance: f32) {
     let id = theirs.open_sequence(70).expect("room");
     let mut start = 0;
     for (end, found) in [40, 41, 42, 70].into_iter().zip(&found) {
-        let run = Run { sequence: id, tokens: &sequence[start..end], logits: true };
+        let run = SequenceChunk { sequence: id, tokens: &sequence[start..end], logits: true };
         assert_close(found, &theirs.step(&[run]).expect("computed")[0], tolerance);
         start = end;
     }
@@ -89,11 +89,15 @@ fn a_sequence_is_the_same_alone_in_a_batch_cut_anywhere_and_on_any_number_of_thr
                 .map(|sequence| engine.open(sequence.len()).expect("short").expect("room"))
                 .collect();
             for step in 0..=6 {
-                let runs: Vec<Run<'_>> = (0..sequences.len())
+                let runs: Vec<SequenceChunk<'_>> = (0..sequences.len())
                     .map(|index| {
                         let end = lengths[index] + step;
                         let start = if step == 0 { 0 } else { end - 1 };
-                        Run { sequence: ids[index], tokens: &sequences[index][start..end], logits: true }
+                        SequenceChunk {
+                            sequence: ids[index],
+                            tokens: &sequences[index][start..end],
+                            logits: true,
+                        }
                     })
                     .collect();
                 let rows = engine.step(&runs).expect("computed");

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use nix::sys::resource::{Resource, getrlimit};
 use overlay::{CancellationToken, Identity, reverse_serve};
 use protocol::{Fence, NodeId, canonical};
-use serving::worker::{Service, Tickets, serving_limits};
+use serving::worker::{Tickets, WorkerService, serving_limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
@@ -42,7 +42,7 @@ fn stranger(cluster: &Cluster, came: &Arc<AtomicUsize>) -> JoinHandle<()> {
             ticket.fence = Fence(7);
             let preface = Bytes::from(canonical::to_bytes(&signed_by(&identity, ticket)));
             let Ok(tcp) = dial("127.0.0.2", workers).await else { continue };
-            let router = Tickets::default().router(Arc::new(Service::new(None)));
+            let router = Tickets::default().router(Arc::new(WorkerService::new(None)));
             let (limits, never) = (serving_limits(), CancellationToken::new());
             // It ends when the gateway closes it; a whole ticket was sent by then.
             if reverse_serve(tcp, &identity, gateway, preface, limits, router, never).await.is_ok() {

@@ -25,10 +25,10 @@ use protocol::limits::LEASE_MS;
 use protocol::manifest::Task;
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex, canonical};
-use serving::batcher::{Batcher, BatcherLimits, Snapshot};
-use serving::engine::simulated::Simulated;
+use serving::batcher::{Batcher, BatcherLimits, BatcherSnapshot};
+use serving::engine::simulated::SimulatedEngine;
 use serving::gateway::{self, Listeners};
-use serving::worker::{Service, Tickets, serving_limits};
+use serving::worker::{Tickets, WorkerService, serving_limits};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -199,7 +199,7 @@ impl Cluster {
 
     /// Connects a worker with a valid ticket, renewed while the worker is kept, and waits until the gateway
     /// knows that it is ready.
-    pub(crate) async fn worker(&self, service: &str, slot: u32, engine: Simulated) -> Worker {
+    pub(crate) async fn worker(&self, service: &str, slot: u32, engine: SimulatedEngine) -> Worker {
         let before = self.ready().await;
         let mut worker =
             self.stranger(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
@@ -218,7 +218,7 @@ impl Cluster {
     /// Connects a worker with a ticket of the caller's making.
     pub(crate) async fn stranger(
         &self,
-        engine: Simulated,
+        engine: SimulatedEngine,
         ticket: impl Fn(&Identity) -> SignedTicket,
     ) -> Worker {
         let identity = Identity::generate().expect("randomness");
@@ -230,7 +230,7 @@ impl Cluster {
     pub(crate) async fn connect(
         &self,
         identity: Identity,
-        engine: Simulated,
+        engine: SimulatedEngine,
         ticket: SignedTicket,
     ) -> Worker {
         let worker = self.connect_loading(identity, engine, ticket).await;
@@ -242,11 +242,11 @@ impl Cluster {
     pub(crate) async fn connect_loading(
         &self,
         identity: Identity,
-        engine: Simulated,
+        engine: SimulatedEngine,
         ticket: SignedTicket,
     ) -> Worker {
         let batcher = Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread");
-        let service = Arc::new(Service::new(None));
+        let service = Arc::new(WorkerService::new(None));
         let tickets = Tickets::default();
         tickets.put(ticket.clone());
         let tcp = TcpStream::connect(self.workers).await.expect("the gateway listens");
@@ -327,7 +327,7 @@ impl Cluster {
 /// A worker that a test can end at any moment.
 pub(crate) struct Worker {
     pub(crate) identity: Identity,
-    pub(crate) service: Arc<Service>,
+    pub(crate) service: Arc<WorkerService>,
     pub(crate) tickets: Tickets,
     batcher: Batcher,
     connection: JoinHandle<()>,
@@ -369,7 +369,7 @@ impl Worker {
     }
 
     /// Returns the counters of the engine's batcher.
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> BatcherSnapshot {
         self.batcher.snapshot()
     }
 }
@@ -417,11 +417,11 @@ pub(crate) fn now() -> Millis {
 }
 
 /// Returns an engine that repeats indefinitely: an answer would take a week.
-pub(crate) fn endless() -> Simulated {
-    Simulated::decoder(1 << 30, 1 << 31).without_end().with_step_time(Duration::from_millis(1))
+pub(crate) fn endless() -> SimulatedEngine {
+    SimulatedEngine::decoder(1 << 30, 1 << 31).without_end().with_step_time(Duration::from_millis(1))
 }
 
 /// Returns an engine that repeats its input; each token takes `step`.
-pub(crate) fn echo(step: Duration) -> Simulated {
-    Simulated::decoder(256, 4096).with_step_time(step)
+pub(crate) fn echo(step: Duration) -> SimulatedEngine {
+    SimulatedEngine::decoder(256, 4096).with_step_time(step)
 }

@@ -21,7 +21,7 @@ use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, NodeId};
 use serde_json::{Value, json};
-use serving::engine::simulated::Simulated;
+use serving::engine::simulated::SimulatedEngine;
 use tokio::time::Instant;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -38,7 +38,7 @@ fn error_of(answer: &(StatusCode, Value)) -> (u16, &str, &str) {
 async fn answers_have_openais_shapes() {
     let cluster = Cluster::start().await;
     let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
-    let _embed = cluster.worker("embed", 0, Simulated::encoder(64, 4)).await;
+    let _embed = cluster.worker("embed", 0, SimulatedEngine::encoder(64, 4)).await;
 
     let (status, answer) = cluster.json(CHAT, &chat("hello", "")).await;
     assert_eq!(status, 200, "{answer}");
@@ -158,7 +158,7 @@ async fn a_quota_is_kept_and_says_when_to_come_back() {
 async fn bad_requests_are_told_apart() {
     let cluster = Cluster::start().await;
     let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
-    let _embed = cluster.worker("embed", 0, Simulated::encoder(64, 4)).await;
+    let _embed = cluster.worker("embed", 0, SimulatedEngine::encoder(64, 4)).await;
     let long = "x".repeat(300);
     for (path, body, expected) in [
         (CHAT, chat("hi", r#", "top_k": 4"#), (400, "unknown_parameter", "top_k")),
@@ -210,7 +210,7 @@ async fn tickets_and_short_prompts_pass_a_prompt_that_is_being_tokenized() {
     let (release, wait) = mpsc::channel::<()>();
     let (wait, begun) = (Mutex::new(wait), Arc::new(AtomicU32::new(0)));
     let count = begun.clone();
-    let engine = Simulated::with_tokenizer(1 << 20, 1 << 22, move |text| {
+    let engine = SimulatedEngine::with_tokenizer(1 << 20, 1 << 22, move |text| {
         if text.len() > 100_000 {
             count.fetch_add(1, Ordering::Relaxed);
             let _ = wait.lock().expect("whole").recv();

@@ -22,18 +22,18 @@ const SECTOR_BYTES: usize = 512;
 /// File system of one directory. Clones are the same one.
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedFiles {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystemState>>,
 }
 
 #[derive(Debug, Clone)]
-struct State {
+struct FileSystemState {
     dice: Dice,
     /// Names as processes see them, and as a power failure would leave them if all of `changes` were lost.
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
     /// Changes of names since the last sync of the directory, in order.
-    changes: Vec<Change>,
-    files: BTreeMap<u64, Content>,
+    changes: Vec<NameChange>,
+    files: BTreeMap<u64, FileContent>,
     files_made: u64,
     /// Number of the process that is alive.
     process: u64,
@@ -41,7 +41,7 @@ struct State {
     /// Whether the power was cut, and the machine has not been started again.
     dark: bool,
     faults: Faults,
-    seen: Seen,
+    seen: DiskEventCounts,
 }
 
 /// Faults of the disk.
@@ -53,7 +53,6 @@ struct Faults {
     full: bool,
     /// No snapshot grows.
     snapshots_full: bool,
-    /// The next sync fails.
     next_sync_fails: bool,
     /// Number of changes after which the power is cut.
     power: Option<u64>,
@@ -61,7 +60,7 @@ struct Faults {
 
 /// Counts of events, as proof that a simulation covered them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct DiskEventCounts {
     /// Power failures that left a write in part.
     pub(crate) torn: u64,
     /// Power failures that lost a change of names.
@@ -75,7 +74,7 @@ pub(crate) struct Seen {
 }
 
 #[derive(Debug, Clone)]
-enum Change {
+enum NameChange {
     Create(String, u64),
     /// From, to, and the file: even if all other changes are lost, the new name is this file's.
     Rename(String, String, u64),
@@ -83,7 +82,7 @@ enum Change {
 }
 
 #[derive(Debug, Default, Clone)]
-struct Content {
+struct FileContent {
     /// Content as processes see it.
     cached: Vec<u8>,
     durable: Vec<u8>,
@@ -93,7 +92,7 @@ struct Content {
 
 /// An open file of one process.
 struct SimulatedFile {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystemState>>,
     process: u64,
     number: u64,
     is_snapshot: bool,
@@ -102,19 +101,19 @@ struct SimulatedFile {
 /// The directory as one process sees it.
 #[derive(Debug)]
 struct Process {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystemState>>,
     number: u64,
 }
 
 struct Lock {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystemState>>,
     process: u64,
 }
 
 impl SimulatedFiles {
     /// Creates an empty directory whose faults are drawn from `seed`.
     pub(crate) fn new(seed: u64) -> Self {
-        let state = State {
+        let state = FileSystemState {
             dice: Dice(seed),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -125,7 +124,7 @@ impl SimulatedFiles {
             locked: false,
             dark: false,
             faults: Faults::default(),
-            seen: Seen::default(),
+            seen: DiskEventCounts::default(),
         };
         Self { state: Arc::new(Mutex::new(state)) }
     }
@@ -175,7 +174,7 @@ impl SimulatedFiles {
     }
 
     #[cfg(test)]
-    pub(crate) fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> DiskEventCounts {
         lock(&self.state).seen
     }
 
@@ -198,11 +197,11 @@ impl SimulatedFiles {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<FileSystemState>) -> MutexGuard<'_, FileSystemState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl State {
+impl FileSystemState {
     fn alive(&self, process: u64) -> io::Result<()> {
         let dead = || io::Error::other("the process is gone");
         (process == self.process).then_some(()).ok_or_else(dead)
@@ -226,21 +225,21 @@ impl State {
         }
     }
 
-    fn apply(names: &mut BTreeMap<String, u64>, change: &Change) {
+    fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
         match change {
-            Change::Create(name, number) => drop(names.insert(name.clone(), *number)),
-            Change::Rename(from, to, number) => {
+            NameChange::Create(name, number) => drop(names.insert(name.clone(), *number)),
+            NameChange::Rename(from, to, number) => {
                 if names.get(from) == Some(number) {
                     names.remove(from);
                 }
                 names.insert(to.clone(), *number);
             }
-            Change::Remove(name) => drop(names.remove(name)),
+            NameChange::Remove(name) => drop(names.remove(name)),
         }
     }
 
-    fn change_names(&mut self, change: Change) -> io::Result<()> {
-        if let Change::Remove(name) = &change
+    fn change_names(&mut self, change: NameChange) -> io::Result<()> {
+        if let NameChange::Remove(name) = &change
             && self.names.contains_key(name)
             && name.starts_with("segment-")
         {
@@ -324,7 +323,7 @@ impl State {
     }
 }
 
-impl Content {
+impl FileContent {
     /// Writes some of the unsynced data to the disk, sector by sector, and forgets the rest. Returns whether
     /// any write survived in part.
     fn lose(&mut self, dice: &mut Dice) -> bool {
@@ -366,7 +365,7 @@ impl Process {
         &self,
         action: &'static str,
         name: &str,
-        operate: impl FnOnce(&mut State) -> io::Result<T>,
+        operate: impl FnOnce(&mut FileSystemState) -> io::Result<T>,
     ) -> Result<T, LogError> {
         let mut state = lock(&self.state);
         let outcome = state.alive(self.number).and_then(|()| operate(&mut state));
@@ -400,8 +399,8 @@ impl Directory for Process {
         let number = self.with("create", name, |state| {
             state.files_made += 1;
             let number = state.files_made;
-            state.files.insert(number, Content::default());
-            state.change_names(Change::Create(name.to_owned(), number))?;
+            state.files.insert(number, FileContent::default());
+            state.change_names(NameChange::Create(name.to_owned(), number))?;
             Ok(number)
         })?;
         Ok(self.opened(name, number))
@@ -415,30 +414,30 @@ impl Directory for Process {
     fn rename(&self, from: &str, to: &str) -> Result<(), LogError> {
         self.with("rename", from, |state| {
             let number = *state.names.get(from).ok_or(ErrorKind::NotFound)?;
-            state.change_names(Change::Rename(from.to_owned(), to.to_owned(), number))
+            state.change_names(NameChange::Rename(from.to_owned(), to.to_owned(), number))
         })
     }
 
     fn remove(&self, name: &str) -> Result<(), LogError> {
         self.with("remove", name, |state| {
             let there = state.names.contains_key(name);
-            if there { state.change_names(Change::Remove(name.to_owned())) } else { Ok(()) }
+            if there { state.change_names(NameChange::Remove(name.to_owned())) } else { Ok(()) }
         })
     }
 
     fn sync(&self) -> Result<(), LogError> {
-        self.with("sync", "", State::sync_names)
+        self.with("sync", "", FileSystemState::sync_names)
     }
 }
 
 impl SimulatedFile {
-    fn with<T>(&self, operate: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+    fn with<T>(&self, operate: impl FnOnce(&mut FileSystemState) -> io::Result<T>) -> io::Result<T> {
         let mut state = lock(&self.state);
         state.alive(self.process)?;
         operate(&mut state)
     }
 
-    fn content<T>(&self, look: impl FnOnce(&Content) -> T) -> io::Result<T> {
+    fn content<T>(&self, look: impl FnOnce(&FileContent) -> T) -> io::Result<T> {
         self.with(|state| Ok(look(state.files.get(&self.number).ok_or(ErrorKind::NotFound)?)))
     }
 }

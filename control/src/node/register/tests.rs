@@ -28,13 +28,13 @@ struct Register {
     shared: Vec<KeyWrap>,
 }
 
-type Shared = State<Arc<Mutex<Register>>>;
+type RegisterState = State<Arc<Mutex<Register>>>;
 
 fn locked(register: &Mutex<Register>) -> std::sync::MutexGuard<'_, Register> {
     register.lock().expect("no test panics while it holds this")
 }
 
-async fn post_model(State(state): Shared, Json(body): Json<RegisterModel>) -> String {
+async fn post_model(State(state): RegisterState, Json(body): Json<RegisterModel>) -> String {
     let mut state = locked(&state);
     state.registered.push(body);
     if state.unanswered > 0 {
@@ -44,19 +44,20 @@ async fn post_model(State(state): Shared, Json(body): Json<RegisterModel>) -> St
     r#"{"done":true}"#.into()
 }
 
-async fn put_wraps(State(state): Shared, Json(body): Json<PutWraps>) -> &'static str {
+async fn put_wraps(State(state): RegisterState, Json(body): Json<PutWraps>) -> &'static str {
     locked(&state).shared.extend(body.wraps);
     r#"{"done":true}"#
 }
 
-async fn get_wraps(State(state): Shared, UrlPath(root): UrlPath<ModelRoot>) -> Json<ModelWraps> {
+async fn get_wraps(State(state): RegisterState, UrlPath(root): UrlPath<ModelRoot>) -> Json<ModelWraps> {
     let wraps = locked(&state).wraps.get(&root).cloned().unwrap_or_default();
     Json(ModelWraps { root, wraps })
 }
 
 async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
-    let models = |State(state): Shared| async move { Json(Page { items: locked(&state).models.clone() }) };
-    let history = |State(state): Shared| async move { Json(locked(&state).history.clone()) };
+    let models =
+        |State(state): RegisterState| async move { Json(Page { items: locked(&state).models.clone() }) };
+    let history = |State(state): RegisterState| async move { Json(locked(&state).history.clone()) };
     let router = Router::new()
         .route("/v1/history", get(history))
         .route("/v1/models", get(models).post(post_model))

@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex};
 use tower::ServiceExt as _;
 
 /// Replicas on simulated disks and network, in simulated time. Their leaders do nothing automatically; tests
-/// call [`Simulated::lead`].
-pub(super) struct Simulated {
+/// call [`SimulatedServers::lead`].
+pub(super) struct SimulatedServers {
     pub(super) group: SimulatedGroup<ClusterMachine>,
     pub(super) servers: Vec<Arc<Server>>,
 }
 
-impl Simulated {
+impl SimulatedServers {
     pub(super) fn start(count: u64) -> Self {
         let address = |id: u64, port: u64| format!("127.0.0.1:{}", port + id);
         let addresses: Vec<_> =
@@ -32,7 +32,7 @@ impl Simulated {
             let identity = circle::replica(id);
             Arc::new(Server {
                 id: ReplicaId(id),
-                peers: peers::Peers::new(&identity, &genesis.genesis).unwrap(),
+                peers: peers::PeerHealth::new(&identity, &genesis.genesis).unwrap(),
                 identity,
                 genesis: genesis.clone(),
                 handle: group.handle(id),
@@ -68,8 +68,8 @@ impl Simulated {
 pub(super) async fn deposed_unnoticed(server: &Server) {
     server.read_barrier().await.unwrap();
     let term = server.handle.status().term;
-    let (observed, routes) = (Observed::new(super::super::wall_clock()), RouteTable::default());
-    *server.lock_leadership() = Some(leader::Leadership { term, observed, routes });
+    let (observed, routes) = (Observed::new(crate::machine::wall_clock()), RouteTable::default());
+    *server.lock_leadership() = Some(leader::LeaderState { term, observed, routes });
 }
 
 /// Sends a request to the API and returns the response.
@@ -124,7 +124,7 @@ pub(super) async fn keys(server: &Arc<Server>) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
-    let world = Simulated::start(1);
+    let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     assert_eq!(create(server, "before").await.0, StatusCode::OK);
 
@@ -141,7 +141,7 @@ async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
 
 #[tokio::test(start_paused = true)]
 async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
-    let world = Simulated::start(3);
+    let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let follows = &world.servers[(leads + 1) % 3];
     deposed_unnoticed(follows).await;
@@ -157,7 +157,7 @@ async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
 
 #[tokio::test(start_paused = true)]
 async fn a_command_whose_answer_is_lost_is_done_once() {
-    let world = Simulated::start(3);
+    let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let follows = (leads + 1) % 3;
     let server = &world.servers[follows];
@@ -180,7 +180,7 @@ async fn a_command_whose_answer_is_lost_is_done_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_session_is_renewed() {
-    let world = Simulated::start(1);
+    let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     assert_eq!(create(server, "before").await.0, StatusCode::OK);
     // More sessions than the log remembers, all younger than this server's.
@@ -193,13 +193,13 @@ async fn a_forgotten_session_is_renewed() {
 /// An ordinary command costs one entry of the log, and thus one round.
 #[tokio::test(start_paused = true)]
 async fn commands_in_turn_share_one_session() {
-    let world = Simulated::start(1);
+    let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let before = server.handle.read_barrier().await.unwrap();
     for name in ["a", "b", "c", "d"] {
         assert_eq!(create(server, name).await.0, StatusCode::OK);
     }
-    let now = super::super::wall_clock();
+    let now = crate::machine::wall_clock();
     let refused = Command { now, actor: Actor::Scheduler, action: Action::Tick, idempotency: None };
     let answer = server.once(canonical::to_bytes(&refused).into(), commands::Lane::Clients).await.unwrap();
     assert!(!answer.is_empty());

@@ -1,6 +1,6 @@
 //! Tests of writes with an idempotency key: applied once, with the same response from every replica.
 
-use super::faults::{Simulated, ask_with_key, deposed_unnoticed, key, keys};
+use super::faults::{SimulatedServers, ask_with_key, deposed_unnoticed, key, keys};
 use super::outcomes::{ballot, proposal};
 use crate::server::Server;
 use axum::http::{Method, StatusCode};
@@ -21,7 +21,7 @@ async fn create(server: &Arc<Server>, name: &str, under: &str) -> (StatusCode, S
 
 #[tokio::test(start_paused = true)]
 async fn the_same_key_answers_alike_and_another_request_under_it_is_refused() {
-    let world = Simulated::start(1);
+    let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let done = (StatusCode::OK, String::new());
     assert_eq!(create(server, "app", "one").await, done);
@@ -46,7 +46,7 @@ async fn the_same_key_answers_alike_and_another_request_under_it_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ballot_sent_again_under_its_key_answers_as_the_first_time() {
-    let world = Simulated::start(1);
+    let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let proposed = proposal(server, "late");
     let body = SubmitProposal { proposal: proposed.clone() };
@@ -72,7 +72,7 @@ async fn a_ballot_sent_again_under_its_key_answers_as_the_first_time() {
 /// write to the new leader, under the same key, gets the response that was lost.
 #[tokio::test(start_paused = true)]
 async fn a_write_sent_again_to_the_next_leader_is_done_once() {
-    let world = Simulated::start(3);
+    let world = SimulatedServers::start(3);
     let first = world.lead().await;
     let follows = world.servers[(first + 1) % 3].clone();
     deposed_unnoticed(&follows).await;

@@ -4,8 +4,9 @@
 //! applied. No response may report that nothing was done if something was.
 
 use super::circle::{admission, alice, other};
-use super::faults::{Simulated, ask, create, deposed_unnoticed, keys};
-use crate::server::{Server, leader, wall_clock};
+use super::faults::{SimulatedServers, ask, create, deposed_unnoticed, keys};
+use crate::machine::wall_clock;
+use crate::server::{Server, leader};
 use axum::http::{Method, StatusCode};
 use protocol::Digest;
 use protocol::api::{Problem, ProposalView, SubmitProposal};
@@ -52,7 +53,7 @@ fn problem(body: &[u8]) -> Problem {
 /// receives none of the leader's commits, so that its own state lags behind the reply. `meanwhile` runs once
 /// the leader has applied the write.
 async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>(
-    world: &Simulated,
+    world: &SimulatedServers,
     path: &str,
     body: B,
     done: impl Fn(&Server) -> bool,
@@ -84,7 +85,7 @@ async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>
 
 #[tokio::test(start_paused = true)]
 async fn a_proposal_that_another_leader_committed_is_answered_once_it_is_applied_here() {
-    let world = Simulated::start(3);
+    let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let proposed = proposal(&world.servers[leads], "late");
     let everybody_hears =
@@ -109,7 +110,7 @@ async fn a_proposal_that_another_leader_committed_is_answered_once_it_is_applied
 
 #[tokio::test(start_paused = true)]
 async fn a_committed_proposal_that_this_replica_cannot_show_is_of_unknown_outcome() {
-    let world = Simulated::start(3);
+    let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let proposed = proposal(&world.servers[leads], "late");
     let body = SubmitProposal { proposal: proposed.clone() };
@@ -120,7 +121,7 @@ async fn a_committed_proposal_that_this_replica_cannot_show_is_of_unknown_outcom
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
-    let world = Simulated::start(3);
+    let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let (leader, follows) = (world.servers[leads].clone(), world.servers[(leads + 1) % 3].clone());
     deposed_unnoticed(&follows).await;
@@ -149,7 +150,7 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
 /// Clients that take every session cannot keep a leader from announcing itself or from executing plans.
 #[tokio::test(start_paused = true)]
 async fn clients_that_write_without_end_leave_the_leader_its_sessions() {
-    let world = Simulated::start(1);
+    let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let held = server.desk.fill();
     let (status, refused) = create(server, "refused").await;

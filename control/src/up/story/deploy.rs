@@ -2,9 +2,10 @@
 
 use super::Narrator;
 use crate::cli::service_template;
+use crate::machine::fresh_secret_text;
 use crate::node::{ImportRequest, ModelAccess};
-use crate::session::{PROPOSAL_LIFETIME_MS, Session, fresh_secret_text};
-use crate::up::cluster::{Cluster, LOOK_AGAIN};
+use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::up::cluster::{LOOK_AGAIN, LocalCluster};
 use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
 use gpu_agent::files;
@@ -27,7 +28,7 @@ const READY_LIMIT: Duration = Duration::from_secs(180);
 
 /// Returns the demonstration's inference key: generated once, kept in a file, and registered with the
 /// cluster.
-pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {
+pub(crate) async fn api_key(cluster: &LocalCluster) -> Result<Zeroizing<String>> {
     let path = cluster.layout.api_key();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text.trim().to_string()),
@@ -50,7 +51,7 @@ pub(crate) async fn api_key(cluster: &Cluster) -> Result<Zeroizing<String>> {
 /// Imports the models that are missing, deploys the services that are not approved, and waits until all
 /// answer.
 pub(crate) async fn serve(
-    cluster: &Cluster,
+    cluster: &LocalCluster,
     narrator: &Narrator,
     models: &[(&str, &Path, u32, u32)],
 ) -> Result<()> {
@@ -81,7 +82,7 @@ pub(crate) async fn serve(
 }
 
 async fn import(
-    cluster: &Cluster,
+    cluster: &LocalCluster,
     session: &Session,
     narrator: &Narrator,
     name: &str,
@@ -113,7 +114,7 @@ async fn import(
 
 /// Proposes and signs a deployment; prints the whole rendering, or its first sentence.
 async fn propose_and_sign(
-    cluster: &Cluster,
+    cluster: &LocalCluster,
     session: &Session,
     narrator: &Narrator,
     manifest: &str,

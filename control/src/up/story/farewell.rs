@@ -3,7 +3,7 @@
 //! The commands name the services that really run. Each is on lines of its own that fit a terminal of 80
 //! columns.
 
-use crate::up::cluster::Cluster;
+use crate::up::cluster::LocalCluster;
 use anyhow::Result;
 use protocol::api::{Page, ServiceView, Status};
 use protocol::manifest::{Manifest, ServiceManifest, Task};
@@ -16,7 +16,7 @@ const COLUMNS: usize = 80;
 ///
 /// # Errors
 /// Returns an error if control does not list the services.
-pub(in crate::up) async fn print_farewell(cluster: &Cluster) -> Result<()> {
+pub(in crate::up) async fn print_farewell(cluster: &LocalCluster) -> Result<()> {
     let services: Page<ServiceView> = cluster.context()?.client()?.get("/v1/services").await?;
     let status = cluster.status().await?;
     let program = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_path_buf));

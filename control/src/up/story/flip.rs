@@ -3,7 +3,7 @@
 use super::Narrator;
 use crate::node::ModelAccess;
 use crate::session::Session;
-use crate::up::cluster::Cluster;
+use crate::up::cluster::LocalCluster;
 use crate::up::layout::NODES;
 use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::ProgressBar;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-pub(crate) async fn flip_a_bit(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn flip_a_bit(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let session = cluster.session().await?;
     let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
     let record = models.items.into_iter().find(|record| record.name.as_str() == "tiny");
@@ -73,7 +73,7 @@ async fn look_for_dead_objects(access: &ModelAccess, session: &Session, narrator
 }
 
 /// Flips one bit early in the first data shard of a model's first segments, on disk.
-async fn flip(cluster: &Cluster, access: &ModelAccess, record: &ModelRecord) -> Result<PathBuf> {
+async fn flip(cluster: &LocalCluster, access: &ModelAccess, record: &ModelRecord) -> Result<PathBuf> {
     let (manifest, _) = access.manifest(record).await?;
     let store = record.stores.first().context("a model has stores")?;
     let place = store.url.strip_prefix("node://").and_then(|rest| rest.split_once('/'));

@@ -2,7 +2,7 @@
 
 use super::Narrator;
 use super::openai::OpenAi;
-use crate::up::cluster::{Cluster, LOOK_AGAIN};
+use crate::up::cluster::{LOOK_AGAIN, LocalCluster};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,7 +21,7 @@ const REPLACED_LIMIT: Duration = Duration::from_secs(120);
 
 /// Counts of requests during the failure of the node.
 #[derive(Default)]
-struct Tally {
+struct RequestCounts {
     answered: AtomicU64,
     failed: AtomicU64,
     stop: AtomicBool,
@@ -29,12 +29,12 @@ struct Tally {
     reason: Mutex<Option<String>>,
 }
 
-pub(crate) async fn kill_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn kill_a_node(cluster: &LocalCluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
     let session = cluster.session().await?;
     let service: ServiceName = "minilm".parse().map_err(|error: String| anyhow!(error))?;
     let before: ServiceView = session.client.get(&format!("/v1/services/{service}")).await?;
     let victim = before.slots.iter().find_map(|slot| slot.node.clone()).context("minilm runs somewhere")?;
-    let tally = Arc::new(Tally::default());
+    let tally = Arc::new(RequestCounts::default());
     let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(ask_on(api.clone(), tally.clone()))).collect();
     wait_until_answered(&tally).await?;
     let killed_at = Instant::now();
@@ -63,7 +63,7 @@ pub(crate) async fn kill_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narr
 }
 
 /// Waits until each client is likely in the middle of a request.
-async fn wait_until_answered(tally: &Tally) -> Result<()> {
+async fn wait_until_answered(tally: &RequestCounts) -> Result<()> {
     let deadline = Instant::now() + REPLACED_LIMIT;
     while tally.answered.load(Ordering::Relaxed) < 10 * CLIENTS as u64 {
         if Instant::now() > deadline || tally.failed.load(Ordering::Relaxed) > 0 {
@@ -74,7 +74,7 @@ async fn wait_until_answered(tally: &Tally) -> Result<()> {
     Ok(())
 }
 
-async fn ask_on(api: OpenAi, tally: Arc<Tally>) {
+async fn ask_on(api: OpenAi, tally: Arc<RequestCounts>) {
     while !tally.stop.load(Ordering::Relaxed) {
         let outcome = api.embed("minilm", &["a node dies and nobody notices"]).await;
         let count = if outcome.is_ok() { &tally.answered } else { &tally.failed };
@@ -87,7 +87,7 @@ async fn ask_on(api: OpenAi, tally: Arc<Tally>) {
 }
 
 /// Sends SIGKILL to the agent and, at the same moment, to every process below it.
-async fn kill_everything_of(cluster: &Cluster, node: &str) -> Result<usize> {
+async fn kill_everything_of(cluster: &LocalCluster, node: &str) -> Result<usize> {
     let agent = cluster.pid(node)?;
     let family = descendants(agent)?;
     for pid in &family {

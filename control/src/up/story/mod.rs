@@ -16,7 +16,7 @@ mod scan;
 mod wipe;
 
 use super::UpArguments;
-use super::cluster::{Cluster, LOOK_AGAIN};
+use super::cluster::{LOOK_AGAIN, LocalCluster};
 use super::layout::{MEMBERS, NODES, REPLICAS, REQUIRED};
 use anyhow::{Result, anyhow, bail};
 use openai::OpenAi;
@@ -47,7 +47,7 @@ impl Narrator {
 ///
 /// # Errors
 /// Returns the error of the first step that fails.
-pub(super) async fn tell(cluster: &Cluster, arguments: &UpArguments, began: Instant) -> Result<()> {
+pub(super) async fn tell(cluster: &LocalCluster, arguments: &UpArguments, began: Instant) -> Result<()> {
     let narrator = Narrator { began };
     introduce(cluster, &narrator).await?;
     let minilm = given(arguments.minilm.as_deref(), "--minilm")?;
@@ -66,7 +66,7 @@ pub(super) async fn tell(cluster: &Cluster, arguments: &UpArguments, began: Inst
 }
 
 /// Waits until the cluster has recovered from everything that the demonstration broke.
-async fn end_healthy(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+async fn end_healthy(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let deadline = Instant::now() + HEALTHY_LIMIT;
     loop {
         let status = cluster.status().await?;
@@ -91,7 +91,7 @@ fn given<'a>(path: Option<&'a Path>, flag: &str) -> Result<&'a Path> {
     path.ok_or_else(|| anyhow!("the demonstration needs {flag} DIR; `cargo xtask up` gives it"))
 }
 
-async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+async fn introduce(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let status = cluster.status().await?;
     narrator.say(format!(
         "{REPLICAS} control replicas, {} nodes and a gateway run as processes of this machine (replica {} leads)",
@@ -113,7 +113,7 @@ async fn introduce(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
 ///
 /// # Errors
 /// Returns an error if a node that asks for admission cannot be admitted, or shards cannot be rebuilt.
-pub(super) async fn finish_earlier_run(cluster: &Cluster, began: Instant) -> Result<()> {
+pub(super) async fn finish_earlier_run(cluster: &LocalCluster, began: Instant) -> Result<()> {
     wipe::finish_earlier_run(cluster, &Narrator { began }).await
 }
 
@@ -121,7 +121,7 @@ pub(super) async fn finish_earlier_run(cluster: &Cluster, began: Instant) -> Res
 ///
 /// # Errors
 /// Returns an error if control does not answer, or the file cannot be written.
-pub(super) async fn make_api_key(cluster: &Cluster) -> Result<()> {
+pub(super) async fn make_api_key(cluster: &LocalCluster) -> Result<()> {
     deploy::api_key(cluster).await.map(|_| ())
 }
 
@@ -129,7 +129,7 @@ pub(super) async fn make_api_key(cluster: &Cluster) -> Result<()> {
 ///
 /// # Errors
 /// Returns an error if the model is rejected, its replicas do not start, or it does not answer.
-pub(super) async fn serve_own_model(cluster: &Cluster, model: &Path, began: Instant) -> Result<()> {
+pub(super) async fn serve_own_model(cluster: &LocalCluster, model: &Path, began: Instant) -> Result<()> {
     let narrator = Narrator { began };
     introduce(cluster, &narrator).await?;
     let name = own::name(cluster, model).await?;

@@ -1,7 +1,7 @@
 //! Demonstration step: `quorate verify` checks the circle's history offline.
 
 use super::Narrator;
-use crate::up::cluster::Cluster;
+use crate::up::cluster::LocalCluster;
 use anyhow::{Context as _, Result, bail};
 use protocol::api::History;
 use protocol::{CircleId, error_code};
@@ -10,7 +10,7 @@ use std::process::Output;
 use tokio::process::Command;
 
 /// Writes the history to a file and verifies every signature in it; then verifies an altered history.
-pub(crate) async fn verify(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn verify(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let mut history = cluster.session().await?.history;
     let (circle, place) = (cluster.context()?.circle, cluster.layout.root());
     let file = place.join("history.json");

@@ -15,7 +15,7 @@ pub(crate) struct OpenAi {
 }
 
 /// A streamed response.
-pub(crate) struct Streamed {
+pub(crate) struct StreamedCompletion {
     pub(crate) text: String,
     /// Time until the first chunk.
     pub(crate) first_token: Duration,
@@ -59,7 +59,7 @@ impl OpenAi {
     }
 
     /// Requests a streamed chat completion.
-    pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<Streamed> {
+    pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<StreamedCompletion> {
         let began = Instant::now();
         let body = json!({
             "model": model, "stream": true, "temperature": 0.0, "max_tokens": 64,
@@ -67,7 +67,7 @@ impl OpenAi {
         });
         let mut stream = self.post("/v1/chat/completions", &body).await?.bytes_stream();
         let (mut buffer, mut streamed) =
-            (Vec::new(), Streamed { text: String::new(), first_token: Duration::ZERO, pieces: 0 });
+            (Vec::new(), StreamedCompletion { text: String::new(), first_token: Duration::ZERO, pieces: 0 });
         let mut done = false;
         while let Some(bytes) = stream.next().await {
             buffer.extend_from_slice(&bytes.context("read the stream")?);

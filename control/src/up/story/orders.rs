@@ -2,7 +2,7 @@
 
 use super::Narrator;
 use crate::session::Session;
-use crate::up::cluster::Cluster;
+use crate::up::cluster::LocalCluster;
 use crate::up::layout::NODES;
 use anyhow::{Context as _, Result, bail};
 use gpu_agent::agent::hand_order;
@@ -17,7 +17,7 @@ const ORDER_BOOK: &str = "orders";
 /// A bad order: the tampering, the request, and the acceptable error codes.
 type BadOrder = (&'static str, HandOrder, &'static [ErrorCode]);
 
-pub(crate) async fn hand_over_bad_orders(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn hand_over_bad_orders(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let session = cluster.session().await?;
     let (node, genuine) = held_order(cluster)?;
     let directory = cluster.layout.node(node);
@@ -36,7 +36,7 @@ pub(crate) async fn hand_over_bad_orders(cluster: &Cluster, narrator: &Narrator)
 }
 
 /// Returns a node that holds a slot, and the order under which it holds it, from the node's disk.
-fn held_order(cluster: &Cluster) -> Result<(&'static str, SignedOrder)> {
+fn held_order(cluster: &LocalCluster) -> Result<(&'static str, SignedOrder)> {
     for node in NODES {
         let Ok(bytes) = std::fs::read(cluster.layout.node(node).join(ORDER_BOOK)) else { continue };
         let record = bytes.get(Digest::LENGTH..).context("an order book begins with its digest")?;

@@ -3,7 +3,7 @@
 //! Each model directory has one name, which later runs find again. Another directory, or the same directory
 //! with other files, is another model.
 
-use crate::up::cluster::Cluster;
+use crate::up::cluster::LocalCluster;
 use anyhow::{Context as _, Result};
 use gpu_agent::files;
 use protocol::Digest;
@@ -23,7 +23,7 @@ const FILES_MAX: usize = 10_000;
 /// Origin of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Source {
+struct ModelOrigin {
     /// Directory or file of the model.
     path: PathBuf,
     /// Digest over the names, sizes and times of its files.
@@ -36,12 +36,12 @@ struct Source {
 ///
 /// # Errors
 /// Returns an error if the path cannot be read, or control does not answer.
-pub(super) async fn name(cluster: &Cluster, path: &Path) -> Result<String> {
+pub(super) async fn name(cluster: &LocalCluster, path: &Path) -> Result<String> {
     let place = || format!("model-unreadable: `{}`", path.display());
     let path = path.canonicalize().with_context(place)?;
-    let source = Source { fingerprint: fingerprint(&path).with_context(place)?, path };
+    let source = ModelOrigin { fingerprint: fingerprint(&path).with_context(place)?, path };
     let file = cluster.layout.own_models();
-    let mut known: BTreeMap<String, Source> = match std::fs::read(&file) {
+    let mut known: BTreeMap<String, ModelOrigin> = match std::fs::read(&file) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("`{}`", file.display()))?,
         Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => return Err(error.into()),
@@ -55,7 +55,11 @@ pub(super) async fn name(cluster: &Cluster, path: &Path) -> Result<String> {
 }
 
 /// Returns the recorded name of the source, or else a free name derived from its path.
-fn choose(known: &BTreeMap<String, Source>, registered: &BTreeSet<String>, source: &Source) -> String {
+fn choose(
+    known: &BTreeMap<String, ModelOrigin>,
+    registered: &BTreeSet<String>,
+    source: &ModelOrigin,
+) -> String {
     if let Some((name, _)) = known.iter().find(|(_, other)| *other == source) {
         return name.clone();
     }
@@ -92,8 +96,8 @@ fn fingerprint(path: &Path) -> std::io::Result<Digest> {
 mod tests {
     use super::*;
 
-    fn source(path: &str, content: &[u8]) -> Source {
-        Source { path: path.into(), fingerprint: Digest::of(content) }
+    fn source(path: &str, content: &[u8]) -> ModelOrigin {
+        ModelOrigin { path: path.into(), fingerprint: Digest::of(content) }
     }
 
     #[test]

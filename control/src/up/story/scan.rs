@@ -7,7 +7,7 @@
 
 use super::Narrator;
 use super::kill::descendants;
-use crate::up::cluster::Cluster;
+use crate::up::cluster::LocalCluster;
 use crate::up::layout::NODES;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -23,7 +23,7 @@ const TABLES: [(&str, &str); 4] = [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"),
 
 /// The open ports of a process, as far as this account can determine them.
 #[derive(Debug, PartialEq, Eq)]
-enum Ports {
+enum OpenPorts {
     /// All ports that the process holds, from its descriptors.
     Held(BTreeSet<u16>),
     /// Descriptors closed to this account; no open socket in the network namespace.
@@ -61,12 +61,12 @@ impl Unseen {
     }
 }
 
-pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+pub(crate) fn scan_ports(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let (mut text, mut unseen) = (Vec::new(), Unseen::default());
     for node in NODES {
         let agent = cluster.pid(node)?;
         let workers = descendants(agent)?;
-        let Ports::Held(open) = open_ports(i32::try_from(agent)?)? else {
+        let OpenPorts::Held(open) = open_ports(i32::try_from(agent)?)? else {
             bail!("the descriptors of the agent of {node} cannot be read, though it runs under this account");
         };
         let allowed: BTreeSet<u16> = ["storage", "metrics"]
@@ -78,10 +78,10 @@ pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
         }
         for worker in &workers {
             match open_ports(*worker)? {
-                Ports::Held(open) if open.is_empty() => {}
-                Ports::Held(open) => bail!("process {worker} below {node} listens on {open:?}"),
-                Ports::NoneInNamespace => unseen.none_in_namespace += 1,
-                Ports::Unknown => unseen.unknown += 1,
+                OpenPorts::Held(open) if open.is_empty() => {}
+                OpenPorts::Held(open) => bail!("process {worker} below {node} listens on {open:?}"),
+                OpenPorts::NoneInNamespace => unseen.none_in_namespace += 1,
+                OpenPorts::Unknown => unseen.unknown += 1,
             }
         }
         text.push(format!("{node} {} (and {} processes below it: none)", open.len(), workers.len()));
@@ -94,7 +94,7 @@ pub(crate) fn scan_ports(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
 }
 
 /// Returns the ports that a process holds and that accept traffic from any sender.
-fn open_ports(pid: i32) -> Result<Ports> {
+fn open_ports(pid: i32) -> Result<OpenPorts> {
     let table = |(table, state): (&str, &str)| {
         // A process that has ended, or a kernel without IPv6, has no such table.
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok()?;
@@ -124,24 +124,27 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Determines the open ports of a process from its socket tables (inode and port) and its descriptors.
-fn ports(tables: &[Option<Vec<(String, u16)>>], descriptors: io::Result<Vec<String>>) -> io::Result<Ports> {
+fn ports(
+    tables: &[Option<Vec<(String, u16)>>],
+    descriptors: io::Result<Vec<String>>,
+) -> io::Result<OpenPorts> {
     let mut sockets = tables.iter().flatten().flatten();
     let targets = match descriptors {
         Ok(targets) => targets,
         // The process has ended: no port is open.
-        Err(error) if is_gone(&error) => return Ok(Ports::Held(BTreeSet::new())),
+        Err(error) if is_gone(&error) => return Ok(OpenPorts::Held(BTreeSet::new())),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             // Every kernel with a network has the first table; without it nothing was read.
             let read = tables.first().is_some_and(Option::is_some);
             let nothing = read && sockets.next().is_none();
-            return Ok(if nothing { Ports::NoneInNamespace } else { Ports::Unknown });
+            return Ok(if nothing { OpenPorts::NoneInNamespace } else { OpenPorts::Unknown });
         }
         Err(error) => return Err(error),
     };
     let by_inode: BTreeMap<&str, u16> = sockets.map(|(inode, port)| (inode.as_str(), *port)).collect();
     let inode = |target: &String| Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_string());
     let held = targets.iter().filter_map(inode).filter_map(|inode| by_inode.get(inode.as_str()).copied());
-    Ok(Ports::Held(held.collect()))
+    Ok(OpenPorts::Held(held.collect()))
 }
 
 /// Returns inode and port of a line in such a table, if the socket is in this state.
@@ -170,7 +173,7 @@ mod tests {
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let datagrams = (datagrams.local_addr().expect("bound").port(), datagrams);
         let own = i32::try_from(std::process::id()).expect("a process id");
-        let Ports::Held(open) = open_ports(own).expect("readable") else { panic!("its own descriptors") };
+        let OpenPorts::Held(open) = open_ports(own).expect("readable") else { panic!("its own descriptors") };
         assert!(open.contains(&port) && open.contains(&datagrams.0), "{open:?}");
     }
 
@@ -181,13 +184,13 @@ mod tests {
         let closed = || Err(io::Error::from(ErrorKind::PermissionDenied));
         let held = |inodes: &[&str]| Ok(inodes.iter().map(|inode| format!("socket:[{inode}]")).collect());
         for (tables, descriptors, expected) in [
-            (vec![none.clone(), none.clone()], closed(), Ports::NoneInNamespace),
-            (vec![none.clone(), None], closed(), Ports::NoneInNamespace),
-            (vec![none.clone(), one.clone()], closed(), Ports::Unknown),
-            (vec![None, None], closed(), Ports::Unknown),
-            (vec![one.clone()], held(&["8", "9"]), Ports::Held(BTreeSet::from([443]))),
-            (vec![one.clone()], held(&[]), Ports::Held(BTreeSet::new())),
-            (vec![one], Err(ErrorKind::NotFound.into()), Ports::Held(BTreeSet::new())),
+            (vec![none.clone(), none.clone()], closed(), OpenPorts::NoneInNamespace),
+            (vec![none.clone(), None], closed(), OpenPorts::NoneInNamespace),
+            (vec![none.clone(), one.clone()], closed(), OpenPorts::Unknown),
+            (vec![None, None], closed(), OpenPorts::Unknown),
+            (vec![one.clone()], held(&["8", "9"]), OpenPorts::Held(BTreeSet::from([443]))),
+            (vec![one.clone()], held(&[]), OpenPorts::Held(BTreeSet::new())),
+            (vec![one], Err(ErrorKind::NotFound.into()), OpenPorts::Held(BTreeSet::new())),
         ] {
             assert_eq!(ports(&tables, descriptors).expect("an answer"), expected, "{tables:?}");
         }

@@ -5,7 +5,7 @@ use super::kill::{descendants, wait_until_alive};
 use super::openai::OpenAi;
 use crate::node::ModelAccess;
 use crate::session::Session;
-use crate::up::cluster::{Cluster, LOOK_AGAIN};
+use crate::up::cluster::{LOOK_AGAIN, LocalCluster};
 use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
@@ -29,7 +29,7 @@ const SERVICE: &str = "minilm";
 ///
 /// The node asks for admission; one member proposes it and wraps the models' keys, and two members sign. Then
 /// the node's shards are rebuilt, its former slots are served again, and the node itself serves one more.
-pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn wipe_a_node(cluster: &LocalCluster, api: &OpenAi, narrator: &Narrator) -> Result<()> {
     let before = service(cluster).await?;
     let holders = before.slots.iter().filter_map(|slot| slot.node.clone());
     let victim = holders.max().with_context(|| format!("{SERVICE} runs somewhere"))?;
@@ -60,7 +60,12 @@ pub(crate) async fn wipe_a_node(cluster: &Cluster, api: &OpenAi, narrator: &Narr
 ///
 /// For the check one more replica is requested, within the envelope; the new node is the best placement for
 /// it.
-async fn serve_there(cluster: &Cluster, narrator: &Narrator, node: &NodeName, desired: u32) -> Result<()> {
+async fn serve_there(
+    cluster: &LocalCluster,
+    narrator: &Narrator,
+    node: &NodeName,
+    desired: u32,
+) -> Result<()> {
     let began = Instant::now();
     wait_until(cluster, "is whole again", |view| view.ready >= desired).await?;
     scale(cluster, desired + 1).await?;
@@ -78,18 +83,18 @@ async fn serve_there(cluster: &Cluster, narrator: &Narrator, node: &NodeName, de
     Ok(())
 }
 
-async fn service(cluster: &Cluster) -> Result<ServiceView> {
+async fn service(cluster: &LocalCluster) -> Result<ServiceView> {
     cluster.session().await?.client.get(&format!("/v1/services/{SERVICE}")).await.map_err(Into::into)
 }
 
-async fn scale(cluster: &Cluster, replicas: u32) -> Result<()> {
+async fn scale(cluster: &LocalCluster, replicas: u32) -> Result<()> {
     let path = format!("/v1/services/{SERVICE}/scale");
     let _: serde_json::Value =
         cluster.session().await?.client.post(&path, &ScaleRequest { replicas }).await?;
     Ok(())
 }
 
-async fn wait_until(cluster: &Cluster, what: &str, holds: impl Fn(&ServiceView) -> bool) -> Result<()> {
+async fn wait_until(cluster: &LocalCluster, what: &str, holds: impl Fn(&ServiceView) -> bool) -> Result<()> {
     let deadline = Instant::now() + SERVE_LIMIT;
     loop {
         let view = service(cluster).await?;
@@ -106,7 +111,7 @@ async fn wait_until(cluster: &Cluster, what: &str, holds: impl Fn(&ServiceView) 
 /// Completes the recovery that an earlier run began and did not finish.
 ///
 /// A node that lost its disk is admitted, and missing or altered shards are rewritten.
-pub(crate) async fn finish_earlier_run(cluster: &Cluster, narrator: &Narrator) -> Result<()> {
+pub(crate) async fn finish_earlier_run(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
     let pending: Page<PendingNode> = cluster.context()?.client()?.get("/v1/pending-nodes").await?;
     let known = |pending: &PendingNode| NODES.contains(&pending.admission.name.as_str());
     for node in pending.items.into_iter().filter(known).map(|pending| pending.admission.name) {
@@ -125,7 +130,7 @@ pub(crate) async fn finish_earlier_run(cluster: &Cluster, narrator: &Narrator) -
 }
 
 /// One member proposes the admission and wraps the models' keys; two members vote.
-async fn admit_again(cluster: &Cluster, node: &NodeName) -> Result<()> {
+async fn admit_again(cluster: &LocalCluster, node: &NodeName) -> Result<()> {
     let session = cluster.session().await?;
     let member = cluster.member(MEMBERS[1])?;
     let (view, _) = crate::cli::admit(&session, &member, node, None, "its disk was replaced".into()).await?;
@@ -153,7 +158,7 @@ async fn wait_until_it_asks(session: &Session, node: &NodeName) -> Result<()> {
     }
 }
 
-async fn rebuild_shards(cluster: &Cluster) -> Result<u64> {
+async fn rebuild_shards(cluster: &LocalCluster) -> Result<u64> {
     let session = cluster.session().await?;
     let access = ModelAccess::open(&cluster.layout.node(NODES[0]), &session.circle)?;
     let models: Page<ModelRecord> = session.client.get("/v1/models").await?;

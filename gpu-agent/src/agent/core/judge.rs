@@ -10,14 +10,14 @@ use protocol::{Millis, ModelRoot};
 
 /// Reason why an order is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct OrderRefusal {
     /// The stable code.
     pub code: ErrorCode,
     /// Explanation for people.
     pub message: String,
 }
 
-impl Refusal {
+impl OrderRefusal {
     /// Returns a refusal with its code and message.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
@@ -25,13 +25,13 @@ impl Refusal {
     }
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for OrderRefusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
     }
 }
 
-impl From<ChainError> for Refusal {
+impl From<ChainError> for OrderRefusal {
     fn from(error: ChainError) -> Self {
         Self::new(error.code(), error.to_string())
     }
@@ -39,14 +39,14 @@ impl From<ChainError> for Refusal {
 
 /// The chain as known to this node, in order.
 #[derive(Debug, Clone, Copy)]
-pub struct History<'a> {
+pub struct ChainHistory<'a> {
     /// Genesis of the circle.
     pub genesis: &'a SignedGenesis,
     /// Bundles since genesis; all verified.
     pub bundles: &'a [Bundle],
 }
 
-impl History<'_> {
+impl ChainHistory<'_> {
     /// Returns the circle's state when `certificate`, or another about the same subjects, was admitted.
     /// Returns none if no such state is known.
     fn state_for(&self, certificate: &Certificate) -> Option<CircleState> {
@@ -68,11 +68,11 @@ impl History<'_> {
 
 /// Verifier of orders, with the state of the node that it checks against.
 #[derive(Debug, Clone, Copy)]
-pub struct Judge<'a> {
+pub struct OrderVerifier<'a> {
     /// Current state of the circle.
     pub circle: &'a CircleState,
     /// Chain that led to this state.
-    pub history: History<'a>,
+    pub history: ChainHistory<'a>,
     /// Facts about the node.
     pub facts: &'a NodeFacts,
     /// Orders accepted before.
@@ -81,14 +81,14 @@ pub struct Judge<'a> {
     pub now: Millis,
 }
 
-impl Judge<'_> {
+impl OrderVerifier<'_> {
     /// Verifies an order that the node does not hold yet, with the certificate supplied with it. An order
     /// that is already held counts as replayed here.
     ///
     /// # Errors
     /// The first check that fails: the certificate supplied with the order; the order itself, see
     /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
-    pub fn judge(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
+    pub fn judge(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, OrderRefusal> {
         self.check_bundle(bundle, signed)?;
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
@@ -97,12 +97,12 @@ impl Judge<'_> {
     }
 
     /// Checks that the certificate supplied with an order is valid, or is the one already in the chain.
-    fn check_bundle(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<(), Refusal> {
+    fn check_bundle(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<(), OrderRefusal> {
         let order = &signed.order;
         if bundle.version != BUNDLE_VERSION {
             let message =
                 format!("the bundle has form {}; this release reads {BUNDLE_VERSION}", bundle.version);
-            return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
+            return Err(OrderRefusal::new(error_code::GOVERNANCE_INVALID, message));
         }
         let digest = bundle.certificate.digest();
         let in_force = self.circle.service(&order.service).map(|service| service.certificate);
@@ -116,29 +116,29 @@ impl Judge<'_> {
         }
         if digest != order.certificate {
             let message = "the certificate beside the order is not the one that the order names";
-            return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
+            return Err(OrderRefusal::new(error_code::ORDER_MISMATCH, message));
         }
         Ok(())
     }
 
     /// Checks the requirements of the envelope that only the node can evaluate.
-    fn check_node(&self, grant: &SlotGrant) -> Result<(), Refusal> {
+    fn check_node(&self, grant: &SlotGrant) -> Result<(), OrderRefusal> {
         let service = &grant.service;
         if service.runtime != Runtime::Candle {
             let message = "the `process` runtime is read and checked, but not run in this release";
-            return Err(Refusal::new(error_code::KIND_NOT_BUILT, message));
+            return Err(OrderRefusal::new(error_code::KIND_NOT_BUILT, message));
         }
         if !service.egress.is_empty() {
             let message = format!("service `{}` asks for egress, which is not built yet", service.name);
-            return Err(Refusal::new(error_code::EGRESS_NOT_BUILT, message));
+            return Err(OrderRefusal::new(error_code::EGRESS_NOT_BUILT, message));
         }
         let (asked, given) = (service.placement.isolation, self.facts.isolation);
         if given < asked {
             let message = format!("the manifest asks for isolation {asked:?}, this node gives {given:?}");
-            return Err(Refusal::new(error_code::NODE_UNFIT, message));
+            return Err(OrderRefusal::new(error_code::NODE_UNFIT, message));
         }
         if let Some(missing) = grant.gpus.iter().find(|index| !self.facts.gpus.contains(index)) {
-            return Err(Refusal::new(error_code::NODE_UNFIT, format!("this node has no GPU {missing}")));
+            return Err(OrderRefusal::new(error_code::NODE_UNFIT, format!("this node has no GPU {missing}")));
         }
         Ok(())
     }
@@ -149,17 +149,17 @@ impl Judge<'_> {
 ///
 /// # Errors
 /// If the two roots differ.
-pub(super) fn check_model(grant: &SlotGrant, said: ModelRoot) -> Result<(), Refusal> {
+pub(super) fn check_model(grant: &SlotGrant, said: ModelRoot) -> Result<(), OrderRefusal> {
     let approved = grant.service.model.root;
     if said == approved {
         return Ok(());
     }
     let message = format!("control offers model {}, the circle approved {}", said.short(), approved.short());
-    Err(Refusal::new(error_code::ORDER_MISMATCH, message))
+    Err(OrderRefusal::new(error_code::ORDER_MISMATCH, message))
 }
 
 /// Returns whether an incomplete chain could explain a refusal.
-pub(super) fn may_be_early(refusal: &Refusal) -> bool {
+pub(super) fn may_be_early(refusal: &OrderRefusal) -> bool {
     let early = [
         // The certificate may have been admitted before it expired.
         error_code::PROPOSAL_EXPIRED,

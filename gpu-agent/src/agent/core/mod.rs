@@ -15,10 +15,10 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
-pub use judge::{History, Judge, Refusal};
-pub use reconcile::{Action, RunningSlot, View, reconcile};
+pub use judge::{ChainHistory, OrderRefusal, OrderVerifier};
+pub use reconcile::{RunningSlot, SlotAction, View, reconcile};
 
-use protocol::agent::Isolation;
+use protocol::manifest::Isolation;
 use protocol::order::SlotOrder;
 use protocol::{NodeId, ServiceName, SlotIndex};
 use std::collections::BTreeSet;
@@ -28,7 +28,6 @@ use std::collections::BTreeSet;
 pub struct SlotKey {
     /// Service that the slot belongs to.
     pub service: ServiceName,
-    /// Index of the slot.
     pub slot: SlotIndex,
 }
 
@@ -49,7 +48,6 @@ impl std::fmt::Display for SlotKey {
 /// Facts that only the node itself knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Id of the node.
     pub id: NodeId,
     /// Isolation that the node can enforce.
     pub isolation: Isolation,

@@ -1,11 +1,11 @@
 //! Level-triggered reconciliation of the desired with the observed state.
 //!
-//! Two rules hold regardless of control's requests. Nothing starts without a grant from [`Judge`]. A slot's
-//! next order is not accepted while anything runs under its last one. Two fences of a slot therefore never
-//! run here at the same time.
+//! Two rules hold regardless of control's requests. Nothing starts without a grant from [`OrderVerifier`].
+//! A slot's next order is not accepted while anything runs under its last one. Two fences of a slot therefore
+//! never run here at the same time.
 
 use super::judge::{check_model, may_be_early};
-use super::{Held, Judge, Refusal, SlotKey};
+use super::{Held, OrderRefusal, OrderVerifier, SlotKey};
 use human_chain::{Approved, SlotGrant};
 use protocol::agent::{Assignment, Desired};
 use protocol::manifest::OnExpiry;
@@ -31,22 +31,21 @@ pub struct RunningSlot {
 /// Input of a reconciliation.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    /// Verifier of orders.
-    pub judge: Judge<'a>,
+    pub judge: OrderVerifier<'a>,
     /// Desired state from control.
     pub desired: &'a Desired,
     /// Whether the chain was complete when control reported the desired state. While it is not, an order that
     /// no approval covers yet is deferred rather than refused.
     pub chain_complete: bool,
     /// Refused bundles with the reason, by their certificate's digest.
-    pub refused_bundles: &'a BTreeMap<protocol::Digest, Refusal>,
+    pub refused_bundles: &'a BTreeMap<protocol::Digest, OrderRefusal>,
     /// Slots in which something runs.
     pub running: &'a BTreeMap<SlotKey, RunningSlot>,
 }
 
 /// An action to carry out. The shell carries out all of them, in the order returned.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum SlotAction {
     /// Persist the order as accepted. The next reconciliation starts it.
     Accept {
         /// Order to persist.
@@ -92,7 +91,7 @@ pub enum Action {
         /// Fence of the order.
         fence: Fence,
         /// Reason with its code.
-        refusal: Refusal,
+        refusal: OrderRefusal,
     },
 }
 
@@ -104,7 +103,7 @@ struct Named<'a> {
 
 /// Returns the actions that reconcile the node with the desired state.
 #[must_use]
-pub fn reconcile(view: &View<'_>) -> Vec<Action> {
+pub fn reconcile(view: &View<'_>) -> Vec<SlotAction> {
     let named = named(view.desired);
     let mut actions = Vec::new();
     for (key, orders) in &named {
@@ -115,7 +114,7 @@ pub fn reconcile(view: &View<'_>) -> Vec<Action> {
     }
     for (key, _) in view.judge.book.all_held() {
         if !named.contains_key(key) && !view.running.contains_key(key) {
-            actions.push(Action::Forget { key: key.clone() });
+            actions.push(SlotAction::Forget { key: key.clone() });
         }
     }
     actions
@@ -137,7 +136,7 @@ fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
 
 /// Returns the action for a slot. The order with the highest fence that is held or granted counts. A refused
 /// order changes nothing, so it cannot end a worker that runs under a good order of the same slot.
-fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<Action> {
+fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<SlotAction> {
     let mut refused = None;
     let mut early = false;
     for named in orders {
@@ -145,14 +144,14 @@ fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<Action> {
         let counts = match held {
             Some(held) => keep(view, key, held, named),
             None => match judge(view, named) {
-                Verdict::Granted(grant) => Some(take(view, key, named, grant)),
-                Verdict::Early => {
+                OrderDecision::Granted(grant) => Some(take(view, key, named, grant)),
+                OrderDecision::Early => {
                     early = true;
                     continue;
                 }
-                Verdict::Refused(refusal) => {
+                OrderDecision::Refused(refusal) => {
                     let fence = named.signed.order.fence;
-                    refused.get_or_insert(Action::Refuse { key: key.clone(), fence, refusal });
+                    refused.get_or_insert(SlotAction::Refuse { key: key.clone(), fence, refusal });
                     continue;
                 }
             },
@@ -164,7 +163,7 @@ fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<Action> {
 }
 
 /// Returns the action for an order that is held.
-fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Option<Action> {
+fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Option<SlotAction> {
     if held.order.released {
         return None;
     }
@@ -175,51 +174,51 @@ fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Optio
         .or_else(|| draining.then(|| Going { reason: "control asks it to finish".into(), at_once: false }));
     match (running, going) {
         (Some(running), _) if running.fence != held.order.signed.order.fence => {
-            Some(Action::End { key, reason: "it runs under another order than the one held".into() })
+            Some(SlotAction::End { key, reason: "it runs under another order than the one held".into() })
         }
-        (Some(_), Some(Going { reason, at_once: true })) => Some(Action::End { key, reason }),
+        (Some(_), Some(Going { reason, at_once: true })) => Some(SlotAction::End { key, reason }),
         (Some(running), Some(Going { reason, .. })) => {
-            running.draining_since.is_none().then_some(Action::Drain { key, reason })
+            running.draining_since.is_none().then_some(SlotAction::Drain { key, reason })
         }
         (Some(_), None) => None,
-        (None, Some(Going { reason, .. })) => Some(Action::Release { key, reason }),
-        (None, None) => Some(Action::Start { key }),
+        (None, Some(Going { reason, .. })) => Some(SlotAction::Release { key, reason }),
+        (None, None) => Some(SlotAction::Start { key }),
     }
 }
 
 /// Result of verifying an order that is not held.
-enum Verdict {
+enum OrderDecision {
     Granted(Box<Approved<SlotGrant>>),
     /// The chain is incomplete, and its missing part may cover the order.
     Early,
-    Refused(Refusal),
+    Refused(OrderRefusal),
 }
 
-fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> Verdict {
+fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
     let granted = view.judge.judge(&assignment.bundle, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });
     match granted {
-        Ok(grant) => Verdict::Granted(Box::new(grant)),
-        Err(refusal) if !view.chain_complete && may_be_early(&refusal) => Verdict::Early,
+        Ok(grant) => OrderDecision::Granted(Box::new(grant)),
+        Err(refusal) if !view.chain_complete && may_be_early(&refusal) => OrderDecision::Early,
         Err(refusal) => {
             let of_bundle = view.refused_bundles.get(&signed.order.certificate);
-            Verdict::Refused(of_bundle.cloned().unwrap_or(refusal))
+            OrderDecision::Refused(of_bundle.cloned().unwrap_or(refusal))
         }
     }
 }
 
 /// Returns the action for an order that is granted and not held.
-fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Box<Approved<SlotGrant>>) -> Action {
+fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Box<Approved<SlotGrant>>) -> SlotAction {
     if view.running.contains_key(key) {
         return end(key, "a newer order takes its place");
     }
-    Action::Accept { signed: Box::new(named.signed.clone()), grant }
+    SlotAction::Accept { signed: Box::new(named.signed.clone()), grant }
 }
 
-fn end(key: &SlotKey, reason: &str) -> Action {
-    Action::End { key: key.clone(), reason: reason.into() }
+fn end(key: &SlotKey, reason: &str) -> SlotAction {
+    SlotAction::End { key: key.clone(), reason: reason.into() }
 }
 
 /// Reason why a slot must end, regardless of control's requests.

@@ -3,14 +3,15 @@
 
 use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use overlay::Identity;
-use protocol::agent::{Assignment, Desired, Isolation};
+use protocol::agent::{Assignment, Desired};
 use protocol::governance::{
     ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission,
     NodeRole, Policy, Quorum, SignedGenesis,
 };
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{
-    Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest, Task,
+    Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest,
+    Task,
 };
 use protocol::model::{ErasureCode, ModelRecord};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) const NOW: Millis = Millis(1_800_000_000_000);
 
 /// A circle, its control replicas, and its decisions.
-pub(crate) struct World {
+pub(crate) struct TestCircle {
     founders: Vec<(MemberId, MemberSecret)>,
     pub(crate) control: Vec<Identity>,
     pub(crate) genesis: SignedGenesis,
@@ -31,7 +32,7 @@ pub(crate) struct World {
     pub(crate) now: Millis,
 }
 
-impl World {
+impl TestCircle {
     /// Creates a circle with these nodes, and a control replica at each address.
     pub(crate) fn new(nodes: Vec<NodeAdmission>, control: &[String], now: Millis) -> Self {
         let secret = |seed: u8| MemberSecret::generate(&[seed; 64]);

@@ -1,25 +1,25 @@
 //! Tests of the decision core, as tables and properties.
 #![allow(clippy::unwrap_used)]
 
-use super::testing::{NOW, World, admission, desired, service};
+use super::testing::{NOW, TestCircle, admission, desired, service};
 use super::*;
 use human_chain::MemberSecret;
 use overlay::Identity;
 use proptest::prelude::*;
-use protocol::agent::{Desired, Isolation};
+use protocol::agent::Desired;
 use protocol::governance::{Bundle, Change};
-use protocol::manifest::{OnExpiry, ServiceManifest};
+use protocol::manifest::{Isolation, OnExpiry, ServiceManifest};
 use protocol::order::SignedOrder;
 use protocol::{Digest, Fence, Millis, ModelRoot, Signature, limits};
 use std::collections::BTreeMap;
 
 /// A node of the circle and its state.
 struct Scene {
-    world: World,
+    world: TestCircle,
     facts: NodeFacts,
     book: OrderBook,
     running: BTreeMap<SlotKey, RunningSlot>,
-    refused_bundles: BTreeMap<Digest, Refusal>,
+    refused_bundles: BTreeMap<Digest, OrderRefusal>,
     chain_complete: bool,
     now: Millis,
 }
@@ -44,7 +44,7 @@ impl Scene {
             gpus: BTreeSet::from([0, 1]),
         };
         Self {
-            world: World::new(nodes, &["127.0.0.1:1".into(), "127.0.0.1:2".into()], NOW),
+            world: TestCircle::new(nodes, &["127.0.0.1:1".into(), "127.0.0.1:2".into()], NOW),
             facts,
             book: OrderBook::default(),
             running: BTreeMap::new(),
@@ -66,10 +66,10 @@ impl Scene {
         self.world.order(bundle, self.facts.id, slot, fence)
     }
 
-    fn judge(&self) -> Judge<'_> {
-        Judge {
+    fn judge(&self) -> OrderVerifier<'_> {
+        OrderVerifier {
             circle: &self.world.state,
-            history: History { genesis: &self.world.genesis, bundles: &self.world.bundles },
+            history: ChainHistory { genesis: &self.world.genesis, bundles: &self.world.bundles },
             facts: &self.facts,
             book: &self.book,
             now: self.now,
@@ -83,7 +83,7 @@ impl Scene {
         }
     }
 
-    fn plan(&self, desired: &Desired) -> Vec<Action> {
+    fn plan(&self, desired: &Desired) -> Vec<SlotAction> {
         reconcile(&View {
             judge: self.judge(),
             desired,
@@ -98,27 +98,27 @@ impl Scene {
     }
 
     /// Carries out actions immediately, in place of the shell.
-    fn perform(&mut self, actions: Vec<Action>) -> bool {
+    fn perform(&mut self, actions: Vec<SlotAction>) -> bool {
         let mut accepted = false;
         for action in actions {
             match action {
-                Action::Accept { signed, grant } => {
+                SlotAction::Accept { signed, grant } => {
                     let length = self.world.bundles.len() as u64;
                     self.book.accept(*signed, *grant, length, self.now);
                     accepted = true;
                 }
-                Action::Start { key } => {
+                SlotAction::Start { key } => {
                     let fence = self.book.held(&key).unwrap().order.signed.order.fence;
                     let before = self.running.insert(key, RunningSlot { fence, draining_since: None });
                     assert_eq!(before, None, "never two of a slot at once");
                 }
-                Action::Drain { key, .. } => {
+                SlotAction::Drain { key, .. } => {
                     self.running.get_mut(&key).unwrap().draining_since.get_or_insert(self.now);
                 }
-                Action::End { key, .. } => self.end(&key),
-                Action::Release { key, .. } => self.book.release(&key),
-                Action::Forget { key } => self.book.forget(&key),
-                Action::Refuse { .. } => {}
+                SlotAction::End { key, .. } => self.end(&key),
+                SlotAction::Release { key, .. } => self.book.release(&key),
+                SlotAction::Forget { key } => self.book.forget(&key),
+                SlotAction::Refuse { .. } => {}
             }
         }
         accepted
@@ -134,7 +134,7 @@ impl Scene {
     fn settle(&mut self, desired: &Desired) {
         for _ in 0..10 {
             let actions = self.plan(desired);
-            if actions.iter().all(|action| matches!(action, Action::Refuse { .. })) {
+            if actions.iter().all(|action| matches!(action, SlotAction::Refuse { .. })) {
                 return;
             }
             self.perform(actions);
@@ -143,15 +143,15 @@ impl Scene {
     }
 }
 
-fn name(action: &Action) -> String {
+fn name(action: &SlotAction) -> String {
     match action {
-        Action::Accept { signed, .. } => format!("accept {}@{}", signed.order.slot, signed.order.fence),
-        Action::Start { key } => format!("start {}", key.slot),
-        Action::Drain { key, .. } => format!("drain {}", key.slot),
-        Action::End { key, .. } => format!("end {}", key.slot),
-        Action::Release { key, .. } => format!("release {}", key.slot),
-        Action::Forget { key } => format!("forget {}", key.slot),
-        Action::Refuse { key, fence, refusal } => format!("refuse {}@{fence} {}", key.slot, refusal.code),
+        SlotAction::Accept { signed, .. } => format!("accept {}@{}", signed.order.slot, signed.order.fence),
+        SlotAction::Start { key } => format!("start {}", key.slot),
+        SlotAction::Drain { key, .. } => format!("drain {}", key.slot),
+        SlotAction::End { key, .. } => format!("end {}", key.slot),
+        SlotAction::Release { key, .. } => format!("release {}", key.slot),
+        SlotAction::Forget { key } => format!("forget {}", key.slot),
+        SlotAction::Refuse { key, fence, refusal } => format!("refuse {}@{fence} {}", key.slot, refusal.code),
     }
 }
 
@@ -516,7 +516,7 @@ fn an_order_under_a_refused_bundle_says_why_the_bundle_was_refused() {
     let digest = bundle.certificate.digest();
     scene
         .refused_bundles
-        .insert(digest, Refusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
+        .insert(digest, OrderRefusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
     let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
     assert_eq!(scene.names(&wanted), ["refuse 0@1 quorum-not-reached"]);
 }
@@ -575,7 +575,7 @@ fn an_order_that_was_altered_on_disk_is_not_held_but_its_fence_stays() {
 
 /// Events that may happen to a node, in any order.
 #[derive(Debug, Clone)]
-enum Step {
+enum NodeEvent {
     /// Control names these orders: slot, fence, whether it drains, whether it is signed.
     Want(Vec<(u32, u64, bool, bool)>),
     /// The worker in a slot ends on its own.
@@ -589,14 +589,14 @@ enum Step {
     Redeploy,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<NodeEvent>> {
     let order = (0_u32..3, 1_u64..6, any::<bool>(), prop::bool::weighted(0.9));
     let step = prop_oneof![
-        6 => prop::collection::vec(order, 0..4).prop_map(Step::Want),
-        2 => (0_u32..3).prop_map(Step::Die),
-        2 => any::<bool>().prop_map(|sandboxes_survive| Step::Restart { sandboxes_survive }),
-        1 => Just(Step::Retire),
-        1 => Just(Step::Redeploy),
+        6 => prop::collection::vec(order, 0..4).prop_map(NodeEvent::Want),
+        2 => (0_u32..3).prop_map(NodeEvent::Die),
+        2 => any::<bool>().prop_map(|sandboxes_survive| NodeEvent::Restart { sandboxes_survive }),
+        1 => Just(NodeEvent::Retire),
+        1 => Just(NodeEvent::Redeploy),
     ];
     prop::collection::vec(step, 1..20)
 }
@@ -612,7 +612,7 @@ proptest! {
         let mut signed_ever: BTreeSet<(SlotKey, Fence)> = BTreeSet::new();
         for step in steps {
             match step {
-                Step::Want(orders) => {
+                NodeEvent::Want(orders) => {
                     let draining: Vec<u32> = orders.iter().filter(|o| o.2).map(|o| o.0).collect();
                     let signed = orders.iter().map(|(slot, fence, _, signed)| {
                         let mut order = scene.order(&bundle, *slot, *fence);
@@ -626,12 +626,12 @@ proptest! {
                     let signed: Vec<SignedOrder> = signed.collect();
                     wanted = desired(&bundle, signed, &draining);
                 }
-                Step::Die(slot) => {
+                NodeEvent::Die(slot) => {
                     if scene.running.contains_key(&key(slot)) {
                         scene.end(&key(slot));
                     }
                 }
-                Step::Restart { sandboxes_survive } => {
+                NodeEvent::Restart { sandboxes_survive } => {
                     let circle = scene.world.state.id();
                     let record = scene.book.to_record(circle, scene.facts.id);
                     let world = &scene.world;
@@ -643,11 +643,11 @@ proptest! {
                         scene.running.clear();
                     }
                 }
-                Step::Retire if scene.world.state.service(&"chat".parse().unwrap()).is_some() => {
+                NodeEvent::Retire if scene.world.state.service(&"chat".parse().unwrap()).is_some() => {
                     scene.world.decide(Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 1 });
                 }
-                Step::Retire => {}
-                Step::Redeploy => {
+                NodeEvent::Retire => {}
+                NodeEvent::Redeploy => {
                     bundle = scene.world.deploy(&service("chat", root(), 4));
                 }
             }

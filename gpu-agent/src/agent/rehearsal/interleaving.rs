@@ -12,9 +12,9 @@ const STEPS: u32 = 60;
 const SLOTS: u64 = 3;
 
 /// Pseudo-random numbers from a seed (splitmix64).
-struct Dice(u64);
+struct SplitMix(u64);
 
-impl Dice {
+impl SplitMix {
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -28,7 +28,7 @@ impl Dice {
 fn fate(seed: u64, name: &str, nth: u64) -> Behaviour {
     let mut text = Digest::of(format!("{seed} {name} {nth}").as_bytes()).as_bytes()[..8].to_vec();
     text.reverse();
-    let mut dice = Dice(u64::from_le_bytes(text.try_into().unwrap()));
+    let mut dice = SplitMix(u64::from_le_bytes(text.try_into().unwrap()));
     let mut behaviour = Behaviour {
         start: Duration::from_millis(2 * dice.roll(300)),
         ready_after: Some(Duration::from_millis(dice.roll(500))),
@@ -47,16 +47,16 @@ fn fate(seed: u64, name: &str, nth: u64) -> Behaviour {
 }
 
 /// A history in progress.
-struct History {
+struct SimulatedHistory {
     stage: Stage,
     agent: Option<Agent>,
-    dice: Dice,
+    dice: SplitMix,
     fences: BTreeMap<u32, u64>,
     draining: Vec<u32>,
     trace: String,
 }
 
-impl History {
+impl SimulatedHistory {
     fn new(seed: u64) -> Self {
         let stage = Stage::new();
         let counts: Mutex<BTreeMap<String, u64>> = Mutex::default();
@@ -67,7 +67,7 @@ impl History {
             fate(seed, &start.name, *nth)
         });
         let fences = (0..SLOTS as u32).map(|slot| (slot, 1)).collect();
-        Self { stage, agent: None, dice: Dice(seed), fences, draining: vec![], trace: String::new() }
+        Self { stage, agent: None, dice: SplitMix(seed), fences, draining: vec![], trace: String::new() }
     }
 
     fn note(&mut self, what: &str) {
@@ -165,7 +165,7 @@ impl History {
 fn history(seed: u64) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.unwrap().block_on(async {
-        let mut history = History::new(seed);
+        let mut history = SimulatedHistory::new(seed);
         history.want();
         history.agent = Some(history.stage.start());
         for _ in 0..STEPS {

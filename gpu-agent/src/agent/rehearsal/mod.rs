@@ -10,7 +10,7 @@ mod starting;
 
 use super::config::AgentConfig;
 use super::control_client::{ControlCall, ControlLink};
-use super::core::testing::{World, admission, desired, service};
+use super::core::testing::{TestCircle, admission, desired, service};
 use super::error::AgentError;
 use super::models::ModelInHand;
 use super::resources::ResourceCaps;
@@ -22,9 +22,10 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
-use protocol::agent::{Desired, EnrolResponse, Isolation, SlotReport, SlotState, SyncRequest, SyncResponse};
+use protocol::agent::{Desired, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse};
 use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
 use protocol::limits::LEASE_MS;
+use protocol::manifest::Isolation;
 use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
 use protocol::order::SignedOrder;
 use protocol::{Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical};
@@ -46,8 +47,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const SEGMENTS: u32 = 3;
 
 /// Replies of the simulated control, and the requests that it received.
-struct Script {
-    world: World,
+struct SimulatedControl {
+    world: TestCircle,
     /// No replies: a call waits until the agent gives up.
     silent: bool,
     desired: Desired,
@@ -69,7 +70,7 @@ struct Stage {
     clock: Clock,
     launcher: Arc<SimulatedLauncher>,
     device: Simulated,
-    script: Arc<Mutex<Script>>,
+    script: Arc<Mutex<SimulatedControl>>,
     news: Arc<Notify>,
     calls: mpsc::Sender<ControlCall>,
     model: ModelInHand,
@@ -148,10 +149,10 @@ impl Stage {
         });
         node.roles.extend(node.gateway.is_some().then_some(NodeRole::Gateway));
         let clock = Clock::of_runtime(1_000_000, BEGAN);
-        let mut world = World::new(vec![node], &["127.0.0.1:1".into()], BEGAN);
+        let mut world = TestCircle::new(vec![node], &["127.0.0.1:1".into()], BEGAN);
         let root = ModelRoot(Digest::of(b"model"));
         let bundle = world.deploy(&service("chat", root, 300));
-        let script = Arc::new(Mutex::new(Script {
+        let script = Arc::new(Mutex::new(SimulatedControl {
             world,
             silent: false,
             desired: Desired { assignments: vec![], routes: None },
@@ -210,12 +211,12 @@ impl Stage {
         Agent { task, shutdown }
     }
 
-    fn script(&self) -> MutexGuard<'_, Script> {
+    fn script(&self) -> MutexGuard<'_, SimulatedControl> {
         self.script.lock().unwrap()
     }
 
     /// Changes control's replies and notifies waiting requests.
-    fn say(&self, change: impl FnOnce(&mut Script)) {
+    fn say(&self, change: impl FnOnce(&mut SimulatedControl)) {
         change(&mut self.script());
         self.news.notify_waiters();
     }
@@ -275,7 +276,7 @@ fn always(behaviour: Behaviour) -> impl Fn(&Start) -> Behaviour + Send + Sync + 
 
 async fn answer_all(
     mut queue: mpsc::Receiver<ControlCall>,
-    script: Arc<Mutex<Script>>,
+    script: Arc<Mutex<SimulatedControl>>,
     news: Arc<Notify>,
     clock: Clock,
 ) {
@@ -285,7 +286,7 @@ async fn answer_all(
 }
 
 /// Answers one call in the role of control.
-async fn answer(call: ControlCall, script: Arc<Mutex<Script>>, news: Arc<Notify>, clock: Clock) {
+async fn answer(call: ControlCall, script: Arc<Mutex<SimulatedControl>>, news: Arc<Notify>, clock: Clock) {
     assert_eq!(call.node, node_id());
     if script.lock().unwrap().silent {
         return std::future::pending().await;
@@ -323,7 +324,7 @@ async fn answer(call: ControlCall, script: Arc<Mutex<Script>>, news: Arc<Notify>
     }
 }
 
-fn note(script: &mut Script, request: &SyncRequest, clock: &Clock) {
+fn note(script: &mut SimulatedControl, request: &SyncRequest, clock: &Clock) {
     let label = "simulated: workers are played by the agent; nothing computes, nothing is enforced";
     assert!(request.not_enforced.iter().any(|l| l == label), "every listing says that it is simulated");
     let gone = request.slots.iter().filter(|slot| slot.state == SlotState::Released);

@@ -1,10 +1,9 @@
 //! Preparation of a worker: a lease, its model, its sandbox.
 
-use super::Slot;
-use crate::agent::core::{Refusal, SlotKey};
-use crate::agent::error::chain_of;
+use super::SlotTask;
+use crate::agent::core::{OrderRefusal, SlotKey};
 use crate::agent::lease::Lease;
-use crate::agent::models::{Model, Supplies, threads};
+use crate::agent::models::{LoadedModel, Supplies, threads};
 use crate::agent::node::Node;
 use crate::launcher::{Running, Start};
 use protocol::sandbox::SandboxLimits;
@@ -40,17 +39,17 @@ pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
 }
 
 /// Inputs that a start waits for.
-pub(super) struct Waiting {
+pub(super) struct PendingLaunch {
     pub(super) node: Arc<Node>,
     pub(super) root: ModelRoot,
     pub(super) leases: watch::Receiver<Lease>,
     pub(super) supplies: watch::Receiver<Option<Supplies>>,
 }
 
-impl Waiting {
+impl PendingLaunch {
     /// Waits for a lease and for the model's location from control; then starts to load the model.
-    pub(super) async fn prepare(&mut self) -> Result<Arc<Model>, Refusal> {
-        let gone = |_| Refusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
+    pub(super) async fn prepare(&mut self) -> Result<Arc<LoadedModel>, OrderRefusal> {
+        let gone = |_| OrderRefusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
         self.leases.wait_for(|lease| lease.holds(&self.node.clock)).await.map_err(gone)?;
         let supplies = self.supplies.wait_for(Option::is_some).await.map_err(gone)?.clone();
         let supplies = supplies.expect("waited for");
@@ -58,19 +57,20 @@ impl Waiting {
     }
 }
 
-impl Slot {
+impl SlotTask {
     /// Starts the worker in a new sandbox.
-    pub(super) async fn launch(&self, model: &Model) -> Result<Arc<dyn Running>, Refusal> {
+    pub(super) async fn launch(&self, model: &LoadedModel) -> Result<Arc<dyn Running>, OrderRefusal> {
         let node = &self.node;
         let service = &self.grant.get().service;
         let gpus = computing_gpus(node, &self.grant.get().gpus)?;
         let manifest = canonical::to_bytes(&model.worker_manifest(service, &self.order, &gpus));
         if manifest.len() > WORKER_MANIFEST_BYTES_MAX {
             let message = format!("the worker's manifest has {} bytes", manifest.len());
-            return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message));
+            return Err(OrderRefusal::new(error_code::MODEL_TOO_LARGE, message));
         }
-        let [weights, progress] =
-            model.readers().map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
+        let [weights, progress] = model
+            .readers()
+            .map_err(|error| OrderRefusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
         let threads = threads(service.resources.cpu_millicores);
         let start = Start {
             name: sandbox_name(&self.key, self.order.fence),
@@ -91,18 +91,18 @@ impl Slot {
             lease_until_boottime_ms: node.lease.borrow().until_boottime_ms,
         };
         let started = node.launcher.clone().start(start).await;
-        started.map_err(|error| Refusal::new(error.code(), chain_of(&error)))
+        started.map_err(|error| OrderRefusal::new(error.code(), protocol::error_chain(&error)))
     }
 }
 
 /// Returns the GPUs of an order that can compute; simulated ones cannot, and their worker uses the CPU. A GPU
 /// that is gone or does not answer is an error: a worker never computes on less than was granted.
-fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, Refusal> {
+fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, OrderRefusal> {
     let here = node.resources.gpus(&*node.device);
     let find = |index: &u32| here.iter().find(|gpu| gpu.index == *index && gpu.healthy);
     if let Some(lost) = granted.iter().find(|index| find(index).is_none()) {
         let message = format!("GPU {lost} of this node is gone or does not answer");
-        return Err(Refusal::new(error_code::NODE_UNFIT, message));
+        return Err(OrderRefusal::new(error_code::NODE_UNFIT, message));
     }
     let real = here.iter().filter(|gpu| !gpu.simulated && granted.contains(&gpu.index));
     Ok(real.map(|gpu| gpu.index).collect())

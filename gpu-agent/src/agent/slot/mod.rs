@@ -10,8 +10,8 @@ mod serve;
 
 pub(super) use launch::sandbox_name;
 
-use super::backoff::Backoff;
-use super::core::{Refusal, SlotKey};
+use super::backoff::ExponentialBackoff;
+use super::core::{OrderRefusal, SlotKey};
 use super::models::Supplies;
 use super::node::Node;
 use super::status::SharedStatus;
@@ -27,13 +27,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Backoff before a failed worker is restarted.
-const AGAIN: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
+const AGAIN: ExponentialBackoff =
+    ExponentialBackoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
 /// Serving time after which a worker counts as healthy: its next failure is again a first one.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 
 /// Command to a slot. It only ever rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Command {
+pub(super) enum SlotCommand {
     Serve,
     /// Finish running requests, then end.
     Drain,
@@ -49,13 +50,13 @@ pub(super) enum Command {
 pub(super) struct SlotHandle {
     pub(super) fence: Fence,
     pub(super) status: SharedStatus,
-    command: watch::Sender<Command>,
+    command: watch::Sender<SlotCommand>,
     supplies: watch::Sender<Option<Supplies>>,
 }
 
 impl SlotHandle {
     /// Sends a command. Returns true if it is higher than the current one.
-    pub(super) fn command(&self, command: Command) -> bool {
+    pub(super) fn command(&self, command: SlotCommand) -> bool {
         self.command.send_if_modified(|current| {
             let rises =
                 std::mem::discriminant(current) != std::mem::discriminant(&command) && command > *current;
@@ -86,24 +87,24 @@ pub(super) struct SlotEnded {
 }
 
 /// State of a slot's task.
-pub(super) struct Slot {
+pub(super) struct SlotTask {
     node: Arc<Node>,
     key: SlotKey,
     order: SlotOrder,
     grant: Arc<Approved<SlotGrant>>,
-    command: watch::Receiver<Command>,
+    command: watch::Receiver<SlotCommand>,
     supplies: watch::Receiver<Option<Supplies>>,
     status: SharedStatus,
 }
 
 /// Result of an attempt to serve. Nothing of the sandbox is left then.
-enum Attempt {
+enum ServingOutcome {
     /// The worker ended as commanded.
     Told,
     /// Control did not renew the lease.
     Lapsed,
     /// The worker did not start, or died.
-    Failed(Refusal),
+    Failed(OrderRefusal),
 }
 
 /// Starts a slot's task. `adopted` is its sandbox, if one still runs from a previous agent.
@@ -115,29 +116,29 @@ pub(super) fn spawn(
     supplies: Option<Supplies>,
     adopted: Option<Arc<dyn Running>>,
 ) -> SlotHandle {
-    let (command, command_receiver) = watch::channel(Command::Serve);
+    let (command, command_receiver) = watch::channel(SlotCommand::Serve);
     let (supplies, supplies_receiver) = watch::channel(supplies);
     let status = SharedStatus::default();
     let handle = SlotHandle { fence: order.fence, status: status.clone(), command, supplies };
     let key = SlotKey::of(&order);
     let slot =
-        Slot { node, key, order, grant, command: command_receiver, supplies: supplies_receiver, status };
+        SlotTask { node, key, order, grant, command: command_receiver, supplies: supplies_receiver, status };
     tasks.spawn(slot.run(adopted));
     handle
 }
 
-impl Slot {
+impl SlotTask {
     async fn run(mut self, mut adopted: Option<Arc<dyn Running>>) -> SlotEnded {
         let mut failures: u32 = 0;
         loop {
             self.status.lock().ready_since = None;
             match self.attempt(adopted.take()).await {
-                Attempt::Told => break,
-                Attempt::Lapsed => {
+                ServingOutcome::Told => break,
+                ServingOutcome::Lapsed => {
                     let detail = format!("{}: control did not renew the lease", error_code::LEASE_LAPSED);
                     self.enter(SlotState::Failed, detail);
                 }
-                Attempt::Failed(refusal) => {
+                ServingOutcome::Failed(refusal) => {
                     tracing::warn!(slot = %self.key, code = %refusal.code, error = refusal.message, "slot failed");
                     failures = if self.was_good() { 1 } else { failures.saturating_add(1) };
                     self.status.lock().restarts += 1;
@@ -149,7 +150,7 @@ impl Slot {
                     }
                 }
             }
-            if *self.command.borrow() > Command::Serve {
+            if *self.command.borrow() > SlotCommand::Serve {
                 // There is nothing running to drain.
                 break;
             }
@@ -159,7 +160,7 @@ impl Slot {
     }
 
     /// Serves once, with the adopted sandbox or a new one.
-    async fn attempt(&mut self, adopted: Option<Arc<dyn Running>>) -> Attempt {
+    async fn attempt(&mut self, adopted: Option<Arc<dyn Running>>) -> ServingOutcome {
         if let Some(running) = adopted {
             tracing::info!(slot = %self.key, sandbox = running.name(), "attached to a running sandbox");
             return self.serve(running, None).await;
@@ -167,17 +168,17 @@ impl Slot {
         let mut waiting = self.clone_for_waiting();
         let prepared = tokio::select! {
             biased;
-            () = self.told_to_leave() => return Attempt::Told,
+            () = self.told_to_leave() => return ServingOutcome::Told,
             prepared = waiting.prepare() => prepared,
         };
         let model = match prepared {
             Ok(model) => model,
-            Err(refusal) => return Attempt::Failed(refusal),
+            Err(refusal) => return ServingOutcome::Failed(refusal),
         };
         // A start must not be interrupted: if abandoned, it would leave an unknown sandbox.
         match self.launch(&model).await {
             Ok(running) => self.serve(running, Some(model)).await,
-            Err(refusal) => Attempt::Failed(refusal),
+            Err(refusal) => ServingOutcome::Failed(refusal),
         }
     }
 
@@ -186,8 +187,8 @@ impl Slot {
         self.status.lock().ready_since.is_some_and(|since| since.elapsed() > GOOD_LIFE)
     }
 
-    fn clone_for_waiting(&self) -> launch::Waiting {
-        launch::Waiting {
+    fn clone_for_waiting(&self) -> launch::PendingLaunch {
+        launch::PendingLaunch {
             node: self.node.clone(),
             root: self.grant.get().service.model.root,
             leases: self.node.lease.subscribe(),
@@ -199,7 +200,7 @@ impl Slot {
     async fn told_to_leave(&self) {
         let mut command = self.command.clone();
         // If the handle is gone, so is the agent, and with it the reason to serve.
-        let _ = command.wait_for(|command| *command > Command::Serve).await;
+        let _ = command.wait_for(|command| *command > SlotCommand::Serve).await;
     }
 
     /// Sets the slot's state; a change is reported to control soon.

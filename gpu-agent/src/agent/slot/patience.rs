@@ -14,7 +14,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// Signs of life of a worker.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Signs {
+pub(super) struct LifeSigns {
     /// Start of the monitoring.
     pub(super) began: Instant,
     /// Time since which every byte of its weights is present.
@@ -27,7 +27,7 @@ pub(super) struct Signs {
     pub(super) numbers_at: Option<Instant>,
 }
 
-impl Signs {
+impl LifeSigns {
     /// Returns the deadline at which the worker counts as hung, and the error for that case.
     pub(super) fn patience(&self) -> Option<(Instant, String)> {
         let ends = |since: Instant, limit: Duration, lacks: &str| {
@@ -52,7 +52,7 @@ mod tests {
     async fn patience_ends_when_the_next_sign_is_overdue() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
-        let signs = |complete: Option<u64>, spoke, ready, numbers: Option<u64>| Signs {
+        let signs = |complete: Option<u64>, spoke, ready, numbers: Option<u64>| LifeSigns {
             began,
             complete_since: complete.map(at),
             spoke,

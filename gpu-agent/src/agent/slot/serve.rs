@@ -1,12 +1,11 @@
 //! Monitoring of a running worker: renews its lease, receives its messages, reads its metrics and log lines,
 //! and detects its end.
 
-use super::patience::Signs;
-use super::{AGAIN, Attempt, Command, Slot};
-use crate::agent::core::Refusal;
-use crate::agent::error::chain_of;
+use super::patience::LifeSigns;
+use super::{AGAIN, ServingOutcome, SlotCommand, SlotTask};
+use crate::agent::core::OrderRefusal;
 use crate::agent::logs::LogTail;
-use crate::agent::models::{Fill, Model};
+use crate::agent::models::{Fill, LoadedModel};
 use crate::agent::worker_link::{About, Said, talk};
 use crate::launcher::Running;
 use crate::sandbox::{Ended, MetricsReader};
@@ -32,21 +31,25 @@ const LAST_WORDS_BYTES: u64 = 400;
 
 /// A worker that is being monitored.
 struct Watch<'a> {
-    slot: &'a Slot,
+    slot: &'a SlotTask,
     running: &'a Arc<dyn Running>,
     said: Option<Said>,
     fill: Option<watch::Receiver<Fill>>,
     drain: watch::Sender<bool>,
     /// Time at which it is killed, once it was asked to end.
     kill_at: Option<Instant>,
-    signs: Signs,
+    signs: LifeSigns,
     /// Number of metrics lines since it was asked to drain.
     numbers_since_drain: u32,
 }
 
-impl Slot {
+impl SlotTask {
     /// Monitors a worker until it has ended and nothing of its sandbox is left.
-    pub(super) async fn serve(&mut self, running: Arc<dyn Running>, model: Option<Arc<Model>>) -> Attempt {
+    pub(super) async fn serve(
+        &mut self,
+        running: Arc<dyn Running>,
+        model: Option<Arc<LoadedModel>>,
+    ) -> ServingOutcome {
         let adopted = model.is_none();
         {
             let mut status = self.status.lock();
@@ -65,7 +68,7 @@ impl Slot {
     async fn remove(&self, running: Arc<dyn Running>) {
         let mut failures = 0;
         while let Err(error) = running.clone().remove().await {
-            let (sandbox, error) = (running.name(), chain_of(&error));
+            let (sandbox, error) = (running.name(), protocol::error_chain(&error));
             tracing::error!(slot = %self.key, sandbox, error, "remove a sandbox");
             self.enter(SlotState::Draining, format!("{}: {error}", error_code::SANDBOX_FAILED));
             failures += 1;
@@ -73,7 +76,12 @@ impl Slot {
         }
     }
 
-    async fn watch(&self, running: &Arc<dyn Running>, model: Option<&Model>, adopted: bool) -> Attempt {
+    async fn watch(
+        &self,
+        running: &Arc<dyn Running>,
+        model: Option<&LoadedModel>,
+        adopted: bool,
+    ) -> ServingOutcome {
         let (said_sender, mut said) = watch::channel(None);
         let (drain, drain_receiver) = watch::channel(false);
         let about = About { node: &self.node, key: &self.key, fence: self.order.fence };
@@ -87,7 +95,7 @@ impl Slot {
         // The lease it was started with is as old as its start took.
         leases.mark_changed();
         let mut command = self.command.clone();
-        let fill = model.map(Model::fill);
+        let fill = model.map(LoadedModel::fill);
         let mut fills = fill.clone();
         let mut watch = Watch::new(self, running, fill, drain);
         let told = *command.borrow_and_update();
@@ -105,21 +113,25 @@ impl Slot {
                 }
                 changed = command.changed() => {
                     // The handle is gone only if the agent is.
-                    let told = if changed.is_ok() { *command.borrow_and_update() } else { Command::End { grace_ms: 0 } };
+                    let told = if changed.is_ok() {
+                        *command.borrow_and_update()
+                    } else {
+                        SlotCommand::End { grace_ms: 0 }
+                    };
                     watch.obey(told).await;
                 }
                 Ok(()) = leases.changed() => {
                     let until_ms = leases.borrow_and_update().until_boottime_ms;
                     watch.renew(until_ms).await;
                 }
-                () = until(kill_at) => return Attempt::Told,
+                () = until(kill_at) => return ServingOutcome::Told,
                 () = fill_changes(&mut fills) => watch.note_fill(),
                 _ = ticks.tick() => self.print(lines.read()),
                 Ok(()) = said.changed() => {
                     let heard = said.borrow_and_update().clone();
                     if let Some(failure) = watch.hear(heard) {
                         self.print(lines.read());
-                        return Attempt::Failed(failure);
+                        return ServingOutcome::Failed(failure);
                     }
                 }
                 newest = next_metrics(&mut metrics) => watch.hear_metrics(newest).await,
@@ -135,7 +147,7 @@ impl Slot {
 
 impl<'a> Watch<'a> {
     fn new(
-        slot: &'a Slot,
+        slot: &'a SlotTask,
         running: &'a Arc<dyn Running>,
         fill: Option<watch::Receiver<Fill>>,
         drain: watch::Sender<bool>,
@@ -143,7 +155,7 @@ impl<'a> Watch<'a> {
         let began = Instant::now();
         // An adopted worker's weights are complete: otherwise it would not have been adopted.
         let complete_since = fill.is_none().then_some(began);
-        let signs = Signs { began, complete_since, spoke: false, ready: false, numbers_at: None };
+        let signs = LifeSigns { began, complete_since, spoke: false, ready: false, numbers_at: None };
         let numbers_since_drain = 0;
         let mut watch =
             Self { slot, running, said: None, fill, drain, kill_at: None, signs, numbers_since_drain };
@@ -190,10 +202,10 @@ impl<'a> Watch<'a> {
         }
     }
 
-    async fn obey(&mut self, command: Command) {
+    async fn obey(&mut self, command: SlotCommand) {
         match command {
-            Command::Serve => {}
-            Command::Drain => {
+            SlotCommand::Serve => {}
+            SlotCommand::Drain => {
                 self.slot.begin_draining();
                 self.drain.send_replace(true);
                 if !matches!(self.said, Some(Said { state: WorkerState::Ready | WorkerState::Draining, .. }))
@@ -205,7 +217,7 @@ impl<'a> Watch<'a> {
                     }
                 }
             }
-            Command::End { grace_ms } => self.stop(grace_ms).await,
+            SlotCommand::End { grace_ms } => self.stop(grace_ms).await,
         }
     }
 
@@ -233,19 +245,19 @@ impl<'a> Watch<'a> {
     }
 
     /// Applies the state that the worker reported. Returns the refusal if it cannot serve.
-    fn hear(&mut self, said: Option<Said>) -> Option<Refusal> {
+    fn hear(&mut self, said: Option<Said>) -> Option<OrderRefusal> {
         self.said = said;
         self.signs.spoke = true;
         self.signs.ready |= self.said.as_ref().is_some_and(|said| said.state == WorkerState::Ready);
         let said = self.said.as_ref().filter(|said| said.state == WorkerState::Failed)?;
         // The hello comes without the reason, which follows immediately.
         let reason = if said.detail.is_empty() { "the worker cannot serve" } else { &said.detail };
-        Some(Refusal::new(error_code::WORKER_FAILED, reason))
+        Some(OrderRefusal::new(error_code::WORKER_FAILED, reason))
     }
 
-    fn judge_silence(&self) -> Attempt {
+    fn judge_silence(&self) -> ServingOutcome {
         let why = self.signs.patience().map(|(_, why)| why).unwrap_or_default();
-        Attempt::Failed(Refusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
+        ServingOutcome::Failed(OrderRefusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
     }
 
     fn with_last_words(&self, message: String) -> String {
@@ -254,16 +266,18 @@ impl<'a> Watch<'a> {
         if words.is_empty() { message } else { format!("{message}; it said: {words}") }
     }
 
-    fn judge_end(&self, ended: io::Result<Ended>) -> Attempt {
+    fn judge_end(&self, ended: io::Result<Ended>) -> ServingOutcome {
         let told = self.kill_at.is_some() || *self.drain.borrow();
         match ended {
-            _ if told => Attempt::Told,
-            Ok(Ended { exit: Some(SandboxExit::LeaseLapsed), .. }) => Attempt::Lapsed,
+            _ if told => ServingOutcome::Told,
+            Ok(Ended { exit: Some(SandboxExit::LeaseLapsed), .. }) => ServingOutcome::Lapsed,
             Ok(ended) => {
                 let message = self.with_last_words(ended.to_string());
-                Attempt::Failed(Refusal::new(error_code::WORKER_FAILED, message))
+                ServingOutcome::Failed(OrderRefusal::new(error_code::WORKER_FAILED, message))
             }
-            Err(error) => Attempt::Failed(Refusal::new(error_code::SANDBOX_FAILED, error.to_string())),
+            Err(error) => {
+                ServingOutcome::Failed(OrderRefusal::new(error_code::SANDBOX_FAILED, error.to_string()))
+            }
         }
     }
 }

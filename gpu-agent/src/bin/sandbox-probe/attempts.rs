@@ -1,7 +1,7 @@
 //! Escape attempts, as many as are known. Each lists the errors by which it must fail inside a sandbox, and
 //! its result without one. That positive control is needed, because a denial alone proves nothing.
 
-use crate::call::{Outcome, address, address_mut, call, last_error};
+use crate::call::{SystemCallResult, address, address_mut, call, last_error};
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 
 /// Targets of the attempts, created by the test and alive while it runs.
 #[derive(Debug, serde::Deserialize)]
-pub(crate) struct Target {
+pub(crate) struct AttemptTargets {
     /// Address of a listening control replica.
     control: SocketAddr,
     /// Address of a listening store.
@@ -45,7 +45,6 @@ pub(crate) enum Needs {
 pub(crate) enum Outside {
     /// It succeeds for every user.
     Succeeds,
-    /// It succeeds for root.
     SucceedsForRoot,
     /// The kernel reaches its check of the (deliberately wrong) arguments and fails by one of these errors; 0
     /// is success.
@@ -56,13 +55,13 @@ pub(crate) enum Outside {
 
 /// One escape attempt.
 #[derive(serde::Serialize)]
-pub(crate) struct Attempt {
+pub(crate) struct EscapeAttempt {
     pub(crate) name: &'static str,
     pub(crate) needs: Needs,
     pub(crate) inside: &'static [i32],
     pub(crate) outside: Outside,
     #[serde(skip)]
-    pub(crate) run: fn(&Target, RawFd) -> Outcome,
+    pub(crate) run: fn(&AttemptTargets, RawFd) -> SystemCallResult,
 }
 
 const NOT_PERMITTED: &[i32] = &[libc::EPERM];
@@ -78,7 +77,7 @@ const NEW_IPC: usize = 0o600 | libc::IPC_CREAT as usize;
 macro_rules! attempts {
     ($($name:literal, $needs:ident, $inside:expr, $outside:expr, $run:expr;)*) => {
         /// All attempts.
-        pub(crate) const ATTEMPTS: &[Attempt] = &[$(Attempt {
+        pub(crate) const ATTEMPTS: &[EscapeAttempt] = &[$(EscapeAttempt {
             name: $name,
             needs: Needs::$needs,
             inside: $inside,
@@ -176,7 +175,7 @@ attempts! {
     "weights-punch", Weights, &[libc::EPERM, libc::EBADF], Succeeds, punch;
 }
 
-fn done(result: Outcome<usize>) -> Outcome {
+fn done(result: SystemCallResult<usize>) -> SystemCallResult {
     result.map(drop)
 }
 
@@ -184,43 +183,43 @@ fn errno(error: &std::io::Error) -> i32 {
     error.raw_os_error().unwrap_or(-1)
 }
 
-fn io<T>(result: std::io::Result<T>) -> Outcome {
+fn io<T>(result: std::io::Result<T>) -> SystemCallResult {
     result.map(drop).map_err(|error| errno(&error))
 }
 
-fn on(number: i64, fd: RawFd, rest: &[usize]) -> Outcome {
+fn on(number: i64, fd: RawFd, rest: &[usize]) -> SystemCallResult {
     let first = fd as usize;
     done(call(number, &[&[first], rest].concat()))
 }
 
-fn path_call(number: i64, path: &std::ffi::CStr) -> Outcome {
+fn path_call(number: i64, path: &std::ffi::CStr) -> SystemCallResult {
     done(call(number, &[path.as_ptr() as usize]))
 }
 
-fn path_access(path: &std::ffi::CStr) -> Outcome {
+fn path_access(path: &std::ffi::CStr) -> SystemCallResult {
     let here = libc::AT_FDCWD as usize;
     done(call(libc::SYS_faccessat, &[here, path.as_ptr() as usize, libc::X_OK as usize]))
 }
 
-fn tcp(to: SocketAddr) -> Outcome {
+fn tcp(to: SocketAddr) -> SystemCallResult {
     io(TcpStream::connect(to))
 }
 
-fn udp(to: SocketAddr) -> Outcome {
+fn udp(to: SocketAddr) -> SystemCallResult {
     io(UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"x", to)))
 }
 
-fn unix(path: &str) -> Outcome {
+fn unix(path: &str) -> SystemCallResult {
     io(UnixStream::connect(path))
 }
 
-fn abstract_unix(name: &str) -> Outcome {
+fn abstract_unix(name: &str) -> SystemCallResult {
     use std::os::linux::net::SocketAddrExt;
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name);
     io(address.and_then(|address| UnixStream::connect_addr(&address)))
 }
 
-fn socket(family: i32, kind: i32, protocol: usize) -> Outcome {
+fn socket(family: i32, kind: i32, protocol: usize) -> SystemCallResult {
     done(call(libc::SYS_socket, &[family as usize, kind as usize, protocol]))
 }
 
@@ -235,35 +234,35 @@ fn raw_address(to: SocketAddr) -> [u8; 16] {
     raw
 }
 
-fn connect(fd: RawFd, to: SocketAddr) -> Outcome {
+fn connect(fd: RawFd, to: SocketAddr) -> SystemCallResult {
     on(libc::SYS_connect, fd, &[address(&raw_address(to)), 16])
 }
 
 /// `AF_UNSPEC` dissolves a connection; the socket can then be connected again, in the host's network.
-fn reconnect(target: &Target, fd: RawFd) -> Outcome {
+fn reconnect(target: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     on(libc::SYS_connect, fd, &[address(&[0u8; 16]), 16])?;
     connect(fd, target.control)
 }
 
-fn bind(_: &Target, fd: RawFd) -> Outcome {
+fn bind(_: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     let any = raw_address(([127, 0, 0, 1], 0).into());
     on(libc::SYS_bind, fd, &[address(&any), 16])
 }
 
-fn send_to(fd: RawFd, to: SocketAddr, flags: i32) -> Outcome {
+fn send_to(fd: RawFd, to: SocketAddr, flags: i32) -> SystemCallResult {
     on(libc::SYS_sendto, fd, &[address(b"x"), 1, flags as usize, address(&raw_address(to)), 16])
 }
 
-fn fast_open(target: &Target, fd: RawFd) -> Outcome {
+fn fast_open(target: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     send_to(fd, target.control, libc::MSG_FASTOPEN)
 }
 
-fn set_option(_: &Target, fd: RawFd) -> Outcome {
+fn set_option(_: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     let level = libc::SOL_SOCKET as usize;
     on(libc::SYS_setsockopt, fd, &[level, libc::SO_KEEPALIVE as usize, address(&1i32), 4])
 }
 
-fn send_message(number: i64, fd: RawFd) -> Outcome {
+fn send_message(number: i64, fd: RawFd) -> SystemCallResult {
     let part = libc::iovec { iov_base: address(b"x") as *mut libc::c_void, iov_len: 1 };
     // SAFETY: an all-zero message header is valid and names nothing.
     let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
@@ -274,21 +273,21 @@ fn send_message(number: i64, fd: RawFd) -> Outcome {
     on(number, fd, &[address_mut(&mut message), count, 0])
 }
 
-fn interfaces(_: &Target, fd: RawFd) -> Outcome {
+fn interfaces(_: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     const SIOCGIFCONF: usize = 0x8912;
     on(libc::SYS_ioctl, fd, &[SIOCGIFCONF, address_mut(&mut [0u64; 2])])
 }
 
 /// Returns the sandbox's init, process 1, when inside; outside, the victim stands in for it.
-fn init_of(target: &Target) -> u32 {
+fn init_of(target: &AttemptTargets) -> u32 {
     if std::path::Path::new("/etc/passwd").exists() { target.victim } else { 1 }
 }
 
-fn ptrace(pid: u32) -> Outcome {
+fn ptrace(pid: u32) -> SystemCallResult {
     done(call(libc::SYS_ptrace, &[libc::PTRACE_ATTACH as usize, pid as usize, 0, 0]))
 }
 
-fn process_memory(pid: u32) -> Outcome {
+fn process_memory(pid: u32) -> SystemCallResult {
     let mut bytes = [0u8; 1];
     let here = libc::iovec { iov_base: address_mut(&mut bytes) as *mut libc::c_void, iov_len: 1 };
     let there = libc::iovec { iov_base: 4096 as *mut libc::c_void, iov_len: 1 };
@@ -296,22 +295,22 @@ fn process_memory(pid: u32) -> Outcome {
     done(call(libc::SYS_process_vm_readv, &[pid as usize, here, 1, there, 1, 0]))
 }
 
-fn read(path: &str) -> Outcome {
+fn read(path: &str) -> SystemCallResult {
     io(fs::read(path))
 }
 
-fn list(path: &str) -> Outcome {
+fn list(path: &str) -> SystemCallResult {
     io(fs::read_dir(path))
 }
 
-fn create(path: &str) -> Outcome {
+fn create(path: &str) -> SystemCallResult {
     let result = io(File::options().create_new(true).write(true).open(path));
     let _ = fs::remove_file(path);
     result
 }
 
 /// Succeeds if another process is visible.
-fn count_processes() -> Outcome {
+fn count_processes() -> SystemCallResult {
     let own = std::process::id().to_string();
     let entries = fs::read_dir("/proc").map_err(|error| errno(&error))?;
     let is_other = |name: &str| name != own && name.bytes().all(|byte| byte.is_ascii_digit());
@@ -319,24 +318,24 @@ fn count_processes() -> Outcome {
     if names.any(|name| is_other(&name)) { Ok(()) } else { Err(libc::ENOENT) }
 }
 
-fn mount(_: &Target, _: RawFd) -> Outcome {
+fn mount(_: &AttemptTargets, _: RawFd) -> SystemCallResult {
     // Outside, this runs in a new mount namespace; inside, that call fails first and does not matter.
     let _ = call(libc::SYS_unshare, &[libc::CLONE_NEWNS as usize]);
     let (kind, to) = (c"tmpfs".as_ptr() as usize, c"/proc".as_ptr() as usize);
     done(call(libc::SYS_mount, &[kind, to, kind, 0, 0]))
 }
 
-fn open_tree(_: &Target, _: RawFd) -> Outcome {
+fn open_tree(_: &AttemptTargets, _: RawFd) -> SystemCallResult {
     let (here, path) = (libc::AT_FDCWD as usize, c"/".as_ptr() as usize);
     done(call(libc::SYS_open_tree, &[here, path, libc::OPEN_TREE_CLONE as usize]))
 }
 
-fn setns(_: &Target, _: RawFd) -> Outcome {
+fn setns(_: &AttemptTargets, _: RawFd) -> SystemCallResult {
     let file = File::open("/proc/self/ns/net").map_err(|error| errno(&error))?;
     done(call(libc::SYS_setns, &[file.as_raw_fd() as usize, 0]))
 }
 
-fn split(flags: usize) -> Outcome {
+fn split(flags: usize) -> SystemCallResult {
     let child = call(libc::SYS_clone, &[flags | libc::SIGCHLD as usize])?;
     if child == 0 {
         // SAFETY: takes no pointer and does not return.
@@ -345,23 +344,23 @@ fn split(flags: usize) -> Outcome {
     Ok(())
 }
 
-fn make_and_remove(make: i64, arguments: &[usize], control: i64) -> Outcome {
+fn make_and_remove(make: i64, arguments: &[usize], control: i64) -> SystemCallResult {
     let id = call(make, arguments)?;
     done(call(control, &[id, libc::IPC_RMID as usize, 0]))
 }
 
-fn limits_of_another(target: &Target, _: RawFd) -> Outcome {
+fn limits_of_another(target: &AttemptTargets, _: RawFd) -> SystemCallResult {
     let mut limit = [0u64; 2];
     let (victim, files) = (target.victim as usize, libc::RLIMIT_NOFILE as usize);
     done(call(libc::SYS_prlimit64, &[victim, files, 0, address_mut(&mut limit)]))
 }
 
-fn io_uring(_: &Target, _: RawFd) -> Outcome {
+fn io_uring(_: &AttemptTargets, _: RawFd) -> SystemCallResult {
     let mut parameters = [0u8; 256];
     done(call(libc::SYS_io_uring_setup, &[1, address_mut(&mut parameters)]))
 }
 
-fn make_device(target: &Target, _: RawFd) -> Outcome {
+fn make_device(target: &AttemptTargets, _: RawFd) -> SystemCallResult {
     let path = std::ffi::CString::new(format!("{}.device", target.secret)).map_err(|_| -1)?;
     let mode = libc::S_IFCHR as usize | 0o600;
     // Device 1, 3 is /dev/null.
@@ -371,7 +370,7 @@ fn make_device(target: &Target, _: RawFd) -> Outcome {
 }
 
 /// Starts more threads than a sandbox of these tests may have, and fewer than a host allows.
-fn threads() -> Outcome {
+fn threads() -> SystemCallResult {
     let (release, wait) = std::sync::mpsc::sync_channel::<()>(0);
     let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
     let mut result = Ok(());
@@ -394,25 +393,25 @@ fn threads() -> Outcome {
     result
 }
 
-fn map(fd: RawFd, protection: i32) -> Outcome<*mut libc::c_void> {
+fn map(fd: RawFd, protection: i32) -> SystemCallResult<*mut libc::c_void> {
     // SAFETY: a fresh mapping at an address of the kernel's choice replaces nothing.
     let map = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, fd, 0) };
     if map == libc::MAP_FAILED { Err(last_error()) } else { Ok(map) }
 }
 
-fn remap(_: &Target, fd: RawFd) -> Outcome {
+fn remap(_: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     let map = map(fd, libc::PROT_READ)?;
     let both = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     done(call(libc::SYS_mprotect, &[map as usize, 4096, both]))
 }
 
-fn reopen(_: &Target, fd: RawFd) -> Outcome {
+fn reopen(_: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     let file = File::options().write(true).open(format!("/proc/self/fd/{fd}"));
     let file = file.map_err(|error| errno(&error))?;
     on(libc::SYS_pwrite64, file.as_raw_fd(), &[address(b"x"), 1, 0])
 }
 
-fn punch(_: &Target, fd: RawFd) -> Outcome {
+fn punch(_: &AttemptTargets, fd: RawFd) -> SystemCallResult {
     let mode = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as usize;
     on(libc::SYS_fallocate, fd, &[mode, 0, 4096])
 }

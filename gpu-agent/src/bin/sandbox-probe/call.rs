@@ -1,11 +1,11 @@
 //! Raw system calls, as an attacker makes them.
 
 /// A result of zero or more, or an error number.
-pub(crate) type Outcome<T = ()> = Result<T, i32>;
+pub(crate) type SystemCallResult<T = ()> = Result<T, i32>;
 
 /// Makes a system call. Addresses are passed as numbers, as an attacker would. Every argument in this program
 /// is either a number or the address of a value that outlives the call.
-pub(crate) fn call(number: i64, arguments: &[usize]) -> Outcome<usize> {
+pub(crate) fn call(number: i64, arguments: &[usize]) -> SystemCallResult<usize> {
     let a = |at| arguments.get(at).copied().unwrap_or(0);
     // SAFETY: see above. The calls made here change this test's own process or fail, and each runs in a
     // process that may be corrupted.
@@ -29,7 +29,7 @@ pub(crate) fn address_mut<T: ?Sized>(value: &mut T) -> usize {
 }
 
 /// Runs an attempt in a child process and returns its outcome from the exit status.
-pub(crate) fn in_a_child(attempt: impl FnOnce() -> Outcome) -> Outcome {
+pub(crate) fn in_a_child(attempt: impl FnOnce() -> SystemCallResult) -> SystemCallResult {
     // SAFETY: this program has one thread.
     let child = unsafe { libc::fork() };
     if child == 0 {

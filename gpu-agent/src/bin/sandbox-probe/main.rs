@@ -7,7 +7,7 @@ mod exhaust;
 mod pretend;
 mod runtime;
 
-use attempts::{ATTEMPTS, Target};
+use attempts::{ATTEMPTS, AttemptTargets};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use protocol::worker::{WORKER_MANIFEST_FD, WORKER_SOCKET_FD, WORKER_WEIGHTS_FD};
 use std::io::{self, IoSliceMut, Read, Write};
@@ -99,7 +99,7 @@ fn victim() -> io::Result<()> {
 }
 
 /// Runs one attempt per line, with an optional descriptor, and answers `ok` or the number of the error.
-fn serve(listener: &UnixListener, target: &Target, apart: bool) -> io::Result<()> {
+fn serve(listener: &UnixListener, target: &AttemptTargets, apart: bool) -> io::Result<()> {
     for connection in listener.incoming() {
         let mut connection = connection?;
         while let Some((name, passed)) = request(&connection)? {

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// State shared by the threads.
-struct Worker {
+struct PretendWorker {
     key: PublicKey,
     state: Mutex<WorkerState>,
     agents: Mutex<Vec<UnixStream>>,
@@ -36,7 +36,7 @@ pub(crate) fn run() -> io::Result<()> {
     let manifest: WorkerManifest = canonical::from_bytes(&bytes, bytes.len()).map_err(io::Error::other)?;
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(io::Error::other)?;
-    let worker = Arc::new(Worker {
+    let worker = Arc::new(PretendWorker {
         key: PublicKey(key),
         state: Mutex::new(WorkerState::Loading),
         agents: Mutex::default(),
@@ -123,7 +123,7 @@ fn write_metrics(mut pipe: File) {
     }
 }
 
-impl Worker {
+impl PretendWorker {
     fn listen(self: Arc<Self>, listener: &UnixListener) {
         for stream in listener.incoming().flatten() {
             let worker = self.clone();

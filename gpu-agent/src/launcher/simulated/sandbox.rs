@@ -1,6 +1,6 @@
 //! One simulated sandbox: its lease, its end, and the requests that its agent may send.
 
-use super::worker::Worker;
+use super::worker::SimulatedWorker;
 use super::{Behaviour, SimulatedLauncher};
 use crate::clock::Clock;
 use crate::launcher::{Running, Start};
@@ -29,7 +29,7 @@ pub(super) struct SimulatedSandbox {
     clock: Clock,
     obeys_after: Option<Duration>,
     life: watch::Sender<Life>,
-    worker: Arc<Worker>,
+    worker: Arc<SimulatedWorker>,
     complete: AtomicBool,
 }
 
@@ -70,7 +70,7 @@ impl SimulatedSandbox {
             home,
             obeys_after: behaviour.obeys_after,
             life: watch::Sender::new(life),
-            worker: Worker::new(&start.name, number, clock.clone(), &behaviour),
+            worker: SimulatedWorker::new(&start.name, number, clock.clone(), &behaviour),
             clock,
             complete: AtomicBool::new(false),
         });
@@ -87,7 +87,7 @@ impl SimulatedSandbox {
         sandbox
     }
 
-    pub(super) fn worker(&self) -> &Worker {
+    pub(super) fn worker(&self) -> &SimulatedWorker {
         &self.worker
     }
 

@@ -23,7 +23,7 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A worker, shared by its connections.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct SimulatedWorker {
     key: PublicKey,
     clock: Clock,
     mood: watch::Sender<Mood>,
@@ -44,7 +44,7 @@ struct Mood {
     disconnections: u64,
 }
 
-impl Worker {
+impl SimulatedWorker {
     /// Creates the `number`-th worker of a node, with a unique key.
     pub(super) fn new(name: &str, number: u64, clock: Clock, behaviour: &Behaviour) -> Arc<Self> {
         let mood = Mood {

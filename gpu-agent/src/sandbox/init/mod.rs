@@ -45,21 +45,21 @@ pub(crate) const CHECK_ARGUMENT: &str = "check";
 
 /// A step that failed and the error of the system.
 #[derive(Debug)]
-pub(crate) struct StepError {
+pub(crate) struct FailedStep {
     step: String,
     detail: String,
 }
 
-pub(crate) type Step<T> = Result<T, StepError>;
+pub(crate) type StepResult<T> = Result<T, FailedStep>;
 
 /// Attaches the failed step to an error of the system.
 pub(crate) trait InStep<T> {
-    fn step(self, step: &str) -> Step<T>;
+    fn step(self, step: &str) -> StepResult<T>;
 }
 
 impl<T, E: std::fmt::Display> InStep<T> for Result<T, E> {
-    fn step(self, step: &str) -> Step<T> {
-        self.map_err(|error| StepError { step: step.to_string(), detail: error.to_string() })
+    fn step(self, step: &str) -> StepResult<T> {
+        self.map_err(|error| FailedStep { step: step.to_string(), detail: error.to_string() })
     }
 }
 
@@ -72,12 +72,12 @@ struct WorkerGroups {
 }
 
 impl WorkerGroups {
-    fn open(groups: &SandboxGroups) -> Step<Self> {
+    fn open(groups: &SandboxGroups) -> StepResult<Self> {
         let open = |path: &String| File::options().write(true).open(path).step(&format!("open {path}"));
         let release = groups.release.iter().map(|write| Ok((open(&write.path)?, write.value.clone())));
         Ok(Self {
-            procs: groups.worker.iter().map(open).collect::<Step<_>>()?,
-            release: release.collect::<Step<_>>()?,
+            procs: groups.worker.iter().map(open).collect::<StepResult<_>>()?,
+            release: release.collect::<StepResult<_>>()?,
         })
     }
 }
@@ -139,14 +139,14 @@ fn report(socket: &OwnedFd, report: &SandboxReport) -> io::Result<()> {
     wire::send(socket.as_fd(), &canonical::to_bytes(report), &[])
 }
 
-fn report_failure(socket: &OwnedFd, error: StepError) {
-    let StepError { step, mut detail } = error;
+fn report_failure(socket: &OwnedFd, error: FailedStep) {
+    let FailedStep { step, mut detail } = error;
     detail.truncate(detail.floor_char_boundary(SANDBOX_REPORT_BYTES_MAX / 2));
     // A launcher that is gone needs no answer.
     let _ = report(socket, &SandboxReport::Failed { step, detail });
 }
 
-fn create_init(socket: &OwnedFd) -> Step<()> {
+fn create_init(socket: &OwnedFd) -> StepResult<()> {
     let (spec, inherited) = receive_spec(socket).step("receive the specification")?;
     for procs in &spec.groups.init {
         fs::write(procs, "0").step(&format!("enter {procs}"))?;
@@ -234,7 +234,7 @@ fn become_init(
     groups: WorkerGroups,
     socket: &OwnedFd,
     wait_mapped: io::PipeReader,
-) -> Step<i32> {
+) -> StepResult<i32> {
     let mut byte = [0];
     io::Read::read_exact(&mut &wait_mapped, &mut byte).step("wait for the user ids")?;
     drop(wait_mapped);
@@ -256,7 +256,7 @@ fn become_init(
     let logs = logs::LogWriter::new(started.output, logs).step("open the logs")?;
     worker::lock_down_init(spec.identity)?;
     report(socket, &SandboxReport::Started { not_enforced }).step("report the start")?;
-    let lease = supervise::Lease { until_ms: spec.lease_until_boottime_ms, ms_max: spec.lease_ms_max };
+    let lease = supervise::SandboxLease { until_ms: spec.lease_until_boottime_ms, ms_max: spec.lease_ms_max };
     let ending = supervise::Ending { release, exit: exit.into(), _metrics: metrics };
     supervise::run(started.pid, lease, &listener, logs, ending).step("supervise the worker")?;
     Ok(0)

@@ -4,7 +4,7 @@
 //! Sources are opened first, as detached mounts, with the agent's own rights. The tree is then built with the
 //! sandbox's ids, which cannot reach the host's directories.
 
-use super::{InStep, Step};
+use super::{InStep, StepResult};
 use crate::sandbox::system;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
@@ -25,7 +25,7 @@ const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
 const SCAFFOLD: &str = "/dev";
 
 /// Content of a path of the new root.
-enum Content {
+enum RootSource {
     /// A detached mount of a host file or directory.
     Mount { tree: OwnedFd, directory: bool },
     /// A symbolic link as on the host (`/lib` to `usr/lib`).
@@ -33,15 +33,15 @@ enum Content {
 }
 
 /// Complete content of the new root.
-pub(super) struct Sources(Vec<(PathBuf, Content)>);
+pub(super) struct RootSources(Vec<(PathBuf, RootSource)>);
 
 /// Opens the files and directories in the specification.
-pub(super) fn open_sources(spec: &SandboxSpec) -> Step<Sources> {
+pub(super) fn open_sources(spec: &SandboxSpec) -> StepResult<RootSources> {
     let mut entries = vec![(WORKER_PATH.into(), open_mount(Path::new(&spec.binary), false)?)];
     for path in spec.read_only.iter().map(Path::new) {
         let metadata = fs::symlink_metadata(path).step(&format!("open {}", path.display()))?;
         let content = if metadata.is_symlink() && path.is_dir() {
-            Content::Link(fs::read_link(path).step(&format!("read {}", path.display()))?)
+            RootSource::Link(fs::read_link(path).step(&format!("read {}", path.display()))?)
         } else {
             open_mount(path, false)?
         };
@@ -50,10 +50,10 @@ pub(super) fn open_sources(spec: &SandboxSpec) -> Step<Sources> {
     for path in DEVICES.into_iter().chain(spec.devices.iter().map(String::as_str)).map(Path::new) {
         entries.push((path.to_path_buf(), open_mount(path, true)?));
     }
-    Ok(Sources(entries))
+    Ok(RootSources(entries))
 }
 
-fn open_mount(path: &Path, device: bool) -> Step<Content> {
+fn open_mount(path: &Path, device: bool) -> StepResult<RootSource> {
     let step = format!("open {}", path.display());
     if !path.is_absolute() || path.components().any(|part| part.as_os_str() == "..") {
         return Err("the path is not absolute and plain").step(&step);
@@ -64,12 +64,12 @@ fn open_mount(path: &Path, device: bool) -> Step<Content> {
     let mut attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID;
     attributes |= if device { libc::MOUNT_ATTR_NOEXEC } else { libc::MOUNT_ATTR_NODEV };
     system::add_mount_attributes(tree.as_fd(), attributes).step(&format!("{step} read-only"))?;
-    Ok(Content::Mount { tree, directory })
+    Ok(RootSource::Mount { tree, directory })
 }
 
 /// Builds the tree and makes it the root of this mount namespace. Returns labels of the parts that are
 /// unavailable.
-pub(super) fn build(sources: Sources) -> Step<Vec<String>> {
+pub(super) fn build(sources: RootSources) -> StepResult<Vec<String>> {
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .step("make mounts private")?;
@@ -91,15 +91,15 @@ pub(super) fn build(sources: Sources) -> Step<Vec<String>> {
     Ok(not_enforced)
 }
 
-fn place(path: &Path, content: Content) -> Step<()> {
+fn place(path: &Path, content: RootSource) -> StepResult<()> {
     let step = format!("place {}", path.display());
     let target = Path::new(".").join(path.strip_prefix("/").step(&step)?);
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent).step(&step)?;
     }
     match content {
-        Content::Link(to) => symlink(to, &target).step(&step),
-        Content::Mount { tree, directory } => {
+        RootSource::Link(to) => symlink(to, &target).step(&step),
+        RootSource::Mount { tree, directory } => {
             if directory {
                 fs::create_dir_all(&target).step(&step)?;
             } else {
@@ -113,7 +113,7 @@ fn place(path: &Path, content: Content) -> Step<()> {
 
 /// Mounts the sandbox's own `/proc`, in which each process sees only itself. A host that hides parts of its
 /// own `/proc` (a container) does not permit it: the sandbox then has none and gets a label.
-fn mount_process_table() -> Step<Vec<String>> {
+fn mount_process_table() -> StepResult<Vec<String>> {
     fs::create_dir_all("proc").step("create /proc")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let attempt = |options| mount(Some("proc"), "proc", Some("proc"), flags, Some(options));

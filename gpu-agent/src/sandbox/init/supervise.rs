@@ -37,13 +37,13 @@ const LAST_WORDS_MAX: usize = 32;
 
 /// Time until which the sandbox may live.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lease {
+pub(super) struct SandboxLease {
     pub(super) until_ms: u64,
     /// Maximum distance of a renewal into the future, in milliseconds.
     pub(super) ms_max: u64,
 }
 
-impl Lease {
+impl SandboxLease {
     /// Returns the time at which the sandbox is ended, so that it is gone when the lease expires.
     fn ends_ms(&self) -> u64 {
         self.until_ms.saturating_sub(END_BEFORE_MS)
@@ -79,23 +79,23 @@ impl Ending {
     }
 }
 
-struct Peer {
+struct AgentConnection {
     socket: UnixStream,
     frames: FrameBuffer,
 }
 
 struct Supervisor {
     worker: Pid,
-    lease: Lease,
+    lease: SandboxLease,
     /// End of a stopping worker's grace period.
     kill_at_ms: Option<u64>,
-    peers: Vec<Peer>,
+    peers: Vec<AgentConnection>,
 }
 
 /// Runs until the sandbox must end, and writes the reason to a file. The caller exits.
 pub(super) fn run(
     worker: Pid,
-    lease: Lease,
+    lease: SandboxLease,
     listener: &OwnedFd,
     mut logs: LogWriter,
     ending: Ending,
@@ -224,7 +224,7 @@ impl Supervisor {
         if self.peers.len() >= PEERS_MAX {
             self.peers.remove(0);
         }
-        self.peers.push(Peer { socket, frames: FrameBuffer::default() });
+        self.peers.push(AgentConnection { socket, frames: FrameBuffer::default() });
     }
 
     /// Reads the requests of ready peers; a peer that is malformed or gone is dropped.
@@ -237,7 +237,7 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, peer: &mut Peer) -> Option<()> {
+    fn answer(&mut self, peer: &mut AgentConnection) -> Option<()> {
         let mut bytes = [0; REQUEST_BYTES_MAX];
         let length = peer.socket.read(&mut bytes).ok().filter(|length| *length > 0)?;
         peer.frames.push(&bytes[..length]);
@@ -275,7 +275,7 @@ mod tests {
             ("late message", 3_000, 2_000, 1_500, 3_000),
             ("for ever", 1_000, u64::MAX, 600, 3_600),
         ] {
-            let mut lease = Lease { until_ms: until, ms_max: 3_000 };
+            let mut lease = SandboxLease { until_ms: until, ms_max: 3_000 };
             lease.renew(wanted, now);
             assert_eq!(lease.until_ms, expected, "{name}");
         }
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_grace_ends_before_the_lease_and_both_end_the_sandbox() {
-        let lease = Lease { until_ms: 2_000, ms_max: 3_000 };
+        let lease = SandboxLease { until_ms: 2_000, ms_max: 3_000 };
         let mut supervisor =
             Supervisor { worker: Pid::from_raw(i32::MAX), lease, kill_at_ms: None, peers: vec![] };
         assert_eq!(supervisor.due(1_749), None);

@@ -1,7 +1,7 @@
 //! Start of the worker, from a copy of the init to its program: descriptors, limits, no capabilities,
 //! landlock, seccomp, exec. Each step drops privileges that no later step needs.
 
-use super::{InStep, Step, StepError, filter, root};
+use super::{FailedStep, InStep, StepResult, filter, root};
 use crate::sandbox::{system, wire};
 use caps::{CapSet, Capability, CapsHashSet};
 use landlock::{
@@ -52,7 +52,7 @@ struct Program {
 }
 
 /// Starts the worker in the groups of these `cgroup.procs` files and waits until its program runs.
-pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd], groups: &[File]) -> Step<Started> {
+pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd], groups: &[File]) -> StepResult<Started> {
     let program = Program::prepare(spec)?;
     let (output, output_end) = io::pipe().step("create a pipe for output")?;
     let (status, status_end) = io::pipe().step("create a pipe for the start")?;
@@ -70,7 +70,7 @@ pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd], groups: &[File]
 
 /// Reads the status pipe, which closes when the program is executed. By then it has held labels, and no
 /// failure.
-fn read_status(status: io::PipeReader) -> Step<Vec<String>> {
+fn read_status(status: io::PipeReader) -> StepResult<Vec<String>> {
     let mut bytes = Vec::new();
     let limit = 4 * SANDBOX_REPORT_BYTES_MAX as u64;
     status.take(limit).read_to_end(&mut bytes).step("wait for the worker")?;
@@ -80,7 +80,7 @@ fn read_status(status: io::PipeReader) -> Step<Vec<String>> {
     while let Some(frame) = frames.next(SANDBOX_REPORT_BYTES_MAX).step("read the worker's start")? {
         match canonical::from_bytes(&frame, SANDBOX_REPORT_BYTES_MAX) {
             Ok(SandboxReport::Started { not_enforced }) => labels = Some(not_enforced),
-            Ok(SandboxReport::Failed { step, detail }) => return Err(StepError { step, detail }),
+            Ok(SandboxReport::Failed { step, detail }) => return Err(FailedStep { step, detail }),
             other => return Err(format!("{other:?}")).step("read the worker's start"),
         }
     }
@@ -88,13 +88,13 @@ fn read_status(status: io::PipeReader) -> Step<Vec<String>> {
 }
 
 impl Program {
-    fn prepare(spec: &SandboxSpec) -> Step<Self> {
+    fn prepare(spec: &SandboxSpec) -> StepResult<Self> {
         let text = |text: String| CString::new(text).step("prepare arguments");
         let words = std::iter::once(root::WORKER_PATH.to_string()).chain(spec.arguments.clone());
         let variables = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
         Ok(Self {
-            arguments: words.map(text).collect::<Step<_>>()?,
-            environment: variables.map(text).collect::<Step<_>>()?,
+            arguments: words.map(text).collect::<StepResult<_>>()?,
+            environment: variables.map(text).collect::<StepResult<_>>()?,
             filters: filter::for_worker(!spec.devices.is_empty()).step("prepare the filter")?,
         })
     }
@@ -109,8 +109,8 @@ fn become_worker(
     output: &OwnedFd,
     status: &OwnedFd,
 ) -> i32 {
-    let failed = |file: &mut File, error: StepError| {
-        let StepError { step, detail } = error;
+    let failed = |file: &mut File, error: FailedStep| {
+        let FailedStep { step, detail } = error;
         let bytes = canonical::to_bytes(&SandboxReport::Failed { step, detail });
         let _ = file.write_all(&wire::frame(&bytes));
         1
@@ -154,7 +154,7 @@ fn arrange_descriptors(descriptors: &[OwnedFd], output: &OwnedFd, status: &Owned
     Ok(system::own(next))
 }
 
-fn restrict(spec: &SandboxSpec) -> Step<Vec<String>> {
+fn restrict(spec: &SandboxSpec) -> StepResult<Vec<String>> {
     nix::unistd::setsid().step("start a session")?;
     set_limits(spec).step("set resource limits")?;
     if spec.cpu_by_nice {
@@ -180,7 +180,7 @@ fn restrict(spec: &SandboxSpec) -> Step<Vec<String>> {
     Ok(labels)
 }
 
-fn execute(program: &Program) -> Step<std::convert::Infallible> {
+fn execute(program: &Program) -> StepResult<std::convert::Infallible> {
     // The last filter is applied first: each must be allowed by those already in force.
     for filter in program.filters.iter().rev() {
         seccompiler::apply_filter(filter).step("filter system calls")?;
@@ -220,7 +220,7 @@ fn drop_capabilities(kept: &CapsHashSet) -> Result<(), caps::errors::CapsError> 
 
 /// Drops the init's privileges once its worker runs. It keeps only the right to signal a worker of another
 /// id, in its own namespace.
-pub(super) fn lock_down_init(identity: SandboxIdentity) -> Step<()> {
+pub(super) fn lock_down_init(identity: SandboxIdentity) -> StepResult<()> {
     let kept = match identity {
         SandboxIdentity::OwnIds { .. } => CapsHashSet::from([Capability::CAP_KILL]),
         SandboxIdentity::SameUid => CapsHashSet::new(),

@@ -88,7 +88,7 @@ async fn a_listing_without_end_is_stopped() {
 
 #[tokio::test]
 async fn an_object_that_ends_too_early_is_short_and_a_directory_is_none() {
-    let world = crate::testing::World::new();
+    let world = crate::testing::ModelFixture::new();
     let (local, path) = (&world.stores(1)[0], crate::geometry::object_path(ModelNonce([1; 16]), 0, 0));
     local.put(&path, PutPayload::from_static(b"0123456789"), &Progress::new()).await.expect("written");
     let far = Store::from_objects(

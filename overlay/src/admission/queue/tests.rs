@@ -39,7 +39,7 @@ fn play(queue: &mut FairQueue<String>, events: &str) -> String {
     decided.collect::<Vec<_>>().join(" ")
 }
 
-fn check(policy: Policy, permits: usize, waiting_max: usize, table: &[(&str, &str, &str)]) {
+fn check(policy: EvictionPolicy, permits: usize, waiting_max: usize, table: &[(&str, &str, &str)]) {
     for (behaviour, events, expected) in table {
         let mut queue = FairQueue::new(policy, permits, waiting_max);
         assert_eq!(&play(&mut queue, events), expected, "{behaviour}: {events}");
@@ -49,7 +49,7 @@ fn check(policy: Policy, permits: usize, waiting_max: usize, table: &[(&str, &st
 #[test]
 fn established_connections_yield_by_share_and_activity() {
     check(
-        Policy::MaxMinFair,
+        EvictionPolicy::MaxMinFair,
         4,
         0,
         &[
@@ -81,7 +81,7 @@ fn established_connections_yield_by_share_and_activity() {
 #[test]
 fn handshakes_wait_in_turn_and_many_yield_to_few() {
     check(
-        Policy::MaxMinFair,
+        EvictionPolicy::MaxMinFair,
         3,
         2,
         &[
@@ -93,13 +93,13 @@ fn handshakes_wait_in_turn_and_many_yield_to_few() {
             ("a departed one that waited", "a! a! a! a! a! -3 -0", "0 1 2 . . . 4"),
         ],
     );
-    check(Policy::MaxMinFair, 1, 2, &[("the newest of the flood", "a! a! a! b! -0", "0 . . r2 1")]);
+    check(EvictionPolicy::MaxMinFair, 1, 2, &[("the newest of the flood", "a! a! a! b! -0", "0 . . r2 1")]);
 }
 
 #[test]
 fn unadmitted_peers_yield_the_oldest_of_the_most() {
     check(
-        Policy::EvictOldest,
+        EvictionPolicy::EvictOldest,
         2,
         0,
         &[
@@ -113,19 +113,19 @@ fn unadmitted_peers_yield_the_oldest_of_the_most() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum QueueStep {
     Arrive(u8, bool),
     Depart(usize),
     Begin(usize),
     End(usize),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
     let step = prop_oneof![
-        3 => (0u8..6, any::<bool>()).prop_map(|(source, busy)| Step::Arrive(source, busy)),
-        1 => any::<usize>().prop_map(Step::Depart),
-        1 => any::<usize>().prop_map(Step::Begin),
-        1 => any::<usize>().prop_map(Step::End),
+        3 => (0u8..6, any::<bool>()).prop_map(|(source, busy)| QueueStep::Arrive(source, busy)),
+        1 => any::<usize>().prop_map(QueueStep::Depart),
+        1 => any::<usize>().prop_map(QueueStep::Begin),
+        1 => any::<usize>().prop_map(QueueStep::End),
     ];
     proptest::collection::vec(step, 1..300)
 }
@@ -137,12 +137,12 @@ proptest! {
     #[test]
     fn no_source_locks_another_out(steps in steps(), waiting_max in 0usize..4) {
         let permits = 5;
-        let mut queue = FairQueue::new(Policy::MaxMinFair, permits, waiting_max);
+        let mut queue = FairQueue::new(EvictionPolicy::MaxMinFair, permits, waiting_max);
         let mut requests: BTreeMap<u64, u32> = BTreeMap::new();
         for step in steps {
             let pick = |which: usize| queue.members.keys().nth(which % queue.members.len().max(1)).copied();
             match step {
-                Step::Arrive(source, busy) => {
+                QueueStep::Arrive(source, busy) => {
                     let before = held(&queue);
                     // Connections wait only where all are busy, as handshakes are.
                     let is_busy = busy || waiting_max > 0;
@@ -161,19 +161,19 @@ proptest! {
                         prop_assert!(before.values().all(|held| *held <= 1));
                     }
                 }
-                Step::Depart(which) => {
+                QueueStep::Depart(which) => {
                     if let Some(number) = pick(which) {
                         queue.depart(number);
                         requests.remove(&number);
                     }
                 }
-                Step::Begin(which) => {
+                QueueStep::Begin(which) => {
                     if let Some(number) = pick(which).filter(|_| waiting_max == 0) {
                         queue.begin(number);
                         *requests.entry(number).or_default() += 1;
                     }
                 }
-                Step::End(which) => {
+                QueueStep::End(which) => {
                     if let Some(number) = pick(which)
                         && requests.get(&number).is_some_and(|requests| *requests > 0)
                     {
@@ -193,7 +193,7 @@ proptest! {
         flood in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..60),
         serves in any::<bool>(),
     ) {
-        let mut queue = FairQueue::new(Policy::MaxMinFair, 4, 0);
+        let mut queue = FairQueue::new(EvictionPolicy::MaxMinFair, 4, 0);
         for (busy, _) in &flood {
             queue.arrive("flood", if *busy { Activity::Busy } else { Activity::Silent });
         }

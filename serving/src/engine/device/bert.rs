@@ -4,7 +4,7 @@ use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;
 
 use super::super::config::{EncoderShape, Pooling};
-use super::Named;
+use super::NamedTensors;
 
 /// Returns names and shapes of all parameters, as bare checkpoints store them.
 pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
@@ -39,12 +39,12 @@ pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
 #[derive(Debug)]
 pub struct Bert {
     shape: EncoderShape,
-    tensors: Named,
+    tensors: NamedTensors,
 }
 
 impl Bert {
     /// Builds the encoder over these parameters.
-    pub fn new(shape: &EncoderShape, tensors: Named) -> Self {
+    pub fn new(shape: &EncoderShape, tensors: NamedTensors) -> Self {
         Self { shape: shape.clone(), tensors }
     }
 

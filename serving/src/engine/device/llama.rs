@@ -6,7 +6,7 @@ use candle_nn::ops::{silu, softmax};
 
 use super::super::config::DecoderShape;
 use super::super::decoder::angles;
-use super::Named;
+use super::NamedTensors;
 
 /// Returns names and shapes of all parameters, as checkpoints store them.
 pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
@@ -39,14 +39,14 @@ pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
 #[derive(Debug)]
 pub struct Llama {
     shape: DecoderShape,
-    tensors: Named,
+    tensors: NamedTensors,
     cosines: Tensor,
     sines: Tensor,
 }
 
 impl Llama {
     /// Builds the decoder over these parameters, for positions below `context`.
-    pub fn new(shape: &DecoderShape, tensors: Named, context: usize, device: &Device) -> Result<Self> {
+    pub fn new(shape: &DecoderShape, tensors: NamedTensors, context: usize, device: &Device) -> Result<Self> {
         let (cosines, sines) = angles(&shape.rotary, shape.head_width, context);
         let table = |values| Tensor::from_vec(values, (context, shape.head_width / 2), device);
         Ok(Self { cosines: table(cosines)?, sines: table(sines)?, tensors, shape: shape.clone() })

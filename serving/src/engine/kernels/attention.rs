@@ -158,7 +158,6 @@ pub struct HeadPlace {
     pub key: usize,
     /// Offset of the first value element in a row.
     pub value: usize,
-    /// Width of the head.
     pub width: usize,
 }
 

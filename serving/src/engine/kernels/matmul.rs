@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use super::elementwise::gelu_rows;
 use super::micro::{COLUMNS, ROWS, Tile, multiply};
 use super::pack::pack;
-use super::pool::{Parts, Pool};
+use super::pool::{ComputePool, Parts};
 use super::{Isa, math};
 use crate::weights::ElementType;
 
@@ -60,7 +60,7 @@ pub enum Activation {
 
 /// Destination of results: columns `offset..offset + outputs` of rows that are `stride` long.
 #[derive(Debug)]
-pub struct Target<'a> {
+pub struct OutputColumns<'a> {
     /// All rows.
     pub values: &'a mut [f32],
     /// Elements from one row to the next.
@@ -85,8 +85,8 @@ pub struct Product<'a> {
 }
 
 /// Computes `target[r] = activation(bias + weight * input[r])` for each row of `input`.
-pub fn matmul(isa: Isa, pool: &Pool, product: &Product<'_>, target: Target<'_>) {
-    let Target { values, stride, offset } = target;
+pub fn matmul(isa: Isa, pool: &ComputePool, product: &Product<'_>, target: OutputColumns<'_>) {
+    let OutputColumns { values, stride, offset } = target;
     let Product { input, rows, weight, bias, .. } = *product;
     assert!(input.len() >= rows * weight.inputs, "input has these rows");
     assert!(offset + weight.outputs <= stride && values.len() >= rows * stride, "target has these rows");
@@ -94,7 +94,7 @@ pub fn matmul(isa: Isa, pool: &Pool, product: &Product<'_>, target: Target<'_>) 
     if rows == 0 {
         return;
     }
-    let job = Job { isa, product: *product, values: Parts::new(values), stride, offset };
+    let job = MatmulTask { isa, product: *product, values: Parts::new(values), stride, offset };
     let panels = weight.outputs.div_ceil(COLUMNS);
     if rows * weight.outputs * weight.inputs < PARALLEL_MIN {
         (0..panels).for_each(|panel| job.compute_panel(panel));
@@ -103,7 +103,7 @@ pub fn matmul(isa: Isa, pool: &Pool, product: &Product<'_>, target: Target<'_>) 
     }
 }
 
-struct Job<'a> {
+struct MatmulTask<'a> {
     isa: Isa,
     product: Product<'a>,
     values: Parts<'a>,
@@ -111,7 +111,7 @@ struct Job<'a> {
     offset: usize,
 }
 
-impl Job<'_> {
+impl MatmulTask<'_> {
     fn compute_panel(&self, panel: usize) {
         let first = panel * COLUMNS;
         let columns = first..self.product.weight.outputs.min(first + COLUMNS);
@@ -257,8 +257,8 @@ mod tests {
                 for isa in Isa::available() {
                     for threads in [1, 3] {
                         let mut found = vec![0.0; rows * outputs];
-                        let target = Target { values: &mut found, stride: outputs, offset: 0 };
-                        let pool = Pool::new(threads);
+                        let target = OutputColumns { values: &mut found, stride: outputs, offset: 0 };
+                        let pool = ComputePool::new(threads);
                         let bias = Some(bias.as_slice());
                         matmul(
                             isa,
@@ -278,11 +278,11 @@ mod tests {
     fn results_go_to_their_columns_and_nowhere_else() {
         let (input, weight) = (numbers(3 * 8, 1), numbers(40 * 8, 2));
         let mut wide = vec![7.0; 3 * 50];
-        let target = Target { values: &mut wide, stride: 50, offset: 5 };
+        let target = OutputColumns { values: &mut wide, stride: 50, offset: 5 };
         let matrix = Matrix::from_f32(&weight, 40, 8);
         let product =
             Product { input: &input, rows: 3, weight: matrix, bias: None, activation: Activation::None };
-        matmul(Isa::best(), &Pool::new(1), &product, target);
+        matmul(Isa::best(), &ComputePool::new(1), &product, target);
         for (index, value) in wide.iter().enumerate() {
             let (row, column) = (index / 50, index % 50);
             let expected = if (5..45).contains(&column) {

@@ -16,7 +16,7 @@ mod micro;
 mod pack;
 pub mod pool;
 
-pub use pool::Pool;
+pub use pool::ComputePool;
 
 /// Lanes of a sum that is not a chain; also the width of the widest vector used.
 pub const LANES: usize = 16;

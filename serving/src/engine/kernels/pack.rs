@@ -28,7 +28,8 @@ pub(super) fn pack(
     #[cfg(target_arch = "x86_64")]
     if isa.0 == Level::Avx512 {
         while done + 16 <= rows.len() {
-            let source = Source { bytes, element, width, row: rows.start + done, columns: columns.clone() };
+            let source =
+                WeightBlock { bytes, element, width, row: rows.start + done, columns: columns.clone() };
             // SAFETY: the level was detected; the assertions above bound all reads and writes.
             unsafe { avx512::pack_sixteen(&source, &mut panel[done..]) };
             done += 16;
@@ -56,7 +57,7 @@ pub(super) fn pack(
 }
 
 #[cfg(target_arch = "x86_64")]
-struct Source<'a> {
+struct WeightBlock<'a> {
     bytes: &'a [u8],
     element: ElementType,
     width: usize,
@@ -73,14 +74,14 @@ mod avx512 {
         _mm512_unpacklo_ps,
     };
 
-    use super::{COLUMNS, ElementType, Source};
+    use super::{COLUMNS, ElementType, WeightBlock};
 
     /// Transposes sixteen rows into the first sixteen lanes of each panel row.
     ///
     /// # Safety Requires AVX-512F. The sixteen rows must be inside the bytes, and `panel` must reach sixteen
     /// lanes into the panel row of the last column.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn pack_sixteen(source: &Source<'_>, panel: &mut [f32]) {
+    pub(super) unsafe fn pack_sixteen(source: &WeightBlock<'_>, panel: &mut [f32]) {
         let size = source.element.size();
         let depth = source.columns.len();
         let first = (source.row * source.width + source.columns.start) * size;

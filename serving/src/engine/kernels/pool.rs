@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A fixed set of threads.
 #[derive(Debug)]
-pub struct Pool {
+pub struct ComputePool {
     /// `None` for a single thread: the caller then does the work.
     threads: Option<rayon::ThreadPool>,
     count: usize,
 }
 
-impl Pool {
+impl ComputePool {
     /// Starts a pool of this many threads, at least one.
     pub fn new(count: usize) -> Self {
         let count = count.max(1);
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn each_task_is_done_once_on_any_number_of_threads() {
         for count in [0, 1, 2, 5] {
-            let pool = Pool::new(count);
+            let pool = ComputePool::new(count);
             for tasks in [0, 1, 2, 100] {
                 let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.enter(|| {

@@ -4,23 +4,23 @@ use super::*;
 
 /// Returns the result of parsing a body: `ok`, or `code param`.
 fn outcome(endpoint: Endpoint, body: &str) -> String {
-    match Request::parse(endpoint, body.as_bytes()) {
+    match InferenceRequest::parse(endpoint, body.as_bytes()) {
         Ok(_) => "ok".to_owned(),
         Err(error) => format!("{} {}", error.code, error.param.unwrap_or_default()),
     }
 }
 
 fn generated(endpoint: Endpoint, body: &str) -> Generate {
-    match Request::parse(endpoint, body.as_bytes()) {
-        Ok(Request::Generate(generate)) => generate,
+    match InferenceRequest::parse(endpoint, body.as_bytes()) {
+        Ok(InferenceRequest::Generate(generate)) => generate,
         other => panic!("{other:?}"),
     }
 }
 
 fn embedded(input: &str) -> Vec<EmbedInput> {
     let body = format!(r#"{{"model": "m", "input": {input}}}"#);
-    match Request::parse(Endpoint::Embeddings, body.as_bytes()) {
-        Ok(Request::Embed(embed)) => embed.inputs,
+    match InferenceRequest::parse(Endpoint::Embeddings, body.as_bytes()) {
+        Ok(InferenceRequest::Embed(embed)) => embed.inputs,
         other => panic!("{other:?}"),
     }
 }

@@ -1,0 +1,43 @@
+//! `Display` of the enums that people read: the name that JSON and manifests use, so that a listing shows a
+//! value as a manifest must spell it.
+
+use crate::agent::SlotState;
+use crate::api::ProposalState;
+use crate::governance::{ActionClass, Choice, NodeRole, TokenScope};
+use crate::manifest::Isolation;
+use std::fmt;
+
+macro_rules! display {
+    ($($kind:ident: $($variant:ident = $name:literal),+;)+) => {
+        $(impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $(Self::$variant => $name),+ })
+            }
+        })+
+
+        #[cfg(test)]
+        mod tests {
+            use super::*;
+
+            #[test]
+            fn a_value_is_shown_as_it_is_serialized() {
+                $($(
+                    let json = serde_json::to_value($kind::$variant).unwrap();
+                    assert_eq!(json, $kind::$variant.to_string());
+                )+)+
+            }
+        }
+    };
+}
+
+display! {
+    ActionClass: Routine = "routine", Sensitive = "sensitive";
+    Choice: Approve = "approve", Reject = "reject";
+    Isolation: None = "none", SameUid = "same_uid", Full = "full";
+    NodeRole: Worker = "worker", Storage = "storage", Gateway = "gateway";
+    ProposalState: Open = "open", Approved = "approved", Rejected = "rejected", Expired = "expired",
+        Stale = "stale";
+    SlotState: Loading = "loading", Starting = "starting", Ready = "ready", Draining = "draining",
+        Released = "released", Failed = "failed", Refused = "refused";
+    TokenScope: Read = "read", Propose = "propose", Submit = "submit";
+}
