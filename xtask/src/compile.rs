@@ -7,8 +7,8 @@ mod bar;
 mod progress;
 
 use crate::process::command;
-use bar::Bar;
-use progress::{Progress, Step};
+use bar::BuildProgressBar;
+use progress::{BuildProgress, CompletedCrate};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -58,8 +58,8 @@ impl Selection {
 /// Builds the selection and shows the progress.
 pub(crate) fn build(selection: Selection) -> Result<(), String> {
     let began = Instant::now();
-    let mut bar = Bar::start();
-    let mut progress = Progress::new(&packages(selection, &mut bar)?);
+    let mut bar = BuildProgressBar::start();
+    let mut progress = BuildProgress::new(&packages(selection, &mut bar)?);
     let mut build = command("cargo", &["build", "--message-format=json-render-diagnostics"]);
     build
         .args(selection.targets())
@@ -70,8 +70,8 @@ pub(crate) fn build(selection: Selection) -> Result<(), String> {
     let mut tail = Vec::new();
     for_each_line(&mut child, |event| match event {
         Some(Line::Message(message)) => {
-            if let Some(step) = Step::read(&message) {
-                progress.record(&step, began.elapsed());
+            if let Some(completed) = CompletedCrate::read(&message) {
+                progress.record(&completed, began.elapsed());
                 bar.show(&progress.text(began.elapsed()), progress.share());
             }
         }
@@ -97,7 +97,7 @@ enum Line {
 }
 
 /// Returns the names of the packages that the selection depends on; cargo downloads those that are missing.
-fn packages(selection: Selection, bar: &mut Bar) -> Result<Vec<String>, String> {
+fn packages(selection: Selection, bar: &mut BuildProgressBar) -> Result<Vec<String>, String> {
     let mut tree = command("cargo", &["tree", "--prefix", "none", "--format", "{p}"]);
     tree.args(selection.packages()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = tree.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;

@@ -27,7 +27,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
-use writer::{Notes, Writer};
+use writer::{Notes, WriterThread};
 
 const HELP: &str = "\
 cargo xtask kills [ROUNDS] [SEED]
@@ -50,7 +50,7 @@ const FIRST_ANSWER: &str = "first answer";
 const KILLED: i32 = 9;
 
 /// Output and exit status of a round.
-struct Outcome {
+struct RoundOutcome {
     status: ExitStatus,
     printed: Vec<String>,
     errors: String,
@@ -80,11 +80,11 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
     compile::build(Selection::Everything)?;
     let place = target().join("kill-cluster");
     let _ = std::fs::remove_dir_all(&place);
-    let (mut dice, mut notes) = (Dice(seed), Notes::new(&place, seed));
+    let (mut dice, mut notes) = (SplitMix64(seed), Notes::new(&place, seed));
     let mut decided = kill_up_alone(&place)?;
     for round in 1..=rounds {
         notes.scales = true;
-        let writer = Writer::start(notes);
+        let writer = WriterThread::start(notes);
         let outcome = disturbed(&place, &mut dice, round);
         notes = writer.stop()?;
         let outcome = outcome?;
@@ -126,14 +126,14 @@ fn kill_up_alone(place: &Path) -> Result<u64, String> {
         return Err(format!("the story ended before its first answer: {status}\n{}", printed.join("\n")));
     }
     let began = Instant::now();
-    let outcome = Outcome { status, printed, errors: String::new(), up_was_killed: true };
+    let outcome = RoundOutcome { status, printed, errors: String::new(), up_was_killed: true };
     let decided = judge(&outcome, place, 0)?;
     println!("`up` alone killed: nothing is left after {:.1} s", began.elapsed().as_secs_f64());
     Ok(decided)
 }
 
 /// Runs the demonstration while its processes are killed and paused.
-fn disturbed(place: &Path, dice: &mut Dice, round: u64) -> Result<Outcome, String> {
+fn disturbed(place: &Path, dice: &mut SplitMix64, round: u64) -> Result<RoundOutcome, String> {
     let story = Story::begin(place, &["--once"])?;
     let (story, up_was_killed) = faults::strike(story, place, dice, round)?;
     story.finish(up_was_killed)
@@ -141,8 +141,8 @@ fn disturbed(place: &Path, dice: &mut Dice, round: u64) -> Result<Outcome, Strin
 
 /// Runs the demonstration once more while the client writes, checks the client's writes while the cluster
 /// runs, and ends it.
-fn undisturbed(place: &Path, notes: Notes) -> Result<(Outcome, Result<String, String>), String> {
-    let writer = Writer::start(notes);
+fn undisturbed(place: &Path, notes: Notes) -> Result<(RoundOutcome, Result<String, String>), String> {
+    let writer = WriterThread::start(notes);
     let mut story = Story::begin(place, &[])?;
     let stands = story.wait_until(|line| line.contains(STAYS_UP));
     let notes = writer.stop()?;
@@ -203,7 +203,7 @@ impl Story {
         }
     }
 
-    fn finish(mut self, up_was_killed: bool) -> Result<Outcome, String> {
+    fn finish(mut self, up_was_killed: bool) -> Result<RoundOutcome, String> {
         let status = loop {
             match self.has_ended()? {
                 Some(status) => break status,
@@ -214,7 +214,7 @@ impl Story {
         self.readers.0.join().map_err(read)?;
         let errors = self.readers.1.join().map_err(read)?;
         let printed = std::mem::take(&mut *self.printed.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Outcome { status, printed, errors, up_was_killed })
+        Ok(RoundOutcome { status, printed, errors, up_was_killed })
     }
 
     fn pause(&mut self) -> Result<(), String> {
@@ -228,7 +228,7 @@ impl Story {
 }
 
 /// Checks that a round ended in an allowed way and lost no decision; returns the number of known decisions.
-fn judge(outcome: &Outcome, place: &Path, decided_before: u64) -> Result<u64, String> {
+fn judge(outcome: &RoundOutcome, place: &Path, decided_before: u64) -> Result<u64, String> {
     wait_until_nothing_is_left(place)?;
     no_panic(outcome, place)?;
     let ended_clearly = outcome.status.success()
@@ -269,7 +269,7 @@ fn wait_until_nothing_is_left(place: &Path) -> Result<(), String> {
 }
 
 /// Checks that neither the demonstration nor any daemon panicked.
-fn no_panic(outcome: &Outcome, place: &Path) -> Result<(), String> {
+fn no_panic(outcome: &RoundOutcome, place: &Path) -> Result<(), String> {
     let mut texts = vec![("the demonstration".to_string(), outcome.errors.clone())];
     // A round may be killed before it has logs.
     let logs = std::fs::read_dir(place.join("logs")).into_iter().flatten().filter_map(Result::ok);
@@ -290,9 +290,9 @@ fn decisions_in(line: &str) -> Option<u64> {
 
 /// A random number generator: SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Debug)]
-struct Dice(u64);
+struct SplitMix64(u64);
 
-impl Dice {
+impl SplitMix64 {
     /// Draws a number in [0, 1).
     fn share(&mut self) -> f64 {
         (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn dice_fall_between_nothing_and_one() {
-        let mut dice = Dice(1);
+        let mut dice = SplitMix64(1);
         let throws: Vec<f64> = (0..1000).map(|_| dice.share()).collect();
         assert!(throws.iter().all(|share| (0.0..1.0).contains(share)));
         assert!(throws.iter().any(|share| *share < 0.05) && throws.iter().any(|share| *share > 0.95));

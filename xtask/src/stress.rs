@@ -10,7 +10,7 @@ mod quota;
 pub(crate) use burner::burn;
 
 use crate::process::{command, root, run, target};
-use crate::suite::{self, Plan};
+use crate::suite::{self, TestPlan};
 use burner::Burners;
 use quota::Quota;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
         ("LD_PRELOAD", library.display().to_string()),
         ("QUORATE_SYNC_DELAY_MS", SYNC_DELAY_MS.to_string()),
     ]);
-    let report = suite::run(&Plan { rounds, wrap: Box::new(wrap) }, filter)?;
+    let report = suite::run(&TestPlan { rounds, wrap: Box::new(wrap) }, filter)?;
     drop(burners);
     println!("{}", report.text());
     if report.failed() == 0 {

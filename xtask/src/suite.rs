@@ -10,7 +10,7 @@ mod binaries;
 mod report;
 mod run;
 
-pub(crate) use report::Report;
+pub(crate) use report::TestReport;
 
 use crate::process;
 use std::path::PathBuf;
@@ -48,14 +48,14 @@ impl Test {
 }
 
 /// Number of rounds, and environment, of a run.
-pub(crate) struct Plan {
+pub(crate) struct TestPlan {
     /// Number of runs of every test that touches the world; the others run once.
     pub(crate) rounds: usize,
     /// Wraps the command of a test, to put it under pressure.
     pub(crate) wrap: Box<dyn Fn(Command) -> Command + Sync>,
 }
 
-impl Plan {
+impl TestPlan {
     /// Returns the plan that runs every test once, unchanged.
     pub(crate) fn once() -> Self {
         Self { rounds: 1, wrap: Box::new(|command| command) }
@@ -63,7 +63,7 @@ impl Plan {
 }
 
 /// Builds every test, then runs by `plan` the tests whose title contains `filter`, or all of them.
-pub(crate) fn run(plan: &Plan, filter: Option<&str>) -> Result<Report, String> {
+pub(crate) fn run(plan: &TestPlan, filter: Option<&str>) -> Result<TestReport, String> {
     let tests: Vec<Test> = binaries::tests()?
         .into_iter()
         .filter(|test| filter.is_none_or(|wanted| test.title().contains(wanted)))

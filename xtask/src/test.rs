@@ -1,14 +1,14 @@
 //! `cargo xtask test`: installs the requirements of the tests, then runs all of them, as CI does.
 
 use crate::process::{self, command};
-use crate::suite::{self, Plan};
+use crate::suite::{self, TestPlan};
 use crate::{cluster, kills, setup, stress};
 use std::time::Instant;
 
 /// One step: its name and its function.
-type Step = (&'static str, fn() -> Result<(), String>);
+type TestStep = (&'static str, fn() -> Result<(), String>);
 
-const STEPS: [Step; 10] = [
+const STEPS: [TestStep; 10] = [
     ("format", format),
     ("lint", lint),
     ("tests", cargo_tests),
@@ -80,7 +80,7 @@ fn lint() -> Result<(), String> {
 
 fn cargo_tests() -> Result<(), String> {
     crate::minilm::directory()?;
-    let report = suite::run(&Plan::once(), None)?;
+    let report = suite::run(&TestPlan::once(), None)?;
     println!("{}", report.text());
     if report.failed() > 0 {
         return Err(format!("{} tests failed", report.failed()));

@@ -6,13 +6,13 @@ use std::io::{IsTerminal, Write};
 const WIDTH: usize = 20;
 
 /// The progress bar and its state.
-pub(super) struct Bar {
+pub(super) struct BuildProgressBar {
     terminal: bool,
     tenth: usize,
     last: String,
 }
 
-impl Bar {
+impl BuildProgressBar {
     /// Returns an empty bar.
     pub(super) fn start() -> Self {
         Self { terminal: std::io::stdout().is_terminal(), tenth: 0, last: String::new() }

@@ -13,13 +13,13 @@ const BELIEVED_AFTER: f64 = 0.05;
 
 /// A crate that cargo has completed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct CompletedCrate {
     package: String,
     /// Whether it was built by an earlier run.
     fresh: bool,
 }
 
-impl Step {
+impl CompletedCrate {
     /// Reads one of cargo's messages. A crate is complete with its library or program, not with its build
     /// script.
     pub(super) fn read(message: &str) -> Option<Self> {
@@ -37,7 +37,7 @@ impl Step {
 }
 
 /// Progress of a build.
-pub(super) struct Progress {
+pub(super) struct BuildProgress {
     /// Cost of each crate that is not complete yet, in seconds.
     waiting: BTreeMap<String, f64>,
     crates: usize,
@@ -48,7 +48,7 @@ pub(super) struct Progress {
     latest: String,
 }
 
-impl Progress {
+impl BuildProgress {
     /// Returns the progress of a build that has not started.
     pub(super) fn new(packages: &[String]) -> Self {
         let waiting: BTreeMap<_, _> = packages.iter().map(|name| (name.clone(), cost(name))).collect();
@@ -58,16 +58,16 @@ impl Progress {
     }
 
     /// Counts a crate that completed `elapsed` after the start of the build.
-    pub(super) fn record(&mut self, step: &Step, elapsed: Duration) {
-        let Some(cost) = self.waiting.remove(&step.package) else { return };
-        if step.fresh {
+    pub(super) fn record(&mut self, completed: &CompletedCrate, elapsed: Duration) {
+        let Some(cost) = self.waiting.remove(&completed.package) else { return };
+        if completed.fresh {
             self.crates -= 1;
             return;
         }
         self.built += 1;
         self.done += cost;
         self.taken = elapsed;
-        self.latest.clone_from(&step.package);
+        self.latest.clone_from(&completed.package);
     }
 
     /// Returns the completed share of the work, between 0 and 1.
@@ -115,8 +115,8 @@ fn readable(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn step(package: &str, fresh: bool) -> Step {
-        Step { package: package.into(), fresh }
+    fn completed(package: &str, fresh: bool) -> CompletedCrate {
+        CompletedCrate { package: package.into(), fresh }
     }
 
     fn seconds(count: u64) -> Duration {
@@ -137,21 +137,21 @@ mod tests {
     #[test]
     fn crates_are_read_from_cargos_messages() {
         let registry = r#"{"reason":"compiler-artifact","package_id":"registry+https://x/y#serde@1.0.2","target":{"kind":["lib"]},"fresh":false}"#;
-        assert_eq!(Step::read(registry), Some(step("serde", false)));
+        assert_eq!(CompletedCrate::read(registry), Some(completed("serde", false)));
         let own = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/overlay#0.1.0","target":{"kind":["lib"]},"fresh":true}"#;
-        assert_eq!(Step::read(own), Some(step("overlay", true)));
-        assert_eq!(Step::read(&own.replace("\"lib\"", "\"custom-build\"")), None);
-        assert_eq!(Step::read(r#"{"reason":"build-script-executed","package_id":"x#y@1"}"#), None);
+        assert_eq!(CompletedCrate::read(own), Some(completed("overlay", true)));
+        assert_eq!(CompletedCrate::read(&own.replace("\"lib\"", "\"custom-build\"")), None);
+        assert_eq!(CompletedCrate::read(r#"{"reason":"build-script-executed","package_id":"x#y@1"}"#), None);
     }
 
     #[test]
     fn the_estimate_weighs_crates_and_counts_down_while_one_compiles() {
         let names = ["control".to_string(), "a".to_string(), "b".to_string()];
-        let mut progress = Progress::new(&names);
+        let mut progress = BuildProgress::new(&names);
         let whole = cost("control") + 2.0 * COST_OF_OTHERS;
         assert_eq!(progress.left(Duration::ZERO), Duration::from_secs_f64(whole));
-        progress.record(&step("a", true), seconds(1));
-        progress.record(&step("control", false), seconds(200));
+        progress.record(&completed("a", true), seconds(1));
+        progress.record(&completed("control", false), seconds(200));
         assert_eq!((progress.built, progress.crates), (1, 2));
         assert!(progress.share() > 0.9, "the costly crate was most of the work");
         let speed = 200.0 / cost("control");
@@ -160,7 +160,7 @@ mod tests {
         assert!(progress.left(seconds(201)) < progress.left(seconds(200)));
         assert!(progress.left(seconds(900)) > Duration::ZERO);
         assert!(progress.text(seconds(200)).starts_with("1/2 crates   about "));
-        progress.record(&step("b", false), seconds(201));
+        progress.record(&completed("b", false), seconds(201));
         assert_eq!(progress.text(seconds(201)), "2/2 crates   tests and programs are linked");
     }
 }

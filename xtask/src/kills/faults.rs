@@ -1,9 +1,9 @@
 //! Fault injection into a running demonstration: any of its processes is killed, and control replicas, the
 //! leader most often, are killed and paused.
 
-use super::http::{Heard, Request, send};
-use super::writer::Access;
-use super::{Dice, Story};
+use super::http::{HttpOutcome, ReplicaRequest, send};
+use super::writer::OperatorContext;
+use super::{SplitMix64, Story};
 use crate::process::command;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -23,7 +23,7 @@ const ASK_LIMIT: Duration = Duration::from_millis(500);
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
+enum ProcessFault {
     /// Any process, `up` among them.
     Kill,
     KillControl,
@@ -34,7 +34,7 @@ enum Fault {
 pub(super) fn strike(
     mut story: Story,
     place: &Path,
-    dice: &mut Dice,
+    dice: &mut SplitMix64,
     round: u64,
 ) -> Result<(Story, bool), String> {
     let (mut up_was_killed, mut paused) = (false, Vec::new());
@@ -45,19 +45,19 @@ pub(super) fn strike(
         }
         let family = family(story.up.id());
         let (victim, name) = match fault {
-            Fault::Kill => family[(dice.share() * family.len() as f64) as usize].clone(),
+            ProcessFault::Kill => family[(dice.share() * family.len() as f64) as usize].clone(),
             _ => match control(&family, place, dice) {
                 Some(control) => control,
                 None => continue,
             },
         };
         let word = match fault {
-            Fault::PauseControl(time) => format!("pause {:4.1} s", time.as_secs_f64()),
+            ProcessFault::PauseControl(time) => format!("pause {:4.1} s", time.as_secs_f64()),
             _ => "kill -9".to_string(),
         };
         println!("round {round}  {:5.2} s  {word} {name} ({victim})", story.began.elapsed().as_secs_f64());
         match fault {
-            Fault::PauseControl(time) => {
+            ProcessFault::PauseControl(time) => {
                 signal("-STOP", victim);
                 paused.push(spawn(move || {
                     sleep(time);
@@ -80,14 +80,14 @@ fn signal(which: &str, process: u32) {
 }
 
 /// Draws the faults of a round, in the order of their moments.
-fn draw(dice: &mut Dice) -> Vec<(Duration, Fault)> {
-    let mut faults: Vec<(Duration, Fault)> =
-        (0..KILLS).map(|_| (STORY.mul_f64(dice.share()), Fault::Kill)).collect();
+fn draw(dice: &mut SplitMix64) -> Vec<(Duration, ProcessFault)> {
+    let mut faults: Vec<(Duration, ProcessFault)> =
+        (0..KILLS).map(|_| (STORY.mul_f64(dice.share()), ProcessFault::Kill)).collect();
     for _ in 0..CONTROL_FAULTS {
         let moment = STORY.mul_f64(dice.share());
         let fault = match dice.share() < 0.5 {
-            true => Fault::KillControl,
-            false => Fault::PauseControl(PAUSES[0] + (PAUSES[1] - PAUSES[0]).mul_f64(dice.share())),
+            true => ProcessFault::KillControl,
+            false => ProcessFault::PauseControl(PAUSES[0] + (PAUSES[1] - PAUSES[0]).mul_f64(dice.share())),
         };
         faults.push((moment, fault));
     }
@@ -96,7 +96,7 @@ fn draw(dice: &mut Dice) -> Vec<(Duration, Fault)> {
 }
 
 /// Selects the control replica to hit: the leader in two of three cases.
-fn control(family: &[(u32, String)], place: &Path, dice: &mut Dice) -> Option<(u32, String)> {
+fn control(family: &[(u32, String)], place: &Path, dice: &mut SplitMix64) -> Option<(u32, String)> {
     let all: Vec<&(u32, String)> = family.iter().filter(|(_, name)| name.starts_with("control ")).collect();
     let leads = if dice.share() < 0.66 { leader(place) } else { None };
     let leading = leads.and_then(|name| all.iter().find(|(_, known)| *known == name));
@@ -106,14 +106,14 @@ fn control(family: &[(u32, String)], place: &Path, dice: &mut Dice) -> Option<(u
 
 /// Returns the control replica that reports itself as leader.
 fn leader(place: &Path) -> Option<String> {
-    let access = Access::read(place)?;
-    let request = Request { method: "GET", path: "/metrics", token: "", key: None, body: "" };
+    let context = OperatorContext::read(place)?;
+    let request = ReplicaRequest { method: "GET", path: "/metrics", token: "", key: None, body: "" };
     let leads = |replica: &String| match send(replica, &request, ASK_LIMIT) {
-        Heard::Answer { body, .. } => body.contains("\nquorate_control_is_leader 1\n"),
+        HttpOutcome::Answer { body, .. } => body.contains("\nquorate_control_is_leader 1\n"),
         _ => false,
     };
     let began = Instant::now();
-    let found = access.replicas.iter().position(leads).map(|at| format!("control control-{}", at + 1));
+    let found = context.replicas.iter().position(leads).map(|at| format!("control control-{}", at + 1));
     found.filter(|_| began.elapsed() < ASK_LIMIT * 4)
 }
 
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn faults_come_in_the_order_of_their_moments_and_of_every_kind() {
-        let mut dice = Dice(1);
+        let mut dice = SplitMix64(1);
         let rounds: Vec<_> = (0..20).map(|_| draw(&mut dice)).collect();
         assert!(
             rounds.iter().all(
@@ -166,13 +166,13 @@ mod tests {
             )
         );
         let pauses = rounds.iter().flatten().filter_map(|(_, fault)| match fault {
-            Fault::PauseControl(time) => Some(*time),
+            ProcessFault::PauseControl(time) => Some(*time),
             _ => None,
         });
         assert!(
             pauses.clone().count() > 10 && pauses.clone().all(|time| time >= PAUSES[0] && time <= PAUSES[1])
         );
-        assert!(rounds.iter().flatten().any(|(_, fault)| *fault == Fault::KillControl));
+        assert!(rounds.iter().flatten().any(|(_, fault)| *fault == ProcessFault::KillControl));
     }
 
     #[test]

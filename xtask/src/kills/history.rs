@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// Known outcome of one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum WriteOutcome {
     Done,
     /// Refused: the API states that nothing was done.
     NotDone,
@@ -17,26 +17,26 @@ pub(super) enum Outcome {
 
 /// One inference key: created once under this name, perhaps revoked once.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Key {
-    pub(super) created: Outcome,
-    pub(super) revoked: Option<Outcome>,
+pub(super) struct KeyWrites {
+    pub(super) created: WriteOutcome,
+    pub(super) revoked: Option<WriteOutcome>,
 }
 
 /// Every write of a client, and its outcome.
 #[derive(Debug, Default)]
-pub(super) struct History {
-    pub(super) keys: BTreeMap<String, Key>,
+pub(super) struct WriteHistory {
+    pub(super) keys: BTreeMap<String, KeyWrites>,
     /// Outcome of each proposal, by its reason.
-    pub(super) proposals: BTreeMap<String, Outcome>,
+    pub(super) proposals: BTreeMap<String, WriteOutcome>,
     /// Outcomes of the calls to scale, in order.
-    pub(super) scaled: Vec<Outcome>,
+    pub(super) scaled: Vec<WriteOutcome>,
     /// Impossible replies: those that contradict an idempotency key.
     pub(super) contradictions: Vec<String>,
 }
 
 /// Final contents of the cluster.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct ClusterContents {
     /// Names of the existing keys.
     pub(super) keys: Vec<String>,
     /// Reason of each proposal, open or decided.
@@ -45,16 +45,16 @@ pub(super) struct Found {
     pub(super) events: Vec<(String, String)>,
 }
 
-impl History {
+impl WriteHistory {
     /// Returns the number of writes with this outcome.
-    pub(super) fn count(&self, outcome: Outcome) -> usize {
+    pub(super) fn count(&self, outcome: WriteOutcome) -> usize {
         let keys = self.keys.values().flat_map(|key| [Some(key.created), key.revoked]).flatten();
         let all = keys.chain(self.proposals.values().copied()).chain(self.scaled.iter().copied());
         all.filter(|one| *one == outcome).count()
     }
 
     /// Returns every contradiction between the replies to the writer and the contents of the cluster.
-    pub(super) fn violations(&self, found: &Found) -> Vec<String> {
+    pub(super) fn violations(&self, found: &ClusterContents) -> Vec<String> {
         let mut violations = self.contradictions.clone();
         let mut events: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for (action, subject) in &found.events {
@@ -66,7 +66,7 @@ impl History {
             let (created, revoked) = (times("create-key", &subject), times("revoke-key", &subject));
             let there = found.keys.contains(name);
             violations.extend(wrong(key.created, created).map(|how| format!("creating {name}: {how}")));
-            let revoking = key.revoked.unwrap_or(Outcome::NotDone);
+            let revoking = key.revoked.unwrap_or(WriteOutcome::NotDone);
             violations.extend(wrong(revoking, revoked).map(|how| format!("revoking {name}: {how}")));
             if there != (created > revoked) {
                 violations
@@ -78,7 +78,8 @@ impl History {
             violations.extend(wrong(*outcome, times).map(|how| format!("proposing {reason}: {how}")));
         }
         // The demonstration scales as well, so there may be more.
-        let (done, scaled) = (self.scaled.iter().filter(|one| **one == Outcome::Done).count(), events.iter());
+        let (done, scaled) =
+            (self.scaled.iter().filter(|one| **one == WriteOutcome::Done).count(), events.iter());
         let scaled: usize =
             scaled.filter(|((action, _), _)| *action == "scale").map(|(_, times)| times).sum();
         if scaled < done {
@@ -89,30 +90,32 @@ impl History {
 }
 
 /// Returns the violation by a write of this outcome that was found this many times.
-fn wrong(outcome: Outcome, times: usize) -> Option<String> {
+fn wrong(outcome: WriteOutcome, times: usize) -> Option<String> {
     match (outcome, times) {
-        (Outcome::Done, 1) | (Outcome::NotDone, 0) | (Outcome::Unknown, 0 | 1) => None,
-        (Outcome::Done, 0) => Some("acknowledged, and lost".into()),
-        (Outcome::NotDone, _) => Some("said not to be done, and done".into()),
+        (WriteOutcome::Done, 1) | (WriteOutcome::NotDone, 0) | (WriteOutcome::Unknown, 0 | 1) => None,
+        (WriteOutcome::Done, 0) => Some("acknowledged, and lost".into()),
+        (WriteOutcome::NotDone, _) => Some("said not to be done, and done".into()),
         (_, times) => Some(format!("done {times} times")),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Outcome::{Done, NotDone, Unknown};
+    use super::WriteOutcome::{Done, NotDone, Unknown};
     use super::*;
 
     fn event(action: &str, subject: &str) -> (String, String) {
         (action.into(), subject.into())
     }
 
-    fn of_key(created: Outcome, revoked: Option<Outcome>, there: bool, events: &[&str]) -> usize {
-        let history =
-            History { keys: BTreeMap::from([("w".into(), Key { created, revoked })]), ..History::default() };
+    fn of_key(created: WriteOutcome, revoked: Option<WriteOutcome>, there: bool, events: &[&str]) -> usize {
+        let history = WriteHistory {
+            keys: BTreeMap::from([("w".into(), KeyWrites { created, revoked })]),
+            ..WriteHistory::default()
+        };
         let events = events.iter().map(|action| event(action, "key/w")).collect();
         let keys = if there { vec!["w".to_string()] } else { Vec::new() };
-        history.violations(&Found { keys, events, ..Found::default() }).len()
+        history.violations(&ClusterContents { keys, events, ..ClusterContents::default() }).len()
     }
 
     #[test]
@@ -147,12 +150,12 @@ mod tests {
     #[test]
     fn proposals_and_calls_to_scale_are_counted() {
         let proposals = BTreeMap::from([("a".into(), Done), ("b".into(), NotDone), ("c".into(), Unknown)]);
-        let history = History { proposals, scaled: vec![Done, Unknown], ..History::default() };
+        let history = WriteHistory { proposals, scaled: vec![Done, Unknown], ..WriteHistory::default() };
         let scaled = vec![event("scale", "service/minilm")];
-        let found = |proposals: &[&str], events: &[(String, String)]| Found {
+        let found = |proposals: &[&str], events: &[(String, String)]| ClusterContents {
             proposals: proposals.iter().map(|reason| (*reason).to_string()).collect(),
             events: events.to_vec(),
-            ..Found::default()
+            ..ClusterContents::default()
         };
         assert_eq!(history.violations(&found(&["a", "c", "story"], &scaled)), Vec::<String>::new());
         assert_eq!(history.violations(&found(&["a"], &[])).len(), 1, "a call to scale is lost");

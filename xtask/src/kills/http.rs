@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Maximum length of a reply, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
-pub(super) struct Request<'a> {
+pub(super) struct ReplicaRequest<'a> {
     pub(super) method: &'a str,
     pub(super) path: &'a str,
     pub(super) token: &'a str,
@@ -18,7 +18,7 @@ pub(super) struct Request<'a> {
 
 /// Result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum HttpOutcome {
     /// A complete reply.
     Answer {
         status: u16,
@@ -33,20 +33,25 @@ pub(super) enum Heard {
 }
 
 /// Sends a request to the replica at this base URL.
-pub(super) fn send(base: &str, request: &Request, limit: Duration) -> Heard {
+pub(super) fn send(base: &str, request: &ReplicaRequest, limit: Duration) -> HttpOutcome {
     let host = base.trim_start_matches("http://");
     let connected =
         host.parse::<SocketAddr>().ok().and_then(|to| TcpStream::connect_timeout(&to, limit).ok());
     match connected {
-        None => Heard::NotSent,
-        Some(stream) => exchange(stream, host, request, limit).unwrap_or(Heard::Lost),
+        None => HttpOutcome::NotSent,
+        Some(stream) => exchange(stream, host, request, limit).unwrap_or(HttpOutcome::Lost),
     }
 }
 
-fn exchange(mut stream: TcpStream, host: &str, request: &Request, limit: Duration) -> Option<Heard> {
+fn exchange(
+    mut stream: TcpStream,
+    host: &str,
+    request: &ReplicaRequest,
+    limit: Duration,
+) -> Option<HttpOutcome> {
     stream.set_read_timeout(Some(limit)).ok()?;
     stream.set_write_timeout(Some(limit)).ok()?;
-    let Request { method, path, token, key, body } = request;
+    let ReplicaRequest { method, path, token, key, body } = request;
     let key = key.map(|key| format!("idempotency-key: {key}\r\n")).unwrap_or_default();
     let text = format!(
         "{method} {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n{key}\
@@ -60,7 +65,7 @@ fn exchange(mut stream: TcpStream, host: &str, request: &Request, limit: Duratio
 }
 
 /// Parses a reply, if it is complete.
-fn parse(answer: &str) -> Option<Heard> {
+fn parse(answer: &str) -> Option<HttpOutcome> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let mut lines = head.lines();
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
@@ -71,7 +76,7 @@ fn parse(answer: &str) -> Option<Heard> {
     let value = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
     let length: usize = value("content-length")?.parse().ok()?;
     let leader = value("quorate-leader").map(str::to_string);
-    (body.len() == length).then(|| Heard::Answer { status, leader, body: body.to_string() })
+    (body.len() == length).then(|| HttpOutcome::Answer { status, leader, body: body.to_string() })
 }
 
 #[cfg(test)]
@@ -83,7 +88,7 @@ mod tests {
         let whole =
             "HTTP/1.1 421 Misdirected\r\nQuorate-Leader: http://1.2.3.4:5\r\ncontent-length: 2\r\n\r\n{}";
         let leader = Some("http://1.2.3.4:5".to_string());
-        assert_eq!(parse(whole), Some(Heard::Answer { status: 421, leader, body: "{}".into() }));
+        assert_eq!(parse(whole), Some(HttpOutcome::Answer { status: 421, leader, body: "{}".into() }));
         for length in 0..whole.len() {
             assert_eq!(parse(&whole[..length]), None, "cut at {length}");
         }
@@ -93,13 +98,13 @@ mod tests {
     fn nothing_is_sent_where_nobody_listens() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("bound"));
-        let request = Request { method: "GET", path: "/", token: "", key: None, body: "" };
+        let request = ReplicaRequest { method: "GET", path: "/", token: "", key: None, body: "" };
         assert_eq!(
             send(&base, &request, Duration::from_millis(50)),
-            Heard::Lost,
+            HttpOutcome::Lost,
             "it listens and says nothing"
         );
         drop(listener);
-        assert_eq!(send(&base, &request, Duration::from_secs(5)), Heard::NotSent);
+        assert_eq!(send(&base, &request, Duration::from_secs(5)), HttpOutcome::NotSent);
     }
 }

@@ -4,9 +4,9 @@
 //! Most writes are sent once, so that the claim of a reply `503` can be checked. Some are retried under their
 //! idempotency key until the reply is final; proposals use `quorate`, which retries automatically.
 
-use super::Dice;
-use super::history::{Found, History, Key, Outcome};
-use super::http::{Heard, Request, send};
+use super::SplitMix64;
+use super::history::{ClusterContents, KeyWrites, WriteHistory, WriteOutcome};
+use super::http::{HttpOutcome, ReplicaRequest, send};
 use crate::process::{command, target};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -37,7 +37,7 @@ const KEYS_MAX: usize = 40;
 const SERVICE: &str = "minilm";
 
 /// A running writer.
-pub(super) struct Writer {
+pub(super) struct WriterThread {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Notes>,
 }
@@ -49,7 +49,7 @@ pub(super) struct Notes {
     /// Whether the writer scales the service as well. It does not where the demonstration must complete with
     /// its own number.
     pub(super) scales: bool,
-    history: History,
+    history: WriteHistory,
     /// Events read so far, and the number of the last one.
     events: Vec<(String, String)>,
     sequence: u64,
@@ -57,10 +57,10 @@ pub(super) struct Notes {
     standing: Vec<String>,
     replica: usize,
     written: u64,
-    dice: Dice,
+    dice: SplitMix64,
 }
 
-impl Writer {
+impl WriterThread {
     /// Starts writing to the cluster in the notes' directory.
     pub(super) fn start(mut notes: Notes) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -87,66 +87,66 @@ impl Notes {
         Self {
             place: place.to_path_buf(),
             scales: false,
-            history: History::default(),
+            history: WriteHistory::default(),
             events: Vec::new(),
             sequence: 0,
             standing: Vec::new(),
             replica: 0,
             written: 0,
-            dice: Dice(seed),
+            dice: SplitMix64(seed),
         }
     }
 
     /// Does one write; returns false when there is no cluster to write to.
     fn write(&mut self) -> bool {
-        let Some(access) = Access::read(&self.place) else { return false };
+        let Some(context) = OperatorContext::read(&self.place) else { return false };
         // Without a leader, a thousand failing writes a second would be useless.
-        if !self.finds_leader(&access) {
+        if !self.finds_leader(&context) {
             return false;
         }
         self.written += 1;
         if self.written.is_multiple_of(WRITES_PER_AUDIT) {
-            self.read_audit(&access);
+            self.read_audit(&context);
         }
         let proposes = self.written.is_multiple_of(WRITES_PER_PROPOSAL);
         if proposes && self.history.proposals.len() < PROPOSALS_MAX {
             self.propose();
         } else if self.scales && self.dice.share() < 0.1 {
-            self.scale(&access);
+            self.scale(&context);
         } else if self.standing.len() >= KEYS_MAX || self.standing.len() > 5 && self.dice.share() < 0.4 {
-            self.revoke(&access);
+            self.revoke(&context);
         } else {
-            self.create(&access);
+            self.create(&context);
         }
         true
     }
 
-    fn create(&mut self, access: &Access) {
+    fn create(&mut self, context: &OperatorContext) {
         let name = format!("w-{}", self.written);
         let hash: String = (0..4).map(|_| format!("{:016x}", self.dice.draw())).collect();
         let body = format!("{{\"name\":\"{name}\",\"hash\":\"{hash}\",\"requests_per_minute\":null}}");
-        let created = self.settle(access, "POST", "/v1/keys", &body);
-        if created == Outcome::Done {
+        let created = self.settle(context, "POST", "/v1/keys", &body);
+        if created == WriteOutcome::Done {
             self.standing.push(name.clone());
         }
-        self.history.keys.insert(name, Key { created, revoked: None });
+        self.history.keys.insert(name, KeyWrites { created, revoked: None });
     }
 
-    fn revoke(&mut self, access: &Access) {
+    fn revoke(&mut self, context: &OperatorContext) {
         let at = (self.dice.share() * self.standing.len() as f64) as usize;
         let name = self.standing.swap_remove(at);
-        let revoked = self.settle(access, "DELETE", &format!("/v1/keys/{name}"), "");
+        let revoked = self.settle(context, "DELETE", &format!("/v1/keys/{name}"), "");
         if let Some(key) = self.history.keys.get_mut(&name) {
             key.revoked = Some(revoked);
         }
     }
 
-    fn scale(&mut self, access: &Access) {
+    fn scale(&mut self, context: &OperatorContext) {
         let path = format!("/v1/services/{SERVICE}");
-        let Some(service) = self.read(access, &path) else { return };
+        let Some(service) = self.read(context, &path) else { return };
         let Some(desired) = number_after(&service, "\"desired\":") else { return };
         let scaled =
-            self.settle(access, "POST", &format!("{path}/scale"), &format!("{{\"replicas\":{desired}}}"));
+            self.settle(context, "POST", &format!("{path}/scale"), &format!("{{\"replicas\":{desired}}}"));
         self.history.scaled.push(scaled);
     }
 
@@ -159,33 +159,34 @@ impl Notes {
         let Ok(output) = command(&program, &words).stdin(Stdio::null()).output() else { return };
         let said = String::from_utf8_lossy(&output.stderr);
         let outcome = match output.status.success() {
-            true => Outcome::Done,
-            false if said.contains("outcome-unknown") => Outcome::Unknown,
-            false => Outcome::NotDone,
+            true => WriteOutcome::Done,
+            false if said.contains("outcome-unknown") => WriteOutcome::Unknown,
+            false => WriteOutcome::NotDone,
         };
         self.history.proposals.insert(reason, outcome);
     }
 
     /// Sends a write, once or until the reply is final, and returns its known outcome.
-    fn settle(&mut self, access: &Access, method: &str, path: &str, body: &str) -> Outcome {
+    fn settle(&mut self, context: &OperatorContext, method: &str, path: &str, body: &str) -> WriteOutcome {
         let key = format!("{:016x}{:016x}", self.dice.draw(), self.dice.draw());
         let repeats = self.dice.share() < 0.3;
         let (deadline, mut unknown) = (Instant::now() + REPEAT_LIMIT, false);
         loop {
-            let request = Request { method, path, token: &access.token, key: Some(&key), body };
-            let heard = send(&access.replicas[self.replica % access.replicas.len()], &request, REQUEST_LIMIT);
-            self.follow(access, &heard);
-            match heard {
-                Heard::Answer { status: 200..300, .. } => return Outcome::Done,
-                Heard::NotSent | Heard::Answer { status: 421 | 503 | 507, .. } => {}
-                Heard::Lost | Heard::Answer { status: 504, .. } => unknown = true,
-                Heard::Answer { status, body, .. } => {
+            let request = ReplicaRequest { method, path, token: &context.token, key: Some(&key), body };
+            let outcome =
+                send(&context.replicas[self.replica % context.replicas.len()], &request, REQUEST_LIMIT);
+            self.follow(context, &outcome);
+            match outcome {
+                HttpOutcome::Answer { status: 200..300, .. } => return WriteOutcome::Done,
+                HttpOutcome::NotSent | HttpOutcome::Answer { status: 421 | 503 | 507, .. } => {}
+                HttpOutcome::Lost | HttpOutcome::Answer { status: 504, .. } => unknown = true,
+                HttpOutcome::Answer { status, body, .. } => {
                     self.refused(path, status, &body);
-                    return if unknown { Outcome::Unknown } else { Outcome::NotDone };
+                    return if unknown { WriteOutcome::Unknown } else { WriteOutcome::NotDone };
                 }
             }
             if !repeats || Instant::now() > deadline {
-                return if unknown { Outcome::Unknown } else { Outcome::NotDone };
+                return if unknown { WriteOutcome::Unknown } else { WriteOutcome::NotDone };
             }
             sleep(SILENCE_PAUSE);
         }
@@ -200,37 +201,37 @@ impl Notes {
     }
 
     /// Selects the replica that is reported as leader, or the next one.
-    fn follow(&mut self, access: &Access, heard: &Heard) {
-        let hint = match heard {
-            Heard::Answer { status: 200..300, .. } => return,
-            Heard::Answer { leader, .. } => leader.as_ref(),
+    fn follow(&mut self, context: &OperatorContext, outcome: &HttpOutcome) {
+        let hint = match outcome {
+            HttpOutcome::Answer { status: 200..300, .. } => return,
+            HttpOutcome::Answer { leader, .. } => leader.as_ref(),
             _ => None,
         };
-        let named = hint.and_then(|leader| access.replicas.iter().position(|replica| replica == leader));
-        self.replica = named.unwrap_or((self.replica + 1) % access.replicas.len());
+        let named = hint.and_then(|leader| context.replicas.iter().position(|replica| replica == leader));
+        self.replica = named.unwrap_or((self.replica + 1) % context.replicas.len());
     }
 
-    fn finds_leader(&mut self, access: &Access) -> bool {
-        (0..2 * access.replicas.len()).any(|_| self.try_read(access, "/v1/keys").is_some())
+    fn finds_leader(&mut self, context: &OperatorContext) -> bool {
+        (0..2 * context.replicas.len()).any(|_| self.try_read(context, "/v1/keys").is_some())
     }
 
-    fn try_read(&mut self, access: &Access, path: &str) -> Option<String> {
-        let request = Request { method: "GET", path, token: &access.token, key: None, body: "" };
-        let heard = send(&access.replicas[self.replica % access.replicas.len()], &request, REQUEST_LIMIT);
-        self.follow(access, &heard);
-        match heard {
-            Heard::Answer { status: 200, body, .. } => Some(body),
+    fn try_read(&mut self, context: &OperatorContext, path: &str) -> Option<String> {
+        let request = ReplicaRequest { method: "GET", path, token: &context.token, key: None, body: "" };
+        let outcome = send(&context.replicas[self.replica % context.replicas.len()], &request, REQUEST_LIMIT);
+        self.follow(context, &outcome);
+        match outcome {
+            HttpOutcome::Answer { status: 200, body, .. } => Some(body),
             _ => None,
         }
     }
 
-    fn read(&mut self, access: &Access, path: &str) -> Option<String> {
-        (0..2 * access.replicas.len()).find_map(|_| self.try_read(access, path))
+    fn read(&mut self, context: &OperatorContext, path: &str) -> Option<String> {
+        (0..2 * context.replicas.len()).find_map(|_| self.try_read(context, path))
     }
 
     /// Reads new audit events, if a leader serves them; returns whether there were any.
-    fn read_audit(&mut self, access: &Access) -> Option<bool> {
-        let page = self.read(access, &format!("/v1/events?after={}", self.sequence))?;
+    fn read_audit(&mut self, context: &OperatorContext) -> Option<bool> {
+        let page = self.read(context, &format!("/v1/events?after={}", self.sequence))?;
         let events = events_in(&page);
         if let Some((first, ..)) = events.first().filter(|(first, ..)| *first != self.sequence + 1) {
             let message = format!("the audit goes on at {first} after {}", self.sequence);
@@ -258,12 +259,12 @@ impl Notes {
 
     /// Compares the contents of the cluster with the history, and describes the result.
     pub(super) fn judge(mut self) -> Result<String, String> {
-        let access = Access::read(&self.place).ok_or("the cluster has no context")?;
-        while self.insist("the audit", |notes| notes.read_audit(&access))? {}
-        let keys = self.insist("keys", |notes| notes.read(&access, "/v1/keys"))?;
-        let proposals = self.insist("proposals", |notes| notes.read(&access, "/v1/proposals"))?;
+        let context = OperatorContext::read(&self.place).ok_or("the cluster has no context")?;
+        while self.insist("the audit", |notes| notes.read_audit(&context))? {}
+        let keys = self.insist("keys", |notes| notes.read(&context, "/v1/keys"))?;
+        let proposals = self.insist("proposals", |notes| notes.read(&context, "/v1/proposals"))?;
         let events = std::mem::take(&mut self.events);
-        let found = Found {
+        let found = ClusterContents {
             keys: texts_after(&keys, "\"name\":\""),
             proposals: texts_after(&proposals, "\"reason\":\""),
             events,
@@ -271,7 +272,7 @@ impl Notes {
         let violations = self.history.violations(&found);
         let count = |outcome| self.history.count(outcome);
         let (done, refused, unknown) =
-            (count(Outcome::Done), count(Outcome::NotDone), count(Outcome::Unknown));
+            (count(WriteOutcome::Done), count(WriteOutcome::NotDone), count(WriteOutcome::Unknown));
         let summary = format!(
             "{done} writes acknowledged, {refused} refused as not done, {unknown} unknown, {} violations",
             violations.len()
@@ -287,12 +288,12 @@ impl Notes {
 }
 
 /// Addresses and token of the cluster.
-pub(super) struct Access {
+pub(super) struct OperatorContext {
     pub(super) replicas: Vec<String>,
     token: String,
 }
 
-impl Access {
+impl OperatorContext {
     /// Reads them from the operator's context, if it exists.
     pub(super) fn read(place: &Path) -> Option<Self> {
         let context = std::fs::read_to_string(place.join("context.json")).ok()?;

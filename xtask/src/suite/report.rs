@@ -8,7 +8,7 @@ use std::time::Duration;
 const SLOWEST: usize = 10;
 
 /// One run of one test.
-pub(crate) struct Outcome {
+pub(crate) struct TestRun {
     pub(crate) title: String,
     /// Counted from 0.
     pub(crate) round: usize,
@@ -19,7 +19,7 @@ pub(crate) struct Outcome {
 
 /// All runs so far, by test.
 #[derive(Default)]
-pub(crate) struct Report {
+pub(crate) struct TestReport {
     tests: BTreeMap<String, Runs>,
 }
 
@@ -30,9 +30,9 @@ struct Runs {
     longest: Duration,
 }
 
-impl Report {
+impl TestReport {
     /// Adds a run.
-    pub(crate) fn add(&mut self, outcome: Outcome) {
+    pub(crate) fn add(&mut self, outcome: TestRun) {
         let runs = self.tests.entry(outcome.title).or_default();
         runs.count += 1;
         runs.longest = runs.longest.max(outcome.took);
@@ -80,14 +80,14 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn outcome(title: &str, round: usize, failed: bool, seconds: u64) -> Outcome {
+    fn outcome(title: &str, round: usize, failed: bool, seconds: u64) -> TestRun {
         let verdict = if failed { Err("exit status: 101".to_string()) } else { Ok(()) };
-        Outcome { title: title.into(), round, verdict, took: Duration::from_secs(seconds) }
+        TestRun { title: title.into(), round, verdict, took: Duration::from_secs(seconds) }
     }
 
     #[test]
     fn failures_are_told_by_test_and_round_and_the_slowest_come_first() {
-        let mut report = Report::default();
+        let mut report = TestReport::default();
         report.add(outcome("a::quick", 0, false, 1));
         report.add(outcome("b::shaky", 0, false, 2));
         report.add(outcome("b::shaky", 1, true, 9));
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn no_more_than_ten_slow_tests_are_named() {
-        let mut report = Report::default();
+        let mut report = TestReport::default();
         (0..20).for_each(|at| report.add(outcome(&format!("t{at:02}"), 0, false, at)));
         let text = report.text();
         assert!(text.contains("the slowest 10 of 20 tests:\n    19.0 s  t19\n"), "{text}");

@@ -1,7 +1,7 @@
 //! Runs tests in parallel, one process each, and measures their durations.
 
-use super::report::{Outcome, Report};
-use super::{Plan, Test};
+use super::report::{TestReport, TestRun};
+use super::{Test, TestPlan};
 use crate::process::{command, target};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -22,9 +22,9 @@ const TAIL_BYTES: i64 = 6000;
 const SAY_EVERY: usize = 100;
 
 /// Runs all tests, as many in parallel as there are cores.
-pub(super) fn all(runs: Vec<(usize, Test)>, plan: &Plan) -> Report {
+pub(super) fn all(runs: Vec<(usize, Test)>, plan: &TestPlan) -> TestReport {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let (next, report) = (AtomicUsize::new(0), Mutex::new(Report::default()));
+    let (next, report) = (AtomicUsize::new(0), Mutex::new(TestReport::default()));
     let work = || {
         while let Some((round, test)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let outcome = one(*round, test, plan);
@@ -47,7 +47,7 @@ pub(super) fn all(runs: Vec<(usize, Test)>, plan: &Plan) -> Report {
     report.into_inner().expect("no holder of the report panics")
 }
 
-fn one(round: usize, test: &Test, plan: &Plan) -> Outcome {
+fn one(round: usize, test: &Test, plan: &TestPlan) -> TestRun {
     let began = Instant::now();
     let verdict = log_file(round, test).and_then(|(path, log)| {
         let program = test.program.display().to_string();
@@ -61,7 +61,7 @@ fn one(round: usize, test: &Test, plan: &Plan) -> Outcome {
         }
         verdict.map_err(|why| format!("{why}; all it printed: {}\n{}", path.display(), tail(&path)))
     });
-    Outcome { title: test.title(), round, verdict, took: began.elapsed() }
+    TestRun { title: test.title(), round, verdict, took: began.elapsed() }
 }
 
 /// Runs the command with its output in `log`; an error describes its end.

@@ -3,13 +3,13 @@
 
 use super::PURE;
 use super::dependencies::product_dependencies;
-use super::sources::Sources;
+use super::sources::SourceTree;
 use std::collections::{BTreeMap, BTreeSet};
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
 /// Compares the drawing with the manifests.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let Some(page) = sources.get("ARCHITECTURE.md") else {
         return vec!["ARCHITECTURE.md is missing".into()];
     };
@@ -44,7 +44,7 @@ fn drawn(page: &str) -> Arrows {
 }
 
 /// Reads the product dependencies among our own crates from the manifests.
-fn built(sources: &Sources) -> Arrows {
+fn built(sources: &SourceTree) -> Arrows {
     let manifests: BTreeMap<String, &str> = sources
         .files
         .iter()
@@ -87,7 +87,7 @@ mod tests {
                         | `c` | |\n<!-- end of arrows -->\n";
 
     fn check_with(a: &str) -> usize {
-        check(&Sources::of(&[
+        check(&SourceTree::of(&[
             ("ARCHITECTURE.md", PAGE),
             ("a/Cargo.toml", a),
             ("b/Cargo.toml", "[dependencies]\nserde.workspace = true\n"),
@@ -105,7 +105,7 @@ mod tests {
     fn a_missing_and_an_undrawn_arrow_are_found() {
         assert_eq!(check_with("[dependencies]\nb.workspace = true\n"), 1);
         let page = "<!-- arrows -->\n| `a` | |\n| `b` | |\n<!-- end of arrows -->";
-        let found = check(&Sources::of(&[
+        let found = check(&SourceTree::of(&[
             ("ARCHITECTURE.md", page),
             ("a/Cargo.toml", "[dependencies]\nb.workspace = true\n"),
             ("b/Cargo.toml", ""),
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn a_pure_crate_stands_on_pure_crates_alone() {
         let page = "<!-- arrows -->\n| `scheduler` | `overlay` |\n| `overlay` | |\n<!-- end of arrows -->";
-        let found = check(&Sources::of(&[
+        let found = check(&SourceTree::of(&[
             ("ARCHITECTURE.md", page),
             ("scheduler/Cargo.toml", "[target.'cfg(unix)'.dependencies]\noverlay.workspace = true\n"),
             ("overlay/Cargo.toml", ""),
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn the_serving_circuit_may_not_reach_control() {
         let page = "<!-- arrows -->\n| `serving` | `control` |\n| `control` | |\n<!-- end of arrows -->";
-        let found = check(&Sources::of(&[
+        let found = check(&SourceTree::of(&[
             ("ARCHITECTURE.md", page),
             ("serving/Cargo.toml", "[dependencies]\ncontrol.workspace = true\n"),
             ("control/Cargo.toml", ""),

@@ -3,7 +3,7 @@
 //! A `use` is followed to the file that defines the name, through `pub use` on the way; a module that re-exports is no
 //! part of the circle for that alone. Strongly connected components are Tarjan's (1972), in a recursive form.
 
-use super::sources::{File, Sources};
+use super::sources::{SourceTree, TextFile};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most files that a circle may hold.
@@ -12,9 +12,9 @@ pub(super) const FILES_MAX: usize = 3;
 const HOPS_MAX: usize = 8;
 
 /// Returns every circle of more than one file, largest first.
-pub(super) fn circles(sources: &Sources) -> Vec<Vec<String>> {
-    let product = |file: &&File| !file.is_test() && file.path.contains("/src/");
-    let mut crates: BTreeMap<&str, Vec<&File>> = BTreeMap::new();
+pub(super) fn circles(sources: &SourceTree) -> Vec<Vec<String>> {
+    let product = |file: &&TextFile| !file.is_test() && file.path.contains("/src/");
+    let mut crates: BTreeMap<&str, Vec<&TextFile>> = BTreeMap::new();
     for file in sources.rust().filter(product) {
         crates.entry(file.path.split('/').next().unwrap_or_default()).or_default().push(file);
     }
@@ -37,9 +37,9 @@ struct Module {
 }
 
 impl Tree {
-    fn of(files: &[&File]) -> Self {
+    fn of(files: &[&TextFile]) -> Self {
         let paths: BTreeSet<Vec<String>> = files.iter().map(|file| module_of(&file.path)).collect();
-        let read = |file: &&File| (module_of(&file.path), Module::read(file, &paths));
+        let read = |file: &&TextFile| (module_of(&file.path), Module::read(file, &paths));
         Self { modules: files.iter().map(read).collect() }
     }
 
@@ -74,7 +74,7 @@ impl Tree {
 }
 
 impl Module {
-    fn read(file: &File, modules: &BTreeSet<Vec<String>>) -> Self {
+    fn read(file: &TextFile, modules: &BTreeSet<Vec<String>>) -> Self {
         let own = module_of(&file.path);
         let mut module = Self { file: file.path.clone(), uses: BTreeSet::new(), exports: BTreeMap::new() };
         let code = |line: &&str| !line.trim_start().starts_with("//");
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     fn found(files: &[(&str, &str)]) -> Vec<Vec<String>> {
-        circles(&Sources::of(files))
+        circles(&SourceTree::of(files))
     }
 
     #[test]

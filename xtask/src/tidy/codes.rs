@@ -1,7 +1,7 @@
 //! Check of error codes: product code produces every stable code, and a test names it. Codes without a test
 //! are listed; the list may shrink, never grow.
 
-use super::sources::Sources;
+use super::sources::SourceTree;
 
 /// File that defines the codes.
 const TABLE: &str = "protocol/src/error_code.rs";
@@ -9,7 +9,7 @@ const TABLE: &str = "protocol/src/error_code.rs";
 const UNTESTED: &str = "xtask/src/tidy/untested-codes.txt";
 
 /// Checks each code.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let table = sources.get(TABLE).map_or("", |file| file.text.as_str());
     let listed = sources.get(UNTESTED).map_or("", |file| file.text.as_str());
     let listed = |code: &str| listed.lines().any(|line| line == code);
@@ -41,7 +41,7 @@ pub(crate) fn codes(table: &str) -> Vec<(String, String)> {
 }
 
 /// Returns product code without its comments, and the text of all tests.
-fn texts(sources: &Sources) -> (String, String) {
+fn texts(sources: &SourceTree) -> (String, String) {
     let (mut product, mut tests) = (String::new(), String::new());
     for file in &sources.files {
         let golden = file.path.ends_with("cases/codes.txt");
@@ -71,7 +71,7 @@ mod tests {
 
     fn found(product: &str, test: &str, listed: &str) -> Vec<String> {
         let table = "codes! {\n    /// Doc.\n    DISK_FULL = \"disk-full\";\n}\n";
-        check(&Sources::of(&[
+        check(&SourceTree::of(&[
             (TABLE, table),
             ("a/src/lib.rs", product),
             ("a/tests/full.rs", test),

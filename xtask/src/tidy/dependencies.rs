@@ -2,7 +2,7 @@
 //! from the registry, and each excepted advisory has a reason.
 
 use super::PURE;
-use super::sources::Sources;
+use super::sources::SourceTree;
 
 /// Permitted dependencies of a pure crate. None of them reaches a clock, a file or a socket on its own, and
 /// randomness only in functions called for it.
@@ -26,7 +26,7 @@ const PURE_MAY_USE: [&str; 16] = [
 ];
 
 /// Checks the manifests, the lock file and the list of advisories.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let text = |path: &str| sources.get(path).map_or("", |file| file.text.as_str());
     let mut findings = argued(text("Cargo.toml"));
     for name in PURE {
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_pure_crate_with_a_runtime_and_a_crate_from_elsewhere_are_found() {
-        let found = check(&Sources::of(&[
+        let found = check(&SourceTree::of(&[
             ("scheduler/Cargo.toml", "[dependencies]\ntokio.workspace = true\n"),
             ("Cargo.lock", "source = \"git+https://example.org/fork\"\n"),
             ("deny.toml", "    { id = \"RUSTSEC-2000-0001\", reason = \"\" },\n"),

@@ -1,19 +1,19 @@
 //! Public types, functions, traits and constants of the product carry a doc comment. Fields and variants need none:
 //! a comment that repeats the name is worse than its absence. (rustc's `missing_docs` cannot tell the two apart.)
 
-use super::sources::{File, Sources};
+use super::sources::{SourceTree, TextFile};
 
 /// Kinds of items that need a comment.
 const KINDS: [&str; 9] =
     ["fn", "async fn", "const fn", "unsafe fn", "struct", "enum", "trait", "const", "type"];
 
 /// Returns every public item without a doc comment.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let product = sources.rust().filter(|file| !file.is_test() && file.path.contains("/src/"));
     product.flat_map(undocumented).collect()
 }
 
-fn undocumented(file: &File) -> Vec<String> {
+fn undocumented(file: &TextFile) -> Vec<String> {
     let lines: Vec<(usize, &str)> = file.product_lines().collect();
     let mut findings = Vec::new();
     for (at, (number, line)) in lines.iter().enumerate() {
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     fn found(text: &str) -> usize {
-        check(&Sources::of(&[("a/src/lib.rs", text)])).len()
+        check(&SourceTree::of(&[("a/src/lib.rs", text)])).len()
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Check of lengths: functions of at most 70 lines and files of at most 800 lines of product code. Functions
 //! in the ratchet were longer when the rule was introduced; they may shrink, never grow.
 
-use super::sources::{File, Sources};
+use super::sources::{SourceTree, TextFile};
 
 /// Longest function, in lines.
 const FUNCTION_LINES_MAX: usize = 70;
@@ -11,7 +11,7 @@ const FILE_LINES_MAX: usize = 800;
 const RATCHET: &str = "xtask/src/tidy/ratchet.txt";
 
 /// Measures every Rust file.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let ratchet = sources.get(RATCHET).map_or("", |file| file.text.as_str());
     let mut findings = Vec::new();
     for file in sources.rust() {
@@ -39,7 +39,7 @@ struct Function {
 }
 
 /// Locates functions by indentation: formatted code closes a function with a brace at the indent of its `fn`.
-fn functions(file: &File) -> Vec<Function> {
+fn functions(file: &TextFile) -> Vec<Function> {
     let lines: Vec<&str> = file.text.lines().collect();
     let mut found = Vec::new();
     for (at, line) in lines.iter().enumerate() {
@@ -84,20 +84,20 @@ mod tests {
 
     #[test]
     fn a_function_is_measured_from_its_first_to_its_last_line() {
-        assert_eq!(check(&Sources::of(&[("a/src/lib.rs", &source(68))])).len(), 0);
-        assert_eq!(check(&Sources::of(&[("a/src/lib.rs", &source(69))])).len(), 1);
+        assert_eq!(check(&SourceTree::of(&[("a/src/lib.rs", &source(68))])).len(), 0);
+        assert_eq!(check(&SourceTree::of(&[("a/src/lib.rs", &source(69))])).len(), 1);
     }
 
     #[test]
     fn the_ratchet_allows_what_was_and_no_more() {
         let ratchet = "a/src/lib.rs long 80\n";
-        assert_eq!(check(&Sources::of(&[("a/src/lib.rs", &source(78)), (RATCHET, ratchet)])).len(), 0);
-        assert_eq!(check(&Sources::of(&[("a/src/lib.rs", &source(79)), (RATCHET, ratchet)])).len(), 1);
+        assert_eq!(check(&SourceTree::of(&[("a/src/lib.rs", &source(78)), (RATCHET, ratchet)])).len(), 0);
+        assert_eq!(check(&SourceTree::of(&[("a/src/lib.rs", &source(79)), (RATCHET, ratchet)])).len(), 1);
     }
 
     #[test]
     fn a_long_file_is_found() {
         let long = "x\n".repeat(801);
-        assert_eq!(check(&Sources::of(&[("a/src/lib.rs", &long)])).len(), 1);
+        assert_eq!(check(&SourceTree::of(&[("a/src/lib.rs", &long)])).len(), 1);
     }
 }

@@ -15,9 +15,10 @@ mod ratchets;
 mod ratio;
 mod sources;
 mod text;
+mod uncalled;
 mod widths;
 
-use sources::Sources;
+use sources::SourceTree;
 
 /// Pure crates: they decide and have no side effects.
 pub(crate) const PURE: [&str; 3] = ["protocol", "human-chain", "scheduler"];
@@ -27,15 +28,15 @@ pub(crate) fn command(arguments: &[String]) -> Result<(), String> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         [] => run(),
-        ["--report"] => Sources::read(&crate::process::root()).map(|sources| ratchets::report(&sources)),
-        ["--tighten"] => ratchets::tighten(&Sources::read(&crate::process::root())?),
+        ["--report"] => SourceTree::read(&crate::process::root()).map(|sources| ratchets::report(&sources)),
+        ["--tighten"] => ratchets::tighten(&SourceTree::read(&crate::process::root())?),
         _ => Err("cargo xtask tidy [--report | --tighten]".into()),
     }
 }
 
 /// Runs every check and reports all findings together.
 pub(crate) fn run() -> Result<(), String> {
-    let sources = Sources::read(&crate::process::root())?;
+    let sources = SourceTree::read(&crate::process::root())?;
     let mut findings = Vec::new();
     findings.extend(arrows::check(&sources));
     findings.extend(dependencies::check(&sources));

@@ -1,6 +1,6 @@
 //! One domain noun names one type. Conventional names may repeat, since they are used through their crate or module.
 
-use super::sources::Sources;
+use super::sources::SourceTree;
 use std::collections::BTreeMap;
 
 /// Names that mean the same everywhere.
@@ -24,7 +24,7 @@ const CONVENTIONAL: [&str; 16] = [
 ];
 
 /// Returns each other type name that product code defines more than once, with the places.
-pub(super) fn in_use_twice(sources: &Sources) -> Vec<(String, Vec<String>)> {
+pub(super) fn in_use_twice(sources: &SourceTree) -> Vec<(String, Vec<String>)> {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for file in sources.rust().filter(|file| !file.is_test() && file.path.contains("/src/")) {
         for (number, line) in file.product_lines() {
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_name_of_two_types_is_found_with_both_places() {
-        let sources = Sources::of(&[
+        let sources = SourceTree::of(&[
             ("a/src/lib.rs", "pub struct Worker;\nenum Error {}\n    struct Inside;\n"),
             ("b/src/x.rs", "//! Doc.\npub(crate) trait Worker<T> {}\ntype Error = ();\n"),
             ("b/src/tests.rs", "struct Inside;\nstruct Worker;\n"),

@@ -2,18 +2,18 @@
 //! SPECIFICATION.md names a test that exists; dashboards name only metrics that exist.
 
 use super::codes::codes;
-use super::sources::Sources;
+use super::sources::SourceTree;
 use std::collections::BTreeSet;
 
 /// Compares the pages with the code.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let mut findings = error_pages(sources);
     findings.extend(promises(sources));
     findings.extend(metrics(sources));
     findings
 }
 
-fn error_pages(sources: &Sources) -> Vec<String> {
+fn error_pages(sources: &SourceTree) -> Vec<String> {
     let table = sources.get("protocol/src/error_code.rs").map_or("", |file| file.text.as_str());
     let codes: BTreeSet<String> = codes(table).into_iter().map(|(_, code)| code).collect();
     let pages: BTreeSet<String> = sources
@@ -30,7 +30,7 @@ fn error_pages(sources: &Sources) -> Vec<String> {
 
 /// Checks promises: each is a list item that ends with `(test: file::function)`, several separated by commas,
 /// and names existing tests.
-fn promises(sources: &Sources) -> Vec<String> {
+fn promises(sources: &SourceTree) -> Vec<String> {
     let Some(page) = sources.get("SPECIFICATION.md") else {
         return vec!["SPECIFICATION.md is missing".into()];
     };
@@ -50,7 +50,7 @@ fn promises(sources: &Sources) -> Vec<String> {
 
 /// Whether `file::function` runs as a test: a step of `cargo xtask test`, a Python function, or one with a
 /// test attribute in Rust.
-fn is_test(sources: &Sources, named: &str) -> bool {
+fn is_test(sources: &SourceTree, named: &str) -> bool {
     let (path, function) = named.split_once("::").unwrap_or((named, ""));
     let Some(file) = sources.get(path) else { return false };
     if let Some(step) = path.strip_prefix("xtask/src/").and_then(|path| path.strip_suffix(".rs")) {
@@ -69,7 +69,7 @@ fn is_test(sources: &Sources, named: &str) -> bool {
 }
 
 /// Checks that every `quorate_...` name in a dashboard or rule appears in product code.
-fn metrics(sources: &Sources) -> Vec<String> {
+fn metrics(sources: &SourceTree) -> Vec<String> {
     let code: String = sources
         .rust()
         .filter(|file| !file.path.starts_with("xtask/"))
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_code_needs_its_page_and_a_page_its_code() {
         let table = "codes! {\n    /// Doc.\n    A = \"a-code\";\n}\n";
-        let found = error_pages(&Sources::of(&[
+        let found = error_pages(&SourceTree::of(&[
             ("protocol/src/error_code.rs", table),
             ("docs/errors/b-code.md", "text"),
         ]));
@@ -114,13 +114,13 @@ mod tests {
         let page = "- Kept. (test: `a/src/lib.rs::kept`)\n- Broken. (test: `a/src/lib.rs::kept`,\n  \
                     `a/src/lib.rs::gone`)\n- No test. (test: `a/src/lib.rs::helper`)\n- Loose.\n";
         let code = "//! D\nfn helper() {}\n\n#[tokio::test(flavor = \"multi_thread\")]\nasync fn kept() {}\n";
-        let found = promises(&Sources::of(&[("SPECIFICATION.md", page), ("a/src/lib.rs", code)]));
+        let found = promises(&SourceTree::of(&[("SPECIFICATION.md", page), ("a/src/lib.rs", code)]));
         assert_eq!(found.len(), 3, "{found:?}");
     }
 
     #[test]
     fn a_dashboard_names_real_metrics_only() {
-        let found = metrics(&Sources::of(&[
+        let found = metrics(&SourceTree::of(&[
             ("dashboards/board.json", "rate(quorate_real_seconds_bucket[1m]) + quorate_gone_total"),
             ("a/src/metrics.rs", "register(\"quorate_real_seconds\")"),
         ]));

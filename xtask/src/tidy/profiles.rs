@@ -1,10 +1,10 @@
 //! Check that every crate of ours has a build profile of its own. The default profile is written for
 //! dependencies, without assertions, so an unnamed crate would silently lose its own.
 
-use super::sources::Sources;
+use super::sources::SourceTree;
 
 /// Checks the root manifest.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let manifest = sources.get("Cargo.toml").map_or("", |file| file.text.as_str());
     let named: Vec<&str> = table(manifest, "[profile.dev.package]").collect();
     let missing = members(manifest).filter(|name| !named.contains(name));
@@ -37,7 +37,7 @@ mod tests {
     fn a_crate_without_a_profile_of_its_own_is_found() {
         let manifest = "[workspace]\nmembers = [\n    \"a\", \"b\",\n    \"c\",\n]\n\n[profile.dev.package]\n\
                         a = { opt-level = 1, overflow-checks = true }\nb = { opt-level = 1 }\n\n[profile.release]\n";
-        let found = check(&Sources::of(&[("Cargo.toml", manifest)]));
+        let found = check(&SourceTree::of(&[("Cargo.toml", manifest)]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("`b`") && found[1].contains("`c`"), "{found:?}");
     }

@@ -4,7 +4,7 @@
 //! The reader is a blunt one: it splits text at full stops, knows no grammar, and skips code, tables, headings and the
 //! tests that SPECIFICATION.md names.
 
-use super::sources::File;
+use super::sources::TextFile;
 
 /// Openings of a sentence without a noun.
 const OPENINGS: [&str; 15] = [
@@ -32,7 +32,7 @@ const TRAILING: &str = "trailing";
 
 /// A finding in a file: its line and the advice.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(super) struct StyleFinding {
     pub(super) line: usize,
     pub(super) advice: String,
 }
@@ -45,31 +45,32 @@ pub(super) struct Size {
 }
 
 /// Returns the sentences of `file` that open without a noun.
-pub(super) fn openings(file: &File) -> Vec<Finding> {
+pub(super) fn openings(file: &TextFile) -> Vec<StyleFinding> {
     let opens = |(line, sentence): (usize, String)| {
         let first = words(&sentence).next()?;
         let is_banned = OPENINGS.contains(&first.to_lowercase().as_str());
-        is_banned.then(|| Finding { line, advice: format!("`{first} …`: begin the sentence with a noun") })
+        is_banned
+            .then(|| StyleFinding { line, advice: format!("`{first} …`: begin the sentence with a noun") })
     };
     sentences(file).into_iter().filter_map(opens).collect()
 }
 
 /// Returns the words of `file` that have a better one.
-pub(super) fn banned(file: &File) -> Vec<Finding> {
+pub(super) fn banned(file: &TextFile) -> Vec<StyleFinding> {
     let mut findings = Vec::new();
     for (line, sentence) in sentences(file) {
         let spaced = format!(" {} ", words(&sentence).collect::<Vec<_>>().join(" ").to_lowercase());
         for (word, replacement) in WORDS.lines().filter_map(|line| line.split_once(": ")) {
             let count = spaced.matches(&format!(" {word} ")).count();
             let advice = format!("`{word}`: {replacement}");
-            findings.extend((0..count).map(|_| Finding { line, advice: advice.clone() }));
+            findings.extend((0..count).map(|_| StyleFinding { line, advice: advice.clone() }));
         }
     }
     findings
 }
 
 /// Counts the sentences and words of `file`.
-pub(super) fn size(file: &File) -> Size {
+pub(super) fn size(file: &TextFile) -> Size {
     let sentences = sentences(file);
     let words = sentences.iter().map(|(_, sentence)| words(sentence).count()).sum();
     Size { sentences: sentences.len(), words }
@@ -81,7 +82,7 @@ fn words(sentence: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Sentences with the line on which their paragraph begins.
-fn sentences(file: &File) -> Vec<(usize, String)> {
+fn sentences(file: &TextFile) -> Vec<(usize, String)> {
     let paragraphs = match file.path.rsplit('.').next() {
         Some("rs") => of_comments(&file.text),
         Some("md") => of_markdown(&file.text),
@@ -213,8 +214,8 @@ fn without_bullet(words: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn file(path: &str, text: &str) -> File {
-        File { path: path.into(), text: text.into() }
+    fn file(path: &str, text: &str) -> TextFile {
+        TextFile { path: path.into(), text: text.into() }
     }
 
     fn opened(path: &str, text: &str) -> Vec<usize> {

@@ -2,7 +2,7 @@
 //! in a fixed order wherever order can reach a decision or a byte.
 
 use super::PURE;
-use super::sources::Sources;
+use super::sources::SourceTree;
 
 /// Names that a pure crate may not use, and the alternative to each.
 const BANNED: [(&str, &str); 16] = [
@@ -30,7 +30,7 @@ const CLIPPY_BANS: [&str; 4] =
     ["std::time::Instant::now", "std::time::SystemTime::now", "std::collections::HashMap", "std::env::var"];
 
 /// Scans the product code of the pure crates.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let mut findings = Vec::new();
     for name in PURE {
         let prefix = format!("{name}/src/");
@@ -53,7 +53,7 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
 }
 
 /// Returns the paths that a `clippy.toml` disallows.
-fn banned_paths(sources: &Sources, file: &str) -> Vec<String> {
+fn banned_paths(sources: &SourceTree, file: &str) -> Vec<String> {
     let text = sources.get(file).map_or("", |file| file.text.as_str());
     text.split("path = \"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_string).collect()
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn findings(source: &str) -> usize {
-        check(&Sources::of(&[("scheduler/src/lib.rs", source)]))
+        check(&SourceTree::of(&[("scheduler/src/lib.rs", source)]))
             .iter()
             .filter(|finding| finding.contains("lib.rs"))
             .count()
@@ -85,9 +85,9 @@ mod tests {
 
     #[test]
     fn a_pure_crate_without_its_own_bans_or_the_common_ones_is_found() {
-        let none = check(&Sources::of(&[]));
+        let none = check(&SourceTree::of(&[]));
         assert_eq!(none.len(), PURE.len() * CLIPPY_BANS.len());
         let common = ("clippy.toml", "disallowed-methods = [{ path = \"std::env::set_var\" }]");
-        assert_eq!(check(&Sources::of(&[common])).len(), none.len() + PURE.len());
+        assert_eq!(check(&SourceTree::of(&[common])).len(), none.len() + PURE.len());
     }
 }

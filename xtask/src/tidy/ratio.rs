@@ -6,7 +6,8 @@
 //! Fuzz targets and their seeds do not count.
 
 use super::PURE;
-use super::sources::{File, Sources};
+use super::sources::{SourceTree, TextFile};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Required lines of test for two lines of code.
 const TEST_LINES_PER_TWO: usize = 3;
@@ -30,7 +31,7 @@ impl Lines {
 }
 
 /// Prints each pure crate's ratio and reports those that are too low.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let mut findings = Vec::new();
     for name in PURE {
         let lines = count(sources, name);
@@ -47,7 +48,17 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
     findings
 }
 
-fn count(sources: &Sources, name: &str) -> Lines {
+/// Returns the lines of test in Rust for a hundred lines of code, for every crate that has code. Text cases do not
+/// count here.
+pub(super) fn per_hundred(sources: &SourceTree) -> BTreeMap<String, usize> {
+    let folders = sources.rust().filter(|file| file.path.contains("/src/"));
+    let names: BTreeSet<&str> = folders.filter_map(|file| file.path.split('/').next()).collect();
+    let counted =
+        names.into_iter().map(|name| (name, count(sources, name))).filter(|(_, lines)| lines.code > 0);
+    counted.map(|(name, lines)| (name.to_string(), 100 * lines.test / lines.code)).collect()
+}
+
+fn count(sources: &SourceTree, name: &str) -> Lines {
     let mut lines = Lines::default();
     let folder = format!("{name}/");
     for file in sources.files.iter().filter(|file| file.path.starts_with(&folder)) {
@@ -65,7 +76,7 @@ fn count(sources: &Sources, name: &str) -> Lines {
     lines
 }
 
-fn product(file: &File) -> usize {
+fn product(file: &TextFile) -> usize {
     if file.is_test() { 0 } else { file.product_lines().filter(|(_, line)| counts(line, "//")).count() }
 }
 
@@ -79,7 +90,7 @@ mod tests {
     use super::*;
 
     fn of(files: &[(&str, &str)]) -> Lines {
-        count(&Sources::of(files), "scheduler")
+        count(&SourceTree::of(files), "scheduler")
     }
 
     #[test]
@@ -109,7 +120,7 @@ mod tests {
     fn three_for_two_is_enough_and_less_is_found() {
         let code = ("scheduler/src/lib.rs", "x\nx\n");
         assert!(of(&[code, ("scheduler/tests/t.rs", "t\nt\nt\n")]).suffices());
-        let short = Sources::of(&[code, ("scheduler/tests/t.rs", "t\nt\n")]);
+        let short = SourceTree::of(&[code, ("scheduler/tests/t.rs", "t\nt\n")]);
         let findings = check(&short);
         assert_eq!(findings, ["scheduler: 1.00 lines of test for one of code; at least 1.5: 1 more"]);
     }

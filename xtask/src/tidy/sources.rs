@@ -3,18 +3,18 @@
 use std::path::Path;
 
 /// A text file of the repository.
-pub(crate) struct File {
+pub(crate) struct TextFile {
     /// Path relative to the root, `/`-separated.
     pub(crate) path: String,
     pub(crate) text: String,
 }
 
 /// All text files of the repository.
-pub(crate) struct Sources {
-    pub(crate) files: Vec<File>,
+pub(crate) struct SourceTree {
+    pub(crate) files: Vec<TextFile>,
 }
 
-impl Sources {
+impl SourceTree {
     /// Reads the files that git tracks or does not ignore.
     pub(crate) fn read(root: &Path) -> Result<Self, String> {
         let list = crate::process::output(
@@ -22,12 +22,12 @@ impl Sources {
                 .args(["ls-files", "--cached", "--others", "--exclude-standard"])
                 .current_dir(root),
         )?;
-        let mut files: Vec<File> = list
+        let mut files: Vec<TextFile> = list
             .lines()
             .filter_map(|path| {
                 // A file that is not UTF-8 is data: a model, an image.
                 let text = std::fs::read_to_string(root.join(path)).ok()?;
-                Some(File { path: path.to_string(), text })
+                Some(TextFile { path: path.to_string(), text })
             })
             .collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -37,22 +37,22 @@ impl Sources {
     /// Makes sources for a test.
     #[cfg(test)]
     pub(crate) fn of(files: &[(&str, &str)]) -> Self {
-        let file = |(path, text): &(&str, &str)| File { path: (*path).into(), text: (*text).into() };
+        let file = |(path, text): &(&str, &str)| TextFile { path: (*path).into(), text: (*text).into() };
         Self { files: files.iter().map(file).collect() }
     }
 
     /// Returns the Rust files.
-    pub(crate) fn rust(&self) -> impl Iterator<Item = &File> {
+    pub(crate) fn rust(&self) -> impl Iterator<Item = &TextFile> {
         self.files.iter().filter(|file| file.path.ends_with(".rs"))
     }
 
     /// Returns the file at `path`.
-    pub(crate) fn get(&self, path: &str) -> Option<&File> {
+    pub(crate) fn get(&self, path: &str) -> Option<&TextFile> {
         self.files.iter().find(|file| file.path == path)
     }
 }
 
-impl File {
+impl TextFile {
     /// Whether the file contains only tests.
     pub(crate) fn is_test(&self) -> bool {
         self.path.contains("/tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/examples/")

@@ -1,6 +1,6 @@
 //! Check of texts: module documentation, leftovers, banned names, paths of a developer's machine.
 
-use super::sources::{File, Sources};
+use super::sources::{SourceTree, TextFile};
 
 /// Leftovers and names with their remedy. Each is split, so that this file does not match itself.
 const BANNED: [(&str, &str, &str); 8] = [
@@ -15,7 +15,7 @@ const BANNED: [(&str, &str, &str); 8] = [
 ];
 
 /// Scans every text file for leftovers and every Rust file for its module documentation.
-pub(crate) fn check(sources: &Sources) -> Vec<String> {
+pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let mut findings = Vec::new();
     for file in &sources.files {
         findings.extend(leftovers(file));
@@ -29,7 +29,7 @@ pub(crate) fn check(sources: &Sources) -> Vec<String> {
     findings
 }
 
-fn leftovers(file: &File) -> Vec<String> {
+fn leftovers(file: &TextFile) -> Vec<String> {
     let mut findings = Vec::new();
     for (at, line) in file.text.lines().enumerate() {
         for (head, tail, remedy) in BANNED {
@@ -48,13 +48,13 @@ mod tests {
     #[test]
     fn leftovers_are_found_with_their_line() {
         let text = format!("//! Doc.\n// {}{}: later\n", "FIX", "ME");
-        let found = check(&Sources::of(&[("a/src/lib.rs", &text)]));
+        let found = check(&SourceTree::of(&[("a/src/lib.rs", &text)]));
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("a/src/lib.rs:2:"), "{found:?}");
     }
 
     #[test]
     fn a_file_without_module_documentation_is_found() {
-        assert_eq!(check(&Sources::of(&[("a/src/lib.rs", "fn f() {}\n")])).len(), 1);
+        assert_eq!(check(&SourceTree::of(&[("a/src/lib.rs", "fn f() {}\n")])).len(), 1);
     }
 }

@@ -1,13 +1,13 @@
 //! Lines of at most 110 columns, in Rust and in Markdown. Rows of a Markdown table, lines of a terminal's
 //! output and single words, such as the path of a test, cannot be wrapped and do not count.
 
-use super::prose::Finding;
-use super::sources::File;
+use super::prose::StyleFinding;
+use super::sources::TextFile;
 
 const COLUMNS_MAX: usize = 110;
 
 /// Returns the lines of `file` that are too long.
-pub(super) fn wide(file: &File) -> Vec<Finding> {
+pub(super) fn wide(file: &TextFile) -> Vec<StyleFinding> {
     let is_markdown = file.path.ends_with(".md");
     if !is_markdown && !file.path.ends_with(".rs") {
         return Vec::new();
@@ -20,8 +20,10 @@ pub(super) fn wide(file: &File) -> Vec<Finding> {
         let cannot_wrap = is_one_word || is_markdown && (in_code || line.starts_with('|'));
         let columns = line.chars().count();
         if columns > COLUMNS_MAX && !cannot_wrap {
-            findings
-                .push(Finding { line: at + 1, advice: format!("{columns} columns; at most {COLUMNS_MAX}") });
+            findings.push(StyleFinding {
+                line: at + 1,
+                advice: format!("{columns} columns; at most {COLUMNS_MAX}"),
+            });
         }
     }
     findings
@@ -35,7 +37,7 @@ mod tests {
     fn long_lines_are_found_where_they_can_be_wrapped() {
         let long = "x y".repeat(37);
         let found = |path: &str, text: &str| {
-            let file = File { path: path.into(), text: text.into() };
+            let file = TextFile { path: path.into(), text: text.into() };
             wide(&file).iter().map(|finding| finding.line).collect::<Vec<_>>()
         };
         assert_eq!(found("a.rs", &format!("// {}\n{long}\n{}\n", "é ".repeat(53), "x".repeat(111))), [2]);
