@@ -9,7 +9,7 @@ pub mod clock;
 pub mod device;
 pub mod files;
 pub mod launcher;
-mod rate_limiter;
+mod pacer;
 pub mod sandbox;
 
 pub use clock::Clock;

@@ -26,6 +26,7 @@ mod identity;
 mod limits;
 mod log_throttle;
 mod policy;
+mod rate_limiter;
 mod reverse;
 mod server;
 mod stream;
@@ -48,6 +49,7 @@ pub use limits::{Backoff, Limits};
 pub use log_throttle::LogThrottle;
 pub use policy::PeerPolicy;
 pub use protocol::PublicKey;
+pub use rate_limiter::{Rate, RateLimiter};
 #[doc(hidden)]
 pub use reverse::read_preface;
 pub use reverse::{PREFACE_BYTES_MAX, Reversed, accept_reverse, accept_reverse_loop, reverse_serve};

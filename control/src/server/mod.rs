@@ -4,7 +4,6 @@
 //! The replica decides nothing itself: `scheduler` makes decisions, and `human-chain` verifies authority.
 
 mod agents;
-mod allowance;
 mod api;
 mod auth;
 mod begin;

@@ -5,33 +5,33 @@
 
 use super::Server;
 use super::agents::{self, ENROL, SYNC};
-use super::allowance::{Allowance, Rate};
 use super::problem::Failure;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use overlay::{Peer, PeerAddress, PublicKey, SourcePrefix};
-use protocol::{Millis, NodeId, error_code};
+use overlay::{Peer, PeerAddress, PublicKey, Rate, RateLimiter, SourcePrefix};
+use protocol::{NodeId, error_code};
 use scheduler::limits::{PENDING_NODES_MAX, PENDING_SILENT_MS};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Rate limit of one source. A node that waits for admission asks once in two seconds, so a site of a hundred
 /// such nodes is served.
-const ASKS_EACH: Rate = Rate { burst: 200, every_ms: 10 };
+const ASKS_EACH: Rate = Rate { burst: 200, interval: Duration::from_millis(10) };
 /// Rate limit of all sources: a response may carry a genesis of a megabyte or two, and costs about as much as
 /// a sync.
-const ASKS_ALL: Rate = Rate { burst: 1000, every_ms: 2 };
+const ASKS_ALL: Rate = Rate { burst: 1000, interval: Duration::from_millis(2) };
 /// Rate limit of one source for requests that write to the log. A full list of honest nodes writes four a
 /// second.
-const NOTES_EACH: Rate = Rate { burst: 16, every_ms: 2000 };
+const NOTES_EACH: Rate = Rate { burst: 16, interval: Duration::from_secs(2) };
 /// Rate limit of all sources for requests that write to the log: a fraction of the log's throughput.
-const NOTES_ALL: Rate = Rate { burst: 64, every_ms: 200 };
+const NOTES_ALL: Rate = Rate { burst: 64, interval: Duration::from_millis(200) };
 /// Maximum number of source addresses remembered; one takes some tens of bytes.
 const ADDRESSES_MAX: usize = 4096;
 
 const _: () = assert!(
-    PENDING_SILENT_MS / NOTES_EACH.every_ms + NOTES_EACH.burst < PENDING_NODES_MAX as u64,
+    PENDING_SILENT_MS as u128 / NOTES_EACH.interval.as_millis() + (NOTES_EACH.burst as u128)
+        < PENDING_NODES_MAX as u128,
     "no single address keeps the list of waiting nodes full of its own"
 );
 
@@ -40,14 +40,14 @@ const _: () = assert!(
 pub(super) struct UnadmittedPeers {
     /// Origin of the limiters' clock, which is monotonic: a wall clock set back would shut peers out.
     began: Instant,
-    asks: Mutex<Allowance<SourcePrefix>>,
-    notes: Mutex<Allowance<SourcePrefix>>,
+    asks: Mutex<RateLimiter<SourcePrefix>>,
+    notes: Mutex<RateLimiter<SourcePrefix>>,
 }
 
 impl Default for UnadmittedPeers {
     fn default() -> Self {
-        let asks = Mutex::new(Allowance::new(ASKS_EACH, ASKS_ALL, ADDRESSES_MAX));
-        let notes = Mutex::new(Allowance::new(NOTES_EACH, NOTES_ALL, ADDRESSES_MAX));
+        let asks = Mutex::new(RateLimiter::new(ADDRESSES_MAX, Some(ASKS_ALL)));
+        let notes = Mutex::new(RateLimiter::new(ADDRESSES_MAX, Some(NOTES_ALL)));
         Self { began: Instant::now(), asks, notes }
     }
 }
@@ -55,21 +55,25 @@ impl Default for UnadmittedPeers {
 impl UnadmittedPeers {
     /// Takes one request from the source's limit.
     fn ask(&self, address: PeerAddress) -> Result<(), Failure> {
-        self.take(&self.asks, address)
+        self.take(&self.asks, ASKS_EACH, address)
     }
 
     /// Takes one write to the log from the source's limit.
     pub(super) fn note(&self, address: PeerAddress) -> Result<(), Failure> {
-        self.take(&self.notes, address)
+        self.take(&self.notes, NOTES_EACH, address)
     }
 
-    fn take(&self, allowance: &Mutex<Allowance<SourcePrefix>>, address: PeerAddress) -> Result<(), Failure> {
-        let now = Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        let mut allowance = allowance.lock().expect("no holder of this lock panics");
-        allowance.take(&address.source_prefix(), now).map_err(|wait_ms| {
+    fn take(
+        &self,
+        limiter: &Mutex<RateLimiter<SourcePrefix>>,
+        each: Rate,
+        address: PeerAddress,
+    ) -> Result<(), Failure> {
+        let mut limiter = limiter.lock().expect("no holder of this lock panics");
+        limiter.take(&address.source_prefix(), each, self.began.elapsed()).map_err(|wait| {
             let message = "too many requests of nodes that are not admitted";
             let failure = Failure::new(error_code::LIMIT_REACHED, message);
-            failure.remedy(format!("ask again in {} s", wait_ms.div_ceil(1000)))
+            failure.remedy(format!("ask again in {} s", wait.as_millis().div_ceil(1000)))
         })
     }
 }

@@ -8,7 +8,7 @@ use super::backoff::ExponentialBackoff;
 use super::core::SlotKey;
 use super::node::Node;
 use crate::launcher::Running;
-use crate::rate_limiter::RateLimiter;
+use crate::pacer::InputPacer;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use overlay::PublicKey;
@@ -88,7 +88,7 @@ async fn converse(
         return Err(io::Error::from(io::ErrorKind::InvalidData).into());
     };
     said.send_replace(Some(Said { state, detail: String::new() }));
-    let limiter = RateLimiter::new(FRAMES_PER_SECOND, FRAMES_BURST);
+    let limiter = InputPacer::new(FRAMES_PER_SECOND, FRAMES_BURST);
     let talk = Talk { about, worker, links: BTreeMap::new(), dials: FuturesUnordered::new(), limiter };
     talk.run(&mut sender, &mut receiver, said, drain).await
 }
@@ -117,7 +117,7 @@ struct Talk<'a> {
     worker: PublicKey,
     links: BTreeMap<PublicKey, GatewayLink>,
     dials: FuturesUnordered<PendingDial>,
-    limiter: RateLimiter,
+    limiter: InputPacer,
 }
 
 impl Talk<'_> {
@@ -247,7 +247,7 @@ impl Talk<'_> {
 
 /// Returns the worker's next message, as fast as the rate limit allows.
 async fn next_frame(
-    limiter: &RateLimiter,
+    limiter: &InputPacer,
     receiver: &mut FrameReceiver,
 ) -> Result<Option<(FromWorker, Vec<OwnedFd>)>, FrameError> {
     limiter.ready().await;

@@ -2,7 +2,7 @@
 //! untrusted code. A line is at most [`METRICS_LINE_BYTES_MAX`] bytes and must be exactly the expected type;
 //! everything else is counted and discarded.
 
-use crate::rate_limiter::RateLimiter;
+use crate::pacer::InputPacer;
 use protocol::limits::METRICS_LINE_BYTES_MAX;
 use protocol::worker::WorkerMetrics;
 use std::io;
@@ -62,7 +62,7 @@ pub struct MetricsReader {
     pipe: Box<dyn AsyncRead + Send + Sync + Unpin>,
     lines: LineSplitter,
     refused: u64,
-    limiter: RateLimiter,
+    limiter: InputPacer,
 }
 
 impl std::fmt::Debug for MetricsReader {
@@ -82,7 +82,7 @@ impl MetricsReader {
 
     /// Reads from any stream that carries such lines.
     pub fn of(pipe: impl AsyncRead + Send + Sync + Unpin + 'static) -> Self {
-        let limiter = RateLimiter::new(BYTES_PER_SECOND, BURST_BYTES);
+        let limiter = InputPacer::new(BYTES_PER_SECOND, BURST_BYTES);
         Self { pipe: Box::new(pipe), lines: LineSplitter::default(), refused: 0, limiter }
     }
 

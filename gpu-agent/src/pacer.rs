@@ -1,4 +1,4 @@
-//! Rate limiter for input from untrusted code: the generic cell rate algorithm. Excess input is not dropped
+//! Pacer for input from untrusted code, by the generic cell rate algorithm. Excess input is not dropped
 //! but left in its pipe or socket, until its sender has to wait.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// Accepts units at a steady rate, with bursts.
 #[derive(Debug)]
-pub(crate) struct RateLimiter {
+pub(crate) struct InputPacer {
     /// Interval between two units at the steady rate.
     interval: Duration,
     /// Tolerance by which a sender may be ahead of the steady rate.
@@ -15,7 +15,7 @@ pub(crate) struct RateLimiter {
     theoretical_arrival: Instant,
 }
 
-impl RateLimiter {
+impl InputPacer {
     /// Creates a limiter of this many units per second and this burst.
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second;
@@ -43,7 +43,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_passes_and_the_rest_comes_at_the_steady_rate() {
         let began = Instant::now();
-        let mut limiter = RateLimiter::new(10, 50);
+        let mut limiter = InputPacer::new(10, 50);
         let mut times = Vec::new();
         for _ in 0..72 {
             limiter.ready().await;
