@@ -6,7 +6,7 @@
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
 use crate::observed::Observed;
-use crate::plan::{Candidates, candidates, free_slot, model_bytes, rooms, service_obstacles};
+use crate::plan::{CandidatePlacement, candidates, capacities, free_slot, model_bytes, service_obstacles};
 use crate::why::smallest_change;
 use human_chain::{class_of, describe, propose};
 use protocol::api::{DryRun, DryRunPlacement};
@@ -47,7 +47,7 @@ pub fn dry_run(
         avoid: BTreeMap::new(),
     };
     services.remove(&manifest.name);
-    let mut rooms = rooms(cluster, observed, &services, now);
+    let mut capacities = capacities(cluster, observed, &services, now);
     let (mut placed, mut waiting) = (Vec::new(), Vec::new());
     if !cluster.models().contains_key(&manifest.model.root) {
         let model = &manifest.model;
@@ -56,10 +56,10 @@ pub fn dry_run(
         let bytes = model_bytes(cluster, manifest);
         while let Some(slot) = free_slot(&service) {
             let in_the_way = |node| service_obstacles(cluster, &service, node, cluster.time(now));
-            match candidates(cluster, &rooms, manifest, in_the_way) {
-                Ok(Candidates { node, name, gpus, .. }) => {
-                    if let Some(room) = rooms.iter_mut().find(|room| room.id == node) {
-                        room.host(manifest, &gpus, bytes);
+            match candidates(cluster, &capacities, manifest, in_the_way) {
+                Ok(CandidatePlacement { node, name, gpus, .. }) => {
+                    if let Some(capacity) = capacities.iter_mut().find(|capacity| capacity.id == node) {
+                        capacity.host(manifest, &gpus, bytes);
                     }
                     hold(&mut service, slot, cluster, node);
                     placed.push(DryRunPlacement { slot, node: name });
@@ -105,7 +105,7 @@ fn wait_lines(
     desired: u32,
     max: u32,
     placed: u32,
-    nodes: &[(protocol::NodeName, Vec<crate::plan::Obstacle>)],
+    nodes: &[(protocol::NodeName, Vec<crate::plan::Unschedulable>)],
 ) -> Vec<String> {
     let mut lines = vec![if placed < desired {
         format!("{} of {desired} would wait", desired - placed)

@@ -5,7 +5,7 @@
 //! nothing: every order names a certificate that its node verifies independently.
 //!
 //! On the leader, the shell (`control`) applies an [`Action::Lead`], creates an [`Observed`], and records
-//! every agent's request in it. It then repeats three steps: [`plan()`], [`Observed::condemn`], and a
+//! every agent's request in it. It then repeats three steps: [`plan()`], [`Observed::begin_eviction`], and a
 //! proposal of [`Plan::command`]. It answers agents with [`desired_for`] and [`route_table`]. Start reading
 //! at [`Cluster`] and [`plan()`].
 
@@ -32,7 +32,7 @@ pub use cluster::{
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
-pub use observed::{LapseUnderWay, Liveness, Observed, ObservedNode};
+pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, plan};
 pub use status::{LeaderView, status};
 pub use views::{

@@ -9,8 +9,8 @@
 //!    new leader's first [`LEASE_MS`].
 //! 3. Its `now` never jumps ahead of real time: a wall clock set forward would end every lease here while
 //!    nodes still rely on theirs. Read a wall clock once and advance it with a monotonic one.
-//! 4. It calls [`Observed::condemn`] before it proposes a plan. A node whose lapse is in progress gets no
-//!    answer until the plan is decided ([`Observed::heard`] reports this). Otherwise a late renewal would
+//! 4. It calls [`Observed::begin_eviction`] before it proposes a plan. A node whose lapse is in progress gets no
+//!    answer until the plan is decided ([`Observed::record_heartbeat`] reports this). Otherwise a late renewal would
 //!    cross the lapse in the log and two nodes would hold one slot.
 
 use crate::command::Step;
@@ -72,7 +72,7 @@ pub enum Liveness {
 /// Error for a node whose lapse is being decided: it gets no lease now, and asks again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the node was silent for a lease and its slots are being taken; ask again")]
-pub struct LapseUnderWay;
+pub struct EvictionInProgress;
 
 impl Observed {
     /// Creates the view of a leader that has received no report yet. `leader_since` is its own clock's time
@@ -93,15 +93,15 @@ impl Observed {
     ///
     /// # Errors
     /// The node's lapse is in progress: it must get no answer.
-    pub fn heard(
+    pub fn record_heartbeat(
         &mut self,
         node: NodeId,
         request: &SyncRequest,
         generation: u64,
         now: Millis,
-    ) -> Result<(), LapseUnderWay> {
+    ) -> Result<(), EvictionInProgress> {
         if self.condemned.get(&node).is_some_and(|planned| generation <= *planned) {
-            return Err(LapseUnderWay);
+            return Err(EvictionInProgress);
         }
         self.condemned.remove(&node);
         // If the clock falls behind, a granted lease counts from the latest time seen.
@@ -128,7 +128,7 @@ impl Observed {
 
     /// Records the nodes from which a plan takes slots, before the plan is proposed. They get no lease until
     /// the cluster's generation shows that the plan was executed or is stale.
-    pub fn condemn(&mut self, plan: &Plan) {
+    pub fn begin_eviction(&mut self, plan: &Plan) {
         for step in &plan.steps {
             if let Step::Lapse { node, .. } = step {
                 self.condemned.insert(*node, plan.parent_generation);

@@ -5,8 +5,8 @@ use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
-    Blocked, Obstacle, Room, Uneven, blocked_text, candidates, fits_without, free_slot, moving, place_of,
-    rooms, running, service_obstacles, uneven,
+    Blocked, NodeCapacity, SpreadMove, Unschedulable, blocked_text, candidates, capacities, fits_without,
+    free_slot, moving, place_of, running, service_obstacles, spread_move,
 };
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use human_chain::describe;
@@ -139,7 +139,7 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
     Why { subject: name.to_string(), answer, reasons, remedy }
 }
 
-/// Returns the obstacle that stops the roll-out of a new approval. No node can take a replica under it, not
+/// Returns the unschedulable that stops the roll-out of a new approval. No node can take a replica under it, not
 /// even if a slot under the earlier one were free.
 pub(crate) fn stuck(
     cluster: &Cluster,
@@ -163,12 +163,13 @@ fn spread_line(cluster: &Cluster, observed: &Observed, service: &Service, now: M
     if moving(service, observed, now, cluster.time(now)).is_some() {
         return None;
     }
-    let rooms = rooms(cluster, observed, cluster.services(), now);
-    let Uneven { from, crowd, to } = uneven(cluster, &rooms, service, cluster.time(now))?;
+    let capacities = capacities(cluster, observed, cluster.services(), now);
+    let SpreadMove { from, replicas_on_node, to } =
+        spread_move(cluster, &capacities, service, cluster.time(now))?;
     let (place, node) = (place_of(&from), cluster.node_name(&from.order.node));
     let minutes = REBALANCE_CALM_MS / 60_000;
     Some(format!(
-        "{place} will move to {}: {node} has {crowd} of its replicas; it waits until all is calm for {minutes} minutes",
+        "{place} will move to {}: {node} has {replicas_on_node} of its replicas; it waits until all is calm for {minutes} minutes",
         to.name
     ))
 }
@@ -275,33 +276,33 @@ fn other_nodes(
     holding: &Holding,
     now: Millis,
 ) -> Vec<String> {
-    let rooms = rooms(cluster, observed, cluster.services(), now);
+    let capacities = capacities(cluster, observed, cluster.services(), now);
     let bytes = crate::plan::model_bytes(cluster, &service.manifest);
-    let text = |room: &Room| {
-        if room.id == holding.order.node {
-            return format!("{}: holds it{}", room.name, gpu_text(room, &holding.order.gpus));
+    let text = |capacity: &NodeCapacity| {
+        if capacity.id == holding.order.node {
+            return format!("{}: holds it{}", capacity.name, gpu_text(capacity, &holding.order.gpus));
         }
-        let mut obstacles = service_obstacles(cluster, service, room.id, cluster.time(now));
-        obstacles.extend(room.fit(&service.manifest, bytes).err().unwrap_or_default());
+        let mut obstacles = service_obstacles(cluster, service, capacity.id, cluster.time(now));
+        obstacles.extend(capacity.fit(&service.manifest, bytes).err().unwrap_or_default());
         if obstacles.is_empty() {
-            format!("{}: could hold it too", room.name)
+            format!("{}: could hold it too", capacity.name)
         } else {
-            node_line(&room.name, &obstacles)
+            node_line(&capacity.name, &obstacles)
         }
     };
-    rooms.iter().map(text).collect()
+    capacities.iter().map(text).collect()
 }
 
-fn gpu_text(room: &Room, gpus: &[u32]) -> String {
+fn gpu_text(capacity: &NodeCapacity, gpus: &[u32]) -> String {
     if gpus.is_empty() {
         return String::new();
     }
-    let simulated = room.gpus.iter().any(|gpu| gpus.contains(&gpu.index) && gpu.simulated);
+    let simulated = capacity.gpus.iter().any(|gpu| gpus.contains(&gpu.index) && gpu.simulated);
     let list: Vec<String> = gpus.iter().map(ToString::to_string).collect();
     format!(", on {}GPU {}", if simulated { "simulated " } else { "" }, list.join(", "))
 }
 
-fn node_line(name: &NodeName, obstacles: &[Obstacle]) -> String {
+fn node_line(name: &NodeName, obstacles: &[Unschedulable]) -> String {
     let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
     format!("{name}: {}", texts.join("; "))
 }
@@ -332,9 +333,9 @@ fn next_replica(
     if !cluster.models().contains_key(&service.manifest.model.root) {
         return Err(Blocked::NoModel);
     }
-    let rooms = rooms(cluster, observed, cluster.services(), now);
+    let capacities = capacities(cluster, observed, cluster.services(), now);
     let in_the_way = |node: NodeId| service_obstacles(cluster, service, node, cluster.time(now));
-    let best = candidates(cluster, &rooms, &service.manifest, in_the_way).map_err(Blocked::NoNode)?;
+    let best = candidates(cluster, &capacities, &service.manifest, in_the_way).map_err(Blocked::NoNode)?;
     free_slot(service).map(|_| best.name).ok_or(Blocked::NoSlot)
 }
 
@@ -372,9 +373,9 @@ fn explain(
 pub(crate) fn smallest_change(
     cluster: &Cluster,
     manifest: &ServiceManifest,
-    nodes: &[(NodeName, Vec<Obstacle>)],
+    nodes: &[(NodeName, Vec<Unschedulable>)],
 ) -> Option<String> {
-    let cost = |obstacles: &Vec<Obstacle>| {
+    let cost = |obstacles: &Vec<Unschedulable>| {
         let effort: u64 = obstacles.iter().map(effort).max().unwrap_or(0);
         (obstacles.len(), effort, obstacles.iter().map(shortfall_permille).max().unwrap_or(0))
     };
@@ -387,77 +388,90 @@ pub(crate) fn smallest_change(
     Some(steps.join("; and "))
 }
 
-/// Returns the effort of removing an obstacle: waiting, one command, fewer resources, another machine.
-fn effort(obstacle: &Obstacle) -> u64 {
-    match obstacle {
-        Obstacle::Unknown { .. } | Obstacle::Avoided { .. } => 0,
-        Obstacle::NoWrap => 1,
-        Obstacle::Dead { .. } => 2,
-        Obstacle::Cpu { .. } | Obstacle::Memory { .. } => 3,
-        Obstacle::GpuCount { .. } | Obstacle::GpuShare { .. } | Obstacle::GpuMemory { .. } => 4,
-        Obstacle::Region { .. }
-        | Obstacle::Label { .. }
-        | Obstacle::NotWorker
-        | Obstacle::Isolation { .. } => 5,
+/// Returns the effort of removing an unschedulable: waiting, one command, fewer resources, another machine.
+fn effort(unschedulable: &Unschedulable) -> u64 {
+    match unschedulable {
+        Unschedulable::Unknown { .. } | Unschedulable::Avoided { .. } => 0,
+        Unschedulable::NoWrap => 1,
+        Unschedulable::Dead { .. } => 2,
+        Unschedulable::Cpu { .. } | Unschedulable::Memory { .. } => 3,
+        Unschedulable::GpuCount { .. } | Unschedulable::GpuShare { .. } | Unschedulable::GpuMemory { .. } => {
+            4
+        }
+        Unschedulable::Region { .. }
+        | Unschedulable::Label { .. }
+        | Unschedulable::NotWorker
+        | Unschedulable::Isolation { .. } => 5,
     }
 }
 
-fn shortfall_permille(obstacle: &Obstacle) -> u64 {
+fn shortfall_permille(unschedulable: &Unschedulable) -> u64 {
     let share = |needs: u64, free: u64| {
         (u128::from(needs.saturating_sub(free)) * 1000 / u128::from(needs.max(1))) as u64
     };
-    match obstacle {
-        Obstacle::Cpu { needs, free, .. } | Obstacle::Memory { needs, free, .. } => share(*needs, *free),
-        Obstacle::GpuMemory { needs, largest } => share(*needs, *largest),
-        Obstacle::GpuCount { needs, free, .. } | Obstacle::GpuShare { needs, free, .. } => {
+    match unschedulable {
+        Unschedulable::Cpu { needs, free, .. } | Unschedulable::Memory { needs, free, .. } => {
+            share(*needs, *free)
+        }
+        Unschedulable::GpuMemory { needs, largest } => share(*needs, *largest),
+        Unschedulable::GpuCount { needs, free, .. } | Unschedulable::GpuShare { needs, free, .. } => {
             share(u64::from(*needs), u64::from(*free))
         }
         _ => 0,
     }
 }
 
-fn remedy_for(cluster: &Cluster, manifest: &ServiceManifest, node: &NodeName, obstacle: &Obstacle) -> String {
-    match obstacle {
-        Obstacle::Unknown { .. } => format!("wait: {node} has until the end of its lease to be heard"),
-        Obstacle::Avoided { .. } => format!("wait: {node} is tried again within a minute"),
-        Obstacle::NoWrap => {
+fn remedy_for(
+    cluster: &Cluster,
+    manifest: &ServiceManifest,
+    node: &NodeName,
+    unschedulable: &Unschedulable,
+) -> String {
+    match unschedulable {
+        Unschedulable::Unknown { .. } => format!("wait: {node} has until the end of its lease to be heard"),
+        Unschedulable::Avoided { .. } => format!("wait: {node} is tried again within a minute"),
+        Unschedulable::NoWrap => {
             format!("a member gives {node} the model's key: quorate node share {node}")
         }
-        Obstacle::Dead { .. } => format!("start the agent of {node}"),
-        Obstacle::Cpu { needs, free, offers } => {
+        Unschedulable::Dead { .. } => format!("start the agent of {node}"),
+        Unschedulable::Cpu { needs, free, offers } => {
             let ask = alternative(*free, &format!("{free} millicores"));
             format!("{} {} millicores on {node}{ask}", verb(needs, offers), needs - free)
         }
-        Obstacle::Memory { needs, free, offers } => {
+        Unschedulable::Memory { needs, free, offers } => {
             let most = manifest.resources.memory_bytes.saturating_sub(needs - free);
             let ask = alternative(most, &format_bytes(most));
             format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(needs - free))
         }
-        Obstacle::GpuCount { needs, has, unhealthy, .. } if needs > has && *needs <= has + unhealthy => {
+        Unschedulable::GpuCount { needs, has, unhealthy, .. } if needs > has && *needs <= has + unhealthy => {
             format!("mend the unhealthy GPUs of {node}")
         }
-        Obstacle::GpuShare { has: 0, unhealthy: 1.., .. } => format!("mend the unhealthy GPUs of {node}"),
-        Obstacle::GpuCount { needs, has, .. } if needs > has => format!("admit a node with {needs} GPUs"),
-        Obstacle::GpuCount { needs, free, .. } => {
+        Unschedulable::GpuShare { has: 0, unhealthy: 1.., .. } => {
+            format!("mend the unhealthy GPUs of {node}")
+        }
+        Unschedulable::GpuCount { needs, has, .. } if needs > has => {
+            format!("admit a node with {needs} GPUs")
+        }
+        Unschedulable::GpuCount { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &free.to_string());
             format!("free {} whole GPUs on {node}{ask}", needs - free)
         }
-        Obstacle::GpuShare { has: 0, .. } => "admit a node with a GPU".to_string(),
-        Obstacle::GpuShare { needs, free, .. } => {
+        Unschedulable::GpuShare { has: 0, .. } => "admit a node with a GPU".to_string(),
+        Unschedulable::GpuShare { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &format!("{free} %"));
             format!("free {} % of a GPU on {node}{ask}", needs - free)
         }
-        Obstacle::GpuMemory { needs, largest } => {
+        Unschedulable::GpuMemory { needs, largest } => {
             let ask = alternative(*largest, &format!("{} on each GPU", format_bytes(*largest)));
             format!("admit a node with {} on each GPU{ask}", format_bytes(*needs))
         }
-        Obstacle::NotWorker => format!("admit {node} anew with the worker role"),
-        Obstacle::Region { has, allowed } if has.is_empty() => {
+        Unschedulable::NotWorker => format!("admit {node} anew with the worker role"),
+        Unschedulable::Region { has, allowed } if has.is_empty() => {
             format!("admit {node} anew with region {}", allowed.join(" or "))
         }
-        Obstacle::Region { has, .. } => format!("allow region {has} in the manifest"),
-        Obstacle::Label { key, wanted, .. } => format!("admit {node} anew with label {key}={wanted}"),
-        Obstacle::Isolation { gives, .. } => {
+        Unschedulable::Region { has, .. } => format!("allow region {has} in the manifest"),
+        Unschedulable::Label { key, wanted, .. } => format!("admit {node} anew with label {key}={wanted}"),
+        Unschedulable::Isolation { gives, .. } => {
             let hint = if cluster.nodes().count() > 1 { "" } else { " (it is the only node)" };
             format!("run the agent of {node} as root, or accept isolation {gives}{hint}")
         }

@@ -607,7 +607,7 @@ fn a_late_node_is_not_answered_while_its_lapse_is_decided() {
     world.hear("node-2");
     let plan = world.plan();
     assert!(matches!(plan.steps[0], Step::Lapse { .. }));
-    world.observed.condemn(&plan);
+    world.observed.begin_eviction(&plan);
     assert!(!world.hear("node-1"), "it would run on while another node is given its slot");
     world.must(plan.command(world.now).unwrap().action);
     assert!(world.hear("node-1"), "now it is told to run nothing");

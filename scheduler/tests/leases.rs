@@ -75,7 +75,7 @@ fn a_lease_ends_to_the_millisecond() {
     ] {
         let mut observed = Observed::new(START);
         if let Some(at) = heard_at {
-            observed.heard(id, &request, 1, Millis(T0 + at)).unwrap();
+            observed.record_heartbeat(id, &request, 1, Millis(T0 + at)).unwrap();
         }
         assert_eq!(observed.liveness(&id, Millis(T0 + asked)), expected, "{name}");
         assert_eq!(observed.is_alive(&id, Millis(T0 + asked)), expected == Liveness::Alive, "{name}");
@@ -89,11 +89,11 @@ fn a_clock_that_falls_behind_shortens_no_lease() {
     let request = World::new(std::slice::from_ref(&spec)).request(&spec);
     let mut observed = Observed::new(START);
     for (now, heard_at) in [(1000, 1000), (400, 1000), (999, 1000), (1001, 1001)] {
-        observed.heard(id, &request, 1, Millis(T0 + now)).unwrap();
+        observed.record_heartbeat(id, &request, 1, Millis(T0 + now)).unwrap();
         assert_eq!(observed.node(&id).unwrap().heard_at, Millis(T0 + heard_at), "heard at {now}");
     }
     let mut late = Observed::new(Millis(T0 + 5000));
-    late.heard(id, &request, 1, START).unwrap();
+    late.record_heartbeat(id, &request, 1, START).unwrap();
     assert_eq!(late.node(&id).unwrap().heard_at, Millis(T0 + 5000), "never before its leader began");
 }
 
@@ -111,7 +111,7 @@ fn a_node_is_steady_as_long_as_no_lease_of_it_ended() {
         (3 * LEASE_MS, 3 * LEASE_MS - 2),
         (9 * LEASE_MS, 9 * LEASE_MS),
     ] {
-        observed.heard(id, &request, 1, Millis(T0 + now)).unwrap();
+        observed.record_heartbeat(id, &request, 1, Millis(T0 + now)).unwrap();
         assert_eq!(observed.node(&id).unwrap().alive_since, Millis(T0 + alive_since), "heard at {now}");
     }
 }
@@ -123,18 +123,22 @@ fn a_condemned_node_waits_for_the_decision_and_no_longer() {
     let plan = world.plan();
     assert_eq!(plan.steps.iter().filter(|step| matches!(step, Step::Lapse { .. })).count(), 2);
     let planned_for = world.cluster.generation();
-    world.observed.condemn(&plan);
+    world.observed.begin_eviction(&plan);
     let spec = world.specs[&"node-1".parse().unwrap()].clone();
     let request = world.request(&spec);
     for generation in [0, planned_for - 1, planned_for] {
-        let answer = world.observed.clone().heard(spec.admission.id, &request, generation, world.now);
-        assert_eq!(answer, Err(LapseUnderWay), "in generation {generation}");
+        let answer =
+            world.observed.clone().record_heartbeat(spec.admission.id, &request, generation, world.now);
+        assert_eq!(answer, Err(EvictionInProgress), "in generation {generation}");
     }
     let before = world.observed.clone();
-    assert_eq!(world.observed.heard(spec.admission.id, &request, planned_for, world.now), Err(LapseUnderWay));
+    assert_eq!(
+        world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.now),
+        Err(EvictionInProgress)
+    );
     assert_eq!(world.observed, before, "what is not answered is not heard");
-    world.observed.heard(spec.admission.id, &request, planned_for + 1, world.now).unwrap();
-    world.observed.heard(spec.admission.id, &request, planned_for, world.now).unwrap();
+    world.observed.record_heartbeat(spec.admission.id, &request, planned_for + 1, world.now).unwrap();
+    world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.now).unwrap();
     assert!(!world.hear("node-2"), "the other one is still condemned");
 }
 

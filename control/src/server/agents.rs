@@ -150,7 +150,7 @@ impl Server {
         let generation = self.cluster(Cluster::generation);
         let mut leadership = self.lock_leadership();
         let Some(leadership) = self.confirmed(&mut leadership) else { return Ok(false) };
-        leadership.observed.heard(node, request, generation, arrived).map_err(unavailable)?;
+        leadership.observed.record_heartbeat(node, request, generation, arrived).map_err(unavailable)?;
         if !request.logs.is_empty() {
             let lines = self.cluster(|cluster| logs::of_holder(cluster.services(), node, &request.logs));
             let mut logs = self.logs.lock().expect("no holder of this lock panics");

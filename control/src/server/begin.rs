@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// File name of the bootstrap marker, beside the key.
-const LEAVE: &str = "never-begun";
+const BOOTSTRAP_MARKER: &str = "never-begun";
 /// File name of the replica's key.
 const KEY: &str = "identity.key";
 
@@ -30,11 +30,11 @@ pub fn create_replica(directory: &Path) -> Result<Identity> {
     if !key.exists() {
         // The marker is written first, so that no key ever exists without it; a run killed between the two is
         // repeated.
-        let leave = directory.join(LEAVE);
+        let marker = directory.join(BOOTSTRAP_MARKER);
         let text =
             b"This control replica was never started. Its first start makes its log and removes this file.\n";
-        files::write_atomically(&leave, text, 0o644)
-            .with_context(|| format!("write `{}`", leave.display()))?;
+        files::write_atomically(&marker, text, 0o644)
+            .with_context(|| format!("write `{}`", marker.display()))?;
     }
     Ok(Identity::load_or_create(&key)?)
 }
@@ -55,23 +55,23 @@ pub fn load_replica(directory: &Path) -> Result<Identity> {
     Ok(Identity::load(&key)?)
 }
 
-fn leave(config: &ServerConfig) -> PathBuf {
-    config.directory.join(LEAVE)
+fn marker(config: &ServerConfig) -> PathBuf {
+    config.directory.join(BOOTSTRAP_MARKER)
 }
 
 /// Returns whether this start may create a log if there is none.
-pub(super) fn may_begin(config: &ServerConfig) -> bool {
-    leave(config).exists()
+pub(super) fn may_bootstrap(config: &ServerConfig) -> bool {
+    marker(config).exists()
 }
 
 /// Removes the bootstrap marker durably, once the log is created and durable.
 ///
 /// A replica killed before the removal starts on the log that it created.
-pub(super) fn begun(config: &ServerConfig) -> Result<()> {
-    let leave = leave(config);
-    match fs::remove_file(&leave) {
+pub(super) fn clear_bootstrap_marker(config: &ServerConfig) -> Result<()> {
+    let marker = marker(config);
+    match fs::remove_file(&marker) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        removed => removed.with_context(|| format!("remove `{}`", leave.display()))?,
+        removed => removed.with_context(|| format!("remove `{}`", marker.display()))?,
     }
     File::open(&config.directory)
         .and_then(|directory| directory.sync_all())

@@ -34,7 +34,7 @@ pub(super) enum Lane {
 
 /// Pool of this replica's sessions.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct SessionPool {
     free: Mutex<Vec<PooledSession>>,
     reserved: Semaphore,
     places: Semaphore,
@@ -48,14 +48,14 @@ struct PooledSession {
     sequence: u64,
 }
 
-impl Default for Desk {
+impl Default for SessionPool {
     fn default() -> Self {
         let (places, waiting) = (Semaphore::new(SESSIONS_MAX - RESERVED), Semaphore::new(WAITING_MAX));
         Self { free: Mutex::default(), reserved: Semaphore::new(RESERVED), places, waiting }
     }
 }
 
-impl Desk {
+impl SessionPool {
     fn lock(&self) -> MutexGuard<'_, Vec<PooledSession>> {
         self.free.lock().expect("no holder of this lock panics")
     }
@@ -82,51 +82,51 @@ impl Desk {
     }
 }
 
-/// A borrowed session, returned to the pool however its command ends, even if its caller was cancelled.
+/// A guard session, returned to the pool however its command ends, even if its caller was cancelled.
 ///
 /// The next command in the session has a higher sequence number, so an earlier one cannot be applied after
 /// it.
-struct Borrowed<'a> {
-    desk: &'a Desk,
+struct SessionGuard<'a> {
+    session_pool: &'a SessionPool,
     session: Option<PooledSession>,
 }
 
-impl Drop for Borrowed<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
-        self.desk.lock().extend(self.session.take());
+        self.session_pool.lock().extend(self.session.take());
     }
 }
 
 impl Server {
     /// Commits and applies `command` exactly once, and returns the state machine's reply.
     pub(super) async fn once(&self, command: Bytes, lane: Lane) -> Result<Bytes, ProposeError> {
-        let desk = &self.desk;
-        let _permit = desk.permit(lane).await?;
-        let session = desk.lock().pop();
-        let mut borrowed = Borrowed { desk, session };
-        let renewable = borrowed.session.is_some();
-        match self.once_in(&mut borrowed, &command).await {
+        let session_pool = &self.session_pool;
+        let _permit = session_pool.permit(lane).await?;
+        let session = session_pool.lock().pop();
+        let mut guard = SessionGuard { session_pool, session };
+        let renewable = guard.session.is_some();
+        match self.propose_in(&mut guard, &command).await {
             // The session was evicted after long disuse, so no recent command ran in it, and neither did this
             // one.
             Err(ProposeError::SessionExpired) if renewable => {
-                borrowed.session = None;
-                self.once_in(&mut borrowed, &command).await
+                guard.session = None;
+                self.propose_in(&mut guard, &command).await
             }
             outcome => outcome,
         }
     }
 
-    async fn once_in(&self, borrowed: &mut Borrowed<'_>, command: &Bytes) -> Result<Bytes, ProposeError> {
-        if borrowed.session.is_none() {
+    async fn propose_in(&self, guard: &mut SessionGuard<'_>, command: &Bytes) -> Result<Bytes, ProposeError> {
+        if guard.session.is_none() {
             // If the reply to opening a session is lost, the command has not been sent yet, so its outcome is
             // known.
             let id = self.handle.open_session().await.map_err(|error| match error {
                 ProposeError::OutcomeUnknown => ProposeError::NoLeader,
                 other => other,
             })?;
-            borrowed.session = Some(PooledSession { id, sequence: 0 });
+            guard.session = Some(PooledSession { id, sequence: 0 });
         }
-        let session = borrowed.session.as_mut().expect("it was just opened");
+        let session = guard.session.as_mut().expect("it was just opened");
         session.sequence += 1;
         let (id, sequence) = (session.id, session.sequence);
         self.handle.propose(command.clone(), Some((id, sequence))).await

@@ -135,7 +135,7 @@ impl Server {
         if plan.steps.is_empty() {
             return None;
         }
-        observed.condemn(&plan);
+        observed.begin_eviction(&plan);
         Some(Action::Execute { parent_generation: plan.parent_generation, steps: plan.steps })
     }
 }

@@ -70,7 +70,7 @@ pub(crate) struct Server {
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::PeerHealth,
     unadmitted: unadmitted::UnadmittedPeers,
-    desk: commands::Desk,
+    session_pool: commands::SessionPool,
     metrics: metrics::ServerMetrics,
 }
 
@@ -93,7 +93,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         logs: Mutex::new(Logs::default()),
         key_exchanges: Arc::default(),
         unadmitted: unadmitted::UnadmittedPeers::default(),
-        desk: commands::Desk::default(),
+        session_pool: commands::SessionPool::default(),
         metrics: metrics::ServerMetrics::new(),
     });
     let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::gate);
@@ -170,7 +170,7 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
         id: config.id.0,
         peers,
         directory: config.directory.join("log"),
-        create: begin::may_begin(config),
+        create: begin::may_bootstrap(config),
         identity: Arc::new(config.identity.clone()),
         seed: u64::from(circle.0.0[0]),
         timings: consensus::Timings::default(),
@@ -178,7 +178,7 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     };
     let replica = consensus::Replica::start(&consensus_config, ClusterMachine::default());
     let replica = replica.context("start the replica")?;
-    begin::begun(config)?;
+    begin::clear_bootstrap_marker(config)?;
     Ok(replica)
 }
 

@@ -1,6 +1,6 @@
 //! Planner steps that assign slots: the replicas that are wanted, and the node for each.
 
-use super::{Obstacle, Planner, Room, Waiting, free_slot, model_bytes, rooms, running};
+use super::{NodeCapacity, Planner, Unschedulable, Waiting, capacities, free_slot, model_bytes, running};
 use crate::cluster::{Cluster, Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
@@ -20,11 +20,11 @@ pub(crate) enum Blocked {
     /// This plan has no space for the order, or left it out.
     Later,
     /// No node can take the replica; each is listed with its obstacles.
-    NoNode(Vec<(NodeName, Vec<Obstacle>)>),
+    NoNode(Vec<(NodeName, Vec<Unschedulable>)>),
 }
 
 /// The best node for a replica, and the number of nodes that could take it.
-pub(crate) struct Candidates {
+pub(crate) struct CandidatePlacement {
     pub(crate) node: NodeId,
     pub(crate) name: NodeName,
     pub(crate) gpus: Vec<u32>,
@@ -35,34 +35,41 @@ pub(crate) struct Candidates {
 /// Returns the best node for one more replica, or the obstacles of each node.
 pub(crate) fn candidates(
     cluster: &Cluster,
-    rooms: &[Room],
+    capacities: &[NodeCapacity],
     manifest: &ServiceManifest,
-    in_the_way: impl Fn(NodeId) -> Vec<Obstacle>,
-) -> Result<Candidates, Vec<(NodeName, Vec<Obstacle>)>> {
+    in_the_way: impl Fn(NodeId) -> Vec<Unschedulable>,
+) -> Result<CandidatePlacement, Vec<(NodeName, Vec<Unschedulable>)>> {
     let bytes = model_bytes(cluster, manifest);
-    let replicas = |room: &Room| room.replicas.get(&manifest.name).copied().unwrap_or(0);
-    let in_region = |region: &str| rooms.iter().filter(|room| room.region() == region).map(replicas).sum();
-    let mut best: Option<(super::room::Score, &Room, Vec<u32>)> = None;
+    let replicas = |capacity: &NodeCapacity| capacity.replicas.get(&manifest.name).copied().unwrap_or(0);
+    let in_region =
+        |region: &str| capacities.iter().filter(|capacity| capacity.region() == region).map(replicas).sum();
+    let mut best: Option<(super::capacity::Score, &NodeCapacity, Vec<u32>)> = None;
     let (mut count, mut refused) = (0, Vec::new());
-    for room in rooms {
-        let mut obstacles = in_the_way(room.id);
-        match room.fit(manifest, bytes) {
+    for capacity in capacities {
+        let mut obstacles = in_the_way(capacity.id);
+        match capacity.fit(manifest, bytes) {
             Ok(gpus) if obstacles.is_empty() => {
                 count += 1;
-                let score = room.score(manifest, &gpus, bytes, in_region(room.region()));
+                let score = capacity.score(manifest, &gpus, bytes, in_region(capacity.region()));
                 // Rooms are sorted by name, so a tie goes to the lower name.
                 if best.as_ref().is_none_or(|(lowest, ..)| score < *lowest) {
-                    best = Some((score, room, gpus));
+                    best = Some((score, capacity, gpus));
                 }
                 continue;
             }
             Ok(_) => {}
             Err(mut found) => obstacles.append(&mut found),
         }
-        refused.push((room.name.clone(), obstacles));
+        refused.push((capacity.name.clone(), obstacles));
     }
-    let (score, room, gpus) = best.ok_or(refused)?;
-    Ok(Candidates { node: room.id, name: room.name.clone(), gpus, replicas: score.replicas, count })
+    let (score, capacity, gpus) = best.ok_or(refused)?;
+    Ok(CandidatePlacement {
+        node: capacity.id,
+        name: capacity.name.clone(),
+        gpus,
+        replicas: score.replicas,
+        count,
+    })
 }
 
 /// Returns the obstacles on a node from the service's own history: no key there, or a recent failure.
@@ -71,13 +78,13 @@ pub(crate) fn service_obstacles(
     service: &Service,
     node: NodeId,
     now: Millis,
-) -> Vec<Obstacle> {
+) -> Vec<Unschedulable> {
     let mut obstacles = Vec::new();
     if cluster.wrap_for(&service.manifest.model.root, node).is_none() {
-        obstacles.push(Obstacle::NoWrap);
+        obstacles.push(Unschedulable::NoWrap);
     }
     if let Some(until) = service.avoid.get(&node).filter(|until| **until > now) {
-        obstacles.push(Obstacle::Avoided { until: *until });
+        obstacles.push(Unschedulable::Avoided { until: *until });
     }
     obstacles
 }
@@ -95,11 +102,11 @@ pub(crate) fn fits_without(
     if let Some(slot) = service.slots.get_mut(&holding.order.slot) {
         slot.holding = None;
     }
-    let rooms = rooms(cluster, observed, &without, clock);
+    let capacities = capacities(cluster, observed, &without, clock);
     let service = &without[&holding.order.service];
     let in_the_way = |node| service_obstacles(cluster, service, node, cluster.time(clock));
     cluster.models.contains_key(&service.manifest.model.root)
-        && candidates(cluster, &rooms, &service.manifest, in_the_way).is_ok()
+        && candidates(cluster, &capacities, &service.manifest, in_the_way).is_ok()
 }
 
 impl Planner<'_> {
@@ -149,7 +156,7 @@ impl Planner<'_> {
     pub(super) fn order(
         &mut self,
         name: &ServiceName,
-        best: Candidates,
+        best: CandidatePlacement,
         replaces: Option<SlotName>,
         why: &str,
     ) -> Result<(), Blocked> {
@@ -178,14 +185,14 @@ impl Planner<'_> {
         &self,
         name: &ServiceName,
         except: Option<NodeId>,
-    ) -> Result<Candidates, Vec<(NodeName, Vec<Obstacle>)>> {
+    ) -> Result<CandidatePlacement, Vec<(NodeName, Vec<Unschedulable>)>> {
         let service = self.service(name);
         let in_the_way = |node| service_obstacles(self.cluster, service, node, self.now);
         match except {
-            None => candidates(self.cluster, &self.rooms(), &service.manifest, in_the_way),
+            None => candidates(self.cluster, &self.capacities(), &service.manifest, in_the_way),
             Some(except) => {
-                let others: Vec<Room> =
-                    self.rooms().iter().filter(|room| room.id != except).cloned().collect();
+                let others: Vec<NodeCapacity> =
+                    self.capacities().iter().filter(|capacity| capacity.id != except).cloned().collect();
                 candidates(self.cluster, &others, &service.manifest, in_the_way)
             }
         }
@@ -195,7 +202,7 @@ impl Planner<'_> {
         let service = self.service(name);
         let nodes = match blocked {
             Blocked::NoNode(nodes) => {
-                let texts = |o: &Vec<Obstacle>| o.iter().map(ToString::to_string).collect();
+                let texts = |o: &Vec<Unschedulable>| o.iter().map(ToString::to_string).collect();
                 nodes.iter().map(|(node, obstacles)| (node.clone(), texts(obstacles))).collect()
             }
             _ => Vec::new(),

@@ -9,12 +9,12 @@
 //! would cause the same panic on every replica that leads; no lease would be renewed, and every slot would
 //! end. The step is left out and recorded in [`Plan::dropped`]; `apply` would have refused it anyway.
 
+mod capacity;
+mod drain;
 mod fill;
 mod rebalance;
-mod room;
 #[cfg(test)]
 mod tests;
-mod tidy;
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
 use crate::command::{Action, Actor, Command, OrderPlan, Refusal, SlotName, Step};
@@ -26,9 +26,11 @@ use protocol::{Millis, NodeName, ServiceName, SlotIndex};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-pub(crate) use fill::{Blocked, Candidates, blocked_text, candidates, fits_without, service_obstacles};
-pub(crate) use rebalance::{Uneven, moving, uneven};
-pub(crate) use room::{Obstacle, Room, model_bytes, rooms};
+pub(crate) use capacity::{NodeCapacity, Unschedulable, capacities, model_bytes};
+pub(crate) use fill::{
+    Blocked, CandidatePlacement, blocked_text, candidates, fits_without, service_obstacles,
+};
+pub(crate) use rebalance::{SpreadMove, moving, spread_move};
 
 /// The next steps, and the reason for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// Returns the command that executes the plan; none if there is nothing to do. Call [`Observed::condemn`]
+    /// Returns the command that executes the plan; none if there is nothing to do. Call [`Observed::begin_eviction`]
     /// before proposing it, and record no node's request in between.
     #[must_use]
     pub fn command(&self, now: Millis) -> Option<Command> {
@@ -127,7 +129,7 @@ pub(crate) struct Planner<'a> {
     draft: Draft<'a>,
     plan: Plan,
     /// Remaining capacity of the nodes in the draft; none after a step made it stale.
-    rooms: RefCell<Option<Rc<Vec<Room>>>>,
+    capacities: RefCell<Option<Rc<Vec<NodeCapacity>>>>,
 }
 
 impl<'a> Planner<'a> {
@@ -143,14 +145,14 @@ impl<'a> Planner<'a> {
             now,
             draft: Draft::new(cluster, now),
             plan,
-            rooms: RefCell::new(None),
+            capacities: RefCell::new(None),
         }
     }
 
     /// Returns the capacity that nodes have left after the steps taken so far.
-    fn rooms(&self) -> Rc<Vec<Room>> {
-        let mut kept = self.rooms.borrow_mut();
-        let make = || Rc::new(rooms(self.cluster, self.observed, &self.draft.services, self.clock));
+    fn capacities(&self) -> Rc<Vec<NodeCapacity>> {
+        let mut kept = self.capacities.borrow_mut();
+        let make = || Rc::new(capacities(self.cluster, self.observed, &self.draft.services, self.clock));
         Rc::clone(kept.get_or_insert_with(make))
     }
 
@@ -172,12 +174,12 @@ impl<'a> Planner<'a> {
 
     /// Updates the capacities: an order takes from one node; any other step makes all of them stale.
     fn note_in_rooms(&mut self, step: &Step) {
-        let kept = self.rooms.get_mut();
+        let kept = self.capacities.get_mut();
         match (step, kept.as_mut().map(Rc::make_mut)) {
-            (Step::Order(order), Some(rooms)) => {
+            (Step::Order(order), Some(capacities)) => {
                 let manifest = &self.draft.services[&order.service].manifest;
-                if let Some(room) = rooms.iter_mut().find(|room| room.id == order.node) {
-                    room.host(manifest, &order.gpus, model_bytes(self.cluster, manifest));
+                if let Some(capacity) = capacities.iter_mut().find(|capacity| capacity.id == order.node) {
+                    capacity.host(manifest, &order.gpus, model_bytes(self.cluster, manifest));
                 }
             }
             _ => *kept = None,

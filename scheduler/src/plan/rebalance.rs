@@ -11,7 +11,8 @@
 //! stays available.
 
 use super::{
-    Candidates, Planner, Room, candidates, free_slot, place_of, running, service_obstacles, slot_name,
+    CandidatePlacement, NodeCapacity, Planner, candidates, free_slot, place_of, running, service_obstacles,
+    slot_name,
 };
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::{DRAIN_MS, REBALANCE_CALM_MS, REBALANCE_GAIN_MIN, REBALANCE_PATIENCE_MS, RESTARTS_MAX};
@@ -21,35 +22,45 @@ use protocol::{Millis, NodeId, ServiceName};
 use std::collections::BTreeMap;
 
 /// A replica that shares its node with others of its service, and a node where it would share with fewer.
-pub(crate) struct Uneven {
+pub(crate) struct SpreadMove {
     /// Replica that would move.
     pub(crate) from: Holding,
     /// Number of the service's replicas that its node runs.
-    pub(crate) crowd: u32,
+    pub(crate) replicas_on_node: u32,
     /// Destination of the move.
-    pub(crate) to: Candidates,
+    pub(crate) to: CandidatePlacement,
 }
 
 /// Returns the move that would spread a service better, if there is one. It goes from the node that runs most
 /// of its replicas to the best other one, if the gain is sufficient.
-pub(crate) fn uneven(cluster: &Cluster, rooms: &[Room], service: &Service, now: Millis) -> Option<Uneven> {
+pub(crate) fn spread_move(
+    cluster: &Cluster,
+    capacities: &[NodeCapacity],
+    service: &Service,
+    now: Millis,
+) -> Option<SpreadMove> {
     let (fresh, _) = running(service);
     let mut by_node: BTreeMap<NodeId, Vec<Holding>> = BTreeMap::new();
     for holding in fresh {
         by_node.entry(holding.order.node).or_default().push(holding);
     }
     // The first node by name of those that run most; a move from another of them would gain the same.
-    let crowds = rooms.iter().filter_map(|room| by_node.get(&room.id));
-    let most = crowds.rev().max_by_key(|slots| slots.len())?;
+    let counts = capacities.iter().filter_map(|capacity| by_node.get(&capacity.id));
+    let most = counts.rev().max_by_key(|slots| slots.len())?;
     let from = most.last()?.clone();
-    let crowd = most.len() as u32;
-    if crowd < REBALANCE_GAIN_MIN {
+    let replicas_on_node = most.len() as u32;
+    if replicas_on_node < REBALANCE_GAIN_MIN {
         return None;
     }
-    let others: Vec<Room> = rooms.iter().filter(|room| room.id != from.order.node).cloned().collect();
+    let others: Vec<NodeCapacity> =
+        capacities.iter().filter(|capacity| capacity.id != from.order.node).cloned().collect();
     let in_the_way = |node| service_obstacles(cluster, service, node, now);
     let to = candidates(cluster, &others, &service.manifest, in_the_way).ok()?;
-    (crowd >= to.replicas + REBALANCE_GAIN_MIN).then_some(Uneven { from, crowd, to })
+    (replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN).then_some(SpreadMove {
+        from,
+        replicas_on_node,
+        to,
+    })
 }
 
 /// Returns the moving replica, as the holding that it goes to and the one that it leaves. `clock` judges
@@ -94,8 +105,10 @@ impl Planner<'_> {
             if !self.is_calm(service) {
                 continue;
             }
-            let Some(uneven) = uneven(self.cluster, &self.rooms(), service, self.now) else { continue };
-            if self.is_steady(uneven.to.node) && self.begin_move(&name, uneven) {
+            let Some(spread_move) = spread_move(self.cluster, &self.capacities(), service, self.now) else {
+                continue;
+            };
+            if self.is_steady(spread_move.to.node) && self.begin_move(&name, spread_move) {
                 return;
             }
         }
@@ -128,15 +141,16 @@ impl Planner<'_> {
         known.is_some_and(|known| known.alive_since.plus(REBALANCE_CALM_MS) <= self.clock)
     }
 
-    fn begin_move(&mut self, name: &ServiceName, uneven: Uneven) -> bool {
-        let Uneven { from, crowd, to } = uneven;
+    fn begin_move(&mut self, name: &ServiceName, spread_move: SpreadMove) -> bool {
+        let SpreadMove { from, replicas_on_node, to } = spread_move;
         let (left, there) = (self.node_name(&from), to.replicas);
         if free_slot(self.service(name)).is_some() {
-            let why = format!("{} moves there, since {left} has {crowd}", place_of(&from));
+            let why = format!("{} moves there, since {left} has {replicas_on_node}", place_of(&from));
             return self.order(name, to, Some(slot_name(&from)), &why).is_ok();
         }
         let there = if there == 0 { "none".to_string() } else { there.to_string() };
-        let cause = format!("to move: {left} has {crowd} replicas of {name}, {} has {there}", to.name);
+        let cause =
+            format!("to move: {left} has {replicas_on_node} replicas of {name}, {} has {there}", to.name);
         self.drain(&from, self.now.plus(DRAIN_MS), cause, false)
     }
 }

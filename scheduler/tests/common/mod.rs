@@ -312,7 +312,9 @@ impl World {
     pub(crate) fn hear(&mut self, name: &str) -> bool {
         let spec = self.specs[&name.parse::<NodeName>().unwrap()].clone();
         let request = self.request(&spec);
-        self.observed.heard(spec.admission.id, &request, self.cluster.generation(), self.now).is_ok()
+        self.observed
+            .record_heartbeat(spec.admission.id, &request, self.cluster.generation(), self.now)
+            .is_ok()
     }
 
     pub(crate) fn hear_all(&mut self) {
@@ -360,7 +362,7 @@ impl World {
     pub(crate) fn execute(&mut self) -> Plan {
         let plan = self.plan();
         assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
-        self.observed.condemn(&plan);
+        self.observed.begin_eviction(&plan);
         if let Some(command) = plan.command(self.now) {
             self.must(command.action);
         }

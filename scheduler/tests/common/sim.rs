@@ -142,7 +142,7 @@ impl Sim {
             Event::Propose => {
                 let plan = self.world.plan();
                 self.check_plan(&plan);
-                self.world.observed.condemn(&plan);
+                self.world.observed.begin_eviction(&plan);
                 self.under_way.extend(plan.command(self.world.now));
             }
             Event::FormerPlan => {

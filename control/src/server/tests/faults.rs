@@ -40,7 +40,7 @@ impl SimulatedServers {
                 logs: Mutex::new(logs::Logs::default()),
                 key_exchanges: Arc::default(),
                 unadmitted: unadmitted::UnadmittedPeers::default(),
-                desk: commands::Desk::default(),
+                session_pool: commands::SessionPool::default(),
                 metrics: metrics::ServerMetrics::new(),
             })
         };

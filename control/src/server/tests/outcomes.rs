@@ -152,7 +152,7 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
 async fn clients_that_write_without_end_leave_the_leader_its_sessions() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
-    let held = server.desk.fill();
+    let held = server.session_pool.fill();
     let (status, refused) = create(server, "refused").await;
     assert_eq!((status, refused.unwrap().code.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "log-busy"));
     let term = server.handle.status().term;

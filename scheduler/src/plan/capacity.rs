@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// A node and its remaining capacity.
 #[derive(Debug, Clone)]
-pub(crate) struct Room {
+pub(crate) struct NodeCapacity {
     pub(crate) id: NodeId,
     pub(crate) name: NodeName,
     admission: NodeAdmission,
@@ -42,7 +42,7 @@ pub(crate) struct GpuRoom {
 
 /// A reason for which a node cannot take a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Obstacle {
+pub(crate) enum Unschedulable {
     NotWorker,
     Unknown {
         until: Millis,
@@ -98,7 +98,7 @@ pub(crate) enum Obstacle {
     },
 }
 
-impl std::fmt::Display for Obstacle {
+impl std::fmt::Display for Unschedulable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotWorker => f.write_str("is not admitted as a worker"),
@@ -147,28 +147,30 @@ impl std::fmt::Display for Obstacle {
 }
 
 /// Returns every admitted node with the capacity that these services leave, by name.
-pub(crate) fn rooms(
+pub(crate) fn capacities(
     cluster: &Cluster,
     observed: &Observed,
     services: &BTreeMap<ServiceName, Service>,
     now: Millis,
-) -> Vec<Room> {
-    let mut rooms: Vec<Room> = cluster.nodes().map(|node| Room::empty(node, observed, now)).collect();
-    rooms.sort_by(|a, b| a.name.cmp(&b.name));
-    let positions: BTreeMap<NodeId, usize> = rooms.iter().enumerate().map(|(i, room)| (room.id, i)).collect();
+) -> Vec<NodeCapacity> {
+    let mut capacities: Vec<NodeCapacity> =
+        cluster.nodes().map(|node| NodeCapacity::empty(node, observed, now)).collect();
+    capacities.sort_by(|a, b| a.name.cmp(&b.name));
+    let positions: BTreeMap<NodeId, usize> =
+        capacities.iter().enumerate().map(|(i, capacity)| (capacity.id, i)).collect();
     for service in services.values() {
         for (_, holding) in service.held() {
             let Some(position) = positions.get(&holding.order.node) else { continue };
-            let room = &mut rooms[*position];
+            let capacity = &mut capacities[*position];
             let manifest = cluster.manifest_of(&holding.order.certificate).unwrap_or(&service.manifest);
             let bytes = model_bytes(cluster, manifest);
             match holding.phase {
-                HoldingPhase::Running => room.host(manifest, &holding.order.gpus, bytes),
-                _ => room.take(manifest, &holding.order.gpus, bytes),
+                HoldingPhase::Running => capacity.host(manifest, &holding.order.gpus, bytes),
+                _ => capacity.take(manifest, &holding.order.gpus, bytes),
             }
         }
     }
-    rooms
+    capacities
 }
 
 /// Returns the size of a manifest's model in bytes; a node keeps one copy for all its replicas.
@@ -176,7 +178,7 @@ pub(crate) fn model_bytes(cluster: &Cluster, manifest: &ServiceManifest) -> u64 
     cluster.models.get(&manifest.model.root).map_or(0, |record| record.bytes)
 }
 
-impl Room {
+impl NodeCapacity {
     fn empty(admission: &NodeAdmission, observed: &Observed, now: Millis) -> Self {
         let known = observed.node(&admission.id);
         let resources = known.map(|node| node.resources.clone()).unwrap_or_default();
@@ -234,27 +236,27 @@ impl Room {
         manifest.resources.memory_bytes.saturating_add(weights)
     }
 
-    /// Returns every obstacle on this node that is independent of free resources: those in its admission, and
+    /// Returns every unschedulable on this node that is independent of free resources: those in its admission, and
     /// its isolation.
-    pub(crate) fn unfit(&self, manifest: &ServiceManifest) -> Vec<Obstacle> {
+    pub(crate) fn unfit(&self, manifest: &ServiceManifest) -> Vec<Unschedulable> {
         let placement = &manifest.placement;
         let mut obstacles = Vec::new();
         if !self.admission.roles.contains(&NodeRole::Worker) {
-            obstacles.push(Obstacle::NotWorker);
+            obstacles.push(Unschedulable::NotWorker);
         }
         if !placement.regions.is_empty() && !placement.regions.contains(&self.admission.region) {
             let (has, allowed) = (self.admission.region.clone(), placement.regions.clone());
-            obstacles.push(Obstacle::Region { has, allowed });
+            obstacles.push(Unschedulable::Region { has, allowed });
         }
         for (key, wanted) in &placement.node_selector {
             let has = self.admission.labels.get(key);
             if has != Some(wanted) {
                 let (key, wanted, has) = (key.clone(), wanted.clone(), has.cloned());
-                obstacles.push(Obstacle::Label { key, wanted, has });
+                obstacles.push(Unschedulable::Label { key, wanted, has });
             }
         }
         if let Some(gives) = self.isolation.filter(|gives| *gives < placement.isolation) {
-            obstacles.push(Obstacle::Isolation { wanted: placement.isolation, gives });
+            obstacles.push(Unschedulable::Isolation { wanted: placement.isolation, gives });
         }
         obstacles
     }
@@ -266,17 +268,17 @@ impl Room {
         lost.filter(|_| self.liveness == Liveness::Alive)
     }
 
-    /// Returns the GPUs that one more replica would get, or every obstacle if it does not fit.
+    /// Returns the GPUs that one more replica would get, or every unschedulable if it does not fit.
     pub(crate) fn fit(
         &self,
         manifest: &ServiceManifest,
         model_bytes: u64,
-    ) -> Result<Vec<u32>, Vec<Obstacle>> {
+    ) -> Result<Vec<u32>, Vec<Unschedulable>> {
         let mut obstacles = self.unfit(manifest);
         match self.liveness {
             Liveness::Alive => {}
-            Liveness::Unknown { until } => obstacles.push(Obstacle::Unknown { until }),
-            Liveness::Dead { silent_since } => obstacles.push(Obstacle::Dead { silent_since }),
+            Liveness::Unknown { until } => obstacles.push(Unschedulable::Unknown { until }),
+            Liveness::Dead { silent_since } => obstacles.push(Unschedulable::Dead { silent_since }),
         }
         if self.liveness != Liveness::Alive {
             return Err(obstacles);
@@ -284,19 +286,22 @@ impl Room {
         let needs = &manifest.resources;
         if needs.cpu_millicores > self.cpu_free {
             let (needs, free, offers) = (needs.cpu_millicores, self.cpu_free, self.cpu_offered);
-            obstacles.push(Obstacle::Cpu { needs, free, offers });
+            obstacles.push(Unschedulable::Cpu { needs, free, offers });
         }
         let memory = self.memory_needed(manifest, model_bytes);
         if memory > self.memory_free {
             let (free, offers) = (self.memory_free, self.memory_offered);
-            obstacles.push(Obstacle::Memory { needs: memory, free, offers });
+            obstacles.push(Unschedulable::Memory { needs: memory, free, offers });
         }
-        let gpus = self.choose_gpus(needs).map_err(|obstacle| obstacles.push(obstacle)).unwrap_or_default();
+        let gpus = self
+            .choose_gpus(needs)
+            .map_err(|unschedulable| obstacles.push(unschedulable))
+            .unwrap_or_default();
         if obstacles.is_empty() { Ok(gpus) } else { Err(obstacles) }
     }
 
     /// Chooses whole GPUs by lowest index, or a share on the fullest GPU that can hold it.
-    fn choose_gpus(&self, needs: &Resources) -> Result<Vec<u32>, Obstacle> {
+    fn choose_gpus(&self, needs: &Resources) -> Result<Vec<u32>, Unschedulable> {
         let healthy = || self.gpus.iter().filter(|gpu| gpu.healthy);
         let has = healthy().count() as u32;
         let unhealthy = self.gpus.len() as u32 - has;
@@ -306,7 +311,13 @@ impl Room {
             let count = needs.gpu_count as usize;
             if free.len() < count {
                 let free = free.len() as u32;
-                return Err(Obstacle::GpuCount { needs: needs.gpu_count, free, has, unhealthy, simulated });
+                return Err(Unschedulable::GpuCount {
+                    needs: needs.gpu_count,
+                    free,
+                    has,
+                    unhealthy,
+                    simulated,
+                });
             }
             let large = free.iter().filter(|gpu| gpu.memory_bytes >= needs.gpu_memory_bytes);
             let chosen: Vec<u32> = large.map(|gpu| gpu.index).take(count).collect();
@@ -314,7 +325,7 @@ impl Room {
                 let mut sizes: Vec<u64> = free.iter().map(|gpu| gpu.memory_bytes).collect();
                 sizes.sort_unstable_by(|a, b| b.cmp(a));
                 let largest = sizes[count - 1];
-                return Err(Obstacle::GpuMemory { needs: needs.gpu_memory_bytes, largest });
+                return Err(Unschedulable::GpuMemory { needs: needs.gpu_memory_bytes, largest });
             }
             return Ok(chosen);
         }
@@ -326,11 +337,11 @@ impl Room {
                 Some(gpu) => Ok(vec![gpu.index]),
                 None if shared.is_empty() => {
                     let free = healthy().map(|gpu| gpu.percent_free).max().unwrap_or(0);
-                    Err(Obstacle::GpuShare { needs: needs.gpu_share_percent, free, has, unhealthy })
+                    Err(Unschedulable::GpuShare { needs: needs.gpu_share_percent, free, has, unhealthy })
                 }
                 None => {
                     let largest = shared.iter().map(|gpu| gpu.memory_free).max().unwrap_or(0);
-                    Err(Obstacle::GpuMemory { needs: needs.gpu_memory_bytes, largest })
+                    Err(Unschedulable::GpuMemory { needs: needs.gpu_memory_bytes, largest })
                 }
             };
         }

@@ -86,20 +86,20 @@ impl Planner<'_> {
 
     /// Drains slots outside the envelope in force, and slots on nodes that may no longer hold them.
     fn drain_misplaced(&mut self, name: &ServiceName) {
-        let rooms = self.rooms();
+        let capacities = self.capacities();
         let service = self.service(name);
         let (max, manifest) = (service.manifest.replicas.max, service.manifest.clone());
         let (fresh, old) = running(service);
         for holding in fresh.into_iter().chain(old) {
-            let room = rooms.iter().find(|room| room.id == holding.order.node);
-            let unfit = room.map(|room| room.unfit(&manifest)).unwrap_or_default();
+            let capacity = capacities.iter().find(|capacity| capacity.id == holding.order.node);
+            let unfit = capacity.map(|capacity| capacity.unfit(&manifest)).unwrap_or_default();
             if holding.order.slot.0 >= max {
                 let cause = format!("the envelope in force has {max} slots");
                 self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
-            } else if let Some(obstacle) = unfit.first() {
-                let cause = format!("{} {obstacle}", self.node_name(&holding));
+            } else if let Some(unschedulable) = unfit.first() {
+                let cause = format!("{} {unschedulable}", self.node_name(&holding));
                 self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
-            } else if let Some(gpu) = room.and_then(|room| room.lost_gpu(&holding.order.gpus)) {
+            } else if let Some(gpu) = capacity.and_then(|capacity| capacity.lost_gpu(&holding.order.gpus)) {
                 let cause = format!("GPU {gpu} of {} is gone or unhealthy", self.node_name(&holding));
                 self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
             }
@@ -200,8 +200,8 @@ impl Planner<'_> {
         };
         slots.sort_by_key(|holding| {
             let fresh = holding.order.certificate == service.certificate;
-            let crowd = std::cmp::Reverse(on_node(&holding.order.node));
-            (self.is_ready(holding), fresh, crowd, std::cmp::Reverse(holding.order.slot))
+            let replicas_on_node = std::cmp::Reverse(on_node(&holding.order.node));
+            (self.is_ready(holding), fresh, replicas_on_node, std::cmp::Reverse(holding.order.slot))
         });
         slots
     }
