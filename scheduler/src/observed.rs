@@ -9,9 +9,9 @@
 //!    new leader's first [`LEASE_MS`].
 //! 3. Its `now` never jumps ahead of real time: a wall clock set forward would end every lease here while
 //!    nodes still rely on theirs. Read a wall clock once and advance it with a monotonic one.
-//! 4. It calls [`Observed::begin_eviction`] before it proposes a plan. A node whose lapse is in progress gets no
-//!    answer until the plan is decided ([`Observed::record_heartbeat`] reports this). Otherwise a late renewal would
-//!    cross the lapse in the log and two nodes would hold one slot.
+//! 4. It calls [`Observed::begin_eviction`] before it proposes a plan. A node whose lapse is in progress gets
+//!    no answer until the plan is decided ([`Observed::record_heartbeat`] reports this). Otherwise a late
+//!    renewal would cross the lapse in the log and two nodes would hold one slot.
 
 use crate::command::Step;
 use crate::plan::Plan;

@@ -139,8 +139,8 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
     Why { subject: name.to_string(), answer, reasons, remedy }
 }
 
-/// Returns the unschedulable that stops the roll-out of a new approval. No node can take a replica under it, not
-/// even if a slot under the earlier one were free.
+/// Returns the obstacle that stops the roll-out of a new approval. No node can take a replica under it,
+/// not even if a slot under the earlier one were free.
 pub(crate) fn stuck(
     cluster: &Cluster,
     observed: &Observed,
@@ -388,7 +388,7 @@ pub(crate) fn smallest_change(
     Some(steps.join("; and "))
 }
 
-/// Returns the effort of removing an unschedulable: waiting, one command, fewer resources, another machine.
+/// Returns the effort of removing an obstacle: waiting, one command, fewer resources, another machine.
 fn effort(unschedulable: &Unschedulable) -> u64 {
     match unschedulable {
         Unschedulable::Unknown { .. } | Unschedulable::Avoided { .. } => 0,

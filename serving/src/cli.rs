@@ -217,7 +217,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
         // Only a parent process that requested a free port reads this line.
         let _ = writeln!(std::io::stdout(), "{started}");
         tracing::info!(%started, "gateway serves");
-        gateway::serve(listeners, identity, certificate, gateway::PATIENCE, shutdown).await?;
+        gateway::serve(listeners, identity, certificate, gateway::HOLD_TIMEOUT, shutdown).await?;
         Ok(())
     })
 }

@@ -10,8 +10,8 @@
 mod connection;
 mod control_socket;
 mod forward;
+mod hold;
 mod lifetime;
-mod patience;
 mod pool;
 mod public;
 mod quota;
@@ -36,7 +36,7 @@ use pool::WorkerPool;
 use quota::Quotas;
 use table::Table;
 
-pub use patience::PATIENCE;
+pub use hold::HOLD_TIMEOUT;
 pub use ticket::TicketError;
 
 /// Time for answers in progress to finish at an orderly shutdown.
@@ -77,7 +77,7 @@ pub(crate) struct Gateway {
     lifetimes: Lifetimes,
     quotas: Quotas,
     memory: Memory<TokenName>,
-    patience: Duration,
+    hold_timeout: Duration,
     metrics: Arc<GatewayMetrics>,
     key_exchanges: Arc<KeyExchanges>,
     /// Throttled, because a client with any key can provoke refusals at any rate.
@@ -86,7 +86,7 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// Creates a gateway without a table and without workers.
-    fn new(identity: Identity, patience: Duration, memory_bytes_max: usize) -> Self {
+    fn new(identity: Identity, hold_timeout: Duration, memory_bytes_max: usize) -> Self {
         Self {
             identity,
             table: watch::Sender::new(Arc::default()),
@@ -94,7 +94,7 @@ impl Gateway {
             lifetimes: Lifetimes::default(),
             quotas: Quotas::default(),
             memory: Memory::new(memory_bytes_max),
-            patience,
+            hold_timeout,
             metrics: Arc::new(GatewayMetrics::new()),
             key_exchanges: Arc::default(),
             refusals: LogThrottle::default(),
@@ -103,17 +103,17 @@ impl Gateway {
 }
 
 /// Serves until `shutdown`, then lets answers in progress finish. A request without a worker waits for one
-/// for `patience`, usually [`PATIENCE`].
+/// for `hold_timeout`, usually [`HOLD_TIMEOUT`].
 ///
 /// # Errors A listener is unusable, or plain HTTP was requested beyond loopback.
 pub async fn serve(
     listeners: Listeners,
     identity: Identity,
     certificate: Option<ServerCertificate>,
-    patience: Duration,
+    hold_timeout: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), overlay::Error> {
-    let gateway = Arc::new(Gateway::new(identity, patience, MEMORY_BYTES_MAX));
+    let gateway = Arc::new(Gateway::new(identity, hold_timeout, MEMORY_BYTES_MAX));
     let limits = [public_limits(), worker_limits(), Limits::of_operations()];
     let [public_limits, worker_limits, metrics_limits] = open_files::fit(OTHER_FILES, limits);
     // Workers stay connected until the last answer is complete.
@@ -151,7 +151,7 @@ async fn serve_workers(
     let identity = gateway.identity.clone();
     let ending = shutdown.clone();
     let handle =
-        move |reversed, arrival| connection::attend(gateway.clone(), reversed, arrival, ending.clone());
+        move |reversed, arrival| connection::admit_worker(gateway.clone(), reversed, arrival, ending.clone());
     overlay::accept_reverse_loop(listener, &identity, &PeerPolicy::any(), limits, shutdown, handle).await
 }
 

@@ -236,8 +236,8 @@ impl NodeCapacity {
         manifest.resources.memory_bytes.saturating_add(weights)
     }
 
-    /// Returns every unschedulable on this node that is independent of free resources: those in its admission, and
-    /// its isolation.
+    /// Returns every obstacle on this node that is independent of free resources: those in its
+    /// admission, and its isolation.
     pub(crate) fn unfit(&self, manifest: &ServiceManifest) -> Vec<Unschedulable> {
         let placement = &manifest.placement;
         let mut obstacles = Vec::new();
@@ -268,7 +268,7 @@ impl NodeCapacity {
         lost.filter(|_| self.liveness == Liveness::Alive)
     }
 
-    /// Returns the GPUs that one more replica would get, or every unschedulable if it does not fit.
+    /// Returns the GPUs that one more replica would get, or every obstacle if it does not fit.
     pub(crate) fn fit(
         &self,
         manifest: &ServiceManifest,

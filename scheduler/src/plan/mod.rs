@@ -85,8 +85,8 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// Returns the command that executes the plan; none if there is nothing to do. Call [`Observed::begin_eviction`]
-    /// before proposing it, and record no node's request in between.
+    /// Returns the command that executes the plan; none if there is nothing to do. Call
+    /// [`Observed::begin_eviction`] before proposing it, and record no node's request in between.
     #[must_use]
     pub fn command(&self, now: Millis) -> Option<Command> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };

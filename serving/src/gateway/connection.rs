@@ -31,7 +31,7 @@ const RETIREMENT: Duration = Duration::from_secs(30);
 const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Checks a new connection's ticket and, if it is valid, keeps the connection in the pool until it ends.
-pub(super) async fn attend(
+pub(super) async fn admit_worker(
     gateway: Arc<Gateway>,
     reversed: Reversed,
     mut arrival: Arrival,

@@ -6,7 +6,7 @@
 //! request ends more than two workers, and no request that ran beside a suspect fails.
 //!
 //! After the first byte, a worker's death is reported in the stream. Without a worker, the request waits for
-//! one for a limited time (`patience`). A client that disconnects drops the response, which resets the
+//! one for a limited time (`hold_timeout`). A client that disconnects drops the response, which resets the
 //! worker's stream, which stops the engine.
 
 use std::time::Duration;
@@ -85,15 +85,15 @@ impl Gateway {
         let mut refusals = 0;
         let mut suspect: Option<Suspect<'_>> = None;
         let mut reason = no_worker(&wanted);
-        let until = Instant::now() + self.patience;
+        let until = Instant::now() + self.hold_timeout;
         while refusals < REFUSALS_MAX {
             let place = match &suspect {
-                Some(suspect) => self.place_alone(&wanted, &tried, suspect).await,
-                None => match self.place_now(&wanted, &tried) {
+                Some(suspect) => self.wait_for_idle_worker(&wanted, &tried, suspect).await,
+                None => match self.try_pick_worker(&wanted, &tried) {
                     // A rejection for overload is returned immediately; waiting would only lengthen the
                     // queue.
                     Ok(None) if reason.code != code::WORKER_OVERLOADED => {
-                        self.place_soon(&wanted, &tried, until).await
+                        self.wait_for_worker(&wanted, &tried, until).await
                     }
                     found => found,
                 },

@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::connection::{admit, serve_worker};
-use super::{Gateway, PATIENCE, public, table::Table, worker_limits};
+use super::{Gateway, HOLD_TIMEOUT, public, table::Table, worker_limits};
 
 /// Slots of the simulated service.
 const SLOTS: u32 = 8;
@@ -70,7 +70,7 @@ impl Answer {
 impl Simulation {
     /// Creates a gateway with a table, and with this memory limit for requests.
     pub(super) fn new(memory_bytes_max: usize) -> Arc<Self> {
-        let gateway = Arc::new(Gateway::new(Identity::from_seed(&[1; 32]), PATIENCE, memory_bytes_max));
+        let gateway = Arc::new(Gateway::new(Identity::from_seed(&[1; 32]), HOLD_TIMEOUT, memory_bytes_max));
         let node = Identity::from_seed(&[2; 32]);
         let simulation = Self {
             router: public::router(gateway.clone()),

@@ -40,7 +40,7 @@ impl Sandboxed {
 }
 
 /// Serves agents indefinitely.
-pub(super) async fn attend(listener: UnixListener, worker: Sandboxed) {
+pub(super) async fn serve_agent(listener: UnixListener, worker: Sandboxed) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -100,7 +100,7 @@ pub fn run() -> anyhow::Result<()> {
     runtime.block_on(async move {
         let listener = overlay::listen::unix(&format!("fd:{WORKER_SOCKET_FD}")).await?;
         tokio::spawn(write_metrics(metrics, service.clone()));
-        agent::attend(listener, Sandboxed::new(identity, service)).await;
+        agent::serve_agent(listener, Sandboxed::new(identity, service)).await;
         Ok(())
     })
 }

@@ -16,10 +16,10 @@ use crate::openai::ApiError;
 
 /// Time for which a request waits for a worker. A dead node's slots expire after its lease of 3 s and are
 /// loaded elsewhere in a second or two. A client that retries would do so no earlier.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const HOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Factor on the time for which a suspect waits to run alone. After an ordinary death the requests of the
 /// worker wait for one another, and each takes until its answer begins.
-const SUSPECT_PATIENCE_FACTOR: u32 = 6;
+const SUSPECT_HOLD_FACTOR: u32 = 6;
 
 impl Gateway {
     /// Returns the table in force; a gateway that has just started waits for its agent to push one.
@@ -28,7 +28,7 @@ impl Gateway {
     pub(super) async fn table(&self) -> Result<Arc<Table>, ApiError> {
         let mut tables = self.table.subscribe();
         let pushed = tables.wait_for(|table| table.version() > 0);
-        match tokio::time::timeout(self.patience, pushed).await {
+        match tokio::time::timeout(self.hold_timeout, pushed).await {
             Ok(Ok(table)) => Ok(table.clone()),
             // The sender belongs to this gateway and does not close.
             Ok(Err(_)) | Err(_) => {
@@ -42,7 +42,7 @@ impl Gateway {
     ///
     /// # Errors
     /// The model is no longer served: it may have been retired while the request waited.
-    pub(super) fn place_now(
+    pub(super) fn try_pick_worker(
         &self,
         wanted: &InferenceTarget,
         tried: &[u64],
@@ -55,22 +55,22 @@ impl Gateway {
     /// Waits for a worker; returns `None` after the deadline.
     ///
     /// # Errors
-    /// As [`Self::place_now`].
-    pub(super) async fn place_soon(
+    /// As [`Self::try_pick_worker`].
+    pub(super) async fn wait_for_worker(
         &self,
         wanted: &InferenceTarget,
         tried: &[u64],
         until: Instant,
     ) -> Result<Option<RequestPermit>, ApiError> {
         self.metrics.held(wanted.model.as_str());
-        self.place_by(until, || self.place_now(wanted, tried)).await
+        self.pick_by(until, || self.try_pick_worker(wanted, tried)).await
     }
 
     /// Waits for a worker reserved for this suspect; returns `None` when no worker becomes idle in time.
     ///
     /// # Errors
-    /// As [`Self::place_now`].
-    pub(super) async fn place_alone(
+    /// As [`Self::try_pick_worker`].
+    pub(super) async fn wait_for_idle_worker(
         &self,
         wanted: &InferenceTarget,
         tried: &[u64],
@@ -84,14 +84,14 @@ impl Gateway {
         };
         // A worker that replaces the lost one is idle at first; only after that is the last open worker
         // reserved.
-        if let Some(place) = self.place_by(came_at + self.patience / 2, || choose(false)).await? {
+        if let Some(place) = self.pick_by(came_at + self.hold_timeout / 2, || choose(false)).await? {
             return Ok(Some(place));
         }
-        self.place_by(came_at + self.patience * SUSPECT_PATIENCE_FACTOR, || choose(true)).await
+        self.pick_by(came_at + self.hold_timeout * SUSPECT_HOLD_FACTOR, || choose(true)).await
     }
 
     /// Retries `choose` until it succeeds; returns `None` after the deadline.
-    async fn place_by(
+    async fn pick_by(
         &self,
         until: Instant,
         choose: impl Fn() -> Result<Option<RequestPermit>, ApiError>,
