@@ -178,7 +178,7 @@ mod tests {
 
     fn findings(ratchets: &str) -> Vec<String> {
         check(&SourceTree::of(&[
-            ("a/src/lib.rs", "//! Who asks.\nenum Same {}\n"),
+            ("a/src/lib.rs", &["//", "! Who asks.\nenum Same {}\n"].concat()),
             ("a/tests/t.rs", "//! Doc.\n#[test]\n"),
             ("b/src/lib.rs", "//! Doc.\nstruct Same;\n"),
             (RATCHETS, ratchets),

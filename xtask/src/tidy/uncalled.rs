@@ -1,6 +1,6 @@
 //! Public functions that no product code calls: they serve tests alone, or nothing.
 //!
-//! A word that occurs once, in its own definition, is taken for a function without a caller. A name that two functions
+//! A name that occurs once, in its own definition, counts as a function without a caller. A name that two functions
 //! share is found only when neither has one.
 
 use super::sources::{SourceTree, TextFile};
