@@ -6,15 +6,14 @@
 
 use super::Server;
 use super::auth::{Proposer, Reader, Submitter};
+use super::extract::{LeaderRead, Submission};
 use super::idempotency::Key;
 use super::problem::{Failure, accepted, unavailable, unseen};
 use crate::machine::wall_clock;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use consensus::Role;
 use protocol::agent::PendingNode;
 use protocol::api::*;
 use protocol::error_code;
@@ -78,29 +77,6 @@ pub(super) struct Done {
 
 const DONE: Json<Done> = Json(Done { done: true });
 
-/// Proof that this replica leads and has applied every command acknowledged before the request.
-pub(crate) struct Leading;
-
-impl FromRequestParts<Arc<Server>> for Leading {
-    type Rejection = Failure;
-
-    async fn from_request_parts(_: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
-        if server.lock_leadership().is_none() {
-            return Err(server.not_leader());
-        }
-        let mut status = server.handle.watch_status();
-        let led = status.borrow_and_update().role == Role::Leader;
-        tokio::select! {
-            biased;
-            confirmed = server.read_barrier() => confirmed?,
-            // A leader that is deposed during the barrier reports it immediately, so that no client waits for
-            // the barrier.
-            _ = status.wait_for(|status| status.role != Role::Leader), if led => return Err(server.not_leader()),
-        }
-        Ok(Self)
-    }
-}
-
 impl Server {
     /// Returns a failure that names the current leader.
     pub(super) fn not_leader(&self) -> Failure {
@@ -149,7 +125,7 @@ impl Server {
 
 /// Genesis and every decision since: enough to recompute the circle and verify every signature.
 #[utoipa::path(get, path = "/v1/history", responses((status = 200, body = History)), tag = "circle")]
-async fn history(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<History> {
+async fn history(LeaderRead { server, .. }: LeaderRead) -> ApiResult<History> {
     server
         .cluster(|cluster| {
             let genesis = cluster.genesis()?.clone();
@@ -161,7 +137,7 @@ async fn history(_: Reader, _: Leading, State(server): ServerState) -> ApiResult
 
 /// Open proposals and those decided most recently.
 #[utoipa::path(get, path = "/v1/proposals", responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
-async fn proposals(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<ProposalView>> {
+async fn proposals(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ProposalView>> {
     Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
 }
 
@@ -169,9 +145,7 @@ async fn proposals(_: Reader, _: Leading, State(server): ServerState) -> ApiResu
 #[utoipa::path(get, path = "/v1/proposals/{id}", params(("id" = ProposalId, Path)),
     responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn proposal(
-    _: Reader,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead,
     id: Result<Path<ProposalId>, PathRejection>,
 ) -> ApiResult<ProposalView> {
     let Path(id) = id?;
@@ -185,10 +159,7 @@ async fn proposal(
 #[utoipa::path(post, path = "/v1/proposals", request_body = SubmitProposal,
     responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn submit_proposal(
-    Proposer(token): Proposer,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
     body: Result<Json<SubmitProposal>, JsonRejection>,
 ) -> ApiResult<ProposalView> {
     let Json(SubmitProposal { proposal }) = body?;
@@ -220,10 +191,7 @@ fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
 #[utoipa::path(post, path = "/v1/proposals/{id}/ballots", params(("id" = ProposalId, Path)),
     request_body = SignedBallot, responses((status = 200, body = ProposalView)), tag = "circle")]
 async fn cast_ballot(
-    Proposer(token): Proposer,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
     id: Result<Path<ProposalId>, PathRejection>,
     body: Result<Json<SignedBallot>, JsonRejection>,
 ) -> ApiResult<ProposalView> {
@@ -242,9 +210,7 @@ async fn cast_ballot(
 #[utoipa::path(post, path = "/v1/dry-run", request_body = DryRunRequest,
     responses((status = 200, body = DryRun)), tag = "services")]
 async fn dry_run(
-    _: Reader,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead,
     body: Result<Json<DryRunRequest>, JsonRejection>,
 ) -> ApiResult<DryRun> {
     let Json(DryRunRequest { manifest }) = body?;
@@ -256,7 +222,7 @@ async fn dry_run(
 
 /// All services.
 #[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Page<ServiceView>)), tag = "services")]
-async fn services(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<ServiceView>> {
+async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
     let now = wall_clock();
     let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
     Ok(Json(Page { items }))
@@ -266,9 +232,7 @@ async fn services(_: Reader, _: Leading, State(server): ServerState) -> ApiResul
 #[utoipa::path(get, path = "/v1/services/{name}", params(("name" = ServiceName, Path)),
     responses((status = 200, body = ServiceView)), tag = "services")]
 async fn service(
-    _: Reader,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead,
     name: Result<Path<ServiceName>, PathRejection>,
 ) -> ApiResult<ServiceView> {
     let (Path(name), now) = (name?, wall_clock());
@@ -289,10 +253,7 @@ fn no_service_text(name: &str) -> Failure {
 #[utoipa::path(post, path = "/v1/services/{name}/scale", params(("name" = ServiceName, Path)),
     request_body = ScaleRequest, responses((status = 200, body = Done)), tag = "services")]
 async fn scale(
-    caller: Submitter,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller, key, server }: Submission<Submitter>,
     name: Result<Path<ServiceName>, PathRejection>,
     body: Result<Json<ScaleRequest>, JsonRejection>,
 ) -> ApiResult<Done> {
@@ -324,9 +285,7 @@ impl After {
 #[utoipa::path(get, path = "/v1/services/{name}/logs", params(("name" = ServiceName, Path), After),
     responses((status = 200, body = LogPage)), tag = "services")]
 async fn logs(
-    _: Reader,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead,
     name: Result<Path<ServiceName>, PathRejection>,
     query: Result<Query<After>, QueryRejection>,
 ) -> ApiResult<LogPage> {
@@ -342,21 +301,21 @@ async fn logs(
 
 /// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
-async fn nodes(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<NodeView>> {
+async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView>> {
     let now = wall_clock();
     Ok(Json(Page { items: server.look(|cluster, observed| scheduler::node_views(cluster, observed, now))? }))
 }
 
 /// Nodes that ask to be admitted.
 #[utoipa::path(get, path = "/v1/pending-nodes", responses((status = 200, body = Page<PendingNode>)), tag = "nodes")]
-async fn pending_nodes(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<PendingNode>> {
+async fn pending_nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<PendingNode>> {
     let items = server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect());
     Ok(Json(Page { items }))
 }
 
 /// Registered models.
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = Page<ModelRecord>)), tag = "models")]
-async fn models(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<ModelRecord>> {
+async fn models(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ModelRecord>> {
     Ok(Json(Page { items: server.cluster(|cluster| cluster.models().values().cloned().collect()) }))
 }
 
@@ -367,10 +326,7 @@ async fn models(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<
 #[utoipa::path(post, path = "/v1/models", request_body = RegisterModel,
     responses((status = 200, body = Done)), tag = "models")]
 async fn register_model(
-    caller: Submitter,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller, key, server }: Submission<Submitter>,
     body: Result<Json<RegisterModel>, JsonRejection>,
 ) -> ApiResult<Done> {
     let Json(RegisterModel { record, wraps }) = body?;
@@ -381,10 +337,7 @@ async fn register_model(
 #[utoipa::path(delete, path = "/v1/models/{root}", params(("root" = ModelRoot, Path)),
     responses((status = 200, body = Done)), tag = "models")]
 async fn forget_model(
-    caller: Submitter,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller, key, server }: Submission<Submitter>,
     root: Result<Path<ModelRoot>, PathRejection>,
 ) -> ApiResult<Done> {
     let Path(root) = root?;
@@ -395,9 +348,7 @@ async fn forget_model(
 #[utoipa::path(get, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
     responses((status = 200, body = ModelWraps)), tag = "models")]
 async fn wraps(
-    _: Submitter,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead<Submitter>,
     root: Result<Path<ModelRoot>, PathRejection>,
 ) -> ApiResult<ModelWraps> {
     let Path(root) = root?;
@@ -408,10 +359,7 @@ async fn wraps(
 #[utoipa::path(put, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
     request_body = PutWraps, responses((status = 200, body = Done)), tag = "models")]
 async fn put_wraps(
-    caller: Submitter,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller, key, server }: Submission<Submitter>,
     root: Result<Path<ModelRoot>, PathRejection>,
     body: Result<Json<PutWraps>, JsonRejection>,
 ) -> ApiResult<Done> {
@@ -424,7 +372,7 @@ async fn put_wraps(
 
 /// Inference keys, without their hashes.
 #[utoipa::path(get, path = "/v1/keys", responses((status = 200, body = Page<KeyView>)), tag = "keys")]
-async fn keys(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Page<KeyView>> {
+async fn keys(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<KeyView>> {
     let view =
         |key: &ApiKey| KeyView { name: key.name.clone(), requests_per_minute: key.requests_per_minute };
     Ok(Json(Page { items: server.cluster(|cluster| cluster.api_keys().values().map(view).collect()) }))
@@ -433,10 +381,7 @@ async fn keys(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Pa
 /// Registers an inference key, with which its holder can call models. The server receives the hash alone.
 #[utoipa::path(post, path = "/v1/keys", request_body = CreateKey, responses((status = 200, body = Done)), tag = "keys")]
 async fn create_key(
-    caller: Submitter,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller, key, server }: Submission<Submitter>,
     body: Result<Json<CreateKey>, JsonRejection>,
 ) -> ApiResult<Done> {
     let Json(CreateKey { name, hash, requests_per_minute }) = body?;
@@ -447,10 +392,7 @@ async fn create_key(
 #[utoipa::path(delete, path = "/v1/keys/{name}", params(("name" = TokenName, Path)),
     responses((status = 200, body = Done)), tag = "keys")]
 async fn revoke_key(
-    caller: Submitter,
-    key: Key,
-    _: Leading,
-    State(server): ServerState,
+    Submission { caller, key, server }: Submission<Submitter>,
     name: Result<Path<TokenName>, PathRejection>,
 ) -> ApiResult<Done> {
     let Path(name) = name?;
@@ -476,9 +418,7 @@ struct Events {
 /// Without either it holds the newest of all.
 #[utoipa::path(get, path = "/v1/events", params(Events), responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
 async fn events(
-    _: Reader,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead,
     query: Result<Query<Events>, QueryRejection>,
 ) -> ApiResult<Page<AuditEvent>> {
     let Query(Events { after, before }) = query?;
@@ -509,7 +449,7 @@ fn choose_events<'a>(
 
 /// The problems of the cluster, each with the next command.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
-async fn status(_: Reader, _: Leading, State(server): ServerState) -> ApiResult<Status> {
+async fn status(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Status> {
     let now = wall_clock();
     let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
     Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
@@ -537,9 +477,7 @@ async fn replica(_: Reader, State(server): ServerState) -> Json<ReplicaView> {
 #[utoipa::path(get, path = "/v1/why/{subject}", params(("subject" = String, Path)),
     responses((status = 200, body = Why)), tag = "status")]
 async fn why(
-    _: Reader,
-    _: Leading,
-    State(server): ServerState,
+    LeaderRead { server, .. }: LeaderRead,
     subject: Result<Path<String>, PathRejection>,
 ) -> ApiResult<Why> {
     let (Path(subject), now) = (subject?, wall_clock());

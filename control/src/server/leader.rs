@@ -126,16 +126,14 @@ impl Server {
         self.leadership.lock().expect("no holder of this lock panics")
     }
 
-    /// Returns the next plan as a command and begins its evictions; none if the plan is empty.
+    /// Returns the next plan as an action and begins its evictions; none if the plan is empty.
     fn next_plan(&self, now: Millis) -> Option<Action> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
         let plan = self.cluster(|cluster| scheduler::plan(cluster, observed, now));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
-        if plan.steps.is_empty() {
-            return None;
-        }
+        let action = plan.action()?;
         observed.begin_eviction(&plan);
-        Some(Action::Execute { parent_generation: plan.parent_generation, steps: plan.steps })
+        Some(action)
     }
 }

@@ -21,6 +21,9 @@ pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
         findings.extend(leftovers(file));
     }
     for file in sources.rust() {
+        if file.path.contains("/src/") && file.path.ends_with("/mod.rs") {
+            findings.push(format!("{}: a module's file is `name.rs` beside `name/`", file.path));
+        }
         if !file.text.starts_with("//!") && !file.text.starts_with("#!") {
             findings
                 .push(format!("{}: does not begin with `//!`: what it is, and what it is not", file.path));
@@ -51,6 +54,12 @@ mod tests {
         let found = check(&SourceTree::of(&[("a/src/lib.rs", &text)]));
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("a/src/lib.rs:2:"), "{found:?}");
+    }
+
+    #[test]
+    fn a_module_file_stands_beside_its_folder() {
+        assert_eq!(check(&SourceTree::of(&[("a/src/b/mod.rs", "//! Doc.\n")])).len(), 1);
+        assert_eq!(check(&SourceTree::of(&[("a/src/b.rs", "//! Doc.\n")])).len(), 0);
     }
 
     #[test]

@@ -154,14 +154,10 @@ kernel! {
 }
 
 kernel! {
-    /// Applies [`math::gelu`] to `rows` rows of `width` elements. The caller owns them.
-    pub(super) fn gelu_rows(first: *mut f32, rows: usize, stride: usize, width: usize) {
-        for row in 0..rows {
-            // SAFETY: the only caller passes rows of its own tile.
-            let row = unsafe { std::slice::from_raw_parts_mut(first.add(row * stride), width) };
-            for x in row.iter_mut() {
-                *x = math::gelu(*x);
-            }
+    /// Applies [`math::gelu`] to every element.
+    pub(super) fn gelu(row: &mut [f32]) {
+        for x in row.iter_mut() {
+            *x = math::gelu(*x);
         }
     }
 }

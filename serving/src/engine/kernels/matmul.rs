@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use super::elementwise::gelu_rows;
+use super::elementwise::gelu;
 use super::micro::{COLUMNS, ROWS, Tile, multiply};
 use super::pack::pack;
 use super::pool::{ComputePool, Parts};
@@ -177,8 +177,10 @@ impl MatmulTask<'_> {
             // a whole panel is 32 columns of the target, written by no other task, else `edge` has room.
             unsafe { multiply(self.isa, tile) };
             if is_last && self.product.activation == Activation::Gelu {
-                // SAFETY: these are the rows just written.
-                gelu_rows(self.isa, c, rows, c_stride, COLUMNS);
+                for row in 0..rows {
+                    // SAFETY: the row was written just now, and belongs to this task alone.
+                    gelu(self.isa, unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), COLUMNS) });
+                }
             }
             if !is_whole {
                 self.copy_edge(&mut edge, at, rows, columns.len(), true);

@@ -30,7 +30,7 @@ use std::time::Instant;
 Examples:
   quorate up                                   start, or go on with what an earlier run left
   quorate up --model ~/models/my-llama         the same, and serve this model
-  quorate up --fresh --simulate-gpus 8xH100    rehearse a GPU cluster's scheduling")]
+  quorate up --fresh --simulate-gpus 8xH100    simulate a GPU cluster's scheduling")]
 pub struct UpArguments {
     /// Directory of the cluster's state
     #[arg(long, default_value = ".quorate/demo", value_name = "DIR")]

@@ -85,12 +85,19 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// Returns the command that executes the plan; none if there is nothing to do. Call
+    /// Returns the action that executes the plan; none if there is nothing to do. Call
     /// [`Observed::begin_eviction`] before proposing it, and record no node's request in between.
     #[must_use]
-    pub fn command(&self, now: Millis) -> Option<Command> {
+    pub fn action(&self) -> Option<Action> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };
-        (!self.is_empty()).then_some(Command { now, actor: Actor::Scheduler, action, idempotency: None })
+        (!self.is_empty()).then_some(action)
+    }
+
+    /// Returns [`Self::action`] as the scheduler's command at `now`.
+    #[must_use]
+    pub fn command(&self, now: Millis) -> Option<Command> {
+        let command = |action| Command { now, actor: Actor::Scheduler, action, idempotency: None };
+        self.action().map(command)
     }
 
     /// Returns the orders among the steps.

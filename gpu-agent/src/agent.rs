@@ -30,9 +30,9 @@ mod models;
 mod node;
 mod orders;
 mod prometheus;
-#[cfg(test)]
-mod rehearsal;
 mod resources;
+#[cfg(test)]
+mod simulation;
 mod slot;
 mod start;
 mod status;

@@ -8,6 +8,7 @@ mod api;
 mod auth;
 mod begin;
 mod commands;
+mod extract;
 mod idempotency;
 mod leader;
 mod logs;

@@ -1,0 +1,74 @@
+//! Extractors of the API: each proves all that its handler needs, so that no handler can leave a check out.
+//!
+//! A handler takes [`LeaderRead`] or [`Submission`]. Both check the token's scope first, and then that this replica leads: a
+//! read is never stale, and a write is proposed where it can be committed.
+
+use super::Server;
+use super::auth::Reader;
+use super::idempotency::Key;
+use super::problem::Failure;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use consensus::Role;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A read by a token with the scope of `C`, at a leader that has applied every command acknowledged before it.
+pub(super) struct LeaderRead<C = Reader> {
+    pub(super) server: Arc<Server>,
+    caller: PhantomData<C>,
+}
+
+/// A write by a token with the scope of `C`, at a leader, under the client's idempotency key if it sent one.
+pub(super) struct Submission<C> {
+    pub(super) caller: C,
+    pub(super) key: Key,
+    pub(super) server: Arc<Server>,
+}
+
+impl<C> FromRequestParts<Arc<Server>> for LeaderRead<C>
+where
+    C: FromRequestParts<Arc<Server>, Rejection = Failure>,
+{
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
+        C::from_request_parts(parts, server).await?;
+        require_leading(server).await?;
+        Ok(Self { server: server.clone(), caller: PhantomData })
+    }
+}
+
+impl<C> FromRequestParts<Arc<Server>> for Submission<C>
+where
+    C: FromRequestParts<Arc<Server>, Rejection = Failure> + Send,
+{
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
+        let caller = C::from_request_parts(parts, server).await?;
+        let key = Key::from_request_parts(parts, server).await?;
+        require_leading(server).await?;
+        Ok(Self { caller, key, server: server.clone() })
+    }
+}
+
+/// Returns once this replica leads and has applied every command acknowledged before the request.
+///
+/// # Errors
+/// `not-leader` with the leader's address if another replica leads.
+async fn require_leading(server: &Server) -> Result<(), Failure> {
+    if server.lock_leadership().is_none() {
+        return Err(server.not_leader());
+    }
+    let mut status = server.handle.watch_status();
+    let led = status.borrow_and_update().role == Role::Leader;
+    tokio::select! {
+        biased;
+        confirmed = server.read_barrier() => confirmed?,
+        // A leader that is deposed during the barrier reports it immediately, so that no client waits for the
+        // barrier.
+        _ = status.wait_for(|status| status.role != Role::Leader), if led => return Err(server.not_leader()),
+    }
+    Ok(())
+}
