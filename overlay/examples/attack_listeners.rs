@@ -6,7 +6,9 @@
 //! pid=NAME:PID...`
 //!
 //! The attack is sustained: a connection that the listener ends is opened again after a short pause. The
-//! client exits 1 if one request of the good client fails, or if the attack was not really under way.
+//! same attack runs against a listener of this process that admits the first to come, as the positive
+//! control: the good client must fail there. The client exits 1 if one request of the good client fails
+//! elsewhere, if none fails at the positive control, or if a listener never had to end a connection.
 
 use overlay::{CancellationToken, Identity, Limits, PublicKey, open_files, reverse_serve};
 use protocol::limits::LEASE_MS;
@@ -18,7 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 
 const GOOD: &str = "127.0.0.1";
 const ATTACKER: &str = "127.0.0.2";
@@ -41,6 +44,15 @@ const ROUNDS: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause of an attacker before it reconnects, so that it does not take the machine's processors.
 const AGAIN: Duration = Duration::from_millis(200);
+/// Connections that one attack opens at a time, and the pause between two on one of these turns. A burst
+/// overflows the kernel's queue of handshakes, which then answers with SYN cookies: a silent connection
+/// whose last packet is lost exists for its client alone, and the listener is not full.
+const DIALS_AT_ONCE: usize = 32;
+const DIAL_PAUSE: Duration = Duration::from_millis(2);
+/// Connections that the positive control admits: as many as the API of a replica.
+const FIRST_COME_MAX: usize = 1_024;
+/// Name of the positive control in the output.
+const FIRST_COME: &str = "positive control";
 
 /// A listener, and the request that it is sent.
 #[derive(Clone)]
@@ -51,10 +63,25 @@ struct AttackTarget {
 }
 
 /// The state of one kind of attack.
-#[derive(Default)]
 struct Attack {
     held: AtomicUsize,
     opened: AtomicUsize,
+    dials: Semaphore,
+}
+
+impl Attack {
+    fn new() -> Arc<Self> {
+        let dials = Semaphore::new(DIALS_AT_ONCE);
+        Arc::new(Self { held: AtomicUsize::new(0), opened: AtomicUsize::new(0), dials })
+    }
+
+    /// Opens one connection from the attacker's address, at the pace of the attack.
+    async fn dial(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let _turn = self.dials.acquire().await;
+        let stream = dial(ATTACKER, to).await;
+        tokio::time::sleep(DIAL_PAUSE).await;
+        stream
+    }
 }
 
 /// Counts a connection as held while it lives.
@@ -126,13 +153,18 @@ async fn run() -> Result<(), String> {
     let public = arguments.public.ok_or("give public=ADDRESS")?;
     let workers = arguments.workers.ok_or("give workers=ADDRESS")?;
     let gateway = arguments.gateway.ok_or("give the gateway's key")?;
-    let wanted =
-        SILENT_CONTROL * arguments.controls.len() + SILENT_PUBLIC + SILENT_WORKERS + STRANGERS + UNFINISHED;
+    // The positive control holds the other end of its connections in this process.
+    let wanted = SILENT_CONTROL * (arguments.controls.len() + 2)
+        + SILENT_PUBLIC
+        + SILENT_WORKERS
+        + STRANGERS
+        + UNFINISHED;
     let [own] = open_files::fit(256, [Limits { connections_max: wanted, ..Limits::default() }]);
     // A share of the plan if this process may not open as many files.
     let share = |count: usize| count * own.connections_max / wanted;
 
-    let targets = targets(&arguments, public);
+    let first_come = admit_the_first_to_come().await.map_err(|error| format!("listen: {error}"))?;
+    let targets = targets(&arguments, public, first_come);
     println!("before: {}", memory(&arguments.pids));
     let calm = ask_all(&targets, ROUNDS).await;
     report("without attack", &calm);
@@ -140,7 +172,7 @@ async fn run() -> Result<(), String> {
     let over = Arc::new(AtomicBool::new(false));
     let mut attacks = Vec::new();
     let mut begin = |name: String, count: usize| {
-        let attack = Arc::new(Attack::default());
+        let attack = Attack::new();
         attacks.push((name, count, attack.clone()));
         attack
     };
@@ -148,6 +180,8 @@ async fn run() -> Result<(), String> {
         let attack = begin(format!("silent on control {}", number + 1), share(SILENT_CONTROL));
         silence(&attack, &over, *address, share(SILENT_CONTROL));
     }
+    let attack = begin(format!("silent on the {FIRST_COME}"), share(SILENT_CONTROL));
+    silence(&attack, &over, first_come, share(SILENT_CONTROL));
     let attack = begin("silent on the public API".into(), share(SILENT_PUBLIC));
     silence(&attack, &over, public, share(SILENT_PUBLIC));
     let attack = begin("silent on the workers' listener".into(), share(SILENT_WORKERS));
@@ -171,12 +205,59 @@ async fn run() -> Result<(), String> {
     report("afterwards", &after);
     println!("after: {}", memory(&arguments.pids));
 
-    let failed: usize =
-        [calm, attacked, after].iter().flatten().map(|(_, answers)| answers.failures.len()).sum();
-    if failed > 0 { Err(format!("{failed} requests of the good client failed")) } else { Ok(()) }
+    judge(&calm, &attacked, &after)
 }
 
-fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<AttackTarget> {
+/// Returns an error if the good client failed at a listener of the cluster, or never at the positive control.
+fn judge(calm: &Outcome, attacked: &Outcome, after: &Outcome) -> Result<(), String> {
+    let failed_at = |outcome: &Outcome, control: bool| -> usize {
+        let chosen = outcome.iter().filter(|(name, _)| (name == FIRST_COME) == control);
+        chosen.map(|(_, answers)| answers.failures.len()).sum()
+    };
+    let failed: usize = [calm, attacked, after].iter().map(|outcome| failed_at(outcome, false)).sum();
+    if failed > 0 {
+        return Err(format!("{failed} requests of the good client failed"));
+    }
+    if failed_at(calm, true) > 0 || failed_at(attacked, true) == 0 {
+        return Err(
+            "the positive control did not fail under attack, or without: the attack shows nothing".into()
+        );
+    }
+    Ok(())
+}
+
+/// Serves, on a port of this process, whatever connects first: beyond [`FIRST_COME_MAX`] connections it
+/// closes the newest, as a listener without fair admission does.
+async fn admit_the_first_to_come() -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind((GOOD, 0)).await?;
+    let address = listener.local_addr()?;
+    let places = Arc::new(Semaphore::new(FIRST_COME_MAX));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if let Ok(place) = places.clone().try_acquire_owned() {
+                tokio::spawn(async move {
+                    // The end of one connection concerns no other.
+                    let _ = answer(stream).await;
+                    drop(place);
+                });
+            }
+        }
+    });
+    Ok(address)
+}
+
+/// Answers one request without a body.
+async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await
+}
+
+fn targets(arguments: &Arguments, public: SocketAddr, first_come: SocketAddr) -> Vec<AttackTarget> {
     let get =
         |path: &str| format!("GET {path} HTTP/1.1\r\nhost: q\r\nconnection: close\r\n\r\n").into_bytes();
     let mut targets: Vec<AttackTarget> = arguments
@@ -189,6 +270,7 @@ fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<AttackTarget> {
             request: Arc::new(get("/readyz")),
         })
         .collect();
+    targets.push(AttackTarget { name: FIRST_COME.into(), address: first_come, request: Arc::new(get("/")) });
     let body = r#"{"model": "tiny", "prompt": "Once upon a time", "max_tokens": 1}"#;
     let request = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: q\r\nconnection: close\r\nauthorization: Bearer {}\r\n\
@@ -204,6 +286,9 @@ fn targets(arguments: &Arguments, public: SocketAddr) -> Vec<AttackTarget> {
     targets
 }
 
+/// The results of the good client, by the name of the listener.
+type Outcome = Vec<(String, Answers)>;
+
 /// The results of the good client at one listener.
 #[derive(Default)]
 struct Answers {
@@ -212,7 +297,7 @@ struct Answers {
 }
 
 /// Sends `rounds` requests to every listener, each on a connection of its own.
-async fn ask_all(targets: &[AttackTarget], rounds: usize) -> Vec<(String, Answers)> {
+async fn ask_all(targets: &[AttackTarget], rounds: usize) -> Outcome {
     let ask_one = |target: AttackTarget| async move {
         let mut answers = Answers::default();
         for _ in 0..rounds {
@@ -270,7 +355,7 @@ fn silence(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, count: 
         let attack = attack.clone();
         async move {
             loop {
-                if let Ok(mut stream) = dial(ATTACKER, to).await {
+                if let Ok(mut stream) = attack.dial(to).await {
                     let _held = Held::new(&attack);
                     // Until the listener ends it.
                     let _ = stream.read(&mut [0; 64]).await;
@@ -286,7 +371,7 @@ fn strangers(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, gatew
         let attack = attack.clone();
         async move {
             loop {
-                if let (Ok(tcp), Ok(worker)) = (dial(ATTACKER, to).await, Identity::generate()) {
+                if let (Ok(tcp), Ok(worker)) = (attack.dial(to).await, Identity::generate()) {
                     let _held = Held::new(&attack);
                     let preface = canonical::to_bytes(&ticket(&worker, gateway)).into();
                     let (limits, never) = (Limits::default(), CancellationToken::new());
@@ -328,7 +413,7 @@ fn unfinished_bodies(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAdd
         let (attack, bytes) = (attack.clone(), bytes.clone());
         async move {
             loop {
-                if let Ok(mut stream) = dial(ATTACKER, to).await {
+                if let Ok(mut stream) = attack.dial(to).await {
                     let _held = Held::new(&attack);
                     // Refused or not, it reads until the listener ends it.
                     let _ = stream.write_all(&bytes).await;
@@ -341,12 +426,11 @@ fn unfinished_bodies(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAdd
     });
 }
 
-/// Waits until every attack has opened all its connections once, so that each listener is as full as it can
-/// be.
+/// Waits until every listener has ended a connection of every attack: then it is full.
 async fn wait_until_under_way(attacks: &[(String, usize, Arc<Attack>)]) -> Result<(), String> {
     let began = Instant::now();
     while let Some((name, count, attack)) =
-        attacks.iter().find(|(_, count, attack)| attack.opened.load(Ordering::Relaxed) < *count)
+        attacks.iter().find(|(_, count, attack)| attack.opened.load(Ordering::Relaxed) <= *count)
     {
         if began.elapsed() > PATIENCE {
             let opened = attack.opened.load(Ordering::Relaxed);
