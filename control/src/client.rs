@@ -157,7 +157,7 @@ impl ControlClient {
         writes: bool,
     ) -> Result<R, ClientError> {
         let body = body.map(|body| serde_json::to_vec(body).expect("API types are JSON").into());
-        let key = writes.then(|| hex::encode(crate::machine::random_bytes::<KEY_BYTES>()));
+        let key = writes.then(|| hex::encode(host::random::random_bytes::<KEY_BYTES>()));
         let request = ControlRequest { method, path: path.to_string(), body, key };
         let preferred = self.preferred.load(Ordering::Relaxed);
         let race = Race::new(self.replicas.to_vec(), preferred, writes);

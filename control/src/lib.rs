@@ -10,7 +10,6 @@ pub mod client;
 pub mod context;
 pub mod explain;
 pub mod hub;
-pub mod machine;
 pub mod node;
 pub mod server;
 pub mod session;

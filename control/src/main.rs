@@ -8,10 +8,10 @@ fn main() -> ExitCode {
     // free of other state, so it is taken before any argument is parsed or thread started.
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some("sandbox-init") {
-        let status = gpu_agent::sandbox::init::main(arguments);
+        let status = sandbox::init::main(arguments);
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
-    control::up::die_with_parent();
+    host::children::die_with_parent();
     let cli = control::cli::Cli::parse();
     control::cli::run(cli)
 }

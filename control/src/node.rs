@@ -14,15 +14,14 @@ pub use register::{SharedKeys, wrap_models_to};
 pub use sweep::SweepSummary;
 
 use anyhow::{Context as _, Result, anyhow};
-use gpu_agent::Clock;
 use gpu_agent::agent::{AgentConfig, ControlLink, GatewayConfig, ResourceCaps, StorageConfig};
-use gpu_agent::files;
-use gpu_agent::sandbox::{LauncherConfig, SandboxLauncher};
+use host::{Clock, files};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{NodeAdmission, SignedGenesis};
 use protocol::limits::LEASE_MS;
 use protocol::{CircleId, EncryptionKey, PublicKey, error_code};
+use sandbox::{LauncherConfig, SandboxLauncher};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -82,12 +81,7 @@ impl NodeFile {
 /// # Errors
 /// Returns an error if the directory cannot be written or a key file is damaged.
 pub fn create_keys(directory: &Path, with_gateway: bool) -> Result<NodeKeys> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .with_context(|| format!("create `{}`", directory.display()))?;
+    files::private_directory(directory).with_context(|| format!("create `{}`", directory.display()))?;
     let identity = Identity::load_or_create(&directory.join("identity.key"))?;
     let encryption_file = directory.join("encryption.key");
     let encryption = if encryption_file.exists() {

@@ -200,7 +200,7 @@ impl Server {
             Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Tick => Lane::Leader,
             _ => Lane::Clients,
         };
-        let command = Command { now: crate::machine::wall_clock(), actor, action, idempotency };
+        let command = Command { now: host::wall_clock(), actor, action, idempotency };
         let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
         canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unseen)
     }

@@ -4,9 +4,10 @@
 
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
-use crate::machine::{random_bytes, wall_clock};
 use anyhow::{Context as _, Result, anyhow};
-use gpu_agent::files;
+use host::files;
+use host::random::random_bytes;
+use host::wall_clock;
 use human_chain::{CircleState, MemberSecret};
 use protocol::api::{History, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Proposal};

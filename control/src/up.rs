@@ -11,12 +11,10 @@ mod cluster;
 mod founding;
 mod layout;
 mod ports;
-mod process;
 mod story;
 
 pub use cluster::LocalCluster;
 pub use layout::Layout;
-pub use process::die_with_parent;
 
 use anyhow::{Context as _, Result};
 use clap::Args;

@@ -2,8 +2,8 @@
 //! bounded.
 #![no_main]
 
-use gpu_agent::sandbox::linked_by;
 use libfuzzer_sys::fuzz_target;
+use sandbox::linked_by;
 
 fuzz_target!(|bytes: &[u8]| {
     // The input as it is, and with the ELF magic, which random bytes hardly ever have.

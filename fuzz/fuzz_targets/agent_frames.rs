@@ -4,10 +4,10 @@
 //! Frames of a worker pass through the overlay's reader, which has its own target.
 #![no_main]
 
-use gpu_agent::sandbox::FrameBuffer;
 use libfuzzer_sys::fuzz_target;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::worker::{FromWorker, InitReply, InitRequest};
+use sandbox::FrameBuffer;
 
 /// Maximum length of a frame that an init reads, in bytes.
 const LIMIT: usize = 256;

@@ -2,10 +2,10 @@
 //! and either exactly of the expected type or refused.
 #![no_main]
 
-use gpu_agent::sandbox::LineSplitter;
 use libfuzzer_sys::fuzz_target;
 use protocol::limits::METRICS_LINE_BYTES_MAX;
 use protocol::worker::WorkerMetrics;
+use sandbox::LineSplitter;
 
 fn lines(bytes: &[u8], piece: usize) -> (Vec<Vec<u8>>, u64) {
     let (mut splitter, mut lines) = (LineSplitter::default(), Vec::new());

@@ -2,12 +2,12 @@
 //! control: each is canonical or refused.
 #![no_main]
 
-use gpu_agent::sandbox::parse_start_ticks;
 use libfuzzer_sys::fuzz_target;
 use protocol::agent::{Desired, EnrolResponse, NotLeader, SyncResponse};
 use protocol::agent_state::{HandOrder, OrderBookRecord, Verdict};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::sandbox::{SandboxExit, SandboxGo, SandboxRecord, SandboxReport, SandboxSpec};
+use sandbox::parse_start_ticks;
 
 const LIMIT: usize = 1 << 20;
 

@@ -13,9 +13,9 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::model::{KeyWrap, Recipient};
 use protocol::{Digest, ModelRoot, PublicKey};
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -139,7 +139,8 @@ impl EncryptionSecret {
             }
         }
         text.push('\n');
-        write_new(path, text.as_bytes()).map_err(|source| KeyError::File { path: path.into(), source })?;
+        host::files::create_secret(path, text.as_bytes())
+            .map_err(|source| KeyError::File { path: path.into(), source })?;
         Ok(secret)
     }
 
@@ -197,14 +198,6 @@ fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let bytes: Option<Vec<u8>> =
         digits.chunks_exact(2).map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect();
     bytes.map(Zeroizing::new)
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Wraps a model's key so that only `recipient`, the holder of the secret of `to`, can open it. `root` and

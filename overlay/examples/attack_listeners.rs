@@ -13,7 +13,7 @@
 use overlay::{CancellationToken, Identity, Limits, PublicKey, open_files, reverse_serve};
 use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
-use protocol::{Fence, Millis, NodeId, SlotIndex, canonical};
+use protocol::{BootTime, Fence, Millis, NodeId, SlotIndex, canonical};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -226,7 +226,7 @@ fn judge(calm: &Outcome, attacked: &Outcome, after: &Outcome) -> Result<(), Stri
     Ok(())
 }
 
-/// Serves, on a port of this process, whatever connects first: beyond [`FIRST_COME_MAX`] connections it
+/// Serves the first clients to connect to a port of this process: beyond [`FIRST_COME_MAX`] connections it
 /// closes the newest, as a listener without fair admission does.
 async fn admit_the_first_to_come() -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind((GOOD, 0)).await?;
@@ -397,7 +397,7 @@ fn ticket(worker: &Identity, gateway: PublicKey) -> SignedTicket {
         worker: worker.public_key(),
         gateway,
         expires_at,
-        lease_until_boottime_ms: expires_at.0,
+        lease_until_boottime_ms: BootTime(expires_at.0),
     };
     let signature = worker.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
     SignedTicket { ticket, signature }

@@ -133,6 +133,27 @@ number!(
     u64
 );
 
+number!(
+    /// Time of one machine's boot clock, which counts sleep and cannot be set (`CLOCK_BOOTTIME`), in
+    /// milliseconds since that machine started. Leases use it.
+    BootTime,
+    u64
+);
+
+impl BootTime {
+    /// Returns this time plus `milliseconds`, saturating.
+    #[must_use]
+    pub fn plus(self, milliseconds: u64) -> Self {
+        Self(self.0.saturating_add(milliseconds))
+    }
+
+    /// Returns the milliseconds since `earlier`; zero if that is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 impl Millis {
     /// Returns this time plus `milliseconds`, saturating.
     #[must_use]

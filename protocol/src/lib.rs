@@ -32,7 +32,7 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId,
-    ServiceName, SlotIndex, StoreName, TokenName,
+    BootTime, CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
+    ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};

@@ -2,7 +2,7 @@
 //! serves it.
 
 use crate::digest::Digest;
-use crate::ids::{CircleId, Fence, Millis, NodeId, ServiceName, SlotIndex};
+use crate::ids::{BootTime, CircleId, Fence, Millis, NodeId, ServiceName, SlotIndex};
 use crate::keys::{PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -79,7 +79,7 @@ pub struct Ticket {
     /// End of the node's lease on its boot clock in milliseconds; this clock cannot be set. The gateway
     /// computes from it how much longer one ticket is valid than another. It drops the worker when its newest
     /// ticket expires.
-    pub lease_until_boottime_ms: u64,
+    pub lease_until_boottime_ms: BootTime,
 }
 
 /// Ticket with the signature of its node, domain [`TICKET_DOMAIN`].

@@ -4,6 +4,7 @@
 //! processes of the machine. Nothing here crosses a network. Paths are UTF-8 by choice: the operator chooses
 //! them and errors print them.
 
+use crate::ids::BootTime;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -93,8 +94,8 @@ pub struct SandboxSpec {
     pub memory_by_rlimit: bool,
     /// True if the worker yields to its init by its nice value, because there is no CPU cgroup.
     pub cpu_by_nice: bool,
-    /// End of the first lease, `CLOCK_BOOTTIME` in milliseconds.
-    pub lease_until_boottime_ms: u64,
+    /// End of the first lease.
+    pub lease_until_boottime_ms: BootTime,
     /// Maximum length of a lease in milliseconds; no renewal may reach further ahead.
     pub lease_ms_max: u64,
 }
@@ -203,7 +204,7 @@ mod tests {
             },
             memory_by_rlimit: false,
             cpu_by_nice: true,
-            lease_until_boottime_ms: 12_345,
+            lease_until_boottime_ms: BootTime(12_345),
             lease_ms_max: 3_000,
         };
         assert_eq!(from_bytes(&to_bytes(&spec), SANDBOX_SPEC_BYTES_MAX), Ok(spec));

@@ -3,7 +3,7 @@
 //! Frames are canonical CBOR behind a little-endian `u32` length (see `overlay::descriptors`). The worker
 //! receives every resource as a descriptor: it cannot open a socket or a file.
 
-use crate::ids::{Fence, Millis, ServiceName, SlotIndex};
+use crate::ids::{BootTime, Fence, Millis, ServiceName, SlotIndex};
 use crate::keys::PublicKey;
 use crate::manifest::Task;
 use crate::model::ModelFile;
@@ -129,8 +129,8 @@ pub enum FromWorker {
 pub enum InitRequest {
     /// Extends the lease until this time of the boot clock.
     Renew {
-        /// End of the lease, `CLOCK_BOOTTIME` in milliseconds.
-        until_boottime_ms: u64,
+        /// End of the lease.
+        until_boottime_ms: BootTime,
     },
     /// Requests the state of the worker.
     Status,
@@ -149,8 +149,8 @@ pub struct InitReply {
     pub running: bool,
     /// Exit status of the worker, or 128 + signal; none while it runs.
     pub exit: Option<i32>,
-    /// End of the lease in force, `CLOCK_BOOTTIME` in milliseconds.
-    pub lease_until_boottime_ms: u64,
+    /// End of the lease in force.
+    pub lease_until_boottime_ms: BootTime,
 }
 
 /// Metrics of a worker: one line of JSON that it writes to its metrics pipe every second.

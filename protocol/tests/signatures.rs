@@ -51,7 +51,7 @@ fn signed_ticket() -> SignedTicket {
         worker: public(2),
         gateway: public(3),
         expires_at: Millis(9),
-        lease_until_boottime_ms: 11,
+        lease_until_boottime_ms: BootTime(11),
     };
     let signature = sign(1, TICKET_DOMAIN, &to_bytes(&ticket));
     SignedTicket { ticket, signature }
@@ -93,7 +93,7 @@ fn a_ticket_is_its_nodes_word() {
         ("worker", |t| t.ticket.worker = public(4)),
         ("gateway", |t| t.ticket.gateway = public(4)),
         ("time", |t| t.ticket.expires_at = Millis(10)),
-        ("lease", |t| t.ticket.lease_until_boottime_ms = 12),
+        ("lease", |t| t.ticket.lease_until_boottime_ms = BootTime(12)),
         ("signature", |t| t.signature.0[0] ^= 1),
     ];
     for (name, edit) in edits {

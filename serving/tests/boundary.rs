@@ -51,10 +51,12 @@ fn of_our_crates_protocol_and_overlay_alone_are_linked() {
     let ours = [
         "protocol",
         "overlay",
+        "host",
         "human-chain",
         "consensus",
         "scheduler",
         "model-store",
+        "sandbox",
         "gpu-agent",
         "control",
         "serving",

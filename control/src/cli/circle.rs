@@ -2,11 +2,12 @@
 
 use super::Environment;
 use super::output::table;
-use crate::machine::{fresh_secret_text, wall_clock};
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use gpu_agent::files;
+use host::files;
+use host::random::fresh_secret_text;
+use host::wall_clock;
 use human_chain::CircleState;
 use protocol::api::History;
 use protocol::governance::*;

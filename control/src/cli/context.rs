@@ -6,7 +6,7 @@ use super::Environment;
 use crate::context::{Context, VARIABLE, own_path};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use gpu_agent::files;
+use host::files;
 use protocol::governance::SignedGenesis;
 use std::path::{Path, PathBuf};
 

@@ -4,9 +4,9 @@
 
 use super::Environment;
 use super::output::table;
-use crate::machine::fresh_secret_text;
 use anyhow::Result;
 use clap::Subcommand;
+use host::random::fresh_secret_text;
 use protocol::api::{CreateKey, KeyView, Page};
 use protocol::{Digest, TokenName};
 

@@ -235,7 +235,7 @@ struct Fetched(PathBuf);
 
 impl Fetched {
     fn below(directory: &Path) -> Result<Self> {
-        let folder = directory.join("fetched").join(hex::encode(crate::machine::random_bytes::<8>()));
+        let folder = directory.join("fetched").join(hex::encode(host::random::random_bytes::<8>()));
         std::fs::create_dir_all(&folder)?;
         Ok(Self(folder))
     }

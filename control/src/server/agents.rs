@@ -7,13 +7,13 @@ use super::Server;
 use super::leader::LeaderState;
 use super::logs;
 use super::problem::{Failure, unavailable};
-use crate::machine::wall_clock;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use host::wall_clock;
 use overlay::{Limits, Peer, PeerAddress};
 use protocol::agent::{
     Assignment, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,

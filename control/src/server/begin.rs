@@ -7,10 +7,10 @@
 
 use super::ServerConfig;
 use anyhow::{Context as _, Result, bail};
-use gpu_agent::files;
+use host::files;
 use overlay::Identity;
 use protocol::error_code;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -73,7 +73,5 @@ pub(super) fn clear_bootstrap_marker(config: &ServerConfig) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         removed => removed.with_context(|| format!("remove `{}`", marker.display()))?,
     }
-    File::open(&config.directory)
-        .and_then(|directory| directory.sync_all())
-        .with_context(|| format!("sync `{}`", config.directory.display()))
+    files::sync_directory(&config.directory).with_context(|| format!("sync `{}`", config.directory.display()))
 }

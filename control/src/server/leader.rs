@@ -4,7 +4,7 @@
 //! round makes up for a lost one, and a stale plan is rejected by its generation.
 
 use super::Server;
-use crate::machine::wall_clock;
+use host::wall_clock;
 use overlay::CancellationToken;
 use protocol::Millis;
 use protocol::gateway::RouteTable;

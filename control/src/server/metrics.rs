@@ -1,9 +1,9 @@
 //! Monitoring of a control replica: health probes and Prometheus metrics, free of secrets.
 
 use super::Server;
-use crate::machine::wall_clock;
 use axum::extract::State;
 use axum::http::StatusCode;
+use host::wall_clock;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use protocol::api::ServiceView;
 use protocol::{NodeName, ServiceName};

@@ -3,10 +3,10 @@
 use super::founding::{found, worker};
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
 use super::ports::Ports;
-use super::process::{Daemon, inherited};
 use crate::context::Context;
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
+use host::children::{Daemon, inherited};
 use protocol::NodeName;
 use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, Status};
@@ -285,7 +285,7 @@ impl LocalCluster {
     /// Returns an error if the daemon does not run.
     pub async fn kill(&self, name: &str) -> Result<()> {
         let daemon = self.daemons.borrow_mut().remove(name);
-        daemon.ok_or_else(|| anyhow!("{name} does not run"))?.kill().await
+        Ok(daemon.ok_or_else(|| anyhow!("{name} does not run"))?.kill().await?)
     }
 
     /// Replaces a node's directory by a fresh one: new disk, new keys, same name and address.

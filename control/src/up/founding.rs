@@ -8,12 +8,13 @@ use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES}
 use super::ports::Ports;
 use crate::cli::simple_policy;
 use crate::context::Context;
-use crate::machine::{fresh_secret_text, wall_clock};
 use crate::node::{NodeFile, create_keys};
 use crate::server::create_replica;
 use crate::session::MemberKeyFile;
 use anyhow::{Result, anyhow};
-use gpu_agent::files;
+use host::files;
+use host::random::fresh_secret_text;
+use host::wall_clock;
 use protocol::governance::*;
 use protocol::{Digest, MemberId, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};

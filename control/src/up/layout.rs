@@ -1,8 +1,7 @@
 //! Directory layout of a local cluster, with a lock that admits one `up` at a time.
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{File, OpenOptions};
+use host::DirectoryLock;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +22,7 @@ pub(super) const REQUIRED: u32 = 2;
 #[derive(Debug)]
 pub struct Layout {
     root: PathBuf,
-    _lock: Flock<File>,
+    _lock: DirectoryLock,
 }
 
 impl Layout {
@@ -46,8 +45,8 @@ impl Layout {
             .mode(0o711)
             .create(&root)
             .with_context(|| format!("create `{}`", root.display()))?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"))?;
-        let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+        let Some(lock) = DirectoryLock::take(&root).with_context(|| format!("lock `{}`", root.display()))?
+        else {
             bail!(
                 "directory-in-use: another `quorate up` runs in `{}`; stop it or choose another --dir",
                 root.display()

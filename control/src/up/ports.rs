@@ -5,7 +5,7 @@
 
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
 use anyhow::{Context as _, Result, bail};
-use gpu_agent::files;
+use host::files;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

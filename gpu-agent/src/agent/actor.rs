@@ -13,7 +13,6 @@ use super::orders::OrderFile;
 use super::prometheus::{GatewayNumbers, Numbers};
 use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
 use super::status::{plain_report, refused_report};
-use crate::launcher::Running;
 use overlay::CancellationToken;
 use protocol::agent::{
     Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
@@ -21,7 +20,8 @@ use protocol::agent::{
 use protocol::gateway::RouteTable;
 use protocol::governance::NodeAdmission;
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
-use protocol::{CircleId, Digest, Fence, Millis, error_code};
+use protocol::{BootTime, CircleId, Digest, Fence, Millis, error_code};
+use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -234,14 +234,14 @@ impl AgentActor {
     /// Processes the outcome of a request. Returns the delay before the next one.
     async fn synced(&mut self, sent: InFlight, outcome: RequestOutcome<SyncResponse>) -> Duration {
         match outcome {
-            RequestOutcome::Answered(response, sent_boottime_ms) => {
+            RequestOutcome::Answered(response, sent_at) => {
                 self.state.counts.syncs += 1;
                 self.state.answered_at = Some(Instant::now());
                 self.state.unanswered_since = None;
                 for farewell in &sent.farewells {
                     self.state.farewells.remove(farewell);
                 }
-                self.absorb(*response, sent_boottime_ms);
+                self.absorb(*response, sent_at);
                 Duration::ZERO
             }
             RequestOutcome::NotAdmitted => {
@@ -264,12 +264,12 @@ impl AgentActor {
 
     /// Applies a response in the order that keeps every guarantee: first the circle's decisions, then this
     /// node's desired state. The lease comes last, when everything that must not run has been stopped.
-    fn absorb(&mut self, response: SyncResponse, sent_boottime_ms: u64) {
+    fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) {
         let clock = &self.node.clock;
-        let sent_ago_ms = clock.boottime_ms().saturating_sub(sent_boottime_ms);
-        let sent_at = Millis(clock.wall().0.saturating_sub(sent_ago_ms));
+        let sent_ago_ms = clock.boot().since(sent_at);
+        let sent_at_wall = Millis(clock.wall().0.saturating_sub(sent_ago_ms));
         if response.governance.is_empty() {
-            self.chain.complete_at(sent_at);
+            self.chain.complete_at(sent_at_wall);
             self.state.chain_complete = true;
         } else {
             self.take_governance(response.governance);
@@ -286,11 +286,11 @@ impl AgentActor {
             self.state.desired = Some(desired);
         }
         self.reconcile();
-        let until_boottime_ms = sent_boottime_ms + response.lease_ms.min(self.lease_ms_max);
+        let until = sent_at.plus(response.lease_ms.min(self.lease_ms_max));
         self.node.lease.send_if_modified(|lease| {
-            let longer = until_boottime_ms > lease.until_boottime_ms;
+            let longer = until > lease.until;
             if longer {
-                *lease = Lease { until_boottime_ms };
+                *lease = Lease { until };
             }
             longer
         });
@@ -490,12 +490,12 @@ impl AgentActor {
     }
 
     fn publish(&self, slots: &[SlotReport]) {
-        let until = self.node.lease.borrow().until_boottime_ms;
+        let until = self.node.lease.borrow().until;
         let models = self.node.models.in_memory().into_iter();
         let counts = &self.state.counts;
         let numbers = Numbers {
             slots: slots.to_vec(),
-            lease_remaining_ms: until.saturating_sub(self.node.clock.boottime_ms()),
+            lease_remaining_ms: until.since(self.node.clock.boot()),
             governance_length: self.chain.state().length(),
             syncs: counts.syncs,
             sync_failures: counts.sync_failures,

@@ -5,7 +5,7 @@
 
 use super::core::{ChainHistory, OrderRefusal};
 use super::error::AgentError;
-use crate::files;
+use host::files;
 use human_chain::{ChainError, CircleState, read_bundle, verify, verify_replay};
 use protocol::governance::{BUNDLE_VERSION, Bundle, SignedGenesis};
 use protocol::{CircleId, Digest, Millis, canonical, limits};

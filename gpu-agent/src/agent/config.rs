@@ -2,13 +2,13 @@
 
 use super::control_client::ControlLink;
 use super::resources::ResourceCaps;
-use crate::clock::Clock;
 use crate::device::Device;
-use crate::launcher::Launcher;
+use host::Clock;
 use model_store::EncryptionSecret;
 use overlay::Identity;
 use protocol::CircleId;
 use protocol::governance::{NodeAdmission, SignedGenesis};
+use sandbox::Launcher;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -2,16 +2,16 @@
 //! names the leader.
 
 use super::error::AgentError;
-use crate::clock::Clock;
 use bytes::Bytes;
+use host::Clock;
 use http::{Request, Response, StatusCode, header};
 use overlay::{Address, Backoff, Client, Identity, Limits, NotAnAddress, PublicKey};
-use protocol::NodeId;
 use protocol::agent::{EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
 use protocol::canonical;
 use protocol::error_code;
 use protocol::governance::ControlReplica;
 use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
+use protocol::{BootTime, NodeId};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -76,7 +76,7 @@ enum Way {
 #[derive(Debug)]
 pub(super) enum RequestOutcome<T> {
     /// An answer, and the boot clock just before the request was sent.
-    Answered(Box<T>, u64),
+    Answered(Box<T>, BootTime),
     /// Control reports that no certificate admits this node.
     NotAdmitted,
     /// No replica gave a usable answer; the text holds the reason of each.
@@ -134,7 +134,7 @@ impl AgentControlClient {
             tried[index] = true;
             let replica = &self.replicas[index];
             let mut next = None;
-            let sent_at = self.clock.boottime_ms();
+            let sent_at = self.clock.boot();
             match self.exchange(replica, path, body.clone()).await {
                 Ok(response) => match response.status() {
                     StatusCode::OK => match canonical::from_bytes(response.body(), limit) {

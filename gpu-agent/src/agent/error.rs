@@ -1,8 +1,8 @@
 //! Errors that keep an agent from starting or continuing.
 
-use crate::sandbox::SandboxError;
 use human_chain::ChainError;
 use protocol::error_code::{self, ErrorCode};
+use sandbox::SandboxError;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -16,8 +16,7 @@ use protocol::gateway::{RouteTable, TableAccepted};
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -148,8 +147,6 @@ impl Recipe {
     }
 
     fn start(&self) -> io::Result<Child> {
-        let sockets: Vec<RawFd> = self.sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        let parent = std::process::id();
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -158,25 +155,7 @@ impl Recipe {
             .current_dir(&self.directory)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        // SAFETY: between fork and exec only async-signal-safe calls are made (dup2, prctl, getppid), on
-        // numbers that were computed before. The copies' numbers are above those that dup2 writes to.
-        unsafe {
-            command.pre_exec(move || {
-                for (target, source) in (FIRST_SOCKET..).zip(&sockets) {
-                    if libc::dup2(*source, target) < 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                // The parent may have died before the call to `prctl`.
-                if libc::getppid().cast_unsigned() != parent {
-                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
-                }
-                Ok(())
-            });
-        }
+        host::children::hand_over(&mut command, FIRST_SOCKET, &self.sockets)?;
         command.spawn()
     }
 }

@@ -2,10 +2,10 @@
 //! until an answer acknowledges it.
 
 use super::core::SlotKey;
-use crate::launcher::Running;
-use crate::sandbox::OutputPosition;
 use protocol::Millis;
 use protocol::agent::{LOG_LINES_MAX, WorkerLine};
+use sandbox::OutputPosition;
+use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

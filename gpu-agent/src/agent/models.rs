@@ -2,7 +2,6 @@
 //! against the root that the circle approved, and the copy is freed with its last user.
 
 use super::core::OrderRefusal;
-use crate::sandbox::MemoryFile;
 use model_store::{
     Context, Destination, EncryptionSecret, FaultSink, ModelKey, Pool, ReadError, Reader, ShardFault, Store,
     fetch_manifest, unwrap_key,
@@ -13,6 +12,7 @@ use protocol::manifest::ServiceManifest;
 use protocol::model::{KeyWrap, ModelManifest, ModelRecord};
 use protocol::order::SlotOrder;
 use protocol::worker::{SegmentRange, WorkerManifest};
+use sandbox::MemoryFile;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;

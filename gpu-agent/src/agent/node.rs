@@ -4,13 +4,13 @@ use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;
 use super::resources::OfferedResources;
-use crate::clock::Clock;
 use crate::device::Device;
-use crate::launcher::Launcher;
+use host::Clock;
 use human_chain::CircleState;
 use overlay::{Identity, PublicKey};
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::{Fence, NodeId, canonical};
+use sandbox::Launcher;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl Node {
             worker,
             gateway,
             expires_at: lease.expires_at(&self.clock),
-            lease_until_boottime_ms: lease.until_boottime_ms,
+            lease_until_boottime_ms: lease.until,
         };
         let signature = self.identity.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
         SignedTicket { ticket, signature }

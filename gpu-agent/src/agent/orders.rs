@@ -4,7 +4,7 @@
 use super::chain::Chain;
 use super::core::OrderBook;
 use super::error::AgentError;
-use crate::files;
+use host::files;
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, ORDER_BOOK_DOMAIN, OrderBookRecord};
 use protocol::{Digest, NodeId, canonical};
 use std::io;
@@ -37,7 +37,8 @@ impl OrderFile {
                     OrderBook::from_record(record, chain.genesis(), chain.bundles(), circle, node)
                         .map_err(|error| unusable(error.to_string()))?;
                 for (key, error) in unproven {
-                    tracing::error!(slot = %key, code = %error.code(), %error, "a stored order does not verify");
+                    let code = error.code();
+                    tracing::error!(slot = %key, %code, %error, "a stored order does not verify");
                 }
                 book
             }

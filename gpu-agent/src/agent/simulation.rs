@@ -15,10 +15,10 @@ use super::error::AgentError;
 use super::models::ModelInHand;
 use super::resources::ResourceCaps;
 use super::start::Prepared;
-use crate::clock::Clock;
 use crate::device::Simulated;
-use crate::launcher::{Behaviour, SimulatedLauncher, Start};
+use crate::simulated::{Behaviour, SimulatedLauncher};
 use bytes::Bytes;
+use host::Clock;
 use http::{Response, StatusCode};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
@@ -28,7 +28,8 @@ use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
 use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
 use protocol::order::SignedOrder;
-use protocol::{Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical};
+use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical};
+use sandbox::Start;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -148,7 +149,7 @@ impl Stage {
             GatewayEndpoint { key, address, api: "http://127.0.0.1:1".into() }
         });
         node.roles.extend(node.gateway.is_some().then_some(NodeRole::Gateway));
-        let clock = Clock::of_runtime(1_000_000, BEGAN);
+        let clock = Clock::of_runtime(BootTime(1_000_000), BEGAN);
         let mut world = TestCircle::new(vec![node], &["127.0.0.1:1".into()], BEGAN);
         let root = ModelRoot(Digest::of(b"model"));
         let bundle = world.deploy(&service("chat", root, 300));
@@ -344,7 +345,7 @@ fn note(script: &mut SimulatedControl, request: &SyncRequest, clock: &Clock) {
         let slots = request.slots.iter();
         let slots =
             slots.map(|s| format!("{}.{} {:?} x{} {}", s.slot, s.fence, s.state, s.restarts, s.detail));
-        let at = clock.boottime_ms();
+        let at = clock.boot();
         script.heard.push(format!("{at} {}", slots.collect::<Vec<_>>().join(", ")));
     }
     script.last = Some(request.clone());

@@ -15,12 +15,12 @@ use super::core::{OrderRefusal, SlotKey};
 use super::models::Supplies;
 use super::node::Node;
 use super::status::SharedStatus;
-use crate::launcher::Running;
 use human_chain::{Approved, SlotGrant};
 use protocol::Fence;
 use protocol::agent::SlotState;
 use protocol::error_code;
 use protocol::order::SlotOrder;
+use sandbox::Running;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -139,7 +139,8 @@ impl SlotTask {
                     self.enter(SlotState::Failed, detail);
                 }
                 ServingOutcome::Failed(refusal) => {
-                    tracing::warn!(slot = %self.key, code = %refusal.code, error = refusal.message, "slot failed");
+                    let (slot, code, error) = (&self.key, refusal.code, &refusal.message);
+                    tracing::warn!(%slot, %code, error, "slot failed");
                     failures = if self.was_good() { 1 } else { failures.saturating_add(1) };
                     self.status.lock().restarts += 1;
                     self.enter(SlotState::Failed, refusal.to_string());

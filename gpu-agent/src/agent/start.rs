@@ -15,18 +15,16 @@ use super::orders::OrderFile;
 use super::prometheus::{self, Numbers};
 use super::resources::OfferedResources;
 use super::{admin, slot, storage};
-use crate::clock::Clock;
-use crate::files;
-use crate::launcher::Running;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use host::random::random_bytes;
+use host::{DirectoryLock, files};
 use model_store::ShardService;
-use nix::fcntl::{Flock, FlockArg};
 use overlay::{CancellationToken, Limits, open_files};
 use protocol::NodeId;
+use sandbox::Running;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
@@ -51,7 +49,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
 /// An agent that has read its files and found its sandboxes.
 pub(super) struct Prepared {
     directory: PathBuf,
-    lock: Flock<File>,
+    lock: DirectoryLock,
     pub(super) node: Arc<Node>,
     actor: AgentActor,
     services: Services,
@@ -101,7 +99,7 @@ impl Prepared {
             admission: config.admission,
             circle: config.circle,
             lease_ms_max: config.lease_ms_max,
-            boot: random_boot(&node.clock),
+            boot: u64::from_le_bytes(random_bytes()),
             slots: BTreeMap::new(),
             tasks: JoinSet::new(),
             routes: services.routes.clone(),
@@ -144,12 +142,10 @@ async fn first_failure(
     outcome
 }
 
-/// Takes the lock that admits one agent per directory. The kernel releases it with the process.
-fn lock(directory: &Path) -> Result<Flock<File>, AgentError> {
-    let path = directory.join("lock");
-    let file = File::create(&path).map_err(AgentError::during("create", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| AgentError::InUse { path: directory.to_path_buf() })
+/// Takes the lock that admits one agent per directory.
+fn lock(directory: &Path) -> Result<DirectoryLock, AgentError> {
+    let lock = DirectoryLock::take(directory).map_err(AgentError::during("lock", directory))?;
+    lock.ok_or_else(|| AgentError::InUse { path: directory.to_path_buf() })
 }
 
 /// Returns sandboxes of a previous agent that can be adopted: their order is held, and their weights are
@@ -181,15 +177,6 @@ async fn find_sandboxes(
     }
     node.launcher.clone().sweep_stale().await?;
     Ok(adopted)
-}
-
-/// Returns an id for this start of the agent; from the clock if there is no randomness.
-fn random_boot(clock: &Clock) -> u64 {
-    let mut bytes = [0; 8];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => clock.wall().0,
-    }
 }
 
 /// Services that run beside the main loop.

@@ -7,14 +7,14 @@
 use super::backoff::ExponentialBackoff;
 use super::core::SlotKey;
 use super::node::Node;
-use crate::launcher::Running;
-use crate::pacer::InputPacer;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use overlay::PublicKey;
 use overlay::descriptors::{FrameError, FrameReceiver, FrameSender, channel};
 use protocol::Fence;
 use protocol::worker::{FromWorker, ToWorker, WorkerState};
+use sandbox::InputPacer;
+use sandbox::Running;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;

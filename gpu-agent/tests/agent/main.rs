@@ -7,7 +7,6 @@
 mod circle;
 mod control;
 mod node;
-#[path = "../common/program.rs"]
 mod program;
 
 mod following;

@@ -3,11 +3,10 @@
 use crate::circle::{TestCircle, admission, service};
 use crate::control::{Control, LONG_LEASE_MS, listeners};
 use crate::program::copy_program;
-use gpu_agent::Clock;
 use gpu_agent::agent::{
     AgentConfig, AgentError, ControlLink, GatewayConfig, ResourceCaps, StorageConfig, run,
 };
-use gpu_agent::sandbox::{LauncherConfig, SandboxLauncher};
+use host::Clock;
 use model_store::{
     Context, EncryptionSecret, ImportOptions, ModelKey, PlacementRule, Pool, fresh_nonce, import, open_store,
     wrap_key,
@@ -18,6 +17,7 @@ use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
 use protocol::model::{ErasureCode, ModelRecord, Recipient, StoreReference};
 use protocol::order::{SignedOrder, SignedTicket};
 use protocol::{Digest, Millis, NodeId, SlotIndex, canonical};
+use sandbox::{LauncherConfig, SandboxLauncher};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ impl Bench {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        copy_program(Path::new(env!("CARGO_BIN_EXE_sandbox-probe")), &directory.path().join("probe"));
+        copy_program(Path::new(env!("CARGO_BIN_EXE_pretend-worker")), &directory.path().join("program"));
         let encryption_file = directory.path().join("encryption.key");
         let encryption = EncryptionSecret::create(&encryption_file).unwrap();
         let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -113,9 +113,9 @@ impl Bench {
 
     fn config(&self) -> AgentConfig {
         let script = self.control.script();
-        let probe = self.directory.path().join("probe");
+        let program = self.directory.path().join("program");
         let launcher = SandboxLauncher::new(LauncherConfig {
-            program: probe.clone(),
+            program: program.clone(),
             arguments: vec!["sandbox-init".into()],
             state_dir: self.agent_directory().join("sandboxes"),
             cgroup_parent: self.cgroup.clone(),
@@ -132,7 +132,7 @@ impl Bench {
             admission: script.world.genesis.genesis.nodes[0].clone(),
             storage: None,
             gateway: None,
-            serve_program: probe,
+            serve_program: program,
             resources: ResourceCaps { cpu_millicores: Some(4000), memory_bytes: None },
             device: gpu_agent::device::open(Some("2xH100")).unwrap(),
             launcher: Arc::new(launcher.unwrap()),

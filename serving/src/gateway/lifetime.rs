@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
 use protocol::order::Ticket;
-use protocol::{Millis, PublicKey};
+use protocol::{BootTime, Millis, PublicKey};
 use tokio::time::Instant;
 
 use super::ticket::TicketError;
@@ -41,7 +41,7 @@ pub(super) struct Lifetimes {
 /// The newest ticket of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sighting {
-    lease_until_boottime_ms: u64,
+    lease_until: BootTime,
     lapses_at: Instant,
     seen_at: Instant,
 }
@@ -63,13 +63,13 @@ impl Lifetimes {
             check_clocks(ticket.expires_at, wall)?;
             workers.retain(|_, other| came_at.saturating_duration_since(other.seen_at) < REMEMBERED);
         }
-        let until_ms = ticket.lease_until_boottime_ms;
-        let lapses_at = lapse(known, until_ms, came_at);
+        let until = ticket.lease_until_boottime_ms;
+        let lapses_at = lapse(known, until, came_at);
         if lapses_at <= came_at {
             let ago = came_at.duration_since(lapses_at);
             return Err(TicketError::Expired(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
         }
-        if known.is_none_or(|known| until_ms > known.lease_until_boottime_ms) {
+        if known.is_none_or(|known| until > known.lease_until) {
             if workers.len() >= WORKERS_MAX && known.is_none() {
                 let first =
                     workers.iter().min_by_key(|(_, known)| known.lapses_at).map(|(worker, _)| *worker);
@@ -77,7 +77,7 @@ impl Lifetimes {
                     workers.remove(&first);
                 }
             }
-            let sighting = Sighting { lease_until_boottime_ms: until_ms, lapses_at, seen_at: came_at };
+            let sighting = Sighting { lease_until: until, lapses_at, seen_at: came_at };
             workers.insert(ticket.worker, sighting);
         }
         Ok(lapses_at)
@@ -85,11 +85,11 @@ impl Lifetimes {
 }
 
 /// Computes the expiry of a ticket that arrived at `came_at`, given the worker's earlier ticket, if any.
-fn lapse(known: Option<Sighting>, until_boottime_ms: u64, came_at: Instant) -> Instant {
+fn lapse(known: Option<Sighting>, until: BootTime, came_at: Instant) -> Instant {
     let fresh = came_at + LEASE;
     let Some(known) = known else { return fresh };
-    let difference = Duration::from_millis(until_boottime_ms.abs_diff(known.lease_until_boottime_ms));
-    if until_boottime_ms < known.lease_until_boottime_ms {
+    let difference = Duration::from_millis(until.0.abs_diff(known.lease_until.0));
+    if until < known.lease_until {
         return known.lapses_at.checked_sub(difference).map_or(came_at, |at| at.min(fresh));
     }
     // A difference beyond the range of the clock counts as one lease, like any larger one.
@@ -125,7 +125,7 @@ mod tests {
             worker: PublicKey([worker; 32]),
             gateway: PublicKey([2; 32]),
             expires_at,
-            lease_until_boottime_ms: until_ms,
+            lease_until_boottime_ms: BootTime(until_ms),
         }
     }
 

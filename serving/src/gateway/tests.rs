@@ -29,7 +29,7 @@ use protocol::limits::LEASE_MS;
 use protocol::manifest::Task;
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
-use protocol::{Digest, Fence, NodeId, SlotIndex, canonical};
+use protocol::{BootTime, Digest, Fence, NodeId, SlotIndex, canonical};
 use serde_json::Value;
 use tokio::time::Instant;
 use tower::ServiceExt;
@@ -105,7 +105,7 @@ impl Simulation {
 
     /// Issues a ticket under a lease that begins now.
     fn ticket(&self, worker: &Identity, slot: u32) -> SignedTicket {
-        let boottime_ms = BOOTTIME_MS + self.began.elapsed().as_millis() as u64;
+        let boot = BootTime(BOOTTIME_MS + self.began.elapsed().as_millis() as u64);
         let ticket = Ticket {
             service: "chat".parse().expect("a name"),
             slot: SlotIndex(slot),
@@ -114,7 +114,7 @@ impl Simulation {
             worker: worker.public_key(),
             gateway: self.gateway.identity.public_key(),
             expires_at: crate::worker::now().plus(LEASE_MS),
-            lease_until_boottime_ms: boottime_ms + LEASE_MS,
+            lease_until_boottime_ms: boot.plus(LEASE_MS),
         };
         let signature = self.node.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
         SignedTicket { ticket, signature }

@@ -148,7 +148,7 @@ mod tests {
     use protocol::gateway::{Route, RouteTable, RoutedService};
     use protocol::manifest::Task;
     use protocol::order::TICKET_DOMAIN;
-    use protocol::{Millis, NodeId, SlotIndex, canonical};
+    use protocol::{BootTime, Millis, NodeId, SlotIndex, canonical};
 
     struct Scene {
         node: Identity,
@@ -186,7 +186,7 @@ mod tests {
             worker: scene.worker,
             gateway: scene.gateway,
             expires_at: Millis(1_000_000),
-            lease_until_boottime_ms: 5_000,
+            lease_until_boottime_ms: BootTime(5_000),
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
             alter(&mut new);
             check_renewal(&old, &new).is_ok()
         };
-        assert!(with(|ticket| ticket.lease_until_boottime_ms += 9));
+        assert!(with(|ticket| ticket.lease_until_boottime_ms = BootTime(5_009)));
         assert!(with(|ticket| ticket.fence = Fence(6)));
         assert!(!with(|ticket| ticket.fence = Fence(4)));
         assert!(!with(|ticket| ticket.slot = SlotIndex(3)));

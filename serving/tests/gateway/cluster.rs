@@ -24,7 +24,7 @@ use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService, TableAccepted}
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Task;
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
-use protocol::{Digest, Fence, Millis, NodeId, SlotIndex, canonical};
+use protocol::{BootTime, Digest, Fence, Millis, NodeId, SlotIndex, canonical};
 use serving::batcher::{Batcher, BatcherLimits, BatcherSnapshot};
 use serving::engine::simulated::SimulatedEngine;
 use serving::gateway::{self, Listeners};
@@ -193,7 +193,7 @@ impl Cluster {
             worker: worker.public_key(),
             gateway: self.gateway.public_key(),
             expires_at: now().plus(LEASE_MS),
-            lease_until_boottime_ms: boottime_ms() + LEASE_MS,
+            lease_until_boottime_ms: boot_time().plus(LEASE_MS),
         }
     }
 
@@ -348,7 +348,7 @@ pub(crate) fn signed_by(node: &Identity, ticket: Ticket) -> SignedTicket {
 
 /// Returns the same ticket under a fresh lease.
 pub(crate) fn renewed(ticket: &Ticket) -> Ticket {
-    let (expires_at, lease_until_boottime_ms) = (now().plus(LEASE_MS), boottime_ms() + LEASE_MS);
+    let (expires_at, lease_until_boottime_ms) = (now().plus(LEASE_MS), boot_time().plus(LEASE_MS));
     Ticket { expires_at, lease_until_boottime_ms, ..ticket.clone() }
 }
 
@@ -406,10 +406,10 @@ pub(crate) fn chat(content: &str, more: &str) -> String {
 }
 
 /// Returns the node's boot clock: any clock at the speed of the gateway's is suitable.
-fn boottime_ms() -> u64 {
+fn boot_time() -> BootTime {
     static FIRST: OnceLock<tokio::time::Instant> = OnceLock::new();
     let first = *FIRST.get_or_init(tokio::time::Instant::now);
-    77_000 + tokio::time::Instant::now().saturating_duration_since(first).as_millis() as u64
+    BootTime(77_000 + tokio::time::Instant::now().saturating_duration_since(first).as_millis() as u64)
 }
 
 pub(crate) fn now() -> Millis {

@@ -5,9 +5,9 @@
 
 use super::circle::{admission, alice, other};
 use super::faults::{SimulatedServers, ask, create, deposed_unnoticed, keys};
-use crate::machine::wall_clock;
 use crate::server::{Server, leader};
 use axum::http::{Method, StatusCode};
+use host::wall_clock;
 use protocol::Digest;
 use protocol::api::{Problem, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Proposal, SignedBallot};

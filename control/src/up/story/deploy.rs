@@ -2,13 +2,13 @@
 
 use super::Narrator;
 use crate::cli::service_template;
-use crate::machine::fresh_secret_text;
 use crate::node::{ImportRequest, ModelAccess};
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use crate::up::cluster::{LOOK_AGAIN, LocalCluster};
 use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
-use gpu_agent::files;
+use host::files;
+use host::random::fresh_secret_text;
 use indicatif::ProgressBar;
 use protocol::agent::SlotState;
 use protocol::api::{CreateKey, KeyView, Page, ProposalState, ScaleRequest, ServiceView};

@@ -41,7 +41,7 @@ async fn refuse_an_altered(history: &History, file: &Path, circle: CircleId) -> 
 
 /// Runs the command without a context, so that it cannot contact a server.
 async fn quorate_verify(history: &History, file: &Path, circle: CircleId) -> Result<Output> {
-    gpu_agent::files::write_atomically(file, &serde_json::to_vec_pretty(history)?, 0o644)?;
+    host::files::write_atomically(file, &serde_json::to_vec_pretty(history)?, 0o644)?;
     let program = std::env::current_exe().context("find this binary")?;
     let mut command = Command::new(program);
     command.arg("verify").arg(file).arg("--circle").arg(circle.to_string()).env_remove("QUORATE_CONTEXT");

@@ -5,7 +5,7 @@
 
 use crate::up::cluster::LocalCluster;
 use anyhow::{Context as _, Result};
-use gpu_agent::files;
+use host::files;
 use protocol::Digest;
 use protocol::api::Page;
 use protocol::model::ModelRecord;

@@ -1,7 +1,7 @@
 //! Crash tests: agents that die at every step of their life, and the recovery by their successors.
 
 use super::*;
-use crate::files::crash;
+use host::files::crash;
 
 /// The life of an agent: an order, a worker, a replacement order under a higher fence, a drain.
 async fn life(stage: &Stage) {
@@ -122,8 +122,8 @@ async fn an_agent_that_dies_in_the_middle_of_a_start_has_left_no_second_worker()
         agent.kill().await;
         assert_eq!(stage.launcher.living().len(), left, "after {moment_ms} ms");
         let agent = stage.start();
-        let until = stage.clock.boottime_ms() + 10_000;
-        while stage.clock.boottime_ms() < until {
+        let until = stage.clock.boot().plus(10_000);
+        while stage.clock.boot() < until {
             assert!(stage.launcher.living().len() <= 1);
             tokio::time::sleep(LOOK).await;
         }

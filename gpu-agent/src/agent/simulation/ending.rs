@@ -1,6 +1,7 @@
 //! Simulations of workers that end: leases, drains, replacement orders, and workers that do not obey.
 
 use super::*;
+use protocol::BootTime;
 use protocol::sandbox::SandboxExit;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
@@ -12,9 +13,9 @@ async fn what_nobody_vouches_for_ends_within_a_lease_and_comes_back() {
     let agent = stage.start();
     stage.until_slot(0, 1, SlotState::Ready).await;
     stage.say(|script| script.silent = true);
-    let began = stage.clock.boottime_ms();
+    let began = stage.clock.boot();
     stage.until("it ended by itself", || stage.launcher.living().is_empty()).await;
-    let took = stage.clock.boottime_ms() - began;
+    let took = stage.clock.boot().since(began);
     assert!((LEASE_MS - 600..=LEASE_MS).contains(&took), "{took}");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.launcher.started(), 1, "nothing starts without a lease");
@@ -62,9 +63,9 @@ async fn the_wall_clock_set_back_while_a_worker_drains_keeps_it_no_longer() {
     stage.want(&[(0, 1)], &[0]);
     stage.until_slot(0, 1, SlotState::Draining).await;
     stage.clock.step_wall(-600_000);
-    let began = stage.clock.boottime_ms();
+    let began = stage.clock.boot();
     stage.until_released(0, 1).await;
-    assert!(stage.clock.boottime_ms() - began < 5_000);
+    assert!(stage.clock.boot().since(began) < 5_000);
     agent.stop().await;
 }
 
@@ -75,10 +76,10 @@ async fn a_worker_that_ignores_its_end_is_killed_when_its_grace_is_over() {
     stage.want(&[(0, 1)], &[]);
     let agent = stage.start();
     stage.until_slot(0, 1, SlotState::Ready).await;
-    let began = stage.clock.boottime_ms();
+    let began = stage.clock.boot();
     stage.want(&[], &[]);
     stage.until_released(0, 1).await;
-    let took = stage.clock.boottime_ms() - began;
+    let took = stage.clock.boot().since(began);
     assert!((3_000..4_500).contains(&took), "{took}");
     agent.stop().await;
 }
@@ -91,8 +92,8 @@ async fn a_higher_fence_waits_for_what_runs_and_even_for_what_is_starting() {
     let agent = stage.start();
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     stage.want(&[(0, 2)], &[]);
-    let deadline = stage.clock.boottime_ms() + 20_000;
-    while stage.clock.boottime_ms() < deadline {
+    let deadline = stage.clock.boot().plus(20_000);
+    while stage.clock.boot() < deadline {
         assert!(stage.launcher.living().len() <= 1, "{:?}", stage.launcher.living());
         tokio::time::sleep(LOOK).await;
     }
@@ -146,9 +147,9 @@ async fn a_gateway_out_of_reach_is_tried_until_it_is_there_and_found_again_when_
     stage.until("and go on so", || stage.launcher.tickets("chat.0.1").len() > 10).await;
     let tickets = stage.launcher.tickets("chat.0.1");
     assert!(tickets.iter().all(protocol::order::SignedTicket::signature_holds));
-    let ends: Vec<u64> = tickets.iter().map(|signed| signed.ticket.lease_until_boottime_ms).collect();
+    let ends: Vec<BootTime> = tickets.iter().map(|signed| signed.ticket.lease_until_boottime_ms).collect();
     assert!(ends.is_sorted_by(|a, b| a < b), "whatever the wall clock says: {ends:?}");
-    assert!(ends.windows(2).all(|pair| pair[1] - pair[0] < 1_000), "continuously: {ends:?}");
+    assert!(ends.windows(2).all(|pair| pair[1].since(pair[0]) < 1_000), "continuously: {ends:?}");
     let before = *accepted.borrow();
     assert!(stage.launcher.disconnect("chat.0.1"));
     stage.until("it is found again", || *accepted.borrow() > before).await;

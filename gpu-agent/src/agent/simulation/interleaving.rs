@@ -71,7 +71,7 @@ impl SimulatedHistory {
     }
 
     fn note(&mut self, what: &str) {
-        let (at, living) = (self.stage.clock.boottime_ms(), self.stage.launcher.living());
+        let (at, living) = (self.stage.clock.boot(), self.stage.launcher.living());
         writeln!(self.trace, "{at} {what}; living {living:?}").unwrap();
     }
 
@@ -127,8 +127,8 @@ impl SimulatedHistory {
 
     /// Lets time pass, and checks throughout that no slot runs twice.
     async fn pass(&mut self, time_ms: u64) {
-        let until = self.stage.clock.boottime_ms() + time_ms;
-        while self.stage.clock.boottime_ms() < until {
+        let until = self.stage.clock.boot().plus(time_ms);
+        while self.stage.clock.boot() < until {
             let living = self.stage.launcher.living();
             let slots: std::collections::BTreeSet<_> =
                 living.iter().map(|name| name.rsplit_once('.').unwrap().0).collect();

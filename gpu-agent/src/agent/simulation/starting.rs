@@ -1,8 +1,9 @@
 //! Simulations of workers that start, fail and restart.
 
 use super::*;
-use crate::sandbox::Ended;
+use protocol::BootTime;
 use protocol::sandbox::SandboxExit;
+use sandbox::Ended;
 
 /// Returns an end on the worker's own account.
 fn exits(after_ms: u64, status: i32) -> Option<(Duration, Ended)> {
@@ -11,18 +12,18 @@ fn exits(after_ms: u64, status: i32) -> Option<(Duration, Ended)> {
 }
 
 /// Records the times at which workers are started, on the boot clock.
-fn note_starts(stage: &Stage, behaviour: Behaviour) -> Arc<Mutex<Vec<u64>>> {
+fn note_starts(stage: &Stage, behaviour: Behaviour) -> Arc<Mutex<Vec<BootTime>>> {
     let (times, clock) = (Arc::new(Mutex::new(Vec::new())), stage.clock.clone());
     let noted = times.clone();
     stage.launcher.decide(move |_| {
-        noted.lock().unwrap().push(clock.boottime_ms());
+        noted.lock().unwrap().push(clock.boot());
         behaviour.clone()
     });
     times
 }
 
-fn gaps(times: &Mutex<Vec<u64>>) -> Vec<u64> {
-    times.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect()
+fn gaps(times: &Mutex<Vec<BootTime>>) -> Vec<u64> {
+    times.lock().unwrap().windows(2).map(|pair| pair[1].since(pair[0])).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -197,7 +198,7 @@ async fn a_worker_that_hangs_is_given_up_and_started_again() {
         stage.launcher.decide(always(Behaviour::default()));
         let ready = stage.until_slot(0, 1, SlotState::Ready).await;
         assert_eq!(ready.restarts, 1);
-        let took = stage.clock.boottime_ms() - times.lock().unwrap()[0];
+        let took = stage.clock.boot().since(times.lock().unwrap()[0]);
         assert!((limit_ms..limit_ms + 2_000).contains(&took), "{took}");
         agent.stop().await;
     }
@@ -224,7 +225,7 @@ async fn hundreds_of_slots_start_at_once() {
     let stage = Stage::new();
     let slots: Vec<(u32, u64)> = (0..200).map(|slot| (slot, 1)).collect();
     stage.want(&slots, &[]);
-    let began = stage.clock.boottime_ms();
+    let began = stage.clock.boot();
     let agent = stage.start();
     stage
         .until("all are ready", || {
@@ -233,7 +234,7 @@ async fn hundreds_of_slots_start_at_once() {
             slots.filter(|slot| slot.state == SlotState::Ready).count() == 200
         })
         .await;
-    assert!(stage.clock.boottime_ms() - began < 5_000);
+    assert!(stage.clock.boot().since(began) < 5_000);
     assert_eq!(stage.launcher.started(), 200);
     // All of them outlive many leases.
     tokio::time::sleep(Duration::from_secs(30)).await;

@@ -5,10 +5,10 @@ use crate::agent::core::{OrderRefusal, SlotKey};
 use crate::agent::lease::Lease;
 use crate::agent::models::{LoadedModel, Supplies, threads};
 use crate::agent::node::Node;
-use crate::launcher::{Running, Start};
 use protocol::sandbox::SandboxLimits;
 use protocol::worker::WORKER_MANIFEST_BYTES_MAX;
 use protocol::{Digest, Fence, ModelRoot, canonical, error_code, limits};
+use sandbox::{Running, Start};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl SlotTask {
             weights,
             progress,
             manifest,
-            lease_until_boottime_ms: node.lease.borrow().until_boottime_ms,
+            lease_until: node.lease.borrow().until,
         };
         let started = node.launcher.clone().start(start).await;
         started.map_err(|error| OrderRefusal::new(error.code(), protocol::error_chain(&error)))

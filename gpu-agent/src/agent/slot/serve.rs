@@ -7,13 +7,13 @@ use crate::agent::core::OrderRefusal;
 use crate::agent::logs::LogTail;
 use crate::agent::models::{Fill, LoadedModel};
 use crate::agent::worker_link::{About, Said, talk};
-use crate::launcher::Running;
-use crate::sandbox::{Ended, MetricsReader};
-use protocol::Millis;
 use protocol::agent::SlotState;
 use protocol::error_code;
 use protocol::sandbox::SandboxExit;
 use protocol::worker::{WorkerMetrics, WorkerState};
+use protocol::{BootTime, Millis};
+use sandbox::Running;
+use sandbox::{Ended, MetricsReader};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,8 +121,8 @@ impl SlotTask {
                     watch.obey(told).await;
                 }
                 Ok(()) = leases.changed() => {
-                    let until_ms = leases.borrow_and_update().until_boottime_ms;
-                    watch.renew(until_ms).await;
+                    let until = leases.borrow_and_update().until;
+                    watch.renew(until).await;
                 }
                 () = until(kill_at) => return ServingOutcome::Told,
                 () = fill_changes(&mut fills) => watch.note_fill(),
@@ -195,8 +195,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    async fn renew(&self, until_boottime_ms: u64) {
-        if let Err(error) = self.running.clone().renew(until_boottime_ms).await {
+    async fn renew(&self, until: BootTime) {
+        if let Err(error) = self.running.clone().renew(until).await {
             // The worker has ended or is about to, which is detected separately.
             tracing::debug!(slot = %self.slot.key, %error, "renew the lease");
         }

@@ -1,0 +1,487 @@
+//! Launcher that starts sandboxes and finds them again. Its own functions block, for tens of milliseconds at
+//! most on a healthy machine; as a [`Launcher`] it runs them on the runtime's blocking threads.
+
+use super::{IsolationReport, Launcher, Running, Start};
+use crate::cgroup::{Cgroups, Group};
+use crate::elf::libraries_of;
+use crate::error::{During, SandboxError};
+use crate::memory_file::sealed_bytes;
+use crate::output::tail;
+use crate::record::{self, names};
+use crate::running::{IdsInUse, Sandbox, blocking, lock, remove_leftovers, socket_path};
+use crate::{cgroup, init, system, wire};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use host::files;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use protocol::canonical;
+use protocol::manifest::Isolation;
+use protocol::sandbox::{
+    SANDBOX_REPORT_BYTES_MAX, SandboxGo, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
+    SandboxSpec,
+};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+/// Timeout of a start in seconds. It takes tens of milliseconds; on a machine that swaps, seconds.
+const START_TIMEOUT_S: i64 = 20;
+/// Bytes of a failed worker's output that go into the error.
+const FAILURE_LOG_BYTES: u64 = 2048;
+
+/// Configuration of a launcher.
+#[derive(Debug, Clone)]
+pub struct LauncherConfig {
+    /// Path of the agent's own executable, which has the command `sandbox-init`.
+    pub program: PathBuf,
+    /// Arguments with which it runs [`init::main`].
+    pub arguments: Vec<String>,
+    /// Directory of the sandboxes' records, sockets and logs; closed to other users.
+    pub state_dir: PathBuf,
+    /// The agent's subtree of control groups, below the group it runs in, for example `quorate/node-1`.
+    pub cgroup_parent: String,
+    /// First user id available to sandboxes, each of which takes two; used by root only. The range must not
+    /// contain ids of an account or of another agent.
+    pub ids_first: u32,
+    /// Number of id pairs in the range.
+    pub id_pairs: u32,
+    /// Longest lease that a renewal may grant, in milliseconds.
+    pub lease_ms_max: u64,
+}
+
+/// Launcher of sandboxes for one agent.
+#[derive(Debug)]
+pub struct SandboxLauncher {
+    config: LauncherConfig,
+    cgroups: Cgroups,
+    isolation: IsolationReport,
+    ids: IdsInUse,
+    libraries: Mutex<BTreeMap<(PathBuf, SystemTime), Vec<PathBuf>>>,
+}
+
+/// The two ends of a worker's metrics pipe that its sandbox holds.
+struct Metrics {
+    /// The init's end: it prevents a broken pipe at the worker while no agent is alive.
+    kept: File,
+    /// The worker's end: write-only, so the worker cannot take back data that its agent has not read yet.
+    written: File,
+}
+
+impl Metrics {
+    fn create(path: &Path, mode: u32) -> io::Result<Self> {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(mode))?;
+        let open = |read| File::options().read(read).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+        Ok(Self { kept: open(true)?, written: open(false)? })
+    }
+}
+
+/// Descriptors and paths of a sandbox that is being started.
+struct SandboxDirectory {
+    directory: PathBuf,
+    init_listener: UnixListener,
+    worker_listener: UnixListener,
+    metrics: Metrics,
+    exit: File,
+    logs: [File; 2],
+}
+
+impl SandboxLauncher {
+    /// Creates a launcher and probes the isolation that this machine and user can enforce.
+    ///
+    /// # Errors
+    /// If the state directory cannot be created, or the program cannot be executed.
+    pub fn new(config: LauncherConfig) -> Result<Self, SandboxError> {
+        files::private_directory(&config.state_dir)
+            .during(|| format!("create {}", config.state_dir.display()))?;
+        let cgroups = Cgroups::detect(&config.cgroup_parent).during(|| "find cgroups".into())?;
+        let level = check_namespaces(&config)?;
+        let mut not_enforced = probe_cgroups(&cgroups);
+        if level == Isolation::SameUid {
+            not_enforced.push("user-ids: workers are the agent's own user".into());
+        }
+        let isolation = IsolationReport { level, not_enforced };
+        let (ids, libraries) = (IdsInUse::default(), Mutex::default());
+        let launcher = Self { config, cgroups, isolation, ids, libraries };
+        for (_, record) in launcher.directories()? {
+            record.iter().for_each(|record| launcher.hold_ids(record));
+        }
+        Ok(launcher)
+    }
+
+    fn hold_ids(&self, record: &SandboxRecord) {
+        if let SandboxIdentity::OwnIds { first } = record.identity {
+            lock(&self.ids).insert(first);
+        }
+    }
+
+    /// Returns the isolation that this machine and user can enforce.
+    #[must_use]
+    pub fn isolation(&self) -> &IsolationReport {
+        &self.isolation
+    }
+
+    /// Starts a worker in a new sandbox. When this returns, its program runs and its record is durable.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. A failed start leaves nothing behind.
+    pub fn start(&self, start: &Start) -> Result<Sandbox, SandboxError> {
+        if self.isolation.level == Isolation::None {
+            return Err(SandboxError::NoIsolation);
+        }
+        check_name(&start.name)?;
+        let directory = self.config.state_dir.join(&start.name);
+        self.clear_old(&start.name, &directory)?;
+        let identity = self.take_ids()?;
+        let group = self.cgroups.create(&start.name, &start.limits);
+        let started = self.start_in(start, identity, &group, &directory);
+        if started.is_err() {
+            let record = SandboxRecord {
+                name: start.name.clone(),
+                boot_id: String::new(),
+                pid: 0,
+                start_ticks: 0,
+                cgroups: group.directories.iter().map(|path| path.display().to_string()).collect(),
+                identity,
+                not_enforced: vec![],
+            };
+            remove_leftovers(&directory, Some(&record), &self.ids)?;
+        }
+        started
+    }
+
+    /// Returns all live sandboxes, including those of other agents: an agent calls this first after its own
+    /// restart.
+    ///
+    /// # Errors
+    /// If the state directory cannot be read.
+    pub fn list_running(&self) -> Result<Vec<Sandbox>, SandboxError> {
+        let mut running = Vec::new();
+        for (directory, record) in self.directories()? {
+            let Some(record) = record else { continue };
+            // It may belong to an agent that was still starting sandboxes when this launcher was created.
+            self.hold_ids(&record);
+            if let Some(pidfd) = record::open_process(&record) {
+                let labels = record.not_enforced.clone();
+                running.push(Sandbox::new(record, directory, pidfd, Arc::clone(&self.ids), labels));
+            }
+        }
+        Ok(running)
+    }
+
+    /// Removes the directories and cgroups of sandboxes that have ended, and returns their number. Must not
+    /// be called during a start.
+    ///
+    /// # Errors
+    /// If the state directory cannot be read, or something cannot be removed.
+    pub fn sweep_stale(&self) -> Result<usize, SandboxError> {
+        let mut swept = 0;
+        for (directory, record) in self.directories()? {
+            if record.as_ref().is_none_or(|record| record::open_process(record).is_none()) {
+                remove_leftovers(&directory, record.as_ref(), &self.ids)?;
+                swept += 1;
+            }
+        }
+        self.cgroups.sweep_stale();
+        Ok(swept)
+    }
+
+    fn directories(&self) -> Result<Vec<(PathBuf, Option<SandboxRecord>)>, SandboxError> {
+        let read = || -> io::Result<Vec<_>> {
+            let mut all = Vec::new();
+            for entry in fs::read_dir(&self.config.state_dir)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    all.push((entry.path(), record::read(&entry.path())));
+                }
+            }
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(all)
+        };
+        read().during(|| format!("read {}", self.config.state_dir.display()))
+    }
+
+    fn clear_old(&self, name: &str, directory: &Path) -> Result<(), SandboxError> {
+        if !directory.exists() {
+            return Ok(());
+        }
+        let record = record::read(directory);
+        if record.as_ref().is_some_and(|record| record::open_process(record).is_some()) {
+            return Err(SandboxError::Exists { name: name.to_string() });
+        }
+        remove_leftovers(directory, record.as_ref(), &self.ids)
+    }
+
+    fn take_ids(&self) -> Result<SandboxIdentity, SandboxError> {
+        if self.isolation.level != Isolation::Full {
+            return Ok(SandboxIdentity::SameUid);
+        }
+        let mut in_use = lock(&self.ids);
+        let all = (0..self.config.id_pairs).map(|pair| self.config.ids_first + 2 * pair);
+        let first = all
+            .into_iter()
+            .find(|first| !in_use.contains(first))
+            .ok_or(SandboxError::IdsExhausted { count: self.config.id_pairs })?;
+        in_use.insert(first);
+        Ok(SandboxIdentity::OwnIds { first })
+    }
+
+    fn start_in(
+        &self,
+        start: &Start,
+        identity: SandboxIdentity,
+        group: &Group,
+        directory: &Path,
+    ) -> Result<Sandbox, SandboxError> {
+        let failed = |step: &str, detail: String| SandboxError::Start {
+            name: start.name.clone(),
+            step: step.to_string(),
+            detail,
+        };
+        let place =
+            SandboxDirectory::create(directory).during(|| format!("create {}", directory.display()))?;
+        let spec = self.specify(start, identity, group)?;
+        let (socket, mut builder) = self
+            .spawn_builder(&place)
+            .map_err(|error| failed("execute the agent's program", error.to_string()))?;
+        let mut pidfd = None;
+        let mut talk = || -> Result<(SandboxRecord, Vec<String>), (String, String)> {
+            let text = |step: &'static str| move |error: io::Error| (step.into(), error.to_string());
+            send_spec(&socket, &spec, start, &place).map_err(text("send the specification"))?;
+            let SandboxReport::Created { pid } = next_report(&socket)? else {
+                return Err(("create the init".into(), "it answered out of turn".into()));
+            };
+            // The init is this process's child and is waiting, so its process id is not reused until it is
+            // reaped.
+            pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
+            let record =
+                record::compose(&start.name, pid, identity, group).map_err(text("describe the init"))?;
+            record::write(directory, &record).map_err(|error| {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                (error.to_string(), source.unwrap_or_default())
+            })?;
+            wire::send(socket.as_fd(), &canonical::to_bytes(&SandboxGo::Go), &[])
+                .map_err(text("release the init"))?;
+            match next_report(&socket)? {
+                SandboxReport::Started { not_enforced } => Ok((record, not_enforced)),
+                _ => Err(("start the worker".into(), "it answered out of turn".into())),
+            }
+        };
+        let talked = talk();
+        if talked.is_err() {
+            let _ = builder.kill();
+        }
+        let _ = builder.wait();
+        match (talked, pidfd) {
+            (Ok((mut record, more)), Some(pidfd)) => {
+                record.not_enforced.extend(more);
+                let labels = record.not_enforced.clone();
+                let ids = Arc::clone(&self.ids);
+                Ok(Sandbox::new(record, directory.to_path_buf(), pidfd, ids, labels))
+            }
+            (Ok(_), None) => Err(failed("open the init", "it vanished".into())),
+            (Err((step, mut detail)), pidfd) => {
+                if let Some(pidfd) = pidfd {
+                    end_failed(&pidfd, group);
+                }
+                let log = tail(directory, FAILURE_LOG_BYTES).unwrap_or_default();
+                if !log.is_empty() {
+                    detail = format!("{detail}; it printed: {}", String::from_utf8_lossy(&log).trim());
+                }
+                Err(failed(&step, detail))
+            }
+        }
+    }
+
+    fn specify(
+        &self,
+        start: &Start,
+        identity: SandboxIdentity,
+        group: &Group,
+    ) -> Result<SandboxSpec, SandboxError> {
+        let text = |path: &Path| path.display().to_string();
+        let binary = fs::canonicalize(&start.binary)
+            .during(|| format!("find the worker {}", start.binary.display()))?;
+        let mut read_only: Vec<String> = self.libraries(&binary)?.iter().map(|p| text(p)).collect();
+        read_only.extend(start.read_only.iter().map(|path| text(path)));
+        Ok(SandboxSpec {
+            name: start.name.clone(),
+            binary: text(&binary),
+            arguments: start.arguments.clone(),
+            environment: start.environment.clone(),
+            identity,
+            groups: group.files(),
+            read_only,
+            devices: start.devices.iter().map(|path| text(path)).collect(),
+            limits: start.limits,
+            memory_by_rlimit: !group.memory_enforced,
+            cpu_by_nice: !group.cpu_enforced,
+            lease_until_boottime_ms: start.lease_until,
+            lease_ms_max: self.config.lease_ms_max,
+        })
+    }
+
+    /// Returns the libraries of an executable, cached by its path and modification time: reading them takes
+    /// longer than a start.
+    fn libraries(&self, binary: &Path) -> Result<Vec<PathBuf>, SandboxError> {
+        let find = || -> io::Result<Vec<PathBuf>> {
+            let key = (binary.to_path_buf(), fs::metadata(binary)?.modified()?);
+            let known = lock(&self.libraries).get(&key).cloned();
+            match known {
+                Some(libraries) => Ok(libraries),
+                None => {
+                    let libraries = libraries_of(binary)?;
+                    lock(&self.libraries).insert(key, libraries.clone());
+                    Ok(libraries)
+                }
+            }
+        };
+        find().during(|| format!("find the libraries of {}", binary.display()))
+    }
+
+    fn spawn_builder(&self, place: &SandboxDirectory) -> io::Result<(OwnedFd, Child)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let timeout = TimeVal::seconds(START_TIMEOUT_S);
+        setsockopt(&ours, sockopt::ReceiveTimeout, &timeout)?;
+        setsockopt(&theirs, sockopt::ReceiveTimeout, &timeout)?;
+        let child = Command::new(&self.config.program)
+            .args(&self.config.arguments)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(place.logs[0].try_clone()?))
+            .spawn()?;
+        Ok((ours, child))
+    }
+}
+
+impl Launcher for SandboxLauncher {
+    fn isolation(&self) -> &IsolationReport {
+        Self::isolation(self)
+    }
+
+    fn start(self: Arc<Self>, start: Start) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>> {
+        blocking(move || Ok(Arc::new(Self::start(&self, &start)?) as Arc<dyn Running>)).boxed()
+    }
+
+    fn list_running(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<Arc<dyn Running>>, SandboxError>> {
+        let shared = |sandbox| Arc::new(sandbox) as Arc<dyn Running>;
+        blocking(move || Ok(Self::list_running(&self)?.into_iter().map(shared).collect())).boxed()
+    }
+
+    fn sweep_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>> {
+        blocking(move || Self::sweep_stale(&self)).boxed()
+    }
+}
+
+impl SandboxDirectory {
+    fn create(directory: &Path) -> io::Result<Self> {
+        files::private_directory(directory)?;
+        let handle = File::open(directory)?;
+        let listen = |name| UnixListener::bind(socket_path(&handle, name));
+        let mode = 0o600;
+        let log = |name| File::options().create(true).append(true).mode(mode).open(directory.join(name));
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            init_listener: listen(names::INIT_SOCKET)?,
+            worker_listener: listen(names::WORKER_SOCKET)?,
+            metrics: Metrics::create(&directory.join(names::METRICS), mode)?,
+            exit: File::options()
+                .create_new(true)
+                .write(true)
+                .mode(mode)
+                .open(directory.join(names::EXIT))?,
+            logs: [log(names::LOGS[0])?, log(names::LOGS[1])?],
+        })
+    }
+}
+
+/// The order is that of `init::receive_spec`, then of the descriptor numbers in `protocol::worker`.
+fn send_spec(
+    socket: &OwnedFd,
+    spec: &SandboxSpec,
+    start: &Start,
+    place: &SandboxDirectory,
+) -> io::Result<()> {
+    let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
+    let manifest = sealed_bytes("worker-manifest", &start.manifest)?;
+    let descriptors = [
+        spec.as_fd(),
+        place.init_listener.as_fd(),
+        place.exit.as_fd(),
+        place.logs[0].as_fd(),
+        place.logs[1].as_fd(),
+        place.metrics.kept.as_fd(),
+        place.worker_listener.as_fd(),
+        start.weights.as_fd(),
+        start.progress.as_fd(),
+        place.metrics.written.as_fd(),
+        manifest.as_fd(),
+    ];
+    debug_assert!(place.directory.is_dir());
+    wire::send(socket.as_fd(), b"spec", &descriptors)
+}
+
+/// Receives the next report; a reported failure becomes an error.
+fn next_report(socket: &OwnedFd) -> Result<SandboxReport, (String, String)> {
+    let receive = || -> io::Result<SandboxReport> {
+        let (bytes, _) = wire::receive(socket.as_fd(), SANDBOX_REPORT_BYTES_MAX)?;
+        canonical::from_bytes(&bytes, SANDBOX_REPORT_BYTES_MAX).map_err(io::Error::other)
+    };
+    match receive() {
+        Ok(SandboxReport::Failed { step, detail }) => Err((step, detail)),
+        Ok(report) => Ok(report),
+        Err(error) => Err(("wait for the sandbox's init".into(), error.to_string())),
+    }
+}
+
+/// Kills and reaps an init whose start failed, so that its cgroups can be removed.
+fn end_failed(pidfd: &OwnedFd, group: &Group) {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    cgroup::release(&group.directories);
+    let _ = system::pidfd_kill(pidfd.as_fd());
+    let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+}
+
+fn check_name(name: &str) -> Result<(), SandboxError> {
+    match name.parse::<protocol::ServiceName>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(SandboxError::Name { name: name.escape_debug().to_string() }),
+    }
+}
+
+/// Probes namespaces in a separate process, since the attempt changes the process that makes it.
+fn check_namespaces(config: &LauncherConfig) -> Result<Isolation, SandboxError> {
+    let status = Command::new(&config.program)
+        .args(&config.arguments)
+        .args([init::CHECK_ARGUMENT, &config.ids_first.to_string()])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .during(|| format!("execute {}", config.program.display()))?;
+    Ok(match status.code() {
+        Some(init::CHECK_FULL) => Isolation::Full,
+        Some(init::CHECK_SAME_UID) => Isolation::SameUid,
+        _ => Isolation::None,
+    })
+}
+
+/// Creates an empty group, writes limits, and removes it: any failure here also affects workers.
+fn probe_cgroups(cgroups: &Cgroups) -> Vec<String> {
+    let limits =
+        SandboxLimits { cpu_millicores: 1000, memory_bytes: 1 << 30, processes_max: 64, open_files_max: 64 };
+    let group = cgroups.create(&format!("probe-{}", std::process::id()), &limits);
+    let _ = cgroup::remove(&group.directories);
+    group.not_enforced
+}
