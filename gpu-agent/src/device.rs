@@ -28,6 +28,12 @@ pub trait Device: Send + Sync {
 pub fn open(simulate: Option<&str>) -> Result<Box<dyn Device>, SimulatedError> {
     Ok(match simulate {
         Some(text) => Box::new(text.parse::<Simulated>()?),
-        None => Box::new(Nvml::open()),
+        None => {
+            let driver = Nvml::open();
+            if let Some(reason) = driver.unavailable() {
+                tracing::info!(reason, "this node has no GPU that the driver's library (NVML) reports");
+            }
+            Box::new(driver)
+        }
     })
 }

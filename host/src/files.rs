@@ -111,26 +111,26 @@ mod crash {
 pub mod crash {
     use std::cell::Cell;
 
-    thread_local!(static LEFT: Cell<Option<u32>> = const { Cell::new(None) });
+    thread_local!(static POINTS_LEFT: Cell<Option<u32>> = const { Cell::new(None) });
 
     /// Makes the thread unwind at the point after this many others; never if none.
     pub fn after(points: Option<u32>) {
-        LEFT.set(points);
+        POINTS_LEFT.set(points);
     }
 
     /// Returns whether a crash is still pending.
     #[must_use]
     pub fn is_pending() -> bool {
-        LEFT.get().is_some()
+        POINTS_LEFT.get().is_some()
     }
 
     pub(super) fn point() {
-        match LEFT.get() {
+        match POINTS_LEFT.get() {
             Some(0) => {
-                LEFT.set(None);
+                POINTS_LEFT.set(None);
                 std::panic::resume_unwind(Box::new("the process dies here"));
             }
-            Some(left) => LEFT.set(Some(left - 1)),
+            Some(left) => POINTS_LEFT.set(Some(left - 1)),
             None => {}
         }
     }

@@ -31,7 +31,7 @@ pub struct MemoryFile {
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; `write` and `read` copy bytes through raw
-// pointers, and `lend` hands each byte to one caller at a time.
+// pointers, and `with_buffer` hands each byte to one caller at a time.
 unsafe impl Send for MemoryFile {}
 // SAFETY: as above. Two threads that write the same range concurrently mix their bytes, like two writers of a
 // file; `write` documents it.
@@ -81,7 +81,7 @@ impl MemoryFile {
     ///
     /// # Errors
     /// `InvalidInput` if the range is out of bounds, `ResourceBusy` if some of it is already borrowed.
-    pub fn lend(
+    pub fn with_buffer(
         &self,
         offset: usize,
         length: usize,
@@ -92,8 +92,9 @@ impl MemoryFile {
         let _claim = LentRange::new(&self.lent, offset, end)?;
         self.populate(offset, end);
         // SAFETY: the range is within the mapping, which lives as long as `self`. Until it is dropped, also
-        // when `write` unwinds, the claim keeps every other `lend`, `write` and `read` of this process out of
-        // it. Other processes map the file read-only and ignore bytes that are not published yet.
+        // when `write` unwinds, the claim keeps every other `with_buffer`, `write` and `read` of this
+        // process out of it. Other processes map the file read-only and ignore bytes that are not published
+        // yet.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.map.as_ptr().add(offset), length) };
         Ok(write(bytes))
     }
@@ -272,9 +273,9 @@ mod tests {
     #[test]
     fn a_byte_is_lent_to_one_at_a_time() {
         let file = MemoryFile::create("weights", 100).expect("create");
-        let inner = |offset, length| file.lend(offset, length, &mut |_| true).is_ok();
+        let inner = |offset, length| file.with_buffer(offset, length, &mut |_| true).is_ok();
         let mut seen = Vec::new();
-        let outer = file.lend(10, 20, &mut |bytes| {
+        let outer = file.with_buffer(10, 20, &mut |bytes| {
             bytes.fill(7);
             seen = vec![inner(0, 10), inner(30, 70), inner(0, 11), inner(29, 1), inner(10, 20), inner(15, 2)];
             true
@@ -300,7 +301,7 @@ mod tests {
         assert!(resident(&file).iter().all(|page| *page == 0), "nothing is there before it is needed");
         let mut seen = Vec::new();
         let (offset, length) = (3 * page_bytes() + 5, 2 * page_bytes());
-        file.lend(offset, length, &mut |bytes| {
+        file.with_buffer(offset, length, &mut |bytes| {
             assert!(bytes.iter().all(|byte| *byte == 0));
             seen = resident(&file);
             true

@@ -162,14 +162,6 @@ impl Sandbox {
         cgroup::usage(&self.groups)
     }
 
-    /// Returns the last bytes of the worker's output, at most this many.
-    ///
-    /// # Errors
-    /// Errors of the system.
-    pub fn log_tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
-        output::tail(&self.directory, bytes_max)
-    }
-
     /// Returns its end; none while it is alive.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {

@@ -8,6 +8,7 @@ use common::{Bench, PATIENCE, until};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Uid;
 use protocol::manifest::Isolation;
+use sandbox::Running as _;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -198,7 +199,7 @@ fn every_way_out_is_closed_inside_and_open_outside() {
     }
     eprintln!("{denied} attempts inside, {controls} positive controls outside, root {root}");
     eprintln!("not enforced: {:?}", running.not_enforced());
-    let log = String::from_utf8_lossy(&running.log_tail(4096).unwrap()).into_owned();
+    let log = String::from_utf8_lossy(&running.output_tail(4096)).into_owned();
     assert_eq!(denied, ATTEMPTS.len());
     assert!(!root || controls == denied, "{controls} positive controls of {denied}");
     assert!(wrong.is_empty(), "expected and found error numbers: {wrong:#?}\n{log}");

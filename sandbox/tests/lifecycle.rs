@@ -11,7 +11,7 @@ use nix::unistd::{Pid, Uid};
 use protocol::BootTime;
 use protocol::canonical;
 use protocol::sandbox::{SandboxExit, SandboxLimits};
-use sandbox::{Ended, Sandbox, SandboxError, SandboxLauncher};
+use sandbox::{Ended, Running as _, Sandbox, SandboxError, SandboxLauncher};
 use std::fs;
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -158,7 +158,7 @@ fn agent_of_another_process() {
             }
         }
         let begun = |running: &Sandbox| {
-            let log = running.log_tail(1 << 20).unwrap_or_default();
+            let log = running.output_tail(1 << 20);
             let log = String::from_utf8_lossy(&log).into_owned();
             log.contains("exhausted") || log.contains("mode \"serve\"") || log.len() > 1 << 19
         };
@@ -277,7 +277,7 @@ fn a_worker_leaves_no_core_dump_and_reads_no_metrics() {
         .collect();
     assert_eq!(core[4..6], ["1", "1"]);
     until("it has tried", || {
-        String::from_utf8_lossy(&quiet.log_tail(4096).unwrap()).contains("its own numbers: Some(9)")
+        String::from_utf8_lossy(&quiet.output_tail(4096)).contains("its own numbers: Some(9)")
     });
 }
 
@@ -286,7 +286,7 @@ fn how_a_worker_ended_is_written_down() {
     let bench = Bench::new("ends");
     let running = bench.start("exits", "exit-7", TARGETS);
     assert_eq!(exit_of(wait_ended(&running)), Some(SandboxExit::Exited { status: 7 }));
-    let log = String::from_utf8(running.log_tail(1000).unwrap()).unwrap();
+    let log = String::from_utf8(running.output_tail(1000)).unwrap();
     assert!(log.contains("the probe runs as a worker"), "{log:?}");
 
     let running = bench.start("killed", "serve", TARGETS);
@@ -328,7 +328,7 @@ fn what_a_worker_needs_works_under_its_filter() {
     gateway.write_all(b"a question").unwrap();
     let mut answer = [0; 10];
     let read = gateway.read_exact(&mut answer);
-    let log = String::from_utf8_lossy(&running.log_tail(4096).unwrap()).into_owned();
+    let log = String::from_utf8_lossy(&running.output_tail(4096)).into_owned();
     read.unwrap_or_else(|error| panic!("{error}: {log}"));
     assert_eq!(&answer, b"a question");
     assert_eq!(exit_of(stop(&running)), Some(SandboxExit::Stopped));

@@ -1,13 +1,13 @@
 //! The agent's main loop: it receives events from control, the slots, the operator and the clock. The core
 //! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
-use super::admin::{Handed, verdict};
+use super::admin::{self, InjectedOrder};
 use super::chain::{Chain, RefusedBundle};
 use super::control_client::{AgentControlClient, RequestOutcome};
 use super::core::{NodeFacts, OrderBook, OrderRefusal, OrderVerifier, SlotAction, SlotKey, View, reconcile};
 use super::gateway::GatewayStatus;
 use super::lease::Lease;
-use super::models::Supplies;
+use super::models::ModelSource;
 use super::node::Node;
 use super::orders::OrderFile;
 use super::prometheus::{GatewayNumbers, Numbers};
@@ -40,7 +40,7 @@ const SYNC_AGAIN: Duration = Duration::from_millis(150);
 /// Pause between two requests to be admitted.
 const ENROL_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval between two reconciliations without an event, for deadlines.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Grace period of a worker that must end, in milliseconds. Workers that serve are drained first.
 const END_GRACE_MS: u64 = 3_000;
 /// Grace period when the agent itself ends. It is shorter than a lease, because leases are not renewed then.
@@ -54,7 +54,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 struct InFlight {
     exchange: Pin<Box<dyn Future<Output = RequestOutcome<SyncResponse>> + Send>>,
     lines: Vec<WorkerLine>,
-    farewells: BTreeSet<(SlotKey, Fence)>,
+    unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
 }
 
 /// Refused orders, by slot.
@@ -111,7 +111,7 @@ pub(super) struct Volatile {
     refused_bundles: BTreeMap<Digest, OrderRefusal>,
     refusals: Refusals,
     /// Released slots that have not been reported to control yet.
-    farewells: BTreeSet<(SlotKey, Fence)>,
+    unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
     unwritten: BTreeMap<SlotKey, (Fence, String)>,
     counts: AgentCounters,
@@ -123,10 +123,14 @@ pub(super) struct Volatile {
 
 impl AgentActor {
     /// Runs until `shutdown`, then ends the slots in an orderly way.
-    pub(super) async fn run(mut self, mut handed: mpsc::Receiver<Handed>, shutdown: CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        mut injected: mpsc::Receiver<InjectedOrder>,
+        shutdown: CancellationToken,
+    ) {
         let mut in_flight: Option<InFlight> = None;
         let mut next_sync = Instant::now();
-        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        let mut resyncs = tokio::time::interval(RESYNC_INTERVAL);
         let node = self.node.clone();
         loop {
             // The order is fixed so that a simulation is reproducible; each of these events is rare.
@@ -150,13 +154,14 @@ impl AgentActor {
                     }
                 }
                 Some(ended) = self.tasks.join_next() => self.slot_ended(ended),
-                Some(Handed { order, verdict: answer }) = handed.recv() => {
+                Some(InjectedOrder { order, decision }) = injected.recv() => {
                     let judged = self.with_judge(|judge| judge.judge(&order.bundle, &order.order).map(drop));
-                    let verdict = verdict(judged);
+                    let verdict = admin::decision(judged);
                     tracing::info!(accepted = verdict.accepted, code = ?verdict.code, "verdict on an order");
-                    let _ = answer.send(verdict);
+                    // The operator may have gone; the verdict changes nothing.
+                    let _ = decision.send(verdict);
                 }
-                _ = looks.tick() => self.reconcile(),
+                _ = resyncs.tick() => self.reconcile(),
             }
         }
         self.end_slots().await;
@@ -203,7 +208,7 @@ impl AgentActor {
         };
         let control = self.control.clone();
         let exchange = Box::pin(async move { control.sync(&request).await });
-        InFlight { exchange, lines, farewells: self.state.farewells.clone() }
+        InFlight { exchange, lines, unacknowledged_releases: self.state.unacknowledged_releases.clone() }
     }
 
     fn not_enforced(&self, of_node: &[String]) -> Vec<String> {
@@ -220,8 +225,8 @@ impl AgentActor {
         let released =
             self.book.all_held().filter(|(key, held)| held.order.released && !self.slots.contains_key(key));
         let released = released.map(|(key, held)| (key, held.order.signed.order.fence));
-        let farewells = state.farewells.iter().map(|(key, fence)| (key, *fence));
-        let gone = released.chain(farewells);
+        let unacknowledged_releases = state.unacknowledged_releases.iter().map(|(key, fence)| (key, *fence));
+        let gone = released.chain(unacknowledged_releases);
         let gone = gone.map(|(key, fence)| plain_report(key, fence, SlotState::Released, "the slot is free"));
         let refused =
             state.refusals.iter().map(|(key, (fence, refusal))| refused_report(key, *fence, refusal));
@@ -238,8 +243,8 @@ impl AgentActor {
                 self.state.counts.syncs += 1;
                 self.state.answered_at = Some(Instant::now());
                 self.state.unanswered_since = None;
-                for farewell in &sent.farewells {
-                    self.state.farewells.remove(farewell);
+                for report in &sent.unacknowledged_releases {
+                    self.state.unacknowledged_releases.remove(report);
                 }
                 self.absorb(*response, sent_at);
                 Duration::ZERO
@@ -255,7 +260,7 @@ impl AgentActor {
                 // An election or a restart takes less than a lease and is not reported.
                 let since = *self.state.unanswered_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > Duration::from_millis(LEASE_MS) {
-                    self.complain("control", &format!("no control replica answers: {reasons}"));
+                    self.log_throttled("control", &format!("no control replica answers: {reasons}"));
                 }
                 SYNC_AGAIN
             }
@@ -303,7 +308,7 @@ impl AgentActor {
             // The sender will retry. Orders that depend on the bundle are refused rather than left waiting.
             self.state.chain_complete = true;
             self.state.counts.bundles_refused += 1;
-            self.complain("governance", &format!("a governance bundle is refused: {refusal}"));
+            self.log_throttled("governance", &format!("a governance bundle is refused: {refusal}"));
             if self.state.refused_bundles.len() >= protocol::limits::PROPOSALS_OPEN_MAX {
                 self.state.refused_bundles.pop_first();
             }
@@ -319,7 +324,7 @@ impl AgentActor {
     /// Reconciles the desired with the observed state and carries out the resulting actions.
     pub(super) fn reconcile(&mut self) {
         while self.reconcile_once() {}
-        self.supply();
+        self.set_source();
     }
 
     /// Runs one reconciliation. Returns true if orders were accepted, so that the next one starts them.
@@ -351,7 +356,7 @@ impl AgentActor {
         for (key, fence) in &noted.accepted {
             tracing::info!(slot = %key, %fence, "order accepted");
         }
-        self.state.farewells.extend(noted.forgotten);
+        self.state.unacknowledged_releases.extend(noted.forgotten);
         !noted.accepted.is_empty()
     }
 
@@ -399,11 +404,14 @@ impl AgentActor {
         if noted.is_empty() {
             return Ok(());
         }
+        // A book that contradicts itself must not become durable: the process ends, and starts from the last.
+        let sound = self.book.check_invariants().and_then(|()| self.book.check_follows(&before));
+        assert_eq!(sound, Ok(()), "the order book");
         self.orders.save(&self.book, &self.chain).map_err(|error| {
             self.book = before;
             let path = self.orders.path().display();
             let trouble = format!("{}: write {path}: {error}", error_code::AGENT_STATE_UNUSABLE);
-            self.complain("disk", &trouble);
+            self.log_throttled("disk", &trouble);
             trouble
         })
     }
@@ -425,12 +433,12 @@ impl AgentActor {
     }
 
     /// Passes every slot the model location that control currently reports.
-    fn supply(&self) {
+    fn set_source(&self) {
         for assignment in self.state.desired.iter().flat_map(|desired| &desired.assignments) {
             for signed in &assignment.orders {
                 if let Some(slot) = self.slots.get(&SlotKey::of(&signed.order)) {
                     let (record, wrap) = (assignment.model.clone(), assignment.wrap.clone());
-                    slot.supply(Supplies { record, wrap });
+                    slot.set_source(ModelSource { record, wrap });
                 }
             }
         }
@@ -461,25 +469,25 @@ impl AgentActor {
             RequestOutcome::Answered(answer, _) => {
                 let EnrolResponse { admitted, genesis } = *answer;
                 if human_chain::circle_id(&genesis.genesis) != self.circle {
-                    self.complain("admission", "control belongs to another circle than the pinned one");
+                    self.log_throttled("admission", "control belongs to another circle than the pinned one");
                 } else if !admitted {
-                    self.complain(
+                    self.log_throttled(
                         "admission",
                         &format!("`{}` waits for the circle to admit it", self.admission.name),
                     );
                 }
             }
             RequestOutcome::NotAdmitted => {
-                self.complain("admission", "control does not let this node ask for admission")
+                self.log_throttled("admission", "control does not let this node ask for admission")
             }
             RequestOutcome::Failed(reasons) => {
-                self.complain("admission", &format!("ask for admission: {reasons}"));
+                self.log_throttled("admission", &format!("ask for admission: {reasons}"));
             }
         }
     }
 
     /// Logs an error; another of the same kind within `COMPLAINT_INTERVAL` is not logged as an error.
-    fn complain(&mut self, kind: &'static str, text: &str) {
+    fn log_throttled(&mut self, kind: &'static str, text: &str) {
         let last = self.state.complained_at.get(kind);
         if last.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
             self.state.complained_at.insert(kind, Instant::now());

@@ -1,4 +1,4 @@
-//! The agent's admin socket: an operator submits an order and gets the verdict on it. Orders submitted here
+//! The agent's admin socket: an operator submits an order and gets the decision on it. Orders submitted here
 //! are verified but never executed, so the socket grants no authority.
 
 use super::core::OrderRefusal;
@@ -23,14 +23,14 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed `accept`: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An order submitted by a local operator, and the channel for its verdict.
-pub(super) struct Handed {
+/// An order submitted by a local operator, and the channel for its decision.
+pub(super) struct InjectedOrder {
     pub(super) order: HandOrder,
-    pub(super) verdict: oneshot::Sender<Verdict>,
+    pub(super) decision: oneshot::Sender<Verdict>,
 }
 
 /// Converts the result of a verification to the answer.
-pub(super) fn verdict(judged: Result<(), OrderRefusal>) -> Verdict {
+pub(super) fn decision(judged: Result<(), OrderRefusal>) -> Verdict {
     match judged {
         Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
         Err(refusal) => Verdict { accepted: false, code: Some(refusal.code), message: refusal.message },
@@ -57,7 +57,11 @@ pub(super) fn short_path(directory: &File, name: &str) -> String {
 }
 
 /// Serves the socket until `shutdown`.
-pub(super) async fn serve(listener: UnixListener, handed: mpsc::Sender<Handed>, shutdown: CancellationToken) {
+pub(super) async fn serve(
+    listener: UnixListener,
+    injected: mpsc::Sender<InjectedOrder>,
+    shutdown: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
     loop {
         let accepted = tokio::select! {
@@ -69,11 +73,11 @@ pub(super) async fn serve(listener: UnixListener, handed: mpsc::Sender<Handed>, 
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (handed, shutdown) = (handed.clone(), shutdown.clone());
+        let (injected, shutdown) = (injected.clone(), shutdown.clone());
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
-                ended = converse(stream, handed) => if let Err(error) = ended {
+                ended = converse(stream, injected) => if let Err(error) = ended {
                     tracing::info!(%error, "admin socket connection failed");
                 },
                 () = shutdown.cancelled() => {}
@@ -82,14 +86,14 @@ pub(super) async fn serve(listener: UnixListener, handed: mpsc::Sender<Handed>, 
     }
 }
 
-async fn converse(stream: UnixStream, handed: mpsc::Sender<Handed>) -> Result<(), FrameError> {
+async fn converse(stream: UnixStream, injected: mpsc::Sender<InjectedOrder>) -> Result<(), FrameError> {
     let (mut sender, mut receiver) = channel(stream);
     loop {
         let frame = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<HandOrder>()).await;
         let Ok(frame) = frame else { return Ok(()) };
         let Some((order, _)) = frame? else { return Ok(()) };
-        let (verdict, answer) = oneshot::channel();
-        if handed.send(Handed { order, verdict }).await.is_err() {
+        let (decision, answer) = oneshot::channel();
+        if injected.send(InjectedOrder { order, decision }).await.is_err() {
             return Ok(());
         }
         let Ok(answer) = answer.await else { return Ok(()) };
@@ -97,7 +101,7 @@ async fn converse(stream: UnixStream, handed: mpsc::Sender<Handed>) -> Result<()
     }
 }
 
-/// Submits an order to the agent that works in `directory` and returns its verdict.
+/// Submits an order to the agent that works in `directory` and returns its decision.
 ///
 /// # Errors
 /// If no agent answers there, or the answer is malformed.
@@ -108,7 +112,7 @@ pub async fn hand_order(directory: &Path, order: &HandOrder) -> Result<Verdict, 
     sender.send(order, &[]).await?;
     let answer = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<Verdict>()).await;
     match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-        Some((verdict, _)) => Ok(verdict),
+        Some((decision, _)) => Ok(decision),
         None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
     }
 }

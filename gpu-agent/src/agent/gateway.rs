@@ -37,7 +37,7 @@ const AGAIN: ExponentialBackoff =
 /// Uptime after which a gateway counts as healthy and its backoff is reset.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 /// Interval at which the thread polls the child and the stop request.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Grace period for answers in flight when the agent ends.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Pause before reconnecting to the gateway's control socket.
@@ -141,7 +141,7 @@ impl Recipe {
             failures = if began.elapsed() > GOOD_LIFE { 1 } else { failures.saturating_add(1) };
             let until = Instant::now() + AGAIN.pause(failures);
             while Instant::now() < until && !stop.is_cancelled() {
-                std::thread::sleep(LOOK_INTERVAL);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
     }
@@ -186,7 +186,7 @@ fn wait(child: &mut Child, stop: &CancellationToken) -> Option<String> {
             Some(at) if Instant::now() >= at => drop(child.kill()),
             _ => {}
         }
-        std::thread::sleep(LOOK_INTERVAL);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -34,7 +34,7 @@ const MILLICORES_PER_THREAD: u64 = 1000;
 
 /// Input of a load besides the approved root: the possible locations of the shards, and the wrapped key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Supplies {
+pub(super) struct ModelSource {
     /// Location of the model as reported by control. It is untrusted: every byte is verified.
     pub(super) record: ModelRecord,
     /// The model's key, wrapped for this node.
@@ -80,7 +80,7 @@ struct ModelMemory {
 impl Destination for ModelMemory {
     fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
         let offset = usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.weights.lend(offset, length, write)
+        self.weights.with_buffer(offset, length, write)
     }
 }
 
@@ -135,7 +135,7 @@ impl Models {
     pub(super) async fn get(
         &self,
         root: ModelRoot,
-        supplies: &Supplies,
+        source: &ModelSource,
     ) -> Result<Arc<LoadedModel>, OrderRefusal> {
         let place = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,14 +149,14 @@ impl Models {
         if let Some(model) = place.upgrade() {
             return Ok(model);
         }
-        let model = Arc::new(self.load(root, supplies).await?);
+        let model = Arc::new(self.load(root, source).await?);
         *place = Arc::downgrade(&model);
         Ok(model)
     }
 
-    async fn load(&self, root: ModelRoot, supplies: &Supplies) -> Result<LoadedModel, OrderRefusal> {
-        let key = self.open_key(root, supplies)?;
-        let manifest = fetch_manifest(root, &self.open_stores(supplies), &self.pool).await;
+    async fn load(&self, root: ModelRoot, source: &ModelSource) -> Result<LoadedModel, OrderRefusal> {
+        let key = self.open_key(root, source)?;
+        let manifest = fetch_manifest(root, &self.open_stores(source), &self.pool).await;
         let manifest = manifest.map_err(|error| read_refusal(&error))?;
         // The store's code has compared them already, but the whole guarantee depends on it: compare again.
         if manifest.root() != root {
@@ -164,7 +164,7 @@ impl Models {
             return Err(OrderRefusal::new(error_code::MODEL_MANIFEST_INVALID, message));
         }
         // Opening checks the key against the manifest's commitment, before any byte is read.
-        let reader = self.reader(&manifest, &key, supplies).map_err(|error| read_refusal(&error))?;
+        let reader = self.reader(&manifest, &key, source).map_err(|error| read_refusal(&error))?;
         let memory = Arc::new(ModelMemory::create(&manifest).map_err(|error| {
             let message = format!("memory for {} bytes of weights: {error}", manifest.map_bytes());
             OrderRefusal::new(error_code::LIMIT_REACHED, message)
@@ -174,7 +174,7 @@ impl Models {
             manifest: manifest.clone(),
             memory: memory.clone(),
             key,
-            stores: supplies.clone(),
+            stores: source.clone(),
             context: self.context.clone(),
             pool: self.pool.clone(),
             faults: self.fault_sink(),
@@ -184,27 +184,26 @@ impl Models {
         Ok(LoadedModel { manifest, memory, fill, filling })
     }
 
-    fn open_key(&self, root: ModelRoot, supplies: &Supplies) -> Result<ModelKey, OrderRefusal> {
+    fn open_key(&self, root: ModelRoot, source: &ModelSource) -> Result<ModelKey, OrderRefusal> {
         let closed = |message: &str| OrderRefusal::new(error_code::MODEL_KEY_WRONG, message);
-        let wrap =
-            supplies.wrap.as_ref().ok_or_else(|| closed("no wrap of the model's key for this node"))?;
+        let wrap = source.wrap.as_ref().ok_or_else(|| closed("no wrap of the model's key for this node"))?;
         if wrap.root != root {
             return Err(closed("the wrap is of another model's key"));
         }
         unwrap_key(wrap, &self.secret).map_err(|error| OrderRefusal::new(error.code(), error.to_string()))
     }
 
-    fn open_stores(&self, supplies: &Supplies) -> Vec<Store> {
-        open_stores(&self.context, supplies)
+    fn open_stores(&self, source: &ModelSource) -> Vec<Store> {
+        open_stores(&self.context, source)
     }
 
     fn reader(
         &self,
         manifest: &Arc<ModelManifest>,
         key: &ModelKey,
-        supplies: &Supplies,
+        source: &ModelSource,
     ) -> Result<Reader, ReadError> {
-        let stores = self.open_stores(supplies);
+        let stores = self.open_stores(source);
         Reader::open(manifest.clone(), key, stores, self.pool.clone(), self.fault_sink())
     }
 
@@ -219,8 +218,8 @@ impl Models {
     }
 }
 
-fn open_stores(context: &Context, supplies: &Supplies) -> Vec<Store> {
-    supplies.record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
+fn open_stores(context: &Context, source: &ModelSource) -> Vec<Store> {
+    source.record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
 }
 
 fn read_refusal(error: &ReadError) -> OrderRefusal {
@@ -232,7 +231,7 @@ struct FillJob {
     manifest: Arc<ModelManifest>,
     memory: Arc<ModelMemory>,
     key: ModelKey,
-    stores: Supplies,
+    stores: ModelSource,
     context: Context,
     pool: Arc<Pool>,
     faults: FaultSink,

@@ -49,86 +49,76 @@ pub(super) fn render(numbers: &Numbers) -> String {
     text
 }
 
+/// Metrics with one sample and no labels: name, kind, help text, value.
+type Rows<const N: usize> = [(&'static str, &'static str, &'static str, u64); N];
+
+fn families<const N: usize>(rows: Rows<N>) -> impl Iterator<Item = Family<'static>> {
+    let family =
+        |(name, kind, help, value)| Family { name, kind, help, samples: vec![(String::new(), value)] };
+    rows.into_iter().map(family)
+}
+
 fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
-    let family = |name, kind, help, samples| Family { name, kind, help, samples };
-    let one = |value: u64| vec![(String::new(), value)];
-    let models = |pick: fn(&(String, u64, u64)) -> u64| {
-        numbers.models.iter().map(|model| (format!("{{root=\"{}\"}}", model.0), pick(model))).collect()
-    };
-    let mut families = vec![
-        family(
+    let counts = families([
+        (
             "quorate_agent_lease_remaining_milliseconds",
             "gauge",
             "Time until the node's lease ends",
-            one(numbers.lease_remaining_ms),
+            numbers.lease_remaining_ms,
         ),
-        family(
-            "quorate_agent_governance_length",
-            "gauge",
-            "Bundles verified and kept",
-            one(numbers.governance_length),
-        ),
-        family("quorate_agent_syncs_total", "counter", "Answers of control", one(numbers.syncs)),
-        family(
+        ("quorate_agent_governance_length", "gauge", "Bundles verified and kept", numbers.governance_length),
+        ("quorate_agent_syncs_total", "counter", "Answers of control", numbers.syncs),
+        (
             "quorate_agent_sync_failures_total",
             "counter",
             "Rounds in which no replica answered",
-            one(numbers.sync_failures),
+            numbers.sync_failures,
         ),
-        family(
+        (
             "quorate_agent_bundles_refused_total",
             "counter",
             "Governance bundles that did not verify",
-            one(numbers.bundles_refused),
+            numbers.bundles_refused,
         ),
-        family(
-            "quorate_agent_orders_refused_total",
-            "counter",
-            "Orders refused",
-            one(numbers.orders_refused),
-        ),
-        family(
+        ("quorate_agent_orders_refused_total", "counter", "Orders refused", numbers.orders_refused),
+        (
             "quorate_agent_shard_faults_total",
             "counter",
             "Shards missing, out of reach or wrong",
-            one(numbers.shard_faults),
+            numbers.shard_faults,
         ),
-        family(
-            "quorate_agent_model_segments_verified",
+    ]);
+    let gateway = numbers.gateway.iter().flat_map(gateway_families);
+    counts.chain(model_families(&numbers.models)).chain(gateway).collect()
+}
+
+fn gateway_families(gateway: &GatewayNumbers) -> impl Iterator<Item = Family<'static>> + use<> {
+    families([
+        (
+            "quorate_agent_gateway_routes_version",
             "gauge",
-            "Segments in memory",
-            models(|model| model.1),
+            "Route table in force; 0 = none",
+            gateway.routes_version,
         ),
-        family(
-            "quorate_agent_model_bytes",
-            "gauge",
-            "Bytes of a model's weights in memory",
-            models(|model| model.2),
+        (
+            "quorate_agent_gateway_restarts_total",
+            "counter",
+            "Times the gateway was started again",
+            gateway.restarts,
         ),
-    ];
-    if let Some(gateway) = &numbers.gateway {
-        families.extend([
-            family(
-                "quorate_agent_gateway_routes_version",
-                "gauge",
-                "Route table in force; 0 = none",
-                one(gateway.routes_version),
-            ),
-            family(
-                "quorate_agent_gateway_restarts_total",
-                "counter",
-                "Times the gateway was started again",
-                one(gateway.restarts),
-            ),
-            family(
-                "quorate_agent_gateway_workers",
-                "gauge",
-                "Workers connected at the last push",
-                one(gateway.workers),
-            ),
-        ]);
-    }
-    families
+        ("quorate_agent_gateway_workers", "gauge", "Workers connected at the last push", gateway.workers),
+    ])
+}
+
+fn model_families(models: &[(String, u64, u64)]) -> [Family<'static>; 2] {
+    let samples = |pick: fn(&(String, u64, u64)) -> u64| {
+        models.iter().map(|model| (format!("{{root=\"{}\"}}", model.0), pick(model))).collect()
+    };
+    let family = |name, help, samples| Family { name, kind: "gauge", help, samples };
+    [
+        family("quorate_agent_model_segments_verified", "Segments in memory", samples(|model| model.1)),
+        family("quorate_agent_model_bytes", "Bytes of a model's weights in memory", samples(|model| model.2)),
+    ]
 }
 
 fn slot_families(slots: &[SlotReport]) -> Vec<Family<'static>> {

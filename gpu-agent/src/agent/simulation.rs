@@ -41,7 +41,7 @@ const NODE: [u8; 32] = [7; 32];
 /// Wall clock at the start of a simulation.
 const BEGAN: Millis = Millis(1_800_000_000_000);
 /// Longest wait for a condition, in the agent's time.
-const PATIENCE: Duration = Duration::from_secs(900);
+const WAIT_LIMIT: Duration = Duration::from_secs(900);
 /// Interval at which a condition is polled.
 const LOOK: Duration = Duration::from_millis(5);
 /// Segments of the model.
@@ -62,7 +62,7 @@ struct SimulatedControl {
     /// Number of lines that were received again.
     lines_again: u32,
     /// Reported states of slots, appended on change.
-    heard: Vec<String>,
+    reports: Vec<String>,
 }
 
 /// A node of a circle with its environment.
@@ -162,7 +162,7 @@ impl Stage {
             lines: vec![],
             newest_line: (0, 0),
             lines_again: 0,
-            heard: vec![],
+            reports: vec![],
         }));
         let (calls, queue) = mpsc::channel(16);
         let news = Arc::new(Notify::new());
@@ -239,11 +239,11 @@ impl Stage {
 
     /// Waits until a condition holds.
     async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + WAIT_LIMIT;
         while !holds() {
             if tokio::time::Instant::now() > deadline {
                 let living = self.launcher.living();
-                panic!("still not: {what}; living: {living:?}; heard: {:#?}", self.script().last);
+                panic!("still not: {what}; living: {living:?}; last report: {:#?}", self.script().last);
             }
             tokio::time::sleep(LOOK).await;
             // The kernel takes real time, for example for a connection: paused time waits for this thread.
@@ -346,7 +346,7 @@ fn note(script: &mut SimulatedControl, request: &SyncRequest, clock: &Clock) {
         let slots =
             slots.map(|s| format!("{}.{} {:?} x{} {}", s.slot, s.fence, s.state, s.restarts, s.detail));
         let at = clock.boot();
-        script.heard.push(format!("{at} {}", slots.collect::<Vec<_>>().join(", ")));
+        script.reports.push(format!("{at} {}", slots.collect::<Vec<_>>().join(", ")));
     }
     script.last = Some(request.clone());
 }

@@ -5,14 +5,14 @@
 //! level-triggered (by the command and the lease), so a lost or repeated message changes nothing.
 
 mod launch;
-mod patience;
+mod liveness;
 mod serve;
 
 pub(super) use launch::sandbox_name;
 
 use super::backoff::ExponentialBackoff;
 use super::core::{OrderRefusal, SlotKey};
-use super::models::Supplies;
+use super::models::ModelSource;
 use super::node::Node;
 use super::status::SharedStatus;
 use human_chain::{Approved, SlotGrant};
@@ -51,7 +51,7 @@ pub(super) struct SlotHandle {
     pub(super) fence: Fence,
     pub(super) status: SharedStatus,
     command: watch::Sender<SlotCommand>,
-    supplies: watch::Sender<Option<Supplies>>,
+    source: watch::Sender<Option<ModelSource>>,
 }
 
 impl SlotHandle {
@@ -68,11 +68,11 @@ impl SlotHandle {
     }
 
     /// Passes the current location of the model and its key.
-    pub(super) fn supply(&self, supplies: Supplies) {
-        self.supplies.send_if_modified(|current| {
-            let differs = current.as_ref() != Some(&supplies);
+    pub(super) fn set_source(&self, source: ModelSource) {
+        self.source.send_if_modified(|current| {
+            let differs = current.as_ref() != Some(&source);
             if differs {
-                *current = Some(supplies);
+                *current = Some(source);
             }
             differs
         });
@@ -93,14 +93,14 @@ pub(super) struct SlotTask {
     order: SlotOrder,
     grant: Arc<Approved<SlotGrant>>,
     command: watch::Receiver<SlotCommand>,
-    supplies: watch::Receiver<Option<Supplies>>,
+    source: watch::Receiver<Option<ModelSource>>,
     status: SharedStatus,
 }
 
 /// Result of an attempt to serve. Nothing of the sandbox is left then.
 enum ServingOutcome {
     /// The worker ended as commanded.
-    Told,
+    Stopped,
     /// Control did not renew the lease.
     Lapsed,
     /// The worker did not start, or died.
@@ -113,16 +113,16 @@ pub(super) fn spawn(
     node: Arc<Node>,
     grant: Arc<Approved<SlotGrant>>,
     order: SlotOrder,
-    supplies: Option<Supplies>,
+    source: Option<ModelSource>,
     adopted: Option<Arc<dyn Running>>,
 ) -> SlotHandle {
     let (command, command_receiver) = watch::channel(SlotCommand::Serve);
-    let (supplies, supplies_receiver) = watch::channel(supplies);
+    let (source, source_receiver) = watch::channel(source);
     let status = SharedStatus::default();
-    let handle = SlotHandle { fence: order.fence, status: status.clone(), command, supplies };
+    let handle = SlotHandle { fence: order.fence, status: status.clone(), command, source };
     let key = SlotKey::of(&order);
     let slot =
-        SlotTask { node, key, order, grant, command: command_receiver, supplies: supplies_receiver, status };
+        SlotTask { node, key, order, grant, command: command_receiver, source: source_receiver, status };
     tasks.spawn(slot.run(adopted));
     handle
 }
@@ -133,7 +133,7 @@ impl SlotTask {
         loop {
             self.status.lock().ready_since = None;
             match self.attempt(adopted.take()).await {
-                ServingOutcome::Told => break,
+                ServingOutcome::Stopped => break,
                 ServingOutcome::Lapsed => {
                     let detail = format!("{}: control did not renew the lease", error_code::LEASE_LAPSED);
                     self.enter(SlotState::Failed, detail);
@@ -146,7 +146,7 @@ impl SlotTask {
                     self.enter(SlotState::Failed, refusal.to_string());
                     tokio::select! {
                         biased;
-                        () = self.told_to_leave() => {}
+                        () = self.stop_requested() => {}
                         () = tokio::time::sleep(AGAIN.pause(failures)) => {}
                     }
                 }
@@ -169,7 +169,7 @@ impl SlotTask {
         let mut waiting = self.clone_for_waiting();
         let prepared = tokio::select! {
             biased;
-            () = self.told_to_leave() => return ServingOutcome::Told,
+            () = self.stop_requested() => return ServingOutcome::Stopped,
             prepared = waiting.prepare() => prepared,
         };
         let model = match prepared {
@@ -193,12 +193,12 @@ impl SlotTask {
             node: self.node.clone(),
             root: self.grant.get().service.model.root,
             leases: self.node.lease.subscribe(),
-            supplies: self.supplies.clone(),
+            source: self.source.clone(),
         }
     }
 
     /// Returns when the slot must no longer serve.
-    async fn told_to_leave(&self) {
+    async fn stop_requested(&self) {
         let mut command = self.command.clone();
         // If the handle is gone, so is the agent, and with it the reason to serve.
         let _ = command.wait_for(|command| *command > SlotCommand::Serve).await;

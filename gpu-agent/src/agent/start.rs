@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 /// of model loads, the stores, the admin socket and the chain.
 const OTHER_FILES: usize = 1024;
 /// Maximum number of an operator's orders that wait for a verdict.
-const HANDED_MAX: usize = 8;
+const INJECTED_MAX: usize = 8;
 
 /// Runs a node's agent until `shutdown`; then it ends its slots in an orderly way, and its gateway. Needs a
 /// multi-threaded tokio runtime.
@@ -120,10 +120,10 @@ impl Prepared {
         // admitted.
         let stop = shutdown.child_token();
         let _guard = stop.clone().drop_guard();
-        let (handed, receive_handed) = mpsc::channel(HANDED_MAX);
-        let mut tasks = services.spawn(&node, &directory, handed, &stop)?;
+        let (injected, receive_injected) = mpsc::channel(INJECTED_MAX);
+        let mut tasks = services.spawn(&node, &directory, injected, &stop)?;
         let (outcome, ()) =
-            tokio::join!(first_failure(&mut tasks, &stop), actor.run(receive_handed, stop.clone()));
+            tokio::join!(first_failure(&mut tasks, &stop), actor.run(receive_injected, stop.clone()));
         outcome
     }
 }
@@ -194,7 +194,7 @@ impl Services {
         self,
         node: &Arc<Node>,
         directory: &Path,
-        handed: mpsc::Sender<admin::Handed>,
+        injected: mpsc::Sender<admin::InjectedOrder>,
         stop: &CancellationToken,
     ) -> Result<JoinSet<Result<(), AgentError>>, AgentError> {
         let limits = [ShardService::limits(), Limits::of_operations()];
@@ -217,7 +217,7 @@ impl Services {
         }
         let listener =
             admin::bind(directory).map_err(AgentError::during("bind the admin socket in", directory))?;
-        let serving = admin::serve(listener, handed, stop.clone());
+        let serving = admin::serve(listener, injected, stop.clone());
         tasks.spawn(async move {
             serving.await;
             Ok(())

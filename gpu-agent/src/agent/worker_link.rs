@@ -45,7 +45,7 @@ const FRAMES_BURST: u32 = 128;
 
 /// State that a worker reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct WorkerStatus {
     pub(super) state: WorkerState,
     pub(super) detail: String,
 }
@@ -58,16 +58,16 @@ pub(super) struct About<'a> {
     pub(super) fence: Fence,
 }
 
-/// Serves the connection for as long as it is polled. `said` receives the worker's state; `drain` becomes
+/// Serves the connection for as long as it is polled. `status` receives the worker's state; `drain` becomes
 /// true when the worker must drain.
 pub(super) async fn talk(
     about: About<'_>,
     running: &dyn Running,
-    said: &watch::Sender<Option<Said>>,
+    status: &watch::Sender<Option<WorkerStatus>>,
     mut drain: watch::Receiver<bool>,
 ) {
     loop {
-        if let Err(error) = converse(about, running, said, &mut drain).await {
+        if let Err(error) = converse(about, running, status, &mut drain).await {
             tracing::debug!(slot = %about.key, %error, "lost the connection to the worker");
         }
         tokio::time::sleep(TALK_AGAIN).await;
@@ -77,7 +77,7 @@ pub(super) async fn talk(
 async fn converse(
     about: About<'_>,
     running: &dyn Running,
-    said: &watch::Sender<Option<Said>>,
+    status: &watch::Sender<Option<WorkerStatus>>,
     drain: &mut watch::Receiver<bool>,
 ) -> Result<(), FrameError> {
     let (mut sender, mut receiver) = channel(running.connect_worker()?);
@@ -87,10 +87,10 @@ async fn converse(
     let Some((FromWorker::Hello { worker, state }, _)) = hello else {
         return Err(io::Error::from(io::ErrorKind::InvalidData).into());
     };
-    said.send_replace(Some(Said { state, detail: String::new() }));
+    status.send_replace(Some(WorkerStatus { state, detail: String::new() }));
     let limiter = InputPacer::new(FRAMES_PER_SECOND, FRAMES_BURST);
     let talk = Talk { about, worker, links: BTreeMap::new(), dials: FuturesUnordered::new(), limiter };
-    talk.run(&mut sender, &mut receiver, said, drain).await
+    talk.run(&mut sender, &mut receiver, status, drain).await
 }
 
 /// State of this worker's connection to one gateway.
@@ -125,16 +125,16 @@ impl Talk<'_> {
         mut self,
         sender: &mut FrameSender,
         receiver: &mut FrameReceiver,
-        said: &watch::Sender<Option<Said>>,
+        status: &watch::Sender<Option<WorkerStatus>>,
         drain: &mut watch::Receiver<bool>,
     ) -> Result<(), FrameError> {
         let node = self.about.node;
         let mut leases = node.lease.subscribe();
         let mut circles = node.circle.subscribe();
-        let mut told_to_drain = false;
+        let mut drain_sent = false;
         loop {
-            if *drain.borrow_and_update() && !told_to_drain {
-                told_to_drain = true;
+            if *drain.borrow_and_update() && !drain_sent {
+                drain_sent = true;
                 sender.send(&ToWorker::Drain, &[]).await?;
             }
             self.follow_roster();
@@ -154,17 +154,17 @@ impl Talk<'_> {
                     None => return Ok(()),
                     Some((message, _)) => {
                         self.limiter.take(1);
-                        self.hear(message, said);
+                        self.receive(message, status);
                     }
                 },
             }
         }
     }
 
-    fn hear(&mut self, message: FromWorker, said: &watch::Sender<Option<Said>>) {
+    fn receive(&mut self, message: FromWorker, status: &watch::Sender<Option<WorkerStatus>>) {
         match message {
             FromWorker::State { state, detail } => {
-                said.send_replace(Some(Said { state, detail }));
+                status.send_replace(Some(WorkerStatus { state, detail }));
             }
             FromWorker::Disconnected { gateway } => {
                 if let Some(link) = self.links.get_mut(&gateway) {

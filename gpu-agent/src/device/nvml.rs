@@ -24,9 +24,9 @@ impl Nvml {
         Self(load(LIBRARIES[0]).or_else(|_| load(LIBRARIES[1])))
     }
 
-    /// Returns the reason for the absence of GPUs, if the library could not be used.
+    /// Returns the reason why the driver's library cannot be used, if it cannot: then there are no GPUs.
     #[must_use]
-    pub fn absence(&self) -> Option<String> {
+    pub fn unavailable(&self) -> Option<String> {
         self.0.as_ref().err().map(ToString::to_string)
     }
 }
@@ -80,7 +80,7 @@ mod tests {
     fn the_driver_is_there_and_answers_or_is_absent_with_a_reason() {
         let device = Nvml::open();
         let gpus = device.list();
-        match device.absence() {
+        match device.unavailable() {
             Some(reason) => assert!(gpus.is_empty() && !reason.is_empty()),
             None => assert!(gpus.iter().enumerate().all(|(at, gpu)| gpu.index as usize == at)),
         }

@@ -26,7 +26,7 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct SimulatedWorker {
     key: PublicKey,
     clock: Clock,
-    mood: watch::Sender<Mood>,
+    state: watch::Sender<SimulatedState>,
     output: Mutex<Vec<u8>>,
     tickets: Mutex<Vec<SignedTicket>>,
     /// Connections to gateways, kept open.
@@ -35,7 +35,7 @@ pub(super) struct SimulatedWorker {
 
 /// Mutable state of a worker.
 #[derive(Debug, Clone)]
-struct Mood {
+struct SimulatedState {
     state: WorkerState,
     detail: String,
     hangs: bool,
@@ -47,7 +47,7 @@ struct Mood {
 impl SimulatedWorker {
     /// Creates the `number`-th worker of a node, with a unique key.
     pub(super) fn new(name: &str, number: u64, clock: Clock, behaviour: &Behaviour) -> Arc<Self> {
-        let mood = Mood {
+        let state = SimulatedState {
             state: WorkerState::Loading,
             detail: String::new(),
             hangs: !behaviour.speaks,
@@ -57,7 +57,7 @@ impl SimulatedWorker {
         Arc::new(Self {
             key: PublicKey(*Digest::of(format!("simulated worker {number} {name}").as_bytes()).as_bytes()),
             clock,
-            mood: watch::Sender::new(mood),
+            state: watch::Sender::new(state),
             output: Mutex::default(),
             tickets: Mutex::default(),
             gateways: Mutex::default(),
@@ -65,15 +65,15 @@ impl SimulatedWorker {
     }
 
     pub(super) fn hang(&self) {
-        self.mood.send_modify(|mood| mood.hangs = true);
+        self.state.send_modify(|state| state.hangs = true);
     }
 
     pub(super) fn set_requests(&self, running: u32) {
-        self.mood.send_modify(|mood| mood.requests_running = running);
+        self.state.send_modify(|state| state.requests_running = running);
     }
 
     pub(super) fn disconnect(&self) {
-        self.mood.send_modify(|mood| mood.disconnections += 1);
+        self.state.send_modify(|state| state.disconnections += 1);
     }
 
     pub(super) fn print(&self, line: &str) {
@@ -98,9 +98,9 @@ impl SimulatedWorker {
         }
         let Some(ready_after) = behaviour.ready_after else { return };
         tokio::time::sleep(ready_after).await;
-        self.mood.send_modify(|mood| match behaviour.failure {
-            Some(reason) => (mood.state, mood.detail) = (WorkerState::Failed, reason),
-            None if mood.state == WorkerState::Loading => mood.state = WorkerState::Ready,
+        self.state.send_modify(|state| match behaviour.failure {
+            Some(reason) => (state.state, state.detail) = (WorkerState::Failed, reason),
+            None if state.state == WorkerState::Loading => state.state = WorkerState::Ready,
             None => {}
         });
     }
@@ -108,23 +108,23 @@ impl SimulatedWorker {
     /// Serves one agent until the connection closes.
     pub(super) async fn speak(&self, stream: UnixStream) -> Result<(), FrameError> {
         let (mut sender, mut receiver) = channel(stream);
-        let mut moods = self.mood.subscribe();
-        let mut told = moods.borrow_and_update().clone();
+        let mut changes = self.state.subscribe();
+        let mut sent = changes.borrow_and_update().clone();
         loop {
             tokio::select! {
                 biased;
                 frame = receiver.receive::<ToWorker>() => {
                     let Some((message, mut descriptors)) = frame? else { return Ok(()) };
-                    if !self.mood.borrow().hangs {
+                    if !self.state.borrow().hangs {
                         self.answer(&mut sender, message, descriptors.pop()).await?;
                     }
                 }
-                Ok(()) = moods.changed() => {
-                    let mood = moods.borrow_and_update().clone();
-                    if !mood.hangs {
-                        self.tell(&mut sender, &told, &mood).await?;
+                Ok(()) = changes.changed() => {
+                    let state = changes.borrow_and_update().clone();
+                    if !state.hangs {
+                        self.send(&mut sender, &sent, &state).await?;
                     }
-                    told = mood;
+                    sent = state;
                 }
             }
         }
@@ -138,7 +138,7 @@ impl SimulatedWorker {
     ) -> Result<(), FrameError> {
         match message {
             ToWorker::Hello => {
-                let Mood { state, detail, .. } = self.mood.borrow().clone();
+                let SimulatedState { state, detail, .. } = self.state.borrow().clone();
                 sender.send(&FromWorker::Hello { worker: self.key, state }, &[]).await?;
                 sender.send(&FromWorker::State { state, detail }, &[]).await
             }
@@ -152,19 +152,24 @@ impl SimulatedWorker {
                 Ok(())
             }
             ToWorker::Drain => {
-                self.mood.send_modify(|mood| mood.state = WorkerState::Draining);
+                self.state.send_modify(|state| state.state = WorkerState::Draining);
                 Ok(())
             }
         }
     }
 
     /// Sends the differences between two states.
-    async fn tell(&self, sender: &mut FrameSender, told: &Mood, mood: &Mood) -> Result<(), FrameError> {
-        if (told.state, &told.detail) != (mood.state, &mood.detail) {
-            let message = FromWorker::State { state: mood.state, detail: mood.detail.clone() };
+    async fn send(
+        &self,
+        sender: &mut FrameSender,
+        sent: &SimulatedState,
+        state: &SimulatedState,
+    ) -> Result<(), FrameError> {
+        if (sent.state, &sent.detail) != (state.state, &state.detail) {
+            let message = FromWorker::State { state: state.state, detail: state.detail.clone() };
             sender.send(&message, &[]).await?;
         }
-        if told.disconnections != mood.disconnections {
+        if sent.disconnections != state.disconnections {
             let lost = std::mem::take(&mut *lock(&self.gateways));
             for gateway in lost.into_keys() {
                 sender.send(&FromWorker::Disconnected { gateway }, &[]).await?;
@@ -177,7 +182,7 @@ impl SimulatedWorker {
     pub(super) async fn write_metrics(&self, mut pipe: DuplexStream) {
         loop {
             tokio::time::sleep(METRICS_INTERVAL).await;
-            let Mood { hangs, requests_running, .. } = self.mood.borrow().clone();
+            let SimulatedState { hangs, requests_running, .. } = self.state.borrow().clone();
             if hangs {
                 continue;
             }

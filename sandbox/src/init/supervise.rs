@@ -189,7 +189,7 @@ impl Supervisor {
         }
         self.answer_peers(&ready[3..3 + count]);
         if ready[2] {
-            self.welcome(listener);
+            self.accept(listener);
         }
         if ready[0] {
             while signals.read_signal()?.is_some() {}
@@ -218,7 +218,7 @@ impl Supervisor {
         }
     }
 
-    fn welcome(&mut self, listener: &OwnedFd) {
+    fn accept(&mut self, listener: &OwnedFd) {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let Ok(descriptor) = accept4(listener.as_raw_fd(), flags) else { return };
         let socket = UnixStream::from(crate::system::own(descriptor));

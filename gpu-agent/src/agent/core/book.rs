@@ -95,6 +95,42 @@ impl OrderBook {
         self.held.remove(key);
     }
 
+    /// Checks that the book does not contradict itself: a held order has its slot's key, its slot's highest
+    /// fence, and the grant of the same slot and fence.
+    ///
+    /// # Errors
+    /// The text of the first violated invariant.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        for (key, held) in &self.held {
+            let (order, grant) = (&held.order.signed.order, held.grant.get());
+            let of_order = SlotKey::of(order);
+            if of_order != *key {
+                return Err(format!("the order for {of_order} is held for {key}"));
+            }
+            if self.last_fence(key) != Some(order.fence) {
+                let last = self.last_fence(key).map_or("none".into(), |fence| fence.to_string());
+                return Err(format!("{key} is held at fence {}, its highest is {last}", order.fence));
+            }
+            if (&grant.service.name, grant.slot, grant.fence) != (&key.service, key.slot, order.fence) {
+                return Err(format!("{key} at fence {} is held under the grant of another", order.fence));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that this book may follow `before`: no slot's fence is lower or forgotten.
+    ///
+    /// # Errors
+    /// The text of the first violated invariant.
+    pub fn check_follows(&self, before: &Self) -> Result<(), String> {
+        let fell =
+            before.fences.iter().find(|(key, fence)| self.last_fence(key).is_none_or(|now| now < **fence));
+        match fell {
+            Some((key, fence)) => Err(format!("the fence of {key} fell below {fence}")),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the record to persist.
     #[must_use]
     pub fn to_record(&self, circle: CircleId, node: NodeId) -> OrderBookRecord {
@@ -184,5 +220,85 @@ impl OrderBook {
             }
         }
         unproven
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::testing::{NOW, TestCircle, admission, service};
+    use super::*;
+    use human_chain::MemberSecret;
+    use overlay::Identity;
+    use protocol::{Digest, ModelRoot, SlotIndex};
+
+    fn key(slot: u32) -> SlotKey {
+        SlotKey { service: "chat".parse().unwrap(), slot: SlotIndex(slot) }
+    }
+
+    /// Returns a book that holds slots 0 and 1 at fence 5.
+    fn book() -> OrderBook {
+        let identity = Identity::from_seed(&[7; 32]);
+        let encryption = MemberSecret::generate(&[9; 64]).public().encryption;
+        let node = NodeId(identity.public_key());
+        let replicas = ["127.0.0.1:1".to_owned()];
+        let mut world = TestCircle::new(vec![admission("node-1", &identity, encryption)], &replicas, NOW);
+        let bundle = world.deploy(&service("chat", ModelRoot(Digest::of(b"model")), 4));
+        let mut book = OrderBook::default();
+        for slot in 0..2 {
+            let signed = world.order(&bundle, node, slot, 5);
+            let grant = check_order(&world.state, &signed, node, None, NOW).unwrap();
+            book.accept(signed, grant, 1, NOW);
+        }
+        book
+    }
+
+    #[test]
+    fn a_book_that_contradicts_itself_is_found() {
+        type Plant = fn(&mut OrderBook);
+        assert_eq!(book().check_invariants(), Ok(()));
+        let plants: [(Plant, &str); 4] = [
+            (
+                |book| drop(book.fences.insert(key(0), Fence(6))),
+                "chat/0 is held at fence 5, its highest is 6",
+            ),
+            (
+                |book| {
+                    book.fences.remove(&key(0));
+                },
+                "chat/0 is held at fence 5, its highest is none",
+            ),
+            (
+                |book| {
+                    let other = book.held[&key(1)].clone();
+                    book.held.insert(key(0), other);
+                },
+                "the order for chat/1 is held for chat/0",
+            ),
+            (
+                |book| {
+                    let grant = book.held[&key(1)].grant.clone();
+                    book.held.get_mut(&key(0)).unwrap().grant = grant;
+                },
+                "chat/0 at fence 5 is held under the grant of another",
+            ),
+        ];
+        for (plant, expected) in plants {
+            let mut planted = book();
+            plant(&mut planted);
+            assert_eq!(planted.check_invariants(), Err(expected.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_fence_that_falls_or_is_forgotten_is_found() {
+        let before = book();
+        let mut after = before.clone();
+        after.forget(&key(0));
+        assert_eq!(after.check_follows(&before), Ok(()), "a forgotten order leaves its fence");
+        after.fences.insert(key(0), Fence(4));
+        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 5".into()));
+        after.fences.remove(&key(0));
+        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 5".into()));
     }
 }

@@ -149,12 +149,13 @@ impl OrderVerifier<'_> {
 ///
 /// # Errors
 /// If the two roots differ.
-pub(super) fn check_model(grant: &SlotGrant, said: ModelRoot) -> Result<(), OrderRefusal> {
+pub(super) fn check_model(grant: &SlotGrant, offered: ModelRoot) -> Result<(), OrderRefusal> {
     let approved = grant.service.model.root;
-    if said == approved {
+    if offered == approved {
         return Ok(());
     }
-    let message = format!("control offers model {}, the circle approved {}", said.short(), approved.short());
+    let message =
+        format!("control offers model {}, the circle approved {}", offered.short(), approved.short());
     Err(OrderRefusal::new(error_code::ORDER_MISMATCH, message))
 }
 

@@ -172,7 +172,7 @@ fn accept_all(listener: TcpListener) -> watch::Receiver<usize> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_dies_while_it_drains_has_done_as_it_was_told() {
+async fn a_worker_that_dies_while_it_drains_counts_as_stopped() {
     let stage = Stage::new();
     stage.launcher.decide(always(Behaviour { requests_running: 1, ..Behaviour::default() }));
     stage.want(&[(0, 1)], &[]);

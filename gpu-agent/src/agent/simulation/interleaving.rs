@@ -174,8 +174,8 @@ fn history(seed: u64) -> String {
             history.step().await;
         }
         history.converge().await;
-        let heard = history.stage.script().heard.join("\n");
-        format!("{}{heard}\n", history.trace)
+        let reports = history.stage.script().reports.join("\n");
+        format!("{}{reports}\n", history.trace)
     })
 }
 

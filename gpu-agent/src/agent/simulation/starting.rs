@@ -132,7 +132,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_says_why_it_cannot_serve_is_heard() {
+async fn the_reason_why_a_worker_cannot_serve_is_reported() {
     let stage = Stage::new();
     let failure = Some("the tokenizer is broken".into());
     stage.launcher.decide(always(Behaviour { failure, ..Behaviour::default() }));
@@ -182,11 +182,11 @@ async fn a_worker_that_hangs_is_given_up_and_started_again() {
     let mute = Behaviour { speaks: false, ..Behaviour::default() };
     let never_ready = Behaviour { ready_after: None, ..Behaviour::default() };
     for (behaviour, limit_ms, lacks) in [
-        (mute, 60_000, "worker-failed: it hangs: it has not said who it is for 60 s"),
+        (mute, 60_000, "worker-failed: it hangs: it has not sent its hello for 60 s"),
         (
             never_ready,
             300_000,
-            "worker-failed: it hangs: its weights are there and it is not ready for 300 s",
+            "worker-failed: it hangs: its weights are complete and it is not ready for 300 s",
         ),
     ] {
         let stage = Stage::new();
@@ -214,7 +214,7 @@ async fn a_worker_that_falls_silent_while_it_serves_is_given_up() {
     assert_eq!(stage.launcher.started(), 1, "one that writes its numbers is left alone");
     assert!(stage.launcher.hang("chat.0.1"));
     let failed = stage.until_slot(0, 1, SlotState::Failed).await;
-    let expected = "worker-failed: it hangs: it has written no numbers for 60 s";
+    let expected = "worker-failed: it hangs: it has written no metrics for 60 s";
     assert!(failed.detail.starts_with(expected), "{}", failed.detail);
     stage.until_slot(0, 1, SlotState::Ready).await;
     agent.stop().await;

@@ -3,7 +3,7 @@
 use super::SlotTask;
 use crate::agent::core::{OrderRefusal, SlotKey};
 use crate::agent::lease::Lease;
-use crate::agent::models::{LoadedModel, Supplies, threads};
+use crate::agent::models::{LoadedModel, ModelSource, threads};
 use crate::agent::node::Node;
 use protocol::sandbox::SandboxLimits;
 use protocol::worker::WORKER_MANIFEST_BYTES_MAX;
@@ -43,7 +43,7 @@ pub(super) struct PendingLaunch {
     pub(super) node: Arc<Node>,
     pub(super) root: ModelRoot,
     pub(super) leases: watch::Receiver<Lease>,
-    pub(super) supplies: watch::Receiver<Option<Supplies>>,
+    pub(super) source: watch::Receiver<Option<ModelSource>>,
 }
 
 impl PendingLaunch {
@@ -51,9 +51,9 @@ impl PendingLaunch {
     pub(super) async fn prepare(&mut self) -> Result<Arc<LoadedModel>, OrderRefusal> {
         let gone = |_| OrderRefusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
         self.leases.wait_for(|lease| lease.holds(&self.node.clock)).await.map_err(gone)?;
-        let supplies = self.supplies.wait_for(Option::is_some).await.map_err(gone)?.clone();
-        let supplies = supplies.expect("waited for");
-        self.node.models.get(self.root, &supplies).await
+        let source = self.source.wait_for(Option::is_some).await.map_err(gone)?.clone();
+        let source = source.expect("waited for");
+        self.node.models.get(self.root, &source).await
     }
 }
 

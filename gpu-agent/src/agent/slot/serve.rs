@@ -1,12 +1,12 @@
 //! Monitoring of a running worker: renews its lease, receives its messages, reads its metrics and log lines,
 //! and detects its end.
 
-use super::patience::LifeSigns;
+use super::liveness::WorkerLiveness;
 use super::{AGAIN, ServingOutcome, SlotCommand, SlotTask};
 use crate::agent::core::OrderRefusal;
 use crate::agent::logs::LogTail;
 use crate::agent::models::{Fill, LoadedModel};
-use crate::agent::worker_link::{About, Said, talk};
+use crate::agent::worker_link::{About, WorkerStatus, talk};
 use protocol::agent::SlotState;
 use protocol::error_code;
 use protocol::sandbox::SandboxExit;
@@ -33,14 +33,14 @@ const LAST_WORDS_BYTES: u64 = 400;
 struct Watch<'a> {
     slot: &'a SlotTask,
     running: &'a Arc<dyn Running>,
-    said: Option<Said>,
+    reported: Option<WorkerStatus>,
     fill: Option<watch::Receiver<Fill>>,
     drain: watch::Sender<bool>,
     /// Time at which it is killed, once it was asked to end.
     kill_at: Option<Instant>,
-    signs: LifeSigns,
+    liveness: WorkerLiveness,
     /// Number of metrics lines since it was asked to drain.
-    numbers_since_drain: u32,
+    metrics_since_drain: u32,
 }
 
 impl SlotTask {
@@ -82,10 +82,10 @@ impl SlotTask {
         model: Option<&LoadedModel>,
         adopted: bool,
     ) -> ServingOutcome {
-        let (said_sender, mut said) = watch::channel(None);
+        let (status_sender, mut reported) = watch::channel(None);
         let (drain, drain_receiver) = watch::channel(false);
         let about = About { node: &self.node, key: &self.key, fence: self.order.fence };
-        let mut talking = std::pin::pin!(talk(about, &**running, &said_sender, drain_receiver));
+        let mut talking = std::pin::pin!(talk(about, &**running, &status_sender, drain_receiver));
         let mut ended = running.clone().wait();
         let mut metrics = running.metrics().ok();
         let mut lines = LogTail::new(running.clone(), adopted);
@@ -98,8 +98,8 @@ impl SlotTask {
         let fill = model.map(LoadedModel::fill);
         let mut fills = fill.clone();
         let mut watch = Watch::new(self, running, fill, drain);
-        let told = *command.borrow_and_update();
-        watch.obey(told).await;
+        let requested = *command.borrow_and_update();
+        watch.obey(requested).await;
         loop {
             watch.show();
             let (kill_at, hung_at) = (watch.kill_at, watch.hung_at());
@@ -113,28 +113,28 @@ impl SlotTask {
                 }
                 changed = command.changed() => {
                     // The handle is gone only if the agent is.
-                    let told = if changed.is_ok() {
+                    let requested = if changed.is_ok() {
                         *command.borrow_and_update()
                     } else {
                         SlotCommand::End { grace_ms: 0 }
                     };
-                    watch.obey(told).await;
+                    watch.obey(requested).await;
                 }
                 Ok(()) = leases.changed() => {
                     let until = leases.borrow_and_update().until;
                     watch.renew(until).await;
                 }
-                () = until(kill_at) => return ServingOutcome::Told,
+                () = until(kill_at) => return ServingOutcome::Stopped,
                 () = fill_changes(&mut fills) => watch.note_fill(),
                 _ = ticks.tick() => self.print(lines.read()),
-                Ok(()) = said.changed() => {
-                    let heard = said.borrow_and_update().clone();
-                    if let Some(failure) = watch.hear(heard) {
+                Ok(()) = reported.changed() => {
+                    let newest = reported.borrow_and_update().clone();
+                    if let Some(failure) = watch.observe(newest) {
                         self.print(lines.read());
                         return ServingOutcome::Failed(failure);
                     }
                 }
-                newest = next_metrics(&mut metrics) => watch.hear_metrics(newest).await,
+                newest = next_metrics(&mut metrics) => watch.observe_metrics(newest).await,
                 () = until(hung_at) => {
                     self.print(lines.read());
                     return watch.judge_silence();
@@ -155,10 +155,11 @@ impl<'a> Watch<'a> {
         let began = Instant::now();
         // An adopted worker's weights are complete: otherwise it would not have been adopted.
         let complete_since = fill.is_none().then_some(began);
-        let signs = LifeSigns { began, complete_since, spoke: false, ready: false, numbers_at: None };
-        let numbers_since_drain = 0;
+        let liveness =
+            WorkerLiveness { began, complete_since, greeted: false, ready: false, metrics_at: None };
+        let metrics_since_drain = 0;
         let mut watch =
-            Self { slot, running, said: None, fill, drain, kill_at: None, signs, numbers_since_drain };
+            Self { slot, running, reported: None, fill, drain, kill_at: None, liveness, metrics_since_drain };
         watch.note_fill();
         watch
     }
@@ -167,17 +168,19 @@ impl<'a> Watch<'a> {
     /// already.
     fn hung_at(&self) -> Option<Instant> {
         let leaves = self.kill_at.is_some() || *self.drain.borrow();
-        if leaves { None } else { self.signs.patience().map(|(until, _)| until) }
+        if leaves { None } else { self.liveness.deadline().map(|(until, _)| until) }
     }
 
     /// Updates the slot's status.
     fn show(&self) {
         let draining = *self.drain.borrow() || self.kill_at.is_some();
         let fill = self.fill.as_ref().map(|fill| fill.borrow().clone());
-        let (state, detail) = match (&self.said, fill) {
+        let (state, detail) = match (&self.reported, fill) {
             _ if draining => (SlotState::Draining, String::new()),
-            (Some(Said { state: WorkerState::Ready, .. }), _) => (SlotState::Ready, String::new()),
-            (Some(Said { state: WorkerState::Draining, .. }), _) => (SlotState::Draining, String::new()),
+            (Some(WorkerStatus { state: WorkerState::Ready, .. }), _) => (SlotState::Ready, String::new()),
+            (Some(WorkerStatus { state: WorkerState::Draining, .. }), _) => {
+                (SlotState::Draining, String::new())
+            }
             (_, Some(Fill::Running(trouble))) => (SlotState::Loading, trouble.unwrap_or_default()),
             (_, Some(Fill::Complete) | None) => (SlotState::Starting, String::new()),
         };
@@ -188,7 +191,7 @@ impl<'a> Watch<'a> {
         if self.fill.as_ref().is_none_or(|fill| *fill.borrow() != Fill::Complete) {
             return;
         }
-        self.signs.complete_since.get_or_insert_with(Instant::now);
+        self.liveness.complete_since.get_or_insert_with(Instant::now);
         if let Err(error) = self.running.mark_complete() {
             let sandbox = self.running.name();
             tracing::warn!(sandbox, %error, "this worker will be restarted when the agent restarts");
@@ -208,8 +211,10 @@ impl<'a> Watch<'a> {
             SlotCommand::Drain => {
                 self.slot.begin_draining();
                 self.drain.send_replace(true);
-                if !matches!(self.said, Some(Said { state: WorkerState::Ready | WorkerState::Draining, .. }))
-                {
+                if !matches!(
+                    self.reported,
+                    Some(WorkerStatus { state: WorkerState::Ready | WorkerState::Draining, .. })
+                ) {
                     // An adopted worker has not reported yet; any other is not ready and has nothing to
                     // drain.
                     if self.fill.is_some() {
@@ -232,12 +237,12 @@ impl<'a> Watch<'a> {
         }
     }
 
-    async fn hear_metrics(&mut self, newest: WorkerMetrics) {
-        self.signs.numbers_at = Some(Instant::now());
+    async fn observe_metrics(&mut self, newest: WorkerMetrics) {
+        self.liveness.metrics_at = Some(Instant::now());
         let drains = *self.drain.borrow();
-        self.numbers_since_drain += u32::from(drains);
+        self.metrics_since_drain += u32::from(drains);
         let since = self.slot.status.lock().draining_since;
-        let idle = is_idle_since(&newest, since, self.numbers_since_drain);
+        let idle = is_idle_since(&newest, since, self.metrics_since_drain);
         self.slot.status.lock().metrics = Some(newest);
         if idle && drains {
             self.stop(DRAINED_GRACE_MS).await;
@@ -245,31 +250,32 @@ impl<'a> Watch<'a> {
     }
 
     /// Applies the state that the worker reported. Returns the refusal if it cannot serve.
-    fn hear(&mut self, said: Option<Said>) -> Option<OrderRefusal> {
-        self.said = said;
-        self.signs.spoke = true;
-        self.signs.ready |= self.said.as_ref().is_some_and(|said| said.state == WorkerState::Ready);
-        let said = self.said.as_ref().filter(|said| said.state == WorkerState::Failed)?;
+    fn observe(&mut self, reported: Option<WorkerStatus>) -> Option<OrderRefusal> {
+        self.reported = reported;
+        self.liveness.greeted = true;
+        self.liveness.ready |=
+            self.reported.as_ref().is_some_and(|reported| reported.state == WorkerState::Ready);
+        let reported = self.reported.as_ref().filter(|reported| reported.state == WorkerState::Failed)?;
         // The hello comes without the reason, which follows immediately.
-        let reason = if said.detail.is_empty() { "the worker cannot serve" } else { &said.detail };
+        let reason = if reported.detail.is_empty() { "the worker cannot serve" } else { &reported.detail };
         Some(OrderRefusal::new(error_code::WORKER_FAILED, reason))
     }
 
     fn judge_silence(&self) -> ServingOutcome {
-        let why = self.signs.patience().map(|(_, why)| why).unwrap_or_default();
+        let why = self.liveness.deadline().map(|(_, why)| why).unwrap_or_default();
         ServingOutcome::Failed(OrderRefusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
     }
 
     fn with_last_words(&self, message: String) -> String {
-        let words = self.running.output_tail(LAST_WORDS_BYTES);
-        let words = String::from_utf8_lossy(&words).trim().replace('\n', " | ");
-        if words.is_empty() { message } else { format!("{message}; it said: {words}") }
+        let output = self.running.output_tail(LAST_WORDS_BYTES);
+        let output = String::from_utf8_lossy(&output).trim().replace('\n', " | ");
+        if output.is_empty() { message } else { format!("{message}; it said: {output}") }
     }
 
     fn judge_end(&self, ended: io::Result<Ended>) -> ServingOutcome {
-        let told = self.kill_at.is_some() || *self.drain.borrow();
+        let stopping = self.kill_at.is_some() || *self.drain.borrow();
         match ended {
-            _ if told => ServingOutcome::Told,
+            _ if stopping => ServingOutcome::Stopped,
             Ok(Ended { exit: Some(SandboxExit::LeaseLapsed), .. }) => ServingOutcome::Lapsed,
             Ok(ended) => {
                 let message = self.with_last_words(ended.to_string());
