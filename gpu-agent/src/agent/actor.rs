@@ -4,7 +4,9 @@
 use super::admin::{self, InjectedOrder};
 use super::chain::{Chain, RefusedBundle};
 use super::control_client::{AgentControlClient, RequestOutcome};
-use super::core::{NodeFacts, OrderBook, OrderRefusal, OrderVerifier, SlotAction, SlotKey, View, reconcile};
+use super::core::{
+    NodeFacts, OrderBook, OrderRefusal, OrderVerifier, ReconcileInput, SlotAction, SlotKey, reconcile,
+};
 use super::gateway::GatewayStatus;
 use super::lease::Lease;
 use super::models::ModelSource;
@@ -333,7 +335,7 @@ impl AgentActor {
         let running: BTreeMap<_, _> =
             self.slots.iter().map(|(key, slot)| (key.clone(), slot.status.running(slot.fence))).collect();
         let actions = self.with_judge(|judge| {
-            reconcile(&View {
+            reconcile(&ReconcileInput {
                 judge,
                 desired,
                 chain_complete: self.state.chain_complete,

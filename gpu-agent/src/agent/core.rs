@@ -16,7 +16,7 @@ mod tests;
 
 pub use book::{BookError, Held, OrderBook};
 pub use judge::{ChainHistory, OrderRefusal, OrderVerifier};
-pub use reconcile::{RunningSlot, SlotAction, View, reconcile};
+pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
 
 use protocol::manifest::Isolation;
 use protocol::order::SlotOrder;

@@ -259,7 +259,9 @@ mod tests {
         assert_eq!(book().check_invariants(), Ok(()));
         let plants: [(Plant, &str); 4] = [
             (
-                |book| drop(book.fences.insert(key(0), Fence(6))),
+                |book| {
+                    book.fences.insert(key(0), Fence(6));
+                },
                 "chat/0 is held at fence 5, its highest is 6",
             ),
             (

@@ -30,7 +30,7 @@ pub struct RunningSlot {
 
 /// Input of a reconciliation.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct ReconcileInput<'a> {
     pub judge: OrderVerifier<'a>,
     /// Desired state from control.
     pub desired: &'a Desired,
@@ -103,17 +103,17 @@ struct Named<'a> {
 
 /// Returns the actions that reconcile the node with the desired state.
 #[must_use]
-pub fn reconcile(view: &View<'_>) -> Vec<SlotAction> {
-    let named = named(view.desired);
+pub fn reconcile(input: &ReconcileInput<'_>) -> Vec<SlotAction> {
+    let named = named(input.desired);
     let mut actions = Vec::new();
     for (key, orders) in &named {
-        actions.extend(settle(view, key, orders));
+        actions.extend(settle(input, key, orders));
     }
-    for key in view.running.keys().filter(|key| !named.contains_key(key)) {
+    for key in input.running.keys().filter(|key| !named.contains_key(key)) {
         actions.push(end(key, "control names it no more"));
     }
-    for (key, _) in view.judge.book.all_held() {
-        if !named.contains_key(key) && !view.running.contains_key(key) {
+    for (key, _) in input.judge.book.all_held() {
+        if !named.contains_key(key) && !input.running.contains_key(key) {
             actions.push(SlotAction::Forget { key: key.clone() });
         }
     }
@@ -136,15 +136,15 @@ fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
 
 /// Returns the action for a slot. The order with the highest fence that is held or granted counts. A refused
 /// order changes nothing, so it cannot end a worker that runs under a good order of the same slot.
-fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<SlotAction> {
+fn settle(input: &ReconcileInput<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<SlotAction> {
     let mut refused = None;
     let mut early = false;
     for named in orders {
-        let held = view.judge.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
+        let held = input.judge.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
         let counts = match held {
-            Some(held) => keep(view, key, held, named),
-            None => match judge(view, named) {
-                OrderDecision::Granted(grant) => Some(take(view, key, named, grant)),
+            Some(held) => keep(input, key, held, named),
+            None => match judge(input, named) {
+                OrderDecision::Granted(grant) => Some(take(input, key, named, grant)),
                 OrderDecision::Early => {
                     early = true;
                     continue;
@@ -158,19 +158,19 @@ fn settle(view: &View<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<SlotActio
         };
         return counts.into_iter().chain(refused).collect();
     }
-    let nothing_counts = !early && view.running.contains_key(key);
+    let nothing_counts = !early && input.running.contains_key(key);
     nothing_counts.then(|| end(key, "control names it no more")).into_iter().chain(refused).collect()
 }
 
 /// Returns the action for an order that is held.
-fn keep(view: &View<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Option<SlotAction> {
+fn keep(input: &ReconcileInput<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Option<SlotAction> {
     if held.order.released {
         return None;
     }
     let key = key.clone();
-    let running = view.running.get(&key);
+    let running = input.running.get(&key);
     let draining = named.assignment.draining.contains(&key.slot);
-    let going = must_go(view, held, running)
+    let going = must_go(input, held, running)
         .or_else(|| draining.then(|| Going { reason: "control asks it to finish".into(), at_once: false }));
     match (running, going) {
         (Some(running), _) if running.fence != held.order.signed.order.fence => {
@@ -194,24 +194,29 @@ enum OrderDecision {
     Refused(OrderRefusal),
 }
 
-fn judge(view: &View<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
-    let granted = view.judge.judge(&assignment.bundle, signed).and_then(|grant| {
+fn judge(input: &ReconcileInput<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
+    let granted = input.judge.judge(&assignment.bundle, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });
     match granted {
         Ok(grant) => OrderDecision::Granted(Box::new(grant)),
-        Err(refusal) if !view.chain_complete && may_be_early(&refusal) => OrderDecision::Early,
+        Err(refusal) if !input.chain_complete && may_be_early(&refusal) => OrderDecision::Early,
         Err(refusal) => {
-            let of_bundle = view.refused_bundles.get(&signed.order.certificate);
+            let of_bundle = input.refused_bundles.get(&signed.order.certificate);
             OrderDecision::Refused(of_bundle.cloned().unwrap_or(refusal))
         }
     }
 }
 
 /// Returns the action for an order that is granted and not held.
-fn take(view: &View<'_>, key: &SlotKey, named: &Named<'_>, grant: Box<Approved<SlotGrant>>) -> SlotAction {
-    if view.running.contains_key(key) {
+fn take(
+    input: &ReconcileInput<'_>,
+    key: &SlotKey,
+    named: &Named<'_>,
+    grant: Box<Approved<SlotGrant>>,
+) -> SlotAction {
+    if input.running.contains_key(key) {
         return end(key, "a newer order takes its place");
     }
     SlotAction::Accept { signed: Box::new(named.signed.clone()), grant }
@@ -228,22 +233,22 @@ struct Going {
 }
 
 /// Checks the circle's own decisions about a held slot: the node does not wait for control to relay them.
-fn must_go(view: &View<'_>, held: &Held, running: Option<&RunningSlot>) -> Option<Going> {
-    let (circle, service) = (view.judge.circle, &held.grant.get().service);
-    if circle.node_by_id(view.judge.facts.id).is_none() {
+fn must_go(input: &ReconcileInput<'_>, held: &Held, running: Option<&RunningSlot>) -> Option<Going> {
+    let (circle, service) = (input.judge.circle, &held.grant.get().service);
+    if circle.node_by_id(input.judge.facts.id).is_none() {
         return Some(Going { reason: "this node is no longer admitted".into(), at_once: true });
     }
     let (reason, grace_ms) = if circle.service(&service.name).is_none() {
         let grace = circle.retired_service(&service.name).map_or(0, |retired| retired.grace_seconds);
         ("the service is retired", u64::from(grace) * 1000)
     } else if service.on_expiry == OnExpiry::Drain
-        && service.valid_until.is_some_and(|until| view.judge.now > until.plus(limits::CLOCK_GRACE_MS))
+        && service.valid_until.is_some_and(|until| input.judge.now > until.plus(limits::CLOCK_GRACE_MS))
     {
         ("its approval has ended", DRAIN_MS)
     } else {
         return None;
     };
     let since = running.and_then(|running| running.draining_since);
-    let over = since.is_some_and(|since| view.judge.now > since.plus(grace_ms + DRAIN_SLACK_MS));
+    let over = since.is_some_and(|since| input.judge.now > since.plus(grace_ms + DRAIN_SLACK_MS));
     Some(Going { reason: reason.into(), at_once: over })
 }

@@ -84,7 +84,7 @@ impl Scene {
     }
 
     fn plan(&self, desired: &Desired) -> Vec<SlotAction> {
-        reconcile(&View {
+        reconcile(&ReconcileInput {
             judge: self.judge(),
             desired,
             chain_complete: self.chain_complete,
