@@ -14,6 +14,7 @@ pub(super) struct ExponentialBackoff {
 impl ExponentialBackoff {
     /// Returns the pause after this many consecutive failures; zero if there were none.
     pub(super) fn pause(self, failures: u32) -> Duration {
+        debug_assert!(self.first <= self.most, "the bound is above the first pause");
         let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.most)

@@ -111,6 +111,8 @@ pub(super) struct Setting {
 
 /// Returns the settings of a controller, in the order of writing.
 pub(super) fn settings(version: u8, controller: Controller, limits: &SandboxLimits) -> Vec<Setting> {
+    debug_assert!(matches!(version, 1 | 2), "version {version} of control groups");
+    debug_assert!(limits.memory_bytes > 0 && limits.processes_max > 0, "a worker needs memory and a process");
     let required =
         |part, file, value: &dyn ToString| Setting { part, file, value: value.to_string(), required: true };
     let helpful =

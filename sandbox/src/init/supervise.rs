@@ -52,7 +52,9 @@ impl SandboxLease {
 
     /// Extends the lease. A renewal never shortens it, nor extends it beyond the limit of one renewal.
     fn renew(&mut self, wanted: BootTime, now: BootTime) {
+        let before = self.until;
         self.until = self.until.max(wanted.min(now.plus(self.ms_max)));
+        debug_assert!(self.until >= before && self.until <= before.max(now.plus(self.ms_max)));
     }
 }
 

@@ -137,6 +137,8 @@ fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
 /// Returns the action for a slot. The order with the highest fence that is held or granted counts. A refused
 /// order changes nothing, so it cannot end a worker that runs under a good order of the same slot.
 fn settle(input: &ReconcileInput<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<SlotAction> {
+    debug_assert!(orders.iter().all(|named| SlotKey::of(&named.signed.order) == *key), "orders of one slot");
+    debug_assert!(orders.is_sorted_by_key(|named| Reverse(named.signed.order.fence)), "highest fence first");
     let mut refused = None;
     let mut early = false;
     for named in orders {
@@ -164,6 +166,7 @@ fn settle(input: &ReconcileInput<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Ve
 
 /// Returns the action for an order that is held.
 fn keep(input: &ReconcileInput<'_>, key: &SlotKey, held: &Held, named: &Named<'_>) -> Option<SlotAction> {
+    debug_assert_eq!(held.order.signed.order, named.signed.order, "the order that control names is held");
     if held.order.released {
         return None;
     }
@@ -216,6 +219,7 @@ fn take(
     named: &Named<'_>,
     grant: Box<Approved<SlotGrant>>,
 ) -> SlotAction {
+    debug_assert_eq!(grant.get().fence, named.signed.order.fence, "the grant of this order");
     if input.running.contains_key(key) {
         return end(key, "a newer order takes its place");
     }
