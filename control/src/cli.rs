@@ -16,7 +16,6 @@ mod status;
 mod verdict;
 
 pub use circle::simple_policy;
-pub use nodes::admit;
 pub use output::Output;
 pub use services::service_template;
 

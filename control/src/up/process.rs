@@ -66,9 +66,7 @@ impl Daemon {
         &self.name
     }
 
-    /// Returns the process id of the daemon, while it runs.
-    #[must_use]
-    pub(super) fn pid(&self) -> Option<u32> {
+    fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
@@ -84,7 +82,7 @@ impl Daemon {
     ///
     /// # Errors
     /// Returns an error if the process cannot be killed or waited for.
-    pub(super) async fn kill(&mut self) -> Result<()> {
+    async fn kill(&mut self) -> Result<()> {
         self.child.start_kill()?;
         self.child.wait().await?;
         Ok(())
@@ -125,8 +123,8 @@ pub(super) fn inherited(socket: &TcpListener) -> String {
     format!("fd:{}", socket.as_raw_fd())
 }
 
-/// Ties the life of this process to `quorate up`, if that started it: it dies with its parent, however that
-/// ends.
+/// Ties the life of this process to its parent's if `QUORATE_WITH_PARENT` names the parent's process id: it
+/// dies with the parent, however that ends. `quorate up` starts its daemons so.
 ///
 /// Services that the daemons ran then end with their leases. Call this first in `main`, on its only thread.
 pub fn die_with_parent() {
