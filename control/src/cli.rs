@@ -15,7 +15,6 @@ mod services;
 mod status;
 mod verdict;
 
-pub use circle::simple_policy;
 pub use output::Output;
 pub use services::service_template;
 

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod hub;
 pub mod machine;
 pub mod node;
+pub mod policy;
 pub mod server;
 pub mod session;
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl Quorate {
         command
     }
 
-    /// Runs a command to its end, whatever its exit status.
+    /// Runs a command to its end, regardless of its exit status.
     pub(crate) async fn run(&self, words: &[&str]) -> Result<Output> {
         let mut command = self.command(words);
         command.env("QUORATE_CONTEXT", &self.context);
@@ -58,7 +58,7 @@ impl Quorate {
             .with_context(|| format!("read the output of `quorate {}`", words.join(" ")))
     }
 
-    /// Returns the JSON output of a command whose exit status tells a verdict; the status comes with it.
+    /// Returns the exit status and the JSON output of a command whose exit status is a verdict.
     pub(crate) async fn verdict(&self, words: &[&str]) -> Result<(Option<i32>, serde_json::Value)> {
         let output = self.run(&[words, &["--output", "json"]].concat()).await?;
         let value = serde_json::from_slice(&output.stdout).with_context(|| {

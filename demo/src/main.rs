@@ -1,4 +1,4 @@
-//! `demo`: the demonstration of Quorate, told from outside.
+//! `demo`: the demonstration of Quorate, from outside.
 //!
 //! It starts `quorate up` as a child process and then does what a person would: it runs commands of
 //! `quorate`, sends HTTP requests, kills processes and edits files. It links no product crate but the
@@ -21,7 +21,7 @@ use std::time::Instant;
 use story::Demonstration;
 use up::{UpOutput, UpProcess};
 
-/// Tells the story of a cluster on this machine: import, vote, serve, break, heal.
+/// Demonstrate a cluster on this machine: import, vote, serve, break, heal
 #[derive(Debug, Parser)]
 #[command(name = "demo")]
 pub(crate) struct Arguments {
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// Delete the state of an earlier run
     #[arg(long)]
     fresh: bool,
-    /// Tell the story, stop everything, and exit 0 only if every step succeeded
+    /// Run the story, stop everything, and exit 0 only if every step succeeded
     #[arg(long)]
     once: bool,
     /// Directory of all-MiniLM-L6-v2
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the cluster, tells the story, and stops the cluster at its end or at Ctrl-C.
+/// Starts the cluster, runs the story, and stops the cluster at its end or at Ctrl-C.
 async fn demonstrate(arguments: &Arguments) -> Result<()> {
     let began = Instant::now();
     let directory = std::path::absolute(&arguments.dir)?;
@@ -81,10 +81,10 @@ async fn demonstrate(arguments: &Arguments) -> Result<()> {
     outcome.and(stopped)
 }
 
-/// Tells the story; without `--once`, prints the next steps and waits.
+/// Runs the story; without `--once`, prints the next steps and waits.
 async fn live(demonstration: &Demonstration, output: Arc<UpOutput>, arguments: &Arguments) -> Result<()> {
     output.ready().await;
-    story::tell(demonstration, arguments).await?;
+    story::run(demonstration, arguments).await?;
     if arguments.once {
         return Ok(());
     }

@@ -72,8 +72,8 @@ impl Demonstration {
     }
 }
 
-/// Tells the whole story.
-pub(crate) async fn tell(demonstration: &Demonstration, arguments: &Arguments) -> Result<()> {
+/// Runs the whole story.
+pub(crate) async fn run(demonstration: &Demonstration, arguments: &Arguments) -> Result<()> {
     recovery::finish_earlier_run(demonstration).await?;
     deploy::serve(demonstration, &[("minilm", &arguments.minilm), ("tiny", &arguments.tiny)]).await?;
     let api = demonstration.openai().await?;

@@ -59,7 +59,7 @@ impl UpProcess {
         self.output.clone()
     }
 
-    /// Waits until the process ends by itself.
+    /// Waits until the process ends without a signal of this program.
     pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
         Ok(self.child.wait().await?)
     }

@@ -6,10 +6,10 @@
 
 use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
 use super::ports::Ports;
-use crate::cli::simple_policy;
 use crate::context::Context;
 use crate::machine::{fresh_secret_text, wall_clock};
 use crate::node::{NodeFile, create_keys};
+use crate::policy::simple_policy;
 use crate::server::create_replica;
 use crate::session::MemberKeyFile;
 use anyhow::{Result, anyhow};
