@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Timeout for a process to stand still after SIGSTOP.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Timeout for a signal to take effect.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Sends a signal. A process that has ended already is no error: it cannot do anything any more.
 pub(crate) fn signal(pid: i32, signal: Signal) {
@@ -54,6 +54,23 @@ fn fields(process: &Path) -> Option<Vec<String>> {
     Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_string).collect())
 }
 
+/// Waits until the kernel reports one of these states of a process: `T` is stopped, `Z` killed and not yet
+/// waited for by the parent. A process that does not exist any more is in every state.
+fn wait_for_state(pid: i32, expected: &str) -> Result<()> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let began = Instant::now();
+    loop {
+        match fields(&process).and_then(|fields| fields.into_iter().next()) {
+            Some(state) if state != expected => {}
+            _ => return Ok(()),
+        }
+        if began.elapsed() > SIGNAL_LIMIT {
+            bail!("process {pid} is not in state {expected} within {} s", SIGNAL_LIMIT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// `quorate up` standing still: it restarts no daemon until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct PausedSupervisor(i32);
@@ -63,15 +80,7 @@ impl PausedSupervisor {
     pub(crate) fn pause(up: i32) -> Result<Self> {
         signal(up, Signal::SIGSTOP);
         let paused = Self(up);
-        let began = Instant::now();
-        while fields(Path::new(&format!("/proc/{up}")))
-            .is_none_or(|fields| fields.first().is_none_or(|s| s != "T"))
-        {
-            if began.elapsed() > STOP_LIMIT {
-                bail!("`quorate up` cannot be paused");
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for_state(up, "T").context("pause `quorate up`")?;
         Ok(paused)
     }
 }
@@ -83,6 +92,8 @@ impl Drop for PausedSupervisor {
 }
 
 /// Ends a node as a power failure would: its agent and every process below it. Returns their number.
+///
+/// Call this while `quorate up` is paused: the agent stays a zombie then, and no other one takes its place.
 pub(crate) fn kill_node(up: i32, directory: &Path) -> Result<usize> {
     let agent = daemon(up, directory)?;
     let mut family = descendants(agent)?;
@@ -90,14 +101,7 @@ pub(crate) fn kill_node(up: i32, directory: &Path) -> Result<usize> {
     for pid in &family {
         signal(*pid, Signal::SIGKILL);
     }
-    let began = Instant::now();
-    // A killed process that its parent has not waited for yet is a zombie: its threads and files are gone.
-    while fields(Path::new(&format!("/proc/{agent}"))).is_some_and(|f| f.first().is_some_and(|s| s != "Z")) {
-        if began.elapsed() > STOP_LIMIT {
-            bail!("process {agent} survives SIGKILL");
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for_state(agent, "Z").context("kill a node")?;
     Ok(family.len())
 }
 
@@ -116,6 +120,7 @@ mod tests {
         assert_eq!(state(), "T");
         drop(paused);
         signal(pid, Signal::SIGKILL);
+        wait_for_state(pid, "Z").expect("it is killed");
         child.wait().expect("it ends");
         assert!(!descendants(own).expect("readable").contains(&pid));
     }

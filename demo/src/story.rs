@@ -57,10 +57,15 @@ impl Demonstration {
         self.directory.join(name)
     }
 
+    /// Returns the path of a member's key file.
+    fn key_file(&self, member: &str) -> String {
+        self.directory.join("members").join(format!("{member}.key")).display().to_string()
+    }
+
     /// Signs a proposal as a member.
     async fn approve(&self, proposal: &ProposalView, member: &str) -> Result<ProposalView> {
-        let key = self.directory.join("members").join(format!("{member}.key")).display().to_string();
-        self.quorate.json(&["approve", &proposal.id.to_string(), "--key", &key, "--yes"]).await
+        let (id, key) = (proposal.id.to_string(), self.key_file(member));
+        self.quorate.json(&["approve", &id, "--key", &key, "--yes"]).await
     }
 
     /// Returns a client of the cluster's gateway with the key that `quorate up` made.

@@ -34,8 +34,7 @@ pub(super) async fn asks(demonstration: &Demonstration, node: &str) -> Result<bo
 
 /// One member proposes the admission and wraps the models' keys; two members vote.
 pub(super) async fn admit_again(demonstration: &Demonstration, node: &str) -> Result<()> {
-    let key =
-        demonstration.directory.join("members").join(format!("{}.key", MEMBERS[1])).display().to_string();
+    let key = demonstration.key_file(MEMBERS[1]);
     let words = ["node", "admit", node, "--reason", "its disk was replaced", "--key", &key];
     let mut view: ProposalView = demonstration.quorate.json(&words).await?;
     for member in &MEMBERS[1..] {
