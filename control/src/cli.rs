@@ -15,8 +15,6 @@ mod services;
 mod status;
 mod verdict;
 
-pub use circle::simple_policy;
-pub use nodes::admit;
 pub use output::Output;
 pub use services::service_template;
 

@@ -11,6 +11,7 @@ pub mod context;
 pub mod explain;
 pub mod hub;
 pub mod node;
+pub mod policy;
 pub mod server;
 pub mod session;
 #[cfg(test)]

@@ -1,29 +1,30 @@
 //! `quorate up`: a whole cluster on this machine.
 //!
-//! Three control replicas, three nodes and a gateway, each a real process, found a circle and serve. With
-//! `--demonstration` the cluster runs the demonstration of the README; with `--model` it serves the user's
-//! own model directory instead.
+//! Three control replicas, three nodes and a gateway, each a real process, found a circle. With `--model` the
+//! members deploy the user's model directory.
 //!
 //! Simulated parts are labelled. One machine acts as all machines, the members' keys are files beside each
 //! other, and GPUs are simulated only with `--simulate-gpus`.
 
 mod cluster;
+mod deploy;
+mod farewell;
 mod founding;
 mod layout;
+mod own;
 mod ports;
-mod story;
-
-pub use cluster::LocalCluster;
-pub use layout::Layout;
+mod trial;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use std::path::PathBuf;
+use cluster::LocalCluster;
+use layout::{Layout, MEMBERS, NODES, REPLICAS, REQUIRED};
+use protocol::api::ServiceView;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Arguments of `quorate up`.
 #[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("what").args(["demonstration", "model"]).multiple(true))]
 #[command(after_help = "\
 Examples:
   quorate up                                   start, or go on with what an earlier run left
@@ -36,22 +37,10 @@ pub struct UpArguments {
     /// Delete the state of an earlier run
     #[arg(long)]
     fresh: bool,
-    /// Run the demonstration or serve the model, stop everything, and exit 0 only if every step succeeded
-    #[arg(long, requires = "what")]
+    /// Serve the model, stop everything, and exit 0 only if it answered
+    #[arg(long, requires = "model")]
     once: bool,
-    /// Run the demonstration: import, vote, serve, break, heal
-    #[arg(long)]
-    demonstration: bool,
-    /// Directory of all-MiniLM-L6-v2, for the demonstration
-    #[arg(long, value_name = "DIR", requires = "demonstration")]
-    minilm: Option<PathBuf>,
-    /// Directory of the small language model, for the demonstration
-    #[arg(long, value_name = "DIR", requires = "demonstration")]
-    tiny: Option<PathBuf>,
-    /// Directory of documents that the demonstration searches
-    #[arg(long, value_name = "DIR", requires = "demonstration")]
-    documents: Option<PathBuf>,
-    /// Serve this Hugging Face model directory instead of running the demonstration
+    /// Serve this Hugging Face model directory
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Simulate GPUs on every node, like `8xH100`: they are scheduled and compute nothing
@@ -59,17 +48,28 @@ pub struct UpArguments {
     simulate_gpus: Option<String>,
 }
 
-/// Runs the cluster until Ctrl-C, or with `--once` until the demonstration or the model's test request has
-/// finished.
+/// Prints the steps of a start, each with the time since the command began.
+struct StartupLog {
+    began: Instant,
+}
+
+impl StartupLog {
+    /// Prints one step.
+    fn line(&self, text: impl std::fmt::Display) {
+        println!("{:6.2} s  {text}", self.began.elapsed().as_secs_f64());
+    }
+}
+
+/// Runs the cluster until Ctrl-C, or with `--once` until the model's test request has finished.
 ///
 /// # Errors
-/// Returns an error if the cluster cannot start, or a step of the demonstration fails.
+/// Returns an error if the cluster cannot start, or the model is not served.
 pub async fn run(arguments: UpArguments) -> Result<()> {
-    let began = Instant::now();
+    let log = StartupLog { began: Instant::now() };
     let layout = Layout::claim(&arguments.dir, arguments.fresh)?;
     let cluster = LocalCluster::start(layout, arguments.simulate_gpus.as_deref()).await?;
     let outcome = tokio::select! {
-        outcome = live(&cluster, &arguments, began) => outcome,
+        outcome = live(&cluster, &arguments, &log) => outcome,
         failed = cluster.keep_alive() => failed,
         signal = until_signal() => {
             println!("\nstopping");
@@ -80,20 +80,48 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
     outcome
 }
 
-async fn live(cluster: &LocalCluster, arguments: &UpArguments, began: Instant) -> Result<()> {
-    story::finish_earlier_run(cluster, began).await?;
+async fn live(cluster: &LocalCluster, arguments: &UpArguments, log: &StartupLog) -> Result<()> {
     // The printed commands use the key, so it must exist in every mode.
-    story::make_api_key(cluster).await?;
+    let key = deploy::api_key(cluster).await?;
+    introduce(cluster, log).await?;
     match &arguments.model {
-        Some(model) => story::serve_own_model(cluster, model, began).await?,
-        None if arguments.demonstration => story::tell(cluster, arguments, began).await?,
-        None => println!("cluster ready after {:.1} s", began.elapsed().as_secs_f64()),
+        Some(model) => serve_own_model(cluster, model, &key, log).await?,
+        None => println!("cluster ready after {:.1} s", log.began.elapsed().as_secs_f64()),
     }
     if arguments.once {
         return Ok(());
     }
-    story::print_farewell(cluster).await?;
+    farewell::print_farewell(cluster).await?;
     std::future::pending().await
+}
+
+/// Prints the parts of the cluster, when all of them answer.
+async fn introduce(cluster: &LocalCluster, log: &StartupLog) -> Result<()> {
+    let status = cluster.status().await?;
+    log.line(format!(
+        "{REPLICAS} control replicas, {} nodes and a gateway run as processes of this machine \
+         (replica {} leads)",
+        NODES.len(),
+        status.leader.map_or("?".into(), |leader| leader.to_string()),
+    ));
+    let session = cluster.session().await?;
+    let members = MEMBERS.join(", ");
+    let verb = if cluster.founded_now { "founded" } else { "found again" };
+    log.line(format!(
+        "circle demo {} {verb}: {members} ({REQUIRED} of {}; their keys are demonstration files, \
+         never use them elsewhere)",
+        session.circle.id().short(),
+        MEMBERS.len()
+    ));
+    Ok(())
+}
+
+/// Imports, proposes and serves a model of the user, and sends it one request.
+async fn serve_own_model(cluster: &LocalCluster, model: &Path, key: &str, log: &StartupLog) -> Result<()> {
+    let name = own::name(cluster, model).await?;
+    deploy::serve(cluster, log, &name, model).await?;
+    let service: ServiceView = cluster.context()?.client()?.get(&format!("/v1/services/{name}")).await?;
+    trial::ask(log, &cluster.gateway(), key, &service).await
 }
 
 async fn until_signal() -> Result<()> {

@@ -60,9 +60,7 @@ impl Daemon {
         &self.name
     }
 
-    /// Returns the process id of the daemon, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
+    fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
@@ -78,7 +76,7 @@ impl Daemon {
     ///
     /// # Errors
     /// Returns an error if the process cannot be killed or waited for.
-    pub async fn kill(&mut self) -> io::Result<()> {
+    async fn kill(&mut self) -> io::Result<()> {
         self.child.start_kill()?;
         self.child.wait().await?;
         Ok(())
@@ -119,8 +117,8 @@ pub fn inherited(socket: &TcpListener) -> String {
     format!("fd:{}", socket.as_raw_fd())
 }
 
-/// Ties the life of this process to the one that started it as a [`Daemon`]: it dies with its parent, however
-/// that ends.
+/// Ties the life of this process to its parent's if that started it as a [`Daemon`]: it dies with the parent,
+/// however that ends.
 ///
 /// Services that the daemons ran then end with their leases. Call this first in `main`, on its only thread.
 pub fn die_with_parent() {

@@ -83,6 +83,7 @@ fn ordinary_account_in(place: &Path) -> Result<(), String> {
     let sources = [
         target().join("debug/quorate"),
         target().join("debug/quorate-serve"),
+        target().join("debug/demo"),
         crate::minilm::directory()?,
         root().join("models/tiny"),
     ];
@@ -93,22 +94,14 @@ fn ordinary_account_in(place: &Path) -> Result<(), String> {
     run(&mut command("chmod", &["-R", "a+rX", &place.display().to_string()]))?;
     run(&mut command("chown", &[ORDINARY, &home.display().to_string()]))?;
     let path = |name: &str| files.join(name).display().to_string();
-    let demo = home.join("demo");
-    let (quorate, minilm, tiny) = (path("quorate"), path("minilm"), path("tiny"));
+    let cluster = home.join("demo");
+    let (demo, minilm, tiny) = (path("demo"), path("minilm"), path("tiny"));
     let told = crate::process::output(
         command(
             "setpriv",
             &[
-                &["--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups", &quorate, "up", "--once"][..],
-                &[
-                    "--demonstration",
-                    "--minilm",
-                    &minilm,
-                    "--tiny",
-                    &tiny,
-                    "--dir",
-                    &demo.display().to_string(),
-                ],
+                &["--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups", &demo, "--once"][..],
+                &["--minilm", &minilm, "--tiny", &tiny, "--dir", &cluster.display().to_string()],
             ]
             .concat(),
         )
@@ -160,7 +153,7 @@ pub(crate) fn start(directory: &Path, flags: &[&str], errors: Stdio) -> Result<C
     let mut arguments = demo::arguments()?;
     arguments.extend(["--dir".into(), directory.display().to_string()]);
     arguments.extend(flags.iter().map(|flag| (*flag).to_string()));
-    let program = target().join("debug/quorate").display().to_string();
+    let program = target().join("debug/demo").display().to_string();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     command(&program, &arguments)
         .stdout(Stdio::piped())

@@ -26,7 +26,9 @@ const TAIL_LINES: usize = 60;
 pub(crate) enum Selection {
     /// `quorate` and `quorate-serve` alone.
     Binaries,
-    /// The binaries and every test.
+    /// The binaries and the demonstration that drives them.
+    Demonstration,
+    /// The binaries, the demonstration and every test.
     Everything,
 }
 
@@ -35,6 +37,9 @@ impl Selection {
     pub(crate) fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--bins"],
+            Self::Demonstration => {
+                &["--package", "control", "--package", "serving", "--package", "demo", "--bins"]
+            }
             Self::Everything => &["--bins", "--tests"],
         }
     }
@@ -43,6 +48,16 @@ impl Selection {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--edges", "normal,build"],
+            Self::Demonstration => &[
+                "--package",
+                "control",
+                "--package",
+                "serving",
+                "--package",
+                "demo",
+                "--edges",
+                "normal,build",
+            ],
             Self::Everything => &["--edges", "normal,build,dev"],
         }
     }
@@ -50,6 +65,7 @@ impl Selection {
     fn text(self) -> &'static str {
         match self {
             Self::Binaries => "quorate and quorate-serve",
+            Self::Demonstration => "quorate, quorate-serve and the demonstration",
             Self::Everything => "the binaries and tests",
         }
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask up`: builds both binaries, prints the steps that follow, and replaces itself by the
-//! demonstration.
+//! `cargo xtask up`: builds the binaries, prints the steps that follow, and replaces itself by the
+//! demonstration, or by `quorate up` with a model of the user.
 
 use crate::compile::{Selection, build};
 use crate::process::{command, root, target};
@@ -19,8 +19,8 @@ Example: cargo xtask up --fresh
 
 const STORY: &str = "\
 What will happen
-  1  build `quorate` and `quorate-serve` (minutes the first time, seconds afterwards)
-  2  start 3 control replicas, 3 nodes and a gateway: real processes on loopback
+  1  build `quorate`, `quorate-serve` and the demonstration (minutes the first time, seconds afterwards)
+  2  `quorate up`: 3 control replicas, 3 nodes and a gateway, real processes on loopback
   3  found a circle of three members with a 2-of-3 rule
   4  import two models, encrypted and erasure-coded 4+2 over six stores
   5  propose both deployments; two members sign; every node checks the signatures itself
@@ -41,11 +41,12 @@ pub(crate) fn up(arguments: &[String]) -> Result<(), String> {
     if !own {
         println!("{STORY}");
     }
-    build(Selection::Binaries)?;
-    let mut all = if own { vec!["up".to_string()] } else { self::arguments()? };
+    build(if own { Selection::Binaries } else { Selection::Demonstration })?;
+    let (name, mut all) =
+        if own { ("quorate", vec!["up".to_string()]) } else { ("demo", self::arguments()?) };
     all.extend(arguments.iter().cloned());
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
-    let program = target().join("debug/quorate").display().to_string();
+    let program = target().join("debug").join(name).display().to_string();
     // `exec` keeps this process: Ctrl-C reaches the demonstration alone, and the prompt returns when it has
     // ended.
     let error = command(&program, &all).exec();
@@ -57,6 +58,6 @@ pub(crate) fn arguments() -> Result<Vec<String>, String> {
     let minilm = crate::minilm::directory()?.display().to_string();
     let tiny = root().join("models/tiny").display().to_string();
     let documents = root().display().to_string();
-    let words = ["up", "--demonstration", "--minilm", &minilm, "--tiny", &tiny, "--documents", &documents];
+    let words = ["--minilm", &minilm, "--tiny", &tiny, "--documents", &documents];
     Ok(words.map(str::to_string).to_vec())
 }

@@ -1,6 +1,6 @@
 //! Fault-injection test of the whole demonstration: `kill -9` of any process at any moment.
 //!
-//! Round after round the demonstration runs while its processes are killed, `up` itself among them. Control
+//! Round after round the demonstration runs while its processes are killed, `demo` itself among them. Control
 //! replicas, the leader most often, are killed and paused. A round may end with an error, if the error is a
 //! clear one. No process may panic or remain, and no decision may be lost. The last round has no faults, and
 //! must complete from the state that the others left.
@@ -90,7 +90,7 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
         let outcome = outcome?;
         decided = judge(&outcome, &place, decided)?;
         let verdict = match (outcome.up_was_killed, outcome.status.success()) {
-            (true, _) => "`up` was killed; its leases ended everything".to_string(),
+            (true, _) => "`demo` was killed; its leases ended everything".to_string(),
             (_, true) => "the story held all the same".to_string(),
             (_, false) => format!("ended with: {}", outcome.errors.lines().next().unwrap_or_default()),
         };
@@ -107,8 +107,8 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Kills `up` itself while the whole cluster runs: leases must end the other processes. Returns the number of
-/// acknowledged decisions.
+/// Kills `demo` itself while the whole cluster runs: `quorate up` and its daemons must die with it, and
+/// leases must end the other processes. Returns the number of acknowledged decisions.
 fn kill_up_alone(place: &Path) -> Result<u64, String> {
     let mut up = start(place, &["--once"], Stdio::inherit())?;
     let lines = BufReader::new(up.stdout.take().ok_or("no output")?).lines().map_while(Result::ok);
@@ -128,7 +128,7 @@ fn kill_up_alone(place: &Path) -> Result<u64, String> {
     let began = Instant::now();
     let outcome = RoundOutcome { status, printed, errors: String::new(), up_was_killed: true };
     let decided = judge(&outcome, place, 0)?;
-    println!("`up` alone killed: nothing is left after {:.1} s", began.elapsed().as_secs_f64());
+    println!("`demo` alone killed: nothing is left after {:.1} s", began.elapsed().as_secs_f64());
     Ok(decided)
 }
 

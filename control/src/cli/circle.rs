@@ -2,6 +2,7 @@
 
 use super::Environment;
 use super::output::table;
+use crate::policy::simple_policy;
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -111,14 +112,6 @@ fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
-}
-
-/// Returns a policy with the same quorum, `required` of all members, for every class of action.
-pub fn simple_policy(members: &[Member], required: u32) -> Policy {
-    let of = members.iter().map(|member| Quorum::Member(member.id.clone())).collect();
-    let quorum = Quorum::Threshold { required, of };
-    let classes = [ActionClass::Routine, ActionClass::Sensitive];
-    Policy { quorums: classes.into_iter().map(|class| (class, quorum.clone())).collect() }
 }
 
 fn draft(arguments: &DraftArguments) -> Result<()> {

@@ -134,7 +134,7 @@ fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
 ///
 /// The wraps are of no use before the vote: control sends a wrap only with an order, and orders only to
 /// admitted nodes.
-pub async fn admit(
+async fn admit(
     session: &Session,
     member: &MemberKeyFile,
     name: &NodeName,

@@ -8,18 +8,16 @@ use anyhow::{Result, anyhow};
 use human_chain::CircleState;
 use indicatif::ProgressBar;
 use model_store::{
-    Context as StoreContext, EncryptionSecret, FaultSink, FillReport, ImportOptions, MemoryDestination,
-    ModelKey, NodeAddress, PlacementRule, Pool, Reader, Store, unwrap_key,
+    Context as StoreContext, ImportOptions, ModelKey, NodeAddress, PlacementRule, Pool, Store,
 };
 use overlay::Identity;
-use protocol::api::ModelWraps;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
-use protocol::model::{ErasureCode, ModelRecord, Recipient, StoreReference};
-use protocol::{ErrorCode, ModelName, NodeId, NodeName};
+use protocol::model::{ErasureCode, ModelRecord, StoreReference};
+use protocol::{ErrorCode, ModelName, NodeName};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -70,8 +68,6 @@ impl ImportSummary {
 pub struct ModelAccess {
     pub(super) context: StoreContext,
     pub(super) pool: Arc<Pool>,
-    directory: PathBuf,
-    node: NodeId,
 }
 
 impl ModelAccess {
@@ -85,11 +81,10 @@ impl ModelAccess {
         let nodes: BTreeMap<NodeName, NodeAddress> =
             circle.nodes().filter_map(|node| Some((node.name.clone(), address_of(node)?))).collect();
         let own = store_directories(directory, &file);
-        let node = file.admission.id;
         let context = StoreContext::new()
             .with_nodes(identity, move |name| nodes.get(name).cloned())
             .with_own_stores(file.admission.name, own);
-        Ok(Self { context, pool: Pool::per_core(), directory: directory.to_path_buf(), node })
+        Ok(Self { context, pool: Pool::per_core() })
     }
 
     /// Returns every store of every admitted storage node, as their admissions name them.
@@ -175,35 +170,11 @@ impl ModelAccess {
         Ok(RepairSummary::new(report, &faults))
     }
 
-    /// Reads and verifies every byte of a model with the node's own wrap of its key, and keeps none.
-    ///
-    /// # Errors
-    /// Returns an error if the node has no wrap or a segment cannot be read.
-    pub async fn read_whole(
-        &self,
-        session: &Session,
-        record: &ModelRecord,
-        faults: FaultSink,
-    ) -> Result<FillReport> {
-        let path = format!("/v1/models/{}/wraps", record.root);
-        let known: ModelWraps = session.client.get(&path).await?;
-        let wrap = known.wraps.iter().find(|wrap| wrap.recipient == Recipient::Node(self.node));
-        let wrap = wrap.ok_or_else(|| anyhow!("the model's key is not wrapped to this node"))?;
-        let secret = EncryptionSecret::load(&self.directory.join("encryption.key"))?;
-        let key = unwrap_key(wrap, &secret)?;
-        let (manifest, stores) = self.manifest(record).await?;
-        let length = usize::try_from(manifest.map_bytes())?;
-        let memory = Arc::new(MemoryDestination::new(0, length));
-        let reader = Reader::open(manifest, &key, stores, self.pool.clone(), faults)?;
-        let report = reader.fill(memory, Arc::new(|_| ())).await;
-        report.map_err(|error| ModelFailure::of(error.code(), &error).into())
-    }
-
     /// Returns the model's manifest and its stores, in shard order.
     ///
     /// # Errors
     /// Returns an error if no store has the manifest.
-    pub async fn manifest(
+    async fn manifest(
         &self,
         record: &ModelRecord,
     ) -> Result<(Arc<protocol::model::ModelManifest>, Vec<Store>)> {

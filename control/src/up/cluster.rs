@@ -1,4 +1,4 @@
-//! A running local cluster: its daemons, its context, and the operations of the demonstration on it.
+//! A running local cluster: its daemons, its context, and their supervision.
 
 use super::founding::{found, worker};
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
@@ -32,16 +32,16 @@ const RESTART_DOUBLINGS_MAX: u32 = 6;
 /// Uptime after which the start of a daemon counts as successful.
 const STANDS_AFTER: Duration = Duration::from_secs(30);
 
-/// A cluster of real processes on this machine. The demonstration and the supervisor share it on the main
-/// thread.
-pub struct LocalCluster {
+/// A cluster of real processes on this machine. The supervisor and the client of the cluster share it on the
+/// main thread.
+pub(super) struct LocalCluster {
     /// Directory layout of the cluster.
-    pub layout: Layout,
+    pub(super) layout: Layout,
     ports: Ports,
     daemons: RefCell<BTreeMap<String, Daemon>>,
     simulate_gpus: Option<String>,
     /// True if this run founded the circle.
-    pub founded_now: bool,
+    pub(super) founded_now: bool,
 }
 
 impl LocalCluster {
@@ -49,14 +49,15 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if a step fails. If the nodes do not become alive, the daemons are stopped first.
-    pub async fn start(layout: Layout, simulate_gpus: Option<&str>) -> Result<Self> {
+    pub(super) async fn start(layout: Layout, simulate_gpus: Option<&str>) -> Result<Self> {
         let founded_now = !layout.is_founded();
         let ports = Ports::bind(&layout)?;
         if founded_now {
             found(&layout, &ports)?;
         }
         for name in NODES {
-            // An earlier run may have been killed between wiping a node's directory and preparing it again.
+            // The directory of a node may be gone since the last run: the node then has new keys and asks for
+            // admission.
             worker(&layout, &ports, name)?;
         }
         let simulate_gpus = simulate_gpus.map(str::to_string);
@@ -102,7 +103,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if the process cannot start.
-    pub fn start_node(&self, name: &str) -> Result<()> {
+    fn start_node(&self, name: &str) -> Result<()> {
         let storage = self.ports.listener(&format!("{name}/storage"));
         let metrics = self.ports.listener(&format!("{name}/metrics"));
         let index = NODES.iter().position(|node| *node == name).unwrap_or(0) as u32;
@@ -225,7 +226,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if the file is damaged.
-    pub fn context(&self) -> Result<Context> {
+    pub(super) fn context(&self) -> Result<Context> {
         Context::load(Some(&self.layout.context()))
     }
 
@@ -233,15 +234,15 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if control does not answer or its history does not verify.
-    pub async fn session(&self) -> Result<Session> {
+    pub(super) async fn session(&self) -> Result<Session> {
         Session::open(&self.context()?).await
     }
 
-    /// Reads a member's key from its demonstration file.
+    /// Reads a member's key from its file.
     ///
     /// # Errors
     /// Returns an error if the file is damaged.
-    pub fn member(&self, name: &str) -> Result<MemberKeyFile> {
+    pub(super) fn member(&self, name: &str) -> Result<MemberKeyFile> {
         MemberKeyFile::load(&self.layout.member_key(name))
     }
 
@@ -249,52 +250,24 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if control does not answer.
-    pub async fn status(&self) -> Result<Status> {
+    pub(super) async fn status(&self) -> Result<Status> {
         Ok(self.context()?.client()?.get("/v1/status").await?)
     }
 
     /// Returns the base URL of the gateway's API.
     #[must_use]
-    pub fn gateway(&self) -> String {
+    pub(super) fn gateway(&self) -> String {
         format!("http://{}", self.ports.address(&format!("{GATEWAY}/api")))
     }
 
     /// Returns the address of a socket by its name, `daemon/purpose`.
     #[must_use]
-    pub fn address(&self, name: &str) -> std::net::SocketAddr {
+    pub(super) fn address(&self, name: &str) -> std::net::SocketAddr {
         self.ports.address(name)
     }
 
-    /// Returns a daemon's process id.
-    ///
-    /// # Errors
-    /// Returns an error if the daemon does not run.
-    pub fn pid(&self, name: &str) -> Result<u32> {
-        self.daemons.borrow().get(name).and_then(Daemon::pid).ok_or_else(|| anyhow!("{name} does not run"))
-    }
-
-    /// Returns the names of the daemons.
-    #[must_use]
-    pub fn daemon_names(&self) -> Vec<String> {
+    fn daemon_names(&self) -> Vec<String> {
         self.daemons.borrow().keys().cloned().collect()
-    }
-
-    /// Kills a daemon without warning, as a crash would.
-    ///
-    /// # Errors
-    /// Returns an error if the daemon does not run.
-    pub async fn kill(&self, name: &str) -> Result<()> {
-        let daemon = self.daemons.borrow_mut().remove(name);
-        Ok(daemon.ok_or_else(|| anyhow!("{name} does not run"))?.kill().await?)
-    }
-
-    /// Replaces a node's directory by a fresh one: new disk, new keys, same name and address.
-    ///
-    /// # Errors
-    /// Returns an error if the directory cannot be written.
-    pub fn wipe_node(&self, name: &str) -> Result<()> {
-        std::fs::remove_dir_all(self.layout.node(name))?;
-        worker(&self.layout, &self.ports, name).map(|_| ())
     }
 
     /// Restarts daemons that died, as a supervisor would, until the caller drops the future.
@@ -303,7 +276,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if a daemon cannot be restarted.
-    pub async fn keep_alive(&self) -> Result<()> {
+    pub(super) async fn keep_alive(&self) -> Result<()> {
         let mut restarts: BTreeMap<String, Restarts> = BTreeMap::new();
         loop {
             tokio::time::sleep(SUPERVISION_PAUSE).await;
@@ -324,7 +297,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if the process cannot start.
-    pub fn restart(&self, name: &str) -> Result<()> {
+    fn restart(&self, name: &str) -> Result<()> {
         match name.strip_prefix("control-").and_then(|id| id.parse().ok()) {
             Some(id) => self.start_control(id),
             None if name == GATEWAY => self.start_gateway(),
@@ -336,7 +309,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if a daemon can neither be waited for nor killed.
-    pub async fn stop(&self) -> Result<()> {
+    pub(super) async fn stop(&self) -> Result<()> {
         let (control, nodes): (Vec<_>, Vec<_>) =
             self.daemon_names().into_iter().partition(|name| name.starts_with("control-"));
         for group in [nodes, control] {

@@ -6,9 +6,9 @@
 
 use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
 use super::ports::Ports;
-use crate::cli::simple_policy;
 use crate::context::Context;
 use crate::node::{NodeFile, create_keys};
+use crate::policy::simple_policy;
 use crate::server::create_replica;
 use crate::session::MemberKeyFile;
 use anyhow::{Result, anyhow};

@@ -20,7 +20,7 @@ pub(super) const REQUIRED: u32 = 2;
 
 /// The directory of a local cluster, locked while this value lives.
 #[derive(Debug)]
-pub struct Layout {
+pub(super) struct Layout {
     root: PathBuf,
     _lock: DirectoryLock,
 }
@@ -31,7 +31,7 @@ impl Layout {
     /// # Errors
     /// Fails with `directory-in-use` if another `up` holds the lock, and with `directory-foreign` if the
     /// directory has other contents.
-    pub fn claim(root: &Path, fresh: bool) -> Result<Self> {
+    pub(super) fn claim(root: &Path, fresh: bool) -> Result<Self> {
         let root = std::path::absolute(root)?;
         let used = root.exists() && root.read_dir()?.next().is_some();
         if used && !root.join("lock").exists() {
@@ -75,73 +75,73 @@ impl Layout {
 
     /// Returns whether an earlier run founded the circle in this directory.
     #[must_use]
-    pub fn is_founded(&self) -> bool {
+    pub(super) fn is_founded(&self) -> bool {
         self.context().exists()
     }
 
     /// Returns the directory itself.
     #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
     /// Returns a control replica's directory.
     #[must_use]
-    pub fn control(&self, id: u64) -> PathBuf {
+    pub(super) fn control(&self, id: u64) -> PathBuf {
         self.root.join(format!("control-{id}"))
     }
 
     /// Returns a node's directory.
     #[must_use]
-    pub fn node(&self, name: &str) -> PathBuf {
+    pub(super) fn node(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
     /// Returns the path of the signed genesis.
     #[must_use]
-    pub fn genesis(&self) -> PathBuf {
+    pub(super) fn genesis(&self) -> PathBuf {
         self.root.join("genesis.json")
     }
 
-    /// Returns the path of a member's key. It is beside the other members' keys: for demonstration only.
+    /// Returns the path of a member's key. It is beside the other members' keys: never for real use.
     #[must_use]
-    pub fn member_key(&self, member: &str) -> PathBuf {
+    pub(super) fn member_key(&self, member: &str) -> PathBuf {
         self.root.join("members").join(format!("{member}.key"))
     }
 
     /// Returns the path of the operator's access token.
     #[must_use]
-    pub fn token(&self) -> PathBuf {
+    pub(super) fn token(&self) -> PathBuf {
         self.root.join("token")
     }
 
-    /// Returns the path of the demonstration's inference key.
+    /// Returns the path of the cluster's first inference key.
     #[must_use]
-    pub fn api_key(&self) -> PathBuf {
+    pub(super) fn api_key(&self) -> PathBuf {
         self.root.join("api-key")
     }
 
     /// Returns the path of the record of imported directories of the user and their model names.
     #[must_use]
-    pub fn own_models(&self) -> PathBuf {
+    pub(super) fn own_models(&self) -> PathBuf {
         self.root.join("own-models.json")
     }
 
     /// Returns the path of the context file; it is written last and marks the founding as complete.
     #[must_use]
-    pub fn context(&self) -> PathBuf {
+    pub(super) fn context(&self) -> PathBuf {
         self.root.join("context.json")
     }
 
     /// Returns the path of the record of ports bound at the founding.
     #[must_use]
-    pub fn ports(&self) -> PathBuf {
+    pub(super) fn ports(&self) -> PathBuf {
         self.root.join("ports.json")
     }
 
     /// Returns the path of a daemon's log.
     #[must_use]
-    pub fn log(&self, name: &str) -> PathBuf {
+    pub(super) fn log(&self, name: &str) -> PathBuf {
         self.root.join("logs").join(format!("{name}.log"))
     }
 }

@@ -24,13 +24,13 @@ const ASK_LIMIT: Duration = Duration::from_millis(500);
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum ProcessFault {
-    /// Any process, `up` among them.
+    /// Any process, `demo` and `quorate up` among them.
     Kill,
     KillControl,
     PauseControl(Duration),
 }
 
-/// Injects faults into a demonstration at drawn moments; returns whether `up` itself was killed.
+/// Injects faults into a demonstration at drawn moments; returns whether `demo` itself was killed.
 pub(super) fn strike(
     mut story: Story,
     place: &Path,
@@ -119,7 +119,7 @@ fn leader(place: &Path) -> Option<String> {
 
 /// Returns the demonstration's processes, and a description of each.
 fn family(up: u32) -> Vec<(u32, String)> {
-    let mut family = vec![(up, "up".to_string())];
+    let mut family = vec![(up, "demo".to_string())];
     let mut at = 0;
     let processes: Vec<(u32, u32, String)> = std::fs::read_dir("/proc")
         .into_iter()

@@ -53,7 +53,7 @@ fn built(sources: &SourceTree) -> Arrows {
             (!folder.contains('/')).then(|| (folder.to_string(), file.text.as_str()))
         })
         .collect();
-    let product = |name: &String| !["benchmarks", "fuzz", "xtask"].contains(&name.as_str());
+    let product = |name: &String| !["benchmarks", "demo", "fuzz", "xtask"].contains(&name.as_str());
     manifests
         .iter()
         .filter(|(name, _)| product(name))

@@ -2,9 +2,9 @@
 //! response.
 
 use super::*;
-use crate::cli::simple_policy;
 use crate::client::ControlClient;
 use crate::node::{ImportRequest, ModelAccess, NodeFile, create_keys, store_reference};
+use crate::policy::simple_policy;
 use axum::extract::{Path as UrlPath, State};
 use axum::routing::{get, put};
 use axum::{Json, Router};

@@ -1,6 +1,6 @@
 //! Test fixture: a circle of one member, with keys from seeds.
 
-use crate::cli::simple_policy;
+use crate::policy::simple_policy;
 use human_chain::MemberSecret;
 use overlay::Identity;
 use protocol::governance::*;

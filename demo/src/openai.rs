@@ -1,17 +1,15 @@
 //! A minimal client of the OpenAI API for the demonstration; its requests are those of any other client.
 
 use anyhow::{Context as _, Result, bail};
-use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use zeroize::Zeroizing;
 
 /// A client of one gateway.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct OpenAi {
     http: reqwest::Client,
     base: String,
-    key: Zeroizing<String>,
+    key: String,
 }
 
 /// A streamed response.
@@ -24,14 +22,13 @@ pub(crate) struct StreamedCompletion {
 }
 
 impl OpenAi {
-    pub(crate) fn new(base: String, key: Zeroizing<String>) -> Self {
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build();
-        Self { http: http.expect("a client without certificates always builds"), base, key }
+    pub(crate) fn new(base: &str, key: &str) -> Result<Self> {
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build()?;
+        Ok(Self { http, base: base.to_string(), key: key.to_string() })
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response> {
-        let request =
-            self.http.post(format!("{}{path}", self.base)).bearer_auth(self.key.as_str()).json(body);
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.key).json(body);
         let response = request.send().await.context("reach the gateway")?;
         if !response.status().is_success() {
             let status = response.status();
@@ -50,14 +47,6 @@ impl OpenAi {
             .collect()
     }
 
-    /// Returns a short continuation of a text.
-    pub(crate) async fn complete(&self, model: &str, prompt: &str) -> Result<String> {
-        let body = json!({ "model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0.0 });
-        let answer: Value = self.post("/v1/completions", &body).await?.json().await?;
-        let text = answer["choices"][0]["text"].as_str().context("`text` is a text")?;
-        Ok(text.to_string())
-    }
-
     /// Requests a streamed chat completion.
     pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<StreamedCompletion> {
         let began = Instant::now();
@@ -65,12 +54,12 @@ impl OpenAi {
             "model": model, "stream": true, "temperature": 0.0, "max_tokens": 64,
             "messages": [{ "role": "user", "content": question }],
         });
-        let mut stream = self.post("/v1/chat/completions", &body).await?.bytes_stream();
+        let mut response = self.post("/v1/chat/completions", &body).await?;
         let (mut buffer, mut streamed) =
             (Vec::new(), StreamedCompletion { text: String::new(), first_token: Duration::ZERO, pieces: 0 });
         let mut done = false;
-        while let Some(bytes) = stream.next().await {
-            buffer.extend_from_slice(&bytes.context("read the stream")?);
+        while let Some(bytes) = response.chunk().await.context("read the stream")? {
+            buffer.extend_from_slice(&bytes);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line);

@@ -1,10 +1,8 @@
-//! Demonstration step: a search through the project's own documentation, and a streamed chat completion.
+//! Step: a search through the project's own documentation, and a streamed chat completion.
 
-use super::Narrator;
-use super::openai::OpenAi;
+use super::Demonstration;
+use crate::openai::OpenAi;
 use anyhow::{Context as _, Result, bail};
-use protocol::api::ServiceView;
-use protocol::manifest::{Manifest, Task};
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,26 +11,28 @@ const QUERY: &str = "What can a hostile control plane do, and what not?";
 /// Question to the language model; a correct answer contains `ANSWER`.
 const QUESTION: &str = "What is three plus four?";
 const ANSWER: &str = "seven";
-/// Prompt for a model of the user.
-const OWN_PROMPT: &str = "Once upon a time";
 /// Number of passages embedded in one request.
 const BATCH: usize = 16;
 /// Maximum number of passages to search.
 const PASSAGES_MAX: usize = 64;
 
-pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: Option<&Path>) -> Result<()> {
+pub(super) async fn first_answers(
+    demonstration: &Demonstration,
+    api: &OpenAi,
+    documents: Option<&Path>,
+) -> Result<()> {
     let began = Instant::now();
     let query = api.embed("minilm", &[QUERY]).await?.pop().context("one vector")?;
-    narrator.say(format!(
+    demonstration.say(format!(
         "first answer: an embedding of {} numbers in {:.0} ms",
         query.len(),
         began.elapsed().as_secs_f64() * 1000.0
     ));
     if let Some(documents) = documents {
-        search(api, narrator, &query, &passages(documents)?).await?;
+        search(demonstration, api, &query, &passages(documents)?).await?;
     }
     let streamed = api.chat("tiny", QUESTION).await?;
-    narrator.say(format!(
+    demonstration.say(format!(
         "chat: \"{QUESTION}\" -> \"{}\" ({} pieces streamed, the first after {:.0} ms)",
         streamed.text.trim(),
         streamed.pieces,
@@ -41,23 +41,6 @@ pub(crate) async fn first_answers(api: &OpenAi, narrator: &Narrator, documents: 
     if !streamed.text.to_lowercase().contains(ANSWER) {
         bail!("the model was expected to answer `{ANSWER}`");
     }
-    Ok(())
-}
-
-/// Sends one request to a model of the user and checks only that it answers: its contents are unknown.
-pub(crate) async fn ask_own_model(api: &OpenAi, narrator: &Narrator, service: &ServiceView) -> Result<()> {
-    let Manifest::Service(manifest) = &service.manifest else { bail!("{} is no service", service.name) };
-    let (model, began) = (manifest.model.name.as_str(), Instant::now());
-    let answer = match manifest.task {
-        Task::Embed => {
-            let vector = api.embed(model, &[OWN_PROMPT]).await?.pop().context("one vector")?;
-            format!("an embedding of {} numbers", vector.len())
-        }
-        Task::Generate => {
-            format!("\"{OWN_PROMPT}\" -> \"{}\"", api.complete(model, OWN_PROMPT).await?.trim())
-        }
-    };
-    narrator.say(format!("{model}: {answer} in {:.0} ms", began.elapsed().as_secs_f64() * 1000.0));
     Ok(())
 }
 
@@ -86,7 +69,12 @@ fn passages(root: &Path) -> Result<Vec<String>> {
     Ok(passages)
 }
 
-async fn search(api: &OpenAi, narrator: &Narrator, query: &[f32], passages: &[String]) -> Result<()> {
+async fn search(
+    demonstration: &Demonstration,
+    api: &OpenAi,
+    query: &[f32],
+    passages: &[String],
+) -> Result<()> {
     let began = Instant::now();
     let mut scored = Vec::new();
     for batch in passages.chunks(BATCH) {
@@ -95,7 +83,7 @@ async fn search(api: &OpenAi, narrator: &Narrator, query: &[f32], passages: &[St
         scored.extend(vectors.iter().map(|vector| cosine(query, vector)).zip(batch));
     }
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    narrator.say(format!(
+    demonstration.say(format!(
         "searched {} passages of the documentation in {:.2} s: \"{QUERY}\"",
         passages.len(),
         began.elapsed().as_secs_f64()
@@ -104,7 +92,8 @@ async fn search(api: &OpenAi, narrator: &Narrator, query: &[f32], passages: &[St
         let short: String = passage.chars().take(110).collect();
         println!("            {score:.3}  {short}…");
     }
-    let (best, worst) = (scored[0].0, scored[scored.len() - 1].0);
+    let score = |found: Option<&(f32, &String)>| found.map_or(f32::NAN, |(score, _)| *score);
+    let (best, worst) = (score(scored.first()), score(scored.last()));
     if !(best > worst && best > 0.2) {
         bail!("the search tells nothing apart: best {best:.3}, worst {worst:.3}");
     }

@@ -3,7 +3,7 @@
 //! Each model directory has one name, which later runs find again. Another directory, or the same directory
 //! with other files, is another model.
 
-use crate::up::cluster::LocalCluster;
+use super::cluster::LocalCluster;
 use anyhow::{Context as _, Result};
 use host::files;
 use protocol::Digest;

@@ -3,7 +3,7 @@
 //! The commands name the services that really run. Each is on lines of its own that fit a terminal of 80
 //! columns.
 
-use crate::up::cluster::LocalCluster;
+use super::cluster::LocalCluster;
 use anyhow::Result;
 use protocol::api::{Page, ServiceView, Status};
 use protocol::manifest::{Manifest, ServiceManifest, Task};
@@ -16,7 +16,7 @@ const COLUMNS: usize = 80;
 ///
 /// # Errors
 /// Returns an error if control does not list the services.
-pub(in crate::up) async fn print_farewell(cluster: &LocalCluster) -> Result<()> {
+pub(super) async fn print_farewell(cluster: &LocalCluster) -> Result<()> {
     let services: Page<ServiceView> = cluster.context()?.client()?.get("/v1/services").await?;
     let status = cluster.status().await?;
     let program = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_path_buf));
@@ -136,11 +136,7 @@ fn example(services: &[ServiceView]) -> Vec<String> {
     let model = &manifest.model.name;
     let (path, body) = match manifest.task {
         Task::Embed => ("embeddings", r#""input":"What is quorate?"}"#),
-        // The demonstration's model has a chat template; other models may have none.
-        Task::Generate if model.as_str() == "tiny" => (
-            "chat/completions",
-            "\"temperature\":0,\n  \"messages\":[{\"role\":\"user\",\"content\":\"What is three plus four?\"}]}",
-        ),
+        // A model may have no chat template.
         Task::Generate => ("completions", r#""prompt":"Once upon a time","max_tokens":32}"#),
     };
     let text = format!(
@@ -210,9 +206,7 @@ mod tests {
     fn every_command_fits_80_columns_and_means_the_same_when_pasted() {
         let deep = format!("/home/{}/a name with $blanks\"/{}", "d".repeat(90), "e/".repeat(60));
         for root in ["/q", "/home/ada lovelace/quorate", deep.trim_end_matches('/')] {
-            for service in
-                [service("tiny", "llama", 1), service("mine", "llama", 1), service("minilm", "bert", 1)]
-            {
+            for service in [service("mine", "llama", 1), service("minilm", "bert", 1)] {
                 let lines = farewell(root).lines(std::slice::from_ref(&service));
                 // The lines before it are not commands.
                 let at =
@@ -262,7 +256,6 @@ mod tests {
             (vec![mine(0)], "quorate model import"),
             (vec![mine(0), embeds(2)], "$OPENAI_BASE_URL/embeddings "),
             (vec![embeds(2), mine(1)], "\"model\":\"mine\",\n  \"prompt\""),
-            (vec![embeds(2), service("tiny", "llama", 1)], "$OPENAI_BASE_URL/chat/completions "),
         ] {
             let lines = example(&services).join("\n");
             assert!(lines.contains(expected), "{lines}");

@@ -1,14 +1,11 @@
-//! Demonstration step: lists the ports that the nodes have open, from the kernel's tables of every node's
-//! processes.
+//! Step: lists the ports that the nodes have open, from the kernel's tables of every node's processes.
 //!
 //! An ordinary account may not read the descriptors of a sandbox, even under the same user. The tables of a
 //! process's network namespace are readable by all accounts. If they list no open socket, the process has
 //! opened none itself. An inherited socket from outside remains possible then, and this is reported.
 
-use super::Narrator;
-use super::kill::descendants;
-use crate::up::cluster::LocalCluster;
-use crate::up::layout::NODES;
+use super::{Demonstration, NODES};
+use crate::processes::{daemon, descendants};
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,15 +42,15 @@ impl Unseen {
         let mut lines = Vec::new();
         if self.none_in_namespace > 0 {
             lines.push(format!(
-                "not checked: the descriptors of {} of these processes, closed to an ordinary account; no socket is \
-                 open in their network namespaces, but one could have been handed in",
+                "not checked: the descriptors of {} of these processes, closed to an ordinary account; \
+                 no socket is open in their network namespaces, but one could have been handed in",
                 self.none_in_namespace
             ));
         }
         if self.unknown > 0 {
             lines.push(format!(
-                "not checked: {} of these processes; this account may read neither their descriptors nor a network \
-                 namespace of their own",
+                "not checked: {} of these processes; this account may read neither their descriptors nor \
+                 a network namespace of their own",
                 self.unknown
             ));
         }
@@ -61,17 +58,19 @@ impl Unseen {
     }
 }
 
-pub(crate) fn scan_ports(cluster: &LocalCluster, narrator: &Narrator) -> Result<()> {
+pub(super) fn scan_ports(demonstration: &Demonstration) -> Result<()> {
+    let own: BTreeMap<String, u16> =
+        serde_json::from_slice(&std::fs::read(demonstration.directory.join("ports.json"))?)?;
     let (mut text, mut unseen) = (Vec::new(), Unseen::default());
     for node in NODES {
-        let agent = cluster.pid(node)?;
+        let agent = daemon(demonstration.up, &demonstration.node(node))?;
         let workers = descendants(agent)?;
-        let OpenPorts::Held(open) = open_ports(i32::try_from(agent)?)? else {
+        let OpenPorts::Held(open) = open_ports(agent)? else {
             bail!("the descriptors of the agent of {node} cannot be read, though it runs under this account");
         };
         let allowed: BTreeSet<u16> = ["storage", "metrics"]
             .iter()
-            .map(|purpose| cluster.address(&format!("{node}/{purpose}")).port())
+            .filter_map(|purpose| own.get(&format!("{node}/{purpose}")).copied())
             .collect();
         if open != allowed {
             bail!("{node} listens on {open:?}; {allowed:?} are its storage and loopback metrics");
@@ -89,7 +88,7 @@ pub(crate) fn scan_ports(cluster: &LocalCluster, narrator: &Narrator) -> Result<
     let own = "each node's own are shards over mutual TLS and loopback metrics";
     let mut lines = vec![format!("open ports: {}; {own}", text.join(", "))];
     lines.extend(unseen.lines());
-    narrator.say(lines.join("\n"));
+    demonstration.say(lines.join("\n"));
     Ok(())
 }
 
@@ -161,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_listening_line_gives_its_inode_and_port() {
-        let line = "   0: 0100007F:A366 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 51211 1 0000000000000000 100 0 0 10 0";
+        let line = "   0: 0100007F:A366 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0 \
+                    0 51211 1 0000000000000000 100 0 0 10 0";
         assert_eq!(open_socket(line, "0A"), Some(("51211".into(), 0xA366)));
         assert_eq!(open_socket(&line.replace(" 0A ", " 01 "), "0A"), None);
     }

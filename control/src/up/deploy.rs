@@ -1,11 +1,11 @@
-//! Demonstration step: import, proposal, votes, and the first replicas.
+//! Deployment of the user's model: import, proposal, votes, and the first replicas.
 
-use super::Narrator;
+use super::StartupLog;
+use super::cluster::{LOOK_AGAIN, LocalCluster};
+use super::layout::{MEMBERS, NODES};
 use crate::cli::service_template;
 use crate::node::{ImportRequest, ModelAccess};
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
-use crate::up::cluster::{LOOK_AGAIN, LocalCluster};
-use crate::up::layout::{MEMBERS, NODES};
 use anyhow::{Context as _, Result, anyhow, bail};
 use host::files;
 use host::random::fresh_secret_text;
@@ -21,14 +21,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-/// Name of the demonstration's inference key.
+/// Name of the cluster's first inference key.
 const API_KEY_NAME: &str = "demo";
+/// Smallest and largest number of replicas in the proposed envelope.
+const ENVELOPE: (u32, u32) = (1, 2);
 /// Timeout of a deployment, until all its replicas answer.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 
-/// Returns the demonstration's inference key: generated once, kept in a file, and registered with the
+/// Returns the cluster's first inference key: generated once, kept in a file, and registered with the
 /// cluster.
-pub(crate) async fn api_key(cluster: &LocalCluster) -> Result<Zeroizing<String>> {
+///
+/// # Errors
+/// Returns an error if control does not answer, or the file cannot be written.
+pub(super) async fn api_key(cluster: &LocalCluster) -> Result<Zeroizing<String>> {
     let path = cluster.layout.api_key();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text.trim().to_string()),
@@ -48,49 +53,38 @@ pub(crate) async fn api_key(cluster: &LocalCluster) -> Result<Zeroizing<String>>
     Ok(text)
 }
 
-/// Imports the models that are missing, deploys the services that are not approved, and waits until all
-/// answer.
-pub(crate) async fn serve(
-    cluster: &LocalCluster,
-    narrator: &Narrator,
-    models: &[(&str, &Path, u32, u32)],
-) -> Result<()> {
-    let mut proposed = Vec::new();
-    for (name, path, min, max) in models {
-        let session = cluster.session().await?;
-        let record = import(cluster, &session, narrator, name, path).await?;
-        let service: ServiceName = name.parse().map_err(|error: String| anyhow!(error))?;
-        if session.circle.service(&service).is_none() {
-            let manifest = service_template(&service, &record, *min, *max);
-            propose_and_sign(cluster, &session, narrator, &manifest, proposed.is_empty()).await?;
-        } else {
-            narrator.say(format!(
-                "service {service} was approved in an earlier run; its certificate still holds"
-            ));
-            // The service may have been scaled since; within the envelope no vote is needed to undo that.
-            let body = ScaleRequest { replicas: *min };
-            let _: serde_json::Value =
-                session.client.post(&format!("/v1/services/{service}/scale"), &body).await?;
-        }
-        proposed.push((service, record, Instant::now()));
-    }
+/// Imports the model unless it is stored, deploys it unless it is approved, and waits until it answers.
+///
+/// # Errors
+/// Returns an error if the model is rejected or its replicas do not start.
+pub(super) async fn serve(cluster: &LocalCluster, log: &StartupLog, name: &str, path: &Path) -> Result<()> {
     let session = cluster.session().await?;
-    for (service, record, since) in proposed {
-        wait_until_ready(&session, narrator, &service, &record, since).await?;
+    let record = import(cluster, &session, log, name, path).await?;
+    let service: ServiceName = name.parse().map_err(|error: String| anyhow!(error))?;
+    let (min, max) = ENVELOPE;
+    if session.circle.service(&service).is_none() {
+        let manifest = service_template(&service, &record, min, max);
+        propose_and_sign(cluster, &session, log, &manifest).await?;
+    } else {
+        log.line(format!("service {service} was approved in an earlier run; its certificate still holds"));
+        // The service may have been scaled since; within the envelope no vote is needed to undo that.
+        let body = ScaleRequest { replicas: min };
+        let _: serde_json::Value =
+            session.client.post(&format!("/v1/services/{service}/scale"), &body).await?;
     }
-    Ok(())
+    wait_until_ready(&cluster.session().await?, log, &service, &record, Instant::now()).await
 }
 
 async fn import(
     cluster: &LocalCluster,
     session: &Session,
-    narrator: &Narrator,
+    log: &StartupLog,
     name: &str,
     path: &Path,
 ) -> Result<ModelRecord> {
     let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
     if let Some(record) = models.items.into_iter().find(|record| record.name.as_str() == name) {
-        narrator.say(format!("model {name} is stored already ({} segments)", record.segments));
+        log.line(format!("model {name} is stored already ({} segments)", record.segments));
         return Ok(record);
     }
     let access = ModelAccess::open(&cluster.layout.node(NODES[0]), &session.circle)?;
@@ -102,7 +96,7 @@ async fn import(
     };
     let began = Instant::now();
     let record = access.import(session, path, request, ProgressBar::hidden()).await?.record;
-    narrator.say(format!(
+    log.line(format!(
         "model {name}  {}  {} segments  4+2 over {} stores  {:.2} s",
         format_bytes(record.bytes),
         record.segments,
@@ -112,21 +106,19 @@ async fn import(
     Ok(record)
 }
 
-/// Proposes and signs a deployment; prints the whole rendering, or its first sentence.
+/// Proposes and signs a deployment, and prints the text that the members sign.
 async fn propose_and_sign(
     cluster: &LocalCluster,
     session: &Session,
-    narrator: &Narrator,
+    log: &StartupLog,
     manifest: &str,
-    whole: bool,
 ) -> Result<()> {
     let manifest = Manifest::from_toml(manifest).map_err(|error| anyhow!("the template: {error}"))?;
     let change = Change::Deploy(Box::new(manifest));
-    let view = session.propose(change, "the demonstration".into(), PROPOSAL_LIFETIME_MS).await?;
+    let view = session.propose(change, "started with quorate up".into(), PROPOSAL_LIFETIME_MS).await?;
     let rendering = human_chain::render(&view.proposal);
-    narrator.say(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
-    let lines = if whole { usize::MAX } else { 1 };
-    for line in rendering.text.lines().take(lines) {
+    log.line(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
+    for line in rendering.text.lines() {
         println!("            | {line}");
     }
     let mut state = view.state;
@@ -137,7 +129,7 @@ async fn propose_and_sign(
         // The signer renders the proposal from its own bytes: that rendering is what the ballot binds.
         let signed = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?;
         state = signed.state;
-        narrator.say(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
+        log.line(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
     }
     if state != ProposalState::Approved {
         bail!("two votes did not carry the proposal: {state:?}");
@@ -148,7 +140,7 @@ async fn propose_and_sign(
 /// Waits until every desired replica of a service answers.
 async fn wait_until_ready(
     session: &Session,
-    narrator: &Narrator,
+    log: &StartupLog,
     service: &ServiceName,
     record: &ModelRecord,
     since: Instant,
@@ -159,7 +151,7 @@ async fn wait_until_ready(
         if view.ready >= view.desired && all_verified(&view, record) {
             let nodes: BTreeSet<String> =
                 view.slots.iter().filter_map(|slot| slot.node.as_ref()).map(ToString::to_string).collect();
-            narrator.say(format!(
+            log.line(format!(
                 "{service} answers on {} after {:.2} s: on each {} in {} segments, every one verified",
                 nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
                 since.elapsed().as_secs_f64(),

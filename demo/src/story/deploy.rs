@@ -1,0 +1,139 @@
+//! Step: import, proposal, votes, and the first replicas.
+
+use super::service::{self, is_complete};
+use super::{Demonstration, MEMBERS};
+use anyhow::{Context as _, Result, bail};
+use protocol::api::{Page, ProposalState, ProposalView, ServiceView};
+use protocol::manifest::format_bytes;
+use protocol::model::ModelRecord;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Instant;
+
+/// Number of replicas that always run; the template's maximum is one more than that.
+const REPLICAS: u32 = 2;
+
+/// Imports the models that are missing, deploys the services that are not approved, and waits until all
+/// answer.
+pub(super) async fn serve(demonstration: &Demonstration, models: &[(&str, &Path)]) -> Result<()> {
+    let mut expected = Vec::new();
+    for (name, directory) in models {
+        let record = import(demonstration, name, directory).await?;
+        let services: Page<ServiceView> = demonstration.quorate.json(&["service", "list"]).await?;
+        if services.items.iter().any(|service| service.name.as_str() == *name) {
+            demonstration
+                .say(format!("service {name} was approved in an earlier run; its certificate still holds"));
+            // It may have been scaled since; within the envelope no vote is needed to undo that.
+            service::scale(demonstration, name, REPLICAS).await?;
+        } else {
+            propose_and_sign(demonstration, name, expected.is_empty()).await?;
+        }
+        expected.push((*name, record, Instant::now()));
+    }
+    for (name, record, since) in expected {
+        wait_until_ready(demonstration, name, &record, since).await?;
+    }
+    Ok(())
+}
+
+async fn import(demonstration: &Demonstration, name: &str, directory: &Path) -> Result<ModelRecord> {
+    let quorate = &demonstration.quorate;
+    let models: Page<ModelRecord> = quorate.json(&["model", "list"]).await?;
+    if let Some(record) = models.items.into_iter().find(|record| record.name.as_str() == name) {
+        demonstration.say(format!("model {name} is stored already ({} segments)", record.segments));
+        return Ok(record);
+    }
+    let began = Instant::now();
+    quorate.text(&["model", "import", &directory.display().to_string(), "--name", name]).await?;
+    let took = began.elapsed().as_secs_f64();
+    let record: ModelRecord = quorate.json(&["model", "show", name]).await?;
+    demonstration.say(format!(
+        "model {name}  {}  {} segments  {}+{} over {} stores  {took:.2} s",
+        format_bytes(record.bytes),
+        record.segments,
+        record.erasure.data,
+        record.erasure.parity,
+        record.stores.len(),
+    ));
+    Ok(record)
+}
+
+/// Proposes a deployment and signs it; prints the whole text that is signed, or its first sentence.
+async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool) -> Result<()> {
+    let quorate = &demonstration.quorate;
+    let template = quorate.text(&["new", "service", "--model", name]).await?;
+    let manifest = template.replacen("\nmin = 1 ", &format!("\nmin = {REPLICAS} "), 1);
+    if manifest == template {
+        bail!("the template of a service has no `min = 1` to edit:\n{template}");
+    }
+    let file = demonstration.directory.join(format!("{name}.toml"));
+    std::fs::write(&file, manifest).with_context(|| format!("write `{}`", file.display()))?;
+    let place = file.display().to_string();
+    let mut view: ProposalView = quorate.json(&["deploy", &place, "--reason", "the demonstration"]).await?;
+    let review = quorate.text(&["review", &view.id.to_string()]).await?;
+    demonstration.say(format!("proposal {}  words: {}", view.id.short(), words(&review)?));
+    let lines = if whole { usize::MAX } else { 1 };
+    for line in signed_text(&review).lines().take(lines) {
+        println!("            | {line}");
+    }
+    for (count, member) in MEMBERS.iter().enumerate() {
+        if view.state != ProposalState::Open {
+            break;
+        }
+        view = demonstration.approve(&view, member).await?;
+        demonstration.say(format!("signed by {member} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
+    }
+    if view.state != ProposalState::Approved {
+        bail!("two votes did not carry the proposal: {:?}", view.state);
+    }
+    Ok(())
+}
+
+/// Returns the text that members sign, from the output of `quorate review`.
+fn signed_text(review: &str) -> &str {
+    review.split("\nWhat changes\n").next().unwrap_or_default().trim_end()
+}
+
+/// Returns the six words that stand for a proposal, from the output of `quorate review`.
+fn words(review: &str) -> Result<&str> {
+    let words = review.lines().rev().find_map(|line| line.strip_prefix("words: "));
+    words.context("`quorate review` prints the proposal's words")
+}
+
+/// Waits until every desired replica of a service answers.
+async fn wait_until_ready(
+    demonstration: &Demonstration,
+    name: &str,
+    record: &ModelRecord,
+    since: Instant,
+) -> Result<()> {
+    let answering = |view: &ServiceView| {
+        let all =
+            view.ready >= view.desired && view.slots.iter().filter(|s| service::answers(s)).all(is_complete);
+        let nodes = view.slots.iter().filter_map(|slot| Some(slot.node.as_ref()?.to_string()));
+        all.then(|| nodes.collect::<BTreeSet<_>>())
+    };
+    let nodes = service::wait_until(demonstration, name, "answers", answering).await?;
+    demonstration.say(format!(
+        "{name} answers on {} after {:.2} s: on each {} in {} segments, every one verified",
+        nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+        since.elapsed().as_secs_f64(),
+        format_bytes(record.bytes),
+        record.segments,
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signed_text_and_the_words_are_read_from_a_review() {
+        let review =
+            "Start the service minilm.\nIt ...\n\nWhat changes\n+ minilm\n\nwords: a b c\nstate: open";
+        assert_eq!(signed_text(review), "Start the service minilm.\nIt ...");
+        assert_eq!(words(review).expect("there are some"), "a b c");
+        assert!(words("state: open").is_err());
+    }
+}

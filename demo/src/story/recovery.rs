@@ -1,0 +1,58 @@
+//! Recovery from what the story breaks: a node without its disk is admitted again, and shards are rebuilt.
+
+use super::service::wait_until_alive;
+use super::{Demonstration, MEMBERS, NODES};
+use anyhow::{Result, bail};
+use protocol::agent::PendingNode;
+use protocol::api::{Page, ProposalState, ProposalView};
+use protocol::model::ModelRecord;
+use serde_json::Value;
+
+/// Completes the recovery that an earlier run began and did not finish.
+pub(super) async fn finish_earlier_run(demonstration: &Demonstration) -> Result<()> {
+    for node in NODES {
+        if asks(demonstration, node).await? {
+            admit_again(demonstration, node).await?;
+            demonstration
+                .say(format!("{node} still asked for admission after an earlier run; admitted by 2 votes"));
+        }
+        wait_until_alive(demonstration, node).await?;
+    }
+    let rebuilt = rebuild_shards(demonstration).await?;
+    if rebuilt > 0 {
+        demonstration
+            .say(format!("{rebuilt} shards that an earlier run left missing or altered were rebuilt"));
+    }
+    Ok(())
+}
+
+/// Returns whether a node asks for admission.
+pub(super) async fn asks(demonstration: &Demonstration, node: &str) -> Result<bool> {
+    let page: Page<PendingNode> = demonstration.quorate.json(&["node", "pending"]).await?;
+    Ok(page.items.iter().any(|pending| pending.admission.name.as_str() == node))
+}
+
+/// One member proposes the admission and wraps the models' keys; two members vote.
+pub(super) async fn admit_again(demonstration: &Demonstration, node: &str) -> Result<()> {
+    let key = demonstration.key_file(MEMBERS[1]);
+    let words = ["node", "admit", node, "--reason", "its disk was replaced", "--key", &key];
+    let mut view: ProposalView = demonstration.quorate.json(&words).await?;
+    for member in &MEMBERS[1..] {
+        view = demonstration.approve(&view, member).await?;
+    }
+    if view.state != ProposalState::Approved {
+        bail!("two votes did not admit {node}: {:?}", view.state);
+    }
+    wait_until_alive(demonstration, node).await
+}
+
+/// Repairs every model; returns the number of shards that were rewritten.
+pub(super) async fn rebuild_shards(demonstration: &Demonstration) -> Result<u64> {
+    let models: Page<ModelRecord> = demonstration.quorate.json(&["model", "list"]).await?;
+    let mut rebuilt = 0;
+    for record in models.items {
+        let report: Value = demonstration.quorate.json(&["model", "repair", record.name.as_str()]).await?;
+        rebuilt += report["shards_rewritten"].as_u64().unwrap_or_default();
+    }
+    Ok(rebuilt)
+}
