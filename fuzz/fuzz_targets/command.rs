@@ -1,5 +1,5 @@
 //! Fuzz target of the state machine: no bytes in the log make it panic, neither on an empty cluster nor on
-//! one in which every kind of object exists.
+//! one in which every kind of object exists. The circle satisfies its invariants after every command.
 //!
 //! An input that begins like a command (a map of three) is used unchanged. Any other input selects a sample
 //! command to edit, another one that supplies parts, and the edits: random bytes alone would hardly ever be
@@ -43,11 +43,21 @@ fn edited(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(protocol::canonical::to_bytes(&value))
 }
 
+/// Checks the invariants of the circle, if one is founded.
+fn check_circle(cluster: &Cluster) {
+    if let Some(state) = cluster.circle_state() {
+        assert_eq!(state.check_invariants(), Ok(()));
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let command = if bytes.first() == Some(&COMMAND) { Some(bytes.to_vec()) } else { edited(bytes) };
     let Some(command) = command else { return };
-    let _ = judge(&stage().0, &command);
+    if let Ok(cluster) = judge(&stage().0, &command) {
+        check_circle(&cluster);
+    }
     let mut cluster = Cluster::default();
     let _ = apply_bytes(&mut cluster, 1, &command);
+    check_circle(&cluster);
     assert!(Cluster::from_snapshot(&cluster.to_snapshot()).is_ok());
 });

@@ -126,6 +126,13 @@ fn count<'a>(
     }
     let voted = |id: &MemberId| approved.contains(id) || rejected.contains(id);
     let missing = state.members().map(|member| member.id.clone()).filter(|id| !voted(id)).collect();
+    debug_assert_eq!(approvals.len(), approved.len(), "one approval per member that approved");
+    debug_assert!(approved.is_disjoint(&rejected), "no member both approves and rejects");
+    debug_assert_eq!(
+        refused.len() + approved.len() + rejected.len(),
+        ballots.len(),
+        "each ballot is counted"
+    );
     let reached = quorum::satisfied(rule(state, class_of(&proposal.change)), &approved);
     (Tally { approved, rejected, missing, reached, refused }, approvals)
 }

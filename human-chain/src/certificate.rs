@@ -63,6 +63,7 @@ impl CircleState {
             let approved = verify_replay(&state, certificate)?;
             state.advance(approved)?;
         }
+        debug_assert_eq!(state.check_invariants(), Ok(()));
         Ok(state)
     }
 }

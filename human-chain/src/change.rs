@@ -12,7 +12,7 @@ pub(crate) const CIRCLE_SUBJECT: &str = "circle";
 /// Digest domain of a subject's approved value.
 const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
 /// Maximum grace period of a retirement in seconds: a week. Requests do not run longer.
-const GRACE_SECONDS_MAX: u32 = 7 * 24 * 3600;
+pub(crate) const GRACE_SECONDS_MAX: u32 = 7 * 24 * 3600;
 
 /// Returns the action class of a change, which selects the required quorum.
 #[must_use]

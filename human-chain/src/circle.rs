@@ -8,9 +8,12 @@
 //! Versions never restart. A service that was retired and deployed again continues its count, so the
 //! certificate of its first deployment stays stale.
 
+mod invariants;
+
 use crate::approved::Approved;
 use crate::change::{
-    CIRCLE_SUBJECT, circle_value, manifest_value, node_subject, node_value, service_subject,
+    CIRCLE_SUBJECT, check_change, circle_value, manifest_value, node_subject, node_value, service_subject,
+    subject_of,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use protocol::canonical::to_bytes;
@@ -114,7 +117,7 @@ impl CircleState {
             nodes.values().map(|node| (node_subject(&node.name), (1, Some(node_value(node))))).collect();
         let value = circle_value(&members.values().collect::<Vec<_>>(), &genesis.policy);
         subjects.insert(CIRCLE_SUBJECT.to_string(), (FIRST_EPOCH.0, Some(value)));
-        Ok(Self {
+        let state = Self {
             id,
             name: genesis.name.clone(),
             epoch: FIRST_EPOCH,
@@ -128,15 +131,35 @@ impl CircleState {
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
             length: 0,
-        })
+        };
+        debug_assert_eq!(state.check_invariants(), Ok(()));
+        Ok(state)
     }
 
     /// Applies an approved change. The approval is consumed, even on an error.
     ///
     /// # Errors
-    /// Returns an error when the change was verified against another circle, epoch or version. The state is
-    /// then unchanged.
+    /// Returns an error when the change was verified against another circle, epoch or version, or is no
+    /// longer admissible. The state is then unchanged.
     pub fn advance(&mut self, approved: Approved<Change>) -> Result<(), ChainError> {
+        self.check_applicable(&approved)?;
+        let subject = subject_of(approved.get());
+        let before = (self.length, self.subject(&subject).version);
+        self.apply(approved);
+        debug_assert_eq!((self.length, self.subject(&subject).version), (before.0 + 1, before.1 + 1));
+        debug_assert_eq!(
+            self.epoch.0,
+            self.subject(CIRCLE_SUBJECT).version,
+            "the epoch counts the circle's changes"
+        );
+        Ok(())
+    }
+
+    /// Checks every precondition of a change, before any of it is applied.
+    ///
+    /// The rules for the change are checked again: two changes of different subjects that were verified
+    /// side by side can exclude each other, such as two admissions under one key.
+    fn check_applicable(&self, approved: &Approved<Change>) -> Result<(), ChainError> {
         let basis = approved.basis();
         if basis.circle != self.id {
             return Err(ChainError::OtherCircle { expected: self.id, actual: basis.circle });
@@ -151,6 +174,10 @@ impl CircleState {
                 return Err(ChainError::Stale { subject: seen.subject.clone(), proposed, current });
             }
         }
+        check_change(self, approved.get())
+    }
+
+    fn apply(&mut self, approved: Approved<Change>) {
         let certificate = approved.certificate_digest();
         let proposal = approved.proposal();
         match approved.into_inner() {
@@ -169,22 +196,22 @@ impl CircleState {
             Change::SetMembers { members, policy } => self.apply_members(members, policy),
         }
         self.length += 1;
-        Ok(())
     }
 
     fn apply_deploy(&mut self, manifest: Manifest, certificate: Digest, proposal: ProposalId) {
-        let version = self.bump(service_subject(manifest.name()), Some(manifest_value(&manifest)));
+        let value = manifest_value(&manifest);
         let Manifest::Service(manifest) = manifest else {
             unreachable!("verification refuses other kinds");
         };
+        let version = self.bump(service_subject(&manifest.name), Some(value));
         let name = manifest.name.clone();
         self.retired.remove(&name);
         self.services.insert(name, ApprovedService { manifest, certificate, proposal, version });
     }
 
     fn apply_retire(&mut self, service: ServiceName, grace_seconds: u32, certificate: Digest) {
-        let version = self.bump(service_subject(&service), None);
         let last = self.services.remove(&service).expect("verification refuses what does not run");
+        let version = self.bump(service_subject(&service), None);
         self.retired.insert(service, RetiredService { last, certificate, grace_seconds, version });
     }
 
@@ -334,7 +361,6 @@ fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::check_change;
     use protocol::PublicKey;
     use protocol::governance::NodeRole;
     use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};

@@ -94,7 +94,8 @@ fn check_encryption(what: &'static str, key: &EncryptionKey) -> Result<(), Chain
     Ok(())
 }
 
-fn check_control(control: &[ControlReplica]) -> Result<(), ChainError> {
+/// Checks the number, ids, keys and addresses of the control replicas.
+pub(crate) fn check_control(control: &[ControlReplica]) -> Result<(), ChainError> {
     let refuse = |reason: String| Err(ChainError::invalid("genesis.control", reason));
     if control.is_empty() || control.len() > CONTROL_REPLICAS_MAX {
         return refuse(format!("{} replicas; accepted: 1 to {CONTROL_REPLICAS_MAX}", control.len()));
@@ -114,7 +115,8 @@ fn check_control(control: &[ControlReplica]) -> Result<(), ChainError> {
     Ok(())
 }
 
-fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
+/// Checks the number, names, hashes and scopes of the access tokens.
+pub(crate) fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
     let refuse = |reason: &str| Err(ChainError::invalid("genesis.tokens", reason));
     let names: BTreeSet<_> = tokens.iter().map(|token| &token.name).collect();
     let hashes: BTreeSet<_> = tokens.iter().map(|token| token.hash).collect();

@@ -20,7 +20,7 @@ pub const WORKER_PROGRESS_FD: i32 = 5;
 pub const WORKER_METRICS_FD: i32 = 6;
 /// Descriptor of the [`WorkerManifest`], a sealed memfd.
 pub const WORKER_MANIFEST_FD: i32 = 7;
-/// Maximum size of a worker manifest in bytes: its segment table for 250 GB is about 4 MB.
+/// Maximum size of a worker manifest in bytes: its segment table for 250 GB is about 7 MB.
 pub const WORKER_MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Range of a segment in the weights map. The segment's index is the index of its byte in the progress map.

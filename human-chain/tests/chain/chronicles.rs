@@ -71,6 +71,7 @@ impl Chronicle {
     fn admit(&mut self, certificate: &Certificate) -> String {
         let before = self.state.clone();
         let outcome = verify(&self.state, certificate, NOW).and_then(|approved| self.state.advance(approved));
+        assert_eq!(self.state.check_invariants(), Ok(()));
         match outcome {
             Err(error) => {
                 assert_eq!(self.state, before, "what is refused leaves no trace");

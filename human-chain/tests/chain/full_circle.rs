@@ -71,6 +71,7 @@ fn a_full_circle_replaces_its_members_one_by_one() {
         assert_eq!(certify(&state, &proposal, &certificate.ballots), Ok(certificate.clone()));
         let approved = verify(&state, &certificate, NOW).expect("everybody voted for it");
         state.advance(approved).expect("what was just verified applies");
+        assert_eq!(state.check_invariants(), Ok(()));
         assert_eq!(state.epoch(), Epoch(2 + round as u64));
         assert_eq!(state.members().count(), limits::MEMBERS_MAX);
         assert!(state.member(&name::<MemberId>(&people[round])).is_some());

@@ -45,6 +45,7 @@ fn of_two_rivals_the_second_is_dead() {
     let [first, second] =
         rivals.map(|certificate| verify(&state, &certificate, NOW).expect("each alone holds"));
     check("first", state.advance(first), "approved");
+    assert_eq!(state.check_invariants(), Ok(()));
     let before = state.clone();
     check("second, verified before", state.advance(second), "proposal-stale: it saw version 0, now is 1");
     assert_eq!(state, before, "a refused change leaves no trace");
@@ -58,6 +59,7 @@ fn changes_of_different_things_do_not_disturb_each_other() {
     for certificate in certificates {
         let approved = verify(&state, &certificate, NOW).expect("still stands");
         state.advance(approved).expect("applies");
+        assert_eq!(state.check_invariants(), Ok(()));
     }
     assert_eq!((state.length(), state.nodes().count(), state.services().count()), (2, 4, 1));
 }

@@ -180,6 +180,7 @@ pub(crate) fn enact(state: &mut CircleState, change: Change, who: &[&str]) -> Ce
     let certificate = certify(state, &proposal, &ballots).expect("these members suffice");
     let approved = verify(state, &certificate, NOW).expect("what was certified verifies");
     state.advance(approved).expect("what was just verified applies");
+    assert_eq!(state.check_invariants(), Ok(()));
     certificate
 }
 

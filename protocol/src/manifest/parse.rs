@@ -89,7 +89,11 @@ impl Source<'_> {
     }
 
     fn toml_error(&self, error: &toml::de::Error) -> ManifestError {
-        let message = error.message().to_string();
+        let message = match error.message() {
+            // The parser's text for a variant of an enumeration that is no string.
+            "wanted string or table" => "invalid type: expected a string".to_string(),
+            message => message.to_string(),
+        };
         let span = error.span().unwrap_or(0..0);
         let fields = Fields::of(self.text);
         let field = match message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {

@@ -8,7 +8,8 @@
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
-    let refuse = || format!("`{}` is not an amount like `512 MiB` or `2 GiB`", text.escape_debug());
+    let shown = text.escape_debug();
+    let refuse = || format!("`{shown}` is not an amount like `512 MiB` or `2 GiB`");
     let number: u64 = digits.parse().map_err(|_| refuse())?;
     let factor: u64 = match unit.trim() {
         "" | "B" => 1,
@@ -17,11 +18,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "GiB" => 1 << 30,
         "TiB" => 1 << 40,
         "KB" | "MB" | "GB" | "TB" | "K" | "M" | "G" | "T" => {
-            return Err(format!("`{text}`: use KiB, MiB, GiB or TiB (powers of 1024)"));
+            return Err(format!("`{shown}`: use KiB, MiB, GiB or TiB (powers of 1024)"));
         }
         _ => return Err(refuse()),
     };
-    number.checked_mul(factor).ok_or_else(|| format!("`{text}` is more than 16 EiB"))
+    number.checked_mul(factor).ok_or_else(|| format!("`{shown}` is more than 16 EiB"))
 }
 
 /// Formats an amount of bytes in the largest unit that keeps it short: `90.3 MiB`.

@@ -1,0 +1,178 @@
+//! Invariants of a circle's state: what holds after every step, stated from the state alone, without the
+//! history that led to it.
+//!
+//! Tests and fuzz targets run the check after every step. A violation is a defect of this crate, never of
+//! its input.
+
+use super::{CircleState, FIRST_EPOCH};
+use crate::change::{
+    CIRCLE_SUBJECT, GRACE_SECONDS_MAX, circle_value, manifest_value, node_subject, node_value,
+    service_subject,
+};
+use crate::{describe, form, satisfied};
+use protocol::governance::{Member, SubjectVersion};
+use protocol::manifest::Manifest;
+use protocol::{Digest, MemberId, limits};
+use std::collections::BTreeSet;
+
+/// Returns an error with a formatted text unless the condition holds.
+macro_rules! require {
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err(format!($($text)+));
+        }
+    };
+}
+
+impl CircleState {
+    /// Checks the invariants of the state:
+    ///
+    /// - members, policy, nodes, control replicas and tokens have the form that a genesis must have;
+    /// - all members together reach the quorum of every class, and no former member is a member again;
+    /// - the epoch is the version of the circle, and no node shares a key with another or with control;
+    /// - each subject's version and value are those of the service, node or circle in force;
+    /// - a service is in force or retired, never both, each by a certificate of its own;
+    /// - versions add up to the number of certificates applied.
+    ///
+    /// # Errors
+    /// Returns the first invariant that does not hold, as text for people.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.check_members()?;
+        self.check_nodes()?;
+        self.check_services()?;
+        self.check_retired()?;
+        self.check_certificates()?;
+        self.check_subjects()?;
+        self.check_versions()
+    }
+
+    fn check_members(&self) -> Result<(), String> {
+        let members: Vec<Member> = self.members.values().cloned().collect();
+        form::check_members(&members, &self.policy).map_err(|error| error.to_string())?;
+        form::check_control(&self.control).map_err(|error| error.to_string())?;
+        form::check_tokens(&self.tokens).map_err(|error| error.to_string())?;
+        for (id, member) in &self.members {
+            require!(*id == member.id, "member `{}` is kept as `{id}`", member.id);
+            require!(!self.former_members.contains(id), "former member `{id}` is a member");
+        }
+        let everyone: BTreeSet<MemberId> = self.members.keys().cloned().collect();
+        for (class, rule) in &self.policy.quorums {
+            let reached = satisfied(rule, &everyone);
+            require!(reached, "all members together do not reach the {class} quorum {}", describe(rule));
+        }
+        let value = circle_value(&self.members().collect::<Vec<_>>(), &self.policy);
+        require!(self.epoch >= FIRST_EPOCH, "epoch {} is before the first", self.epoch);
+        self.check_subject(CIRCLE_SUBJECT.into(), self.epoch.0, Some(value))
+    }
+
+    fn check_nodes(&self) -> Result<(), String> {
+        let count = self.nodes.len();
+        require!(count <= limits::NODES_MAX, "{count} nodes, more than {}", limits::NODES_MAX);
+        let mut keys: BTreeSet<_> = self.control.iter().map(|replica| replica.key).collect();
+        for (name, node) in &self.nodes {
+            require!(*name == node.name, "node `{}` is kept as `{name}`", node.name);
+            form::check_node(node).map_err(|error| error.to_string())?;
+            require!(form::node_keys(node).all(|key| keys.insert(key)), "node `{name}` shares a key");
+            let subject = node_subject(name);
+            let version = self.subject(&subject).version;
+            self.check_subject(subject, version.max(1), Some(node_value(node)))?;
+        }
+        Ok(())
+    }
+
+    fn check_services(&self) -> Result<(), String> {
+        for (name, service) in &self.services {
+            let manifest = Manifest::Service(service.manifest.clone());
+            require!(name == manifest.name(), "service `{}` is kept as `{name}`", manifest.name());
+            require!(!self.retired.contains_key(name), "service `{name}` is in force and retired");
+            form::check_manifest(&manifest).map_err(|error| error.to_string())?;
+            self.check_subject(service_subject(name), service.version, Some(manifest_value(&manifest)))?;
+        }
+        Ok(())
+    }
+
+    fn check_retired(&self) -> Result<(), String> {
+        for (name, retired) in &self.retired {
+            let last = &retired.last;
+            require!(
+                *name == last.manifest.name,
+                "retired service `{}` is kept as `{name}`",
+                last.manifest.name
+            );
+            require!(
+                Some(retired.version) == last.version.checked_add(1),
+                "service `{name}` was retired at version {}, but ran at {}",
+                retired.version,
+                last.version
+            );
+            require!(
+                retired.grace_seconds <= GRACE_SECONDS_MAX,
+                "service `{name}` has {} s of grace",
+                retired.grace_seconds
+            );
+            self.check_subject(service_subject(name), retired.version, None)?;
+        }
+        Ok(())
+    }
+
+    /// A certificate has one subject, so no two approvals share one.
+    fn check_certificates(&self) -> Result<(), String> {
+        let running = self.services.values().map(|service| service.certificate);
+        let retired =
+            self.retired.values().flat_map(|retired| [retired.certificate, retired.last.certificate]);
+        let mut certificates = BTreeSet::new();
+        for certificate in running.chain(retired) {
+            require!(certificates.insert(certificate), "certificate {certificate} approves two things");
+        }
+        Ok(())
+    }
+
+    /// A subject with a value is in force; one without was removed or retired.
+    fn check_subjects(&self) -> Result<(), String> {
+        let services = self.services.keys().map(service_subject);
+        let in_force: BTreeSet<String> =
+            services.chain(self.nodes.keys().map(node_subject)).chain([CIRCLE_SUBJECT.into()]).collect();
+        let retired: BTreeSet<String> = self.retired.keys().map(service_subject).collect();
+        for (subject, (version, value)) in &self.subjects {
+            require!(*version >= 1, "`{subject}` has version 0, as if it never existed");
+            require!(
+                value.is_some() == in_force.contains(subject),
+                "`{subject}` has a value, but is not in force, or the reverse"
+            );
+            let is_removed_node = value.is_none() && subject.starts_with("node/");
+            let is_known = in_force.contains(subject) || retired.contains(subject) || is_removed_node;
+            require!(is_known, "`{subject}` is neither in force nor retired");
+        }
+        Ok(())
+    }
+
+    /// Each certificate raises one version by one. A genesis gives version 1 to the circle and to its nodes,
+    /// whose number is not kept.
+    fn check_versions(&self) -> Result<(), String> {
+        let sum: u64 = self.subjects.values().map(|(version, _)| version).sum();
+        let nodes = self.subjects.keys().filter(|subject| subject.starts_with("node/")).count() as u64;
+        let of_genesis = sum.checked_sub(self.length).and_then(|rest| rest.checked_sub(FIRST_EPOCH.0));
+        require!(
+            of_genesis.is_some_and(|given| given <= nodes),
+            "versions add up to {sum} after {} certificates and at most {nodes} nodes of the genesis",
+            self.length
+        );
+        Ok(())
+    }
+
+    fn check_subject(&self, subject: String, version: u64, value: Option<Digest>) -> Result<(), String> {
+        let known = self.subject(&subject);
+        let expected = SubjectVersion { subject, version, value };
+        require!(
+            known == expected,
+            "`{}` has version {} and value {:?}, not {version} and {value:?}",
+            known.subject,
+            known.version,
+            known.value
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

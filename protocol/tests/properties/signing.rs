@@ -1,0 +1,82 @@
+//! Properties of signatures: one key, one domain and one value each.
+
+use crate::workloads;
+use ed25519_dalek::{Signer, SigningKey};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use protocol::canonical::{from_bytes, to_bytes};
+use protocol::keys::signing_input;
+use protocol::order::{ORDER_DOMAIN, SignedOrder, SignedTicket, SlotOrder, TICKET_DOMAIN, Ticket};
+use protocol::{NodeId, PublicKey, Signature};
+
+fn public(secret: &SigningKey) -> PublicKey {
+    PublicKey(secret.verifying_key().to_bytes())
+}
+
+fn sign(secret: &SigningKey, domain: &str, bytes: &[u8]) -> Signature {
+    Signature(secret.sign(&signing_input(domain, bytes)).to_bytes())
+}
+
+fn signed_order(secret: &SigningKey, order: SlotOrder) -> SignedOrder {
+    let signature = sign(secret, ORDER_DOMAIN, &to_bytes(&order));
+    SignedOrder { order, signer: public(secret), signature }
+}
+
+fn signed_ticket(secret: &SigningKey, ticket: Ticket) -> SignedTicket {
+    let ticket = Ticket { node: NodeId(public(secret)), ..ticket };
+    let signature = sign(secret, TICKET_DOMAIN, &to_bytes(&ticket));
+    SignedTicket { ticket, signature }
+}
+
+fn flipped(mut bytes: Vec<u8>, bit: Index) -> Vec<u8> {
+    let bit = bit.index(bytes.len() * 8);
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn an_order_holds_as_it_was_signed(order in workloads::order(), seed: [u8; 32], bit: Index) {
+        let signed = signed_order(&SigningKey::from_bytes(&seed), order);
+        prop_assert!(signed.signature_holds());
+        let altered = from_bytes::<SignedOrder>(&flipped(to_bytes(&signed), bit), 1 << 16);
+        prop_assert!(!altered.is_ok_and(|altered| altered.signature_holds()));
+    }
+
+    #[test]
+    fn a_ticket_holds_as_it_was_signed(ticket in workloads::ticket(), seed: [u8; 32], bit: Index) {
+        let signed = signed_ticket(&SigningKey::from_bytes(&seed), ticket);
+        prop_assert!(signed.signature_holds());
+        let altered = from_bytes::<SignedTicket>(&flipped(to_bytes(&signed), bit), 1 << 16);
+        prop_assert!(!altered.is_ok_and(|altered| altered.signature_holds()));
+    }
+
+    /// A signature by another key, or taken from another value, does not hold.
+    #[test]
+    fn a_signature_cannot_be_moved(
+        orders in [workloads::order(), workloads::order()],
+        tickets in [workloads::ticket(), workloads::ticket()],
+        seeds: [[u8; 32]; 2],
+    ) {
+        prop_assume!(seeds[0] != seeds[1]);
+        let secrets = seeds.map(|seed| SigningKey::from_bytes(&seed));
+        let [first, second] = orders.map(|order| signed_order(&secrets[0], order));
+        let moved = SignedOrder { signature: second.signature, ..first.clone() };
+        prop_assert_eq!(moved.signature_holds(), first.order == second.order);
+        let renamed = SignedOrder { signer: public(&secrets[1]), ..first };
+        prop_assert!(!renamed.signature_holds());
+        let [first, second] = tickets.map(|ticket| signed_ticket(&secrets[0], ticket));
+        let moved = SignedTicket { signature: second.signature, ..first.clone() };
+        prop_assert_eq!(moved.signature_holds(), first.ticket == second.ticket);
+        let mut renamed = first;
+        renamed.ticket.node = NodeId(public(&secrets[1]));
+        prop_assert!(!renamed.signature_holds());
+    }
+
+    /// Arbitrary bytes are no key and no signature; verification refuses them and does not panic.
+    #[test]
+    fn arbitrary_bytes_verify_nothing(order in workloads::signed_order(), ticket in workloads::signed_ticket()) {
+        prop_assert!(!order.signature_holds());
+        prop_assert!(!ticket.signature_holds());
+    }
+}

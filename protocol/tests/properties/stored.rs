@@ -1,0 +1,386 @@
+//! Strategies for what components exchange or keep on disk: syncs, worker and sandbox messages, models.
+
+use crate::governed::{admission, bundle, signed_genesis};
+use crate::values::*;
+use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_order, signed_ticket};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use protocol::ErrorCode;
+use protocol::agent::{
+    Assignment, Desired, EnrolResponse, Gpu, NodeResources, PendingNode, SlotReport, SlotState, SyncRequest,
+    SyncResponse, WorkerLine,
+};
+use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
+use protocol::error_code;
+use protocol::model::{
+    ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, Segment,
+    StoreReference,
+};
+use protocol::sandbox::{
+    GroupWrite, SandboxExit, SandboxGroups, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
+    SandboxSpec,
+};
+use protocol::worker::{
+    FromWorker, InitReply, InitRequest, SegmentRange, ToWorker, WorkerLoad, WorkerManifest, WorkerMetrics,
+    WorkerState,
+};
+
+pub(crate) const SLOT_STATES: [SlotState; 7] = [
+    SlotState::Loading,
+    SlotState::Starting,
+    SlotState::Ready,
+    SlotState::Draining,
+    SlotState::Released,
+    SlotState::Failed,
+    SlotState::Refused,
+];
+pub(crate) const WORKER_STATES: [WorkerState; 4] =
+    [WorkerState::Loading, WorkerState::Ready, WorkerState::Draining, WorkerState::Failed];
+
+pub(crate) fn metrics() -> impl Strategy<Value = WorkerMetrics> {
+    let requests = (millis(), number32(), number32(), number());
+    let engine = (number(), number(), number32(), number());
+    (requests, engine).prop_map(|((at, running, waiting, total), (prompt, generation, cache, first))| {
+        WorkerMetrics {
+            at,
+            requests_running: running,
+            requests_waiting: waiting,
+            requests_total: total,
+            prompt_tokens_total: prompt,
+            generation_tokens_total: generation,
+            kv_cache_usage_permille: cache,
+            time_to_first_token_p50_us: first,
+        }
+    })
+}
+
+pub(crate) fn worker_load() -> impl Strategy<Value = WorkerLoad> {
+    (one_of(&WORKER_STATES), metrics()).prop_map(|(state, metrics)| WorkerLoad { state, metrics })
+}
+
+fn report() -> impl Strategy<Value = SlotReport> {
+    let slot = (name(), slot(), fence(), one_of(&SLOT_STATES), text());
+    (slot, number(), number(), number32(), option::of(metrics())).prop_map(
+        |((service, slot, fence, state, detail), segments_verified, segments_total, restarts, metrics)| {
+            SlotReport {
+                service,
+                slot,
+                fence,
+                state,
+                detail,
+                segments_verified,
+                segments_total,
+                restarts,
+                metrics,
+            }
+        },
+    )
+}
+
+fn gpu() -> impl Strategy<Value = Gpu> {
+    (number32(), text(), text(), number(), any::<bool>(), any::<bool>()).prop_map(
+        |(index, uuid, name, memory_bytes, simulated, healthy)| Gpu {
+            index,
+            uuid,
+            name,
+            memory_bytes,
+            simulated,
+            healthy,
+        },
+    )
+}
+
+fn line() -> impl Strategy<Value = WorkerLine> {
+    let of = |(service, slot, sequence, at, text)| WorkerLine { service, slot, sequence, at, text };
+    (name(), slot(), number(), millis(), text()).prop_map(of)
+}
+
+pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
+    let capacity = (number(), number(), vec(gpu(), 0..2)).prop_map(|(cpu_millicores, memory_bytes, gpus)| {
+        NodeResources { cpu_millicores, memory_bytes, gpus }
+    });
+    let node = (number(), text(), capacity, one_of(&ISOLATIONS), texts());
+    let known = (vec(report(), 0..3), number(), option::of(number()));
+    let wish = (number32(), digest(), vec(line(), 0..3));
+    (node, known, wish)
+        .prop_map(|(node, known, (wait_ms, desired, logs))| {
+            let (boot, version, resources, isolation, not_enforced) = node;
+            let (slots, governance_length, routes_version) = known;
+            SyncRequest {
+                boot,
+                version,
+                resources,
+                isolation,
+                not_enforced,
+                slots,
+                governance_length,
+                routes_version,
+                wait_ms,
+                desired,
+                logs,
+            }
+        })
+        .boxed()
+}
+
+fn assignment() -> BoxedStrategy<Assignment> {
+    (bundle(), vec(signed_order(), 0..2), vec(slot(), 0..3), record(), option::of(wrap()))
+        .prop_map(|(bundle, orders, draining, model, wrap)| Assignment {
+            bundle,
+            orders,
+            draining,
+            model,
+            wrap,
+        })
+        .boxed()
+}
+
+pub(crate) fn desired() -> BoxedStrategy<Desired> {
+    (vec(assignment(), 0..2), option::of(route_table()))
+        .prop_map(|(assignments, routes)| Desired { assignments, routes })
+        .boxed()
+}
+
+pub(crate) fn sync_response() -> BoxedStrategy<SyncResponse> {
+    let of = |(now, lease_ms, governance, desired)| SyncResponse { now, lease_ms, governance, desired };
+    (millis(), number(), vec(bundle(), 0..2), option::of(desired())).prop_map(of).boxed()
+}
+
+pub(crate) fn enrol_response() -> BoxedStrategy<EnrolResponse> {
+    (any::<bool>(), signed_genesis())
+        .prop_map(|(admitted, genesis)| EnrolResponse { admitted, genesis })
+        .boxed()
+}
+
+pub(crate) fn pending_node() -> impl Strategy<Value = PendingNode> {
+    let of = |(admission, id, last_seen)| PendingNode { admission, id, last_seen };
+    (admission(), node_id(), millis()).prop_map(of)
+}
+
+pub(crate) fn order_book() -> impl Strategy<Value = OrderBookRecord> {
+    let fence =
+        (name(), slot(), fence()).prop_map(|(service, slot, fence)| SlotFence { service, slot, fence });
+    let held = (signed_order(), number(), millis(), any::<bool>()).prop_map(
+        |(signed, governance_length, accepted_at, released)| HeldOrder {
+            signed,
+            governance_length,
+            accepted_at,
+            released,
+        },
+    );
+    let of = |(version, circle, node, fences, held)| OrderBookRecord { version, circle, node, fences, held };
+    (number32(), circle(), node_id(), vec(fence, 0..3), vec(held, 0..3)).prop_map(of)
+}
+
+pub(crate) fn verdict() -> impl Strategy<Value = Verdict> {
+    let code = prop::sample::select(error_code::ALL.to_vec());
+    let of =
+        |(accepted, code, message): (bool, Option<ErrorCode>, String)| Verdict { accepted, code, message };
+    (any::<bool>(), option::of(code), text()).prop_map(of)
+}
+
+pub(crate) fn model_file() -> impl Strategy<Value = ModelFile> {
+    (text(), number(), number()).prop_map(|(path, offset, length)| ModelFile { path, offset, length })
+}
+
+fn segment() -> impl Strategy<Value = Segment> {
+    let of = |(offset, length, digest, shards)| Segment { offset, length, digest, shards };
+    (number(), number32(), digest(), vec(digest(), 0..3)).prop_map(of)
+}
+
+fn erasure() -> impl Strategy<Value = ErasureCode> {
+    (any::<u8>(), any::<u8>()).prop_map(|(data, parity)| ErasureCode { data, parity })
+}
+
+/// Returns a model manifest with any values, sound or not.
+pub(crate) fn model_manifest() -> impl Strategy<Value = ModelManifest> {
+    let identity = (number32(), name(), erasure(), number32());
+    let secrets = (any::<[u8; 16]>().prop_map(ModelNonce), digest());
+    let content = (vec(model_file(), 0..3), vec(segment(), 0..3), vec(number32(), 0..3));
+    (identity, secrets, content).prop_map(|(identity, (nonce, key_commitment), (files, segments, order))| {
+        let (version, name, erasure, segments_per_object) = identity;
+        ModelManifest {
+            version,
+            name,
+            erasure,
+            segments_per_object,
+            nonce,
+            key_commitment,
+            files,
+            segments,
+            order,
+        }
+    })
+}
+
+pub(crate) fn record() -> BoxedStrategy<ModelRecord> {
+    let store = (text(), text()).prop_map(|(url, failure_domain)| StoreReference { url, failure_domain });
+    (name(), root(), number(), number(), erasure(), vec(store, 0..3), text())
+        .prop_map(|(name, root, bytes, segments, erasure, stores, architecture)| ModelRecord {
+            name,
+            root,
+            bytes,
+            segments,
+            erasure,
+            stores,
+            architecture,
+        })
+        .boxed()
+}
+
+pub(crate) fn wrap() -> impl Strategy<Value = KeyWrap> {
+    let recipient = prop_oneof![node_id().prop_map(Recipient::Node), name().prop_map(Recipient::Member)];
+    (root(), recipient, key(), bytes(), bytes()).prop_map(
+        |(root, recipient, ephemeral, encapsulated, sealed)| KeyWrap {
+            root,
+            recipient,
+            ephemeral,
+            encapsulated,
+            sealed,
+        },
+    )
+}
+
+pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
+    let range = (number(), number32()).prop_map(|(offset, length)| SegmentRange { offset, length });
+    let slot = (name(), slot(), fence(), one_of(&TASKS));
+    let model = (vec(model_file(), 0..3), vec(range, 0..3), number());
+    let limits = (option::of(number32()), number32(), number32(), number());
+    let devices = (vec(number32(), 0..3), option::of(number()));
+    (slot, model, limits, devices)
+        .prop_map(|(slot, (files, segments, map_bytes), limits, devices)| {
+            let (service, slot, fence, task) = slot;
+            let (context_tokens_max, batch_sequences_max, threads, memory_bytes) = limits;
+            let (gpus, gpu_memory_bytes) = devices;
+            WorkerManifest {
+                service,
+                slot,
+                fence,
+                task,
+                files,
+                segments,
+                map_bytes,
+                context_tokens_max,
+                batch_sequences_max,
+                threads,
+                memory_bytes,
+                gpus,
+                gpu_memory_bytes,
+            }
+        })
+        .boxed()
+}
+
+pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
+    prop_oneof![
+        Just(ToWorker::Hello),
+        (key(), signed_ticket()).prop_map(|(gateway, ticket)| ToWorker::Connection { gateway, ticket }),
+        signed_ticket().prop_map(ToWorker::Ticket),
+        Just(ToWorker::Drain),
+    ]
+}
+
+pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
+    let state = || one_of(&WORKER_STATES);
+    prop_oneof![
+        (key(), state()).prop_map(|(worker, state)| FromWorker::Hello { worker, state }),
+        (state(), text()).prop_map(|(state, detail)| FromWorker::State { state, detail }),
+        key().prop_map(|gateway| FromWorker::Disconnected { gateway }),
+    ]
+}
+
+pub(crate) fn init_request() -> impl Strategy<Value = InitRequest> {
+    prop_oneof![
+        number().prop_map(|until_boottime_ms| InitRequest::Renew { until_boottime_ms }),
+        Just(InitRequest::Status),
+        number().prop_map(|grace_ms| InitRequest::Stop { grace_ms }),
+    ]
+}
+
+pub(crate) fn init_reply() -> impl Strategy<Value = InitReply> {
+    (any::<bool>(), option::of(any::<i32>()), number()).prop_map(
+        |(running, exit, lease_until_boottime_ms)| InitReply { running, exit, lease_until_boottime_ms },
+    )
+}
+
+fn identity() -> impl Strategy<Value = SandboxIdentity> {
+    prop_oneof![
+        number32().prop_map(|first| SandboxIdentity::OwnIds { first }),
+        Just(SandboxIdentity::SameUid),
+    ]
+}
+
+pub(crate) fn sandbox_spec() -> BoxedStrategy<SandboxSpec> {
+    let write = (text(), text()).prop_map(|(path, value)| GroupWrite { path, value });
+    let groups = (texts(), texts(), vec(write, 0..2)).prop_map(|(init, worker, release)| SandboxGroups {
+        init,
+        worker,
+        release,
+    });
+    let limits = (number(), number(), number32(), number32()).prop_map(
+        |(cpu_millicores, memory_bytes, processes_max, open_files_max)| SandboxLimits {
+            cpu_millicores,
+            memory_bytes,
+            processes_max,
+            open_files_max,
+        },
+    );
+    let program = (text(), text(), texts(), labels());
+    let confinement = (identity(), groups, texts(), texts(), limits);
+    let lease = (any::<bool>(), any::<bool>(), number(), number());
+    (program, confinement, lease)
+        .prop_map(|(program, confinement, lease)| {
+            let (name, binary, arguments, environment) = program;
+            let (identity, groups, read_only, devices, limits) = confinement;
+            let (memory_by_rlimit, cpu_by_nice, lease_until_boottime_ms, lease_ms_max) = lease;
+            SandboxSpec {
+                name,
+                binary,
+                arguments,
+                environment,
+                identity,
+                groups,
+                read_only,
+                devices,
+                limits,
+                memory_by_rlimit,
+                cpu_by_nice,
+                lease_until_boottime_ms,
+                lease_ms_max,
+            }
+        })
+        .boxed()
+}
+
+pub(crate) fn sandbox_record() -> impl Strategy<Value = SandboxRecord> {
+    let process = (text(), text(), number32(), number());
+    (process, texts(), identity(), texts()).prop_map(
+        |((name, boot_id, pid, start_ticks), cgroups, identity, not_enforced)| SandboxRecord {
+            name,
+            boot_id,
+            pid,
+            start_ticks,
+            cgroups,
+            identity,
+            not_enforced,
+        },
+    )
+}
+
+pub(crate) fn sandbox_report() -> impl Strategy<Value = SandboxReport> {
+    prop_oneof![
+        number32().prop_map(|pid| SandboxReport::Created { pid }),
+        texts().prop_map(|not_enforced| SandboxReport::Started { not_enforced }),
+        (text(), text()).prop_map(|(step, detail)| SandboxReport::Failed { step, detail }),
+    ]
+}
+
+pub(crate) fn sandbox_exit() -> impl Strategy<Value = SandboxExit> {
+    prop_oneof![
+        any::<i32>().prop_map(|status| SandboxExit::Exited { status }),
+        any::<i32>().prop_map(|signal| SandboxExit::Signaled { signal }),
+        Just(SandboxExit::LeaseLapsed),
+        Just(SandboxExit::Stopped),
+    ]
+}
