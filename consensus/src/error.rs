@@ -51,13 +51,19 @@ pub enum LogError {
         source: std::io::Error,
     },
     /// The disk is full; nothing acknowledged is lost.
-    #[error("the disk that holds `{}` is full; nothing acknowledged is lost, free some space", path.display())]
+    #[error(
+        "the disk that holds `{}` is full; nothing acknowledged is lost, free some space",
+        path.display()
+    )]
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,
     },
     /// Durable bytes are damaged.
-    #[error("`{}` is damaged at byte {offset}: {reason}; keep it as it is, the other replicas hold the log", path.display())]
+    #[error(
+        "`{}` is damaged at byte {offset}: {reason}; keep it as it is, the other replicas hold the log",
+        path.display()
+    )]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
@@ -116,12 +122,12 @@ impl LogError {
     }
 
     /// Returns whether freeing space resolves the error, so that the same operation may be retried.
-    pub(crate) fn may_pass(&self) -> bool {
+    pub(crate) fn is_disk_full(&self) -> bool {
         matches!(self, Self::DiskFull { .. })
     }
 
     /// Turns a full disk into a permanent error, for use where bytes may already have been written.
-    pub(crate) fn into_lasting(self) -> Self {
+    pub(crate) fn into_fatal(self) -> Self {
         match self {
             Self::DiskFull { path } => {
                 Self::Io { action: "write", path, source: std::io::ErrorKind::StorageFull.into() }

@@ -6,6 +6,8 @@
 //! each token once, from its id, the incarnation of its log and a counter. All waiting reads share one token.
 
 use crate::core::ConfirmedRead;
+use crate::ids::{Incarnation, LogIndex, ReadId};
+use protocol::ReplicaId;
 use raft::ReadState;
 use std::collections::BTreeMap;
 
@@ -13,19 +15,20 @@ use std::collections::BTreeMap;
 pub(crate) struct Reads {
     prefix: [u8; 16],
     tokens_made: u64,
-    waiting: Vec<u64>,
-    issued: BTreeMap<Vec<u8>, Vec<u64>>,
+    waiting: Vec<ReadId>,
+    issued: BTreeMap<Vec<u8>, Vec<ReadId>>,
 }
 
 impl Reads {
-    pub(crate) fn new(id: u64, boots: u64) -> Self {
+    pub(crate) fn new(id: ReplicaId, incarnation: Incarnation) -> Self {
         let mut prefix = [0; 16];
-        prefix[..8].copy_from_slice(&id.to_be_bytes());
-        prefix[8..].copy_from_slice(&boots.to_be_bytes());
+        prefix[..8].copy_from_slice(&id.0.to_be_bytes());
+        prefix[8..].copy_from_slice(&incarnation.0.to_be_bytes());
         Self { prefix, tokens_made: 0, waiting: Vec::new(), issued: BTreeMap::new() }
     }
 
-    pub(crate) fn ask(&mut self, id: u64) {
+    /// Queues a read for the next token.
+    pub(crate) fn enqueue(&mut self, id: ReadId) {
         self.waiting.push(id);
     }
 
@@ -47,20 +50,20 @@ impl Reads {
         let mut confirmed = Vec::new();
         for state in states {
             let ids = self.issued.remove(&state.request_ctx).unwrap_or_default();
-            confirmed.extend(ids.into_iter().map(|id| ConfirmedRead { id, index: state.index }));
+            confirmed.extend(ids.into_iter().map(|id| ConfirmedRead { id, index: LogIndex(state.index) }));
         }
         confirmed
     }
 
     /// Discards waiting reads whose clients have given up.
-    pub(crate) fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
+    pub(crate) fn retain(&mut self, wanted: impl Fn(ReadId) -> bool) {
         self.waiting.retain(|id| wanted(*id));
     }
 
     /// Rejects every read, because this replica is not the leader.
-    pub(crate) fn refuse(&mut self) -> Vec<u64> {
-        let mut refused = std::mem::take(&mut self.waiting);
-        refused.extend(std::mem::take(&mut self.issued).into_values().flatten());
-        refused
+    pub(crate) fn reject_all(&mut self) -> Vec<ReadId> {
+        let mut rejected = std::mem::take(&mut self.waiting);
+        rejected.extend(std::mem::take(&mut self.issued).into_values().flatten());
+        rejected
     }
 }

@@ -5,6 +5,7 @@
 //! session is rejected instead of being mistaken for a new one.
 
 use crate::command::{u32_at, u64_at};
+use crate::ids::LogIndex;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -35,7 +36,7 @@ pub(crate) enum SessionLookup {
 struct ClientSession {
     sequence: u64,
     response: Bytes,
-    used_at: u64,
+    used_at: LogIndex,
 }
 
 /// Every open session, bounded in number and in bytes of remembered responses.
@@ -44,9 +45,9 @@ pub(crate) struct Sessions {
     count_max: usize,
     bytes_max: usize,
     bytes: usize,
-    open: BTreeMap<u64, ClientSession>,
+    open: BTreeMap<SessionId, ClientSession>,
     /// Session ids by the index of their last use: the first one is evicted first.
-    by_use: BTreeMap<u64, u64>,
+    by_use: BTreeMap<LogIndex, SessionId>,
 }
 
 impl Default for Sessions {
@@ -61,17 +62,19 @@ impl Sessions {
         Self { count_max, bytes_max, bytes: 0, open, by_use }
     }
 
-    /// Opens the session with the id `index`.
-    pub(crate) fn open(&mut self, index: u64) {
+    /// Opens the session of the entry at `index`, and returns its id.
+    pub(crate) fn open(&mut self, index: LogIndex) -> SessionId {
+        let id = SessionId(index.0);
         let session = ClientSession { sequence: 0, response: Bytes::new(), used_at: index };
-        let previous = self.open.insert(index, session);
+        let previous = self.open.insert(id, session);
         assert!(previous.is_none(), "log index {index} opened a session twice");
-        self.by_use.insert(index, index);
-        self.forget_surplus();
+        self.by_use.insert(index, id);
+        self.evict_surplus();
+        id
     }
 
     /// Looks up a command. Sequence numbers begin at 1 and may have gaps.
-    pub(crate) fn admit(&self, session: u64, sequence: u64) -> SessionLookup {
+    pub(crate) fn admit(&self, session: SessionId, sequence: u64) -> SessionLookup {
         match self.open.get(&session) {
             None => SessionLookup::Unknown,
             Some(found) if sequence > found.sequence => SessionLookup::New,
@@ -83,17 +86,17 @@ impl Sessions {
     }
 
     /// Records the response of a command that was admitted as new and applied at `index`.
-    pub(crate) fn record(&mut self, session: u64, sequence: u64, index: u64, response: Bytes) {
+    pub(crate) fn record(&mut self, session: SessionId, sequence: u64, index: LogIndex, response: Bytes) {
         let found = self.open.get_mut(&session).expect("the command was admitted to this session");
         assert!(sequence > found.sequence, "a session's sequence numbers rise");
         self.by_use.remove(&found.used_at);
         self.bytes = self.bytes - found.response.len() + response.len();
         *found = ClientSession { sequence, response, used_at: index };
         self.by_use.insert(index, session);
-        self.forget_surplus();
+        self.evict_surplus();
     }
 
-    fn forget_surplus(&mut self) {
+    fn evict_surplus(&mut self) {
         while self.open.len() > self.count_max || self.bytes > self.bytes_max {
             let Some((_, session)) = self.by_use.pop_first() else { break };
             let gone = self.open.remove(&session).expect("both maps name the same sessions");
@@ -106,8 +109,8 @@ impl Sessions {
     /// response bytes of each session.
     pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&(self.open.len() as u32).to_le_bytes());
-        for (name, session) in &self.open {
-            for value in [*name, session.sequence, session.used_at] {
+        for (id, session) in &self.open {
+            for value in [id.0, session.sequence, session.used_at.0] {
                 bytes.extend_from_slice(&value.to_le_bytes());
             }
             bytes.extend_from_slice(&(session.response.len() as u32).to_le_bytes());
@@ -129,13 +132,13 @@ impl Sessions {
         }
         let mut at = 4;
         for _ in 0..count {
-            let (name, sequence) = (u64_at(bytes, at)?, u64_at(bytes, at + 8)?);
-            let (used_at, length) = (u64_at(bytes, at + 16)?, u32_at(bytes, at + 24)? as usize);
+            let (id, sequence) = (SessionId(u64_at(bytes, at)?), u64_at(bytes, at + 8)?);
+            let (used_at, length) = (LogIndex(u64_at(bytes, at + 16)?), u32_at(bytes, at + 24)? as usize);
             let response = Bytes::copy_from_slice(bytes.get(at + 28..at + 28 + length)?);
             at += 28 + length;
             sessions.bytes += length;
-            let fresh = sessions.open.insert(name, ClientSession { sequence, response, used_at }).is_none();
-            if !fresh || sessions.by_use.insert(used_at, name).is_some() {
+            let fresh = sessions.open.insert(id, ClientSession { sequence, response, used_at }).is_none();
+            if !fresh || sessions.by_use.insert(used_at, id).is_some() {
                 return None;
             }
         }
@@ -153,46 +156,46 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_new_once_then_repeated_then_passed() {
+    fn a_command_is_new_then_repeated_then_passed() {
         let mut sessions = Sessions::new(8, 1000);
-        sessions.open(5);
-        assert_eq!(sessions.admit(5, 1), SessionLookup::New);
-        sessions.record(5, 1, 6, response("one"));
-        assert_eq!(sessions.admit(5, 1), SessionLookup::Repeated(response("one")));
-        sessions.record(5, 4, 7, response("four"));
-        assert_eq!(sessions.admit(5, 4), SessionLookup::Repeated(response("four")));
-        assert_eq!(sessions.admit(5, 3), SessionLookup::Passed);
-        assert_eq!(sessions.admit(5, 0), SessionLookup::Passed);
-        assert_eq!(sessions.admit(6, 1), SessionLookup::Unknown);
+        sessions.open(LogIndex(5));
+        assert_eq!(sessions.admit(SessionId(5), 1), SessionLookup::New);
+        sessions.record(SessionId(5), 1, LogIndex(6), response("one"));
+        assert_eq!(sessions.admit(SessionId(5), 1), SessionLookup::Repeated(response("one")));
+        sessions.record(SessionId(5), 4, LogIndex(7), response("four"));
+        assert_eq!(sessions.admit(SessionId(5), 4), SessionLookup::Repeated(response("four")));
+        assert_eq!(sessions.admit(SessionId(5), 3), SessionLookup::Passed);
+        assert_eq!(sessions.admit(SessionId(5), 0), SessionLookup::Passed);
+        assert_eq!(sessions.admit(SessionId(6), 1), SessionLookup::Unknown);
     }
 
     #[test]
-    fn the_least_recently_used_session_is_forgotten_first() {
+    fn the_least_recently_used_session_is_evicted_first() {
         let mut sessions = Sessions::new(2, 1000);
-        sessions.open(1);
-        sessions.open(2);
-        sessions.record(1, 1, 3, response("kept"));
-        sessions.open(4);
-        assert_eq!(sessions.admit(2, 1), SessionLookup::Unknown);
-        assert_eq!(sessions.admit(1, 1), SessionLookup::Repeated(response("kept")));
+        sessions.open(LogIndex(1));
+        sessions.open(LogIndex(2));
+        sessions.record(SessionId(1), 1, LogIndex(3), response("kept"));
+        sessions.open(LogIndex(4));
+        assert_eq!(sessions.admit(SessionId(2), 1), SessionLookup::Unknown);
+        assert_eq!(sessions.admit(SessionId(1), 1), SessionLookup::Repeated(response("kept")));
     }
 
     #[test]
-    fn remembered_bytes_are_bounded() {
+    fn bytes_of_responses_are_bounded() {
         let mut sessions = Sessions::new(8, 10);
-        sessions.open(1);
-        sessions.open(2);
-        sessions.record(1, 1, 3, response("123456"));
-        sessions.record(2, 1, 4, response("654321"));
-        assert_eq!(sessions.admit(1, 2), SessionLookup::Unknown);
+        sessions.open(LogIndex(1));
+        sessions.open(LogIndex(2));
+        sessions.record(SessionId(1), 1, LogIndex(3), response("123456"));
+        sessions.record(SessionId(2), 1, LogIndex(4), response("654321"));
+        assert_eq!(sessions.admit(SessionId(1), 2), SessionLookup::Unknown);
         assert_eq!(sessions.bytes, 6);
     }
 
     #[test]
-    fn damaged_tables_are_refused() {
+    fn damaged_tables_are_rejected() {
         let mut sessions = Sessions::new(8, 1000);
-        sessions.open(1);
-        sessions.record(1, 1, 2, response("abc"));
+        sessions.open(LogIndex(1));
+        sessions.record(SessionId(1), 1, LogIndex(2), response("abc"));
         let mut bytes = Vec::new();
         sessions.encode(&mut bytes);
         for length in 0..bytes.len() {
@@ -209,8 +212,9 @@ mod tests {
         ) {
             let mut sessions = Sessions::new(4, 24);
             for (place, (session, sequence, size)) in steps.into_iter().enumerate() {
-                let index = place as u64 + 1;
-                if session == 0 {
+                let index = LogIndex(0).plus(place + 1);
+                let session = SessionId(session);
+                if session == SessionId(0) {
                     sessions.open(index);
                 } else if sessions.admit(session, sequence) == SessionLookup::New {
                     sessions.record(session, sequence, index, Bytes::from(vec![7; size]));

@@ -11,8 +11,10 @@ mod process;
 
 use consensus::store::{LogEntry, Recovered};
 use consensus::wal::{Owner, WriteAheadLog};
+use consensus::{Incarnation, LogIndex, Term};
 use history::{ClientObservation, Operation};
 use process::{Link, Process, ReplicaResources};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -243,14 +245,15 @@ async fn killed_replicas_lose_nothing() {
 /// Checks that every record of every log continues the chain, and that no two logs hold different entries of
 /// one term at one index.
 fn check_logs(places: &[ReplicaResources]) {
-    let mut seen: BTreeMap<(u64, u64), LogEntry> = BTreeMap::new();
+    let mut seen: BTreeMap<(LogIndex, Term), LogEntry> = BTreeMap::new();
     for place in places {
-        let owner = Owner { group: process::GROUP, id: place.id, voters: vec![1, 2, 3] };
+        let voters = [1, 2, 3].map(ReplicaId).to_vec();
+        let owner = Owner { group: process::GROUP, id: ReplicaId(place.id), voters };
         let (_log, found) = WriteAheadLog::open(&place.directory, owner, false, process::SEGMENT_BYTES)
             .expect("the log verifies");
-        let Recovered { entries, hard_state, boots, .. } = found;
-        assert!(boots > 1, "replica {} was never started again", place.id);
-        assert!(hard_state.commit > 0, "replica {} committed nothing", place.id);
+        let Recovered { entries, hard_state, incarnation, .. } = found;
+        assert!(incarnation > Incarnation(1), "replica {} was never started again", place.id);
+        assert!(hard_state.commit > LogIndex(0), "replica {} committed nothing", place.id);
         for entry in entries {
             let known = seen.entry((entry.index, entry.term)).or_insert_with(|| entry.clone());
             assert_eq!(*known, entry, "two logs differ");

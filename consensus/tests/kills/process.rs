@@ -6,9 +6,11 @@
 use crate::history::{EMPTY, digest};
 use bytes::Bytes;
 use consensus::{
-    Config, Frozen, GroupId, Handle, Limits, Replica, ReplicaAddress, SessionId, StateMachine, Timings,
+    Config, Frozen, GroupId, Handle, Limits, LogIndex, Replica, ReplicaAddress, SessionId, StateMachine,
+    Timings,
 };
 use overlay::{CancellationToken, Identity, PeerPolicy};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -158,7 +160,7 @@ impl List {
 }
 
 impl StateMachine for List {
-    fn apply(&mut self, _index: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _index: LogIndex, command: &[u8]) -> Vec<u8> {
         self.push(&String::from_utf8_lossy(command));
         self.lines.len().to_string().into_bytes()
     }
@@ -194,13 +196,13 @@ pub(crate) fn run(parameters: &str) -> ! {
         let peer = |(place, address): (usize, &str)| {
             let id = place as u64 + 1;
             let address = address.parse().expect("an address");
-            (id, ReplicaAddress { address, key: identity(id).public_key() })
+            (ReplicaId(id), ReplicaAddress { address, key: identity(id).public_key() })
         };
-        let peers: BTreeMap<u64, ReplicaAddress> = fields[2].split(',').enumerate().map(peer).collect();
+        let peers: BTreeMap<ReplicaId, ReplicaAddress> = fields[2].split(',').enumerate().map(peer).collect();
         let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();
         let config = Config {
             group: GROUP,
-            id,
+            id: ReplicaId(id),
             peers,
             directory: Path::new(fields[3]).to_owned(),
             create: fields[1] == "true",

@@ -7,7 +7,8 @@ use crate::group::{GROUP, Group, PATIENCE, quick, text};
 use bytes::Bytes;
 use consensus::store::{Batch, LogEntry, LogStore, Snapshot};
 use consensus::wal::{Owner, WriteAheadLog};
-use consensus::{Limits, StartError, Timings};
+use consensus::{Limits, LogIndex, RaftStatus, StartError, Term, Timings};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,7 +25,7 @@ const MAY_SKIP: &str = "QUORATE_SKIP_MOUNTS";
 const NOT_MOUNTED: i32 = 77;
 
 #[test]
-fn a_full_file_system_stops_nobody_and_loses_nothing() {
+fn a_full_file_system_stops_no_replica_and_loses_nothing() {
     let place = tempfile::tempdir().expect("temporary directory");
     let script =
         format!("mount -t tmpfs -o size=2m none \"${SMALL}\" || exit {NOT_MOUNTED}; exec \"$0\" \"$@\"");
@@ -56,14 +57,14 @@ fn a_full_file_system_stops_nobody_and_loses_nothing() {
     // A skipped test must not look like one that passed.
     assert!(
         std::env::var_os(MAY_SKIP).is_some(),
-        "no small file system could be mounted: {}; run as root, or where user namespaces are allowed, or set \
-         {MAY_SKIP}=1 to leave this out",
+        "no small file system could be mounted: {}; run as root, or where user namespaces are allowed, \
+         or set {MAY_SKIP}=1 to skip this test",
         reasons.join("; ")
     );
-    eprintln!("left out, as {MAY_SKIP} says: no small file system could be mounted: {}", reasons.join("; "));
+    eprintln!("skipped, as {MAY_SKIP} is set: no small file system could be mounted: {}", reasons.join("; "));
 }
 
-/// Not a test of its own: the child of [`a_full_file_system_stops_nobody_and_loses_nothing`].
+/// Not a test of its own: the child of [`a_full_file_system_stops_no_replica_and_loses_nothing`].
 #[test]
 fn on_a_small_file_system() {
     let Some(place) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
@@ -92,13 +93,14 @@ impl Drop for Filler {
 }
 
 fn open(directory: &Path, create: bool) -> Result<(WriteAheadLog, usize), StartError> {
-    let owner = Owner { group: GROUP, id: 1, voters: vec![1] };
+    let owner = Owner { group: GROUP, id: ReplicaId(1), voters: vec![ReplicaId(1)] };
     let (log, found) = WriteAheadLog::open(directory, owner, create, SEGMENT_BYTES)?;
     Ok((log, found.entries.len()))
 }
 
 fn entry(index: u64, size: usize) -> Batch {
-    let entries = vec![LogEntry { index, term: 1, data: Bytes::from(vec![index as u8; size]) }];
+    let data = Bytes::from(vec![index as u8; size]);
+    let entries = vec![LogEntry { index: LogIndex(index), term: Term(1), data }];
     Batch { entries, sync: true, ..Batch::default() }
 }
 
@@ -188,17 +190,18 @@ fn rotating(place: &Path) {
 }
 
 fn snapshot(size: usize) -> Snapshot {
-    Snapshot { index: 1, term: 1, voters: vec![1], data: Bytes::from(vec![5; size]) }
+    let (index, term, voters) = (LogIndex(1), Term(1), vec![ReplicaId(1)]);
+    Snapshot { index, term, voters, data: Bytes::from(vec![5; size]) }
 }
 
 /// A follower on a full file system acknowledges nothing, keeps running, and continues once there is space.
 async fn following(place: &Path) {
     let limits = Limits { segment_bytes: SEGMENT_BYTES, snapshot_entries: 100_000, ..Limits::default() };
     let timings = Timings { request: Duration::from_secs(2), ..quick() };
-    let elsewhere = BTreeMap::from([(3, place.join("three"))]);
+    let elsewhere = BTreeMap::from([(ReplicaId(3), place.join("three"))]);
     let mut group = Group::start_at(limits, timings, elsewhere);
     group.leader().await;
-    let small = group.handle(3);
+    let small = group.handle(ReplicaId(3));
     let filler = Filler::new(place);
     let deadline = Instant::now() + PATIENCE;
     let line = "x".repeat(3000);
@@ -207,20 +210,20 @@ async fn following(place: &Path) {
     // is no failure.
     while small.metrics().waits_for_space == 0 {
         assert!(Instant::now() < deadline, "it never came to the end of its space");
-        if group.handle(1).propose(text(&line), None).await.is_ok() {
+        if group.handle(ReplicaId(1)).propose(text(&line), None).await.is_ok() {
             acknowledged += 1;
         }
     }
-    let led_by_other = |leader: &Option<u64>| leader.is_some_and(|leader| leader != 3);
-    let mut watch = group.handle(1).watch_leader();
+    let led_by_other = |status: &RaftStatus| status.leader.is_some_and(|leader| leader != ReplicaId(3));
+    let mut watch = group.handle(ReplicaId(1)).watch_status();
     let leader = tokio::time::timeout(PATIENCE, watch.wait_for(led_by_other)).await;
-    let leader = leader.expect("in time").expect("running").expect("just checked");
+    let leader = leader.expect("in time").expect("running").leader.expect("just checked");
     drop(watch);
     // The status changes at the next tick.
     let mut status = small.watch_status();
     let full = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.disk_full)).await;
     full.expect("in time").expect("running");
-    group.stop(3 - leader).await;
+    group.stop(ReplicaId(3 - leader.0)).await;
     // The replica without space may lead for a moment: it then reports that its disk is full.
     let alone = group.handle(leader).propose(text("waits"), None).await;
     assert!(alone.is_err(), "one disk of three acknowledged it: {alone:?}");
