@@ -11,15 +11,20 @@
 //! - reads silently dropped before the leader has committed in its own term: held back in `read.rs`;
 //! - heartbeats delayed by a slow disk: their responses do not wait for the disk, see `Core::split_messages`.
 
+mod invariants;
+
 use crate::config::{Limits, Timings};
 use crate::election::{self, Candidacy};
 use crate::ids::{self, BatchNumber, LogIndex, ReadId, Term};
 use crate::log::{self, Log};
+use crate::planted::{Defect, planted};
+pub use crate::read::ConfirmedRead;
 use crate::read::Reads;
 use crate::snapshot::Snapshot;
 use crate::status::{RaftStatus, Role};
 use crate::store::{Batch, HardState, LogEntry, Recovered};
 use bytes::Bytes;
+use invariants::Progress;
 use protocol::ReplicaId;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
@@ -69,15 +74,6 @@ pub struct NumberedBatch {
     pub messages: Vec<Message>,
 }
 
-/// A linearizable read confirmed by a majority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConfirmedRead {
-    /// Id that the caller passed to [`Core::read`].
-    pub id: ReadId,
-    /// Upper bound of everything that was committed when the read began.
-    pub index: LogIndex,
-}
-
 /// Reasons to reject a peer's message before it reaches raft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
@@ -119,6 +115,8 @@ pub struct Core {
     outstanding: VecDeque<Outstanding>,
     /// Size of the entries in `outstanding`, in bytes.
     unwritten_bytes: u64,
+    /// The last batch handed to the shell.
+    last_batch: BatchNumber,
     /// Newest durable term. Heartbeats of later terms are not answered ahead of the disk.
     durable_term: Term,
     /// Hard state in which only the commit index changed; written with the next batch.
@@ -128,6 +126,8 @@ pub struct Core {
     /// Ticks in a group that has never had a leader.
     ticks_without_term: usize,
     reads: Reads,
+    /// Progress as of the last check of the invariants.
+    checked: Progress,
 }
 
 impl Core {
@@ -136,6 +136,8 @@ impl Core {
     /// # Errors
     /// Fails if raft rejects the settings.
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, raft::Error> {
+        assert!(settings.voters.contains(&settings.id), "replica {} is no voter of its group", settings.id);
+        assert!(settings.voters.is_sorted(), "the voters are not in ascending order");
         let applied = recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         let durable_term = recovered.hard_state.term;
         let reads = Reads::new(settings.id, recovered.incarnation);
@@ -151,13 +153,16 @@ impl Core {
             applied,
             outstanding,
             unwritten_bytes: 0,
+            last_batch: BatchNumber(0),
             durable_term,
             deferred: None,
             flush_deferred: false,
             ticks_without_term: 0,
             reads,
+            checked: Progress::default(),
         };
         core.call(|_| ());
+        core.checked = core.progress();
         Ok(core)
     }
 
@@ -250,8 +255,11 @@ impl Core {
     ///
     /// # Errors
     /// On error none of the commands was appended.
+    ///
+    /// # Panics
+    /// Panics if there is no command.
     pub fn propose(&mut self, commands: Vec<Bytes>) -> Result<(Term, LogIndex), NotProposed> {
-        assert!(!commands.is_empty(), "proposing nothing");
+        assert!(!commands.is_empty(), "a proposal without a command");
         // During a leadership transfer raft would drop the proposal.
         if !self.leads() || self.raw.raft.lead_transferee.is_some() {
             return Err(NotProposed::NotLeader);
@@ -265,7 +273,10 @@ impl Core {
         let entries: Vec<Entry> =
             commands.into_iter().map(|data| Entry { data, ..Entry::default() }).collect();
         message.set_entries(entries.into());
+        let count = message.entries.len();
         self.call(|raw| raw.raft.step(message)).map_err(|_| NotProposed::Busy)?;
+        let last = LogIndex(self.raw.raft.raft_log.last_index());
+        assert_eq!(last.next(), first.plus(count), "raft appended other entries than proposed");
         Ok((Term(self.raw.raft.term), first))
     }
 
@@ -280,18 +291,27 @@ impl Core {
     }
 
     /// Records that the batch `number` and all earlier ones are durable.
+    ///
+    /// # Panics
+    /// Panics if a batch is reported durable before it was handed out.
     pub fn persisted(&mut self, number: BatchNumber) {
+        assert!(number <= self.last_batch, "batch {number} is durable, but {} is the last", self.last_batch);
         while let Some(written) = self.outstanding.pop_front_if(|first| first.number <= number) {
             self.durable_term = self.durable_term.max(written.term.unwrap_or_default());
-            self.unwritten_bytes -= written.bytes;
+            self.unwritten_bytes -= if planted(Defect::BytesLeft) { 0 } else { written.bytes };
         }
         self.call(|raw| raw.on_persist_ready(number.0));
         self.advance_applied();
     }
 
     /// Records that every entry up to `index` is applied.
+    ///
+    /// # Panics
+    /// Panics if the entry was applied before or is not committed.
     pub fn applied(&mut self, index: LogIndex) {
         assert!(index >= self.applied, "entry {index} is applied after entry {}", self.applied);
+        let committed = LogIndex(self.raw.raft.raft_log.committed);
+        assert!(index <= committed, "entry {index} is applied, but only {committed} is committed");
         self.applied = index;
         self.advance_applied();
     }
@@ -357,13 +377,22 @@ impl Core {
     /// Panics if nothing has been applied yet.
     #[must_use]
     pub fn snapshot_here(&self, data: Bytes) -> Snapshot {
+        assert!(self.applied > LogIndex(0), "a snapshot before anything was applied");
         let term = self.raw.raft.raft_log.term(self.applied.0).expect("the last applied entry is kept");
         let voters = self.raw.store().voters().to_vec();
         Snapshot { index: self.applied, term: Term(term), voters, data }
     }
 
     /// Records that a snapshot of this replica's own state is durable, and drops older entries from memory.
+    ///
+    /// # Panics
+    /// Panics if the snapshot is ahead of the applied entries.
     pub fn snapshot_saved(&mut self, snapshot: Snapshot) {
+        assert!(
+            snapshot.index <= self.applied,
+            "a snapshot of entry {}, which is not applied",
+            snapshot.index
+        );
         let retained = self.settings.limits.retained_entries;
         self.call(|raw| raw.mut_store().compact(snapshot, retained));
     }
@@ -408,7 +437,7 @@ impl Core {
         let mut effects = Effects { rejected_reads, messages: ready.take_messages(), ..Effects::default() };
         let later = self.split_messages(ready.take_persisted_messages(), &mut effects.messages);
         effects.reads = self.reads.confirm(ready.take_read_states());
-        effects.committed = ready.take_committed_entries().iter().map(checked).collect();
+        effects.committed = ready.take_committed_entries().iter().map(normal_entry).collect();
         if !ready.snapshot().is_empty() {
             effects.restore = Some(log::snapshot_from_raft(ready.snapshot()));
         }
@@ -452,6 +481,8 @@ impl Core {
         }
         let term = batch.hard_state.map(|state| state.term);
         let bytes: u64 = batch.entries.iter().map(|entry| entry.data.len() as u64).sum();
+        assert!(number > self.last_batch, "batch {number} follows batch {}", self.last_batch);
+        self.last_batch = number;
         self.unwritten_bytes += bytes;
         self.outstanding.push_back(Outstanding { number, term, bytes });
         Some(NumberedBatch { number, batch, messages })
@@ -549,7 +580,7 @@ fn is_about_elections(kind: MessageType) -> bool {
     matches!(kind, Kind::MsgTimeoutNow | Kind::MsgRequestVote | Kind::MsgRequestPreVote)
 }
 
-fn checked(entry: &Entry) -> LogEntry {
+fn normal_entry(entry: &Entry) -> LogEntry {
     assert!(
         entry.get_entry_type() == EntryType::EntryNormal,
         "entry {} changes the membership, which this version cannot do: it was written by a newer one",

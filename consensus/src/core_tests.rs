@@ -4,6 +4,8 @@
 
 #[path = "core_tests/history.rs"]
 mod history;
+#[path = "core_tests/violations.rs"]
+mod violations;
 
 use super::*;
 use crate::dice::Dice;
@@ -158,7 +160,11 @@ impl World {
                 write(node, &mut self.wire)?;
             }
         }
-        if slow { Ok(()) } else { write(node, &mut self.wire) }
+        if !slow {
+            write(node, &mut self.wire)?;
+        }
+        node.check(self.seed);
+        Ok(())
     }
 
     /// Delivers messages, and performs the resulting effects, until nothing is in transit.
@@ -211,6 +217,7 @@ impl World {
                 self.trace.update(&value.to_le_bytes());
             }
             node.core.step(message).expect("peers send only what may cross the wire");
+            node.check(self.seed);
             if kind == MessageType::MsgSnapshot
                 && let Some(sender) = self.nodes.get_mut(&from)
             {
@@ -220,7 +227,10 @@ impl World {
     }
 
     fn tick(&mut self) {
-        self.nodes.values_mut().for_each(|node| node.core.tick());
+        for node in self.nodes.values_mut() {
+            node.core.tick();
+            node.check(self.seed);
+        }
         self.settle();
     }
 
@@ -274,6 +284,12 @@ impl SimulatedReplica {
         self.applied = placeholders(snapshot.index);
         self.state = snapshot.data[..].try_into().ok();
         self.core.applied(snapshot.index);
+    }
+
+    fn check(&mut self, seed: u64) {
+        let id = self.core.settings.id;
+        let checked = self.core.check_invariants();
+        checked.unwrap_or_else(|violation| panic!("seed {seed}: replica {id}: {violation}"));
     }
 
     fn last_applied(&self) -> LogIndex {

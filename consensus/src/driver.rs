@@ -303,6 +303,10 @@ impl<M: StateMachine> Driver<M> {
         while let Some(effects) = self.core.ready() {
             self.perform(effects)?;
         }
+        if self.executor.is_simulated() {
+            self.core.check_invariants()?;
+            self.sessions.check_invariants()?;
+        }
         self.publish_status();
         let waiting = &self.waiting;
         if self.core.snapshot_due()

@@ -22,6 +22,11 @@ impl Executor {
         Self::Threads(Arc::default())
     }
 
+    /// Returns whether the replica is simulated, so that costly checks slow nothing down.
+    pub(crate) fn is_simulated(&self) -> bool {
+        matches!(self, Self::Simulated(_))
+    }
+
     /// Spawns a loop.
     pub(crate) fn spawn(
         &self,

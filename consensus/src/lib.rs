@@ -30,6 +30,7 @@ mod error;
 mod executor;
 mod handle;
 mod ids;
+mod invariant;
 mod log;
 mod machine;
 mod metrics;

@@ -2,11 +2,12 @@
 //! every change to a [`crate::store::LogStore`]. Raft learns of a change only once it is on disk.
 
 use crate::ids::{self, LogIndex, Term};
+use crate::invariant::require;
 use crate::snapshot::Snapshot;
 use crate::store::{HardState, LogEntry, Recovered};
 use protocol::ReplicaId;
 use raft::eraftpb::{self, ConfState, Entry};
-use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
+use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
 
 /// Entries after the compacted part, and the newest snapshot.
@@ -32,6 +33,8 @@ impl Log {
     }
 
     pub(crate) fn set_hard_state(&mut self, hard_state: HardState) {
+        let (before, after) = (self.hard_state.term, hard_state.term);
+        assert!(before <= after, "the term of the hard state falls from {before} to {after}");
         self.hard_state = hard_state;
     }
 
@@ -42,6 +45,8 @@ impl Log {
         self.entries.truncate((first.since(self.before.0) - 1) as usize);
         self.bytes_since_snapshot += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
         self.entries.extend(entries.iter().cloned());
+        let last = entries.last().map_or(first, |entry| LogIndex(entry.index));
+        assert_eq!(self.last(), last, "raft appends entries that are not contiguous");
     }
 
     /// Replaces the whole log by a snapshot from the leader.
@@ -64,8 +69,12 @@ impl Log {
             let Some(entry) = self.entries.pop_front() else { break };
             self.before = (LogIndex(entry.index), Term(entry.term));
         }
-        let behind = self.entries.iter().rev().take_while(|entry| entry.index > snapshot.index.0);
-        self.bytes_since_snapshot = behind.map(|entry| entry.data.len() as u64).sum();
+        assert!(
+            snapshot.index <= self.last(),
+            "a snapshot of entry {}, behind the log's end",
+            snapshot.index
+        );
+        self.bytes_since_snapshot = self.bytes_behind(snapshot.index);
         self.snapshot = Some(snapshot);
     }
 
@@ -83,13 +92,53 @@ impl Log {
         self.snapshot.as_ref().map_or(LogIndex(0), |found| found.index)
     }
 
+    pub(crate) fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// Returns the term of the last entry, or of the snapshot if no entry follows it.
+    pub(crate) fn last_term(&self) -> Term {
+        self.entries.back().map_or(self.before.1, |entry| Term(entry.term))
+    }
+
+    /// Checks that the entries are contiguous, that their terms do not fall, and that snapshot and hard state
+    /// are within the log.
+    pub(crate) fn check_invariants(&self) -> Result<(), String> {
+        let (mut index, mut term) = self.before;
+        for entry in &self.entries {
+            let (next, found) = (index.next(), Term(entry.term));
+            require(LogIndex(entry.index) == next, || {
+                format!("entry {} in the place of {next}", entry.index)
+            })?;
+            require(found >= term, || format!("entry {next} of term {found} follows one of term {term}"))?;
+            (index, term) = (next, found);
+        }
+        let (begin, snapshot, commit) = (self.before.0, self.snapshot_index(), self.hard_state.commit);
+        require(begin <= snapshot, || {
+            format!("entry {begin} was dropped, but the snapshot ends at {snapshot}")
+        })?;
+        require(snapshot <= index, || {
+            format!("the snapshot ends at {snapshot}, behind the log's end {index}")
+        })?;
+        require(commit <= index, || format!("entry {commit} is committed, but the log ends at {index}"))?;
+        let behind = self.bytes_behind(snapshot);
+        let counted = self.bytes_since_snapshot;
+        require(counted >= behind, || format!("{behind} bytes since the snapshot, counted as {counted}"))
+    }
+
+    /// Returns the bytes of the entries after `index`.
+    fn bytes_behind(&self, index: LogIndex) -> u64 {
+        let behind = self.entries.iter().rev().take_while(|entry| entry.index > index.0);
+        behind.map(|entry| entry.data.len() as u64).sum()
+    }
+
     fn last(&self) -> LogIndex {
         self.before.0.plus(self.entries.len())
     }
 }
 
 impl Storage for Log {
-    fn initial_state(&self) -> Result<RaftState> {
+    fn initial_state(&self) -> raft::Result<RaftState> {
         let conf_state = ConfState { voters: raft_ids(&self.voters), ..ConfState::default() };
         Ok(RaftState { hard_state: hard_to_raft(self.hard_state), conf_state })
     }
@@ -100,7 +149,7 @@ impl Storage for Log {
         high: u64,
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
-    ) -> Result<Vec<Entry>> {
+    ) -> raft::Result<Vec<Entry>> {
         if low <= self.before.0.0 {
             return Err(Error::Store(StorageError::Compacted));
         }
@@ -119,7 +168,7 @@ impl Storage for Log {
         Ok(fitting.map(|(_, entry)| entry.clone()).collect())
     }
 
-    fn term(&self, index: u64) -> Result<u64> {
+    fn term(&self, index: u64) -> raft::Result<u64> {
         let (before, term) = self.before;
         if index == before.0 {
             return Ok(term.0);
@@ -131,15 +180,15 @@ impl Storage for Log {
         found.map(|entry| entry.term).ok_or(Error::Store(StorageError::Unavailable))
     }
 
-    fn first_index(&self) -> Result<u64> {
+    fn first_index(&self) -> raft::Result<u64> {
         Ok(self.before.0.next().0)
     }
 
-    fn last_index(&self) -> Result<u64> {
+    fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last().0)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<eraftpb::Snapshot> {
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<eraftpb::Snapshot> {
         match &self.snapshot {
             Some(found) if found.index.0 >= request_index => Ok(snapshot_to_raft(found)),
             _ => Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)),
@@ -239,6 +288,25 @@ mod tests {
         assert_eq!(log.since_snapshot(LogIndex(10)), (2, 200));
         log.compact(snapshot(7), 0);
         assert_eq!(log.snapshot_index(), LogIndex(8), "an older snapshot changes nothing");
+    }
+
+    #[test]
+    fn each_planted_violation_is_found() {
+        let planted: [(fn(&mut Log), &str); 7] = [
+            (|_| (), "sound"),
+            (|log| drop(log.entries.remove(2)), "entry 9 in the place of 8"),
+            (|log| log.entries[1].term = 0, "entry 7 of term 0 follows one of term 1"),
+            (|log| log.snapshot = Some(snapshot(4)), "entry 5 was dropped, but the snapshot ends at 4"),
+            (|log| log.snapshot = Some(snapshot(11)), "the snapshot ends at 11, behind the log's end 10"),
+            (|log| log.hard_state.commit = LogIndex(11), "entry 11 is committed, but the log ends at 10"),
+            (|log| log.bytes_since_snapshot = 199, "200 bytes since the snapshot, counted as 199"),
+        ];
+        for (plant, expected) in planted {
+            let mut log = log_of(10);
+            log.compact(snapshot(8), 3);
+            plant(&mut log);
+            assert_eq!(log.check_invariants().err().unwrap_or("sound".to_owned()), expected);
+        }
     }
 
     #[test]

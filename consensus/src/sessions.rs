@@ -6,6 +6,7 @@
 
 use crate::command::{u32_at, u64_at};
 use crate::ids::LogIndex;
+use crate::invariant::require;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -89,6 +90,7 @@ impl Sessions {
     pub(crate) fn record(&mut self, session: SessionId, sequence: u64, index: LogIndex, response: Bytes) {
         let found = self.open.get_mut(&session).expect("the command was admitted to this session");
         assert!(sequence > found.sequence, "a session's sequence numbers rise");
+        assert!(index > found.used_at, "entry {index} is applied after entry {}", found.used_at);
         self.by_use.remove(&found.used_at);
         self.bytes = self.bytes - found.response.len() + response.len();
         *found = ClientSession { sequence, response, used_at: index };
@@ -103,6 +105,24 @@ impl Sessions {
             self.bytes -= gone.response.len();
         }
         assert_eq!(self.open.len(), self.by_use.len(), "both maps name the same sessions");
+    }
+
+    /// Checks that the table is within its limits, and that both maps name the same sessions.
+    pub(crate) fn check_invariants(&self) -> Result<(), String> {
+        let (count, limit) = (self.open.len(), self.count_max);
+        require(count <= limit, || format!("{count} sessions exceed the limit of {limit}"))?;
+        let (counted, limit) = (self.bytes, self.bytes_max);
+        require(counted <= limit, || format!("{counted} bytes of responses exceed the limit of {limit}"))?;
+        let actual: usize = self.open.values().map(|session| session.response.len()).sum();
+        require(counted == actual, || format!("{actual} bytes of responses, counted as {counted}"))?;
+        require(count == self.by_use.len(), || format!("{} uses of {count} sessions", self.by_use.len()))?;
+        for (id, session) in &self.open {
+            let (id, used_at) = (id.0, session.used_at);
+            require(used_at.0 >= id, || format!("session {id} was used at {used_at}, before it was opened"))?;
+            let listed = self.by_use.get(&used_at).is_some_and(|used| used.0 == id);
+            require(listed, || format!("session {id} is missing among the uses at {used_at}"))?;
+        }
+        Ok(())
     }
 
     /// Appends the table as stored in a snapshot: count, then id, sequence, last use, response length and
@@ -138,7 +158,7 @@ impl Sessions {
             at += 28 + length;
             sessions.bytes += length;
             let fresh = sessions.open.insert(id, ClientSession { sequence, response, used_at }).is_none();
-            if !fresh || sessions.by_use.insert(used_at, id).is_some() {
+            if !fresh || used_at.0 < id.0 || sessions.by_use.insert(used_at, id).is_some() {
                 return None;
             }
         }
@@ -205,6 +225,33 @@ mod tests {
         assert_eq!(Sessions::decode_within(&bytes, 8, 2), None, "too many bytes");
     }
 
+    #[test]
+    fn each_planted_violation_is_found() {
+        let planted: [(fn(&mut Sessions), &str); 7] = [
+            (|_| (), "sound"),
+            (|table| table.count_max = 1, "2 sessions exceed the limit of 1"),
+            (|table| table.bytes_max = 2, "3 bytes of responses exceed the limit of 2"),
+            (|table| table.bytes = 4, "3 bytes of responses, counted as 4"),
+            (|table| table.by_use.retain(|index, _| *index != LogIndex(2)), "1 uses of 2 sessions"),
+            (
+                |table| table.open.values_mut().for_each(|session| session.used_at = LogIndex(1)),
+                "session 1 is missing among the uses at 1",
+            ),
+            (
+                |table| table.open.values_mut().for_each(|session| session.used_at = LogIndex(0)),
+                "session 1 was used at 0, before it was opened",
+            ),
+        ];
+        for (plant, expected) in planted {
+            let mut sessions = Sessions::new(8, 1000);
+            sessions.open(LogIndex(1));
+            sessions.open(LogIndex(2));
+            sessions.record(SessionId(1), 1, LogIndex(3), response("abc"));
+            plant(&mut sessions);
+            assert_eq!(sessions.check_invariants().err().unwrap_or("sound".to_owned()), expected);
+        }
+    }
+
     proptest! {
         #[test]
         fn a_snapshot_of_the_table_behaves_like_the_table(
@@ -219,7 +266,7 @@ mod tests {
                 } else if sessions.admit(session, sequence) == SessionLookup::New {
                     sessions.record(session, sequence, index, Bytes::from(vec![7; size]));
                 }
-                prop_assert!(sessions.open.len() <= 4 && sessions.bytes <= 24);
+                prop_assert_eq!(sessions.check_invariants(), Ok(()));
                 let mut bytes = Vec::new();
                 sessions.encode(&mut bytes);
                 let length = bytes.len();

@@ -309,6 +309,7 @@ fn the_simulation_detects_planted_defects() {
         Defect::SyncForgotten,
         Defect::NameForgotten,
         Defect::TornLeft,
+        Defect::BytesLeft,
     ] {
         plant(Some(defect));
         let found = (0..SEEDS).find(|seed| catch_unwind(AssertUnwindSafe(|| history(*seed))).is_err());
