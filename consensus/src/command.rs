@@ -33,6 +33,12 @@ pub(crate) enum LogCommand {
 impl LogCommand {
     /// Encodes the content of an entry.
     pub(crate) fn encode(&self) -> Bytes {
+        let encoded = self.to_bytes();
+        debug_assert_eq!(Self::decode(&encoded).as_ref(), Some(self), "a command does not survive encoding");
+        encoded
+    }
+
+    fn to_bytes(&self) -> Bytes {
         match self {
             Self::Plain(command) => {
                 let mut bytes = BytesMut::with_capacity(1 + command.len());

@@ -78,10 +78,10 @@ pub struct NumberedBatch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// The sender is not another voter, or the recipient is not this replica.
-    #[error("the message is not from a peer to this replica")]
+    #[error("the message is not from another replica to this one")]
     Misaddressed,
     /// The message type is one that replicas never exchange.
-    #[error("the message is of a kind that never crosses the wire")]
+    #[error("replicas never exchange messages of this type")]
     Forbidden,
 }
 
@@ -235,7 +235,7 @@ impl Core {
             return Err(StepError::Misaddressed);
         }
         let kind = message.get_msg_type();
-        if !may_cross_the_wire(kind) {
+        if !is_exchanged(kind) {
             return Err(StepError::Forbidden);
         }
         if self.installing() && is_about_elections(kind) {
@@ -438,6 +438,8 @@ impl Core {
         let later = self.split_messages(ready.take_persisted_messages(), &mut effects.messages);
         effects.reads = self.reads.confirm(ready.take_read_states());
         effects.committed = ready.take_committed_entries().iter().map(normal_entry).collect();
+        let first = effects.committed.first().map_or(self.applied.next(), |entry| entry.index);
+        assert_eq!(first, self.applied.next(), "raft committed entries with a gap");
         if !ready.snapshot().is_empty() {
             effects.restore = Some(log::snapshot_from_raft(ready.snapshot()));
         }
@@ -557,7 +559,7 @@ fn raft_config(settings: &Settings, applied: LogIndex) -> raft::Config {
 
 /// Returns whether replicas exchange this message type. Proposals and reads are forwarded by the application,
 /// so that the leader that confirms a read also made its token.
-fn may_cross_the_wire(kind: MessageType) -> bool {
+fn is_exchanged(kind: MessageType) -> bool {
     use MessageType as Kind;
     matches!(
         kind,

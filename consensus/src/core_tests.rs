@@ -216,7 +216,7 @@ impl World {
             for value in [from, to, message.term, message.index, kind as u64] {
                 self.trace.update(&value.to_le_bytes());
             }
-            node.core.step(message).expect("peers send only what may cross the wire");
+            node.core.step(message).expect("peers send only messages that replicas exchange");
             node.check(self.seed);
             if kind == MessageType::MsgSnapshot
                 && let Some(sender) = self.nodes.get_mut(&from)

@@ -83,7 +83,7 @@ pub enum LogError {
         wanted: String,
     },
     /// A file of the log has a version that this build does not read.
-    #[error("`{}` is of version `{found}`; this build reads version `{read}` alone", path.display())]
+    #[error("`{}` is of version `{found}`; this build reads only version `{read}`", path.display())]
     Version {
         /// File of another version.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum LogError {
         read: String,
     },
     /// The directory holds no log of this replica, and the replica may not create a new one.
-    #[error("`{}` holds no log of this replica, and it may begin one only once", path.display())]
+    #[error("`{}` holds no log of this replica, and it may create one only once", path.display())]
     Unknown {
         /// Directory without a log.
         path: PathBuf,
@@ -168,7 +168,7 @@ pub enum ProposeError {
     #[error("the command's outcome is unknown")]
     OutcomeUnknown,
     /// The session expired or was never opened; not applied.
-    #[error("the session is not known, or was forgotten after long disuse")]
+    #[error("the session is unknown, or was evicted after long disuse")]
     SessionExpired,
     /// The session has already moved past this sequence number; not applied now.
     #[error("the session has already moved past this sequence number")]

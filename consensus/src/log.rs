@@ -107,9 +107,7 @@ impl Log {
         let (mut index, mut term) = self.before;
         for entry in &self.entries {
             let (next, found) = (index.next(), Term(entry.term));
-            require(LogIndex(entry.index) == next, || {
-                format!("entry {} in the place of {next}", entry.index)
-            })?;
+            require(LogIndex(entry.index) == next, || format!("entry {} instead of {next}", entry.index))?;
             require(found >= term, || format!("entry {next} of term {found} follows one of term {term}"))?;
             (index, term) = (next, found);
         }
@@ -150,6 +148,7 @@ impl Storage for Log {
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
+        debug_assert!(low <= high, "raft reads entries {low} to {high}");
         if low <= self.before.0.0 {
             return Err(Error::Store(StorageError::Compacted));
         }
@@ -161,9 +160,9 @@ impl Storage for Log {
         let (from, count) = ((low - self.before.0.0 - 1) as usize, (high - low) as usize);
         let wanted = self.entries.iter().skip(from).take(count).enumerate();
         // At least one entry, however large: otherwise an entry above the budget would never be sent.
-        let fitting = wanted.take_while(|(place, entry)| {
+        let fitting = wanted.take_while(|(ordinal, entry)| {
             taken += entry_bytes(entry);
-            *place == 0 || taken <= budget
+            *ordinal == 0 || taken <= budget
         });
         Ok(fitting.map(|(_, entry)| entry.clone()).collect())
     }
@@ -294,7 +293,7 @@ mod tests {
     fn each_planted_violation_is_found() {
         let planted: [(fn(&mut Log), &str); 7] = [
             (|_| (), "sound"),
-            (|log| drop(log.entries.remove(2)), "entry 9 in the place of 8"),
+            (|log| drop(log.entries.remove(2)), "entry 9 instead of 8"),
             (|log| log.entries[1].term = 0, "entry 7 of term 0 follows one of term 1"),
             (|log| log.snapshot = Some(snapshot(4)), "entry 5 was dropped, but the snapshot ends at 4"),
             (|log| log.snapshot = Some(snapshot(11)), "the snapshot ends at 11, behind the log's end 10"),

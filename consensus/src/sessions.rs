@@ -162,7 +162,11 @@ impl Sessions {
                 return None;
             }
         }
-        (sessions.bytes <= bytes_max).then_some((sessions, at))
+        if sessions.bytes > bytes_max {
+            return None;
+        }
+        debug_assert_eq!(sessions.check_invariants(), Ok(()), "a decoded table violates an invariant");
+        Some((sessions, at))
     }
 }
 
@@ -258,8 +262,8 @@ mod tests {
             steps in proptest::collection::vec((0u64..6, 1u64..5, 0usize..9), 0..60),
         ) {
             let mut sessions = Sessions::new(4, 24);
-            for (place, (session, sequence, size)) in steps.into_iter().enumerate() {
-                let index = LogIndex(0).plus(place + 1);
+            for (ordinal, (session, sequence, size)) in steps.into_iter().enumerate() {
+                let index = LogIndex(0).plus(ordinal + 1);
                 let session = SessionId(session);
                 if session == SessionId(0) {
                     sessions.open(index);

@@ -183,3 +183,101 @@ fn configs(count: u64, timings: Timings, limits: Limits) -> BTreeMap<ReplicaId, 
     };
     ids().map(|id| (id, config(id))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::LogIndex;
+    use crate::machine::Frozen;
+    use crate::planted::{Defect, plant};
+    use bytes::Bytes;
+
+    /// State machine that counts its commands.
+    #[derive(Default)]
+    struct Counter(u64);
+
+    impl StateMachine for Counter {
+        fn apply(&mut self, _index: LogIndex, _command: &[u8]) -> Vec<u8> {
+            self.0 += 1;
+            self.0.to_le_bytes().to_vec()
+        }
+
+        fn freeze(&self) -> Frozen {
+            let count = self.0;
+            Box::new(move || count.to_le_bytes().to_vec())
+        }
+
+        fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
+            self.0 = u64::from_le_bytes(snapshot.try_into().map_err(|_| "not a count".to_owned())?);
+            Ok(())
+        }
+    }
+
+    fn start() -> SimulatedGroup<Counter> {
+        let limits = Limits { snapshot_entries: 5, retained_entries: 1, ..Limits::default() };
+        SimulatedGroup::start(3, Timings::default(), limits)
+    }
+
+    fn after(id: ReplicaId) -> ReplicaId {
+        ReplicaId(1 + id.0 % 3)
+    }
+
+    /// Proposes eight commands through a replica, each until it is acknowledged.
+    async fn propose(handle: &Handle<Counter>) {
+        for _ in 0..8 {
+            let mut attempts = 0;
+            while let Err(error) = handle.propose(Bytes::from_static(b"x"), None).await {
+                attempts += 1;
+                assert!(attempts < 20, "no proposal is accepted: {error}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replicas_under_faults_keep_their_invariants() {
+        let mut group = start();
+        for round in 0..6 {
+            let leader = group.leader().await;
+            let victim = if round % 2 == 0 { leader } else { after(leader) };
+            let survivor = group.handle(after(victim));
+            match round % 3 {
+                0 => {
+                    group.crash(victim);
+                    propose(&survivor).await;
+                    group.restart(victim);
+                }
+                1 => {
+                    group.network().set_isolated(victim, true);
+                    propose(&survivor).await;
+                    group.network().set_isolated(victim, false);
+                }
+                _ => {
+                    group.network().set_deaf(victim, true);
+                    propose(&survivor).await;
+                    group.network().set_deaf(victim, false);
+                }
+            }
+        }
+        let mut counts = Vec::new();
+        for handle in (1..=3).map(|id| group.handle(ReplicaId(id))) {
+            handle.read_barrier().await.expect("a leader confirms");
+            assert_eq!(handle.status().stopped, None);
+            counts.push(handle.read(|counter| counter.0));
+        }
+        assert!(counts[0] >= 48 && counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+        let installed = (1..=3).map(|id| group.handle(ReplicaId(id)).metrics().snapshots_installed);
+        assert!(installed.sum::<u64>() > 0, "no replica was far enough behind for a snapshot");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_violated_invariant_stops_a_simulated_replica_with_its_text() {
+        let group = start();
+        let leader = group.leader().await;
+        plant(Some(Defect::BytesLeft));
+        // The outcome depends on which of the disks is the first.
+        let _ = group.handle(leader).propose(Bytes::from_static(b"x"), None).await;
+        let reason = group.stopped(leader).await;
+        plant(None);
+        assert!(reason.contains("bytes wait for the disk"), "{reason}");
+    }
+}

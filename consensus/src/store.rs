@@ -147,6 +147,8 @@ impl Recovered {
         self.hard_state.commit = self.hard_state.commit.max(index);
         self.hard_state.term = self.hard_state.term.max(term);
         let last = index.plus(self.entries.len());
+        let next = self.entries.first().map_or(index.next(), |entry| entry.index);
+        debug_assert_eq!(next, index.next(), "the entries do not continue the snapshot");
         if self.hard_state.commit > last {
             return Err(format!("entry {} is committed, but the log ends at {last}", self.hard_state.commit));
         }

@@ -151,14 +151,14 @@ impl FaultHistory {
     /// Flips a byte of the newest snapshot, unless that snapshot alone holds something acknowledged. A
     /// replica that refuses to start is lost, and too many lost replicas end the group.
     fn corrupt(&mut self, disk: &SimulatedDisk) {
-        let place = self.world.dice.roll(1 << 20) as usize;
+        let offset = self.world.dice.roll(1 << 20) as usize;
         let copy = disk.copy();
-        if !copy.files().flip_newest_snapshot(place) {
+        if !copy.files().flip_newest_snapshot(offset) {
             return;
         }
         match copy.try_open() {
             Ok(_) => {
-                disk.files().flip_newest_snapshot(place);
+                disk.files().flip_newest_snapshot(offset);
             }
             Err(error) if error.code().as_str() == "log-damaged" => self.met.corruption_rejected += 1,
             Err(_) => {}
@@ -167,7 +167,7 @@ impl FaultHistory {
 
     fn propose(&mut self, step: usize) {
         for leader in self.world.leaders() {
-            let commands = (0..=step % 4).map(|place| Bytes::from(format!("{step}-{leader}-{place}")));
+            let commands = (0..=step % 4).map(|ordinal| Bytes::from(format!("{step}-{leader}-{ordinal}")));
             let proposed = self.world.node(leader).core.propose(commands.collect());
             if let Ok((term, index)) = proposed {
                 self.pending.push((leader, term, index));

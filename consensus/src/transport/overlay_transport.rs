@@ -173,7 +173,8 @@ impl Peers {
         let Some(link) = self.by_id.get(&peer) else { return };
         if !link.foreign.swap(foreign, Ordering::Relaxed) && foreign {
             let code = protocol::error_code::LOG_FOREIGN;
-            tracing::warn!(%peer, group = %self.group, %code, "a peer with the right key is of another group");
+            let group = self.group;
+            tracing::warn!(%peer, %group, %code, "a peer with the right key is of another group");
         }
     }
 

@@ -9,9 +9,9 @@
 //!
 //! Caveat: the mark itself is synced only when a log is opened and closed. A process that is killed loses
 //! nothing that it wrote, so after `kill -9` the mark is exact. After a power failure it may be older, by the
-//! writes that the kernel had not yet written back; `record::classify_gap` covers that case. The mark is never ahead
-//! of the log, because it is written only after the log is durable. A healthy log is therefore never
-//! rejected.
+//! writes that the kernel had not yet written back; `record::classify_gap` covers that case. The mark is
+//! never ahead of the log, because it is written only after the log is durable. A healthy log is therefore
+//! never rejected.
 
 use super::Owner;
 use super::files::{Directory, File};

@@ -295,7 +295,7 @@ mod tests {
             let mut whole = vec![0; begin];
             whole.extend_from_slice(&record);
             whole.resize(8192, 0);
-            let sector = |place: usize| place / SECTOR_BYTES;
+            let sector = |ordinal: usize| ordinal / SECTOR_BYTES;
             let (first, last) = (sector(begin), sector(begin + HEAD_BYTES + payload.len() - 1));
             let arrived = |number: usize| came >> (number - first) & 1 == 1;
             let mut torn = whole.clone();

@@ -75,8 +75,8 @@ pub(super) fn recover(
     let (mark, durable) = marked.ok_or_else(|| damaged(&path(*first), 0, "the mark beside it is missing"))?;
     let mut reader = SegmentReader::new(owner, durable);
     let mut end = HEADER_BYTES;
-    for (place, number) in segments.iter().enumerate() {
-        let expected = first.0 + place as u64;
+    for (ordinal, number) in segments.iter().enumerate() {
+        let expected = first.0 + ordinal as u64;
         if number.0 != expected {
             return Err(damaged(&path(*number), 0, format!("segment {expected:016x} before it is missing")));
         }
@@ -306,9 +306,9 @@ pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
     let header = Header { number: SegmentNumber(0), owner: owner.stamp(), position: position.clone() };
     let mut bytes = header.encode().to_vec();
     let mut marked = position.clone();
-    for (place, payload) in payloads.iter().enumerate() {
+    for (ordinal, payload) in payloads.iter().enumerate() {
         record::write(&mut bytes, &mut position, RecordNumber(0), payload);
-        if place < durable {
+        if ordinal < durable {
             marked = position.clone();
         }
     }

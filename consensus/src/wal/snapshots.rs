@@ -164,7 +164,7 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<(Stamp, Snapshot), Unreadable> {
 
 fn fields(bytes: &Bytes, content: usize) -> Option<(Stamp, Snapshot)> {
     let count = u32_at(bytes, VOTERS_AT - 4)? as usize;
-    let voters = (0..count).map(|place| u64_at(bytes, VOTERS_AT + 8 * place).map(ReplicaId));
+    let voters = (0..count).map(|ordinal| u64_at(bytes, VOTERS_AT + 8 * ordinal).map(ReplicaId));
     let voters = voters.collect::<Option<_>>()?;
     let data_at = VOTERS_AT + 8 * count + 8;
     if u64_at(bytes, data_at - 8)? != (content.checked_sub(data_at)?) as u64 {

@@ -3,7 +3,7 @@
 //! The mount disappears with the child. If neither root nor user namespaces allow it, the test fails, unless
 //! `QUORATE_SKIP_MOUNTS` is set. The simulated disk shows the same behaviour everywhere.
 
-use crate::group::{GROUP, Group, PATIENCE, quick, text};
+use crate::group::{GROUP, Group, WAIT_TIMEOUT, quick, text};
 use bytes::Bytes;
 use consensus::store::{Batch, LogEntry, LogStore, Snapshot};
 use consensus::wal::{Owner, WriteAheadLog};
@@ -26,7 +26,7 @@ const NOT_MOUNTED: i32 = 77;
 
 #[test]
 fn a_full_file_system_stops_no_replica_and_loses_nothing() {
-    let place = tempfile::tempdir().expect("temporary directory");
+    let mount = tempfile::tempdir().expect("temporary directory");
     let script =
         format!("mount -t tmpfs -o size=2m none \"${SMALL}\" || exit {NOT_MOUNTED}; exec \"$0\" \"$@\"");
     let mut reasons = Vec::new();
@@ -36,7 +36,7 @@ fn a_full_file_system_stops_no_replica_and_loses_nothing() {
             .args(["sh", "-c", &script])
             .arg(std::env::current_exe().expect("this binary"))
             .args(["--exact", "full_disk::on_a_small_file_system", "--nocapture"])
-            .env(SMALL, place.path())
+            .env(SMALL, mount.path())
             .output();
         let output = match child {
             Ok(output) => output,
@@ -67,19 +67,19 @@ fn a_full_file_system_stops_no_replica_and_loses_nothing() {
 /// Not a test of its own: the child of [`a_full_file_system_stops_no_replica_and_loses_nothing`].
 #[test]
 fn on_a_small_file_system() {
-    let Some(place) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
-    starting(&place);
-    rotating(&place);
+    let Some(mount) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
+    starting(&mount);
+    rotating(&mount);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(following(&place));
+    runtime.expect("a runtime").block_on(following(&mount));
 }
 
 /// Occupies all free space until it is dropped.
 struct Filler(PathBuf);
 
 impl Filler {
-    fn new(place: &Path) -> Self {
-        let filler = Self(place.join("filler"));
+    fn new(mount: &Path) -> Self {
+        let filler = Self(mount.join("filler"));
         let mut file = File::options().create(true).append(true).open(&filler.0).expect("a file");
         while file.write_all(&[7; 4096]).is_ok() {}
         filler
@@ -110,10 +110,10 @@ fn code<T>(outcome: Result<T, StartError>) -> String {
 
 /// A start on a full disk fails with the right error code, leaves nothing in the way, and works once there is
 /// space.
-fn starting(place: &Path) {
-    let directory = place.join("starting");
+fn starting(mount: &Path) {
+    let directory = mount.join("starting");
     fs::create_dir(&directory).expect("a directory");
-    let filler = Filler::new(place);
+    let filler = Filler::new(mount);
     assert_eq!(code(open(&directory, true)), "log-disk-full");
     drop(filler);
     let (log, found) = open(&directory, true).expect("there is room");
@@ -128,7 +128,7 @@ fn starting(place: &Path) {
     let (log, found) = open(&directory, false).expect("there is room");
     assert_eq!(found as u64, index);
     drop(log);
-    let filler = Filler::new(place);
+    let filler = Filler::new(mount);
     // The segment has free space: reading works, and so does writing, up to its end.
     let (log, _) = open(&directory, false).expect("its segment has room");
     let mut written = index;
@@ -160,12 +160,12 @@ fn segments(directory: &Path) -> usize {
 
 /// A full disk found at the end of a segment and by a snapshot: nothing is written or lost. The same calls
 /// succeed once there is space.
-fn rotating(place: &Path) {
-    let directory = place.join("rotating");
+fn rotating(mount: &Path) {
+    let directory = mount.join("rotating");
     let (log, _) = open(&directory, true).expect("there is room");
     log.write(&[entry(1, 100)]).expect("room");
     log.save_snapshot(&snapshot(1000)).expect("room");
-    let filler = Filler::new(place);
+    let filler = Filler::new(mount);
     let refused = log.save_snapshot(&snapshot(200_000)).expect_err("no room");
     assert_eq!(refused.code().as_str(), "log-disk-full");
     let mut written = 1;
@@ -195,15 +195,15 @@ fn snapshot(size: usize) -> Snapshot {
 }
 
 /// A follower on a full file system acknowledges nothing, keeps running, and continues once there is space.
-async fn following(place: &Path) {
+async fn following(mount: &Path) {
     let limits = Limits { segment_bytes: SEGMENT_BYTES, snapshot_entries: 100_000, ..Limits::default() };
     let timings = Timings { request: Duration::from_secs(2), ..quick() };
-    let elsewhere = BTreeMap::from([(ReplicaId(3), place.join("three"))]);
+    let elsewhere = BTreeMap::from([(ReplicaId(3), mount.join("three"))]);
     let mut group = Group::start_at(limits, timings, elsewhere);
     group.leader().await;
     let small = group.handle(ReplicaId(3));
-    let filler = Filler::new(place);
-    let deadline = Instant::now() + PATIENCE;
+    let filler = Filler::new(mount);
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let line = "x".repeat(3000);
     let mut acknowledged = 0;
     // Until its disk loop really waits. As a leader it rejects proposals and transfers its leadership, which
@@ -216,12 +216,12 @@ async fn following(place: &Path) {
     }
     let led_by_other = |status: &RaftStatus| status.leader.is_some_and(|leader| leader != ReplicaId(3));
     let mut watch = group.handle(ReplicaId(1)).watch_status();
-    let leader = tokio::time::timeout(PATIENCE, watch.wait_for(led_by_other)).await;
+    let leader = tokio::time::timeout(WAIT_TIMEOUT, watch.wait_for(led_by_other)).await;
     let leader = leader.expect("in time").expect("running").leader.expect("just checked");
     drop(watch);
     // The status changes at the next tick.
     let mut status = small.watch_status();
-    let full = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.disk_full)).await;
+    let full = tokio::time::timeout(WAIT_TIMEOUT, status.wait_for(|status| status.disk_full)).await;
     full.expect("in time").expect("running");
     group.stop(ReplicaId(3 - leader.0)).await;
     // The replica without space may lead for a moment: it then reports that its disk is full.
@@ -229,11 +229,11 @@ async fn following(place: &Path) {
     assert!(alone.is_err(), "one disk of three acknowledged it: {alone:?}");
     drop(filler);
     while group.handle(leader).propose(text("last"), None).await.is_err() {
-        assert!(Instant::now() < deadline + PATIENCE, "it does not go on when there is space");
+        assert!(Instant::now() < deadline + WAIT_TIMEOUT, "it does not go on when there is space");
     }
     assert_eq!(small.status().stopped, None, "it never needed a start");
     while small.read_barrier().await.is_err() {
-        assert!(Instant::now() < deadline + 2 * PATIENCE, "it does not catch up");
+        assert!(Instant::now() < deadline + 2 * WAIT_TIMEOUT, "it does not catch up");
     }
     let seen = small.read(|book| book.lines.clone());
     let kept = seen.iter().filter(|seen| *seen == line.as_bytes()).count();

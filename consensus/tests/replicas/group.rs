@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 /// Timeout of every wait in a test: generous, because machines are shared.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Group of the replicas.
 pub(crate) const GROUP: GroupId = GroupId([7; 32]);
@@ -173,7 +173,7 @@ impl Group {
         let any = *self.running.keys().next().expect("a running replica");
         let mut watch = self.handle(any).watch_status();
         let known = |status: &RaftStatus| status.leader.is_some_and(|id| self.running.contains_key(&id));
-        let found = tokio::time::timeout(PATIENCE, watch.wait_for(known)).await;
+        let found = tokio::time::timeout(WAIT_TIMEOUT, watch.wait_for(known)).await;
         let status = found.expect("a leader in time").expect("still running").clone();
         status.leader.expect("just checked")
     }
@@ -208,7 +208,7 @@ impl Client {
 
 /// Proposes without a session until the command is accepted; it may be applied more than once.
 pub(crate) async fn insist(handle: &Handle<Notebook>, command: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while let Err(error) = handle.propose(text(command), None).await {
         assert!(Instant::now() < deadline, "`{command}` is not taken: {error}");
     }
@@ -225,7 +225,7 @@ pub(crate) fn after(id: ReplicaId) -> ReplicaId {
 }
 
 pub(crate) fn quick() -> Timings {
-    Timings { tick: Duration::from_millis(20), request: PATIENCE, ..Timings::default() }
+    Timings { tick: Duration::from_millis(20), request: WAIT_TIMEOUT, ..Timings::default() }
 }
 
 pub(crate) fn text(text: &str) -> Bytes {

@@ -73,9 +73,9 @@ impl World {
         loop {
             let line = line.to_owned();
             match self.any(dice).propose(Bytes::from(line.clone()), Some(command)).await {
-                Ok(place) => {
-                    let place = String::from_utf8_lossy(&place).parse().expect("a number");
-                    return ClientObservation::Appended { line, place };
+                Ok(position) => {
+                    let position = String::from_utf8_lossy(&position).parse().expect("a number");
+                    return ClientObservation::Appended { line, position };
                 }
                 Err(error) => {
                     let code = error.code();
@@ -227,7 +227,7 @@ async fn history(seed: u64) -> [u64; 8] {
 }
 
 #[test]
-fn groups_in_trouble_lose_nothing_and_answer_no_read_from_the_past() {
+fn faulty_groups_lose_nothing_and_confirm_no_stale_read() {
     let mut counts = [0; 8];
     for seed in 0..SEEDS {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -53,7 +53,7 @@ async fn a_proposal_outside_a_session_that_reached_a_paused_leader_stays_unknown
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
+async fn requests_over_a_cut_link_are_retried_at_the_next_leader() {
     let group = start();
     let cut_off = group.leader().await;
     let follower = group.handle(after(cut_off));
@@ -77,7 +77,7 @@ async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_that_were_given_up_are_forgotten_by_a_leader_that_cannot_commit() {
+async fn abandoned_reads_are_dropped_by_a_leader_that_cannot_commit() {
     let group = start();
     group.network().set_delay(Duration::from_millis(10));
     // The next leader is elected, but no disk has space for its first entry.

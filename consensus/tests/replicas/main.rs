@@ -15,7 +15,7 @@ mod stops;
 
 use bytes::Bytes;
 use consensus::{Limits, ProposeError, Replica, Role};
-use group::{Client, Group, Notebook, PATIENCE, ids, lines, text};
+use group::{Client, Group, Notebook, WAIT_TIMEOUT, ids, lines, text};
 use overlay::{CancellationToken, Identity, PeerPolicy};
 use protocol::ReplicaId;
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ async fn commands_through_any_replica_are_seen_on_every_replica() {
 }
 
 async fn eventually(what: &str, mut level: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !level() {
         assert!(Instant::now() < deadline, "{what}: it never came true");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -74,8 +74,8 @@ async fn a_session_continues_exactly_once_after_the_leader_dies() {
 async fn a_group_restarts_with_its_state() {
     let mut group = Group::start(Limits { snapshot_entries: 10, retained_entries: 2, ..Limits::default() });
     let mut client = Client::new(&group.handle(ReplicaId(1))).await;
-    for place in 0..35 {
-        client.propose(&group.handle(ReplicaId(1)), place.to_string()).await.expect("committed");
+    for number in 0..35 {
+        client.propose(&group.handle(ReplicaId(1)), number.to_string()).await.expect("committed");
     }
     for id in ids() {
         group.stop(id).await;
@@ -83,7 +83,7 @@ async fn a_group_restarts_with_its_state() {
     for id in ids() {
         group.restart(id);
     }
-    let expected: Vec<String> = (0..35).map(|place| place.to_string()).collect();
+    let expected: Vec<String> = (0..35).map(|number| number.to_string()).collect();
     for id in ids() {
         assert_eq!(lines(&group.handle(id)).await, expected, "replica {id}");
     }
@@ -107,7 +107,7 @@ async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
         group.handle(id).read_barrier().await.expect("two of three");
         enough.insert(id, group.handle(id).metrics().snapshots + 2);
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while enough.iter().any(|(id, enough)| group.handle(*id).metrics().snapshots < *enough) {
         assert!(Instant::now() < deadline, "no snapshots are taken");
         client.propose(&group.handle(leader), "small").await.expect("two of three");
@@ -133,7 +133,7 @@ async fn a_group_without_a_majority_has_no_leader_and_recovers() {
     let alone = group.handle(leader);
     let mut status = alone.watch_status();
     let leaderless = status.wait_for(|status| status.leader.is_none());
-    let gone = tokio::time::timeout(PATIENCE, leaderless).await.is_ok();
+    let gone = tokio::time::timeout(WAIT_TIMEOUT, leaderless).await.is_ok();
     assert!(gone, "a leader without a majority steps down");
     group.restart(others[0]);
     assert_eq!(client.propose(&alone, "b").await, Ok(text("2")));

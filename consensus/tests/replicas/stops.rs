@@ -30,7 +30,7 @@ async fn silence(group: &mut Simulated, ends: impl AsyncFnOnce(&mut Simulated, R
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_stops_in_order_costs_no_election_timeout_and_one_that_is_killed_does() {
+async fn an_orderly_stop_of_a_leader_costs_no_election_timeout_and_a_kill_does() {
     let (mut stopped, mut killed) = (start(), start());
     let killing = silence(&mut killed, async |group, leader| group.crash(leader)).await;
     assert!(killing >= election_timeout(), "the control: {killing:?}");

@@ -138,7 +138,7 @@ fn check_version(name: &str, file: &[u8], found: u8, read: u8) {
     let error = refusal(open(directory.path()));
     assert_eq!(error.code().as_str(), "log-version-unsupported", "{error}");
     let (found, read) = (char::from(found), char::from(read));
-    let expected = format!("{name}` is of version `{found}`; this build reads version `{read}` alone");
+    let expected = format!("{name}` is of version `{found}`; this build reads only version `{read}`");
     assert!(error.to_string().ends_with(&expected), "{error}");
 }
 
