@@ -4,6 +4,7 @@
 //! command of a session, 2 opens a session. Integers are little-endian. The log is hashed as stored, so this
 //! encoding needs no second, canonical form.
 
+use crate::sessions::SessionId;
 use bytes::{Bytes, BytesMut};
 
 const PLAIN: u8 = 0;
@@ -20,8 +21,7 @@ pub(crate) enum LogCommand {
     Plain(Bytes),
     /// Applied once, however often it is retried.
     InSession {
-        /// Index of the entry that opened the session.
-        session: u64,
+        session: SessionId,
         /// Rises with each new command of the session.
         sequence: u64,
         command: Bytes,
@@ -33,6 +33,12 @@ pub(crate) enum LogCommand {
 impl LogCommand {
     /// Encodes the content of an entry.
     pub(crate) fn encode(&self) -> Bytes {
+        let encoded = self.to_bytes();
+        debug_assert_eq!(Self::decode(&encoded).as_ref(), Some(self), "a command does not survive encoding");
+        encoded
+    }
+
+    fn to_bytes(&self) -> Bytes {
         match self {
             Self::Plain(command) => {
                 let mut bytes = BytesMut::with_capacity(1 + command.len());
@@ -43,7 +49,7 @@ impl LogCommand {
             Self::InSession { session, sequence, command } => {
                 let mut bytes = BytesMut::with_capacity(OVERHEAD_BYTES_MAX + command.len());
                 bytes.extend_from_slice(&[IN_SESSION]);
-                bytes.extend_from_slice(&session.to_le_bytes());
+                bytes.extend_from_slice(&session.0.to_le_bytes());
                 bytes.extend_from_slice(&sequence.to_le_bytes());
                 bytes.extend_from_slice(command);
                 bytes.freeze()
@@ -57,7 +63,7 @@ impl LogCommand {
         match (*bytes.first()?, bytes.len()) {
             (PLAIN, _) => Some(Self::Plain(bytes.slice(1..))),
             (IN_SESSION, OVERHEAD_BYTES_MAX..) => Some(Self::InSession {
-                session: u64_at(bytes, 1)?,
+                session: SessionId(u64_at(bytes, 1)?),
                 sequence: u64_at(bytes, 9)?,
                 command: bytes.slice(OVERHEAD_BYTES_MAX..),
             }),
@@ -85,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_not_a_command_is_refused() {
+    fn malformed_commands_are_rejected() {
         for bad in [&b""[..], &[3], &[2, 0], &[1; 16], &[255; 40]] {
             assert_eq!(LogCommand::decode(&Bytes::copy_from_slice(bad)), None, "{bad:?}");
         }
@@ -93,11 +99,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_command_comes_back(session: u64, sequence: u64, body: Vec<u8>) {
+        fn every_command_survives_encoding(session: u64, sequence: u64, body: Vec<u8>) {
             let command = Bytes::from(body);
             for original in [
                 LogCommand::Plain(command.clone()),
-                LogCommand::InSession { session, sequence, command },
+                LogCommand::InSession { session: SessionId(session), sequence, command },
                 LogCommand::OpenSession,
             ] {
                 prop_assert_eq!(LogCommand::decode(&original.encode()), Some(original));

@@ -2,7 +2,7 @@
 
 use crate::error::StartError;
 use overlay::{Address, Identity};
-use protocol::PublicKey;
+use protocol::{PublicKey, ReplicaId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,10 +43,10 @@ impl std::fmt::Debug for GroupId {
 pub struct Config {
     /// Group of this replica; logs and peers of any other group are rejected.
     pub group: GroupId,
-    /// Raft id of this replica: not 0, and a key of `peers`.
-    pub id: u64,
+    /// Id of this replica: not 0, and a key of `peers`.
+    pub id: ReplicaId,
     /// All replicas of the group, this one included (its own address is not dialled).
-    pub peers: BTreeMap<u64, ReplicaAddress>,
+    pub peers: BTreeMap<ReplicaId, ReplicaAddress>,
     /// Directory of the log and its snapshots; owned by this replica alone.
     pub directory: PathBuf,
     /// Whether an empty directory may become a new replica. True exactly once in a replica's life: a replica
@@ -142,9 +142,9 @@ impl Config {
     pub fn validate(&self) -> Result<(), StartError> {
         let (timings, limits) = (&self.timings, &self.limits);
         let checks = [
-            (self.id != 0, "replica id 0 is reserved"),
+            (self.id != ReplicaId(0), "replica id 0 is reserved"),
             (self.peers.contains_key(&self.id), "the replica's own id is not among its peers"),
-            (!self.peers.contains_key(&0), "peer id 0 is reserved"),
+            (!self.peers.contains_key(&ReplicaId(0)), "peer id 0 is reserved"),
             (self.peers.len() <= VOTERS_MAX, "more than seven replicas"),
             (
                 self.peers.get(&self.id).is_none_or(|own| own.key == self.identity.public_key()),
@@ -178,12 +178,12 @@ impl Config {
 
     /// Returns the ids of the group's voters in ascending order.
     #[must_use]
-    pub fn voters(&self) -> Vec<u64> {
+    pub fn voters(&self) -> Vec<ReplicaId> {
         self.peers.keys().copied().collect()
     }
 }
 
-fn distinct_keys(peers: &BTreeMap<u64, ReplicaAddress>) -> bool {
+fn distinct_keys(peers: &BTreeMap<ReplicaId, ReplicaAddress>) -> bool {
     let keys: std::collections::BTreeSet<_> = peers.values().map(|peer| peer.key).collect();
     keys.len() == peers.len()
 }

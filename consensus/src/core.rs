@@ -11,13 +11,21 @@
 //! - reads silently dropped before the leader has committed in its own term: held back in `read.rs`;
 //! - heartbeats delayed by a slow disk: their responses do not wait for the disk, see `Core::split_messages`.
 
+mod invariants;
+
 use crate::config::{Limits, Timings};
-use crate::election;
+use crate::election::{self, Candidacy};
+use crate::ids::{self, BatchNumber, LogIndex, ReadId, Term};
 use crate::log::{self, Log};
+use crate::planted::{Defect, planted};
+pub use crate::read::ConfirmedRead;
 use crate::read::Reads;
 use crate::snapshot::Snapshot;
+use crate::status::{RaftStatus, Role};
 use crate::store::{Batch, HardState, LogEntry, Recovered};
 use bytes::Bytes;
+use invariants::Progress;
+use protocol::ReplicaId;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use std::collections::VecDeque;
@@ -25,33 +33,16 @@ use std::collections::VecDeque;
 /// Parameters of a [`Core`].
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Raft id of this replica.
-    pub id: u64,
-    /// Raft ids of all voters of the group, this replica included.
-    pub voters: Vec<u64>,
+    /// Id of this replica.
+    pub id: ReplicaId,
+    /// All voters of the group, this replica included.
+    pub voters: Vec<ReplicaId>,
     /// Seed of the election timeouts.
     pub seed: u64,
     /// Heartbeat and election timeouts in ticks; the durations are used by the shell.
     pub timings: Timings,
     /// Bounds on memory, messages and snapshots.
     pub limits: Limits,
-}
-
-/// Raft state of one replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// True if this replica is the leader.
-    pub leading: bool,
-    /// Raft id of the known leader, or 0 if there is none.
-    pub leader: u64,
-    /// The current term.
-    pub term: u64,
-    /// The highest index known to be committed.
-    pub commit: u64,
-    /// The highest index that the shell has applied.
-    pub applied: u64,
-    /// The last index of the log, whether durable or not.
-    pub last: u64,
 }
 
 /// Work for the shell, in this order. Send `messages`. Hand `batch` to the disk, and send its `messages` once
@@ -69,37 +60,28 @@ pub struct Effects {
     /// Reads confirmed by a majority: each may be answered once its index is applied.
     pub reads: Vec<ConfirmedRead>,
     /// Ids of reads that this replica can no longer confirm, because it is not the leader.
-    pub refused_reads: Vec<u64>,
+    pub rejected_reads: Vec<ReadId>,
 }
 
 /// A batch for the disk, with the messages that depend on it.
 #[derive(Debug)]
 pub struct NumberedBatch {
     /// Number to pass to [`Core::persisted`] once the batch is durable.
-    pub number: u64,
+    pub number: BatchNumber,
     /// Snapshot, hard state and entries to write.
     pub batch: Batch,
     /// Messages to send once the batch is durable.
     pub messages: Vec<Message>,
 }
 
-/// A linearizable read confirmed by a majority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConfirmedRead {
-    /// Id that the caller passed to [`Core::read`].
-    pub id: u64,
-    /// Upper bound of everything that was committed when the read began.
-    pub index: u64,
-}
-
 /// Reasons to reject a peer's message before it reaches raft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// The sender is not another voter, or the recipient is not this replica.
-    #[error("the message is not from a peer to this replica")]
+    #[error("the message is not from another replica to this one")]
     Misaddressed,
     /// The message type is one that replicas never exchange.
-    #[error("the message is of a kind that never crosses the wire")]
+    #[error("replicas never exchange messages of this type")]
     Forbidden,
 }
 
@@ -116,9 +98,9 @@ pub enum NotProposed {
 
 /// A batch that is not durable yet.
 struct Outstanding {
-    number: u64,
+    number: BatchNumber,
     /// Term of its hard state, if it contains one.
-    term: Option<u64>,
+    term: Option<Term>,
     /// Size of its entries, in bytes.
     bytes: u64,
 }
@@ -128,19 +110,24 @@ pub struct Core {
     raw: RawNode<Log>,
     settings: Settings,
     campaigns: u64,
-    applied: u64,
+    applied: LogIndex,
     /// Batches handed to the shell and not yet durable, oldest first.
     outstanding: VecDeque<Outstanding>,
     /// Size of the entries in `outstanding`, in bytes.
     unwritten_bytes: u64,
+    /// The last batch handed to the shell.
+    last_batch: BatchNumber,
     /// Newest durable term. Heartbeats of later terms are not answered ahead of the disk.
-    durable_term: u64,
+    durable_term: Term,
     /// Hard state in which only the commit index changed; written with the next batch.
     deferred: Option<HardState>,
     /// Set by each tick: an idle replica then writes `deferred`, which also marks its last entry as durable.
     flush_deferred: bool,
-    ticks_unfounded: usize,
+    /// Ticks in a group that has never had a leader.
+    ticks_without_term: usize,
     reads: Reads,
+    /// Progress as of the last check of the invariants.
+    checked: Progress,
 }
 
 impl Core {
@@ -149,9 +136,11 @@ impl Core {
     /// # Errors
     /// Fails if raft rejects the settings.
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, raft::Error> {
-        let applied = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        assert!(settings.voters.contains(&settings.id), "replica {} is no voter of its group", settings.id);
+        assert!(settings.voters.is_sorted(), "the voters are not in ascending order");
+        let applied = recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         let durable_term = recovered.hard_state.term;
-        let reads = Reads::new(settings.id, recovered.boots);
+        let reads = Reads::new(settings.id, recovered.incarnation);
         let config = raft_config(&settings, applied);
         let log = Log::new(recovered, settings.voters.clone());
         let logger = slog::Logger::root(slog::Discard, slog::o!());
@@ -164,13 +153,16 @@ impl Core {
             applied,
             outstanding,
             unwritten_bytes: 0,
+            last_batch: BatchNumber(0),
             durable_term,
             deferred: None,
             flush_deferred: false,
-            ticks_unfounded: 0,
+            ticks_without_term: 0,
             reads,
+            checked: Progress::default(),
         };
         core.call(|_| ());
+        core.checked = core.progress();
         Ok(core)
     }
 
@@ -179,8 +171,9 @@ impl Core {
     fn call<T>(&mut self, operate: impl FnOnce(&mut RawNode<Log>) -> T) -> T {
         let result = operate(&mut self.raw);
         let Settings { seed, id, timings, .. } = &self.settings;
-        let term = self.raw.raft.term;
-        let timeout = election::timeout(*seed, *id, term, self.campaigns, timings.election_ticks);
+        let term = Term(self.raw.raft.term);
+        let candidacy = Candidacy { seed: *seed, id: *id, term, campaigns: self.campaigns };
+        let timeout = election::timeout(candidacy, timings.election_ticks);
         self.raw.raft.set_randomized_election_timeout(timeout);
         result
     }
@@ -194,7 +187,7 @@ impl Core {
         if self.installing() {
             return;
         }
-        self.found();
+        self.bootstrap();
         let before = self.raw.raft.election_elapsed;
         let leading = self.leads();
         self.call(|raw| raw.tick());
@@ -207,14 +200,14 @@ impl Core {
 
     /// Campaigns early in a group that has never had a leader: there is no leader to disrupt. The replicas
     /// take turns instead of waiting for a timeout. As always, pre-vote and the majority decide.
-    fn found(&mut self) {
+    fn bootstrap(&mut self) {
         if self.raw.raft.term > 0 || self.raw.raft.leader_id != 0 {
             return;
         }
-        self.ticks_unfounded += 1;
+        self.ticks_without_term += 1;
         let voters = &self.settings.voters;
         let turn = voters.iter().position(|voter| *voter == self.settings.id).unwrap_or(0);
-        if self.ticks_unfounded % (2 * voters.len()) == 2 * turn + 1 {
+        if self.ticks_without_term % (2 * voters.len()) == 2 * turn + 1 {
             self.campaigns += 1;
             // Raft rejects a campaign only while a configuration change is unapplied, and there are none.
             let _ = self.call(RawNode::campaign);
@@ -222,13 +215,13 @@ impl Core {
     }
 
     /// Returns whether so many bytes wait for the disk that no more may accumulate in memory.
-    fn swamped(&self) -> bool {
+    fn is_overloaded(&self) -> bool {
         self.unwritten_bytes > self.settings.limits.uncommitted_bytes_max
     }
 
     /// Returns whether a snapshot from the leader is installed in memory and not yet durable.
     fn installing(&self) -> bool {
-        self.applied > self.raw.raft.raft_log.applied
+        self.applied.0 > self.raw.raft.raft_log.applied
     }
 
     /// Handles a message from a peer.
@@ -236,12 +229,13 @@ impl Core {
     /// # Errors
     /// Fails if the message was not passed to raft. Messages that raft itself ignores are not errors.
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
-        let known = self.settings.voters.contains(&message.from) && message.from != self.settings.id;
-        if !known || message.to != self.settings.id {
+        let from = ReplicaId(message.from);
+        let known = self.settings.voters.contains(&from) && from != self.settings.id;
+        if !known || ReplicaId(message.to) != self.settings.id {
             return Err(StepError::Misaddressed);
         }
         let kind = message.get_msg_type();
-        if !may_cross_the_wire(kind) {
+        if !is_exchanged(kind) {
             return Err(StepError::Forbidden);
         }
         if self.installing() && is_about_elections(kind) {
@@ -249,7 +243,7 @@ impl Core {
         }
         // Dropped as if lost; the leader retransmits it. Otherwise a follower with a full or stuck disk would
         // accumulate in memory everything that the others commit.
-        if kind == MessageType::MsgAppend && self.swamped() {
+        if kind == MessageType::MsgAppend && self.is_overloaded() {
             return Ok(());
         }
         // Raft returns errors for stale messages only, and dropping those is correct.
@@ -261,48 +255,63 @@ impl Core {
     ///
     /// # Errors
     /// On error none of the commands was appended.
-    pub fn propose(&mut self, commands: Vec<Bytes>) -> Result<(u64, u64), NotProposed> {
-        assert!(!commands.is_empty(), "proposing nothing");
+    ///
+    /// # Panics
+    /// Panics if there is no command.
+    pub fn propose(&mut self, commands: Vec<Bytes>) -> Result<(Term, LogIndex), NotProposed> {
+        assert!(!commands.is_empty(), "a proposal without a command");
         // During a leadership transfer raft would drop the proposal.
         if !self.leads() || self.raw.raft.lead_transferee.is_some() {
             return Err(NotProposed::NotLeader);
         }
-        if self.swamped() {
+        if self.is_overloaded() {
             return Err(NotProposed::Busy);
         }
-        let first = self.raw.raft.raft_log.last_index() + 1;
-        let mut message = Message { from: self.settings.id, ..Message::default() };
+        let first = LogIndex(self.raw.raft.raft_log.last_index()).next();
+        let mut message = Message { from: self.settings.id.0, ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
         let entries: Vec<Entry> =
             commands.into_iter().map(|data| Entry { data, ..Entry::default() }).collect();
         message.set_entries(entries.into());
+        let count = message.entries.len();
         self.call(|raw| raw.raft.step(message)).map_err(|_| NotProposed::Busy)?;
-        Ok((self.raw.raft.term, first))
+        let last = LogIndex(self.raw.raft.raft_log.last_index());
+        assert_eq!(last.next(), first.plus(count), "raft appended other entries than proposed");
+        Ok((Term(self.raw.raft.term), first))
     }
 
     /// Requests confirmation of the read `id`. The result is returned in [`Effects`].
-    pub fn read(&mut self, id: u64) {
-        self.reads.ask(id);
+    pub fn read(&mut self, id: ReadId) {
+        self.reads.enqueue(id);
     }
 
     /// Discards waiting reads that are no longer `wanted`.
-    pub fn retain_reads(&mut self, wanted: impl Fn(u64) -> bool) {
+    pub fn retain_reads(&mut self, wanted: impl Fn(ReadId) -> bool) {
         self.reads.retain(wanted);
     }
 
     /// Records that the batch `number` and all earlier ones are durable.
-    pub fn persisted(&mut self, number: u64) {
+    ///
+    /// # Panics
+    /// Panics if a batch is reported durable before it was handed out.
+    pub fn persisted(&mut self, number: BatchNumber) {
+        assert!(number <= self.last_batch, "batch {number} is durable, but {} is the last", self.last_batch);
         while let Some(written) = self.outstanding.pop_front_if(|first| first.number <= number) {
-            self.durable_term = self.durable_term.max(written.term.unwrap_or(0));
-            self.unwritten_bytes -= written.bytes;
+            self.durable_term = self.durable_term.max(written.term.unwrap_or_default());
+            self.unwritten_bytes -= if planted(Defect::BytesLeft) { 0 } else { written.bytes };
         }
-        self.call(|raw| raw.on_persist_ready(number));
+        self.call(|raw| raw.on_persist_ready(number.0));
         self.advance_applied();
     }
 
     /// Records that every entry up to `index` is applied.
-    pub fn applied(&mut self, index: u64) {
-        assert!(index >= self.applied, "applied entries were taken back");
+    ///
+    /// # Panics
+    /// Panics if the entry was applied before or is not committed.
+    pub fn applied(&mut self, index: LogIndex) {
+        assert!(index >= self.applied, "entry {index} is applied after entry {}", self.applied);
+        let committed = LogIndex(self.raw.raft.raft_log.committed);
+        assert!(index <= committed, "entry {index} is applied, but only {committed} is committed");
         self.applied = index;
         self.advance_applied();
     }
@@ -311,32 +320,32 @@ impl Core {
     /// a snapshot from the leader is applied shortly before it is durable.
     fn advance_applied(&mut self) {
         let log = &self.raw.raft.raft_log;
-        if self.applied > log.applied && self.applied <= log.persisted.min(log.committed) {
-            let index = self.applied;
+        let index = self.applied.0;
+        if index > log.applied && index <= log.persisted.min(log.committed) {
             self.call(|raw| raw.advance_apply_to(index));
         }
     }
 
     /// Reports a peer as unreachable: raft then probes it instead of streaming entries to it.
-    pub fn unreachable(&mut self, peer: u64) {
-        self.call(|raw| raw.report_unreachable(peer));
+    pub fn unreachable(&mut self, peer: ReplicaId) {
+        self.call(|raw| raw.report_unreachable(peer.0));
     }
 
     /// Reports whether a snapshot arrived at the peer.
-    pub fn snapshot_sent(&mut self, peer: u64, arrived: bool) {
+    pub fn snapshot_sent(&mut self, peer: ReplicaId, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.call(|raw| raw.report_snapshot(peer, status));
+        self.call(|raw| raw.report_snapshot(peer.0, status));
     }
 
     /// Transfers leadership to the most up-to-date active follower, because this replica stops or its disk
     /// cannot keep up. Followers that lack committed entries or are receiving a snapshot are skipped. Such a
     /// follower could not lead yet, and until then no proposal would be accepted.
-    pub fn hand_over(&mut self) {
+    pub fn transfer_leadership(&mut self) {
         // One transfer at a time: two followers that campaign would split the votes.
         if self.raw.raft.lead_transferee.is_some() {
             return;
         }
-        let (own, committed) = (self.settings.id, self.raw.raft.raft_log.committed);
+        let (own, committed) = (self.settings.id.0, self.raw.raft.raft_log.committed);
         let others = self.raw.raft.prs().iter().filter(|(id, peer)| {
             let up_to_date = peer.state != ProgressState::Snapshot && peer.matched >= committed;
             **id != own && peer.recent_active && up_to_date
@@ -368,30 +377,46 @@ impl Core {
     /// Panics if nothing has been applied yet.
     #[must_use]
     pub fn snapshot_here(&self, data: Bytes) -> Snapshot {
-        let term = self.raw.raft.raft_log.term(self.applied).expect("the last applied entry is kept");
+        assert!(self.applied > LogIndex(0), "a snapshot before anything was applied");
+        let term = self.raw.raft.raft_log.term(self.applied.0).expect("the last applied entry is kept");
         let voters = self.raw.store().voters().to_vec();
-        Snapshot { index: self.applied, term, voters, data }
+        Snapshot { index: self.applied, term: Term(term), voters, data }
     }
 
     /// Records that a snapshot of this replica's own state is durable, and drops older entries from memory.
-    /// Returns the index through which the log on disk may be truncated.
-    pub fn snapshot_saved(&mut self, snapshot: Snapshot) -> u64 {
+    ///
+    /// # Panics
+    /// Panics if the snapshot is ahead of the applied entries.
+    pub fn snapshot_saved(&mut self, snapshot: Snapshot) {
+        assert!(
+            snapshot.index <= self.applied,
+            "a snapshot of entry {}, which is not applied",
+            snapshot.index
+        );
         let retained = self.settings.limits.retained_entries;
         self.call(|raw| raw.mut_store().compact(snapshot, retained));
-        self.raw.store().snapshot_index()
     }
 
-    /// Returns the Raft state of this replica.
+    /// Returns the status of this replica. The core knows neither a full disk nor a stop.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn status(&self) -> RaftStatus {
         let raft = &self.raw.raft;
-        Standing {
-            leading: self.leads(),
-            leader: raft.leader_id,
-            term: raft.term,
-            commit: raft.raft_log.committed,
+        let leader = ids::replica(raft.leader_id);
+        let role = match (self.leads(), leader) {
+            (true, _) => Role::Leader,
+            (false, Some(_)) => Role::Follower,
+            (false, None) => Role::Candidate,
+        };
+        RaftStatus {
+            id: self.settings.id,
+            role,
+            leader,
+            term: Term(raft.term),
+            commit: LogIndex(raft.raft_log.committed),
             applied: self.applied,
-            last: raft.raft_log.last_index(),
+            last: LogIndex(raft.raft_log.last_index()),
+            disk_full: false,
+            stopped: None,
         }
     }
 
@@ -401,18 +426,20 @@ impl Core {
 
     /// Returns the pending effects, if any. Callers repeat the call until it returns `None`.
     pub fn ready(&mut self) -> Option<Effects> {
-        let refused_reads = self.issue_reads();
+        let rejected_reads = self.issue_reads();
         if !self.raw.has_ready() {
             let batch = self.take_deferred();
-            let idle = refused_reads.is_empty() && batch.is_none();
-            return (!idle).then(|| Effects { refused_reads, batch, ..Effects::default() });
+            let idle = rejected_reads.is_empty() && batch.is_none();
+            return (!idle).then(|| Effects { rejected_reads, batch, ..Effects::default() });
         }
         let mut ready = self.call(RawNode::ready);
-        let number = ready.number();
-        let mut effects = Effects { refused_reads, messages: ready.take_messages(), ..Effects::default() };
+        let number = BatchNumber(ready.number());
+        let mut effects = Effects { rejected_reads, messages: ready.take_messages(), ..Effects::default() };
         let later = self.split_messages(ready.take_persisted_messages(), &mut effects.messages);
         effects.reads = self.reads.confirm(ready.take_read_states());
-        effects.committed = ready.take_committed_entries().iter().map(checked).collect();
+        effects.committed = ready.take_committed_entries().iter().map(normal_entry).collect();
+        let first = effects.committed.first().map_or(self.applied.next(), |entry| entry.index);
+        assert_eq!(first, self.applied.next(), "raft committed entries with a gap");
         if !ready.snapshot().is_empty() {
             effects.restore = Some(log::snapshot_from_raft(ready.snapshot()));
         }
@@ -439,18 +466,25 @@ impl Core {
 
     /// Numbers a batch, or defers it if no message depends on it and only the commit index rose. A deferred
     /// commit index is safe: the leader sends it again, and a snapshot carries its own.
-    fn number(&mut self, number: u64, mut batch: Batch, messages: Vec<Message>) -> Option<NumberedBatch> {
+    fn number(
+        &mut self,
+        number: BatchNumber,
+        mut batch: Batch,
+        messages: Vec<Message>,
+    ) -> Option<NumberedBatch> {
         let commit_only = !batch.sync && batch.entries.is_empty() && batch.snapshot.is_none();
         batch.hard_state = batch.hard_state.or(self.deferred.take());
         if commit_only && messages.is_empty() {
             self.deferred = batch.hard_state;
             if self.outstanding.is_empty() {
-                self.call(|raw| raw.on_persist_ready(number));
+                self.call(|raw| raw.on_persist_ready(number.0));
             }
             return None;
         }
         let term = batch.hard_state.map(|state| state.term);
         let bytes: u64 = batch.entries.iter().map(|entry| entry.data.len() as u64).sum();
+        assert!(number > self.last_batch, "batch {number} follows batch {}", self.last_batch);
+        self.last_batch = number;
         self.unwritten_bytes += bytes;
         self.outstanding.push_back(Outstanding { number, term, bytes });
         Some(NumberedBatch { number, batch, messages })
@@ -464,7 +498,7 @@ impl Core {
         }
         let hard_state = Some(self.deferred.take()?);
         let batch = Batch { hard_state, ..Batch::default() };
-        Some(NumberedBatch { number: 0, batch, messages: Vec::new() })
+        Some(NumberedBatch { number: BatchNumber(0), batch, messages: Vec::new() })
     }
 
     /// Splits off the messages that need not wait for the disk. In general a follower reports only durable
@@ -473,16 +507,16 @@ impl Core {
     /// leader.
     fn split_messages(&self, later: Vec<Message>, now: &mut Vec<Message>) -> Vec<Message> {
         let (heartbeats, rest): (Vec<_>, Vec<_>) = later.into_iter().partition(|message| {
-            message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term <= self.durable_term
+            message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term <= self.durable_term.0
         });
         now.extend(heartbeats);
         rest
     }
 
     /// Passes waiting reads to raft under a new token, or rejects them when this replica is not the leader.
-    fn issue_reads(&mut self) -> Vec<u64> {
+    fn issue_reads(&mut self) -> Vec<ReadId> {
         if !self.leads() {
-            return self.reads.refuse();
+            return self.reads.reject_all();
         }
         // Before its first commit in its own term a leader does not know the commit index, and raft silently
         // drops the read.
@@ -497,13 +531,13 @@ impl Core {
 }
 
 /// Builds raft's configuration, with none of its unsafe defaults.
-fn raft_config(settings: &Settings, applied: u64) -> raft::Config {
+fn raft_config(settings: &Settings, applied: LogIndex) -> raft::Config {
     let (timings, limits) = (&settings.timings, &settings.limits);
     let config = raft::Config {
-        id: settings.id,
+        id: settings.id.0,
         election_tick: timings.election_ticks,
         heartbeat_tick: timings.heartbeat_ticks,
-        applied,
+        applied: applied.0,
         max_size_per_msg: limits.message_bytes,
         max_inflight_msgs: limits.inflight_messages_max,
         check_quorum: true,
@@ -525,7 +559,7 @@ fn raft_config(settings: &Settings, applied: u64) -> raft::Config {
 
 /// Returns whether replicas exchange this message type. Proposals and reads are forwarded by the application,
 /// so that the leader that confirms a read also made its token.
-fn may_cross_the_wire(kind: MessageType) -> bool {
+fn is_exchanged(kind: MessageType) -> bool {
     use MessageType as Kind;
     matches!(
         kind,
@@ -548,7 +582,7 @@ fn is_about_elections(kind: MessageType) -> bool {
     matches!(kind, Kind::MsgTimeoutNow | Kind::MsgRequestVote | Kind::MsgRequestPreVote)
 }
 
-fn checked(entry: &Entry) -> LogEntry {
+fn normal_entry(entry: &Entry) -> LogEntry {
     assert!(
         entry.get_entry_type() == EntryType::EntryNormal,
         "entry {} changes the membership, which this version cannot do: it was written by a newer one",

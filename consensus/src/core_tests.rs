@@ -4,6 +4,8 @@
 
 #[path = "core_tests/history.rs"]
 mod history;
+#[path = "core_tests/violations.rs"]
+mod violations;
 
 use super::*;
 use crate::dice::Dice;
@@ -23,10 +25,11 @@ struct SimulatedReplica {
     /// Digest of everything applied, which snapshots carry; `None` after a snapshot without one.
     state: Option<[u8; 32]>,
     confirmed: Vec<ConfirmedRead>,
-    refused: Vec<u64>,
+    rejected: Vec<ReadId>,
 }
 
-/// Replicas 1..=n, their disks, and messages in transit.
+/// Replicas 1..=n, their disks, and messages in transit. Replicas are named by their raft ids, as in the
+/// messages.
 struct World {
     seed: u64,
     limits: Limits,
@@ -44,7 +47,7 @@ struct World {
     /// Replicas that are down after a failure.
     fallen: BTreeSet<u64>,
     /// State after each index, as computed by the first replica that reached it.
-    states: BTreeMap<u64, [u8; 32]>,
+    states: BTreeMap<LogIndex, [u8; 32]>,
     installed: u64,
     /// Whether the power often fails while a snapshot from the leader is installed.
     cut_installations: bool,
@@ -87,17 +90,18 @@ impl World {
 
     fn start_from(&mut self, id: u64, recovered: Recovered) {
         let timings = Timings { heartbeat_ticks: 2, election_ticks: 10, ..Timings::default() };
-        let voters = self.disks.keys().copied().collect();
-        let settings = Settings { id, voters, seed: self.seed, timings, limits: self.limits };
+        let voters = self.disks.keys().copied().map(ReplicaId).collect();
+        let settings = Settings { id: ReplicaId(id), voters, seed: self.seed, timings, limits: self.limits };
         let disk = self.disks[&id].clone();
         let (begin, state) = match &recovered.snapshot {
             Some(found) => (found.index, found.data[..].try_into().ok()),
-            None => (0, Some([0; 32])),
+            None => (LogIndex(0), Some([0; 32])),
         };
-        let applied = (1..=begin).map(|index| LogEntry { index, term: 0, data: Bytes::new() }).collect();
+        let applied = placeholders(begin);
         let core = Core::new(settings, recovered).expect("valid settings");
-        let (unwritten, confirmed, refused) = (Vec::new(), Vec::new(), Vec::new());
-        self.nodes.insert(id, SimulatedReplica { core, disk, unwritten, applied, state, confirmed, refused });
+        let (unwritten, confirmed, rejected) = (Vec::new(), Vec::new(), Vec::new());
+        self.nodes
+            .insert(id, SimulatedReplica { core, disk, unwritten, applied, state, confirmed, rejected });
     }
 
     /// Stops a replica as a power failure does: unsynced data is lost, wholly or in part.
@@ -142,21 +146,25 @@ impl World {
                 }
             }
             for entry in effects.committed {
-                assert_eq!(entry.index, node.applied.len() as u64 + 1, "replica {id} skips an entry");
+                assert_eq!(entry.index, node.last_applied().next(), "replica {id} skips an entry");
                 if let Some(state) = node.apply(entry) {
                     self.trace.update(&state);
-                    let index = node.applied.len() as u64;
+                    let index = node.last_applied();
                     let known = *self.states.entry(index).or_insert(state);
                     assert_eq!(known, state, "seed {}: replica {id} differs at {index}", self.seed);
                 }
             }
             node.confirmed.extend(effects.reads);
-            node.refused.extend(effects.refused_reads);
+            node.rejected.extend(effects.rejected_reads);
             if !slow {
                 write(node, &mut self.wire)?;
             }
         }
-        if slow { Ok(()) } else { write(node, &mut self.wire) }
+        if !slow {
+            write(node, &mut self.wire)?;
+        }
+        node.check(self.seed);
+        Ok(())
     }
 
     /// Delivers messages, and performs the resulting effects, until nothing is in transit.
@@ -184,7 +192,7 @@ impl World {
             }
             let copies = 1 + u64::from(self.dice.roll(100) < self.repeat_percent);
             for _ in 0..copies {
-                self.hand_over(message.clone());
+                self.deliver_one(message.clone());
             }
         }
     }
@@ -194,11 +202,11 @@ impl World {
         if message.get_msg_type() == MessageType::MsgSnapshot
             && let Some(sender) = self.nodes.get_mut(&message.from)
         {
-            sender.core.snapshot_sent(message.to, false);
+            sender.core.snapshot_sent(ReplicaId(message.to), false);
         }
     }
 
-    fn hand_over(&mut self, message: Message) {
+    fn deliver_one(&mut self, message: Message) {
         let (from, kind) = (message.from, message.get_msg_type());
         let to = message.to;
         if !self.nodes.contains_key(&to) {
@@ -208,17 +216,21 @@ impl World {
             for value in [from, to, message.term, message.index, kind as u64] {
                 self.trace.update(&value.to_le_bytes());
             }
-            node.core.step(message).expect("peers send only what may cross the wire");
+            node.core.step(message).expect("peers send only messages that replicas exchange");
+            node.check(self.seed);
             if kind == MessageType::MsgSnapshot
                 && let Some(sender) = self.nodes.get_mut(&from)
             {
-                sender.core.snapshot_sent(to, true);
+                sender.core.snapshot_sent(ReplicaId(to), true);
             }
         }
     }
 
     fn tick(&mut self) {
-        self.nodes.values_mut().for_each(|node| node.core.tick());
+        for node in self.nodes.values_mut() {
+            node.core.tick();
+            node.check(self.seed);
+        }
         self.settle();
     }
 
@@ -227,7 +239,7 @@ impl World {
     }
 
     fn leaders(&self) -> Vec<u64> {
-        self.nodes.iter().filter(|(_, node)| node.core.standing().leading).map(|(id, _)| *id).collect()
+        self.nodes.iter().filter(|(_, node)| node.core.status().is_leader()).map(|(id, _)| *id).collect()
     }
 
     /// Runs until there is one leader among the replicas that are not cut off.
@@ -242,7 +254,7 @@ impl World {
         panic!("no leader within 400 ticks, seed {}", self.seed);
     }
 
-    fn propose(&mut self, id: u64, text: &str) -> u64 {
+    fn propose(&mut self, id: u64, text: &str) -> LogIndex {
         let (_, index) =
             self.node(id).core.propose(vec![Bytes::copy_from_slice(text.as_bytes())]).expect("leads");
         index
@@ -259,8 +271,8 @@ impl SimulatedReplica {
     fn apply(&mut self, entry: LogEntry) -> Option<[u8; 32]> {
         let after = |state: [u8; 32]| {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(&state).update(&entry.index.to_le_bytes());
-            *hasher.update(&entry.term.to_le_bytes()).update(&entry.data).finalize().as_bytes()
+            hasher.update(&state).update(&entry.index.0.to_le_bytes());
+            *hasher.update(&entry.term.0.to_le_bytes()).update(&entry.data).finalize().as_bytes()
         };
         self.state = self.state.map(after);
         self.core.applied(entry.index);
@@ -269,11 +281,26 @@ impl SimulatedReplica {
     }
 
     fn restore(&mut self, snapshot: &Snapshot) {
-        let placeholder = |index| LogEntry { index, term: 0, data: Bytes::new() };
-        self.applied = (1..=snapshot.index).map(placeholder).collect();
+        self.applied = placeholders(snapshot.index);
         self.state = snapshot.data[..].try_into().ok();
         self.core.applied(snapshot.index);
     }
+
+    fn check(&mut self, seed: u64) {
+        let id = self.core.settings.id;
+        let checked = self.core.check_invariants();
+        checked.unwrap_or_else(|violation| panic!("seed {seed}: replica {id}: {violation}"));
+    }
+
+    fn last_applied(&self) -> LogIndex {
+        LogIndex(0).plus(self.applied.len())
+    }
+}
+
+/// Returns entries of term 0 in the place of those within a snapshot.
+fn placeholders(through: LogIndex) -> Vec<LogEntry> {
+    let placeholder = |index| LogEntry { index: LogIndex(index), term: Term(0), data: Bytes::new() };
+    (1..=through.0).map(placeholder).collect()
 }
 
 /// Writes all pending batches of a replica as one group, and sends the messages that depend on them. On a
@@ -284,7 +311,7 @@ fn write(node: &mut SimulatedReplica, wire: &mut Vec<Message>) -> Result<(), Log
     }
     let group: Vec<Batch> = node.unwritten.iter().map(|numbered| numbered.batch.clone()).collect();
     match node.disk.write(&group) {
-        Err(error) if error.may_pass() => return Ok(()),
+        Err(error) if error.is_disk_full() => return Ok(()),
         outcome => outcome?,
     }
     for NumberedBatch { number, messages, .. } in node.unwritten.drain(..) {
@@ -295,7 +322,7 @@ fn write(node: &mut SimulatedReplica, wire: &mut Vec<Message>) -> Result<(), Log
 }
 
 #[test]
-fn one_replica_alone_elects_itself_and_commits() {
+fn a_single_replica_elects_itself_and_commits() {
     let mut world = World::new(1, 1);
     let leader = world.elect();
     world.propose(leader, "a");
@@ -365,24 +392,24 @@ fn a_follower_with_a_stuck_disk_still_answers_heartbeats() {
     let mut world = World::new(3, 4);
     let leader = world.elect();
     world.settle();
-    let term = world.nodes[&leader].core.standing().term;
+    let term = world.nodes[&leader].core.status().term;
     world.slow_disks = (1..=3).filter(|id| *id != leader).collect();
     world.propose(leader, "waits");
     world.run(100);
     assert_eq!(world.leaders(), [leader], "slow disks deposed a healthy leader");
-    assert_eq!(world.nodes[&leader].core.standing().term, term);
+    assert_eq!(world.nodes[&leader].core.status().term, term);
     world.slow_disks.clear();
     world.run(5);
     assert_eq!(world.texts(leader), ["waits"]);
 }
 
 #[test]
-fn a_leader_whose_disk_is_stuck_hands_over() {
+fn a_leader_with_a_stuck_disk_transfers_its_leadership() {
     let mut world = World::new(3, 5);
     let leader = world.elect();
     world.run(5);
     world.slow_disks.insert(leader);
-    world.node(leader).core.hand_over();
+    world.node(leader).core.transfer_leadership();
     world.settle();
     world.slow_disks.clear();
     let next = world.elect();
@@ -390,13 +417,13 @@ fn a_leader_whose_disk_is_stuck_hands_over() {
 }
 
 #[test]
-fn leadership_is_not_handed_to_a_follower_that_waits_for_a_snapshot() {
+fn leadership_is_not_transferred_to_a_follower_that_waits_for_a_snapshot() {
     let mut world = World::new(3, 17);
     let leader = world.elect();
     let (behind, other) = (1 + leader % 3, 1 + (leader + 1) % 3);
     world.crash(behind);
-    for place in 0..20 {
-        world.propose(leader, &place.to_string());
+    for number in 0..20 {
+        world.propose(leader, &number.to_string());
         world.settle();
     }
     let snapshot = world.node(leader).core.snapshot_here(Bytes::new());
@@ -405,18 +432,18 @@ fn leadership_is_not_handed_to_a_follower_that_waits_for_a_snapshot() {
     world.withheld = Some(MessageType::MsgSnapshot);
     world.cut.insert(other);
     world.run(25);
-    assert!(!world.aside.is_empty() && world.nodes[&leader].core.standing().leading);
+    assert!(!world.aside.is_empty() && world.nodes[&leader].core.status().is_leader());
     let transferee = |world: &World| world.nodes[&leader].core.raw.raft.lead_transferee;
-    world.node(leader).core.hand_over();
-    assert_eq!(transferee(&world), None, "nobody could propose until the snapshot is there");
+    world.node(leader).core.transfer_leadership();
+    assert_eq!(transferee(&world), None, "no proposal would be accepted until the snapshot has arrived");
     world.cut.clear();
     world.run(3);
-    world.node(leader).core.hand_over();
+    world.node(leader).core.transfer_leadership();
     assert_eq!(transferee(&world), Some(other));
 }
 
 #[test]
-fn a_replica_with_a_stuck_disk_gathers_no_more_than_its_limit() {
+fn a_replica_with_a_stuck_disk_buffers_no_more_than_its_limit() {
     let limits = Limits { message_bytes: 1024, uncommitted_bytes_max: 8192, ..Limits::default() };
     let mut world = World::with_limits(3, 16, limits);
     let leader = world.elect();
@@ -452,13 +479,13 @@ fn a_replica_that_was_cut_off_does_not_disturb_the_others() {
     let mut world = World::new(3, 6);
     let leader = world.elect();
     world.settle();
-    let term = world.nodes[&leader].core.standing().term;
+    let term = world.nodes[&leader].core.status().term;
     let follower = (1..=3).find(|id| *id != leader).expect("three replicas");
     world.cut.insert(follower);
     world.run(200);
     world.cut.clear();
     world.run(20);
-    assert_eq!((world.leaders(), world.nodes[&leader].core.standing().term), (vec![leader], term));
+    assert_eq!((world.leaders(), world.nodes[&leader].core.status().term), (vec![leader], term));
 }
 
 #[test]
@@ -476,8 +503,8 @@ fn a_follower_far_behind_gets_a_snapshot() {
     let leader = world.elect();
     let follower = (1..=3).find(|id| *id != leader).expect("three replicas");
     world.crash(follower);
-    for place in 0..20 {
-        world.propose(leader, &place.to_string());
+    for number in 0..20 {
+        world.propose(leader, &number.to_string());
         world.settle();
     }
     let core = &mut world.node(leader).core;
@@ -487,8 +514,8 @@ fn a_follower_far_behind_gets_a_snapshot() {
     world.node(leader).core.snapshot_saved(snapshot);
     world.start(follower);
     world.run(40);
-    assert!(world.nodes[&follower].applied.len() as u64 >= index);
-    assert_eq!(world.nodes[&follower].applied[0].term, 0, "it came as a snapshot");
+    assert!(world.nodes[&follower].last_applied() >= index);
+    assert_eq!(world.nodes[&follower].applied[0].term, Term(0), "it came as a snapshot");
     world.propose(leader, "later");
     world.run(5);
     assert_eq!(world.texts(follower).last().map(String::as_str), Some("later"));
@@ -498,13 +525,13 @@ fn a_follower_far_behind_gets_a_snapshot() {
 }
 
 #[test]
-fn a_follower_whose_disk_is_slow_with_a_snapshot_waits_instead_of_campaigning() {
+fn a_follower_with_a_snapshot_not_yet_durable_does_not_campaign() {
     let mut world = World::new(3, 14);
     let leader = world.elect();
     let follower = (1..=3).find(|id| *id != leader).expect("three replicas");
     world.crash(follower);
-    for place in 0..20 {
-        world.propose(leader, &place.to_string());
+    for number in 0..20 {
+        world.propose(leader, &number.to_string());
         world.settle();
     }
     let snapshot = world.node(leader).core.snapshot_here(Bytes::new());
@@ -515,15 +542,15 @@ fn a_follower_whose_disk_is_slow_with_a_snapshot_waits_instead_of_campaigning() 
     world.withheld = None;
     world.slow_disks.insert(follower);
     let snapshot = world.aside.pop().expect("the leader sent a snapshot");
-    world.hand_over(snapshot);
+    world.deliver_one(snapshot);
     world.settle();
     assert!(world.nodes[&follower].core.installing(), "the snapshot is in memory, and not on disk");
     world.cut.insert(follower);
     world.run(100);
-    let mut hand_over = Message { from: leader, to: follower, ..Message::default() };
-    hand_over.term = world.nodes[&leader].core.standing().term;
-    hand_over.set_msg_type(MessageType::MsgTimeoutNow);
-    world.hand_over(hand_over);
+    let mut timeout_now = Message { from: leader, to: follower, ..Message::default() };
+    timeout_now.term = world.nodes[&leader].core.status().term.0;
+    timeout_now.set_msg_type(MessageType::MsgTimeoutNow);
+    world.deliver_one(timeout_now);
     world.cut.clear();
     world.slow_disks.clear();
     world.run(40);
@@ -553,33 +580,33 @@ fn a_new_group_elects_its_first_leader_within_a_few_ticks() {
 }
 
 #[test]
-fn reads_are_confirmed_at_an_index_that_holds_everything_committed_before() {
+fn reads_are_confirmed_at_an_index_that_covers_earlier_commits() {
     let mut world = World::new(3, 9);
     let leader = world.elect();
     let index = world.propose(leader, "a");
     world.settle();
-    world.node(leader).core.read(1);
-    world.node(leader).core.read(2);
+    world.node(leader).core.read(ReadId(1));
+    world.node(leader).core.read(ReadId(2));
     world.settle();
-    let expected = [ConfirmedRead { id: 1, index }, ConfirmedRead { id: 2, index }];
+    let expected = [1, 2].map(|id| ConfirmedRead { id: ReadId(id), index });
     assert_eq!(world.node(leader).confirmed, expected);
     let follower = (1..=3).find(|id| *id != leader).expect("three replicas");
-    world.node(follower).core.read(3);
+    world.node(follower).core.read(ReadId(3));
     world.settle();
-    assert_eq!(world.node(follower).refused, [3]);
+    assert_eq!(world.node(follower).rejected, [ReadId(3)]);
 }
 
 #[test]
-fn a_read_asked_before_the_first_commit_of_a_term_is_answered_and_not_dropped() {
+fn a_read_before_the_first_commit_of_a_term_is_confirmed_and_not_dropped() {
     let mut world = World::new(3, 10);
     let leader = world.elect();
     world.crash(leader);
     // Stop just as a new leader appears, before its first entry can be committed.
     world.withheld = Some(MessageType::MsgAppendResponse);
     let next = world.elect();
-    world.node(next).core.read(1);
+    world.node(next).core.read(ReadId(1));
     world.settle();
-    assert_eq!((world.node(next).confirmed.len(), world.node(next).refused.len()), (0, 0));
+    assert_eq!((world.node(next).confirmed.len(), world.node(next).rejected.len()), (0, 0));
     world.withheld = None;
     world.aside.clear();
     world.run(10);
@@ -596,7 +623,7 @@ fn late_answers_to_an_earlier_read_never_confirm_a_later_one() {
     world.settle();
     // The first read is sent; the followers' responses are held back.
     world.withheld = Some(MessageType::MsgHeartbeatResponse);
-    world.node(old).core.read(1);
+    world.node(old).core.read(ReadId(1));
     world.settle();
     let late: Vec<Message> = std::mem::take(&mut world.aside);
     assert_eq!(late.len(), 2);
@@ -612,22 +639,27 @@ fn late_answers_to_an_earlier_read_never_confirm_a_later_one() {
     let newer = world.propose(new, "two");
     world.settle();
     // On the old one, which has not noticed, a read begins that must see "two" or wait.
-    assert!(world.nodes[&old].core.standing().leading, "the clock of the old leader stood still");
-    world.node(old).core.read(2);
+    assert!(world.nodes[&old].core.status().is_leader(), "the clock of the old leader stood still");
+    world.node(old).core.read(ReadId(2));
     world.settle();
     for message in late.iter().chain(&late) {
-        world.hand_over(message.clone());
+        world.deliver_one(message.clone());
     }
     world.settle();
-    let stale: Vec<_> =
-        world.node(old).confirmed.iter().filter(|read| read.id == 2 && read.index < newer).copied().collect();
-    assert_eq!(stale, [], "a deposed leader answered from the past");
+    let stale: Vec<_> = world
+        .node(old)
+        .confirmed
+        .iter()
+        .filter(|read| read.id == ReadId(2) && read.index < newer)
+        .copied()
+        .collect();
+    assert_eq!(stale, [], "a deposed leader confirmed a stale read");
 }
 
 /// The same schedule against the bare library, with one token used twice. If this test fails, the library was
 /// fixed, and fresh tokens are no longer needed.
 #[test]
-fn the_library_itself_still_answers_from_the_past_when_a_token_is_used_twice() {
+fn the_library_still_confirms_a_stale_read_when_a_token_is_used_twice() {
     let mut world = World::new(3, 11);
     let old = world.elect();
     world.propose(old, "one");
@@ -639,18 +671,18 @@ fn the_library_itself_still_answers_from_the_past_when_a_token_is_used_twice() {
     world.settle();
     let late: Vec<Message> = std::mem::take(&mut world.aside);
     // One response completes the first read; the other one is still in transit.
-    world.hand_over(late[0].clone());
+    world.deliver_one(late[0].clone());
     world.node(old).core.call(|raw| raw.raft.read_states.clear());
     world.withheld = None;
     world.cut.insert(old);
     read(&mut world);
-    world.hand_over(late[1].clone());
+    world.deliver_one(late[1].clone());
     let states = world.node(old).core.call(|raw| std::mem::take(&mut raw.raft.read_states));
     assert_eq!(states.len(), 1, "answered although it is cut off from everyone");
 }
 
 #[test]
-fn messages_that_must_not_cross_the_wire_are_refused() {
+fn messages_that_replicas_never_exchange_are_rejected() {
     let mut world = World::new(3, 12);
     let mut check = |from: u64, to: u64, kind: MessageType, expected: StepError| {
         let mut message = Message { from, to, ..Message::default() };
@@ -674,7 +706,7 @@ fn messages_that_must_not_cross_the_wire_are_refused() {
 }
 
 #[test]
-fn too_many_uncommitted_bytes_are_refused_and_room_returns() {
+fn proposals_beyond_the_uncommitted_bytes_are_rejected_until_some_commit() {
     let limits = Limits { message_bytes: 1024, uncommitted_bytes_max: 4096, ..Limits::default() };
     let mut world = World::with_limits(3, 13, limits);
     let leader = world.elect();

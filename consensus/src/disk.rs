@@ -69,7 +69,7 @@ async fn write(
     let (mut pause, longest) = SPACE_PAUSES;
     loop {
         match store.write(group) {
-            Err(error) if error.may_pass() => {
+            Err(error) if error.is_disk_full() => {
                 if events.send(Event::NoSpace).is_err() {
                     return Err(error);
                 }
@@ -84,21 +84,24 @@ async fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::BatchNumber;
     use crate::store::SimulatedDisk;
     use crate::transport::SimulatedNetwork;
+    use protocol::ReplicaId;
     use tokio::sync::mpsc;
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_without_space_is_tried_again_until_the_raft_loop_has_ended() {
+    async fn a_write_to_a_full_disk_is_retried_until_the_raft_loop_ends() {
         let disk = SimulatedDisk::new();
         let _ = disk.open();
         disk.set_out_of_space(true);
         let (batches, to_disk) = mpsc::unbounded_channel();
         let (events, mut inbox) = mpsc::unbounded_channel();
-        let (store, transport) = (Arc::new(disk.clone()), Arc::new(SimulatedNetwork::new().transport(1)));
+        let (store, transport) =
+            (Arc::new(disk.clone()), Arc::new(SimulatedNetwork::new().transport(ReplicaId(1))));
         let running = tokio::spawn(run(store, transport, to_disk, events, Arc::default()));
         let batch = Batch { sync: true, ..Batch::default() };
-        let sent = batches.send(NumberedBatch { number: 7, batch, messages: Vec::new() });
+        let sent = batches.send(NumberedBatch { number: BatchNumber(7), batch, messages: Vec::new() });
         assert!(sent.is_ok());
         for _ in 0..3 {
             assert!(matches!(inbox.recv().await, Some(Event::NoSpace)));
@@ -110,10 +113,10 @@ mod tests {
                 event => break event,
             }
         };
-        assert!(matches!(written, Some(Event::Persisted(7))));
+        assert!(matches!(written, Some(Event::Persisted(BatchNumber(7)))));
         disk.set_out_of_space(true);
         let batch = Batch { sync: true, ..Batch::default() };
-        assert!(batches.send(NumberedBatch { number: 8, batch, messages: Vec::new() }).is_ok());
+        assert!(batches.send(NumberedBatch { number: BatchNumber(8), batch, messages: Vec::new() }).is_ok());
         assert!(matches!(inbox.recv().await, Some(Event::NoSpace)));
         drop((batches, inbox));
         running.await.expect("it ends though there never was space");

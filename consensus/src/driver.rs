@@ -7,14 +7,17 @@ use crate::config::Timings;
 use crate::core::{Core, Effects, NotProposed, NumberedBatch};
 use crate::error::{LogError, ProposeError};
 use crate::executor::Executor;
-use crate::handle::{Port, RaftStatus, Role};
+use crate::handle::Inner;
+use crate::ids::{BatchNumber, LogIndex, ReadId, Term};
 use crate::machine::StateMachine;
 use crate::metrics::ReplicaCounters;
 use crate::sessions::{SessionLookup, Sessions};
 use crate::snapshot::{self, Snapshot};
+use crate::status::{RaftStatus, Role};
 use crate::store::{LogEntry, LogStore};
 use crate::transport::{RequestError, Transport};
 use bytes::Bytes;
+use protocol::ReplicaId;
 use raft::eraftpb::Message;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -30,9 +33,9 @@ const EVENTS_PER_TURN: usize = 1024;
 
 /// Pause between two attempts to transfer leadership, in election timeouts. It keeps leadership from
 /// circulating when every disk is full or slow.
-const HAND_OVER_PAUSE: u32 = 10;
+const TRANSFER_PAUSE: u32 = 10;
 
-const TOLD_TO_STOP: &str = "it was told to stop";
+const STOP_REQUESTED: &str = "a stop was requested";
 
 pub(crate) type ReplySender<T> = oneshot::Sender<Result<T, RequestError>>;
 
@@ -42,9 +45,9 @@ pub(crate) enum Event {
         entry: Bytes,
         reply: ReplySender<Bytes>,
     },
-    Read(ReplySender<u64>),
+    Read(ReplySender<LogIndex>),
     Message(Box<Message>),
-    Persisted(u64),
+    Persisted(BatchNumber),
     /// The disk loop waits for space and retries.
     NoSpace,
     LogFailed(LogError),
@@ -54,10 +57,10 @@ pub(crate) enum Event {
     /// Serializing the state panicked: a bug that every retry would meet again.
     SnapshotPanicked,
     SnapshotSent {
-        peer: u64,
+        peer: ReplicaId,
         arrived: bool,
     },
-    Unreachable(u64),
+    Unreachable(ReplicaId),
     /// Orderly stop: a leader transfers its leadership first.
     Stop,
     /// Immediate stop.
@@ -71,7 +74,7 @@ pub(crate) struct Driver<M> {
     pub(crate) sessions: Sessions,
     pub(crate) store: Arc<dyn LogStore>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) port: Arc<Port>,
+    pub(crate) inner: Arc<Inner>,
     pub(crate) batches: UnboundedSender<NumberedBatch>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) executor: Executor,
@@ -85,25 +88,26 @@ pub(crate) struct Driver<M> {
 /// Channels through which handles observe the replica.
 pub(crate) struct Publish {
     pub(crate) status: watch::Sender<RaftStatus>,
-    pub(crate) applied: watch::Sender<u64>,
-    pub(crate) leader: watch::Sender<Option<u64>>,
+    pub(crate) applied: watch::Sender<LogIndex>,
+    pub(crate) leader: watch::Sender<Option<ReplicaId>>,
 }
 
 /// Pending requests, batches and deadlines.
 #[derive(Default)]
 pub(crate) struct PendingWork {
     /// Pending proposals: index (ascending), term at the time of the append, reply.
-    proposals: VecDeque<(u64, u64, ReplySender<Bytes>)>,
-    reads: BTreeMap<u64, ReplySender<u64>>,
-    reads_made: u64,
+    proposals: VecDeque<(LogIndex, Term, ReplySender<Bytes>)>,
+    reads: BTreeMap<ReadId, ReplySender<LogIndex>>,
+    last_read: ReadId,
     /// Batches handed to the disk, each with its time.
-    batches: VecDeque<(u64, Instant)>,
+    batches: VecDeque<(BatchNumber, Instant)>,
     /// True while the disk loop waits for space.
     no_space: bool,
     saving_snapshot: bool,
     /// Earliest time of the next snapshot, set when the last one found no space.
     snapshot_after: Option<Instant>,
-    handed_over: Option<Instant>,
+    /// Time of the last attempt to transfer leadership because of the disk.
+    transferred: Option<Instant>,
     /// Deadline of an orderly stop. While it is set, the replica leads only to transfer its leadership.
     stop_by: Option<Instant>,
 }
@@ -135,7 +139,7 @@ impl<M: StateMachine> Driver<M> {
                 break reason;
             }
             if self.may_stop(now) {
-                break TOLD_TO_STOP.to_string();
+                break STOP_REQUESTED.to_string();
             }
         };
         self.stop(&reason, inbox);
@@ -152,14 +156,15 @@ impl<M: StateMachine> Driver<M> {
                     replies.push(reply);
                 }
                 Event::Read(reply) => {
-                    self.waiting.reads_made += 1;
-                    self.waiting.reads.insert(self.waiting.reads_made, reply);
-                    self.core.read(self.waiting.reads_made);
+                    let id = self.waiting.last_read.next();
+                    self.waiting.last_read = id;
+                    self.waiting.reads.insert(id, reply);
+                    self.core.read(id);
                 }
                 Event::Message(message) => {
                     messages += 1;
                     if let Err(error) = self.core.step(*message) {
-                        tracing::warn!(%error, "refused a message");
+                        tracing::warn!(%error, "rejected a message");
                     }
                 }
                 Event::Persisted(number) => self.persisted(number),
@@ -178,11 +183,11 @@ impl<M: StateMachine> Driver<M> {
                 Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
                 Event::Unreachable(peer) => self.core.unreachable(peer),
                 Event::LogFailed(error) => stop = Some(describe(&error)),
-                Event::Stop => self.stop_in_order(),
-                Event::Halt => stop = Some(TOLD_TO_STOP.to_string()),
+                Event::Stop => self.begin_stop(),
+                Event::Halt => stop = Some(STOP_REQUESTED.to_string()),
             }
         }
-        self.port.taken(messages);
+        self.inner.dequeued(messages);
         if !entries.is_empty() {
             self.propose(entries, replies);
         }
@@ -215,7 +220,7 @@ impl<M: StateMachine> Driver<M> {
         }
     }
 
-    fn persisted(&mut self, number: u64) {
+    fn persisted(&mut self, number: BatchNumber) {
         while self.waiting.batches.front().is_some_and(|(first, _)| *first <= number) {
             self.waiting.batches.pop_front();
         }
@@ -242,11 +247,11 @@ impl<M: StateMachine> Driver<M> {
 
     /// Starts an orderly stop. A leader transfers its leadership first, so that the group need not wait for
     /// an election.
-    fn stop_in_order(&mut self) {
+    fn begin_stop(&mut self) {
         let latest = Instant::now() + self.election_timeout();
-        if self.waiting.stop_by.is_none() && self.core.standing().leading {
+        if self.waiting.stop_by.is_none() && self.core.status().is_leader() {
             tracing::info!("stopping; transferring leadership first");
-            self.core.hand_over();
+            self.core.transfer_leadership();
             self.waiting.stop_by = Some(latest);
         }
         // A replica that is not the leader has no leadership to transfer.
@@ -257,13 +262,13 @@ impl<M: StateMachine> Driver<M> {
     /// answered. If no follower can take over, the stop completes one election timeout after it began.
     fn may_stop(&self, now: Instant) -> bool {
         let Some(latest) = self.waiting.stop_by else { return false };
-        let standing = self.core.standing();
-        let handed_over = !standing.leading && standing.leader != 0 && self.waiting.proposals.is_empty();
-        handed_over || now >= latest || self.core.is_alone()
+        let status = self.core.status();
+        let transferred = status.role == Role::Follower && self.waiting.proposals.is_empty();
+        transferred || now >= latest || self.core.is_alone()
     }
 
     /// Drops reads that clients abandoned: a leader that cannot commit would accumulate them.
-    fn forget_abandoned_reads(&mut self) {
+    fn drop_abandoned_reads(&mut self) {
         let reads = &mut self.waiting.reads;
         let before = reads.len();
         reads.retain(|_, reply| !reply.is_closed());
@@ -275,19 +280,19 @@ impl<M: StateMachine> Driver<M> {
 
     fn tick(&mut self, now: Instant) {
         self.core.tick();
-        self.forget_abandoned_reads();
+        self.drop_abandoned_reads();
         if self.waiting.stop_by.is_some() {
             // Raft aborted the transfer, or no follower was eligible; one may be eligible now.
-            self.core.hand_over();
+            self.core.transfer_leadership();
         }
         let limit = self.election_timeout();
         let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
         let disk_full = self.disk_full();
-        let lately = self.waiting.handed_over.is_some_and(|then| now - then < limit * HAND_OVER_PAUSE);
-        if (stalled || disk_full) && !lately && self.core.standing().leading {
+        let lately = self.waiting.transferred.is_some_and(|then| now - then < limit * TRANSFER_PAUSE);
+        if (stalled || disk_full) && !lately && self.core.status().is_leader() {
             tracing::warn!(stalled, disk_full, "the disk does not keep up; transferring leadership");
-            self.waiting.handed_over = Some(now);
-            self.core.hand_over();
+            self.waiting.transferred = Some(now);
+            self.core.transfer_leadership();
         }
         self.publish
             .status
@@ -298,7 +303,11 @@ impl<M: StateMachine> Driver<M> {
         while let Some(effects) = self.core.ready() {
             self.perform(effects)?;
         }
-        self.publish_standing();
+        if self.executor.is_simulated() {
+            self.core.check_invariants()?;
+            self.sessions.check_invariants()?;
+        }
+        self.publish_status();
         let waiting = &self.waiting;
         if self.core.snapshot_due()
             && !waiting.saving_snapshot
@@ -321,7 +330,7 @@ impl<M: StateMachine> Driver<M> {
             self.restore(&snapshot)?;
         }
         self.apply(effects.committed)?;
-        for id in effects.refused_reads {
+        for id in effects.rejected_reads {
             self.waiting.answer_read(id, Err(RequestError::NotLeader));
         }
         for read in effects.reads {
@@ -342,7 +351,7 @@ impl<M: StateMachine> Driver<M> {
         self.waiting.skipped_to(snapshot.index);
         self.core.applied(snapshot.index);
         self.publish.applied.send_replace(snapshot.index);
-        tracing::info!(index = snapshot.index, "restored a snapshot from the leader");
+        tracing::info!(index = snapshot.index.0, "restored a snapshot from the leader");
         Ok(())
     }
 
@@ -376,7 +385,7 @@ impl<M: StateMachine> Driver<M> {
             }
             match store.save_snapshot(&snapshot).and_then(|()| store.truncate(snapshot.index)) {
                 Ok(()) => Event::SnapshotSaved(snapshot),
-                Err(error) if error.may_pass() => Event::SnapshotPostponed(error),
+                Err(error) if error.is_disk_full() => Event::SnapshotPostponed(error),
                 Err(error) => Event::LogFailed(error),
             }
         };
@@ -392,26 +401,20 @@ impl<M: StateMachine> Driver<M> {
         begun.map_err(|error| format!("starting a thread failed: {error}"))
     }
 
-    fn publish_standing(&self) {
-        let standing = self.core.standing();
-        let leader = (standing.leader != 0).then_some(standing.leader);
-        let role = match (standing.leading, leader) {
-            (true, _) => Role::Leader,
-            (false, Some(_)) => Role::Follower,
-            (false, None) => Role::Candidate,
-        };
+    fn publish_status(&self) {
+        let current = self.core.status();
+        let (role, leader, term) = (current.role, current.leader, current.term);
         let changed = self.publish.leader.send_if_modified(|old| std::mem::replace(old, leader) != leader);
         if changed && leader.is_some() {
             ReplicaCounters::add(&self.counters.leader_changes, 1);
         }
         self.publish.status.send_if_modified(|status| {
-            let changed = (status.role, status.leader, status.term) != (role, leader, standing.term);
+            let changed = (status.role, status.leader, status.term) != (role, leader, term);
             if changed {
-                tracing::info!(?role, ?leader, term = standing.term, "role changed");
+                tracing::info!(?role, leader = leader.map(|id| id.0), term = term.0, "role changed");
             }
-            let (commit, applied, last) = (standing.commit, standing.applied, standing.last);
-            *status =
-                RaftStatus { role, leader, term: standing.term, commit, applied, last, ..status.clone() };
+            let (disk_full, stopped) = (status.disk_full, status.stopped.take());
+            *status = RaftStatus { disk_full, stopped, ..current };
             changed
         });
     }
@@ -454,8 +457,8 @@ fn apply_one<M: StateMachine>(
     match command.ok_or_else(|| format!("entry {index} was written by a newer version"))? {
         LogCommand::Plain(command) => Ok(Ok(Bytes::from(machine.apply(index, &command)))),
         LogCommand::OpenSession => {
-            sessions.open(index);
-            Ok(Ok(Bytes::copy_from_slice(&index.to_le_bytes())))
+            let id = sessions.open(index);
+            Ok(Ok(Bytes::copy_from_slice(&id.0.to_le_bytes())))
         }
         LogCommand::InSession { session, sequence, command } => Ok(match sessions.admit(session, sequence) {
             SessionLookup::Unknown => Err(ProposeError::SessionExpired),
@@ -471,17 +474,17 @@ fn apply_one<M: StateMachine>(
 }
 
 impl PendingWork {
-    fn appended(&mut self, term: u64, first: u64, replies: Vec<ReplySender<Bytes>>) {
+    fn appended(&mut self, term: Term, first: LogIndex, replies: Vec<ReplySender<Bytes>>) {
         // Proposals of an earlier leadership at these indices were overwritten: they are not applied.
         while self.proposals.back().is_some_and(|(index, _, _)| *index >= first) {
             let (_, _, reply) = self.proposals.pop_back().expect("just looked at");
             let _ = reply.send(Err(RequestError::NotLeader));
         }
-        self.proposals.extend((first..).zip(replies).map(|(index, reply)| (index, term, reply)));
+        self.proposals.extend((0..).zip(replies).map(|(offset, reply)| (first.plus(offset), term, reply)));
     }
 
     /// Answers the client that waits for `index`, if the entry applied there is the one that it proposed.
-    fn applied(&mut self, index: u64, term: u64, answer: Result<Bytes, ProposeError>) {
+    fn applied(&mut self, index: LogIndex, term: Term, answer: Result<Bytes, ProposeError>) {
         let due = self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index);
         if !due {
             return;
@@ -497,14 +500,14 @@ impl PendingWork {
     }
 
     /// Answers the proposals whose entries a snapshot replaced: their outcome is unknown.
-    fn skipped_to(&mut self, index: u64) {
+    fn skipped_to(&mut self, index: LogIndex) {
         while self.proposals.front().is_some_and(|(waiting, _, _)| *waiting <= index) {
             let (_, _, reply) = self.proposals.pop_front().expect("just looked at");
             let _ = reply.send(Err(RequestError::Lost));
         }
     }
 
-    fn answer_read(&mut self, id: u64, answer: Result<u64, RequestError>) {
+    fn answer_read(&mut self, id: ReadId, answer: Result<LogIndex, RequestError>) {
         if let Some(reply) = self.reads.remove(&id) {
             let _ = reply.send(answer);
         }

@@ -51,13 +51,19 @@ pub enum LogError {
         source: std::io::Error,
     },
     /// The disk is full; nothing acknowledged is lost.
-    #[error("the disk that holds `{}` is full; nothing acknowledged is lost, free some space", path.display())]
+    #[error(
+        "the disk that holds `{}` is full; nothing acknowledged is lost, free some space",
+        path.display()
+    )]
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,
     },
     /// Durable bytes are damaged.
-    #[error("`{}` is damaged at byte {offset}: {reason}; keep it as it is, the other replicas hold the log", path.display())]
+    #[error(
+        "`{}` is damaged at byte {offset}: {reason}; keep it as it is, the other replicas hold the log",
+        path.display()
+    )]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
@@ -77,7 +83,7 @@ pub enum LogError {
         wanted: String,
     },
     /// A file of the log has a version that this build does not read.
-    #[error("`{}` is of version `{found}`; this build reads version `{read}` alone", path.display())]
+    #[error("`{}` is of version `{found}`; this build reads only version `{read}`", path.display())]
     Version {
         /// File of another version.
         path: PathBuf,
@@ -87,7 +93,7 @@ pub enum LogError {
         read: String,
     },
     /// The directory holds no log of this replica, and the replica may not create a new one.
-    #[error("`{}` holds no log of this replica, and it may begin one only once", path.display())]
+    #[error("`{}` holds no log of this replica, and it may create one only once", path.display())]
     Unknown {
         /// Directory without a log.
         path: PathBuf,
@@ -116,12 +122,12 @@ impl LogError {
     }
 
     /// Returns whether freeing space resolves the error, so that the same operation may be retried.
-    pub(crate) fn may_pass(&self) -> bool {
+    pub(crate) fn is_disk_full(&self) -> bool {
         matches!(self, Self::DiskFull { .. })
     }
 
     /// Turns a full disk into a permanent error, for use where bytes may already have been written.
-    pub(crate) fn into_lasting(self) -> Self {
+    pub(crate) fn into_fatal(self) -> Self {
         match self {
             Self::DiskFull { path } => {
                 Self::Io { action: "write", path, source: std::io::ErrorKind::StorageFull.into() }
@@ -162,7 +168,7 @@ pub enum ProposeError {
     #[error("the command's outcome is unknown")]
     OutcomeUnknown,
     /// The session expired or was never opened; not applied.
-    #[error("the session is not known, or was forgotten after long disuse")]
+    #[error("the session is unknown, or was evicted after long disuse")]
     SessionExpired,
     /// The session has already moved past this sequence number; not applied now.
     #[error("the session has already moved past this sequence number")]

@@ -22,6 +22,11 @@ impl Executor {
         Self::Threads(Arc::default())
     }
 
+    /// Returns whether the replica is simulated, so that costly checks slow nothing down.
+    pub(crate) fn is_simulated(&self) -> bool {
+        matches!(self, Self::Simulated(_))
+    }
+
     /// Spawns a loop.
     pub(crate) fn spawn(
         &self,
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_paused_process_does_nothing_and_goes_on_and_a_killed_one_never_does() {
+    async fn a_paused_process_resumes_and_a_killed_one_never_does() {
         let process = SimulatedProcess::new();
         let count = counting(&process);
         let counted = || count.load(Ordering::Relaxed);
@@ -176,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_held_begins_when_it_is_let_go() {
+    async fn a_held_background_job_starts_when_it_is_released() {
         let process = SimulatedProcess::new();
         let executor = Executor::Simulated(process.clone());
         let (done, ended) = tokio::sync::oneshot::channel();

@@ -18,7 +18,9 @@ pub fn snapshot_file(content: &[u8]) {
     let mut bytes = content.to_vec();
     bytes.extend_from_slice(blake3::hash(content).as_bytes());
     if let Ok((_, found)) = wal::snapshots::decode(&Bytes::from(bytes)) {
-        let _ = snapshot::unpack(&found.data);
+        if let Some((sessions, _)) = snapshot::unpack(&found.data) {
+            assert_eq!(sessions.check_invariants(), Ok(()));
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 use crate::command::LogCommand;
 use crate::driver::Event;
 use crate::error::{LinearizableReadError, ProposeError};
+use crate::ids::LogIndex;
 use crate::machine::StateMachine;
 use crate::metrics::{Metrics, ReplicaCounters};
 use crate::sessions::SessionId;
+use crate::status::RaftStatus;
 use crate::transport::{Request, RequestError, Transport};
 use bytes::Bytes;
+use protocol::ReplicaId;
 use raft::eraftpb::Message;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,72 +22,39 @@ use tokio::time::{Instant, timeout_at};
 /// Limit on peer messages queued for the raft loop; excess messages are dropped, and raft retransmits them.
 const INBOX_MESSAGES_MAX: usize = 16_384;
 
-/// Raft role of a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Appends entries and replicates them.
-    Leader,
-    /// Follows a leader.
-    Follower,
-    /// Knows no leader.
-    Candidate,
-}
-
-/// Status of a replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RaftStatus {
-    /// Raft id of this replica.
-    pub id: u64,
-    pub role: Role,
-    /// Raft id of the known leader, if there is one.
-    pub leader: Option<u64>,
-    /// The current term.
-    pub term: u64,
-    /// The highest index known to be committed.
-    pub commit: u64,
-    /// The highest index applied to the state machine.
-    pub applied: u64,
-    /// The last index of the log.
-    pub last: u64,
-    /// True while proposals are rejected because the disk is full or nearly full.
-    pub disk_full: bool,
-    /// Reason why the replica stopped, if it has.
-    pub stopped: Option<String>,
-}
-
 /// Connection to the raft loop, independent of the state machine's type.
-pub(crate) struct Port {
-    pub(crate) id: u64,
+pub(crate) struct Inner {
+    pub(crate) id: ReplicaId,
     events: UnboundedSender<Event>,
     transport: Arc<dyn Transport>,
     counters: Arc<ReplicaCounters>,
     status: watch::Receiver<RaftStatus>,
-    applied: watch::Receiver<u64>,
-    leader: watch::Receiver<Option<u64>>,
-    places: Semaphore,
-    read_places: Semaphore,
+    applied: watch::Receiver<LogIndex>,
+    leader: watch::Receiver<Option<ReplicaId>>,
+    proposal_permits: Semaphore,
+    read_permits: Semaphore,
     inbox: AtomicUsize,
     command_bytes_max: usize,
     request_timeout: Duration,
     retry_pause: Duration,
 }
 
-/// Constructor arguments of [`Port`].
-pub(crate) struct PortParts {
-    pub(crate) id: u64,
+/// Constructor arguments of [`Inner`].
+pub(crate) struct InnerParts {
+    pub(crate) id: ReplicaId,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) counters: Arc<ReplicaCounters>,
     pub(crate) status: watch::Receiver<RaftStatus>,
-    pub(crate) applied: watch::Receiver<u64>,
-    pub(crate) leader: watch::Receiver<Option<u64>>,
+    pub(crate) applied: watch::Receiver<LogIndex>,
+    pub(crate) leader: watch::Receiver<Option<ReplicaId>>,
     pub(crate) limits: crate::config::Limits,
     pub(crate) timings: crate::config::Timings,
 }
 
-impl Port {
-    pub(crate) fn new(parts: PortParts) -> Self {
-        let PortParts { id, events, transport, counters, status, applied, leader, limits, timings } = parts;
+impl Inner {
+    pub(crate) fn new(parts: InnerParts) -> Self {
+        let InnerParts { id, events, transport, counters, status, applied, leader, limits, timings } = parts;
         Self {
             id,
             events,
@@ -93,8 +63,8 @@ impl Port {
             status,
             applied,
             leader,
-            places: Semaphore::new(limits.proposals_pending_max),
-            read_places: Semaphore::new(limits.proposals_pending_max),
+            proposal_permits: Semaphore::new(limits.proposals_pending_max),
+            read_permits: Semaphore::new(limits.proposals_pending_max),
             inbox: AtomicUsize::new(0),
             command_bytes_max: limits.command_bytes_max,
             request_timeout: timings.request,
@@ -108,24 +78,24 @@ impl Port {
             self.inbox.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        self.tell(Event::Message(Box::new(message)));
+        self.send(Event::Message(Box::new(message)));
     }
 
     /// Records that the raft loop took `count` messages from the queue.
-    pub(crate) fn taken(&self, count: usize) {
+    pub(crate) fn dequeued(&self, count: usize) {
         self.inbox.fetch_sub(count, Ordering::Relaxed);
     }
 
-    pub(crate) fn unreachable(&self, peer: u64) {
-        self.tell(Event::Unreachable(peer));
+    pub(crate) fn unreachable(&self, peer: ReplicaId) {
+        self.send(Event::Unreachable(peer));
     }
 
-    pub(crate) fn snapshot_sent(&self, peer: u64, arrived: bool) {
-        self.tell(Event::SnapshotSent { peer, arrived });
+    pub(crate) fn snapshot_sent(&self, peer: ReplicaId, arrived: bool) {
+        self.send(Event::SnapshotSent { peer, arrived });
     }
 
     /// Sends an event to the raft loop. After the replica has stopped, events are discarded.
-    pub(crate) fn tell(&self, event: Event) {
+    pub(crate) fn send(&self, event: Event) {
         let _ = self.events.send(event);
     }
 
@@ -134,14 +104,14 @@ impl Port {
         match request {
             Request::Propose(entry) => self.propose_here(entry).await,
             Request::Read => {
-                let Ok(_place) = self.read_places.try_acquire() else {
+                let Ok(_permit) = self.read_permits.try_acquire() else {
                     return Err(ProposeError::Busy.into());
                 };
                 let (reply, answer) = oneshot::channel();
                 // A raft loop that has ended accepts nothing: the caller must find another leader.
                 self.events.send(Event::Read(reply)).map_err(|_| RequestError::NotLeader)?;
                 let index = answer.await.map_err(|_| RequestError::Lost)??;
-                Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
+                Ok(Bytes::copy_from_slice(&index.0.to_le_bytes()))
             }
         }
     }
@@ -152,7 +122,7 @@ impl Port {
             return Err(ProposeError::TooLarge { actual: entry.len(), limit }.into());
         }
         let Some(_) = LogCommand::decode(&entry) else { return Err(RequestError::Lost) };
-        let Ok(_place) = self.places.try_acquire() else { return Err(ProposeError::Busy.into()) };
+        let Ok(_permit) = self.proposal_permits.try_acquire() else { return Err(ProposeError::Busy.into()) };
         let (reply, answer) = oneshot::channel();
         self.events.send(Event::Propose { entry, reply }).map_err(|_| RequestError::NotLeader)?;
         answer.await.map_err(|_| RequestError::Lost)?
@@ -216,8 +186,8 @@ impl Port {
 }
 
 /// Waits until a leader other than `known` appears.
-async fn another_leader(mut leader: watch::Receiver<Option<u64>>, known: Option<u64>) {
-    let another = |leader: &Option<u64>| leader.is_some() && *leader != known;
+async fn another_leader(mut leader: watch::Receiver<Option<ReplicaId>>, known: Option<ReplicaId>) {
+    let another = |leader: &Option<ReplicaId>| leader.is_some() && *leader != known;
     if leader.wait_for(another).await.is_err() {
         // The replica has stopped, and the pending request will fail.
         std::future::pending::<()>().await;
@@ -226,13 +196,13 @@ async fn another_leader(mut leader: watch::Receiver<Option<u64>>, known: Option<
 
 /// Handle to a replica and to its state machine, which it shares with the raft loop.
 pub struct Handle<M> {
-    pub(crate) port: Arc<Port>,
+    pub(crate) inner: Arc<Inner>,
     pub(crate) machine: Arc<RwLock<M>>,
 }
 
 impl<M> Clone for Handle<M> {
     fn clone(&self) -> Self {
-        Self { port: self.port.clone(), machine: self.machine.clone() }
+        Self { inner: self.inner.clone(), machine: self.machine.clone() }
     }
 }
 
@@ -248,13 +218,13 @@ impl<M: StateMachine> Handle<M> {
         command: Bytes,
         session: Option<(SessionId, u64)>,
     ) -> Result<Bytes, ProposeError> {
-        let (actual, limit) = (command.len(), self.port.command_bytes_max);
+        let (actual, limit) = (command.len(), self.inner.command_bytes_max);
         if actual > limit {
             return Err(ProposeError::TooLarge { actual, limit });
         }
         let command = match session {
             None => LogCommand::Plain(command),
-            Some((SessionId(session), sequence)) => LogCommand::InSession { session, sequence, command },
+            Some((session, sequence)) => LogCommand::InSession { session, sequence, command },
         };
         self.ask(&command, session.is_some()).await
     }
@@ -271,11 +241,11 @@ impl<M: StateMachine> Handle<M> {
     }
 
     async fn ask(&self, command: &LogCommand, repeatable: bool) -> Result<Bytes, ProposeError> {
-        if let Some(reason) = self.port.stopped() {
+        if let Some(reason) = self.inner.stopped() {
             return Err(ProposeError::Stopped(reason));
         }
         let request = Request::Propose(command.encode());
-        self.port.ask_leader(request, repeatable).await.map_err(|refusal| match refusal {
+        self.inner.ask_leader(request, repeatable).await.map_err(|refusal| match refusal {
             RequestError::NotLeader | RequestError::Unreachable => ProposeError::NoLeader,
             RequestError::Lost => ProposeError::OutcomeUnknown,
             RequestError::Propose(error) => error,
@@ -287,62 +257,57 @@ impl<M: StateMachine> Handle<M> {
     ///
     /// # Errors
     /// See [`LinearizableReadError`].
-    pub async fn read_barrier(&self) -> Result<u64, LinearizableReadError> {
-        let deadline = Instant::now() + self.port.request_timeout;
-        let failed = |port: &Port| {
-            port.stopped().map_or(LinearizableReadError::NoLeader, LinearizableReadError::Stopped)
+    pub async fn read_barrier(&self) -> Result<LogIndex, LinearizableReadError> {
+        let deadline = Instant::now() + self.inner.request_timeout;
+        let failed = |inner: &Inner| {
+            inner.stopped().map_or(LinearizableReadError::NoLeader, LinearizableReadError::Stopped)
         };
-        if self.port.stopped().is_some() {
-            return Err(failed(&self.port));
+        if self.inner.stopped().is_some() {
+            return Err(failed(&self.inner));
         }
         // The leader makes a new token for every attempt, so a retry is always safe.
-        let answer = self.port.ask_leader(Request::Read, true).await.map_err(|refusal| match refusal {
+        let answer = self.inner.ask_leader(Request::Read, true).await.map_err(|refusal| match refusal {
             RequestError::Propose(ProposeError::Busy) => LinearizableReadError::Busy,
-            _ => failed(&self.port),
+            _ => failed(&self.inner),
         })?;
         let index = crate::command::u64_at(&answer, 0).ok_or(LinearizableReadError::NoLeader)?;
-        let mut applied = self.port.applied.clone();
+        let index = LogIndex(index);
+        let mut applied = self.inner.applied.clone();
         let reached = timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await;
-        reached.map_err(|_| LinearizableReadError::NoLeader)?.map_err(|_| failed(&self.port))?;
+        reached.map_err(|_| LinearizableReadError::NoLeader)?.map_err(|_| failed(&self.inner))?;
         Ok(index)
     }
 
     /// Reads this replica's state, which may be stale. The closure must be short, because no command is
     /// applied while it runs, and must not call this function again.
-    pub fn read<R>(&self, look: impl FnOnce(&M) -> R) -> R {
-        look(&self.machine.read().unwrap_or_else(PoisonError::into_inner))
+    pub fn read<R>(&self, read: impl FnOnce(&M) -> R) -> R {
+        read(&self.machine.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the status of this replica.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
-        let mut status = self.port.status.borrow().clone();
-        status.applied = status.applied.max(*self.port.applied.borrow());
+        let mut status = self.inner.status.borrow().clone();
+        status.applied = status.applied.max(*self.inner.applied.borrow());
         status
     }
 
     /// Returns a watch on the highest applied index.
     #[must_use]
-    pub fn watch_applied(&self) -> watch::Receiver<u64> {
-        self.port.applied.clone()
+    pub fn watch_applied(&self) -> watch::Receiver<LogIndex> {
+        self.inner.applied.clone()
     }
 
     /// Returns the counters since the start of the replica.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.port.counters.read()
-    }
-
-    /// Returns a watch on the known leader.
-    #[must_use]
-    pub fn watch_leader(&self) -> watch::Receiver<Option<u64>> {
-        self.port.leader.clone()
+        self.inner.counters.read()
     }
 
     /// Returns a watch on the status. It fires on changes of role, term and leader, on a full disk, and on a
     /// stop; the indices in it may lag.
     #[must_use]
     pub fn watch_status(&self) -> watch::Receiver<RaftStatus> {
-        self.port.status.clone()
+        self.inner.status.clone()
     }
 }

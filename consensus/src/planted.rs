@@ -13,6 +13,8 @@ pub(crate) enum Defect {
     NameForgotten,
     /// A torn record is not overwritten with zeros.
     TornLeft,
+    /// The bytes of durable batches remain counted as unwritten.
+    BytesLeft,
 }
 
 #[cfg(test)]

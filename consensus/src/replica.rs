@@ -5,16 +5,19 @@ use crate::core::{Core, Settings};
 use crate::driver::{Driver, Event, PendingWork, Publish};
 use crate::error::StartError;
 use crate::executor::{Executor, SimulatedProcess};
-use crate::handle::{Handle, Port, PortParts, RaftStatus, Role};
+use crate::handle::{Handle, Inner, InnerParts};
+use crate::ids::LogIndex;
 use crate::machine::StateMachine;
 use crate::metrics::ReplicaCounters;
 use crate::sessions::Sessions;
 use crate::snapshot;
+use crate::status::RaftStatus;
 use crate::store::{LogStore, Recovered, SimulatedDisk};
 use crate::transport::{OverlayTransport, Peers, SimulatedNetwork, Transport};
 use crate::wal::{Owner, WriteAheadLog};
 use crate::{disk, routes};
 use axum::Router;
+use protocol::ReplicaId;
 use std::sync::{Arc, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -49,7 +52,7 @@ impl<M: StateMachine> Replica<M> {
         let transport = Arc::new(OverlayTransport::new(config, shutdown.clone()));
         let side = (Network::Overlay { peers: transport.peers(), shutdown }, Executor::threads());
         let replica = Self::run(config, machine, (Arc::new(log), recovered), transport.clone(), side)?;
-        transport.start(replica.handle.port.clone());
+        transport.start(replica.handle.inner.clone());
         Ok(replica)
     }
 
@@ -66,7 +69,7 @@ impl<M: StateMachine> Replica<M> {
         let transport = Arc::new(network.transport(config.id));
         let side = (Network::Simulated(network.clone()), Executor::Simulated(process.clone()));
         let replica = Self::run(config, machine, (Arc::new(disk.clone()), disk.open()), transport, side)?;
-        network.join(config.id, replica.handle.port.clone());
+        network.join(config.id, replica.handle.inner.clone());
         Ok(replica)
     }
 
@@ -86,13 +89,13 @@ impl<M: StateMachine> Replica<M> {
             limits: config.limits,
         };
         let core = Core::new(settings, recovered).map_err(|error| StartError::Raft(error.to_string()))?;
-        let (publish, looks) = publish(config.id, &core);
+        let (publish, watches) = publish(&core);
         let counters = Arc::new(ReplicaCounters::default());
         let (events, inbox) = mpsc::unbounded_channel();
         let (batches, to_disk) = mpsc::unbounded_channel();
-        let (status, applied, leader) = looks;
+        let (status, applied, leader) = watches;
         let (limits, timings) = (config.limits, config.timings);
-        let parts = PortParts {
+        let parts = InnerParts {
             id: config.id,
             events: events.clone(),
             transport: transport.clone(),
@@ -103,9 +106,9 @@ impl<M: StateMachine> Replica<M> {
             limits,
             timings,
         };
-        let port = Arc::new(Port::new(parts));
+        let inner = Arc::new(Inner::new(parts));
         let machine = Arc::new(RwLock::new(machine));
-        let handle = Handle { port: port.clone(), machine: machine.clone() };
+        let handle = Handle { inner: inner.clone(), machine: machine.clone() };
         let disk = disk::run(store.clone(), transport.clone(), to_disk, events.clone(), counters.clone());
         executor.spawn("raft-disk", disk).map_err(StartError::Thread)?;
         let driver = Driver {
@@ -114,7 +117,7 @@ impl<M: StateMachine> Replica<M> {
             sessions,
             store,
             transport,
-            port,
+            inner,
             batches,
             events,
             executor: executor.clone(),
@@ -139,7 +142,7 @@ impl<M: StateMachine> Replica<M> {
     pub fn router(&self) -> Router {
         match &self.network {
             Network::Overlay { peers, .. } => {
-                routes::router(peers.clone(), self.handle.port.clone(), self.snapshot_bytes_max)
+                routes::router(peers.clone(), self.handle.inner.clone(), self.snapshot_bytes_max)
             }
             Network::Simulated(_) => Router::new(),
         }
@@ -151,7 +154,7 @@ impl<M: StateMachine> Replica<M> {
     /// the latest one election timeout from now. Its peers must be able to reach it until then: stop its
     /// listener afterwards.
     pub async fn stop(&self) {
-        self.handle.port.tell(Event::Stop);
+        self.handle.inner.send(Event::Stop);
         self.stopped().await;
         self.leave();
     }
@@ -174,7 +177,7 @@ impl<M> Replica<M> {
                 shutdown.cancel();
                 peers.close();
             }
-            Network::Simulated(network) => network.leave(self.handle.port.id),
+            Network::Simulated(network) => network.leave(self.handle.inner.id),
         }
     }
 }
@@ -182,7 +185,7 @@ impl<M> Replica<M> {
 impl<M> Drop for Replica<M> {
     fn drop(&mut self) {
         self.leave();
-        self.handle.port.tell(Event::Halt);
+        self.handle.inner.send(Event::Halt);
         self.executor.end();
     }
 }
@@ -196,23 +199,13 @@ fn restore<M: StateMachine>(machine: &mut M, recovered: &Recovered) -> Result<Se
     Ok(sessions)
 }
 
-type Looks = (watch::Receiver<RaftStatus>, watch::Receiver<u64>, watch::Receiver<Option<u64>>);
+type Watches = (watch::Receiver<RaftStatus>, watch::Receiver<LogIndex>, watch::Receiver<Option<ReplicaId>>);
 
-fn publish(id: u64, core: &Core) -> (Publish, Looks) {
-    let standing = core.standing();
-    let first = RaftStatus {
-        id,
-        role: Role::Candidate,
-        leader: None,
-        term: standing.term,
-        commit: standing.commit,
-        applied: standing.applied,
-        last: standing.last,
-        disk_full: false,
-        stopped: None,
-    };
-    let (status, status_look) = watch::channel(first);
-    let (applied, applied_look) = watch::channel(standing.applied);
-    let (leader, leader_look) = watch::channel(None);
-    (Publish { status, applied, leader }, (status_look, applied_look, leader_look))
+/// Opens the channels through which handles observe the replica, with the state of a new core.
+fn publish(core: &Core) -> (Publish, Watches) {
+    let first = core.status();
+    let (applied, watch_applied) = watch::channel(first.applied);
+    let (leader, watch_leader) = watch::channel(first.leader);
+    let (status, watch_status) = watch::channel(first);
+    (Publish { status, applied, leader }, (watch_status, watch_applied, watch_leader))
 }

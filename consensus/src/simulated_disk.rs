@@ -5,11 +5,13 @@
 
 use crate::config::GroupId;
 use crate::error::{LogError, StartError};
+use crate::ids::LogIndex;
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, LogStore, Recovered};
 use crate::wal::files::SimulatedFiles;
 use crate::wal::spares::Making;
 use crate::wal::{Owner, WriteAheadLog};
+use protocol::ReplicaId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Default size of a segment, in bytes: the smallest that a configuration allows.
@@ -27,8 +29,8 @@ pub struct SimulatedDisk {
 struct DiskState {
     log: Option<Arc<WriteAheadLog>>,
     /// Index of the last entry that was written, and of the last one that was written and synced.
-    written: u64,
-    durable: u64,
+    written: LogIndex,
+    durable: LogIndex,
     full: bool,
     out_of_space: bool,
     #[cfg(test)]
@@ -78,12 +80,12 @@ impl SimulatedDisk {
         self.files.kill();
         state.log = None;
         // The owner is arbitrary, because a simulated disk never holds the log of another one.
-        let owner = Owner { group: GroupId([0; 32]), id: 1, voters: vec![1] };
+        let owner = Owner { group: GroupId([0; 32]), id: ReplicaId(1), voters: vec![ReplicaId(1)] };
         let directory = self.files.directory();
         let opened = WriteAheadLog::open_in(directory, owner, true, self.segment_bytes, Making::Inline);
         let (log, recovered, _seen) = opened?;
         let last = recovered.entries.last().map(|entry| entry.index);
-        let snapshot = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        let snapshot = recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         state.written = last.unwrap_or(snapshot);
         state.durable = state.written;
         #[cfg(test)]
@@ -126,7 +128,7 @@ impl SimulatedDisk {
 
     /// Returns the highest index that would certainly survive a crash now.
     #[must_use]
-    pub fn durable_index(&self) -> u64 {
+    pub fn durable_index(&self) -> LogIndex {
         self.lock().durable
     }
 
@@ -183,7 +185,7 @@ impl LogStore for SimulatedDisk {
         self.log()?.save_snapshot(snapshot)
     }
 
-    fn truncate(&self, through: u64) -> Result<(), LogError> {
+    fn truncate(&self, through: LogIndex) -> Result<(), LogError> {
         self.log()?.truncate(through)
     }
 

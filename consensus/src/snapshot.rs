@@ -1,18 +1,20 @@
 //! Snapshot of the replicated state: the effect of the log up to an index, as bytes. Files belong to the
 //! store.
 
+use crate::ids::{LogIndex, Term};
 use crate::sessions::Sessions;
 use bytes::Bytes;
+use protocol::ReplicaId;
 
 /// State after the entry at `index`, which replaces all entries up to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Index of the last entry it contains.
-    pub index: u64,
+    pub index: LogIndex,
     /// Term of that entry.
-    pub term: u64,
+    pub term: Term,
     /// The group's voters at that entry.
-    pub voters: Vec<u64>,
+    pub voters: Vec<ReplicaId>,
     /// The session table followed by the state machine's own bytes.
     pub data: Bytes,
 }

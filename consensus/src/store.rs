@@ -4,29 +4,30 @@
 //! that tear, fill up and fail on command.
 
 use crate::error::LogError;
+use crate::ids::{Incarnation, LogIndex, Term};
 use crate::planted::{Defect, planted};
 pub use crate::simulated_disk::SimulatedDisk;
 pub use crate::snapshot::Snapshot;
 use bytes::Bytes;
+use protocol::ReplicaId;
 
 /// Raft state, beside the entries, that must survive a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HardState {
     /// The latest term seen.
-    pub term: u64,
-    /// Raft id of the candidate that got this replica's vote in that term, or 0 if there is none.
-    pub vote: u64,
+    pub term: Term,
+    /// Candidate that got this replica's vote in that term, if any did.
+    pub vote: Option<ReplicaId>,
     /// The highest index known to be committed.
-    pub commit: u64,
+    pub commit: LogIndex,
 }
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {
-    /// Log index, beginning at 1.
-    pub index: u64,
+    pub index: LogIndex,
     /// Term of the leader that created it.
-    pub term: u64,
+    pub term: Term,
     /// Command, or empty for the entry with which a leader begins its term.
     pub data: Bytes,
 }
@@ -54,8 +55,8 @@ pub struct Recovered {
     pub hard_state: HardState,
     /// Entries after the snapshot, without a gap.
     pub entries: Vec<LogEntry>,
-    /// Number of times that this log has been opened, this time included; unique to each start.
-    pub boots: u64,
+    /// Number of times that this log has been opened, this time included.
+    pub incarnation: Incarnation,
 }
 
 /// Durable storage of one replica's log. All methods block. All errors but a full disk are fatal for the
@@ -79,7 +80,7 @@ pub trait LogStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// As for [`LogStore::write`].
-    fn truncate(&self, through: u64) -> Result<(), LogError>;
+    fn truncate(&self, through: LogIndex) -> Result<(), LogError>;
 
     /// Returns whether the next segment of the log could not be prepared because the disk is full.
     fn nearly_full(&self) -> bool;
@@ -108,13 +109,13 @@ impl Recovered {
             return Err(format!("entry {first} follows, but entry {committed} was committed before"));
         }
         let known = self.entries.first().map(|entry| entry.index);
-        let begin = known.or(self.snapshot.as_ref().map(|snapshot| snapshot.index.saturating_add(1)));
+        let begin = known.or(self.snapshot.as_ref().map(|snapshot| snapshot.index.next()));
         if let Some(begin) = begin {
-            let next = begin + self.entries.len() as u64;
+            let next = begin.plus(self.entries.len());
             if first > next || (first < begin && planted(Defect::FrontRefused)) {
-                return Err(format!("entry {first} follows entries {begin} to {}", next - 1));
+                return Err(format!("entry {first} follows entries {begin} to {}", next.minus(1)));
             }
-            self.entries.truncate(first.saturating_sub(begin) as usize);
+            self.entries.truncate(first.since(begin) as usize);
         }
         self.entries.extend(batch.entries);
         Ok(())
@@ -125,15 +126,16 @@ impl Recovered {
     /// its mark in the log. The snapshot is then called detached: its mark must be written before anything
     /// that follows it. Otherwise the next start would find a log that does not continue.
     pub(crate) fn settle(&mut self) -> Result<Fit, String> {
-        let (index, term) = self.snapshot.as_ref().map_or((0, 0), |found| (found.index, found.term));
-        if index == u64::MAX {
+        let (index, term) =
+            self.snapshot.as_ref().map_or_else(Default::default, |found| (found.index, found.term));
+        if index == LogIndex(u64::MAX) {
             return Err(format!("no log ever reaches entry {index}"));
         }
-        let begin = self.entries.first().map_or(index + 1, |entry| entry.index);
-        if begin > index + 1 {
-            return Err(format!("entries {} to {} are missing", index + 1, begin - 1));
+        let begin = self.entries.first().map_or(index.next(), |entry| entry.index);
+        if begin > index.next() {
+            return Err(format!("entries {} to {} are missing", index.next(), begin.minus(1)));
         }
-        let within = (index + 1 - begin) as usize;
+        let within = index.next().since(begin) as usize;
         let continues = within == 0 || self.entries.get(within - 1).is_some_and(|last| last.term == term);
         let fit = if continues {
             self.entries.drain(..within);
@@ -144,7 +146,9 @@ impl Recovered {
         };
         self.hard_state.commit = self.hard_state.commit.max(index);
         self.hard_state.term = self.hard_state.term.max(term);
-        let last = index + self.entries.len() as u64;
+        let last = index.plus(self.entries.len());
+        let next = self.entries.first().map_or(index.next(), |entry| entry.index);
+        debug_assert_eq!(next, index.next(), "the entries do not continue the snapshot");
         if self.hard_state.commit > last {
             return Err(format!("entry {} is committed, but the log ends at {last}", self.hard_state.commit));
         }
@@ -163,10 +167,10 @@ pub(crate) enum Fit {
 
 /// Checks that the entries of one batch are contiguous, and below the largest possible index.
 fn check_run(entries: &[LogEntry]) -> Result<(), String> {
-    if let Some(last) = entries.last().filter(|last| last.index == u64::MAX) {
+    if let Some(last) = entries.last().filter(|last| last.index == LogIndex(u64::MAX)) {
         return Err(format!("no log ever reaches entry {}", last.index));
     }
-    let gap = entries.windows(2).find(|pair| pair[0].index.checked_add(1) != Some(pair[1].index));
+    let gap = entries.windows(2).find(|pair| pair[0].index.next() != pair[1].index);
     gap.map_or(Ok(()), |pair| Err(format!("entry {} follows entry {}", pair[1].index, pair[0].index)))
 }
 
@@ -175,7 +179,7 @@ mod tests {
     use super::*;
 
     fn entry(index: u64, term: u64) -> LogEntry {
-        LogEntry { index, term, data: Bytes::from_static(b"x") }
+        LogEntry { index: LogIndex(index), term: Term(term), data: Bytes::from_static(b"x") }
     }
 
     fn entries(list: &[(u64, u64)]) -> Batch {
@@ -184,14 +188,14 @@ mod tests {
     }
 
     fn snapshot(index: u64, term: u64) -> Snapshot {
-        Snapshot { index, term, voters: vec![1], data: Bytes::new() }
+        Snapshot { index: LogIndex(index), term: Term(term), voters: vec![ReplicaId(1)], data: Bytes::new() }
     }
 
     /// Replays the batches, reconciles them with this snapshot file, and compares the outcome as text.
     fn check(snapshot: Option<Snapshot>, commit: u64, batches: Vec<Batch>, expected: &str) {
         let mut found = Recovered::default();
         let replayed = batches.into_iter().try_for_each(|batch| found.replay(batch));
-        found.hard_state.commit = found.hard_state.commit.max(commit);
+        found.hard_state.commit = found.hard_state.commit.max(LogIndex(commit));
         found.snapshot = snapshot.or(found.snapshot);
         let shown = match replayed.and_then(|()| found.settle()) {
             Ok(fit) => {
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_and_its_snapshot_are_fitted_together() {
+    fn a_log_and_its_snapshot_are_reconciled() {
         check(None, 0, vec![], "[] commit 0");
         check(None, 2, vec![entries(&[(1, 1), (2, 1)]), entries(&[(3, 1)])], "[1@1 2@1 3@1] commit 2");
         check(None, 0, vec![entries(&[(1, 1), (2, 1)]), entries(&[(2, 2)])], "[1@1 2@2] commit 0");
@@ -238,12 +242,12 @@ mod tests {
     }
 
     #[test]
-    fn a_suffix_is_replaced_though_it_begins_in_the_part_that_is_gone() {
+    fn a_suffix_is_replaced_even_if_it_begins_in_the_truncated_part() {
         let run = |range: std::ops::RangeInclusive<u64>, term| {
             entries(&range.map(|index| (index, term)).collect::<Vec<_>>())
         };
         let commit = |commit| Batch {
-            hard_state: Some(HardState { term: 1, vote: 0, commit }),
+            hard_state: Some(HardState { term: Term(1), vote: None, commit: LogIndex(commit) }),
             sync: true,
             ..Batch::default()
         };

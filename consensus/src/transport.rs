@@ -17,6 +17,7 @@ pub(crate) use snapshots::Assembly;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use protocol::ReplicaId;
 use raft::eraftpb::Message;
 
 /// HTTP paths of the peer endpoints.
@@ -38,7 +39,8 @@ pub trait Transport: Send + Sync + 'static {
     fn send(&self, messages: Vec<Message>);
 
     /// Forwards a request to `leader`, and waits for its answer.
-    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, RequestError>>;
+    fn forward(&self, leader: ReplicaId, request: Request)
+    -> BoxFuture<'static, Result<Bytes, RequestError>>;
 }
 
 /// Requests that a follower forwards to the leader.

@@ -24,6 +24,7 @@ pub(crate) mod snapshots;
 pub(crate) mod spares;
 
 use crate::error::{LogError, StartError};
+use crate::ids::{Incarnation, LogIndex, RecordNumber, SegmentNumber};
 use crate::planted::{Defect, planted};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, Fit, HardState, LogStore, Recovered};
@@ -50,16 +51,16 @@ pub struct WriteAheadLog {
 struct Writer {
     segment: LogSegment,
     /// Older segments: number, and the highest entry index written up to the segment's end.
-    older: Vec<(u64, u64)>,
+    older: Vec<(SegmentNumber, LogIndex)>,
     position: Position,
     mark: Mark,
-    /// Sequence number of the last record known to be durable.
-    durable: u64,
+    /// Last record known to be durable.
+    durable: RecordNumber,
     /// Space reserved for the group that is being written.
     reserved: VecDeque<Spare>,
     hard_state: HardState,
-    boots: u64,
-    last_index: u64,
+    incarnation: Incarnation,
+    last_index: LogIndex,
     buffer: Vec<u8>,
     failed: bool,
 }
@@ -92,33 +93,31 @@ impl WriteAheadLog {
         let found = recovery::recover(&*directory, &owner, create, segment_bytes)?;
         let spares = Spares::start(directory.clone(), segment_bytes, making)?;
         let mut recovered = found.recovered;
-        recovered.boots += 1;
+        recovered.incarnation = recovered.incarnation.next();
         let writer = Writer {
             segment: found.segment,
             older: found.older,
             position: found.position,
             mark: found.mark,
-            durable: 0,
+            durable: RecordNumber(0),
             reserved: VecDeque::new(),
             hard_state: recovered.hard_state,
-            boots: recovered.boots,
+            incarnation: recovered.incarnation,
             last_index: last_index(&recovered),
             buffer: Vec::new(),
             failed: false,
         };
         let log = Self { directory, owner, writer: Mutex::new(writer), spares, _lock: lock };
-        log.begin(recovered.boots, found.fit, recovered.snapshot.as_ref())?;
+        log.begin(recovered.incarnation, found.fit, recovered.snapshot.as_ref())?;
         let (seen, entries) = (found.seen, recovered.entries.len());
-        let recovery::RecoveryFindings { segments, torn, replaced, replaced_from_front, detached, fell_back } =
-            seen;
         tracing::info!(
-            segments,
+            segments = seen.segments,
             entries,
-            torn,
-            replaced,
-            replaced_from_front,
-            detached,
-            fell_back,
+            torn = seen.torn,
+            replaced = seen.replaced,
+            replaced_from_front = seen.replaced_from_front,
+            detached = seen.detached,
+            fell_back = seen.fell_back,
             "opened the log"
         );
         Ok((log, recovered, seen))
@@ -126,12 +125,12 @@ impl WriteAheadLog {
 
     /// Records this start durably, so that no two starts have the same incarnation. A snapshot that replaced
     /// the log without a mark gets its mark here, before anything that continues the snapshot.
-    fn begin(&self, boots: u64, fit: Fit, snapshot: Option<&Snapshot>) -> Result<(), LogError> {
+    fn begin(&self, incarnation: Incarnation, fit: Fit, snapshot: Option<&Snapshot>) -> Result<(), LogError> {
         let mut writer = self.lock();
         let snapshot = snapshot.filter(|_| fit == Fit::Detached && !planted(Defect::MarkForgotten)).cloned();
-        let payload = record::encode(&Batch { snapshot, ..Batch::default() }, Some(boots));
+        let payload = record::encode(&Batch { snapshot, ..Batch::default() }, Some(incarnation));
         self.reserve(&mut writer, std::slice::from_ref(&payload))?;
-        self.append(&mut writer, &payload, 0)?;
+        self.append(&mut writer, &payload, LogIndex(0))?;
         self.flush(&mut writer, true)?;
         writer.mark.sync()
     }
@@ -142,25 +141,25 @@ impl WriteAheadLog {
 
     /// Reserves every segment that these payloads will need, or none if the disk is full.
     fn reserve(&self, writer: &mut Writer, payloads: &[Vec<u8>]) -> Result<(), LogError> {
-        let mut room = writer.segment.room();
+        let mut free = writer.segment.free_bytes();
         for payload in payloads {
             let needed = record::length(payload.len());
-            if needed > room {
+            if needed > free {
                 let head = record::length(head_of_segment(writer).len());
                 let spare = self.spares.take(segment::HEADER_BYTES + head + needed);
                 let spare = spare.inspect_err(|_| self.spares.discard(writer.reserved.drain(..)))?;
-                room = spare.bytes - segment::HEADER_BYTES - head;
+                free = spare.bytes - segment::HEADER_BYTES - head;
                 writer.reserved.push_back(spare);
             }
-            room -= needed;
+            free -= needed;
         }
         Ok(())
     }
 
     /// Adds one record to the buffer, after rotating to a new segment if it does not fit.
-    fn append(&self, writer: &mut Writer, payload: &[u8], last_index: u64) -> Result<(), LogError> {
+    fn append(&self, writer: &mut Writer, payload: &[u8], last_index: LogIndex) -> Result<(), LogError> {
         let needed = record::length(payload.len());
-        if !writer.segment.has_room(writer.buffer.len() as u64 + needed) {
+        if !writer.segment.has_space(writer.buffer.len() as u64 + needed) {
             self.flush(writer, true)?;
             self.rotate(writer)?;
         }
@@ -175,7 +174,7 @@ impl WriteAheadLog {
     fn rotate(&self, writer: &mut Writer) -> Result<(), LogError> {
         let head = head_of_segment(writer);
         let spare = writer.reserved.pop_front().expect("space was reserved for the whole group");
-        let number = writer.segment.number + 1;
+        let number = writer.segment.number.next();
         let next = LogSegment::begin(&*self.directory, spare, number, &self.owner, writer.position.clone())?;
         writer.older.push((writer.segment.number, writer.last_index));
         writer.segment = next;
@@ -196,8 +195,8 @@ impl WriteAheadLog {
             if !planted(Defect::SyncForgotten) {
                 writer.segment.sync()?;
             }
-            if writer.durable < writer.position.sequence {
-                writer.durable = writer.position.sequence;
+            if writer.durable < writer.position.record {
+                writer.durable = writer.position.record;
                 writer.mark.set(&writer.position)?;
             }
         }
@@ -218,7 +217,7 @@ impl WriteAheadLog {
     /// Returns the index up to which the log may be truncated after a durable snapshot of `through`. The log
     /// is kept back to the previous snapshot, so that either of the two is enough to start. On a full disk,
     /// space matters more.
-    fn truncatable(&self, through: u64) -> Result<u64, LogError> {
+    fn truncatable(&self, through: LogIndex) -> Result<LogIndex, LogError> {
         if self.spares.disk_full() {
             return Ok(through);
         }
@@ -229,7 +228,7 @@ impl WriteAheadLog {
         Ok(match snapshots::indices(&*self.directory)?[..] {
             [.., older, _] => through.min(older),
             // The first snapshot: the whole log is kept, until the second.
-            [_] if first_segment == 0 => 0,
+            [_] if first_segment == SegmentNumber(0) => LogIndex(0),
             _ => through,
         })
     }
@@ -242,7 +241,7 @@ impl WriteAheadLog {
     ) -> Result<(), LogError> {
         for (batch, payload) in batches.iter().zip(payloads) {
             writer.last_index = batch.snapshot.as_ref().map_or(writer.last_index, |found| found.index);
-            self.append(writer, payload, batch.entries.last().map_or(0, |entry| entry.index))?;
+            self.append(writer, payload, batch.entries.last().map_or(LogIndex(0), |entry| entry.index))?;
             // Only now: the head of a new segment must not record a commit index whose entries come after it.
             writer.hard_state = batch.hard_state.unwrap_or(writer.hard_state);
         }
@@ -255,19 +254,19 @@ impl LogStore for WriteAheadLog {
         let mut writer = self.lock();
         assert!(!writer.failed, "writing to a log after an error: what is on disk is unknown");
         let prepared = self.prepare(&mut writer, batches);
-        writer.failed = prepared.as_ref().is_err_and(|error| !error.may_pass());
+        writer.failed = prepared.as_ref().is_err_and(|error| !error.is_disk_full());
         let payloads = prepared?;
         let outcome = self.append_all(&mut writer, batches, &payloads);
         writer.failed = outcome.is_err();
         // The space had been allocated, so a full disk is a permanent fault here.
-        outcome.map_err(LogError::into_lasting)
+        outcome.map_err(LogError::into_fatal)
     }
 
     fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), LogError> {
         snapshots::save(&*self.directory, &self.owner, snapshot)
     }
 
-    fn truncate(&self, through: u64) -> Result<(), LogError> {
+    fn truncate(&self, through: LogIndex) -> Result<(), LogError> {
         snapshots::remove_older(&*self.directory)?;
         let through = self.truncatable(through)?;
         loop {
@@ -292,20 +291,20 @@ impl Drop for WriteAheadLog {
     }
 }
 
-/// Encodes a segment's first record: hard state and number of starts. The payload always has the same length.
+/// Encodes a segment's first record: hard state and incarnation. The payload always has the same length.
 fn head_of_segment(writer: &Writer) -> Vec<u8> {
     let head = Batch { hard_state: Some(writer.hard_state), ..Batch::default() };
-    record::encode(&head, Some(writer.boots))
+    record::encode(&head, Some(writer.incarnation))
 }
 
-fn last_index(recovered: &Recovered) -> u64 {
-    let snapshot = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+fn last_index(recovered: &Recovered) -> LogIndex {
+    let snapshot = recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
     recovered.entries.last().map_or(snapshot, |entry| entry.index)
 }
 
 /// Returns the position before the first record of a log.
 fn first_position() -> Position {
-    Position { sequence: 0, chain: ChainHash::default() }
+    Position { record: RecordNumber(0), chain: ChainHash::default() }
 }
 
 #[cfg(test)]

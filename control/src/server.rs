@@ -161,14 +161,14 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     let mut peers = BTreeMap::new();
     for replica in &config.genesis.genesis.control {
         let address = replica.address.parse().with_context(|| format!("address `{}`", replica.address))?;
-        peers.insert(replica.id.0, consensus::ReplicaAddress { address, key: replica.key });
+        peers.insert(replica.id, consensus::ReplicaAddress { address, key: replica.key });
     }
     // Replica numbers are the same in every circle, and keys may be: the circle's id distinguishes logs and
     // peers.
     let circle = human_chain::circle_id(&config.genesis.genesis);
     let consensus_config = consensus::Config {
         group: consensus::GroupId(circle.0.0),
-        id: config.id.0,
+        id: config.id,
         peers,
         directory: config.directory.join("log"),
         create: begin::may_bootstrap(config),

@@ -40,7 +40,7 @@ struct Met {
     acknowledged: u64,
     /// Starts whose newest snapshot was damaged: another one was used, or the log was refused.
     fell_back: u64,
-    rot_refused: u64,
+    corruption_rejected: u64,
 }
 
 /// A world, with its events.
@@ -48,7 +48,7 @@ struct FaultHistory {
     world: World,
     met: Met,
     /// Proposals whose outcome is open: proposer, term, index.
-    pending: Vec<(u64, u64, u64)>,
+    pending: Vec<(u64, Term, LogIndex)>,
 }
 
 impl FaultHistory {
@@ -84,12 +84,12 @@ impl FaultHistory {
             9 | 10 => self.world.cut.clear(),
             11 => drop(self.world.slow_disks.insert(id)),
             12 | 13 => self.world.slow_disks.clear(),
-            14..=19 => self.start_fallen(),
+            14..=19 => self.restart_failed(),
             20..=40 => self.propose(step),
             _ => self.world.tick(),
         }
         self.save_snapshots();
-        self.judge();
+        self.count_acknowledged();
     }
 
     /// Stops a replica between two operations, together with its machine if `power` is set.
@@ -114,7 +114,7 @@ impl FaultHistory {
         self.start(id);
     }
 
-    fn start_fallen(&mut self) {
+    fn restart_failed(&mut self) {
         let fallen: Vec<u64> = self.world.fallen.iter().copied().collect();
         fallen.into_iter().for_each(|id| self.start(id));
     }
@@ -123,7 +123,7 @@ impl FaultHistory {
     fn start(&mut self, id: u64) {
         let disk = self.world.disks[&id].clone();
         if self.world.dice.roll(6) == 0 {
-            self.rot(&disk);
+            self.corrupt(&disk);
         }
         let recovered = match disk.try_open() {
             Ok(recovered) => recovered,
@@ -150,24 +150,24 @@ impl FaultHistory {
 
     /// Flips a byte of the newest snapshot, unless that snapshot alone holds something acknowledged. A
     /// replica that refuses to start is lost, and too many lost replicas end the group.
-    fn rot(&mut self, disk: &SimulatedDisk) {
-        let place = self.world.dice.roll(1 << 20) as usize;
+    fn corrupt(&mut self, disk: &SimulatedDisk) {
+        let offset = self.world.dice.roll(1 << 20) as usize;
         let copy = disk.copy();
-        if !copy.files().flip_newest_snapshot(place) {
+        if !copy.files().flip_newest_snapshot(offset) {
             return;
         }
         match copy.try_open() {
             Ok(_) => {
-                disk.files().flip_newest_snapshot(place);
+                disk.files().flip_newest_snapshot(offset);
             }
-            Err(error) if error.code().as_str() == "log-damaged" => self.met.rot_refused += 1,
+            Err(error) if error.code().as_str() == "log-damaged" => self.met.corruption_rejected += 1,
             Err(_) => {}
         }
     }
 
     fn propose(&mut self, step: usize) {
         for leader in self.world.leaders() {
-            let commands = (0..=step % 4).map(|place| Bytes::from(format!("{step}-{leader}-{place}")));
+            let commands = (0..=step % 4).map(|ordinal| Bytes::from(format!("{step}-{leader}-{ordinal}")));
             let proposed = self.world.node(leader).core.propose(commands.collect());
             if let Ok((term, index)) = proposed {
                 self.pending.push((leader, term, index));
@@ -188,7 +188,7 @@ impl FaultHistory {
                     node.core.snapshot_saved(snapshot);
                     self.met.snapshots += 1;
                 }
-                Err(error) if error.may_pass() => {}
+                Err(error) if error.is_disk_full() => {}
                 Err(_) => self.end(id, true),
             }
         }
@@ -196,18 +196,18 @@ impl FaultHistory {
 
     /// Counts acknowledged proposals: those that their proposer saw applied at their index in their term.
     /// From then on that index has a fixed state, to which `World::states` holds every replica.
-    fn judge(&mut self) {
+    fn count_acknowledged(&mut self) {
         let (world, met) = (&self.world, &mut self.met);
         self.pending.retain(|(leader, term, index)| {
             let Some(node) = world.nodes.get(leader) else { return false };
-            let entry = node.applied.get(*index as usize - 1);
+            let entry = node.applied.get(index.0 as usize - 1);
             met.acknowledged += u64::from(entry.is_some_and(|entry| entry.term == *term));
             entry.is_none()
         });
     }
 
     /// Repairs everything, and checks that all replicas reach one state.
-    fn end_well(&mut self) {
+    fn repair(&mut self) {
         self.world.loss_percent = 0;
         self.world.cut_installations = false;
         self.world.cut.clear();
@@ -226,7 +226,7 @@ impl FaultHistory {
             self.world.nodes.values().map(|node| (node.applied.len(), node.state)).collect();
         assert_eq!(self.world.nodes.len(), self.world.disks.len(), "seed {seed}");
         assert_eq!(ends.len(), 1, "seed {seed}: the replicas ended in different states");
-        let highest = self.world.states.last_key_value().map(|(index, _)| *index as usize);
+        let highest = self.world.states.last_key_value().map(|(index, _)| index.0 as usize);
         assert_eq!(
             ends.first().map(|(length, _)| *length),
             highest,
@@ -239,7 +239,7 @@ impl FaultHistory {
 fn history(seed: u64) -> (Met, String) {
     let mut history = FaultHistory::new(seed);
     (0..STEPS).for_each(|step| history.step(step));
-    history.end_well();
+    history.repair();
     let FaultHistory { world, mut met, .. } = history;
     for disk in world.disks.values() {
         let seen = disk.files().seen();
@@ -277,14 +277,14 @@ fn sum(all: &[Met]) -> Vec<(&'static str, u64)> {
         ("detached", |met| met.detached),
         ("acknowledged", |met| met.acknowledged),
         ("fell back", |met| met.fell_back),
-        ("rot refused", |met| met.rot_refused),
+        ("corruption rejected", |met| met.corruption_rejected),
         ("histories", |_| 1),
     ];
     fields.map(|(name, field)| (name, all.iter().map(field).sum::<u64>())).to_vec()
 }
 
 #[test]
-fn histories_full_of_faults_lose_nothing_acknowledged() {
+fn fault_histories_lose_nothing_acknowledged() {
     let all: Vec<Met> = (0..SEEDS).map(|seed| history(seed).0).collect();
     let sums = sum(&all);
     println!("{sums:?}");
@@ -302,13 +302,14 @@ fn the_same_seed_gives_the_same_history() {
 }
 
 #[test]
-fn the_simulation_finds_what_the_log_once_did_wrong() {
+fn the_simulation_detects_planted_defects() {
     for defect in [
         Defect::FrontRefused,
         Defect::MarkForgotten,
         Defect::SyncForgotten,
         Defect::NameForgotten,
         Defect::TornLeft,
+        Defect::BytesLeft,
     ] {
         plant(Some(defect));
         let found = (0..SEEDS).find(|seed| catch_unwind(AssertUnwindSafe(|| history(*seed))).is_err());

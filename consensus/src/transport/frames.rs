@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_come_back_however_the_stream_is_cut(
+        fn messages_survive_any_chunking_of_the_stream(
             bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..6),
             cut in 1usize..30,
         ) {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_limit_is_refused_before_its_bytes_come() {
+    fn a_frame_length_beyond_the_limit_is_rejected_before_its_bytes() {
         let mut reader = FrameReader::new(10);
         let found = reader.push(&11u32.to_le_bytes());
         assert_eq!(found, Err(MessageFrameError::TooLong { actual: 11, limit: 10 }));

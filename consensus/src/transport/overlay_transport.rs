@@ -7,12 +7,13 @@ use super::outbox::{Outbox, OutboxStream};
 use super::{FrameReader, GROUP, Request, RequestError, Transport, paths, snapshots};
 use crate::config::{Config, GroupId};
 use crate::error::ProposeError;
-use crate::handle::Port;
+use crate::handle::Inner;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use overlay::{Client, PublicKey};
+use protocol::ReplicaId;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,9 +41,9 @@ pub struct OverlayTransport {
 /// All other replicas, by id.
 pub(crate) struct Peers {
     group: GroupId,
-    by_id: BTreeMap<u64, PeerLink>,
+    by_id: BTreeMap<ReplicaId, PeerLink>,
     frame_bytes_max: usize,
-    port: OnceLock<Arc<Port>>,
+    inner: OnceLock<Arc<Inner>>,
 }
 
 struct PeerLink {
@@ -65,7 +66,7 @@ impl OverlayTransport {
         // A message holds `message_bytes` of entries, or one entry that is larger.
         let entries = (limits.message_bytes as usize).max(limits.command_bytes_max);
         let frame_bytes_max = 2 * entries + FRAME_OVERHEAD_BYTES;
-        let peers = Arc::new(Peers { group: config.group, by_id, frame_bytes_max, port: OnceLock::new() });
+        let peers = Arc::new(Peers { group: config.group, by_id, frame_bytes_max, inner: OnceLock::new() });
         Self { peers, runtime: tokio::runtime::Handle::current(), shutdown }
     }
 
@@ -73,24 +74,24 @@ impl OverlayTransport {
         self.peers.clone()
     }
 
-    /// Starts to fetch messages for the replica behind `port`.
-    pub(crate) fn start(&self, port: Arc<Port>) {
+    /// Starts to fetch messages for the replica behind `inner`.
+    pub(crate) fn start(&self, inner: Arc<Inner>) {
         for id in self.peers.by_id.keys().copied() {
-            let (peers, port, ended) = (self.peers.clone(), port.clone(), self.shutdown.clone());
+            let (peers, inner, ended) = (self.peers.clone(), inner.clone(), self.shutdown.clone());
             self.runtime.spawn(async move {
-                ended.run_until_cancelled(peers.fetch_forever(id, &port)).await;
+                ended.run_until_cancelled(peers.fetch_forever(id, &inner)).await;
             });
         }
-        let _ = self.peers.port.set(port);
+        let _ = self.peers.inner.set(inner);
     }
 
     fn send_snapshot(&self, message: Message) {
         let (peers, ended) = (self.peers.clone(), self.shutdown.clone());
         self.runtime.spawn(async move {
-            let peer = message.to;
+            let peer = ReplicaId(message.to);
             let sent = ended.run_until_cancelled(peers.push_snapshot(message)).await;
-            if let Some(port) = peers.port.get() {
-                port.snapshot_sent(peer, sent == Some(true));
+            if let Some(inner) = peers.inner.get() {
+                inner.snapshot_sent(peer, sent == Some(true));
             }
         });
     }
@@ -99,21 +100,25 @@ impl OverlayTransport {
 impl Transport for OverlayTransport {
     fn send(&self, messages: Vec<Message>) {
         for message in messages {
-            let to = message.to;
+            let to = ReplicaId(message.to);
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.send_snapshot(message);
                 continue;
             }
             let Some(link) = self.peers.by_id.get(&to) else { continue };
             if !link.outbox.put(message)
-                && let Some(port) = self.peers.port.get()
+                && let Some(inner) = self.peers.inner.get()
             {
-                port.unreachable(to);
+                inner.unreachable(to);
             }
         }
     }
 
-    fn forward(&self, leader: u64, request: Request) -> BoxFuture<'static, Result<Bytes, RequestError>> {
+    fn forward(
+        &self,
+        leader: ReplicaId,
+        request: Request,
+    ) -> BoxFuture<'static, Result<Bytes, RequestError>> {
         let peers = self.peers.clone();
         Box::pin(async move {
             let link = peers.by_id.get(&leader).ok_or(RequestError::Unreachable)?;
@@ -122,7 +127,7 @@ impl Transport for OverlayTransport {
                 Request::Read => (paths::READ, Bytes::new()),
             };
             match link.client.request(peers.post(path, body)).await {
-                Ok(response) => understand(response.status(), response.into_body()),
+                Ok(response) => interpret_answer(response.status(), response.into_body()),
                 Err(error) if error.never_sent() => Err(RequestError::Unreachable),
                 Err(_) => Err(RequestError::Lost),
             }
@@ -152,23 +157,24 @@ impl PeerLink {
 
 impl Peers {
     /// Returns the id of the replica to which an authenticated key belongs.
-    pub(crate) fn identify(&self, key: &PublicKey) -> Option<u64> {
+    pub(crate) fn identify(&self, key: &PublicKey) -> Option<ReplicaId> {
         self.by_id.iter().find(|(_, link)| link.key == *key).map(|(id, _)| *id)
     }
 
     /// Returns whether a request of `peer` names this group. Warns once if it does not.
-    pub(crate) fn same_group(&self, peer: u64, named: Option<&http::HeaderValue>) -> bool {
+    pub(crate) fn same_group(&self, peer: ReplicaId, named: Option<&http::HeaderValue>) -> bool {
         let same = named.is_some_and(|named| named.as_bytes() == self.group.to_string().as_bytes());
-        self.found_foreign(peer, !same);
+        self.record_foreign(peer, !same);
         same
     }
 
     /// Records whether a peer is of another group, and warns when that becomes true.
-    fn found_foreign(&self, peer: u64, foreign: bool) {
+    fn record_foreign(&self, peer: ReplicaId, foreign: bool) {
         let Some(link) = self.by_id.get(&peer) else { return };
         if !link.foreign.swap(foreign, Ordering::Relaxed) && foreign {
             let code = protocol::error_code::LOG_FOREIGN;
-            tracing::warn!(peer, group = %self.group, %code, "a peer with the right key is of another group");
+            let group = self.group;
+            tracing::warn!(%peer, %group, %code, "a peer with the right key is of another group");
         }
     }
 
@@ -178,7 +184,7 @@ impl Peers {
     }
 
     /// Returns the stream of everything that is sent to `peer` from now on.
-    pub(crate) fn open_outbox(&self, peer: u64) -> Option<OutboxStream> {
+    pub(crate) fn open_outbox(&self, peer: ReplicaId) -> Option<OutboxStream> {
         self.by_id.get(&peer).and_then(|link| link.outbox.open())
     }
 
@@ -187,21 +193,25 @@ impl Peers {
         self.by_id.values().for_each(|link| link.outbox.close());
     }
 
-    async fn fetch_forever(&self, id: u64, port: &Port) {
+    async fn fetch_forever(&self, id: ReplicaId, inner: &Inner) {
         loop {
-            if let Err(error) = self.fetch(id, port).await {
-                tracing::debug!(peer = id, error = %error, "stream of raft messages ended");
+            if let Err(error) = self.fetch(id, inner).await {
+                tracing::debug!(peer = %id, error = %error, "stream of raft messages ended");
             }
-            port.unreachable(id);
+            inner.unreachable(id);
             tokio::time::sleep(STREAM_PAUSE).await;
         }
     }
 
-    async fn fetch(&self, id: u64, port: &Port) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn fetch(
+        &self,
+        id: ReplicaId,
+        inner: &Inner,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let link = &self.by_id[&id];
         let request = http::Request::get(paths::MESSAGES).header(GROUP, self.group.to_string());
         let response = link.stream_client.send(request.body(overlay::Body::empty())?).await?;
-        self.found_foreign(id, response.status() == FOREIGN);
+        self.record_foreign(id, response.status() == FOREIGN);
         if response.status() != StatusCode::OK {
             return Err(format!("the peer answered {}", response.status()).into());
         }
@@ -210,10 +220,10 @@ impl Peers {
         while let Some(frame) = body.frame().await {
             let Ok(chunk) = frame?.into_data() else { continue };
             for message in reader.push(&chunk)? {
-                if message.from != id {
+                if message.from != id.0 {
                     return Err("the peer speaks for another replica".into());
                 }
-                port.deliver(message);
+                inner.deliver(message);
             }
         }
         Ok(())
@@ -221,14 +231,14 @@ impl Peers {
 
     /// Sends a snapshot in chunks, each of them once. If one fails, raft starts over.
     async fn push_snapshot(&self, message: Message) -> bool {
-        let Some(link) = self.by_id.get(&message.to) else { return false };
-        let peer = message.to;
-        tracing::info!(peer, bytes = message.get_snapshot().data.len(), "sending a snapshot");
+        let peer = ReplicaId(message.to);
+        let Some(link) = self.by_id.get(&peer) else { return false };
+        tracing::info!(%peer, bytes = message.get_snapshot().data.len(), "sending a snapshot");
         for chunk in snapshots::cut(message) {
             let request = link.client.request(self.post(paths::SNAPSHOT, chunk));
             let sent = tokio::time::timeout(CHUNK_TIMEOUT, request).await;
             if !sent.is_ok_and(|answer| answer.is_ok_and(|response| response.status().is_success())) {
-                tracing::info!(peer, "the snapshot did not arrive");
+                tracing::info!(%peer, "the snapshot did not arrive");
                 return false;
             }
         }
@@ -237,7 +247,7 @@ impl Peers {
 }
 
 /// Interprets the answer to a forwarded request.
-fn understand(status: StatusCode, body: Bytes) -> Result<Bytes, RequestError> {
+fn interpret_answer(status: StatusCode, body: Bytes) -> Result<Bytes, RequestError> {
     if status == StatusCode::OK {
         return Ok(body);
     }

@@ -32,8 +32,8 @@ pub(super) fn cut(mut message: Message) -> impl Iterator<Item = Bytes> {
     let head = message.write_to_bytes().expect("writing to memory cannot fail");
     let digest = blake3::hash(&data);
     let chunks = data.len().div_ceil(CHUNK_BYTES).max(1);
-    (0..chunks).map(move |place| {
-        let offset = place * CHUNK_BYTES;
+    (0..chunks).map(move |ordinal| {
+        let offset = ordinal * CHUNK_BYTES;
         let part = &data[offset..data.len().min(offset + CHUNK_BYTES)];
         let mut body = BytesMut::with_capacity(4 + head.len() + 48 + part.len());
         body.put_u32_le(head.len() as u32);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_sequence_is_refused_and_a_new_one_accepted() {
+    fn a_broken_sequence_of_chunks_is_rejected_and_a_new_one_accepted() {
         let chunks: Vec<Bytes> = cut(message(3 * CHUNK_BYTES)).collect();
         let mut assembly = Assembly::new(1 << 30);
         let skipping = [chunks[0].clone(), chunks[2].clone()];

@@ -8,6 +8,7 @@
 use crate::command::u64_at;
 use crate::config::GroupId;
 use crate::error::LogError;
+use protocol::ReplicaId;
 use std::path::Path;
 
 /// Size of kind and version, in bytes.
@@ -37,17 +38,16 @@ pub(crate) enum Unreadable {
 pub struct Owner {
     /// Group of the replica.
     pub group: GroupId,
-    /// Raft id of the replica.
-    pub id: u64,
-    /// Raft ids of all voters of the group.
-    pub voters: Vec<u64>,
+    pub id: ReplicaId,
+    /// All voters of the group.
+    pub voters: Vec<ReplicaId>,
 }
 
 /// Owner as recorded in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(super) group: GroupId,
-    pub(super) replica: u64,
+    pub(super) replica: ReplicaId,
     /// The first bytes of a digest of the voters' ids.
     pub(super) voters: [u8; 8],
 }
@@ -79,7 +79,7 @@ impl Format {
     }
 
     /// Returns the error for an unreadable file; `reason` applies if it is damaged.
-    pub(super) fn refuse(&self, path: &Path, unreadable: Unreadable, reason: &str) -> LogError {
+    pub(super) fn error(&self, path: &Path, unreadable: Unreadable, reason: &str) -> LogError {
         let path = path.to_path_buf();
         match unreadable {
             Unreadable::Damaged => LogError::Corrupt { path, offset: 0, reason: reason.to_owned() },
@@ -95,7 +95,7 @@ impl Stamp {
     pub(super) fn encode(&self) -> [u8; STAMP_BYTES] {
         let mut bytes = [0; STAMP_BYTES];
         bytes[..32].copy_from_slice(&self.group.0);
-        bytes[32..40].copy_from_slice(&self.replica.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.replica.0.to_le_bytes());
         bytes[40..].copy_from_slice(&self.voters);
         bytes
     }
@@ -104,7 +104,7 @@ impl Stamp {
     pub(super) fn decode(bytes: &[u8], at: usize) -> Option<Self> {
         let bytes = bytes.get(at..at.checked_add(STAMP_BYTES)?)?;
         let group = GroupId(bytes[..32].try_into().ok()?);
-        Some(Self { group, replica: u64_at(bytes, 32)?, voters: bytes[40..].try_into().ok()? })
+        Some(Self { group, replica: ReplicaId(u64_at(bytes, 32)?), voters: bytes[40..].try_into().ok()? })
     }
 }
 
@@ -112,7 +112,7 @@ impl Owner {
     pub(super) fn stamp(&self) -> Stamp {
         let mut hasher = blake3::Hasher::new();
         for voter in &self.voters {
-            hasher.update(&voter.to_le_bytes());
+            hasher.update(&voter.0.to_le_bytes());
         }
         let mut voters = [0; 8];
         voters.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
@@ -124,12 +124,13 @@ impl Owner {
         if *found == self.stamp() {
             return Ok(());
         }
+        let voters: Vec<u64> = self.voters.iter().map(|voter| voter.0).collect();
         let others =
             if (found.group, found.replica) == (self.group, self.id) { " with other voters" } else { "" };
         Err(LogError::Foreign {
             path: path.to_path_buf(),
             found: format!("replica {} of group {}{others}", found.replica, found.group),
-            wanted: format!("replica {} of group {} with voters {:?}", self.id, self.group, self.voters),
+            wanted: format!("replica {} of group {} with voters {:?}", self.id, self.group, voters),
         })
     }
 }

@@ -9,9 +9,9 @@
 //!
 //! Caveat: the mark itself is synced only when a log is opened and closed. A process that is killed loses
 //! nothing that it wrote, so after `kill -9` the mark is exact. After a power failure it may be older, by the
-//! writes that the kernel had not yet written back; `record::judge` covers that case. The mark is never ahead
-//! of the log, because it is written only after the log is durable. A healthy log is therefore never
-//! rejected.
+//! writes that the kernel had not yet written back; `record::classify_gap` covers that case. The mark is
+//! never ahead of the log, because it is written only after the log is durable. A healthy log is therefore
+//! never rejected.
 
 use super::Owner;
 use super::files::{Directory, File};
@@ -19,6 +19,7 @@ use super::format::{Format, Stamp, Unreadable};
 use super::record::Position;
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
+use crate::ids::RecordNumber;
 use std::path::PathBuf;
 
 pub(super) const FORMAT: Format = Format { kind: *b"QLOGMRK", version: b'2' };
@@ -66,13 +67,13 @@ impl Mark {
         let bytes = file.read().map_err(|e| LogError::io("read", &path, e))?;
         let slots = [0, SLOT_STEP].map(|at| decode(bytes.get(at as usize..).unwrap_or_default()));
         let (next, slot) = match slots {
-            [Ok(first), Ok(second)] if first.1.sequence >= second.1.sequence => (1, first),
+            [Ok(first), Ok(second)] if first.1.record >= second.1.record => (1, first),
             [_, Ok(second)] => (0, second),
             [Ok(first), Err(_)] => (1, first),
             [Err(first), Err(second)] => {
                 let version = [first, second].into_iter().find(|reason| *reason != Unreadable::Damaged);
                 let reason = version.unwrap_or(Unreadable::Damaged);
-                return Err(FORMAT.refuse(&path, reason, "neither of its two slots is readable"));
+                return Err(FORMAT.error(&path, reason, "neither of its two slots is readable"));
             }
         };
         owner.check(&slot.0, &path)?;
@@ -97,7 +98,7 @@ fn encode(owner: &Stamp, position: &Position) -> [u8; SLOT_BYTES] {
     let mut bytes = [0; SLOT_BYTES];
     bytes[..8].copy_from_slice(&FORMAT.head());
     bytes[8..56].copy_from_slice(&owner.encode());
-    bytes[56..64].copy_from_slice(&position.sequence.to_le_bytes());
+    bytes[56..64].copy_from_slice(&position.record.0.to_le_bytes());
     bytes[64..96].copy_from_slice(&position.chain);
     let checksum = crc32c::crc32c(&bytes[..CRC_AT]);
     bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -115,5 +116,5 @@ fn decode(bytes: &[u8]) -> Result<(Stamp, Position), Unreadable> {
 
 fn fields(bytes: &[u8]) -> Option<(Stamp, Position)> {
     let chain = bytes.get(64..96)?.try_into().ok()?;
-    Some((Stamp::decode(bytes, 8)?, Position { sequence: u64_at(bytes, 56)?, chain }))
+    Some((Stamp::decode(bytes, 8)?, Position { record: RecordNumber(u64_at(bytes, 56)?), chain }))
 }

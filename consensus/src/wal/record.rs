@@ -16,9 +16,10 @@
 //! complete: it may have been acknowledged, and must not be truncated.
 //!
 //! Three checks distinguish them: a later record whose `durable` covers it, the mark (`mark.rs`), and
-//! [`judge`], which relies on disks writing whole sectors. Integers are little-endian.
+//! [`classify_gap`], which relies on disks writing whole sectors. Integers are little-endian.
 
 use crate::command::{u32_at, u64_at};
+use crate::ids::{self, Incarnation, LogIndex, RecordNumber, Term};
 use crate::snapshot::Snapshot;
 use crate::store::{Batch, HardState, LogEntry};
 use bytes::Bytes;
@@ -32,23 +33,23 @@ const SECTOR_BYTES: usize = 512;
 
 const HAS_HARD_STATE: u8 = 1;
 const HAS_SNAPSHOT_MARK: u8 = 2;
-const HAS_BOOT: u8 = 4;
+const HAS_INCARNATION: u8 = 4;
 
 /// Hash over a record and all records before it.
 pub(super) type ChainHash = [u8; 32];
 
-/// Position in the log after a record: its sequence number and the chain through it.
+/// Position in the log after a record: its number and the chain through it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Position {
-    pub(super) sequence: u64,
+    pub(super) record: RecordNumber,
     pub(super) chain: ChainHash,
 }
 
 /// A complete record with a valid checksum, which may or may not continue the log.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
-    pub(super) sequence: u64,
-    pub(super) durable: u64,
+    pub(super) number: RecordNumber,
+    pub(super) durable: RecordNumber,
     pub(super) chain: ChainHash,
     pub(super) payload: &'a [u8],
 }
@@ -58,7 +59,7 @@ pub(super) struct Record<'a> {
 pub(super) struct RecordPayload {
     /// A snapshot in it is a mark: index and term only. The snapshot's bytes are in a file of their own.
     pub(super) batch: Batch,
-    pub(super) boots: Option<u64>,
+    pub(super) incarnation: Option<Incarnation>,
 }
 
 /// Returns the bytes that a record with this payload occupies in a segment.
@@ -67,15 +68,15 @@ pub(super) fn length(payload: usize) -> u64 {
 }
 
 /// Appends the next record to `buffer`, and moves `position` past it.
-pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: u64, payload: &[u8]) {
-    let sequence = position.sequence + 1;
-    assert!(durable < sequence, "a record cannot be durable before it is written");
-    *position = Position { sequence, chain: next_chain(&position.chain, sequence, payload) };
+pub(super) fn write(buffer: &mut Vec<u8>, position: &mut Position, durable: RecordNumber, payload: &[u8]) {
+    let record = position.record.next();
+    assert!(durable < record, "a record cannot be durable before it is written");
+    *position = Position { record, chain: next_chain(&position.chain, record, payload) };
     let begin = buffer.len();
     buffer.extend_from_slice(&MAGIC);
     buffer.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    buffer.extend_from_slice(&sequence.to_le_bytes());
-    buffer.extend_from_slice(&durable.to_le_bytes());
+    buffer.extend_from_slice(&record.0.to_le_bytes());
+    buffer.extend_from_slice(&durable.0.to_le_bytes());
     buffer.extend_from_slice(&position.chain);
     let head_checksum = crc32c::crc32c(&buffer[begin..]);
     buffer.extend_from_slice(&[0; 4]);
@@ -97,7 +98,8 @@ pub(super) fn read(bytes: &[u8]) -> Option<Record<'_>> {
         return None;
     }
     let chain = head[24..56].try_into().ok()?;
-    Some(Record { sequence: u64_at(head, 8)?, durable: u64_at(head, 16)?, chain, payload })
+    let (number, durable) = (RecordNumber(u64_at(head, 8)?), RecordNumber(u64_at(head, 16)?));
+    Some(Record { number, durable, chain, payload })
 }
 
 /// Reads a record's header at the beginning of `bytes`, if it is intact: its length can then be trusted.
@@ -121,7 +123,7 @@ pub(super) enum Gap {
 /// Classifies the bytes of a segment at the offset `at`, a multiple of 8. Space is zeroed before use and
 /// disks write whole sectors, so each sector of a torn record is either correct or still zero. Two cases
 /// remain ambiguous: a whole sector was turned to zeros, or the record itself held a sector of zeros.
-pub(super) fn judge(segment: &[u8], at: usize) -> Gap {
+pub(super) fn classify_gap(segment: &[u8], at: usize) -> Gap {
     let rest = segment.get(at..).unwrap_or_default();
     if is_zero(rest) {
         return Gap::Empty;
@@ -155,36 +157,36 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Returns the chain through the record that follows `previous`.
-pub(super) fn next_chain(previous: &ChainHash, sequence: u64, payload: &[u8]) -> ChainHash {
+pub(super) fn next_chain(previous: &ChainHash, record: RecordNumber, payload: &[u8]) -> ChainHash {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(previous).update(&sequence.to_le_bytes()).update(payload);
+    hasher.update(previous).update(&record.0.to_le_bytes()).update(payload);
     *hasher.finalize().as_bytes()
 }
 
 /// Encodes a batch as a payload: flags, the fields that they announce, then the entries.
-pub(super) fn encode(batch: &Batch, boots: Option<u64>) -> Vec<u8> {
+pub(super) fn encode(batch: &Batch, incarnation: Option<Incarnation>) -> Vec<u8> {
     let data: usize = batch.entries.iter().map(|entry| entry.data.len() + 20).sum();
     let mut bytes = Vec::with_capacity(64 + data);
     let flag = |present: bool, value: u8| if present { value } else { 0 };
     bytes.push(
         flag(batch.hard_state.is_some(), HAS_HARD_STATE)
             | flag(batch.snapshot.is_some(), HAS_SNAPSHOT_MARK)
-            | flag(boots.is_some(), HAS_BOOT),
+            | flag(incarnation.is_some(), HAS_INCARNATION),
     );
     let mut put =
         |values: &[u64]| values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
     if let Some(HardState { term, vote, commit }) = batch.hard_state {
-        put(&[term, vote, commit]);
+        put(&[term.0, ids::raft_id(vote), commit.0]);
     }
     if let Some(snapshot) = &batch.snapshot {
-        put(&[snapshot.index, snapshot.term]);
+        put(&[snapshot.index.0, snapshot.term.0]);
     }
-    if let Some(boots) = boots {
-        put(&[boots]);
+    if let Some(incarnation) = incarnation {
+        put(&[incarnation.0]);
     }
     for entry in &batch.entries {
-        bytes.extend_from_slice(&entry.index.to_le_bytes());
-        bytes.extend_from_slice(&entry.term.to_le_bytes());
+        bytes.extend_from_slice(&entry.index.0.to_le_bytes());
+        bytes.extend_from_slice(&entry.term.0.to_le_bytes());
         bytes.extend_from_slice(&(entry.data.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&entry.data);
     }
@@ -194,7 +196,7 @@ pub(super) fn encode(batch: &Batch, boots: Option<u64>) -> Vec<u8> {
 /// Decodes the output of [`encode`]; `None` if the payload is malformed.
 pub(super) fn decode(payload: &[u8]) -> Option<RecordPayload> {
     let flags = *payload.first()?;
-    if flags & !(HAS_HARD_STATE | HAS_SNAPSHOT_MARK | HAS_BOOT) != 0 {
+    if flags & !(HAS_HARD_STATE | HAS_SNAPSHOT_MARK | HAS_INCARNATION) != 0 {
         return None;
     }
     let mut at = 1;
@@ -205,21 +207,22 @@ pub(super) fn decode(payload: &[u8]) -> Option<RecordPayload> {
     };
     let mut batch = Batch { sync: true, ..Batch::default() };
     if flags & HAS_HARD_STATE != 0 {
-        batch.hard_state = Some(HardState { term: take()?, vote: take()?, commit: take()? });
+        let (term, vote, commit) = (Term(take()?), ids::replica(take()?), LogIndex(take()?));
+        batch.hard_state = Some(HardState { term, vote, commit });
     }
     if flags & HAS_SNAPSHOT_MARK != 0 {
-        let (index, term) = (take()?, take()?);
+        let (index, term) = (LogIndex(take()?), Term(take()?));
         batch.snapshot = Some(Snapshot { index, term, voters: Vec::new(), data: Bytes::new() });
     }
-    let boots = if flags & HAS_BOOT != 0 { Some(take()?) } else { None };
+    let incarnation = if flags & HAS_INCARNATION != 0 { Some(Incarnation(take()?)) } else { None };
     while at < payload.len() {
-        let (index, term) = (u64_at(payload, at)?, u64_at(payload, at + 8)?);
+        let (index, term) = (LogIndex(u64_at(payload, at)?), Term(u64_at(payload, at + 8)?));
         let length = u32_at(payload, at + 16)? as usize;
         let data = Bytes::copy_from_slice(payload.get(at + 20..at + 20 + length)?);
         at += 20 + length;
         batch.entries.push(LogEntry { index, term, data });
     }
-    Some(RecordPayload { batch, boots })
+    Some(RecordPayload { batch, incarnation })
 }
 
 #[cfg(test)]
@@ -227,25 +230,37 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn batch() -> impl Strategy<Value = (Batch, Option<u64>)> {
+    fn batch() -> impl Strategy<Value = (Batch, Option<Incarnation>)> {
         let hard_state = proptest::option::of(any::<(u64, u64, u64)>());
         let mark = proptest::option::of(any::<(u64, u64)>());
         let entries = proptest::collection::vec(any::<(u64, u64, Vec<u8>)>(), 0..5);
-        (hard_state, mark, entries, any::<Option<u64>>()).prop_map(|(hard_state, mark, entries, boots)| {
-            let hard_state = hard_state.map(|(term, vote, commit)| HardState { term, vote, commit });
-            let snapshot =
-                mark.map(|(index, term)| Snapshot { index, term, voters: Vec::new(), data: Bytes::new() });
-            let entry =
-                |(index, term, data): (u64, u64, Vec<u8>)| LogEntry { index, term, data: data.into() };
+        (hard_state, mark, entries, any::<Option<u64>>()).prop_map(|(hard_state, mark, entries, starts)| {
+            let hard_state = hard_state.map(|(term, vote, commit)| HardState {
+                term: Term(term),
+                vote: ids::replica(vote),
+                commit: LogIndex(commit),
+            });
+            let snapshot = mark.map(|(index, term)| Snapshot {
+                index: LogIndex(index),
+                term: Term(term),
+                voters: Vec::new(),
+                data: Bytes::new(),
+            });
+            let entry = |(index, term, data): (u64, u64, Vec<u8>)| LogEntry {
+                index: LogIndex(index),
+                term: Term(term),
+                data: data.into(),
+            };
             let entries = entries.into_iter().map(entry).collect();
-            (Batch { snapshot, hard_state, entries, sync: true }, boots)
+            (Batch { snapshot, hard_state, entries, sync: true }, starts.map(Incarnation))
         })
     }
 
     proptest! {
         #[test]
-        fn every_batch_comes_back((batch, boots) in batch()) {
-            prop_assert_eq!(decode(&encode(&batch, boots)), Some(RecordPayload { batch, boots }));
+        fn every_batch_survives_encoding((batch, incarnation) in batch()) {
+            let encoded = encode(&batch, incarnation);
+            prop_assert_eq!(decode(&encoded), Some(RecordPayload { batch, incarnation }));
         }
 
         #[test]
@@ -255,10 +270,10 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_never_read(payload: Vec<u8>, at: prop::sample::Index) {
+        fn a_record_with_a_flipped_bit_is_unreadable(payload: Vec<u8>, at: prop::sample::Index) {
             let mut position = super::super::first_position();
             let mut buffer = Vec::new();
-            write(&mut buffer, &mut position, 0, &payload);
+            write(&mut buffer, &mut position, RecordNumber(0), &payload);
             prop_assert_eq!(buffer.len() as u64, length(payload.len()));
             prop_assert_eq!(read(&buffer).map(|found| found.chain), Some(position.chain));
             let bit = at.index((HEAD_BYTES + payload.len()) * 8);
@@ -267,7 +282,7 @@ mod tests {
         }
 
         #[test]
-        fn a_write_whose_sectors_came_in_any_order_is_torn_and_a_flipped_bit_is_damage(
+        fn missing_sectors_in_any_order_are_torn_and_a_flipped_bit_is_damage(
             offset in 0usize..200,
             payload in proptest::collection::vec(1u8.., 0..3000),
             came: u64,
@@ -276,11 +291,11 @@ mod tests {
             let begin = 8 * offset;
             let mut position = super::super::first_position();
             let mut record = Vec::new();
-            write(&mut record, &mut position, 0, &payload);
+            write(&mut record, &mut position, RecordNumber(0), &payload);
             let mut whole = vec![0; begin];
             whole.extend_from_slice(&record);
             whole.resize(8192, 0);
-            let sector = |place: usize| place / SECTOR_BYTES;
+            let sector = |ordinal: usize| ordinal / SECTOR_BYTES;
             let (first, last) = (sector(begin), sector(begin + HEAD_BYTES + payload.len() - 1));
             let arrived = |number: usize| came >> (number - first) & 1 == 1;
             let mut torn = whole.clone();
@@ -293,7 +308,7 @@ mod tests {
                 count if count == last - first + 1 => return Ok(()),
                 _ => Gap::Torn,
             };
-            prop_assert_eq!(judge(&torn, begin), expected);
+            prop_assert_eq!(classify_gap(&torn, begin), expected);
             let bit = 8 * begin + bit.index(8 * (HEAD_BYTES + payload.len()));
             whole[bit / 8] ^= 1 << (bit % 8);
             // A flip that leaves only zeros in its sector cannot be distinguished from a sector that was
@@ -303,22 +318,22 @@ mod tests {
                 &whole[from..(begin + HEAD_BYTES + payload.len()).min((number + 1) * SECTOR_BYTES)]
             };
             prop_assume!((first..=last).all(|number| !is_zero(part(number))));
-            prop_assert_eq!(judge(&whole, begin), Gap::Damaged);
+            prop_assert_eq!(classify_gap(&whole, begin), Gap::Damaged);
         }
     }
 
     #[test]
-    fn what_stands_where_no_record_does_is_told_apart() {
+    fn bytes_that_are_no_record_are_classified() {
         let mut segment = vec![0; 4096];
-        assert_eq!(judge(&segment, 128), Gap::Empty);
-        assert_eq!(judge(&segment, 4096), Gap::Empty, "behind the end");
+        assert_eq!(classify_gap(&segment, 128), Gap::Empty);
+        assert_eq!(classify_gap(&segment, 4096), Gap::Empty, "behind the end");
         segment[2000] = 1;
-        assert_eq!(judge(&segment, 128), Gap::Torn, "something came, its beginning did not");
+        assert_eq!(classify_gap(&segment, 128), Gap::Torn, "something came, its beginning did not");
         segment[130] = 1;
-        assert_eq!(judge(&segment, 128), Gap::Damaged, "a beginning that no record has");
+        assert_eq!(classify_gap(&segment, 128), Gap::Damaged, "a beginning that no record has");
         let mut long = Vec::new();
-        write(&mut long, &mut super::super::first_position(), 0, &[7; 5000]);
+        write(&mut long, &mut super::super::first_position(), RecordNumber(0), &[7; 5000]);
         segment[128..].copy_from_slice(&long[..4096 - 128]);
-        assert_eq!(judge(&segment, 128), Gap::Damaged, "longer than its segment");
+        assert_eq!(classify_gap(&segment, 128), Gap::Damaged, "longer than its segment");
     }
 }

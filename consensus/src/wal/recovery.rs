@@ -8,15 +8,18 @@ use super::{Owner, first_position, segment, snapshots, spares};
 #[cfg(feature = "fuzzing")]
 use crate::config::GroupId;
 use crate::error::LogError;
+use crate::ids::{LogIndex, RecordNumber, SegmentNumber};
 use crate::snapshot::Snapshot;
 use crate::store::{Fit, LogEntry, Recovered};
+#[cfg(feature = "fuzzing")]
+use protocol::ReplicaId;
 use std::path::Path;
 
 /// Recovered content of a directory.
 pub(super) struct RecoveredDirectory {
     pub(super) recovered: Recovered,
     pub(super) segment: LogSegment,
-    pub(super) older: Vec<(u64, u64)>,
+    pub(super) older: Vec<(SegmentNumber, LogIndex)>,
     pub(super) position: Position,
     pub(super) mark: Mark,
     /// Whether the log must record, before anything else, that the snapshot replaces it.
@@ -49,15 +52,18 @@ pub(super) fn recover(
     create: bool,
     segment_bytes: u64,
 ) -> Result<RecoveredDirectory, LogError> {
-    let mut segments: Vec<u64> = directory.list()?.iter().filter_map(|name| segment::number(name)).collect();
+    let names = directory.list()?;
+    let mut segments: Vec<_> = names.iter().filter_map(|name| segment::number(name)).collect();
     segments.sort_unstable();
     let marked = Mark::open(directory, owner)?;
     let loaded = snapshots::load(directory, owner)?;
     // Only after their owner has been checked.
     snapshots::remove_partial(directory)?;
     let (Some(first), Some(last)) = (segments.first(), segments.last().copied()) else {
-        return match marked.map(|(_, durable)| durable.sequence) {
-            Some(1..) => Err(damaged(directory.path(), 0, "its records are durable, and no segment is left")),
+        return match marked.map(|(_, durable)| durable.record) {
+            Some(RecordNumber(1..)) => {
+                Err(damaged(directory.path(), 0, "its records are durable, and no segment is left"))
+            }
             _ if loaded.damaged.is_some() => Err(loaded.damaged.expect("just seen").error),
             begun if (create || begun.is_some()) && loaded.snapshot.is_none() => {
                 begin(directory, owner, segment_bytes)
@@ -69,9 +75,9 @@ pub(super) fn recover(
     let (mark, durable) = marked.ok_or_else(|| damaged(&path(*first), 0, "the mark beside it is missing"))?;
     let mut reader = SegmentReader::new(owner, durable);
     let mut end = HEADER_BYTES;
-    for (place, number) in segments.iter().enumerate() {
-        let expected = first + place as u64;
-        if *number != expected {
+    for (ordinal, number) in segments.iter().enumerate() {
+        let expected = first.0 + ordinal as u64;
+        if number.0 != expected {
             return Err(damaged(&path(*number), 0, format!("segment {expected:016x} before it is missing")));
         }
         let bytes = files::read(directory, &segment::name(*number))?.unwrap_or_default();
@@ -97,7 +103,7 @@ fn begin(
     let spare = spares::make(directory, 0, segment_bytes)?;
     let position = first_position();
     let mark = Mark::create(directory, owner, &position)?;
-    let segment = LogSegment::begin(directory, spare, 0, owner, position.clone())?;
+    let segment = LogSegment::begin(directory, spare, SegmentNumber(0), owner, position.clone())?;
     let (recovered, older) = (Recovered::default(), Vec::new());
     Ok(RecoveredDirectory {
         recovered,
@@ -116,7 +122,7 @@ struct SegmentReader<'a> {
     durable: Position,
     recovered: Recovered,
     position: Option<Position>,
-    older: Vec<(u64, u64)>,
+    older: Vec<(SegmentNumber, LogIndex)>,
     /// Whether something follows the last record.
     torn: bool,
     /// Bytes of the last records, which the mark does not cover.
@@ -140,50 +146,56 @@ impl<'a> SegmentReader<'a> {
     }
 
     /// Reads one segment, and returns the offset at which its records end.
-    fn parse(&mut self, bytes: &[u8], number: u64, path: &Path, last: bool) -> Result<u64, LogError> {
+    fn parse(
+        &mut self,
+        bytes: &[u8],
+        number: SegmentNumber,
+        path: &Path,
+        last: bool,
+    ) -> Result<u64, LogError> {
         let header = Header::decode(bytes)
-            .map_err(|reason| segment::FORMAT.refuse(path, reason, "its head is not readable"))?;
+            .map_err(|reason| segment::FORMAT.error(path, reason, "its head is not readable"))?;
         self.check_header(&header, number, path)?;
         let mut position = header.position;
         self.check_mark(&position, HEADER_BYTES, path)?;
         let mut at = HEADER_BYTES as usize;
         let mut sure = at;
         while let Some(found) = bytes.get(at..).and_then(record::read) {
-            let sequence = position.sequence + 1;
-            let chain = record::next_chain(&position.chain, sequence, found.payload);
-            if found.sequence != sequence || found.chain != chain {
-                return Err(damaged(path, at, format!("record {sequence} does not continue the chain")));
+            let record = position.record.next();
+            let chain = record::next_chain(&position.chain, record, found.payload);
+            if found.number != record || found.chain != chain {
+                return Err(damaged(path, at, format!("record {record} does not continue the chain")));
             }
             self.take(found.payload).map_err(|reason| damaged(path, at, reason))?;
-            position = Position { sequence, chain };
+            position = Position { record, chain };
             self.check_mark(&position, at, path)?;
             at += record::length(found.payload.len()) as usize;
-            sure = if sequence <= self.durable.sequence { at } else { sure };
+            sure = if record <= self.durable.record { at } else { sure };
         }
         if last {
             self.unsure = bytes[sure..at].to_vec();
-            self.torn = self.judge_end(bytes, at, position.sequence + 1, path)?;
+            self.torn = self.is_torn(bytes, at, position.record.next(), path)?;
             self.seen.torn = self.torn;
         }
         self.seen.segments += 1;
         self.position = Some(position);
-        let highest = self.recovered.entries.last().map_or(0, |entry| entry.index);
-        let mark = self.recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        let highest = self.recovered.entries.last().map_or(LogIndex(0), |entry| entry.index);
+        let mark = self.recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         self.older.push((number, highest.max(mark)));
         Ok(at as u64)
     }
 
-    fn check_header(&self, header: &Header, number: u64, path: &Path) -> Result<(), LogError> {
+    fn check_header(&self, header: &Header, number: SegmentNumber, path: &Path) -> Result<(), LogError> {
         self.owner.check(&header.owner, path)?;
         if header.number != number {
-            return Err(damaged(path, 0, format!("it says that it is segment {:016x}", header.number)));
+            return Err(damaged(path, 0, format!("its head is that of segment {:016x}", header.number.0)));
         }
         // Every segment but the last was full and durable before the next began: its end must match the next
         // header.
         match &self.position {
             Some(before) if *before != header.position => {
-                let at = format!("the log before it ends at record {}", before.sequence);
-                Err(damaged(path, 0, format!("it continues record {}, but {at}", header.position.sequence)))
+                let at = format!("the log before it ends at record {}", before.record);
+                Err(damaged(path, 0, format!("it continues record {}, but {at}", header.position.record)))
             }
             _ => Ok(()),
         }
@@ -191,24 +203,30 @@ impl<'a> SegmentReader<'a> {
 
     /// Checks that the mark agrees with the log; otherwise this is not the log that was marked.
     fn check_mark(&self, position: &Position, at: impl TryInto<u64>, path: &Path) -> Result<(), LogError> {
-        if position.sequence != self.durable.sequence || *position == self.durable {
+        if position.record != self.durable.record || *position == self.durable {
             return Ok(());
         }
-        Err(damaged(path, at, format!("record {} is not the one that was durable", position.sequence)))
+        Err(damaged(path, at, format!("record {} is not the one that was durable", position.record)))
     }
 
     /// Returns whether the bytes after the last good record of the log are a torn write, which was never
     /// acknowledged. Anything that was once durable is refused instead, however little of it is left.
-    fn judge_end(&self, bytes: &[u8], end: usize, missing: u64, path: &Path) -> Result<bool, LogError> {
+    fn is_torn(
+        &self,
+        bytes: &[u8],
+        end: usize,
+        missing: RecordNumber,
+        path: &Path,
+    ) -> Result<bool, LogError> {
         let lost = || damaged(path, end, format!("record {missing} was durable and does not read back"));
-        if self.durable.sequence >= missing {
+        if self.durable.record >= missing {
             return Err(lost());
         }
         let mut later = (end..bytes.len()).step_by(8).filter_map(|at| record::read(&bytes[at..]));
-        if later.any(|found| found.sequence > missing && found.durable >= missing) {
+        if later.any(|found| found.number > missing && found.durable >= missing) {
             return Err(lost());
         }
-        match record::judge(bytes, end) {
+        match record::classify_gap(bytes, end) {
             Gap::Empty => Ok(false),
             Gap::Torn => Ok(true),
             Gap::Damaged => {
@@ -219,10 +237,10 @@ impl<'a> SegmentReader<'a> {
 
     fn take(&mut self, payload: &[u8]) -> Result<(), String> {
         let content = record::decode(payload).ok_or("its payload is not readable")?;
-        self.recovered.boots = content.boots.unwrap_or(self.recovered.boots);
+        self.recovered.incarnation = content.incarnation.unwrap_or(self.recovered.incarnation);
         let first = |entries: &[LogEntry]| entries.first().map(|entry| entry.index);
         if let (Some(begin), Some(next)) = (first(&self.recovered.entries), first(&content.batch.entries)) {
-            self.seen.replaced += u64::from(next < begin + self.recovered.entries.len() as u64);
+            self.seen.replaced += u64::from(next < begin.plus(self.recovered.entries.len()));
             self.seen.replaced_from_front += u64::from(next < begin);
         }
         self.recovered.replay(content.batch)
@@ -238,28 +256,34 @@ impl<'a> SegmentReader<'a> {
         older: Option<Snapshot>,
         path: &Path,
     ) -> Result<Fit, LogError> {
-        let begin = older.as_ref().map_or(0, |snapshot| snapshot.index);
+        let begin = older.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         let fit = self.fit_snapshot(older, path);
-        let reached = begin + self.recovered.entries.len() as u64;
+        let reached = begin.plus(self.recovered.entries.len());
         if !matches!(fit, Ok(Fit::Continued)) || reached < damaged.index {
             return Err(damaged.error);
         }
         let (code, error) = (damaged.error.code(), &damaged.error);
-        tracing::warn!(%code, %error, begin, reached, "the newest snapshot is damaged; using the one before it");
-        snapshots::set_aside(directory, &damaged)?;
+        tracing::warn!(
+            %code,
+            %error,
+            begin = begin.0,
+            reached = reached.0,
+            "the newest snapshot is damaged; using the one before it"
+        );
+        snapshots::quarantine(directory, &damaged)?;
         self.seen.fell_back = true;
         Ok(Fit::Continued)
     }
 
     /// Replaces the log's last mark by the newest snapshot, and reconciles the entries with it.
     fn fit_snapshot(&mut self, newest: Option<Snapshot>, path: &Path) -> Result<Fit, LogError> {
-        let marked = self.recovered.snapshot.as_ref().map_or(0, |mark| mark.index);
-        if newest.as_ref().map_or(0, |found| found.index) < marked {
+        let marked = self.recovered.snapshot.as_ref().map_or(LogIndex(0), |mark| mark.index);
+        let index = newest.as_ref().map_or(LogIndex(0), |found| found.index);
+        if index < marked {
             return Err(damaged(path, 0, format!("the snapshot at entry {marked} is missing")));
         }
         // A log that ends with the mark of an earlier snapshot does not reach the newest one either.
-        let index = newest.as_ref().map_or(0, |found| found.index);
-        let ends_at_mark = self.recovered.entries.is_empty() && (1..index).contains(&marked);
+        let ends_at_mark = self.recovered.entries.is_empty() && (LogIndex(1)..index).contains(&marked);
         self.recovered.snapshot = newest;
         let settled = self.recovered.settle().map_err(|reason| damaged(path, 0, reason))?;
         let fit = if ends_at_mark { Fit::Detached } else { settled };
@@ -277,14 +301,14 @@ fn damaged(path: &Path, offset: impl TryInto<u64>, reason: impl Into<String>) ->
 /// records.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
-    let owner = Owner { group: GroupId([7; 32]), id: 1, voters: vec![1] };
+    let owner = Owner { group: GroupId([7; 32]), id: ReplicaId(1), voters: vec![ReplicaId(1)] };
     let mut position = first_position();
-    let header = Header { number: 0, owner: owner.stamp(), position: position.clone() };
+    let header = Header { number: SegmentNumber(0), owner: owner.stamp(), position: position.clone() };
     let mut bytes = header.encode().to_vec();
     let mut marked = position.clone();
-    for (place, payload) in payloads.iter().enumerate() {
-        record::write(&mut bytes, &mut position, 0, payload);
-        if place < durable {
+    for (ordinal, payload) in payloads.iter().enumerate() {
+        record::write(&mut bytes, &mut position, RecordNumber(0), payload);
+        if ordinal < durable {
             marked = position.clone();
         }
     }
@@ -293,11 +317,12 @@ pub(crate) fn fuzz(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
         let at = usize::from(*at) % bytes.len();
         bytes[at] ^= mask;
     }
-    let durable = marked.sequence;
+    let durable = marked.record;
     let mut reader = SegmentReader::new(&owner, marked);
-    if reader.parse(&bytes, 0, Path::new("fuzz"), true).is_ok() {
-        let reached = reader.position.as_ref().map_or(0, |position| position.sequence);
-        assert!((durable..=payloads.len() as u64).contains(&reached), "what was durable was cut off");
+    if reader.parse(&bytes, SegmentNumber(0), Path::new("fuzz"), true).is_ok() {
+        let reached = reader.position.as_ref().map_or(RecordNumber(0), |position| position.record);
+        let written = RecordNumber(payloads.len() as u64);
+        assert!((durable..=written).contains(&reached), "a durable record was truncated");
         let _ = reader.fit_snapshot(None, Path::new("fuzz"));
     }
 }

@@ -7,6 +7,7 @@ use super::record::Position;
 use super::spares::Spare;
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
+use crate::ids::{RecordNumber, SegmentNumber};
 use crate::planted::{Defect, planted};
 use std::path::PathBuf;
 
@@ -18,7 +19,7 @@ const CRC_AT: usize = 104;
 
 /// The segment that is being written.
 pub(super) struct LogSegment {
-    pub(super) number: u64,
+    pub(super) number: SegmentNumber,
     path: PathBuf,
     file: Box<dyn File>,
     end: u64,
@@ -28,20 +29,20 @@ pub(super) struct LogSegment {
 /// Decoded header of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    pub(super) number: u64,
+    pub(super) number: SegmentNumber,
     pub(super) owner: Stamp,
     pub(super) position: Position,
 }
 
 /// Returns the file name of a segment.
-pub(super) fn name(number: u64) -> String {
-    format!("segment-{number:016x}.log")
+pub(super) fn name(number: SegmentNumber) -> String {
+    format!("segment-{:016x}.log", number.0)
 }
 
 /// Returns the number of the segment in a file of this name.
-pub(super) fn number(name: &str) -> Option<u64> {
+pub(super) fn number(name: &str) -> Option<SegmentNumber> {
     let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
-    u64::from_str_radix(digits, 16).ok()
+    u64::from_str_radix(digits, 16).ok().map(SegmentNumber)
 }
 
 impl LogSegment {
@@ -49,7 +50,7 @@ impl LogSegment {
     pub(super) fn begin(
         directory: &dyn Directory,
         spare: Spare,
-        number: u64,
+        number: SegmentNumber,
         owner: &Owner,
         position: Position,
     ) -> Result<Self, LogError> {
@@ -71,7 +72,7 @@ impl LogSegment {
     /// not write them again.
     pub(super) fn resume(
         directory: &dyn Directory,
-        number: u64,
+        number: SegmentNumber,
         end: u64,
         torn: bool,
         unsure: &[u8],
@@ -92,17 +93,17 @@ impl LogSegment {
     }
 
     /// Returns the free bytes.
-    pub(super) fn room(&self) -> u64 {
+    pub(super) fn free_bytes(&self) -> u64 {
         self.capacity - self.end
     }
 
-    pub(super) fn has_room(&self, bytes: u64) -> bool {
-        bytes <= self.room()
+    pub(super) fn has_space(&self, bytes: u64) -> bool {
+        bytes <= self.free_bytes()
     }
 
     /// Writes at the end; not durable before [`LogSegment::sync`].
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
-        assert!(self.has_room(bytes.len() as u64), "a record beyond its segment");
+        assert!(self.has_space(bytes.len() as u64), "a record beyond its segment");
         let written = self.file.write_at(bytes, self.end);
         written.map_err(|e| LogError::io("write", &self.path, e))?;
         self.end += bytes.len() as u64;
@@ -118,9 +119,9 @@ impl Header {
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES as usize] {
         let mut bytes = [0; HEADER_BYTES as usize];
         bytes[..8].copy_from_slice(&FORMAT.head());
-        bytes[8..16].copy_from_slice(&self.number.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.number.0.to_le_bytes());
         bytes[16..64].copy_from_slice(&self.owner.encode());
-        bytes[64..72].copy_from_slice(&self.position.sequence.to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.position.record.0.to_le_bytes());
         bytes[72..104].copy_from_slice(&self.position.chain);
         let checksum = crc32c::crc32c(&bytes);
         bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -141,7 +142,8 @@ impl Header {
     }
 
     fn fields(head: &[u8]) -> Option<Self> {
-        let position = Position { sequence: u64_at(head, 64)?, chain: head.get(72..104)?.try_into().ok()? };
-        Some(Self { number: u64_at(head, 8)?, owner: Stamp::decode(head, 16)?, position })
+        let (record, chain) = (RecordNumber(u64_at(head, 64)?), head.get(72..104)?.try_into().ok()?);
+        let (number, position) = (SegmentNumber(u64_at(head, 8)?), Position { record, chain });
+        Some(Self { number, owner: Stamp::decode(head, 16)?, position })
     }
 }

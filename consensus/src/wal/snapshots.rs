@@ -11,8 +11,10 @@ use super::files::{self, Directory};
 use super::format::{Format, HEAD_BYTES, STAMP_BYTES, Stamp, Unreadable};
 use crate::command::{u32_at, u64_at};
 use crate::error::LogError;
+use crate::ids::{LogIndex, Term};
 use crate::snapshot::Snapshot;
 use bytes::Bytes;
+use protocol::ReplicaId;
 
 pub(super) const FORMAT: Format = Format { kind: *b"QLOGSNP", version: b'2' };
 const INDEX_AT: usize = HEAD_BYTES + STAMP_BYTES;
@@ -25,7 +27,7 @@ const DAMAGED_ENDING: &str = ".damaged";
 /// start.
 pub(super) fn save(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
     match save_beside(directory, owner, snapshot) {
-        Err(error) if error.may_pass() && keep_newest(directory, 1)? > 0 => {
+        Err(error) if error.is_disk_full() && keep_newest(directory, 1)? > 0 => {
             save_beside(directory, owner, snapshot)
         }
         outcome => outcome,
@@ -33,7 +35,7 @@ pub(super) fn save(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot
 }
 
 fn save_beside(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
-    let name = format!("snapshot-{:016x}", snapshot.index);
+    let name = format!("snapshot-{:016x}", snapshot.index.0);
     let (partial, name) = (format!("{name}.partial"), format!("{name}{ENDING}"));
     write(directory, &partial, owner, snapshot).inspect_err(|_| {
         // The partial file is useless; the first error is the one to report.
@@ -46,11 +48,11 @@ fn save_beside(directory: &dyn Directory, owner: &Owner, snapshot: &Snapshot) ->
 fn write(directory: &dyn Directory, name: &str, owner: &Owner, snapshot: &Snapshot) -> Result<(), LogError> {
     let mut head = FORMAT.head().to_vec();
     head.extend_from_slice(&owner.stamp().encode());
-    head.extend_from_slice(&snapshot.index.to_le_bytes());
-    head.extend_from_slice(&snapshot.term.to_le_bytes());
+    head.extend_from_slice(&snapshot.index.0.to_le_bytes());
+    head.extend_from_slice(&snapshot.term.0.to_le_bytes());
     head.extend_from_slice(&(snapshot.voters.len() as u32).to_le_bytes());
     for voter in &snapshot.voters {
-        head.extend_from_slice(&voter.to_le_bytes());
+        head.extend_from_slice(&voter.0.to_le_bytes());
     }
     head.extend_from_slice(&(snapshot.data.len() as u64).to_le_bytes());
     let mut hasher = blake3::Hasher::new();
@@ -75,7 +77,7 @@ pub(super) struct Loaded {
 pub(super) struct Damaged {
     pub(super) name: String,
     /// Index of the last entry in it, according to its name.
-    pub(super) index: u64,
+    pub(super) index: LogIndex,
     pub(super) error: LogError,
 }
 
@@ -99,26 +101,26 @@ fn read(directory: &dyn Directory, owner: &Owner, name: &str) -> Result<Snapshot
     let bytes = Bytes::from(files::read(directory, name)?.unwrap_or_default());
     let path = directory.file(name);
     let (stamp, snapshot) = decode(&bytes)
-        .map_err(|reason| FORMAT.refuse(&path, reason, "the digest does not fit the content"))?;
+        .map_err(|reason| FORMAT.error(&path, reason, "the digest does not fit the content"))?;
     owner.check(&stamp, &path)?;
     Ok(snapshot)
 }
 
 /// Renames a damaged snapshot, and keeps it for inquiry until two others are intact.
-pub(super) fn set_aside(directory: &dyn Directory, damaged: &Damaged) -> Result<(), LogError> {
+pub(super) fn quarantine(directory: &dyn Directory, damaged: &Damaged) -> Result<(), LogError> {
     let aside = damaged.name.replace(ENDING, DAMAGED_ENDING);
     directory.rename(&damaged.name, &aside)?;
     directory.sync()
 }
 
 /// Returns the index of a snapshot, from the name of its file.
-fn index(name: &str) -> Option<u64> {
+fn index(name: &str) -> Option<LogIndex> {
     let digits = name.strip_prefix("snapshot-")?.strip_suffix(ENDING)?;
-    u64::from_str_radix(digits, 16).ok()
+    u64::from_str_radix(digits, 16).ok().map(LogIndex)
 }
 
 /// Returns the indices of the kept snapshots, in ascending order.
-pub(super) fn indices(directory: &dyn Directory) -> Result<Vec<u64>, LogError> {
+pub(super) fn indices(directory: &dyn Directory) -> Result<Vec<LogIndex>, LogError> {
     Ok(list(directory, ENDING)?.iter().filter_map(|name| index(name)).collect())
 }
 
@@ -162,12 +164,13 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<(Stamp, Snapshot), Unreadable> {
 
 fn fields(bytes: &Bytes, content: usize) -> Option<(Stamp, Snapshot)> {
     let count = u32_at(bytes, VOTERS_AT - 4)? as usize;
-    let voters = (0..count).map(|place| u64_at(bytes, VOTERS_AT + 8 * place)).collect::<Option<_>>()?;
+    let voters = (0..count).map(|ordinal| u64_at(bytes, VOTERS_AT + 8 * ordinal).map(ReplicaId));
+    let voters = voters.collect::<Option<_>>()?;
     let data_at = VOTERS_AT + 8 * count + 8;
     if u64_at(bytes, data_at - 8)? != (content.checked_sub(data_at)?) as u64 {
         return None;
     }
-    let (index, term) = (u64_at(bytes, INDEX_AT)?, u64_at(bytes, INDEX_AT + 8)?);
+    let (index, term) = (LogIndex(u64_at(bytes, INDEX_AT)?), Term(u64_at(bytes, INDEX_AT + 8)?));
     let data = bytes.slice(data_at..content);
     Some((Stamp::decode(bytes, HEAD_BYTES)?, Snapshot { index, term, voters, data }))
 }

@@ -162,7 +162,10 @@ impl SpareMaker {
         let made = make(&*self.directory, number, self.segment_bytes);
         let was_full = self.full.swap(made.is_err(), Ordering::Relaxed);
         if let (Err(error), false) = (&made, was_full) {
-            tracing::warn!(%error, "cannot prepare the next log segment; refusing proposals until it succeeds");
+            tracing::warn!(
+                %error,
+                "cannot prepare the next log segment; rejecting proposals until it succeeds"
+            );
         }
         let mut state = self.lock();
         match made {

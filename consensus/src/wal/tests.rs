@@ -7,8 +7,10 @@ mod two_snapshots;
 use super::files::SimulatedFiles;
 use super::*;
 use crate::config::GroupId;
+use crate::ids::Term;
 use crate::store::LogEntry;
 use bytes::Bytes;
+use protocol::ReplicaId;
 use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -16,12 +18,12 @@ use tempfile::TempDir;
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
 fn owner(id: u64) -> Owner {
-    Owner { group: GroupId([7; 32]), id, voters: vec![1, 2, 3] }
+    Owner { group: GroupId([7; 32]), id: ReplicaId(id), voters: [1, 2, 3].map(ReplicaId).to_vec() }
 }
 
 /// Returns the path of a segment.
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(segment::name(number))
+    directory.join(segment::name(SegmentNumber(number)))
 }
 
 fn real(directory: &Path) -> RealDirectory {
@@ -33,22 +35,31 @@ fn open(directory: &Path) -> Result<(WriteAheadLog, Recovered), StartError> {
 }
 
 fn entries(range: std::ops::RangeInclusive<u64>, size: usize) -> Batch {
-    let entry = |index| LogEntry { index, term: 1, data: Bytes::from(vec![index as u8; size]) };
+    let entry = |index| LogEntry {
+        index: LogIndex(index),
+        term: Term(1),
+        data: Bytes::from(vec![index as u8; size]),
+    };
     Batch { entries: range.map(entry).collect(), sync: true, ..Batch::default() }
 }
 
 fn entries_of(term: u64, range: std::ops::RangeInclusive<u64>, size: usize) -> Batch {
     let mut batch = entries(range, size);
-    batch.entries.iter_mut().for_each(|entry| entry.term = term);
+    batch.entries.iter_mut().for_each(|entry| entry.term = Term(term));
     batch
 }
 
+fn state(term: u64, commit: u64) -> HardState {
+    HardState { term: Term(term), vote: Some(ReplicaId(2)), commit: LogIndex(commit) }
+}
+
 fn hard_state(term: u64, commit: u64) -> Batch {
-    Batch { hard_state: Some(HardState { term, vote: 2, commit }), sync: true, ..Batch::default() }
+    Batch { hard_state: Some(state(term, commit)), sync: true, ..Batch::default() }
 }
 
 fn snapshot(index: u64) -> Snapshot {
-    Snapshot { index, term: 1, voters: vec![1, 2, 3], data: Bytes::from(vec![9; 1000]) }
+    let voters = [1, 2, 3].map(ReplicaId).to_vec();
+    Snapshot { index: LogIndex(index), term: Term(1), voters, data: Bytes::from(vec![9; 1000]) }
 }
 
 fn refusal(outcome: Result<(WriteAheadLog, Recovered), StartError>) -> LogError {
@@ -62,29 +73,29 @@ fn refusal(outcome: Result<(WriteAheadLog, Recovered), StartError>) -> LogError 
 /// Creates a log of three durable batches and closes it; returns the path of its only segment.
 fn small_log(directory: &Path) -> PathBuf {
     let (log, _) = open(directory).expect("a new log");
-    log.write(&[hard_state(1, 0)]).expect("room");
-    log.write(&[entries(1..=3, 100)]).expect("room");
-    log.write(&[Batch { sync: true, ..hard_state(1, 2) }]).expect("room");
+    log.write(&[hard_state(1, 0)]).expect("space");
+    log.write(&[entries(1..=3, 100)]).expect("space");
+    log.write(&[Batch { sync: true, ..hard_state(1, 2) }]).expect("space");
     segment_path(directory, 0)
 }
 
 #[test]
-fn what_was_durable_comes_back() {
+fn durable_state_is_recovered() {
     let directory = TempDir::new().expect("temporary directory");
     small_log(directory.path());
     let (log, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.entries, entries(1..=3, 100).entries);
-    assert_eq!(found.hard_state, HardState { term: 1, vote: 2, commit: 2 });
-    assert_eq!(found.boots, 2);
-    log.write(&[entries(3..=5, 50)]).expect("room");
+    assert_eq!(found.hard_state, state(1, 2));
+    assert_eq!(found.incarnation, Incarnation(2));
+    log.write(&[entries(3..=5, 50)]).expect("space");
     drop(log);
     let (_, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.entries[2..], entries(3..=5, 50).entries);
-    assert_eq!(found.boots, 3);
+    assert_eq!(found.incarnation, Incarnation(3));
 }
 
 #[test]
-fn many_segments_are_read_as_one_log_and_let_go_behind_a_snapshot() {
+fn many_segments_are_one_log_and_are_removed_behind_a_snapshot() {
     let directory = TempDir::new().expect("temporary directory");
     let segments = || {
         fs::read_dir(directory.path())
@@ -94,78 +105,78 @@ fn many_segments_are_read_as_one_log_and_let_go_behind_a_snapshot() {
             .count()
     };
     let (log, _) = open(directory.path()).expect("a new log");
-    log.write(&[hard_state(4, 0)]).expect("room");
+    log.write(&[hard_state(4, 0)]).expect("space");
     for index in 1..=300 {
-        log.write(&[entries(index..=index, 1000)]).expect("room");
+        log.write(&[entries(index..=index, 1000)]).expect("space");
     }
     assert_eq!(segments(), 6);
     drop(log);
     let (log, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.entries.len(), 300);
-    assert_eq!(found.hard_state.term, 4);
-    log.save_snapshot(&snapshot(245)).expect("room");
-    log.truncate(245).expect("removal");
+    assert_eq!(found.hard_state.term, Term(4));
+    log.save_snapshot(&snapshot(245)).expect("space");
+    log.truncate(LogIndex(245)).expect("removal");
     assert_eq!(segments(), 6, "one snapshot alone is not trusted with what the log holds");
-    log.save_snapshot(&snapshot(250)).expect("room");
-    log.truncate(250).expect("removal");
+    log.save_snapshot(&snapshot(250)).expect("space");
+    log.truncate(LogIndex(250)).expect("removal");
     assert!(segments() <= 2, "{} segments are left", segments());
     drop(log);
     let (_, found) = open(directory.path()).expect("a truncated log");
-    assert_eq!(found.entries.first().map(|entry| entry.index), Some(251));
+    assert_eq!(found.entries.first().map(|entry| entry.index), Some(LogIndex(251)));
     assert_eq!(found.snapshot, Some(snapshot(250)));
-    assert_eq!((found.hard_state.term, found.hard_state.commit), (4, 250));
-    assert_eq!(found.boots, 3, "starts are counted though the segments that counted them are gone");
+    assert_eq!(found.hard_state, state(4, 250));
+    assert_eq!(found.incarnation, Incarnation(3), "it survives the removal of the segments that recorded it");
 }
 
 #[test]
 fn a_suffix_overwritten_across_a_segment_survives_truncation() {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open(directory.path()).expect("a new log");
-    log.write(&[hard_state(1, 0)]).expect("room");
+    log.write(&[hard_state(1, 0)]).expect("space");
     // Writes until the second segment has begun, and well into it.
     let mut last = 0;
-    while log.lock().segment.number == 0 || last % 20 != 0 {
+    while log.lock().segment.number == SegmentNumber(0) || last % 20 != 0 {
         last += 1;
-        log.write(&[entries(last..=last, 1000)]).expect("room");
+        log.write(&[entries(last..=last, 1000)]).expect("space");
     }
-    let boundary = log.lock().older[0].1;
+    let boundary = log.lock().older[0].1.0;
     // A new leader replaces uncommitted entries, from an index in the first segment.
     let from = boundary - 5;
-    log.write(&[hard_state(2, from - 1), entries_of(2, from..=last + 10, 100)]).expect("room");
-    log.write(&[hard_state(2, last)]).expect("room");
-    log.save_snapshot(&Snapshot { term: 2, ..snapshot(boundary) }).expect("room");
-    let taken = Snapshot { term: 2, ..snapshot(boundary + 1) };
-    log.save_snapshot(&taken).expect("room");
+    log.write(&[hard_state(2, from - 1), entries_of(2, from..=last + 10, 100)]).expect("space");
+    log.write(&[hard_state(2, last)]).expect("space");
+    log.save_snapshot(&Snapshot { term: Term(2), ..snapshot(boundary) }).expect("space");
+    let taken = Snapshot { term: Term(2), ..snapshot(boundary + 1) };
+    log.save_snapshot(&taken).expect("space");
     log.truncate(taken.index).expect("removal");
-    assert!(!segment_path(directory.path(), 0).exists(), "the first segment is let go");
+    assert!(!segment_path(directory.path(), 0).exists(), "the first segment is removed");
     drop(log);
     let (_, found) = open(directory.path()).expect("a healthy log");
     assert_eq!(found.snapshot, Some(taken));
     assert_eq!(found.entries, entries_of(2, boundary + 2..=last + 10, 100).entries);
-    assert_eq!(found.hard_state, HardState { term: 2, vote: 2, commit: last });
+    assert_eq!(found.hard_state, state(2, last));
 }
 
 #[test]
-fn what_follows_a_snapshot_survives_though_its_mark_was_lost() {
+fn entries_after_a_snapshot_survive_the_loss_of_its_mark() {
     // The log ends before the snapshot, or reaches beyond it with entries of a deposed leader.
     for reached in [50, 120] {
         let directory = TempDir::new().expect("temporary directory");
         let (log, _) = open(directory.path()).expect("a new log");
-        log.write(&[entries(1..=reached, 10), hard_state(1, 40)]).expect("room");
-        let sent = Snapshot { term: 3, ..snapshot(90) };
+        log.write(&[entries(1..=reached, 10), hard_state(1, 40)]).expect("space");
+        let sent = Snapshot { term: Term(3), ..snapshot(90) };
         // The state of an installation that was killed: the snapshot's file exists, its mark does not.
-        log.save_snapshot(&sent).expect("room");
+        log.save_snapshot(&sent).expect("space");
         drop(log);
         let (log, found) = open(directory.path()).expect("an existing log");
         assert_eq!((found.snapshot.as_ref(), found.entries.len()), (Some(&sent), 0));
         let follows = entries_of(3, 91..=93, 10);
         let hard_state = hard_state(3, 92).hard_state;
-        log.write(&[Batch { hard_state, ..follows.clone() }]).expect("room");
+        log.write(&[Batch { hard_state, ..follows.clone() }]).expect("space");
         drop(log);
         for _ in 0..2 {
             let (_, found) = open(directory.path()).expect("a healthy log");
             assert_eq!(found.entries, follows.entries, "acknowledged, and lost");
-            assert_eq!(found.hard_state.commit, 92);
+            assert_eq!(found.hard_state.commit, LogIndex(92));
         }
     }
 }
@@ -174,12 +185,12 @@ fn what_follows_a_snapshot_survives_though_its_mark_was_lost() {
 fn a_second_snapshot_whose_mark_was_lost_continues_the_first() {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open(directory.path()).expect("a new log");
-    log.write(&[Batch { snapshot: Some(snapshot(90)), sync: true, ..hard_state(1, 90) }]).expect("room");
-    log.save_snapshot(&snapshot(120)).expect("room");
+    log.write(&[Batch { snapshot: Some(snapshot(90)), sync: true, ..hard_state(1, 90) }]).expect("space");
+    log.save_snapshot(&snapshot(120)).expect("space");
     drop(log);
     let (log, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.snapshot, Some(snapshot(120)));
-    log.write(&[entries(121..=122, 10)]).expect("room");
+    log.write(&[entries(121..=122, 10)]).expect("space");
     drop(log);
     let (_, found) = open(directory.path()).expect("a healthy log");
     assert_eq!(found.entries, entries(121..=122, 10).entries);
@@ -189,8 +200,8 @@ fn a_second_snapshot_whose_mark_was_lost_continues_the_first() {
 fn a_record_larger_than_a_segment_gets_one_of_its_size() {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open(directory.path()).expect("a new log");
-    log.write(&[entries(1..=1, 5 * SEGMENT_BYTES as usize)]).expect("room");
-    log.write(&[entries(2..=2, 10)]).expect("room");
+    log.write(&[entries(1..=1, 5 * SEGMENT_BYTES as usize)]).expect("space");
+    log.write(&[entries(2..=2, 10)]).expect("space");
     drop(log);
     let (_, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.entries.len(), 2);
@@ -202,7 +213,7 @@ fn a_snapshot_from_the_leader_replaces_the_log() {
     small_log(directory.path());
     let (log, _) = open(directory.path()).expect("an existing log");
     let install = Batch { snapshot: Some(snapshot(90)), sync: true, ..hard_state(2, 90) };
-    log.write(&[install, entries(91..=92, 10)]).expect("room");
+    log.write(&[install, entries(91..=92, 10)]).expect("space");
     drop(log);
     let (_, found) = open(directory.path()).expect("an existing log");
     assert_eq!(found.snapshot, Some(snapshot(90)));
@@ -228,10 +239,10 @@ impl Ended {
         let segment = small_log(directory.path());
         let mark = directory.path().join("durable.mark");
         let (log, _) = open(directory.path()).expect("an existing log");
-        let begin = log.lock().segment.room();
+        let begin = log.lock().segment.free_bytes();
         let before = fs::read(&mark).expect("read");
-        log.write(&[entries(4..=6, size)]).expect("room");
-        let capacity = log.lock().segment.room();
+        log.write(&[entries(4..=6, size)]).expect("space");
+        let capacity = log.lock().segment.free_bytes();
         drop(log);
         let whole = fs::read(&segment).expect("read");
         let begin = whole.len() - begin as usize;
@@ -265,7 +276,7 @@ impl Ended {
 }
 
 #[test]
-fn every_byte_of_an_acknowledged_last_record_counts() {
+fn damage_to_any_byte_of_an_acknowledged_last_record_is_detected() {
     for size in [10, 700] {
         let log = Ended::new(size);
         let mark = &log.marks.0;
@@ -284,12 +295,12 @@ fn every_byte_of_an_acknowledged_last_record_counts() {
 }
 
 #[test]
-fn a_write_that_a_power_cut_tore_is_cut_off_and_a_damaged_one_is_not() {
+fn a_torn_write_is_truncated_and_a_damaged_one_is_not() {
     for size in [10, 700] {
         let log = Ended::new(size);
         // The machine failed before the mark of the last record reached the disk.
         let mark = &log.marks.1;
-        assert_eq!(log.start(&log.whole, mark), Ok(6), "nobody was told, and it is whole");
+        assert_eq!(log.start(&log.whole, mark), Ok(6), "not acknowledged, and intact");
         let last_sector = log.record.start.max((log.record.end - 1) / 512 * 512);
         for at in log.record.clone() {
             let flipped = log.with(|segment| segment[at] ^= 0x10);
@@ -313,7 +324,7 @@ fn a_write_that_a_power_cut_tore_is_cut_off_and_a_damaged_one_is_not() {
 }
 
 #[test]
-fn the_mark_survives_damage_and_never_refuses_a_healthy_log() {
+fn the_mark_survives_damage_and_never_rejects_a_healthy_log() {
     let log = Ended::new(100);
     let mark = &log.marks.0;
     for at in (0..128).chain(4096..4224) {
@@ -324,13 +335,13 @@ fn the_mark_survives_damage_and_never_refuses_a_healthy_log() {
     let mut both = mark.clone();
     (both[20], both[4116]) = (!both[20], !both[4116]);
     for unreadable in [&both[..], &[]] {
-        let refused = log.start(&log.whole, unreadable).expect_err("nothing says what was durable");
+        let refused = log.start(&log.whole, unreadable).expect_err("no slot of the mark is readable");
         assert!(refused.contains("neither of its two slots"), "{refused}");
     }
 }
 
 #[test]
-fn an_older_or_another_log_in_the_place_of_the_marked_one_is_refused() {
+fn a_log_that_differs_from_the_marked_one_is_rejected() {
     let log = Ended::new(100);
     let earlier = log.with(|segment| segment[log.record.start..].fill(0));
     let refused = log.start(&earlier, &log.marks.0).expect_err("a copy of an earlier state");
@@ -348,7 +359,7 @@ fn an_older_or_another_log_in_the_place_of_the_marked_one_is_refused() {
 }
 
 #[test]
-fn every_damaged_byte_is_refused() {
+fn every_damaged_byte_is_detected() {
     let directory = TempDir::new().expect("temporary directory");
     let path = small_log(directory.path());
     let whole = fs::read(&path).expect("read");
@@ -380,7 +391,7 @@ fn open_simulated(files: &SimulatedFiles, making: Making) -> (WriteAheadLog, Rec
 }
 
 #[test]
-fn a_full_disk_at_the_end_of_a_segment_writes_nothing_and_passes() {
+fn a_write_to_a_full_disk_writes_nothing_and_may_be_retried() {
     for making in [Making::Ahead, Making::Inline] {
         let files = SimulatedFiles::new(1);
         let (log, _) = open_simulated(&files, making);
@@ -409,7 +420,7 @@ fn a_full_disk_at_the_end_of_a_segment_writes_nothing_and_passes() {
         assert_eq!(found.entries.len() as u64, next - 1, "exactly what was acknowledged");
         files.set_full(false);
         for _ in 0..3 {
-            log.write(&group(next)).expect("there is room again");
+            log.write(&group(next)).expect("there is space again");
             next += 3;
         }
         drop(log);
@@ -419,11 +430,11 @@ fn a_full_disk_at_the_end_of_a_segment_writes_nothing_and_passes() {
 }
 
 #[test]
-fn a_missing_segment_and_a_missing_snapshot_are_refused() {
+fn a_missing_segment_and_a_missing_snapshot_are_detected() {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open(directory.path()).expect("a new log");
     for index in 1..=300 {
-        log.write(&[entries(index..=index, 1000)]).expect("room");
+        log.write(&[entries(index..=index, 1000)]).expect("space");
     }
     drop(log);
     let path = segment_path(directory.path(), 2);
@@ -437,7 +448,7 @@ fn a_missing_segment_and_a_missing_snapshot_are_refused() {
 
     let other = TempDir::new().expect("temporary directory");
     let (log, _) = open(other.path()).expect("a new log");
-    log.write(&[Batch { snapshot: Some(snapshot(9)), sync: true, ..Batch::default() }]).expect("room");
+    log.write(&[Batch { snapshot: Some(snapshot(9)), sync: true, ..Batch::default() }]).expect("space");
     drop(log);
     fs::remove_file(other.path().join("snapshot-0000000000000009.snap")).expect("remove");
     let error = refusal(open(other.path()));
@@ -445,11 +456,12 @@ fn a_missing_segment_and_a_missing_snapshot_are_refused() {
 }
 
 #[test]
-fn a_founding_that_was_killed_before_anything_was_durable_begins_again() {
+fn a_bootstrap_that_was_killed_before_anything_was_durable_is_retried() {
     let directory = TempDir::new().expect("temporary directory");
-    drop(mark::Mark::create(&real(directory.path()), &owner(1), &first_position()).expect("room"));
-    let (log, found) = WriteAheadLog::open(directory.path(), owner(1), false, SEGMENT_BYTES).expect("begins");
-    assert_eq!(found.boots, 1);
+    drop(mark::Mark::create(&real(directory.path()), &owner(1), &first_position()).expect("space"));
+    let (log, found) =
+        WriteAheadLog::open(directory.path(), owner(1), false, SEGMENT_BYTES).expect("created");
+    assert_eq!(found.incarnation, Incarnation(1));
     drop(log);
     // From here on something was durable: the same missing file means damage.
     fs::remove_file(segment_path(directory.path(), 0)).expect("remove");
@@ -457,7 +469,7 @@ fn a_founding_that_was_killed_before_anything_was_durable_begins_again() {
 }
 
 #[test]
-fn a_directory_is_begun_once_and_opened_by_one_process() {
+fn a_log_is_created_once_and_opened_by_one_process() {
     let directory = TempDir::new().expect("temporary directory");
     let path = directory.path();
     let none = WriteAheadLog::open(path, owner(1), false, SEGMENT_BYTES);

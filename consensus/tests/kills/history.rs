@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 /// Observation of a client.
 #[derive(Debug, Clone)]
 pub(crate) enum ClientObservation {
-    /// The client's line is the list's `place`-th, counted from 1.
-    Appended { line: String, place: usize },
+    /// The client's line is the list's `position`-th, counted from 1.
+    Appended { line: String, position: usize },
     /// The list had `length` lines, and this digest.
     Read { length: usize, digest: String },
 }
@@ -49,10 +49,12 @@ pub(crate) fn check(list: &[String], operations: &[Operation]) -> Result<(), Str
 
 fn check_one(list: &[String], digests: &[[u8; 32]], seen: &ClientObservation) -> Result<(), String> {
     match seen {
-        ClientObservation::Appended { line, place } => {
-            match place.checked_sub(1).and_then(|place| list.get(place)) {
+        ClientObservation::Appended { line, position } => {
+            match position.checked_sub(1).and_then(|position| list.get(position)) {
                 Some(found) if found == line => Ok(()),
-                found => Err(format!("`{line}` was acknowledged in place {place}, where {found:?} stands")),
+                found => {
+                    Err(format!("`{line}` was acknowledged in position {position}, where {found:?} stands"))
+                }
             }
         }
         ClientObservation::Read { length, digest } => match digests.get(*length) {
@@ -87,7 +89,7 @@ fn check_real_time(operations: &[Operation]) -> Result<(), String> {
 /// Returns an operation's point in the order; reads are between the lines.
 fn point(seen: &ClientObservation) -> usize {
     match seen {
-        ClientObservation::Appended { place, .. } => 2 * place,
+        ClientObservation::Appended { position, .. } => 2 * position,
         ClientObservation::Read { length, .. } => 2 * length + 1,
     }
 }
@@ -95,10 +97,10 @@ fn point(seen: &ClientObservation) -> usize {
 /// Test of the checker itself: it must detect every kind of violation.
 #[test]
 fn bad_histories_are_found() {
-    let append = |begin: u64, end: u64, line: &str, place: usize| Operation {
+    let append = |begin: u64, end: u64, line: &str, position: usize| Operation {
         begin,
         end,
-        seen: ClientObservation::Appended { line: line.to_owned(), place },
+        seen: ClientObservation::Appended { line: line.to_owned(), position },
     };
     let read = |begin: u64, end: u64, lines: &[&str]| {
         let bytes = lines.iter().fold(EMPTY, |before, line| digest(&before, line));
@@ -116,8 +118,8 @@ fn bad_histories_are_found() {
     judge(&["b", "a"], &[append(0, 3, "a", 2), append(1, 2, "b", 1)], "good");
     judge(&["b", "unknown", "a"], &[append(0, 3, "a", 3), append(1, 2, "b", 1)], "good");
     judge(&["a", "a"], std::slice::from_ref(&a), "applied twice");
-    judge(&[], std::slice::from_ref(&a), "acknowledged in place 1");
-    judge(&["b", "a"], std::slice::from_ref(&a), "acknowledged in place 1");
+    judge(&[], std::slice::from_ref(&a), "acknowledged in position 1");
+    judge(&["b", "a"], std::slice::from_ref(&a), "acknowledged in position 1");
     judge(&["a"], &[a.clone(), read(2, 3, &["a", "b"])], "of which 1 are left");
     judge(&["a", "b"], &[read(2, 3, &["b"])], "saw other lines");
     judge(&["a", "b"], &[a.clone(), read(2, 3, &[])], "did not see");

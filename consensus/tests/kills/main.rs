@@ -11,8 +11,10 @@ mod process;
 
 use consensus::store::{LogEntry, Recovered};
 use consensus::wal::{Owner, WriteAheadLog};
+use consensus::{Incarnation, LogIndex, Term};
 use history::{ClientObservation, Operation};
 use process::{Link, Process, ReplicaResources};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 /// Timeout of every wait; generous, because machines are shared.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after which no new kill begins, so that the test stays short on a slow machine.
 const KILLING: Duration = Duration::from_secs(7);
 /// Rounds that take place however slow the machine is: one of each kind.
@@ -97,7 +99,7 @@ impl World {
                 sequence += 1;
                 let line = format!("{name}-{sequence}");
                 let answer = self.ask(&mut dice, &format!("append {session} {sequence} {line}")).await;
-                ClientObservation::Appended { line, place: answer.parse().expect("a number") }
+                ClientObservation::Appended { line, position: answer.parse().expect("a number") }
             };
             operations.push(Operation { begin, end: self.now(), seen });
         }
@@ -107,7 +109,7 @@ impl World {
 
 /// The replicas, running or stopped.
 struct Group {
-    places: Vec<ReplicaResources>,
+    resources: Vec<ReplicaResources>,
     addresses: Vec<SocketAddr>,
     running: BTreeMap<u64, Process>,
     world: Arc<World>,
@@ -115,28 +117,29 @@ struct Group {
 }
 
 impl Group {
-    fn found() -> Self {
+    fn bootstrap() -> Self {
         let directory = TempDir::new().expect("temporary directory");
-        let place = |id: u64| ReplicaResources {
+        let resource = |id: u64| ReplicaResources {
             id,
             directory: directory.path().join(id.to_string()),
             listener: TcpListener::bind("127.0.0.1:0").expect("loopback"),
         };
-        let places: Vec<ReplicaResources> = (1..=3).map(place).collect();
-        let addresses = places.iter().map(|place| place.listener.local_addr().expect("bound")).collect();
+        let resources: Vec<ReplicaResources> = (1..=3).map(resource).collect();
+        let addresses =
+            resources.iter().map(|resource| resource.listener.local_addr().expect("bound")).collect();
         let world = Arc::new(World {
             links: watch::channel(BTreeMap::new()).0,
             clock: AtomicU64::new(0),
             sent: watch::channel(0).0,
             ending: AtomicBool::new(false),
         });
-        let mut group = Self { places, addresses, running: BTreeMap::new(), world, _directory: directory };
+        let mut group = Self { resources, addresses, running: BTreeMap::new(), world, _directory: directory };
         (1..=3).for_each(|id| group.start(id, true));
         group
     }
 
     fn start(&mut self, id: u64, create: bool) {
-        let process = Process::start(&self.places[id as usize - 1], &self.addresses, create);
+        let process = Process::start(&self.resources[id as usize - 1], &self.addresses, create);
         let link = process.link.clone();
         self.world.links.send_modify(|links| drop(links.insert(id, link)));
         self.running.insert(id, process);
@@ -151,7 +154,7 @@ impl Group {
     async fn requests(&self, more: u64) {
         let mut sent = self.world.sent.subscribe();
         let goal = *sent.borrow() + more;
-        let reached = tokio::time::timeout(PATIENCE, sent.wait_for(|sent| *sent >= goal)).await;
+        let reached = tokio::time::timeout(WAIT_TIMEOUT, sent.wait_for(|sent| *sent >= goal)).await;
         assert!(reached.is_ok(), "nothing moves any more");
     }
 
@@ -197,7 +200,7 @@ fn a_replica_to_be_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_replicas_lose_nothing() {
-    let mut group = Group::found();
+    let mut group = Group::bootstrap();
     let world = group.world.clone();
     let clients: Vec<_> = (1..=CLIENTS)
         .map(|name| {
@@ -216,11 +219,11 @@ async fn killed_replicas_lose_nothing() {
     world.ending.store(true, Ordering::Relaxed);
     let mut operations = Vec::new();
     for client in clients {
-        let ended = tokio::time::timeout(PATIENCE, client).await.expect("an answer in time");
+        let ended = tokio::time::timeout(WAIT_TIMEOUT, client).await.expect("an answer in time");
         operations.extend(ended.expect("a client that saw no wrong answer"));
     }
     let mut lists = Vec::new();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     for id in 1..=3 {
         let lines = loop {
             match group.running[&id].link.ask("lines".to_owned()).await {
@@ -237,20 +240,21 @@ async fn killed_replicas_lose_nothing() {
         operations.iter().filter(|operation| matches!(operation.seen, ClientObservation::Appended { .. }));
     assert_eq!(acknowledged.count(), lists[0].len(), "every line that stands was acknowledged in the end");
     (1..=3).for_each(|id| group.kill(id));
-    check_logs(&group.places);
+    check_logs(&group.resources);
 }
 
 /// Checks that every record of every log continues the chain, and that no two logs hold different entries of
 /// one term at one index.
-fn check_logs(places: &[ReplicaResources]) {
-    let mut seen: BTreeMap<(u64, u64), LogEntry> = BTreeMap::new();
-    for place in places {
-        let owner = Owner { group: process::GROUP, id: place.id, voters: vec![1, 2, 3] };
-        let (_log, found) = WriteAheadLog::open(&place.directory, owner, false, process::SEGMENT_BYTES)
+fn check_logs(resources: &[ReplicaResources]) {
+    let mut seen: BTreeMap<(LogIndex, Term), LogEntry> = BTreeMap::new();
+    for resource in resources {
+        let voters = [1, 2, 3].map(ReplicaId).to_vec();
+        let owner = Owner { group: process::GROUP, id: ReplicaId(resource.id), voters };
+        let (_log, found) = WriteAheadLog::open(&resource.directory, owner, false, process::SEGMENT_BYTES)
             .expect("the log verifies");
-        let Recovered { entries, hard_state, boots, .. } = found;
-        assert!(boots > 1, "replica {} was never started again", place.id);
-        assert!(hard_state.commit > 0, "replica {} committed nothing", place.id);
+        let Recovered { entries, hard_state, incarnation, .. } = found;
+        assert!(incarnation > Incarnation(1), "replica {} was never started again", resource.id);
+        assert!(hard_state.commit > LogIndex(0), "replica {} committed nothing", resource.id);
         for entry in entries {
             let known = seen.entry((entry.index, entry.term)).or_insert_with(|| entry.clone());
             assert_eq!(*known, entry, "two logs differ");

@@ -6,9 +6,11 @@
 use crate::history::{EMPTY, digest};
 use bytes::Bytes;
 use consensus::{
-    Config, Frozen, GroupId, Handle, Limits, Replica, ReplicaAddress, SessionId, StateMachine, Timings,
+    Config, Frozen, GroupId, Handle, Limits, LogIndex, Replica, ReplicaAddress, SessionId, StateMachine,
+    Timings,
 };
 use overlay::{CancellationToken, Identity, PeerPolicy};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -63,16 +65,16 @@ pub(crate) struct Link {
 }
 
 impl Process {
-    /// Starts the replica of `place`. Must be called within a tokio runtime.
-    pub(crate) fn start(place: &ReplicaResources, addresses: &[SocketAddr], create: bool) -> Self {
+    /// Starts the replica of `resources`. Must be called within a tokio runtime.
+    pub(crate) fn start(resources: &ReplicaResources, addresses: &[SocketAddr], create: bool) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        let directory = place.directory.to_str().expect("a plain path");
-        let parameters = format!("{}|{create}|{}|{directory}", place.id, addresses.join(","));
+        let directory = resources.directory.to_str().expect("a plain path");
+        let parameters = format!("{}|{create}|{}|{directory}", resources.id, addresses.join(","));
         let child = Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", "a_replica_to_be_killed", "--nocapture"])
             .env(PARAMETERS, parameters)
-            .stdin(Stdio::from(OwnedFd::from(place.listener.try_clone().expect("a descriptor"))))
+            .stdin(Stdio::from(OwnedFd::from(resources.listener.try_clone().expect("a descriptor"))))
             .stdout(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .expect("this binary starts again");
@@ -158,7 +160,7 @@ impl List {
 }
 
 impl StateMachine for List {
-    fn apply(&mut self, _index: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _index: LogIndex, command: &[u8]) -> Vec<u8> {
         self.push(&String::from_utf8_lossy(command));
         self.lines.len().to_string().into_bytes()
     }
@@ -191,16 +193,16 @@ pub(crate) fn run(parameters: &str) -> ! {
     runtime.expect("a runtime").block_on(async {
         let fields: Vec<&str> = parameters.splitn(4, '|').collect();
         let id: u64 = fields[0].parse().expect("a number");
-        let peer = |(place, address): (usize, &str)| {
-            let id = place as u64 + 1;
+        let peer = |(ordinal, address): (usize, &str)| {
+            let id = ordinal as u64 + 1;
             let address = address.parse().expect("an address");
-            (id, ReplicaAddress { address, key: identity(id).public_key() })
+            (ReplicaId(id), ReplicaAddress { address, key: identity(id).public_key() })
         };
-        let peers: BTreeMap<u64, ReplicaAddress> = fields[2].split(',').enumerate().map(peer).collect();
+        let peers: BTreeMap<ReplicaId, ReplicaAddress> = fields[2].split(',').enumerate().map(peer).collect();
         let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();
         let config = Config {
             group: GROUP,
-            id,
+            id: ReplicaId(id),
             peers,
             directory: Path::new(fields[3]).to_owned(),
             create: fields[1] == "true",

@@ -4,6 +4,7 @@ use crate::group::{Client, GROUP, Group, lines};
 use bytes::Bytes;
 use consensus::{GroupId, Limits};
 use http::{Method, Request, StatusCode};
+use protocol::ReplicaId;
 
 const PATHS: [(Method, &str); 4] = [
     (Method::GET, "/consensus/v1/messages"),
@@ -14,7 +15,7 @@ const PATHS: [(Method, &str); 4] = [
 
 /// Returns the answer of replica 1 to the key of replica 2, in the name of this group.
 async fn ask(group: &Group, named: Option<GroupId>, method: Method, path: &str) -> (StatusCode, Bytes) {
-    let (identity, target) = (&group.identities[&2], &group.peers[&1]);
+    let (identity, target) = (&group.identities[&ReplicaId(2)], &group.peers[&ReplicaId(1)]);
     let client = overlay::Client::new(
         (**identity).clone(),
         target.address.clone(),
@@ -37,17 +38,17 @@ async fn ask(group: &Group, named: Option<GroupId>, method: Method, path: &str) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_of_another_group_is_refused_though_it_has_the_right_key() {
+async fn a_peer_of_another_group_is_rejected_even_with_the_right_key() {
     let group = Group::start(Limits::default());
-    let mut client = Client::new(&group.handle(1)).await;
-    client.propose(&group.handle(1), "before").await.expect("taken");
+    let mut client = Client::new(&group.handle(ReplicaId(1))).await;
+    client.propose(&group.handle(ReplicaId(1)), "before").await.expect("taken");
     for (method, path) in PATHS {
         for other in [None, Some(GroupId([8; 32]))] {
             let (status, body) = ask(&group, other, method.clone(), path).await;
             assert_eq!((status, &body[..]), (StatusCode::PRECONDITION_FAILED, &b"log-foreign"[..]), "{path}");
         }
     }
-    assert_eq!(lines(&group.handle(1)).await, ["before"]);
+    assert_eq!(lines(&group.handle(ReplicaId(1))).await, ["before"]);
     // The same requests in the name of the right group are admitted, and judged by their content.
     for (method, path) in PATHS {
         let (status, body) = ask(&group, Some(GROUP), method, path).await;

@@ -3,11 +3,12 @@
 //! The mount disappears with the child. If neither root nor user namespaces allow it, the test fails, unless
 //! `QUORATE_SKIP_MOUNTS` is set. The simulated disk shows the same behaviour everywhere.
 
-use crate::group::{GROUP, Group, PATIENCE, quick, text};
+use crate::group::{GROUP, Group, WAIT_TIMEOUT, quick, text};
 use bytes::Bytes;
 use consensus::store::{Batch, LogEntry, LogStore, Snapshot};
 use consensus::wal::{Owner, WriteAheadLog};
-use consensus::{Limits, StartError, Timings};
+use consensus::{Limits, LogIndex, RaftStatus, StartError, Term, Timings};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,8 +25,8 @@ const MAY_SKIP: &str = "QUORATE_SKIP_MOUNTS";
 const NOT_MOUNTED: i32 = 77;
 
 #[test]
-fn a_full_file_system_stops_nobody_and_loses_nothing() {
-    let place = tempfile::tempdir().expect("temporary directory");
+fn a_full_file_system_stops_no_replica_and_loses_nothing() {
+    let mount = tempfile::tempdir().expect("temporary directory");
     let script =
         format!("mount -t tmpfs -o size=2m none \"${SMALL}\" || exit {NOT_MOUNTED}; exec \"$0\" \"$@\"");
     let mut reasons = Vec::new();
@@ -35,7 +36,7 @@ fn a_full_file_system_stops_nobody_and_loses_nothing() {
             .args(["sh", "-c", &script])
             .arg(std::env::current_exe().expect("this binary"))
             .args(["--exact", "full_disk::on_a_small_file_system", "--nocapture"])
-            .env(SMALL, place.path())
+            .env(SMALL, mount.path())
             .output();
         let output = match child {
             Ok(output) => output,
@@ -56,29 +57,29 @@ fn a_full_file_system_stops_nobody_and_loses_nothing() {
     // A skipped test must not look like one that passed.
     assert!(
         std::env::var_os(MAY_SKIP).is_some(),
-        "no small file system could be mounted: {}; run as root, or where user namespaces are allowed, or set \
-         {MAY_SKIP}=1 to leave this out",
+        "no small file system could be mounted: {}; run as root, or where user namespaces are allowed, \
+         or set {MAY_SKIP}=1 to skip this test",
         reasons.join("; ")
     );
-    eprintln!("left out, as {MAY_SKIP} says: no small file system could be mounted: {}", reasons.join("; "));
+    eprintln!("skipped, as {MAY_SKIP} is set: no small file system could be mounted: {}", reasons.join("; "));
 }
 
-/// Not a test of its own: the child of [`a_full_file_system_stops_nobody_and_loses_nothing`].
+/// Not a test of its own: the child of [`a_full_file_system_stops_no_replica_and_loses_nothing`].
 #[test]
 fn on_a_small_file_system() {
-    let Some(place) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
-    starting(&place);
-    rotating(&place);
+    let Some(mount) = std::env::var_os(SMALL).map(PathBuf::from) else { return };
+    starting(&mount);
+    rotating(&mount);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(following(&place));
+    runtime.expect("a runtime").block_on(following(&mount));
 }
 
 /// Occupies all free space until it is dropped.
 struct Filler(PathBuf);
 
 impl Filler {
-    fn new(place: &Path) -> Self {
-        let filler = Self(place.join("filler"));
+    fn new(mount: &Path) -> Self {
+        let filler = Self(mount.join("filler"));
         let mut file = File::options().create(true).append(true).open(&filler.0).expect("a file");
         while file.write_all(&[7; 4096]).is_ok() {}
         filler
@@ -92,13 +93,14 @@ impl Drop for Filler {
 }
 
 fn open(directory: &Path, create: bool) -> Result<(WriteAheadLog, usize), StartError> {
-    let owner = Owner { group: GROUP, id: 1, voters: vec![1] };
+    let owner = Owner { group: GROUP, id: ReplicaId(1), voters: vec![ReplicaId(1)] };
     let (log, found) = WriteAheadLog::open(directory, owner, create, SEGMENT_BYTES)?;
     Ok((log, found.entries.len()))
 }
 
 fn entry(index: u64, size: usize) -> Batch {
-    let entries = vec![LogEntry { index, term: 1, data: Bytes::from(vec![index as u8; size]) }];
+    let data = Bytes::from(vec![index as u8; size]);
+    let entries = vec![LogEntry { index: LogIndex(index), term: Term(1), data }];
     Batch { entries, sync: true, ..Batch::default() }
 }
 
@@ -108,10 +110,10 @@ fn code<T>(outcome: Result<T, StartError>) -> String {
 
 /// A start on a full disk fails with the right error code, leaves nothing in the way, and works once there is
 /// space.
-fn starting(place: &Path) {
-    let directory = place.join("starting");
+fn starting(mount: &Path) {
+    let directory = mount.join("starting");
     fs::create_dir(&directory).expect("a directory");
-    let filler = Filler::new(place);
+    let filler = Filler::new(mount);
     assert_eq!(code(open(&directory, true)), "log-disk-full");
     drop(filler);
     let (log, found) = open(&directory, true).expect("there is room");
@@ -126,7 +128,7 @@ fn starting(place: &Path) {
     let (log, found) = open(&directory, false).expect("there is room");
     assert_eq!(found as u64, index);
     drop(log);
-    let filler = Filler::new(place);
+    let filler = Filler::new(mount);
     // The segment has free space: reading works, and so does writing, up to its end.
     let (log, _) = open(&directory, false).expect("its segment has room");
     let mut written = index;
@@ -158,12 +160,12 @@ fn segments(directory: &Path) -> usize {
 
 /// A full disk found at the end of a segment and by a snapshot: nothing is written or lost. The same calls
 /// succeed once there is space.
-fn rotating(place: &Path) {
-    let directory = place.join("rotating");
+fn rotating(mount: &Path) {
+    let directory = mount.join("rotating");
     let (log, _) = open(&directory, true).expect("there is room");
     log.write(&[entry(1, 100)]).expect("room");
     log.save_snapshot(&snapshot(1000)).expect("room");
-    let filler = Filler::new(place);
+    let filler = Filler::new(mount);
     let refused = log.save_snapshot(&snapshot(200_000)).expect_err("no room");
     assert_eq!(refused.code().as_str(), "log-disk-full");
     let mut written = 1;
@@ -188,49 +190,50 @@ fn rotating(place: &Path) {
 }
 
 fn snapshot(size: usize) -> Snapshot {
-    Snapshot { index: 1, term: 1, voters: vec![1], data: Bytes::from(vec![5; size]) }
+    let (index, term, voters) = (LogIndex(1), Term(1), vec![ReplicaId(1)]);
+    Snapshot { index, term, voters, data: Bytes::from(vec![5; size]) }
 }
 
 /// A follower on a full file system acknowledges nothing, keeps running, and continues once there is space.
-async fn following(place: &Path) {
+async fn following(mount: &Path) {
     let limits = Limits { segment_bytes: SEGMENT_BYTES, snapshot_entries: 100_000, ..Limits::default() };
     let timings = Timings { request: Duration::from_secs(2), ..quick() };
-    let elsewhere = BTreeMap::from([(3, place.join("three"))]);
+    let elsewhere = BTreeMap::from([(ReplicaId(3), mount.join("three"))]);
     let mut group = Group::start_at(limits, timings, elsewhere);
     group.leader().await;
-    let small = group.handle(3);
-    let filler = Filler::new(place);
-    let deadline = Instant::now() + PATIENCE;
+    let small = group.handle(ReplicaId(3));
+    let filler = Filler::new(mount);
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let line = "x".repeat(3000);
     let mut acknowledged = 0;
     // Until its disk loop really waits. As a leader it rejects proposals and transfers its leadership, which
     // is no failure.
     while small.metrics().waits_for_space == 0 {
         assert!(Instant::now() < deadline, "it never came to the end of its space");
-        if group.handle(1).propose(text(&line), None).await.is_ok() {
+        if group.handle(ReplicaId(1)).propose(text(&line), None).await.is_ok() {
             acknowledged += 1;
         }
     }
-    let led_by_other = |leader: &Option<u64>| leader.is_some_and(|leader| leader != 3);
-    let mut watch = group.handle(1).watch_leader();
-    let leader = tokio::time::timeout(PATIENCE, watch.wait_for(led_by_other)).await;
-    let leader = leader.expect("in time").expect("running").expect("just checked");
+    let led_by_other = |status: &RaftStatus| status.leader.is_some_and(|leader| leader != ReplicaId(3));
+    let mut watch = group.handle(ReplicaId(1)).watch_status();
+    let leader = tokio::time::timeout(WAIT_TIMEOUT, watch.wait_for(led_by_other)).await;
+    let leader = leader.expect("in time").expect("running").leader.expect("just checked");
     drop(watch);
     // The status changes at the next tick.
     let mut status = small.watch_status();
-    let full = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.disk_full)).await;
+    let full = tokio::time::timeout(WAIT_TIMEOUT, status.wait_for(|status| status.disk_full)).await;
     full.expect("in time").expect("running");
-    group.stop(3 - leader).await;
+    group.stop(ReplicaId(3 - leader.0)).await;
     // The replica without space may lead for a moment: it then reports that its disk is full.
     let alone = group.handle(leader).propose(text("waits"), None).await;
     assert!(alone.is_err(), "one disk of three acknowledged it: {alone:?}");
     drop(filler);
     while group.handle(leader).propose(text("last"), None).await.is_err() {
-        assert!(Instant::now() < deadline + PATIENCE, "it does not go on when there is space");
+        assert!(Instant::now() < deadline + WAIT_TIMEOUT, "it does not go on when there is space");
     }
     assert_eq!(small.status().stopped, None, "it never needed a start");
     while small.read_barrier().await.is_err() {
-        assert!(Instant::now() < deadline + 2 * PATIENCE, "it does not catch up");
+        assert!(Instant::now() < deadline + 2 * WAIT_TIMEOUT, "it does not catch up");
     }
     let seen = small.read(|book| book.lines.clone());
     let kept = seen.iter().filter(|seen| *seen == line.as_bytes()).count();

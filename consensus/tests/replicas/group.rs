@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use consensus::{
-    Config, Frozen, GroupId, Handle, Limits, ProposeError, Replica, ReplicaAddress, SessionId, StateMachine,
-    Timings,
+    Config, Frozen, GroupId, Handle, Limits, LogIndex, ProposeError, RaftStatus, Replica, ReplicaAddress,
+    SessionId, StateMachine, Timings,
 };
 use overlay::{CancellationToken, Identity, PeerPolicy};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 /// Timeout of every wait in a test: generous, because machines are shared.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Group of the replicas.
 pub(crate) const GROUP: GroupId = GroupId([7; 32]);
@@ -36,7 +37,7 @@ pub(crate) struct Notebook {
 }
 
 impl StateMachine for Notebook {
-    fn apply(&mut self, _index: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _index: LogIndex, command: &[u8]) -> Vec<u8> {
         self.lines.push(command.to_vec());
         self.lines.len().to_string().into_bytes()
     }
@@ -75,14 +76,14 @@ impl StateMachine for Notebook {
 pub(crate) struct Group {
     directory: TempDir,
     /// Directories of the replicas that are not in `directory`.
-    elsewhere: BTreeMap<u64, PathBuf>,
-    pub(crate) identities: BTreeMap<u64, Arc<Identity>>,
-    pub(crate) peers: BTreeMap<u64, ReplicaAddress>,
+    elsewhere: BTreeMap<ReplicaId, PathBuf>,
+    pub(crate) identities: BTreeMap<ReplicaId, Arc<Identity>>,
+    pub(crate) peers: BTreeMap<ReplicaId, ReplicaAddress>,
     /// Kept while a replica is dead, so that its port remains reserved.
-    listeners: BTreeMap<u64, std::net::TcpListener>,
+    listeners: BTreeMap<ReplicaId, std::net::TcpListener>,
     limits: Limits,
     timings: Timings,
-    pub(crate) running: BTreeMap<u64, ServedReplica>,
+    pub(crate) running: BTreeMap<ReplicaId, ServedReplica>,
 }
 
 pub(crate) struct ServedReplica {
@@ -96,11 +97,15 @@ impl Group {
         Self::start_at(limits, quick(), BTreeMap::new())
     }
 
-    pub(crate) fn start_at(limits: Limits, timings: Timings, elsewhere: BTreeMap<u64, PathBuf>) -> Self {
+    pub(crate) fn start_at(
+        limits: Limits,
+        timings: Timings,
+        elsewhere: BTreeMap<ReplicaId, PathBuf>,
+    ) -> Self {
         let mut identities = BTreeMap::new();
         let mut peers = BTreeMap::new();
         let mut listeners = BTreeMap::new();
-        for id in 1..=3u64 {
+        for id in ids() {
             let identity = Arc::new(Identity::generate().expect("randomness"));
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
             listener.set_nonblocking(true).expect("a socket");
@@ -112,11 +117,11 @@ impl Group {
         let directory = TempDir::new().expect("temporary directory");
         let running = BTreeMap::new();
         let mut group = Self { directory, elsewhere, identities, peers, listeners, limits, timings, running };
-        (1..=3).for_each(|id| group.start_one(id, true));
+        ids().for_each(|id| group.start_one(id, true));
         group
     }
 
-    pub(crate) fn config(&self, id: u64, create: bool) -> Config {
+    pub(crate) fn config(&self, id: ReplicaId, create: bool) -> Config {
         Config {
             group: GROUP,
             id,
@@ -130,11 +135,11 @@ impl Group {
         }
     }
 
-    pub(crate) fn path(&self, id: u64) -> PathBuf {
+    pub(crate) fn path(&self, id: ReplicaId) -> PathBuf {
         self.elsewhere.get(&id).cloned().unwrap_or_else(|| self.directory.path().join(id.to_string()))
     }
 
-    fn start_one(&mut self, id: u64, create: bool) {
+    fn start_one(&mut self, id: ReplicaId, create: bool) {
         let listener = self.listeners[&id].try_clone().expect("a descriptor");
         let listener = TcpListener::from_std(listener).expect("a socket");
         let replica = Replica::start(&self.config(id, create), Notebook::default()).expect("starts");
@@ -149,30 +154,31 @@ impl Group {
     }
 
     /// Stops a replica without notifying the others.
-    pub(crate) async fn stop(&mut self, id: u64) {
+    pub(crate) async fn stop(&mut self, id: ReplicaId) {
         let ServedReplica { replica, shutdown, server } = self.running.remove(&id).expect("running");
         shutdown.cancel();
         tokio::task::spawn_blocking(move || drop(replica)).await.expect("stops");
         server.await.expect("no panic").expect("orderly end");
     }
 
-    pub(crate) fn restart(&mut self, id: u64) {
+    pub(crate) fn restart(&mut self, id: ReplicaId) {
         self.start_one(id, false);
     }
 
-    pub(crate) fn handle(&self, id: u64) -> Handle<Notebook> {
+    pub(crate) fn handle(&self, id: ReplicaId) -> Handle<Notebook> {
         self.running[&id].replica.handle()
     }
 
-    pub(crate) async fn leader(&self) -> u64 {
+    pub(crate) async fn leader(&self) -> ReplicaId {
         let any = *self.running.keys().next().expect("a running replica");
-        let mut watch = self.handle(any).watch_leader();
-        let known = |leader: &Option<u64>| leader.is_some_and(|id| self.running.contains_key(&id));
-        let found = tokio::time::timeout(PATIENCE, watch.wait_for(known)).await;
-        found.expect("a leader in time").expect("still running").expect("just checked")
+        let mut watch = self.handle(any).watch_status();
+        let known = |status: &RaftStatus| status.leader.is_some_and(|id| self.running.contains_key(&id));
+        let found = tokio::time::timeout(WAIT_TIMEOUT, watch.wait_for(known)).await;
+        let status = found.expect("a leader in time").expect("still running").clone();
+        status.leader.expect("just checked")
     }
 
-    pub(crate) fn follower_of(&self, leader: u64) -> u64 {
+    pub(crate) fn follower_of(&self, leader: ReplicaId) -> ReplicaId {
         *self.running.keys().find(|id| **id != leader).expect("more than one")
     }
 }
@@ -202,14 +208,24 @@ impl Client {
 
 /// Proposes without a session until the command is accepted; it may be applied more than once.
 pub(crate) async fn insist(handle: &Handle<Notebook>, command: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while let Err(error) = handle.propose(text(command), None).await {
         assert!(Instant::now() < deadline, "`{command}` is not taken: {error}");
     }
 }
 
+/// Returns the ids of the replicas of a group.
+pub(crate) fn ids() -> impl Iterator<Item = ReplicaId> {
+    (1..=3).map(ReplicaId)
+}
+
+/// Returns the replica after `id` in a ring of three.
+pub(crate) fn after(id: ReplicaId) -> ReplicaId {
+    ReplicaId(1 + id.0 % 3)
+}
+
 pub(crate) fn quick() -> Timings {
-    Timings { tick: Duration::from_millis(20), request: PATIENCE, ..Timings::default() }
+    Timings { tick: Duration::from_millis(20), request: WAIT_TIMEOUT, ..Timings::default() }
 }
 
 pub(crate) fn text(text: &str) -> Bytes {

@@ -5,11 +5,12 @@
 //! twice, and no read is stale. `kills` shows the same with real processes, with fewer kinds of faults and
 //! far fewer of each.
 
-use crate::group::Notebook;
+use crate::group::{Notebook, ids};
 use crate::history::{self, ClientObservation, EMPTY, Operation, digest};
 use bytes::Bytes;
 use consensus::simulation::SimulatedGroup;
 use consensus::{Handle, Limits, SessionId, Timings};
+use protocol::ReplicaId;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -44,7 +45,7 @@ impl Dice {
 /// State shared by the clients.
 #[derive(Clone)]
 struct World {
-    handles: watch::Receiver<BTreeMap<u64, Handle<Notebook>>>,
+    handles: watch::Receiver<BTreeMap<ReplicaId, Handle<Notebook>>>,
     clock: Rc<Cell<u64>>,
     ending: Rc<Cell<bool>>,
 }
@@ -55,7 +56,7 @@ impl World {
     }
 
     fn any(&self, dice: &mut Dice) -> Handle<Notebook> {
-        self.handles.borrow()[&(1 + dice.roll(3))].clone()
+        self.handles.borrow()[&ReplicaId(1 + dice.roll(3))].clone()
     }
 
     async fn session(&self, dice: &mut Dice) -> SessionId {
@@ -72,9 +73,9 @@ impl World {
         loop {
             let line = line.to_owned();
             match self.any(dice).propose(Bytes::from(line.clone()), Some(command)).await {
-                Ok(place) => {
-                    let place = String::from_utf8_lossy(&place).parse().expect("a number");
-                    return ClientObservation::Appended { line, place };
+                Ok(position) => {
+                    let position = String::from_utf8_lossy(&position).parse().expect("a number");
+                    return ClientObservation::Appended { line, position };
                 }
                 Err(error) => {
                     let code = error.code();
@@ -126,7 +127,7 @@ impl World {
 /// The group, and the faults injected into it.
 struct Trouble {
     group: SimulatedGroup<Notebook>,
-    handles: watch::Sender<BTreeMap<u64, Handle<Notebook>>>,
+    handles: watch::Sender<BTreeMap<ReplicaId, Handle<Notebook>>>,
     dice: Dice,
     counts: [u64; 8],
 }
@@ -138,18 +139,18 @@ impl Trouble {
         let group = SimulatedGroup::start(3, timings, limits);
         let mut dice = Dice(seed);
         group.network().set_delay(dice.pause(20));
-        let handles = (1..=3).map(|id| (id, group.handle(id))).collect();
+        let handles = ids().map(|id| (id, group.handle(id))).collect();
         Self { group, handles: watch::Sender::new(handles), dice, counts: [0; 8] }
     }
 
-    fn restart(&mut self, id: u64) {
+    fn restart(&mut self, id: ReplicaId) {
         self.group.restart(id);
         self.handles.send_modify(|handles| drop(handles.insert(id, self.group.handle(id))));
     }
 
     /// Injects one fault, and reverts it later.
     async fn strike(&mut self) {
-        let (id, kind) = (1 + self.dice.roll(3), self.dice.roll(8));
+        let (id, kind) = (ReplicaId(1 + self.dice.roll(3)), self.dice.roll(8));
         self.counts[kind as usize] += 1;
         let lasting = self.dice.pause(3000);
         match kind {
@@ -159,8 +160,8 @@ impl Trouble {
                 self.restart(id);
             }
             1 => {
-                (1..=3).for_each(|id| self.group.crash(id));
-                (1..=3).for_each(|id| self.restart(id));
+                ids().for_each(|id| self.group.crash(id));
+                ids().for_each(|id| self.restart(id));
             }
             2 => {
                 self.group.stop(id).await;
@@ -210,7 +211,7 @@ async fn history(seed: u64) -> [u64; 8] {
         operations.extend(ended.expect("a client that saw no wrong answer"));
     }
     let mut lists = Vec::new();
-    for id in 1..=3 {
+    for id in ids() {
         lists.push(crate::group::lines(&trouble.group.handle(id)).await);
     }
     assert!(
@@ -226,7 +227,7 @@ async fn history(seed: u64) -> [u64; 8] {
 }
 
 #[test]
-fn groups_in_trouble_lose_nothing_and_answer_no_read_from_the_past() {
+fn faulty_groups_lose_nothing_and_confirm_no_stale_read() {
     let mut counts = [0; 8];
     for seed in 0..SEEDS {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -2,7 +2,7 @@
 //!
 //! Simulated time makes each wait visible.
 
-use crate::group::{Client, insist, lines, text};
+use crate::group::{Client, after, ids, insist, lines, text};
 use crate::simulated::{disks, start};
 use consensus::{LinearizableReadError, ProposeError, Role, Timings};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const ELECTED: Duration = Duration::from_secs(4);
 async fn reads_and_session_commands_leave_a_paused_leader_for_the_next_one() {
     let group = start();
     let paused = group.leader().await;
-    let follower = group.handle(1 + paused % 3);
+    let follower = group.handle(after(paused));
     let (mut client, mut own) = (Client::new(&follower).await, Client::new(&follower).await);
     client.propose(&follower, "before").await.expect("a leader");
     group.set_paused(paused, true);
@@ -31,7 +31,7 @@ async fn reads_and_session_commands_leave_a_paused_leader_for_the_next_one() {
     group.set_paused(paused, false);
     assert_eq!(asked.await.expect("no panic"), Ok(text("3")));
     let expected = ["before", "meanwhile", "through the former leader"];
-    for id in 1..=3 {
+    for id in ids() {
         assert_eq!(lines(&group.handle(id)).await, expected, "replica {id}: each once");
     }
 }
@@ -40,7 +40,7 @@ async fn reads_and_session_commands_leave_a_paused_leader_for_the_next_one() {
 async fn a_proposal_outside_a_session_that_reached_a_paused_leader_stays_unknown() {
     let group = start();
     let paused = group.leader().await;
-    let follower = group.handle(1 + paused % 3);
+    let follower = group.handle(after(paused));
     insist(&follower, "before").await;
     group.set_paused(paused, true);
     let begin = Instant::now();
@@ -53,10 +53,10 @@ async fn a_proposal_outside_a_session_that_reached_a_paused_leader_stays_unknown
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
+async fn requests_over_a_cut_link_are_retried_at_the_next_leader() {
     let group = start();
     let cut_off = group.leader().await;
-    let follower = group.handle(1 + cut_off % 3);
+    let follower = group.handle(after(cut_off));
     let mut client = Client::new(&follower).await;
     group.network().set_delay(Duration::from_millis(10));
     let begin = Instant::now();
@@ -77,13 +77,13 @@ async fn requests_over_a_link_that_was_cut_are_asked_of_the_next_leader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_that_were_given_up_are_forgotten_by_a_leader_that_cannot_commit() {
+async fn abandoned_reads_are_dropped_by_a_leader_that_cannot_commit() {
     let group = start();
     group.network().set_delay(Duration::from_millis(10));
     // The next leader is elected, but no disk has space for its first entry.
     let leader = loop {
         sleep(Duration::from_millis(1)).await;
-        if let Some(id) = (1..=3).find(|id| group.handle(*id).status().role == Role::Leader) {
+        if let Some(id) = ids().find(|id| group.handle(*id).status().role == Role::Leader) {
             break id;
         }
     };

@@ -15,8 +15,9 @@ mod stops;
 
 use bytes::Bytes;
 use consensus::{Limits, ProposeError, Replica, Role};
-use group::{Client, Group, Notebook, PATIENCE, lines, text};
+use group::{Client, Group, Notebook, WAIT_TIMEOUT, ids, lines, text};
 use overlay::{CancellationToken, Identity, PeerPolicy};
+use protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,24 +27,24 @@ use tokio::time::Instant;
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_through_any_replica_are_seen_on_every_replica() {
     let group = Group::start(Limits::default());
-    let mut client = Client::new(&group.handle(1)).await;
-    for id in 1..=3 {
+    let mut client = Client::new(&group.handle(ReplicaId(1))).await;
+    for id in ids() {
         let answer = client.propose(&group.handle(id), format!("by {id}")).await;
         assert_eq!(answer, Ok(text(&id.to_string())));
     }
-    for id in 1..=3 {
+    for id in ids() {
         assert_eq!(lines(&group.handle(id)).await, ["by 1", "by 2", "by 3"], "replica {id}");
     }
-    let leads = |id: u64| {
+    let leads = |id: ReplicaId| {
         let status = group.handle(id).status();
         assert_eq!((status.id, status.stopped), (id, None));
         (status.role, status.leader) == (Role::Leader, Some(id))
     };
-    eventually("one says that it leads", || (1..=3).any(leads)).await;
+    eventually("one replica leads", || ids().any(leads)).await;
 }
 
 async fn eventually(what: &str, mut level: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !level() {
         assert!(Instant::now() < deadline, "{what}: it never came true");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -51,7 +52,7 @@ async fn eventually(what: &str, mut level: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_leader_dies_and_a_session_goes_on_exactly_once() {
+async fn a_session_continues_exactly_once_after_the_leader_dies() {
     let mut group = Group::start(Limits::default());
     let first = group.leader().await;
     let survivor = group.handle(group.follower_of(first));
@@ -63,27 +64,27 @@ async fn the_leader_dies_and_a_session_goes_on_exactly_once() {
     assert_eq!(survivor.propose(text("two"), Some((session, 2))).await, Ok(text("2")));
     let passed = survivor.propose(text("one"), Some((session, 1))).await;
     assert_eq!(passed, Err(ProposeError::SequencePassed));
-    let stranger = survivor.propose(text("x"), Some((consensus::SessionId(999_999), 1))).await;
-    assert_eq!(stranger, Err(ProposeError::SessionExpired));
+    let unknown = survivor.propose(text("x"), Some((consensus::SessionId(999_999), 1))).await;
+    assert_eq!(unknown, Err(ProposeError::SessionExpired));
     group.restart(first);
     assert_eq!(lines(&group.handle(first)).await, ["one", "two"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_stops_and_starts_again_with_what_it_had() {
+async fn a_group_restarts_with_its_state() {
     let mut group = Group::start(Limits { snapshot_entries: 10, retained_entries: 2, ..Limits::default() });
-    let mut client = Client::new(&group.handle(1)).await;
-    for place in 0..35 {
-        client.propose(&group.handle(1), place.to_string()).await.expect("committed");
+    let mut client = Client::new(&group.handle(ReplicaId(1))).await;
+    for number in 0..35 {
+        client.propose(&group.handle(ReplicaId(1)), number.to_string()).await.expect("committed");
     }
-    for id in 1..=3 {
+    for id in ids() {
         group.stop(id).await;
     }
-    for id in 1..=3 {
+    for id in ids() {
         group.restart(id);
     }
-    let expected: Vec<String> = (0..35).map(|place| place.to_string()).collect();
-    for id in 1..=3 {
+    let expected: Vec<String> = (0..35).map(|number| number.to_string()).collect();
+    for id in ids() {
         assert_eq!(lines(&group.handle(id)).await, expected, "replica {id}");
     }
 }
@@ -106,7 +107,7 @@ async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
         group.handle(id).read_barrier().await.expect("two of three");
         enough.insert(id, group.handle(id).metrics().snapshots + 2);
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while enough.iter().any(|(id, enough)| group.handle(*id).metrics().snapshots < *enough) {
         assert!(Instant::now() < deadline, "no snapshots are taken");
         client.propose(&group.handle(leader), "small").await.expect("two of three");
@@ -120,38 +121,42 @@ async fn a_follower_far_behind_is_sent_a_snapshot_in_chunks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_without_majority_says_so_and_recovers() {
+async fn a_group_without_a_majority_has_no_leader_and_recovers() {
     let mut group = Group::start(Limits::default());
-    let mut client = Client::new(&group.handle(1)).await;
-    client.propose(&group.handle(1), "a").await.expect("three of three");
+    let mut client = Client::new(&group.handle(ReplicaId(1))).await;
+    client.propose(&group.handle(ReplicaId(1)), "a").await.expect("three of three");
     let leader = group.leader().await;
-    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let others: Vec<ReplicaId> = ids().filter(|id| *id != leader).collect();
     for id in &others {
         group.stop(*id).await;
     }
     let alone = group.handle(leader);
-    let gone = tokio::time::timeout(PATIENCE, alone.watch_leader().wait_for(Option::is_none)).await.is_ok();
+    let mut status = alone.watch_status();
+    let leaderless = status.wait_for(|status| status.leader.is_none());
+    let gone = tokio::time::timeout(WAIT_TIMEOUT, leaderless).await.is_ok();
     assert!(gone, "a leader without a majority steps down");
     group.restart(others[0]);
     assert_eq!(client.propose(&alone, "b").await, Ok(text("2")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_are_refused_even_where_they_may_connect() {
+async fn a_peer_that_is_no_replica_is_rejected_even_where_it_may_connect() {
     let group = Group::start(Limits::default());
-    let stranger = Identity::generate().expect("randomness");
+    let outsider = Identity::generate().expect("randomness");
     // A separate listener that admits any key, as control's may: a connected peer is not necessarily a
     // replica.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = listener.local_addr().expect("bound");
-    let (router, identity) = (group.running[&1].replica.router(), group.identities[&1].clone());
+    let (router, identity) =
+        (group.running[&ReplicaId(1)].replica.router(), group.identities[&ReplicaId(1)].clone());
     let ending = CancellationToken::new();
     let end = ending.clone().drop_guard();
     tokio::spawn(async move {
         let limits = overlay::Limits::default();
         overlay::serve(listener, &identity, PeerPolicy::any(), limits, router, ending).await
     });
-    let client = overlay::Client::new(stranger, address, group.peers[&1].key, overlay::Limits::default());
+    let client =
+        overlay::Client::new(outsider, address, group.peers[&ReplicaId(1)].key, overlay::Limits::default());
     for (method, path) in [("GET", "messages"), ("POST", "snapshot"), ("POST", "propose"), ("POST", "read")] {
         let uri = format!("/consensus/v1/{path}");
         let request = http::Request::builder().method(method).uri(uri).body(Bytes::from_static(b"\0x"));
@@ -169,34 +174,34 @@ async fn strangers_are_refused_even_where_they_may_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_has_ended_has_let_go_of_its_directory() {
+async fn a_stopped_replica_has_released_its_directory() {
     let mut group = Group::start(Limits { snapshot_entries: 5, ..Limits::default() });
-    let held = group.handle(1).read(|book| book.held.clone());
+    let held = group.handle(ReplicaId(1)).read(|book| book.held.clone());
     held.store(true, Ordering::Relaxed);
-    let mut client = Client::new(&group.handle(2)).await;
+    let mut client = Client::new(&group.handle(ReplicaId(2))).await;
     for _ in 0..10 {
-        client.propose(&group.handle(2), "x").await.expect("two of three");
+        client.propose(&group.handle(ReplicaId(2)), "x").await.expect("two of three");
     }
-    group.handle(1).read_barrier().await.expect("a leader confirms");
+    group.handle(ReplicaId(1)).read_barrier().await.expect("a leader confirms");
     // Its snapshot is being made now, and is written into the directory when it is ready.
     let opened = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         held.store(false, Ordering::Relaxed);
     };
     let stopped = async {
-        group.stop(1).await;
+        group.stop(ReplicaId(1)).await;
         held.load(Ordering::Relaxed)
     };
     let (early, ()) = tokio::join!(stopped, opened);
     assert!(!early, "it ended while its snapshot was still being made");
-    group.restart(1);
-    assert_eq!(lines(&group.handle(1)).await.len(), 10);
+    group.restart(ReplicaId(1));
+    assert_eq!(lines(&group.handle(ReplicaId(1))).await.len(), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_is_one_replicas_own() {
+async fn a_directory_belongs_to_one_replica() {
     let group = Group::start(Limits::default());
-    let again = Replica::start(&group.config(1, false), Notebook::default());
+    let again = Replica::start(&group.config(ReplicaId(1), false), Notebook::default());
     let Err(consensus::StartError::Log(error)) = again else { panic!("two replicas in one directory") };
     assert_eq!(error.code().as_str(), "directory-in-use");
 }

@@ -1,9 +1,10 @@
 //! Tests of replicas on simulated disks and network, under simulated time, with faults on command.
 
-use crate::group::{Client, Notebook, UNSPEAKABLE, insist, text};
+use crate::group::{Client, Notebook, UNSPEAKABLE, after, ids, insist, text};
 use bytes::Bytes;
 use consensus::simulation::SimulatedGroup;
-use consensus::{Limits, LinearizableReadError, ProposeError, Timings};
+use consensus::{Limits, LinearizableReadError, LogIndex, ProposeError, RaftStatus, Timings};
+use protocol::ReplicaId;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -20,11 +21,11 @@ pub(crate) fn start_with(limits: Limits) -> Simulated {
 }
 
 pub(crate) fn disks(group: &Simulated) -> impl Iterator<Item = &consensus::store::SimulatedDisk> {
-    (1..=3).map(|id| group.disk(id))
+    ids().map(|id| group.disk(id))
 }
 
 #[tokio::test(start_paused = true)]
-async fn full_disks_refuse_proposals_and_freed_ones_take_them() {
+async fn full_disks_reject_proposals_until_space_is_freed() {
     let group = start();
     let handle = group.handle(group.leader().await);
     let mut client = Client::new(&handle).await;
@@ -36,15 +37,15 @@ async fn full_disks_refuse_proposals_and_freed_ones_take_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_with_a_full_disk_hands_over_to_one_with_room() {
+async fn a_leader_with_a_full_disk_transfers_its_leadership() {
     let group = start();
     let full = group.leader().await;
     let handle = group.handle(full);
     let mut client = Client::new(&handle).await;
     client.propose(&handle, "a").await.expect("room");
     group.disk(full).set_full(true);
-    let other = |leader: &Option<u64>| leader.is_some_and(|leader| leader != full);
-    handle.watch_leader().wait_for(other).await.expect("it runs");
+    let other = |status: &RaftStatus| status.leader.is_some_and(|leader| leader != full);
+    handle.watch_status().wait_for(other).await.expect("it runs");
     assert_eq!(client.propose(&handle, "b").await, Ok(text("2")));
     assert_eq!(handle.metrics().leader_changes, 2);
 }
@@ -54,7 +55,7 @@ async fn a_failing_disk_stops_its_replica_and_no_other() {
     let group = start();
     let leader = group.leader().await;
     group.disk(leader).set_failing(true);
-    let other = group.handle(1 + leader % 3);
+    let other = group.handle(after(leader));
     let _ = group.handle(leader).propose(text("a"), None).await;
     let reason = group.stopped(leader).await;
     assert!(reason.contains("simulated failure"), "{reason}");
@@ -66,12 +67,12 @@ async fn a_failing_disk_stops_its_replica_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deposed_leader_answers_no_read() {
+async fn a_deposed_leader_confirms_no_read() {
     let group = start();
     let old = group.leader().await;
     insist(&group.handle(old), "a").await;
     group.network().set_isolated(old, true);
-    let (cut_off, other) = (group.handle(old), group.handle(1 + old % 3));
+    let (cut_off, other) = (group.handle(old), group.handle(after(old)));
     let (stale, ()) = tokio::join!(cut_off.read_barrier(), insist(&other, "b"));
     assert_eq!(stale, Err(LinearizableReadError::NoLeader));
     group.network().set_isolated(old, false);
@@ -80,17 +81,17 @@ async fn a_deposed_leader_answers_no_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_beyond_the_limit_is_refused() {
+async fn a_command_beyond_the_limit_is_rejected() {
     let group = start();
-    let refused = group.handle(1).propose(Bytes::from(vec![0; 1001]), None).await;
+    let refused = group.handle(ReplicaId(1)).propose(Bytes::from(vec![0; 1001]), None).await;
     assert_eq!(refused, Err(ProposeError::TooLarge { actual: 1001, limit: 1000 }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_without_space_says_nothing_and_goes_on_when_there_is_some() {
+async fn a_follower_with_a_full_disk_acknowledges_nothing_until_space_is_freed() {
     let group = start();
     let leader = group.leader().await;
-    let (full, other) = (1 + leader % 3, 1 + (leader + 1) % 3);
+    let (full, other) = (after(leader), after(after(leader)));
     let (handle, waiting) = (group.handle(leader), group.handle(full));
     let mut client = Client::new(&handle).await;
     client.propose(&handle, "a").await.expect("three disks");
@@ -119,7 +120,7 @@ async fn a_follower_without_space_says_nothing_and_goes_on_when_there_is_some() 
 async fn a_replica_without_space_can_be_stopped() {
     let mut group = start();
     let leader = group.leader().await;
-    let full = 1 + leader % 3;
+    let full = after(leader);
     group.disk(full).set_out_of_space(true);
     group.handle(leader).propose(text("a"), None).await.expect("two disks of three");
     group.stop(full).await;
@@ -127,7 +128,7 @@ async fn a_replica_without_space_can_be_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_that_finds_no_space_is_taken_when_there_is_some() {
+async fn a_snapshot_on_a_full_disk_is_retried_until_there_is_space() {
     let group = start_with(Limits { snapshot_entries: 5, ..Limits::default() });
     let handle = group.handle(group.leader().await);
     // The log finds space and snapshots do not, as if a snapshot were larger than the remaining space.
@@ -146,7 +147,7 @@ async fn a_snapshot_that_finds_no_space_is_taken_when_there_is_some() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn commands_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
+async fn commands_continue_during_a_snapshot_and_are_not_part_of_it() {
     let mut group = start_with(Limits { snapshot_entries: 20, ..Limits::default() });
     let leader = group.leader().await;
     let handle = group.handle(leader);
@@ -157,7 +158,7 @@ async fn commands_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
         client.propose(&handle, "x").await.expect("committed");
     }
     sleep(Duration::from_secs(60)).await;
-    assert_eq!((handle.metrics().snapshots, handle.status().applied), (0, 32));
+    assert_eq!((handle.metrics().snapshots, handle.status().applied), (0, LogIndex(32)));
     group.hold_snapshots(leader, false);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(handle.metrics().snapshots, 1);
@@ -168,7 +169,7 @@ async fn commands_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_cannot_make_its_snapshot_stops_and_says_so() {
+async fn a_replica_that_cannot_make_its_snapshot_stops_with_the_reason() {
     let group = start_with(Limits { snapshot_entries: 2, ..Limits::default() });
     let leader = group.leader().await;
     group.handle(leader).propose(text(UNSPEAKABLE), None).await.expect("committed");

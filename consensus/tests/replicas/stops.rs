@@ -2,9 +2,10 @@
 //!
 //! Simulated time makes an election timeout that passes visible.
 
-use crate::group::{insist, lines, text};
+use crate::group::{after, ids, insist, lines, text};
 use crate::simulated::{Simulated, start};
 use consensus::{ProposeError, Role, Timings};
+use protocol::ReplicaId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,9 +18,9 @@ fn election_timeout() -> Duration {
 }
 
 /// Measures the time for which a group accepts nothing after `ends` has been applied to its leader.
-async fn silence(group: &mut Simulated, ends: impl AsyncFnOnce(&mut Simulated, u64)) -> Duration {
+async fn silence(group: &mut Simulated, ends: impl AsyncFnOnce(&mut Simulated, ReplicaId)) -> Duration {
     let leader = group.leader().await;
-    let survivor = group.handle(1 + leader % 3);
+    let survivor = group.handle(after(leader));
     insist(&survivor, "before").await;
     sleep(Duration::from_secs(3)).await;
     let begin = Instant::now();
@@ -29,7 +30,7 @@ async fn silence(group: &mut Simulated, ends: impl AsyncFnOnce(&mut Simulated, u
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_stops_in_order_costs_no_election_timeout_and_one_that_is_killed_does() {
+async fn an_orderly_stop_of_a_leader_costs_no_election_timeout_and_a_kill_does() {
     let (mut stopped, mut killed) = (start(), start());
     let killing = silence(&mut killed, async |group, leader| group.crash(leader)).await;
     assert!(killing >= election_timeout(), "the control: {killing:?}");
@@ -47,7 +48,7 @@ async fn proposals_under_way_at_an_orderly_stop_are_all_answered_and_none_is_los
     let clients: Vec<_> = (0..30u64)
         .map(|name| {
             // A third of the clients use the leader that stops: its handle continues with the next one.
-            let (handle, ending) = (group.handle(1 + name % 3), ending.clone());
+            let (handle, ending) = (group.handle(ReplicaId(1 + name % 3)), ending.clone());
             tokio::spawn(async move {
                 let mut acknowledged = Vec::new();
                 while !ending.load(Ordering::Relaxed) {
@@ -72,7 +73,7 @@ async fn proposals_under_way_at_an_orderly_stop_are_all_answered_and_none_is_los
     for (name, client) in (0..).zip(clients) {
         let (lines, error) = client.await.expect("no panic");
         // A proposal may be rejected only if the replica that was asked has stopped; it was not applied then.
-        let gone = 1 + name % 3 == leader;
+        let gone = ReplicaId(1 + name % 3) == leader;
         let refused = matches!(error, None | Some(ProposeError::Stopped(_) | ProposeError::NoLeader) if gone);
         assert!(error.is_none() || refused, "client {name}: {error:?}");
         acknowledged.push(lines);
@@ -87,10 +88,10 @@ async fn proposals_under_way_at_an_orderly_stop_are_all_answered_and_none_is_los
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_far_behind_is_not_handed_to() {
+async fn leadership_is_not_transferred_to_a_follower_far_behind() {
     let mut group = start();
     let leader = group.leader().await;
-    let (behind, other) = (1 + leader % 3, 1 + (leader + 1) % 3);
+    let (behind, other) = (after(leader), after(after(leader)));
     group.disk(behind).set_out_of_space(true);
     for line in ["a", "b", "c"] {
         insist(&group.handle(leader), line).await;
@@ -104,10 +105,10 @@ async fn a_follower_far_behind_is_not_handed_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_without_a_follower_that_could_lead_stops_all_the_same() {
+async fn a_leader_without_an_eligible_follower_stops_nevertheless() {
     let mut group = start();
     let leader = group.leader().await;
-    let (behind, other) = (1 + leader % 3, 1 + (leader + 1) % 3);
+    let (behind, other) = (after(leader), after(after(leader)));
     group.disk(behind).set_out_of_space(true);
     insist(&group.handle(leader), "kept").await;
     group.crash(other);
@@ -128,30 +129,30 @@ async fn a_leader_without_a_follower_that_could_lead_stops_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_whose_followers_are_dead_stops_all_the_same() {
+async fn a_leader_whose_followers_are_dead_stops_nevertheless() {
     let mut group = start();
     let leader = group.leader().await;
     insist(&group.handle(leader), "kept").await;
-    (1..=3).filter(|id| *id != leader).for_each(|id| group.crash(id));
+    ids().filter(|id| *id != leader).for_each(|id| group.crash(id));
     let begin = Instant::now();
     group.stop(leader).await;
     let took = begin.elapsed();
     assert!(took <= election_timeout() + Timings::default().tick, "{took:?}");
-    (1..=3).for_each(|id| group.restart(id));
+    ids().for_each(|id| group.restart(id));
     assert_eq!(lines(&group.handle(leader)).await, ["kept"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_and_a_replica_alone_stop_at_once() {
+async fn a_follower_and_a_single_replica_stop_immediately() {
     let mut group = start();
     let leader = group.leader().await;
     let begin = Instant::now();
-    group.stop(1 + leader % 3).await;
+    group.stop(after(leader)).await;
     assert_eq!((begin.elapsed(), group.leader().await), (Duration::ZERO, leader));
     insist(&group.handle(leader), "two of three").await;
     let mut alone = Simulated::start(1, Timings::default(), consensus::Limits::default());
-    insist(&alone.handle(1), "one of one").await;
+    insist(&alone.handle(ReplicaId(1)), "one of one").await;
     let begin = Instant::now();
-    alone.stop(1).await;
+    alone.stop(ReplicaId(1)).await;
     assert_eq!(begin.elapsed(), Duration::ZERO);
 }

@@ -67,7 +67,7 @@ fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {
 fn not_leader(server: &Server) -> Response {
     let leader = server.handle.status().leader;
     let replicas = &server.genesis.genesis.control;
-    let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader).map(|replica| replica.key);
+    let leader = replicas.iter().find(|replica| Some(replica.id) == leader).map(|replica| replica.key);
     cbor(StatusCode::MISDIRECTED_REQUEST, &NotLeader { leader })
 }
 
@@ -154,7 +154,7 @@ impl Server {
         if !request.logs.is_empty() {
             let lines = self.cluster(|cluster| logs::of_holder(cluster.services(), node, &request.logs));
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
-            logs.append(leadership.term, name, request.boot, lines);
+            logs.append(leadership.term.0, name, request.boot, lines);
         }
         Ok(true)
     }

@@ -21,7 +21,7 @@ use protocol::gateway::ApiKey;
 use protocol::governance::{Change, ControlReplica, SignedBallot};
 use protocol::manifest::{Manifest, Runtime};
 use protocol::model::{KeyWrap, ModelRecord};
-use protocol::{ModelRoot, ProposalId, ReplicaId, ServiceName, TokenName};
+use protocol::{ModelRoot, ProposalId, ServiceName, TokenName};
 use scheduler::{Action, Actor, Cluster, Observed};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl Server {
     pub(super) fn not_leader(&self) -> Failure {
         let leader = self.handle.status().leader;
         let replicas = &self.genesis.genesis.control;
-        let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader);
+        let leader = replicas.iter().find(|replica| Some(replica.id) == leader);
         let failure = Failure::new(error_code::NOT_LEADER, "this control replica does not lead");
         match leader {
             Some(replica) => failure.leader(&replica.api).remedy(format!("ask {}", replica.api)),
@@ -293,7 +293,7 @@ async fn logs(
     if server.cluster(|cluster| !cluster.services().contains_key(&name)) {
         return Err(no_service(&name));
     }
-    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term);
+    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term.0);
     let epoch = term.ok_or_else(|| unavailable("leads no longer"))?;
     let mut logs = server.logs.lock().expect("no holder of this lock panics");
     Ok(Json(logs.page(epoch, &name, after, PAGE_MAX)))
@@ -467,8 +467,8 @@ async fn replica(_: Reader, State(server): ServerState) -> Json<ReplicaView> {
     };
     Json(ReplicaView {
         id: server.id,
-        leader: status.leader.map(ReplicaId),
-        applied: status.applied,
+        leader: status.leader,
+        applied: status.applied.0,
         replicas: server.genesis.genesis.control.iter().map(view).collect(),
     })
 }

@@ -5,6 +5,7 @@
 
 use super::Server;
 use host::wall_clock;
+use consensus::Term;
 use overlay::CancellationToken;
 use protocol::Millis;
 use protocol::gateway::RouteTable;
@@ -18,7 +19,7 @@ const ROUND: Duration = Duration::from_millis(100);
 /// State that a replica has only while it leads.
 pub(crate) struct LeaderState {
     /// Raft term in which the replica leads.
-    pub(crate) term: u64,
+    pub(crate) term: Term,
     /// The leader's view of the nodes.
     pub(crate) observed: Observed,
     /// The last route table that the leader computed.
@@ -43,7 +44,7 @@ pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
     }
 }
 
-pub(super) async fn round(server: &Server, term: u64) {
+pub(super) async fn round(server: &Server, term: Term) {
     if server.leading_term() != Some(term) && !begin(server, term).await {
         return;
     }
@@ -71,7 +72,7 @@ pub(super) async fn round(server: &Server, term: u64) {
 }
 
 /// Announces this replica as leader, which makes every plan of an earlier leader stale.
-async fn begin(server: &Server, term: u64) -> bool {
+async fn begin(server: &Server, term: Term) -> bool {
     let replica = server.id;
     match server.command(Actor::Scheduler, Action::Lead { replica }).await {
         Ok(Reply::Leads { .. }) => {
@@ -80,7 +81,7 @@ async fn begin(server: &Server, term: u64) -> bool {
                 observed: Observed::new(wall_clock()),
                 routes: RouteTable::default(),
             });
-            tracing::info!(term, "became leader");
+            tracing::info!(term = term.0, "became leader");
             server.metrics.leader_changes.inc();
             true
         }
@@ -100,7 +101,7 @@ fn report(what: &str, outcome: Result<Reply, super::problem::Failure>) {
 }
 
 impl Server {
-    fn leading_term(&self) -> Option<u64> {
+    fn leading_term(&self) -> Option<Term> {
         self.lock_leadership().as_ref().map(|leadership| leadership.term)
     }
 

@@ -1,7 +1,7 @@
 //! Adapter between the replicated log and the cluster: it passes bytes through, and `scheduler` makes the
 //! decisions.
 
-use consensus::Frozen;
+use consensus::{Frozen, LogIndex};
 use scheduler::Cluster;
 
 /// The cluster as a state machine of `consensus`.
@@ -19,8 +19,8 @@ impl ClusterMachine {
 }
 
 impl consensus::StateMachine for ClusterMachine {
-    fn apply(&mut self, index: u64, command: &[u8]) -> Vec<u8> {
-        scheduler::apply_bytes(&mut self.cluster, index, command)
+    fn apply(&mut self, index: LogIndex, command: &[u8]) -> Vec<u8> {
+        scheduler::apply_bytes(&mut self.cluster, index.0, command)
     }
 
     fn freeze(&self) -> Frozen {

@@ -211,8 +211,8 @@ impl Server {
         set(&metrics.has_leader, u64::from(status.leader.is_some()));
         set(&metrics.replicas, self.genesis.genesis.control.len() as u64);
         set(&metrics.replicas_alive, self.peers.alive().unwrap_or(0));
-        set(&metrics.applied, status.applied);
-        set(&metrics.committed, status.commit);
+        set(&metrics.applied, status.applied.0);
+        set(&metrics.committed, status.commit.0);
         metrics.log.refresh(&self.handle.metrics(), status.disk_full);
         for (group, count) in self.key_exchanges.counts() {
             set(&metrics.key_exchanges.with_label_values(&[group]), count);

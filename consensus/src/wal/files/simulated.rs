@@ -186,11 +186,11 @@ impl SimulatedFiles {
 
     /// Flips a byte of the newest snapshot without the log's knowledge, and returns whether there is one.
     #[cfg(test)]
-    pub(crate) fn flip_newest_snapshot(&self, place: usize) -> bool {
+    pub(crate) fn flip_newest_snapshot(&self, offset: usize) -> bool {
         let mut state = lock(&self.state);
         let newest = state.names.iter().rfind(|(name, _)| name.ends_with(".snap")).map(|(_, number)| *number);
         let Some(content) = newest.and_then(|number| state.files.get_mut(&number)) else { return false };
-        let at = place % content.cached.len();
+        let at = offset % content.cached.len();
         content.cached[at] ^= 1;
         content.durable.clone_from(&content.cached);
         true

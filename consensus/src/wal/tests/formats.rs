@@ -5,7 +5,7 @@ use super::record::Position;
 use super::*;
 
 fn position() -> Position {
-    Position { sequence: 0x0102, chain: [0xc5; 32] }
+    Position { record: RecordNumber(0x0102), chain: [0xc5; 32] }
 }
 
 /// Checks the beginning of a file against hexadecimal text, ignoring white space; zeros follow.
@@ -22,8 +22,8 @@ const OWNER: &str = "
     001a4cc3a7c5c739";
 
 #[test]
-fn the_bytes_of_a_segment_stay() {
-    let header = segment::Header { number: 3, owner: owner(1).stamp(), position: position() };
+fn the_format_of_a_segment_is_stable() {
+    let header = segment::Header { number: SegmentNumber(3), owner: owner(1).stamp(), position: position() };
     check(
         &header.encode(),
         &format!(
@@ -34,12 +34,22 @@ fn the_bytes_of_a_segment_stay() {
     assert_eq!(segment::Header::decode(&header.encode()), Ok(header));
     let mut buffer = Vec::new();
     let batch = Batch {
-        snapshot: Some(Snapshot { index: 4, term: 5, voters: Vec::new(), data: Bytes::new() }),
-        hard_state: Some(HardState { term: 6, vote: 7, commit: 8 }),
-        entries: vec![LogEntry { index: 9, term: 10, data: Bytes::from_static(b"data") }],
+        snapshot: Some(Snapshot {
+            index: LogIndex(4),
+            term: Term(5),
+            voters: Vec::new(),
+            data: Bytes::new(),
+        }),
+        hard_state: Some(HardState { term: Term(6), vote: Some(ReplicaId(7)), commit: LogIndex(8) }),
+        entries: vec![LogEntry { index: LogIndex(9), term: Term(10), data: Bytes::from_static(b"data") }],
         sync: true,
     };
-    record::write(&mut buffer, &mut position(), 0x0100, &record::encode(&batch, Some(11)));
+    record::write(
+        &mut buffer,
+        &mut position(),
+        RecordNumber(0x0100),
+        &record::encode(&batch, Some(Incarnation(11))),
+    );
     check(
         &buffer,
         "514c5232 49000000 0301000000000000 0001000000000000
@@ -52,9 +62,9 @@ fn the_bytes_of_a_segment_stay() {
 }
 
 #[test]
-fn the_bytes_of_the_mark_stay() {
+fn the_format_of_the_mark_is_stable() {
     let directory = TempDir::new().expect("temporary directory");
-    mark::Mark::create(&real(directory.path()), &owner(1), &position()).expect("room");
+    mark::Mark::create(&real(directory.path()), &owner(1), &position()).expect("space");
     let bytes = fs::read(directory.path().join("durable.mark")).expect("read");
     assert_eq!(bytes.len(), 4096 + 128);
     for at in [0, 4096] {
@@ -69,10 +79,12 @@ fn the_bytes_of_the_mark_stay() {
 }
 
 #[test]
-fn the_bytes_of_a_snapshot_stay() {
+fn the_format_of_a_snapshot_is_stable() {
     let directory = TempDir::new().expect("temporary directory");
-    let taken = Snapshot { index: 9, term: 4, voters: vec![1, 2], data: Bytes::from_static(b"state") };
-    snapshots::save(&real(directory.path()), &owner(1), &taken).expect("room");
+    let voters = [1, 2].map(ReplicaId).to_vec();
+    let (index, term) = (LogIndex(9), Term(4));
+    let taken = Snapshot { index, term, voters, data: Bytes::from_static(b"state") };
+    snapshots::save(&real(directory.path()), &owner(1), &taken).expect("space");
     let bytes = fs::read(directory.path().join("snapshot-0000000000000009.snap")).expect("read");
     check(
         &bytes,
@@ -92,7 +104,7 @@ fn earlier(kind: &[u8; 8], fields: &[&[u8]]) -> Vec<u8> {
 }
 
 #[test]
-fn files_of_another_version_are_refused_by_code() {
+fn files_of_another_version_are_rejected_with_their_code() {
     let group = *blake3::hash(b"voters").as_bytes();
     let eight = 1u64.to_le_bytes();
     let mut segment = earlier(b"QLOGSEG2", &[&eight, &eight, &group, &eight, &group]);
@@ -126,13 +138,13 @@ fn check_version(name: &str, file: &[u8], found: u8, read: u8) {
     let error = refusal(open(directory.path()));
     assert_eq!(error.code().as_str(), "log-version-unsupported", "{error}");
     let (found, read) = (char::from(found), char::from(read));
-    let expected = format!("{name}` is of version `{found}`; this build reads version `{read}` alone");
+    let expected = format!("{name}` is of version `{found}`; this build reads only version `{read}`");
     assert!(error.to_string().ends_with(&expected), "{error}");
 }
 
 #[test]
-fn a_version_that_was_damaged_is_told_from_another_version() {
-    let header = segment::Header { number: 3, owner: owner(1).stamp(), position: position() };
+fn a_damaged_version_byte_is_distinguished_from_another_version() {
+    let header = segment::Header { number: SegmentNumber(3), owner: owner(1).stamp(), position: position() };
     let mut bytes = header.encode();
     bytes[7] ^= 1;
     assert_eq!(segment::Header::decode(&bytes), Err(format::Unreadable::Damaged));

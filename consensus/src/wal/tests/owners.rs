@@ -6,8 +6,8 @@ use super::*;
 fn log_of(owner: &Owner) -> TempDir {
     let directory = TempDir::new().expect("temporary directory");
     let (log, _) = open_as(directory.path(), owner, true).expect("a new log");
-    log.write(&[hard_state(1, 0), entries(1..=3, 100), hard_state(1, 3)]).expect("room");
-    log.save_snapshot(&snapshot(2)).expect("room");
+    log.write(&[hard_state(1, 0), entries(1..=3, 100), hard_state(1, 3)]).expect("space");
+    log.save_snapshot(&snapshot(2)).expect("space");
     directory
 }
 
@@ -46,14 +46,14 @@ fn other_owners() -> [(Owner, String); 3] {
         (Owner { group: GroupId([8; 32]), ..owner(1) }, format!("replica 1 of group {seven},")),
         (owner(2), format!("replica 1 of group {seven},")),
         (
-            Owner { group, id: 1, voters: vec![1, 2] },
+            Owner { group, id: ReplicaId(1), voters: [1, 2].map(ReplicaId).to_vec() },
             format!("replica 1 of group {seven} with other voters,"),
         ),
     ]
 }
 
 #[test]
-fn the_log_of_another_group_replica_or_membership_is_refused() {
+fn the_log_of_another_group_replica_or_membership_is_rejected() {
     let log = log_of(&owner(1));
     for (other, found) in other_owners() {
         check_foreign(log.path(), &other, "durable.mark", &found);
@@ -63,7 +63,7 @@ fn the_log_of_another_group_replica_or_membership_is_refused() {
 }
 
 #[test]
-fn each_file_of_another_log_is_refused_by_itself() {
+fn each_file_of_another_log_is_rejected() {
     let theirs = log_of(&owner(1));
     for (own, found) in other_owners() {
         for (names, file) in [
@@ -83,7 +83,7 @@ fn each_file_of_another_log_is_refused_by_itself() {
 }
 
 #[test]
-fn a_new_log_is_not_begun_beside_a_file_of_another() {
+fn a_new_log_is_not_created_beside_a_file_of_another() {
     let theirs = log_of(&owner(1));
     for (own, found) in other_owners() {
         for (names, file) in

@@ -16,11 +16,11 @@ fn flip(directory: &Path, name: &str, at: usize) {
 /// Writes 300 entries in several segments, with snapshots at these entries, each followed by a truncation.
 fn fill(log: &WriteAheadLog, snapshots: &[u64]) {
     for index in 1..=300 {
-        log.write(&[entries(index..=index, 1000)]).expect("room");
+        log.write(&[entries(index..=index, 1000)]).expect("space");
         if snapshots.contains(&index) {
-            log.write(&[hard_state(1, index)]).expect("room");
-            log.save_snapshot(&snapshot(index)).expect("room");
-            log.truncate(index).expect("removal");
+            log.write(&[hard_state(1, index)]).expect("space");
+            log.save_snapshot(&snapshot(index)).expect("space");
+            log.truncate(LogIndex(index)).expect("removal");
         }
     }
 }
@@ -58,7 +58,7 @@ fn any_damaged_byte_of_the_newest_snapshot_leaves_the_older_one_and_the_log() {
         assert!(seen.fell_back, "byte {at}");
         assert_eq!(found.snapshot, Some(snapshot(100)), "byte {at}");
         assert!(found.entries == entries(101..=300, 1000).entries, "byte {at}");
-        assert_eq!(found.hard_state.commit, 200);
+        assert_eq!(found.hard_state.commit, LogIndex(200));
     }
 }
 
@@ -71,14 +71,14 @@ fn a_damaged_first_snapshot_leaves_the_whole_log() {
 }
 
 #[test]
-fn a_damaged_snapshot_is_kept_for_inquiry_and_replaced_in_time() {
+fn a_damaged_snapshot_is_quarantined_until_two_others_are_intact() {
     let directory = log_with(&[100, 200]);
     let aside = directory.path().join("snapshot-00000000000000c8.damaged");
     flip(directory.path(), &name(200), 90);
     let (log, _) = fallen_back(directory.path());
     assert!(aside.exists() && !directory.path().join(name(200)).exists());
-    log.save_snapshot(&snapshot(300)).expect("room");
-    log.truncate(300).expect("removal");
+    log.save_snapshot(&snapshot(300)).expect("space");
+    log.truncate(LogIndex(300)).expect("removal");
     assert!(!aside.exists(), "two are whole again");
     drop(log);
     flip(directory.path(), &name(300), 90);
@@ -87,7 +87,7 @@ fn a_damaged_snapshot_is_kept_for_inquiry_and_replaced_in_time() {
 }
 
 #[test]
-fn where_the_log_does_not_reach_a_damaged_snapshot_is_refused_and_left_as_it_is() {
+fn a_log_that_ends_before_a_damaged_snapshot_is_rejected_and_left_unchanged() {
     let check = |directory: &Path, damaged: &str| {
         for _ in 0..2 {
             let error = refusal(open(directory));
@@ -110,27 +110,27 @@ fn where_the_log_does_not_reach_a_damaged_snapshot_is_refused_and_left_as_it_is(
     let installed = log_with(&[100]);
     let (log, _) = open(installed.path()).expect("an existing log");
     let install = Batch { snapshot: Some(snapshot(900)), sync: true, ..hard_state(1, 900) };
-    log.write(&[install, entries(901..=902, 10)]).expect("room");
+    log.write(&[install, entries(901..=902, 10)]).expect("space");
     drop(log);
     flip(installed.path(), &name(900), 90);
     check(installed.path(), &name(900));
 }
 
 #[test]
-fn on_a_full_disk_the_log_goes_behind_the_newest_snapshot() {
+fn on_a_full_disk_the_log_is_truncated_behind_the_newest_snapshot() {
     for (full, expected) in [(false, 0), (true, 3)] {
         let files = SimulatedFiles::new(1);
         let (log, _) = open_simulated(&files, Making::Inline);
         for index in 1..=300 {
-            log.write(&[entries(index..=index, 1000)]).expect("room");
+            log.write(&[entries(index..=index, 1000)]).expect("space");
         }
-        log.save_snapshot(&snapshot(200)).expect("room");
+        log.save_snapshot(&snapshot(200)).expect("space");
         files.set_full(full);
         // The spare that is ready is used up; no other can be made.
         while full && !log.nearly_full() {
-            log.write(&[entries(301..=301, 30_000)]).expect("room");
+            log.write(&[entries(301..=301, 30_000)]).expect("space");
         }
-        log.truncate(200).expect("removal");
+        log.truncate(LogIndex(200)).expect("removal");
         assert_eq!(files.seen().segments_removed, expected);
     }
 }

@@ -5,7 +5,7 @@ use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, pee
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use consensus::simulation::SimulatedGroup;
-use consensus::{Limits, Timings};
+use consensus::{Limits, LogIndex, Timings};
 use protocol::api::{CreateKey, KeyView, Page, Problem};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::{Digest, ReplicaId, canonical};
@@ -35,7 +35,7 @@ impl SimulatedServers {
                 peers: peers::PeerHealth::new(&identity, &genesis.genesis).unwrap(),
                 identity,
                 genesis: genesis.clone(),
-                handle: group.handle(id),
+                handle: group.handle(ReplicaId(id)),
                 leadership: Mutex::new(None),
                 logs: Mutex::new(logs::Logs::default()),
                 key_exchanges: Arc::default(),
@@ -52,7 +52,7 @@ impl SimulatedServers {
     pub(super) async fn lead(&self) -> usize {
         loop {
             let leader = self.group.leader().await;
-            let place = usize::try_from(leader).unwrap() - 1;
+            let place = usize::try_from(leader.0).unwrap() - 1;
             let server = &self.servers[place];
             leader::round(server, server.handle.status().term).await;
             if server.cluster(|cluster| cluster.genesis().is_some()) {
@@ -128,12 +128,12 @@ async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
     let server = &world.servers[world.lead().await];
     assert_eq!(create(server, "before").await.0, StatusCode::OK);
 
-    world.group.disk(1).set_full(true);
+    world.group.disk(ReplicaId(1)).set_full(true);
     let (status, problem) = create(server, "refused").await;
     let problem = problem.unwrap();
     assert_eq!((status, problem.code.as_str()), (StatusCode::INSUFFICIENT_STORAGE, "log-disk-full"));
     assert!(problem.remedy.unwrap().contains("free space"));
-    world.group.disk(1).set_full(false);
+    world.group.disk(ReplicaId(1)).set_full(false);
 
     assert_eq!(create(server, "after").await.0, StatusCode::OK);
     assert_eq!(keys(server).await, ["after", "before"]);
@@ -146,7 +146,7 @@ async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
     let follows = &world.servers[(leads + 1) % 3];
     deposed_unnoticed(follows).await;
     assert_eq!(create(follows, "before").await.0, StatusCode::OK);
-    world.group.network().lose_answers(follows.id.0, usize::MAX);
+    world.group.network().lose_answers(follows.id, usize::MAX);
     let (status, problem) = create(follows, "unknown").await;
     let problem = problem.unwrap();
     assert_eq!((status, problem.code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
@@ -161,7 +161,7 @@ async fn a_command_whose_answer_is_lost_is_done_once() {
     let leads = world.lead().await;
     let follows = (leads + 1) % 3;
     let server = &world.servers[follows];
-    let asker = server.id.0;
+    let asker = server.id;
     let create = |name: &str| {
         let CreateKey { name, hash, requests_per_minute } = key(name);
         let actor = Actor::Token("tester".parse().unwrap());
@@ -203,5 +203,5 @@ async fn commands_in_turn_share_one_session() {
     let refused = Command { now, actor: Actor::Scheduler, action: Action::Tick, idempotency: None };
     let answer = server.once(canonical::to_bytes(&refused).into(), commands::Lane::Clients).await.unwrap();
     assert!(!answer.is_empty());
-    assert_eq!(server.handle.read_barrier().await.unwrap(), before + 5);
+    assert_eq!(server.handle.read_barrier().await.unwrap(), LogIndex(before.0 + 5));
 }

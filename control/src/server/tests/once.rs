@@ -78,12 +78,12 @@ async fn a_write_sent_again_to_the_next_leader_is_done_once() {
     deposed_unnoticed(&follows).await;
     // Opens the session that the write will use.
     assert_eq!(create(&follows, "before", "zero").await.0, StatusCode::OK);
-    world.group.network().lose_answers(follows.id.0, usize::MAX);
+    world.group.network().lose_answers(follows.id, usize::MAX);
     let lost = create(&follows, "app", "once").await;
     assert_eq!(lost, (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown".into()));
     assert_eq!(keys(&world.servers[first]).await, ["app", "before"]);
 
-    world.group.network().set_isolated(world.servers[first].id.0, true);
+    world.group.network().set_isolated(world.servers[first].id, true);
     let next = loop {
         match world.lead().await {
             leads if leads == first => tokio::time::sleep(Duration::from_secs(1)).await,

@@ -63,7 +63,7 @@ async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>
         let leads = world.lead().await;
         let follows = world.servers[(leads + 1) % 3].clone();
         deposed_unnoticed(&follows).await;
-        world.group.network().set_deaf(follows.id.0, true);
+        world.group.network().set_deaf(follows.id, true);
         let asking = tokio::spawn({
             let (path, body) = (path.to_string(), body.clone());
             async move { ask(&follows, Method::POST, &path, Some(&body)).await }
@@ -78,7 +78,7 @@ async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>
         }
         // The deaf replica missed its leader before it had forwarded anything: nothing was done, as it
         // reports.
-        world.group.network().set_deaf(world.servers[(leads + 1) % 3].id.0, false);
+        world.group.network().set_deaf(world.servers[(leads + 1) % 3].id, false);
         assert!(!asking.await.unwrap().0.is_success());
     }
 }
@@ -89,7 +89,7 @@ async fn a_proposal_that_another_leader_committed_is_answered_once_it_is_applied
     let leads = world.lead().await;
     let proposed = proposal(&world.servers[leads], "late");
     let everybody_hears =
-        || world.servers.iter().for_each(|server| world.group.network().set_deaf(server.id.0, false));
+        || world.servers.iter().for_each(|server| world.group.network().set_deaf(server.id, false));
 
     let body = SubmitProposal { proposal: proposed.clone() };
     let open = |leader: &Server| is_open(leader, &proposed);
@@ -126,7 +126,7 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
     let (leader, follows) = (world.servers[leads].clone(), world.servers[(leads + 1) % 3].clone());
     deposed_unnoticed(&follows).await;
     assert_eq!(create(&follows, "before").await.0, StatusCode::OK);
-    world.group.network().lose_answers(follows.id.0, usize::MAX);
+    world.group.network().lose_answers(follows.id, usize::MAX);
     let asking = tokio::spawn(async move { create(&follows, "done").await });
     let name = "done".parse().unwrap();
     let is_done = || leader.cluster(|cluster| cluster.api_keys().contains_key(&name));
@@ -134,15 +134,15 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
         tokio::time::sleep(LOOK).await;
     }
     // Another request in the same session is refused now, and that response arrives.
-    world.group.disk(leader.id.0).set_full(true);
+    world.group.disk(leader.id).set_full(true);
     let refused = || create(&leader, "refused");
     while refused().await.0 != StatusCode::INSUFFICIENT_STORAGE {}
     // One more response is lost: that of an attempt which may have begun before the disk was full.
-    world.group.network().lose_answers(world.servers[(leads + 1) % 3].id.0, 1);
+    world.group.network().lose_answers(world.servers[(leads + 1) % 3].id, 1);
     let (status, problem) = asking.await.unwrap();
     // Either the next leader has responded, or no leader has in time.
     assert!([StatusCode::OK, StatusCode::GATEWAY_TIMEOUT].contains(&status), "{status}: {problem:?}");
-    world.group.disk(leader.id.0).set_full(false);
+    world.group.disk(leader.id).set_full(false);
     let leads = world.lead().await;
     assert!(keys(&world.servers[leads]).await.contains(&"done".to_string()));
 }

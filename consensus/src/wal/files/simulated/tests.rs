@@ -14,7 +14,7 @@ fn content(files: &SimulatedFiles, name: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn what_was_synced_stays_and_what_was_not_is_lost_by_sectors() {
+fn synced_bytes_survive_and_unsynced_ones_are_lost_by_sectors() {
     let mut found = std::collections::BTreeSet::new();
     for seed in 0..200 {
         let files = SimulatedFiles::new(seed);
@@ -55,7 +55,7 @@ fn names_are_lost_until_the_directory_is_synced() {
 }
 
 #[test]
-fn a_failed_sync_shows_what_no_later_sync_writes() {
+fn bytes_of_a_failed_sync_are_visible_and_never_durable() {
     let mut lost = 0;
     for seed in 0..50 {
         let files = SimulatedFiles::new(seed);
@@ -74,7 +74,7 @@ fn a_failed_sync_shows_what_no_later_sync_writes() {
 }
 
 #[test]
-fn a_full_disk_overwrites_and_does_not_grow_and_a_dead_process_writes_nothing() {
+fn a_full_disk_still_overwrites_and_a_dead_process_writes_nothing() {
     let files = SimulatedFiles::new(1);
     let written = file(&files, "a", &[1; 10]);
     files.set_full(true);
