@@ -49,7 +49,7 @@ pub fn manifest(bytes: &[u8]) {
         let segments = geometry.segments(&manifest, group);
         assert_eq!(geometry.ranges(&manifest, group).len(), segments.len());
         for (place, segment) in segments.iter().enumerate() {
-            assert_eq!(geometry.place(*segment), (group, place));
+            assert_eq!(geometry.position(*segment), (group, place));
             let segment = &manifest.segments[*segment as usize];
             assert!(segment.offset + u64::from(segment.length) <= manifest.map_bytes());
         }

@@ -120,7 +120,7 @@ impl Geometry {
     }
 
     /// Returns the group of a segment, and its position in the group.
-    pub(crate) fn place(&self, segment: u32) -> (u32, usize) {
+    pub(crate) fn position(&self, segment: u32) -> (u32, usize) {
         let position = self.positions[segment as usize] as usize;
         ((position / self.per_object) as u32, position % self.per_object)
     }

@@ -243,7 +243,7 @@ impl ModelFixture {
         let reader =
             Reader::open(manifest.clone(), &self.key, stores.to_vec(), self.pool.clone(), self.sink());
         // A busy machine must not count as a slow disk: only tests declare disks stalled.
-        reader.expect("a reader").with_hung_disks(&[])
+        reader.expect("a reader").with_stalled_disks(&[])
     }
 
     pub(crate) fn sink(&self) -> FaultSink {

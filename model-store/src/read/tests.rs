@@ -1,6 +1,7 @@
 //! Tests of reading: any range from any k stores is right, corruption is never returned, slow stores are not
 //! awaited.
 
+use super::batch::next_batch;
 use super::*;
 use crate::fault::FaultKind;
 use crate::geometry::object_path;
@@ -348,7 +349,7 @@ fn batches_join_neighbours_up_to_their_size() {
     let all = |wanted: &[u32], bytes_max| {
         let (mut batches, mut at) = (Vec::new(), 0);
         while let Some((batch, count)) = next_batch(manifest, &geometry, &wanted[at..], bytes_max) {
-            assert_eq!(batch.places.len(), count);
+            assert_eq!(batch.positions.len(), count);
             at += count;
             batches.push(batch);
         }
@@ -356,7 +357,7 @@ fn batches_join_neighbours_up_to_their_size() {
         batches
     };
     let order = &manifest.order;
-    assert!(all(order, u64::MAX).iter().all(|batch| batch.places.len() <= 3));
+    assert!(all(order, u64::MAX).iter().all(|batch| batch.positions.len() <= 3));
     assert_eq!(all(order, u64::MAX).len(), order.len().div_ceil(3), "whole groups");
     assert_eq!(all(order, 1).len(), order.len(), "one by one");
     assert_eq!(all(&[order[0], order[2], order[1]], u64::MAX).len(), 3, "scattered");
@@ -396,8 +397,8 @@ impl Hang {
 
 /// Returns a reader that abandons the disks of these shards, and no others, as soon as a read of one lasts.
 /// The load of the machine does not matter.
-fn hasty(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Store], hung: &[usize]) -> Reader {
-    world.reader(manifest, stores).with_hung_disks(hung)
+fn hasty(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Store], stalled: &[usize]) -> Reader {
+    world.reader(manifest, stores).with_stalled_disks(stalled)
 }
 
 async fn read_file(reader: &Reader, world: &ModelFixture) -> Result<(), ReadError> {
@@ -443,8 +444,9 @@ async fn disks_that_all_hang_end_in_an_error_that_names_them() {
     let placed = world.placed(&imported, &stores);
     let hangs: Vec<Hang> = (0..2).map(|number| Hang::of(&world, number)).collect();
     let urls = [0, 1].map(|number| world.reference(number).url);
-    let hung: Vec<usize> = (0..3).filter(|shard| urls.contains(&placed[*shard].url().to_string())).collect();
-    let reader = hasty(&world, &imported.manifest, &placed, &hung);
+    let stalled: Vec<usize> =
+        (0..3).filter(|shard| urls.contains(&placed[*shard].url().to_string())).collect();
+    let reader = hasty(&world, &imported.manifest, &placed, &stalled);
     let error = read_file(&reader, &world).await.expect_err("one is left");
     assert_eq!(error.code(), code::SHARD_TOO_FEW);
     let text = error.to_string();
