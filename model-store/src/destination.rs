@@ -128,8 +128,8 @@ struct RangeLocked<M> {
     locked: Mutex<BTreeMap<usize, usize>>,
 }
 
-// SAFETY: the memory is reached through `start` only under `with_buffer`, which gives each byte to one caller at a
-// time. It is reached through `memory` only when the value is owned again. `M` itself may cross threads.
+// SAFETY: the memory is reached through `start` only under `with_buffer`, which gives each byte to one caller
+// at a time. It is reached through `memory` only when the value is owned again. `M` itself may cross threads.
 unsafe impl<M: Send> Send for RangeLocked<M> {}
 // SAFETY: as above; `with_buffer` is the only access through a shared reference.
 unsafe impl<M: Send + Sync> Sync for RangeLocked<M> {}
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_keeps_the_wanted_part_of_what_reaches_over_its_edges() {
+    fn memory_keeps_the_part_of_a_segment_within_its_bounds() {
         let memory = MemoryDestination::new(100, 10);
         let mut count = |bytes: &mut [u8]| {
             (0_u8..).zip(bytes).for_each(|(n, byte)| *byte = n);

@@ -149,7 +149,7 @@ mod tests {
     use protocol::Digest;
 
     #[test]
-    fn names_that_we_make_are_accepted_and_no_others() {
+    fn generated_names_are_accepted_and_no_others() {
         let nonce = ModelNonce([0xab; 16]);
         let object = object_path(nonce, 0x12, 5).to_string();
         assert_eq!(object, format!("models/ab/{nonce}/00000012-05"));

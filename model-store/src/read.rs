@@ -88,17 +88,17 @@ pub async fn fetch_manifest(
     pool: &Pool,
 ) -> Result<Arc<ModelManifest>, ReadError> {
     let path = manifest_path(root);
-    let heard = AtomicU64::new(0);
+    let received = AtomicU64::new(0);
     let mut waiting = stores.iter().filter(|store| store.closed().is_none());
     let mut running = FuturesUnordered::new();
     let mut reasons = Vec::new();
-    let ask = |store: &Store| {
+    let request = |store: &Store| {
         let (store, path) = (store.clone(), path.clone());
-        let hear = |bytes| {
-            heard.fetch_add(bytes, Ordering::Relaxed);
+        let on_bytes = |bytes| {
+            received.fetch_add(bytes, Ordering::Relaxed);
         };
         async move {
-            let bytes = store.get(&path, MODEL_MANIFEST_BYTES_MAX, hear).await;
+            let bytes = store.get(&path, MODEL_MANIFEST_BYTES_MAX, on_bytes).await;
             let bytes = bytes.map_err(|error| error.to_string())?;
             let parsed = pool.run(move || parse_manifest(root, &bytes)).await;
             parsed
@@ -106,15 +106,16 @@ pub async fn fetch_manifest(
                 .map_err(|reason| format!("store `{}`: {reason}", store.url()))
         }
     };
-    running.extend(waiting.next().map(ask));
-    let mut asked_at = Instant::now();
+    running.extend(waiting.next().map(request));
+    let mut requested_at = Instant::now();
     while !running.is_empty() {
-        let before = heard.load(Ordering::Relaxed);
+        let before = received.load(Ordering::Relaxed);
         let answer = tokio::time::timeout(MANIFEST_HEDGE, running.next()).await;
         // A large manifest over a slow link takes time; a second copy of it would take as long again.
-        let moves = heard.load(Ordering::Relaxed) > before && asked_at.elapsed() < MANIFEST_WAIT_MAX;
+        let is_moving =
+            received.load(Ordering::Relaxed) > before && requested_at.elapsed() < MANIFEST_WAIT_MAX;
         match answer {
-            Err(_) if moves => continue,
+            Err(_) if is_moving => continue,
             Ok(Some(Ok(manifest))) => {
                 manifest.check()?;
                 return Ok(Arc::new(manifest));
@@ -122,11 +123,11 @@ pub async fn fetch_manifest(
             Ok(Some(Err(reason))) => reasons.push(reason),
             Ok(None) | Err(_) => {}
         }
-        running.extend(waiting.next().map(ask));
-        asked_at = Instant::now();
+        running.extend(waiting.next().map(request));
+        requested_at = Instant::now();
     }
     if reasons.is_empty() {
-        reasons.push("no store is in reach".into());
+        reasons.push("no store is reachable".into());
     }
     Err(ReadError::Manifest { root, reason: reasons.join("; ") })
 }

@@ -208,14 +208,14 @@ impl<'a> BatchDecoder<'a> {
         position: usize,
         block: &mut [u8],
     ) -> Result<Result<(), FaultKind>, ReadError> {
-        let Some(disk) = self.inner.stores[shard].disk().filter(|disk| !disk.hangs()) else {
+        let Some(disk) = self.inner.stores[shard].disk().filter(|disk| !disk.is_stalled()) else {
             return Ok(Err(FaultKind::Unreachable));
         };
         let began = Instant::now();
         self.attempt.begin_read(shard);
         let read = self.read_disk(shard, position, block);
         if !self.attempt.end_read() {
-            disk.came_back();
+            disk.read_returned();
             crate::pool::replaced();
             return Err(ReadError::Stopped);
         }
@@ -286,7 +286,7 @@ impl<'a> BatchDecoder<'a> {
             match state {
                 ShardState::Present => None,
                 ShardState::Failed(kind) => Some(format!("shard {shard} is {kind} in `{url}`")),
-                _ => Some(format!("store `{url}` is out of reach")),
+                _ => Some(format!("store `{url}` is unreachable")),
             }
         };
         states.iter().enumerate().filter_map(describe).collect::<Vec<_>>().join(", ")

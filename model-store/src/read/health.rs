@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_disk_is_no_longer_preferred_and_tried_again_now_and_then() {
+    fn a_slow_disk_is_no_longer_preferred_and_retried_now_and_then() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = |number: usize| {
             let url = format!("file://{}", directory.path().join(number.to_string()).display());

@@ -129,14 +129,14 @@ impl Inner {
     fn replace_stalled(&self, shard: usize) {
         let store = &self.stores[shard];
         tracing::warn!(store = store.url(), "disk stalled; reading from the other stores");
-        store.disk().inspect(|disk| disk.stuck());
+        store.disk().inspect(|disk| disk.read_stalled());
         self.pool.replace();
     }
 
     /// Returns whether a store that was not asked could replace one that stalls.
     fn has_spare(&self, read: &BatchRead) -> bool {
         let mut unasked = read.unasked().map(|shard| &self.stores[shard]);
-        unasked.any(|store| store.closed().is_none() && !store.disk().is_some_and(Disk::hangs))
+        unasked.any(|store| store.closed().is_none() && !store.disk().is_some_and(Disk::is_stalled))
     }
 
     /// Returns the byte range of each store's object that holds a batch's shards.

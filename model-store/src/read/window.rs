@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_one_segment_whatever_its_size_and_never_for_more_than_the_most() {
+    fn one_segment_of_any_size_has_room_and_the_window_has_a_maximum() {
         let mut window = Window::new(Duration::ZERO, 8 << 20);
         assert!(window.has_room(0, 100 << 20) && !window.has_room(1, 100 << 20));
         assert!(window.has_room(1 << 16, 1 << 20) && !window.has_room(1 << 20, 1 << 20));
