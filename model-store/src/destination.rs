@@ -11,16 +11,21 @@ use std::sync::Mutex;
 
 /// Memory that receives a model's bytes, addressed by their offset in the weights map.
 pub trait Destination: Send + Sync + 'static {
-    /// Lends the `length` bytes at `offset` exclusively to `write` and returns its verdict.
+    /// Locks the `length` bytes at `offset`, passes them to `write`, and returns its result.
     ///
     /// # Errors
-    /// Fails if the range is outside the destination, or if part of it is already lent.
-    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool>;
+    /// Fails if the range is outside the destination, or if part of it is already locked.
+    fn with_buffer(
+        &self,
+        offset: u64,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<bool>;
 }
 
 /// A mapped weights file: a memfd that workers map for reading, or a file on disk.
 #[derive(Debug)]
-pub struct MapDestination(Lent<MmapMut>);
+pub struct MapDestination(RangeLocked<MmapMut>);
 
 impl MapDestination {
     /// Maps the first `length` bytes of `file` for writing, shared. Call this before sealing a memfd against
@@ -39,18 +44,23 @@ impl MapDestination {
         let map = unsafe { memmap2::MmapOptions::new().len(length).map_mut(file)? };
         // Huge pages halve the cost of first touch where the kernel allows them; elsewhere this does nothing.
         let _ = map.advise(Advice::HugePage);
-        Ok(Self(Lent::new(map)))
+        Ok(Self(RangeLocked::new(map)))
     }
 }
 
 impl Destination for MapDestination {
-    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+    fn with_buffer(
+        &self,
+        offset: u64,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<bool> {
         // One call for all pages of the range costs less than one fault per page. If the kernel does not know
         // the advice, or the range is rejected below, the pages fault in as usual.
         if let Ok(start) = usize::try_from(offset) {
             let _ = self.0.memory.advise_range(Advice::PopulateWrite, start, length);
         }
-        self.0.lend(offset, length, write)
+        self.0.with_buffer(offset, length, write)
     }
 }
 
@@ -58,14 +68,14 @@ impl Destination for MapDestination {
 #[derive(Debug)]
 pub struct MemoryDestination {
     offset: u64,
-    memory: Lent<Vec<u8>>,
+    memory: RangeLocked<Vec<u8>>,
 }
 
 impl MemoryDestination {
     /// Allocates zeroed memory for `length` bytes at `offset` of the weights map.
     #[must_use]
     pub fn new(offset: u64, length: usize) -> Self {
-        Self { offset, memory: Lent::new(vec![0; length]) }
+        Self { offset, memory: RangeLocked::new(vec![0; length]) }
     }
 
     /// Consumes the destination and returns its bytes.
@@ -76,10 +86,15 @@ impl MemoryDestination {
 }
 
 impl Destination for MemoryDestination {
-    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+    fn with_buffer(
+        &self,
+        offset: u64,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<bool> {
         let end = self.offset + self.memory.length as u64;
         if offset >= self.offset && offset + length as u64 <= end {
-            return self.memory.lend(offset - self.offset, length, write);
+            return self.memory.with_buffer(offset - self.offset, length, write);
         }
         // The segment reaches over an edge of the wanted range: keep the part inside.
         let mut whole = vec![0; length];
@@ -91,7 +106,7 @@ impl Destination for MemoryDestination {
             return Err(out_of_range());
         }
         let part = &whole[(from - offset) as usize..(to - offset) as usize];
-        self.memory.lend(from - self.offset, part.len(), &mut |bytes| {
+        self.memory.with_buffer(from - self.offset, part.len(), &mut |bytes| {
             bytes.copy_from_slice(part);
             true
         })
@@ -104,60 +119,65 @@ fn out_of_range() -> io::Error {
 
 /// Memory in which several threads write disjoint ranges concurrently.
 #[derive(Debug)]
-struct Lent<M> {
-    /// Never accessed while ranges are lent; it keeps the memory alive.
+struct RangeLocked<M> {
+    /// Never accessed while ranges are locked; it keeps the memory alive.
     memory: M,
     start: *mut u8,
     length: usize,
-    /// Lent ranges: start and end.
-    lent: Mutex<BTreeMap<usize, usize>>,
+    /// Locked ranges: start and end.
+    locked: Mutex<BTreeMap<usize, usize>>,
 }
 
-// SAFETY: the memory is reached through `start` only under `lend`, which gives each byte to one caller at a
-// time. It is reached through `memory` only when the value is owned again. `M` itself may cross threads.
-unsafe impl<M: Send> Send for Lent<M> {}
-// SAFETY: as above; `lend` is the only access through a shared reference.
-unsafe impl<M: Send + Sync> Sync for Lent<M> {}
+// SAFETY: the memory is reached through `start` only under `with_buffer`, which gives each byte to one caller
+// at a time. It is reached through `memory` only when the value is owned again. `M` itself may cross threads.
+unsafe impl<M: Send> Send for RangeLocked<M> {}
+// SAFETY: as above; `with_buffer` is the only access through a shared reference.
+unsafe impl<M: Send + Sync> Sync for RangeLocked<M> {}
 
-impl<M: std::ops::DerefMut<Target = [u8]>> Lent<M> {
+impl<M: std::ops::DerefMut<Target = [u8]>> RangeLocked<M> {
     fn new(mut memory: M) -> Self {
         let (start, length) = (memory.as_mut_ptr(), memory.len());
-        Self { memory, start, length, lent: Mutex::default() }
+        Self { memory, start, length, locked: Mutex::default() }
     }
 
-    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+    fn with_buffer(
+        &self,
+        offset: u64,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<bool> {
         let start = usize::try_from(offset).map_err(|_| out_of_range())?;
         let end = start.checked_add(length).filter(|end| *end <= self.length).ok_or_else(out_of_range)?;
-        let _claim = Claim::new(&self.lent, start, end)?;
+        let _lock = RangeLock::new(&self.locked, start, end)?;
         // SAFETY: `start..end` is inside the memory, which lives as long as `self`. The memory does not move:
-        // it is a map, or the heap part of a `Vec` that is never resized. The claim keeps every other caller
-        // of `lend` out of the range until `_claim` is dropped, even if `write` unwinds.
+        // it is a map, or the heap part of a `Vec` that is never resized. The lock keeps every other caller
+        // of `with_buffer` out of the range until `_lock` is dropped, even if `write` unwinds.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) };
         Ok(write(bytes))
     }
 }
 
-/// A range lent to one caller.
-struct Claim<'a> {
-    lent: &'a Mutex<BTreeMap<usize, usize>>,
+/// A range locked by one caller.
+struct RangeLock<'a> {
+    locked: &'a Mutex<BTreeMap<usize, usize>>,
     start: usize,
 }
 
-impl<'a> Claim<'a> {
-    fn new(lent: &'a Mutex<BTreeMap<usize, usize>>, start: usize, end: usize) -> io::Result<Self> {
-        let mut ranges = lent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+impl<'a> RangeLock<'a> {
+    fn new(locked: &'a Mutex<BTreeMap<usize, usize>>, start: usize, end: usize) -> io::Result<Self> {
+        let mut ranges = locked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = ranges.range(..end).next_back();
         if before.is_some_and(|(_, other_end)| *other_end > start) || ranges.contains_key(&start) {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the range is being written"));
         }
         ranges.insert(start, end);
-        Ok(Self { lent, start })
+        Ok(Self { locked, start })
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for RangeLock<'_> {
     fn drop(&mut self) {
-        let mut ranges = self.lent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ranges = self.locked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         ranges.remove(&self.start);
     }
 }
@@ -167,11 +187,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_byte_is_in_two_hands() {
-        let memory = Lent::new(vec![0_u8; 100]);
-        let inner = |offset, length| memory.lend(offset, length, &mut |_| true).is_ok();
+    fn no_byte_is_locked_twice() {
+        let memory = RangeLocked::new(vec![0_u8; 100]);
+        let inner = |offset, length| memory.with_buffer(offset, length, &mut |_| true).is_ok();
         let mut seen = Vec::new();
-        let outer = memory.lend(10, 20, &mut |bytes| {
+        let outer = memory.with_buffer(10, 20, &mut |bytes| {
             bytes.fill(1);
             seen = vec![inner(0, 10), inner(30, 70), inner(0, 11), inner(29, 1), inner(10, 20), inner(15, 2)];
             true
@@ -182,16 +202,16 @@ mod tests {
     }
 
     #[test]
-    fn memory_keeps_the_wanted_part_of_what_reaches_over_its_edges() {
+    fn memory_keeps_the_part_of_a_segment_within_its_bounds() {
         let memory = MemoryDestination::new(100, 10);
         let mut count = |bytes: &mut [u8]| {
             (0_u8..).zip(bytes).for_each(|(n, byte)| *byte = n);
             true
         };
-        assert!(matches!(memory.lend(95, 8, &mut count), Ok(true)));
-        assert!(matches!(memory.lend(103, 2, &mut count), Ok(true)));
-        assert!(matches!(memory.lend(107, 9, &mut count), Ok(true)));
-        assert!(memory.lend(0, 5, &mut count).is_err());
+        assert!(matches!(memory.with_buffer(95, 8, &mut count), Ok(true)));
+        assert!(matches!(memory.with_buffer(103, 2, &mut count), Ok(true)));
+        assert!(matches!(memory.with_buffer(107, 9, &mut count), Ok(true)));
+        assert!(memory.with_buffer(0, 5, &mut count).is_err());
         assert_eq!(memory.into_bytes(), [5, 6, 7, 0, 1, 0, 0, 0, 1, 2]);
     }
 
@@ -201,11 +221,11 @@ mod tests {
         file.set_len(8192).expect("room");
         assert!(MapDestination::map(&file, 8193).is_err());
         let map = MapDestination::map(&file, 8192).expect("mapped");
-        map.lend(4096, 3, &mut |bytes| {
+        map.with_buffer(4096, 3, &mut |bytes| {
             bytes.copy_from_slice(b"abc");
             true
         })
-        .expect("lent");
+        .expect("written");
         let mut read = [0; 3];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 4096).expect("read");
         assert_eq!(&read, b"abc");

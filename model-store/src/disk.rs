@@ -10,22 +10,22 @@ use tokio::sync::Semaphore;
 
 /// Number of permits per disk. Fast disks need few. Even sixteen stalled disks leave half of tokio's 512
 /// blocking threads free.
-const PLACES: usize = 16;
+const PERMITS: usize = 16;
 /// Number of stalled reads at which threads that read by position skip the disk. With one stalled read they
 /// still try it, to notice its recovery.
-const STUCK_MAX: isize = 2;
+const STALLED_MAX: isize = 2;
 
 /// One disk, shared by everything in this process that opened its directory through one context.
 #[derive(Debug, Clone)]
 pub(crate) struct Disk {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// Reads by position that were abandoned and that the disk has not answered yet.
-    stuck: Arc<AtomicIsize>,
+    stalled: Arc<AtomicIsize>,
 }
 
 impl Default for Disk {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(PLACES)), stuck: Arc::default() }
+        Self { permits: Arc::new(Semaphore::new(PERMITS)), stalled: Arc::default() }
     }
 }
 
@@ -36,13 +36,13 @@ impl Disk {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
-        let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let apart = tokio::spawn(async move {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let task = tokio::spawn(async move {
             let result = work.await;
-            drop(place);
+            drop(permit);
             result
         });
-        apart.await.ok()
+        task.await.ok()
     }
 
     /// Runs work that blocks its thread, as [`Disk::run`] does.
@@ -54,24 +54,24 @@ impl Disk {
     }
 
     /// Returns whether so many reads are stalled that no thread should try the disk.
-    pub(crate) fn hangs(&self) -> bool {
-        self.stuck.load(Ordering::SeqCst) >= STUCK_MAX
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst) >= STALLED_MAX
     }
 
     /// Records that a read is stalled.
-    pub(crate) fn stuck(&self) {
-        self.stuck.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn read_stalled(&self) {
+        self.stalled.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Records that a stalled read returned.
-    pub(crate) fn came_back(&self) {
-        self.stuck.fetch_sub(1, Ordering::SeqCst);
+    pub(crate) fn read_returned(&self) {
+        self.stalled.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Returns the number of free permits.
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
-        self.places.available_permits()
+        self.permits.available_permits()
     }
 }
 
@@ -82,19 +82,19 @@ mod tests {
     use std::sync::mpsc;
 
     #[tokio::test]
-    async fn a_hung_disk_holds_its_places_and_no_more_threads() {
+    async fn a_stalled_disk_holds_its_permits_and_no_more_threads() {
         let disk = Disk::default();
         let answers = Arc::new(Semaphore::new(0));
-        for _ in 0..3 * PLACES {
+        for _ in 0..3 * PERMITS {
             let answers = answers.clone();
             let work = disk.run(async move { answers.acquire_owned().await.map(drop).is_ok() });
-            assert_eq!(work.now_or_never(), None, "it hangs, and its caller leaves");
+            assert_eq!(work.now_or_never(), None, "the disk stalls, and its caller leaves");
         }
-        assert_eq!(disk.free(), 0, "every place is taken, though nobody waits any more");
+        assert_eq!(disk.free(), 0, "every permit is held, although no caller waits any more");
         answers.add_permits(1);
         assert_eq!(disk.run(async { 7 }).await, Some(7), "the disk answers again");
-        answers.add_permits(PLACES);
-        while disk.free() < PLACES {
+        answers.add_permits(PERMITS);
+        while disk.free() < PERMITS {
             tokio::task::yield_now().await;
         }
     }
@@ -106,7 +106,7 @@ mod tests {
         let blocked = disk.run_blocking(move || wait.recv().unwrap_or(0));
         let both = futures::future::join(blocked, async move { answer.send(5).is_ok() });
         assert_eq!(both.await, (Some(5), true));
-        assert_eq!(disk.run_blocking(|| panic!("meant to")).await, None::<()>);
-        assert_eq!(disk.free(), PLACES);
+        assert_eq!(disk.run_blocking(|| panic!("deliberate")).await, None::<()>);
+        assert_eq!(disk.free(), PERMITS);
     }
 }

@@ -106,7 +106,8 @@ pub enum PlacementError {
     },
     /// The rule allows one domain to hold more shards than the model can lose.
     #[error(
-        "the rule allows {allowed} shards per failure domain, but {data}+{parity} survives the loss of {parity} only"
+        "the rule allows {allowed} shards per failure domain, \
+         but {data}+{parity} survives the loss of {parity} only"
     )]
     Rule {
         /// Number of data shards (k).
@@ -203,7 +204,10 @@ pub enum ImportError {
         reason: String,
     },
     /// The import wrote nothing for so long that garbage collection might remove its objects.
-    #[error("the import stood still for {} minutes; what it wrote may be swept away", silence.as_secs() / 60)]
+    #[error(
+        "the import stalled for {} minutes; garbage collection may remove its objects",
+        silence.as_secs() / 60
+    )]
     Stalled {
         /// Time since the last write.
         silence: Duration,
@@ -247,7 +251,10 @@ impl ImportError {
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     /// The requested age would include imports that may still be running.
-    #[error("only what is older than an hour may be swept, not what is {} minutes old", older_than.as_secs() / 60)]
+    #[error(
+        "objects of {} minutes may belong to a running import; the minimum age is one hour",
+        older_than.as_secs() / 60
+    )]
     Young {
         /// Requested minimum age.
         older_than: Duration,

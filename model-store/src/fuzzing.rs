@@ -3,33 +3,33 @@
 //! violated.
 
 use crate::geometry::{Geometry, Name, is_leftover_name, is_object_name};
-use crate::layout::{Stretch, cut};
+use crate::layout::{Extent, cut};
 use crate::source::{Flaw, gguf, safetensors};
 use protocol::limits::SEGMENT_BYTES_MAX;
 use protocol::model::ModelManifest;
 
 /// Parses the header of a safetensors file.
 pub fn safetensors_header(bytes: &[u8]) {
-    covered(safetensors::stretches(bytes, bytes.len() as u64), bytes.len() as u64);
+    covered(safetensors::extents(bytes, bytes.len() as u64), bytes.len() as u64);
 }
 
 /// Parses the header of a GGUF file.
 pub fn gguf_header(bytes: &[u8]) {
-    covered(gguf::stretches(bytes, bytes.len() as u64), bytes.len() as u64);
+    covered(gguf::extents(bytes, bytes.len() as u64), bytes.len() as u64);
 }
 
-/// Checks that the stretches of an accepted header cover the file exactly once, as do the segments cut from
+/// Checks that the extents of an accepted header cover the file exactly once, as do the segments cut from
 /// them.
-fn covered(stretches: Result<Vec<Stretch>, Flaw>, length: u64) {
-    let Ok(stretches) = stretches else { return };
+fn covered(extents: Result<Vec<Extent>, Flaw>, length: u64) {
+    let Ok(extents) = extents else { return };
     let mut end = 0;
-    for stretch in &stretches {
-        assert!(stretch.range.start == end && stretch.range.end >= end, "{stretch:?} after {end}");
-        end = stretch.range.end;
+    for extent in &extents {
+        assert!(extent.range.start == end && extent.range.end >= end, "{extent:?} after {end}");
+        end = extent.range.end;
     }
     assert_eq!(end, length);
     let mut end = 0;
-    for cut in cut(&stretches) {
+    for cut in cut(&extents) {
         assert!(cut.range.start == end && cut.range.end > end, "{cut:?} after {end}");
         assert!(cut.range.end - end <= SEGMENT_BYTES_MAX as u64);
         end = cut.range.end;
@@ -48,8 +48,8 @@ pub fn manifest(bytes: &[u8]) {
     for group in 0..geometry.groups() {
         let segments = geometry.segments(&manifest, group);
         assert_eq!(geometry.ranges(&manifest, group).len(), segments.len());
-        for (place, segment) in segments.iter().enumerate() {
-            assert_eq!(geometry.place(*segment), (group, place));
+        for (position, segment) in segments.iter().enumerate() {
+            assert_eq!(geometry.position(*segment), (group, position));
             let segment = &manifest.segments[*segment as usize];
             assert!(segment.offset + u64::from(segment.length) <= manifest.map_bytes());
         }
@@ -122,7 +122,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn altered_input_breaks_no_promise(
+        fn mutated_input_violates_no_property(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
             cut in any::<prop::sample::Index>(),
             which in 0..5_usize,

@@ -120,7 +120,7 @@ impl Geometry {
     }
 
     /// Returns the group of a segment, and its position in the group.
-    pub(crate) fn place(&self, segment: u32) -> (u32, usize) {
+    pub(crate) fn position(&self, segment: u32) -> (u32, usize) {
         let position = self.positions[segment as usize] as usize;
         ((position / self.per_object) as u32, position % self.per_object)
     }
@@ -149,7 +149,7 @@ mod tests {
     use protocol::Digest;
 
     #[test]
-    fn names_that_we_make_are_accepted_and_no_others() {
+    fn generated_names_are_accepted_and_no_others() {
         let nonce = ModelNonce([0xab; 16]);
         let object = object_path(nonce, 0x12, 5).to_string();
         assert_eq!(object, format!("models/ab/{nonce}/00000012-05"));

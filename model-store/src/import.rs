@@ -191,7 +191,7 @@ fn plan(
     let starts = offsets(source.files.iter().map(|file| file.length));
     let (mut segments, mut ranks, mut file_of) = (Vec::new(), Vec::<Rank>::new(), Vec::new());
     for (number, (file, start)) in source.files.iter().zip(&starts).enumerate() {
-        for cut in cut(&file.stretches) {
+        for cut in cut(&file.extents) {
             let length = (cut.range.end - cut.range.start) as u32;
             let offset = start.saturating_add(cut.range.start);
             segments.push(Segment { offset, length, digest: Digest([0; 32]), shards: Vec::new() });

@@ -40,7 +40,7 @@ impl Rank {
 
 /// A part of a file that has one rank: a header, a tensor, or a whole opaque file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Stretch {
+pub(crate) struct Extent {
     /// Byte range in the file.
     pub(crate) range: Range<u64>,
     pub(crate) rank: Rank,
@@ -48,20 +48,20 @@ pub(crate) struct Stretch {
 
 /// A planned segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cut {
+pub(crate) struct PlannedSegment {
     /// Byte range in the file.
     pub(crate) range: Range<u64>,
-    /// Rank of the stretch that is needed first.
+    /// Rank of the extent that is needed first.
     pub(crate) rank: Rank,
 }
 
-/// Cuts a file along its stretches, which cover it in order. Small ones share a segment; large ones are cut
+/// Cuts a file along its extents, which cover it in order. Small ones share a segment; large ones are cut
 /// into segments of the largest size from their start.
-pub(crate) fn cut(stretches: &[Stretch]) -> Vec<Cut> {
+pub(crate) fn cut(extents: &[Extent]) -> Vec<PlannedSegment> {
     let limit = SEGMENT_BYTES_MAX as u64;
     let mut cuts = Vec::new();
-    let mut open: Option<Cut> = None;
-    for Stretch { range, rank } in stretches.iter().filter(|stretch| !stretch.range.is_empty()) {
+    let mut open: Option<PlannedSegment> = None;
+    for Extent { range, rank } in extents.iter().filter(|extent| !extent.range.is_empty()) {
         let joins = open.as_ref().is_some_and(|open| {
             let fits = range.end - open.range.start <= limit;
             let length = open.range.end - open.range.start;
@@ -70,13 +70,13 @@ pub(crate) fn cut(stretches: &[Stretch]) -> Vec<Cut> {
         if !joins {
             cuts.extend(open.take());
         }
-        let cut = open.get_or_insert(Cut { range: range.start..range.start, rank: *rank });
+        let cut = open.get_or_insert(PlannedSegment { range: range.start..range.start, rank: *rank });
         cut.rank = cut.rank.min(*rank);
         cut.range.end = range.end;
         while cut.range.end - cut.range.start > limit {
             let middle = cut.range.start + limit;
-            cuts.push(Cut { range: cut.range.start..middle, rank: cut.rank });
-            *cut = Cut { range: middle..range.end, rank: *rank };
+            cuts.push(PlannedSegment { range: cut.range.start..middle, rank: cut.rank });
+            *cut = PlannedSegment { range: middle..range.end, rank: *rank };
         }
     }
     cuts.extend(open);
@@ -86,12 +86,12 @@ pub(crate) fn cut(stretches: &[Stretch]) -> Vec<Cut> {
 /// Returns the offset of each file in the weights map, by the files' lengths.
 pub(crate) fn offsets(lengths: impl IntoIterator<Item = u64>) -> Vec<u64> {
     let mut at: u64 = 0;
-    let place = |length: u64| {
+    let advance = |length: u64| {
         let offset = at;
         at = at.saturating_add(length).checked_next_multiple_of(FILE_ALIGNMENT).unwrap_or(u64::MAX);
         offset
     };
-    lengths.into_iter().map(place).collect()
+    lengths.into_iter().map(advance).collect()
 }
 
 /// Returns the order in which segments are needed: by rank, then by index.
@@ -107,7 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn tensors_are_ranked_by_their_place_in_the_network() {
+    fn tensors_are_ranked_by_their_layer() {
         let mut names = [
             "lm_head.weight",
             "model.layers.10.mlp.up_proj.weight",
@@ -139,13 +139,13 @@ mod tests {
     fn small_tensors_share_a_segment_and_large_ones_are_cut_from_their_beginning() {
         let mib = 1 << 20;
         let layer = Rank(5);
-        let stretch = |start, end, rank| Stretch { range: start..end, rank };
+        let extent = |start, end, rank| Extent { range: start..end, rank };
         let cuts = cut(&[
-            stretch(0, 1000, Rank::FIRST),
-            stretch(1000, 2000, layer),
-            stretch(2000, 3000, layer),
-            stretch(3000, 3000 + 2 * mib + 7, layer),
-            stretch(3000 + 2 * mib + 7, 5000 + 2 * mib, layer),
+            extent(0, 1000, Rank::FIRST),
+            extent(1000, 2000, layer),
+            extent(2000, 3000, layer),
+            extent(3000, 3000 + 2 * mib + 7, layer),
+            extent(3000 + 2 * mib + 7, 5000 + 2 * mib, layer),
         ]);
         let ranges: Vec<_> = cuts.iter().map(|cut| (cut.range.clone(), cut.rank)).collect();
         let (a, b, c) = (3000, 3000 + mib, 3000 + 2 * mib);
@@ -171,16 +171,16 @@ mod tests {
             lengths in proptest::collection::vec((0u64..3_000_000, 0u32..4), 0..40)
         ) {
             let mut at = 0;
-            let stretches: Vec<Stretch> = lengths
+            let extents: Vec<Extent> = lengths
                 .iter()
                 .map(|(length, rank)| {
                     let range = at..at + length;
                     at = range.end;
-                    Stretch { range, rank: Rank(*rank) }
+                    Extent { range, rank: Rank(*rank) }
                 })
                 .collect();
             let mut end = 0;
-            for cut in cut(&stretches) {
+            for cut in cut(&extents) {
                 prop_assert_eq!(cut.range.start, end);
                 prop_assert!(cut.range.end > end && cut.range.end - end <= SEGMENT_BYTES_MAX as u64);
                 end = cut.range.end;

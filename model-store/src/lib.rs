@@ -54,7 +54,7 @@ pub use remote::RemoteStore;
 pub use repair::{HealthReport, RepairReport, repair, verify};
 pub use service::ShardService;
 pub use source::{InspectedModel, SourceFile, inspect};
-pub use store::{Context, NodeAddress, S3Settings, Store, open_store};
+pub use store::{Context, NodeAddress, Store, open_store};
 pub use sweep::{
     IMPORT_SILENCE_MAX, ObjectTotals, SWEEP_AGE_DEFAULT, SWEEP_AGE_MIN, SweepOptions, SweepProgress,
     SweepReport, sweep,

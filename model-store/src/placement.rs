@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn an_impossible_placement_names_its_missing_condition() {
         let text = |result: Result<_, PlacementError>| result.expect_err("refused").to_string();
         let few = text(check(&["a", "b", "c"], 4, 2, 2));
         assert_eq!(few, "too few stores: 6 are needed for 4+2, 3 are given");
@@ -113,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_placed_survives_any_one_domain(
+        fn every_placement_survives_the_loss_of_any_one_domain(
             domains in proptest::collection::vec("[a-e]", 1..14),
             data in 1u8..6,
             parity in 0u8..5,

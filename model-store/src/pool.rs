@@ -149,26 +149,26 @@ mod tests {
     #[tokio::test]
     async fn jobs_run_and_a_panic_ends_only_its_own() {
         let pool = Pool::new(2);
-        assert_eq!(pool.run(|| panic!("meant to")).await, None::<()>);
+        assert_eq!(pool.run(|| panic!("deliberate")).await, None::<()>);
         assert_eq!(pool.run(|| 6 * 7).await, Some(42));
         assert_eq!(pool.threads(), 2);
     }
 
     #[tokio::test]
-    async fn a_thread_that_hangs_is_replaced_and_ends_when_it_is_let_go() {
+    async fn a_stalled_thread_is_replaced_and_ends_when_its_disk_answers() {
         let pool = Pool::new(1);
-        let (release, hung) = mpsc::channel::<()>();
-        let stuck = pool.run(move || {
-            let _ = hung.recv();
+        let (release, stalled) = mpsc::channel::<()>();
+        let blocked = pool.run(move || {
+            let _ = stalled.recv();
             replaced();
         });
         let others = async {
             pool.replace();
-            assert_eq!(pool.run(|| 1).await, Some(1), "there is a thread for others");
+            assert_eq!(pool.run(|| 1).await, Some(1), "another thread runs other jobs");
             assert_eq!(pool.running(), 2);
             drop(release);
         };
-        futures::future::join(stuck, others).await;
+        futures::future::join(blocked, others).await;
         while pool.running() > 1 {
             tokio::task::yield_now().await;
         }

@@ -8,11 +8,12 @@
 
 mod attempt;
 mod batch;
-mod fetch;
+mod decode;
 mod flow;
 mod health;
 mod inner;
-mod segment;
+mod machine;
+mod shell;
 mod window;
 
 use crate::codec::{Cipher, Coder};
@@ -23,22 +24,21 @@ use crate::geometry::{Geometry, manifest_path};
 use crate::key::ModelKey;
 use crate::pool::Pool;
 use crate::store::Store;
-use attempt::{Attempt, FillTarget};
-use batch::{SegmentBatch, next_batch};
-use flow::{Flow, FlowPermit};
-use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt, TryStreamExt};
+use attempt::FillTarget;
+pub use attempt::OnSegment;
+use batch::BatchReport;
+use flow::Flow;
+use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use health::Health;
 use inner::Inner;
-pub use inner::OnSegment;
 use protocol::ModelRoot;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
 use protocol::model::ModelManifest;
-use segment::BatchReport;
+use shell::load;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 use window::BATCH_BYTES_MAX;
 
@@ -88,17 +88,17 @@ pub async fn fetch_manifest(
     pool: &Pool,
 ) -> Result<Arc<ModelManifest>, ReadError> {
     let path = manifest_path(root);
-    let heard = AtomicU64::new(0);
+    let received = AtomicU64::new(0);
     let mut waiting = stores.iter().filter(|store| store.closed().is_none());
     let mut running = FuturesUnordered::new();
     let mut reasons = Vec::new();
-    let ask = |store: &Store| {
+    let request = |store: &Store| {
         let (store, path) = (store.clone(), path.clone());
-        let hear = |bytes| {
-            heard.fetch_add(bytes, Ordering::Relaxed);
+        let on_bytes = |bytes| {
+            received.fetch_add(bytes, Ordering::Relaxed);
         };
         async move {
-            let bytes = store.get(&path, MODEL_MANIFEST_BYTES_MAX, hear).await;
+            let bytes = store.get(&path, MODEL_MANIFEST_BYTES_MAX, on_bytes).await;
             let bytes = bytes.map_err(|error| error.to_string())?;
             let parsed = pool.run(move || parse_manifest(root, &bytes)).await;
             parsed
@@ -106,15 +106,16 @@ pub async fn fetch_manifest(
                 .map_err(|reason| format!("store `{}`: {reason}", store.url()))
         }
     };
-    running.extend(waiting.next().map(ask));
-    let mut asked_at = Instant::now();
+    running.extend(waiting.next().map(request));
+    let mut requested_at = Instant::now();
     while !running.is_empty() {
-        let before = heard.load(Ordering::Relaxed);
+        let before = received.load(Ordering::Relaxed);
         let answer = tokio::time::timeout(MANIFEST_HEDGE, running.next()).await;
         // A large manifest over a slow link takes time; a second copy of it would take as long again.
-        let moves = heard.load(Ordering::Relaxed) > before && asked_at.elapsed() < MANIFEST_WAIT_MAX;
+        let is_moving =
+            received.load(Ordering::Relaxed) > before && requested_at.elapsed() < MANIFEST_WAIT_MAX;
         match answer {
-            Err(_) if moves => continue,
+            Err(_) if is_moving => continue,
             Ok(Some(Ok(manifest))) => {
                 manifest.check()?;
                 return Ok(Arc::new(manifest));
@@ -122,11 +123,11 @@ pub async fn fetch_manifest(
             Ok(Some(Err(reason))) => reasons.push(reason),
             Ok(None) | Err(_) => {}
         }
-        running.extend(waiting.next().map(ask));
-        asked_at = Instant::now();
+        running.extend(waiting.next().map(request));
+        requested_at = Instant::now();
     }
     if reasons.is_empty() {
-        reasons.push("no store is in reach".into());
+        reasons.push("no store is reachable".into());
     }
     Err(ReadError::Manifest { root, reason: reasons.join("; ") })
 }
@@ -143,8 +144,8 @@ fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String
 impl Reader {
     /// Sets the stalled disks of this machine, by their shards, and turns measurement off. The reader must be
     /// new.
-    pub(crate) fn with_hung_disks(mut self, shards: &[usize]) -> Self {
-        Arc::get_mut(&mut self.inner).expect("new").health.hung = Some(shards.to_vec());
+    pub(crate) fn with_stalled_disks(mut self, shards: &[usize]) -> Self {
+        Arc::get_mut(&mut self.inner).expect("new").health.stalled = Some(shards.to_vec());
         self
     }
 }
@@ -246,7 +247,7 @@ impl Reader {
         let first = segments.partition_point(|segment| segment.offset + u64::from(segment.length) <= start);
         let last = segments.partition_point(|segment| segment.offset < end);
         let mut wanted: Vec<u32> = (first as u32..last as u32).collect();
-        wanted.sort_by_key(|index| self.inner.geometry.place(*index));
+        wanted.sort_by_key(|index| self.inner.geometry.position(*index));
         let memory = Arc::new(MemoryDestination::new(start, (end - start) as usize));
         self.fill_segments(&wanted, memory.clone(), Arc::new(|_| ())).await?;
         let memory = Arc::into_inner(memory).ok_or(ReadError::Stopped)?;
@@ -269,70 +270,6 @@ impl Reader {
 /// Returns the number of concurrent batches: per thread one in work and one ready, and two more in flight.
 fn concurrent(pool: &Pool) -> usize {
     2 * pool.threads() + 2
-}
-
-impl Inner {
-    /// Yields the wanted segments in batches, each when it may be requested. Batches on disks of this machine
-    /// do not wait. Batches from other machines wait until the flow has room, so the segments needed first
-    /// arrive first.
-    fn batches<'a>(&'a self, wanted: &'a [u32]) -> BoxStream<'a, (SegmentBatch, Option<FlowPermit>)> {
-        let next = move |mut at: usize| async move {
-            let bytes_max = match self.remote_shards() {
-                0 => BATCH_BYTES_MAX,
-                _ => self.flow.batch_bytes(),
-            };
-            let (batch, count) = next_batch(&self.manifest, &self.geometry, &wanted[at..], bytes_max)?;
-            at += count;
-            let bytes = self.remote_bytes(&batch);
-            let permit = if bytes > 0 { Some(self.flow.room(bytes).await) } else { None };
-            Some(((batch, permit), at))
-        };
-        stream::unfold(0, next).boxed()
-    }
-}
-
-/// Loads one batch: waits for the remote parts, then reads and decodes on the pool. An attempt that stalls on
-/// a disk is abandoned, and its remaining segments are tried again without that disk.
-async fn load(
-    inner: Arc<Inner>,
-    mut batch: SegmentBatch,
-    permit: Option<FlowPermit>,
-    target: FillTarget,
-) -> Result<BatchReport, ReadError> {
-    let mut report = BatchReport::default();
-    let mut hung = vec![false; inner.stores.len()];
-    let mut permit = permit;
-    loop {
-        let pieces = inner.fetch(&batch, &hung).await;
-        permit.take();
-        let spare = inner.has_spare(&pieces);
-        let attempt = Attempt::new(target.clone());
-        let work = {
-            let (inner, batch, attempt, runtime) =
-                (inner.clone(), batch.clone(), attempt.clone(), Handle::current());
-            let pool = inner.pool.clone();
-            async move { pool.run(move || inner.decode(&batch, &pieces, &runtime, &attempt)).await }
-        };
-        let tick = || tokio::time::sleep(health::TICK);
-        let patience = |shard| inner.health.disk_patience(shard, spare);
-        tokio::select! {
-            biased;
-            done = work => {
-                done.ok_or(ReadError::Stopped)??;
-                return Ok(report.plus(attempt.done()));
-            }
-            shard = attempt.hung(tick, patience) => {
-                let store = &inner.stores[shard];
-                tracing::warn!(store = store.url(), "disk stalled; reading from the other stores");
-                store.disk().inspect(|disk| disk.stuck());
-                inner.pool.replace();
-                hung[shard] = true;
-                let done = attempt.done();
-                batch.places.start += done.segments as usize;
-                report = report.plus(done);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -53,14 +53,6 @@ pub struct HealthReport {
     pub elapsed: Duration,
 }
 
-impl HealthReport {
-    /// Returns whether every shard and every copy of the manifest is present and right.
-    #[must_use]
-    pub fn is_sound(&self) -> bool {
-        self.faults.is_empty() && self.manifests_wrong == 0
-    }
-}
-
 /// Result of a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RepairReport {
@@ -219,9 +211,9 @@ type Shards = Vec<Result<Bytes, FaultKind>>;
 
 impl Run {
     async fn group(self: Arc<Self>, group: u32, pool: &Pool) -> Result<RepairReport, ReadError> {
-        let places = 0..self.geometry.segments(&self.manifest, group).len();
-        let check = |place| self.clone().check(group, place, pool);
-        let checks = stream::iter(places).map(check).buffered(SEGMENTS_IN_FLIGHT);
+        let positions = 0..self.geometry.segments(&self.manifest, group).len();
+        let check = |position| self.clone().check(group, position, pool);
+        let checks = stream::iter(positions).map(check).buffered(SEGMENTS_IN_FLIGHT);
         let checks: Vec<(Checked, RepairReport)> = checks.try_collect().await?;
         let (mut report, mut segments) = (RepairReport::default(), Vec::new());
         for (segment, found) in checks {
@@ -245,19 +237,19 @@ impl Run {
     async fn check(
         self: Arc<Self>,
         group: u32,
-        place: usize,
+        position: usize,
         pool: &Pool,
     ) -> Result<(Checked, RepairReport), ReadError> {
-        let range = self.range(group, place);
+        let range = self.range(group, position);
         let _permit = self.budget.take(2 * self.stores.len() as u64 * (range.end - range.start)).await;
         let shards = self.read(group, &range, &vec![true; self.stores.len()]).await;
         let this = self.clone();
-        pool.run(move || this.judge(group, place, &shards)).await.ok_or(ReadError::Stopped)
+        pool.run(move || this.assess(group, position, &shards)).await.ok_or(ReadError::Stopped)
     }
 
-    /// Returns the byte range of each object that holds the shards of the segment at `place`.
-    fn range(&self, group: u32, place: usize) -> Range<u64> {
-        self.geometry.ranges(&self.manifest, group)[place].clone()
+    /// Returns the byte range of each object that holds the shards of the segment at `position`.
+    fn range(&self, group: u32, position: usize) -> Range<u64> {
+        self.geometry.ranges(&self.manifest, group)[position].clone()
     }
 
     /// Returns the length in bytes of each object of a group.
@@ -287,8 +279,8 @@ impl Run {
     }
 
     /// Returns which shards of a segment are right; counts and reports the others.
-    fn judge(&self, group: u32, place: usize, shards: &Shards) -> (Checked, RepairReport) {
-        let index = self.geometry.segments(&self.manifest, group)[place];
+    fn assess(&self, group: u32, position: usize, shards: &Shards) -> (Checked, RepairReport) {
+        let index = self.geometry.segments(&self.manifest, group)[position];
         let mut report = RepairReport::default();
         let present = self.right(index, shards);
         for (shard, right) in present.iter().enumerate() {
@@ -350,16 +342,16 @@ impl Run {
         report: &mut RepairReport,
     ) -> Result<(), ReadError> {
         let longest =
-            (0..segments.len()).map(|place| self.range(group, place)).map(|it| it.end - it.start).max();
+            (0..segments.len()).map(|position| self.range(group, position)).map(|it| it.end - it.start).max();
         let block = 2 * self.stores.len() as u64 * longest.unwrap_or(0);
         let object = self.object_bytes(group);
         let _permit = self.budget.take(shards.len() as u64 * object + block).await;
         let mut objects = vec![Vec::with_capacity(object as usize); shards.len()];
-        for place in 0..segments.len() {
-            let range = self.range(group, place);
-            let found = self.read(group, &range, &self.sources(&segments[place], &shards)).await;
+        for position in 0..segments.len() {
+            let range = self.range(group, position);
+            let found = self.read(group, &range, &self.sources(&segments[position], &shards)).await;
             let (this, wanted) = (self.clone(), shards.clone());
-            let parts = pool.run(move || this.parts(group, place, &found, &wanted)).await;
+            let parts = pool.run(move || this.parts(group, position, &found, &wanted)).await;
             let Some(parts) = parts.ok_or(ReadError::Stopped)? else {
                 let object = self.geometry.object(group, shards[0]);
                 note(report, format!("`{object}` and others changed while they were repaired"));
@@ -406,8 +398,8 @@ impl Run {
     }
 
     /// Returns the wanted shards of a segment, each with its digest.
-    fn parts(&self, group: u32, place: usize, found: &Shards, wanted: &[usize]) -> Option<Vec<Bytes>> {
-        let index = self.geometry.segments(&self.manifest, group)[place];
+    fn parts(&self, group: u32, position: usize, found: &Shards, wanted: &[usize]) -> Option<Vec<Bytes>> {
+        let index = self.geometry.segments(&self.manifest, group)[position];
         let present = self.right(index, found);
         if wanted.iter().all(|shard| present[*shard]) {
             return wanted.iter().map(|shard| found[*shard].clone().ok()).collect();

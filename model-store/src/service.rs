@@ -284,12 +284,12 @@ async fn write(
     let (store, path) = (inner.store(&store)?, object_path(&object)?);
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let length = length.ok_or_else(|| refuse("an upload says its length"))?;
+    let length = length.ok_or_else(|| refuse("an upload declares its length"))?;
     if length > OBJECT_BYTES_MAX as u64 {
         let text = format!("objects have at most {OBJECT_BYTES_MAX} bytes");
         return Err(ShardServiceError(StatusCode::PAYLOAD_TOO_LARGE, code::STORE_REFUSED, text));
     }
-    let _place = inner.writes.acquire().await.expect("the semaphore is never closed");
+    let _permit = inner.writes.acquire().await.expect("the semaphore is never closed");
     let (objects, runtime) = (store.objects.clone(), Handle::current());
     // `put_multipart` creates a file before it first waits, so it runs on a thread that may block.
     let root = store.root.clone();
@@ -344,7 +344,7 @@ async fn fill(
         let deadline = (began + UPLOAD_SILENCE_MAX + earned).min(Instant::now() + UPLOAD_SILENCE_MAX);
         let chunk = match tokio::time::timeout_at(deadline, body.next()).await.map(Option::transpose) {
             Ok(Ok(chunk)) => chunk,
-            Ok(Err(_)) => return Err((upload, refuse("the upload broke off"))),
+            Ok(Err(_)) => return Err((upload, refuse("the upload was interrupted"))),
             Err(_) => {
                 let text = "the upload is silent or too slow".into();
                 return Err((
@@ -357,10 +357,10 @@ async fn fill(
         let chunk: Bytes = chunk.unwrap_or_default();
         received += chunk.len() as u64;
         if received > length {
-            return Err((upload, refuse("the upload is longer than it says")));
+            return Err((upload, refuse("the upload is longer than its declared length")));
         }
         if last && received != length {
-            return Err((upload, refuse("the upload is shorter than it says")));
+            return Err((upload, refuse("the upload is shorter than its declared length")));
         }
         gathered.extend_from_slice(&chunk);
         if gathered.len() >= WRITE_BYTES || (last && !gathered.is_empty()) {

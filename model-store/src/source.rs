@@ -9,7 +9,7 @@ pub(crate) mod gguf;
 pub(crate) mod safetensors;
 
 use crate::error::ImportError;
-use crate::layout::{Rank, Stretch};
+use crate::layout::{Extent, Rank};
 use protocol::model::{FILES_MAX, is_safe_path};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, ErrorKind};
@@ -56,7 +56,7 @@ pub struct SourceFile {
     /// Length in bytes.
     pub length: u64,
     identity: FileIdentity,
-    pub(crate) stretches: Vec<Stretch>,
+    pub(crate) extents: Vec<Extent>,
 }
 
 /// Identity of a file, which distinguishes it from a replacement.
@@ -202,19 +202,19 @@ fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFi
     let length = metadata.len();
     let file = File::open(&location).map_err(|error| unreadable(&location, error))?;
     refuse_pickle(&path, &file).map_err(|error| error.unwrap_or_else(|io| unreadable(&location, io)))?;
-    let whole = |rank| Ok(vec![Stretch { range: 0..length, rank }]);
-    let stretches = match ending(&path) {
-        "safetensors" => safetensors::stretches(&file, length),
-        "gguf" => gguf::stretches(BufReader::new(&file), length),
+    let whole = |rank| Ok(vec![Extent { range: 0..length, rank }]);
+    let extents = match ending(&path) {
+        "safetensors" => safetensors::extents(&file, length),
+        "gguf" => gguf::extents(BufReader::new(&file), length),
         _ if length <= EARLY_FILE_BYTES_MAX => whole(Rank::FIRST),
         _ => whole(Rank::LAST),
     };
-    let stretches = stretches.map_err(|flaw| match flaw {
+    let extents = extents.map_err(|flaw| match flaw {
         Flaw::Unreadable(error) => unreadable(&location, error),
         Flaw::Damaged(reason) => ImportError::Damaged { path: path.clone(), reason },
         Flaw::Unknown(reason) => ImportError::FormatUnknown { path: path.clone(), reason },
     })?;
-    Ok(SourceFile { path, location, length, identity: FileIdentity::of(metadata), stretches })
+    Ok(SourceFile { path, location, length, identity: FileIdentity::of(metadata), extents })
 }
 
 /// Returns the part of a path after its last dot.

@@ -46,12 +46,12 @@ pub struct NodeAddress {
 /// Settings of an S3 service. Absent ones come from the environment (`AWS_ACCESS_KEY_ID`,
 /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, ...) as `object_store` reads it.
 #[derive(Clone, Default)]
-pub struct S3Settings {
+pub(crate) struct S3Settings {
     /// Endpoint other than Amazon's, such as `http://127.0.0.1:9000`.
-    pub endpoint: Option<String>,
-    pub region: Option<String>,
-    pub access_key_id: Option<String>,
-    pub secret_access_key: Option<String>,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) region: Option<String>,
+    pub(crate) access_key_id: Option<String>,
+    pub(crate) secret_access_key: Option<String>,
 }
 
 impl std::fmt::Debug for S3Settings {
@@ -107,9 +107,9 @@ impl Context {
         self
     }
 
-    /// Sets the S3 settings.
-    #[must_use]
-    pub fn with_s3(mut self, settings: S3Settings) -> Self {
+    /// Sets the S3 settings, which otherwise come from the environment.
+    #[cfg(test)]
+    pub(crate) fn with_s3(mut self, settings: S3Settings) -> Self {
         self.s3 = settings;
         self
     }
@@ -157,7 +157,7 @@ pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store
     let refused = |reason: &str| StoreError::Address { url: reference.url.clone(), reason: reason.into() };
     let url = Url::parse(&reference.url).map_err(|error| refused(&error.to_string()))?;
     if url.query().is_some() || url.fragment().is_some() || url.password().is_some() {
-        return Err(refused("query, fragment and password have no place in it"));
+        return Err(refused("query, fragment and password are not allowed"));
     }
     let access = match url.scheme() {
         "file" => {
@@ -226,7 +226,7 @@ impl Store {
     #[must_use]
     pub fn open_or_closed(reference: &StoreReference, context: &Context) -> Self {
         open_store(reference, context).unwrap_or_else(|error| {
-            tracing::warn!(store = reference.url, %error, "store is out of reach");
+            tracing::warn!(store = reference.url, %error, "store is unreachable");
             Self { reference: reference.clone(), access: Access::Closed(Arc::new(error)) }
         })
     }

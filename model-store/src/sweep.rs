@@ -2,8 +2,8 @@
 //!
 //! Objects of a registered model must never be removed, even if it is registered during a collection. Two
 //! rules guarantee that. First, the stores are listed *before* the register is read: a listed import that is
-//! not registered is incomplete, or has yet to register. Second, an import is judged by the *youngest* of all
-//! its objects in all stores.
+//! not registered is incomplete, or has yet to register. Second, the age of an import is that of its
+//! *youngest* object in any store.
 //!
 //! The second rule suffices because a running import writes at least every [`IMPORT_SILENCE_MAX`] or ends
 //! with an error. After its last write it registers within that time or not at all. An import whose youngest
@@ -77,7 +77,7 @@ pub struct SweepReport {
     /// Unregistered objects that are too young to remove.
     pub young: ObjectTotals,
     /// Unregistered old objects: removed, or to be removed.
-    pub dead: ObjectTotals,
+    pub garbage: ObjectTotals,
     /// Objects that were removed.
     pub removed: ObjectTotals,
     /// Files that do not belong to this system; never touched.
@@ -89,7 +89,7 @@ pub struct SweepReport {
 
 /// Owner of objects, all of which are kept or removed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Kin {
+enum ObjectOwner {
     /// All copies of a manifest. First, so that no manifest outlives its shards.
     Manifest(ModelRoot),
     /// All shards of an import.
@@ -98,7 +98,7 @@ enum Kin {
     Leftover(String),
 }
 
-impl Kin {
+impl ObjectOwner {
     fn of(name: &str) -> Option<Self> {
         Some(match Name::of(name)? {
             Name::Manifest(root) => Self::Manifest(root),
@@ -120,7 +120,7 @@ impl Kin {
 
 /// Objects of one owner in one store.
 #[derive(Debug, Clone, Copy)]
-struct Pile {
+struct OwnedObjects {
     totals: ObjectTotals,
     youngest: SystemTime,
 }
@@ -128,26 +128,26 @@ struct Pile {
 /// Contents of one store.
 #[derive(Debug, Default)]
 struct Inventory {
-    piles: BTreeMap<Kin, Pile>,
+    owned: BTreeMap<ObjectOwner, OwnedObjects>,
     foreign: ObjectTotals,
     /// Error that ended the listing early.
-    broken: Option<StoreError>,
+    failure: Option<StoreError>,
 }
 
 impl Inventory {
     /// Lists a store. Memory holds its imports, not their objects.
     async fn of(store: &Store, listed: impl Fn()) -> Self {
         let mut inventory = Self::default();
-        let mut objects = store.list("");
+        let mut listing = store.list("");
         loop {
-            match objects.try_next().await {
+            match listing.try_next().await {
                 Ok(Some(object)) => {
                     inventory.add(&object);
                     listed();
                 }
                 Ok(None) => return inventory,
                 Err(error) => {
-                    inventory.broken = Some(error);
+                    inventory.failure = Some(error);
                     return inventory;
                 }
             }
@@ -156,38 +156,38 @@ impl Inventory {
 
     fn add(&mut self, object: &Listed) {
         let totals = ObjectTotals { objects: 1, bytes: object.bytes };
-        let Some(kin) = Kin::of(&object.name) else { return self.foreign.add(totals) };
-        let pile = Pile { totals: ObjectTotals::default(), youngest: object.modified };
-        let pile = self.piles.entry(kin).or_insert(pile);
-        pile.totals.add(totals);
-        pile.youngest = pile.youngest.max(object.modified);
+        let Some(owner) = ObjectOwner::of(&object.name) else { return self.foreign.add(totals) };
+        let none = OwnedObjects { totals: ObjectTotals::default(), youngest: object.modified };
+        let objects = self.owned.entry(owner).or_insert(none);
+        objects.totals.add(totals);
+        objects.youngest = objects.youngest.max(object.modified);
     }
 }
 
 /// Registered models, whose objects must be kept.
-struct Living {
+struct LiveSet {
     roots: BTreeSet<ModelRoot>,
     nonces: BTreeSet<ModelNonce>,
 }
 
-impl Living {
+impl LiveSet {
     async fn of(registered: Vec<(ModelRoot, Vec<Store>)>, pool: &Pool) -> Result<Self, SweepError> {
-        let mut living = Self { roots: BTreeSet::new(), nonces: BTreeSet::new() };
+        let mut live_set = Self { roots: BTreeSet::new(), nonces: BTreeSet::new() };
         for (root, stores) in registered {
             let manifest = fetch_manifest(root, &stores, pool).await;
             let manifest = manifest.map_err(|source| SweepError::Manifest { root, source })?;
-            living.roots.insert(root);
-            living.nonces.insert(manifest.nonce);
+            live_set.roots.insert(root);
+            live_set.nonces.insert(manifest.nonce);
         }
-        Ok(living)
+        Ok(live_set)
     }
 
-    fn has(&self, kin: &Kin) -> bool {
-        match kin {
-            Kin::Manifest(root) => self.roots.contains(root),
-            Kin::Shards(nonce) => self.nonces.contains(nonce),
+    fn has(&self, owner: &ObjectOwner) -> bool {
+        match owner {
+            ObjectOwner::Manifest(root) => self.roots.contains(root),
+            ObjectOwner::Shards(nonce) => self.nonces.contains(nonce),
             // A complete write leaves nothing, so no leftover belongs to one.
-            Kin::Leftover(_) => false,
+            ObjectOwner::Leftover(_) => false,
         }
     }
 }
@@ -221,15 +221,15 @@ where
     };
     let inventories = join_all(stores.iter().map(|store| Inventory::of(store, count))).await;
     let registered = register().await.map_err(|error| SweepError::Register(error.into()))?;
-    let living = Living::of(registered, pool).await?;
+    let live_set = LiveSet::of(registered, pool).await?;
     let mut report = SweepReport::default();
-    let dead = judge(&inventories, &living, &options, &mut report);
+    let garbage = find_garbage(&inventories, &live_set, &options, &mut report);
     if options.remove {
         let progress = |removed: ObjectTotals| {
-            let (listed, to_remove) = (listed.load(Ordering::Relaxed), report.dead.objects);
+            let (listed, to_remove) = (listed.load(Ordering::Relaxed), report.garbage.objects);
             progress(SweepProgress { listed, removed: removed.objects, to_remove });
         };
-        let (removed, failures) = remove(stores, &dead, &options, progress).await;
+        let (removed, failures) = remove(stores, &garbage, &options, progress).await;
         report.removed = removed;
         report.failures.extend(failures);
     }
@@ -237,34 +237,34 @@ where
 }
 
 /// Determines the garbage of each store, and counts everything. Pure.
-fn judge(
+fn find_garbage(
     inventories: &[Inventory],
-    living: &Living,
+    live_set: &LiveSet,
     options: &SweepOptions,
     report: &mut SweepReport,
-) -> BTreeSet<(Kin, usize)> {
+) -> BTreeSet<(ObjectOwner, usize)> {
     // Youngest object of each owner in any store, including stores whose listing failed.
-    let mut youngest: BTreeMap<&Kin, SystemTime> = BTreeMap::new();
-    for (kin, pile) in inventories.iter().flat_map(|inventory| &inventory.piles) {
-        let known = youngest.entry(kin).or_insert(pile.youngest);
-        *known = pile.youngest.max(*known);
+    let mut youngest: BTreeMap<&ObjectOwner, SystemTime> = BTreeMap::new();
+    for (owner, objects) in inventories.iter().flat_map(|inventory| &inventory.owned) {
+        let known = youngest.entry(owner).or_insert(objects.youngest);
+        *known = objects.youngest.max(*known);
     }
-    let mut dead = BTreeSet::new();
+    let mut garbage = BTreeSet::new();
     for (number, inventory) in inventories.iter().enumerate() {
         report.foreign.add(inventory.foreign);
-        report.failures.extend(inventory.broken.as_ref().map(ToString::to_string));
-        for (kin, pile) in &inventory.piles {
-            if living.has(kin) {
-                report.registered.add(pile.totals);
-            } else if inventory.broken.is_none() && is_old(youngest[kin], options) {
-                report.dead.add(pile.totals);
-                dead.insert((kin.clone(), number));
+        report.failures.extend(inventory.failure.as_ref().map(ToString::to_string));
+        for (owner, objects) in &inventory.owned {
+            if live_set.has(owner) {
+                report.registered.add(objects.totals);
+            } else if inventory.failure.is_none() && is_old(youngest[owner], options) {
+                report.garbage.add(objects.totals);
+                garbage.insert((owner.clone(), number));
             } else {
-                report.young.add(pile.totals);
+                report.young.add(objects.totals);
             }
         }
     }
-    dead
+    garbage
 }
 
 /// Returns whether an object is old. A time in the future is not: clocks differ.
@@ -275,14 +275,14 @@ fn is_old(modified: SystemTime, options: &SweepOptions) -> bool {
 /// Removes the garbage, owner by owner, and returns the errors of stores.
 async fn remove(
     stores: &[Store],
-    dead: &BTreeSet<(Kin, usize)>,
+    garbage: &BTreeSet<(ObjectOwner, usize)>,
     options: &SweepOptions,
     progress: impl Fn(ObjectTotals),
 ) -> (ObjectTotals, Vec<String>) {
     let (mut removed, mut failures) = (ObjectTotals::default(), BTreeMap::new());
-    for (kin, number) in dead {
+    for (owner, number) in garbage {
         if !failures.contains_key(number)
-            && let Err(error) = remove_kin(&stores[*number], kin, options, &mut removed, &progress).await
+            && let Err(error) = remove_owned(&stores[*number], owner, options, &mut removed, &progress).await
         {
             failures.insert(*number, error.to_string());
         }
@@ -291,16 +291,16 @@ async fn remove(
 }
 
 /// Lists the objects of one owner in one store again, and removes them unless one is young.
-async fn remove_kin(
+async fn remove_owned(
     store: &Store,
-    kin: &Kin,
+    owner: &ObjectOwner,
     options: &SweepOptions,
     removed: &mut ObjectTotals,
     progress: &impl Fn(ObjectTotals),
 ) -> Result<(), StoreError> {
-    let found: Vec<Listed> = store.list(&kin.prefix()).try_collect().await?;
-    let of_kin = |object: &Listed| Kin::of(&object.name).as_ref() == Some(kin);
-    let found: Vec<Listed> = found.into_iter().filter(of_kin).collect();
+    let found: Vec<Listed> = store.list(&owner.prefix()).try_collect().await?;
+    let is_owned = |object: &Listed| ObjectOwner::of(&object.name).as_ref() == Some(owner);
+    let found: Vec<Listed> = found.into_iter().filter(is_owned).collect();
     if found.iter().any(|object| !is_old(object.modified, options)) {
         return Ok(());
     }
@@ -311,8 +311,8 @@ async fn remove_kin(
         }
         progress(*removed);
     }
-    if !matches!(kin, Kin::Manifest(_)) {
-        store.remove_empty(&kin.prefix()).await;
+    if !matches!(owner, ObjectOwner::Manifest(_)) {
+        store.remove_empty(&owner.prefix()).await;
     }
     Ok(())
 }

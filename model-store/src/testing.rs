@@ -5,7 +5,7 @@ mod endless;
 mod link;
 
 pub(crate) use endless::Endless;
-pub(crate) use link::{Cloud, LIE_BYTES, Liar, PutFailure, SimulatedLink};
+pub(crate) use link::{Cloud, OVERSENT_CHUNK_BYTES, Oversender, PutFailure, SimulatedLink};
 
 use crate::*;
 use async_trait::async_trait;
@@ -22,6 +22,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
+
+impl HealthReport {
+    /// Returns whether every shard and every copy of the manifest is present and right.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.faults.is_empty() && self.manifests_wrong == 0
+    }
+}
 
 /// Returns `length` bytes that look random and depend on `seed` alone.
 pub(crate) fn seeded(seed: &str, length: usize) -> Vec<u8> {
@@ -243,7 +250,7 @@ impl ModelFixture {
         let reader =
             Reader::open(manifest.clone(), &self.key, stores.to_vec(), self.pool.clone(), self.sink());
         // A busy machine must not count as a slow disk: only tests declare disks stalled.
-        reader.expect("a reader").with_hung_disks(&[])
+        reader.expect("a reader").with_stalled_disks(&[])
     }
 
     pub(crate) fn sink(&self) -> FaultSink {
@@ -405,9 +412,9 @@ impl TinyDisk {
         let may_skip = std::env::var_os("QUORATE_SKIP_MOUNTS").is_some();
         assert!(
             may_skip,
-            "cannot mount: {reason}; run as root, or set QUORATE_SKIP_MOUNTS=1 to leave this out"
+            "cannot mount: {reason}; run as root, or set QUORATE_SKIP_MOUNTS=1 to skip this test"
         );
-        eprintln!("left out, as QUORATE_SKIP_MOUNTS says: cannot mount: {reason}");
+        eprintln!("skipped because of QUORATE_SKIP_MOUNTS: cannot mount: {reason}");
         None
     }
 

@@ -111,7 +111,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
 /// Starts this test program again as the importing process, which runs only the test below.
 fn importing_process(directory: &Path, nonce: u8, steps: u64) -> Child {
     Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "an_import_runs_where_it_is_told_to", "--nocapture"])
+        .args(["--exact", "an_import_runs_in_the_directory_of_its_environment", "--nocapture"])
         .env(DIRECTORY, directory)
         .env(NONCE, nonce.to_string())
         .env(STEPS, steps.to_string())
@@ -124,15 +124,15 @@ fn importing_process(directory: &Path, nonce: u8, steps: u64) -> Child {
 /// Alone, imports into a directory of its own and reads the model back. As a child of the test below, imports
 /// into the given directory, and reports each step until it is killed.
 #[tokio::test]
-async fn an_import_runs_where_it_is_told_to() {
-    let told = std::env::var_os(DIRECTORY).map(PathBuf::from);
+async fn an_import_runs_in_the_directory_of_its_environment() {
+    let given = std::env::var_os(DIRECTORY).map(PathBuf::from);
     let nonce = std::env::var(NONCE).map_or(1, |nonce| nonce.parse().expect("a number"));
-    let own = told.is_none().then(prepare);
-    let directory = told.or_else(|| Some(own.as_ref()?.path().to_path_buf())).expect("one of them");
+    let own = given.is_none().then(prepare);
+    let directory = given.or_else(|| Some(own.as_ref()?.path().to_path_buf())).expect("one of them");
     let most = std::env::var(STEPS).map_or(u64::MAX, |steps| steps.parse().expect("a number"));
-    let said = AtomicU64::new(0);
-    let say = move |_: ImportProgress| {
-        if said.fetch_add(1, Ordering::SeqCst) >= most {
+    let steps = AtomicU64::new(0);
+    let progress = move |_: ImportProgress| {
+        if steps.fetch_add(1, Ordering::SeqCst) >= most {
             loop {
                 std::thread::park();
             }
@@ -141,12 +141,12 @@ async fn an_import_runs_where_it_is_told_to() {
         // The parent may have stopped reading.
         let _ = writeln!(out, "\nstep").and_then(|()| out.flush());
     };
-    let imported = import_there(&directory, nonce, say).await;
+    let imported = import_there(&directory, nonce, progress).await;
     reads_right(&directory, &imported).await;
 }
 
 #[tokio::test]
-async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept() {
+async fn a_process_killed_during_an_import_loses_nothing_and_leaves_no_garbage() {
     let directory = prepare();
     let directory = directory.path();
     let earlier = import_there(directory, 1, |_| ()).await;
@@ -159,8 +159,8 @@ async fn a_process_killed_at_any_point_of_an_import_loses_nothing_and_is_swept()
         let steps = (seed >> 33) % (SEGMENTS + 1);
         let mut process = importing_process(directory, round + 2, steps);
         let out = BufReader::new(process.stdout.take().expect("piped"));
-        let said = out.lines().filter(|line| line.as_ref().is_ok_and(|line| line == "step"));
-        assert_eq!(said.take(steps as usize).count() as u64, steps, "it lived so long");
+        let printed = out.lines().filter(|line| line.as_ref().is_ok_and(|line| line == "step"));
+        assert_eq!(printed.take(steps as usize).count() as u64, steps, "it was killed after so many steps");
         process.kill().expect("kill");
         let ended = process.wait().expect("wait");
         // The process does not wait after the last step, so it may finish before it is killed.
@@ -188,5 +188,5 @@ async fn swept(directory: &Path, registered: &Imported) {
     let register = || async { Ok::<_, std::io::Error>(registered) };
     let report = sweep(&stores(directory), options, &Pool::new(1), register, |_| ()).await.expect("swept");
     assert!(report.failures.is_empty(), "{:?}", report.failures);
-    assert_eq!(report.removed, report.dead);
+    assert_eq!(report.removed, report.garbage);
 }

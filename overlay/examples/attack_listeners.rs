@@ -32,7 +32,7 @@ const SILENT_PUBLIC: usize = 4_200;
 /// Silent connections on the gateway's listener for workers.
 const SILENT_WORKERS: usize = 1_100;
 /// Unadmitted peers with a key and a self-signed ticket, on the same listener.
-const STRANGERS: usize = 100;
+const UNADMITTED: usize = 100;
 /// Requests whose body stops short of its end.
 const UNFINISHED: usize = 100;
 /// Announced length of such a body, and the part of it that is sent, in bytes.
@@ -157,7 +157,7 @@ async fn run() -> Result<(), String> {
     let wanted = SILENT_CONTROL * (arguments.controls.len() + 2)
         + SILENT_PUBLIC
         + SILENT_WORKERS
-        + STRANGERS
+        + UNADMITTED
         + UNFINISHED;
     let [own] = open_files::fit(256, [Limits { connections_max: wanted, ..Limits::default() }]);
     // A share of the plan if this process may not open as many files.
@@ -186,8 +186,8 @@ async fn run() -> Result<(), String> {
     silence(&attack, &over, public, share(SILENT_PUBLIC));
     let attack = begin("silent on the workers' listener".into(), share(SILENT_WORKERS));
     silence(&attack, &over, workers, share(SILENT_WORKERS));
-    let attack = begin("stranger keys on the workers' listener".into(), share(STRANGERS));
-    strangers(&attack, &over, workers, gateway, share(STRANGERS));
+    let attack = begin("unadmitted keys on the workers' listener".into(), share(UNADMITTED));
+    unadmitted_peers(&attack, &over, workers, gateway, share(UNADMITTED));
     let attack = begin("unfinished bodies".into(), share(UNFINISHED));
     unfinished_bodies(&attack, &over, public, arguments.attacker.trim(), share(UNFINISHED));
 
@@ -366,7 +366,13 @@ fn silence(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, count: 
     });
 }
 
-fn strangers(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAddr, gateway: PublicKey, count: usize) {
+fn unadmitted_peers(
+    attack: &Arc<Attack>,
+    over: &Arc<AtomicBool>,
+    to: SocketAddr,
+    gateway: PublicKey,
+    count: usize,
+) {
     keep_up(over, count, || {
         let attack = attack.clone();
         async move {

@@ -143,7 +143,7 @@ where
                 }
                 Err(error) => match after_failure(&error) {
                     AfterFailure::GiveUp => break Err(Error::Listener(error)),
-                    AfterFailure::GoOn => tracing::debug!(%error, "connection closed before it was accepted"),
+                    AfterFailure::Continue => tracing::debug!(%error, "connection lost before accept"),
                     AfterFailure::Wait => {
                         failures += 1;
                         if failures == 1 {
@@ -197,7 +197,7 @@ const ACCEPT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), most
 #[derive(Debug, PartialEq, Eq)]
 enum AfterFailure {
     /// Only this connection has failed.
-    GoOn,
+    Continue,
     /// The machine lacks a resource that it may have again.
     Wait,
     /// The listener is no longer usable.
@@ -220,7 +220,7 @@ fn after_failure(error: &io::Error) -> AfterFailure {
             | Errno::EHOSTUNREACH
             | Errno::EPERM
             | Errno::EINTR,
-        ) => AfterFailure::GoOn,
+        ) => AfterFailure::Continue,
         // Descriptors or memory are short, or an immediate retry would hardly help.
         _ => AfterFailure::Wait,
     }
@@ -232,8 +232,8 @@ mod tests {
     use nix::errno::Errno;
 
     #[test]
-    fn only_failures_that_cannot_pass_end_a_listener() {
-        use AfterFailure::{GiveUp, GoOn, Wait};
+    fn only_permanent_failures_end_a_listener() {
+        use AfterFailure::{Continue, GiveUp, Wait};
         let table = [
             (Errno::EBADF, GiveUp),
             (Errno::EINVAL, GiveUp),
@@ -242,9 +242,9 @@ mod tests {
             (Errno::ENFILE, Wait),
             (Errno::ENOBUFS, Wait),
             (Errno::ENOMEM, Wait),
-            (Errno::ECONNABORTED, GoOn),
-            (Errno::EPROTO, GoOn),
-            (Errno::EHOSTUNREACH, GoOn),
+            (Errno::ECONNABORTED, Continue),
+            (Errno::EPROTO, Continue),
+            (Errno::EHOSTUNREACH, Continue),
         ];
         for (errno, expected) in table {
             let error = io::Error::from_raw_os_error(errno as i32);

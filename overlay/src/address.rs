@@ -63,27 +63,27 @@ impl std::fmt::Display for Address {
 
 /// The resolver of names.
 #[derive(Clone)]
-pub(crate) struct LookUp(Arc<Resolve>);
+pub(crate) struct NameResolver(Arc<Resolve>);
 
 type ResolvedAddresses = io::Result<Vec<SocketAddr>>;
 type Resolve = dyn Fn(Arc<str>) -> BoxFuture<'static, ResolvedAddresses> + Send + Sync;
 
-impl std::fmt::Debug for LookUp {
+impl std::fmt::Debug for NameResolver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("LookUp")
+        f.write_str("NameResolver")
     }
 }
 
-impl LookUp {
+impl NameResolver {
     /// Resolves as the operating system does.
     pub(crate) fn system() -> Self {
         Self::with(|name| Box::pin(async move { Ok(tokio::net::lookup_host(&*name).await?.collect()) }))
     }
 
     pub(crate) fn with(
-        look_up: impl Fn(Arc<str>) -> BoxFuture<'static, ResolvedAddresses> + Send + Sync + 'static,
+        resolver: impl Fn(Arc<str>) -> BoxFuture<'static, ResolvedAddresses> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(look_up))
+        Self(Arc::new(resolver))
     }
 
     /// Returns the addresses to dial now, at least one.
@@ -93,7 +93,7 @@ impl LookUp {
             Host::Named(name) => (self.0)(name.clone()).await?,
         };
         if found.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "no address has this name"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
         }
         Ok(found)
     }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_and_names_are_told_apart_and_come_back_as_they_were() {
+    fn addresses_and_names_are_distinguished_and_round_trip() {
         for text in ["10.0.0.1:7600", "[2001:db8::1]:7600", "control-1.example:7600", "localhost:1"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

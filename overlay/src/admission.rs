@@ -81,7 +81,7 @@ impl Admission {
         let mut inner = self.lock();
         let (number, decisions) = inner.queue.arrive(source, activity);
         inner.signals.insert(number, Signals { admitted: Some(admit), evicted });
-        inner.tell(decisions);
+        inner.signal(decisions);
         drop(inner);
         Permit { meter: ActivityMeter { admission: self.clone(), number }, admitted: Some(admitted) }
     }
@@ -110,13 +110,13 @@ impl Admission {
 }
 
 impl Inner {
-    fn tell(&mut self, decisions: Vec<Decision>) {
+    fn signal(&mut self, decisions: Vec<Decision>) {
         for decision in decisions {
             match decision {
                 Decision::Admit(number) => {
-                    let signal = self.signals.get_mut(&number).and_then(|signals| signals.admitted.take());
+                    let admitted = self.signals.get_mut(&number).and_then(|signals| signals.admitted.take());
                     // A connection that no longer waits returns its permit when it is dropped.
-                    let _ = signal.map(|signal| signal.send(()));
+                    let _ = admitted.map(|admitted| admitted.send(()));
                 }
                 Decision::Evict(number) | Decision::Reject(number) => {
                     if let Some(signals) = self.signals.remove(&number) {
@@ -156,7 +156,7 @@ impl Drop for Permit {
         let mut inner = admission.lock();
         inner.signals.remove(number);
         let decisions = inner.queue.depart(*number);
-        inner.tell(decisions);
+        inner.signal(decisions);
     }
 }
 
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_permit_that_is_dropped_admits_the_next_and_one_that_is_evicted_is_told() {
+    async fn a_dropped_permit_admits_the_next_and_an_eviction_is_signalled() {
         let admission = Admission::new(EvictionPolicy::MaxMinFair, 2, 1);
         let (many, few) = (source("127.0.0.2"), source("127.0.0.1"));
         let tokens: Vec<CancellationToken> = (0..4).map(|_| CancellationToken::new()).collect();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_turned_away_takes_nothing() {
+    fn a_rejected_connection_takes_no_permit() {
         let admission = Admission::new(EvictionPolicy::MaxMinFair, 1, 0);
         let (held, newcomer) = (CancellationToken::new(), CancellationToken::new());
         let _held = admission.try_admit(source("10.0.0.1"), Activity::Busy, held.clone()).unwrap();

@@ -45,7 +45,7 @@ struct ChannelState {
     peer: PublicKey,
     refusal: AccessDeniedFlag,
     answered: AtomicBool,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     closed: CancellationToken,
 }
 
@@ -104,9 +104,9 @@ impl Channel {
                 tracing::debug!(%peer, %error, "connection ended");
             }
         });
-        let places = Arc::new(Semaphore::new(limits.streams_max as usize));
+        let permits = Arc::new(Semaphore::new(limits.streams_max as usize));
         let answered = AtomicBool::new(false);
-        let shared = Arc::new(ChannelState { peer, refusal, answered, places, closed });
+        let shared = Arc::new(ChannelState { peer, refusal, answered, permits, closed });
         Ok(Self { sender, shared, limits })
     }
 
@@ -167,14 +167,14 @@ impl Channel {
         &self,
         mut request: Request<Body>,
     ) -> Result<Response<ResponseBody>, SendFailure> {
-        let place = self.shared.places.clone().acquire_owned().await;
-        let place = place.expect("the semaphore is never closed");
+        let permit = self.shared.permits.clone().acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
         *request.uri_mut() = absolute(request.uri());
         *request.version_mut() = http::Version::HTTP_2;
         match self.sender.clone().try_send_request(request).await {
             Ok(response) => {
                 self.shared.answered.store(true, Ordering::Relaxed);
-                Ok(response.map(|incoming| ResponseBody::new(incoming, self, place)))
+                Ok(response.map(|incoming| ResponseBody::new(incoming, self, permit)))
             }
             Err(mut error) => {
                 let unsent = error.take_message();
@@ -187,7 +187,7 @@ impl Channel {
 
 impl ChannelState {
     fn explain(&self, error: hyper::Error, sent: bool) -> Error {
-        if self.refusal.happened() {
+        if self.refusal.is_set() {
             return Error::PeerRefused { peer: self.peer };
         }
         Error::Lost { peer: self.peer, sent, source: error.into() }
@@ -220,11 +220,11 @@ pub struct ResponseBody {
     shared: Arc<ChannelState>,
     /// Keeps the connection open while the body is read.
     _sender: http2::SendRequest<Body>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl ResponseBody {
-    fn new(incoming: Incoming, channel: &Channel, place: OwnedSemaphorePermit) -> Self {
+    fn new(incoming: Incoming, channel: &Channel, permit: OwnedSemaphorePermit) -> Self {
         Self {
             incoming,
             remaining: channel.limits.response_bytes_max,
@@ -232,7 +232,7 @@ impl ResponseBody {
             limits: channel.limits.clone(),
             shared: channel.shared.clone(),
             _sender: channel.sender.clone(),
-            _place: place,
+            _permit: permit,
         }
     }
 

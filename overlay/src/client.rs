@@ -1,7 +1,7 @@
 //! Client of one peer that keeps a connection to it and reconnects after a loss.
 
 use crate::Body;
-use crate::address::{Address, LookUp, TRIED_MAX};
+use crate::address::{Address, NameResolver, TRIED_MAX};
 use crate::channel::{Channel, ResponseBody, SendFailure, collect};
 use crate::error::Error;
 use crate::identity::Identity;
@@ -31,7 +31,7 @@ pub struct Client {
 struct Target {
     identity: Identity,
     address: Address,
-    look_up: LookUp,
+    resolver: NameResolver,
     peer: PublicKey,
     link: Mutex<Link>,
 }
@@ -47,17 +47,17 @@ impl Client {
     /// Creates a client of the holder of `peer` at `address`. It does not dial yet.
     #[must_use]
     pub fn new(identity: Identity, address: impl Into<Address>, peer: PublicKey, limits: Limits) -> Self {
-        Self::looking_up(LookUp::system(), identity, address.into(), peer, limits)
+        Self::with_resolver(NameResolver::system(), identity, address.into(), peer, limits)
     }
 
-    fn looking_up(
-        look_up: LookUp,
+    fn with_resolver(
+        resolver: NameResolver,
         identity: Identity,
         address: Address,
         peer: PublicKey,
         limits: Limits,
     ) -> Self {
-        let target = Target { identity, address, look_up, peer, link: Mutex::default() };
+        let target = Target { identity, address, resolver, peer, link: Mutex::default() };
         Self { target: Arc::new(target), limits: Arc::new(limits) }
     }
 
@@ -138,8 +138,8 @@ impl Client {
     }
 
     async fn dial(&self, failures: u32) -> Result<Channel, Error> {
-        let Target { identity, address, look_up, peer, .. } = &*self.target;
-        let found = within("look up", self.limits.handshake, look_up.of(address)).await?;
+        let Target { identity, address, resolver, peer, .. } = &*self.target;
+        let found = within("look up", self.limits.handshake, resolver.of(address)).await?;
         let mut found = found.map_err(|source| Error::Name { name: address.to_string(), source })?;
         let turn = failures as usize % found.len();
         found.rotate_left(turn);
@@ -200,20 +200,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_looked_up_again_for_every_connection() {
+    async fn a_name_is_resolved_for_every_connection() {
         let (server, own) = (Identity::from_seed(&[1; 32]), Identity::from_seed(&[2; 32]));
         let (old, old_ends) = start(&server, "old").await;
         let (new, _new_ends) = start(&server, "new").await;
         let (impostor, _impostor_ends) = start(&Identity::from_seed(&[3; 32]), "impostor").await;
         let means = Arc::new(BlockingMutex::new(vec![old]));
         let answers = means.clone();
-        let look_up = LookUp::with(move |name| {
+        let resolver = NameResolver::with(move |name| {
             assert_eq!(&*name, "control-1.example:7600");
             let found = answers.lock().unwrap().clone();
             Box::pin(async move { Ok(found) })
         });
         let address: Address = "control-1.example:7600".parse().unwrap();
-        let client = Client::looking_up(look_up, own, address, server.public_key(), Limits::default());
+        let client = Client::with_resolver(resolver, own, address, server.public_key(), Limits::default());
         assert_eq!(ask(&client).await.unwrap(), "old");
         // The machine has moved; at one of its new addresses another peer answers.
         *means.lock().unwrap() = vec![impostor, new];
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_system_looks_names_up_and_one_that_is_none_is_said_so() {
+    async fn the_system_resolves_names_and_an_unknown_name_is_an_error() {
         let (server, own) = (Identity::from_seed(&[1; 32]), Identity::from_seed(&[2; 32]));
         let (address, _ends) = start(&server, "in").await;
         let named = |name: &str| {

@@ -3,29 +3,54 @@
 //! Each attack by a peer or an unauthenticated client, its bound, and the test in `tests/loopback` that tries
 //! it:
 //!
-//! | attack | bound | test |
-//! |---|---|---|
-//! | connect and say nothing, or half a handshake | `handshake` | `tls::a_handshake_that_never_ends_is_cut_off` |
-//! | many of these at the same time | `handshakes_max`, `handshake` | `hostile::handshakes_that_hang_keep_others_out_no_longer_than_their_limit` |
-//! | many of these from one address | fair turns in `admission.rs` | `admission::handshakes_that_hang_keep_no_other_address_out` |
-//! | more connections than `connections_max` | fair admission, idle ones evicted first | `admission::silent_connections_of_one_address_…`, `admission::requests_under_way_…` |
-//! | more connections of one key than `connections_max` | fair admission by key | `admission::a_key_with_many_connections_keeps_no_other_out` |
-//! | connections of unknown keys | `unadmitted_max`, `unadmitted_timeout` | `admission::unadmitted_peers_take_no_permits_of_peers_and_none_for_ever`, `admission::keys_without_number_…` |
-//! | more connections than open files | `open_files::fit` lowers all bounds | `open_files::connections_never_take_the_reserve` |
-//! | shake hands, then silence | `idle`, `ping_timeout` | `http::a_peer_that_shakes_hands_and_then_says_nothing_is_dropped` |
-//! | a reversed connection without its preface | `handshake`, `PREFACE_BYTES_MAX` | `reverse::a_preface_that_never_comes_is_given_up` |
-//! | a head without end, a huge head | `header_bytes_max` | `hostile::a_head_that_never_ends_is_cut_off`, `hostile::a_head_above_the_limit_is_answered_431` |
-//! | too many concurrent requests | `streams_max` | `hostile::streams_beyond_the_limit_are_refused_one_by_one` |
-//! | requests begun and reset (rapid reset) | the HTTP/2 library's count of unread resets | `hostile::requests_that_are_reset_as_soon_as_they_begin_end_the_connection` |
-//! | pings without end, nothing read | flow control, `ping_timeout`, `idle` | `hostile::pings_without_end_from_a_peer_that_reads_nothing_end_the_connection` |
-//! | stop reading an answer | `ping_timeout`, `idle` on a stalled write | `hostile::a_peer_that_stops_reading_…`, `people::a_client_that_stops_reading_…` |
-//! | a large body, with or without a length | `request_bytes_max`, `response_bytes_max` | `http::bodies_above_the_limit_are_refused_on_both_sides` |
-//! | a body that trickles, an answer that never comes | `request` | `people::a_body_that_trickles_is_given_up`, `http::an_answer_that_never_comes_…` |
-//! | an answer that stalls | `body_idle` | `http::a_response_that_falls_silent_times_out` |
-//! | a server that vanishes silently | `ping_timeout` | `hostile::a_server_that_falls_silent_is_noticed_…` |
-//! | an idle connection of a person's client | `idle` | `people::an_idle_connection_that_was_kept_alive_is_closed` |
-//! | a slow head of a person's client | `idle` | `people::slow_clients_are_cut_off` |
-//! | frames and descriptors on a unix socket | `FRAME_BYTES_MAX`, `DESCRIPTORS_MAX` | `descriptors::what_is_not_a_frame_is_refused`, `descriptors::descriptors_above_the_limit_…` |
+//! - connect and say nothing, or half a handshake: `handshake`;
+//!   `tls::a_handshake_that_never_ends_is_cut_off`
+//! - many of these at the same time: `handshakes_max`, `handshake`;
+//!   `hostile::stalled_handshakes_keep_others_out_no_longer_than_their_limit`
+//! - many of these from one address: fair turns in `admission.rs`;
+//!   `admission::stalled_handshakes_keep_no_other_address_out`
+//! - more connections than `connections_max`: fair admission, idle ones evicted first;
+//!   `admission::silent_connections_of_one_address_keep_no_other_client_out`,
+//!   `admission::requests_under_way_are_evicted_last_and_never_for_more_than_a_share`
+//! - more connections of one key than `connections_max`: fair admission by key;
+//!   `admission::a_key_with_many_connections_keeps_no_other_out`
+//! - connections of unknown keys: `unadmitted_max`, `unadmitted_timeout`;
+//!   `admission::unadmitted_peers_take_no_permits_of_peers_and_hold_none_long`,
+//!   `admission::many_unknown_keys_keep_no_admitted_key_from_a_reversed_listener`
+//! - more connections than open files: `open_files::fit` lowers all bounds;
+//!   `open_files::connections_never_take_the_reserve`
+//! - shake hands, then silence: `idle`, `ping_timeout`;
+//!   `http::a_peer_that_is_silent_after_its_handshake_is_dropped`
+//! - a reversed connection without its preface: `handshake`, `PREFACE_BYTES_MAX`;
+//!   `reverse::a_missing_preface_times_out`
+//! - a head without end, a huge head: `header_bytes_max`;
+//!   `hostile::a_head_that_never_ends_is_cut_off`,
+//!   `hostile::a_head_above_the_limit_is_answered_431`
+//! - too many concurrent requests: `streams_max`;
+//!   `hostile::streams_beyond_the_limit_are_refused_one_by_one`
+//! - requests begun and reset (rapid reset): the HTTP/2 library's count of unread resets;
+//!   `hostile::requests_that_are_reset_as_soon_as_they_begin_end_the_connection`
+//! - pings without end, nothing read: flow control, `ping_timeout`, `idle`;
+//!   `hostile::pings_without_end_from_a_peer_that_reads_nothing_end_the_connection`
+//! - stop reading an answer: `ping_timeout`, `idle` on a stalled write;
+//!   `hostile::a_peer_that_stops_reading_is_dropped_and_its_work_ends`,
+//!   `people::a_client_that_stops_reading_is_cut_off_and_its_work_ends`
+//! - a large body, with or without a length: `request_bytes_max`, `response_bytes_max`;
+//!   `http::bodies_above_the_limit_are_refused_on_both_sides`
+//! - a body that trickles, an answer that never comes: `request`;
+//!   `people::a_trickling_body_times_out`,
+//!   `http::a_missing_response_times_out_on_the_side_with_the_shorter_limit`
+//! - an answer that stalls: `body_idle`;
+//!   `http::a_response_that_falls_silent_times_out`
+//! - a server that vanishes silently: `ping_timeout`;
+//!   `hostile::a_server_that_falls_silent_is_detected_long_before_the_request_would_time_out`
+//! - an idle connection of a person's client: `idle`;
+//!   `people::an_idle_connection_that_was_kept_alive_is_closed`
+//! - a slow head of a person's client: `idle`;
+//!   `people::slow_clients_are_cut_off`
+//! - frames and descriptors on a unix socket: `FRAME_BYTES_MAX`, `DESCRIPTORS_MAX`;
+//!   `descriptors::malformed_frames_are_refused`,
+//!   `descriptors::descriptors_above_the_limit_are_refused_and_closed`
 //!
 //! Not bounded in time: a peer that answers pings and takes an answer slowly. It holds one of `streams_max`
 //! requests of its own connection and one flow-control window, as a long answer to an honest peer does. The

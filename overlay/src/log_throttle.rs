@@ -50,7 +50,7 @@ mod tests {
             lines.extend(state.pass(now).map(|suppressed| (number, suppressed)));
         }
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[0], (0, 0), "the first is said at once");
+        assert_eq!(lines[0], (0, 0), "the first line passes immediately");
         let (second, suppressed) = lines[1];
         assert_eq!(suppressed, second - 1);
         let later = began + Duration::from_secs(60);

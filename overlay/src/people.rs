@@ -49,23 +49,23 @@ impl ServerCertificate {
     /// # Errors
     /// [`Error::Certificate`]: no certificate, no key, or a key that does not match the certificate.
     pub fn from_pem(chain: &[u8], private_key: &[u8]) -> Result<Self, Error> {
-        let wrong =
-            |what: &str, error: &dyn std::fmt::Display| Error::Certificate(format!("{what}: {error}"));
+        let invalid =
+            |step: &str, error: &dyn std::fmt::Display| Error::Certificate(format!("{step}: {error}"));
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
-            .map_err(|error| wrong("read the chain", &error))?;
+            .map_err(|error| invalid("read the chain", &error))?;
         if chain.is_empty() {
             return Err(Error::Certificate("the chain holds no certificate".to_owned()));
         }
         let private_key = PrivateKeyDer::from_pem_slice(private_key)
-            .map_err(|error| wrong("read the private key", &error))?;
+            .map_err(|error| invalid("read the private key", &error))?;
         let configure = |groups: &[&'static dyn SupportedKxGroup]| {
             let mut config = ServerConfig::builder_with_provider(provider(groups))
                 .with_protocol_versions(&[&TLS13])
-                .map_err(|error| wrong("configure", &error))?
+                .map_err(|error| invalid("configure", &error))?
                 .with_no_client_auth()
                 .with_single_cert(chain.clone(), private_key.clone_key())
-                .map_err(|error| wrong("use the chain with the key", &error))?;
+                .map_err(|error| invalid("use the chain with the key", &error))?;
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             Ok(Arc::new(config))
         };
@@ -150,8 +150,8 @@ pub async fn serve(
                 }
                 return;
             };
-            let shaken = within("tls handshake", limits.handshake, certificate.accept(tcp)).await;
-            let tls = match shaken.and_then(|outcome| outcome.map_err(Error::Handshake)) {
+            let outcome = within("tls handshake", limits.handshake, certificate.accept(tcp)).await;
+            let tls = match outcome.and_then(|accepted| accepted.map_err(Error::Handshake)) {
                 Ok(tls) => tls,
                 Err(error) => return arrival.failed(&error),
             };

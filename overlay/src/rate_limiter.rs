@@ -100,7 +100,7 @@ mod tests {
         assert_eq!((at(100), at(100)), (Ok(()), Err(ms(100))));
         assert_eq!([at(10_000), at(10_000), at(10_000)], [Ok(()); 3]);
         assert_eq!(at(10_000), Err(ms(100)), "a whole burst grows no further");
-        assert_eq!(at(0), Err(ms(10_100)), "time that went back gives nothing");
+        assert_eq!(at(0), Err(ms(10_100)), "a clock that went back adds nothing");
     }
 
     #[test]
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_total_keys_do_not_meet_and_a_burst_of_zero_gets_nothing() {
+    fn without_a_total_keys_are_independent_and_a_burst_of_zero_gets_nothing() {
         let mut limiter = RateLimiter::new(8, None);
         let none = Rate { burst: 0, interval: ms(60_000) };
         for key in ["a", "b", "c", "d", "e", "f"] {

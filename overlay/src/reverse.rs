@@ -56,7 +56,7 @@ pub async fn reverse_serve(
     let guard = Guard::new(router, None, limits.clone()).of(peer);
     let refusal = stream.refusal();
     serve_http2(stream, guard, &limits, shutdown).await;
-    if refusal.happened() {
+    if refusal.is_set() {
         return Err(Error::PeerRefused { peer });
     }
     Ok(())

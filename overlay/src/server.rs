@@ -94,7 +94,7 @@ pub async fn serve(
             if is_known {
                 serving.await;
             } else {
-                for_a_while(serving, limits.unadmitted_timeout, &until).await;
+                serve_for(serving, limits.unadmitted_timeout, &until).await;
             }
         }
     })
@@ -102,7 +102,7 @@ pub async fn serve(
 }
 
 /// Runs `serving`; after `timeout`, cancels `until` so that it ends in order.
-async fn for_a_while(serving: impl Future<Output = ()>, timeout: Duration, until: &CancellationToken) {
+async fn serve_for(serving: impl Future<Output = ()>, timeout: Duration, until: &CancellationToken) {
     let mut serving = pin!(serving);
     if tokio::time::timeout(timeout, &mut serving).await.is_err() {
         until.cancel();

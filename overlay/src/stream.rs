@@ -24,7 +24,7 @@ pub type Stream = Watched<TlsStream<TcpStream>>;
 pub(crate) struct AccessDeniedFlag(Arc<AtomicBool>);
 
 impl AccessDeniedFlag {
-    pub(crate) fn happened(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -34,19 +34,19 @@ impl AccessDeniedFlag {
 pub struct Watched<S> {
     inner: S,
     refusal: AccessDeniedFlag,
-    read: Option<Patience>,
-    write: Patience,
+    read: Option<ProgressTimeout>,
+    write: ProgressTimeout,
 }
 
 impl<S> Watched<S> {
     /// Watches reads and writes: for protocols whose peer is never silent while alive.
     pub(crate) fn new(inner: S, idle: Duration) -> Self {
-        Self { read: Some(Patience::new(idle)), ..Self::writes_only(inner, idle) }
+        Self { read: Some(ProgressTimeout::new(idle)), ..Self::writes_only(inner, idle) }
     }
 
     /// Watches writes only: for HTTP/1, whose client is silent while it waits for its answer.
     pub(crate) fn writes_only(inner: S, idle: Duration) -> Self {
-        Self { inner, refusal: AccessDeniedFlag::default(), read: None, write: Patience::new(idle) }
+        Self { inner, refusal: AccessDeniedFlag::default(), read: None, write: ProgressTimeout::new(idle) }
     }
 
     /// Returns the stream beneath.
@@ -67,12 +67,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.inner).poll_read(context, buffer) {
             Poll::Pending => match &mut self.read {
-                Some(patience) => patience.poll_ends(context).map(Err),
+                Some(timeout) => timeout.poll_timed_out(context).map(Err),
                 None => Poll::Pending,
             },
             Poll::Ready(outcome) => {
-                if let Some(patience) = &mut self.read {
-                    patience.since = None;
+                if let Some(timeout) = &mut self.read {
+                    timeout.since = None;
                 }
                 if outcome.as_ref().is_err_and(denies_access) {
                     self.refusal.0.store(true, Ordering::Release);
@@ -90,7 +90,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.write.judge(outcome, context)
+        self.write.track(outcome, context)
     }
 
     fn poll_write_vectored(
@@ -99,7 +99,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.inner).poll_write_vectored(context, parts);
-        self.write.judge(outcome, context)
+        self.write.track(outcome, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -108,30 +108,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.inner).poll_flush(context);
-        self.write.judge(outcome, context)
+        self.write.track(outcome, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.inner).poll_shutdown(context);
-        self.write.judge(outcome, context)
+        self.write.track(outcome, context)
     }
 }
 
 /// The time limit on progress in one direction. The timer is armed lazily: a stream that never waits pays
 /// nothing.
 #[derive(Debug)]
-struct Patience {
+struct ProgressTimeout {
     limit: Duration,
     since: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
+impl ProgressTimeout {
     fn new(limit: Duration) -> Self {
         Self { limit, since: None }
     }
 
     /// Returns ready with the error once `limit` has passed without progress.
-    fn poll_ends(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+    fn poll_timed_out(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let limit = self.limit;
         let deadline =
             self.since.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
@@ -139,9 +139,9 @@ impl Patience {
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "peer is silent"))
     }
 
-    fn judge<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn track<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if outcome.is_pending() {
-            return self.poll_ends(context).map(Err);
+            return self.poll_timed_out(context).map(Err);
         }
         self.since = None;
         outcome

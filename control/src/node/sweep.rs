@@ -118,7 +118,7 @@ impl ModelAccess {
             dry_run: !remove,
             registered: report.registered.into(),
             young: report.young.into(),
-            dead: report.dead.into(),
+            dead: report.garbage.into(),
             removed: report.removed.into(),
             foreign: report.foreign.into(),
             failures: report.failures,

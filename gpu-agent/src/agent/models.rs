@@ -78,7 +78,7 @@ struct ModelMemory {
 }
 
 impl Destination for ModelMemory {
-    fn lend(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+    fn with_buffer(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
         let offset = usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.weights.with_buffer(offset, length, write)
     }

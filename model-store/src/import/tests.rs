@@ -111,7 +111,7 @@ async fn a_dropped_import_leaves_earlier_models_readable() {
 }
 
 #[tokio::test]
-async fn a_full_store_is_said_so_and_nothing_of_the_import_is_kept_elsewhere() {
+async fn a_full_store_is_reported_and_nothing_of_the_import_is_kept_elsewhere() {
     let world = ModelFixture::new();
     let full = Script { writes_left: Some(AtomicU64::new(1)), full: true, ..Script::default() };
     let mut stores = world.stores(3);
@@ -121,7 +121,7 @@ async fn a_full_store_is_said_so_and_nothing_of_the_import_is_kept_elsewhere() {
     let error = refused.expect_err("full");
     assert_eq!(error.code(), code::STORE_FULL);
     assert!(matches!(error, ImportError::Store(StoreError::Full { .. })), "{error:?}");
-    assert!(world.objects(0).is_empty() && world.objects(2).is_empty(), "what was written is removed");
+    assert!(world.objects(0).is_empty() && world.objects(2).is_empty(), "written objects are removed");
 }
 
 #[tokio::test]
@@ -146,14 +146,14 @@ async fn a_disk_that_fills_up_is_a_full_store_and_earlier_models_stay() {
 }
 
 #[test]
-fn an_import_that_stood_still_is_not_registered() {
+fn a_stalled_import_is_not_registered() {
     let now = SystemTime::now();
     assert!(check_silence(now, now + IMPORT_SILENCE_MAX).is_ok());
     assert!(check_silence(now, now - IMPORT_SILENCE_MAX).is_ok(), "a clock that was set back");
     let stalled =
         check_silence(now, now + IMPORT_SILENCE_MAX + Duration::from_secs(60)).expect_err("stalled");
     assert_eq!(stalled.code(), code::MODEL_IMPORT_STALLED);
-    assert!(stalled.to_string().contains("stood still for 31 minutes"), "{stalled}");
+    assert!(stalled.to_string().contains("stalled for 31 minutes"), "{stalled}");
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn memory_stays_constant_however_large_the_file() {
 
 /// At 10 Mbit/s each write of a group takes far longer than half a minute, and none is silent.
 #[tokio::test(start_paused = true)]
-async fn an_import_over_a_thin_uplink_takes_its_time_and_ends() {
+async fn an_import_over_a_slow_uplink_succeeds() {
     let world = ModelFixture::simulated(2);
     let cloud = Cloud::new(6);
     let link = SimulatedLink::new(1_250_000, Duration::from_millis(50));
@@ -244,7 +244,7 @@ async fn an_import_over_a_thin_uplink_takes_its_time_and_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn writes_that_can_pass_are_tried_again_and_others_are_not() {
+async fn transient_write_failures_are_retried_and_others_are_not() {
     use PutFailure::{Forbidden, Hang, Overloaded, Reset};
     let link = SimulatedLink::new(10_000_000, Duration::from_millis(10));
     for (failures, tries, expected) in [
@@ -276,7 +276,7 @@ async fn a_store_that_takes_nothing_ends_the_import_and_is_named() {
     stores[1] = cloud.one_behind(&world, 1, &link, &[PutFailure::Hang; 100]);
     let options = world.options(2, 1, 1);
     let failed = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
-    let error = failed.expect_err("one hangs");
+    let error = failed.expect_err("one stalls");
     assert_eq!(error.code(), code::STORE_UNREACHABLE);
     let text = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
     assert!(text.contains(stores[1].url()) && text.contains("no byte within 30 s"), "{text}");

@@ -5,14 +5,17 @@
 //! releases the thread, the thread sees the mark before it touches anything. An abandoned attempt therefore
 //! writes and reports nothing more.
 
-use super::inner::OnSegment;
-use super::segment::BatchReport;
+use super::batch::BatchReport;
 use crate::destination::Destination;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// State of an abandoned attempt.
-const LEFT: u64 = u64::MAX;
+const ABANDONED: u64 = u64::MAX;
+
+/// Callback that receives the index of each segment once its bytes are verified and in place, from any
+/// thread.
+pub type OnSegment = Arc<dyn Fn(u32) + Send + Sync>;
 
 /// Destination of an attempt's bytes. An abandoned attempt no longer holds it.
 #[derive(Clone)]
@@ -23,7 +26,7 @@ pub(super) struct FillTarget {
 
 /// One attempt at a batch.
 pub(super) struct Attempt {
-    /// Counts starts and ends of reads, so it is odd during a read; or [`LEFT`].
+    /// Counts starts and ends of reads, so it is odd during a read; or [`ABANDONED`].
     state: AtomicU64,
     /// Shard whose disk is read.
     shard: AtomicUsize,
@@ -51,16 +54,16 @@ impl Attempt {
     /// Marks the end of a read. Returns false if the attempt was abandoned during the read.
     pub(super) fn end_read(&self) -> bool {
         let state = self.state.load(Ordering::SeqCst);
-        state != LEFT
+        state != ABANDONED
             && self.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Waits until one read outlasts the ticks that its disk may take, then abandons the attempt. Returns the
     /// shard of that disk.
-    pub(super) async fn hung<T: Future<Output = ()>>(
+    pub(super) async fn stalled<T: Future<Output = ()>>(
         &self,
         tick: impl Fn() -> T,
-        patience: impl Fn(usize) -> u32,
+        ticks_max: impl Fn(usize) -> u32,
     ) -> usize {
         let (mut seen, mut lasted) = (self.state.load(Ordering::SeqCst), 0);
         loop {
@@ -72,8 +75,9 @@ impl Attempt {
             }
             lasted += 1;
             let shard = self.shard.load(Ordering::SeqCst);
-            let same = || self.state.compare_exchange(seen, LEFT, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-            if lasted >= patience(shard) && same() {
+            let same =
+                || self.state.compare_exchange(seen, ABANDONED, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            if lasted >= ticks_max(shard) && same() {
                 self.target.lock().unwrap_or_else(PoisonError::into_inner).take();
                 return shard;
             }
@@ -106,22 +110,22 @@ mod tests {
     use tokio::sync::Semaphore;
 
     #[tokio::test]
-    async fn only_a_read_that_outlasts_patience_is_left() {
+    async fn only_a_read_that_outlasts_its_ticks_is_abandoned() {
         let memory = Arc::new(MemoryDestination::new(0, 1));
         let target = FillTarget { destination: memory.clone(), on_segment: Arc::new(|_| ()) };
         let attempt = Attempt::new(target);
         let clock = Semaphore::new(0);
-        let patience = |shard| if shard == 3 { 5 } else { 1 };
+        let ticks_max = |shard| if shard == 3 { 5 } else { 1 };
         let tick = || async { clock.acquire().await.expect("open").forget() };
-        let mut hung = pin!(attempt.hung(tick, patience));
+        let mut stalled = pin!(attempt.stalled(tick, ticks_max));
         let mut time_passes = |times: usize| {
             clock.add_permits(times);
-            hung.as_mut().now_or_never()
+            stalled.as_mut().now_or_never()
         };
         assert_eq!(time_passes(5), None, "nothing is read");
         for _ in 0..5 {
             attempt.begin_read(1);
-            assert_eq!(time_passes(1), None, "it began after patience did");
+            assert_eq!(time_passes(1), None, "the read began after the tick did");
             assert!(attempt.end_read());
             attempt.begin_read(0);
             assert_eq!(time_passes(1), None, "another one");

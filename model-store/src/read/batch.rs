@@ -8,7 +8,27 @@ use std::ops::Range;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SegmentBatch {
     pub(super) group: u32,
-    pub(super) places: Range<usize>,
+    pub(super) positions: Range<usize>,
+}
+
+/// Totals of a batch.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct BatchReport {
+    pub(super) segments: u64,
+    pub(super) bytes: u64,
+    pub(super) rebuilt: u64,
+    pub(super) faults: u64,
+}
+
+impl BatchReport {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            segments: self.segments + other.segments,
+            bytes: self.bytes + other.bytes,
+            rebuilt: self.rebuilt + other.rebuilt,
+            faults: self.faults + other.faults,
+        }
+    }
 }
 
 /// Returns the first of the wanted segments, in their order, as one batch, with their number. The batch has
@@ -21,16 +41,16 @@ pub(super) fn next_batch(
 ) -> Option<(SegmentBatch, usize)> {
     let length = |index: u32| u64::from(manifest.segments[index as usize].length);
     let first = *wanted.first()?;
-    let (group, place) = geometry.place(first);
-    let mut batch = SegmentBatch { group, places: place..place + 1 };
+    let (group, position) = geometry.position(first);
+    let mut batch = SegmentBatch { group, positions: position..position + 1 };
     let mut bytes = length(first);
     for index in &wanted[1..] {
         bytes += length(*index);
-        if geometry.place(*index) != (group, batch.places.end) || bytes > bytes_max {
+        if geometry.position(*index) != (group, batch.positions.end) || bytes > bytes_max {
             break;
         }
-        batch.places.end += 1;
+        batch.positions.end += 1;
     }
-    let count = batch.places.len();
+    let count = batch.positions.len();
     Some((batch, count))
 }

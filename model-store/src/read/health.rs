@@ -18,7 +18,7 @@ const SLOW_MORE: Duration = Duration::from_millis(5);
 /// Number of consecutive slow reads; a single one may have waited for a processor.
 const SLOW_READS: u32 = 4;
 /// Number of batches after which a slow store is tried again: once in 1 GiB.
-const LOOK_AGAIN: u32 = 256;
+const RETRY_AFTER: u32 = 256;
 
 /// Timeouts after which another store is asked.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +97,7 @@ pub(super) struct Health {
     batches: AtomicU32,
     /// Stalled disks, by their shards, as set by a test. If set, nothing is measured.
     #[cfg(test)]
-    pub(super) hung: Option<Vec<usize>>,
+    pub(super) stalled: Option<Vec<usize>>,
 }
 
 struct StoreHealth {
@@ -125,21 +125,21 @@ impl Health {
             disks: Latency::default(),
             batches: AtomicU32::new(0),
             #[cfg(test)]
-            hung: None,
+            stalled: None,
         }
     }
 
     /// Returns the stores that may be asked, best first: fast disks of this machine, fast peers, slow stores
     /// of either kind, failed stores. Among equals data shards come first, since they need no decoding.
     pub(super) fn preference(&self) -> Vec<usize> {
-        let quickest = self.quickest();
+        let fastest = self.fastest();
         let class = |store: &StoreHealth| {
             let latency = store.latency.mean_us();
             match () {
                 () if store.demerits.load(Ordering::Relaxed) >= DEMERITS_MAX => 3,
                 () if store.slow.load(Ordering::Relaxed) >= SLOW_READS => 2,
                 () if store.local => 0,
-                () if latency > quickest.saturating_mul(3).saturating_add(5_000) => 2,
+                () if latency > fastest.saturating_mul(3).saturating_add(5_000) => 2,
                 () => 1,
             }
         };
@@ -150,15 +150,15 @@ impl Health {
     }
 
     /// Returns the mean latency of the fastest store in microseconds; 0 while none has answered.
-    fn quickest(&self) -> u32 {
-        self.quickest_store().map_or(0, Latency::mean_us)
+    fn fastest(&self) -> u32 {
+        self.fastest_store().map_or(0, Latency::mean_us)
     }
 
-    fn quickest_store(&self) -> Option<&Latency> {
-        self.quickest_of(false)
+    fn fastest_store(&self) -> Option<&Latency> {
+        self.fastest_of(false)
     }
 
-    fn quickest_of(&self, local: bool) -> Option<&Latency> {
+    fn fastest_of(&self, local: bool) -> Option<&Latency> {
         let stores = self.stores.iter().filter(|store| store.local == local);
         let known = stores.map(|store| &store.latency).filter(|latency| latency.mean_us() > 0);
         known.min_by_key(|latency| latency.mean_us())
@@ -166,31 +166,31 @@ impl Health {
 
     /// Returns the wait for other machines before one more store is asked.
     pub(super) fn hedge_delay(&self) -> Duration {
-        self.quickest_store().map_or(REMOTE.first, |quickest| REMOTE.bound(quickest))
+        self.fastest_store().map_or(REMOTE.first, |fastest| REMOTE.bound(fastest))
     }
 
     /// Returns the number of ticks to wait for this local disk. `spare` is whether another store could be
     /// asked instead.
-    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests know which disk hangs"))]
-    pub(super) fn disk_patience(&self, shard: usize, spare: bool) -> u32 {
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests set the stalled disks"))]
+    pub(super) fn disk_ticks_max(&self, shard: usize, spare: bool) -> u32 {
         #[cfg(test)]
-        if let Some(hung) = &self.hung {
-            return if hung.contains(&shard) { 1 } else { u32::MAX };
+        if let Some(stalled) = &self.stalled {
+            return if stalled.contains(&shard) { 1 } else { u32::MAX };
         }
-        let patience = if spare { LOCAL.bound(&self.disks) } else { LOCAL.last };
-        patience.as_millis().div_ceil(TICK.as_millis()) as u32
+        let timeout = if spare { LOCAL.bound(&self.disks) } else { LOCAL.last };
+        timeout.as_millis().div_ceil(TICK.as_millis()) as u32
     }
 
     /// Records the duration of a read from a disk of this machine.
     pub(super) fn read_disk(&self, shard: usize, took: Duration) {
         #[cfg(test)]
-        if self.hung.is_some() {
+        if self.stalled.is_some() {
             return;
         }
         self.disks.note(took);
         self.stores[shard].latency.note(took);
-        let quickest = self.quickest_of(true).map_or(0, Latency::mean_us);
-        let slow = SLOW_MORE + SLOW_TIMES * Duration::from_micros(quickest.into());
+        let fastest = self.fastest_of(true).map_or(0, Latency::mean_us);
+        let slow = SLOW_MORE + SLOW_TIMES * Duration::from_micros(fastest.into());
         match took > slow {
             true => self.stores[shard].slow.fetch_add(1, Ordering::Relaxed),
             false => self.stores[shard].slow.swap(0, Ordering::Relaxed),
@@ -198,8 +198,8 @@ impl Health {
     }
 
     /// Makes slow stores eligible again now and then; they may have recovered.
-    pub(super) fn look_again(&self) {
-        if self.batches.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN == LOOK_AGAIN - 1 {
+    pub(super) fn retry_slow_stores(&self) {
+        if self.batches.fetch_add(1, Ordering::Relaxed) % RETRY_AFTER == RETRY_AFTER - 1 {
             for store in &self.stores {
                 store.slow.fetch_min(SLOW_READS - 1, Ordering::Relaxed);
             }
@@ -212,7 +212,7 @@ impl Health {
     }
 
     /// Records that a store was overtaken: it is at least as slow as the wait for it.
-    pub(super) fn outrun(&self, shard: usize, after: Duration) {
+    pub(super) fn overtaken(&self, shard: usize, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX);
         self.stores[shard].latency.mean_us.fetch_max(sample, Ordering::Relaxed);
         self.stores[shard].slow.fetch_max(SLOW_READS, Ordering::Relaxed);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_follows_what_was_measured_between_floor_and_ceiling() {
+    fn timeouts_follow_the_latency_between_floor_and_ceiling() {
         let latency = Latency::default();
         assert_eq!(REMOTE.bound(&latency), REMOTE.first);
         latency.note(milliseconds(50));
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_disk_is_no_longer_preferred_and_tried_again_now_and_then() {
+    fn a_slow_disk_is_no_longer_preferred_and_retried_now_and_then() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = |number: usize| {
             let url = format!("file://{}", directory.path().join(number.to_string()).display());
@@ -279,11 +279,11 @@ mod tests {
         read(1, 1);
         read(4, 20);
         assert_eq!(health.preference(), [0, 2, 3, 4, 5, 1]);
-        (0..LOOK_AGAIN).for_each(|_| health.look_again());
+        (0..RETRY_AFTER).for_each(|_| health.retry_slow_stores());
         assert_eq!(health.preference(), [0, 1, 2, 3, 4, 5], "it is tried again");
         read(1, 20);
         assert_eq!(health.preference(), [0, 2, 3, 4, 5, 1], "in vain");
-        (0..LOOK_AGAIN).for_each(|_| health.look_again());
+        (0..RETRY_AFTER).for_each(|_| health.retry_slow_stores());
         read(1, 1);
         assert_eq!(health.preference(), [0, 1, 2, 3, 4, 5], "it is quick again");
     }

@@ -1,6 +1,7 @@
 //! Tests of reading: any range from any k stores is right, corruption is never returned, slow stores are not
 //! awaited.
 
+use super::batch::next_batch;
 use super::*;
 use crate::fault::FaultKind;
 use crate::geometry::object_path;
@@ -126,7 +127,7 @@ async fn a_flipped_bit_is_named_and_read_around() {
 }
 
 #[tokio::test]
-async fn every_sampled_bit_of_a_segments_shards_is_noticed_or_not_needed() {
+async fn every_sampled_bit_of_a_segments_shards_is_detected_or_not_needed() {
     let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
@@ -167,7 +168,7 @@ async fn every_sampled_bit_of_a_segments_shards_is_noticed_or_not_needed() {
 }
 
 #[test]
-fn random_damage_never_yields_a_wrong_byte() {
+fn random_corruption_never_yields_a_wrong_byte() {
     let runtime = runtime();
     let world = ModelFixture::new();
     let stores = world.stores(6);
@@ -205,7 +206,7 @@ fn random_damage_never_yields_a_wrong_byte() {
 }
 
 #[tokio::test]
-async fn too_few_stores_are_said_so_and_nothing_is_given() {
+async fn too_few_stores_are_reported_and_no_byte_is_returned() {
     let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
@@ -220,7 +221,7 @@ async fn too_few_stores_are_said_so_and_nothing_is_given() {
         placed[lost] = closed(&placed[lost]);
     }
     let error = world.read_all(&imported.manifest, &placed).await.expect_err("three of six");
-    assert!(error.to_string().contains("out of reach"), "{error}");
+    assert!(error.to_string().contains("unreachable"), "{error}");
 }
 
 #[tokio::test]
@@ -259,7 +260,7 @@ async fn a_forged_manifest_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_and_dead_stores_are_not_waited_for() {
+async fn slow_and_unreachable_stores_are_not_awaited() {
     let world = ModelFixture::simulated(2);
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
@@ -283,7 +284,7 @@ async fn slow_and_dead_stores_are_not_waited_for() {
 }
 
 #[tokio::test]
-async fn damage_in_remote_stores_is_read_around_too() {
+async fn corruption_in_remote_stores_is_read_around_too() {
     let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
@@ -348,7 +349,7 @@ fn batches_join_neighbours_up_to_their_size() {
     let all = |wanted: &[u32], bytes_max| {
         let (mut batches, mut at) = (Vec::new(), 0);
         while let Some((batch, count)) = next_batch(manifest, &geometry, &wanted[at..], bytes_max) {
-            assert_eq!(batch.places.len(), count);
+            assert_eq!(batch.positions.len(), count);
             at += count;
             batches.push(batch);
         }
@@ -356,18 +357,18 @@ fn batches_join_neighbours_up_to_their_size() {
         batches
     };
     let order = &manifest.order;
-    assert!(all(order, u64::MAX).iter().all(|batch| batch.places.len() <= 3));
+    assert!(all(order, u64::MAX).iter().all(|batch| batch.positions.len() <= 3));
     assert_eq!(all(order, u64::MAX).len(), order.len().div_ceil(3), "whole groups");
     assert_eq!(all(order, 1).len(), order.len(), "one by one");
     assert_eq!(all(&[order[0], order[2], order[1]], u64::MAX).len(), 3, "scattered");
 }
 
 /// A directory on a stalled disk: every object is a pipe without a writer, so opening it blocks.
-struct Hang {
+struct StalledDirectory {
     pipes: Vec<(std::path::PathBuf, Vec<u8>)>,
 }
 
-impl Hang {
+impl StalledDirectory {
     fn of(world: &ModelFixture, number: usize) -> Self {
         let shards = world.objects(number).into_iter().filter(|(name, _)| name.starts_with("models"));
         let pipe = |(_, path): (String, std::path::PathBuf)| {
@@ -386,18 +387,23 @@ impl Hang {
         for (path, bytes) in &self.pipes {
             // A nonblocking open for writing succeeds only if a reader waits for the pipe.
             let nonblocking = 0o4000;
-            let let_go = std::fs::File::options().write(true).custom_flags(nonblocking).open(path);
+            let released = std::fs::File::options().write(true).custom_flags(nonblocking).open(path);
             std::fs::remove_file(path).expect("remove");
             std::fs::write(path, bytes).expect("write");
-            drop(let_go);
+            drop(released);
         }
     }
 }
 
 /// Returns a reader that abandons the disks of these shards, and no others, as soon as a read of one lasts.
 /// The load of the machine does not matter.
-fn hasty(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Store], hung: &[usize]) -> Reader {
-    world.reader(manifest, stores).with_hung_disks(hung)
+fn reader_with_stalled(
+    world: &ModelFixture,
+    manifest: &Arc<ModelManifest>,
+    stores: &[Store],
+    stalled: &[usize],
+) -> Reader {
+    world.reader(manifest, stores).with_stalled_disks(stalled)
 }
 
 async fn read_file(reader: &Reader, world: &ModelFixture) -> Result<(), ReadError> {
@@ -409,25 +415,27 @@ async fn read_file(reader: &Reader, world: &ModelFixture) -> Result<(), ReadErro
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
+async fn a_stalled_disk_is_read_around_and_blocks_few_threads() {
     let world = ModelFixture::new();
     let stores = world.stores(6);
     let imported = world.import(&stores, 4, 2).await;
     let placed = world.placed(&imported, &stores);
     let number =
         |shard: usize| (0..6).find(|n| world.reference(*n).url == placed[shard].url()).expect("ours");
-    let hang = Hang::of(&world, number(1));
+    let stalled_directory = StalledDirectory::of(&world, number(1));
     let threads = world.pool.threads();
     for round in 0..5 {
         // A new reader each time, as an agent that retries creates one: it knows nothing of the disk.
-        read_file(&hasty(&world, &imported.manifest, &placed, &[1]), &world).await.expect("read around");
+        read_file(&reader_with_stalled(&world, &imported.manifest, &placed, &[1]), &world)
+            .await
+            .expect("read around");
         let faults = world.take_faults();
         assert!(faults.iter().all(|fault| fault.shard == 1 && fault.kind == FaultKind::Unreachable));
         assert!(!faults.is_empty(), "round {round}: the disk is named");
         let running = world.pool.running();
         assert!(running > threads && running <= 2 * threads + 1, "round {round}: {running} threads");
     }
-    hang.release();
+    stalled_directory.release();
     while world.pool.running() > threads {
         tokio::task::yield_now().await;
     }
@@ -436,20 +444,22 @@ async fn a_disk_that_hangs_is_read_around_and_holds_few_threads() {
 }
 
 #[tokio::test]
-async fn disks_that_all_hang_end_in_an_error_that_names_them() {
+async fn stalled_disks_end_in_an_error_that_names_them() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     let imported = world.import(&stores, 2, 1).await;
     let placed = world.placed(&imported, &stores);
-    let hangs: Vec<Hang> = (0..2).map(|number| Hang::of(&world, number)).collect();
+    let stalled_directories: Vec<StalledDirectory> =
+        (0..2).map(|number| StalledDirectory::of(&world, number)).collect();
     let urls = [0, 1].map(|number| world.reference(number).url);
-    let hung: Vec<usize> = (0..3).filter(|shard| urls.contains(&placed[*shard].url().to_string())).collect();
-    let reader = hasty(&world, &imported.manifest, &placed, &hung);
+    let stalled: Vec<usize> =
+        (0..3).filter(|shard| urls.contains(&placed[*shard].url().to_string())).collect();
+    let reader = reader_with_stalled(&world, &imported.manifest, &placed, &stalled);
     let error = read_file(&reader, &world).await.expect_err("one is left");
     assert_eq!(error.code(), code::SHARD_TOO_FEW);
     let text = error.to_string();
     assert!(text.contains("1 of 2 good shards") && text.matches("is unreachable").count() == 2, "{text}");
-    hangs.iter().for_each(Hang::release);
+    stalled_directories.iter().for_each(StalledDirectory::release);
     while world.pool.running() > world.pool.threads() {
         tokio::task::yield_now().await;
     }
@@ -497,7 +507,7 @@ async fn load_over(bytes: usize, link: &Arc<SimulatedLink>, own: &[(usize, Arc<S
 /// A quarter of 160 MB at a quarter of 3 MB/s: the load takes as long, and 16 threads would request all of it
 /// together.
 #[tokio::test(start_paused = true)]
-async fn many_threads_behind_a_thin_link_load_first_things_first_and_each_byte_once() {
+async fn many_threads_behind_a_slow_link_load_in_order_and_each_byte_once() {
     const RATE: u64 = 750_000;
     let link = SimulatedLink::new(RATE, Duration::from_millis(50));
     let load = load_over(40_000_000, &link, &[]).await;
@@ -510,7 +520,7 @@ async fn many_threads_behind_a_thin_link_load_first_things_first_and_each_byte_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fast_link_is_used_whole() {
+async fn a_fast_link_is_saturated() {
     for (rate, delay, most) in [(500_000_000, 1, 1.15), (100_000_000, 20, 1.3), (20_000_000, 20, 1.1)] {
         let link = SimulatedLink::new(rate, Duration::from_millis(delay));
         let load = load_over(40_000_000, &link, &[]).await;
@@ -526,7 +536,7 @@ async fn a_fast_link_is_used_whole() {
 
 /// A store that sends a byte now and then is never silent, and is overtaken nevertheless.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_trickles_holds_nobody() {
+async fn a_store_that_trickles_delays_no_read() {
     const RATE: u64 = 20_000_000;
     let (link, trickle) =
         (SimulatedLink::new(RATE, Duration::from_millis(20)), SimulatedLink::new(2_000, Duration::ZERO));

@@ -1,10 +1,11 @@
-//! Window: the number of bytes that may be in flight. Pure: time is an argument.
+//! Window: the number of bytes that may be in flight, and those that are. Pure: time is an argument.
 //!
 //! Too few bytes leave a link idle; too many queue up, so that the first layer arrives with the last. The
 //! right number is rate times delay, and neither is known. The window therefore starts with one segment and
 //! doubles while that raises the rate (slow start). Then it returns to the size that sufficed, and probes a
 //! larger one now and then.
 
+use super::machine::FlowReading;
 use std::time::Duration;
 
 /// Smallest window: a segment with its tag and padding, for one of which there is always room.
@@ -24,6 +25,21 @@ const PROBE_AFTER: u32 = 8;
 const PROBE_GROWTH: f64 = 1.05;
 /// Maximum window in seconds of the current rate: a link that became slow is not flooded.
 const WINDOW_SECONDS: f64 = 2.0;
+/// Pause after which a round starts again: the pause says nothing about the link.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The bytes in flight of one reader, within its window.
+#[derive(Debug, Clone)]
+pub(super) struct BytesInFlight {
+    window: Window,
+    bytes: u64,
+    /// Number of reservations that make up `bytes`.
+    reservations: usize,
+    arrived: u64,
+    last_at: Duration,
+    /// Number of loads that wait for room.
+    waiting: usize,
+}
 
 /// Bytes that may be in flight, with the measurements that adjust their number.
 #[derive(Debug, Clone)]
@@ -54,6 +70,83 @@ struct Round {
     arrived: u64,
     /// Whether requests waited for room during the whole round.
     limited: bool,
+}
+
+impl BytesInFlight {
+    /// Returns an empty flow that never has more than `most` bytes in flight.
+    pub(super) fn new(most: u64) -> Self {
+        let window = Window::new(Duration::ZERO, most);
+        Self { window, bytes: 0, reservations: 0, arrived: 0, last_at: Duration::ZERO, waiting: 0 }
+    }
+
+    /// Returns the plaintext bytes of the next batch.
+    pub(super) fn batch_bytes(&self) -> u64 {
+        self.window.batch_bytes()
+    }
+
+    /// Counts one more load that waits for room.
+    pub(super) fn enqueue(&mut self) {
+        self.waiting += 1;
+    }
+
+    /// Counts one load less that waits for room.
+    pub(super) fn dequeue(&mut self) {
+        debug_assert!(self.waiting > 0, "no load waits");
+        self.waiting -= 1;
+    }
+
+    /// Reserves `bytes` if the window has room for them.
+    pub(super) fn reserve(&mut self, bytes: u64, now: Duration) -> bool {
+        debug_assert!(bytes > 0, "a reservation of nothing");
+        if !self.window.has_room(self.bytes, bytes) {
+            return false;
+        }
+        if self.bytes == 0 && self.waiting <= 1 && now.saturating_sub(self.last_at) > PAUSE {
+            self.window.resume(now);
+        }
+        self.bytes += bytes;
+        self.reservations += 1;
+        true
+    }
+
+    /// Returns a reservation.
+    pub(super) fn release(&mut self, bytes: u64) {
+        debug_assert!(bytes <= self.bytes && self.reservations > 0, "{bytes} bytes were not reserved");
+        self.bytes -= bytes;
+        self.reservations -= 1;
+    }
+
+    /// Records bytes as they arrive.
+    pub(super) fn arrived(&mut self, bytes: u64, now: Duration) {
+        self.arrived += bytes;
+        self.last_at = now;
+        self.window.arrived(bytes, now, self.waiting > 0);
+    }
+
+    /// Returns the current measurements.
+    pub(super) fn reading(&self, now: Duration) -> FlowReading {
+        let Self { bytes: in_flight, arrived, last_at, .. } = *self;
+        FlowReading { now, arrived, last_at, in_flight, rate: self.window.rate() }
+    }
+
+    /// Returns the number of loads that wait for room.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Returns the first contradiction in the state.
+    #[cfg(test)]
+    pub(super) fn check_invariants(&self) -> Result<(), String> {
+        let Window { limit, most, .. } = self.window;
+        let rules = [
+            ("a lone reservation alone exceeds the window", self.reservations <= 1 || self.bytes <= most),
+            ("the window is between its bounds", (WINDOW_MIN..=most).contains(&limit)),
+            ("bytes in flight are reserved", (self.bytes > 0) == (self.reservations > 0)),
+        ];
+        let broken = rules.into_iter().find(|(_, holds)| !holds);
+        broken.map_or(Ok(()), |(rule, _)| Err(format!("not so: {rule}: {self:?}")))
+    }
 }
 
 impl Window {
@@ -100,12 +193,12 @@ impl Window {
         // If the reader does not keep up, the rate is its own and not the link's.
         if self.round.limited {
             self.rate = self.round.arrived as f64 / took.as_secs_f64();
-            self.judge();
+            self.adjust();
         }
         self.round = Round::new(now, self.limit);
     }
 
-    fn judge(&mut self) {
+    fn adjust(&mut self) {
         let rate = self.rate;
         self.phase = match self.phase {
             WindowPhase::Start { best, .. } if rate >= best * GROWTH => {
@@ -220,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_one_segment_whatever_its_size_and_never_for_more_than_the_most() {
+    fn one_segment_of_any_size_has_room_and_the_window_has_a_maximum() {
         let mut window = Window::new(Duration::ZERO, 8 << 20);
         assert!(window.has_room(0, 100 << 20) && !window.has_room(1, 100 << 20));
         assert!(window.has_room(1 << 16, 1 << 20) && !window.has_room(1 << 20, 1 << 20));

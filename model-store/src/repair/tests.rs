@@ -1,7 +1,7 @@
 //! Tests of repair: every fault is found, rewritten and then sound; lost segments are not touched.
 
 use super::*;
-use crate::testing::{Cloud, LIE_BYTES, Liar, ModelFixture, SimulatedLink, flip};
+use crate::testing::{Cloud, ModelFixture, OVERSENT_CHUNK_BYTES, Oversender, SimulatedLink, flip};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -27,7 +27,7 @@ async fn mend(world: &ModelFixture, manifest: &Arc<ModelManifest>, stores: &[Sto
 }
 
 #[tokio::test]
-async fn a_sound_model_is_found_sound_and_nothing_is_written() {
+async fn a_sound_model_verifies_and_nothing_is_written() {
     let (world, manifest, stores) = world().await;
     let done = std::cell::RefCell::new(Vec::new());
     let progress = |groups, total| done.borrow_mut().push((groups, total));
@@ -42,7 +42,7 @@ async fn a_sound_model_is_found_sound_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn flipped_cut_and_missing_shards_are_counted_and_rewritten() {
+async fn corrupt_truncated_and_missing_shards_are_counted_and_rewritten() {
     let (world, manifest, stores) = world().await;
     let (flipped, cut, gone) = (
         object(&manifest, &stores, 0, 0),
@@ -85,7 +85,7 @@ async fn two_stores_that_vanished_are_refilled() {
 }
 
 #[tokio::test]
-async fn what_is_lost_is_said_and_left_alone_while_the_rest_is_repaired() {
+async fn lost_segments_are_reported_and_the_rest_is_repaired() {
     let (world, manifest, stores) = world().await;
     for shard in [0, 1, 2] {
         flip(&object(&manifest, &stores, 0, shard), 3, 3);
@@ -150,7 +150,7 @@ async fn most_in_flight(data: u8, parity: u8) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_of_a_look_does_not_grow_with_the_stores() {
+async fn memory_of_a_verification_does_not_grow_with_the_number_of_stores() {
     let (few, many) = (most_in_flight(4, 2).await, most_in_flight(10, 4).await);
     println!("{few} bytes of 6 stores, {many} bytes of 14");
     assert!(few > BYTES_IN_FLIGHT_MAX / 4, "the link was kept busy: {few}");
@@ -163,7 +163,7 @@ async fn stores_that_send_without_end_are_stopped_at_the_first_byte_too_many() {
     let cloud = Cloud::new(14);
     let imported = world.import_bytes(20_000_000, &cloud.at_hand(&world), 10, 4).await;
     let mut placed = world.placed(&imported, &cloud.at_hand(&world));
-    let liar = Liar::default();
+    let liar = Oversender::default();
     let (served, most, gauge) = (liar.served.clone(), liar.most.clone(), liar.gauge.clone());
     let liar: Arc<dyn object_store::ObjectStore> = Arc::new(liar);
     for shard in [0, 3, 11, 13] {
@@ -173,14 +173,21 @@ async fn stores_that_send_without_end_are_stopped_at_the_first_byte_too_many() {
     let endless =
         liar.get_opts(&"models/x".into(), object_store::GetOptions::default()).await.expect("an answer");
     let taken = endless.into_stream().take(1024).count().await;
-    assert_eq!(served.swap(0, Ordering::SeqCst), (taken * LIE_BYTES) as u64, "it would have gone on");
+    assert_eq!(
+        served.swap(0, Ordering::SeqCst),
+        (taken * OVERSENT_CHUNK_BYTES) as u64,
+        "the store would have continued"
+    );
     most.store(0, Ordering::SeqCst);
     let report = check(&world, &imported.manifest, &placed).await;
     assert_eq!(report.faults, BTreeMap::from([(FaultKind::Long, 4 * report.segments)]));
     assert_eq!((report.segments_lost, report.manifests_wrong), (0, 4));
     let shard = (1 << 20) / 10 + 1024;
     let (served, most) = (served.load(Ordering::SeqCst), most.load(Ordering::SeqCst));
-    assert!(most <= shard + LIE_BYTES as u64, "{most} bytes of one answer");
-    assert!(served <= (4 * report.segments + 4) * (shard + LIE_BYTES as u64), "{served} bytes in all");
+    assert!(most <= shard + OVERSENT_CHUNK_BYTES as u64, "{most} bytes of one answer");
+    assert!(
+        served <= (4 * report.segments + 4) * (shard + OVERSENT_CHUNK_BYTES as u64),
+        "{served} bytes in all"
+    );
     assert!(gauge.most() <= BYTES_IN_FLIGHT_MAX, "{}", gauge.most());
 }

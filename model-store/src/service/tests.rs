@@ -61,7 +61,7 @@ async fn a_peer_writes_reads_lists_and_deletes() {
     assert!(read == bytes);
     let part = store.get_range(&name(1), 1_000..2_000_000).await.expect("a range");
     assert!(part[..] == bytes[1_000..2_000_000]);
-    let short = store.get_range(&name(1), 2_999_999..4_000_000).await.expect("what there is");
+    let short = store.get_range(&name(1), 2_999_999..4_000_000).await.expect("the bytes up to the end");
     assert_eq!(short[..], bytes[2_999_999..]);
     assert!(store.get_range(&name(1), 3_000_000..3_000_001).await.is_err());
     assert_eq!(store.head(&name(1)).await.expect("a head").size, 3_000_000);
@@ -134,9 +134,10 @@ async fn names_sizes_and_stores_that_are_not_ours_are_refused() {
     let store = remote(&node, &peer, "a");
     let large = PutPayload::from(vec![0; OBJECT_BYTES_MAX + 1]);
     assert!(store.put(&name(1), large).await.is_err(), "too large");
-    let lies = http::Request::put(format!("/shards/v1/a/{}", name(1))).header("content-length", "5");
-    let lies = lies.body(overlay::Body::from_stream(futures::stream::iter([Ok::<_, std::io::Error>("abc")])));
-    assert!(!client.send(lies.expect("a request")).await.is_ok_and(|answer| answer.status().is_success()));
+    let zeros = http::Request::put(format!("/shards/v1/a/{}", name(1))).header("content-length", "5");
+    let zeros =
+        zeros.body(overlay::Body::from_stream(futures::stream::iter([Ok::<_, std::io::Error>("abc")])));
+    assert!(!client.send(zeros.expect("a request")).await.is_ok_and(|answer| answer.status().is_success()));
     let listed: Vec<_> = store.list(None).try_collect().await.expect("listed");
     assert_eq!(listed.len(), 1, "only the manifest is there");
 }
@@ -179,7 +180,7 @@ async fn only_old_manifests_and_leftovers_are_removed_and_leftovers_are_listed_o
 
 /// A service whose store has no room left for the second part of an upload.
 #[tokio::test]
-async fn a_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
+async fn a_full_disk_is_reported_and_nothing_of_the_upload_is_left() {
     let directory = tempfile::tempdir().expect("a directory");
     let root = directory.path().join("a");
     let service = ShardService::new(&BTreeMap::from([("a".into(), root.clone())])).expect("a directory");
@@ -205,7 +206,7 @@ async fn a_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
 }
 
 #[tokio::test]
-async fn a_real_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
+async fn a_real_full_disk_is_reported_and_nothing_of_the_upload_is_left() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = crate::testing::TinyDisk::mount(&directory.path().join("a"));
     let Some(disk) = disk else { return };
@@ -221,7 +222,7 @@ async fn a_real_full_disk_is_said_so_and_nothing_of_the_upload_is_left() {
         .await
         .expect_err("full");
     assert_eq!(full.code(), code::STORE_FULL, "{full}");
-    assert_eq!(files(disk.path()), 1, "what was there is there, and nothing else");
+    assert_eq!(files(disk.path()), 1, "the earlier file is there, and no other");
     let kept = store.get(&name(1), 1 << 20, |_| ()).await.expect("read");
     assert!(kept[..] == [1; 400_000]);
     drop(node);
@@ -313,12 +314,12 @@ async fn a_peer_that_sends_without_end_is_stopped_at_the_first_byte_too_many() {
     let count = served.clone();
     let lie = move || {
         let count = count.clone();
-        let lies = stream::repeat_with(move || {
+        let zeros = stream::repeat_with(move || {
             count.fetch_add(CHUNK as u64, Ordering::SeqCst);
             Ok::<_, std::io::Error>(Bytes::from(vec![0; CHUNK]))
         });
         let range = [(header::CONTENT_RANGE, "bytes 0-999999/1000000")];
-        async move { (StatusCode::PARTIAL_CONTENT, range, Body::from_stream(lies)) }
+        async move { (StatusCode::PARTIAL_CONTENT, range, Body::from_stream(zeros)) }
     };
     let (identity, peer) = (Identity::generate().expect("a key"), Identity::generate().expect("a key"));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

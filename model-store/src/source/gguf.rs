@@ -6,7 +6,7 @@
 //! concerns only an engine.
 
 use super::Flaw;
-use crate::layout::{Rank, Stretch};
+use crate::layout::{Extent, Rank};
 use std::collections::BTreeSet;
 use std::io::Read;
 
@@ -37,9 +37,9 @@ const BOOL: u32 = 7;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// Reads the header of a file of `length` bytes and returns the stretches of the file. A stretch includes the
+/// Reads the header of a file of `length` bytes and returns the extents of the file. A extent includes the
 /// padding after its tensor, so that together they cover the file.
-pub(crate) fn stretches(reader: impl Read, length: u64) -> Result<Vec<Stretch>, Flaw> {
+pub(crate) fn extents(reader: impl Read, length: u64) -> Result<Vec<Extent>, Flaw> {
     let limit = length.min(HEADER_BYTES_MAX);
     let mut header = GgufHeader { reader, at: 0, limit };
     let (tensor_count, key_count) = header.beginning()?;
@@ -50,7 +50,7 @@ pub(crate) fn stretches(reader: impl Read, length: u64) -> Result<Vec<Stretch>, 
         return Err(damaged(format!("its data would begin at byte {data}, but the file has {length}")));
     }
     tensors.sort_by_key(|tensor| (tensor.offset, tensor.bytes));
-    let mut stretches = vec![Stretch { range: 0..data.min(length), rank: Rank::FIRST }];
+    let mut extents = vec![Extent { range: 0..data.min(length), rank: Rank::FIRST }];
     let mut expected = 0;
     for tensor in &tensors {
         let Tensor { name, offset, bytes, .. } = tensor;
@@ -62,23 +62,24 @@ pub(crate) fn stretches(reader: impl Read, length: u64) -> Result<Vec<Stretch>, 
         let end = offset.checked_add(*bytes).and_then(|end| data.checked_add(end));
         let Some(end) = end.filter(|end| *end <= length) else {
             return Err(damaged(format!(
-                "tensor `{name}` of {bytes} bytes at byte {offset} of the data reaches over the end of the file"
+                "tensor `{name}` of {bytes} bytes at byte {offset} of the data reaches over the end of the \
+                 file"
             )));
         };
         // No overflow: `end` is within the file, and files are shorter than 2^63 bytes.
         expected = (end - data).next_multiple_of(alignment);
-        stretches.push(Stretch { range: data + offset..end, rank: Rank::of_tensor(name) });
+        extents.push(Extent { range: data + offset..end, rank: Rank::of_tensor(name) });
     }
-    pad(&mut stretches, length, alignment)?;
-    Ok(stretches)
+    pad(&mut extents, length, alignment)?;
+    Ok(extents)
 }
 
-/// Extends each stretch to the next one, and the last to the end of the file.
-fn pad(stretches: &mut [Stretch], length: u64, alignment: u64) -> Result<(), Flaw> {
-    for index in 1..stretches.len() {
-        stretches[index - 1].range.end = stretches[index].range.start;
+/// Extends each extent to the next one, and the last to the end of the file.
+fn pad(extents: &mut [Extent], length: u64, alignment: u64) -> Result<(), Flaw> {
+    for index in 1..extents.len() {
+        extents[index - 1].range.end = extents[index].range.start;
     }
-    let Some(last) = stretches.last_mut() else { return Ok(()) };
+    let Some(last) = extents.last_mut() else { return Ok(()) };
     let rest = length - last.range.end;
     if rest >= alignment {
         return Err(damaged(format!("{rest} bytes at its end belong to no tensor")));
@@ -280,7 +281,7 @@ impl<R: Read> GgufHeader<R> {
                 Ok(())
             }
             None => Err(damaged(format!(
-                "its header ends at byte {} in the middle of {}: it is truncated, or lies",
+                "its header ends at byte {} in the middle of {}: it is truncated or inconsistent",
                 self.limit,
                 what()
             ))),

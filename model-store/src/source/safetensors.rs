@@ -2,15 +2,15 @@
 //! rest of the file exactly once, each with the bytes that its shape and type need.
 
 use super::Flaw;
-use crate::layout::{Rank, Stretch};
+use crate::layout::{Extent, Rank};
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::io::Read;
 
 /// Largest header in bytes; the format's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-/// Reads the header of a file of `length` bytes and returns the stretches of the file.
-pub(crate) fn stretches(mut reader: impl Read, length: u64) -> Result<Vec<Stretch>, Flaw> {
+/// Reads the header of a file of `length` bytes and returns the extents of the file.
+pub(crate) fn extents(mut reader: impl Read, length: u64) -> Result<Vec<Extent>, Flaw> {
     if length < 8 {
         return Err(damaged(format!("it has {length} bytes, fewer than the length of its header")));
     }
@@ -24,14 +24,14 @@ pub(crate) fn stretches(mut reader: impl Read, length: u64) -> Result<Vec<Stretc
     reader.read_exact(&mut text).map_err(Flaw::Unreadable)?;
     let header: Metadata =
         serde_json::from_slice(&text).map_err(|error| damaged(format!("its header: {error}")))?;
-    let mut stretches = vec![Stretch { range: 0..header_end, rank: Rank::FIRST }];
+    let mut extents = vec![Extent { range: 0..header_end, rank: Rank::FIRST }];
     let mut tensors: Vec<_> = header.tensors().into_iter().collect();
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = header_end;
     for (name, info) in tensors {
-        let place = |offset: usize| header_end.checked_add(offset as u64);
-        let (Some(from), Some(to)) = (place(info.data_offsets.0), place(info.data_offsets.1)) else {
-            return Err(damaged(format!("tensor `{name}` lies beyond all files")));
+        let position = |offset: usize| header_end.checked_add(offset as u64);
+        let (Some(from), Some(to)) = (position(info.data_offsets.0), position(info.data_offsets.1)) else {
+            return Err(damaged(format!("tensor `{name}` is beyond the end of any file")));
         };
         if from != end || to < from {
             return Err(damaged(format!("tensor `{name}` begins at byte {from}, expected {end}")));
@@ -43,17 +43,17 @@ pub(crate) fn stretches(mut reader: impl Read, length: u64) -> Result<Vec<Stretc
         }
         if bits(info) != (to - from).checked_mul(8) {
             return Err(damaged(format!(
-                "tensor `{name}` has {} bytes, not what its shape needs",
+                "tensor `{name}` has {} bytes, not the number that its shape needs",
                 to - from
             )));
         }
-        stretches.push(Stretch { range: from..to, rank: Rank::of_tensor(&name) });
+        extents.push(Extent { range: from..to, rank: Rank::of_tensor(&name) });
         end = to;
     }
     if end != length {
         return Err(damaged(format!("{} bytes at its end belong to no tensor", length - end)));
     }
-    Ok(stretches)
+    Ok(extents)
 }
 
 fn damaged(reason: String) -> Flaw {

@@ -19,7 +19,7 @@ fn after(edit: impl FnOnce(&Path)) -> Result<InspectedModel, (ErrorCode, String)
 }
 
 #[test]
-fn a_sound_directory_is_accepted_without_tools_notes() {
+fn a_sound_directory_is_accepted_without_the_files_of_tools() {
     let source = after(|_| ()).expect("sound");
     let paths: Vec<&str> = source.files.iter().map(|file| file.path.as_str()).collect();
     let expected =
@@ -29,7 +29,7 @@ fn a_sound_directory_is_accepted_without_tools_notes() {
 }
 
 #[test]
-fn what_could_run_code_or_not_start_is_refused_by_name() {
+fn models_that_could_run_code_or_not_start_are_refused_by_name() {
     type Edit = fn(&Path);
     let write =
         |path: &Path, name: &str, bytes: &[u8]| std::fs::write(path.join(name), bytes).expect("write");
@@ -103,7 +103,7 @@ fn torn_weights_are_refused_wherever_they_tear() {
 }
 
 #[test]
-fn headers_that_lie_are_refused() {
+fn inconsistent_headers_are_refused() {
     let file = |header: &str, data: usize| {
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
     };
@@ -196,7 +196,7 @@ fn a_snapshot_of_a_cache_is_read_through_its_links_and_no_other_directory_is() {
 }
 
 #[test]
-fn a_file_that_changes_is_noticed() {
+fn a_file_that_changes_is_detected() {
     let directory = model();
     let source = inspect(directory.path()).expect("sound");
     let tokenizer = source.files.iter().find(|file| file.path == "tokenizer.json").expect("there");

@@ -39,38 +39,38 @@ impl Store {
 
 /// Clears the path of `object` below `root`.
 pub(crate) fn clear(root: &Path, object: &str) -> io::Result<()> {
-    let mut place = root.to_path_buf();
+    let mut path = root.to_path_buf();
     let mut parts = object.split('/').peekable();
     while let Some(part) = parts.next() {
-        place.push(part);
-        let kind = match std::fs::symlink_metadata(&place) {
+        path.push(part);
+        let kind = match std::fs::symlink_metadata(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             metadata => metadata?.file_type(),
         };
         let last = parts.peek().is_none();
         match (last, kind.is_dir()) {
-            (true, true) => match std::fs::remove_dir(&place) {
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => move_aside(&place)?,
+            (true, true) => match std::fs::remove_dir(&path) {
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => move_aside(&path)?,
                 removed => removed?,
             },
-            (false, false) if !kind.is_symlink() => return move_aside(&place),
+            (false, false) if !kind.is_symlink() => return move_aside(&path),
             _ => {}
         }
     }
     Ok(())
 }
 
-fn move_aside(place: &Path) -> io::Result<()> {
+fn move_aside(path: &Path) -> io::Result<()> {
     for number in 1..=ASIDE_MAX {
-        let mut aside = place.as_os_str().to_owned();
+        let mut aside = path.as_os_str().to_owned();
         aside.push(format!(".aside-{number}"));
         let aside = PathBuf::from(aside);
         if std::fs::symlink_metadata(&aside).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-            tracing::warn!(place = %place.display(), aside = %aside.display(), "moved aside: not an object");
-            return std::fs::rename(place, aside);
+            tracing::warn!(path = %path.display(), aside = %aside.display(), "moved aside: not an object");
+            return std::fs::rename(path, aside);
         }
     }
-    Err(io::Error::new(ErrorKind::AlreadyExists, "too many things were moved aside already"))
+    Err(io::Error::new(ErrorKind::AlreadyExists, "too many entries were moved aside already"))
 }
 
 #[cfg(test)]
@@ -80,24 +80,24 @@ mod tests {
     const OBJECT: &str = "models/ab/abcdef/00000000-01";
 
     #[test]
-    fn only_what_is_in_the_way_moves_and_nothing_is_lost() {
+    fn only_obstacles_move_and_nothing_is_lost() {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path().join("store");
-        let place = root.join(OBJECT);
+        let path = root.join(OBJECT);
         let aside = |number: u32| root.join(format!("{OBJECT}.aside-{number}"));
-        std::fs::create_dir_all(&place).expect("an empty directory");
+        std::fs::create_dir_all(&path).expect("an empty directory");
         clear(&root, OBJECT).expect("cleared");
-        assert!(!place.exists() && place.parent().is_some_and(Path::exists));
+        assert!(!path.exists() && path.parent().is_some_and(Path::exists));
         for number in 1..=2 {
-            std::fs::create_dir_all(place.join("below")).expect("create");
-            std::fs::write(place.join("below/letter"), format!("{number}")).expect("write");
+            std::fs::create_dir_all(path.join("below")).expect("create");
+            std::fs::write(path.join("below/letter"), format!("{number}")).expect("write");
             clear(&root, OBJECT).expect("cleared");
             let kept = std::fs::read_to_string(aside(number).join("below/letter")).expect("kept");
-            assert!(!place.exists() && kept == number.to_string());
+            assert!(!path.exists() && kept == number.to_string());
         }
-        std::fs::write(&place, b"an object").expect("write");
+        std::fs::write(&path, b"an object").expect("write");
         clear(&root, OBJECT).expect("nothing to clear");
-        assert_eq!(std::fs::read(&place).expect("there"), b"an object");
+        assert_eq!(std::fs::read(&path).expect("there"), b"an object");
         std::fs::remove_dir_all(root.join("models")).expect("remove");
         std::fs::write(root.join("models"), b"no directory").expect("write");
         clear(&root, OBJECT).expect("cleared");
@@ -109,12 +109,12 @@ mod tests {
     fn links_are_not_followed() {
         let directory = tempfile::tempdir().expect("a directory");
         let (root, elsewhere) = (directory.path().join("store"), directory.path().join("elsewhere"));
-        let place = root.join(OBJECT);
-        std::fs::create_dir_all(place.parent().expect("below")).expect("create");
+        let path = root.join(OBJECT);
+        std::fs::create_dir_all(path.parent().expect("below")).expect("create");
         std::fs::create_dir(&elsewhere).expect("create");
-        std::os::unix::fs::symlink(&elsewhere, &place).expect("link");
+        std::os::unix::fs::symlink(&elsewhere, &path).expect("link");
         clear(&root, OBJECT).expect("nothing to clear");
-        assert!(elsewhere.exists() && place.is_symlink());
+        assert!(elsewhere.exists() && path.is_symlink());
         std::fs::remove_dir_all(root.join("models")).expect("remove");
         std::os::unix::fs::symlink(&elsewhere, root.join("models")).expect("link");
         clear(&root, OBJECT).expect("nothing to clear");

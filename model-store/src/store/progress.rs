@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_waits_behind_others_is_not_silent_while_they_move() {
+    async fn an_upload_that_waits_behind_others_is_not_silent_while_they_progress() {
         let progress = Progress::new();
         let others = progress.clone();
         tokio::spawn(async move {

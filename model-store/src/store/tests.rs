@@ -15,7 +15,7 @@ fn reference(url: &str) -> StoreReference {
 }
 
 #[test]
-fn addresses_that_cannot_be_meant_are_refused() {
+fn malformed_addresses_are_refused() {
     let context = Context::new();
     for url in [
         "",
@@ -55,7 +55,7 @@ fn stores_of_this_node_are_its_directories() {
 }
 
 #[tokio::test]
-async fn a_closed_store_says_why() {
+async fn a_closed_store_names_its_error() {
     let store = Store::open_or_closed(&reference("file:///nowhere/at/all"), &Context::new());
     let error = store.get(&ObjectPath::from("x"), 1, |_| ()).await.expect_err("closed");
     assert!(error.to_string().contains("nowhere"), "{error}");
@@ -102,7 +102,7 @@ fn settings(endpoint: String, secret: &str) -> S3Settings {
 }
 
 #[tokio::test]
-async fn a_model_lives_in_s3_and_is_repaired_there() {
+async fn a_model_in_s3_is_imported_read_and_repaired() {
     let world = ModelFixture::new();
     let root = world.directory.path().join("s3");
     let endpoint = s3_server(&root).await;

@@ -115,7 +115,7 @@ impl Store {
         written.map(drop).map_err(|error| self.failed(path, error))
     }
 
-    /// Reads a whole object of at most `limit` bytes. `heard` receives the number of bytes that arrive, as
+    /// Reads a whole object of at most `limit` bytes. `on_bytes` receives the number of bytes that arrive, as
     /// they arrive.
     ///
     /// # Errors
@@ -124,12 +124,12 @@ impl Store {
         &self,
         path: &ObjectPath,
         limit: usize,
-        heard: impl Fn(u64),
+        on_bytes: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
-        self.read(path, RequestedBytes::Whole(limit as u64), heard).await
+        self.read(path, RequestedBytes::Whole(limit as u64), on_bytes).await
     }
 
-    /// Reads a range of an object, all of it. `heard` receives the number of bytes that arrive, as they
+    /// Reads a range of an object, all of it. `on_bytes` receives the number of bytes that arrive, as they
     /// arrive.
     ///
     /// # Errors
@@ -138,10 +138,10 @@ impl Store {
         &self,
         path: &ObjectPath,
         range: Range<u64>,
-        heard: impl Fn(u64),
+        on_bytes: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         let expected = range.end - range.start;
-        let bytes = self.read(path, RequestedBytes::Range(range), heard).await?;
+        let bytes = self.read(path, RequestedBytes::Range(range), on_bytes).await?;
         if (bytes.len() as u64) < expected {
             return Err(self.short(path, expected, bytes.len() as u64));
         }
@@ -152,10 +152,10 @@ impl Store {
         &self,
         path: &ObjectPath,
         wanted: RequestedBytes,
-        heard: impl Fn(u64),
+        on_bytes: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         if let Access::Directory { root, disk, .. } = &self.access {
-            return self.read_file(disk, root.join(path.as_ref()), path, wanted, heard).await;
+            return self.read_file(disk, root.join(path.as_ref()), path, wanted, on_bytes).await;
         }
         let limit = wanted.limit();
         let range = match wanted {
@@ -166,7 +166,7 @@ impl Store {
         options.extensions.insert(Streamed);
         let opening = self.objects()?.get_opts(path, options);
         let found = tokio::time::timeout(SILENCE_MAX, opening).await.map_err(|_| self.silent())?;
-        self.collect(path, found.map_err(|error| self.failed(path, error))?, limit, heard).await
+        self.collect(path, found.map_err(|error| self.failed(path, error))?, limit, on_bytes).await
     }
 
     /// Collects the bytes of an answer as they arrive, `limit` at most.
@@ -175,7 +175,7 @@ impl Store {
         path: &ObjectPath,
         found: GetResult,
         limit: u64,
-        heard: impl Fn(u64),
+        on_bytes: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         if found.range.end.saturating_sub(found.range.start) > limit {
             return Err(self.surplus(path, limit));
@@ -192,7 +192,7 @@ impl Store {
             };
             let Some(chunk) = next else { break };
             let chunk = chunk.map_err(|error| self.failed(path, error))?;
-            heard(chunk.len() as u64);
+            on_bytes(chunk.len() as u64);
             if gathered.len() + chunk.len() > expected {
                 return Err(self.surplus(path, expected as u64));
             }
@@ -215,7 +215,7 @@ impl Store {
         file: PathBuf,
         path: &ObjectPath,
         wanted: RequestedBytes,
-        heard: impl Fn(u64),
+        on_bytes: impl Fn(u64),
     ) -> Result<Bytes, StoreError> {
         let opening = disk.run_blocking(move || {
             let file = File::open(file)?;
@@ -242,7 +242,7 @@ impl Store {
             let mut part = vec![0; DISK_PART_BYTES.min((range.end - at) as usize)];
             let reading = disk.run_blocking(move || file.read_exact_at(&mut part, at).map(|()| part));
             let part = self.disk_answer(path, reading).await?;
-            heard(part.len() as u64);
+            on_bytes(part.len() as u64);
             gathered.extend_from_slice(&part);
         }
         Ok(gathered.freeze())

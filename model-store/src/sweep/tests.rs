@@ -23,7 +23,7 @@ fn options(now: SystemTime) -> SweepOptions {
 }
 
 /// Collects garbage with these models registered.
-async fn swept(
+async fn collect(
     world: &ModelFixture,
     stores: &[Store],
     options: SweepOptions,
@@ -40,7 +40,7 @@ async fn second(world: &ModelFixture, stores: &[Store], nonce: u8) -> Imported {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
+async fn the_garbage_of_a_killed_import_is_removed_and_earlier_models_stay() {
     let world = ModelFixture::simulated(2);
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
@@ -57,10 +57,10 @@ async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
         let torn = world.store_directory(1).join(torn);
         std::fs::create_dir_all(torn.parent().expect("below")).expect("create");
         std::fs::write(torn, b"half").expect("write");
-        let report = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
+        let report = collect(&world, &stores, options(later()), &[&earlier]).await.expect("collected");
         assert_eq!(objects(&world, 3), before, "after {writes} writes");
-        assert_eq!((report.removed, report.failures.len()), (report.dead, 0));
-        assert!(report.young == ObjectTotals::default() && report.dead.objects > 0, "{report:?}");
+        assert_eq!((report.removed, report.failures.len()), (report.garbage, 0));
+        assert!(report.young == ObjectTotals::default() && report.garbage.objects > 0, "{report:?}");
         if killed.is_ok() {
             break; // It was never registered, so it was removed too.
         }
@@ -73,7 +73,7 @@ async fn an_import_killed_at_any_write_is_swept_and_earlier_models_stay() {
 }
 
 #[tokio::test]
-async fn a_dry_run_says_the_same_and_removes_nothing() {
+async fn a_dry_run_reports_the_same_and_removes_nothing() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
@@ -81,25 +81,28 @@ async fn a_dry_run_says_the_same_and_removes_nothing() {
     std::fs::write(world.store_directory(0).join("models/README"), b"not ours").expect("write");
     let before = objects(&world, 3);
     let dry = SweepOptions { remove: false, ..options(later()) };
-    let said = swept(&world, &stores, dry, &[&earlier]).await.expect("looked");
+    let planned = collect(&world, &stores, dry, &[&earlier]).await.expect("listed");
     assert_eq!(objects(&world, 3), before);
     assert_eq!(
-        (said.removed, said.foreign),
+        (planned.removed, planned.foreign),
         (ObjectTotals::default(), ObjectTotals { objects: 1, bytes: 8 })
     );
-    assert!(said.dead.objects == said.registered.objects && said.dead.objects > 0, "{said:?}");
-    let done = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
-    assert_eq!(done, SweepReport { removed: said.dead, ..said });
+    assert!(
+        planned.garbage.objects == planned.registered.objects && planned.garbage.objects > 0,
+        "{planned:?}"
+    );
+    let done = collect(&world, &stores, options(later()), &[&earlier]).await.expect("collected");
+    assert_eq!(done, SweepReport { removed: planned.garbage, ..planned });
     assert!(world.store_directory(0).join("models/README").exists());
 }
 
 /// An import runs while the stores are listed, and registers just before the register is read, or just after.
 /// It loses nothing in either case, and the incomplete import beside it is removed.
 #[tokio::test]
-async fn an_import_that_runs_meanwhile_loses_nothing() {
+async fn a_concurrent_import_loses_nothing() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
-    let dead = second(&world, &stores, 3).await;
+    let garbage = second(&world, &stores, 3).await;
     make_old(&world);
     let running = second(&world, &stores, 2).await;
     let now = options(SystemTime::now());
@@ -109,19 +112,19 @@ async fn an_import_that_runs_meanwhile_loses_nothing() {
             let found = [(running.record.root, world.placed(&running, &stores))];
             Ok::<_, std::io::Error>(found.into_iter().filter(|_| registers_in_time).collect())
         };
-        let report = sweep(&stores, now, &world.pool, register, |_| ()).await.expect("swept");
+        let report = sweep(&stores, now, &world.pool, register, |_| ()).await.expect("collected");
         let kept = if registers_in_time { report.registered } else { report.young };
         assert_eq!(kept.objects, objects(&world, 3).iter().map(|them| them.len() as u64).sum::<u64>());
         let gone = before
             .iter()
             .flat_map(BTreeMap::keys)
-            .filter(|name| name.contains(&dead.manifest.nonce.to_string()));
+            .filter(|name| name.contains(&garbage.manifest.nonce.to_string()));
         assert!(registers_in_time || gone.count() > 0);
         world.read_all(&running.manifest, &world.placed(&running, &stores)).await.expect("reads");
     }
     assert!(
-        world.read_all(&dead.manifest, &world.placed(&dead, &stores)).await.is_err(),
-        "the dead one went"
+        world.read_all(&garbage.manifest, &world.placed(&garbage, &stores)).await.is_err(),
+        "the garbage one went"
     );
 }
 
@@ -135,7 +138,7 @@ fn make_old(world: &ModelFixture) {
 }
 
 #[tokio::test]
-async fn one_young_object_anywhere_spares_the_whole_import() {
+async fn one_young_object_anywhere_keeps_the_whole_import() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
@@ -145,9 +148,13 @@ async fn one_young_object_anywhere_spares_the_whole_import() {
     std::fs::create_dir_all(young.parent().expect("below")).expect("create");
     std::fs::write(&young, b"just written").expect("write");
     let before = objects(&world, 3);
-    let report = swept(&world, &stores, options(SystemTime::now()), &[]).await.expect("swept");
-    let manifests = ObjectTotals { objects: 3, bytes: report.dead.bytes };
-    assert_eq!((report.dead, report.removed), (manifests, manifests), "three copies of a manifest were old");
+    let report = collect(&world, &stores, options(SystemTime::now()), &[]).await.expect("collected");
+    let manifests = ObjectTotals { objects: 3, bytes: report.garbage.bytes };
+    assert_eq!(
+        (report.garbage, report.removed),
+        (manifests, manifests),
+        "three copies of a manifest were old"
+    );
     let shards = |objects: Objects| -> Vec<String> {
         objects.into_iter().flat_map(BTreeMap::into_keys).filter(|name| name.starts_with("models")).collect()
     };
@@ -155,7 +162,7 @@ async fn one_young_object_anywhere_spares_the_whole_import() {
 }
 
 #[tokio::test]
-async fn what_comes_to_life_after_it_was_judged_is_spared() {
+async fn an_object_written_after_the_listing_keeps_its_import() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
@@ -166,19 +173,20 @@ async fn what_comes_to_life_after_it_was_judged_is_spared() {
         std::fs::write(world.store_directory(1).join(alive), b"written again").expect("write");
         Ok::<_, std::io::Error>(Vec::new())
     };
-    let report = sweep(&stores, options(SystemTime::now()), &world.pool, touch, |_| ()).await.expect("swept");
-    assert!(report.removed.objects < report.dead.objects, "{report:?}");
+    let report =
+        sweep(&stores, options(SystemTime::now()), &world.pool, touch, |_| ()).await.expect("collected");
+    assert!(report.removed.objects < report.garbage.objects, "{report:?}");
     let left = world.objects(1);
     assert!(
         left.keys()
             .filter(|name| name.starts_with("models"))
             .eq(before[1].keys().filter(|name| name.starts_with("models")))
     );
-    assert!(!world.objects(0).keys().any(|name| name.starts_with("models")), "it was dead elsewhere");
+    assert!(!world.objects(0).keys().any(|name| name.starts_with("models")), "it was garbage elsewhere");
 }
 
 #[tokio::test]
-async fn a_store_whose_listing_breaks_off_is_left_alone_and_the_others_are_swept() {
+async fn a_store_with_a_broken_listing_is_skipped_and_the_others_are_collected() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
@@ -186,20 +194,24 @@ async fn a_store_whose_listing_breaks_off_is_left_alone_and_the_others_are_swept
     let before = objects(&world, 3);
     let script = Arc::new(Script { list_breaks_after: Some(3), ..Script::default() });
     let some = [stores[0].clone(), Faulty::store(&world, 1, &script), stores[2].clone()];
-    let report = swept(&world, &some, options(later()), &[&earlier]).await.expect("swept");
+    let report = collect(&world, &some, options(later()), &[&earlier]).await.expect("collected");
     assert_eq!(report.failures.len(), 1);
     assert!(report.failures[0].contains("store-1"), "{:?}", report.failures);
     assert_eq!(world.objects(1), before[1]);
     for number in [0, 2] {
-        assert_eq!(world.objects(number).len() * 2, before[number].len(), "half of store {number} was dead");
+        assert_eq!(
+            world.objects(number).len() * 2,
+            before[number].len(),
+            "half of store {number} was garbage"
+        );
     }
     world.read_all(&earlier.manifest, &world.placed(&earlier, &stores)).await.expect("reads");
-    let again = swept(&world, &stores, options(later()), &[&earlier]).await.expect("swept");
+    let again = collect(&world, &stores, options(later()), &[&earlier]).await.expect("collected");
     assert!(again.failures.is_empty() && again.removed.objects > 0, "{again:?}");
 }
 
 #[tokio::test]
-async fn a_store_that_refuses_a_removal_is_named_and_the_others_are_swept() {
+async fn a_store_that_refuses_a_removal_is_named_and_the_others_are_collected() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     second(&world, &stores, 2).await;
@@ -207,13 +219,13 @@ async fn a_store_that_refuses_a_removal_is_named_and_the_others_are_swept() {
     let mut reference = world.reference(1);
     reference.url = "file:///nowhere/at/all".into();
     some[1] = Store::open_or_closed(&reference, &crate::Context::new());
-    let report = swept(&world, &some, options(later()), &[]).await.expect("swept");
+    let report = collect(&world, &some, options(later()), &[]).await.expect("collected");
     assert!(report.failures.len() == 1 && report.failures[0].contains("nowhere"), "{:?}", report.failures);
     assert!(world.objects(0).is_empty() && world.objects(2).is_empty() && !world.objects(1).is_empty());
 }
 
 #[tokio::test]
-async fn whoever_cannot_say_what_is_registered_removes_nothing() {
+async fn an_unreadable_register_removes_nothing() {
     let world = ModelFixture::new();
     let stores = world.stores(3);
     let earlier = world.import(&stores, 2, 1).await;
@@ -223,7 +235,7 @@ async fn whoever_cannot_say_what_is_registered_removes_nothing() {
         std::fs::remove_file(world.store_directory(number).join(manifest.as_ref())).expect("remove");
     }
     let before = objects(&world, 3);
-    let unreadable = swept(&world, &stores, options(later()), &[&earlier]).await.expect_err("no manifest");
+    let unreadable = collect(&world, &stores, options(later()), &[&earlier]).await.expect_err("no manifest");
     assert!(matches!(unreadable, SweepError::Manifest { .. }), "{unreadable}");
     let silent = || async { Err::<Vec<_>, _>(std::io::Error::other("no leader")) };
     let silent =
@@ -231,7 +243,7 @@ async fn whoever_cannot_say_what_is_registered_removes_nothing() {
     assert!(matches!(silent, SweepError::Register(_)), "{silent}");
     let older_than = SWEEP_AGE_MIN - Duration::from_secs(1);
     let eager = SweepOptions { older_than, ..options(later()) };
-    let eager = swept(&world, &stores, eager, &[]).await.expect_err("too young");
+    let eager = collect(&world, &stores, eager, &[]).await.expect_err("too young");
     for error in [unreadable, silent, eager] {
         assert_eq!(error.code(), code::SWEEP_REFUSED);
     }
@@ -246,9 +258,9 @@ async fn progress_counts_what_is_listed_and_what_is_removed() {
     let steps = std::sync::Mutex::new(Vec::new());
     let note = |step| steps.lock().expect("no panic").push(step);
     let register = || async { Ok::<_, std::io::Error>(Vec::new()) };
-    let report = sweep(&stores, options(later()), &world.pool, register, note).await.expect("swept");
+    let report = sweep(&stores, options(later()), &world.pool, register, note).await.expect("collected");
     let steps = steps.into_inner().expect("no panic");
-    let all = report.dead.objects;
+    let all = report.garbage.objects;
     assert_eq!(steps[all as usize - 1], SweepProgress { listed: all, removed: 0, to_remove: 0 });
     assert_eq!(steps.last(), Some(&SweepProgress { listed: all, removed: all, to_remove: all }));
 }

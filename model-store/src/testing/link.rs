@@ -257,7 +257,7 @@ impl ObjectStore for Linked {
 
 /// A store that ignores the requested range and sends as many bytes as are taken from it.
 #[derive(Debug, Default)]
-pub(crate) struct Liar {
+pub(crate) struct Oversender {
     /// Bytes taken in all.
     pub(crate) served: Arc<AtomicU64>,
     /// Maximum of the bytes taken of one answer.
@@ -265,17 +265,17 @@ pub(crate) struct Liar {
     pub(crate) gauge: Arc<Gauge>,
 }
 
-/// Bytes of one chunk of a [`Liar`].
-pub(crate) const LIE_BYTES: usize = 64 * 1024;
+/// Bytes of one chunk of a [`Oversender`].
+pub(crate) const OVERSENT_CHUNK_BYTES: usize = 64 * 1024;
 
-impl std::fmt::Display for Liar {
+impl std::fmt::Display for Oversender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Liar")
+        f.write_str("Oversender")
     }
 }
 
 #[async_trait]
-impl ObjectStore for Liar {
+impl ObjectStore for Oversender {
     async fn put_opts(&self, _: &ObjectPath, _: PutPayload, _: PutOptions) -> Result<PutResult> {
         Err(generic(std::io::ErrorKind::Unsupported))
     }
@@ -295,21 +295,21 @@ impl ObjectStore for Liar {
         };
         let held = self.gauge.add(range.end - range.start);
         let (served, most) = (self.served.clone(), self.most.clone());
-        let lies = stream::unfold((0, held), move |(mut sent, held)| {
+        let zeros = stream::unfold((0, held), move |(mut sent, held)| {
             let (served, most) = (served.clone(), most.clone());
             async move {
                 // Other tasks may run before the next chunk.
                 tokio::task::yield_now().await;
-                sent += LIE_BYTES as u64;
-                served.fetch_add(LIE_BYTES as u64, Ordering::SeqCst);
+                sent += OVERSENT_CHUNK_BYTES as u64;
+                served.fetch_add(OVERSENT_CHUNK_BYTES as u64, Ordering::SeqCst);
                 most.fetch_max(sent, Ordering::SeqCst);
-                Some((Ok(Bytes::from(vec![0; LIE_BYTES])), (sent, held)))
+                Some((Ok(Bytes::from(vec![0; OVERSENT_CHUNK_BYTES])), (sent, held)))
             }
         });
         let modified = std::time::SystemTime::UNIX_EPOCH.into();
         let (location, size) = (location.clone(), range.end);
         Ok(GetResult {
-            payload: GetResultPayload::Stream(lies.boxed()),
+            payload: GetResultPayload::Stream(zeros.boxed()),
             meta: ObjectMeta { location, last_modified: modified, size, e_tag: None, version: None },
             range,
             attributes: object_store::Attributes::new(),

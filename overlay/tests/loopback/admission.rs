@@ -175,7 +175,7 @@ async fn requests_under_way_are_evicted_last_and_never_for_more_than_a_share() {
 }
 
 #[tokio::test]
-async fn handshakes_that_hang_keep_no_other_address_out() {
+async fn stalled_handshakes_keep_no_other_address_out() {
     // No handshake times out within this test, and twice as many hang as there are permits of any kind.
     let limits = Limits { handshakes_max: 4, handshakes_waiting_max: 4, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, router()).await;
@@ -221,7 +221,7 @@ async fn a_key_with_many_connections_keeps_no_other_out() {
 }
 
 #[tokio::test]
-async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
+async fn unadmitted_peers_take_no_permits_of_peers_and_hold_none_long() {
     let limits = Limits { connections_max: 1, unadmitted_max: 2, ..patient() };
     let policy = PeerPolicy::any().knowing(|key| *key == identity(3).public_key());
     let (router, mut begins) = waiting_router();
@@ -248,7 +248,7 @@ async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
     // The server waits for nothing when it ends a connection in order, so the test detects the end by
     // reading.
     idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-    let said = async {
+    let answered = async {
         let mut bytes = [0; 1024];
         loop {
             let length = idle.read(&mut bytes).await.unwrap_or(0);
@@ -259,7 +259,7 @@ async fn unadmitted_peers_take_no_permits_of_peers_and_none_for_ever() {
             }
         }
     };
-    within_deadline(said).await;
+    within_deadline(answered).await;
     // A peer that has a request reconnects.
     let client = server.client(2, patient());
     let began = tokio::time::Instant::now();
@@ -282,7 +282,7 @@ fn reversed_worker(seed: u8, from: &'static str, gateway: SocketAddr) -> JoinHan
 }
 
 #[tokio::test]
-async fn keys_without_number_keep_no_admitted_key_from_a_reversed_listener() {
+async fn many_unknown_keys_keep_no_admitted_key_from_a_reversed_listener() {
     let (listener, address) = bind().await;
     let limits = Limits { connections_max: 2, unadmitted_max: 4, ..patient() };
     let shutdown = CancellationToken::new();
@@ -337,7 +337,7 @@ async fn keys_without_number_keep_no_admitted_key_from_a_reversed_listener() {
 }
 
 #[tokio::test]
-async fn a_listener_that_is_none_any_more_ends_its_service() {
+async fn an_unusable_listener_ends_its_service() {
     let (listener, _) = bind().await;
     let raw = listener.as_raw_fd();
     let server = Server::start_on(listener, identity(1), PeerPolicy::any(), patient(), router());

@@ -75,7 +75,7 @@ fn a_blocking_sender_and_receiver_speak_the_same() {
 }
 
 #[test]
-fn what_breaks_the_limits_is_not_sent() {
+fn frames_above_the_limits_are_not_sent() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let large = ByteString(vec![3; FRAME_BYTES_MAX]);
     assert!(matches!(blocking::send(&ours, &large, &[]), Err(FrameError::TooLong { .. })));
@@ -93,7 +93,7 @@ fn received(bytes: &[u8]) -> Result<Option<(u32, Vec<OwnedFd>)>, FrameError> {
 }
 
 #[test]
-fn what_is_not_a_frame_is_refused() {
+fn malformed_frames_are_refused() {
     assert!(matches!(received(&[]), Ok(None)));
     assert!(matches!(received(&[1, 0, 0, 0, 7]), Ok(Some((7, _)))));
     let torn = [&[1][..], &[1, 0, 0], &[1, 0, 0, 0], &[2, 0, 0, 0, 7]];
@@ -130,7 +130,7 @@ fn descriptors_above_the_limit_are_refused_and_closed() {
 }
 
 #[tokio::test]
-async fn a_receive_that_is_given_up_loses_nothing() {
+async fn a_cancelled_receive_loses_nothing() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let (_, mut receiver) = channel(asynchronous(theirs));
     for part in [&[3][..], &[0, 0, 0], &[0x19], &[1]] {

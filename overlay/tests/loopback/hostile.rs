@@ -91,7 +91,7 @@ async fn serves_others(server: &Server) {
 }
 
 #[tokio::test]
-async fn handshakes_that_hang_keep_others_out_no_longer_than_their_limit() {
+async fn stalled_handshakes_keep_others_out_no_longer_than_their_limit() {
     let limits = Limits { handshake: REACHED, handshakes_max: 2, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, router()).await;
     let mut silent = Vec::new();
@@ -180,7 +180,7 @@ async fn requests_that_are_reset_as_soon_as_they_begin_end_the_connection() {
         numbers.flat_map(pair).collect()
     };
     let (mut reading, mut writing) = tokio::io::split(stream);
-    let told = tokio::spawn(async move {
+    let reply = tokio::spawn(async move {
         let mut bytes = Vec::new();
         // Reading ends with an error if the end of the connection overtakes the server's alert.
         let _ = reading.read_to_end(&mut bytes).await;
@@ -191,11 +191,11 @@ async fn requests_that_are_reset_as_soon_as_they_begin_end_the_connection() {
         sent += 1;
     }
     assert!(sent < 1_000, "100,000 requests were begun and reset");
-    let told = within_deadline(told).await.unwrap();
-    let calm = told.windows(17).any(|part| {
+    let reply = within_deadline(reply).await.unwrap();
+    let calm = reply.windows(17).any(|part| {
         part[3] == GO_AWAY && part[..3] != [0, 0, 0] && part[13..17] == ENHANCE_YOUR_CALM.to_be_bytes()
     });
-    assert!(calm, "the peer is told why");
+    assert!(calm, "the peer receives the reason");
     serves_others(&server).await;
     server.stop().await;
 }
@@ -204,7 +204,7 @@ async fn requests_that_are_reset_as_soon_as_they_begin_end_the_connection() {
 async fn pings_without_end_from_a_peer_that_reads_nothing_end_the_connection() {
     let server = Server::start(PeerPolicy::any(), quick(), router()).await;
     let mut stream = dial(&server).await;
-    let pings: Vec<u8> = (0..500).flat_map(|_| frame(PING, 0, 0, b"whatever")).collect();
+    let pings: Vec<u8> = (0..500).flat_map(|_| frame(PING, 0, 0, b"any-data")).collect();
     let flood = write_until_refused(&mut stream, usize::MAX, |_| pings.clone());
     within_deadline(flood).await;
     serves_others(&server).await;
@@ -252,7 +252,7 @@ async fn a_peer_that_stops_reading_is_dropped_and_its_work_ends() {
 }
 
 #[tokio::test]
-async fn a_server_that_falls_silent_is_noticed_long_before_the_request_would_time_out() {
+async fn a_server_that_falls_silent_is_detected_long_before_the_request_would_time_out() {
     let (listener, address) = crate::common::bind().await;
     let accepting = tokio::spawn(async move {
         let mut silent = Vec::new();

@@ -38,7 +38,7 @@ async fn every_request_carries_the_proven_key() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_not_admitted_is_told_so_on_first_use() {
+async fn a_client_that_is_not_admitted_is_refused_on_first_use() {
     let policy = PeerPolicy::only([identity(3).public_key()]);
     let server = Server::start(policy, patient(), Router::new()).await;
     // Repeated, because the refusal races with the first request.
@@ -55,7 +55,7 @@ async fn a_client_that_is_not_admitted_is_told_so_on_first_use() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_struck_off_loses_its_open_connection() {
+async fn a_removed_key_loses_its_open_connection() {
     let admitted = Arc::new(AtomicBool::new(true));
     let policy = PeerPolicy::new({
         let admitted = admitted.clone();
@@ -105,7 +105,7 @@ async fn large_bodies_within_the_limit_arrive_whole() {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_times_out_on_the_impatient_side() {
+async fn a_missing_response_times_out_on_the_side_with_the_shorter_limit() {
     let router = Router::new().route("/never", on_get(pending::<()>));
     let impatient = Limits { request: Duration::from_millis(100), ..patient() };
     let server = Server::start(PeerPolicy::any(), patient(), router.clone()).await;
@@ -274,7 +274,7 @@ async fn a_shutdown_waits_no_longer_than_the_drain_limit() {
 }
 
 #[tokio::test]
-async fn a_connection_above_the_limit_is_turned_away_and_served_once_there_is_room() {
+async fn a_connection_above_the_limit_is_rejected_and_served_once_a_permit_is_free() {
     let limits = Limits { connections_max: 1, ..patient() };
     let (begun, mut begins) = mpsc::unbounded_channel();
     let waits = move || {
@@ -312,14 +312,14 @@ async fn many_requests_share_one_connection() {
 }
 
 #[tokio::test]
-async fn a_peer_that_shakes_hands_and_then_says_nothing_is_dropped() {
+async fn a_peer_that_is_silent_after_its_handshake_is_dropped() {
     let limits = Limits { idle: REACHED, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, Router::new()).await;
     let key = server.identity.public_key();
     let mut silent = overlay::connect(&identity(2), server.address, key, &patient()).await.unwrap();
-    let mut said = Vec::new();
+    let mut sent = Vec::new();
     // The server's settings, then the end, orderly or not.
-    let _ = within_deadline(silent.stream.read_to_end(&mut said)).await;
-    assert!(!said.is_empty());
+    let _ = within_deadline(silent.stream.read_to_end(&mut sent)).await;
+    assert!(!sent.is_empty());
     server.stop().await;
 }

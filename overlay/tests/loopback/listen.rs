@@ -35,7 +35,7 @@ async fn an_inherited_listener_is_adopted_once() {
 }
 
 #[tokio::test]
-async fn what_is_no_listener_is_refused() {
+async fn anything_but_a_listening_socket_is_refused() {
     let file = tempfile::tempfile().unwrap().into_raw_fd();
     let (connected, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let connected = connected.into_raw_fd();

@@ -246,7 +246,7 @@ async fn ends(mut stream: TcpStream) {
 const HELLO: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 #[tokio::test]
-async fn a_body_that_trickles_is_given_up() {
+async fn a_trickling_body_times_out() {
     let limits = Limits { request: Duration::from_millis(200), ..patient() };
     let site = Site::start(None, limits).await;
     let head = "POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nx";
@@ -271,7 +271,7 @@ async fn an_idle_connection_that_was_kept_alive_is_closed() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_are_turned_away_until_there_is_room() {
+async fn connections_beyond_the_limit_are_rejected_until_a_permit_is_free() {
     let site = Site::start(None, Limits { connections_max: 1, ..patient() }).await;
     let (first, answer) = begin(&site, "GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

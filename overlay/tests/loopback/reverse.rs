@@ -42,7 +42,7 @@ async fn open(router: Router) -> (Worker, Channel) {
 }
 
 #[tokio::test]
-async fn who_dialled_answers_and_its_preface_came_first() {
+async fn the_dialling_side_answers_after_its_preface() {
     let who = |Extension(Peer(key)): Extension<Peer>| async move { key.to_string() };
     let router = Router::new().route("/who", on_get(who));
     let (worker, reversed) = pair(b"ticket", PeerPolicy::any(), router).await;
@@ -70,7 +70,7 @@ async fn the_longest_preface_passes_and_a_longer_one_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_not_admitted_is_told_so() {
+async fn a_worker_that_is_not_admitted_is_refused() {
     let policy = PeerPolicy::only([identity(3).public_key()]);
     let (worker, reversed) = pair(b"ticket", policy, Router::new()).await;
     assert!(matches!(reversed, Err(Error::Handshake(_))));
@@ -79,7 +79,7 @@ async fn a_worker_that_is_not_admitted_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_preface_that_never_comes_is_given_up() {
+async fn a_missing_preface_times_out() {
     let (listener, address) = bind().await;
     let limits = Limits { handshake: Duration::from_millis(300), ..patient() };
     let mut silent = TcpStream::connect(address).await.unwrap();
@@ -148,7 +148,7 @@ async fn a_gateway_that_dies_mid_stream_stops_the_worker() {
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_is_noticed_at_once() {
+async fn a_worker_that_dies_is_detected_immediately() {
     let (dropped, _drops) = mpsc::unbounded_channel();
     let (worker, channel) = open(tokens(dropped)).await;
     let answer = channel.send(get("/generate").map(Body::from)).await.unwrap();

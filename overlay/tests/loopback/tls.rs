@@ -133,8 +133,8 @@ async fn refusal_of(groups: Vec<&'static dyn SupportedKxGroup>) -> String {
         let mut stream = connector.connect(name, tcp).await?;
         stream.read_u8().await
     };
-    let told = within_deadline(client).await.unwrap_err().to_string();
-    assert!(told.contains("alert"), "the client is told: {told}");
+    let error = within_deadline(client).await.unwrap_err().to_string();
+    assert!(error.contains("alert"), "the client gets an alert: {error}");
     let Err(Error::Handshake(cause)) = within_deadline(accepted).await.unwrap() else {
         panic!("such a client must not pass");
     };
@@ -180,7 +180,7 @@ async fn noise_instead_of_tls_is_refused() {
 }
 
 #[tokio::test]
-async fn a_silent_peer_is_noticed() {
+async fn a_silent_peer_is_detected() {
     let (client, server) = (identity(2), identity(1));
     let (listener, address) = bind().await;
     let limits = Limits { idle: REACHED, ..patient() };

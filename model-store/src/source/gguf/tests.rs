@@ -5,8 +5,8 @@ use super::*;
 use crate::testing::{Gguf, gguf_text};
 use proptest::prelude::*;
 
-fn read(bytes: &[u8]) -> Result<Vec<Stretch>, Flaw> {
-    stretches(bytes, bytes.len() as u64)
+fn read(bytes: &[u8]) -> Result<Vec<Extent>, Flaw> {
+    extents(bytes, bytes.len() as u64)
 }
 
 /// Returns the reason for which a file is refused: `damaged: ...` or `unknown: ...`.
@@ -72,7 +72,7 @@ fn a_file_is_refused_wherever_it_is_torn() {
 }
 
 #[test]
-fn what_is_not_known_is_refused_by_name() {
+fn unknown_formats_are_refused_by_name() {
     let version = |version: u32| refusal(&Gguf { version, ..sample() }.bytes());
     assert_eq!(version(1), "unknown: GGUF version 1; versions 2 and 3 are read");
     assert_eq!(version(4), "unknown: GGUF version 4; versions 2 and 3 are read");
@@ -92,7 +92,7 @@ fn what_is_not_known_is_refused_by_name() {
 }
 
 #[test]
-fn every_lie_of_a_header_is_refused() {
+fn every_contradiction_in_a_header_is_refused() {
     type Edit = fn(&mut Gguf);
     let cases: &[(&str, Edit)] = &[
         ("begins at byte 96 of the data, expected 128", |g| g.tensors[1].offset = 96),
@@ -122,7 +122,7 @@ fn every_lie_of_a_header_is_refused() {
         ("in the middle of 18446744073709551615 values", |g| {
             g.keys[1] = ("x".into(), ARRAY, array(10, u64::MAX, b""));
         }),
-        ("it is truncated, or lies", |g| g.keys[1] = ("x".into(), ARRAY, array(ARRAY, u64::MAX, b""))),
+        ("it is truncated or inconsistent", |g| g.keys[1] = ("x".into(), ARRAY, array(ARRAY, u64::MAX, b""))),
         ("nests arrays deeper than 4", |g| {
             let deep = (0..5).fold(array(0, 0, b""), |inner, _| array(ARRAY, 1, &inner));
             g.keys[1] = ("x".into(), ARRAY, deep);
@@ -158,7 +158,7 @@ fn the_files_own_alignment_counts() {
     gguf.push("a", 0, vec![3], 12);
     gguf.push("b", 8, vec![32, 2], 68);
     let (bytes, data) = (gguf.bytes(), gguf.header().len() as u64);
-    let ranges: Vec<_> = read(&bytes).expect("sound").into_iter().map(|stretch| stretch.range).collect();
+    let ranges: Vec<_> = read(&bytes).expect("sound").into_iter().map(|extent| extent.range).collect();
     assert_eq!(ranges, [0..data, data..data + 16, data + 16..data + 84]);
 }
 
@@ -167,7 +167,11 @@ const KINDS: [(u32, u64, u64); 7] =
     [(0, 1, 4), (1, 1, 2), (30, 1, 2), (24, 1, 1), (2, 32, 18), (14, 256, 210), (39, 32, 17)];
 
 prop_compose! {
-    fn a_tensor()(kind in 0..KINDS.len(), blocks in 0_u64..4, more in proptest::collection::vec(0_u64..4, 0..3))
+    fn a_tensor()(
+        kind in 0..KINDS.len(),
+        blocks in 0_u64..4,
+        more in proptest::collection::vec(0_u64..4, 0..3),
+    )
         -> (u32, Vec<u64>, u64)
     {
         let (kind, block, bytes) = KINDS[kind];
@@ -178,7 +182,11 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn a_file()(version in 2_u32..=3, power in 3_u32..8, tensors in proptest::collection::vec(a_tensor(), 0..12))
+    fn a_file()(
+        version in 2_u32..=3,
+        power in 3_u32..8,
+        tensors in proptest::collection::vec(a_tensor(), 0..12),
+    )
         -> Gguf
     {
         let mut gguf = Gguf { version, alignment: 1 << power, ..Gguf::of(&[]) };
@@ -196,15 +204,15 @@ proptest! {
         let (bytes, data) = (gguf.bytes(), gguf.header().len() as u64);
         let found = read(&bytes).expect("sound");
         let mut end = 0;
-        for stretch in &found {
-            prop_assert_eq!(stretch.range.start, end);
-            end = stretch.range.end;
+        for extent in &found {
+            prop_assert_eq!(extent.range.start, end);
+            end = extent.range.end;
         }
         prop_assert_eq!(end, bytes.len() as u64);
         for (number, tensor) in gguf.tensors.iter().enumerate() {
             let rank = Rank::of_tensor(&tensor.name);
             let (from, to) = (data + tensor.offset, data + tensor.offset + tensor.bytes);
-            let covers = |s: &Stretch| s.rank == rank && s.range.start == from && s.range.end >= to;
+            let covers = |s: &Extent| s.rank == rank && s.range.start == from && s.range.end >= to;
             prop_assert!(found[1..].iter().any(covers), "tensor {} is not covered", number);
         }
     }
@@ -227,9 +235,9 @@ proptest! {
         }
         if let Ok(found) = read(&bytes) {
             let mut end = 0;
-            for stretch in found {
-                prop_assert!(stretch.range.start == end && stretch.range.end >= end);
-                end = stretch.range.end;
+            for extent in found {
+                prop_assert!(extent.range.start == end && extent.range.end >= end);
+                end = extent.range.end;
             }
             prop_assert_eq!(end, bytes.len() as u64);
         }

@@ -1,8 +1,9 @@
 //! Tests of transfers: endless answers are stopped at the end of the request, and retries end.
 
 use super::*;
+use crate::store::S3Settings;
 use crate::testing::Endless;
-use crate::{Context, S3Settings, open_store};
+use crate::{Context, open_store};
 use futures::TryStreamExt;
 use protocol::error_code as code;
 use protocol::model::{ModelNonce, StoreReference};
@@ -14,7 +15,7 @@ const KERNEL_BYTES_MAX: u64 = 48 << 20;
 const ENDLESS_BYTES: u64 = 256 << 20;
 
 #[test]
-fn a_write_is_tried_again_four_times_and_ever_later() {
+fn a_write_is_retried_four_times_with_growing_delays() {
     let waits: Vec<_> = (0..7).map(|failures| retry_delay(failures).map(|wait| wait.as_millis())).collect();
     assert_eq!(waits, [None, Some(500), Some(1000), Some(2000), Some(4000), None, None]);
 }
@@ -43,7 +44,8 @@ async fn taken_without_a_guard(endless: &Endless) {
 }
 
 const RANGE: Range<u64> = 1_000..1_000_003;
-const PARTIAL: &str = "HTTP/1.1 206 Partial Content\nETag: \"a\"\nLast-Modified: Mon, 02 Nov 2026 10:00:00 GMT\n\
+const PARTIAL: &str = "HTTP/1.1 206 Partial Content\nETag: \"a\"\n\
+    Last-Modified: Mon, 02 Nov 2026 10:00:00 GMT\n\
     Content-Range: bytes 1000-1000002/5000000\nContent-Length: 1099511627776\n\n";
 const WHOLE: &str = "HTTP/1.1 200 OK\nETag: \"a\"\nLast-Modified: Mon, 02 Nov 2026 10:00:00 GMT\n\
     Content-Length: 1099511627776\n\n";
@@ -87,7 +89,7 @@ async fn a_listing_without_end_is_stopped() {
 }
 
 #[tokio::test]
-async fn an_object_that_ends_too_early_is_short_and_a_directory_is_none() {
+async fn an_object_that_ends_too_early_is_short_and_a_directory_is_missing() {
     let world = crate::testing::ModelFixture::new();
     let (local, path) = (&world.stores(1)[0], crate::geometry::object_path(ModelNonce([1; 16]), 0, 0));
     local.put(&path, PutPayload::from_static(b"0123456789"), &Progress::new()).await.expect("written");
