@@ -6,7 +6,7 @@
 
 use crate::client::ControlClient;
 use anyhow::{Context as _, Result, bail};
-use protocol::{CircleId, error_code};
+use protocol::{CircleId, Refusal, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -41,11 +41,11 @@ impl Context {
     pub fn load(asked: Option<&Path>) -> Result<Self> {
         let path = asked.map_or_else(usual_path, Path::to_path_buf);
         let text = std::fs::read_to_string(&path).with_context(|| {
-            format!(
-                "{}: read context `{}` (`quorate up` makes one; `quorate context use FILE` chooses one)",
-                error_code::CONTEXT_MISSING,
+            let message = format!(
+                "read context `{}` (`quorate up` makes one; `quorate context use FILE` chooses one)",
                 path.display()
-            )
+            );
+            Refusal::new(error_code::CONTEXT_MISSING, message)
         })?;
         let mut context: Self =
             serde_json::from_str(&text).with_context(|| format!("context `{}`", path.display()))?;

@@ -4,7 +4,7 @@ use crate::show_time;
 use protocol::canonical::CanonicalError;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
-use protocol::{CircleId, Epoch, Fence, MemberId, Millis, NodeId, ServiceName, SlotIndex};
+use protocol::{CircleId, Epoch, Fence, MemberId, Millis, NodeId, Refusal, ServiceName, SlotIndex};
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -164,5 +164,11 @@ impl ChainError {
             Self::OrderReplayed { .. } => error_code::ORDER_REPLAYED,
             Self::NodeNotAdmitted(_) => error_code::NODE_NOT_ADMITTED,
         }
+    }
+}
+
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        Self::new(error.code(), error.to_string())
     }
 }

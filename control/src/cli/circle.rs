@@ -10,7 +10,7 @@ use gpu_agent::files;
 use human_chain::CircleState;
 use protocol::api::History;
 use protocol::governance::*;
-use protocol::{CircleId, Digest, MemberId};
+use protocol::{CircleId, Digest, MemberId, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -198,8 +198,7 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
         None => read_json(&arguments.file)?,
     };
     let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
-    let state = CircleState::replay(&history.genesis, Some(circle), certificates)
-        .map_err(|error| anyhow!("{}: {error}", error.code()))?;
+    let state = CircleState::replay(&history.genesis, Some(circle), certificates).map_err(Refusal::from)?;
     if arguments.history.is_some() {
         let wanted: Certificate = read_json(&arguments.file)?;
         let digest = wanted.digest();

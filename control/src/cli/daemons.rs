@@ -12,7 +12,7 @@ use protocol::governance::{
     ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis, StorageEndpoint,
 };
 use protocol::manifest::parse_bytes;
-use protocol::{CircleId, NodeId, NodeName, ReplicaId, StoreName, error_code};
+use protocol::{CircleId, NodeId, NodeName, Refusal, ReplicaId, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -239,7 +239,8 @@ fn read_certificate(chain: &Path, key: &Path) -> Result<ServerCertificate> {
 async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
     overlay::listen::tcp(name).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            anyhow!("{}: {error}; `ss -ltnp` shows which process has it", error_code::PORT_IN_USE)
+            let message = format!("{error}; `ss -ltnp` shows which process has it");
+            Refusal::new(error_code::PORT_IN_USE, message).into()
         }
         _ => error.into(),
     })

@@ -8,13 +8,13 @@ use super::output::table;
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
 use crate::session::Session;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{ModelName, error_code};
+use protocol::{ModelName, Refusal, error_code};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -126,7 +126,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             environment.output().print(&report, node::HealthSummary::text);
             let Some(code) = report.code() else { return Ok(()) };
             let message = format!("{} faults; next: quorate model repair {model}", report.faults);
-            Err(node::ModelFailure { code, message }.into())
+            Err(Refusal::new(code, message).into())
         }
         ModelCommand::Repair { model, node } => {
             let (access, record) = access(&context, &model, node).await?;
@@ -137,7 +137,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
                 0 => format!("not all of {model} could be rewritten; when every store answers, repair again"),
                 lost => format!("{lost} segments of {model} are lost unless a store comes back"),
             };
-            Err(node::ModelFailure { code, message }.into())
+            Err(Refusal::new(code, message).into())
         }
         ModelCommand::Forget { model } => {
             let record = find(&context, &model).await?;
@@ -170,14 +170,15 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
         return Ok(());
     }
     let message = format!("{} of {} stores could not be swept", report.failures.len(), stores.len());
-    Err(node::ModelFailure { code: error_code::SWEEP_INCOMPLETE, message }.into())
+    Err(Refusal::new(error_code::SWEEP_INCOMPLETE, message).into())
 }
 
 async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
     let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
     let found = page.items.into_iter().find(|record| record.name == *model);
     found.ok_or_else(|| {
-        anyhow!("{}: no model `{model}`; `quorate model list` shows all", error_code::MODEL_NOT_FOUND)
+        let message = format!("no model `{model}`; `quorate model list` shows all");
+        Refusal::new(error_code::MODEL_NOT_FOUND, message).into()
     })
 }
 
@@ -193,8 +194,8 @@ async fn access(
 
 fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
     node.or_else(|| context.node_directory.clone()).ok_or_else(|| {
-        let code = error_code::NODE_DIRECTORY_MISSING;
-        anyhow!("{code}: this goes through a node: give --node DIR, its state directory on this machine")
+        let message = "this goes through a node: give --node DIR, its state directory on this machine";
+        Refusal::new(error_code::NODE_DIRECTORY_MISSING, message).into()
     })
 }
 

@@ -5,13 +5,13 @@ use super::output::table;
 use super::proposals::{print_submitted, reason_or};
 use crate::node::SharedKeys;
 use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, bail};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, ProposalView};
 use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::manifest::format_bytes;
-use protocol::{NodeId, NodeName, StoreName, error_code};
+use protocol::{NodeId, NodeName, Refusal, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -122,12 +122,13 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
 }
 
 fn no_node(name: &NodeName) -> anyhow::Error {
-    anyhow!("{}: no node `{name}` is admitted; `quorate node list` shows all", error_code::NODE_NOT_FOUND)
+    let message = format!("no node `{name}` is admitted; `quorate node list` shows all");
+    Refusal::new(error_code::NODE_NOT_FOUND, message).into()
 }
 
 fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
-    let code = error_code::KEY_FILE_UNUSABLE;
-    MemberKeyFile::load(&file.ok_or_else(|| anyhow!("{code}: no member key: give --key FILE"))?)
+    let missing = || Refusal::new(error_code::KEY_FILE_UNUSABLE, "no member key: give --key FILE");
+    MemberKeyFile::load(&file.ok_or_else(missing)?)
 }
 
 /// Proposes the admission of a node that asks, and wraps every model's key to it.
@@ -145,11 +146,12 @@ pub async fn admit(
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
     let pending = found.next().ok_or_else(|| {
-        let code = error_code::NODE_NOT_FOUND;
-        anyhow!("{code}: no node `{name}` asks to be admitted; `quorate node pending` lists those that do")
+        let message =
+            format!("no node `{name}` asks to be admitted; `quorate node pending` lists those that do");
+        Refusal::new(error_code::NODE_NOT_FOUND, message)
     })?;
     if found.next().is_some() {
-        return Err(anyhow!("several nodes call themselves `{name}`; choose one with --identity"));
+        bail!("several nodes call themselves `{name}`; choose one with --identity");
     }
     let shared = crate::node::wrap_models_to(session, member, &pending.admission).await?;
     let change = Change::AdmitNode(Box::new(pending.admission));

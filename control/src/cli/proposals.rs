@@ -11,7 +11,7 @@ use clap::Args;
 use human_chain::CircleState;
 use protocol::api::{Page, ProposalState, ProposalView};
 use protocol::governance::{Change, Choice, Quorum};
-use protocol::{MemberId, error_code};
+use protocol::{MemberId, Refusal, error_code};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -156,8 +156,8 @@ pub(crate) async fn reject(arguments: VoteArguments, environment: &Environment) 
 async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choice) -> Result<()> {
     let context = environment.context()?;
     let Some(key) = arguments.key.or_else(|| context.member_key_file.clone()) else {
-        let code = error_code::KEY_FILE_UNUSABLE;
-        bail!("{code}: no member key: give --key FILE, or name one in the context");
+        let message = "no member key: give --key FILE, or name one in the context";
+        return Err(Refusal::new(error_code::KEY_FILE_UNUSABLE, message).into());
     };
     let member = MemberKeyFile::load(&key)?;
     let session = Session::open(&context).await?;

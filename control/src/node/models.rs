@@ -16,7 +16,7 @@ use protocol::api::ModelWraps;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord, Recipient, StoreReference};
-use protocol::{ErrorCode, ModelName, NodeId, NodeName};
+use protocol::{ModelName, NodeId, NodeName, Refusal};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -139,10 +139,10 @@ impl ModelAccess {
         };
         let imported = model_store::import(source, options, &stores, &key, &self.pool, progress)
             .await
-            .map_err(|error| ModelFailure::of(error.code(), &error))?;
+            .map_err(|error| Refusal::of(error.code(), &error))?;
         bar.finish_and_clear();
         let record = imported.record.clone();
-        imported.check_fresh(SystemTime::now()).map_err(|error| ModelFailure::of(error.code(), &error))?;
+        imported.check_fresh(SystemTime::now()).map_err(|error| Refusal::of(error.code(), &error))?;
         register::register(session, &key, &record).await?;
         Ok(ImportSummary { record, notes: imported.notes })
     }
@@ -196,7 +196,7 @@ impl ModelAccess {
         let memory = Arc::new(MemoryDestination::new(0, length));
         let reader = Reader::open(manifest, &key, stores, self.pool.clone(), faults)?;
         let report = reader.fill(memory, Arc::new(|_| ())).await;
-        report.map_err(|error| ModelFailure::of(error.code(), &error).into())
+        report.map_err(|error| Refusal::of(error.code(), &error).into())
     }
 
     /// Returns the model's manifest and its stores, in shard order.
@@ -211,25 +211,8 @@ impl ModelAccess {
             record.stores.iter().map(|store| Store::open_or_closed(store, &self.context)).collect();
         let manifest = model_store::fetch_manifest(record.root, &stores, &self.pool)
             .await
-            .map_err(|error| ModelFailure::of(error.code(), &error))?;
+            .map_err(|error| Refusal::of(error.code(), &error))?;
         Ok((manifest, stores))
-    }
-}
-
-/// Failure of a model operation, with a code that `quorate explain` documents.
-#[derive(Debug, thiserror::Error)]
-#[error("{code}: {message}")]
-pub struct ModelFailure {
-    /// Stable code of the failure.
-    pub code: ErrorCode,
-    /// Message for people.
-    pub message: String,
-}
-
-impl ModelFailure {
-    /// Creates a failure from an error and all of its causes.
-    pub(super) fn of(code: ErrorCode, error: &dyn std::error::Error) -> Self {
-        Self { code, message: protocol::error_chain(error) }
     }
 }
 

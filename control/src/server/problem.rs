@@ -6,9 +6,10 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use consensus::{LinearizableReadError, ProposeError};
+use protocol::Refusal;
 use protocol::api::{LEADER_HEADER, Problem};
 use protocol::error_code::{self, ErrorCode};
-use scheduler::{Refusal, Reply};
+use scheduler::Reply;
 
 /// A problem and the HTTP status that it is sent with.
 #[derive(Debug, Clone)]
@@ -23,8 +24,7 @@ impl Failure {
     /// Creates a failure with this code; the status follows from the code.
     #[must_use]
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let problem = Problem { code: code.to_string(), message: message.into(), at: None, remedy: None };
-        Self { status: status_of(code), problem, leader: None }
+        Refusal::new(code, message).into()
     }
 
     /// Adds the base URL of the replica that leads.
@@ -102,7 +102,7 @@ impl IntoResponse for Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.code, refusal.message)
+        Self { status: status_of(refusal.code), problem: refusal.into(), leader: None }
     }
 }
 

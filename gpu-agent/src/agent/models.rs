@@ -224,7 +224,7 @@ fn open_stores(context: &Context, supplies: &Supplies) -> Vec<Store> {
 }
 
 fn read_refusal(error: &ReadError) -> OrderRefusal {
-    OrderRefusal::new(error.code(), protocol::error_chain(error))
+    OrderRefusal::of(error.code(), error)
 }
 
 /// A task that reads a model's segments until all are present.
