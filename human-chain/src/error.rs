@@ -91,7 +91,7 @@ pub enum ChainError {
     #[error("founder `{0}` has not signed the genesis")]
     FounderSignatureMissing(MemberId),
     /// The approvals do not reach the quorum.
-    #[error("{approvals} approvals do not reach the {class:?} quorum: {needed}")]
+    #[error("{approvals} approvals do not reach the {class} quorum: {needed}")]
     QuorumNotReached {
         /// Action class of the change.
         class: ActionClass,
@@ -170,5 +170,23 @@ impl ChainError {
 impl From<ChainError> for Refusal {
     fn from(error: ChainError) -> Self {
         Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_of_an_error_has_its_code_and_its_text() {
+        for (error, code) in [
+            (ChainError::KindNotBuilt("jobs"), error_code::KIND_NOT_BUILT),
+            (ChainError::invalid("policy", "has no quorum"), error_code::GOVERNANCE_INVALID),
+            (ChainError::OrderSignatureInvalid, error_code::ORDER_SIGNATURE_INVALID),
+        ] {
+            let message = error.to_string();
+            assert!(!message.contains(code.as_str()), "the code stands beside the text: {message}");
+            assert_eq!(Refusal::from(error), Refusal::new(code, message));
+        }
     }
 }

@@ -126,10 +126,11 @@ impl Owner {
         }
         let others =
             if (found.group, found.replica) == (self.group, self.id) { " with other voters" } else { "" };
+        let voters: Vec<String> = self.voters.iter().map(u64::to_string).collect();
         Err(LogError::Foreign {
             path: path.to_path_buf(),
             found: format!("replica {} of group {}{others}", found.replica, found.group),
-            wanted: format!("replica {} of group {} with voters {:?}", self.id, self.group, self.voters),
+            wanted: format!("replica {} of group {} with voters {}", self.id, self.group, voters.join(", ")),
         })
     }
 }

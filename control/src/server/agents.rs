@@ -108,7 +108,7 @@ async fn enrol(
             let genesis = server.genesis.clone();
             Ok(cbor(StatusCode::OK, &EnrolResponse { admitted, genesis }))
         }
-        other => Err(unavailable(format!("unexpected reply {other:?}"))),
+        _ => Err(unavailable("the state machine gave an unexpected reply")),
     }
 }
 

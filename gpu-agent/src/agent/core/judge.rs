@@ -105,7 +105,7 @@ impl OrderVerifier<'_> {
         }
         let (asked, given) = (service.placement.isolation, self.facts.isolation);
         if given < asked {
-            let message = format!("the manifest asks for isolation {asked:?}, this node gives {given:?}");
+            let message = format!("the manifest asks for isolation {asked}, this node gives {given}");
             return Err(OrderRefusal::new(error_code::NODE_UNFIT, message));
         }
         if let Some(missing) = grant.gpus.iter().find(|index| !self.facts.gpus.contains(index)) {
