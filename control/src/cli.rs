@@ -35,10 +35,10 @@ use std::process::ExitCode;
     after_help = "\
 Examples:
   quorate up                               a whole cluster on this machine
-  quorate status                           what is wrong, and the next command
+  quorate status                           problems, each with the next command
   quorate deploy chat.toml --wait          propose, wait for the votes, wait for the first replica
-  quorate review                           what waits for your vote
-  quorate explain quorum-not-reached       what an error code means
+  quorate review                           proposals that wait for your vote
+  quorate explain quorum-not-reached       the meaning of an error code
 
 Nothing runs that the circle did not sign. Everything the circle signed keeps running."
 )]
@@ -102,7 +102,7 @@ enum TopLevelCommand {
 Example:
   quorate status
 
-Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or there is no way to tell")]
+Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the state is unknown")]
     Status,
     /// Explain why a service is placed, waits or was rejected
     Why(status::WhyArguments),
@@ -121,7 +121,7 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or there 
 }
 
 /// Exit status of `quorate status` when the state of the cluster cannot be determined.
-const NO_WAY_TO_TELL: u8 = 2;
+const STATE_UNKNOWN: u8 = 2;
 
 /// Global options, passed to every command.
 pub(crate) struct Environment {
@@ -145,7 +145,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let environment = Environment { context: cli.context, output: cli.output };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let failed = if matches!(cli.command, TopLevelCommand::Status) {
-        ExitCode::from(NO_WAY_TO_TELL)
+        ExitCode::from(STATE_UNKNOWN)
     } else {
         ExitCode::FAILURE
     };

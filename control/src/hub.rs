@@ -103,7 +103,7 @@ impl Hub {
         let files = description.siblings.iter().map(|sibling| sibling.rfilename.as_str());
         let files: Vec<&str> = files.filter(|file| is_wanted(file)).collect();
         if !files.iter().any(|file| file.ends_with(WEIGHTS)) {
-            let message = format!("`{name}` has no safetensors; other formats are not fetched");
+            let message = format!("`{name}` has no safetensors; other formats are not downloaded");
             return Err(Refusal::new(error_code::MODEL_FILE_MISSING, message).into());
         }
         let mut bytes_left = self.limits.bytes;
@@ -119,7 +119,7 @@ impl Hub {
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         let cause = protocol::error_chain(error);
         let message = format!(
-            "no answer from {} ({cause}); fetch the directory elsewhere and import it",
+            "no response from {} ({cause}); download the directory elsewhere and import it",
             self.endpoint
         );
         Refusal::new(error_code::MODEL_HUB_UNREACHABLE, message).into()
@@ -151,7 +151,7 @@ impl Hub {
             bytes.extend_from_slice(&more);
         }
         serde_json::from_slice(&bytes).map_err(|error| {
-            let message = format!("{} describes `{name}` as no hub does: {error}", self.endpoint);
+            let message = format!("{} sent no valid description of `{name}`: {error}", self.endpoint);
             Refusal::new(error_code::MODEL_HUB_REFUSED, message).into()
         })
     }

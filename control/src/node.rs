@@ -59,7 +59,7 @@ impl NodeFile {
     pub fn load(directory: &Path) -> Result<Self> {
         let path = Self::path(directory);
         let text = std::fs::read_to_string(&path).with_context(|| {
-            let message = format!("read `{}` (`quorate agent init` makes it)", path.display());
+            let message = format!("read `{}` (`quorate agent init` creates it)", path.display());
             Refusal::new(error_code::NODE_DIRECTORY_MISSING, message)
         })?;
         serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))

@@ -131,7 +131,7 @@ impl MemberKeyFile {
         let place = || format!("member key `{}`", path.display());
         let mode = std::fs::metadata(path).with_context(place)?.permissions().mode();
         if mode & 0o077 != 0 {
-            bail!("{} can be read by others (mode {:o}); chmod 600 it", place(), mode & 0o777);
+            bail!("{} is readable by other users (mode {:o}); run chmod 600 on it", place(), mode & 0o777);
         }
         let text = Zeroizing::new(std::fs::read_to_string(path).with_context(place)?);
         let parsed: MemberKeyText = serde_json::from_str(&text).with_context(place)?;

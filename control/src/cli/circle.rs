@@ -26,9 +26,11 @@ pub(crate) enum CircleCommand {
         key: PathBuf,
     },
     /// Draft a genesis from its parts
-    #[command(
-        after_help = "Example:\n  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\\n    --control control-1.json control-2.json control-3.json --nodes node-1.json --token-file token > genesis.json"
-    )]
+    #[command(after_help = "\
+Example:
+  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\
+    --control control-1.json control-2.json control-3.json --nodes node-1.json \\
+    --token-file token > genesis.json")]
     Draft(DraftArguments),
     /// Sign a drafted genesis as one of its founders
     #[command(after_help = "Example:\n  quorate circle sign genesis.json --key alice.key")]
@@ -70,9 +72,10 @@ pub(crate) struct DraftArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate circle history > history.json\n  quorate verify history.json --circle ID     no network is used"
-)]
+#[command(after_help = "\
+Examples:
+  quorate circle history > history.json
+  quorate verify history.json --circle ID     offline")]
 pub(crate) struct VerifyArguments {
     /// A history, or one certificate from it
     file: PathBuf,
@@ -150,7 +153,7 @@ fn sign(genesis: &Path, key: &Path) -> Result<()> {
     let member = MemberKeyFile::load(key)?;
     let founder = signed.genesis.members.iter().find(|founder| founder.id == member.member);
     if founder.is_none_or(|founder| founder.keys != member.secret.public()) {
-        bail!("`{}` is not a founder of this genesis, or has another key in it", member.member);
+        bail!("`{}` is not a founder of this genesis, or the genesis has another key", member.member);
     }
     let bytes = protocol::canonical::to_bytes(&signed.genesis);
     signed.signatures.insert(member.member.clone(), member.secret.sign(GENESIS_DOMAIN, &bytes));
@@ -208,11 +211,15 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
     }
     let ballots: usize = history.bundles.iter().map(|bundle| bundle.certificate.ballots.len()).sum();
     let summary = serde_json::json!({
-        "circle": circle, "decisions": state.length(), "ballots": ballots, "epoch": state.epoch(), "verified": true,
+        "circle": circle,
+        "decisions": state.length(),
+        "ballots": ballots,
+        "epoch": state.epoch(),
+        "verified": true,
     });
     environment.output().print(&summary, |_| {
         format!(
-            "verified: circle {} ({}), {} founders, {} decisions, {ballots} ballots, all signatures hold",
+            "verified: circle {} ({}), {} founders, {} decisions, {ballots} ballots, all signatures valid",
             state.name(),
             circle.short(),
             history.genesis.genesis.members.len(),

@@ -49,7 +49,7 @@ fn problem_of(error: &anyhow::Error) -> Option<&Problem> {
 
 /// Returns the code of an error: that of the refusal it carries, or that of a cause with codes of its own.
 fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
-    // A refusal may be the context of another error, where only `anyhow` finds it: it is no link of the chain.
+    // A refusal may be the context of another error. Only `anyhow` finds it there, not the chain of causes.
     let refusal = error.downcast_ref::<Refusal>().map(|refusal| refusal.code);
     refusal.or_else(|| error.chain().find_map(code_of_type))
 }

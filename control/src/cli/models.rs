@@ -49,21 +49,30 @@ pub(crate) enum ModelCommand {
         node: Option<PathBuf>,
     },
     /// Permanently unregister a model that no service needs, and delete its key
-    #[command(
-        after_help = "Example:\n  quorate model forget old-minilm\n\nNobody can read it afterwards. `quorate model sweep` removes what lies in stores of it."
-    )]
+    #[command(after_help = "\
+Example:
+  quorate model forget old-minilm
+
+The model is unreadable afterwards. `quorate model sweep` removes its objects from the stores.")]
     Forget {
         /// Name of the model
         model: ModelName,
     },
-    /// Remove from stores the objects that unfinished imports have left
+    /// Collect garbage: remove objects of no registered model from stores
     Sweep(SweepArguments),
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate model sweep --dry-run\n  quorate model sweep --older-than 6h\n  quorate model sweep --store s3://bucket/models\n\nWhat a registered model names stays, and so does everything younger than --older-than. Only this cluster's\nregister is asked: never sweep a store that another cluster uses too. Stores of nodes are this cluster's\nalone and are swept unless others are named. After control was restored from a backup, look at --dry-run first."
-)]
+#[command(after_help = "\
+Examples:
+  quorate model sweep --dry-run
+  quorate model sweep --older-than 6h
+  quorate model sweep --store s3://bucket/models
+
+Objects of registered models are kept, and so are objects younger than --older-than. Only this
+cluster's models are known: never sweep a store that another cluster uses too. The default is the
+stores of this cluster's nodes, which no other cluster uses. After control has been restored from a
+backup, check the result of --dry-run first.")]
 pub(crate) struct SweepArguments {
     /// Report the garbage without removing it
     #[arg(long)]
@@ -80,9 +89,10 @@ pub(crate) struct SweepArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm\n  quorate model import weights.gguf --name tiny --data 4 --parity 2"
-)]
+#[command(after_help = "\
+Examples:
+  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm
+  quorate model import hf:owner/name --name tiny --data 4 --parity 2")]
 pub(crate) struct ImportArguments {
     /// Hugging Face model directory, single file, or `hf:owner/name`
     source: String,
@@ -98,7 +108,7 @@ pub(crate) struct ImportArguments {
     /// URL of a store; may be given several times [default: every store of every admitted node]
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
-    /// Maximum shards of a segment in one failure domain [default: as many as may be lost]
+    /// Maximum shards of a segment in one failure domain [default: the number of parity shards]
     #[arg(long)]
     shards_per_domain: Option<u8>,
     /// State directory of a node on this machine [default: the context's]
@@ -134,8 +144,8 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             environment.output().print(&report, node::RepairSummary::text);
             let Some(code) = report.code() else { return Ok(()) };
             let message = match report.found.segments_lost {
-                0 => format!("not all of {model} could be rewritten; when every store answers, repair again"),
-                lost => format!("{lost} segments of {model} are lost unless a store comes back"),
+                0 => format!("{model} is not fully repaired; repair it again once every store answers"),
+                lost => format!("{lost} segments of {model} cannot be rebuilt unless a lost store returns"),
             };
             Err(Refusal::new(code, message).into())
         }
@@ -144,10 +154,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             let path = format!("/v1/models/{}", record.root);
             let _: serde_json::Value = context.client()?.delete(&path).await?;
             environment.output().print(&record, |record| {
-                format!(
-                    "model {model} is forgotten (root {}); next: quorate model sweep",
-                    record.root.short()
-                )
+                format!("forgot model {model} (root {}); next: quorate model sweep", record.root.short())
             });
             Ok(())
         }
@@ -194,7 +201,8 @@ async fn access(
 
 fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
     node.or_else(|| context.node_directory.clone()).ok_or_else(|| {
-        let message = "this goes through a node: give --node DIR, its state directory on this machine";
+        let message =
+            "no node to act through: give --node DIR, the state directory of a node on this machine";
         Refusal::new(error_code::NODE_DIRECTORY_MISSING, message).into()
     })
 }
@@ -283,5 +291,5 @@ fn show(record: &ModelRecord) -> String {
         .enumerate()
         .map(|(index, store)| vec![index.to_string(), store.url.clone(), store.failure_domain.clone()])
         .collect();
-    models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "fails with"], rows)
+    models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "failure domain"], rows)
 }

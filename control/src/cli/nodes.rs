@@ -29,7 +29,7 @@ pub(crate) enum NodeCommand {
     /// List the nodes that wait for admission
     #[command(after_help = "Example:\n  quorate node pending")]
     Pending,
-    /// Propose to admit a node that asks, and wrap the models' keys to it
+    /// Propose to admit a pending node, and wrap the models' keys to it
     #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack' --key alice.key")]
     Admit {
         /// Name of the node
@@ -73,7 +73,7 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let page: Page<NodeView> = client.get("/v1/nodes").await?;
             let pending: Page<PendingNode> = client.get("/v1/pending-nodes").await?;
             environment.output().print(&page, |page| {
-                nodes_table(&page.items) + &notes(&page.items) + &who_asks(&pending.items)
+                nodes_table(&page.items) + &notes(&page.items) + &pending_notes(&pending.items)
             });
         }
         NodeCommand::Show { node } => {
@@ -131,7 +131,7 @@ fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
     MemberKeyFile::load(&file.ok_or_else(missing)?)
 }
 
-/// Proposes the admission of a node that asks, and wraps every model's key to it.
+/// Proposes the admission of a pending node, and wraps every model's key to it.
 ///
 /// The wraps are of no use before the vote: control sends a wrap only with an order, and orders only to
 /// admitted nodes.
@@ -147,11 +147,11 @@ pub async fn admit(
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
     let pending = found.next().ok_or_else(|| {
         let message =
-            format!("no node `{name}` asks to be admitted; `quorate node pending` lists those that do");
+            format!("no node `{name}` waits for admission; `quorate node pending` lists those that do");
         Refusal::new(error_code::NODE_NOT_FOUND, message)
     })?;
     if found.next().is_some() {
-        bail!("several nodes call themselves `{name}`; choose one with --identity");
+        bail!("several pending nodes are named `{name}`; choose one with --identity");
     }
     let shared = crate::node::wrap_models_to(session, member, &pending.admission).await?;
     let change = Change::AdmitNode(Box::new(pending.admission));
@@ -162,16 +162,16 @@ fn share_text(node: &NodeName, shared: &SharedKeys) -> String {
     let names: Vec<&str> = shared.models.iter().map(|name| name.as_str()).collect();
     let note = shared.note().map(|note| format!("\nnote: {note}")).unwrap_or_default();
     match names.as_slice() {
-        [] => format!("there is no model whose key {node} could be given{note}"),
+        [] => format!("no model key could be shared with {node}{note}"),
         names => format!("{node} holds the keys of {}{note}", names.join(", ")),
     }
 }
 
 /// Lists the nodes that wait for admission, below the list of admitted ones.
-fn who_asks(pending: &[PendingNode]) -> String {
+fn pending_notes(pending: &[PendingNode]) -> String {
     let line = |node: &PendingNode| {
         let name = &node.admission.name;
-        format!("\n{name} asks to be admitted: quorate node admit {name}")
+        format!("\n{name} waits for admission: quorate node admit {name}")
     };
     pending.iter().map(line).collect()
 }

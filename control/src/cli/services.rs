@@ -34,9 +34,10 @@ pub(crate) enum NewCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate deploy chat.toml --dry-run\n  quorate deploy chat.toml --wait --reason 'support desk'"
-)]
+#[command(after_help = "\
+Examples:
+  quorate deploy chat.toml --dry-run
+  quorate deploy chat.toml --wait --reason 'support desk'")]
 pub(crate) struct DeployArguments {
     /// Manifest file
     manifest: PathBuf,
@@ -122,35 +123,35 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
 pub fn service_template(name: &ServiceName, record: &ModelRecord, min: u32, max: u32) -> String {
     let (task, millicores) = if record.architecture == "bert" { ("embed", 400) } else { ("generate", 200) };
     format!(
-        r#"# What the circle is asked to approve: the envelope in which the scheduler may act alone.
+        r#"# The envelope that the circle is asked to approve: within it, the scheduler acts without a vote.
 kind = "service"
 name = "{name}"
 task = "{task}"               # "embed" or "generate"
-# egress = []                # reaches nothing outside; must be empty in this release
-# spend_micro_units_per_hour = 400000   # signed and shown; this release meters nothing
+# egress = []                # network destinations; must be empty in this release
+# spend_micro_units_per_hour = 400000   # signed and shown; not metered in this release
 # valid_until = 2027-12-31T00:00:00Z
 # on_expiry = "hold"         # or "drain"
 # context_tokens_max = 256
 # batch_sequences_max = 32
 
 [model]
-name = "{model}"           # what clients send as `model`
-root = "{root}" # what it is, to the last bit
+name = "{model}"           # the name that clients send as `model`
+root = "{root}" # digest over every byte of the model
 
 [replicas]
 min = {min}                      # always kept running
 max = {max}                      # never exceeded; `quorate scale` moves between the two without a vote
 
 [resources]                  # of each replica
-cpu_millicores = {millicores}         # thousandths of a core; 50 at least
+cpu_millicores = {millicores}         # thousandths of a core; at least 50
 memory = "512 MiB"           # weights are shared by a node's replicas and not counted here
 # gpu_count = 1              # whole GPUs; or a share of one: gpu_share_percent = 25
-#                            # with either, at least so much on each: gpu_memory = "16 GiB"
+#                            # minimum memory of each, with either: gpu_memory = "16 GiB"
 
 [placement]
-# regions = ["eu-1"]         # any, unless named
+# regions = ["eu-1"]         # default: any region
 # node_selector = {{ disk = "ssd" }}
-isolation = "same_uid"       # least isolation accepted: "full", "same_uid", "none"
+isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "none"
 "#,
         model = record.name,
         root = record.root,
@@ -191,7 +192,7 @@ fn dry_run_text(answer: &DryRun) -> String {
     }
     if !answer.possible.is_empty() {
         let most = answer.placements.len() + answer.possible.len();
-        text.push_str(&format!("`quorate scale` could make it {most} without a vote\n"));
+        text.push_str(&format!("`quorate scale` can raise this to {most} without a vote\n"));
     }
     for placement in &answer.possible {
         text.push_str(&format!("  slot {} could start on {}\n", placement.slot, placement.node));
@@ -202,7 +203,7 @@ fn dry_run_text(answer: &DryRun) -> String {
     text.push_str(&format!("{}\n", answer.needs));
     match answer.spend_micro_units_per_hour {
         Some(limit) => text.push_str(&format!(
-            "spend limit {}.{:06} per hour; this release meters nothing\n",
+            "spend limit {}.{:06} per hour; not metered in this release\n",
             limit / 1_000_000,
             limit % 1_000_000
         )),
@@ -238,7 +239,7 @@ async fn wait(session: &Session, view: ProposalView, name: &ServiceName, limit: 
         if answers_under(&service, certificate)? {
             bar.finish_and_clear();
             let (current, desired) = (service.ready_current, service.desired);
-            eprintln!("{name}: {current} of {desired} replicas answer as approved now");
+            eprintln!("{name}: {current} of {desired} replicas serve under the new approval");
             return Ok(());
         }
         bar.set_message(describe_loading(&service));
@@ -253,14 +254,15 @@ fn certificate_of(view: &ProposalView) -> Result<Digest, Refusal> {
         ProposalState::Stale => error_code::PROPOSAL_STALE,
         _ => error_code::QUORUM_NOT_REACHED,
     };
-    view.certificate.ok_or_else(|| Refusal::new(code, format!("the proposal ended as {}", view.state)))
+    view.certificate
+        .ok_or_else(|| Refusal::new(code, format!("the proposal ended in the state `{}`", view.state)))
 }
 
 /// Returns whether a replica answers under this approval; a replica under an earlier approval does not count.
 fn answers_under(service: &ServiceView, certificate: Digest) -> Result<bool, Refusal> {
     if service.certificate != certificate {
         let (name, now) = (&service.name, service.certificate.short());
-        let message = format!("{name} was approved anew meanwhile (certificate {now})");
+        let message = format!("a newer approval of {name} is in force (certificate {now})");
         return Err(Refusal::new(error_code::PROPOSAL_STALE, message));
     }
     Ok(service.ready_current > 0)
@@ -268,7 +270,7 @@ fn answers_under(service: &ServiceView, certificate: Digest) -> Result<bool, Ref
 
 async fn pause(deadline: Instant, subject: &str) -> Result<(), Refusal> {
     if Instant::now() >= deadline {
-        let message = format!("gave up waiting; `quorate why {subject}` says what it waits for");
+        let message = format!("timed out; `quorate why {subject}` shows the reason");
         return Err(Refusal::new(error_code::TIMED_OUT, message));
     }
     tokio::time::sleep(LOOK_AGAIN).await;
@@ -325,7 +327,7 @@ fn service_text(service: &ServiceView) -> String {
     };
     let header = ["slot", "node", "fence", "state", "segments", "why"];
     format!(
-        "{}: {} of {} replicas answer{}, certificate {}\n\n{}",
+        "{}: {} of {} replicas ready{}, certificate {}\n\n{}",
         service.name,
         service.ready,
         service.desired,
@@ -370,7 +372,7 @@ pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) ->
     loop {
         let path = format!("/v1/services/{}/logs?after={}", arguments.service, reader.after);
         let Some(lines) = reader.take(client.get(&path).await?) else {
-            eprintln!("note: another control replica leads; what was written meanwhile may be missing");
+            eprintln!("note: the leader changed; lines written in between may be missing");
             continue;
         };
         for line in &lines {
@@ -469,7 +471,7 @@ mod tests {
         let expected = "\
 starts with 1 replica
   slot 0 would start on node-1
-`quorate scale` could make it 2 without a vote
+`quorate scale` can raise this to 2 without a vote
   slot 1 could start on node-2
 no more than 2 of at most 3 find room now
 2 of (a, b, c) must approve

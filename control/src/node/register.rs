@@ -26,7 +26,8 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
         None => Ok(()),
         Some(record) => {
             let message = format!(
-                "model `{name}` is registered (root {}); choose another name, or `quorate model forget {name}`",
+                "model `{name}` is registered already (root {}); choose another name, or run \
+                 `quorate model forget {name}`",
                 record.root.short()
             );
             Err(Refusal::new(error_code::NAME_TAKEN, message).into())
@@ -89,7 +90,10 @@ impl SharedKeys {
         let names: Vec<&str> = self.keyless.iter().map(ModelName::as_str).collect();
         let first = names.first()?;
         let all = names.join(", ");
-        Some(format!("nobody holds the key of {all}: `quorate model forget {first}`, then import again"))
+        Some(format!(
+            "no member or node holds the key of {all}: run `quorate model forget {first}`, then import \
+             it again"
+        ))
     }
 }
 

@@ -62,11 +62,11 @@ impl SweepSummary {
     pub fn text(&self) -> String {
         let Self { registered, young, dead, removed, foreign, .. } = self;
         let mut text = format!(
-            "{} stores: {registered} of registered models, {dead} dead, {young} too young to judge",
+            "{} stores: {registered} of registered models, {dead} of garbage, {young} too recent to collect",
             self.stores.len()
         );
         if foreign.objects > 0 {
-            text.push_str(&format!(", {foreign} foreign and left alone"));
+            text.push_str(&format!(", {foreign} foreign and kept"));
         }
         text.push_str(&match self.dry_run {
             true => format!("\nwould remove {dead}; nothing was removed"),

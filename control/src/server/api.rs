@@ -61,7 +61,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/why/{*subject}", get(why))
         .fallback(|| async { Failure::new(error_code::PATH_NOT_FOUND, "the API has no such path") })
         .method_not_allowed_fallback(|| async {
-            Failure::new(error_code::METHOD_NOT_ALLOWED, "this path does not take this method")
+            Failure::new(error_code::METHOD_NOT_ALLOWED, "this path does not support this method")
         })
         .layer(DefaultBodyLimit::max(protocol::limits::API_BODY_BYTES_MAX))
         .with_state(server)
@@ -83,17 +83,18 @@ impl Server {
         let leader = self.handle.status().leader;
         let replicas = &self.genesis.genesis.control;
         let leader = replicas.iter().find(|replica| Some(replica.id.0) == leader);
-        let failure = Failure::new(error_code::NOT_LEADER, "this control replica does not lead");
+        let failure = Failure::new(error_code::NOT_LEADER, "this control replica is not the leader");
         match leader {
             Some(replica) => failure.leader(&replica.api).remedy(format!("ask {}", replica.api)),
-            None => failure.remedy("a leader is being elected; ask again"),
+            None => failure.remedy("a leader is being elected; retry"),
         }
     }
 
     /// Reads the cluster together with the leader's view of the nodes.
     fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
-        let observed = &leadership.as_ref().ok_or_else(|| unavailable("leads no longer"))?.observed;
+        let observed =
+            &leadership.as_ref().ok_or_else(|| unavailable("this replica has lost leadership"))?.observed;
         Ok(self.cluster(|cluster| look(cluster, observed)))
     }
 
@@ -132,11 +133,12 @@ async fn history(LeaderRead { server, .. }: LeaderRead) -> ApiResult<History> {
             Some(History { genesis, bundles: cluster.governance_chain().to_vec() })
         })
         .map(Json)
-        .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; ask again"))
+        .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry"))
 }
 
 /// Open proposals and those decided most recently.
-#[utoipa::path(get, path = "/v1/proposals", responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
+#[utoipa::path(get, path = "/v1/proposals",
+    responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
 async fn proposals(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ProposalView>> {
     Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
 }
@@ -181,10 +183,10 @@ fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
     if service.runtime != Runtime::Candle || count <= 1 {
         return Ok(());
     }
-    let message = format!("`{}` asks for {count} GPUs; the `candle` runtime computes on one", service.name);
+    let message = format!("`{}` requests {count} GPUs; the `candle` runtime uses one", service.name);
     Err(Failure::new(error_code::KIND_NOT_BUILT, message)
         .at("resources.gpu_count")
-        .remedy("ask for 1 GPU for each replica, and for more replicas"))
+        .remedy("request one GPU for each replica, and more replicas"))
 }
 
 /// Submits a member's signed ballot; the last required ballot puts the change into force.
@@ -197,7 +199,7 @@ async fn cast_ballot(
 ) -> ApiResult<ProposalView> {
     let (Path(id), Json(ballot)) = (id?, body?);
     if ballot.ballot.proposal != id {
-        let message = "the ballot is for another proposal than the path names";
+        let message = "the ballot is for another proposal than that of the path";
         return Err(Failure::new(error_code::BALLOT_MISMATCH, message));
     }
     let actor = Actor::Member(ballot.ballot.member.clone());
@@ -221,7 +223,8 @@ async fn dry_run(
 }
 
 /// All services.
-#[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Page<ServiceView>)), tag = "services")]
+#[utoipa::path(get, path = "/v1/services",
+    responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
     let now = wall_clock();
     let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
@@ -294,7 +297,7 @@ async fn logs(
         return Err(no_service(&name));
     }
     let term = server.lock_leadership().as_ref().map(|leadership| leadership.term);
-    let epoch = term.ok_or_else(|| unavailable("leads no longer"))?;
+    let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
     let mut logs = server.logs.lock().expect("no holder of this lock panics");
     Ok(Json(logs.page(epoch, &name, after, PAGE_MAX)))
 }
@@ -307,7 +310,8 @@ async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView
 }
 
 /// Nodes that ask to be admitted.
-#[utoipa::path(get, path = "/v1/pending-nodes", responses((status = 200, body = Page<PendingNode>)), tag = "nodes")]
+#[utoipa::path(get, path = "/v1/pending-nodes",
+    responses((status = 200, body = Page<PendingNode>)), tag = "nodes")]
 async fn pending_nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<PendingNode>> {
     let items = server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect());
     Ok(Json(Page { items }))
@@ -379,7 +383,8 @@ async fn keys(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<KeyView>>
 }
 
 /// Registers an inference key, with which its holder can call models. The server receives the hash alone.
-#[utoipa::path(post, path = "/v1/keys", request_body = CreateKey, responses((status = 200, body = Done)), tag = "keys")]
+#[utoipa::path(post, path = "/v1/keys", request_body = CreateKey,
+    responses((status = 200, body = Done)), tag = "keys")]
 async fn create_key(
     Submission { caller, key, server }: Submission<Submitter>,
     body: Result<Json<CreateKey>, JsonRejection>,
@@ -416,7 +421,8 @@ struct Events {
 ///
 /// With `before`, the page holds the newest events that are older; with `after`, the oldest that are newer.
 /// Without either it holds the newest of all.
-#[utoipa::path(get, path = "/v1/events", params(Events), responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
+#[utoipa::path(get, path = "/v1/events", params(Events),
+    responses((status = 200, body = Page<AuditEvent>)), tag = "status")]
 async fn events(
     LeaderRead { server, .. }: LeaderRead,
     query: Result<Query<Events>, QueryRejection>,

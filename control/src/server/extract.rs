@@ -1,7 +1,7 @@
 //! Extractors of the API: each proves all that its handler needs, so that no handler can leave a check out.
 //!
-//! A handler takes [`LeaderRead`] or [`Submission`]. Both check the token's scope first, and then that this replica leads: a
-//! read is never stale, and a write is proposed where it can be committed.
+//! A handler takes [`LeaderRead`] or [`Submission`]. Both check the token's scope first, and then that this
+//! replica leads: a read is never stale, and a write is proposed where it can be committed.
 
 use super::Server;
 use super::auth::Reader;
@@ -13,7 +13,7 @@ use consensus::Role;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// A read by a token with the scope of `C`, at a leader that has applied every command acknowledged before it.
+/// A read by a token with the scope of `C`, at a leader that has applied every command acknowledged before.
 pub(super) struct LeaderRead<C = Reader> {
     pub(super) server: Arc<Server>,
     caller: PhantomData<C>,

@@ -60,7 +60,8 @@ pub(super) async fn round(server: &Server, term: u64) {
     match server.command(Actor::Scheduler, execute).await {
         Ok(Reply::Executed { orders, .. }) => {
             for order in orders {
-                tracing::info!(service = %order.service, slot = %order.slot, fence = %order.fence, "order issued");
+                let (service, slot, fence) = (&order.service, order.slot, order.fence);
+                tracing::info!(%service, %slot, %fence, "order issued");
             }
             server.metrics.plans.inc();
         }
