@@ -234,6 +234,32 @@ mod tests {
         }
     }
 
+    /// Returns whether these words name a command down to its last level; options and arguments may follow.
+    fn is_command(command: &clap::Command, words: &[&str]) -> bool {
+        match words {
+            [] => !command.has_subcommands(),
+            [word, ..] if word.starts_with('-') || !command.has_subcommands() => true,
+            [word, rest @ ..] => command.find_subcommand(word).is_some_and(|sub| is_command(sub, rest)),
+        }
+    }
+
+    #[test]
+    fn every_command_that_an_error_page_names_exists() {
+        let cli = Cli::command();
+        assert!(is_command(&cli, &["model", "verify", "minilm"]) && is_command(&cli, &["--version"]));
+        assert!(!is_command(&cli, &["inbox"]) && !is_command(&cli, &["context"]));
+        let mut named = 0;
+        for code in protocol::error_code::ALL {
+            let page = crate::explain::page(code.as_str()).expect("a page");
+            for command in page.split('`').filter_map(|text| text.strip_prefix("quorate ")) {
+                let words: Vec<&str> = command.split_whitespace().collect();
+                assert!(is_command(&cli, &words), "{code}: `quorate {command}`");
+                named += 1;
+            }
+        }
+        assert!(named > 60, "{named} commands");
+    }
+
     #[test]
     fn every_command_shows_an_example_of_itself() {
         fn check(command: &clap::Command, path: &str) {
