@@ -5,20 +5,23 @@
 mod circle;
 mod context;
 mod daemons;
+mod deploy;
 mod failure;
 mod keys;
+mod logs;
 mod models;
 mod nodes;
 mod output;
 mod proposals;
 mod services;
 mod status;
+mod template;
 mod verdict;
 
 pub use circle::simple_policy;
 pub use nodes::admit;
 pub use output::Output;
-pub use services::service_template;
+pub use template::service_template;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -85,9 +88,9 @@ enum TopLevelCommand {
     Model(models::ModelCommand),
     /// Print a commented manifest that is valid as it is
     #[command(subcommand)]
-    New(services::NewCommand),
+    New(template::NewCommand),
     /// Propose to run the service of a manifest
-    Deploy(services::DeployArguments),
+    Deploy(deploy::DeployArguments),
     /// List and show services
     #[command(subcommand)]
     Service(services::ServiceCommand),
@@ -96,7 +99,7 @@ enum TopLevelCommand {
     /// Propose to shut a service down gracefully
     Retire(services::RetireArguments),
     /// Show the log lines of a service's workers
-    Logs(services::LogsArguments),
+    Logs(logs::LogsArguments),
     /// Show the problems of the cluster, each with the next command
     #[command(after_help = "\
 Example:
@@ -171,12 +174,12 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
-        TopLevelCommand::New(command) => services::new(command, environment).await,
-        TopLevelCommand::Deploy(arguments) => services::deploy(arguments, environment).await,
+        TopLevelCommand::New(command) => template::new(command, environment).await,
+        TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
         TopLevelCommand::Service(command) => services::run(command, environment).await,
         TopLevelCommand::Scale(arguments) => services::scale(arguments, environment).await,
         TopLevelCommand::Retire(arguments) => services::retire(arguments, environment).await,
-        TopLevelCommand::Logs(arguments) => services::logs(arguments, environment).await,
+        TopLevelCommand::Logs(arguments) => logs::logs(arguments, environment).await,
         TopLevelCommand::Status => return status::status(environment).await,
         TopLevelCommand::Why(arguments) => status::why(arguments, environment).await,
         TopLevelCommand::Verify(arguments) => circle::verify(arguments, environment).await,

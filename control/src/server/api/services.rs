@@ -117,25 +117,13 @@ pub(super) fn refuse_unused_gpus(manifest: &Manifest) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::ModelRoot;
-    use protocol::model::ModelRecord;
 
     #[test]
     fn more_gpus_than_the_engine_computes_on_are_refused_by_code() {
-        let record = ModelRecord {
-            name: "chat".parse().expect("a name"),
-            root: ModelRoot(protocol::Digest::of(b"model")),
-            bytes: 1,
-            segments: 1,
-            erasure: protocol::model::ErasureCode { data: 4, parity: 2 },
-            stores: Vec::new(),
-            architecture: "llama".into(),
-        };
-        let text = crate::cli::service_template(&"chat".parse().expect("a name"), &record, 1, 3);
         for (count, expected) in
             [(0, None), (1, None), (2, Some("kind-not-built")), (8, Some("kind-not-built"))]
         {
-            let mut manifest = Manifest::from_toml(&text).expect("valid");
+            let mut manifest = crate::testing::manifest("llama");
             let Manifest::Service(service) = &mut manifest else { panic!("a service") };
             service.resources.gpu_count = count;
             let refusal = refuse_unused_gpus(&manifest).err();
