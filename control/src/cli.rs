@@ -5,18 +5,21 @@
 mod circle;
 mod context;
 mod daemons;
+mod deploy;
 mod failure;
 mod keys;
+mod logs;
 mod models;
 mod nodes;
 mod output;
 mod proposals;
 mod services;
 mod status;
+mod template;
 mod verdict;
 
 pub use output::Output;
-pub use services::service_template;
+pub use template::service_template;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -33,10 +36,10 @@ use std::process::ExitCode;
     after_help = "\
 Examples:
   quorate up                               a whole cluster on this machine
-  quorate status                           what is wrong, and the next command
+  quorate status                           problems, each with the next command
   quorate deploy chat.toml --wait          propose, wait for the votes, wait for the first replica
-  quorate review                           what waits for your vote
-  quorate explain quorum-not-reached       what an error code means
+  quorate review                           proposals that wait for your vote
+  quorate explain quorum-not-reached       the meaning of an error code
 
 Nothing runs that the circle did not sign. Everything the circle signed keeps running."
 )]
@@ -83,9 +86,9 @@ enum TopLevelCommand {
     Model(models::ModelCommand),
     /// Print a commented manifest that is valid as it is
     #[command(subcommand)]
-    New(services::NewCommand),
+    New(template::NewCommand),
     /// Propose to run the service of a manifest
-    Deploy(services::DeployArguments),
+    Deploy(deploy::DeployArguments),
     /// List and show services
     #[command(subcommand)]
     Service(services::ServiceCommand),
@@ -94,13 +97,13 @@ enum TopLevelCommand {
     /// Propose to shut a service down gracefully
     Retire(services::RetireArguments),
     /// Show the log lines of a service's workers
-    Logs(services::LogsArguments),
+    Logs(logs::LogsArguments),
     /// Show the problems of the cluster, each with the next command
     #[command(after_help = "\
 Example:
   quorate status
 
-Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or there is no way to tell")]
+Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the state is unknown")]
     Status,
     /// Explain why a service is placed, waits or was rejected
     Why(status::WhyArguments),
@@ -119,7 +122,7 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or there 
 }
 
 /// Exit status of `quorate status` when the state of the cluster cannot be determined.
-const NO_WAY_TO_TELL: u8 = 2;
+const STATE_UNKNOWN: u8 = 2;
 
 /// Global options, passed to every command.
 pub(crate) struct Environment {
@@ -143,7 +146,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let environment = Environment { context: cli.context, output: cli.output };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let failed = if matches!(cli.command, TopLevelCommand::Status) {
-        ExitCode::from(NO_WAY_TO_TELL)
+        ExitCode::from(STATE_UNKNOWN)
     } else {
         ExitCode::FAILURE
     };
@@ -169,12 +172,12 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
-        TopLevelCommand::New(command) => services::new(command, environment).await,
-        TopLevelCommand::Deploy(arguments) => services::deploy(arguments, environment).await,
+        TopLevelCommand::New(command) => template::new(command, environment).await,
+        TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
         TopLevelCommand::Service(command) => services::run(command, environment).await,
         TopLevelCommand::Scale(arguments) => services::scale(arguments, environment).await,
         TopLevelCommand::Retire(arguments) => services::retire(arguments, environment).await,
-        TopLevelCommand::Logs(arguments) => services::logs(arguments, environment).await,
+        TopLevelCommand::Logs(arguments) => logs::logs(arguments, environment).await,
         TopLevelCommand::Status => return status::status(environment).await,
         TopLevelCommand::Why(arguments) => status::why(arguments, environment).await,
         TopLevelCommand::Verify(arguments) => circle::verify(arguments, environment).await,
@@ -230,6 +233,32 @@ mod tests {
         {
             assert!(tried.iter().any(|command| command.starts_with(expected)), "{expected} in {tried:?}");
         }
+    }
+
+    /// Returns whether these words name a command down to its last level; options and arguments may follow.
+    fn is_command(command: &clap::Command, words: &[&str]) -> bool {
+        match words {
+            [] => !command.has_subcommands(),
+            [word, ..] if word.starts_with('-') || !command.has_subcommands() => true,
+            [word, rest @ ..] => command.find_subcommand(word).is_some_and(|sub| is_command(sub, rest)),
+        }
+    }
+
+    #[test]
+    fn every_command_that_an_error_page_names_exists() {
+        let cli = Cli::command();
+        assert!(is_command(&cli, &["model", "verify", "minilm"]) && is_command(&cli, &["--version"]));
+        assert!(!is_command(&cli, &["inbox"]) && !is_command(&cli, &["context"]));
+        let mut named = 0;
+        for code in protocol::error_code::ALL {
+            let page = crate::explain::page(code.as_str()).expect("a page");
+            for command in page.split('`').filter_map(|text| text.strip_prefix("quorate ")) {
+                let words: Vec<&str> = command.split_whitespace().collect();
+                assert!(is_command(&cli, &words), "{code}: `quorate {command}`");
+                named += 1;
+            }
+        }
+        assert!(named > 60, "{named} commands");
     }
 
     #[test]

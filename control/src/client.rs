@@ -36,10 +36,10 @@ pub enum ClientError {
     #[error("{0}")]
     Unreachable(String),
     /// A write was sent and no response came in time: it may have been applied, once.
-    #[error("the outcome is unknown, look whether it took effect before asking again ({0})")]
+    #[error("the outcome is unknown; check whether the write took effect before you repeat it ({0})")]
     OutcomeUnknown(String),
     /// A replica sent a response that this client does not understand.
-    #[error("unexpected answer from {url}: {detail}")]
+    #[error("unexpected response from {url}: {detail}")]
     Unexpected {
         /// Base URL of the replica.
         url: String,

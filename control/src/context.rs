@@ -6,7 +6,7 @@
 
 use crate::client::ControlClient;
 use anyhow::{Context as _, Result, bail};
-use protocol::{CircleId, error_code};
+use protocol::{CircleId, Refusal, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -41,11 +41,11 @@ impl Context {
     pub fn load(asked: Option<&Path>) -> Result<Self> {
         let path = asked.map_or_else(usual_path, Path::to_path_buf);
         let text = std::fs::read_to_string(&path).with_context(|| {
-            format!(
-                "{}: read context `{}` (`quorate up` makes one; `quorate context use FILE` chooses one)",
-                error_code::CONTEXT_MISSING,
+            let message = format!(
+                "read context `{}` (`quorate up` creates one; `quorate context use FILE` selects one)",
                 path.display()
-            )
+            );
+            Refusal::new(error_code::CONTEXT_MISSING, message)
         })?;
         let mut context: Self =
             serde_json::from_str(&text).with_context(|| format!("context `{}`", path.display()))?;
@@ -65,18 +65,18 @@ impl Context {
         let token = std::fs::read_to_string(&self.token_file)
             .with_context(|| format!("read token `{}`", self.token_file.display()))?;
         if self.control.is_empty() {
-            bail!("the context names no control replica");
+            bail!("the context lists no control replica");
         }
         let authority = self.certificate_authority_file.as_deref().map(read_authority).transpose()?;
         ControlClient::new(self.control.clone(), token.trim().to_string(), authority)
-            .context("make a client of the control API")
+            .context("create a client of the control API")
     }
 }
 
 fn read_authority(path: &Path) -> Result<reqwest::Certificate> {
     let pem = std::fs::read(path).with_context(|| format!("read `{}`", path.display()))?;
     reqwest::Certificate::from_pem(&pem)
-        .with_context(|| format!("`{}` is no certificate in PEM", path.display()))
+        .with_context(|| format!("`{}` is not a certificate in PEM", path.display()))
 }
 
 /// Environment variable that names the context of one terminal; it takes precedence over the user's own file.

@@ -4,12 +4,11 @@
 //! meaning as in the hub's own tools. No downloaded file is trusted: the import checks the files, and the
 //! circle approves the root of the imported model.
 
-use crate::node::ModelFailure;
 use anyhow::{Context as _, Result};
 use futures::StreamExt;
 use indicatif::ProgressBar;
 use protocol::manifest::format_bytes;
-use protocol::{ErrorCode, error_code};
+use protocol::{Refusal, error_code};
 use serde::Deserialize;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -43,10 +42,6 @@ struct Description {
 #[derive(Deserialize)]
 struct Sibling {
     rfilename: String,
-}
-
-fn failure(code: ErrorCode, message: impl Into<String>) -> anyhow::Error {
-    ModelFailure { code, message: message.into() }.into()
 }
 
 /// Downloads a model's files below `place` and returns that folder.
@@ -98,18 +93,18 @@ impl Hub {
     async fn fetch(&self, name: &str, place: &Path, bar: &ProgressBar) -> Result<PathBuf> {
         if !is_model_name(name) {
             let message = format!("`hf:{name}` is not `hf:owner/name`");
-            return Err(failure(error_code::MODEL_HUB_REFUSED, message));
+            return Err(Refusal::new(error_code::MODEL_HUB_REFUSED, message).into());
         }
         let description = self.describe(name).await?;
         if description.siblings.len() > FILES_MAX {
             let message = format!("`{name}` has more than {FILES_MAX} files");
-            return Err(failure(error_code::MODEL_TOO_LARGE, message));
+            return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message).into());
         }
         let files = description.siblings.iter().map(|sibling| sibling.rfilename.as_str());
         let files: Vec<&str> = files.filter(|file| is_wanted(file)).collect();
         if !files.iter().any(|file| file.ends_with(WEIGHTS)) {
-            let message = format!("`{name}` has no safetensors; other formats are not fetched");
-            return Err(failure(error_code::MODEL_FILE_MISSING, message));
+            let message = format!("`{name}` has no safetensors; other formats are not downloaded");
+            return Err(Refusal::new(error_code::MODEL_FILE_MISSING, message).into());
         }
         let mut bytes_left = self.limits.bytes;
         for file in files {
@@ -124,10 +119,10 @@ impl Hub {
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         let cause = protocol::error_chain(error);
         let message = format!(
-            "no answer from {} ({cause}); fetch the directory elsewhere and import it",
+            "no response from {} ({cause}); download the directory elsewhere and import it",
             self.endpoint
         );
-        failure(error_code::MODEL_HUB_UNREACHABLE, message)
+        Refusal::new(error_code::MODEL_HUB_UNREACHABLE, message).into()
     }
 
     async fn get(&self, path: &str) -> Result<reqwest::Response> {
@@ -142,7 +137,7 @@ impl Hub {
         }
         let later = status.is_server_error() || status == reqwest::StatusCode::TOO_MANY_REQUESTS;
         let code = if later { error_code::MODEL_HUB_UNREACHABLE } else { error_code::MODEL_HUB_REFUSED };
-        Err(failure(code, format!("{} answered {status} for {path}", self.endpoint)))
+        Err(Refusal::new(code, format!("{} answered {status} for {path}", self.endpoint)).into())
     }
 
     async fn describe(&self, name: &str) -> Result<Description> {
@@ -151,13 +146,13 @@ impl Hub {
         while let Some(more) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
             if bytes.len() + more.len() > LISTING_BYTES_MAX {
                 let message = format!("the hub's description of `{name}` is too large");
-                return Err(failure(error_code::MODEL_TOO_LARGE, message));
+                return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message).into());
             }
             bytes.extend_from_slice(&more);
         }
         serde_json::from_slice(&bytes).map_err(|error| {
-            let message = format!("{} describes `{name}` as no hub does: {error}", self.endpoint);
-            failure(error_code::MODEL_HUB_REFUSED, message)
+            let message = format!("{} sent no valid description of `{name}`: {error}", self.endpoint);
+            Refusal::new(error_code::MODEL_HUB_REFUSED, message).into()
         })
     }
 
@@ -185,7 +180,7 @@ impl Hub {
             length += bytes.len() as u64;
             if length > bytes_max {
                 let message = format!("`{name}` has more than {}", format_bytes(self.limits.bytes));
-                return Err(failure(error_code::MODEL_TOO_LARGE, message));
+                return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message).into());
             }
             target.write_all(&bytes).await.with_context(|| format!("write `{}`", path.display()))?;
             bar.inc(bytes.len() as u64);
@@ -252,13 +247,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary directory");
         let hub = Hub::new(endpoint.to_string(), limits).expect("a client");
         let error = hub.fetch(name, folder.path(), &ProgressBar::hidden()).await.err()?;
-        Some(
-            error
-                .downcast_ref::<ModelFailure>()
-                .unwrap_or_else(|| panic!("no code: {error:#}"))
-                .code
-                .as_str(),
-        )
+        let refusal = error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("no code: {error:#}"));
+        Some(refusal.code.as_str())
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ mod register;
 mod sweep;
 
 pub use health::{HealthSummary, RepairSummary, ShardFaultSummary};
-pub use models::{ImportRequest, ImportSummary, ModelAccess, ModelFailure, store_reference};
+pub use models::{ImportRequest, ImportSummary, ModelAccess, store_reference};
 pub use register::{SharedKeys, wrap_models_to};
 pub use sweep::SweepSummary;
 
@@ -20,7 +20,7 @@ use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
 use protocol::governance::{NodeAdmission, SignedGenesis};
 use protocol::limits::LEASE_MS;
-use protocol::{CircleId, EncryptionKey, PublicKey, error_code};
+use protocol::{CircleId, EncryptionKey, PublicKey, Refusal, error_code};
 use sandbox::{LauncherConfig, SandboxLauncher};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -58,8 +58,8 @@ impl NodeFile {
     pub fn load(directory: &Path) -> Result<Self> {
         let path = Self::path(directory);
         let text = std::fs::read_to_string(&path).with_context(|| {
-            let code = error_code::NODE_DIRECTORY_MISSING;
-            format!("{code}: read `{}` (`quorate agent init` makes it)", path.display())
+            let message = format!("read `{}` (`quorate agent init` creates it)", path.display());
+            Refusal::new(error_code::NODE_DIRECTORY_MISSING, message)
         })?;
         serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
     }

@@ -136,7 +136,9 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         tokio::time::sleep(Limits::default().drain).await;
     };
     tokio::select! {
-        ended = async { tokio::try_join!(overlay_serving, people_serving) } => ended.map(|_| ()).context("serve"),
+        ended = async { tokio::try_join!(overlay_serving, people_serving) } => {
+            ended.map(|_| ()).context("serve")
+        }
         ((), (), ()) = async { tokio::join!(leading, watching, stopping) } => Ok(()),
         reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
@@ -148,7 +150,7 @@ async fn stopped(server: &Server, shutdown: &CancellationToken) -> String {
     let mut status = server.handle.watch_status();
     let reason = match status.wait_for(|status| status.stopped.is_some()).await {
         Ok(status) => status.stopped.clone().unwrap_or_default(),
-        Err(_) => "its loops ended".into(),
+        Err(_) => "its tasks ended".into(),
     };
     if shutdown.is_cancelled() {
         // The stop was requested.

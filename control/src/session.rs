@@ -4,14 +4,14 @@
 
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use host::files;
 use host::random::random_bytes;
 use host::wall_clock;
 use human_chain::{CircleState, MemberSecret};
 use protocol::api::{History, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Proposal};
-use protocol::{CircleId, Digest, MemberId, error_code};
+use protocol::{CircleId, Digest, MemberId, Refusal, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -67,7 +67,7 @@ impl Session {
         let now = wall_clock();
         let nonce = Digest(random_bytes());
         let proposal = human_chain::propose(&self.circle, change, reason, now, now.plus(lifetime_ms), nonce);
-        proposal.map_err(|error| anyhow!("{}: {error}", error.code()))
+        proposal.map_err(|error| Refusal::from(error).into())
     }
 
     /// Signs a vote on a proposal with a member's key and submits it.
@@ -94,10 +94,10 @@ impl Session {
         match (found.next(), found.next()) {
             (Some(view), None) => Ok(view),
             (Some(_), Some(_)) => Err(anyhow!("several proposals begin with `{prefix}`; give more digits")),
-            (None, _) => Err(anyhow!(
-                "{}: no proposal begins with `{prefix}`; `quorate review` lists them",
-                error_code::PROPOSAL_NOT_FOUND
-            )),
+            (None, _) => {
+                let message = format!("no proposal begins with `{prefix}`; `quorate review` lists them");
+                Err(Refusal::new(error_code::PROPOSAL_NOT_FOUND, message).into())
+            }
         }
     }
 }
@@ -132,7 +132,7 @@ impl MemberKeyFile {
         let place = || format!("member key `{}`", path.display());
         let mode = std::fs::metadata(path).with_context(place)?.permissions().mode();
         if mode & 0o077 != 0 {
-            return Err(anyhow!("{} can be read by others (mode {:o}); chmod 600 it", place(), mode & 0o777));
+            bail!("{} is readable by other users (mode {:o}); run chmod 600 on it", place(), mode & 0o777);
         }
         let text = Zeroizing::new(std::fs::read_to_string(path).with_context(place)?);
         let parsed: MemberKeyText = serde_json::from_str(&text).with_context(place)?;

@@ -1,8 +1,9 @@
 //! Fixtures shared by the tests of several modules.
 
-use protocol::api::Status;
+use protocol::api::{ServiceView, Status};
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord};
 use protocol::{Digest, Epoch, ModelRoot, NodeId, PublicKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,5 +51,26 @@ pub(crate) fn model_record(name: &str, architecture: &str) -> ModelRecord {
         erasure: ErasureCode { data: 4, parity: 2 },
         stores: Vec::new(),
         architecture: architecture.into(),
+    }
+}
+
+/// Returns the manifest of the service `mine`, as `quorate new` prints it for a model of this architecture.
+pub(crate) fn manifest(architecture: &str) -> Manifest {
+    let record = model_record("mine", architecture);
+    let text = crate::cli::service_template(&"mine".parse().expect("a name"), &record, 1, 3);
+    Manifest::from_toml(&text).expect("the template is valid")
+}
+
+/// Returns the service `mine` with two desired replicas and no slots, approved by this certificate.
+pub(crate) fn service_view(certificate: &[u8], ready: u32, ready_current: u32) -> ServiceView {
+    ServiceView {
+        name: "mine".parse().expect("a name"),
+        manifest: manifest("bert"),
+        certificate: Digest::of(certificate),
+        desired: 2,
+        ready,
+        ready_current,
+        retiring: false,
+        slots: vec![],
     }
 }

@@ -4,7 +4,7 @@ use crate::show_time;
 use protocol::canonical::CanonicalError;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
-use protocol::{CircleId, Epoch, Fence, MemberId, Millis, NodeId, ServiceName, SlotIndex};
+use protocol::{CircleId, Epoch, Fence, MemberId, Millis, NodeId, Refusal, ServiceName, SlotIndex};
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +91,7 @@ pub enum ChainError {
     #[error("founder `{0}` has not signed the genesis")]
     FounderSignatureMissing(MemberId),
     /// The approvals do not reach the quorum.
-    #[error("{approvals} approvals do not reach the {class:?} quorum: {needed}")]
+    #[error("{approvals} approvals do not reach the {class} quorum: {needed}")]
     QuorumNotReached {
         /// Action class of the change.
         class: ActionClass,
@@ -163,6 +163,30 @@ impl ChainError {
             Self::OrderMismatch { .. } => error_code::ORDER_MISMATCH,
             Self::OrderReplayed { .. } => error_code::ORDER_REPLAYED,
             Self::NodeNotAdmitted(_) => error_code::NODE_NOT_ADMITTED,
+        }
+    }
+}
+
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_of_an_error_has_its_code_and_its_text() {
+        for (error, code) in [
+            (ChainError::KindNotBuilt("jobs"), error_code::KIND_NOT_BUILT),
+            (ChainError::invalid("policy", "has no quorum"), error_code::GOVERNANCE_INVALID),
+            (ChainError::OrderSignatureInvalid, error_code::ORDER_SIGNATURE_INVALID),
+        ] {
+            let message = error.to_string();
+            assert!(!message.contains(code.as_str()), "the code stands beside the text: {message}");
+            assert_eq!(Refusal::from(error), Refusal::new(code, message));
         }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
     }
     for class in [ActionClass::Routine, ActionClass::Sensitive] {
         let Some(rule) = policy.quorums.get(&class) else {
-            return Err(ChainError::invalid("policy", format!("has no quorum for {class:?} changes")));
+            return Err(ChainError::invalid("policy", format!("has no quorum for {class} changes")));
         };
         quorum::check(rule, &ids)?;
     }

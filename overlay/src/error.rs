@@ -48,7 +48,7 @@ pub enum Error {
     #[error("read the preface of a reversed connection")]
     Preface(#[source] io::Error),
     /// A step took longer than its limit.
-    #[error("{step} took longer than {limit:?}")]
+    #[error("{step} took longer than {} s", limit.as_secs_f64())]
     TimedOut {
         /// Step that was in progress.
         step: &'static str,

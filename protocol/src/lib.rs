@@ -23,6 +23,7 @@ pub mod limits;
 pub mod manifest;
 pub mod model;
 pub mod order;
+pub mod refusal;
 pub mod sandbox;
 pub mod worker;
 
@@ -36,3 +37,4 @@ pub use ids::{
     ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
+pub use refusal::Refusal;

@@ -8,7 +8,7 @@ use protocol::canonical::to_bytes;
 use protocol::governance::{Change, Proposal, SubjectVersion};
 use protocol::keys::signing_input;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SignedTicket, SlotOrder, TICKET_DOMAIN, Ticket};
-use protocol::{CircleId, Digest, Epoch, Fence, Millis, NodeId, PublicKey, Signature, SlotIndex};
+use protocol::{BootTime, CircleId, Digest, Epoch, Fence, Millis, NodeId, PublicKey, Signature, SlotIndex};
 use std::collections::BTreeSet;
 
 fn secret(byte: u8) -> SigningKey {

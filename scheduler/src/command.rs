@@ -4,6 +4,8 @@
 //!
 //! Caveat: a plan is one command and is applied whole or not at all.
 
+pub use protocol::Refusal;
+
 use protocol::api::ProposalState;
 use protocol::gateway::ApiKey;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis};
@@ -219,24 +221,6 @@ pub enum Reply {
         /// Cause, as text for operators.
         message: String,
     },
-}
-
-/// The refusal of a command.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Stable code of the cause.
-    pub code: ErrorCode,
-    /// Cause, as text for operators.
-    pub message: String,
-}
-
-impl Refusal {
-    /// Creates a refusal with this code and text.
-    #[must_use]
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
 }
 
 impl From<Refusal> for Reply {

@@ -137,7 +137,7 @@ fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<
 /// Returns the finding for a bug in this software, which operators can only report; the rest of the plan was
 /// executed.
 fn dropped_finding(dropped: &Dropped) -> Finding {
-    let message = format!("the planner left out a step for {}: {}", dropped.subject, dropped.refusal);
+    let message = format!("the planner left out a step for {}: {}", dropped.subject, dropped.refusal.message);
     finding(message, "report it with the output of: quorate status -o json".to_string())
 }
 

@@ -434,7 +434,8 @@ impl Weights {
             expected,
         };
         if place.shape != shape {
-            return Err(unexpected(format!("of shape {:?}", place.shape), format!("shape {shape:?}")));
+            let (found, expected) = (show_shape(&place.shape), show_shape(shape));
+            return Err(unexpected(format!("of shape {found}"), format!("shape {expected}")));
         }
         let element = place.element.ok_or_else(|| {
             unexpected(format!("of type {}", place.element_name), "F32, F16 or BF16".to_owned())
@@ -550,4 +551,10 @@ fn read_header(
         }
     }
     Ok(())
+}
+
+/// Renders a shape as configuration files write one: `[80, 48]`.
+fn show_shape(shape: &[usize]) -> String {
+    let dimensions: Vec<String> = shape.iter().map(usize::to_string).collect();
+    format!("[{}]", dimensions.join(", "))
 }

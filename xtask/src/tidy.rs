@@ -3,6 +3,7 @@
 mod arrows;
 mod circles;
 mod codes;
+mod debug_format;
 mod dependencies;
 mod documented;
 mod marks;
@@ -41,6 +42,7 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(arrows::check(&sources));
     findings.extend(dependencies::check(&sources));
     findings.extend(codes::check(&sources));
+    findings.extend(debug_format::check(&sources));
     findings.extend(profiles::check(&sources));
     findings.extend(purity::check(&sources));
     findings.extend(marks::check(&sources));

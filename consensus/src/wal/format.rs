@@ -124,13 +124,13 @@ impl Owner {
         if *found == self.stamp() {
             return Ok(());
         }
-        let voters: Vec<u64> = self.voters.iter().map(|voter| voter.0).collect();
         let others =
             if (found.group, found.replica) == (self.group, self.id) { " with other voters" } else { "" };
+        let voters: Vec<String> = self.voters.iter().map(ToString::to_string).collect();
         Err(LogError::Foreign {
             path: path.to_path_buf(),
             found: format!("replica {} of group {}{others}", found.replica, found.group),
-            wanted: format!("replica {} of group {} with voters {:?}", self.id, self.group, voters),
+            wanted: format!("replica {} of group {} with voters {}", self.id, self.group, voters.join(", ")),
         })
     }
 }

@@ -12,7 +12,7 @@ use host::wall_clock;
 use human_chain::CircleState;
 use protocol::api::History;
 use protocol::governance::*;
-use protocol::{CircleId, Digest, MemberId};
+use protocol::{CircleId, Digest, MemberId, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -28,9 +28,11 @@ pub(crate) enum CircleCommand {
         key: PathBuf,
     },
     /// Draft a genesis from its parts
-    #[command(
-        after_help = "Example:\n  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\\n    --control control-1.json control-2.json control-3.json --nodes node-1.json --token-file token > genesis.json"
-    )]
+    #[command(after_help = "\
+Example:
+  quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\
+    --control control-1.json control-2.json control-3.json --nodes node-1.json \\
+    --token-file token > genesis.json")]
     Draft(DraftArguments),
     /// Sign a drafted genesis as one of its founders
     #[command(after_help = "Example:\n  quorate circle sign genesis.json --key alice.key")]
@@ -72,9 +74,10 @@ pub(crate) struct DraftArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate circle history > history.json\n  quorate verify history.json --circle ID     no network is used"
-)]
+#[command(after_help = "\
+Examples:
+  quorate circle history > history.json
+  quorate verify history.json --circle ID     offline")]
 pub(crate) struct VerifyArguments {
     /// A history, or one certificate from it
     file: PathBuf,
@@ -144,7 +147,7 @@ fn sign(genesis: &Path, key: &Path) -> Result<()> {
     let member = MemberKeyFile::load(key)?;
     let founder = signed.genesis.members.iter().find(|founder| founder.id == member.member);
     if founder.is_none_or(|founder| founder.keys != member.secret.public()) {
-        bail!("`{}` is not a founder of this genesis, or has another key in it", member.member);
+        bail!("`{}` is not a founder of this genesis, or the genesis has another key", member.member);
     }
     let bytes = protocol::canonical::to_bytes(&signed.genesis);
     signed.signatures.insert(member.member.clone(), member.secret.sign(GENESIS_DOMAIN, &bytes));
@@ -192,8 +195,7 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
         None => read_json(&arguments.file)?,
     };
     let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
-    let state = CircleState::replay(&history.genesis, Some(circle), certificates)
-        .map_err(|error| anyhow!("{}: {error}", error.code()))?;
+    let state = CircleState::replay(&history.genesis, Some(circle), certificates).map_err(Refusal::from)?;
     if arguments.history.is_some() {
         let wanted: Certificate = read_json(&arguments.file)?;
         let digest = wanted.digest();
@@ -203,11 +205,15 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
     }
     let ballots: usize = history.bundles.iter().map(|bundle| bundle.certificate.ballots.len()).sum();
     let summary = serde_json::json!({
-        "circle": circle, "decisions": state.length(), "ballots": ballots, "epoch": state.epoch(), "verified": true,
+        "circle": circle,
+        "decisions": state.length(),
+        "ballots": ballots,
+        "epoch": state.epoch(),
+        "verified": true,
     });
     environment.output().print(&summary, |_| {
         format!(
-            "verified: circle {} ({}), {} founders, {} decisions, {ballots} ballots, all signatures hold",
+            "verified: circle {} ({}), {} founders, {} decisions, {ballots} ballots, all signatures valid",
             state.name(),
             circle.short(),
             history.genesis.genesis.members.len(),

@@ -20,7 +20,7 @@ pub(crate) enum ContextCommand {
 Example:
   quorate context new lab.json --genesis genesis.json --token-file token --member-key alice.key --node node")]
     New(NewContext),
-    /// Use this context file from now on
+    /// Make this context file the default
     #[command(after_help = "Example:\n  quorate context use .quorate/demo/context.json")]
     Use {
         /// Context file
@@ -84,7 +84,7 @@ fn make(arguments: NewContext) -> Result<()> {
         arguments.certificate_authority.as_ref(),
     ];
     if let Some(missing) = files.into_iter().flatten().find(|file| !file.is_file()) {
-        bail!("`{}` is no file", missing.display());
+        bail!("`{}` is not a file", missing.display());
     }
     let endpoints = signed.genesis.nodes.iter().filter_map(|node| node.gateway.as_ref());
     let context = Context {
@@ -100,7 +100,7 @@ fn make(arguments: NewContext) -> Result<()> {
     write(&context, &arguments.file)?;
     println!("context {} for circle {} ({})", context.name, context.circle, arguments.file.display());
     println!("next: quorate context use {}", arguments.file.display());
-    println!("or, for one terminal: export {VARIABLE}={}", absolute(arguments.file).display());
+    println!("or, for this shell only: export {VARIABLE}={}", absolute(arguments.file).display());
     Ok(())
 }
 
@@ -116,7 +116,7 @@ fn choose(file: &Path) -> Result<()> {
     if let Some(other) = std::env::var_os(VARIABLE) {
         let other = PathBuf::from(other);
         eprintln!(
-            "note: {VARIABLE} names `{}`, which comes first; to use this one: unset {VARIABLE}",
+            "note: {VARIABLE} is set to `{}` and takes precedence; to use this context: unset {VARIABLE}",
             other.display()
         );
     }

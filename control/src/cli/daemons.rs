@@ -12,16 +12,17 @@ use protocol::governance::{
     ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis, StorageEndpoint,
 };
 use protocol::manifest::parse_bytes;
-use protocol::{CircleId, NodeId, NodeName, ReplicaId, StoreName, error_code};
+use protocol::{CircleId, NodeId, NodeName, Refusal, ReplicaId, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControlCommand {
     /// Create a replica's key and its bootstrap marker, once; print the replica's entry for the genesis
-    #[command(
-        after_help = "Example:\n  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 --api https://10.0.0.1:7601 > control-1.json"
-    )]
+    #[command(after_help = "\
+Example:
+  quorate control init --dir control-1 --id 1 --overlay 10.0.0.1:7600 \\
+    --api https://10.0.0.1:7601 > control-1.json")]
     Init {
         /// State directory of the replica
         #[arg(long)]
@@ -37,9 +38,10 @@ pub(crate) enum ControlCommand {
         api: String,
     },
     /// Run a control replica
-    #[command(
-        after_help = "Example:\n  quorate control run --dir control-1 --genesis genesis.json --overlay 0.0.0.0:7600 --api 0.0.0.0:7601 --tls-cert api.pem --tls-key api.key"
-    )]
+    #[command(after_help = "\
+Example:
+  quorate control run --dir control-1 --genesis genesis.json --overlay 0.0.0.0:7600 \\
+    --api 0.0.0.0:7601 --tls-cert api.pem --tls-key api.key")]
     Run(ControlRun),
 }
 
@@ -68,14 +70,15 @@ pub(crate) struct ControlRun {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentCommand {
     /// Create a node's keys and print its entry, for a genesis or for a request for admission
-    #[command(
-        after_help = "Example:\n  quorate agent init --dir node-1 --name node-1 --region eu-1 --storage 10.0.0.7:7700 --store disk-0 --store disk-1 > node-1.json"
-    )]
+    #[command(after_help = "\
+Example:
+  quorate agent init --dir node-1 --name node-1 --region eu-1 --storage 10.0.0.7:7700 \\
+    --store disk-0 --store disk-1 > node-1.json")]
     Init(AgentInit),
     /// Run a node's agent
-    #[command(
-        after_help = "Example:\n  quorate agent run --dir node-1 --genesis genesis.json --circle ID --storage 0.0.0.0:7700"
-    )]
+    #[command(after_help = "\
+Example:
+  quorate agent run --dir node-1 --genesis genesis.json --circle ID --storage 0.0.0.0:7700")]
     Run(Box<AgentRun>),
 }
 
@@ -239,7 +242,8 @@ fn read_certificate(chain: &Path, key: &Path) -> Result<ServerCertificate> {
 async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
     overlay::listen::tcp(name).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            anyhow!("{}: {error}; `ss -ltnp` shows which process has it", error_code::PORT_IN_USE)
+            let message = format!("{error}; `ss -ltnp` shows the process that uses it");
+            Refusal::new(error_code::PORT_IN_USE, message).into()
         }
         _ => error.into(),
     })
@@ -258,7 +262,7 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
         .iter()
         .map(|label| label.split_once('=').map(|(key, value)| (key.to_string(), value.to_string())))
         .collect::<Option<_>>()
-        .ok_or_else(|| anyhow!("a label is written KEY=VALUE"))?;
+        .ok_or_else(|| anyhow!("a label has the form KEY=VALUE"))?;
     let mut roles = BTreeSet::new();
     if !arguments.no_worker {
         roles.insert(NodeRole::Worker);
@@ -277,7 +281,7 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
         _ => None,
     };
     if roles.is_empty() {
-        bail!("a node that neither works, stores nor is a gateway has no purpose");
+        bail!("a node needs at least one role: worker, storage or gateway");
     }
     let admission = NodeAdmission {
         name: arguments.name,

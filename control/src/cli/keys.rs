@@ -54,7 +54,7 @@ pub(crate) async fn run(command: KeyCommand, environment: &Environment) -> Resul
         }
         KeyCommand::Revoke { name } => {
             let done: serde_json::Value = client.delete(&format!("/v1/keys/{name}")).await?;
-            environment.output().print(&done, |_| format!("key `{name}` is shut out"));
+            environment.output().print(&done, |_| format!("revoked key `{name}`"));
         }
     }
     Ok(())

@@ -8,13 +8,13 @@ use super::output::table;
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
 use crate::session::Session;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{ModelName, error_code};
+use protocol::{ModelName, Refusal, error_code};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -49,21 +49,30 @@ pub(crate) enum ModelCommand {
         node: Option<PathBuf>,
     },
     /// Permanently unregister a model that no service needs, and delete its key
-    #[command(
-        after_help = "Example:\n  quorate model forget old-minilm\n\nNobody can read it afterwards. `quorate model sweep` removes what lies in stores of it."
-    )]
+    #[command(after_help = "\
+Example:
+  quorate model forget old-minilm
+
+The model is unreadable afterwards. `quorate model sweep` removes its objects from the stores.")]
     Forget {
         /// Name of the model
         model: ModelName,
     },
-    /// Remove from stores the objects that unfinished imports have left
+    /// Collect garbage: remove objects of no registered model from stores
     Sweep(SweepArguments),
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate model sweep --dry-run\n  quorate model sweep --older-than 6h\n  quorate model sweep --store s3://bucket/models\n\nWhat a registered model names stays, and so does everything younger than --older-than. Only this cluster's\nregister is asked: never sweep a store that another cluster uses too. Stores of nodes are this cluster's\nalone and are swept unless others are named. After control was restored from a backup, look at --dry-run first."
-)]
+#[command(after_help = "\
+Examples:
+  quorate model sweep --dry-run
+  quorate model sweep --older-than 6h
+  quorate model sweep --store s3://bucket/models
+
+Objects of registered models are kept, and so are objects younger than --older-than. Only this
+cluster's models are known: never sweep a store that another cluster uses too. The default is the
+stores of this cluster's nodes, which no other cluster uses. After control has been restored from a
+backup, check the result of --dry-run first.")]
 pub(crate) struct SweepArguments {
     /// Report the garbage without removing it
     #[arg(long)]
@@ -80,9 +89,10 @@ pub(crate) struct SweepArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm\n  quorate model import weights.gguf --name tiny --data 4 --parity 2"
-)]
+#[command(after_help = "\
+Examples:
+  quorate model import ~/models/all-MiniLM-L6-v2 --name minilm
+  quorate model import hf:owner/name --name tiny --data 4 --parity 2")]
 pub(crate) struct ImportArguments {
     /// Hugging Face model directory, single file, or `hf:owner/name`
     source: String,
@@ -98,7 +108,7 @@ pub(crate) struct ImportArguments {
     /// URL of a store; may be given several times [default: every store of every admitted node]
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
-    /// Maximum shards of a segment in one failure domain [default: as many as may be lost]
+    /// Maximum shards of a segment in one failure domain [default: the number of parity shards]
     #[arg(long)]
     shards_per_domain: Option<u8>,
     /// State directory of a node on this machine [default: the context's]
@@ -126,7 +136,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             environment.output().print(&report, node::HealthSummary::text);
             let Some(code) = report.code() else { return Ok(()) };
             let message = format!("{} faults; next: quorate model repair {model}", report.faults);
-            Err(node::ModelFailure { code, message }.into())
+            Err(Refusal::new(code, message).into())
         }
         ModelCommand::Repair { model, node } => {
             let (access, record) = access(&context, &model, node).await?;
@@ -134,20 +144,17 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             environment.output().print(&report, node::RepairSummary::text);
             let Some(code) = report.code() else { return Ok(()) };
             let message = match report.found.segments_lost {
-                0 => format!("not all of {model} could be rewritten; when every store answers, repair again"),
-                lost => format!("{lost} segments of {model} are lost unless a store comes back"),
+                0 => format!("{model} is not fully repaired; repair it again once every store answers"),
+                lost => format!("{lost} segments of {model} cannot be rebuilt unless a lost store returns"),
             };
-            Err(node::ModelFailure { code, message }.into())
+            Err(Refusal::new(code, message).into())
         }
         ModelCommand::Forget { model } => {
             let record = find(&context, &model).await?;
             let path = format!("/v1/models/{}", record.root);
             let _: serde_json::Value = context.client()?.delete(&path).await?;
             environment.output().print(&record, |record| {
-                format!(
-                    "model {model} is forgotten (root {}); next: quorate model sweep",
-                    record.root.short()
-                )
+                format!("forgot model {model} (root {}); next: quorate model sweep", record.root.short())
             });
             Ok(())
         }
@@ -170,14 +177,15 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
         return Ok(());
     }
     let message = format!("{} of {} stores could not be swept", report.failures.len(), stores.len());
-    Err(node::ModelFailure { code: error_code::SWEEP_INCOMPLETE, message }.into())
+    Err(Refusal::new(error_code::SWEEP_INCOMPLETE, message).into())
 }
 
 async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
     let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
     let found = page.items.into_iter().find(|record| record.name == *model);
     found.ok_or_else(|| {
-        anyhow!("{}: no model `{model}`; `quorate model list` shows all", error_code::MODEL_NOT_FOUND)
+        let message = format!("no model `{model}`; `quorate model list` shows all");
+        Refusal::new(error_code::MODEL_NOT_FOUND, message).into()
     })
 }
 
@@ -193,8 +201,9 @@ async fn access(
 
 fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
     node.or_else(|| context.node_directory.clone()).ok_or_else(|| {
-        let code = error_code::NODE_DIRECTORY_MISSING;
-        anyhow!("{code}: this goes through a node: give --node DIR, its state directory on this machine")
+        let message =
+            "no node to act through: give --node DIR, the state directory of a node on this machine";
+        Refusal::new(error_code::NODE_DIRECTORY_MISSING, message).into()
     })
 }
 
@@ -282,5 +291,5 @@ fn show(record: &ModelRecord) -> String {
         .enumerate()
         .map(|(index, store)| vec![index.to_string(), store.url.clone(), store.failure_domain.clone()])
         .collect();
-    models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "fails with"], rows)
+    models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "failure domain"], rows)
 }

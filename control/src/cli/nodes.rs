@@ -5,13 +5,13 @@ use super::output::table;
 use super::proposals::{print_submitted, reason_or};
 use crate::node::SharedKeys;
 use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, bail};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, ProposalView};
 use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::manifest::format_bytes;
-use protocol::{NodeId, NodeName, StoreName, error_code};
+use protocol::{NodeId, NodeName, Refusal, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ pub(crate) enum NodeCommand {
     /// List the nodes that wait for admission
     #[command(after_help = "Example:\n  quorate node pending")]
     Pending,
-    /// Propose to admit a node that asks, and wrap the models' keys to it
+    /// Propose to admit a pending node, and wrap the models' keys to it
     #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack' --key alice.key")]
     Admit {
         /// Name of the node
@@ -73,7 +73,7 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let page: Page<NodeView> = client.get("/v1/nodes").await?;
             let pending: Page<PendingNode> = client.get("/v1/pending-nodes").await?;
             environment.output().print(&page, |page| {
-                nodes_table(&page.items) + &notes(&page.items) + &who_asks(&pending.items)
+                nodes_table(&page.items) + &notes(&page.items) + &pending_notes(&pending.items)
             });
         }
         NodeCommand::Show { node } => {
@@ -122,15 +122,16 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
 }
 
 fn no_node(name: &NodeName) -> anyhow::Error {
-    anyhow!("{}: no node `{name}` is admitted; `quorate node list` shows all", error_code::NODE_NOT_FOUND)
+    let message = format!("no node `{name}` is admitted; `quorate node list` shows all");
+    Refusal::new(error_code::NODE_NOT_FOUND, message).into()
 }
 
 fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
-    let code = error_code::KEY_FILE_UNUSABLE;
-    MemberKeyFile::load(&file.ok_or_else(|| anyhow!("{code}: no member key: give --key FILE"))?)
+    let missing = || Refusal::new(error_code::KEY_FILE_UNUSABLE, "no member key: give --key FILE");
+    MemberKeyFile::load(&file.ok_or_else(missing)?)
 }
 
-/// Proposes the admission of a node that asks, and wraps every model's key to it.
+/// Proposes the admission of a pending node, and wraps every model's key to it.
 ///
 /// The wraps are of no use before the vote: control sends a wrap only with an order, and orders only to
 /// admitted nodes.
@@ -145,11 +146,12 @@ async fn admit(
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
     let pending = found.next().ok_or_else(|| {
-        let code = error_code::NODE_NOT_FOUND;
-        anyhow!("{code}: no node `{name}` asks to be admitted; `quorate node pending` lists those that do")
+        let message =
+            format!("no node `{name}` waits for admission; `quorate node pending` lists those that do");
+        Refusal::new(error_code::NODE_NOT_FOUND, message)
     })?;
     if found.next().is_some() {
-        return Err(anyhow!("several nodes call themselves `{name}`; choose one with --identity"));
+        bail!("several pending nodes are named `{name}`; choose one with --identity");
     }
     let shared = crate::node::wrap_models_to(session, member, &pending.admission).await?;
     let change = Change::AdmitNode(Box::new(pending.admission));
@@ -160,16 +162,16 @@ fn share_text(node: &NodeName, shared: &SharedKeys) -> String {
     let names: Vec<&str> = shared.models.iter().map(|name| name.as_str()).collect();
     let note = shared.note().map(|note| format!("\nnote: {note}")).unwrap_or_default();
     match names.as_slice() {
-        [] => format!("there is no model whose key {node} could be given{note}"),
+        [] => format!("no model key could be shared with {node}{note}"),
         names => format!("{node} holds the keys of {}{note}", names.join(", ")),
     }
 }
 
 /// Lists the nodes that wait for admission, below the list of admitted ones.
-fn who_asks(pending: &[PendingNode]) -> String {
+fn pending_notes(pending: &[PendingNode]) -> String {
     let line = |node: &PendingNode| {
         let name = &node.admission.name;
-        format!("\n{name} asks to be admitted: quorate node admit {name}")
+        format!("\n{name} waits for admission: quorate node admit {name}")
     };
     pending.iter().map(line).collect()
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use human_chain::CircleState;
 use protocol::api::{Page, ProposalState, ProposalView};
 use protocol::governance::{Change, Choice, Quorum};
-use protocol::{MemberId, error_code};
+use protocol::{MemberId, Refusal, error_code};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -30,9 +30,10 @@ pub(crate) struct ProposeArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate review          what waits for votes\n  quorate review 7f3a     one proposal, whole"
-)]
+#[command(after_help = "\
+Examples:
+  quorate review          proposals that wait for votes
+  quorate review 7f3a     one proposal in full")]
 pub(crate) struct ReviewArguments {
     /// Id of a proposal, or its first digits
     proposal: Option<String>,
@@ -45,7 +46,7 @@ pub(crate) struct VoteArguments {
     /// Key file of the member [default: the context's]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Sign without confirmation; the text is printed all the same
+    /// Sign without confirmation; the text is still printed
     #[arg(long)]
     yes: bool,
 }
@@ -85,7 +86,7 @@ pub(super) fn signatures(circle: &CircleState, view: &ProposalView) -> String {
 fn signatures_under(rule: &Quorum, approved: &[MemberId], missing: &[MemberId]) -> String {
     let (signed, open) = (approved.iter().cloned().collect(), missing.iter().cloned().collect());
     let Some(needed) = human_chain::approvals_lacking(rule, &signed, &open) else {
-        return format!("{} cannot be reached any more", human_chain::describe(rule));
+        return format!("{} can no longer be reached", human_chain::describe(rule));
     };
     let may_sign = missing.iter().filter(|member| human_chain::names(rule, member));
     let names: Vec<&str> = may_sign.map(MemberId::as_str).collect();
@@ -103,14 +104,14 @@ pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment
     let session = Session::open(&environment.context()?).await?;
     if let Some(prefix) = arguments.proposal {
         let view = session.find_proposal(&prefix).await?;
-        environment.output().print(&view, |view| whole(&session, view));
+        environment.output().print(&view, |view| full_text(&session, view));
         return Ok(());
     }
     let page: Page<ProposalView> = session.client.get("/v1/proposals").await?;
     environment.output().print(&page, |page| {
         let open: Vec<_> = page.items.iter().filter(|view| view.state == ProposalState::Open).collect();
         if open.is_empty() {
-            return "nothing waits for votes".into();
+            return "no proposal waits for votes".into();
         }
         let row = |view: &&ProposalView| {
             let missing: Vec<String> = view.missing.iter().map(ToString::to_string).collect();
@@ -118,12 +119,12 @@ pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment
             let first = text.lines().next().unwrap_or_default().to_string();
             vec![view.id.to_string()[..8].to_string(), missing.join(","), first]
         };
-        table(&["proposal", "waits for", "what"], open.iter().map(row).collect())
+        table(&["proposal", "missing", "change"], open.iter().map(row).collect())
     });
     Ok(())
 }
 
-fn whole(session: &Session, view: &ProposalView) -> String {
+fn full_text(session: &Session, view: &ProposalView) -> String {
     let rendering = human_chain::render(&view.proposal);
     let difference = human_chain::render_difference(&session.circle, &view.proposal);
     let names = |members: &[protocol::MemberId]| {
@@ -131,7 +132,7 @@ fn whole(session: &Session, view: &ProposalView) -> String {
         if names.is_empty() { "no member".to_string() } else { names.join(", ") }
     };
     format!(
-        "{}\nWhat changes\n{difference}\n\nwords: {}\nstate: {}; approved by {}; rejected by {}{}",
+        "{}\nChanges\n{difference}\n\nwords: {}\nstate: {}; approved by {}; rejected by {}{}",
         rendering.text,
         rendering.words.join(" "),
         view.state,
@@ -156,13 +157,13 @@ pub(crate) async fn reject(arguments: VoteArguments, environment: &Environment) 
 async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choice) -> Result<()> {
     let context = environment.context()?;
     let Some(key) = arguments.key.or_else(|| context.member_key_file.clone()) else {
-        let code = error_code::KEY_FILE_UNUSABLE;
-        bail!("{code}: no member key: give --key FILE, or name one in the context");
+        let message = "no member key: give --key FILE, or name one in the context";
+        return Err(Refusal::new(error_code::KEY_FILE_UNUSABLE, message).into());
     };
     let member = MemberKeyFile::load(&key)?;
     let session = Session::open(&context).await?;
     let view = session.find_proposal(&arguments.proposal).await?;
-    eprintln!("{}\n", whole(&session, &view));
+    eprintln!("{}\n", full_text(&session, &view));
     if !arguments.yes && !confirmed(&format!("{choice} as {}? [y/N] ", member.member))? {
         bail!("nothing was signed");
     }
@@ -170,17 +171,17 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     environment.output().print(&view, |view| {
         let outcome = match view.state {
             ProposalState::Open => signatures(&session.circle, view),
-            ProposalState::Approved => "quorum reached: it is in force".into(),
+            ProposalState::Approved => "quorum reached; the change is in force".into(),
             other => other.to_string(),
         };
-        format!("{choice} by {} counted\n{outcome}", member.member)
+        format!("recorded: {choice} by {}\n{outcome}", member.member)
     });
     Ok(())
 }
 
 fn confirmed(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("standard input is no terminal; use --yes to sign without being asked");
+        bail!("standard input is not a terminal; use --yes to sign without confirmation");
     }
     eprint!("{question}");
     std::io::stderr().flush()?;
@@ -215,7 +216,7 @@ mod tests {
             (&two, "alice", "carol", "1 of 2 signed; 1 more signature needed; carol may sign"),
             (&two, "", "bob carol", "0 of 2 signed; 2 more signatures needed; bob and carol may sign"),
             (&two, "alice", "bob dave", "1 of 2 signed; 1 more signature needed; bob may sign"),
-            (&two, "", "carol", "2 of (alice, bob, carol) cannot be reached any more"),
+            (&two, "", "carol", "2 of (alice, bob, carol) can no longer be reached"),
             (
                 &nested,
                 "bob",

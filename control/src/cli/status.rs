@@ -10,9 +10,11 @@ use protocol::api::{AuditEvent, Page, Why};
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate why minilm       a service\n  quorate why minilm/1     one slot of it\n  quorate why 7f3a         a proposal, by the first digits of its id"
-)]
+#[command(after_help = "\
+Examples:
+  quorate why minilm       a service
+  quorate why minilm/1     one of its slots
+  quorate why 7f3a         a proposal, by the first digits of its id")]
 pub(crate) struct WhyArguments {
     /// A service, `service/slot`, or a proposal's id or its first digits
     subject: String,
@@ -26,9 +28,10 @@ pub(crate) struct ExplainArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  quorate events                  the last 50\n  quorate events --last 500 --before 1200"
-)]
+#[command(after_help = "\
+Examples:
+  quorate events                  the last 50
+  quorate events --last 500 --before 1200")]
 pub(crate) struct EventsArguments {
     /// Number of events to show
     #[arg(long, default_value_t = 50, value_name = "COUNT")]
@@ -56,7 +59,7 @@ pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> R
             text.push_str(&format!("  {reason}\n"));
         }
         if let Some(remedy) = &why.remedy {
-            text.push_str(&format!("would help: {remedy}\n"));
+            text.push_str(&format!("remedy: {remedy}\n"));
         }
         text
     });
@@ -86,7 +89,10 @@ pub(crate) async fn events(arguments: EventsArguments, environment: &Environment
                 event.detail.clone(),
             ]
         };
-        table(&["number", "at", "who", "did", "to", "detail"], page.items.iter().map(row).collect())
+        table(
+            &["number", "time", "actor", "action", "subject", "detail"],
+            page.items.iter().map(row).collect(),
+        )
     });
     Ok(())
 }

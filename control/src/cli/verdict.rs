@@ -104,7 +104,7 @@ fn without_quorum(control: Vec<Control>) -> Report {
     let answering = names(&control, |control| control.silence.is_none());
     let summary = match answering.is_empty() {
         true => format!("no control replica answers: {silent}"),
-        false => format!("quorum lost: {silent}; {answering} alone can neither change nor renew anything"),
+        false => format!("quorum lost: {silent}; {answering} alone cannot commit changes or renew leases"),
     };
     let findings = control.iter().filter_map(silence_finding).collect();
     Report { verdict: ClusterHealth::Unknown, summary, findings, control, status: None }
@@ -112,12 +112,11 @@ fn without_quorum(control: Vec<Control>) -> Report {
 
 fn without_leader(control: Vec<Control>) -> Report {
     let silent = names(&control, |control| control.silence.is_some());
-    let reason = if silent.is_empty() { "all answer".to_string() } else { silent };
-    let summary =
-        format!("no control replica leads at the moment ({reason}); nothing changes until one is elected");
+    let reason = if silent.is_empty() { "all replicas answer".to_string() } else { silent };
+    let summary = format!("no control replica leads at the moment ({reason}); changes wait for an election");
     let mut findings: Vec<Finding> = control.iter().filter_map(silence_finding).collect();
     findings.push(Finding {
-        message: "no leader said how nodes and services are".into(),
+        message: "without a leader, the state of nodes and services is unknown".into(),
         next: "quorate status, in a few seconds".into(),
     });
     Report { verdict: ClusterHealth::Unknown, summary, findings, control, status: None }
@@ -135,7 +134,7 @@ fn with_view(control: Vec<Control>, status: Status) -> Report {
     let summary = match (silent.is_empty(), status.healthy) {
         (true, _) => status.summary.clone(),
         // The replica answers the leader, or the leader has not noticed its silence yet.
-        (false, true) => format!("{silent}, while the leader says: {}", status.summary),
+        (false, true) => format!("{silent}; the leader reports: {}", status.summary),
         (false, false) => format!("{silent}; {}", status.summary),
     };
     findings.extend(status.findings.iter().cloned());
@@ -165,7 +164,7 @@ fn silence_finding(control: &Control) -> Option<Finding> {
     };
     Some(Finding {
         message,
-        next: "look at its process and its log, start it again: quorate control run --help".into(),
+        next: "check its process and its log, then restart it: quorate control run --help".into(),
     })
 }
 
@@ -178,7 +177,10 @@ impl Report {
     pub(super) fn to_json(&self) -> Value {
         let mut value =
             self.status.as_ref().map_or_else(|| json!({ "leader": null }), |status| json!(status));
-        let control = |control: &Control| json!({ "name": control.name, "url": control.url, "answers": control.silence.is_none() });
+        let control = |control: &Control| {
+            let answers = control.silence.is_none();
+            json!({ "name": control.name, "url": control.url, "answers": answers })
+        };
         value["healthy"] = json!(self.verdict == ClusterHealth::Well);
         value["summary"] = json!(self.summary);
         value["findings"] = json!(self.findings);
@@ -240,7 +242,7 @@ mod tests {
                 assert!(took < SECOND, "{took:?}");
                 let name = format!("control-{}", place + 1);
                 let said = "all is well; 2 services, 3 of 3 nodes alive";
-                let expected = format!("{name} does not answer, while the leader says: {said}");
+                let expected = format!("{name} does not answer; the leader reports: {said}");
                 assert_eq!(report.summary, expected);
                 assert!(report.findings[0].message.starts_with(&format!("{name} ({})", url(place))));
                 let json = report.to_json();
@@ -269,7 +271,8 @@ mod tests {
         for alive in [Does::Follows(None), Does::Leads(30 * SECOND), Does::Refuses(503, "no-leader"), LEADS] {
             let (code, report, took) = status(vec![alive, Does::Hangs, Does::Hangs]).await;
             assert!(code == 2 && took <= 3 * SECOND, "{code} after {took:?}");
-            let expected = "quorum lost: control-2 and control-3 do not answer; control-1 alone can neither";
+            let expected =
+                "quorum lost: control-2 and control-3 do not answer; control-1 alone cannot commit";
             // A replica that is slow to report its number counts as silent too.
             if report.control[0].silence.is_none() {
                 assert!(report.summary.starts_with(expected), "{}", report.summary);
@@ -289,7 +292,7 @@ mod tests {
         assert!(code == 0 && took < 3 * SECOND, "{code} after {took:?}");
         let (code, report, took) = status(vec![Does::Follows(None); 3]).await;
         assert!(code == 2 && took < 3 * SECOND, "{code} after {took:?}");
-        assert!(report.summary.contains("(all answer)"), "{}", report.summary);
+        assert!(report.summary.contains("(all replicas answer)"), "{}", report.summary);
     }
 
     #[test]

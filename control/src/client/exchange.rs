@@ -90,7 +90,7 @@ impl Exchange for Http {
             match response.bytes().await {
                 Err(error) => Heard::Lost(error_chain(&error)),
                 Ok(body) if status.is_success() && serde_json::from_slice::<IgnoredAny>(&body).is_err() => {
-                    Heard::Lost("the answer is not JSON, or not all of it".into())
+                    Heard::Lost("the response is not complete JSON".into())
                 }
                 Ok(body) => Heard::Answer { status: status.as_u16(), body, leader },
             }

@@ -38,7 +38,7 @@ pub(super) async fn survey(
             let dial = match tokio::time::timeout(limit, sent).await {
                 Ok(Heard::Answer { body, .. }) => Dial::Answers(serde_json::from_slice(&body).ok()),
                 Ok(Heard::NotSent(reason) | Heard::Lost(reason)) => Dial::Silent(reason),
-                Err(_) => Dial::Silent(format!("no answer within {} ms", limit.as_millis())),
+                Err(_) => Dial::Silent(format!("no response within {} ms", limit.as_millis())),
             };
             ReplicaDial { url, dial }
         }

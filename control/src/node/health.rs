@@ -132,7 +132,7 @@ impl HealthSummary {
             text.push_str(&format!("\n  {}", fault.message));
         }
         if self.faulty_more > 0 {
-            text.push_str(&format!("\n  and {} shards more", self.faulty_more));
+            text.push_str(&format!("\n  and {} more shards", self.faulty_more));
         }
         if self.manifests_wrong > 0 {
             text.push_str(&format!(
@@ -243,7 +243,7 @@ mod tests {
         let (report, log) = found(&[FaultKind::Unreachable; FAULTS_MAX + 36]);
         let summary = HealthSummary::new(&report, &log);
         assert_eq!((summary.faulty.len(), summary.faulty_more, summary.faults), (FAULTS_MAX, 36, 100));
-        assert!(summary.text().ends_with("and 36 shards more"), "{}", summary.text());
+        assert!(summary.text().ends_with("and 36 more shards"), "{}", summary.text());
     }
 
     #[test]

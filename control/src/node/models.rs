@@ -14,7 +14,7 @@ use overlay::Identity;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord, StoreReference};
-use protocol::{ErrorCode, ModelName, NodeName};
+use protocol::{ModelName, NodeName, Refusal};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -134,10 +134,10 @@ impl ModelAccess {
         };
         let imported = model_store::import(source, options, &stores, &key, &self.pool, progress)
             .await
-            .map_err(|error| ModelFailure::of(error.code(), &error))?;
+            .map_err(|error| Refusal::of(error.code(), &error))?;
         bar.finish_and_clear();
         let record = imported.record.clone();
-        imported.check_fresh(SystemTime::now()).map_err(|error| ModelFailure::of(error.code(), &error))?;
+        imported.check_fresh(SystemTime::now()).map_err(|error| Refusal::of(error.code(), &error))?;
         register::register(session, &key, &record).await?;
         Ok(ImportSummary { record, notes: imported.notes })
     }
@@ -182,25 +182,8 @@ impl ModelAccess {
             record.stores.iter().map(|store| Store::open_or_closed(store, &self.context)).collect();
         let manifest = model_store::fetch_manifest(record.root, &stores, &self.pool)
             .await
-            .map_err(|error| ModelFailure::of(error.code(), &error))?;
+            .map_err(|error| Refusal::of(error.code(), &error))?;
         Ok((manifest, stores))
-    }
-}
-
-/// Failure of a model operation, with a code that `quorate explain` documents.
-#[derive(Debug, thiserror::Error)]
-#[error("{code}: {message}")]
-pub struct ModelFailure {
-    /// Stable code of the failure.
-    pub code: ErrorCode,
-    /// Message for people.
-    pub message: String,
-}
-
-impl ModelFailure {
-    /// Creates a failure from an error and all of its causes.
-    pub(super) fn of(code: ErrorCode, error: &dyn std::error::Error) -> Self {
-        Self { code, message: protocol::error_chain(error) }
     }
 }
 

@@ -4,7 +4,6 @@
 //! every member. If the importer is killed before that command, it leaves shards that garbage collection
 //! removes. If it is killed afterwards, the model is registered and any member can share its key.
 
-use super::models::ModelFailure;
 use crate::client::ClientError;
 use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow};
@@ -13,7 +12,7 @@ use model_store::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
 use protocol::api::{ModelWraps, Page, PutWraps, RegisterModel};
 use protocol::governance::NodeAdmission;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
-use protocol::{ModelName, error_code};
+use protocol::{ModelName, Refusal, error_code};
 use scheduler::limits::WRAPS_PER_COMMAND_MAX;
 use serde::Serialize;
 
@@ -27,10 +26,11 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
         None => Ok(()),
         Some(record) => {
             let message = format!(
-                "model `{name}` is registered (root {}); choose another name, or `quorate model forget {name}`",
+                "model `{name}` is registered already (root {}); choose another name, or run \
+                 `quorate model forget {name}`",
                 record.root.short()
             );
-            Err(ModelFailure { code: error_code::NAME_TAKEN, message }.into())
+            Err(Refusal::new(error_code::NAME_TAKEN, message).into())
         }
     }
 }
@@ -90,7 +90,10 @@ impl SharedKeys {
         let names: Vec<&str> = self.keyless.iter().map(ModelName::as_str).collect();
         let first = names.first()?;
         let all = names.join(", ");
-        Some(format!("nobody holds the key of {all}: `quorate model forget {first}`, then import again"))
+        Some(format!(
+            "no member or node holds the key of {all}: run `quorate model forget {first}`, then import \
+             it again"
+        ))
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! An object is removed if it is old and no registered model names it.
 
-use super::models::{ModelAccess, ModelFailure};
+use super::models::ModelAccess;
 use crate::client::ClientError;
 use crate::session::Session;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use model_store::{ObjectTotals, Store, SweepOptions, SweepProgress};
+use protocol::Refusal;
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ModelRecord, StoreReference};
@@ -61,11 +62,11 @@ impl SweepSummary {
     pub fn text(&self) -> String {
         let Self { registered, young, dead, removed, foreign, .. } = self;
         let mut text = format!(
-            "{} stores: {registered} of registered models, {dead} dead, {young} too young to judge",
+            "{} stores: {registered} of registered models, {dead} of garbage, {young} too recent to collect",
             self.stores.len()
         );
         if foreign.objects > 0 {
-            text.push_str(&format!(", {foreign} foreign and left alone"));
+            text.push_str(&format!(", {foreign} foreign and kept"));
         }
         text.push_str(&match self.dry_run {
             true => format!("\nwould remove {dead}; nothing was removed"),
@@ -112,7 +113,7 @@ impl ModelAccess {
         };
         let report = model_store::sweep(&opened, options, &self.pool, register, progress).await;
         bar.finish_and_clear();
-        let report = report.map_err(|error| ModelFailure::of(error.code(), &error))?;
+        let report = report.map_err(|error| Refusal::of(error.code(), &error))?;
         Ok(SweepSummary {
             stores: stores.iter().map(|store| store.url.clone()).collect(),
             dry_run: !remove,

@@ -90,7 +90,7 @@ async fn enrol(
     let request: EnrolRequest = canonical::from_bytes(&body, ENROL_BYTES_MAX)
         .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
     if request.admission.id != NodeId(key) {
-        let message = "the admission names another key than the connection's";
+        let message = "the admission's key is not the connection's";
         return Err(Failure::new(error_code::REQUEST_INVALID, message));
     }
     // Most requests from unadmitted peers repeat a known admission; they are answered without writing to the
@@ -108,7 +108,7 @@ async fn enrol(
             let genesis = server.genesis.clone();
             Ok(cbor(StatusCode::OK, &EnrolResponse { admitted, genesis }))
         }
-        other => Err(unavailable(format!("unexpected reply {other:?}"))),
+        _ => Err(unavailable("the state machine gave an unexpected reply")),
     }
 }
 

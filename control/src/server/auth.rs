@@ -24,7 +24,10 @@ macro_rules! callers {
             impl FromRequestParts<Arc<Server>> for $name {
                 type Rejection = Failure;
 
-                async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
+                async fn from_request_parts(
+                    parts: &mut Parts,
+                    server: &Arc<Server>,
+                ) -> Result<Self, Failure> {
                     authorize(parts, server, $scope).map(Self)
                 }
             }
@@ -62,8 +65,9 @@ fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenN
         if server.lock_leadership().is_none() {
             return Err(server.not_leader());
         }
-        return Err(Failure::new(error_code::TOKEN_UNKNOWN, "this access token is not known")
-            .at("header Authorization"));
+        return Err(
+            Failure::new(error_code::TOKEN_UNKNOWN, "the access token is unknown").at("header Authorization")
+        );
     };
     if !token.scopes.contains(&scope) {
         let message = format!("token `{}` lacks the scope `{scope}`", token.name);

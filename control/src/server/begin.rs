@@ -6,10 +6,10 @@
 //! missing log nor the key.
 
 use super::ServerConfig;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use host::files;
 use overlay::Identity;
-use protocol::error_code;
+use protocol::{Refusal, error_code};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,11 +46,13 @@ pub fn create_replica(directory: &Path) -> Result<Identity> {
 pub fn load_replica(directory: &Path) -> Result<Identity> {
     let key = directory.join(KEY);
     if !key.exists() {
-        let (code, key, directory) = (error_code::REPLICA_NOT_PREPARED, key.display(), directory.display());
-        bail!(
-            "{code}: there is no key file `{key}`; prepare the directory, once: \
-             quorate control init --dir {directory} --id ID --overlay HOST:PORT --api URL"
+        let message = format!(
+            "there is no key file `{}`; prepare the directory, once: \
+             quorate control init --dir {} --id ID --overlay HOST:PORT --api URL",
+            key.display(),
+            directory.display()
         );
+        return Err(Refusal::new(error_code::REPLICA_NOT_PREPARED, message).into());
     }
     Ok(Identity::load(&key)?)
 }

@@ -63,8 +63,9 @@ pub(super) fn describe(operation: &mut Operation) {
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(
-            "Names this write. Sent again under the same key it is done once and answered alike; another write \
-             under it is refused with `idempotency-key-reused`. Kept for a day, or for the last 16,384 writes.",
+            "Names this write. A write sent again under the same key is applied once and gets the same \
+             response; another write under it is refused with `idempotency-key-reused`. Keys are kept for a \
+             day, or for the last 16,384 writes.",
         ))
         .schema(Some(schema))
         .build();

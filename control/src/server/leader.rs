@@ -4,8 +4,8 @@
 //! round makes up for a lost one, and a stale plan is rejected by its generation.
 
 use super::Server;
-use host::wall_clock;
 use consensus::Term;
+use host::wall_clock;
 use overlay::CancellationToken;
 use protocol::Millis;
 use protocol::gateway::RouteTable;
@@ -61,7 +61,8 @@ pub(super) async fn round(server: &Server, term: Term) {
     match server.command(Actor::Scheduler, execute).await {
         Ok(Reply::Executed { orders, .. }) => {
             for order in orders {
-                tracing::info!(service = %order.service, slot = %order.slot, fence = %order.fence, "order issued");
+                let (service, slot, fence) = (&order.service, order.slot, order.fence);
+                tracing::info!(%service, %slot, %fence, "order issued");
             }
             server.metrics.plans.inc();
         }

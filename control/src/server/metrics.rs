@@ -71,12 +71,12 @@ impl LogMetrics {
             waits_for_space: counter(
                 r,
                 "quorate_log_waits_for_space_total",
-                "Times that the disk had no space for what should be written.",
+                "Writes that failed because the disk was full.",
             ),
             disk_full: gauge(
                 r,
                 "quorate_log_disk_full",
-                "1 while commands are refused for want of disk space.",
+                "1 while commands are refused for lack of disk space.",
             ),
         }
     }
@@ -116,11 +116,11 @@ impl ServerMetrics {
     pub(crate) fn new() -> Self {
         let r = Registry::new();
         Self {
-            plans: counter(&r, "quorate_scheduler_plans_total", "Plans carried out by this replica."),
+            plans: counter(&r, "quorate_scheduler_plans_total", "Plans executed by this replica."),
             steps_dropped: gauge(
                 &r,
                 "quorate_scheduler_steps_dropped",
-                "Steps that the last plan left out because applying them would be refused: a fault, always 0.",
+                "Steps of the last plan that would have been refused; more than 0 is a fault.",
             ),
             syncs: counter(&r, "quorate_agent_syncs_total", "Requests of agents answered by this replica."),
             leader_changes: counter(
@@ -134,36 +134,41 @@ impl ServerMetrics {
             replicas_alive: gauge(
                 &r,
                 "quorate_control_replicas_alive",
-                "Control replicas that answered this one lately, itself included.",
+                "Control replicas that answered this one recently, itself included.",
             ),
             applied: gauge(&r, "quorate_control_applied_index", "Last log entry applied."),
             committed: gauge(&r, "quorate_control_commit_index", "Last log entry known to be committed."),
             scraping: Mutex::default(),
-            nodes_alive: gauges(&r, "quorate_nodes_alive", "Nodes whose lease holds; the leader tells.", &[]),
+            nodes_alive: gauges(
+                &r,
+                "quorate_nodes_alive",
+                "Nodes with a valid lease; only the leader reports it.",
+                &[],
+            ),
             nodes_admitted: gauge(&r, "quorate_nodes_admitted", "Nodes that the circle admitted."),
             replicas_desired: gauges(
                 &r,
                 "quorate_service_replicas_desired",
-                "Replicas wanted; the leader tells.",
+                "Desired replicas; only the leader reports it.",
                 &["service"],
             ),
             replicas_ready: gauges(
                 &r,
                 "quorate_service_replicas_ready",
-                "Replicas that answer; the leader tells.",
+                "Ready replicas; only the leader reports it.",
                 &["service"],
             ),
             not_enforced: gauges(
                 &r,
                 "quorate_node_not_enforced",
-                "1 for each limit that an admitted worker's node does not enforce; the leader tells.",
+                "1 for each limit that a worker node does not enforce; only the leader reports it.",
                 &["node", "limit"],
             ),
             proposals_open: gauge(&r, "quorate_proposals_open", "Proposals that wait for votes."),
             key_exchanges: gauges(
                 &r,
                 "quorate_api_key_exchanges",
-                "Connections of people by key exchange group; `none` is plain HTTP on loopback.",
+                "API connections by key exchange group; `none` is plain HTTP on loopback.",
                 &["group"],
             ),
             log: LogMetrics::new(&r),
@@ -183,7 +188,7 @@ pub(crate) async fn readyz(State(server): State<Arc<Server>>) -> (StatusCode, St
     let status = server.handle.status();
     let checks = [
         ("leader known", status.leader.is_some()),
-        ("applied what is committed", status.applied >= status.commit),
+        ("applied every committed entry", status.applied >= status.commit),
         ("circle founded", server.cluster(|cluster| cluster.genesis().is_some())),
     ];
     let line = |(name, holds): &(&str, bool)| format!("{} {name}\n", if *holds { "ok  " } else { "FAIL" });

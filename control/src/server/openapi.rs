@@ -30,7 +30,7 @@ pub fn document() -> OpenApi {
             let schema = Ref::from_schema_name(Problem::name());
             let content = ContentBuilder::new().schema(Some(schema)).build();
             let response = ResponseBuilder::new()
-                .description("Refused; `code` is stable, `quorate explain CODE` says more.")
+                .description("Refused; `code` is stable, and `quorate explain CODE` describes it.")
                 .content("application/json", content)
                 .build();
             operation.responses.responses.insert("default".into(), RefOr::T(response));

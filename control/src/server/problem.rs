@@ -6,9 +6,10 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use consensus::{LinearizableReadError, ProposeError};
+use protocol::Refusal;
 use protocol::api::{LEADER_HEADER, Problem};
 use protocol::error_code::{self, ErrorCode};
-use scheduler::{Refusal, Reply};
+use scheduler::Reply;
 
 /// A problem and the HTTP status that it is sent with.
 #[derive(Debug, Clone)]
@@ -23,8 +24,7 @@ impl Failure {
     /// Creates a failure with this code; the status follows from the code.
     #[must_use]
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let problem = Problem { code: code.to_string(), message: message.into(), at: None, remedy: None };
-        Self { status: status_of(code), problem, leader: None }
+        Refusal::new(code, message).into()
     }
 
     /// Adds the base URL of the replica that leads.
@@ -102,20 +102,20 @@ impl IntoResponse for Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.code, refusal.message)
+        Self { status: status_of(refusal.code), problem: refusal.into(), leader: None }
     }
 }
 
 impl From<ProposeError> for Failure {
     fn from(error: ProposeError) -> Self {
         let remedy = match &error {
-            ProposeError::OutcomeUnknown | ProposeError::SequencePassed => LOOK,
+            ProposeError::OutcomeUnknown | ProposeError::SequencePassed => CHECK,
             ProposeError::DiskFull => {
-                "free space where the leading replica keeps its log; it goes on by itself"
+                "free space on the disk of the leader's log; the leader then resumes by itself"
             }
-            ProposeError::TooLarge { .. } => "make it smaller",
-            ProposeError::Busy => "ask again in a moment",
-            ProposeError::NoLeader | ProposeError::SessionExpired | ProposeError::Stopped(_) => ASK_AGAIN,
+            ProposeError::TooLarge { .. } => "reduce its size",
+            ProposeError::Busy => "retry in a moment",
+            ProposeError::NoLeader | ProposeError::SessionExpired | ProposeError::Stopped(_) => RETRY,
         };
         Self::new(error.code(), error.to_string()).remedy(remedy)
     }
@@ -123,7 +123,7 @@ impl From<ProposeError> for Failure {
 
 impl From<LinearizableReadError> for Failure {
     fn from(error: LinearizableReadError) -> Self {
-        Self::new(error.code(), error.to_string()).remedy(ASK_AGAIN)
+        Self::new(error.code(), error.to_string()).remedy(RETRY)
     }
 }
 
@@ -161,18 +161,18 @@ pub(super) fn accepted(reply: Reply) -> Result<Reply, Failure> {
 
 /// Returns the failure of a replica that cannot answer now; a retry, or another replica, may succeed.
 pub(crate) fn unavailable(error: impl std::fmt::Display) -> Failure {
-    Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string()).remedy(ASK_AGAIN)
+    Failure::new(error_code::CONTROL_UNAVAILABLE, error.to_string()).remedy(RETRY)
 }
 
 /// Returns the failure for a committed command whose effect cannot be shown.
 ///
 /// Its status is never 503, which would report that nothing was done.
 pub(super) fn unseen(reason: impl std::fmt::Display) -> Failure {
-    Failure::new(error_code::OUTCOME_UNKNOWN, format!("the command was committed; {reason}")).remedy(LOOK)
+    Failure::new(error_code::OUTCOME_UNKNOWN, format!("the command was committed; {reason}")).remedy(CHECK)
 }
 
 /// Remedy when the command may have been applied.
-const LOOK: &str =
-    "send it again under its Idempotency-Key, or look whether it took effect before you ask again";
+const CHECK: &str =
+    "send it again under its Idempotency-Key, or check whether it took effect before you repeat it";
 /// Remedy when nothing was done and the request itself is valid.
-const ASK_AGAIN: &str = "ask again; `quorate status` shows which replicas answer";
+const RETRY: &str = "retry; `quorate status` shows the replicas that answer";

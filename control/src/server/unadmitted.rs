@@ -71,9 +71,9 @@ impl UnadmittedPeers {
     ) -> Result<(), Failure> {
         let mut limiter = limiter.lock().expect("no holder of this lock panics");
         limiter.take(&address.source_prefix(), each, self.began.elapsed()).map_err(|wait| {
-            let message = "too many requests of nodes that are not admitted";
+            let message = "too many requests from unadmitted nodes";
             let failure = Failure::new(error_code::LIMIT_REACHED, message);
-            failure.remedy(format!("ask again in {} s", wait.as_millis().div_ceil(1000)))
+            failure.remedy(format!("retry in {} s", wait.as_millis().div_ceil(1000)))
         })
     }
 }
@@ -84,7 +84,8 @@ pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, ne
     let (Some(Peer(key)), Some(address)) =
         (extensions.get::<Peer>().copied(), extensions.get::<PeerAddress>().copied())
     else {
-        return Failure::new(error_code::NODE_NOT_ADMITTED, "the connection proves no key").into_response();
+        return Failure::new(error_code::NODE_NOT_ADMITTED, "the connection is not authenticated by a key")
+            .into_response();
     };
     if server.is_replica(&key) || server.is_admitted(NodeId(key)) {
         return next.run(request).await;
@@ -95,8 +96,11 @@ pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, ne
             Err(failure) => failure.into_response(),
         },
         SYNC => agents::not_admitted(&server),
-        _ => Failure::new(error_code::NODE_NOT_ADMITTED, "only replicas and admitted nodes may ask this")
-            .into_response(),
+        _ => Failure::new(
+            error_code::NODE_NOT_ADMITTED,
+            "only control replicas and admitted nodes may send this request",
+        )
+        .into_response(),
     }
 }
 

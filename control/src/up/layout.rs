@@ -1,7 +1,8 @@
 //! Directory layout of a local cluster, with a lock that admits one `up` at a time.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use host::DirectoryLock;
+use protocol::{Refusal, error_code};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -35,10 +36,9 @@ impl Layout {
         let root = std::path::absolute(root)?;
         let used = root.exists() && root.read_dir()?.next().is_some();
         if used && !root.join("lock").exists() {
-            bail!(
-                "directory-foreign: `{}` is not empty and not a cluster's; choose another --dir",
-                root.display()
-            );
+            let message =
+                format!("`{}` is not empty and not a cluster's; choose another --dir", root.display());
+            return Err(Refusal::new(error_code::DIRECTORY_FOREIGN, message).into());
         }
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -47,10 +47,9 @@ impl Layout {
             .with_context(|| format!("create `{}`", root.display()))?;
         let Some(lock) = DirectoryLock::take(&root).with_context(|| format!("lock `{}`", root.display()))?
         else {
-            bail!(
-                "directory-in-use: another `quorate up` runs in `{}`; stop it or choose another --dir",
-                root.display()
-            );
+            let message =
+                format!("another `quorate up` runs in `{}`; stop it or choose another --dir", root.display());
+            return Err(Refusal::new(error_code::DIRECTORY_IN_USE, message).into());
         };
         let layout = Self { root, _lock: lock };
         if fresh || !layout.is_founded() {

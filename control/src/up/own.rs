@@ -6,9 +6,9 @@
 use super::cluster::LocalCluster;
 use anyhow::{Context as _, Result};
 use host::files;
-use protocol::Digest;
 use protocol::api::Page;
 use protocol::model::ModelRecord;
+use protocol::{Digest, Refusal, error_code};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -37,7 +37,7 @@ struct ModelOrigin {
 /// # Errors
 /// Returns an error if the path cannot be read, or control does not answer.
 pub(super) async fn name(cluster: &LocalCluster, path: &Path) -> Result<String> {
-    let place = || format!("model-unreadable: `{}`", path.display());
+    let place = || Refusal::new(error_code::MODEL_UNREADABLE, format!("`{}`", path.display()));
     let path = path.canonicalize().with_context(place)?;
     let source = ModelOrigin { fingerprint: fingerprint(&path).with_context(place)?, path };
     let file = cluster.layout.own_models();

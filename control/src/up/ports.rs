@@ -4,8 +4,9 @@
 //! the same ports; a port that is taken is reported, not replaced.
 
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use host::files;
+use protocol::{Refusal, error_code};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -47,10 +48,13 @@ impl Ports {
             let port = recorded.get(&name).copied().unwrap_or(0);
             let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
                 Ok(listener) => listener,
-                Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
-                    "port-in-use: port {port}, which the genesis names for {name}, is taken; free it, or \
-                     start afresh with --fresh"
-                ),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                    let message = format!(
+                        "port {port}, which the genesis names for {name}, is taken; free it, or start \
+                         afresh with --fresh"
+                    );
+                    return Err(Refusal::new(error_code::PORT_IN_USE, message).into());
+                }
                 Err(error) => return Err(error).with_context(|| format!("listen for {name}")),
             };
             listeners.insert(name, listener);

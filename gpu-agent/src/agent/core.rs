@@ -15,7 +15,8 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
-pub use judge::{ChainHistory, OrderRefusal, OrderVerifier};
+pub use judge::{ChainHistory, OrderVerifier};
+pub use protocol::Refusal as OrderRefusal;
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
 
 use protocol::manifest::Isolation;

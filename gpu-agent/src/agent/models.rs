@@ -78,7 +78,12 @@ struct ModelMemory {
 }
 
 impl Destination for ModelMemory {
-    fn with_buffer(&self, offset: u64, length: usize, write: &mut dyn FnMut(&mut [u8]) -> bool) -> io::Result<bool> {
+    fn with_buffer(
+        &self,
+        offset: u64,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> io::Result<bool> {
         let offset = usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.weights.with_buffer(offset, length, write)
     }
@@ -223,7 +228,7 @@ fn open_stores(context: &Context, source: &ModelSource) -> Vec<Store> {
 }
 
 fn read_refusal(error: &ReadError) -> OrderRefusal {
-    OrderRefusal::new(error.code(), protocol::error_chain(error))
+    OrderRefusal::of(error.code(), error)
 }
 
 /// A task that reads a model's segments until all are present.

@@ -289,10 +289,10 @@ fn a_policy_keeps_its_floors() {
     let pairs = "1 of (2 of (alice, bob), 2 of (carol, dave))";
     founded("either pair", "governance-invalid: two groups that share nobody", four(pairs));
     founded("both pairs", "approved", four("2 of (1 of (alice, bob), 2 of (carol, dave))"));
-    founded("no sensitive rule", "governance-invalid: has no quorum for Sensitive", |g| {
+    founded("no sensitive rule", "governance-invalid: has no quorum for sensitive", |g| {
         g.policy.quorums.remove(&ActionClass::Sensitive);
     });
-    founded("no routine rule", "governance-invalid: has no quorum for Routine", |g| {
+    founded("no routine rule", "governance-invalid: has no quorum for routine", |g| {
         g.policy = Policy { quorums: g.policy.quorums.split_off(&ActionClass::Sensitive) };
     });
     founded("deep", "governance-invalid: nested deeper", |g| {

@@ -178,7 +178,7 @@ pub fn check_label(text: &str) -> Result<(), String> {
 /// Joins a path and a key, with the key quoted unless it is a bare key of TOML.
 pub(super) fn join(path: &str, key: &str) -> String {
     let bare = !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
-    let key = if bare { key.to_string() } else { format!("{key:?}") };
+    let key = if bare { key.to_string() } else { format!("\"{}\"", key.escape_debug()) };
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 

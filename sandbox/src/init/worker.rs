@@ -81,7 +81,10 @@ fn read_status(status: io::PipeReader) -> StepResult<Vec<String>> {
         match canonical::from_bytes(&frame, SANDBOX_REPORT_BYTES_MAX) {
             Ok(SandboxReport::Started { not_enforced }) => labels = Some(not_enforced),
             Ok(SandboxReport::Failed { step, detail }) => return Err(FailedStep { step, detail }),
-            other => return Err(format!("{other:?}")).step("read the worker's start"),
+            Ok(SandboxReport::Created { .. }) => {
+                return Err("an unexpected report").step("read the worker's start");
+            }
+            Err(error) => return Err(error).step("read the worker's start"),
         }
     }
     labels.ok_or("it ended before it began").step("start the worker")

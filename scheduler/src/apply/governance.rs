@@ -21,12 +21,6 @@ use protocol::model::Recipient;
 use protocol::{Digest, MemberId, Millis, NodeId, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
 
-impl From<ChainError> for Refusal {
-    fn from(error: ChainError) -> Self {
-        Refusal::new(error.code(), error.to_string())
-    }
-}
-
 pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Reply, Refusal> {
     if cluster.circle.is_some() {
         return Err(Refusal::new(CIRCLE_ALREADY_FOUNDED, "this cluster has a circle already"));

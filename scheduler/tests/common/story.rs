@@ -320,7 +320,7 @@ impl Teller {
         let World { cluster, observed, now, .. } = &self.world;
         let manifest = Manifest::Service(parse_manifest(name, rest, *now));
         match dry_run(cluster, observed, &manifest, *now) {
-            Err(refusal) => format!("{}: {refusal}", refusal.code),
+            Err(refusal) => refusal.to_string(),
             Ok(run) => {
                 let mut text = String::new();
                 for placement in &run.placements {

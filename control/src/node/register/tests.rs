@@ -188,7 +188,7 @@ async fn a_taken_name_is_refused_before_anything_is_uploaded() {
     let taken = lab.record("tiny");
     locked(&lab.register).models.push(taken);
     let error = lab.import().await.expect_err("taken");
-    let failure = error.downcast_ref::<ModelFailure>().expect("with a code");
+    let failure = error.downcast_ref::<Refusal>().expect("with a code");
     assert_eq!(failure.code, error_code::NAME_TAKEN);
     assert!(locked(&lab.register).registered.is_empty());
     assert!(!lab.folder.path().join("a").exists(), "no store was opened");

@@ -1,41 +1,12 @@
 //! Verification of orders: the checks of `human_chain`, and those that only the node itself can make.
 
-use super::{NodeFacts, OrderBook, SlotKey};
-use human_chain::{Approved, ChainError, CircleState, SlotGrant, check_order, verify, verify_replay};
-use protocol::error_code::{self, ErrorCode};
+use super::{NodeFacts, OrderBook, OrderRefusal, SlotKey};
+use human_chain::{Approved, CircleState, SlotGrant, check_order, verify, verify_replay};
+use protocol::error_code;
 use protocol::governance::{BUNDLE_VERSION, Bundle, Certificate, SignedGenesis};
 use protocol::manifest::Runtime;
 use protocol::order::SignedOrder;
 use protocol::{Millis, ModelRoot};
-
-/// Reason why an order is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OrderRefusal {
-    /// The stable code.
-    pub code: ErrorCode,
-    /// Explanation for people.
-    pub message: String,
-}
-
-impl OrderRefusal {
-    /// Returns a refusal with its code and message.
-    #[must_use]
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-}
-
-impl std::fmt::Display for OrderRefusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)
-    }
-}
-
-impl From<ChainError> for OrderRefusal {
-    fn from(error: ChainError) -> Self {
-        Self::new(error.code(), error.to_string())
-    }
-}
 
 /// The chain as known to this node, in order.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +105,7 @@ impl OrderVerifier<'_> {
         }
         let (asked, given) = (service.placement.isolation, self.facts.isolation);
         if given < asked {
-            let message = format!("the manifest asks for isolation {asked:?}, this node gives {given:?}");
+            let message = format!("the manifest asks for isolation {asked}, this node gives {given}");
             return Err(OrderRefusal::new(error_code::NODE_UNFIT, message));
         }
         if let Some(missing) = grant.gpus.iter().find(|index| !self.facts.gpus.contains(index)) {

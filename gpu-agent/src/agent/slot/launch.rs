@@ -91,7 +91,7 @@ impl SlotTask {
             lease_until: node.lease.borrow().until,
         };
         let started = node.launcher.clone().start(start).await;
-        started.map_err(|error| OrderRefusal::new(error.code(), protocol::error_chain(&error)))
+        started.map_err(|error| OrderRefusal::of(error.code(), &error))
     }
 }
 

@@ -1,0 +1,104 @@
+//! The circle's history, its proposals and their ballots.
+
+use super::ApiResult;
+use super::services::refuse_unused_gpus;
+use crate::server::Server;
+use crate::server::auth::Proposer;
+use crate::server::extract::{LeaderRead, Submission};
+use crate::server::problem::{Failure, accepted, unseen};
+use axum::Json;
+use axum::extract::Path;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use protocol::api::{History, Page, ProposalView, SubmitProposal};
+use protocol::governance::{Change, SignedBallot};
+use protocol::{ProposalId, error_code};
+use scheduler::{Action, Actor};
+
+/// Genesis and every decision since: enough to recompute the circle and verify every signature.
+#[utoipa::path(get, path = "/v1/history", responses((status = 200, body = History)), tag = "circle")]
+pub(super) async fn history(LeaderRead { server, .. }: LeaderRead) -> ApiResult<History> {
+    server
+        .cluster(|cluster| {
+            let genesis = cluster.genesis()?.clone();
+            Some(History { genesis, bundles: cluster.governance_chain().to_vec() })
+        })
+        .map(Json)
+        .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry"))
+}
+
+/// Open proposals and those decided most recently.
+#[utoipa::path(get, path = "/v1/proposals",
+    responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
+pub(super) async fn proposals(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ProposalView>> {
+    Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
+}
+
+/// One proposal.
+#[utoipa::path(get, path = "/v1/proposals/{id}", params(("id" = ProposalId, Path)),
+    responses((status = 200, body = ProposalView)), tag = "circle")]
+pub(super) async fn proposal(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<ProposalId>, PathRejection>,
+) -> ApiResult<ProposalView> {
+    let Path(id) = id?;
+    server
+        .cluster(|cluster| scheduler::proposal_view(cluster, &id))
+        .map(Json)
+        .ok_or_else(|| Failure::new(error_code::PROPOSAL_NOT_FOUND, format!("no proposal {id}")))
+}
+
+/// Submits a proposal for voting.
+#[utoipa::path(post, path = "/v1/proposals", request_body = SubmitProposal,
+    responses((status = 200, body = ProposalView)), tag = "circle")]
+pub(super) async fn submit_proposal(
+    Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
+    body: Result<Json<SubmitProposal>, JsonRejection>,
+) -> ApiResult<ProposalView> {
+    let Json(SubmitProposal { proposal }) = body?;
+    if let Change::Deploy(manifest) = &proposal.change {
+        refuse_unused_gpus(manifest)?;
+    }
+    let id = proposal.id();
+    let key = key.of(&token);
+    accepted(server.write(Actor::Token(token), Action::SubmitProposal(Box::new(proposal)), key).await?)?;
+    server.committed_proposal(&id, |_| true).await
+}
+
+/// Submits a member's signed ballot; the last required ballot puts the change into force.
+#[utoipa::path(post, path = "/v1/proposals/{id}/ballots", params(("id" = ProposalId, Path)),
+    request_body = SignedBallot, responses((status = 200, body = ProposalView)), tag = "circle")]
+pub(super) async fn cast_ballot(
+    Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
+    id: Result<Path<ProposalId>, PathRejection>,
+    body: Result<Json<SignedBallot>, JsonRejection>,
+) -> ApiResult<ProposalView> {
+    let (Path(id), Json(ballot)) = (id?, body?);
+    if ballot.ballot.proposal != id {
+        let message = "the ballot is for another proposal than that of the path";
+        return Err(Failure::new(error_code::BALLOT_MISMATCH, message));
+    }
+    let actor = Actor::Member(ballot.ballot.member.clone());
+    let counted = ballot.clone();
+    accepted(server.write(actor, Action::CastBallot(Box::new(ballot)), key.of(&token)).await?)?;
+    server.committed_proposal(&id, |view| view.ballots.contains(&counted)).await
+}
+
+impl Server {
+    /// Returns the proposal after a command on it was committed.
+    ///
+    /// If another replica applied the command as the leader, this one waits until it has applied it too. The
+    /// command is done in any case, so no later response may report that it is not. `outcome-unknown` is the
+    /// worst that a client gets.
+    async fn committed_proposal(
+        &self,
+        id: &ProposalId,
+        shows: impl Fn(&ProposalView) -> bool,
+    ) -> ApiResult<ProposalView> {
+        let look = || self.cluster(|cluster| scheduler::proposal_view(cluster, id));
+        if let Some(view) = look().filter(&shows) {
+            return Ok(Json(view));
+        }
+        self.read_barrier().await.map_err(|_| unseen("this replica has not applied the command yet"))?;
+        look().map(Json).ok_or_else(|| unseen("the proposal was decided and is no longer kept"))
+    }
+}
