@@ -247,14 +247,16 @@ impl Batcher {
         };
         let prompt = self.check_tokens(prompt)?;
         let context = self.front.context_tokens_max();
-        let tokens = prompt.len() + request.tokens_max.unwrap_or(1).max(1);
+        // An answer has at least one token.
+        let requested = request.tokens_max.map(|tokens| tokens.max(1));
+        let tokens = prompt.len() + requested.unwrap_or(1);
         if tokens > context {
             return Err(BatchError::refused(&EngineError::ContextExceeded {
                 tokens,
                 context_tokens_max: context,
             }));
         }
-        let tokens_max = request.tokens_max.unwrap_or(context - prompt.len());
+        let tokens_max = requested.unwrap_or(context - prompt.len());
         let prompt_tokens = prompt.len();
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {

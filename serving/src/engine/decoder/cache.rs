@@ -117,6 +117,36 @@ impl Cache {
         Blocks { blocks, start: self.start(layer, head), width: self.width }
     }
 
+    /// Checks that the reservations add up and fit the pool, and that each sequence lies in its blocks.
+    ///
+    /// # Errors
+    /// Describes the first violation.
+    #[cfg(test)]
+    fn check_invariants(&self) -> Result<(), String> {
+        let reserved: usize = self.sequences.values().map(|sequence| sequence.blocks_reserved).sum();
+        if reserved != self.blocks_reserved {
+            return Err(format!("sequences reserve {reserved} blocks, {} are counted", self.blocks_reserved));
+        }
+        let used: usize = self.sequences.values().map(|sequence| sequence.blocks.len()).sum();
+        let exists = used + self.spare.len();
+        if reserved > self.blocks_max || exists > self.blocks_max {
+            return Err(format!("{reserved} blocks reserved, {exists} exist, at most {}", self.blocks_max));
+        }
+        for (id, sequence) in &self.sequences {
+            if sequence.blocks.len() > sequence.blocks_reserved {
+                return Err(format!("sequence {} exceeds its reservation", id.0));
+            }
+            if sequence.length > sequence.blocks.len() * PANEL {
+                return Err(format!("sequence {} has {} positions beside its blocks", id.0, sequence.length));
+            }
+        }
+        let mut all = self.sequences.values().flat_map(|sequence| &sequence.blocks).chain(&self.spare);
+        match all.all(|block| block.len() == self.block_length()) {
+            true => Ok(()),
+            false => Err("a block has the wrong length".to_owned()),
+        }
+    }
+
     fn head_length(&self) -> usize {
         PANEL * (self.width + padded(self.width))
     }
@@ -143,6 +173,7 @@ impl<'a> Blocks<'a> {
 mod tests {
     use super::*;
     use crate::engine::config::Rotary;
+    use proptest::prelude::*;
 
     fn cache(blocks: usize) -> Cache {
         let shape = DecoderShape {
@@ -177,6 +208,60 @@ mod tests {
         cache.close(second);
         assert_eq!(cache.capacity().tokens_reserved, 0);
         assert_eq!(cache.spare.len(), 2);
+    }
+
+    #[test]
+    fn a_planted_violation_of_the_pool_is_reported() {
+        type Plant = fn(&mut Cache, SequenceId);
+        let cases: [(Plant, &str); 6] = [
+            (|cache, _| cache.blocks_reserved = 1, "reserve 2 blocks, 1 are counted"),
+            (|cache, _| cache.blocks_max = 1, "2 blocks reserved, 2 exist, at most 1"),
+            (|cache, _| cache.spare.extend(vec![Box::default(); 2]), "2 blocks reserved, 4 exist, at most 3"),
+            (|cache, _| cache.spare.push(Box::default()), "wrong length"),
+            (|cache, id| cache.advance(id, 64), "has 97 positions beside its blocks"),
+            (
+                |cache, id| {
+                    let block = vec![0.0; cache.block_length()].into_boxed_slice();
+                    cache.sequences.get_mut(&id).expect("open").blocks.push(block);
+                },
+                "exceeds its reservation",
+            ),
+        ];
+        for (plant, expected) in cases {
+            let mut cache = cache(3);
+            let id = cache.open(33).expect("two blocks");
+            cache.extend(id, 33);
+            cache.advance(id, 33);
+            assert_eq!(cache.check_invariants(), Ok(()));
+            plant(&mut cache, id);
+            let found = cache.check_invariants().expect_err(expected);
+            assert!(found.contains(expected), "{found} lacks {expected}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sequences_that_come_grow_and_go_keep_the_pools_invariants(
+            acts in proptest::collection::vec((0u8..3, 0usize..4, 1usize..80), 1..100),
+        ) {
+            let mut cache = cache(5);
+            let mut open: Vec<(SequenceId, usize)> = Vec::new();
+            for (act, index, tokens) in acts {
+                match act {
+                    0 => open.extend(cache.open(tokens).map(|id| (id, tokens))),
+                    1 if index < open.len() => cache.close(open.remove(index).0),
+                    _ => {
+                        if let Some((id, left)) = open.get_mut(index) {
+                            let count = tokens.min(*left);
+                            cache.extend(*id, count);
+                            cache.advance(*id, count);
+                            *left -= count;
+                        }
+                    }
+                }
+                prop_assert_eq!(cache.check_invariants(), Ok(()));
+            }
+        }
     }
 
     #[test]
