@@ -15,23 +15,21 @@ mod generation;
 mod tokenizers;
 mod worker;
 
+use crate::engine::chat::ChatMessage;
+use crate::engine::sampler::Sampling;
+use crate::engine::{Engine, EngineError, Front, Operation};
+use counters::Counters;
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-
-use protocol::ErrorCode;
-use protocol::error_code as code;
+use tokenizers::Tokenizers;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 pub use counters::BatcherSnapshot;
 pub use generation::{Event, Finish, FinishReason};
-
-use crate::engine::chat::ChatMessage;
-use crate::engine::sampler::Sampling;
-use crate::engine::{Engine, EngineError, Front, Operation};
-use counters::Counters;
-use tokenizers::Tokenizers;
 
 /// Limits of a batcher.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +47,8 @@ pub struct BatcherLimits {
 }
 
 impl Default for BatcherLimits {
-    /// 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stop strings, as in the OpenAI API.
+    /// Returns 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stop strings, as in OpenAI's
+    /// API.
     fn default() -> Self {
         Self { sequences_max: 64, waiting_max: 256, step_tokens_max: 512, inputs_max: 2048, stops_max: 4 }
     }

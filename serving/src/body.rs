@@ -1,16 +1,14 @@
 //! Request body reader: bounded in bytes, in time without progress and by a memory budget. A rejected client
 //! that is still sending is drained for a moment, so that it receives the answer.
 
-use std::time::Duration;
-
+use crate::memory::{Buffer, Charge};
+use crate::openai::ApiError;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use protocol::error_code as code;
-
-use crate::memory::{Buffer, Charge};
-use crate::openai::ApiError;
+use std::time::Duration;
 
 /// Bytes of a rejected body that are still read and discarded, and the time limit for that. Closing a
 /// connection while the client sends can destroy the answer in transit; one second lets it arrive.
@@ -25,7 +23,8 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(300);
 /// Reads a body of at most `limit` bytes and charges `charge` for the bytes as they arrive; `full` makes the
 /// error for an exhausted budget.
 ///
-/// # Errors 413, immediately when the declared length exceeds the limit; 408; `full`; 400 when the client
+/// # Errors
+/// 413, immediately when the declared length exceeds the limit; 408; `full`; 400 when the client
 /// disconnected.
 pub(crate) async fn read<K: Ord + Clone>(
     headers: &HeaderMap,

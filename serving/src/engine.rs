@@ -21,13 +21,12 @@ pub mod sampler;
 pub mod simulated;
 pub mod text;
 
+use crate::weights::{ModelFiles, WeightsError};
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use std::sync::Arc;
 
 pub use front::Front;
-use protocol::ErrorCode;
-use protocol::error_code as code;
-
-use crate::weights::{ModelFiles, WeightsError};
 
 /// Failure of an engine, with a stable error code for operators.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +78,8 @@ pub enum EngineError {
     },
     /// A text exceeds the largest size that could fit the context; it was not tokenized.
     #[error(
-        "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of {context_tokens_max} tokens"
+        "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of \
+         {context_tokens_max} tokens"
     )]
     TextTooLong {
         /// Length of the text in bytes.
@@ -238,7 +238,7 @@ pub fn device_cache_bytes_of(granted: Option<u64>, weights: u64, free: u64) -> u
 }
 
 impl Default for EngineOptions {
-    /// One thread per available CPU, 256 MiB of cache, 1 GiB for the tokenizer, computing on the CPU.
+    /// Returns one thread per available CPU, 256 MiB of cache, 1 GiB for the tokenizer, computing on the CPU.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -277,7 +277,8 @@ pub trait Decode: Send {
 
     /// Computes one step; see [`Engine::step`].
     ///
-    /// # Panics If a run is empty, its sequence is not open or would outgrow its reservation, or a token is
+    /// # Panics
+    /// If a run is empty, its sequence is not open or would outgrow its reservation, or a token is
     /// unknown.
     fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }

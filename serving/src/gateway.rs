@@ -20,21 +20,19 @@ mod table;
 mod tests;
 mod ticket;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use overlay::people::{KeyExchanges, ServerCertificate};
-use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
-use protocol::TokenName;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
-
 use crate::memory::Memory;
 use crate::metrics::GatewayMetrics;
 use lifetime::Lifetimes;
+use overlay::people::{KeyExchanges, ServerCertificate};
+use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
 use pool::WorkerPool;
+use protocol::TokenName;
 use quota::Quotas;
+use std::sync::Arc;
+use std::time::Duration;
 use table::Table;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 pub use hold::HOLD_TIMEOUT;
 pub use ticket::TicketError;
@@ -105,7 +103,8 @@ impl Gateway {
 /// Serves until `shutdown`, then lets answers in progress finish. A request without a worker waits for one
 /// for `hold_timeout`, usually [`HOLD_TIMEOUT`].
 ///
-/// # Errors A listener is unusable, or plain HTTP was requested beyond loopback.
+/// # Errors
+/// A listener is unusable, or plain HTTP was requested beyond loopback.
 pub async fn serve(
     listeners: Listeners,
     identity: Identity,

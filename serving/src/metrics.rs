@@ -1,9 +1,7 @@
 //! Prometheus metrics, under vLLM's names with Quorate's prefix and under OpenTelemetry's, so that dashboards
 //! for either work. Labels name models, whose number the circle bounds; no label is chosen by a client.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
+use crate::openai::Endpoint;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use overlay::{CancellationToken, PublicKey};
@@ -14,9 +12,9 @@ use prometheus::{
 use protocol::TokenName;
 use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::time::Instant;
-
-use crate::openai::Endpoint;
 
 /// Buckets of seconds to the first token: vLLM's.
 const FIRST_TOKEN: &[f64] = &[
@@ -99,7 +97,8 @@ impl OpenTelemetry {
 impl GatewayMetrics {
     /// Creates metrics that start at zero.
     ///
-    /// # Panics If two metrics share a name; the first test detects that.
+    /// # Panics
+    /// If two metrics share a name; the first test detects that.
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
@@ -419,7 +418,8 @@ mod tests {
             "quorate_time_to_first_token_seconds_count{model_name=\"tiny\"} 1",
             "quorate_inter_token_latency_seconds_count{model_name=\"tiny\"} 1",
             "quorate_e2e_request_latency_seconds_count{model_name=\"tiny\"} 1",
-            "gen_ai_server_request_duration_seconds_count{gen_ai_operation_name=\"chat\",gen_ai_request_model=\"tiny\"} 1",
+            "gen_ai_server_request_duration_seconds_count{gen_ai_operation_name=\"chat\",\
+             gen_ai_request_model=\"tiny\"} 1",
             "quorate_num_requests_running{model_name=\"tiny\"} 3",
             "quorate_num_requests_waiting{model_name=\"tiny\"} 3",
             "quorate_kv_cache_usage_perc{model_name=\"tiny\"} 0.25",

@@ -8,6 +8,9 @@
 //! A read can block. [`TensorView::bytes`] returns once every segment under the tensor is present, so the
 //! first layer computes while the next one loads. It fails when no segment has arrived for the stall limit.
 
+use memmap2::{Mmap, MmapOptions};
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -16,10 +19,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
-
-use memmap2::{Mmap, MmapOptions};
-use protocol::ErrorCode;
-use protocol::error_code as code;
 
 /// Maximum files in a model directory: the largest published checkpoints have a few hundred shards.
 const FILES_MAX: usize = 4096;
@@ -204,7 +203,8 @@ impl ModelFiles {
 
     /// Returns a range of a file; blocks until all of it is present.
     ///
-    /// # Panics If the range is not inside the file: callers derive it from checked headers.
+    /// # Panics
+    /// If the range is not inside the file: callers derive it from checked headers.
     pub fn range(&self, path: &str, range: Range<usize>) -> Result<&[u8], WeightsError> {
         let missing = || WeightsError::FileMissing { path: path.to_owned() };
         match &self.source {

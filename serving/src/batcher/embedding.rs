@@ -1,9 +1,8 @@
 //! One embedding request inside the batcher, computed in portions: a large one can be abandoned midway, and
 //! small ones share a step with it.
 
-use tokio::sync::oneshot;
-
 use super::BatchError;
+use tokio::sync::oneshot;
 
 /// A queued or half-computed embedding request.
 pub(super) struct EmbeddingTask {

@@ -1,12 +1,10 @@
 //! One generation inside the batcher: from queued job to last event.
 
-use tokio::sync::mpsc::UnboundedSender;
-
+use super::BatchError;
 use crate::engine::sampler::{Sampling, sample};
 use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
 use crate::engine::{Front, SequenceId};
-
-use super::BatchError;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Event of a running generation.
 #[derive(Debug, Clone, PartialEq, Eq)]

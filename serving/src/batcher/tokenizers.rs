@@ -8,7 +8,6 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-
 use tokio::sync::oneshot;
 
 /// Longest text of the first thread, in bytes: 16 thousand tokens of English, some tens of milliseconds.

@@ -5,19 +5,16 @@ mod invariants;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, TryRecvError};
-
-use protocol::error_code as code;
-
-use crate::engine::{Engine, EngineError, SequenceChunk};
-
 use super::counters::{Counters, add, leave};
 use super::embedding::EmbeddingTask;
 use super::generation::{Event, QueuedGeneration, RunningGeneration};
 use super::{BatchError, BatcherCommand, BatcherLimits};
+use crate::engine::{Engine, EngineError, SequenceChunk};
+use protocol::error_code as code;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// Tokens of one embedding step. Large enough that every core has work (32 texts of 256 tokens), small enough
 /// that an abandoned request of 2048 texts stops within a step.
@@ -287,7 +284,8 @@ fn choose_chunks(running: &[RunningGeneration], budget: usize) -> Vec<(usize, Se
     chosen
 }
 
-/// An answer with such a value would be null or noise, yet look valid.
+/// Builds the failure of a request whose result has a NaN: an answer with it would be null or noise, yet look
+/// valid.
 fn not_a_number() -> BatchError {
     let message =
         "the model computed a value that is not a number: its weights or its input are out of range";

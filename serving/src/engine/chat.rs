@@ -3,10 +3,9 @@
 //! The template is part of the approved model; the messages are data that it arranges. Templates get no
 //! clock, so one that asks for the date is refused at render time.
 
+use super::EngineError;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
-
-use super::EngineError;
 
 /// Maximum length of a rendered prompt, in bytes: four for each token of the largest context served today.
 const PROMPT_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -85,7 +84,8 @@ mod tests {
     #[test]
     fn templates_in_the_wild_render() {
         let source = "{{ bos_token }}{% for message in messages %}\n    \
-            {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + message.role) }}{% endif %}\n\
+            {% if message['role'] not in ['user', 'assistant'] %}\
+            {{ raise_exception('no ' + message.role) }}{% endif %}\n\
             {{ '<|' + message['role'] + '|>' + message['content'].strip() }}{{ eos_token }}{% endfor %}\
             {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
         let template =

@@ -3,11 +3,10 @@
 //! These formats are defined elsewhere, so unknown fields are ignored, with care: every field that would
 //! change the mathematics is either honoured or refused. Tensors and the tokenizer are read by other modules.
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-
 use super::EngineError;
 use crate::weights::ModelFiles;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// Built-in architectures, as `config.json` names them.
 pub const ARCHITECTURES: &[&str] = &["BertModel", "LlamaForCausalLM"];

@@ -9,13 +9,11 @@
 pub mod bert;
 pub mod llama;
 
-use std::collections::BTreeMap;
-
-use candle_core::{DType, Device, Tensor};
-
 use super::config::{DecoderShape, EncoderShape};
 use super::{Capacity, Decode, Encode, EngineError, EngineOptions, SequenceChunk, SequenceId};
 use crate::weights::{TensorView, Weights};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
 
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {

@@ -6,8 +6,6 @@
 //!
 //! Tokenizing and limits on length are elsewhere (see `LoadedEngine`).
 
-use std::sync::Mutex;
-
 use super::config::{EncoderShape, Pooling};
 use super::kernels::attention::{HeadPlace, attend_all};
 use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
@@ -16,6 +14,7 @@ use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
 use super::{Encode, EngineError};
 use crate::weights::{Weights, WeightsError};
+use std::sync::Mutex;
 
 /// Tokens of a group: enough that transposing weights is 2 percent of the work. A group's activations (4 MB
 /// for 256 tokens of MiniLM) must stay in a core's share of the last-level cache.
@@ -248,7 +247,7 @@ impl Encoder {
 }
 
 impl Encode for Encoder {
-    /// Every text has 1 to `positions` tokens below the vocabulary.
+    /// Computes one vector per text; every text has 1 to `positions` tokens below the vocabulary.
     fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let hidden = self.shape.hidden;
         let mut vectors = vec![0.0; texts.len() * hidden];

@@ -5,15 +5,13 @@
 //! input that is too long is an error that states the limit. A text with more bytes than the context can hold
 //! is rejected before it is tokenized. A tokenizer needs hundreds of bytes of memory for each byte of text.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-use tokenizers::Tokenizer;
-
 use super::chat::{ChatMessage, ChatTemplate};
 use super::config::{self, ModelConfig, Shape};
 use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tokenizers::Tokenizer;
 
 /// Memory of a tokenizer per byte of text: 250 bytes were measured with megabytes of English.
 const TOKENIZER_BYTES_PER_BYTE: usize = 320;
@@ -296,8 +294,9 @@ pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
                 "rstrip": false, "normalized": false, "special": true })
         })
         .collect();
-    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
-        "use_regex": false });
+    let byte_level = serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false
+    });
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,

@@ -19,7 +19,8 @@ pub struct Sampling {
 
 /// Samples the token for `position` of a sequence from one row of logits.
 ///
-/// # Panics If `logits` is empty.
+/// # Panics
+/// If `logits` is empty.
 pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
     if sampling.temperature <= 0.0 {

@@ -3,12 +3,11 @@
 //! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both
 //! are functions of their input alone, so tests can state the expected answer.
 
+use super::front::Delay;
+use super::{Capacity, Engine, EngineError, Front, Operation, SequenceChunk, SequenceId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-use super::front::Delay;
-use super::{Capacity, Engine, EngineError, Front, Operation, SequenceChunk, SequenceId};
 
 /// The simulated engine.
 #[derive(Debug)]

@@ -5,9 +5,10 @@
 //! ([`super::pool`]), so a slot that moved gets no new requests. Requests that still run on its old worker
 //! may end as long as the old node renews the ticket.
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::Gateway;
+use super::pool::{Departure, WorkerConnection};
+use super::ticket::{TicketDecision, TicketError, check_form, check_renewal, check_route, judge};
+use crate::worker::now;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use overlay::{Arrival, CancellationToken, Channel, PublicKey, Reversed};
@@ -15,12 +16,9 @@ use protocol::canonical;
 use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{WorkerLoad, WorkerState};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
-
-use super::Gateway;
-use super::pool::{Departure, WorkerConnection};
-use super::ticket::{TicketDecision, TicketError, check_form, check_renewal, check_route, judge};
-use crate::worker::now;
 
 /// Interval at which a worker is polled for its ticket and its load. A lease of 3 s survives one or two lost
 /// answers.

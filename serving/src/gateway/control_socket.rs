@@ -1,16 +1,14 @@
 //! Control socket: the gateway's agent pushes the route table here. A process that can open the socket
 //! controls the routing, so only the owner may access its file.
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::Gateway;
+use super::table::Table;
 use overlay::CancellationToken;
 use overlay::descriptors::FrameError;
 use protocol::gateway::{RouteTable, TableAccepted};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-
-use super::Gateway;
-use super::table::Table;
 
 /// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

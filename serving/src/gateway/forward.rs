@@ -9,8 +9,13 @@
 //! one for a limited time (`hold_timeout`). A client that disconnects drops the response, which resets the
 //! worker's stream, which stops the engine.
 
-use std::time::Duration;
-
+use super::pool::{RequestPermit, Suspect};
+use super::public::{InferenceTarget, memory_full};
+use super::{ANSWER_BYTES_MAX, Gateway};
+use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
+use crate::metrics::Observation;
+use crate::openai::{ApiError, error_event};
+use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -20,15 +25,8 @@ use http_body_util::BodyExt;
 use overlay::ResponseBody;
 use protocol::TokenName;
 use protocol::error_code as code;
+use std::time::Duration;
 use tokio::time::Instant;
-
-use super::pool::{RequestPermit, Suspect};
-use super::public::{InferenceTarget, memory_full};
-use super::{ANSWER_BYTES_MAX, Gateway};
-use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
-use crate::metrics::Observation;
-use crate::openai::{ApiError, error_event};
-use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 
 /// Maximum workers that may reject one request before the client gets the rejection.
 const REFUSALS_MAX: usize = 3;
@@ -317,8 +315,8 @@ fn worker_lost() -> ApiError {
 
 /// Builds an error that forbids a retry: a client that retries automatically would end two workers each time.
 fn two_workers_lost() -> ApiError {
-    let message = "two workers were lost while they served this request, the second one with no other request; \
-        it is not tried on a third";
+    let message = "two workers were lost while they served this request, the second one with no other \
+        request; it is not tried on a third";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).not_again()
 }
 

@@ -1,18 +1,16 @@
 //! Waiting for a worker: a request without one is held for a limited time, because a dead worker's slot is
 //! being placed elsewhere. Its bytes are charged to the gateway's memory budget, like those of all requests.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use http::StatusCode;
-use protocol::error_code as code;
-use tokio::time::Instant;
-
 use super::Gateway;
 use super::pool::{RequestPermit, Suspect};
 use super::public::InferenceTarget;
 use super::table::Table;
 use crate::openai::ApiError;
+use http::StatusCode;
+use protocol::error_code as code;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Time for which a request waits for a worker. A dead node's slots expire after its lease of 3 s and are
 /// loaded elsewhere in a second or two. A client that retries would do so no earlier.
@@ -24,7 +22,8 @@ const SUSPECT_HOLD_FACTOR: u32 = 6;
 impl Gateway {
     /// Returns the table in force; a gateway that has just started waits for its agent to push one.
     ///
-    /// # Errors 503 when the agent pushes no table in time.
+    /// # Errors
+    /// 503 when the agent pushes no table in time.
     pub(super) async fn table(&self) -> Result<Arc<Table>, ApiError> {
         let mut tables = self.table.subscribe();
         let pushed = tables.wait_for(|table| table.version() > 0);

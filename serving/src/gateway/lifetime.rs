@@ -11,16 +11,14 @@
 //! The two machines' clocks do not run at exactly the same speed either, so a small drift is allowed. Without
 //! that, the fastest delivery of any ticket would count forever.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
+use super::ticket::TicketError;
 use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
 use protocol::order::Ticket;
 use protocol::{Millis, PublicKey};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::time::Instant;
-
-use super::ticket::TicketError;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
 /// Time for which a worker is remembered: until the wall clock alone rejects its tickets. It allows for the

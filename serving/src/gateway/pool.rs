@@ -9,21 +9,19 @@
 //! be repeated; but after an ordinary death all requests of a node are suspects, and must not wait for
 //! minutes.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
+use super::table::Table;
+use super::ticket::check_route;
 use overlay::{CancellationToken, Channel, Limits};
 use protocol::gateway::RoutedService;
 use protocol::limits::LEASE_MS;
 use protocol::order::{TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{WorkerLoad, WorkerState};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-
-use super::table::Table;
-use super::ticket::check_route;
 
 /// Largest answer to a poll, in bytes: a load is below 1 KiB, a ticket below [`TICKET_BYTES_MAX`].
 const POLL_BYTES_MAX: usize = 64 * 1024;

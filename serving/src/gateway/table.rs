@@ -1,9 +1,8 @@
 //! Route table: the table that the agent pushes, indexed for lookups. Replaced as a whole, never edited.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::{Digest, ModelName, NodeId, ServiceName, SlotIndex};
+use std::collections::{BTreeMap, BTreeSet};
 use subtle::ConstantTimeEq;
 
 /// Maximum API keys: a key that a client presents is compared with every one.
@@ -22,7 +21,8 @@ pub(super) struct Table {
 impl Table {
     /// Checks and indexes a pushed table.
     ///
-    /// # Errors A description of the fault: a duplicate service or slot, or too many keys.
+    /// # Errors
+    /// A description of the fault: a duplicate service or slot, or too many keys.
     pub(super) fn new(pushed: RouteTable) -> Result<Self, String> {
         if pushed.api_keys.len() > API_KEYS_MAX {
             return Err(format!("{} api keys, at most {API_KEYS_MAX}", pushed.api_keys.len()));

@@ -8,11 +8,8 @@ mod memory;
 mod suspects;
 mod tickets;
 
-use std::convert::Infallible;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
+use super::connection::{admit, serve_worker};
+use super::{Gateway, HOLD_TIMEOUT, public, table::Table, worker_limits};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::{get, post};
@@ -31,11 +28,12 @@ use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
 use protocol::{Digest, Fence, NodeId, SlotIndex, canonical};
 use serde_json::Value;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::time::Instant;
 use tower::ServiceExt;
-
-use super::connection::{admit, serve_worker};
-use super::{Gateway, HOLD_TIMEOUT, public, table::Table, worker_limits};
 
 /// Slots of the simulated service.
 const SLOTS: u32 = 8;

@@ -1,10 +1,9 @@
 //! Ticket verification: a worker's ticket against the table, its TLS key and this gateway. Pure: every input
 //! is an argument.
 
+use super::table::Table;
 use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, PublicKey};
-
-use super::table::Table;
 
 /// Cause of a ticket's rejection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +72,8 @@ impl TicketError {
 /// Checks the ticket alone: this worker, this gateway, signed by the node it names. Its validity in time is
 /// checked by [`super::lifetime`].
 ///
-/// # Errors See [`TicketError`].
+/// # Errors
+/// See [`TicketError`].
 pub(super) fn check_form(
     signed: &SignedTicket,
     worker: &PublicKey,
@@ -143,6 +143,7 @@ pub(super) fn check_renewal(old: &Ticket, new: &Ticket) -> Result<(), TicketErro
 
 #[cfg(test)]
 mod tests {
+    use super::TicketDecision::{Admit, AwaitNode, AwaitTable, Refuse};
     use super::*;
     use overlay::Identity;
     use protocol::gateway::{Route, RouteTable, RoutedService};
@@ -252,7 +253,6 @@ mod tests {
 
     #[test]
     fn only_a_ticket_ahead_of_the_table_may_wait_and_only_of_a_node_in_it_as_that_nodes() {
-        use TicketDecision::{Admit, AwaitNode, AwaitTable, Refuse};
         let scene = scene();
         let table = table(&scene);
         let decision = |alter: &dyn Fn(&mut Ticket)| {

@@ -227,7 +227,9 @@ mod tests {
                                 // An evicted request releases its bytes immediately.
                                 ChargeDecision::Wait => {
                                     let evicted: Vec<RequestId> = budget.requests.iter()
-                                        .filter(|(_, holding)| holding.is_evicted).map(|(id, _)| *id).collect();
+                                        .filter(|(_, holding)| holding.is_evicted)
+                                        .map(|(id, _)| *id)
+                                        .collect();
                                     open.retain(|(_, id)| !evicted.contains(id));
                                     evicted.into_iter().for_each(|id| budget.close(id));
                                 }

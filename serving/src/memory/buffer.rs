@@ -1,15 +1,13 @@
 //! Charged buffers. A body is collected in one buffer that is charged before it grows; an answer stays
 //! charged until its reader has taken it.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
+use super::{Charge, Exhausted};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hyper::body::{Body, Frame, SizeHint};
-
-use super::{Charge, Exhausted};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 /// Smallest and largest step by which a buffer grows. It doubles in between: large enough that copying costs
 /// little, small enough that an endless body holds hardly more than it sent.
@@ -30,7 +28,8 @@ impl Buffer {
 
     /// Appends, after charging for the growth of the buffer; spare capacity does not exceed `bytes_max`.
     ///
-    /// # Errors [`Exhausted`].
+    /// # Errors
+    /// [`Exhausted`].
     pub(crate) async fn push<K: Ord + Clone>(
         &mut self,
         data: &[u8],

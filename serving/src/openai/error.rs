@@ -3,14 +3,13 @@
 //! The `code` is the stable error code with `_` for `-`. It equals OpenAI's own code where OpenAI has one
 //! (`context_length_exceeded`, `invalid_api_key`); `quorate explain` documents each of them.
 
+use crate::batcher::BatchError;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use protocol::ErrorCode;
 use protocol::error_code as code;
 use serde_json::json;
-
-use crate::batcher::BatchError;
 
 /// Rejection or failure of an API request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -138,7 +137,10 @@ mod tests {
     #[test]
     fn the_body_has_openais_shape() {
         let error = ApiError::field(code::CONTEXT_LENGTH_EXCEEDED, "messages", "too long");
-        let expected = r#"{"error":{"code":"context_length_exceeded","message":"too long","param":"messages","type":"invalid_request_error"}}"#;
+        let expected = concat!(
+            r#"{"error":{"code":"context_length_exceeded","message":"too long","#,
+            r#""param":"messages","type":"invalid_request_error"}}"#,
+        );
         assert_eq!(error.body().to_string(), expected);
     }
 

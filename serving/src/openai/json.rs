@@ -3,11 +3,10 @@
 //! A duplicate key is rejected at any depth. Most parsers keep the last one, so two of them can interpret one
 //! request differently.
 
+use super::error::{ApiError, printable};
 use protocol::error_code as code;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-
-use super::error::{ApiError, printable};
 
 /// Maximum values of a body: 2,048 inputs of 512 tokens, and the structure around them. Two bytes of a body
 /// can hold a value, which takes 32 bytes of memory.
@@ -46,7 +45,8 @@ pub(super) struct ObjectFields {
 impl ObjectFields {
     /// Returns the fields of a nested object; `path` names it in errors.
     ///
-    /// # Errors 400 `invalid-value` when it is no object.
+    /// # Errors
+    /// 400 `invalid-value` when it is no object.
     pub(super) fn of(value: Value, path: String) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, path }),

@@ -3,13 +3,12 @@
 //! A field that is unknown, or known and not supported, is an error that names it; it is never ignored.
 //! Fields that clients send by default are accepted with a value that has no effect.
 
-use protocol::error_code as code;
-use serde_json::Value;
-
 use super::error::{ApiError, printable};
 use super::json::{self, ObjectFields, invalid, wrong_kind};
 use crate::batcher::{EmbedInput, Prompt};
 use crate::engine::chat::ChatMessage;
+use protocol::error_code as code;
+use serde_json::Value;
 
 /// Longest model name, in bytes: valid names have at most 63; a longer one is not found, but repeated in the
 /// error.

@@ -1,13 +1,12 @@
 //! Response formats: OpenAI's objects and events. Their field names are stable for OpenAI's clients.
 
+use super::error::ApiError;
+use super::request::{Encoding, Endpoint};
+use crate::batcher::FinishReason;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
-
-use super::error::ApiError;
-use super::request::{Encoding, Endpoint};
-use crate::batcher::FinishReason;
 
 /// Ends every complete stream of events.
 pub const DONE_EVENT: &[u8] = b"data: [DONE]\n\n";
@@ -247,11 +246,20 @@ mod tests {
         let usage = Usage::generated(3, 2);
         check(
             &label(Endpoint::Chat).whole("hi", FinishReason::Stop, usage),
-            r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            concat!(
+                r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","#,
+                r#""choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"#,
+                r#""logprobs":null,"finish_reason":"stop"}],"#,
+                r#""usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            ),
         );
         check(
             &label(Endpoint::Completions).whole("hi", FinishReason::Length, usage),
-            r#"{"id":"x-1","object":"text_completion","created":5,"model":"m","choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            concat!(
+                r#"{"id":"x-1","object":"text_completion","created":5,"model":"m","#,
+                r#""choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"}],"#,
+                r#""usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            ),
         );
     }
 
@@ -273,7 +281,11 @@ mod tests {
         check(&chat.usage_event(Usage::generated(1, 1)), &format!("{head}],\"usage\":{usage}}}\n\n"));
         check(
             &label(Endpoint::Completions).event("a", false, None, false),
-            "data: {\"id\":\"x-1\",\"object\":\"text_completion\",\"created\":5,\"model\":\"m\",\"choices\":[{\"index\":0,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+            concat!(
+                r#"data: {"id":"x-1","object":"text_completion","created":5,"model":"m","#,
+                r#""choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":null}]}"#,
+                "\n\n",
+            ),
         );
     }
 
@@ -282,11 +294,17 @@ mod tests {
         let vectors = || vec![vec![1.0, -0.5]];
         check(
             &embeddings("m", vectors(), Encoding::Float, Usage::embedded(4)),
-            r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":[1.0,-0.5]}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            concat!(
+                r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":[1.0,-0.5]}],"#,
+                r#""model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            ),
         );
         check(
             &embeddings("m", vectors(), Encoding::Base64, Usage::embedded(4)),
-            r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPwAAAL8="}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            concat!(
+                r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPwAAAL8="}],"#,
+                r#""model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            ),
         );
     }
 

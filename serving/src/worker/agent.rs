@@ -1,21 +1,19 @@
 //! A worker's protocol with its agent, over the unix socket that it inherited. A restarted agent connects
 //! again; the worker reports its state to each agent and accepts connections and tickets from any.
 
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::inherited::serving_limits;
+use super::{Tickets, WorkerService};
 use bytes::Bytes;
 use overlay::descriptors::{FrameError, FrameSender};
 use overlay::{CancellationToken, Identity, PublicKey, reverse_serve};
 use protocol::canonical;
 use protocol::order::SignedTicket;
 use protocol::worker::{FromWorker, ToWorker, WorkerState};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::broadcast;
-
-use super::inherited::serving_limits;
-use super::{Tickets, WorkerService};
 
 /// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -5,10 +5,15 @@
 //! received no byte may therefore still retry on another worker. Token counts travel beside the answer, in
 //! the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a stream, in trailers of these names.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Instant;
-
+use super::WorkerService;
+use super::service::now;
+use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
+use crate::engine::sampler::Sampling;
+use crate::memory::{Charge, REQUEST_BYTES_MIN};
+use crate::openai::{
+    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage,
+    error_event,
+};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,17 +25,10 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use protocol::error_code as code;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
-
-use super::WorkerService;
-use super::service::now;
-use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
-use crate::engine::sampler::Sampling;
-use crate::memory::{Charge, REQUEST_BYTES_MIN};
-use crate::openai::{
-    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage,
-    error_event,
-};
 
 /// Header with the tokens of the prompt; for the gateway's metrics, never forwarded to clients.
 pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-tokens");

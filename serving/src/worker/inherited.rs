@@ -5,14 +5,13 @@
 //! It runs under a filter that denies `socket`, `connect`, `bind`, `listen`, `sendmsg` and `setsockopt`, so
 //! no library here may use them. A dedicated thread waits for SIGTERM.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
+use super::WorkerService;
+use super::agent::{self, Sandboxed};
+use crate::batcher::{Batcher, BatcherLimits};
+use crate::engine::{
+    DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
+};
+use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::{Extension, State};
@@ -30,14 +29,13 @@ use protocol::worker::{
     WORKER_MANIFEST_BYTES_MAX, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD, WORKER_SOCKET_FD,
     WORKER_WEIGHTS_FD, WorkerManifest,
 };
-
-use super::WorkerService;
-use super::agent::{self, Sandboxed};
-use crate::batcher::{Batcher, BatcherLimits};
-use crate::engine::{
-    DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
-};
-use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Interval between two lines of metrics for the agent.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,7 +57,8 @@ pub fn serving_limits() -> Limits {
 
 /// Runs a sandboxed worker until SIGTERM.
 ///
-/// # Errors A descriptor is missing or is not of the expected kind.
+/// # Errors
+/// A descriptor is missing or is not of the expected kind.
 pub fn run() -> anyhow::Result<()> {
     let terminate = SigSet::from(Signal::SIGTERM);
     // Before any thread starts: all inherit the mask, so the signal stays pending for the thread that waits
@@ -76,7 +75,8 @@ pub fn run() -> anyhow::Result<()> {
         .context("start the runtime")?;
     let identity = Identity::generate()?;
     let service = Arc::new(WorkerService::new(None));
-    tracing::info!(service = %manifest.service, slot = %manifest.slot, fence = %manifest.fence, "worker starts");
+    let (name, slot, fence) = (&manifest.service, manifest.slot, manifest.fence);
+    tracing::info!(service = %name, %slot, %fence, "worker starts");
 
     let draining = service.clone();
     std::thread::Builder::new().name("signal".to_owned()).spawn(move || {

@@ -1,18 +1,16 @@
 //! State of a worker: its batcher once loaded, its lifecycle, its metrics.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
+use crate::batcher::Batcher;
+use crate::memory::Memory;
+use crate::openai::ApiError;
 use http::StatusCode;
 use protocol::Millis;
 use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use std::collections::VecDeque;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
-
-use crate::batcher::Batcher;
-use crate::memory::Memory;
-use crate::openai::ApiError;
 
 /// Number of recent requests in the median time to first token.
 const RECENT_REQUESTS: usize = 128;
@@ -41,7 +39,8 @@ impl WorkerService {
 
     /// Installs the loaded engine.
     ///
-    /// # Panics If one was installed already.
+    /// # Panics
+    /// If one was installed already.
     pub fn ready(&self, batcher: Batcher) {
         self.batcher.set(batcher).expect("a worker loads one engine once");
         self.enter(WorkerState::Ready, String::new());
@@ -93,7 +92,8 @@ impl WorkerService {
 
     /// Returns the batcher.
     ///
-    /// # Errors 503 while it loads or drains, or after a failure.
+    /// # Errors
+    /// 503 while it loads or drains, or after a failure.
     pub fn batcher(&self) -> Result<&Batcher, ApiError> {
         let (state, detail) = self.state.borrow().clone();
         let (code, message) = match (state, self.batcher.get()) {

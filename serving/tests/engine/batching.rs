@@ -1,7 +1,6 @@
 //! Batcher tests: results as callers see them, alone and beside other requests.
 
-use std::time::{Duration, Instant};
-
+use crate::models::{block_on, llama_config, open, write};
 use safetensors::Dtype;
 use serving::batcher::{
     BatchError, Batcher, BatcherLimits, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
@@ -10,8 +9,7 @@ use serving::batcher::{
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
 use serving::engine::simulated::SimulatedEngine;
-
-use crate::models::{block_on, llama_config, open, write};
+use std::time::{Duration, Instant};
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
 

@@ -1,5 +1,6 @@
 //! Decoder tests: against an independent implementation, and alone against in a batch.
 
+use crate::models::{assert_close, bits, decoder_shape, files, llama_config, open, options, tokens, write};
 use candle_core::Device;
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -8,8 +9,6 @@ use serving::engine::device::DeviceDecoder;
 use serving::engine::{Decode, Engine, SequenceChunk, SequenceId};
 use serving::weights::Weights;
 use tempfile::TempDir;
-
-use crate::models::{assert_close, bits, decoder_shape, files, llama_config, open, options, tokens, write};
 
 /// Returns the logits after each cut of `sequence`, computed alone.
 fn alone(engine: &mut dyn Engine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
@@ -113,7 +112,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn cutting_a_prompt_changes_no_bit(length in 2_usize..90, cuts in prop::collection::vec(0.0_f64..1.0, 0..6)) {
+    fn cutting_a_prompt_changes_no_bit(
+        length in 2_usize..90,
+        cuts in prop::collection::vec(0.0_f64..1.0, 0..6),
+    ) {
         let directory = write(&llama_config(), Dtype::F32);
         let mut engine = open(directory.path(), 2);
         let sequence = tokens(length, 11);

@@ -1,12 +1,11 @@
 //! Encoder tests: against an independent implementation, and alone against in a batch.
 
+use crate::models::{assert_close, bert_config, bits, encoder_shape, files, open, tokens, write};
 use candle_core::Device;
 use safetensors::Dtype;
 use serving::engine::device::DeviceEncoder;
 use serving::engine::{Encode, Engine};
 use serving::weights::Weights;
-
-use crate::models::{assert_close, bert_config, bits, encoder_shape, files, open, tokens, write};
 
 #[test]
 fn it_computes_what_candle_computes() {

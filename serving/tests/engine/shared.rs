@@ -1,16 +1,14 @@
 //! Tests of weights that load while the engine already computes.
 
+use crate::models::{bert_config, bits, open, options, tokens, write};
+use safetensors::Dtype;
+use serving::engine::{Engine, LoadedEngine};
+use serving::weights::{FileSpan, ModelFiles, SharedLayout};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-use safetensors::Dtype;
-use serving::engine::{Engine, LoadedEngine};
-use serving::weights::{FileSpan, ModelFiles, SharedLayout};
-
-use crate::models::{bert_config, bits, open, options, tokens, write};
 
 /// Small segments, so that a small model has many.
 const SEGMENT: u64 = 4096;

@@ -1,12 +1,10 @@
 //! Tests of the tiny model in the repository: it loads, and it answers as its card states.
 
-use std::path::PathBuf;
-
+use crate::models::{block_on, open};
 use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
-
-use crate::models::{block_on, open};
+use std::path::PathBuf;
 
 fn ask(batcher: &Batcher, question: &str) -> String {
     let message = ChatMessage { role: "user".to_owned(), content: question.to_owned() };

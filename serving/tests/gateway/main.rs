@@ -8,10 +8,6 @@ mod cluster;
 mod models;
 mod processes;
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
-
 use bytes::Bytes;
 use cluster::{Cluster, KEY, PATIENCE, SCARCE_KEY, chat, echo, endless, events, eventually, whole};
 use http::{Method, StatusCode};
@@ -22,6 +18,9 @@ use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, NodeId};
 use serde_json::{Value, json};
 use serving::engine::simulated::SimulatedEngine;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 use tokio::time::Instant;
 
 const CHAT: &str = "/v1/chat/completions";

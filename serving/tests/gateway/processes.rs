@@ -1,15 +1,8 @@
 //! Process tests of the real binary, started as users do: on local files, as a gateway, and under a sandbox's
 //! filter. The models have random weights.
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
+use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
+use crate::models::{bert_config, llama_config, write};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -32,13 +25,18 @@ use protocol::{Digest, Fence, SlotIndex, canonical};
 use safetensors::Dtype;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-
-use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
-use crate::models::{bert_config, llama_config, write};
 
 /// A process that ends with its test.
 struct Process(Child);

@@ -3,11 +3,10 @@
 //! Opening a sequence reserves blocks for its longest form; blocks are allocated only as it grows. Keys are
 //! stored transposed, as the innermost loop reads them.
 
-use std::collections::BTreeMap;
-
 use super::super::config::DecoderShape;
 use super::super::kernels::attention::{KeysValues, PANEL, padded};
 use super::super::{Capacity, SequenceId};
+use std::collections::BTreeMap;
 
 /// The pool and the blocks of each sequence.
 #[derive(Debug, Default)]
@@ -117,7 +116,7 @@ impl Cache {
         Blocks { blocks, start: self.start(layer, head), width: self.width }
     }
 
-    /// Checks that the reservations add up and fit the pool, and that each sequence lies in its blocks.
+    /// Checks that the reservations add up and fit the pool, and that each sequence fits its blocks.
     ///
     /// # Errors
     /// Describes the first violation.

@@ -1,10 +1,9 @@
 //! A BERT encoder in candle tensors: texts padded to the longest, padding masked.
 
-use candle_core::{D, Device, Result, Tensor};
-use candle_nn::ops::softmax;
-
 use super::super::config::{EncoderShape, Pooling};
 use super::NamedTensors;
+use candle_core::{D, Device, Result, Tensor};
+use candle_nn::ops::softmax;
 
 /// Returns names and shapes of all parameters, as bare checkpoints store them.
 pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {

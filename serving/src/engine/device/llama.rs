@@ -1,12 +1,11 @@
 //! A Llama decoder in candle tensors, written with differentiable operations, so that the same code trains a
 //! model and checks the CPU kernels.
 
-use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::ops::{silu, softmax};
-
 use super::super::config::DecoderShape;
 use super::super::decoder::angles;
 use super::NamedTensors;
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::ops::{silu, softmax};
 
 /// Returns names and shapes of all parameters, as checkpoints store them.
 pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {

@@ -4,12 +4,11 @@
 //! The caller provides that layout: an encoder packs keys and values per call, a decoder keeps its cache in
 //! it.
 
-use std::cell::RefCell;
-
 use super::elementwise::softmax;
 use super::micro::{Tile, multiply};
 use super::{Isa, matmul, pack};
 use crate::weights::ElementType;
+use std::cell::RefCell;
 
 /// Positions of one panel of keys.
 pub const PANEL: usize = super::micro::COLUMNS;

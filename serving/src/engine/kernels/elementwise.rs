@@ -34,8 +34,8 @@ fn tree(mut lanes: [f32; LANES]) -> f32 {
 }
 
 kernel! {
-    /// `rows[r] = norm(rows[r] + residual[r]) * scale + shift`, each row as wide as `scale`. An empty
-    /// residual counts as zeros.
+    /// Computes `rows[r] = norm(rows[r] + residual[r]) * scale + shift`, each row as wide as `scale`. An
+    /// empty residual counts as zeros.
     pub fn layer_norm(rows: &mut [f32], residual: &[f32], scale: &[f32], shift: &[f32], epsilon: f32) {
         let width = scale.len();
         for (index, row) in rows.chunks_exact_mut(width).enumerate() {
@@ -55,7 +55,7 @@ kernel! {
 }
 
 kernel! {
-    /// `out[r] = rows[r] / root_mean_square(rows[r]) * scale`.
+    /// Computes `out[r] = rows[r] / root_mean_square(rows[r]) * scale`.
     pub fn rms_norm(rows: &[f32], scale: &[f32], epsilon: f32, out: &mut [f32]) {
         let width = scale.len();
         for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
@@ -69,7 +69,7 @@ kernel! {
 }
 
 kernel! {
-    /// `to += from`.
+    /// Adds element by element: `to += from`.
     pub fn add(to: &mut [f32], from: &[f32]) {
         for (to, from) in to.iter_mut().zip(from) {
             *to += from;
@@ -78,7 +78,7 @@ kernel! {
 }
 
 kernel! {
-    /// `gate = silu(gate) * up`.
+    /// Computes `gate = silu(gate) * up`.
     pub fn silu_multiply(gate: &mut [f32], up: &[f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
             *gate = math::silu(*gate) * up;
@@ -87,7 +87,7 @@ kernel! {
 }
 
 kernel! {
-    /// `row = softmax(row * scale)` over the first `valid` elements; the rest become 0.
+    /// Computes `row = softmax(row * scale)` over the first `valid` elements; the rest become 0.
     pub fn softmax(row: &mut [f32], valid: usize, scale: f32) {
         let (row, masked) = row.split_at_mut(valid);
         masked.fill(0.0);

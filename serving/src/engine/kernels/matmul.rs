@@ -4,14 +4,13 @@
 //! its own scratch memory, then runs the innermost loop over all rows. Transposing is a percent or two of the
 //! work from a hundred rows on, and about as fast as memory for a single row.
 
-use std::cell::RefCell;
-
 use super::elementwise::gelu;
 use super::micro::{COLUMNS, ROWS, Tile, multiply};
 use super::pack::pack;
 use super::pool::{ComputePool, Parts};
 use super::{Isa, math};
 use crate::weights::ElementType;
+use std::cell::RefCell;
 
 /// Inputs per panel in one pass: 2048 rows of 32 f32 are 256 KiB, a quarter of a core's second-level cache.
 const DEPTH_MAX: usize = 2048;
@@ -218,7 +217,7 @@ pub fn copy_row(matrix: &Matrix<'_>, row: usize, into: &mut [f32]) {
     }
 }
 
-/// Reference result that every path must equal bit for bit; for tests.
+/// Returns the reference result that every path must equal bit for bit; for tests.
 pub fn reference(input: &[f32], weight: &[f32], inputs: usize, bias: f32, activation: Activation) -> f32 {
     let sum = input[..inputs].iter().zip(weight).fold(bias, |sum, (a, b)| a.mul_add(*b, sum));
     if activation == Activation::Gelu { math::gelu(sum) } else { sum }

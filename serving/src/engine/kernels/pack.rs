@@ -67,6 +67,7 @@ struct WeightBlock<'a> {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
+    use super::{COLUMNS, ElementType, WeightBlock};
     use std::arch::x86_64::{
         __m512, __m512i, _mm256_loadu_si256, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
         _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_shuffle_f32x4,
@@ -74,11 +75,10 @@ mod avx512 {
         _mm512_unpacklo_ps,
     };
 
-    use super::{COLUMNS, ElementType, WeightBlock};
-
     /// Transposes sixteen rows into the first sixteen lanes of each panel row.
     ///
-    /// # Safety Requires AVX-512F. The sixteen rows must be inside the bytes, and `panel` must reach sixteen
+    /// # Safety
+    /// Requires AVX-512F. The sixteen rows must be inside the bytes, and `panel` must reach sixteen
     /// lanes into the panel row of the last column.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn pack_sixteen(source: &WeightBlock<'_>, panel: &mut [f32]) {

@@ -4,7 +4,7 @@ use super::*;
 
 const MIB: usize = 1 << 20;
 
-/// A body that starts with this many bytes of JSON and then stalls.
+/// Returns a body that starts with this many bytes of JSON and then stalls.
 fn unfinished(bytes: usize) -> Body {
     let mut begun = br#"{"model": "echo", "prompt": ""#.to_vec();
     begun.resize(bytes, b'x');
@@ -13,7 +13,7 @@ fn unfinished(bytes: usize) -> Body {
     Body::from_stream(sent.chain(futures::stream::pending()))
 }
 
-/// A body of this many bytes that requests an immediate answer.
+/// Returns a body of this many bytes that requests an immediate answer.
 fn finished(bytes: usize) -> Body {
     let prompt = "x".repeat(bytes.saturating_sub(64));
     Body::from(format!(r#"{{"model": "echo", "prompt": "{prompt}", "user": "answer 0 0"}}"#))

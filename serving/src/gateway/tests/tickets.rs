@@ -52,7 +52,7 @@ async fn a_quota_refills_evenly() {
     );
 }
 
-/// A load that is 128 MiB long.
+/// Returns a load that is 128 MiB long.
 fn endless(worker: Arc<Worker>) -> Body {
     let pieces = (0..128).map(move |_| {
         worker.sent.fetch_add(1 << 20, Ordering::Relaxed);
