@@ -257,6 +257,7 @@ impl Batcher {
         }
         let tokens_max = requested.unwrap_or(context - prompt.len());
         let prompt_tokens = prompt.len();
+        assert!(prompt_tokens + tokens_max <= context, "the longest answer fits the context");
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
             prompt,

@@ -274,8 +274,9 @@ impl SharedMapping {
     }
 
     fn is_present(&self, segment: usize) -> bool {
-        // SAFETY: the byte is inside the progress map, which lives as long as `self`; AtomicU8 has the layout
-        // of u8; the only writer is the agent, which stores one byte with release order.
+        assert!(segment < self.segments.len(), "the segment exists");
+        // SAFETY: the progress map has a byte for each segment (see `check`) and lives as long as `self`;
+        // AtomicU8 has the layout of u8; the only writer is the agent, which stores one byte with release order.
         let byte = unsafe { &*self.progress.as_ptr().add(segment).cast::<AtomicU8>() };
         byte.load(Ordering::Acquire) == 1
     }

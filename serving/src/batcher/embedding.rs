@@ -75,9 +75,14 @@ impl EmbeddingTask {
 
     pub(super) fn accept(&mut self, vectors: impl Iterator<Item = Vec<f32>>) {
         self.vectors.extend(vectors);
+        assert!(self.vectors.len() <= self.inputs, "no more vectors than inputs");
     }
 
     pub(super) fn finish(self, outcome: Result<(), BatchError>) {
+        assert!(
+            outcome.is_err() || self.vectors.len() == self.inputs,
+            "an answer has a vector for each input"
+        );
         // The caller may have dropped the receiver; the answer is then discarded.
         let _ = self.reply.send(outcome.map(|()| self.vectors));
     }

@@ -125,6 +125,7 @@ impl RunningGeneration {
 
     /// Returns up to `budget` tokens not computed yet, and whether none remain after them.
     pub(super) fn next_chunk(&self, budget: usize) -> (&[u32], bool) {
+        assert!(budget > 0 && self.computed < self.tokens.len(), "a chunk is not empty");
         let end = self.tokens.len().min(self.computed + budget);
         (&self.tokens[self.computed..end], end == self.tokens.len())
     }
@@ -132,7 +133,7 @@ impl RunningGeneration {
     /// Records that the engine has computed `count` more tokens. Returns the number of prompt tokens among
     /// them.
     pub(super) fn advance(&mut self, count: usize) -> usize {
-        debug_assert!(count > 0, "a step computes tokens of every chosen generation");
+        assert!(count > 0, "a step computes tokens of every chosen generation");
         let before = self.computed.min(self.prompt);
         self.computed += count;
         self.computed.min(self.prompt) - before

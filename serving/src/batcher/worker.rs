@@ -37,6 +37,7 @@ impl Worker {
         counters: Arc<Counters>,
         commands: Receiver<BatcherCommand>,
     ) -> Self {
+        assert!(limits.sequences_max > 0, "a batcher that runs no generation answers none");
         Self {
             engine,
             limits,

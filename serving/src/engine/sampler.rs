@@ -23,6 +23,10 @@ pub struct Sampling {
 /// If `logits` is empty.
 pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
+    assert!(
+        sampling.temperature.is_finite() && !sampling.top_p.is_nan(),
+        "checked when the request was parsed"
+    );
     if sampling.temperature <= 0.0 {
         return likeliest(logits);
     }

@@ -31,6 +31,7 @@ impl Detokenizer {
     }
 
     fn advance(&mut self, front: &Front, finish: bool) -> String {
+        assert!(self.sent <= self.tokens.len(), "only tokens that exist are sent");
         if self.sent == self.tokens.len() {
             return String::new();
         }
@@ -93,6 +94,7 @@ impl StopStrings {
 
 /// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
+    assert!(!stop.is_empty(), "an empty stop string is ignored earlier");
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)
 }

@@ -102,6 +102,8 @@ impl Gateway {
                 Err(error) => return Err((error, observation)),
             };
             tried.push(place.link().id);
+            // Each attempt is a rejection, or the one that made the request a suspect.
+            assert!(tried.len() <= REFUSALS_MAX + 1, "no request is tried on every worker");
             if tried.len() > 1 {
                 self.metrics.retried(wanted.model.as_str());
             }

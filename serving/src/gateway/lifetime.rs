@@ -63,6 +63,7 @@ impl Lifetimes {
         }
         let until_ms = ticket.lease_until_boottime_ms;
         let lapses_at = lapse(known, until_ms, came_at);
+        assert!(lapses_at <= came_at + LEASE, "no ticket outlives one lease from its arrival");
         if lapses_at <= came_at {
             let ago = came_at.duration_since(lapses_at);
             return Err(TicketError::Expired(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));

@@ -176,9 +176,12 @@ impl RequestPermit {
 
     /// Records that the first byte of the answer has arrived.
     pub(super) fn answer_begins(&mut self) {
-        if !std::mem::replace(&mut self.is_answered, true)
-            && self.link.unanswered.fetch_sub(1, Ordering::AcqRel) == 1
-        {
+        if std::mem::replace(&mut self.is_answered, true) {
+            return;
+        }
+        let unanswered = self.link.unanswered.fetch_sub(1, Ordering::AcqRel);
+        assert!(unanswered > 0, "a permit counts as unanswered until its answer begins");
+        if unanswered == 1 {
             self.link.vacancies.notify_waiters();
         }
     }
@@ -187,7 +190,9 @@ impl RequestPermit {
 impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.answer_begins();
-        if self.link.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let in_flight = self.link.in_flight.fetch_sub(1, Ordering::AcqRel);
+        assert!(in_flight > 0, "a permit counts until it is dropped");
+        if in_flight == 1 {
             self.link.vacancies.notify_waiters();
         }
     }
@@ -271,7 +276,9 @@ impl WorkerPool {
 
     /// Registers a request with which a worker was lost.
     pub(super) fn suspect(&self) -> Suspect<'_> {
-        Suspect { pool: self, id: self.counter.fetch_add(1, Ordering::Relaxed) + 1 }
+        let id = self.counter.fetch_add(1, Ordering::Relaxed) + 1;
+        assert_ne!(id, UNRESERVED, "a suspect's id is never that of an open worker");
+        Suspect { pool: self, id }
     }
 
     /// Returns all workers.
@@ -287,6 +294,7 @@ impl WorkerPool {
         table: &Table,
         tried: &[u64],
     ) -> Option<RequestPermit> {
+        assert!(!services.is_empty(), "a request without a service is rejected earlier");
         let links = self.lock();
         let fit = links.values().filter(|link| !tried.contains(&link.id) && link.may_take(services, table));
         let open = fit.filter(|link| !link.is_reserved());
@@ -305,6 +313,7 @@ impl WorkerPool {
         suspect: &Suspect<'_>,
         is_pressed: bool,
     ) -> Option<RequestPermit> {
+        assert!(!services.is_empty(), "a request without a service is rejected earlier");
         let links = self.lock();
         let fit: Vec<&Arc<WorkerConnection>> = links
             .values()

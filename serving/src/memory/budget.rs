@@ -67,6 +67,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
             holding.bytes += bytes;
             self.used += bytes;
             *self.keys.entry(holding.key.clone()).or_default() += bytes;
+            assert!(self.used <= self.bytes_max, "never more than the budget");
             return ChargeDecision::Admit;
         }
         if bytes <= self.bytes_max.saturating_sub(self.used - self.leaving) {
@@ -88,6 +89,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
     pub(crate) fn shrink_to(&mut self, id: RequestId, bytes: usize) {
         let Some(holding) = self.requests.get_mut(&id) else { return };
         let given_back = holding.bytes.saturating_sub(bytes);
+        assert!(given_back <= self.used, "a request releases no more than is held");
         holding.bytes -= given_back;
         self.used -= given_back;
         if holding.is_evicted {
@@ -110,6 +112,7 @@ impl<K: Ord + Clone> ByteBudget<K> {
 
     fn take_from_key(&mut self, key: &K, bytes: usize) {
         let Some(held) = self.keys.get_mut(key) else { return };
+        assert!(bytes <= *held, "a key releases no more than it holds");
         *held -= bytes;
         if *held == 0 {
             self.keys.remove(key);

@@ -60,6 +60,7 @@ pub fn attend<'p>(
 ) {
     let rows = queries.rows.len();
     assert!(rows <= ROWS && rows == queries.visible.len(), "one block of rows");
+    assert!(queries.visible.iter().all(|visible| *visible > 0), "each row sees a position");
     let seen = queries.visible.iter().copied().max().unwrap_or(0);
     let (width, wide) = (queries.width, padded(queries.width));
     let panels = seen.div_ceil(PANEL);
@@ -121,6 +122,7 @@ fn weigh_values(
     (result, wide): (&mut [f32], usize),
 ) {
     let depth = (seen - index * PANEL).min(PANEL);
+    assert!(rows <= ROWS && scores.len() >= rows * stride && result.len() >= rows * wide, "rows exist");
     assert!(source.values.len() >= (depth - 1) * source.value_stride + wide);
     for column in (0..wide).step_by(PANEL) {
         let c = result[column..].as_mut_ptr();
@@ -164,6 +166,8 @@ pub struct HeadPlace {
 /// result.
 pub fn attend_all(isa: Isa, activations: &[f32], place: HeadPlace, mut write: impl FnMut(usize, &[f32])) {
     let HeadPlace { stride, query, key, value, width } = place;
+    assert!(query.max(key).max(value) + width <= stride, "the head lies within a row");
+    assert!(activations.len().is_multiple_of(stride), "whole rows");
     let length = activations.len() / stride;
     let (panels, wide) = (length.div_ceil(PANEL), padded(width));
     let bytes = matmul::bytes_of(activations);

@@ -37,6 +37,7 @@ pub struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// Builds a matrix over f32 in memory.
     pub fn from_f32(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
+        assert_eq!(values.len(), outputs * inputs, "one element per output and input");
         Self { bytes: bytes_of(values), element: ElementType::F32, outputs, inputs }
     }
 }
@@ -150,7 +151,11 @@ impl MatmulTask<'_> {
             let rows = (block + 1) * self.product.rows / blocks - row;
             let at = row * self.stride + self.offset + columns.start;
             let last = at + (rows - 1) * self.stride + columns.len();
-            assert!(last <= self.values.length(), "the block lies in the target");
+            assert!(
+                (1..=ROWS).contains(&rows) && last <= self.values.length(),
+                "the block lies in the target"
+            );
+            assert!(panel.len() >= inner.len() * COLUMNS, "the panel holds these inputs");
             let mut edge = [0.0; ROWS * COLUMNS];
             if !is_whole && !is_first {
                 self.copy_edge(&mut edge, at, rows, columns.len(), false);
@@ -177,8 +182,10 @@ impl MatmulTask<'_> {
             unsafe { multiply(self.isa, tile) };
             if is_last && self.product.activation == Activation::Gelu {
                 for row in 0..rows {
-                    // SAFETY: the row was written just now, and belongs to this task alone.
-                    gelu(self.isa, unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), COLUMNS) });
+                    // SAFETY: `multiply` has just written these 32 elements of `edge` or of the target, which
+                    // belong to this task alone; no other reference to them lives here.
+                    let row = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), COLUMNS) };
+                    gelu(self.isa, row);
                 }
             }
             if !is_whole {

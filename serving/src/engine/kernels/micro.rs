@@ -39,7 +39,8 @@ pub(super) struct Tile {
 /// All rows that the description of `tile` implies must be readable, and no other thread may write
 /// those of `c`.
 pub(super) unsafe fn multiply(isa: Isa, tile: Tile) {
-    debug_assert!((1..=ROWS).contains(&tile.rows));
+    debug_assert!((1..=ROWS).contains(&tile.rows) && tile.b_stride >= COLUMNS, "rows of a panel");
+    debug_assert!(tile.rows == 1 || tile.c_stride >= COLUMNS, "rows of the result do not overlap");
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected; the caller guarantees the operands.

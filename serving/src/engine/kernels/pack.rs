@@ -18,9 +18,9 @@ pub(super) fn pack(
     columns: std::ops::Range<usize>,
     panel: &mut [f32],
 ) {
-    assert!(rows.len() <= COLUMNS && columns.end <= width);
+    assert!(rows.len() <= COLUMNS && columns.start <= columns.end && columns.end <= width, "one panel");
     assert!(rows.end * width * element.size() <= bytes.len(), "the matrix holds these rows");
-    assert!(panel.len() >= columns.len() * COLUMNS);
+    assert!(panel.len() >= columns.len() * COLUMNS, "the panel holds these columns");
     if rows.len() < COLUMNS {
         panel[..columns.len() * COLUMNS].fill(0.0);
     }
@@ -30,7 +30,9 @@ pub(super) fn pack(
         while done + 16 <= rows.len() {
             let source =
                 WeightBlock { bytes, element, width, row: rows.start + done, columns: columns.clone() };
-            // SAFETY: the level was detected; the assertions above bound all reads and writes.
+            // SAFETY: the level was detected. The sixteen rows from `done` on are within `rows`, whose bytes
+            // were asserted to exist. `panel` was asserted to hold `columns.len()` rows of 32, of which
+            // sixteen lanes from `done` on are written.
             unsafe { avx512::pack_sixteen(&source, &mut panel[done..]) };
             done += 16;
         }
@@ -122,6 +124,11 @@ mod avx512 {
 
     /// Transposes blocks of sixteen columns. Pointers step without overflow checks, which would keep the
     /// sixteen rows out of registers.
+    ///
+    /// # Safety
+    /// Requires AVX-512F. Sixteen rows, `row_bytes` apart from `from` on, must hold `columns` elements of
+    /// `size` bytes that `load` reads sixteen at a time. `to` must reach sixteen lanes into `columns` panel
+    /// rows.
     #[inline(always)]
     unsafe fn blocks(
         mut from: *const u8,
