@@ -213,7 +213,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
             "metrics": listeners.metrics.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?,
             "key": identity.public_key(),
         });
-        lockdown::dial_nobody()?;
+        lockdown::deny_connections()?;
         crate::memory::return_freed_buffers();
         // Only a parent process that requested a free port reads this line.
         let _ = writeln!(std::io::stdout(), "{started}");

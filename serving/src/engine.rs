@@ -1,8 +1,8 @@
 //! Inference engines: forward passes of encoders and decoders, from token ids to embedding vectors or logits.
 //!
 //! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what
-//! each step computes. The text side of a model (tokenizer, chat template, special tokens) is in [`Front`],
-//! shared with the HTTP side.
+//! each step computes. The text side of a model (tokenizer, chat template, special tokens) is in
+//! [`TextFrontend`], shared with the HTTP side.
 //!
 //! On the CPU every result is bit-identical regardless of the other sequences in the batch, the number of
 //! threads, and the chunking of prompts. Each number is one fixed chain of fused multiply-adds (see
@@ -14,19 +14,19 @@ pub mod decoder;
 #[cfg(feature = "candle")]
 pub mod device;
 pub mod encoder;
-pub mod front;
 pub mod kernels;
 mod parameters;
 pub mod sampler;
 pub mod simulated;
 pub mod text;
+pub mod text_frontend;
 
 use crate::weights::{ModelFiles, WeightsError};
 use protocol::ErrorCode;
 use protocol::error_code as code;
 use std::sync::Arc;
 
-pub use front::Front;
+pub use text_frontend::TextFrontend;
 
 /// Failure of an engine, with a stable error code for operators.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,7 @@ pub struct Capacity {
 /// [`simulated::SimulatedEngine`].
 pub trait Engine: Send {
     /// Returns the text side of the model.
-    fn front(&self) -> &Arc<Front>;
+    fn frontend(&self) -> &Arc<TextFrontend>;
 
     /// Computes one vector per token sequence, in order. Encoders only.
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
@@ -169,8 +169,8 @@ pub trait Engine: Send {
     fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError>;
 
     /// Computes one step over many sequences. Returns one row of logits (as wide as the vocabulary) for each
-    /// run that requests them, in the order of the runs. No sequence may appear twice.
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    /// chunk that requests them, in the order of the chunks. No sequence may appear twice.
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
     /// Closes a sequence and releases its reservation.
     fn close(&mut self, sequence: SequenceId);
@@ -254,7 +254,7 @@ impl Default for EngineOptions {
 
 /// A model loaded from its files: an encoder or a decoder over its weights.
 pub struct LoadedEngine {
-    front: Arc<Front>,
+    frontend: Arc<TextFrontend>,
     model: Model,
 }
 
@@ -278,9 +278,9 @@ pub trait Decode: Send {
     /// Computes one step; see [`Engine::step`].
     ///
     /// # Panics
-    /// If a run is empty, its sequence is not open or would outgrow its reservation, or a token is
+    /// If a chunk is empty, its sequence is not open or would outgrow its reservation, or a token is
     /// unknown.
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }
 
 enum Model {
@@ -293,14 +293,14 @@ impl LoadedEngine {
     /// first computation waits for the weights themselves, layer by layer.
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
-        let front = Arc::new(Front::read(files, &config, options)?);
+        let frontend = Arc::new(TextFrontend::read(files, &config, options)?);
         let weights = crate::weights::Weights::open(Arc::clone(files))?;
-        let context = front.context_tokens_max();
+        let context = frontend.context_tokens_max();
         let model = match options.device {
             DeviceChoice::Cpu => on_cpu(&config.shape, &weights, options, context)?,
             DeviceChoice::Cuda(ordinal) => on_gpu(ordinal, &config.shape, &weights, options, context)?,
         };
-        Ok(Self { front, model })
+        Ok(Self { frontend, model })
     }
 }
 
@@ -358,12 +358,12 @@ fn on_gpu(
 }
 
 impl Engine for LoadedEngine {
-    fn front(&self) -> &Arc<Front> {
-        &self.front
+    fn frontend(&self) -> &Arc<TextFrontend> {
+        &self.frontend
     }
 
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let limit = self.front.context_tokens_max();
+        let limit = self.frontend.context_tokens_max();
         if let Some(long) = sequences.iter().find(|tokens| tokens.len() > limit) {
             return Err(EngineError::ContextExceeded { tokens: long.len(), context_tokens_max: limit });
         }
@@ -381,7 +381,7 @@ impl Engine for LoadedEngine {
     }
 
     fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
-        let limit = self.front.context_tokens_max();
+        let limit = self.frontend.context_tokens_max();
         if tokens_max > limit {
             return Err(EngineError::ContextExceeded { tokens: tokens_max, context_tokens_max: limit });
         }
@@ -391,9 +391,9 @@ impl Engine for LoadedEngine {
         }
     }
 
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         match &mut self.model {
-            Model::Decoder(decoder) => decoder.step(runs),
+            Model::Decoder(decoder) => decoder.step(chunks),
             Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
         }
     }

@@ -38,9 +38,9 @@ pub use hold::HOLD_TIMEOUT;
 pub use ticket::TicketError;
 
 /// Time for answers in progress to finish at an orderly shutdown.
-const DRAIN: Duration = Duration::from_secs(30);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for an answer to begin, and for each pause within it: a long prompt on a slow machine.
-const ANSWER: Duration = Duration::from_secs(600);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Largest whole answer of a worker, in bytes: 2048 embeddings of 4096 numbers as text are about 100 MB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Limit on bodies and buffered answers, in bytes; no more than a small machine can spare. It holds two of
@@ -167,8 +167,8 @@ async fn serve_metrics(
 
 fn worker_limits() -> Limits {
     Limits {
-        request: ANSWER,
-        body_idle: ANSWER,
+        request: ANSWER_TIMEOUT,
+        body_idle: ANSWER_TIMEOUT,
         response_bytes_max: ANSWER_BYTES_MAX,
         streams_max: 1024,
         unadmitted_max: UNADMITTED_WORKERS_MAX,
@@ -178,8 +178,8 @@ fn worker_limits() -> Limits {
 
 fn public_limits() -> Limits {
     Limits {
-        request: ANSWER + Duration::from_secs(5),
-        drain: DRAIN,
+        request: ANSWER_TIMEOUT + Duration::from_secs(5),
+        drain: DRAIN_TIMEOUT,
         // The router bounds bodies itself, with an answer in OpenAI's format.
         request_bytes_max: usize::MAX >> 1,
         connections_max: 4096,

@@ -57,9 +57,9 @@ const SENDTO_FLAGS: u8 = 3;
 ///
 /// # Errors
 /// See [`LockdownError`]; the process must not serve then.
-pub fn dial_nobody() -> Result<(), LockdownError> {
+pub fn deny_connections() -> Result<(), LockdownError> {
     #[cfg(target_arch = "x86_64")]
-    apply_filter_all_threads(&no_x32())?;
+    apply_filter_all_threads(&deny_x32())?;
     Ok(apply_filter_all_threads(&program()?)?)
 }
 
@@ -82,7 +82,7 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
 /// Denies the x32 interface, in which every system call of x86-64 has a second number, with this bit. No code
 /// here uses it, and a list of denied numbers would miss it.
 #[cfg(target_arch = "x86_64")]
-fn no_x32() -> BpfProgram {
+fn deny_x32() -> BpfProgram {
     const X32_BIT: u32 = 0x4000_0000;
     let instruction =
         |code: u32, jt: u8, jf: u8, k: u32| seccompiler::sock_filter { code: code as u16, jt, jf, k };

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_shrunk_is_there_for_others() {
+    async fn released_bytes_are_granted_to_others() {
         let memory = Memory::new(100);
         let (mut a, mut b) = (memory.open("a"), memory.open("a"));
         a.grow(80).await.expect("room");

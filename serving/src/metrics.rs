@@ -259,7 +259,7 @@ pub struct Observation {
     worker: Option<PublicKey>,
     workers_tried: u32,
     started: Instant,
-    last_piece: Option<Instant>,
+    last_chunk: Option<Instant>,
     prompt_tokens: Option<u64>,
     generated_tokens: Option<u64>,
     has_ended: bool,
@@ -281,7 +281,7 @@ impl Observation {
             worker: None,
             workers_tried: 0,
             started: Instant::now(),
-            last_piece: None,
+            last_chunk: None,
             prompt_tokens: None,
             generated_tokens: None,
             has_ended: false,
@@ -321,17 +321,17 @@ impl Observation {
         self.generated_tokens.is_some()
     }
 
-    /// Records a piece of a streamed answer.
-    pub fn piece(&mut self) {
+    /// Records a chunk of a streamed answer.
+    pub fn chunk(&mut self) {
         let now = Instant::now();
-        let (ours, otel, since) = match self.last_piece {
+        let (ours, otel, since) = match self.last_chunk {
             None => (&self.metrics.first_token, &self.metrics.otel.first_token, self.started),
             Some(last) => (&self.metrics.between_tokens, &self.metrics.otel.per_token, last),
         };
         let seconds = now.duration_since(since).as_secs_f64();
         ours.with_label_values(&[self.model.as_str()]).observe(seconds);
         otel.with_label_values(&[self.endpoint.operation(), self.model.as_str()]).observe(seconds);
-        self.last_piece = Some(now);
+        self.last_chunk = Some(now);
     }
 
     /// Records the end of the request; only the first call counts. `code` is empty on success.
@@ -405,8 +405,8 @@ mod tests {
             Observation::begin(metrics.clone(), Endpoint::Chat, HeaderValue::from_static("r"));
         observation.model("tiny");
         observation.tokens(Some(7), None);
-        observation.piece();
-        observation.piece();
+        observation.chunk();
+        observation.chunk();
         observation.tokens(None, Some(2));
         observation.end(StatusCode::OK, "");
         drop(observation);
@@ -433,14 +433,14 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_goes_away_is_counted_as_such() {
+    fn a_client_that_disconnects_is_counted_as_such() {
         let metrics = Arc::new(GatewayMetrics::new());
         drop(Observation::begin(metrics.clone(), Endpoint::Embeddings, HeaderValue::from_static("r")));
         assert!(text(&metrics).contains("operation=\"embeddings\",status=\"499\"} 1"));
     }
 
     #[test]
-    fn a_worker_tells_its_numbers() {
+    fn a_worker_exports_its_metrics() {
         let numbers = WorkerMetrics { requests_running: 2, prompt_tokens_total: 9, ..Default::default() };
         let text = worker_text("m", &numbers);
         assert!(text.contains("quorate_num_requests_running{model_name=\"m\"} 2"), "{text}");

@@ -112,7 +112,7 @@ impl WeightsError {
 
 /// Byte range of one file in the shared weights file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileSpan {
+pub struct FileRange {
     /// Path inside the model, with forward slashes.
     pub path: String,
     /// Offset of the first byte in the map.
@@ -125,7 +125,7 @@ pub struct FileSpan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedLayout {
     /// All files of the model.
-    pub files: Vec<FileSpan>,
+    pub files: Vec<FileRange>,
     /// Segments as (offset, length) in the map, in the order of the progress bytes, sorted by offset.
     pub segments: Vec<(u64, u64)>,
 }
@@ -276,7 +276,8 @@ impl SharedMapping {
     fn is_present(&self, segment: usize) -> bool {
         assert!(segment < self.segments.len(), "the segment exists");
         // SAFETY: the progress map has a byte for each segment (see `check`) and lives as long as `self`;
-        // AtomicU8 has the layout of u8; the only writer is the agent, which stores one byte with release order.
+        // AtomicU8 has the layout of u8; the only writer is the agent, which stores one byte with release
+        // order.
         let byte = unsafe { &*self.progress.as_ptr().add(segment).cast::<AtomicU8>() };
         byte.load(Ordering::Acquire) == 1
     }
@@ -422,28 +423,28 @@ impl Weights {
 
     /// Returns the size of all tensors in bytes.
     pub fn bytes_total(&self) -> u64 {
-        self.tensors.values().map(|place| place.range.len() as u64).sum()
+        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 
     /// Returns the tensor of this name, which must have exactly this shape. Does not wait for its bytes.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView, WeightsError> {
-        let place =
+        let entry =
             self.tensors.get(name).ok_or_else(|| WeightsError::TensorMissing { name: name.to_owned() })?;
         let unexpected = |found: String, expected: String| WeightsError::TensorUnexpected {
             name: name.to_owned(),
             found,
             expected,
         };
-        if place.shape != shape {
-            return Err(unexpected(format!("of shape {:?}", place.shape), format!("shape {shape:?}")));
+        if entry.shape != shape {
+            return Err(unexpected(format!("of shape {:?}", entry.shape), format!("shape {shape:?}")));
         }
-        let element = place.element.ok_or_else(|| {
-            unexpected(format!("of type {}", place.element_name), "F32, F16 or BF16".to_owned())
+        let element = entry.element.ok_or_else(|| {
+            unexpected(format!("of type {}", entry.element_name), "F32, F16 or BF16".to_owned())
         })?;
         Ok(TensorView {
             files: Arc::clone(&self.files),
-            file: place.file.clone(),
-            range: place.range.clone(),
+            file: entry.file.clone(),
+            range: entry.range.clone(),
             element,
             shape: shape.to_vec(),
             present: AtomicBool::new(false),
@@ -534,7 +535,7 @@ fn read_header(
     let (_, metadata) = safetensors::SafeTensors::read_metadata(whole)
         .map_err(|error| damaged(format!("{error} (file of {length} bytes, truncated or overlong?)")))?;
     for (name, info) in metadata.tensors() {
-        let place = TensorEntry {
+        let entry = TensorEntry {
             file: path.to_owned(),
             element: match info.dtype {
                 safetensors::Dtype::F32 => Some(ElementType::F32),
@@ -546,7 +547,7 @@ fn read_header(
             shape: info.shape.clone(),
             range: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
         };
-        if tensors.insert(name.clone(), place).is_some() {
+        if tensors.insert(name.clone(), entry).is_some() {
             return Err(damaged(format!("tensor `{name}` is in two files")));
         }
     }

@@ -109,7 +109,7 @@ fn fields(value: &Value, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
+fn inputs_of_workers_and_gateways_hold_no_secret() {
     let worker = WorkerManifest {
         service: "chat".parse().expect("a name"),
         slot: SlotIndex(0),

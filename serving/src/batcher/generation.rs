@@ -3,7 +3,7 @@
 use super::BatchError;
 use crate::engine::sampler::{Sampling, sample};
 use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
-use crate::engine::{Front, SequenceId};
+use crate::engine::{SequenceId, TextFrontend};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Event of a running generation.
@@ -118,7 +118,7 @@ impl RunningGeneration {
         }
         if self.generated() >= self.tokens_max {
             let (generated, limit) = (self.generated(), self.tokens_max);
-            return Err(format!("a generation of at most {limit} tokens goes on after {generated}"));
+            return Err(format!("a generation of at most {limit} tokens continues after {generated}"));
         }
         Ok(())
     }
@@ -141,17 +141,17 @@ impl RunningGeneration {
 
     /// Samples the next token and sends the text that it completes. Returns `true` at the end of the
     /// generation.
-    pub(super) fn accept(&mut self, front: &Front, logits: &[f32]) -> bool {
+    pub(super) fn accept(&mut self, frontend: &TextFrontend, logits: &[f32]) -> bool {
         let token = sample(logits, &self.sampling, self.tokens.len() as u64);
         self.tokens.push(token);
-        if front.is_end(token) {
-            let rest = self.detokenizer.finish(front);
+        if frontend.is_end(token) {
+            let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
         }
-        let mut text = self.detokenizer.push(front, token);
+        let mut text = self.detokenizer.push(frontend, token);
         let is_last = self.generated() >= self.tokens_max;
         if is_last {
-            text.push_str(&self.detokenizer.finish(front));
+            text.push_str(&self.detokenizer.finish(frontend));
             return self.end(&text, FinishReason::Length);
         }
         match self.stops.push(&text) {
@@ -232,7 +232,7 @@ mod tests {
                     generation.tokens.extend([2, 2, 2]);
                     generation.computed = 7;
                 },
-                "at most 3 tokens goes on after 3",
+                "at most 3 tokens continues after 3",
             ),
         ];
         for (plant, expected) in cases {

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_text_that_nobody_waits_for_is_not_begun() {
+    async fn an_abandoned_text_is_not_tokenized() {
         let tokenizers = Arc::new(Tokenizers::start().expect("threads"));
         let (release, long) = blocked(&tokenizers).await;
         let runs = Arc::new(AtomicU32::new(0));

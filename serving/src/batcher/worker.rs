@@ -174,7 +174,7 @@ impl Worker {
     fn deliver(&mut self, chosen: &[(usize, usize, bool)], rows: &[Vec<f32>]) {
         let wanted = chosen.iter().filter(|(_, _, logits)| *logits).count();
         assert_eq!(rows.len(), wanted, "one row for each chunk that requested logits");
-        let front = Arc::clone(self.engine.front());
+        let frontend = Arc::clone(self.engine.frontend());
         let mut rows = rows.iter();
         let mut ended = Vec::new();
         for (index, count, logits) in chosen {
@@ -191,7 +191,7 @@ impl Worker {
                 continue;
             }
             add(&self.counters.generation_tokens_total, 1);
-            if running.accept(&front, row) {
+            if running.accept(&frontend, row) {
                 ended.push((*index, &self.counters.finished_total));
             }
         }

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_in_the_wild_render() {
+    fn published_templates_render() {
         let source = "{{ bos_token }}{% for message in messages %}\n    \
             {% if message['role'] not in ['user', 'assistant'] %}\
             {{ raise_exception('no ' + message.role) }}{% endif %}\n\

@@ -28,9 +28,9 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
         "checked when the request was parsed"
     );
     if sampling.temperature <= 0.0 {
-        return likeliest(logits);
+        return argmax(logits);
     }
-    let highest = logits[likeliest(logits) as usize];
+    let highest = logits[argmax(logits) as usize];
     let mut weights: Vec<(f32, u32)> = logits
         .iter()
         .enumerate()
@@ -60,7 +60,7 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
 }
 
 /// Returns the token with the highest logit, the lowest id among equals. NaN never wins.
-fn likeliest(logits: &[f32]) -> u32 {
+fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] || logits[best].is_nan() {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_temperature_takes_the_likeliest_and_the_lowest_id_among_equals() {
+    fn zero_temperature_takes_the_highest_logit_and_the_lowest_id_among_equals() {
         assert_eq!(draw(&[0.0, 3.0, 3.0, 1.0], 0.0, 1.0, 1), [1]);
         assert_eq!(draw(&[f32::NAN, -2.0, -1.0], 0.0, 1.0, 1), [2]);
     }

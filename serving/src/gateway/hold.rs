@@ -31,7 +31,7 @@ impl Gateway {
             Ok(Ok(table)) => Ok(table.clone()),
             // The sender belongs to this gateway and does not close.
             Ok(Err(_)) | Err(_) => {
-                let message = "this gateway does not know yet who serves what";
+                let message = "this gateway has not received its route table yet";
                 Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1))
             }
         }
@@ -75,7 +75,7 @@ impl Gateway {
         tried: &[u64],
         suspect: &Suspect<'_>,
     ) -> Result<Option<RequestPermit>, ApiError> {
-        let came_at = Instant::now();
+        let arrived_at = Instant::now();
         let choose = |is_pressed: bool| {
             let table = self.table.borrow().clone();
             let services = wanted.services(&table)?;
@@ -83,10 +83,10 @@ impl Gateway {
         };
         // A worker that replaces the lost one is idle at first; only after that is the last open worker
         // reserved.
-        if let Some(place) = self.pick_by(came_at + self.hold_timeout / 2, || choose(false)).await? {
-            return Ok(Some(place));
+        if let Some(permit) = self.pick_by(arrived_at + self.hold_timeout / 2, || choose(false)).await? {
+            return Ok(Some(permit));
         }
-        self.pick_by(came_at + self.hold_timeout * SUSPECT_HOLD_FACTOR, || choose(true)).await
+        self.pick_by(arrived_at + self.hold_timeout * SUSPECT_HOLD_FACTOR, || choose(true)).await
     }
 
     /// Retries `choose` until it succeeds; returns `None` after the deadline.
@@ -104,8 +104,8 @@ impl Gateway {
             tokio::pin!(vacancy);
             vacancy.as_mut().enable();
             tables.mark_unchanged();
-            if let Some(place) = choose()? {
-                return Ok(Some(place));
+            if let Some(permit) = choose()? {
+                return Ok(Some(permit));
             }
             tokio::select! {
                 () = vacancy => {}

@@ -207,14 +207,14 @@ pub(super) struct Suspect<'p> {
 
 impl Suspect<'_> {
     /// Opens the reserved worker to all requests again, once the suspect's answer has begun.
-    pub(super) fn acquit(&self) {
+    pub(super) fn release(&self) {
         self.pool.links().iter().for_each(|link| link.release(self.id));
     }
 }
 
 impl Drop for Suspect<'_> {
     fn drop(&mut self) {
-        self.acquit();
+        self.release();
     }
 }
 
@@ -252,7 +252,7 @@ impl WorkerPool {
     }
 
     /// Records a worker's load and wakes waiting requests when it becomes ready.
-    pub(super) fn heard(&self, link: &WorkerConnection, load: WorkerLoad) {
+    pub(super) fn record_load(&self, link: &WorkerConnection, load: WorkerLoad) {
         let is_ready = load.state == WorkerState::Ready;
         let was_ready = link.is_ready.swap(is_ready, Ordering::Relaxed);
         // Published after readiness: a client that sees a ready worker in the metrics may rely on it.
@@ -302,7 +302,7 @@ impl WorkerPool {
         Some(self.take(chosen))
     }
 
-    /// Chooses a worker without requests that takes no other until the suspect is acquitted. If there is
+    /// Chooses a worker without requests that takes no other until its reservation ends. If there is
     /// none, one is reserved, so that it becomes idle. Under time pressure the last worker open to all is
     /// reserved too, and answers that have begun do not count.
     pub(super) fn choose_alone(

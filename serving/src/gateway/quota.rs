@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minutes_worth_may_come_at_once_and_then_evenly() {
+    fn a_minutes_quota_may_come_as_a_burst_and_then_evenly() {
         let (quotas, start) = (Quotas::default(), Instant::now());
         let key = key("a", Some(60));
         for _ in 0..60 {

@@ -33,11 +33,11 @@ impl Table {
             let name = service.service.clone();
             for route in &service.routes {
                 if routes.insert((name.clone(), route.slot), route.clone()).is_some() {
-                    return Err(format!("slot {} of `{name}` stands twice", route.slot));
+                    return Err(format!("slot {} of `{name}` is a duplicate", route.slot));
                 }
             }
             if services.insert(name.clone(), service).is_some() {
-                return Err(format!("service `{name}` stands twice"));
+                return Err(format!("service `{name}` is a duplicate"));
             }
         }
         let nodes = routes.values().map(|route| route.node).collect();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_or_slot_that_stands_twice_is_refused() {
+    fn a_duplicate_name_or_slot_is_refused() {
         assert!(table(vec![service("a", "m", &[0, 1]), service("b", "m", &[0])]).is_ok());
         assert!(
             table(vec![service("a", "m", &[0]), service("a", "m", &[1])]).expect_err("a").contains("`a`")

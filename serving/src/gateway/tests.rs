@@ -189,7 +189,7 @@ impl Simulation {
 pub(super) enum Act {
     /// Answers after this many milliseconds.
     Answer(u64),
-    /// Streams: the first piece after as many milliseconds, then for as many.
+    /// Streams: the first chunk after as many milliseconds, then for as many.
     Stream(u64, u64),
     /// Kills its worker after as many milliseconds.
     Kill(u64),
@@ -328,7 +328,7 @@ async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::respo
             std::future::pending().await
         }
         Act::Stream(wait, lasts) => {
-            let pieces = futures::stream::iter([wait, lasts]).then(move |wait| {
+            let chunks = futures::stream::iter([wait, lasts]).then(move |wait| {
                 let _held = &in_flight;
                 async move {
                     after(wait).await;
@@ -336,7 +336,7 @@ async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::respo
                 }
             });
             // Moved in, so that the request counts until its stream has ended.
-            return axum::response::Response::new(Body::from_stream(pieces));
+            return axum::response::Response::new(Body::from_stream(chunks));
         }
     };
     drop(in_flight);

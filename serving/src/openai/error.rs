@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_text_is_escaped_and_cut() {
+    fn client_text_is_escaped_and_truncated() {
         assert_eq!(printable("a\u{202e}\nb"), "a\\u{202e}\\nb");
         assert_eq!(printable(&"x".repeat(70)).chars().count(), 65);
     }

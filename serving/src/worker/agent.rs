@@ -45,7 +45,7 @@ pub(super) async fn serve_agent(listener: UnixListener, worker: Sandboxed) {
                 tokio::spawn(converse(stream, worker.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "accept an agent");
+                tracing::warn!(%error, "accepting an agent failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -171,7 +171,7 @@ struct Streaming {
 }
 
 /// Remainder of the stream to send.
-enum Rest {
+enum StreamState {
     Events(Streaming),
     Trailers(HeaderMap),
     Nothing,
@@ -214,11 +214,13 @@ impl Streaming {
     }
 
     fn stream(self, include_usage: bool) -> Response {
-        let frames = futures::stream::unfold(Rest::Events(self), move |rest| async move {
+        let frames = futures::stream::unfold(StreamState::Events(self), move |rest| async move {
             match rest {
-                Rest::Events(streaming) => Some(streaming.step(include_usage).await),
-                Rest::Trailers(trailers) => Some((Ok(Frame::trailers(trailers)), Rest::Nothing)),
-                Rest::Nothing => None,
+                StreamState::Events(streaming) => Some(streaming.step(include_usage).await),
+                StreamState::Trailers(trailers) => {
+                    Some((Ok(Frame::trailers(trailers)), StreamState::Nothing))
+                }
+                StreamState::Nothing => None,
             }
         });
         let mut response = Response::new(Body::new(StreamBody::new(frames)));
@@ -226,7 +228,7 @@ impl Streaming {
         response
     }
 
-    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, Rest) {
+    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, StreamState) {
         let event = self.next().await;
         let mut bytes = Vec::new();
         if std::mem::take(&mut self.is_first) && self.label.endpoint == Endpoint::Chat {
@@ -235,7 +237,7 @@ impl Streaming {
         let rest = match event {
             Event::Text(text) => {
                 bytes.extend_from_slice(&self.label.event(&text, false, None, include_usage));
-                Rest::Events(self)
+                StreamState::Events(self)
             }
             Event::Finished(finish) => {
                 bytes.extend_from_slice(&self.label.event("", false, Some(finish.reason), include_usage));
@@ -244,12 +246,12 @@ impl Streaming {
                     bytes.extend_from_slice(&self.label.usage_event(usage));
                 }
                 bytes.extend_from_slice(DONE_EVENT);
-                Rest::Trailers(trailers(&finish))
+                StreamState::Trailers(trailers(&finish))
             }
             Event::Failed(error) => {
                 let error = ApiError::from_batch(&error, self.label.endpoint.input());
                 bytes.extend_from_slice(&error_event(&error));
-                Rest::Nothing
+                StreamState::Nothing
             }
         };
         (Ok(Frame::data(Bytes::from(bytes))), rest)

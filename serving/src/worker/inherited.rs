@@ -11,7 +11,7 @@ use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{
     DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
 };
-use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
+use crate::weights::{FileRange, ModelFiles, STALL_LIMIT, SharedLayout};
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::{Extension, State};
@@ -145,14 +145,14 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
         device: if manifest.gpus.is_empty() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
     };
     let engine = LoadedEngine::open(&files, &options)?;
-    check_task(manifest.task, engine.front().operation())?;
+    check_task(manifest.task, engine.frontend().operation())?;
     let sequences_max = (manifest.batch_sequences_max as usize).max(1);
     let limits = BatcherLimits { sequences_max, ..BatcherLimits::default() };
     Ok(Batcher::start(Box::new(engine), limits)?)
 }
 
-fn span(file: &protocol::model::ModelFile) -> FileSpan {
-    FileSpan { path: file.path.clone(), offset: file.offset, length: file.length }
+fn span(file: &protocol::model::ModelFile) -> FileRange {
+    FileRange { path: file.path.clone(), offset: file.offset, length: file.length }
 }
 
 /// Checks that the model supports the task it was deployed for.

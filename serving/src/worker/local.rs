@@ -91,7 +91,7 @@ fn load(config: &Config) -> anyhow::Result<Batcher> {
     let files = ModelFiles::open_directory(&config.model_dir)?;
     let engine = LoadedEngine::open(&files, &config.engine)?;
     if let Some(task) = config.task {
-        inherited::check_task(task, engine.front().operation())?;
+        inherited::check_task(task, engine.frontend().operation())?;
     }
     Ok(Batcher::start(Box::new(engine), config.batcher)?)
 }

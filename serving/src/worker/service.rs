@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told() {
+    fn a_failed_load_is_reported() {
         let service = WorkerService::new(None);
         service.failed("no tokenizer".to_owned());
         let error = service.batcher().expect_err("failed");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_looks_at_recent_requests_only() {
+    fn the_median_covers_recent_requests_only() {
         let service = WorkerService::new(None);
         assert_eq!(service.metrics().time_to_first_token_p50_us, 0);
         service.record_first_token(Duration::from_secs(9));

@@ -44,7 +44,7 @@ fn a_text_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
 }
 
 #[test]
-fn too_long_a_text_and_generation_are_refused() {
+fn an_oversized_text_and_a_generation_are_refused() {
     let directory = write(&bert_config(), Dtype::F32);
     let mut engine = open(directory.path(), 1);
     let error = engine.embed(&[tokens(91, 1)]).expect_err("longer than the position table");

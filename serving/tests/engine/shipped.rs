@@ -23,7 +23,7 @@ fn ask(batcher: &Batcher, question: &str) -> String {
 }
 
 #[test]
-fn it_knows_small_sums_and_what_commands_do() {
+fn it_answers_small_sums_and_questions_about_commands() {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
     let batcher = Batcher::start(Box::new(open(&directory, 2)), BatcherLimits::default()).expect("a thread");
     for (question, answer) in [

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_by_reservations_and_gets_everything_back() {
+    fn the_pool_is_bounded_by_reservations_and_takes_back_all_blocks() {
         let mut cache = cache(3);
         assert_eq!(cache.capacity(), Capacity { tokens_total: 96, tokens_reserved: 0 });
         let first = cache.open(33).expect("two blocks of three");
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_found_in_its_panel() {
+    fn stored_keys_and_values_are_read_from_their_panel() {
         let mut cache = cache(3);
         let id = cache.open(40).expect("two blocks");
         cache.extend(id, 40);

@@ -2,7 +2,7 @@
 //! model and checks the CPU kernels.
 
 use super::super::config::DecoderShape;
-use super::super::decoder::angles;
+use super::super::decoder::rope;
 use super::NamedTensors;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::{silu, softmax};
@@ -46,7 +46,7 @@ pub struct Llama {
 impl Llama {
     /// Builds the decoder over these parameters, for positions below `context`.
     pub fn new(shape: &DecoderShape, tensors: NamedTensors, context: usize, device: &Device) -> Result<Self> {
-        let (cosines, sines) = angles(&shape.rotary, shape.head_width, context);
+        let (cosines, sines) = rope(&shape.rotary, shape.head_width, context);
         let table = |values| Tensor::from_vec(values, (context, shape.head_width / 2), device);
         Ok(Self { cosines: table(cosines)?, sines: table(sines)?, tensors, shape: shape.clone() })
     }

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn panels_hold_the_transposed_weights_whatever_the_shape_type_and_instructions() {
+    fn panels_hold_the_transposed_weights_for_every_shape_type_and_instruction_set() {
         for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
             for (outputs, width) in [(64, 48), (40, 17), (5, 3), (33, 100)] {
                 // Small integers are exact in all three types.

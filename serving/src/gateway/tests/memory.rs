@@ -60,7 +60,7 @@ async fn a_key_with_a_hundred_unfinished_bodies_does_not_stop_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_goes_on_is_not_cut() {
+async fn a_slow_body_with_progress_is_read_in_full() {
     let simulation = Simulation::new(16 * MIB);
     let _worker = simulation.worker().await;
     let whole = br#"{"model": "echo", "prompt": "slow"}"#;
@@ -89,7 +89,7 @@ async fn a_body_without_a_good_key_is_never_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_nobody_reads_make_room_for_another_keys() {
+async fn unread_answers_are_evicted_for_another_key() {
     let simulation = Simulation::new(16 * MIB);
     let _worker = simulation.worker().await;
     let memory = simulation.gateway.memory.clone();

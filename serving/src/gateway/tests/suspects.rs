@@ -148,7 +148,7 @@ async fn after_an_ordinary_death_forty_streams_go_on_elsewhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_is_let_go_in_order_makes_no_suspects() {
+async fn an_orderly_departure_makes_no_suspects() {
     for (departure, expected) in
         [(Departure::SlotEnded, [vec![0], vec![0, 1]]), (Departure::Lapsed, [vec![0], vec![0, 1]])]
     {

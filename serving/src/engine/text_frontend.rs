@@ -23,7 +23,7 @@ const TEXT_BYTES_MIN: usize = 64 * 1024;
 
 /// The text side of a model.
 #[derive(Debug)]
-pub struct Front {
+pub struct TextFrontend {
     operation: Operation,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -80,7 +80,7 @@ impl RawToken {
     }
 }
 
-impl Front {
+impl TextFrontend {
     /// Reads tokenizer and template; waits for those files only.
     pub fn read(
         files: &ModelFiles,
@@ -124,8 +124,8 @@ impl Front {
         })
     }
 
-    /// Returns a generating front with 256 byte tokens and token 256 as the end; for tests and the simulated
-    /// engine.
+    /// Returns a generating frontend with 256 byte tokens and token 256 as the end; for tests and the
+    /// simulated engine.
     pub fn bytes(context_tokens_max: usize) -> Self {
         let tokenizer = byte_tokenizer(&["<|end|>"]);
         Self {
@@ -146,7 +146,7 @@ impl Front {
         Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
     }
 
-    /// Returns this front with a tokenizer that calls `delay` first.
+    /// Returns this frontend with a tokenizer that calls `delay` first.
     pub(super) fn delayed(self, delay: Delay) -> Self {
         Self { delay: Some(delay), ..self }
     }
@@ -323,17 +323,17 @@ mod tests {
 
     #[test]
     fn bytes_round_trip_and_have_their_own_ids() {
-        let front = Front::bytes(100);
+        let frontend = TextFrontend::bytes(100);
         let text = "a é\n\u{0}~";
-        let tokens = front.encode(text, true).expect("bytes");
+        let tokens = frontend.encode(text, true).expect("bytes");
         assert_eq!(tokens, text.bytes().map(u32::from).collect::<Vec<_>>());
-        assert_eq!(front.decode(&tokens), text);
-        assert_eq!(front.encode("<|end|>", false).expect("special"), [256]);
-        assert_eq!(front.decode(&[104, 105, 256]), "hi");
+        assert_eq!(frontend.decode(&tokens), text);
+        assert_eq!(frontend.encode("<|end|>", false).expect("special"), [256]);
+        assert_eq!(frontend.decode(&[104, 105, 256]), "hi");
     }
 
     #[test]
-    fn every_text_that_fits_is_tokenized_and_none_for_which_there_is_no_memory() {
+    fn the_limit_on_texts_follows_context_and_memory() {
         const GIB: usize = 1 << 30;
         for (longest, context, memory, expected) in [
             // MiniLM, the shipped model, Llama 3: every text that fits the context is tokenized.
@@ -353,25 +353,27 @@ mod tests {
 
     #[test]
     fn a_text_of_megabytes_is_refused_before_it_is_tokenized() {
-        let front = Front::bytes(100);
+        let frontend = TextFrontend::bytes(100);
         let long = "x".repeat(4_000_000);
         let message = ChatMessage { role: "user".to_owned(), content: long.clone() };
-        for refused in
-            [front.encode(&long, true), front.encode_checked(&long, true), front.encode_chat(&[message])]
-        {
+        for refused in [
+            frontend.encode(&long, true),
+            frontend.encode_checked(&long, true),
+            frontend.encode_chat(&[message]),
+        ] {
             let error = refused.expect_err("too long");
             assert_eq!(error.code().as_str(), "context-length-exceeded");
             let text = error.to_string();
             // The message counts bytes, not tokens: the text was never tokenized.
             assert!(text.starts_with("40000") && text.contains("bytes of text, at most 65936"), "{text}");
         }
-        let fits = "y".repeat(front.text_bytes_max());
-        assert_eq!(front.encode(&fits, true).expect("tokens").len(), 65_936);
+        let fits = "y".repeat(frontend.text_bytes_max());
+        assert_eq!(frontend.encode(&fits, true).expect("tokens").len(), 65_936);
     }
 
     #[test]
-    fn too_long_an_input_is_an_error_that_says_how_long() {
-        let error = Front::bytes(4).encode_checked("12345", true).expect_err("five tokens");
+    fn an_oversized_input_is_an_error_with_its_length() {
+        let error = TextFrontend::bytes(4).encode_checked("12345", true).expect_err("five tokens");
         assert_eq!(error.code().as_str(), "context-length-exceeded");
         assert_eq!(error.to_string(), "5 tokens exceed the model's context of 4");
     }
