@@ -86,6 +86,7 @@ pub enum BatchError {
 
 impl BatchError {
     /// Returns the stable code that `quorate explain` documents.
+    #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Overloaded { .. } => code::WORKER_OVERLOADED,
@@ -172,6 +173,9 @@ pub struct Embedding {
 
 impl Embedding {
     /// Waits for the vectors.
+    ///
+    /// # Errors
+    /// [`BatchError::Failed`]: the engine failed, or its thread has ended.
     pub async fn computed(self) -> Result<Embeddings, BatchError> {
         let vectors = self.answer.await.map_err(|_| stopped())??;
         Ok(Embeddings { vectors, prompt_tokens: self.prompt_tokens })
@@ -195,6 +199,12 @@ enum BatcherCommand {
 
 impl Batcher {
     /// Starts the engine's thread and the tokenizer threads.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    ///
+    /// # Panics
+    /// If `limits` allow no generation.
     pub fn start(engine: Box<dyn Engine>, limits: BatcherLimits) -> std::io::Result<Self> {
         let frontend = Arc::clone(engine.frontend());
         let counters = Arc::new(Counters::default());
@@ -207,11 +217,13 @@ impl Batcher {
     }
 
     /// Returns the text side of the model.
+    #[must_use]
     pub fn frontend(&self) -> &Arc<TextFrontend> {
         &self.frontend
     }
 
     /// Returns the current counters, for metrics.
+    #[must_use]
     pub fn snapshot(&self) -> BatcherSnapshot {
         self.counters.snapshot()
     }
@@ -222,12 +234,16 @@ impl Batcher {
     }
 
     /// Reports whether no request runs or waits.
+    #[must_use]
     pub fn is_idle(&self) -> bool {
         let now = self.counters.snapshot();
         now.requests_running == 0 && now.requests_waiting == 0
     }
 
     /// Tokenizes and queues a generation.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full, the worker drains, or the request is invalid for this model.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
         self.expect_operation(Operation::Generate)?;
         if request.stops.len() > self.limits.stops_max {
@@ -271,6 +287,9 @@ impl Batcher {
     }
 
     /// Tokenizes and queues texts to embed.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full, the worker drains, or an input is invalid for this model.
     pub async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<Embedding, BatchError> {
         self.expect_operation(Operation::Embed)?;
         if inputs.is_empty() || inputs.len() > self.limits.inputs_max {

@@ -57,14 +57,14 @@ pub(crate) async fn read<K: Ord + Clone>(
             Err(full())
         }
         Ok(Err(BodyError::Stalled)) => {
-            Err(too_slow(format!("the request body made no progress for {} s", STALL_TIMEOUT.as_secs())))
+            Err(timed_out(format!("the request body made no progress for {} s", STALL_TIMEOUT.as_secs())))
         }
         Ok(Err(BodyError::Disconnected)) => Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             code::REQUEST_INVALID,
             "the client disconnected within the request body",
         )),
-        Err(_) => Err(too_slow(format!("the request body took longer than {} s", BODY_TIMEOUT.as_secs()))),
+        Err(_) => Err(timed_out(format!("the request body took longer than {} s", BODY_TIMEOUT.as_secs()))),
     }
 }
 
@@ -95,7 +95,7 @@ async fn collect<K: Ord + Clone>(
     }
 }
 
-fn too_slow(message: String) -> ApiError {
+fn timed_out(message: String) -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, code::REQUEST_INVALID, message)
 }
 

@@ -105,6 +105,7 @@ pub enum EngineError {
 
 impl EngineError {
     /// Returns the stable code that `quorate explain` documents.
+    #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Weights(error) => error.code(),
@@ -291,6 +292,9 @@ enum Model {
 impl LoadedEngine {
     /// Reads configuration, tokenizer and tensor headers, and waits for those files only. On the CPU the
     /// first computation waits for the weights themselves, layer by layer.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a file is missing, damaged or not supported, or the device failed.
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
         let frontend = Arc::new(TextFrontend::read(files, &config, options)?);

@@ -99,6 +99,7 @@ impl GatewayMetrics {
     ///
     /// # Panics
     /// If two metrics share a name; the first test detects that.
+    #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
@@ -166,6 +167,7 @@ impl GatewayMetrics {
 
     /// Returns the metrics in Prometheus's text format. `workers` are (model, requests in flight, last
     /// reported load); `memory_bytes` are the bytes that requests hold.
+    #[must_use]
     pub fn text(
         &self,
         workers: impl Iterator<Item = (String, u32, Option<WorkerLoad>)>,
@@ -203,6 +205,7 @@ impl Default for GatewayMetrics {
 }
 
 /// Returns a worker's metrics in Prometheus's text format, for a worker without an agent.
+#[must_use]
 pub fn worker_text(model: &str, numbers: &WorkerMetrics) -> String {
     let r = &Registry::new();
     let labels = &[model];
@@ -221,6 +224,7 @@ pub fn worker_text(model: &str, numbers: &WorkerMetrics) -> String {
 }
 
 /// Builds a 200 response in Prometheus's text format.
+#[must_use]
 pub fn text_response(text: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
@@ -271,6 +275,7 @@ const CLIENT_GONE: u16 = 499;
 
 impl Observation {
     /// Starts the measurement of a request on its arrival.
+    #[must_use]
     pub fn begin(metrics: Arc<GatewayMetrics>, endpoint: Endpoint, request_id: HeaderValue) -> Self {
         Self {
             metrics,
@@ -317,6 +322,7 @@ impl Observation {
     }
 
     /// Reports whether the worker has sent the count of generated tokens, which it does at the end.
+    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.generated_tokens.is_some()
     }

@@ -96,6 +96,7 @@ pub enum WeightsError {
 
 impl WeightsError {
     /// Returns the stable code that `quorate explain` documents.
+    #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Open { .. } => code::MODEL_UNREADABLE,
@@ -155,6 +156,9 @@ impl ModelFiles {
     /// Maps every regular file under `directory`, including one level of subdirectories
     /// (sentence-transformers keeps its pooling configuration in one). For development and measurement only:
     /// a process with write access to the directory can change a mapped file.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the directory or a file in it cannot be opened.
     pub fn open_directory(directory: &Path) -> Result<Arc<Self>, WeightsError> {
         let mut files = BTreeMap::new();
         map_directory(directory, "", &mut files)?;
@@ -162,6 +166,9 @@ impl ModelFiles {
     }
 
     /// Maps the shared weights file and its progress bytes, as a sandboxed worker inherits them.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: a descriptor cannot be mapped, or the layout contradicts the maps.
     pub fn from_shared(
         weights: &OwnedFd,
         progress: &OwnedFd,
@@ -175,6 +182,7 @@ impl ModelFiles {
     }
 
     /// Returns the paths of all files, sorted.
+    #[must_use]
     pub fn paths(&self) -> Vec<&str> {
         match &self.source {
             FileMapping::Directory(files) => files.keys().map(String::as_str).collect(),
@@ -183,11 +191,13 @@ impl ModelFiles {
     }
 
     /// Reports whether the model has a file of this path, loaded or not.
+    #[must_use]
     pub fn contains(&self, path: &str) -> bool {
         self.length(path).is_some()
     }
 
     /// Returns a file's length in bytes.
+    #[must_use]
     pub fn length(&self, path: &str) -> Option<usize> {
         match &self.source {
             FileMapping::Directory(files) => files.get(path).map(|map| map.len()),
@@ -196,12 +206,18 @@ impl ModelFiles {
     }
 
     /// Returns a whole file; blocks until all of it is present.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the file is missing, or did not arrive in time.
     pub fn read(&self, path: &str) -> Result<&[u8], WeightsError> {
         let length = self.length(path).ok_or_else(|| WeightsError::FileMissing { path: path.to_owned() })?;
         self.range(path, 0..length)
     }
 
     /// Returns a range of a file; blocks until all of it is present.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the file is missing or shorter, or did not arrive in time.
     ///
     /// # Panics
     /// If the range is not inside the file: callers derive it from checked headers.
@@ -221,6 +237,7 @@ impl ModelFiles {
 
     /// Returns the segments present and the segments in total; (1, 1) for a directory, which is always
     /// complete.
+    #[must_use]
     pub fn arrived(&self) -> (usize, usize) {
         match &self.source {
             FileMapping::Directory(_) => (1, 1),
@@ -229,7 +246,7 @@ impl ModelFiles {
     }
 
     /// Returns the bytes of a file without waiting for them, for header checks that need its length.
-    fn unwaited(&self, path: &str) -> Option<&[u8]> {
+    fn bytes_without_waiting(&self, path: &str) -> Option<&[u8]> {
         match &self.source {
             FileMapping::Directory(files) => files.get(path).map(|map| &map[..]),
             FileMapping::Shared(shared) => shared.files.get(path).map(|range| &shared.map[range.clone()]),
@@ -362,6 +379,7 @@ pub enum ElementType {
 
 impl ElementType {
     /// Returns the size of one element in bytes.
+    #[must_use]
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -399,6 +417,9 @@ pub struct TensorView {
 
 impl Weights {
     /// Reads the headers of all safetensors files; waits for the headers only.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: a header is invalid, or did not arrive in time.
     pub fn open(files: Arc<ModelFiles>) -> Result<Self, WeightsError> {
         let names: Vec<String> = files
             .paths()
@@ -417,16 +438,21 @@ impl Weights {
     }
 
     /// Reports whether a tensor of this name exists.
+    #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// Returns the size of all tensors in bytes.
+    #[must_use]
     pub fn bytes_total(&self) -> u64 {
         self.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 
     /// Returns the tensor of this name, which must have exactly this shape. Does not wait for its bytes.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the tensor is missing, or has another shape or type.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView, WeightsError> {
         let entry =
             self.tensors.get(name).ok_or_else(|| WeightsError::TensorMissing { name: name.to_owned() })?;
@@ -455,9 +481,15 @@ impl Weights {
 impl TensorView {
     /// Returns the tensor's little-endian bytes; blocks until all are present. After the first success this
     /// costs two loads.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the bytes did not arrive in time.
     pub fn bytes(&self) -> Result<&[u8], WeightsError> {
         if self.present.load(Ordering::Acquire) {
-            let file = self.files.unwaited(&self.file).expect("the file was there when the header was read");
+            let file = self
+                .files
+                .bytes_without_waiting(&self.file)
+                .expect("the file was there when the header was read");
             return Ok(&file[self.range.clone()]);
         }
         let bytes = self.files.range(&self.file, self.range.clone())?;
@@ -466,16 +498,21 @@ impl TensorView {
     }
 
     /// Returns the element type as stored.
+    #[must_use]
     pub fn element(&self) -> ElementType {
         self.element
     }
 
     /// Returns the shape, outermost dimension first.
+    #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
     /// Returns a copy converted to f32, for vectors (biases, norms) and tests.
+    ///
+    /// # Errors
+    /// As [`Self::bytes`].
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightsError> {
         let bytes = self.bytes()?;
         Ok(match self.element {
@@ -531,7 +568,7 @@ fn read_header(
     let data_start =
         data_start.ok_or_else(|| damaged(format!("header of {header} bytes in a file of {length}")))?;
     files.range(path, 0..data_start)?;
-    let whole = files.unwaited(path).expect("path comes from the same listing");
+    let whole = files.bytes_without_waiting(path).expect("path comes from the same listing");
     let (_, metadata) = safetensors::SafeTensors::read_metadata(whole)
         .map_err(|error| damaged(format!("{error} (file of {length} bytes, truncated or overlong?)")))?;
     for (name, info) in metadata.tensors() {

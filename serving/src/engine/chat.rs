@@ -29,6 +29,9 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Compiles `source`. `begin` and `end` are the texts of the model's begin and end tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::ChatTemplate`]: the template does not compile.
     pub fn new(source: String, begin: String, end: String) -> Result<Self, EngineError> {
         let mut environment = Environment::new();
         // Configured as Hugging Face's renderer, for which templates are written.
@@ -43,12 +46,16 @@ impl ChatTemplate {
     }
 
     /// Returns a template of `role: content` lines, for the simulated engine.
+    #[must_use]
     pub fn plain() -> Self {
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ";
         Self::new(source.to_owned(), String::new(), String::new()).expect("the literal compiles")
     }
 
     /// Renders these messages into a prompt that ends where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// [`EngineError::ChatTemplate`]: the template rejects these messages.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, EngineError> {
         let messages: Vec<minijinja::Value> = messages
             .iter()

@@ -209,6 +209,9 @@ struct RawSentence {
 
 impl ModelConfig {
     /// Reads `config.json` and the companion files that complete it.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a file is missing or invalid, or the checkpoint is not supported.
     pub fn read(files: &ModelFiles) -> Result<Self, EngineError> {
         let raw: RawConfig = json(files, "config.json")?;
         let architecture = raw.architectures.as_deref().and_then(<[String]>::first).cloned();
@@ -353,6 +356,9 @@ fn read_rotary(theta: Option<f64>, rope: Option<RawRope>) -> Result<Rotary, Engi
 }
 
 /// Parses a JSON file of the model.
+///
+/// # Errors
+/// [`EngineError`]: the file is missing or invalid.
 pub fn json<T: DeserializeOwned>(files: &ModelFiles, path: &str) -> Result<T, EngineError> {
     serde_json::from_slice(files.read(path)?).map_err(|error| invalid(path, &error.to_string()))
 }

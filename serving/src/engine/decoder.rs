@@ -72,6 +72,9 @@ struct ChunkRows {
 
 impl Decoder {
     /// Looks up the tensors without waiting for any. `context` is the longest sequence that will be opened.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,

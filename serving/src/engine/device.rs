@@ -22,6 +22,9 @@ impl From<candle_core::Error> for EngineError {
 }
 
 /// Opens the CUDA device of this ordinal.
+///
+/// # Errors
+/// [`EngineError`]: there is no such device.
 #[cfg(feature = "cuda")]
 pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
     Ok(Device::new_cuda(ordinal)?)
@@ -59,6 +62,9 @@ pub struct DeviceEncoder {
 
 impl DeviceEncoder {
     /// Waits for all weights and copies them to the device.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type, or the device failed.
     pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let is_bare = weights.contains("embeddings.word_embeddings.weight");
         let root = if is_bare { "" } else { "bert." };
@@ -100,6 +106,9 @@ struct DeviceSequence {
 
 impl DeviceDecoder {
     /// Waits for all weights and copies them to the device.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type, or the device failed.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,

@@ -79,6 +79,9 @@ impl Norm {
 
 impl Encoder {
     /// Looks up the tensors without waiting for any.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type.
     pub fn open(shape: &EncoderShape, weights: &Weights, threads: usize) -> Result<Self, EngineError> {
         let (hidden, inner) = (shape.hidden, shape.intermediate);
         // Checkpoints with a task head carry the encoder under `bert.`.

@@ -21,6 +21,7 @@ pub struct Sampling {
 ///
 /// # Panics
 /// If `logits` is empty.
+#[must_use]
 pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
     assert!(
@@ -72,6 +73,7 @@ fn argmax(logits: &[f32]) -> u32 {
 
 /// Returns a number in [0, 1) that depends only on its arguments. It applies two rounds of SplitMix64's
 /// finaliser (Steele, Lea, Flood 2014), whose output passes the usual test batteries for counters.
+#[must_use]
 pub fn uniform(seed: u64, position: u64) -> f64 {
     let word = mix(mix(seed).wrapping_add(position.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     (word >> 11) as f64 / (1_u64 << 53) as f64

@@ -30,16 +30,19 @@ struct SimulatedSequence {
 
 impl SimulatedEngine {
     /// Returns a decoder that answers with the last non-empty line of the prompt, then its end token.
+    #[must_use]
     pub fn decoder(context_tokens_max: usize, tokens_total: usize) -> Self {
         Self::new(TextFrontend::bytes(context_tokens_max), tokens_total)
     }
 
     /// Returns an encoder: the shares of each byte value modulo `dimensions`, scaled to length 1.
+    #[must_use]
     pub fn encoder(context_tokens_max: usize, dimensions: usize) -> Self {
         Self::new(TextFrontend::bytes_embedding(context_tokens_max, dimensions), 0)
     }
 
     /// Makes each step take at least this long, so that a test can act while a generation runs.
+    #[must_use]
     pub fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
         self
@@ -47,18 +50,21 @@ impl SimulatedEngine {
 
     /// Repeats the line indefinitely, so that an answer ends only when its client leaves or its limit is
     /// reached.
+    #[must_use]
     pub fn without_end(mut self) -> Self {
         self.is_endless = true;
         self
     }
 
     /// Produces NaN for inputs that contain `!`, as a model with damaged weights does.
+    #[must_use]
     pub fn broken(mut self) -> Self {
         self.is_broken = true;
         self
     }
 
     /// Returns a decoder whose tokenizer calls `delay` with each text and blocks until it returns.
+    #[must_use]
     pub fn with_tokenizer(
         context_tokens_max: usize,
         tokens_total: usize,

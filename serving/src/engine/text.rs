@@ -69,6 +69,7 @@ pub enum StopCheck {
 
 impl StopStrings {
     /// Watches for these strings; empty ones are ignored.
+    #[must_use]
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
     }

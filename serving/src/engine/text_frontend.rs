@@ -82,6 +82,9 @@ impl RawToken {
 
 impl TextFrontend {
     /// Reads tokenizer and template; waits for those files only.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a file is missing or invalid.
     pub fn read(
         files: &ModelFiles,
         config: &ModelConfig,
@@ -126,6 +129,7 @@ impl TextFrontend {
 
     /// Returns a generating frontend with 256 byte tokens and token 256 as the end; for tests and the
     /// simulated engine.
+    #[must_use]
     pub fn bytes(context_tokens_max: usize) -> Self {
         let tokenizer = byte_tokenizer(&["<|end|>"]);
         Self {
@@ -142,6 +146,7 @@ impl TextFrontend {
     }
 
     /// Returns the same byte tokenizer for an embedding model of this many dimensions.
+    #[must_use]
     pub fn bytes_embedding(context_tokens_max: usize, dimensions: usize) -> Self {
         Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
     }
@@ -152,31 +157,37 @@ impl TextFrontend {
     }
 
     /// Returns the operation that the model supports.
+    #[must_use]
     pub fn operation(&self) -> Operation {
         self.operation
     }
 
     /// Returns the maximum tokens of an input and its output together.
+    #[must_use]
     pub fn context_tokens_max(&self) -> usize {
         self.context_tokens_max
     }
 
     /// Returns the size of the vocabulary: the width of a row of logits.
+    #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
 
     /// Returns the length of an embedding; `None` for a decoder.
+    #[must_use]
     pub fn dimensions(&self) -> Option<usize> {
         self.dimensions
     }
 
     /// Reports whether this token ends a generation.
+    #[must_use]
     pub fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)
     }
 
     /// Returns the length of the longest text that is tokenized, in bytes.
+    #[must_use]
     pub fn text_bytes_max(&self) -> usize {
         self.text_bytes_max
     }
@@ -203,6 +214,9 @@ impl TextFrontend {
     }
 
     /// Tokenizes a text and rejects one that exceeds the context.
+    ///
+    /// # Errors
+    /// As [`Self::encode`], and [`EngineError::ContextExceeded`].
     pub fn encode_checked(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
         let tokens = self.encode(text, special)?;
         self.check(tokens.len())?;
@@ -210,6 +224,9 @@ impl TextFrontend {
     }
 
     /// Tokenizes chat messages into a prompt and rejects one that leaves no room for an answer.
+    ///
+    /// # Errors
+    /// As [`Self::encode_checked`], and [`EngineError::ChatTemplate`].
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
         let template = self.template.as_ref().ok_or_else(|| EngineError::ChatTemplate {
             reason: "the model has no chat template; use /v1/completions".to_owned(),
@@ -220,6 +237,7 @@ impl TextFrontend {
     }
 
     /// Decodes tokens to text without special tokens; invalid UTF-8 becomes replacement characters.
+    #[must_use]
     pub fn decode(&self, tokens: &[u32]) -> String {
         // Decoding fails only if the decoder rejects its own tokens; the correct rendering of that is no
         // text.
@@ -277,12 +295,14 @@ fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError
 }
 
 /// Returns a Hugging Face tokenizer: 256 byte tokens, then these special tokens.
+#[must_use]
 pub fn byte_tokenizer(special: &[&str]) -> Tokenizer {
     let json = byte_tokenizer_json(special);
     Tokenizer::from_bytes(json.to_string()).expect("the literal is a valid tokenizer")
 }
 
 /// Returns the `tokenizer.json` of [`byte_tokenizer`].
+#[must_use]
 pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
     let vocabulary: BTreeMap<String, u32> =
         (0_u32..256).map(|byte| (byte_name(byte as u8).into(), byte)).collect();

@@ -5,6 +5,7 @@
 //! A request's `user` field scripts its worker's behaviour (see [`Act`]).
 
 mod memory;
+mod parsing;
 mod suspects;
 mod tickets;
 
@@ -145,6 +146,7 @@ impl Simulation {
             load,
             in_flight: AtomicU32::new(0),
             begun: Mutex::default(),
+            received: Mutex::default(),
             at_death: AtomicU32::new(u32::MAX),
             sent: AtomicU64::new(0),
         });
@@ -232,6 +234,8 @@ pub(super) struct Worker {
     in_flight: AtomicU32,
     /// Number of other requests in flight when each request arrived, in order.
     begun: Mutex<Vec<u32>>,
+    /// The newest request's body.
+    received: Mutex<Bytes>,
     /// Number of other requests in flight when the worker died.
     at_death: AtomicU32,
     /// Bytes of its load that the gateway has read.
@@ -254,8 +258,13 @@ impl Worker {
     }
 
     /// Returns, for each request, the number of others in flight when it arrived.
-    pub(super) fn company(&self) -> Vec<u32> {
+    pub(super) fn others_on_arrival(&self) -> Vec<u32> {
         self.begun.lock().expect("whole").clone()
+    }
+
+    /// Returns the body of the newest request, as it arrived.
+    pub(super) fn received(&self) -> Bytes {
+        self.received.lock().expect("whole").clone()
     }
 
     /// Stops the renewal of the ticket by the node.
@@ -314,6 +323,7 @@ impl Drop for InFlight {
 async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::response::Response {
     let others = worker.in_flight.fetch_add(1, Ordering::Relaxed);
     worker.begun.lock().expect("whole").push(others);
+    *worker.received.lock().expect("whole") = body.clone();
     let in_flight = InFlight(worker.clone());
     let after = |milliseconds| tokio::time::sleep(Duration::from_millis(milliseconds));
     let body = match Act::read(&body) {

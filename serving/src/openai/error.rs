@@ -31,11 +31,13 @@ pub struct ApiError {
 
 impl ApiError {
     /// Creates an error about no particular field.
+    #[must_use]
     pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), param: None, retry_after: None, is_hopeless: false }
     }
 
     /// Creates a 400 about one field.
+    #[must_use]
     pub fn field(code: ErrorCode, param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = Some(param.into());
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
@@ -54,6 +56,7 @@ impl ApiError {
     }
 
     /// Creates the error for a model that is not served.
+    #[must_use]
     pub fn model_not_found(model: &str) -> Self {
         let message = format!("the model `{}` does not exist", printable(model));
         let error = Self::field(code::MODEL_NOT_FOUND, "model", message);
@@ -61,12 +64,14 @@ impl ApiError {
     }
 
     /// Creates the error for a body above the limit; it was not read to its end.
+    #[must_use]
     pub fn body_too_large(limit: usize) -> Self {
         let message = format!("the request body is larger than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::REQUEST_TOO_LARGE, message)
     }
 
     /// Converts a batcher's rejection into an error about the field that holds the input.
+    #[must_use]
     pub fn from_batch(error: &BatchError, input: &str) -> Self {
         let unavailable =
             |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).retry_after(1);
@@ -84,11 +89,13 @@ impl ApiError {
     }
 
     /// Returns the code in OpenAI's spelling.
+    #[must_use]
     pub fn wire_code(&self) -> String {
         self.code.as_str().replace('-', "_")
     }
 
     /// Returns the body: `{"error": {...}}`.
+    #[must_use]
     pub fn body(&self) -> serde_json::Value {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "requests",
@@ -121,6 +128,7 @@ impl IntoResponse for ApiError {
 }
 
 /// Makes untrusted text safe to display: escapes control characters and limits the length.
+#[must_use]
 pub fn printable(text: &str) -> String {
     const CHARACTERS_MAX: usize = 64;
     let mut shown: String = text.chars().take(CHARACTERS_MAX).flat_map(char::escape_debug).collect();

@@ -44,6 +44,7 @@ impl Endpoint {
     pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Embeddings];
 
     /// Returns the path of the endpoint.
+    #[must_use]
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
@@ -53,6 +54,7 @@ impl Endpoint {
     }
 
     /// Returns OpenTelemetry's `gen_ai.operation.name`.
+    #[must_use]
     pub fn operation(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -62,6 +64,7 @@ impl Endpoint {
     }
 
     /// Returns the field that holds the input, as errors name it.
+    #[must_use]
     pub fn input(self) -> &'static str {
         match self {
             Self::Chat => "messages",
@@ -148,6 +151,7 @@ impl InferenceRequest {
     }
 
     /// Returns the requested model.
+    #[must_use]
     pub fn model(&self) -> &str {
         match self {
             Self::Generate(generate) => &generate.model,
@@ -156,6 +160,7 @@ impl InferenceRequest {
     }
 
     /// Reports whether the answer is a stream of events.
+    #[must_use]
     pub fn is_stream(&self) -> bool {
         matches!(self, Self::Generate(Generate { delivery: Delivery::Stream { .. }, .. }))
     }

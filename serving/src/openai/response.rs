@@ -37,12 +37,14 @@ pub struct Usage {
 
 impl Usage {
     /// Returns the usage of a generation.
+    #[must_use]
     pub fn generated(prompt_tokens: usize, completion_tokens: usize) -> Self {
         let total_tokens = prompt_tokens + completion_tokens;
         Self { prompt_tokens, completion_tokens: Some(completion_tokens), total_tokens }
     }
 
     /// Returns the usage of an embedding.
+    #[must_use]
     pub fn embedded(prompt_tokens: usize) -> Self {
         Self { prompt_tokens, completion_tokens: None, total_tokens: prompt_tokens }
     }
@@ -114,6 +116,7 @@ impl Label {
     }
 
     /// Builds the whole answer as one object.
+    #[must_use]
     pub fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Message(Message { role: "assistant", content: text, refusal: None }),
@@ -126,6 +129,7 @@ impl Label {
 
     /// Builds one event. `role` is set in a chat's first event; `reason` in the last that has a choice.
     /// `usage_follows` writes `"usage": null`, as OpenAI's events do when a last one will report it.
+    #[must_use]
     pub fn event(&self, text: &str, role: bool, reason: Option<FinishReason>, usage_follows: bool) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Delta(Delta {
@@ -140,12 +144,14 @@ impl Label {
     }
 
     /// Builds the event that reports the token counts.
+    #[must_use]
     pub fn usage_event(&self, usage: Usage) -> Bytes {
         event(&Answer { usage: Some(Some(usage)), ..self.answer(true, Vec::new()) })
     }
 }
 
 /// Builds the event that reports why a stream ends early. No `[DONE]` follows it.
+#[must_use]
 pub fn error_event(error: &ApiError) -> Bytes {
     Bytes::from(format!("data: {}\n\n", error.body()))
 }
@@ -173,6 +179,7 @@ enum EncodedVector {
 }
 
 /// Builds the answer to an embedding request.
+#[must_use]
 pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage: Usage) -> Bytes {
     let write = |vector: Vec<f32>| match encoding {
         Encoding::Float => EncodedVector::Float(vector),
@@ -209,11 +216,13 @@ impl<'a> ModelObject<'a> {
 }
 
 /// Builds the answer to `/v1/models`.
+#[must_use]
 pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Bytes {
     json(&ModelList { object: "list", data: names.into_iter().map(ModelObject::new).collect() })
 }
 
 /// Builds the answer to `/v1/models/NAME`.
+#[must_use]
 pub fn model(name: &str) -> Bytes {
     json(&ModelObject::new(name))
 }

@@ -6,7 +6,7 @@
 //! no library here may use them. A dedicated thread waits for SIGTERM.
 
 use super::WorkerService;
-use super::agent::{self, Sandboxed};
+use super::agent::{self, SandboxedWorker};
 use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{
     DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
@@ -45,6 +45,7 @@ const IDLE_CHECK: Duration = Duration::from_millis(20);
 const IO_THREADS: usize = 2;
 
 /// Returns the limits of a connection that serves inference requests: an answer may take minutes.
+#[must_use]
 pub fn serving_limits() -> Limits {
     Limits {
         request: Duration::from_secs(600),
@@ -64,10 +65,10 @@ pub fn run() -> anyhow::Result<()> {
     // Before any thread starts: all inherit the mask, so the signal stays pending for the thread that waits
     // for it.
     terminate.thread_block().context("block SIGTERM")?;
-    let manifest = read_manifest(&File::from(adopt(WORKER_MANIFEST_FD)?))?;
-    let weights = adopt(WORKER_WEIGHTS_FD)?;
-    let progress = adopt(WORKER_PROGRESS_FD)?;
-    let metrics = File::from(adopt(WORKER_METRICS_FD)?);
+    let manifest = read_manifest(&File::from(take_descriptor(WORKER_MANIFEST_FD)?))?;
+    let weights = take_descriptor(WORKER_WEIGHTS_FD)?;
+    let progress = take_descriptor(WORKER_PROGRESS_FD)?;
+    let metrics = File::from(take_descriptor(WORKER_METRICS_FD)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .enable_all()
@@ -100,18 +101,18 @@ pub fn run() -> anyhow::Result<()> {
     runtime.block_on(async move {
         let listener = overlay::listen::unix(&format!("fd:{WORKER_SOCKET_FD}")).await?;
         tokio::spawn(write_metrics(metrics, service.clone()));
-        agent::serve_agent(listener, Sandboxed::new(identity, service)).await;
+        agent::serve_agent(listener, SandboxedWorker::new(identity, service)).await;
         Ok(())
     })
 }
 
 /// Takes ownership of a descriptor that the sandbox left open.
-fn adopt(number: i32) -> anyhow::Result<OwnedFd> {
+fn take_descriptor(number: i32) -> anyhow::Result<OwnedFd> {
     // SAFETY: borrowed for this one call, which fails harmlessly when the descriptor is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl(borrowed, FcntlArg::F_GETFD).with_context(|| format!("descriptor {number} is not open"))?;
     // SAFETY: it is open, it came from the parent process so nothing else here owns it, and each number is
-    // adopted once, at the beginning of `run`.
+    // taken once, at the beginning of `run`.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -127,7 +128,7 @@ fn read_manifest(file: &File) -> anyhow::Result<WorkerManifest> {
 
 fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> anyhow::Result<Batcher> {
     let layout = SharedLayout {
-        files: manifest.files.iter().map(span).collect(),
+        files: manifest.files.iter().map(file_range).collect(),
         segments: manifest
             .segments
             .iter()
@@ -151,7 +152,7 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
     Ok(Batcher::start(Box::new(engine), limits)?)
 }
 
-fn span(file: &protocol::model::ModelFile) -> FileRange {
+fn file_range(file: &protocol::model::ModelFile) -> FileRange {
     FileRange { path: file.path.clone(), offset: file.offset, length: file.length }
 }
 
@@ -196,6 +197,7 @@ impl Tickets {
     }
 
     /// Builds the API that a gateway polls between requests: the worker's load and a fresh ticket.
+    #[must_use]
     pub fn router(&self, service: Arc<WorkerService>) -> Router {
         let tickets = Router::new().route("/worker/v1/ticket", get(ticket)).with_state(self.clone());
         tickets.merge(super::answer::router(service))

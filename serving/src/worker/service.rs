@@ -31,6 +31,7 @@ pub struct WorkerService {
 
 impl WorkerService {
     /// Creates a loading worker. `model` is the only name it answers to, if given.
+    #[must_use]
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
         let memory = Memory::new(MEMORY_BYTES_MAX);
@@ -71,16 +72,19 @@ impl WorkerService {
     }
 
     /// Subscribes to the state and its changes.
+    #[must_use]
     pub fn states(&self) -> watch::Receiver<(WorkerState, String)> {
         self.state.subscribe()
     }
 
     /// Reports whether no request runs or waits.
+    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.batcher.get().is_none_or(Batcher::is_idle)
     }
 
     /// Returns the model's name, if only one is answered.
+    #[must_use]
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
@@ -115,11 +119,13 @@ impl WorkerService {
     }
 
     /// Returns the current state and metrics.
+    #[must_use]
     pub fn load(&self) -> WorkerLoad {
         WorkerLoad { state: self.state.borrow().0, metrics: self.metrics() }
     }
 
     /// Returns the current metrics.
+    #[must_use]
     pub fn metrics(&self) -> WorkerMetrics {
         let numbers = self.batcher.get().map(Batcher::snapshot).unwrap_or_default();
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);

@@ -28,6 +28,7 @@ pub struct KeysValues<'a> {
 }
 
 /// Returns the width of a head, rounded up to whole panels.
+#[must_use]
 pub fn padded(width: usize) -> usize {
     width.next_multiple_of(PANEL)
 }

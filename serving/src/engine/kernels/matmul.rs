@@ -36,6 +36,7 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// Builds a matrix over f32 in memory.
+    #[must_use]
     pub fn from_f32(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
         assert_eq!(values.len(), outputs * inputs, "one element per output and input");
         Self { bytes: bytes_of(values), element: ElementType::F32, outputs, inputs }
@@ -225,6 +226,7 @@ pub fn copy_row(matrix: &Matrix<'_>, row: usize, into: &mut [f32]) {
 }
 
 /// Returns the reference result that every path must equal bit for bit; for tests.
+#[must_use]
 pub fn reference(input: &[f32], weight: &[f32], inputs: usize, bias: f32, activation: Activation) -> f32 {
     let sum = input[..inputs].iter().zip(weight).fold(bias, |sum, (a, b)| a.mul_add(*b, sum));
     if activation == Activation::Gelu { math::gelu(sum) } else { sum }
