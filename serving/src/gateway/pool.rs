@@ -17,6 +17,8 @@ use protocol::limits::LEASE_MS;
 use protocol::order::{TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{WorkerLoad, WorkerState};
 use std::collections::BTreeMap;
+#[cfg(test)]
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -356,7 +358,60 @@ impl WorkerPool {
         RequestPermit { link: link.clone(), is_answered: false }
     }
 
+    /// Checks that permits, reservations and departures of the pool agree with each other.
+    ///
+    /// # Errors
+    /// Describes the first violation.
+    #[cfg(test)]
+    pub(super) fn check_invariants(&self) -> Result<(), String> {
+        let mut suspects = BTreeSet::new();
+        for (id, link) in self.lock().iter() {
+            let unanswered = link.unanswered.load(Ordering::Acquire);
+            if unanswered > link.in_flight() {
+                let requests = link.in_flight();
+                return Err(format!("worker {id} has {requests} requests, {unanswered} of them unanswered"));
+            }
+            if link.lost.is_cancelled() {
+                return Err(format!("worker {id} is lost, but in the pool"));
+            }
+            let suspect = link.reserved_for.load(Ordering::Acquire);
+            let is_reserved = suspect != UNRESERVED && !link.channel.is_closed();
+            if is_reserved && !suspects.insert(suspect) {
+                return Err(format!("suspect {suspect} has reserved two workers"));
+            }
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<WorkerConnection>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Simulation;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_planted_violation_of_the_pool_is_reported() {
+        type Plant = fn(&[Arc<WorkerConnection>]);
+        let cases: [(Plant, &str); 3] = [
+            (|links| links[1].unanswered.store(1, Ordering::Release), "0 requests, 1 of them unanswered"),
+            (|links| links[0].lost.cancel(), "is lost, but in the pool"),
+            (
+                |links| links.iter().for_each(|link| link.reserved_for.store(7, Ordering::Release)),
+                "suspect 7 has reserved two workers",
+            ),
+        ];
+        for (plant, expected) in cases {
+            let simulation = Simulation::new(1 << 20);
+            let _workers = [simulation.worker().await, simulation.worker().await];
+            let pool = &simulation.gateway.pool;
+            assert_eq!(pool.check_invariants(), Ok(()));
+            plant(&pool.links());
+            let found = pool.check_invariants().expect_err(expected);
+            assert!(found.contains(expected), "{found} lacks {expected}");
+        }
     }
 }

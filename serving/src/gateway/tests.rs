@@ -169,10 +169,12 @@ impl Simulation {
         self.send(key, Body::from(body)).await
     }
 
-    /// Sends any completion, and reads the answer.
+    /// Sends any completion, and reads the answer. The pool keeps its invariants at each step of the way.
     pub(super) async fn send(&self, key: &str, body: Body) -> Answer {
         let (status, headers, body) = self.begin(key, body).await;
+        assert_eq!(self.gateway.pool.check_invariants(), Ok(()));
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        assert_eq!(self.gateway.pool.check_invariants(), Ok(()));
         Answer { status, headers, body }
     }
 
