@@ -126,7 +126,7 @@ fn report(found: &BTreeMap<(usize, usize), Cell>, versions: &BTreeMap<String, St
 /// Measures our side: texts per second, and the vectors.
 fn ours(engine: &mut LoadedEngine, texts: &[String], repeat: usize) -> anyhow::Result<(f64, Vec<Vec<f32>>)> {
     let mut embed = || -> anyhow::Result<Vec<Vec<f32>>> {
-        let encode = |text: &String| engine.front().encode(text, true);
+        let encode = |text: &String| engine.frontend().encode(text, true);
         let tokens: Vec<Vec<u32>> = texts.iter().map(encode).collect::<Result<_, _>>()?;
         Ok(engine.embed(&tokens)?)
     };
@@ -146,7 +146,7 @@ fn texts_of(engine: &LoadedEngine, texts: usize, tokens: usize) -> anyhow::Resul
     let text = |text: usize| (2..tokens).map(|place| word(text, place)).collect::<Vec<_>>().join(" ");
     let texts: Vec<String> = (0..texts).map(text).collect();
     for text in &texts {
-        let found = engine.front().encode(text, true)?.len();
+        let found = engine.frontend().encode(text, true)?.len();
         ensure!(found == tokens, "{text:?} has {found} tokens, not {tokens}");
     }
     Ok(texts)

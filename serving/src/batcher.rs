@@ -15,23 +15,21 @@ mod generation;
 mod tokenizers;
 mod worker;
 
+use crate::engine::chat::ChatMessage;
+use crate::engine::sampler::Sampling;
+use crate::engine::{Engine, EngineError, Operation, TextFrontend};
+use counters::Counters;
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-
-use protocol::ErrorCode;
-use protocol::error_code as code;
+use tokenizers::Tokenizers;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 pub use counters::BatcherSnapshot;
 pub use generation::{Event, Finish, FinishReason};
-
-use crate::engine::chat::ChatMessage;
-use crate::engine::sampler::Sampling;
-use crate::engine::{Engine, EngineError, Front, Operation};
-use counters::Counters;
-use tokenizers::Tokenizers;
 
 /// Limits of a batcher.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +47,8 @@ pub struct BatcherLimits {
 }
 
 impl Default for BatcherLimits {
-    /// 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stop strings, as in the OpenAI API.
+    /// Returns 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stop strings, as in OpenAI's
+    /// API.
     fn default() -> Self {
         Self { sequences_max: 64, waiting_max: 256, step_tokens_max: 512, inputs_max: 2048, stops_max: 4 }
     }
@@ -87,6 +86,7 @@ pub enum BatchError {
 
 impl BatchError {
     /// Returns the stable code that `quorate explain` documents.
+    #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Overloaded { .. } => code::WORKER_OVERLOADED,
@@ -157,7 +157,7 @@ pub struct Embeddings {
 /// Handle to the thread that owns an engine. Clones share it; the thread ends when the last is dropped.
 #[derive(Debug, Clone)]
 pub struct Batcher {
-    front: Arc<Front>,
+    frontend: Arc<TextFrontend>,
     limits: BatcherLimits,
     counters: Arc<Counters>,
     tokenizers: Arc<Tokenizers>,
@@ -173,6 +173,9 @@ pub struct Embedding {
 
 impl Embedding {
     /// Waits for the vectors.
+    ///
+    /// # Errors
+    /// [`BatchError::Failed`]: the engine failed, or its thread has ended.
     pub async fn computed(self) -> Result<Embeddings, BatchError> {
         let vectors = self.answer.await.map_err(|_| stopped())??;
         Ok(Embeddings { vectors, prompt_tokens: self.prompt_tokens })
@@ -180,9 +183,9 @@ impl Embedding {
 }
 
 /// A slot in the queue, released when dropped before the thread has the request.
-struct Turn<'c>(&'c Counters);
+struct QueueSlot<'c>(&'c Counters);
 
-impl Drop for Turn<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         counters::leave(&self.0.waiting);
     }
@@ -196,23 +199,31 @@ enum BatcherCommand {
 
 impl Batcher {
     /// Starts the engine's thread and the tokenizer threads.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    ///
+    /// # Panics
+    /// If `limits` allow no generation.
     pub fn start(engine: Box<dyn Engine>, limits: BatcherLimits) -> std::io::Result<Self> {
-        let front = Arc::clone(engine.front());
+        let frontend = Arc::clone(engine.frontend());
         let counters = Arc::new(Counters::default());
         counters.cache_tokens_total.store(engine.capacity().tokens_total as u64, Ordering::Relaxed);
         let (commands, received) = mpsc::channel();
         let worker = worker::Worker::new(engine, limits, Arc::clone(&counters), received);
         std::thread::Builder::new().name("batcher".to_owned()).spawn(move || worker.run())?;
         let tokenizers = Arc::new(Tokenizers::start()?);
-        Ok(Self { front, limits, counters, tokenizers, commands })
+        Ok(Self { frontend, limits, counters, tokenizers, commands })
     }
 
     /// Returns the text side of the model.
-    pub fn front(&self) -> &Arc<Front> {
-        &self.front
+    #[must_use]
+    pub fn frontend(&self) -> &Arc<TextFrontend> {
+        &self.frontend
     }
 
     /// Returns the current counters, for metrics.
+    #[must_use]
     pub fn snapshot(&self) -> BatcherSnapshot {
         self.counters.snapshot()
     }
@@ -223,39 +234,46 @@ impl Batcher {
     }
 
     /// Reports whether no request runs or waits.
+    #[must_use]
     pub fn is_idle(&self) -> bool {
         let now = self.counters.snapshot();
         now.requests_running == 0 && now.requests_waiting == 0
     }
 
     /// Tokenizes and queues a generation.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full, the worker drains, or the request is invalid for this model.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
         self.expect_operation(Operation::Generate)?;
         if request.stops.len() > self.limits.stops_max {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
-        let turn = self.turn()?;
+        let slot = self.take_slot()?;
         let prompt = match request.prompt {
             Prompt::Text(text) => {
-                self.tokenize(text.len(), move |front, _| front.encode_checked(&text, true)).await?
+                self.tokenize(text.len(), move |frontend, _| frontend.encode_checked(&text, true)).await?
             }
             Prompt::Chat(messages) => {
                 let bytes = messages.iter().map(|message| message.content.len()).sum();
-                self.tokenize(bytes, move |front, _| front.encode_chat(&messages)).await?
+                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&messages)).await?
             }
             Prompt::Tokens(tokens) => tokens,
         };
         let prompt = self.check_tokens(prompt)?;
-        let context = self.front.context_tokens_max();
-        let tokens = prompt.len() + request.tokens_max.unwrap_or(1).max(1);
+        let context = self.frontend.context_tokens_max();
+        // An answer has at least one token.
+        let requested = request.tokens_max.map(|tokens| tokens.max(1));
+        let tokens = prompt.len() + requested.unwrap_or(1);
         if tokens > context {
             return Err(BatchError::refused(&EngineError::ContextExceeded {
                 tokens,
                 context_tokens_max: context,
             }));
         }
-        let tokens_max = request.tokens_max.unwrap_or(context - prompt.len());
+        let tokens_max = requested.unwrap_or(context - prompt.len());
         let prompt_tokens = prompt.len();
+        assert!(prompt_tokens + tokens_max <= context, "the longest answer fits the context");
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
             prompt,
@@ -264,31 +282,34 @@ impl Batcher {
             stops: request.stops,
             sender,
         };
-        self.submit(turn, BatcherCommand::Generate(job))?;
+        self.submit(slot, BatcherCommand::Generate(job))?;
         Ok(Generation { prompt_tokens, events })
     }
 
     /// Tokenizes and queues texts to embed.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full, the worker drains, or an input is invalid for this model.
     pub async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<Embedding, BatchError> {
         self.expect_operation(Operation::Embed)?;
         if inputs.is_empty() || inputs.len() > self.limits.inputs_max {
             let message = format!("{} inputs, expected 1 to {}", inputs.len(), self.limits.inputs_max);
             return Err(refuse(message));
         }
-        let turn = self.turn()?;
+        let slot = self.take_slot()?;
         let length = |input: &EmbedInput| match input {
             EmbedInput::Text(text) => text.len(),
             EmbedInput::Tokens(_) => 0,
         };
         let bytes = inputs.iter().map(length).sum();
-        let encode = move |front: &Front, is_abandoned: &dyn Fn() -> bool| {
+        let encode = move |frontend: &TextFrontend, is_abandoned: &dyn Fn() -> bool| {
             let mut sequences = Vec::with_capacity(inputs.len());
             for input in inputs {
                 if is_abandoned() {
                     break;
                 }
                 sequences.push(match input {
-                    EmbedInput::Text(text) => front.encode_checked(&text, true)?,
+                    EmbedInput::Text(text) => frontend.encode_checked(&text, true)?,
                     EmbedInput::Tokens(tokens) => tokens,
                 });
             }
@@ -299,7 +320,7 @@ impl Batcher {
             sequences.into_iter().map(|tokens| self.check_tokens(tokens)).collect::<Result<_, _>>()?;
         let prompt_tokens = sequences.iter().map(Vec::len).sum();
         let (reply, answer) = oneshot::channel();
-        self.submit(turn, BatcherCommand::Embed(embedding::EmbeddingTask::new(sequences, reply)))?;
+        self.submit(slot, BatcherCommand::Embed(embedding::EmbeddingTask::new(sequences, reply)))?;
         Ok(Embedding { prompt_tokens, answer })
     }
 
@@ -307,15 +328,15 @@ impl Batcher {
     async fn tokenize<T: Send + 'static>(
         &self,
         bytes: usize,
-        encode: impl FnOnce(&Front, &dyn Fn() -> bool) -> Result<T, EngineError> + Send + 'static,
+        encode: impl FnOnce(&TextFrontend, &dyn Fn() -> bool) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, BatchError> {
-        let front = self.front.clone();
-        let tokens = self.tokenizers.run(bytes, move |is_abandoned| encode(&front, is_abandoned)).await;
+        let frontend = self.frontend.clone();
+        let tokens = self.tokenizers.run(bytes, move |is_abandoned| encode(&frontend, is_abandoned)).await;
         tokens.ok_or_else(stopped)?.map_err(|error| BatchError::refused(&error))
     }
 
     fn expect_operation(&self, wanted: Operation) -> Result<(), BatchError> {
-        if self.front.operation() == wanted {
+        if self.frontend.operation() == wanted {
             return Ok(());
         }
         let operation = match wanted {
@@ -329,12 +350,12 @@ impl Batcher {
         if tokens.is_empty() {
             return Err(refuse("the input has no tokens".to_owned()));
         }
-        let vocabulary = self.front.vocabulary();
+        let vocabulary = self.frontend.vocabulary();
         if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let message = format!("token {unknown} is not below the vocabulary of {vocabulary}");
             return Err(refuse(message));
         }
-        let context_tokens_max = self.front.context_tokens_max();
+        let context_tokens_max = self.frontend.context_tokens_max();
         if tokens.len() > context_tokens_max {
             let tokens = tokens.len();
             return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max }));
@@ -343,23 +364,23 @@ impl Batcher {
     }
 
     /// Takes a slot in the queue: from here on the request counts, so a draining worker waits for it.
-    fn turn(&self) -> Result<Turn<'_>, BatchError> {
+    fn take_slot(&self) -> Result<QueueSlot<'_>, BatchError> {
         if self.counters.draining.load(Ordering::Acquire) {
             return Err(BatchError::Draining);
         }
         let waiting = self.counters.waiting.fetch_add(1, Ordering::AcqRel) as usize;
-        let turn = Turn(&self.counters);
+        let slot = QueueSlot(&self.counters);
         if waiting >= self.limits.waiting_max {
             self.counters.refused_total.fetch_add(1, Ordering::Relaxed);
             return Err(BatchError::Overloaded { waiting });
         }
-        Ok(turn)
+        Ok(slot)
     }
 
-    fn submit(&self, turn: Turn<'_>, command: BatcherCommand) -> Result<(), BatchError> {
+    fn submit(&self, slot: QueueSlot<'_>, command: BatcherCommand) -> Result<(), BatchError> {
         self.commands.send(command).map_err(|_| stopped())?;
         // The thread owns the request now and decrements the count of waiting requests.
-        std::mem::forget(turn);
+        std::mem::forget(slot);
         Ok(())
     }
 }

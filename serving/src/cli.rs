@@ -1,21 +1,19 @@
 //! Command line of `quorate-serve`: the AI circuit's two processes, worker and gateway.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-
+use crate::batcher::BatcherLimits;
+use crate::engine::{DeviceChoice, EngineOptions};
+use crate::gateway::{self, Listeners};
+use crate::{lockdown, worker};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use overlay::people::ServerCertificate;
 use overlay::{CancellationToken, Identity, listen};
 use protocol::manifest::Task;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-
-use crate::batcher::BatcherLimits;
-use crate::engine::{DeviceChoice, EngineOptions};
-use crate::gateway::{self, Listeners};
-use crate::{lockdown, worker};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +28,9 @@ Examples:
 
 Environment:
   QUORATE_LOG   what to log to standard error: error, warn, info (default), debug, or per module";
+
+/// Arguments of a worker on local files, which an agent's worker does not take.
+const LOCAL_ARGUMENTS: [&str; 7] = ["model_dir", "listen", "task", "model_name", "threads", "context", "gpu"];
 
 /// The AI circuit of Quorate: serve models, or route requests to the workers that serve them.
 #[derive(Parser)]
@@ -54,7 +55,7 @@ struct WorkerArguments {
     #[arg(long, value_name = "DIR", required_unless_present = "inherited")]
     model_dir: Option<PathBuf>,
     /// Serve the model that an agent passed in descriptors 3 to 7; only an agent starts a worker this way.
-    #[arg(long, conflicts_with_all = ["model_dir", "listen", "task", "model_name", "threads", "context", "gpu"])]
+    #[arg(long, conflicts_with_all = LOCAL_ARGUMENTS)]
     inherited: bool,
     /// Address to listen on: ADDRESS:PORT (port 0 takes a free one) or fd:N.
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -212,7 +213,7 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
             "metrics": listeners.metrics.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?,
             "key": identity.public_key(),
         });
-        lockdown::dial_nobody()?;
+        lockdown::deny_connections()?;
         crate::memory::return_freed_buffers();
         // Only a parent process that requested a free port reads this line.
         let _ = writeln!(std::io::stdout(), "{started}");

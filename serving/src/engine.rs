@@ -1,8 +1,8 @@
 //! Inference engines: forward passes of encoders and decoders, from token ids to embedding vectors or logits.
 //!
 //! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what
-//! each step computes. The text side of a model (tokenizer, chat template, special tokens) is in [`Front`],
-//! shared with the HTTP side.
+//! each step computes. The text side of a model (tokenizer, chat template, special tokens) is in
+//! [`TextFrontend`], shared with the HTTP side.
 //!
 //! On the CPU every result is bit-identical regardless of the other sequences in the batch, the number of
 //! threads, and the chunking of prompts. Each number is one fixed chain of fused multiply-adds (see
@@ -14,20 +14,19 @@ pub mod decoder;
 #[cfg(feature = "candle")]
 pub mod device;
 pub mod encoder;
-pub mod front;
 pub mod kernels;
 mod parameters;
 pub mod sampler;
 pub mod simulated;
 pub mod text;
-
-use std::sync::Arc;
-
-pub use front::Front;
-use protocol::ErrorCode;
-use protocol::error_code as code;
+pub mod text_frontend;
 
 use crate::weights::{ModelFiles, WeightsError};
+use protocol::ErrorCode;
+use protocol::error_code as code;
+use std::sync::Arc;
+
+pub use text_frontend::TextFrontend;
 
 /// Failure of an engine, with a stable error code for operators.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +78,8 @@ pub enum EngineError {
     },
     /// A text exceeds the largest size that could fit the context; it was not tokenized.
     #[error(
-        "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of {context_tokens_max} tokens"
+        "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of \
+         {context_tokens_max} tokens"
     )]
     TextTooLong {
         /// Length of the text in bytes.
@@ -105,6 +105,7 @@ pub enum EngineError {
 
 impl EngineError {
     /// Returns the stable code that `quorate explain` documents.
+    #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Weights(error) => error.code(),
@@ -157,7 +158,7 @@ pub struct Capacity {
 /// [`simulated::SimulatedEngine`].
 pub trait Engine: Send {
     /// Returns the text side of the model.
-    fn front(&self) -> &Arc<Front>;
+    fn frontend(&self) -> &Arc<TextFrontend>;
 
     /// Computes one vector per token sequence, in order. Encoders only.
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
@@ -169,8 +170,8 @@ pub trait Engine: Send {
     fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError>;
 
     /// Computes one step over many sequences. Returns one row of logits (as wide as the vocabulary) for each
-    /// run that requests them, in the order of the runs. No sequence may appear twice.
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    /// chunk that requests them, in the order of the chunks. No sequence may appear twice.
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
     /// Closes a sequence and releases its reservation.
     fn close(&mut self, sequence: SequenceId);
@@ -238,7 +239,7 @@ pub fn device_cache_bytes_of(granted: Option<u64>, weights: u64, free: u64) -> u
 }
 
 impl Default for EngineOptions {
-    /// One thread per available CPU, 256 MiB of cache, 1 GiB for the tokenizer, computing on the CPU.
+    /// Returns one thread per available CPU, 256 MiB of cache, 1 GiB for the tokenizer, computing on the CPU.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -254,7 +255,7 @@ impl Default for EngineOptions {
 
 /// A model loaded from its files: an encoder or a decoder over its weights.
 pub struct LoadedEngine {
-    front: Arc<Front>,
+    frontend: Arc<TextFrontend>,
     model: Model,
 }
 
@@ -277,9 +278,10 @@ pub trait Decode: Send {
 
     /// Computes one step; see [`Engine::step`].
     ///
-    /// # Panics If a run is empty, its sequence is not open or would outgrow its reservation, or a token is
+    /// # Panics
+    /// If a chunk is empty, its sequence is not open or would outgrow its reservation, or a token is
     /// unknown.
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }
 
 enum Model {
@@ -290,16 +292,19 @@ enum Model {
 impl LoadedEngine {
     /// Reads configuration, tokenizer and tensor headers, and waits for those files only. On the CPU the
     /// first computation waits for the weights themselves, layer by layer.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a file is missing, damaged or not supported, or the device failed.
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
-        let front = Arc::new(Front::read(files, &config, options)?);
+        let frontend = Arc::new(TextFrontend::read(files, &config, options)?);
         let weights = crate::weights::Weights::open(Arc::clone(files))?;
-        let context = front.context_tokens_max();
+        let context = frontend.context_tokens_max();
         let model = match options.device {
             DeviceChoice::Cpu => on_cpu(&config.shape, &weights, options, context)?,
             DeviceChoice::Cuda(ordinal) => on_gpu(ordinal, &config.shape, &weights, options, context)?,
         };
-        Ok(Self { front, model })
+        Ok(Self { frontend, model })
     }
 }
 
@@ -357,12 +362,12 @@ fn on_gpu(
 }
 
 impl Engine for LoadedEngine {
-    fn front(&self) -> &Arc<Front> {
-        &self.front
+    fn frontend(&self) -> &Arc<TextFrontend> {
+        &self.frontend
     }
 
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let limit = self.front.context_tokens_max();
+        let limit = self.frontend.context_tokens_max();
         if let Some(long) = sequences.iter().find(|tokens| tokens.len() > limit) {
             return Err(EngineError::ContextExceeded { tokens: long.len(), context_tokens_max: limit });
         }
@@ -380,7 +385,7 @@ impl Engine for LoadedEngine {
     }
 
     fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
-        let limit = self.front.context_tokens_max();
+        let limit = self.frontend.context_tokens_max();
         if tokens_max > limit {
             return Err(EngineError::ContextExceeded { tokens: tokens_max, context_tokens_max: limit });
         }
@@ -390,9 +395,9 @@ impl Engine for LoadedEngine {
         }
     }
 
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         match &mut self.model {
-            Model::Decoder(decoder) => decoder.step(runs),
+            Model::Decoder(decoder) => decoder.step(chunks),
             Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
         }
     }

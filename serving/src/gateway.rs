@@ -20,29 +20,27 @@ mod table;
 mod tests;
 mod ticket;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use overlay::people::{KeyExchanges, ServerCertificate};
-use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
-use protocol::TokenName;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
-
 use crate::memory::Memory;
 use crate::metrics::GatewayMetrics;
 use lifetime::Lifetimes;
+use overlay::people::{KeyExchanges, ServerCertificate};
+use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
 use pool::WorkerPool;
+use protocol::TokenName;
 use quota::Quotas;
+use std::sync::Arc;
+use std::time::Duration;
 use table::Table;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 pub use hold::HOLD_TIMEOUT;
 pub use ticket::TicketError;
 
 /// Time for answers in progress to finish at an orderly shutdown.
-const DRAIN: Duration = Duration::from_secs(30);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for an answer to begin, and for each pause within it: a long prompt on a slow machine.
-const ANSWER: Duration = Duration::from_secs(600);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Largest whole answer of a worker, in bytes: 2048 embeddings of 4096 numbers as text are about 100 MB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Limit on bodies and buffered answers, in bytes; no more than a small machine can spare. It holds two of
@@ -105,7 +103,8 @@ impl Gateway {
 /// Serves until `shutdown`, then lets answers in progress finish. A request without a worker waits for one
 /// for `hold_timeout`, usually [`HOLD_TIMEOUT`].
 ///
-/// # Errors A listener is unusable, or plain HTTP was requested beyond loopback.
+/// # Errors
+/// A listener is unusable, or plain HTTP was requested beyond loopback.
 pub async fn serve(
     listeners: Listeners,
     identity: Identity,
@@ -168,8 +167,8 @@ async fn serve_metrics(
 
 fn worker_limits() -> Limits {
     Limits {
-        request: ANSWER,
-        body_idle: ANSWER,
+        request: ANSWER_TIMEOUT,
+        body_idle: ANSWER_TIMEOUT,
         response_bytes_max: ANSWER_BYTES_MAX,
         streams_max: 1024,
         unadmitted_max: UNADMITTED_WORKERS_MAX,
@@ -179,8 +178,8 @@ fn worker_limits() -> Limits {
 
 fn public_limits() -> Limits {
     Limits {
-        request: ANSWER + Duration::from_secs(5),
-        drain: DRAIN,
+        request: ANSWER_TIMEOUT + Duration::from_secs(5),
+        drain: DRAIN_TIMEOUT,
         // The router bounds bodies itself, with an answer in OpenAI's format.
         request_bytes_max: usize::MAX >> 1,
         connections_max: 4096,

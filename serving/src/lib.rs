@@ -7,6 +7,7 @@
 //! control code, to storage credentials, or to any key but a TLS key.
 
 pub mod batcher;
+mod body;
 pub mod cli;
 pub mod engine;
 pub mod gateway;
@@ -16,5 +17,3 @@ pub mod metrics;
 pub mod openai;
 pub mod weights;
 pub mod worker;
-
-mod body;

@@ -5,12 +5,11 @@
 //! only each other) allowed. The worker's stricter filter is installed from outside, by the init of its
 //! sandbox.
 
-use std::collections::BTreeMap;
-
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter_all_threads,
 };
+use std::collections::BTreeMap;
 
 /// Failure to install the filter.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +53,13 @@ const SENDTO_ADDRESS: u8 = 4;
 /// Index of the `sendto` argument that holds flags.
 const SENDTO_FLAGS: u8 = 3;
 
-/// Permanently denies all threads of this process to open connections.
+/// Denies outgoing connections to all threads of this process, permanently.
 ///
-/// # Errors See [`LockdownError`]; the process must not serve then.
-pub fn dial_nobody() -> Result<(), LockdownError> {
+/// # Errors
+/// See [`LockdownError`]; the process must not serve then.
+pub fn deny_connections() -> Result<(), LockdownError> {
     #[cfg(target_arch = "x86_64")]
-    apply_filter_all_threads(&no_x32())?;
+    apply_filter_all_threads(&deny_x32())?;
     Ok(apply_filter_all_threads(&program()?)?)
 }
 
@@ -79,10 +79,10 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
-/// On x86-64 every system call has a second number, with this bit, for the x32 interface. No code here uses
-/// it, and a list of denied numbers would miss it.
+/// Denies the x32 interface, in which every system call of x86-64 has a second number, with this bit. No code
+/// here uses it, and a list of denied numbers would miss it.
 #[cfg(target_arch = "x86_64")]
-fn no_x32() -> BpfProgram {
+fn deny_x32() -> BpfProgram {
     const X32_BIT: u32 = 0x4000_0000;
     let instruction =
         |code: u32, jt: u8, jf: u8, k: u32| seccompiler::sock_filter { code: code as u16, jt, jf, k };

@@ -10,13 +10,12 @@
 pub(crate) mod budget;
 mod buffer;
 
+use budget::{ByteBudget, ChargeDecision, RequestId};
+use overlay::CancellationToken;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use overlay::CancellationToken;
 use tokio::sync::Notify;
 
-use budget::{ByteBudget, ChargeDecision, RequestId};
 pub(crate) use buffer::{Buffer, ChargedBody};
 
 /// Bytes charged for the smallest request: its connection, headers and future.
@@ -86,7 +85,8 @@ pub(crate) struct Charge<K: Ord + Clone> {
 impl<K: Ord + Clone> Charge<K> {
     /// Charges `bytes` more; waits while evicted requests release theirs.
     ///
-    /// # Errors [`Exhausted`]: this key holds most, or this request was evicted.
+    /// # Errors
+    /// [`Exhausted`]: this key holds most, or this request was evicted.
     pub(crate) async fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
         loop {
             // The waiter registers before the check, so that no release in between is missed.
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_shrunk_is_there_for_others() {
+    async fn released_bytes_are_granted_to_others() {
         let memory = Memory::new(100);
         let (mut a, mut b) = (memory.open("a"), memory.open("a"));
         a.grow(80).await.expect("room");

@@ -1,9 +1,7 @@
 //! Prometheus metrics, under vLLM's names with Quorate's prefix and under OpenTelemetry's, so that dashboards
 //! for either work. Labels name models, whose number the circle bounds; no label is chosen by a client.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
+use crate::openai::Endpoint;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use overlay::{CancellationToken, PublicKey};
@@ -14,9 +12,9 @@ use prometheus::{
 use protocol::TokenName;
 use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::time::Instant;
-
-use crate::openai::Endpoint;
 
 /// Buckets of seconds to the first token: vLLM's.
 const FIRST_TOKEN: &[f64] = &[
@@ -99,7 +97,9 @@ impl OpenTelemetry {
 impl GatewayMetrics {
     /// Creates metrics that start at zero.
     ///
-    /// # Panics If two metrics share a name; the first test detects that.
+    /// # Panics
+    /// If two metrics share a name; the first test detects that.
+    #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
@@ -167,6 +167,7 @@ impl GatewayMetrics {
 
     /// Returns the metrics in Prometheus's text format. `workers` are (model, requests in flight, last
     /// reported load); `memory_bytes` are the bytes that requests hold.
+    #[must_use]
     pub fn text(
         &self,
         workers: impl Iterator<Item = (String, u32, Option<WorkerLoad>)>,
@@ -204,6 +205,7 @@ impl Default for GatewayMetrics {
 }
 
 /// Returns a worker's metrics in Prometheus's text format, for a worker without an agent.
+#[must_use]
 pub fn worker_text(model: &str, numbers: &WorkerMetrics) -> String {
     let r = &Registry::new();
     let labels = &[model];
@@ -222,6 +224,7 @@ pub fn worker_text(model: &str, numbers: &WorkerMetrics) -> String {
 }
 
 /// Builds a 200 response in Prometheus's text format.
+#[must_use]
 pub fn text_response(text: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
@@ -260,7 +263,7 @@ pub struct Observation {
     worker: Option<PublicKey>,
     workers_tried: u32,
     started: Instant,
-    last_piece: Option<Instant>,
+    last_chunk: Option<Instant>,
     prompt_tokens: Option<u64>,
     generated_tokens: Option<u64>,
     has_ended: bool,
@@ -272,6 +275,7 @@ const CLIENT_GONE: u16 = 499;
 
 impl Observation {
     /// Starts the measurement of a request on its arrival.
+    #[must_use]
     pub fn begin(metrics: Arc<GatewayMetrics>, endpoint: Endpoint, request_id: HeaderValue) -> Self {
         Self {
             metrics,
@@ -282,7 +286,7 @@ impl Observation {
             worker: None,
             workers_tried: 0,
             started: Instant::now(),
-            last_piece: None,
+            last_chunk: None,
             prompt_tokens: None,
             generated_tokens: None,
             has_ended: false,
@@ -318,21 +322,22 @@ impl Observation {
     }
 
     /// Reports whether the worker has sent the count of generated tokens, which it does at the end.
+    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.generated_tokens.is_some()
     }
 
-    /// Records a piece of a streamed answer.
-    pub fn piece(&mut self) {
+    /// Records a chunk of a streamed answer.
+    pub fn chunk(&mut self) {
         let now = Instant::now();
-        let (ours, otel, since) = match self.last_piece {
+        let (ours, otel, since) = match self.last_chunk {
             None => (&self.metrics.first_token, &self.metrics.otel.first_token, self.started),
             Some(last) => (&self.metrics.between_tokens, &self.metrics.otel.per_token, last),
         };
         let seconds = now.duration_since(since).as_secs_f64();
         ours.with_label_values(&[self.model.as_str()]).observe(seconds);
         otel.with_label_values(&[self.endpoint.operation(), self.model.as_str()]).observe(seconds);
-        self.last_piece = Some(now);
+        self.last_chunk = Some(now);
     }
 
     /// Records the end of the request; only the first call counts. `code` is empty on success.
@@ -406,8 +411,8 @@ mod tests {
             Observation::begin(metrics.clone(), Endpoint::Chat, HeaderValue::from_static("r"));
         observation.model("tiny");
         observation.tokens(Some(7), None);
-        observation.piece();
-        observation.piece();
+        observation.chunk();
+        observation.chunk();
         observation.tokens(None, Some(2));
         observation.end(StatusCode::OK, "");
         drop(observation);
@@ -419,7 +424,8 @@ mod tests {
             "quorate_time_to_first_token_seconds_count{model_name=\"tiny\"} 1",
             "quorate_inter_token_latency_seconds_count{model_name=\"tiny\"} 1",
             "quorate_e2e_request_latency_seconds_count{model_name=\"tiny\"} 1",
-            "gen_ai_server_request_duration_seconds_count{gen_ai_operation_name=\"chat\",gen_ai_request_model=\"tiny\"} 1",
+            "gen_ai_server_request_duration_seconds_count{gen_ai_operation_name=\"chat\",\
+             gen_ai_request_model=\"tiny\"} 1",
             "quorate_num_requests_running{model_name=\"tiny\"} 3",
             "quorate_num_requests_waiting{model_name=\"tiny\"} 3",
             "quorate_kv_cache_usage_perc{model_name=\"tiny\"} 0.25",
@@ -433,14 +439,14 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_goes_away_is_counted_as_such() {
+    fn a_client_that_disconnects_is_counted_as_such() {
         let metrics = Arc::new(GatewayMetrics::new());
         drop(Observation::begin(metrics.clone(), Endpoint::Embeddings, HeaderValue::from_static("r")));
         assert!(text(&metrics).contains("operation=\"embeddings\",status=\"499\"} 1"));
     }
 
     #[test]
-    fn a_worker_tells_its_numbers() {
+    fn a_worker_exports_its_metrics() {
         let numbers = WorkerMetrics { requests_running: 2, prompt_tokens_total: 9, ..Default::default() };
         let text = worker_text("m", &numbers);
         assert!(text.contains("quorate_num_requests_running{model_name=\"m\"} 2"), "{text}");

@@ -1,7 +1,8 @@
 //! OpenAI's HTTP API, the supported subset: strict parsing of requests, answers and errors in its format.
 //!
 //! The gateway, which validates before a worker receives a byte, and the worker, which answers, share this
-//! module. It has no I/O, no clock and no randomness.
+//! module. Each parses a request once (`docs/decisions/2026-11-22-a-request-is-parsed-twice.md`). The module
+//! has no I/O, no clock and no randomness.
 
 mod error;
 mod json;

@@ -8,6 +8,9 @@
 //! A read can block. [`TensorView::bytes`] returns once every segment under the tensor is present, so the
 //! first layer computes while the next one loads. It fails when no segment has arrived for the stall limit.
 
+use memmap2::{Mmap, MmapOptions};
+use protocol::ErrorCode;
+use protocol::error_code as code;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -16,10 +19,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
-
-use memmap2::{Mmap, MmapOptions};
-use protocol::ErrorCode;
-use protocol::error_code as code;
 
 /// Maximum files in a model directory: the largest published checkpoints have a few hundred shards.
 const FILES_MAX: usize = 4096;
@@ -97,6 +96,7 @@ pub enum WeightsError {
 
 impl WeightsError {
     /// Returns the stable code that `quorate explain` documents.
+    #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Open { .. } => code::MODEL_UNREADABLE,
@@ -113,7 +113,7 @@ impl WeightsError {
 
 /// Byte range of one file in the shared weights file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileSpan {
+pub struct FileRange {
     /// Path inside the model, with forward slashes.
     pub path: String,
     /// Offset of the first byte in the map.
@@ -126,7 +126,7 @@ pub struct FileSpan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedLayout {
     /// All files of the model.
-    pub files: Vec<FileSpan>,
+    pub files: Vec<FileRange>,
     /// Segments as (offset, length) in the map, in the order of the progress bytes, sorted by offset.
     pub segments: Vec<(u64, u64)>,
 }
@@ -156,6 +156,9 @@ impl ModelFiles {
     /// Maps every regular file under `directory`, including one level of subdirectories
     /// (sentence-transformers keeps its pooling configuration in one). For development and measurement only:
     /// a process with write access to the directory can change a mapped file.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the directory or a file in it cannot be opened.
     pub fn open_directory(directory: &Path) -> Result<Arc<Self>, WeightsError> {
         let mut files = BTreeMap::new();
         map_directory(directory, "", &mut files)?;
@@ -163,6 +166,9 @@ impl ModelFiles {
     }
 
     /// Maps the shared weights file and its progress bytes, as a sandboxed worker inherits them.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: a descriptor cannot be mapped, or the layout contradicts the maps.
     pub fn from_shared(
         weights: &OwnedFd,
         progress: &OwnedFd,
@@ -176,6 +182,7 @@ impl ModelFiles {
     }
 
     /// Returns the paths of all files, sorted.
+    #[must_use]
     pub fn paths(&self) -> Vec<&str> {
         match &self.source {
             FileMapping::Directory(files) => files.keys().map(String::as_str).collect(),
@@ -184,11 +191,13 @@ impl ModelFiles {
     }
 
     /// Reports whether the model has a file of this path, loaded or not.
+    #[must_use]
     pub fn contains(&self, path: &str) -> bool {
         self.length(path).is_some()
     }
 
     /// Returns a file's length in bytes.
+    #[must_use]
     pub fn length(&self, path: &str) -> Option<usize> {
         match &self.source {
             FileMapping::Directory(files) => files.get(path).map(|map| map.len()),
@@ -197,6 +206,9 @@ impl ModelFiles {
     }
 
     /// Returns a whole file; blocks until all of it is present.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the file is missing, or did not arrive in time.
     pub fn read(&self, path: &str) -> Result<&[u8], WeightsError> {
         let length = self.length(path).ok_or_else(|| WeightsError::FileMissing { path: path.to_owned() })?;
         self.range(path, 0..length)
@@ -204,7 +216,11 @@ impl ModelFiles {
 
     /// Returns a range of a file; blocks until all of it is present.
     ///
-    /// # Panics If the range is not inside the file: callers derive it from checked headers.
+    /// # Errors
+    /// [`WeightsError`]: the file is missing or shorter, or did not arrive in time.
+    ///
+    /// # Panics
+    /// If the range is not inside the file: callers derive it from checked headers.
     pub fn range(&self, path: &str, range: Range<usize>) -> Result<&[u8], WeightsError> {
         let missing = || WeightsError::FileMissing { path: path.to_owned() };
         match &self.source {
@@ -221,6 +237,7 @@ impl ModelFiles {
 
     /// Returns the segments present and the segments in total; (1, 1) for a directory, which is always
     /// complete.
+    #[must_use]
     pub fn arrived(&self) -> (usize, usize) {
         match &self.source {
             FileMapping::Directory(_) => (1, 1),
@@ -229,7 +246,7 @@ impl ModelFiles {
     }
 
     /// Returns the bytes of a file without waiting for them, for header checks that need its length.
-    fn unwaited(&self, path: &str) -> Option<&[u8]> {
+    fn bytes_without_waiting(&self, path: &str) -> Option<&[u8]> {
         match &self.source {
             FileMapping::Directory(files) => files.get(path).map(|map| &map[..]),
             FileMapping::Shared(shared) => shared.files.get(path).map(|range| &shared.map[range.clone()]),
@@ -274,8 +291,10 @@ impl SharedMapping {
     }
 
     fn is_present(&self, segment: usize) -> bool {
-        // SAFETY: the byte is inside the progress map, which lives as long as `self`; AtomicU8 has the layout
-        // of u8; the only writer is the agent, which stores one byte with release order.
+        assert!(segment < self.segments.len(), "the segment exists");
+        // SAFETY: the progress map has a byte for each segment (see `check`) and lives as long as `self`;
+        // AtomicU8 has the layout of u8; the only writer is the agent, which stores one byte with release
+        // order.
         let byte = unsafe { &*self.progress.as_ptr().add(segment).cast::<AtomicU8>() };
         byte.load(Ordering::Acquire) == 1
     }
@@ -360,6 +379,7 @@ pub enum ElementType {
 
 impl ElementType {
     /// Returns the size of one element in bytes.
+    #[must_use]
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -397,6 +417,9 @@ pub struct TensorView {
 
 impl Weights {
     /// Reads the headers of all safetensors files; waits for the headers only.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: a header is invalid, or did not arrive in time.
     pub fn open(files: Arc<ModelFiles>) -> Result<Self, WeightsError> {
         let names: Vec<String> = files
             .paths()
@@ -415,35 +438,40 @@ impl Weights {
     }
 
     /// Reports whether a tensor of this name exists.
+    #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// Returns the size of all tensors in bytes.
+    #[must_use]
     pub fn bytes_total(&self) -> u64 {
-        self.tensors.values().map(|place| place.range.len() as u64).sum()
+        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 
     /// Returns the tensor of this name, which must have exactly this shape. Does not wait for its bytes.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the tensor is missing, or has another shape or type.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView, WeightsError> {
-        let place =
+        let entry =
             self.tensors.get(name).ok_or_else(|| WeightsError::TensorMissing { name: name.to_owned() })?;
         let unexpected = |found: String, expected: String| WeightsError::TensorUnexpected {
             name: name.to_owned(),
             found,
             expected,
         };
-        if place.shape != shape {
-            let (found, expected) = (show_shape(&place.shape), show_shape(shape));
+        if entry.shape != shape {
+            let (found, expected) = (show_shape(&entry.shape), show_shape(shape));
             return Err(unexpected(format!("of shape {found}"), format!("shape {expected}")));
         }
-        let element = place.element.ok_or_else(|| {
-            unexpected(format!("of type {}", place.element_name), "F32, F16 or BF16".to_owned())
+        let element = entry.element.ok_or_else(|| {
+            unexpected(format!("of type {}", entry.element_name), "F32, F16 or BF16".to_owned())
         })?;
         Ok(TensorView {
             files: Arc::clone(&self.files),
-            file: place.file.clone(),
-            range: place.range.clone(),
+            file: entry.file.clone(),
+            range: entry.range.clone(),
             element,
             shape: shape.to_vec(),
             present: AtomicBool::new(false),
@@ -454,9 +482,15 @@ impl Weights {
 impl TensorView {
     /// Returns the tensor's little-endian bytes; blocks until all are present. After the first success this
     /// costs two loads.
+    ///
+    /// # Errors
+    /// [`WeightsError`]: the bytes did not arrive in time.
     pub fn bytes(&self) -> Result<&[u8], WeightsError> {
         if self.present.load(Ordering::Acquire) {
-            let file = self.files.unwaited(&self.file).expect("the file was there when the header was read");
+            let file = self
+                .files
+                .bytes_without_waiting(&self.file)
+                .expect("the file was there when the header was read");
             return Ok(&file[self.range.clone()]);
         }
         let bytes = self.files.range(&self.file, self.range.clone())?;
@@ -465,16 +499,21 @@ impl TensorView {
     }
 
     /// Returns the element type as stored.
+    #[must_use]
     pub fn element(&self) -> ElementType {
         self.element
     }
 
     /// Returns the shape, outermost dimension first.
+    #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
     /// Returns a copy converted to f32, for vectors (biases, norms) and tests.
+    ///
+    /// # Errors
+    /// As [`Self::bytes`].
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightsError> {
         let bytes = self.bytes()?;
         Ok(match self.element {
@@ -530,11 +569,11 @@ fn read_header(
     let data_start =
         data_start.ok_or_else(|| damaged(format!("header of {header} bytes in a file of {length}")))?;
     files.range(path, 0..data_start)?;
-    let whole = files.unwaited(path).expect("path comes from the same listing");
+    let whole = files.bytes_without_waiting(path).expect("path comes from the same listing");
     let (_, metadata) = safetensors::SafeTensors::read_metadata(whole)
         .map_err(|error| damaged(format!("{error} (file of {length} bytes, truncated or overlong?)")))?;
     for (name, info) in metadata.tensors() {
-        let place = TensorEntry {
+        let entry = TensorEntry {
             file: path.to_owned(),
             element: match info.dtype {
                 safetensors::Dtype::F32 => Some(ElementType::F32),
@@ -546,7 +585,7 @@ fn read_header(
             shape: info.shape.clone(),
             range: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
         };
-        if tensors.insert(name.clone(), place).is_some() {
+        if tensors.insert(name.clone(), entry).is_some() {
             return Err(damaged(format!("tensor `{name}` is in two files")));
         }
     }

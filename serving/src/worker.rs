@@ -11,8 +11,7 @@ pub mod local;
 mod service;
 
 pub use answer::{COMPLETION_TOKENS, PROMPT_TOKENS};
+pub(crate) use answer::{REQUEST_ID, event_stream, json, no_such_method, no_such_path, request_id};
 pub use inherited::{Tickets, serving_limits};
 pub use service::WorkerService;
-
-pub(crate) use answer::{REQUEST_ID, event_stream, json, no_such_method, no_such_path, request_id};
 pub(crate) use service::now;

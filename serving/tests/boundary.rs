@@ -1,11 +1,15 @@
 //! Isolation tests: the AI circuit has no path to the control circuit, no dependency edge and no secret in
 //! its inputs.
 
+use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
+use protocol::manifest::Task;
+use protocol::model::ModelFile;
+use protocol::worker::{SegmentRange, WorkerManifest};
+use protocol::{Digest, Fence, NodeId, PublicKey, SlotIndex};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use serde_json::Value;
 
 /// Crates that reach storage, other hosts or nodes' secrets; none may be linked.
 const FOREIGN: &[&str] = &["object_store", "reqwest", "raft", "redb", "nvml-wrapper", "landlock"];
@@ -107,12 +111,7 @@ fn fields(value: &Value, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn what_a_worker_and_a_gateway_are_handed_has_no_secret() {
-    use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
-    use protocol::manifest::Task;
-    use protocol::model::ModelFile;
-    use protocol::worker::{SegmentRange, WorkerManifest};
-    use protocol::{Digest, Fence, NodeId, PublicKey, SlotIndex};
+fn inputs_of_workers_and_gateways_hold_no_secret() {
     let worker = WorkerManifest {
         service: "chat".parse().expect("a name"),
         slot: SlotIndex(0),

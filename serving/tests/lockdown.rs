@@ -13,12 +13,12 @@ use std::sync::mpsc;
 const PROBE: &str = "QUORATE_LOCKDOWN_PROBE";
 
 #[test]
-fn nothing_reaches_out_once_the_filter_is_in_force() {
+fn no_connection_leaves_once_the_filter_is_installed() {
     if std::env::var_os(PROBE).is_some() {
         return probe();
     }
     let output = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "nothing_reaches_out_once_the_filter_is_in_force", "--nocapture"])
+        .args(["--exact", "no_connection_leaves_once_the_filter_is_installed", "--nocapture"])
         .env(PROBE, "1")
         .output()
         .expect("it starts");
@@ -44,7 +44,7 @@ fn probe() {
         wait.recv().expect("told to go");
         denied_calls()
     });
-    serving::lockdown::dial_nobody().expect("the filter is installed");
+    serving::lockdown::deny_connections().expect("the filter is installed");
     go.send(()).expect("the thread waits");
     for (name, result) in elder.join().expect("no panic").into_iter().chain(denied_calls()) {
         assert_eq!(result, Err(libc::EPERM), "{name}");

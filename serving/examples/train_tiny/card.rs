@@ -1,10 +1,9 @@
 //! The model card, with the figures of the run that made the model.
 
-use std::path::Path;
-
 use crate::score::{Score, Share};
 use crate::training::Outcome;
 use crate::{CONTEXT, SEED, shape};
+use std::path::Path;
 
 /// Writes `README.md`.
 pub(crate) fn write(directory: &Path, outcome: &Outcome, score: &Score) -> anyhow::Result<()> {

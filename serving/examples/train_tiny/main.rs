@@ -12,10 +12,9 @@ mod score;
 mod text;
 mod training;
 
+use serving::engine::config::{DecoderShape, Rotary};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use serving::engine::config::{DecoderShape, Rotary};
 
 /// Seed of all random numbers.
 const SEED: u64 = 20_261_121;

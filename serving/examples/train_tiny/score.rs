@@ -1,14 +1,12 @@
 //! Evaluation of the shipped files, loaded and queried through the engine that will serve them.
 
-use std::path::Path;
-
+use crate::lessons::{Lesson, Lessons};
 use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
-
-use crate::lessons::{Lesson, Lessons};
+use std::path::Path;
 
 /// Number of correct answers among the questions asked.
 #[derive(Debug, Clone, Copy)]

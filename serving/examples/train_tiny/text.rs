@@ -1,18 +1,16 @@
 //! Tokenizer of the tiny model, and the small files beside its weights.
 
-use std::path::Path;
-
+use crate::lessons::{Lessons, draw};
+use crate::{CONTEXT, SEED, VOCABULARY};
 use serde_json::json;
 use serving::engine::config::DecoderShape;
+use std::path::Path;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::normalizers::Lowercase;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
-
-use crate::lessons::{Lessons, draw};
-use crate::{CONTEXT, SEED, VOCABULARY};
 
 /// Token ids that the trainer assigns first.
 pub(crate) const END: u32 = 0;

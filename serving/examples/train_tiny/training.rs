@@ -1,19 +1,17 @@
 //! Gradient descent with candle's AdamW over conversations of drawn lessons.
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::time::Instant;
-
+use crate::lessons::{Lessons, draw};
+use crate::text::{ASSISTANT, END, USER};
+use crate::{SEED, shape};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use serving::engine::device::NamedTensors;
 use serving::engine::device::llama::{Llama, parameters};
 use serving::engine::sampler::uniform;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
 use tokenizers::Tokenizer;
-
-use crate::lessons::{Lessons, draw};
-use crate::text::{ASSISTANT, END, USER};
-use crate::{SEED, shape};
 
 /// Steps of the shipped model: about ten minutes on one 2026 server core.
 pub(crate) const STEPS: usize = 700;

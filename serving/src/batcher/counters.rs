@@ -78,5 +78,6 @@ pub(super) fn add(counter: &AtomicU64, amount: usize) {
 /// Decrements a level after the request's next stage was counted. Release order, so that a reader that sees a
 /// level of zero sees all work before it.
 pub(super) fn leave(level: &AtomicU64) {
-    level.fetch_sub(1, Ordering::AcqRel);
+    let before = level.fetch_sub(1, Ordering::AcqRel);
+    assert!(before > 0, "a request leaves only a level that it has entered");
 }

@@ -1,12 +1,10 @@
 //! One generation inside the batcher: from queued job to last event.
 
-use tokio::sync::mpsc::UnboundedSender;
-
+use super::BatchError;
 use crate::engine::sampler::{Sampling, sample};
 use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
-use crate::engine::{Front, SequenceId};
-
-use super::BatchError;
+use crate::engine::{SequenceId, TextFrontend};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Event of a running generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +75,7 @@ pub(super) struct RunningGeneration {
 
 impl RunningGeneration {
     pub(super) fn new(sequence: SequenceId, job: QueuedGeneration) -> Self {
+        assert!(!job.prompt.is_empty() && job.tokens_max > 0, "checked when the request was queued");
         Self {
             sequence,
             prompt: job.prompt.len(),
@@ -100,8 +99,33 @@ impl RunningGeneration {
         self.computed >= self.prompt
     }
 
+    /// Returns the cache positions that the longest answer needs, as reserved at the start.
+    #[cfg(test)]
+    pub(super) fn tokens_reserved(&self) -> usize {
+        self.prompt + self.tokens_max
+    }
+
+    /// Checks the state between two steps: the engine has computed all tokens but the last, or a part of the
+    /// prompt, and fewer tokens are generated than were requested.
+    ///
+    /// # Errors
+    /// Describes the violation.
+    pub(super) fn check_invariants(&self) -> Result<(), String> {
+        let (length, computed) = (self.tokens.len(), self.computed);
+        if length != self.prompt.max(computed + 1) {
+            let sequence = self.sequence.0;
+            return Err(format!("sequence {sequence} has computed {computed} of {length} tokens"));
+        }
+        if self.generated() >= self.tokens_max {
+            let (generated, limit) = (self.generated(), self.tokens_max);
+            return Err(format!("a generation of at most {limit} tokens continues after {generated}"));
+        }
+        Ok(())
+    }
+
     /// Returns up to `budget` tokens not computed yet, and whether none remain after them.
-    pub(super) fn next_run(&self, budget: usize) -> (&[u32], bool) {
+    pub(super) fn next_chunk(&self, budget: usize) -> (&[u32], bool) {
+        assert!(budget > 0 && self.computed < self.tokens.len(), "a chunk is not empty");
         let end = self.tokens.len().min(self.computed + budget);
         (&self.tokens[self.computed..end], end == self.tokens.len())
     }
@@ -109,6 +133,7 @@ impl RunningGeneration {
     /// Records that the engine has computed `count` more tokens. Returns the number of prompt tokens among
     /// them.
     pub(super) fn advance(&mut self, count: usize) -> usize {
+        assert!(count > 0, "a step computes tokens of every chosen generation");
         let before = self.computed.min(self.prompt);
         self.computed += count;
         self.computed.min(self.prompt) - before
@@ -116,17 +141,17 @@ impl RunningGeneration {
 
     /// Samples the next token and sends the text that it completes. Returns `true` at the end of the
     /// generation.
-    pub(super) fn accept(&mut self, front: &Front, logits: &[f32]) -> bool {
+    pub(super) fn accept(&mut self, frontend: &TextFrontend, logits: &[f32]) -> bool {
         let token = sample(logits, &self.sampling, self.tokens.len() as u64);
         self.tokens.push(token);
-        if front.is_end(token) {
-            let rest = self.detokenizer.finish(front);
+        if frontend.is_end(token) {
+            let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
         }
-        let mut text = self.detokenizer.push(front, token);
+        let mut text = self.detokenizer.push(frontend, token);
         let is_last = self.generated() >= self.tokens_max;
         if is_last {
-            text.push_str(&self.detokenizer.finish(front));
+            text.push_str(&self.detokenizer.finish(frontend));
             return self.end(&text, FinishReason::Length);
         }
         match self.stops.push(&text) {
@@ -170,5 +195,52 @@ impl RunningGeneration {
     fn send_finish(&self, reason: FinishReason) {
         let finish = Finish { reason, prompt_tokens: self.prompt, generated_tokens: self.generated() };
         let _ = self.sender.send(Event::Finished(finish));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    fn running(prompt: usize, tokens_max: usize) -> RunningGeneration {
+        let (sender, _) = unbounded_channel();
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+        let queued =
+            QueuedGeneration { prompt: vec![1; prompt], tokens_max, sampling, stops: Vec::new(), sender };
+        RunningGeneration::new(SequenceId(7), queued)
+    }
+
+    #[test]
+    fn a_chunk_ends_at_the_budget_and_requests_logits_at_the_last_token() {
+        let mut generation = running(5, 3);
+        assert_eq!(generation.next_chunk(3), (&[1, 1, 1][..], false));
+        assert_eq!((generation.advance(3), generation.is_decoding()), (3, false));
+        assert_eq!(generation.next_chunk(3), (&[1, 1][..], true));
+        assert_eq!((generation.advance(2), generation.is_decoding()), (2, true));
+    }
+
+    #[test]
+    fn a_planted_violation_of_a_generation_is_reported() {
+        type Plant = fn(&mut RunningGeneration);
+        let cases: [(Plant, &str); 4] = [
+            (|generation| generation.computed = 5, "sequence 7 has computed 5 of 5 tokens"),
+            (|generation| generation.tokens.push(1), "sequence 7 has computed 0 of 6 tokens"),
+            (|generation| generation.tokens.truncate(4), "sequence 7 has computed 0 of 4 tokens"),
+            (
+                |generation| {
+                    generation.tokens.extend([2, 2, 2]);
+                    generation.computed = 7;
+                },
+                "at most 3 tokens continues after 3",
+            ),
+        ];
+        for (plant, expected) in cases {
+            let mut generation = running(5, 3);
+            assert_eq!(generation.check_invariants(), Ok(()));
+            plant(&mut generation);
+            let found = generation.check_invariants().expect_err(expected);
+            assert!(found.contains(expected), "{found} lacks {expected}");
+        }
     }
 }

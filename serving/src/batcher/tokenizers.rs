@@ -8,7 +8,6 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-
 use tokio::sync::oneshot;
 
 /// Longest text of the first thread, in bytes: 16 thousand tokens of English, some tens of milliseconds.
@@ -92,7 +91,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_text_that_nobody_waits_for_is_not_begun() {
+    async fn an_abandoned_text_is_not_tokenized() {
         let tokenizers = Arc::new(Tokenizers::start().expect("threads"));
         let (release, long) = blocked(&tokenizers).await;
         let runs = Arc::new(AtomicU32::new(0));

@@ -1,17 +1,20 @@
 //! The batcher's thread: receives requests, drops abandoned ones, admits those that fit, computes one step,
 //! sends.
 
+mod invariants;
+#[cfg(test)]
+mod tests;
+
+use super::counters::{Counters, add, leave};
+use super::embedding::EmbeddingTask;
+use super::generation::{Event, QueuedGeneration, RunningGeneration};
+use super::{BatchError, BatcherCommand, BatcherLimits};
+use crate::engine::{Engine, EngineError, SequenceChunk};
+use protocol::error_code as code;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
-
-use protocol::error_code as code;
-
-use crate::engine::{Engine, EngineError, SequenceChunk};
-
-use super::counters::{Counters, add, leave};
-use super::{BatchError, BatcherCommand, BatcherLimits, embedding, generation};
 
 /// Tokens of one embedding step. Large enough that every core has work (32 texts of 256 tokens), small enough
 /// that an abandoned request of 2048 texts stops within a step.
@@ -22,9 +25,9 @@ pub(super) struct Worker {
     limits: BatcherLimits,
     counters: Arc<Counters>,
     commands: Receiver<BatcherCommand>,
-    generations: VecDeque<generation::QueuedGeneration>,
-    embeddings: VecDeque<embedding::EmbeddingTask>,
-    running: Vec<generation::RunningGeneration>,
+    generations: VecDeque<QueuedGeneration>,
+    embeddings: VecDeque<EmbeddingTask>,
+    running: Vec<RunningGeneration>,
 }
 
 impl Worker {
@@ -34,6 +37,7 @@ impl Worker {
         counters: Arc<Counters>,
         commands: Receiver<BatcherCommand>,
     ) -> Self {
+        assert!(limits.sequences_max > 0, "a batcher that runs no generation answers none");
         Self {
             engine,
             limits,
@@ -48,24 +52,31 @@ impl Worker {
     /// Runs until all handles are dropped and all work is finished.
     pub(super) fn run(mut self) {
         while self.receive() {
-            self.drop_abandoned();
-            self.admit();
-            if !self.embeddings.is_empty() {
-                self.step_embeddings();
-            }
-            if !self.running.is_empty() {
-                self.step_generations();
-            }
-            self.counters
-                .cache_tokens_reserved
-                .store(self.engine.capacity().tokens_reserved as u64, Ordering::Relaxed);
+            self.step();
         }
+    }
+
+    /// Drops abandoned requests, admits those that fit, and computes one step of each kind.
+    ///
+    /// # Panics
+    /// If an invariant is violated that answers rely on: the process ends and its supervisor restarts it.
+    fn step(&mut self) {
+        self.drop_abandoned();
+        self.admit();
+        if !self.embeddings.is_empty() {
+            self.step_embeddings();
+        }
+        if !self.running.is_empty() {
+            self.step_generations();
+        }
+        let reserved = self.engine.capacity().tokens_reserved as u64;
+        self.counters.cache_tokens_reserved.store(reserved, Ordering::Relaxed);
+        assert_eq!(self.check_answers(), Ok(()), "an invariant of the batcher is violated");
     }
 
     /// Receives new commands; blocks when idle. Returns `false` when the thread must end.
     fn receive(&mut self) -> bool {
-        let is_idle = self.running.is_empty() && self.generations.is_empty() && self.embeddings.is_empty();
-        if is_idle {
+        if self.is_idle() {
             match self.commands.recv() {
                 Ok(command) => self.queue(command),
                 Err(_) => return false,
@@ -77,6 +88,11 @@ impl Worker {
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
             }
         }
+    }
+
+    /// Reports whether no request runs or waits here.
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.generations.is_empty() && self.embeddings.is_empty()
     }
 
     fn queue(&mut self, command: BatcherCommand) {
@@ -125,7 +141,7 @@ impl Worker {
                 Ok(Some(sequence)) => {
                     add(&self.counters.running, 1);
                     leave(&self.counters.waiting);
-                    self.running.push(generation::RunningGeneration::new(sequence, job));
+                    self.running.push(RunningGeneration::new(sequence, job));
                 }
                 Ok(None) => {
                     self.generations.push_front(job);
@@ -136,39 +152,29 @@ impl Worker {
         }
     }
 
-    fn refuse(&self, job: generation::QueuedGeneration, error: &EngineError) {
+    fn refuse(&self, job: QueuedGeneration, error: &EngineError) {
         add(&self.counters.failed_total, 1);
         leave(&self.counters.waiting);
-        let _ = job.sender.send(generation::Event::Failed(BatchError::refused(error)));
+        let _ = job.sender.send(Event::Failed(BatchError::refused(error)));
     }
 
-    /// Computes one token for every decoding generation, then prefills prompts with the rest of the budget,
-    /// oldest first.
+    /// Computes one token for every decoding generation, and chunks of prompts.
     fn step_generations(&mut self) {
-        let mut budget = self.limits.step_tokens_max.max(1);
-        let mut runs = Vec::new();
-        let mut chosen = Vec::new();
-        let decoding_first = [true, false];
-        for decoding in decoding_first {
-            for (index, running) in self.running.iter().enumerate() {
-                if running.is_decoding() != decoding || budget == 0 {
-                    continue;
-                }
-                let (tokens, logits) = running.next_run(budget);
-                budget -= tokens.len();
-                chosen.push((index, tokens.len(), logits));
-                runs.push(SequenceChunk { sequence: running.sequence, tokens, logits });
-            }
-        }
+        let chunks = choose_chunks(&self.running, self.limits.step_tokens_max.max(1));
+        let chosen: Vec<(usize, usize, bool)> =
+            chunks.iter().map(|(index, chunk)| (*index, chunk.tokens.len(), chunk.logits)).collect();
+        let chunks: Vec<SequenceChunk<'_>> = chunks.into_iter().map(|(_, chunk)| chunk).collect();
         add(&self.counters.steps_total, 1);
-        match self.engine.step(&runs) {
+        match self.engine.step(&chunks) {
             Ok(rows) => self.deliver(&chosen, &rows),
             Err(error) => self.fail_all(&BatchError::failed(&error)),
         }
     }
 
     fn deliver(&mut self, chosen: &[(usize, usize, bool)], rows: &[Vec<f32>]) {
-        let front = Arc::clone(self.engine.front());
+        let wanted = chosen.iter().filter(|(_, _, logits)| *logits).count();
+        assert_eq!(rows.len(), wanted, "one row for each chunk that requested logits");
+        let frontend = Arc::clone(self.engine.frontend());
         let mut rows = rows.iter();
         let mut ended = Vec::new();
         for (index, count, logits) in chosen {
@@ -178,14 +184,14 @@ impl Worker {
             if !*logits {
                 continue;
             }
-            let row = rows.next().expect("one row for each run that wanted logits");
+            let row = rows.next().expect("the rows were just counted");
             if row.iter().any(|logit| logit.is_nan()) {
                 running.fail(not_a_number());
                 ended.push((*index, &self.counters.failed_total));
                 continue;
             }
             add(&self.counters.generation_tokens_total, 1);
-            if running.accept(&front, row) {
+            if running.accept(&frontend, row) {
                 ended.push((*index, &self.counters.finished_total));
             }
         }
@@ -227,6 +233,7 @@ impl Worker {
         self.counters.running.store(0, Ordering::Relaxed);
         match outcome {
             Ok(vectors) => {
+                assert_eq!(vectors.len(), batch.len(), "one vector for each text");
                 add(&self.counters.prompt_tokens_total, tokens);
                 let mut vectors = vectors.into_iter();
                 for (job, share) in self.embeddings.iter_mut().zip(&shares) {
@@ -247,7 +254,7 @@ impl Worker {
     }
 
     fn finish_embeddings(&mut self) {
-        while self.embeddings.front().is_some_and(embedding::EmbeddingTask::is_complete) {
+        while self.embeddings.front().is_some_and(EmbeddingTask::is_complete) {
             let job = self.embeddings.pop_front().expect("the front was just seen");
             let outcome = if job.is_number() { Ok(()) } else { Err(not_a_number()) };
             let total =
@@ -259,7 +266,27 @@ impl Worker {
     }
 }
 
-/// An answer with such a value would be null or noise, yet look valid.
+/// Chooses the tokens of one step: one for every decoding generation, then chunks of prompts with the rest of
+/// the budget, oldest first. Each chunk comes with the index of its generation.
+fn choose_chunks(running: &[RunningGeneration], budget: usize) -> Vec<(usize, SequenceChunk<'_>)> {
+    assert!(budget > 0, "a step computes at least one token");
+    let mut left = budget;
+    let mut chosen = Vec::new();
+    for decoding in [true, false] {
+        for (index, running) in running.iter().enumerate() {
+            if running.is_decoding() != decoding || left == 0 {
+                continue;
+            }
+            let (tokens, logits) = running.next_chunk(left);
+            left -= tokens.len();
+            chosen.push((index, SequenceChunk { sequence: running.sequence, tokens, logits }));
+        }
+    }
+    chosen
+}
+
+/// Builds the failure of a request whose result has a NaN: an answer with it would be null or noise, yet look
+/// valid.
 fn not_a_number() -> BatchError {
     let message =
         "the model computed a value that is not a number: its weights or its input are out of range";

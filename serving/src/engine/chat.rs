@@ -3,10 +3,9 @@
 //! The template is part of the approved model; the messages are data that it arranges. Templates get no
 //! clock, so one that asks for the date is refused at render time.
 
+use super::EngineError;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
-
-use super::EngineError;
 
 /// Maximum length of a rendered prompt, in bytes: four for each token of the largest context served today.
 const PROMPT_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -30,6 +29,9 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Compiles `source`. `begin` and `end` are the texts of the model's begin and end tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::ChatTemplate`]: the template does not compile.
     pub fn new(source: String, begin: String, end: String) -> Result<Self, EngineError> {
         let mut environment = Environment::new();
         // Configured as Hugging Face's renderer, for which templates are written.
@@ -44,12 +46,16 @@ impl ChatTemplate {
     }
 
     /// Returns a template of `role: content` lines, for the simulated engine.
+    #[must_use]
     pub fn plain() -> Self {
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ";
         Self::new(source.to_owned(), String::new(), String::new()).expect("the literal compiles")
     }
 
     /// Renders these messages into a prompt that ends where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// [`EngineError::ChatTemplate`]: the template rejects these messages.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, EngineError> {
         let messages: Vec<minijinja::Value> = messages
             .iter()
@@ -83,9 +89,10 @@ mod tests {
     }
 
     #[test]
-    fn templates_in_the_wild_render() {
+    fn published_templates_render() {
         let source = "{{ bos_token }}{% for message in messages %}\n    \
-            {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + message.role) }}{% endif %}\n\
+            {% if message['role'] not in ['user', 'assistant'] %}\
+            {{ raise_exception('no ' + message.role) }}{% endif %}\n\
             {{ '<|' + message['role'] + '|>' + message['content'].strip() }}{{ eos_token }}{% endfor %}\
             {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
         let template =

@@ -3,11 +3,10 @@
 //! These formats are defined elsewhere, so unknown fields are ignored, with care: every field that would
 //! change the mathematics is either honoured or refused. Tensors and the tokenizer are read by other modules.
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-
 use super::EngineError;
 use crate::weights::ModelFiles;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// Built-in architectures, as `config.json` names them.
 pub const ARCHITECTURES: &[&str] = &["BertModel", "LlamaForCausalLM"];
@@ -210,6 +209,9 @@ struct RawSentence {
 
 impl ModelConfig {
     /// Reads `config.json` and the companion files that complete it.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a file is missing or invalid, or the checkpoint is not supported.
     pub fn read(files: &ModelFiles) -> Result<Self, EngineError> {
         let raw: RawConfig = json(files, "config.json")?;
         let architecture = raw.architectures.as_deref().and_then(<[String]>::first).cloned();
@@ -354,6 +356,9 @@ fn read_rotary(theta: Option<f64>, rope: Option<RawRope>) -> Result<Rotary, Engi
 }
 
 /// Parses a JSON file of the model.
+///
+/// # Errors
+/// [`EngineError`]: the file is missing or invalid.
 pub fn json<T: DeserializeOwned>(files: &ModelFiles, path: &str) -> Result<T, EngineError> {
     serde_json::from_slice(files.read(path)?).map_err(|error| invalid(path, &error.to_string()))
 }

@@ -1,8 +1,8 @@
 //! Llama decoders on the CPU: ragged steps over many sequences, each with its own KV cache.
 //!
-//! One step takes, for each sequence, a run of new tokens of any length. All rows of all runs go through the
-//! matrix products together; attention is per sequence. A sequence's results are bit-identical regardless of
-//! the rest of the step and of the chunks into which its prompt was cut.
+//! One step takes, for each sequence, a chunk of new tokens of any length. All rows of all chunks go through
+//! the matrix products together; attention is per sequence. A sequence's results are bit-identical
+//! regardless of the rest of the step and of the chunks into which its prompt was cut.
 //!
 //! Sampling and scheduling are elsewhere (see `batcher`).
 
@@ -22,13 +22,13 @@ use cache::Cache;
 #[derive(Debug)]
 pub struct Decoder {
     shape: DecoderShape,
-    words: Dense,
+    token_embedding: Dense,
     layers: Vec<Layer>,
     norm: Vector,
     /// `None` if the embedding table is also the output matrix.
     output: Option<Dense>,
     /// Cosines, then sines, of every position: rows of half a head.
-    angles: (Vec<f32>, Vec<f32>),
+    rope: (Vec<f32>, Vec<f32>),
     cache: Cache,
     isa: Isa,
     pool: ComputePool,
@@ -59,9 +59,9 @@ struct Buffers {
     up: Vec<f32>,
 }
 
-/// One run's rows in the step, and its sequence's position.
+/// One chunk's rows in the step, and its sequence's position.
 #[derive(Debug, Clone, Copy)]
-struct Placed {
+struct ChunkRows {
     sequence: SequenceId,
     /// First row in the step's activations.
     row: usize,
@@ -72,6 +72,9 @@ struct Placed {
 
 impl Decoder {
     /// Looks up the tensors without waiting for any. `context` is the longest sequence that will be opened.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,
@@ -104,11 +107,11 @@ impl Decoder {
             false => Some(Dense::open(weights, "lm_head", shape.vocabulary, hidden)?),
         };
         Ok(Self {
-            words: Dense::open(weights, "model.embed_tokens", shape.vocabulary, hidden)?,
+            token_embedding: Dense::open(weights, "model.embed_tokens", shape.vocabulary, hidden)?,
             layers,
             norm: Vector::open(weights, "model.norm.weight", hidden)?,
             output,
-            angles: angles(&shape.rotary, shape.head_width, context),
+            rope: rope(&shape.rotary, shape.head_width, context),
             cache: Cache::new(shape, options.cache_bytes_max),
             isa: Isa::best(),
             pool: ComputePool::new(options.threads),
@@ -119,28 +122,33 @@ impl Decoder {
 
     fn compute(
         &self,
-        runs: &[SequenceChunk<'_>],
+        chunks: &[SequenceChunk<'_>],
         buffers: &mut Buffers,
         cache: &mut Cache,
     ) -> Result<Vec<Vec<f32>>, WeightsError> {
-        let mut placed = Vec::with_capacity(runs.len());
+        let mut layout = Vec::with_capacity(chunks.len());
         let mut rows = 0;
-        for run in runs {
-            assert!(!run.tokens.is_empty(), "a run has tokens");
-            let position = cache.extend(run.sequence, run.tokens.len());
-            placed.push(Placed { sequence: run.sequence, row: rows, rows: run.tokens.len(), position });
-            rows += run.tokens.len();
+        for chunk in chunks {
+            assert!(!chunk.tokens.is_empty(), "a chunk has tokens");
+            let position = cache.extend(chunk.sequence, chunk.tokens.len());
+            layout.push(ChunkRows {
+                sequence: chunk.sequence,
+                row: rows,
+                rows: chunk.tokens.len(),
+                position,
+            });
+            rows += chunk.tokens.len();
         }
         buffers.resize(rows, &self.shape);
-        let words = self.words.matrix()?;
-        let tokens = runs.iter().flat_map(|run| run.tokens);
+        let token_embedding = self.token_embedding.matrix()?;
+        let tokens = chunks.iter().flat_map(|chunk| chunk.tokens);
         for (token, row) in tokens.zip(buffers.states.chunks_exact_mut(self.shape.hidden)) {
-            copy_row(&words, *token as usize, row);
+            copy_row(&token_embedding, *token as usize, row);
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            self.run_layer(layer, index, &placed, buffers, cache)?;
+            self.run_layer(layer, index, &layout, buffers, cache)?;
         }
-        self.logits(runs, &placed, buffers)
+        self.logits(chunks, &layout, buffers)
     }
 
     fn dense(
@@ -160,7 +168,7 @@ impl Decoder {
         &self,
         layer: &Layer,
         index: usize,
-        placed: &[Placed],
+        layout: &[ChunkRows],
         buffers: &mut Buffers,
         cache: &mut Cache,
     ) -> Result<(), WeightsError> {
@@ -179,8 +187,8 @@ impl Decoder {
             rows,
             OutputColumns { values: heads, stride, offset: query + shared },
         )?;
-        self.rotate_and_store(index, placed, heads, cache);
-        self.attend(index, placed, heads, mixed, cache);
+        self.rotate_and_store(index, layout, heads, cache);
+        self.attend(index, layout, heads, mixed, cache);
         self.dense(
             &layer.output,
             mixed,
@@ -204,31 +212,31 @@ impl Decoder {
     }
 
     /// Rotates queries and keys by their positions; stores keys and values in the cache.
-    fn rotate_and_store(&self, layer: usize, placed: &[Placed], heads: &mut [f32], cache: &mut Cache) {
+    fn rotate_and_store(&self, layer: usize, layout: &[ChunkRows], heads: &mut [f32], cache: &mut Cache) {
         let shape = &self.shape;
         let (width, half) = (shape.head_width, shape.head_width / 2);
         let rotated = shape.heads + shape.key_value_heads;
         let stride = (rotated + shape.key_value_heads) * width;
-        for run in placed {
-            for offset in 0..run.rows {
-                let position = run.position + offset;
-                let row = &mut heads[(run.row + offset) * stride..][..stride];
-                let cosines = &self.angles.0[position * half..][..half];
-                let sines = &self.angles.1[position * half..][..half];
+        for chunk in layout {
+            for offset in 0..chunk.rows {
+                let position = chunk.position + offset;
+                let row = &mut heads[(chunk.row + offset) * stride..][..stride];
+                let cosines = &self.rope.0[position * half..][..half];
+                let sines = &self.rope.1[position * half..][..half];
                 let (rotate, values) = row.split_at_mut(rotated * width);
                 for head in rotate.chunks_exact_mut(width) {
                     elementwise::rotate(self.isa, head, cosines, sines);
                 }
                 let keys = rotate[shape.heads * width..].chunks_exact(width);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(width)).enumerate() {
-                    cache.store(run.sequence, layer, head, position, key, value);
+                    cache.store(chunk.sequence, layer, head, position, key, value);
                 }
             }
         }
     }
 
     /// Computes attention of every new row over its own sequence up to itself.
-    fn attend(&self, layer: usize, placed: &[Placed], heads: &[f32], mixed: &mut [f32], cache: &Cache) {
+    fn attend(&self, layer: usize, layout: &[ChunkRows], heads: &[f32], mixed: &mut [f32], cache: &Cache) {
         let shape = &self.shape;
         let (width, shared) = (shape.head_width, shape.key_value_heads);
         let group = shape.heads / shared;
@@ -237,52 +245,53 @@ impl Decoder {
         let scale = 1.0 / (width as f32).sqrt();
         let mixed = Parts::new(mixed);
         let one = |task: usize| {
-            let (run, head) = (&placed[task / shared], task % shared);
-            let blocks = cache.blocks(run.sequence, layer, head);
-            // All query heads that share these keys, for all rows of the run, in blocks of rows.
+            let (chunk, head) = (&layout[task / shared], task % shared);
+            let blocks = cache.blocks(chunk.sequence, layer, head);
+            // All query heads that share these keys, for all rows of the chunk, in blocks of rows.
             let all: Vec<(usize, usize)> =
-                (0..run.rows).flat_map(|row| (0..group).map(move |member| (row, member))).collect();
+                (0..chunk.rows).flat_map(|row| (0..group).map(move |member| (row, member))).collect();
             for block in all.chunks(attention::ROWS) {
-                let place = |(row, member): &(usize, usize)| (run.row + row, (head * group + member) * width);
+                let row_and_column =
+                    |(row, member): &(usize, usize)| (chunk.row + row, (head * group + member) * width);
                 let rows: Vec<&[f32]> = block
                     .iter()
                     .map(|item| {
-                        let (row, column) = place(item);
+                        let (row, column) = row_and_column(item);
                         &heads[row * stride + column..][..width]
                     })
                     .collect();
-                let visible: Vec<usize> = block.iter().map(|(row, _)| run.position + row + 1).collect();
+                let visible: Vec<usize> = block.iter().map(|(row, _)| chunk.position + row + 1).collect();
                 let queries = Queries { rows: &rows, visible: &visible, width, scale };
                 let panel = |index: usize| -> KeysValues<'_> { blocks.get(index) };
                 attend(self.isa, &queries, panel, |index, result| {
-                    let (row, column) = place(&block[index]);
+                    let (row, column) = row_and_column(&block[index]);
                     let at = row * query + column;
-                    // SAFETY: one task has this run and these heads, so no other task writes these columns.
+                    // SAFETY: one task has this chunk and these heads, so no other task writes these columns.
                     unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
                 });
             }
         };
-        let work: usize = placed.iter().map(|run| run.rows * (run.position + run.rows)).sum();
+        let work: usize = layout.iter().map(|chunk| chunk.rows * (chunk.position + chunk.rows)).sum();
         // Below this, waking a thread costs more than it computes (see `matmul::PARALLEL_MIN`).
         if work * query < 1 << 18 {
-            (0..placed.len() * shared).for_each(one);
+            (0..layout.len() * shared).for_each(one);
         } else {
-            self.pool.each(placed.len() * shared, one);
+            self.pool.each(layout.len() * shared, one);
         }
     }
 
-    /// Computes the logits after the last row of each run that requests them.
+    /// Computes the logits after the last row of each chunk that requests them.
     fn logits(
         &self,
-        runs: &[SequenceChunk<'_>],
-        placed: &[Placed],
+        chunks: &[SequenceChunk<'_>],
+        layout: &[ChunkRows],
         buffers: &mut Buffers,
     ) -> Result<Vec<Vec<f32>>, WeightsError> {
         let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
         let mut last = Vec::new();
-        for (run, placed) in runs.iter().zip(placed) {
-            if run.logits {
-                let row = placed.row + placed.rows - 1;
+        for (chunk, rows) in chunks.iter().zip(layout) {
+            if chunk.logits {
+                let row = rows.row + rows.rows - 1;
                 last.extend_from_slice(&buffers.states[row * hidden..][..hidden]);
             }
         }
@@ -290,7 +299,7 @@ impl Decoder {
         let normed = &mut buffers.normed[..wanted * hidden];
         elementwise::rms_norm(self.isa, &last, self.norm.get()?, self.shape.norm_epsilon, normed);
         let mut logits = vec![0.0; wanted * vocabulary];
-        let output = self.output.as_ref().unwrap_or(&self.words);
+        let output = self.output.as_ref().unwrap_or(&self.token_embedding);
         self.dense(
             output,
             normed,
@@ -314,13 +323,13 @@ impl Decode for Decoder {
         self.cache.close(sequence);
     }
 
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let mut buffers = std::mem::take(&mut self.buffers);
         let mut cache = std::mem::take(&mut self.cache);
-        let outcome = self.pool.enter(|| self.compute(runs, &mut buffers, &mut cache));
+        let outcome = self.pool.enter(|| self.compute(chunks, &mut buffers, &mut cache));
         if outcome.is_ok() {
-            for run in runs {
-                cache.advance(run.sequence, run.tokens.len());
+            for chunk in chunks {
+                cache.advance(chunk.sequence, chunk.tokens.len());
             }
         }
         self.buffers = buffers;
@@ -344,7 +353,7 @@ impl Buffers {
 }
 
 /// Computes cosines and sines of every position's angles in double precision, rounded once.
-pub(super) fn angles(rotary: &Rotary, head_width: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn rope(rotary: &Rotary, head_width: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
     let half = head_width / 2;
     let frequencies: Vec<f64> = (0..half)
         .map(|index| {

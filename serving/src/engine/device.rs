@@ -9,13 +9,11 @@
 pub mod bert;
 pub mod llama;
 
-use std::collections::BTreeMap;
-
-use candle_core::{DType, Device, Tensor};
-
 use super::config::{DecoderShape, EncoderShape};
 use super::{Capacity, Decode, Encode, EngineError, EngineOptions, SequenceChunk, SequenceId};
 use crate::weights::{TensorView, Weights};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
 
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
@@ -24,6 +22,9 @@ impl From<candle_core::Error> for EngineError {
 }
 
 /// Opens the CUDA device of this ordinal.
+///
+/// # Errors
+/// [`EngineError`]: there is no such device.
 #[cfg(feature = "cuda")]
 pub fn cuda(ordinal: usize) -> Result<Device, EngineError> {
     Ok(Device::new_cuda(ordinal)?)
@@ -61,6 +62,9 @@ pub struct DeviceEncoder {
 
 impl DeviceEncoder {
     /// Waits for all weights and copies them to the device.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type, or the device failed.
     pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         let is_bare = weights.contains("embeddings.word_embeddings.weight");
         let root = if is_bare { "" } else { "bert." };
@@ -102,6 +106,9 @@ struct DeviceSequence {
 
 impl DeviceDecoder {
     /// Waits for all weights and copies them to the device.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type, or the device failed.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,
@@ -150,22 +157,22 @@ impl Decode for DeviceDecoder {
         self.sequences.remove(&sequence);
     }
 
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let tokens: Vec<u32> = runs.iter().flat_map(|run| run.tokens.iter().copied()).collect();
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let tokens: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.tokens.iter().copied()).collect();
         let mut positions = Vec::with_capacity(tokens.len());
-        for run in runs {
-            let sequence = self.sequences.get(&run.sequence).expect("the sequence is open");
-            assert!(sequence.length + run.tokens.len() <= sequence.reserved, "within its reservation");
-            positions.extend((sequence.length..sequence.length + run.tokens.len()).map(|p| p as u32));
+        for chunk in chunks {
+            let sequence = self.sequences.get(&chunk.sequence).expect("the sequence is open");
+            assert!(sequence.length + chunk.tokens.len() <= sequence.reserved, "within its reservation");
+            positions.extend((sequence.length..sequence.length + chunk.tokens.len()).map(|p| p as u32));
         }
         let sequences = &mut self.sequences;
         let mut fresh: BTreeMap<(SequenceId, usize), (Tensor, Tensor)> = BTreeMap::new();
         let states = self.model.forward(&tokens, &positions, &self.device, |layer, query, key, value| {
-            let mut parts = Vec::with_capacity(runs.len());
+            let mut parts = Vec::with_capacity(chunks.len());
             let mut first = 0;
-            for run in runs {
-                let sequence = &sequences[&run.sequence];
-                let count = run.tokens.len();
+            for chunk in chunks {
+                let sequence = &sequences[&chunk.sequence];
+                let count = chunk.tokens.len();
                 let cut = |tensor: &Tensor| tensor.narrow(0, first, count)?.transpose(0, 1)?.contiguous();
                 let (mut keys, mut values) = (cut(&key)?, cut(&value)?);
                 if let Some((old_keys, old_values)) = &sequence.cache[layer] {
@@ -174,16 +181,16 @@ impl Decode for DeviceDecoder {
                 }
                 let mixed = self.model.attend(&cut(&query)?, &keys, &values, sequence.length)?;
                 parts.push(mixed.transpose(0, 1)?.contiguous()?);
-                fresh.insert((run.sequence, layer), (keys, values));
+                fresh.insert((chunk.sequence, layer), (keys, values));
                 first += count;
             }
             Tensor::cat(&parts, 0)
         })?;
         let mut last = Vec::new();
         let mut row = 0;
-        for run in runs {
-            row += run.tokens.len();
-            if run.logits {
+        for chunk in chunks {
+            row += chunk.tokens.len();
+            if chunk.logits {
                 last.push(row as u32 - 1);
             }
         }
@@ -197,8 +204,8 @@ impl Decode for DeviceDecoder {
         for ((id, layer), cache) in fresh {
             sequences.get_mut(&id).expect("the sequence is open").cache[layer] = Some(cache);
         }
-        for run in runs {
-            sequences.get_mut(&run.sequence).expect("the sequence is open").length += run.tokens.len();
+        for chunk in chunks {
+            sequences.get_mut(&chunk.sequence).expect("the sequence is open").length += chunk.tokens.len();
         }
         Ok(rows)
     }

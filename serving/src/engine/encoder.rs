@@ -6,16 +6,15 @@
 //!
 //! Tokenizing and limits on length are elsewhere (see `LoadedEngine`).
 
-use std::sync::Mutex;
-
 use super::config::{EncoderShape, Pooling};
-use super::kernels::attention::{HeadPlace, attend_all};
+use super::kernels::attention::{HeadOffsets, attend_all};
 use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
 use super::kernels::pool::Parts;
 use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
 use super::{Encode, EngineError};
 use crate::weights::{Weights, WeightsError};
+use std::sync::Mutex;
 
 /// Tokens of a group: enough that transposing weights is 2 percent of the work. A group's activations (4 MB
 /// for 256 tokens of MiniLM) must stay in a core's share of the last-level cache.
@@ -27,7 +26,7 @@ const GROUP_TOKENS_MIN: usize = 96;
 #[derive(Debug)]
 pub struct Encoder {
     shape: EncoderShape,
-    words: Dense,
+    token_embeddings: Dense,
     positions: Dense,
     types: Dense,
     norm: Norm,
@@ -80,6 +79,9 @@ impl Norm {
 
 impl Encoder {
     /// Looks up the tensors without waiting for any.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type.
     pub fn open(shape: &EncoderShape, weights: &Weights, threads: usize) -> Result<Self, EngineError> {
         let (hidden, inner) = (shape.hidden, shape.intermediate);
         // Checkpoints with a task head carry the encoder under `bert.`.
@@ -107,7 +109,7 @@ impl Encoder {
         }
         Ok(Self {
             shape: shape.clone(),
-            words: table("word", shape.vocabulary)?,
+            token_embeddings: table("word", shape.vocabulary)?,
             positions: table("position", shape.positions)?,
             types: table("token_type", shape.token_types)?,
             norm: Norm::open(weights, &format!("{root}embeddings.LayerNorm"), hidden)?,
@@ -170,18 +172,18 @@ impl Encoder {
     }
 
     fn embed_tokens(&self, texts: &[Vec<u32>], buffers: &mut EncoderBuffers) -> Result<(), WeightsError> {
-        let (words, positions) = (self.words.matrix()?, self.positions.matrix()?);
+        let (token_embeddings, positions) = (self.token_embeddings.matrix()?, self.positions.matrix()?);
         let hidden = self.shape.hidden;
         let mut kind = vec![0.0; hidden];
         copy_row(&self.types.matrix()?, 0, &mut kind);
-        let mut place = vec![0.0; hidden];
+        let mut position_row = vec![0.0; hidden];
         let mut rows = buffers.states.chunks_exact_mut(hidden);
         for text in texts {
             for ((position, token), row) in text.iter().enumerate().zip(&mut rows) {
-                copy_row(&words, *token as usize, row);
-                copy_row(&positions, position, &mut place);
+                copy_row(&token_embeddings, *token as usize, row);
+                copy_row(&positions, position, &mut position_row);
                 elementwise::add(self.isa, row, &kind);
-                elementwise::add(self.isa, row, &place);
+                elementwise::add(self.isa, row, &position_row);
             }
         }
         self.norm.apply(self.isa, &mut buffers.states, &[], self.shape.norm_epsilon)
@@ -231,14 +233,14 @@ impl Encoder {
             let (text, head) = (task / count, task % count);
             let rows = &heads[starts[text] * 3 * hidden..(starts[text] + texts[text].len()) * 3 * hidden];
             let query = head * width;
-            let place = HeadPlace {
+            let offsets = HeadOffsets {
                 stride: 3 * hidden,
                 query,
                 key: hidden + query,
                 value: 2 * hidden + query,
                 width,
             };
-            attend_all(self.isa, rows, place, |position, result| {
+            attend_all(self.isa, rows, offsets, |position, result| {
                 let at = (starts[text] + position) * hidden + query;
                 // SAFETY: this head's columns of this text's rows belong to this task alone.
                 unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
@@ -248,7 +250,7 @@ impl Encoder {
 }
 
 impl Encode for Encoder {
-    /// Every text has 1 to `positions` tokens below the vocabulary.
+    /// Computes one vector per text; every text has 1 to `positions` tokens below the vocabulary.
     fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let hidden = self.shape.hidden;
         let mut vectors = vec![0.0; texts.len() * hidden];

@@ -36,11 +36,13 @@ enum Level {
 
 impl Isa {
     /// Returns the fastest instruction set of this machine.
+    #[must_use]
     pub fn best() -> Self {
         Self::available()[0]
     }
 
     /// Returns all instruction sets of this machine, fastest first; plain code is always included.
+    #[must_use]
     pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -59,6 +61,7 @@ impl Isa {
     }
 
     /// Returns a human-readable name.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]

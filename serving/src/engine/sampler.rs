@@ -19,13 +19,19 @@ pub struct Sampling {
 
 /// Samples the token for `position` of a sequence from one row of logits.
 ///
-/// # Panics If `logits` is empty.
+/// # Panics
+/// If `logits` is empty.
+#[must_use]
 pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
+    assert!(
+        sampling.temperature.is_finite() && !sampling.top_p.is_nan(),
+        "checked when the request was parsed"
+    );
     if sampling.temperature <= 0.0 {
-        return likeliest(logits);
+        return argmax(logits);
     }
-    let highest = logits[likeliest(logits) as usize];
+    let highest = logits[argmax(logits) as usize];
     let mut weights: Vec<(f32, u32)> = logits
         .iter()
         .enumerate()
@@ -55,7 +61,7 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
 }
 
 /// Returns the token with the highest logit, the lowest id among equals. NaN never wins.
-fn likeliest(logits: &[f32]) -> u32 {
+fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] || logits[best].is_nan() {
@@ -67,6 +73,7 @@ fn likeliest(logits: &[f32]) -> u32 {
 
 /// Returns a number in [0, 1) that depends only on its arguments. It applies two rounds of SplitMix64's
 /// finaliser (Steele, Lea, Flood 2014), whose output passes the usual test batteries for counters.
+#[must_use]
 pub fn uniform(seed: u64, position: u64) -> f64 {
     let word = mix(mix(seed).wrapping_add(position.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     (word >> 11) as f64 / (1_u64 << 53) as f64
@@ -89,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_temperature_takes_the_likeliest_and_the_lowest_id_among_equals() {
+    fn zero_temperature_takes_the_highest_logit_and_the_lowest_id_among_equals() {
         assert_eq!(draw(&[0.0, 3.0, 3.0, 1.0], 0.0, 1.0, 1), [1]);
         assert_eq!(draw(&[f32::NAN, -2.0, -1.0], 0.0, 1.0, 1), [2]);
     }

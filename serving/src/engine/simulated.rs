@@ -3,17 +3,16 @@
 //! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both
 //! are functions of their input alone, so tests can state the expected answer.
 
+use super::text_frontend::Delay;
+use super::{Capacity, Engine, EngineError, Operation, SequenceChunk, SequenceId, TextFrontend};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::front::Delay;
-use super::{Capacity, Engine, EngineError, Front, Operation, SequenceChunk, SequenceId};
-
 /// The simulated engine.
 #[derive(Debug)]
 pub struct SimulatedEngine {
-    front: Arc<Front>,
+    frontend: Arc<TextFrontend>,
     sequences: BTreeMap<SequenceId, SimulatedSequence>,
     next: u64,
     tokens_total: usize,
@@ -31,16 +30,19 @@ struct SimulatedSequence {
 
 impl SimulatedEngine {
     /// Returns a decoder that answers with the last non-empty line of the prompt, then its end token.
+    #[must_use]
     pub fn decoder(context_tokens_max: usize, tokens_total: usize) -> Self {
-        Self::new(Front::bytes(context_tokens_max), tokens_total)
+        Self::new(TextFrontend::bytes(context_tokens_max), tokens_total)
     }
 
     /// Returns an encoder: the shares of each byte value modulo `dimensions`, scaled to length 1.
+    #[must_use]
     pub fn encoder(context_tokens_max: usize, dimensions: usize) -> Self {
-        Self::new(Front::bytes_embedding(context_tokens_max, dimensions), 0)
+        Self::new(TextFrontend::bytes_embedding(context_tokens_max, dimensions), 0)
     }
 
     /// Makes each step take at least this long, so that a test can act while a generation runs.
+    #[must_use]
     pub fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
         self
@@ -48,30 +50,33 @@ impl SimulatedEngine {
 
     /// Repeats the line indefinitely, so that an answer ends only when its client leaves or its limit is
     /// reached.
+    #[must_use]
     pub fn without_end(mut self) -> Self {
         self.is_endless = true;
         self
     }
 
     /// Produces NaN for inputs that contain `!`, as a model with damaged weights does.
+    #[must_use]
     pub fn broken(mut self) -> Self {
         self.is_broken = true;
         self
     }
 
     /// Returns a decoder whose tokenizer calls `delay` with each text and blocks until it returns.
+    #[must_use]
     pub fn with_tokenizer(
         context_tokens_max: usize,
         tokens_total: usize,
         delay: impl Fn(&str) + Send + Sync + 'static,
     ) -> Self {
-        Self::new(Front::bytes(context_tokens_max).delayed(Delay(Box::new(delay))), tokens_total)
+        Self::new(TextFrontend::bytes(context_tokens_max).delayed(Delay(Box::new(delay))), tokens_total)
     }
 
-    fn new(front: Front, tokens_total: usize) -> Self {
-        let (front, sequences) = (Arc::new(front), BTreeMap::new());
+    fn new(frontend: TextFrontend, tokens_total: usize) -> Self {
+        let (frontend, sequences) = (Arc::new(frontend), BTreeMap::new());
         Self {
-            front,
+            frontend,
             sequences,
             next: 0,
             tokens_total,
@@ -87,12 +92,12 @@ impl SimulatedEngine {
 }
 
 impl Engine for SimulatedEngine {
-    fn front(&self) -> &Arc<Front> {
-        &self.front
+    fn frontend(&self) -> &Arc<TextFrontend> {
+        &self.frontend
     }
 
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let Some(dimensions) = self.front.dimensions() else {
+        let Some(dimensions) = self.frontend.dimensions() else {
             return Err(EngineError::OperationUnsupported { operation: "embed" });
         };
         std::thread::sleep(self.step_time);
@@ -114,7 +119,7 @@ impl Engine for SimulatedEngine {
     }
 
     fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
-        if self.front.operation() != Operation::Generate {
+        if self.frontend.operation() != Operation::Generate {
             return Err(EngineError::OperationUnsupported { operation: "generate" });
         }
         if self.reserved() + tokens_max > self.tokens_total {
@@ -126,18 +131,18 @@ impl Engine for SimulatedEngine {
         Ok(Some(id))
     }
 
-    fn step(&mut self, runs: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         std::thread::sleep(self.step_time);
         let mut rows = Vec::new();
-        for run in runs {
-            let sequence = self.sequences.get_mut(&run.sequence).expect("the sequence is open");
-            sequence.tokens.extend_from_slice(run.tokens);
+        for chunk in chunks {
+            let sequence = self.sequences.get_mut(&chunk.sequence).expect("the sequence is open");
+            sequence.tokens.extend_from_slice(chunk.tokens);
             assert!(sequence.tokens.len() <= sequence.reserved, "within what was reserved");
-            if run.logits {
+            if chunk.logits {
                 if sequence.prompt == 0 {
                     sequence.prompt = sequence.tokens.len();
                 }
-                let mut row = vec![0.0; self.front.vocabulary()];
+                let mut row = vec![0.0; self.frontend.vocabulary()];
                 row[sequence.next_token(self.is_endless) as usize] = 20.0;
                 if self.is_broken && sequence.tokens.contains(&u32::from(b'!')) {
                     row[7] = f32::NAN;
@@ -162,8 +167,8 @@ impl SimulatedSequence {
         // The plain chat template ends with "assistant: "; the message is the line before it.
         let echo =
             if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
-        let place = self.tokens.len() - self.prompt;
-        let place = if is_endless { place % echo.len().max(1) } else { place };
-        echo.get(place).copied().unwrap_or(256)
+        let offset = self.tokens.len() - self.prompt;
+        let offset = if is_endless { offset % echo.len().max(1) } else { offset };
+        echo.get(offset).copied().unwrap_or(256)
     }
 }

@@ -4,7 +4,7 @@
 //! Text can lag behind tokens. A token may end inside a UTF-8 character. Text that could be the beginning of
 //! a stop string is held back until the match is decided.
 
-use super::Front;
+use super::TextFrontend;
 
 /// Maximum tokens without a complete character. UTF-8 needs four bytes, byte tokens one each; a few more
 /// allow for decoders that inspect neighbours. After that, the available bytes are taken as text.
@@ -20,22 +20,23 @@ pub struct Detokenizer {
 
 impl Detokenizer {
     /// Returns the text that this token completes, possibly empty.
-    pub fn push(&mut self, front: &Front, token: u32) -> String {
+    pub fn push(&mut self, frontend: &TextFrontend, token: u32) -> String {
         self.tokens.push(token);
-        self.advance(front, false)
+        self.advance(frontend, false)
     }
 
     /// Returns the remaining text, with replacement characters for incomplete bytes.
-    pub fn finish(&mut self, front: &Front) -> String {
-        self.advance(front, true)
+    pub fn finish(&mut self, frontend: &TextFrontend) -> String {
+        self.advance(frontend, true)
     }
 
-    fn advance(&mut self, front: &Front, finish: bool) -> String {
+    fn advance(&mut self, frontend: &TextFrontend, finish: bool) -> String {
+        assert!(self.sent <= self.tokens.len(), "only tokens that exist are sent");
         if self.sent == self.tokens.len() {
             return String::new();
         }
-        let before = front.decode(&self.tokens[..self.sent]);
-        let after = front.decode(&self.tokens);
+        let before = frontend.decode(&self.tokens[..self.sent]);
+        let after = frontend.decode(&self.tokens);
         let waiting = self.tokens.len() - self.sent < INCOMPLETE_TOKENS_MAX;
         if after.ends_with(char::REPLACEMENT_CHARACTER) && waiting && !finish {
             return String::new();
@@ -57,7 +58,7 @@ pub struct StopStrings {
     held: String,
 }
 
-/// Result of checking a piece of text for stop strings.
+/// Result of checking a chunk of text for stop strings.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StopCheck {
     /// Text to send; generation continues.
@@ -68,6 +69,7 @@ pub enum StopCheck {
 
 impl StopStrings {
     /// Watches for these strings; empty ones are ignored.
+    #[must_use]
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
     }
@@ -93,6 +95,7 @@ impl StopStrings {
 
 /// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
+    assert!(!stop.is_empty(), "an empty stop string is ignored earlier");
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)
 }
@@ -101,11 +104,11 @@ fn overlap(text: &str, stop: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn feed(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+    fn feed(stops: &[&str], chunks: &[&str]) -> (String, bool) {
         let mut watch = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
         let mut sent = String::new();
-        for piece in pieces {
-            match watch.push(piece) {
+        for chunk in chunks {
+            match watch.push(chunk) {
                 StopCheck::Text(text) => sent.push_str(&text),
                 StopCheck::Stopped(text) => return (sent + &text, true),
             }
@@ -126,8 +129,8 @@ mod tests {
             (&["aab"], &["aaaab"], "aa", true),
             (&["", "x"], &["yx"], "y", true),
         ];
-        for (stops, pieces, sent, stopped) in cases {
-            assert_eq!(feed(stops, pieces), ((*sent).to_owned(), *stopped), "{stops:?} {pieces:?}");
+        for (stops, chunks, sent, stopped) in cases {
+            assert_eq!(feed(stops, chunks), ((*sent).to_owned(), *stopped), "{stops:?} {chunks:?}");
         }
     }
 
@@ -141,25 +144,25 @@ mod tests {
 
     #[test]
     fn characters_are_never_cut() {
-        let front = Front::bytes(64);
+        let frontend = TextFrontend::bytes(64);
         let text = "naïve 東京 👩‍👩‍👧 end";
         let mut detokenizer = Detokenizer::default();
         let mut sent = String::new();
-        for byte in front.encode(text, false).expect("byte tokens") {
-            let piece = detokenizer.push(&front, byte);
-            assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
-            sent.push_str(&piece);
+        for byte in frontend.encode(text, false).expect("byte tokens") {
+            let chunk = detokenizer.push(&frontend, byte);
+            assert!(!chunk.contains(char::REPLACEMENT_CHARACTER), "{chunk:?}");
+            sent.push_str(&chunk);
         }
-        sent.push_str(&detokenizer.finish(&front));
+        sent.push_str(&detokenizer.finish(&frontend));
         assert_eq!(sent, text);
     }
 
     #[test]
     fn an_unfinished_character_is_replaced_at_the_end() {
-        let front = Front::bytes(64);
-        let tokens = front.encode("é", false).expect("byte tokens");
+        let frontend = TextFrontend::bytes(64);
+        let tokens = frontend.encode("é", false).expect("byte tokens");
         let mut detokenizer = Detokenizer::default();
-        assert_eq!(detokenizer.push(&front, tokens[0]), "");
-        assert_eq!(detokenizer.finish(&front), "\u{fffd}");
+        assert_eq!(detokenizer.push(&frontend, tokens[0]), "");
+        assert_eq!(detokenizer.finish(&frontend), "\u{fffd}");
     }
 }

@@ -5,9 +5,10 @@
 //! ([`super::pool`]), so a slot that moved gets no new requests. Requests that still run on its old worker
 //! may end as long as the old node renews the ticket.
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::Gateway;
+use super::pool::{Departure, WorkerConnection};
+use super::ticket::{TicketDecision, TicketError, check_form, check_renewal, check_route, decide};
+use crate::worker::now;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use overlay::{Arrival, CancellationToken, Channel, PublicKey, Reversed};
@@ -15,18 +16,15 @@ use protocol::canonical;
 use protocol::limits::LEASE_MS;
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{WorkerLoad, WorkerState};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
-
-use super::Gateway;
-use super::pool::{Departure, WorkerConnection};
-use super::ticket::{TicketDecision, TicketError, check_form, check_renewal, check_route, judge};
-use crate::worker::now;
 
 /// Interval at which a worker is polled for its ticket and its load. A lease of 3 s survives one or two lost
 /// answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for requests on a worker that lost its slot to finish.
-const RETIREMENT: Duration = Duration::from_secs(30);
+const RETIREMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval at which a loading worker is polled: a fifth of the loading time of the smallest model.
 const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -46,7 +44,7 @@ pub(super) async fn admit_worker(
         Ok(admitted) => admitted,
         Err(error) => {
             if let Some(suppressed) = gateway.refusals.pass() {
-                tracing::warn!(worker = worker.short(), %error, suppressed, "worker refused");
+                tracing::warn!(worker = worker.short(), %error, suppressed, "worker rejected");
             }
             return gateway.metrics.ticket_refused(error.reason());
         }
@@ -70,25 +68,25 @@ pub(super) async fn serve_worker(
     let Ticket { service, slot, fence, .. } = &signed.ticket;
     tracing::info!(worker = worker.short(), %service, %slot, %fence, "worker connected");
     let link = gateway.pool.add(channel, signed.ticket.clone());
-    let mut pooled = Pooled { gateway, link, departure: Departure::Evicted };
-    pooled.departure = tokio::select! {
-        departure = keep(gateway, &pooled.link, lapses_at) => departure,
+    let mut membership = PoolMembership { gateway, link, departure: Departure::Evicted };
+    membership.departure = tokio::select! {
+        departure = poll_until_departure(gateway, &membership.link, lapses_at) => departure,
         () = shutdown.cancelled() => Departure::Shutdown,
     };
-    let ended = pooled.departure.as_str();
-    drop(pooled);
+    let ended = membership.departure.as_str();
+    drop(membership);
     tracing::info!(worker = worker.short(), %service, %slot, %fence, ended, "worker disconnected");
 }
 
 /// A worker in the pool. Dropping it removes the worker: at the end of its connection's task, or when another
 /// connection takes its permit.
-struct Pooled<'a> {
+struct PoolMembership<'a> {
     gateway: &'a Gateway,
     link: Arc<WorkerConnection>,
     departure: Departure,
 }
 
-impl Drop for Pooled<'_> {
+impl Drop for PoolMembership<'_> {
     fn drop(&mut self) {
         self.gateway.pool.remove(&self.link, self.departure);
     }
@@ -103,7 +101,7 @@ pub(super) async fn admit(
     preface: &[u8],
     mut hold: impl FnMut(ConnectionPermit) -> bool,
 ) -> Result<(SignedTicket, Instant), TicketError> {
-    let came_at = Instant::now();
+    let arrived_at = Instant::now();
     let signed: SignedTicket = canonical::from_bytes(preface, TICKET_BYTES_MAX)
         .map_err(|error| TicketError::Unreadable(error.to_string()))?;
     check_form(&signed, &worker, &gateway.identity.public_key())?;
@@ -111,11 +109,11 @@ pub(super) async fn admit(
     let mut tables = gateway.table.subscribe();
     // A worker may connect before the table names it; it waits for the table no longer than a ticket is
     // valid.
-    let early_until = came_at + Duration::from_millis(LEASE_MS);
+    let early_until = arrived_at + Duration::from_millis(LEASE_MS);
     let mut held = None;
     loop {
         let table = tables.borrow_and_update().clone();
-        let decision = judge(&signed.ticket, &table);
+        let decision = decide(&signed.ticket, &table);
         let needed = match &decision {
             TicketDecision::Refuse(error) => return Err(error.clone()),
             TicketDecision::AwaitNode(_) => ConnectionPermit::Unadmitted,
@@ -137,7 +135,7 @@ pub(super) async fn admit(
             }
         }
     }
-    let lapses_at = gateway.lifetimes.admit(&signed.ticket, came_at, now())?;
+    let lapses_at = gateway.lifetimes.admit(&signed.ticket, arrived_at, now())?;
     Ok((signed, lapses_at))
 }
 
@@ -151,7 +149,7 @@ pub(super) enum ConnectionPermit {
 }
 
 /// Polls a worker until it must leave; returns the cause.
-async fn keep(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) -> Departure {
+async fn poll_until_departure(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) -> Departure {
     let mut deadline = lapses_at;
     let mut retired_at = None;
     // The first ticket may have aged while it waited for the table.
@@ -168,7 +166,7 @@ async fn keep(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) ->
             Ok(Ok(Some(renewed))) => deadline = renewed,
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
-                tracing::warn!(worker = link.channel.peer().short(), %error, "renewal refused");
+                tracing::warn!(worker = link.channel.peer().short(), %error, "ticket renewal rejected");
                 gateway.metrics.ticket_refused(error.reason());
             }
         }
@@ -178,7 +176,7 @@ async fn keep(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) ->
             continue;
         }
         let retired_at = *retired_at.get_or_insert(Instant::now());
-        if link.in_flight() == 0 || retired_at.elapsed() > RETIREMENT {
+        if link.in_flight() == 0 || retired_at.elapsed() > RETIREMENT_TIMEOUT {
             return Departure::SlotEnded;
         }
     }
@@ -186,30 +184,30 @@ async fn keep(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) ->
 
 /// Polls for a fresh ticket and for the load. Returns the expiry of the ticket, if it is a newer one.
 async fn poll(gateway: &Gateway, link: &WorkerConnection) -> Result<Option<Instant>, TicketError> {
-    if let Some(body) = ask(link, "/worker/v1/load").await
+    if let Some(body) = send_poll(link, "/worker/v1/load").await
         && let Ok(load) = serde_json::from_slice::<WorkerLoad>(&body)
     {
         if matches!(load.state, WorkerState::Draining | WorkerState::Failed) {
             link.drain();
         }
-        gateway.pool.heard(link, load);
+        gateway.pool.record_load(link, load);
     }
-    let Some(body) = ask(link, "/worker/v1/ticket").await else { return Ok(None) };
+    let Some(body) = send_poll(link, "/worker/v1/ticket").await else { return Ok(None) };
     let signed: SignedTicket = canonical::from_bytes(&body, TICKET_BYTES_MAX)
         .map_err(|error| TicketError::Unreadable(error.to_string()))?;
     let known = link.ticket();
     if signed.ticket == known {
         return Ok(None);
     }
-    let came_at = Instant::now();
+    let arrived_at = Instant::now();
     check_form(&signed, &link.channel.peer(), &gateway.identity.public_key())?;
     check_renewal(&known, &signed.ticket)?;
-    let lapses_at = gateway.lifetimes.admit(&signed.ticket, came_at, now())?;
+    let lapses_at = gateway.lifetimes.admit(&signed.ticket, arrived_at, now())?;
     link.renew(signed.ticket);
     Ok(Some(lapses_at))
 }
 
-async fn ask(link: &WorkerConnection, path: &'static str) -> Option<Bytes> {
+async fn send_poll(link: &WorkerConnection, path: &'static str) -> Option<Bytes> {
     let request = Request::get(path).body(Bytes::new()).expect("a literal path is valid");
     match link.polls.request(request).await {
         Ok(response) => Some(response).filter(|r| r.status() == StatusCode::OK).map(Response::into_body),

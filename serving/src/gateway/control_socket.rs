@@ -1,16 +1,14 @@
 //! Control socket: the gateway's agent pushes the route table here. A process that can open the socket
 //! controls the routing, so only the owner may access its file.
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::Gateway;
+use super::table::Table;
 use overlay::CancellationToken;
 use overlay::descriptors::FrameError;
 use protocol::gateway::{RouteTable, TableAccepted};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-
-use super::Gateway;
-use super::table::Table;
 
 /// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -24,23 +22,23 @@ pub(super) async fn serve(listener: UnixListener, gateway: Arc<Gateway>, shutdow
         };
         match accepted {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, gateway.clone()));
+                tokio::spawn(serve_agent(stream, gateway.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "accept the agent");
+                tracing::warn!(%error, "accepting the agent failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(stream: UnixStream, gateway: Arc<Gateway>) {
-    if let Err(error) = try_converse(stream, &gateway).await {
+async fn serve_agent(stream: UnixStream, gateway: Arc<Gateway>) {
+    if let Err(error) = answer_pushes(stream, &gateway).await {
         tracing::warn!(%error, "agent connection ended");
     }
 }
 
-async fn try_converse(stream: UnixStream, gateway: &Gateway) -> Result<(), FrameError> {
+async fn answer_pushes(stream: UnixStream, gateway: &Gateway) -> Result<(), FrameError> {
     let (mut sender, mut receiver) = overlay::descriptors::channel(stream);
     while let Some((pushed, _)) = receiver.receive::<RouteTable>().await? {
         let version = gateway.replace_table(pushed);
@@ -57,13 +55,13 @@ impl Gateway {
         let table = Table::new(pushed);
         self.table.send_if_modified(|current| match table {
             Ok(table) if table.version() > current.version() => {
-                tracing::info!(version = table.version(), "route table");
+                tracing::info!(version = table.version(), "route table installed");
                 *current = Arc::new(table);
                 true
             }
             Ok(_) => false,
             Err(reason) => {
-                tracing::error!(version = pushed_version, reason, "route table refused");
+                tracing::error!(version = pushed_version, reason, "route table rejected");
                 false
             }
         });

@@ -9,8 +9,13 @@
 //! one for a limited time (`hold_timeout`). A client that disconnects drops the response, which resets the
 //! worker's stream, which stops the engine.
 
-use std::time::Duration;
-
+use super::pool::{RequestPermit, Suspect};
+use super::public::{InferenceTarget, memory_full};
+use super::{ANSWER_BYTES_MAX, Gateway};
+use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
+use crate::metrics::Observation;
+use crate::openai::{ApiError, error_event, printable};
+use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -20,20 +25,13 @@ use http_body_util::BodyExt;
 use overlay::ResponseBody;
 use protocol::TokenName;
 use protocol::error_code as code;
+use std::time::Duration;
 use tokio::time::Instant;
-
-use super::pool::{RequestPermit, Suspect};
-use super::public::{InferenceTarget, memory_full};
-use super::{ANSWER_BYTES_MAX, Gateway};
-use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
-use crate::metrics::Observation;
-use crate::openai::{ApiError, error_event};
-use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
 
 /// Maximum workers that may reject one request before the client gets the rejection.
 const REFUSALS_MAX: usize = 3;
 /// Time limit for the body of a worker's rejection after its headers.
-const REFUSAL: Duration = Duration::from_secs(5);
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time that a worker is reserved for one suspect. A request that harms its worker when it is read
 /// has done so by then; a whole answer may take minutes, and others wait.
 const QUARANTINE: Duration = Duration::from_secs(10);
@@ -87,7 +85,7 @@ impl Gateway {
         let mut reason = no_worker(&wanted);
         let until = Instant::now() + self.hold_timeout;
         while refusals < REFUSALS_MAX {
-            let place = match &suspect {
+            let permit = match &suspect {
                 Some(suspect) => self.wait_for_idle_worker(&wanted, &tried, suspect).await,
                 None => match self.try_pick_worker(&wanted, &tried) {
                     // A rejection for overload is returned immediately; waiting would only lengthen the
@@ -98,17 +96,19 @@ impl Gateway {
                     found => found,
                 },
             };
-            let place = match place {
-                Ok(Some(place)) => place,
+            let permit = match permit {
+                Ok(Some(permit)) => permit,
                 Ok(None) => break,
                 Err(error) => return Err((error, observation)),
             };
-            tried.push(place.link().id);
+            tried.push(permit.link().id);
+            // Each attempt is a rejection, or the one that made the request a suspect.
+            assert!(tried.len() <= REFUSALS_MAX + 1, "no request is tried on every worker");
             if tried.len() > 1 {
                 self.metrics.retried(wanted.model.as_str());
             }
-            let link = place.link().clone();
-            let attempt = attempt(place, &wanted, body.clone(), &mut charge, observation);
+            let link = permit.link().clone();
+            let attempt = attempt(permit, &wanted, body.clone(), &mut charge, observation);
             let (error, back) = match in_quarantine(attempt, suspect.as_ref()).await {
                 ForwardAttempt::Begun(response) => return Ok(response),
                 ForwardAttempt::Whole(head, answer) => {
@@ -143,19 +143,19 @@ async fn in_quarantine(
     tokio::pin!(attempt);
     tokio::select! {
         done = &mut attempt => return done,
-        () = tokio::time::sleep(QUARANTINE) => suspect.acquit(),
+        () = tokio::time::sleep(QUARANTINE) => suspect.release(),
     }
     attempt.await
 }
 
 async fn attempt(
-    place: RequestPermit,
+    permit: RequestPermit,
     wanted: &InferenceTarget,
     body: Bytes,
     charge: &mut Charge<TokenName>,
     mut observation: Observation,
 ) -> ForwardAttempt {
-    let link = place.link().clone();
+    let link = permit.link().clone();
     observation.sent_to(&link.channel.peer());
     let request = http::Request::post(wanted.endpoint.path())
         .header(header::CONTENT_TYPE, "application/json")
@@ -181,7 +181,7 @@ async fn attempt(
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
         return ForwardAttempt::Refused(refusal(body).await, observation);
     }
-    let answer = WorkerAnswer { place, body, observation };
+    let answer = WorkerAnswer { permit, body, observation };
     if wanted.is_stream && head.status == StatusCode::OK {
         answer.stream(&head.headers).await
     } else {
@@ -191,13 +191,13 @@ async fn attempt(
 
 /// A worker's answer in progress.
 struct WorkerAnswer {
-    place: RequestPermit,
+    permit: RequestPermit,
     body: ResponseBody,
     observation: Observation,
 }
 
 /// The next frame of an answer.
-enum Next {
+enum AnswerFrame {
     Data(Bytes),
     Trailers(HeaderMap),
     End,
@@ -205,20 +205,21 @@ enum Next {
 }
 
 impl WorkerAnswer {
-    async fn next(&mut self) -> Next {
+    async fn next(&mut self) -> AnswerFrame {
         let frame = tokio::select! {
             frame = self.body.frame() => frame,
-            () = self.place.link().lost.cancelled() => return Next::Lost,
+            () = self.permit.link().lost.cancelled() => return AnswerFrame::Lost,
         };
         match frame {
-            None => Next::End,
+            None => AnswerFrame::End,
             Some(Err(error)) => {
-                tracing::warn!(worker = self.place.link().channel.peer().short(), %error, "answer broke off");
-                Next::Lost
+                let worker = self.permit.link().channel.peer();
+                tracing::warn!(worker = worker.short(), %error, "answer interrupted");
+                AnswerFrame::Lost
             }
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => Next::Data(data),
-                Err(frame) => Next::Trailers(frame.into_trailers().unwrap_or_default()),
+                Ok(data) => AnswerFrame::Data(data),
+                Err(frame) => AnswerFrame::Trailers(frame.into_trailers().unwrap_or_default()),
             },
         }
     }
@@ -232,14 +233,14 @@ impl WorkerAnswer {
         let mut answer = Buffer::default();
         loop {
             match self.next().await {
-                Next::Data(data) => {
+                AnswerFrame::Data(data) => {
                     if answer.push(&data, ANSWER_BYTES_MAX, charge).await.is_err() {
                         return ForwardAttempt::Failed(memory_full(), self.observation);
                     }
                 }
-                Next::Trailers(_) => {}
-                Next::Lost => return ForwardAttempt::Lost(self.observation),
-                Next::End => break,
+                AnswerFrame::Trailers(_) => {}
+                AnswerFrame::Lost => return ForwardAttempt::Lost(self.observation),
+                AnswerFrame::End => break,
             }
         }
         self.observation.tokens(count(headers, &PROMPT_TOKENS), count(headers, &COMPLETION_TOKENS));
@@ -254,44 +255,46 @@ impl WorkerAnswer {
         ForwardAttempt::Whole(head, answer.into_bytes())
     }
 
-    /// Waits for the first piece: until it arrives, the request can still be retried on another worker.
+    /// Waits for the first chunk: until it arrives, the request can still be retried on another worker.
     async fn stream(mut self, headers: &HeaderMap) -> ForwardAttempt {
         let first = match self.next().await {
-            Next::Data(data) => data,
-            Next::Lost => return ForwardAttempt::Lost(self.observation),
-            Next::Trailers(_) | Next::End => return ForwardAttempt::Refused(worker_lost(), self.observation),
+            AnswerFrame::Data(data) => data,
+            AnswerFrame::Lost => return ForwardAttempt::Lost(self.observation),
+            AnswerFrame::Trailers(_) | AnswerFrame::End => {
+                return ForwardAttempt::Refused(worker_lost(), self.observation);
+            }
         };
-        self.place.answer_begins();
+        self.permit.answer_begins();
         self.observation.tokens(count(headers, &PROMPT_TOKENS), None);
-        self.observation.piece();
-        let rest = stream::unfold(Some(self), |answer| async move { answer?.piece().await });
+        self.observation.chunk();
+        let rest = stream::unfold(Some(self), |answer| async move { answer?.chunk().await });
         let first = stream::iter([Ok::<_, std::convert::Infallible>(first)]);
-        let pieces = futures::StreamExt::chain(first, rest);
-        let mut response = Response::new(Body::from_stream(pieces));
+        let chunks = futures::StreamExt::chain(first, rest);
+        let mut response = Response::new(Body::from_stream(chunks));
         event_stream(response.headers_mut());
         ForwardAttempt::Begun(response)
     }
 
-    /// Returns the next piece for the client, and the remainder.
-    async fn piece(mut self) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Self>)> {
+    /// Returns the next chunk for the client, and the remainder.
+    async fn chunk(mut self) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Self>)> {
         loop {
             match self.next().await {
-                Next::Data(data) => {
-                    self.observation.piece();
+                AnswerFrame::Data(data) => {
+                    self.observation.chunk();
                     return Some((Ok(data), Some(self)));
                 }
-                Next::Trailers(trailers) => {
+                AnswerFrame::Trailers(trailers) => {
                     let generated = count(&trailers, &COMPLETION_TOKENS);
                     self.observation.tokens(count(&trailers, &PROMPT_TOKENS), generated);
                 }
-                Next::End => {
+                AnswerFrame::End => {
                     // The engine has reported its failure in the stream, which then lacks the count of
                     // tokens.
                     let code = if self.observation.is_complete() { "" } else { "failed-in-stream" };
                     self.observation.end(StatusCode::OK, code);
                     return None;
                 }
-                Next::Lost => {
+                AnswerFrame::Lost => {
                     let error = worker_lost();
                     self.observation.end(error.status, error.code.as_str());
                     return Some((Ok(error_event(&error)), None));
@@ -317,16 +320,17 @@ fn worker_lost() -> ApiError {
 
 /// Builds an error that forbids a retry: a client that retries automatically would end two workers each time.
 fn two_workers_lost() -> ApiError {
-    let message = "two workers were lost while they served this request, the second one with no other request; \
-        it is not tried on a third";
+    let message = "two workers were lost while they served this request, the second one with no other \
+        request; it is not tried on a third";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).not_again()
 }
 
 /// Reads a worker's rejection. Its text goes to the gateway's log, not to clients.
 async fn refusal(body: ResponseBody) -> ApiError {
-    let text = tokio::time::timeout(REFUSAL, body.collect()).await;
+    let text = tokio::time::timeout(REFUSAL_TIMEOUT, body.collect()).await;
     let text = text.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    tracing::info!(answer = %crate::openai::printable(&String::from_utf8_lossy(&text)), "worker refuses");
+    let text = String::from_utf8_lossy(&text);
+    tracing::info!(answer = %printable(&text), "worker rejected the request");
     let message = "every worker of this model is busy at the moment";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_OVERLOADED, message).retry_after(1)
 }

@@ -1,18 +1,16 @@
 //! Waiting for a worker: a request without one is held for a limited time, because a dead worker's slot is
 //! being placed elsewhere. Its bytes are charged to the gateway's memory budget, like those of all requests.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use http::StatusCode;
-use protocol::error_code as code;
-use tokio::time::Instant;
-
 use super::Gateway;
 use super::pool::{RequestPermit, Suspect};
 use super::public::InferenceTarget;
 use super::table::Table;
 use crate::openai::ApiError;
+use http::StatusCode;
+use protocol::error_code as code;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Time for which a request waits for a worker. A dead node's slots expire after its lease of 3 s and are
 /// loaded elsewhere in a second or two. A client that retries would do so no earlier.
@@ -24,7 +22,8 @@ const SUSPECT_HOLD_FACTOR: u32 = 6;
 impl Gateway {
     /// Returns the table in force; a gateway that has just started waits for its agent to push one.
     ///
-    /// # Errors 503 when the agent pushes no table in time.
+    /// # Errors
+    /// 503 when the agent pushes no table in time.
     pub(super) async fn table(&self) -> Result<Arc<Table>, ApiError> {
         let mut tables = self.table.subscribe();
         let pushed = tables.wait_for(|table| table.version() > 0);
@@ -32,7 +31,7 @@ impl Gateway {
             Ok(Ok(table)) => Ok(table.clone()),
             // The sender belongs to this gateway and does not close.
             Ok(Err(_)) | Err(_) => {
-                let message = "this gateway does not know yet who serves what";
+                let message = "this gateway has not received its route table yet";
                 Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1))
             }
         }
@@ -76,7 +75,7 @@ impl Gateway {
         tried: &[u64],
         suspect: &Suspect<'_>,
     ) -> Result<Option<RequestPermit>, ApiError> {
-        let came_at = Instant::now();
+        let arrived_at = Instant::now();
         let choose = |is_pressed: bool| {
             let table = self.table.borrow().clone();
             let services = wanted.services(&table)?;
@@ -84,10 +83,10 @@ impl Gateway {
         };
         // A worker that replaces the lost one is idle at first; only after that is the last open worker
         // reserved.
-        if let Some(place) = self.pick_by(came_at + self.hold_timeout / 2, || choose(false)).await? {
-            return Ok(Some(place));
+        if let Some(permit) = self.pick_by(arrived_at + self.hold_timeout / 2, || choose(false)).await? {
+            return Ok(Some(permit));
         }
-        self.pick_by(came_at + self.hold_timeout * SUSPECT_HOLD_FACTOR, || choose(true)).await
+        self.pick_by(arrived_at + self.hold_timeout * SUSPECT_HOLD_FACTOR, || choose(true)).await
     }
 
     /// Retries `choose` until it succeeds; returns `None` after the deadline.
@@ -105,8 +104,8 @@ impl Gateway {
             tokio::pin!(vacancy);
             vacancy.as_mut().enable();
             tables.mark_unchanged();
-            if let Some(place) = choose()? {
-                return Ok(Some(place));
+            if let Some(permit) = choose()? {
+                return Ok(Some(permit));
             }
             tokio::select! {
                 () = vacancy => {}

@@ -11,21 +11,19 @@
 //! The two machines' clocks do not run at exactly the same speed either, so a small drift is allowed. Without
 //! that, the fastest delivery of any ticket would count forever.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
+use super::ticket::TicketError;
 use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
 use protocol::order::Ticket;
 use protocol::{BootTime, Millis, PublicKey};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::time::Instant;
-
-use super::ticket::TicketError;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
 /// Time for which a worker is remembered: until the wall clock alone rejects its tickets. It allows for the
 /// largest tolerated skew, with the node's clock ahead and the gateway's behind.
-const REMEMBERED: Duration = Duration::from_millis(2 * CLOCK_GRACE_MS + LEASE_MS);
+const RETENTION: Duration = Duration::from_millis(2 * CLOCK_GRACE_MS + LEASE_MS);
 /// Maximum workers remembered: four for each that this release was measured with. Beyond that the one that
 /// expired first is evicted.
 const WORKERS_MAX: usize = 4096;
@@ -47,26 +45,27 @@ struct Sighting {
 }
 
 impl Lifetimes {
-    /// Returns the expiry of a ticket that arrived at `came_at`.
+    /// Returns the expiry of a ticket that arrived at `arrived_at`.
     ///
     /// # Errors
     /// [`TicketError::Expired`] and [`TicketError::Ahead`].
     pub(super) fn admit(
         &self,
         ticket: &Ticket,
-        came_at: Instant,
+        arrived_at: Instant,
         wall: Millis,
     ) -> Result<Instant, TicketError> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         let known = workers.get(&ticket.worker).copied();
         if known.is_none() {
             check_clocks(ticket.expires_at, wall)?;
-            workers.retain(|_, other| came_at.saturating_duration_since(other.seen_at) < REMEMBERED);
+            workers.retain(|_, other| arrived_at.saturating_duration_since(other.seen_at) < RETENTION);
         }
         let until = ticket.lease_until_boottime_ms;
-        let lapses_at = lapse(known, until, came_at);
-        if lapses_at <= came_at {
-            let ago = came_at.duration_since(lapses_at);
+        let lapses_at = lapse(known, until, arrived_at);
+        assert!(lapses_at <= arrived_at + LEASE, "no ticket outlives one lease from its arrival");
+        if lapses_at <= arrived_at {
+            let ago = arrived_at.duration_since(lapses_at);
             return Err(TicketError::Expired(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
         }
         if known.is_none_or(|known| until > known.lease_until) {
@@ -77,20 +76,20 @@ impl Lifetimes {
                     workers.remove(&first);
                 }
             }
-            let sighting = Sighting { lease_until: until, lapses_at, seen_at: came_at };
+            let sighting = Sighting { lease_until: until, lapses_at, seen_at: arrived_at };
             workers.insert(ticket.worker, sighting);
         }
         Ok(lapses_at)
     }
 }
 
-/// Computes the expiry of a ticket that arrived at `came_at`, given the worker's earlier ticket, if any.
-fn lapse(known: Option<Sighting>, until: BootTime, came_at: Instant) -> Instant {
-    let fresh = came_at + LEASE;
+/// Computes the expiry of a ticket that arrived at `arrived_at`, given the worker's earlier ticket, if any.
+fn lapse(known: Option<Sighting>, until: BootTime, arrived_at: Instant) -> Instant {
+    let fresh = arrived_at + LEASE;
     let Some(known) = known else { return fresh };
     let difference = Duration::from_millis(until.0.abs_diff(known.lease_until.0));
     if until < known.lease_until {
-        return known.lapses_at.checked_sub(difference).map_or(came_at, |at| at.min(fresh));
+        return known.lapses_at.checked_sub(difference).map_or(arrived_at, |at| at.min(fresh));
     }
     // A difference beyond the range of the clock counts as one lease, like any larger one.
     let by_node = known.lapses_at.checked_add(difference + difference / DRIFT_PARTS);
@@ -145,10 +144,10 @@ mod tests {
         fn show(&self, worker: u8, issued_ms: u64, shown_ms: u64) -> Result<u64, &'static str> {
             let lease_end_ms = issued_ms + LEASE_MS;
             let wall = Millis((WALL.0 + lease_end_ms).saturating_add_signed(self.skew_ms));
-            let came_at = self.began + Duration::from_millis(shown_ms);
+            let arrived_at = self.began + Duration::from_millis(shown_ms);
             let shown = ticket(worker, 77_000 + lease_end_ms, wall);
-            let until = self.lifetimes.admit(&shown, came_at, WALL.plus(shown_ms));
-            until.map(|until| (until - came_at).as_millis() as u64).map_err(|error| error.reason())
+            let until = self.lifetimes.admit(&shown, arrived_at, WALL.plus(shown_ms));
+            until.map(|until| (until - arrived_at).as_millis() as u64).map_err(|error| error.reason())
         }
     }
 
@@ -166,13 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn clocks_that_are_further_apart_than_is_borne_are_said_so() {
+    fn clocks_beyond_the_tolerated_skew_are_rejected() {
         assert_eq!(Scene::new(-6 * MINUTE_MS).show(9, 0, 0), Err("expired"));
         assert_eq!(Scene::new(6 * MINUTE_MS).show(9, 0, 0), Err("ahead"));
     }
 
     #[test]
-    fn a_ticket_shown_again_gains_nothing_however_often() {
+    fn a_replayed_ticket_never_extends_the_lifetime() {
         let scene = Scene::new(0);
         assert_eq!(scene.show(9, 0, 0), Ok(3_000));
         for at in (0..3_000).step_by(100) {
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn tickets_that_were_held_back_end_when_their_node_meant_them_to() {
+    fn delayed_tickets_expire_when_their_node_intended() {
         let scene = Scene::new(0);
         assert_eq!(scene.show(9, 0, 0), Ok(3_000));
         // Its node last received a lease at 10 s. The allowed drift is a thousandth.
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_slowly_once_does_not_count_for_long() {
+    fn one_slow_delivery_does_not_count_for_long() {
         let scene = Scene::new(0);
         assert_eq!(scene.show(9, 0, 2_000), Ok(3_000), "nobody can know that it took two seconds");
         assert_eq!(scene.show(9, 2_500, 2_500), Ok(3_000), "the next one says so");
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_of_unequal_speed_do_not_come_apart() {
+    fn clocks_of_unequal_speed_do_not_drift_apart() {
         // The node's boot clock loses half a second in a thousand for a day.
         let scene = Scene::new(0);
         for at in (0..86_400_000_u64).step_by(60_000) {
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wall_clock_set_in_between_changes_nothing() {
+    fn a_step_of_the_wall_clock_changes_nothing() {
         let mut scene = Scene::new(0);
         assert_eq!(scene.show(9, 0, 0), Ok(3_000));
         for (at, skew) in [(500, 60 * MINUTE_MS), (1_000, -60 * MINUTE_MS), (1_500, 0)] {
@@ -224,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_forgotten_before_they_are_too_many() {
+    fn the_number_of_remembered_workers_is_bounded() {
         let scene = Scene::new(0);
         for number in 0..WORKERS_MAX as u64 + 100 {
             let mut shown = ticket(0, 80_000, WALL);
             shown.worker.0[..8].copy_from_slice(&number.to_le_bytes());
-            let came_at = scene.began + Duration::from_millis(number);
-            assert!(scene.lifetimes.admit(&shown, came_at, WALL).is_ok());
+            let arrived_at = scene.began + Duration::from_millis(number);
+            assert!(scene.lifetimes.admit(&shown, arrived_at, WALL).is_ok());
         }
         assert_eq!(scene.lifetimes.workers.lock().expect("whole").len(), WORKERS_MAX);
     }

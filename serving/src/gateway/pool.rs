@@ -9,21 +9,21 @@
 //! be repeated; but after an ordinary death all requests of a node are suspects, and must not wait for
 //! minutes.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
+use super::table::Table;
+use super::ticket::check_route;
 use overlay::{CancellationToken, Channel, Limits};
 use protocol::gateway::RoutedService;
 use protocol::limits::LEASE_MS;
 use protocol::order::{TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{WorkerLoad, WorkerState};
+use std::collections::BTreeMap;
+#[cfg(test)]
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-
-use super::table::Table;
-use super::ticket::check_route;
 
 /// Largest answer to a poll, in bytes: a load is below 1 KiB, a ticket below [`TICKET_BYTES_MAX`].
 const POLL_BYTES_MAX: usize = 64 * 1024;
@@ -178,9 +178,12 @@ impl RequestPermit {
 
     /// Records that the first byte of the answer has arrived.
     pub(super) fn answer_begins(&mut self) {
-        if !std::mem::replace(&mut self.is_answered, true)
-            && self.link.unanswered.fetch_sub(1, Ordering::AcqRel) == 1
-        {
+        if std::mem::replace(&mut self.is_answered, true) {
+            return;
+        }
+        let unanswered = self.link.unanswered.fetch_sub(1, Ordering::AcqRel);
+        assert!(unanswered > 0, "a permit counts as unanswered until its answer begins");
+        if unanswered == 1 {
             self.link.vacancies.notify_waiters();
         }
     }
@@ -189,7 +192,9 @@ impl RequestPermit {
 impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.answer_begins();
-        if self.link.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let in_flight = self.link.in_flight.fetch_sub(1, Ordering::AcqRel);
+        assert!(in_flight > 0, "a permit counts until it is dropped");
+        if in_flight == 1 {
             self.link.vacancies.notify_waiters();
         }
     }
@@ -204,14 +209,14 @@ pub(super) struct Suspect<'p> {
 
 impl Suspect<'_> {
     /// Opens the reserved worker to all requests again, once the suspect's answer has begun.
-    pub(super) fn acquit(&self) {
+    pub(super) fn release(&self) {
         self.pool.links().iter().for_each(|link| link.release(self.id));
     }
 }
 
 impl Drop for Suspect<'_> {
     fn drop(&mut self) {
-        self.acquit();
+        self.release();
     }
 }
 
@@ -249,7 +254,7 @@ impl WorkerPool {
     }
 
     /// Records a worker's load and wakes waiting requests when it becomes ready.
-    pub(super) fn heard(&self, link: &WorkerConnection, load: WorkerLoad) {
+    pub(super) fn record_load(&self, link: &WorkerConnection, load: WorkerLoad) {
         let is_ready = load.state == WorkerState::Ready;
         let was_ready = link.is_ready.swap(is_ready, Ordering::Relaxed);
         // Published after readiness: a client that sees a ready worker in the metrics may rely on it.
@@ -273,7 +278,9 @@ impl WorkerPool {
 
     /// Registers a request with which a worker was lost.
     pub(super) fn suspect(&self) -> Suspect<'_> {
-        Suspect { pool: self, id: self.counter.fetch_add(1, Ordering::Relaxed) + 1 }
+        let id = self.counter.fetch_add(1, Ordering::Relaxed) + 1;
+        assert_ne!(id, UNRESERVED, "a suspect's id is never that of an open worker");
+        Suspect { pool: self, id }
     }
 
     /// Returns all workers.
@@ -289,6 +296,7 @@ impl WorkerPool {
         table: &Table,
         tried: &[u64],
     ) -> Option<RequestPermit> {
+        assert!(!services.is_empty(), "a request without a service is rejected earlier");
         let links = self.lock();
         let fit = links.values().filter(|link| !tried.contains(&link.id) && link.may_take(services, table));
         let open = fit.filter(|link| !link.is_reserved());
@@ -296,7 +304,7 @@ impl WorkerPool {
         Some(self.take(chosen))
     }
 
-    /// Chooses a worker without requests that takes no other until the suspect is acquitted. If there is
+    /// Chooses a worker without requests that takes no other until its reservation ends. If there is
     /// none, one is reserved, so that it becomes idle. Under time pressure the last worker open to all is
     /// reserved too, and answers that have begun do not count.
     pub(super) fn choose_alone(
@@ -307,6 +315,7 @@ impl WorkerPool {
         suspect: &Suspect<'_>,
         is_pressed: bool,
     ) -> Option<RequestPermit> {
+        assert!(!services.is_empty(), "a request without a service is rejected earlier");
         let links = self.lock();
         let fit: Vec<&Arc<WorkerConnection>> = links
             .values()
@@ -349,7 +358,60 @@ impl WorkerPool {
         RequestPermit { link: link.clone(), is_answered: false }
     }
 
+    /// Checks that permits, reservations and departures of the pool agree with each other.
+    ///
+    /// # Errors
+    /// Describes the first violation.
+    #[cfg(test)]
+    pub(super) fn check_invariants(&self) -> Result<(), String> {
+        let mut suspects = BTreeSet::new();
+        for (id, link) in self.lock().iter() {
+            let unanswered = link.unanswered.load(Ordering::Acquire);
+            if unanswered > link.in_flight() {
+                let requests = link.in_flight();
+                return Err(format!("worker {id} has {requests} requests, {unanswered} of them unanswered"));
+            }
+            if link.lost.is_cancelled() {
+                return Err(format!("worker {id} is lost, but in the pool"));
+            }
+            let suspect = link.reserved_for.load(Ordering::Acquire);
+            let is_reserved = suspect != UNRESERVED && !link.channel.is_closed();
+            if is_reserved && !suspects.insert(suspect) {
+                return Err(format!("suspect {suspect} has reserved two workers"));
+            }
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<WorkerConnection>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Simulation;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_planted_violation_of_the_pool_is_reported() {
+        type Plant = fn(&[Arc<WorkerConnection>]);
+        let cases: [(Plant, &str); 3] = [
+            (|links| links[1].unanswered.store(1, Ordering::Release), "0 requests, 1 of them unanswered"),
+            (|links| links[0].lost.cancel(), "is lost, but in the pool"),
+            (
+                |links| links.iter().for_each(|link| link.reserved_for.store(7, Ordering::Release)),
+                "suspect 7 has reserved two workers",
+            ),
+        ];
+        for (plant, expected) in cases {
+            let simulation = Simulation::new(1 << 20);
+            let _workers = [simulation.worker().await, simulation.worker().await];
+            let pool = &simulation.gateway.pool;
+            assert_eq!(pool.check_invariants(), Ok(()));
+            plant(&pool.links());
+            let found = pool.check_invariants().expect_err(expected);
+            assert!(found.contains(expected), "{found} lacks {expected}");
+        }
     }
 }

@@ -1,7 +1,12 @@
 //! Public API of the gateway: API keys, quotas, limits, validation, and then a worker.
 
-use std::sync::Arc;
-
+use super::Gateway;
+use super::forward::Admitted;
+use super::table::Table;
+use crate::memory::REQUEST_BYTES_MIN;
+use crate::metrics::{self, Observation};
+use crate::openai::{self, ApiError, Endpoint, InferenceRequest};
+use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -13,15 +18,8 @@ use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
+use std::sync::Arc;
 use tokio::time::Instant;
-
-use super::Gateway;
-use super::forward::Admitted;
-use super::table::Table;
-use crate::memory::REQUEST_BYTES_MIN;
-use crate::metrics::{self, Observation};
-use crate::openai::{self, ApiError, Endpoint, InferenceRequest};
-use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 
 /// Builds the inference API.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
@@ -109,7 +107,8 @@ impl Gateway {
     /// Returns the table in force and the client's key in it. A client without a key is rejected before any
     /// wait.
     ///
-    /// # Errors 401, or 503 while there is no table yet.
+    /// # Errors
+    /// 401, or 503 while there is no table yet.
     async fn authenticate(&self, headers: &HeaderMap) -> Result<(Arc<Table>, ApiKey), ApiError> {
         let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, code::INVALID_API_KEY, message);
         let shown = headers.get(header::AUTHORIZATION).ok_or_else(|| {
@@ -171,8 +170,8 @@ impl Gateway {
 /// Builds the rejection for a key that holds most of the memory and requests more, or whose request was
 /// evicted.
 pub(super) fn memory_full() -> ApiError {
-    let message = "this API key holds its share of the gateway's memory: send fewer large requests at once, and \
-        read their answers";
+    let message = "this API key holds its share of the gateway's memory: send fewer large requests at \
+        once, and read their answers";
     ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::GATEWAY_MEMORY_FULL, message).retry_after(1)
 }
 
@@ -190,7 +189,8 @@ pub(super) struct InferenceTarget {
 impl InferenceTarget {
     /// Returns the services that may answer the request by this table: at least one.
     ///
-    /// # Errors The model is no longer served.
+    /// # Errors
+    /// The model is no longer served.
     pub(super) fn services<'t>(&self, table: &'t Table) -> Result<Vec<&'t RoutedService>, ApiError> {
         services(self.endpoint, &self.name, table)
     }

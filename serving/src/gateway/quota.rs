@@ -1,12 +1,11 @@
 //! Request quota of each API key: a minute's worth may come as a burst, and then one request per share of a
 //! minute. A client never waits for a full minute to pass.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
 use overlay::{Rate, RateLimiter};
 use protocol::TokenName;
 use protocol::gateway::ApiKey;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::time::Instant;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -50,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minutes_worth_may_come_at_once_and_then_evenly() {
+    fn a_minutes_quota_may_come_as_a_burst_and_then_evenly() {
         let (quotas, start) = (Quotas::default(), Instant::now());
         let key = key("a", Some(60));
         for _ in 0..60 {

@@ -1,9 +1,8 @@
 //! Route table: the table that the agent pushes, indexed for lookups. Replaced as a whole, never edited.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::{Digest, ModelName, NodeId, ServiceName, SlotIndex};
+use std::collections::{BTreeMap, BTreeSet};
 use subtle::ConstantTimeEq;
 
 /// Maximum API keys: a key that a client presents is compared with every one.
@@ -22,7 +21,8 @@ pub(super) struct Table {
 impl Table {
     /// Checks and indexes a pushed table.
     ///
-    /// # Errors A description of the fault: a duplicate service or slot, or too many keys.
+    /// # Errors
+    /// A description of the fault: a duplicate service or slot, or too many keys.
     pub(super) fn new(pushed: RouteTable) -> Result<Self, String> {
         if pushed.api_keys.len() > API_KEYS_MAX {
             return Err(format!("{} api keys, at most {API_KEYS_MAX}", pushed.api_keys.len()));
@@ -33,11 +33,11 @@ impl Table {
             let name = service.service.clone();
             for route in &service.routes {
                 if routes.insert((name.clone(), route.slot), route.clone()).is_some() {
-                    return Err(format!("slot {} of `{name}` stands twice", route.slot));
+                    return Err(format!("slot {} of `{name}` is a duplicate", route.slot));
                 }
             }
             if services.insert(name.clone(), service).is_some() {
-                return Err(format!("service `{name}` stands twice"));
+                return Err(format!("service `{name}` is a duplicate"));
             }
         }
         let nodes = routes.values().map(|route| route.node).collect();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_or_slot_that_stands_twice_is_refused() {
+    fn a_duplicate_name_or_slot_is_refused() {
         assert!(table(vec![service("a", "m", &[0, 1]), service("b", "m", &[0])]).is_ok());
         assert!(
             table(vec![service("a", "m", &[0]), service("a", "m", &[1])]).expect_err("a").contains("`a`")

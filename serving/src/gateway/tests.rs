@@ -5,14 +5,12 @@
 //! A request's `user` field scripts its worker's behaviour (see [`Act`]).
 
 mod memory;
+mod parsing;
 mod suspects;
 mod tickets;
 
-use std::convert::Infallible;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
+use super::connection::{admit, serve_worker};
+use super::{Gateway, HOLD_TIMEOUT, public, table::Table, worker_limits};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::{get, post};
@@ -31,11 +29,12 @@ use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
 use protocol::{BootTime, Digest, Fence, NodeId, SlotIndex, canonical};
 use serde_json::Value;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::time::Instant;
 use tower::ServiceExt;
-
-use super::connection::{admit, serve_worker};
-use super::{Gateway, HOLD_TIMEOUT, public, table::Table, worker_limits};
 
 /// Slots of the simulated service.
 const SLOTS: u32 = 8;
@@ -147,6 +146,7 @@ impl Simulation {
             load,
             in_flight: AtomicU32::new(0),
             begun: Mutex::default(),
+            received: Mutex::default(),
             at_death: AtomicU32::new(u32::MAX),
             sent: AtomicU64::new(0),
         });
@@ -169,10 +169,12 @@ impl Simulation {
         self.send(key, Body::from(body)).await
     }
 
-    /// Sends any completion, and reads the answer.
+    /// Sends any completion, and reads the answer. The pool keeps its invariants at each step of the way.
     pub(super) async fn send(&self, key: &str, body: Body) -> Answer {
         let (status, headers, body) = self.begin(key, body).await;
+        assert_eq!(self.gateway.pool.check_invariants(), Ok(()));
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        assert_eq!(self.gateway.pool.check_invariants(), Ok(()));
         Answer { status, headers, body }
     }
 
@@ -191,7 +193,7 @@ impl Simulation {
 pub(super) enum Act {
     /// Answers after this many milliseconds.
     Answer(u64),
-    /// Streams: the first piece after as many milliseconds, then for as many.
+    /// Streams: the first chunk after as many milliseconds, then for as many.
     Stream(u64, u64),
     /// Kills its worker after as many milliseconds.
     Kill(u64),
@@ -234,6 +236,8 @@ pub(super) struct Worker {
     in_flight: AtomicU32,
     /// Number of other requests in flight when each request arrived, in order.
     begun: Mutex<Vec<u32>>,
+    /// The newest request's body.
+    received: Mutex<Bytes>,
     /// Number of other requests in flight when the worker died.
     at_death: AtomicU32,
     /// Bytes of its load that the gateway has read.
@@ -256,8 +260,13 @@ impl Worker {
     }
 
     /// Returns, for each request, the number of others in flight when it arrived.
-    pub(super) fn company(&self) -> Vec<u32> {
+    pub(super) fn others_on_arrival(&self) -> Vec<u32> {
         self.begun.lock().expect("whole").clone()
+    }
+
+    /// Returns the body of the newest request, as it arrived.
+    pub(super) fn received(&self) -> Bytes {
+        self.received.lock().expect("whole").clone()
     }
 
     /// Stops the renewal of the ticket by the node.
@@ -316,6 +325,7 @@ impl Drop for InFlight {
 async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::response::Response {
     let others = worker.in_flight.fetch_add(1, Ordering::Relaxed);
     worker.begun.lock().expect("whole").push(others);
+    *worker.received.lock().expect("whole") = body.clone();
     let in_flight = InFlight(worker.clone());
     let after = |milliseconds| tokio::time::sleep(Duration::from_millis(milliseconds));
     let body = match Act::read(&body) {
@@ -330,7 +340,7 @@ async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::respo
             std::future::pending().await
         }
         Act::Stream(wait, lasts) => {
-            let pieces = futures::stream::iter([wait, lasts]).then(move |wait| {
+            let chunks = futures::stream::iter([wait, lasts]).then(move |wait| {
                 let _held = &in_flight;
                 async move {
                     after(wait).await;
@@ -338,7 +348,7 @@ async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::respo
                 }
             });
             // Moved in, so that the request counts until its stream has ended.
-            return axum::response::Response::new(Body::from_stream(pieces));
+            return axum::response::Response::new(Body::from_stream(chunks));
         }
     };
     drop(in_flight);

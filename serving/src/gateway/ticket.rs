@@ -1,10 +1,9 @@
 //! Ticket verification: a worker's ticket against the table, its TLS key and this gateway. Pure: every input
 //! is an argument.
 
+use super::table::Table;
 use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, PublicKey};
-
-use super::table::Table;
 
 /// Cause of a ticket's rejection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,7 +12,7 @@ pub enum TicketError {
     #[error("ticket is unreadable: {0}")]
     Unreadable(String),
     /// The signature is not that of the ticket's node.
-    #[error("ticket's signature does not hold")]
+    #[error("ticket's signature is invalid")]
     Signature,
     /// The ticket names a different worker key from the one that the peer has proven.
     #[error("ticket names another worker")]
@@ -25,7 +24,7 @@ pub enum TicketError {
     #[error("ticket expired {0} ms ago")]
     Expired(u64),
     /// The node's wall clock is too far ahead of the gateway's, or the gateway's is too far behind.
-    #[error("ticket comes from {0} ms beyond what clocks may differ by")]
+    #[error("ticket is {0} ms ahead of the tolerated clock skew")]
     Ahead(u64),
     /// The table has no such service or slot.
     #[error("no such service or slot")]
@@ -73,7 +72,8 @@ impl TicketError {
 /// Checks the ticket alone: this worker, this gateway, signed by the node it names. Its validity in time is
 /// checked by [`super::lifetime`].
 ///
-/// # Errors See [`TicketError`].
+/// # Errors
+/// See [`TicketError`].
 pub(super) fn check_form(
     signed: &SignedTicket,
     worker: &PublicKey,
@@ -123,7 +123,7 @@ pub(super) enum TicketDecision {
 }
 
 /// Decides on a ticket by the table in force.
-pub(super) fn judge(ticket: &Ticket, table: &Table) -> TicketDecision {
+pub(super) fn decide(ticket: &Ticket, table: &Table) -> TicketDecision {
     match check_route(ticket, table) {
         Ok(()) => TicketDecision::Admit,
         Err(error) if !error.may_be_early() => TicketDecision::Refuse(error),
@@ -143,6 +143,7 @@ pub(super) fn check_renewal(old: &Ticket, new: &Ticket) -> Result<(), TicketErro
 
 #[cfg(test)]
 mod tests {
+    use super::TicketDecision::{Admit, AwaitNode, AwaitTable, Refuse};
     use super::*;
     use overlay::Identity;
     use protocol::gateway::{Route, RouteTable, RoutedService};
@@ -251,14 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_ticket_ahead_of_the_table_may_wait_and_only_of_a_node_in_it_as_that_nodes() {
-        use TicketDecision::{Admit, AwaitNode, AwaitTable, Refuse};
+    fn only_a_ticket_ahead_of_the_table_waits_and_counts_for_a_node_in_it() {
         let scene = scene();
         let table = table(&scene);
         let decision = |alter: &dyn Fn(&mut Ticket)| {
             let mut ticket = ticket(&scene);
             alter(&mut ticket);
-            judge(&ticket, &table)
+            decide(&ticket, &table)
         };
         let fence = |ticket| TicketError::Fence { ticket: Fence(ticket), table: Fence(5) };
         let stranger = NodeId(Identity::from_seed(&[9; 32]).public_key());
@@ -270,6 +270,6 @@ mod tests {
         let unknown_slot = |ticket: &mut Ticket| (ticket.node, ticket.slot) = (stranger, SlotIndex(0));
         assert_eq!(decision(&unknown_slot), AwaitNode(TicketError::UnknownSlot));
         // A gateway that has just started has no table.
-        assert_eq!(judge(&ticket(&scene), &Table::default()), AwaitNode(TicketError::UnknownSlot));
+        assert_eq!(decide(&ticket(&scene), &Table::default()), AwaitNode(TicketError::UnknownSlot));
     }
 }

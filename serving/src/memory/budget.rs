@@ -25,7 +25,7 @@ pub(crate) struct ByteBudget<K> {
     bytes_max: usize,
     used: usize,
     /// Part of `used` held by requests under eviction.
-    leaving: usize,
+    evicting: usize,
     next: u64,
     requests: BTreeMap<RequestId, RequestHolding<K>>,
     /// Bytes of each key's requests that are not under eviction; no entry is zero.
@@ -42,7 +42,7 @@ struct RequestHolding<K> {
 impl<K: Ord + Clone> ByteBudget<K> {
     /// Creates an empty budget.
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, used: 0, leaving: 0, next: 0, requests: BTreeMap::new(), keys: BTreeMap::new() }
+        Self { bytes_max, used: 0, evicting: 0, next: 0, requests: BTreeMap::new(), keys: BTreeMap::new() }
     }
 
     /// Returns the bytes held, including those of requests under eviction.
@@ -67,16 +67,19 @@ impl<K: Ord + Clone> ByteBudget<K> {
             holding.bytes += bytes;
             self.used += bytes;
             *self.keys.entry(holding.key.clone()).or_default() += bytes;
+            assert!(self.used <= self.bytes_max, "never more than the budget");
             return ChargeDecision::Admit;
         }
-        if bytes <= self.bytes_max.saturating_sub(self.used - self.leaving) {
+        if bytes <= self.bytes_max.saturating_sub(self.used - self.evicting) {
             return ChargeDecision::Wait;
         }
         let key = holding.key.clone();
         match self.largest_holder() {
             // Evict only from a key that holds more even after this growth, so that two equal keys never
             // evict each other.
-            Some(largest) if *largest != key && self.of_key(largest) > self.of_key(&key) + bytes => {
+            Some(largest)
+                if *largest != key && self.bytes_of_key(largest) > self.bytes_of_key(&key) + bytes =>
+            {
                 let largest = largest.clone();
                 self.evict_from(&largest)
             }
@@ -88,10 +91,11 @@ impl<K: Ord + Clone> ByteBudget<K> {
     pub(crate) fn shrink_to(&mut self, id: RequestId, bytes: usize) {
         let Some(holding) = self.requests.get_mut(&id) else { return };
         let given_back = holding.bytes.saturating_sub(bytes);
+        assert!(given_back <= self.used, "a request releases no more than is held");
         holding.bytes -= given_back;
         self.used -= given_back;
         if holding.is_evicted {
-            self.leaving -= given_back;
+            self.evicting -= given_back;
             return;
         }
         let key = holding.key.clone();
@@ -104,12 +108,13 @@ impl<K: Ord + Clone> ByteBudget<K> {
         self.requests.remove(&id);
     }
 
-    fn of_key(&self, key: &K) -> usize {
+    fn bytes_of_key(&self, key: &K) -> usize {
         self.keys.get(key).copied().unwrap_or(0)
     }
 
     fn take_from_key(&mut self, key: &K, bytes: usize) {
         let Some(held) = self.keys.get_mut(key) else { return };
+        assert!(bytes <= *held, "a key releases no more than it holds");
         *held -= bytes;
         if *held == 0 {
             self.keys.remove(key);
@@ -122,14 +127,14 @@ impl<K: Ord + Clone> ByteBudget<K> {
 
     /// Evicts the key's largest request, the newest of equals: it has the least to lose.
     fn evict_from(&mut self, key: &K) -> ChargeDecision {
-        let of_key =
+        let bytes_of_key =
             self.requests.iter_mut().filter(|(_, holding)| holding.key == *key && !holding.is_evicted);
-        let Some((id, holding)) = of_key.max_by_key(|(id, holding)| (holding.bytes, **id)) else {
+        let Some((id, holding)) = bytes_of_key.max_by_key(|(id, holding)| (holding.bytes, **id)) else {
             return ChargeDecision::Reject;
         };
         holding.is_evicted = true;
         let (id, bytes) = (*id, holding.bytes);
-        self.leaving += bytes;
+        self.evicting += bytes;
         self.take_from_key(key, bytes);
         ChargeDecision::Evict(id)
     }
@@ -139,9 +144,9 @@ impl<K: Ord + Clone> ByteBudget<K> {
         assert!(self.used <= self.bytes_max, "never more than the budget");
         let held: usize = self.requests.values().map(|holding| holding.bytes).sum();
         assert_eq!(held, self.used);
-        let leaving = self.requests.values().filter(|holding| holding.is_evicted);
-        assert_eq!(leaving.map(|holding| holding.bytes).sum::<usize>(), self.leaving);
-        assert_eq!(self.keys.values().sum::<usize>(), self.used - self.leaving);
+        let evicting = self.requests.values().filter(|holding| holding.is_evicted);
+        assert_eq!(evicting.map(|holding| holding.bytes).sum::<usize>(), self.evicting);
+        assert_eq!(self.keys.values().sum::<usize>(), self.used - self.evicting);
         assert!(self.keys.values().all(|bytes| *bytes > 0), "no key without bytes is remembered");
     }
 }
@@ -206,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_books_balance_and_a_key_below_its_share_is_never_rejected(
+        fn the_accounts_balance_and_a_key_below_its_share_is_never_rejected(
             steps in proptest::collection::vec((0u8..4, 0u8..4, 1usize..40), 1..200),
         ) {
             let mut budget = ByteBudget::new(100);
@@ -219,7 +224,7 @@ mod tests {
                     _ => {
                         let id = budget.open(key);
                         open.push((key, id));
-                        let wanted = budget.of_key(&key) + bytes;
+                        let wanted = budget.bytes_of_key(&key) + bytes;
                         let mut rounds = 0;
                         loop {
                             match budget.grow(id, bytes) {
@@ -227,7 +232,9 @@ mod tests {
                                 // An evicted request releases its bytes immediately.
                                 ChargeDecision::Wait => {
                                     let evicted: Vec<RequestId> = budget.requests.iter()
-                                        .filter(|(_, holding)| holding.is_evicted).map(|(id, _)| *id).collect();
+                                        .filter(|(_, holding)| holding.is_evicted)
+                                        .map(|(id, _)| *id)
+                                        .collect();
                                     open.retain(|(_, id)| !evicted.contains(id));
                                     evicted.into_iter().for_each(|id| budget.close(id));
                                 }

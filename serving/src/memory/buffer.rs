@@ -1,22 +1,20 @@
 //! Charged buffers. A body is collected in one buffer that is charged before it grows; an answer stays
 //! charged until its reader has taken it.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
+use super::{Charge, Exhausted};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hyper::body::{Body, Frame, SizeHint};
-
-use super::{Charge, Exhausted};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 /// Smallest and largest step by which a buffer grows. It doubles in between: large enough that copying costs
 /// little, small enough that an endless body holds hardly more than it sent.
 const STEP_BYTES_MIN: usize = 16 * 1024;
 const STEP_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of an answer per frame: the bytes that the connection has not requested yet can still be evicted.
-const PIECE_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Bytes collected so far.
 #[derive(Debug, Default)]
@@ -30,7 +28,8 @@ impl Buffer {
 
     /// Appends, after charging for the growth of the buffer; spare capacity does not exceed `bytes_max`.
     ///
-    /// # Errors [`Exhausted`].
+    /// # Errors
+    /// [`Exhausted`].
     pub(crate) async fn push<K: Ord + Clone>(
         &mut self,
         data: &[u8],
@@ -85,8 +84,8 @@ impl<K: Ord + Clone + Unpin> Body for ChargedBody<K> {
             self.bytes.clear();
             return Poll::Ready(Some(Err(std::io::ErrorKind::OutOfMemory.into())));
         }
-        let piece = self.bytes.len().min(PIECE_BYTES);
-        Poll::Ready(Some(Ok(Frame::data(self.bytes.split_to(piece)))))
+        let chunk = self.bytes.len().min(CHUNK_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.bytes.split_to(chunk)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -105,7 +104,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     #[tokio::test(start_paused = true)]
-    async fn a_buffer_is_charged_for_all_it_holds_and_hardly_more() {
+    async fn a_buffer_is_charged_for_its_capacity() {
         let memory = Memory::new(usize::MAX);
         for (pieces, size, bytes_max) in [(1, 1, 1 << 20), (9_000, 1_000, 1 << 24), (3, 4 << 20, 1 << 24)] {
             let mut charge = memory.open(());
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_held_until_it_is_read_and_can_be_taken_back() {
+    async fn an_answer_is_charged_until_it_is_read_and_can_be_evicted() {
         let memory = Memory::new(1 << 20);
         let answer = |bytes: usize| {
             let memory = memory.clone();

@@ -3,14 +3,13 @@
 //! The `code` is the stable error code with `_` for `-`. It equals OpenAI's own code where OpenAI has one
 //! (`context_length_exceeded`, `invalid_api_key`); `quorate explain` documents each of them.
 
+use crate::batcher::BatchError;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use protocol::ErrorCode;
 use protocol::error_code as code;
 use serde_json::json;
-
-use crate::batcher::BatchError;
 
 /// Rejection or failure of an API request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,11 +31,13 @@ pub struct ApiError {
 
 impl ApiError {
     /// Creates an error about no particular field.
+    #[must_use]
     pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), param: None, retry_after: None, is_hopeless: false }
     }
 
     /// Creates a 400 about one field.
+    #[must_use]
     pub fn field(code: ErrorCode, param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = Some(param.into());
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
@@ -55,6 +56,7 @@ impl ApiError {
     }
 
     /// Creates the error for a model that is not served.
+    #[must_use]
     pub fn model_not_found(model: &str) -> Self {
         let message = format!("the model `{}` does not exist", printable(model));
         let error = Self::field(code::MODEL_NOT_FOUND, "model", message);
@@ -62,12 +64,14 @@ impl ApiError {
     }
 
     /// Creates the error for a body above the limit; it was not read to its end.
+    #[must_use]
     pub fn body_too_large(limit: usize) -> Self {
         let message = format!("the request body is larger than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::REQUEST_TOO_LARGE, message)
     }
 
     /// Converts a batcher's rejection into an error about the field that holds the input.
+    #[must_use]
     pub fn from_batch(error: &BatchError, input: &str) -> Self {
         let unavailable =
             |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).retry_after(1);
@@ -85,11 +89,13 @@ impl ApiError {
     }
 
     /// Returns the code in OpenAI's spelling.
+    #[must_use]
     pub fn wire_code(&self) -> String {
         self.code.as_str().replace('-', "_")
     }
 
     /// Returns the body: `{"error": {...}}`.
+    #[must_use]
     pub fn body(&self) -> serde_json::Value {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "requests",
@@ -122,6 +128,7 @@ impl IntoResponse for ApiError {
 }
 
 /// Makes untrusted text safe to display: escapes control characters and limits the length.
+#[must_use]
 pub fn printable(text: &str) -> String {
     const CHARACTERS_MAX: usize = 64;
     let mut shown: String = text.chars().take(CHARACTERS_MAX).flat_map(char::escape_debug).collect();
@@ -138,12 +145,15 @@ mod tests {
     #[test]
     fn the_body_has_openais_shape() {
         let error = ApiError::field(code::CONTEXT_LENGTH_EXCEEDED, "messages", "too long");
-        let expected = r#"{"error":{"code":"context_length_exceeded","message":"too long","param":"messages","type":"invalid_request_error"}}"#;
+        let expected = concat!(
+            r#"{"error":{"code":"context_length_exceeded","message":"too long","#,
+            r#""param":"messages","type":"invalid_request_error"}}"#,
+        );
         assert_eq!(error.body().to_string(), expected);
     }
 
     #[test]
-    fn strangers_text_is_escaped_and_cut() {
+    fn client_text_is_escaped_and_truncated() {
         assert_eq!(printable("a\u{202e}\nb"), "a\\u{202e}\\nb");
         assert_eq!(printable(&"x".repeat(70)).chars().count(), 65);
     }

@@ -3,11 +3,10 @@
 //! A duplicate key is rejected at any depth. Most parsers keep the last one, so two of them can interpret one
 //! request differently.
 
+use super::error::{ApiError, printable};
 use protocol::error_code as code;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-
-use super::error::{ApiError, printable};
 
 /// Maximum values of a body: 2,048 inputs of 512 tokens, and the structure around them. Two bytes of a body
 /// can hold a value, which takes 32 bytes of memory.
@@ -24,7 +23,7 @@ pub(super) fn parse(body: &[u8]) -> Result<ObjectFields, ApiError> {
     let wrong =
         |message: String| ApiError::new(http::StatusCode::BAD_REQUEST, code::REQUEST_INVALID, message);
     let text = std::str::from_utf8(body)
-        .map_err(|error| wrong(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to())))?;
+        .map_err(|error| wrong(format!("the body is not UTF-8: byte {} is invalid", error.valid_up_to())))?;
     let mut read = Counts::default();
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = Strict(&mut read).deserialize(&mut reader);
@@ -46,11 +45,12 @@ pub(super) struct ObjectFields {
 impl ObjectFields {
     /// Returns the fields of a nested object; `path` names it in errors.
     ///
-    /// # Errors 400 `invalid-value` when it is no object.
+    /// # Errors
+    /// 400 `invalid-value` when it is no object.
     pub(super) fn of(value: Value, path: String) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, path }),
-            other => Err(wrong_kind(path, &other, "an object")),
+            other => Err(wrong_type(path, &other, "an object")),
         }
     }
 
@@ -80,7 +80,7 @@ impl ObjectFields {
             None => Ok(None),
             Some(Value::String(text)) if text.len() <= bytes_max => Ok(Some(text)),
             Some(Value::String(_)) => Err(invalid(path, format!("is longer than {bytes_max} bytes"))),
-            Some(other) => Err(wrong_kind(path, &other, "a string")),
+            Some(other) => Err(wrong_type(path, &other, "a string")),
         }
     }
 
@@ -89,7 +89,7 @@ impl ObjectFields {
         match self.take(name) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(flag),
-            Some(other) => Err(wrong_kind(self.path(name), &other, "a boolean")),
+            Some(other) => Err(wrong_type(self.path(name), &other, "a boolean")),
         }
     }
 
@@ -100,7 +100,7 @@ impl ObjectFields {
         match value.as_f64() {
             Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
             Some(number) => Err(invalid(path, format!("is {number}, expected {least} to {most}"))),
-            None => Err(wrong_kind(path, &value, "a number")),
+            None => Err(wrong_type(path, &value, "a number")),
         }
     }
 
@@ -113,7 +113,7 @@ impl ObjectFields {
             _ if value.is_number() => {
                 Err(invalid(path, format!("is {value}, expected a whole number from 1 to {most}")))
             }
-            _ => Err(wrong_kind(path, &value, "a whole number")),
+            _ => Err(wrong_type(path, &value, "a whole number")),
         }
     }
 
@@ -121,12 +121,12 @@ impl ObjectFields {
     pub(super) fn integer(&mut self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let bits = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
-        bits.map(Some).ok_or_else(|| wrong_kind(self.path(name), &value, "an integer"))
+        bits.map(Some).ok_or_else(|| wrong_type(self.path(name), &value, "an integer"))
     }
 
     /// Takes a field of OpenAI's API that is not supported. It is accepted where its value has no effect:
     /// absent, `null`, or such that `is_neutral`.
-    pub(super) fn unserved(
+    pub(super) fn unsupported(
         &mut self,
         name: &str,
         is_neutral: impl Fn(&Value) -> bool,
@@ -161,7 +161,7 @@ pub(super) fn invalid(path: String, problem: String) -> ApiError {
 }
 
 /// Creates the error for a value of the wrong kind.
-pub(super) fn wrong_kind(path: String, found: &Value, expected: &str) -> ApiError {
+pub(super) fn wrong_type(path: String, found: &Value, expected: &str) -> ApiError {
     invalid(path, format!("is {}, expected {expected}", kind(found)))
 }
 
@@ -259,7 +259,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         while let Some(key) = entries.next_key::<String>()? {
             let value = entries.next_value_seed(Strict(self.0))?;
             if map.contains_key(&key) {
-                return Err(de::Error::custom(format!("key `{}` stands twice", printable(&key))));
+                return Err(de::Error::custom(format!("duplicate key `{}`", printable(&key))));
             }
             map.insert(key, value);
         }
@@ -283,10 +283,10 @@ mod tests {
     fn bodies_are_utf8_json_objects_without_double_keys() {
         check(br#"{"a": {"b": [1, -2, 0.5, null, true, "x"]}}"#, "accepted");
         check(b"", "not valid JSON");
-        check(b"{\"a\": \xff}", "byte 6 is wrong");
+        check(b"{\"a\": \xff}", "byte 6 is invalid");
         check(b"[1]", "is an array, expected an object");
-        check(br#"{"a": 1, "a": 1}"#, "key `a` stands twice");
-        check(br#"{"a": [{"b": 1, "b": 2}]}"#, "key `b` stands twice");
+        check(br#"{"a": 1, "a": 1}"#, "duplicate key `a`");
+        check(br#"{"a": [{"b": 1, "b": 2}]}"#, "duplicate key `b`");
         check(br#"{"a": 1} {"#, "trailing characters");
         check(&b"[".repeat(100_000), "recursion limit");
     }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_took_is_named() {
+    fn an_unknown_field_is_named() {
         let mut fields = parse(br#"{"a": 1, "b\n": 2}"#).expect("an object");
         assert_eq!(fields.count("a", 5), Ok(Some(1)));
         let error = fields.finish().expect_err("b is left");
@@ -330,8 +330,8 @@ mod tests {
         assert_eq!(fields().integer("neg"), Ok(Some(u64::MAX)));
         assert_eq!(fields().flag("z"), Ok(false));
         assert!(fields().flag("s").is_err());
-        assert!(fields().unserved("t", |value| value == &Value::Bool(false)).is_err());
-        assert!(fields().unserved("z", |_| false).is_ok());
+        assert!(fields().unsupported("t", |value| value == &Value::Bool(false)).is_err());
+        assert!(fields().unsupported("z", |_| false).is_ok());
         assert_eq!(fields().require("missing").expect_err("absent").code, code::MISSING_PARAMETER);
     }
 }

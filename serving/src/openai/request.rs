@@ -3,13 +3,12 @@
 //! A field that is unknown, or known and not supported, is an error that names it; it is never ignored.
 //! Fields that clients send by default are accepted with a value that has no effect.
 
-use protocol::error_code as code;
-use serde_json::Value;
-
 use super::error::{ApiError, printable};
-use super::json::{self, ObjectFields, invalid, wrong_kind};
+use super::json::{self, ObjectFields, invalid, wrong_type};
 use crate::batcher::{EmbedInput, Prompt};
 use crate::engine::chat::ChatMessage;
+use protocol::error_code as code;
+use serde_json::Value;
 
 /// Longest model name, in bytes: valid names have at most 63; a longer one is not found, but repeated in the
 /// error.
@@ -45,6 +44,7 @@ impl Endpoint {
     pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Embeddings];
 
     /// Returns the path of the endpoint.
+    #[must_use]
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
@@ -54,6 +54,7 @@ impl Endpoint {
     }
 
     /// Returns OpenTelemetry's `gen_ai.operation.name`.
+    #[must_use]
     pub fn operation(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -63,6 +64,7 @@ impl Endpoint {
     }
 
     /// Returns the field that holds the input, as errors name it.
+    #[must_use]
     pub fn input(self) -> &'static str {
         match self {
             Self::Chat => "messages",
@@ -149,6 +151,7 @@ impl InferenceRequest {
     }
 
     /// Returns the requested model.
+    #[must_use]
     pub fn model(&self) -> &str {
         match self {
             Self::Generate(generate) => &generate.model,
@@ -157,6 +160,7 @@ impl InferenceRequest {
     }
 
     /// Reports whether the answer is a stream of events.
+    #[must_use]
     pub fn is_stream(&self) -> bool {
         matches!(self, Self::Generate(Generate { delivery: Delivery::Stream { .. }, .. }))
     }
@@ -171,21 +175,21 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
         let message = "`max_tokens` and `max_completion_tokens` are the same; give one of them".to_owned();
         return Err(ApiError::field(code::INVALID_VALUE, "max_tokens", message));
     }
-    fields.unserved("logprobs", |value| value == false)?;
-    fields.unserved("top_logprobs", |_| false)?;
-    fields.unserved("tools", is_empty)?;
-    fields.unserved("tool_choice", |value| value == "none" || value == "auto")?;
-    fields.unserved("functions", is_empty)?;
-    fields.unserved("function_call", |value| value == "none" || value == "auto")?;
-    fields.unserved("parallel_tool_calls", Value::is_boolean)?;
-    fields.unserved("response_format", |value| value == &serde_json::json!({ "type": "text" }))?;
-    fields.unserved("modalities", |value| value == &serde_json::json!(["text"]))?;
+    fields.unsupported("logprobs", |value| value == false)?;
+    fields.unsupported("top_logprobs", |_| false)?;
+    fields.unsupported("tools", is_empty)?;
+    fields.unsupported("tool_choice", |value| value == "none" || value == "auto")?;
+    fields.unsupported("functions", is_empty)?;
+    fields.unsupported("function_call", |value| value == "none" || value == "auto")?;
+    fields.unsupported("parallel_tool_calls", Value::is_boolean)?;
+    fields.unsupported("response_format", |value| value == &serde_json::json!({ "type": "text" }))?;
+    fields.unsupported("modalities", |value| value == &serde_json::json!(["text"]))?;
     for name in ["audio", "prediction", "reasoning_effort", "web_search_options", "verbosity"] {
-        fields.unserved(name, |_| false)?;
+        fields.unsupported(name, |_| false)?;
     }
-    fields.unserved("store", |value| value == false)?;
-    fields.unserved("metadata", is_empty)?;
-    fields.unserved("service_tier", |value| value == "auto" || value == "default")?;
+    fields.unsupported("store", |value| value == false)?;
+    fields.unsupported("metadata", is_empty)?;
+    fields.unsupported("service_tier", |value| value == "auto" || value == "default")?;
     generate(fields, model, Prompt::Chat(messages), newer.or(older))
 }
 
@@ -196,10 +200,10 @@ fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
         EmbedInput::Tokens(tokens) => Prompt::Tokens(tokens),
     };
     let tokens_max = fields.count("max_tokens", TOKENS_MAX)?.unwrap_or(COMPLETION_TOKENS_DEFAULT);
-    fields.unserved("best_of", |value| value == 1)?;
-    fields.unserved("echo", |value| value == false)?;
-    fields.unserved("logprobs", |_| false)?;
-    fields.unserved("suffix", |_| false)?;
+    fields.unsupported("best_of", |value| value == 1)?;
+    fields.unsupported("echo", |value| value == false)?;
+    fields.unsupported("logprobs", |_| false)?;
+    fields.unsupported("suffix", |_| false)?;
     generate(fields, model, prompt, Some(tokens_max))
 }
 
@@ -210,10 +214,10 @@ fn generate(
     prompt: Prompt,
     tokens_max: Option<u64>,
 ) -> Result<Generate, ApiError> {
-    fields.unserved("n", |value| value == 1)?;
-    fields.unserved("frequency_penalty", |value| value.as_f64() == Some(0.0))?;
-    fields.unserved("presence_penalty", |value| value.as_f64() == Some(0.0))?;
-    fields.unserved("logit_bias", is_empty)?;
+    fields.unsupported("n", |value| value == 1)?;
+    fields.unsupported("frequency_penalty", |value| value.as_f64() == Some(0.0))?;
+    fields.unsupported("presence_penalty", |value| value.as_f64() == Some(0.0))?;
+    fields.unsupported("logit_bias", is_empty)?;
     ignore_user(&mut fields)?;
     // Zero probability means the most likely token, as in OpenAI's API.
     let top_p = fields.number("top_p", 0.0, 1.0)?.map_or(1.0, |p| (p as f32).max(f32::MIN_POSITIVE));
@@ -242,7 +246,7 @@ fn parse_embedding(mut fields: ObjectFields) -> Result<Embed, ApiError> {
             return Err(invalid("encoding_format".to_owned(), problem));
         }
     };
-    fields.unserved("dimensions", |_| false)?;
+    fields.unsupported("dimensions", |_| false)?;
     ignore_user(&mut fields)?;
     fields.finish()?;
     Ok(Embed { model, inputs, encoding })
@@ -279,7 +283,7 @@ fn delivery(fields: &mut ObjectFields) -> Result<Delivery, ApiError> {
     }
     let mut options = ObjectFields::of(options, "stream_options".to_owned())?;
     let include_usage = options.flag("include_usage")?;
-    options.unserved("include_obfuscation", |value| value == false)?;
+    options.unsupported("include_obfuscation", |value| value == false)?;
     options.finish()?;
     Ok(Delivery::Stream { include_usage })
 }
@@ -290,7 +294,7 @@ fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
         None => return Ok(Vec::new()),
         Some(Value::String(text)) => vec![Value::String(text)],
         Some(Value::Array(texts)) => texts,
-        Some(other) => return Err(wrong_kind(path(), &other, "a string or an array of strings")),
+        Some(other) => return Err(wrong_type(path(), &other, "a string or an array of strings")),
     };
     if texts.len() > STOPS_MAX {
         return Err(invalid(path(), format!("has {} strings, at most {STOPS_MAX}", texts.len())));
@@ -300,7 +304,7 @@ fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
         Value::String(_) => {
             Err(invalid(format!("stop[{index}]"), format!("must have 1 to {STOP_BYTES_MAX} bytes")))
         }
-        other => Err(wrong_kind(format!("stop[{index}]"), &other, "a string")),
+        other => Err(wrong_type(format!("stop[{index}]"), &other, "a string")),
     };
     texts.into_iter().enumerate().map(check).collect()
 }
@@ -308,7 +312,7 @@ fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
 fn messages(value: Value) -> Result<Vec<ChatMessage>, ApiError> {
     let path = || "messages".to_owned();
     let Value::Array(messages) = value else {
-        return Err(wrong_kind(path(), &value, "an array"));
+        return Err(wrong_type(path(), &value, "an array"));
     };
     if messages.is_empty() || messages.len() > MESSAGES_MAX {
         return Err(invalid(
@@ -323,7 +327,7 @@ fn messages(value: Value) -> Result<Vec<ChatMessage>, ApiError> {
 fn message(mut fields: ObjectFields) -> Result<ChatMessage, ApiError> {
     let role = match fields.require("role")? {
         Value::String(role) => role,
-        other => return Err(wrong_kind(fields.path("role"), &other, "a string")),
+        other => return Err(wrong_type(fields.path("role"), &other, "a string")),
     };
     let role = match role.as_str() {
         "system" | "user" | "assistant" => role,
@@ -336,10 +340,10 @@ fn message(mut fields: ObjectFields) -> Result<ChatMessage, ApiError> {
     };
     let content = content(fields.require("content")?, &fields.path("content"))?;
     for name in ["refusal", "audio", "function_call", "name", "tool_call_id"] {
-        fields.unserved(name, |_| false)?;
+        fields.unsupported(name, |_| false)?;
     }
     for name in ["tool_calls", "annotations"] {
-        fields.unserved(name, is_empty)?;
+        fields.unsupported(name, is_empty)?;
     }
     fields.finish()?;
     Ok(ChatMessage { role, content })
@@ -350,15 +354,15 @@ fn content(value: Value, path: &str) -> Result<String, ApiError> {
     let parts = match value {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,
-        other => return Err(wrong_kind(path.to_owned(), &other, "a string or an array of parts")),
+        other => return Err(wrong_type(path.to_owned(), &other, "a string or an array of parts")),
     };
     let mut content = String::new();
     for (index, part) in parts.into_iter().enumerate() {
         let mut part = ObjectFields::of(part, format!("{path}[{index}]"))?;
-        part.unserved("type", |value| value == "text")?;
+        part.unsupported("type", |value| value == "text")?;
         match part.require("text")? {
             Value::String(text) => content.push_str(&text),
-            other => return Err(wrong_kind(part.path("text"), &other, "a string")),
+            other => return Err(wrong_type(part.path("text"), &other, "a string")),
         }
         part.finish()?;
     }
@@ -370,7 +374,7 @@ fn inputs(value: Value) -> Result<Vec<EmbedInput>, ApiError> {
     let items = match value {
         Value::String(text) => return Ok(vec![EmbedInput::Text(text)]),
         Value::Array(items) => items,
-        other => return Err(wrong_kind("input".to_owned(), &other, "a string or an array")),
+        other => return Err(wrong_type("input".to_owned(), &other, "a string or an array")),
     };
     if items.first().is_some_and(Value::is_number) {
         return Ok(vec![EmbedInput::Tokens(tokens(&items, "input")?)]);
@@ -382,7 +386,7 @@ fn inputs(value: Value) -> Result<Vec<EmbedInput>, ApiError> {
     let read = |(index, item): (usize, Value)| match item {
         Value::String(text) => Ok(EmbedInput::Text(text)),
         Value::Array(items) => Ok(EmbedInput::Tokens(tokens(&items, &format!("input[{index}]"))?)),
-        other => Err(wrong_kind(format!("input[{index}]"), &other, "a string or an array of tokens")),
+        other => Err(wrong_type(format!("input[{index}]"), &other, "a string or an array of tokens")),
     };
     items.into_iter().enumerate().map(read).collect()
 }
@@ -397,7 +401,7 @@ fn one_input(value: Value, path: &str) -> Result<EmbedInput, ApiError> {
         Value::Array(mut items) => match (items.pop(), items.is_empty()) {
             (Some(Value::Array(only)), true) => tokens(&only, &format!("{path}[0]")).map(EmbedInput::Tokens),
             (Some(Value::String(text)), true) => Ok(EmbedInput::Text(text)),
-            (Some(other), true) => Err(wrong_kind(format!("{path}[0]"), &other, "a string or tokens")),
+            (Some(other), true) => Err(wrong_type(format!("{path}[0]"), &other, "a string or tokens")),
             (last, _) => {
                 let count = items.len() + usize::from(last.is_some());
                 Err(invalid(
@@ -406,14 +410,14 @@ fn one_input(value: Value, path: &str) -> Result<EmbedInput, ApiError> {
                 ))
             }
         },
-        other => Err(wrong_kind(path.to_owned(), &other, "a string or an array of tokens")),
+        other => Err(wrong_type(path.to_owned(), &other, "a string or an array of tokens")),
     }
 }
 
 fn tokens(items: &[Value], path: &str) -> Result<Vec<u32>, ApiError> {
     let read = |(index, item): (usize, &Value)| {
         let token = item.as_u64().and_then(|token| u32::try_from(token).ok());
-        token.ok_or_else(|| wrong_kind(format!("{path}[{index}]"), item, "a token, a 32-bit integer"))
+        token.ok_or_else(|| wrong_type(format!("{path}[{index}]"), item, "a token, a 32-bit integer"))
     };
     items.iter().enumerate().map(read).collect()
 }

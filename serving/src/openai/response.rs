@@ -1,13 +1,12 @@
 //! Response formats: OpenAI's objects and events. Their field names are stable for OpenAI's clients.
 
+use super::error::ApiError;
+use super::request::{Encoding, Endpoint};
+use crate::batcher::FinishReason;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
-
-use super::error::ApiError;
-use super::request::{Encoding, Endpoint};
-use crate::batcher::FinishReason;
 
 /// Ends every complete stream of events.
 pub const DONE_EVENT: &[u8] = b"data: [DONE]\n\n";
@@ -38,12 +37,14 @@ pub struct Usage {
 
 impl Usage {
     /// Returns the usage of a generation.
+    #[must_use]
     pub fn generated(prompt_tokens: usize, completion_tokens: usize) -> Self {
         let total_tokens = prompt_tokens + completion_tokens;
         Self { prompt_tokens, completion_tokens: Some(completion_tokens), total_tokens }
     }
 
     /// Returns the usage of an embedding.
+    #[must_use]
     pub fn embedded(prompt_tokens: usize) -> Self {
         Self { prompt_tokens, completion_tokens: None, total_tokens: prompt_tokens }
     }
@@ -115,6 +116,7 @@ impl Label {
     }
 
     /// Builds the whole answer as one object.
+    #[must_use]
     pub fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Message(Message { role: "assistant", content: text, refusal: None }),
@@ -127,6 +129,7 @@ impl Label {
 
     /// Builds one event. `role` is set in a chat's first event; `reason` in the last that has a choice.
     /// `usage_follows` writes `"usage": null`, as OpenAI's events do when a last one will report it.
+    #[must_use]
     pub fn event(&self, text: &str, role: bool, reason: Option<FinishReason>, usage_follows: bool) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Delta(Delta {
@@ -141,12 +144,14 @@ impl Label {
     }
 
     /// Builds the event that reports the token counts.
+    #[must_use]
     pub fn usage_event(&self, usage: Usage) -> Bytes {
         event(&Answer { usage: Some(Some(usage)), ..self.answer(true, Vec::new()) })
     }
 }
 
 /// Builds the event that reports why a stream ends early. No `[DONE]` follows it.
+#[must_use]
 pub fn error_event(error: &ApiError) -> Bytes {
     Bytes::from(format!("data: {}\n\n", error.body()))
 }
@@ -174,6 +179,7 @@ enum EncodedVector {
 }
 
 /// Builds the answer to an embedding request.
+#[must_use]
 pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage: Usage) -> Bytes {
     let write = |vector: Vec<f32>| match encoding {
         Encoding::Float => EncodedVector::Float(vector),
@@ -210,11 +216,13 @@ impl<'a> ModelObject<'a> {
 }
 
 /// Builds the answer to `/v1/models`.
+#[must_use]
 pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Bytes {
     json(&ModelList { object: "list", data: names.into_iter().map(ModelObject::new).collect() })
 }
 
 /// Builds the answer to `/v1/models/NAME`.
+#[must_use]
 pub fn model(name: &str) -> Bytes {
     json(&ModelObject::new(name))
 }
@@ -247,11 +255,20 @@ mod tests {
         let usage = Usage::generated(3, 2);
         check(
             &label(Endpoint::Chat).whole("hi", FinishReason::Stop, usage),
-            r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            concat!(
+                r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","#,
+                r#""choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"#,
+                r#""logprobs":null,"finish_reason":"stop"}],"#,
+                r#""usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            ),
         );
         check(
             &label(Endpoint::Completions).whole("hi", FinishReason::Length, usage),
-            r#"{"id":"x-1","object":"text_completion","created":5,"model":"m","choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            concat!(
+                r#"{"id":"x-1","object":"text_completion","created":5,"model":"m","#,
+                r#""choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"}],"#,
+                r#""usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            ),
         );
     }
 
@@ -273,7 +290,11 @@ mod tests {
         check(&chat.usage_event(Usage::generated(1, 1)), &format!("{head}],\"usage\":{usage}}}\n\n"));
         check(
             &label(Endpoint::Completions).event("a", false, None, false),
-            "data: {\"id\":\"x-1\",\"object\":\"text_completion\",\"created\":5,\"model\":\"m\",\"choices\":[{\"index\":0,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+            concat!(
+                r#"data: {"id":"x-1","object":"text_completion","created":5,"model":"m","#,
+                r#""choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":null}]}"#,
+                "\n\n",
+            ),
         );
     }
 
@@ -282,11 +303,17 @@ mod tests {
         let vectors = || vec![vec![1.0, -0.5]];
         check(
             &embeddings("m", vectors(), Encoding::Float, Usage::embedded(4)),
-            r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":[1.0,-0.5]}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            concat!(
+                r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":[1.0,-0.5]}],"#,
+                r#""model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            ),
         );
         check(
             &embeddings("m", vectors(), Encoding::Base64, Usage::embedded(4)),
-            r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPwAAAL8="}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            concat!(
+                r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPwAAAL8="}],"#,
+                r#""model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+            ),
         );
     }
 

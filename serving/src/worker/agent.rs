@@ -1,21 +1,19 @@
 //! A worker's protocol with its agent, over the unix socket that it inherited. A restarted agent connects
 //! again; the worker reports its state to each agent and accepts connections and tickets from any.
 
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::inherited::serving_limits;
+use super::{Tickets, WorkerService};
 use bytes::Bytes;
 use overlay::descriptors::{FrameError, FrameSender};
 use overlay::{CancellationToken, Identity, PublicKey, reverse_serve};
 use protocol::canonical;
 use protocol::order::SignedTicket;
 use protocol::worker::{FromWorker, ToWorker, WorkerState};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::broadcast;
-
-use super::inherited::serving_limits;
-use super::{Tickets, WorkerService};
 
 /// Pause after a failed accept: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -25,14 +23,14 @@ const DISCONNECTIONS_KEPT: usize = 64;
 
 /// State shared by all conversations.
 #[derive(Debug, Clone)]
-pub(super) struct Sandboxed {
+pub(super) struct SandboxedWorker {
     identity: Identity,
     service: Arc<WorkerService>,
     tickets: Tickets,
     disconnected: broadcast::Sender<PublicKey>,
 }
 
-impl Sandboxed {
+impl SandboxedWorker {
     pub(super) fn new(identity: Identity, service: Arc<WorkerService>) -> Self {
         let disconnected = broadcast::Sender::new(DISCONNECTIONS_KEPT);
         Self { identity, service, tickets: Tickets::default(), disconnected }
@@ -40,27 +38,27 @@ impl Sandboxed {
 }
 
 /// Serves agents indefinitely.
-pub(super) async fn serve_agent(listener: UnixListener, worker: Sandboxed) {
+pub(super) async fn serve_agent(listener: UnixListener, worker: SandboxedWorker) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, worker.clone()));
+                tokio::spawn(serve_connection(stream, worker.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "accept an agent");
+                tracing::warn!(%error, "accepting an agent failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(stream: UnixStream, worker: Sandboxed) {
-    if let Err(error) = try_converse(stream, &worker).await {
+async fn serve_connection(stream: UnixStream, worker: SandboxedWorker) {
+    if let Err(error) = exchange_frames(stream, &worker).await {
         tracing::warn!(%error, "agent connection ended");
     }
 }
 
-async fn try_converse(stream: UnixStream, worker: &Sandboxed) -> Result<(), FrameError> {
+async fn exchange_frames(stream: UnixStream, worker: &SandboxedWorker) -> Result<(), FrameError> {
     let (mut sender, mut receiver) = overlay::descriptors::channel(stream);
     let mut states = worker.service.states();
     let mut disconnected = worker.disconnected.subscribe();
@@ -78,7 +76,7 @@ async fn try_converse(stream: UnixStream, worker: &Sandboxed) -> Result<(), Fram
                         send_state(&mut sender, &failure).await?;
                     }
                 }
-                Some((message, descriptors)) => worker.take(message, descriptors),
+                Some((message, descriptors)) => worker.handle(message, descriptors),
             },
             Ok(()) = states.changed() => {
                 let state = states.borrow_and_update().clone();
@@ -96,8 +94,8 @@ async fn send_state(sender: &mut FrameSender, state: &(WorkerState, String)) -> 
     sender.send(&FromWorker::State { state, detail }, &[]).await
 }
 
-impl Sandboxed {
-    fn take(&self, message: ToWorker, descriptors: Vec<OwnedFd>) {
+impl SandboxedWorker {
+    fn handle(&self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
             ToWorker::Hello => {}
             ToWorker::Ticket(ticket) => self.tickets.put(ticket),

@@ -5,10 +5,15 @@
 //! received no byte may therefore still retry on another worker. Token counts travel beside the answer, in
 //! the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a stream, in trailers of these names.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Instant;
-
+use super::WorkerService;
+use super::service::now;
+use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
+use crate::engine::sampler::Sampling;
+use crate::memory::{Charge, REQUEST_BYTES_MIN};
+use crate::openai::{
+    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage,
+    error_event,
+};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,17 +25,10 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use protocol::error_code as code;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
-
-use super::WorkerService;
-use super::service::now;
-use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
-use crate::engine::sampler::Sampling;
-use crate::memory::{Charge, REQUEST_BYTES_MIN};
-use crate::openai::{
-    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage,
-    error_event,
-};
 
 /// Header with the tokens of the prompt; for the gateway's metrics, never forwarded to clients.
 pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-tokens");
@@ -173,7 +171,7 @@ struct Streaming {
 }
 
 /// Remainder of the stream to send.
-enum Rest {
+enum StreamState {
     Events(Streaming),
     Trailers(HeaderMap),
     Nothing,
@@ -216,11 +214,13 @@ impl Streaming {
     }
 
     fn stream(self, include_usage: bool) -> Response {
-        let frames = futures::stream::unfold(Rest::Events(self), move |rest| async move {
+        let frames = futures::stream::unfold(StreamState::Events(self), move |rest| async move {
             match rest {
-                Rest::Events(streaming) => Some(streaming.step(include_usage).await),
-                Rest::Trailers(trailers) => Some((Ok(Frame::trailers(trailers)), Rest::Nothing)),
-                Rest::Nothing => None,
+                StreamState::Events(streaming) => Some(streaming.step(include_usage).await),
+                StreamState::Trailers(trailers) => {
+                    Some((Ok(Frame::trailers(trailers)), StreamState::Nothing))
+                }
+                StreamState::Nothing => None,
             }
         });
         let mut response = Response::new(Body::new(StreamBody::new(frames)));
@@ -228,7 +228,7 @@ impl Streaming {
         response
     }
 
-    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, Rest) {
+    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, StreamState) {
         let event = self.next().await;
         let mut bytes = Vec::new();
         if std::mem::take(&mut self.is_first) && self.label.endpoint == Endpoint::Chat {
@@ -237,7 +237,7 @@ impl Streaming {
         let rest = match event {
             Event::Text(text) => {
                 bytes.extend_from_slice(&self.label.event(&text, false, None, include_usage));
-                Rest::Events(self)
+                StreamState::Events(self)
             }
             Event::Finished(finish) => {
                 bytes.extend_from_slice(&self.label.event("", false, Some(finish.reason), include_usage));
@@ -246,12 +246,12 @@ impl Streaming {
                     bytes.extend_from_slice(&self.label.usage_event(usage));
                 }
                 bytes.extend_from_slice(DONE_EVENT);
-                Rest::Trailers(trailers(&finish))
+                StreamState::Trailers(trailers(&finish))
             }
             Event::Failed(error) => {
                 let error = ApiError::from_batch(&error, self.label.endpoint.input());
                 bytes.extend_from_slice(&error_event(&error));
-                Rest::Nothing
+                StreamState::Nothing
             }
         };
         (Ok(Frame::data(Bytes::from(bytes))), rest)

@@ -5,14 +5,13 @@
 //! It runs under a filter that denies `socket`, `connect`, `bind`, `listen`, `sendmsg` and `setsockopt`, so
 //! no library here may use them. A dedicated thread waits for SIGTERM.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
+use super::WorkerService;
+use super::agent::{self, SandboxedWorker};
+use crate::batcher::{Batcher, BatcherLimits};
+use crate::engine::{
+    DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
+};
+use crate::weights::{FileRange, ModelFiles, STALL_LIMIT, SharedLayout};
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::{Extension, State};
@@ -30,14 +29,13 @@ use protocol::worker::{
     WORKER_MANIFEST_BYTES_MAX, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD, WORKER_SOCKET_FD,
     WORKER_WEIGHTS_FD, WorkerManifest,
 };
-
-use super::WorkerService;
-use super::agent::{self, Sandboxed};
-use crate::batcher::{Batcher, BatcherLimits};
-use crate::engine::{
-    DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
-};
-use crate::weights::{FileSpan, ModelFiles, STALL_LIMIT, SharedLayout};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Interval between two lines of metrics for the agent.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,6 +45,7 @@ const IDLE_CHECK: Duration = Duration::from_millis(20);
 const IO_THREADS: usize = 2;
 
 /// Returns the limits of a connection that serves inference requests: an answer may take minutes.
+#[must_use]
 pub fn serving_limits() -> Limits {
     Limits {
         request: Duration::from_secs(600),
@@ -59,16 +58,17 @@ pub fn serving_limits() -> Limits {
 
 /// Runs a sandboxed worker until SIGTERM.
 ///
-/// # Errors A descriptor is missing or is not of the expected kind.
+/// # Errors
+/// A descriptor is missing or is not of the expected kind.
 pub fn run() -> anyhow::Result<()> {
     let terminate = SigSet::from(Signal::SIGTERM);
     // Before any thread starts: all inherit the mask, so the signal stays pending for the thread that waits
     // for it.
     terminate.thread_block().context("block SIGTERM")?;
-    let manifest = read_manifest(&File::from(adopt(WORKER_MANIFEST_FD)?))?;
-    let weights = adopt(WORKER_WEIGHTS_FD)?;
-    let progress = adopt(WORKER_PROGRESS_FD)?;
-    let metrics = File::from(adopt(WORKER_METRICS_FD)?);
+    let manifest = read_manifest(&File::from(take_descriptor(WORKER_MANIFEST_FD)?))?;
+    let weights = take_descriptor(WORKER_WEIGHTS_FD)?;
+    let progress = take_descriptor(WORKER_PROGRESS_FD)?;
+    let metrics = File::from(take_descriptor(WORKER_METRICS_FD)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .enable_all()
@@ -76,7 +76,8 @@ pub fn run() -> anyhow::Result<()> {
         .context("start the runtime")?;
     let identity = Identity::generate()?;
     let service = Arc::new(WorkerService::new(None));
-    tracing::info!(service = %manifest.service, slot = %manifest.slot, fence = %manifest.fence, "worker starts");
+    let (name, slot, fence) = (&manifest.service, manifest.slot, manifest.fence);
+    tracing::info!(service = %name, %slot, %fence, "worker starts");
 
     let draining = service.clone();
     std::thread::Builder::new().name("signal".to_owned()).spawn(move || {
@@ -100,18 +101,18 @@ pub fn run() -> anyhow::Result<()> {
     runtime.block_on(async move {
         let listener = overlay::listen::unix(&format!("fd:{WORKER_SOCKET_FD}")).await?;
         tokio::spawn(write_metrics(metrics, service.clone()));
-        agent::serve_agent(listener, Sandboxed::new(identity, service)).await;
+        agent::serve_agent(listener, SandboxedWorker::new(identity, service)).await;
         Ok(())
     })
 }
 
 /// Takes ownership of a descriptor that the sandbox left open.
-fn adopt(number: i32) -> anyhow::Result<OwnedFd> {
+fn take_descriptor(number: i32) -> anyhow::Result<OwnedFd> {
     // SAFETY: borrowed for this one call, which fails harmlessly when the descriptor is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl(borrowed, FcntlArg::F_GETFD).with_context(|| format!("descriptor {number} is not open"))?;
     // SAFETY: it is open, it came from the parent process so nothing else here owns it, and each number is
-    // adopted once, at the beginning of `run`.
+    // taken once, at the beginning of `run`.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -127,7 +128,7 @@ fn read_manifest(file: &File) -> anyhow::Result<WorkerManifest> {
 
 fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> anyhow::Result<Batcher> {
     let layout = SharedLayout {
-        files: manifest.files.iter().map(span).collect(),
+        files: manifest.files.iter().map(file_range).collect(),
         segments: manifest
             .segments
             .iter()
@@ -145,14 +146,14 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
         device: if manifest.gpus.is_empty() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
     };
     let engine = LoadedEngine::open(&files, &options)?;
-    check_task(manifest.task, engine.front().operation())?;
+    check_task(manifest.task, engine.frontend().operation())?;
     let sequences_max = (manifest.batch_sequences_max as usize).max(1);
     let limits = BatcherLimits { sequences_max, ..BatcherLimits::default() };
     Ok(Batcher::start(Box::new(engine), limits)?)
 }
 
-fn span(file: &protocol::model::ModelFile) -> FileSpan {
-    FileSpan { path: file.path.clone(), offset: file.offset, length: file.length }
+fn file_range(file: &protocol::model::ModelFile) -> FileRange {
+    FileRange { path: file.path.clone(), offset: file.offset, length: file.length }
 }
 
 /// Checks that the model supports the task it was deployed for.
@@ -196,6 +197,7 @@ impl Tickets {
     }
 
     /// Builds the API that a gateway polls between requests: the worker's load and a fresh ticket.
+    #[must_use]
     pub fn router(&self, service: Arc<WorkerService>) -> Router {
         let tickets = Router::new().route("/worker/v1/ticket", get(ticket)).with_state(self.clone());
         tickets.merge(super::answer::router(service))

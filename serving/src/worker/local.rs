@@ -1,10 +1,13 @@
 //! A worker on plain local files, for development and measurement of engines without a cluster. It answers on
 //! loopback only, without keys; a process with write access to the directory can change the model.
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::sync::Arc;
-
+use super::answer::{self, json};
+use super::{WorkerService, inherited};
+use crate::batcher::{Batcher, BatcherLimits};
+use crate::engine::{Engine, EngineOptions, LoadedEngine};
+use crate::metrics;
+use crate::openai::{self, ApiError};
+use crate::weights::ModelFiles;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::rejection::PathRejection;
@@ -14,14 +17,9 @@ use axum::response::Response;
 use axum::routing::get;
 use overlay::{CancellationToken, Limits, people};
 use protocol::manifest::Task;
-
-use super::answer::{self, json};
-use super::{WorkerService, inherited};
-use crate::batcher::{Batcher, BatcherLimits};
-use crate::engine::{Engine, EngineOptions, LoadedEngine};
-use crate::metrics;
-use crate::openai::{self, ApiError};
-use crate::weights::ModelFiles;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Configuration of a local worker.
 #[derive(Debug, Clone)]
@@ -41,7 +39,8 @@ pub struct Config {
 
 /// Loads the model, prints its listening address as one line of JSON, and serves until `shutdown`.
 ///
-/// # Errors The address is in use or not loopback, or the model cannot be loaded.
+/// # Errors
+/// The address is in use or not loopback, or the model cannot be loaded.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = overlay::listen::tcp(&config.listen).await?;
     let address = listener.local_addr()?;
@@ -62,7 +61,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
 /// Serves a worker that answers to one model's name, as [`run`] does.
 ///
-/// # Errors The listener is unusable or not loopback.
+/// # Errors
+/// The listener is unusable or not loopback.
 pub async fn serve(
     listener: tokio::net::TcpListener,
     service: Arc<WorkerService>,
@@ -91,7 +91,7 @@ fn load(config: &Config) -> anyhow::Result<Batcher> {
     let files = ModelFiles::open_directory(&config.model_dir)?;
     let engine = LoadedEngine::open(&files, &config.engine)?;
     if let Some(task) = config.task {
-        inherited::check_task(task, engine.front().operation())?;
+        inherited::check_task(task, engine.frontend().operation())?;
     }
     Ok(Batcher::start(Box::new(engine), config.batcher)?)
 }

@@ -1,18 +1,16 @@
 //! State of a worker: its batcher once loaded, its lifecycle, its metrics.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
+use crate::batcher::Batcher;
+use crate::memory::Memory;
+use crate::openai::ApiError;
 use http::StatusCode;
 use protocol::Millis;
 use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use std::collections::VecDeque;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
-
-use crate::batcher::Batcher;
-use crate::memory::Memory;
-use crate::openai::ApiError;
 
 /// Number of recent requests in the median time to first token.
 const RECENT_REQUESTS: usize = 128;
@@ -33,6 +31,7 @@ pub struct WorkerService {
 
 impl WorkerService {
     /// Creates a loading worker. `model` is the only name it answers to, if given.
+    #[must_use]
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
         let memory = Memory::new(MEMORY_BYTES_MAX);
@@ -41,7 +40,8 @@ impl WorkerService {
 
     /// Installs the loaded engine.
     ///
-    /// # Panics If one was installed already.
+    /// # Panics
+    /// If one was installed already.
     pub fn ready(&self, batcher: Batcher) {
         self.batcher.set(batcher).expect("a worker loads one engine once");
         self.enter(WorkerState::Ready, String::new());
@@ -72,16 +72,19 @@ impl WorkerService {
     }
 
     /// Subscribes to the state and its changes.
+    #[must_use]
     pub fn states(&self) -> watch::Receiver<(WorkerState, String)> {
         self.state.subscribe()
     }
 
     /// Reports whether no request runs or waits.
+    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.batcher.get().is_none_or(Batcher::is_idle)
     }
 
     /// Returns the model's name, if only one is answered.
+    #[must_use]
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
@@ -93,7 +96,8 @@ impl WorkerService {
 
     /// Returns the batcher.
     ///
-    /// # Errors 503 while it loads or drains, or after a failure.
+    /// # Errors
+    /// 503 while it loads or drains, or after a failure.
     pub fn batcher(&self) -> Result<&Batcher, ApiError> {
         let (state, detail) = self.state.borrow().clone();
         let (code, message) = match (state, self.batcher.get()) {
@@ -115,11 +119,13 @@ impl WorkerService {
     }
 
     /// Returns the current state and metrics.
+    #[must_use]
     pub fn load(&self) -> WorkerLoad {
         WorkerLoad { state: self.state.borrow().0, metrics: self.metrics() }
     }
 
     /// Returns the current metrics.
+    #[must_use]
     pub fn metrics(&self) -> WorkerMetrics {
         let numbers = self.batcher.get().map(Batcher::snapshot).unwrap_or_default();
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -178,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told() {
+    fn a_failed_load_is_reported() {
         let service = WorkerService::new(None);
         service.failed("no tokenizer".to_owned());
         let error = service.batcher().expect_err("failed");
@@ -187,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_looks_at_recent_requests_only() {
+    fn the_median_covers_recent_requests_only() {
         let service = WorkerService::new(None);
         assert_eq!(service.metrics().time_to_first_token_p50_us, 0);
         service.record_first_token(Duration::from_secs(9));

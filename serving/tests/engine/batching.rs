@@ -1,7 +1,6 @@
 //! Batcher tests: results as callers see them, alone and beside other requests.
 
-use std::time::{Duration, Instant};
-
+use crate::models::{block_on, llama_config, open, write};
 use safetensors::Dtype;
 use serving::batcher::{
     BatchError, Batcher, BatcherLimits, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
@@ -10,8 +9,7 @@ use serving::batcher::{
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
 use serving::engine::simulated::SimulatedEngine;
-
-use crate::models::{block_on, llama_config, open, write};
+use std::time::{Duration, Instant};
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
 
@@ -58,7 +56,7 @@ fn embed(batcher: &Batcher, inputs: Vec<EmbedInput>) -> Result<Embeddings, Batch
 }
 
 #[test]
-fn text_comes_whole_and_ends_for_a_reason() {
+fn text_is_complete_and_ends_with_a_reason() {
     let batcher = start(SimulatedEngine::decoder(200, 1000));
     let cases = [
         (request("first\nécho", None, &[]), "écho", FinishReason::Stop, 6),
@@ -108,7 +106,7 @@ fn wrong_requests_are_refused_with_a_code() {
 }
 
 #[test]
-fn who_stops_listening_stops_the_work() {
+fn dropping_the_receiver_stops_the_generation() {
     let engine = SimulatedEngine::decoder(1 << 30, 1 << 31).without_end();
     let batcher = start(engine.with_step_time(Duration::from_millis(1)));
     let generation = generate(&batcher, request("on and on", None, &[])).expect("queued");
@@ -153,7 +151,7 @@ fn a_request_larger_than_the_whole_cache_fails_alone() {
 }
 
 #[test]
-fn what_is_not_a_number_fails_alone() {
+fn a_result_with_nan_fails_alone() {
     let batcher = start(SimulatedEngine::decoder(200, 1000).broken());
     let mut damaged = generate(&batcher, request("wow!", None, &[])).expect("queued");
     let sound = generate(&batcher, request("sound", None, &[])).expect("queued");
@@ -188,7 +186,7 @@ fn embeddings_come_in_order_however_many_steps_they_take() {
 }
 
 #[test]
-fn a_real_decoder_says_the_same_alone_and_in_company_and_a_seed_is_a_promise() {
+fn a_real_decoder_answers_the_same_alone_in_a_batch_and_for_a_seed() {
     let directory = write(&llama_config(), Dtype::F32);
     let limits = BatcherLimits { step_tokens_max: 16, ..BatcherLimits::default() };
     let batcher = Batcher::start(Box::new(open(directory.path(), 2)), limits).expect("a thread");

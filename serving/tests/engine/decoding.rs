@@ -1,5 +1,6 @@
 //! Decoder tests: against an independent implementation, and alone against in a batch.
 
+use crate::models::{assert_close, bits, decoder_shape, files, llama_config, open, options, tokens, write};
 use candle_core::Device;
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -8,8 +9,6 @@ use serving::engine::device::DeviceDecoder;
 use serving::engine::{Decode, Engine, SequenceChunk, SequenceId};
 use serving::weights::Weights;
 use tempfile::TempDir;
-
-use crate::models::{assert_close, bits, decoder_shape, files, llama_config, open, options, tokens, write};
 
 /// Returns the logits after each cut of `sequence`, computed alone.
 fn alone(engine: &mut dyn Engine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
@@ -23,8 +22,8 @@ fn extend(engine: &mut dyn Engine, id: SequenceId, sequence: &[u32], cuts: &[usi
     let mut rows = Vec::new();
     let mut start = 0;
     for end in cuts {
-        let run = SequenceChunk { sequence: id, tokens: &sequence[start..*end], logits: true };
-        rows.extend(engine.step(&[run]).expect("computed"));
+        let chunk = SequenceChunk { sequence: id, tokens: &sequence[start..*end], logits: true };
+        rows.extend(engine.step(&[chunk]).expect("computed"));
         start = *end;
     }
     rows
@@ -43,8 +42,8 @@ fn compare_with_candle(directory: &TempDir, tolerance: f32) {
     let id = theirs.open_sequence(70).expect("room");
     let mut start = 0;
     for (end, found) in [40, 41, 42, 70].into_iter().zip(&found) {
-        let run = SequenceChunk { sequence: id, tokens: &sequence[start..end], logits: true };
-        assert_close(found, &theirs.step(&[run]).expect("computed")[0], tolerance);
+        let chunk = SequenceChunk { sequence: id, tokens: &sequence[start..end], logits: true };
+        assert_close(found, &theirs.step(&[chunk]).expect("computed")[0], tolerance);
         start = end;
     }
 }
@@ -89,7 +88,7 @@ fn a_sequence_is_the_same_alone_in_a_batch_cut_anywhere_and_on_any_number_of_thr
                 .map(|sequence| engine.open(sequence.len()).expect("short").expect("room"))
                 .collect();
             for step in 0..=6 {
-                let runs: Vec<SequenceChunk<'_>> = (0..sequences.len())
+                let chunks: Vec<SequenceChunk<'_>> = (0..sequences.len())
                     .map(|index| {
                         let end = lengths[index] + step;
                         let start = if step == 0 { 0 } else { end - 1 };
@@ -100,7 +99,7 @@ fn a_sequence_is_the_same_alone_in_a_batch_cut_anywhere_and_on_any_number_of_thr
                         }
                     })
                     .collect();
-                let rows = engine.step(&runs).expect("computed");
+                let rows = engine.step(&chunks).expect("computed");
                 for (index, (row, expected)) in rows.iter().zip(&expected).enumerate() {
                     assert_eq!(bits(row), bits(&expected[step]), "{threads} threads, sequence {index}");
                 }
@@ -113,7 +112,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn cutting_a_prompt_changes_no_bit(length in 2_usize..90, cuts in prop::collection::vec(0.0_f64..1.0, 0..6)) {
+    fn cutting_a_prompt_changes_no_bit(
+        length in 2_usize..90,
+        cuts in prop::collection::vec(0.0_f64..1.0, 0..6),
+    ) {
         let directory = write(&llama_config(), Dtype::F32);
         let mut engine = open(directory.path(), 2);
         let sequence = tokens(length, 11);
@@ -138,7 +140,7 @@ fn a_reused_cache_block_leaks_nothing() {
 }
 
 #[test]
-fn room_is_reserved_and_too_long_a_sequence_is_refused() {
+fn cache_is_reserved_and_an_oversized_sequence_is_refused() {
     let directory = write(&llama_config(), Dtype::F32);
     let mut engine = open(directory.path(), 1);
     assert_eq!(

@@ -1,12 +1,11 @@
 //! Encoder tests: against an independent implementation, and alone against in a batch.
 
+use crate::models::{assert_close, bert_config, bits, encoder_shape, files, open, tokens, write};
 use candle_core::Device;
 use safetensors::Dtype;
 use serving::engine::device::DeviceEncoder;
 use serving::engine::{Encode, Engine};
 use serving::weights::Weights;
-
-use crate::models::{assert_close, bert_config, bits, encoder_shape, files, open, tokens, write};
 
 #[test]
 fn it_computes_what_candle_computes() {
@@ -45,7 +44,7 @@ fn a_text_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
 }
 
 #[test]
-fn too_long_a_text_and_generation_are_refused() {
+fn an_oversized_text_and_a_generation_are_refused() {
     let directory = write(&bert_config(), Dtype::F32);
     let mut engine = open(directory.path(), 1);
     let error = engine.embed(&[tokens(91, 1)]).expect_err("longer than the position table");

@@ -1,12 +1,10 @@
 //! Tests of invalid model directories: each must end in a clear error, whose text is checked.
 
-use std::path::Path;
-
+use crate::models::{bert_config, files, llama_config, options, write};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use serving::engine::{EngineError, LoadedEngine};
-
-use crate::models::{bert_config, files, llama_config, options, write};
+use std::path::Path;
 
 fn failure(directory: &Path) -> EngineError {
     LoadedEngine::open(&files(directory), &options(1)).err().expect("refused")

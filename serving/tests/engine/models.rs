@@ -1,21 +1,20 @@
 //! Test models: directories of random weights, as users have them on disk.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
-
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use serving::engine::config::{DecoderShape, EncoderShape, ModelConfig, Shape};
 use serving::engine::device::{bert, llama};
-use serving::engine::front::byte_tokenizer_json;
 use serving::engine::sampler::uniform;
+use serving::engine::text_frontend::byte_tokenizer_json;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
-/// A small Llama: 2 layers, 4 heads over 2, bytes as tokens, context 200.
+/// Returns a small Llama: 2 layers, 4 heads over 2, bytes as tokens, context 200.
 pub(crate) fn llama_config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 48, "intermediate_size": 80,
@@ -25,7 +24,7 @@ pub(crate) fn llama_config() -> Value {
     })
 }
 
-/// A small BERT: 2 layers, 3 heads of 20, context 90.
+/// Returns a small BERT: 2 layers, 3 heads of 20, context 90.
 pub(crate) fn bert_config() -> Value {
     json!({
         "architectures": ["BertModel"], "hidden_size": 60, "intermediate_size": 100, "num_hidden_layers": 2,

@@ -1,16 +1,14 @@
 //! Tests of weights that load while the engine already computes.
 
+use crate::models::{bert_config, bits, open, options, tokens, write};
+use safetensors::Dtype;
+use serving::engine::{Engine, LoadedEngine};
+use serving::weights::{FileRange, ModelFiles, SharedLayout};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-use safetensors::Dtype;
-use serving::engine::{Engine, LoadedEngine};
-use serving::weights::{FileSpan, ModelFiles, SharedLayout};
-
-use crate::models::{bert_config, bits, open, options, tokens, write};
 
 /// Small segments, so that a small model has many.
 const SEGMENT: u64 = 4096;
@@ -33,7 +31,7 @@ impl Filling {
             // An odd offset on purpose: no reader may assume alignment.
             bytes.push(0);
             let (offset, length) = (bytes.len() as u64, content.len() as u64);
-            files.push(FileSpan { path: path.to_owned(), offset, length });
+            files.push(FileRange { path: path.to_owned(), offset, length });
             bytes.extend(content);
         }
         let total = bytes.len() as u64;
@@ -61,7 +59,7 @@ impl Filling {
 }
 
 #[test]
-fn the_answer_is_the_same_whether_weights_were_there_or_arrive_in_any_order() {
+fn the_answer_is_the_same_for_any_order_in_which_weights_arrive() {
     let directory = write(&bert_config(), Dtype::F32);
     let texts = vec![tokens(20, 1), tokens(60, 2)];
     let expected = open(directory.path(), 2).embed(&texts).expect("computed");
@@ -87,7 +85,7 @@ fn the_answer_is_the_same_whether_weights_were_there_or_arrive_in_any_order() {
 }
 
 #[test]
-fn the_engine_opens_before_the_weights_are_there() {
+fn the_engine_opens_before_its_weights_arrive() {
     let directory = write(&bert_config(), Dtype::F32);
     let filling = Filling::of(directory.path());
     let files = filling.map(Duration::from_millis(200));

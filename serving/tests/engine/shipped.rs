@@ -1,12 +1,10 @@
 //! Tests of the tiny model in the repository: it loads, and it answers as its card states.
 
-use std::path::PathBuf;
-
+use crate::models::{block_on, open};
 use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::sampler::Sampling;
-
-use crate::models::{block_on, open};
+use std::path::PathBuf;
 
 fn ask(batcher: &Batcher, question: &str) -> String {
     let message = ChatMessage { role: "user".to_owned(), content: question.to_owned() };
@@ -25,7 +23,7 @@ fn ask(batcher: &Batcher, question: &str) -> String {
 }
 
 #[test]
-fn it_knows_small_sums_and_what_commands_do() {
+fn it_answers_small_sums_and_questions_about_commands() {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
     let batcher = Batcher::start(Box::new(open(&directory, 2)), BatcherLimits::default()).expect("a thread");
     for (question, answer) in [

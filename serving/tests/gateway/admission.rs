@@ -1,23 +1,21 @@
 //! Admission tests at a gateway's listeners, with more connections than the process may open files. Others
 //! use arbitrary keys, each with a well-formed ticket signed by a node that no table names.
 
+use crate::cluster::{Cluster, chat, echo, eventually, signed_by};
+use bytes::Bytes;
+use nix::sys::resource::{Resource, getrlimit};
+use overlay::{CancellationToken, Identity, reverse_serve};
+use protocol::{Fence, NodeId, canonical};
+use serving::worker::{Tickets, WorkerService, serving_limits};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-use bytes::Bytes;
-use nix::sys::resource::{Resource, getrlimit};
-use overlay::{CancellationToken, Identity, reverse_serve};
-use protocol::{Fence, NodeId, canonical};
-use serving::worker::{Tickets, WorkerService, serving_limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
-
-use crate::cluster::{Cluster, chat, echo, eventually, signed_by};
 
 /// Several times the number of connections that may wait for a table.
 const STRANGERS: usize = 48;

@@ -5,12 +5,6 @@
 //! steps ([`Ticking`]). Time therefore stands still while this process does. On a busy machine no lease
 //! expires and no wait times out that would not on an idle one.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -29,6 +23,11 @@ use serving::batcher::{Batcher, BatcherLimits, BatcherSnapshot};
 use serving::engine::simulated::SimulatedEngine;
 use serving::gateway::{self, Listeners};
 use serving::worker::{Tickets, WorkerService, serving_limits};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;

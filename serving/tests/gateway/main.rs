@@ -8,10 +8,6 @@ mod cluster;
 mod models;
 mod processes;
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
-
 use bytes::Bytes;
 use cluster::{Cluster, KEY, PATIENCE, SCARCE_KEY, chat, echo, endless, events, eventually, whole};
 use http::{Method, StatusCode};
@@ -22,6 +18,9 @@ use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, NodeId};
 use serde_json::{Value, json};
 use serving::engine::simulated::SimulatedEngine;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 use tokio::time::Instant;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -110,7 +109,7 @@ async fn a_seed_makes_answers_repeatable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_are_needed_and_never_said_back() {
+async fn keys_are_required_and_never_repeated() {
     let cluster = Cluster::start().await;
     for key in [None, Some(""), Some("qk-wrong"), Some("qk-test-kez")] {
         let response = cluster.request(Method::POST, CHAT, key, chat("hi", "")).await;
@@ -138,7 +137,7 @@ async fn a_gateway_without_a_table_refuses_no_key_but_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_is_kept_and_says_when_to_come_back() {
+async fn a_quota_is_enforced_with_a_retry_time() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     for _ in 0..2 {
@@ -155,7 +154,7 @@ async fn a_quota_is_kept_and_says_when_to_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bad_requests_are_told_apart() {
+async fn bad_requests_are_distinguished() {
     let cluster = Cluster::start().await;
     let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     let _embed = cluster.worker("embed", 0, SimulatedEngine::encoder(64, 4)).await;
@@ -244,7 +243,7 @@ async fn a_body_of_100_mb_is_refused_without_being_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_worker_clients_are_told_to_come_back() {
+async fn without_a_worker_clients_get_a_retry_time() {
     let cluster = Cluster::start().await;
     let response = cluster.post(CHAT, chat("hi", "")).await;
     assert_eq!(response.headers()["retry-after"], "1");
@@ -301,7 +300,7 @@ async fn an_unanswered_request_survives_its_workers_death() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_death_in_midstream_is_told() {
+async fn a_worker_lost_in_midstream_is_reported() {
     let cluster = Cluster::start().await;
     let worker = cluster.worker("chat", 0, endless()).await;
     let response = cluster.post(CHAT, chat("on and on", r#", "stream": true"#)).await;
@@ -319,7 +318,7 @@ async fn a_death_in_midstream_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_goes_away_stops_the_engine() {
+async fn a_client_that_disconnects_stops_the_engine() {
     let cluster = Cluster::start().await;
     let worker = cluster.worker("chat", 0, endless()).await;
     let text = "on and on";
@@ -353,7 +352,7 @@ async fn a_request_without_a_worker_waits_for_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_loads_is_asked_when_it_is_ready_and_not_before() {
+async fn a_loading_worker_gets_requests_once_it_is_ready() {
     let cluster = Cluster::patient(PATIENCE).await;
     cluster.push(cluster.table(Fence(1))).await;
     let identity = Identity::generate().expect("randomness");
@@ -392,7 +391,7 @@ async fn a_request_whose_only_worker_dies_waits_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_held_request_is_told_when_its_service_is_retired() {
+async fn a_held_request_fails_when_its_service_is_retired() {
     let cluster = Cluster::patient(PATIENCE).await;
     let table = cluster.table(Fence(1));
     cluster.push(table).await;
@@ -464,7 +463,7 @@ async fn lapsed_forged_and_foreign_tickets_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ticket_that_is_not_renewed_lapses_and_gains_nothing_by_being_shown_again() {
+async fn an_unrenewed_ticket_lapses_and_gains_nothing_by_replay() {
     let cluster = Cluster::start().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 0));
     let shown_after = Instant::now();
@@ -503,7 +502,7 @@ async fn a_nodes_wall_clock_may_be_minutes_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_that_moved_is_left_at_once() {
+async fn a_moved_slot_gets_no_further_requests() {
     let cluster = Cluster::start().await;
     let old = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);

@@ -1,15 +1,8 @@
 //! Process tests of the real binary, started as users do: on local files, as a gateway, and under a sandbox's
 //! filter. The models have random weights.
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
+use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
+use crate::models::{bert_config, llama_config, write};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -32,13 +25,18 @@ use protocol::{Digest, Fence, SlotIndex, canonical};
 use safetensors::Dtype;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-
-use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
-use crate::models::{bert_config, llama_config, write};
 
 /// A process that ends with its test.
 struct Process(Child);
@@ -106,7 +104,7 @@ async fn a_worker_serves_local_files() {
 }
 
 #[test]
-fn a_worker_that_cannot_serve_says_why() {
+fn a_worker_that_cannot_serve_reports_the_cause() {
     let directory = write(&bert_config(), Dtype::F32);
     let model = directory.path().to_str().expect("UTF-8").to_owned();
     let refusal = |arguments: &[&str]| {
@@ -124,7 +122,7 @@ fn a_worker_that_cannot_serve_says_why() {
 }
 
 #[tokio::test]
-async fn a_gateway_locks_itself_in_and_ends_in_order() {
+async fn a_gateway_denies_itself_connections_and_shuts_down_in_order() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let mut process = Process::start(binary().args([
@@ -392,7 +390,7 @@ fn keep_renewed(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandboxed_worker_lives_on_what_it_is_handed() {
+async fn a_sandboxed_worker_needs_its_descriptors_alone() {
     let cluster = Cluster::slow().await;
     let directory = write(&llama_config(), Dtype::F32);
     let (weights, progress, manifest) = shared(directory.path());

@@ -3,11 +3,10 @@
 //! Opening a sequence reserves blocks for its longest form; blocks are allocated only as it grows. Keys are
 //! stored transposed, as the innermost loop reads them.
 
-use std::collections::BTreeMap;
-
 use super::super::config::DecoderShape;
 use super::super::kernels::attention::{KeysValues, PANEL, padded};
 use super::super::{Capacity, SequenceId};
+use std::collections::BTreeMap;
 
 /// The pool and the blocks of each sequence.
 #[derive(Debug, Default)]
@@ -57,6 +56,7 @@ impl Cache {
     }
 
     pub(super) fn open(&mut self, tokens_max: usize) -> Option<SequenceId> {
+        assert!(tokens_max > 0, "a sequence has positions");
         let blocks_reserved = tokens_max.div_ceil(PANEL);
         if self.blocks_reserved + blocks_reserved > self.blocks_max {
             return None;
@@ -90,7 +90,9 @@ impl Cache {
 
     /// Records that `count` positions have been stored in all layers.
     pub(super) fn advance(&mut self, sequence: SequenceId, count: usize) {
-        self.sequences.get_mut(&sequence).expect("the sequence is open").length += count;
+        let sequence = self.sequences.get_mut(&sequence).expect("the sequence is open");
+        sequence.length += count;
+        debug_assert!(sequence.length <= sequence.blocks.len() * PANEL, "the positions were allocated");
     }
 
     pub(super) fn store(
@@ -102,6 +104,7 @@ impl Cache {
         key: &[f32],
         value: &[f32],
     ) {
+        debug_assert!(layer < self.layers && head < self.heads && key.len() == self.width);
         let start = self.start(layer, head);
         let sequence = self.sequences.get_mut(&sequence).expect("the sequence is open");
         let part = &mut sequence.blocks[position / PANEL][start..];
@@ -115,6 +118,36 @@ impl Cache {
     pub(super) fn blocks(&self, sequence: SequenceId, layer: usize, head: usize) -> Blocks<'_> {
         let blocks = &self.sequences.get(&sequence).expect("the sequence is open").blocks;
         Blocks { blocks, start: self.start(layer, head), width: self.width }
+    }
+
+    /// Checks that the reservations add up and fit the pool, and that each sequence fits its blocks.
+    ///
+    /// # Errors
+    /// Describes the first violation.
+    #[cfg(test)]
+    fn check_invariants(&self) -> Result<(), String> {
+        let reserved: usize = self.sequences.values().map(|sequence| sequence.blocks_reserved).sum();
+        if reserved != self.blocks_reserved {
+            return Err(format!("sequences reserve {reserved} blocks, {} are counted", self.blocks_reserved));
+        }
+        let used: usize = self.sequences.values().map(|sequence| sequence.blocks.len()).sum();
+        let exists = used + self.spare.len();
+        if reserved > self.blocks_max || exists > self.blocks_max {
+            return Err(format!("{reserved} blocks reserved, {exists} exist, at most {}", self.blocks_max));
+        }
+        for (id, sequence) in &self.sequences {
+            if sequence.blocks.len() > sequence.blocks_reserved {
+                return Err(format!("sequence {} exceeds its reservation", id.0));
+            }
+            if sequence.length > sequence.blocks.len() * PANEL {
+                return Err(format!("sequence {} has {} positions beside its blocks", id.0, sequence.length));
+            }
+        }
+        let mut all = self.sequences.values().flat_map(|sequence| &sequence.blocks).chain(&self.spare);
+        match all.all(|block| block.len() == self.block_length()) {
+            true => Ok(()),
+            false => Err("a block has the wrong length".to_owned()),
+        }
     }
 
     fn head_length(&self) -> usize {
@@ -143,6 +176,7 @@ impl<'a> Blocks<'a> {
 mod tests {
     use super::*;
     use crate::engine::config::Rotary;
+    use proptest::prelude::*;
 
     fn cache(blocks: usize) -> Cache {
         let shape = DecoderShape {
@@ -162,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_by_reservations_and_gets_everything_back() {
+    fn the_pool_is_bounded_by_reservations_and_takes_back_all_blocks() {
         let mut cache = cache(3);
         assert_eq!(cache.capacity(), Capacity { tokens_total: 96, tokens_reserved: 0 });
         let first = cache.open(33).expect("two blocks of three");
@@ -180,7 +214,64 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_found_in_its_panel() {
+    fn a_planted_violation_of_the_pool_is_reported() {
+        type Plant = fn(&mut Cache, SequenceId);
+        let cases: [(Plant, &str); 6] = [
+            (|cache, _| cache.blocks_reserved = 1, "reserve 2 blocks, 1 are counted"),
+            (|cache, _| cache.blocks_max = 1, "2 blocks reserved, 2 exist, at most 1"),
+            (|cache, _| cache.spare.extend(vec![Box::default(); 2]), "2 blocks reserved, 4 exist, at most 3"),
+            (|cache, _| cache.spare.push(Box::default()), "wrong length"),
+            (
+                |cache, id| cache.sequences.get_mut(&id).expect("open").length = 97,
+                "has 97 positions beside its blocks",
+            ),
+            (
+                |cache, id| {
+                    let block = vec![0.0; cache.block_length()].into_boxed_slice();
+                    cache.sequences.get_mut(&id).expect("open").blocks.push(block);
+                },
+                "exceeds its reservation",
+            ),
+        ];
+        for (plant, expected) in cases {
+            let mut cache = cache(3);
+            let id = cache.open(33).expect("two blocks");
+            cache.extend(id, 33);
+            cache.advance(id, 33);
+            assert_eq!(cache.check_invariants(), Ok(()));
+            plant(&mut cache, id);
+            let found = cache.check_invariants().expect_err(expected);
+            assert!(found.contains(expected), "{found} lacks {expected}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sequences_that_come_grow_and_go_keep_the_pools_invariants(
+            acts in proptest::collection::vec((0u8..3, 0usize..4, 1usize..80), 1..100),
+        ) {
+            let mut cache = cache(5);
+            let mut open: Vec<(SequenceId, usize)> = Vec::new();
+            for (act, index, tokens) in acts {
+                match act {
+                    0 => open.extend(cache.open(tokens).map(|id| (id, tokens))),
+                    1 if index < open.len() => cache.close(open.remove(index).0),
+                    _ => {
+                        if let Some((id, left)) = open.get_mut(index) {
+                            let count = tokens.min(*left);
+                            cache.extend(*id, count);
+                            cache.advance(*id, count);
+                            *left -= count;
+                        }
+                    }
+                }
+                prop_assert_eq!(cache.check_invariants(), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn stored_keys_and_values_are_read_from_their_panel() {
         let mut cache = cache(3);
         let id = cache.open(40).expect("two blocks");
         cache.extend(id, 40);

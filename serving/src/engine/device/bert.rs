@@ -1,12 +1,12 @@
 //! A BERT encoder in candle tensors: texts padded to the longest, padding masked.
 
+use super::super::config::{EncoderShape, Pooling};
+use super::NamedTensors;
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;
 
-use super::super::config::{EncoderShape, Pooling};
-use super::NamedTensors;
-
 /// Returns names and shapes of all parameters, as bare checkpoints store them.
+#[must_use]
 pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (shape.hidden, shape.intermediate);
     let mut all = vec![
@@ -44,11 +44,15 @@ pub struct Bert {
 
 impl Bert {
     /// Builds the encoder over these parameters.
+    #[must_use]
     pub fn new(shape: &EncoderShape, tensors: NamedTensors) -> Self {
         Self { shape: shape.clone(), tensors }
     }
 
     /// Computes one row per text.
+    ///
+    /// # Errors
+    /// The device failed.
     pub fn embed(&self, texts: &[Vec<u32>], device: &Device) -> Result<Tensor> {
         let shape = &self.shape;
         let length = texts.iter().map(Vec::len).max().unwrap_or(0);

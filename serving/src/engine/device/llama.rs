@@ -1,14 +1,14 @@
 //! A Llama decoder in candle tensors, written with differentiable operations, so that the same code trains a
 //! model and checks the CPU kernels.
 
+use super::super::config::DecoderShape;
+use super::super::decoder::rope;
+use super::NamedTensors;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::{silu, softmax};
 
-use super::super::config::DecoderShape;
-use super::super::decoder::angles;
-use super::NamedTensors;
-
 /// Returns names and shapes of all parameters, as checkpoints store them.
+#[must_use]
 pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (shape.hidden, shape.intermediate);
     let query = shape.heads * shape.head_width;
@@ -46,13 +46,17 @@ pub struct Llama {
 
 impl Llama {
     /// Builds the decoder over these parameters, for positions below `context`.
+    ///
+    /// # Errors
+    /// The device failed.
     pub fn new(shape: &DecoderShape, tensors: NamedTensors, context: usize, device: &Device) -> Result<Self> {
-        let (cosines, sines) = angles(&shape.rotary, shape.head_width, context);
+        let (cosines, sines) = rope(&shape.rotary, shape.head_width, context);
         let table = |values| Tensor::from_vec(values, (context, shape.head_width / 2), device);
         Ok(Self { cosines: table(cosines)?, sines: table(sines)?, tensors, shape: shape.clone() })
     }
 
     /// Returns the number of layers.
+    #[must_use]
     pub fn layers(&self) -> usize {
         self.shape.layers
     }
@@ -60,6 +64,9 @@ impl Llama {
     /// Computes the hidden states (rows by hidden, before the final norm) for `tokens` at `positions`.
     /// `attention` mixes queries, keys and values of a layer, each rows by heads by width, into rows by query
     /// heads by width.
+    ///
+    /// # Errors
+    /// The device failed.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -94,6 +101,9 @@ impl Llama {
 
     /// Computes attention of new rows (heads by rows by width) that start at `first`, over keys and values
     /// (shared heads by positions by width). A leading batch dimension may precede all of them.
+    ///
+    /// # Errors
+    /// The device failed.
     pub fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, first: usize) -> Result<Tensor> {
         let shape = &self.shape;
         let (rows, positions) = (query.dim(D::Minus2)?, keys.dim(D::Minus2)?);
@@ -108,6 +118,9 @@ impl Llama {
     }
 
     /// Computes the logits of hidden states.
+    ///
+    /// # Errors
+    /// The device failed.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let normed = self.norm(states, "model.norm")?;
         self.product(&normed, if self.shape.tied_embeddings { "model.embed_tokens" } else { "lm_head" })

@@ -4,12 +4,11 @@
 //! The caller provides that layout: an encoder packs keys and values per call, a decoder keeps its cache in
 //! it.
 
-use std::cell::RefCell;
-
 use super::elementwise::softmax;
 use super::micro::{Tile, multiply};
 use super::{Isa, matmul, pack};
 use crate::weights::ElementType;
+use std::cell::RefCell;
 
 /// Positions of one panel of keys.
 pub const PANEL: usize = super::micro::COLUMNS;
@@ -29,6 +28,7 @@ pub struct KeysValues<'a> {
 }
 
 /// Returns the width of a head, rounded up to whole panels.
+#[must_use]
 pub fn padded(width: usize) -> usize {
     width.next_multiple_of(PANEL)
 }
@@ -61,6 +61,7 @@ pub fn attend<'p>(
 ) {
     let rows = queries.rows.len();
     assert!(rows <= ROWS && rows == queries.visible.len(), "one block of rows");
+    assert!(queries.visible.iter().all(|visible| *visible > 0), "each row sees a position");
     let seen = queries.visible.iter().copied().max().unwrap_or(0);
     let (width, wide) = (queries.width, padded(queries.width));
     let panels = seen.div_ceil(PANEL);
@@ -122,6 +123,7 @@ fn weigh_values(
     (result, wide): (&mut [f32], usize),
 ) {
     let depth = (seen - index * PANEL).min(PANEL);
+    assert!(rows <= ROWS && scores.len() >= rows * stride && result.len() >= rows * wide, "rows exist");
     assert!(source.values.len() >= (depth - 1) * source.value_stride + wide);
     for column in (0..wide).step_by(PANEL) {
         let c = result[column..].as_mut_ptr();
@@ -149,7 +151,7 @@ fn weigh_values(
 
 /// Offsets of one head's queries, keys and values in rows of activations.
 #[derive(Debug, Clone, Copy)]
-pub struct HeadPlace {
+pub struct HeadOffsets {
     /// Distance from one position to the next, in elements.
     pub stride: usize,
     /// Offset of the first query element in a row.
@@ -163,8 +165,10 @@ pub struct HeadPlace {
 
 /// Computes full attention of one head over one sequence: every position sees all. Writes each position's
 /// result.
-pub fn attend_all(isa: Isa, activations: &[f32], place: HeadPlace, mut write: impl FnMut(usize, &[f32])) {
-    let HeadPlace { stride, query, key, value, width } = place;
+pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write: impl FnMut(usize, &[f32])) {
+    let HeadOffsets { stride, query, key, value, width } = offsets;
+    assert!(query.max(key).max(value) + width <= stride, "the head lies within a row");
+    assert!(activations.len().is_multiple_of(stride), "whole rows");
     let length = activations.len() / stride;
     let (panels, wide) = (length.div_ceil(PANEL), padded(width));
     let bytes = matmul::bytes_of(activations);
@@ -212,13 +216,13 @@ mod tests {
             let stride = 3 * width;
             let activations: Vec<f32> =
                 (0..length * stride).map(|i| uniform(9, i as u64) as f32 * 4.0 - 2.0).collect();
-            let place = HeadPlace { stride, query: 0, key: width, value: 2 * width, width };
+            let offsets = HeadOffsets { stride, query: 0, key: width, value: 2 * width, width };
             let mut portable = vec![Vec::new(); length];
             for isa in Isa::available() {
                 let mut found = vec![Vec::new(); length];
-                attend_all(isa, &activations, place, |position, row| found[position] = row.to_vec());
+                attend_all(isa, &activations, offsets, |position, row| found[position] = row.to_vec());
                 for (position, row) in found.iter().enumerate() {
-                    check(&activations, place, position, row);
+                    check(&activations, offsets, position, row);
                 }
                 if portable[0].is_empty() {
                     portable = found;
@@ -229,24 +233,24 @@ mod tests {
         }
     }
 
-    fn check(activations: &[f32], place: HeadPlace, position: usize, found: &[f32]) {
+    fn check(activations: &[f32], offsets: HeadOffsets, position: usize, found: &[f32]) {
         let at = |position: usize, offset: usize| -> Vec<f64> {
-            let start = position * place.stride + offset;
-            activations[start..start + place.width].iter().map(|x| f64::from(*x)).collect()
+            let start = position * offsets.stride + offset;
+            activations[start..start + offsets.width].iter().map(|x| f64::from(*x)).collect()
         };
-        let length = activations.len() / place.stride;
-        let query = at(position, place.query);
+        let length = activations.len() / offsets.stride;
+        let query = at(position, offsets.query);
         let weights: Vec<f64> = (0..length)
             .map(|other| {
-                let key = at(other, place.key);
+                let key = at(other, offsets.key);
                 let score: f64 = query.iter().zip(&key).map(|(a, b)| a * b).sum();
-                (score / (place.width as f64).sqrt()).exp()
+                (score / (offsets.width as f64).sqrt()).exp()
             })
             .collect();
         let total: f64 = weights.iter().sum();
         for (dimension, found) in found.iter().enumerate() {
             let expected: f64 =
-                (0..length).map(|other| weights[other] / total * at(other, place.value)[dimension]).sum();
+                (0..length).map(|other| weights[other] / total * at(other, offsets.value)[dimension]).sum();
             assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
         }
     }

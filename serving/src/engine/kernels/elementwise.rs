@@ -34,10 +34,12 @@ fn tree(mut lanes: [f32; LANES]) -> f32 {
 }
 
 kernel! {
-    /// `rows[r] = norm(rows[r] + residual[r]) * scale + shift`, each row as wide as `scale`. An empty
-    /// residual counts as zeros.
+    /// Computes `rows[r] = norm(rows[r] + residual[r]) * scale + shift`, each row as wide as `scale`. An
+    /// empty residual counts as zeros.
     pub fn layer_norm(rows: &mut [f32], residual: &[f32], scale: &[f32], shift: &[f32], epsilon: f32) {
         let width = scale.len();
+        assert!(shift.len() == width && rows.len().is_multiple_of(width), "whole rows, one shift per column");
+        assert!(residual.is_empty() || residual.len() == rows.len(), "a residual for each element");
         for (index, row) in rows.chunks_exact_mut(width).enumerate() {
             if !residual.is_empty() {
                 for (x, r) in row.iter_mut().zip(&residual[index * width..][..width]) {
@@ -55,9 +57,10 @@ kernel! {
 }
 
 kernel! {
-    /// `out[r] = rows[r] / root_mean_square(rows[r]) * scale`.
+    /// Computes `out[r] = rows[r] / root_mean_square(rows[r]) * scale`.
     pub fn rms_norm(rows: &[f32], scale: &[f32], epsilon: f32, out: &mut [f32]) {
         let width = scale.len();
+        assert!(rows.len() == out.len() && rows.len().is_multiple_of(width), "whole rows, and results");
         for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let mean = sum(row, |x| x * x) / width as f32;
             let inverse = 1.0 / (mean + epsilon).sqrt();
@@ -69,8 +72,9 @@ kernel! {
 }
 
 kernel! {
-    /// `to += from`.
+    /// Adds element by element: `to += from`.
     pub fn add(to: &mut [f32], from: &[f32]) {
+        assert_eq!(to.len(), from.len(), "one summand per element");
         for (to, from) in to.iter_mut().zip(from) {
             *to += from;
         }
@@ -78,8 +82,9 @@ kernel! {
 }
 
 kernel! {
-    /// `gate = silu(gate) * up`.
+    /// Computes `gate = silu(gate) * up`.
     pub fn silu_multiply(gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "one factor per gate");
         for (gate, up) in gate.iter_mut().zip(up) {
             *gate = math::silu(*gate) * up;
         }
@@ -87,8 +92,9 @@ kernel! {
 }
 
 kernel! {
-    /// `row = softmax(row * scale)` over the first `valid` elements; the rest become 0.
+    /// Computes `row = softmax(row * scale)` over the first `valid` elements; the rest become 0.
     pub fn softmax(row: &mut [f32], valid: usize, scale: f32) {
+        assert!((1..=row.len()).contains(&valid), "at least one element counts");
         let (row, masked) = row.split_at_mut(valid);
         masked.fill(0.0);
         let mut highest = [f32::NEG_INFINITY; LANES];
@@ -115,6 +121,7 @@ kernel! {
 kernel! {
     /// Rotates one head by its position's angles: pairs are (i, i + half), as Llama checkpoints are stored.
     pub fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
+        debug_assert!(head.len() == 2 * cosines.len() && sines.len() == cosines.len(), "one angle per pair");
         let (low, high) = head.split_at_mut(cosines.len());
         for (((low, high), cosine), sine) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
             let (a, b) = (*low, *high);
@@ -140,6 +147,7 @@ kernel! {
     /// Computes the mean of `rows`, each as wide as `out`.
     pub fn mean_rows(rows: &[f32], out: &mut [f32]) {
         let width = out.len();
+        assert!(!rows.is_empty() && rows.len().is_multiple_of(width), "at least one row, and whole rows");
         out.fill(0.0);
         for row in rows.chunks_exact(width) {
             for (out, x) in out.iter_mut().zip(row) {

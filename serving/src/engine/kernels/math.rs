@@ -6,6 +6,7 @@
 /// Returns e to the power of `x`. Relative error below 2e-7 for -87 <= x <= 88; below that range 0, above it
 /// the value at 88. Range reduction and coefficients as in Cephes' `expf` (Moshier 1992).
 #[inline(always)]
+#[must_use]
 pub fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
@@ -33,6 +34,7 @@ pub fn exp(x: f32) -> f32 {
 /// Returns the Gaussian error linear unit, exact form: x times the normal distribution function at x.
 /// Absolute error below 4e-7 * max(1, |x|): Abramowitz and Stegun 7.1.26 for erf.
 #[inline(always)]
+#[must_use]
 pub fn gelu(x: f32) -> f32 {
     let z = x * std::f32::consts::FRAC_1_SQRT_2;
     let magnitude = z.abs();
@@ -50,6 +52,7 @@ pub fn gelu(x: f32) -> f32 {
 
 /// Returns x times the logistic function of x.
 #[inline(always)]
+#[must_use]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }

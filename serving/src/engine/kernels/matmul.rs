@@ -4,14 +4,13 @@
 //! its own scratch memory, then runs the innermost loop over all rows. Transposing is a percent or two of the
 //! work from a hundred rows on, and about as fast as memory for a single row.
 
-use std::cell::RefCell;
-
 use super::elementwise::gelu;
 use super::micro::{COLUMNS, ROWS, Tile, multiply};
 use super::pack::pack;
 use super::pool::{ComputePool, Parts};
 use super::{Isa, math};
 use crate::weights::ElementType;
+use std::cell::RefCell;
 
 /// Inputs per panel in one pass: 2048 rows of 32 f32 are 256 KiB, a quarter of a core's second-level cache.
 const DEPTH_MAX: usize = 2048;
@@ -37,7 +36,9 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// Builds a matrix over f32 in memory.
+    #[must_use]
     pub fn from_f32(values: &'a [f32], outputs: usize, inputs: usize) -> Self {
+        assert_eq!(values.len(), outputs * inputs, "one element per output and input");
         Self { bytes: bytes_of(values), element: ElementType::F32, outputs, inputs }
     }
 }
@@ -151,7 +152,11 @@ impl MatmulTask<'_> {
             let rows = (block + 1) * self.product.rows / blocks - row;
             let at = row * self.stride + self.offset + columns.start;
             let last = at + (rows - 1) * self.stride + columns.len();
-            assert!(last <= self.values.length(), "the block lies in the target");
+            assert!(
+                (1..=ROWS).contains(&rows) && last <= self.values.length(),
+                "the block lies in the target"
+            );
+            assert!(panel.len() >= inner.len() * COLUMNS, "the panel holds these inputs");
             let mut edge = [0.0; ROWS * COLUMNS];
             if !is_whole && !is_first {
                 self.copy_edge(&mut edge, at, rows, columns.len(), false);
@@ -178,8 +183,10 @@ impl MatmulTask<'_> {
             unsafe { multiply(self.isa, tile) };
             if is_last && self.product.activation == Activation::Gelu {
                 for row in 0..rows {
-                    // SAFETY: the row was written just now, and belongs to this task alone.
-                    gelu(self.isa, unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), COLUMNS) });
+                    // SAFETY: `multiply` has just written these 32 elements of `edge` or of the target, which
+                    // belong to this task alone; no other reference to them lives here.
+                    let row = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), COLUMNS) };
+                    gelu(self.isa, row);
                 }
             }
             if !is_whole {
@@ -218,7 +225,8 @@ pub fn copy_row(matrix: &Matrix<'_>, row: usize, into: &mut [f32]) {
     }
 }
 
-/// Reference result that every path must equal bit for bit; for tests.
+/// Returns the reference result that every path must equal bit for bit; for tests.
+#[must_use]
 pub fn reference(input: &[f32], weight: &[f32], inputs: usize, bias: f32, activation: Activation) -> f32 {
     let sum = input[..inputs].iter().zip(weight).fold(bias, |sum, (a, b)| a.mul_add(*b, sum));
     if activation == Activation::Gelu { math::gelu(sum) } else { sum }

@@ -35,10 +35,12 @@ pub(super) struct Tile {
 
 /// Computes a tile.
 ///
-/// # Safety All rows that the description of `tile` implies must be readable, and no other thread may write
+/// # Safety
+/// All rows that the description of `tile` implies must be readable, and no other thread may write
 /// those of `c`.
 pub(super) unsafe fn multiply(isa: Isa, tile: Tile) {
-    debug_assert!((1..=ROWS).contains(&tile.rows));
+    debug_assert!((1..=ROWS).contains(&tile.rows) && tile.b_stride >= COLUMNS, "rows of a panel");
+    debug_assert!(tile.rows == 1 || tile.c_stride >= COLUMNS, "rows of the result do not overlap");
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level was detected; the caller guarantees the operands.
@@ -51,6 +53,8 @@ pub(super) unsafe fn multiply(isa: Isa, tile: Tile) {
     }
 }
 
+/// Computes a tile with plain code.
+///
 /// # Safety
 /// As [`multiply`].
 unsafe fn portable(tile: Tile) {
@@ -72,10 +76,11 @@ unsafe fn portable(tile: Tile) {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
+    use super::Tile;
     use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps};
 
-    use super::Tile;
-
+    /// Computes a tile with AVX-512.
+    ///
     /// # Safety
     /// As [`super::multiply`], on a machine with AVX-512F.
     pub(super) unsafe fn multiply(tile: Tile) {
@@ -100,6 +105,10 @@ mod avx512 {
         }
     }
 
+    /// Computes a tile of `R` rows, in registers.
+    ///
+    /// # Safety
+    /// As [`multiply`], with `R` rows.
     #[target_feature(enable = "avx512f,avx2,fma")]
     unsafe fn rows<const R: usize>(tile: Tile) {
         // SAFETY: offsets stay inside the rows that the caller guarantees.
@@ -134,14 +143,15 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps};
-
     use super::{COLUMNS, Tile};
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps};
 
     /// Rows computed together: 3 rows of 4 vectors are 12 of 16 registers.
     const ROWS_AT_ONCE: usize = 3;
     const VECTORS: usize = COLUMNS / 8;
 
+    /// Computes a tile with AVX2, three rows at a time.
+    ///
     /// # Safety
     /// As [`super::multiply`], on a machine with AVX2 and FMA.
     pub(super) unsafe fn multiply(tile: Tile) {
@@ -166,6 +176,10 @@ mod avx2 {
         }
     }
 
+    /// Computes a tile of `R` rows, in registers.
+    ///
+    /// # Safety
+    /// As [`multiply`], with `R` rows.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn some_rows<const R: usize>(tile: Tile) {
         // SAFETY: offsets stay inside the rows that the caller guarantees.

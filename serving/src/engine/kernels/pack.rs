@@ -18,9 +18,9 @@ pub(super) fn pack(
     columns: std::ops::Range<usize>,
     panel: &mut [f32],
 ) {
-    assert!(rows.len() <= COLUMNS && columns.end <= width);
+    assert!(rows.len() <= COLUMNS && columns.start <= columns.end && columns.end <= width, "one panel");
     assert!(rows.end * width * element.size() <= bytes.len(), "the matrix holds these rows");
-    assert!(panel.len() >= columns.len() * COLUMNS);
+    assert!(panel.len() >= columns.len() * COLUMNS, "the panel holds these columns");
     if rows.len() < COLUMNS {
         panel[..columns.len() * COLUMNS].fill(0.0);
     }
@@ -30,7 +30,9 @@ pub(super) fn pack(
         while done + 16 <= rows.len() {
             let source =
                 WeightBlock { bytes, element, width, row: rows.start + done, columns: columns.clone() };
-            // SAFETY: the level was detected; the assertions above bound all reads and writes.
+            // SAFETY: the level was detected. The sixteen rows from `done` on are within `rows`, whose bytes
+            // were asserted to exist. `panel` was asserted to hold `columns.len()` rows of 32, of which
+            // sixteen lanes from `done` on are written.
             unsafe { avx512::pack_sixteen(&source, &mut panel[done..]) };
             done += 16;
         }
@@ -67,6 +69,7 @@ struct WeightBlock<'a> {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
+    use super::{COLUMNS, ElementType, WeightBlock};
     use std::arch::x86_64::{
         __m512, __m512i, _mm256_loadu_si256, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
         _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_shuffle_f32x4,
@@ -74,11 +77,10 @@ mod avx512 {
         _mm512_unpacklo_ps,
     };
 
-    use super::{COLUMNS, ElementType, WeightBlock};
-
     /// Transposes sixteen rows into the first sixteen lanes of each panel row.
     ///
-    /// # Safety Requires AVX-512F. The sixteen rows must be inside the bytes, and `panel` must reach sixteen
+    /// # Safety
+    /// Requires AVX-512F. The sixteen rows must be inside the bytes, and `panel` must reach sixteen
     /// lanes into the panel row of the last column.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn pack_sixteen(source: &WeightBlock<'_>, panel: &mut [f32]) {
@@ -122,6 +124,11 @@ mod avx512 {
 
     /// Transposes blocks of sixteen columns. Pointers step without overflow checks, which would keep the
     /// sixteen rows out of registers.
+    ///
+    /// # Safety
+    /// Requires AVX-512F. Sixteen rows, `row_bytes` apart from `from` on, must hold `columns` elements of
+    /// `size` bytes that `load` reads sixteen at a time. `to` must reach sixteen lanes into `columns` panel
+    /// rows.
     #[inline(always)]
     unsafe fn blocks(
         mut from: *const u8,
@@ -188,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn panels_hold_the_transposed_weights_whatever_the_shape_type_and_instructions() {
+    fn panels_hold_the_transposed_weights_for_every_shape_type_and_instruction_set() {
         for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
             for (outputs, width) in [(64, 48), (40, 17), (5, 3), (33, 100)] {
                 // Small integers are exact in all three types.

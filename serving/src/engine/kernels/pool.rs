@@ -17,6 +17,7 @@ pub struct ComputePool {
 
 impl ComputePool {
     /// Starts a pool of this many threads, at least one.
+    #[must_use]
     pub fn new(count: usize) -> Self {
         let count = count.max(1);
         let build = || {
@@ -32,6 +33,7 @@ impl ComputePool {
     }
 
     /// Returns the number of threads.
+    #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
@@ -85,6 +87,7 @@ unsafe impl Sync for Parts<'_> {}
 
 impl<'a> Parts<'a> {
     /// Borrows this slice for division into parts.
+    #[must_use]
     pub fn new(whole: &'a mut [f32]) -> Self {
         Self { first: whole.as_mut_ptr(), length: whole.len(), life: PhantomData }
     }

@@ -4,7 +4,7 @@ use super::*;
 
 const MIB: usize = 1 << 20;
 
-/// A body that starts with this many bytes of JSON and then stalls.
+/// Returns a body that starts with this many bytes of JSON and then stalls.
 fn unfinished(bytes: usize) -> Body {
     let mut begun = br#"{"model": "echo", "prompt": ""#.to_vec();
     begun.resize(bytes, b'x');
@@ -13,7 +13,7 @@ fn unfinished(bytes: usize) -> Body {
     Body::from_stream(sent.chain(futures::stream::pending()))
 }
 
-/// A body of this many bytes that requests an immediate answer.
+/// Returns a body of this many bytes that requests an immediate answer.
 fn finished(bytes: usize) -> Body {
     let prompt = "x".repeat(bytes.saturating_sub(64));
     Body::from(format!(r#"{{"model": "echo", "prompt": "{prompt}", "user": "answer 0 0"}}"#))
@@ -60,7 +60,7 @@ async fn a_key_with_a_hundred_unfinished_bodies_does_not_stop_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_goes_on_is_not_cut() {
+async fn a_slow_body_with_progress_is_read_in_full() {
     let simulation = Simulation::new(16 * MIB);
     let _worker = simulation.worker().await;
     let whole = br#"{"model": "echo", "prompt": "slow"}"#;
@@ -89,7 +89,7 @@ async fn a_body_without_a_good_key_is_never_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_nobody_reads_make_room_for_another_keys() {
+async fn unread_answers_are_evicted_for_another_key() {
     let simulation = Simulation::new(16 * MIB);
     let _worker = simulation.worker().await;
     let memory = simulation.gateway.memory.clone();

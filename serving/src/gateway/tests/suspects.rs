@@ -81,10 +81,11 @@ async fn others_go_elsewhere_while_a_suspect_runs() {
     let others = all(&simulation, &[(Act::Answer(10), ""); 6]).await;
     assert_eq!(statuses(&others), [200; 6]);
     assert_eq!(suspect.await.expect("no panic").status, 200);
-    let mut company: Vec<Vec<u32>> = workers.iter().map(|worker| worker.company()).collect();
-    company.sort_by_key(Vec::len);
-    assert_eq!(company[0], [0], "the suspect's worker had it alone");
-    assert_eq!(company[1], [0, 1, 2, 3, 4, 5], "the other one had all the others");
+    let mut others_on_arrival: Vec<Vec<u32>> =
+        workers.iter().map(|worker| worker.others_on_arrival()).collect();
+    others_on_arrival.sort_by_key(Vec::len);
+    assert_eq!(others_on_arrival[0], [0], "the suspect's worker had it alone");
+    assert_eq!(others_on_arrival[1], [0, 1, 2, 3, 4, 5], "the other one had all the others");
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +104,7 @@ async fn on_the_only_worker_a_suspect_runs_alone_and_others_wait() {
     let other = simulation.ask("app", Act::Answer(10), "").await;
     assert_eq!((other.status.as_u16(), suspect.await.expect("no panic").status.as_u16()), (200, 200));
     assert!(asked.elapsed() >= Duration::from_millis(2_900), "it waited: {:?}", asked.elapsed());
-    assert_eq!(second.company(), [0, 0]);
+    assert_eq!(second.others_on_arrival(), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,7 +120,7 @@ async fn a_long_answer_keeps_its_worker_from_others_for_ten_seconds_at_most() {
     let second = simulation.worker().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(simulation.ask("app", Act::Answer(10), "").await.status, 200);
-    assert_eq!(second.company(), [0, 1]);
+    assert_eq!(second.others_on_arrival(), [0, 1]);
     assert_eq!(suspect.await.expect("no panic").status, 200);
 }
 
@@ -148,7 +149,7 @@ async fn after_an_ordinary_death_forty_streams_go_on_elsewhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_is_let_go_in_order_makes_no_suspects() {
+async fn an_orderly_departure_makes_no_suspects() {
     for (departure, expected) in
         [(Departure::SlotEnded, [vec![0], vec![0, 1]]), (Departure::Lapsed, [vec![0], vec![0, 1]])]
     {
@@ -167,11 +168,12 @@ async fn a_worker_that_is_let_go_in_order_makes_no_suspects() {
         let on = workers.iter().position(|worker| worker.in_flight() == 1).expect("it runs again");
         let beside = all(&simulation, &[(Act::Answer(1_000), ""); 2]).await;
         assert_eq!(statuses(&beside), [200; 2]);
-        let mut company: Vec<Vec<u32>> = workers.iter().map(|worker| worker.company()).collect();
-        let is_alone = company[on] == [0];
-        assert_eq!(is_alone, departure == Departure::Lapsed, "{departure:?}: {company:?}");
-        company.sort();
-        assert_eq!(company, expected, "{departure:?}");
+        let mut others_on_arrival: Vec<Vec<u32>> =
+            workers.iter().map(|worker| worker.others_on_arrival()).collect();
+        let is_alone = others_on_arrival[on] == [0];
+        assert_eq!(is_alone, departure == Departure::Lapsed, "{departure:?}: {others_on_arrival:?}");
+        others_on_arrival.sort();
+        assert_eq!(others_on_arrival, expected, "{departure:?}");
         assert_eq!(asked.await.expect("no panic").status, 200);
     }
 }

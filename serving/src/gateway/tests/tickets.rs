@@ -52,7 +52,7 @@ async fn a_quota_refills_evenly() {
     );
 }
 
-/// A load that is 128 MiB long.
+/// Returns a load that is 128 MiB long.
 fn endless(worker: Arc<Worker>) -> Body {
     let pieces = (0..128).map(move |_| {
         worker.sent.fetch_add(1 << 20, Ordering::Relaxed);
@@ -62,7 +62,7 @@ fn endless(worker: Arc<Worker>) -> Body {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poll_that_is_answered_with_too_much_is_given_up() {
+async fn a_poll_with_an_oversized_answer_is_abandoned() {
     let simulation = Simulation::new(1 << 24);
     let worker = simulation.connect(Some(endless)).await;
     tokio::time::sleep(Duration::from_millis(5)).await;

@@ -5,15 +5,13 @@
 //! input that is too long is an error that states the limit. A text with more bytes than the context can hold
 //! is rejected before it is tokenized. A tokenizer needs hundreds of bytes of memory for each byte of text.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-use tokenizers::Tokenizer;
-
 use super::chat::{ChatMessage, ChatTemplate};
 use super::config::{self, ModelConfig, Shape};
 use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tokenizers::Tokenizer;
 
 /// Memory of a tokenizer per byte of text: 250 bytes were measured with megabytes of English.
 const TOKENIZER_BYTES_PER_BYTE: usize = 320;
@@ -25,7 +23,7 @@ const TEXT_BYTES_MIN: usize = 64 * 1024;
 
 /// The text side of a model.
 #[derive(Debug)]
-pub struct Front {
+pub struct TextFrontend {
     operation: Operation,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -82,8 +80,11 @@ impl RawToken {
     }
 }
 
-impl Front {
+impl TextFrontend {
     /// Reads tokenizer and template; waits for those files only.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a file is missing or invalid.
     pub fn read(
         files: &ModelFiles,
         config: &ModelConfig,
@@ -126,8 +127,9 @@ impl Front {
         })
     }
 
-    /// Returns a generating front with 256 byte tokens and token 256 as the end; for tests and the simulated
-    /// engine.
+    /// Returns a generating frontend with 256 byte tokens and token 256 as the end; for tests and the
+    /// simulated engine.
+    #[must_use]
     pub fn bytes(context_tokens_max: usize) -> Self {
         let tokenizer = byte_tokenizer(&["<|end|>"]);
         Self {
@@ -144,41 +146,48 @@ impl Front {
     }
 
     /// Returns the same byte tokenizer for an embedding model of this many dimensions.
+    #[must_use]
     pub fn bytes_embedding(context_tokens_max: usize, dimensions: usize) -> Self {
         Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
     }
 
-    /// Returns this front with a tokenizer that calls `delay` first.
+    /// Returns this frontend with a tokenizer that calls `delay` first.
     pub(super) fn delayed(self, delay: Delay) -> Self {
         Self { delay: Some(delay), ..self }
     }
 
     /// Returns the operation that the model supports.
+    #[must_use]
     pub fn operation(&self) -> Operation {
         self.operation
     }
 
     /// Returns the maximum tokens of an input and its output together.
+    #[must_use]
     pub fn context_tokens_max(&self) -> usize {
         self.context_tokens_max
     }
 
     /// Returns the size of the vocabulary: the width of a row of logits.
+    #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
 
     /// Returns the length of an embedding; `None` for a decoder.
+    #[must_use]
     pub fn dimensions(&self) -> Option<usize> {
         self.dimensions
     }
 
     /// Reports whether this token ends a generation.
+    #[must_use]
     pub fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)
     }
 
     /// Returns the length of the longest text that is tokenized, in bytes.
+    #[must_use]
     pub fn text_bytes_max(&self) -> usize {
         self.text_bytes_max
     }
@@ -205,6 +214,9 @@ impl Front {
     }
 
     /// Tokenizes a text and rejects one that exceeds the context.
+    ///
+    /// # Errors
+    /// As [`Self::encode`], and [`EngineError::ContextExceeded`].
     pub fn encode_checked(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
         let tokens = self.encode(text, special)?;
         self.check(tokens.len())?;
@@ -212,6 +224,9 @@ impl Front {
     }
 
     /// Tokenizes chat messages into a prompt and rejects one that leaves no room for an answer.
+    ///
+    /// # Errors
+    /// As [`Self::encode_checked`], and [`EngineError::ChatTemplate`].
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
         let template = self.template.as_ref().ok_or_else(|| EngineError::ChatTemplate {
             reason: "the model has no chat template; use /v1/completions".to_owned(),
@@ -222,6 +237,7 @@ impl Front {
     }
 
     /// Decodes tokens to text without special tokens; invalid UTF-8 becomes replacement characters.
+    #[must_use]
     pub fn decode(&self, tokens: &[u32]) -> String {
         // Decoding fails only if the decoder rejects its own tokens; the correct rendering of that is no
         // text.
@@ -279,12 +295,14 @@ fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError
 }
 
 /// Returns a Hugging Face tokenizer: 256 byte tokens, then these special tokens.
+#[must_use]
 pub fn byte_tokenizer(special: &[&str]) -> Tokenizer {
     let json = byte_tokenizer_json(special);
     Tokenizer::from_bytes(json.to_string()).expect("the literal is a valid tokenizer")
 }
 
 /// Returns the `tokenizer.json` of [`byte_tokenizer`].
+#[must_use]
 pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
     let vocabulary: BTreeMap<String, u32> =
         (0_u32..256).map(|byte| (byte_name(byte as u8).into(), byte)).collect();
@@ -296,8 +314,9 @@ pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
                 "rstrip": false, "normalized": false, "special": true })
         })
         .collect();
-    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
-        "use_regex": false });
+    let byte_level = serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false
+    });
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
@@ -324,17 +343,17 @@ mod tests {
 
     #[test]
     fn bytes_round_trip_and_have_their_own_ids() {
-        let front = Front::bytes(100);
+        let frontend = TextFrontend::bytes(100);
         let text = "a é\n\u{0}~";
-        let tokens = front.encode(text, true).expect("bytes");
+        let tokens = frontend.encode(text, true).expect("bytes");
         assert_eq!(tokens, text.bytes().map(u32::from).collect::<Vec<_>>());
-        assert_eq!(front.decode(&tokens), text);
-        assert_eq!(front.encode("<|end|>", false).expect("special"), [256]);
-        assert_eq!(front.decode(&[104, 105, 256]), "hi");
+        assert_eq!(frontend.decode(&tokens), text);
+        assert_eq!(frontend.encode("<|end|>", false).expect("special"), [256]);
+        assert_eq!(frontend.decode(&[104, 105, 256]), "hi");
     }
 
     #[test]
-    fn every_text_that_fits_is_tokenized_and_none_for_which_there_is_no_memory() {
+    fn the_limit_on_texts_follows_context_and_memory() {
         const GIB: usize = 1 << 30;
         for (longest, context, memory, expected) in [
             // MiniLM, the shipped model, Llama 3: every text that fits the context is tokenized.
@@ -354,25 +373,27 @@ mod tests {
 
     #[test]
     fn a_text_of_megabytes_is_refused_before_it_is_tokenized() {
-        let front = Front::bytes(100);
+        let frontend = TextFrontend::bytes(100);
         let long = "x".repeat(4_000_000);
         let message = ChatMessage { role: "user".to_owned(), content: long.clone() };
-        for refused in
-            [front.encode(&long, true), front.encode_checked(&long, true), front.encode_chat(&[message])]
-        {
+        for refused in [
+            frontend.encode(&long, true),
+            frontend.encode_checked(&long, true),
+            frontend.encode_chat(&[message]),
+        ] {
             let error = refused.expect_err("too long");
             assert_eq!(error.code().as_str(), "context-length-exceeded");
             let text = error.to_string();
             // The message counts bytes, not tokens: the text was never tokenized.
             assert!(text.starts_with("40000") && text.contains("bytes of text, at most 65936"), "{text}");
         }
-        let fits = "y".repeat(front.text_bytes_max());
-        assert_eq!(front.encode(&fits, true).expect("tokens").len(), 65_936);
+        let fits = "y".repeat(frontend.text_bytes_max());
+        assert_eq!(frontend.encode(&fits, true).expect("tokens").len(), 65_936);
     }
 
     #[test]
-    fn too_long_an_input_is_an_error_that_says_how_long() {
-        let error = Front::bytes(4).encode_checked("12345", true).expect_err("five tokens");
+    fn an_oversized_input_is_an_error_with_its_length() {
+        let error = TextFrontend::bytes(4).encode_checked("12345", true).expect_err("five tokens");
         assert_eq!(error.code().as_str(), "context-length-exceeded");
         assert_eq!(error.to_string(), "5 tokens exceed the model's context of 4");
     }

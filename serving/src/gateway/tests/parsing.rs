@@ -1,0 +1,39 @@
+//! Tests of the gateway's parse: it validates a request and forwards the bytes that the client sent.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_valid_body_is_forwarded_byte_for_byte() {
+    let simulation = Simulation::new(1 << 20);
+    let worker = simulation.worker().await;
+    for body in [
+        r#"{"model": "echo", "prompt": "x"}"#,
+        "{ \"prompt\":\t\"\\u00e9\",\n\"model\" : \"echo\", \"seed\":null }",
+        r#"{"user":"answer 1 0","stop":["a","b"],"prompt":[1,2,3],"model":"chat"}"#,
+    ] {
+        let answer = simulation.send("app", Body::from(body)).await;
+        assert_eq!((answer.status.as_u16(), worker.received()), (200, Bytes::from(body)), "{body}");
+    }
+    assert_eq!(worker.others_on_arrival().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_does_not_parse_reaches_no_worker() {
+    let simulation = Simulation::new(1 << 20);
+    let worker = simulation.worker().await;
+    for (body, code) in [
+        ("", "request_invalid"),
+        (r#"{"model": "echo", "prompt": "x"} {"#, "request_invalid"),
+        (r#"{"model": "echo", "model": "echo", "prompt": "x"}"#, "request_invalid"),
+        (r#"{"prompt": "x"}"#, "missing_parameter"),
+        (r#"{"model": "echo"}"#, "missing_parameter"),
+        (r#"{"model": "echo", "prompt": "x", "temperature": 3}"#, "invalid_value"),
+        (r#"{"model": "echo", "prompt": "x", "colour": "red"}"#, "unknown_parameter"),
+        (r#"{"model": "other", "prompt": "x"}"#, "model_not_found"),
+    ] {
+        let answer = simulation.send("app", Body::from(body)).await;
+        assert_eq!(answer.code(), code, "{body}");
+        assert!((400..500).contains(&answer.status.as_u16()), "{body}: {}", answer.status);
+    }
+    assert_eq!(worker.others_on_arrival(), [0_u32; 0]);
+}
