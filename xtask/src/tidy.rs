@@ -1,10 +1,15 @@
 //! The rules of the codebase, as a test: checks that a reviewer would otherwise have to remember.
 
+mod areas;
 mod arrows;
+mod assertions;
 mod circles;
 mod codes;
 mod dependencies;
 mod documented;
+mod floors;
+mod functions;
+mod invariants;
 mod marks;
 mod names;
 mod pages;
@@ -13,22 +18,22 @@ mod prose;
 mod purity;
 mod ratchets;
 mod ratio;
+mod report;
 mod sources;
 mod text;
 mod uncalled;
+mod units;
 mod widths;
 
 use sources::SourceTree;
-
-/// Pure crates: they decide and have no side effects.
-pub(crate) const PURE: [&str; 3] = ["protocol", "human-chain", "scheduler"];
+pub(crate) use units::PURE_CRATES;
 
 /// `cargo xtask tidy`.
 pub(crate) fn command(arguments: &[String]) -> Result<(), String> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         [] => run(),
-        ["--report"] => SourceTree::read(&crate::process::root()).map(|sources| ratchets::report(&sources)),
+        ["--report"] => print_report(),
         ["--tighten"] => ratchets::tighten(&SourceTree::read(&crate::process::root())?),
         _ => Err("cargo xtask tidy [--report | --tighten]".into()),
     }
@@ -47,6 +52,7 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(text::check(&sources));
     findings.extend(pages::check(&sources));
     findings.extend(ratio::check(&sources));
+    findings.extend(floors::check(&sources));
     findings.extend(documented::check(&sources));
     findings.extend(ratchets::check(&sources));
     if findings.is_empty() {
@@ -54,6 +60,13 @@ pub(crate) fn run() -> Result<(), String> {
         return Ok(());
     }
     Err(format!("tidy: {} to mend\n{}", findings.len(), findings.join("\n")))
+}
+
+/// Prints the figures of the codebase.
+fn print_report() -> Result<(), String> {
+    let sources = SourceTree::read(&crate::process::root())?;
+    print!("{}", report::text(&sources));
+    Ok(())
 }
 
 #[cfg(test)]

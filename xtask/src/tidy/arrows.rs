@@ -1,9 +1,9 @@
 //! Check of the dependencies between crates: the table under the drawing in ARCHITECTURE.md and the manifests
 //! agree, in both directions. The two circuits are separate because no dependency joins them.
 
-use super::PURE;
 use super::dependencies::product_dependencies;
 use super::sources::SourceTree;
+use super::units::PURE_CRATES;
 use std::collections::{BTreeMap, BTreeSet};
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
@@ -71,8 +71,8 @@ fn circuits(built: &Arrows) -> Vec<String> {
     if let Some(names) = built.get("serving").filter(|names| **names != allowed) {
         findings.push(format!("`serving` may stand on protocol and overlay alone, but stands on {names:?}"));
     }
-    for (name, names) in built.iter().filter(|(name, _)| PURE.contains(&name.as_str())) {
-        if let Some(impure) = names.iter().find(|name| !PURE.contains(&name.as_str())) {
+    for (name, names) in built.iter().filter(|(name, _)| PURE_CRATES.contains(&name.as_str())) {
+        if let Some(impure) = names.iter().find(|name| !PURE_CRATES.contains(&name.as_str())) {
             findings.push(format!("`{name}` is pure and may not stand on `{impure}`"));
         }
     }

@@ -1,8 +1,8 @@
-//! Prose rules for comments in Rust and for Markdown: a sentence opens with a noun or a verb, never with a pronoun
-//! such as *who* or *what*, and some words have a better one (`words.txt`).
+//! Prose rules for comments in Rust and for Markdown: a sentence opens with a noun or a verb, never with a
+//! pronoun such as *who* or *what*, and some words have a better one (`words.txt`).
 //!
-//! The reader is a blunt one: it splits text at full stops, knows no grammar, and skips code, tables, headings and the
-//! tests that SPECIFICATION.md names.
+//! The reader is a blunt one: it splits text at full stops, knows no grammar, and skips code, tables,
+//! headings and the tests that SPECIFICATION.md names.
 
 use super::sources::TextFile;
 
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     fn file(path: &str, text: &str) -> TextFile {
-        TextFile { path: path.into(), text: text.into() }
+        TextFile::of(path, text)
     }
 
     fn opened(path: &str, text: &str) -> Vec<usize> {
