@@ -61,7 +61,8 @@ async fn compare(options: &Options) -> anyhow::Result<BenchmarkReport> {
             let other = load.run(|| theirs.connect()).await?;
             syncs.extend(sync()?);
             eprintln!(
-                "round {round}/{ROUNDS}  {count:3} clients   ours {:7.0}/s p50 {:.3} ms   etcd {:7.0}/s p50 {:.3} ms",
+                "round {round}/{ROUNDS}  {count:3} clients   ours {:7.0}/s p50 {:.3} ms   \
+                 etcd {:7.0}/s p50 {:.3} ms",
                 one.per_second, one.p50_ms, other.per_second, other.p50_ms
             );
             found.entry((count, "ours")).or_default().push(one);
@@ -116,7 +117,8 @@ fn notes(report: &BenchmarkReport, fsync_p50_ms: f64) -> Vec<String> {
     let alone = report.rows.iter().find(|row| row.metric == "commits_1_clients").map_or(0.0, |row| row.ours);
     vec![
         format!(
-            "3 replicas as processes on one disk, {VALUE_BYTES}-byte values, {KEYS} keys, every put durable on a majority before its answer"
+            "3 replicas as processes on one disk, {VALUE_BYTES}-byte values, {KEYS} keys, \
+             every put durable on a majority before its answer"
         ),
         "clients speak plain HTTP/2 on loopback to the leader of either side, one connection each".into(),
         "between replicas ours is TLS 1.3 with X25519MLKEM768 and pinned keys, etcd's is plain text".into(),

@@ -81,7 +81,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
         let gigaflops = per_second * *tokens as f64 * 2.0 * TOKEN_MULTIPLY_ADDS / 1e9;
         let share = 100.0 * gigaflops / median(&products);
         report.notes.push(format!(
-            "{texts} x {tokens}: ours does {gigaflops:.0} GFLOP/s in its products, {share:.0} % of the ceiling"
+            "{texts} x {tokens}: ours does {gigaflops:.0} GFLOP/s in its products, \
+             {share:.0} % of the ceiling"
         ));
     }
     report.notes.push(format!(

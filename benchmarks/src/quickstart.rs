@@ -98,9 +98,11 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<BenchmarkRep
         loads.iter().map(|(subject, times)| distance(&report, subject, times)).collect();
     report.rows.push(first_token::row(rounds).await?);
     report.notes = vec![
-        "order to first token: a whole cluster of real processes, from the scheduler's own audit event".into(),
+        "order to first token: a whole cluster of real processes, from the scheduler's own audit event"
+            .into(),
         format!("stores are six directories, 4+2, pages warm; {threads} threads decode; candle loads on one"),
-        "mmap is what candle's examples use (MmapedSafetensors, every tensor loaded); read is safetensors::load"
+        "mmap is what candle's examples use (MmapedSafetensors, every tensor loaded); \
+         read is safetensors::load"
             .into(),
     ];
     report.notes.extend(distances);
@@ -149,7 +151,8 @@ async fn alternate(
             times.read.push(read);
         }
         eprintln!(
-            "{} round {round}/{rounds}  ours {ours:7.1} ms   candle mmap {mapped:7.1} ms   candle read {read:7.1} ms",
+            "{} round {round}/{rounds}  ours {ours:7.1} ms   candle mmap {mapped:7.1} ms   \
+             candle read {read:7.1} ms",
             subject.name
         );
     }

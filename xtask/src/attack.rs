@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 const HELP: &str = "\
 cargo xtask attack listeners
 
-Starts a cluster with the small model and holds, all from 127.0.0.2: 1,100 silent connections on the API of every
-replica and on the gateway's listener for workers, 4,200 on its public API, 100 peers with keys of their own, and
-100 requests whose body of 8 MB never ends. A client from 127.0.0.1 asks each API 1,000 times meanwhile. Prints
-failures, latencies and memory; exits 1 when one request failed.
+Starts a cluster with the small model and holds, all from 127.0.0.2: 1,100 silent connections on the API of
+every replica and on the gateway's listener for workers, 4,200 on its public API, 100 peers with keys of their
+own, and 100 requests whose body of 8 MB never ends. During the attack, a client from 127.0.0.1 sends 1,000
+requests to each API. Prints failures, latencies and memory; exits 1 when one request failed.
 ";
 
 /// Time limit of the cluster's start on a busy machine.

@@ -32,8 +32,8 @@ use writer::{Notes, WriterThread};
 const HELP: &str = "\
 cargo xtask kills [ROUNDS] [SEED]
 
-Tells the demonstration's story ROUNDS times (3) while processes of it are killed and control replicas are killed and
-paused, at moments drawn from SEED, and a client writes through the control API.
+Runs the demonstration ROUNDS times (3). At moments drawn from SEED, its processes are killed, and control
+replicas are killed and paused, while a client writes through the control API.
 ";
 
 /// Rounds in `cargo xtask test`; a machine with more time runs more, with other seeds.

@@ -25,12 +25,12 @@ const HELP: &str = "\
 cargo xtask test [STEP ...]
 cargo xtask test --stress ROUNDS [FILTER]
 
-Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", \"own model\",
-\"ordinary account\", kills.
+Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\",
+\"own model\", \"ordinary account\", kills.
 
-  --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half the usual
-                   CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run ROUNDS times, pure ones
-                   once; FILTER keeps those whose name contains it. Needs root.
+  --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half
+                   the usual CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run
+                   ROUNDS times, pure ones once; FILTER keeps those whose name contains it. Needs root.
 
 Example: cargo xtask test --stress 10 consensus
 ";

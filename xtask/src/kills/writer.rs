@@ -339,8 +339,12 @@ mod tests {
 
     #[test]
     fn events_are_read_from_a_page_of_the_api() {
-        let page = r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"create-key","subject":"key/w-1","detail":""},
-            {"sequence":8,"at":1,"actor":"scheduler","action":"lead","subject":"replica/2","detail":"{"}]}"#;
+        let page = concat!(
+            r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"create-key","#,
+            r#""subject":"key/w-1","detail":""},"#,
+            r#" {"sequence":8,"at":1,"actor":"scheduler","action":"lead","#,
+            r#""subject":"replica/2","detail":"{"}]}"#,
+        );
         let expected = [(7, "create-key", "key/w-1"), (8, "lead", "replica/2")];
         let expected =
             expected.map(|(number, action, subject)| (number, action.to_string(), subject.to_string()));

@@ -70,8 +70,8 @@ mod tests {
 
     #[test]
     fn assertions_of_every_kind_are_counted_in_functions() {
-        let text = "fn f(a: u8) {\n    assert!(a > 0);\n    debug_assert_eq!(a, 1);\n    assert_ne!(a, 2);\n}\n\
-                    fn g() { debug_assert!(true) }\nfn h() {}\n";
+        let text = "fn f(a: u8) {\n    assert!(a > 0);\n    debug_assert_eq!(a, 1);\n    \
+                    assert_ne!(a, 2);\n}\nfn g() { debug_assert!(true) }\nfn h() {}\n";
         assert_eq!(counted("scheduler/src/lib.rs", text), [("scheduler", of(3, 4))]);
     }
 

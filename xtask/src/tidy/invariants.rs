@@ -50,9 +50,20 @@ mod tests {
 
     #[test]
     fn definitions_and_calls_are_distinguished() {
-        let queue = "impl Queue {\n    pub(super) fn check_invariants(&self) {}\n\n    fn step(&mut self) {\n        \
-                     self.check_invariants();\n    }\n}\n\n#[cfg(test)]\nmod tests {\n    // check_invariants()\n    \
-                     fn t() { Queue.check_invariants() }\n}\n";
+        let queue = "impl Queue {
+    pub(super) fn check_invariants(&self) {}
+
+    fn step(&mut self) {
+        self.check_invariants();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // check_invariants()
+    fn t() { Queue.check_invariants() }
+}
+";
         let found = places(&SourceTree::of(&[
             ("a/src/queue.rs", queue),
             ("a/tests/t.rs", "fn t() {\n    queue.check_invariants();\n}\n"),

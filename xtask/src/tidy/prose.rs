@@ -225,7 +225,8 @@ mod tests {
     #[test]
     fn a_sentence_that_opens_without_a_noun_is_found() {
         // Written with other marks, so that this file does not find itself.
-        let text = "##! What it is.\n\n### The leader. Who asks\n### waits.\nfn f() {} ## Nobody\nlet x = 1; ## How many\n";
+        let text = "##! What it is.\n\n### The leader. Who asks\n### waits.\nfn f() {} ## Nobody\n\
+                    let x = 1; ## How many\n";
         let text = &text.replace('#', "/");
         assert_eq!(opened("a.rs", text), [1, 3, 5, 6]);
         assert_eq!(opened("a.rs", "/// The node that asks, and how. Whether it runs.\n"), [0_usize; 0]);
