@@ -11,6 +11,7 @@ mod floors;
 mod functions;
 mod invariants;
 mod marks;
+mod named_files;
 mod names;
 mod pages;
 mod profiles;
@@ -23,6 +24,7 @@ mod sources;
 mod text;
 mod uncalled;
 mod units;
+mod walks;
 mod widths;
 
 use sources::SourceTree;
@@ -51,6 +53,8 @@ pub(crate) fn run() -> Result<(), String> {
     findings.extend(marks::check(&sources));
     findings.extend(text::check(&sources));
     findings.extend(pages::check(&sources));
+    findings.extend(named_files::check(&sources));
+    findings.extend(walks::check(&sources));
     findings.extend(ratio::check(&sources));
     findings.extend(floors::check(&sources));
     findings.extend(documented::check(&sources));

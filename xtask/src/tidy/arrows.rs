@@ -6,7 +6,8 @@ use super::sources::SourceTree;
 use super::units::PURE_CRATES;
 use std::collections::{BTreeMap, BTreeSet};
 
-type Arrows = BTreeMap<String, BTreeSet<String>>;
+/// The crates, each with those that it stands on.
+pub(super) type Arrows = BTreeMap<String, BTreeSet<String>>;
 
 /// Compares the drawing with the manifests.
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
@@ -44,7 +45,7 @@ fn drawn(page: &str) -> Arrows {
 }
 
 /// Reads the product dependencies among our own crates from the manifests.
-fn built(sources: &SourceTree) -> Arrows {
+pub(super) fn built(sources: &SourceTree) -> Arrows {
     let manifests: BTreeMap<String, &str> = sources
         .files
         .iter()
