@@ -75,9 +75,17 @@ fn print_report() -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_argument_shows_the_known_ones() {
+        let outcome = command(&["--quiet".to_string()]);
+        assert_eq!(outcome, Err("cargo xtask tidy [--report | --tighten]".to_string()));
+    }
+
     #[test]
     fn the_repository_is_tidy() {
-        if let Err(findings) = super::run() {
+        if let Err(findings) = run() {
             panic!("{findings}");
         }
     }
