@@ -16,9 +16,9 @@ pub(crate) fn fdatasync_ms(directory: &Path, bytes: usize, count: usize) -> anyh
     file.write_all_at(&vec![0; bytes * count], 0)?;
     file.sync_all()?;
     let mut times = Vec::with_capacity(count);
-    for place in 0..count {
+    for index in 0..count {
         let begin = Instant::now();
-        file.write_all_at(&block, (place * bytes) as u64)?;
+        file.write_all_at(&block, (index * bytes) as u64)?;
         file.sync_data()?;
         times.push(begin.elapsed().as_secs_f64() * 1000.0);
     }

@@ -42,13 +42,13 @@ const WORDS: &[&str] = &[
 pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let rounds = if options.quick { 5 } else { 15 };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let place = directory()?;
+    let scratch = directory()?;
     let model = minilm_directory()?;
     let files = ModelFiles::open_directory(&model)?;
     let device = options.gpu.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda);
     let engine_options = EngineOptions { threads, device, ..EngineOptions::default() };
     let mut engine = LoadedEngine::open(&files, &engine_options)?;
-    let mut peer = PeerProcess::start(&place, &model, threads, options.gpu)?;
+    let mut peer = PeerProcess::start(&scratch, &model, threads, options.gpu)?;
     let mut found = BTreeMap::new();
     let (mut products, mut copies) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
@@ -81,7 +81,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
         let gigaflops = per_second * *tokens as f64 * 2.0 * TOKEN_MULTIPLY_ADDS / 1e9;
         let share = 100.0 * gigaflops / median(&products);
         report.notes.push(format!(
-            "{texts} x {tokens}: ours does {gigaflops:.0} GFLOP/s in its products, {share:.0} % of the ceiling"
+            "{texts} x {tokens}: ours does {gigaflops:.0} GFLOP/s in its products, \
+             {share:.0} % of the ceiling"
         ));
     }
     report.notes.push(format!(
@@ -140,10 +141,9 @@ fn ours(engine: &mut LoadedEngine, texts: &[String], repeat: usize) -> anyhow::R
 
 /// Returns distinct texts of exactly this many tokens.
 fn texts_of(engine: &LoadedEngine, texts: usize, tokens: usize) -> anyhow::Result<Vec<String>> {
-    let word =
-        |text: usize, place: usize| WORDS[(text * 7 + place * (3 + text % 5) + place / 11) % WORDS.len()];
+    let word = |text: usize, at: usize| WORDS[(text * 7 + at * (3 + text % 5) + at / 11) % WORDS.len()];
     // The tokenizer adds two tokens of its own.
-    let text = |text: usize| (2..tokens).map(|place| word(text, place)).collect::<Vec<_>>().join(" ");
+    let text = |text: usize| (2..tokens).map(|at| word(text, at)).collect::<Vec<_>>().join(" ");
     let texts: Vec<String> = (0..texts).map(text).collect();
     for text in &texts {
         let found = engine.frontend().encode(text, true)?.len();
@@ -209,18 +209,18 @@ struct PeerEmbeddings {
 }
 
 impl PeerProcess {
-    fn start(place: &Path, model: &Path, threads: usize, gpu: Option<usize>) -> anyhow::Result<Self> {
-        let python = install(&place.join("venv"))?;
+    fn start(directory: &Path, model: &Path, threads: usize, gpu: Option<usize>) -> anyhow::Result<Self> {
+        let python = install(&directory.join("venv"))?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/embeddings.py");
         let mut child = Command::new(python)
             .arg(script)
             .arg(model)
             .arg(threads.to_string())
-            .arg(place.join("minilm.onnx"))
+            .arg(directory.join("minilm.onnx"))
             .arg(gpu.map_or("cpu".to_string(), |ordinal| format!("cuda:{ordinal}")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(place.join("embeddings-peer.log"))?)
+            .stderr(std::fs::File::create(directory.join("embeddings-peer.log"))?)
             .spawn()
             .context("start the peers")?;
         let requests = child.stdin.take().context("the peers' input")?;
@@ -258,20 +258,20 @@ impl Drop for PeerProcess {
 }
 
 /// Returns the Python of the virtual environment, with the peers installed.
-fn install(place: &Path) -> anyhow::Result<PathBuf> {
-    let python = place.join("bin/python");
+fn install(directory: &Path) -> anyhow::Result<PathBuf> {
+    let python = directory.join("bin/python");
     let wanted = PACKAGES.join("\n");
-    let mark = place.join("installed");
+    let mark = directory.join("installed");
     if std::fs::read_to_string(&mark).is_ok_and(|installed| installed == wanted) {
         return Ok(python);
     }
-    eprintln!("installing {} into {} (several GB, once)", PACKAGES.join(", "), place.display());
+    eprintln!("installing {} into {} (several GB, once)", PACKAGES.join(", "), directory.display());
     let run = |command: &mut Command| -> anyhow::Result<()> {
         let status = command.status().with_context(|| format!("start {:?}", command.get_program()))?;
         ensure!(status.success(), "{command:?} ended with {status}");
         Ok(())
     };
-    run(Command::new("python3").args(["-m", "venv"]).arg(place))?;
+    run(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
     std::fs::write(mark, wanted)?;
     Ok(python)
@@ -282,7 +282,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_can_be_compared_has_a_cosine() {
+    fn a_bar_applies_to_the_large_batches_and_to_the_cosine() {
+        let cell = |cosine| Cell {
+            ours: vec![20.0],
+            theirs: [vec![10.0], vec![40.0]],
+            cosines: [vec![1.0], vec![cosine]],
+        };
+        let found = BTreeMap::from([((1, 16), cell(1.0)), ((BAR_TEXTS, 16), cell(0.5))]);
+        let report = report(&found, &BTreeMap::from([(PEERS[0].to_string(), "6".to_string())]));
+        assert_eq!(report.rows.len(), 6);
+        assert_eq!(report.rows[0].peer, "sentence-transformers 6");
+        let bars: Vec<bool> = report.rows.iter().map(|row| row.bar.is_some()).collect();
+        assert_eq!(bars, [false, true, true, false, false, true]);
+        assert_eq!(report.shortfalls(), ["least cosine: 0.500, bar ratio >= 1.00"]);
+    }
+
+    #[test]
+    fn incomparable_vectors_have_no_cosine() {
         let ours = vec![vec![1.0, 0.0], vec![0.0, 2.0]];
         let cosine = least_cosine(&ours, &[vec![2.0, 0.0], vec![1.0, 1.0]]).expect("comparable");
         assert!((cosine - 0.5_f64.sqrt()).abs() < 1e-9, "{cosine}");

@@ -91,3 +91,16 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     Ok(if arguments.check && !short.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_benchmark_has_a_name_of_its_own_and_a_comparison() {
+        let names: BTreeSet<&str> = BENCHMARKS.iter().map(|(name, _, _)| *name).collect();
+        assert_eq!(names.len(), BENCHMARKS.len(), "{names:?}");
+        assert!(BENCHMARKS.iter().all(|(_, comparison, _)| comparison.contains("beside")));
+    }
+}

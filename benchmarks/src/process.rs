@@ -29,3 +29,16 @@ pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn free_ports_are_distinct() {
+        let ports = free_ports(8).expect("loopback has ports");
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 8, "{ports:?}");
+        assert!(!ports.contains(&0), "{ports:?}");
+    }
+}

@@ -68,17 +68,17 @@ struct Times {
 /// Runs the benchmark; the sides alternate: ours, mapped, read, ours, ...
 pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let place = directory()?.join("quickstart");
-    if place.exists() {
-        std::fs::remove_dir_all(&place)?;
+    let scratch = directory()?.join("quickstart");
+    if scratch.exists() {
+        std::fs::remove_dir_all(&scratch)?;
     }
-    std::fs::create_dir_all(&place)?;
-    let report = runtime.block_on(compare(options, &place));
-    std::fs::remove_dir_all(&place)?;
+    std::fs::create_dir_all(&scratch)?;
+    let report = runtime.block_on(compare(options, &scratch));
+    std::fs::remove_dir_all(&scratch)?;
     report
 }
 
-async fn compare(options: &Options, place: &Path) -> anyhow::Result<BenchmarkReport> {
+async fn compare(options: &Options, scratch: &Path) -> anyhow::Result<BenchmarkReport> {
     let rounds = if options.quick { 3 } else { ROUNDS };
     let pool = Pool::per_core();
     let secret = EncryptionSecret::generate()?;
@@ -86,7 +86,7 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<BenchmarkRep
     let mut loads = Vec::new();
     let minilm = BenchmarkModel { name: "minilm", weights: WeightSource::Real(minilm_directory()?) };
     for source in [minilm, llama(1 << 28), llama(1 << 30)] {
-        let subject = prepare(&source, place, &pool, &secret).await?;
+        let subject = prepare(&source, scratch, &pool, &secret).await?;
         let times = alternate(&subject, rounds, &pool, &secret).await?;
         rows(&mut report, &subject, &times);
         loads.push((subject, times));
@@ -98,9 +98,11 @@ async fn compare(options: &Options, place: &Path) -> anyhow::Result<BenchmarkRep
         loads.iter().map(|(subject, times)| distance(&report, subject, times)).collect();
     report.rows.push(first_token::row(rounds).await?);
     report.notes = vec![
-        "order to first token: a whole cluster of real processes, from the scheduler's own audit event".into(),
+        "order to first token: a whole cluster of real processes, from the scheduler's own audit event"
+            .into(),
         format!("stores are six directories, 4+2, pages warm; {threads} threads decode; candle loads on one"),
-        "mmap is what candle's examples use (MmapedSafetensors, every tensor loaded); read is safetensors::load"
+        "mmap is what candle's examples use (MmapedSafetensors, every tensor loaded); \
+         read is safetensors::load"
             .into(),
     ];
     report.notes.extend(distances);
@@ -149,7 +151,8 @@ async fn alternate(
             times.read.push(read);
         }
         eprintln!(
-            "{} round {round}/{rounds}  ours {ours:7.1} ms   candle mmap {mapped:7.1} ms   candle read {read:7.1} ms",
+            "{} round {round}/{rounds}  ours {ours:7.1} ms   candle mmap {mapped:7.1} ms   \
+             candle read {read:7.1} ms",
             subject.name
         );
     }
@@ -207,11 +210,11 @@ fn milliseconds(began: Instant) -> f64 {
 /// Imports a model; one of random weights is written first.
 async fn prepare(
     source: &BenchmarkModel,
-    place: &Path,
+    scratch: &Path,
     pool: &Arc<Pool>,
     secret: &EncryptionSecret,
 ) -> anyhow::Result<Subject> {
-    let home = place.join(source.name);
+    let home = scratch.join(source.name);
     std::fs::create_dir_all(&home)?;
     let model = match &source.weights {
         WeightSource::Real(directory) => directory.clone(),
@@ -351,4 +354,30 @@ fn first_touch_gigabytes(threads: usize, bytes: u64) -> anyhow::Result<f64> {
         }
     });
     Ok(bytes as f64 / began.elapsed().as_secs_f64() / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_random_model_is_nearly_as_large_as_asked() {
+        for bytes in [1 << 28, 1 << 30] {
+            let WeightSource::Random(tensors) = llama(bytes).weights else { panic!("weights are random") };
+            let elements: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            let written = elements * BF16_BYTES;
+            assert!(written <= bytes && written > bytes / 4 * 3, "{written} of {bytes}");
+        }
+    }
+
+    #[test]
+    fn written_weights_are_read_with_their_names_and_shapes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("model.safetensors");
+        let tensors = [("a".to_string(), vec![3, 5]), ("b".to_string(), vec![7])];
+        write_weights(&tensors, &path).expect("written");
+        let read = candle_core::safetensors::load(&path, &Device::Cpu).expect("a safetensors file");
+        assert_eq!(read.len(), 2);
+        assert_eq!((read["a"].dims(), read["b"].dims()), (&[3, 5][..], &[7][..]));
+    }
 }

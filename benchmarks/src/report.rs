@@ -172,9 +172,9 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     assert!(!values.is_empty(), "statistics of nothing");
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let place = share * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
+    let position = share * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[position.floor() as usize], sorted[position.ceil() as usize]);
+    below + (above - below) * position.fract()
 }
 
 fn spread(values: &[f64]) -> [f64; 2] {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Packages of the client tests, pinned.
 const CLIENT_PACKAGES: [&str; 3] = ["openai==3.54.0", "schemathesis==4.32.5", "pyyaml==6.0.3"];
 /// Time limit of the demonstration on a busy machine.
-const STORY_LIMIT: Duration = Duration::from_secs(1200);
+const DEMONSTRATION_LIMIT: Duration = Duration::from_secs(1200);
 /// Time limit of stopping every process.
 const END_LIMIT: Duration = Duration::from_secs(180);
 /// User and group id of the account `nobody`.
@@ -111,7 +111,7 @@ fn ordinary_account_in(place: &Path) -> Result<(), String> {
     println!("{told}");
     for expected in ["open ports: ", "not checked: ", "not enforced: ", "status: all is well"] {
         if !told.contains(expected) {
-            return Err(format!("`{expected}` was not said"));
+            return Err(format!("`{expected}` is not in the output"));
         }
     }
     nothing_is_left(place)
@@ -140,7 +140,7 @@ pub(crate) fn own_model() -> Result<(), String> {
         println!("{told}");
         for expected in [format!("{name} answers on"), format!("{name}: \"Once upon a time\" -> ")] {
             if !told.contains(&expected) {
-                return Err(format!("`{expected}` was not said"));
+                return Err(format!("`{expected}` is not in the output"));
             }
         }
         nothing_is_left(&place)?;
@@ -192,7 +192,7 @@ fn read_until(up: &mut Child, enough: impl Fn(&str) -> bool) -> Result<bool, Str
             let _ = said.send(line);
         }
     });
-    let deadline = Instant::now() + STORY_LIMIT;
+    let deadline = Instant::now() + DEMONSTRATION_LIMIT;
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
@@ -204,7 +204,7 @@ fn read_until(up: &mut Child, enough: impl Fn(&str) -> bool) -> Result<bool, Str
             Err(RecvTimeoutError::Disconnected) => return Ok(false),
             Err(RecvTimeoutError::Timeout) => {
                 let _ = up.kill();
-                return Err(format!("the story took more than {} s", STORY_LIMIT.as_secs()));
+                return Err(format!("the demonstration took more than {} s", DEMONSTRATION_LIMIT.as_secs()));
             }
         }
     }

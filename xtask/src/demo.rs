@@ -8,11 +8,11 @@ use std::os::unix::process::CommandExt;
 const HELP: &str = "\
 cargo xtask up [--once] [--fresh] [--model DIR]
 
-Builds both binaries, then runs a whole cluster on this machine and tells its story.
+Builds both binaries, then runs a whole cluster on this machine and shows each step.
 
-  --once        run the story, stop everything, exit 0 only if every step held
-  --fresh       forget what an earlier run left
-  --model DIR   serve a Hugging Face model directory of your own instead of telling the story
+  --once        run every step, stop everything, exit 0 only if every step held
+  --fresh       delete the state of an earlier run
+  --model DIR   serve a Hugging Face model directory of your own instead of the demonstration
 
 Example: cargo xtask up --fresh
 ";

@@ -17,7 +17,7 @@ mod history;
 mod http;
 mod writer;
 
-use crate::cluster::{STAYS_UP, nothing_is_left, start};
+use crate::cluster::{self, STAYS_UP, nothing_is_left};
 use crate::compile::{self, Selection};
 use crate::minilm;
 use crate::process::{command, target};
@@ -32,8 +32,8 @@ use writer::{Notes, WriterThread};
 const HELP: &str = "\
 cargo xtask kills [ROUNDS] [SEED]
 
-Tells the demonstration's story ROUNDS times (3) while processes of it are killed and control replicas are killed and
-paused, at moments drawn from SEED, and a client writes through the control API.
+Runs the demonstration ROUNDS times (3). At moments drawn from SEED, its processes are killed, and control
+replicas are killed and paused, while a client writes through the control API.
 ";
 
 /// Rounds in `cargo xtask test`; a machine with more time runs more, with other seeds.
@@ -67,15 +67,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         Some(text) => text.parse().map_err(|_| format!("`{text}` is not a number\n\n{HELP}")),
         None => Ok(otherwise),
     };
-    play(number(0, ROUNDS)?, number(1, 1)?)
+    run_rounds(number(0, ROUNDS)?, number(1, 1)?)
 }
 
 /// The step of `cargo xtask test`.
 pub(crate) fn in_tests() -> Result<(), String> {
-    play(ROUNDS, 1)
+    run_rounds(ROUNDS, 1)
 }
 
-fn play(rounds: u64, seed: u64) -> Result<(), String> {
+fn run_rounds(rounds: u64, seed: u64) -> Result<(), String> {
     minilm::directory()?;
     compile::build(Selection::Everything)?;
     let place = target().join("kill-cluster");
@@ -85,7 +85,7 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
     for round in 1..=rounds {
         notes.scales = true;
         let writer = WriterThread::start(notes);
-        let outcome = disturbed(&place, &mut dice, round);
+        let outcome = run_with_faults(&place, &mut dice, round);
         notes = writer.stop()?;
         let outcome = outcome?;
         decided = judge(&outcome, &place, decided)?;
@@ -97,12 +97,12 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
         println!("round {round}/{rounds}  {verdict}");
     }
     notes.scales = false;
-    let (last, written) = undisturbed(&place, notes)?;
+    let (last, written) = run_without_faults(&place, notes)?;
     if !last.status.success() {
-        return Err(format!("the undisturbed round: {}\n{}", last.printed.join("\n"), last.errors));
+        return Err(format!("the round without faults: {}\n{}", last.printed.join("\n"), last.errors));
     }
     judge(&last, &place, decided)?;
-    println!("undisturbed: the story holds from what {rounds} rounds of kills left");
+    println!("without faults: the demonstration completes from the state after {rounds} rounds of kills");
     println!("a client of the control API: {}", written?);
     Ok(())
 }
@@ -110,7 +110,7 @@ fn play(rounds: u64, seed: u64) -> Result<(), String> {
 /// Kills `demo` itself while the whole cluster runs: `quorate up` and its daemons must die with it, and
 /// leases must end the other processes. Returns the number of acknowledged decisions.
 fn kill_up_alone(place: &Path) -> Result<u64, String> {
-    let mut up = start(place, &["--once"], Stdio::inherit())?;
+    let mut up = cluster::start(place, &["--once"], Stdio::inherit())?;
     let lines = BufReader::new(up.stdout.take().ok_or("no output")?).lines().map_while(Result::ok);
     let mut printed = Vec::new();
     for line in lines {
@@ -123,7 +123,10 @@ fn kill_up_alone(place: &Path) -> Result<u64, String> {
     up.kill().map_err(|error| error.to_string())?;
     let status = up.wait().map_err(|error| error.to_string())?;
     if !printed.last().is_some_and(|line| line.contains(FIRST_ANSWER)) {
-        return Err(format!("the story ended before its first answer: {status}\n{}", printed.join("\n")));
+        return Err(format!(
+            "the demonstration ended before its first answer: {status}\n{}",
+            printed.join("\n")
+        ));
     }
     let began = Instant::now();
     let outcome = RoundOutcome { status, printed, errors: String::new(), up_was_killed: true };
@@ -133,40 +136,40 @@ fn kill_up_alone(place: &Path) -> Result<u64, String> {
 }
 
 /// Runs the demonstration while its processes are killed and paused.
-fn disturbed(place: &Path, dice: &mut SplitMix64, round: u64) -> Result<RoundOutcome, String> {
-    let story = Story::begin(place, &["--once"])?;
-    let (story, up_was_killed) = faults::strike(story, place, dice, round)?;
-    story.finish(up_was_killed)
+fn run_with_faults(place: &Path, dice: &mut SplitMix64, round: u64) -> Result<RoundOutcome, String> {
+    let run = DemonstrationRun::start(place, &["--once"])?;
+    let (run, up_was_killed) = faults::strike(run, place, dice, round)?;
+    run.finish(up_was_killed)
 }
 
 /// Runs the demonstration once more while the client writes, checks the client's writes while the cluster
 /// runs, and ends it.
-fn undisturbed(place: &Path, notes: Notes) -> Result<(RoundOutcome, Result<String, String>), String> {
+fn run_without_faults(place: &Path, notes: Notes) -> Result<(RoundOutcome, Result<String, String>), String> {
     let writer = WriterThread::start(notes);
-    let mut story = Story::begin(place, &[])?;
-    let stands = story.wait_until(|line| line.contains(STAYS_UP));
+    let mut run = DemonstrationRun::start(place, &[])?;
+    let stands = run.wait_until(|line| line.contains(STAYS_UP));
     let notes = writer.stop()?;
     let written = match stands {
         Ok(true) => notes.judge(),
-        Ok(false) => Err("the cluster ended before the client's writes were looked at".into()),
+        Ok(false) => Err("the cluster ended before the client's writes were checked".into()),
         Err(error) => Err(error),
     };
     // The demonstration may have ended already.
-    let _ = command("kill", &["-INT", &story.up.id().to_string()]).stderr(Stdio::null()).status();
-    Ok((story.finish(false)?, written))
+    let _ = command("kill", &["-INT", &run.up.id().to_string()]).stderr(Stdio::null()).status();
+    Ok((run.finish(false)?, written))
 }
 
 /// A running demonstration, and its output so far.
-struct Story {
+struct DemonstrationRun {
     up: Child,
     began: Instant,
     printed: Arc<Mutex<Vec<String>>>,
     readers: (JoinHandle<()>, JoinHandle<String>),
 }
 
-impl Story {
-    fn begin(place: &Path, flags: &[&str]) -> Result<Self, String> {
-        let mut up = start(place, flags, Stdio::piped())?;
+impl DemonstrationRun {
+    fn start(place: &Path, flags: &[&str]) -> Result<Self, String> {
+        let mut up = cluster::start(place, flags, Stdio::piped())?;
         let (output, mut errors) =
             (up.stdout.take().ok_or("no output")?, up.stderr.take().ok_or("no errors")?);
         let printed = Arc::new(Mutex::new(Vec::new()));
@@ -176,13 +179,13 @@ impl Story {
                 shared.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
         });
-        let complaints = spawn(move || {
+        let errors_reader = spawn(move || {
             let mut text = String::new();
             // Output that is not text is no clear error either, and is judged as it is.
             let _ = errors.read_to_string(&mut text);
             text
         });
-        Ok(Self { up, began: Instant::now(), printed, readers: (lines, complaints) })
+        Ok(Self { up, began: Instant::now(), printed, readers: (lines, errors_reader) })
     }
 
     fn has_ended(&mut self) -> Result<Option<ExitStatus>, String> {
@@ -210,7 +213,7 @@ impl Story {
                 None => self.pause()?,
             }
         };
-        let read = |_| "a reader of the story's output failed".to_string();
+        let read = |_| "a reader of the demonstration's output failed".to_string();
         self.readers.0.join().map_err(read)?;
         let errors = self.readers.1.join().map_err(read)?;
         let printed = std::mem::take(&mut *self.printed.lock().unwrap_or_else(PoisonError::into_inner));
@@ -239,7 +242,7 @@ fn judge(outcome: &RoundOutcome, place: &Path, decided_before: u64) -> Result<u6
     }
     let mut decided = decided_before;
     for line in &outcome.printed {
-        decided += u64::from(DECIDED.iter().any(|said| line.contains(said)));
+        decided += u64::from(DECIDED.iter().any(|text| line.contains(text)));
         match decisions_in(line) {
             Some(held) if held < decided => {
                 return Err(format!("{decided} decisions were acknowledged, the history holds {held}"));
@@ -313,16 +316,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decisions_are_read_from_the_storys_line() {
+    fn decisions_are_read_from_the_line_of_the_demonstration() {
         assert_eq!(decisions_in("  7.99 s  offline: 12 decisions, 4 ballots, every"), Some(12));
         assert_eq!(decisions_in("  7.99 s  status: ok"), None);
     }
 
     #[test]
-    fn dice_fall_between_nothing_and_one() {
+    fn shares_are_between_zero_and_one() {
         let mut dice = SplitMix64(1);
-        let throws: Vec<f64> = (0..1000).map(|_| dice.share()).collect();
-        assert!(throws.iter().all(|share| (0.0..1.0).contains(share)));
-        assert!(throws.iter().any(|share| *share < 0.05) && throws.iter().any(|share| *share > 0.95));
+        let shares: Vec<f64> = (0..1000).map(|_| dice.share()).collect();
+        assert!(shares.iter().all(|share| (0.0..1.0).contains(share)));
+        assert!(shares.iter().any(|share| *share < 0.05) && shares.iter().any(|share| *share > 0.95));
     }
 }

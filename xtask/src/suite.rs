@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Crates whose tests only compute: no clock, thread, socket, process or disk (`tidy/purity.rs`).
-const PURE: [&str; 3] = crate::tidy::PURE;
+const PURE: [&str; 3] = crate::tidy::PURE_CRATES;
 
 /// One test of one binary.
 #[derive(Debug, Clone)]

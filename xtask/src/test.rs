@@ -25,12 +25,12 @@ const HELP: &str = "\
 cargo xtask test [STEP ...]
 cargo xtask test --stress ROUNDS [FILTER]
 
-Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\", \"own model\",
-\"ordinary account\", kills.
+Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\",
+\"own model\", \"ordinary account\", kills.
 
-  --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half the usual
-                   CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run ROUNDS times, pure ones
-                   once; FILTER keeps those whose name contains it. Needs root.
+  --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half
+                   the usual CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run
+                   ROUNDS times, pure ones once; FILTER keeps those whose name contains it. Needs root.
 
 Example: cargo xtask test --stress 10 consensus
 ";
@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
             crate::minilm::directory()?;
             stress::tests(rounds, filter.first().map(String::as_str))
         }
-        [first, ..] if first.starts_with('-') => Err(format!("`{first}` is not understood\n\n{HELP}")),
+        [first, ..] if first.starts_with('-') => Err(format!("`{first}` is not an option\n\n{HELP}")),
         names => steps(names),
     }
 }
@@ -92,4 +92,30 @@ fn dashboards() -> Result<(), String> {
     setup::program("promtool", "prometheus")?;
     process::run(&mut command("promtool", &["check", "rules", "dashboards/rules.yml"]))?;
     process::run(&mut command("promtool", &["test", "rules", "dashboards/rules_test.yml"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(arguments: &[&str]) -> String {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        run(&arguments).expect_err("these arguments run nothing")
+    }
+
+    #[test]
+    fn wrong_arguments_run_nothing_and_show_the_help() {
+        assert!(refused(&["--loud"]).starts_with("`--loud` is not an option\n\ncargo xtask test"));
+        assert!(refused(&["--stress", "0"]).starts_with("ROUNDS is a number from 1\n"));
+        assert!(refused(&["--stress", "many"]).starts_with("ROUNDS is a number from 1\n"));
+        assert!(refused(&["no such step"]).starts_with("no step has such a name\n"));
+    }
+
+    #[test]
+    fn the_help_names_every_step_once() {
+        for (name, _) in STEPS {
+            assert_eq!(STEPS.iter().filter(|(other, _)| other.starts_with(name)).count(), 1, "{name}");
+            assert!(HELP.replace('\n', " ").contains(name), "{name}");
+        }
+    }
 }

@@ -94,15 +94,15 @@ impl EtcdCluster {
         let (clients, peers) = ports.split_at(3);
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let cluster: Vec<String> =
-            peers.iter().enumerate().map(|(place, port)| format!("m{place}={}", url(*port))).collect();
+            peers.iter().enumerate().map(|(index, port)| format!("m{index}={}", url(*port))).collect();
         let mut members = Vec::new();
-        for (place, (client, peer)) in clients.iter().zip(peers).enumerate() {
-            let log = std::fs::File::create(directory.join(format!("m{place}.log")))?;
+        for (index, (client, peer)) in clients.iter().zip(peers).enumerate() {
+            let log = std::fs::File::create(directory.join(format!("m{index}.log")))?;
             let mut command = Command::new(&program.path);
             command
-                .args(["--name", &format!("m{place}"), "--log-level", "error"])
+                .args(["--name", &format!("m{index}"), "--log-level", "error"])
                 .arg("--data-dir")
-                .arg(directory.join(format!("m{place}")))
+                .arg(directory.join(format!("m{index}")))
                 .args(["--listen-client-urls", &url(*client), "--advertise-client-urls", &url(*client)])
                 .args(["--listen-peer-urls", &url(*peer), "--initial-advertise-peer-urls", &url(*peer)])
                 .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])

@@ -48,7 +48,7 @@ impl Load {
         let spacing = super::KEYS / self.clients as u64;
         let tasks: Vec<_> = (0u64..)
             .zip(connections)
-            .map(|(place, connection)| tokio::spawn(put_until(connection, place * spacing, begin, end)))
+            .map(|(index, connection)| tokio::spawn(put_until(connection, index * spacing, begin, end)))
             .collect();
         let mut times = Vec::new();
         for task in tasks {

@@ -136,9 +136,15 @@ mod tests {
 
     #[test]
     fn crates_are_read_from_cargos_messages() {
-        let registry = r#"{"reason":"compiler-artifact","package_id":"registry+https://x/y#serde@1.0.2","target":{"kind":["lib"]},"fresh":false}"#;
+        let registry = concat!(
+            r#"{"reason":"compiler-artifact","package_id":"registry+https://x/y#serde@1.0.2","#,
+            r#""target":{"kind":["lib"]},"fresh":false}"#,
+        );
         assert_eq!(CompletedCrate::read(registry), Some(completed("serde", false)));
-        let own = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/overlay#0.1.0","target":{"kind":["lib"]},"fresh":true}"#;
+        let own = concat!(
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///w/overlay#0.1.0","#,
+            r#""target":{"kind":["lib"]},"fresh":true}"#,
+        );
         assert_eq!(CompletedCrate::read(own), Some(completed("overlay", true)));
         assert_eq!(CompletedCrate::read(&own.replace("\"lib\"", "\"custom-build\"")), None);
         assert_eq!(CompletedCrate::read(r#"{"reason":"build-script-executed","package_id":"x#y@1"}"#), None);

@@ -3,7 +3,7 @@
 
 use super::http::{HttpOutcome, ReplicaRequest, send};
 use super::writer::OperatorContext;
-use super::{SplitMix64, Story};
+use super::{DemonstrationRun, SplitMix64};
 use crate::process::command;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,11 +15,11 @@ const KILLS: usize = 2;
 /// Control replicas that are killed or paused in a round in addition.
 const CONTROL_FAULTS: usize = 3;
 /// Period after the start of a round in which faults occur: about as long as the demonstration takes.
-const STORY: Duration = Duration::from_secs(12);
+const FAULT_PERIOD: Duration = Duration::from_secs(12);
 /// Shortest and longest pause: the first is too short to be detected, the second lets another replica lead.
 const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(4)];
 /// Time limit within which a replica must report whether it leads.
-const ASK_LIMIT: Duration = Duration::from_millis(500);
+const REQUEST_LIMIT: Duration = Duration::from_millis(500);
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,18 +32,18 @@ enum ProcessFault {
 
 /// Injects faults into a demonstration at drawn moments; returns whether `demo` itself was killed.
 pub(super) fn strike(
-    mut story: Story,
+    mut run: DemonstrationRun,
     place: &Path,
     dice: &mut SplitMix64,
     round: u64,
-) -> Result<(Story, bool), String> {
+) -> Result<(DemonstrationRun, bool), String> {
     let (mut up_was_killed, mut paused) = (false, Vec::new());
     for (moment, fault) in draw(dice) {
-        sleep(moment.saturating_sub(story.began.elapsed()));
-        if story.has_ended()?.is_some() {
+        sleep(moment.saturating_sub(run.began.elapsed()));
+        if run.has_ended()?.is_some() {
             break;
         }
-        let family = family(story.up.id());
+        let family = family(run.up.id());
         let (victim, name) = match fault {
             ProcessFault::Kill => family[(dice.share() * family.len() as f64) as usize].clone(),
             _ => match control(&family, place, dice) {
@@ -55,7 +55,7 @@ pub(super) fn strike(
             ProcessFault::PauseControl(time) => format!("pause {:4.1} s", time.as_secs_f64()),
             _ => "kill -9".to_string(),
         };
-        println!("round {round}  {:5.2} s  {word} {name} ({victim})", story.began.elapsed().as_secs_f64());
+        println!("round {round}  {:5.2} s  {word} {name} ({victim})", run.began.elapsed().as_secs_f64());
         match fault {
             ProcessFault::PauseControl(time) => {
                 signal("-STOP", victim);
@@ -66,12 +66,12 @@ pub(super) fn strike(
             }
             _ => signal("-9", victim),
         }
-        up_was_killed |= victim == story.up.id();
+        up_was_killed |= victim == run.up.id();
     }
     for pause in paused {
         pause.join().map_err(|_| "a pause did not end".to_string())?;
     }
-    Ok((story, up_was_killed))
+    Ok((run, up_was_killed))
 }
 
 /// Sends a signal to a process; one that has exited already counts as hit.
@@ -82,9 +82,9 @@ fn signal(which: &str, process: u32) {
 /// Draws the faults of a round, in the order of their moments.
 fn draw(dice: &mut SplitMix64) -> Vec<(Duration, ProcessFault)> {
     let mut faults: Vec<(Duration, ProcessFault)> =
-        (0..KILLS).map(|_| (STORY.mul_f64(dice.share()), ProcessFault::Kill)).collect();
+        (0..KILLS).map(|_| (FAULT_PERIOD.mul_f64(dice.share()), ProcessFault::Kill)).collect();
     for _ in 0..CONTROL_FAULTS {
-        let moment = STORY.mul_f64(dice.share());
+        let moment = FAULT_PERIOD.mul_f64(dice.share());
         let fault = match dice.share() < 0.5 {
             true => ProcessFault::KillControl,
             false => ProcessFault::PauseControl(PAUSES[0] + (PAUSES[1] - PAUSES[0]).mul_f64(dice.share())),
@@ -108,13 +108,13 @@ fn control(family: &[(u32, String)], place: &Path, dice: &mut SplitMix64) -> Opt
 fn leader(place: &Path) -> Option<String> {
     let context = OperatorContext::read(place)?;
     let request = ReplicaRequest { method: "GET", path: "/metrics", token: "", key: None, body: "" };
-    let leads = |replica: &String| match send(replica, &request, ASK_LIMIT) {
+    let leads = |replica: &String| match send(replica, &request, REQUEST_LIMIT) {
         HttpOutcome::Answer { body, .. } => body.contains("\nquorate_control_is_leader 1\n"),
         _ => false,
     };
     let began = Instant::now();
     let found = context.replicas.iter().position(leads).map(|at| format!("control control-{}", at + 1));
-    found.filter(|_| began.elapsed() < ASK_LIMIT * 4)
+    found.filter(|_| began.elapsed() < REQUEST_LIMIT * 4)
 }
 
 /// Returns the demonstration's processes, and a description of each.

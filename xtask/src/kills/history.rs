@@ -64,20 +64,20 @@ impl WriteHistory {
         for (name, key) in &self.keys {
             let subject = format!("key/{name}");
             let (created, revoked) = (times("create-key", &subject), times("revoke-key", &subject));
-            let there = found.keys.contains(name);
-            violations.extend(wrong(key.created, created).map(|how| format!("creating {name}: {how}")));
+            let exists = found.keys.contains(name);
+            violations.extend(wrong(key.created, created).map(|defect| format!("creating {name}: {defect}")));
             let revoking = key.revoked.unwrap_or(WriteOutcome::NotDone);
-            violations.extend(wrong(revoking, revoked).map(|how| format!("revoking {name}: {how}")));
-            if there != (created > revoked) {
+            violations.extend(wrong(revoking, revoked).map(|defect| format!("revoking {name}: {defect}")));
+            if exists != (created > revoked) {
                 violations
-                    .push(format!("{name} was created {created}, revoked {revoked} times; there: {there}"));
+                    .push(format!("{name} was created {created}, revoked {revoked} times; exists: {exists}"));
             }
         }
         for (reason, outcome) in &self.proposals {
             let times = found.proposals.iter().filter(|found| *found == reason).count();
-            violations.extend(wrong(*outcome, times).map(|how| format!("proposing {reason}: {how}")));
+            violations.extend(wrong(*outcome, times).map(|defect| format!("proposing {reason}: {defect}")));
         }
-        // The demonstration scales as well, so there may be more.
+        // The demonstration scales as well, so the audit may have more.
         let (done, scaled) =
             (self.scaled.iter().filter(|one| **one == WriteOutcome::Done).count(), events.iter());
         let scaled: usize =
@@ -93,8 +93,8 @@ impl WriteHistory {
 fn wrong(outcome: WriteOutcome, times: usize) -> Option<String> {
     match (outcome, times) {
         (WriteOutcome::Done, 1) | (WriteOutcome::NotDone, 0) | (WriteOutcome::Unknown, 0 | 1) => None,
-        (WriteOutcome::Done, 0) => Some("acknowledged, and lost".into()),
-        (WriteOutcome::NotDone, _) => Some("said not to be done, and done".into()),
+        (WriteOutcome::Done, 0) => Some("acknowledged and lost".into()),
+        (WriteOutcome::NotDone, _) => Some("refused as not done, and done".into()),
         (_, times) => Some(format!("done {times} times")),
     }
 }
@@ -108,20 +108,20 @@ mod tests {
         (action.into(), subject.into())
     }
 
-    fn of_key(created: WriteOutcome, revoked: Option<WriteOutcome>, there: bool, events: &[&str]) -> usize {
+    fn of_key(created: WriteOutcome, revoked: Option<WriteOutcome>, exists: bool, events: &[&str]) -> usize {
         let history = WriteHistory {
             keys: BTreeMap::from([("w".into(), KeyWrites { created, revoked })]),
             ..WriteHistory::default()
         };
         let events = events.iter().map(|action| event(action, "key/w")).collect();
-        let keys = if there { vec!["w".to_string()] } else { Vec::new() };
+        let keys = if exists { vec!["w".to_string()] } else { Vec::new() };
         history.violations(&ClusterContents { keys, events, ..ClusterContents::default() }).len()
     }
 
     #[test]
     fn every_way_to_lose_or_repeat_a_key_is_found() {
         let (create, revoke) = ("create-key", "revoke-key");
-        for (created, revoked, there, events, expected) in [
+        for (created, revoked, exists, events, expected) in [
             (Done, None, true, &[create][..], 0),
             (Done, None, false, &[], 1),
             (Done, None, false, &[create], 1),
@@ -140,9 +140,9 @@ mod tests {
             (Done, None, false, &[create, revoke], 1),
         ] {
             assert_eq!(
-                of_key(created, revoked, there, events),
+                of_key(created, revoked, exists, events),
                 expected,
-                "{created:?} {revoked:?} {there} {events:?}"
+                "{created:?} {revoked:?} {exists} {events:?}"
             );
         }
     }
@@ -157,7 +157,7 @@ mod tests {
             events: events.to_vec(),
             ..ClusterContents::default()
         };
-        assert_eq!(history.violations(&found(&["a", "c", "story"], &scaled)), Vec::<String>::new());
+        assert_eq!(history.violations(&found(&["a", "c", "other"], &scaled)), Vec::<String>::new());
         assert_eq!(history.violations(&found(&["a"], &[])).len(), 1, "a call to scale is lost");
         assert_eq!(history.violations(&found(&["b", "c", "c"], &scaled)).len(), 3);
         assert_eq!((history.count(Done), history.count(NotDone), history.count(Unknown)), (2, 1, 2));

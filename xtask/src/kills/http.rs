@@ -95,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_where_nobody_listens() {
+    fn a_closed_port_gets_no_request_and_a_silent_one_loses_it() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("bound"));
         let request = ReplicaRequest { method: "GET", path: "/", token: "", key: None, body: "" };
         assert_eq!(
             send(&base, &request, Duration::from_millis(50)),
             HttpOutcome::Lost,
-            "it listens and says nothing"
+            "it accepts and never replies"
         );
         drop(listener);
         assert_eq!(send(&base, &request, Duration::from_secs(5)), HttpOutcome::NotSent);

@@ -22,9 +22,9 @@ const REPEAT_LIMIT: Duration = Duration::from_secs(30);
 /// Time limit within which a leader must answer after the last round.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between writes: the audit keeps the last 4,096 events and is read once in a hundred writes.
-const PAUSE: Duration = Duration::from_millis(10);
+const WRITE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause while no replica answers.
-const SILENCE_PAUSE: Duration = Duration::from_millis(50);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Number of writes between two reads of the audit.
 const WRITES_PER_AUDIT: u64 = 100;
 /// Number of writes between two proposals, and maximum of proposals: the cluster keeps the last 128 decided
@@ -45,7 +45,7 @@ pub(super) struct WriterThread {
 /// Records of a writer; they outlive the rounds.
 #[derive(Debug)]
 pub(super) struct Notes {
-    place: PathBuf,
+    directory: PathBuf,
     /// Whether the writer scales the service as well. It does not where the demonstration must complete with
     /// its own number.
     pub(super) scales: bool,
@@ -54,7 +54,7 @@ pub(super) struct Notes {
     events: Vec<(String, String)>,
     sequence: u64,
     /// Keys that certainly exist.
-    standing: Vec<String>,
+    existing: Vec<String>,
     replica: usize,
     written: u64,
     dice: SplitMix64,
@@ -67,7 +67,7 @@ impl WriterThread {
         let stopped = stop.clone();
         let thread = spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let pause = if notes.write() { PAUSE } else { SILENCE_PAUSE };
+                let pause = if notes.write() { WRITE_PAUSE } else { RETRY_PAUSE };
                 sleep(pause);
             }
             notes
@@ -83,14 +83,14 @@ impl WriterThread {
 }
 
 impl Notes {
-    pub(super) fn new(place: &Path, seed: u64) -> Self {
+    pub(super) fn new(directory: &Path, seed: u64) -> Self {
         Self {
-            place: place.to_path_buf(),
+            directory: directory.to_path_buf(),
             scales: false,
             history: WriteHistory::default(),
             events: Vec::new(),
             sequence: 0,
-            standing: Vec::new(),
+            existing: Vec::new(),
             replica: 0,
             written: 0,
             dice: SplitMix64(seed),
@@ -99,7 +99,7 @@ impl Notes {
 
     /// Does one write; returns false when there is no cluster to write to.
     fn write(&mut self) -> bool {
-        let Some(context) = OperatorContext::read(&self.place) else { return false };
+        let Some(context) = OperatorContext::read(&self.directory) else { return false };
         // Without a leader, a thousand failing writes a second would be useless.
         if !self.finds_leader(&context) {
             return false;
@@ -113,7 +113,7 @@ impl Notes {
             self.propose();
         } else if self.scales && self.dice.share() < 0.1 {
             self.scale(&context);
-        } else if self.standing.len() >= KEYS_MAX || self.standing.len() > 5 && self.dice.share() < 0.4 {
+        } else if self.existing.len() >= KEYS_MAX || self.existing.len() > 5 && self.dice.share() < 0.4 {
             self.revoke(&context);
         } else {
             self.create(&context);
@@ -127,14 +127,14 @@ impl Notes {
         let body = format!("{{\"name\":\"{name}\",\"hash\":\"{hash}\",\"requests_per_minute\":null}}");
         let created = self.settle(context, "POST", "/v1/keys", &body);
         if created == WriteOutcome::Done {
-            self.standing.push(name.clone());
+            self.existing.push(name.clone());
         }
         self.history.keys.insert(name, KeyWrites { created, revoked: None });
     }
 
     fn revoke(&mut self, context: &OperatorContext) {
-        let at = (self.dice.share() * self.standing.len() as f64) as usize;
-        let name = self.standing.swap_remove(at);
+        let at = (self.dice.share() * self.existing.len() as f64) as usize;
+        let name = self.existing.swap_remove(at);
         let revoked = self.settle(context, "DELETE", &format!("/v1/keys/{name}"), "");
         if let Some(key) = self.history.keys.get_mut(&name) {
             key.revoked = Some(revoked);
@@ -153,14 +153,14 @@ impl Notes {
     /// Proposes through the command line, which retries automatically.
     fn propose(&mut self) {
         let reason = format!("writer {}", self.written);
-        let (program, context) = (target().join("debug/quorate"), self.place.join("context.json"));
+        let (program, context) = (target().join("debug/quorate"), self.directory.join("context.json"));
         let (program, context) = (program.display().to_string(), context.display().to_string());
         let words = ["--context", &context, "retire", SERVICE, "--reason", &reason, "-o", "json"];
         let Ok(output) = command(&program, &words).stdin(Stdio::null()).output() else { return };
-        let said = String::from_utf8_lossy(&output.stderr);
+        let errors = String::from_utf8_lossy(&output.stderr);
         let outcome = match output.status.success() {
             true => WriteOutcome::Done,
-            false if said.contains("outcome-unknown") => WriteOutcome::Unknown,
+            false if errors.contains("outcome-unknown") => WriteOutcome::Unknown,
             false => WriteOutcome::NotDone,
         };
         self.history.proposals.insert(reason, outcome);
@@ -188,7 +188,7 @@ impl Notes {
             if !repeats || Instant::now() > deadline {
                 return if unknown { WriteOutcome::Unknown } else { WriteOutcome::NotDone };
             }
-            sleep(SILENCE_PAUSE);
+            sleep(RETRY_PAUSE);
         }
     }
 
@@ -234,7 +234,7 @@ impl Notes {
         let page = self.read(context, &format!("/v1/events?after={}", self.sequence))?;
         let events = events_in(&page);
         if let Some((first, ..)) = events.first().filter(|(first, ..)| *first != self.sequence + 1) {
-            let message = format!("the audit goes on at {first} after {}", self.sequence);
+            let message = format!("the audit continues at {first} after {}", self.sequence);
             self.history.contradictions.push(message);
         }
         self.sequence = events.last().map_or(self.sequence, |(sequence, ..)| *sequence);
@@ -244,25 +244,26 @@ impl Notes {
     }
 
     /// Retries until a leader serves the request: the cluster runs, and only a busy machine delays it.
-    fn insist<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> Result<T, String> {
+    fn retry<T>(&mut self, what: &str, mut read: impl FnMut(&mut Self) -> Option<T>) -> Result<T, String> {
         let deadline = Instant::now() + END_LIMIT;
         loop {
-            match look(self) {
+            match read(self) {
                 Some(found) => return Ok(found),
                 None if Instant::now() > deadline => {
-                    return Err(format!("{what} could not be read in the end"));
+                    let limit = END_LIMIT.as_secs();
+                    return Err(format!("no replica served {what} within {limit} s"));
                 }
-                None => sleep(SILENCE_PAUSE),
+                None => sleep(RETRY_PAUSE),
             }
         }
     }
 
     /// Compares the contents of the cluster with the history, and describes the result.
     pub(super) fn judge(mut self) -> Result<String, String> {
-        let context = OperatorContext::read(&self.place).ok_or("the cluster has no context")?;
-        while self.insist("the audit", |notes| notes.read_audit(&context))? {}
-        let keys = self.insist("keys", |notes| notes.read(&context, "/v1/keys"))?;
-        let proposals = self.insist("proposals", |notes| notes.read(&context, "/v1/proposals"))?;
+        let context = OperatorContext::read(&self.directory).ok_or("the cluster has no context")?;
+        while self.retry("the audit", |notes| notes.read_audit(&context))? {}
+        let keys = self.retry("keys", |notes| notes.read(&context, "/v1/keys"))?;
+        let proposals = self.retry("proposals", |notes| notes.read(&context, "/v1/proposals"))?;
         let events = std::mem::take(&mut self.events);
         let found = ClusterContents {
             keys: texts_after(&keys, "\"name\":\""),
@@ -281,7 +282,7 @@ impl Notes {
             return Err(format!("{summary}\n{}", violations.join("\n")));
         }
         if done == 0 {
-            return Err(format!("{summary}: nothing was written, nothing is shown"));
+            return Err(format!("{summary}: a round without a write proves nothing"));
         }
         Ok(summary)
     }
@@ -295,15 +296,15 @@ pub(super) struct OperatorContext {
 
 impl OperatorContext {
     /// Reads them from the operator's context, if it exists.
-    pub(super) fn read(place: &Path) -> Option<Self> {
-        let context = std::fs::read_to_string(place.join("context.json")).ok()?;
+    pub(super) fn read(directory: &Path) -> Option<Self> {
+        let context = std::fs::read_to_string(directory.join("context.json")).ok()?;
         let list = context.split("\"control\":").nth(1)?.split(']').next()?;
         let replicas: Vec<String> =
             list.split('"').filter(|text| text.starts_with("http://")).map(str::to_string).collect();
         let file = texts_after(&context, "\"token_file\": \"")
             .pop()
             .or_else(|| texts_after(&context, "\"token_file\":\"").pop())?;
-        let token = std::fs::read_to_string(place.join(file)).ok()?.trim().to_string();
+        let token = std::fs::read_to_string(directory.join(file)).ok()?.trim().to_string();
         (!replicas.is_empty() && !token.is_empty()).then_some(Self { replicas, token })
     }
 }
@@ -339,8 +340,12 @@ mod tests {
 
     #[test]
     fn events_are_read_from_a_page_of_the_api() {
-        let page = r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"create-key","subject":"key/w-1","detail":""},
-            {"sequence":8,"at":1,"actor":"scheduler","action":"lead","subject":"replica/2","detail":"{"}]}"#;
+        let page = concat!(
+            r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"create-key","#,
+            r#""subject":"key/w-1","detail":""},"#,
+            r#" {"sequence":8,"at":1,"actor":"scheduler","action":"lead","#,
+            r#""subject":"replica/2","detail":"{"}]}"#,
+        );
         let expected = [(7, "create-key", "key/w-1"), (8, "lead", "replica/2")];
         let expected =
             expected.map(|(number, action, subject)| (number, action.to_string(), subject.to_string()));

@@ -49,8 +49,8 @@ impl Quota {
             wrapped.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(&members);
             wrapped.arg("env").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
             wrapped.arg(plain.get_program()).args(plain.get_args());
-            if let Some(place) = plain.get_current_dir() {
-                wrapped.current_dir(place);
+            if let Some(directory) = plain.get_current_dir() {
+                wrapped.current_dir(directory);
             }
             wrapped
         }
@@ -74,15 +74,15 @@ mod tests {
 
     #[test]
     fn a_wrapped_command_joins_the_group_and_keeps_its_directory_and_arguments() {
-        let place = crate::process::target().join(format!("quota-test-{}", std::process::id()));
-        std::fs::create_dir_all(&place).expect("a directory");
-        let quota = Quota { group: place.clone(), quota_us: PERIOD_US };
+        let directory = crate::process::target().join(format!("quota-test-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let quota = Quota { group: directory.clone(), quota_us: PERIOD_US };
         let mut plain = Command::new("sh");
         plain.args(["-c", "echo $1 $COLOUR $$; pwd", "name", "a b"]).current_dir("/");
         let output = quota.wrapper(vec![("COLOUR", "blue".into())])(plain).output().expect("it runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let joined = std::fs::read_to_string(place.join("cgroup.procs")).expect("it joined");
-        assert_eq!(said, format!("a b blue {}\n/\n", joined.trim()));
-        std::fs::remove_dir_all(&place).expect("removed");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let joined = std::fs::read_to_string(directory.join("cgroup.procs")).expect("it joined");
+        assert_eq!(printed, format!("a b blue {}\n/\n", joined.trim()));
+        std::fs::remove_dir_all(&directory).expect("removed");
     }
 }

@@ -66,7 +66,14 @@ fn text_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    const MESSAGE: &str = r#"{"reason":"compiler-artifact","package_id":"path+file:///q/gpu-agent#0.1.0","manifest_path":"/q/gpu-agent/Cargo.toml","target":{"kind":["test"],"crate_types":["bin"],"name":"lifecycle","src_path":"/q/gpu-agent/tests/lifecycle.rs","edition":"2024","test":true},"profile":{"opt_level":"1","test":true},"features":[],"filenames":["/q/target/x"],"executable":"/q/target/debug/deps/lifecycle-1","fresh":true}"#;
+    const MESSAGE: &str = concat!(
+        r#"{"reason":"compiler-artifact","package_id":"path+file:///q/gpu-agent#0.1.0","#,
+        r#""manifest_path":"/q/gpu-agent/Cargo.toml","#,
+        r#""target":{"kind":["test"],"crate_types":["bin"],"name":"lifecycle","#,
+        r#""src_path":"/q/gpu-agent/tests/lifecycle.rs","edition":"2024","test":true},"#,
+        r#""profile":{"opt_level":"1","test":true},"features":[],"filenames":["/q/target/x"],"#,
+        r#""executable":"/q/target/debug/deps/lifecycle-1","fresh":true}"#,
+    );
 
     #[test]
     fn a_test_binary_is_found_in_cargos_messages() {

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 /// Time limit after which a test counts as hung: no test here takes a tenth of it on a busy machine.
 const HANG_LIMIT: Duration = Duration::from_secs(600);
 /// Interval between two polls of a running test; the longest test takes a thousand times as long.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Number of bytes of a failed test's output to print; the whole output stays in a file.
 const TAIL_BYTES: i64 = 6000;
 /// Number of runs between two progress lines.
-const SAY_EVERY: usize = 100;
+const RUNS_PER_PROGRESS_LINE: usize = 100;
 
 /// Runs all tests, as many in parallel as there are cores.
 pub(super) fn all(runs: Vec<(usize, Test)>, plan: &TestPlan) -> TestReport {
@@ -29,12 +29,12 @@ pub(super) fn all(runs: Vec<(usize, Test)>, plan: &TestPlan) -> TestReport {
         while let Some((round, test)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let outcome = one(*round, test, plan);
             let mut report = report.lock().expect("no holder of the report panics");
-            if let Err(why) = &outcome.verdict {
-                println!("FAILED  {}  (round {}): {why}", test.title(), round + 1);
+            if let Err(reason) = &outcome.verdict {
+                println!("FAILED  {}  (round {}): {reason}", test.title(), round + 1);
             }
             report.add(outcome);
             let done = report.runs();
-            if done.is_multiple_of(SAY_EVERY) {
+            if done.is_multiple_of(RUNS_PER_PROGRESS_LINE) {
                 println!("{done} of {} test runs, {} failed", runs.len(), report.failed());
             }
         }
@@ -59,7 +59,7 @@ fn one(round: usize, test: &Test, plan: &TestPlan) -> TestRun {
             // The log of a passed test is not needed.
             let _ = std::fs::remove_file(&path);
         }
-        verdict.map_err(|why| format!("{why}; all it printed: {}\n{}", path.display(), tail(&path)))
+        verdict.map_err(|reason| format!("{reason}; whole output: {}\n{}", path.display(), tail(&path)))
     });
     TestRun { title: test.title(), round, verdict, took: began.elapsed() }
 }
@@ -91,15 +91,16 @@ fn wait(child: &mut Child) -> Result<Option<ExitStatus>, String> {
             killed.map_err(|error| format!("it hung and cannot be killed: {error}"))?;
             return child.wait().map(|_| None).map_err(|error| format!("waiting for it: {error}"));
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn log_file(round: usize, test: &Test) -> Result<(PathBuf, File), String> {
-    let place = target().join("test-output");
-    std::fs::create_dir_all(&place).map_err(|error| format!("create {}: {error}", place.display()))?;
+    let directory = target().join("test-output");
+    std::fs::create_dir_all(&directory)
+        .map_err(|error| format!("create {}: {error}", directory.display()))?;
     let name = test.title().replace("::", "-").replace('/', "-");
-    let path = place.join(format!("{name}.{}.txt", round + 1));
+    let path = directory.join(format!("{name}.{}.txt", round + 1));
     let file = File::create(&path).map_err(|error| format!("create {}: {error}", path.display()))?;
     Ok((path, file))
 }

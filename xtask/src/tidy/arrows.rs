@@ -1,12 +1,13 @@
 //! Check of the dependencies between crates: the table under the drawing in ARCHITECTURE.md and the manifests
 //! agree, in both directions. The two circuits are separate because no dependency joins them.
 
-use super::PURE;
 use super::dependencies::product_dependencies;
 use super::sources::SourceTree;
+use super::units::PURE_CRATES;
 use std::collections::{BTreeMap, BTreeSet};
 
-type Arrows = BTreeMap<String, BTreeSet<String>>;
+/// The crates, each with those that it stands on.
+pub(super) type Arrows = BTreeMap<String, BTreeSet<String>>;
 
 /// Compares the drawing with the manifests.
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
@@ -44,7 +45,7 @@ fn drawn(page: &str) -> Arrows {
 }
 
 /// Reads the product dependencies among our own crates from the manifests.
-fn built(sources: &SourceTree) -> Arrows {
+pub(super) fn built(sources: &SourceTree) -> Arrows {
     let manifests: BTreeMap<String, &str> = sources
         .files
         .iter()
@@ -71,8 +72,8 @@ fn circuits(built: &Arrows) -> Vec<String> {
     if let Some(names) = built.get("serving").filter(|names| **names != allowed) {
         findings.push(format!("`serving` may stand on protocol and overlay alone, but stands on {names:?}"));
     }
-    for (name, names) in built.iter().filter(|(name, _)| PURE.contains(&name.as_str())) {
-        if let Some(impure) = names.iter().find(|name| !PURE.contains(&name.as_str())) {
+    for (name, names) in built.iter().filter(|(name, _)| PURE_CRATES.contains(&name.as_str())) {
+        if let Some(impure) = names.iter().find(|name| !PURE_CRATES.contains(&name.as_str())) {
             findings.push(format!("`{name}` is pure and may not stand on `{impure}`"));
         }
     }

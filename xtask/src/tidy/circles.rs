@@ -1,7 +1,8 @@
 //! Files of a crate that import each other in a circle: none of them can be read alone. At most three may.
 //!
-//! A `use` is followed to the file that defines the name, through `pub use` on the way; a module that re-exports is no
-//! part of the circle for that alone. Strongly connected components are Tarjan's (1972), in a recursive form.
+//! A `use` is followed to the file that defines the name, through `pub use` on the way; a module that
+//! re-exports is no part of the circle for that alone. Strongly connected components are Tarjan's (1972), in
+//! a recursive form.
 
 use super::sources::{SourceTree, TextFile};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +120,8 @@ fn statements(text: &str) -> Vec<(bool, String)> {
     found
 }
 
-/// Paths that begin with `crate::` or `super::` in mid-code: `crate::a::f()` imports as `use crate::a::f` does.
+/// Paths that begin with `crate::` or `super::` in mid-code: `crate::a::f()` imports as `use crate::a::f`
+/// does.
 fn in_expressions(text: &str) -> Vec<Vec<String>> {
     let is_path = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
     let words =
@@ -129,8 +131,8 @@ fn in_expressions(text: &str) -> Vec<Vec<String>> {
     paths.map(names).collect()
 }
 
-/// `a::{b,c::{d,self}}` is `a::b`, `a::c::d` and `a::c`. (Spaces are gone, so `x as y` reads `xasy`: such a name is
-/// looked up as a part of its module, which is where it leads anyway.)
+/// `a::{b,c::{d,self}}` is `a::b`, `a::c::d` and `a::c`. (Spaces are gone, so `x as y` reads `xasy`: such a
+/// name is looked up as a part of its module, which is where it leads anyway.)
 fn expand(tree: &str) -> Vec<Vec<String>> {
     let Some((head, rest)) = tree.split_once('{') else {
         return vec![tree.split("::").filter(|name| !name.is_empty()).map(str::to_string).collect()];

@@ -1,8 +1,8 @@
 //! Check of dependencies: each has its reason in the root manifest, pure crates use a short list, all come
 //! from the registry, and each excepted advisory has a reason.
 
-use super::PURE;
 use super::sources::SourceTree;
+use super::units::PURE_CRATES;
 
 /// Permitted dependencies of a pure crate. None of them reaches a clock, a file or a socket on its own, and
 /// randomness only in functions called for it.
@@ -29,7 +29,7 @@ const PURE_MAY_USE: [&str; 16] = [
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let text = |path: &str| sources.get(path).map_or("", |file| file.text.as_str());
     let mut findings = argued(text("Cargo.toml"));
-    for name in PURE {
+    for name in PURE_CRATES {
         let path = format!("{name}/Cargo.toml");
         let used = product_dependencies(text(&path));
         let foreign = used.iter().filter(|used| !PURE_MAY_USE.contains(&used.as_str()));

@@ -1,5 +1,6 @@
-//! Public types, functions, traits and constants of the product carry a doc comment. Fields and variants need none:
-//! a comment that repeats the name is worse than its absence. (rustc's `missing_docs` does not distinguish the two.)
+//! Public types, functions, traits and constants of the product carry a doc comment. Fields and variants need
+//! none: a comment that repeats the name is worse than its absence. (rustc's `missing_docs` does not
+//! distinguish the two.)
 
 use super::sources::{SourceTree, TextFile};
 

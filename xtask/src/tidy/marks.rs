@@ -1,10 +1,9 @@
 //! Check of lengths: functions of at most 70 lines and files of at most 800 lines of product code. Functions
 //! in the ratchet were longer when the rule was introduced; they may shrink, never grow.
 
-use super::sources::{SourceTree, TextFile};
+use super::functions::{FUNCTION_LINES_MAX, functions};
+use super::sources::SourceTree;
 
-/// Longest function, in lines.
-const FUNCTION_LINES_MAX: usize = 70;
 /// Longest file, in lines of product code.
 const FILE_LINES_MAX: usize = 800;
 /// File of the exceptions: `path function lines`, one a line.
@@ -30,37 +29,6 @@ pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
         }
     }
     findings
-}
-
-struct Function {
-    name: String,
-    at: usize,
-    lines: usize,
-}
-
-/// Locates functions by indentation: formatted code closes a function with a brace at the indent of its `fn`.
-fn functions(file: &TextFile) -> Vec<Function> {
-    let lines: Vec<&str> = file.text.lines().collect();
-    let mut found = Vec::new();
-    for (at, line) in lines.iter().enumerate() {
-        let Some(name) = function_name(line) else { continue };
-        let indent = line.len() - line.trim_start().len();
-        let close = format!("{}}}", &line[..indent]);
-        let length = lines[at..]
-            .iter()
-            .position(|l| *l == close || l.trim_end().ends_with("};") && l.starts_with(&close));
-        if let Some(length) = length.filter(|_| !line.trim_end().ends_with(';')) {
-            found.push(Function { name, at: at + 1, lines: length + 1 });
-        }
-    }
-    found
-}
-
-fn function_name(line: &str) -> Option<String> {
-    let mut words = line.split_whitespace().skip_while(|word| {
-        ["pub", "pub(crate)", "pub(super)", "async", "const", "unsafe", "extern", "\"C\""].contains(word)
-    });
-    (words.next()? == "fn").then(|| words.next())??.split(['(', '<']).next().map(str::to_string)
 }
 
 fn allowance(ratchet: &str, path: &str, function: &str) -> Option<usize> {

@@ -1,4 +1,5 @@
-//! One domain noun names one type. Conventional names may repeat, since they are used through their crate or module.
+//! One domain noun names one type. Conventional names may repeat, since they are used through their crate or
+//! module.
 
 use super::sources::SourceTree;
 use std::collections::BTreeMap;

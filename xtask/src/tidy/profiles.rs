@@ -36,7 +36,8 @@ mod tests {
     #[test]
     fn a_crate_without_a_profile_of_its_own_is_found() {
         let manifest = "[workspace]\nmembers = [\n    \"a\", \"b\",\n    \"c\",\n]\n\n[profile.dev.package]\n\
-                        a = { opt-level = 1, overflow-checks = true }\nb = { opt-level = 1 }\n\n[profile.release]\n";
+                        a = { opt-level = 1, overflow-checks = true }\nb = { opt-level = 1 }\n\n\
+                        [profile.release]\n";
         let found = check(&SourceTree::of(&[("Cargo.toml", manifest)]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("`b`") && found[1].contains("`c`"), "{found:?}");

@@ -1,8 +1,8 @@
-//! Prose rules for comments in Rust and for Markdown: a sentence opens with a noun or a verb, never with a pronoun
-//! such as *who* or *what*, and some words have a better one (`words.txt`).
+//! Prose rules for comments in Rust and for Markdown: a sentence opens with a noun or a verb, never with a
+//! pronoun such as *who* or *what*, and some words have a better one (`words.txt`).
 //!
-//! The reader is a blunt one: it splits text at full stops, knows no grammar, and skips code, tables, headings and the
-//! tests that SPECIFICATION.md names.
+//! The reader is a blunt one: it splits text at full stops, knows no grammar, and skips code, tables,
+//! headings and the tests that SPECIFICATION.md names.
 
 use super::sources::TextFile;
 
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     fn file(path: &str, text: &str) -> TextFile {
-        TextFile { path: path.into(), text: text.into() }
+        TextFile::of(path, text)
     }
 
     fn opened(path: &str, text: &str) -> Vec<usize> {
@@ -225,7 +225,8 @@ mod tests {
     #[test]
     fn a_sentence_that_opens_without_a_noun_is_found() {
         // Written with other marks, so that this file does not find itself.
-        let text = "##! What it is.\n\n### The leader. Who asks\n### waits.\nfn f() {} ## Nobody\nlet x = 1; ## How many\n";
+        let text = "##! What it is.\n\n### The leader. Who asks\n### waits.\nfn f() {} ## Nobody\n\
+                    let x = 1; ## How many\n";
         let text = &text.replace('#', "/");
         assert_eq!(opened("a.rs", text), [1, 3, 5, 6]);
         assert_eq!(opened("a.rs", "/// The node that asks, and how. Whether it runs.\n"), [0_usize; 0]);

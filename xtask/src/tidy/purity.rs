@@ -1,8 +1,8 @@
 //! Check of pure crates: they use no clock, thread, file, socket, environment or random source, and iterate
 //! in a fixed order wherever order can reach a decision or a byte.
 
-use super::PURE;
 use super::sources::SourceTree;
+use super::units::PURE_CRATES;
 
 /// Names that a pure crate may not use, and the alternative to each.
 const BANNED: [(&str, &str); 16] = [
@@ -32,7 +32,7 @@ const CLIPPY_BANS: [&str; 4] =
 /// Scans the product code of the pure crates.
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let mut findings = Vec::new();
-    for name in PURE {
+    for name in PURE_CRATES {
         let prefix = format!("{name}/src/");
         for file in sources.rust().filter(|f| f.path.starts_with(&prefix) && !f.is_test()) {
             for (line, text) in file.product_lines().filter(|(_, text)| !is_comment(text)) {
@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn a_pure_crate_without_its_own_bans_or_the_common_ones_is_found() {
         let none = check(&SourceTree::of(&[]));
-        assert_eq!(none.len(), PURE.len() * CLIPPY_BANS.len());
+        assert_eq!(none.len(), PURE_CRATES.len() * CLIPPY_BANS.len());
         let common = ("clippy.toml", "disallowed-methods = [{ path = \"std::env::set_var\" }]");
-        assert_eq!(check(&SourceTree::of(&[common])).len(), none.len() + PURE.len());
+        assert_eq!(check(&SourceTree::of(&[common])).len(), none.len() + PURE_CRATES.len());
     }
 }

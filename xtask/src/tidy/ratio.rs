@@ -2,11 +2,11 @@
 //! nothing but a function call.
 //!
 //! Blank lines and lines with only a comment count on neither side. Test is the code in `tests/`, in
-//! `tests.rs` and in `#[cfg(test)]` modules, and the cases and golden answers in text files under `tests/`.
-//! Fuzz targets and their seeds do not count.
+//! `tests.rs` and in `#[cfg(test)]` modules, inline or in files of their own, and the cases and golden
+//! answers in text files under `tests/`. Fuzz targets and their seeds do not count.
 
-use super::PURE;
 use super::sources::{SourceTree, TextFile};
+use super::units::{CONSENSUS_CORE, PURE_CRATES};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Required lines of test for two lines of code.
@@ -16,15 +16,20 @@ const CASES: [&str; 2] = [".txt", ".toml"];
 
 /// Line counts of a crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Lines {
-    code: usize,
+pub(super) struct Lines {
+    pub(super) code: usize,
     /// Tests in Rust.
-    test: usize,
+    pub(super) test: usize,
     /// Tests in text.
     cases: usize,
 }
 
 impl Lines {
+    /// Returns the lines of test in Rust for a hundred lines of code.
+    pub(super) fn per_hundred(self) -> usize {
+        100 * self.test / self.code.max(1)
+    }
+
     fn suffices(self) -> bool {
         2 * (self.test + self.cases) >= TEST_LINES_PER_TWO * self.code
     }
@@ -33,8 +38,8 @@ impl Lines {
 /// Prints each pure crate's ratio and reports those that are too low.
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let mut findings = Vec::new();
-    for name in PURE {
-        let lines = count(sources, name);
+    for name in PURE_CRATES {
+        let lines = count_crate(sources, name);
         let Lines { code, test, cases } = lines;
         let ratio = (test + cases) as f64 / code.max(1) as f64;
         println!("tidy: {name}: {code} lines of code, {test} of test and {cases} of cases: {ratio:.2}");
@@ -48,20 +53,25 @@ pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     findings
 }
 
-/// Returns the lines of test in Rust for a hundred lines of code, for every crate that has code. Text cases do not
-/// count here.
+/// Returns the lines of test in Rust for a hundred lines of code, for every crate that has code and for the
+/// core of consensus. Text cases do not count here.
 pub(super) fn per_hundred(sources: &SourceTree) -> BTreeMap<String, usize> {
     let folders = sources.rust().filter(|file| file.path.contains("/src/"));
     let names: BTreeSet<&str> = folders.filter_map(|file| file.path.split('/').next()).collect();
-    let counted =
-        names.into_iter().map(|name| (name, count(sources, name))).filter(|(_, lines)| lines.code > 0);
-    counted.map(|(name, lines)| (name.to_string(), 100 * lines.test / lines.code)).collect()
+    let crates = names.into_iter().map(|name| (name, count_crate(sources, name)));
+    let core = (CONSENSUS_CORE.name, count(sources, CONSENSUS_CORE.paths));
+    let counted = crates.chain([core]).filter(|(_, lines)| lines.code > 0);
+    counted.map(|(name, lines)| (name.to_string(), lines.per_hundred())).collect()
 }
 
-fn count(sources: &SourceTree, name: &str) -> Lines {
+fn count_crate(sources: &SourceTree, name: &str) -> Lines {
+    count(sources, &[&format!("{name}/")])
+}
+
+/// Counts the lines of all files whose paths begin with one of `paths`.
+pub(super) fn count(sources: &SourceTree, paths: &[&str]) -> Lines {
     let mut lines = Lines::default();
-    let folder = format!("{name}/");
-    for file in sources.files.iter().filter(|file| file.path.starts_with(&folder)) {
+    for file in sources.files.iter().filter(|file| paths.iter().any(|path| file.path.starts_with(path))) {
         if !file.path.ends_with(".rs") {
             let is_case = file.is_test() && CASES.iter().any(|ending| file.path.ends_with(ending));
             lines.cases +=
@@ -90,7 +100,7 @@ mod tests {
     use super::*;
 
     fn of(files: &[(&str, &str)]) -> Lines {
-        count(&SourceTree::of(files), "scheduler")
+        count_crate(&SourceTree::of(files), "scheduler")
     }
 
     #[test]

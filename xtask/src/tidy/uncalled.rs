@@ -1,13 +1,10 @@
 //! Public functions that no product code calls: they serve tests alone, or nothing.
 //!
-//! A name that occurs once, in its own definition, counts as a function without a caller. A name that two functions
-//! share is found only when neither has one.
+//! A name that occurs once, in its own definition, counts as a function without a caller. A name that two
+//! functions share is found only when neither has one.
 
 use super::sources::{SourceTree, TextFile};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Parts of paths whose functions are there for tests of several crates, or for fuzz targets.
-const FOR_TESTS: [&str; 4] = ["/testing", "/simulat", "/fuzzing", "planted"];
 
 /// Returns every public function of the product without a caller, with its place.
 pub(super) fn functions(sources: &SourceTree) -> Vec<String> {
@@ -15,7 +12,7 @@ pub(super) fn functions(sources: &SourceTree) -> Vec<String> {
     for file in sources.rust().filter(|file| is_product(file)) {
         for (number, line) in file.product_lines().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             let name = public_function(line);
-            if let Some(name) = name.filter(|_| !FOR_TESTS.iter().any(|part| file.path.contains(part))) {
+            if let Some(name) = name.filter(|_| !file.serves_tests()) {
                 defined.entry(name).or_insert_with(Vec::new).push(format!("{}:{number}", file.path));
             }
             let defining = function(line);

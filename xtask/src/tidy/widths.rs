@@ -37,7 +37,7 @@ mod tests {
     fn long_lines_are_found_where_they_can_be_wrapped() {
         let long = "x y".repeat(37);
         let found = |path: &str, text: &str| {
-            let file = TextFile { path: path.into(), text: text.into() };
+            let file = TextFile::of(path, text);
             wide(&file).iter().map(|finding| finding.line).collect::<Vec<_>>()
         };
         assert_eq!(found("a.rs", &format!("// {}\n{long}\n{}\n", "é ".repeat(53), "x".repeat(111))), [2]);
