@@ -10,10 +10,12 @@ mod registry;
 pub(crate) use governance::summary;
 pub use registry::enrol_answer;
 
+use crate::clock::{ClusterTime, WallTime};
 use crate::cluster::{Cluster, Leadership};
 use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
 use crate::outcomes::request_of;
+use protocol::agent::PendingNode;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISSING};
 use protocol::governance::TokenScope;
@@ -38,7 +40,7 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     if let Err(refusal) = check_key(cluster, key) {
         return refusal.into();
     }
-    let (request, now) = (request_of(command), cluster.now.max(command.now));
+    let (request, now) = (request_of(command), cluster.time(command.now));
     match cluster.outcomes.find(key, &request, now) {
         Ok(Some(recorded)) => recorded,
         Err(refusal) => refusal.into(),
@@ -54,7 +56,7 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
 /// Executes a command, or changes nothing.
 fn attempt(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let before = cluster.now;
-    cluster.now = cluster.now.max(command.now);
+    cluster.now = cluster.time(command.now);
     match carry_out(cluster, index, command) {
         Ok(reply) => reply,
         Err(refusal) => {
@@ -137,14 +139,18 @@ fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
 
 /// Returns whether an [`Action::Tick`] would change something now; the leader proposes one only then.
 #[must_use]
-pub fn tick_is_due(cluster: &Cluster, now: Millis) -> bool {
-    let now = now.max(cluster.now);
+pub fn tick_is_due(cluster: &Cluster, now: WallTime) -> bool {
+    let now = cluster.time(now);
     let proposal = cluster.open.values().any(|open| is_over(open.proposal.expires_at, now));
-    proposal || cluster.pending.values().any(|pending| pending.last_seen.plus(PENDING_NODE_MS) <= now)
+    proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
 
-fn is_over(expires_at: Millis, now: Millis) -> bool {
-    now > expires_at.plus(CLOCK_GRACE_MS)
+fn is_over(expires_at: Millis, now: ClusterTime) -> bool {
+    now > ClusterTime(expires_at).plus(CLOCK_GRACE_MS)
+}
+
+fn is_forgotten(pending: &PendingNode, now: ClusterTime) -> bool {
+    ClusterTime(pending.last_seen).plus(PENDING_NODE_MS) <= now
 }
 
 fn tick(cluster: &mut Cluster) -> Reply {
@@ -159,7 +165,7 @@ fn tick(cluster: &mut Cluster) -> Reply {
         cluster.close_proposal(id, protocol::api::ProposalState::Expired, None);
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
-    cluster.pending.retain(|_, pending| pending.last_seen.plus(PENDING_NODE_MS) > now);
+    cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::drop_useless_wraps(cluster, &BTreeMap::new());
     Reply::Done
 }

@@ -2,8 +2,8 @@
 //!
 //! It is a convenience for operators; the governance chain is the proof of the circle's decisions.
 
+use crate::clock::ClusterTime;
 use crate::limits::{AUDIT_EVENTS_MAX, AUDIT_TEXT_BYTES_MAX};
-use protocol::Millis;
 use protocol::api::AuditEvent;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -34,11 +34,11 @@ impl Audit {
     }
 
     /// Adds an event and drops the oldest beyond [`AUDIT_EVENTS_MAX`].
-    pub(crate) fn record(&mut self, at: Millis, actor: &str, action: &str, subject: &str, detail: &str) {
+    pub(crate) fn record(&mut self, at: ClusterTime, actor: &str, action: &str, subject: &str, detail: &str) {
         self.recorded += 1;
         self.events.push_back(AuditEvent {
             sequence: self.recorded,
-            at,
+            at: at.0,
             actor: actor.to_string(),
             action: action.to_string(),
             subject: shorten(subject),
@@ -65,12 +65,13 @@ fn shorten(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::Millis;
 
     #[test]
     fn the_ring_keeps_the_last_events_and_their_numbers() {
         let mut audit = Audit::default();
         for number in 0..(AUDIT_EVENTS_MAX as u64 + 10) {
-            audit.record(Millis(number), "scheduler", "place", "chat/0", "");
+            audit.record(ClusterTime(Millis(number)), "scheduler", "place", "chat/0", "");
         }
         assert_eq!(audit.recorded(), AUDIT_EVENTS_MAX as u64 + 10);
         assert_eq!(audit.last(1).next().map(|e| e.sequence), Some(AUDIT_EVENTS_MAX as u64 + 10));

@@ -4,6 +4,7 @@
 //! are wraps.
 
 use crate::audit::Audit;
+use crate::clock::{ClusterTime, WallTime};
 use crate::command::{Actor, SlotName};
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
@@ -19,8 +20,8 @@ use protocol::manifest::ServiceManifest;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName,
-    SlotIndex, TokenName,
+    CircleId, Digest, Fence, MemberId, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName, SlotIndex,
+    TokenName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -32,7 +33,7 @@ const CLUSTER_DOMAIN: &str = "quorate/cluster/v1";
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    pub(crate) now: Millis,
+    pub(crate) now: ClusterTime,
     pub(crate) generation: u64,
     pub(crate) leadership: Option<Leadership>,
     pub(crate) circle: Option<Circle>,
@@ -55,8 +56,8 @@ pub struct Cluster {
 pub struct Leadership {
     /// Replica that leads.
     pub replica: ReplicaId,
-    /// Cluster time at which its leadership was applied.
-    pub since: Millis,
+    /// Time at which its leadership was applied.
+    pub since: ClusterTime,
 }
 
 /// The circle: its genesis and all of its decisions. The state that follows is computed, never read: a
@@ -113,7 +114,7 @@ pub struct Service {
     /// Slots that have ever been ordered.
     pub slots: BTreeMap<SlotIndex, Slot>,
     /// Nodes where it failed, with the time until which it is not retried there.
-    pub avoid: BTreeMap<NodeId, Millis>,
+    pub avoid: BTreeMap<NodeId, ClusterTime>,
 }
 
 /// Life-cycle phase of a service.
@@ -125,7 +126,7 @@ pub enum ServicePhase {
     /// Being retired.
     Retiring {
         /// End of the grace period for requests under way.
-        until: Millis,
+        until: ClusterTime,
     },
     /// Ended; every slot is free.
     Retired,
@@ -139,8 +140,8 @@ pub struct Slot {
     pub fence: Fence,
     /// Current holding; none if the slot is free.
     pub holding: Option<Holding>,
-    /// Cluster time of its last change of state.
-    pub since: Millis,
+    /// Time of its last change of state.
+    pub since: ClusterTime,
     /// Node that held it before.
     pub last_holder: Option<NodeId>,
 }
@@ -168,7 +169,7 @@ pub enum HoldingPhase {
     /// Finishing its requests.
     Draining {
         /// Deadline of the drain.
-        until: Millis,
+        until: ClusterTime,
         /// Cause, as text for operators.
         cause: String,
     },
@@ -192,7 +193,7 @@ pub struct OpenProposal {
     /// Actor that submitted it.
     pub actor: Actor,
     /// Time of submission.
-    pub submitted_at: Millis,
+    pub submitted_at: ClusterTime,
 }
 
 /// A proposal that is no longer open: decided, expired or stale.
@@ -208,7 +209,7 @@ pub struct ClosedProposal {
     /// Its certificate, if approved.
     pub certificate: Option<Digest>,
     /// Time at which it was closed.
-    pub closed_at: Millis,
+    pub closed_at: ClusterTime,
 }
 
 impl Cluster {
@@ -249,14 +250,15 @@ impl Cluster {
 
     /// Returns the latest time that any applied command carried.
     #[must_use]
-    pub fn now(&self) -> Millis {
+    pub fn now(&self) -> ClusterTime {
         self.now
     }
 
-    /// Returns the time by which deadlines are judged: `now`, or the cluster's own time if that is later.
-    /// Leases are never judged by it, since any replica's clock may have set it.
-    pub(crate) fn time(&self, now: Millis) -> Millis {
-        now.max(self.now)
+    /// Returns the cluster's time once a command proposed at `now` is applied: `now`, or the present cluster
+    /// time if that is later.
+    #[must_use]
+    pub fn time(&self, now: WallTime) -> ClusterTime {
+        self.now.max(ClusterTime(now.0))
     }
 
     /// Returns the generation, which rises with every change that can matter to a plan.
@@ -449,7 +451,7 @@ impl Service {
 
     /// Returns whether its approval has expired.
     #[must_use]
-    pub fn is_expired(&self, now: Millis) -> bool {
-        self.manifest.valid_until.is_some_and(|until| until <= now)
+    pub fn is_expired(&self, now: ClusterTime) -> bool {
+        self.manifest.valid_until.is_some_and(|until| ClusterTime(until) <= now)
     }
 }

@@ -3,6 +3,7 @@
 //! Planning and applying use the same code, so a plan never contains a step that would be refused when
 //! applied to the same state. A refused step leaves no trace in the draft.
 
+use crate::clock::{ClusterTime, LeaderTime};
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
 use crate::limits::AVOID_MS;
@@ -10,13 +11,13 @@ use protocol::error_code::PLAN_STALE;
 use protocol::governance::NodeRole;
 use protocol::limits::LEASE_MS;
 use protocol::order::SlotOrder;
-use protocol::{Fence, Millis, NodeId, ServiceName};
+use protocol::{Fence, NodeId, ServiceName};
 use std::collections::BTreeMap;
 
 /// A copy of the services of a cluster, and the time.
 pub(crate) struct Draft<'a> {
     cluster: &'a Cluster,
-    now: Millis,
+    now: ClusterTime,
     pub(crate) services: BTreeMap<ServiceName, Service>,
 }
 
@@ -30,9 +31,10 @@ pub(crate) struct Effect {
 }
 
 impl<'a> Draft<'a> {
-    /// Creates a draft of this cluster at `now`, but never before the cluster's own time.
-    pub(crate) fn new(cluster: &'a Cluster, now: Millis) -> Self {
-        Self { cluster, now: cluster.time(now), services: cluster.services.clone() }
+    /// Creates a draft of this cluster at `now`.
+    pub(crate) fn new(cluster: &'a Cluster, now: ClusterTime) -> Self {
+        assert!(now >= cluster.now, "the cluster's time never goes back");
+        Self { cluster, now, services: cluster.services.clone() }
     }
 
     /// Executes one step.
@@ -46,8 +48,9 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn lapse(&mut self, node: NodeId, silent_since: Millis) -> Result<Effect, Refusal> {
-        if silent_since.plus(LEASE_MS) > self.now {
+    fn lapse(&mut self, node: NodeId, silent_since: LeaderTime) -> Result<Effect, Refusal> {
+        // The step carries the leader's time; the lease is over by the cluster's time as well.
+        if ClusterTime(silent_since.0).plus(LEASE_MS) > self.now {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
         let mut freed = Vec::new();
@@ -77,7 +80,7 @@ impl<'a> Draft<'a> {
     fn drain(
         &mut self,
         name: &SlotName,
-        until: Millis,
+        until: ClusterTime,
         cause: &str,
         failed: bool,
     ) -> Result<Effect, Refusal> {
@@ -152,7 +155,7 @@ impl<'a> Draft<'a> {
             fence: plan.fence,
             node: plan.node,
             gpus: plan.gpus.clone(),
-            issued_at: self.now,
+            issued_at: self.now.0,
         };
         let slot = service.slots.entry(plan.slot).or_default();
         slot.fence = plan.fence;
@@ -178,7 +181,7 @@ impl<'a> Draft<'a> {
 }
 
 /// Frees a slot. Its fence remains, so that the next order's fence is higher.
-fn free(slot: &mut Slot, now: Millis) {
+fn free(slot: &mut Slot, now: ClusterTime) {
     slot.last_holder = slot.holding.take().map(|holding| holding.order.node);
     slot.since = now;
 }

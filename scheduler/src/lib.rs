@@ -11,6 +11,7 @@
 
 mod apply;
 mod audit;
+mod clock;
 mod cluster;
 mod command;
 mod desired;
@@ -21,11 +22,13 @@ mod observed;
 mod outcomes;
 mod plan;
 mod status;
+mod view;
 mod views;
 mod why;
 
 pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
+pub use clock::{ClusterTime, LeaderTime, WallTime};
 pub use cluster::{
     ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,
 };
@@ -35,6 +38,7 @@ pub use dry_run::dry_run;
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, plan};
 pub use status::{LeaderView, status};
+pub use view::View;
 pub use views::{
     limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
 };

@@ -7,11 +7,12 @@
 //! Records expire by the log's time. When there are too many, the token with the most records loses its
 //! oldest, so a program that writes without end evicts only its own.
 
+use crate::clock::ClusterTime;
 use crate::command::{Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{IDEMPOTENCY_BYTES_MAX, IDEMPOTENCY_MS, IDEMPOTENCY_RECORDS_MAX};
 use protocol::canonical::to_bytes;
 use protocol::error_code::IDEMPOTENCY_KEY_REUSED;
-use protocol::{Digest, Millis, TokenName};
+use protocol::{Digest, TokenName};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ struct TokenOutcomes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Outcome {
     number: u64,
-    at: Millis,
+    at: ClusterTime,
     request: Digest,
     reply: Reply,
     bytes: usize,
@@ -61,7 +62,7 @@ struct Row {
     number: u64,
     token: TokenName,
     key: Digest,
-    at: Millis,
+    at: ClusterTime,
     request: Digest,
     reply: Reply,
 }
@@ -80,7 +81,7 @@ impl Outcomes {
         &self,
         key: &IdempotencyKey,
         request: &Digest,
-        now: Millis,
+        now: ClusterTime,
     ) -> Result<Option<Reply>, Refusal> {
         let found = self.tokens.get(&key.token).and_then(|token| token.by_key.get(&key.key));
         match found.filter(|outcome| !outcome.is_over(now)) {
@@ -94,7 +95,7 @@ impl Outcomes {
     }
 
     /// Records a reply, and evicts expired and surplus records.
-    pub(crate) fn record(&mut self, key: &IdempotencyKey, request: Digest, now: Millis, reply: &Reply) {
+    pub(crate) fn record(&mut self, key: &IdempotencyKey, request: Digest, now: ClusterTime, reply: &Reply) {
         self.recorded += 1;
         self.insert(Row {
             number: self.recorded,
@@ -119,7 +120,7 @@ impl Outcomes {
         (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
     }
 
-    fn evict(&mut self, now: Millis) {
+    fn evict(&mut self, now: ClusterTime) {
         let tokens: Vec<TokenName> = self.tokens.keys().cloned().collect();
         for token in tokens {
             while self.oldest(&token).is_some_and(|outcome| outcome.is_over(now)) {
@@ -151,7 +152,7 @@ impl Outcomes {
 }
 
 impl Outcome {
-    fn is_over(&self, now: Millis) -> bool {
+    fn is_over(&self, now: ClusterTime) -> bool {
         self.at.plus(IDEMPOTENCY_MS) <= now
     }
 }
@@ -193,6 +194,7 @@ impl TryFrom<OutcomesRecord> for Outcomes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::Millis;
     use protocol::canonical::from_bytes;
     use protocol::error_code::NAME_TAKEN;
 
@@ -200,16 +202,20 @@ mod tests {
         IdempotencyKey { token: token.parse().expect("a name"), key: Digest::of(&number.to_le_bytes()) }
     }
 
+    fn time(number: u64) -> ClusterTime {
+        ClusterTime(Millis(number))
+    }
+
     fn request(number: usize) -> Digest {
         Digest::of_domain(REQUEST_DOMAIN, &number.to_le_bytes())
     }
 
     fn record(outcomes: &mut Outcomes, token: &str, number: usize, now: u64) {
-        outcomes.record(&key(token, number), request(number), Millis(now), &Reply::Done);
+        outcomes.record(&key(token, number), request(number), time(now), &Reply::Done);
     }
 
     fn knows(outcomes: &Outcomes, token: &str, number: usize, now: u64) -> bool {
-        let found = outcomes.find(&key(token, number), &request(number), Millis(now));
+        let found = outcomes.find(&key(token, number), &request(number), time(now));
         found.expect("the same request") == Some(Reply::Done)
     }
 
@@ -231,7 +237,7 @@ mod tests {
     fn a_key_is_for_one_request() {
         let mut outcomes = Outcomes::default();
         record(&mut outcomes, "a", 1, 0);
-        let other = outcomes.find(&key("a", 1), &request(2), Millis(0)).expect_err("another request");
+        let other = outcomes.find(&key("a", 1), &request(2), time(0)).expect_err("another request");
         assert_eq!(other.code, IDEMPOTENCY_KEY_REUSED);
     }
 
@@ -258,10 +264,10 @@ mod tests {
         let mut outcomes = Outcomes::default();
         let large = Reply::Refused { code: NAME_TAKEN, message: "x".repeat(1 << 20) };
         for number in 0..20 {
-            outcomes.record(&key("a", number), request(number), Millis(0), &large);
+            outcomes.record(&key("a", number), request(number), time(0), &large);
         }
         assert!(outcomes.bytes <= IDEMPOTENCY_BYTES_MAX && outcomes.count >= 6, "{}", outcomes.count);
-        let newest = outcomes.find(&key("a", 19), &request(19), Millis(0));
+        let newest = outcomes.find(&key("a", 19), &request(19), time(0));
         assert_eq!(newest, Ok(Some(large)), "the oldest went");
     }
 

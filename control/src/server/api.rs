@@ -22,7 +22,7 @@ use protocol::governance::{Change, ControlReplica, SignedBallot};
 use protocol::manifest::{Manifest, Runtime};
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::{ModelRoot, ProposalId, ReplicaId, ServiceName, TokenName};
-use scheduler::{Action, Actor, Cluster, Observed};
+use scheduler::{Action, Actor, LeaderTime, View};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -90,11 +90,12 @@ impl Server {
         }
     }
 
-    /// Reads the cluster together with the leader's view of the nodes.
-    fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
+    /// Reads the cluster as its leader sees it now.
+    fn look<R>(&self, look: impl FnOnce(View) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed = &leadership.as_ref().ok_or_else(|| unavailable("leads no longer"))?.observed;
-        Ok(self.cluster(|cluster| look(cluster, observed)))
+        let now = LeaderTime(wall_clock());
+        Ok(self.cluster(|cluster| look(View { cluster, observed, now })))
     }
 
     /// Returns the proposal after a command on it was committed.
@@ -215,16 +216,14 @@ async fn dry_run(
 ) -> ApiResult<DryRun> {
     let Json(DryRunRequest { manifest }) = body?;
     refuse_unused_gpus(&manifest)?;
-    let now = wall_clock();
-    let outcome = server.look(|cluster, observed| scheduler::dry_run(cluster, observed, &manifest, now))?;
+    let outcome = server.look(|view| scheduler::dry_run(view, &manifest))?;
     Ok(Json(outcome.map_err(Failure::from)?))
 }
 
 /// All services.
 #[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
-    let now = wall_clock();
-    let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
+    let items = server.look(scheduler::service_views)?;
     Ok(Json(Page { items }))
 }
 
@@ -235,8 +234,8 @@ async fn service(
     LeaderRead { server, .. }: LeaderRead,
     name: Result<Path<ServiceName>, PathRejection>,
 ) -> ApiResult<ServiceView> {
-    let (Path(name), now) = (name?, wall_clock());
-    let view = server.look(|cluster, observed| scheduler::service_view(cluster, observed, &name, now))?;
+    let Path(name) = name?;
+    let view = server.look(|view| scheduler::service_view(view, &name))?;
     view.map(Json).ok_or_else(|| no_service(&name))
 }
 
@@ -302,8 +301,7 @@ async fn logs(
 /// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
 async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView>> {
-    let now = wall_clock();
-    Ok(Json(Page { items: server.look(|cluster, observed| scheduler::node_views(cluster, observed, now))? }))
+    Ok(Json(Page { items: server.look(scheduler::node_views)? }))
 }
 
 /// Nodes that ask to be admitted.
@@ -450,9 +448,8 @@ fn choose_events<'a>(
 /// The problems of the cluster, each with the next command.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
 async fn status(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Status> {
-    let now = wall_clock();
     let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
-    Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
+    Ok(Json(server.look(|view| scheduler::status(view, leader))?))
 }
 
 /// The control replicas as this one sees them. Every replica answers, including those that do not lead.
@@ -480,11 +477,11 @@ async fn why(
     LeaderRead { server, .. }: LeaderRead,
     subject: Result<Path<String>, PathRejection>,
 ) -> ApiResult<Why> {
-    let (Path(subject), now) = (subject?, wall_clock());
+    let Path(subject) = subject?;
     let question: scheduler::Question = subject
         .parse()
         .map_err(|error: String| Failure::new(error_code::REQUEST_INVALID, error).at("subject"))?;
-    let answer = server.look(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
+    let answer = server.look(|view| scheduler::why(view, &question))?;
     answer.map(Json).ok_or_else(|| no_service_text(&subject))
 }
 

@@ -6,9 +6,8 @@
 use super::Server;
 use crate::machine::wall_clock;
 use overlay::CancellationToken;
-use protocol::Millis;
 use protocol::gateway::RouteTable;
-use scheduler::{Action, Actor, Observed, Reply};
+use scheduler::{Action, Actor, LeaderTime, Observed, Reply, View};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,8 +51,8 @@ pub(super) async fn round(server: &Server, term: u64) {
         report("found the circle", server.command(Actor::Scheduler, found).await);
         return;
     }
-    let now = wall_clock();
-    if server.cluster(|cluster| scheduler::tick_is_due(cluster, now)) {
+    let now = LeaderTime(wall_clock());
+    if server.cluster(|cluster| scheduler::tick_is_due(cluster, now.into())) {
         report("tick", server.command(Actor::Scheduler, Action::Tick).await);
     }
     let Some(execute) = server.next_plan(now) else { return };
@@ -77,7 +76,7 @@ async fn begin(server: &Server, term: u64) -> bool {
         Ok(Reply::Leads { .. }) => {
             server.set_leadership(LeaderState {
                 term,
-                observed: Observed::new(wall_clock()),
+                observed: Observed::new(LeaderTime(wall_clock())),
                 routes: RouteTable::default(),
             });
             tracing::info!(term, "became leader");
@@ -127,10 +126,10 @@ impl Server {
     }
 
     /// Returns the next plan as an action and begins its evictions; none if the plan is empty.
-    fn next_plan(&self, now: Millis) -> Option<Action> {
+    fn next_plan(&self, now: LeaderTime) -> Option<Action> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
-        let plan = self.cluster(|cluster| scheduler::plan(cluster, observed, now));
+        let plan = self.cluster(|cluster| scheduler::plan(View { cluster, observed, now }));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
         let action = plan.action()?;
         observed.begin_eviction(&plan);

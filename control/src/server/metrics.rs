@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use protocol::api::ServiceView;
 use protocol::{NodeName, ServiceName};
+use scheduler::{LeaderTime, View};
 use std::sync::{Arc, Mutex};
 
 /// Counters and gauges of the replica.
@@ -205,7 +206,7 @@ pub(crate) async fn metrics(State(server): State<Arc<Server>>) -> (StatusCode, S
 
 impl Server {
     fn refresh_metrics(&self) {
-        let (metrics, status, now) = (&self.metrics, self.handle.status(), wall_clock());
+        let (metrics, status, now) = (&self.metrics, self.handle.status(), LeaderTime(wall_clock()));
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&metrics.is_leader, u64::from(status.role == consensus::Role::Leader));
         set(&metrics.has_leader, u64::from(status.leader.is_some()));
@@ -224,13 +225,14 @@ impl Server {
         let mut leadership = self.lock_leadership();
         let led = self.confirmed(&mut leadership).map(|leadership| {
             self.cluster(|cluster| {
-                let alive = cluster.nodes().filter(|node| leadership.observed.is_alive(&node.id, now));
-                let services = scheduler::service_views(cluster, &leadership.observed, now);
+                let view = View { cluster, observed: &leadership.observed, now };
+                let alive = cluster.nodes().filter(|node| view.is_alive(&node.id));
+                let services = scheduler::service_views(view);
                 let service = |view: ServiceView| (view.name, view.desired, view.ready);
                 Led {
                     nodes_alive: alive.count(),
                     services: services.into_iter().map(service).collect(),
-                    not_enforced: scheduler::limits_not_enforced(cluster, &leadership.observed),
+                    not_enforced: scheduler::limits_not_enforced(view),
                 }
             })
         });

@@ -54,7 +54,7 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
         let message = format!("{PROPOSALS_OPEN_MAX} proposals wait for votes; decide some of them first");
         return Err(Refusal::new(LIMIT_REACHED, message));
     }
-    check_submitted(circle(cluster)?, proposal, cluster.now)?;
+    check_submitted(circle(cluster)?, proposal, cluster.now.0)?;
     let subject = format!("proposal/{}", id.short());
     cluster.audit.record(cluster.now, &actor.to_string(), "propose", &subject, &summary(&proposal.change));
     let open = OpenProposal {
@@ -102,7 +102,7 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
         let message = format!("member `{member}` has voted on this proposal already");
         return Err(Refusal::new(BALLOT_DUPLICATE, message));
     }
-    check_ballot(circle(cluster)?, &open.proposal, signed, cluster.now)?;
+    check_ballot(circle(cluster)?, &open.proposal, signed, cluster.now.0)?;
     let mut open = open.clone();
     open.ballots.insert(member.clone(), signed.clone());
     let state = judge(circle(cluster)?, &open);
@@ -127,7 +127,7 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
 
 fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
     let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
-    match closed.map(|closed| (closed.state, show_time(closed.closed_at))) {
+    match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {
         Some((ProposalState::Expired, at)) => {
             Refusal::new(PROPOSAL_EXPIRED, format!("the proposal ended undecided at {at}; propose it again"))
         }
@@ -168,12 +168,11 @@ fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTree
 
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
 fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
-    let now = cluster.now;
     let state = circle(cluster)?;
     // Each ballot was verified on arrival; this verifies them all again, as every later verifier will.
     let certificate = assemble(&open.proposal, open.ballots.values());
     let digest = certificate.digest();
-    let approved = human_chain::verify(state, &certificate, now)?;
+    let approved = human_chain::verify(state, &certificate, cluster.now.0)?;
     let keys_before = super::registry::recipient_keys(cluster);
     let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
     circle.state.advance(approved)?;

@@ -1,6 +1,7 @@
 //! Registry commands inside what is approved: models, key wraps, API keys, replica counts, and enrolment of
 //! nodes.
 
+use crate::clock::{ClusterTime, WallTime};
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{
@@ -18,7 +19,7 @@ use protocol::governance::{Change, NodeAdmission};
 use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
-use protocol::{Millis, ModelRoot, NodeId, ServiceName, TokenName};
+use protocol::{ModelRoot, NodeId, ServiceName, TokenName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
@@ -273,7 +274,16 @@ pub(super) fn scale(
 pub fn enrol_answer(
     cluster: &Cluster,
     admission: &NodeAdmission,
-    now: Millis,
+    now: WallTime,
+) -> Option<Result<Reply, Refusal>> {
+    answer_unrecorded(cluster, admission, cluster.time(now))
+}
+
+/// Returns the reply to a request for admission that changes nothing in the state; none if it changes some.
+fn answer_unrecorded(
+    cluster: &Cluster,
+    admission: &NodeAdmission,
+    now: ClusterTime,
 ) -> Option<Result<Reply, Refusal>> {
     let refuse = |code, message: String| Some(Err(Refusal::new(code, message)));
     if cluster.circle.is_none() {
@@ -291,7 +301,9 @@ pub fn enrol_answer(
         );
         return refuse(COMMAND_INVALID, message);
     }
-    let fresh = |p: &PendingNode| p.admission == *admission && p.last_seen.plus(PENDING_REFRESH_MS) > now;
+    let fresh = |known: &PendingNode| {
+        known.admission == *admission && ClusterTime(known.last_seen).plus(PENDING_REFRESH_MS) > now
+    };
     match cluster.pending.get(&admission.id) {
         Some(known) => fresh(known).then_some(Ok(Reply::Enrolled { admitted: false })),
         None if cluster.pending.len() >= PENDING_NODES_MAX && silent(cluster, now).is_none() => {
@@ -303,16 +315,16 @@ pub fn enrol_answer(
 }
 
 /// Returns the pending node that has been silent longest, if for at least [`PENDING_SILENT_MS`].
-fn silent(cluster: &Cluster, now: Millis) -> Option<NodeId> {
+fn silent(cluster: &Cluster, now: ClusterTime) -> Option<NodeId> {
     let oldest = cluster.pending.values().min_by_key(|pending| pending.last_seen)?;
-    (oldest.last_seen.plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
+    (ClusterTime(oldest.last_seen).plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
 }
 
 /// Records that an unknown node asks for admission. It grants nothing, since only a certificate admits. Any
 /// client may ask, so everything here is bounded.
 pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<Reply, Refusal> {
     let now = cluster.now;
-    if let Some(answer) = enrol_answer(cluster, admission, now) {
+    if let Some(answer) = answer_unrecorded(cluster, admission, now) {
         return answer;
     }
     let known = cluster.pending.contains_key(&admission.id);
@@ -325,7 +337,7 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
     }
     assert!(known || cluster.pending.len() < PENDING_NODES_MAX, "an answer was due instead");
     let keys_before = recipient_keys(cluster);
-    let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now };
+    let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now.0 };
     cluster.pending.insert(admission.id, pending);
     drop_useless_wraps(cluster, &keys_before);
     Ok(Reply::Enrolled { admitted: false })

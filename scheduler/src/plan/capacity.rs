@@ -3,11 +3,13 @@
 //! Amounts are the node's offer less the resources of its orders, never the current usage: a plan must hold
 //! at a replica's peak.
 
+use crate::clock::{ClusterTime, LeaderTime};
 use crate::cluster::{Cluster, HoldingPhase, Service};
-use crate::observed::{Liveness, Observed};
+use crate::observed::Liveness;
+use crate::view::View;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
-use protocol::{Millis, ModelRoot, NodeId, NodeName, ServiceName};
+use protocol::{ModelRoot, NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
 /// A node and its remaining capacity.
@@ -45,10 +47,10 @@ pub(crate) struct GpuRoom {
 pub(crate) enum Unschedulable {
     NotWorker,
     Unknown {
-        until: Millis,
+        until: LeaderTime,
     },
     Dead {
-        silent_since: Millis,
+        silent_since: LeaderTime,
     },
     Region {
         has: String,
@@ -65,7 +67,7 @@ pub(crate) enum Unschedulable {
     },
     NoWrap,
     Avoided {
-        until: Millis,
+        until: ClusterTime,
     },
     Cpu {
         needs: u64,
@@ -147,14 +149,10 @@ impl std::fmt::Display for Unschedulable {
 }
 
 /// Returns every admitted node with the capacity that these services leave, by name.
-pub(crate) fn capacities(
-    cluster: &Cluster,
-    observed: &Observed,
-    services: &BTreeMap<ServiceName, Service>,
-    now: Millis,
-) -> Vec<NodeCapacity> {
+pub(crate) fn capacities(view: View, services: &BTreeMap<ServiceName, Service>) -> Vec<NodeCapacity> {
+    let cluster = view.cluster;
     let mut capacities: Vec<NodeCapacity> =
-        cluster.nodes().map(|node| NodeCapacity::empty(node, observed, now)).collect();
+        cluster.nodes().map(|node| NodeCapacity::empty(node, view)).collect();
     capacities.sort_by(|a, b| a.name.cmp(&b.name));
     let positions: BTreeMap<NodeId, usize> =
         capacities.iter().enumerate().map(|(i, capacity)| (capacity.id, i)).collect();
@@ -179,8 +177,8 @@ pub(crate) fn model_bytes(cluster: &Cluster, manifest: &ServiceManifest) -> u64 
 }
 
 impl NodeCapacity {
-    fn empty(admission: &NodeAdmission, observed: &Observed, now: Millis) -> Self {
-        let known = observed.node(&admission.id);
+    fn empty(admission: &NodeAdmission, view: View) -> Self {
+        let known = view.observed.node(&admission.id);
         let resources = known.map(|node| node.resources.clone()).unwrap_or_default();
         let gpus = resources.gpus.iter().map(|gpu| GpuRoom {
             index: gpu.index,
@@ -194,7 +192,7 @@ impl NodeCapacity {
             id: admission.id,
             name: admission.name.clone(),
             admission: admission.clone(),
-            liveness: observed.liveness(&admission.id, now),
+            liveness: view.liveness(&admission.id),
             isolation: known.map(|node| node.isolation),
             cpu_offered: resources.cpu_millicores,
             cpu_free: resources.cpu_millicores,
