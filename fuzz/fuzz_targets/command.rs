@@ -49,5 +49,6 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = judge(&stage().0, &command);
     let mut cluster = Cluster::default();
     let _ = apply_bytes(&mut cluster, 1, &command);
+    assert_eq!(cluster.check_invariants(), Ok(()));
     assert!(Cluster::from_snapshot(&cluster.to_snapshot()).is_ok());
 });

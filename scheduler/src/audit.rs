@@ -33,6 +33,20 @@ impl Audit {
         self.events.iter().skip(self.events.len().saturating_sub(count))
     }
 
+    /// Returns whether the kept events are bounded, and numbered without gaps up to [`Self::recorded`].
+    pub(crate) fn is_numbered(&self) -> bool {
+        let numbers = self.events.iter().rev().map(|event| event.sequence);
+        let expected = (1..=self.recorded).rev();
+        self.events.len() <= AUDIT_EVENTS_MAX
+            && self.events.len() as u64 == self.recorded.min(AUDIT_EVENTS_MAX as u64)
+            && numbers.eq(expected.take(self.events.len()))
+    }
+
+    /// Returns the time of the last event; zero if there is none.
+    pub(crate) fn last_at(&self) -> ClusterTime {
+        self.events.back().map(|event| ClusterTime(event.at)).unwrap_or_default()
+    }
+
     /// Adds an event and drops the oldest beyond [`AUDIT_EVENTS_MAX`].
     pub(crate) fn record(&mut self, at: ClusterTime, actor: &str, action: &str, subject: &str, detail: &str) {
         self.recorded += 1;
@@ -66,6 +80,32 @@ fn shorten(text: &str) -> String {
 mod tests {
     use super::*;
     use protocol::Millis;
+
+    impl Audit {
+        /// Counts an event that is not there.
+        pub(crate) fn miscount(&mut self) {
+            self.recorded += 1;
+        }
+    }
+
+    #[test]
+    fn a_missing_or_renumbered_event_is_noticed() {
+        let mut audit = Audit::default();
+        assert!(audit.is_numbered() && audit.last_at() == ClusterTime::default());
+        for number in 1..=3 {
+            audit.record(ClusterTime(Millis(number)), "scheduler", "place", "chat/0", "");
+        }
+        assert!(audit.is_numbered() && audit.last_at() == ClusterTime(Millis(3)));
+        let damaged = |damage: fn(&mut Audit)| {
+            let mut audit = audit.clone();
+            damage(&mut audit);
+            !audit.is_numbered()
+        };
+        assert!(damaged(Audit::miscount));
+        assert!(damaged(|audit| audit.events[1].sequence = 7));
+        assert!(damaged(|audit| drop(audit.events.remove(1))));
+        assert!(damaged(|audit| audit.events.clear()));
+    }
 
     #[test]
     fn the_ring_keeps_the_last_events_and_their_numbers() {

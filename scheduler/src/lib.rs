@@ -9,6 +9,11 @@
 //! proposal of [`Plan::command`]. It answers agents with [`desired_for`] and [`route_table`]. Start reading
 //! at [`Cluster`] and [`plan()`].
 
+/// Unit tests share the integration tests' clusters, which name this crate.
+#[cfg(test)]
+extern crate self as scheduler;
+
+mod allocation;
 mod apply;
 mod audit;
 mod clock;
@@ -17,6 +22,7 @@ mod command;
 mod desired;
 mod draft;
 mod dry_run;
+mod invariants;
 pub mod limits;
 mod observed;
 mod outcomes;
@@ -35,8 +41,9 @@ pub use cluster::{
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
+pub use invariants::{Invariant, Violation};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
-pub use plan::{Dropped, Plan, Reason, Waiting, plan};
+pub use plan::{Dropped, Plan, Reason, Waiting, plan, refused_in_its_generation};
 pub use status::{LeaderView, status};
 pub use view::View;
 pub use views::{

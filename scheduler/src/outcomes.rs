@@ -108,6 +108,33 @@ impl Outcomes {
         self.evict(now);
     }
 
+    /// Returns the number of replies ever recorded.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Returns the time of the latest kept record; zero if there is none.
+    pub(crate) fn last_at(&self) -> ClusterTime {
+        let outcomes = self.tokens.values().flat_map(|token| token.by_key.values());
+        outcomes.map(|outcome| outcome.at).max().unwrap_or_default()
+    }
+
+    /// Returns whether the records are within their bounds, and agree with the totals and the indexes.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let outcomes = || self.tokens.values().flat_map(|token| token.by_key.values());
+        let indexed = self.tokens.values().all(|token| {
+            !token.by_key.is_empty()
+                && token.by_number.len() == token.by_key.len()
+                && token.by_key.iter().all(|(key, outcome)| token.by_number.get(&outcome.number) == Some(key))
+        });
+        indexed
+            && outcomes().count() == self.count
+            && outcomes().map(|outcome| outcome.bytes).sum::<usize>() == self.bytes
+            && outcomes().all(|outcome| outcome.number <= self.recorded)
+            && self.count <= IDEMPOTENCY_RECORDS_MAX
+            && self.bytes <= IDEMPOTENCY_BYTES_MAX
+    }
+
     fn insert(&mut self, row: Row) {
         let Row { number, token, key, at, request, reply } = row;
         let bytes = to_bytes(&reply).len() + RECORD_OVERHEAD_BYTES;
@@ -217,6 +244,39 @@ mod tests {
     fn knows(outcomes: &Outcomes, token: &str, number: usize, now: u64) -> bool {
         let found = outcomes.find(&key(token, number), &request(number), time(now));
         found.expect("the same request") == Some(Reply::Done)
+    }
+
+    impl Outcomes {
+        /// Counts a record that is not there.
+        pub(crate) fn miscount(&mut self) {
+            self.count += 1;
+        }
+    }
+
+    #[test]
+    fn totals_and_indexes_that_disagree_are_noticed() {
+        let mut outcomes = Outcomes::default();
+        (0..3).for_each(|number| record(&mut outcomes, "a", number, 7));
+        assert!(outcomes.is_consistent());
+        assert_eq!((outcomes.recorded(), outcomes.last_at()), (3, time(7)));
+        let damaged = |damage: fn(&mut Outcomes)| {
+            let mut outcomes = outcomes.clone();
+            damage(&mut outcomes);
+            !outcomes.is_consistent()
+        };
+        assert!(damaged(Outcomes::miscount));
+        assert!(damaged(|outcomes| outcomes.bytes -= 1));
+        assert!(damaged(|outcomes| outcomes.recorded = 2));
+        assert!(damaged(|outcomes| of_a(outcomes).by_number.clear()));
+        assert!(damaged(|outcomes| of_a(outcomes).by_key.clear()));
+        assert!(damaged(|outcomes| of_a(outcomes).by_number.extend([(1, Digest::of(b"x"))])));
+        assert!(damaged(|outcomes| {
+            outcomes.tokens.insert("empty".parse().expect("a name"), TokenOutcomes::default());
+        }));
+    }
+
+    fn of_a(outcomes: &mut Outcomes) -> &mut TokenOutcomes {
+        outcomes.tokens.get_mut(&key("a", 0).token).expect("recorded before")
     }
 
     #[test]

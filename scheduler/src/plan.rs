@@ -17,8 +17,8 @@ mod rebalance;
 mod tests;
 
 use crate::clock::{ClusterTime, WallTime};
-use crate::cluster::{Holding, HoldingPhase, Service};
-use crate::command::{Action, Actor, Command, OrderPlan, Refusal, SlotName, Step};
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
+use crate::command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
 use crate::draft::Draft;
 use crate::limits::PLAN_STEPS_MAX;
 use crate::view::View;
@@ -123,6 +123,23 @@ pub fn plan(view: View) -> Plan {
         planner.rebalance();
     }
     planner.plan
+}
+
+/// Returns the refusal of a plan in the very generation for which it was made. The planner's draft accepted
+/// every step of it, so this is a fault of the planner, like [`Plan::dropped`]. Only a deadline that passed
+/// in between can cause it once. None if the plan was executed, or is stale.
+///
+/// `cluster` is the state after the plan was applied; the generation never falls, so an equal one means that
+/// nothing had changed.
+#[must_use]
+pub fn refused_in_its_generation(
+    cluster: &Cluster,
+    parent_generation: u64,
+    reply: &Reply,
+) -> Option<Refusal> {
+    let Reply::Refused { code, message } = reply else { return None };
+    let unchanged = cluster.generation == parent_generation;
+    unchanged.then(|| Refusal::new(*code, message.clone()))
 }
 
 /// A plan under construction.

@@ -7,7 +7,7 @@ use super::Server;
 use crate::machine::wall_clock;
 use overlay::CancellationToken;
 use protocol::gateway::RouteTable;
-use scheduler::{Action, Actor, LeaderTime, Observed, Reply, View};
+use scheduler::{Action, Actor, LeaderTime, Observed, Reply, View, refused_in_its_generation};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,16 +55,20 @@ pub(super) async fn round(server: &Server, term: u64) {
     if server.cluster(|cluster| scheduler::tick_is_due(cluster, now.into())) {
         report("tick", server.command(Actor::Scheduler, Action::Tick).await);
     }
-    let Some(execute) = server.next_plan(now) else { return };
+    let Some((parent_generation, execute)) = server.next_plan(now) else { return };
     match server.command(Actor::Scheduler, execute).await {
         Ok(Reply::Executed { orders, .. }) => {
             for order in orders {
                 tracing::info!(service = %order.service, slot = %order.slot, fence = %order.fence, "order issued");
             }
             server.metrics.plans.inc();
+            server.metrics.count_plan(None);
         }
         // A stale plan is normal: the cluster changed while the plan was computed.
-        Ok(_) => {}
+        Ok(reply) => {
+            let refused = |cluster: &_| refused_in_its_generation(cluster, parent_generation, &reply);
+            server.metrics.count_plan(server.cluster(refused).as_ref());
+        }
         Err(failure) => tracing::warn!(problem = ?failure.problem(), "plan not executed"),
     }
 }
@@ -125,14 +129,18 @@ impl Server {
         self.leadership.lock().expect("no holder of this lock panics")
     }
 
-    /// Returns the next plan as an action and begins its evictions; none if the plan is empty.
-    fn next_plan(&self, now: LeaderTime) -> Option<Action> {
+    /// Returns the next plan as an action, with its generation, and begins its evictions; none if the plan is
+    /// empty.
+    fn next_plan(&self, now: LeaderTime) -> Option<(u64, Action)> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
         let plan = self.cluster(|cluster| scheduler::plan(View { cluster, observed, now }));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
-        let action = plan.action()?;
+        let Some(action) = plan.action() else {
+            self.metrics.count_plan(None);
+            return None;
+        };
         observed.begin_eviction(&plan);
-        Some(action)
+        Some((plan.parent_generation, action))
     }
 }

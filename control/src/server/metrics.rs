@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use protocol::api::ServiceView;
 use protocol::{NodeName, ServiceName};
-use scheduler::{LeaderTime, View};
+use scheduler::{LeaderTime, Refusal, View};
 use std::sync::{Arc, Mutex};
 
 /// Counters and gauges of the replica.
@@ -16,6 +16,7 @@ pub(crate) struct ServerMetrics {
     /// Number of plans executed.
     pub(crate) plans: IntCounter,
     pub(crate) steps_dropped: IntGauge,
+    plans_refused: IntGauge,
     /// Number of agents' requests answered.
     pub(crate) syncs: IntCounter,
     /// Number of times that this replica became leader.
@@ -122,6 +123,11 @@ impl ServerMetrics {
                 &r,
                 "quorate_scheduler_steps_dropped",
                 "Steps that the last plan left out because applying them would be refused: a fault, always 0.",
+            ),
+            plans_refused: gauge(
+                &r,
+                "quorate_scheduler_plans_refused",
+                "Last plans in a row that were refused although nothing had changed: a fault, always 0.",
             ),
             syncs: counter(&r, "quorate_agent_syncs_total", "Requests of agents answered by this replica."),
             leader_changes: counter(
@@ -250,6 +256,17 @@ struct Led {
 }
 
 impl ServerMetrics {
+    /// Counts a plan that was refused in its own generation; any other plan ends the row.
+    pub(crate) fn count_plan(&self, refused: Option<&Refusal>) {
+        match refused {
+            Some(refusal) => {
+                tracing::error!(code = %refusal.code, %refusal, "the planner's own plan was refused");
+                self.plans_refused.inc();
+            }
+            None => self.plans_refused.set(0),
+        }
+    }
+
     /// Exports the leader's gauges and resets everything else.
     ///
     /// A former leader's last values, or those of a retired service, would otherwise mask an outage for as
@@ -261,6 +278,7 @@ impl ServerMetrics {
         self.not_enforced.reset();
         let Some(led) = led else {
             self.steps_dropped.set(0);
+            self.plans_refused.set(0);
             return;
         };
         let none: [&str; 0] = [];
@@ -289,6 +307,7 @@ mod tests {
             "quorate_node_not_enforced",
             "quorate_service_replicas",
             "quorate_scheduler_steps_dropped",
+            "quorate_scheduler_plans_refused",
         ];
         let wanted = |line: &&str| led.iter().any(|name| line.starts_with(name));
         text.lines().filter(wanted).map(str::to_string).collect()
@@ -298,7 +317,7 @@ mod tests {
     fn only_a_leader_tells_of_nodes_and_services_and_only_of_those_there_are() {
         let metrics = ServerMetrics::new();
         let service = |name: &str, desired, ready| (name.parse().expect("a name"), desired, ready);
-        let silent = ["quorate_scheduler_steps_dropped 0"];
+        let silent = ["quorate_scheduler_plans_refused 0", "quorate_scheduler_steps_dropped 0"];
         assert_eq!(shown(&metrics), silent, "a replica that never led");
         let led = Led {
             nodes_alive: 4,
@@ -307,10 +326,13 @@ mod tests {
         };
         metrics.show_led(Some(&led));
         metrics.steps_dropped.set(1);
+        let refusal = Refusal::new(protocol::error_code::PLAN_STALE, "slot chat/0 is held");
+        (0..2).for_each(|_| metrics.count_plan(Some(&refusal)));
         let expected = [
             "quorate_node_not_enforced{limit=\"cpu\",node=\"node-1\"} 1",
             "quorate_node_not_enforced{limit=\"memory\",node=\"node-1\"} 1",
             "quorate_nodes_alive 4",
+            "quorate_scheduler_plans_refused 2",
             "quorate_scheduler_steps_dropped 1",
             "quorate_service_replicas_desired{service=\"chat\"} 2",
             "quorate_service_replicas_desired{service=\"embed\"} 1",
@@ -320,6 +342,12 @@ mod tests {
         assert_eq!(shown(&metrics), expected);
         let later = Led { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
         metrics.show_led(Some(&later));
+        metrics.count_plan(None);
+        assert!(
+            shown(&metrics).contains(&"quorate_scheduler_plans_refused 0".to_string()),
+            "a plan was executed"
+        );
+        metrics.count_plan(Some(&refusal));
         assert!(!shown(&metrics).concat().contains("chat"), "a service that was retired");
         assert!(!shown(&metrics).concat().contains("node-1"), "a node that enforces everything now");
         metrics.show_led(None);

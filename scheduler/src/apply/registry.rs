@@ -307,11 +307,14 @@ fn answer_unrecorded(
     match cluster.pending.get(&admission.id) {
         Some(known) => fresh(known).then_some(Ok(Reply::Enrolled { admitted: false })),
         None if cluster.pending.len() >= PENDING_NODES_MAX && silent(cluster, now).is_none() => {
-            let message = format!("{PENDING_NODES_MAX} nodes wait for admission; try again later");
-            refuse(LIMIT_REACHED, message)
+            Some(Err(too_many_pending()))
         }
         None => None,
     }
+}
+
+fn too_many_pending() -> Refusal {
+    Refusal::new(LIMIT_REACHED, format!("{PENDING_NODES_MAX} nodes wait for admission; try again later"))
 }
 
 /// Returns the pending node that has been silent longest, if for at least [`PENDING_SILENT_MS`].
@@ -330,12 +333,12 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
     let known = cluster.pending.contains_key(&admission.id);
     if !known && cluster.pending.len() >= PENDING_NODES_MAX {
         // No audit event: unadmitted nodes that evict each other must not evict the events of members.
-        silent(cluster, now).map(|silent| cluster.pending.remove(&silent));
+        let evicted = silent(cluster, now).ok_or_else(too_many_pending)?;
+        cluster.pending.remove(&evicted);
     } else if !known {
         let subject = format!("node/{}", admission.name);
         cluster.audit.record(now, "stranger", "enrol", &subject, &admission.id.short());
     }
-    assert!(known || cluster.pending.len() < PENDING_NODES_MAX, "an answer was due instead");
     let keys_before = recipient_keys(cluster);
     let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now.0 };
     cluster.pending.insert(admission.id, pending);

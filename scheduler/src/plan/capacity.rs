@@ -10,7 +10,7 @@ use crate::view::View;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
 use protocol::{ModelRoot, NodeId, NodeName, ServiceName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node and its remaining capacity.
 #[derive(Debug, Clone)]
@@ -180,14 +180,19 @@ impl NodeCapacity {
     fn empty(admission: &NodeAdmission, view: View) -> Self {
         let known = view.observed.node(&admission.id);
         let resources = known.map(|node| node.resources.clone()).unwrap_or_default();
-        let gpus = resources.gpus.iter().map(|gpu| GpuRoom {
-            index: gpu.index,
-            simulated: gpu.simulated,
-            healthy: gpu.healthy,
-            memory_bytes: gpu.memory_bytes,
-            memory_free: gpu.memory_bytes,
-            percent_free: 100,
-        });
+        // A node that reports an index twice offers that GPU once.
+        let mut seen = BTreeSet::new();
+        let distinct = resources.gpus.iter().filter(|gpu| seen.insert(gpu.index));
+        let gpus: Vec<GpuRoom> = distinct
+            .map(|gpu| GpuRoom {
+                index: gpu.index,
+                simulated: gpu.simulated,
+                healthy: gpu.healthy,
+                memory_bytes: gpu.memory_bytes,
+                memory_free: gpu.memory_bytes,
+                percent_free: 100,
+            })
+            .collect();
         Self {
             id: admission.id,
             name: admission.name.clone(),
@@ -198,7 +203,7 @@ impl NodeCapacity {
             cpu_free: resources.cpu_millicores,
             memory_offered: resources.memory_bytes,
             memory_free: resources.memory_bytes,
-            gpus: gpus.collect(),
+            gpus,
             models: BTreeMap::new(),
             replicas: BTreeMap::new(),
         }

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::clock::LeaderTime;
-use crate::cluster::Cluster;
 use crate::observed::Observed;
 use protocol::error_code::PLAN_STALE;
 use protocol::{Digest, Fence, Millis, NodeId, PublicKey};

@@ -253,16 +253,23 @@ impl World {
 
     pub(crate) fn apply(&mut self, actor: Actor, action: Action) -> Reply {
         let command = Command { now: self.wall_now(), actor, action, idempotency: None };
+        self.execute_command(command)
+    }
+
+    /// Applies a command and checks every invariant of the state and of its change.
+    fn execute_command(&mut self, command: Command) -> Reply {
+        let before = self.cluster.clone();
         self.log.push(command.clone());
-        apply(&mut self.cluster, self.log.len() as u64, &command)
+        let reply = apply(&mut self.cluster, self.log.len() as u64, &command);
+        check_change(&before, &self.cluster);
+        reply
     }
 
     /// Applies a write of the operator's token under an idempotency key.
     pub(crate) fn apply_once(&mut self, key: &str, action: Action) -> Reply {
         let actor = Actor::Token("operator".parse().unwrap());
         let command = Command { now: self.wall_now(), actor, action, idempotency: Some(samples::once(key)) };
-        self.log.push(command.clone());
-        apply(&mut self.cluster, self.log.len() as u64, &command)
+        self.execute_command(command)
     }
 
     /// Applies an action that must not be refused.
@@ -418,6 +425,12 @@ impl World {
         runs.map(|(slot, holding)| format!("{slot}@{}", self.cluster.node_name(&holding.order.node)))
             .collect()
     }
+}
+
+/// Checks every invariant of a state, and of the change that led to it.
+pub(crate) fn check_change(before: &Cluster, after: &Cluster) {
+    assert_eq!(after.check_invariants(), Ok(()));
+    assert_eq!(before.check_succession(after), Ok(()));
 }
 
 pub(crate) fn report(order: &protocol::order::SlotOrder, state: SlotState, detail: &str) -> SlotReport {

@@ -283,6 +283,7 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
     let mut cluster = world.cluster.clone();
     let answer = apply_bytes(&mut cluster, world.log.len() as u64 + 1, bytes);
     let reply: Reply = protocol::canonical::from_bytes(&answer, 4 << 20).expect("an answer");
+    check_change(&world.cluster, &cluster);
     if let Reply::Refused { code, .. } = reply {
         let keyed = protocol::canonical::from_bytes::<Command>(bytes, limits::COMMAND_BYTES_MAX)
             .is_ok_and(|command| command.idempotency.is_some());
