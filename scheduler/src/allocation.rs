@@ -13,7 +13,10 @@ pub(crate) const GPU_PERCENT_MAX: u32 = 100;
 
 /// Returns the number of GPUs that an order with these resources names, and the percentage of each.
 pub(crate) fn gpu_demand(resources: &Resources) -> (usize, u32) {
-    match (resources.gpu_count, resources.gpu_share_percent) {
+    let (count, share) = (resources.gpu_count, resources.gpu_share_percent);
+    debug_assert!(count == 0 || share == 0, "a manifest asks for whole GPUs or for a share of one");
+    debug_assert!(share <= GPU_PERCENT_MAX, "a share is of one GPU");
+    match (count, share) {
         (0, 0) => (0, 0),
         (0, percent) => (1, percent),
         (count, _) => (count as usize, GPU_PERCENT_MAX),

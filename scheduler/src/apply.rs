@@ -36,6 +36,7 @@ pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
 
 /// Applies the command at this index of the log. Never panics, for any input.
 pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
+    debug_assert!(index > 0, "a log begins at index 1");
     let Some(key) = &command.idempotency else { return attempt(cluster, index, command) };
     if let Err(refusal) = check_key(cluster, key) {
         return refusal.into();
@@ -57,6 +58,7 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
 fn attempt(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let before = cluster.now;
     cluster.now = cluster.time(command.now);
+    debug_assert!(cluster.now >= before, "the cluster's time never goes back");
     match carry_out(cluster, index, command) {
         Ok(reply) => reply,
         Err(refusal) => {
@@ -131,6 +133,8 @@ fn check_key(cluster: &Cluster, key: &IdempotencyKey) -> Result<(), Refusal> {
 }
 
 fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
+    let led_since = cluster.leadership.map(|leadership| leadership.since);
+    debug_assert!(led_since.is_none_or(|since| since <= cluster.now), "leaders follow each other in time");
     cluster.leadership = Some(Leadership { replica, since: cluster.now });
     cluster.generation += 1;
     cluster.audit.record(cluster.now, "scheduler", "lead", &format!("replica/{replica}"), "");
@@ -167,5 +171,6 @@ fn tick(cluster: &mut Cluster) -> Reply {
     }
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::drop_useless_wraps(cluster, &BTreeMap::new());
+    debug_assert!(!tick_is_due(cluster, WallTime(now.0)), "a tick leaves nothing due");
     Reply::Done
 }

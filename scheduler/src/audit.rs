@@ -49,6 +49,8 @@ impl Audit {
 
     /// Adds an event and drops the oldest beyond [`AUDIT_EVENTS_MAX`].
     pub(crate) fn record(&mut self, at: ClusterTime, actor: &str, action: &str, subject: &str, detail: &str) {
+        debug_assert!(at >= self.last_at(), "events are recorded in the order of time");
+        debug_assert!(!actor.is_empty() && !action.is_empty(), "an event has an actor and an action");
         self.recorded += 1;
         self.events.push_back(AuditEvent {
             sequence: self.recorded,
@@ -73,6 +75,7 @@ fn shorten(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
+    debug_assert!(end + 3 >= AUDIT_TEXT_BYTES_MAX - '…'.len_utf8(), "a character has at most four bytes");
     format!("{}…", &text[..end])
 }
 

@@ -222,7 +222,9 @@ impl Cluster {
     /// Returns the whole state as canonical bytes.
     #[must_use]
     pub fn to_snapshot(&self) -> Vec<u8> {
-        to_bytes(self)
+        let bytes = to_bytes(self);
+        debug_assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "a snapshot that is written can be read");
+        bytes
     }
 
     /// Restores the state from a snapshot.
@@ -237,6 +239,7 @@ impl Cluster {
     /// the number to which the service was scaled before, as far as the new envelope allows.
     pub(crate) fn desired_under(&self, manifest: &ServiceManifest) -> u32 {
         let range = manifest.replicas;
+        debug_assert!(range.min <= range.max, "a manifest's form is checked before");
         let known = self.services.get(&manifest.name);
         let running = known.filter(|service| service.phase == ServicePhase::Active);
         running.map_or(range.min, |service| service.desired.min(range.max).max(range.min))
@@ -310,6 +313,7 @@ impl Cluster {
             }
             tail.push(bundle.clone());
         }
+        debug_assert!(!tail.is_empty() || skip >= self.governance_chain().len(), "a reader always advances");
         tail
     }
 
@@ -317,7 +321,9 @@ impl Cluster {
     #[must_use]
     pub fn bundle(&self, certificate: &Digest) -> Option<&Bundle> {
         let circle = self.circle.as_ref()?;
-        circle.chain.get(*circle.positions.get(certificate)?)
+        let position = *circle.positions.get(certificate)?;
+        debug_assert!(position < circle.chain.len(), "the index is of this chain");
+        circle.chain.get(position)
     }
 
     /// Returns every service ever approved, by name, including retired ones.
@@ -429,6 +435,9 @@ impl Cluster {
         state: ProposalState,
         certificate: Option<Digest>,
     ) {
+        debug_assert_eq!(certificate.is_some(), state == ProposalState::Approved, "an approval is certified");
+        debug_assert_ne!(state, ProposalState::Open, "a proposal closes in another state");
+        debug_assert!(self.open.contains_key(&id), "only an open proposal closes");
         let Some(open) = self.open.remove(&id) else { return };
         self.closed.push_back(ClosedProposal {
             proposal: open.proposal,

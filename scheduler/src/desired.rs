@@ -3,7 +3,7 @@
 //! Orders leave this module unsigned: the shell signs them with its control key when it answers.
 
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
-use crate::view::View;
+use crate::view::ClusterView;
 use protocol::gateway::{Route, RouteTable, RoutedService};
 use protocol::governance::Bundle;
 use protocol::model::{KeyWrap, ModelRecord};
@@ -48,7 +48,9 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
         orders.push(holding.order.clone());
         leaving.extend(draining.then_some(index));
     }
-    let assignment = |(certificate, (orders, draining))| {
+    let assignment = |(certificate, (orders, draining)): (Digest, (Vec<SlotOrder>, Vec<SlotIndex>))| {
+        let ordered = |slot: &SlotIndex| orders.iter().any(|order| order.slot == *slot);
+        debug_assert!(draining.iter().all(ordered), "a slot that drains is ordered");
         let root = cluster.manifest_of(&certificate)?.model.root;
         Some(NodeAssignment {
             bundle: cluster.bundle(&certificate)?.clone(),
@@ -65,7 +67,7 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
 /// last table that this leader made, initially a default one. While nothing has changed it is returned
 /// unmodified; its version rises with every change, across leaders too.
 #[must_use]
-pub fn route_table(view: View, previous: &RouteTable) -> RouteTable {
+pub fn route_table(view: ClusterView, previous: &RouteTable) -> RouteTable {
     let cluster = view.cluster;
     let services = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     let services = services.map(|service| {
@@ -93,5 +95,6 @@ pub fn route_table(view: View, previous: &RouteTable) -> RouteTable {
     }
     let base = cluster.generation().saturating_mul(1 << ROUTES_PER_GENERATION_BITS);
     let version = base.max(previous.version.saturating_add(1));
+    debug_assert!(version > previous.version || version == u64::MAX, "a changed table has a new version");
     RouteTable { version, services, api_keys }
 }

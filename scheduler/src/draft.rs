@@ -207,6 +207,7 @@ impl<'a> Draft<'a> {
             || stale(format!("slot {}/{} is not held under fence {}", name.service, name.slot, name.fence));
         let slot = slot.ok_or_else(missing)?;
         let holding = slot.holding.clone().ok_or_else(missing)?;
+        debug_assert_eq!(holding.order.fence, slot.fence, "a slot is held under its last fence");
         Ok((slot, holding))
     }
 }
@@ -230,6 +231,8 @@ fn check_slot(service: &Service, plan: &OrderPlan) -> Result<(), Refusal> {
 
 /// Frees a slot. Its fence remains, so that the next order's fence is higher.
 fn free(slot: &mut Slot, now: ClusterTime) {
+    debug_assert!(slot.holding.is_some(), "only a held slot becomes free");
+    debug_assert!(slot.since <= now, "a slot changes in the order of time");
     slot.last_holder = slot.holding.take().map(|holding| holding.order.node);
     slot.since = now;
 }

@@ -6,7 +6,7 @@
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
 use crate::plan::{CandidatePlacement, best_placement, capacities, free_slot, model_bytes};
-use crate::view::View;
+use crate::view::ClusterView;
 use crate::why::smallest_change;
 use human_chain::{class_of, describe, propose};
 use protocol::api::{DryRun, DryRunPlacement};
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// The proposal would be refused; the error carries the code of that refusal.
-pub fn dry_run(view: View, manifest: &Manifest) -> Result<DryRun, Refusal> {
+pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal> {
     let cluster = view.cluster;
     let Some(state) = cluster.circle_state() else {
         return Err(Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
@@ -73,12 +73,14 @@ pub fn dry_run(view: View, manifest: &Manifest) -> Result<DryRun, Refusal> {
     let needs = format!("{rule} must approve");
     let spend_micro_units_per_hour = manifest.spend_micro_units_per_hour;
     let desired = service.desired;
+    debug_assert!(placed.len() <= manifest.replicas.max as usize, "the envelope bounds a dry run");
     let possible = placed.split_off(placed.len().min(desired as usize));
     Ok(DryRun { desired, placements: placed, possible, waiting, needs, spend_micro_units_per_hour })
 }
 
 fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, node: protocol::NodeId) {
     use crate::cluster::{Holding, HoldingPhase, Slot};
+    debug_assert!(!service.slots.contains_key(&slot), "a free slot is taken");
     let Some(circle) = cluster.circle_id() else { return };
     let order = protocol::order::SlotOrder {
         circle,
@@ -103,6 +105,7 @@ fn wait_lines(
     placed: u32,
     nodes: &[(protocol::NodeName, Vec<crate::plan::Unschedulable>)],
 ) -> Vec<String> {
+    debug_assert!(placed < max, "a replica waits only inside the envelope");
     let mut lines = vec![if placed < desired {
         format!("{} of {desired} would wait", desired - placed)
     } else {

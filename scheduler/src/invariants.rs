@@ -69,7 +69,7 @@ pub struct Violation {
     pub detail: String,
 }
 
-type Checked = Result<(), Violation>;
+type InvariantResult = Result<(), Violation>;
 
 impl Cluster {
     /// Checks every rule about a single state.
@@ -92,6 +92,6 @@ impl Cluster {
 }
 
 /// Checks a condition; `detail` names the object that breaks it.
-fn ensure(holds: bool, invariant: Invariant, detail: impl FnOnce() -> String) -> Checked {
+fn ensure(holds: bool, invariant: Invariant, detail: impl FnOnce() -> String) -> InvariantResult {
     if holds { Ok(()) } else { Err(Violation { invariant, detail: detail() }) }
 }

@@ -45,7 +45,7 @@ pub use invariants::{Invariant, Violation};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, plan, refused_in_its_generation};
 pub use status::{LeaderView, status};
-pub use view::View;
+pub use view::ClusterView;
 pub use views::{
     limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
 };

@@ -110,6 +110,8 @@ impl Observed {
         let heard_at = now.max(known.map_or(self.leader_since, |known| known.heard_at));
         let unbroken = known.filter(|known| known.heard_at.plus(LEASE_MS) > heard_at);
         let alive_since = unbroken.map_or(heard_at, |known| known.alive_since);
+        debug_assert!(heard_at >= self.leader_since, "no report is older than the leadership");
+        debug_assert!(alive_since <= heard_at, "a lease begins before it is renewed");
         self.nodes.insert(
             node,
             ObservedNode {
@@ -132,7 +134,8 @@ impl Observed {
     pub fn begin_eviction(&mut self, plan: &Plan) {
         for step in &plan.steps {
             if let Step::Lapse { node, .. } = step {
-                self.condemned.insert(*node, plan.parent_generation);
+                let before = self.condemned.insert(*node, plan.parent_generation);
+                debug_assert!(before <= Some(plan.parent_generation), "plans follow each other");
             }
         }
     }

@@ -137,6 +137,7 @@ impl Outcomes {
 
     fn insert(&mut self, row: Row) {
         let Row { number, token, key, at, request, reply } = row;
+        debug_assert!(number <= self.recorded, "a record's number is counted");
         let bytes = to_bytes(&reply).len() + RECORD_OVERHEAD_BYTES;
         let outcomes = self.tokens.entry(token).or_default();
         if let Some(before) = outcomes.by_key.insert(key, Outcome { number, at, request, reply, bytes }) {
@@ -159,6 +160,8 @@ impl Outcomes {
             let Some(token) = most.map(|(name, _)| name.clone()) else { break };
             self.remove_oldest(&token);
         }
+        debug_assert!(self.count <= IDEMPOTENCY_RECORDS_MAX, "surplus records are evicted");
+        debug_assert!(self.bytes <= IDEMPOTENCY_BYTES_MAX, "surplus bytes are evicted");
     }
 
     fn oldest(&self, token: &TokenName) -> Option<&Outcome> {
@@ -168,6 +171,7 @@ impl Outcomes {
 
     fn remove_oldest(&mut self, token: &TokenName) {
         let Some(outcomes) = self.tokens.get_mut(token) else { return };
+        debug_assert!(!outcomes.by_number.is_empty(), "a token without records is not kept");
         let oldest = outcomes.by_number.pop_first().and_then(|(_, key)| outcomes.by_key.remove(&key));
         if let Some(gone) = oldest {
             (self.count, self.bytes) = (self.count - 1, self.bytes - gone.bytes);

@@ -21,7 +21,7 @@ use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
 use crate::command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
 use crate::draft::Draft;
 use crate::limits::PLAN_STEPS_MAX;
-use crate::view::View;
+use crate::view::ClusterView;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::{NodeName, ServiceName, SlotIndex};
 use std::cell::RefCell;
@@ -112,7 +112,7 @@ impl Plan {
 
 /// Plans the next steps. The plan is empty before the circle is founded and before there is a leader.
 #[must_use]
-pub fn plan(view: View) -> Plan {
+pub fn plan(view: ClusterView) -> Plan {
     let mut planner = Planner::new(view);
     if view.cluster.circle.is_some() && view.cluster.leadership.is_some() {
         planner.lapse_dead_nodes();
@@ -122,7 +122,10 @@ pub fn plan(view: View) -> Plan {
         planner.fill();
         planner.rebalance();
     }
-    planner.plan
+    let plan = planner.plan;
+    debug_assert!(plan.steps.len() <= PLAN_STEPS_MAX, "a plan fits into a log entry");
+    debug_assert_eq!(plan.steps.len(), plan.reasons.len(), "every step has its reason");
+    plan
 }
 
 /// Returns the refusal of a plan in the very generation for which it was made. The planner's draft accepted
@@ -138,13 +141,14 @@ pub fn refused_in_its_generation(
     reply: &Reply,
 ) -> Option<Refusal> {
     let Reply::Refused { code, message } = reply else { return None };
+    debug_assert!(cluster.generation >= parent_generation, "a plan is made from a state that was applied");
     let unchanged = cluster.generation == parent_generation;
     unchanged.then(|| Refusal::new(*code, message.clone()))
 }
 
 /// A plan under construction.
 pub(crate) struct Planner<'a> {
-    view: View<'a>,
+    view: ClusterView<'a>,
     draft: Draft<'a>,
     plan: Plan,
     /// Remaining capacity of the nodes in the draft; none after a step made it stale.
@@ -152,7 +156,7 @@ pub(crate) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(crate) fn new(view: View<'a>) -> Self {
+    pub(crate) fn new(view: ClusterView<'a>) -> Self {
         let parent_generation = view.cluster.generation;
         let plan =
             Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![], dropped: vec![] };
@@ -179,6 +183,7 @@ impl<'a> Planner<'a> {
     /// Takes a step; returns whether the plan now has it. A full plan does not take the step. A step that the
     /// draft refuses is recorded as dropped.
     fn take(&mut self, step: Step, subject: String, text: String) -> bool {
+        debug_assert!(!subject.is_empty(), "a step has a subject");
         if self.plan.steps.len() >= PLAN_STEPS_MAX {
             return false;
         }

@@ -4,7 +4,7 @@ use crate::clock::ClusterTime;
 use crate::cluster::ServicePhase;
 use crate::observed::Liveness;
 use crate::plan::{Dropped, plan};
-use crate::view::View;
+use crate::view::ClusterView;
 use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
 use protocol::agent::SlotState;
@@ -24,7 +24,7 @@ pub struct LeaderView {
 
 /// Returns the status of the cluster.
 #[must_use]
-pub fn status(view: View, leader: LeaderView) -> Status {
+pub fn status(view: ClusterView, leader: LeaderView) -> Status {
     let cluster = view.cluster;
     let replicas = cluster.circle_state().map_or(0, |state| state.control().len() as u32);
     let mut findings = Vec::new();
@@ -89,7 +89,7 @@ fn replica_findings(leader: &LeaderView, replicas: u32) -> Vec<Finding> {
     findings
 }
 
-fn node_findings(view: View) -> Vec<Finding> {
+fn node_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
     for node in view.cluster.nodes() {
         if matches!(view.liveness(&node.id), Liveness::Dead { .. }) {
@@ -107,7 +107,7 @@ fn node_findings(view: View) -> Vec<Finding> {
     findings
 }
 
-fn service_findings(view: View) -> Vec<Finding> {
+fn service_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, service) in view.cluster.services() {
         if service.phase != ServicePhase::Active {
@@ -145,7 +145,7 @@ fn dropped_finding(dropped: &Dropped) -> Finding {
 }
 
 /// Returns findings that are no faults, but wait for an operator or a member.
-fn waiting_findings(view: View) -> Vec<Finding> {
+fn waiting_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, open) in view.cluster.open_proposals() {
         let left = view.cluster_time().ms_until(ClusterTime(open.proposal.expires_at)) / 60_000;
@@ -166,7 +166,7 @@ fn waiting_findings(view: View) -> Vec<Finding> {
     findings
 }
 
-fn simulated(view: View) -> Vec<String> {
+fn simulated(view: ClusterView) -> Vec<String> {
     let mut lines = Vec::new();
     for node in view.cluster.nodes() {
         let Some(known) = view.observed.node(&node.id) else { continue };
@@ -182,7 +182,7 @@ fn simulated(view: View) -> Vec<String> {
 }
 
 /// Returns the limits that workers' nodes report as not enforced, one line for nodes with the same gaps.
-fn not_enforced(view: View) -> Vec<String> {
+fn not_enforced(view: ClusterView) -> Vec<String> {
     let mut nodes_of: BTreeMap<(Vec<String>, bool), Vec<&str>> = BTreeMap::new();
     for node in view.cluster.nodes() {
         let limits = not_enforced_of(view, node);

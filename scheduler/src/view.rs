@@ -7,7 +7,7 @@ use protocol::NodeId;
 
 /// The cluster as its leader sees it at one moment.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct ClusterView<'a> {
     /// Replicated state.
     pub cluster: &'a Cluster,
     /// Leases and reports of the nodes, recorded by this leader.
@@ -16,7 +16,7 @@ pub struct View<'a> {
     pub now: LeaderTime,
 }
 
-impl View<'_> {
+impl ClusterView<'_> {
     /// Returns the cluster's time if the leader proposed a command now. Deadlines are judged by it.
     #[must_use]
     pub fn cluster_time(&self) -> ClusterTime {
@@ -48,7 +48,7 @@ mod tests {
         let node = NodeId(PublicKey([7; 32]));
         for (cluster_now, expected) in [(0, 2_000), (2_000, 2_000), (90_000, 90_000)] {
             let cluster = Cluster { now: ClusterTime(Millis(cluster_now)), ..Cluster::default() };
-            let view = View { cluster: &cluster, observed: &observed, now: LeaderTime(Millis(2_000)) };
+            let view = ClusterView { cluster: &cluster, observed: &observed, now: LeaderTime(Millis(2_000)) };
             assert_eq!(view.cluster_time(), ClusterTime(Millis(expected)));
             assert!(matches!(view.liveness(&node), Liveness::Unknown { .. }), "at {cluster_now}");
             assert!(!view.is_alive(&node), "at {cluster_now}");

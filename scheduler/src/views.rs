@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::observed::ObservedNode;
-use crate::view::View;
+use crate::view::ClusterView;
 use crate::why::slot_sentence;
 use human_chain::class_of;
 use protocol::agent::SlotState;
@@ -24,20 +24,20 @@ const GPU_SHARE_LABEL: &str = "gpu-share: by accounting only";
 
 /// Returns all services except retired ones, by name.
 #[must_use]
-pub fn service_views(view: View) -> Vec<ServiceView> {
+pub fn service_views(view: ClusterView) -> Vec<ServiceView> {
     let running = view.cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     running.map(|service| view_service(view, service)).collect()
 }
 
 /// Returns one service; none if it is unknown or retired.
 #[must_use]
-pub fn service_view(view: View, name: &ServiceName) -> Option<ServiceView> {
+pub fn service_view(view: ClusterView, name: &ServiceName) -> Option<ServiceView> {
     let service =
         view.cluster.services().get(name).filter(|service| service.phase != ServicePhase::Retired)?;
     Some(view_service(view, service))
 }
 
-fn view_service(view: View, service: &Service) -> ServiceView {
+fn view_service(view: ClusterView, service: &Service) -> ServiceView {
     let held = service.held().map(|(slot, holding)| SlotView {
         slot,
         node: view.cluster.node(&holding.order.node).map(|node| node.name.clone()),
@@ -63,12 +63,12 @@ fn view_service(view: View, service: &Service) -> ServiceView {
 }
 
 /// Returns the number of slots that answer requests, under any approval.
-pub(crate) fn ready_replicas(view: View, service: &Service) -> u32 {
+pub(crate) fn ready_replicas(view: ClusterView, service: &Service) -> u32 {
     ready_holdings(view, service).count() as u32
 }
 
 /// Returns the running slots that answer requests, on nodes whose leases hold.
-fn ready_holdings<'a>(view: View<'a>, service: &'a Service) -> impl Iterator<Item = &'a Holding> {
+fn ready_holdings<'a>(view: ClusterView<'a>, service: &'a Service) -> impl Iterator<Item = &'a Holding> {
     let ready = service.held().filter(move |(slot, holding)| {
         let order = &holding.order;
         let report = view.observed.report(&order.node, &order.service, *slot, order.fence);
@@ -81,11 +81,11 @@ fn ready_holdings<'a>(view: View<'a>, service: &'a Service) -> impl Iterator<Ite
 
 /// Returns all admitted nodes, by name.
 #[must_use]
-pub fn node_views(view: View) -> Vec<NodeView> {
+pub fn node_views(view: ClusterView) -> Vec<NodeView> {
     view.cluster.nodes().map(|admission| view_node(view, admission)).collect()
 }
 
-fn view_node(view: View, admission: &NodeAdmission) -> NodeView {
+fn view_node(view: ClusterView, admission: &NodeAdmission) -> NodeView {
     let known = view.observed.node(&admission.id);
     NodeView {
         name: admission.name.clone(),
@@ -105,7 +105,7 @@ fn view_node(view: View, admission: &NodeAdmission) -> NodeView {
 /// Returns each limit that an admitted worker's node reports as not enforced, by node. Other nodes run
 /// nothing to limit.
 #[must_use]
-pub fn limits_not_enforced(view: View) -> Vec<(NodeName, Vec<&'static str>)> {
+pub fn limits_not_enforced(view: ClusterView) -> Vec<(NodeName, Vec<&'static str>)> {
     let of = |node: &NodeAdmission| {
         let limits = not_enforced_of(view, node);
         (!limits.is_empty()).then(|| (node.name.clone(), limits.into_iter().collect()))
@@ -113,7 +113,7 @@ pub fn limits_not_enforced(view: View) -> Vec<(NodeName, Vec<&'static str>)> {
     view.cluster.nodes().filter_map(of).collect()
 }
 
-pub(crate) fn not_enforced_of(view: View, node: &NodeAdmission) -> BTreeSet<&'static str> {
+pub(crate) fn not_enforced_of(view: ClusterView, node: &NodeAdmission) -> BTreeSet<&'static str> {
     if !node.roles.contains(&NodeRole::Worker) {
         return BTreeSet::new();
     }

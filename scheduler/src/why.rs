@@ -8,7 +8,7 @@ use crate::plan::{
     Blocked, NodeCapacity, SpreadMove, Unschedulable, best_placement, blocked_text, capacities, fits_without,
     free_slot, moving, place_of, running, service_obstacles, spread_move,
 };
-use crate::view::View;
+use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use human_chain::describe;
 use protocol::agent::SlotState;
@@ -59,7 +59,7 @@ impl std::str::FromStr for Question {
 
 /// Returns the explanation; none if the subject does not exist.
 #[must_use]
-pub fn why(view: View, question: &Question) -> Option<Why> {
+pub fn why(view: ClusterView, question: &Question) -> Option<Why> {
     match question {
         Question::Service(name) => match view.cluster.services().get(name) {
             Some(service) => Some(why_service(view, service)),
@@ -94,7 +94,7 @@ fn why_prefix(cluster: &Cluster, prefix: &str) -> Option<Why> {
     })
 }
 
-fn why_service(view: View, service: &Service) -> Why {
+fn why_service(view: ClusterView, service: &Service) -> Why {
     let name = &service.manifest.name;
     let mut reasons: Vec<String> = service
         .held()
@@ -142,7 +142,7 @@ fn why_service(view: View, service: &Service) -> Why {
 
 /// Returns the obstacle that stops the roll-out of a new approval. No node can take a replica under it,
 /// not even if a slot under the earlier one were free.
-pub(crate) fn stuck(view: View, service: &Service) -> Option<Blocked> {
+pub(crate) fn stuck(view: ClusterView, service: &Service) -> Option<Blocked> {
     let (_, old) = running(service);
     let makes_room = |holding| fits_without(view, view.cluster.services(), holding);
     if old.is_empty() || old.iter().any(makes_room) {
@@ -155,7 +155,7 @@ pub(crate) fn stuck(view: View, service: &Service) -> Option<Blocked> {
 }
 
 /// Returns a line about a replica that could move for a better spread, and the condition for which it waits.
-fn spread_line(view: View, service: &Service) -> Option<String> {
+fn spread_line(view: ClusterView, service: &Service) -> Option<String> {
     if moving(view, service).is_some() {
         return None;
     }
@@ -173,7 +173,7 @@ fn renew(service: &Service) -> String {
     format!("deploy {} again with a later valid_until", service.manifest.name)
 }
 
-fn why_slot(view: View, service: &Service, slot: SlotIndex) -> Why {
+fn why_slot(view: ClusterView, service: &Service, slot: SlotIndex) -> Why {
     let name = &service.manifest.name;
     let subject = format!("{name}/{slot}");
     let answer = slot_sentence(view, service, slot);
@@ -192,7 +192,7 @@ fn why_slot(view: View, service: &Service, slot: SlotIndex) -> Why {
 }
 
 /// Describes one slot in a sentence, with the destination of its replica if it moves.
-pub(crate) fn slot_sentence(view: View, service: &Service, slot: SlotIndex) -> String {
+pub(crate) fn slot_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> String {
     let sentence = state_sentence(view, service, slot);
     let Some((newcomer, leaving)) = moving(view, service) else {
         return sentence;
@@ -207,7 +207,9 @@ pub(crate) fn slot_sentence(view: View, service: &Service, slot: SlotIndex) -> S
     }
 }
 
-fn state_sentence(view: View, service: &Service, slot: SlotIndex) -> String {
+fn state_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> String {
+    let known = service.slots.contains_key(&slot) || slot.0 < service.manifest.replicas.max;
+    debug_assert!(known, "a slot is of the envelope, or was ordered once");
     let Some(known) = service.slots.get(&slot) else {
         return if service.phase == ServicePhase::Active { "free; never held" } else { "free" }.to_string();
     };
@@ -252,7 +254,8 @@ fn state_sentence(view: View, service: &Service, slot: SlotIndex) -> String {
 }
 
 /// Returns a line per node: the holder, and the obstacles on every other node.
-fn other_nodes(view: View, service: &Service, holding: &Holding) -> Vec<String> {
+fn other_nodes(view: ClusterView, service: &Service, holding: &Holding) -> Vec<String> {
+    debug_assert_eq!(holding.order.service, service.manifest.name, "the slot is of this service");
     let capacities = capacities(view, view.cluster.services());
     let bytes = crate::plan::model_bytes(view.cluster, &service.manifest);
     let text = |capacity: &NodeCapacity| {
@@ -298,7 +301,7 @@ fn slot_remedy(observed: &Observed, holding: &Holding) -> Option<String> {
 }
 
 /// Returns the node that the next replica of a service would get, or the cause that blocks it.
-fn next_replica(view: View, service: &Service) -> Result<NodeName, Blocked> {
+fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocked> {
     if service.is_expired(view.cluster_time()) {
         return Err(Blocked::Expired);
     }
@@ -346,6 +349,10 @@ pub(crate) fn smallest_change(
     manifest: &ServiceManifest,
     nodes: &[(NodeName, Vec<Unschedulable>)],
 ) -> Option<String> {
+    debug_assert!(
+        nodes.iter().all(|(_, obstacles)| !obstacles.is_empty()),
+        "a node that fits needs no change"
+    );
     let cost = |obstacles: &Vec<Unschedulable>| {
         let effort: u64 = obstacles.iter().map(effort).max().unwrap_or(0);
         (obstacles.len(), effort, obstacles.iter().map(shortfall_permille).max().unwrap_or(0))
@@ -407,12 +414,13 @@ fn remedy_for(
         Unschedulable::Dead { .. } => format!("start the agent of {node}"),
         Unschedulable::Cpu { needs, free, offers } => {
             let ask = alternative(*free, &format!("{free} millicores"));
-            format!("{} {} millicores on {node}{ask}", verb(needs, offers), needs - free)
+            format!("{} {} millicores on {node}{ask}", verb(needs, offers), missing(*needs, *free))
         }
         Unschedulable::Memory { needs, free, offers } => {
-            let most = manifest.resources.memory_bytes.saturating_sub(needs - free);
+            let missing = missing(*needs, *free);
+            let most = manifest.resources.memory_bytes.saturating_sub(missing);
             let ask = alternative(most, &format_bytes(most));
-            format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(needs - free))
+            format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(missing))
         }
         Unschedulable::GpuCount { needs, has, unhealthy, .. } if needs > has && *needs <= has + unhealthy => {
             format!("mend the unhealthy GPUs of {node}")
@@ -425,12 +433,12 @@ fn remedy_for(
         }
         Unschedulable::GpuCount { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &free.to_string());
-            format!("free {} whole GPUs on {node}{ask}", needs - free)
+            format!("free {} whole GPUs on {node}{ask}", missing(u64::from(*needs), u64::from(*free)))
         }
         Unschedulable::GpuShare { has: 0, .. } => "admit a node with a GPU".to_string(),
         Unschedulable::GpuShare { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &format!("{free} %"));
-            format!("free {} % of a GPU on {node}{ask}", needs - free)
+            format!("free {} % of a GPU on {node}{ask}", missing(u64::from(*needs), u64::from(*free)))
         }
         Unschedulable::GpuMemory { needs, largest } => {
             let ask = alternative(*largest, &format!("{} on each GPU", format_bytes(*largest)));
@@ -447,6 +455,12 @@ fn remedy_for(
             format!("run the agent of {node} as root, or accept isolation {gives}{hint}")
         }
     }
+}
+
+/// Returns the amount that a replica lacks.
+fn missing(needs: u64, free: u64) -> u64 {
+    debug_assert!(needs > free, "an amount is an obstacle only if it does not suffice");
+    needs.saturating_sub(free)
 }
 
 /// Returns the verb of a remedy: a missing amount can be freed only if the node offers that much at all.

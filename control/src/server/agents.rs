@@ -22,7 +22,7 @@ use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{NodeId, NodeName, canonical, error_code};
 use scheduler::limits::PENDING_BYTES_MAX;
-use scheduler::{Action, Actor, Cluster, LeaderTime, Reply, View, WallTime, enrol_answer};
+use scheduler::{Action, Actor, Cluster, ClusterView, LeaderTime, Reply, WallTime, enrol_answer};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,7 +208,7 @@ impl Server {
             .collect();
         let is_gateway = cluster.node(&node).is_some_and(|admission| admission.gateway.is_some());
         let routes = is_gateway.then(|| {
-            let view = View { cluster, observed: &leadership.observed, now };
+            let view = ClusterView { cluster, observed: &leadership.observed, now };
             leadership.routes = scheduler::route_table(view, &leadership.routes);
             leadership.routes.clone()
         });

@@ -22,7 +22,7 @@ use protocol::governance::{Change, ControlReplica, SignedBallot};
 use protocol::manifest::{Manifest, Runtime};
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::{ModelRoot, ProposalId, ReplicaId, ServiceName, TokenName};
-use scheduler::{Action, Actor, LeaderTime, View};
+use scheduler::{Action, Actor, ClusterView, LeaderTime};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -91,11 +91,11 @@ impl Server {
     }
 
     /// Reads the cluster as its leader sees it now.
-    fn look<R>(&self, look: impl FnOnce(View) -> R) -> Result<R, Failure> {
+    fn look<R>(&self, look: impl FnOnce(ClusterView) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed = &leadership.as_ref().ok_or_else(|| unavailable("leads no longer"))?.observed;
         let now = LeaderTime(wall_clock());
-        Ok(self.cluster(|cluster| look(View { cluster, observed, now })))
+        Ok(self.cluster(|cluster| look(ClusterView { cluster, observed, now })))
     }
 
     /// Returns the proposal after a command on it was committed.

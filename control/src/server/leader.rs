@@ -7,7 +7,7 @@ use super::Server;
 use crate::machine::wall_clock;
 use overlay::CancellationToken;
 use protocol::gateway::RouteTable;
-use scheduler::{Action, Actor, LeaderTime, Observed, Reply, View, refused_in_its_generation};
+use scheduler::{Action, Actor, ClusterView, LeaderTime, Observed, Reply, refused_in_its_generation};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ impl Server {
     fn next_plan(&self, now: LeaderTime) -> Option<(u64, Action)> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
-        let plan = self.cluster(|cluster| scheduler::plan(View { cluster, observed, now }));
+        let plan = self.cluster(|cluster| scheduler::plan(ClusterView { cluster, observed, now }));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
         let Some(action) = plan.action() else {
             self.metrics.count_plan(None);

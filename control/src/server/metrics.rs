@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use protocol::api::ServiceView;
 use protocol::{NodeName, ServiceName};
-use scheduler::{LeaderTime, Refusal, View};
+use scheduler::{ClusterView, LeaderTime, Refusal};
 use std::sync::{Arc, Mutex};
 
 /// Counters and gauges of the replica.
@@ -231,7 +231,7 @@ impl Server {
         let mut leadership = self.lock_leadership();
         let led = self.confirmed(&mut leadership).map(|leadership| {
             self.cluster(|cluster| {
-                let view = View { cluster, observed: &leadership.observed, now };
+                let view = ClusterView { cluster, observed: &leadership.observed, now };
                 let alive = cluster.nodes().filter(|node| view.is_alive(&node.id));
                 let services = scheduler::service_views(view);
                 let service = |view: ServiceView| (view.name, view.desired, view.ready);

@@ -31,6 +31,7 @@ pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Rep
     if cluster.circle.is_some() {
         return Err(Refusal::new(CIRCLE_ALREADY_FOUNDED, "this cluster has a circle already"));
     }
+    debug_assert!(cluster.services.is_empty(), "nothing is approved before the circle is founded");
     let state = CircleState::found(signed, None)?;
     let circle = state.id();
     cluster.circle =
@@ -64,6 +65,7 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
         submitted_at: cluster.now,
     };
     cluster.open.insert(id, open);
+    debug_assert!(cluster.open.len() <= PROPOSALS_OPEN_MAX, "checked before the proposal was opened");
     Ok(Reply::Submitted { proposal: id })
 }
 
@@ -161,14 +163,17 @@ fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTree
     let choice = |id: &MemberId| open.ballots.get(id).map(|signed| signed.ballot.choice);
     let approves = Some(protocol::governance::Choice::Approve);
     let ids = || state.members().map(|member| &member.id);
-    let approved = ids().filter(|id| choice(id) == approves).cloned().collect();
-    let possible = ids().filter(|id| choice(id) == approves || choice(id).is_none()).cloned().collect();
+    let approved: BTreeSet<MemberId> = ids().filter(|id| choice(id) == approves).cloned().collect();
+    let possible: BTreeSet<MemberId> =
+        ids().filter(|id| choice(id) == approves || choice(id).is_none()).cloned().collect();
+    debug_assert!(approved.is_subset(&possible), "a vote that was cast is possible");
     (approved, possible)
 }
 
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
 fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
     let state = circle(cluster)?;
+    debug_assert_eq!(judge(state, open), ProposalState::Approved, "only an approved change comes into force");
     // Each ballot was verified on arrival; this verifies them all again, as every later verifier will.
     let certificate = assemble(&open.proposal, open.ballots.values());
     let digest = certificate.digest();
@@ -176,6 +181,7 @@ fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Diges
     let keys_before = super::registry::recipient_keys(cluster);
     let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
     circle.state.advance(approved)?;
+    debug_assert_eq!(circle.positions.len(), circle.chain.len(), "the index covers the chain");
     circle.positions.insert(digest, circle.chain.len());
     circle.chain.push(bundle(certificate, index));
     cluster.generation += 1;
@@ -186,6 +192,7 @@ fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Diges
 }
 
 fn bundle(certificate: Certificate, index: u64) -> Bundle {
+    debug_assert!(index > 0, "a log begins at index 1");
     let log_evidence = Some(LogEvidence { sequence: index });
     Bundle { version: BUNDLE_VERSION, certificate, log_evidence }
 }
@@ -213,6 +220,8 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
 fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest) {
     cluster.manifests.insert(certificate, manifest.clone());
     let desired = cluster.desired_under(manifest);
+    let range = manifest.replicas;
+    debug_assert!((range.min..=range.max).contains(&desired), "replicas are wanted inside the envelope");
     let known = cluster.services.remove(&manifest.name);
     let service = Service {
         manifest: manifest.clone(),

@@ -154,6 +154,7 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
 
 /// Keeps the new wraps and returns their number.
 fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
+    debug_assert!((1..=WRAPS_PER_COMMAND_MAX).contains(&wraps.len()), "wraps were checked before");
     let mut keep = |wrap: &KeyWrap| {
         let of_model = cluster.wraps.entry(wrap.root).or_default();
         of_model.insert(wrap.recipient.clone(), wrap.clone()).is_none()
@@ -262,6 +263,7 @@ pub(super) fn scale(
         return Err(Refusal::new(SCALE_OUTSIDE_ENVELOPE, message));
     }
     let before = std::mem::replace(&mut service.desired, replicas);
+    debug_assert!((range.min..=range.max).contains(&before), "replicas are wanted inside the envelope");
     cluster.generation += 1;
     let detail = format!("from {before} to {replicas}");
     cluster.audit.record(cluster.now, &actor.to_string(), "scale", &format!("service/{name}"), &detail);
@@ -285,6 +287,7 @@ fn answer_unrecorded(
     admission: &NodeAdmission,
     now: ClusterTime,
 ) -> Option<Result<Reply, Refusal>> {
+    debug_assert!(now >= cluster.now, "an answer is never of the past");
     let refuse = |code, message: String| Some(Err(Refusal::new(code, message)));
     if cluster.circle.is_none() {
         return refuse(CIRCLE_NOT_FOUNDED, "the circle is not founded yet".into());
@@ -342,6 +345,7 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
     let keys_before = recipient_keys(cluster);
     let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now.0 };
     cluster.pending.insert(admission.id, pending);
+    debug_assert!(cluster.pending.len() <= PENDING_NODES_MAX, "a full list evicts before it takes");
     drop_useless_wraps(cluster, &keys_before);
     Ok(Reply::Enrolled { admitted: false })
 }

@@ -1,10 +1,10 @@
 //! Rules about what is stored twice: indexes, totals and numbers.
 
 use super::Invariant::{AuditNumbered, ChainIndex, OutcomeIndex, RecordedInPast};
-use super::{Checked, ensure};
+use super::{InvariantResult, ensure};
 use crate::cluster::Cluster;
 
-pub(super) fn check(cluster: &Cluster) -> Checked {
+pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     if let Some(circle) = &cluster.circle {
         let certificates = circle.chain.iter().map(|bundle| bundle.certificate.digest());
         let agrees = circle.positions.len() == circle.chain.len()

@@ -3,7 +3,7 @@
 use super::Invariant::{
     KeyNamesObject, ListBounded, NameUnique, ProposalClosed, ProposalOpen, RecordedInPast, WrapOfModel,
 };
-use super::{Checked, ensure};
+use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
 use crate::limits::{API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX};
@@ -12,7 +12,7 @@ use protocol::api::ProposalState;
 use protocol::limits::PROPOSALS_OPEN_MAX;
 use std::collections::BTreeSet;
 
-pub(super) fn check(cluster: &Cluster) -> Checked {
+pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     check_bounds(cluster)?;
     check_models(cluster)?;
     check_api_keys(cluster)?;
@@ -26,7 +26,7 @@ pub(super) fn check(cluster: &Cluster) -> Checked {
     Ok(())
 }
 
-fn check_bounds(cluster: &Cluster) -> Checked {
+fn check_bounds(cluster: &Cluster) -> InvariantResult {
     for (list, length, max) in [
         ("models", cluster.models.len(), MODELS_MAX),
         ("API keys", cluster.api_keys.len(), API_KEYS_MAX),
@@ -39,7 +39,7 @@ fn check_bounds(cluster: &Cluster) -> Checked {
     Ok(())
 }
 
-fn check_models(cluster: &Cluster) -> Checked {
+fn check_models(cluster: &Cluster) -> InvariantResult {
     let named = |name: &str| format!("model {name}");
     for (root, record) in &cluster.models {
         ensure(record.root == *root, KeyNamesObject, || named(record.name.as_str()))?;
@@ -54,7 +54,7 @@ fn check_models(cluster: &Cluster) -> Checked {
     Ok(())
 }
 
-fn check_api_keys(cluster: &Cluster) -> Checked {
+fn check_api_keys(cluster: &Cluster) -> InvariantResult {
     for (name, key) in &cluster.api_keys {
         ensure(key.name == *name, KeyNamesObject, || format!("API key {name}"))?;
     }
@@ -62,7 +62,7 @@ fn check_api_keys(cluster: &Cluster) -> Checked {
     ensure(texts.len() == cluster.api_keys.len(), NameUnique, || "API keys".to_string())
 }
 
-fn check_pending(cluster: &Cluster) -> Checked {
+fn check_pending(cluster: &Cluster) -> InvariantResult {
     for (id, pending) in &cluster.pending {
         let subject = || format!("pending node {}", pending.admission.name);
         let filed = pending.id == *id && pending.admission.id == *id && cluster.node(id).is_none();
@@ -72,7 +72,7 @@ fn check_pending(cluster: &Cluster) -> Checked {
     Ok(())
 }
 
-fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Checked {
+fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> InvariantResult {
     let subject = || format!("proposal {}", id.short());
     ensure(open.proposal.id() == *id, KeyNamesObject, subject)?;
     ensure(open.submitted_at <= cluster.now, RecordedInPast, subject)?;
@@ -86,7 +86,7 @@ fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Checke
     ensure(present && !decided, ProposalOpen, subject)
 }
 
-fn check_closed(cluster: &Cluster, closed: &ClosedProposal) -> Checked {
+fn check_closed(cluster: &Cluster, closed: &ClosedProposal) -> InvariantResult {
     let subject = || format!("proposal {}", closed.proposal.id().short());
     ensure(closed.closed_at <= cluster.now, RecordedInPast, subject)?;
     let certified = match closed.certificate {

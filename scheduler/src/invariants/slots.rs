@@ -4,7 +4,7 @@ use super::Invariant::{
     DesiredInsideEnvelope, GpuAllocatedOnce, ManifestsInUse, OrderInsideEnvelope, OrderIsApproved,
     OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast, ServicePhase as ServicePhaseRule,
 };
-use super::{Checked, ensure};
+use super::{InvariantResult, ensure};
 use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus};
 use crate::clock::ClusterTime;
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
@@ -12,7 +12,7 @@ use protocol::governance::Change;
 use protocol::{ServiceName, SlotIndex};
 use std::collections::BTreeSet;
 
-pub(super) fn check(cluster: &Cluster) -> Checked {
+pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     for (name, service) in &cluster.services {
         check_service(cluster, name, service)?;
         for (index, slot) in &service.slots {
@@ -23,7 +23,7 @@ pub(super) fn check(cluster: &Cluster) -> Checked {
     check_gpus(cluster)
 }
 
-fn check_service(cluster: &Cluster, name: &ServiceName, service: &Service) -> Checked {
+fn check_service(cluster: &Cluster, name: &ServiceName, service: &Service) -> InvariantResult {
     let range = service.manifest.replicas;
     ensure((range.min..=range.max).contains(&service.desired), DesiredInsideEnvelope, || {
         format!("{name} wants {} of {} to {} replicas", service.desired, range.min, range.max)
@@ -40,7 +40,7 @@ fn check_service(cluster: &Cluster, name: &ServiceName, service: &Service) -> Ch
     ensure(agrees && in_force && service.manifest.name == *name, ServicePhaseRule, || name.to_string())
 }
 
-fn check_slot(cluster: &Cluster, name: &ServiceName, index: SlotIndex, slot: &Slot) -> Checked {
+fn check_slot(cluster: &Cluster, name: &ServiceName, index: SlotIndex, slot: &Slot) -> InvariantResult {
     let subject = || format!("{name}/{index}");
     ensure(slot.fence.0 > 0, OrderNamesSlot, subject)?;
     ensure(slot.since <= cluster.now, RecordedInPast, subject)?;
@@ -56,7 +56,7 @@ fn check_holding(
     index: SlotIndex,
     slot: &Slot,
     holding: &Holding,
-) -> Checked {
+) -> InvariantResult {
     let (order, subject) = (&holding.order, || format!("{name}/{index}"));
     let names_slot = order.service == *name && order.slot == index && order.fence == slot.fence;
     ensure(names_slot && Some(order.circle) == cluster.circle_id(), OrderNamesSlot, subject)?;
@@ -76,7 +76,7 @@ fn check_holding(
     ensure(ended_in <= cluster.generation, RecordedInPast, subject)
 }
 
-fn check_manifests(cluster: &Cluster) -> Checked {
+fn check_manifests(cluster: &Cluster) -> InvariantResult {
     let live = cluster.services.values().filter(|service| service.phase != ServicePhase::Retired);
     let mut in_use: BTreeSet<_> = live.map(|service| service.certificate).collect();
     in_use.extend(cluster.holdings().map(|(_, _, holding)| holding.order.certificate));
@@ -84,7 +84,7 @@ fn check_manifests(cluster: &Cluster) -> Checked {
     ensure(kept == in_use, ManifestsInUse, || format!("{} kept, {} in use", kept.len(), in_use.len()))
 }
 
-fn check_gpus(cluster: &Cluster) -> Checked {
+fn check_gpus(cluster: &Cluster) -> InvariantResult {
     for ((node, gpu), percent) in allocated_gpus(&cluster.services, &cluster.manifests, |_| true) {
         ensure(percent <= GPU_PERCENT_MAX, GpuAllocatedOnce, || {
             format!("{percent} % of GPU {gpu} of {}", cluster.node_name(&node))

@@ -1,10 +1,10 @@
 //! Rules about a change of the state: what rises, and what is never taken back.
 
 use super::Invariant::{ChainGrows, CountsRise, FenceRises};
-use super::{Checked, ensure};
+use super::{InvariantResult, ensure};
 use crate::cluster::{Cluster, Slot};
 
-pub(super) fn check(before: &Cluster, next: &Cluster) -> Checked {
+pub(super) fn check(before: &Cluster, next: &Cluster) -> InvariantResult {
     check_counts(before, next)?;
     check_chain(before, next)?;
     for (name, service) in &before.services {
@@ -18,7 +18,7 @@ pub(super) fn check(before: &Cluster, next: &Cluster) -> Checked {
     Ok(())
 }
 
-fn check_counts(before: &Cluster, next: &Cluster) -> Checked {
+fn check_counts(before: &Cluster, next: &Cluster) -> InvariantResult {
     ensure(next.now >= before.now, CountsRise, || "the cluster's time".to_string())?;
     for (count, was, is) in [
         ("generation", before.generation, next.generation),
@@ -30,7 +30,7 @@ fn check_counts(before: &Cluster, next: &Cluster) -> Checked {
     Ok(())
 }
 
-fn check_chain(before: &Cluster, next: &Cluster) -> Checked {
+fn check_chain(before: &Cluster, next: &Cluster) -> InvariantResult {
     let same_circle = before.circle_id().is_none() || before.circle_id() == next.circle_id();
     let grows = next.governance_chain().starts_with(before.governance_chain());
     ensure(same_circle && grows, ChainGrows, || {

@@ -202,7 +202,7 @@ fn wrong_changes() -> Table {
 }
 
 /// Breaks each rule of a table, and compares the violation that `check` finds.
-fn expect_violations(sound: &Cluster, table: Table, check: impl Fn(&Cluster) -> super::Checked) {
+fn expect_violations(sound: &Cluster, table: Table, check: impl Fn(&Cluster) -> super::InvariantResult) {
     for (invariant, name, plant) in table {
         let mut broken = sound.clone();
         plant(&mut broken);

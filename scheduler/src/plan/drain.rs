@@ -195,6 +195,7 @@ impl Planner<'_> {
     /// approval, those on nodes with most replicas, then the highest numbers.
     fn worst_first(&self, name: &ServiceName, mut slots: Vec<Holding>) -> Vec<Holding> {
         let service = self.service(name);
+        debug_assert!(slots.iter().all(|holding| holding.order.service == *name), "slots of one service");
         let on_node = |node: &NodeId| {
             service.held().filter(|(_, h)| h.order.node == *node && h.phase == HoldingPhase::Running).count()
         };

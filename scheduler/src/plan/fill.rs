@@ -4,7 +4,7 @@ use super::{NodeCapacity, Planner, Unschedulable, Waiting, capacities, free_slot
 use crate::cluster::{Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
-use crate::view::View;
+use crate::view::ClusterView;
 use protocol::{NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
@@ -33,10 +33,11 @@ pub(crate) struct CandidatePlacement {
 
 /// Returns the best node for one more replica, or the obstacles of each node.
 pub(crate) fn best_placement(
-    view: View,
+    view: ClusterView,
     capacities: &[NodeCapacity],
     service: &Service,
 ) -> Result<CandidatePlacement, Vec<(NodeName, Vec<Unschedulable>)>> {
+    debug_assert!(capacities.is_sorted_by_key(|capacity| &capacity.name), "a tie goes to the lower name");
     let manifest = &service.manifest;
     let bytes = model_bytes(view.cluster, manifest);
     let replicas = |capacity: &NodeCapacity| capacity.replicas.get(&manifest.name).copied().unwrap_or(0);
@@ -72,7 +73,7 @@ pub(crate) fn best_placement(
 }
 
 /// Returns the obstacles on a node from the service's own history: no key there, or a recent failure.
-pub(crate) fn service_obstacles(view: View, service: &Service, node: NodeId) -> Vec<Unschedulable> {
+pub(crate) fn service_obstacles(view: ClusterView, service: &Service, node: NodeId) -> Vec<Unschedulable> {
     let mut obstacles = Vec::new();
     if view.cluster.wrap_for(&service.manifest.model.root, node).is_none() {
         obstacles.push(Unschedulable::NoWrap);
@@ -84,9 +85,15 @@ pub(crate) fn service_obstacles(view: View, service: &Service, node: NodeId) -> 
 }
 
 /// Returns whether one more replica of a slot's service would fit on a node if that slot were free.
-pub(crate) fn fits_without(view: View, services: &BTreeMap<ServiceName, Service>, holding: &Holding) -> bool {
+pub(crate) fn fits_without(
+    view: ClusterView,
+    services: &BTreeMap<ServiceName, Service>,
+    holding: &Holding,
+) -> bool {
     let mut without = services.clone();
     let Some(service) = without.get_mut(&holding.order.service) else { return false };
+    let known = service.slots.get(&holding.order.slot);
+    debug_assert!(known.is_some_and(|slot| slot.fence == holding.order.fence), "the slot is held");
     if let Some(slot) = service.slots.get_mut(&holding.order.slot) {
         slot.holding = None;
     }
@@ -150,6 +157,7 @@ impl Planner<'_> {
         let service = self.service(name);
         let slot = free_slot(service).ok_or(Blocked::NoSlot)?;
         let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
+        debug_assert!(service.phase == ServicePhase::Active, "only an approved service is ordered");
         let order = OrderPlan {
             service: name.clone(),
             slot,
@@ -185,6 +193,7 @@ impl Planner<'_> {
     }
 
     fn wait(&mut self, name: &ServiceName, replicas: u32, blocked: &Blocked) {
+        debug_assert!(replicas > 0, "a service without waiting replicas does not wait");
         let service = self.service(name);
         let nodes = match blocked {
             Blocked::NoNode(nodes) => {

@@ -16,7 +16,7 @@ use super::{
 use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::{DRAIN_MS, REBALANCE_CALM_MS, REBALANCE_GAIN_MIN, REBALANCE_PATIENCE_MS, RESTARTS_MAX};
-use crate::view::View;
+use crate::view::ClusterView;
 use protocol::agent::SlotState;
 use protocol::{NodeId, ServiceName};
 use std::collections::BTreeMap;
@@ -33,7 +33,11 @@ pub(crate) struct SpreadMove {
 
 /// Returns the move that would spread a service better, if there is one. It goes from the node that runs most
 /// of its replicas to the best other one, if the gain is sufficient.
-pub(crate) fn spread_move(view: View, capacities: &[NodeCapacity], service: &Service) -> Option<SpreadMove> {
+pub(crate) fn spread_move(
+    view: ClusterView,
+    capacities: &[NodeCapacity],
+    service: &Service,
+) -> Option<SpreadMove> {
     let (fresh, _) = running(service);
     let mut by_node: BTreeMap<NodeId, Vec<Holding>> = BTreeMap::new();
     for holding in fresh {
@@ -50,6 +54,7 @@ pub(crate) fn spread_move(view: View, capacities: &[NodeCapacity], service: &Ser
     let others: Vec<NodeCapacity> =
         capacities.iter().filter(|capacity| capacity.id != from.order.node).cloned().collect();
     let to = best_placement(view, &others, service).ok()?;
+    debug_assert_ne!(to.node, from.order.node, "a move leaves its node");
     (replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN).then_some(SpreadMove {
         from,
         replicas_on_node,
@@ -59,7 +64,7 @@ pub(crate) fn spread_move(view: View, capacities: &[NodeCapacity], service: &Ser
 
 /// Returns the moving replica, as the holding that it goes to and the one that it leaves. A
 /// replica that fails in its new slot, or takes too long, no longer counts as moving: it is surplus.
-pub(crate) fn moving(view: View, service: &Service) -> Option<(Holding, Holding)> {
+pub(crate) fn moving(view: ClusterView, service: &Service) -> Option<(Holding, Holding)> {
     let in_force = |holding: &&Holding| {
         holding.phase == HoldingPhase::Running && holding.order.certificate == service.certificate
     };
@@ -78,6 +83,7 @@ pub(crate) fn moving(view: View, service: &Service) -> Option<(Holding, Holding)
     held().filter(hopeful).find_map(|newcomer| {
         let name = newcomer.replaces.as_ref()?;
         let leaving = held().find(|holding| slot_name(holding) == *name)?;
+        debug_assert_ne!(newcomer.order.node, leaving.order.node, "a replica moves to another node");
         Some((newcomer.clone(), leaving.clone()))
     })
 }
@@ -131,6 +137,8 @@ impl Planner<'_> {
 
     fn begin_move(&mut self, name: &ServiceName, spread_move: SpreadMove) -> bool {
         let SpreadMove { from, replicas_on_node, to } = spread_move;
+        debug_assert!(self.plan.is_empty(), "a move begins when nothing else is to be done");
+        debug_assert!(replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN, "a move improves the spread");
         let (left, there) = (self.node_name(&from), to.replicas);
         if free_slot(self.service(name)).is_some() {
             let why = format!("{} moves there, since {left} has {replicas_on_node}", place_of(&from));

@@ -33,7 +33,7 @@ fn right() -> Step {
 #[test]
 fn a_step_that_would_be_refused_is_left_out_and_planning_goes_on() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(View { cluster: &cluster, observed: &observed, now: NOW });
+    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     assert!(planner.take(right(), "node/a".into(), "first".into()));
     assert!(!planner.take(wrong(), "chat/0".into(), "a fault".into()));
     assert!(planner.take(right(), "node/a".into(), "last".into()));
@@ -49,7 +49,7 @@ fn a_step_that_would_be_refused_is_left_out_and_planning_goes_on() {
 #[test]
 fn a_plan_of_faults_alone_proposes_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(View { cluster: &cluster, observed: &observed, now: NOW });
+    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     planner.take(wrong(), "chat/0".into(), "a fault".into());
     assert!(planner.plan.is_empty());
     assert_eq!(planner.plan.command(NOW.into()), None, "nothing is written to the log again and again");
@@ -59,7 +59,7 @@ fn a_plan_of_faults_alone_proposes_nothing() {
 #[test]
 fn a_full_plan_takes_no_more_and_drops_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(View { cluster: &cluster, observed: &observed, now: NOW });
+    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     for _ in 0..PLAN_STEPS_MAX {
         assert!(planner.take(right(), "node/a".into(), String::new()));
     }

@@ -234,8 +234,8 @@ impl World {
     }
 
     /// Returns the cluster as its leader sees it now.
-    pub(crate) fn view(&self) -> View<'_> {
-        View { cluster: &self.cluster, observed: &self.observed, now: self.leader_now() }
+    pub(crate) fn view(&self) -> ClusterView<'_> {
+        ClusterView { cluster: &self.cluster, observed: &self.observed, now: self.leader_now() }
     }
 
     pub(crate) fn leader_now(&self) -> LeaderTime {

@@ -295,7 +295,7 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
         return Err(code);
     }
     for now in [world.now, cluster.now().0, Millis(u64::MAX)] {
-        let view = View { cluster: &cluster, observed: &world.observed, now: LeaderTime(now) };
+        let view = ClusterView { cluster: &cluster, observed: &world.observed, now: LeaderTime(now) };
         let plan = plan(view);
         if let Some(command) = plan.command(WallTime(now)) {
             apply(&mut cluster.clone(), world.log.len() as u64 + 2, &command);

@@ -147,8 +147,9 @@ impl Sim {
             }
             Event::FormerPlan => {
                 if let Some(Former { cluster, observed, clock }) = &self.former {
-                    self.under_way
-                        .extend(plan(View { cluster, observed, now: *clock }).command((*clock).into()));
+                    self.under_way.extend(
+                        plan(ClusterView { cluster, observed, now: *clock }).command((*clock).into()),
+                    );
                 }
             }
             Event::Arrive { which, again } => self.arrive(which, again),
