@@ -33,7 +33,7 @@ use overlay::people::{KeyExchanges, ServerCertificate};
 use overlay::{CancellationToken, Identity, Limits, PeerPolicy, open_files};
 use protocol::governance::SignedGenesis;
 use protocol::{ReplicaId, canonical};
-use scheduler::{Action, Actor, Command, Reply};
+use scheduler::{Action, Actor, Command, Reply, WallTime};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -202,7 +202,7 @@ impl Server {
             Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Tick => Lane::Leader,
             _ => Lane::Clients,
         };
-        let command = Command { now: host::wall_clock(), actor, action, idempotency };
+        let command = Command { now: WallTime(host::wall_clock()), actor, action, idempotency };
         let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
         canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unseen)
     }

@@ -59,5 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut cluster = Cluster::default();
     let _ = apply_bytes(&mut cluster, 1, &command);
     check_circle(&cluster);
+    assert_eq!(cluster.check_invariants(), Ok(()));
+    assert_eq!(Cluster::default().check_succession(&cluster), Ok(()));
     assert!(Cluster::from_snapshot(&cluster.to_snapshot()).is_ok());
 });

@@ -10,10 +10,12 @@ mod registry;
 pub(crate) use governance::summary;
 pub use registry::enrol_answer;
 
+use crate::clock::{ClusterTime, WallTime};
 use crate::cluster::{Cluster, Leadership};
 use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
 use crate::outcomes::request_of;
+use protocol::agent::PendingNode;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISSING};
 use protocol::governance::TokenScope;
@@ -34,11 +36,12 @@ pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
 
 /// Applies the command at this index of the log. Never panics, for any input.
 pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
+    debug_assert!(index > 0, "a log begins at index 1");
     let Some(key) = &command.idempotency else { return attempt(cluster, index, command) };
     if let Err(refusal) = check_key(cluster, key) {
         return refusal.into();
     }
-    let (request, now) = (request_of(command), cluster.now.max(command.now));
+    let (request, now) = (request_of(command), cluster.time(command.now));
     match cluster.outcomes.find(key, &request, now) {
         Ok(Some(recorded)) => recorded,
         Err(refusal) => refusal.into(),
@@ -54,7 +57,8 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
 /// Executes a command, or changes nothing.
 fn attempt(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let before = cluster.now;
-    cluster.now = cluster.now.max(command.now);
+    cluster.now = cluster.time(command.now);
+    debug_assert!(cluster.now >= before, "the cluster's time never goes back");
     match carry_out(cluster, index, command) {
         Ok(reply) => reply,
         Err(refusal) => {
@@ -129,6 +133,8 @@ fn check_key(cluster: &Cluster, key: &IdempotencyKey) -> Result<(), Refusal> {
 }
 
 fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
+    let led_since = cluster.leadership.map(|leadership| leadership.since);
+    debug_assert!(led_since.is_none_or(|since| since <= cluster.now), "leaders follow each other in time");
     cluster.leadership = Some(Leadership { replica, since: cluster.now });
     cluster.generation += 1;
     cluster.audit.record(cluster.now, "scheduler", "lead", &format!("replica/{replica}"), "");
@@ -137,14 +143,18 @@ fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
 
 /// Returns whether an [`Action::Tick`] would change something now; the leader proposes one only then.
 #[must_use]
-pub fn tick_is_due(cluster: &Cluster, now: Millis) -> bool {
-    let now = now.max(cluster.now);
+pub fn tick_is_due(cluster: &Cluster, now: WallTime) -> bool {
+    let now = cluster.time(now);
     let proposal = cluster.open.values().any(|open| is_over(open.proposal.expires_at, now));
-    proposal || cluster.pending.values().any(|pending| pending.last_seen.plus(PENDING_NODE_MS) <= now)
+    proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
 
-fn is_over(expires_at: Millis, now: Millis) -> bool {
-    now > expires_at.plus(CLOCK_GRACE_MS)
+fn is_over(expires_at: Millis, now: ClusterTime) -> bool {
+    now > ClusterTime(expires_at).plus(CLOCK_GRACE_MS)
+}
+
+fn is_forgotten(pending: &PendingNode, now: ClusterTime) -> bool {
+    ClusterTime(pending.last_seen).plus(PENDING_NODE_MS) <= now
 }
 
 fn tick(cluster: &mut Cluster) -> Reply {
@@ -159,7 +169,8 @@ fn tick(cluster: &mut Cluster) -> Reply {
         cluster.close_proposal(id, protocol::api::ProposalState::Expired, None);
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
-    cluster.pending.retain(|_, pending| pending.last_seen.plus(PENDING_NODE_MS) > now);
+    cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::drop_useless_wraps(cluster, &BTreeMap::new());
+    debug_assert!(!tick_is_due(cluster, WallTime(now.0)), "a tick leaves nothing due");
     Reply::Done
 }

@@ -2,8 +2,8 @@
 //!
 //! It is a convenience for operators; the governance chain is the proof of the circle's decisions.
 
+use crate::clock::ClusterTime;
 use crate::limits::{AUDIT_EVENTS_MAX, AUDIT_TEXT_BYTES_MAX};
-use protocol::Millis;
 use protocol::api::AuditEvent;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -33,12 +33,28 @@ impl Audit {
         self.events.iter().skip(self.events.len().saturating_sub(count))
     }
 
+    /// Returns whether the kept events are bounded, and numbered without gaps up to [`Self::recorded`].
+    pub(crate) fn is_numbered(&self) -> bool {
+        let numbers = self.events.iter().rev().map(|event| event.sequence);
+        let expected = (1..=self.recorded).rev();
+        self.events.len() <= AUDIT_EVENTS_MAX
+            && self.events.len() as u64 == self.recorded.min(AUDIT_EVENTS_MAX as u64)
+            && numbers.eq(expected.take(self.events.len()))
+    }
+
+    /// Returns the time of the last event; zero if there is none.
+    pub(crate) fn last_at(&self) -> ClusterTime {
+        self.events.back().map(|event| ClusterTime(event.at)).unwrap_or_default()
+    }
+
     /// Adds an event and drops the oldest beyond [`AUDIT_EVENTS_MAX`].
-    pub(crate) fn record(&mut self, at: Millis, actor: &str, action: &str, subject: &str, detail: &str) {
+    pub(crate) fn record(&mut self, at: ClusterTime, actor: &str, action: &str, subject: &str, detail: &str) {
+        debug_assert!(at >= self.last_at(), "events are recorded in the order of time");
+        debug_assert!(!actor.is_empty() && !action.is_empty(), "an event has an actor and an action");
         self.recorded += 1;
         self.events.push_back(AuditEvent {
             sequence: self.recorded,
-            at,
+            at: at.0,
             actor: actor.to_string(),
             action: action.to_string(),
             subject: shorten(subject),
@@ -59,18 +75,46 @@ fn shorten(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
+    debug_assert!(end + 3 >= AUDIT_TEXT_BYTES_MAX - '…'.len_utf8(), "a character has at most four bytes");
     format!("{}…", &text[..end])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::Millis;
+
+    impl Audit {
+        /// Counts an event that is not there.
+        pub(crate) fn miscount(&mut self) {
+            self.recorded += 1;
+        }
+    }
+
+    #[test]
+    fn a_missing_or_renumbered_event_is_noticed() {
+        let mut audit = Audit::default();
+        assert!(audit.is_numbered() && audit.last_at() == ClusterTime::default());
+        for number in 1..=3 {
+            audit.record(ClusterTime(Millis(number)), "scheduler", "place", "chat/0", "");
+        }
+        assert!(audit.is_numbered() && audit.last_at() == ClusterTime(Millis(3)));
+        let damaged = |damage: fn(&mut Audit)| {
+            let mut audit = audit.clone();
+            damage(&mut audit);
+            !audit.is_numbered()
+        };
+        assert!(damaged(Audit::miscount));
+        assert!(damaged(|audit| audit.events[1].sequence = 7));
+        assert!(damaged(|audit| drop(audit.events.remove(1))));
+        assert!(damaged(|audit| audit.events.clear()));
+    }
 
     #[test]
     fn the_ring_keeps_the_last_events_and_their_numbers() {
         let mut audit = Audit::default();
         for number in 0..(AUDIT_EVENTS_MAX as u64 + 10) {
-            audit.record(Millis(number), "scheduler", "place", "chat/0", "");
+            audit.record(ClusterTime(Millis(number)), "scheduler", "place", "chat/0", "");
         }
         assert_eq!(audit.recorded(), AUDIT_EVENTS_MAX as u64 + 10);
         assert_eq!(audit.last(1).next().map(|e| e.sequence), Some(AUDIT_EVENTS_MAX as u64 + 10));

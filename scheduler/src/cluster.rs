@@ -4,6 +4,7 @@
 //! are wraps.
 
 use crate::audit::Audit;
+use crate::clock::{ClusterTime, WallTime};
 use crate::command::{Actor, SlotName};
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
@@ -19,8 +20,8 @@ use protocol::manifest::ServiceManifest;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName,
-    SlotIndex, TokenName,
+    CircleId, Digest, Fence, MemberId, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName, SlotIndex,
+    TokenName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -32,7 +33,7 @@ const CLUSTER_DOMAIN: &str = "quorate/cluster/v1";
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    pub(crate) now: Millis,
+    pub(crate) now: ClusterTime,
     pub(crate) generation: u64,
     pub(crate) leadership: Option<Leadership>,
     pub(crate) circle: Option<Circle>,
@@ -55,8 +56,8 @@ pub struct Cluster {
 pub struct Leadership {
     /// Replica that leads.
     pub replica: ReplicaId,
-    /// Cluster time at which its leadership was applied.
-    pub since: Millis,
+    /// Time at which its leadership was applied.
+    pub since: ClusterTime,
 }
 
 /// The circle: its genesis and all of its decisions. The state that follows is computed, never read: a
@@ -113,7 +114,7 @@ pub struct Service {
     /// Slots that have ever been ordered.
     pub slots: BTreeMap<SlotIndex, Slot>,
     /// Nodes where it failed, with the time until which it is not retried there.
-    pub avoid: BTreeMap<NodeId, Millis>,
+    pub avoid: BTreeMap<NodeId, ClusterTime>,
 }
 
 /// Life-cycle phase of a service.
@@ -125,7 +126,7 @@ pub enum ServicePhase {
     /// Being retired.
     Retiring {
         /// End of the grace period for requests under way.
-        until: Millis,
+        until: ClusterTime,
     },
     /// Ended; every slot is free.
     Retired,
@@ -139,8 +140,8 @@ pub struct Slot {
     pub fence: Fence,
     /// Current holding; none if the slot is free.
     pub holding: Option<Holding>,
-    /// Cluster time of its last change of state.
-    pub since: Millis,
+    /// Time of its last change of state.
+    pub since: ClusterTime,
     /// Node that held it before.
     pub last_holder: Option<NodeId>,
 }
@@ -168,7 +169,7 @@ pub enum HoldingPhase {
     /// Finishing its requests.
     Draining {
         /// Deadline of the drain.
-        until: Millis,
+        until: ClusterTime,
         /// Cause, as text for operators.
         cause: String,
     },
@@ -192,7 +193,7 @@ pub struct OpenProposal {
     /// Actor that submitted it.
     pub actor: Actor,
     /// Time of submission.
-    pub submitted_at: Millis,
+    pub submitted_at: ClusterTime,
 }
 
 /// A proposal that is no longer open: decided, expired or stale.
@@ -208,7 +209,7 @@ pub struct ClosedProposal {
     /// Its certificate, if approved.
     pub certificate: Option<Digest>,
     /// Time at which it was closed.
-    pub closed_at: Millis,
+    pub closed_at: ClusterTime,
 }
 
 impl Cluster {
@@ -221,7 +222,9 @@ impl Cluster {
     /// Returns the whole state as canonical bytes.
     #[must_use]
     pub fn to_snapshot(&self) -> Vec<u8> {
-        to_bytes(self)
+        let bytes = to_bytes(self);
+        debug_assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "a snapshot that is written can be read");
+        bytes
     }
 
     /// Restores the state from a snapshot.
@@ -236,6 +239,7 @@ impl Cluster {
     /// the number to which the service was scaled before, as far as the new envelope allows.
     pub(crate) fn desired_under(&self, manifest: &ServiceManifest) -> u32 {
         let range = manifest.replicas;
+        debug_assert!(range.min <= range.max, "a manifest's form is checked before");
         let known = self.services.get(&manifest.name);
         let running = known.filter(|service| service.phase == ServicePhase::Active);
         running.map_or(range.min, |service| service.desired.min(range.max).max(range.min))
@@ -249,14 +253,15 @@ impl Cluster {
 
     /// Returns the latest time that any applied command carried.
     #[must_use]
-    pub fn now(&self) -> Millis {
+    pub fn now(&self) -> ClusterTime {
         self.now
     }
 
-    /// Returns the time by which deadlines are judged: `now`, or the cluster's own time if that is later.
-    /// Leases are never judged by it, since any replica's clock may have set it.
-    pub(crate) fn time(&self, now: Millis) -> Millis {
-        now.max(self.now)
+    /// Returns the cluster's time once a command proposed at `now` is applied: `now`, or the present cluster
+    /// time if that is later.
+    #[must_use]
+    pub fn time(&self, now: WallTime) -> ClusterTime {
+        self.now.max(ClusterTime(now.0))
     }
 
     /// Returns the generation, which rises with every change that can matter to a plan.
@@ -308,6 +313,7 @@ impl Cluster {
             }
             tail.push(bundle.clone());
         }
+        debug_assert!(!tail.is_empty() || skip >= self.governance_chain().len(), "a reader always advances");
         tail
     }
 
@@ -315,7 +321,9 @@ impl Cluster {
     #[must_use]
     pub fn bundle(&self, certificate: &Digest) -> Option<&Bundle> {
         let circle = self.circle.as_ref()?;
-        circle.chain.get(*circle.positions.get(certificate)?)
+        let position = *circle.positions.get(certificate)?;
+        debug_assert!(position < circle.chain.len(), "the index is of this chain");
+        circle.chain.get(position)
     }
 
     /// Returns every service ever approved, by name, including retired ones.
@@ -427,6 +435,9 @@ impl Cluster {
         state: ProposalState,
         certificate: Option<Digest>,
     ) {
+        debug_assert_eq!(certificate.is_some(), state == ProposalState::Approved, "an approval is certified");
+        debug_assert_ne!(state, ProposalState::Open, "a proposal closes in another state");
+        debug_assert!(self.open.contains_key(&id), "only an open proposal closes");
         let Some(open) = self.open.remove(&id) else { return };
         self.closed.push_back(ClosedProposal {
             proposal: open.proposal,
@@ -449,7 +460,7 @@ impl Service {
 
     /// Returns whether its approval has expired.
     #[must_use]
-    pub fn is_expired(&self, now: Millis) -> bool {
-        self.manifest.valid_until.is_some_and(|until| until <= now)
+    pub fn is_expired(&self, now: ClusterTime) -> bool {
+        self.manifest.valid_until.is_some_and(|until| ClusterTime(until) <= now)
     }
 }

@@ -6,14 +6,15 @@
 
 pub use protocol::Refusal;
 
+use crate::clock::{ClusterTime, LeaderTime, WallTime};
 use protocol::api::ProposalState;
 use protocol::gateway::ApiKey;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis};
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, MemberId, Millis, ModelRoot, NodeId, ProposalId, ReplicaId,
-    ServiceName, SlotIndex, TokenName,
+    CircleId, Digest, ErrorCode, Fence, MemberId, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName,
+    SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ impl std::fmt::Display for Actor {
 pub struct Command {
     /// Proposer's wall clock. The cluster's time never goes back: an earlier time counts as the cluster's
     /// last.
-    pub now: Millis,
+    pub now: WallTime,
     /// Actor that requested the command.
     pub actor: Actor,
     /// Requested action.
@@ -127,7 +128,7 @@ pub enum Step {
         node: NodeId,
         /// Last time at which it could have renewed its lease, which ended [`protocol::limits::LEASE_MS`]
         /// later.
-        silent_since: Millis,
+        silent_since: LeaderTime,
     },
     /// A slot becomes free: its node no longer runs it.
     Release(SlotName),
@@ -136,7 +137,7 @@ pub enum Step {
         /// Slot to drain.
         slot: SlotName,
         /// Deadline of the drain.
-        until: Millis,
+        until: ClusterTime,
         /// Cause, as text for operators.
         cause: String,
         /// Whether it failed there; the service then avoids this node for a while.

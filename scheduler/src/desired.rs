@@ -3,12 +3,12 @@
 //! Orders leave this module unsigned: the shell signs them with its control key when it answers.
 
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
-use crate::observed::Observed;
+use crate::view::ClusterView;
 use protocol::gateway::{Route, RouteTable, RoutedService};
 use protocol::governance::Bundle;
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::order::SlotOrder;
-use protocol::{Digest, Millis, NodeId, SlotIndex};
+use protocol::{Digest, NodeId, SlotIndex};
 use std::collections::BTreeMap;
 
 /// Number of bits by which a generation is shifted into the version of a route table. As many tables as fit
@@ -48,7 +48,9 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
         orders.push(holding.order.clone());
         leaving.extend(draining.then_some(index));
     }
-    let assignment = |(certificate, (orders, draining))| {
+    let assignment = |(certificate, (orders, draining)): (Digest, (Vec<SlotOrder>, Vec<SlotIndex>))| {
+        let ordered = |slot: &SlotIndex| orders.iter().any(|order| order.slot == *slot);
+        debug_assert!(draining.iter().all(ordered), "a slot that drains is ordered");
         let root = cluster.manifest_of(&certificate)?.model.root;
         Some(NodeAssignment {
             bundle: cluster.bundle(&certificate)?.clone(),
@@ -65,12 +67,13 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
 /// last table that this leader made, initially a default one. While nothing has changed it is returned
 /// unmodified; its version rises with every change, across leaders too.
 #[must_use]
-pub fn route_table(cluster: &Cluster, observed: &Observed, previous: &RouteTable, now: Millis) -> RouteTable {
+pub fn route_table(view: ClusterView, previous: &RouteTable) -> RouteTable {
+    let cluster = view.cluster;
     let services = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     let services = services.map(|service| {
         let serving = service.held().filter(|(_, holding)| {
             let runs = matches!(holding.phase, HoldingPhase::Running | HoldingPhase::Draining { .. });
-            runs && observed.is_alive(&holding.order.node, now)
+            runs && view.is_alive(&holding.order.node)
         });
         let routes = serving.map(|(slot, holding)| Route {
             slot,
@@ -92,5 +95,6 @@ pub fn route_table(cluster: &Cluster, observed: &Observed, previous: &RouteTable
     }
     let base = cluster.generation().saturating_mul(1 << ROUTES_PER_GENERATION_BITS);
     let version = base.max(previous.version.saturating_add(1));
+    debug_assert!(version > previous.version || version == u64::MAX, "a changed table has a new version");
     RouteTable { version, services, api_keys }
 }

@@ -3,20 +3,22 @@
 //! Planning and applying use the same code, so a plan never contains a step that would be refused when
 //! applied to the same state. A refused step leaves no trace in the draft.
 
+use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus, gpu_demand};
+use crate::clock::{ClusterTime, LeaderTime};
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
 use crate::limits::AVOID_MS;
 use protocol::error_code::PLAN_STALE;
-use protocol::governance::NodeRole;
+use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::LEASE_MS;
 use protocol::order::SlotOrder;
-use protocol::{Fence, Millis, NodeId, ServiceName};
-use std::collections::BTreeMap;
+use protocol::{Fence, NodeId, ServiceName, SlotIndex};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A copy of the services of a cluster, and the time.
 pub(crate) struct Draft<'a> {
     cluster: &'a Cluster,
-    now: Millis,
+    now: ClusterTime,
     pub(crate) services: BTreeMap<ServiceName, Service>,
 }
 
@@ -30,9 +32,10 @@ pub(crate) struct Effect {
 }
 
 impl<'a> Draft<'a> {
-    /// Creates a draft of this cluster at `now`, but never before the cluster's own time.
-    pub(crate) fn new(cluster: &'a Cluster, now: Millis) -> Self {
-        Self { cluster, now: cluster.time(now), services: cluster.services.clone() }
+    /// Creates a draft of this cluster at `now`.
+    pub(crate) fn new(cluster: &'a Cluster, now: ClusterTime) -> Self {
+        assert!(now >= cluster.now, "the cluster's time never goes back");
+        Self { cluster, now, services: cluster.services.clone() }
     }
 
     /// Executes one step.
@@ -46,8 +49,9 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn lapse(&mut self, node: NodeId, silent_since: Millis) -> Result<Effect, Refusal> {
-        if silent_since.plus(LEASE_MS) > self.now {
+    fn lapse(&mut self, node: NodeId, silent_since: LeaderTime) -> Result<Effect, Refusal> {
+        // The step carries the leader's time; the lease is over by the cluster's time as well.
+        if ClusterTime(silent_since.0).plus(LEASE_MS) > self.now {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
         let mut freed = Vec::new();
@@ -77,7 +81,7 @@ impl<'a> Draft<'a> {
     fn drain(
         &mut self,
         name: &SlotName,
-        until: Millis,
+        until: ClusterTime,
         cause: &str,
         failed: bool,
     ) -> Result<Effect, Refusal> {
@@ -109,42 +113,33 @@ impl<'a> Draft<'a> {
     }
 
     fn order(&mut self, plan: &OrderPlan) -> Result<Effect, Refusal> {
-        let cluster = self.cluster;
-        let circle = cluster.circle_id().ok_or_else(|| stale("there is no circle yet"))?;
-        let place = format!("{}/{}", plan.service, plan.slot);
-        let admission = cluster.node(&plan.node).ok_or_else(|| stale("the node is not admitted"))?;
+        let order = self.permitted_order(plan)?;
+        let subject = slot_text(&plan.service, plan.slot);
+        let service = self.services.get_mut(&plan.service).ok_or_else(|| stale("no such service"))?;
+        let slot = service.slots.entry(plan.slot).or_default();
+        assert!(slot.fence < order.fence, "the fence of {subject} rises with each order");
+        slot.fence = plan.fence;
+        slot.since = self.now;
+        let (phase, replaces) = (HoldingPhase::Running, plan.replaces.clone());
+        slot.holding = Some(Holding { order: order.clone(), phase, replaces });
+        let moves_from = plan.replaces.as_ref().map(|leaves| format!(", in place of {}", subject_of(leaves)));
+        let node = self.cluster.node_name(&plan.node);
+        let detail = format!("on {node} under fence {}{}", plan.fence, moves_from.unwrap_or_default());
+        Ok(Effect { order: Some(order), ..effect("place", subject, detail) })
+    }
+
+    /// Returns the order that a plan may issue now, and writes nothing.
+    fn permitted_order(&self, plan: &OrderPlan) -> Result<SlotOrder, Refusal> {
+        let circle = self.cluster.circle_id().ok_or_else(|| stale("there is no circle yet"))?;
+        let admission = self.cluster.node(&plan.node).ok_or_else(|| stale("the node is not admitted"))?;
         if !admission.roles.contains(&NodeRole::Worker) {
             return Err(stale(format!("node {} is not a worker", admission.name)));
         }
-        let service = self.services.get_mut(&plan.service).ok_or_else(|| stale("no such service"))?;
-        let ends = service.phase != ServicePhase::Active || service.is_expired(self.now);
-        if ends || service.certificate != plan.certificate {
-            return Err(stale(format!("{} is not approved by this certificate now", plan.service)));
-        }
-        if plan.slot.0 >= service.manifest.replicas.max {
-            return Err(stale(format!("slot {place} is outside its envelope")));
-        }
-        let root = service.manifest.model.root;
-        if !cluster.models.contains_key(&root) || cluster.wrap_for(&root, plan.node).is_none() {
-            return Err(stale(format!(
-                "the model of {} or its key for {} is missing",
-                plan.service, admission.name
-            )));
-        }
-        let known = service.slots.get(&plan.slot).cloned().unwrap_or_default();
-        if known.holding.is_some() || Some(plan.fence) != next_fence(service, plan.slot) {
-            return Err(stale(format!(
-                "slot {place} is held, or its fence is not one more than {}",
-                known.fence
-            )));
-        }
-        let leaves = plan.replaces.as_ref();
-        if leaves.is_some_and(|leaves| !may_leave(service, leaves, plan)) {
-            return Err(stale(format!(
-                "slot {place} is to take the place of one that does not run elsewhere"
-            )));
-        }
-        let order = SlotOrder {
+        let service = self.services.get(&plan.service).ok_or_else(|| stale("no such service"))?;
+        self.check_approval(service, plan, admission)?;
+        check_slot(service, plan)?;
+        self.check_gpus(service, plan, admission)?;
+        Ok(SlotOrder {
             circle,
             service: plan.service.clone(),
             certificate: plan.certificate,
@@ -152,17 +147,56 @@ impl<'a> Draft<'a> {
             fence: plan.fence,
             node: plan.node,
             gpus: plan.gpus.clone(),
-            issued_at: self.now,
-        };
-        let slot = service.slots.entry(plan.slot).or_default();
-        slot.fence = plan.fence;
-        slot.since = self.now;
-        let (phase, replaces) = (HoldingPhase::Running, plan.replaces.clone());
-        slot.holding = Some(Holding { order: order.clone(), phase, replaces });
-        let place_of =
-            leaves.map(|leaves| format!(", in place of {}", subject_of(leaves))).unwrap_or_default();
-        let detail = format!("on {} under fence {}{place_of}", admission.name, plan.fence);
-        Ok(Effect { order: Some(order), ..effect("place", place, detail) })
+            issued_at: self.now.0,
+        })
+    }
+
+    /// Checks that the circle approves the order, and that its node can open the model.
+    fn check_approval(
+        &self,
+        service: &Service,
+        plan: &OrderPlan,
+        admission: &NodeAdmission,
+    ) -> Result<(), Refusal> {
+        let ends = service.phase != ServicePhase::Active || service.is_expired(self.now);
+        if ends || service.certificate != plan.certificate {
+            return Err(stale(format!("{} is not approved by this certificate now", plan.service)));
+        }
+        let root = service.manifest.model.root;
+        if !self.cluster.models.contains_key(&root) || self.cluster.wrap_for(&root, plan.node).is_none() {
+            let (service, node) = (&plan.service, &admission.name);
+            return Err(stale(format!("the model of {service} or its key for {node} is missing")));
+        }
+        Ok(())
+    }
+
+    /// Checks that the order names as many GPUs as its manifest, and none that other orders hold.
+    fn check_gpus(
+        &self,
+        service: &Service,
+        plan: &OrderPlan,
+        admission: &NodeAdmission,
+    ) -> Result<(), Refusal> {
+        let (count, percent) = gpu_demand(&service.manifest.resources);
+        let distinct: BTreeSet<u32> = plan.gpus.iter().copied().collect();
+        if plan.gpus.len() != count || distinct.len() != count {
+            let named = plan.gpus.len();
+            return Err(stale(format!(
+                "{named} GPUs for {}, which needs {count} distinct ones",
+                plan.service
+            )));
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let on_node = |holding: &Holding| holding.order.node == plan.node;
+        let allocated = allocated_gpus(&self.services, &self.cluster.manifests, on_node);
+        let free =
+            |gpu| GPU_PERCENT_MAX.saturating_sub(allocated.get(&(plan.node, gpu)).copied().unwrap_or(0));
+        match distinct.into_iter().find(|gpu| free(*gpu) < percent) {
+            Some(gpu) => Err(stale(format!("GPU {gpu} of {} is allocated", admission.name))),
+            None => Ok(()),
+        }
     }
 
     /// Returns a held slot under the named order, and a copy of its holding.
@@ -173,12 +207,32 @@ impl<'a> Draft<'a> {
             || stale(format!("slot {}/{} is not held under fence {}", name.service, name.slot, name.fence));
         let slot = slot.ok_or_else(missing)?;
         let holding = slot.holding.clone().ok_or_else(missing)?;
+        debug_assert_eq!(holding.order.fence, slot.fence, "a slot is held under its last fence");
         Ok((slot, holding))
     }
 }
 
+/// Checks that the slot is free, inside the envelope, and ordered under its next fence.
+fn check_slot(service: &Service, plan: &OrderPlan) -> Result<(), Refusal> {
+    let subject = slot_text(&plan.service, plan.slot);
+    if plan.slot.0 >= service.manifest.replicas.max {
+        return Err(stale(format!("slot {subject} is outside its envelope")));
+    }
+    let known = service.slots.get(&plan.slot).cloned().unwrap_or_default();
+    if known.holding.is_some() || Some(plan.fence) != next_fence(service, plan.slot) {
+        let fence = known.fence;
+        return Err(stale(format!("slot {subject} is held, or its fence is not one more than {fence}")));
+    }
+    if plan.replaces.as_ref().is_some_and(|leaves| !may_leave(service, leaves, plan)) {
+        return Err(stale(format!("slot {subject} is to replace one that does not run elsewhere")));
+    }
+    Ok(())
+}
+
 /// Frees a slot. Its fence remains, so that the next order's fence is higher.
-fn free(slot: &mut Slot, now: Millis) {
+fn free(slot: &mut Slot, now: ClusterTime) {
+    debug_assert!(slot.holding.is_some(), "only a held slot becomes free");
+    debug_assert!(slot.since <= now, "a slot changes in the order of time");
     slot.last_holder = slot.holding.take().map(|holding| holding.order.node);
     slot.since = now;
 }
@@ -193,7 +247,7 @@ fn may_leave(service: &Service, leaves: &SlotName, plan: &OrderPlan) -> bool {
 }
 
 /// Returns the fence of a slot's next order.
-pub(crate) fn next_fence(service: &Service, index: protocol::SlotIndex) -> Option<Fence> {
+pub(crate) fn next_fence(service: &Service, index: SlotIndex) -> Option<Fence> {
     service.slots.get(&index).map_or(0, |slot| slot.fence.0).checked_add(1).map(Fence)
 }
 
@@ -202,7 +256,11 @@ fn effect(action: &'static str, subject: String, detail: String) -> Effect {
 }
 
 fn subject_of(name: &SlotName) -> String {
-    format!("{}/{}", name.service, name.slot)
+    slot_text(&name.service, name.slot)
+}
+
+fn slot_text(service: &ServiceName, slot: SlotIndex) -> String {
+    format!("{service}/{slot}")
 }
 
 fn stale(message: impl Into<String>) -> Refusal {

@@ -5,14 +5,14 @@
 
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
-use crate::observed::Observed;
-use crate::plan::{CandidatePlacement, candidates, capacities, free_slot, model_bytes, service_obstacles};
+use crate::plan::{CandidatePlacement, best_placement, capacities, free_slot, model_bytes};
+use crate::view::ClusterView;
 use crate::why::smallest_change;
 use human_chain::{class_of, describe, propose};
 use protocol::api::{DryRun, DryRunPlacement};
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
-use protocol::{Digest, ErrorCode, Millis, error_code};
+use protocol::{Digest, ErrorCode, error_code};
 use std::collections::BTreeMap;
 
 /// Places the replicas that start immediately, then further ones up to the envelope's maximum. The deployment
@@ -20,16 +20,13 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// The proposal would be refused; the error carries the code of that refusal.
-pub fn dry_run(
-    cluster: &Cluster,
-    observed: &Observed,
-    manifest: &Manifest,
-    now: Millis,
-) -> Result<DryRun, Refusal> {
+pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal> {
+    let cluster = view.cluster;
     let Some(state) = cluster.circle_state() else {
         return Err(Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
     };
     let change = Change::Deploy(Box::new(manifest.clone()));
+    let now = view.now.0;
     propose(state, change.clone(), String::new(), now, now.plus(1), Digest::of(b"dry run"))?;
     let Manifest::Service(manifest) = manifest else {
         let code: ErrorCode = error_code::KIND_NOT_BUILT;
@@ -47,7 +44,7 @@ pub fn dry_run(
         avoid: BTreeMap::new(),
     };
     services.remove(&manifest.name);
-    let mut capacities = capacities(cluster, observed, &services, now);
+    let mut capacities = capacities(view, &services);
     let (mut placed, mut waiting) = (Vec::new(), Vec::new());
     if !cluster.models().contains_key(&manifest.model.root) {
         let model = &manifest.model;
@@ -55,8 +52,7 @@ pub fn dry_run(
     } else {
         let bytes = model_bytes(cluster, manifest);
         while let Some(slot) = free_slot(&service) {
-            let in_the_way = |node| service_obstacles(cluster, &service, node, cluster.time(now));
-            match candidates(cluster, &capacities, manifest, in_the_way) {
+            match best_placement(view, &capacities, &service) {
                 Ok(CandidatePlacement { node, name, gpus, .. }) => {
                     if let Some(capacity) = capacities.iter_mut().find(|capacity| capacity.id == node) {
                         capacity.host(manifest, &gpus, bytes);
@@ -77,12 +73,14 @@ pub fn dry_run(
     let needs = format!("{rule} must approve");
     let spend_micro_units_per_hour = manifest.spend_micro_units_per_hour;
     let desired = service.desired;
+    debug_assert!(placed.len() <= manifest.replicas.max as usize, "the envelope bounds a dry run");
     let possible = placed.split_off(placed.len().min(desired as usize));
     Ok(DryRun { desired, placements: placed, possible, waiting, needs, spend_micro_units_per_hour })
 }
 
 fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, node: protocol::NodeId) {
     use crate::cluster::{Holding, HoldingPhase, Slot};
+    debug_assert!(!service.slots.contains_key(&slot), "a free slot is taken");
     let Some(circle) = cluster.circle_id() else { return };
     let order = protocol::order::SlotOrder {
         circle,
@@ -92,7 +90,7 @@ fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, nod
         fence: protocol::Fence(1),
         node,
         gpus: Vec::new(),
-        issued_at: cluster.now(),
+        issued_at: cluster.now().0,
     };
     let held = Slot {
         holding: Some(Holding { order, phase: HoldingPhase::Running, replaces: None }),
@@ -107,6 +105,7 @@ fn wait_lines(
     placed: u32,
     nodes: &[(protocol::NodeName, Vec<crate::plan::Unschedulable>)],
 ) -> Vec<String> {
+    debug_assert!(placed < max, "a replica waits only inside the envelope");
     let mut lines = vec![if placed < desired {
         format!("{} of {desired} would wait", desired - placed)
     } else {

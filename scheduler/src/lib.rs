@@ -9,32 +9,43 @@
 //! proposal of [`Plan::command`]. It answers agents with [`desired_for`] and [`route_table`]. Start reading
 //! at [`Cluster`] and [`plan()`].
 
+/// Unit tests share the integration tests' clusters, which name this crate.
+#[cfg(test)]
+extern crate self as scheduler;
+
+mod allocation;
 mod apply;
 mod audit;
+mod clock;
 mod cluster;
 mod command;
 mod desired;
 mod draft;
 mod dry_run;
+mod invariants;
 pub mod limits;
 mod observed;
 mod outcomes;
 mod plan;
 mod status;
+mod view;
 mod views;
 mod why;
 
 pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
+pub use clock::{ClusterTime, LeaderTime, WallTime};
 pub use cluster::{
     ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,
 };
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
+pub use invariants::{Invariant, Violation};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
-pub use plan::{Dropped, Plan, Reason, Waiting, plan};
+pub use plan::{Dropped, Plan, Reason, Waiting, plan, refused_in_its_generation};
 pub use status::{LeaderView, status};
+pub use view::ClusterView;
 pub use views::{
     limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
 };

@@ -13,18 +13,19 @@
 //!    no answer until the plan is decided ([`Observed::record_heartbeat`] reports this). Otherwise a late
 //!    renewal would cross the lapse in the log and two nodes would hold one slot.
 
+use crate::clock::LeaderTime;
 use crate::command::Step;
 use crate::plan::Plan;
 use protocol::agent::{NodeResources, SlotReport, SyncRequest};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
-use protocol::{Fence, Millis, NodeId, ServiceName, SlotIndex};
+use protocol::{Fence, NodeId, ServiceName, SlotIndex};
 use std::collections::BTreeMap;
 
 /// The leader's knowledge of its nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    leader_since: Millis,
+    leader_since: LeaderTime,
     nodes: BTreeMap<NodeId, ObservedNode>,
     /// Nodes named in a lapse in progress, with the generation in which it was planned.
     condemned: BTreeMap<NodeId, u64>,
@@ -34,9 +35,9 @@ pub struct Observed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedNode {
     /// Time of the report, by the leader's clock.
-    pub heard_at: Millis,
+    pub heard_at: LeaderTime,
     /// Time since which its lease has never ended.
-    pub alive_since: Millis,
+    pub alive_since: LeaderTime,
     /// Cluster generation at the report; the node was answered from that state or a later one.
     pub generation: u64,
     /// Incarnation of its agent.
@@ -60,12 +61,12 @@ pub enum Liveness {
     /// The node has not reported to this leader; an earlier leader's lease may hold until then.
     Unknown {
         /// End of the last possible lease.
-        until: Millis,
+        until: LeaderTime,
     },
     /// The node's last possible lease has ended.
     Dead {
         /// Last time at which it could have renewed.
-        silent_since: Millis,
+        silent_since: LeaderTime,
     },
 }
 
@@ -78,13 +79,13 @@ impl Observed {
     /// Creates the view of a leader that has received no report yet. `leader_since` is its own clock's time
     /// after its [`Action::Lead`](crate::Action::Lead) was applied. Every later `now` is by the same clock.
     #[must_use]
-    pub fn new(leader_since: Millis) -> Self {
+    pub fn new(leader_since: LeaderTime) -> Self {
         Self { leader_since, nodes: BTreeMap::new(), condemned: BTreeMap::new() }
     }
 
     /// Returns the time at which this leader began.
     #[must_use]
-    pub fn leader_since(&self) -> Millis {
+    pub fn leader_since(&self) -> LeaderTime {
         self.leader_since
     }
 
@@ -98,7 +99,7 @@ impl Observed {
         node: NodeId,
         request: &SyncRequest,
         generation: u64,
-        now: Millis,
+        now: LeaderTime,
     ) -> Result<(), EvictionInProgress> {
         if self.condemned.get(&node).is_some_and(|planned| generation <= *planned) {
             return Err(EvictionInProgress);
@@ -109,6 +110,8 @@ impl Observed {
         let heard_at = now.max(known.map_or(self.leader_since, |known| known.heard_at));
         let unbroken = known.filter(|known| known.heard_at.plus(LEASE_MS) > heard_at);
         let alive_since = unbroken.map_or(heard_at, |known| known.alive_since);
+        debug_assert!(heard_at >= self.leader_since, "no report is older than the leadership");
+        debug_assert!(alive_since <= heard_at, "a lease begins before it is renewed");
         self.nodes.insert(
             node,
             ObservedNode {
@@ -131,7 +134,8 @@ impl Observed {
     pub fn begin_eviction(&mut self, plan: &Plan) {
         for step in &plan.steps {
             if let Step::Lapse { node, .. } = step {
-                self.condemned.insert(*node, plan.parent_generation);
+                let before = self.condemned.insert(*node, plan.parent_generation);
+                debug_assert!(before <= Some(plan.parent_generation), "plans follow each other");
             }
         }
     }
@@ -144,7 +148,7 @@ impl Observed {
 
     /// Returns the state of a node's lease.
     #[must_use]
-    pub fn liveness(&self, node: &NodeId, now: Millis) -> Liveness {
+    pub fn liveness(&self, node: &NodeId, now: LeaderTime) -> Liveness {
         let heard = self.nodes.get(node).map(|known| known.heard_at);
         let silent_since = heard.map_or(self.leader_since, |at| at.max(self.leader_since));
         let until = silent_since.plus(LEASE_MS);
@@ -157,7 +161,7 @@ impl Observed {
 
     /// Returns whether a node's lease certainly holds, so that it can be given work.
     #[must_use]
-    pub fn is_alive(&self, node: &NodeId, now: Millis) -> bool {
+    pub fn is_alive(&self, node: &NodeId, now: LeaderTime) -> bool {
         self.liveness(node, now) == Liveness::Alive
     }
 

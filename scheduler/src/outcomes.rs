@@ -7,11 +7,12 @@
 //! Records expire by the log's time. When there are too many, the token with the most records loses its
 //! oldest, so a program that writes without end evicts only its own.
 
+use crate::clock::ClusterTime;
 use crate::command::{Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{IDEMPOTENCY_BYTES_MAX, IDEMPOTENCY_MS, IDEMPOTENCY_RECORDS_MAX};
 use protocol::canonical::to_bytes;
 use protocol::error_code::IDEMPOTENCY_KEY_REUSED;
-use protocol::{Digest, Millis, TokenName};
+use protocol::{Digest, TokenName};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ struct TokenOutcomes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Outcome {
     number: u64,
-    at: Millis,
+    at: ClusterTime,
     request: Digest,
     reply: Reply,
     bytes: usize,
@@ -61,7 +62,7 @@ struct Row {
     number: u64,
     token: TokenName,
     key: Digest,
-    at: Millis,
+    at: ClusterTime,
     request: Digest,
     reply: Reply,
 }
@@ -80,7 +81,7 @@ impl Outcomes {
         &self,
         key: &IdempotencyKey,
         request: &Digest,
-        now: Millis,
+        now: ClusterTime,
     ) -> Result<Option<Reply>, Refusal> {
         let found = self.tokens.get(&key.token).and_then(|token| token.by_key.get(&key.key));
         match found.filter(|outcome| !outcome.is_over(now)) {
@@ -94,7 +95,7 @@ impl Outcomes {
     }
 
     /// Records a reply, and evicts expired and surplus records.
-    pub(crate) fn record(&mut self, key: &IdempotencyKey, request: Digest, now: Millis, reply: &Reply) {
+    pub(crate) fn record(&mut self, key: &IdempotencyKey, request: Digest, now: ClusterTime, reply: &Reply) {
         self.recorded += 1;
         self.insert(Row {
             number: self.recorded,
@@ -107,8 +108,36 @@ impl Outcomes {
         self.evict(now);
     }
 
+    /// Returns the number of replies ever recorded.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Returns the time of the latest kept record; zero if there is none.
+    pub(crate) fn last_at(&self) -> ClusterTime {
+        let outcomes = self.tokens.values().flat_map(|token| token.by_key.values());
+        outcomes.map(|outcome| outcome.at).max().unwrap_or_default()
+    }
+
+    /// Returns whether the records are within their bounds, and agree with the totals and the indexes.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let outcomes = || self.tokens.values().flat_map(|token| token.by_key.values());
+        let indexed = self.tokens.values().all(|token| {
+            !token.by_key.is_empty()
+                && token.by_number.len() == token.by_key.len()
+                && token.by_key.iter().all(|(key, outcome)| token.by_number.get(&outcome.number) == Some(key))
+        });
+        indexed
+            && outcomes().count() == self.count
+            && outcomes().map(|outcome| outcome.bytes).sum::<usize>() == self.bytes
+            && outcomes().all(|outcome| outcome.number <= self.recorded)
+            && self.count <= IDEMPOTENCY_RECORDS_MAX
+            && self.bytes <= IDEMPOTENCY_BYTES_MAX
+    }
+
     fn insert(&mut self, row: Row) {
         let Row { number, token, key, at, request, reply } = row;
+        debug_assert!(number <= self.recorded, "a record's number is counted");
         let bytes = to_bytes(&reply).len() + RECORD_OVERHEAD_BYTES;
         let outcomes = self.tokens.entry(token).or_default();
         if let Some(before) = outcomes.by_key.insert(key, Outcome { number, at, request, reply, bytes }) {
@@ -119,7 +148,7 @@ impl Outcomes {
         (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
     }
 
-    fn evict(&mut self, now: Millis) {
+    fn evict(&mut self, now: ClusterTime) {
         let tokens: Vec<TokenName> = self.tokens.keys().cloned().collect();
         for token in tokens {
             while self.oldest(&token).is_some_and(|outcome| outcome.is_over(now)) {
@@ -131,6 +160,8 @@ impl Outcomes {
             let Some(token) = most.map(|(name, _)| name.clone()) else { break };
             self.remove_oldest(&token);
         }
+        debug_assert!(self.count <= IDEMPOTENCY_RECORDS_MAX, "surplus records are evicted");
+        debug_assert!(self.bytes <= IDEMPOTENCY_BYTES_MAX, "surplus bytes are evicted");
     }
 
     fn oldest(&self, token: &TokenName) -> Option<&Outcome> {
@@ -140,6 +171,7 @@ impl Outcomes {
 
     fn remove_oldest(&mut self, token: &TokenName) {
         let Some(outcomes) = self.tokens.get_mut(token) else { return };
+        debug_assert!(!outcomes.by_number.is_empty(), "a token without records is not kept");
         let oldest = outcomes.by_number.pop_first().and_then(|(_, key)| outcomes.by_key.remove(&key));
         if let Some(gone) = oldest {
             (self.count, self.bytes) = (self.count - 1, self.bytes - gone.bytes);
@@ -151,7 +183,7 @@ impl Outcomes {
 }
 
 impl Outcome {
-    fn is_over(&self, now: Millis) -> bool {
+    fn is_over(&self, now: ClusterTime) -> bool {
         self.at.plus(IDEMPOTENCY_MS) <= now
     }
 }
@@ -193,6 +225,7 @@ impl TryFrom<OutcomesRecord> for Outcomes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::Millis;
     use protocol::canonical::from_bytes;
     use protocol::error_code::NAME_TAKEN;
 
@@ -200,17 +233,54 @@ mod tests {
         IdempotencyKey { token: token.parse().expect("a name"), key: Digest::of(&number.to_le_bytes()) }
     }
 
+    fn time(number: u64) -> ClusterTime {
+        ClusterTime(Millis(number))
+    }
+
     fn request(number: usize) -> Digest {
         Digest::of_domain(REQUEST_DOMAIN, &number.to_le_bytes())
     }
 
     fn record(outcomes: &mut Outcomes, token: &str, number: usize, now: u64) {
-        outcomes.record(&key(token, number), request(number), Millis(now), &Reply::Done);
+        outcomes.record(&key(token, number), request(number), time(now), &Reply::Done);
     }
 
     fn knows(outcomes: &Outcomes, token: &str, number: usize, now: u64) -> bool {
-        let found = outcomes.find(&key(token, number), &request(number), Millis(now));
+        let found = outcomes.find(&key(token, number), &request(number), time(now));
         found.expect("the same request") == Some(Reply::Done)
+    }
+
+    impl Outcomes {
+        /// Counts a record that is not there.
+        pub(crate) fn miscount(&mut self) {
+            self.count += 1;
+        }
+    }
+
+    #[test]
+    fn totals_and_indexes_that_disagree_are_noticed() {
+        let mut outcomes = Outcomes::default();
+        (0..3).for_each(|number| record(&mut outcomes, "a", number, 7));
+        assert!(outcomes.is_consistent());
+        assert_eq!((outcomes.recorded(), outcomes.last_at()), (3, time(7)));
+        let damaged = |damage: fn(&mut Outcomes)| {
+            let mut outcomes = outcomes.clone();
+            damage(&mut outcomes);
+            !outcomes.is_consistent()
+        };
+        assert!(damaged(Outcomes::miscount));
+        assert!(damaged(|outcomes| outcomes.bytes -= 1));
+        assert!(damaged(|outcomes| outcomes.recorded = 2));
+        assert!(damaged(|outcomes| of_a(outcomes).by_number.clear()));
+        assert!(damaged(|outcomes| of_a(outcomes).by_key.clear()));
+        assert!(damaged(|outcomes| of_a(outcomes).by_number.extend([(1, Digest::of(b"x"))])));
+        assert!(damaged(|outcomes| {
+            outcomes.tokens.insert("empty".parse().expect("a name"), TokenOutcomes::default());
+        }));
+    }
+
+    fn of_a(outcomes: &mut Outcomes) -> &mut TokenOutcomes {
+        outcomes.tokens.get_mut(&key("a", 0).token).expect("recorded before")
     }
 
     #[test]
@@ -231,7 +301,7 @@ mod tests {
     fn a_key_is_for_one_request() {
         let mut outcomes = Outcomes::default();
         record(&mut outcomes, "a", 1, 0);
-        let other = outcomes.find(&key("a", 1), &request(2), Millis(0)).expect_err("another request");
+        let other = outcomes.find(&key("a", 1), &request(2), time(0)).expect_err("another request");
         assert_eq!(other.code, IDEMPOTENCY_KEY_REUSED);
     }
 
@@ -258,10 +328,10 @@ mod tests {
         let mut outcomes = Outcomes::default();
         let large = Reply::Refused { code: NAME_TAKEN, message: "x".repeat(1 << 20) };
         for number in 0..20 {
-            outcomes.record(&key("a", number), request(number), Millis(0), &large);
+            outcomes.record(&key("a", number), request(number), time(0), &large);
         }
         assert!(outcomes.bytes <= IDEMPOTENCY_BYTES_MAX && outcomes.count >= 6, "{}", outcomes.count);
-        let newest = outcomes.find(&key("a", 19), &request(19), Millis(0));
+        let newest = outcomes.find(&key("a", 19), &request(19), time(0));
         assert_eq!(newest, Ok(Some(large)), "the oldest went");
     }
 

@@ -16,19 +16,20 @@ mod rebalance;
 #[cfg(test)]
 mod tests;
 
+use crate::clock::{ClusterTime, WallTime};
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
-use crate::command::{Action, Actor, Command, OrderPlan, Refusal, SlotName, Step};
+use crate::command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
 use crate::draft::Draft;
 use crate::limits::PLAN_STEPS_MAX;
-use crate::observed::Observed;
+use crate::view::ClusterView;
 use protocol::agent::{SlotReport, SlotState};
-use protocol::{Millis, NodeName, ServiceName, SlotIndex};
+use protocol::{NodeName, ServiceName, SlotIndex};
 use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) use capacity::{NodeCapacity, Unschedulable, capacities, model_bytes};
 pub(crate) use fill::{
-    Blocked, CandidatePlacement, blocked_text, candidates, fits_without, service_obstacles,
+    Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,
 };
 pub(crate) use rebalance::{SpreadMove, moving, spread_move};
 
@@ -86,7 +87,7 @@ impl Plan {
     }
 
     /// Returns the action that executes the plan; none if there is nothing to do. Call
-    /// [`Observed::begin_eviction`] before proposing it, and record no node's request in between.
+    /// [`Observed::begin_eviction`](crate::Observed::begin_eviction) before proposing it, and record no node's request in between.
     #[must_use]
     pub fn action(&self) -> Option<Action> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };
@@ -95,7 +96,7 @@ impl Plan {
 
     /// Returns [`Self::action`] as the scheduler's command at `now`.
     #[must_use]
-    pub fn command(&self, now: Millis) -> Option<Command> {
+    pub fn command(&self, now: WallTime) -> Option<Command> {
         let command = |action| Command { now, actor: Actor::Scheduler, action, idempotency: None };
         self.action().map(command)
     }
@@ -109,12 +110,11 @@ impl Plan {
     }
 }
 
-/// Plans the next steps. `now` is the leader's clock, by which `observed` recorded its nodes. The plan is
-/// empty before the circle is founded and before there is a leader.
+/// Plans the next steps. The plan is empty before the circle is founded and before there is a leader.
 #[must_use]
-pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
-    let mut planner = Planner::new(cluster, observed, now);
-    if cluster.circle.is_some() && cluster.leadership.is_some() {
+pub fn plan(view: ClusterView) -> Plan {
+    let mut planner = Planner::new(view);
+    if view.cluster.circle.is_some() && view.cluster.leadership.is_some() {
         planner.lapse_dead_nodes();
         planner.release_what_ended();
         planner.drain_what_must_go();
@@ -122,17 +122,33 @@ pub fn plan(cluster: &Cluster, observed: &Observed, now: Millis) -> Plan {
         planner.fill();
         planner.rebalance();
     }
-    planner.plan
+    let plan = planner.plan;
+    debug_assert!(plan.steps.len() <= PLAN_STEPS_MAX, "a plan fits into a log entry");
+    debug_assert_eq!(plan.steps.len(), plan.reasons.len(), "every step has its reason");
+    plan
+}
+
+/// Returns the refusal of a plan in the very generation for which it was made. The planner's draft accepted
+/// every step of it, so this is a fault of the planner, like [`Plan::dropped`]. Only a deadline that passed
+/// in between can cause it once. None if the plan was executed, or is stale.
+///
+/// `cluster` is the state after the plan was applied; the generation never falls, so an equal one means that
+/// nothing had changed.
+#[must_use]
+pub fn refused_in_its_generation(
+    cluster: &Cluster,
+    parent_generation: u64,
+    reply: &Reply,
+) -> Option<Refusal> {
+    let Reply::Refused { code, message } = reply else { return None };
+    debug_assert!(cluster.generation >= parent_generation, "a plan is made from a state that was applied");
+    let unchanged = cluster.generation == parent_generation;
+    unchanged.then(|| Refusal::new(*code, message.clone()))
 }
 
 /// A plan under construction.
 pub(crate) struct Planner<'a> {
-    cluster: &'a Cluster,
-    observed: &'a Observed,
-    /// The leader's clock, by which leases are judged.
-    clock: Millis,
-    /// The time by which deadlines are judged; never before the cluster's.
-    now: Millis,
+    view: ClusterView<'a>,
     draft: Draft<'a>,
     plan: Plan,
     /// Remaining capacity of the nodes in the draft; none after a step made it stale.
@@ -140,32 +156,34 @@ pub(crate) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(crate) fn new(cluster: &'a Cluster, observed: &'a Observed, now: Millis) -> Self {
-        let (clock, now) = (now, cluster.time(now));
-        let parent_generation = cluster.generation;
+    pub(crate) fn new(view: ClusterView<'a>) -> Self {
+        let parent_generation = view.cluster.generation;
         let plan =
             Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![], dropped: vec![] };
         Self {
-            cluster,
-            observed,
-            clock,
-            now,
-            draft: Draft::new(cluster, now),
+            view,
+            draft: Draft::new(view.cluster, view.cluster_time()),
             plan,
             capacities: RefCell::new(None),
         }
     }
 
+    /// Returns the time by which deadlines are judged.
+    fn now(&self) -> ClusterTime {
+        self.view.cluster_time()
+    }
+
     /// Returns the capacity that nodes have left after the steps taken so far.
     fn capacities(&self) -> Rc<Vec<NodeCapacity>> {
         let mut kept = self.capacities.borrow_mut();
-        let make = || Rc::new(capacities(self.cluster, self.observed, &self.draft.services, self.clock));
+        let make = || Rc::new(capacities(self.view, &self.draft.services));
         Rc::clone(kept.get_or_insert_with(make))
     }
 
     /// Takes a step; returns whether the plan now has it. A full plan does not take the step. A step that the
     /// draft refuses is recorded as dropped.
     fn take(&mut self, step: Step, subject: String, text: String) -> bool {
+        debug_assert!(!subject.is_empty(), "a step has a subject");
         if self.plan.steps.len() >= PLAN_STEPS_MAX {
             return false;
         }
@@ -173,20 +191,20 @@ impl<'a> Planner<'a> {
             self.plan.dropped.push(Dropped { subject, refusal });
             return false;
         }
-        self.note_in_rooms(&step);
+        self.update_capacities(&step);
         self.plan.steps.push(step);
         self.plan.reasons.push(Reason { subject, text });
         true
     }
 
     /// Updates the capacities: an order takes from one node; any other step makes all of them stale.
-    fn note_in_rooms(&mut self, step: &Step) {
+    fn update_capacities(&mut self, step: &Step) {
         let kept = self.capacities.get_mut();
         match (step, kept.as_mut().map(Rc::make_mut)) {
             (Step::Order(order), Some(capacities)) => {
                 let manifest = &self.draft.services[&order.service].manifest;
                 if let Some(capacity) = capacities.iter_mut().find(|capacity| capacity.id == order.node) {
-                    capacity.host(manifest, &order.gpus, model_bytes(self.cluster, manifest));
+                    capacity.host(manifest, &order.gpus, model_bytes(self.view.cluster, manifest));
                 }
             }
             _ => *kept = None,
@@ -196,17 +214,17 @@ impl<'a> Planner<'a> {
     /// Returns the last report of a slot's holder under its present order.
     fn report(&self, holding: &Holding) -> Option<&'a SlotReport> {
         let order = &holding.order;
-        self.observed.report(&order.node, &order.service, order.slot, order.fence)
+        self.view.observed.report(&order.node, &order.service, order.slot, order.fence)
     }
 
     /// Returns whether a slot answers requests.
     fn is_ready(&self, holding: &Holding) -> bool {
-        self.observed.is_alive(&holding.order.node, self.clock)
+        self.view.is_alive(&holding.order.node)
             && self.report(holding).is_some_and(|report| report.state == SlotState::Ready)
     }
 
     fn node_name(&self, holding: &Holding) -> String {
-        self.cluster.node_name(&holding.order.node)
+        self.view.cluster.node_name(&holding.order.node)
     }
 
     /// Returns copies of the held slots of all services in the draft, so that steps can be taken during

@@ -1,14 +1,16 @@
 //! Cluster status: findings about faults and pending work, each with the next command.
 
-use crate::cluster::{Cluster, ServicePhase};
-use crate::observed::{Liveness, Observed};
+use crate::clock::ClusterTime;
+use crate::cluster::ServicePhase;
+use crate::observed::Liveness;
 use crate::plan::{Dropped, plan};
+use crate::view::ClusterView;
 use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
 use protocol::manifest::Isolation;
-use protocol::{Epoch, Millis, ReplicaId};
+use protocol::{Epoch, ReplicaId};
 use std::collections::BTreeMap;
 
 /// The consensus layer's view of the replicas.
@@ -22,20 +24,21 @@ pub struct LeaderView {
 
 /// Returns the status of the cluster.
 #[must_use]
-pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: Millis) -> Status {
+pub fn status(view: ClusterView, leader: LeaderView) -> Status {
+    let cluster = view.cluster;
     let replicas = cluster.circle_state().map_or(0, |state| state.control().len() as u32);
     let mut findings = Vec::new();
     if cluster.circle.is_none() {
         findings.push(finding("the circle is not founded yet".into(), "quorate circle --help".into()));
     }
     findings.extend(replica_findings(&leader, replicas));
-    findings.extend(node_findings(cluster, observed, now));
-    findings.extend(service_findings(cluster, observed, now));
-    findings.extend(plan(cluster, observed, now).dropped.iter().map(dropped_finding));
+    findings.extend(node_findings(view));
+    findings.extend(service_findings(view));
+    findings.extend(plan(view).dropped.iter().map(dropped_finding));
     let broken = findings.len();
-    findings.extend(waiting_findings(cluster, now));
+    findings.extend(waiting_findings(view));
     let nodes = cluster.nodes().count() as u32;
-    let nodes_alive = cluster.nodes().filter(|node| observed.is_alive(&node.id, now)).count() as u32;
+    let nodes_alive = cluster.nodes().filter(|node| view.is_alive(&node.id)).count() as u32;
     let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     let services = running.count() as u32;
     let healthy = broken == 0;
@@ -57,8 +60,8 @@ pub fn status(cluster: &Cluster, observed: &Observed, leader: LeaderView, now: M
         nodes_alive,
         services,
         epoch: cluster.circle_state().map_or(Epoch(0), human_chain::CircleState::epoch),
-        simulated: simulated(cluster, observed),
-        not_enforced: not_enforced(cluster, observed),
+        simulated: simulated(view),
+        not_enforced: not_enforced(view),
     }
 }
 
@@ -86,15 +89,16 @@ fn replica_findings(leader: &LeaderView, replicas: u32) -> Vec<Finding> {
     findings
 }
 
-fn node_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<Finding> {
+fn node_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for node in cluster.nodes() {
-        if matches!(observed.liveness(&node.id, now), Liveness::Dead { .. }) {
+    for node in view.cluster.nodes() {
+        if matches!(view.liveness(&node.id), Liveness::Dead { .. }) {
             let message = format!("node {} is silent; its lease has ended", node.name);
             findings
                 .push(finding(message, format!("start its agent, or: quorate node remove {}", node.name)));
         }
-        let gpus = observed.node(&node.id).map(|known| known.resources.gpus.as_slice()).unwrap_or_default();
+        let gpus =
+            view.observed.node(&node.id).map(|known| known.resources.gpus.as_slice()).unwrap_or_default();
         for gpu in gpus.iter().filter(|gpu| !gpu.healthy) {
             let message = format!("GPU {} ({}) of node {} is unhealthy", gpu.index, gpu.name, node.name);
             findings.push(finding(message, format!("quorate node show {}", node.name)));
@@ -103,29 +107,28 @@ fn node_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<Fin
     findings
 }
 
-fn service_findings(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<Finding> {
+fn service_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (name, service) in cluster.services() {
+    for (name, service) in view.cluster.services() {
         if service.phase != ServicePhase::Active {
             continue;
         }
-        if !service.is_expired(cluster.time(now))
-            && (ready_replicas(observed, service, now) < service.desired
-                || stuck(cluster, observed, service, now).is_some())
-            && let Some(why) = why(cluster, observed, &Question::Service(name.clone()), now)
+        if !service.is_expired(view.cluster_time())
+            && (ready_replicas(view, service) < service.desired || stuck(view, service).is_some())
+            && let Some(why) = why(view, &Question::Service(name.clone()))
         {
             findings.push(finding(why.answer, why.remedy.unwrap_or_else(|| format!("quorate why {name}"))));
         }
-        if service.is_expired(cluster.time(now)) {
+        if service.is_expired(view.cluster_time()) {
             let message = format!("the approval of {name} has expired");
             findings
                 .push(finding(message, format!("set a later valid_until, then: quorate deploy {name}.toml")));
         }
         for (slot, holding) in service.held() {
             let order = &holding.order;
-            let report = observed.report(&order.node, name, slot, order.fence);
+            let report = view.observed.report(&order.node, name, slot, order.fence);
             if let Some(report) = report.filter(|report| report.state == SlotState::Refused) {
-                let node = cluster.node_name(&order.node);
+                let node = view.cluster.node_name(&order.node);
                 let message = format!("{node} refused slot {name}/{slot}: {}", report.detail);
                 findings.push(finding(message, format!("quorate why {name}/{slot}")));
             }
@@ -142,19 +145,19 @@ fn dropped_finding(dropped: &Dropped) -> Finding {
 }
 
 /// Returns findings that are no faults, but wait for an operator or a member.
-fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
+fn waiting_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (id, open) in cluster.open_proposals() {
-        let left = open.proposal.expires_at.0.saturating_sub(now.0) / 60_000;
+    for (id, open) in view.cluster.open_proposals() {
+        let left = view.cluster_time().ms_until(ClusterTime(open.proposal.expires_at)) / 60_000;
         let what = crate::apply::summary(&open.proposal.change);
         let message =
             format!("a proposal waits for votes: {what} ({} so far, {left} min left)", open.ballots.len());
         findings.push(finding(message, format!("quorate review {}", id.short())));
     }
-    for pending in cluster.pending_nodes().values() {
+    let waiting_nodes = view.cluster.pending_nodes();
+    for pending in waiting_nodes.values() {
         let (name, id) = (&pending.admission.name, pending.id.short());
-        let namesakes =
-            cluster.pending_nodes().values().filter(|other| other.admission.name == *name).count();
+        let namesakes = waiting_nodes.values().filter(|other| other.admission.name == *name).count();
         // The command names the identity only if several waiting nodes share the name.
         let which = if namesakes > 1 { format!(" --identity {id}") } else { String::new() };
         let message = format!("node {name} ({id}) asks to be admitted");
@@ -163,10 +166,10 @@ fn waiting_findings(cluster: &Cluster, now: Millis) -> Vec<Finding> {
     findings
 }
 
-fn simulated(cluster: &Cluster, observed: &Observed) -> Vec<String> {
+fn simulated(view: ClusterView) -> Vec<String> {
     let mut lines = Vec::new();
-    for node in cluster.nodes() {
-        let Some(known) = observed.node(&node.id) else { continue };
+    for node in view.cluster.nodes() {
+        let Some(known) = view.observed.node(&node.id) else { continue };
         let count = known.resources.gpus.iter().filter(|gpu| gpu.simulated).count();
         if count > 0 {
             lines.push(format!(
@@ -179,12 +182,12 @@ fn simulated(cluster: &Cluster, observed: &Observed) -> Vec<String> {
 }
 
 /// Returns the limits that workers' nodes report as not enforced, one line for nodes with the same gaps.
-fn not_enforced(cluster: &Cluster, observed: &Observed) -> Vec<String> {
+fn not_enforced(view: ClusterView) -> Vec<String> {
     let mut nodes_of: BTreeMap<(Vec<String>, bool), Vec<&str>> = BTreeMap::new();
-    for node in cluster.nodes() {
-        let limits = not_enforced_of(cluster, observed, node);
+    for node in view.cluster.nodes() {
+        let limits = not_enforced_of(view, node);
         if !limits.is_empty() {
-            let known = observed.node(&node.id);
+            let known = view.observed.node(&node.id);
             let ordinary = known.is_some_and(|known| known.isolation == Isolation::SameUid);
             let limits = limits.into_iter().map(str::to_string).collect();
             nodes_of.entry((limits, ordinary)).or_default().push(node.name.as_str());

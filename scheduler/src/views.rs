@@ -1,14 +1,15 @@
 //! Operator's views of services, nodes and proposals.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
-use crate::observed::{Observed, ObservedNode};
+use crate::observed::ObservedNode;
+use crate::view::ClusterView;
 use crate::why::slot_sentence;
 use human_chain::class_of;
 use protocol::agent::SlotState;
 use protocol::api::{NodeView, ProposalState, ProposalView, ServiceView, SlotView};
 use protocol::governance::{Choice, NodeAdmission, NodeRole, Proposal, SignedBallot};
 use protocol::manifest::Manifest;
-use protocol::{MemberId, Millis, NodeId, NodeName, ProposalId, ServiceName};
+use protocol::{MemberId, NodeId, NodeName, ProposalId, ServiceName};
 use std::collections::BTreeSet;
 
 /// Names of the limits that nodes may report as not enforced. A label begins with one of them. Any other
@@ -23,40 +24,37 @@ const GPU_SHARE_LABEL: &str = "gpu-share: by accounting only";
 
 /// Returns all services except retired ones, by name.
 #[must_use]
-pub fn service_views(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<ServiceView> {
-    let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
-    running.map(|service| view_service(cluster, observed, service, now)).collect()
+pub fn service_views(view: ClusterView) -> Vec<ServiceView> {
+    let running = view.cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
+    running.map(|service| view_service(view, service)).collect()
 }
 
 /// Returns one service; none if it is unknown or retired.
 #[must_use]
-pub fn service_view(
-    cluster: &Cluster,
-    observed: &Observed,
-    name: &ServiceName,
-    now: Millis,
-) -> Option<ServiceView> {
-    let service = cluster.services().get(name).filter(|service| service.phase != ServicePhase::Retired)?;
-    Some(view_service(cluster, observed, service, now))
+pub fn service_view(view: ClusterView, name: &ServiceName) -> Option<ServiceView> {
+    let service =
+        view.cluster.services().get(name).filter(|service| service.phase != ServicePhase::Retired)?;
+    Some(view_service(view, service))
 }
 
-fn view_service(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> ServiceView {
+fn view_service(view: ClusterView, service: &Service) -> ServiceView {
     let held = service.held().map(|(slot, holding)| SlotView {
         slot,
-        node: cluster.node(&holding.order.node).map(|node| node.name.clone()),
+        node: view.cluster.node(&holding.order.node).map(|node| node.name.clone()),
         fence: holding.order.fence,
-        report: observed
+        report: view
+            .observed
             .report(&holding.order.node, &service.manifest.name, slot, holding.order.fence)
             .cloned(),
-        why: slot_sentence(cluster, observed, service, slot, now),
+        why: slot_sentence(view, service, slot),
     });
     ServiceView {
         name: service.manifest.name.clone(),
         manifest: Manifest::Service(service.manifest.clone()),
         certificate: service.certificate,
         desired: service.desired,
-        ready: ready_replicas(observed, service, now),
-        ready_current: ready_holdings(observed, service, now)
+        ready: ready_replicas(view, service),
+        ready_current: ready_holdings(view, service)
             .filter(|holding| holding.order.certificate == service.certificate)
             .count() as u32,
         retiring: service.phase != ServicePhase::Active,
@@ -65,21 +63,17 @@ fn view_service(cluster: &Cluster, observed: &Observed, service: &Service, now: 
 }
 
 /// Returns the number of slots that answer requests, under any approval.
-pub(crate) fn ready_replicas(observed: &Observed, service: &Service, now: Millis) -> u32 {
-    ready_holdings(observed, service, now).count() as u32
+pub(crate) fn ready_replicas(view: ClusterView, service: &Service) -> u32 {
+    ready_holdings(view, service).count() as u32
 }
 
 /// Returns the running slots that answer requests, on nodes whose leases hold.
-fn ready_holdings<'a>(
-    observed: &'a Observed,
-    service: &'a Service,
-    now: Millis,
-) -> impl Iterator<Item = &'a Holding> {
+fn ready_holdings<'a>(view: ClusterView<'a>, service: &'a Service) -> impl Iterator<Item = &'a Holding> {
     let ready = service.held().filter(move |(slot, holding)| {
         let order = &holding.order;
-        let report = observed.report(&order.node, &order.service, *slot, order.fence);
+        let report = view.observed.report(&order.node, &order.service, *slot, order.fence);
         holding.phase == HoldingPhase::Running
-            && observed.is_alive(&order.node, now)
+            && view.is_alive(&order.node)
             && report.is_some_and(|report| report.state == SlotState::Ready)
     });
     ready.map(|(_, holding)| holding)
@@ -87,48 +81,46 @@ fn ready_holdings<'a>(
 
 /// Returns all admitted nodes, by name.
 #[must_use]
-pub fn node_views(cluster: &Cluster, observed: &Observed, now: Millis) -> Vec<NodeView> {
-    cluster.nodes().map(|admission| view_node(cluster, observed, admission, now)).collect()
+pub fn node_views(view: ClusterView) -> Vec<NodeView> {
+    view.cluster.nodes().map(|admission| view_node(view, admission)).collect()
 }
 
-fn view_node(cluster: &Cluster, observed: &Observed, admission: &NodeAdmission, now: Millis) -> NodeView {
-    let known = observed.node(&admission.id);
-    let name: NodeName = admission.name.clone();
+fn view_node(view: ClusterView, admission: &NodeAdmission) -> NodeView {
+    let known = view.observed.node(&admission.id);
     NodeView {
-        name,
+        name: admission.name.clone(),
         id: admission.id,
         admission: admission.clone(),
-        alive: observed.is_alive(&admission.id, now),
-        heard_ms_ago: known.map(|node| now.0.saturating_sub(node.heard_at.0)),
+        alive: view.is_alive(&admission.id),
+        heard_ms_ago: known.map(|node| node.heard_at.ms_until(view.now)),
         cpu_millicores: known.map_or(0, |node| node.resources.cpu_millicores),
         memory_bytes: known.map_or(0, |node| node.resources.memory_bytes),
         gpus: known.map(|node| node.resources.gpus.clone()).unwrap_or_default(),
         isolation: known.map(|node| node.isolation),
-        not_enforced: not_enforced(cluster, known, admission.id),
-        slots: holdings_of(cluster, admission.id).count() as u32,
+        not_enforced: not_enforced(view.cluster, known, admission.id),
+        slots: holdings_of(view.cluster, admission.id).count() as u32,
     }
 }
 
 /// Returns each limit that an admitted worker's node reports as not enforced, by node. Other nodes run
 /// nothing to limit.
 #[must_use]
-pub fn limits_not_enforced(cluster: &Cluster, observed: &Observed) -> Vec<(NodeName, Vec<&'static str>)> {
+pub fn limits_not_enforced(view: ClusterView) -> Vec<(NodeName, Vec<&'static str>)> {
     let of = |node: &NodeAdmission| {
-        let limits = not_enforced_of(cluster, observed, node);
+        let limits = not_enforced_of(view, node);
         (!limits.is_empty()).then(|| (node.name.clone(), limits.into_iter().collect()))
     };
-    cluster.nodes().filter_map(of).collect()
+    view.cluster.nodes().filter_map(of).collect()
 }
 
-pub(crate) fn not_enforced_of(
-    cluster: &Cluster,
-    observed: &Observed,
-    node: &NodeAdmission,
-) -> BTreeSet<&'static str> {
+pub(crate) fn not_enforced_of(view: ClusterView, node: &NodeAdmission) -> BTreeSet<&'static str> {
     if !node.roles.contains(&NodeRole::Worker) {
         return BTreeSet::new();
     }
-    not_enforced(cluster, observed.node(&node.id), node.id).iter().map(|label| limit_of(label)).collect()
+    not_enforced(view.cluster, view.observed.node(&node.id), node.id)
+        .iter()
+        .map(|label| limit_of(label))
+        .collect()
 }
 
 /// Returns the name of the limit in a label such as `cpu: no such control group controller`.

@@ -5,15 +5,16 @@ use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
-    Blocked, NodeCapacity, SpreadMove, Unschedulable, blocked_text, candidates, capacities, fits_without,
+    Blocked, NodeCapacity, SpreadMove, Unschedulable, best_placement, blocked_text, capacities, fits_without,
     free_slot, moving, place_of, running, service_obstacles, spread_move,
 };
+use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use human_chain::describe;
 use protocol::agent::SlotState;
 use protocol::api::{ProposalState, Why};
 use protocol::manifest::{OnExpiry, ServiceManifest, format_bytes};
-use protocol::{Millis, NodeId, NodeName, ProposalId, ServiceName, SlotIndex};
+use protocol::{NodeName, ProposalId, ServiceName, SlotIndex};
 
 /// The subject of an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,19 +59,19 @@ impl std::str::FromStr for Question {
 
 /// Returns the explanation; none if the subject does not exist.
 #[must_use]
-pub fn why(cluster: &Cluster, observed: &Observed, question: &Question, now: Millis) -> Option<Why> {
+pub fn why(view: ClusterView, question: &Question) -> Option<Why> {
     match question {
-        Question::Service(name) => match cluster.services().get(name) {
-            Some(service) => Some(why_service(cluster, observed, service, now)),
-            None => why_prefix(cluster, name.as_str()),
+        Question::Service(name) => match view.cluster.services().get(name) {
+            Some(service) => Some(why_service(view, service)),
+            None => why_prefix(view.cluster, name.as_str()),
         },
         Question::Slot(name, slot) => {
-            let service = cluster.services().get(name)?;
+            let service = view.cluster.services().get(name)?;
             let known = service.slots.contains_key(slot) || slot.0 < service.manifest.replicas.max;
-            known.then(|| why_slot(cluster, observed, service, *slot, now))
+            known.then(|| why_slot(view, service, *slot))
         }
-        Question::Proposal(id) => why_proposal(cluster, id),
-        Question::ProposalPrefix(prefix) => why_prefix(cluster, prefix),
+        Question::Proposal(id) => why_proposal(view.cluster, id),
+        Question::ProposalPrefix(prefix) => why_prefix(view.cluster, prefix),
     }
 }
 
@@ -93,20 +94,20 @@ fn why_prefix(cluster: &Cluster, prefix: &str) -> Option<Why> {
     })
 }
 
-fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> Why {
+fn why_service(view: ClusterView, service: &Service) -> Why {
     let name = &service.manifest.name;
     let mut reasons: Vec<String> = service
         .held()
-        .map(|(slot, _)| format!("{name}/{slot}: {}", slot_sentence(cluster, observed, service, slot, now)))
+        .map(|(slot, _)| format!("{name}/{slot}: {}", slot_sentence(view, service, slot)))
         .collect();
     let (fresh, old) = running(service);
     let runs = (fresh.len() + old.len()) as u32;
-    let ready = ready_replicas(observed, service, now);
+    let ready = ready_replicas(view, service);
     let head = format!("{ready} of {} wanted replicas of {name} answer", service.desired);
     let (answer, remedy) = match service.phase {
         ServicePhase::Retired => (format!("{name} is retired"), None),
         ServicePhase::Retiring { .. } => (format!("{name} is being retired"), None),
-        ServicePhase::Active if service.is_expired(cluster.time(now)) => {
+        ServicePhase::Active if service.is_expired(view.cluster_time()) => {
             let rest = match service.manifest.on_expiry {
                 OnExpiry::Hold => "what runs goes on, nothing new starts",
                 OnExpiry::Drain => "what runs ends",
@@ -115,16 +116,16 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
         }
         ServicePhase::Active if runs < service.desired => {
             let waiting = service.desired - runs;
-            let verdict = next_replica(cluster, observed, service, now);
-            let (cause, per_node, remedy) = explain(cluster, service, &verdict);
+            let verdict = next_replica(view, service);
+            let (cause, per_node, remedy) = explain(view.cluster, service, &verdict);
             reasons.extend(per_node);
             (format!("{head}; {waiting} wait: {cause}"), remedy)
         }
         ServicePhase::Active if !old.is_empty() => {
             let text = format!("{head}; {} of {runs} run under the new approval", fresh.len());
-            match stuck(cluster, observed, service, now) {
+            match stuck(view, service) {
                 Some(blocked) => {
-                    let (cause, per_node, remedy) = explain(cluster, service, &Err(blocked));
+                    let (cause, per_node, remedy) = explain(view.cluster, service, &Err(blocked));
                     reasons.extend(per_node);
                     (format!("{text}; one more: {cause}"), remedy)
                 }
@@ -132,7 +133,7 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
             }
         }
         ServicePhase::Active => {
-            reasons.extend(spread_line(cluster, observed, service, now));
+            reasons.extend(spread_line(view, service));
             (head, None)
         }
     };
@@ -141,32 +142,26 @@ fn why_service(cluster: &Cluster, observed: &Observed, service: &Service, now: M
 
 /// Returns the obstacle that stops the roll-out of a new approval. No node can take a replica under it,
 /// not even if a slot under the earlier one were free.
-pub(crate) fn stuck(
-    cluster: &Cluster,
-    observed: &Observed,
-    service: &Service,
-    now: Millis,
-) -> Option<Blocked> {
+pub(crate) fn stuck(view: ClusterView, service: &Service) -> Option<Blocked> {
     let (_, old) = running(service);
-    let makes_room = |holding| fits_without(cluster, observed, cluster.services(), holding, now);
+    let makes_room = |holding| fits_without(view, view.cluster.services(), holding);
     if old.is_empty() || old.iter().any(makes_room) {
         return None;
     }
-    match next_replica(cluster, observed, service, now) {
+    match next_replica(view, service) {
         Err(blocked @ (Blocked::NoModel | Blocked::NoNode(_))) => Some(blocked),
         _ => None,
     }
 }
 
 /// Returns a line about a replica that could move for a better spread, and the condition for which it waits.
-fn spread_line(cluster: &Cluster, observed: &Observed, service: &Service, now: Millis) -> Option<String> {
-    if moving(service, observed, now, cluster.time(now)).is_some() {
+fn spread_line(view: ClusterView, service: &Service) -> Option<String> {
+    if moving(view, service).is_some() {
         return None;
     }
-    let capacities = capacities(cluster, observed, cluster.services(), now);
-    let SpreadMove { from, replicas_on_node, to } =
-        spread_move(cluster, &capacities, service, cluster.time(now))?;
-    let (place, node) = (place_of(&from), cluster.node_name(&from.order.node));
+    let capacities = capacities(view, view.cluster.services());
+    let SpreadMove { from, replicas_on_node, to } = spread_move(view, &capacities, service)?;
+    let (place, node) = (place_of(&from), view.cluster.node_name(&from.order.node));
     let minutes = REBALANCE_CALM_MS / 60_000;
     Some(format!(
         "{place} will move to {}: {node} has {replicas_on_node} of its replicas; it waits until all is calm for {minutes} minutes",
@@ -178,62 +173,52 @@ fn renew(service: &Service) -> String {
     format!("deploy {} again with a later valid_until", service.manifest.name)
 }
 
-fn why_slot(cluster: &Cluster, observed: &Observed, service: &Service, slot: SlotIndex, now: Millis) -> Why {
+fn why_slot(view: ClusterView, service: &Service, slot: SlotIndex) -> Why {
     let name = &service.manifest.name;
     let subject = format!("{name}/{slot}");
-    let answer = slot_sentence(cluster, observed, service, slot, now);
+    let answer = slot_sentence(view, service, slot);
     if let Some(holding) = service.slots.get(&slot).and_then(|slot| slot.holding.as_ref()) {
-        let reasons = other_nodes(cluster, observed, service, holding, now);
-        return Why { subject, answer, reasons, remedy: slot_remedy(observed, holding) };
+        let reasons = other_nodes(view, service, holding);
+        return Why { subject, answer, reasons, remedy: slot_remedy(view.observed, holding) };
     }
     let (fresh, old) = running(service);
     let wanted = service.desired as usize > fresh.len() + old.len();
     if service.phase != ServicePhase::Active || !wanted {
         return Why { subject, answer, reasons: Vec::new(), remedy: None };
     }
-    let verdict = next_replica(cluster, observed, service, now);
-    let (cause, reasons, remedy) = explain(cluster, service, &verdict);
+    let verdict = next_replica(view, service);
+    let (cause, reasons, remedy) = explain(view.cluster, service, &verdict);
     Why { subject, answer: format!("{answer}; a replica waits: {cause}"), reasons, remedy }
 }
 
 /// Describes one slot in a sentence, with the destination of its replica if it moves.
-pub(crate) fn slot_sentence(
-    cluster: &Cluster,
-    observed: &Observed,
-    service: &Service,
-    slot: SlotIndex,
-    now: Millis,
-) -> String {
-    let sentence = state_sentence(cluster, observed, service, slot, now);
-    let Some((newcomer, leaving)) = moving(service, observed, now, cluster.time(now)) else {
+pub(crate) fn slot_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> String {
+    let sentence = state_sentence(view, service, slot);
+    let Some((newcomer, leaving)) = moving(view, service) else {
         return sentence;
     };
     if newcomer.order.slot == slot {
         format!("{sentence}; takes the place of {} when it answers", place_of(&leaving))
     } else if leaving.order.slot == slot {
-        let node = cluster.node_name(&newcomer.order.node);
+        let node = view.cluster.node_name(&newcomer.order.node);
         format!("{sentence}; moves to {node} as {}", place_of(&newcomer))
     } else {
         sentence
     }
 }
 
-fn state_sentence(
-    cluster: &Cluster,
-    observed: &Observed,
-    service: &Service,
-    slot: SlotIndex,
-    now: Millis,
-) -> String {
+fn state_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> String {
+    let known = service.slots.contains_key(&slot) || slot.0 < service.manifest.replicas.max;
+    debug_assert!(known, "a slot is of the envelope, or was ordered once");
     let Some(known) = service.slots.get(&slot) else {
         return if service.phase == ServicePhase::Active { "free; never held" } else { "free" }.to_string();
     };
     let Some(holding) = &known.holding else {
-        let last = known.last_holder.map(|node| cluster.node_name(&node)).unwrap_or_default();
+        let last = known.last_holder.map(|node| view.cluster.node_name(&node)).unwrap_or_default();
         return format!("free; {last} held it last, under fence {}", known.fence);
     };
     let order = &holding.order;
-    let node = cluster.node_name(&order.node);
+    let node = view.cluster.node_name(&order.node);
     let held = format!("on {node} under fence {}", order.fence);
     match &holding.phase {
         HoldingPhase::Draining { cause, .. } => return format!("drains {held}: {cause}"),
@@ -243,15 +228,15 @@ fn state_sentence(
         }
         HoldingPhase::Running => {}
     }
-    match observed.liveness(&order.node, now) {
+    match view.liveness(&order.node) {
         Liveness::Dead { .. } => return format!("{held}, which is silent; its lease has ended"),
         Liveness::Unknown { until } => {
-            let seconds = until.0.saturating_sub(now.0).div_ceil(1000);
+            let seconds = view.now.ms_until(until).div_ceil(1000);
             return format!("{held}, not heard by this leader yet; its lease may hold {seconds} s more");
         }
         Liveness::Alive => {}
     }
-    let Some(report) = observed.report(&order.node, &order.service, slot, order.fence) else {
+    let Some(report) = view.observed.report(&order.node, &order.service, slot, order.fence) else {
         return format!("{held}; the node has not reported it yet");
     };
     let detail = if report.detail.is_empty() { String::new() } else { format!(": {}", report.detail) };
@@ -269,20 +254,15 @@ fn state_sentence(
 }
 
 /// Returns a line per node: the holder, and the obstacles on every other node.
-fn other_nodes(
-    cluster: &Cluster,
-    observed: &Observed,
-    service: &Service,
-    holding: &Holding,
-    now: Millis,
-) -> Vec<String> {
-    let capacities = capacities(cluster, observed, cluster.services(), now);
-    let bytes = crate::plan::model_bytes(cluster, &service.manifest);
+fn other_nodes(view: ClusterView, service: &Service, holding: &Holding) -> Vec<String> {
+    debug_assert_eq!(holding.order.service, service.manifest.name, "the slot is of this service");
+    let capacities = capacities(view, view.cluster.services());
+    let bytes = crate::plan::model_bytes(view.cluster, &service.manifest);
     let text = |capacity: &NodeCapacity| {
         if capacity.id == holding.order.node {
             return format!("{}: holds it{}", capacity.name, gpu_text(capacity, &holding.order.gpus));
         }
-        let mut obstacles = service_obstacles(cluster, service, capacity.id, cluster.time(now));
+        let mut obstacles = service_obstacles(view, service, capacity.id);
         obstacles.extend(capacity.fit(&service.manifest, bytes).err().unwrap_or_default());
         if obstacles.is_empty() {
             format!("{}: could hold it too", capacity.name)
@@ -321,21 +301,15 @@ fn slot_remedy(observed: &Observed, holding: &Holding) -> Option<String> {
 }
 
 /// Returns the node that the next replica of a service would get, or the cause that blocks it.
-fn next_replica(
-    cluster: &Cluster,
-    observed: &Observed,
-    service: &Service,
-    now: Millis,
-) -> Result<NodeName, Blocked> {
-    if service.is_expired(cluster.time(now)) {
+fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocked> {
+    if service.is_expired(view.cluster_time()) {
         return Err(Blocked::Expired);
     }
-    if !cluster.models().contains_key(&service.manifest.model.root) {
+    if !view.cluster.models().contains_key(&service.manifest.model.root) {
         return Err(Blocked::NoModel);
     }
-    let capacities = capacities(cluster, observed, cluster.services(), now);
-    let in_the_way = |node: NodeId| service_obstacles(cluster, service, node, cluster.time(now));
-    let best = candidates(cluster, &capacities, &service.manifest, in_the_way).map_err(Blocked::NoNode)?;
+    let capacities = capacities(view, view.cluster.services());
+    let best = best_placement(view, &capacities, service).map_err(Blocked::NoNode)?;
     free_slot(service).map(|_| best.name).ok_or(Blocked::NoSlot)
 }
 
@@ -375,6 +349,10 @@ pub(crate) fn smallest_change(
     manifest: &ServiceManifest,
     nodes: &[(NodeName, Vec<Unschedulable>)],
 ) -> Option<String> {
+    debug_assert!(
+        nodes.iter().all(|(_, obstacles)| !obstacles.is_empty()),
+        "a node that fits needs no change"
+    );
     let cost = |obstacles: &Vec<Unschedulable>| {
         let effort: u64 = obstacles.iter().map(effort).max().unwrap_or(0);
         (obstacles.len(), effort, obstacles.iter().map(shortfall_permille).max().unwrap_or(0))
@@ -436,12 +414,13 @@ fn remedy_for(
         Unschedulable::Dead { .. } => format!("start the agent of {node}"),
         Unschedulable::Cpu { needs, free, offers } => {
             let ask = alternative(*free, &format!("{free} millicores"));
-            format!("{} {} millicores on {node}{ask}", verb(needs, offers), needs - free)
+            format!("{} {} millicores on {node}{ask}", verb(needs, offers), missing(*needs, *free))
         }
         Unschedulable::Memory { needs, free, offers } => {
-            let most = manifest.resources.memory_bytes.saturating_sub(needs - free);
+            let missing = missing(*needs, *free);
+            let most = manifest.resources.memory_bytes.saturating_sub(missing);
             let ask = alternative(most, &format_bytes(most));
-            format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(needs - free))
+            format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(missing))
         }
         Unschedulable::GpuCount { needs, has, unhealthy, .. } if needs > has && *needs <= has + unhealthy => {
             format!("mend the unhealthy GPUs of {node}")
@@ -454,12 +433,12 @@ fn remedy_for(
         }
         Unschedulable::GpuCount { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &free.to_string());
-            format!("free {} whole GPUs on {node}{ask}", needs - free)
+            format!("free {} whole GPUs on {node}{ask}", missing(u64::from(*needs), u64::from(*free)))
         }
         Unschedulable::GpuShare { has: 0, .. } => "admit a node with a GPU".to_string(),
         Unschedulable::GpuShare { needs, free, .. } => {
             let ask = alternative(u64::from(*free), &format!("{free} %"));
-            format!("free {} % of a GPU on {node}{ask}", needs - free)
+            format!("free {} % of a GPU on {node}{ask}", missing(u64::from(*needs), u64::from(*free)))
         }
         Unschedulable::GpuMemory { needs, largest } => {
             let ask = alternative(*largest, &format!("{} on each GPU", format_bytes(*largest)));
@@ -476,6 +455,12 @@ fn remedy_for(
             format!("run the agent of {node} as root, or accept isolation {gives}{hint}")
         }
     }
+}
+
+/// Returns the amount that a replica lacks.
+fn missing(needs: u64, free: u64) -> u64 {
+    debug_assert!(needs > free, "an amount is an obstacle only if it does not suffice");
+    needs.saturating_sub(free)
 }
 
 /// Returns the verb of a remedy: a missing amount can be freed only if the node offers that much at all.

@@ -193,7 +193,7 @@ fn a_proposal_that_cannot_be_carried_is_rejected() {
     check(&world, vec![("brought again until somebody tires", again, "proposal-not-found")]);
     assert!(world.cluster.open_proposals().is_empty());
     assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().rejected.len(), 2);
-    let answer = why(&world.cluster, &world.observed, &Question::Proposal(proposal.id()), world.now).unwrap();
+    let answer = why(world.view(), &Question::Proposal(proposal.id())).unwrap();
     assert_eq!(answer.answer, "rejected: 2 of (alice, bob, carol) cannot be reached any more");
     assert_eq!(answer.reasons, ["alice: rejected", "carol: rejected"]);
 }
@@ -249,14 +249,14 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
             world.obey();
         }
         assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"], "{name}");
-        let view = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+        let view = service_view(world.view(), &service_name("embed")).unwrap();
         assert_eq!((view.ready, view.ready_current), (2, 0), "{name}: who waits for the new one waits on");
         let question = Question::Service(service_name("embed"));
-        let answer = why(&world.cluster, &world.observed, &question, world.now).unwrap();
+        let answer = why(world.view(), &question).unwrap();
         assert!(answer.answer.starts_with("2 of 2 wanted replicas of embed answer; 0 of 2 run"), "{name}");
         assert!(answer.remedy.is_some(), "{name}: {answer:?}");
         let leader = LeaderView { leader: Some(ReplicaId(1)), silent: Some(Vec::new()) };
-        let status = status(&world.cluster, &world.observed, leader, world.now);
+        let status = status(world.view(), leader);
         assert!(!status.healthy && status.findings[0].message == answer.answer, "{name}: {status:?}");
     }
 }
@@ -267,14 +267,14 @@ fn proposals_expire_by_tick() {
     let proposal = world.proposal(deploy(manifest("embed", 1, 3, 1000, 64)));
     world.must(Action::SubmitProposal(Box::new(proposal.clone())));
     let end = proposal.expires_at.plus(CLOCK_GRACE_MS);
-    assert!(!tick_is_due(&world.cluster, end));
+    assert!(!tick_is_due(&world.cluster, WallTime(end)));
     world.now = end;
     world.must(Action::Tick);
     assert_eq!(world.cluster.open_proposals().len(), 1, "within its grace");
     world.wait(1);
-    assert!(tick_is_due(&world.cluster, world.now));
+    assert!(tick_is_due(&world.cluster, world.wall_now()));
     world.must(Action::Tick);
-    assert!(!tick_is_due(&world.cluster, world.now));
+    assert!(!tick_is_due(&world.cluster, world.wall_now()));
     assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().state, ProposalState::Expired);
 }
 
@@ -327,12 +327,12 @@ fn api_keys_have_one_name_and_one_text() {
             ("revoke another", revoke("app-2"), "key-not-found"),
         ],
     );
-    let table = route_table(&world.cluster, &world.observed, &Default::default(), world.now);
+    let table = route_table(world.view(), &Default::default());
     assert_eq!(table.api_keys.len(), 1);
     world.must(revoke("app"));
-    let next = route_table(&world.cluster, &world.observed, &table, world.now);
+    let next = route_table(world.view(), &table);
     assert!(next.api_keys.is_empty() && next.version > table.version);
-    assert_eq!(route_table(&world.cluster, &world.observed, &next, world.now), next, "unchanged");
+    assert_eq!(route_table(world.view(), &next), next, "unchanged");
 }
 
 #[test]
@@ -388,7 +388,7 @@ fn waiting_nodes_are_few_and_forgotten() {
         ],
     );
     world.wait(PENDING_NODE_MS);
-    assert!(tick_is_due(&world.cluster, world.now));
+    assert!(tick_is_due(&world.cluster, world.wall_now()));
     world.must(Action::Tick);
     world.must(one_more);
     assert_eq!(world.cluster.pending_nodes().len(), 1);
@@ -426,8 +426,8 @@ fn asking_to_be_admitted_writes_nothing_that_is_known() {
     let enrolled = |admitted| Some(Ok(Reply::Enrolled { admitted }));
     let code =
         |answer: Option<Result<Reply, scheduler::Refusal>>| answer.unwrap().unwrap_err().code.to_string();
-    let answer = |world: &World, admission| enrol_answer(&world.cluster, admission, world.now);
-    assert_eq!(code(enrol_answer(&Cluster::default(), &fresh, world.now)), "circle-not-founded");
+    let answer = |world: &World, admission| enrol_answer(&world.cluster, admission, world.wall_now());
+    assert_eq!(code(enrol_answer(&Cluster::default(), &fresh, world.wall_now())), "circle-not-founded");
     assert_eq!(answer(&world, &fresh), None, "that it asks is news");
     assert_eq!(code(answer(&world, &large)), "command-invalid");
     world.must(Action::Enrol(Box::new(fresh.clone())));
@@ -443,7 +443,7 @@ fn asking_to_be_admitted_writes_nothing_that_is_known() {
 fn plans_are_refused_when_the_state_moved_on() {
     let mut world = two_nodes();
     world.approve(deploy(manifest("embed", 1, 3, 1000, 128)));
-    let command = world.plan().command(world.now).unwrap().action;
+    let command = world.plan().command(world.wall_now()).unwrap().action;
     for (name, change) in [
         ("another leader", Action::Lead { replica: ReplicaId(2) }),
         ("scaled", scale("embed", 2)),
@@ -478,10 +478,16 @@ fn steps_that_would_break_a_rule_are_refused() {
         Step::Order(order)
     };
     let held = |fence| SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence(fence) };
-    let lapse =
-        |ms_ago: u64| Step::Lapse { node: node_id("node-1"), silent_since: Millis(world.now.0 + 5 - ms_ago) };
-    let drain =
-        |fence| Step::Drain { slot: held(fence), until: world.now, cause: String::new(), failed: false };
+    let lapse = |ms_ago: u64| Step::Lapse {
+        node: node_id("node-1"),
+        silent_since: LeaderTime(Millis(world.now.0 + 5 - ms_ago)),
+    };
+    let drain = |fence| Step::Drain {
+        slot: held(fence),
+        until: world.cluster_now(),
+        cause: String::new(),
+        failed: false,
+    };
     let generation = world.cluster.generation();
     for (name, steps, expected) in [
         ("a good order", vec![order(&|_| {})], "ok"),
@@ -512,7 +518,7 @@ fn bytes_that_are_no_command_are_refused() {
     let mut world = running();
     let before = world.cluster.digest();
     let good = to_bytes(&Command {
-        now: world.now,
+        now: world.wall_now(),
         actor: Actor::Scheduler,
         action: Action::Tick,
         idempotency: None,
@@ -569,15 +575,12 @@ fn an_agent_learns_what_it_shall_run_and_nothing_else() {
     world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 9 });
     world.execute();
     assert_eq!(desired_for(&world.cluster, node_id("node-1"))[0].draining, [SlotIndex(0)]);
-    let service = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+    let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert!(service.retiring);
     world.obey();
     world.settle();
     assert!(desired_for(&world.cluster, node_id("node-1")).is_empty());
-    assert!(
-        service_views(&world.cluster, &world.observed, world.now).is_empty(),
-        "retired ones are not listed"
-    );
+    assert!(service_views(world.view()).is_empty(), "retired ones are not listed");
 }
 
 /// Replicas' clocks differ, and each stamps commands: a clock that is ahead ends no lease.
@@ -588,7 +591,7 @@ fn a_clock_that_is_ahead_takes_no_slot() {
     world.wait(60_000);
     world.must(Action::Tick);
     world.now = now;
-    assert_eq!(world.cluster.now(), now.plus(60_000));
+    assert_eq!(world.cluster.now(), ClusterTime(now.plus(60_000)));
     assert!(world.plan().is_empty(), "all nodes were heard just now by the leader's own clock");
     world.lead(2);
     world.hear("node-2");
@@ -609,7 +612,7 @@ fn a_late_node_is_not_answered_while_its_lapse_is_decided() {
     assert!(matches!(plan.steps[0], Step::Lapse { .. }));
     world.observed.begin_eviction(&plan);
     assert!(!world.hear("node-1"), "it would run on while another node is given its slot");
-    world.must(plan.command(world.now).unwrap().action);
+    world.must(plan.command(world.wall_now()).unwrap().action);
     assert!(world.hear("node-1"), "now it is told to run nothing");
     assert!(desired_for(&world.cluster, node_id("node-1")).is_empty());
 }
@@ -617,19 +620,19 @@ fn a_late_node_is_not_answered_while_its_lapse_is_decided() {
 #[test]
 fn views_say_what_is() {
     let mut world = running();
-    let service = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+    let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!((service.desired, service.ready, service.slots.len()), (1, 1, 1));
     assert_eq!(service.slots[0].why, "ready on node-1 under fence 1");
     world.set_state("embed", 0, SlotState::Loading, "");
     world.hear_all();
-    let service = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+    let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!(
         (service.ready, service.slots[0].why.as_str()),
         (0, "loads on node-1 under fence 1: 3 of 12 segments")
     );
     world.wait(LEASE_MS);
     world.hear("node-2");
-    let nodes = node_views(&world.cluster, &world.observed, world.now);
+    let nodes = node_views(world.view());
     let alive: Vec<(String, bool, u32)> =
         nodes.iter().map(|n| (n.name.to_string(), n.alive, n.slots)).collect();
     assert_eq!(alive, [("node-1".to_string(), false, 1), ("node-2".to_string(), true, 0)]);
@@ -672,7 +675,7 @@ fn proposals_are_bounded_in_number() {
 fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
     let mut world = running();
     let counts = |world: &World| {
-        let view = service_view(&world.cluster, &world.observed, &service_name("embed"), world.now).unwrap();
+        let view = service_view(world.view(), &service_name("embed")).unwrap();
         (view.ready, view.ready_current)
     };
     assert_eq!(counts(&world), (1, 1));
@@ -739,7 +742,7 @@ fn a_token_that_the_circle_does_not_know_leaves_no_record() {
     let mut key = samples::once("k");
     key.token = "stranger".parse().unwrap();
     let action = Action::CreateApiKey(samples::api_key("app", None));
-    let command = Command { now: world.now, actor: Actor::Scheduler, action, idempotency: Some(key) };
+    let command = Command { now: world.wall_now(), actor: Actor::Scheduler, action, idempotency: Some(key) };
     let reply = apply(&mut world.cluster, 99, &command);
     assert!(matches!(reply, Reply::Refused { code: TOKEN_SCOPE_MISSING, .. }), "{reply:?}");
     assert_eq!(world.cluster, before);

@@ -17,6 +17,11 @@ use scheduler::*;
 
 const T0: u64 = START.0;
 
+/// Returns the leader's time this many milliseconds after the start.
+fn after(ms: u64) -> LeaderTime {
+    LeaderTime(START).plus(ms)
+}
+
 fn two_nodes() -> World {
     let mut world = World::new(&[node("node-1", 4000, 4096), node("node-2", 4000, 4096)]);
     world.share_model("minilm", 90 << 20);
@@ -47,7 +52,7 @@ fn execute(world: &World, steps: Vec<Step>) -> (World, &'static str) {
     (world, code(&reply))
 }
 
-fn drain(name: SlotName, until: Millis) -> Step {
+fn drain(name: SlotName, until: ClusterTime) -> Step {
     Step::Drain { slot: name, until, cause: "a test".into(), failed: false }
 }
 
@@ -61,8 +66,8 @@ fn a_lease_ends_to_the_millisecond() {
     let spec = node("node-1", 1, 1);
     let id = spec.admission.id;
     let request = World::new(std::slice::from_ref(&spec)).request(&spec);
-    let dead = |since| Liveness::Dead { silent_since: Millis(since) };
-    let unknown = |until| Liveness::Unknown { until: Millis(until) };
+    let dead = |since| Liveness::Dead { silent_since: LeaderTime(Millis(since)) };
+    let unknown = |until| Liveness::Unknown { until: LeaderTime(Millis(until)) };
     for (name, heard_at, asked, expected) in [
         ("never heard, just now leads", None, 0, unknown(T0 + LEASE_MS)),
         ("never heard, a moment before the end", None, LEASE_MS - 1, unknown(T0 + LEASE_MS)),
@@ -73,12 +78,12 @@ fn a_lease_ends_to_the_millisecond() {
         ("heard a lease ago", Some(500), 500 + LEASE_MS, dead(T0 + 500)),
         ("heard in the leader's future", Some(5000), 0, Liveness::Alive),
     ] {
-        let mut observed = Observed::new(START);
+        let mut observed = Observed::new(LeaderTime(START));
         if let Some(at) = heard_at {
-            observed.record_heartbeat(id, &request, 1, Millis(T0 + at)).unwrap();
+            observed.record_heartbeat(id, &request, 1, after(at)).unwrap();
         }
-        assert_eq!(observed.liveness(&id, Millis(T0 + asked)), expected, "{name}");
-        assert_eq!(observed.is_alive(&id, Millis(T0 + asked)), expected == Liveness::Alive, "{name}");
+        assert_eq!(observed.liveness(&id, after(asked)), expected, "{name}");
+        assert_eq!(observed.is_alive(&id, after(asked)), expected == Liveness::Alive, "{name}");
     }
 }
 
@@ -87,14 +92,14 @@ fn a_clock_that_falls_behind_shortens_no_lease() {
     let spec = node("node-1", 1, 1);
     let id = spec.admission.id;
     let request = World::new(std::slice::from_ref(&spec)).request(&spec);
-    let mut observed = Observed::new(START);
+    let mut observed = Observed::new(LeaderTime(START));
     for (now, heard_at) in [(1000, 1000), (400, 1000), (999, 1000), (1001, 1001)] {
-        observed.record_heartbeat(id, &request, 1, Millis(T0 + now)).unwrap();
-        assert_eq!(observed.node(&id).unwrap().heard_at, Millis(T0 + heard_at), "heard at {now}");
+        observed.record_heartbeat(id, &request, 1, after(now)).unwrap();
+        assert_eq!(observed.node(&id).unwrap().heard_at, after(heard_at), "heard at {now}");
     }
-    let mut late = Observed::new(Millis(T0 + 5000));
-    late.record_heartbeat(id, &request, 1, START).unwrap();
-    assert_eq!(late.node(&id).unwrap().heard_at, Millis(T0 + 5000), "never before its leader began");
+    let mut late = Observed::new(after(5000));
+    late.record_heartbeat(id, &request, 1, after(0)).unwrap();
+    assert_eq!(late.node(&id).unwrap().heard_at, after(5000), "never before its leader began");
 }
 
 #[test]
@@ -102,7 +107,7 @@ fn a_node_is_steady_as_long_as_no_lease_of_it_ended() {
     let spec = node("node-1", 1, 1);
     let id = spec.admission.id;
     let request = World::new(std::slice::from_ref(&spec)).request(&spec);
-    let mut observed = Observed::new(START);
+    let mut observed = Observed::new(LeaderTime(START));
     for (now, alive_since) in [
         (0, 0),
         (LEASE_MS - 1, 0),
@@ -111,8 +116,8 @@ fn a_node_is_steady_as_long_as_no_lease_of_it_ended() {
         (3 * LEASE_MS, 3 * LEASE_MS - 2),
         (9 * LEASE_MS, 9 * LEASE_MS),
     ] {
-        observed.record_heartbeat(id, &request, 1, Millis(T0 + now)).unwrap();
-        assert_eq!(observed.node(&id).unwrap().alive_since, Millis(T0 + alive_since), "heard at {now}");
+        observed.record_heartbeat(id, &request, 1, after(now)).unwrap();
+        assert_eq!(observed.node(&id).unwrap().alive_since, after(alive_since), "heard at {now}");
     }
 }
 
@@ -127,18 +132,25 @@ fn a_condemned_node_waits_for_the_decision_and_no_longer() {
     let spec = world.specs[&"node-1".parse().unwrap()].clone();
     let request = world.request(&spec);
     for generation in [0, planned_for - 1, planned_for] {
-        let answer =
-            world.observed.clone().record_heartbeat(spec.admission.id, &request, generation, world.now);
+        let answer = world.observed.clone().record_heartbeat(
+            spec.admission.id,
+            &request,
+            generation,
+            world.leader_now(),
+        );
         assert_eq!(answer, Err(EvictionInProgress), "in generation {generation}");
     }
     let before = world.observed.clone();
     assert_eq!(
-        world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.now),
+        world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.leader_now()),
         Err(EvictionInProgress)
     );
     assert_eq!(world.observed, before, "what is not answered is not heard");
-    world.observed.record_heartbeat(spec.admission.id, &request, planned_for + 1, world.now).unwrap();
-    world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.now).unwrap();
+    world
+        .observed
+        .record_heartbeat(spec.admission.id, &request, planned_for + 1, world.leader_now())
+        .unwrap();
+    world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.leader_now()).unwrap();
     assert!(!world.hear("node-2"), "the other one is still condemned");
 }
 
@@ -148,7 +160,7 @@ fn an_ended_slot_is_free_only_when_its_node_was_heard_after_it() {
     let mut world = two_nodes();
     world.approve(deploy(manifest("embed", 1, 1, 500, 64)));
     world.settle();
-    let (mut world, _) = execute(&world, vec![drain(slot(0, 1), world.now)]);
+    let (mut world, _) = execute(&world, vec![drain(slot(0, 1), world.cluster_now())]);
     world.reports.clear();
     world.hear_all();
     let heard_in = world.cluster.generation();
@@ -178,13 +190,13 @@ fn a_removed_nodes_slot_is_freed_by_time_alone() {
     assert_eq!(phase(&world, 0), Some(HoldingPhase::Lapsing));
     for (name, step) in [
         ("release", Step::Release(slot(0, 1))),
-        ("drain", drain(slot(0, 1), world.now)),
+        ("drain", drain(slot(0, 1), world.cluster_now())),
         ("end", Step::End(slot(0, 1))),
     ] {
         assert_eq!(execute(&world, vec![step]).1, "plan-stale", "{name}");
     }
     let lapse = |silent_since| Step::Lapse { node: node_id("node-1"), silent_since };
-    let held_at = world.now;
+    let held_at = world.leader_now();
     assert_eq!(execute(&world, vec![lapse(held_at)]).1, "plan-stale", "its lease may hold");
     world.set_state("embed", 0, SlotState::Released, "");
     let plan = world.plan();
@@ -202,7 +214,7 @@ fn a_removed_nodes_slot_is_freed_by_time_alone() {
 #[test]
 fn each_phase_allows_its_own_steps() {
     let running = running(1);
-    let (draining, _) = execute(&running, vec![drain(slot(0, 1), running.now.plus(9))]);
+    let (draining, _) = execute(&running, vec![drain(slot(0, 1), running.cluster_now().plus(9))]);
     let (ending, _) = execute(&draining, vec![Step::End(slot(0, 1))]);
     let (free, _) = execute(&draining, vec![Step::Release(slot(0, 1))]);
     let order = |fence| {
@@ -218,7 +230,7 @@ fn each_phase_allows_its_own_steps() {
         ("free", &free, false, false, false, Some(2)),
     ] {
         let allowed = |step| execute(world, vec![step]).1 == "ok";
-        assert_eq!(allowed(drain(slot(0, 1), world.now)), may_drain, "drain {name}");
+        assert_eq!(allowed(drain(slot(0, 1), world.cluster_now())), may_drain, "drain {name}");
         assert_eq!(allowed(Step::End(slot(0, 1))), may_end, "end {name}");
         assert_eq!(allowed(Step::Release(slot(0, 1))), may_release, "release {name}");
         for fence in 0..4 {
@@ -234,8 +246,10 @@ fn each_phase_allows_its_own_steps() {
 fn a_fence_survives_everything_that_frees_its_slot() {
     let mut world = running(1);
     for fence in 2..6 {
-        let (freed, _) =
-            execute(&world, vec![drain(slot(0, fence - 1), world.now), Step::Release(slot(0, fence - 1))]);
+        let (freed, _) = execute(
+            &world,
+            vec![drain(slot(0, fence - 1), world.cluster_now()), Step::Release(slot(0, fence - 1))],
+        );
         world = freed;
         let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
         assert_eq!((known.fence, known.last_holder), (Fence(fence - 1), Some(node_id("node-1"))));
@@ -277,7 +291,11 @@ fn a_move_leaves_a_slot_that_runs_elsewhere() {
         ("a free slot", vec![to("node-2", slot(3, 0))], "plan-stale"),
         ("its own slot", vec![to("node-2", slot(2, 1))], "plan-stale"),
         ("another service's", vec![to("node-2", other)], "plan-stale"),
-        ("one that drains", vec![drain(slot(0, 1), world.now), to("node-2", slot(0, 1))], "plan-stale"),
+        (
+            "one that drains",
+            vec![drain(slot(0, 1), world.cluster_now()), to("node-2", slot(0, 1))],
+            "plan-stale",
+        ),
     ] {
         assert_eq!(execute(&world, steps).1, expected, "{name}");
     }
@@ -311,7 +329,8 @@ fn a_move_leaves_a_slot_that_runs_elsewhere() {
 #[test]
 fn what_a_step_did_can_be_read_in_the_audit() {
     let world = running(1);
-    let (world, _) = execute(&world, vec![drain(slot(0, 1), world.now.plus(5)), Step::End(slot(0, 1))]);
+    let (world, _) =
+        execute(&world, vec![drain(slot(0, 1), world.cluster_now().plus(5)), Step::End(slot(0, 1))]);
     let events: Vec<String> = world
         .cluster
         .audit()
@@ -470,7 +489,7 @@ fn a_part_of_a_gpu_is_labelled_as_counted_only() {
         edit(&mut wanted.resources);
         world.approve(deploy(wanted));
         world.settle();
-        let views = node_views(&world.cluster, &world.observed, world.now);
+        let views = node_views(world.view());
         let labelled: Vec<bool> = views
             .iter()
             .map(|view| view.not_enforced.iter().any(|label| label.starts_with("gpu-share")))

@@ -46,7 +46,7 @@ impl Case {
 
     fn world(&self) -> World {
         let mut world = World::new(&self.nodes);
-        world.observed = Observed::new(world.now);
+        world.observed = Observed::new(world.leader_now());
         for spec in &self.nodes {
             if !self.silent.contains(&spec.admission.name.to_string()) {
                 world.hear(spec.admission.name.as_str());
@@ -99,8 +99,7 @@ impl Case {
     fn check_agreement(&self, world: &World, plan: &Plan) {
         for manifest in &self.services {
             let name = &manifest.name;
-            let answer =
-                why(&world.cluster, &world.observed, &Question::Service(name.clone()), world.now).unwrap();
+            let answer = why(world.view(), &Question::Service(name.clone())).unwrap();
             let waits = plan.waiting.iter().find(|waiting| waiting.service == *name);
             let orders = plan.orders().filter(|order| order.service == *name).count() as u32;
             let desired = world.cluster.services()[name].desired;
@@ -115,8 +114,7 @@ impl Case {
                 && let Some(waiting) = waits
             {
                 assert!(answer.answer.ends_with(&waiting.cause), "{}: {}", answer.answer, waiting.cause);
-                let run =
-                    dry_run(&world.cluster, &world.observed, &Manifest::Service(manifest.clone()), world.now);
+                let run = dry_run(world.view(), &Manifest::Service(manifest.clone()));
                 assert!(run.unwrap().placements.is_empty(), "a dry run places no more than a plan");
             }
         }
@@ -125,12 +123,12 @@ impl Case {
     fn remedies(&self, world: &World, plan: &Plan) -> String {
         let mut text = String::new();
         let mut after = world.clone();
-        if let Some(command) = plan.command(after.now) {
+        if let Some(command) = plan.command(after.wall_now()) {
             after.must(command.action);
         }
         for waiting in &plan.waiting {
             let question = Question::Service(waiting.service.clone());
-            let answer = why(&after.cluster, &after.observed, &question, after.now).unwrap();
+            let answer = why(after.view(), &question).unwrap();
             if let Some(remedy) = answer.remedy {
                 writeln!(text, "   to help: {remedy}").unwrap();
             }

@@ -102,8 +102,8 @@ proptest! {
         events.iter().for_each(|event| sim.step(event));
         let plan = sim.world.plan();
         let again = Cluster::from_snapshot(&sim.world.cluster.to_snapshot()).unwrap();
-        prop_assert_eq!(&plan, &scheduler::plan(&again, &sim.world.observed, sim.world.now));
-        if let Some(command) = plan.command(sim.world.now) {
+        prop_assert_eq!(&plan, &scheduler::plan(ClusterView { cluster: &again, ..sim.world.view() }));
+        if let Some(command) = plan.command(sim.world.wall_now()) {
             let reply = sim.world.apply(command.actor, command.action);
             prop_assert!(matches!(reply, Reply::Executed { .. }), "a fresh plan is carried out: {:?}", reply);
         }

@@ -96,7 +96,7 @@ proptest! {
             return Ok(());
         }
         let question = Question::Service(service_name("embed"));
-        let answer = why(&world.cluster, &world.observed, &question, world.now).unwrap();
+        let answer = why(world.view(), &question).unwrap();
         prop_assert_eq!(answer.reasons.len(), nodes.len(), "a reason for every node");
         let remedy = answer.remedy.unwrap();
         for step in remedy.split("; and ") {
@@ -104,7 +104,7 @@ proptest! {
         }
         world.hear_all();
         prop_assert_eq!(world.plan().orders().count(), 1, "`{}` did not help: {:?}", remedy, world.plan().waiting);
-        prop_assert!(dry_run(&world.cluster, &world.observed, &protocol::manifest::Manifest::Service(wanted), world.now)
+        prop_assert!(dry_run(world.view(), &protocol::manifest::Manifest::Service(wanted))
             .unwrap().waiting.is_empty());
     }
 }

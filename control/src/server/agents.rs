@@ -20,9 +20,9 @@ use protocol::agent::{
 };
 use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{Millis, NodeId, NodeName, canonical, error_code};
+use protocol::{NodeId, NodeName, canonical, error_code};
 use scheduler::limits::PENDING_BYTES_MAX;
-use scheduler::{Action, Actor, Cluster, Reply, enrol_answer};
+use scheduler::{Action, Actor, Cluster, ClusterView, LeaderTime, Reply, WallTime, enrol_answer};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +95,7 @@ async fn enrol(
     }
     // Most requests from unadmitted peers repeat a known admission; they are answered without writing to the
     // log.
-    let known = server.cluster(|cluster| enrol_answer(cluster, &request.admission, wall_clock()));
+    let known = server.cluster(|cluster| enrol_answer(cluster, &request.admission, WallTime(wall_clock())));
     let reply = match known {
         Some(answer) => answer?,
         None => {
@@ -118,7 +118,7 @@ async fn sync(
     body: Bytes,
 ) -> Result<Response, Failure> {
     let node = NodeId(key);
-    let arrived = wall_clock();
+    let arrived = LeaderTime(wall_clock());
     let Some(name) = server.cluster(|cluster| cluster.node(&node).map(|n| n.name.clone())) else {
         return Ok(not_admitted(&server));
     };
@@ -145,7 +145,7 @@ impl Server {
         node: NodeId,
         name: &NodeName,
         request: &SyncRequest,
-        arrived: Millis,
+        arrived: LeaderTime,
     ) -> Result<bool, Failure> {
         let generation = self.cluster(Cluster::generation);
         let mut leadership = self.lock_leadership();
@@ -180,16 +180,22 @@ impl Server {
     fn answer(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
         let mut leadership = self.lock_leadership();
         let leadership = self.confirmed(&mut leadership)?;
-        let now = wall_clock();
+        let now = LeaderTime(wall_clock());
         let (governance, desired) = self.cluster(|cluster| {
             let tail = cluster.governance_tail(request.governance_length, GOVERNANCE_BYTES_MAX);
             (tail, self.desired(cluster, leadership, node, now))
         });
         let desired = (desired.digest() != request.desired).then_some(desired);
-        Some(SyncResponse { now, lease_ms: LEASE_MS, governance, desired })
+        Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, governance, desired })
     }
 
-    fn desired(&self, cluster: &Cluster, leadership: &mut LeaderState, node: NodeId, now: Millis) -> Desired {
+    fn desired(
+        &self,
+        cluster: &Cluster,
+        leadership: &mut LeaderState,
+        node: NodeId,
+        now: LeaderTime,
+    ) -> Desired {
         let assignments = scheduler::desired_for(cluster, node)
             .into_iter()
             .map(|part| Assignment {
@@ -202,8 +208,8 @@ impl Server {
             .collect();
         let is_gateway = cluster.node(&node).is_some_and(|admission| admission.gateway.is_some());
         let routes = is_gateway.then(|| {
-            leadership.routes =
-                scheduler::route_table(cluster, &leadership.observed, &leadership.routes, now);
+            let view = ClusterView { cluster, observed: &leadership.observed, now };
+            leadership.routes = scheduler::route_table(view, &leadership.routes);
             leadership.routes.clone()
         });
         Desired { assignments, routes }

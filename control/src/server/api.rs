@@ -17,9 +17,10 @@ use super::problem::{Failure, accepted, unavailable};
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use host::wall_clock;
 use protocol::api::Problem;
 use protocol::{TokenName, error_code};
-use scheduler::{Action, Actor, Cluster, Observed};
+use scheduler::{Action, Actor, ClusterView, LeaderTime};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -86,12 +87,13 @@ impl Server {
         }
     }
 
-    /// Reads the cluster together with the leader's view of the nodes.
-    fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
+    /// Reads the cluster as its leader sees it now.
+    fn look<R>(&self, look: impl FnOnce(ClusterView) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed =
             &leadership.as_ref().ok_or_else(|| unavailable("this replica has lost leadership"))?.observed;
-        Ok(self.cluster(|cluster| look(cluster, observed)))
+        let now = LeaderTime(wall_clock());
+        Ok(self.cluster(|cluster| look(ClusterView { cluster, observed, now })))
     }
 
     async fn change(&self, caller: Submitter, key: Key, action: Action) -> ApiResult<Done> {

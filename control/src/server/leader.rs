@@ -7,9 +7,8 @@ use super::Server;
 use consensus::Term;
 use host::wall_clock;
 use overlay::CancellationToken;
-use protocol::Millis;
 use protocol::gateway::RouteTable;
-use scheduler::{Action, Actor, Observed, Reply};
+use scheduler::{Action, Actor, ClusterView, LeaderTime, Observed, Reply, refused_in_its_generation};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,11 +52,11 @@ pub(super) async fn round(server: &Server, term: Term) {
         report("found the circle", server.command(Actor::Scheduler, found).await);
         return;
     }
-    let now = wall_clock();
-    if server.cluster(|cluster| scheduler::tick_is_due(cluster, now)) {
+    let now = LeaderTime(wall_clock());
+    if server.cluster(|cluster| scheduler::tick_is_due(cluster, now.into())) {
         report("tick", server.command(Actor::Scheduler, Action::Tick).await);
     }
-    let Some(execute) = server.next_plan(now) else { return };
+    let Some((parent_generation, execute)) = server.next_plan(now) else { return };
     match server.command(Actor::Scheduler, execute).await {
         Ok(Reply::Executed { orders, .. }) => {
             for order in orders {
@@ -65,9 +64,13 @@ pub(super) async fn round(server: &Server, term: Term) {
                 tracing::info!(%service, %slot, %fence, "order issued");
             }
             server.metrics.plans.inc();
+            server.metrics.count_plan(None);
         }
         // A stale plan is normal: the cluster changed while the plan was computed.
-        Ok(_) => {}
+        Ok(reply) => {
+            let refused = |cluster: &_| refused_in_its_generation(cluster, parent_generation, &reply);
+            server.metrics.count_plan(server.cluster(refused).as_ref());
+        }
         Err(failure) => tracing::warn!(problem = ?failure.problem(), "plan not executed"),
     }
 }
@@ -79,7 +82,7 @@ async fn begin(server: &Server, term: Term) -> bool {
         Ok(Reply::Leads { .. }) => {
             server.set_leadership(LeaderState {
                 term,
-                observed: Observed::new(wall_clock()),
+                observed: Observed::new(LeaderTime(wall_clock())),
                 routes: RouteTable::default(),
             });
             tracing::info!(term = term.0, "became leader");
@@ -128,14 +131,18 @@ impl Server {
         self.leadership.lock().expect("no holder of this lock panics")
     }
 
-    /// Returns the next plan as an action and begins its evictions; none if the plan is empty.
-    fn next_plan(&self, now: Millis) -> Option<Action> {
+    /// Returns the next plan as an action, with its generation, and begins its evictions; none if the plan is
+    /// empty.
+    fn next_plan(&self, now: LeaderTime) -> Option<(u64, Action)> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
-        let plan = self.cluster(|cluster| scheduler::plan(cluster, observed, now));
+        let plan = self.cluster(|cluster| scheduler::plan(ClusterView { cluster, observed, now }));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
-        let action = plan.action()?;
+        let Some(action) = plan.action() else {
+            self.metrics.count_plan(None);
+            return None;
+        };
         observed.begin_eviction(&plan);
-        Some(action)
+        Some((plan.parent_generation, action))
     }
 }

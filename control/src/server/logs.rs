@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use protocol::manifest::Manifest;
     use protocol::{Digest, Fence, Millis, PublicKey, SlotIndex};
-    use scheduler::{ServicePhase, Slot};
+    use scheduler::{ClusterTime, ServicePhase, Slot};
 
     fn line(service: &str, sequence: u64, text: &str) -> WorkerLine {
         let service = service.parse().expect("a name");
@@ -194,8 +194,12 @@ mod tests {
             phase: scheduler::HoldingPhase::Running,
             replaces: None,
         };
-        let held =
-            Slot { fence: Fence(2), holding: Some(holding), since: Millis(1), last_holder: Some(id(2)) };
+        let held = Slot {
+            fence: Fence(2),
+            holding: Some(holding),
+            since: ClusterTime(Millis(1)),
+            last_holder: Some(id(2)),
+        };
         let service = Service {
             manifest,
             certificate,

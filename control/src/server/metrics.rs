@@ -7,6 +7,7 @@ use host::wall_clock;
 use prometheus::{Counter, Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use protocol::api::ServiceView;
 use protocol::{NodeName, ServiceName};
+use scheduler::{ClusterView, LeaderTime, Refusal};
 use std::sync::{Arc, Mutex};
 
 /// Counters and gauges of the replica.
@@ -15,6 +16,7 @@ pub(crate) struct ServerMetrics {
     /// Number of plans executed.
     pub(crate) plans: IntCounter,
     pub(crate) steps_dropped: IntGauge,
+    plans_refused: IntGauge,
     /// Number of agents' requests answered.
     pub(crate) syncs: IntCounter,
     /// Number of times that this replica became leader.
@@ -122,6 +124,11 @@ impl ServerMetrics {
                 "quorate_scheduler_steps_dropped",
                 "Steps of the last plan that would have been refused; more than 0 is a fault.",
             ),
+            plans_refused: gauge(
+                &r,
+                "quorate_scheduler_plans_refused",
+                "Last plans in a row that were refused although nothing had changed: a fault, always 0.",
+            ),
             syncs: counter(&r, "quorate_agent_syncs_total", "Requests of agents answered by this replica."),
             leader_changes: counter(
                 &r,
@@ -210,7 +217,7 @@ pub(crate) async fn metrics(State(server): State<Arc<Server>>) -> (StatusCode, S
 
 impl Server {
     fn refresh_metrics(&self) {
-        let (metrics, status, now) = (&self.metrics, self.handle.status(), wall_clock());
+        let (metrics, status, now) = (&self.metrics, self.handle.status(), LeaderTime(wall_clock()));
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&metrics.is_leader, u64::from(status.role == consensus::Role::Leader));
         set(&metrics.has_leader, u64::from(status.leader.is_some()));
@@ -229,13 +236,14 @@ impl Server {
         let mut leadership = self.lock_leadership();
         let led = self.confirmed(&mut leadership).map(|leadership| {
             self.cluster(|cluster| {
-                let alive = cluster.nodes().filter(|node| leadership.observed.is_alive(&node.id, now));
-                let services = scheduler::service_views(cluster, &leadership.observed, now);
+                let view = ClusterView { cluster, observed: &leadership.observed, now };
+                let alive = cluster.nodes().filter(|node| view.is_alive(&node.id));
+                let services = scheduler::service_views(view);
                 let service = |view: ServiceView| (view.name, view.desired, view.ready);
                 Led {
                     nodes_alive: alive.count(),
                     services: services.into_iter().map(service).collect(),
-                    not_enforced: scheduler::limits_not_enforced(cluster, &leadership.observed),
+                    not_enforced: scheduler::limits_not_enforced(view),
                 }
             })
         });
@@ -253,6 +261,17 @@ struct Led {
 }
 
 impl ServerMetrics {
+    /// Counts a plan that was refused in its own generation; any other plan ends the row.
+    pub(crate) fn count_plan(&self, refused: Option<&Refusal>) {
+        match refused {
+            Some(refusal) => {
+                tracing::error!(code = %refusal.code, %refusal, "the planner's own plan was refused");
+                self.plans_refused.inc();
+            }
+            None => self.plans_refused.set(0),
+        }
+    }
+
     /// Exports the leader's gauges and resets everything else.
     ///
     /// A former leader's last values, or those of a retired service, would otherwise mask an outage for as
@@ -264,6 +283,7 @@ impl ServerMetrics {
         self.not_enforced.reset();
         let Some(led) = led else {
             self.steps_dropped.set(0);
+            self.plans_refused.set(0);
             return;
         };
         let none: [&str; 0] = [];
@@ -292,6 +312,7 @@ mod tests {
             "quorate_node_not_enforced",
             "quorate_service_replicas",
             "quorate_scheduler_steps_dropped",
+            "quorate_scheduler_plans_refused",
         ];
         let wanted = |line: &&str| led.iter().any(|name| line.starts_with(name));
         text.lines().filter(wanted).map(str::to_string).collect()
@@ -301,7 +322,7 @@ mod tests {
     fn only_a_leader_tells_of_nodes_and_services_and_only_of_those_there_are() {
         let metrics = ServerMetrics::new();
         let service = |name: &str, desired, ready| (name.parse().expect("a name"), desired, ready);
-        let silent = ["quorate_scheduler_steps_dropped 0"];
+        let silent = ["quorate_scheduler_plans_refused 0", "quorate_scheduler_steps_dropped 0"];
         assert_eq!(shown(&metrics), silent, "a replica that never led");
         let led = Led {
             nodes_alive: 4,
@@ -310,10 +331,13 @@ mod tests {
         };
         metrics.show_led(Some(&led));
         metrics.steps_dropped.set(1);
+        let refusal = Refusal::new(protocol::error_code::PLAN_STALE, "slot chat/0 is held");
+        (0..2).for_each(|_| metrics.count_plan(Some(&refusal)));
         let expected = [
             "quorate_node_not_enforced{limit=\"cpu\",node=\"node-1\"} 1",
             "quorate_node_not_enforced{limit=\"memory\",node=\"node-1\"} 1",
             "quorate_nodes_alive 4",
+            "quorate_scheduler_plans_refused 2",
             "quorate_scheduler_steps_dropped 1",
             "quorate_service_replicas_desired{service=\"chat\"} 2",
             "quorate_service_replicas_desired{service=\"embed\"} 1",
@@ -323,6 +347,12 @@ mod tests {
         assert_eq!(shown(&metrics), expected);
         let later = Led { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
         metrics.show_led(Some(&later));
+        metrics.count_plan(None);
+        assert!(
+            shown(&metrics).contains(&"quorate_scheduler_plans_refused 0".to_string()),
+            "a plan was executed"
+        );
+        metrics.count_plan(Some(&refusal));
         assert!(!shown(&metrics).concat().contains("chat"), "a service that was retired");
         assert!(!shown(&metrics).concat().contains("node-1"), "a node that enforces everything now");
         metrics.show_led(None);

@@ -51,5 +51,7 @@ pub(super) fn settle(cluster: &mut Cluster) {
             in_use.insert(service.certificate);
         }
     }
+    let kept = in_use.iter().all(|certificate| cluster.manifests.contains_key(certificate));
+    debug_assert!(kept, "a manifest is kept as long as a slot runs under it");
     cluster.manifests.retain(|certificate, _| in_use.contains(certificate));
 }

@@ -25,6 +25,7 @@ pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Rep
     if cluster.circle.is_some() {
         return Err(Refusal::new(CIRCLE_ALREADY_FOUNDED, "this cluster has a circle already"));
     }
+    debug_assert!(cluster.services.is_empty(), "nothing is approved before the circle is founded");
     let state = CircleState::found(signed, None)?;
     let circle = state.id();
     cluster.circle =
@@ -48,7 +49,7 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
         let message = format!("{PROPOSALS_OPEN_MAX} proposals wait for votes; decide some of them first");
         return Err(Refusal::new(LIMIT_REACHED, message));
     }
-    check_submitted(circle(cluster)?, proposal, cluster.now)?;
+    check_submitted(circle(cluster)?, proposal, cluster.now.0)?;
     let subject = format!("proposal/{}", id.short());
     cluster.audit.record(cluster.now, &actor.to_string(), "propose", &subject, &summary(&proposal.change));
     let open = OpenProposal {
@@ -58,6 +59,7 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
         submitted_at: cluster.now,
     };
     cluster.open.insert(id, open);
+    debug_assert!(cluster.open.len() <= PROPOSALS_OPEN_MAX, "checked before the proposal was opened");
     Ok(Reply::Submitted { proposal: id })
 }
 
@@ -96,7 +98,7 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
         let message = format!("member `{member}` has voted on this proposal already");
         return Err(Refusal::new(BALLOT_DUPLICATE, message));
     }
-    check_ballot(circle(cluster)?, &open.proposal, signed, cluster.now)?;
+    check_ballot(circle(cluster)?, &open.proposal, signed, cluster.now.0)?;
     let mut open = open.clone();
     open.ballots.insert(member.clone(), signed.clone());
     let state = judge(circle(cluster)?, &open);
@@ -121,7 +123,7 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
 
 fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
     let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
-    match closed.map(|closed| (closed.state, show_time(closed.closed_at))) {
+    match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {
         Some((ProposalState::Expired, at)) => {
             Refusal::new(PROPOSAL_EXPIRED, format!("the proposal ended undecided at {at}; propose it again"))
         }
@@ -155,22 +157,25 @@ fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTree
     let choice = |id: &MemberId| open.ballots.get(id).map(|signed| signed.ballot.choice);
     let approves = Some(protocol::governance::Choice::Approve);
     let ids = || state.members().map(|member| &member.id);
-    let approved = ids().filter(|id| choice(id) == approves).cloned().collect();
-    let possible = ids().filter(|id| choice(id) == approves || choice(id).is_none()).cloned().collect();
+    let approved: BTreeSet<MemberId> = ids().filter(|id| choice(id) == approves).cloned().collect();
+    let possible: BTreeSet<MemberId> =
+        ids().filter(|id| choice(id) == approves || choice(id).is_none()).cloned().collect();
+    debug_assert!(approved.is_subset(&possible), "a vote that was cast is possible");
     (approved, possible)
 }
 
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
 fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
-    let now = cluster.now;
     let state = circle(cluster)?;
+    debug_assert_eq!(judge(state, open), ProposalState::Approved, "only an approved change comes into force");
     // Each ballot was verified on arrival; this verifies them all again, as every later verifier will.
     let certificate = assemble(&open.proposal, open.ballots.values());
     let digest = certificate.digest();
-    let approved = human_chain::verify(state, &certificate, now)?;
+    let approved = human_chain::verify(state, &certificate, cluster.now.0)?;
     let keys_before = super::registry::recipient_keys(cluster);
     let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
     circle.state.advance(approved)?;
+    debug_assert_eq!(circle.positions.len(), circle.chain.len(), "the index covers the chain");
     circle.positions.insert(digest, circle.chain.len());
     circle.chain.push(bundle(certificate, index));
     cluster.generation += 1;
@@ -181,6 +186,7 @@ fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Diges
 }
 
 fn bundle(certificate: Certificate, index: u64) -> Bundle {
+    debug_assert!(index > 0, "a log begins at index 1");
     let log_evidence = Some(LogEvidence { sequence: index });
     Bundle { version: BUNDLE_VERSION, certificate, log_evidence }
 }
@@ -208,6 +214,8 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
 fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest) {
     cluster.manifests.insert(certificate, manifest.clone());
     let desired = cluster.desired_under(manifest);
+    let range = manifest.replicas;
+    debug_assert!((range.min..=range.max).contains(&desired), "replicas are wanted inside the envelope");
     let known = cluster.services.remove(&manifest.name);
     let service = Service {
         manifest: manifest.clone(),

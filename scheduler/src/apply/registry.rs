@@ -1,6 +1,7 @@
 //! Registry commands inside what is approved: models, key wraps, API keys, replica counts, and enrolment of
 //! nodes.
 
+use crate::clock::{ClusterTime, WallTime};
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{
@@ -18,7 +19,7 @@ use protocol::governance::{Change, NodeAdmission};
 use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
-use protocol::{Millis, ModelRoot, NodeId, ServiceName, TokenName};
+use protocol::{ModelRoot, NodeId, ServiceName, TokenName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
@@ -153,6 +154,7 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
 
 /// Keeps the new wraps and returns their number.
 fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
+    debug_assert!((1..=WRAPS_PER_COMMAND_MAX).contains(&wraps.len()), "wraps were checked before");
     let mut keep = |wrap: &KeyWrap| {
         let of_model = cluster.wraps.entry(wrap.root).or_default();
         of_model.insert(wrap.recipient.clone(), wrap.clone()).is_none()
@@ -261,6 +263,7 @@ pub(super) fn scale(
         return Err(Refusal::new(SCALE_OUTSIDE_ENVELOPE, message));
     }
     let before = std::mem::replace(&mut service.desired, replicas);
+    debug_assert!((range.min..=range.max).contains(&before), "replicas are wanted inside the envelope");
     cluster.generation += 1;
     let detail = format!("from {before} to {replicas}");
     cluster.audit.record(cluster.now, &actor.to_string(), "scale", &format!("service/{name}"), &detail);
@@ -273,8 +276,18 @@ pub(super) fn scale(
 pub fn enrol_answer(
     cluster: &Cluster,
     admission: &NodeAdmission,
-    now: Millis,
+    now: WallTime,
 ) -> Option<Result<Reply, Refusal>> {
+    answer_unrecorded(cluster, admission, cluster.time(now))
+}
+
+/// Returns the reply to a request for admission that changes nothing in the state; none if it changes some.
+fn answer_unrecorded(
+    cluster: &Cluster,
+    admission: &NodeAdmission,
+    now: ClusterTime,
+) -> Option<Result<Reply, Refusal>> {
+    debug_assert!(now >= cluster.now, "an answer is never of the past");
     let refuse = |code, message: String| Some(Err(Refusal::new(code, message)));
     if cluster.circle.is_none() {
         return refuse(CIRCLE_NOT_FOUNDED, "the circle is not founded yet".into());
@@ -291,42 +304,48 @@ pub fn enrol_answer(
         );
         return refuse(COMMAND_INVALID, message);
     }
-    let fresh = |p: &PendingNode| p.admission == *admission && p.last_seen.plus(PENDING_REFRESH_MS) > now;
+    let fresh = |known: &PendingNode| {
+        known.admission == *admission && ClusterTime(known.last_seen).plus(PENDING_REFRESH_MS) > now
+    };
     match cluster.pending.get(&admission.id) {
         Some(known) => fresh(known).then_some(Ok(Reply::Enrolled { admitted: false })),
         None if cluster.pending.len() >= PENDING_NODES_MAX && silent(cluster, now).is_none() => {
-            let message = format!("{PENDING_NODES_MAX} nodes wait for admission; try again later");
-            refuse(LIMIT_REACHED, message)
+            Some(Err(too_many_pending()))
         }
         None => None,
     }
 }
 
+fn too_many_pending() -> Refusal {
+    Refusal::new(LIMIT_REACHED, format!("{PENDING_NODES_MAX} nodes wait for admission; try again later"))
+}
+
 /// Returns the pending node that has been silent longest, if for at least [`PENDING_SILENT_MS`].
-fn silent(cluster: &Cluster, now: Millis) -> Option<NodeId> {
+fn silent(cluster: &Cluster, now: ClusterTime) -> Option<NodeId> {
     let oldest = cluster.pending.values().min_by_key(|pending| pending.last_seen)?;
-    (oldest.last_seen.plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
+    (ClusterTime(oldest.last_seen).plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
 }
 
 /// Records that an unknown node asks for admission. It grants nothing, since only a certificate admits. Any
 /// client may ask, so everything here is bounded.
 pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<Reply, Refusal> {
     let now = cluster.now;
-    if let Some(answer) = enrol_answer(cluster, admission, now) {
+    if let Some(answer) = answer_unrecorded(cluster, admission, now) {
         return answer;
     }
     let known = cluster.pending.contains_key(&admission.id);
     if !known && cluster.pending.len() >= PENDING_NODES_MAX {
         // No audit event: unadmitted nodes that evict each other must not evict the events of members.
-        silent(cluster, now).map(|silent| cluster.pending.remove(&silent));
+        let evicted = silent(cluster, now).ok_or_else(too_many_pending)?;
+        cluster.pending.remove(&evicted);
     } else if !known {
         let subject = format!("node/{}", admission.name);
         cluster.audit.record(now, "stranger", "enrol", &subject, &admission.id.short());
     }
-    assert!(known || cluster.pending.len() < PENDING_NODES_MAX, "an answer was due instead");
     let keys_before = recipient_keys(cluster);
-    let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now };
+    let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now.0 };
     cluster.pending.insert(admission.id, pending);
+    debug_assert!(cluster.pending.len() <= PENDING_NODES_MAX, "a full list evicts before it takes");
     drop_useless_wraps(cluster, &keys_before);
     Ok(Reply::Enrolled { admitted: false })
 }

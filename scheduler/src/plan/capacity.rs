@@ -3,12 +3,15 @@
 //! Amounts are the node's offer less the resources of its orders, never the current usage: a plan must hold
 //! at a replica's peak.
 
+use crate::allocation::gpu_demand;
+use crate::clock::{ClusterTime, LeaderTime};
 use crate::cluster::{Cluster, HoldingPhase, Service};
-use crate::observed::{Liveness, Observed};
+use crate::observed::Liveness;
+use crate::view::ClusterView;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
-use protocol::{Millis, ModelRoot, NodeId, NodeName, ServiceName};
-use std::collections::BTreeMap;
+use protocol::{ModelRoot, NodeId, NodeName, ServiceName};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node and its remaining capacity.
 #[derive(Debug, Clone)]
@@ -45,10 +48,10 @@ pub(crate) struct GpuRoom {
 pub(crate) enum Unschedulable {
     NotWorker,
     Unknown {
-        until: Millis,
+        until: LeaderTime,
     },
     Dead {
-        silent_since: Millis,
+        silent_since: LeaderTime,
     },
     Region {
         has: String,
@@ -65,7 +68,7 @@ pub(crate) enum Unschedulable {
     },
     NoWrap,
     Avoided {
-        until: Millis,
+        until: ClusterTime,
     },
     Cpu {
         needs: u64,
@@ -147,14 +150,10 @@ impl std::fmt::Display for Unschedulable {
 }
 
 /// Returns every admitted node with the capacity that these services leave, by name.
-pub(crate) fn capacities(
-    cluster: &Cluster,
-    observed: &Observed,
-    services: &BTreeMap<ServiceName, Service>,
-    now: Millis,
-) -> Vec<NodeCapacity> {
+pub(crate) fn capacities(view: ClusterView, services: &BTreeMap<ServiceName, Service>) -> Vec<NodeCapacity> {
+    let cluster = view.cluster;
     let mut capacities: Vec<NodeCapacity> =
-        cluster.nodes().map(|node| NodeCapacity::empty(node, observed, now)).collect();
+        cluster.nodes().map(|node| NodeCapacity::empty(node, view)).collect();
     capacities.sort_by(|a, b| a.name.cmp(&b.name));
     let positions: BTreeMap<NodeId, usize> =
         capacities.iter().enumerate().map(|(i, capacity)| (capacity.id, i)).collect();
@@ -179,28 +178,33 @@ pub(crate) fn model_bytes(cluster: &Cluster, manifest: &ServiceManifest) -> u64 
 }
 
 impl NodeCapacity {
-    fn empty(admission: &NodeAdmission, observed: &Observed, now: Millis) -> Self {
-        let known = observed.node(&admission.id);
+    fn empty(admission: &NodeAdmission, view: ClusterView) -> Self {
+        let known = view.observed.node(&admission.id);
         let resources = known.map(|node| node.resources.clone()).unwrap_or_default();
-        let gpus = resources.gpus.iter().map(|gpu| GpuRoom {
-            index: gpu.index,
-            simulated: gpu.simulated,
-            healthy: gpu.healthy,
-            memory_bytes: gpu.memory_bytes,
-            memory_free: gpu.memory_bytes,
-            percent_free: 100,
-        });
+        // A node that reports an index twice offers that GPU once.
+        let mut seen = BTreeSet::new();
+        let distinct = resources.gpus.iter().filter(|gpu| seen.insert(gpu.index));
+        let gpus: Vec<GpuRoom> = distinct
+            .map(|gpu| GpuRoom {
+                index: gpu.index,
+                simulated: gpu.simulated,
+                healthy: gpu.healthy,
+                memory_bytes: gpu.memory_bytes,
+                memory_free: gpu.memory_bytes,
+                percent_free: 100,
+            })
+            .collect();
         Self {
             id: admission.id,
             name: admission.name.clone(),
             admission: admission.clone(),
-            liveness: observed.liveness(&admission.id, now),
+            liveness: view.liveness(&admission.id),
             isolation: known.map(|node| node.isolation),
             cpu_offered: resources.cpu_millicores,
             cpu_free: resources.cpu_millicores,
             memory_offered: resources.memory_bytes,
             memory_free: resources.memory_bytes,
-            gpus: gpus.collect(),
+            gpus,
             models: BTreeMap::new(),
             replicas: BTreeMap::new(),
         }
@@ -215,6 +219,7 @@ impl NodeCapacity {
     /// Deducts the resources that a replica holds, whether it runs or drains.
     fn take(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
         let needs = &manifest.resources;
+        debug_assert_eq!(gpus.len(), gpu_demand(needs).0, "an order names the GPUs that it asks for");
         let memory = self.memory_needed(manifest, model_bytes);
         self.cpu_free = self.cpu_free.saturating_sub(needs.cpu_millicores);
         self.memory_free = self.memory_free.saturating_sub(memory);
@@ -281,6 +286,7 @@ impl NodeCapacity {
             Liveness::Dead { silent_since } => obstacles.push(Unschedulable::Dead { silent_since }),
         }
         if self.liveness != Liveness::Alive {
+            debug_assert!(!obstacles.is_empty(), "a lost node is an obstacle");
             return Err(obstacles);
         }
         let needs = &manifest.resources;
@@ -297,7 +303,11 @@ impl NodeCapacity {
             .choose_gpus(needs)
             .map_err(|unschedulable| obstacles.push(unschedulable))
             .unwrap_or_default();
-        if obstacles.is_empty() { Ok(gpus) } else { Err(obstacles) }
+        if !obstacles.is_empty() {
+            return Err(obstacles);
+        }
+        debug_assert_eq!(gpus.len(), gpu_demand(needs).0, "a replica gets the GPUs that it asks for");
+        Ok(gpus)
     }
 
     /// Chooses whole GPUs by lowest index, or a share on the fullest GPU that can hold it.
@@ -366,6 +376,8 @@ impl NodeCapacity {
         region_replicas: u32,
     ) -> Score {
         let needs = &manifest.resources;
+        debug_assert!(needs.cpu_millicores <= self.cpu_free, "only a node that fits is scored");
+        debug_assert_eq!(gpus.len(), gpu_demand(needs).0, "the GPUs are those of the fit");
         let whole: Vec<u32> = self
             .gpus
             .iter()
@@ -398,5 +410,6 @@ pub(crate) struct Score {
 }
 
 fn permille(part: u64, whole: u64) -> u64 {
+    debug_assert!(part <= whole, "a part of a whole");
     (u128::from(part) * 1000 / u128::from(whole.max(1))) as u64
 }

@@ -1,13 +1,14 @@
 //! The steps that take slots away: dead nodes, ended slots, drains, and the roll-out of a new approval.
 
 use super::{Planner, fits_without, moving, place_of, running, slot_name};
+use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
 use crate::command::Step;
 use crate::limits::{DRAIN_MS, RESTARTS_MAX};
 use crate::observed::Liveness;
 use protocol::agent::SlotState;
 use protocol::manifest::OnExpiry;
-use protocol::{Millis, NodeId, ServiceName};
+use protocol::{NodeId, ServiceName};
 use std::collections::BTreeSet;
 
 impl Planner<'_> {
@@ -15,8 +16,8 @@ impl Planner<'_> {
     pub(super) fn lapse_dead_nodes(&mut self) {
         let holders: BTreeSet<NodeId> = self.holdings().iter().map(|holding| holding.order.node).collect();
         for node in holders {
-            if let Liveness::Dead { silent_since } = self.observed.liveness(&node, self.clock) {
-                let subject = format!("node/{}", self.cluster.node_name(&node));
+            if let Liveness::Dead { silent_since } = self.view.liveness(&node) {
+                let subject = format!("node/{}", self.view.cluster.node_name(&node));
                 let text = "silent for a whole lease; its slots are free".to_string();
                 self.take(Step::Lapse { node, silent_since }, subject, text);
             }
@@ -31,7 +32,7 @@ impl Planner<'_> {
                 self.take(Step::Release(name), place, text);
             } else if let HoldingPhase::Draining { until, .. } = holding.phase {
                 let state = self.report(&holding).map(|report| report.state);
-                if until <= self.now {
+                if until <= self.now() {
                     self.take(Step::End(name), place, "its time to finish is up".to_string());
                 } else if matches!(state, Some(SlotState::Failed | SlotState::Refused)) {
                     self.take(Step::End(name), place, "nothing runs in it that could finish".to_string());
@@ -45,7 +46,7 @@ impl Planner<'_> {
         if holding.phase == HoldingPhase::Lapsing {
             return None;
         }
-        let node = self.observed.node(&holding.order.node)?;
+        let node = self.view.observed.node(&holding.order.node)?;
         let report = self.report(holding);
         if report.is_some_and(|report| report.state == SlotState::Released) {
             return Some(format!("{} released it", self.node_name(holding)));
@@ -72,10 +73,10 @@ impl Planner<'_> {
 
     fn drain_ended_service(&mut self, name: &ServiceName) {
         let service = self.service(name);
-        let expired = service.is_expired(self.now) && service.manifest.on_expiry == OnExpiry::Drain;
+        let expired = service.is_expired(self.now()) && service.manifest.on_expiry == OnExpiry::Drain;
         let (until, cause) = match service.phase {
             ServicePhase::Retiring { until } => (until, "the service is being retired"),
-            ServicePhase::Active if expired => (self.now.plus(DRAIN_MS), "its approval has expired"),
+            ServicePhase::Active if expired => (self.now().plus(DRAIN_MS), "its approval has expired"),
             _ => return,
         };
         let (fresh, old) = running(service);
@@ -95,13 +96,13 @@ impl Planner<'_> {
             let unfit = capacity.map(|capacity| capacity.unfit(&manifest)).unwrap_or_default();
             if holding.order.slot.0 >= max {
                 let cause = format!("the envelope in force has {max} slots");
-                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
             } else if let Some(unschedulable) = unfit.first() {
                 let cause = format!("{} {unschedulable}", self.node_name(&holding));
-                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
             } else if let Some(gpu) = capacity.and_then(|capacity| capacity.lost_gpu(&holding.order.gpus)) {
                 let cause = format!("GPU {gpu} of {} is gone or unhealthy", self.node_name(&holding));
-                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
             }
         }
     }
@@ -118,7 +119,7 @@ impl Planner<'_> {
             if refused || (failed && elsewhere()) {
                 let verb = if refused { "refused it" } else { "could not keep it running" };
                 let cause = format!("{} {verb}: {}", self.node_name(&holding), report.detail);
-                self.drain(&holding, self.now.plus(DRAIN_MS), cause, true);
+                self.drain(&holding, self.now().plus(DRAIN_MS), cause, true);
             }
         }
     }
@@ -132,19 +133,18 @@ impl Planner<'_> {
             let (fresh, old) = running(service);
             let rolling = !old.is_empty() && !fresh.is_empty() && desired > 0;
             let total = fresh.len() + old.len();
-            let under_way =
-                moving(service, self.observed, self.clock, self.now).filter(|_| total == desired + 1);
+            let under_way = moving(self.view, service).filter(|_| total == desired + 1);
             if total <= desired + usize::from(rolling || under_way.is_some()) {
                 if let Some((newcomer, leaving)) = under_way.filter(|(newcomer, _)| self.is_ready(newcomer)) {
                     let (node, place) = (self.node_name(&newcomer), place_of(&newcomer));
                     let cause = format!("it moved to {node}, where {place} answers");
-                    self.drain(&leaving, self.now.plus(DRAIN_MS), cause, false);
+                    self.drain(&leaving, self.now().plus(DRAIN_MS), cause, false);
                 }
                 return;
             }
             let worst = self.worst_first(name, fresh.into_iter().chain(old).collect()).into_iter().next();
             let Some(worst) = worst else { return };
-            let until = self.now.plus(DRAIN_MS);
+            let until = self.now().plus(DRAIN_MS);
             let stayed = worst.replaces.as_ref().filter(|_| !self.is_ready(&worst));
             let cause = match stayed {
                 Some(slot) => {
@@ -165,7 +165,7 @@ impl Planner<'_> {
         for name in self.service_names() {
             let service = self.service(&name);
             let (fresh, old) = running(service);
-            let halted = service.phase != ServicePhase::Active || service.is_expired(self.now);
+            let halted = service.phase != ServicePhase::Active || service.is_expired(self.now());
             let leaving = service.held().count() > fresh.len() + old.len();
             let unready = fresh.iter().any(|holding| !self.is_ready(holding));
             if old.is_empty() || halted || leaving || unready {
@@ -180,7 +180,7 @@ impl Planner<'_> {
                 && (total > desired || self.makes_room(&holding))
             {
                 let cause = "replaced under the new approval".to_string();
-                self.drain(&holding, self.now.plus(DRAIN_MS), cause, false);
+                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
             }
         }
     }
@@ -188,13 +188,14 @@ impl Planner<'_> {
     /// Returns whether a replica under the approval in force fits on a node once this slot is free. If not,
     /// this slot cannot be replaced and keeps running.
     fn makes_room(&self, holding: &Holding) -> bool {
-        fits_without(self.cluster, self.observed, &self.draft.services, holding, self.clock)
+        fits_without(self.view, &self.draft.services, holding)
     }
 
     /// Sorts slots by order of removal. First come those that do not answer, then those under an earlier
     /// approval, those on nodes with most replicas, then the highest numbers.
     fn worst_first(&self, name: &ServiceName, mut slots: Vec<Holding>) -> Vec<Holding> {
         let service = self.service(name);
+        debug_assert!(slots.iter().all(|holding| holding.order.service == *name), "slots of one service");
         let on_node = |node: &NodeId| {
             service.held().filter(|(_, h)| h.order.node == *node && h.phase == HoldingPhase::Running).count()
         };
@@ -207,7 +208,13 @@ impl Planner<'_> {
     }
 
     /// Drains a slot that is ordered to run; returns whether it did.
-    pub(super) fn drain(&mut self, holding: &Holding, until: Millis, cause: String, failed: bool) -> bool {
+    pub(super) fn drain(
+        &mut self,
+        holding: &Holding,
+        until: ClusterTime,
+        cause: String,
+        failed: bool,
+    ) -> bool {
         let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
         let runs = current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running);
         let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };

@@ -1,12 +1,11 @@
 //! Planner steps that assign slots: the replicas that are wanted, and the node for each.
 
 use super::{NodeCapacity, Planner, Unschedulable, Waiting, capacities, free_slot, model_bytes, running};
-use crate::cluster::{Cluster, Holding, Service, ServicePhase};
+use crate::cluster::{Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
-use crate::observed::Observed;
-use protocol::manifest::ServiceManifest;
-use protocol::{Millis, NodeId, NodeName, ServiceName};
+use crate::view::ClusterView;
+use protocol::{NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
 /// The cause that keeps a wanted replica from being placed.
@@ -33,25 +32,26 @@ pub(crate) struct CandidatePlacement {
 }
 
 /// Returns the best node for one more replica, or the obstacles of each node.
-pub(crate) fn candidates(
-    cluster: &Cluster,
+pub(crate) fn best_placement(
+    view: ClusterView,
     capacities: &[NodeCapacity],
-    manifest: &ServiceManifest,
-    in_the_way: impl Fn(NodeId) -> Vec<Unschedulable>,
+    service: &Service,
 ) -> Result<CandidatePlacement, Vec<(NodeName, Vec<Unschedulable>)>> {
-    let bytes = model_bytes(cluster, manifest);
+    debug_assert!(capacities.is_sorted_by_key(|capacity| &capacity.name), "a tie goes to the lower name");
+    let manifest = &service.manifest;
+    let bytes = model_bytes(view.cluster, manifest);
     let replicas = |capacity: &NodeCapacity| capacity.replicas.get(&manifest.name).copied().unwrap_or(0);
     let in_region =
         |region: &str| capacities.iter().filter(|capacity| capacity.region() == region).map(replicas).sum();
     let mut best: Option<(super::capacity::Score, &NodeCapacity, Vec<u32>)> = None;
     let (mut count, mut refused) = (0, Vec::new());
     for capacity in capacities {
-        let mut obstacles = in_the_way(capacity.id);
+        let mut obstacles = service_obstacles(view, service, capacity.id);
         match capacity.fit(manifest, bytes) {
             Ok(gpus) if obstacles.is_empty() => {
                 count += 1;
                 let score = capacity.score(manifest, &gpus, bytes, in_region(capacity.region()));
-                // Rooms are sorted by name, so a tie goes to the lower name.
+                // Capacities are sorted by name, so a tie goes to the lower name.
                 if best.as_ref().is_none_or(|(lowest, ..)| score < *lowest) {
                     best = Some((score, capacity, gpus));
                 }
@@ -73,17 +73,12 @@ pub(crate) fn candidates(
 }
 
 /// Returns the obstacles on a node from the service's own history: no key there, or a recent failure.
-pub(crate) fn service_obstacles(
-    cluster: &Cluster,
-    service: &Service,
-    node: NodeId,
-    now: Millis,
-) -> Vec<Unschedulable> {
+pub(crate) fn service_obstacles(view: ClusterView, service: &Service, node: NodeId) -> Vec<Unschedulable> {
     let mut obstacles = Vec::new();
-    if cluster.wrap_for(&service.manifest.model.root, node).is_none() {
+    if view.cluster.wrap_for(&service.manifest.model.root, node).is_none() {
         obstacles.push(Unschedulable::NoWrap);
     }
-    if let Some(until) = service.avoid.get(&node).filter(|until| **until > now) {
+    if let Some(until) = service.avoid.get(&node).filter(|until| **until > view.cluster_time()) {
         obstacles.push(Unschedulable::Avoided { until: *until });
     }
     obstacles
@@ -91,22 +86,21 @@ pub(crate) fn service_obstacles(
 
 /// Returns whether one more replica of a slot's service would fit on a node if that slot were free.
 pub(crate) fn fits_without(
-    cluster: &Cluster,
-    observed: &Observed,
+    view: ClusterView,
     services: &BTreeMap<ServiceName, Service>,
     holding: &Holding,
-    clock: Millis,
 ) -> bool {
     let mut without = services.clone();
     let Some(service) = without.get_mut(&holding.order.service) else { return false };
+    let known = service.slots.get(&holding.order.slot);
+    debug_assert!(known.is_some_and(|slot| slot.fence == holding.order.fence), "the slot is held");
     if let Some(slot) = service.slots.get_mut(&holding.order.slot) {
         slot.holding = None;
     }
-    let capacities = capacities(cluster, observed, &without, clock);
+    let capacities = capacities(view, &without);
     let service = &without[&holding.order.service];
-    let in_the_way = |node| service_obstacles(cluster, service, node, cluster.time(clock));
-    cluster.models.contains_key(&service.manifest.model.root)
-        && candidates(cluster, &capacities, &service.manifest, in_the_way).is_ok()
+    view.cluster.models.contains_key(&service.manifest.model.root)
+        && best_placement(view, &capacities, service).is_ok()
 }
 
 impl Planner<'_> {
@@ -121,7 +115,7 @@ impl Planner<'_> {
 
     fn fill_service(&mut self, name: &ServiceName, minimum: bool) {
         let service = self.service(name);
-        if service.phase != ServicePhase::Active || service.is_expired(self.now) {
+        if service.phase != ServicePhase::Active || service.is_expired(self.now()) {
             return;
         }
         let wanted =
@@ -142,10 +136,10 @@ impl Planner<'_> {
     /// Orders the lowest free slot on the best node, for a missing replica.
     pub(super) fn place(&mut self, name: &ServiceName, why: &str) -> Result<(), Blocked> {
         let service = self.service(name);
-        if service.is_expired(self.now) {
+        if service.is_expired(self.now()) {
             return Err(Blocked::Expired);
         }
-        if !self.cluster.models.contains_key(&service.manifest.model.root) {
+        if !self.view.cluster.models.contains_key(&service.manifest.model.root) {
             return Err(Blocked::NoModel);
         }
         let best = self.best_node(name, None).map_err(Blocked::NoNode)?;
@@ -163,6 +157,7 @@ impl Planner<'_> {
         let service = self.service(name);
         let slot = free_slot(service).ok_or(Blocked::NoSlot)?;
         let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
+        debug_assert!(service.phase == ServicePhase::Active, "only an approved service is ordered");
         let order = OrderPlan {
             service: name.clone(),
             slot,
@@ -187,18 +182,18 @@ impl Planner<'_> {
         except: Option<NodeId>,
     ) -> Result<CandidatePlacement, Vec<(NodeName, Vec<Unschedulable>)>> {
         let service = self.service(name);
-        let in_the_way = |node| service_obstacles(self.cluster, service, node, self.now);
         match except {
-            None => candidates(self.cluster, &self.capacities(), &service.manifest, in_the_way),
+            None => best_placement(self.view, &self.capacities(), service),
             Some(except) => {
                 let others: Vec<NodeCapacity> =
                     self.capacities().iter().filter(|capacity| capacity.id != except).cloned().collect();
-                candidates(self.cluster, &others, &service.manifest, in_the_way)
+                best_placement(self.view, &others, service)
             }
         }
     }
 
     fn wait(&mut self, name: &ServiceName, replicas: u32, blocked: &Blocked) {
+        debug_assert!(replicas > 0, "a service without waiting replicas does not wait");
         let service = self.service(name);
         let nodes = match blocked {
             Blocked::NoNode(nodes) => {

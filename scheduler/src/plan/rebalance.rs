@@ -11,14 +11,14 @@
 //! stays available.
 
 use super::{
-    CandidatePlacement, NodeCapacity, Planner, candidates, free_slot, place_of, running, service_obstacles,
-    slot_name,
+    CandidatePlacement, NodeCapacity, Planner, best_placement, free_slot, place_of, running, slot_name,
 };
-use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
+use crate::clock::ClusterTime;
+use crate::cluster::{Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::{DRAIN_MS, REBALANCE_CALM_MS, REBALANCE_GAIN_MIN, REBALANCE_PATIENCE_MS, RESTARTS_MAX};
-use crate::observed::Observed;
+use crate::view::ClusterView;
 use protocol::agent::SlotState;
-use protocol::{Millis, NodeId, ServiceName};
+use protocol::{NodeId, ServiceName};
 use std::collections::BTreeMap;
 
 /// A replica that shares its node with others of its service, and a node where it would share with fewer.
@@ -34,10 +34,9 @@ pub(crate) struct SpreadMove {
 /// Returns the move that would spread a service better, if there is one. It goes from the node that runs most
 /// of its replicas to the best other one, if the gain is sufficient.
 pub(crate) fn spread_move(
-    cluster: &Cluster,
+    view: ClusterView,
     capacities: &[NodeCapacity],
     service: &Service,
-    now: Millis,
 ) -> Option<SpreadMove> {
     let (fresh, _) = running(service);
     let mut by_node: BTreeMap<NodeId, Vec<Holding>> = BTreeMap::new();
@@ -54,8 +53,8 @@ pub(crate) fn spread_move(
     }
     let others: Vec<NodeCapacity> =
         capacities.iter().filter(|capacity| capacity.id != from.order.node).cloned().collect();
-    let in_the_way = |node| service_obstacles(cluster, service, node, now);
-    let to = candidates(cluster, &others, &service.manifest, in_the_way).ok()?;
+    let to = best_placement(view, &others, service).ok()?;
+    debug_assert_ne!(to.node, from.order.node, "a move leaves its node");
     (replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN).then_some(SpreadMove {
         from,
         replicas_on_node,
@@ -63,33 +62,28 @@ pub(crate) fn spread_move(
     })
 }
 
-/// Returns the moving replica, as the holding that it goes to and the one that it leaves. `clock` judges
-/// leases, `now` deadlines. A replica that fails in its new slot, or takes too long, no longer counts as
-/// moving: it is surplus.
-pub(crate) fn moving(
-    service: &Service,
-    observed: &Observed,
-    clock: Millis,
-    now: Millis,
-) -> Option<(Holding, Holding)> {
+/// Returns the moving replica, as the holding that it goes to and the one that it leaves. A
+/// replica that fails in its new slot, or takes too long, no longer counts as moving: it is surplus.
+pub(crate) fn moving(view: ClusterView, service: &Service) -> Option<(Holding, Holding)> {
     let in_force = |holding: &&Holding| {
         holding.phase == HoldingPhase::Running && holding.order.certificate == service.certificate
     };
     let hopeful = |newcomer: &&Holding| {
         let order = &newcomer.order;
-        let report = observed.report(&order.node, &order.service, order.slot, order.fence);
+        let report = view.observed.report(&order.node, &order.service, order.slot, order.fence);
         let failed = report.is_some_and(|report| match report.state {
             SlotState::Failed => report.restarts > RESTARTS_MAX,
             state => state == SlotState::Refused,
         });
         let answers = report.is_some_and(|report| report.state == SlotState::Ready);
-        let in_time = order.issued_at.plus(REBALANCE_PATIENCE_MS) > now;
-        !failed && (in_time || answers && observed.is_alive(&order.node, clock))
+        let in_time = ClusterTime(order.issued_at).plus(REBALANCE_PATIENCE_MS) > view.cluster_time();
+        !failed && (in_time || answers && view.is_alive(&order.node))
     };
     let held = || service.held().map(|(_, holding)| holding).filter(in_force);
     held().filter(hopeful).find_map(|newcomer| {
         let name = newcomer.replaces.as_ref()?;
         let leaving = held().find(|holding| slot_name(holding) == *name)?;
+        debug_assert_ne!(newcomer.order.node, leaving.order.node, "a replica moves to another node");
         Some((newcomer.clone(), leaving.clone()))
     })
 }
@@ -105,7 +99,7 @@ impl Planner<'_> {
             if !self.is_calm(service) {
                 continue;
             }
-            let Some(spread_move) = spread_move(self.cluster, &self.capacities(), service, self.now) else {
+            let Some(spread_move) = spread_move(self.view, &self.capacities(), service) else {
                 continue;
             };
             if self.is_steady(spread_move.to.node) && self.begin_move(&name, spread_move) {
@@ -118,7 +112,7 @@ impl Planner<'_> {
     fn all_settled(&self) -> bool {
         self.draft.services.values().all(|service| {
             service.held().all(|(_, holding)| holding.phase == HoldingPhase::Running)
-                && moving(service, self.observed, self.clock, self.now).is_none()
+                && moving(self.view, service).is_none()
         })
     }
 
@@ -128,21 +122,23 @@ impl Planner<'_> {
         let (fresh, old) = running(service);
         let changed_at = service.slots.values().map(|slot| slot.since).max().unwrap_or_default();
         service.phase == ServicePhase::Active
-            && !service.is_expired(self.now)
+            && !service.is_expired(self.now())
             && old.is_empty()
             && fresh.len() == service.desired as usize
             && fresh.iter().all(|holding| self.is_ready(holding))
-            && changed_at.plus(REBALANCE_CALM_MS) <= self.now
+            && changed_at.plus(REBALANCE_CALM_MS) <= self.now()
     }
 
     /// Returns whether a node has been alive for a while: an unstable node is no better.
     fn is_steady(&self, node: NodeId) -> bool {
-        let known = self.observed.node(&node);
-        known.is_some_and(|known| known.alive_since.plus(REBALANCE_CALM_MS) <= self.clock)
+        let known = self.view.observed.node(&node);
+        known.is_some_and(|known| known.alive_since.plus(REBALANCE_CALM_MS) <= self.view.now)
     }
 
     fn begin_move(&mut self, name: &ServiceName, spread_move: SpreadMove) -> bool {
         let SpreadMove { from, replicas_on_node, to } = spread_move;
+        debug_assert!(self.plan.is_empty(), "a move begins when nothing else is to be done");
+        debug_assert!(replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN, "a move improves the spread");
         let (left, there) = (self.node_name(&from), to.replicas);
         if free_slot(self.service(name)).is_some() {
             let why = format!("{} moves there, since {left} has {replicas_on_node}", place_of(&from));
@@ -151,6 +147,6 @@ impl Planner<'_> {
         let there = if there == 0 { "none".to_string() } else { there.to_string() };
         let cause =
             format!("to move: {left} has {replicas_on_node} replicas of {name}, {} has {there}", to.name);
-        self.drain(&from, self.now.plus(DRAIN_MS), cause, false)
+        self.drain(&from, self.now().plus(DRAIN_MS), cause, false)
     }
 }

@@ -1,11 +1,12 @@
 //! Tests of a faulty planner. A correct one never reaches this code, so the wrong steps are made by hand.
 
 use super::*;
-use crate::cluster::Cluster;
+use crate::clock::LeaderTime;
+use crate::observed::Observed;
 use protocol::error_code::PLAN_STALE;
-use protocol::{Digest, Fence, NodeId, PublicKey};
+use protocol::{Digest, Fence, Millis, NodeId, PublicKey};
 
-const NOW: Millis = Millis(1_000_000);
+const NOW: LeaderTime = LeaderTime(Millis(1_000_000));
 
 fn node() -> NodeId {
     NodeId(PublicKey([7; 32]))
@@ -26,13 +27,13 @@ fn wrong() -> Step {
 
 /// Returns a step that every state accepts.
 fn right() -> Step {
-    Step::Lapse { node: node(), silent_since: Millis(0) }
+    Step::Lapse { node: node(), silent_since: LeaderTime::default() }
 }
 
 #[test]
 fn a_step_that_would_be_refused_is_left_out_and_planning_goes_on() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(&cluster, &observed, NOW);
+    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     assert!(planner.take(right(), "node/a".into(), "first".into()));
     assert!(!planner.take(wrong(), "chat/0".into(), "a fault".into()));
     assert!(planner.take(right(), "node/a".into(), "last".into()));
@@ -48,17 +49,17 @@ fn a_step_that_would_be_refused_is_left_out_and_planning_goes_on() {
 #[test]
 fn a_plan_of_faults_alone_proposes_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(&cluster, &observed, NOW);
+    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     planner.take(wrong(), "chat/0".into(), "a fault".into());
     assert!(planner.plan.is_empty());
-    assert_eq!(planner.plan.command(NOW), None, "nothing is written to the log again and again");
+    assert_eq!(planner.plan.command(NOW.into()), None, "nothing is written to the log again and again");
     assert!(planner.draft.services.is_empty(), "a refused step leaves no trace in the draft");
 }
 
 #[test]
 fn a_full_plan_takes_no_more_and_drops_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(&cluster, &observed, NOW);
+    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     for _ in 0..PLAN_STEPS_MAX {
         assert!(planner.take(right(), "node/a".into(), String::new()));
     }

@@ -225,7 +225,7 @@ impl World {
     pub(crate) fn empty() -> Self {
         Self {
             cluster: Cluster::new(),
-            observed: Observed::new(START),
+            observed: Observed::new(LeaderTime(START)),
             now: START,
             log: Vec::new(),
             specs: BTreeMap::new(),
@@ -233,18 +233,43 @@ impl World {
         }
     }
 
+    /// Returns the cluster as its leader sees it now.
+    pub(crate) fn view(&self) -> ClusterView<'_> {
+        ClusterView { cluster: &self.cluster, observed: &self.observed, now: self.leader_now() }
+    }
+
+    pub(crate) fn leader_now(&self) -> LeaderTime {
+        LeaderTime(self.now)
+    }
+
+    pub(crate) fn wall_now(&self) -> WallTime {
+        WallTime(self.now)
+    }
+
+    /// Returns the present moment as a deadline.
+    pub(crate) fn cluster_now(&self) -> ClusterTime {
+        ClusterTime(self.now)
+    }
+
     pub(crate) fn apply(&mut self, actor: Actor, action: Action) -> Reply {
-        let command = Command { now: self.now, actor, action, idempotency: None };
+        let command = Command { now: self.wall_now(), actor, action, idempotency: None };
+        self.execute_command(command)
+    }
+
+    /// Applies a command and checks every invariant of the state and of its change.
+    fn execute_command(&mut self, command: Command) -> Reply {
+        let before = self.cluster.clone();
         self.log.push(command.clone());
-        apply(&mut self.cluster, self.log.len() as u64, &command)
+        let reply = apply(&mut self.cluster, self.log.len() as u64, &command);
+        check_change(&before, &self.cluster);
+        reply
     }
 
     /// Applies a write of the operator's token under an idempotency key.
     pub(crate) fn apply_once(&mut self, key: &str, action: Action) -> Reply {
         let actor = Actor::Token("operator".parse().unwrap());
-        let command = Command { now: self.now, actor, action, idempotency: Some(samples::once(key)) };
-        self.log.push(command.clone());
-        apply(&mut self.cluster, self.log.len() as u64, &command)
+        let command = Command { now: self.wall_now(), actor, action, idempotency: Some(samples::once(key)) };
+        self.execute_command(command)
     }
 
     /// Applies an action that must not be refused.
@@ -256,7 +281,7 @@ impl World {
 
     pub(crate) fn lead(&mut self, replica: u64) {
         self.must(Action::Lead { replica: ReplicaId(replica) });
-        self.observed = Observed::new(self.now);
+        self.observed = Observed::new(self.leader_now());
     }
 
     pub(crate) fn proposal(&self, change: Change) -> Proposal {
@@ -313,7 +338,7 @@ impl World {
         let spec = self.specs[&name.parse::<NodeName>().unwrap()].clone();
         let request = self.request(&spec);
         self.observed
-            .record_heartbeat(spec.admission.id, &request, self.cluster.generation(), self.now)
+            .record_heartbeat(spec.admission.id, &request, self.cluster.generation(), self.leader_now())
             .is_ok()
     }
 
@@ -355,7 +380,7 @@ impl World {
     }
 
     pub(crate) fn plan(&self) -> Plan {
-        plan(&self.cluster, &self.observed, self.now)
+        plan(self.view())
     }
 
     /// Plans and executes the plan; returns it.
@@ -363,7 +388,7 @@ impl World {
         let plan = self.plan();
         assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
         self.observed.begin_eviction(&plan);
-        if let Some(command) = plan.command(self.now) {
+        if let Some(command) = plan.command(self.wall_now()) {
             self.must(command.action);
         }
         plan
@@ -400,6 +425,12 @@ impl World {
         runs.map(|(slot, holding)| format!("{slot}@{}", self.cluster.node_name(&holding.order.node)))
             .collect()
     }
+}
+
+/// Checks every invariant of a state, and of the change that led to it.
+pub(crate) fn check_change(before: &Cluster, after: &Cluster) {
+    assert_eq!(after.check_invariants(), Ok(()));
+    assert_eq!(before.check_succession(after), Ok(()));
 }
 
 pub(crate) fn report(order: &protocol::order::SlotOrder, state: SlotState, detail: &str) -> SlotReport {

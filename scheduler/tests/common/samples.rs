@@ -105,12 +105,12 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("tick", Actor::Scheduler, Action::Tick),
     ];
     let command =
-        |(name, actor, action)| (name, Command { now: later.now, actor, action, idempotency: None });
+        |(name, actor, action)| (name, Command { now: later.wall_now(), actor, action, idempotency: None });
     let mut all: Vec<(&'static str, Command)> = all.into_iter().map(command).collect();
     let action = Action::CreateApiKey(api_key("once", None));
     all.push((
         "key-once",
-        Command { now: later.now, actor: operator(), action, idempotency: Some(once("new")) },
+        Command { now: later.wall_now(), actor: operator(), action, idempotency: Some(once("new")) },
     ));
     all
 }
@@ -145,7 +145,7 @@ fn every_step(world: &World) -> Action {
             replaces,
         })
     };
-    let until = world.now.plus(30_000);
+    let until = world.cluster_now().plus(30_000);
     let cause = "is not wanted any more".to_string();
     let moves = Some(running.clone());
     let other = if chat.slots[&running.slot]
@@ -158,7 +158,7 @@ fn every_step(world: &World) -> Action {
         "gpu"
     };
     let steps = vec![
-        Step::Lapse { node: node_id("n2"), silent_since: START },
+        Step::Lapse { node: node_id("n2"), silent_since: LeaderTime(START) },
         Step::End(draining.clone()),
         Step::Release(draining),
         order("chat", chat, 3, other, vec![], moves),
@@ -283,6 +283,7 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
     let mut cluster = world.cluster.clone();
     let answer = apply_bytes(&mut cluster, world.log.len() as u64 + 1, bytes);
     let reply: Reply = protocol::canonical::from_bytes(&answer, 4 << 20).expect("an answer");
+    check_change(&world.cluster, &cluster);
     if let Reply::Refused { code, .. } = reply {
         let keyed = protocol::canonical::from_bytes::<Command>(bytes, limits::COMMAND_BYTES_MAX)
             .is_ok_and(|command| command.idempotency.is_some());
@@ -293,16 +294,17 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
         assert!(unchanged, "a refused command changes nothing but the record of its outcome: {code}");
         return Err(code);
     }
-    for now in [world.now, cluster.now(), Millis(u64::MAX)] {
-        let plan = plan(&cluster, &world.observed, now);
-        if let Some(command) = plan.command(now) {
+    for now in [world.now, cluster.now().0, Millis(u64::MAX)] {
+        let view = ClusterView { cluster: &cluster, observed: &world.observed, now: LeaderTime(now) };
+        let plan = plan(view);
+        if let Some(command) = plan.command(WallTime(now)) {
             apply(&mut cluster.clone(), world.log.len() as u64 + 2, &command);
         }
         let leader = LeaderView { leader: None, silent: Some(vec![ReplicaId(2), ReplicaId(3)]) };
-        let shown = status(&cluster, &world.observed, leader, now);
+        let shown = status(view, leader);
         assert!(serde_json::to_vec(&shown).is_ok());
-        let _ = service_views(&cluster, &world.observed, now);
-        let _ = node_views(&cluster, &world.observed, now);
+        let _ = service_views(view);
+        let _ = node_views(view);
     }
     let _ = proposal_views(&cluster);
     assert!(

@@ -78,7 +78,7 @@ pub(crate) struct Agent {
 struct Former {
     cluster: Cluster,
     observed: Observed,
-    clock: Millis,
+    clock: LeaderTime,
 }
 
 pub(crate) struct Sim {
@@ -91,7 +91,7 @@ pub(crate) struct Sim {
     pub(crate) under_way: Vec<Command>,
     fences: BTreeMap<Place, Fence>,
     /// Time at which a replica of a service last began to move.
-    moved_at: BTreeMap<ServiceName, Millis>,
+    moved_at: BTreeMap<ServiceName, ClusterTime>,
     pub(crate) moves: u32,
     routes: protocol::gateway::RouteTable,
     /// Record of the events, independent of any keys.
@@ -143,11 +143,13 @@ impl Sim {
                 let plan = self.world.plan();
                 self.check_plan(&plan);
                 self.world.observed.begin_eviction(&plan);
-                self.under_way.extend(plan.command(self.world.now));
+                self.under_way.extend(plan.command(self.world.wall_now()));
             }
             Event::FormerPlan => {
                 if let Some(Former { cluster, observed, clock }) = &self.former {
-                    self.under_way.extend(plan(cluster, observed, *clock).command(*clock));
+                    self.under_way.extend(
+                        plan(ClusterView { cluster, observed, now: *clock }).command((*clock).into()),
+                    );
                 }
             }
             Event::Arrive { which, again } => self.arrive(which, again),
@@ -214,8 +216,9 @@ impl Sim {
     }
 
     fn lead(&mut self, replica: usize) {
-        let World { cluster, observed, now, .. } = self.world.clone();
-        self.former = Some(Former { cluster, observed, clock: now });
+        let clock = self.world.leader_now();
+        let World { cluster, observed, .. } = self.world.clone();
+        self.former = Some(Former { cluster, observed, clock });
         self.leader = replica;
         self.world.now = self.clock_of(replica);
         self.world.lead(replica as u64 + 1);
@@ -234,7 +237,7 @@ impl Sim {
         }
         let Action::Execute { parent_generation, .. } = &command.action else { unreachable!() };
         let stale = *parent_generation != self.world.cluster.generation();
-        let now = std::mem::replace(&mut self.world.now, command.now);
+        let now = std::mem::replace(&mut self.world.now, command.now.0);
         let reply = self.world.apply(command.actor, command.action);
         self.world.now = now;
         assert_eq!(
@@ -348,7 +351,7 @@ impl Sim {
                 }
             }
         }
-        let next = route_table(&self.world.cluster, &self.world.observed, &self.routes, self.world.now);
+        let next = route_table(self.world.view(), &self.routes);
         assert!(
             next == self.routes || next.version > self.routes.version,
             "a table that changed has a new version"
@@ -385,12 +388,11 @@ impl Sim {
         assert_eq!(plan.steps.len(), plan.reasons.len(), "every step has its reason");
         assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
         for order in plan.orders() {
-            let alive = self.world.observed.is_alive(&order.node, self.world.now);
+            let alive = self.world.view().is_alive(&order.node);
             assert!(alive, "{} is given to a node that may be dead", order.slot);
         }
         for name in self.world.cluster.services().keys() {
-            why(&self.world.cluster, &self.world.observed, &Question::Service(name.clone()), self.world.now)
-                .unwrap();
+            why(self.world.view(), &Question::Service(name.clone())).unwrap();
         }
     }
 
@@ -413,8 +415,7 @@ impl Sim {
 
     /// Returns whether a service is spread evenly, so that no replica of it is about to move.
     pub(crate) fn is_even(&self, name: &ServiceName) -> bool {
-        let answer =
-            why(&self.world.cluster, &self.world.observed, &Question::Service(name.clone()), self.world.now);
+        let answer = why(self.world.view(), &Question::Service(name.clone()));
         answer.unwrap().reasons.iter().all(|reason| !reason.contains("will move to"))
     }
 }

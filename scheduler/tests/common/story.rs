@@ -231,8 +231,7 @@ impl Teller {
     }
 
     fn show(&self, name: &str) -> String {
-        let World { cluster, observed, now, .. } = &self.world;
-        let Some(view) = service_view(cluster, observed, &service_name(name), *now) else {
+        let Some(view) = service_view(self.world.view(), &service_name(name)) else {
             return "no such service".into();
         };
         let retiring = if view.retiring { ", retiring" } else { "" };
@@ -247,9 +246,8 @@ impl Teller {
     }
 
     fn show_nodes(&self) -> String {
-        let World { cluster, observed, now, .. } = &self.world;
         let mut text = String::new();
-        for view in node_views(cluster, observed, *now) {
+        for view in node_views(self.world.view()) {
             let alive = if view.alive { "alive" } else { "silent" };
             let gpus = view.gpus.len();
             let (cpu, slots) = (view.cpu_millicores, view.slots);
@@ -257,7 +255,7 @@ impl Teller {
             writeln!(text, "{} {alive}, {heard}, {cpu} millicores, {gpus} GPUs, {slots} slots", view.name)
                 .unwrap();
         }
-        for pending in cluster.pending_nodes().values() {
+        for pending in self.world.cluster.pending_nodes().values() {
             writeln!(text, "{} asks", pending.admission.name).unwrap();
         }
         text
@@ -298,12 +296,11 @@ impl Teller {
     }
 
     fn why(&self, question: &str) -> String {
-        let World { cluster, observed, now, .. } = &self.world;
         let question = match question.strip_prefix('p').filter(|rest| rest.parse::<usize>().is_ok()) {
             Some(_) => Question::Proposal(self.proposal(question).id()),
             None => question.parse().unwrap(),
         };
-        let Some(why) = why(cluster, observed, &question, *now) else {
+        let Some(why) = why(self.world.view(), &question) else {
             return "no such thing".into();
         };
         let mut text = format!("{}\n", why.answer);
@@ -317,9 +314,8 @@ impl Teller {
     }
 
     fn dry_run(&self, name: &str, rest: &[&str]) -> String {
-        let World { cluster, observed, now, .. } = &self.world;
-        let manifest = Manifest::Service(parse_manifest(name, rest, *now));
-        match dry_run(cluster, observed, &manifest, *now) {
+        let manifest = Manifest::Service(parse_manifest(name, rest, self.world.now));
+        match dry_run(self.world.view(), &manifest) {
             Err(refusal) => refusal.to_string(),
             Ok(run) => {
                 let mut text = String::new();
@@ -339,9 +335,8 @@ impl Teller {
     }
 
     fn status(&self) -> String {
-        let World { cluster, observed, now, .. } = &self.world;
         let leader = LeaderView { leader: Some(ReplicaId(1)), silent: Some(Vec::new()) };
-        let status = status(cluster, observed, leader, *now);
+        let status = status(self.world.view(), leader);
         let mut text = format!("{}\n", status.summary);
         for finding in &status.findings {
             writeln!(text, "- {} -> {}", finding.message, finding.next).unwrap();
@@ -356,12 +351,11 @@ impl Teller {
     }
 
     fn routes(&self) -> String {
-        let World { cluster, observed, now, .. } = &self.world;
-        let table = route_table(cluster, observed, &Default::default(), *now);
+        let table = route_table(self.world.view(), &Default::default());
         let mut text = String::new();
         for service in &table.services {
             for route in &service.routes {
-                let node = cluster.node_name(&route.node);
+                let node = self.world.cluster.node_name(&route.node);
                 let draining = if route.draining { " draining" } else { "" };
                 writeln!(
                     text,

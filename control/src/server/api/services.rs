@@ -7,7 +7,6 @@ use crate::server::problem::{Failure, unavailable};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
-use host::wall_clock;
 use protocol::api::{DryRun, DryRunRequest, LogPage, Page, ScaleRequest, ServiceView};
 use protocol::manifest::{Manifest, Runtime};
 use protocol::{ServiceName, error_code};
@@ -23,8 +22,7 @@ pub(super) async fn dry_run(
 ) -> ApiResult<DryRun> {
     let Json(DryRunRequest { manifest }) = body?;
     refuse_unused_gpus(&manifest)?;
-    let now = wall_clock();
-    let outcome = server.look(|cluster, observed| scheduler::dry_run(cluster, observed, &manifest, now))?;
+    let outcome = server.look(|view| scheduler::dry_run(view, &manifest))?;
     Ok(Json(outcome.map_err(Failure::from)?))
 }
 
@@ -32,8 +30,7 @@ pub(super) async fn dry_run(
 #[utoipa::path(get, path = "/v1/services",
     responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 pub(super) async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
-    let now = wall_clock();
-    let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
+    let items = server.look(scheduler::service_views)?;
     Ok(Json(Page { items }))
 }
 
@@ -44,8 +41,8 @@ pub(super) async fn service(
     LeaderRead { server, .. }: LeaderRead,
     name: Result<Path<ServiceName>, PathRejection>,
 ) -> ApiResult<ServiceView> {
-    let (Path(name), now) = (name?, wall_clock());
-    let view = server.look(|cluster, observed| scheduler::service_view(cluster, observed, &name, now))?;
+    let Path(name) = name?;
+    let view = server.look(|view| scheduler::service_view(view, &name))?;
     view.map(Json).ok_or_else(|| no_subject(name.as_str()))
 }
 

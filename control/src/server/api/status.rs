@@ -8,7 +8,6 @@ use crate::server::problem::Failure;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use host::wall_clock;
 use protocol::agent::PendingNode;
 use protocol::api::{AuditEvent, NodeView, Page, PeerView, ReplicaView, Status, Why};
 use protocol::error_code;
@@ -19,8 +18,7 @@ use std::sync::Arc;
 /// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
 pub(super) async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView>> {
-    let now = wall_clock();
-    Ok(Json(Page { items: server.look(|cluster, observed| scheduler::node_views(cluster, observed, now))? }))
+    Ok(Json(Page { items: server.look(scheduler::node_views)? }))
 }
 
 /// Nodes that ask to be admitted.
@@ -83,9 +81,8 @@ fn choose_events<'a>(
 /// The problems of the cluster, each with the next command.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
 pub(super) async fn status(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Status> {
-    let now = wall_clock();
     let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
-    Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
+    Ok(Json(server.look(|view| scheduler::status(view, leader))?))
 }
 
 /// The control replicas as this one sees them. Every replica answers, including those that do not lead.
@@ -113,11 +110,11 @@ pub(super) async fn why(
     LeaderRead { server, .. }: LeaderRead,
     subject: Result<Path<String>, PathRejection>,
 ) -> ApiResult<Why> {
-    let (Path(subject), now) = (subject?, wall_clock());
+    let Path(subject) = subject?;
     let question: scheduler::Question = subject
         .parse()
         .map_err(|error: String| Failure::new(error_code::REQUEST_INVALID, error).at("subject"))?;
-    let answer = server.look(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
+    let answer = server.look(|view| scheduler::why(view, &question))?;
     answer.map(Json).ok_or_else(|| no_subject(&subject))
 }
 

@@ -68,7 +68,8 @@ impl SimulatedServers {
 pub(super) async fn deposed_unnoticed(server: &Server) {
     server.read_barrier().await.unwrap();
     let term = server.handle.status().term;
-    let (observed, routes) = (Observed::new(host::wall_clock()), RouteTable::default());
+    let (observed, routes) =
+        (Observed::new(scheduler::LeaderTime(host::wall_clock())), RouteTable::default());
     *server.lock_leadership() = Some(leader::LeaderState { term, observed, routes });
 }
 
@@ -199,7 +200,7 @@ async fn commands_in_turn_share_one_session() {
     for name in ["a", "b", "c", "d"] {
         assert_eq!(create(server, name).await.0, StatusCode::OK);
     }
-    let now = host::wall_clock();
+    let now = scheduler::WallTime(host::wall_clock());
     let refused = Command { now, actor: Actor::Scheduler, action: Action::Tick, idempotency: None };
     let answer = server.once(canonical::to_bytes(&refused).into(), commands::Lane::Clients).await.unwrap();
     assert!(!answer.is_empty());

@@ -1,0 +1,100 @@
+//! Rules about models, keys, pending nodes and proposals.
+
+use super::Invariant::{
+    KeyNamesObject, ListBounded, NameUnique, ProposalClosed, ProposalOpen, RecordedInPast, WrapOfModel,
+};
+use super::{InvariantResult, ensure};
+use crate::clock::ClusterTime;
+use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
+use crate::limits::{API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX};
+use protocol::ProposalId;
+use protocol::api::ProposalState;
+use protocol::limits::PROPOSALS_OPEN_MAX;
+use std::collections::BTreeSet;
+
+pub(super) fn check(cluster: &Cluster) -> InvariantResult {
+    check_bounds(cluster)?;
+    check_models(cluster)?;
+    check_api_keys(cluster)?;
+    check_pending(cluster)?;
+    for (id, open) in &cluster.open {
+        check_open(cluster, id, open)?;
+    }
+    for closed in &cluster.closed {
+        check_closed(cluster, closed)?;
+    }
+    Ok(())
+}
+
+fn check_bounds(cluster: &Cluster) -> InvariantResult {
+    for (list, length, max) in [
+        ("models", cluster.models.len(), MODELS_MAX),
+        ("API keys", cluster.api_keys.len(), API_KEYS_MAX),
+        ("pending nodes", cluster.pending.len(), PENDING_NODES_MAX),
+        ("open proposals", cluster.open.len(), PROPOSALS_OPEN_MAX),
+        ("closed proposals", cluster.closed.len(), CLOSED_PROPOSALS_MAX),
+    ] {
+        ensure(length <= max, ListBounded, || format!("{length} {list}; at most {max}"))?;
+    }
+    Ok(())
+}
+
+fn check_models(cluster: &Cluster) -> InvariantResult {
+    let named = |name: &str| format!("model {name}");
+    for (root, record) in &cluster.models {
+        ensure(record.root == *root, KeyNamesObject, || named(record.name.as_str()))?;
+    }
+    let names: BTreeSet<_> = cluster.models.values().map(|record| &record.name).collect();
+    ensure(names.len() == cluster.models.len(), NameUnique, || "models".to_string())?;
+    for (root, wraps) in &cluster.wraps {
+        ensure(cluster.models.contains_key(root), WrapOfModel, || named(&root.short()))?;
+        let filed = wraps.iter().all(|(recipient, wrap)| wrap.root == *root && wrap.recipient == *recipient);
+        ensure(filed, KeyNamesObject, || format!("a wrap of {}", named(&root.short())))?;
+    }
+    Ok(())
+}
+
+fn check_api_keys(cluster: &Cluster) -> InvariantResult {
+    for (name, key) in &cluster.api_keys {
+        ensure(key.name == *name, KeyNamesObject, || format!("API key {name}"))?;
+    }
+    let texts: BTreeSet<_> = cluster.api_keys.values().map(|key| key.hash).collect();
+    ensure(texts.len() == cluster.api_keys.len(), NameUnique, || "API keys".to_string())
+}
+
+fn check_pending(cluster: &Cluster) -> InvariantResult {
+    for (id, pending) in &cluster.pending {
+        let subject = || format!("pending node {}", pending.admission.name);
+        let filed = pending.id == *id && pending.admission.id == *id && cluster.node(id).is_none();
+        ensure(filed, KeyNamesObject, subject)?;
+        ensure(ClusterTime(pending.last_seen) <= cluster.now, RecordedInPast, subject)?;
+    }
+    Ok(())
+}
+
+fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> InvariantResult {
+    let subject = || format!("proposal {}", id.short());
+    ensure(open.proposal.id() == *id, KeyNamesObject, subject)?;
+    ensure(open.submitted_at <= cluster.now, RecordedInPast, subject)?;
+    let present = cluster.circle_state().is_some_and(|state| {
+        let votes = |(member, signed): (_, &protocol::governance::SignedBallot)| {
+            state.member(member).is_some() && signed.ballot.member == *member && signed.ballot.proposal == *id
+        };
+        state.epoch() == open.proposal.epoch && open.ballots.iter().all(votes)
+    });
+    let decided = cluster.closed.iter().any(|closed| closed.proposal.id() == *id);
+    ensure(present && !decided, ProposalOpen, subject)
+}
+
+fn check_closed(cluster: &Cluster, closed: &ClosedProposal) -> InvariantResult {
+    let subject = || format!("proposal {}", closed.proposal.id().short());
+    ensure(closed.closed_at <= cluster.now, RecordedInPast, subject)?;
+    let certified = match closed.certificate {
+        Some(certificate) => {
+            closed.state == ProposalState::Approved
+                && cluster.bundle(&certificate).is_some_and(|b| b.certificate.proposal == closed.proposal)
+        }
+        None => !matches!(closed.state, ProposalState::Open | ProposalState::Approved),
+    };
+    ensure(certified, ProposalClosed, subject)
+}

@@ -1,0 +1,94 @@
+//! Rules about services, their slots and the orders in force.
+
+use super::Invariant::{
+    DesiredInsideEnvelope, GpuAllocatedOnce, ManifestsInUse, OrderInsideEnvelope, OrderIsApproved,
+    OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast, ServicePhase as ServicePhaseRule,
+};
+use super::{InvariantResult, ensure};
+use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus};
+use crate::clock::ClusterTime;
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
+use protocol::governance::Change;
+use protocol::{ServiceName, SlotIndex};
+use std::collections::BTreeSet;
+
+pub(super) fn check(cluster: &Cluster) -> InvariantResult {
+    for (name, service) in &cluster.services {
+        check_service(cluster, name, service)?;
+        for (index, slot) in &service.slots {
+            check_slot(cluster, name, *index, slot)?;
+        }
+    }
+    check_manifests(cluster)?;
+    check_gpus(cluster)
+}
+
+fn check_service(cluster: &Cluster, name: &ServiceName, service: &Service) -> InvariantResult {
+    let range = service.manifest.replicas;
+    ensure((range.min..=range.max).contains(&service.desired), DesiredInsideEnvelope, || {
+        format!("{name} wants {} of {} to {} replicas", service.desired, range.min, range.max)
+    })?;
+    let holds_slots = service.held().next().is_some();
+    let approved = cluster.circle_state().is_some_and(|state| state.service(name).is_some());
+    let agrees = match service.phase {
+        ServicePhase::Active => approved,
+        ServicePhase::Retiring { .. } => !approved && holds_slots,
+        ServicePhase::Retired => !approved && !holds_slots,
+    };
+    let manifest = cluster.manifests.get(&service.certificate);
+    let in_force = service.phase == ServicePhase::Retired || manifest == Some(&service.manifest);
+    ensure(agrees && in_force && service.manifest.name == *name, ServicePhaseRule, || name.to_string())
+}
+
+fn check_slot(cluster: &Cluster, name: &ServiceName, index: SlotIndex, slot: &Slot) -> InvariantResult {
+    let subject = || format!("{name}/{index}");
+    ensure(slot.fence.0 > 0, OrderNamesSlot, subject)?;
+    ensure(slot.since <= cluster.now, RecordedInPast, subject)?;
+    match &slot.holding {
+        Some(holding) => check_holding(cluster, name, index, slot, holding),
+        None => Ok(()),
+    }
+}
+
+fn check_holding(
+    cluster: &Cluster,
+    name: &ServiceName,
+    index: SlotIndex,
+    slot: &Slot,
+    holding: &Holding,
+) -> InvariantResult {
+    let (order, subject) = (&holding.order, || format!("{name}/{index}"));
+    let names_slot = order.service == *name && order.slot == index && order.fence == slot.fence;
+    ensure(names_slot && Some(order.circle) == cluster.circle_id(), OrderNamesSlot, subject)?;
+    ensure(ClusterTime(order.issued_at) <= slot.since, RecordedInPast, subject)?;
+    let certified = cluster.bundle(&order.certificate).map(|bundle| &bundle.certificate.proposal.change);
+    let approves =
+        matches!(certified, Some(Change::Deploy(manifest)) if manifest.name().as_str() == name.as_str());
+    let manifest = cluster.manifests.get(&order.certificate);
+    ensure(approves && manifest.is_some(), OrderIsApproved, subject)?;
+    ensure(manifest.is_some_and(|known| index.0 < known.replicas.max), OrderInsideEnvelope, subject)?;
+    let lapses = holding.phase == HoldingPhase::Lapsing;
+    ensure(lapses != cluster.node(&order.node).is_some(), OrderOnAdmittedNode, subject)?;
+    let ended_in = match holding.phase {
+        HoldingPhase::Ending { generation } => generation,
+        _ => 0,
+    };
+    ensure(ended_in <= cluster.generation, RecordedInPast, subject)
+}
+
+fn check_manifests(cluster: &Cluster) -> InvariantResult {
+    let live = cluster.services.values().filter(|service| service.phase != ServicePhase::Retired);
+    let mut in_use: BTreeSet<_> = live.map(|service| service.certificate).collect();
+    in_use.extend(cluster.holdings().map(|(_, _, holding)| holding.order.certificate));
+    let kept: BTreeSet<_> = cluster.manifests.keys().copied().collect();
+    ensure(kept == in_use, ManifestsInUse, || format!("{} kept, {} in use", kept.len(), in_use.len()))
+}
+
+fn check_gpus(cluster: &Cluster) -> InvariantResult {
+    for ((node, gpu), percent) in allocated_gpus(&cluster.services, &cluster.manifests, |_| true) {
+        ensure(percent <= GPU_PERCENT_MAX, GpuAllocatedOnce, || {
+            format!("{percent} % of GPU {gpu} of {}", cluster.node_name(&node))
+        })?;
+    }
+    Ok(())
+}

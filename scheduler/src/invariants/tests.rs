@@ -1,0 +1,250 @@
+//! Planted violations: each invariant is broken by hand in a sample cluster, and found by its name.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+use super::Invariant::{self, *};
+use crate::clock::ClusterTime;
+use crate::cluster::{Circle, Cluster, Holding, HoldingPhase, Service, ServicePhase as Phase, Slot};
+use common::samples::{api_key, running};
+use common::{member, node_id, root, service_name};
+use protocol::api::ProposalState;
+use protocol::model::Recipient;
+use protocol::{CircleId, Digest, Fence, Millis, SlotIndex};
+use std::collections::BTreeSet;
+
+type Plant = fn(&mut Cluster);
+type Table = Vec<(Invariant, &'static str, Plant)>;
+
+fn service<'a>(cluster: &'a mut Cluster, name: &str) -> &'a mut Service {
+    cluster.services.get_mut(&service_name(name)).unwrap()
+}
+
+/// Returns the first held slot of a service, with its holding.
+fn held<'a>(cluster: &'a mut Cluster, name: &str) -> (&'a mut Fence, &'a mut Holding) {
+    let slots = service(cluster, name).slots.values_mut();
+    slots.filter_map(|slot| Some((&mut slot.fence, slot.holding.as_mut()?))).next().unwrap()
+}
+
+/// Copies the first held slot of a service to another index.
+fn copy_slot(cluster: &mut Cluster, name: &str, to: u32) {
+    let (fence, holding) = held(cluster, name);
+    let (fence, mut holding) = (*fence, holding.clone());
+    holding.order.slot = SlotIndex(to);
+    let copy = Slot { fence, holding: Some(holding), since: cluster.now, last_holder: None };
+    service(cluster, name).slots.insert(SlotIndex(to), copy);
+}
+
+fn circle(cluster: &mut Cluster) -> &mut Circle {
+    cluster.circle.as_mut().unwrap()
+}
+
+fn later(cluster: &Cluster) -> ClusterTime {
+    cluster.now.plus(1)
+}
+
+fn wrong_slots() -> Table {
+    vec![
+        (OrderNamesSlot, "another fence", |c| held(c, "chat").1.order.fence = Fence(77)),
+        (OrderNamesSlot, "the slot has a newer fence", |c| *held(c, "chat").0 = Fence(77)),
+        (OrderNamesSlot, "another slot", |c| held(c, "chat").1.order.slot = SlotIndex(3)),
+        (OrderNamesSlot, "another service", |c| held(c, "chat").1.order.service = service_name("large")),
+        (OrderNamesSlot, "another circle", |c| held(c, "chat").1.order.circle = CircleId(Digest::of(b"x"))),
+        (OrderNamesSlot, "a slot that was never ordered", |c| {
+            service(c, "chat").slots.insert(SlotIndex(3), Slot::default());
+        }),
+        (OrderIsApproved, "no such certificate", |c| {
+            held(c, "chat").1.order.certificate = Digest::of(b"x");
+        }),
+        (OrderIsApproved, "a certificate of another service", |c| {
+            held(c, "chat").1.order.certificate = service(c, "large").certificate;
+        }),
+        (OrderInsideEnvelope, "above the envelope", |c| copy_slot(c, "chat", 99)),
+        (OrderOnAdmittedNode, "an unknown node", |c| held(c, "chat").1.order.node = node_id("n77")),
+        (OrderOnAdmittedNode, "an admitted node lapses", |c| {
+            held(c, "large").1.phase = HoldingPhase::Lapsing;
+        }),
+        (GpuAllocatedOnce, "two orders hold one GPU", |c| copy_slot(c, "large", 1)),
+        (RecordedInPast, "an end in a generation to come", |c| {
+            held(c, "large").1.phase = HoldingPhase::Ending { generation: u64::MAX };
+        }),
+        (RecordedInPast, "an order issued after its slot changed", |c| {
+            held(c, "large").1.order.issued_at = Millis(u64::MAX);
+        }),
+    ]
+}
+
+fn wrong_services() -> Table {
+    vec![
+        (DesiredInsideEnvelope, "too many", |c| service(c, "chat").desired = 99),
+        (DesiredInsideEnvelope, "too few", |c| service(c, "chat").desired = 0),
+        (ServicePhase, "a retired service runs again", |c| service(c, "old").phase = Phase::Active),
+        (ServicePhase, "a service that holds slots is retired", |c| {
+            service(c, "chat").phase = Phase::Retired;
+        }),
+        (ServicePhase, "a retiring service holds no slot", |c| {
+            service(c, "old").phase = Phase::Retiring { until: ClusterTime::default() };
+        }),
+        (ServicePhase, "another manifest than the approved one", |c| {
+            service(c, "chat").manifest.batch_sequences_max = 77;
+        }),
+        (ServicePhase, "under another name", |c| {
+            let other = service(c, "old").clone();
+            c.services.insert(service_name("other"), other);
+        }),
+        (ManifestsInUse, "a manifest that nothing uses", |c| {
+            let manifest = service(c, "chat").manifest.clone();
+            c.manifests.insert(Digest::of(b"x"), manifest);
+        }),
+    ]
+}
+
+fn wrong_records() -> Table {
+    vec![
+        (ChainIndex, "a certificate outside the chain", |c| {
+            circle(c).positions.insert(Digest::of(b"x"), 0);
+        }),
+        (AuditNumbered, "an event is missing", |c| c.audit.miscount()),
+        (OutcomeIndex, "one outcome too many", |c| c.outcomes.miscount()),
+        (RecordedInPast, "the clock was set back", |c| c.now = ClusterTime::default()),
+        (RecordedInPast, "a leader of the future", |c| {
+            c.leadership.as_mut().unwrap().since = ClusterTime(Millis(u64::MAX));
+        }),
+        (RecordedInPast, "a request of the future", |c| {
+            c.pending.values_mut().next().unwrap().last_seen = Millis(u64::MAX);
+        }),
+        (RecordedInPast, "a proposal of the future", |c| {
+            let at = later(c);
+            c.open.values_mut().next().unwrap().submitted_at = at;
+        }),
+        (RecordedInPast, "a decision of the future", |c| {
+            let at = later(c);
+            c.closed[0].closed_at = at;
+        }),
+    ]
+}
+
+fn wrong_objects() -> Table {
+    vec![
+        (KeyNamesObject, "a model under another root", |c| {
+            c.models.get_mut(&root("spare")).unwrap().root = root("other");
+        }),
+        (KeyNamesObject, "a wrap under another recipient", |c| {
+            let wraps = c.wraps.get_mut(&root("minilm")).unwrap();
+            wraps.values_mut().next().unwrap().recipient = Recipient::Member(member("carol"));
+        }),
+        (KeyNamesObject, "an API key under another name", |c| {
+            c.api_keys.insert("x".parse().unwrap(), api_key("y", None));
+        }),
+        (KeyNamesObject, "a pending node under another key", |c| {
+            c.pending.values_mut().next().unwrap().id = node_id("n77");
+        }),
+        (KeyNamesObject, "a proposal under another id", |c| {
+            c.open.values_mut().next().unwrap().proposal.nonce = Digest::of(b"x");
+        }),
+        (NameUnique, "two models of one name", |c| {
+            let name = c.models[&root("minilm")].name.clone();
+            c.models.get_mut(&root("spare")).unwrap().name = name;
+        }),
+        (NameUnique, "two API keys of one text", |c| {
+            let copy = protocol::gateway::ApiKey { name: "x".parse().unwrap(), ..api_key("app", None) };
+            c.api_keys.insert(copy.name.clone(), copy);
+        }),
+        (WrapOfModel, "wraps of a forgotten model", |c| drop(c.models.remove(&root("spare")))),
+    ]
+}
+
+fn wrong_lists() -> Table {
+    vec![
+        (ListBounded, "too many pending nodes", |c| {
+            let one = c.pending.values().next().unwrap().clone();
+            let ids = (0..=crate::limits::PENDING_NODES_MAX).map(|at| node_id(&at.to_string()));
+            c.pending.extend(ids.map(|id| (id, one.clone())));
+        }),
+        (ListBounded, "too many closed proposals", |c| {
+            let one = c.closed[0].clone();
+            c.closed.extend(std::iter::repeat_n(one, crate::limits::CLOSED_PROPOSALS_MAX));
+        }),
+        (ProposalOpen, "a decided proposal is open", |c| {
+            let mut closed = c.closed[0].clone();
+            closed.proposal = c.open.values().next().unwrap().proposal.clone();
+            c.closed.push_back(closed);
+        }),
+        (ProposalOpen, "a ballot under another member", |c| {
+            let ballots = &mut c.open.values_mut().next().unwrap().ballots;
+            let ballot = ballots.values().next().unwrap().clone();
+            ballots.insert(member("carol"), ballot);
+        }),
+        (ProposalClosed, "closed and open", |c| c.closed[0].state = ProposalState::Open),
+        (ProposalClosed, "approved without a certificate", |c| c.closed[0].certificate = None),
+        (ProposalClosed, "rejected with a certificate", |c| c.closed[0].state = ProposalState::Rejected),
+        (ProposalClosed, "approved by another's certificate", |c| {
+            c.closed[0].certificate = c.closed[1].certificate;
+        }),
+    ]
+}
+
+fn wrong_changes() -> Table {
+    vec![
+        (CountsRise, "the time falls", |c| c.now = ClusterTime::default()),
+        (CountsRise, "the generation falls", |c| c.generation -= 1),
+        (CountsRise, "audit events are forgotten", |c| c.audit = Default::default()),
+        (CountsRise, "outcomes are forgotten", |c| c.outcomes = Default::default()),
+        (FenceRises, "a fence falls", |c| *held(c, "chat").0 = Fence(0)),
+        (FenceRises, "a slot is forgotten", |c| service(c, "chat").slots.clear()),
+        (FenceRises, "a service is forgotten", |c| drop(c.services.remove(&service_name("old")))),
+        (FenceRises, "a fence names another node", |c| held(c, "chat").1.order.node = node_id("gpu")),
+        (ChainGrows, "a decision is taken back", |c| drop(circle(c).chain.pop())),
+        (ChainGrows, "the circle is forgotten", |c| c.circle = None),
+    ]
+}
+
+/// Breaks each rule of a table, and compares the violation that `check` finds.
+fn expect_violations(sound: &Cluster, table: Table, check: impl Fn(&Cluster) -> super::InvariantResult) {
+    for (invariant, name, plant) in table {
+        let mut broken = sound.clone();
+        plant(&mut broken);
+        let violation = check(&broken).expect_err(name);
+        assert_eq!(violation.invariant, invariant, "{name}: {violation}");
+    }
+}
+
+#[test]
+fn each_broken_rule_of_a_state_is_found() {
+    let sound = running().cluster;
+    assert_eq!(sound.check_invariants(), Ok(()));
+    assert_eq!(Cluster::new().check_invariants(), Ok(()));
+    for table in [wrong_slots(), wrong_services(), wrong_records(), wrong_objects(), wrong_lists()] {
+        expect_violations(&sound, table, Cluster::check_invariants);
+    }
+}
+
+#[test]
+fn each_broken_rule_of_a_change_is_found() {
+    let before = running().cluster;
+    assert_eq!(before.check_succession(&before), Ok(()));
+    assert_eq!(Cluster::new().check_succession(&before), Ok(()), "everything follows from nothing");
+    expect_violations(&before, wrong_changes(), |after| before.check_succession(after));
+}
+
+/// A node that lost a slot may still hold an order under its fence, so no other node gets that fence.
+#[test]
+fn a_free_slot_is_not_held_again_under_the_same_fence() {
+    let after = running().cluster;
+    let mut before = after.clone();
+    let slot = service(&mut before, "chat").slots.values_mut().find(|slot| slot.holding.is_some());
+    slot.unwrap().holding = None;
+    let violation = before.check_succession(&after).expect_err("held under an old fence");
+    assert_eq!(violation.invariant, FenceRises);
+    assert_eq!(after.check_succession(&before), Ok(()), "a slot may become free");
+}
+
+#[test]
+fn every_invariant_has_a_planted_violation() {
+    let tables =
+        [wrong_slots(), wrong_services(), wrong_records(), wrong_objects(), wrong_lists(), wrong_changes()];
+    let planted: BTreeSet<Invariant> = tables.iter().flatten().map(|(invariant, ..)| *invariant).collect();
+    assert_eq!(planted.len(), ChainGrows as usize + 1, "{planted:?}");
+}

@@ -1,0 +1,57 @@
+//! The input of every answer about the cluster: the replicated state, the leader's view, and the time.
+
+use crate::clock::{ClusterTime, LeaderTime};
+use crate::cluster::Cluster;
+use crate::observed::{Liveness, Observed};
+use protocol::NodeId;
+
+/// The cluster as its leader sees it at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct ClusterView<'a> {
+    /// Replicated state.
+    pub cluster: &'a Cluster,
+    /// Leases and reports of the nodes, recorded by this leader.
+    pub observed: &'a Observed,
+    /// Leader's clock, by which `observed` recorded them.
+    pub now: LeaderTime,
+}
+
+impl ClusterView<'_> {
+    /// Returns the cluster's time if the leader proposed a command now. Deadlines are judged by it.
+    #[must_use]
+    pub fn cluster_time(&self) -> ClusterTime {
+        self.cluster.time(self.now.into())
+    }
+
+    /// Returns the state of a node's lease now.
+    #[must_use]
+    pub fn liveness(&self, node: &NodeId) -> Liveness {
+        self.observed.liveness(node, self.now)
+    }
+
+    /// Returns whether a node's lease certainly holds now, so that it can be given work.
+    #[must_use]
+    pub fn is_alive(&self, node: &NodeId) -> bool {
+        self.observed.is_alive(node, self.now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::{Millis, PublicKey};
+
+    /// A command from a replica whose clock is ahead moves deadlines, and no lease.
+    #[test]
+    fn a_clock_that_is_ahead_moves_deadlines_and_no_lease() {
+        let observed = Observed::new(LeaderTime(Millis(1_000)));
+        let node = NodeId(PublicKey([7; 32]));
+        for (cluster_now, expected) in [(0, 2_000), (2_000, 2_000), (90_000, 90_000)] {
+            let cluster = Cluster { now: ClusterTime(Millis(cluster_now)), ..Cluster::default() };
+            let view = ClusterView { cluster: &cluster, observed: &observed, now: LeaderTime(Millis(2_000)) };
+            assert_eq!(view.cluster_time(), ClusterTime(Millis(expected)));
+            assert!(matches!(view.liveness(&node), Liveness::Unknown { .. }), "at {cluster_now}");
+            assert!(!view.is_alive(&node), "at {cluster_now}");
+        }
+    }
+}
