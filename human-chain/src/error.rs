@@ -91,7 +91,7 @@ pub enum ChainError {
     #[error("founder `{0}` has not signed the genesis")]
     FounderSignatureMissing(MemberId),
     /// The approvals do not reach the quorum.
-    #[error("{approvals} approvals do not reach the {class} quorum: {needed}")]
+    #[error("{approvals} approvals do not reach the {} quorum: {needed}", title(*class))]
     QuorumNotReached {
         /// Action class of the change.
         class: ActionClass,
@@ -134,6 +134,14 @@ pub enum ChainError {
     /// No certificate admits the node.
     #[error("node {0} is not admitted")]
     NodeNotAdmitted(NodeId),
+}
+
+/// Returns the class as the recorded histories print it; `Display` prints it as a manifest does.
+fn title(class: ActionClass) -> &'static str {
+    match class {
+        ActionClass::Routine => "Routine",
+        ActionClass::Sensitive => "Sensitive",
+    }
 }
 
 impl ChainError {

@@ -237,7 +237,7 @@ fn gittuf_128037_only_those_whom_the_rule_names_are_counted() {
         (&["alice", "bob", "carol"], "approved"),
         (
             &["alice", "carol"],
-            "quorum-not-reached: 2 approvals do not reach the sensitive quorum: 2 of (alice, bob)",
+            "quorum-not-reached: 2 approvals do not reach the Sensitive quorum: 2 of (alice, bob)",
         ),
         (&["carol"], "quorum-not-reached"),
     ] {
