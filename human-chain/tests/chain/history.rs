@@ -39,7 +39,7 @@ fn an_earlier_deployment_does_not_come_back() {
 }
 
 #[test]
-fn of_two_rivals_the_second_is_dead() {
+fn of_two_competing_proposals_the_second_is_stale() {
     let mut state = circle();
     let rivals = [4, 5].map(|max| approve(&proposal(&state, deploy(max)), &["alice", "bob"]));
     let [first, second] =
@@ -167,16 +167,16 @@ fn new_members_decide_from_the_next_epoch_on() {
 }
 
 #[test]
-fn who_changes_members_is_checked_like_a_genesis() {
+fn a_change_of_members_is_checked_like_a_genesis() {
     let mut state = circle();
     let all = ["alice", "bob", "carol"];
     let two = "2 of (alice, bob, carol)";
     for (case, change, expected) in [
         ("another rule", members(&all, "3 of (alice, bob, carol)", two), "approved"),
-        ("nobody", members(&[], two, two), "governance-invalid: 0 members"),
+        ("no members", members(&[], two, two), "governance-invalid: 0 members"),
         ("one decides", members(&all, "alice", two), "governance-invalid: lets one member decide"),
         ("one decides on members", members(&all, two, "alice"), "governance-invalid: lets one member decide"),
-        ("a rule with a stranger", members(&all[..2], two, two), "governance-invalid: names `carol`"),
+        ("a rule that names a non-member", members(&all[..2], two, two), "governance-invalid: names `carol`"),
     ] {
         check(case, try_propose(&state, change), expected);
     }
@@ -194,7 +194,7 @@ fn who_changes_members_is_checked_like_a_genesis() {
 }
 
 #[test]
-fn a_member_may_take_new_keys_and_the_old_ones_are_dead() {
+fn a_member_may_rotate_keys_and_the_old_ones_fail() {
     let mut state = circle();
     let mut rotated = genesis();
     rotated.members[1].keys = member("bob-rekeyed").keys;
