@@ -38,6 +38,7 @@ impl<T> Approved<T> {
         proposal: ProposalId,
         basis: Basis,
     ) -> Self {
+        debug_assert_eq!(basis.subjects.len(), 1, "a certificate approves a change of one subject");
         Self { value, certificate, proposal, basis }
     }
 

@@ -98,6 +98,8 @@ pub fn assemble<'a>(proposal: &Proposal, ballots: impl IntoIterator<Item = &'a S
     let approvals = ballots.into_iter().filter(|signed| signed.ballot.choice == Choice::Approve);
     let mut ballots: Vec<SignedBallot> = approvals.cloned().collect();
     ballots.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
+    let members = ballots.iter().map(|signed| &signed.ballot.member);
+    debug_assert!(members.is_sorted_by(|a, b| a < b), "each member has one ballot");
     Certificate { proposal: proposal.clone(), ballots }
 }
 
@@ -107,13 +109,13 @@ fn count<'a>(
     state: &CircleState,
     proposal: &Proposal,
     ballots: &'a [SignedBallot],
-    mut judge: impl FnMut(&SignedBallot) -> Result<(), ChainError>,
+    mut check: impl FnMut(&SignedBallot) -> Result<(), ChainError>,
 ) -> (Tally, Vec<&'a SignedBallot>) {
     let (mut approved, mut rejected) = (BTreeSet::new(), BTreeSet::new());
     let (mut approvals, mut refused) = (Vec::new(), Vec::new());
     for signed in ballots {
         let member = &signed.ballot.member;
-        if let Err(error) = judge(signed) {
+        if let Err(error) = check(signed) {
             refused.push((member.clone(), error));
         } else if approved.contains(member) || rejected.contains(member) {
             refused.push((member.clone(), ChainError::DuplicateBallot(member.clone())));
@@ -124,15 +126,16 @@ fn count<'a>(
             rejected.insert(member.clone());
         }
     }
+    debug_assert_eq!(approvals.len(), approved.len(), "each member that approved has one approval");
+    debug_assert!(approved.is_disjoint(&rejected), "no member both approves and rejects");
     let voted = |id: &MemberId| approved.contains(id) || rejected.contains(id);
     let missing = state.members().map(|member| member.id.clone()).filter(|id| !voted(id)).collect();
-    debug_assert_eq!(approvals.len(), approved.len(), "one approval per member that approved");
-    debug_assert!(approved.is_disjoint(&rejected), "no member both approves and rejects");
     debug_assert_eq!(
         refused.len() + approved.len() + rejected.len(),
         ballots.len(),
         "each ballot is counted"
     );
+    debug_assert!(approved.union(&rejected).all(|id| state.member(id).is_some()), "only members are counted");
     let reached = quorum::satisfied(rule(state, class_of(&proposal.change)), &approved);
     (Tally { approved, rejected, missing, reached, refused }, approvals)
 }
@@ -143,6 +146,7 @@ pub(crate) fn require_quorum(
     proposal: &Proposal,
     approvals: &BTreeSet<MemberId>,
 ) -> Result<(), ChainError> {
+    debug_assert!(approvals.iter().all(|id| state.member(id).is_some()), "only members approve");
     let class = class_of(&proposal.change);
     let rule = rule(state, class);
     if quorum::satisfied(rule, approvals) {
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn each_ballot_is_judged_once() {
+    fn each_ballot_is_checked_once() {
         let (people, state, proposal) = circle();
         let (yes, no) = (Choice::Approve, Choice::Reject);
         for choices in [
@@ -293,29 +297,29 @@ mod tests {
             &[(0, yes), (0, yes), (0, no)],
         ] {
             let cast = ballots(&people, &proposal, choices);
-            let judged = Cell::new(0);
+            let checked = Cell::new(0);
             let ballot_box = BallotBox::new(&state, &proposal);
             let (tally, approvals) = count(&state, &proposal, &cast, |signed| {
-                judged.set(judged.get() + 1);
+                checked.set(checked.get() + 1);
                 ballot_box.check(signed)
             });
-            assert_eq!(judged.get(), cast.len(), "{choices:?}");
+            assert_eq!(checked.get(), cast.len(), "{choices:?}");
             let kept: BTreeSet<MemberId> =
                 approvals.iter().map(|signed| signed.ballot.member.clone()).collect();
-            assert_eq!(kept, tally.approved, "what is kept is what was counted");
-            assert_eq!(kept.len(), approvals.len(), "one a member");
+            assert_eq!(kept, tally.approved, "the kept ballots are the counted ones");
+            assert_eq!(kept.len(), approvals.len(), "one per member");
         }
     }
 
     #[test]
-    fn what_was_not_judged_is_never_kept() {
+    fn a_ballot_that_fails_its_check_is_not_kept() {
         let (people, state, proposal) = circle();
         let cast = ballots(&people, &proposal, &[(0, Choice::Approve), (1, Choice::Approve)]);
         let refuse = |signed: &SignedBallot| Err(ChainError::NotAMember(signed.ballot.member.clone()));
         let (tally, approvals) = count(&state, &proposal, &cast, refuse);
         assert!(approvals.is_empty() && tally.approved.is_empty() && !tally.reached);
         assert_eq!(tally.refused.len(), 2);
-        assert_eq!(tally.missing.len(), 3, "who cast what does not count may still vote");
+        assert_eq!(tally.missing.len(), 3, "a member whose ballot was refused may still vote");
     }
 
     #[test]

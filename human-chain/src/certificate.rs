@@ -68,7 +68,10 @@ impl CircleState {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "one of the two places that mint: a certificate was verified")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "one of the two functions that mint: a certificate was verified"
+)]
 fn check(
     state: &CircleState,
     certificate: &Certificate,
@@ -92,6 +95,10 @@ fn check(
     require_quorum(state, proposal, &approvals)?;
     let basis = Basis { circle: state.id(), epoch: state.epoch(), subjects: proposal.subjects.clone() };
     let digest = Digest::of_domain(CERTIFICATE_DOMAIN, &bytes);
+    debug_assert!(
+        basis.subjects.iter().all(|seen| *seen == state.subject(&seen.subject)),
+        "nothing is stale"
+    );
     Ok(Approved::after_verification(proposal.change.clone(), digest, ballot_box.id(), basis))
 }
 
@@ -115,6 +122,7 @@ fn check_ballots(
         ballot_box.check(signed)?;
         approvals.insert(member.clone());
     }
+    debug_assert_eq!(approvals.len(), ballots.len(), "each ballot is another member's");
     Ok(approvals)
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn node_value(node: &NodeAdmission) -> Digest {
 }
 
 pub(crate) fn circle_value(members: &[&Member], policy: &Policy) -> Digest {
+    debug_assert!(members.is_sorted_by(|a, b| a.id < b.id), "a set of members has one value");
     Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(&(members, policy)))
 }
 
@@ -94,6 +95,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
 fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), ChainError> {
     form::check_node(node)?;
     let keys: Vec<_> = form::node_keys(node).collect();
+    debug_assert!(matches!(keys.len(), 1 | 2), "a node has its own key, and its gateway's");
     let within = keys.len() == 2 && keys[0] == keys[1];
     let others = state.nodes().filter(|other| other.name != node.name);
     let taken = others.flat_map(form::node_keys).chain(state.control().iter().map(|replica| replica.key));

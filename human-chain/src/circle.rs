@@ -205,13 +205,16 @@ impl CircleState {
         };
         let version = self.bump(service_subject(&manifest.name), Some(value));
         let name = manifest.name.clone();
-        self.retired.remove(&name);
+        let retired = self.retired.remove(&name).map(|retired| retired.version);
+        let earlier = self.services.get(&name).map(|service| service.version).or(retired);
+        debug_assert_eq!(earlier.unwrap_or(0) + 1, version, "versions of `{name}` never restart");
         self.services.insert(name, ApprovedService { manifest, certificate, proposal, version });
     }
 
     fn apply_retire(&mut self, service: ServiceName, grace_seconds: u32, certificate: Digest) {
         let last = self.services.remove(&service).expect("verification refuses what does not run");
         let version = self.bump(service_subject(&service), None);
+        debug_assert_eq!(version, last.version + 1, "nothing happened to `{service}` since it was in force");
         self.retired.insert(service, RetiredService { last, certificate, grace_seconds, version });
     }
 
@@ -219,6 +222,8 @@ impl CircleState {
         let before: Vec<MemberId> = self.members.keys().cloned().collect();
         self.members = members.into_iter().map(|member| (member.id.clone(), member)).collect();
         self.former_members.extend(before.into_iter().filter(|id| !self.members.contains_key(id)));
+        let returned = self.former_members.iter().find(|id| self.members.contains_key(id));
+        debug_assert_eq!(returned, None, "the id of a member who left is never used again");
         self.policy = policy;
         let value = circle_value(&self.members().collect::<Vec<_>>(), &self.policy);
         self.epoch = Epoch(self.bump(CIRCLE_SUBJECT.to_string(), Some(value)));
@@ -226,6 +231,7 @@ impl CircleState {
 
     fn bump(&mut self, subject: String, value: Option<Digest>) -> u64 {
         let entry = self.subjects.entry(subject).or_insert((0, None));
+        debug_assert!(value.is_some() || entry.1.is_some(), "only what is in force is removed or retired");
         *entry = (entry.0 + 1, value);
         entry.0
     }
@@ -355,6 +361,7 @@ fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError
             return Err(ChainError::SignatureInvalid(member.id.clone()));
         }
     }
+    debug_assert_eq!(signed.signatures.len(), members.len(), "every founder signed, and no other person");
     Ok(())
 }
 

@@ -147,7 +147,9 @@ fn title(class: ActionClass) -> &'static str {
 impl ChainError {
     /// Returns the error for a broken rule of form.
     pub(crate) fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
-        Self::Invalid { what, reason: reason.into() }
+        let reason = reason.into();
+        debug_assert!(!what.is_empty() && !reason.is_empty(), "an error names its value and its rule");
+        Self::Invalid { what, reason }
     }
 
     /// Returns the stable error code.

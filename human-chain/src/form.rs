@@ -18,6 +18,9 @@ const TOKENS_MAX: usize = 256;
 /// Maximum length of a `host:port` or API address in bytes: a DNS name has at most 253.
 const ADDRESS_BYTES_MAX: usize = 300;
 
+const _: () = assert!(CONTROL_REPLICAS_MAX % 2 == 1, "an even number of votes survives no more losses");
+const _: () = assert!(ADDRESS_BYTES_MAX >= 253 + ":65535".len(), "a DNS name and a port");
+
 /// Checks every rule of form of a genesis except its signatures.
 pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
     check_label("genesis.name", &genesis.name)?;
@@ -107,7 +110,7 @@ pub(crate) fn check_control(control: &[ControlReplica]) -> Result<(), ChainError
     }
     for replica in control {
         if replica.id.0 == 0 {
-            return refuse("replica id 0 means `nobody`".into());
+            return refuse("replica id 0 means no replica".into());
         }
         check_address("genesis.control.address", &replica.address)?;
         check_api("genesis.control.api", &replica.api)?;

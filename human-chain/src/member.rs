@@ -12,8 +12,8 @@ use aws_lc_rs::kem::{DecapsulationKey, ML_KEM_768};
 use aws_lc_rs::signature::{KeyPair, ML_DSA_65, ML_DSA_65_SIGNING, PqdsaKeyPair, UnparsedPublicKey};
 use ed25519_dalek::{Signer, SigningKey};
 use protocol::keys::{
-    ByteString, EncryptionKey, HybridSignature, ML_DSA_65_SIGNATURE_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH,
-    MemberKeys, signing_input,
+    ByteString, EncryptionKey, HybridSignature, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_DSA_65_SIGNATURE_LENGTH,
+    ML_KEM_768_PUBLIC_KEY_LENGTH, MemberKeys, signing_input,
 };
 use protocol::{Digest, PublicKey, Signature};
 use zeroize::Zeroizing;
@@ -27,6 +27,11 @@ const ML_KEM_768_PUBLIC_OFFSET: usize = 1152;
 const MAGIC: &[u8; 16] = b"quorate-member-1";
 /// Length of the seed in bytes.
 const SEED_LENGTH: usize = 64;
+
+const _: () = assert!(
+    ML_KEM_768_PUBLIC_OFFSET + ML_KEM_768_PUBLIC_KEY_LENGTH + 2 * 32 == ML_KEM_768_SECRET_LENGTH,
+    "a digest and a rejection value follow the encapsulation key"
+);
 
 /// Secret keys of a member, erased from memory on drop.
 pub struct MemberSecret {
@@ -79,6 +84,7 @@ impl MemberSecret {
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(self.seed.as_slice());
         bytes.extend_from_slice(&self.ml_kem);
+        debug_assert_eq!(bytes.len(), MAGIC.len() + SEED_LENGTH + ML_KEM_768_SECRET_LENGTH);
         bytes
     }
 
@@ -97,6 +103,8 @@ impl MemberSecret {
                 ml_kem: ByteString(ml_kem_public(ml_kem)?.to_vec()),
             },
         };
+        debug_assert_eq!(public.ml_dsa.0.len(), ML_DSA_65_PUBLIC_KEY_LENGTH);
+        debug_assert_eq!(public.encryption.ml_kem.0.len(), ML_KEM_768_PUBLIC_KEY_LENGTH);
         let ml_kem = Zeroizing::new(ml_kem.to_vec());
         Ok(Self { seed: Zeroizing::new(*seed), ed25519, ml_dsa, x25519, ml_kem, public })
     }
@@ -121,10 +129,8 @@ impl MemberSecret {
         let mut ml_dsa = vec![0; ML_DSA_65_SIGNATURE_LENGTH];
         let length = self.ml_dsa.sign(&input, &mut ml_dsa).expect("signing 32 bytes needs only memory");
         assert_eq!(length, ML_DSA_65_SIGNATURE_LENGTH);
-        HybridSignature {
-            ed25519: Signature(self.ed25519.sign(&input).to_bytes()),
-            ml_dsa: ByteString(ml_dsa),
-        }
+        let ed25519 = Signature(self.ed25519.sign(&input).to_bytes());
+        HybridSignature { ed25519, ml_dsa: ByteString(ml_dsa) }
     }
 
     /// Returns the X25519 secret, for opening secrets wrapped to this member.

@@ -87,6 +87,10 @@ pub fn placement_allows(placement: &Placement, node: &NodeAdmission) -> bool {
 
 /// Checks that there are as many GPUs as the replica is granted (one for a share), each once, sorted.
 fn gpus_fit(resources: &Resources, gpus: &[u32]) -> bool {
+    debug_assert!(
+        resources.gpu_share_percent == 0 || resources.gpu_count == 0,
+        "an approved envelope grants a share or whole GPUs"
+    );
     let granted = if resources.gpu_share_percent > 0 { 1 } else { resources.gpu_count as usize };
     gpus.len() == granted && gpus.windows(2).all(|pair| pair[0] < pair[1])
 }
@@ -114,9 +118,16 @@ fn approved_service<'a>(
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "one of the two places that mint: an order was judged against what was verified"
+    reason = "one of the two functions that mint: an order was checked against a verified approval"
 )]
 fn grant(state: &CircleState, order: &SlotOrder, service: &ApprovedService) -> Approved<SlotGrant> {
+    let envelope = &service.manifest;
+    debug_assert_eq!((order.circle, order.certificate), (state.id(), service.certificate));
+    debug_assert!(order.slot.0 < envelope.replicas.max, "slot {} is outside the envelope", order.slot);
+    debug_assert!(gpus_fit(&envelope.resources, &order.gpus), "{:?} are not the granted GPUs", order.gpus);
+    debug_assert!(
+        state.node_by_id(order.node).is_some_and(|node| placement_allows(&envelope.placement, node))
+    );
     let basis = Basis {
         circle: state.id(),
         epoch: state.epoch(),

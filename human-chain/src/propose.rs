@@ -12,6 +12,11 @@ use protocol::{Digest, Millis, limits};
 /// must be proposed again.
 pub const PROPOSAL_LIFETIME_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
 
+const _: () = assert!(
+    limits::CLOCK_GRACE_MS < PROPOSAL_LIFETIME_MS_MAX / 100,
+    "the error of clocks hardly changes the lifetime of a proposal"
+);
+
 /// Returns a proposal for this change, bound to the circle's current state. `nonce` makes two otherwise equal
 /// proposals different; pass random bytes.
 ///
@@ -37,6 +42,7 @@ pub fn propose(
         nonce,
     };
     check_proposal(state, &proposal)?;
+    debug_assert!(proposal.created_at < proposal.expires_at, "a proposal can be voted on for some time");
     Ok(proposal)
 }
 

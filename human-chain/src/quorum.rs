@@ -26,6 +26,7 @@ pub fn least_approvals(quorum: &Quorum) -> usize {
     match quorum {
         Quorum::Member(_) => 1,
         Quorum::Threshold { required, of } => {
+            debug_assert!(*required as usize <= of.len(), "a checked rule can be reached");
             let mut parts: Vec<usize> = of.iter().map(least_approvals).collect();
             parts.sort_unstable();
             parts.iter().take(*required as usize).sum()
@@ -49,6 +50,7 @@ pub fn approvals_lacking(
             let mut parts: Vec<usize> = of.iter().filter_map(lacking).collect();
             parts.sort_unstable();
             let required = *required as usize;
+            debug_assert!(required <= of.len(), "a checked rule can be reached");
             (parts.len() >= required).then(|| parts.iter().take(required).sum())
         }
     }
@@ -123,6 +125,7 @@ fn disjoint_groups_reach(quorum: &Quorum) -> bool {
     match quorum {
         Quorum::Member(_) => false,
         Quorum::Threshold { required, of } => {
+            debug_assert!((1..=of.len()).contains(&(*required as usize)), "a checked rule can be reached");
             let both = of.iter().filter(|part| disjoint_groups_reach(part)).count();
             let lacking = (*required as usize).saturating_sub(both);
             of.len() - both >= 2 * lacking

@@ -44,8 +44,10 @@ pub struct Rendering {
 pub fn render(proposal: &Proposal) -> Rendering {
     let mut text = format!("{}\n\n", sentence(proposal));
     for (name, value) in fields::of_proposal(proposal) {
+        debug_assert!(!name.contains('\n') && !value.contains('\n'), "`{name}` takes one line");
         text.push_str(&format!("{name:<FIELD_COLUMN$} {value}\n"));
     }
+    debug_assert!(text.lines().nth(1).is_some_and(str::is_empty), "one sentence, then the fields");
     let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
     Rendering { words: words::of(&digest), text, digest }
 }
@@ -118,7 +120,8 @@ fn service_sentence(service: &ServiceManifest) -> String {
         Some(until) => format!("until {}", show_time(until)),
     };
     format!(
-        "{}: {replicas} of model {}, which {does}, each with {} millicores, {} of memory and {gpu}, {whereabouts}, {until}.",
+        "{}: {replicas} of model {}, which {does}, each with {} millicores, {} of memory and {gpu}, \
+         {whereabouts}, {until}.",
         service.name,
         service.model.name,
         resources.cpu_millicores,

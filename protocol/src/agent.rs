@@ -119,6 +119,11 @@ pub struct SyncRequest {
 /// loss.
 pub const LOG_LINES_MAX: usize = 128;
 
+const _: () = assert!(
+    LOG_LINES_MAX * 8192 < crate::limits::SYNC_BYTES_MAX / 2,
+    "log lines leave room for the node's report"
+);
+
 /// Line that a worker wrote to its standard error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

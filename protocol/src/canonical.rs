@@ -10,6 +10,11 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Deepest nesting accepted. The deepest type (a bundle around nested quorums) needs about 20.
 const DEPTH_MAX: usize = 48;
 
+const _: () = assert!(
+    3 * crate::limits::QUORUM_DEPTH_MAX + 16 < DEPTH_MAX,
+    "the deepest rule is read within a bundle: a rule takes three levels for each of its own"
+);
+
 /// Reason why bytes are not the canonical form of the expected type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CanonicalError {
@@ -93,6 +98,7 @@ fn normalize_map(entries: Vec<(Value, Value)>) -> Result<Value, CanonicalError> 
     if sorted.windows(2).any(|pair| pair[0].0 == pair[1].0) {
         return Err(CanonicalError::Invalid("duplicate key".into()));
     }
+    debug_assert!(sorted.is_sorted_by(|a, b| a.0 < b.0), "each key is written once, in one order");
     Ok(Value::Map(sorted.into_iter().map(|(_, key, value)| (key, value)).collect()))
 }
 
@@ -153,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn length_is_judged_before_parsing() {
+    fn length_is_checked_before_parsing() {
         check(&[0xff; 1001], "too long");
     }
 
@@ -165,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_encoded_decodes_to_itself(
+        fn an_encoded_value_decodes_to_itself(
             zeta: u64, alpha: Option<String>,
             map in proptest::collection::btree_map(".{0,8}", any::<i64>(), 0..8),
         ) {
@@ -174,7 +180,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_accepted_is_its_own_encoding(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn accepted_bytes_are_their_own_encoding(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok(value) = from_bytes::<Sample>(&bytes, 64) {
                 prop_assert_eq!(to_bytes(&value), bytes);
             }

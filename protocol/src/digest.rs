@@ -19,6 +19,7 @@ impl Digest {
     /// digest made for one is never valid for another (BLAKE3's key derivation mode).
     #[must_use]
     pub fn of_domain(domain: &str, bytes: &[u8]) -> Self {
+        debug_assert!(!domain.is_empty(), "a domain names a purpose");
         let mut hasher = blake3::Hasher::new_derive_key(domain);
         hasher.update(bytes);
         Self(*hasher.finalize().as_bytes())

@@ -16,6 +16,7 @@ pub fn error_chain(error: &dyn Error) -> String {
             line = format!("{line}: {text}");
         }
         next = cause.source();
+        debug_assert!(line.contains(&text), "no cause is lost");
     }
     line
 }

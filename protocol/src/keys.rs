@@ -29,6 +29,16 @@ pub const ML_DSA_65_SIGNATURE_LENGTH: usize = 3309;
 /// Length of an ML-KEM-768 encapsulation key in bytes (FIPS 203, table 3).
 pub const ML_KEM_768_PUBLIC_KEY_LENGTH: usize = 1184;
 
+const _: () = assert!(
+    ML_DSA_65_SIGNATURE_LENGTH + Signature::LENGTH + 512 <= crate::limits::BALLOT_BYTES_MAX,
+    "a ballot holds a hybrid signature"
+);
+const _: () = assert!(
+    ML_DSA_65_PUBLIC_KEY_LENGTH + ML_KEM_768_PUBLIC_KEY_LENGTH + 2 * PublicKey::LENGTH
+        <= crate::limits::MEMBER_BYTES_MAX - crate::limits::NAME_BYTES_MAX,
+    "a member holds its keys"
+);
+
 impl PublicKey {
     /// Checks that `signature` is by this key over the digest of `bytes` in `domain`. Verification is strict:
     /// weak keys and malleable signatures are rejected.

@@ -81,6 +81,12 @@ const _: () = assert!(
     JSON_BYTES_PER_CANONICAL_BYTE * (PROPOSAL_BYTES_MAX + 1024) <= API_BODY_BYTES_MAX,
     "people bring every proposal as JSON"
 );
+const _: () = assert!(NAME_BYTES_MAX <= 63 && LABEL_BYTES_MAX <= 63, "names and labels fit in a DNS label");
+const _: () = assert!(
+    JSON_BYTES_PER_CANONICAL_BYTE * MANIFEST_BYTES_MAX < API_BODY_BYTES_MAX,
+    "a dry run carries any manifest"
+);
+const _: () = assert!(SEGMENT_BYTES_MAX < MODEL_MANIFEST_BYTES_MAX, "segments are the smaller unit");
 const _: () = assert!(BUNDLE_BYTES_MAX <= SYNC_BYTES_MAX / 4, "an agent's share of history holds any bundle");
 const _: () = assert!(METRICS_LINE_BYTES_MAX <= 4096, "PIPE_BUF on Linux");
 const _: () = assert!(SYNC_INTERVAL_MS * 4 < LEASE_MS, "a lease survives three lost answers");

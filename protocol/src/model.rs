@@ -23,6 +23,16 @@ pub const SHARDS_OF_A_KIND_MAX: u8 = 32;
 /// Maximum number of segments in one object: an object of one data shard stays below 64 MiB.
 pub const SEGMENTS_PER_OBJECT_MAX: u32 = 60;
 
+const _: () = assert!(FILE_ALIGNMENT.is_power_of_two(), "a memory page");
+const _: () = assert!(
+    SEGMENTS_PER_OBJECT_MAX as usize * crate::limits::SEGMENT_BYTES_MAX < 64 * 1024 * 1024,
+    "an object of one data shard stays below 64 MiB"
+);
+const _: () = assert!(
+    FILES_MAX * (FILE_PATH_BYTES_MAX + 64) < crate::limits::MODEL_MANIFEST_BYTES_MAX / 16,
+    "paths leave room for segments"
+);
+
 fixed_bytes!(
     /// Random bytes of one import. They name its stored objects and separate its encryption from that of
     /// every other import under the same key.
@@ -136,7 +146,11 @@ impl ModelManifest {
         require!((1..=SEGMENTS_PER_OBJECT_MAX).contains(&per_object), "{per_object} segments per object");
         self.check_files()?;
         self.check_segments()?;
-        self.check_order()
+        self.check_order()?;
+        let covered: u64 = self.segments.iter().map(|segment| u64::from(segment.length)).sum();
+        debug_assert_eq!(covered, self.file_bytes(), "segments cover every byte of every file once");
+        debug_assert!(self.file_bytes() <= self.map_bytes(), "files do not overlap");
+        Ok(())
     }
 
     fn check_files(&self) -> Result<(), ModelManifestError> {
@@ -182,8 +196,8 @@ impl ModelManifest {
         require!(self.order.len() == count, "order names {} of {count} segments", self.order.len());
         let mut seen = vec![false; count];
         for index in &self.order {
-            let place = seen.get_mut(*index as usize);
-            let fresh = place.is_some_and(|seen| !std::mem::replace(seen, true));
+            let entry = seen.get_mut(*index as usize);
+            let fresh = entry.is_some_and(|seen| !std::mem::replace(seen, true));
             require!(fresh, "order names segment {index} twice, or there is none");
         }
         Ok(())
@@ -195,9 +209,15 @@ impl ModelManifest {
         self.files.iter().find(|file| file.path == path)
     }
 
-    /// Returns the size of the weights map in bytes: the end of the last file.
+    /// Returns the size of the weights map in bytes: the end of the last file. The manifest must have passed
+    /// [`check`](Self::check).
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
+        debug_assert!(
+            self.files.iter().all(|file| file.offset.checked_add(file.length).is_some()),
+            "the manifest of `{}` was not checked",
+            self.name
+        );
         self.files.iter().map(|file| file.offset + file.length).max().unwrap_or(0)
     }
 

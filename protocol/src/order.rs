@@ -95,6 +95,11 @@ pub struct SignedTicket {
 /// Maximum size of an encoded ticket in bytes: names of 63 bytes, keys and a signature, with a margin.
 pub const TICKET_BYTES_MAX: usize = 2048;
 
+const _: () = assert!(
+    TICKET_BYTES_MAX < crate::limits::FRAME_BYTES_MAX,
+    "an agent hands a ticket to a worker in one frame"
+);
+
 impl SignedTicket {
     /// Checks that the signature is by the named node. The route table states whether that node holds the
     /// slot.

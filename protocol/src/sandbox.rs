@@ -16,6 +16,12 @@ pub const SANDBOX_REPORT_BYTES_MAX: usize = 16 * 1024;
 /// Maximum size of a sandbox's record on disk, in bytes.
 pub const SANDBOX_RECORD_BYTES_MAX: usize = 64 * 1024;
 
+const _: () = assert!(
+    SANDBOX_SPEC_BYTES_MAX <= crate::limits::FRAME_BYTES_MAX
+        && SANDBOX_REPORT_BYTES_MAX <= crate::limits::FRAME_BYTES_MAX,
+    "messages of a sandbox are frames"
+);
+
 /// User ids that a sandbox's processes have on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -23,6 +23,11 @@ pub const WORKER_MANIFEST_FD: i32 = 7;
 /// Maximum size of a worker manifest in bytes: its segment table for 250 GB is about 7 MB.
 pub const WORKER_MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+const _: () = assert!(
+    WORKER_MANIFEST_BYTES_MAX <= crate::limits::MODEL_MANIFEST_BYTES_MAX,
+    "a worker's manifest is an extract of the model's"
+);
+
 /// Range of a segment in the weights map. The segment's index is the index of its byte in the progress map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

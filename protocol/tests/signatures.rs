@@ -82,7 +82,7 @@ fn an_order_is_signed_in_every_field() {
 }
 
 #[test]
-fn a_ticket_is_its_nodes_word() {
+fn a_ticket_is_signed_by_its_node() {
     type Edit = fn(&mut SignedTicket);
     assert!(signed_ticket().signature_holds());
     let edits: [(&str, Edit); 9] = [
@@ -103,7 +103,7 @@ fn a_ticket_is_its_nodes_word() {
     }
     let mut by_the_worker = signed_ticket();
     by_the_worker.signature = sign(2, TICKET_DOMAIN, &to_bytes(&by_the_worker.ticket));
-    assert!(!by_the_worker.signature_holds(), "a worker vouches for nobody");
+    assert!(!by_the_worker.signature_holds(), "a worker cannot sign for a node");
 }
 
 #[test]

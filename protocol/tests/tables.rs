@@ -13,35 +13,35 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Computes a table again and compares it with the file, or rewrites the file.
-fn check(file: &str, tell: impl Fn(&str) -> String) {
+fn check(file: &str, compute: impl Fn(&str) -> String) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(file);
     let written = std::fs::read_to_string(&path).unwrap();
-    let told = tell(&written);
+    let computed = compute(&written);
     if std::env::var_os("REFRESH_GOLDEN").is_some() {
         let mut out = std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
-        std::io::Write::write_all(&mut out, told.as_bytes()).unwrap();
+        std::io::Write::write_all(&mut out, computed.as_bytes()).unwrap();
         return;
     }
-    for (at, (told, written)) in told.lines().zip(written.lines()).enumerate() {
-        assert_eq!(told, written, "{file}:{}; if meant: REFRESH_GOLDEN=1 cargo test -p protocol", at + 1);
+    for (at, (computed, written)) in computed.lines().zip(written.lines()).enumerate() {
+        assert_eq!(computed, written, "{file}:{}; if meant: REFRESH_GOLDEN=1 cargo test -p protocol", at + 1);
     }
     let hint = "if meant: REFRESH_GOLDEN=1 cargo test -p protocol";
-    assert_eq!(told.len(), written.len(), "{file} has another length; {hint}");
+    assert_eq!(computed.len(), written.len(), "{file} has another length; {hint}");
 }
 
 /// Checks a table of lines `input | answer`, where `answer` computes the second column.
 fn check_lines(file: &str, answer: impl Fn(&str) -> String) {
     check(file, |text| {
-        let mut told = String::new();
+        let mut computed = String::new();
         for line in text.lines() {
             match line.split_once(" | ") {
                 Some((input, _)) if !line.starts_with('#') => {
-                    writeln!(told, "{input} | {}", answer(input)).unwrap()
+                    writeln!(computed, "{input} | {}", answer(input)).unwrap()
                 }
-                _ => writeln!(told, "{line}").unwrap(),
+                _ => writeln!(computed, "{line}").unwrap(),
             }
         }
-        told
+        computed
     });
 }
 
@@ -52,13 +52,13 @@ fn edited(base: &str, edits: &[&str]) -> String {
     let mut at = lines.len();
     for edit in edits {
         let (verb, line) = edit.split_at(2);
-        let place = lines.iter().position(|known| known == line);
+        let position = lines.iter().position(|known| known == line);
         match verb {
             "- " => {
-                at = place.unwrap_or_else(|| panic!("no line `{line}`"));
+                at = position.unwrap_or_else(|| panic!("no line `{line}`"));
                 lines.remove(at);
             }
-            "@ " => at = place.unwrap_or_else(|| panic!("no line `{line}`")) + 1,
+            "@ " => at = position.unwrap_or_else(|| panic!("no line `{line}`")) + 1,
             "+ " => {
                 lines.insert(at, line.to_string());
                 at += 1;
@@ -89,27 +89,27 @@ fn leaves_of(manifest: &Manifest) -> BTreeMap<String, String> {
 #[test]
 fn manifests_are_read_or_refused_with_their_line() {
     check("manifests.txt", |text| {
-        let (mut told, mut base) = (String::new(), String::new());
+        let (mut computed, mut base) = (String::new(), String::new());
         for block in text.split("\n\n") {
             let lines: Vec<&str> = block.lines().collect();
             if lines.first().is_some_and(|head| head.starts_with("== ")) {
                 base = lines[1..].iter().map(|line| format!("{line}\n")).collect();
                 base = base.replace("~\n", "\n");
                 assert!(Manifest::from_toml(&base).is_ok(), "{base}");
-                write!(told, "{}\n\n", block.trim_end()).unwrap();
+                write!(computed, "{}\n\n", block.trim_end()).unwrap();
                 continue;
             }
             let is_edit = |line: &&&str| ["- ", "+ ", "@ "].iter().any(|verb| line.starts_with(verb));
             let edits: Vec<&str> = lines.iter().filter(is_edit).copied().collect();
             for line in lines.iter().filter(|line| !line.starts_with("->") && !line.starts_with("   ")) {
-                writeln!(told, "{line}").unwrap();
+                writeln!(computed, "{line}").unwrap();
             }
             if lines.first().is_some_and(|head| head.starts_with("= ")) {
-                told.push_str(&verdict(&base, &edits));
+                computed.push_str(&verdict(&base, &edits));
             }
-            told.push('\n');
+            computed.push('\n');
         }
-        told.trim_end().to_string() + "\n"
+        computed.trim_end().to_string() + "\n"
     });
 }
 
@@ -143,17 +143,17 @@ fn ids_have_one_spelling() {
         let (kind, text) = text.split_once(' ').unwrap();
         let text = text.replace("<64>", &"0a".repeat(32)).replace("<128>", &"0b".repeat(64));
         let text = text.trim_matches('\'');
-        fn told<T: std::fmt::Display>(read: Result<T, String>, text: &str) -> String {
+        fn outcome<T: std::fmt::Display>(read: Result<T, String>, text: &str) -> String {
             read.map_or_else(
                 |reason| reason,
                 |id| if id.to_string() == text { "ok".into() } else { "altered".into() },
             )
         }
         match kind {
-            "digest" => told(text.parse::<Digest>(), text),
-            "circle" => told(text.parse::<CircleId>(), text),
-            "node" => told(text.parse::<NodeId>(), text),
-            "signature" => told(text.parse::<Signature>(), text),
+            "digest" => outcome(text.parse::<Digest>(), text),
+            "circle" => outcome(text.parse::<CircleId>(), text),
+            "node" => outcome(text.parse::<NodeId>(), text),
+            "signature" => outcome(text.parse::<Signature>(), text),
             other => panic!("no such kind: {other}"),
         }
     });
@@ -255,25 +255,25 @@ fn domains_are_stable_and_distinct() {
 }
 
 #[test]
-fn bytes_from_strangers_have_one_reading_or_none() {
+fn untrusted_bytes_have_one_reading_or_none() {
     check_lines("cbor.txt", |text| {
         let (kind, bytes) = text.split_once(' ').unwrap();
         let bytes = hex::decode(bytes.replace(['_', '\''], "")).unwrap();
         match kind {
-            "text" => told(from_bytes::<String>(&bytes, 64)),
-            "number" => told(from_bytes::<u64>(&bytes, 64)),
-            "maybe" => told(from_bytes::<Option<u64>>(&bytes, 64)),
-            "list" => told(from_bytes::<Vec<u64>>(&bytes, 64)),
-            "set" => told(from_bytes::<std::collections::BTreeSet<String>>(&bytes, 64)),
-            "map" => told(from_bytes::<BTreeMap<String, u64>>(&bytes, 64)),
-            "subject" => told(from_bytes::<SubjectVersion>(&bytes, 64)),
-            "quorum" => told(from_bytes::<Quorum>(&bytes, 64)),
+            "text" => reading(from_bytes::<String>(&bytes, 64)),
+            "number" => reading(from_bytes::<u64>(&bytes, 64)),
+            "maybe" => reading(from_bytes::<Option<u64>>(&bytes, 64)),
+            "list" => reading(from_bytes::<Vec<u64>>(&bytes, 64)),
+            "set" => reading(from_bytes::<std::collections::BTreeSet<String>>(&bytes, 64)),
+            "map" => reading(from_bytes::<BTreeMap<String, u64>>(&bytes, 64)),
+            "subject" => reading(from_bytes::<SubjectVersion>(&bytes, 64)),
+            "quorum" => reading(from_bytes::<Quorum>(&bytes, 64)),
             other => panic!("no such kind: {other}"),
         }
     });
 }
 
-fn told<T: std::fmt::Debug>(read: Result<T, CanonicalError>) -> String {
+fn reading<T: std::fmt::Debug>(read: Result<T, CanonicalError>) -> String {
     match read {
         Ok(value) => format!("{value:?}"),
         Err(CanonicalError::TooLong { actual, limit }) => format!("too long: {actual} of {limit}"),

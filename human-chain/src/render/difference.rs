@@ -41,6 +41,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
     if text.is_empty() {
         text.push_str("changes nothing\n");
     }
+    debug_assert!(text.ends_with('\n'), "each difference is a line");
     text
 }
 

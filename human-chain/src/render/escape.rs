@@ -21,6 +21,7 @@ pub(super) fn quoted(text: &str) -> String {
         }
     }
     out.push('"');
+    debug_assert!(out.chars().all(stands_for_itself), "no character of {out} hides");
     out
 }
 
@@ -53,8 +54,10 @@ fn date_of(days: u64) -> (u64, u64, u64) {
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
+    debug_assert!(day_of_year < 366 && shifted_month < 12, "day {day_of_year} of a year");
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    debug_assert!((1..=12).contains(&month) && (1..=31).contains(&day), "{month}-{day} is no date");
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 

@@ -17,7 +17,7 @@ fn ballot(who: &str, proposal: &Proposal, choice: Choice) -> SignedBallot {
 }
 
 /// Alters alice's ballot, signs it again with her keys, and checks the outcome.
-fn judged(case: &str, expected: &str, alter: impl FnOnce(&mut SignedBallot)) {
+fn altered(case: &str, expected: &str, alter: impl FnOnce(&mut SignedBallot)) {
     let state = circle();
     let proposal = proposal(&state, deploy(4));
     let mut signed = ballot("alice", &proposal, Choice::Approve);
@@ -28,14 +28,14 @@ fn judged(case: &str, expected: &str, alter: impl FnOnce(&mut SignedBallot)) {
 
 #[test]
 fn a_ballot_is_for_exactly_what_was_read() {
-    judged("unaltered", "approved", |_| {});
-    judged("a no is a vote", "approved", |s| s.ballot.choice = Choice::Reject);
-    judged("another proposal", "ballot-mismatch: another proposal", |s| s.ballot.proposal.0.0[31] ^= 1);
-    judged("another text", "ballot-mismatch: another rendering", |s| s.ballot.rendering.0[0] ^= 1);
-    judged("another renderer", "ballot-mismatch: another rendering", |s| s.ballot.renderer_version += 1);
-    judged("another epoch", "ballot-mismatch: another epoch", |s| s.ballot.epoch = Epoch(2));
-    judged("a stranger", "not-a-member: `mallory`", |s| s.ballot.member = name("mallory"));
-    judged("in another's name", "signature-invalid: `bob`", |s| s.ballot.member = name("bob"));
+    altered("unaltered", "approved", |_| {});
+    altered("a no is a vote", "approved", |s| s.ballot.choice = Choice::Reject);
+    altered("another proposal", "ballot-mismatch: another proposal", |s| s.ballot.proposal.0.0[31] ^= 1);
+    altered("another text", "ballot-mismatch: another rendering", |s| s.ballot.rendering.0[0] ^= 1);
+    altered("another renderer", "ballot-mismatch: another rendering", |s| s.ballot.renderer_version += 1);
+    altered("another epoch", "ballot-mismatch: another epoch", |s| s.ballot.epoch = Epoch(2));
+    altered("a non-member", "not-a-member: `mallory`", |s| s.ballot.member = name("mallory"));
+    altered("in another's name", "signature-invalid: `bob`", |s| s.ballot.member = name("bob"));
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_ballot_has_its_time() {
         ("by a fast clock", NOW.0 + grace, "approved"),
         ("from the future", NOW.0 + grace + 1, "ballot-mismatch: from the future"),
     ] {
-        judged(case, expected, |s| s.ballot.issued_at = Millis(issued_at));
+        altered(case, expected, |s| s.ballot.issued_at = Millis(issued_at));
     }
     let state = circle();
     let proposal = proposal(&state, deploy(4));
@@ -65,7 +65,7 @@ fn a_ballot_has_its_time() {
 }
 
 #[test]
-fn a_ballot_on_a_dead_proposal_is_refused() {
+fn a_ballot_on_a_stale_proposal_is_refused() {
     let mut state = circle();
     let old = proposal(&state, deploy(4));
     let signed = ballot("alice", &old, Choice::Approve);

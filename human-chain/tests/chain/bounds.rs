@@ -27,16 +27,20 @@ model.root | '(0)*64' | same | '(0)*64' | model.root is all zeros; `quorate mode
 resources.cpu_millicores | 49 | same | 49 | resources.cpu_millicores is 49; accepted: 50 to 4096000
 resources.cpu_millicores | 50 | same | 50 | approved
 resources.cpu_millicores | 4096000 | same | 4096000 | approved
-resources.cpu_millicores | 4096001 | same | 4096001 | resources.cpu_millicores is 4096001; accepted: 50 to 4096000
+resources.cpu_millicores | 4096001 | same | 4096001 | \
+    resources.cpu_millicores is 4096001; accepted: 50 to 4096000
 resources.memory | '0' | memory_bytes | 0 | resources.memory is 0 B; accepted: 32 MiB to 64 TiB
-resources.memory | '33554431' | memory_bytes | 33554431 | resources.memory is 33554431 B; accepted: 32 MiB to 64 TiB
+resources.memory | '33554431' | memory_bytes | 33554431 | \
+    resources.memory is 33554431 B; accepted: 32 MiB to 64 TiB
 resources.memory | '32 MiB' | memory_bytes | 33554432 | approved
 resources.memory | '64 TiB' | memory_bytes | 70368744177664 | approved
-resources.memory | '65 TiB' | memory_bytes | 71468255805440 | resources.memory is 65 TiB; accepted: 32 MiB to 64 TiB
+resources.memory | '65 TiB' | memory_bytes | 71468255805440 | \
+    resources.memory is 65 TiB; accepted: 32 MiB to 64 TiB
 resources.gpu_count | 64 | same | 64 | approved
 resources.gpu_count | 65 | same | 65 | resources.gpu_count is 65; accepted: 0 to 64
 resources.gpu_count | 0 | same | 0 | resources.gpu_memory is given, but no GPU is asked for
-resources.gpu_share_percent | 50 | same | 50 | resources.gpu_share_percent asks for a share of a GPU while resources.gpu_count asks for whole ones
+resources.gpu_share_percent | 50 | same | 50 | \
+    resources.gpu_share_percent asks for a share of a GPU while resources.gpu_count asks for whole ones
 resources.gpu_memory | '64 TiB' | gpu_memory_bytes | 70368744177664 | approved
 batch_sequences_max | 0 | same | 0 | batch_sequences_max is 0; accepted: 1 to 1024
 batch_sequences_max | 1024 | same | 1024 | approved
@@ -45,11 +49,15 @@ context_tokens_max | 0 | same | 0 | context_tokens_max is 0; accepted: 1 to 1048
 context_tokens_max | 1048576 | same | 1048576 | approved
 context_tokens_max | 1048577 | same | 1048577 | context_tokens_max is 1048577; accepted: 1 to 1048576
 placement.regions | [('r',)*63 'r'] | same | [('r',)*63 'r'] | approved
-placement.regions | [('r',)*64 'r'] | same | [('r',)*64 'r'] | placement.regions has 65 entries; accepted: at most 64
+placement.regions | [('r',)*64 'r'] | same | [('r',)*64 'r'] | \
+    placement.regions has 65 entries; accepted: at most 64
 placement.regions | ['eu', '(r)*63'] | same | ['eu', '(r)*63'] | approved
-placement.regions | ['eu', '(r)*64'] | same | ['eu', '(r)*64'] | placement.regions[1] is 64 bytes; accepted: at most 63
-placement.node_selector | { disk = '(s)*64' } | same | { 'disk': '(s)*64' } | placement.node_selector.disk is 64 bytes; accepted: at most 63
-placement.node_selector | { (s)*64 = 'x' } | same | { '(s)*64': 'x' } | placement.node_selector has a key that is 64 bytes; accepted: at most 63
+placement.regions | ['eu', '(r)*64'] | same | ['eu', '(r)*64'] | \
+    placement.regions[1] is 64 bytes; accepted: at most 63
+placement.node_selector | { disk = '(s)*64' } | same | { 'disk': '(s)*64' } | \
+    placement.node_selector.disk is 64 bytes; accepted: at most 63
+placement.node_selector | { (s)*64 = 'x' } | same | { '(s)*64': 'x' } | \
+    placement.node_selector has a key that is 64 bytes; accepted: at most 63
 ";
 
 /// Expands `(ab)*3` to `ababab`.
@@ -97,15 +105,15 @@ fn both_ways_in_have_the_same_bounds() {
         let [field, toml, json_field, json, expected] = columns[..] else { panic!("five columns: {line}") };
         let (toml, json) = (expand(toml), expand(json));
         let written = as_toml(field, &toml);
-        let told = match Manifest::from_toml(&written) {
+        let outcome = match Manifest::from_toml(&written) {
             Ok(_) => "approved".to_string(),
             Err(error) => {
-                let place = written.lines().nth(error.line - 1).unwrap_or_default();
-                assert!(place.contains(['=', '[']), "{line}: points at `{place}`");
+                let named = written.lines().nth(error.line - 1).unwrap_or_default();
+                assert!(named.contains(['=', '[']), "{line}: points at `{named}`");
                 format!("{} {}", error.field, error.message)
             }
         };
-        assert_eq!(told, expected, "as TOML: {line}");
+        assert_eq!(outcome, expected, "as TOML: {line}");
 
         let table = field.rsplit_once('.').map_or(String::new(), |(table, _)| format!("{table}."));
         let json_field =
@@ -122,7 +130,7 @@ fn both_ways_in_have_the_same_bounds() {
 
 /// Verification of a certificate applies the same bounds, even to a manifest that a careless proposer signed.
 #[test]
-fn a_signed_manifest_is_judged_by_the_same_bounds() {
+fn a_signed_manifest_is_checked_against_the_same_bounds() {
     let state = circle();
     let base = Manifest::from_toml(BASE).expect("the base is sound");
     let mut careless = proposal(&state, Change::Deploy(Box::new(base)));

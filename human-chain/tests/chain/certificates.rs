@@ -60,13 +60,13 @@ fn a_quorum_of_members_approves() {
 #[test]
 fn any_invalid_ballot_spoils_the_whole() {
     altered("unaltered", "approved", |_| {});
-    altered("a stranger beside a quorum", "not-a-member: `mallory`", |c| {
+    altered("a non-member beside a quorum", "not-a-member: `mallory`", |c| {
         c.ballots.push(vote(&secret("mallory"), name("mallory"), &c.proposal, Choice::Approve, NOW));
     });
-    altered("a stranger in a member's place", "not-a-member: `mallory`", |c| {
+    altered("a non-member instead of a member", "not-a-member: `mallory`", |c| {
         c.ballots[1] = vote(&secret("mallory"), name("mallory"), &c.proposal, Choice::Approve, NOW);
     });
-    altered("a stranger in a member's name", "signature-invalid: `bob`", |c| {
+    altered("a non-member in a member's name", "signature-invalid: `bob`", |c| {
         c.ballots[1] = vote(&secret("mallory"), name("bob"), &c.proposal, Choice::Approve, NOW);
     });
     altered("one member in another's name", "signature-invalid: `bob`", |c| {
@@ -81,14 +81,18 @@ fn any_invalid_ballot_spoils_the_whole() {
     altered("a no", "governance-invalid: no approval", |c| {
         c.ballots.push(vote(&secret("carol"), name("carol"), &c.proposal, Choice::Reject, NOW));
     });
-    altered("a no made a yes", "signature-invalid: `bob`", |c| {
+    altered("a rejection relabelled as an approval", "signature-invalid: `bob`", |c| {
         c.ballots[1] = vote(&secret("bob"), name("bob"), &c.proposal, Choice::Reject, NOW);
         c.ballots[1].ballot.choice = Choice::Approve;
     });
-    altered("a crowd", "governance-invalid: 100 ballots; accepted: at most 930816 bytes, 99 ballots", |c| {
-        c.ballots = vec![c.ballots[0].clone(); limits::MEMBERS_MAX + 1];
-    });
-    altered("endless data", "governance-invalid: 2 ballots; accepted: at most 930816 bytes", |c| {
+    altered(
+        "too many ballots",
+        "governance-invalid: 100 ballots; accepted: at most 930816 bytes, 99 ballots",
+        |c| {
+            c.ballots = vec![c.ballots[0].clone(); limits::MEMBERS_MAX + 1];
+        },
+    );
+    altered("oversized data", "governance-invalid: 2 ballots; accepted: at most 930816 bytes", |c| {
         c.ballots[1].signature.ml_dsa = ByteString(vec![0; limits::CERTIFICATE_BYTES_MAX]);
     });
     altered("a late ballot", "proposal-expired: voted after", |c| {
@@ -174,12 +178,14 @@ fn a_proposal_binds_circle_epoch_and_subject() {
     mistaken("the longest reason", "approved", |p| p.reason = "x".repeat(limits::REASON_BYTES_MAX));
     mistaken(
         "no life",
-        "governance-invalid: expires at 2026-11-21 12:41:50.000 UTC (1795264910000), not after it begins at 2026",
+        "governance-invalid: expires at 2026-11-21 12:41:50.000 UTC (1795264910000), \
+         not after it begins at 2026",
         |p| p.expires_at = p.created_at,
     );
     mistaken(
         "too long a life",
-        "governance-invalid: and expires at 2026-12-21 12:41:50.001 UTC (1797856910001); accepted: at most thirty days",
+        "governance-invalid: and expires at 2026-12-21 12:41:50.001 UTC (1797856910001); \
+         accepted: at most thirty days",
         |p| {
             p.expires_at = p.created_at.plus(PROPOSAL_LIFETIME_MS_MAX + 1);
         },
@@ -351,7 +357,8 @@ fn dense_bits(bytes: &[u8], certificate: &Certificate) -> Vec<usize> {
 #[test]
 fn manifests_from_text_can_be_approved() {
     let text = "kind = \"service\"\nname = \"chat\"\ntask = \"generate\"\nreplicas = { min = 0, max = 2 }\n\
-        resources = { cpu_millicores = 50, memory = \"1 GiB\", gpu_share_percent = 99, gpu_memory = \"1 GiB\" }\n";
+        resources = { cpu_millicores = 50, memory = \"1 GiB\", gpu_share_percent = 99, \
+        gpu_memory = \"1 GiB\" }\n";
     let text = format!("{text}model = {{ name = \"m\", root = \"{}\" }}\n", Digest::of(b"m"));
     deployment("from text", "approved", manifest(&text));
 }

@@ -69,7 +69,7 @@ fn a_full_circle_replaces_its_members_one_by_one() {
         let voters: Vec<&str> = voters.iter().map(String::as_str).collect();
         let certificate = approve(&proposal, &voters);
         assert_eq!(certify(&state, &proposal, &certificate.ballots), Ok(certificate.clone()));
-        let approved = verify(&state, &certificate, NOW).expect("everybody voted for it");
+        let approved = verify(&state, &certificate, NOW).expect("all members voted for it");
         state.advance(approved).expect("what was just verified applies");
         assert_eq!(state.check_invariants(), Ok(()));
         assert_eq!(state.epoch(), Epoch(2 + round as u64));
@@ -81,7 +81,7 @@ fn a_full_circle_replaces_its_members_one_by_one() {
 }
 
 #[test]
-fn what_a_full_circle_decides_is_within_every_limit_on_its_way() {
+fn certificates_of_a_full_circle_are_within_every_limit() {
     let (mut people, state) = full_circle();
     let voters = people.clone();
     people[0] = long_name(limits::MEMBERS_MAX);

@@ -21,7 +21,7 @@ fn a_circle_is_what_its_genesis_says() {
     assert_eq!(state.nodes().cloned().collect::<Vec<_>>(), genesis.nodes);
     assert_eq!(state.node(&name("n2")), Some(&genesis.nodes[1]));
     assert_eq!(state.node_by_id(genesis.nodes[2].id), Some(&genesis.nodes[2]));
-    assert_eq!(state.node_by_id(NodeId(key("stranger"))), None);
+    assert_eq!(state.node_by_id(NodeId(key("unknown"))), None);
     assert!(state.is_control_key(&key("control")) && !state.is_control_key(&key("n1")));
     assert_eq!(state.services().count() + state.retired().count(), 0);
     assert_eq!((state.subject("circle").version, state.subject("node/n1").version), (1, 1));
@@ -38,7 +38,7 @@ fn a_pinned_circle_is_not_another_one() {
 }
 
 #[test]
-fn every_founder_signs_and_nobody_else() {
+fn every_founder_signs_and_no_other_person() {
     let sound = signed(genesis());
     let by = |who: &str| -> MemberId { name(who) };
 
@@ -54,9 +54,9 @@ fn every_founder_signs_and_nobody_else() {
     swapped.signatures.insert(by("bob"), sound.signatures[&by("alice")].clone());
     check("swapped", CircleState::found(&swapped, None), "signature-invalid: `bob`");
 
-    let stranger = secret("mallory");
+    let outsider = secret("mallory");
     let (alice, carol) = (secret("alice"), secret("carol"));
-    let founders = [(by("alice"), &alice), (by("bob"), &stranger), (by("carol"), &carol)];
+    let founders = [(by("alice"), &alice), (by("bob"), &outsider), (by("carol"), &carol)];
     check(
         "forged",
         CircleState::found(&sign_genesis(genesis(), &founders), None),
@@ -70,7 +70,7 @@ fn every_founder_signs_and_nobody_else() {
     let mut endless = sound.clone();
     endless.signatures.get_mut(&by("bob")).unwrap().ml_dsa = ByteString(vec![0; limits::GENESIS_BYTES_MAX]);
     check(
-        "endless data",
+        "oversized data",
         CircleState::found(&endless, None),
         "governance-invalid: accepted: at most 2097152; admit some of the nodes",
     );
@@ -111,7 +111,7 @@ fn names_and_members_have_their_form() {
         g.name = "x".repeat(64)
     });
     founded("control character", "governance-invalid: genesis.name: contains", |g| g.name.push('\u{7}'));
-    founded("nobody", "governance-invalid: 0 members", |g| g.members.clear());
+    founded("no members", "governance-invalid: 0 members", |g| g.members.clear());
     founded("twice", "governance-invalid: same id", |g| g.members.push(member("alice")));
     founded("two names, one key", "governance-invalid: `dave` uses a key in use", |g| {
         let mut dave = member("alice");
@@ -139,7 +139,9 @@ fn names_and_members_have_their_form() {
         g.members[0].keys.encryption.x25519 = PublicKey([0; 32]);
     });
     let crowd = limits::MEMBERS_MAX + 1;
-    founded("a crowd", "governance-invalid: 100 members", |g| g.members = vec![member("alice"); crowd]);
+    founded("too many members", "governance-invalid: 100 members", |g| {
+        g.members = vec![member("alice"); crowd]
+    });
 }
 
 #[test]
@@ -158,7 +160,7 @@ fn control_replicas_and_tokens_have_their_form() {
         second.key = key("other");
         g.control.push(second);
     });
-    founded("replica 0", "governance-invalid: means `nobody`", |g| g.control[0].id = ReplicaId(0));
+    founded("replica 0", "governance-invalid: means no replica", |g| g.control[0].id = ReplicaId(0));
     for bad in [
         "",
         "host",

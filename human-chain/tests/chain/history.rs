@@ -5,7 +5,9 @@ use crate::support::{
     secret, signed, try_propose,
 };
 use human_chain::{CircleState, certify, verify, verify_replay};
+use proptest::prelude::*;
 use protocol::governance::{Certificate, Change, NodeRole};
+use protocol::manifest::Manifest;
 use protocol::{Epoch, NodeId};
 
 fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
@@ -39,7 +41,7 @@ fn an_earlier_deployment_does_not_come_back() {
 }
 
 #[test]
-fn of_two_rivals_the_second_is_dead() {
+fn of_two_competing_proposals_the_second_is_stale() {
     let mut state = circle();
     let rivals = [4, 5].map(|max| approve(&proposal(&state, deploy(max)), &["alice", "bob"]));
     let [first, second] =
@@ -167,16 +169,16 @@ fn new_members_decide_from_the_next_epoch_on() {
 }
 
 #[test]
-fn who_changes_members_is_checked_like_a_genesis() {
+fn a_change_of_members_is_checked_like_a_genesis() {
     let mut state = circle();
     let all = ["alice", "bob", "carol"];
     let two = "2 of (alice, bob, carol)";
     for (case, change, expected) in [
         ("another rule", members(&all, "3 of (alice, bob, carol)", two), "approved"),
-        ("nobody", members(&[], two, two), "governance-invalid: 0 members"),
+        ("no members", members(&[], two, two), "governance-invalid: 0 members"),
         ("one decides", members(&all, "alice", two), "governance-invalid: lets one member decide"),
         ("one decides on members", members(&all, two, "alice"), "governance-invalid: lets one member decide"),
-        ("a rule with a stranger", members(&all[..2], two, two), "governance-invalid: names `carol`"),
+        ("a rule that names a non-member", members(&all[..2], two, two), "governance-invalid: names `carol`"),
     ] {
         check(case, try_propose(&state, change), expected);
     }
@@ -194,7 +196,7 @@ fn who_changes_members_is_checked_like_a_genesis() {
 }
 
 #[test]
-fn a_member_may_take_new_keys_and_the_old_ones_are_dead() {
+fn a_member_may_rotate_keys_and_the_old_ones_fail() {
     let mut state = circle();
     let mut rotated = genesis();
     rotated.members[1].keys = member("bob-rekeyed").keys;
@@ -296,4 +298,53 @@ fn a_replayed_history_is_the_same_state() {
         CircleState::replay(&genesis, Some(protocol::CircleId(protocol::Digest([0; 32]))), &history),
         "circle-mismatch: belongs",
     );
+}
+
+/// Step of a random history: a change that may or may not be admissible where it is asked for.
+fn any_change() -> impl Strategy<Value = Change> {
+    const PEOPLE: [&str; 4] = ["alice", "bob", "carol", "dave"];
+    let service = || prop::sample::select(vec!["embed", "chat"]);
+    let machine = || prop::sample::select(vec!["n1", "n4", "n5"]);
+    let roles = prop::sample::select(vec![NodeRole::Worker, NodeRole::Storage, NodeRole::Gateway]);
+    prop_oneof![
+        (service(), 0..4_u32).prop_map(|(service, max)| {
+            let Change::Deploy(mut manifest) = deploy(4) else { unreachable!("a deployment") };
+            if let Manifest::Service(manifest) = manifest.as_mut() {
+                (manifest.name, manifest.replicas.max) = (name(service), max);
+            }
+            Change::Deploy(manifest)
+        }),
+        service().prop_map(retire),
+        (machine(), roles).prop_map(|(who, role)| Change::AdmitNode(Box::new(node(who, &[role])))),
+        machine().prop_map(|who| Change::RemoveNode { node: name(who) }),
+        prop::sample::subsequence(PEOPLE.to_vec(), 2..=4).prop_map(|people| {
+            let rule = format!("{} of ({})", people.len(), people.join(", "));
+            members(&people, &rule, &rule)
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+
+    /// The invariants hold after every step of any history, admissible or not, and a replay ends in the same
+    /// state.
+    #[test]
+    fn any_history_keeps_the_invariants(changes in prop::collection::vec(any_change(), 0..12)) {
+        let (mut state, mut history) = (circle(), Vec::new());
+        for change in changes {
+            let before = state.clone();
+            let Ok(proposal) = try_propose(&state, change) else { continue };
+            let people: Vec<String> = state.members().map(|member| member.id.to_string()).collect();
+            let voters: Vec<&str> = people.iter().map(String::as_str).collect();
+            let certificate = approve(&proposal, &voters);
+            let approved = verify(&state, &certificate, NOW).expect("all members approve");
+            prop_assert_eq!(state.advance(approved), Ok(()));
+            prop_assert_eq!(state.check_invariants(), Ok(()));
+            prop_assert_eq!(state.length(), before.length() + 1);
+            prop_assert!(verify(&state, &certificate, NOW).is_err(), "a certificate works once");
+            history.push(certificate);
+        }
+        prop_assert_eq!(CircleState::replay(&signed(genesis()), None, &history), Ok(state));
+    }
 }

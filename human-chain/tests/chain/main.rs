@@ -4,12 +4,12 @@
 mod ballots;
 mod bounds;
 mod certificates;
-mod chronicles;
 mod full_circle;
 mod genesis;
 mod history;
 mod members;
 mod orders;
+mod recorded;
 mod renderings;
 mod samples;
 mod support;

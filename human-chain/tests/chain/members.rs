@@ -42,7 +42,7 @@ fn a_damaged_secret_is_refused() {
 }
 
 #[test]
-fn keys_follow_from_the_seed_for_ever() {
+fn keys_follow_from_the_seed_forever() {
     // A changed derivation would lock every member out, so this test must detect it first.
     let keys = secret("alice").public();
     let signing = Digest::of(&to_bytes(&(&keys.ed25519, &keys.ml_dsa, &keys.encryption.x25519)));
@@ -51,7 +51,7 @@ fn keys_follow_from_the_seed_for_ever() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a test draws what whoever sends would")]
+#[expect(clippy::disallowed_methods, reason = "a test draws the randomness of a sender")]
 fn the_published_keys_are_those_of_the_secrets() {
     let alice = secret("alice");
     let keys = alice.public().encryption;

@@ -63,20 +63,20 @@ fn an_order_is_bounded_by_its_envelope() {
 fn only_control_signs_orders() {
     let state = deployed();
     let sound = sign_order(order(&state), "control");
-    let judge = |case: &str, signed: &SignedOrder| {
+    let refused = |case: &str, signed: &SignedOrder| {
         check(case, check_order(&state, signed, n1(), None, NOW), "order-signature-invalid");
     };
-    judge("a stranger", &sign_order(order(&state), "mallory"));
-    judge("the node itself", &sign_order(order(&state), "n1"));
+    refused("an unknown key", &sign_order(order(&state), "mallory"));
+    refused("the node itself", &sign_order(order(&state), "n1"));
     let mut named = sign_order(order(&state), "mallory");
     named.signer = key("control");
-    judge("a stranger in control's name", &named);
+    refused("an unknown key in control's name", &named);
     let mut altered = sound.clone();
     altered.order.slot = SlotIndex(1);
-    judge("altered", &altered);
+    refused("altered", &altered);
     let mut unsigned = sound.clone();
     unsigned.signature.0 = [0; 64];
-    judge("unsigned", &unsigned);
+    refused("unsigned", &unsigned);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn every_bit_of_an_order_counts() {
 }
 
 #[test]
-fn an_order_dies_with_its_approval() {
+fn an_order_ends_with_its_approval() {
     let mut state = deployed();
     let old = sign_order(order(&state), "control");
     enact(&mut state, deploy(2), &["alice", "bob"]);
@@ -121,17 +121,17 @@ fn a_node_must_be_admitted_as_a_worker() {
         order.node = NodeId(key(who));
         sign_order(order, "control")
     };
-    let judge = |state: &CircleState, who: &str, expected: &str| {
+    let check_node = |state: &CircleState, who: &str, expected: &str| {
         let signed = order_for(who, state);
         check(who, check_order(state, &signed, NodeId(key(who)), None, NOW), expected);
     };
-    judge(&state, "n1", "approved");
-    judge(&state, "n2", "order-mismatch: not admitted as a worker");
-    judge(&state, "n4", "node-not-admitted");
+    check_node(&state, "n1", "approved");
+    check_node(&state, "n2", "order-mismatch: not admitted as a worker");
+    check_node(&state, "n4", "node-not-admitted");
     enact(&mut state, Change::AdmitNode(Box::new(node("n4", &[NodeRole::Worker]))), &["alice", "bob"]);
-    judge(&state, "n4", "approved");
+    check_node(&state, "n4", "approved");
     enact(&mut state, Change::RemoveNode { node: name("n1") }, &["alice", "bob"]);
-    judge(&state, "n1", "node-not-admitted");
+    check_node(&state, "n1", "node-not-admitted");
 }
 
 /// Deploys an altered sample service, orders its slot 0 on n1 with these GPUs at this time, and checks the

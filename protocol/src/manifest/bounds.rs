@@ -34,6 +34,9 @@ const RANKS_MAX: u32 = 4096;
 /// Maximum run time of a job in seconds: a month.
 const RUN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
+const _: () = assert!(MEMORY_BYTES_MAX < i64::MAX as u64, "TOML's integers hold every amount");
+const _: () = assert!(GPU_SHARE_PERCENT_MAX < 100, "all of a GPU is a whole GPU, not a share");
+
 /// Field with a value that no cluster could run, and the accepted range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {message}")]
@@ -46,7 +49,9 @@ pub struct OutOfBounds {
 
 impl OutOfBounds {
     pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        let (field, message) = (field.into(), message.into());
+        debug_assert!(!field.is_empty() && !message.is_empty(), "an error names its field: {message}");
+        Self { field, message }
     }
 }
 
@@ -188,6 +193,7 @@ pub(super) fn in_range<N: PartialOrd + std::fmt::Display>(
     min: N,
     max: N,
 ) -> Result<(), OutOfBounds> {
+    debug_assert!(min <= max, "no value of `{field}` is in bounds");
     if value < min || value > max {
         return Err(OutOfBounds::new(field, format!("is {value}; accepted: {min} to {max}")));
     }
@@ -195,6 +201,7 @@ pub(super) fn in_range<N: PartialOrd + std::fmt::Display>(
 }
 
 pub(super) fn bytes_in_range(field: &str, bytes: u64, min: u64, max: u64) -> Result<(), OutOfBounds> {
+    debug_assert!(min <= max, "no value of `{field}` is in bounds");
     if bytes < min || bytes > max {
         // A rounded amount just out of range would look equal to the bound.
         let rounded = format_bytes(bytes);
@@ -231,7 +238,7 @@ mod tests {
         edge
     }
 
-    fn told(manifest: &Manifest) -> String {
+    fn outcome(manifest: &Manifest) -> String {
         manifest.check_bounds().map_or_else(|error| error.to_string(), |()| "ok".into())
     }
 
@@ -240,7 +247,7 @@ mod tests {
         let with = |edit: fn(&mut JobManifest)| {
             let mut job = job();
             edit(&mut job);
-            told(&Manifest::Job(job))
+            outcome(&Manifest::Job(job))
         };
         assert_eq!(with(|_| {}), "ok");
         assert_eq!(with(|job| job.command.clear()), "command is empty; name the entry point");
@@ -250,7 +257,7 @@ mod tests {
         let long = "x".repeat(64);
         let mut far = job();
         far.placement.regions.push(long);
-        assert_eq!(told(&Manifest::Job(far)), "placement.regions[0] is 64 bytes; accepted: at most 63");
+        assert_eq!(outcome(&Manifest::Job(far)), "placement.regions[0] is 64 bytes; accepted: at most 63");
         let half = |job: &mut JobManifest| job.resources.memory_bytes = (32 << 20) - 1;
         assert_eq!(with(half), "resources.memory is 33554431 B; accepted: 32 MiB to 64 TiB");
     }
@@ -266,16 +273,16 @@ mod tests {
             (&[50, 101], "waves_percent must rise and end at 100"),
         ] {
             assert_eq!(
-                told(&Manifest::Edge(EdgeManifest { waves_percent: waves.to_vec(), ..edge() })),
+                outcome(&Manifest::Edge(EdgeManifest { waves_percent: waves.to_vec(), ..edge() })),
                 expected
             );
         }
         let nowhere = EdgeManifest { sites: String::new(), ..edge() };
-        assert_eq!(told(&Manifest::Edge(nowhere)), "sites is empty; use a pattern like `ca-*`");
+        assert_eq!(outcome(&Manifest::Edge(nowhere)), "sites is empty; use a pattern like `ca-*`");
         let mut nothing = edge();
         nothing.model.root = ModelRoot(Digest([0; 32]));
         assert_eq!(
-            told(&Manifest::Edge(nothing)),
+            outcome(&Manifest::Edge(nothing)),
             "model.root is all zeros; `quorate model list` shows roots"
         );
     }

@@ -63,6 +63,7 @@ impl Fields {
 fn collect_table(table: &DeTable<'_>, path: &str, fields: &mut Vec<Field>) {
     for (key, value) in table {
         let path = join(path, key.get_ref());
+        debug_assert!(path.ends_with(&join("", key.get_ref())), "a path ends with its own key: {path}");
         fields.push(Field { path: path.clone(), name: key.span(), value: value.span() });
         collect(value.get_ref(), &path, fields);
     }
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_has_a_path_and_a_path_a_place() {
+    fn ranges_and_paths_lead_to_each_other() {
         for (part, path) in [
             ("\"service\"", "kind"),
             ("\"m\"", "model.name"),
@@ -113,11 +114,11 @@ mod tests {
             ("\"ssd\"", "placement.node_selector.disk"),
             ("\"x\"", "placement.node_selector.\"a.b\""),
         ] {
-            let place = at(part);
+            let range = at(part);
             let fields = Fields::of(TEXT);
-            assert_eq!(fields.path_of(&place), Some(path), "{part}");
-            assert_eq!(fields.path_of_value(&place), Some(path), "{part}");
-            assert_eq!(fields.span_of(path), place, "{path}");
+            assert_eq!(fields.path_of(&range), Some(path), "{part}");
+            assert_eq!(fields.path_of_value(&range), Some(path), "{part}");
+            assert_eq!(fields.span_of(path), range, "{path}");
         }
     }
 
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_a_value_belongs_to_the_innermost_field() {
+    fn a_range_within_a_value_belongs_to_the_innermost_field() {
         let fields = Fields::of(TEXT);
         let inside = at("ssd");
         assert_eq!(fields.path_of(&inside), Some("placement.node_selector.disk"));
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_stands_where_its_table_stands() {
+    fn an_absent_field_has_the_range_of_its_table() {
         let fields = Fields::of(TEXT);
         assert_eq!(fields.span_of("replicas.max"), fields.span_of("replicas"));
         assert_eq!(fields.span_of("placement.regions[7]"), fields.span_of("placement.regions"));
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_breaks_off_keeps_the_fields_before() {
+    fn a_truncated_text_keeps_its_earlier_fields() {
         let fields = Fields::of("kind = \"service\"\n[replicas]\nmin = 1\nmax = ");
         assert_eq!(fields.path_of(&(34..35)), Some("replicas.min"));
         assert!(Fields::of("").path_of(&(0..0)).is_none());

@@ -112,6 +112,7 @@ impl Source<'_> {
     }
 
     fn error(&self, code: ErrorCode, span: Range<usize>, field: String, message: String) -> ManifestError {
+        debug_assert!(!field.is_empty() && !message.is_empty(), "an error names its field: {message}");
         let before = &self.text[..self.text.floor_char_boundary(span.start)];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         ManifestError {
@@ -356,11 +357,13 @@ fn check_time(value: &toml::value::Datetime, field: &str) -> Result<Millis, Faul
 /// Returns the days from 1970-01-01 to a Gregorian date (Howard Hinnant, "chrono-Compatible Low-Level Date
 /// Algorithms", `days_from_civil`).
 fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
+    debug_assert!((1..=12).contains(&month) && (1..=31).contains(&day), "{year}-{month}-{day} is no date");
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
     let year_of_era = year.rem_euclid(400);
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    debug_assert!((0..146_097).contains(&day_of_era), "an era is 400 years: day {day_of_era}");
     era * 146_097 + day_of_era - 719_468
 }
 

@@ -16,7 +16,9 @@ fn tenths(shown: &str) -> u128 {
 
 proptest! {
     #[test]
-    fn an_amount_is_its_number_times_its_unit(number: u64, unit in prop::sample::select(UNITS.to_vec()), gap in " {0,3}") {
+    fn an_amount_is_its_number_times_its_unit(
+        number: u64, unit in prop::sample::select(UNITS.to_vec()), gap in " {0,3}",
+    ) {
         let (name, shift) = unit;
         let exact = u128::from(number) << shift;
         let read = parse_bytes(&format!("{number}{gap}{name}"));
@@ -33,7 +35,9 @@ proptest! {
 
     /// The rounding error of each unit adds up to less than a tenth of the unit shown.
     #[test]
-    fn a_formatted_amount_is_near_the_exact_one(bytes in prop_oneof![any::<u64>(), 0..1_u64 << 42, 0..4096_u64]) {
+    fn a_formatted_amount_is_near_the_exact_one(
+        bytes in prop_oneof![any::<u64>(), 0..1_u64 << 42, 0..4096_u64],
+    ) {
         let shown = format_bytes(bytes);
         let unit = UNITS.iter().find(|(name, _)| shown.ends_with(&format!(" {name}"))).unwrap();
         let error = tenths(&shown).abs_diff(u128::from(bytes) * 10);
@@ -49,7 +53,9 @@ proptest! {
 
     /// Texts that are no amount are refused with the text itself and the accepted form, on one line.
     #[test]
-    fn other_texts_are_refused_on_one_line(text in prop_oneof![".{0,10}", "[0-9]{0,3}[ \n\t]{0,2}[KMGTiBb]{0,4}"]) {
+    fn other_texts_are_refused_on_one_line(
+        text in prop_oneof![".{0,10}", "[0-9]{0,3}[ \n\t]{0,2}[KMGTiBb]{0,4}"],
+    ) {
         if let Err(reason) = parse_bytes(&text) {
             prop_assert!(reason.starts_with('`'), "{:?}", reason);
             prop_assert!(!reason.chars().any(char::is_control), "{:?}", reason);

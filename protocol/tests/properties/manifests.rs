@@ -1,5 +1,5 @@
-//! Properties of manifests as TOML: each field is read, and each mistake in a field is reported with its code,
-//! its line, its path and the accepted values.
+//! Properties of manifests as TOML: each field is read, and each mistake in a field is reported with its
+//! code, its line, its path and the accepted values.
 
 use crate::workloads::{self, EXPIRIES, ISOLATIONS, TASKS};
 use proptest::collection::{btree_map, vec};
@@ -278,7 +278,7 @@ proptest! {
         }
     }
 
-    /// An error points into its text, whatever is wrong with it.
+    /// An error points into its text, for any damage to it.
     #[test]
     fn an_error_points_into_its_text(at in 0..SERVICE.len(), length in 0..20_usize, with in ".{0,4}") {
         let mut text = SERVICE.to_string();
@@ -292,7 +292,7 @@ proptest! {
 
     /// Bounds name the field that they refuse, as TOML does.
     #[test]
-    fn what_is_out_of_bounds_is_a_field(manifest in workloads::manifest()) {
+    fn an_error_of_bounds_names_a_field(manifest in workloads::manifest()) {
         let Err(error) = manifest.check_bounds() else { return Ok(()) };
         let samples = [SERVICE, JOB, EDGE].map(assignments);
         let mut known = samples.iter().flatten().map(|field| field.path.as_str());
@@ -423,7 +423,7 @@ fn date_text(seconds: u64) -> String {
 proptest! {
     /// A manifest within its bounds is read back from TOML, from JSON and from canonical form.
     #[test]
-    fn what_is_written_is_read(service in sound()) {
+    fn a_written_manifest_is_read_back(service in sound()) {
         prop_assert_eq!(service.check_bounds(), Ok(()));
         let text = to_toml(&service);
         let expected = Manifest::Service(service);
@@ -449,7 +449,10 @@ proptest! {
 
     /// Amounts in a manifest are read as amounts elsewhere.
     #[test]
-    fn memory_is_an_amount(number in 0..1 << 20_u32, unit in prop::sample::select(vec!["", "B", "KiB", "MiB", "GB"])) {
+    fn memory_is_an_amount(
+        number in 0..1_u32 << 20,
+        unit in prop::sample::select(vec!["", "B", "KiB", "MiB", "GB"]),
+    ) {
         let amount = format!("{number} {unit}");
         let text = SERVICE.replace("512 MiB", &amount);
         match (parse_bytes(&amount), Manifest::from_toml(&text)) {

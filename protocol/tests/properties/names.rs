@@ -131,7 +131,7 @@ proptest! {
         prop_assert!(serde_json::from_str::<ByteString>(&odd).is_err(), "an odd number of digits");
     }
 
-    /// Digests of one domain are of no use in another, whatever the bytes.
+    /// Digests of the same bytes differ between domains.
     #[test]
     fn domains_separate_all_bytes(bytes: Vec<u8>, other: Vec<u8>) {
         let digest = Digest::of_domain("quorate/test/v1", &bytes);

@@ -75,7 +75,9 @@ proptest! {
 
     /// Arbitrary bytes are no key and no signature; verification refuses them and does not panic.
     #[test]
-    fn arbitrary_bytes_verify_nothing(order in workloads::signed_order(), ticket in workloads::signed_ticket()) {
+    fn arbitrary_bytes_verify_nothing(
+        order in workloads::signed_order(), ticket in workloads::signed_ticket(),
+    ) {
         prop_assert!(!order.signature_holds());
         prop_assert!(!ticket.signature_holds());
     }

@@ -1,5 +1,5 @@
-//! Tests of enumerations: each variant has one name, in text for people, in JSON and in canonical form, and no
-//! other name is read as it.
+//! Tests of enumerations: each variant has one name, in text for people, in JSON and in canonical form, and
+//! no other name is read as it.
 
 use crate::governed::{CHOICES, CLASSES, ROLES, SCOPES};
 use crate::stored::{SLOT_STATES, WORKER_STATES};

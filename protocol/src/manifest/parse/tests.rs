@@ -80,7 +80,7 @@ fn errors_name_line_and_field() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_by_its_own_code() {
+fn unsupported_features_have_their_own_codes() {
     let egress = with("task = \"embed\"", "task = \"embed\"\negress = [\"example.org\"]");
     let error = Manifest::from_toml(&egress).expect_err("egress");
     assert_eq!((error.code, error.line), (error_code::EGRESS_NOT_BUILT, 4));
@@ -175,7 +175,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_read_survives_canonical_form(min in 0u32..10, more in 1u32..10, cpu in 50u64..100_000) {
+    fn a_manifest_survives_canonical_form(min in 0u32..10, more in 1u32..10, cpu in 50u64..100_000) {
         let text = with("min = 1\nmax = 3", &format!("min = {min}\nmax = {}", min + more))
             .replace("cpu_millicores = 500", &format!("cpu_millicores = {cpu}"));
         let manifest = Manifest::from_toml(&text).expect("valid");

@@ -14,7 +14,7 @@ use protocol::governance::{Certificate, Change, NodeRole, SignedGenesis};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-struct Chronicle {
+struct RecordedHistory {
     genesis: SignedGenesis,
     state: CircleState,
     history: Vec<Certificate>,
@@ -22,7 +22,7 @@ struct Chronicle {
     kept: BTreeMap<String, Certificate>,
 }
 
-impl Chronicle {
+impl RecordedHistory {
     fn found(members: &[&str], routine: &str, sensitive: &str) -> Result<Self, String> {
         let mut founding = genesis();
         founding.members = members.iter().map(|who| member(who)).collect();
@@ -33,7 +33,7 @@ impl Chronicle {
         Ok(Self { genesis, state, history: vec![], kept: BTreeMap::new() })
     }
 
-    fn tell(&mut self, line: &str) -> String {
+    fn run(&mut self, line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             ["keep", label, ..] => {
@@ -58,10 +58,10 @@ impl Chronicle {
                     Ok(proposal) => {
                         let certificate = approve(&proposal, &who);
                         let certified = certify(&self.state, &proposal, &certificate.ballots);
-                        let told = self.admit(&certificate);
-                        assert_eq!(certified.is_ok(), told.starts_with("in force"), "{line}: {told}");
+                        let outcome = self.admit(&certificate);
+                        assert_eq!(certified.is_ok(), outcome.starts_with("in force"), "{line}: {outcome}");
                         assert!(certified.is_err() || certified == Ok(certificate));
-                        told
+                        outcome
                     }
                 }
             }
@@ -125,69 +125,73 @@ fn change(text: &str) -> Change {
     }
 }
 
-fn tell(text: &str) -> String {
-    let mut chronicle: Option<Chronicle> = None;
-    let mut told = String::new();
+fn replay(text: &str) -> String {
+    let mut history: Option<RecordedHistory> = None;
+    let mut transcript = String::new();
     for line in text.lines() {
         let Some(command) = line.strip_prefix("> ") else {
             if !line.starts_with("    ") {
-                writeln!(told, "{line}").unwrap();
+                writeln!(transcript, "{line}").unwrap();
             }
             continue;
         };
         let answer = match command.strip_prefix("found ") {
             Some(rest) => {
                 let parts: Vec<&str> = rest.split(" / ").collect();
-                match Chronicle::found(&parts[0].split_whitespace().collect::<Vec<_>>(), parts[1], parts[2]) {
+                match RecordedHistory::found(
+                    &parts[0].split_whitespace().collect::<Vec<_>>(),
+                    parts[1],
+                    parts[2],
+                ) {
                     Ok(founded) => {
-                        chronicle = Some(founded);
+                        history = Some(founded);
                         "founded".to_string()
                     }
                     Err(refusal) => refusal,
                 }
             }
-            None => chronicle.as_mut().expect("a circle is founded first").tell(command),
+            None => history.as_mut().expect("a circle is founded first").run(command),
         };
-        writeln!(told, "> {command}").unwrap();
+        writeln!(transcript, "> {command}").unwrap();
         for line in answer.lines() {
-            writeln!(told, "    {line}").unwrap();
+            writeln!(transcript, "    {line}").unwrap();
         }
     }
-    told
+    transcript
 }
 
-fn golden(path: &str, tell: impl Fn(&str) -> String) {
+fn golden(path: &str, replay: impl Fn(&str) -> String) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chronicles").join(path);
     let written = std::fs::read_to_string(&path).unwrap();
-    let told = tell(&written);
+    let transcript = replay(&written);
     if std::env::var_os("REFRESH_GOLDEN").is_some() {
         let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
-        std::io::Write::write_all(&mut file, told.as_bytes()).unwrap();
+        std::io::Write::write_all(&mut file, transcript.as_bytes()).unwrap();
         return;
     }
-    assert_eq!(told, written, "{}", path.display());
+    assert_eq!(transcript, written, "{}", path.display());
 }
 
 #[test]
 fn circles_decide_as_written() {
     for path in ["services.txt", "members.txt", "machines.txt"] {
-        golden(path, tell);
+        golden(path, replay);
     }
 }
 
 /// Each line has a rule. The outcome states whether a circle may have it, its minimum of approvals, and the
 /// minimal groups.
 #[test]
-fn rules_are_reached_by_whom_they_say() {
+fn rules_are_reached_by_the_groups_they_name() {
     golden("rules.txt", |text| {
-        let mut told = String::new();
+        let mut transcript = String::new();
         for line in text.lines() {
             let Some((rule, _)) = line.split_once(" | ").filter(|_| !line.starts_with('#')) else {
-                writeln!(told, "{line}").unwrap();
+                writeln!(transcript, "{line}").unwrap();
                 continue;
             };
             let all = ["a", "b", "c", "d", "e"];
-            let verdict = match Chronicle::found(&all, rule, rule) {
+            let verdict = match RecordedHistory::found(&all, rule, rule) {
                 Err(refusal) => refusal,
                 Ok(_) => {
                     let read = quorum(rule);
@@ -205,9 +209,9 @@ fn rules_are_reached_by_whom_they_say() {
                     format!("at least {}: {}", least_approvals(&read), groups.join(" "))
                 }
             };
-            writeln!(told, "{rule} | {verdict}").unwrap();
+            writeln!(transcript, "{rule} | {verdict}").unwrap();
         }
-        told
+        transcript
     });
 }
 
