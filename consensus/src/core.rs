@@ -137,6 +137,7 @@ impl Core {
     /// Fails if raft rejects the settings.
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, raft::Error> {
         assert!(settings.voters.contains(&settings.id), "replica {} is no voter of its group", settings.id);
+        debug_assert_eq!(recovered.check_invariants(), Ok(()), "the store recovered an impossible state");
         assert!(settings.voters.is_sorted(), "the voters are not in ascending order");
         let applied = recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         let durable_term = recovered.hard_state.term;
