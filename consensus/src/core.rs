@@ -24,7 +24,7 @@ use crate::snapshot::Snapshot;
 use crate::status::{RaftStatus, Role};
 use crate::store::{Batch, HardState, LogEntry, Recovered};
 use bytes::Bytes;
-use invariants::Progress;
+use invariants::Milestones;
 use protocol::ReplicaId;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
@@ -126,8 +126,8 @@ pub struct Core {
     /// Ticks in a group that has never had a leader.
     ticks_without_term: usize,
     reads: Reads,
-    /// Progress as of the last check of the invariants.
-    checked: Progress,
+    /// Milestones as of the last check of the invariants.
+    checked: Milestones,
 }
 
 impl Core {
@@ -137,6 +137,7 @@ impl Core {
     /// Fails if raft rejects the settings.
     pub fn new(settings: Settings, recovered: Recovered) -> Result<Self, raft::Error> {
         assert!(settings.voters.contains(&settings.id), "replica {} is no voter of its group", settings.id);
+        debug_assert_eq!(recovered.check_invariants(), Ok(()), "the store recovered an impossible state");
         assert!(settings.voters.is_sorted(), "the voters are not in ascending order");
         let applied = recovered.snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
         let durable_term = recovered.hard_state.term;
@@ -159,7 +160,7 @@ impl Core {
             flush_deferred: false,
             ticks_without_term: 0,
             reads,
-            checked: Progress::default(),
+            checked: Milestones::default(),
         };
         core.call(|_| ());
         core.checked = core.progress();

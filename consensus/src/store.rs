@@ -5,6 +5,7 @@
 
 use crate::error::LogError;
 use crate::ids::{Incarnation, LogIndex, Term};
+use crate::invariant::require;
 use crate::planted::{Defect, planted};
 pub use crate::simulated_disk::SimulatedDisk;
 pub use crate::snapshot::Snapshot;
@@ -121,6 +122,23 @@ impl Recovered {
         Ok(())
     }
 
+    /// Checks that the entries continue the snapshot without a gap, that no term falls, and that the log
+    /// reaches its commit index.
+    pub(crate) fn check_invariants(&self) -> Result<(), String> {
+        let snapshot = self.snapshot.as_ref();
+        let (begin, mut term) = snapshot.map_or_else(Default::default, |found| (found.index, found.term));
+        let mut last: LogIndex = begin;
+        for entry in &self.entries {
+            let (next, found) = (last.next(), entry.term);
+            require(entry.index == next, || format!("entry {} instead of {next}", entry.index))?;
+            require(found >= term, || format!("entry {next} of term {found} follows one of term {term}"))?;
+            (last, term) = (next, found);
+        }
+        let commit = self.hard_state.commit;
+        require(begin <= commit, || format!("the snapshot ends at {begin}, but only {commit} is committed"))?;
+        require(commit <= last, || format!("entry {commit} is committed, but the log ends at {last}"))
+    }
+
     /// Reconciles log and snapshot after the last batch. Entries within the snapshot are dropped, and so are
     /// entries that do not continue it. The latter are left by a crash between a snapshot from the leader and
     /// its mark in the log. The snapshot is then called detached: its mark must be written before anything
@@ -199,6 +217,7 @@ mod tests {
         found.snapshot = snapshot.or(found.snapshot);
         let shown = match replayed.and_then(|()| found.settle()) {
             Ok(fit) => {
+                assert_eq!(found.check_invariants(), Ok(()));
                 let list = found.entries.iter().map(|entry| format!("{}@{}", entry.index, entry.term));
                 let (list, commit) = (list.collect::<Vec<_>>().join(" "), found.hard_state.commit);
                 let detached = if fit == Fit::Detached { ", detached" } else { "" };
@@ -228,6 +247,29 @@ mod tests {
         check(Some(snapshot(3, 2)), 3, four.clone(), "[] commit 3, detached");
         check(Some(snapshot(2, 1)), 3, four[2..].to_vec(), "[3@1 4@1] commit 3");
         check(Some(snapshot(1, 1)), 3, four[2..].to_vec(), "entries 2 to 2 are missing");
+    }
+
+    #[test]
+    fn each_planted_violation_is_found() {
+        let planted: [(fn(&mut Recovered), &str); 6] = [
+            (|_| (), "sound"),
+            (|found| drop(found.entries.remove(0)), "entry 4 instead of 3"),
+            (|found| found.entries[1].term = Term(1), "entry 4 of term 1 follows one of term 2"),
+            (|found| found.entries[0].term = Term(0), "entry 3 of term 0 follows one of term 1"),
+            (
+                |found| found.hard_state.commit = LogIndex(1),
+                "the snapshot ends at 2, but only 1 is committed",
+            ),
+            (|found| found.hard_state.commit = LogIndex(5), "entry 5 is committed, but the log ends at 4"),
+        ];
+        for (plant, expected) in planted {
+            let hard_state = HardState { term: Term(2), vote: None, commit: LogIndex(3) };
+            let entries = vec![entry(3, 2), entry(4, 2)];
+            let snapshot = Some(snapshot(2, 1));
+            let mut found = Recovered { snapshot, hard_state, entries, incarnation: Incarnation(1) };
+            plant(&mut found);
+            assert_eq!(found.check_invariants().err().unwrap_or("sound".to_owned()), expected);
+        }
     }
 
     #[test]

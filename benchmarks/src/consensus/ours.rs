@@ -5,9 +5,7 @@ use super::load::Put;
 use crate::process::{ChildGuard, free_ports};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use consensus::{
-    Config, Frozen, GroupId, Handle, Limits, LogIndex, Replica, ReplicaAddress, StateMachine, Timings,
-};
+use consensus::{Config, Frozen, GroupId, Handle, Limits, Replica, ReplicaAddress, StateMachine, Timings};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
@@ -17,7 +15,6 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use overlay::{CancellationToken, Identity, PeerPolicy};
-use protocol::ReplicaId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -38,7 +35,7 @@ struct Map {
 }
 
 impl StateMachine for Map {
-    fn apply(&mut self, _index: LogIndex, command: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, _index: consensus::LogIndex, command: &[u8]) -> Vec<u8> {
         let Some((length, rest)) = command.split_first_chunk::<2>() else { return vec![1] };
         let Some((key, value)) = rest.split_at_checked(u16::from_le_bytes(*length) as usize) else {
             return vec![1];
@@ -94,16 +91,16 @@ pub(crate) fn part(text: &str) -> anyhow::Result<()> {
 }
 
 async fn serve(part: ReplicaArguments) -> anyhow::Result<()> {
-    let peer = |(id, address): (&u64, &SocketAddr)| {
-        (ReplicaId(*id), ReplicaAddress { address: (*address).into(), key: identity(*id).public_key() })
+    let peer = |(id, at): (&u64, &SocketAddr)| {
+        (protocol::ReplicaId(*id), ReplicaAddress { address: (*at).into(), key: identity(*id).public_key() })
     };
-    let peers: BTreeMap<ReplicaId, ReplicaAddress> = part.peers.iter().map(peer).collect();
+    let peers: BTreeMap<_, ReplicaAddress> = part.peers.iter().map(peer).collect();
     let keys: Vec<_> = peers.values().map(|peer| peer.key).collect();
     let identity = Arc::new(identity(part.id));
     let listener = TcpListener::bind(part.peers[&part.id]).await?;
     let config = Config {
         group: GroupId([0; 32]),
-        id: ReplicaId(part.id),
+        id: protocol::ReplicaId(part.id),
         peers,
         directory: part.directory,
         create: true,

@@ -10,7 +10,7 @@ use protocol::ReplicaId;
 
 /// Numbers of a core that never fall, and its vote, as of the last check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Progress {
+pub(super) struct Milestones {
     pub(super) term: Term,
     pub(super) vote: Option<ReplicaId>,
     pub(super) durable_term: Term,
@@ -37,9 +37,9 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Milestones {
         let raft = &self.raw.raft;
-        Progress {
+        Milestones {
             term: Term(raft.term),
             vote: ids::replica(raft.vote),
             durable_term: self.durable_term,
@@ -90,7 +90,7 @@ impl Core {
     }
 }
 
-impl Progress {
+impl Milestones {
     /// Checks that nothing was taken back since the last check, and that no term has two votes.
     fn check_change(&self, now: &Self) -> Result<(), String> {
         for (name, before, after) in [

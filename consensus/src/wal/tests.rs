@@ -1,6 +1,7 @@
 //! Tests of the write-ahead log: recovery, refusal and truncation.
 
 mod formats;
+mod model;
 mod owners;
 mod two_snapshots;
 
