@@ -32,6 +32,7 @@ impl Cipher {
 
     /// Encrypts the first `length` bytes of `block` in place and appends the tag.
     pub(crate) fn seal(&self, index: u32, offset: u64, length: usize, block: &mut [u8]) {
+        assert!(length + TAG_BYTES <= block.len(), "a block has room for the tag");
         let aad = self.associated(index, offset, length);
         let (plain, rest) = block.split_at_mut(length);
         let tag = self.key.seal_in_place_separate_tag(segment_nonce(index), Aad::from(aad), plain);
@@ -43,6 +44,7 @@ impl Cipher {
     /// this returns false, `plain` holds nothing that may be used.
     pub(crate) fn open(&self, index: u32, segment: &Segment, block: &[u8], plain: &mut [u8]) -> bool {
         let length = segment.length as usize;
+        assert_eq!(plain.len(), length, "the plaintext is as long as its segment");
         let aad = self.associated(index, segment.offset, length);
         let (ciphertext, tag) = (&block[..length], &block[length..length + TAG_BYTES]);
         let opened =
@@ -95,6 +97,7 @@ impl Coder {
     /// Computes the parity shards of a block whose data shards are in place.
     pub(crate) fn encode(&self, block: &mut [u8]) {
         let Some(reed_solomon) = &self.reed_solomon else { return };
+        assert!(block.len().is_multiple_of(self.code.shards()), "a block is whole shards");
         let length = block.len() / self.code.shards();
         let (data, parity) = block.split_at_mut(length * self.data());
         let data: Vec<&[u8]> = data.chunks_exact(length).collect();
@@ -105,6 +108,8 @@ impl Coder {
     /// Reconstructs absent data shards of a block; with `all`, absent parity shards too. Returns false if
     /// fewer than k shards are present. Present but corrupt shards corrupt the result, so check the digests.
     pub(crate) fn rebuild(&self, block: &mut [u8], present: &[bool], all: bool) -> bool {
+        assert!(block.len().is_multiple_of(self.code.shards()), "a block is whole shards");
+        assert_eq!(present.len(), self.code.shards(), "each shard is present or absent");
         let length = block.len() / self.code.shards();
         let needed = if all { present } else { &present[..self.data()] };
         if needed.iter().all(|present| *present) {
@@ -127,6 +132,7 @@ impl Coder {
 
 /// Returns the length in bytes of one shard of a segment of `length` plaintext bytes.
 pub(crate) fn shard_length(code: ErasureCode, length: usize) -> usize {
+    debug_assert!(code.data > 0, "a code has data shards");
     (length + TAG_BYTES).div_ceil(usize::from(code.data))
 }
 

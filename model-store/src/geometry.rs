@@ -18,7 +18,9 @@ pub(crate) const MANIFESTS: &str = "manifests";
 /// Returns the path of shard `shard` of group `group`.
 pub(crate) fn object_path(nonce: ModelNonce, group: u32, shard: usize) -> Path {
     let nonce = nonce.to_string();
-    Path::from_iter([MODELS, &nonce[..2], &nonce, &format!("{group:08x}-{shard:02x}")])
+    let path = Path::from_iter([MODELS, &nonce[..2], &nonce, &format!("{group:08x}-{shard:02x}")]);
+    debug_assert!(is_object_name(path.as_ref()), "{path}");
+    path
 }
 
 /// Returns the directory of all objects of one import.
@@ -30,7 +32,9 @@ pub(crate) fn model_prefix(nonce: ModelNonce) -> Path {
 /// Returns the path of a manifest, the same in every store.
 pub(crate) fn manifest_path(root: ModelRoot) -> Path {
     let root = root.to_string();
-    Path::from_iter([MANIFESTS, &root[..2], &root])
+    let path = Path::from_iter([MANIFESTS, &root[..2], &root]);
+    debug_assert!(is_object_name(path.as_ref()), "{path}");
+    path
 }
 
 /// Returns whether the functions above could have made `name`. A shard service reads and writes only such
@@ -99,6 +103,8 @@ pub(crate) struct Geometry {
 impl Geometry {
     /// Returns the geometry of a manifest that passed its check.
     pub(crate) fn new(manifest: &ModelManifest) -> Self {
+        assert!(manifest.segments_per_object > 0, "an object holds at least one segment");
+        assert_eq!(manifest.order.len(), manifest.segments.len(), "each segment has one position");
         let mut positions = vec![0; manifest.order.len()];
         for (position, segment) in manifest.order.iter().enumerate() {
             positions[*segment as usize] = position as u32;
@@ -114,6 +120,7 @@ impl Geometry {
 
     /// Returns the segments of a group, in the order of its objects.
     pub(crate) fn segments<'a>(&self, manifest: &'a ModelManifest, group: u32) -> &'a [u32] {
+        debug_assert!(group < self.groups(), "group {group} of {}", self.groups());
         let first = group as usize * self.per_object;
         let last = (first + self.per_object).min(manifest.order.len());
         &manifest.order[first..last]

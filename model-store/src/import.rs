@@ -219,6 +219,7 @@ fn plan(
         segments,
         order: order(&ranks),
     };
+    debug_assert_eq!(file_of.len(), manifest.segments.len(), "each segment is in one file");
     Ok(ImportPlan { source, manifest, file_of })
 }
 

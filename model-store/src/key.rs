@@ -265,10 +265,11 @@ fn agree<T>(private: &PrivateKey, public: &PublicKey, derive: impl FnOnce(&[u8])
 /// Derives one key from both shared secrets, the recipient's public key, and every field of the wrap but
 /// `sealed`.
 fn wrapping_key(classical: &[u8], quantum: &[u8], wrap: &KeyWrap, to: &EncryptionKey) -> Zeroizing<[u8; 32]> {
+    // Both secrets have 32 bytes, so their concatenation is unambiguous.
+    assert_eq!((classical.len(), quantum.len()), (32, 32), "shared secrets of X25519 and ML-KEM-768");
     let transcript = (&wrap.root, &wrap.recipient, &wrap.ephemeral, &wrap.encapsulated, to);
     let transcript = protocol::canonical::to_bytes(&transcript);
     let mut hasher = blake3::Hasher::new_derive_key(WRAP_DOMAIN);
-    // Both secrets have 32 bytes, so their concatenation is unambiguous.
     hasher.update(classical).update(quantum).update(&transcript);
     Zeroizing::new(*hasher.finalize().as_bytes())
 }

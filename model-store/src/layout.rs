@@ -58,6 +58,8 @@ pub(crate) struct PlannedSegment {
 /// Cuts a file along its extents, which cover it in order. Small ones share a segment; large ones are cut
 /// into segments of the largest size from their start.
 pub(crate) fn cut(extents: &[Extent]) -> Vec<PlannedSegment> {
+    let joined = extents.windows(2).all(|pair| pair[0].range.end == pair[1].range.start);
+    assert!(joined, "extents cover their file in order");
     let limit = SEGMENT_BYTES_MAX as u64;
     let mut cuts = Vec::new();
     let mut open: Option<PlannedSegment> = None;
@@ -88,6 +90,7 @@ pub(crate) fn offsets(lengths: impl IntoIterator<Item = u64>) -> Vec<u64> {
     let mut at: u64 = 0;
     let advance = |length: u64| {
         let offset = at;
+        debug_assert!(at.is_multiple_of(FILE_ALIGNMENT) || at == u64::MAX, "a file at {at}");
         at = at.saturating_add(length).checked_next_multiple_of(FILE_ALIGNMENT).unwrap_or(u64::MAX);
         offset
     };
@@ -98,6 +101,7 @@ pub(crate) fn offsets(lengths: impl IntoIterator<Item = u64>) -> Vec<u64> {
 pub(crate) fn order(ranks: &[Rank]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..ranks.len() as u32).collect();
     order.sort_by_key(|index| (ranks[*index as usize], *index));
+    debug_assert_eq!(order.len(), ranks.len(), "each segment has one position");
     order
 }
 

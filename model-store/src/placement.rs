@@ -48,6 +48,7 @@ pub fn place(
 
 /// Takes one store of each domain in turn, so that neighbouring shards are in different domains.
 fn spread(stores: &[StoreReference], needed: usize, allowed: usize) -> Vec<StoreReference> {
+    debug_assert!(allowed > 0, "a domain may hold a shard");
     let mut domains: BTreeMap<&str, Vec<&StoreReference>> = BTreeMap::new();
     for store in stores {
         domains.entry(&store.failure_domain).or_default().push(store);
@@ -58,6 +59,7 @@ fn spread(stores: &[StoreReference], needed: usize, allowed: usize) -> Vec<Store
 
 /// Returns whether at least k shards remain after the loss of any one domain.
 pub(crate) fn survives_any_domain(placement: &[StoreReference], code: ErasureCode) -> bool {
+    debug_assert_eq!(placement.len(), code.shards(), "a store per shard");
     let domains: BTreeSet<&str> = placement.iter().map(|store| store.failure_domain.as_str()).collect();
     let left = |lost: &str| placement.iter().filter(|store| store.failure_domain != lost).count();
     domains.iter().all(|lost| left(lost) >= usize::from(code.data))

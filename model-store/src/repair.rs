@@ -31,7 +31,7 @@ const SEGMENTS_IN_FLIGHT: usize = 16;
 const BYTES_IN_FLIGHT_MAX: u64 = 32 * 1024 * 1024;
 /// Unit of the budget in bytes: a semaphore has too few permits for single bytes.
 const UNIT_BYTES: u64 = 1024;
-/// Number of store failures that a report keeps; a dead store fails on every object alike.
+/// Number of store failures that a report keeps; an unreachable store fails on every object alike.
 const FAILURES_KEPT_MAX: usize = 16;
 
 /// Findings of a check of every shard.
@@ -308,6 +308,7 @@ impl Run {
     /// Returns which shards have the digests that the manifest names.
     fn right(&self, index: u32, shards: &Shards) -> Vec<bool> {
         let digests = &self.manifest.segments[index as usize].shards;
+        assert_eq!(shards.len(), digests.len(), "a digest per shard");
         let right = |(shard, digest): (&Result<Bytes, _>, &Digest)| {
             shard.as_ref().is_ok_and(|bytes| Digest::of(bytes) == *digest)
         };
@@ -319,6 +320,7 @@ impl Run {
     fn rebuild(&self, index: u32, shards: &Shards, present: &[bool]) -> Option<Vec<u8>> {
         let segment = &self.manifest.segments[index as usize];
         let length = self.geometry.shard_length(segment);
+        assert_eq!(shards.len(), present.len(), "each shard is present or absent");
         let mut block = vec![0; length * shards.len()];
         for (shard, part) in block.chunks_exact_mut(length).enumerate() {
             if let (true, Ok(bytes)) = (present[shard], &shards[shard]) {

@@ -264,11 +264,14 @@ fn find_garbage(
             }
         }
     }
+    let is_live = |(owner, _): &(ObjectOwner, usize)| live_set.has(owner);
+    assert!(!garbage.iter().any(is_live), "objects of registered models are kept");
     garbage
 }
 
 /// Returns whether an object is old. A time in the future is not: clocks differ.
 fn is_old(modified: SystemTime, options: &SweepOptions) -> bool {
+    debug_assert!(options.older_than >= SWEEP_AGE_MIN, "a running import is younger");
     options.now.duration_since(modified).is_ok_and(|age| age > options.older_than)
 }
 

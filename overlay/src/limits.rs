@@ -153,6 +153,7 @@ impl Limits {
     /// Returns the same limits for `part` of `whole` as many connections; at least one of each kind.
     #[must_use]
     pub(crate) fn scaled(self, part: usize, whole: usize) -> Self {
+        debug_assert!(whole > 0 && part <= whole, "{part} of {whole} connections");
         let scale = |count: usize| (count.saturating_mul(part) / whole).max(1);
         Self {
             connections_max: scale(self.connections_max),
@@ -193,7 +194,9 @@ impl Backoff {
         let doublings = (failures - 1).min(20);
         let ceiling = self.first.saturating_mul(1 << doublings).min(self.most);
         let half = ceiling / 2;
-        half + half.mul_f64(f64::from(jitter) / f64::from(u32::MAX))
+        let delay = half + half.mul_f64(f64::from(jitter) / f64::from(u32::MAX));
+        debug_assert!(delay <= self.most, "{delay:?} after {failures} failures");
+        delay
     }
 }
 

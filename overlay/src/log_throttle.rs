@@ -31,6 +31,7 @@ impl ThrottleState {
             self.suppressed += 1;
             return None;
         }
+        debug_assert!(self.passed_at.is_none_or(|at| at <= now), "time does not go back");
         self.passed_at = Some(now);
         Some(std::mem::take(&mut self.suppressed))
     }

@@ -24,6 +24,7 @@ impl Rate {
     /// is whole again.
     fn conform(self, theoretical_arrival: Duration, now: Duration) -> Result<Duration, Duration> {
         let next = theoretical_arrival.max(now) + self.interval;
+        debug_assert!(next >= now, "a request arrives now or later");
         match (next - now).checked_sub(self.interval * self.burst) {
             None | Some(Duration::ZERO) => Ok(next),
             Some(early) => Err(early),

@@ -155,3 +155,49 @@ pub(crate) fn denies_access(error: &io::Error) -> bool {
         Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied))
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn a_silent_peer_times_out_in_both_directions() {
+        let (near, _far) = duplex(4);
+        let mut stream = Watched::new(near, Duration::ZERO);
+        assert_eq!(stream.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let written = stream.write_all(b"more than four bytes").await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_a_limit_on_reads_waits() {
+        let (near, mut far) = duplex(4);
+        let mut stream = Watched::writes_only(near, Duration::ZERO);
+        assert!(stream.read_u8().now_or_never().is_none());
+        far.write_all(b"a").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'a');
+    }
+
+    #[tokio::test]
+    async fn progress_restarts_the_limit() {
+        let (near, mut far) = duplex(4);
+        let mut stream = Watched::new(near, Duration::from_secs(3600));
+        let waits = |stream: &Watched<tokio::io::DuplexStream>| {
+            stream.read.as_ref().is_some_and(|timeout| timeout.since.is_some())
+        };
+        assert!(stream.read_u8().now_or_never().is_none() && waits(&stream));
+        far.write_all(b"a").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'a');
+        assert!(!waits(&stream), "the timer is armed again by the next wait");
+    }
+
+    #[test]
+    fn only_an_alert_of_denied_access_refuses_a_key() {
+        let alert = |description| io::Error::other(rustls::Error::AlertReceived(description));
+        assert!(denies_access(&alert(AlertDescription::AccessDenied)));
+        assert!(!denies_access(&alert(AlertDescription::HandshakeFailure)));
+        assert!(!denies_access(&io::ErrorKind::TimedOut.into()));
+    }
+}

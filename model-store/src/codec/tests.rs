@@ -75,8 +75,8 @@ fn a_segment_opens_only_as_itself() {
     assert!(!cipher.open(7, &moved, &block, &mut out), "another place");
     let other = Segment { digest: Digest::of(b"other"), ..segment.clone() };
     assert!(!cipher.open(7, &other, &block, &mut out), "another digest");
-    let stranger = Cipher::new(&ModelKey::from_bytes([2; 32]), NONCE);
-    assert!(!stranger.open(7, &segment, &block, &mut out), "another key");
+    let other = Cipher::new(&ModelKey::from_bytes([2; 32]), NONCE);
+    assert!(!other.open(7, &segment, &block, &mut out), "another key");
     let replayed = Cipher::new(&ModelKey::from_bytes([1; 32]), ModelNonce([4; 16]));
     assert!(!replayed.open(7, &segment, &block, &mut out), "another import under the same key");
 }

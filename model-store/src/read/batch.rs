@@ -40,6 +40,7 @@ pub(super) fn next_batch(
     bytes_max: u64,
 ) -> Option<(SegmentBatch, usize)> {
     let length = |index: u32| u64::from(manifest.segments[index as usize].length);
+    debug_assert!(bytes_max > 0, "a batch without bytes");
     let first = *wanted.first()?;
     let (group, position) = geometry.position(first);
     let mut batch = SegmentBatch { group, positions: position..position + 1 };
@@ -52,5 +53,6 @@ pub(super) fn next_batch(
         batch.positions.end += 1;
     }
     let count = batch.positions.len();
+    debug_assert!((1..=wanted.len()).contains(&count), "a batch of {count} segments");
     Some((batch, count))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Number of demerits at which a store is asked only if the better ones do not suffice. A corrupt shard earns
-/// one; any other fault, such as a missing object or a dead store, earns two.
+/// one; any other fault, such as a missing object or an unreachable store, earns two.
 const DEMERITS_MAX: u32 = 4;
 
 /// Interval between two checks for a stalled disk.
@@ -52,6 +52,7 @@ const LOCAL: HedgeTimeouts = HedgeTimeouts {
 
 impl HedgeTimeouts {
     fn bound(self, latency: &Latency) -> Duration {
+        debug_assert!(self.floor <= self.first && self.first <= self.ceiling, "{self:?}");
         latency.high().map_or(self.first, |high| high.clamp(self.floor, self.ceiling))
     }
 }

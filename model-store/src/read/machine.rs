@@ -282,6 +282,7 @@ impl BatchRead {
     }
 
     fn start(&mut self, ranked: Vec<usize>, reading: FlowReading) -> Vec<Action> {
+        debug_assert!(ranked.iter().all(|shard| *shard < self.shards.len()), "a store per shard: {ranked:?}");
         self.ranked = ranked.into_iter().filter(|shard| !self.stalled[*shard]).collect();
         let asked = (0..self.needed).filter_map(|_| self.ask()).collect::<Vec<usize>>();
         self.phase = Phase::Fetching { mark: reading };
@@ -290,6 +291,7 @@ impl BatchRead {
     }
 
     fn answer(&mut self, shard: usize) -> Vec<Action> {
+        debug_assert!(!self.local[shard], "shards of this machine are not requested");
         self.shards[shard] = ShardState::AtHand;
         self.fetch_or_decode(Vec::new())
     }
@@ -311,6 +313,7 @@ impl BatchRead {
     /// Marks the best store that was not asked as asked. A shard of this machine is at hand immediately.
     fn ask(&mut self) -> Option<usize> {
         let shard = self.ranked.pop_front()?;
+        debug_assert_eq!(self.shards[shard], ShardState::Unasked, "a store is asked once");
         self.shards[shard] = if self.local[shard] { ShardState::AtHand } else { ShardState::Requested };
         Some(shard)
     }
@@ -331,6 +334,7 @@ impl BatchRead {
     }
 
     fn load(&mut self) -> Vec<Action> {
+        debug_assert!(!self.batch.positions.is_empty(), "a segment is left");
         self.segment.clone_from(&self.shards);
         self.phase = Phase::Loading;
         let actions = shards_in(&self.segment, ShardState::AtHand);
@@ -351,6 +355,7 @@ impl BatchRead {
     }
 
     fn check(&mut self) -> Vec<Action> {
+        debug_assert!(!self.segment.contains(&ShardState::AtHand), "each shard at hand was loaded");
         self.phase = Phase::Checking;
         vec![Action::Check]
     }
@@ -390,6 +395,8 @@ impl BatchRead {
     }
 
     fn publish(&mut self) -> Vec<Action> {
+        let present = count(&self.segment, ShardState::Present);
+        assert!(present >= self.needed, "a segment opened from {present} shards");
         let position = self.batch.positions.start;
         let rebuilt = self.segment[..self.needed].iter().any(|state| *state != ShardState::Present);
         let mut actions = vec![Action::Publish { position, rebuilt, faults: self.faults() }];
@@ -403,6 +410,7 @@ impl BatchRead {
     }
 
     fn fail(&mut self, reason: ReadFailure) -> Vec<Action> {
+        debug_assert!(!self.batch.positions.is_empty(), "a segment has failed");
         self.phase = Phase::Failed;
         vec![Action::Fail { position: self.batch.positions.start, reason }]
     }

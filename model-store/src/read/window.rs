@@ -161,6 +161,7 @@ impl Window {
     /// Returns whether a request for `bytes` may go out while `in_flight` are in flight. A lone request
     /// always may.
     pub(super) fn has_room(&self, in_flight: u64, bytes: u64) -> bool {
+        debug_assert!(self.limit <= self.most, "{self:?}");
         in_flight == 0 || in_flight + bytes <= self.limit
     }
 
@@ -200,6 +201,7 @@ impl Window {
 
     fn adjust(&mut self) {
         let rate = self.rate;
+        debug_assert!(rate > 0.0, "a round that counts has a rate");
         self.phase = match self.phase {
             WindowPhase::Start { best, .. } if rate >= best * GROWTH => {
                 WindowPhase::Start { best: rate, good: self.round.length, flat: 0 }
@@ -228,11 +230,13 @@ impl Window {
         };
         let enough = (rate * WINDOW_SECONDS) as u64;
         self.limit = self.limit.min(enough).max(WINDOW_MIN);
+        debug_assert!((WINDOW_MIN..=self.most).contains(&self.limit), "{self:?}");
     }
 }
 
 impl Round {
     fn new(began: Duration, length: u64) -> Self {
+        debug_assert!(length >= WINDOW_MIN, "a round of {length} bytes");
         Self { began, length, arrived: 0, limited: true }
     }
 }

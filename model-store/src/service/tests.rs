@@ -89,7 +89,7 @@ async fn a_listing_longer_than_a_page_comes_whole_and_in_order() {
         std::fs::write(directory.path().join("a").join(path(group).as_ref()), b"x").expect("write");
     }
     std::fs::write(parent.join("00000000-00#3"), b"torn").expect("write");
-    std::fs::write(parent.join("stranger"), b"x").expect("write");
+    std::fs::write(parent.join("unrelated"), b"x").expect("write");
     let store = remote(&node, &peer, "a");
     let listed: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.expect("listed");
     assert!(listed.into_iter().eq((0..2_300).map(path)));
@@ -243,8 +243,8 @@ async fn a_peer_that_is_not_admitted_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let peer = Identity::generate().expect("a key");
     let node = serve(BTreeMap::from([("a".into(), directory.path().join("a"))]), &peer).await;
-    let stranger = Identity::generate().expect("a key");
-    let error = remote(&node, &stranger, "a").head(&name(1)).await.expect_err("refused");
+    let unrelated = Identity::generate().expect("a key");
+    let error = remote(&node, &unrelated, "a").head(&name(1)).await.expect_err("refused");
     assert!(matches!(error, Error::PermissionDenied { .. }), "{error}");
     remote(&node, &peer, "a").put(&name(1), PutPayload::from_static(b"x")).await.expect("the peer may");
 }
@@ -343,12 +343,12 @@ async fn a_peer_that_sends_without_end_is_stopped_at_the_first_byte_too_many() {
     assert!(taken > 31 << 20, "{taken}");
     let reference = StoreReference { url: "node://liar/a".into(), failure_domain: "d".into() };
     let store = Store::from_objects(reference, Arc::new(remote(&liar, &peer, "a")));
-    let (before, heard) = (served.load(Ordering::SeqCst), std::cell::Cell::new(0));
-    let read = store.get_range(&name(1), 0..1_000_000, |bytes| heard.set(heard.get() + bytes)).await;
+    let (before, received) = (served.load(Ordering::SeqCst), std::cell::Cell::new(0));
+    let read = store.get_range(&name(1), 0..1_000_000, |bytes| received.set(received.get() + bytes)).await;
     let error = read.expect_err("too much");
     assert_eq!(error.code(), code::STORE_LENGTH_WRONG, "{error}");
     assert!(error.to_string().contains("node://liar/a"), "{error}");
-    assert!(heard.get() <= 1_000_000 + CHUNK as u64, "{} bytes were taken", heard.get());
+    assert!(received.get() <= 1_000_000 + CHUNK as u64, "{} bytes were taken", received.get());
     let sent = served.load(Ordering::SeqCst) - before;
     assert!(sent < 8 << 20, "{sent} bytes were sent");
 }

@@ -76,6 +76,7 @@ pub(crate) fn extents(reader: impl Read, length: u64) -> Result<Vec<Extent>, Fla
 
 /// Extends each extent to the next one, and the last to the end of the file.
 fn pad(extents: &mut [Extent], length: u64, alignment: u64) -> Result<(), Flaw> {
+    debug_assert!(alignment.is_power_of_two(), "an alignment of {alignment}");
     for index in 1..extents.len() {
         extents[index - 1].range.end = extents[index].range.start;
     }

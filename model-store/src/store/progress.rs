@@ -1,7 +1,7 @@
 //! Progress of transfers: limits count silence, never total time.
 //!
 //! A slow uplink may need minutes for an object that a data centre takes in milliseconds, and both are
-//! healthy. A dead store differs from a slow link in that nothing moves at all. Several transfers over one
+//! healthy. An unreachable store differs from a slow link in that nothing moves at all. Several transfers over one
 //! link share a [`Progress`]: one that waits behind the others is not silent while they move.
 
 use bytes::Bytes;

@@ -130,8 +130,8 @@ async fn a_model_in_s3_is_imported_read_and_repaired() {
     assert!(report.is_complete() && report.objects_written == 2, "{report:?}");
     let report = verify(&manifest, &placed, &world.pool, world.sink(), |_, _| ()).await.expect("verified");
     assert!(report.is_sound(), "{report:?}");
-    let stranger = Context::new().with_s3(settings(endpoint, "guess"));
-    let store = open_store(placed[0].reference(), &stranger).expect("opens without dialling");
+    let unauthorized = Context::new().with_s3(settings(endpoint, "guess"));
+    let store = open_store(placed[0].reference(), &unauthorized).expect("opens without dialling");
     let refused = store.get(&object, 1 << 20, |_| ()).await.expect_err("a wrong secret");
     assert_ne!(refused.code(), code::SHARD_MISSING, "{refused}");
 }

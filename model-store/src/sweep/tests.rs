@@ -48,11 +48,11 @@ async fn the_garbage_of_a_killed_import_is_removed_and_earlier_models_stay() {
     let mut left = Vec::new();
     for writes in 0.. {
         let script = Arc::new(Script { writes_left: Some(writes.into()), ..Script::default() });
-        let dying: Vec<Store> = (0..3).map(|number| Faulty::store(&world, number, &script)).collect();
+        let failing: Vec<Store> = (0..3).map(|number| Faulty::store(&world, number, &script)).collect();
         let killed =
-            import(&world.model(), world.options(2, 1, 2), &dying, &world.key, &world.pool, |_| ()).await;
+            import(&world.model(), world.options(2, 1, 2), &failing, &world.key, &world.pool, |_| ()).await;
         left.push(objects(&world, 3).iter().map(BTreeMap::len).sum::<usize>());
-        // A directory to which the dying process was writing holds a leftover too.
+        // A directory to which the failing process was writing holds a leftover too.
         let torn = crate::geometry::object_path(ModelNonce([2; 16]), 7, 1).to_string() + "#1";
         let torn = world.store_directory(1).join(torn);
         std::fs::create_dir_all(torn.parent().expect("below")).expect("create");
@@ -168,9 +168,9 @@ async fn an_object_written_after_the_listing_keeps_its_import() {
     second(&world, &stores, 2).await;
     make_old(&world);
     let before = objects(&world, 3);
-    let (alive, _) = before[1].iter().find(|(name, _)| name.starts_with("models")).expect("a shard");
+    let (kept, _) = before[1].iter().find(|(name, _)| name.starts_with("models")).expect("a shard");
     let touch = || async {
-        std::fs::write(world.store_directory(1).join(alive), b"written again").expect("write");
+        std::fs::write(world.store_directory(1).join(kept), b"written again").expect("write");
         Ok::<_, std::io::Error>(Vec::new())
     };
     let report =

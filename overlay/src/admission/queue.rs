@@ -107,6 +107,7 @@ impl<S: Ord + Clone> FairQueue<S> {
             self.remove(newest);
             decisions.push(Decision::Reject(newest));
         }
+        debug_assert!(self.members.len() <= self.admitted + self.waiting_max, "too many connections wait");
         (number, decisions)
     }
 
@@ -128,6 +129,7 @@ impl<S: Ord + Clone> FairQueue<S> {
     /// Records that a request on a connection has been answered.
     pub(super) fn end(&mut self, number: u64) {
         let Some(member) = self.members.get_mut(&number) else { return };
+        debug_assert!(member.requests > 0, "no request of connection {number} is under way");
         member.requests -= 1;
         if member.requests == 0 {
             self.set_activity(number, Activity::Idle);
@@ -169,11 +171,13 @@ impl<S: Ord + Clone> FairQueue<S> {
             self.admit(source, number);
             decisions.push(Decision::Admit(number));
         }
+        debug_assert!(self.admitted <= self.permits, "{} of {} permits", self.admitted, self.permits);
         decisions
     }
 
     fn admit(&mut self, source: S, number: u64) {
         let member = self.members.get_mut(&number).expect("a connection that waits is a member");
+        debug_assert!(!member.is_admitted, "a connection takes one permit");
         member.is_admitted = true;
         let holding = (member.activity, member.since, number);
         take(&mut self.waiting, &source, &number);
@@ -210,6 +214,7 @@ impl<S: Ord + Clone> FairQueue<S> {
     /// than `source`. A source that yields a busy connection must keep as many as `source` then has. Two
     /// sources thus never take requests from each other in turn.
     fn above_its_share(&self, source: &S) -> Option<u64> {
+        debug_assert!(self.admitted >= self.permits, "no connection yields while a permit is free");
         let held = self.held_by(source);
         let equal_share = self.permits / (self.holders.len() + usize::from(held == 0));
         let others = self.holders.iter().filter(|(other, _)| *other != source);

@@ -176,7 +176,7 @@ async fn requests_under_way_are_evicted_last_and_never_for_more_than_a_share() {
 
 #[tokio::test]
 async fn stalled_handshakes_keep_no_other_address_out() {
-    // No handshake times out within this test, and twice as many hang as there are permits of any kind.
+    // No handshake times out within this test, and twice as many stall as there are permits of any kind.
     let limits = Limits { handshakes_max: 4, handshakes_waiting_max: 4, ..patient() };
     let server = Server::start(PeerPolicy::any(), limits, router()).await;
     let mut hanging = Vec::new();

@@ -287,8 +287,8 @@ async fn a_client_that_stops_reading_is_cut_off_and_its_work_ends() {
     let limits = Limits { idle: REACHED, ..patient() };
     let mut site = Site::start(None, limits).await;
     let _stuck = until_some(async || {
-        let (stuck, answer) = begin(&site, "GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
-        answer.starts_with("HTTP/1.1 200").then_some(stuck)
+        let (stalled, answer) = begin(&site, "GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        answer.starts_with("HTTP/1.1 200").then_some(stalled)
     })
     .await;
     within_deadline(site.ended.recv()).await.unwrap();

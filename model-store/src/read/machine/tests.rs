@@ -322,8 +322,8 @@ fn late_is_a_request_that_the_link_does_not_explain() {
         (2, 1, 0, Some(3e9), true),
     ];
     for (seconds, arrived, silent, rate, expected) in cases {
-        let verdict = late(seconds, arrived, silent, rate);
-        assert_eq!(verdict, expected, "{seconds} s, {arrived} bytes, silent {silent} s, rate {rate:?}");
+        let is_late = late(seconds, arrived, silent, rate);
+        assert_eq!(is_late, expected, "{seconds} s, {arrived} bytes, silent {silent} s, rate {rate:?}");
     }
 }
 
@@ -391,7 +391,7 @@ impl SimulatedRead {
         } else if let Some(action) = self.actions.pop_front() {
             self.perform(action, flow);
         } else if !self.open.is_empty() {
-            self.hear(flow, now, choice);
+            self.answer(flow, now, choice);
         }
         assert_eq!(self.read.check_invariants(), Ok(()));
         let planned = self.reserved.unwrap_or(u64::MAX / 2) / self.bytes;
@@ -419,7 +419,7 @@ impl SimulatedRead {
     }
 
     /// Lets one store answer. If all are silent, time passes, and at last one request fails.
-    fn hear(&mut self, flow: &mut BytesInFlight, now: Duration, choice: usize) {
+    fn answer(&mut self, flow: &mut BytesInFlight, now: Duration, choice: usize) {
         let shard = self.open[choice % self.open.len()];
         if self.shards[shard] == Shard::Silent {
             self.feed(Event::Quiet { reading: flow.reading(now + WAIT_MAX), timeout: TIMEOUT });

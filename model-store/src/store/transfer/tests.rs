@@ -57,18 +57,18 @@ async fn an_s3_answer_without_end_is_stopped_at_the_first_byte_too_many() {
     for (head, whole) in [(PARTIAL, false), (WHOLE, false), (WHOLE, true), (ABSENT, false), (ABSENT, true)] {
         let endless = Endless::start(head).await;
         taken_without_a_guard(&endless).await;
-        let (before, store, heard) = (endless.sent(), s3(&endless.endpoint), Cell::new(0));
-        let hear = |bytes| heard.set(heard.get() + bytes);
+        let (before, store, received) = (endless.sent(), s3(&endless.endpoint), Cell::new(0));
+        let on_bytes = |bytes| received.set(received.get() + bytes);
         let read = match whole {
-            true => store.get(&path, 1_000_000, hear).await,
-            false => store.get_range(&path, RANGE, hear).await,
+            true => store.get(&path, 1_000_000, on_bytes).await,
+            false => store.get_range(&path, RANGE, on_bytes).await,
         };
         let error = read.expect_err("more than was asked for");
         drop(store);
         assert_eq!(error.code(), code::STORE_LENGTH_WRONG, "{head}: {error}");
         let text = error.to_string();
         assert!(text.contains("s3://bucket/liar") && text.contains(path.as_ref()), "{text}");
-        assert!(heard.get() <= RANGE.end - RANGE.start, "{head}: {} bytes were taken", heard.get());
+        assert!(received.get() <= RANGE.end - RANGE.start, "{head}: {} bytes were taken", received.get());
         let sent = endless.sent_in_all().await - before;
         assert!(sent < KERNEL_BYTES_MAX, "{head}: {sent} bytes were sent");
     }
