@@ -12,7 +12,7 @@ use protocol::limits::*;
 use protocol::model::{Segment, is_safe_path};
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{SegmentRange, WORKER_MANIFEST_BYTES_MAX, WorkerMetrics};
-use protocol::{Digest, Epoch, Fence, Millis, NodeId, ProposalId, PublicKey, Signature, SlotIndex};
+use protocol::{BootTime, Digest, Epoch, Fence, Millis, NodeId, ProposalId, PublicKey, Signature, SlotIndex};
 use std::str::FromStr;
 
 const KEY: PublicKey = PublicKey([0xff; 32]);
@@ -84,7 +84,7 @@ fn the_largest_ticket_fits() {
         worker: KEY,
         gateway: KEY,
         expires_at: Millis(u64::MAX),
-        lease_until_boottime_ms: u64::MAX,
+        lease_until_boottime_ms: BootTime(u64::MAX),
     };
     let bytes = to_bytes(&SignedTicket { ticket, signature: Signature([0xff; 64]) }).len();
     assert!(bytes <= TICKET_BYTES_MAX, "{bytes}");

@@ -292,14 +292,14 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
 
 pub(crate) fn init_request() -> impl Strategy<Value = InitRequest> {
     prop_oneof![
-        number().prop_map(|until_boottime_ms| InitRequest::Renew { until_boottime_ms }),
+        boot_time().prop_map(|until_boottime_ms| InitRequest::Renew { until_boottime_ms }),
         Just(InitRequest::Status),
         number().prop_map(|grace_ms| InitRequest::Stop { grace_ms }),
     ]
 }
 
 pub(crate) fn init_reply() -> impl Strategy<Value = InitReply> {
-    (any::<bool>(), option::of(any::<i32>()), number()).prop_map(
+    (any::<bool>(), option::of(any::<i32>()), boot_time()).prop_map(
         |(running, exit, lease_until_boottime_ms)| InitReply { running, exit, lease_until_boottime_ms },
     )
 }
@@ -328,7 +328,7 @@ pub(crate) fn sandbox_spec() -> BoxedStrategy<SandboxSpec> {
     );
     let program = (text(), text(), texts(), labels());
     let confinement = (identity(), groups, texts(), texts(), limits);
-    let lease = (any::<bool>(), any::<bool>(), number(), number());
+    let lease = (any::<bool>(), any::<bool>(), boot_time(), number());
     (program, confinement, lease)
         .prop_map(|(program, confinement, lease)| {
             let (name, binary, arguments, environment) = program;

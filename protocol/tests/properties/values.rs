@@ -4,7 +4,8 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use protocol::keys::{ByteString, EncryptionKey, HybridSignature, MemberKeys};
 use protocol::{
-    CircleId, Digest, Epoch, Fence, Millis, ModelRoot, NodeId, ProposalId, PublicKey, Signature, SlotIndex,
+    BootTime, CircleId, Digest, Epoch, Fence, Millis, ModelRoot, NodeId, ProposalId, PublicKey, Signature,
+    SlotIndex,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -30,6 +31,10 @@ pub(crate) fn number() -> impl Strategy<Value = u64> {
 pub(crate) fn number32() -> impl Strategy<Value = u32> {
     let edges = [0, 23, 24, 255, 256, 65_535, 65_536, u32::MAX];
     prop_oneof![0..100_u32, prop::sample::select(edges.to_vec()), any::<u32>()]
+}
+
+pub(crate) fn boot_time() -> impl Strategy<Value = BootTime> {
+    number().prop_map(BootTime)
 }
 
 pub(crate) fn millis() -> impl Strategy<Value = Millis> {

@@ -127,7 +127,7 @@ pub(crate) fn signed_order() -> impl Strategy<Value = SignedOrder> {
 }
 
 pub(crate) fn ticket() -> impl Strategy<Value = Ticket> {
-    (name(), slot(), fence(), node_id(), key(), key(), millis(), number()).prop_map(
+    (name(), slot(), fence(), node_id(), key(), key(), millis(), boot_time()).prop_map(
         |(service, slot, fence, node, worker, gateway, expires_at, lease_until_boottime_ms)| Ticket {
             service,
             slot,
