@@ -132,7 +132,7 @@ async fn propose_and_sign(
         log.line(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
     }
     if state != ProposalState::Approved {
-        bail!("two votes did not carry the proposal: {state:?}");
+        bail!("two votes did not carry the proposal: {state}");
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ async fn wait_until_ready(
             let why: serde_json::Value =
                 session.client.get(&format!("/v1/why/{service}")).await.unwrap_or_default();
             return Err(anyhow!("{service} has {} of {} replicas", view.ready, view.desired))
-                .with_context(|| format!("slots: {:?}; why: {why}", view.slots));
+                .with_context(|| format!("why: {why}"));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

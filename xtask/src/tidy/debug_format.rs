@@ -1,6 +1,6 @@
 //! Check of formatting: product code prints values by `Display`, because `{:?}` shows people the names of
-//! Rust's variants and fields. Assertions, panics and implementations of `Debug` address developers and may
-//! use it.
+//! Rust's variants and fields. Assertions, panics, implementations of `Debug` and the texts of violated
+//! invariants address developers and may use it.
 //!
 //! Clippy's `use_debug` sees neither `format!` nor the texts of error types, through which `{:?}` reaches
 //! people.
@@ -9,16 +9,19 @@ use super::sources::{SourceTree, TextFile};
 use std::collections::BTreeSet;
 
 /// Beginnings of paths of programs that only developers run.
-const FOR_DEVELOPERS: [&str; 6] =
-    ["benchmarks/", "control/src/up/story", "demo/", "fuzz/", "gpu-agent/src/bin/sandbox-probe/", "xtask/"];
-/// Openings of expressions whose text is for developers.
-const DEVELOPER_TEXTS: [&str; 4] = ["assert", "panic!(", "unreachable!(", "Debug for "];
+const FOR_DEVELOPERS: [&str; 4] = ["benchmarks/", "demo/", "fuzz/", "xtask/"];
+/// Openings of items and expressions whose text is for developers.
+const DEVELOPER_TEXTS: [&str; 5] =
+    ["assert", "panic!(", "unreachable!(", "Debug for ", "fn check_invariants("];
+/// Name of the modules that check invariants.
+const INVARIANTS: &str = "/invariants";
 
 /// Returns every `{:?}` in text for people.
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
     let test_modules = test_modules(sources);
     let product = sources.rust().filter(|file| {
-        let for_developers = FOR_DEVELOPERS.iter().any(|folder| file.path.starts_with(folder));
+        let for_developers = FOR_DEVELOPERS.iter().any(|folder| file.path.starts_with(folder))
+            || file.path.contains(INVARIANTS);
         let is_test = is_test(file) || test_modules.iter().any(|module| is_within(&file.path, module));
         !for_developers && !is_test && !file.path.ends_with("/build.rs")
     });
@@ -147,6 +150,7 @@ mod tests {
             "    assert_eq!(a, b, \"{c:?}\");",
             "    debug_assert!(\n        a,\n        \"{c:?}\"\n    );",
             "    let x = y.unwrap_or_else(|| panic!(\"{z:?}\"));",
+            "fn check_invariants(&self) {\n    Err(format!(\"{a:?}\"))\n}",
             "impl fmt::Debug for Settings {\n    fn fmt() {\n        write!(f, \"{:?}\", self.a)\n    }\n}",
         ] {
             assert_eq!(found(text), [""; 0], "{text}");
@@ -164,7 +168,15 @@ mod tests {
     #[test]
     fn tests_and_developers_programs_are_not_read() {
         let text = "println!(\"{b:?}\");\n";
-        for path in ["a/tests/b.rs", "a/src/b/tests.rs", "a/src/b_tests.rs", "a/build.rs", "xtask/src/b.rs"] {
+        for path in [
+            "a/tests/b.rs",
+            "a/src/b/tests.rs",
+            "a/src/b_tests.rs",
+            "a/build.rs",
+            "xtask/src/b.rs",
+            "a/src/b/invariants.rs",
+            "a/src/invariants/b.rs",
+        ] {
             assert_eq!(found_in(path, text), [""; 0], "{path}");
         }
         assert_eq!(found("x();\n#[cfg(test)]\nmod tests {\n    f(\"{b:?}\");\n}\n"), [""; 0]);
