@@ -593,5 +593,4 @@ fn normal_entry(entry: &Entry) -> LogEntry {
 }
 
 #[cfg(test)]
-#[path = "core_tests.rs"]
 mod tests;

@@ -2,9 +2,7 @@
 //!
 //! Every run is a function of its seed; one test runs the same history twice and compares.
 
-#[path = "core_tests/history.rs"]
 mod history;
-#[path = "core_tests/violations.rs"]
 mod violations;
 
 use super::*;
