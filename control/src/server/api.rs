@@ -87,11 +87,11 @@ impl Server {
     }
 
     /// Reads the cluster together with the leader's view of the nodes.
-    fn look<R>(&self, look: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
+    fn read_view<R>(&self, read: impl FnOnce(&Cluster, &Observed) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed =
             &leadership.as_ref().ok_or_else(|| unavailable("this replica has lost leadership"))?.observed;
-        Ok(self.cluster(|cluster| look(cluster, observed)))
+        Ok(self.cluster(|cluster| read(cluster, observed)))
     }
 
     async fn change(&self, caller: Submitter, key: Key, action: Action) -> ApiResult<Done> {

@@ -24,7 +24,8 @@ pub(super) async fn dry_run(
     let Json(DryRunRequest { manifest }) = body?;
     refuse_unused_gpus(&manifest)?;
     let now = wall_clock();
-    let outcome = server.look(|cluster, observed| scheduler::dry_run(cluster, observed, &manifest, now))?;
+    let outcome =
+        server.read_view(|cluster, observed| scheduler::dry_run(cluster, observed, &manifest, now))?;
     Ok(Json(outcome.map_err(Failure::from)?))
 }
 
@@ -33,7 +34,7 @@ pub(super) async fn dry_run(
     responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 pub(super) async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
     let now = wall_clock();
-    let items = server.look(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
+    let items = server.read_view(|cluster, observed| scheduler::service_views(cluster, observed, now))?;
     Ok(Json(Page { items }))
 }
 
@@ -45,7 +46,8 @@ pub(super) async fn service(
     name: Result<Path<ServiceName>, PathRejection>,
 ) -> ApiResult<ServiceView> {
     let (Path(name), now) = (name?, wall_clock());
-    let view = server.look(|cluster, observed| scheduler::service_view(cluster, observed, &name, now))?;
+    let view =
+        server.read_view(|cluster, observed| scheduler::service_view(cluster, observed, &name, now))?;
     view.map(Json).ok_or_else(|| no_subject(name.as_str()))
 }
 

@@ -20,7 +20,9 @@ use std::sync::Arc;
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
 pub(super) async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView>> {
     let now = wall_clock();
-    Ok(Json(Page { items: server.look(|cluster, observed| scheduler::node_views(cluster, observed, now))? }))
+    Ok(Json(Page {
+        items: server.read_view(|cluster, observed| scheduler::node_views(cluster, observed, now))?,
+    }))
 }
 
 /// Nodes that ask to be admitted.
@@ -85,7 +87,7 @@ fn choose_events<'a>(
 pub(super) async fn status(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Status> {
     let now = wall_clock();
     let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
-    Ok(Json(server.look(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
+    Ok(Json(server.read_view(|cluster, observed| scheduler::status(cluster, observed, leader, now))?))
 }
 
 /// The control replicas as this one sees them. Every replica answers, including those that do not lead.
@@ -117,7 +119,7 @@ pub(super) async fn why(
     let question: scheduler::Question = subject
         .parse()
         .map_err(|error: String| Failure::new(error_code::REQUEST_INVALID, error).at("subject"))?;
-    let answer = server.look(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
+    let answer = server.read_view(|cluster, observed| scheduler::why(cluster, observed, &question, now))?;
     answer.map(Json).ok_or_else(|| no_subject(&subject))
 }
 
@@ -127,7 +129,7 @@ mod tests {
     use protocol::Millis;
 
     #[test]
-    fn events_are_paged_from_the_newest_back_and_from_any_on() {
+    fn events_are_paged_backward_and_forward() {
         let event = |sequence| AuditEvent {
             sequence,
             at: Millis(sequence),
