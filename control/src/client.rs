@@ -2,21 +2,21 @@
 //!
 //! Requests are hedged: if a replica does not answer within a moment, the request is also sent to the next
 //! one. Hedging is safe for writes, because each write carries an idempotency key. A write that is sent
-//! several times, or to several replicas, is applied once and returns the same result. [`race`] decides,
+//! several times, or to several replicas, is applied once and returns the same result. [`hedge`] decides,
 //! [`exchange`] sends.
 
 mod exchange;
-mod race;
+mod hedge;
+mod probe;
 #[cfg(test)]
 pub(crate) mod simulated;
-mod survey;
 
-pub use survey::{Dial, ReplicaDial};
+pub use probe::{Reachability, ReplicaProbe};
 
 use exchange::{ControlRequest, Exchange, Http};
+use hedge::HedgedRequest;
 use protocol::api::Problem;
 use protocol::{ErrorCode, error_code};
-use race::Race;
 use reqwest::{Certificate, Method};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
@@ -160,8 +160,8 @@ impl ControlClient {
         let key = writes.then(|| hex::encode(host::random::random_bytes::<KEY_BYTES>()));
         let request = ControlRequest { method, path: path.to_string(), body, key };
         let preferred = self.preferred.load(Ordering::Relaxed);
-        let race = Race::new(self.replicas.to_vec(), preferred, writes);
-        let (replica, answer) = race::run(self.exchange.as_ref(), &request, race).await?;
+        let hedge = HedgedRequest::new(self.replicas.to_vec(), preferred, writes);
+        let (replica, answer) = hedge::run(self.exchange.as_ref(), &request, hedge).await?;
         self.preferred.store(replica, Ordering::Relaxed);
         serde_json::from_slice(&answer).map_err(|error| ClientError::Unexpected {
             url: format!("{}{path}", self.replicas[replica]),
@@ -171,8 +171,8 @@ impl ControlClient {
 
     /// Queries every replica concurrently for reachability; a replica without an answer within `limit` is
     /// silent.
-    pub async fn survey(&self, limit: Duration) -> Vec<ReplicaDial> {
-        survey::survey(self.exchange.as_ref(), &self.replicas, limit).await
+    pub async fn probe_all(&self, limit: Duration) -> Vec<ReplicaProbe> {
+        probe::probe_all(self.exchange.as_ref(), &self.replicas, limit).await
     }
 }
 

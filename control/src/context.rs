@@ -97,3 +97,77 @@ pub fn own_path() -> PathBuf {
     let base = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home);
     base.unwrap_or_default().join("quorate/context.json")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Digest;
+
+    /// Writes a context with these control replicas and relative paths, and returns its path.
+    fn write(directory: &Path, control: &[&str]) -> PathBuf {
+        let context = Context {
+            name: "lab".into(),
+            circle: CircleId(Digest::of(b"circle")),
+            control: control.iter().map(|url| (*url).to_string()).collect(),
+            gateway: None,
+            token_file: "token".into(),
+            member_key_file: Some("keys/alice.key".into()),
+            node_directory: Some("/var/node".into()),
+            certificate_authority_file: Some("authority.pem".into()),
+        };
+        let file = directory.join("lab.json");
+        std::fs::write(&file, serde_json::to_vec(&context).expect("JSON")).expect("written");
+        file
+    }
+
+    #[test]
+    fn a_missing_context_is_refused_by_code_with_the_path_and_the_cause() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join("none.json");
+        let error = Context::load(Some(&file)).expect_err("there is none");
+        let refusal = error.downcast_ref::<Refusal>().expect("with a code");
+        assert_eq!(refusal.code, error_code::CONTEXT_MISSING);
+        assert!(
+            refusal.message.contains("none.json") && refusal.message.contains("`quorate up`"),
+            "{refusal}"
+        );
+        let cause = error.root_cause().downcast_ref::<std::io::Error>().expect("of the system");
+        assert_eq!(cause.kind(), std::io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn relative_paths_begin_at_the_file() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let context = Context::load(Some(&write(directory.path(), &["http://127.0.0.1:1"]))).expect("valid");
+        let inside = |path: &str| directory.path().join(path);
+        assert_eq!(context.token_file, inside("token"));
+        assert_eq!(context.member_key_file, Some(inside("keys/alice.key")));
+        assert_eq!(context.node_directory, Some(PathBuf::from("/var/node")), "an absolute path stays");
+        assert_eq!(context.certificate_authority_file, Some(inside("authority.pem")));
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_and_named() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = write(directory.path(), &[]);
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("JSON");
+        value["sky"] = "blue".into();
+        std::fs::write(&file, value.to_string()).expect("written");
+        let error = format!("{:#}", Context::load(Some(&file)).expect_err("unknown"));
+        assert!(error.contains("lab.json") && error.contains("`sky`"), "{error}");
+    }
+
+    #[test]
+    fn a_client_needs_a_token_a_replica_and_an_authority_in_pem() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let client = |control: &[&str]| {
+            let context = Context::load(Some(&write(directory.path(), control))).expect("valid");
+            context.client().map(|_| ()).map_err(|error| format!("{error:#}"))
+        };
+        assert!(client(&[]).expect_err("no token").starts_with("read token"));
+        std::fs::write(directory.path().join("token"), "secret\n").expect("written");
+        assert_eq!(client(&[]), Err("the context lists no control replica".into()));
+        assert!(client(&["https://10.0.0.1"]).expect_err("no authority").starts_with("read `"));
+    }
+}

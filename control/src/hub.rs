@@ -196,7 +196,7 @@ mod tests {
     use axum::routing::get;
 
     #[test]
-    fn names_and_files_cannot_leave_their_place() {
+    fn names_and_files_cannot_leave_their_directory() {
         for good in ["sentence-transformers/all-MiniLM-L6-v2", "a/b"] {
             assert!(is_model_name(good), "{good}");
         }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wanted_is_fetched_and_nothing_else() {
+    async fn only_the_wanted_files_are_downloaded() {
         let folder = tempfile::tempdir().expect("temporary directory");
         let hub = Hub::new(small_hub().await, LIMITS).expect("a client");
         hub.fetch("owner/small", folder.path(), &ProgressBar::hidden()).await.expect("fetched");
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_hub_does_not_give_is_said_by_code() {
+    async fn a_refusal_of_the_hub_has_a_code() {
         let hub = small_hub().await;
         let tight = Limits { bytes: 8, ..LIMITS };
         for (name, limits, expected) in [
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hub_out_of_reach_or_silent_is_given_up() {
+    async fn an_unreachable_or_silent_hub_times_out() {
         // Bound but not listening: the kernel refuses connections, and no other process can take the port
         // during the test.
         let nobody = tokio::net::TcpSocket::new_v4().expect("a socket");

@@ -6,7 +6,7 @@
 mod agents;
 mod api;
 mod auth;
-mod begin;
+mod bootstrap;
 mod commands;
 mod extract;
 mod idempotency;
@@ -21,7 +21,7 @@ mod problem;
 mod tests;
 mod unadmitted;
 
-pub use begin::{create_replica, load_replica};
+pub use bootstrap::{create_replica, load_replica};
 pub use machine::ClusterMachine;
 pub use openapi::document as openapi_document;
 
@@ -97,7 +97,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         session_pool: commands::SessionPool::default(),
         metrics: metrics::ServerMetrics::new(),
     });
-    let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::gate);
+    let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::refuse_unadmitted);
     let overlay_router = replica
         .router()
         .merge(agents::router(server.clone()))
@@ -112,7 +112,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         config.overlay,
         &config.identity,
         // Any peer may complete the handshake, but unadmitted peers share a few permits, and may only enrol.
-        PeerPolicy::any().knowing(move |key| known.knows(key)),
+        PeerPolicy::any().knowing(move |key| known.has_reserved_permit(key)),
         overlay_limits,
         overlay_router,
         ending.clone(),
@@ -173,7 +173,7 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
         id: config.id,
         peers,
         directory: config.directory.join("log"),
-        create: begin::may_bootstrap(config),
+        create: bootstrap::may_bootstrap(config),
         identity: Arc::new(config.identity.clone()),
         seed: u64::from(circle.0.0[0]),
         timings: consensus::Timings::default(),
@@ -181,7 +181,7 @@ fn start_replica(config: &ServerConfig) -> Result<consensus::Replica<ClusterMach
     };
     let replica = consensus::Replica::start(&consensus_config, ClusterMachine::default());
     let replica = replica.context("start the replica")?;
-    begin::clear_bootstrap_marker(config)?;
+    bootstrap::clear_bootstrap_marker(config)?;
     Ok(replica)
 }
 
@@ -204,7 +204,7 @@ impl Server {
         };
         let command = Command { now: WallTime(host::wall_clock()), actor, action, idempotency };
         let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
-        canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::unseen)
+        canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::effect_unknown)
     }
 
     /// Waits until this replica has applied every command that was acknowledged before the call.

@@ -153,3 +153,38 @@ impl MemberKeyFile {
         files::write_secret(path, &bytes).with_context(|| format!("write `{}`", path.display()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_member_key_is_read_as_it_was_written_unless_other_users_can_read_it() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("alice.key");
+        let written = MemberKeyFile::generate("alice".parse().expect("a name"));
+        written.save(&path).expect("saved");
+        let read = MemberKeyFile::load(&path).expect("a new file is private");
+        assert_eq!(read.member, written.member);
+        assert_eq!(read.secret.public(), written.secret.public());
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
+        let error = MemberKeyFile::load(&path).err().expect("others can read it").to_string();
+        assert!(error.contains("alice.key") && error.contains("mode 640"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_member_key_is_refused_with_its_path() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("alice.key");
+        for text in
+            ["", "{}", r#"{"member": "alice", "secret": "zz"}"#, r#"{"member": "alice", "secret": "00"}"#]
+        {
+            std::fs::write(&path, text).expect("written");
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("set");
+            let error = MemberKeyFile::load(&path).err().expect("damaged").to_string();
+            assert!(error.contains("member key `") && error.contains("alice.key"), "{text}: {error}");
+        }
+    }
+}

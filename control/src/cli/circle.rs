@@ -222,3 +222,68 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Millis;
+
+    fn key_file(name: &str) -> MemberKeyFile {
+        MemberKeyFile::generate(name.parse().expect("a name"))
+    }
+
+    fn member(file: &MemberKeyFile) -> Member {
+        Member { id: file.member.clone(), keys: file.secret.public() }
+    }
+
+    #[test]
+    fn a_simple_policy_has_one_quorum_for_every_class() {
+        let members = ["alice", "bob", "carol"].map(|name| member(&key_file(name)));
+        let policy = simple_policy(&members, 2);
+        for class in [ActionClass::Routine, ActionClass::Sensitive] {
+            assert_eq!(human_chain::describe(&policy.quorums[&class]), "2 of (alice, bob, carol)");
+        }
+    }
+
+    #[test]
+    fn only_a_founder_with_the_key_of_the_genesis_signs_it() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let [alice, other_alice, mallory] = ["alice", "alice", "mallory"].map(key_file);
+        let members = vec![member(&alice)];
+        let genesis = Genesis {
+            name: "lab".into(),
+            founded_at: Millis(1),
+            policy: simple_policy(&members, 1),
+            members,
+            control: vec![],
+            nodes: vec![],
+            tokens: vec![],
+        };
+        let file = directory.path().join("genesis.json");
+        let signed = SignedGenesis { genesis, signatures: BTreeMap::new() };
+        std::fs::write(&file, serde_json::to_vec(&signed).expect("JSON")).expect("written");
+        let key = directory.path().join("key");
+        for stranger in [other_alice, mallory] {
+            stranger.save(&key).expect("saved");
+            let error = sign(&file, &key).expect_err("no founder").to_string();
+            assert!(error.contains("is not a founder"), "{error}");
+            assert_eq!(read_json::<SignedGenesis>(&file).expect("read"), signed, "nothing was signed");
+            std::fs::remove_file(&key).expect("removed");
+        }
+        alice.save(&key).expect("saved");
+        sign(&file, &key).expect("signed");
+        let now: SignedGenesis = read_json(&file).expect("read");
+        assert_eq!(now.signatures.keys().collect::<Vec<_>>(), [&alice.member]);
+        assert_eq!(now.genesis, signed.genesis);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_parsed_is_named() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join("history.json");
+        let error = |file: &Path| format!("{:#}", read_json::<History>(file).expect_err("unreadable"));
+        assert!(error(&file).starts_with("read `") && error(&file).contains("history.json"));
+        std::fs::write(&file, "{").expect("written");
+        assert!(error(&file).starts_with('`') && error(&file).contains("history.json"));
+    }
+}

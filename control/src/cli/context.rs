@@ -52,8 +52,8 @@ pub(crate) struct NewContext {
 pub(crate) fn run(command: ContextCommand, environment: &Environment) -> Result<()> {
     match command {
         ContextCommand::Show => show(environment),
-        ContextCommand::New(arguments) => make(arguments),
-        ContextCommand::Use { file } => choose(&file),
+        ContextCommand::New(arguments) => create(arguments),
+        ContextCommand::Use { file } => select(&file),
     }
 }
 
@@ -74,7 +74,7 @@ fn show(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-fn make(arguments: NewContext) -> Result<()> {
+fn create(arguments: NewContext) -> Result<()> {
     let signed: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
     let state = human_chain::CircleState::found(&signed, None)
         .with_context(|| format!("`{}`", arguments.genesis.display()))?;
@@ -104,7 +104,7 @@ fn make(arguments: NewContext) -> Result<()> {
     Ok(())
 }
 
-fn choose(file: &Path) -> Result<()> {
+fn select(file: &Path) -> Result<()> {
     let mut context = Context::load(Some(file))?;
     context.token_file = absolute(context.token_file);
     context.member_key_file = context.member_key_file.map(absolute);

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_type_with_codes_of_its_own_is_asked_for_one() {
+    fn the_code_of_an_error_type_is_used() {
         let chain = anyhow::Error::from(ChainError::KindNotBuilt("jobs")).context("deploy");
         assert_eq!(code_of(&chain), Some(error_code::KIND_NOT_BUILT));
         let unreachable = anyhow::Error::from(ClientError::Unreachable("refused".into())).context("status");

@@ -293,3 +293,39 @@ fn show(record: &ModelRecord) -> String {
         .collect();
     models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "failure domain"], rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::model::StoreReference;
+
+    #[test]
+    fn a_model_is_shown_with_the_store_of_each_shard() {
+        let mut record = crate::testing::model_record("minilm", "bert");
+        record.bytes = 3 << 20;
+        record.stores = ["node-1", "node-2"]
+            .map(|node| StoreReference {
+                url: format!("node://{node}/disk-0"),
+                failure_domain: node.to_string(),
+            })
+            .to_vec();
+        let text = show(&record);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("MODEL   ARCHITECTURE  SIZE"), "{text}");
+        assert!(lines[1].starts_with("minilm  bert") && lines[1].contains("4+2"), "{text}");
+        assert_eq!(lines[3], "SHARD  STORE                 FAILURE DOMAIN");
+        assert_eq!(lines[4], "0      node://node-1/disk-0  node-1");
+        assert_eq!(lines[5], "1      node://node-2/disk-0  node-2");
+    }
+
+    #[test]
+    fn a_download_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let fetched = Fetched::below(directory.path()).expect("created");
+        let folder = fetched.0.clone();
+        std::fs::write(folder.join("config.json"), "{}").expect("written");
+        assert!(folder.starts_with(directory.path()));
+        drop(fetched);
+        assert!(!folder.exists());
+    }
+}

@@ -267,6 +267,41 @@ mod tests {
     }
 
     #[test]
+    fn a_pending_node_is_listed_with_the_command_that_admits_it() {
+        let admission = crate::testing::admission("node-4");
+        let pending = PendingNode { id: admission.id, admission, last_seen: protocol::Millis(1) };
+        assert_eq!(pending_notes(&[]), "");
+        let expected = "\nnode-4 waits for admission: quorate node admit node-4";
+        assert_eq!(pending_notes(&[pending]), expected);
+    }
+
+    #[test]
+    fn shared_keys_are_listed_and_models_without_a_holder_are_noted() {
+        let name: NodeName = "node-4".parse().expect("a name");
+        let model = |name: &str| name.parse().expect("a name");
+        let mut shared = SharedKeys::default();
+        assert_eq!(share_text(&name, &shared), "no model key could be shared with node-4");
+        shared.models = vec![model("minilm"), model("tiny")];
+        assert_eq!(share_text(&name, &shared), "node-4 holds the keys of minilm, tiny");
+        shared.keyless = vec![model("lost")];
+        let text = share_text(&name, &shared);
+        assert!(text.starts_with("node-4 holds the keys of minilm, tiny\nnote: "), "{text}");
+        assert!(text.contains("`quorate model forget lost`"), "{text}");
+    }
+
+    #[test]
+    fn details_name_the_stores_and_every_limit_that_is_not_enforced() {
+        let mut view = node("node-1", Isolation::SameUid, &["cpu: Permission denied"]);
+        let stores = ["disk-0", "disk-1"].map(|store| store.parse().expect("a name"));
+        view.admission.storage =
+            Some(StorageEndpoint { address: "10.0.0.7:7700".into(), stores: stores.into() });
+        let text = details(&view);
+        assert!(text.contains("\nstorage at 10.0.0.7:7700: disk-0, disk-1\n"), "{text}");
+        assert!(text.ends_with("not enforced: cpu: Permission denied\n"), "{text}");
+        assert!(text.starts_with(&format!("\nidentity {}\n", view.id)), "{text}");
+    }
+
+    #[test]
     fn a_node_that_does_not_enforce_a_limit_is_marked_in_the_list() {
         let denied =
             ["cpu: Permission denied", "memory: Permission denied", "user-ids: the agent's own user"];

@@ -46,6 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn columns_are_as_wide_as_their_widest_cell_in_characters() {
+        let rows = vec![vec!["Müller".to_string(), "1".into()], vec!["x".into(), "2".into()]];
+        assert_eq!(table(&["n", "id"], rows), "N       ID\nMüller  1\nx       2\n");
+    }
+
+    #[test]
+    fn a_table_without_rows_is_its_header() {
+        assert_eq!(table(&["service", "ready"], vec![]), "SERVICE  READY\n");
+    }
+
+    #[test]
     fn columns_align() {
         let text = table(
             &["name", "state"],

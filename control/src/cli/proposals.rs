@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signatures_that_are_needed_are_counted_and_not_the_members_that_may_give_them() {
+    fn needed_signatures_are_counted_and_not_eligible_members() {
         let [a, b, c, d] =
             ["alice", "bob", "carol", "dave"].map(|name| Quorum::Member(name.parse().expect("a name")));
         let two = rule(2, &[a.clone(), b.clone(), c.clone()]);

@@ -46,24 +46,26 @@ pub(crate) struct EventsArguments {
 /// The status is 0 if all is well and 1 if something is wrong. It is 2 if the quorum is lost or the state
 /// cannot be determined.
 pub(crate) async fn status(environment: &Environment) -> Result<ExitCode> {
-    let report = verdict::ask(&environment.context()?.client()?).await?;
+    let report = verdict::query(&environment.context()?.client()?).await?;
     environment.output().print(&report.to_json(), |_| report.to_text());
     Ok(ExitCode::from(report.exit_code()))
 }
 
 pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> Result<()> {
     let why: Why = environment.context()?.client()?.get(&format!("/v1/why/{}", arguments.subject)).await?;
-    environment.output().print(&why, |why| {
-        let mut text = format!("{}: {}\n", why.subject, why.answer);
-        for reason in &why.reasons {
-            text.push_str(&format!("  {reason}\n"));
-        }
-        if let Some(remedy) = &why.remedy {
-            text.push_str(&format!("remedy: {remedy}\n"));
-        }
-        text
-    });
+    environment.output().print(&why, why_text);
     Ok(())
+}
+
+fn why_text(why: &Why) -> String {
+    let mut text = format!("{}: {}\n", why.subject, why.answer);
+    for reason in &why.reasons {
+        text.push_str(&format!("  {reason}\n"));
+    }
+    if let Some(remedy) = &why.remedy {
+        text.push_str(&format!("remedy: {remedy}\n"));
+    }
+    text
 }
 
 pub(crate) async fn events(arguments: EventsArguments, environment: &Environment) -> Result<()> {
@@ -108,4 +110,28 @@ pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -
     let value = serde_json::json!({ "code": arguments.code, "page": page });
     environment.output().print(&value, |_| page.to_string());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_lists_its_reasons_and_ends_with_the_remedy() {
+        let mut why = Why {
+            subject: "minilm/1".into(),
+            answer: "waits for a node".into(),
+            reasons: vec!["node-1: 200 millicores are free".into(), "node-2: is silent".into()],
+            remedy: Some("quorate node admit node-3".into()),
+        };
+        let expected = "\
+minilm/1: waits for a node
+  node-1: 200 millicores are free
+  node-2: is silent
+remedy: quorate node admit node-3
+";
+        assert_eq!(why_text(&why), expected);
+        (why.reasons, why.remedy) = (vec![], None);
+        assert_eq!(why_text(&why), "minilm/1: waits for a node\n");
+    }
 }

@@ -4,7 +4,7 @@
 //! nothing, and if two of three hang, no replica could report it. All replicas are queried concurrently. The
 //! verdict is ready as soon as the slowest has answered or timed out.
 
-use crate::client::{ClientError, ControlClient, Dial, ReplicaDial};
+use crate::client::{ClientError, ControlClient, Reachability, ReplicaProbe};
 use anyhow::Result;
 use protocol::api::{Finding, Status};
 use serde_json::{Value, json};
@@ -13,17 +13,17 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Timeout of one replica. Together with the start-up time of this program it stays below a second.
-const DIAL_LIMIT: Duration = Duration::from_millis(800);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 /// Time to wait for the leader's view while a replica is silent; the silence is worth reporting without it.
-const VIEW_LIMIT: Duration = Duration::from_millis(900);
+const VIEW_TIMEOUT: Duration = Duration::from_millis(900);
 /// Time to wait for the leader's view while every replica answers: one of them will be elected soon.
-const ELECTION_LIMIT: Duration = Duration::from_millis(2500);
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Health of the cluster, as the exit status encodes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClusterHealth {
-    Well = 0,
-    Wrong = 1,
+    Healthy = 0,
+    Degraded = 1,
     /// No quorum, or no view from a leader.
     Unknown = 2,
 }
@@ -31,17 +31,17 @@ enum ClusterHealth {
 /// The report that `quorate status` prints.
 #[derive(Debug, Clone)]
 pub(super) struct Report {
-    verdict: ClusterHealth,
+    health: ClusterHealth,
     summary: String,
     findings: Vec<Finding>,
-    control: Vec<Control>,
+    control: Vec<ControlState>,
     /// The leader's view, if there is one.
     status: Option<Status>,
 }
 
 /// State of one control replica.
 #[derive(Debug, Clone)]
-struct Control {
+struct ControlState {
     /// `control-2`, or the URL if no replica reports the number.
     name: String,
     url: String,
@@ -53,28 +53,28 @@ struct Control {
 ///
 /// # Errors
 /// Returns an error if the API refuses to report the status.
-pub(super) async fn ask(client: &ControlClient) -> Result<Report, ClientError> {
+pub(super) async fn query(client: &ControlClient) -> Result<Report, ClientError> {
     let began = Instant::now();
-    let mut dialled = pin!(client.survey(DIAL_LIMIT));
+    let mut probed = pin!(client.probe_all(PROBE_TIMEOUT));
     let mut viewed = pin!(client.get::<Status>("/v1/status"));
     let mut view = None;
-    let dials = loop {
+    let probes = loop {
         tokio::select! {
-            dials = &mut dialled => break dials,
+            probes = &mut probed => break probes,
             status = &mut viewed, if view.is_none() => view = Some(status),
         }
     };
-    if view.is_none() && ReplicaDial::have_quorum(&dials) {
-        let silent = dials.iter().any(|dial| !dial.answers());
-        let limit = if silent { VIEW_LIMIT } else { ELECTION_LIMIT };
+    if view.is_none() && ReplicaProbe::have_quorum(&probes) {
+        let silent = probes.iter().any(|probe| !probe.answers());
+        let limit = if silent { VIEW_TIMEOUT } else { ELECTION_TIMEOUT };
         view = timeout_at(began + limit, viewed).await.ok();
     }
-    judge(&dials, view)
+    assess(&probes, view)
 }
 
-fn judge(dials: &[ReplicaDial], view: Option<Result<Status, ClientError>>) -> Result<Report, ClientError> {
-    let control: Vec<Control> = dials.iter().map(|dial| describe(dial, dials)).collect();
-    if !ReplicaDial::have_quorum(dials) {
+fn assess(probes: &[ReplicaProbe], view: Option<Result<Status, ClientError>>) -> Result<Report, ClientError> {
+    let control: Vec<ControlState> = probes.iter().map(|probe| describe(probe, probes)).collect();
+    if !ReplicaProbe::have_quorum(probes) {
         return Ok(without_quorum(control));
     }
     match view {
@@ -84,22 +84,22 @@ fn judge(dials: &[ReplicaDial], view: Option<Result<Status, ClientError>>) -> Re
     }
 }
 
-fn describe(dial: &ReplicaDial, all: &[ReplicaDial]) -> Control {
-    let views = all.iter().filter_map(|dial| match &dial.dial {
-        Dial::Answers(Some(view)) => Some(view),
+fn describe(probe: &ReplicaProbe, all: &[ReplicaProbe]) -> ControlState {
+    let views = all.iter().filter_map(|probe| match &probe.reachability {
+        Reachability::Answers(Some(view)) => Some(view),
         _ => None,
     });
-    let url = dial.url.trim_end_matches('/');
+    let url = probe.url.trim_end_matches('/');
     let known = views.flat_map(|view| &view.replicas).find(|replica| replica.api == url);
-    let silence = match &dial.dial {
-        Dial::Answers(_) => None,
-        Dial::Silent(reason) => Some(reason.clone()),
+    let silence = match &probe.reachability {
+        Reachability::Answers(_) => None,
+        Reachability::Silent(reason) => Some(reason.clone()),
     };
-    let name = known.map_or_else(|| dial.url.clone(), |replica| format!("control-{}", replica.id));
-    Control { name, url: dial.url.clone(), silence }
+    let name = known.map_or_else(|| probe.url.clone(), |replica| format!("control-{}", replica.id));
+    ControlState { name, url: probe.url.clone(), silence }
 }
 
-fn without_quorum(control: Vec<Control>) -> Report {
+fn without_quorum(control: Vec<ControlState>) -> Report {
     let silent = names(&control, |control| control.silence.is_some());
     let answering = names(&control, |control| control.silence.is_none());
     let summary = match answering.is_empty() {
@@ -107,10 +107,10 @@ fn without_quorum(control: Vec<Control>) -> Report {
         false => format!("quorum lost: {silent}; {answering} alone cannot commit changes or renew leases"),
     };
     let findings = control.iter().filter_map(silence_finding).collect();
-    Report { verdict: ClusterHealth::Unknown, summary, findings, control, status: None }
+    Report { health: ClusterHealth::Unknown, summary, findings, control, status: None }
 }
 
-fn without_leader(control: Vec<Control>) -> Report {
+fn without_leader(control: Vec<ControlState>) -> Report {
     let silent = names(&control, |control| control.silence.is_some());
     let reason = if silent.is_empty() { "all replicas answer".to_string() } else { silent };
     let summary = format!("no control replica leads at the moment ({reason}); changes wait for an election");
@@ -119,16 +119,16 @@ fn without_leader(control: Vec<Control>) -> Report {
         message: "without a leader, the state of nodes and services is unknown".into(),
         next: "quorate status, in a few seconds".into(),
     });
-    Report { verdict: ClusterHealth::Unknown, summary, findings, control, status: None }
+    Report { health: ClusterHealth::Unknown, summary, findings, control, status: None }
 }
 
-fn with_view(control: Vec<Control>, status: Status) -> Report {
+fn with_view(control: Vec<ControlState>, status: Status) -> Report {
     // The leader names the replicas that do not answer it; those that only this machine cannot reach are
     // added.
-    let told = |control: &Control| {
+    let known_to_leader = |control: &ControlState| {
         status.replicas_silent.iter().any(|silent| control.name == format!("control-{silent}"))
     };
-    let unknown = |control: &&Control| !told(control);
+    let unknown = |control: &&ControlState| !known_to_leader(control);
     let mut findings: Vec<Finding> = control.iter().filter(unknown).filter_map(silence_finding).collect();
     let silent = names(&control, |control| control.silence.is_some());
     let summary = match (silent.is_empty(), status.healthy) {
@@ -138,15 +138,15 @@ fn with_view(control: Vec<Control>, status: Status) -> Report {
         (false, false) => format!("{silent}; {}", status.summary),
     };
     findings.extend(status.findings.iter().cloned());
-    let well = status.healthy && control.iter().all(|control| control.silence.is_none());
-    let verdict = if well { ClusterHealth::Well } else { ClusterHealth::Wrong };
-    Report { verdict, summary, findings, control, status: Some(status) }
+    let healthy = status.healthy && control.iter().all(|control| control.silence.is_none());
+    let health = if healthy { ClusterHealth::Healthy } else { ClusterHealth::Degraded };
+    Report { health, summary, findings, control, status: Some(status) }
 }
 
 /// Returns `control-1 does not answer` or `control-2 and control-3 do not answer`; for answering replicas,
 /// the names alone.
-fn names(control: &[Control], wanted: impl Fn(&Control) -> bool) -> String {
-    let chosen: Vec<&Control> = control.iter().filter(|control| wanted(control)).collect();
+fn names(control: &[ControlState], wanted: impl Fn(&ControlState) -> bool) -> String {
+    let chosen: Vec<&ControlState> = control.iter().filter(|control| wanted(control)).collect();
     let all = chosen.iter().map(|control| control.name.as_str()).collect::<Vec<_>>().join(" and ");
     match chosen.as_slice() {
         [] => String::new(),
@@ -156,7 +156,7 @@ fn names(control: &[Control], wanted: impl Fn(&Control) -> bool) -> String {
     }
 }
 
-fn silence_finding(control: &Control) -> Option<Finding> {
+fn silence_finding(control: &ControlState) -> Option<Finding> {
     let reason = control.silence.as_ref()?;
     let message = match control.name == control.url {
         true => format!("{} does not answer: {reason}", control.url),
@@ -170,18 +170,18 @@ fn silence_finding(control: &Control) -> Option<Finding> {
 
 impl Report {
     pub(super) fn exit_code(&self) -> u8 {
-        self.verdict as u8
+        self.health as u8
     }
 
     /// Returns the leader's view, if there is one, together with the verdict and the replicas.
     pub(super) fn to_json(&self) -> Value {
         let mut value =
             self.status.as_ref().map_or_else(|| json!({ "leader": null }), |status| json!(status));
-        let control = |control: &Control| {
+        let control = |control: &ControlState| {
             let answers = control.silence.is_none();
             json!({ "name": control.name, "url": control.url, "answers": answers })
         };
-        value["healthy"] = json!(self.verdict == ClusterHealth::Well);
+        value["healthy"] = json!(self.health == ClusterHealth::Healthy);
         value["summary"] = json!(self.summary);
         value["findings"] = json!(self.findings);
         value["control"] = self.control.iter().map(control).collect();
@@ -214,12 +214,12 @@ mod tests {
     /// Returns the exit status, the report and the elapsed simulated time.
     async fn status(replicas: Vec<Does>) -> (u8, Report, Duration) {
         let (client, world) = SimulatedReplicas::client(replicas);
-        let report = ask(&client).await.expect("a report");
+        let report = query(&client).await.expect("a report");
         (report.exit_code(), report, world.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_is_well_is_said_at_once() {
+    async fn a_healthy_cluster_is_reported_at_once() {
         let (code, report, took) = status(vec![Does::Follows(Some(1)), LEADS, Does::Follows(Some(1))]).await;
         assert_eq!((code, took), (0, Duration::ZERO));
         assert_eq!(report.summary, "all is well; 2 services, 3 of 3 nodes alive");
@@ -296,7 +296,33 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_are_not_enforced_are_said() {
+    fn replicas_are_named_in_the_singular_and_in_the_plural() {
+        let replica = |name: &str, reason: Option<&str>| ControlState {
+            name: name.into(),
+            url: format!("https://{name}"),
+            silence: reason.map(str::to_string),
+        };
+        let (one, two, three) = (
+            replica("control-1", Some("refused")),
+            replica("control-2", Some("refused")),
+            replica("control-3", None),
+        );
+        let is_silent = |control: &ControlState| control.silence.is_some();
+        assert_eq!(names(std::slice::from_ref(&three), is_silent), "");
+        assert_eq!(names(&[one.clone(), three.clone()], is_silent), "control-1 does not answer");
+        let all = [one.clone(), two, three];
+        assert_eq!(names(&all, is_silent), "control-1 and control-2 do not answer");
+        assert_eq!(names(&all, |control| control.silence.is_none()), "control-3");
+        let finding = silence_finding(&one).expect("it is silent");
+        assert_eq!(finding.message, "control-1 (https://control-1) does not answer: refused");
+        let unnamed = ControlState { name: one.url.clone(), ..one };
+        let finding = silence_finding(&unnamed).expect("it is silent");
+        assert_eq!(finding.message, "https://control-1 does not answer: refused");
+        assert!(silence_finding(&all[2]).is_none());
+    }
+
+    #[test]
+    fn limits_that_are_not_enforced_are_reported() {
         let not_enforced = vec!["cpu, memory on node-1, node-2".into()];
         let status = Status { not_enforced, ..crate::testing::status() };
         let text = with_view(Vec::new(), status).to_text();
@@ -306,7 +332,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_an_error() {
         let (client, _) = SimulatedReplicas::client(vec![Does::Refuses(401, "token-unknown")]);
-        let error = ask(&client).await.expect_err("refused");
+        let error = query(&client).await.expect_err("refused");
         assert_eq!(error.code().map(|code| code.as_str()), Some("token-unknown"));
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct ControlRequest {
 
 /// Outcome of one request.
 #[derive(Debug, Clone)]
-pub(super) enum Heard {
+pub(super) enum ExchangeOutcome {
     /// An HTTP response; a success has a JSON body.
     Answer {
         status: u16,
@@ -43,7 +43,7 @@ pub(super) enum Heard {
 /// Transport of requests to replicas.
 pub(super) trait Exchange: Send + Sync {
     /// Sends a request to the replica with this index and waits for the outcome.
-    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, Heard>;
+    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, ExchangeOutcome>;
 }
 
 /// Transport over HTTP or HTTPS.
@@ -69,7 +69,7 @@ impl Http {
 }
 
 impl Exchange for Http {
-    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, Heard> {
+    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, ExchangeOutcome> {
         let url = format!("{}{}", self.replicas[replica], request.path);
         let mut builder = self.client.request(request.method.clone(), url).bearer_auth(&self.token);
         if let Some(body) = &request.body {
@@ -81,18 +81,18 @@ impl Exchange for Http {
         Box::pin(async move {
             let response = match builder.send().await {
                 Ok(response) => response,
-                Err(error) if error.is_connect() => return Heard::NotSent(error_chain(&error)),
-                Err(error) => return Heard::Lost(error_chain(&error)),
+                Err(error) if error.is_connect() => return ExchangeOutcome::NotSent(error_chain(&error)),
+                Err(error) => return ExchangeOutcome::Lost(error_chain(&error)),
             };
             let status = response.status();
             let leader = response.headers().get(LEADER_HEADER);
             let leader = leader.and_then(|leader| leader.to_str().ok()).map(str::to_string);
             match response.bytes().await {
-                Err(error) => Heard::Lost(error_chain(&error)),
+                Err(error) => ExchangeOutcome::Lost(error_chain(&error)),
                 Ok(body) if status.is_success() && serde_json::from_slice::<IgnoredAny>(&body).is_err() => {
-                    Heard::Lost("the response is not complete JSON".into())
+                    ExchangeOutcome::Lost("the response is not complete JSON".into())
                 }
-                Ok(body) => Heard::Answer { status: status.as_u16(), body, leader },
+                Ok(body) => ExchangeOutcome::Answer { status: status.as_u16(), body, leader },
             }
         })
     }

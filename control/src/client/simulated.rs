@@ -3,7 +3,7 @@
 //! The replicas can hang, be dead, name a leader, respond late or lose their responses.
 
 use super::ControlClient;
-use super::exchange::{ControlRequest, Exchange, Heard};
+use super::exchange::{ControlRequest, Exchange, ExchangeOutcome};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use protocol::ReplicaId;
@@ -95,21 +95,23 @@ impl SimulatedReplicas {
 }
 
 impl Exchange for SimulatedReplicas {
-    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, Heard> {
+    fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, ExchangeOutcome> {
         let (path, key) = (request.path.clone(), request.key.clone());
         self.arrived.lock().expect("no panic").push(Arrived { replica, key });
         let own = path == "/v1/replica";
         let (leader, count) = (self.leader(), self.replicas.lock().expect("no panic").len());
         let body = if own { view(replica, count, leader) } else { answer(&path) };
-        let success = Heard::Answer { status: 200, body, leader: None };
+        let success = ExchangeOutcome::Answer { status: 200, body, leader: None };
         match self.now(replica) {
             Does::Hangs | Does::Until(..) => Box::pin(std::future::pending()),
-            Does::IsDead => Box::pin(async { Heard::NotSent("connection refused".into()) }),
+            Does::IsDead => Box::pin(async { ExchangeOutcome::NotSent("connection refused".into()) }),
             Does::Leads(late) => Box::pin(async move {
                 tokio::time::sleep(late).await;
                 success
             }),
-            Does::LosesAnswers(_) if !own => Box::pin(async { Heard::Lost("connection reset".into()) }),
+            Does::LosesAnswers(_) if !own => {
+                Box::pin(async { ExchangeOutcome::Lost("connection reset".into()) })
+            }
             Does::Follows(leader) if !own => {
                 let leader = leader.map(url);
                 Box::pin(async move { refusal(421, "not-leader", leader) })
@@ -120,10 +122,10 @@ impl Exchange for SimulatedReplicas {
     }
 }
 
-fn refusal(status: u16, code: &str, leader: Option<String>) -> Heard {
+fn refusal(status: u16, code: &str, leader: Option<String>) -> ExchangeOutcome {
     let message = format!("this replica says {code}");
     let problem = Problem { code: code.into(), message, at: None, remedy: None };
-    Heard::Answer { status, body: serde_json::to_vec(&problem).expect("JSON").into(), leader }
+    ExchangeOutcome::Answer { status, body: serde_json::to_vec(&problem).expect("JSON").into(), leader }
 }
 
 fn view(replica: usize, replicas: usize, leader: Option<usize>) -> Bytes {

@@ -93,7 +93,7 @@ async fn a_read_waits_for_an_election_while_a_majority_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_whose_answers_are_lost_is_sent_again_under_the_same_key() {
+async fn a_write_whose_responses_are_lost_is_retried_under_the_same_key() {
     let (client, world) =
         SimulatedReplicas::client(vec![Does::Follows(Some(1)), Does::LosesAnswers(3), Does::Hangs]);
     write(&client).await.expect("the fourth answer came");
@@ -108,7 +108,7 @@ async fn a_write_whose_answers_are_lost_is_sent_again_under_the_same_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_is_sent_again_after_what_was_not_done_and_what_may_have_been() {
+async fn a_write_is_retried_after_a_refusal_and_after_a_lost_response() {
     for (status, code) in [(503, "control-unavailable"), (504, "outcome-unknown"), (421, "not-leader")] {
         let late = |first| Does::Until(8 * SECOND, Box::new((first, AT_ONCE)));
         let (client, world) =
@@ -119,7 +119,7 @@ async fn a_write_is_sent_again_after_what_was_not_done_and_what_may_have_been() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_is_never_answered_says_what_is_known_of_it() {
+async fn a_write_without_a_response_has_an_unknown_outcome() {
     let cases = [
         (
             vec![Does::LosesAnswers(u32::MAX), Does::Follows(Some(0)), Does::Follows(Some(0))],
@@ -148,7 +148,7 @@ async fn a_write_that_is_never_answered_says_what_is_known_of_it() {
 /// The write is lost once, and every later copy is refused as not done: the refusals concern the later copies
 /// alone.
 #[tokio::test(start_paused = true)]
-async fn a_write_that_was_lost_once_is_not_called_undone_for_later_refusals() {
+async fn a_lost_write_stays_of_unknown_outcome_after_later_refusals() {
     let (client, world) = SimulatedReplicas::client(vec![Does::LosesAnswers(1), Does::IsDead, Does::IsDead]);
     let writing = tokio::spawn(async move { write(&client).await });
     while world.arrived().is_empty() {

@@ -65,7 +65,7 @@ impl FaultLog {
     }
 
     /// Returns the recorded faults, ordered by segment and shard.
-    fn told(&self) -> Vec<ShardFaultSummary> {
+    fn sorted(&self) -> Vec<ShardFaultSummary> {
         let mut faults = self.faults.lock().expect("no holder of this lock panics").clone();
         faults.sort_by_key(|fault| (fault.segment, fault.shard));
         faults
@@ -95,7 +95,7 @@ pub struct HealthSummary {
 
 impl HealthSummary {
     pub(super) fn new(report: &HealthReport, log: &FaultLog) -> Self {
-        let (shards_faulty, faulty) = (report.faults.values().sum::<u64>(), log.told());
+        let (shards_faulty, faulty) = (report.faults.values().sum::<u64>(), log.sorted());
         Self {
             shards: report.shards,
             bytes: report.bytes,
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_told_by_its_place_and_code_and_the_rest_are_counted() {
+    fn each_fault_is_listed_by_location_and_code_and_the_rest_are_counted() {
         let (report, log) = found(&[FaultKind::Missing, FaultKind::Wrong]);
         let summary = HealthSummary::new(&report, &log);
         let json = serde_json::to_value(&summary).expect("JSON");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_has_the_code_of_the_worst() {
+    fn a_summary_has_the_code_of_the_most_severe_fault() {
         use FaultKind::*;
         for (kinds, lost, manifests, expected) in [
             (&[][..], 0, 0, None),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repair_that_left_something_says_why() {
+    fn an_incomplete_repair_reports_the_reason() {
         let (report, log) = found(&[FaultKind::Wrong]);
         let repaired = |rewritten, lost| {
             let mut found = report.clone();

@@ -232,7 +232,7 @@ mod tests {
     use super::segments_done;
 
     #[test]
-    fn progress_counts_segments_whatever_groups_they_are_read_in() {
+    fn progress_is_counted_in_segments_for_any_group_size() {
         for (groups, segments, expected) in
             [(1, 12, vec![0, 12]), (3, 12, vec![0, 4, 8, 12]), (4, 10, vec![0, 2, 5, 7, 10]), (0, 0, vec![0])]
         {

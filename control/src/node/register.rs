@@ -17,7 +17,7 @@ use scheduler::limits::WRAPS_PER_COMMAND_MAX;
 use serde::Serialize;
 
 /// Maximum number of attempts to register a model while the circle keeps changing.
-const CIRCLES_MAX: u32 = 3;
+const ATTEMPTS_MAX: u32 = 3;
 
 /// Returns an error if a name is taken, before anything is uploaded under it.
 pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Result<()> {
@@ -39,7 +39,7 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
 ///
 /// The members and nodes are those at the end of the upload, which may be an hour after its beginning.
 pub(super) async fn register(session: &Session, key: &ModelKey, record: &ModelRecord) -> Result<()> {
-    for _ in 1..CIRCLES_MAX {
+    for _ in 1..ATTEMPTS_MAX {
         match register_once(session, key, record).await {
             Err(error) if is_refused(&error, error_code::NODE_NOT_ADMITTED) => {}
             outcome => return outcome,

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn people_read_what_went_and_what_did_not() {
+    fn the_summary_lists_removed_objects_and_failures() {
         let mut summary = SweepSummary {
             stores: vec!["node://a/s".into()],
             dry_run: false,

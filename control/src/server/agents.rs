@@ -99,7 +99,7 @@ async fn enrol(
     let reply = match known {
         Some(answer) => answer?,
         None => {
-            server.unadmitted.note(address)?;
+            server.unadmitted.take_log_write(address)?;
             server.command(Actor::Scheduler, Action::Enrol(Box::new(request.admission))).await?
         }
     };

@@ -88,12 +88,12 @@ impl Server {
     }
 
     /// Reads the cluster as its leader sees it now.
-    fn look<R>(&self, look: impl FnOnce(ClusterView) -> R) -> Result<R, Failure> {
+    fn read_view<R>(&self, read: impl FnOnce(ClusterView) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed =
             &leadership.as_ref().ok_or_else(|| unavailable("this replica has lost leadership"))?.observed;
         let now = LeaderTime(wall_clock());
-        Ok(self.cluster(|cluster| look(ClusterView { cluster, observed, now })))
+        Ok(self.cluster(|cluster| read(ClusterView { cluster, observed, now })))
     }
 
     async fn change(&self, caller: Submitter, key: Key, action: Action) -> ApiResult<Done> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Pause between rounds when nothing happens. Short against the 3 s lease, long against a round's cost.
-const ROUND: Duration = Duration::from_millis(100);
+const PLANNING_INTERVAL: Duration = Duration::from_millis(100);
 
 /// State that a replica has only while it leads.
 pub(crate) struct LeaderState {
@@ -31,20 +31,20 @@ pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
     loop {
         let status = server.handle.status();
         if status.role == consensus::Role::Leader {
-            round(&server, status.term).await;
+            planning_round(&server, status.term).await;
         } else if server.take_leadership().is_some() {
             tracing::info!("lost leadership");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(ROUND) => {}
+            () = tokio::time::sleep(PLANNING_INTERVAL) => {}
             changed = applied.changed() => if changed.is_err() { return },
         }
     }
 }
 
-pub(super) async fn round(server: &Server, term: Term) {
-    if server.leading_term() != Some(term) && !begin(server, term).await {
+pub(super) async fn planning_round(server: &Server, term: Term) {
+    if server.leading_term() != Some(term) && !announce(server, term).await {
         return;
     }
     if !server.cluster(|cluster| cluster.genesis().is_some()) {
@@ -76,7 +76,7 @@ pub(super) async fn round(server: &Server, term: Term) {
 }
 
 /// Announces this replica as leader, which makes every plan of an earlier leader stale.
-async fn begin(server: &Server, term: Term) -> bool {
+async fn announce(server: &Server, term: Term) -> bool {
     let replica = server.id;
     match server.command(Actor::Scheduler, Action::Lead { replica }).await {
         Ok(Reply::Leads { .. }) => {

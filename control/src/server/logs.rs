@@ -51,7 +51,7 @@ pub(super) fn of_holder(
 
 impl Logs {
     /// Discards the lines of an earlier leadership, because the lines sent between the two were not received.
-    fn begin(&mut self, epoch: u64) {
+    fn start_epoch(&mut self, epoch: u64) {
         if self.epoch != epoch {
             *self = Self { epoch, ..Self::default() };
         }
@@ -59,7 +59,7 @@ impl Logs {
 
     /// Keeps the lines that a node sent to the leader of this term, each once.
     pub(super) fn append(&mut self, epoch: u64, node: &NodeName, boot: u64, lines: Vec<WorkerLine>) {
-        self.begin(epoch);
+        self.start_epoch(epoch);
         let newest = self.newest.entry(node.clone()).or_default();
         if newest.0 != boot {
             *newest = (boot, 0);
@@ -89,7 +89,7 @@ impl Logs {
 
     /// Returns lines of a service after a sequence number, oldest first, at most `limit`.
     pub(super) fn page(&mut self, epoch: u64, service: &ServiceName, after: u64, limit: usize) -> LogPage {
-        self.begin(epoch);
+        self.start_epoch(epoch);
         let lines = self.services.get(service).map(|ring| &ring.lines);
         let wanted = lines.into_iter().flatten().filter(|line| line.sequence > after);
         LogPage { epoch, items: wanted.take(limit).cloned().collect() }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_keeps_the_newest() {
+    fn a_flood_of_lines_keeps_the_newest() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
         for at in 0..LINES_MAX as u64 + 5 {
@@ -155,7 +155,7 @@ mod tests {
     /// A replica that leads again did not receive the lines sent in between, so it starts empty in a new
     /// epoch.
     #[test]
-    fn another_term_is_another_epoch_and_begins_with_nothing() {
+    fn a_new_term_begins_an_empty_epoch() {
         let (node, service) = ("node-1".parse().expect("a name"), "chat".parse().expect("a name"));
         let mut logs = Logs::default();
         logs.append(3, &node, 7, vec![line("chat", 1, "one"), line("chat", 2, "two")]);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_speaks_only_for_slots_that_it_holds_or_held_last() {
+    fn a_node_sends_lines_only_for_slots_that_it_holds_or_held_last() {
         let id = |byte| NodeId(PublicKey([byte; 32]));
         let record = crate::testing::model_record("chat", "llama");
         let text = crate::cli::service_template(&"chat".parse().expect("a name"), &record, 1, 3);

@@ -240,19 +240,19 @@ impl Server {
                 let alive = cluster.nodes().filter(|node| view.is_alive(&node.id));
                 let services = scheduler::service_views(view);
                 let service = |view: ServiceView| (view.name, view.desired, view.ready);
-                Led {
+                LeaderMetrics {
                     nodes_alive: alive.count(),
                     services: services.into_iter().map(service).collect(),
                     not_enforced: scheduler::limits_not_enforced(view),
                 }
             })
         });
-        metrics.show_led(led.as_ref());
+        metrics.export_leader_metrics(led.as_ref());
     }
 }
 
 /// Values that only the leader knows.
-struct Led {
+struct LeaderMetrics {
     nodes_alive: usize,
     /// Each service with the numbers of its desired and its ready replicas.
     services: Vec<(ServiceName, u32, u32)>,
@@ -276,7 +276,7 @@ impl ServerMetrics {
     ///
     /// A former leader's last values, or those of a retired service, would otherwise mask an outage for as
     /// long as the process runs.
-    fn show_led(&self, led: Option<&Led>) {
+    fn export_leader_metrics(&self, led: Option<&LeaderMetrics>) {
         self.nodes_alive.reset();
         self.replicas_desired.reset();
         self.replicas_ready.reset();
@@ -319,17 +319,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_leader_tells_of_nodes_and_services_and_only_of_those_there_are() {
+    fn only_the_leader_exports_metrics_of_existing_nodes_and_services() {
         let metrics = ServerMetrics::new();
         let service = |name: &str, desired, ready| (name.parse().expect("a name"), desired, ready);
         let silent = ["quorate_scheduler_plans_refused 0", "quorate_scheduler_steps_dropped 0"];
         assert_eq!(shown(&metrics), silent, "a replica that never led");
-        let led = Led {
+        let led = LeaderMetrics {
             nodes_alive: 4,
             services: vec![service("chat", 2, 2), service("embed", 1, 0)],
             not_enforced: vec![("node-1".parse().expect("a name"), vec!["cpu", "memory"])],
         };
-        metrics.show_led(Some(&led));
+        metrics.export_leader_metrics(Some(&led));
         metrics.steps_dropped.set(1);
         let refusal = Refusal::new(protocol::error_code::PLAN_STALE, "slot chat/0 is held");
         (0..2).for_each(|_| metrics.count_plan(Some(&refusal)));
@@ -345,8 +345,8 @@ mod tests {
             "quorate_service_replicas_ready{service=\"embed\"} 0",
         ];
         assert_eq!(shown(&metrics), expected);
-        let later = Led { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
-        metrics.show_led(Some(&later));
+        let later = LeaderMetrics { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
+        metrics.export_leader_metrics(Some(&later));
         metrics.count_plan(None);
         assert!(
             shown(&metrics).contains(&"quorate_scheduler_plans_refused 0".to_string()),
@@ -355,7 +355,7 @@ mod tests {
         metrics.count_plan(Some(&refusal));
         assert!(!shown(&metrics).concat().contains("chat"), "a service that was retired");
         assert!(!shown(&metrics).concat().contains("node-1"), "a node that enforces everything now");
-        metrics.show_led(None);
+        metrics.export_leader_metrics(None);
         assert_eq!(shown(&metrics), silent, "a former leader");
     }
 }

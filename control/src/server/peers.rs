@@ -14,10 +14,10 @@ use protocol::governance::Genesis;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Pause between rounds.
-const ROUND: Duration = Duration::from_secs(1);
+/// Pause between two rounds of checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Timeout of a health check; a replica that takes longer counts as silent until the next round.
-const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Path of the health check.
 const PATH: &str = "/control/v1/alive";
 
@@ -30,7 +30,7 @@ pub(crate) struct PeerHealth {
 
 impl PeerHealth {
     pub(crate) fn new(identity: &Identity, genesis: &Genesis) -> Result<Self, NotAnAddress> {
-        let limits = Limits { request: ANSWER_LIMIT, ..Limits::default() };
+        let limits = Limits { request: CHECK_TIMEOUT, ..Limits::default() };
         let others = genesis.control.iter().filter(|replica| replica.key != identity.public_key());
         let clients = others
             .map(|replica| {
@@ -56,7 +56,7 @@ impl PeerHealth {
         self.silent.lock().expect("no holder of this lock panics")
     }
 
-    async fn ask_all(&self) {
+    async fn check_all(&self) {
         let asked = self.clients.iter().map(|(id, client)| async {
             let request = http::Request::get(PATH).body(bytes::Bytes::new()).expect("a constant request");
             let answered = client.request(request).await.is_ok_and(|answer| answer.status().is_success());
@@ -70,10 +70,10 @@ impl PeerHealth {
 /// Checks the other replicas in every round, until `shutdown`.
 pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
     loop {
-        server.peers.ask_all().await;
+        server.peers.check_all().await;
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(ROUND) => {}
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
     }
 }

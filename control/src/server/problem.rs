@@ -167,7 +167,7 @@ pub(crate) fn unavailable(error: impl std::fmt::Display) -> Failure {
 /// Returns the failure for a committed command whose effect cannot be shown.
 ///
 /// Its status is never 503, which would report that nothing was done.
-pub(super) fn unseen(reason: impl std::fmt::Display) -> Failure {
+pub(super) fn effect_unknown(reason: impl std::fmt::Display) -> Failure {
     Failure::new(error_code::OUTCOME_UNKNOWN, format!("the command was committed; {reason}")).remedy(CHECK)
 }
 
@@ -176,3 +176,70 @@ const CHECK: &str =
     "send it again under its Idempotency-Key, or check whether it took effect before you repeat it";
 /// Remedy when nothing was done and the request itself is valid.
 const RETRY: &str = "retry; `quorate status` shows the replicas that answer";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_follows_from_the_code() {
+        for (code, status) in [
+            (error_code::KIND_NOT_BUILT, 400),
+            (error_code::TOKEN_UNKNOWN, 401),
+            (error_code::TOKEN_SCOPE_MISSING, 403),
+            (error_code::PROPOSAL_NOT_FOUND, 404),
+            (error_code::METHOD_NOT_ALLOWED, 405),
+            (error_code::NAME_TAKEN, 409),
+            (error_code::REQUEST_TOO_LARGE, 413),
+            (error_code::NOT_LEADER, 421),
+            (error_code::IDEMPOTENCY_KEY_REUSED, 422),
+            (error_code::LIMIT_REACHED, 429),
+            (error_code::NO_LEADER, 503),
+            (error_code::OUTCOME_UNKNOWN, 504),
+            (error_code::LOG_DISK_FULL, 507),
+        ] {
+            let response = Failure::from(Refusal::new(code, "text")).into_response();
+            assert_eq!(response.status().as_u16(), status, "{code}");
+        }
+    }
+
+    #[test]
+    fn the_code_and_the_text_of_a_refusal_become_the_problem() {
+        let refused =
+            Reply::Refused { code: error_code::NAME_TAKEN, message: "an API key `app` exists".into() };
+        let failure = accepted(refused).expect_err("refused").at("name").remedy("choose another");
+        let expected = Problem {
+            code: "name-taken".into(),
+            message: "an API key `app` exists".into(),
+            at: Some("name".into()),
+            remedy: Some("choose another".into()),
+        };
+        assert_eq!(failure.problem(), &expected);
+        assert!(accepted(Reply::Leads { generation: 1 }).is_ok());
+    }
+
+    #[test]
+    fn a_failure_of_a_replica_that_does_not_lead_names_the_leader() {
+        let failure = || Failure::new(error_code::NOT_LEADER, "not the leader");
+        let header = |failure: Failure| failure.into_response().headers().get(LEADER_HEADER).cloned();
+        assert_eq!(header(failure()), None);
+        let leader = header(failure().leader("https://10.0.0.1:7601"));
+        assert_eq!(leader, Some(HeaderValue::from_static("https://10.0.0.1:7601")));
+        assert_eq!(header(failure().leader("no\nheader")), None);
+    }
+
+    #[test]
+    fn a_command_that_may_have_been_applied_is_never_reported_as_undone() {
+        for error in [ProposeError::OutcomeUnknown, ProposeError::SequencePassed] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.status, StatusCode::GATEWAY_TIMEOUT);
+            assert_eq!(failure.problem.remedy.as_deref(), Some(CHECK));
+        }
+        let failure = effect_unknown("this replica lags");
+        assert_eq!(
+            (failure.status, failure.problem.code.as_str()),
+            (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown")
+        );
+        assert_eq!(failure.problem.message, "the command was committed; this replica lags");
+    }
+}

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod begin;
+mod bootstrap;
 mod circle;
 mod faults;
 mod hostile;
@@ -16,8 +16,8 @@ mod stops;
 use std::time::Duration;
 
 /// Timeout of any step of a test: generous, because machines are shared.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.expect("the patience of the test is over")
+    tokio::time::timeout(WAIT_LIMIT, work).await.expect("the test waited too long")
 }

@@ -17,20 +17,21 @@ use std::time::{Duration, Instant};
 
 /// Rate limit of one source. A node that waits for admission asks once in two seconds, so a site of a hundred
 /// such nodes is served.
-const ASKS_EACH: Rate = Rate { burst: 200, interval: Duration::from_millis(10) };
+const REQUESTS_PER_SOURCE: Rate = Rate { burst: 200, interval: Duration::from_millis(10) };
 /// Rate limit of all sources: a response may carry a genesis of a megabyte or two, and costs about as much as
 /// a sync.
-const ASKS_ALL: Rate = Rate { burst: 1000, interval: Duration::from_millis(2) };
+const REQUESTS_TOTAL: Rate = Rate { burst: 1000, interval: Duration::from_millis(2) };
 /// Rate limit of one source for requests that write to the log. A full list of honest nodes writes four a
 /// second.
-const NOTES_EACH: Rate = Rate { burst: 16, interval: Duration::from_secs(2) };
+const LOG_WRITES_PER_SOURCE: Rate = Rate { burst: 16, interval: Duration::from_secs(2) };
 /// Rate limit of all sources for requests that write to the log: a fraction of the log's throughput.
-const NOTES_ALL: Rate = Rate { burst: 64, interval: Duration::from_millis(200) };
+const LOG_WRITES_TOTAL: Rate = Rate { burst: 64, interval: Duration::from_millis(200) };
 /// Maximum number of source addresses remembered; one takes some tens of bytes.
 const ADDRESSES_MAX: usize = 4096;
 
 const _: () = assert!(
-    PENDING_SILENT_MS as u128 / NOTES_EACH.interval.as_millis() + (NOTES_EACH.burst as u128)
+    PENDING_SILENT_MS as u128 / LOG_WRITES_PER_SOURCE.interval.as_millis()
+        + (LOG_WRITES_PER_SOURCE.burst as u128)
         < PENDING_NODES_MAX as u128,
     "no single address keeps the list of waiting nodes full of its own"
 );
@@ -40,27 +41,27 @@ const _: () = assert!(
 pub(super) struct UnadmittedPeers {
     /// Origin of the limiters' clock, which is monotonic: a wall clock set back would shut peers out.
     began: Instant,
-    asks: Mutex<RateLimiter<SourcePrefix>>,
-    notes: Mutex<RateLimiter<SourcePrefix>>,
+    requests: Mutex<RateLimiter<SourcePrefix>>,
+    log_writes: Mutex<RateLimiter<SourcePrefix>>,
 }
 
 impl Default for UnadmittedPeers {
     fn default() -> Self {
-        let asks = Mutex::new(RateLimiter::new(ADDRESSES_MAX, Some(ASKS_ALL)));
-        let notes = Mutex::new(RateLimiter::new(ADDRESSES_MAX, Some(NOTES_ALL)));
-        Self { began: Instant::now(), asks, notes }
+        let requests = Mutex::new(RateLimiter::new(ADDRESSES_MAX, Some(REQUESTS_TOTAL)));
+        let log_writes = Mutex::new(RateLimiter::new(ADDRESSES_MAX, Some(LOG_WRITES_TOTAL)));
+        Self { began: Instant::now(), requests, log_writes }
     }
 }
 
 impl UnadmittedPeers {
     /// Takes one request from the source's limit.
-    fn ask(&self, address: PeerAddress) -> Result<(), Failure> {
-        self.take(&self.asks, ASKS_EACH, address)
+    fn take_request(&self, address: PeerAddress) -> Result<(), Failure> {
+        self.take(&self.requests, REQUESTS_PER_SOURCE, address)
     }
 
     /// Takes one write to the log from the source's limit.
-    pub(super) fn note(&self, address: PeerAddress) -> Result<(), Failure> {
-        self.take(&self.notes, NOTES_EACH, address)
+    pub(super) fn take_log_write(&self, address: PeerAddress) -> Result<(), Failure> {
+        self.take(&self.log_writes, LOG_WRITES_PER_SOURCE, address)
     }
 
     fn take(
@@ -79,7 +80,11 @@ impl UnadmittedPeers {
 }
 
 /// Middleware in front of every route of the overlay listener.
-pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+pub(super) async fn refuse_unadmitted(
+    State(server): State<Arc<Server>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let extensions = request.extensions();
     let (Some(Peer(key)), Some(address)) =
         (extensions.get::<Peer>().copied(), extensions.get::<PeerAddress>().copied())
@@ -91,7 +96,7 @@ pub(super) async fn gate(State(server): State<Arc<Server>>, request: Request, ne
         return next.run(request).await;
     }
     match request.uri().path() {
-        ENROL => match server.unadmitted.ask(address) {
+        ENROL => match server.unadmitted.take_request(address) {
             Ok(()) => next.run(request).await,
             Err(failure) => failure.into_response(),
         },
@@ -118,7 +123,7 @@ impl Server {
     /// Returns whether the listener reserves a permit for the key.
     ///
     /// A replica that has just started knows the first nodes from genesis, and the others a moment later.
-    pub(super) fn knows(&self, key: &PublicKey) -> bool {
+    pub(super) fn has_reserved_permit(&self, key: &PublicKey) -> bool {
         let first = self.genesis.genesis.nodes.iter().any(|node| node.id.0 == *key);
         first || self.is_replica(key) || self.is_admitted(NodeId(*key))
     }

@@ -166,7 +166,7 @@ impl Lab {
 ///
 /// A registration without a valid response is sent again with the same contents, which control treats as one.
 #[tokio::test]
-async fn an_import_makes_a_model_and_its_key_known_in_one_step() {
+async fn an_import_registers_a_model_and_its_key_in_one_step() {
     let lab = Lab::new().await;
     locked(&lab.register).unanswered = 2;
     let record = lab.import().await.expect("imported");
@@ -195,7 +195,7 @@ async fn a_taken_name_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test]
-async fn models_without_a_key_are_named_and_keep_no_other_from_being_shared() {
+async fn models_without_a_key_are_listed_and_do_not_block_the_others() {
     let lab = Lab::new().await;
     let key = ModelKey::generate().expect("a key");
     let public = lab.member.secret.public().encryption;

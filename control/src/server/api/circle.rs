@@ -5,7 +5,7 @@ use super::services::refuse_unused_gpus;
 use crate::server::Server;
 use crate::server::auth::Proposer;
 use crate::server::extract::{LeaderRead, Submission};
-use crate::server::problem::{Failure, accepted, unseen};
+use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::{JsonRejection, PathRejection};
@@ -94,11 +94,13 @@ impl Server {
         id: &ProposalId,
         shows: impl Fn(&ProposalView) -> bool,
     ) -> ApiResult<ProposalView> {
-        let look = || self.cluster(|cluster| scheduler::proposal_view(cluster, id));
-        if let Some(view) = look().filter(&shows) {
+        let view = || self.cluster(|cluster| scheduler::proposal_view(cluster, id));
+        if let Some(view) = view().filter(&shows) {
             return Ok(Json(view));
         }
-        self.read_barrier().await.map_err(|_| unseen("this replica has not applied the command yet"))?;
-        look().map(Json).ok_or_else(|| unseen("the proposal was decided and is no longer kept"))
+        self.read_barrier()
+            .await
+            .map_err(|_| effect_unknown("this replica has not applied the command yet"))?;
+        view().map(Json).ok_or_else(|| effect_unknown("the proposal was decided and is no longer kept"))
     }
 }

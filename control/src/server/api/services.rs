@@ -22,7 +22,7 @@ pub(super) async fn dry_run(
 ) -> ApiResult<DryRun> {
     let Json(DryRunRequest { manifest }) = body?;
     refuse_unused_gpus(&manifest)?;
-    let outcome = server.look(|view| scheduler::dry_run(view, &manifest))?;
+    let outcome = server.read_view(|view| scheduler::dry_run(view, &manifest))?;
     Ok(Json(outcome.map_err(Failure::from)?))
 }
 
@@ -30,7 +30,7 @@ pub(super) async fn dry_run(
 #[utoipa::path(get, path = "/v1/services",
     responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 pub(super) async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
-    let items = server.look(scheduler::service_views)?;
+    let items = server.read_view(scheduler::service_views)?;
     Ok(Json(Page { items }))
 }
 
@@ -42,7 +42,7 @@ pub(super) async fn service(
     name: Result<Path<ServiceName>, PathRejection>,
 ) -> ApiResult<ServiceView> {
     let Path(name) = name?;
-    let view = server.look(|view| scheduler::service_view(view, &name))?;
+    let view = server.read_view(|view| scheduler::service_view(view, &name))?;
     view.map(Json).ok_or_else(|| no_subject(name.as_str()))
 }
 

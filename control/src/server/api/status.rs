@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
 pub(super) async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView>> {
-    Ok(Json(Page { items: server.look(scheduler::node_views)? }))
+    Ok(Json(Page { items: server.read_view(scheduler::node_views)? }))
 }
 
 /// Nodes that ask to be admitted.
@@ -82,7 +82,7 @@ fn choose_events<'a>(
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)), tag = "status")]
 pub(super) async fn status(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Status> {
     let leader = scheduler::LeaderView { leader: Some(server.id), silent: server.peers.silent() };
-    Ok(Json(server.look(|view| scheduler::status(view, leader))?))
+    Ok(Json(server.read_view(|view| scheduler::status(view, leader))?))
 }
 
 /// The control replicas as this one sees them. Every replica answers, including those that do not lead.
@@ -114,7 +114,7 @@ pub(super) async fn why(
     let question: scheduler::Question = subject
         .parse()
         .map_err(|error: String| Failure::new(error_code::REQUEST_INVALID, error).at("subject"))?;
-    let answer = server.look(|view| scheduler::why(view, &question))?;
+    let answer = server.read_view(|view| scheduler::why(view, &question))?;
     answer.map(Json).ok_or_else(|| no_subject(&subject))
 }
 
@@ -124,7 +124,7 @@ mod tests {
     use protocol::Millis;
 
     #[test]
-    fn events_are_paged_from_the_newest_back_and_from_any_on() {
+    fn events_are_paged_backward_and_forward() {
         let event = |sequence| AuditEvent {
             sequence,
             at: Millis(sequence),

@@ -54,7 +54,7 @@ impl SimulatedServers {
             let leader = self.group.leader().await;
             let place = usize::try_from(leader.0).unwrap() - 1;
             let server = &self.servers[place];
-            leader::round(server, server.handle.status().term).await;
+            leader::planning_round(server, server.handle.status().term).await;
             if server.cluster(|cluster| cluster.genesis().is_some()) {
                 return place;
             }
@@ -124,7 +124,7 @@ pub(super) async fn keys(server: &Arc<Server>) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
+async fn a_full_log_is_reported_and_accepts_commands_once_there_is_space() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     assert_eq!(create(server, "before").await.0, StatusCode::OK);
@@ -141,7 +141,7 @@ async fn a_full_log_says_so_and_takes_commands_again_when_there_is_space() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
+async fn a_client_whose_reply_is_lost_gets_outcome_unknown_and_finds_the_command_applied() {
     let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let follows = &world.servers[(leads + 1) % 3];
@@ -157,7 +157,7 @@ async fn whose_answer_is_lost_for_good_is_told_to_look_and_finds_it_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_whose_answer_is_lost_is_done_once() {
+async fn a_command_whose_reply_is_lost_is_applied_once() {
     let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let follows = (leads + 1) % 3;
@@ -193,7 +193,7 @@ async fn a_forgotten_session_is_renewed() {
 
 /// An ordinary command costs one entry of the log, and thus one round.
 #[tokio::test(start_paused = true)]
-async fn commands_in_turn_share_one_session() {
+async fn sequential_commands_share_one_session() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let before = server.handle.read_barrier().await.unwrap();

@@ -4,7 +4,7 @@
 //! admission under a hundred names. Admitted nodes and replicas must be served all the while.
 
 use super::circle::{admission, genesis, other, replica};
-use super::{PATIENCE, in_time};
+use super::{WAIT_LIMIT, in_time};
 use crate::server::{ServerConfig, create_replica, run};
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -186,7 +186,7 @@ async fn silent(plane: &Plane) -> Vec<TcpStream> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_keep_neither_nodes_nor_replicas_out() {
+async fn unadmitted_peers_keep_out_neither_nodes_nor_replicas() {
     let mut plane = Plane::start().await;
     let node: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
     node_is_served(&node).await;
@@ -195,7 +195,7 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
     let hanging = silent(&plane).await;
     // An unadmitted peer that holds its permit with a request that never ends.
     let patient =
-        plane.client(0, other(5_000)).with_limits(Limits { request: PATIENCE, ..Limits::default() });
+        plane.client(0, other(5_000)).with_limits(Limits { request: WAIT_LIMIT, ..Limits::default() });
     let endless = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
     let endless = Request::post("/agent/v1/enrol").body(endless).unwrap();
     let endless = tokio::spawn(async move { patient.send(endless).await.map(|answer| answer.status()) });
@@ -240,7 +240,7 @@ async fn strangers_keep_neither_nodes_nor_replicas_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_connections_keep_no_client_from_the_api() {
+async fn silent_connections_do_not_block_clients_of_the_api() {
     let mut plane = Plane::start().await;
     plane.until_ready(0).await;
     let (_, api) = plane.addresses[0];
@@ -271,7 +271,7 @@ async fn silent_connections_keep_no_client_from_the_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
+async fn bodies_of_unadmitted_peers_are_not_read_and_repeated_requests_are_not_logged() {
     let mut plane = Plane::start().await;
     let node: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
     node_is_served(&node).await;
@@ -311,7 +311,7 @@ async fn what_strangers_send_is_not_read_and_what_is_known_is_not_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_whose_genesis_gives_names_find_one_another() {
+async fn replicas_with_host_names_in_the_genesis_find_one_another() {
     let mut plane = Plane::start().await;
     assert!(plane.genesis.genesis.control.iter().all(|replica| replica.address.starts_with("localhost:")));
     for place in 0..3 {

@@ -20,7 +20,7 @@ async fn create(server: &Arc<Server>, name: &str, under: &str) -> (StatusCode, S
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_key_answers_alike_and_another_request_under_it_is_refused() {
+async fn a_repeated_key_gets_the_same_response_and_refuses_another_request() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let done = (StatusCode::OK, String::new());
@@ -45,7 +45,7 @@ async fn the_same_key_answers_alike_and_another_request_under_it_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ballot_sent_again_under_its_key_answers_as_the_first_time() {
+async fn a_ballot_sent_again_under_its_key_gets_the_first_response() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let proposed = proposal(server, "late");
@@ -71,7 +71,7 @@ async fn a_ballot_sent_again_under_its_key_answers_as_the_first_time() {
 /// The leader applies a write, its response is lost permanently, and another replica is elected. The same
 /// write to the new leader, under the same key, gets the response that was lost.
 #[tokio::test(start_paused = true)]
-async fn a_write_sent_again_to_the_next_leader_is_done_once() {
+async fn a_write_sent_again_to_the_next_leader_is_applied_once() {
     let world = SimulatedServers::start(3);
     let first = world.lead().await;
     let follows = world.servers[(first + 1) % 3].clone();

@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::time::Duration;
 
 /// Interval between two polls of a simulated replica.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Builds a proposal to admit a node of this name, bound to the circle's present state.
 pub(super) fn proposal(server: &Server, name: &str) -> Proposal {
@@ -70,7 +70,7 @@ async fn through_a_lagging_replica<B: Serialize + Clone + Send + Sync + 'static>
         });
         let leader = &world.servers[leads];
         while !done(leader) && !asking.is_finished() {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         if done(leader) {
             meanwhile();
@@ -120,7 +120,7 @@ async fn a_committed_proposal_that_this_replica_cannot_show_is_of_unknown_outcom
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
+async fn a_refusal_after_a_lost_reply_does_not_claim_that_nothing_was_done() {
     let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let (leader, follows) = (world.servers[leads].clone(), world.servers[(leads + 1) % 3].clone());
@@ -131,7 +131,7 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
     let name = "done".parse().unwrap();
     let is_done = || leader.cluster(|cluster| cluster.api_keys().contains_key(&name));
     while !is_done() {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     // Another request in the same session is refused now, and that response arrives.
     world.group.disk(leader.id).set_full(true);
@@ -149,7 +149,7 @@ async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
 
 /// Clients that take every session cannot keep a leader from announcing itself or from executing plans.
 #[tokio::test(start_paused = true)]
-async fn clients_that_write_without_end_leave_the_leader_its_sessions() {
+async fn clients_that_write_continuously_leave_sessions_for_the_leader() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let held = server.session_pool.fill();
@@ -157,7 +157,7 @@ async fn clients_that_write_without_end_leave_the_leader_its_sessions() {
     assert_eq!((status, refused.unwrap().code.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "log-busy"));
     let term = server.handle.status().term;
     *server.lock_leadership() = None;
-    leader::round(server, term).await;
+    leader::planning_round(server, term).await;
     assert!(server.lock_leadership().is_some(), "the leader announced itself");
     drop(held);
     assert_eq!(create(server, "after").await.0, StatusCode::OK);

@@ -14,7 +14,7 @@ async fn leader(plane: &Plane, places: &[usize]) -> Option<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_told_to_end_has_handed_over_when_it_ends() {
+async fn a_leader_that_is_stopped_transfers_leadership_first() {
     let mut plane = Plane::start().await;
     let handed_over = async {
         loop {

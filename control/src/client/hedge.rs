@@ -2,10 +2,10 @@
 //!
 //! The replica that answered last is asked first. Each further replica is asked in parallel, as soon as an
 //! earlier one is late or has reported that it does not lead. A replica is asked again after a pause, and
-//! immediately when another replica names it as the leader. A conclusive response ends the race.
+//! immediately when another replica names it as the leader. A conclusive response ends the hedged request.
 
 use super::ClientError;
-use super::exchange::{ControlRequest, Exchange, Heard};
+use super::exchange::{ControlRequest, Exchange, ExchangeOutcome};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -19,20 +19,20 @@ pub(super) const HEDGE_DELAY: Duration = Duration::from_millis(150);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Duration of a read's retries while a majority answers and none of them leads: an election takes one to
 /// four seconds.
-const READ_PATIENCE: Duration = Duration::from_secs(10);
+const READ_RETRY_LIMIT: Duration = Duration::from_secs(10);
 /// Duration of a write's retries: its key makes them safe, and a restart of the replicas takes less time.
-const WRITE_PATIENCE: Duration = Duration::from_secs(20);
+const WRITE_RETRY_LIMIT: Duration = Duration::from_secs(20);
 /// Duration of retries that cannot succeed soon. Examples are a read while a majority is silent, and a write
 /// while the leader's disk is full or no replica can be reached.
-const HOPELESS_PATIENCE: Duration = Duration::from_millis(2500);
+const HOPELESS_RETRY_LIMIT: Duration = Duration::from_millis(2500);
 
 const _: () =
     assert!(HEDGE_DELAY.as_millis() < RETRY_PAUSE.as_millis(), "all are asked before one is asked again");
-const _: () = assert!(READ_PATIENCE.as_millis() < WRITE_PATIENCE.as_millis());
+const _: () = assert!(READ_RETRY_LIMIT.as_millis() < WRITE_RETRY_LIMIT.as_millis());
 
 /// State of one hedged request.
 #[derive(Debug)]
-pub(super) struct Race {
+pub(super) struct HedgedRequest {
     replicas: Vec<HedgeTarget>,
     writes: bool,
     /// The leader's reason for a temporary refusal, and whether the condition will last.
@@ -45,51 +45,51 @@ pub(super) struct Race {
 struct HedgeTarget {
     url: String,
     state: TargetState,
-    asked_at: Option<Duration>,
-    answered: bool,
+    sent_at: Option<Duration>,
+    has_responded: bool,
     /// Last message from the replica, for people.
-    said: Option<String>,
+    last_message: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TargetState {
     /// Due to be asked at this time.
     Due(Duration),
-    Asked,
+    InFlight,
 }
 
 /// Next action of the caller.
 #[derive(Debug)]
-pub(super) enum RaceAction {
-    Ask(usize),
+pub(super) enum HedgeAction {
+    Send(usize),
     /// Wait for a response, or until this time.
     Wait(Duration),
     /// Fail: no conclusive response came in time.
     GiveUp(ClientError),
 }
 
-/// Runs a race; returns the response body and the index of the replica that sent it.
+/// Runs a hedged request; returns the response body and the index of the replica that sent it.
 pub(super) async fn run(
     exchange: &dyn Exchange,
     request: &ControlRequest,
-    mut race: Race,
+    mut hedge: HedgedRequest,
 ) -> Result<(usize, Bytes), ClientError> {
     let began = Instant::now();
     let mut asked = FuturesUnordered::new();
     loop {
-        let until = match race.next(began.elapsed()) {
-            RaceAction::Ask(replica) => {
+        let until = match hedge.next(began.elapsed()) {
+            HedgeAction::Send(replica) => {
                 let sent = exchange.send(replica, request);
                 asked.push(async move { (replica, sent.await) });
                 continue;
             }
-            RaceAction::Wait(until) => until,
-            RaceAction::GiveUp(error) => return Err(error),
+            HedgeAction::Wait(until) => until,
+            HedgeAction::GiveUp(error) => return Err(error),
         };
         tokio::select! {
-            Some((replica, heard)) = asked.next() => {
-                if let Some(outcome) = race.heard(began.elapsed(), replica, heard) {
-                    return outcome.map(|answer| (replica, answer));
+            Some((replica, outcome)) = asked.next() => {
+                if let Some(conclusion) = hedge.on_outcome(began.elapsed(), replica, outcome) {
+                    return conclusion.map(|answer| (replica, answer));
                 }
             }
             () = tokio::time::sleep_until(began + until) => {}
@@ -97,17 +97,17 @@ pub(super) async fn run(
     }
 }
 
-impl Race {
-    /// Creates a race among these replicas, at time zero; `preferred` is asked first.
+impl HedgedRequest {
+    /// Creates a hedged request among these replicas, at time zero; `preferred` is asked first.
     pub(super) fn new(urls: Vec<String>, preferred: usize, writes: bool) -> Self {
         let count = urls.len();
         let rank = |place: usize| (place + count - preferred.min(count)) % count.max(1);
         let replica = |(place, url)| HedgeTarget {
             url,
             state: TargetState::Due(HEDGE_DELAY * u32::try_from(rank(place)).unwrap_or(u32::MAX)),
-            asked_at: None,
-            answered: false,
-            said: None,
+            sent_at: None,
+            has_responded: false,
+            last_message: None,
         };
         Self {
             replicas: urls.into_iter().enumerate().map(replica).collect(),
@@ -118,43 +118,43 @@ impl Race {
     }
 
     /// Returns the action due at this time.
-    pub(super) fn next(&mut self, now: Duration) -> RaceAction {
+    pub(super) fn next(&mut self, now: Duration) -> HedgeAction {
         let deadline = self.deadline();
         if now >= deadline {
-            return RaceAction::GiveUp(self.failure());
+            return HedgeAction::GiveUp(self.failure());
         }
         let due = |(place, replica): (usize, &HedgeTarget)| match replica.state {
             TargetState::Due(at) => Some((at, place)),
-            TargetState::Asked => None,
+            TargetState::InFlight => None,
         };
         match self.replicas.iter().enumerate().filter_map(due).min() {
             Some((at, place)) if at <= now => {
                 let replica = &mut self.replicas[place];
-                (replica.state, replica.asked_at) = (TargetState::Asked, Some(now));
-                RaceAction::Ask(place)
+                (replica.state, replica.sent_at) = (TargetState::InFlight, Some(now));
+                HedgeAction::Send(place)
             }
-            Some((at, _)) => RaceAction::Wait(at.min(deadline)),
-            None => RaceAction::Wait(deadline),
+            Some((at, _)) => HedgeAction::Wait(at.min(deadline)),
+            None => HedgeAction::Wait(deadline),
         }
     }
 
-    /// Processes the outcome of one request; a conclusive response is the result of the race.
-    pub(super) fn heard(
+    /// Processes the outcome of one request; a conclusive response is the result.
+    pub(super) fn on_outcome(
         &mut self,
         now: Duration,
         place: usize,
-        heard: Heard,
+        outcome: ExchangeOutcome,
     ) -> Option<Result<Bytes, ClientError>> {
         self.replicas[place].state = TargetState::Due(now + RETRY_PAUSE);
-        let (status, body, leader) = match heard {
-            Heard::Answer { status, body, leader } => (status, body, leader),
-            Heard::NotSent(reason) => return self.inconclusive(now, place, reason),
-            Heard::Lost(reason) => {
+        let (status, body, leader) = match outcome {
+            ExchangeOutcome::Answer { status, body, leader } => (status, body, leader),
+            ExchangeOutcome::NotSent(reason) => return self.inconclusive(now, place, reason),
+            ExchangeOutcome::Lost(reason) => {
                 self.lost = Some(format!("{}: {reason}", self.replicas[place].url));
                 return self.inconclusive(now, place, reason);
             }
         };
-        self.replicas[place].answered = true;
+        self.replicas[place].has_responded = true;
         if (200..300).contains(&status) {
             return Some(Ok(body));
         }
@@ -162,17 +162,17 @@ impl Race {
             let detail = format!("{status}: {}", String::from_utf8_lossy(&body));
             return Some(Err(ClientError::Unexpected { url: self.replicas[place].url.clone(), detail }));
         };
-        let said = problem.message.clone();
+        let message = problem.message.clone();
         match status {
-            421 => self.hint(now, leader),
+            421 => self.follow_hint(now, leader),
             // Nothing was done. The same replica, or the next leader, may accept the request in a moment.
             503 => self.refused = Some((problem, false)),
             507 => self.refused = Some((problem, true)),
             // The write may have been done. Under the same key, a retry is applied at most once.
-            504 if self.writes => self.lost = Some(format!("{}: {said}", self.replicas[place].url)),
+            504 if self.writes => self.lost = Some(format!("{}: {message}", self.replicas[place].url)),
             _ => return Some(Err(ClientError::Refused(problem))),
         }
-        self.inconclusive(now, place, said)
+        self.inconclusive(now, place, message)
     }
 
     /// Records an inconclusive message from a replica, and makes the next unasked replica due immediately.
@@ -180,13 +180,13 @@ impl Race {
         &mut self,
         now: Duration,
         place: usize,
-        said: String,
+        message: String,
     ) -> Option<Result<Bytes, ClientError>> {
-        self.replicas[place].said = Some(said);
-        let unasked = self.replicas.iter_mut().filter(|replica| replica.asked_at.is_none());
+        self.replicas[place].last_message = Some(message);
+        let unasked = self.replicas.iter_mut().filter(|replica| replica.sent_at.is_none());
         let soonest = unasked.min_by_key(|replica| match replica.state {
             TargetState::Due(at) => at,
-            TargetState::Asked => Duration::MAX,
+            TargetState::InFlight => Duration::MAX,
         });
         if let Some(next) = soonest {
             next.state = TargetState::Due(now);
@@ -195,18 +195,18 @@ impl Race {
     }
 
     /// Makes the replica that another names as the leader due immediately, unless it was asked a moment ago.
-    fn hint(&mut self, now: Duration, leader: Option<String>) {
+    fn follow_hint(&mut self, now: Duration, leader: Option<String>) {
         let Some(leader) = leader else { return };
         let named = self.replicas.iter_mut().find(|replica| replica.url.trim_end_matches('/') == leader);
-        let Some(named) = named.filter(|replica| replica.state != TargetState::Asked) else { return };
-        if named.asked_at.is_none_or(|asked| asked + RETRY_PAUSE <= now) {
+        let Some(named) = named.filter(|replica| replica.state != TargetState::InFlight) else { return };
+        if named.sent_at.is_none_or(|asked| asked + RETRY_PAUSE <= now) {
             named.state = TargetState::Due(now);
         }
     }
 
     /// Replicas that have not responded yet.
     fn silent(&self) -> impl Iterator<Item = &HedgeTarget> {
-        self.replicas.iter().filter(|replica| !replica.answered)
+        self.replicas.iter().filter(|replica| !replica.has_responded)
     }
 
     /// Returns whether too many replicas are silent for any to lead.
@@ -216,37 +216,38 @@ impl Race {
 
     /// Returns whether the write has reached no replica so far, and none can be reached.
     fn is_unsent(&self) -> bool {
-        let unreachable = |replica: &HedgeTarget| !replica.answered && replica.state != TargetState::Asked;
+        let unreachable =
+            |replica: &HedgeTarget| !replica.has_responded && replica.state != TargetState::InFlight;
         self.lost.is_none() && self.replicas.iter().all(unreachable)
     }
 
     fn deadline(&self) -> Duration {
         let full = self.refused.as_ref().is_some_and(|(_, lasts)| *lasts);
         match self.writes {
-            true if self.is_unsent() || full && self.lost.is_none() => HOPELESS_PATIENCE,
-            true => WRITE_PATIENCE,
-            false if full || self.lacks_quorum() => HOPELESS_PATIENCE,
-            false => READ_PATIENCE,
+            true if self.is_unsent() || full && self.lost.is_none() => HOPELESS_RETRY_LIMIT,
+            true => WRITE_RETRY_LIMIT,
+            false if full || self.lacks_quorum() => HOPELESS_RETRY_LIMIT,
+            false => READ_RETRY_LIMIT,
         }
     }
 
     fn failure(&self) -> ClientError {
-        let asked = self.replicas.iter().find(|replica| replica.state == TargetState::Asked);
+        let asked = self.replicas.iter().find(|replica| replica.state == TargetState::InFlight);
         let unanswered = asked.map(|replica| format!("{} does not answer", replica.url));
         if let Some(lost) = self.lost.clone().or(unanswered).filter(|_| self.writes) {
             return ClientError::OutcomeUnknown(lost);
         }
         match &self.refused {
             Some((problem, _)) if !self.lacks_quorum() => ClientError::Refused(problem.clone()),
-            _ => ClientError::Unreachable(self.account()),
+            _ => ClientError::Unreachable(self.replica_messages()),
         }
     }
 
     /// Summarizes the last message of each replica, for people.
-    fn account(&self) -> String {
+    fn replica_messages(&self) -> String {
         let verdict = if self.lacks_quorum() { "quorum lost" } else { "no control replica leads" };
-        let of = |replica: &HedgeTarget| match &replica.said {
-            Some(said) => format!("{}: {said}", replica.url),
+        let of = |replica: &HedgeTarget| match &replica.last_message {
+            Some(message) => format!("{}: {message}", replica.url),
             None => format!("{} does not answer", replica.url),
         };
         format!("{verdict}: {}", self.replicas.iter().map(of).collect::<Vec<_>>().join("; "))

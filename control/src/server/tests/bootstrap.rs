@@ -39,7 +39,7 @@ async fn start_in(directory: &Path, port: u16) -> Result<(), String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_first_start_after_init_makes_a_log() {
+async fn only_the_first_start_after_init_creates_a_log() {
     let place = tempfile::tempdir().unwrap();
     let (directory, log) = (place.path().join("control-1"), place.path().join("control-1/log"));
     let made = create_replica(&directory).unwrap();
@@ -58,7 +58,7 @@ async fn only_the_first_start_after_init_makes_a_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_from_a_backup_gives_no_leave_to_begin() {
+async fn a_key_restored_from_a_backup_cannot_create_a_log() {
     let place = tempfile::tempdir().unwrap();
     let (old, new) = (place.path().join("old"), place.path().join("new"));
     let made = create_replica(&old).unwrap();
@@ -72,7 +72,7 @@ async fn a_key_from_a_backup_gives_no_leave_to_begin() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_start_that_was_killed_is_made_good_by_the_next() {
+async fn the_next_start_completes_a_first_start_that_was_killed() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("control-1");
     // Killed before the key was made.
@@ -91,7 +91,7 @@ async fn a_first_start_that_was_killed_is_made_good_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_circle_founded_anew_does_not_run_on_the_log_of_the_one_before() {
+async fn a_new_circle_rejects_the_log_of_the_previous_one() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("control-1");
     create_replica(&directory).unwrap();
