@@ -2,14 +2,14 @@
 
 use super::ratio;
 use super::sources::SourceTree;
-use super::units::FLOORED;
+use super::units::{FLOORED, Unit};
 
 /// Lines of test for a hundred lines of code.
 const PER_HUNDRED_MIN: usize = 100;
 
 /// Returns each unit below the floor.
 pub(crate) fn check(sources: &SourceTree) -> Vec<String> {
-    let below = |unit: &super::units::Unit| {
+    let below = |unit: &Unit| {
         let lines = ratio::count(sources, unit.paths);
         let wanted = (PER_HUNDRED_MIN * lines.code).div_ceil(100);
         (lines.test < wanted).then(|| {
