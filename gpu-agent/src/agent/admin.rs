@@ -14,6 +14,9 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+#[cfg(test)]
+mod tests;
+
 /// Name of the socket in the agent's directory, mode 0600.
 pub const ADMIN_SOCKET: &str = "agent.sock";
 /// Maximum number of concurrent connections; an operator needs one.

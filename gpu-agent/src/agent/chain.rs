@@ -12,6 +12,9 @@ use protocol::{CircleId, Digest, Millis, canonical, limits};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
+mod tests;
+
 /// Largest bundle file.
 const BUNDLE_BYTES_MAX: usize = limits::CERTIFICATE_BYTES_MAX + 1024;
 /// Name of the file with the time of the last complete synchronisation.

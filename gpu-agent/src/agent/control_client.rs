@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
+#[cfg(test)]
+mod tests;
+
 /// Longest wait for an answer: the long poll of half a second, a read barrier, and headroom. Two replicas may
 /// be silent and the third is still asked within one lease.
 const REQUEST_LIMIT: Duration = Duration::from_millis(1_300);

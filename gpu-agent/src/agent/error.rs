@@ -79,3 +79,54 @@ impl AgentError {
         move |source| Self::File { action, path, source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_code_and_names_its_object() {
+        let path = || PathBuf::from("/var/lib/quorate/agent");
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let id = "chat.0.1".to_string();
+        for (error, code, text) in [
+            (
+                AgentError::during("create", &path())(denied),
+                error_code::AGENT_STATE_UNUSABLE,
+                "create /var/lib/quorate/agent: permission denied",
+            ),
+            (
+                AgentError::Orders { path: path(), reason: "its bytes are damaged".into() },
+                error_code::AGENT_STATE_UNUSABLE,
+                "order book /var/lib/quorate/agent: its bytes are damaged",
+            ),
+            (
+                AgentError::InUse { path: path() },
+                error_code::DIRECTORY_IN_USE,
+                "another agent works in /var/lib/quorate/agent",
+            ),
+            (
+                AgentError::Address { address: "x".into(), reason: "has no port".into() },
+                error_code::REQUEST_INVALID,
+                "address `x` of a control replica: has no port",
+            ),
+            (
+                AgentError::Configuration("two gateways".into()),
+                error_code::REQUEST_INVALID,
+                "configuration: two gateways",
+            ),
+            (
+                AgentError::Sandbox(SandboxError::Exists { name: id }),
+                error_code::SANDBOX_FAILED,
+                "sandboxes: sandbox `chat.0.1` already runs",
+            ),
+            (
+                AgentError::Sandbox(SandboxError::NoIsolation),
+                error_code::ISOLATION_UNAVAILABLE,
+                "sandboxes: this machine gives its user no namespaces, so no worker can be isolated",
+            ),
+        ] {
+            assert_eq!((error.code(), protocol::error_chain(&error).as_str()), (code, text));
+        }
+    }
+}

@@ -229,3 +229,69 @@ async fn push_to_one(
         status.workers.store(workers, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    async fn listener() -> tokio::net::TcpListener {
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind")
+    }
+
+    async fn recipe(metrics: bool, tls: bool, program: &str) -> Recipe {
+        let config = GatewayConfig {
+            public: listener().await,
+            workers: listener().await,
+            metrics: if metrics { Some(listener().await) } else { None },
+            identity_file: "/keys/gateway.key".into(),
+            tls: tls.then(|| ("/tls/chain.pem".into(), "/tls/key.pem".into())),
+        };
+        Recipe::new(config, program.into(), Path::new("/")).expect("a recipe")
+    }
+
+    fn shell(script: &str) -> Child {
+        Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().expect("start a shell")
+    }
+
+    #[tokio::test]
+    async fn a_gateway_is_told_its_sockets_by_number() {
+        let always = "gateway --control-socket gateway.sock --public fd:3 --workers fd:4";
+        let (identity, tls) =
+            ("--identity /keys/gateway.key", "--tls-cert /tls/chain.pem --tls-key /tls/key.pem");
+        for (metrics, with_tls, expected) in [
+            (false, false, format!("{always} {identity}")),
+            (true, false, format!("{always} --metrics fd:5 {identity}")),
+            (false, true, format!("{always} {identity} {tls}")),
+            (true, true, format!("{always} --metrics fd:5 {identity} {tls}")),
+        ] {
+            let recipe = recipe(metrics, with_tls, "/bin/quorate-serve").await;
+            assert_eq!(recipe.arguments.join(" "), expected);
+            assert_eq!(recipe.sockets.len(), 2 + usize::from(metrics));
+            assert!(recipe.sockets.iter().all(|socket| socket.as_raw_fd() >= COPIES_FROM));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_missing_is_an_error_and_one_that_ends_is_named() {
+        assert!(recipe(false, false, "/nowhere/quorate-serve").await.start().is_err());
+        let mut child = recipe(true, false, "/bin/true").await.start().expect("start");
+        assert_eq!(wait(&mut child, &CancellationToken::new()).as_deref(), Some("exit status: 0"));
+    }
+
+    #[test]
+    fn a_child_that_ends_on_its_own_leaves_its_status() {
+        let stop = CancellationToken::new();
+        assert_eq!(wait(&mut shell("exit 7"), &stop).as_deref(), Some("exit status: 7"));
+        assert_eq!(wait(&mut shell("kill -9 $$"), &stop).as_deref(), Some("signal: 9 (SIGKILL)"));
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_leaves_nothing() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let mut child = shell("exec sleep 1000");
+        assert_eq!(wait(&mut child, &stop), None);
+        assert!(child.try_wait().expect("its state").is_some(), "it is gone");
+    }
+}

@@ -157,6 +157,7 @@ fn cut(rest: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use protocol::SlotIndex;
 
     fn key() -> SlotKey {
@@ -217,6 +218,59 @@ mod tests {
         assert_eq!(lines.len(), LOG_LINES_MAX);
         assert_eq!(texts(&lines)[..2], ["the only one", "[1794 lines were dropped here]"]);
         assert_eq!(lines[LOG_LINES_MAX - 1].text, (3 * LOG_LINES_MAX - 1).to_string());
+    }
+
+    /// An operation on the queue.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// As many lines of a slot.
+        Push(u32, usize),
+        /// A request that arrives, or does not.
+        Send { arrives: bool },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let push = (0_u32..3, 0_usize..2 * LOG_LINES_MAX).prop_map(|(slot, lines)| Step::Push(slot, lines));
+        let send = any::<bool>().prop_map(|arrives| Step::Send { arrives });
+        prop::collection::vec(prop_oneof![push, send], 1..20)
+    }
+
+    /// Returns the number of lines that a line stands for: one, or those that a notice says were dropped.
+    fn stands_for(line: &WorkerLine) -> u64 {
+        let notice = line.text.strip_prefix('[').and_then(|text| text.split(' ').next());
+        notice.map_or(1, |count| count.parse().expect("a notice begins with a number"))
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_lost_without_a_notice_and_numbers_only_rise(steps in steps()) {
+            let queue = LogQueue::default();
+            let all_arrive = !steps.iter().any(|step| matches!(step, Step::Send { arrives: false }));
+            let (mut pushed, mut arrived, mut last) = (0, 0, 0);
+            for step in steps.into_iter().chain([Step::Send { arrives: true }]) {
+                match step {
+                    Step::Push(slot, lines) => {
+                        let key = SlotKey { slot: SlotIndex(slot), ..key() };
+                        queue.push(&key, Millis(7), numbers(0..lines));
+                        pushed += lines as u64;
+                    }
+                    Step::Send { arrives } => {
+                        let lines = queue.take();
+                        prop_assert!(lines.len() <= LOG_LINES_MAX);
+                        prop_assert!(lines.is_sorted_by(|a, b| a.sequence < b.sequence));
+                        prop_assert!(lines.first().is_none_or(|line| line.sequence > last));
+                        if !arrives {
+                            queue.put_back(lines);
+                            continue;
+                        }
+                        last = lines.last().map_or(last, |line| line.sequence);
+                        arrived += lines.iter().map(stands_for).sum::<u64>();
+                    }
+                }
+            }
+            // A notice that was put back and dropped in its turn counts as one line.
+            prop_assert!(arrived == pushed || !all_arrive && arrived < pushed, "{arrived} of {pushed}");
+        }
     }
 
     #[test]

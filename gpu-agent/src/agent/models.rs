@@ -22,6 +22,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+#[cfg(test)]
+mod tests;
+
 /// Pause before a failed fill resumes with the missing segments; it doubles up to the maximum. It is far
 /// below the minute after which a worker that waits for a segment gives up.
 const RETRY_FIRST: Duration = Duration::from_millis(250);

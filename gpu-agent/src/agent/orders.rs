@@ -10,6 +10,9 @@ use protocol::{Digest, NodeId, canonical};
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
+mod tests;
+
 /// The file of an order book.
 #[derive(Debug)]
 pub(super) struct OrderFile {

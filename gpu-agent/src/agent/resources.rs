@@ -72,6 +72,7 @@ fn parse_memory_bytes(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::device::Simulated;
+    use proptest::prelude::*;
 
     #[test]
     fn memory_is_read_as_the_kernel_writes_it() {
@@ -84,6 +85,54 @@ mod tests {
             assert_eq!(parse_memory_bytes(text), expected, "{text}");
         }
         assert!(memory_bytes() > 0 && cores() > 0);
+    }
+
+    #[test]
+    fn a_limit_never_raises_what_is_there() {
+        for (there, cap, expected) in [
+            (8, None, 8),
+            (8, Some(4), 4),
+            (8, Some(8), 8),
+            (8, Some(9), 8),
+            (8, Some(0), 0),
+            (0, Some(9), 0),
+            (u64::MAX, Some(u64::MAX), u64::MAX),
+        ] {
+            assert_eq!(capped(there, cap), expected, "{cap:?} of {there}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_of_gpus_is_kept_for_its_lifetime_and_no_longer() {
+        let device: Simulated = "2xL4".parse().expect("valid");
+        let resources = OfferedResources::new(ResourceCaps::default());
+        let indices = || resources.gpus(&device).into_iter().map(|gpu| gpu.index).collect::<Vec<_>>();
+        assert_eq!(indices(), [0, 1]);
+        device.set_lost(0, true);
+        tokio::time::advance(GPUS_FRESH - Duration::from_millis(1)).await;
+        assert_eq!(indices(), [0, 1], "the driver is not asked again");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(indices(), [1]);
+        device.set_lost(0, false);
+        tokio::time::advance(GPUS_FRESH).await;
+        assert_eq!(indices(), [0, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_of_memory_is_read_or_refused(text in "(MemTotal:)?[ \\tkB0-9\\n]{0,40}") {
+            // Whatever it holds, it is not more than the text says.
+            if let Some(bytes) = parse_memory_bytes(&text) {
+                let kib = (bytes / 1024).to_string();
+                prop_assert!(bytes % 1024 == 0 && text.contains(&kib), "{bytes}");
+            }
+        }
+
+        #[test]
+        fn every_amount_of_memory_is_read(kib in 0..=u64::MAX) {
+            let read = parse_memory_bytes(&format!("MemFree: 7 kB\nMemTotal: {kib} kB\n"));
+            prop_assert_eq!(read, kib.checked_mul(1024));
+        }
     }
 
     #[test]

@@ -107,7 +107,7 @@ fn node_id() -> NodeId {
     NodeId(Identity::from_seed(&NODE).public_key())
 }
 
-fn tiny() -> ModelManifest {
+pub(super) fn tiny() -> ModelManifest {
     let erasure = ErasureCode { data: 1, parity: 0 };
     let length = 4096_u32;
     let segment = |index: u32| Segment {

@@ -221,3 +221,54 @@ impl SlotTask {
         self.node.logs.push(&self.key, self.node.clock.wall(), lines);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::core::testing::record;
+    use protocol::{Digest, ModelRoot};
+
+    fn handle() -> SlotHandle {
+        SlotHandle {
+            fence: Fence(1),
+            status: SharedStatus::default(),
+            command: watch::Sender::new(SlotCommand::Serve),
+            source: watch::Sender::new(None),
+        }
+    }
+
+    #[test]
+    fn a_command_only_rises() {
+        let (soon, at_once) = (SlotCommand::End { grace_ms: 3_000 }, SlotCommand::End { grace_ms: 0 });
+        for (before, command, rises) in [
+            (SlotCommand::Serve, SlotCommand::Serve, false),
+            (SlotCommand::Serve, SlotCommand::Drain, true),
+            (SlotCommand::Serve, soon, true),
+            (SlotCommand::Drain, SlotCommand::Serve, false),
+            (SlotCommand::Drain, SlotCommand::Drain, false),
+            (SlotCommand::Drain, at_once, true),
+            (soon, SlotCommand::Drain, false),
+            (soon, at_once, false),
+            (at_once, soon, false),
+        ] {
+            let slot = handle();
+            slot.command.send_replace(before);
+            let changes = slot.command.subscribe();
+            assert_eq!(slot.command(command), rises, "{before:?}, then {command:?}");
+            assert_eq!(*changes.borrow(), if rises { command } else { before });
+            assert_eq!(changes.has_changed().expect("the sender lives"), rises);
+        }
+    }
+
+    #[test]
+    fn a_source_wakes_the_slot_only_if_it_differs() {
+        let slot = handle();
+        let mut changes = slot.source.subscribe();
+        let source = |name: &[u8]| ModelSource { record: record(ModelRoot(Digest::of(name))), wrap: None };
+        for (name, differs) in [(b"a", true), (b"a", false), (b"b", true), (b"b", false)] {
+            slot.set_source(source(name));
+            assert_eq!(changes.has_changed().expect("the sender lives"), differs);
+            assert_eq!(*changes.borrow_and_update(), Some(source(name)));
+        }
+    }
+}

@@ -240,3 +240,65 @@ fn metrics_router(numbers: Arc<Mutex<Numbers>>, node: Arc<Node>) -> Router {
         .route("/livez", get(|| async { StatusCode::OK }))
         .route("/readyz", get(ready))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(reason: &str) -> AgentError {
+        AgentError::Configuration(reason.into())
+    }
+
+    /// Returns the outcome as text, and whether the other services were stopped.
+    async fn outcome(mut tasks: JoinSet<Result<(), AgentError>>) -> (String, bool) {
+        let stop = CancellationToken::new();
+        let waits = stop.clone();
+        tasks.spawn(async move {
+            waits.cancelled().await;
+            Ok(())
+        });
+        let outcome = first_failure(&mut tasks, &stop).await;
+        (outcome.map_or_else(|error| error.to_string(), |()| "ended".into()), stop.is_cancelled())
+    }
+
+    #[tokio::test]
+    async fn the_first_service_that_ends_stops_the_others() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { Ok(()) });
+        assert_eq!(outcome(tasks).await, ("ended".into(), true));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { Err(broken("a listener")) });
+        assert_eq!(outcome(tasks).await, ("configuration: a listener".into(), true));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_hidden_by_services_that_end_in_order() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { Ok(()) });
+        tasks.spawn(async {
+            tokio::task::yield_now().await;
+            Err(broken("the store"))
+        });
+        assert_eq!(outcome(tasks).await.0, "configuration: the store");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_service_is_a_failure() {
+        let mut tasks: JoinSet<Result<(), AgentError>> = JoinSet::new();
+        tasks.spawn(std::future::pending()).abort();
+        let (text, stopped) = outcome(tasks).await;
+        assert!(text.starts_with("configuration: task") && stopped, "{text}");
+    }
+
+    #[test]
+    fn one_agent_works_in_a_directory() {
+        let directory = tempfile::tempdir().expect("directory");
+        let first = lock(directory.path()).expect("free");
+        let error = lock(directory.path()).expect_err("taken");
+        assert_eq!(error.code(), protocol::error_code::DIRECTORY_IN_USE);
+        drop(first);
+        assert!(lock(directory.path()).is_ok());
+        let error = lock(&directory.path().join("none")).expect_err("no directory");
+        assert_eq!(error.code(), protocol::error_code::AGENT_STATE_UNUSABLE);
+    }
+}

@@ -123,3 +123,85 @@ fn shortened(mut text: String) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use protocol::{SlotIndex, error_code};
+    use std::time::Duration;
+
+    fn key() -> SlotKey {
+        SlotKey { service: "chat".parse().expect("a name"), slot: SlotIndex(3) }
+    }
+
+    #[test]
+    fn only_a_change_of_state_or_detail_is_news() {
+        let status = SharedStatus::default();
+        for (state, detail, changed) in [
+            (SlotState::Loading, "", false),
+            (SlotState::Loading, "a store is slow", true),
+            (SlotState::Loading, "a store is slow", false),
+            (SlotState::Starting, "a store is slow", true),
+            (SlotState::Starting, "", true),
+            (SlotState::Starting, "", false),
+        ] {
+            assert_eq!(status.set(state, detail), changed, "{state:?} {detail}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_is_ready_since_it_first_was() {
+        let status = SharedStatus::default();
+        status.set(SlotState::Starting, "");
+        assert_eq!(status.lock().ready_since, None);
+        status.set(SlotState::Ready, "");
+        let first = status.lock().ready_since;
+        assert_eq!(first, Some(Instant::now()));
+        tokio::time::advance(Duration::from_secs(9)).await;
+        status.set(SlotState::Draining, "");
+        status.set(SlotState::Ready, "");
+        assert_eq!(status.lock().ready_since, first);
+    }
+
+    #[test]
+    fn a_report_repeats_the_status() {
+        let status = SharedStatus::default();
+        status.set(SlotState::Failed, "no store answers");
+        status.lock().restarts = 4;
+        status.lock().metrics = Some(WorkerMetrics { requests_total: 9, ..WorkerMetrics::default() });
+        let report = status.report(&key(), Fence(7));
+        let plain = plain_report(&key(), Fence(7), SlotState::Failed, "no store answers");
+        assert_eq!(report, SlotReport { restarts: 4, metrics: report.metrics.clone(), ..plain });
+        assert_eq!(report.metrics.map(|metrics| metrics.requests_total), Some(9));
+    }
+
+    #[test]
+    fn a_reconciliation_sees_the_fence_and_since_when_a_slot_drains() {
+        let status = SharedStatus::default();
+        assert_eq!(status.running(Fence(7)), RunningSlot { fence: Fence(7), draining_since: None });
+        status.lock().draining_since = Some(Millis(5));
+        assert_eq!(status.clone().running(Fence(7)).draining_since, Some(Millis(5)));
+    }
+
+    #[test]
+    fn a_refusal_is_reported_by_its_code() {
+        let refusal = OrderRefusal::new(error_code::ORDER_REPLAYED, "x".repeat(2 * DETAIL_BYTES_MAX));
+        let report = refused_report(&key(), Fence(7), &refusal);
+        assert_eq!((report.state, report.fence), (SlotState::Refused, Fence(7)));
+        assert!(report.detail.starts_with("order-replayed: x"), "{}", report.detail);
+        assert_eq!(report.detail.len(), DETAIL_BYTES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn a_detail_is_cut_between_characters(
+            characters in prop::collection::vec(prop::sample::select(vec!['a', 'é', '漢', '🦀']), 0..1200),
+        ) {
+            let text: String = characters.into_iter().collect();
+            let short = shortened(text.clone());
+            prop_assert!(text.starts_with(&short) && short.len() <= DETAIL_BYTES_MAX);
+            prop_assert!(short == text || short.len() > DETAIL_BYTES_MAX - 4, "no more than needed is cut");
+        }
+    }
+}

@@ -1,11 +1,12 @@
 //! Tests of the decision core, as tables and properties.
 #![allow(clippy::unwrap_used)]
 
+mod properties;
+
 use super::testing::{NOW, TestCircle, admission, desired, service};
 use super::*;
 use human_chain::MemberSecret;
 use overlay::Identity;
-use proptest::prelude::*;
 use protocol::agent::Desired;
 use protocol::governance::{Bundle, Change};
 use protocol::manifest::{Isolation, OnExpiry, ServiceManifest};
@@ -587,106 +588,5 @@ fn an_order_that_was_altered_on_disk_is_not_held_but_its_fence_stays() {
         assert_eq!(unproven.len(), 1, "{what}");
         assert!(book.held(&key(0)).is_none(), "{what}");
         assert_eq!(book.last_fence(&key(0)), Some(Fence(3)), "{what}");
-    }
-}
-
-/// Events that may happen to a node, in any order.
-#[derive(Debug, Clone)]
-enum NodeEvent {
-    /// Control names these orders: slot, fence, whether it drains, whether it is signed.
-    Want(Vec<(u32, u64, bool, bool)>),
-    /// The worker in a slot ends on its own.
-    Die(u32),
-    /// The agent is killed at any moment and restarted from its disk; running workers survive or have ended.
-    Restart {
-        sandboxes_survive: bool,
-    },
-    /// The circle retires the service.
-    Retire,
-    Redeploy,
-}
-
-fn steps() -> impl Strategy<Value = Vec<NodeEvent>> {
-    let order = (0_u32..3, 1_u64..6, any::<bool>(), prop::bool::weighted(0.9));
-    let step = prop_oneof![
-        6 => prop::collection::vec(order, 0..4).prop_map(NodeEvent::Want),
-        2 => (0_u32..3).prop_map(NodeEvent::Die),
-        2 => any::<bool>().prop_map(|sandboxes_survive| NodeEvent::Restart { sandboxes_survive }),
-        1 => Just(NodeEvent::Retire),
-        1 => Just(NodeEvent::Redeploy),
-    ];
-    prop::collection::vec(step, 1..20)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    #[test]
-    fn whatever_happens_no_slot_runs_twice_no_fence_falls_and_nothing_unsigned_runs(steps in steps()) {
-        let (mut scene, mut bundle) = Scene::deployed(|_| {});
-        let mut wanted = Desired { assignments: vec![], routes: None };
-        let mut started: BTreeMap<SlotKey, Fence> = BTreeMap::new();
-        let mut signed_ever: BTreeSet<(SlotKey, Fence)> = BTreeSet::new();
-        for step in steps {
-            match step {
-                NodeEvent::Want(orders) => {
-                    let draining: Vec<u32> = orders.iter().filter(|o| o.2).map(|o| o.0).collect();
-                    let signed = orders.iter().map(|(slot, fence, _, signed)| {
-                        let mut order = scene.order(&bundle, *slot, *fence);
-                        if *signed {
-                            signed_ever.insert((key(*slot), Fence(*fence)));
-                        } else {
-                            order.signature = Signature([0; 64]);
-                        }
-                        order
-                    });
-                    let signed: Vec<SignedOrder> = signed.collect();
-                    wanted = desired(&bundle, signed, &draining);
-                }
-                NodeEvent::Die(slot) => {
-                    if scene.running.contains_key(&key(slot)) {
-                        scene.end(&key(slot));
-                    }
-                }
-                NodeEvent::Restart { sandboxes_survive } => {
-                    let circle = scene.world.state.id();
-                    let record = scene.book.to_record(circle, scene.facts.id);
-                    let world = &scene.world;
-                    let (book, unproven) = OrderBook::from_record(
-                        record, &world.genesis, &world.bundles, circle, scene.facts.id).unwrap();
-                    prop_assert!(unproven.is_empty());
-                    scene.book = book;
-                    if !sandboxes_survive {
-                        scene.running.clear();
-                    }
-                }
-                NodeEvent::Retire if scene.world.state.service(&"chat".parse().unwrap()).is_some() => {
-                    scene.world.decide(Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 1 });
-                }
-                NodeEvent::Retire => {}
-                NodeEvent::Redeploy => {
-                    bundle = scene.world.deploy(&service("chat", root(), 4));
-                }
-            }
-            for _ in 0..4 {
-                let before = scene.running.clone();
-                let fences: Vec<_> = (0..3).map(|slot| scene.book.last_fence(&key(slot))).collect();
-                let actions = scene.plan(&wanted);
-                scene.perform(actions);
-                for (slot, now) in &scene.running {
-                    if before.get(slot).map(|running| running.fence) != Some(now.fence) {
-                        // Started now. A slot's fence was never started before, unless it is still held after
-                        // a restart that its sandbox did not survive.
-                        let last = started.insert(slot.clone(), now.fence);
-                        prop_assert!(last.is_none_or(|last| now.fence >= last));
-                        prop_assert!(signed_ever.contains(&(slot.clone(), now.fence)));
-                        prop_assert_eq!(scene.book.last_fence(slot), Some(now.fence));
-                    }
-                }
-                for (slot, before) in fences.into_iter().enumerate() {
-                    prop_assert!(scene.book.last_fence(&key(slot as u32)) >= before);
-                }
-            }
-        }
     }
 }

@@ -323,3 +323,62 @@ async fn until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_idle_once_metrics_since_its_drain_say_so() {
+        let since = Some(Millis(1_000));
+        for (name, at, running, waiting, since, lines, expected) in [
+            ("it drains no requests", 1_001, 0, 0, since, 1, true),
+            ("metrics of the moment of the command", 1_000, 0, 0, since, 1, false),
+            ("metrics from before", 999, 0, 0, since, 1, false),
+            ("the clock was set back, second line", 5, 0, 0, since, 2, true),
+            ("a request runs", 1_001, 1, 0, since, 9, false),
+            ("a request waits", 1_001, 0, 1, since, 9, false),
+            ("it does not drain", 1_001, 0, 0, None, 9, false),
+        ] {
+            let metrics = WorkerMetrics {
+                at: Millis(at),
+                requests_running: running,
+                requests_waiting: waiting,
+                ..WorkerMetrics::default()
+            };
+            assert_eq!(is_idle_since(&metrics, since, lines), expected, "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_that_is_none_never_comes() {
+        let began = Instant::now();
+        until(Some(began + Duration::from_secs(5))).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, until(None)).await.is_err());
+        assert!(tokio::time::timeout(hour, next_metrics(&mut None)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fill_changes_until_it_is_over_and_never_again() {
+        let (progress, fill) = watch::channel(Fill::Running(None));
+        let mut fills = Some(fill);
+        progress.send_replace(Fill::Complete);
+        fill_changes(&mut fills).await;
+        drop(progress);
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, fill_changes(&mut fills)).await.is_err());
+        assert!(fills.is_none(), "it is not polled again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipe_without_a_worker_is_read_no_more() {
+        let (reader, writer) = tokio::io::duplex(64);
+        let mut metrics = Some(MetricsReader::of(reader));
+        drop(writer);
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, next_metrics(&mut metrics)).await.is_err());
+        assert!(metrics.is_none());
+    }
+}

@@ -1,0 +1,161 @@
+//! Tests of the chain on disk: appended bundles, refused bundles, and damage.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::agent::core::testing::{NOW, TestCircle, service};
+use protocol::ModelRoot;
+use protocol::error_code;
+
+/// A circle and the directory of a node's copy of its chain.
+struct ChainDirectory {
+    directory: tempfile::TempDir,
+    world: TestCircle,
+}
+
+impl ChainDirectory {
+    fn new() -> Self {
+        let world = TestCircle::new(vec![], &["127.0.0.1:1".into()], NOW);
+        Self { directory: tempfile::tempdir().unwrap(), world }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("chain")
+    }
+
+    fn open(&self) -> Chain {
+        Chain::open(self.path(), self.world.genesis.clone(), self.world.state.id()).unwrap()
+    }
+
+    /// Makes the circle deploy as many versions of a service, and returns the bundles.
+    fn deploy(&mut self, count: u8) -> Vec<Bundle> {
+        let services = (0..count).map(|n| service("chat", ModelRoot(Digest::of(&[n])), 4));
+        services.map(|service| self.world.deploy(&service)).collect()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let names = fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn appended_bundles_are_there_after_a_restart() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    assert_eq!(node.open().append(bundles[..2].to_vec()).unwrap(), 2);
+    let mut chain = node.open();
+    assert_eq!((chain.state().length(), chain.bundles()), (2, &bundles[..2]));
+    assert_eq!(chain.append(vec![]).unwrap(), 0);
+    assert_eq!(chain.append(bundles[2..].to_vec()).unwrap(), 1);
+    let again = node.open();
+    assert_eq!(again.state(), &node.world.state);
+    assert_eq!(again.history().bundles, bundles);
+    assert_eq!(node.files(), ["0000000001", "0000000002", "0000000003"]);
+}
+
+#[test]
+fn a_genesis_of_another_circle_is_refused() {
+    let node = ChainDirectory::new();
+    let other = CircleId(Digest::of(b"another"));
+    let error = Chain::open(node.path(), node.world.genesis.clone(), other).expect_err("another circle");
+    assert!(matches!(error, AgentError::Genesis(_)), "{error:?}");
+    assert!(!node.path().exists(), "nothing is written before the genesis is verified");
+}
+
+#[test]
+fn bundles_before_a_refused_one_count_and_the_others_do_not() {
+    type Edit = fn(&mut Bundle);
+    let edits: [(Edit, _); 3] = [
+        (|bundle| drop(bundle.certificate.ballots.pop()), error_code::QUORUM_NOT_REACHED),
+        (|bundle| bundle.version = 2, error_code::GOVERNANCE_INVALID),
+        (|bundle| bundle.certificate.proposal.reason = "another".into(), error_code::BALLOT_MISMATCH),
+    ];
+    for (edit, code) in edits {
+        let mut node = ChainDirectory::new();
+        let mut bundles = node.deploy(3);
+        edit(&mut bundles[1]);
+        let mut chain = node.open();
+        let refused = chain.append(bundles.clone()).expect_err("the second is refused");
+        assert_eq!((refused.refusal.code, refused.certificate), (code, bundles[1].certificate.digest()));
+        assert_eq!(chain.state().length(), 1, "{code}");
+        assert_eq!(node.files(), ["0000000001"], "{code}");
+    }
+}
+
+#[test]
+fn a_damaged_file_ends_the_chain_which_is_then_fetched_again() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    let mut chain = node.open();
+    chain.append(bundles.clone()).unwrap();
+    chain.complete_at(NOW);
+    for content in [&b"garbage"[..], b"", &canonical::to_bytes(&bundles[2])] {
+        fs::write(node.path().join("0000000002"), content).unwrap();
+        let mut chain = node.open();
+        assert_eq!(chain.state().length(), 1);
+        assert_eq!(node.files(), ["0000000001", "synced"], "later files go too");
+        assert_eq!(read_synced(&node.path().join(SYNCED)), Millis(0), "old bundles are not late");
+        assert_eq!(chain.append(bundles[1..].to_vec()).unwrap(), 2);
+        assert_eq!(node.open().state(), &node.world.state);
+    }
+}
+
+#[test]
+fn a_bundle_that_expired_before_a_complete_sync_is_refused() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(1);
+    let expired = bundles[0].certificate.proposal.expires_at.plus(limits::CLOCK_GRACE_MS + 1);
+    let mut chain = node.open();
+    chain.complete_at(expired);
+    // The time survives a restart, and so does the refusal.
+    for mut chain in [chain, node.open()] {
+        let refused = chain.append(bundles.clone()).expect_err("withheld until it expired");
+        assert_eq!(refused.refusal.code, error_code::PROPOSAL_EXPIRED);
+    }
+}
+
+#[test]
+fn the_time_of_a_sync_is_written_once_a_minute_and_never_falls() {
+    let node = ChainDirectory::new();
+    let mut chain = node.open();
+    let path = node.path().join(SYNCED);
+    for (at, written) in [
+        (NOW, NOW),
+        (NOW.plus(SYNCED_INTERVAL_MS - 1), NOW),
+        (NOW.plus(SYNCED_INTERVAL_MS), NOW.plus(SYNCED_INTERVAL_MS)),
+        (Millis(0), NOW.plus(SYNCED_INTERVAL_MS)),
+    ] {
+        chain.complete_at(at);
+        assert_eq!(read_synced(&path), written, "after {at}");
+    }
+    assert_eq!(chain.synced_at, NOW.plus(SYNCED_INTERVAL_MS));
+}
+
+#[test]
+fn a_time_that_cannot_be_read_refuses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(SYNCED);
+    assert_eq!(read_synced(&path), Millis(0), "no file");
+    let long = "1".repeat(33);
+    for (text, expected) in [("17", 17), (" 17\n", 17), ("", 0), ("-1", 0), ("many", 0), (&long, 0)] {
+        fs::write(&path, text).unwrap();
+        assert_eq!(read_synced(&path), Millis(expected), "`{text}`");
+    }
+    fs::write(&path, [0xff]).unwrap();
+    assert_eq!(read_synced(&path), Millis(0), "not UTF-8");
+}
+
+#[test]
+fn a_bundle_that_cannot_be_written_does_not_count() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(1);
+    let mut chain = node.open();
+    fs::create_dir(node.path().join("0000000001.new")).unwrap();
+    let refused = chain.append(bundles.clone()).expect_err("no space to write it");
+    assert_eq!(refused.refusal.code, error_code::AGENT_STATE_UNUSABLE);
+    assert_eq!(chain.state().length(), 0);
+    fs::remove_dir(node.path().join("0000000001.new")).unwrap();
+    assert_eq!(chain.append(bundles).unwrap(), 1);
+}

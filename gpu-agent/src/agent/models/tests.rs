@@ -1,0 +1,154 @@
+//! Tests of the models in memory: sharing, progress, and refusals.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::agent::core::testing::{NOW, TestCircle, record, service};
+use crate::agent::simulation::tiny;
+use model_store::wrap_key;
+use protocol::model::Recipient;
+use protocol::{Digest, MemberId, NodeId, PublicKey};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// The models of a node without any reachable store.
+struct NodeModels {
+    models: Models,
+    _directory: tempfile::TempDir,
+}
+
+impl NodeModels {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = EncryptionSecret::create(&directory.path().join("encryption.key")).unwrap();
+        Self { models: Models::new(Context::new(), secret), _directory: directory }
+    }
+
+    /// Returns the model's key, wrapped for this node.
+    fn wrap(&self, root: ModelRoot) -> KeyWrap {
+        let to = self.models.secret.public();
+        wrap_key(&ModelKey::from_bytes([3; 32]), to, root, recipient()).unwrap()
+    }
+
+    async fn refusal(&self, root: ModelRoot, wrap: Option<KeyWrap>) -> OrderRefusal {
+        let source = ModelSource { record: record(root), wrap };
+        self.models.get(root, &source).await.expect_err("nothing can be loaded")
+    }
+}
+
+fn recipient() -> Recipient {
+    Recipient::Node(NodeId(PublicKey([7; 32])))
+}
+
+fn root() -> ModelRoot {
+    ModelRoot(Digest::of(b"model"))
+}
+
+#[test]
+fn a_worker_gets_a_thread_for_every_core_or_part_of_one() {
+    for (millicores, expected) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (64_000, 64), (u64::MAX, u32::MAX)]
+    {
+        assert_eq!(threads(millicores), expected, "{millicores}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_whose_key_cannot_be_opened_is_refused() {
+    let (node, other) = (NodeModels::new(), NodeModels::new());
+    let another = ModelRoot(Digest::of(b"another"));
+    let mut renamed = node.wrap(root());
+    renamed.recipient = Recipient::Member("alice".parse::<MemberId>().unwrap());
+    for (name, wrap) in [
+        ("no wrap", None),
+        ("the wrap of another model", Some(node.wrap(another))),
+        ("a wrap for another node", Some(other.wrap(root()))),
+        ("a wrap with another recipient's name", Some(renamed)),
+    ] {
+        let refusal = node.refusal(root(), wrap).await;
+        assert_eq!(refusal.code, error_code::MODEL_KEY_WRONG, "{name}: {refusal}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_no_store_holds_is_refused_and_takes_no_memory() {
+    let node = NodeModels::new();
+    let refusal = node.refusal(root(), Some(node.wrap(root()))).await;
+    assert_eq!(refusal.code, error_code::MODEL_MANIFEST_INVALID, "{refusal}");
+    assert_eq!(node.models.in_memory(), []);
+    assert_eq!(node.models.faults(), 0);
+}
+
+#[tokio::test]
+async fn slots_share_one_copy_which_goes_with_its_last_user() {
+    let node = NodeModels::new();
+    let source = ModelSource { record: record(root()), wrap: None };
+    let loading = ModelInHand::new(tiny());
+    node.models.hold(root(), &loading.model);
+    let first = node.models.get(root(), &source).await.unwrap();
+    let second = node.models.get(root(), &source).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    assert_eq!(node.models.in_memory(), [(root(), 0, tiny().map_bytes())]);
+    loading.complete();
+    assert_eq!(node.models.in_memory(), [(root(), 3, tiny().map_bytes())]);
+    drop((first, loading));
+    assert_eq!(node.models.in_memory().len(), 1, "one user is left");
+    drop(second);
+    assert_eq!(node.models.in_memory(), []);
+    // The next user needs a new load, which has no key here.
+    assert_eq!(node.refusal(root(), None).await.code, error_code::MODEL_KEY_WRONG);
+}
+
+#[tokio::test]
+async fn progress_is_visible_to_the_worker_and_the_agent() {
+    let loading = ModelInHand::new(tiny());
+    let model = &loading.model;
+    let [weights, progress] = model.readers().unwrap().map(File::from);
+    let present = || {
+        let mut bytes = [9; 3];
+        progress.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    assert_eq!((present(), model.segments_verified(), model.segments_total()), ([0; 3], 0, 3));
+    assert_eq!(weights.metadata().unwrap().len(), tiny().map_bytes());
+    assert_eq!(*model.fill().borrow(), Fill::Running(None));
+    loading.trouble("a store does not answer");
+    assert_eq!(*model.fill().borrow(), Fill::Running(Some("a store does not answer".into())));
+    model.memory.publish(1);
+    assert_eq!((present(), model.segments_verified()), ([0, 1, 0], 1));
+    loading.complete();
+    assert_eq!((present(), model.segments_verified()), ([1; 3], 3));
+    assert_eq!(*model.fill().borrow(), Fill::Complete);
+}
+
+#[tokio::test]
+async fn bytes_are_lent_only_within_the_weights() {
+    let memory = ModelMemory::create(&tiny()).unwrap();
+    let length = memory.weights.length();
+    let mut fill = |bytes: &mut [u8]| {
+        bytes.fill(7);
+        true
+    };
+    assert!(memory.lend(length as u64 - 4, 4, &mut fill).unwrap());
+    for (offset, bytes) in [(length as u64 - 4, 5), (u64::MAX, 1), (length as u64 + 1, 0)] {
+        let error = memory.lend(offset, bytes, &mut fill).expect_err("outside");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bytes} bytes at {offset}");
+    }
+}
+
+#[tokio::test]
+async fn a_workers_manifest_names_its_slot_and_its_share_of_the_node() {
+    let mut world = TestCircle::new(vec![], &["127.0.0.1:1".into()], NOW);
+    let mut manifest = service("chat", root(), 4);
+    let bundle = world.deploy(&manifest);
+    let order = world.plain_order(&bundle, NodeId(PublicKey([7; 32])), 2, 5);
+    let loading = ModelInHand::new(tiny());
+    let plain = loading.model.worker_manifest(&manifest, &order, &[]);
+    assert_eq!((plain.slot, plain.fence, plain.threads), (order.slot, order.fence, 1));
+    assert_eq!((plain.map_bytes, plain.segments.len()), (tiny().map_bytes(), 3));
+    assert_eq!((plain.gpus.as_slice(), plain.gpu_memory_bytes), (&[][..], None));
+    // A share of a device is bounded; a whole device is not.
+    manifest.resources.gpu_memory_bytes = 1 << 30;
+    assert_eq!(loading.model.worker_manifest(&manifest, &order, &[0]).gpu_memory_bytes, None);
+    manifest.resources.gpu_share_percent = 50;
+    let shared = loading.model.worker_manifest(&manifest, &order, &[0]);
+    assert_eq!((shared.gpus.as_slice(), shared.gpu_memory_bytes), (&[0][..], Some(1 << 30)));
+}
