@@ -345,7 +345,8 @@ mod tests {
             "quorate_service_replicas_ready{service=\"embed\"} 0",
         ];
         assert_eq!(shown(&metrics), expected);
-        let later = LeaderMetrics { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
+        let later =
+            LeaderMetrics { nodes_alive: 3, services: vec![service("embed", 1, 1)], not_enforced: vec![] };
         metrics.export_leader_metrics(Some(&later));
         metrics.count_plan(None);
         assert!(
