@@ -22,9 +22,9 @@ const COMMAND: u8 = 0xa3;
 /// Maximum number of edits of one input.
 const EDITS_MAX: usize = 8;
 
-fn stage() -> &'static (World, Vec<Cbor>) {
-    static STAGE: OnceLock<(World, Vec<Cbor>)> = OnceLock::new();
-    STAGE.get_or_init(|| {
+fn samples() -> &'static (World, Vec<Cbor>) {
+    static SAMPLES: OnceLock<(World, Vec<Cbor>)> = OnceLock::new();
+    SAMPLES.get_or_init(|| {
         let world = running();
         let trees = commands(&world).iter().map(|(_, command)| tree(command)).collect();
         (world, trees)
@@ -32,7 +32,7 @@ fn stage() -> &'static (World, Vec<Cbor>) {
 }
 
 fn edited(bytes: &[u8]) -> Option<Vec<u8>> {
-    let (_, trees) = stage();
+    let (_, trees) = samples();
     let ([which, donor], rest) = bytes.split_first_chunk()?;
     let mut value = trees[usize::from(*which) % trees.len()].clone();
     for chunk in rest.as_chunks::<5>().0.iter().take(EDITS_MAX) {
@@ -53,7 +53,7 @@ fn check_circle(cluster: &Cluster) {
 fuzz_target!(|bytes: &[u8]| {
     let command = if bytes.first() == Some(&COMMAND) { Some(bytes.to_vec()) } else { edited(bytes) };
     let Some(command) = command else { return };
-    if let Ok(cluster) = judge(&stage().0, &command) {
+    if let Ok(cluster) = judge(&samples().0, &command) {
         check_circle(&cluster);
     }
     let mut cluster = Cluster::default();

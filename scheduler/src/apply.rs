@@ -29,7 +29,9 @@ use std::collections::BTreeMap;
 pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
     let reply = match from_bytes::<Command>(bytes, COMMAND_BYTES_MAX) {
         Ok(command) => apply(cluster, index, &command),
-        Err(error) => Refusal::new(COMMAND_INVALID, format!("the log entry is no command: {error}")).into(),
+        Err(error) => {
+            Refusal::new(COMMAND_INVALID, format!("the log entry is not a command: {error}")).into()
+        }
     };
     to_bytes(&reply)
 }

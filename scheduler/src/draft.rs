@@ -64,7 +64,7 @@ impl<'a> Draft<'a> {
             }
         }
         let subject = format!("node/{}", self.cluster.node_name(&node));
-        Ok(effect("lapse", subject, format!("silent for a lease; free: {}", freed.join(", "))))
+        Ok(effect("lapse", subject, format!("lease expired; released: {}", freed.join(", "))))
     }
 
     fn release(&mut self, name: &SlotName) -> Result<Effect, Refusal> {
@@ -122,7 +122,7 @@ impl<'a> Draft<'a> {
         slot.since = self.now;
         let (phase, replaces) = (HoldingPhase::Running, plan.replaces.clone());
         slot.holding = Some(Holding { order: order.clone(), phase, replaces });
-        let moves_from = plan.replaces.as_ref().map(|leaves| format!(", in place of {}", subject_of(leaves)));
+        let moves_from = plan.replaces.as_ref().map(|leaves| format!(", replacing {}", subject_of(leaves)));
         let node = self.cluster.node_name(&plan.node);
         let detail = format!("on {node} under fence {}{}", plan.fence, moves_from.unwrap_or_default());
         Ok(Effect { order: Some(order), ..effect("place", subject, detail) })

@@ -109,7 +109,7 @@ fn wait_lines(
     let mut lines = vec![if placed < desired {
         format!("{} of {desired} would wait", desired - placed)
     } else {
-        format!("no more than {placed} of at most {max} find room now")
+        format!("{placed} of at most {max} replicas fit now")
     }];
     lines.extend(nodes.iter().map(|(name, obstacles)| {
         let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();

@@ -68,7 +68,7 @@ pub const REBALANCE_GAIN_MIN: u32 = 2;
 const _: () = {
     use protocol::limits::{CERTIFICATE_BYTES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_OPEN_MAX};
     let command = COMMAND_BYTES_MAX - COMMAND_FRAME_BYTES_MAX;
-    assert!(PROPOSAL_BYTES_MAX <= command, "what may be asked for can be written");
+    assert!(PROPOSAL_BYTES_MAX <= command, "a proposal that is accepted can be written");
     assert!(PLAN_STEPS_MAX * STEP_BYTES_MAX <= command, "a plan fits into the log");
     assert!(WRAPS_PER_COMMAND_MAX * WRAP_BYTES_MAX <= command, "wraps fit into the log");
     let proposals = PROPOSALS_OPEN_MAX + CLOSED_PROPOSALS_MAX;
@@ -80,6 +80,7 @@ const _: () = {
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
 const _: () = assert!(REBALANCE_GAIN_MIN >= 2, "a move that gains nothing is undone by the next");
 const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");
-const _: () = assert!(PENDING_SILENT_MS > 4 * PENDING_REFRESH_MS, "whoever asks all the time is not silent");
+const _: () =
+    assert!(PENDING_SILENT_MS > 4 * PENDING_REFRESH_MS, "a node that asks all the time is not silent");
 const _: () = assert!(PENDING_SILENT_MS < PENDING_NODE_MS);
 const _: () = assert!(AVOID_MS > DRAIN_MS, "a failed slot does not return to its node at once");

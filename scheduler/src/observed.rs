@@ -28,14 +28,14 @@ pub struct Observed {
     leader_since: LeaderTime,
     nodes: BTreeMap<NodeId, ObservedNode>,
     /// Nodes named in a lapse in progress, with the generation in which it was planned.
-    condemned: BTreeMap<NodeId, u64>,
+    evicting: BTreeMap<NodeId, u64>,
 }
 
 /// The last report of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedNode {
     /// Time of the report, by the leader's clock.
-    pub heard_at: LeaderTime,
+    pub heartbeat_at: LeaderTime,
     /// Time since which its lease has never ended.
     pub alive_since: LeaderTime,
     /// Cluster generation at the report; the node was answered from that state or a later one.
@@ -72,7 +72,7 @@ pub enum Liveness {
 
 /// Error for a node whose lapse is being decided: it gets no lease now, and asks again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the node was silent for a lease and its slots are being taken; ask again")]
+#[error("the lease of this node has expired and its slots are being evicted; retry")]
 pub struct EvictionInProgress;
 
 impl Observed {
@@ -80,7 +80,7 @@ impl Observed {
     /// after its [`Action::Lead`](crate::Action::Lead) was applied. Every later `now` is by the same clock.
     #[must_use]
     pub fn new(leader_since: LeaderTime) -> Self {
-        Self { leader_since, nodes: BTreeMap::new(), condemned: BTreeMap::new() }
+        Self { leader_since, nodes: BTreeMap::new(), evicting: BTreeMap::new() }
     }
 
     /// Returns the time at which this leader began.
@@ -101,21 +101,21 @@ impl Observed {
         generation: u64,
         now: LeaderTime,
     ) -> Result<(), EvictionInProgress> {
-        if self.condemned.get(&node).is_some_and(|planned| generation <= *planned) {
+        if self.evicting.get(&node).is_some_and(|planned| generation <= *planned) {
             return Err(EvictionInProgress);
         }
-        self.condemned.remove(&node);
+        self.evicting.remove(&node);
         // If the clock falls behind, a granted lease counts from the latest time seen.
         let known = self.nodes.get(&node);
-        let heard_at = now.max(known.map_or(self.leader_since, |known| known.heard_at));
-        let unbroken = known.filter(|known| known.heard_at.plus(LEASE_MS) > heard_at);
-        let alive_since = unbroken.map_or(heard_at, |known| known.alive_since);
-        debug_assert!(heard_at >= self.leader_since, "no report is older than the leadership");
-        debug_assert!(alive_since <= heard_at, "a lease begins before it is renewed");
+        let heartbeat_at = now.max(known.map_or(self.leader_since, |known| known.heartbeat_at));
+        let unbroken = known.filter(|known| known.heartbeat_at.plus(LEASE_MS) > heartbeat_at);
+        let alive_since = unbroken.map_or(heartbeat_at, |known| known.alive_since);
+        debug_assert!(heartbeat_at >= self.leader_since, "no report is older than the leadership");
+        debug_assert!(alive_since <= heartbeat_at, "a lease begins before it is renewed");
         self.nodes.insert(
             node,
             ObservedNode {
-                heard_at,
+                heartbeat_at,
                 alive_since,
                 generation,
                 boot: request.boot,
@@ -134,7 +134,7 @@ impl Observed {
     pub fn begin_eviction(&mut self, plan: &Plan) {
         for step in &plan.steps {
             if let Step::Lapse { node, .. } = step {
-                let before = self.condemned.insert(*node, plan.parent_generation);
+                let before = self.evicting.insert(*node, plan.parent_generation);
                 debug_assert!(before <= Some(plan.parent_generation), "plans follow each other");
             }
         }
@@ -149,7 +149,7 @@ impl Observed {
     /// Returns the state of a node's lease.
     #[must_use]
     pub fn liveness(&self, node: &NodeId, now: LeaderTime) -> Liveness {
-        let heard = self.nodes.get(node).map(|known| known.heard_at);
+        let heard = self.nodes.get(node).map(|known| known.heartbeat_at);
         let silent_since = heard.map_or(self.leader_since, |at| at.max(self.leader_since));
         let until = silent_since.plus(LEASE_MS);
         match heard {

@@ -87,7 +87,8 @@ impl Plan {
     }
 
     /// Returns the action that executes the plan; none if there is nothing to do. Call
-    /// [`Observed::begin_eviction`](crate::Observed::begin_eviction) before proposing it, and record no node's request in between.
+    /// [`Observed::begin_eviction`](crate::Observed::begin_eviction) before proposing it, and record no node's
+    /// request in between.
     #[must_use]
     pub fn action(&self) -> Option<Action> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };
@@ -249,7 +250,7 @@ pub(crate) fn slot_name(holding: &Holding) -> SlotName {
 }
 
 /// Returns the slot as `service/slot`.
-pub(crate) fn place_of(holding: &Holding) -> String {
+pub(crate) fn slot_label(holding: &Holding) -> String {
     format!("{}/{}", holding.order.service, holding.order.slot)
 }
 

@@ -93,7 +93,7 @@ fn node_findings(view: ClusterView) -> Vec<Finding> {
     let mut findings = Vec::new();
     for node in view.cluster.nodes() {
         if matches!(view.liveness(&node.id), Liveness::Dead { .. }) {
-            let message = format!("node {} is silent; its lease has ended", node.name);
+            let message = format!("node {} sends no heartbeat; its lease has expired", node.name);
             findings
                 .push(finding(message, format!("start its agent, or: quorate node remove {}", node.name)));
         }

@@ -92,7 +92,7 @@ fn view_node(view: ClusterView, admission: &NodeAdmission) -> NodeView {
         id: admission.id,
         admission: admission.clone(),
         alive: view.is_alive(&admission.id),
-        heard_ms_ago: known.map(|node| node.heard_at.ms_until(view.now)),
+        heard_ms_ago: known.map(|node| node.heartbeat_at.ms_until(view.now)),
         cpu_millicores: known.map_or(0, |node| node.resources.cpu_millicores),
         memory_bytes: known.map_or(0, |node| node.resources.memory_bytes),
         gpus: known.map(|node| node.resources.gpus.clone()).unwrap_or_default(),

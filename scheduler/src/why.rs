@@ -6,7 +6,7 @@ use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
     Blocked, NodeCapacity, SpreadMove, Unschedulable, best_placement, blocked_text, capacities, fits_without,
-    free_slot, moving, place_of, running, service_obstacles, spread_move,
+    free_slot, moving, running, service_obstacles, slot_label, spread_move,
 };
 use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
@@ -45,7 +45,7 @@ impl std::str::FromStr for Question {
         if let Ok(id) = text.parse::<ProposalId>() {
             return Ok(Self::Proposal(id));
         }
-        let refuse = || format!("`{}` is no service, service/slot or proposal id", text.escape_debug());
+        let refuse = || format!("`{}` is not a service, service/slot or proposal id", text.escape_debug());
         match text.split_once('/') {
             Some(("proposal", prefix)) if is_prefix(prefix) => Ok(Self::ProposalPrefix(prefix.to_string())),
             None => Ok(Self::Service(text.parse().map_err(|_| refuse())?)),
@@ -103,14 +103,14 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
     let (fresh, old) = running(service);
     let runs = (fresh.len() + old.len()) as u32;
     let ready = ready_replicas(view, service);
-    let head = format!("{ready} of {} wanted replicas of {name} answer", service.desired);
+    let head = format!("{ready} of {} replicas of {name} are ready", service.desired);
     let (answer, remedy) = match service.phase {
         ServicePhase::Retired => (format!("{name} is retired"), None),
         ServicePhase::Retiring { .. } => (format!("{name} is being retired"), None),
         ServicePhase::Active if service.is_expired(view.cluster_time()) => {
             let rest = match service.manifest.on_expiry {
-                OnExpiry::Hold => "what runs goes on, nothing new starts",
-                OnExpiry::Drain => "what runs ends",
+                OnExpiry::Hold => "running replicas continue, no new one starts",
+                OnExpiry::Drain => "running replicas drain",
             };
             (format!("{head}; its approval has expired: {rest}"), Some(renew(service)))
         }
@@ -144,8 +144,8 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
 /// not even if a slot under the earlier one were free.
 pub(crate) fn stuck(view: ClusterView, service: &Service) -> Option<Blocked> {
     let (_, old) = running(service);
-    let makes_room = |holding| fits_without(view, view.cluster.services(), holding);
-    if old.is_empty() || old.iter().any(makes_room) {
+    let frees_enough = |holding| fits_without(view, view.cluster.services(), holding);
+    if old.is_empty() || old.iter().any(frees_enough) {
         return None;
     }
     match next_replica(view, service) {
@@ -161,10 +161,11 @@ fn spread_line(view: ClusterView, service: &Service) -> Option<String> {
     }
     let capacities = capacities(view, view.cluster.services());
     let SpreadMove { from, replicas_on_node, to } = spread_move(view, &capacities, service)?;
-    let (place, node) = (place_of(&from), view.cluster.node_name(&from.order.node));
+    let (slot, node) = (slot_label(&from), view.cluster.node_name(&from.order.node));
     let minutes = REBALANCE_CALM_MS / 60_000;
     Some(format!(
-        "{place} will move to {}: {node} has {replicas_on_node} of its replicas; it waits until all is calm for {minutes} minutes",
+        "{slot} will move to {}: {node} runs {replicas_on_node} of its replicas; \
+         it moves after {minutes} minutes without other changes",
         to.name
     ))
 }
@@ -198,10 +199,10 @@ pub(crate) fn slot_sentence(view: ClusterView, service: &Service, slot: SlotInde
         return sentence;
     };
     if newcomer.order.slot == slot {
-        format!("{sentence}; takes the place of {} when it answers", place_of(&leaving))
+        format!("{sentence}; replaces {} when it is ready", slot_label(&leaving))
     } else if leaving.order.slot == slot {
         let node = view.cluster.node_name(&newcomer.order.node);
-        format!("{sentence}; moves to {node} as {}", place_of(&newcomer))
+        format!("{sentence}; moves to {node} as {}", slot_label(&newcomer))
     } else {
         sentence
     }
@@ -229,10 +230,12 @@ fn state_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> Stri
         HoldingPhase::Running => {}
     }
     match view.liveness(&order.node) {
-        Liveness::Dead { .. } => return format!("{held}, which is silent; its lease has ended"),
+        Liveness::Dead { .. } => return format!("{held}, which sends no heartbeat; its lease has expired"),
         Liveness::Unknown { until } => {
             let seconds = view.now.ms_until(until).div_ceil(1000);
-            return format!("{held}, not heard by this leader yet; its lease may hold {seconds} s more");
+            return format!(
+                "{held}, which has sent this leader no heartbeat yet; its lease may hold {seconds} s more"
+            );
         }
         Liveness::Alive => {}
     }
@@ -265,7 +268,7 @@ fn other_nodes(view: ClusterView, service: &Service, holding: &Holding) -> Vec<S
         let mut obstacles = service_obstacles(view, service, capacity.id);
         obstacles.extend(capacity.fit(&service.manifest, bytes).err().unwrap_or_default());
         if obstacles.is_empty() {
-            format!("{}: could hold it too", capacity.name)
+            format!("{}: is feasible too", capacity.name)
         } else {
             node_line(&capacity.name, &obstacles)
         }
@@ -330,7 +333,7 @@ fn explain(
             cause,
             Vec::new(),
             Some(format!(
-                "import it where it lies: quorate model import DIR --name {}",
+                "import it from its directory: quorate model import DIR --name {}",
                 service.manifest.model.name
             )),
         ),
@@ -360,7 +363,7 @@ pub(crate) fn smallest_change(
     let Some((node, obstacles)) =
         nodes.iter().min_by_key(|(name, obstacles)| (cost(obstacles), name.clone()))
     else {
-        return Some("admit a node; those that ask: quorate node pending".to_string());
+        return Some("admit a node; pending ones: quorate node pending".to_string());
     };
     let steps: Vec<String> = obstacles.iter().map(|o| remedy_for(cluster, manifest, node, o)).collect();
     Some(steps.join("; and "))
@@ -406,10 +409,12 @@ fn remedy_for(
     unschedulable: &Unschedulable,
 ) -> String {
     match unschedulable {
-        Unschedulable::Unknown { .. } => format!("wait: {node} has until the end of its lease to be heard"),
-        Unschedulable::Avoided { .. } => format!("wait: {node} is tried again within a minute"),
+        Unschedulable::Unknown { .. } => {
+            format!("wait: {node} has until the end of its lease to send a heartbeat")
+        }
+        Unschedulable::Avoided { .. } => format!("wait: {node} is retried within a minute"),
         Unschedulable::NoWrap => {
-            format!("a member gives {node} the model's key: quorate node share {node}")
+            format!("share the model's key with {node}: quorate node share {node}")
         }
         Unschedulable::Dead { .. } => format!("start the agent of {node}"),
         Unschedulable::Cpu { needs, free, offers } => {
@@ -423,10 +428,10 @@ fn remedy_for(
             format!("{} {} of memory on {node}{ask}", verb(needs, offers), format_bytes(missing))
         }
         Unschedulable::GpuCount { needs, has, unhealthy, .. } if needs > has && *needs <= has + unhealthy => {
-            format!("mend the unhealthy GPUs of {node}")
+            format!("repair the unhealthy GPUs of {node}")
         }
         Unschedulable::GpuShare { has: 0, unhealthy: 1.., .. } => {
-            format!("mend the unhealthy GPUs of {node}")
+            format!("repair the unhealthy GPUs of {node}")
         }
         Unschedulable::GpuCount { needs, has, .. } if needs > has => {
             format!("admit a node with {needs} GPUs")
@@ -444,15 +449,15 @@ fn remedy_for(
             let ask = alternative(*largest, &format!("{} on each GPU", format_bytes(*largest)));
             format!("admit a node with {} on each GPU{ask}", format_bytes(*needs))
         }
-        Unschedulable::NotWorker => format!("admit {node} anew with the worker role"),
+        Unschedulable::NotWorker => format!("admit {node} again with the worker role"),
         Unschedulable::Region { has, allowed } if has.is_empty() => {
-            format!("admit {node} anew with region {}", allowed.join(" or "))
+            format!("admit {node} again with region {}", allowed.join(" or "))
         }
         Unschedulable::Region { has, .. } => format!("allow region {has} in the manifest"),
-        Unschedulable::Label { key, wanted, .. } => format!("admit {node} anew with label {key}={wanted}"),
-        Unschedulable::Isolation { gives, .. } => {
+        Unschedulable::Label { key, wanted, .. } => format!("admit {node} again with label {key}={wanted}"),
+        Unschedulable::Isolation { provides, .. } => {
             let hint = if cluster.nodes().count() > 1 { "" } else { " (it is the only node)" };
-            format!("run the agent of {node} as root, or accept isolation {gives}{hint}")
+            format!("run the agent of {node} as root, or accept isolation {provides}{hint}")
         }
     }
 }
@@ -481,8 +486,8 @@ fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
         ProposalState::Open => format!("waits for votes: {rule} must approve"),
         ProposalState::Approved => "approved and in force".to_string(),
         ProposalState::Rejected => format!("rejected: {rule} cannot be reached any more"),
-        ProposalState::Expired => "expired: nobody decided in time".to_string(),
-        ProposalState::Stale => "stale: what it changes was changed by another proposal first".to_string(),
+        ProposalState::Expired => "expired: undecided at its deadline".to_string(),
+        ProposalState::Stale => "stale: another proposal changed its subject first".to_string(),
     };
     let mut reasons: Vec<String> = view.approved.iter().map(|member| format!("{member}: approved")).collect();
     reasons.extend(view.rejected.iter().map(|member| format!("{member}: rejected")));

@@ -199,7 +199,7 @@ fn a_proposal_that_cannot_be_carried_is_rejected() {
 }
 
 #[test]
-fn what_changes_first_makes_the_other_proposal_stale() {
+fn the_first_approval_makes_the_other_proposal_stale() {
     let mut world = two_nodes();
     let late = world.proposal(deploy(manifest("embed", 2, 3, 1000, 64)));
     let unrelated = world.proposal(deploy(manifest("other", 1, 1, 1000, 64)));
@@ -248,12 +248,12 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
             world.execute();
             world.obey();
         }
-        assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"], "{name}");
+        assert_eq!(world.placements("embed"), ["0@node-1", "1@node-2"], "{name}");
         let view = service_view(world.view(), &service_name("embed")).unwrap();
         assert_eq!((view.ready, view.ready_current), (2, 0), "{name}: who waits for the new one waits on");
         let question = Question::Service(service_name("embed"));
         let answer = why(world.view(), &question).unwrap();
-        assert!(answer.answer.starts_with("2 of 2 wanted replicas of embed answer; 0 of 2 run"), "{name}");
+        assert!(answer.answer.starts_with("2 of 2 replicas of embed are ready; 0 of 2 run"), "{name}");
         assert!(answer.remedy.is_some(), "{name}: {answer:?}");
         let leader = LeaderView { leader: Some(ReplicaId(1)), silent: Some(Vec::new()) };
         let status = status(world.view(), leader);
@@ -364,7 +364,7 @@ fn a_wiped_node_serves_again_with_no_step_but_the_vote() {
     world.wait(LEASE_MS);
     world.obey();
     world.settle();
-    assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"]);
+    assert_eq!(world.placements("embed"), ["0@node-1", "1@node-2"]);
     let holding =
         world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)].holding.clone().unwrap();
     assert_eq!((holding.order.node, holding.order.fence), (fresh.admission.id, Fence(2)));
@@ -395,7 +395,7 @@ fn waiting_nodes_are_few_and_forgotten() {
 }
 
 #[test]
-fn a_full_list_of_waiting_nodes_makes_room_for_who_asks_by_who_does_not() {
+fn a_full_list_evicts_the_pending_node_that_was_silent_longest() {
     let mut world = two_nodes();
     let admission = |i: usize| node(&format!("new-{i}"), 1, 1).admission;
     let enrol = |i: usize| Action::Enrol(Box::new(admission(i)));
@@ -552,7 +552,7 @@ fn a_forged_snapshot_is_refused() {
 }
 
 #[test]
-fn the_governance_tail_is_bounded_but_goes_on() {
+fn the_governance_tail_is_bounded_and_continues() {
     let mut world = running();
     world.approve(deploy(manifest("other", 1, 1, 1000, 64)));
     assert_eq!(world.cluster.governance_tail(0, usize::MAX).len(), 2);
@@ -563,7 +563,7 @@ fn the_governance_tail_is_bounded_but_goes_on() {
 }
 
 #[test]
-fn an_agent_learns_what_it_shall_run_and_nothing_else() {
+fn an_agent_receives_its_own_assignments_alone() {
     let mut world = running();
     let assignments = desired_for(&world.cluster, node_id("node-1"));
     let [assignment] = assignments.as_slice() else { panic!("{assignments:?}") };
@@ -594,9 +594,9 @@ fn a_clock_that_is_ahead_takes_no_slot() {
     assert_eq!(world.cluster.now(), ClusterTime(now.plus(60_000)));
     assert!(world.plan().is_empty(), "all nodes were heard just now by the leader's own clock");
     world.lead(2);
-    world.hear("node-2");
+    world.heartbeat("node-2");
     world.wait(LEASE_MS - 1);
-    world.hear("node-2");
+    world.heartbeat("node-2");
     assert!(world.plan().is_empty(), "a new leader waits a lease by its own clock");
     world.wait(1);
     assert!(matches!(world.plan().steps[0], Step::Lapse { .. }), "and no longer");
@@ -607,31 +607,31 @@ fn a_clock_that_is_ahead_takes_no_slot() {
 fn a_late_node_is_not_answered_while_its_lapse_is_decided() {
     let mut world = running();
     world.wait(LEASE_MS);
-    world.hear("node-2");
+    world.heartbeat("node-2");
     let plan = world.plan();
     assert!(matches!(plan.steps[0], Step::Lapse { .. }));
     world.observed.begin_eviction(&plan);
-    assert!(!world.hear("node-1"), "it would run on while another node is given its slot");
+    assert!(!world.heartbeat("node-1"), "it would run on while another node is given its slot");
     world.must(plan.command(world.wall_now()).unwrap().action);
-    assert!(world.hear("node-1"), "now it is told to run nothing");
+    assert!(world.heartbeat("node-1"), "now it is told to run nothing");
     assert!(desired_for(&world.cluster, node_id("node-1")).is_empty());
 }
 
 #[test]
-fn views_say_what_is() {
+fn views_show_the_state() {
     let mut world = running();
     let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!((service.desired, service.ready, service.slots.len()), (1, 1, 1));
     assert_eq!(service.slots[0].why, "ready on node-1 under fence 1");
     world.set_state("embed", 0, SlotState::Loading, "");
-    world.hear_all();
+    world.heartbeat_all();
     let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!(
         (service.ready, service.slots[0].why.as_str()),
         (0, "loads on node-1 under fence 1: 3 of 12 segments")
     );
     world.wait(LEASE_MS);
-    world.hear("node-2");
+    world.heartbeat("node-2");
     let nodes = node_views(world.view());
     let alive: Vec<(String, bool, u32)> =
         nodes.iter().map(|n| (n.name.to_string(), n.alive, n.slots)).collect();
@@ -694,7 +694,7 @@ fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
 /// A client whose reply is lost sends the same again under the same key. It does so before and after another
 /// replica leads or one was restored from a snapshot.
 #[test]
-fn a_write_under_a_key_is_carried_out_once_and_answered_alike() {
+fn a_write_under_a_key_is_executed_once_with_one_reply() {
     let mut world = World::new(&[node("n1", 4000, 4096)]);
     let create = |name: &str| Action::CreateApiKey(samples::api_key(name, None));
     assert_eq!(world.apply_once("k1", create("app")), Reply::Done);

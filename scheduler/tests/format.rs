@@ -97,7 +97,7 @@ fn blank(value: &mut Cbor) {
     }
 }
 
-fn tell(out: &mut String, name: &str, mut value: Cbor) {
+fn append(out: &mut String, name: &str, mut value: Cbor) {
     let shape = shape(&value).into_iter().collect::<Vec<_>>().join("\n");
     without_signatures(&mut value);
     let bytes = to_bytes(&value);
@@ -160,7 +160,7 @@ fn field<'a>(tree: &'a Cbor, name: &str) -> &'a Cbor {
 fn every_kind_of_entry_answer_and_state_has_the_bytes_it_had() {
     let world = running();
     let commands = commands(&world);
-    let mut told = String::from(
+    let mut current = String::from(
         "# The shape and the bytes of everything that the scheduler writes to a disk. See format.rs.\n\n",
     );
     for (name, command) in &commands {
@@ -168,26 +168,26 @@ fn every_kind_of_entry_answer_and_state_has_the_bytes_it_had() {
             from_bytes::<Command>(&to_bytes(command), limits::COMMAND_BYTES_MAX).as_ref(),
             Ok(command)
         );
-        tell(&mut told, &format!("command/{name}"), tree(command));
+        append(&mut current, &format!("command/{name}"), tree(command));
     }
     for (name, reply) in replies() {
         assert_eq!(from_bytes::<Reply>(&to_bytes(&reply), 1 << 20).as_ref(), Ok(&reply));
-        tell(&mut told, &format!("reply/{name}"), tree(&reply));
+        append(&mut current, &format!("reply/{name}"), tree(&reply));
     }
     // Certificates are named by digests that cover signatures, so only the shape of a state is the same each
     // time.
     let shape = state_shape(&[&world.cluster, &after_the_plan(&world)]);
-    writeln!(told, "= snapshot\n{}", shape.into_iter().collect::<Vec<_>>().join("\n")).unwrap();
+    writeln!(current, "= snapshot\n{}", shape.into_iter().collect::<Vec<_>>().join("\n")).unwrap();
     if refreshes() {
-        write(&path("log.txt"), told.as_bytes());
+        write(&path("log.txt"), current.as_bytes());
         let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/command");
         commands.iter().for_each(|(name, command)| write(&seeds.join(name), &to_bytes(command)));
     }
     let written = std::fs::read_to_string(path("log.txt")).unwrap();
-    for (at, (told, written)) in told.lines().zip(written.lines()).enumerate() {
-        assert_eq!(told, written, "log.txt:{}: another format of what is on disks", at + 1);
+    for (at, (current, written)) in current.lines().zip(written.lines()).enumerate() {
+        assert_eq!(current, written, "log.txt:{}: another format of what is on disks", at + 1);
     }
-    assert_eq!(told.lines().count(), written.lines().count(), "log.txt has another length");
+    assert_eq!(current.lines().count(), written.lines().count(), "log.txt has another length");
 }
 
 #[test]
@@ -196,8 +196,8 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     let trees: Vec<Cbor> = commands(&world).iter().map(|(_, command)| tree(command)).collect();
     let expected = |words: &str| words.split(' ').map(str::to_string).collect::<BTreeSet<String>>();
     // A new kind without a sample here fails to compile or is missing from this list.
-    let actions = "lead found submit_proposal cast_ballot register_model put_wraps forget_model create_api_key revoke_api_key \
-        scale execute enrol tick";
+    let actions = "lead found submit_proposal cast_ballot register_model put_wraps forget_model \
+        create_api_key revoke_api_key scale execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "actor"))), expected("member token scheduler"));
     let commands = commands(&world);

@@ -68,7 +68,7 @@ fn a_lease_ends_to_the_millisecond() {
     let request = World::new(std::slice::from_ref(&spec)).request(&spec);
     let dead = |since| Liveness::Dead { silent_since: LeaderTime(Millis(since)) };
     let unknown = |until| Liveness::Unknown { until: LeaderTime(Millis(until)) };
-    for (name, heard_at, asked, expected) in [
+    for (name, heartbeat_at, asked, expected) in [
         ("never heard, just now leads", None, 0, unknown(T0 + LEASE_MS)),
         ("never heard, a moment before the end", None, LEASE_MS - 1, unknown(T0 + LEASE_MS)),
         ("never heard, at the end", None, LEASE_MS, dead(T0)),
@@ -79,7 +79,7 @@ fn a_lease_ends_to_the_millisecond() {
         ("heard in the leader's future", Some(5000), 0, Liveness::Alive),
     ] {
         let mut observed = Observed::new(LeaderTime(START));
-        if let Some(at) = heard_at {
+        if let Some(at) = heartbeat_at {
             observed.record_heartbeat(id, &request, 1, after(at)).unwrap();
         }
         assert_eq!(observed.liveness(&id, after(asked)), expected, "{name}");
@@ -93,13 +93,13 @@ fn a_clock_that_falls_behind_shortens_no_lease() {
     let id = spec.admission.id;
     let request = World::new(std::slice::from_ref(&spec)).request(&spec);
     let mut observed = Observed::new(LeaderTime(START));
-    for (now, heard_at) in [(1000, 1000), (400, 1000), (999, 1000), (1001, 1001)] {
+    for (now, heartbeat_at) in [(1000, 1000), (400, 1000), (999, 1000), (1001, 1001)] {
         observed.record_heartbeat(id, &request, 1, after(now)).unwrap();
-        assert_eq!(observed.node(&id).unwrap().heard_at, after(heard_at), "heard at {now}");
+        assert_eq!(observed.node(&id).unwrap().heartbeat_at, after(heartbeat_at), "heard at {now}");
     }
     let mut late = Observed::new(after(5000));
     late.record_heartbeat(id, &request, 1, after(0)).unwrap();
-    assert_eq!(late.node(&id).unwrap().heard_at, after(5000), "never before its leader began");
+    assert_eq!(late.node(&id).unwrap().heartbeat_at, after(5000), "never before its leader began");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_node_is_steady_as_long_as_no_lease_of_it_ended() {
 }
 
 #[test]
-fn a_condemned_node_waits_for_the_decision_and_no_longer() {
+fn a_node_under_eviction_waits_for_the_decision_and_no_longer() {
     let mut world = running(2);
     world.wait(LEASE_MS);
     let plan = world.plan();
@@ -151,34 +151,34 @@ fn a_condemned_node_waits_for_the_decision_and_no_longer() {
         .record_heartbeat(spec.admission.id, &request, planned_for + 1, world.leader_now())
         .unwrap();
     world.observed.record_heartbeat(spec.admission.id, &request, planned_for, world.leader_now()).unwrap();
-    assert!(!world.hear("node-2"), "the other one is still condemned");
+    assert!(!world.heartbeat("node-2"), "the other one is still condemned");
 }
 
 /// A node's report from before the order to end a slot says nothing about the slots that it runs afterwards.
 #[test]
-fn an_ended_slot_is_free_only_when_its_node_was_heard_after_it() {
+fn an_ended_slot_is_free_only_after_a_later_report_of_its_node() {
     let mut world = two_nodes();
     world.approve(deploy(manifest("embed", 1, 1, 500, 64)));
     world.settle();
     let (mut world, _) = execute(&world, vec![drain(slot(0, 1), world.cluster_now())]);
     world.reports.clear();
-    world.hear_all();
+    world.heartbeat_all();
     let heard_in = world.cluster.generation();
     let (ended, verdict) = execute(&world, vec![Step::End(slot(0, 1))]);
     assert_eq!(verdict, "ok");
     assert_eq!(phase(&ended, 0), Some(HoldingPhase::Ending { generation: heard_in + 1 }));
     assert!(ended.plan().steps.is_empty(), "it was answered from the state before the end, and may run it");
     let mut heard = ended.clone();
-    heard.hear("node-2");
+    heard.heartbeat("node-2");
     assert!(heard.plan().steps.is_empty(), "another node says nothing of it");
-    heard.hear("node-1");
+    heard.heartbeat("node-1");
     assert_eq!(heard.plan().steps[0], Step::Release(slot(0, 1)), "now it does not run it and never will");
     let mut still = ended;
     still.set_state("embed", 0, SlotState::Draining, "");
-    still.hear_all();
+    still.heartbeat_all();
     assert!(still.plan().steps.is_empty(), "it says that it still runs");
     still.set_state("embed", 0, SlotState::Released, "");
-    still.hear_all();
+    still.heartbeat_all();
     assert_eq!(still.plan().steps[0], Step::Release(slot(0, 1)));
 }
 
@@ -282,7 +282,7 @@ fn a_move_leaves_a_slot_that_runs_elsewhere() {
         })
     };
     let other = SlotName { service: service_name("other"), ..slot(0, 1) };
-    assert_eq!(world.places("embed"), ["0@node-1", "1@node-2"]);
+    assert_eq!(world.placements("embed"), ["0@node-1", "1@node-2"]);
     for (name, steps, expected) in [
         ("to another node", vec![to("node-2", slot(0, 1))], "ok"),
         ("to the same node", vec![to("node-1", slot(0, 1))], "plan-stale"),
@@ -307,10 +307,10 @@ fn a_move_leaves_a_slot_that_runs_elsewhere() {
     assert!(matches!(&plan.steps[..], [Step::Drain { slot: left, .. }] if *left == slot(0, 1)), "{plan:?}");
     let mut late = moving.clone();
     late.wait(REBALANCE_PATIENCE_MS - 1);
-    late.hear_all();
+    late.heartbeat_all();
     assert!(late.plan().steps.is_empty(), "it may still come");
     late.wait(1);
-    late.hear_all();
+    late.heartbeat_all();
     let plan = late.plan();
     assert!(matches!(&plan.steps[..], [Step::Drain { slot: left, .. }] if *left == slot(2, 1)), "{plan:?}");
     let mut scaled = moving.clone();
@@ -327,7 +327,7 @@ fn a_move_leaves_a_slot_that_runs_elsewhere() {
 }
 
 #[test]
-fn what_a_step_did_can_be_read_in_the_audit() {
+fn each_step_is_in_the_audit_log() {
     let world = running(1);
     let (world, _) =
         execute(&world, vec![drain(slot(0, 1), world.cluster_now().plus(5)), Step::End(slot(0, 1))]);
@@ -376,7 +376,7 @@ fn crowded(cpu_millicores: u64) -> World {
     world.approve(Change::AdmitNode(Box::new(spec.admission.clone())));
     world.specs.insert(spec.admission.name.clone(), spec);
     world.share_model("minilm", 90 << 20);
-    world.hear_all();
+    world.heartbeat_all();
     world.pass(REBALANCE_CALM_MS);
     world
 }
@@ -387,7 +387,7 @@ fn nothing_moves_while_anything_drains_anywhere() {
     assert!(matches!(&world.plan().steps[..], [Step::Order(order)] if order.replaces.is_some()));
     world.must(Action::Scale { service: service_name("other"), replicas: 1 });
     world.execute();
-    world.hear_all();
+    world.heartbeat_all();
     assert!(world.plan().steps.is_empty(), "another service's slot drains");
     world.obey();
     assert!(matches!(&world.plan().steps[..], [Step::Release(_)]), "and is free");
@@ -400,21 +400,21 @@ fn nothing_moves_while_anything_drains_anywhere() {
 }
 
 #[test]
-fn a_replica_that_fails_where_it_moves_is_given_up_at_once() {
+fn a_move_whose_replica_fails_is_abandoned_at_once() {
     let mut world = crowded(2000);
     world.execute();
     world.obey();
     world.set_state("embed", 2, SlotState::Loading, "");
-    world.hear_all();
+    world.heartbeat_all();
     assert!(world.plan().steps.is_empty(), "it loads; there is no room for a third elsewhere");
     world.set_state("embed", 2, SlotState::Failed, "out of memory");
-    world.hear_all();
+    world.heartbeat_all();
     let plan = world.plan();
     assert!(matches!(&plan.steps[..], [Step::Drain { slot: left, .. }] if *left == slot(2, 1)), "{plan:?}");
 }
 
 #[test]
-fn a_service_that_comes_back_begins_with_its_least() {
+fn a_redeployed_service_begins_with_its_minimum() {
     let mut world = running(3);
     let desired = |world: &World| world.cluster.services()[&service_name("embed")].desired;
     world.approve(deploy(manifest("embed", 1, 4, 600, 64)));
@@ -452,7 +452,7 @@ fn a_proposal_is_brought_before_its_end() {
 
 /// A node's resources are known only while it is alive: a new leader knows of no GPU at all.
 #[test]
-fn a_gpu_is_missed_only_on_a_node_that_is_heard() {
+fn a_gpu_is_lost_only_on_a_node_that_is_alive() {
     let mut spec = node("node-1", 4000, 4096);
     spec.resources.gpus = gpus(1, 80, false);
     let mut world = World::new(&[spec, node("node-2", 4000, 4096)]);
@@ -462,10 +462,10 @@ fn a_gpu_is_missed_only_on_a_node_that_is_heard() {
     world.approve(deploy(wanted));
     world.settle();
     world.lead(2);
-    world.hear("node-2");
+    world.heartbeat("node-2");
     assert!(world.plan().steps.is_empty(), "its slot runs on");
     world.specs.get_mut(&"node-1".parse().unwrap()).unwrap().resources.gpus.clear();
-    world.hear("node-1");
+    world.heartbeat("node-1");
     assert!(matches!(&world.plan().steps[..], [Step::Drain { .. }]), "now it says that the GPU is gone");
 }
 

@@ -82,7 +82,7 @@ fn a_model_is_registered_with_its_key_or_not_at_all() {
 }
 
 #[test]
-fn what_is_registered_is_not_replaced() {
+fn a_registered_model_is_not_replaced() {
     let mut world = two_nodes();
     let again = register(model("minilm", 90 << 20), &[node_id("node-1"), node_id("node-2")]);
     let before = world.cluster.clone();
@@ -131,7 +131,7 @@ fn what_is_registered_is_not_replaced() {
 
 /// A wrap to a replaced key is dropped, wherever the key was replaced, and frees capacity for another.
 #[test]
-fn a_replaced_key_makes_room_for_another_wrap() {
+fn a_replaced_key_allows_another_wrap() {
     let mut world = two_nodes();
     let mut late = node("late", 1000, 1000).admission;
     world.must(Action::Enrol(Box::new(late.clone())));

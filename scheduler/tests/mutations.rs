@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 /// Returns the cluster, and the trees of the commands that fit it.
-fn stage() -> &'static (World, Vec<(&'static str, Cbor)>) {
-    static STAGE: OnceLock<(World, Vec<(&'static str, Cbor)>)> = OnceLock::new();
-    STAGE.get_or_init(|| {
+fn samples() -> &'static (World, Vec<(&'static str, Cbor)>) {
+    static SAMPLES: OnceLock<(World, Vec<(&'static str, Cbor)>)> = OnceLock::new();
+    SAMPLES.get_or_init(|| {
         let world = running();
         let trees = commands(&world).iter().map(|(name, command)| (*name, tree(command))).collect();
         (world, trees)
@@ -25,7 +25,7 @@ fn stage() -> &'static (World, Vec<(&'static str, Cbor)>) {
 
 /// Returns a command by its number, edited with parts of another.
 fn edited(which: usize, donor: usize, edits: &[Edit]) -> Vec<u8> {
-    let (_, trees) = stage();
+    let (_, trees) = samples();
     let mut value = trees[which % trees.len()].1.clone();
     for one in edits {
         edit(&mut value, &trees[donor % trees.len()].1, *one);
@@ -38,12 +38,12 @@ fn any_edit() -> impl Strategy<Value = Edit> {
 }
 
 #[test]
-fn every_sample_is_carried_out_but_a_second_founding() {
-    let (world, trees) = stage();
+fn every_sample_is_executed_but_a_second_founding() {
+    let (world, trees) = samples();
     for (name, tree) in trees {
-        let told = judge(world, &to_bytes(tree)).map(|_| "taken").unwrap_or_else(|code| code.as_str());
+        let outcome = judge(world, &to_bytes(tree)).map(|_| "taken").unwrap_or_else(|code| code.as_str());
         let expected = if *name == "found" { "circle-already-founded" } else { "taken" };
-        assert_eq!(told, expected, "{name}");
+        assert_eq!(outcome, expected, "{name}");
     }
 }
 
@@ -54,7 +54,7 @@ proptest! {
     fn no_edit_of_a_command_makes_a_running_cluster_panic(
         which in any::<usize>(), donor in any::<usize>(), edits in prop::collection::vec(any_edit(), 1..4),
     ) {
-        let _ = judge(&stage().0, &edited(which, donor, &edits));
+        let _ = judge(&samples().0, &edited(which, donor, &edits));
     }
 
     #[test]
@@ -69,7 +69,7 @@ proptest! {
         if bits.is_empty() {
             bytes.truncate(cut % bytes.len());
         }
-        let _ = judge(&stage().0, &bytes);
+        let _ = judge(&samples().0, &bytes);
     }
 }
 
@@ -78,7 +78,7 @@ proptest! {
 #[test]
 fn every_part_of_every_command_may_be_wrong() {
     const EDITS: [(u8, u16); 9] = [(0, 0), (0, 2), (0, 3), (0, 8), (1, 7), (2, 0), (3, 0), (4, 0), (4, 1)];
-    let (world, trees) = stage();
+    let (world, trees) = samples();
     let mut codes: BTreeMap<&str, BTreeMap<&str, u32>> = BTreeMap::new();
     for (which, (name, tree)) in trees.iter().enumerate() {
         // Many edits change nothing, or give the same bytes.
@@ -89,15 +89,15 @@ fn every_part_of_every_command_may_be_wrong() {
                 if !seen.insert(bytes.clone()) {
                     continue;
                 }
-                let told = judge(world, &bytes).map(|_| "taken").unwrap_or_else(|code| code.as_str());
-                *codes.entry(name).or_default().entry(told).or_default() += 1;
+                let outcome = judge(world, &bytes).map(|_| "taken").unwrap_or_else(|code| code.as_str());
+                *codes.entry(name).or_default().entry(outcome).or_default() += 1;
             }
         }
     }
-    for (name, told) in &codes {
-        let beyond = told.keys().any(|code| *code != COMMAND_INVALID.as_str());
-        assert!(beyond, "{name}: {told:?}");
+    for (name, outcome) in &codes {
+        let beyond = outcome.keys().any(|code| *code != COMMAND_INVALID.as_str());
+        assert!(beyond, "{name}: {outcome:?}");
     }
-    let reached: BTreeSet<_> = codes.values().flat_map(|told| told.keys()).collect();
+    let reached: BTreeSet<_> = codes.values().flat_map(|outcome| outcome.keys()).collect();
     assert!(reached.len() >= 14, "{} outcomes: {codes:#?}", reached.len());
 }

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::story::{parse_manifest, parse_node};
+use common::script::{parse_manifest, parse_node};
 use common::*;
 use protocol::manifest::{Manifest, ServiceManifest};
 use scheduler::*;
@@ -49,7 +49,7 @@ impl Case {
         world.observed = Observed::new(world.leader_now());
         for spec in &self.nodes {
             if !self.silent.contains(&spec.admission.name.to_string()) {
-                world.hear(spec.admission.name.as_str());
+                world.heartbeat(spec.admission.name.as_str());
             }
         }
         let standard = [("minilm".to_string(), 100)];
@@ -108,7 +108,7 @@ impl Case {
                 desired,
                 "{name}: all are accounted for"
             );
-            assert!(answer.answer.starts_with(&format!("0 of {desired} wanted replicas of {name} answer")));
+            assert!(answer.answer.starts_with(&format!("0 of {desired} replicas of {name} are ready")));
             if self.services.len() == 1
                 && orders == 0
                 && let Some(waiting) = waits
@@ -138,25 +138,25 @@ impl Case {
 }
 
 /// Runs every case of a table and returns the text with fresh answers.
-fn tell(text: &str) -> String {
-    let mut told = String::new();
+fn answer(text: &str) -> String {
+    let mut answered = String::new();
     for block in text.split("\n\n") {
         let lines = block.lines().filter(|line| !line.starts_with("->") && !line.starts_with("   "));
         let mut case = Case::default();
         let mut is_case = false;
         for line in lines {
-            writeln!(told, "{line}").unwrap();
+            writeln!(answered, "{line}").unwrap();
             is_case |= line.starts_with("= ");
             if is_case && !line.starts_with("= ") && !line.starts_with('#') {
                 case.read(line);
             }
         }
         if is_case {
-            told.push_str(&case.answer());
+            answered.push_str(&case.answer());
         }
-        told.push('\n');
+        answered.push('\n');
     }
-    told.trim_end().to_string() + "\n"
+    answered.trim_end().to_string() + "\n"
 }
 
 #[test]
@@ -167,15 +167,15 @@ fn replicas_go_where_the_tables_say() {
     assert!(paths.len() >= 6, "only {} tables", paths.len());
     for path in paths {
         let written = std::fs::read_to_string(&path).unwrap();
-        let told = tell(&written);
+        let answered = answer(&written);
         if std::env::var_os("REFRESH_GOLDEN").is_some() {
             let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
-            std::io::Write::write_all(&mut file, told.as_bytes()).unwrap();
+            std::io::Write::write_all(&mut file, answered.as_bytes()).unwrap();
             continue;
         }
-        for (at, (told, written)) in told.lines().zip(written.lines()).enumerate() {
-            assert_eq!(told, written, "{}:{}", path.display(), at + 1);
+        for (at, (answered, written)) in answered.lines().zip(written.lines()).enumerate() {
+            assert_eq!(answered, written, "{}:{}", path.display(), at + 1);
         }
-        assert_eq!(told.len(), written.len(), "{} has another length", path.display());
+        assert_eq!(answered.len(), written.len(), "{} has another length", path.display());
     }
 }

@@ -98,5 +98,5 @@ fn a_gpu_that_is_reported_twice_counts_once() {
     pair.resources.gpu_count = 2;
     world.approve(deploy(pair));
     world.settle();
-    assert_eq!(world.places("pair"), ["0@node-2"]);
+    assert_eq!(world.placements("pair"), ["0@node-2"]);
 }

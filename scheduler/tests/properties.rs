@@ -76,7 +76,7 @@ proptest! {
 
     /// Once the faults end, the cluster settles with every wanted replica that fits.
     #[test]
-    fn after_any_trouble_what_is_wanted_runs(events in prop::collection::vec(event(), 1..60)) {
+    fn after_any_faults_the_desired_replicas_run(events in prop::collection::vec(event(), 1..60)) {
         let mut sim = Sim::new();
         for event in &events {
             sim.step(event);
@@ -105,7 +105,7 @@ proptest! {
         prop_assert_eq!(&plan, &scheduler::plan(ClusterView { cluster: &again, ..sim.world.view() }));
         if let Some(command) = plan.command(sim.world.wall_now()) {
             let reply = sim.world.apply(command.actor, command.action);
-            prop_assert!(matches!(reply, Reply::Executed { .. }), "a fresh plan is carried out: {:?}", reply);
+            prop_assert!(matches!(reply, Reply::Executed { .. }), "a fresh plan is executed: {:?}", reply);
         }
     }
 
@@ -154,5 +154,5 @@ fn the_same_seed_gives_the_same_trace() {
     let traces: Vec<Digest> = (0..6).map(trace_of).collect();
     assert_eq!(traces, (0..6).map(trace_of).collect::<Vec<_>>());
     let distinct: std::collections::BTreeSet<_> = traces.iter().collect();
-    assert_eq!(distinct.len(), traces.len(), "another seed is another story");
+    assert_eq!(distinct.len(), traces.len(), "another seed gives another trace");
 }

@@ -55,10 +55,10 @@ fn follow(world: &mut World, wanted: &mut ServiceManifest, step: &str) {
                 other => panic!("{other:?}"),
             }
         }
-        ["a", "member", "gives", node, ..] => {
+        ["share", "the", "model's", "key", "with", .., node] => {
             world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Node(node_id(node)))]));
         }
-        ["admit", node, "anew", "with", "label", label] => {
+        ["admit", node, "again", "with", "label", label] => {
             let (key, value) = label.split_once('=').unwrap();
             let spec = world.specs.get_mut(&node.parse().unwrap()).unwrap();
             spec.admission.labels.insert(key.into(), value.into());
@@ -83,7 +83,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_would_help_helps(nodes in prop::collection::vec(traits(), 1..5), labelled: bool, at_home: bool) {
+    fn every_remedy_helps(nodes in prop::collection::vec(traits(), 1..5), labelled: bool, at_home: bool) {
         let mut wanted = manifest("embed", 1, 1, 1000, 512);
         if labelled {
             wanted.placement.node_selector.insert("disk".into(), "ssd".into());
@@ -102,8 +102,9 @@ proptest! {
         for step in remedy.split("; and ") {
             follow(&mut world, &mut wanted, step);
         }
-        world.hear_all();
-        prop_assert_eq!(world.plan().orders().count(), 1, "`{}` did not help: {:?}", remedy, world.plan().waiting);
+        world.heartbeat_all();
+        let plan = world.plan();
+        prop_assert_eq!(plan.orders().count(), 1, "`{}` did not help: {:?}", remedy, plan.waiting);
         prop_assert!(dry_run(world.view(), &protocol::manifest::Manifest::Service(wanted))
             .unwrap().waiting.is_empty());
     }

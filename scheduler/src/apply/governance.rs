@@ -125,10 +125,10 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
     let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
     match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {
         Some((ProposalState::Expired, at)) => {
-            Refusal::new(PROPOSAL_EXPIRED, format!("the proposal ended undecided at {at}; propose it again"))
+            Refusal::new(PROPOSAL_EXPIRED, format!("the proposal expired at {at}; propose it again"))
         }
         Some((ProposalState::Stale, at)) => {
-            let message = format!("what it changes was changed at {at}; propose it again");
+            let message = format!("its subject was changed at {at}; propose it again");
             Refusal::new(PROPOSAL_STALE, message)
         }
         Some((_, at)) => Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was decided at {at}")),

@@ -88,7 +88,8 @@ fn check_record(record: &ModelRecord) -> Result<(), Refusal> {
     if longest > STORE_URL_BYTES_MAX {
         let name = &record.name;
         return invalid(format!(
-            "model {name}: a store's url or failure domain is {longest} bytes; accepted: at most {STORE_URL_BYTES_MAX}"
+            "model {name}: a store's url or failure domain is {longest} bytes; \
+             accepted: at most {STORE_URL_BYTES_MAX}"
         ));
     }
     let architecture = record.architecture.len();
@@ -120,8 +121,10 @@ pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap])
 /// Another one could therefore only lock the recipient out.
 fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
     if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
-        let message =
-            format!("{} wraps; accepted: 1 to {WRAPS_PER_COMMAND_MAX}; send the rest after", wraps.len());
+        let message = format!(
+            "{} wraps; accepted: 1 to {WRAPS_PER_COMMAND_MAX}; send the rest in another command",
+            wraps.len()
+        );
         return Err(Refusal::new(COMMAND_INVALID, message));
     }
     let mut seen = BTreeMap::new();
@@ -131,7 +134,8 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
         {
             let (encapsulated, sealed) = (wrap.encapsulated.0.len(), wrap.sealed.0.len());
             let message = format!(
-                "a wrap of {encapsulated} and {sealed} bytes; it has {ML_KEM_768_CIPHERTEXT_LENGTH} and {SEALED_KEY_LENGTH}"
+                "a wrap of {encapsulated} and {sealed} bytes; \
+                 accepted: {ML_KEM_768_CIPHERTEXT_LENGTH} and {SEALED_KEY_LENGTH}"
             );
             return Err(Refusal::new(COMMAND_INVALID, message));
         }
@@ -140,7 +144,7 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
             Recipient::Member(member) => format!("member `{member}`"),
         };
         if key_of(cluster, &wrap.recipient).is_none() {
-            let message = format!("{name} is neither in the circle nor asks to be");
+            let message = format!("{name} is neither in the circle nor pending");
             return Err(Refusal::new(NODE_NOT_ADMITTED, message));
         }
         let held = cluster.wraps.get(&wrap.root).and_then(|wraps| wraps.get(&wrap.recipient));
@@ -299,7 +303,8 @@ fn answer_unrecorded(
     let labels = admission.labels.len();
     if bytes > PENDING_BYTES_MAX || labels > LABELS_MAX {
         let message = format!(
-            "node `{}` asks with {bytes} bytes and {labels} labels; accepted: at most {PENDING_BYTES_MAX} bytes, {LABELS_MAX} labels",
+            "node `{}` requests admission with {bytes} bytes and {labels} labels; \
+             accepted: at most {PENDING_BYTES_MAX} bytes, {LABELS_MAX} labels",
             admission.name
         );
         return refuse(COMMAND_INVALID, message);

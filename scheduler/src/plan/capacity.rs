@@ -25,7 +25,7 @@ pub(crate) struct NodeCapacity {
     cpu_free: u64,
     memory_offered: u64,
     memory_free: u64,
-    pub(crate) gpus: Vec<GpuRoom>,
+    pub(crate) gpus: Vec<GpuCapacity>,
     /// Models whose weights it keeps, with the number of slots that use them.
     models: BTreeMap<ModelRoot, u32>,
     /// Number of running replicas of each service.
@@ -34,7 +34,7 @@ pub(crate) struct NodeCapacity {
 
 /// A GPU and its remaining capacity.
 #[derive(Debug, Clone)]
-pub(crate) struct GpuRoom {
+pub(crate) struct GpuCapacity {
     pub(crate) index: u32,
     pub(crate) simulated: bool,
     healthy: bool,
@@ -64,7 +64,7 @@ pub(crate) enum Unschedulable {
     },
     Isolation {
         wanted: Isolation,
-        gives: Isolation,
+        provides: Isolation,
     },
     NoWrap,
     Avoided {
@@ -105,19 +105,19 @@ impl std::fmt::Display for Unschedulable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotWorker => f.write_str("is not admitted as a worker"),
-            Self::Unknown { .. } => f.write_str("has not been heard by this leader yet"),
-            Self::Dead { .. } => f.write_str("is not heard; its lease has ended"),
+            Self::Unknown { .. } => f.write_str("has sent no heartbeat to this leader yet"),
+            Self::Dead { .. } => f.write_str("sends no heartbeat; its lease has expired"),
             Self::Region { has, allowed } if has.is_empty() => {
                 write!(f, "has no region; allowed: {}", allowed.join(", "))
             }
             Self::Region { has, allowed } => write!(f, "is in region {has}; allowed: {}", allowed.join(", ")),
             Self::Label { key, wanted, has: Some(has) } => write!(f, "has label {key}={has}, needs {wanted}"),
             Self::Label { key, wanted, has: None } => write!(f, "lacks label {key}={wanted}"),
-            Self::Isolation { wanted, gives } => {
-                write!(f, "gives isolation {gives}, needs {wanted}")
+            Self::Isolation { wanted, provides } => {
+                write!(f, "provides isolation {provides}, needs {wanted}")
             }
             Self::NoWrap => f.write_str("has no key wrap for the model"),
-            Self::Avoided { .. } => f.write_str("failed to run it a moment ago"),
+            Self::Avoided { .. } => f.write_str("failed to run it recently"),
             Self::Cpu { needs, free, offers } if needs > offers => {
                 write!(f, "needs {needs} millicores, the node offers {offers} ({free} free)")
             }
@@ -184,8 +184,8 @@ impl NodeCapacity {
         // A node that reports an index twice offers that GPU once.
         let mut seen = BTreeSet::new();
         let distinct = resources.gpus.iter().filter(|gpu| seen.insert(gpu.index));
-        let gpus: Vec<GpuRoom> = distinct
-            .map(|gpu| GpuRoom {
+        let gpus: Vec<GpuCapacity> = distinct
+            .map(|gpu| GpuCapacity {
                 index: gpu.index,
                 simulated: gpu.simulated,
                 healthy: gpu.healthy,
@@ -260,8 +260,8 @@ impl NodeCapacity {
                 obstacles.push(Unschedulable::Label { key, wanted, has });
             }
         }
-        if let Some(gives) = self.isolation.filter(|gives| *gives < placement.isolation) {
-            obstacles.push(Unschedulable::Isolation { wanted: placement.isolation, gives });
+        if let Some(provides) = self.isolation.filter(|provides| *provides < placement.isolation) {
+            obstacles.push(Unschedulable::Isolation { wanted: placement.isolation, provides });
         }
         obstacles
     }
@@ -316,7 +316,7 @@ impl NodeCapacity {
         let has = healthy().count() as u32;
         let unhealthy = self.gpus.len() as u32 - has;
         if needs.gpu_count > 0 {
-            let free: Vec<&GpuRoom> = healthy().filter(|gpu| gpu.percent_free == 100).collect();
+            let free: Vec<&GpuCapacity> = healthy().filter(|gpu| gpu.percent_free == 100).collect();
             let simulated = self.gpus.iter().any(|gpu| gpu.simulated);
             let count = needs.gpu_count as usize;
             if free.len() < count {
@@ -340,7 +340,7 @@ impl NodeCapacity {
             return Ok(chosen);
         }
         if needs.gpu_share_percent > 0 {
-            let shared: Vec<&GpuRoom> =
+            let shared: Vec<&GpuCapacity> =
                 healthy().filter(|gpu| gpu.percent_free >= needs.gpu_share_percent).collect();
             let large = shared.iter().filter(|gpu| gpu.memory_free >= needs.gpu_memory_bytes);
             return match large.min_by_key(|gpu| (gpu.percent_free, gpu.index)) {

@@ -1,6 +1,6 @@
 //! The steps that take slots away: dead nodes, ended slots, drains, and the roll-out of a new approval.
 
-use super::{Planner, fits_without, moving, place_of, running, slot_name};
+use super::{Planner, fits_without, moving, running, slot_label, slot_name};
 use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
 use crate::command::Step;
@@ -18,7 +18,7 @@ impl Planner<'_> {
         for node in holders {
             if let Liveness::Dead { silent_since } = self.view.liveness(&node) {
                 let subject = format!("node/{}", self.view.cluster.node_name(&node));
-                let text = "silent for a whole lease; its slots are free".to_string();
+                let text = "its lease has expired; its slots are released".to_string();
                 self.take(Step::Lapse { node, silent_since }, subject, text);
             }
         }
@@ -27,15 +27,19 @@ impl Planner<'_> {
     /// Frees slots that their nodes have ended, and ends drains that are over.
     pub(super) fn release_what_ended(&mut self) {
         for holding in self.holdings() {
-            let (name, place) = (slot_name(&holding), place_of(&holding));
+            let (name, label) = (slot_name(&holding), slot_label(&holding));
             if let Some(text) = self.ended(&holding) {
-                self.take(Step::Release(name), place, text);
+                self.take(Step::Release(name), label, text);
             } else if let HoldingPhase::Draining { until, .. } = holding.phase {
                 let state = self.report(&holding).map(|report| report.state);
                 if until <= self.now() {
-                    self.take(Step::End(name), place, "its time to finish is up".to_string());
+                    self.take(Step::End(name), label, "its drain deadline has passed".to_string());
                 } else if matches!(state, Some(SlotState::Failed | SlotState::Refused)) {
-                    self.take(Step::End(name), place, "nothing runs in it that could finish".to_string());
+                    self.take(
+                        Step::End(name),
+                        label,
+                        "its worker does not run, so there is nothing to drain".to_string(),
+                    );
                 }
             }
         }
@@ -65,7 +69,7 @@ impl Planner<'_> {
     pub(super) fn drain_what_must_go(&mut self) {
         for name in self.service_names() {
             self.drain_ended_service(&name);
-            self.drain_misplaced(&name);
+            self.drain_unfit(&name);
             self.drain_failed(&name);
             self.drain_surplus(&name);
         }
@@ -86,7 +90,7 @@ impl Planner<'_> {
     }
 
     /// Drains slots outside the envelope in force, and slots on nodes that may no longer hold them.
-    fn drain_misplaced(&mut self, name: &ServiceName) {
+    fn drain_unfit(&mut self, name: &ServiceName) {
         let capacities = self.capacities();
         let service = self.service(name);
         let (max, manifest) = (service.manifest.replicas.max, service.manifest.clone());
@@ -136,8 +140,8 @@ impl Planner<'_> {
             let under_way = moving(self.view, service).filter(|_| total == desired + 1);
             if total <= desired + usize::from(rolling || under_way.is_some()) {
                 if let Some((newcomer, leaving)) = under_way.filter(|(newcomer, _)| self.is_ready(newcomer)) {
-                    let (node, place) = (self.node_name(&newcomer), place_of(&newcomer));
-                    let cause = format!("it moved to {node}, where {place} answers");
+                    let (node, slot) = (self.node_name(&newcomer), slot_label(&newcomer));
+                    let cause = format!("it moved to {node}, where {slot} is ready");
                     self.drain(&leaving, self.now().plus(DRAIN_MS), cause, false);
                 }
                 return;
@@ -148,9 +152,12 @@ impl Planner<'_> {
             let stayed = worst.replaces.as_ref().filter(|_| !self.is_ready(&worst));
             let cause = match stayed {
                 Some(slot) => {
-                    format!("{desired} are wanted; it was to replace slot {} and does not answer", slot.slot)
+                    format!(
+                        "{desired} replicas are desired; it was to replace slot {} and is not ready",
+                        slot.slot
+                    )
                 }
-                None => format!("{desired} replicas are wanted"),
+                None => format!("{desired} replicas are desired"),
             };
             if !self.drain(&worst, until, cause, false) {
                 return;
@@ -172,14 +179,13 @@ impl Planner<'_> {
                 continue;
             }
             let (total, desired) = (fresh.len() + old.len(), service.desired as usize);
-            let placed =
-                total == desired && self.place(&name, "to replace one under an earlier approval").is_ok();
+            let placed = total == desired && self.place_replica(&name, "rolls out the new approval").is_ok();
             if total >= desired
                 && !placed
                 && let Some(holding) = self.worst_first(&name, old).into_iter().next()
-                && (total > desired || self.makes_room(&holding))
+                && (total > desired || self.frees_enough(&holding))
             {
-                let cause = "replaced under the new approval".to_string();
+                let cause = "roll-out of the new approval".to_string();
                 self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
             }
         }
@@ -187,7 +193,7 @@ impl Planner<'_> {
 
     /// Returns whether a replica under the approval in force fits on a node once this slot is free. If not,
     /// this slot cannot be replaced and keeps running.
-    fn makes_room(&self, holding: &Holding) -> bool {
+    fn frees_enough(&self, holding: &Holding) -> bool {
         fits_without(self.view, &self.draft.services, holding)
     }
 
@@ -218,6 +224,6 @@ impl Planner<'_> {
         let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
         let runs = current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running);
         let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };
-        runs && self.take(step, place_of(holding), cause)
+        runs && self.take(step, slot_label(holding), cause)
     }
 }

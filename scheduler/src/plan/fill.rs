@@ -123,8 +123,8 @@ impl Planner<'_> {
         let (fresh, old) = running(service);
         let runs = (fresh.len() + old.len()) as u32;
         for placed in runs..wanted {
-            let text = format!("{placed} of {wanted} wanted replicas run");
-            if let Err(blocked) = self.place(name, &text) {
+            let text = format!("{placed} of {wanted} replicas run");
+            if let Err(blocked) = self.place_replica(name, &text) {
                 if !minimum {
                     self.wait(name, wanted - placed, &blocked);
                 }
@@ -134,7 +134,7 @@ impl Planner<'_> {
     }
 
     /// Orders the lowest free slot on the best node, for a missing replica.
-    pub(super) fn place(&mut self, name: &ServiceName, why: &str) -> Result<(), Blocked> {
+    pub(super) fn place_replica(&mut self, name: &ServiceName, why: &str) -> Result<(), Blocked> {
         let service = self.service(name);
         if service.is_expired(self.now()) {
             return Err(Blocked::Expired);
@@ -167,10 +167,11 @@ impl Planner<'_> {
             gpus: best.gpus,
             replaces,
         };
-        let there = if best.replicas == 0 { "none".to_string() } else { best.replicas.to_string() };
-        let count = best.count;
-        let text =
-            format!("to {}, which has {there} of its replicas, best of {count} that fit; {why}", best.name);
+        let (node, replicas, count) = (best.name, best.replicas, best.count);
+        let feasible = if count == 1 { "node" } else { "nodes" };
+        let text = format!(
+            "placed on {node} (runs {replicas} of its replicas, best of {count} feasible {feasible}); {why}"
+        );
         let taken = self.take(Step::Order(order), format!("{name}/{slot}"), text);
         if taken { Ok(()) } else { Err(Blocked::Later) }
     }
@@ -216,8 +217,8 @@ pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
             format!("no model {} ({}) is registered", model.name, model.root.short())
         }
         Blocked::NoSlot => "every slot of its envelope is held; some have not been released yet".into(),
-        Blocked::Later => "this plan could not take its order; the next one tries again".into(),
+        Blocked::Later => "this plan left out its order; the next one retries".into(),
         Blocked::NoNode(nodes) if nodes.is_empty() => "no node is admitted".into(),
-        Blocked::NoNode(nodes) => format!("none of {} nodes can take it", nodes.len()),
+        Blocked::NoNode(nodes) => format!("0 of {} nodes are feasible", nodes.len()),
     }
 }

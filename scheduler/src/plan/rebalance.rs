@@ -11,7 +11,7 @@
 //! stays available.
 
 use super::{
-    CandidatePlacement, NodeCapacity, Planner, best_placement, free_slot, place_of, running, slot_name,
+    CandidatePlacement, NodeCapacity, Planner, best_placement, free_slot, running, slot_label, slot_name,
 };
 use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, Service, ServicePhase};
@@ -139,14 +139,13 @@ impl Planner<'_> {
         let SpreadMove { from, replicas_on_node, to } = spread_move;
         debug_assert!(self.plan.is_empty(), "a move begins when nothing else is to be done");
         debug_assert!(replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN, "a move improves the spread");
-        let (left, there) = (self.node_name(&from), to.replicas);
+        let left = self.node_name(&from);
         if free_slot(self.service(name)).is_some() {
-            let why = format!("{} moves there, since {left} has {replicas_on_node}", place_of(&from));
+            let why = format!("{} moves from {left}, which runs {replicas_on_node}", slot_label(&from));
             return self.order(name, to, Some(slot_name(&from)), &why).is_ok();
         }
-        let there = if there == 0 { "none".to_string() } else { there.to_string() };
-        let cause =
-            format!("to move: {left} has {replicas_on_node} replicas of {name}, {} has {there}", to.name);
+        let (node, there) = (to.name, to.replicas);
+        let cause = format!("moves: {left} runs {replicas_on_node} replicas of {name}, {node} runs {there}");
         self.drain(&from, self.now().plus(DRAIN_MS), cause, false)
     }
 }

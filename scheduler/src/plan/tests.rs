@@ -31,7 +31,7 @@ fn right() -> Step {
 }
 
 #[test]
-fn a_step_that_would_be_refused_is_left_out_and_planning_goes_on() {
+fn a_step_that_would_be_refused_is_left_out_and_planning_continues() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
     let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
     assert!(planner.take(right(), "node/a".into(), "first".into()));
@@ -66,5 +66,5 @@ fn a_full_plan_takes_no_more_and_drops_nothing() {
     assert!(!planner.take(right(), "node/a".into(), String::new()));
     assert!(!planner.take(wrong(), "chat/0".into(), String::new()));
     assert_eq!(planner.plan.steps.len(), PLAN_STEPS_MAX);
-    assert!(planner.plan.dropped.is_empty(), "what had no room is found again by the next plan");
+    assert!(planner.plan.dropped.is_empty(), "the next plan finds a step that did not fit");
 }

@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod samples;
+pub(crate) mod script;
 pub(crate) mod sim;
-pub(crate) mod story;
 
 use human_chain::{MemberSecret, propose, sign_genesis, vote};
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
@@ -217,7 +217,7 @@ impl World {
         world.must(Action::Found(Box::new(genesis(nodes))));
         world.specs = nodes.iter().map(|node| (node.admission.name.clone(), node.clone())).collect();
         world.lead(1);
-        world.hear_all();
+        world.heartbeat_all();
         world
     }
 
@@ -334,7 +334,7 @@ impl World {
     }
 
     /// Delivers the node's request to the leader; returns true if it may be answered.
-    pub(crate) fn hear(&mut self, name: &str) -> bool {
+    pub(crate) fn heartbeat(&mut self, name: &str) -> bool {
         let spec = self.specs[&name.parse::<NodeName>().unwrap()].clone();
         let request = self.request(&spec);
         self.observed
@@ -342,10 +342,10 @@ impl World {
             .is_ok()
     }
 
-    pub(crate) fn hear_all(&mut self) {
+    pub(crate) fn heartbeat_all(&mut self) {
         let names: Vec<NodeName> = self.specs.keys().cloned().collect();
         for name in names {
-            self.hear(name.as_str());
+            self.heartbeat(name.as_str());
         }
     }
 
@@ -368,7 +368,7 @@ impl World {
             }
         }
         self.reports.insert(id, reports);
-        self.hear(spec.admission.name.as_str());
+        self.heartbeat(spec.admission.name.as_str());
     }
 
     pub(crate) fn set_state(&mut self, service: &str, slot: u32, state: SlotState, detail: &str) {
@@ -414,12 +414,12 @@ impl World {
         let end = self.now.plus(ms);
         while self.now < end {
             self.now = self.now.plus(1000).min(end);
-            self.hear_all();
+            self.heartbeat_all();
         }
     }
 
     /// Returns the running slots of a service as `slot@node`.
-    pub(crate) fn places(&self, service: &str) -> Vec<String> {
+    pub(crate) fn placements(&self, service: &str) -> Vec<String> {
         let Some(service) = self.cluster.services().get(&service_name(service)) else { return vec![] };
         let runs = service.held().filter(|(_, holding)| holding.phase == HoldingPhase::Running);
         runs.map(|(slot, holding)| format!("{slot}@{}", self.cluster.node_name(&holding.order.node)))

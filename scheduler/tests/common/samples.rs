@@ -72,7 +72,7 @@ pub(crate) fn api_key(name: &str, requests_per_minute: Option<u32>) -> ApiKey {
 pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
     let mut later = world.clone();
     later.wait(4000);
-    later.hear("n1");
+    later.heartbeat("n1");
     let operator = || Actor::Token("operator".parse().unwrap());
     let ballot = world.ballot("bob", &waiting(world), Choice::Approve);
     let dissent = world.ballot("carol", &waiting(world), Choice::Reject);

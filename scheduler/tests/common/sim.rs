@@ -60,14 +60,14 @@ pub(crate) enum Event {
     Admit(usize),
 }
 
-type Place = (ServiceName, SlotIndex);
+type SlotKey = (ServiceName, SlotIndex);
 
 /// An agent and its workers.
 #[derive(Default, Clone)]
 pub(crate) struct Agent {
-    pub(crate) runs: BTreeMap<Place, (SlotOrder, SlotState)>,
+    pub(crate) runs: BTreeMap<SlotKey, (SlotOrder, SlotState)>,
     pub(crate) lease_until: Millis,
-    pub(crate) accepted: BTreeMap<Place, Fence>,
+    pub(crate) accepted: BTreeMap<SlotKey, Fence>,
     /// Answer to its outstanding request: the time of the request, and the assignments.
     answer: Option<(Millis, Vec<NodeAssignment>)>,
     slow: bool,
@@ -89,7 +89,7 @@ pub(crate) struct Sim {
     leader: usize,
     former: Option<Former>,
     pub(crate) under_way: Vec<Command>,
-    fences: BTreeMap<Place, Fence>,
+    fences: BTreeMap<SlotKey, Fence>,
     /// Time at which a replica of a service last began to move.
     moved_at: BTreeMap<ServiceName, ClusterTime>,
     pub(crate) moves: u32,
@@ -207,7 +207,7 @@ impl Sim {
                     self.world.share_model("minilm", 50 << 20);
                 }
             }
-            _ => unreachable!("{event:?} is nobody's decision"),
+            _ => unreachable!("{event:?} is not a decision"),
         }
     }
 
@@ -240,11 +240,7 @@ impl Sim {
         let now = std::mem::replace(&mut self.world.now, command.now.0);
         let reply = self.world.apply(command.actor, command.action);
         self.world.now = now;
-        assert_eq!(
-            matches!(reply, Reply::Refused { .. }),
-            stale,
-            "carried out once and in its state: {reply:?}"
-        );
+        assert_eq!(matches!(reply, Reply::Refused { .. }), stale, "executed once, in its state: {reply:?}");
         writeln!(self.trace, "  {}", code(&reply)).unwrap();
     }
 
@@ -271,7 +267,7 @@ impl Sim {
             return;
         }
         self.world.reports.insert(id, reports);
-        if self.world.hear(&name_of(node)) {
+        if self.world.heartbeat(&name_of(node)) {
             self.agents[node].answer = Some((time, desired_for(&self.world.cluster, id)));
         } else {
             writeln!(self.trace, "  not answered").unwrap();
@@ -289,40 +285,40 @@ impl Sim {
             agent.runs.clear();
         }
         agent.lease_until = asked_at.plus(LEASE_MS);
-        let mut desired: BTreeMap<Place, (SlotOrder, bool)> = BTreeMap::new();
+        let mut desired: BTreeMap<SlotKey, (SlotOrder, bool)> = BTreeMap::new();
         for assignment in assignments {
             for order in assignment.orders {
                 let draining = assignment.draining.contains(&order.slot);
                 desired.insert((order.service.clone(), order.slot), (order, draining));
             }
         }
-        agent.runs.retain(|place, (order, _)| desired.get(place).is_some_and(|(wanted, _)| wanted == order));
-        for (place, (order, draining)) in desired {
-            match agent.runs.get_mut(&place) {
+        agent.runs.retain(|key, (order, _)| desired.get(key).is_some_and(|(wanted, _)| wanted == order));
+        for (key, (order, draining)) in desired {
+            match agent.runs.get_mut(&key) {
                 Some((_, state)) if is_over(*state) => {}
                 Some((_, state)) if draining && !agent.slow => *state = SlotState::Released,
                 Some((_, state)) if draining => *state = SlotState::Draining,
                 Some((_, state)) if *state == SlotState::Loading && !agent.slow => *state = SlotState::Ready,
                 Some(_) => {}
-                None if draining => drop(agent.runs.insert(place, (order, SlotState::Released))),
+                None if draining => drop(agent.runs.insert(key, (order, SlotState::Released))),
                 None => {
-                    let last = agent.accepted.get(&place).copied().unwrap_or_default();
+                    let last = agent.accepted.get(&key).copied().unwrap_or_default();
                     // The agent's own order after a crash may run again.
                     let state = if order.fence >= last { SlotState::Loading } else { SlotState::Refused };
-                    agent.accepted.insert(place.clone(), order.fence.max(last));
-                    agent.runs.insert(place, (order, state));
+                    agent.accepted.insert(key.clone(), order.fence.max(last));
+                    agent.runs.insert(key, (order, state));
                 }
             }
         }
     }
 
     /// Returns the nodes that really run each slot: their lease holds, and they have not released it.
-    pub(crate) fn live(&self) -> BTreeMap<Place, Vec<usize>> {
-        let mut live: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
+    pub(crate) fn live(&self) -> BTreeMap<SlotKey, Vec<usize>> {
+        let mut live: BTreeMap<SlotKey, Vec<usize>> = BTreeMap::new();
         for (node, agent) in self.agents.iter().enumerate() {
-            for (place, (_, state)) in &agent.runs {
+            for (key, (_, state)) in &agent.runs {
                 if agent.lease_until > self.time && !is_over(*state) {
-                    live.entry(place.clone()).or_default().push(node);
+                    live.entry(key.clone()).or_default().push(node);
                 }
             }
         }
@@ -333,8 +329,8 @@ impl Sim {
     fn observe(&mut self) {
         for (name, service) in self.world.cluster.services() {
             for (index, slot) in &service.slots {
-                let place = (name.clone(), *index);
-                let known = self.fences.insert(place, slot.fence).unwrap_or_default();
+                let key = (name.clone(), *index);
+                let known = self.fences.insert(key, slot.fence).unwrap_or_default();
                 assert!(
                     slot.fence >= known,
                     "the fence of {name}/{index} fell from {known} to {}",
@@ -360,8 +356,8 @@ impl Sim {
     }
 
     pub(crate) fn check(&self) {
-        for (place, nodes) in self.live() {
-            assert!(nodes.len() <= 1, "{}/{} is live on {nodes:?}", place.0, place.1);
+        for (key, nodes) in self.live() {
+            assert!(nodes.len() <= 1, "{}/{} is live on {nodes:?}", key.0, key.1);
         }
         let mut used: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
         for (name, service) in self.world.cluster.services() {
@@ -382,9 +378,9 @@ impl Sim {
     }
 
     fn check_plan(&self, plan: &Plan) {
-        let places: BTreeSet<(&ServiceName, SlotIndex)> =
+        let slots: BTreeSet<(&ServiceName, SlotIndex)> =
             plan.orders().map(|o| (&o.service, o.slot)).collect();
-        assert_eq!(places.len(), plan.orders().count(), "a plan orders a slot once");
+        assert_eq!(slots.len(), plan.orders().count(), "a plan orders a slot once");
         assert_eq!(plan.steps.len(), plan.reasons.len(), "every step has its reason");
         assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
         for order in plan.orders() {

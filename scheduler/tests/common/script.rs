@@ -10,14 +10,14 @@ use std::fmt::Write;
 /// Runs every command of a script and returns the whole text with fresh answers. Lines before the first
 /// command, and those that begin with `#`, are kept.
 pub(crate) fn run(text: &str) -> String {
-    let mut teller = Teller { world: World::empty(), nodes: Vec::new(), proposals: Vec::new() };
+    let mut runner = ScriptRunner { world: World::empty(), nodes: Vec::new(), proposals: Vec::new() };
     let mut out = String::new();
     for line in text.lines() {
         if line.starts_with('#') {
             writeln!(out, "{line}").unwrap();
         } else if let Some(command) = line.strip_prefix("> ") {
             writeln!(out, "> {command}").unwrap();
-            for answer in teller.tell(command).lines() {
+            for answer in runner.execute(command).lines() {
                 writeln!(out, "    {answer}").unwrap();
             }
         } else if line.is_empty() {
@@ -27,16 +27,16 @@ pub(crate) fn run(text: &str) -> String {
     out
 }
 
-struct Teller {
+struct ScriptRunner {
     world: World,
     nodes: Vec<NodeSpec>,
     /// Submitted proposals, named `p1`, `p2` and so on.
     proposals: Vec<Proposal>,
 }
 
-impl Teller {
+impl ScriptRunner {
     /// Executes a command; one of the groups of commands knows it.
-    fn tell(&mut self, command: &str) -> String {
+    fn execute(&mut self, command: &str) -> String {
         let words: Vec<&str> = command.split_whitespace().collect();
         let answer = self.change(&words).or_else(|| self.decide(&words)).or_else(|| self.run(&words));
         let answer =
@@ -59,7 +59,7 @@ impl Teller {
                 let spec = parse_node(name, rest);
                 world.specs.insert(spec.admission.name.clone(), spec);
                 if words[0] == "return" {
-                    world.hear(name);
+                    world.heartbeat(name);
                 }
             }
             ["die", nodes @ ..] => {
@@ -101,7 +101,7 @@ impl Teller {
                 let nonce = Digest::of(&world.log.len().to_le_bytes());
                 let expires = world.now.plus(lifetime_ms.parse().unwrap());
                 let state = world.cluster.circle_state().unwrap();
-                let made = propose(state, change, "story".into(), world.now, expires, nonce);
+                let made = propose(state, change, "script".into(), world.now, expires, nonce);
                 let proposal = match made {
                     Ok(proposal) => proposal,
                     Err(error) => return Some(format!("{}: {error}", error.code())),
@@ -174,23 +174,23 @@ impl Teller {
                     world.obey();
                 }
             }
-            ["state", place, state, detail @ ..] => {
-                let (service, slot) = place.split_once('/').unwrap();
+            ["state", slot, state, detail @ ..] => {
+                let (service, slot) = slot.split_once('/').unwrap();
                 let state = serde_json::from_value(serde_json::json!(state)).unwrap();
                 world.set_state(service, slot.parse().unwrap(), state, &detail.join(" "));
-                world.hear_all();
+                world.heartbeat_all();
             }
-            ["forget", place] => {
-                let (service, slot) = place.split_once('/').unwrap();
+            ["forget", slot] => {
+                let (service, slot) = slot.split_once('/').unwrap();
                 let slot = protocol::SlotIndex(slot.parse().unwrap());
                 for reports in world.reports.values_mut() {
                     reports.retain(|report| report.service.as_str() != service || report.slot != slot);
                 }
-                world.hear_all();
+                world.heartbeat_all();
             }
-            ["hear", nodes @ ..] => {
+            ["heartbeat", nodes @ ..] => {
                 for name in nodes {
-                    world.hear(name);
+                    world.heartbeat(name);
                 }
             }
             ["wait", ms] => world.wait(ms.parse().unwrap()),
@@ -237,7 +237,7 @@ impl Teller {
         let retiring = if view.retiring { ", retiring" } else { "" };
         let mut text = format!("{} of {} ready{retiring}\n", view.ready, view.desired);
         for slot in &view.slots {
-            let node = slot.node.as_ref().map_or("nobody", |node| node.as_str());
+            let node = slot.node.as_ref().map_or("unknown", |node| node.as_str());
             let state =
                 slot.report.as_ref().map_or("unreported".into(), |report| format!("{:?}", report.state));
             writeln!(text, "{} fence {} at {node} {state}: {}", slot.slot, slot.fence, slot.why).unwrap();
@@ -251,7 +251,8 @@ impl Teller {
             let alive = if view.alive { "alive" } else { "silent" };
             let gpus = view.gpus.len();
             let (cpu, slots) = (view.cpu_millicores, view.slots);
-            let heard = view.heard_ms_ago.map_or("never heard".into(), |ms| format!("heard {ms} ms ago"));
+            let heard =
+                view.heard_ms_ago.map_or("no heartbeat".into(), |ms| format!("heartbeat {ms} ms ago"));
             writeln!(text, "{} {alive}, {heard}, {cpu} millicores, {gpus} GPUs, {slots} slots", view.name)
                 .unwrap();
         }
