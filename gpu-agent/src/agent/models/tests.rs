@@ -127,9 +127,9 @@ async fn bytes_are_lent_only_within_the_weights() {
         bytes.fill(7);
         true
     };
-    assert!(memory.lend(length as u64 - 4, 4, &mut fill).unwrap());
+    assert!(memory.with_buffer(length as u64 - 4, 4, &mut fill).unwrap());
     for (offset, bytes) in [(length as u64 - 4, 5), (u64::MAX, 1), (length as u64 + 1, 0)] {
-        let error = memory.lend(offset, bytes, &mut fill).expect_err("outside");
+        let error = memory.with_buffer(offset, bytes, &mut fill).expect_err("outside");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bytes} bytes at {offset}");
     }
 }
