@@ -3,7 +3,7 @@
 use super::attempt::Attempt;
 use super::batch::BatchReport;
 use super::inner::{Inner, fetch_range};
-use super::machine::{Action, BatchRead, Event, ReadFailure, ShardState};
+use super::machine::{BatchRead, Event, ReadAction, ReadFailure, ShardState};
 use crate::error::ReadError;
 use crate::fault::{FaultKind, ShardFault};
 use crate::store::is_absence;
@@ -88,31 +88,34 @@ impl<'a> BatchDecoder<'a> {
     /// Performs one action, and returns the event that reports its result.
     fn perform(
         &mut self,
-        action: Action,
+        action: ReadAction,
         read: &BatchRead,
         memory: &mut Vec<u8>,
     ) -> Result<Option<Event>, ReadError> {
         let position = read.batch().positions.start;
         match action {
-            Action::Load { shard } => {
+            ReadAction::Load { shard } => {
                 let block = self.block(position, memory);
                 Ok(Some(loaded(shard, self.load(shard, position, block)?)))
             }
-            Action::Open => Ok(Some(self.open(read, self.block(position, memory))?)),
-            Action::Check => Ok(Some(self.check(read, self.block(position, memory)))),
-            Action::Replace { shard } => {
+            ReadAction::Open => Ok(Some(self.open(read, self.block(position, memory))?)),
+            ReadAction::Check => Ok(Some(self.check(read, self.block(position, memory)))),
+            ReadAction::Replace { shard } => {
                 let block = self.block(position, memory);
                 Ok(Some(loaded(shard, self.replace(shard, position, block)?)))
             }
-            Action::Publish { position, rebuilt, faults } => {
+            ReadAction::Publish { position, rebuilt, faults } => {
                 self.publish(position, rebuilt, &faults)?;
                 Ok(None)
             }
-            Action::Fail { position, reason } => {
+            ReadAction::Fail { position, reason } => {
                 self.report(position, &read.faults());
                 Err(self.failure(position, reason, read.segment()))
             }
-            Action::Fetch { .. } | Action::Hedge { .. } | Action::Drop { .. } | Action::Decode => {
+            ReadAction::Fetch { .. }
+            | ReadAction::Hedge { .. }
+            | ReadAction::Drop { .. }
+            | ReadAction::Decode => {
                 debug_assert!(false, "the requests precede the decoding: {action:?}");
                 Ok(None)
             }

@@ -1,7 +1,7 @@
 //! State machine of the read of one batch: requests, hedges, decoding, replacement of shards, failure.
 //!
 //! A batch is a run of segments whose shards are adjacent in the object of each store. Any k shards of a
-//! segment restore it. Shell code beside this file performs each [`Action`] and reports each [`Event`].
+//! segment restore it. Shell code beside this file performs each [`ReadAction`] and reports each [`Event`].
 //!
 //! ```text
 //!                  +---------+
@@ -121,7 +121,7 @@ pub(super) enum Event {
 
 /// Output of the machine, to be performed in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum ReadAction {
     /// Request the batch's bytes from a store; answer [`Event::Answered`] or [`Event::Failed`].
     Fetch { shard: usize },
     /// Request them from one more store, because another is late.
@@ -154,7 +154,7 @@ pub(super) enum ReadFailure {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Phase {
+enum ReadPhase {
     Waiting,
     /// `mark` is the reading at the start or at the last hedge.
     Fetching {
@@ -189,7 +189,7 @@ pub(super) struct BatchRead {
     segment: Vec<ShardState>,
     /// Number of requests beyond k, since the start.
     hedges: usize,
-    phase: Phase,
+    phase: ReadPhase,
 }
 
 impl BatchRead {
@@ -207,7 +207,7 @@ impl BatchRead {
             shards: vec![ShardState::Unasked; count],
             segment: vec![ShardState::Unasked; count],
             hedges: 0,
-            phase: Phase::Waiting,
+            phase: ReadPhase::Waiting,
         }
     }
 
@@ -232,7 +232,7 @@ impl BatchRead {
 
     /// Returns whether every segment of the batch is in place.
     pub(super) fn is_done(&self) -> bool {
-        self.phase == Phase::Done
+        self.phase == ReadPhase::Done
     }
 
     /// Returns the shards that no store was asked for, or whose request was dropped.
@@ -241,73 +241,74 @@ impl BatchRead {
     }
 
     /// Advances by one event, and returns the actions that it causes.
-    pub(super) fn on(&mut self, event: Event) -> Vec<Action> {
+    pub(super) fn on(&mut self, event: Event) -> Vec<ReadAction> {
         let actions = match (self.phase, event) {
-            (Phase::Waiting, Event::Started { ranked, reading }) => self.start(ranked, reading),
-            (Phase::Fetching { .. }, Event::Answered { shard }) if self.is_requested(shard) => {
+            (ReadPhase::Waiting, Event::Started { ranked, reading }) => self.start(ranked, reading),
+            (ReadPhase::Fetching { .. }, Event::Answered { shard }) if self.is_requested(shard) => {
                 self.answer(shard)
             }
-            (Phase::Fetching { .. }, Event::Failed { shard, kind }) if self.is_requested(shard) => {
+            (ReadPhase::Fetching { .. }, Event::Failed { shard, kind }) if self.is_requested(shard) => {
                 self.request_another(shard, kind)
             }
-            (Phase::Fetching { mark }, Event::Quiet { reading, timeout })
+            (ReadPhase::Fetching { mark }, Event::Quiet { reading, timeout })
                 if is_late(&mark, &reading, timeout) =>
             {
                 self.hedge(reading)
             }
-            (Phase::Fetched, Event::Begun) => self.load(),
-            (Phase::Loading, Event::Loaded { shard }) if self.is_loading(shard) => {
+            (ReadPhase::Fetched, Event::Begun) => self.load(),
+            (ReadPhase::Loading, Event::Loaded { shard }) if self.is_loading(shard) => {
                 self.loaded(shard, ShardState::Present)
             }
-            (Phase::Loading, Event::Failed { shard, kind }) if self.is_loading(shard) => {
+            (ReadPhase::Loading, Event::Failed { shard, kind }) if self.is_loading(shard) => {
                 self.loaded(shard, ShardState::Failed(kind))
             }
-            (Phase::Opening { .. }, Event::Opened) => self.publish(),
-            (Phase::Opening { checked: false }, Event::Rejected) => self.check(),
-            (Phase::Opening { checked: true }, Event::Rejected) => self.fail(ReadFailure::SegmentInvalid),
-            (Phase::Checking, Event::Checked { wrong, ranked }) => self.checked(&wrong, ranked),
-            (Phase::Replacing, Event::Loaded { shard }) if self.is_replacing(shard) => {
+            (ReadPhase::Opening { .. }, Event::Opened) => self.publish(),
+            (ReadPhase::Opening { checked: false }, Event::Rejected) => self.check(),
+            (ReadPhase::Opening { checked: true }, Event::Rejected) => self.fail(ReadFailure::SegmentInvalid),
+            (ReadPhase::Checking, Event::Checked { wrong, ranked }) => self.checked(&wrong, ranked),
+            (ReadPhase::Replacing, Event::Loaded { shard }) if self.is_replacing(shard) => {
                 self.replaced(shard, ShardState::Present)
             }
-            (Phase::Replacing, Event::Failed { shard, kind }) if self.is_replacing(shard) => {
+            (ReadPhase::Replacing, Event::Failed { shard, kind }) if self.is_replacing(shard) => {
                 self.replaced(shard, ShardState::Failed(kind))
             }
-            (Phase::Fetched | Phase::Loading | Phase::Replacing, Event::Stalled { shard, done }) => {
-                self.restart(shard, done)
-            }
+            (
+                ReadPhase::Fetched | ReadPhase::Loading | ReadPhase::Replacing,
+                Event::Stalled { shard, done },
+            ) => self.restart(shard, done),
             _ => Vec::new(),
         };
         debug_assert_eq!(self.check_invariants(), Ok(()));
         actions
     }
 
-    fn start(&mut self, ranked: Vec<usize>, reading: FlowReading) -> Vec<Action> {
+    fn start(&mut self, ranked: Vec<usize>, reading: FlowReading) -> Vec<ReadAction> {
         debug_assert!(ranked.iter().all(|shard| *shard < self.shards.len()), "a store per shard: {ranked:?}");
         self.ranked = ranked.into_iter().filter(|shard| !self.stalled[*shard]).collect();
         let asked = (0..self.needed).filter_map(|_| self.ask()).collect::<Vec<usize>>();
-        self.phase = Phase::Fetching { mark: reading };
+        self.phase = ReadPhase::Fetching { mark: reading };
         let actions = asked.into_iter().filter(|shard| !self.local[*shard]);
-        self.fetch_or_decode(actions.map(|shard| Action::Fetch { shard }).collect())
+        self.fetch_or_decode(actions.map(|shard| ReadAction::Fetch { shard }).collect())
     }
 
-    fn answer(&mut self, shard: usize) -> Vec<Action> {
+    fn answer(&mut self, shard: usize) -> Vec<ReadAction> {
         debug_assert!(!self.local[shard], "shards of this machine are not requested");
         self.shards[shard] = ShardState::AtHand;
         self.fetch_or_decode(Vec::new())
     }
 
-    fn request_another(&mut self, failed: usize, kind: FaultKind) -> Vec<Action> {
+    fn request_another(&mut self, failed: usize, kind: FaultKind) -> Vec<ReadAction> {
         self.shards[failed] = ShardState::Failed(kind);
         let asked = self.ask().filter(|shard| !self.local[*shard]);
-        self.fetch_or_decode(asked.map(|shard| Action::Fetch { shard }).into_iter().collect())
+        self.fetch_or_decode(asked.map(|shard| ReadAction::Fetch { shard }).into_iter().collect())
     }
 
-    fn hedge(&mut self, reading: FlowReading) -> Vec<Action> {
-        self.phase = Phase::Fetching { mark: reading };
+    fn hedge(&mut self, reading: FlowReading) -> Vec<ReadAction> {
+        self.phase = ReadPhase::Fetching { mark: reading };
         let asked = self.ask();
         self.hedges += usize::from(asked.is_some());
         let asked = asked.filter(|shard| !self.local[*shard]);
-        self.fetch_or_decode(asked.map(|shard| Action::Hedge { shard }).into_iter().collect())
+        self.fetch_or_decode(asked.map(|shard| ReadAction::Hedge { shard }).into_iter().collect())
     }
 
     /// Marks the best store that was not asked as asked. A shard of this machine is at hand immediately.
@@ -319,30 +320,30 @@ impl BatchRead {
     }
 
     /// Ends the fetch once k shards are at hand, or no request is open that could bring one.
-    fn fetch_or_decode(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
+    fn fetch_or_decode(&mut self, mut actions: Vec<ReadAction>) -> Vec<ReadAction> {
         let open: Vec<usize> = shards_in(&self.shards, ShardState::Requested).collect();
         if count(&self.shards, ShardState::AtHand) < self.needed && !open.is_empty() {
             return actions;
         }
         for shard in open {
             self.shards[shard] = ShardState::Unasked;
-            actions.push(Action::Drop { shard });
+            actions.push(ReadAction::Drop { shard });
         }
-        self.phase = Phase::Fetched;
-        actions.push(Action::Decode);
+        self.phase = ReadPhase::Fetched;
+        actions.push(ReadAction::Decode);
         actions
     }
 
-    fn load(&mut self) -> Vec<Action> {
+    fn load(&mut self) -> Vec<ReadAction> {
         debug_assert!(!self.batch.positions.is_empty(), "a segment is left");
         self.segment.clone_from(&self.shards);
-        self.phase = Phase::Loading;
+        self.phase = ReadPhase::Loading;
         let actions = shards_in(&self.segment, ShardState::AtHand);
-        let actions: Vec<Action> = actions.map(|shard| Action::Load { shard }).collect();
+        let actions: Vec<ReadAction> = actions.map(|shard| ReadAction::Load { shard }).collect();
         if actions.is_empty() { self.check() } else { actions }
     }
 
-    fn loaded(&mut self, shard: usize, state: ShardState) -> Vec<Action> {
+    fn loaded(&mut self, shard: usize, state: ShardState) -> Vec<ReadAction> {
         self.segment[shard] = state;
         if self.segment.contains(&ShardState::AtHand) {
             return Vec::new();
@@ -350,17 +351,17 @@ impl BatchRead {
         if count(&self.segment, ShardState::Present) < self.needed {
             return self.check();
         }
-        self.phase = Phase::Opening { checked: false };
-        vec![Action::Open]
+        self.phase = ReadPhase::Opening { checked: false };
+        vec![ReadAction::Open]
     }
 
-    fn check(&mut self) -> Vec<Action> {
+    fn check(&mut self) -> Vec<ReadAction> {
         debug_assert!(!self.segment.contains(&ShardState::AtHand), "each shard at hand was loaded");
-        self.phase = Phase::Checking;
-        vec![Action::Check]
+        self.phase = ReadPhase::Checking;
+        vec![ReadAction::Check]
     }
 
-    fn checked(&mut self, wrong: &[usize], ranked: Vec<usize>) -> Vec<Action> {
+    fn checked(&mut self, wrong: &[usize], ranked: Vec<usize>) -> Vec<ReadAction> {
         for shard in wrong {
             debug_assert_eq!(
                 self.segment[*shard],
@@ -373,50 +374,50 @@ impl BatchRead {
         self.replace_or_open()
     }
 
-    fn replaced(&mut self, shard: usize, state: ShardState) -> Vec<Action> {
+    fn replaced(&mut self, shard: usize, state: ShardState) -> Vec<ReadAction> {
         self.segment[shard] = state;
         self.replace_or_open()
     }
 
-    fn replace_or_open(&mut self) -> Vec<Action> {
+    fn replace_or_open(&mut self) -> Vec<ReadAction> {
         let good = count(&self.segment, ShardState::Present);
         if good >= self.needed {
-            self.phase = Phase::Opening { checked: true };
-            return vec![Action::Open];
+            self.phase = ReadPhase::Opening { checked: true };
+            return vec![ReadAction::Open];
         }
         while let Some(shard) = self.ranked.pop_front() {
             if self.segment[shard] == ShardState::Unasked {
                 self.segment[shard] = ShardState::Requested;
-                self.phase = Phase::Replacing;
-                return vec![Action::Replace { shard }];
+                self.phase = ReadPhase::Replacing;
+                return vec![ReadAction::Replace { shard }];
             }
         }
         self.fail(ReadFailure::ShardsTooFew { good })
     }
 
-    fn publish(&mut self) -> Vec<Action> {
+    fn publish(&mut self) -> Vec<ReadAction> {
         let present = count(&self.segment, ShardState::Present);
         assert!(present >= self.needed, "a segment opened from {present} shards");
         let position = self.batch.positions.start;
         let rebuilt = self.segment[..self.needed].iter().any(|state| *state != ShardState::Present);
-        let mut actions = vec![Action::Publish { position, rebuilt, faults: self.faults() }];
+        let mut actions = vec![ReadAction::Publish { position, rebuilt, faults: self.faults() }];
         self.batch.positions.start += 1;
         if self.batch.positions.is_empty() {
-            self.phase = Phase::Done;
+            self.phase = ReadPhase::Done;
         } else {
             actions.extend(self.load());
         }
         actions
     }
 
-    fn fail(&mut self, reason: ReadFailure) -> Vec<Action> {
+    fn fail(&mut self, reason: ReadFailure) -> Vec<ReadAction> {
         debug_assert!(!self.batch.positions.is_empty(), "a segment has failed");
-        self.phase = Phase::Failed;
-        vec![Action::Fail { position: self.batch.positions.start, reason }]
+        self.phase = ReadPhase::Failed;
+        vec![ReadAction::Fail { position: self.batch.positions.start, reason }]
     }
 
     /// Returns to the start, without the segments that are in place and without the disk that has stalled.
-    fn restart(&mut self, stalled: usize, done: usize) -> Vec<Action> {
+    fn restart(&mut self, stalled: usize, done: usize) -> Vec<ReadAction> {
         assert!(done < self.batch.positions.len(), "a segment is being read");
         self.batch.positions.start += done;
         self.stalled[stalled] = true;
@@ -428,7 +429,7 @@ impl BatchRead {
         self.segment.clone_from(&self.shards);
         self.ranked.clear();
         self.hedges = 0;
-        self.phase = Phase::Waiting;
+        self.phase = ReadPhase::Waiting;
         Vec::new()
     }
 
@@ -451,7 +452,7 @@ impl BatchRead {
         let present = count(&self.segment, ShardState::Present);
         let stalled = |shard: usize| self.shards[shard] == ShardState::Failed(FaultKind::Unreachable);
         let all = 0..self.shards.len();
-        let is_fetching = matches!(self.phase, Phase::Fetching { .. });
+        let is_fetching = matches!(self.phase, ReadPhase::Fetching { .. });
         let rules = [
             (
                 "more requests than k, replacements and hedges",
@@ -470,19 +471,20 @@ impl BatchRead {
             ),
             (
                 "one replacement at a time, and only while it replaces",
-                count(&self.segment, ShardState::Requested) == usize::from(self.phase == Phase::Replacing),
+                count(&self.segment, ShardState::Requested)
+                    == usize::from(self.phase == ReadPhase::Replacing),
             ),
             (
                 "it loads although no shard is at hand",
-                self.phase != Phase::Loading || self.segment.contains(&ShardState::AtHand),
+                self.phase != ReadPhase::Loading || self.segment.contains(&ShardState::AtHand),
             ),
             (
                 "fewer than k shards are opened",
-                !matches!(self.phase, Phase::Opening { .. }) || present >= self.needed,
+                !matches!(self.phase, ReadPhase::Opening { .. }) || present >= self.needed,
             ),
             (
                 "segments are left exactly until it is done",
-                self.batch.positions.is_empty() == (self.phase == Phase::Done),
+                self.batch.positions.is_empty() == (self.phase == ReadPhase::Done),
             ),
         ];
         match rules.into_iter().find(|(_, holds)| !holds) {

@@ -46,24 +46,26 @@ fn parse(text: &str) -> Event {
     }
 }
 
-fn show(action: &Action) -> String {
+fn show(action: &ReadAction) -> String {
     match action {
-        Action::Fetch { shard } => format!("fetch {shard}"),
-        Action::Hedge { shard } => format!("hedge {shard}"),
-        Action::Drop { shard } => format!("drop {shard}"),
-        Action::Decode => "decode".into(),
-        Action::Load { shard } => format!("load {shard}"),
-        Action::Open => "open".into(),
-        Action::Check => "check".into(),
-        Action::Replace { shard } => format!("replace {shard}"),
-        Action::Publish { position, rebuilt, faults } => {
+        ReadAction::Fetch { shard } => format!("fetch {shard}"),
+        ReadAction::Hedge { shard } => format!("hedge {shard}"),
+        ReadAction::Drop { shard } => format!("drop {shard}"),
+        ReadAction::Decode => "decode".into(),
+        ReadAction::Load { shard } => format!("load {shard}"),
+        ReadAction::Open => "open".into(),
+        ReadAction::Check => "check".into(),
+        ReadAction::Replace { shard } => format!("replace {shard}"),
+        ReadAction::Publish { position, rebuilt, faults } => {
             let faults: String = faults.iter().map(|(shard, kind)| format!(" {shard}:{kind}")).collect();
             format!("publish {position}{}{faults}", if *rebuilt { " rebuilt" } else { "" })
         }
-        Action::Fail { position, reason: ReadFailure::ShardsTooFew { good } } => {
+        ReadAction::Fail { position, reason: ReadFailure::ShardsTooFew { good } } => {
             format!("fail {position} with {good}")
         }
-        Action::Fail { position, reason: ReadFailure::SegmentInvalid } => format!("fail {position} invalid"),
+        ReadAction::Fail { position, reason: ReadFailure::SegmentInvalid } => {
+            format!("fail {position} invalid")
+        }
     }
 }
 
@@ -355,7 +357,7 @@ struct SimulatedRead {
     has_begun: bool,
     open: Vec<usize>,
     hedges: usize,
-    actions: VecDeque<Action>,
+    actions: VecDeque<ReadAction>,
     published: Vec<usize>,
     failure: Option<ReadFailure>,
 }
@@ -386,7 +388,7 @@ impl SimulatedRead {
 
     /// Performs one step, which `choice` selects among those that are possible.
     fn step(&mut self, flow: &mut BytesInFlight, now: Duration, choice: usize) {
-        if self.read.phase == Phase::Waiting {
+        if self.read.phase == ReadPhase::Waiting {
             self.begin(flow, now);
         } else if let Some(action) = self.actions.pop_front() {
             self.perform(action, flow);
@@ -440,39 +442,39 @@ impl SimulatedRead {
         }
     }
 
-    fn perform(&mut self, action: Action, flow: &mut BytesInFlight) {
+    fn perform(&mut self, action: ReadAction, flow: &mut BytesInFlight) {
         match action {
-            Action::Fetch { shard } => self.open.push(shard),
-            Action::Hedge { shard } => {
+            ReadAction::Fetch { shard } => self.open.push(shard),
+            ReadAction::Hedge { shard } => {
                 self.hedges += 1;
                 self.open.push(shard);
             }
-            Action::Drop { shard } => self.open.retain(|other| *other != shard),
-            Action::Decode => {
+            ReadAction::Drop { shard } => self.open.retain(|other| *other != shard),
+            ReadAction::Decode => {
                 assert!(self.open.is_empty(), "no request outlives the fetch");
                 self.reserved.take().into_iter().for_each(|bytes| flow.release(bytes));
                 self.hedges = 0;
                 self.feed(Event::Begun);
             }
-            Action::Load { shard } | Action::Replace { shard } => self.get(shard, &action),
-            Action::Open => {
+            ReadAction::Load { shard } | ReadAction::Replace { shard } => self.get(shard, &action),
+            ReadAction::Open => {
                 let mut states = self.read.segment().iter().zip(self.shards);
                 let wrong =
                     states.any(|(state, shard)| *state == ShardState::Present && shard != Shard::Good);
                 self.feed(if wrong { Event::Rejected } else { Event::Opened });
             }
-            Action::Check => {
+            ReadAction::Check => {
                 let present = shards_in(self.read.segment(), ShardState::Present);
                 let wrong = present.filter(|shard| self.shards[*shard] != Shard::Good).collect();
                 self.feed(Event::Checked { wrong, ranked: self.ranked.clone() });
             }
-            Action::Publish { position, .. } => self.published.push(position),
-            Action::Fail { reason, .. } => self.failure = Some(reason),
+            ReadAction::Publish { position, .. } => self.published.push(position),
+            ReadAction::Fail { reason, .. } => self.failure = Some(reason),
         }
     }
 
-    fn get(&mut self, shard: usize, action: &Action) {
-        let is_replacement = matches!(action, Action::Replace { .. });
+    fn get(&mut self, shard: usize, action: &ReadAction) {
+        let is_replacement = matches!(action, ReadAction::Replace { .. });
         match self.shards[shard] {
             Shard::Silent if self.local[shard] => {
                 // The actions of an abandoned attempt are discarded with it.
