@@ -107,13 +107,6 @@ impl Context {
         self
     }
 
-    /// Sets the S3 settings, which otherwise come from the environment.
-    #[cfg(test)]
-    pub(crate) fn with_s3(mut self, settings: S3Settings) -> Self {
-        self.s3 = settings;
-        self
-    }
-
     fn disk(&self, directory: &Path) -> Disk {
         let mut disks = self.disks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         disks.entry(directory.into()).or_default().clone()

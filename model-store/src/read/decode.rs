@@ -3,7 +3,7 @@
 use super::attempt::Attempt;
 use super::batch::BatchReport;
 use super::inner::{Inner, fetch_range};
-use super::machine::{BatchRead, Event, ReadFailure, ReadStep, ShardState};
+use super::machine::{BatchRead, Event, ReadAction, ReadFailure, ShardState};
 use crate::error::ReadError;
 use crate::fault::{FaultKind, ShardFault};
 use crate::store::is_absence;
@@ -88,31 +88,34 @@ impl<'a> BatchDecoder<'a> {
     /// Performs one action, and returns the event that reports its result.
     fn perform(
         &mut self,
-        action: ReadStep,
+        action: ReadAction,
         read: &BatchRead,
         memory: &mut Vec<u8>,
     ) -> Result<Option<Event>, ReadError> {
         let position = read.batch().positions.start;
         match action {
-            ReadStep::Load { shard } => {
+            ReadAction::Load { shard } => {
                 let block = self.block(position, memory);
                 Ok(Some(loaded(shard, self.load(shard, position, block)?)))
             }
-            ReadStep::Open => Ok(Some(self.open(read, self.block(position, memory))?)),
-            ReadStep::Check => Ok(Some(self.check(read, self.block(position, memory)))),
-            ReadStep::Replace { shard } => {
+            ReadAction::Open => Ok(Some(self.open(read, self.block(position, memory))?)),
+            ReadAction::Check => Ok(Some(self.check(read, self.block(position, memory)))),
+            ReadAction::Replace { shard } => {
                 let block = self.block(position, memory);
                 Ok(Some(loaded(shard, self.replace(shard, position, block)?)))
             }
-            ReadStep::Publish { position, rebuilt, faults } => {
+            ReadAction::Publish { position, rebuilt, faults } => {
                 self.publish(position, rebuilt, &faults)?;
                 Ok(None)
             }
-            ReadStep::Fail { position, reason } => {
+            ReadAction::Fail { position, reason } => {
                 self.report(position, &read.faults());
                 Err(self.failure(position, reason, read.segment()))
             }
-            ReadStep::Fetch { .. } | ReadStep::Hedge { .. } | ReadStep::Drop { .. } | ReadStep::Decode => {
+            ReadAction::Fetch { .. }
+            | ReadAction::Hedge { .. }
+            | ReadAction::Drop { .. }
+            | ReadAction::Decode => {
                 debug_assert!(false, "the requests precede the decoding: {action:?}");
                 Ok(None)
             }

@@ -1,7 +1,7 @@
 //! State machine of the read of one batch: requests, hedges, decoding, replacement of shards, failure.
 //!
 //! A batch is a run of segments whose shards are adjacent in the object of each store. Any k shards of a
-//! segment restore it. Shell code beside this file performs each [`ReadStep`] and reports each [`Event`].
+//! segment restore it. Shell code beside this file performs each [`ReadAction`] and reports each [`Event`].
 //!
 //! ```text
 //!                  +---------+
@@ -121,7 +121,7 @@ pub(super) enum Event {
 
 /// Output of the machine, to be performed in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ReadStep {
+pub(super) enum ReadAction {
     /// Request the batch's bytes from a store; answer [`Event::Answered`] or [`Event::Failed`].
     Fetch { shard: usize },
     /// Request them from one more store, because another is late.
@@ -241,7 +241,7 @@ impl BatchRead {
     }
 
     /// Advances by one event, and returns the actions that it causes.
-    pub(super) fn on(&mut self, event: Event) -> Vec<ReadStep> {
+    pub(super) fn on(&mut self, event: Event) -> Vec<ReadAction> {
         let actions = match (self.phase, event) {
             (ReadPhase::Waiting, Event::Started { ranked, reading }) => self.start(ranked, reading),
             (ReadPhase::Fetching { .. }, Event::Answered { shard }) if self.is_requested(shard) => {
@@ -282,33 +282,33 @@ impl BatchRead {
         actions
     }
 
-    fn start(&mut self, ranked: Vec<usize>, reading: FlowReading) -> Vec<ReadStep> {
+    fn start(&mut self, ranked: Vec<usize>, reading: FlowReading) -> Vec<ReadAction> {
         debug_assert!(ranked.iter().all(|shard| *shard < self.shards.len()), "a store per shard: {ranked:?}");
         self.ranked = ranked.into_iter().filter(|shard| !self.stalled[*shard]).collect();
         let asked = (0..self.needed).filter_map(|_| self.ask()).collect::<Vec<usize>>();
         self.phase = ReadPhase::Fetching { mark: reading };
         let actions = asked.into_iter().filter(|shard| !self.local[*shard]);
-        self.fetch_or_decode(actions.map(|shard| ReadStep::Fetch { shard }).collect())
+        self.fetch_or_decode(actions.map(|shard| ReadAction::Fetch { shard }).collect())
     }
 
-    fn answer(&mut self, shard: usize) -> Vec<ReadStep> {
+    fn answer(&mut self, shard: usize) -> Vec<ReadAction> {
         debug_assert!(!self.local[shard], "shards of this machine are not requested");
         self.shards[shard] = ShardState::AtHand;
         self.fetch_or_decode(Vec::new())
     }
 
-    fn request_another(&mut self, failed: usize, kind: FaultKind) -> Vec<ReadStep> {
+    fn request_another(&mut self, failed: usize, kind: FaultKind) -> Vec<ReadAction> {
         self.shards[failed] = ShardState::Failed(kind);
         let asked = self.ask().filter(|shard| !self.local[*shard]);
-        self.fetch_or_decode(asked.map(|shard| ReadStep::Fetch { shard }).into_iter().collect())
+        self.fetch_or_decode(asked.map(|shard| ReadAction::Fetch { shard }).into_iter().collect())
     }
 
-    fn hedge(&mut self, reading: FlowReading) -> Vec<ReadStep> {
+    fn hedge(&mut self, reading: FlowReading) -> Vec<ReadAction> {
         self.phase = ReadPhase::Fetching { mark: reading };
         let asked = self.ask();
         self.hedges += usize::from(asked.is_some());
         let asked = asked.filter(|shard| !self.local[*shard]);
-        self.fetch_or_decode(asked.map(|shard| ReadStep::Hedge { shard }).into_iter().collect())
+        self.fetch_or_decode(asked.map(|shard| ReadAction::Hedge { shard }).into_iter().collect())
     }
 
     /// Marks the best store that was not asked as asked. A shard of this machine is at hand immediately.
@@ -320,30 +320,30 @@ impl BatchRead {
     }
 
     /// Ends the fetch once k shards are at hand, or no request is open that could bring one.
-    fn fetch_or_decode(&mut self, mut actions: Vec<ReadStep>) -> Vec<ReadStep> {
+    fn fetch_or_decode(&mut self, mut actions: Vec<ReadAction>) -> Vec<ReadAction> {
         let open: Vec<usize> = shards_in(&self.shards, ShardState::Requested).collect();
         if count(&self.shards, ShardState::AtHand) < self.needed && !open.is_empty() {
             return actions;
         }
         for shard in open {
             self.shards[shard] = ShardState::Unasked;
-            actions.push(ReadStep::Drop { shard });
+            actions.push(ReadAction::Drop { shard });
         }
         self.phase = ReadPhase::Fetched;
-        actions.push(ReadStep::Decode);
+        actions.push(ReadAction::Decode);
         actions
     }
 
-    fn load(&mut self) -> Vec<ReadStep> {
+    fn load(&mut self) -> Vec<ReadAction> {
         debug_assert!(!self.batch.positions.is_empty(), "a segment is left");
         self.segment.clone_from(&self.shards);
         self.phase = ReadPhase::Loading;
         let actions = shards_in(&self.segment, ShardState::AtHand);
-        let actions: Vec<ReadStep> = actions.map(|shard| ReadStep::Load { shard }).collect();
+        let actions: Vec<ReadAction> = actions.map(|shard| ReadAction::Load { shard }).collect();
         if actions.is_empty() { self.check() } else { actions }
     }
 
-    fn loaded(&mut self, shard: usize, state: ShardState) -> Vec<ReadStep> {
+    fn loaded(&mut self, shard: usize, state: ShardState) -> Vec<ReadAction> {
         self.segment[shard] = state;
         if self.segment.contains(&ShardState::AtHand) {
             return Vec::new();
@@ -352,16 +352,16 @@ impl BatchRead {
             return self.check();
         }
         self.phase = ReadPhase::Opening { checked: false };
-        vec![ReadStep::Open]
+        vec![ReadAction::Open]
     }
 
-    fn check(&mut self) -> Vec<ReadStep> {
+    fn check(&mut self) -> Vec<ReadAction> {
         debug_assert!(!self.segment.contains(&ShardState::AtHand), "each shard at hand was loaded");
         self.phase = ReadPhase::Checking;
-        vec![ReadStep::Check]
+        vec![ReadAction::Check]
     }
 
-    fn checked(&mut self, wrong: &[usize], ranked: Vec<usize>) -> Vec<ReadStep> {
+    fn checked(&mut self, wrong: &[usize], ranked: Vec<usize>) -> Vec<ReadAction> {
         for shard in wrong {
             debug_assert_eq!(
                 self.segment[*shard],
@@ -374,33 +374,33 @@ impl BatchRead {
         self.replace_or_open()
     }
 
-    fn replaced(&mut self, shard: usize, state: ShardState) -> Vec<ReadStep> {
+    fn replaced(&mut self, shard: usize, state: ShardState) -> Vec<ReadAction> {
         self.segment[shard] = state;
         self.replace_or_open()
     }
 
-    fn replace_or_open(&mut self) -> Vec<ReadStep> {
+    fn replace_or_open(&mut self) -> Vec<ReadAction> {
         let good = count(&self.segment, ShardState::Present);
         if good >= self.needed {
             self.phase = ReadPhase::Opening { checked: true };
-            return vec![ReadStep::Open];
+            return vec![ReadAction::Open];
         }
         while let Some(shard) = self.ranked.pop_front() {
             if self.segment[shard] == ShardState::Unasked {
                 self.segment[shard] = ShardState::Requested;
                 self.phase = ReadPhase::Replacing;
-                return vec![ReadStep::Replace { shard }];
+                return vec![ReadAction::Replace { shard }];
             }
         }
         self.fail(ReadFailure::ShardsTooFew { good })
     }
 
-    fn publish(&mut self) -> Vec<ReadStep> {
+    fn publish(&mut self) -> Vec<ReadAction> {
         let present = count(&self.segment, ShardState::Present);
         assert!(present >= self.needed, "a segment opened from {present} shards");
         let position = self.batch.positions.start;
         let rebuilt = self.segment[..self.needed].iter().any(|state| *state != ShardState::Present);
-        let mut actions = vec![ReadStep::Publish { position, rebuilt, faults: self.faults() }];
+        let mut actions = vec![ReadAction::Publish { position, rebuilt, faults: self.faults() }];
         self.batch.positions.start += 1;
         if self.batch.positions.is_empty() {
             self.phase = ReadPhase::Done;
@@ -410,14 +410,14 @@ impl BatchRead {
         actions
     }
 
-    fn fail(&mut self, reason: ReadFailure) -> Vec<ReadStep> {
+    fn fail(&mut self, reason: ReadFailure) -> Vec<ReadAction> {
         debug_assert!(!self.batch.positions.is_empty(), "a segment has failed");
         self.phase = ReadPhase::Failed;
-        vec![ReadStep::Fail { position: self.batch.positions.start, reason }]
+        vec![ReadAction::Fail { position: self.batch.positions.start, reason }]
     }
 
     /// Returns to the start, without the segments that are in place and without the disk that has stalled.
-    fn restart(&mut self, stalled: usize, done: usize) -> Vec<ReadStep> {
+    fn restart(&mut self, stalled: usize, done: usize) -> Vec<ReadAction> {
         assert!(done < self.batch.positions.len(), "a segment is being read");
         self.batch.positions.start += done;
         self.stalled[stalled] = true;

@@ -8,7 +8,7 @@ use super::decode::decode;
 use super::flow::FlowPermit;
 use super::health::TICK;
 use super::inner::{Inner, fetch_range};
-use super::machine::{BatchRead, Event, ReadStep};
+use super::machine::{BatchRead, Event, ReadAction};
 use super::window::BATCH_BYTES_MAX;
 use crate::disk::Disk;
 use crate::error::ReadError;
@@ -102,10 +102,10 @@ impl Inner {
         loop {
             for action in actions {
                 match action {
-                    ReadStep::Fetch { shard } | ReadStep::Hedge { shard } => {
+                    ReadAction::Fetch { shard } | ReadAction::Hedge { shard } => {
                         running.push(self.request(read.batch(), shard));
                     }
-                    ReadStep::Drop { shard } => self.health.overtaken(shard, began.elapsed()),
+                    ReadAction::Drop { shard } => self.health.overtaken(shard, began.elapsed()),
                     _ => return bodies,
                 }
             }

@@ -1,8 +1,8 @@
 //! Progress of transfers: limits count silence, never total time.
 //!
 //! A slow uplink may need minutes for an object that a data centre takes in milliseconds, and both are
-//! healthy. An unreachable store differs from a slow link in that nothing moves at all. Several transfers over one
-//! link share a [`Progress`]: one that waits behind the others is not silent while they move.
+//! healthy. An unreachable store differs from a slow link in that nothing moves at all. Several transfers
+//! over one link share a [`Progress`]: one that waits behind the others is not silent while they move.
 
 use bytes::Bytes;
 use std::sync::Arc;

@@ -10,6 +10,14 @@ use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
 
+impl Context {
+    /// Sets the S3 settings, which otherwise come from the environment.
+    pub(crate) fn with_s3(mut self, settings: S3Settings) -> Self {
+        self.s3 = settings;
+        self
+    }
+}
+
 fn reference(url: &str) -> StoreReference {
     StoreReference { url: url.into(), failure_domain: "d".into() }
 }

@@ -46,24 +46,24 @@ fn parse(text: &str) -> Event {
     }
 }
 
-fn show(action: &ReadStep) -> String {
+fn show(action: &ReadAction) -> String {
     match action {
-        ReadStep::Fetch { shard } => format!("fetch {shard}"),
-        ReadStep::Hedge { shard } => format!("hedge {shard}"),
-        ReadStep::Drop { shard } => format!("drop {shard}"),
-        ReadStep::Decode => "decode".into(),
-        ReadStep::Load { shard } => format!("load {shard}"),
-        ReadStep::Open => "open".into(),
-        ReadStep::Check => "check".into(),
-        ReadStep::Replace { shard } => format!("replace {shard}"),
-        ReadStep::Publish { position, rebuilt, faults } => {
+        ReadAction::Fetch { shard } => format!("fetch {shard}"),
+        ReadAction::Hedge { shard } => format!("hedge {shard}"),
+        ReadAction::Drop { shard } => format!("drop {shard}"),
+        ReadAction::Decode => "decode".into(),
+        ReadAction::Load { shard } => format!("load {shard}"),
+        ReadAction::Open => "open".into(),
+        ReadAction::Check => "check".into(),
+        ReadAction::Replace { shard } => format!("replace {shard}"),
+        ReadAction::Publish { position, rebuilt, faults } => {
             let faults: String = faults.iter().map(|(shard, kind)| format!(" {shard}:{kind}")).collect();
             format!("publish {position}{}{faults}", if *rebuilt { " rebuilt" } else { "" })
         }
-        ReadStep::Fail { position, reason: ReadFailure::ShardsTooFew { good } } => {
+        ReadAction::Fail { position, reason: ReadFailure::ShardsTooFew { good } } => {
             format!("fail {position} with {good}")
         }
-        ReadStep::Fail { position, reason: ReadFailure::SegmentInvalid } => {
+        ReadAction::Fail { position, reason: ReadFailure::SegmentInvalid } => {
             format!("fail {position} invalid")
         }
     }
@@ -357,7 +357,7 @@ struct SimulatedRead {
     has_begun: bool,
     open: Vec<usize>,
     hedges: usize,
-    actions: VecDeque<ReadStep>,
+    actions: VecDeque<ReadAction>,
     published: Vec<usize>,
     failure: Option<ReadFailure>,
 }
@@ -442,39 +442,39 @@ impl SimulatedRead {
         }
     }
 
-    fn perform(&mut self, action: ReadStep, flow: &mut BytesInFlight) {
+    fn perform(&mut self, action: ReadAction, flow: &mut BytesInFlight) {
         match action {
-            ReadStep::Fetch { shard } => self.open.push(shard),
-            ReadStep::Hedge { shard } => {
+            ReadAction::Fetch { shard } => self.open.push(shard),
+            ReadAction::Hedge { shard } => {
                 self.hedges += 1;
                 self.open.push(shard);
             }
-            ReadStep::Drop { shard } => self.open.retain(|other| *other != shard),
-            ReadStep::Decode => {
+            ReadAction::Drop { shard } => self.open.retain(|other| *other != shard),
+            ReadAction::Decode => {
                 assert!(self.open.is_empty(), "no request outlives the fetch");
                 self.reserved.take().into_iter().for_each(|bytes| flow.release(bytes));
                 self.hedges = 0;
                 self.feed(Event::Begun);
             }
-            ReadStep::Load { shard } | ReadStep::Replace { shard } => self.get(shard, &action),
-            ReadStep::Open => {
+            ReadAction::Load { shard } | ReadAction::Replace { shard } => self.get(shard, &action),
+            ReadAction::Open => {
                 let mut states = self.read.segment().iter().zip(self.shards);
                 let wrong =
                     states.any(|(state, shard)| *state == ShardState::Present && shard != Shard::Good);
                 self.feed(if wrong { Event::Rejected } else { Event::Opened });
             }
-            ReadStep::Check => {
+            ReadAction::Check => {
                 let present = shards_in(self.read.segment(), ShardState::Present);
                 let wrong = present.filter(|shard| self.shards[*shard] != Shard::Good).collect();
                 self.feed(Event::Checked { wrong, ranked: self.ranked.clone() });
             }
-            ReadStep::Publish { position, .. } => self.published.push(position),
-            ReadStep::Fail { reason, .. } => self.failure = Some(reason),
+            ReadAction::Publish { position, .. } => self.published.push(position),
+            ReadAction::Fail { reason, .. } => self.failure = Some(reason),
         }
     }
 
-    fn get(&mut self, shard: usize, action: &ReadStep) {
-        let is_replacement = matches!(action, ReadStep::Replace { .. });
+    fn get(&mut self, shard: usize, action: &ReadAction) {
+        let is_replacement = matches!(action, ReadAction::Replace { .. });
         match self.shards[shard] {
             Shard::Silent if self.local[shard] => {
                 // The actions of an abandoned attempt are discarded with it.
