@@ -5,8 +5,8 @@
 //! grant that only verification creates.
 
 mod book;
-mod judge;
 mod reconcile;
+mod verifier;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -15,9 +15,9 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
-pub use judge::{ChainHistory, OrderVerifier};
 pub use protocol::Refusal as OrderRefusal;
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
+pub use verifier::{ChainHistory, OrderVerifier};
 
 use protocol::manifest::Isolation;
 use protocol::order::SlotOrder;

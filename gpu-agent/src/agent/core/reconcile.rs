@@ -4,7 +4,7 @@
 //! A slot's next order is not accepted while anything runs under its last one. Two fences of a slot therefore
 //! never run here at the same time.
 
-use super::judge::{check_model, may_be_early};
+use super::verifier::{check_model, may_be_early};
 use super::{Held, OrderRefusal, OrderVerifier, SlotKey};
 use human_chain::{Approved, SlotGrant};
 use protocol::agent::{Assignment, Desired};
