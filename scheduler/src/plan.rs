@@ -87,8 +87,8 @@ impl Plan {
     }
 
     /// Returns the action that executes the plan; none if there is nothing to do. Call
-    /// [`Observed::begin_eviction`](crate::Observed::begin_eviction) before proposing it, and record no node's
-    /// request in between.
+    /// [`Observed::begin_eviction`](crate::Observed::begin_eviction) before proposing it, and record no
+    /// node's request in between.
     #[must_use]
     pub fn action(&self) -> Option<Action> {
         let action = Action::Execute { parent_generation: self.parent_generation, steps: self.steps.clone() };

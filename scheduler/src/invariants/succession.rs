@@ -50,3 +50,45 @@ fn follows(slot: &Slot, later: &Slot) -> bool {
         (_, None) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Holding, HoldingPhase};
+    use protocol::order::SlotOrder;
+    use protocol::{CircleId, Digest, Fence, Millis, NodeId, PublicKey, SlotIndex};
+
+    /// Returns a slot under a fence; the node with this number holds it, if any.
+    fn slot(fence: u64, node: Option<u8>) -> Slot {
+        let order = |node| SlotOrder {
+            circle: CircleId(Digest::of(b"circle")),
+            service: "chat".parse().expect("a name"),
+            certificate: Digest::of(b"certificate"),
+            slot: SlotIndex(0),
+            fence: Fence(fence),
+            node: NodeId(PublicKey([node; 32])),
+            gpus: vec![],
+            issued_at: Millis(1),
+        };
+        let holding =
+            node.map(|node| Holding { order: order(node), phase: HoldingPhase::Running, replaces: None });
+        Slot { fence: Fence(fence), holding, ..Slot::default() }
+    }
+
+    #[test]
+    fn a_slot_changes_hands_only_under_a_higher_fence() {
+        for (name, before, after, allowed) in [
+            ("nothing changes", slot(1, Some(1)), slot(1, Some(1)), true),
+            ("it becomes free", slot(1, Some(1)), slot(1, None), true),
+            ("it stays free", slot(1, None), slot(1, None), true),
+            ("a new order", slot(1, None), slot(2, Some(2)), true),
+            ("freed and ordered again", slot(1, Some(1)), slot(2, Some(2)), true),
+            ("two nodes under one fence", slot(1, Some(1)), slot(1, Some(2)), false),
+            ("held again under its old fence", slot(1, None), slot(1, Some(1)), false),
+            ("a lower fence", slot(2, Some(1)), slot(1, Some(1)), false),
+            ("free under a lower fence", slot(2, None), slot(1, None), false),
+        ] {
+            assert_eq!(follows(&before, &after), allowed, "{name}");
+        }
+    }
+}
