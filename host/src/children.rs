@@ -173,16 +173,146 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::os::fd::FromRawFd;
+    use std::os::unix::process::ExitStatusExt;
+
+    /// The daemon of the tests below, which start this program again with this test alone. Started in any
+    /// other way it has no parent, and is no daemon.
+    #[test]
+    fn acts_as_a_daemon_when_started_as_one() {
+        die_with_parent();
+        let Ok(parent) = std::env::var(PARENT) else { return };
+        let arguments: Vec<String> = std::env::args().collect();
+        if arguments.iter().any(|argument| argument == "stubborn") {
+            // SAFETY: ignoring a signal installs no handler.
+            unsafe { nix::sys::signal::signal(Signal::SIGTERM, nix::sys::signal::SigHandler::SigIgn) }
+                .expect("ignore SIGTERM");
+        }
+        for number in arguments.iter().filter_map(|argument| argument.strip_prefix("fd:")) {
+            let target = std::fs::read_link(format!("/proc/self/fd/{number}"));
+            println!("descriptor: {}", target.map_or("closed".into(), |path| path.display().to_string()));
+        }
+        println!("daemon of {parent}");
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// A directory for a daemon's log, and daemons that write to it.
+    struct DaemonLog(tempfile::TempDir);
+
+    impl DaemonLog {
+        fn new() -> Self {
+            Self(tempfile::tempdir().expect("directory"))
+        }
+
+        fn path(&self) -> std::path::PathBuf {
+            self.0.path().join("logs/daemon.log")
+        }
+
+        fn text(&self) -> String {
+            std::fs::read_to_string(self.path()).unwrap_or_default()
+        }
+
+        /// Starts the daemon above with one more argument, and waits until it runs.
+        fn start(&self, argument: &str, sockets: &[&TcpListener]) -> Daemon {
+            let runs = || self.text().matches("daemon of").count();
+            let before = runs();
+            let test = "children::tests::acts_as_a_daemon_when_started_as_one";
+            let arguments = ["--exact", "--nocapture", test, argument].map(String::from);
+            let daemon = Daemon::start("test", &arguments, sockets, &self.path()).expect("start");
+            while runs() == before {
+                std::thread::yield_now();
+            }
+            daemon
+        }
+    }
+
+    /// Waits for a daemon's end and returns the signal that ended it.
+    fn signal_of(daemon: &mut Daemon) -> Option<i32> {
+        loop {
+            if let Some(status) = daemon.ended().expect("its state") {
+                return status.signal();
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_asked_to_end_ends() {
+        let log = DaemonLog::new();
+        let mut daemon = log.start("", &[]);
+        assert_eq!(daemon.name(), "test");
+        assert!(daemon.pid().is_some() && daemon.ended().expect("its state").is_none());
+        daemon.ask_to_end();
+        assert_eq!(signal_of(&mut daemon), Some(libc::SIGTERM));
+        daemon.wait_or_kill().await.expect("it has ended already");
+        daemon.ask_to_end();
+        assert_eq!(daemon.pid(), None);
+    }
+
+    /// Paused time ends the grace period at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_ignores_the_request_is_killed() {
+        let log = DaemonLog::new();
+        let mut daemon = log.start("stubborn", &[]);
+        daemon.ask_to_end();
+        daemon.wait_or_kill().await.expect("kill");
+        assert_eq!(signal_of(&mut daemon), Some(libc::SIGKILL));
+    }
+
+    #[tokio::test]
+    async fn a_log_is_appended_to_and_names_the_parent() {
+        let log = DaemonLog::new();
+        for starts in 1..=2 {
+            let mut daemon = log.start("", &[]);
+            daemon.kill().await.expect("kill");
+            assert_eq!(signal_of(&mut daemon), Some(libc::SIGKILL));
+            let greeting = format!("daemon of {}\n", std::process::id());
+            assert_eq!(log.text().matches(&greeting).count(), starts, "{}", log.text());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_inherits_the_sockets_it_is_given_and_no_others() {
+        let (log, listener) = (DaemonLog::new(), TcpListener::bind("127.0.0.1:0").expect("bind"));
+        let number = inherited(&listener);
+        let own = std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).expect("open");
+        let expected = format!("descriptor: {}", own.display());
+        for sockets in [&[&listener][..], &[]] {
+            log.start(&number, sockets).kill().await.expect("kill");
+            assert_eq!(log.text().matches(&expected).count(), 1, "{}", log.text());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_dies_with_the_thread_that_started_it() {
+        let log = DaemonLog::new();
+        let runtime = tokio::runtime::Handle::current();
+        let started = std::thread::scope(|scope| {
+            let start = || {
+                let _runtime = runtime.enter();
+                log.start("", &[])
+            };
+            scope.spawn(start).join()
+        });
+        assert_eq!(signal_of(&mut started.expect("started")), Some(libc::SIGKILL));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_opened_is_an_error() {
+        let directory = tempfile::tempdir().expect("directory");
+        assert!(Daemon::start("test", &[], &[], directory.path()).is_err());
+    }
 
     #[test]
     fn a_child_finds_the_socket_under_its_number() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let copied = fcntl(&listener, FcntlArg::F_DUPFD_CLOEXEC(64)).expect("copy");
         // SAFETY: the kernel has just created this descriptor for this process; nothing else owns it.
-        let copied = unsafe { OwnedFd::from_raw_fd(copied) };
+        let copied = [unsafe { OwnedFd::from_raw_fd(copied) }];
         let mut command = std::process::Command::new("readlink");
         command.arg("/proc/self/fd/3").stdout(Stdio::piped());
-        hand_over(&mut command, 3, &[copied]).expect("above the copies");
+        hand_over(&mut command, 3, &copied).expect("above the copies");
         let mut child = command.spawn().expect("start");
         let mut text = String::new();
         child.stdout.take().expect("piped").read_to_string(&mut text).expect("read");

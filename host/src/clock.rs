@@ -111,6 +111,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_step_beyond_either_end_of_time_stops_there() {
+        let clock = Clock::of_runtime(BootTime(0), Millis(1_000));
+        clock.step_wall(i64::MIN);
+        assert_eq!(clock.wall(), Millis(0));
+        clock.step_wall(i64::MAX);
+        clock.step_wall(i64::MAX);
+        clock.step_wall(i64::MAX);
+        assert_eq!(clock.wall(), Millis(u64::MAX));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((clock.boot(), clock.wall()), (BootTime(1_000), Millis(u64::MAX)));
+    }
+
+    #[test]
+    fn the_machines_clocks_never_fall() {
+        let times = || (boot_time(), wall_clock());
+        let mut before = times();
+        for _ in 0..1_000 {
+            let now = times();
+            assert!(now.0 >= before.0 && now.1 >= before.1, "{before:?}, then {now:?}");
+            before = now;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_machines_clocks_ignore_the_runtimes() {
         let clock = Clock::machine();
         let before = clock.boot();

@@ -176,6 +176,49 @@ mod tests {
     }
 
     #[test]
+    fn the_directory_of_a_bare_name_is_the_current_one() {
+        for (path, expected) in
+            [("key", "."), ("./key", "."), ("a/key", "a"), ("/key", "/"), ("/a/b/key", "/a/b"), ("", ".")]
+        {
+            assert_eq!(directory_of(Path::new(path)), Path::new(expected), "`{path}`");
+        }
+    }
+
+    #[test]
+    fn a_file_has_the_mode_it_is_written_with_also_when_it_replaces_another() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a/b/file");
+        for mode in [0o600, 0o640, 0o600, 0o400] {
+            write_atomically(&path, b"bytes", mode).expect("write");
+            assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o777, mode);
+        }
+    }
+
+    #[test]
+    fn a_private_directory_is_closed_to_others_and_may_be_there_already() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a/b");
+        for _ in 0..2 {
+            private_directory(&path).expect("create");
+            for made in [&path, &directory.path().join("a")] {
+                assert_eq!(fs::metadata(made).expect("metadata").permissions().mode() & 0o777, 0o700);
+            }
+        }
+        fs::write(path.join("file"), "").expect("write");
+        assert!(private_directory(&path.join("file")).is_err(), "a file stands in the way");
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_cannot_be_made_durable() {
+        let directory = tempfile::tempdir().expect("directory");
+        assert!(sync_directory(directory.path()).is_ok());
+        let missing = directory.path().join("none");
+        assert_eq!(sync_directory(&missing).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        let secret = create_secret(&missing.join("key"), b"secret").expect_err("no directory");
+        assert_eq!(secret.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
     fn a_file_beyond_its_limit_is_an_error() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("orders");

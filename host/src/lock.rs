@@ -45,6 +45,26 @@ mod tests {
         assert!(DirectoryLock::take(directory.path()).expect("open").is_some());
     }
 
+    /// `flock` of util-linux takes the same lock, in a process of its own.
+    #[test]
+    fn a_lock_is_released_by_the_end_of_its_process() {
+        use std::io::Read;
+        use std::process::{Command, Stdio};
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join(LOCK_FILE);
+        let mut command = Command::new("flock");
+        command.arg("--no-fork").arg(&path).args(["sh", "-c", "echo taken; exec cat"]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("util-linux is there");
+        let mut line = [0; 6];
+        child.stdout.as_mut().expect("piped").read_exact(&mut line).expect("it holds the lock");
+        assert!(DirectoryLock::take(directory.path()).expect("open").is_none());
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(DirectoryLock::take(directory.path()).expect("open").is_some());
+        assert!(path.exists(), "the file stays: removing it would admit two");
+    }
+
     #[test]
     fn a_missing_directory_is_an_error_and_not_a_held_lock() {
         let directory = tempfile::tempdir().expect("directory");
