@@ -5,8 +5,8 @@
 //! grant that only verification creates.
 
 mod book;
-mod judge;
 mod reconcile;
+mod verifier;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -15,8 +15,8 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
-pub use judge::{ChainHistory, OrderRefusal, OrderVerifier};
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
+pub use verifier::{ChainHistory, OrderRefusal, OrderVerifier};
 
 use protocol::manifest::Isolation;
 use protocol::order::SlotOrder;
