@@ -232,7 +232,7 @@ impl Launcher for SimulatedLauncher {
         futures::future::ready(Ok(running)).boxed()
     }
 
-    fn sweep_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>> {
+    fn remove_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>> {
         let mut world = lock(&self.world);
         let before = world.sandboxes.len();
         world.sandboxes.retain(|_, sandbox| sandbox.ended().is_none());

@@ -262,8 +262,8 @@ fn lapse(directory: &Path, number: usize, millicores: u64) -> ExampleResult<Laps
     });
     drop(agent);
     let (ended, two_holders_ms) = two_holders_ms?;
-    launcher(directory, &first)?.sweep_stale()?;
-    successor.sweep_stale()?;
+    launcher(directory, &first)?.remove_stale()?;
+    successor.remove_stale()?;
     let late_ms = i64::try_from(ended.0)? - i64::try_from(lease.0)?;
     Ok(Lapse { millicores, late_ms, two_holders_ms, not_enforced: not_enforced.to_string() })
 }

@@ -7,6 +7,7 @@
 mod layout;
 mod mounts;
 
+use crate::system::ProcessId;
 use layout::{Controller, Part, RELEASE, Setting, settings};
 use mounts::{Hierarchy, hierarchies, prepare_base};
 use protocol::sandbox::{GroupWrite, SandboxGroups, SandboxLimits};
@@ -140,13 +141,13 @@ impl Cgroups {
     /// Removes every empty group in the agent's subtree, and the subtree when nothing is left of it. Such
     /// groups are leftovers of a crash. Groups with processes stay. Returns the number of directories
     /// removed. Must not be called during a start.
-    pub fn sweep_stale(&self) -> usize {
+    pub fn remove_stale(&self) -> usize {
         let sweep = |base: &PathBuf| {
-            let mut swept = sweep_children(&base.join(&self.parent));
+            let mut removed = remove_empty_groups(&base.join(&self.parent));
             for parent in self.parent.ancestors().filter(|path| !path.as_os_str().is_empty()) {
-                swept += usize::from(fs::remove_dir(base.join(parent)).is_ok());
+                removed += usize::from(fs::remove_dir(base.join(parent)).is_ok());
             }
-            swept
+            removed
         };
         let bases = self.hierarchies.iter().flat_map(|hierarchy| [&hierarchy.base, &hierarchy.root]);
         bases.map(sweep).sum()
@@ -167,10 +168,10 @@ impl Group {
 }
 
 /// Returns whether a process is the init of the sandbox with these directories.
-pub(crate) fn contains(directories: &[PathBuf], pid: u32) -> bool {
+pub(crate) fn contains(directories: &[PathBuf], pid: ProcessId) -> bool {
     directories.iter().all(|sandbox| {
         let procs = fs::read_to_string(Part::Init.directory(sandbox).join(PROCS)).unwrap_or_default();
-        procs.lines().any(|line| line.parse() == Ok(pid))
+        procs.lines().any(|line| line.parse() == Ok(pid.0))
     })
 }
 
@@ -250,12 +251,12 @@ fn create_if_missing(directory: &Path) -> io::Result<()> {
 }
 
 /// Children first: `remove_dir` fails for a group that holds processes or groups, as intended.
-fn sweep_children(directory: &Path) -> usize {
+fn remove_empty_groups(directory: &Path) -> usize {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
     let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
     children
         .map(|child| {
-            let below = sweep_children(&child.path());
+            let below = remove_empty_groups(&child.path());
             below + usize::from(fs::remove_dir(child.path()).is_ok())
         })
         .sum()
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_removes_empty_groups_only() {
+    fn only_empty_groups_are_removed() {
         let root = tempfile::tempdir().expect("directory");
         let pids = root.path().join("pids");
         fs::create_dir_all(pids.join("quorate/empty/below")).expect("mkdir");
@@ -361,10 +362,10 @@ mod tests {
         // A real group with processes answers EBUSY; a directory with a file in it ENOTEMPTY.
         fs::write(pids.join("quorate/busy/file"), "").expect("write");
         let groups = Cgroups::from_tables(&line(&pids, "cgroup", "pids"), "1:pids:/\n", "quorate");
-        assert_eq!(groups.sweep_stale(), 2, "the parent holds a busy group");
+        assert_eq!(groups.remove_stale(), 2, "the parent holds a busy group");
         assert!(pids.join("quorate/busy").exists() && !pids.join("quorate/empty").exists());
         fs::remove_file(pids.join("quorate/busy/file")).expect("remove");
-        assert_eq!(groups.sweep_stale(), 2, "the busy group and the subtree");
+        assert_eq!(groups.remove_stale(), 2, "the busy group and the subtree");
         assert!(pids.exists(), "the agent's own group is not ours to remove");
     }
 

@@ -283,7 +283,102 @@ mod tests {
         assert_eq!(locate_in_cache(Path::new("libother.so"), &table), None);
     }
 
+    /// Returns an executable with these program headers: kind, offset, address, and length in the file.
+    fn elf(segments: &[(u32, u64, u64, u64)], content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 64];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        bytes[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        bytes[56..58].copy_from_slice(&u16::try_from(segments.len()).expect("few").to_le_bytes());
+        for (kind, offset, address, length) in segments {
+            let mut header = [0; 56];
+            header[..4].copy_from_slice(&kind.to_le_bytes());
+            header[8..16].copy_from_slice(&offset.to_le_bytes());
+            header[16..24].copy_from_slice(&address.to_le_bytes());
+            header[32..40].copy_from_slice(&length.to_le_bytes());
+            bytes.extend(header);
+        }
+        bytes.extend(content);
+        bytes
+    }
+
+    /// Offset of the content of an executable with three program headers.
+    const CONTENT: u64 = 64 + 3 * 56;
+
+    /// Returns an executable whose dynamic section has these entries, before a table of strings.
+    fn dynamic(entries: &[(u64, u64)], strings: &[u8]) -> Vec<u8> {
+        let table = CONTENT + 16 * entries.len() as u64;
+        let content: Vec<u8> = entries
+            .iter()
+            .flat_map(|(tag, value)| [tag, value])
+            .fold(Vec::new(), |bytes, number| [bytes, number.to_le_bytes().to_vec()].concat());
+        let length = content.len() as u64;
+        let segments = [
+            (PT_LOAD, table, 0x1000, strings.len() as u64),
+            (PT_DYNAMIC, CONTENT, 0, length),
+            (PT_INTERP, table, 0, 0),
+        ];
+        elf(&segments, &[&content, strings].concat())
+    }
+
+    #[test]
+    fn needed_libraries_and_search_paths_are_named() {
+        let strings = b"/lib/ld.so\0libc.so\0$ORIGIN:/opt/lib\0";
+        let entries = [(DT_NEEDED, 11), (DT_RUNPATH, 19), (DT_STRTAB, 0x1000), (0, 0), (DT_NEEDED, 0)];
+        let linked = linked_by(&dynamic(&entries, strings)).expect("a supported file");
+        let expected = DynamicDependencies {
+            loader: Some("/lib/ld.so".into()),
+            needed: vec!["libc.so".into()],
+            search: vec!["$ORIGIN".into(), "/opt/lib".into()],
+        };
+        assert_eq!(linked, expected, "entries after the end do not count");
+    }
+
+    #[test]
+    fn a_static_executable_needs_nothing() {
+        assert_eq!(linked_by(&elf(&[], b"")), Some(DynamicDependencies::default()));
+        assert_eq!(linked_by(&elf(&[(PT_LOAD, 0, 0, 64)], b"")), Some(DynamicDependencies::default()));
+    }
+
+    #[test]
+    fn headers_that_contradict_the_file_are_refused() {
+        let needed = |table| [(DT_STRTAB, table), (DT_NEEDED, 0)];
+        for (name, bytes) in [
+            ("a table in no segment", dynamic(&needed(0x2000), b"x\0")),
+            ("a table before its segment", dynamic(&needed(0xfff), b"x\0")),
+            ("a name without an end", dynamic(&needed(0x1000), b"x")),
+            ("a name beyond the file", dynamic(&[(DT_STRTAB, 0x1000), (DT_NEEDED, 99)], b"x\0")),
+            (
+                "a name at the end of all numbers",
+                dynamic(&[(DT_STRTAB, 0x1000), (DT_NEEDED, u64::MAX)], b"x\0"),
+            ),
+            ("a loader beyond the file", elf(&[(PT_INTERP, 1 << 40, 0, 8)], b"")),
+            ("a section beyond the file", elf(&[(PT_DYNAMIC, u64::MAX - 8, 0, 32)], b"")),
+            ("headers beyond the file", elf(&[(PT_LOAD, 0, 0, 0)], b"")[..100].to_vec()),
+            ("32 bits", [&b"\x7fELF\x01\x01"[..], &[0; 64]].concat()),
+            ("big-endian", [&b"\x7fELF\x02\x02"[..], &[0; 64]].concat()),
+            ("nothing", vec![]),
+        ] {
+            assert_eq!(linked_by(&bytes), None, "{name}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_cut_or_flipped_byte_is_read_without_a_panic(
+            cut in 0_usize..400, at in 0_usize..400, value in any::<u8>(),
+        ) {
+            let entries = [(DT_STRTAB, 0x1000), (DT_NEEDED, 0), (DT_RPATH, 2)];
+            let mut bytes = dynamic(&entries, b"x\0y:z\0");
+            bytes.truncate(cut);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+            if let Some(linked) = linked_by(&bytes) {
+                prop_assert!(linked.needed.len() <= 3 && linked.search.len() <= 12, "{linked:?}");
+            }
+        }
+
         #[test]
         fn hostile_headers_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 64..512)) {
             bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");

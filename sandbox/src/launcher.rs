@@ -39,7 +39,7 @@ pub trait Launcher: Send + Sync {
 
     /// Removes the leftovers of sandboxes that have ended, and returns their number. Must not be called
     /// during a start.
-    fn sweep_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>>;
+    fn remove_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>>;
 }
 
 /// A sandbox that was alive when this value was created. Dropping it ends nothing; only the lease does.

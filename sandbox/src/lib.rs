@@ -23,6 +23,7 @@
 mod cgroup;
 mod elf;
 mod error;
+mod ids;
 pub mod init;
 mod launcher;
 mod memory_file;

@@ -3,7 +3,7 @@
 
 use super::cgroup;
 use super::error::{During, SandboxError};
-use super::system;
+use super::system::{self, ProcessId};
 use host::files;
 use protocol::canonical;
 use protocol::sandbox::{SANDBOX_RECORD_BYTES_MAX, SandboxExit, SandboxIdentity, SandboxRecord};
@@ -50,25 +50,26 @@ pub(crate) fn read_exit(directory: &Path) -> Option<SandboxExit> {
 pub(crate) fn open_process(record: &SandboxRecord) -> Option<OwnedFd> {
     // The descriptor is opened before the checks: it keeps referring to the same process even if the id is
     // reused.
-    let pidfd = system::pidfd_open(record.pid).ok()?;
+    let pid = ProcessId(record.pid);
+    let pidfd = system::pidfd_open(pid).ok()?;
     let groups: Vec<PathBuf> = record.cgroups.iter().map(PathBuf::from).collect();
     let same = boot_id().ok()? == record.boot_id
-        && start_ticks(record.pid).ok()? == record.start_ticks
-        && cgroup::contains(&groups, record.pid);
+        && start_ticks(pid).ok()? == record.start_ticks
+        && cgroup::contains(&groups, pid);
     same.then_some(pidfd)
 }
 
 /// Returns the record of an init that has just been created.
 pub(crate) fn compose(
     name: &str,
-    pid: u32,
+    pid: ProcessId,
     identity: SandboxIdentity,
     group: &cgroup::Group,
 ) -> io::Result<SandboxRecord> {
     Ok(SandboxRecord {
         name: name.to_string(),
         boot_id: boot_id()?,
-        pid,
+        pid: pid.0,
         start_ticks: start_ticks(pid)?,
         cgroups: group.directories.iter().map(|d| d.display().to_string()).collect(),
         identity,
@@ -80,8 +81,8 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
 }
 
-fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+fn start_ticks(pid: ProcessId) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.0))?;
     parse_start_ticks(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
@@ -103,7 +104,7 @@ mod tests {
 
     fn of_this_process() -> SandboxRecord {
         let group = cgroup::Group::default();
-        compose("test", std::process::id(), SandboxIdentity::SameUid, &group).expect("compose")
+        compose("test", ProcessId(std::process::id()), SandboxIdentity::SameUid, &group).expect("compose")
     }
 
     #[test]
@@ -128,6 +129,40 @@ mod tests {
         assert_eq!(parse_start_ticks(&stat("S")), Some(22));
         assert_eq!(parse_start_ticks(&stat("Z")), None);
         assert_eq!(parse_start_ticks("7 (a"), None);
+    }
+
+    #[test]
+    fn any_record_cut_short_is_none() {
+        let directory = tempfile::tempdir().expect("directory");
+        write(directory.path(), &of_this_process()).expect("write");
+        let path = directory.path().join(names::RECORD);
+        let bytes = fs::read(&path).expect("read");
+        for length in 0..bytes.len() {
+            fs::write(&path, &bytes[..length]).expect("truncate");
+            assert_eq!(read(directory.path()), None, "{length} bytes");
+        }
+        fs::write(&path, [&bytes[..], b"\0"].concat()).expect("extend");
+        assert_eq!(read(directory.path()), None, "one byte more");
+        fs::write(&path, &bytes).expect("restore");
+        assert_eq!(read(directory.path()), Some(of_this_process()));
+    }
+
+    #[test]
+    fn an_end_is_read_once_it_is_whole() {
+        let directory = tempfile::tempdir().expect("directory");
+        assert_eq!(read_exit(directory.path()), None, "the init was killed");
+        for exit in [
+            SandboxExit::Exited { status: 7 },
+            SandboxExit::Signaled { signal: 9 },
+            SandboxExit::LeaseLapsed,
+            SandboxExit::Stopped,
+        ] {
+            let (path, bytes) = (directory.path().join(names::EXIT), canonical::to_bytes(&exit));
+            fs::write(&path, &bytes[..bytes.len() - 1]).expect("write a part");
+            assert_eq!(read_exit(directory.path()), None, "{exit:?}");
+            fs::write(&path, &bytes).expect("write");
+            assert_eq!(read_exit(directory.path()), Some(exit));
+        }
     }
 
     #[test]

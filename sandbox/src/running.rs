@@ -3,6 +3,7 @@
 
 use super::cgroup::{self, CgroupUsage};
 use super::error::{During, SandboxError};
+use super::ids::UserIdPair;
 use super::metrics::MetricsReader;
 use super::output::{self, OutputPosition};
 use super::record::{self, names};
@@ -35,8 +36,8 @@ const REPLY_BYTES_MAX: usize = 1024;
 /// Longest wait for the kernel to end a killed sandbox, in milliseconds.
 const KILL_WAIT_MS: u16 = 10_000;
 
-/// First ids of the pairs that are in use.
-pub(crate) type IdsInUse = Arc<Mutex<BTreeSet<u32>>>;
+/// Pairs of user ids that are in use.
+pub(crate) type IdsInUse = Arc<Mutex<BTreeSet<UserIdPair>>>;
 
 /// A sandbox that was alive when this value was created. Dropping it ends nothing; only the lease does.
 #[derive(Debug)]
@@ -299,8 +300,8 @@ pub(crate) fn remove_leftovers(
     if let Some(record) = record {
         let groups: Vec<PathBuf> = record.cgroups.iter().map(PathBuf::from).collect();
         cgroup::remove(&groups).during(|| format!("remove the cgroups of `{}`", record.name))?;
-        if let protocol::sandbox::SandboxIdentity::OwnIds { first } = record.identity {
-            lock(ids).remove(&first);
+        if let Some(pair) = UserIdPair::of(record.identity) {
+            lock(ids).remove(&pair);
         }
     }
     match fs::remove_dir_all(directory) {

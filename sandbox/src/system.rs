@@ -101,10 +101,14 @@ pub(crate) fn add_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64) 
     Ok(())
 }
 
+/// Id of a process, which the kernel reuses once the process has been reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProcessId(pub(crate) u32);
+
 /// Opens a descriptor of a process, which stays valid even if the process id is reused.
-pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: ProcessId) -> io::Result<OwnedFd> {
     // SAFETY: passes two integers.
-    let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })?;
     Ok(own(RawFd::try_from(descriptor).expect("descriptors are 32 bits")))
 }
 

@@ -87,6 +87,7 @@ impl FrameBuffer {
 mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use proptest::prelude::*;
     use std::io::Read;
     use std::os::fd::AsFd;
 
@@ -135,6 +136,45 @@ mod tests {
                 }
             }
             assert_eq!(found, [&b"one"[..], b"", b"three"], "step {step}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8),
+            pieces in prop::collection::vec(1_usize..60, 1..40),
+        ) {
+            let stream: Vec<u8> = frames.iter().flat_map(|bytes| frame(bytes)).collect();
+            let (mut buffer, mut rest, mut found) = (FrameBuffer::default(), &stream[..], Vec::new());
+            for length in pieces.iter().cycle() {
+                let (piece, later) = rest.split_at((*length).min(rest.len()));
+                buffer.push(piece);
+                while let Some(frame) = buffer.next(40).expect("none is longer") {
+                    found.push(frame);
+                }
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(found, frames);
+            prop_assert_eq!(buffer.next(40).expect("nothing is left"), None);
+        }
+
+        #[test]
+        fn no_frame_is_longer_than_its_limit(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            limit in 0_usize..64,
+        ) {
+            let mut buffer = FrameBuffer::default();
+            buffer.push(&bytes);
+            let mut taken = 0;
+            while let Ok(Some(frame)) = buffer.next(limit) {
+                prop_assert!(frame.len() <= limit);
+                taken += 4 + frame.len();
+            }
+            prop_assert!(taken <= bytes.len());
         }
     }
 

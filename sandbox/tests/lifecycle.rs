@@ -127,7 +127,7 @@ impl Drop for Agent {
         let _ = self.process.wait();
         // The dead agent's successor holds no sandbox and removes the leftovers.
         let parent = format!("quorate-test/another-{}-0", self.process.id());
-        sandbox::Cgroups::detect(&parent).unwrap().sweep_stale();
+        sandbox::Cgroups::detect(&parent).unwrap().remove_stale();
     }
 }
 
@@ -350,7 +350,7 @@ fn an_agent_that_comes_back_finds_and_holds_what_runs() {
     let after = insist("a renewal", || found[0].renew(boot_time().plus(LEASE_MS))).lease_until_boottime_ms;
     assert!(after > before, "it is held");
     found[0].connect_worker().unwrap();
-    assert_eq!(successor.sweep_stale().unwrap(), 1, "the dead one's directory");
+    assert_eq!(successor.remove_stale().unwrap(), 1, "the dead one's directory");
     assert!(!bench.state("dead").exists() && bench.state("survivor").exists());
     let lease = boot_time().plus(LEASE_MS);
     let error = match bench.try_start("survivor", "serve", TARGETS, LIMITS, lease) {

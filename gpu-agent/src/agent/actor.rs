@@ -19,6 +19,7 @@ use overlay::CancellationToken;
 use protocol::agent::{
     Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
 };
+use protocol::agent_state::HandOrder;
 use protocol::gateway::RouteTable;
 use protocol::governance::NodeAdmission;
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
@@ -38,7 +39,7 @@ use tokio::time::Instant;
 /// replica must not set the pace.
 const SYNC_GAP: Duration = Duration::from_millis(50);
 /// Pause after a round in which no replica answered.
-const SYNC_AGAIN: Duration = Duration::from_millis(150);
+const SYNC_RETRY_PAUSE: Duration = Duration::from_millis(150);
 /// Pause between two requests to be admitted.
 const ENROL_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval between two reconciliations without an event, for deadlines.
@@ -50,7 +51,7 @@ const SHUTDOWN_GRACE_MS: u64 = 2_000;
 /// Longest wait for the slots when the agent ends.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
 /// Minimum interval between two error logs of the same kind.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
+const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A request in flight, with the items to put back if it does not arrive.
 struct InFlight {
@@ -58,6 +59,10 @@ struct InFlight {
     lines: Vec<WorkerLine>,
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
 }
+
+/// Incarnation of an agent: a random number, different after every start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Incarnation(pub(super) u64);
 
 /// Refused orders, by slot.
 type Refusals = BTreeMap<SlotKey, (Fence, OrderRefusal)>;
@@ -95,7 +100,7 @@ pub(super) struct AgentActor {
     pub(super) admission: NodeAdmission,
     pub(super) circle: CircleId,
     pub(super) lease_ms_max: u64,
-    pub(super) boot: u64,
+    pub(super) incarnation: Incarnation,
     pub(super) slots: BTreeMap<SlotKey, SlotHandle>,
     pub(super) tasks: JoinSet<SlotEnded>,
     pub(super) routes: watch::Sender<Option<RouteTable>>,
@@ -117,7 +122,7 @@ pub(super) struct Volatile {
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
     unwritten: BTreeMap<SlotKey, (Fence, String)>,
     counts: AgentCounters,
-    complained_at: BTreeMap<&'static str, Instant>,
+    error_logged_at: BTreeMap<&'static str, Instant>,
     answered_at: Option<Instant>,
     /// Time since which no replica has answered.
     unanswered_since: Option<Instant>,
@@ -157,9 +162,11 @@ impl AgentActor {
                 }
                 Some(ended) = self.tasks.join_next() => self.slot_ended(ended),
                 Some(InjectedOrder { order, decision }) = injected.recv() => {
-                    let judged = self.with_judge(|judge| judge.judge(&order.bundle, &order.order).map(drop));
-                    let verdict = admin::decision(judged);
-                    tracing::info!(accepted = verdict.accepted, code = ?verdict.code, "verdict on an order");
+                    let HandOrder { bundle, order } = &order;
+                    let verified = self.with_verifier(|verifier| verifier.verify(bundle, order).map(drop));
+                    let verdict = admin::decision(verified);
+                    let (accepted, code) = (verdict.accepted, verdict.code);
+                    tracing::info!(accepted, ?code, "decision on a submitted order");
                     // The operator may have gone; the verdict changes nothing.
                     let _ = decision.send(verdict);
                 }
@@ -174,13 +181,13 @@ impl AgentActor {
         self.state.answered_at.is_some_and(|at| at.elapsed() < limit)
     }
 
-    fn with_judge<R>(&self, judge: impl FnOnce(OrderVerifier<'_>) -> R) -> R {
+    fn with_verifier<R>(&self, act: impl FnOnce(OrderVerifier<'_>) -> R) -> R {
         let facts = NodeFacts {
             id: self.node.id(),
             isolation: self.node.launcher.isolation().level,
             gpus: self.node.resources.gpus(&*self.node.device).iter().map(|gpu| gpu.index).collect(),
         };
-        judge(OrderVerifier {
+        act(OrderVerifier {
             circle: self.chain.state(),
             history: self.chain.history(),
             facts: &facts,
@@ -196,7 +203,7 @@ impl AgentActor {
         self.publish(&slots);
         let isolation = self.node.launcher.isolation();
         let request = SyncRequest {
-            boot: self.boot,
+            boot: self.incarnation.0,
             version: env!("CARGO_PKG_VERSION").into(),
             resources: self.node.resources.now(&*self.node.device),
             isolation: isolation.level,
@@ -264,7 +271,7 @@ impl AgentActor {
                 if since.elapsed() > Duration::from_millis(LEASE_MS) {
                     self.log_throttled("control", &format!("no control replica answers: {reasons}"));
                 }
-                SYNC_AGAIN
+                SYNC_RETRY_PAUSE
             }
         }
     }
@@ -334,9 +341,9 @@ impl AgentActor {
         let Some(desired) = &self.state.desired else { return false };
         let running: BTreeMap<_, _> =
             self.slots.iter().map(|(key, slot)| (key.clone(), slot.status.running(slot.fence))).collect();
-        let actions = self.with_judge(|judge| {
+        let actions = self.with_verifier(|verifier| {
             reconcile(&ReconcileInput {
-                judge,
+                verifier,
                 desired,
                 chain_complete: self.state.chain_complete,
                 refused_bundles: &self.state.refused_bundles,
@@ -488,11 +495,11 @@ impl AgentActor {
         }
     }
 
-    /// Logs an error; another of the same kind within `COMPLAINT_INTERVAL` is not logged as an error.
+    /// Logs an error; another of the same kind within `ERROR_LOG_INTERVAL` is not logged as an error.
     fn log_throttled(&mut self, kind: &'static str, text: &str) {
-        let last = self.state.complained_at.get(kind);
-        if last.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
-            self.state.complained_at.insert(kind, Instant::now());
+        let last = self.state.error_logged_at.get(kind);
+        if last.is_none_or(|at| at.elapsed() > ERROR_LOG_INTERVAL) {
+            self.state.error_logged_at.insert(kind, Instant::now());
             tracing::error!("{text}");
         } else {
             tracing::debug!("{text}");

@@ -20,7 +20,7 @@ mod tests;
 /// Name of the socket in the agent's directory, mode 0600.
 pub const ADMIN_SOCKET: &str = "agent.sock";
 /// Maximum number of concurrent connections; an operator needs one.
-const CONVERSATIONS_MAX: usize = 8;
+const CONNECTIONS_MAX: usize = 8;
 /// Idle timeout of a connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed `accept`: long enough not to spin when descriptors run out.
@@ -33,8 +33,8 @@ pub(super) struct InjectedOrder {
 }
 
 /// Converts the result of a verification to the answer.
-pub(super) fn decision(judged: Result<(), OrderRefusal>) -> Verdict {
-    match judged {
+pub(super) fn decision(verified: Result<(), OrderRefusal>) -> Verdict {
+    match verified {
         Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
         Err(refusal) => Verdict { accepted: false, code: Some(refusal.code), message: refusal.message },
     }
@@ -65,7 +65,7 @@ pub(super) async fn serve(
     injected: mpsc::Sender<InjectedOrder>,
     shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -75,10 +75,10 @@ pub(super) async fn serve(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Ok(permit) = permits.clone().try_acquire_owned() else { continue };
         let (injected, shutdown) = (injected.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             tokio::select! {
                 ended = converse(stream, injected) => if let Err(error) = ended {
                     tracing::info!(%error, "admin socket connection failed");

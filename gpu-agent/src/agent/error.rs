@@ -117,12 +117,12 @@ mod tests {
             ),
             (
                 AgentError::Sandbox(SandboxError::Exists { name: id }),
-                error_code::SANDBOX_FAILED,
+                SandboxError::Exists { name: String::new() }.code(),
                 "sandboxes: sandbox `chat.0.1` already runs",
             ),
             (
                 AgentError::Sandbox(SandboxError::NoIsolation),
-                error_code::ISOLATION_UNAVAILABLE,
+                SandboxError::NoIsolation.code(),
                 "sandboxes: this machine gives its user no namespaces, so no worker can be isolated",
             ),
         ] {

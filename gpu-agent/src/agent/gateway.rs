@@ -35,13 +35,13 @@ const COPIES_FROM: RawFd = 64;
 const AGAIN: ExponentialBackoff =
     ExponentialBackoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 /// Uptime after which a gateway counts as healthy and its backoff is reset.
-const GOOD_LIFE: Duration = Duration::from_secs(30);
+const HEALTHY_UPTIME: Duration = Duration::from_secs(30);
 /// Interval at which the thread polls the child and the stop request.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Grace period for answers in flight when the agent ends.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Pause before reconnecting to the gateway's control socket.
-const CONNECT_AGAIN: Duration = Duration::from_millis(50);
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for the acknowledgement of a table; then the agent reconnects.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -138,7 +138,7 @@ impl Recipe {
             }
             status.routes_version.store(0, Ordering::Relaxed);
             status.restarts.fetch_add(1, Ordering::Relaxed);
-            failures = if began.elapsed() > GOOD_LIFE { 1 } else { failures.saturating_add(1) };
+            failures = if began.elapsed() > HEALTHY_UPTIME { 1 } else { failures.saturating_add(1) };
             let until = Instant::now() + AGAIN.pause(failures);
             while Instant::now() < until && !stop.is_cancelled() {
                 std::thread::sleep(POLL_INTERVAL);
@@ -201,7 +201,7 @@ async fn push_tables(
             tracing::debug!(%error, "lost the connection to the gateway");
         }
         status.routes_version.store(0, Ordering::Relaxed);
-        tokio::time::sleep(CONNECT_AGAIN).await;
+        tokio::time::sleep(CONNECT_PAUSE).await;
     }
 }
 
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gateway_is_told_its_sockets_by_number() {
+    async fn a_gateway_gets_its_sockets_by_number() {
         let always = "gateway --control-socket gateway.sock --public fd:3 --workers fd:4";
         let (identity, tls) =
             ("--identity /keys/gateway.key", "--tls-cert /tls/chain.pem --tls-key /tls/key.pem");

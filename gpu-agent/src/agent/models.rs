@@ -128,8 +128,8 @@ impl Models {
     /// Returns root, verified segments and bytes of memory of every model on this node.
     pub(super) fn in_memory(&self) -> Vec<(ModelRoot, u64, u64)> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let models = loaded.iter().filter_map(|(root, place)| {
-            let model = place.try_lock().ok()?.upgrade()?;
+        let models = loaded.iter().filter_map(|(root, entry)| {
+            let model = entry.try_lock().ok()?.upgrade()?;
             Some((*root, model.segments_verified(), model.manifest.map_bytes()))
         });
         models.collect()
@@ -145,20 +145,20 @@ impl Models {
         root: ModelRoot,
         source: &ModelSource,
     ) -> Result<Arc<LoadedModel>, OrderRefusal> {
-        let place = {
+        let entry = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            loaded.retain(|_, place| {
-                Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|model| model.strong_count() > 0)
+            loaded.retain(|_, entry| {
+                Arc::strong_count(entry) > 1 || entry.try_lock().is_ok_and(|model| model.strong_count() > 0)
             });
             loaded.entry(root).or_default().clone()
         };
         // The lock is held while loading, so that two slots that start together share one copy.
-        let mut place = place.lock().await;
-        if let Some(model) = place.upgrade() {
+        let mut entry = entry.lock().await;
+        if let Some(model) = entry.upgrade() {
             return Ok(model);
         }
         let model = Arc::new(self.load(root, source).await?);
-        *place = Arc::downgrade(&model);
+        *entry = Arc::downgrade(&model);
         Ok(model)
     }
 
@@ -385,8 +385,8 @@ impl ModelInHand {
 impl Models {
     /// Uses this copy as the model of `root` while it is referenced.
     pub(super) fn hold(&self, root: ModelRoot, model: &Arc<LoadedModel>) {
-        let place = Arc::new(tokio::sync::Mutex::new(Arc::downgrade(model)));
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(root, place);
+        let entry = Arc::new(tokio::sync::Mutex::new(Arc::downgrade(model)));
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(root, entry);
     }
 }
 

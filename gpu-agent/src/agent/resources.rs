@@ -121,7 +121,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_table_of_memory_is_read_or_refused(text in "(MemTotal:)?[ \\tkB0-9\\n]{0,40}") {
-            // A result is a number of the text.
+            // The result is an amount that the text contains.
             if let Some(bytes) = parse_memory_bytes(&text) {
                 let kib = (bytes / 1024).to_string();
                 prop_assert!(bytes % 1024 == 0 && text.contains(&kib), "{bytes}");

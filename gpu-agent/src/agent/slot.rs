@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 const AGAIN: ExponentialBackoff =
     ExponentialBackoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
 /// Serving time after which a worker counts as healthy: its next failure is again a first one.
-const GOOD_LIFE: Duration = Duration::from_secs(60);
+const HEALTHY_UPTIME: Duration = Duration::from_secs(60);
 
 /// Command to a slot. It only ever rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,7 +141,7 @@ impl SlotTask {
                 ServingOutcome::Failed(refusal) => {
                     let (slot, code, error) = (&self.key, refusal.code, &refusal.message);
                     tracing::warn!(%slot, %code, error, "slot failed");
-                    failures = if self.was_good() { 1 } else { failures.saturating_add(1) };
+                    failures = if self.was_healthy() { 1 } else { failures.saturating_add(1) };
                     self.status.lock().restarts += 1;
                     self.enter(SlotState::Failed, refusal.to_string());
                     tokio::select! {
@@ -184,8 +184,8 @@ impl SlotTask {
     }
 
     /// Returns whether the worker served long enough before it failed.
-    fn was_good(&self) -> bool {
-        self.status.lock().ready_since.is_some_and(|since| since.elapsed() > GOOD_LIFE)
+    fn was_healthy(&self) -> bool {
+        self.status.lock().ready_since.is_some_and(|since| since.elapsed() > HEALTHY_UPTIME)
     }
 
     fn clone_for_waiting(&self) -> launch::PendingLaunch {

@@ -1,6 +1,6 @@
 //! Startup and shutdown of an agent: its files, the sandboxes of its predecessor, and its services.
 
-use super::actor::AgentActor;
+use super::actor::{AgentActor, Incarnation};
 use super::chain::Chain;
 use super::config::AgentConfig;
 use super::control_client::AgentControlClient;
@@ -99,7 +99,7 @@ impl Prepared {
             admission: config.admission,
             circle: config.circle,
             lease_ms_max: config.lease_ms_max,
-            boot: u64::from_le_bytes(random_bytes()),
+            incarnation: Incarnation(u64::from_le_bytes(random_bytes())),
             slots: BTreeMap::new(),
             tasks: JoinSet::new(),
             routes: services.routes.clone(),
@@ -175,7 +175,7 @@ async fn find_sandboxes(
             }
         }
     }
-    node.launcher.clone().sweep_stale().await?;
+    node.launcher.clone().remove_stale().await?;
     Ok(adopted)
 }
 

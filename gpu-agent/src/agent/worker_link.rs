@@ -30,12 +30,12 @@ const HELLO_LIMIT: Duration = Duration::from_secs(20);
 /// Longest TCP connect to a gateway.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
 /// Backoff between attempts to reach a gateway.
-const DIAL_AGAIN: ExponentialBackoff =
+const DIAL_BACKOFF: ExponentialBackoff =
     ExponentialBackoff { first: Duration::from_millis(100), most: Duration::from_secs(5) };
 /// Lifetime after which a connection counts as good and its backoff is reset.
-const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+const HEALTHY_CONNECTION: Duration = Duration::from_secs(10);
 /// Pause before reconnecting to the worker.
-const TALK_AGAIN: Duration = Duration::from_millis(200);
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Frames accepted from a worker per second. A worker needs to send one when its state changes or a gateway
 /// disconnects. The excess waits in the socket.
@@ -70,7 +70,7 @@ pub(super) async fn talk(
         if let Err(error) = converse(about, running, status, &mut drain).await {
             tracing::debug!(slot = %about.key, %error, "lost the connection to the worker");
         }
-        tokio::time::sleep(TALK_AGAIN).await;
+        tokio::time::sleep(RECONNECT_PAUSE).await;
     }
 }
 
@@ -168,10 +168,10 @@ impl Talk<'_> {
             }
             FromWorker::Disconnected { gateway } => {
                 if let Some(link) = self.links.get_mut(&gateway) {
-                    let was_good =
-                        matches!(link.state, LinkState::Connected(at) if at.elapsed() > GOOD_CONNECTION);
-                    link.failures = if was_good { 1 } else { link.failures.saturating_add(1) };
-                    link.state = LinkState::Waiting(Instant::now() + DIAL_AGAIN.pause(link.failures));
+                    let was_healthy =
+                        matches!(link.state, LinkState::Connected(at) if at.elapsed() > HEALTHY_CONNECTION);
+                    link.failures = if was_healthy { 1 } else { link.failures.saturating_add(1) };
+                    link.state = LinkState::Waiting(Instant::now() + DIAL_BACKOFF.pause(link.failures));
                 }
             }
             FromWorker::Hello { .. } => {}
@@ -228,7 +228,7 @@ impl Talk<'_> {
             Err(error) => {
                 tracing::debug!(slot = %self.about.key, address = link.address, %error, "dial the gateway");
                 link.failures = link.failures.saturating_add(1);
-                link.state = LinkState::Waiting(Instant::now() + DIAL_AGAIN.pause(link.failures));
+                link.state = LinkState::Waiting(Instant::now() + DIAL_BACKOFF.pause(link.failures));
             }
         }
         Ok(())

@@ -192,6 +192,47 @@ mod tests {
     }
 
     #[test]
+    fn every_limit_is_the_workers_alone_and_required() {
+        for version in [1, 2] {
+            for controller in Controller::ALL {
+                let limits =
+                    SandboxLimits { cpu_millicores: 1, memory_bytes: 1, processes_max: 1, open_files_max: 1 };
+                for Setting { part, file, required, .. } in settings(version, controller, &limits) {
+                    let limits_something =
+                        file.ends_with("max") || file.contains("limit") || file.contains("quota");
+                    assert!(part == Part::Worker || !limits_something, "{file} limits more than the worker");
+                    assert!(part == Part::Worker || file.contains("cpu") || !required, "{file}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_quota_is_never_below_the_kernels_least() {
+        for (millicores, quota) in [(0, 1_000), (1, 1_000), (49, 1_000), (50, 1_000), (1_000, 20_000)] {
+            let text = written(1, Controller::Cpu, millicores);
+            assert!(text.ends_with(&format!("cpu.cfs_quota_us = {quota}")), "{millicores}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_part_has_a_directory_of_its_own_below_the_sandboxs() {
+        let sandbox = Path::new("/sys/fs/cgroup/quorate/chat-0");
+        assert_eq!(Part::Sandbox.directory(sandbox), sandbox);
+        let leaves = Part::LEAVES.map(|part| part.directory(sandbox));
+        assert_ne!(leaves[0], leaves[1]);
+        assert!(leaves.iter().all(|leaf| leaf.parent() == Some(sandbox)));
+    }
+
+    #[test]
+    fn a_missing_controller_that_limits_something_has_a_label() {
+        let labels = Controller::ALL.map(|controller| (controller.name(), controller.label()));
+        let expected =
+            [("cpu", Some("cpu")), ("cpuacct", None), ("memory", Some("memory")), ("pids", Some("pids"))];
+        assert_eq!(labels, expected);
+    }
+
+    #[test]
     fn what_a_manifest_may_ask_for_is_what_is_enforced() {
         for (millicores, quota) in
             [(50, 1_000), (51, 1_020), (200, 4_000), (2_000, 40_000), (64_000, 1_280_000)]

@@ -111,6 +111,69 @@ impl<'a> Mount<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_mount_is_read_as_the_kernel_writes_it() {
+        let parts = |line| Mount::parse(line).map(|m| (m.root, m.point, m.kind, m.options));
+        for (line, expected) in [
+            (
+                "35 25 0:30 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate",
+                Some(("/", "/sys/fs/cgroup", "cgroup2", "rw,nsdelegate")),
+            ),
+            ("35 25 0:30 /a /b rw - tmpfs none rw", Some(("/a", "/b", "tmpfs", "rw"))),
+            ("35 25 0:30 / /sys rw - cgroup cgroup", None),
+            ("35 25 0:30 / /sys rw cgroup cgroup rw", None),
+            ("35 25 - cgroup cgroup rw", None),
+            ("", None),
+        ] {
+            assert_eq!(parts(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_located_below_the_part_that_is_mounted() {
+        for (root, path, expected) in [
+            ("/", "/", "/m"),
+            ("/", "/a/b", "/m/a/b"),
+            ("/docker/x", "/docker/x", "/m"),
+            ("/docker/x", "/docker/x/agent", "/m/agent"),
+            ("/docker/x", "/elsewhere", "/m"),
+        ] {
+            let mount = Mount { root, point: "/m", kind: "cgroup", options: "" };
+            let located = mount.locate(path);
+            assert_eq!(located.components().collect::<PathBuf>(), Path::new(expected), "{path} of {root}");
+        }
+    }
+
+    #[test]
+    fn controllers_of_one_hierarchy_share_it() {
+        let mounts = "\
+            35 25 0:30 / /cg/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
+            36 25 0:31 / /cg/pids rw - cgroup cgroup rw,pids\n";
+        let found = hierarchies(mounts, "2:cpu,cpuacct:/a\n1:pids:/a\n");
+        let found: Vec<_> =
+            found.iter().map(|one| (one.base.as_path(), one.controllers.as_slice())).collect();
+        let cpu = [Controller::Cpu, Controller::CpuAccounting];
+        let expected =
+            [(Path::new("/cg/cpu/a"), &cpu[..]), (Path::new("/cg/pids/a"), &[Controller::Processes])];
+        assert_eq!(found, expected);
+        assert_eq!(hierarchies("", "0::/\n"), []);
+        assert_eq!(hierarchies(mounts, ""), [], "mounted, but the agent is in no group of it");
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_tables_do_not_panic_and_lead_below_the_mount(
+            mounts in "([a-z0-9 /:,-]{0,40}( - cgroup2? cgroup rw,cpu)?\\n){0,4}",
+            own in "([0-9]?:(cpu)?:[a-z/.]{0,12}\\n){0,3}",
+        ) {
+            for hierarchy in hierarchies(&mounts, &own) {
+                prop_assert!(hierarchy.base.starts_with(&hierarchy.root));
+                prop_assert!(!hierarchy.controllers.is_empty());
+            }
+        }
+    }
 
     #[test]
     fn each_controller_is_found_where_this_machine_mounts_it() {

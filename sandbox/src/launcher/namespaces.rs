@@ -5,10 +5,12 @@ use super::{IsolationReport, Launcher, Running, Start};
 use crate::cgroup::{Cgroups, Group};
 use crate::elf::libraries_of;
 use crate::error::{During, SandboxError};
+use crate::ids::{UserIdPair, free_pair};
 use crate::memory_file::sealed_bytes;
 use crate::output::tail;
 use crate::record::{self, names};
 use crate::running::{IdsInUse, Sandbox, blocking, lock, remove_leftovers, socket_path};
+use crate::system::ProcessId;
 use crate::{cgroup, init, system, wire};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -117,9 +119,7 @@ impl SandboxLauncher {
     }
 
     fn hold_ids(&self, record: &SandboxRecord) {
-        if let SandboxIdentity::OwnIds { first } = record.identity {
-            lock(&self.ids).insert(first);
-        }
+        lock(&self.ids).extend(UserIdPair::of(record.identity));
     }
 
     /// Returns the isolation that this machine and user can enforce.
@@ -181,16 +181,16 @@ impl SandboxLauncher {
     ///
     /// # Errors
     /// If the state directory cannot be read, or something cannot be removed.
-    pub fn sweep_stale(&self) -> Result<usize, SandboxError> {
-        let mut swept = 0;
+    pub fn remove_stale(&self) -> Result<usize, SandboxError> {
+        let mut removed = 0;
         for (directory, record) in self.directories()? {
             if record.as_ref().is_none_or(|record| record::open_process(record).is_none()) {
                 remove_leftovers(&directory, record.as_ref(), &self.ids)?;
-                swept += 1;
+                removed += 1;
             }
         }
-        self.cgroups.sweep_stale();
-        Ok(swept)
+        self.cgroups.remove_stale();
+        Ok(removed)
     }
 
     fn directories(&self) -> Result<Vec<(PathBuf, Option<SandboxRecord>)>, SandboxError> {
@@ -224,13 +224,11 @@ impl SandboxLauncher {
             return Ok(SandboxIdentity::SameUid);
         }
         let mut in_use = lock(&self.ids);
-        let all = (0..self.config.id_pairs).map(|pair| self.config.ids_first + 2 * pair);
-        let first = all
-            .into_iter()
-            .find(|first| !in_use.contains(first))
-            .ok_or(SandboxError::IdsExhausted { count: self.config.id_pairs })?;
-        in_use.insert(first);
-        Ok(SandboxIdentity::OwnIds { first })
+        let count = self.config.id_pairs;
+        let pair = free_pair(self.config.ids_first, count, &in_use);
+        let pair = pair.ok_or(SandboxError::IdsExhausted { count })?;
+        in_use.insert(pair);
+        Ok(pair.identity())
     }
 
     fn start_in(
@@ -258,6 +256,7 @@ impl SandboxLauncher {
             let SandboxReport::Created { pid } = next_report(&socket)? else {
                 return Err(("create the init".into(), "it answered out of turn".into()));
             };
+            let pid = ProcessId(pid);
             // The init is this process's child and is waiting, so its process id is not reused until it is
             // reaped.
             pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
@@ -378,8 +377,8 @@ impl Launcher for SandboxLauncher {
         blocking(move || Ok(Self::list_running(&self)?.into_iter().map(shared).collect())).boxed()
     }
 
-    fn sweep_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>> {
-        blocking(move || Self::sweep_stale(&self)).boxed()
+    fn remove_stale(self: Arc<Self>) -> BoxFuture<'static, Result<usize, SandboxError>> {
+        blocking(move || Self::remove_stale(&self)).boxed()
     }
 }
 

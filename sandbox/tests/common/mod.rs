@@ -104,7 +104,7 @@ impl Drop for Bench {
         for running in self.launcher.list_running().unwrap_or_default() {
             let _ = running.remove();
         }
-        let _ = self.launcher.sweep_stale();
+        let _ = self.launcher.remove_stale();
     }
 }
 

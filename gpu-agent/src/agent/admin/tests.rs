@@ -101,7 +101,7 @@ async fn without_an_agent_there_is_no_decision() {
 async fn one_connection_too_many_is_closed_and_the_others_stay() {
     let mut server = AdminServer::start();
     let mut streams = Vec::new();
-    for _ in 0..CONVERSATIONS_MAX {
+    for _ in 0..CONNECTIONS_MAX {
         streams.push(server.connect().await);
     }
     closed(&mut server.connect().await).await;

@@ -31,7 +31,7 @@ pub struct RunningSlot {
 /// Input of a reconciliation.
 #[derive(Debug, Clone, Copy)]
 pub struct ReconcileInput<'a> {
-    pub judge: OrderVerifier<'a>,
+    pub verifier: OrderVerifier<'a>,
     /// Desired state from control.
     pub desired: &'a Desired,
     /// Whether the chain was complete when control reported the desired state. While it is not, an order that
@@ -112,7 +112,7 @@ pub fn reconcile(input: &ReconcileInput<'_>) -> Vec<SlotAction> {
     for key in input.running.keys().filter(|key| !named.contains_key(key)) {
         actions.push(end(key, "control names it no more"));
     }
-    for (key, _) in input.judge.book.all_held() {
+    for (key, _) in input.verifier.book.all_held() {
         if !named.contains_key(key) && !input.running.contains_key(key) {
             actions.push(SlotAction::Forget { key: key.clone() });
         }
@@ -142,10 +142,10 @@ fn settle(input: &ReconcileInput<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Ve
     let mut refused = None;
     let mut early = false;
     for named in orders {
-        let held = input.judge.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
+        let held = input.verifier.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
         let counts = match held {
             Some(held) => keep(input, key, held, named),
-            None => match judge(input, named) {
+            None => match verify(input, named) {
                 OrderDecision::Granted(grant) => Some(take(input, key, named, grant)),
                 OrderDecision::Early => {
                     early = true;
@@ -173,18 +173,19 @@ fn keep(input: &ReconcileInput<'_>, key: &SlotKey, held: &Held, named: &Named<'_
     let key = key.clone();
     let running = input.running.get(&key);
     let draining = named.assignment.draining.contains(&key.slot);
-    let going = must_go(input, held, running)
-        .or_else(|| draining.then(|| Going { reason: "control asks it to finish".into(), at_once: false }));
+    let going = required_end(input, held, running).or_else(|| {
+        draining.then(|| RequiredEnd { reason: "control asks it to finish".into(), at_once: false })
+    });
     match (running, going) {
         (Some(running), _) if running.fence != held.order.signed.order.fence => {
             Some(SlotAction::End { key, reason: "it runs under another order than the one held".into() })
         }
-        (Some(_), Some(Going { reason, at_once: true })) => Some(SlotAction::End { key, reason }),
-        (Some(running), Some(Going { reason, .. })) => {
+        (Some(_), Some(RequiredEnd { reason, at_once: true })) => Some(SlotAction::End { key, reason }),
+        (Some(running), Some(RequiredEnd { reason, .. })) => {
             running.draining_since.is_none().then_some(SlotAction::Drain { key, reason })
         }
         (Some(_), None) => None,
-        (None, Some(Going { reason, .. })) => Some(SlotAction::Release { key, reason }),
+        (None, Some(RequiredEnd { reason, .. })) => Some(SlotAction::Release { key, reason }),
         (None, None) => Some(SlotAction::Start { key }),
     }
 }
@@ -197,8 +198,8 @@ enum OrderDecision {
     Refused(OrderRefusal),
 }
 
-fn judge(input: &ReconcileInput<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
-    let granted = input.judge.judge(&assignment.bundle, signed).and_then(|grant| {
+fn verify(input: &ReconcileInput<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
+    let granted = input.verifier.verify(&assignment.bundle, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });
@@ -231,28 +232,32 @@ fn end(key: &SlotKey, reason: &str) -> SlotAction {
 }
 
 /// Reason why a slot must end, regardless of control's requests.
-struct Going {
+struct RequiredEnd {
     reason: String,
     at_once: bool,
 }
 
 /// Checks the circle's own decisions about a held slot: the node does not wait for control to relay them.
-fn must_go(input: &ReconcileInput<'_>, held: &Held, running: Option<&RunningSlot>) -> Option<Going> {
-    let (circle, service) = (input.judge.circle, &held.grant.get().service);
-    if circle.node_by_id(input.judge.facts.id).is_none() {
-        return Some(Going { reason: "this node is no longer admitted".into(), at_once: true });
+fn required_end(
+    input: &ReconcileInput<'_>,
+    held: &Held,
+    running: Option<&RunningSlot>,
+) -> Option<RequiredEnd> {
+    let (circle, service) = (input.verifier.circle, &held.grant.get().service);
+    if circle.node_by_id(input.verifier.facts.id).is_none() {
+        return Some(RequiredEnd { reason: "this node is no longer admitted".into(), at_once: true });
     }
     let (reason, grace_ms) = if circle.service(&service.name).is_none() {
         let grace = circle.retired_service(&service.name).map_or(0, |retired| retired.grace_seconds);
         ("the service is retired", u64::from(grace) * 1000)
     } else if service.on_expiry == OnExpiry::Drain
-        && service.valid_until.is_some_and(|until| input.judge.now > until.plus(limits::CLOCK_GRACE_MS))
+        && service.valid_until.is_some_and(|until| input.verifier.now > until.plus(limits::CLOCK_GRACE_MS))
     {
         ("its approval has ended", DRAIN_MS)
     } else {
         return None;
     };
     let since = running.and_then(|running| running.draining_since);
-    let over = since.is_some_and(|since| input.judge.now > since.plus(grace_ms + DRAIN_SLACK_MS));
-    Some(Going { reason: reason.into(), at_once: over })
+    let over = since.is_some_and(|since| input.verifier.now > since.plus(grace_ms + DRAIN_SLACK_MS));
+    Some(RequiredEnd { reason: reason.into(), at_once: over })
 }

@@ -67,7 +67,7 @@ impl Scene {
         self.world.order(bundle, self.facts.id, slot, fence)
     }
 
-    fn judge(&self) -> OrderVerifier<'_> {
+    fn verifier(&self) -> OrderVerifier<'_> {
         OrderVerifier {
             circle: &self.world.state,
             history: ChainHistory { genesis: &self.world.genesis, bundles: &self.world.bundles },
@@ -78,7 +78,7 @@ impl Scene {
     }
 
     fn verdict(&self, bundle: &Bundle, signed: &SignedOrder) -> String {
-        match self.judge().judge(bundle, signed) {
+        match self.verifier().verify(bundle, signed) {
             Ok(_) => "granted".into(),
             Err(refusal) => refusal.code.to_string(),
         }
@@ -86,7 +86,7 @@ impl Scene {
 
     fn plan(&self, desired: &Desired) -> Vec<SlotAction> {
         reconcile(&ReconcileInput {
-            judge: self.judge(),
+            verifier: self.verifier(),
             desired,
             chain_complete: self.chain_complete,
             refused_bundles: &self.refused_bundles,
@@ -192,12 +192,12 @@ fn an_altered_order_is_refused_with_its_code() {
         ("unsigned", |_, _, o| o.signature = Signature([0; 64]), "order-signature-invalid"),
         ("altered", |_, _, o| o.order.slot = SlotIndex(1), "order-signature-invalid"),
         (
-            "signed by a stranger",
+            "signed by an unknown key",
             |_, _, o| {
-                let stranger = Identity::from_seed(&[99; 32]);
+                let unknown = Identity::from_seed(&[99; 32]);
                 let bytes = protocol::canonical::to_bytes(&o.order);
-                o.signature = stranger.sign(protocol::order::ORDER_DOMAIN, &bytes);
-                o.signer = stranger.public_key();
+                o.signature = unknown.sign(protocol::order::ORDER_DOMAIN, &bytes);
+                o.signer = unknown.public_key();
             },
             "order-signature-invalid",
         ),
@@ -274,7 +274,7 @@ fn an_order_beside_an_altered_certificate_is_refused_with_its_code() {
         ),
         ("beside a bundle of a later form", |_, b, _| b.version = 2, "governance-invalid"),
         (
-            "beside a certificate of a stranger circle",
+            "beside a certificate of another circle",
             |_, b, _| {
                 b.certificate.proposal.circle = protocol::CircleId(Digest::of(b"another"));
             },
@@ -438,7 +438,7 @@ fn draining_slots_finish_and_are_released_for_good() {
     assert_eq!(scene.names(&draining), ["drain 0"]);
     let actions = scene.plan(&draining);
     scene.perform(actions);
-    assert!(scene.names(&draining).is_empty(), "told once");
+    assert!(scene.names(&draining).is_empty(), "drained once");
     scene.end(&key(0));
     assert!(scene.names(&draining).is_empty());
     // The same holds if control forgot that the slot was draining.

@@ -59,7 +59,7 @@ impl OrderVerifier<'_> {
     /// # Errors
     /// The first check that fails: the certificate supplied with the order; the order itself, see
     /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
-    pub fn judge(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, OrderRefusal> {
+    pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, OrderRefusal> {
         self.check_bundle(bundle, signed)?;
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;

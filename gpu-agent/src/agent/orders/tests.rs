@@ -65,7 +65,7 @@ impl NodeDirectory {
         book.to_record(self.world.state.id(), self.node)
     }
 
-    /// Writes any record as the agent would.
+    /// Writes a record as the agent would, valid or not.
     fn write(&self, record: &OrderBookRecord) {
         let record = canonical::to_bytes(record);
         let digest = Digest::of_domain(ORDER_BOOK_DOMAIN, &record);

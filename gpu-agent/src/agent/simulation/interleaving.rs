@@ -180,7 +180,7 @@ fn history(seed: u64) -> String {
 }
 
 #[test]
-fn whatever_happens_in_whatever_order_no_slot_is_held_twice_and_all_ends_well() {
+fn no_interleaving_holds_a_slot_twice_and_each_ends_in_order() {
     for seed in 0..24 {
         history(seed);
     }

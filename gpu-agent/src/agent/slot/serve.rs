@@ -109,7 +109,7 @@ impl SlotTask {
                 biased;
                 ended = &mut ended => {
                     self.print(lines.read());
-                    return watch.judge_end(ended);
+                    return watch.outcome_of_end(ended);
                 }
                 changed = command.changed() => {
                     // The handle is gone only if the agent is.
@@ -137,7 +137,7 @@ impl SlotTask {
                 newest = next_metrics(&mut metrics) => watch.observe_metrics(newest).await,
                 () = until(hung_at) => {
                     self.print(lines.read());
-                    return watch.judge_silence();
+                    return watch.outcome_of_silence();
                 }
                 () = &mut talking => {}
             }
@@ -261,7 +261,7 @@ impl<'a> Watch<'a> {
         Some(OrderRefusal::new(error_code::WORKER_FAILED, reason))
     }
 
-    fn judge_silence(&self) -> ServingOutcome {
+    fn outcome_of_silence(&self) -> ServingOutcome {
         let why = self.liveness.deadline().map(|(_, why)| why).unwrap_or_default();
         ServingOutcome::Failed(OrderRefusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
     }
@@ -272,7 +272,7 @@ impl<'a> Watch<'a> {
         if output.is_empty() { message } else { format!("{message}; it said: {output}") }
     }
 
-    fn judge_end(&self, ended: io::Result<Ended>) -> ServingOutcome {
+    fn outcome_of_end(&self, ended: io::Result<Ended>) -> ServingOutcome {
         let stopping = self.kill_at.is_some() || *self.drain.borrow();
         match ended {
             _ if stopping => ServingOutcome::Stopped,

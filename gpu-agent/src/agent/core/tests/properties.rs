@@ -192,7 +192,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn whatever_happens_no_slot_runs_twice_no_fence_falls_and_nothing_unsigned_runs(events in events()) {
+    fn no_history_runs_a_slot_twice_lowers_a_fence_or_runs_an_unsigned_order(events in events()) {
         let mut history = History::new();
         for event in events {
             history.happen(event);
