@@ -31,7 +31,9 @@ pub(crate) fn free_pair(first: u32, count: u32, in_use: &BTreeSet<UserIdPair>) -
         let first = first.checked_add(pair.checked_mul(2)?)?;
         first.checked_add(1).map(|_| UserIdPair { first })
     });
-    pairs.into_iter().find(|pair| !in_use.contains(pair))
+    let free = pairs.into_iter().find(|pair| !in_use.contains(pair));
+    debug_assert!(free.is_none_or(|pair| pair.first >= first), "a pair of the range");
+    free
 }
 
 #[cfg(test)]

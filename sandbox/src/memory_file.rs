@@ -177,6 +177,7 @@ struct LentRange<'a> {
 
 impl<'a> LentRange<'a> {
     fn new(lent: &'a Mutex<BTreeMap<usize, usize>>, start: usize, end: usize) -> io::Result<Self> {
+        debug_assert!(start <= end, "range {start}..{end}");
         let mut ranges = lent.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ranges.range(..end).next_back();
         if before.is_some_and(|(_, other_end)| *other_end > start) || ranges.contains_key(&start) {

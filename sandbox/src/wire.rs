@@ -79,6 +79,7 @@ impl FrameBuffer {
         let rest = self.0.split_off(4 + length);
         let mut frame = std::mem::replace(&mut self.0, rest);
         frame.drain(..4);
+        debug_assert_eq!(frame.len(), length, "a frame is as long as it claims");
         Ok(Some(frame))
     }
 }

@@ -96,6 +96,7 @@ impl Device for Simulated {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn descriptions_are_understood_or_refused_with_a_reason() {
@@ -120,6 +121,43 @@ mod tests {
                 Err(error) => error.to_string().split(": ").nth(1).expect("a reason").to_string(),
             };
             assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_lost_gpu_is_lost_for_every_clone_and_can_come_back() {
+        let device: Simulated = "3xA100".parse().expect("valid");
+        let clone = device.clone();
+        let indices = |device: &Simulated| device.list().iter().map(|gpu| gpu.index).collect::<Vec<_>>();
+        device.set_lost(1, true);
+        device.set_lost(1, true);
+        assert_eq!((indices(&device), indices(&clone)), (vec![0, 2], vec![0, 2]));
+        clone.set_lost(7, true);
+        assert_eq!(indices(&device), [0, 2], "one that was never there");
+        clone.set_lost(1, false);
+        assert_eq!(indices(&device), [0, 1, 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_number_of_a_known_product_or_refused(text in "[0-9]{0,3}x?[A-Za-z0-9+ -]{0,8}") {
+            if let Ok(device) = text.parse::<Simulated>() {
+                let count = text.split('x').next().expect("the part before it");
+                prop_assert_eq!(count.parse(), Ok(device.list().len()));
+                let (_, product) = text.split_once('x').expect("it has an x");
+                prop_assert!(PRODUCTS.iter().any(|(name, _)| name.eq_ignore_ascii_case(product)));
+            }
+        }
+
+        #[test]
+        fn every_product_can_be_simulated_in_any_number(
+            (name, gib) in prop::sample::select(PRODUCTS.to_vec()), count in 1..=COUNT_MAX,
+        ) {
+            let device: Simulated = format!("{count}x{}", name.to_lowercase()).parse().expect("valid");
+            let gpus = device.list();
+            prop_assert_eq!(gpus.len(), count as usize);
+            prop_assert!(gpus.iter().all(|gpu| gpu.memory_bytes == gib * GIB && gpu.healthy));
+            prop_assert!(gpus.is_sorted_by(|a, b| a.index < b.index && a.uuid != b.uuid));
         }
     }
 

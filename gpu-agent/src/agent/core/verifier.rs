@@ -63,6 +63,7 @@ impl OrderVerifier<'_> {
         self.check_bundle(bundle, signed)?;
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
+        debug_assert!(last.is_none_or(|last| grant.get().fence > last), "a grant is above the last fence");
         self.check_node(grant.get())?;
         Ok(grant)
     }
