@@ -17,10 +17,10 @@ pub fn segment(payloads: &[&[u8]], damage: &[(u16, u8)], durable: usize) {
 pub fn snapshot_file(content: &[u8]) {
     let mut bytes = content.to_vec();
     bytes.extend_from_slice(blake3::hash(content).as_bytes());
-    if let Ok((_, found)) = wal::snapshots::decode(&Bytes::from(bytes)) {
-        if let Some((sessions, _)) = snapshot::unpack(&found.data) {
-            assert_eq!(sessions.check_invariants(), Ok(()));
-        }
+    if let Ok((_, found)) = wal::snapshots::decode(&Bytes::from(bytes))
+        && let Some((sessions, _)) = snapshot::unpack(&found.data)
+    {
+        assert_eq!(sessions.check_invariants(), Ok(()));
     }
 }
 

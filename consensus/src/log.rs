@@ -291,7 +291,8 @@ mod tests {
 
     #[test]
     fn each_planted_violation_is_found() {
-        let planted: [(fn(&mut Log), &str); 7] = [
+        type Plant = fn(&mut Log);
+        let planted: [(Plant, &str); 7] = [
             (|_| (), "sound"),
             (|log| drop(log.entries.remove(2)), "entry 9 instead of 8"),
             (|log| log.entries[1].term = 0, "entry 7 of term 0 follows one of term 1"),

@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn each_planted_violation_is_found() {
-        let planted: [(fn(&mut Reads), &str); 4] = [
+        type Plant = fn(&mut Reads);
+        let planted: [(Plant, &str); 4] = [
             (|_| (), "sound"),
             (|reads| reads.tokens_made = 0, "this replica never made read token"),
             (|reads| drop(reads.issued.insert(b"short".to_vec(), Vec::new())), "this replica never made"),

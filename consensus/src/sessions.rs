@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn each_planted_violation_is_found() {
-        let planted: [(fn(&mut Sessions), &str); 7] = [
+        type Plant = fn(&mut Sessions);
+        let planted: [(Plant, &str); 7] = [
             (|_| (), "sound"),
             (|table| table.count_max = 1, "2 sessions exceed the limit of 1"),
             (|table| table.bytes_max = 2, "3 bytes of responses exceed the limit of 2"),

@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn each_planted_violation_is_found() {
-        let planted: [(fn(&mut Recovered), &str); 6] = [
+        type Plant = fn(&mut Recovered);
+        let planted: [(Plant, &str); 6] = [
             (|_| (), "sound"),
             (|found| drop(found.entries.remove(0)), "entry 4 instead of 3"),
             (|found| found.entries[1].term = Term(1), "entry 4 of term 1 follows one of term 2"),

@@ -197,7 +197,6 @@ impl Tickets {
     }
 
     /// Builds the API that a gateway polls between requests: the worker's load and a fresh ticket.
-    #[must_use]
     pub fn router(&self, service: Arc<WorkerService>) -> Router {
         let tickets = Router::new().route("/worker/v1/ticket", get(ticket)).with_state(self.clone());
         tickets.merge(super::answer::router(service))
