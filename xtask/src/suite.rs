@@ -2,7 +2,7 @@
 //! cores, timed, repeated on request, and reported by name.
 //!
 //! libtest gives no durations on a stable compiler and no repetition, and cargo-nextest takes minutes to
-//! build on a fresh machine. `docs/decisions/2026-11-22-an-own-test-runner.md` weighs the two. A test that
+//! build on a fresh machine. `docs/decisions/2026-11-22-our-own-test-runner.md` weighs the two. A test that
 //! hangs is killed with its whole process group and counts as failed. Otherwise no verdict depends on a
 //! test's duration.
 

@@ -5,7 +5,7 @@ use super::admin::{self, InjectedOrder};
 use super::chain::{Chain, RefusedBundle};
 use super::control_client::{AgentControlClient, RequestOutcome};
 use super::core::{
-    NodeFacts, OrderBook, OrderRefusal, OrderVerifier, ReconcileInput, SlotAction, SlotKey, reconcile,
+    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, SlotAction, SlotKey, reconcile,
 };
 use super::gateway::GatewayStatus;
 use super::lease::Lease;
@@ -65,7 +65,7 @@ struct InFlight {
 pub(super) struct Incarnation(pub(super) u64);
 
 /// Refused orders, by slot.
-type Refusals = BTreeMap<SlotKey, (Fence, OrderRefusal)>;
+type Refusals = BTreeMap<SlotKey, (Fence, Refusal)>;
 
 /// Changes that one reconciliation made to the order book.
 #[derive(Debug, Default)]
@@ -115,7 +115,7 @@ pub(super) struct Volatile {
     desired: Option<Desired>,
     desired_digest: Option<Digest>,
     chain_complete: bool,
-    refused_bundles: BTreeMap<Digest, OrderRefusal>,
+    refused_bundles: BTreeMap<Digest, Refusal>,
     refusals: Refusals,
     /// Released slots that have not been reported to control yet.
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,

@@ -1,7 +1,7 @@
 //! The agent's admin socket: an operator submits an order and gets the decision on it. Orders submitted here
 //! are verified but never executed, so the socket grants no authority.
 
-use super::core::OrderRefusal;
+use super::core::Refusal;
 use overlay::CancellationToken;
 use overlay::descriptors::{FrameError, channel};
 use protocol::agent_state::{HandOrder, Verdict};
@@ -33,7 +33,7 @@ pub(super) struct InjectedOrder {
 }
 
 /// Converts the result of a verification to the answer.
-pub(super) fn decision(verified: Result<(), OrderRefusal>) -> Verdict {
+pub(super) fn decision(verified: Result<(), Refusal>) -> Verdict {
     match verified {
         Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
         Err(refusal) => Verdict { accepted: false, code: Some(refusal.code), message: refusal.message },

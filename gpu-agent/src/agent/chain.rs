@@ -3,7 +3,7 @@
 //! There is one file per bundle, numbered from 1, and each is durable before the node acts on it. A file that
 //! does not verify is discarded: the chain ends before it, and the rest is fetched from control again.
 
-use super::core::{ChainHistory, OrderRefusal};
+use super::core::{ChainHistory, Refusal};
 use super::error::AgentError;
 use host::files;
 use human_chain::{ChainError, CircleState, read_bundle, verify, verify_replay};
@@ -39,7 +39,7 @@ pub(super) struct Chain {
 #[derive(Debug)]
 pub(super) struct RefusedBundle {
     pub(super) certificate: Digest,
-    pub(super) refusal: OrderRefusal,
+    pub(super) refusal: Refusal,
 }
 
 impl Chain {
@@ -142,7 +142,7 @@ impl Chain {
         let refused = |refusal| RefusedBundle { certificate, refusal };
         if bundle.version != BUNDLE_VERSION {
             let message = format!("bundle of form {}; this release reads {BUNDLE_VERSION}", bundle.version);
-            return Err(refused(OrderRefusal::new(protocol::error_code::GOVERNANCE_INVALID, message)));
+            return Err(refused(Refusal::new(protocol::error_code::GOVERNANCE_INVALID, message)));
         }
         let approved = verify(&self.state, &bundle.certificate, self.synced_at)
             .map_err(|error| refused(error.into()))?;
@@ -150,7 +150,7 @@ impl Chain {
         let path = self.path(self.state.length() + 1);
         files::write_secret(&path, &canonical::to_bytes(&bundle)).map_err(|error| {
             let message = format!("write {}: {error}", path.display());
-            refused(OrderRefusal::new(protocol::error_code::AGENT_STATE_UNUSABLE, message))
+            refused(Refusal::new(protocol::error_code::AGENT_STATE_UNUSABLE, message))
         })?;
         self.state.advance(approved).map_err(|error| refused(error.into()))?;
         self.bundles.push(bundle);

@@ -15,7 +15,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
-pub use protocol::Refusal as OrderRefusal;
+pub use protocol::Refusal;
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
 pub use verifier::{ChainHistory, OrderVerifier};
 

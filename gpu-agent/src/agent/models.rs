@@ -1,7 +1,7 @@
 //! Models in this node's memory: one copy of each, shared by all slots that use it. Its bytes are verified
 //! against the root that the circle approved, and the copy is freed with its last user.
 
-use super::core::OrderRefusal;
+use super::core::Refusal;
 use model_store::{
     Context, Destination, EncryptionSecret, FaultSink, ModelKey, Pool, ReadError, Reader, ShardFault, Store,
     fetch_manifest, unwrap_key,
@@ -144,7 +144,7 @@ impl Models {
         &self,
         root: ModelRoot,
         source: &ModelSource,
-    ) -> Result<Arc<LoadedModel>, OrderRefusal> {
+    ) -> Result<Arc<LoadedModel>, Refusal> {
         let entry = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             loaded.retain(|_, entry| {
@@ -162,20 +162,20 @@ impl Models {
         Ok(model)
     }
 
-    async fn load(&self, root: ModelRoot, source: &ModelSource) -> Result<LoadedModel, OrderRefusal> {
+    async fn load(&self, root: ModelRoot, source: &ModelSource) -> Result<LoadedModel, Refusal> {
         let key = self.open_key(root, source)?;
         let manifest = fetch_manifest(root, &self.open_stores(source), &self.pool).await;
         let manifest = manifest.map_err(|error| read_refusal(&error))?;
         // The store's code has compared them already, but the whole guarantee depends on it: compare again.
         if manifest.root() != root {
             let message = "the manifest that was fetched has another root than the approved one";
-            return Err(OrderRefusal::new(error_code::MODEL_MANIFEST_INVALID, message));
+            return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
         }
         // Opening checks the key against the manifest's commitment, before any byte is read.
         let reader = self.reader(&manifest, &key, source).map_err(|error| read_refusal(&error))?;
         let memory = Arc::new(ModelMemory::create(&manifest).map_err(|error| {
             let message = format!("memory for {} bytes of weights: {error}", manifest.map_bytes());
-            OrderRefusal::new(error_code::LIMIT_REACHED, message)
+            Refusal::new(error_code::LIMIT_REACHED, message)
         })?);
         let (progress, fill) = watch::channel(Fill::Running(None));
         let job = FillJob {
@@ -192,13 +192,13 @@ impl Models {
         Ok(LoadedModel { manifest, memory, fill, filling })
     }
 
-    fn open_key(&self, root: ModelRoot, source: &ModelSource) -> Result<ModelKey, OrderRefusal> {
-        let closed = |message: &str| OrderRefusal::new(error_code::MODEL_KEY_WRONG, message);
+    fn open_key(&self, root: ModelRoot, source: &ModelSource) -> Result<ModelKey, Refusal> {
+        let closed = |message: &str| Refusal::new(error_code::MODEL_KEY_WRONG, message);
         let wrap = source.wrap.as_ref().ok_or_else(|| closed("no wrap of the model's key for this node"))?;
         if wrap.root != root {
             return Err(closed("the wrap is of another model's key"));
         }
-        unwrap_key(wrap, &self.secret).map_err(|error| OrderRefusal::new(error.code(), error.to_string()))
+        unwrap_key(wrap, &self.secret).map_err(|error| Refusal::new(error.code(), error.to_string()))
     }
 
     fn open_stores(&self, source: &ModelSource) -> Vec<Store> {
@@ -230,8 +230,8 @@ fn open_stores(context: &Context, source: &ModelSource) -> Vec<Store> {
     source.record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
 }
 
-fn read_refusal(error: &ReadError) -> OrderRefusal {
-    OrderRefusal::of(error.code(), error)
+fn read_refusal(error: &ReadError) -> Refusal {
+    Refusal::of(error.code(), error)
 }
 
 /// A task that reads a model's segments until all are present.

@@ -11,7 +11,7 @@ mod serve;
 pub(super) use launch::sandbox_name;
 
 use super::backoff::ExponentialBackoff;
-use super::core::{OrderRefusal, SlotKey};
+use super::core::{Refusal, SlotKey};
 use super::models::ModelSource;
 use super::node::Node;
 use super::status::SharedStatus;
@@ -104,7 +104,7 @@ enum ServingOutcome {
     /// Control did not renew the lease.
     Lapsed,
     /// The worker did not start, or died.
-    Failed(OrderRefusal),
+    Failed(Refusal),
 }
 
 /// Starts a slot's task. `adopted` is its sandbox, if one still runs from a previous agent.

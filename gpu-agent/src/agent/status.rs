@@ -1,6 +1,6 @@
 //! Status of a slot, written by its task and read by the reporting code.
 
-use super::core::{OrderRefusal, RunningSlot, SlotKey};
+use super::core::{Refusal, RunningSlot, SlotKey};
 use super::models::LoadedModel;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::worker::WorkerMetrics;
@@ -112,7 +112,7 @@ pub(super) fn plain_report(
 }
 
 /// Returns a report of a refused order; its detail begins with the code.
-pub(super) fn refused_report(key: &SlotKey, fence: Fence, refusal: &OrderRefusal) -> SlotReport {
+pub(super) fn refused_report(key: &SlotKey, fence: Fence, refusal: &Refusal) -> SlotReport {
     plain_report(key, fence, SlotState::Refused, refusal.to_string())
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_reported_by_its_code() {
-        let refusal = OrderRefusal::new(error_code::ORDER_REPLAYED, "x".repeat(2 * DETAIL_BYTES_MAX));
+        let refusal = Refusal::new(error_code::ORDER_REPLAYED, "x".repeat(2 * DETAIL_BYTES_MAX));
         let report = refused_report(&key(), Fence(7), &refusal);
         assert_eq!((report.state, report.fence), (SlotState::Refused, Fence(7)));
         assert!(report.detail.starts_with("order-replayed: x"), "{}", report.detail);

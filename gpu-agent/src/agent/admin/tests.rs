@@ -46,7 +46,7 @@ async fn closed(stream: &mut UnixStream) {
 fn a_decision_carries_the_code_of_the_refusal() {
     let accepted = decision(Ok(()));
     assert!(accepted.accepted && accepted.code.is_none());
-    let refused = decision(Err(OrderRefusal::new(error_code::ORDER_REPLAYED, "fence 3 is old")));
+    let refused = decision(Err(Refusal::new(error_code::ORDER_REPLAYED, "fence 3 is old")));
     assert_eq!((refused.accepted, refused.code), (false, Some(error_code::ORDER_REPLAYED)));
     assert_eq!(refused.message, "fence 3 is old");
 }
@@ -72,7 +72,7 @@ async fn orders_are_passed_on_and_their_decisions_returned() {
         let submitted = order(fence);
         let (answer, passed) = tokio::join!(hand_order(server.directory.path(), &submitted), async {
             let InjectedOrder { order, decision } = server.injected.recv().await.unwrap();
-            let refusal = OrderRefusal::new(error_code::NODE_UNFIT, order.order.order.fence.to_string());
+            let refusal = Refusal::new(error_code::NODE_UNFIT, order.order.order.fence.to_string());
             decision.send(super::decision(Err(refusal))).unwrap();
             order
         });

@@ -5,7 +5,7 @@
 //! never run here at the same time.
 
 use super::verifier::{check_model, may_be_early};
-use super::{Held, OrderRefusal, OrderVerifier, SlotKey};
+use super::{Held, OrderVerifier, Refusal, SlotKey};
 use human_chain::{Approved, SlotGrant};
 use protocol::agent::{Assignment, Desired};
 use protocol::manifest::OnExpiry;
@@ -38,7 +38,7 @@ pub struct ReconcileInput<'a> {
     /// no approval covers yet is deferred rather than refused.
     pub chain_complete: bool,
     /// Refused bundles with the reason, by their certificate's digest.
-    pub refused_bundles: &'a BTreeMap<protocol::Digest, OrderRefusal>,
+    pub refused_bundles: &'a BTreeMap<protocol::Digest, Refusal>,
     /// Slots in which something runs.
     pub running: &'a BTreeMap<SlotKey, RunningSlot>,
 }
@@ -91,7 +91,7 @@ pub enum SlotAction {
         /// Fence of the order.
         fence: Fence,
         /// Reason with its code.
-        refusal: OrderRefusal,
+        refusal: Refusal,
     },
 }
 
@@ -195,7 +195,7 @@ enum OrderDecision {
     Granted(Box<Approved<SlotGrant>>),
     /// The chain is incomplete, and its missing part may cover the order.
     Early,
-    Refused(OrderRefusal),
+    Refused(Refusal),
 }
 
 fn verify(input: &ReconcileInput<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {

@@ -20,7 +20,7 @@ struct Scene {
     facts: NodeFacts,
     book: OrderBook,
     running: BTreeMap<SlotKey, RunningSlot>,
-    refused_bundles: BTreeMap<Digest, OrderRefusal>,
+    refused_bundles: BTreeMap<Digest, Refusal>,
     chain_complete: bool,
     now: Millis,
 }
@@ -534,7 +534,7 @@ fn an_order_under_a_refused_bundle_says_why_the_bundle_was_refused() {
     let digest = bundle.certificate.digest();
     scene
         .refused_bundles
-        .insert(digest, OrderRefusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
+        .insert(digest, Refusal::new(protocol::error_code::QUORUM_NOT_REACHED, "one of two"));
     let wanted = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
     assert_eq!(scene.names(&wanted), ["refuse 0@1 quorum-not-reached"]);
 }

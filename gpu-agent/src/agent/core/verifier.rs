@@ -1,6 +1,6 @@
 //! Verification of orders: the checks of `human_chain`, and those that only the node itself can make.
 
-use super::{NodeFacts, OrderBook, OrderRefusal, SlotKey};
+use super::{NodeFacts, OrderBook, Refusal, SlotKey};
 use human_chain::{Approved, CircleState, SlotGrant, check_order, verify, verify_replay};
 use protocol::error_code;
 use protocol::governance::{BUNDLE_VERSION, Bundle, Certificate, SignedGenesis};
@@ -59,7 +59,7 @@ impl OrderVerifier<'_> {
     /// # Errors
     /// The first check that fails: the certificate supplied with the order; the order itself, see
     /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
-    pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, OrderRefusal> {
+    pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
         self.check_bundle(bundle, signed)?;
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
@@ -69,12 +69,12 @@ impl OrderVerifier<'_> {
     }
 
     /// Checks that the certificate supplied with an order is valid, or is the one already in the chain.
-    fn check_bundle(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<(), OrderRefusal> {
+    fn check_bundle(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<(), Refusal> {
         let order = &signed.order;
         if bundle.version != BUNDLE_VERSION {
             let message =
                 format!("the bundle has form {}; this release reads {BUNDLE_VERSION}", bundle.version);
-            return Err(OrderRefusal::new(error_code::GOVERNANCE_INVALID, message));
+            return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
         }
         let digest = bundle.certificate.digest();
         let in_force = self.circle.service(&order.service).map(|service| service.certificate);
@@ -88,29 +88,29 @@ impl OrderVerifier<'_> {
         }
         if digest != order.certificate {
             let message = "the certificate beside the order is not the one that the order names";
-            return Err(OrderRefusal::new(error_code::ORDER_MISMATCH, message));
+            return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
         }
         Ok(())
     }
 
     /// Checks the requirements of the envelope that only the node can evaluate.
-    fn check_node(&self, grant: &SlotGrant) -> Result<(), OrderRefusal> {
+    fn check_node(&self, grant: &SlotGrant) -> Result<(), Refusal> {
         let service = &grant.service;
         if service.runtime != Runtime::Candle {
             let message = "the `process` runtime is read and checked, but not run in this release";
-            return Err(OrderRefusal::new(error_code::KIND_NOT_BUILT, message));
+            return Err(Refusal::new(error_code::KIND_NOT_BUILT, message));
         }
         if !service.egress.is_empty() {
             let message = format!("service `{}` asks for egress, which is not built yet", service.name);
-            return Err(OrderRefusal::new(error_code::EGRESS_NOT_BUILT, message));
+            return Err(Refusal::new(error_code::EGRESS_NOT_BUILT, message));
         }
         let (asked, given) = (service.placement.isolation, self.facts.isolation);
         if given < asked {
             let message = format!("the manifest asks for isolation {asked}, this node gives {given}");
-            return Err(OrderRefusal::new(error_code::NODE_UNFIT, message));
+            return Err(Refusal::new(error_code::NODE_UNFIT, message));
         }
         if let Some(missing) = grant.gpus.iter().find(|index| !self.facts.gpus.contains(index)) {
-            return Err(OrderRefusal::new(error_code::NODE_UNFIT, format!("this node has no GPU {missing}")));
+            return Err(Refusal::new(error_code::NODE_UNFIT, format!("this node has no GPU {missing}")));
         }
         Ok(())
     }
@@ -121,18 +121,18 @@ impl OrderVerifier<'_> {
 ///
 /// # Errors
 /// If the two roots differ.
-pub(super) fn check_model(grant: &SlotGrant, offered: ModelRoot) -> Result<(), OrderRefusal> {
+pub(super) fn check_model(grant: &SlotGrant, offered: ModelRoot) -> Result<(), Refusal> {
     let approved = grant.service.model.root;
     if offered == approved {
         return Ok(());
     }
     let message =
         format!("control offers model {}, the circle approved {}", offered.short(), approved.short());
-    Err(OrderRefusal::new(error_code::ORDER_MISMATCH, message))
+    Err(Refusal::new(error_code::ORDER_MISMATCH, message))
 }
 
 /// Returns whether an incomplete chain could explain a refusal.
-pub(super) fn may_be_early(refusal: &OrderRefusal) -> bool {
+pub(super) fn may_be_early(refusal: &Refusal) -> bool {
     let early = [
         // The certificate may have been admitted before it expired.
         error_code::PROPOSAL_EXPIRED,

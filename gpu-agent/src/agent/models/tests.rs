@@ -29,7 +29,7 @@ impl NodeModels {
         wrap_key(&ModelKey::from_bytes([3; 32]), to, root, recipient()).unwrap()
     }
 
-    async fn refusal(&self, root: ModelRoot, wrap: Option<KeyWrap>) -> OrderRefusal {
+    async fn refusal(&self, root: ModelRoot, wrap: Option<KeyWrap>) -> Refusal {
         let source = ModelSource { record: record(root), wrap };
         self.models.get(root, &source).await.expect_err("nothing can be loaded")
     }

@@ -1,7 +1,7 @@
 //! Preparation of a worker: a lease, its model, its sandbox.
 
 use super::SlotTask;
-use crate::agent::core::{OrderRefusal, SlotKey};
+use crate::agent::core::{Refusal, SlotKey};
 use crate::agent::lease::Lease;
 use crate::agent::models::{LoadedModel, ModelSource, threads};
 use crate::agent::node::Node;
@@ -48,8 +48,8 @@ pub(super) struct PendingLaunch {
 
 impl PendingLaunch {
     /// Waits for a lease and for the model's location from control; then starts to load the model.
-    pub(super) async fn prepare(&mut self) -> Result<Arc<LoadedModel>, OrderRefusal> {
-        let gone = |_| OrderRefusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
+    pub(super) async fn prepare(&mut self) -> Result<Arc<LoadedModel>, Refusal> {
+        let gone = |_| Refusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
         self.leases.wait_for(|lease| lease.holds(&self.node.clock)).await.map_err(gone)?;
         let source = self.source.wait_for(Option::is_some).await.map_err(gone)?.clone();
         let source = source.expect("waited for");
@@ -59,18 +59,17 @@ impl PendingLaunch {
 
 impl SlotTask {
     /// Starts the worker in a new sandbox.
-    pub(super) async fn launch(&self, model: &LoadedModel) -> Result<Arc<dyn Running>, OrderRefusal> {
+    pub(super) async fn launch(&self, model: &LoadedModel) -> Result<Arc<dyn Running>, Refusal> {
         let node = &self.node;
         let service = &self.grant.get().service;
         let gpus = computing_gpus(node, &self.grant.get().gpus)?;
         let manifest = canonical::to_bytes(&model.worker_manifest(service, &self.order, &gpus));
         if manifest.len() > WORKER_MANIFEST_BYTES_MAX {
             let message = format!("the worker's manifest has {} bytes", manifest.len());
-            return Err(OrderRefusal::new(error_code::MODEL_TOO_LARGE, message));
+            return Err(Refusal::new(error_code::MODEL_TOO_LARGE, message));
         }
-        let [weights, progress] = model
-            .readers()
-            .map_err(|error| OrderRefusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
+        let [weights, progress] =
+            model.readers().map_err(|error| Refusal::new(error_code::SANDBOX_FAILED, error.to_string()))?;
         let threads = threads(service.resources.cpu_millicores);
         let start = Start {
             name: sandbox_name(&self.key, self.order.fence),
@@ -91,18 +90,18 @@ impl SlotTask {
             lease_until: node.lease.borrow().until,
         };
         let started = node.launcher.clone().start(start).await;
-        started.map_err(|error| OrderRefusal::of(error.code(), &error))
+        started.map_err(|error| Refusal::of(error.code(), &error))
     }
 }
 
 /// Returns the GPUs of an order that can compute; simulated ones cannot, and their worker uses the CPU. A GPU
 /// that is gone or does not answer is an error: a worker never computes on less than was granted.
-fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, OrderRefusal> {
+fn computing_gpus(node: &Node, granted: &[u32]) -> Result<Vec<u32>, Refusal> {
     let here = node.resources.gpus(&*node.device);
     let find = |index: &u32| here.iter().find(|gpu| gpu.index == *index && gpu.healthy);
     if let Some(lost) = granted.iter().find(|index| find(index).is_none()) {
         let message = format!("GPU {lost} of this node is gone or does not answer");
-        return Err(OrderRefusal::new(error_code::NODE_UNFIT, message));
+        return Err(Refusal::new(error_code::NODE_UNFIT, message));
     }
     let real = here.iter().filter(|gpu| !gpu.simulated && granted.contains(&gpu.index));
     Ok(real.map(|gpu| gpu.index).collect())

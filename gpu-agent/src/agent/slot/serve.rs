@@ -3,7 +3,7 @@
 
 use super::liveness::WorkerLiveness;
 use super::{AGAIN, ServingOutcome, SlotCommand, SlotTask};
-use crate::agent::core::OrderRefusal;
+use crate::agent::core::Refusal;
 use crate::agent::logs::LogTail;
 use crate::agent::models::{Fill, LoadedModel};
 use crate::agent::worker_link::{About, WorkerStatus, talk};
@@ -250,7 +250,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Applies the state that the worker reported. Returns the refusal if it cannot serve.
-    fn observe(&mut self, reported: Option<WorkerStatus>) -> Option<OrderRefusal> {
+    fn observe(&mut self, reported: Option<WorkerStatus>) -> Option<Refusal> {
         self.reported = reported;
         self.liveness.greeted = true;
         self.liveness.ready |=
@@ -258,12 +258,12 @@ impl<'a> Watch<'a> {
         let reported = self.reported.as_ref().filter(|reported| reported.state == WorkerState::Failed)?;
         // The hello comes without the reason, which follows immediately.
         let reason = if reported.detail.is_empty() { "the worker cannot serve" } else { &reported.detail };
-        Some(OrderRefusal::new(error_code::WORKER_FAILED, reason))
+        Some(Refusal::new(error_code::WORKER_FAILED, reason))
     }
 
     fn outcome_of_silence(&self) -> ServingOutcome {
         let why = self.liveness.deadline().map(|(_, why)| why).unwrap_or_default();
-        ServingOutcome::Failed(OrderRefusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
+        ServingOutcome::Failed(Refusal::new(error_code::WORKER_FAILED, self.with_last_words(why)))
     }
 
     fn with_last_words(&self, message: String) -> String {
@@ -279,11 +279,9 @@ impl<'a> Watch<'a> {
             Ok(Ended { exit: Some(SandboxExit::LeaseLapsed), .. }) => ServingOutcome::Lapsed,
             Ok(ended) => {
                 let message = self.with_last_words(ended.to_string());
-                ServingOutcome::Failed(OrderRefusal::new(error_code::WORKER_FAILED, message))
+                ServingOutcome::Failed(Refusal::new(error_code::WORKER_FAILED, message))
             }
-            Err(error) => {
-                ServingOutcome::Failed(OrderRefusal::new(error_code::SANDBOX_FAILED, error.to_string()))
-            }
+            Err(error) => ServingOutcome::Failed(Refusal::new(error_code::SANDBOX_FAILED, error.to_string())),
         }
     }
 }
