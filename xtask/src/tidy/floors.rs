@@ -35,10 +35,10 @@ mod tests {
     #[test]
     fn a_line_of_test_for_each_line_of_code_suffices() {
         let code = ("consensus/src/core.rs", "x\nx\nx\n");
-        let log = ("consensus/src/wal.rs", "x\n");
-        assert_eq!(found(&[code, log, ("consensus/src/wal/tests.rs", "t\nt\nt\nt\n")]), [""; 0]);
+        let log = ("consensus/src/log.rs", "x\n");
+        assert_eq!(found(&[code, log, ("consensus/src/log/tests.rs", "t\nt\nt\nt\n")]), [""; 0]);
         assert_eq!(
-            found(&[code, log, ("consensus/src/wal/tests.rs", "t\nt\nt\n")]),
+            found(&[code, log, ("consensus/src/log/tests.rs", "t\nt\nt\n")]),
             ["consensus-core: 75 lines of test in Rust for a hundred of code; at least 100: 1 more"]
         );
     }

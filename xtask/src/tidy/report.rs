@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_unit_with_a_ratio_of_its_own_has_a_row() {
-        let files = [("consensus/src/wal.rs", "fn f() {}\n"), ("consensus/src/wal/tests.rs", "t\n")];
+        let files = [("consensus/src/log.rs", "fn f() {}\n"), ("consensus/src/log/tests.rs", "t\n")];
         let found: Vec<String> = lines(&files).into_iter().filter(|line| line.ends_with("1.00")).collect();
         assert_eq!(found, ["consensus 0 0 0.0 0 1 0 1.00", "consensus-core 0 0 0.0 0 0 0 1.00"]);
     }

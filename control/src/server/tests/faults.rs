@@ -151,7 +151,7 @@ async fn a_client_whose_reply_is_lost_gets_outcome_unknown_and_finds_the_command
     let (status, problem) = create(follows, "unknown").await;
     let problem = problem.unwrap();
     assert_eq!((status, problem.code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
-    assert!(problem.remedy.unwrap().contains("look"));
+    assert!(problem.remedy.unwrap().contains("check whether it took effect"));
     // A client that follows the remedy and reads the keys finds the command applied.
     assert_eq!(keys(&world.servers[leads]).await, ["before", "unknown"]);
 }
