@@ -22,8 +22,8 @@ Starts a cluster with the small model and holds, all from 127.0.0.2: 1,100 silen
 every replica and on the gateway's listener for workers, 4,200 on its public API, 100 peers with keys of their
 own, and 100 requests whose body of 8 MB never ends. During the attack, a client from 127.0.0.1 sends 1,000
 requests to each API. The same attack runs against a listener that admits the first to come, as a positive
-control: there the client must fail. Prints failures, latencies and memory; exits 1 when one request failed, or
-none at the positive control.
+control: there the client must fail. Prints failures, latencies and memory; exits 1 when one request failed,
+or none at the positive control.
 ";
 
 /// Time limit of the cluster's start on a busy machine.
