@@ -44,15 +44,15 @@ struct Sibling {
     rfilename: String,
 }
 
-/// Downloads a model's files below `place` and returns that folder.
+/// Downloads a model's files below `directory` and returns that folder.
 ///
 /// # Errors
 /// Fails with `model-hub-unreachable` if the hub cannot be reached and `model-hub-refused` if it has no such
 /// model. Fails with `model-file-missing` if the model has no safetensors, and with `model-too-large`.
-pub async fn fetch(name: &str, place: &Path, bar: &ProgressBar) -> Result<PathBuf> {
+pub async fn fetch(name: &str, directory: &Path, bar: &ProgressBar) -> Result<PathBuf> {
     let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| ENDPOINT.into());
     let limits = Limits { silence: SILENCE_LIMIT, bytes: MODEL_BYTES_MAX };
-    Hub::new(endpoint.trim_end_matches('/').to_string(), limits)?.fetch(name, place, bar).await
+    Hub::new(endpoint.trim_end_matches('/').to_string(), limits)?.fetch(name, directory, bar).await
 }
 
 fn is_model_name(name: &str) -> bool {
@@ -90,7 +90,7 @@ impl Hub {
         Ok(Self { http: http.build()?, endpoint, token: std::env::var("HF_TOKEN").ok(), limits })
     }
 
-    async fn fetch(&self, name: &str, place: &Path, bar: &ProgressBar) -> Result<PathBuf> {
+    async fn fetch(&self, name: &str, directory: &Path, bar: &ProgressBar) -> Result<PathBuf> {
         if !is_model_name(name) {
             let message = format!("`hf:{name}` is not `hf:owner/name`");
             return Err(Refusal::new(error_code::MODEL_HUB_REFUSED, message).into());
@@ -109,10 +109,10 @@ impl Hub {
         let mut bytes_left = self.limits.bytes;
         for file in files {
             bar.set_message(file.to_string());
-            bytes_left -= self.download(name, &description.sha, file, place, bytes_left, bar).await?;
+            bytes_left -= self.download(name, &description.sha, file, directory, bytes_left, bar).await?;
         }
         bar.finish_and_clear();
-        Ok(place.to_path_buf())
+        Ok(directory.to_path_buf())
     }
 
     /// Returns the error for a hub that did not respond, or stopped in the middle of a response.
@@ -156,17 +156,17 @@ impl Hub {
         })
     }
 
-    /// Downloads one file below `place`; returns its length, at most `bytes_max`.
+    /// Downloads one file below `directory`; returns its length, at most `bytes_max`.
     async fn download(
         &self,
         name: &str,
         revision: &str,
         file: &str,
-        place: &Path,
+        directory: &Path,
         bytes_max: u64,
         bar: &ProgressBar,
     ) -> Result<u64> {
-        let path = place.join(file);
+        let path = directory.join(file);
         if let Some(parent) = path.parent() {
             tokio::fs::create_dir_all(parent).await?;
         }

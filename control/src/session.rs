@@ -129,16 +129,16 @@ impl MemberKeyFile {
     /// Returns an error if the file is missing, readable by others, or not a member key.
     pub fn load(path: &Path) -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
-        let place = || format!("member key `{}`", path.display());
-        let mode = std::fs::metadata(path).with_context(place)?.permissions().mode();
+        let named = || format!("member key `{}`", path.display());
+        let mode = std::fs::metadata(path).with_context(named)?.permissions().mode();
         if mode & 0o077 != 0 {
-            bail!("{} is readable by other users (mode {:o}); run chmod 600 on it", place(), mode & 0o777);
+            bail!("{} is readable by other users (mode {:o}); run chmod 600 on it", named(), mode & 0o777);
         }
-        let text = Zeroizing::new(std::fs::read_to_string(path).with_context(place)?);
-        let parsed: MemberKeyText = serde_json::from_str(&text).with_context(place)?;
+        let text = Zeroizing::new(std::fs::read_to_string(path).with_context(named)?);
+        let parsed: MemberKeyText = serde_json::from_str(&text).with_context(named)?;
         let encoded = Zeroizing::new(parsed.secret);
-        let bytes = Zeroizing::new(hex::decode(encoded.as_bytes()).with_context(place)?);
-        let secret = MemberSecret::from_bytes(&bytes).with_context(place)?;
+        let bytes = Zeroizing::new(hex::decode(encoded.as_bytes()).with_context(named)?);
+        let secret = MemberSecret::from_bytes(&bytes).with_context(named)?;
         Ok(Self { member: parsed.member, secret })
     }
 

@@ -28,7 +28,7 @@ const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 /// Names of the circle's members, two of which must sign.
 const MEMBERS: [&str; 3] = ["member-a", "member-b", "member-c"];
 /// Interval between two looks of a waiting step.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Timeout for the cluster to recover completely at the end.
 const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
 
@@ -107,6 +107,6 @@ async fn end_healthy(demonstration: &Demonstration) -> Result<()> {
         if Instant::now() > deadline {
             bail!("not healthy after {} s: {summary} {}", HEALTHY_LIMIT.as_secs(), status["findings"]);
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

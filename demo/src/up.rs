@@ -30,8 +30,8 @@ pub(crate) struct UpProcess {
 impl UpProcess {
     /// Starts `quorate up` in a process group of its own, so that Ctrl-C reaches this program alone.
     pub(crate) fn start(quorate: &Quorate, directory: &Path, arguments: &Arguments) -> Result<Self> {
-        let place = directory.display().to_string();
-        let mut words = vec!["up", "--dir", &place];
+        let path = directory.display().to_string();
+        let mut words = vec!["up", "--dir", &path];
         if arguments.fresh {
             words.push("--fresh");
         }

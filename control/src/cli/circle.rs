@@ -263,8 +263,8 @@ mod tests {
         let signed = SignedGenesis { genesis, signatures: BTreeMap::new() };
         std::fs::write(&file, serde_json::to_vec(&signed).expect("JSON")).expect("written");
         let key = directory.path().join("key");
-        for stranger in [other_alice, mallory] {
-            stranger.save(&key).expect("saved");
+        for outsider in [other_alice, mallory] {
+            outsider.save(&key).expect("saved");
             let error = sign(&file, &key).expect_err("no founder").to_string();
             assert!(error.contains("is not a founder"), "{error}");
             assert_eq!(read_json::<SignedGenesis>(&file).expect("read"), signed, "nothing was signed");

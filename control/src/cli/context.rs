@@ -110,9 +110,9 @@ fn select(file: &Path) -> Result<()> {
     context.member_key_file = context.member_key_file.map(absolute);
     context.node_directory = context.node_directory.map(absolute);
     context.certificate_authority_file = context.certificate_authority_file.map(absolute);
-    let place = own_path();
-    write(&context, &place)?;
-    println!("using {} ({})", context.name, place.display());
+    let path = own_path();
+    write(&context, &path)?;
+    println!("using {} ({})", context.name, path.display());
     if let Some(other) = std::env::var_os(VARIABLE) {
         let other = PathBuf::from(other);
         eprintln!(
@@ -123,10 +123,10 @@ fn select(file: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write(context: &Context, place: &Path) -> Result<()> {
+fn write(context: &Context, path: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(context)?;
-    files::write_atomically(place, text.as_bytes(), 0o644)
-        .with_context(|| format!("write `{}`", place.display()))
+    files::write_atomically(path, text.as_bytes(), 0o644)
+        .with_context(|| format!("write `{}`", path.display()))
 }
 
 fn absolute(path: PathBuf) -> PathBuf {

@@ -234,20 +234,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_silent_replica_is_named_within_a_second() {
         for silent in [Does::Hangs, Does::IsDead] {
-            for place in 0..3 {
-                let mut replicas = vec![Does::Follows(Some((place + 1) % 3)); 3];
-                (replicas[place], replicas[(place + 1) % 3]) = (silent.clone(), LEADS);
+            for index in 0..3 {
+                let mut replicas = vec![Does::Follows(Some((index + 1) % 3)); 3];
+                (replicas[index], replicas[(index + 1) % 3]) = (silent.clone(), LEADS);
                 let (code, report, took) = status(replicas).await;
                 assert_eq!(code, 1, "{}", report.summary);
                 assert!(took < SECOND, "{took:?}");
-                let name = format!("control-{}", place + 1);
+                let name = format!("control-{}", index + 1);
                 let said = "all is well; 2 services, 3 of 3 nodes alive";
                 let expected = format!("{name} does not answer; the leader reports: {said}");
                 assert_eq!(report.summary, expected);
-                assert!(report.findings[0].message.starts_with(&format!("{name} ({})", url(place))));
+                assert!(report.findings[0].message.starts_with(&format!("{name} ({})", url(index))));
                 let json = report.to_json();
                 assert_eq!(
-                    (&json["healthy"], &json["control"][place]["answers"]),
+                    (&json["healthy"], &json["control"][index]["answers"]),
                     (&json!(false), &json!(false))
                 );
                 assert_eq!(json["nodes"], 3, "what the leader says of the rest is there");

@@ -101,10 +101,10 @@ impl HedgedRequest {
     /// Creates a hedged request among these replicas, at time zero; `preferred` is asked first.
     pub(super) fn new(urls: Vec<String>, preferred: usize, writes: bool) -> Self {
         let count = urls.len();
-        let rank = |place: usize| (place + count - preferred.min(count)) % count.max(1);
-        let replica = |(place, url)| HedgeTarget {
+        let rank = |index: usize| (index + count - preferred.min(count)) % count.max(1);
+        let replica = |(index, url)| HedgeTarget {
             url,
-            state: TargetState::Due(HEDGE_DELAY * u32::try_from(rank(place)).unwrap_or(u32::MAX)),
+            state: TargetState::Due(HEDGE_DELAY * u32::try_from(rank(index)).unwrap_or(u32::MAX)),
             sent_at: None,
             has_responded: false,
             last_message: None,
@@ -123,15 +123,15 @@ impl HedgedRequest {
         if now >= deadline {
             return HedgeAction::GiveUp(self.failure());
         }
-        let due = |(place, replica): (usize, &HedgeTarget)| match replica.state {
-            TargetState::Due(at) => Some((at, place)),
+        let due = |(index, replica): (usize, &HedgeTarget)| match replica.state {
+            TargetState::Due(at) => Some((at, index)),
             TargetState::InFlight => None,
         };
         match self.replicas.iter().enumerate().filter_map(due).min() {
-            Some((at, place)) if at <= now => {
-                let replica = &mut self.replicas[place];
+            Some((at, index)) if at <= now => {
+                let replica = &mut self.replicas[index];
                 (replica.state, replica.sent_at) = (TargetState::InFlight, Some(now));
-                HedgeAction::Send(place)
+                HedgeAction::Send(index)
             }
             Some((at, _)) => HedgeAction::Wait(at.min(deadline)),
             None => HedgeAction::Wait(deadline),
@@ -142,25 +142,25 @@ impl HedgedRequest {
     pub(super) fn on_outcome(
         &mut self,
         now: Duration,
-        place: usize,
+        index: usize,
         outcome: ExchangeOutcome,
     ) -> Option<Result<Bytes, ClientError>> {
-        self.replicas[place].state = TargetState::Due(now + RETRY_PAUSE);
+        self.replicas[index].state = TargetState::Due(now + RETRY_PAUSE);
         let (status, body, leader) = match outcome {
             ExchangeOutcome::Answer { status, body, leader } => (status, body, leader),
-            ExchangeOutcome::NotSent(reason) => return self.inconclusive(now, place, reason),
+            ExchangeOutcome::NotSent(reason) => return self.inconclusive(now, index, reason),
             ExchangeOutcome::Lost(reason) => {
-                self.lost = Some(format!("{}: {reason}", self.replicas[place].url));
-                return self.inconclusive(now, place, reason);
+                self.lost = Some(format!("{}: {reason}", self.replicas[index].url));
+                return self.inconclusive(now, index, reason);
             }
         };
-        self.replicas[place].has_responded = true;
+        self.replicas[index].has_responded = true;
         if (200..300).contains(&status) {
             return Some(Ok(body));
         }
         let Ok(problem) = serde_json::from_slice::<Problem>(&body) else {
             let detail = format!("{status}: {}", String::from_utf8_lossy(&body));
-            return Some(Err(ClientError::Unexpected { url: self.replicas[place].url.clone(), detail }));
+            return Some(Err(ClientError::Unexpected { url: self.replicas[index].url.clone(), detail }));
         };
         let message = problem.message.clone();
         match status {
@@ -169,20 +169,20 @@ impl HedgedRequest {
             503 => self.refused = Some((problem, false)),
             507 => self.refused = Some((problem, true)),
             // The write may have been done. Under the same key, a retry is applied at most once.
-            504 if self.writes => self.lost = Some(format!("{}: {message}", self.replicas[place].url)),
+            504 if self.writes => self.lost = Some(format!("{}: {message}", self.replicas[index].url)),
             _ => return Some(Err(ClientError::Refused(problem))),
         }
-        self.inconclusive(now, place, message)
+        self.inconclusive(now, index, message)
     }
 
     /// Records an inconclusive message from a replica, and makes the next unasked replica due immediately.
     fn inconclusive(
         &mut self,
         now: Duration,
-        place: usize,
+        index: usize,
         message: String,
     ) -> Option<Result<Bytes, ClientError>> {
-        self.replicas[place].last_message = Some(message);
+        self.replicas[index].last_message = Some(message);
         let unasked = self.replicas.iter_mut().filter(|replica| replica.sent_at.is_none());
         let soonest = unasked.min_by_key(|replica| match replica.state {
             TargetState::Due(at) => at,

@@ -32,8 +32,8 @@ pub(super) async fn probe_all(
     limit: Duration,
 ) -> Vec<ReplicaProbe> {
     let request = ControlRequest { method: Method::GET, path: "/v1/replica".into(), body: None, key: None };
-    let probes = (0..replicas.len()).map(|place| {
-        let (sent, url) = (exchange.send(place, &request), replicas[place].clone());
+    let probes = (0..replicas.len()).map(|index| {
+        let (sent, url) = (exchange.send(index, &request), replicas[index].clone());
         async move {
             let reachability = match tokio::time::timeout(limit, sent).await {
                 Ok(ExchangeOutcome::Answer { body, .. }) => {

@@ -129,8 +129,8 @@ fn refusal(status: u16, code: &str, leader: Option<String>) -> ExchangeOutcome {
 }
 
 fn view(replica: usize, replicas: usize, leader: Option<usize>) -> Bytes {
-    let id = |place: usize| ReplicaId(place as u64 + 1);
-    let peer = |place| PeerView { id: id(place), api: url(place), answers: None };
+    let id = |index: usize| ReplicaId(index as u64 + 1);
+    let peer = |index| PeerView { id: id(index), api: url(index), answers: None };
     let view = ReplicaView {
         id: id(replica),
         leader: leader.map(id),

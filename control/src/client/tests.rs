@@ -24,8 +24,8 @@ fn keys(arrived: &[Arrived]) -> BTreeSet<Option<String>> {
 
 /// Returns all orders of three replicas.
 fn orders<T: Clone>(replicas: [T; 3]) -> impl Iterator<Item = Vec<T>> {
-    let places = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
-    places.into_iter().map(move |order| order.map(|place| replicas[place].clone()).to_vec())
+    let indices = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    indices.into_iter().map(move |order| order.map(|index| replicas[index].clone()).to_vec())
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,15 +46,15 @@ async fn one_silent_replica_of_three_costs_less_than_a_second() {
 #[tokio::test(start_paused = true)]
 async fn two_silent_replicas_of_three_end_a_read_within_three_seconds_and_are_named() {
     for replicas in orders([Does::Hangs, Does::Hangs, Does::Follows(None)]) {
-        let silent: Vec<usize> = (0..3).filter(|place| matches!(replicas[*place], Does::Hangs)).collect();
+        let silent: Vec<usize> = (0..3).filter(|index| matches!(replicas[*index], Does::Hangs)).collect();
         let (client, world) = SimulatedReplicas::client(replicas);
         let error = read(&client).await.expect_err("nobody leads");
         assert!(world.elapsed() <= 3 * SECOND, "{:?}", world.elapsed());
         assert_eq!(error.code().map(|code| code.as_str()), Some("control-unavailable"));
         let said = error.to_string();
         assert!(said.starts_with("quorum lost: "), "{said}");
-        for place in silent {
-            assert!(said.contains(&format!("{} does not answer", url(place))), "{said}");
+        for index in silent {
+            assert!(said.contains(&format!("{} does not answer", url(index))), "{said}");
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) enum Lane {
 pub(super) struct SessionPool {
     free: Mutex<Vec<PooledSession>>,
     reserved: Semaphore,
-    places: Semaphore,
+    permits: Semaphore,
     waiting: Semaphore,
 }
 
@@ -50,8 +50,8 @@ struct PooledSession {
 
 impl Default for SessionPool {
     fn default() -> Self {
-        let (places, waiting) = (Semaphore::new(SESSIONS_MAX - RESERVED), Semaphore::new(WAITING_MAX));
-        Self { free: Mutex::default(), reserved: Semaphore::new(RESERVED), places, waiting }
+        let (permits, waiting) = (Semaphore::new(SESSIONS_MAX - RESERVED), Semaphore::new(WAITING_MAX));
+        Self { free: Mutex::default(), reserved: Semaphore::new(RESERVED), permits, waiting }
     }
 }
 
@@ -65,7 +65,7 @@ impl SessionPool {
         let (permits, waiting) = match lane {
             Lane::Leader => (&self.reserved, None),
             Lane::Clients => {
-                (&self.places, Some(self.waiting.try_acquire().map_err(|_| ProposeError::Busy)?))
+                (&self.permits, Some(self.waiting.try_acquire().map_err(|_| ProposeError::Busy)?))
             }
         };
         let permit = permits.acquire().await.expect("the semaphore is never closed");
@@ -77,7 +77,7 @@ impl SessionPool {
     #[cfg(test)]
     pub(super) fn fill(&self) -> [SemaphorePermit<'_>; 2] {
         let all = |permits: &Semaphore| u32::try_from(permits.available_permits()).expect("a few");
-        [&self.places, &self.waiting]
+        [&self.permits, &self.waiting]
             .map(|permits| permits.try_acquire_many(all(permits)).expect("all of them"))
     }
 }

@@ -36,8 +36,8 @@ impl Failure {
 
     /// Adds the location of the mistake in the request.
     #[must_use]
-    pub(crate) fn at(mut self, place: impl Into<String>) -> Self {
-        self.problem.at = Some(place.into());
+    pub(crate) fn at(mut self, at: impl Into<String>) -> Self {
+        self.problem.at = Some(at.into());
         self
     }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Timeout for the start of the cluster, until every node is alive.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Interval between two polls of a waiting step.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// First host user id for sandboxes; each node takes a range of its own.
 const IDS_FIRST: u32 = 600_000;
 /// Number of id pairs per node.
@@ -197,7 +197,7 @@ impl LocalCluster {
             if Instant::now() > deadline {
                 bail!("not every node was alive after {} s", START_LIMIT.as_secs());
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 

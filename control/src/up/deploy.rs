@@ -1,7 +1,7 @@
 //! Deployment of the user's model: import, proposal, votes, and the first replicas.
 
 use super::StartupLog;
-use super::cluster::{LOOK_AGAIN, LocalCluster};
+use super::cluster::{LocalCluster, POLL_INTERVAL};
 use super::layout::{MEMBERS, NODES};
 use crate::cli::service_template;
 use crate::node::{ImportRequest, ModelAccess};
@@ -166,7 +166,7 @@ async fn wait_until_ready(
             return Err(anyhow!("{service} has {} of {} replicas", view.ready, view.desired))
                 .with_context(|| format!("why: {why}"));
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

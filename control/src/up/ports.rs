@@ -98,8 +98,8 @@ mod tests {
 
     /// Returns none if another process of this machine took a port while it was free.
     fn ports_of_an_earlier_run() -> Option<()> {
-        let place = tempfile::tempdir().expect("a directory");
-        let layout = Layout::claim(&place.path().join("cluster"), false).expect("an empty directory");
+        let temporary = tempfile::tempdir().expect("a directory");
+        let layout = Layout::claim(&temporary.path().join("cluster"), false).expect("an empty directory");
         let ports = Ports::bind(&layout).expect("free ports");
         let gateway = ports.address("gateway-1/api");
         drop(ports);

@@ -68,8 +68,8 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
     }
     let file = demonstration.directory.join(format!("{name}.toml"));
     std::fs::write(&file, manifest).with_context(|| format!("write `{}`", file.display()))?;
-    let place = file.display().to_string();
-    let mut view: ProposalView = quorate.json(&["deploy", &place, "--reason", "the demonstration"]).await?;
+    let path = file.display().to_string();
+    let mut view: ProposalView = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
     let review = quorate.text(&["review", &view.id.to_string()]).await?;
     demonstration.say(format!("proposal {}  words: {}", view.id.short(), words(&review)?));
     let lines = if whole { usize::MAX } else { 1 };

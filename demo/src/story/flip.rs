@@ -1,7 +1,7 @@
 //! Step: one flipped bit of a shard on disk is detected, read around, and repaired.
 
 use super::service::{self, is_complete, is_on};
-use super::{Demonstration, LOOK_AGAIN, NODES};
+use super::{Demonstration, NODES, POLL_INTERVAL};
 use anyhow::{Context as _, Result, bail};
 use protocol::api::ServiceView;
 use protocol::canonical;
@@ -114,7 +114,7 @@ async fn wait_for_log(log: &Path, from: u64) -> Result<u64> {
         if Instant::now() > deadline {
             bail!("`{}` does not say that {MODEL} is complete", log.display());
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

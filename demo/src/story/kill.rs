@@ -1,7 +1,7 @@
 //! Step: a node's agent and sandboxes are killed with SIGKILL while requests run.
 
 use super::service::{self, answers, is_on, wait_until_alive};
-use super::{Demonstration, LOOK_AGAIN};
+use super::{Demonstration, POLL_INTERVAL};
 use crate::openai::OpenAi;
 use crate::processes::{PausedSupervisor, kill_node};
 use anyhow::{Context as _, Result, bail};
@@ -71,7 +71,7 @@ async fn wait_until_answered(tally: &RequestCounts) -> Result<()> {
         if Instant::now() > deadline || tally.failed.load(Ordering::Relaxed) > 0 {
             bail!("the service does not answer before any node is killed");
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }

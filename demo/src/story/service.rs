@@ -1,6 +1,6 @@
 //! A service as `quorate service show` prints it, and waits for a state of it.
 
-use super::{Demonstration, LOOK_AGAIN};
+use super::{Demonstration, POLL_INTERVAL};
 use anyhow::{Result, bail};
 use protocol::agent::SlotState;
 use protocol::api::{NodeView, Page, ServiceView, SlotView};
@@ -36,7 +36,7 @@ pub(super) async fn wait_until<T>(
             let why = demonstration.quorate.text(&["why", name]).await.unwrap_or_default();
             bail!("not within {} s: {name} {expected}: {why}: {:?}", LIMIT.as_secs(), view.slots);
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -68,6 +68,6 @@ pub(super) async fn wait_until_alive(demonstration: &Demonstration, node: &str) 
         if Instant::now() > deadline {
             bail!("{node} did not come back within {} s", LIMIT.as_secs());
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use super::recovery::{admit_again, asks, rebuild_shards};
 use super::service::{self, answers, is_on};
-use super::{Demonstration, LOOK_AGAIN};
+use super::{Demonstration, POLL_INTERVAL};
 use crate::openai::OpenAi;
 use crate::processes::{PausedSupervisor, kill_node};
 use anyhow::{Context as _, Result, bail};
@@ -29,7 +29,7 @@ pub(super) async fn wipe_a_node(demonstration: &Demonstration, api: &OpenAi) -> 
         if Instant::now() > deadline {
             bail!("{victim} did not ask for admission within {} s", ENROL_LIMIT.as_secs());
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     admit_again(demonstration, victim).await?;
     let rebuilt = rebuild_shards(demonstration).await?;
@@ -51,14 +51,13 @@ async fn replace_disk(demonstration: &Demonstration, node: &str) -> Result<Insta
     let view: NodeView = demonstration.quorate.json(&["node", "show", node]).await?;
     let storage = view.admission.storage.context("every node of the demonstration stores models")?;
     let directory = demonstration.node(node);
-    let place = directory.display().to_string();
-    let mut words =
-        vec!["agent", "init", "--dir", &place, "--name", node, "--region", &view.admission.region];
+    let path = directory.display().to_string();
+    let mut words = vec!["agent", "init", "--dir", &path, "--name", node, "--region", &view.admission.region];
     words.extend(["--storage", &storage.address]);
     words.extend(storage.stores.iter().flat_map(|store| ["--store", store.as_str()]));
     let _paused = PausedSupervisor::pause(demonstration.up)?;
     kill_node(demonstration.up, &directory)?;
-    std::fs::remove_dir_all(&directory).with_context(|| format!("remove `{place}`"))?;
+    std::fs::remove_dir_all(&directory).with_context(|| format!("remove `{path}`"))?;
     demonstration.quorate.text(&words).await?;
     Ok(Instant::now())
 }

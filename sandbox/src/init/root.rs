@@ -79,7 +79,7 @@ pub(super) fn build(sources: RootSources) -> StepResult<Vec<String>> {
         .step("mount the new root")?;
     chdir(SCAFFOLD).step("enter the new root")?;
     for (path, content) in sources.0 {
-        place(&path, content)?;
+        provide(&path, content)?;
     }
     let not_enforced = mount_process_table()?;
     pivot_root(".", ".").step("change the root")?;
@@ -91,7 +91,7 @@ pub(super) fn build(sources: RootSources) -> StepResult<Vec<String>> {
     Ok(not_enforced)
 }
 
-fn place(path: &Path, content: RootSource) -> StepResult<()> {
+fn provide(path: &Path, content: RootSource) -> StepResult<()> {
     let step = format!("place {}", path.display());
     let target = Path::new(".").join(path.strip_prefix("/").step(&step)?);
     if let Some(parent) = target.parent() {

@@ -243,16 +243,16 @@ impl SandboxLauncher {
             step: step.to_string(),
             detail,
         };
-        let place =
+        let prepared =
             SandboxDirectory::create(directory).during(|| format!("create {}", directory.display()))?;
         let spec = self.specify(start, identity, group)?;
         let (socket, mut builder) = self
-            .spawn_builder(&place)
+            .spawn_builder(&prepared)
             .map_err(|error| failed("execute the agent's program", error.to_string()))?;
         let mut pidfd = None;
         let mut talk = || -> Result<(SandboxRecord, Vec<String>), (String, String)> {
             let text = |step: &'static str| move |error: io::Error| (step.into(), error.to_string());
-            send_spec(&socket, &spec, start, &place).map_err(text("send the specification"))?;
+            send_spec(&socket, &spec, start, &prepared).map_err(text("send the specification"))?;
             let SandboxReport::Created { pid } = next_report(&socket)? else {
                 return Err(("create the init".into(), "it answered out of turn".into()));
             };
@@ -345,7 +345,7 @@ impl SandboxLauncher {
         find().during(|| format!("find the libraries of {}", binary.display()))
     }
 
-    fn spawn_builder(&self, place: &SandboxDirectory) -> io::Result<(OwnedFd, Child)> {
+    fn spawn_builder(&self, prepared: &SandboxDirectory) -> io::Result<(OwnedFd, Child)> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let timeout = TimeVal::seconds(START_TIMEOUT_S);
@@ -357,7 +357,7 @@ impl SandboxLauncher {
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
-            .stderr(Stdio::from(place.logs[0].try_clone()?))
+            .stderr(Stdio::from(prepared.logs[0].try_clone()?))
             .spawn()?;
         Ok((ours, child))
     }
@@ -409,24 +409,24 @@ fn send_spec(
     socket: &OwnedFd,
     spec: &SandboxSpec,
     start: &Start,
-    place: &SandboxDirectory,
+    prepared: &SandboxDirectory,
 ) -> io::Result<()> {
     let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
     let manifest = sealed_bytes("worker-manifest", &start.manifest)?;
     let descriptors = [
         spec.as_fd(),
-        place.init_listener.as_fd(),
-        place.exit.as_fd(),
-        place.logs[0].as_fd(),
-        place.logs[1].as_fd(),
-        place.metrics.kept.as_fd(),
-        place.worker_listener.as_fd(),
+        prepared.init_listener.as_fd(),
+        prepared.exit.as_fd(),
+        prepared.logs[0].as_fd(),
+        prepared.logs[1].as_fd(),
+        prepared.metrics.kept.as_fd(),
+        prepared.worker_listener.as_fd(),
         start.weights.as_fd(),
         start.progress.as_fd(),
-        place.metrics.written.as_fd(),
+        prepared.metrics.written.as_fd(),
         manifest.as_fd(),
     ];
-    debug_assert!(place.directory.is_dir());
+    debug_assert!(prepared.directory.is_dir());
     wire::send(socket.as_fd(), b"spec", &descriptors)
 }
 

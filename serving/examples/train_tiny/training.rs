@@ -126,7 +126,7 @@ fn loss(model: &Llama, batch: &[Conversation], device: &Device) -> candle_core::
         };
         let query = split(&query, shape.heads)?;
         let (key, value) = (split(&key, shape.key_value_heads)?, split(&value, shape.key_value_heads)?);
-        let mixed = model.attend(&query, &key, &value, 0)?;
+        let mixed = model.serve_worker(&query, &key, &value, 0)?;
         mixed.transpose(1, 2)?.contiguous()?.reshape((batch.len() * LENGTH, shape.heads, shape.head_width))
     })?;
     let mut rows = Vec::new();

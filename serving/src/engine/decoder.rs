@@ -9,7 +9,7 @@
 mod cache;
 
 use super::config::{DecoderShape, Rotary};
-use super::kernels::attention::{self, KeysValues, Queries, attend};
+use super::kernels::attention::{self, KeysValues, Queries, serve_worker};
 use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
 use super::kernels::pool::Parts;
 use super::kernels::{ComputePool, Isa, elementwise};
@@ -188,7 +188,7 @@ impl Decoder {
             OutputColumns { values: heads, stride, offset: query + shared },
         )?;
         self.rotate_and_store(index, layout, heads, cache);
-        self.attend(index, layout, heads, mixed, cache);
+        self.serve_worker(index, layout, heads, mixed, cache);
         self.dense(
             &layer.output,
             mixed,
@@ -236,7 +236,14 @@ impl Decoder {
     }
 
     /// Computes attention of every new row over its own sequence up to itself.
-    fn attend(&self, layer: usize, layout: &[ChunkRows], heads: &[f32], mixed: &mut [f32], cache: &Cache) {
+    fn serve_worker(
+        &self,
+        layer: usize,
+        layout: &[ChunkRows],
+        heads: &[f32],
+        mixed: &mut [f32],
+        cache: &Cache,
+    ) {
         let shape = &self.shape;
         let (width, shared) = (shape.head_width, shape.key_value_heads);
         let group = shape.heads / shared;
@@ -263,7 +270,7 @@ impl Decoder {
                 let visible: Vec<usize> = block.iter().map(|(row, _)| chunk.position + row + 1).collect();
                 let queries = Queries { rows: &rows, visible: &visible, width, scale };
                 let panel = |index: usize| -> KeysValues<'_> { blocks.get(index) };
-                attend(self.isa, &queries, panel, |index, result| {
+                serve_worker(self.isa, &queries, panel, |index, result| {
                     let (row, column) = row_and_column(&block[index]);
                     let at = row * query + column;
                     // SAFETY: one task has this chunk and these heads, so no other task writes these columns.

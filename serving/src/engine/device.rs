@@ -179,7 +179,7 @@ impl Decode for DeviceDecoder {
                     keys = Tensor::cat(&[old_keys, &keys], 1)?;
                     values = Tensor::cat(&[old_values, &values], 1)?;
                 }
-                let mixed = self.model.attend(&cut(&query)?, &keys, &values, sequence.length)?;
+                let mixed = self.model.serve_worker(&cut(&query)?, &keys, &values, sequence.length)?;
                 parts.push(mixed.transpose(0, 1)?.contiguous()?);
                 fresh.insert((chunk.sequence, layer), (keys, values));
                 first += count;

@@ -208,7 +208,7 @@ impl Encoder {
         for (index, part) in [&layer.query, &layer.key, &layer.value].into_iter().enumerate() {
             dense(part, states, Activation::None, heads, 3 * hidden, index * hidden)?;
         }
-        self.attend(texts, heads, mixed, pool);
+        self.serve_worker(texts, heads, mixed, pool);
         // The heads' activations are no longer needed; the projection reuses their buffer.
         let projected = &mut heads[..tokens * hidden];
         dense(&layer.output, mixed, Activation::None, projected, hidden, 0)?;
@@ -219,7 +219,7 @@ impl Encoder {
     }
 
     /// Computes attention of every head over every text.
-    fn attend(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &ComputePool) {
+    fn serve_worker(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &ComputePool) {
         let (hidden, count) = (self.shape.hidden, self.shape.heads);
         let width = hidden / count;
         let mut starts = Vec::with_capacity(texts.len());

@@ -211,16 +211,16 @@ mod tests {
 
     #[test]
     fn every_field_of_a_ticket_counts() {
-        let stranger = |seed: u8| Identity::from_seed(&[seed; 32]).public_key();
+        let outsider = |seed: u8| Identity::from_seed(&[seed; 32]).public_key();
         assert_eq!(verdict(|_, _| {}), "accepted");
-        assert_eq!(verdict(|ticket, _| ticket.worker = stranger(9)), "foreign_worker");
-        assert_eq!(verdict(|ticket, _| ticket.gateway = stranger(9)), "foreign_gateway");
+        assert_eq!(verdict(|ticket, _| ticket.worker = outsider(9)), "foreign_worker");
+        assert_eq!(verdict(|ticket, _| ticket.gateway = outsider(9)), "foreign_gateway");
         assert_eq!(verdict(|ticket, _| ticket.service = "other".parse().expect("a name")), "unknown_slot");
         assert_eq!(verdict(|ticket, _| ticket.slot = SlotIndex(0)), "unknown_slot");
         assert_eq!(verdict(|ticket, _| ticket.fence = Fence(4)), "fence");
         assert_eq!(verdict(|ticket, _| ticket.fence = Fence(6)), "fence");
         // The node signs a ticket that names another node: the signature is not that node's.
-        assert_eq!(verdict(|ticket, _| ticket.node = NodeId(stranger(9))), "signature");
+        assert_eq!(verdict(|ticket, _| ticket.node = NodeId(outsider(9))), "signature");
     }
 
     #[test]
@@ -261,13 +261,13 @@ mod tests {
             decide(&ticket, &table)
         };
         let fence = |ticket| TicketError::Fence { ticket: Fence(ticket), table: Fence(5) };
-        let stranger = NodeId(Identity::from_seed(&[9; 32]).public_key());
+        let outsider = NodeId(Identity::from_seed(&[9; 32]).public_key());
         assert_eq!(decision(&|_| {}), Admit);
         assert_eq!(decision(&|ticket| ticket.fence = Fence(4)), Refuse(fence(4)));
         assert_eq!(decision(&|ticket| ticket.fence = Fence(6)), AwaitTable(fence(6)));
         assert_eq!(decision(&|ticket| ticket.slot = SlotIndex(0)), AwaitTable(TicketError::UnknownSlot));
-        assert_eq!(decision(&|ticket| ticket.node = stranger), AwaitNode(TicketError::ForeignNode));
-        let unknown_slot = |ticket: &mut Ticket| (ticket.node, ticket.slot) = (stranger, SlotIndex(0));
+        assert_eq!(decision(&|ticket| ticket.node = outsider), AwaitNode(TicketError::ForeignNode));
+        let unknown_slot = |ticket: &mut Ticket| (ticket.node, ticket.slot) = (outsider, SlotIndex(0));
         assert_eq!(decision(&unknown_slot), AwaitNode(TicketError::UnknownSlot));
         // A gateway that has just started has no table.
         assert_eq!(decide(&ticket(&scene), &Table::default()), AwaitNode(TicketError::UnknownSlot));

@@ -28,7 +28,7 @@ async fn dial(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Connects unadmitted workers one after another, each from another local address, until the task is aborted.
-fn stranger(cluster: &Cluster, came: &Arc<AtomicUsize>) -> JoinHandle<()> {
+fn outsider(cluster: &Cluster, came: &Arc<AtomicUsize>) -> JoinHandle<()> {
     let (workers, gateway) = (cluster.workers, cluster.gateway.public_key());
     let template = cluster.ticket(&cluster.node, "chat", 0);
     let came = came.clone();
@@ -55,7 +55,7 @@ async fn keys_of_unknown_nodes_keep_no_worker_out() {
     let cluster = Cluster::start().await;
     let before = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     let came = Arc::new(AtomicUsize::new(0));
-    let strangers: Vec<_> = (0..STRANGERS).map(|_| stranger(&cluster, &came)).collect();
+    let outsiders: Vec<_> = (0..STRANGERS).map(|_| outsider(&cluster, &came)).collect();
     let more = |than: usize| {
         let came = came.clone();
         eventually("strangers come and are ended", async move || came.load(Ordering::Relaxed) > than)
@@ -70,7 +70,7 @@ async fn keys_of_unknown_nodes_keep_no_worker_out() {
         eventually("it is gone", async || cluster.ready().await == 1).await;
     }
     assert!(!before.is_left(), "the first worker is still connected");
-    strangers.iter().for_each(JoinHandle::abort);
+    outsiders.iter().for_each(JoinHandle::abort);
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn a_worker_of_an_unknown_node_waits_for_the_table_that_names_it() {
     for fence in 2.. {
         let (node, fence) = (Identity::generate().expect("randomness"), Fence(fence));
         let worker = cluster
-            .stranger(echo(Duration::ZERO), |worker| {
+            .outsider(echo(Duration::ZERO), |worker| {
                 let mut ticket = cluster.ticket(worker, "chat", 0);
                 (ticket.node, ticket.fence) = (NodeId(node.public_key()), fence);
                 signed_by(&node, ticket)

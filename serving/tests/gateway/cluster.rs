@@ -201,7 +201,7 @@ impl Cluster {
     pub(crate) async fn worker(&self, service: &str, slot: u32, engine: SimulatedEngine) -> Worker {
         let before = self.ready().await;
         let mut worker =
-            self.stranger(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
+            self.outsider(engine, |worker| self.signed(self.ticket(worker, service, slot))).await;
         let (node, tickets) = (self.node.clone(), worker.tickets.clone());
         let ticket = self.ticket(&worker.identity, service, slot);
         worker.renewing = Some(tokio::spawn(async move {
@@ -215,7 +215,7 @@ impl Cluster {
     }
 
     /// Connects a worker with a ticket of the caller's making.
-    pub(crate) async fn stranger(
+    pub(crate) async fn outsider(
         &self,
         engine: SimulatedEngine,
         ticket: impl Fn(&Identity) -> SignedTicket,

@@ -432,7 +432,7 @@ async fn a_draining_worker_is_left_for_another() {
 async fn refusal(alter: impl Fn(&Cluster, &mut Ticket), forge: bool) -> String {
     let cluster = Cluster::start().await;
     let worker = cluster
-        .stranger(echo(Duration::ZERO), |worker| {
+        .outsider(echo(Duration::ZERO), |worker| {
             let mut ticket = cluster.ticket(worker, "chat", 0);
             alter(&cluster, &mut ticket);
             let SignedTicket { ticket, mut signature } = cluster.signed(ticket);
@@ -450,15 +450,15 @@ async fn refusal(alter: impl Fn(&Cluster, &mut Ticket), forge: bool) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn lapsed_forged_and_foreign_tickets_are_refused() {
-    let stranger = || Identity::generate().expect("randomness").public_key();
+    let outsider = || Identity::generate().expect("randomness").public_key();
     assert_eq!(refusal(|_, _| {}, true).await, "signature");
     let minutes = |count: u64| count * 60_000;
     let expired = |_: &Cluster, ticket: &mut Ticket| ticket.expires_at.0 -= minutes(6);
     assert_eq!(refusal(expired, false).await, "expired");
     assert_eq!(refusal(|_, ticket| ticket.expires_at.0 += minutes(6), false).await, "ahead");
-    assert_eq!(refusal(|_, ticket| ticket.worker = stranger(), false).await, "foreign_worker");
-    assert_eq!(refusal(|_, ticket| ticket.gateway = stranger(), false).await, "foreign_gateway");
-    assert_eq!(refusal(|_, ticket| ticket.node = NodeId(stranger()), false).await, "signature");
+    assert_eq!(refusal(|_, ticket| ticket.worker = outsider(), false).await, "foreign_worker");
+    assert_eq!(refusal(|_, ticket| ticket.gateway = outsider(), false).await, "foreign_gateway");
+    assert_eq!(refusal(|_, ticket| ticket.node = NodeId(outsider()), false).await, "signature");
     assert_eq!(refusal(|_, ticket| ticket.fence = Fence(0), false).await, "fence");
 }
 
@@ -467,7 +467,7 @@ async fn an_unrenewed_ticket_lapses_and_gains_nothing_by_replay() {
     let cluster = Cluster::start().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 0));
     let shown_after = Instant::now();
-    let worker = cluster.stranger(echo(Duration::ZERO), ticket).await;
+    let worker = cluster.outsider(echo(Duration::ZERO), ticket).await;
     eventually("it is ready", async || cluster.ready().await == 1).await;
     let renewed = cluster.signed(cluster.ticket(&worker.identity, "chat", 0));
     worker.tickets.put(renewed.clone());
@@ -489,7 +489,7 @@ async fn a_nodes_wall_clock_may_be_minutes_off() {
             ticket.expires_at.0 = ticket.expires_at.0.saturating_add_signed(skew_ms);
             cluster.signed(ticket)
         };
-        let worker = cluster.stranger(echo(Duration::ZERO), skewed).await;
+        let worker = cluster.outsider(echo(Duration::ZERO), skewed).await;
         eventually("it is ready", async || cluster.ready().await == 1).await;
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(LEASE_MS + 1_000) {
@@ -539,7 +539,7 @@ async fn a_slot_that_is_about_to_end_gets_nothing_new() {
 async fn a_worker_may_be_faster_than_the_table() {
     let cluster = Cluster::bare().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 1));
-    let worker = cluster.stranger(echo(Duration::ZERO), ticket).await;
+    let worker = cluster.outsider(echo(Duration::ZERO), ticket).await;
     let table = cluster.table(Fence(1));
     cluster.push(table).await;
     eventually("it is served", async || cluster.json(CHAT, &chat("hi", "")).await.0 == 200).await;

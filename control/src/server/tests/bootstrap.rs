@@ -40,27 +40,27 @@ async fn start_in(directory: &Path, port: u16) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_first_start_after_init_creates_a_log() {
-    let place = tempfile::tempdir().unwrap();
-    let (directory, log) = (place.path().join("control-1"), place.path().join("control-1/log"));
+    let temporary = tempfile::tempdir().unwrap();
+    let (directory, log) = (temporary.path().join("control-1"), temporary.path().join("control-1/log"));
     let made = create_replica(&directory).unwrap();
     assert_eq!(start(&directory).await, Ok(()));
     assert_eq!(start(&directory).await, Ok(()), "it goes on from its log");
     let again = create_replica(&directory).unwrap();
     assert_eq!(again.public_key(), made.public_key(), "a second init prints the same entry");
 
-    fs::rename(&log, place.path().join("kept")).unwrap();
+    fs::rename(&log, temporary.path().join("kept")).unwrap();
     assert_eq!(start(&directory).await, Err("log-unknown".into()), "a log that is gone is not begun anew");
     create_replica(&directory).unwrap();
     assert_eq!(start(&directory).await, Err("log-unknown".into()), "nor after another init");
     fs::remove_dir_all(&log).unwrap();
-    fs::rename(place.path().join("kept"), &log).unwrap();
+    fs::rename(temporary.path().join("kept"), &log).unwrap();
     assert_eq!(start(&directory).await, Ok(()), "back in its place it is its log");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_restored_from_a_backup_cannot_create_a_log() {
-    let place = tempfile::tempdir().unwrap();
-    let (old, new) = (place.path().join("old"), place.path().join("new"));
+    let temporary = tempfile::tempdir().unwrap();
+    let (old, new) = (temporary.path().join("old"), temporary.path().join("new"));
     let made = create_replica(&old).unwrap();
     assert_eq!(start(&old).await, Ok(()));
     fs::create_dir(&new).unwrap();
@@ -73,8 +73,8 @@ async fn a_key_restored_from_a_backup_cannot_create_a_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_start_completes_a_first_start_that_was_killed() {
-    let place = tempfile::tempdir().unwrap();
-    let directory = place.path().join("control-1");
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("control-1");
     // Killed before the key was made.
     create_replica(&directory).unwrap();
     fs::remove_file(directory.join("identity.key")).unwrap();
@@ -92,8 +92,8 @@ async fn the_next_start_completes_a_first_start_that_was_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_circle_rejects_the_log_of_the_previous_one() {
-    let place = tempfile::tempdir().unwrap();
-    let directory = place.path().join("control-1");
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("control-1");
     create_replica(&directory).unwrap();
     let leave = fs::read(directory.join("never-begun")).unwrap();
     assert_eq!(start_in(&directory, 2).await, Ok(()));
@@ -102,16 +102,16 @@ async fn a_new_circle_rejects_the_log_of_the_previous_one() {
     fs::write(directory.join("never-begun"), leave).unwrap();
     assert_eq!(start_in(&directory, 3).await, Err("log-foreign".into()));
     assert_eq!(start_in(&directory, 2).await, Ok(()), "the log is as it was");
-    fs::rename(directory.join("log"), place.path().join("kept")).unwrap();
-    create_replica(&place.path().join("another")).unwrap();
-    fs::copy(place.path().join("another/never-begun"), directory.join("never-begun")).unwrap();
+    fs::rename(directory.join("log"), temporary.path().join("kept")).unwrap();
+    create_replica(&temporary.path().join("another")).unwrap();
+    fs::copy(temporary.path().join("another/never-begun"), directory.join("never-begun")).unwrap();
     assert_eq!(start_in(&directory, 3).await, Ok(()), "an empty directory may be founded in");
 }
 
 #[test]
 fn a_directory_that_was_never_prepared_is_refused_by_code_and_says_how() {
-    let place = tempfile::tempdir().unwrap();
-    let directory = place.path().join("control-1");
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("control-1");
     let refused = |error: anyhow::Error| error.to_string();
     let said = load_replica(&directory).map(|_| ()).map_err(refused).unwrap_err();
     let command = format!("quorate control init --dir {} --id", directory.display());

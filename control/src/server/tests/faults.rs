@@ -52,11 +52,11 @@ impl SimulatedServers {
     pub(super) async fn lead(&self) -> usize {
         loop {
             let leader = self.group.leader().await;
-            let place = usize::try_from(leader.0).unwrap() - 1;
-            let server = &self.servers[place];
+            let index = usize::try_from(leader.0).unwrap() - 1;
+            let server = &self.servers[index];
             leader::planning_round(server, server.handle.status().term).await;
             if server.cluster(|cluster| cluster.genesis().is_some()) {
-                return place;
+                return index;
             }
         }
     }

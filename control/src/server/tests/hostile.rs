@@ -45,14 +45,14 @@ impl Plane {
         let genesis = genesis(&named, vec![node]);
         let directory = tempfile::tempdir().unwrap();
         let mut plane = Self { directory, genesis, addresses, running: vec![None, None, None] };
-        for (place, (overlay, api)) in listeners.into_iter().enumerate() {
-            plane.begin(place, overlay, api);
+        for (index, (overlay, api)) in listeners.into_iter().enumerate() {
+            plane.begin(index, overlay, api);
         }
         plane
     }
 
-    fn begin(&mut self, place: usize, overlay: TcpListener, api: TcpListener) {
-        let id = place as u64 + 1;
+    fn begin(&mut self, index: usize, overlay: TcpListener, api: TcpListener) {
+        let id = index as u64 + 1;
         let directory = self.directory.path().join(id.to_string());
         if !directory.exists() {
             // The test's genesis uses another key; only the bootstrap marker is needed here.
@@ -69,25 +69,25 @@ impl Plane {
         };
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(config, shutdown.clone()));
-        self.running[place] = Some((task, shutdown));
+        self.running[index] = Some((task, shutdown));
     }
 
-    pub(super) async fn stop(&mut self, place: usize) {
-        let (task, shutdown) = self.running[place].take().unwrap();
+    pub(super) async fn stop(&mut self, index: usize) {
+        let (task, shutdown) = self.running[index].take().unwrap();
         shutdown.cancel();
         in_time(task).await.unwrap().unwrap();
     }
 
     pub(super) async fn end(&mut self) {
         self.running.iter().flatten().for_each(|(_, shutdown)| shutdown.cancel());
-        for place in 0..3 {
-            self.stop(place).await;
+        for index in 0..3 {
+            self.stop(index).await;
         }
     }
 
     /// Starts a replica again on its own ports.
-    pub(super) async fn start_again(&mut self, place: usize) {
-        let (overlay, api) = self.addresses[place];
+    pub(super) async fn start_again(&mut self, index: usize) {
+        let (overlay, api) = self.addresses[index];
         // Connections that are closing may hold a port a little longer.
         let listen = |address: SocketAddr| async move {
             loop {
@@ -98,27 +98,27 @@ impl Plane {
             }
         };
         let (overlay, api) = in_time(async { (listen(overlay).await, listen(api).await) }).await;
-        self.begin(place, overlay, api);
+        self.begin(index, overlay, api);
     }
 
-    fn client(&self, place: usize, identity: Identity) -> Client {
-        let key = replica(place as u64 + 1).public_key();
-        Client::new(identity, self.addresses[place].0, key, Limits::default())
+    fn client(&self, index: usize, identity: Identity) -> Client {
+        let key = replica(index as u64 + 1).public_key();
+        Client::new(identity, self.addresses[index].0, key, Limits::default())
     }
 
     /// Fetches a page of a replica's API.
-    pub(super) async fn page(&self, place: usize, path: &str) -> (StatusCode, String) {
-        let url = format!("http://{}{path}", self.addresses[place].1);
+    pub(super) async fn page(&self, index: usize, path: &str) -> (StatusCode, String) {
+        let url = format!("http://{}{path}", self.addresses[index].1);
         let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
         (StatusCode::from_u16(answer.status().as_u16()).unwrap(), answer.text().await.unwrap())
     }
 
-    pub(super) async fn until_ready(&self, place: usize) {
-        in_time(async { while self.page(place, "/readyz").await.0 != StatusCode::OK {} }).await;
+    pub(super) async fn until_ready(&self, index: usize) {
+        in_time(async { while self.page(index, "/readyz").await.0 != StatusCode::OK {} }).await;
     }
 
-    async fn applied(&self, place: usize) -> u64 {
-        let (_, text) = self.page(place, "/metrics").await;
+    async fn applied(&self, index: usize) -> u64 {
+        let (_, text) = self.page(index, "/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix("quorate_control_applied_index "));
         line.unwrap().parse().unwrap()
     }
@@ -188,7 +188,7 @@ async fn silent(plane: &Plane) -> Vec<TcpStream> {
 #[tokio::test(flavor = "multi_thread")]
 async fn unadmitted_peers_keep_out_neither_nodes_nor_replicas() {
     let mut plane = Plane::start().await;
-    let node: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
+    let node: Vec<Client> = (0..3).map(|index| plane.client(index, other(NODE))).collect();
     node_is_served(&node).await;
     let before = plane.applied(0).await;
 
@@ -202,14 +202,14 @@ async fn unadmitted_peers_keep_out_neither_nodes_nor_replicas() {
     // Established connections, with more keys than there are permits for unadmitted peers. Each asks for
     // admission.
     let count = Limits::default().unadmitted_max as u16 + 30;
-    let (mut strangers, mut refused) = (Vec::new(), 0);
+    let (mut outsiders, mut refused) = (Vec::new(), 0);
     for number in 1..=count {
         let identity = other(number);
         let client = plane.client(0, identity.clone());
         let status = enrol(&client, &format!("stranger-{number}"), &identity).await;
         assert!([StatusCode::OK, StatusCode::TOO_MANY_REQUESTS].contains(&status), "{status}");
         refused += u16::from(status == StatusCode::TOO_MANY_REQUESTS);
-        strangers.push(client);
+        outsiders.push(client);
     }
     let ended = in_time(endless).await.unwrap();
     assert!(matches!(ended, Err(overlay::Error::Lost { .. })), "its place is another stranger's: {ended:?}");
@@ -218,7 +218,7 @@ async fn unadmitted_peers_keep_out_neither_nodes_nor_replicas() {
 
     // The node is served on its old connections and on new ones.
     node_is_served(&node).await;
-    let fresh: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
+    let fresh: Vec<Client> = (0..3).map(|index| plane.client(index, other(NODE))).collect();
     node_is_served(&fresh).await;
     // So is a replica: it stops, starts again, and catches up with the entries committed in between.
     plane.stop(2).await;
@@ -235,7 +235,7 @@ async fn unadmitted_peers_keep_out_neither_nodes_nor_replicas() {
     // A peer that was rejected is served after a while: no peer is shut out indefinitely.
     let (late, identity) = (plane.client(1, other(9_999)), other(9_999));
     in_time(async { while enrol(&late, "late", &identity).await != StatusCode::OK {} }).await;
-    drop((hanging, strangers));
+    drop((hanging, outsiders));
     plane.end().await;
 }
 
@@ -273,7 +273,7 @@ async fn silent_connections_do_not_block_clients_of_the_api() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_of_unadmitted_peers_are_not_read_and_repeated_requests_are_not_logged() {
     let mut plane = Plane::start().await;
-    let node: Vec<Client> = (0..3).map(|place| plane.client(place, other(NODE))).collect();
+    let node: Vec<Client> = (0..3).map(|index| plane.client(index, other(NODE))).collect();
     node_is_served(&node).await;
     let (client, identity) = (plane.client(0, other(1)), other(1));
     plane.until_ready(0).await;
@@ -295,10 +295,10 @@ async fn bodies_of_unadmitted_peers_are_not_read_and_repeated_requests_are_not_l
     assert_eq!(enrol(&client, "patient", &identity).await, StatusCode::OK);
     // Each replica must first apply the request; then repeating it writes nothing to the log, whichever
     // replica is asked.
-    let others: Vec<Client> = (0..3).map(|place| plane.client(place, identity.clone())).collect();
+    let others: Vec<Client> = (0..3).map(|index| plane.client(index, identity.clone())).collect();
     let noted = plane.applied(0).await;
-    for place in 0..3 {
-        in_time(async { while plane.applied(place).await < noted {} }).await;
+    for index in 0..3 {
+        in_time(async { while plane.applied(index).await < noted {} }).await;
     }
     let before = plane.applied(0).await;
     for client in others.iter().cycle().take(60) {
@@ -314,10 +314,10 @@ async fn bodies_of_unadmitted_peers_are_not_read_and_repeated_requests_are_not_l
 async fn replicas_with_host_names_in_the_genesis_find_one_another() {
     let mut plane = Plane::start().await;
     assert!(plane.genesis.genesis.control.iter().all(|replica| replica.address.starts_with("localhost:")));
-    for place in 0..3 {
-        plane.until_ready(place).await;
+    for index in 0..3 {
+        plane.until_ready(index).await;
         let all =
-            || async { plane.page(place, "/metrics").await.1.contains("quorate_control_replicas_alive 3\n") };
+            || async { plane.page(index, "/metrics").await.1.contains("quorate_control_replicas_alive 3\n") };
         in_time(async { while !all().await {} }).await;
     }
     plane.end().await;

@@ -4,10 +4,10 @@ use super::hostile::Plane;
 use super::in_time;
 
 /// Returns the index of the replica that reports itself as the leader.
-async fn leader(plane: &Plane, places: &[usize]) -> Option<usize> {
-    for place in places {
-        if plane.page(*place, "/metrics").await.1.contains("\nquorate_control_is_leader 1\n") {
-            return Some(*place);
+async fn leader(plane: &Plane, indices: &[usize]) -> Option<usize> {
+    for index in indices {
+        if plane.page(*index, "/metrics").await.1.contains("\nquorate_control_is_leader 1\n") {
+            return Some(*index);
         }
     }
     None
@@ -18,8 +18,8 @@ async fn a_leader_that_is_stopped_transfers_leadership_first() {
     let mut plane = Plane::start().await;
     let handed_over = async {
         loop {
-            for place in 0..3 {
-                plane.until_ready(place).await;
+            for index in 0..3 {
+                plane.until_ready(index).await;
             }
             let Some(leads) = leader(&plane, &[0, 1, 2]).await else { continue };
             plane.stop(leads).await;

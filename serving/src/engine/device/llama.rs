@@ -104,7 +104,13 @@ impl Llama {
     ///
     /// # Errors
     /// The device failed.
-    pub fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, first: usize) -> Result<Tensor> {
+    pub fn serve_worker(
+        &self,
+        query: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        first: usize,
+    ) -> Result<Tensor> {
         let shape = &self.shape;
         let (rows, positions) = (query.dim(D::Minus2)?, keys.dim(D::Minus2)?);
         let (keys, values) = (self.repeat(keys)?, self.repeat(values)?);

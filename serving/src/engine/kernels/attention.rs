@@ -53,7 +53,7 @@ pub struct Queries<'a> {
 }
 
 /// Computes attention for up to [`ROWS`] query rows over `panels`; passes each result row to `write`.
-pub fn attend<'p>(
+pub fn serve_worker<'p>(
     isa: Isa,
     queries: &Queries<'_>,
     panel: impl Fn(usize) -> KeysValues<'p>,
@@ -200,7 +200,7 @@ pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write
                 values: &values[index * PANEL * wide..],
                 value_stride: wide,
             };
-            attend(isa, &queries, panel, |row, result| write(positions.start + row, result));
+            serve_worker(isa, &queries, panel, |row, result| write(positions.start + row, result));
         }
     });
 }
