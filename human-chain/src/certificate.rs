@@ -107,6 +107,7 @@ fn check_ballots(
     ballot_box: &BallotBox<'_>,
     ballots: &[SignedBallot],
 ) -> Result<BTreeSet<MemberId>, ChainError> {
+    debug_assert!(ballots.len() <= limits::MEMBERS_MAX, "the size is checked before any signature");
     let mut approvals: BTreeSet<MemberId> = BTreeSet::new();
     for signed in ballots {
         let member = &signed.ballot.member;

@@ -161,6 +161,8 @@ impl CircleState {
     /// side by side can exclude each other, such as two admissions under one key.
     fn check_applicable(&self, approved: &Approved<Change>) -> Result<(), ChainError> {
         let basis = approved.basis();
+        let own = |seen: &SubjectVersion| seen.subject == subject_of(approved.get());
+        debug_assert!(basis.subjects.iter().all(own), "a change is verified against its own subject");
         if basis.circle != self.id {
             return Err(ChainError::OtherCircle { expected: self.id, actual: basis.circle });
         }
@@ -186,6 +188,8 @@ impl CircleState {
                 self.apply_retire(service, grace_seconds, certificate);
             }
             Change::AdmitNode(node) => {
+                let holder = self.node_by_id(node.id);
+                debug_assert!(holder.is_none_or(|other| other.name == node.name), "a key is of one node");
                 self.bump(node_subject(&node.name), Some(node_value(&node)));
                 self.nodes.insert(node.name.clone(), *node);
             }
@@ -220,7 +224,9 @@ impl CircleState {
 
     fn apply_members(&mut self, members: Vec<Member>, policy: Policy) {
         let before: Vec<MemberId> = self.members.keys().cloned().collect();
+        let count = members.len();
         self.members = members.into_iter().map(|member| (member.id.clone(), member)).collect();
+        debug_assert_eq!(self.members.len(), count, "no two members of a checked roster share an id");
         self.former_members.extend(before.into_iter().filter(|id| !self.members.contains_key(id)));
         let returned = self.former_members.iter().find(|id| self.members.contains_key(id));
         debug_assert_eq!(returned, None, "the id of a member who left is never used again");

@@ -143,6 +143,7 @@ impl MemberSecret {
     /// purpose.
     #[must_use]
     pub fn ml_kem_secret(&self) -> &[u8] {
+        debug_assert_eq!(self.ml_kem.len(), ML_KEM_768_SECRET_LENGTH, "a seed is no expanded key");
         &self.ml_kem
     }
 }

@@ -107,6 +107,7 @@ fn approved_service<'a>(
             None => refuse("no certificate approves the service"),
         };
     };
+    debug_assert_eq!(service.manifest.name, order.service, "a service is approved under its own name");
     if service.certificate != order.certificate {
         return refuse("it names a certificate that is not the one in force");
     }

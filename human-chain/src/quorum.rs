@@ -15,6 +15,7 @@ pub fn satisfied(quorum: &Quorum, approvals: &BTreeSet<MemberId>) -> bool {
     match quorum {
         Quorum::Member(member) => approvals.contains(member),
         Quorum::Threshold { required, of } => {
+            debug_assert!(*required > 0, "a rule that nobody has to approve is refused where it enters");
             of.iter().filter(|part| satisfied(part, approvals)).count() >= *required as usize
         }
     }
@@ -83,6 +84,7 @@ pub fn describe(quorum: &Quorum) -> String {
 pub(crate) fn check(quorum: &Quorum, members: &BTreeSet<&MemberId>) -> Result<(), ChainError> {
     let mut named = BTreeSet::new();
     check_parts(quorum, members, &mut named, QUORUM_DEPTH_MAX)?;
+    debug_assert!(least_approvals(quorum) <= members.len(), "all members together reach a sound rule");
     let refuse =
         |reason: &str| Err(ChainError::invalid("policy", format!("`{}` {reason}", describe(quorum))));
     if members.len() >= 2 && least_approvals(quorum) < 2 {

@@ -93,7 +93,9 @@ impl TryFrom<CircleRecord> for Circle {
         let certificates = record.chain.iter().map(|bundle| &bundle.certificate);
         let state = CircleState::replay(&record.genesis, None, certificates)?;
         let digests = record.chain.iter().map(|bundle| bundle.certificate.digest());
-        let positions = digests.enumerate().map(|(position, digest)| (digest, position)).collect();
+        let positions: BTreeMap<_, _> =
+            digests.enumerate().map(|(position, digest)| (digest, position)).collect();
+        debug_assert_eq!(positions.len(), record.chain.len(), "a second copy of a certificate is stale");
         Ok(Self { genesis: record.genesis, chain: record.chain, state, positions })
     }
 }

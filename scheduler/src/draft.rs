@@ -191,6 +191,8 @@ impl<'a> Draft<'a> {
         }
         let on_node = |holding: &Holding| holding.order.node == plan.node;
         let allocated = allocated_gpus(&self.services, &self.cluster.manifests, on_node);
+        let within = allocated.values().all(|percent| *percent <= GPU_PERCENT_MAX);
+        debug_assert!(within, "the orders in force exceed no GPU of {}", admission.name);
         let free =
             |gpu| GPU_PERCENT_MAX.saturating_sub(allocated.get(&(plan.node, gpu)).copied().unwrap_or(0));
         match distinct.into_iter().find(|gpu| free(*gpu) < percent) {
@@ -208,6 +210,8 @@ impl<'a> Draft<'a> {
         let slot = slot.ok_or_else(missing)?;
         let holding = slot.holding.clone().ok_or_else(missing)?;
         debug_assert_eq!(holding.order.fence, slot.fence, "a slot is held under its last fence");
+        let named = (&holding.order.service, holding.order.slot);
+        debug_assert_eq!(named, (&name.service, name.slot), "a slot is held by an order for it");
         Ok((slot, holding))
     }
 }

@@ -172,6 +172,7 @@ impl Outcomes {
     fn remove_oldest(&mut self, token: &TokenName) {
         let Some(outcomes) = self.tokens.get_mut(token) else { return };
         debug_assert!(!outcomes.by_number.is_empty(), "a token without records is not kept");
+        debug_assert_eq!(outcomes.by_number.len(), outcomes.by_key.len(), "each record has one number");
         let oldest = outcomes.by_number.pop_first().and_then(|(_, key)| outcomes.by_key.remove(&key));
         if let Some(gone) = oldest {
             (self.count, self.bytes) = (self.count - 1, self.bytes - gone.bytes);

@@ -70,6 +70,7 @@ fn count(number: usize, noun: &str) -> String {
 }
 
 fn finding(message: String, next: String) -> Finding {
+    debug_assert!(!message.is_empty() && !next.is_empty(), "a finding says what to do about it");
     Finding { message, next }
 }
 

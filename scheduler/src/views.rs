@@ -181,6 +181,7 @@ fn view_proposal(
         matching.map(|signed| signed.ballot.member.clone()).collect()
     };
     let all: BTreeSet<&MemberId> = ballots.iter().map(|signed| &signed.ballot.member).collect();
+    debug_assert_eq!(all.len(), ballots.len(), "a member votes once");
     let missing = match (state, cluster.circle_state()) {
         (ProposalState::Open, Some(circle)) => {
             circle.members().map(|member| member.id.clone()).filter(|id| !all.contains(id)).collect()

@@ -171,6 +171,7 @@ fn spread_line(view: ClusterView, service: &Service) -> Option<String> {
 }
 
 fn renew(service: &Service) -> String {
+    debug_assert!(service.manifest.valid_until.is_some(), "an approval without an end never expires");
     format!("deploy {} again with a later valid_until", service.manifest.name)
 }
 
@@ -286,6 +287,7 @@ fn gpu_text(capacity: &NodeCapacity, gpus: &[u32]) -> String {
 }
 
 fn node_line(name: &NodeName, obstacles: &[Unschedulable]) -> String {
+    debug_assert!(!obstacles.is_empty(), "a node without obstacles takes the replica");
     let texts: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
     format!("{name}: {}", texts.join("; "))
 }
@@ -305,6 +307,7 @@ fn slot_remedy(observed: &Observed, holding: &Holding) -> Option<String> {
 
 /// Returns the node that the next replica of a service would get, or the cause that blocks it.
 fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocked> {
+    debug_assert_eq!(service.phase, ServicePhase::Active, "nothing starts for a service that ends");
     if service.is_expired(view.cluster_time()) {
         return Err(Blocked::Expired);
     }

@@ -219,7 +219,9 @@ fn list(texts: &[String]) -> String {
 }
 
 fn optional<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
-    value.map_or_else(|| NONE.to_string(), show)
+    let text = value.map_or_else(|| NONE.to_string(), show);
+    debug_assert_eq!(value.is_none(), text == NONE, "no value that is there looks absent");
+    text
 }
 
 fn class_name(class: ActionClass) -> &'static str {

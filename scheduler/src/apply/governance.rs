@@ -122,6 +122,7 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
 }
 
 fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
+    debug_assert!(!cluster.open.contains_key(&id), "an open proposal is refused for another cause");
     let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
     match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {
         Some((ProposalState::Expired, at)) => {
@@ -139,6 +140,7 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
 /// Returns the state of a proposal. Its ballots were verified on arrival, and nothing that they depend on
 /// changes while it is open. A new epoch closes every proposal of an earlier one.
 fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
+    debug_assert_eq!(open.proposal.epoch, state.epoch(), "a new epoch closes every earlier proposal");
     let Some(rule) = state.policy().quorums.get(&class_of(&open.proposal.change)) else {
         return ProposalState::Open;
     };
@@ -154,6 +156,8 @@ fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
 
 /// Returns the members that have approved, and those that have approved or still may.
 fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTreeSet<MemberId>) {
+    let is_member = |id: &MemberId| state.member(id).is_some();
+    debug_assert!(open.ballots.keys().all(is_member), "no member leaves while a proposal is open");
     let choice = |id: &MemberId| open.ballots.get(id).map(|signed| signed.ballot.choice);
     let approves = Some(protocol::governance::Choice::Approve);
     let ids = || state.members().map(|member| &member.id);
@@ -194,6 +198,8 @@ fn bundle(certificate: Certificate, index: u64) -> Bundle {
 fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
     match change {
         Change::Deploy(manifest) => {
+            let is_service = matches!(manifest.as_ref(), Manifest::Service(_));
+            debug_assert!(is_service, "a kind that nothing runs is refused when it is proposed");
             if let Manifest::Service(manifest) = manifest.as_ref() {
                 deploy(cluster, manifest, certificate);
             }
@@ -201,6 +207,7 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         Change::Retire { service, grace_seconds } => {
             let until = cluster.now.plus(u64::from(*grace_seconds) * 1000);
             if let Some(service) = cluster.services.get_mut(service) {
+                debug_assert_eq!(service.phase, ServicePhase::Active, "only what is in force is retired");
                 service.phase = ServicePhase::Retiring { until };
             }
         }
@@ -212,7 +219,8 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
 }
 
 fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest) {
-    cluster.manifests.insert(certificate, manifest.clone());
+    let before = cluster.manifests.insert(certificate, manifest.clone());
+    debug_assert_eq!(before, None, "a certificate comes into force once");
     let desired = cluster.desired_under(manifest);
     let range = manifest.replicas;
     debug_assert!((range.min..=range.max).contains(&desired), "replicas are wanted inside the envelope");

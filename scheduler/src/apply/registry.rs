@@ -214,6 +214,8 @@ pub(super) fn recipient_keys(cluster: &Cluster) -> BTreeMap<Recipient, Encryptio
 
 /// Drops wraps for recipients that are neither in the circle nor candidates, and wraps to replaced keys.
 pub(super) fn drop_useless_wraps(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
+    let of_model = |root: &ModelRoot| cluster.models.contains_key(root);
+    debug_assert!(cluster.wraps.keys().all(of_model), "wraps are forgotten with their model");
     let after = recipient_keys(cluster);
     let opens = |recipient: &Recipient| {
         let key = after.get(recipient);
@@ -328,6 +330,7 @@ fn too_many_pending() -> Refusal {
 /// Returns the pending node that has been silent longest, if for at least [`PENDING_SILENT_MS`].
 fn silent(cluster: &Cluster, now: ClusterTime) -> Option<NodeId> {
     let oldest = cluster.pending.values().min_by_key(|pending| pending.last_seen)?;
+    debug_assert!(ClusterTime(oldest.last_seen) <= now, "no node has asked in the future");
     (ClusterTime(oldest.last_seen).plus(PENDING_SILENT_MS) <= now).then_some(oldest.id)
 }
 

@@ -248,3 +248,16 @@ fn every_invariant_has_a_planted_violation() {
     let planted: BTreeSet<Invariant> = tables.iter().flatten().map(|(invariant, ..)| *invariant).collect();
     assert_eq!(planted.len(), ChainGrows as usize + 1, "{planted:?}");
 }
+
+/// A certificate is stale once it is applied, so no position of the chain has a copy of an earlier one.
+#[test]
+fn a_snapshot_with_a_certificate_twice_is_refused() {
+    let sound = running().cluster;
+    assert_eq!(Cluster::from_snapshot(&sound.to_snapshot()).as_ref(), Ok(&sound));
+    for at in [1, sound.governance_chain().len()] {
+        let mut doubled = sound.clone();
+        let copy = sound.governance_chain()[0].clone();
+        circle(&mut doubled).chain.insert(at, copy);
+        assert!(Cluster::from_snapshot(&doubled.to_snapshot()).is_err(), "a copy at {at}");
+    }
+}

@@ -157,6 +157,7 @@ pub(crate) fn capacities(view: ClusterView, services: &BTreeMap<ServiceName, Ser
     capacities.sort_by(|a, b| a.name.cmp(&b.name));
     let positions: BTreeMap<NodeId, usize> =
         capacities.iter().enumerate().map(|(i, capacity)| (capacity.id, i)).collect();
+    debug_assert_eq!(positions.len(), capacities.len(), "a key admits one node");
     for service in services.values() {
         for (_, holding) in service.held() {
             let Some(position) = positions.get(&holding.order.node) else { continue };
@@ -335,6 +336,7 @@ impl NodeCapacity {
                 let mut sizes: Vec<u64> = free.iter().map(|gpu| gpu.memory_bytes).collect();
                 sizes.sort_unstable_by(|a, b| b.cmp(a));
                 let largest = sizes[count - 1];
+                debug_assert!(largest < needs.gpu_memory_bytes, "fewer GPUs are large enough than asked for");
                 return Err(Unschedulable::GpuMemory { needs: needs.gpu_memory_bytes, largest });
             }
             return Ok(chosen);
@@ -351,6 +353,10 @@ impl NodeCapacity {
                 }
                 None => {
                     let largest = shared.iter().map(|gpu| gpu.memory_free).max().unwrap_or(0);
+                    debug_assert!(
+                        largest < needs.gpu_memory_bytes,
+                        "no GPU with a free share is large enough"
+                    );
                     Err(Unschedulable::GpuMemory { needs: needs.gpu_memory_bytes, largest })
                 }
             };

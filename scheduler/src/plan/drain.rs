@@ -222,6 +222,7 @@ impl Planner<'_> {
         failed: bool,
     ) -> bool {
         let current = &self.draft.services[&holding.order.service].slots[&holding.order.slot];
+        debug_assert_eq!(current.fence, holding.order.fence, "no step orders a slot again before it drains");
         let runs = current.holding.as_ref().is_some_and(|now| now.phase == HoldingPhase::Running);
         let step = Step::Drain { slot: slot_name(holding), until, cause: cause.clone(), failed };
         runs && self.take(step, slot_label(holding), cause)

@@ -158,6 +158,10 @@ impl Planner<'_> {
         let slot = free_slot(service).ok_or(Blocked::NoSlot)?;
         let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
         debug_assert!(service.phase == ServicePhase::Active, "only an approved service is ordered");
+        debug_assert!(
+            replaces.as_ref().is_none_or(|left| left.service == *name),
+            "a replica keeps its service"
+        );
         let order = OrderPlan {
             service: name.clone(),
             slot,

@@ -317,3 +317,17 @@ fn a_refused_change_leaves_every_invariant_as_it_was() {
         }
     }
 }
+
+/// A key identifies one machine, so another name gets it only after the first one is removed.
+#[test]
+fn a_key_moves_to_another_name_only_after_a_removal() {
+    let mut state = SOUND.clone();
+    let renamed = NodeAdmission { name: name("n8"), ..node("n3") };
+    let again = Change::AdmitNode(Box::new(renamed.clone()));
+    assert!(crate::change::check_change(&state, &again).is_err());
+    for change in [Change::RemoveNode { node: name("n3") }, again] {
+        let approved = approved(&state, change);
+        assert_eq!(state.advance(approved), Ok(()));
+    }
+    assert_eq!((state.node_by_id(renamed.id), state.check_invariants()), (Some(&renamed), Ok(())));
+}
