@@ -100,3 +100,17 @@ fn a_gpu_that_is_reported_twice_counts_once() {
     world.settle();
     assert_eq!(world.placements("pair"), ["0@node-2"]);
 }
+
+/// A node refuses an order whose GPUs do not rise, so the planner does not take over the node's own order.
+#[test]
+fn an_order_names_gpus_by_rising_index_however_the_node_reports_them() {
+    let mut spec = node("node-1", 8000, 8192);
+    spec.resources.gpus = gpus(4, 80, false).into_iter().rev().collect();
+    let mut world = World::new(&[spec]);
+    world.share_model("minilm", 50 << 20);
+    let mut pair = manifest("pair", 1, 1, 100, 64);
+    pair.resources.gpu_count = 2;
+    world.approve(deploy(pair));
+    let named: Vec<Vec<u32>> = world.plan().orders().map(|order| order.gpus.clone()).collect();
+    assert_eq!(named, [[0, 1]]);
+}

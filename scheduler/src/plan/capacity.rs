@@ -182,10 +182,11 @@ impl NodeCapacity {
     fn empty(admission: &NodeAdmission, view: ClusterView) -> Self {
         let known = view.observed.node(&admission.id);
         let resources = known.map(|node| node.resources.clone()).unwrap_or_default();
-        // A node that reports an index twice offers that GPU once.
+        // A node that reports an index twice offers that GPU once. Orders name GPUs by rising index, in
+        // whichever order the node reports them.
         let mut seen = BTreeSet::new();
         let distinct = resources.gpus.iter().filter(|gpu| seen.insert(gpu.index));
-        let gpus: Vec<GpuCapacity> = distinct
+        let mut gpus: Vec<GpuCapacity> = distinct
             .map(|gpu| GpuCapacity {
                 index: gpu.index,
                 simulated: gpu.simulated,
@@ -195,6 +196,7 @@ impl NodeCapacity {
                 percent_free: 100,
             })
             .collect();
+        gpus.sort_unstable_by_key(|gpu| gpu.index);
         Self {
             id: admission.id,
             name: admission.name.clone(),
