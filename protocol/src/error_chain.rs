@@ -18,6 +18,7 @@ pub fn error_chain(error: &dyn Error) -> String {
         next = cause.source();
         debug_assert!(line.contains(&text), "no cause is lost");
     }
+    debug_assert!(line.starts_with(&error.to_string()), "the error itself comes before its causes");
     line
 }
 

@@ -49,6 +49,7 @@ macro_rules! fixed_bytes {
                 hex::decode_to_slice(text, &mut bytes).map_err(|_| {
                     format!("{} must be {} hexadecimal digits", stringify!($name), $length * 2)
                 })?;
+                debug_assert_eq!(hex::encode(bytes), text, "a value that was read prints back to its text");
                 Ok(Self(bytes))
             }
         }

@@ -29,6 +29,7 @@ macro_rules! name {
 
             fn try_from(text: String) -> Result<Self, String> {
                 check_name(&text).map_err(|reason| format!("name `{}` {reason}", text.escape_debug()))?;
+                debug_assert!(!text.starts_with('.') && !text.contains('/'), "a name is a file name");
                 Ok(Self(text))
             }
         }

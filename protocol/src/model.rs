@@ -128,7 +128,9 @@ impl ModelManifest {
     /// Returns the model's root: the digest of the manifest's canonical bytes.
     #[must_use]
     pub fn root(&self) -> ModelRoot {
-        ModelRoot(Digest::of_domain(MODEL_DOMAIN, &crate::canonical::to_bytes(self)))
+        let bytes = crate::canonical::to_bytes(self);
+        debug_assert!(bytes.len() <= crate::limits::MODEL_MANIFEST_BYTES_MAX, "no reader takes more");
+        ModelRoot(Digest::of_domain(MODEL_DOMAIN, &bytes))
     }
 
     /// Checks the invariants that the types cannot express: sizes within limits, safe paths, files disjoint
@@ -166,10 +168,12 @@ impl ModelManifest {
             end = offset.checked_add(*length).filter(|end| *end <= i64::MAX as u64).unwrap_or(u64::MAX);
             require!(end != u64::MAX, "file `{path}` is too long");
         }
+        debug_assert_eq!(end, self.map_bytes(), "the last file ends the map");
         Ok(())
     }
 
     fn check_segments(&self) -> Result<(), ModelManifestError> {
+        debug_assert!(self.files.is_sorted_by(|a, b| a.offset + a.length <= b.offset), "files are in order");
         let mut segments = self.segments.iter().enumerate();
         for ModelFile { path, offset, length } in &self.files {
             let (mut at, end) = (*offset, offset + length);
@@ -186,6 +190,7 @@ impl ModelManifest {
                 require!(shards == self.erasure.shards(), "segment {index} names {shards} shards");
                 at += length;
             }
+            debug_assert_eq!(at, end, "the last segment of `{path}` ends with it");
         }
         require!(segments.next().is_none(), "there are segments after the last file");
         Ok(())
@@ -200,6 +205,7 @@ impl ModelManifest {
             let fresh = entry.is_some_and(|seen| !std::mem::replace(seen, true));
             require!(fresh, "order names segment {index} twice, or there is none");
         }
+        debug_assert!(seen.iter().all(|seen| *seen), "as many indices as segments, all different, miss none");
         Ok(())
     }
 
@@ -233,9 +239,11 @@ impl ModelManifest {
 #[must_use]
 pub fn is_safe_path(path: &str) -> bool {
     let safe = |part: &str| !matches!(part, "" | "." | "..");
-    path.len() <= FILE_PATH_BYTES_MAX
+    let is_safe = path.len() <= FILE_PATH_BYTES_MAX
         && path.split('/').all(safe)
-        && !path.chars().any(|c| c.is_control() || c == '\\')
+        && !path.chars().any(|c| c.is_control() || c == '\\');
+    debug_assert!(!is_safe || !path.starts_with('/'), "an absolute path begins with an empty part");
+    is_safe
 }
 
 /// Store that holds shard `index` of every segment, where `index` is the store's position in

@@ -106,6 +106,7 @@ impl SignedTicket {
     #[must_use]
     pub fn signature_holds(&self) -> bool {
         let bytes = crate::canonical::to_bytes(&self.ticket);
+        debug_assert!(bytes.len() + Signature::LENGTH < TICKET_BYTES_MAX, "each field is short by its type");
         self.ticket.node.0.verifies(TICKET_DOMAIN, &bytes, &self.signature)
     }
 }

@@ -103,6 +103,7 @@ fn check_edge(edge: &EdgeManifest) -> Result<(), OutOfBounds> {
     if !rise || waves.last() != Some(&100) {
         return Err(OutOfBounds::new("waves_percent", "must rise and end at 100"));
     }
+    debug_assert!(waves.len() <= 100, "whole percentages that rise to 100 are at most 100");
     if edge.sites.is_empty() {
         return Err(OutOfBounds::new("sites", "is empty; use a pattern like `ca-*`"));
     }
@@ -184,6 +185,7 @@ pub fn check_label(text: &str) -> Result<(), String> {
 pub(super) fn join(path: &str, key: &str) -> String {
     let bare = !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
     let key = if bare { key.to_string() } else { format!("\"{}\"", key.escape_debug()) };
+    debug_assert!(!key.is_empty(), "an empty key is quoted, so that each path names its field");
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 
@@ -202,6 +204,8 @@ pub(super) fn in_range<N: PartialOrd + std::fmt::Display>(
 
 pub(super) fn bytes_in_range(field: &str, bytes: u64, min: u64, max: u64) -> Result<(), OutOfBounds> {
     debug_assert!(min <= max, "no value of `{field}` is in bounds");
+    let reads_back = |bound| parse_bytes(&format_bytes(bound)) == Ok(bound);
+    debug_assert!(reads_back(min) && reads_back(max), "an error shows the bounds of `{field}` exactly");
     if bytes < min || bytes > max {
         // A rounded amount just out of range would look equal to the bound.
         let rounded = format_bytes(bytes);

@@ -7,8 +7,8 @@ use super::bounds::{GPU_SHARE_PERCENT_MAX, MEMORY_BYTES_MAX, bytes_in_range, in_
 use super::fields::Fields;
 use super::*;
 use crate::error_code::{self, ErrorCode};
-use crate::limits;
 use crate::manifest::Isolation;
+use crate::{canonical::to_bytes, limits};
 use std::ops::Range;
 
 /// Error in a manifest: location, problem and accepted values.
@@ -81,6 +81,7 @@ impl Source<'_> {
         let raw: R = toml::from_str(self.text).map_err(|error| self.toml_error(&error))?;
         let manifest = check(raw).map_err(|fault| self.fault(fault))?;
         manifest.check_bounds().map_err(|error| self.fault(error.into()))?;
+        debug_assert!(to_bytes(&manifest).len() <= 2 * limits::MANIFEST_BYTES_MAX, "it can be proposed");
         Ok(manifest)
     }
 
@@ -345,12 +346,14 @@ fn check_time(value: &toml::value::Datetime, field: &str) -> Result<Millis, Faul
         toml::value::Offset::Z => 0,
         toml::value::Offset::Custom { minutes } => i64::from(minutes),
     };
+    debug_assert!(offset_minutes.abs() <= 24 * 60, "an offset is a day at most: {offset_minutes} minutes");
     let days = days_since_epoch(i64::from(date.year), i64::from(date.month), i64::from(date.day));
     let seconds = days * 86_400
         + i64::from(time.hour) * 3600
         + i64::from(time.minute) * 60
         + i64::from(time.second.unwrap_or(0))
         - offset_minutes * 60;
+    debug_assert!(seconds.abs() < (1 << 53) / 1000, "a year of four digits is exact in JSON: {seconds}");
     u64::try_from(seconds).map(|seconds| Millis(seconds * 1000)).map_err(|_| refuse())
 }
 
@@ -362,6 +365,7 @@ fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     let era = year.div_euclid(400);
     let year_of_era = year.rem_euclid(400);
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    debug_assert!((0..366).contains(&day_of_year), "a year has at most 366 days: {day_of_year}");
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
     debug_assert!((0..146_097).contains(&day_of_era), "an era is 400 years: day {day_of_era}");
     era * 146_097 + day_of_era - 719_468

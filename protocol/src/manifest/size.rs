@@ -35,6 +35,7 @@ pub fn format_bytes(bytes: u64) -> String {
         tenths = (tenths + 512) / 1024;
         unit += 1;
     }
+    debug_assert!(unit == 0 || tenths >= 10, "a unit is not larger than the amount");
     debug_assert!(unit > 0 || tenths % 10 == 0, "bytes have no tenths");
     if tenths % 10 == 0 || unit == 0 {
         format!("{} {}", tenths / 10, UNITS[unit])

@@ -126,6 +126,7 @@ impl RunningGeneration {
     /// Returns up to `budget` tokens not computed yet, and whether none remain after them.
     pub(super) fn next_chunk(&self, budget: usize) -> (&[u32], bool) {
         assert!(budget > 0 && self.computed < self.tokens.len(), "a chunk is not empty");
+        debug_assert!(!self.is_decoding() || self.computed + 1 == self.tokens.len(), "one token a step");
         let end = self.tokens.len().min(self.computed + budget);
         (&self.tokens[self.computed..end], end == self.tokens.len())
     }
@@ -136,12 +137,14 @@ impl RunningGeneration {
         assert!(count > 0, "a step computes tokens of every chosen generation");
         let before = self.computed.min(self.prompt);
         self.computed += count;
+        debug_assert!(self.computed <= self.tokens.len(), "only tokens that exist are computed");
         self.computed.min(self.prompt) - before
     }
 
     /// Samples the next token and sends the text that it completes. Returns `true` at the end of the
     /// generation.
     pub(super) fn accept(&mut self, frontend: &TextFrontend, logits: &[f32]) -> bool {
+        debug_assert_eq!(self.computed, self.tokens.len(), "logits follow the last token");
         let token = sample(logits, &self.sampling, self.tokens.len() as u64);
         self.tokens.push(token);
         if frontend.is_end(token) {
@@ -193,6 +196,7 @@ impl RunningGeneration {
     }
 
     fn send_finish(&self, reason: FinishReason) {
+        debug_assert!((1..=self.tokens_max).contains(&self.generated()), "no more tokens than requested");
         let finish = Finish { reason, prompt_tokens: self.prompt, generated_tokens: self.generated() };
         let _ = self.sender.send(Event::Finished(finish));
     }
@@ -218,6 +222,27 @@ mod tests {
         assert_eq!((generation.advance(3), generation.is_decoding()), (3, false));
         assert_eq!(generation.next_chunk(3), (&[1, 1][..], true));
         assert_eq!((generation.advance(2), generation.is_decoding()), (2, true));
+    }
+
+    #[test]
+    fn an_answer_without_an_end_token_has_all_tokens_requested() {
+        let (sender, mut events) = unbounded_channel();
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+        let queued =
+            QueuedGeneration { prompt: vec![1; 5], tokens_max: 2, sampling, stops: Vec::new(), sender };
+        let mut generation = RunningGeneration::new(SequenceId(7), queued);
+        let frontend = TextFrontend::bytes(64);
+        let mut logits = vec![0.0; frontend.vocabulary()];
+        logits[usize::from(b'x')] = 1.0;
+        assert_eq!(generation.advance(5), 5);
+        assert!(!generation.accept(&frontend, &logits), "one of two");
+        assert_eq!(generation.next_chunk(3), (&[u32::from(b'x')][..], true));
+        assert_eq!(generation.advance(1), 0);
+        assert!(generation.accept(&frontend, &logits), "two of two");
+        let finish = Finish { reason: FinishReason::Length, prompt_tokens: 5, generated_tokens: 2 };
+        for expected in [Event::Text("x".into()), Event::Text("x".into()), Event::Finished(finish)] {
+            assert_eq!(events.try_recv(), Ok(expected));
+        }
     }
 
     #[test]

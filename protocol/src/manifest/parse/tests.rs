@@ -114,6 +114,11 @@ fn times_need_an_offset() {
         ("2000-03-01T00:00:00Z", Some(951_868_800_000)),
         ("2027-01-31T12:00:00Z", Some(1_801_396_800_000)),
         ("2027-01-31T13:00:00+01:00", Some(1_801_396_800_000)),
+        ("2000-02-29T00:00:00Z", Some(951_782_400_000)),
+        ("9999-12-31T23:59:59-23:59", Some(253_402_387_139_000)),
+        ("0000-01-01T00:00:00Z", None),
+        ("2027-02-29T00:00:00Z", None),
+        ("2027-04-31T00:00:00Z", None),
         ("2027-01-31T12:00:00", None),
         ("2027-01-31", None),
         ("1969-12-31T00:00:00Z", None),
@@ -160,6 +165,24 @@ fn a_manifest_too_long_is_not_parsed() {
     assert_eq!((error.line, error.field.as_str()), (1, "manifest"));
 }
 
+#[test]
+fn the_longest_manifest_can_be_proposed() {
+    let artefact = "1".repeat(64);
+    let job = |arguments: &str| {
+        format!(
+            "kind = \"job\"\nname = \"train\"\nartefact = \"{artefact}\"\ncommand = [{arguments}]\n\
+             ranks = 4\nrun_seconds_max = 3600\n[resources]\ncpu_millicores = 1000\nmemory = \"1 GiB\"\n"
+        )
+    };
+    // No value has a shorter form in TOML than an empty text.
+    let count = (limits::MANIFEST_BYTES_MAX - job("").len()) / 3;
+    let longest = job(&"'',".repeat(count));
+    let manifest = Manifest::from_toml(&longest).expect("within the limit");
+    let bytes = to_bytes(&manifest);
+    assert!(longest.len() + 3 > limits::MANIFEST_BYTES_MAX && bytes.len() > count);
+    assert!(bytes.len() < limits::PROPOSAL_BYTES_MAX / 2, "{} bytes", bytes.len());
+}
+
 proptest! {
     #[test]
     fn any_text_ends_in_a_manifest_or_an_error(text in ".{0,200}") {
@@ -179,7 +202,7 @@ proptest! {
         let text = with("min = 1\nmax = 3", &format!("min = {min}\nmax = {}", min + more))
             .replace("cpu_millicores = 500", &format!("cpu_millicores = {cpu}"));
         let manifest = Manifest::from_toml(&text).expect("valid");
-        let bytes = crate::canonical::to_bytes(&manifest);
+        let bytes = to_bytes(&manifest);
         prop_assert_eq!(crate::canonical::from_bytes::<Manifest>(&bytes, 65_536), Ok(manifest));
     }
 }
