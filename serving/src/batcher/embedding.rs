@@ -70,7 +70,7 @@ impl EmbeddingTask {
             batch.extend(self.sequences.next());
             moved += 1;
         }
-        debug_assert!(*tokens <= budget || batch.len() == 1, "only one text alone may exceed a step");
+        assert!(*tokens <= budget || batch.len() == 1, "only one text alone may exceed a step");
         moved
     }
 

@@ -126,7 +126,7 @@ impl RunningGeneration {
     /// Returns up to `budget` tokens not computed yet, and whether none remain after them.
     pub(super) fn next_chunk(&self, budget: usize) -> (&[u32], bool) {
         assert!(budget > 0 && self.computed < self.tokens.len(), "a chunk is not empty");
-        debug_assert!(!self.is_decoding() || self.computed + 1 == self.tokens.len(), "one token a step");
+        assert!(!self.is_decoding() || self.computed + 1 == self.tokens.len(), "one token a step");
         let end = self.tokens.len().min(self.computed + budget);
         (&self.tokens[self.computed..end], end == self.tokens.len())
     }
@@ -137,14 +137,14 @@ impl RunningGeneration {
         assert!(count > 0, "a step computes tokens of every chosen generation");
         let before = self.computed.min(self.prompt);
         self.computed += count;
-        debug_assert!(self.computed <= self.tokens.len(), "only tokens that exist are computed");
+        assert!(self.computed <= self.tokens.len(), "only tokens that exist are computed");
         self.computed.min(self.prompt) - before
     }
 
     /// Samples the next token and sends the text that it completes. Returns `true` at the end of the
     /// generation.
     pub(super) fn accept(&mut self, frontend: &TextFrontend, logits: &[f32]) -> bool {
-        debug_assert_eq!(self.computed, self.tokens.len(), "logits follow the last token");
+        assert_eq!(self.computed, self.tokens.len(), "logits follow the last token");
         let token = sample(logits, &self.sampling, self.tokens.len() as u64);
         self.tokens.push(token);
         if frontend.is_end(token) {
@@ -196,7 +196,7 @@ impl RunningGeneration {
     }
 
     fn send_finish(&self, reason: FinishReason) {
-        debug_assert!((1..=self.tokens_max).contains(&self.generated()), "no more tokens than requested");
+        assert!((1..=self.tokens_max).contains(&self.generated()), "no more tokens than requested");
         let finish = Finish { reason, prompt_tokens: self.prompt, generated_tokens: self.generated() };
         let _ = self.sender.send(Event::Finished(finish));
     }

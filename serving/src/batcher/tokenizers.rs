@@ -50,7 +50,7 @@ impl Tokenizers {
 }
 
 fn start(name: &str) -> io::Result<Sender<TokenizerTask>> {
-    debug_assert!(name.len() <= 15, "Linux cuts the name of a thread after 15 bytes");
+    assert!(name.len() <= 15, "Linux cuts the name of a thread after 15 bytes");
     let (sender, jobs): (Sender<TokenizerTask>, Receiver<TokenizerTask>) = channel();
     std::thread::Builder::new()
         .name(name.to_owned())

@@ -140,7 +140,7 @@ impl Worker {
             match self.engine.open(job.tokens_reserved()) {
                 Ok(Some(sequence)) => {
                     let last = self.running.last();
-                    debug_assert!(last.is_none_or(|last| last.sequence < sequence), "numbered in order");
+                    assert!(last.is_none_or(|last| last.sequence < sequence), "numbered in order");
                     add(&self.counters.running, 1);
                     leave(&self.counters.waiting);
                     self.running.push(RunningGeneration::new(sequence, job));
@@ -198,7 +198,7 @@ impl Worker {
             }
         }
         ended.sort_unstable_by_key(|(index, _)| *index);
-        debug_assert!(ended.is_sorted_by(|a, b| a.0 < b.0), "a generation ends once");
+        assert!(ended.is_sorted_by(|a, b| a.0 < b.0), "a generation ends once");
         for (index, total) in ended.into_iter().rev() {
             // `remove`, not `swap_remove`: requests are served in order of arrival.
             let running = self.running.remove(index);
@@ -230,8 +230,8 @@ impl Worker {
                 break;
             }
         }
-        debug_assert_eq!(shares.iter().sum::<usize>(), batch.len(), "each text is of one request's share");
-        debug_assert_eq!(batch.iter().map(Vec::len).sum::<usize>(), tokens, "its tokens are counted");
+        assert_eq!(shares.iter().sum::<usize>(), batch.len(), "each text is of one request's share");
+        assert_eq!(batch.iter().map(Vec::len).sum::<usize>(), tokens, "its tokens are counted");
         self.counters.running.store(shares.len() as u64, Ordering::Relaxed);
         add(&self.counters.steps_total, 1);
         let outcome = self.engine.embed(&batch);
@@ -287,7 +287,7 @@ fn choose_chunks(running: &[RunningGeneration], budget: usize) -> Vec<(usize, Se
             chosen.push((index, SequenceChunk { sequence: running.sequence, tokens, logits }));
         }
     }
-    debug_assert_eq!(chosen.is_empty(), running.is_empty(), "each step brings a generation further");
+    assert_eq!(chosen.is_empty(), running.is_empty(), "each step brings a generation further");
     chosen
 }
 
