@@ -51,6 +51,8 @@ const DIALS_AT_ONCE: usize = 32;
 const DIAL_PAUSE: Duration = Duration::from_millis(2);
 /// Connections that the positive control admits: as many as the API of a replica.
 const FIRST_COME_MAX: usize = 1_024;
+/// Name of the attack with bodies that never end.
+const BODIES: &str = "unfinished bodies";
 /// Name of the positive control in the output.
 const FIRST_COME: &str = "positive control";
 
@@ -66,13 +68,15 @@ struct AttackTarget {
 struct Attack {
     held: AtomicUsize,
     opened: AtomicUsize,
+    /// Connections opened in all from which on the attack is under way.
+    opened_min: usize,
     dials: Semaphore,
 }
 
 impl Attack {
-    fn new() -> Arc<Self> {
+    fn new(opened_min: usize) -> Arc<Self> {
         let dials = Semaphore::new(DIALS_AT_ONCE);
-        Arc::new(Self { held: AtomicUsize::new(0), opened: AtomicUsize::new(0), dials })
+        Arc::new(Self { held: AtomicUsize::new(0), opened: AtomicUsize::new(0), opened_min, dials })
     }
 
     /// Opens one connection from the attacker's address, at the pace of the attack.
@@ -172,7 +176,8 @@ async fn run() -> Result<(), String> {
     let over = Arc::new(AtomicBool::new(false));
     let mut attacks = Vec::new();
     let mut begin = |name: String, count: usize| {
-        let attack = Attack::new();
+        // A listener that is full ends a connection, which is opened again; bodies are kept or refused.
+        let attack = Attack::new(if name == BODIES { count } else { count + 1 });
         attacks.push((name, count, attack.clone()));
         attack
     };
@@ -188,7 +193,7 @@ async fn run() -> Result<(), String> {
     silence(&attack, &over, workers, share(SILENT_WORKERS));
     let attack = begin("unadmitted keys on the workers' listener".into(), share(UNADMITTED));
     unadmitted_peers(&attack, &over, workers, gateway, share(UNADMITTED));
-    let attack = begin("unfinished bodies".into(), share(UNFINISHED));
+    let attack = begin(BODIES.into(), share(UNFINISHED));
     unfinished_bodies(&attack, &over, public, arguments.attacker.trim(), share(UNFINISHED));
 
     wait_until_under_way(&attacks).await?;
@@ -432,11 +437,11 @@ fn unfinished_bodies(attack: &Arc<Attack>, over: &Arc<AtomicBool>, to: SocketAdd
     });
 }
 
-/// Waits until every listener has ended a connection of every attack: then it is full.
+/// Waits until every attack is under way: every listener is full, and every body has begun.
 async fn wait_until_under_way(attacks: &[(String, usize, Arc<Attack>)]) -> Result<(), String> {
     let began = Instant::now();
     while let Some((name, count, attack)) =
-        attacks.iter().find(|(_, count, attack)| attack.opened.load(Ordering::Relaxed) <= *count)
+        attacks.iter().find(|(_, _, attack)| attack.opened.load(Ordering::Relaxed) < attack.opened_min)
     {
         if began.elapsed() > PATIENCE {
             let opened = attack.opened.load(Ordering::Relaxed);
