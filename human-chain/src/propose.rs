@@ -48,15 +48,20 @@ pub fn propose(
 
 /// Checks every requirement of a proposal except its expiry against a clock and its votes.
 pub(crate) fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
+    check_bound(state, proposal)?;
+    check_subjects(state, proposal)?;
+    check_change(state, &proposal.change)
+}
+
+/// Checks that a proposal belongs to this circle and epoch, and has the form of a proposal.
+pub(crate) fn check_bound(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     if proposal.circle != state.id() {
         return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle });
     }
     if proposal.epoch != state.epoch() {
         return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() });
     }
-    check_form(proposal)?;
-    check_subjects(state, proposal)?;
-    check_change(state, &proposal.change)
+    check_form(proposal)
 }
 
 fn check_form(proposal: &Proposal) -> Result<(), ChainError> {

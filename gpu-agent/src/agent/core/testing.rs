@@ -4,6 +4,7 @@
 use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use overlay::Identity;
 use protocol::agent::{Assignment, Desired};
+use protocol::gateway::{Route, RoutedService};
 use protocol::governance::{
     ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission,
     NodeRole, Policy, Quorum, SignedGenesis,
@@ -170,6 +171,22 @@ pub(crate) fn record(root: ModelRoot) -> ModelRecord {
         erasure: ErasureCode { data: 1, parity: 0 },
         stores: vec![],
         architecture: "bert".into(),
+    }
+}
+
+/// Returns a service of the tiny model, with slots and the nodes that hold them.
+pub(crate) fn routed(name: &str, holders: &[(u32, NodeId)]) -> RoutedService {
+    let route = |(slot, node): &(u32, NodeId)| Route {
+        slot: SlotIndex(*slot),
+        fence: Fence::default(),
+        node: *node,
+        draining: false,
+    };
+    RoutedService {
+        service: name.parse().unwrap(),
+        model: "tiny".parse().unwrap(),
+        task: Task::Embed,
+        routes: holders.iter().map(route).collect(),
     }
 }
 
