@@ -6,7 +6,7 @@ use super::chain::{Chain, RefusedBundle};
 use super::clocks::{ClockEvent, ask_replicas};
 use super::control_client::{AgentControlClient, ReplicaAnswer, RequestOutcome};
 use super::core::{
-    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, RefusedRoute, Refusal, SlotAction, SlotKey,
+    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, RefusedRoute, SlotAction, SlotKey,
     TrustedTime, check_routes, reconcile,
 };
 use super::gateway::GatewayStatus;

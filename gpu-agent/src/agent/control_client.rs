@@ -145,7 +145,8 @@ impl AgentControlClient {
     /// Returns none if it does not answer.
     pub(super) async fn clock_of(&self, replica: usize) -> Option<(Millis, BootTime)> {
         let asked_at = self.clock.boot();
-        let response = self.exchange(self.replicas.get(replica)?, "/agent/v1/clock", Bytes::new()).await.ok()?;
+        let response =
+            self.exchange(self.replicas.get(replica)?, "/agent/v1/clock", Bytes::new()).await.ok()?;
         let answers = response.status() == StatusCode::OK;
         let reading: ClockReading = canonical::from_bytes(response.body(), CLOCK_BYTES_MAX).ok()?;
         answers.then_some((reading.now, asked_at))

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
 use protocol::agent::{
-    Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
+    ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
 use protocol::{Millis, canonical};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -95,6 +95,7 @@ impl Control {
             let router = Router::new()
                 .route("/agent/v1/sync", post(sync))
                 .route("/agent/v1/enrol", post(enrol))
+                .route("/agent/v1/clock", post(clock))
                 .with_state(replica);
             let (identity, shutdown) = (identities[index].clone(), shutdown.clone());
             tokio::spawn(async move {
@@ -154,6 +155,10 @@ async fn enrol(
     canonical::to_bytes(&answer).into_response()
 }
 
+async fn clock() -> Response {
+    canonical::to_bytes(&ClockReading { now: now() }).into_response()
+}
+
 async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
     let request: SyncRequest = canonical::from_bytes(&body, body.len()).unwrap();
     if replica.script.lock().unwrap().silent {
@@ -172,7 +177,7 @@ async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
         }
         script.lines.extend(request.logs.iter().map(|line| line.text.clone()));
         let released = request.slots.iter().filter(|s| s.state == protocol::agent::SlotState::Released);
-        let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.0)).collect();
+        let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.count)).collect();
         script.released.extend(released);
         script.last = Some(request.clone());
     }

@@ -58,7 +58,13 @@ impl GrantedResources {
     /// The first resource of which too little is left.
     pub fn check_room(&self, grant: &SlotGrant, node: &NodeResources) -> Result<(), Refusal> {
         let needs = &grant.service.resources;
-        check_sum("CPU, in millicores", self.cpu_millicores, needs.cpu_millicores, node.cpu_millicores, grant)?;
+        check_sum(
+            "CPU, in millicores",
+            self.cpu_millicores,
+            needs.cpu_millicores,
+            node.cpu_millicores,
+            grant,
+        )?;
         check_sum("memory, in bytes", self.memory_bytes, needs.memory_bytes, node.memory_bytes, grant)?;
         for index in &grant.gpus {
             let held = self.gpus.get(index).copied().unwrap_or_default();
@@ -105,7 +111,7 @@ mod tests {
         SlotGrant {
             service: manifest,
             slot: SlotIndex(slot),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: NodeId(PublicKey([7; 32])),
             gpus: gpus.to_vec(),
             certificate: Digest::of(b"certificate"),

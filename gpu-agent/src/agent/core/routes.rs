@@ -55,7 +55,7 @@ fn check_service(circle: &CircleState, routed: &RoutedService) -> Result<bool, S
     };
     let ServiceManifest { model, task, .. } = &service.manifest;
     if model.name != routed.model || *task != routed.task {
-        return Err(format!("the circle approved model `{}` for another name or task", model.name));
+        return Err(format!("the circle approved it for another model or task: `{}`", model.name));
     }
     Ok(retired)
 }
@@ -89,7 +89,7 @@ fn refused_route(routed: &RoutedService, slot: Option<SlotIndex>, message: Strin
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::testing::{NOW, TestCircle, admission, routed, service};
+    use super::super::testing::{NOW, TestCircle, admission, model_name, routed, service};
     use super::*;
     use human_chain::MemberSecret;
     use overlay::Identity;
@@ -124,11 +124,8 @@ mod tests {
     }
 
     fn table(services: Vec<RoutedService>) -> RouteTable {
-        let key = ApiKey {
-            name: "app".parse().unwrap(),
-            hash: Digest::of(b"secret"),
-            requests_per_minute: None,
-        };
+        let key =
+            ApiKey { name: "app".parse().unwrap(), hash: Digest::of(b"secret"), requests_per_minute: None };
         RouteTable { version: 7, services, api_keys: vec![key] }
     }
 
@@ -159,19 +156,15 @@ mod tests {
     #[test]
     fn a_service_that_is_not_approved_as_routed_is_refused() {
         let world = world();
+        let approved = model_name(ModelRoot(Digest::of(b"model")));
+        let other = format!("chat: the circle approved it for another model or task: `{approved}`");
         for (change, expected) in [
             (
                 (|routed| routed.service = "other".parse().unwrap()) as fn(&mut RoutedService),
                 "other: no certificate approves the service",
             ),
-            (
-                |routed| routed.model = "medical".parse().unwrap(),
-                "chat: the circle approved model `tiny` for another name or task",
-            ),
-            (
-                |routed| routed.task = Task::Generate,
-                "chat: the circle approved model `tiny` for another name or task",
-            ),
+            (|routed| routed.model = "medical".parse().unwrap(), &other),
+            (|routed| routed.task = Task::Generate, &other),
         ] {
             let mut wrong = routed("chat", &[(0, id(7))]);
             change(&mut wrong);

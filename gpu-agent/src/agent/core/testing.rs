@@ -16,7 +16,9 @@ use protocol::manifest::{
 };
 use protocol::model::{ErasureCode, ModelRecord};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical};
+use protocol::{
+    Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Default time of all fixtures.
@@ -74,7 +76,9 @@ impl TestCircle {
         let proposal = propose(&self.state, change, "test".into(), self.now, expires, nonce).unwrap();
         let ballots: Vec<_> = self.founders[..2]
             .iter()
-            .map(|(id, secret)| vote(secret, id.clone(), &proposal, Choice::Approve, self.now))
+            .map(|(id, secret)| {
+                vote(secret, id.clone(), self.state.head(), &proposal, Choice::Approve, self.now)
+            })
             .collect();
         let certificate = certify(&self.state, &proposal, &ballots).unwrap();
         Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None }
@@ -102,7 +106,7 @@ impl TestCircle {
             service: manifest.name().clone(),
             certificate: bundle.certificate.digest(),
             slot: SlotIndex(slot),
-            fence: Fence(fence),
+            fence: Fence::new(bundle.certificate.proposal.subjects[0].version + 1, fence),
             node,
             gpus: vec![],
             issued_at: self.now,
@@ -136,11 +140,16 @@ pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionK
     }
 }
 
+/// Returns a model's name: each root has another one, since a name is bound to the first.
+pub(crate) fn model_name(root: ModelRoot) -> ModelName {
+    format!("tiny-{}", root.short()).parse().unwrap()
+}
+
 /// Returns a service with small resource requests.
 pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest {
     ServiceManifest {
         name: name.parse().unwrap(),
-        model: ModelChoice { name: "tiny".parse().unwrap(), root },
+        model: ModelChoice { name: model_name(root), root },
         task: Task::Embed,
         runtime: Runtime::Candle,
         replicas: ReplicaRange { min: 1, max },
@@ -174,7 +183,7 @@ pub(crate) fn record(root: ModelRoot) -> ModelRecord {
     }
 }
 
-/// Returns a service of the tiny model, with slots and the nodes that hold them.
+/// Returns a service of the model `model`, with slots and the nodes that hold them.
 pub(crate) fn routed(name: &str, holders: &[(u32, NodeId)]) -> RoutedService {
     let route = |(slot, node): &(u32, NodeId)| Route {
         slot: SlotIndex(*slot),
@@ -184,7 +193,7 @@ pub(crate) fn routed(name: &str, holders: &[(u32, NodeId)]) -> RoutedService {
     };
     RoutedService {
         service: name.parse().unwrap(),
-        model: "tiny".parse().unwrap(),
+        model: model_name(ModelRoot(Digest::of(b"model"))),
         task: Task::Embed,
         routes: holders.iter().map(route).collect(),
     }

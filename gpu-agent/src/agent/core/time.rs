@@ -90,8 +90,7 @@ impl TrustedTime {
     /// Returns the earliest and the latest time that a majority of the replicas vouches for: at least a
     /// majority has reached the first, and no majority is behind the second. None if too few are known.
     fn majority_clocks(&self, boot: BootTime) -> Option<(Millis, Millis)> {
-        let mut clocks: Vec<Millis> =
-            self.replicas.iter().flatten().map(|sample| sample.at(boot)).collect();
+        let mut clocks: Vec<Millis> = self.replicas.iter().flatten().map(|sample| sample.at(boot)).collect();
         clocks.sort_unstable();
         let majority = self.majority();
         let latest = *clocks.get(majority.checked_sub(1)?)?;
@@ -193,7 +192,11 @@ mod tests {
         assert_eq!(known(&[Some(NOW); 3]).now(day, BOOTED, Millis(0)), NOW.plus(CLOCK_GRACE_MS));
         // Both clocks meet elsewhere: they were corrected.
         assert_eq!(time.now(NOW, boot, Millis(0)), NOW);
-        assert_eq!(time.now(ahead(3650), boot.plus(7), Millis(0)), NOW.plus(7), "and that counts from then on");
+        assert_eq!(
+            time.now(ahead(3650), boot.plus(7), Millis(0)),
+            NOW.plus(7),
+            "and that counts from then on"
+        );
     }
 
     #[test]
@@ -229,7 +232,8 @@ mod tests {
     fn one_members_clock_does_not_move_what_is_signed() {
         let world = TestCircle::new(vec![], &["127.0.0.1:1".into()], NOW);
         let manifest = service("chat", ModelRoot(Digest::of(b"model")), 4);
-        let change = protocol::governance::Change::Deploy(Box::new(protocol::manifest::Manifest::Service(manifest)));
+        let change =
+            protocol::governance::Change::Deploy(Box::new(protocol::manifest::Manifest::Service(manifest)));
         let mut certificate = world.certify(change).certificate;
         let ballot = certificate.ballots[0].clone();
         for (days, expected) in [
